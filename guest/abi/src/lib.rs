@@ -1,0 +1,411 @@
+//! What the VMM and its guest agree on beside virtio: the exit port, the command-line keys, and
+//! the records that travel on the control channel.
+//!
+//! The control channel is a virtio-console device (virtio 1.3, section 5.3) without the multiport
+//! feature: queue 0 carries [`Call`]s to the guest, queue 1 carries [`Report`]s to the VMM. One
+//! buffer holds one record, so one message costs one exit. Text for people goes to the serial
+//! port instead.
+//!
+//! Records are encoded by `postcard`. Neither side trusts the other's bytes: [`decode`] never
+//! panics, allocates nothing and rejects records longer than [`MAX_RECORD`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
+/// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
+pub const EXIT_PORT: u16 = 0xf4;
+
+/// What the guest writes to [`EXIT_PORT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// The guest ended as it was asked to.
+    PowerOff = 0,
+    /// The guest panicked; the reason is on the serial port.
+    Panic = 1,
+}
+
+/// First I/O port of the serial console (COM1, a 16550).
+pub const SERIAL_PORT: u16 = 0x3f8;
+
+/// Guest-physical addresses at and above this are refused by both sides: the guest's section
+/// table ends here (2 TiB).
+pub const MAX_PHYS_ADDR: u64 = 2 << 40;
+
+/// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
+pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
+
+/// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
+pub mod cmdline {
+    /// `nr_cpus=N`: number of CPUs to bring up; their local APIC ids are `0..N`.
+    pub const NR_CPUS: &str = "nr_cpus";
+    /// `tsc_early_khz=N`: frequency of the time-stamp counter.
+    pub const TSC_KHZ: &str = "tsc_early_khz";
+    /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
+    pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
+    /// `memory_hotplug.memmap_on_memory=on|off`.
+    pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
+    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
+    /// are drained again and again.
+    pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
+    /// `tidevm.init=eager`: how struct pages are initialised.
+    pub const INIT: &str = "tidevm.init";
+    /// `tidevm.zeroed_memory=on|off`: whether memory that the guest has never touched reads as
+    /// zero. tidevm promises it; other VMMs may not.
+    pub const ZEROED_MEMORY: &str = "tidevm.zeroed_memory";
+}
+
+/// Longest encoded record, in bytes; both sides' buffers have this size.
+pub const MAX_RECORD: usize = 1024;
+
+/// Names one workload of a session. The VMM chooses it, and never uses one twice at a time.
+pub type Handle = u32;
+
+/// A request of the VMM, answered by exactly one [`Report::Done`] with the same `id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Chosen by the VMM; comes back in the answer.
+    pub id: u32,
+    /// What to do.
+    pub op: Op,
+}
+
+/// What the VMM can ask of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Report counters: [`Answer::Stats`].
+    Stats,
+    /// Verify every invariant of the memory management: [`Answer::Checked`], or a guest panic
+    /// that names the two values that differ.
+    Check,
+    /// Allocate and fill pages: [`Answer::Hogged`].
+    Hog {
+        /// Name for later calls.
+        handle: Handle,
+        /// Number of 4 KiB pages wanted.
+        pages: u64,
+        /// Which pages.
+        kind: HogKind,
+        /// Spread over all free memory instead of taken densely.
+        scattered: bool,
+        /// Fill and check every word of a page rather than its start, middle and end.
+        full: bool,
+    },
+    /// Check the content of a hog's pages: [`Answer::Verified`].
+    Verify {
+        /// The hog.
+        handle: Handle,
+    },
+    /// Free a hog's pages: [`Answer::Released`].
+    Release {
+        /// The hog.
+        handle: Handle,
+    },
+    /// Allocate and free pages on `threads` CPUs for `millis` milliseconds: [`Answer::Churned`]
+    /// when the time is over.
+    Churn {
+        /// Name in reports.
+        handle: Handle,
+        /// Number of concurrent storms; storm `i` runs on CPU `i % nr_cpus`.
+        threads: u32,
+        /// How long, in milliseconds.
+        millis: u64,
+    },
+    /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
+    Inject {
+        /// The step.
+        step: FaultStep,
+        /// How many attempts to let pass.
+        after: u32,
+    },
+    /// Write [`ExitCode::PowerOff`]; there is no answer.
+    PowerOff,
+}
+
+/// Kinds of pages that a hog may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HogKind {
+    /// Pages that the guest can migrate, from the Movable zone first.
+    Movable,
+    /// Pages that cannot move, from the kernel zones.
+    Unmovable,
+    /// Pages from the Movable zone that are pinned after allocation, as by long-term DMA.
+    Pinned,
+}
+
+/// Steps of memory hotplug at which a test can inject one failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultStep {
+    /// Mapping the direct map of a range: no page-table page.
+    MapDirect,
+    /// Mapping the memmap of a section: no page-table page.
+    MapMemmap,
+    /// Taking memmap pages from existing memory (`memmap_on_memory=off`).
+    AllocMemmap,
+    /// Onlining, after the memmap is initialised.
+    Online,
+    /// Isolating a pageblock.
+    Isolate,
+    /// Migrating a page.
+    Migrate,
+}
+
+/// Messages of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// All CPUs are up and all drivers are bound. Sent once.
+    Ready {
+        /// CPUs that run.
+        cpus: u32,
+        /// virtio-mem devices that were found.
+        mem_devices: u32,
+    },
+    /// The answer to a [`Call`].
+    Done {
+        /// The call's id.
+        id: u32,
+        /// What came of it.
+        answer: Answer,
+    },
+    /// A virtio-mem driver came to rest: it reached its target, or knows why it cannot.
+    Resize(Resize),
+}
+
+/// What came of a [`Call`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To [`Op::Stats`].
+    Stats(Stats),
+    /// To [`Op::Check`]: number of pages looked at.
+    Checked {
+        /// Pages looked at.
+        pages: u64,
+    },
+    /// To [`Op::Hog`]: pages that fitted, at most the number asked for.
+    Hogged {
+        /// Pages held now.
+        pages: u64,
+    },
+    /// To [`Op::Verify`].
+    Verified {
+        /// Pages whose content was checked.
+        pages: u64,
+        /// Pages whose content was wrong.
+        corrupt: u64,
+        /// Frame number of the first wrong page, if any.
+        first_corrupt: Option<u64>,
+    },
+    /// To [`Op::Release`]: pages given back.
+    Released {
+        /// Pages given back.
+        pages: u64,
+    },
+    /// To [`Op::Churn`].
+    Churned {
+        /// Successful allocations.
+        allocations: u64,
+        /// Allocations that found no memory.
+        failures: u64,
+    },
+    /// To [`Op::Inject`].
+    Done,
+    /// The guest could not do it.
+    Failed(Failure),
+}
+
+/// Why a [`Call`] was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// No workload has this handle.
+    UnknownHandle,
+    /// A workload with this handle exists.
+    HandleInUse,
+    /// Not even the bookkeeping fitted into memory.
+    NoMemory,
+    /// The record could not be read.
+    BadRecord,
+}
+
+/// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZoneName {
+    /// Boot memory below 4 GiB.
+    Dma32,
+    /// Boot memory above 4 GiB, and hot-added memory for the kernel.
+    Normal,
+    /// Hot-added memory for movable pages.
+    Movable,
+}
+
+/// Number of zones in [`Stats`].
+pub const NR_ZONES: usize = 3;
+
+/// Counters of one zone, in pages (Linux `/proc/zoneinfo`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneStats {
+    /// Which zone.
+    pub name: ZoneName,
+    /// Pages between its first and last page, holes included.
+    pub spanned: u64,
+    /// Pages that exist.
+    pub present: u64,
+    /// Pages that the allocator manages.
+    pub managed: u64,
+    /// Pages on the buddy's free lists, isolated ones excluded.
+    pub free: u64,
+    /// Pages on per-CPU lists.
+    pub pcp: u64,
+}
+
+/// Counters of the whole guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// One entry a zone, in the order of [`ZoneName`].
+    pub zones: [ZoneStats; NR_ZONES],
+    /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
+    pub memmap_boot_pages: u64,
+    /// Pages of hot-added memory's memmap that lie in the added memory itself.
+    pub memmap_altmap_pages: u64,
+    /// Memory blocks that are online.
+    pub blocks_online: u64,
+    /// Pages migrated since boot.
+    pub pages_migrated: u64,
+    /// Migrations that failed since boot.
+    pub migrate_failed: u64,
+    /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
+    pub pcp_drains: u64,
+}
+
+/// Where a virtio-mem driver stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// Guest-physical address of the device's region; names the device.
+    pub region: u64,
+    /// Bytes plugged.
+    pub plugged: u64,
+    /// Bytes that the device asked for when the driver last looked.
+    pub requested: u64,
+    /// Whether and why it stopped.
+    pub state: ResizeState,
+}
+
+/// Whether a driver reached its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResizeState {
+    /// `plugged` is `requested`.
+    Reached,
+    /// Pages that cannot move are in the way. The driver tries again when pages are freed or the
+    /// target changes.
+    Unmovable {
+        /// How many such pages were met.
+        pages: u64,
+        /// The first of them.
+        first: [Option<UnmovablePage>; 4],
+    },
+    /// There is no room to migrate pages to.
+    NoRoom,
+    /// No memory for page tables or for the memmap of the new memory.
+    NoMemory,
+    /// The device answered BUSY; the driver tries again.
+    HostBusy,
+    /// The device answered against the rules; the driver has looked at the true state and goes
+    /// on from there.
+    DeviceError,
+}
+
+/// A page that could not be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmovablePage {
+    /// Its frame number.
+    pub pfn: u64,
+    /// Who holds it.
+    pub owner: Owner,
+}
+
+/// Who holds a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// Boot allocations: the kernel's image, the first memmap, holes.
+    Reserved,
+    /// The kernel's heap, stacks, queues.
+    Kernel,
+    /// Page tables.
+    PageTable,
+    /// The memmap of hot-added memory.
+    Memmap,
+    /// A workload of the session.
+    Workload(Handle),
+}
+
+/// A record that could not be encoded or decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRecord;
+
+/// Encodes `record` into `buffer` and returns the bytes used.
+///
+/// # Errors
+/// [`BadRecord`] when `buffer` is too short; [`MAX_RECORD`] bytes are enough for every record.
+pub fn encode<'b, T: Serialize>(record: &T, buffer: &'b mut [u8]) -> Result<&'b [u8], BadRecord> {
+    postcard::to_slice(record, buffer).map(|bytes| &*bytes).map_err(|_| BadRecord)
+}
+
+/// Decodes one record that fills `bytes` from its start; bytes after it are ignored.
+///
+/// # Errors
+/// [`BadRecord`] when `bytes` is longer than [`MAX_RECORD`] or is not such a record.
+pub fn decode<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, BadRecord> {
+    if bytes.len() > MAX_RECORD {
+        return Err(BadRecord);
+    }
+    postcard::from_bytes(bytes).map_err(|_| BadRecord)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn largest_record_fits() {
+        let page = Some(UnmovablePage { pfn: u64::MAX, owner: Owner::Workload(u32::MAX) });
+        let resize = Report::Resize(Resize {
+            region: u64::MAX,
+            plugged: u64::MAX,
+            requested: u64::MAX,
+            state: ResizeState::Unmovable { pages: u64::MAX, first: [page; 4] },
+        });
+        let zone = ZoneStats {
+            name: ZoneName::Movable,
+            spanned: u64::MAX,
+            present: u64::MAX,
+            managed: u64::MAX,
+            free: u64::MAX,
+            pcp: u64::MAX,
+        };
+        let stats = Report::Done {
+            id: u32::MAX,
+            answer: Answer::Stats(Stats {
+                zones: [zone; NR_ZONES],
+                memmap_boot_pages: u64::MAX,
+                memmap_altmap_pages: u64::MAX,
+                blocks_online: u64::MAX,
+                pages_migrated: u64::MAX,
+                migrate_failed: u64::MAX,
+                pcp_drains: u64::MAX,
+            }),
+        };
+        for report in [resize, stats] {
+            let mut buffer = [0; MAX_RECORD];
+            let bytes = encode(&report, &mut buffer).unwrap();
+            assert_eq!(decode::<Report>(bytes), Ok(report));
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        assert_eq!(decode::<Report>(&[]), Err(BadRecord));
+        assert_eq!(decode::<Report>(&[0xff; 16]), Err(BadRecord));
+        assert_eq!(decode::<Call>(&[0; MAX_RECORD + 1]), Err(BadRecord));
+    }
+}
