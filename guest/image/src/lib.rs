@@ -1,1 +1,122 @@
-//! stub
+//! Builds the guest kernel for `x86_64-unknown-none` and checks what came out. The one place that
+//! knows how; the VMM's build script and `xtask` both call it.
+//!
+//! The guest kernel runs in ring 0 without SSE, so neither the workspace's ordinary target nor its
+//! flags will do. It is built by a nested cargo with its own target folder and an environment from
+//! which the caller's compiler flags and wrappers are removed.
+//!
+//! Invariant: a path returned by [`build`] names an ELF file that [`check`] has passed.
+
+mod check;
+mod toolchain;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub use check::{BannedInstruction, check};
+pub use toolchain::{Toolchain, find as find_toolchain};
+
+/// The bare-metal target: soft float, no red zone, no SSE.
+pub const TARGET: &str = "x86_64-unknown-none";
+
+/// Why there is no guest image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No compiler on this machine can build for [`TARGET`].
+    #[error(
+        "no compiler for the guest's target {TARGET} was found. Either\n  \
+         - run `rustup target add {TARGET}`, or\n  \
+         - on Debian, as root: `apt-get install rustc-web rust-web-src`\n\
+         (`cargo xtask setup` does the second by itself when it runs as root)"
+    )]
+    NoToolchain,
+    /// The nested cargo could not be started.
+    #[error("cannot run `{command}`: {source}")]
+    Cargo {
+        /// What was run.
+        command: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The nested cargo failed; its own messages stand above this one.
+    #[error("building the guest kernel failed: `{0}`")]
+    Build(String),
+    /// The image could not be read back.
+    #[error("cannot read the guest image {path}: {reason}")]
+    Unreadable {
+        /// The image.
+        path: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+    /// The image holds instructions that the guest must not use.
+    #[error("the guest image {path} holds instructions that ring 0 must not use:\n{}", list(.found))]
+    Banned {
+        /// The image.
+        path: PathBuf,
+        /// Every such instruction.
+        found: Vec<BannedInstruction>,
+    },
+}
+
+fn list(found: &[BannedInstruction]) -> String {
+    found.iter().map(|banned| format!("  {banned}\n")).collect()
+}
+
+/// Root of the workspace, where the guest's sources and the lock file are.
+#[must_use]
+pub fn workspace_root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// Folders and files, relative to [`workspace_root`], that the image is made from.
+pub const SOURCES: [&str; 6] =
+    ["Cargo.toml", "Cargo.lock", "guest/abi", "guest/kernel", "guest/mm", "virtio-mem"];
+
+/// Builds the guest kernel below `target_dir` (its own target folder, not the caller's) and checks
+/// it. Returns the ELF file's path.
+///
+/// # Errors
+/// See [`Error`]; nothing is returned that was not checked.
+pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace_root());
+    // The caller's compiler flags, wrappers and profiles are for the host.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        let leaks = ["RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"]
+            .contains(&&*name)
+            || ["RUSTC_WORKSPACE_", "CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_CFG_", "CLIPPY_"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+        if leaks {
+            cargo.env_remove(&*name);
+        }
+    }
+    cargo.args(["build", "--package", "tidevm-guest", "--profile", "guest", "--locked", "--target", TARGET]);
+    cargo.arg("--target-dir").arg(target_dir);
+    if let Toolchain::WithSources { rustc } = toolchain {
+        // Building `core` is an unstable feature of a compiler that is stable otherwise.
+        cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
+    }
+    let script = workspace_root().join("guest/kernel/link.ld");
+    let flags = [
+        "-Crelocation-model=static".to_owned(),
+        "-Clinker=ld".to_owned(),
+        "-Clinker-flavor=ld".to_owned(),
+        format!("-Clink-arg=-T{}", script.display()),
+        "-Clink-arg=--build-id=none".to_owned(),
+        "-Clink-arg=-zmax-page-size=4096".to_owned(),
+    ];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+
+    let command = format!("{cargo:?}");
+    let status = cargo.status().map_err(|source| Error::Cargo { command: command.clone(), source })?;
+    if !status.success() {
+        return Err(Error::Build(command));
+    }
+    let path = target_dir.join(TARGET).join("guest").join("tidevm-guest");
+    let found = check(&path)?;
+    if found.is_empty() { Ok(path) } else { Err(Error::Banned { path, found }) }
+}

@@ -1,2 +1,202 @@
-//! stub
-fn main() {}
+//! The guest kernel: ring 0, no user space, memory management that is made for memory that comes
+//! and goes. This file is the order of boot.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![expect(unsafe_code, reason = "the entry point, and statics that are set up once at boot")]
+
+extern crate alloc;
+
+mod agent;
+mod boot;
+mod churn;
+mod cmdline;
+mod console;
+mod content;
+mod control;
+mod copy;
+mod cpu;
+mod heap;
+mod hog;
+mod irq;
+mod job;
+mod paging;
+mod panic;
+mod platform;
+mod smp;
+mod time;
+mod virtio;
+mod workload;
+
+use alloc::alloc::{Layout, alloc};
+
+use core::ptr::NonNull;
+
+use tidevm_abi::Report;
+use tidevm_mm::{
+    InitPolicy, Memblock, Mm, Options, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
+};
+use virtio_drivers::transport::{DeviceType, Transport};
+
+use crate::boot::BootInfo;
+use crate::console::println;
+use crate::control::Control;
+use crate::paging::{TableSource, VMEMMAP, map_device, map_direct};
+use crate::platform::Machine;
+use crate::virtio::Device;
+use crate::virtio::mem::MemDriver;
+
+/// Sections of the physical address space that the guest can use: 2 TiB.
+const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
+/// What the start-up page tables map.
+const FIRST_GIB: u64 = 1 << 30;
+const LOW_MEMORY: u64 = 1 << 20;
+
+static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
+
+/// The memory management.
+static MM: Mm<Machine> = Mm::new(
+    Machine,
+    // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
+    // `Machine` maps anything there.
+    unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
+    &PER_CPU,
+);
+static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
+
+/// Stack of the boot CPU.
+#[repr(C, align(16))]
+struct Stack([u8; smp::STACK_SIZE]);
+static mut BOOT_STACK: Stack = Stack([0; smp::STACK_SIZE]);
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __image_end: u8;
+}
+
+/// Page tables while there is only memblock.
+struct EarlyTables<'m>(&'m mut Memblock);
+
+impl TableSource for EarlyTables<'_> {
+    fn alloc(&mut self) -> Option<u64> {
+        let table = self.0.alloc(PAGE_SIZE, PAGE_SIZE)?.get();
+        paging::clear_page(table);
+        Some(table)
+    }
+
+    fn free(&mut self, _table: u64) {
+        unreachable!("nothing is unmapped before the page allocator runs")
+    }
+}
+
+/// First Rust code of the boot CPU; `boot.s` passes the address that the PVH boot ABI names.
+extern "C" fn kernel_start(start_info: u64) -> ! {
+    cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
+    // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up
+    // page tables map the first GiB.
+    let info = unsafe { BootInfo::read(start_info) };
+    let options = cmdline::parse(info.cmdline());
+    time::init(options.tsc_khz);
+    let mut memblock = map_memory(&info);
+    let tables = &mut EarlyTables(&mut memblock);
+    paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
+    irq::init(tables).expect("no memory for the APICs' page tables");
+    let registers =
+        options.devices.map(|device| device.map(|device| map_device(device.address, tables).expect("no page table")));
+    paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
+    let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
+    // SAFETY: memblock just gave this memory, and it is mapped.
+    unsafe { heap::init(arena.get()) };
+    let mm_options = Options {
+        nr_cpus: options.nr_cpus,
+        memmap_on_memory: options.memmap_on_memory,
+        pcp_disable: options.pcp_disable,
+        init: InitPolicy::Eager,
+    };
+    MM.boot(&mut memblock, mm_options).expect("no memory for the memmap");
+    MM.register_owner(workload::OWNER, &workload::Workloads);
+
+    irq::init_cpu();
+    cpu::set_online();
+    smp::bring_up(options.nr_cpus, new_stack);
+    copy::start();
+    let found = options.devices.iter().flatten().zip(registers.into_iter().flatten());
+    let mem_devices = found.filter_map(|(place, registers)| Device::find(place, registers)).filter_map(|device| bind(device, options.memmap_on_memory)).count();
+    control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: mem_devices as u32 });
+    println!("tidevm guest: {} CPUs, {mem_devices} virtio-mem devices", cpu::online());
+    job::run()
+}
+
+/// Maps all of memory, and tells what of it is free.
+fn map_memory(info: &BootInfo) -> Memblock {
+    const FULL: &str = "the memory map has too many entries";
+    let taken = [
+        PhysRange::new(PhysAddr::new(0), LOW_MEMORY),
+        PhysRange {
+            // The linker places these at physical and at kernel addresses, as they stand here.
+            start: PhysAddr::new((&raw const __image_start) as u64),
+            end: PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
+        },
+    ];
+    // Tables come from the first GiB, which is mapped, until all memory is.
+    let (mut low, mut memblock) = (Memblock::new(), Memblock::new());
+    for &(start, end) in info.ram() {
+        let low_end = end.min(FIRST_GIB);
+        if start < low_end {
+            low.add(PhysRange::new(PhysAddr::new(start), low_end - start)).expect(FULL);
+        }
+        memblock.add(PhysRange::new(PhysAddr::new(start), end - start)).expect(FULL);
+    }
+    for range in taken {
+        low.reserve(range).expect(FULL);
+    }
+    for &(start, end) in info.ram() {
+        map_direct(start, end, &mut EarlyTables(&mut low)).expect("no memory for the direct map's page tables");
+    }
+    for range in low.reserved() {
+        memblock.reserve(range).expect(FULL);
+    }
+    memblock
+}
+
+/// Binds a device to its driver. `Some` if it is a virtio-mem device that now has one.
+fn bind(device: Device, memmap_on_memory: bool) -> Option<()> {
+    let kind = device.transport.device_type();
+    match kind {
+        DeviceType::Console => {
+            match Control::new(device) {
+                Some(control) => job::spawn(0, control),
+                None => println!("the control channel cannot be used"),
+            }
+            None
+        }
+        DeviceType::Memory => match MemDriver::new(device, memmap_on_memory) {
+            Ok(driver) => {
+                job::spawn(0, driver);
+                Some(())
+            }
+            Err(reason) => {
+                println!("virtio-mem: {reason}");
+                None
+            }
+        },
+        _ => {
+            println!("no driver for a {kind:?} device");
+            None
+        }
+    }
+}
+
+/// Top of a new CPU's stack.
+fn new_stack() -> u64 {
+    let layout = Layout::from_size_align(smp::STACK_SIZE, 16).expect("16 is a power of two");
+    // SAFETY: the size is not zero. The stack is for good.
+    let stack = unsafe { alloc(layout) };
+    assert!(!stack.is_null(), "no memory for a stack");
+    stack as u64 + smp::STACK_SIZE as u64
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is the guest kernel; it runs on x86_64-unknown-none only (see guest/image)");
+    let _ = kernel_start as extern "C" fn(u64) -> !;
+    let _ = &raw const BOOT_STACK;
+}

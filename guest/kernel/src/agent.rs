@@ -1,0 +1,108 @@
+//! Carries out the VMM's calls: what is quick at once, the rest as jobs that answer when they are
+//! through.
+
+use alloc::sync::Arc;
+
+use tidevm_abi::{Answer, Call, Failure, Handle, Op, Report};
+use tidevm_mm::ZoneType;
+
+use crate::control::report;
+use crate::hog::{EachPage, Hog};
+use crate::workload::{self, NotMade, Workload};
+use crate::{MM, churn, cpu, job, panic, platform};
+
+/// Most storms of one churn.
+const MAX_STORMS: u32 = 64;
+
+/// Carries out `call`, or starts the job that does.
+pub fn carry_out(call: Call) {
+    let id = call.id;
+    let started = match call.op {
+        Op::Stats => Ok(Some(Answer::Stats(stats()))),
+        Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
+        Op::Hog { handle, pages, kind, scattered, full } => {
+            make(handle, kind, full, pages).map(|(workload, pages)| {
+                job::spawn(workload_cpu(), Hog::new(id, workload, pages, scattered));
+                None
+            })
+        }
+        Op::Verify { handle } => find(handle).map(|workload| {
+            job::spawn(workload_cpu(), EachPage::verify(id, workload));
+            None
+        }),
+        Op::Release { handle } => find(handle).map(|workload| {
+            job::spawn(workload_cpu(), EachPage::release(id, workload));
+            None
+        }),
+        Op::Churn { handle, threads, millis } => {
+            let threads = threads.clamp(1, MAX_STORMS);
+            make(handle, tidevm_abi::HogKind::Movable, false, churn::slots(threads)).map(|(workload, _)| {
+                churn::start(id, workload, threads, millis);
+                None
+            })
+        }
+        Op::Inject { step, after } => {
+            platform::inject(step, after);
+            Ok(Some(Answer::Done))
+        }
+        Op::PowerOff => panic::power_off(),
+    };
+    match started {
+        Ok(None) => {}
+        Ok(Some(answer)) => report(Report::Done { id, answer }),
+        Err(failure) => report(Report::Done { id, answer: Answer::Failed(failure) }),
+    }
+}
+
+/// The CPU that runs workloads: the last, since the first has the drivers.
+fn workload_cpu() -> usize {
+    cpu::online() - 1
+}
+
+fn find(handle: Handle) -> Result<Arc<Workload>, Failure> {
+    workload::find(handle).ok_or(Failure::UnknownHandle)
+}
+
+fn make(
+    handle: Handle,
+    kind: tidevm_abi::HogKind,
+    full: bool,
+    pages: u64,
+) -> Result<(Arc<Workload>, u32), Failure> {
+    // More than there is cannot fit; the table need not have room for it.
+    let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
+    let pages = pages.min(managed);
+    let workload = Workload::new(handle, kind, full, pages).map_err(|error| match error {
+        NotMade::HandleInUse => Failure::HandleInUse,
+        NotMade::NoMemory => Failure::NoMemory,
+    })?;
+    Ok((workload, pages as u32))
+}
+
+fn stats() -> tidevm_abi::Stats {
+    let stats = MM.stats();
+    let zone = |name, kind| {
+        let zone = stats.zones[kind as usize];
+        tidevm_abi::ZoneStats {
+            name,
+            spanned: zone.spanned,
+            present: zone.present,
+            managed: zone.managed,
+            free: zone.free,
+            pcp: zone.pcp,
+        }
+    };
+    tidevm_abi::Stats {
+        zones: [
+            zone(tidevm_abi::ZoneName::Dma32, ZoneType::Dma32),
+            zone(tidevm_abi::ZoneName::Normal, ZoneType::Normal),
+            zone(tidevm_abi::ZoneName::Movable, ZoneType::Movable),
+        ],
+        memmap_boot_pages: stats.memmap_boot_pages,
+        memmap_altmap_pages: stats.memmap_altmap_pages,
+        blocks_online: stats.sections_online,
+        pages_migrated: stats.pages_migrated,
+        migrate_failed: stats.migrate_failed,
+        pcp_drains: stats.pcp_drains,
+    }
+}

@@ -1,0 +1,108 @@
+//! The kernel command line: `key=value` words, in Linux's keys where Linux has one (see
+//! `tidevm_abi::cmdline`). Words that it does not know are left alone, as Linux does; a value that
+//! it cannot read is reported and the default holds.
+
+use tidevm_abi::cmdline as keys;
+
+use crate::console::println;
+
+/// Most virtio-mmio devices that are looked at.
+pub const MAX_DEVICES: usize = 16;
+
+/// One `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Bytes of registers.
+    pub size: u64,
+    /// Physical address of the registers.
+    pub address: u64,
+    /// Global system interrupt.
+    pub irq: u32,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub struct Options {
+    /// CPUs to bring up, this one included.
+    pub nr_cpus: usize,
+    /// Frequency of the time-stamp counter.
+    pub tsc_khz: Option<u64>,
+    /// Whether new memory holds its own memmap.
+    pub memmap_on_memory: bool,
+    /// Whether per-CPU lists are disabled during offlining.
+    pub pcp_disable: bool,
+    /// virtio-mmio devices.
+    pub devices: [Option<MmioDevice>; MAX_DEVICES],
+}
+
+/// Parses a command line.
+pub fn parse(text: &str) -> Options {
+    let mut options = Options {
+        nr_cpus: 1,
+        tsc_khz: None,
+        memmap_on_memory: true,
+        pcp_disable: true,
+        devices: [None; MAX_DEVICES],
+    };
+    let mut nr_devices = 0;
+    for word in text.split_ascii_whitespace() {
+        let Some((key, value)) = word.split_once('=') else { continue };
+        let understood = match key {
+            keys::NR_CPUS => set(&mut options.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0)),
+            keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
+            keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
+            keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
+            keys::INIT => value == "eager",
+            keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
+                let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
+                nr_devices += usize::from(understood);
+                understood
+            }
+            _ => true,
+        };
+        if !understood {
+            println!("command line: cannot use {key}={value}");
+        }
+    }
+    options
+}
+
+fn set<T>(option: &mut T, value: Option<T>) -> bool {
+    match value {
+        Some(value) => {
+            *option = value;
+            true
+        }
+        None => false,
+    }
+}
+
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "on" | "1" | "Y" | "y" => Some(true),
+        "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn device(value: &str) -> Option<MmioDevice> {
+    let (size, place) = value.split_once('@')?;
+    let (address, irq) = place.split_once(':')?;
+    let irq = irq.split(':').next()?;
+    Some(MmioDevice { size: number(size)?, address: number(address)?, irq: irq.parse().ok()? })
+}
+
+/// A number as Linux's `memparse`: decimal or `0x` hexadecimal, with K, M or G behind it.
+fn number(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' | b'k' => (&text[..text.len() - 1], 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let value = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None => digits.parse().ok()?,
+    };
+    value.checked_mul(1 << shift)
+}

@@ -1,0 +1,130 @@
+//! One CPU: its segments, task state, per-CPU area and the instructions that Rust has no words
+//! for.
+//!
+//! The per-CPU area is found through `%gs`, whose base never changes after [`init`]; the kernel
+//! never leaves ring 0, so there is no `swapgs`.
+#![expect(unsafe_code, reason = "loads descriptor tables and executes privileged instructions")]
+
+use core::arch::asm;
+use core::ptr::addr_of_mut;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
+use x86_64::instructions::tables::load_tss;
+use x86_64::registers::model_specific::GsBase;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
+use x86_64::structures::tss::TaskStateSegment;
+
+/// Most CPUs that can be brought up.
+pub const MAX_CPUS: usize = 64;
+
+/// Interrupt stack of faults that may come from a broken stack.
+pub const FAULT_STACK: u16 = 0;
+
+/// Bytes of that stack.
+pub const FAULT_STACK_SIZE: usize = 8 << 10;
+
+/// What belongs to one CPU. Its address is the `%gs` base.
+#[repr(C, align(64))]
+pub struct PerCpu {
+    /// Index of this CPU; read as `%gs:0`.
+    index: AtomicUsize,
+    /// Something may have to be done: set by interrupts and by other CPUs, cleared by the job
+    /// loop before it looks.
+    pub pending: AtomicBool,
+    /// The CPU halts in its job loop. Set with interrupts off, so a waker either sees it or the
+    /// CPU sees `pending`.
+    pub idle: AtomicBool,
+    /// Passes of the job loop; between two values the CPU held no page reference.
+    pub passes: AtomicU64,
+    /// TLB flushes asked for by others that this CPU has done.
+    pub flushed: AtomicU64,
+}
+
+static PER_CPU: [PerCpu; MAX_CPUS] = [const {
+    PerCpu {
+        index: AtomicUsize::new(0),
+        pending: AtomicBool::new(false),
+        idle: AtomicBool::new(false),
+        passes: AtomicU64::new(0),
+        flushed: AtomicU64::new(0),
+    }
+}; MAX_CPUS];
+
+/// CPUs that have reached their job loop or are about to.
+static ONLINE: AtomicUsize = AtomicUsize::new(0);
+
+struct Tables {
+    gdt: GlobalDescriptorTable,
+    tss: TaskStateSegment,
+}
+
+static mut TABLES: [Tables; MAX_CPUS] =
+    [const { Tables { gdt: GlobalDescriptorTable::new(), tss: TaskStateSegment::new() } }; MAX_CPUS];
+
+/// Sets up CPU `index`, which is the one that runs this. `fault_stack` is the top of
+/// [`FAULT_STACK_SIZE`] bytes.
+pub fn init(index: usize, fault_stack: u64) {
+    assert!(index < MAX_CPUS, "CPU {index}, but there is room for {MAX_CPUS}");
+    // SAFETY: entry `index` is this CPU's alone, and `init` runs once a CPU, before
+    // anything else refers to the entry.
+    let tables = unsafe { &mut *addr_of_mut!(TABLES[index]) };
+    tables.tss.interrupt_stack_table[usize::from(FAULT_STACK)] = VirtAddr::new(fault_stack);
+    let code = tables.gdt.append(Descriptor::kernel_code_segment());
+    let data = tables.gdt.append(Descriptor::kernel_data_segment());
+    // SAFETY: the table is in a static and is not written again.
+    let task = unsafe {
+        let tss = &raw const tables.tss;
+        tables.gdt.append(Descriptor::tss_segment_unchecked(tss))
+    };
+    // SAFETY: the selectors were just made in the table that is loaded, which is never dropped;
+    // the `%gs` base is the address of this CPU's area, a static.
+    unsafe {
+        tables.gdt.load_unsafe();
+        CS::set_reg(code);
+        SS::set_reg(data);
+        DS::set_reg(data);
+        ES::set_reg(data);
+        load_tss(task);
+        GsBase::write(VirtAddr::from_ptr(&raw const PER_CPU[index]));
+    }
+    PER_CPU[index].index.store(index, Ordering::Relaxed);
+}
+
+/// Counts this CPU as running.
+pub fn set_online() {
+    ONLINE.fetch_add(1, Ordering::Release);
+}
+
+/// Number of CPUs that run; their indices are `0..online()`.
+pub fn online() -> usize {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// Index of the CPU that runs this.
+pub fn this() -> usize {
+    let index;
+    // SAFETY: `init` pointed `%gs` at this CPU's area, whose first word is the index.
+    unsafe { asm!("mov {}, gs:0", out(reg) index, options(nostack, preserves_flags, readonly)) };
+    index
+}
+
+/// The area of CPU `index`.
+pub fn area(index: usize) -> &'static PerCpu {
+    &PER_CPU[index]
+}
+
+/// Writes a byte to an I/O port.
+pub fn port_write(port: u16, value: u8) {
+    // SAFETY: the ports written are those of serial port, exit device and interrupt masks; none changes memory.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    x86_64::instructions::interrupts::disable();
+    loop {
+        x86_64::instructions::hlt();
+    }
+}

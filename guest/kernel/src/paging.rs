@@ -1,0 +1,279 @@
+//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages.
+//!
+//! Mirrors Linux's x86-64 layout (`Documentation/arch/x86/x86_64/mm.rst`) without KASLR:
+//!
+//! | virtual | what |
+//! | --- | --- |
+//! | `0xffff_8880_0000_0000` | direct map of all memory that may be touched |
+//! | `0xffff_c900_0000_0000` | device registers below 4 GiB, uncached |
+//! | `0xffff_ea00_0000_0000` | vmemmap: one `Page` for every frame number |
+//! | `0xffff_ffff_8000_0000` | the kernel, in the first GiB |
+//!
+//! It differs from Linux in two ways. Every CPU runs on the one set of tables, so there is nothing
+//! to propagate. And unplugged memory is not mapped at all: a virtio-mem driver must not read it,
+//! not even speculatively.
+//!
+//! Invariant: a table page is reached from exactly one entry, and is freed only when all of its
+//! own entries are zero. `LOCK` is held while entries change.
+#![expect(unsafe_code, reason = "edits the live page tables")]
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::Mutex;
+
+/// Virtual address of physical address 0.
+pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+/// Virtual address of frame 0's `Page`.
+pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
+/// Virtual address of the kernel's physical address 0.
+pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
+const DEVICES: u64 = 0xffff_c900_0000_0000;
+
+/// Size of the pages that are mapped.
+pub const LARGE_PAGE: u64 = 2 << 20;
+const SMALL_PAGE: u64 = 4 << 10;
+const ENTRIES: usize = 512;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const UNCACHED: u64 = (1 << 3) | (1 << 4);
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Flags of ordinary memory.
+const MEMORY: u64 = PRESENT | WRITABLE | LARGE | GLOBAL | NO_EXECUTE;
+
+unsafe extern "C" {
+    static boot_pml4: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+}
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// There was no memory for a page table.
+#[derive(Clone, Copy, Debug)]
+pub struct NoPageTable;
+
+/// Where page tables come from: memblock while booting, the page allocator afterwards.
+pub trait TableSource {
+    /// Physical address of a zeroed page.
+    fn alloc(&mut self) -> Option<u64>;
+    /// Takes back what [`Self::alloc`] gave.
+    fn free(&mut self, table: u64);
+}
+
+/// Virtual address of `phys` in the direct map. The caller knows that it is mapped.
+pub fn phys_to_virt(phys: u64) -> *mut u8 {
+    (DIRECT_MAP + phys) as *mut u8
+}
+
+/// Physical address behind an address of the direct map or of the kernel's image.
+pub fn virt_to_phys(virt: u64) -> u64 {
+    if virt >= KERNEL {
+        virt - KERNEL
+    } else {
+        assert!(virt >= DIRECT_MAP && virt < DEVICES, "{virt:#x} is not in the direct map");
+        virt - DIRECT_MAP
+    }
+}
+
+fn entry(table: u64, index: usize) -> &'static AtomicU64 {
+    debug_assert!(index < ENTRIES);
+    // SAFETY: `table` is the address of a page table (module invariant), which lies in boot
+    // memory and therefore in the direct map; tables are only ever accessed as atomics.
+    unsafe { &*phys_to_virt(table).cast::<AtomicU64>().add(index) }
+}
+
+/// Index into the table of `level`: 3 is the root, 1 holds large pages, 0 small ones.
+fn index(virt: u64, level: u32) -> usize {
+    (virt >> (12 + 9 * level)) as usize % ENTRIES
+}
+
+fn root() -> u64 {
+    // Start-up data is linked where it is loaded, so its address is a physical one.
+    (&raw const boot_pml4) as u64
+}
+
+fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, NoPageTable> {
+    let value = entry.load(Ordering::Relaxed);
+    if value & PRESENT != 0 {
+        return Ok(value & ADDRESS);
+    }
+    let table = source.alloc().ok_or(NoPageTable)?;
+    entry.store(table | PRESENT | WRITABLE, Ordering::Release);
+    Ok(table)
+}
+
+/// Maps the large page at `virt` to `phys`. Tables that were made for it stay when it fails: the
+/// next [`unmap`] of the same range frees them.
+fn map_large(virt: u64, phys: u64, flags: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let upper = next_table(entry(root(), index(virt, 3)), source)?;
+    let middle = next_table(entry(upper, index(virt, 2)), source)?;
+    let slot = entry(middle, index(virt, 1));
+    let old = slot.swap(phys | flags, Ordering::Release);
+    assert!(old == 0 || old & ADDRESS == phys, "{virt:#x} is mapped to {old:#x}, not to {phys:#x}");
+    Ok(())
+}
+
+/// Clears the entry of the large page at `virt` and frees a table that this empties. The root's
+/// own tables stay: there are three of them.
+fn unmap_large(virt: u64, source: &mut dyn TableSource) {
+    let upper_entry = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
+    if upper_entry & PRESENT == 0 {
+        return;
+    }
+    let middle_entry = entry(upper_entry & ADDRESS, index(virt, 2));
+    let middle = middle_entry.load(Ordering::Relaxed);
+    if middle & PRESENT == 0 {
+        return;
+    }
+    let table = middle & ADDRESS;
+    entry(table, index(virt, 1)).store(0, Ordering::Release);
+    if (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
+        middle_entry.store(0, Ordering::Release);
+        source.free(table);
+    }
+}
+
+fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let guard = LOCK.lock();
+    for offset in (0..size).step_by(LARGE_PAGE as usize) {
+        if map_large(virt + offset, phys + offset, flags, source).is_err() {
+            drop(guard);
+            unmap(virt, offset + LARGE_PAGE, source);
+            return Err(NoPageTable);
+        }
+    }
+    Ok(())
+}
+
+/// Clears the entries of a range. The caller flushes the TLBs of all CPUs before the memory behind
+/// it goes away; a freed table may still be cached until then, so `source` must not reuse it
+/// before.
+fn unmap(virt: u64, size: u64, source: &mut dyn TableSource) {
+    let _guard = LOCK.lock();
+    for offset in (0..size).step_by(LARGE_PAGE as usize) {
+        unmap_large(virt + offset, source);
+    }
+}
+
+/// Maps physical `[start, end)`, widened to large pages, in the direct map.
+///
+/// # Errors
+/// [`NoPageTable`]; the range is then not mapped.
+pub fn map_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let start = start & !(LARGE_PAGE - 1);
+    map(DIRECT_MAP + start, start, end - start, MEMORY, source)
+}
+
+/// Removes physical `[start, end)`, whole large pages, from the direct map.
+pub fn unmap_direct(start: u64, end: u64, source: &mut dyn TableSource) {
+    assert!((start | end).is_multiple_of(LARGE_PAGE), "{start:#x}..{end:#x} is not whole large pages");
+    unmap(DIRECT_MAP + start, end - start, source);
+}
+
+/// Makes the tables above the first memmaps, which are mapped before any page can be allocated.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn prepare_vmemmap(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let upper = next_table(entry(root(), index(VMEMMAP, 3)), source)?;
+    next_table(entry(upper, index(VMEMMAP, 2)), source).map(|_| ())
+}
+
+/// Maps the large page of the vmemmap window that holds the `Page` at `virt`.
+///
+/// # Errors
+/// [`NoPageTable`]; nothing is mapped then.
+pub fn map_vmemmap(virt: u64, phys: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    map(virt, phys, LARGE_PAGE, MEMORY, source)
+}
+
+/// Takes a large page out of the vmemmap window.
+pub fn unmap_vmemmap(virt: u64, source: &mut dyn TableSource) {
+    unmap(virt, LARGE_PAGE, source);
+}
+
+/// Maps device registers at `phys` and returns their address.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_device(phys: u64, source: &mut dyn TableSource) -> Result<*mut u8, NoPageTable> {
+    assert!(phys < 4 << 30, "device registers at {phys:#x}, above 4 GiB");
+    let page = phys & !(LARGE_PAGE - 1);
+    map(DEVICES + page, page, LARGE_PAGE, MEMORY | UNCACHED, source)?;
+    Ok((DEVICES + phys) as *mut u8)
+}
+
+/// Maps the kernel's image anew, in small pages: code read-only, constants read-only and not
+/// executable, data not executable; nothing beside the image. Until now the start-up tables
+/// allowed everything in the first GiB.
+///
+/// # Errors
+/// [`NoPageTable`]; the start-up tables stay in use then.
+pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let text = (&raw const __text_start) as u64;
+    let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
+    let end = (&raw const __image_end) as u64;
+    let table_of_tables = source.alloc().ok_or(NoPageTable)?;
+    for virt in (text..end).step_by(SMALL_PAGE as usize) {
+        let access = match virt {
+            _ if virt < text_end => 0,
+            _ if virt < rodata_end => NO_EXECUTE,
+            _ => WRITABLE | NO_EXECUTE,
+        };
+        let table = next_table(entry(table_of_tables, index(virt, 1)), source)?;
+        entry(table, index(virt, 0)).store((virt - KERNEL) | PRESENT | GLOBAL | access, Ordering::Relaxed);
+    }
+    let upper = entry(root(), index(KERNEL, 3)).load(Ordering::Relaxed) & ADDRESS;
+    entry(upper, index(KERNEL, 2)).store(table_of_tables | PRESENT | WRITABLE, Ordering::Release);
+    flush_tlb();
+    Ok(())
+}
+
+/// Ends the identity map through which CPUs enter long mode, so that null pointers fault.
+pub fn drop_identity_map() {
+    entry(root(), 0).store(0, Ordering::Release);
+}
+
+/// Forgets all cached translations of this CPU, global ones included.
+pub fn flush_tlb() {
+    const PGE: u64 = 1 << 7;
+    // SAFETY: changing CR4.PGE and back has no effect but the flush (Intel SDM volume 3, 4.10.4.1).
+    unsafe {
+        asm!(
+            "mov {old}, cr4",
+            "mov {without}, {old}",
+            "and {without}, {mask}",
+            "mov cr4, {without}",
+            "mov cr4, {old}",
+            old = out(reg) _,
+            without = out(reg) _,
+            mask = in(reg) !PGE,
+            options(nostack)
+        );
+    }
+}
+
+/// Clears one page of the direct map, by words: an emulated `rep stosb` costs as much a byte as
+/// this a word.
+pub fn clear_page(phys: u64) {
+    // SAFETY: the caller owns the page, and pages are mapped as long as they are allocated.
+    unsafe {
+        asm!("rep stosq", inout("rcx") 512 => _, inout("rdi") phys_to_virt(phys) => _, in("rax") 0_u64, options(nostack));
+    }
+}
+
+/// Copies one page of the direct map.
+pub fn copy_page(to: u64, from: u64) {
+    // SAFETY: the caller owns both pages, they are different, and both are mapped.
+    unsafe {
+        asm!("rep movsq", inout("rcx") 512 => _, inout("rdi") phys_to_virt(to) => _, inout("rsi") phys_to_virt(from) => _, options(nostack));
+    }
+}

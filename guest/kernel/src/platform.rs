@@ -1,0 +1,110 @@
+//! The machine, as memory management sees it (`tidevm_mm::Platform`).
+#![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use tidevm_abi as abi;
+use tidevm_mm::{FaultStep, Gfp, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr};
+
+use crate::paging::{self, TableSource, VMEMMAP};
+use crate::{MM, cpu, irq, job};
+
+/// Attempts left before the one that fails, plus one, a step; 0 is "never".
+static FAULTS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
+
+/// Makes the `after`-th attempt of `step` fail.
+pub fn inject(step: abi::FaultStep, after: u32) {
+    FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
+}
+
+/// Page tables from the page allocator. Freed ones are kept until the TLBs are flushed: a CPU may
+/// still walk them.
+struct Tables {
+    freed: [Option<u64>; Self::MOST],
+}
+
+impl Tables {
+    /// One call unmaps at most one section, which empties at most one table.
+    const MOST: usize = 2;
+
+    const fn new() -> Self {
+        Self { freed: [None; Self::MOST] }
+    }
+
+    fn flush(self) {
+        irq::flush_all_tlbs();
+        for table in self.freed.into_iter().flatten() {
+            MM.free_pages(PhysAddr::new(table).pfn(), Order::PAGE);
+        }
+    }
+}
+
+impl TableSource for Tables {
+    fn alloc(&mut self) -> Option<u64> {
+        let table = MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get();
+        paging::clear_page(table);
+        Some(table)
+    }
+
+    fn free(&mut self, table: u64) {
+        let slot = self.freed.iter_mut().find(|slot| slot.is_none());
+        *slot.expect("one call frees at most two tables") = Some(table);
+    }
+}
+
+/// This machine.
+pub struct Machine;
+
+/// Address of the `Page` of the section's first frame.
+fn memmap(section: SectionNr) -> u64 {
+    VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
+}
+
+// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, which nothing
+// else maps; `%gs:0` is constant; `job::synchronize` waits until every other CPU has been between
+// two jobs, halted, or in `relax`.
+unsafe impl Platform for Machine {
+    fn this_cpu(&self) -> usize {
+        cpu::this()
+    }
+
+    fn copy_page(&self, to: Pfn, from: Pfn) {
+        paging::copy_page(to.address().get(), from.address().get());
+    }
+
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        paging::map_vmemmap(memmap(section), backing.address().get(), &mut Tables::new())
+            .map_err(|paging::NoPageTable| NoPageTable)
+    }
+
+    fn unmap_memmap(&self, section: SectionNr) {
+        let mut tables = Tables::new();
+        paging::unmap_vmemmap(memmap(section), &mut tables);
+        tables.flush();
+    }
+
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        let (start, end) = (range.start.address().get(), range.end.address().get());
+        paging::map_direct(start, end, &mut Tables::new()).map_err(|paging::NoPageTable| NoPageTable)
+    }
+
+    fn unmap_direct(&self, range: PfnRange) {
+        let mut tables = Tables::new();
+        paging::unmap_direct(range.start.address().get(), range.end.address().get(), &mut tables);
+        tables.flush();
+    }
+
+    fn synchronize(&self) {
+        job::synchronize();
+    }
+
+    fn relax(&self) {
+        cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
+        core::hint::spin_loop();
+    }
+
+    fn fault(&self, step: FaultStep) -> bool {
+        let left = &FAULTS[step as usize];
+        left.load(Ordering::Relaxed) != 0 && left.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}

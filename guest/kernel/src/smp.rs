@@ -1,0 +1,79 @@
+//! Brings up the other CPUs, one after the other, by INIT-SIPI.
+//!
+//! SIPI starts a CPU in real mode below 1 MiB; the trampoline of `boot.s` is copied there and
+//! takes it to [`start`] on a stack of its own.
+#![expect(unsafe_code, reason = "places start-up code and stacks")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::paging::{self, phys_to_virt};
+use crate::time::Instant;
+use crate::{cpu, irq, job};
+
+/// Physical page of the trampoline; boot keeps the first MiB out of the allocator.
+const TRAMPOLINE: u64 = 0x8000;
+/// Bytes of stack of each CPU; the highest [`cpu::FAULT_STACK_SIZE`] of them are for faults.
+pub const STACK_SIZE: usize = 64 << 10;
+const MILLIS_TO_START: u64 = 2000;
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_end: u8;
+    static boot_stack: u8;
+    static boot_entry: u8;
+}
+
+/// Fault stack of the CPU that is starting.
+static NEXT_FAULT_STACK: AtomicU64 = AtomicU64::new(0);
+
+/// Where the ordinary stack begins in a stack whose top is `top`.
+const fn stack_top(top: u64) -> u64 {
+    top - cpu::FAULT_STACK_SIZE as u64
+}
+
+/// Starts CPUs until `nr_cpus` run. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes,
+/// aligned to 16, that is the CPU's for good.
+///
+/// # Panics
+/// When a CPU does not come up within 2 s.
+pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut() -> u64) {
+    copy_trampoline();
+    for index in cpu::online()..nr_cpus {
+        let top = new_stack();
+        NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
+        start_up_word((&raw const boot_stack) as u64).store(stack_top(top), Ordering::Relaxed);
+        start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);
+        irq::start_cpu(index, (TRAMPOLINE >> 12) as u8);
+        let deadline = Instant::in_millis(MILLIS_TO_START);
+        while cpu::online() <= index {
+            assert!(!deadline.has_passed(), "CPU {index} did not start within {MILLIS_TO_START} ms");
+            core::hint::spin_loop();
+        }
+    }
+    paging::drop_identity_map();
+    irq::flush_all_tlbs();
+}
+
+fn copy_trampoline() {
+    let (start, end) = ((&raw const trampoline_start) as u64, (&raw const trampoline_end) as u64);
+    for offset in 0..end - start {
+        // SAFETY: the source is start-up code linked where it is loaded, the target a page that
+        // boot reserved for this; both lie in the first GiB of the direct map.
+        unsafe { *phys_to_virt(TRAMPOLINE + offset) = *phys_to_virt(start + offset) };
+    }
+}
+
+fn start_up_word(phys: u64) -> &'static AtomicU64 {
+    // SAFETY: the two words of `boot.s` are aligned by 8, live as long as the kernel, and no CPU
+    // that is starting reads them before SIPI.
+    unsafe { &*phys_to_virt(phys).cast::<AtomicU64>() }
+}
+
+/// First Rust code of every CPU but the boot CPU.
+extern "C" fn start() -> ! {
+    // CPUs start one at a time, and the online ones have the indices below this one's.
+    cpu::init(cpu::online(), NEXT_FAULT_STACK.load(Ordering::Acquire));
+    irq::init_cpu();
+    cpu::set_online();
+    job::run()
+}

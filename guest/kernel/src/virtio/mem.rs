@@ -1,0 +1,257 @@
+//! The virtio-mem driver: a loop around the step machine of `virtio_mem::Driver`. Requests go to
+//! the device, everything else to memory management.
+//!
+//! It runs as a job of the boot CPU, one action a step. What stopped it last is kept here, in
+//! terms of memory management, for the report to the VMM: the step machine knows only of which
+//! kind it was.
+
+use alloc::boxed::Box;
+
+use tidevm_abi::{self as abi, Report, Resize, ResizeState};
+use tidevm_mm::{Holder, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
+use virtio_drivers::transport::{InterruptStatus, Transport};
+use virtio_mem::wire::{self, Config};
+use virtio_mem::{Action, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
+
+use super::Device;
+use super::queue::Requests;
+use crate::console::println;
+use crate::control::report;
+use crate::job::{Job, Step};
+use crate::time::Instant;
+use crate::{MM, workload};
+
+const QUEUE: u16 = 0;
+const VERSION_1: u64 = 1 << 32;
+/// A device that takes longer is reported.
+const PATIENCE_MILLIS: u64 = 10_000;
+const SUB_SECTION: u64 = SECTION_SIZE / 64;
+
+/// One virtio-mem device's driver.
+pub struct MemDriver {
+    device: Device,
+    requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
+    driver: Driver,
+    region: u64,
+    block_size: u64,
+    /// When to report that the device has not answered.
+    patience: Option<Instant>,
+    /// When to try again by itself.
+    retry_at: Option<Instant>,
+    /// What the last failed step ran into.
+    stuck: Option<ResizeState>,
+    reported: Option<Resize>,
+}
+
+impl MemDriver {
+    /// Binds the device.
+    ///
+    /// # Errors
+    /// Why it cannot be used, for people.
+    pub fn new(mut device: Device, memmap_on_memory: bool) -> Result<Box<Self>, &'static str> {
+        device
+            .negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE)
+            .ok_or("the device does not agree on features")?;
+        let requests = Requests::new(&mut device.transport, QUEUE).map_err(|_| "no request queue")?;
+        device.transport.finish_init();
+        let config = read_config(&device).ok_or("the configuration cannot be read")?;
+        let memmap_size = if memmap_on_memory { SUB_SECTION } else { 0 };
+        let driver = Driver::new(DriverConfig { memory_block_size: SECTION_SIZE, memmap_size }, config)
+            .map_err(|_| "the configuration makes no sense")?;
+        Ok(Box::new(Self {
+            device,
+            requests,
+            driver,
+            region: config.addr,
+            block_size: config.block_size,
+            patience: None,
+            retry_at: None,
+            stuck: None,
+            reported: None,
+        }))
+    }
+
+    /// Carries out what needs no device.
+    fn carry_out(&mut self, action: Action) -> Outcome {
+        match action {
+            Action::ReadConfig => read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config),
+            Action::AddBlock { addr, plugged } => self.note(add(addr, self.in_sub_sections(plugged))),
+            Action::OnlineSubBlocks { addr, size } => {
+                let (section, subs) = sub_sections(addr, size);
+                self.note(MM.online_subsections(section, subs).map_err(|_| ResizeState::NoMemory))
+            }
+            Action::OfflineSubBlocks { addr, size } => {
+                let (section, subs) = sub_sections(addr, size);
+                self.note(MM.offline_subsections(section, subs).map_err(offline_failed))
+            }
+            Action::RemoveBlock { addr } => self.note(remove(addr)),
+            Action::Send(_) | Action::Rest(_) => unreachable!("handled by the step"),
+        }
+    }
+
+    /// Device blocks as the 2 MiB sub-sections that they cover.
+    fn in_sub_sections(&self, blocks: SubBlocks) -> SubSections {
+        let each = (self.block_size / SUB_SECTION) as u32;
+        blocks.runs().fold(SubSections::NONE, |all, run| {
+            all.union(SubSections::range(run.start * each..run.end * each))
+        })
+    }
+
+    fn note(&mut self, result: Result<(), ResizeState>) -> Outcome {
+        match result {
+            Ok(()) => Outcome::Done,
+            Err(state) => {
+                self.stuck = Some(state);
+                Outcome::Failed(match state {
+                    ResizeState::Unmovable { .. } => Why::Unmovable,
+                    ResizeState::NoRoom => Why::NoRoom,
+                    _ => Why::NoMemory,
+                })
+            }
+        }
+    }
+
+    fn rest(&mut self, rest: Rest) -> Step {
+        let (why, retry_at) = match rest {
+            Rest::Reached => (None, None),
+            Rest::Retry { after_ms, why } => (Some(why), Some(Instant::in_millis(u64::from(after_ms)))),
+            Rest::Blocked(why) => (Some(why), None),
+        };
+        let state = match why {
+            None => ResizeState::Reached,
+            Some(Why::HostBusy) => ResizeState::HostBusy,
+            Some(Why::DeviceError) => ResizeState::DeviceError,
+            Some(_) => self.stuck.unwrap_or(ResizeState::NoMemory),
+        };
+        let resize = Resize {
+            region: self.region,
+            plugged: self.driver.plugged_size(),
+            requested: self.driver.requested_size(),
+            state,
+        };
+        if self.reported != Some(resize) {
+            self.reported = Some(resize);
+            report(Report::Resize(resize));
+        }
+        self.retry_at = retry_at;
+        Step::Idle(retry_at)
+    }
+
+    /// Looks for the response to the request that is under way. `None` when it is not there yet.
+    fn poll_response(&mut self) -> Option<()> {
+        let bytes = self.requests.poll()?;
+        self.patience = None;
+        let outcome = bytes.map_or(Outcome::Failed(Why::DeviceError), |bytes| {
+            Outcome::Response(Response::from_bytes(&bytes))
+        });
+        self.driver.complete(outcome);
+        Some(())
+    }
+
+    fn wait_for_response(&mut self) -> Step {
+        if self.patience.is_some_and(Instant::has_passed) {
+            println!("virtio-mem at {:#x}: no answer for {PATIENCE_MILLIS} ms; still waiting", self.region);
+            self.patience = None;
+        }
+        Step::Idle(self.patience)
+    }
+}
+
+impl Job for MemDriver {
+    fn step(&mut self) -> Step {
+        if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
+            self.driver.config_changed();
+            self.retry_at = None;
+        }
+        if self.requests.is_busy() && self.poll_response().is_none() {
+            return self.wait_for_response();
+        }
+        if self.retry_at.is_some_and(Instant::has_passed) {
+            self.retry_at = None;
+            self.driver.retry();
+        }
+        match self.driver.next() {
+            Action::Rest(rest) => self.rest(rest),
+            Action::Send(request) => {
+                self.requests.send(&mut self.device.transport, request.to_bytes());
+                self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
+                Step::Idle(self.patience)
+            }
+            action => {
+                let outcome = self.carry_out(action);
+                self.driver.complete(outcome);
+                Step::Again
+            }
+        }
+    }
+}
+
+/// The configuration, all fields of one generation; `None` when it never holds still.
+fn read_config(device: &Device) -> Option<Config> {
+    const TRIES: u32 = 100;
+    let transport = &device.transport;
+    for _ in 0..TRIES {
+        let before = transport.read_config_generation();
+        let mut bytes = [0; wire::CONFIG_SIZE];
+        for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
+            let value: u32 = transport.read_config_space(4 * index).ok()?;
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        if transport.read_config_generation() == before {
+            return Some(Config::from_bytes(&bytes));
+        }
+    }
+    None
+}
+
+fn sub_sections(addr: u64, size: u64) -> (SectionNr, SubSections) {
+    let section = SectionNr::of(PhysAddr::new(addr));
+    let first = ((addr % SECTION_SIZE) / SUB_SECTION) as u32;
+    (section, SubSections::range(first..first + (size / SUB_SECTION) as u32))
+}
+
+/// Adds a memory block and onlines it; all or nothing.
+fn add(addr: u64, plugged: SubSections) -> Result<(), ResizeState> {
+    let section = SectionNr::of(PhysAddr::new(addr));
+    MM.add_memory(section, plugged).map_err(|_| ResizeState::NoMemory)?;
+    MM.online(section, ZoneType::Movable).map_err(|_| {
+        MM.remove_memory(section).expect("a block that is not online can be removed");
+        ResizeState::NoMemory
+    })
+}
+
+/// Offlines a memory block and removes it; all or nothing.
+fn remove(addr: u64) -> Result<(), ResizeState> {
+    let section = SectionNr::of(PhysAddr::new(addr));
+    MM.offline(section).map_err(offline_failed)?;
+    MM.remove_memory(section).expect("a block that is offline can be removed");
+    Ok(())
+}
+
+fn offline_failed(error: OfflineError) -> ResizeState {
+    match error {
+        OfflineError::Unmovable(stuck) => ResizeState::Unmovable {
+            pages: u64::from(stuck.pages),
+            first: stuck.first.map(|page| {
+                page.map(|(pfn, holder)| abi::UnmovablePage { pfn: u64::from(pfn.get()), owner: owner(holder) })
+            }),
+        },
+        OfflineError::NoRoom(_) => ResizeState::NoRoom,
+        // Another isolation is under way there; it ends.
+        OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
+        other => panic!("the driver asked for what cannot be: {other:?}"),
+    }
+}
+
+fn owner(holder: Holder) -> abi::Owner {
+    match holder {
+        Holder::Reserved => abi::Owner::Reserved,
+        Holder::Kernel | Holder::Unclaimed => abi::Owner::Kernel,
+        Holder::Tagged(handle) => abi::Owner::Workload(handle),
+        Holder::PageTable => abi::Owner::PageTable,
+        Holder::Memmap => abi::Owner::Memmap,
+        Holder::Owned { index, .. } => {
+            workload::handle_of(index).map_or(abi::Owner::Kernel, abi::Owner::Workload)
+        }
+    }
+}

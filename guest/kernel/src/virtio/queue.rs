@@ -1,0 +1,169 @@
+//! Queues with the buffers that travel through them. Each kind owns its buffers, so that a buffer
+//! lent to the device stays where it is and is touched by nobody until it comes back.
+//!
+//! Invariant: a buffer is in its queue exactly while `lent` holds its token.
+#![expect(unsafe_code, reason = "lends buffers to devices")]
+
+use alloc::boxed::Box;
+
+use tidevm_abi::MAX_RECORD;
+use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::Transport;
+
+use super::Mmio;
+use super::hal::Machine;
+
+/// Requests with one response each, one at a time.
+pub struct Requests<const REQUEST: usize, const RESPONSE: usize> {
+    queue: VirtQueue<Machine, 4>,
+    index: u16,
+    request: Box<[u8; REQUEST]>,
+    response: Box<[u8; RESPONSE]>,
+    lent: Option<u16>,
+}
+
+impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
+    /// Sets up queue `index` of the device.
+    ///
+    /// # Errors
+    /// When the device has no such queue or there is no memory.
+    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+        let queue = VirtQueue::new(transport, index, false, false)?;
+        let (request, response) = (Box::new([0; REQUEST]), Box::new([0; RESPONSE]));
+        Ok(Self { queue, index, request, response, lent: None })
+    }
+
+    /// Sends a request. None may be under way.
+    pub fn send(&mut self, transport: &mut Mmio, request: [u8; REQUEST]) {
+        assert!(self.lent.is_none(), "a request is under way");
+        *self.request = request;
+        self.response.fill(0);
+        // SAFETY: the buffers are this value's own boxes; `lent` keeps everybody off them until
+        // `poll` has them back.
+        let token = unsafe { self.queue.add(&[&self.request[..]], &mut [&mut self.response[..]]) };
+        self.lent = Some(token.expect("the queue has room for one request"));
+        if self.queue.should_notify() {
+            transport.notify(self.index);
+        }
+    }
+
+    /// The response, once it is there: the bytes that the device wrote, or `None` in their place
+    /// when it wrote fewer than a response has.
+    pub fn poll(&mut self) -> Option<Option<[u8; RESPONSE]>> {
+        let token = self.lent?;
+        // SAFETY: these are the buffers that `send` added for this token.
+        let written = unsafe {
+            self.queue.pop_used(token, &[&self.request[..]], &mut [&mut self.response[..]]).ok()?
+        };
+        self.lent = None;
+        Some((written as usize >= RESPONSE).then(|| *self.response))
+    }
+
+    /// Whether a request is under way.
+    pub fn is_busy(&self) -> bool {
+        self.lent.is_some()
+    }
+}
+
+const SLOTS: usize = 16;
+
+/// Records from the device.
+pub struct Inbox {
+    queue: VirtQueue<Machine, SLOTS>,
+    index: u16,
+    /// Buffers by their token.
+    lent: [Option<Box<[u8; MAX_RECORD]>>; SLOTS],
+}
+
+impl Inbox {
+    /// Sets up queue `index` of the device, without buffers: [`Self::start`] gives them once the
+    /// device runs.
+    ///
+    /// # Errors
+    /// When the device has no such queue or there is no memory.
+    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+        let queue = VirtQueue::new(transport, index, false, false)?;
+        Ok(Self { queue, index, lent: [const { None }; SLOTS] })
+    }
+
+    /// Gives the device its buffers.
+    pub fn start(&mut self, transport: &mut Mmio) {
+        for _ in 0..SLOTS {
+            self.lend(Box::new([0; MAX_RECORD]));
+        }
+        transport.notify(self.index);
+    }
+
+    fn lend(&mut self, mut buffer: Box<[u8; MAX_RECORD]>) {
+        // SAFETY: the box moves into `lent` at its token, and comes out in `take` only.
+        let token = unsafe { self.queue.add(&[], &mut [&mut buffer[..]]) }.expect("a slot a buffer");
+        self.lent[usize::from(token)] = Some(buffer);
+    }
+
+    /// Hands the next record to `read`, gives its buffer back to the device, and returns what
+    /// `read` returned.
+    pub fn take<T>(&mut self, transport: &mut Mmio, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let token = self.queue.peek_used()?;
+        let mut buffer = self.lent.get_mut(usize::from(token))?.take()?;
+        // SAFETY: this is the buffer that `lend` added for this token.
+        let written = unsafe { self.queue.pop_used(token, &[], &mut [&mut buffer[..]]) }.ok()?;
+        let value = read(&buffer[..MAX_RECORD.min(written as usize)]);
+        self.lend(buffer);
+        if self.queue.should_notify() {
+            transport.notify(self.index);
+        }
+        Some(value)
+    }
+}
+
+/// Records to the device.
+pub struct Outbox {
+    queue: VirtQueue<Machine, SLOTS>,
+    index: u16,
+    lent: [Option<(Box<[u8; MAX_RECORD]>, usize)>; SLOTS],
+}
+
+impl Outbox {
+    /// Sets up queue `index` of the device.
+    ///
+    /// # Errors
+    /// When the device has no such queue or there is no memory.
+    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+        let mut queue = VirtQueue::new(transport, index, false, false)?;
+        // Buffers are collected when the next record is sent, so the device need not interrupt.
+        queue.set_dev_notify(false);
+        Ok(Self { queue, index, lent: [const { None }; SLOTS] })
+    }
+
+    /// Sends what `write` puts into a buffer; `false` when the device holds all of them.
+    pub fn send(
+        &mut self,
+        transport: &mut Mmio,
+        write: impl FnOnce(&mut [u8; MAX_RECORD]) -> usize,
+    ) -> bool {
+        self.collect();
+        if self.queue.available_desc() == 0 {
+            return false;
+        }
+        let mut buffer = Box::new([0; MAX_RECORD]);
+        let length = write(&mut buffer);
+        // SAFETY: the box moves into `lent` at its token, and comes out in `collect` only.
+        let token = unsafe { self.queue.add(&[&buffer[..length]], &mut []) }.expect("a free descriptor");
+        self.lent[usize::from(token)] = Some((buffer, length));
+        if self.queue.should_notify() {
+            transport.notify(self.index);
+        }
+        true
+    }
+
+    fn collect(&mut self) {
+        while let Some(token) = self.queue.peek_used() {
+            let Some((buffer, length)) = self.lent.get_mut(usize::from(token)).and_then(Option::take) else {
+                return;
+            };
+            // SAFETY: this is the buffer, of this length, that `send` added for this token.
+            let popped = unsafe { self.queue.pop_used(token, &[&buffer[..length]], &mut []) };
+            popped.expect("the token was the next one");
+        }
+    }
+}
