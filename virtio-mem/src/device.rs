@@ -1,0 +1,308 @@
+//! The device: what the host wants, what is plugged, and how requests are answered.
+//!
+//! Mirrors virtio 1.3, section 5.15.6 (device requirements) and QEMU's `hw/virtio/virtio-mem.c`.
+//! Differs from QEMU on purpose: a request of unknown type is answered with ERROR rather than
+//! breaking the device, and every refusal is kept with its reason for the host to show.
+//!
+//! Every request is validated first (range, then block states, then quota), then the [`Backing`]
+//! does what can fail, then the state is committed. So the answers are: ERROR for a request that
+//! is wrong whatever the host does meanwhile, NACK for a well-formed one that asks for more than
+//! is wanted, BUSY when the host could not, with nothing changed.
+//!
+//! Invariants, after every call: plugged blocks lie below `usable`; `requested <= usable <=
+//! region`; all sizes are multiples of the block size; `usable` shrinks in UNPLUG_ALL and in
+//! [`Device::reset`] only.
+
+mod refusal;
+
+use core::fmt;
+
+pub use self::refusal::{ConfigError, Refusal, Refused, ResizeError};
+use crate::blocks::{BlockBitmap, BlockRange};
+use crate::wire::{
+    BlockState, Config, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, Request, RequestKind, Response, ResponseType,
+};
+
+/// By how much the usable part of the region exceeds the requested size, so that the driver has
+/// whole memory blocks to choose from (QEMU's extent on x86).
+const USABLE_EXTENT: u64 = 256 << 20;
+
+/// What makes blocks usable for the guest and takes them away again.
+///
+/// The device calls it after a request was found to be right and before it changes its own state.
+/// Block `n` starts `n` block sizes after the region's address.
+pub trait Backing {
+    /// Makes `range`, which is unplugged, readable and writable for the guest.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then nothing has changed.
+    fn plug(&mut self, range: BlockRange) -> Result<(), Busy>;
+
+    /// Puts `range`, which is plugged, out of the guest's reach and gives its memory back. Only
+    /// ever called for what is plugged. Its content is lost.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then nothing has changed.
+    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy>;
+}
+
+/// The host cannot do it now. The driver is told so and tries again; a config notification with
+/// nothing changed makes it try at once, so send one when the cause is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy;
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the host cannot do it now")
+    }
+}
+
+impl core::error::Error for Busy {}
+
+/// What never changes about a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Guest-physical address of the region; a multiple of `block_size`.
+    pub addr: u64,
+    /// Size of the region in bytes; a multiple of `block_size`.
+    pub region_size: u64,
+    /// Size and alignment of a block in bytes; a power of two.
+    pub block_size: u64,
+    /// ACPI proximity domain of the region, if the machine has such.
+    pub node_id: Option<u16>,
+}
+
+/// One virtio-mem device, without its transport.
+#[derive(Debug)]
+pub struct Device {
+    fixed: DeviceConfig,
+    plugged: BlockBitmap,
+    usable_region_size: u64,
+    requested_size: u64,
+    generation: u32,
+    refused: Option<Refused>,
+}
+
+impl Device {
+    /// A device with nothing plugged and nothing requested.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when `fixed` contradicts itself.
+    pub fn new(fixed: DeviceConfig) -> Result<Device, ConfigError> {
+        let DeviceConfig { addr, region_size, block_size, .. } = fixed;
+        if !block_size.is_power_of_two() {
+            return Err(ConfigError::BlockSize);
+        }
+        if (addr | region_size) % block_size != 0 {
+            return Err(ConfigError::Misaligned);
+        }
+        if addr.checked_add(region_size).is_none() {
+            return Err(ConfigError::Wraps);
+        }
+        Ok(Device {
+            fixed,
+            plugged: BlockBitmap::new(region_size / block_size),
+            usable_region_size: 0,
+            requested_size: 0,
+            generation: 0,
+            refused: None,
+        })
+    }
+
+    /// The configuration space as it is now.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            block_size: self.fixed.block_size,
+            node_id: self.fixed.node_id.unwrap_or(0),
+            addr: self.fixed.addr,
+            region_size: self.fixed.region_size,
+            usable_region_size: self.usable_region_size,
+            plugged_size: self.plugged_size(),
+            requested_size: self.requested_size,
+        }
+    }
+
+    /// Changes whenever [`Device::config`] does: the transport's configuration generation, but for
+    /// the transport's own number of bits.
+    #[must_use]
+    pub const fn config_generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The feature bits of the device type; those of the transport (`VERSION_1`) are not among
+    /// them. The device relies on [`F_UNPLUGGED_INACCESSIBLE`] being accepted.
+    #[must_use]
+    pub const fn features(&self) -> u64 {
+        let pxm = if self.fixed.node_id.is_some() { 1 << F_ACPI_PXM } else { 0 };
+        pxm | 1 << F_UNPLUGGED_INACCESSIBLE
+    }
+
+    /// Sets the size that the host wants to be plugged, in bytes, and makes more of the region
+    /// usable if that needs it. Returns whether the driver is due a config notification: not when
+    /// nothing has changed.
+    ///
+    /// # Errors
+    /// [`ResizeError`] when there is no such size; then nothing has changed.
+    pub fn resize(&mut self, requested_size: u64) -> Result<bool, ResizeError> {
+        let DeviceConfig { block_size, region_size, .. } = self.fixed;
+        if !requested_size.is_multiple_of(block_size) {
+            return Err(ResizeError::Misaligned { block_size });
+        }
+        if requested_size > region_size {
+            return Err(ResizeError::BeyondRegion { region_size });
+        }
+        let before = (self.requested_size, self.usable_region_size);
+        self.requested_size = requested_size;
+        self.usable_region_size = self.usable_region_size.max(self.needed_usable_size());
+        let changed = before != (self.requested_size, self.usable_region_size);
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        Ok(changed)
+    }
+
+    /// Serves one request, given as the bytes that the driver made readable for the device; bytes
+    /// after [`REQUEST_SIZE`](crate::wire::REQUEST_SIZE) are ignored. There is an answer to
+    /// everything. No request makes a config notification due.
+    pub fn handle(&mut self, request: &[u8], backing: &mut impl Backing) -> Response {
+        let request = Request::from_bytes(request);
+        let answer = match request {
+            Ok(Request { kind: RequestKind::Plug, addr, nb_blocks }) => self.plug(addr, nb_blocks, backing),
+            Ok(Request { kind: RequestKind::Unplug, addr, nb_blocks }) => {
+                self.unplug(addr, nb_blocks, backing)
+            }
+            Ok(Request { kind: RequestKind::UnplugAll, .. }) => self.unplug_all(backing),
+            Ok(Request { kind: RequestKind::State, addr, nb_blocks }) => self.state(addr, nb_blocks),
+            Err(bad) => Err(Refusal::BadRequest(bad)),
+        };
+        answer.unwrap_or_else(|why| {
+            self.refused = Some(Refused { request: request.ok(), why });
+            Response::new(why.response())
+        })
+    }
+
+    /// System reset: unplugs everything and keeps the requested size. Not for device reset, which
+    /// changes nothing here. No notification is due: no driver survives a system reset.
+    ///
+    /// # Errors
+    /// [`Busy`] when some blocks could not be unplugged; they stay plugged.
+    pub fn reset(&mut self, backing: &mut impl Backing) -> Result<(), Busy> {
+        self.unplug_all(backing).map(|_| ()).map_err(|_| Busy)
+    }
+
+    /// The plugged blocks.
+    #[must_use]
+    pub const fn plugged(&self) -> &BlockBitmap {
+        &self.plugged
+    }
+
+    /// Bytes that are plugged.
+    #[must_use]
+    pub const fn plugged_size(&self) -> u64 {
+        self.plugged.count() * self.fixed.block_size
+    }
+
+    /// Bytes that the host wants to be plugged.
+    #[must_use]
+    pub const fn requested_size(&self) -> u64 {
+        self.requested_size
+    }
+
+    /// Bytes from the region's start on in which blocks may be plugged.
+    #[must_use]
+    pub const fn usable_region_size(&self) -> u64 {
+        self.usable_region_size
+    }
+
+    /// The last request that was not served, of whatever kind.
+    #[must_use]
+    pub const fn refused(&self) -> Option<&Refused> {
+        self.refused.as_ref()
+    }
+
+    fn plug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
+        let range = self.usable_range(addr, nb_blocks)?;
+        if self.plugged.count_in(range) != 0 {
+            return Err(Refusal::AlreadyPlugged);
+        }
+        if self.plugged.count() + range.count > self.requested_size / self.fixed.block_size {
+            return Err(Refusal::OverAsk);
+        }
+        backing.plug(range).map_err(|Busy| Refusal::Busy)?;
+        self.plugged.set(range);
+        self.generation = self.generation.wrapping_add(1);
+        Ok(Response::new(ResponseType::Ack))
+    }
+
+    fn unplug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
+        let range = self.usable_range(addr, nb_blocks)?;
+        if self.plugged.count_in(range) != range.count {
+            return Err(Refusal::AlreadyUnplugged);
+        }
+        backing.unplug(range).map_err(|Busy| Refusal::Busy)?;
+        self.plugged.clear(range);
+        self.generation = self.generation.wrapping_add(1);
+        Ok(Response::new(ResponseType::Ack))
+    }
+
+    /// Content that is gone cannot be brought back, so each run of plugged blocks commits by
+    /// itself: after BUSY some may be unplugged, which `plugged_size` tells.
+    fn unplug_all(&mut self, backing: &mut impl Backing) -> Result<Response, Refusal> {
+        let mut from = 0;
+        while let Some(run) = self.plugged.next_run(from) {
+            backing.unplug(run).map_err(|Busy| Refusal::Busy)?;
+            self.plugged.clear(run);
+            self.generation = self.generation.wrapping_add(1);
+            from = run.end();
+        }
+        let usable = self.needed_usable_size();
+        if usable != self.usable_region_size {
+            self.usable_region_size = usable;
+            self.generation = self.generation.wrapping_add(1);
+        }
+        Ok(Response::new(ResponseType::Ack))
+    }
+
+    fn state(&self, addr: u64, nb_blocks: u16) -> Result<Response, Refusal> {
+        let range = self.usable_range(addr, nb_blocks)?;
+        let plugged = self.plugged.count_in(range);
+        Ok(Response::with_state(if plugged == range.count {
+            BlockState::Plugged
+        } else if plugged == 0 {
+            BlockState::Unplugged
+        } else {
+            BlockState::Mixed
+        }))
+    }
+
+    /// The blocks that a request names, if they are all usable.
+    fn usable_range(&self, addr: u64, nb_blocks: u16) -> Result<BlockRange, Refusal> {
+        let DeviceConfig { addr: start, block_size, .. } = self.fixed;
+        if !addr.is_multiple_of(block_size) {
+            return Err(Refusal::Misaligned);
+        }
+        if nb_blocks == 0 {
+            return Err(Refusal::NoBlocks);
+        }
+        // The region and its blocks are aligned alike, so the offset is aligned when `addr` is.
+        let first = addr.checked_sub(start).ok_or(Refusal::NotUsable)? / block_size;
+        let count = u64::from(nb_blocks);
+        // `first` is below 2^64 / block_size, and with blocks of one byte the sum could still wrap.
+        match first.checked_add(count) {
+            Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange { first, count }),
+            _ => Err(Refusal::NotUsable),
+        }
+    }
+
+    /// How much of the region must be usable for the requested size; nothing for nothing.
+    fn needed_usable_size(&self) -> u64 {
+        let DeviceConfig { block_size, region_size, .. } = self.fixed;
+        if self.requested_size == 0 {
+            return 0;
+        }
+        let wanted = self.requested_size.saturating_add(USABLE_EXTENT);
+        // Both bounds are multiples of the block size, so rounding up never leaves the region.
+        wanted.checked_next_multiple_of(block_size).map_or(region_size, |usable| usable.min(region_size))
+    }
+}

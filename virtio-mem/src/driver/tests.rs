@@ -1,0 +1,281 @@
+//! The policy, step by step, against outcomes that each test chooses: what is done when all goes
+//! well here, what becomes of failures below.
+
+mod device;
+mod guest;
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::*;
+use crate::wire::{BlockState, ResponseType};
+
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 2 * MIB;
+const MEMORY_BLOCK: u64 = 128 * MIB;
+const ADDR: u64 = 4 << 30;
+
+const ACK: Outcome = Outcome::Response(Response::new(ResponseType::Ack));
+const NACK: Outcome = Outcome::Response(Response::new(ResponseType::Nack));
+const BUSY: Outcome = Outcome::Response(Response::new(ResponseType::Busy));
+const ERROR: Outcome = Outcome::Response(Response::new(ResponseType::Error));
+
+/// A driver and the configuration space that it reads.
+struct Guest {
+    driver: Driver,
+    config: Config,
+}
+
+impl Guest {
+    fn new(region_size: u64, memmap_size: u64) -> Guest {
+        let config = Config {
+            block_size: BLOCK,
+            node_id: 0,
+            addr: ADDR,
+            region_size,
+            usable_region_size: 0,
+            plugged_size: 0,
+            requested_size: 0,
+        };
+        let driver = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size };
+        Guest { driver: Driver::new(driver, config).unwrap(), config }
+    }
+
+    /// A guest of 8 GiB with `plugged` MiB plugged and in use.
+    fn with(plugged: u64) -> Guest {
+        let mut guest = Guest::new(8 << 30, BLOCK);
+        guest.resize(plugged);
+        assert_eq!(guest.run(|_| None).1, Rest::Reached);
+        guest
+    }
+
+    fn resize(&mut self, mib: u64) {
+        self.config.requested_size = mib * MIB;
+        let usable = (mib + 256) * MIB;
+        self.config.usable_region_size =
+            self.config.usable_region_size.max(usable.min(self.config.region_size));
+        self.driver.config_changed();
+    }
+
+    /// Completes the next action: with success, unless `outcome` knows better.
+    fn step(&mut self, outcome: impl FnOnce(Action) -> Option<Outcome>) -> Action {
+        let action = self.driver.next();
+        if let Action::Rest(_) = action {
+            return action;
+        }
+        assert_eq!(self.driver.next(), action, "the same until it is completed");
+        let outcome = outcome(action).unwrap_or(match action {
+            Action::ReadConfig => Outcome::Config(self.config),
+            Action::Send(_) => ACK,
+            _ => Outcome::Done,
+        });
+        self.driver.complete(outcome);
+        action
+    }
+
+    /// Runs until the driver rests. Reading the configuration is not worth listing.
+    fn run(&mut self, mut outcome: impl FnMut(Action) -> Option<Outcome>) -> (Vec<Action>, Rest) {
+        let mut actions = Vec::new();
+        for _ in 0..10_000 {
+            match self.step(&mut outcome) {
+                Action::Rest(rest) => return (actions, rest),
+                Action::ReadConfig => {}
+                action => actions.push(action),
+            }
+        }
+        panic!("no rest after {actions:?}");
+    }
+
+    fn plugged(&self) -> u64 {
+        self.driver.plugged_size() / MIB
+    }
+}
+
+fn addr(mib: u64) -> u64 {
+    ADDR + mib * MIB
+}
+
+fn plug(mib: u64, nb_blocks: u16) -> Action {
+    Action::Send(Request { kind: RequestKind::Plug, addr: addr(mib), nb_blocks })
+}
+
+fn unplug(mib: u64, nb_blocks: u16) -> Action {
+    Action::Send(Request { kind: RequestKind::Unplug, addr: addr(mib), nb_blocks })
+}
+
+fn state(mib: u64, nb_blocks: u16) -> Action {
+    Action::Send(Request { kind: RequestKind::State, addr: addr(mib), nb_blocks })
+}
+
+fn add(mib: u64, sub_blocks: u32) -> Action {
+    Action::AddBlock { addr: addr(mib), plugged: SubBlocks::of(0..sub_blocks) }
+}
+
+fn online(mib: u64, blocks: u64) -> Action {
+    Action::OnlineSubBlocks { addr: addr(mib), size: blocks * BLOCK }
+}
+
+fn offline(mib: u64) -> Action {
+    Action::OfflineSubBlocks { addr: addr(mib), size: BLOCK }
+}
+
+fn remove(mib: u64) -> Action {
+    Action::RemoveBlock { addr: addr(mib) }
+}
+
+fn retry(after_ms: u32, why: Why) -> Rest {
+    Rest::Retry { after_ms, why }
+}
+
+fn unmovable(action: Action) -> Option<Outcome> {
+    let frees = matches!(action, Action::OfflineSubBlocks { .. } | Action::RemoveBlock { .. });
+    frees.then_some(Outcome::Failed(Why::Unmovable))
+}
+
+fn no_memory(action: Action) -> Option<Outcome> {
+    matches!(action, Action::AddBlock { .. }).then_some(Outcome::Failed(Why::NoMemory))
+}
+
+#[test]
+fn grows_by_one_request_and_shrinks_from_the_top() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    assert_eq!(guest.driver.next(), Action::Rest(Rest::Reached));
+    guest.resize(384);
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(actions, [plug(0, 192), add(0, 64), add(128, 64), add(256, 64)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 384));
+
+    guest.resize(128);
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(actions, [remove(256), unplug(256, 64), remove(128), unplug(128, 64)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 128));
+    assert_eq!(guest.driver.region.len(), 1, "what is not used costs nothing to look through");
+}
+
+#[test]
+fn a_partial_memory_block_starts_with_its_memmap_and_ends_with_it() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(130);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 65), add(0, 64), add(128, 1)]);
+    guest.resize(140);
+    assert_eq!(guest.run(|_| None).0, [plug(130, 5), online(130, 5)]);
+    guest.resize(134);
+    assert_eq!(guest.run(|_| None).0, [offline(138), offline(136), offline(134), unplug(134, 3)]);
+    guest.resize(130);
+    assert_eq!(guest.run(|_| None).0, [offline(132), offline(130), unplug(130, 2)]);
+    guest.resize(128);
+    assert_eq!(guest.run(|_| None).0, [remove(128), unplug(128, 1)]);
+}
+
+#[test]
+fn holes_are_filled_lowest_first_and_before_new_memory_blocks() {
+    let mut guest = Guest::with(256);
+    guest.resize(128);
+    // Nothing goes but the sub-blocks at 10, 12, 20 and 200 MiB.
+    let loose = |action| match action {
+        Action::OfflineSubBlocks { addr: at, .. }
+            if [addr(10), addr(12), addr(20), addr(200)].contains(&at) =>
+        {
+            None
+        }
+        action => unmovable(action),
+    };
+    let (actions, rest) = guest.run(loose);
+    let unplugged: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
+    assert_eq!(unplugged, [unplug(200, 1), unplug(20, 1), unplug(10, 2)]);
+    assert_eq!((rest, guest.plugged()), (retry(100, Why::Unmovable), 248));
+
+    guest.resize(384);
+    let (actions, _) = guest.run(|_| None);
+    let mut expected = vec![plug(10, 2), online(10, 2), plug(20, 1), online(20, 1), plug(200, 1)];
+    expected.extend([online(200, 1), plug(256, 64), add(256, 64)]);
+    assert_eq!(actions, expected);
+}
+
+#[test]
+fn a_request_for_more_than_it_can_name_ends_with_a_whole_memory_block() {
+    let mut guest = Guest::new(256 << 30, BLOCK);
+    guest.resize(256 << 10);
+    let (actions, rest) = guest.run(|_| None);
+    let sent: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
+    assert_eq!(sent, [plug(0, 65472), plug(65472 * 2, 65472), plug(65472 * 4, 128)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 256 << 10));
+}
+
+#[test]
+fn a_target_that_moves_turns_blocks_around() {
+    // On the way in, then not wanted any more.
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(512);
+    while guest.step(|_| None) != add(0, 64) {}
+    guest.resize(192);
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(actions, [unplug(192, 160), add(128, 32)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 192));
+
+    // On the way out, then wanted again.
+    guest.resize(0);
+    while guest.step(|_| None) != remove(128) {}
+    guest.resize(192);
+    assert_eq!(guest.run(|_| None), (vec![add(128, 32)], Rest::Reached));
+    guest.resize(176);
+    while guest.step(|_| None) != offline(190) {}
+    guest.resize(192);
+    assert_eq!(guest.run(|_| None), (vec![online(190, 1)], Rest::Reached));
+
+    // Deeper than before: the whole memory block goes, with what has left it already.
+    guest.resize(176);
+    while guest.step(|_| None) != offline(190) {}
+    guest.resize(128);
+    assert_eq!(guest.run(|_| None), (vec![remove(128), unplug(128, 32)], Rest::Reached));
+}
+
+#[test]
+fn a_failure_that_a_new_target_may_have_caused_is_not_held_against_a_block() {
+    let mut guest = Guest::with(256);
+    guest.resize(192);
+    guest.step(|_| None);
+    assert_eq!(guest.driver.next(), offline(254));
+    guest.resize(250);
+    guest.driver.complete(Outcome::Failed(Why::Unmovable));
+    assert_eq!(guest.driver.next(), Action::ReadConfig);
+    let (actions, _) = guest.run(|_| None);
+    assert_eq!(actions, [offline(254), offline(252), offline(250), unplug(250, 3)]);
+}
+
+#[test]
+fn without_a_memmap_inside_the_last_sub_block_takes_the_memory_block_along() {
+    let mut guest = Guest::new(1 << 30, 0);
+    guest.resize(6);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 3), add(0, 3)]);
+    guest.resize(4);
+    assert_eq!(guest.run(|_| None).0, [offline(4), unplug(4, 1)]);
+    guest.resize(0);
+    let first_removal = |action| (action == remove(0)).then_some(Outcome::Failed(Why::NoRoom));
+    let (actions, rest) = guest.run(first_removal);
+    assert_eq!(actions, [remove(0), offline(2), offline(0), unplug(0, 2), remove(0)]);
+    assert_eq!(rest, Rest::Reached, "an empty memory block is nothing to the host");
+    guest.driver.config_changed();
+    assert_eq!(guest.run(|_| None), (vec![remove(0)], Rest::Reached));
+}
+
+#[test]
+fn a_full_usable_region_blocks() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(512);
+    guest.config.usable_region_size = 130 * MIB;
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(actions, [plug(0, 65), add(0, 64), add(128, 1)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Blocked(Why::NoRoom), 130));
+    guest.config.usable_region_size = 512 * MIB;
+    guest.driver.config_changed();
+    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+}
+
+#[test]
+#[should_panic(expected = "Done does not complete ReadConfig")]
+fn an_outcome_of_another_action_is_a_bug_of_the_caller() {
+    let mut guest = Guest::new(1 << 30, BLOCK);
+    guest.driver.config_changed();
+    guest.step(|_| Some(Outcome::Done));
+}

@@ -1,0 +1,145 @@
+//! The device refuses, errs, or says nothing.
+
+use super::*;
+
+#[test]
+fn the_host_is_asked_again_for_ever_and_for_less() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(4096);
+    let busy = |action| matches!(action, Action::Send(_)).then_some(BUSY);
+    let mut asked = Vec::new();
+    for _ in 0..20 {
+        let (actions, rest) = guest.run(busy);
+        let [Action::Send(Request { nb_blocks, .. })] = actions[..] else { panic!("{actions:?}") };
+        asked.push(nb_blocks);
+        assert!(matches!(rest, Rest::Retry { why: Why::HostBusy, .. }));
+        guest.driver.retry();
+    }
+    assert_eq!(asked[..9], [2048, 64, 32, 16, 8, 4, 2, 1, 1]);
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(actions[..6], [plug(0, 1), add(0, 1), plug(2, 2), online(2, 2), plug(6, 4), online(6, 4)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 4096));
+}
+
+#[test]
+fn after_nack_the_configuration_is_read_and_then_there_is_a_pause() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(256);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(NACK)), plug(0, 128));
+    guest.config.requested_size = 128 * MIB;
+    assert_eq!(guest.step(|_| None), Action::ReadConfig);
+    assert_eq!(guest.step(|_| Some(NACK)), plug(0, 64), "the new size, at once");
+    assert_eq!(guest.step(|_| None), Action::ReadConfig);
+    assert_eq!(guest.step(|_| Some(NACK)), plug(0, 64), "once more, since it is what the device wants");
+    assert_eq!(guest.step(|_| None), Action::ReadConfig);
+    assert_eq!(guest.step(|_| None), Action::Rest(retry(100, Why::HostBusy)));
+}
+
+#[test]
+fn after_error_the_driver_finds_out() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(16);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 8));
+    assert_eq!(guest.step(|_| None), Action::ReadConfig);
+    // Blocks 0, 1 and 5 are plugged.
+    let told = |action| {
+        let Action::Send(Request { kind: RequestKind::State, addr: at, nb_blocks }) = action else {
+            return None;
+        };
+        let first = (at - ADDR) / BLOCK;
+        let plugged = (first..first + u64::from(nb_blocks)).filter(|block| [0, 1, 5].contains(block)).count();
+        Some(Outcome::Response(Response::with_state(match plugged {
+            0 => BlockState::Unplugged,
+            plugged if plugged == usize::from(nb_blocks) => BlockState::Plugged,
+            _ => BlockState::Mixed,
+        })))
+    };
+    let (actions, rest) = guest.run(told);
+    assert_eq!(actions[..3], [state(0, 8), state(0, 4), state(0, 2)]);
+    assert_eq!((rest, guest.plugged()), (retry(100, Why::DeviceError), 6));
+    assert_eq!(guest.driver.device_errors(), 1);
+
+    guest.driver.retry();
+    let (actions, rest) = guest.run(|_| None);
+    let found = Action::AddBlock { addr: ADDR, plugged: SubBlocks::from_bits(0b10_0011) };
+    assert_eq!(actions, [found, plug(4, 3), online(4, 3), plug(12, 2), online(12, 2)]);
+    assert_eq!((rest, guest.plugged()), (Rest::Reached, 16));
+}
+
+#[test]
+fn a_memory_block_without_its_memmap_is_not_added() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(8);
+    guest.step(|_| None);
+    guest.step(|_| Some(ERROR));
+    guest.step(|_| None);
+    // All but the first of the four blocks are plugged.
+    let mixed = [BlockState::Mixed, BlockState::Mixed, BlockState::Unplugged, BlockState::Plugged];
+    for answer in mixed {
+        guest.step(|_| Some(Outcome::Response(Response::with_state(answer))));
+    }
+    assert_eq!(guest.plugged(), 6);
+    guest.driver.config_changed();
+    assert_eq!(guest.run(|_| None), (vec![unplug(2, 3), plug(0, 4), add(0, 4)], Rest::Reached));
+}
+
+#[test]
+fn an_unanswered_request_is_in_doubt() {
+    let mut guest = Guest::with(128);
+    guest.resize(0);
+    let lost = |action| matches!(action, Action::Send(_)).then_some(Outcome::NoResponse);
+    assert_eq!(guest.run(lost), (vec![remove(0), unplug(0, 64)], retry(100, Why::DeviceError)));
+    guest.driver.retry();
+    assert_eq!(guest.run(lost), (vec![state(0, 64)], retry(200, Why::DeviceError)));
+    assert_eq!(guest.driver.device_errors(), 2);
+    guest.driver.retry();
+    let unplugged = |action| {
+        let told = Outcome::Response(Response::with_state(BlockState::Unplugged));
+        (action == state(0, 64)).then_some(told)
+    };
+    assert_eq!(guest.run(unplugged).0, [state(0, 64)]);
+    assert_eq!(guest.plugged(), 0);
+    guest.driver.retry();
+    assert_eq!(guest.run(|_| None), (vec![], Rest::Reached));
+}
+
+#[test]
+fn blocks_beyond_the_usable_region_are_not_asked_for() {
+    for (usable, asked) in [(64, Some(state(0, 32))), (0, None)] {
+        let mut guest = Guest::new(8 << 30, BLOCK);
+        guest.resize(128);
+        guest.step(|_| None);
+        assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 64));
+        guest.config.usable_region_size = usable * MIB;
+        assert_eq!(guest.step(|_| None), Action::ReadConfig);
+        match asked {
+            Some(question) => assert_eq!(guest.driver.next(), question),
+            None => assert_eq!(guest.driver.next(), Action::Rest(retry(100, Why::DeviceError))),
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_read_again_later() {
+    let mut guest = Guest::with(128);
+    let good = guest.config;
+    for bad in [
+        Config { addr: good.addr + MEMORY_BLOCK, ..good },
+        Config { requested_size: BLOCK + 1, ..good },
+        Config { requested_size: good.region_size + BLOCK, ..good },
+        Config { plugged_size: good.usable_region_size + BLOCK, ..good },
+    ] {
+        guest.driver.config_changed();
+        guest.config = bad;
+        assert_eq!(guest.run(|_| None), (vec![], retry(100, Why::DeviceError)));
+        assert_eq!(guest.driver.requested_size(), 128 * MIB);
+        guest.config = good;
+        guest.driver.retry();
+        assert_eq!(guest.run(|_| None), (vec![], Rest::Reached));
+    }
+    guest.driver.config_changed();
+    let unread = |action| (action == Action::ReadConfig).then_some(Outcome::Failed(Why::DeviceError));
+    assert_eq!(guest.run(unread).1, retry(100, Why::DeviceError));
+}

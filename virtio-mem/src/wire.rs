@@ -1,0 +1,297 @@
+//! What device and driver exchange: the configuration space, the requests and the responses.
+//!
+//! Mirrors virtio 1.3, sections 5.15.3 to 5.15.6, and Linux's `include/uapi/linux/virtio_mem.h`:
+//! layouts, constants and conversions between bytes and types, no behaviour. Everything is little
+//! endian. Padding is written as zero and never looked at.
+//!
+//! Reading is strict where a device reads (an unknown request is a [`BadRequest`]) and forgiving
+//! where a driver reads: a response that the specification does not know means "not now"
+//! ([`ResponseType::Busy`]), so that a newer device never stops an older driver for good.
+
+use core::fmt;
+use core::mem::{offset_of, size_of};
+
+use zerocopy::little_endian::{U16, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
+
+/// Virtio device id of the memory device.
+pub const DEVICE_ID: u32 = 24;
+
+/// Feature bit: [`Config::node_id`] is valid and is an ACPI proximity domain.
+pub const F_ACPI_PXM: u32 = 0;
+
+/// Feature bit: the driver must not touch unplugged memory at all.
+pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
+
+/// Bytes of the configuration space.
+pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
+
+/// Bytes of a request.
+pub const REQUEST_SIZE: usize = size_of::<RequestBytes>();
+
+/// Bytes of a response.
+pub const RESPONSE_SIZE: usize = size_of::<ResponseBytes>();
+
+/// The device's configuration space, read-only to the driver.
+///
+/// All sizes are in bytes. The last three fields change at run time, so a driver reads the whole
+/// under the transport's configuration generation, as one snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Size and alignment of a block; a power of two.
+    pub block_size: u64,
+    /// ACPI proximity domain of the region; meaningless unless [`F_ACPI_PXM`] was negotiated.
+    pub node_id: u16,
+    /// Guest-physical address of the region; a multiple of `block_size`.
+    pub addr: u64,
+    /// Size of the region, the most that can ever be plugged; a multiple of `block_size`.
+    pub region_size: u64,
+    /// Length of the region's prefix in which blocks may be plugged now.
+    pub usable_region_size: u64,
+    /// What is plugged.
+    pub plugged_size: u64,
+    /// What the host wants to be plugged.
+    pub requested_size: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ConfigBytes {
+    block_size: U64,
+    node_id: U16,
+    padding: [u8; 6],
+    addr: U64,
+    region_size: U64,
+    usable_region_size: U64,
+    plugged_size: U64,
+    requested_size: U64,
+}
+
+const _: () = {
+    assert!(CONFIG_SIZE == 56);
+    assert!(offset_of!(ConfigBytes, node_id) == 8);
+    assert!(offset_of!(ConfigBytes, addr) == 16);
+    assert!(offset_of!(ConfigBytes, region_size) == 24);
+    assert!(offset_of!(ConfigBytes, usable_region_size) == 32);
+    assert!(offset_of!(ConfigBytes, plugged_size) == 40);
+    assert!(offset_of!(ConfigBytes, requested_size) == 48);
+};
+
+impl Config {
+    /// The configuration space as the driver reads it.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; CONFIG_SIZE] {
+        transmute!(ConfigBytes {
+            block_size: self.block_size.into(),
+            node_id: self.node_id.into(),
+            padding: [0; 6],
+            addr: self.addr.into(),
+            region_size: self.region_size.into(),
+            usable_region_size: self.usable_region_size.into(),
+            plugged_size: self.plugged_size.into(),
+            requested_size: self.requested_size.into(),
+        })
+    }
+
+    /// Reads a configuration space. Nothing is checked but the layout.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; CONFIG_SIZE]) -> Config {
+        let raw: ConfigBytes = transmute!(*bytes);
+        Config {
+            block_size: raw.block_size.get(),
+            node_id: raw.node_id.get(),
+            addr: raw.addr.get(),
+            region_size: raw.region_size.get(),
+            usable_region_size: raw.usable_region_size.get(),
+            plugged_size: raw.plugged_size.get(),
+            requested_size: raw.requested_size.get(),
+        }
+    }
+}
+
+/// What a driver can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum RequestKind {
+    /// Plug blocks that are all unplugged.
+    Plug = 0,
+    /// Unplug blocks that are all plugged.
+    Unplug = 1,
+    /// Unplug whatever is plugged.
+    UnplugAll = 2,
+    /// Tell whether blocks are plugged.
+    State = 3,
+}
+
+/// A request, written by the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What to do.
+    pub kind: RequestKind,
+    /// Guest-physical address of the first block; not looked at by [`RequestKind::UnplugAll`].
+    pub addr: u64,
+    /// Number of blocks; not looked at by [`RequestKind::UnplugAll`].
+    pub nb_blocks: u16,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RequestBytes {
+    kind: U16,
+    padding: [u8; 6],
+    addr: U64,
+    nb_blocks: U16,
+    tail: [u8; 6],
+}
+
+const _: () = {
+    assert!(REQUEST_SIZE == 24);
+    assert!(offset_of!(RequestBytes, addr) == 8);
+    assert!(offset_of!(RequestBytes, nb_blocks) == 16);
+};
+
+/// Bytes that are no [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRequest {
+    /// Fewer than [`REQUEST_SIZE`] bytes.
+    Short {
+        /// How many.
+        len: usize,
+    },
+    /// A type that the specification does not know.
+    UnknownType(u16),
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadRequest::Short { len } => write!(f, "{len} bytes are too short for a request"),
+            BadRequest::UnknownType(kind) => write!(f, "request type {kind} is unknown"),
+        }
+    }
+}
+
+impl core::error::Error for BadRequest {}
+
+impl Request {
+    /// The request as the device reads it.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; REQUEST_SIZE] {
+        transmute!(RequestBytes {
+            kind: (self.kind as u16).into(),
+            padding: [0; 6],
+            addr: self.addr.into(),
+            nb_blocks: self.nb_blocks.into(),
+            tail: [0; 6],
+        })
+    }
+
+    /// Reads a request from the start of `bytes`; padding and bytes after it are ignored.
+    ///
+    /// # Errors
+    /// [`BadRequest`] when `bytes` is too short or the type is unknown.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Request, BadRequest> {
+        let (raw, _) =
+            RequestBytes::read_from_prefix(bytes).map_err(|_| BadRequest::Short { len: bytes.len() })?;
+        let kind = match raw.kind.get() {
+            0 => RequestKind::Plug,
+            1 => RequestKind::Unplug,
+            2 => RequestKind::UnplugAll,
+            3 => RequestKind::State,
+            unknown => return Err(BadRequest::UnknownType(unknown)),
+        };
+        Ok(Request { kind, addr: raw.addr.get(), nb_blocks: raw.nb_blocks.get() })
+    }
+}
+
+/// How a device answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum ResponseType {
+    /// Done.
+    Ack = 0,
+    /// Well-formed, but more than the host wants to be plugged.
+    Nack = 1,
+    /// Not now; nothing was changed.
+    Busy = 2,
+    /// The request is wrong.
+    Error = 3,
+}
+
+/// Whether a range of blocks is plugged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum BlockState {
+    /// All blocks are plugged.
+    Plugged = 0,
+    /// All blocks are unplugged.
+    Unplugged = 1,
+    /// Some are, some are not.
+    Mixed = 2,
+}
+
+/// A response, written by the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The answer.
+    pub kind: ResponseType,
+    /// Means something only when `kind` is [`ResponseType::Ack`] and the request was
+    /// [`RequestKind::State`].
+    pub state: BlockState,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ResponseBytes {
+    kind: U16,
+    padding: [u8; 6],
+    state: U16,
+}
+
+const _: () = {
+    assert!(RESPONSE_SIZE == 10);
+    assert!(offset_of!(ResponseBytes, state) == 8);
+};
+
+impl Response {
+    /// A response without a state: its bytes are zero.
+    #[must_use]
+    pub const fn new(kind: ResponseType) -> Response {
+        Response { kind, state: BlockState::Plugged }
+    }
+
+    /// The answer to a successful [`RequestKind::State`].
+    #[must_use]
+    pub const fn with_state(state: BlockState) -> Response {
+        Response { kind: ResponseType::Ack, state }
+    }
+
+    /// The response as the driver reads it.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; RESPONSE_SIZE] {
+        transmute!(ResponseBytes {
+            kind: (self.kind as u16).into(),
+            padding: [0; 6],
+            state: (self.state as u16).into(),
+        })
+    }
+
+    /// Reads a response. An unknown type is [`ResponseType::Busy`]; an unknown state is
+    /// [`BlockState::Mixed`], which makes the driver look closer.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; RESPONSE_SIZE]) -> Response {
+        let raw: ResponseBytes = transmute!(*bytes);
+        let kind = match raw.kind.get() {
+            0 => ResponseType::Ack,
+            1 => ResponseType::Nack,
+            3 => ResponseType::Error,
+            _ => ResponseType::Busy,
+        };
+        let state = match raw.state.get() {
+            0 => BlockState::Plugged,
+            1 => BlockState::Unplugged,
+            _ => BlockState::Mixed,
+        };
+        Response { kind, state }
+    }
+}

@@ -1,0 +1,110 @@
+//! The guest's memory management, as far as the driver can tell: memory blocks with the blocks
+//! that are in use, and pages that cannot be moved.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use virtio_mem::{Action, BlockBitmap, BlockRange, Why};
+
+use super::MIB;
+use super::random::Random;
+
+pub const MEMORY_BLOCK: u64 = 128 * MIB;
+
+/// Blocks are numbers in the region; memory blocks are named by their address. Every step that may
+/// never be asked for is a failed test.
+pub struct Guest {
+    region: u64,
+    block_size: u64,
+    memmap_inside: bool,
+    /// The memory blocks that the guest knows, with their blocks that are in use.
+    added: BTreeMap<u64, BTreeSet<u64>>,
+    /// Blocks that hold a page which cannot be moved.
+    pub pinned: BTreeSet<u64>,
+    /// Steps out of a hundred that fail for no reason.
+    pub fails: u64,
+}
+
+impl Guest {
+    pub const fn new(region: u64, block_size: u64, memmap_inside: bool) -> Guest {
+        let added = BTreeMap::new();
+        Guest { region, block_size, memmap_inside, added, pinned: BTreeSet::new(), fails: 0 }
+    }
+
+    /// The memory blocks and their blocks in use.
+    pub const fn added(&self) -> &BTreeMap<u64, BTreeSet<u64>> {
+        &self.added
+    }
+
+    /// Takes a step, or fails and changes nothing. `plugged` is what the device has plugged.
+    pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), Why> {
+        match action {
+            Action::AddBlock { addr, plugged: sub_blocks } => {
+                let first = self.block(addr);
+                let sub_blocks = sub_blocks.runs().flatten();
+                let blocks: BTreeSet<_> = sub_blocks.map(|sub_block| first + u64::from(sub_block)).collect();
+                assert!(!self.added.contains_key(&addr), "is there already");
+                assert!(!blocks.is_empty(), "has nothing plugged");
+                assert!(!self.memmap_inside || blocks.contains(&first), "has no memmap");
+                assert_plugged(&blocks, plugged);
+                self.fail(random, &[Why::NoMemory])?;
+                self.added.insert(addr, blocks);
+            }
+            Action::OnlineSubBlocks { addr, size } => {
+                let blocks = self.blocks(addr, size);
+                assert!(blocks.is_disjoint(&self.added[&memory_block(addr)]), "is in use already");
+                assert_plugged(&blocks, plugged);
+                self.fail(random, &[Why::NoMemory])?;
+                self.online(addr).extend(blocks);
+            }
+            Action::OfflineSubBlocks { addr, size } => {
+                let blocks = self.blocks(addr, size);
+                let memmap = self.block(memory_block(addr));
+                assert!(blocks.is_subset(&self.added[&memory_block(addr)]), "is not in use");
+                assert!(!self.memmap_inside || !blocks.contains(&memmap), "holds the memmap");
+                self.move_away(&blocks, random)?;
+                self.online(addr).retain(|block| !blocks.contains(block));
+            }
+            Action::RemoveBlock { addr } => {
+                self.move_away(&self.added[&addr], random)?;
+                self.added.remove(&addr);
+            }
+            action => panic!("{action:?} is not for the guest"),
+        }
+        Ok(())
+    }
+
+    fn move_away(&self, blocks: &BTreeSet<u64>, random: &mut Random) -> Result<(), Why> {
+        if !blocks.is_disjoint(&self.pinned) {
+            return Err(Why::Unmovable);
+        }
+        self.fail(random, &[Why::Unmovable, Why::NoRoom])
+    }
+
+    fn fail(&self, random: &mut Random, whys: &[Why]) -> Result<(), Why> {
+        if random.chance(self.fails) { Err(random.pick(whys)) } else { Ok(()) }
+    }
+
+    fn online(&mut self, addr: u64) -> &mut BTreeSet<u64> {
+        self.added.get_mut(&memory_block(addr)).expect("a memory block that is there")
+    }
+
+    const fn block(&self, addr: u64) -> u64 {
+        (addr - self.region) / self.block_size
+    }
+
+    fn blocks(&self, addr: u64, size: u64) -> BTreeSet<u64> {
+        assert!(size > 0 && memory_block(addr) == memory_block(addr + size - 1), "not in one memory block");
+        assert!((addr | size).is_multiple_of(self.block_size), "not whole blocks");
+        (self.block(addr)..self.block(addr + size)).collect()
+    }
+}
+
+pub fn memory_block(addr: u64) -> u64 {
+    addr - addr % MEMORY_BLOCK
+}
+
+fn assert_plugged(blocks: &BTreeSet<u64>, plugged: &BlockBitmap) {
+    for &first in blocks {
+        assert_eq!(plugged.count_in(BlockRange { first, count: 1 }), 1, "block {first} is not plugged");
+    }
+}

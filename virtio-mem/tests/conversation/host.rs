@@ -1,0 +1,44 @@
+//! The host's memory: which blocks it backs, and when it cannot.
+
+use virtio_mem::blocks::{BlockBitmap, BlockRange};
+use virtio_mem::{Backing, Busy};
+
+/// Stricter than a real host: plugging twice, or unplugging what is not plugged, is a failed test.
+pub struct Host {
+    pub backed: BlockBitmap,
+    /// The block that cannot be plugged.
+    pub fails_at: Option<u64>,
+    /// The next call fails.
+    pub fails_now: bool,
+}
+
+impl Host {
+    pub fn new(blocks: u64) -> Host {
+        Host { backed: BlockBitmap::new(blocks), fails_at: None, fails_now: false }
+    }
+}
+
+impl Backing for Host {
+    fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
+        assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, of which some is plugged");
+        let fails = self.fails_at.is_some_and(|block| (range.first..range.end()).contains(&block));
+        if std::mem::take(&mut self.fails_now) || fails {
+            return Err(Busy);
+        }
+        self.backed.set(range);
+        Ok(())
+    }
+
+    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
+        assert_eq!(
+            self.backed.count_in(range),
+            range.count,
+            "unplug of {range:?}, of which some is not plugged"
+        );
+        if std::mem::take(&mut self.fails_now) {
+            return Err(Busy);
+        }
+        self.backed.clear(range);
+        Ok(())
+    }
+}

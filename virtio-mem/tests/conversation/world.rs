@@ -1,0 +1,398 @@
+//! Driver and device with everything around them, one step at a time.
+
+use std::collections::VecDeque;
+
+use virtio_mem::{
+    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Outcome, Request, RequestKind,
+    Response, ResponseType, Rest, Why,
+};
+
+use super::MIB;
+use super::guest::{Guest, MEMORY_BLOCK};
+use super::host::Host;
+use super::random::Random;
+
+pub const REGION: u64 = 4 << 30;
+
+/// Steps to remember for a failure.
+const TRACE: usize = 60;
+
+/// What a conversation is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub block_size: u64,
+    pub region_size: u64,
+    pub memmap_inside: bool,
+    /// Chance of each kind of fault, in a hundred.
+    faults: u64,
+}
+
+impl Shape {
+    /// 1 GiB and no faults.
+    pub const fn plain(block_size: u64, memmap_inside: bool) -> Shape {
+        Shape { block_size, region_size: 8 * MEMORY_BLOCK, memmap_inside, faults: 0 }
+    }
+
+    pub fn random(random: &mut Random) -> Shape {
+        Shape {
+            // Half of them with the blocks that x86 uses.
+            block_size: random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB,
+            region_size: (1 + random.below(8)) * MEMORY_BLOCK,
+            memmap_inside: random.chance(75),
+            faults: random.pick(&[0, 1, 5, 20, 50]),
+        }
+    }
+
+    fn driver(&self, config: Config) -> Driver {
+        let memmap_size = if self.memmap_inside { 2 * MIB } else { 0 };
+        Driver::new(DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size }, config)
+            .expect("the device's configuration is good")
+    }
+
+    fn guest(&self) -> Guest {
+        Guest::new(REGION, self.block_size, self.memmap_inside)
+    }
+}
+
+/// What becomes of a request on its way.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The device answers.
+    Through,
+    /// The host cannot.
+    HostFails,
+    /// The guest could not send it.
+    NotSent,
+    /// It is not served, and answered by these bytes.
+    Answered(u16),
+    /// It is served, and answered by ERROR.
+    ServedAndError,
+    /// It is not answered, and not served.
+    Lost,
+    /// It is served, but the answer is lost.
+    AnswerLost,
+    /// It is served before the next one, and not answered in time.
+    Late,
+}
+
+pub struct World {
+    pub shape: Shape,
+    random: Random,
+    pub device: Device,
+    pub driver: Driver,
+    pub host: Host,
+    pub guest: Guest,
+    /// Chance of each kind of fault, in a hundred.
+    faults: u64,
+    /// A request that the device has yet to come to.
+    late: Option<Request>,
+    /// The device has changed something that the driver cannot know of yet.
+    pub in_doubt: bool,
+    /// A config notification is on its way.
+    pub interrupt: bool,
+    /// The usable region of the last step.
+    pub usable: u64,
+    trace: VecDeque<String>,
+    /// Requests so far.
+    pub requests: u32,
+    /// How often the driver rested without having reached its target.
+    pub pauses: u32,
+}
+
+impl World {
+    pub fn new(shape: Shape, random: Random) -> World {
+        let Shape { block_size, region_size, .. } = shape;
+        let device = DeviceConfig { addr: REGION, region_size, block_size, node_id: None };
+        let device = Device::new(device).expect("a good configuration");
+        World {
+            shape,
+            random,
+            driver: shape.driver(device.config()),
+            device,
+            host: Host::new(region_size / block_size),
+            guest: shape.guest(),
+            faults: shape.faults,
+            late: None,
+            in_doubt: false,
+            interrupt: false,
+            usable: 0,
+            trace: VecDeque::new(),
+            requests: 0,
+            pauses: 0,
+        }
+    }
+
+    /// `steps` steps with faults.
+    pub fn converse(&mut self, steps: u32) {
+        self.guest.fails = self.faults;
+        for _ in 0..steps {
+            if self.random.chance(5) {
+                self.move_target();
+            }
+            if self.random.chance(5) {
+                self.pin_or_unpin();
+            }
+            if self.random.chance(1) && self.random.chance(20) {
+                self.restart();
+            }
+            let rest = self.step();
+            if rest.is_some() && self.random.chance(80) {
+                self.driver.retry();
+            }
+            if self.random.chance(3) {
+                // Memory is freed, or a device says that nothing has changed (D11).
+                if self.random.chance(50) { self.driver.retry() } else { self.interrupt = true }
+            }
+        }
+    }
+
+    /// The faults stop: reaches the target, within `budget` steps.
+    pub fn settle(&mut self, budget: u32) {
+        self.faults = 0;
+        self.guest.fails = 0;
+        self.guest.pinned.clear();
+        self.pauses = 0;
+        for _ in 0..budget {
+            match self.step() {
+                Some(Rest::Reached) if !self.interrupt => {
+                    assert_eq!(self.device.plugged_size(), self.device.requested_size());
+                    let used: usize = self.guest.added().values().map(|blocks| blocks.len()).sum();
+                    assert_eq!(used as u64, self.device.plugged().count(), "all that is plugged is used");
+                    return;
+                }
+                Some(Rest::Reached) | None => {}
+                Some(Rest::Retry { .. } | Rest::Blocked(_)) => self.driver.retry(),
+            }
+        }
+        panic!("the target is not reached after {budget} steps");
+    }
+
+    /// Gives everything back.
+    pub fn empty(&mut self, budget: u32) {
+        self.resize(0);
+        self.settle(budget);
+        assert!(self.guest.added().is_empty() && self.host.backed.is_empty());
+    }
+
+    /// Goes on until the driver has paused often with nothing gained.
+    pub fn until_it_pauses_often(&mut self, budget: u32) {
+        let mut pauses = 0;
+        let mut plugged = 0;
+        for _ in 0..budget {
+            if self.step().is_some() {
+                pauses = if plugged == self.device.plugged_size() { pauses + 1 } else { 0 };
+                plugged = self.device.plugged_size();
+                self.driver.retry();
+            }
+            if pauses > 20 {
+                return;
+            }
+        }
+        panic!("gains, or works, after {budget} steps");
+    }
+
+    /// Prints the last steps.
+    pub fn tell(&self) {
+        for line in &self.trace {
+            eprintln!("  {line}");
+        }
+        eprintln!("  {:?}, then it failed", self.device.config());
+    }
+
+    /// The host wants something else. D9: the notification is due exactly if that changes
+    /// something.
+    pub fn resize(&mut self, requested: u64) {
+        let before = self.device.config();
+        let due = self.device.resize(requested).expect("a size that there is");
+        let after = self.device.config();
+        let target = |config: &Config| (config.requested_size, config.usable_region_size);
+        assert_eq!(due, target(&before) != target(&after), "D9");
+        self.interrupt |= due;
+        self.remember(format!("the host wants {} MiB", requested / MIB));
+    }
+
+    fn move_target(&mut self) {
+        let blocks = self.shape.region_size / self.shape.block_size;
+        let requested = match self.random.below(4) {
+            0 => 0,
+            1 => blocks,
+            _ => self.random.below(blocks + 1),
+        };
+        self.resize(requested * self.shape.block_size);
+    }
+
+    fn pin_or_unpin(&mut self) {
+        let block = self.random.below(self.shape.region_size / self.shape.block_size);
+        if self.random.chance(50) {
+            self.guest.pinned.insert(block);
+        } else {
+            self.guest.pinned.retain(|pinned| *pinned < block);
+        }
+    }
+
+    /// A new guest kernel: after a system reset, or started by the old one.
+    fn restart(&mut self) {
+        let reset = self.random.chance(50);
+        self.host.fails_now = self.random.chance(self.faults);
+        if reset && self.device.reset(&mut self.host).is_ok() {
+            assert!(self.device.plugged().is_empty());
+        }
+        self.host.fails_now = false;
+        (self.late, self.interrupt) = (None, false);
+        self.usable = self.device.usable_region_size();
+        self.in_doubt = !self.device.plugged().is_empty();
+        self.guest = self.shape.guest();
+        self.guest.fails = self.faults;
+        self.driver = self.shape.driver(self.device.config());
+        self.remember(format!("a new kernel, reset {reset}"));
+    }
+
+    /// One action of the driver, and what came of it. Returns how the driver rests, if it does.
+    pub fn step(&mut self) -> Option<Rest> {
+        // Interrupts take their time only while there are faults.
+        if self.interrupt && (self.faults == 0 || self.random.chance(50)) {
+            self.interrupt = false;
+            self.driver.config_changed();
+        }
+        let action = self.driver.next();
+        self.remember(format!("{action:x?}"));
+        self.check_beliefs(action);
+        let rest = match action {
+            Action::Rest(rest) => Some(rest),
+            Action::ReadConfig => {
+                let outcome = self.read_config();
+                self.complete(outcome);
+                None
+            }
+            Action::Send(request) => {
+                let outcome = self.deliver(request);
+                self.complete(outcome);
+                None
+            }
+            action => {
+                let done = self.guest.step(action, self.device.plugged(), &mut self.random);
+                self.complete(done.map_or_else(Outcome::Failed, |()| Outcome::Done));
+                None
+            }
+        };
+        self.pauses += u32::from(rest.is_some_and(|rest| rest != Rest::Reached));
+        self.check();
+        rest
+    }
+
+    fn complete(&mut self, outcome: Outcome) {
+        self.remember(format!("    {outcome:x?}"));
+        // What is under way is not disturbed by anything that happens meanwhile.
+        if self.random.chance(self.faults) {
+            self.move_target();
+            self.driver.config_changed();
+        }
+        if self.random.chance(self.faults) {
+            self.driver.retry();
+        }
+        self.driver.complete(outcome);
+    }
+
+    fn read_config(&mut self) -> Outcome {
+        let config = self.device.config();
+        if self.random.chance(self.faults / 5) {
+            return Outcome::Failed(Why::DeviceError);
+        }
+        if self.random.chance(self.faults / 5) {
+            return Outcome::Config(Config { plugged_size: config.plugged_size + 1, ..config });
+        }
+        Outcome::Config(Config::from_bytes(&config.to_bytes()))
+    }
+
+    fn way(&mut self) -> Way {
+        if !self.random.chance(self.faults) {
+            return Way::Through;
+        }
+        let answers = [ResponseType::Nack as u16, ResponseType::Busy as u16, ResponseType::Error as u16, 7];
+        match self.random.below(8) {
+            0 => Way::NotSent,
+            1..4 => Way::Answered(self.random.pick(&answers)),
+            4 => Way::ServedAndError,
+            5 => Way::Lost,
+            6 => Way::AnswerLost,
+            _ => Way::Late,
+        }
+    }
+
+    fn deliver(&mut self, request: Request) -> Outcome {
+        self.requests += 1;
+        let mut way = self.way();
+        if self.random.chance(self.faults) && matches!(way, Way::Through) {
+            way = Way::HostFails;
+        }
+        if !matches!(way, Way::Through) {
+            self.remember(format!("    {way:?}"));
+        }
+        if let Some(late) = self.late.take() {
+            self.serve(late);
+        }
+        match way {
+            Way::NotSent => Outcome::Failed(Why::NoMemory),
+            Way::Through => Outcome::Response(self.serve(request)),
+            Way::HostFails => {
+                self.host.fails_now = true;
+                let response = self.serve(request);
+                self.host.fails_now = false;
+                Outcome::Response(response)
+            }
+            Way::Answered(code) => {
+                let mut bytes = Response::with_state(BlockState::Mixed).to_bytes();
+                bytes[..2].copy_from_slice(&code.to_le_bytes());
+                Outcome::Response(Response::from_bytes(&bytes))
+            }
+            Way::ServedAndError => {
+                self.in_doubt = true;
+                self.serve(request);
+                Outcome::Response(Response::new(ResponseType::Error))
+            }
+            Way::Lost => Outcome::NoResponse,
+            Way::AnswerLost => {
+                self.in_doubt = true;
+                self.serve(request);
+                Outcome::NoResponse
+            }
+            Way::Late => {
+                self.in_doubt = true;
+                self.late = Some(request);
+                Outcome::NoResponse
+            }
+        }
+    }
+
+    /// The device serves a request. D8, D9: the usable region changes in UNPLUG_ALL only.
+    fn serve(&mut self, request: Request) -> Response {
+        let before = self.device.config();
+        let response = self.device.handle(&request.to_bytes(), &mut self.host);
+        let after = self.device.config();
+        self.remember(format!("    the device to {request:x?}: {:?}", response.kind));
+        assert_eq!(before.requested_size, after.requested_size);
+        if request.kind == RequestKind::UnplugAll {
+            self.usable = after.usable_region_size;
+        } else {
+            assert_eq!(before.usable_region_size, after.usable_region_size, "D9");
+        }
+        match response.kind {
+            ResponseType::Ack => {}
+            // A run that UNPLUG_ALL has unplugged stays unplugged.
+            ResponseType::Busy if request.kind == RequestKind::UnplugAll => {}
+            _ => assert_eq!(before, after, "what is refused changes nothing"),
+        }
+        Response::from_bytes(&response.to_bytes())
+    }
+
+    fn remember(&mut self, line: String) {
+        // A driver at rest says the same again and again.
+        if self.trace.back() == Some(&line) {
+            return;
+        }
+        if self.trace.len() == TRACE {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+}
