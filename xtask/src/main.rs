@@ -24,7 +24,9 @@ fn main() -> Result<ExitCode> {
     match words[..] {
         ["setup"] => {
             let toolchain = setup()?;
-            eprintln!("ready: the guest is built with {toolchain}; `cargo build --release` gives target/release/tidevm");
+            eprintln!(
+                "ready: the guest is built with {toolchain}; `cargo build --release` gives target/release/tidevm"
+            );
             Ok(ExitCode::SUCCESS)
         }
         ["demo"] => {
@@ -34,7 +36,11 @@ fn main() -> Result<ExitCode> {
         }
         ["test"] => {
             setup()?;
-            status(Command::new(env!("CARGO")).current_dir(workspace_root()).args(["test", "--workspace", "--no-fail-fast"]))
+            status(Command::new(env!("CARGO")).current_dir(workspace_root()).args([
+                "test",
+                "--workspace",
+                "--no-fail-fast",
+            ]))
         }
         _ => {
             eprint!("{USAGE}");
@@ -53,7 +59,10 @@ fn setup() -> Result<Toolchain> {
         // Its text names both remedies.
         find_toolchain()?;
     }
-    eprintln!("installing {} (Debian's compiler, for the guest's bare-metal target)", DEBIAN_PACKAGES.join(" "));
+    eprintln!(
+        "installing {} (Debian's compiler, for the guest's bare-metal target)",
+        DEBIAN_PACKAGES.join(" ")
+    );
     run(Command::new("apt-get").args(["update", "--quiet"]))?;
     run(Command::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")

@@ -52,9 +52,6 @@ pub mod cmdline {
     pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
     /// `tidevm.init=eager`: how struct pages are initialised.
     pub const INIT: &str = "tidevm.init";
-    /// `tidevm.zeroed_memory=on|off`: whether memory that the guest has never touched reads as
-    /// zero. tidevm promises it; other VMMs may not.
-    pub const ZEROED_MEMORY: &str = "tidevm.zeroed_memory";
 }
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.

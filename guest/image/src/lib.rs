@@ -87,9 +87,16 @@ pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error>
         let name = name.to_string_lossy();
         let leaks = ["RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"]
             .contains(&&*name)
-            || ["RUSTC_WORKSPACE_", "CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_CFG_", "CLIPPY_"]
-                .iter()
-                .any(|prefix| name.starts_with(prefix));
+            || [
+                "RUSTC_WORKSPACE_",
+                "CARGO_BUILD_",
+                "CARGO_PROFILE_",
+                "CARGO_TARGET_",
+                "CARGO_CFG_",
+                "CLIPPY_",
+            ]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
         if leaks {
             cargo.env_remove(&*name);
         }

@@ -67,7 +67,8 @@ impl BootInfo {
         let info = unsafe { &*phys_to_virt(start_info).cast::<StartInfo>() };
         assert!(info.magic == START_INFO_MAGIC, "start_info magic {:#x}", info.magic);
         assert!(info.version >= 1, "start_info version {} has no memory map", info.version);
-        let mut boot = Self { ram: [(0, 0); MAX_RANGES], nr_ram: 0, cmdline: [0; MAX_CMDLINE], cmdline_len: 0 };
+        let mut boot =
+            Self { ram: [(0, 0); MAX_RANGES], nr_ram: 0, cmdline: [0; MAX_CMDLINE], cmdline_len: 0 };
         let entries = phys_to_virt(info.memmap_paddr).cast::<MemmapEntry>();
         for index in 0..info.memmap_entries as usize {
             // SAFETY: the table has `memmap_entries` entries, by the ABI.

@@ -64,7 +64,8 @@ impl Control {
 impl Job for Control {
     fn step(&mut self) -> Step {
         self.device.interrupts();
-        while let Some(call) = self.inbox.take(&mut self.device.transport, |bytes| abi::decode::<Call>(bytes)) {
+        while let Some(call) = self.inbox.take(&mut self.device.transport, |bytes| abi::decode::<Call>(bytes))
+        {
             match call {
                 Ok(call) => agent::carry_out(call),
                 // Id 0 is never a call's: the VMM logs it.

@@ -51,9 +51,7 @@ unsafe impl GlobalAlloc for KernelHeap {
             Some(order) => block_order(order)
                 .and_then(|order| MM.alloc_pages(order, Gfp::Kernel).ok())
                 .map_or(ptr::null_mut(), |pfn| phys_to_virt(pfn.address().get())),
-            None => {
-                self.arena.lock().allocate_first_fit(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
-            }
+            None => self.arena.lock().allocate_first_fit(layout).map_or(ptr::null_mut(), NonNull::as_ptr),
         }
     }
 

@@ -7,10 +7,10 @@ use alloc::sync::Arc;
 use tidevm_abi::{Answer, HogKind, Report};
 use tidevm_mm::{Gfp, Order, Pfn, ZoneType};
 
+use crate::MM;
 use crate::control::report;
 use crate::job::{Job, Step};
 use crate::workload::{Take, Workload};
-use crate::MM;
 
 /// Pages of one step.
 const BATCH: u32 = 64;
@@ -91,8 +91,9 @@ fn gfp(kind: HogKind) -> Gfp {
     }
 }
 
-/// The largest block of which `wanted` pages, a run a block, cover the memory that is free for
-/// them; `None` when not even every second run would stay free.
+/// The block of which `wanted` pages, a run a block, go once through the memory that is free for
+/// them; `None` when there would be nothing left between two runs. Rather a little too large, so
+/// that they get to the end of memory: the few pages over then fill holes.
 fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
     let stats = MM.stats();
     let movable = stats.zones[ZoneType::Movable as usize].free;
@@ -103,7 +104,7 @@ fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
         _ => all,
     };
     let blocks = (wanted / RUN.pages()).max(1);
-    let share = u32::try_from(free / u64::from(blocks)).unwrap_or(u32::MAX);
+    let share = u32::try_from(free / u64::from(blocks) * 4 / 3).unwrap_or(u32::MAX);
     let order = Order::new((31 - share.max(1).leading_zeros()).min(u32::from(Order::MAX.get())) as u8);
     (order > RUN).then_some(order)
 }
@@ -152,9 +153,11 @@ impl EachPage {
     fn end(&self) -> Step {
         let pages = self.pages;
         let answer = match self.task {
-            Task::Verify { corrupt, first_corrupt } => {
-                Answer::Verified { pages, corrupt, first_corrupt: first_corrupt.map(|pfn| u64::from(pfn.get())) }
-            }
+            Task::Verify { corrupt, first_corrupt } => Answer::Verified {
+                pages,
+                corrupt,
+                first_corrupt: first_corrupt.map(|pfn| u64::from(pfn.get())),
+            },
             Task::Release => {
                 self.workload.unregister();
                 Answer::Released { pages }

@@ -99,8 +99,9 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let tables = &mut EarlyTables(&mut memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
-    let registers =
-        options.devices.map(|device| device.map(|device| map_device(device.address, tables).expect("no page table")));
+    let registers = options
+        .devices
+        .map(|device| device.map(|device| map_device(device.address, tables).expect("no page table")));
     paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
@@ -119,7 +120,10 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     smp::bring_up(options.nr_cpus, new_stack);
     copy::start();
     let found = options.devices.iter().flatten().zip(registers.into_iter().flatten());
-    let mem_devices = found.filter_map(|(place, registers)| Device::find(place, registers)).filter_map(|device| bind(device, options.memmap_on_memory)).count();
+    let mem_devices = found
+        .filter_map(|(place, registers)| Device::find(place, registers))
+        .filter_map(|device| bind(device, options.memmap_on_memory))
+        .count();
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: mem_devices as u32 });
     println!("tidevm guest: {} CPUs, {mem_devices} virtio-mem devices", cpu::online());
     job::run()
@@ -149,7 +153,8 @@ fn map_memory(info: &BootInfo) -> Memblock {
         low.reserve(range).expect(FULL);
     }
     for &(start, end) in info.ram() {
-        map_direct(start, end, &mut EarlyTables(&mut low)).expect("no memory for the direct map's page tables");
+        map_direct(start, end, &mut EarlyTables(&mut low))
+            .expect("no memory for the direct map's page tables");
     }
     for range in low.reserved() {
         memblock.reserve(range).expect(FULL);

@@ -78,7 +78,7 @@ pub fn virt_to_phys(virt: u64) -> u64 {
     if virt >= KERNEL {
         virt - KERNEL
     } else {
-        assert!(virt >= DIRECT_MAP && virt < DEVICES, "{virt:#x} is not in the direct map");
+        assert!((DIRECT_MAP..DEVICES).contains(&virt), "{virt:#x} is not in the direct map");
         virt - DIRECT_MAP
     }
 }

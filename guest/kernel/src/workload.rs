@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 use tidevm_abi::{Handle, HogKind};
@@ -16,6 +16,7 @@ use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
 use crate::MM;
 use crate::content::Content;
+use crate::irq;
 
 /// The owner of all workloads' pages; the index names workload and slot.
 pub const OWNER: OwnerId = OwnerId(1);
@@ -39,8 +40,15 @@ pub struct Workload {
     chunks: Vec<Chunk>,
 }
 
-static WORKLOADS: Mutex<[Option<Arc<Workload>>; MAX_WORKLOADS]> =
-    Mutex::new([const { None }; MAX_WORKLOADS]);
+static WORKLOADS: Mutex<[Option<Arc<Workload>>; MAX_WORKLOADS]> = Mutex::new([const { None }; MAX_WORKLOADS]);
+
+/// Workloads that have ended.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// Number of workloads that have ended, and so freed their pages, since boot.
+pub fn ended() -> u64 {
+    ENDED.load(Ordering::Acquire)
+}
 
 /// Why a workload was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +92,11 @@ impl Workload {
         Ok(workload)
     }
 
-    /// Forgets an empty workload's handle.
+    /// Forgets an empty workload's handle, and tells drivers that wait for memory.
     pub fn unregister(&self) {
         WORKLOADS.lock()[self.place] = None;
+        ENDED.fetch_add(1, Ordering::Release);
+        irq::wake(0);
     }
 
     /// What kind of pages it holds.

@@ -1,1 +1,132 @@
-//! stub
+//! Memory management for a kernel whose memory comes and goes.
+//!
+//! A page allocator in the manner of Linux (zones, buddy free lists, pageblocks with migrate
+//! types, per-CPU lists, watermarks) and the life cycle of memory blocks around it: add, online,
+//! offline with migration, remove; a block's memmap may lie in the block itself. The words are
+//! Linux's.
+//!
+//! # Map, lowest layer first; a file imports from its own layer and the ones above it here
+//! | layer | files |
+//! |---|---|
+//! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
+//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap` |
+//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
+//! | movement | `isolation`, `target`, `migrate`, `contig` |
+//! | life cycle | `memmap_init`, `boot`, `hotplug` |
+//! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
+//!
+//! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
+//! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. Nothing here knows where
+//! hot-added memory comes from: hotplug is called, it does not call.
+//!
+//! # Lock order
+//! ```text
+//! memory hotplug  >  pcp disable  >  pcp (one CPU, one zone)  >  zone  >  owners
+//! ```
+//! A CPU that holds a lock takes only locks to the right of it (Linux: `mem_hotplug_lock`,
+//! `pcp_batch_high_lock`, `pcp->lock`, `zone->lock`), never two of a kind. The platform's mapping
+//! calls are made under the first one only, calls to a [`MovableOwner`] under the first two only,
+//! so both may allocate and free.
+//!
+//! A broken invariant panics with the values that differ; what a caller or the machine can cause
+//! is an error.
+#![cfg_attr(not(any(test, feature = "sim")), no_std)]
+
+#[cfg(any(test, feature = "sim"))]
+extern crate std;
+
+mod addr;
+mod altmap;
+mod boot;
+mod buddy;
+mod check;
+mod contig;
+mod fallback;
+mod hotplug;
+mod isolation;
+mod lock;
+mod memblock;
+mod memmap_init;
+mod migrate;
+mod page;
+mod page_alloc;
+mod pageblock;
+mod pcplist;
+mod platform;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+mod sparse;
+mod subsection;
+mod target;
+mod vmstat;
+mod zone;
+
+pub use addr::{
+    MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
+    PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr,
+};
+pub use boot::{BootError, Options};
+pub use hotplug::{AddError, OnlineError, RemoveError};
+pub use isolation::{OfflineError, Stuck};
+pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
+pub use memmap_init::InitPolicy;
+pub use migrate::{MAX_OWNERS, MovableOwner};
+pub use page::{Holder, OwnerId, Page, ZoneType};
+pub use page_alloc::{AllocError, Gfp};
+pub use pageblock::MigrateType;
+pub use pcplist::{PcpDisabled, PerCpu};
+pub use platform::{FaultStep, NoPageTable, Platform};
+pub use sparse::{Section, SectionState, Sparse};
+pub use subsection::SubSections;
+pub use vmstat::{Stats, ZoneStats};
+
+use core::sync::atomic::{AtomicBool, AtomicUsize};
+
+use lock::{Rank, SpinLock};
+use migrate::Owners;
+use vmstat::Counters;
+use zone::Zone;
+
+/// The memory management of one machine.
+pub struct Mm<P: Platform> {
+    platform: P,
+    sparse: Sparse,
+    per_cpu: &'static [PerCpu],
+    zones: [Zone; ZoneType::COUNT],
+    /// Serialises everything that changes which memory there is.
+    hotplug: SpinLock<()>,
+    /// Held while a zone's per-CPU lists are disabled, and while their limits change.
+    pcp_disable: SpinLock<()>,
+    owners: SpinLock<Owners>,
+    counters: Counters,
+    /// [`Options`] given at boot.
+    nr_cpus: AtomicUsize,
+    memmap_on_memory: AtomicBool,
+    use_pcp_disable: AtomicBool,
+}
+
+impl<P: Platform> Mm<P> {
+    /// An `Mm` without memory, fit for a static. `per_cpu` has an element for every CPU that may
+    /// ever call.
+    #[must_use]
+    pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpu]) -> Self {
+        Self {
+            platform,
+            sparse,
+            per_cpu,
+            zones: [Zone::new(ZoneType::Dma32), Zone::new(ZoneType::Normal), Zone::new(ZoneType::Movable)],
+            hotplug: SpinLock::new(Rank::Hotplug, ()),
+            pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
+            owners: SpinLock::new(Rank::Owners, Owners::new()),
+            counters: Counters::new(),
+            nr_cpus: AtomicUsize::new(0),
+            memmap_on_memory: AtomicBool::new(false),
+            use_pcp_disable: AtomicBool::new(true),
+        }
+    }
+
+    /// The machine below.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+}

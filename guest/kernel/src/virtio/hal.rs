@@ -56,4 +56,3 @@ pub fn transport(header: NonNull<VirtIOHeader>, size: usize) -> Result<Mmio, Mmi
     // each place is looked at once.
     unsafe { Mmio::new(header, size) }
 }
-

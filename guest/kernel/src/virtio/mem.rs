@@ -41,6 +41,9 @@ pub struct MemDriver {
     /// What the last failed step ran into.
     stuck: Option<ResizeState>,
     reported: Option<Resize>,
+    /// [`workload::ended`] when the driver last looked: when one ends, what was in the way may be
+    /// gone.
+    workloads_ended: u64,
 }
 
 impl MemDriver {
@@ -68,13 +71,16 @@ impl MemDriver {
             retry_at: None,
             stuck: None,
             reported: None,
+            workloads_ended: workload::ended(),
         }))
     }
 
     /// Carries out what needs no device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            Action::ReadConfig => read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config),
+            Action::ReadConfig => {
+                read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
+            }
             Action::AddBlock { addr, plugged } => self.note(add(addr, self.in_sub_sections(plugged))),
             Action::OnlineSubBlocks { addr, size } => {
                 let (section, subs) = sub_sections(addr, size);
@@ -102,11 +108,7 @@ impl MemDriver {
             Ok(()) => Outcome::Done,
             Err(state) => {
                 self.stuck = Some(state);
-                Outcome::Failed(match state {
-                    ResizeState::Unmovable { .. } => Why::Unmovable,
-                    ResizeState::NoRoom => Why::NoRoom,
-                    _ => Why::NoMemory,
-                })
+                Outcome::Failed(kind_of(state))
             }
         }
     }
@@ -121,7 +123,12 @@ impl MemDriver {
             None => ResizeState::Reached,
             Some(Why::HostBusy) => ResizeState::HostBusy,
             Some(Why::DeviceError) => ResizeState::DeviceError,
-            Some(_) => self.stuck.unwrap_or(ResizeState::NoMemory),
+            // The step that failed knows more than its kind, such as which pages.
+            Some(kind) => self.stuck.filter(|&stuck| kind_of(stuck) == kind).unwrap_or(match kind {
+                Why::NoRoom => ResizeState::NoRoom,
+                Why::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
+                _ => ResizeState::NoMemory,
+            }),
         };
         let resize = Resize {
             region: self.region,
@@ -141,9 +148,9 @@ impl MemDriver {
     fn poll_response(&mut self) -> Option<()> {
         let bytes = self.requests.poll()?;
         self.patience = None;
-        let outcome = bytes.map_or(Outcome::Failed(Why::DeviceError), |bytes| {
-            Outcome::Response(Response::from_bytes(&bytes))
-        });
+        // A response that is too short says nothing of what the device did.
+        let outcome =
+            bytes.map_or(Outcome::NoResponse, |bytes| Outcome::Response(Response::from_bytes(&bytes)));
         self.driver.complete(outcome);
         Some(())
     }
@@ -166,8 +173,10 @@ impl Job for MemDriver {
         if self.requests.is_busy() && self.poll_response().is_none() {
             return self.wait_for_response();
         }
-        if self.retry_at.is_some_and(Instant::has_passed) {
+        let ended = workload::ended();
+        if self.retry_at.is_some_and(Instant::has_passed) || ended != self.workloads_ended {
             self.retry_at = None;
+            self.workloads_ended = ended;
             self.driver.retry();
         }
         match self.driver.next() {
@@ -233,13 +242,25 @@ fn offline_failed(error: OfflineError) -> ResizeState {
         OfflineError::Unmovable(stuck) => ResizeState::Unmovable {
             pages: u64::from(stuck.pages),
             first: stuck.first.map(|page| {
-                page.map(|(pfn, holder)| abi::UnmovablePage { pfn: u64::from(pfn.get()), owner: owner(holder) })
+                page.map(|(pfn, holder)| abi::UnmovablePage {
+                    pfn: u64::from(pfn.get()),
+                    owner: owner(holder),
+                })
             }),
         },
         OfflineError::NoRoom(_) => ResizeState::NoRoom,
         // Another isolation is under way there; it ends.
         OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
         other => panic!("the driver asked for what cannot be: {other:?}"),
+    }
+}
+
+/// Of which kind a failure is, for the step machine.
+fn kind_of(state: ResizeState) -> Why {
+    match state {
+        ResizeState::Unmovable { .. } => Why::Unmovable,
+        ResizeState::NoRoom => Why::NoRoom,
+        _ => Why::NoMemory,
     }
 }
 

@@ -52,11 +52,10 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
     pub fn poll(&mut self) -> Option<Option<[u8; RESPONSE]>> {
         let token = self.lent?;
         // SAFETY: these are the buffers that `send` added for this token.
-        let written = unsafe {
-            self.queue.pop_used(token, &[&self.request[..]], &mut [&mut self.response[..]]).ok()?
-        };
+        let written =
+            unsafe { self.queue.pop_used(token, &[&self.request[..]], &mut [&mut self.response[..]]).ok()? };
         self.lent = None;
-        Some((written as usize >= RESPONSE).then(|| *self.response))
+        Some((written as usize >= RESPONSE).then_some(*self.response))
     }
 
     /// Whether a request is under way.
@@ -136,11 +135,7 @@ impl Outbox {
     }
 
     /// Sends what `write` puts into a buffer; `false` when the device holds all of them.
-    pub fn send(
-        &mut self,
-        transport: &mut Mmio,
-        write: impl FnOnce(&mut [u8; MAX_RECORD]) -> usize,
-    ) -> bool {
+    pub fn send(&mut self, transport: &mut Mmio, write: impl FnOnce(&mut [u8; MAX_RECORD]) -> usize) -> bool {
         self.collect();
         if self.queue.available_desc() == 0 {
             return false;

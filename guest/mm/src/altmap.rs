@@ -1,0 +1,110 @@
+//! Memmap taken from the range that it describes.
+//!
+//! Mirrors Linux `struct vmem_altmap` and `altmap_alloc_block_buf`: a bump allocator over pages
+//! set aside at the start of the range. Nothing is recycled; freeing only counts, so that removal
+//! can prove that everything came back. Linux keeps it on the heap beside the memory block; here
+//! it is two counters in the section's table entry.
+//!
+//! Invariant: `alloc <= free`; `alloc == 0` before a block is added and after it is removed.
+
+use crate::addr::{Order, Pfn, SectionNr};
+use crate::sparse::Section;
+
+/// Pages at the start of a section that are set aside for its memmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VmemAltmap {
+    base: Pfn,
+    /// Pages set aside.
+    free: u32,
+    /// Pages handed out.
+    alloc: u32,
+}
+
+impl VmemAltmap {
+    /// Sets `free` pages aside at the start of section `nr`.
+    pub(crate) fn new(nr: SectionNr, free: u32) -> Self {
+        Self { base: nr.start(), free, alloc: 0 }
+    }
+
+    /// What `section`, number `nr`, has set aside, if it has.
+    pub(crate) fn of(nr: SectionNr, section: &Section) -> Option<Self> {
+        let word = section.altmap_word();
+        (word != 0).then(|| Self { base: nr.start(), free: word as u32, alloc: (word >> 32) as u32 })
+    }
+
+    /// Records it in the table.
+    pub(crate) fn store(self, section: &Section) {
+        section.set_altmap_word(u64::from(self.free) | u64::from(self.alloc) << 32);
+    }
+
+    /// Takes it out of the table, after everything was freed.
+    pub(crate) fn clear(self, section: &Section) {
+        assert_eq!(self.alloc, 0, "{} pages of memmap still in use in {:?}", self.alloc, self.base);
+        section.set_altmap_word(0);
+    }
+
+    /// First page after those set aside: where the block's usable memory begins.
+    pub(crate) fn offset(self) -> u32 {
+        self.free
+    }
+
+    /// Pages handed out.
+    pub(crate) fn allocated(self) -> u32 {
+        self.alloc
+    }
+
+    /// Takes the next `order` pages, aligned to their size.
+    pub(crate) fn alloc(&mut self, order: Order) -> Option<Pfn> {
+        let next = self.base.add(self.alloc);
+        assert!(next.is_aligned(order), "altmap hands out blocks of one size");
+        if self.alloc + order.pages() > self.free {
+            return None;
+        }
+        self.alloc += order.pages();
+        Some(next)
+    }
+
+    /// Gives `order` pages back.
+    pub(crate) fn free(&mut self, order: Order) {
+        assert!(order.pages() <= self.alloc, "frees {} of {} pages", order.pages(), self.alloc);
+        self.alloc -= order.pages();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::VmemAltmap;
+    use crate::addr::{Order, SectionNr};
+    use crate::sparse::Section;
+
+    #[test]
+    fn hands_out_what_was_set_aside() {
+        let (nr, section) = (SectionNr::new(5), Section::new());
+        assert_eq!(VmemAltmap::of(nr, &section), None);
+        let mut altmap = VmemAltmap::new(nr, 1024);
+        assert_eq!(altmap.alloc(Order::PAGEBLOCK), Some(nr.start()));
+        assert_eq!(altmap.alloc(Order::PAGEBLOCK), Some(nr.start().add(512)));
+        assert_eq!(altmap.alloc(Order::PAGE), None, "exhausted");
+        altmap.store(&section);
+        assert_eq!(VmemAltmap::of(nr, &section), Some(altmap));
+        assert_eq!((altmap.offset(), altmap.allocated()), (1024, 1024));
+        altmap.free(Order::PAGEBLOCK);
+        altmap.free(Order::PAGEBLOCK);
+        altmap.clear(&section);
+        assert_eq!(VmemAltmap::of(nr, &section), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "512 pages of memmap still in use")]
+    fn nothing_may_be_left_at_removal() {
+        let mut altmap = VmemAltmap::new(SectionNr::new(5), 512);
+        altmap.alloc(Order::PAGEBLOCK);
+        altmap.clear(&Section::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "frees 512 of 0 pages")]
+    fn frees_no_more_than_it_gave() {
+        VmemAltmap::new(SectionNr::new(5), 512).free(Order::PAGEBLOCK);
+    }
+}

@@ -1,0 +1,168 @@
+//! From memblock to zones.
+//!
+//! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. Two passes: first every
+//! section with RAM gets its memmap from memblock, then section after section is mapped,
+//! initialised and freed into its zone. So after the first section the platform can have
+//! page-table pages from the allocator to map the rest.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::Mm;
+use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
+use crate::buddy::Place;
+use crate::memblock::Memblock;
+use crate::memmap_init::{InitPolicy, init_section, set_heads};
+use crate::page::{Kind, ZoneType};
+use crate::platform::Platform;
+use crate::sparse::{SectionPages, SectionState};
+use crate::zone::setup_watermarks;
+
+/// Choices made at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// CPUs that will ever run, at least 1.
+    pub nr_cpus: usize,
+    /// Whether the memmap of hot-added memory lies in that memory.
+    pub memmap_on_memory: bool,
+    /// Whether per-CPU lists are out of play while memory is taken away, rather than drained.
+    pub pcp_disable: bool,
+    /// When struct pages are initialised.
+    pub init: InitPolicy,
+}
+
+/// Why there is no allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// No CPUs, or more than there are [`PerCpu`](crate::PerCpu)s.
+    Cpus,
+    /// There is RAM beyond the last section.
+    OutOfRange(PhysAddr),
+    /// No room for the memmap, or memblock's table is full.
+    NoMemory,
+    /// The memmap could not be mapped.
+    NoPageTable(SectionNr),
+}
+
+impl<P: Platform> Mm<P> {
+    /// Builds the zones from what `memblock` knows: memory below 4 GiB is Dma32, above it Normal.
+    /// What is free there can be allocated afterwards, what is reserved never. Called once, by one
+    /// CPU.
+    ///
+    /// # Errors
+    /// See [`BootError`]; the machine has no allocator then.
+    pub fn boot(&self, memblock: &mut Memblock, options: Options) -> Result<(), BootError> {
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, init: InitPolicy::Eager } = options;
+        if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
+            return Err(BootError::Cpus);
+        }
+        self.nr_cpus.store(nr_cpus, Relaxed);
+        self.memmap_on_memory.store(memmap_on_memory, Relaxed);
+        self.use_pcp_disable.store(pcp_disable, Relaxed);
+
+        let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
+        memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
+        let hotplug = self.lock_hotplug();
+        self.take_boot_memmaps(memblock)?;
+        let mut at = 0;
+        while let Some(nr) = boot_section_from(memblock, at) {
+            self.boot_section(memblock, nr)?;
+            at = nr.get() + 1;
+        }
+        for zone in &self.zones {
+            zone.keep_boot_span();
+        }
+        self.update_limits();
+        drop(hotplug);
+        Ok(())
+    }
+
+    /// Takes memory for the memmap of every section with RAM.
+    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<(), BootError> {
+        let mut at = 0;
+        while let Some(nr) = boot_section_from(memblock, at) {
+            let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
+            let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
+            let memmap = memblock.alloc(size, size).ok_or(BootError::NoMemory)?;
+            section.set_memmap(memmap.pfn());
+            section.set_boot();
+            self.sparse.set_state(nr, SectionState::Present);
+            at = nr.get() + 1;
+        }
+        Ok(())
+    }
+
+    fn boot_section(&self, memblock: &Memblock, nr: SectionNr) -> Result<(), BootError> {
+        let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
+        self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
+        let pages = self.sparse.pages_to_initialise(nr);
+        let below_4g = nr.start().address().get() < 4 << 30;
+        let zone_type = if below_4g { ZoneType::Dma32 } else { ZoneType::Normal };
+        init_section(pages, zone_type);
+        self.sparse.set_state(nr, SectionState::Initialised);
+
+        let zone = &self.zones[zone_type.index()];
+        for memory in memblock.memory() {
+            let ram = memory.inner_frames().intersect(nr.frames());
+            if !ram.is_empty() {
+                zone.grow_span(ram);
+                zone.add_present(ram.pages().into());
+            }
+        }
+        mark_taken(memblock, pages);
+        self.sparse.set_state(nr, SectionState::Online);
+        for free in memblock.free() {
+            let free = free.inner_frames().intersect(nr.frames());
+            zone.add_managed(free.pages().into());
+            self.free_range(pages, free);
+        }
+        Ok(())
+    }
+
+    /// Gives `range`, in the section, whose pages are in no block, to the allocator.
+    pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
+        let mut buddy = self.zones[pages.section().zone().index()].lock();
+        for (pfn, order) in range.chunks() {
+            buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
+        }
+    }
+
+    /// Recomputes what follows from the sizes of the zones.
+    pub(crate) fn update_limits(&self) {
+        setup_watermarks(&self.zones);
+        self.update_pcp_limits();
+    }
+}
+
+/// The first section from number `at` on that has RAM.
+fn boot_section_from(memblock: &Memblock, at: u32) -> Option<SectionNr> {
+    let start = SectionNr::new(at).start();
+    let mut ram = memblock.memory().map(PhysRange::inner_frames);
+    ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
+}
+
+/// Marks the parts of a section that are not free: holes, and RAM that is reserved.
+fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
+    let frames = pages.nr().frames();
+    let ram = || memblock.memory().map(PhysRange::inner_frames);
+    let free = || memblock.free().map(PhysRange::inner_frames);
+    for hole in gaps(frames, ram()) {
+        set_heads(pages, hole, Kind::Hole);
+    }
+    for ram in ram() {
+        for reserved in gaps(ram.intersect(frames), free()) {
+            set_heads(pages, reserved, Kind::Reserved);
+        }
+    }
+}
+
+/// The parts of `range` that are in none of `covered`, which is ascending and disjoint.
+fn gaps(range: PfnRange, covered: impl Iterator<Item = PfnRange>) -> impl Iterator<Item = PfnRange> {
+    let mut at = range.start;
+    let last = PfnRange { start: range.end, end: range.end };
+    covered
+        .map(move |covered| covered.intersect(range))
+        .filter(|covered| !covered.is_empty())
+        .chain([last])
+        .map(move |covered| PfnRange { start: core::mem::replace(&mut at, covered.end), end: covered.start })
+        .filter(|gap| !gap.is_empty())
+}

@@ -1,0 +1,215 @@
+//! Verifies every invariant of the allocator, of the sections and of their accounting.
+//!
+//! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at
+//! under all its locks at once. It costs time in proportion to blocks, not to pages; hosted builds
+//! look at the tails of blocks as well.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::Mm;
+use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
+use crate::altmap::VmemAltmap;
+use crate::buddy::Buddy;
+use crate::hotplug::memmap_blocks;
+use crate::page::{Kind, PageState, ZoneType};
+use crate::pageblock::MigrateType;
+use crate::pcplist::{PcpLists, PerCpu};
+use crate::platform::Platform;
+use crate::sparse::{Section, SectionPages, SectionState};
+
+/// What a zone's sections add up to, in pages unless said otherwise.
+#[derive(Default)]
+struct Tally {
+    /// Blocks by order and migrate type.
+    free: [[u32; MigrateType::COUNT]; Order::COUNT],
+    pcp: u64,
+    allocated: u64,
+    present: u64,
+    isolated_blocks: u64,
+    span: Option<PfnRange>,
+    looked_at: u64,
+}
+
+impl<P: Platform> Mm<P> {
+    /// Checks everything and returns the number of pages that were looked at.
+    ///
+    /// # Panics
+    /// When an invariant does not hold, with the values that differ.
+    pub fn check(&self) -> u64 {
+        let _hotplug = self.lock_hotplug();
+        self.check_sections();
+        ZoneType::ALL.iter().map(|&zone| self.check_zone(zone, self.cpus(), 0)).sum()
+    }
+
+    /// Sections that are not online, and the memmap pages of all of them.
+    fn check_sections(&self) {
+        let (mut boot, mut altmap) = (0, 0);
+        for nr in self.sparse.numbers() {
+            let section = self.sparse.section(nr).expect("only sections in the table are ever present");
+            let reserve = VmemAltmap::of(nr, section);
+            match section.state() {
+                SectionState::Absent => {
+                    assert!(section.plugged().is_empty(), "absent {nr:?} has {:?}", section.plugged());
+                    assert_eq!(reserve, None, "absent {nr:?} has memmap pages");
+                    continue;
+                }
+                SectionState::Initialised => panic!("{nr:?} stopped on its way to be online"),
+                SectionState::Present | SectionState::Online => {}
+            }
+            match reserve {
+                Some(reserve) => altmap += u64::from(reserve.allocated()),
+                None if section.is_boot() => {}
+                None => boot += u64::from(MEMMAP_PAGES),
+            }
+        }
+        assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
+        assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
+    }
+
+    /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
+    /// the lists locked before.
+    fn check_zone(&self, zone: ZoneType, cpus: &[PerCpu], listed: u64) -> u64 {
+        if let Some((cpu, rest)) = cpus.split_first() {
+            let lists = cpu.zone(zone).lock_next();
+            self.check_pcp(zone, &lists);
+            return self.check_zone(zone, rest, listed + u64::from(lists.count()));
+        }
+        let of = &self.zones[zone.index()];
+        let buddy = of.lock();
+        let mut tally = Tally::default();
+        for pages in self
+            .sparse
+            .iter()
+            .filter(|pages| pages.section().state() == SectionState::Online && pages.section().zone() == zone)
+        {
+            check_section(pages, zone, &mut tally);
+        }
+        assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
+        let in_buddy = buddy.free() + buddy.isolated();
+        assert_eq!(of.managed(), in_buddy + tally.pcp + tally.allocated, "{zone:?}: managed, sum of uses");
+        assert_eq!(of.present(), tally.present, "{zone:?}: present, sum of sections");
+        assert_eq!(of.nr_isolate_pageblock(), tally.isolated_blocks, "{zone:?}: isolated pageblocks");
+        let span = tally.span.unwrap_or(PfnRange::new(Pfn::new(0), 0));
+        assert_eq!(of.spanned(), span, "{zone:?}: span, reach of sections");
+        assert_eq!(buddy.free_blocks(), tally.free, "{zone:?}: blocks on lists, blocks in sections");
+        buddy.check_lists(&self.sparse, zone);
+        tally.looked_at
+    }
+
+    fn check_pcp(&self, zone: ZoneType, lists: &PcpLists) {
+        let mut count = 0;
+        for (pfn, page) in lists.iter(&self.sparse) {
+            let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
+            assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
+            count += 1;
+        }
+        assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
+    }
+}
+
+/// Walks an online section, which must be tiled by blocks.
+fn check_section(pages: SectionPages<'_>, zone: ZoneType, tally: &mut Tally) {
+    let frames = pages.nr().frames();
+    let section = pages.section();
+    let (mut free, mut offline, mut memmap) = (0, 0, 0);
+    let mut pfn = frames.start;
+    while pfn < frames.end {
+        let state = pages.page(pfn).state();
+        let (kind, order) = (state.kind(), state.order());
+        let block = u64::from(order.pages());
+        assert!(pfn.is_aligned(order), "{pfn:?} is no place for {state:?}");
+        assert_eq!(state.zone(), zone, "zone of {pfn:?}");
+        match kind {
+            Kind::Uninit | Kind::Tail => panic!("{pfn:?} should begin a block, and is {state:?}"),
+            Kind::Free => {
+                free += block;
+                tally.free[order.index()][check_free(pages, pfn, order).index()] += 1;
+            }
+            Kind::Pcp => tally.pcp += block,
+            Kind::Allocated => tally.allocated += block,
+            Kind::Reserved | Kind::Hole => assert!(section.is_boot(), "{pfn:?} is {state:?}"),
+            Kind::Offline => offline += block,
+            Kind::Memmap => memmap += block,
+        }
+        if kind != Kind::Hole {
+            tally.present += block;
+            let span = PfnRange::new(pfn, order.pages());
+            tally.span = Some(tally.span.map_or(span, |all| PfnRange { end: span.end, ..all }));
+        }
+        check_tails(pages, pfn, order, zone);
+        pfn = pfn.add(order.pages());
+    }
+    assert_eq!(section.free(), free, "free pages of {:?}", pages.nr());
+    let own = memmap_blocks(pages.nr(), section);
+    assert_eq!(memmap, u64::from(own.pages()), "memmap pages in {:?}", pages.nr());
+    if !section.is_boot() {
+        let unplugged = crate::SubSections::ALL.without(section.plugged());
+        assert_eq!(offline, u64::from(unplugged.pages()), "unplugged pages in {:?}", pages.nr());
+    }
+    let isolated = (0..crate::SECTION_PAGEBLOCKS).filter(|&b| section.pageblocks.is_isolated(b));
+    tally.isolated_blocks += isolated.count() as u64;
+    tally.looked_at += u64::from(frames.pages());
+}
+
+/// A free block: all its pageblocks have one type, and it was merged as far as possible.
+fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
+    let flags = &pages.section().pageblocks;
+    let mt = flags.migrate_type(pfn.pageblock());
+    for offset in (0..order.pages()).step_by(PAGEBLOCK_PAGES as usize) {
+        let other = flags.migrate_type(pfn.add(offset).pageblock());
+        assert_eq!(mt, other, "types of the pageblocks of free {pfn:?}, order {order:?}");
+    }
+    if order < Order::MAX {
+        let buddy = pfn.buddy(order);
+        let buddy_mt = flags.migrate_type(buddy.pageblock());
+        let apart = (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate);
+        let both_free = pages.page(buddy).state().is(Kind::Free, order);
+        assert!(apart || !both_free, "{pfn:?} and {buddy:?}, order {order:?}, are both free");
+    }
+    mt
+}
+
+#[cfg(any(test, feature = "sim"))]
+fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneType) {
+    let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
+    for offset in 1..order.pages() {
+        let pfn = head.add(offset);
+        assert_eq!(pages.page(pfn).state(), tail, "{pfn:?}, behind {head:?} of {order:?}");
+    }
+}
+
+#[cfg(not(any(test, feature = "sim")))]
+fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneType) {}
+
+impl Buddy {
+    /// Follows every list and compares it with its pages.
+    fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneType) {
+        for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
+            let mut total = 0;
+            for order in (0..Order::COUNT as u8).map(Order::new) {
+                let mut len = 0;
+                let mut before = None;
+                let mut at = self.first(order, mt);
+                while let Some(pfn) = at {
+                    let page = sparse.page(pfn);
+                    let expected = PageState::new(Kind::Free, order, zone);
+                    assert_eq!(page.state(), expected, "{pfn:?} on the list of {order:?}, {mt:?}");
+                    assert_eq!(page.prev().pfn(), before, "link back from {pfn:?}");
+                    let section = sparse.section(pfn.section()).map(section_type(pfn));
+                    assert_eq!(section, Some(mt), "type of the pageblock of {pfn:?}");
+                    (before, at) = (Some(pfn), page.next().pfn());
+                    len += 1;
+                }
+                assert_eq!(len, self.free_blocks()[order.index()][mt.index()], "{order:?}, {mt:?}: list");
+                assert_eq!(before, self.last(order, mt), "{order:?}, {mt:?}: end of the list");
+                assert_eq!(self.smallest(order, mt) == Some(order), len > 0, "{order:?}, {mt:?}: bit");
+                total += u64::from(len) * u64::from(order.pages());
+            }
+            assert_eq!(total, self.pages(mt), "{zone:?}: pages on lists of {mt:?}");
+        }
+    }
+}
+
+fn section_type(pfn: Pfn) -> impl Fn(&Section) -> MigrateType {
+    move |section| section.pageblocks.migrate_type(pfn.pageblock())
+}

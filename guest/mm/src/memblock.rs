@@ -1,0 +1,161 @@
+//! Boot memory before there is a page allocator: what there is and what is taken.
+//!
+//! Mirrors Linux `mm/memblock.c` with fixed tables: a microVM's memory map has a handful of
+//! entries. Allocations come from the top of memory, so that low memory stays for what needs it.
+//!
+//! Invariants: both tables are sorted, their ranges do not touch or overlap.
+
+use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+
+/// Ranges that each table can hold.
+pub const MEMBLOCK_RANGES: usize = 128;
+
+/// A table of [`MEMBLOCK_RANGES`] ranges is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemblockFull;
+
+/// The memory of the machine and the parts of it that are in use, until
+/// [`Mm::boot`](crate::Mm::boot).
+pub struct Memblock {
+    memory: Table,
+    reserved: Table,
+}
+
+impl Memblock {
+    /// No memory.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { memory: Table::new(), reserved: Table::new() }
+    }
+
+    /// `range` is RAM.
+    ///
+    /// # Errors
+    /// [`MemblockFull`].
+    pub fn add(&mut self, range: PhysRange) -> Result<(), MemblockFull> {
+        self.memory.insert(range)
+    }
+
+    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap what is
+    /// reserved already.
+    ///
+    /// # Errors
+    /// [`MemblockFull`].
+    pub fn reserve(&mut self, range: PhysRange) -> Result<(), MemblockFull> {
+        self.reserved.insert(range)
+    }
+
+    /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as
+    /// possible. Never at address 0.
+    pub fn alloc(&mut self, size: u64, align: u64) -> Option<PhysAddr> {
+        assert!(align.is_power_of_two(), "alignment {align} is not a power of two");
+        let found = self.find(size, align)?;
+        self.reserve(PhysRange::new(found, size)).ok()?;
+        Some(found)
+    }
+
+    fn find(&self, size: u64, align: u64) -> Option<PhysAddr> {
+        for memory in self.memory.ranges().iter().rev() {
+            let mut end = memory.end.get();
+            // Downwards through the gaps between reserved ranges.
+            for index in (0..=self.reserved.len).rev() {
+                let gap_start = match index.checked_sub(1) {
+                    Some(below) => self.reserved.ranges[below].end.get().max(memory.start.get()),
+                    None => memory.start.get(),
+                }
+                .max(PAGE_SIZE);
+                if end >= size && (end - size) & !(align - 1) >= gap_start {
+                    return Some(PhysAddr::new((end - size) & !(align - 1)));
+                }
+                if index > 0 {
+                    end = end.min(self.reserved.ranges[index - 1].start.get());
+                }
+            }
+        }
+        None
+    }
+
+    /// The RAM of the machine, ascending.
+    pub fn memory(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        self.memory.ranges().iter().copied()
+    }
+
+    /// What is in use, ascending.
+    pub fn reserved(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        self.reserved.ranges().iter().copied()
+    }
+
+    /// The parts of memory that are not reserved, ascending.
+    pub fn free(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        self.memory().flat_map(move |memory| {
+            let mut at = memory.start;
+            let mut reserved = self.reserved.ranges().iter();
+            core::iter::from_fn(move || {
+                while at < memory.end {
+                    let Some(next) = reserved.next() else {
+                        let rest = PhysRange { start: at, end: memory.end };
+                        at = memory.end;
+                        return Some(rest);
+                    };
+                    if next.end <= at {
+                        continue;
+                    }
+                    let gap = PhysRange { start: at, end: next.start.max(at).min(memory.end) };
+                    at = next.end;
+                    if gap.start < gap.end {
+                        return Some(gap);
+                    }
+                }
+                None
+            })
+        })
+    }
+}
+
+impl Default for Memblock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Table {
+    ranges: [PhysRange; MEMBLOCK_RANGES],
+    len: usize,
+}
+
+impl Table {
+    const fn new() -> Self {
+        let empty = PhysRange { start: PhysAddr::new(0), end: PhysAddr::new(0) };
+        Self { ranges: [empty; MEMBLOCK_RANGES], len: 0 }
+    }
+
+    fn ranges(&self) -> &[PhysRange] {
+        &self.ranges[..self.len]
+    }
+
+    /// Adds `range`, merged with every range that it touches.
+    fn insert(&mut self, range: PhysRange) -> Result<(), MemblockFull> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let first = self.ranges().partition_point(|r| r.end < range.start);
+        let last = first + self.ranges()[first..].partition_point(|r| r.start <= range.end);
+        if first == last {
+            if self.len == MEMBLOCK_RANGES {
+                return Err(MemblockFull);
+            }
+            self.ranges.copy_within(first..self.len, first + 1);
+            self.ranges[first] = range;
+            self.len += 1;
+        } else {
+            let merged = PhysRange {
+                start: range.start.min(self.ranges[first].start),
+                end: range.end.max(self.ranges[last - 1].end),
+            };
+            self.ranges[first] = merged;
+            self.ranges.copy_within(last..self.len, first + 1);
+            self.len -= last - first - 1;
+        }
+        Ok(())
+    }
+}

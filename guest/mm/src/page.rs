@@ -1,0 +1,301 @@
+//! `Page`: what is known of one page frame (Linux `struct page`).
+//!
+//! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page. Only two
+//! words and two links are in use; the rest is there for the size.
+//!
+//! # The state word, bit by bit
+//!
+//! | bits | field | meaning |
+//! |---|---|---|
+//! | 0..=3 | kind | [`Kind`], see there for every state |
+//! | 4..=7 | order | of a head: log2 of the pages of its block; of a tail: 0 |
+//! | 8..=9 | zone | [`ZoneType`] of the page's section |
+//! | 10..=63 | - | zero |
+//!
+//! An all-zero `Page` is a state of its own, "never initialised": no initialised page has kind 0.
+//! Initialising a page is the one store of its state word, because every other field is written
+//! when a state begins that gives it a meaning, and read only in that state:
+//!
+//! | field | has a meaning in |
+//! |---|---|
+//! | `next` | `Free` heads, `Pcp` |
+//! | `prev` | `Free` heads |
+//! | `holder` | `Allocated` heads |
+//!
+//! # Invariants of an online section
+//! - It is tiled by naturally aligned blocks of up to [`Order::MAX`]: the first page of each
+//!   block is a head (every kind but `Tail`) whose order is the block's, all others are tails.
+//!   So a walk by blocks that starts at a pageblock's first page sees every block, and only
+//!   blocks of the largest order can begin before a pageblock that they cover.
+//! - Kinds `Free` and `Pcp` change under the lock of the list that the page is on. Other heads
+//!   change only by whoever holds the page.
+//! - A walk under the zone lock may meet a block that its holder is splitting: the holder writes
+//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The
+//!   links mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
+
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use crate::addr::{Order, Pfn};
+
+/// One page frame's entry in the memmap.
+#[repr(C, align(64))]
+pub struct Page {
+    state: AtomicU64,
+    holder: AtomicU64,
+    next: AtomicU32,
+    prev: AtomicU32,
+    _to_64_bytes: [AtomicU64; 5],
+}
+
+const _: () = assert!(size_of::<Page>() == 64);
+
+/// Memory that serves one kind of request (Linux `enum zone_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ZoneType {
+    /// Memory below 4 GiB that the kernel may use.
+    Dma32 = 0,
+    /// Memory above 4 GiB that the kernel may use.
+    Normal = 1,
+    /// Memory for movable pages only, so that it can be taken away again.
+    Movable = 2,
+}
+
+impl ZoneType {
+    /// Number of zones.
+    pub const COUNT: usize = 3;
+    /// All zones, lowest first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
+
+    /// For tables with one entry a zone.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Nobody has initialised this page: its section is not online, or it is all zero.
+    Uninit = 0,
+    /// Not the first page of its block; the block's head says what it is.
+    Tail = 1,
+    /// Head of a block on a zone's free list.
+    Free = 2,
+    /// On a per-CPU list; its order is 0.
+    Pcp = 3,
+    /// Head of a block that somebody holds; `holder` says who.
+    Allocated = 4,
+    /// Head of RAM that was taken before the allocator existed.
+    Reserved = 5,
+    /// Head of a range of a section in which there is no RAM.
+    Hole = 6,
+    /// Head of a sub-section that is not plugged (Linux `PageOffline`).
+    Offline = 7,
+    /// Head of the pages that hold their own section's memmap (Linux `PageVmemmapSelfHosted`).
+    Memmap = 8,
+}
+
+impl Kind {
+    const fn from_bits(bits: u64) -> Self {
+        match bits {
+            0 => Self::Uninit,
+            1 => Self::Tail,
+            2 => Self::Free,
+            3 => Self::Pcp,
+            4 => Self::Allocated,
+            5 => Self::Reserved,
+            6 => Self::Hole,
+            7 => Self::Offline,
+            8 => Self::Memmap,
+            _ => panic!("page state with an unknown kind"),
+        }
+    }
+}
+
+/// Value of a [`Page`]'s state word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PageState(u64);
+
+impl PageState {
+    const KIND: u64 = 0xf;
+    const ORDER_SHIFT: u32 = 4;
+    const ZONE_SHIFT: u32 = 8;
+
+    #[inline]
+    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneType) -> Self {
+        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | (zone as u64) << Self::ZONE_SHIFT)
+    }
+
+    #[inline]
+    pub(crate) const fn kind(self) -> Kind {
+        Kind::from_bits(self.0 & Self::KIND)
+    }
+
+    /// The order of a head.
+    #[inline]
+    pub(crate) const fn order(self) -> Order {
+        Order::new((self.0 >> Self::ORDER_SHIFT & 0xf) as u8)
+    }
+
+    #[inline]
+    pub(crate) const fn zone(self) -> ZoneType {
+        match self.0 >> Self::ZONE_SHIFT {
+            0 => ZoneType::Dma32,
+            1 => ZoneType::Normal,
+            2 => ZoneType::Movable,
+            _ => panic!("page state with an unknown zone"),
+        }
+    }
+
+    /// Whether this is the head of a block of `order` in state `kind`, in whatever zone.
+    #[inline]
+    pub(crate) const fn is(self, kind: Kind, order: Order) -> bool {
+        self.0 & ((1 << Self::ZONE_SHIFT) - 1) == kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT
+    }
+}
+
+impl core::fmt::Debug for PageState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // Also for words that are no state: this is for the panic that reports one.
+        write!(
+            f,
+            "kind {} order {} zone {} ({:#x})",
+            self.0 & Self::KIND,
+            self.0 >> 4 & 0xf,
+            self.0 >> 8,
+            self.0
+        )
+    }
+}
+
+impl Page {
+    #[inline]
+    pub(crate) fn state(&self) -> PageState {
+        PageState(self.state.load(Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn set_state(&self, state: PageState) {
+        self.state.store(state.0, Release);
+    }
+
+    /// The page after this one on its list.
+    #[inline]
+    pub(crate) fn next(&self) -> Link {
+        Link(self.next.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set_next(&self, link: Link) {
+        self.next.store(link.0, Relaxed);
+    }
+
+    /// The page before this one on its list.
+    #[inline]
+    pub(crate) fn prev(&self) -> Link {
+        Link(self.prev.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set_prev(&self, link: Link) {
+        self.prev.store(link.0, Relaxed);
+    }
+
+    /// Who holds the block of which this page is the `Allocated` head.
+    #[inline]
+    pub(crate) fn holder(&self) -> Holder {
+        Holder::from_bits(self.holder.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set_holder(&self, holder: HolderWord) {
+        self.holder.store(holder.0, Relaxed);
+    }
+}
+
+/// A page on a list, or none. Frame 0 is never on one, so 0 is "none".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Link(u32);
+
+impl Link {
+    pub(crate) const NONE: Self = Self(0);
+
+    #[inline]
+    pub(crate) const fn to(pfn: Pfn) -> Self {
+        Self(pfn.get())
+    }
+
+    #[inline]
+    pub(crate) const fn pfn(self) -> Option<Pfn> {
+        if self.0 == 0 { None } else { Some(Pfn::new(self.0)) }
+    }
+}
+
+/// Number of an owner of movable pages, see [`MovableOwner`](crate::MovableOwner).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerId(pub u8);
+
+/// Who holds a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody has said: a movable page between its allocation and
+    /// [`Mm::set_owner`](crate::Mm::set_owner).
+    Unclaimed,
+    /// RAM taken before the allocator existed, or a hole.
+    Reserved,
+    /// Kernel data.
+    Kernel,
+    /// A page table.
+    PageTable,
+    /// The memmap of hot-added memory.
+    Memmap,
+    /// An owner that can let go of the page and take another one for it.
+    Owned {
+        /// Who.
+        owner: OwnerId,
+        /// What the owner knows the page by, below 2^48.
+        index: u64,
+    },
+    /// Somebody who cannot let go of it; the tag is the holder's own.
+    Tagged(u32),
+}
+
+/// A [`Holder`] in one word, so that owner and index of a page are always read together: bits
+/// 0..=7 say which variant, 8..=15 hold the owner, 16..=63 the index or the tag.
+#[derive(Clone, Copy)]
+pub(crate) struct HolderWord(u64);
+
+impl Holder {
+    #[inline]
+    pub(crate) const fn word(self) -> HolderWord {
+        HolderWord(match self {
+            Self::Unclaimed => 0,
+            Self::Reserved => 1,
+            Self::Kernel => 2,
+            Self::PageTable => 3,
+            Self::Memmap => 4,
+            Self::Owned { owner, index } => 5 | (owner.0 as u64) << 8 | index << 16,
+            Self::Tagged(tag) => 6 | (tag as u64) << 16,
+        })
+    }
+
+    #[inline]
+    const fn from_bits(bits: u64) -> Self {
+        match bits & 0xff {
+            0 => Self::Unclaimed,
+            1 => Self::Reserved,
+            2 => Self::Kernel,
+            3 => Self::PageTable,
+            4 => Self::Memmap,
+            5 => Self::Owned { owner: OwnerId((bits >> 8) as u8), index: bits >> 16 },
+            6 => Self::Tagged((bits >> 16) as u32),
+            _ => panic!("page with an unknown holder"),
+        }
+    }
+}

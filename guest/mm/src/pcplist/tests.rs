@@ -1,0 +1,140 @@
+//! The races between freeing, refilling and taking memory away, each played step by step in the
+//! order in which a lock-free step would lose a page.
+
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use crate::addr::{Order, SectionNr};
+use crate::page::ZoneType;
+use crate::page_alloc::Gfp;
+use crate::pageblock::MigrateType;
+use crate::sim::{Machine, Sim};
+use crate::subsection::SubSections;
+use crate::{Mm, Pfn};
+
+const BLOCK: SectionNr = SectionNr::new(32);
+
+fn machine() -> &'static Mm<Sim> {
+    let mm = Machine { cpus: 2, ..Machine::default() }.boot();
+    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm
+}
+
+fn pageblock_of(pfn: Pfn) -> SubSections {
+    SubSections::range(pfn.pageblock()..pfn.pageblock() + 1)
+}
+
+/// A freer read the pageblock's type before it was isolated, and goes on after that: the page must
+/// end on the isolated list, not on a CPU's list and not among what can be allocated.
+#[test]
+fn free_with_a_stale_type() {
+    let mm = machine();
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    let stale = mm.sparse.section(BLOCK).unwrap().pageblocks.migrate_type(pfn.pageblock());
+    assert_eq!(stale, MigrateType::Movable);
+
+    let disabled = mm.zone_pcp_disable(ZoneType::Movable);
+    let pages = mm.sparse.pages(BLOCK).unwrap();
+    mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
+    assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
+
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, ZoneType::Movable));
+    assert_eq!(mm.pcp_pages(ZoneType::Movable), 0, "flushed at once");
+    assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
+    assert_eq!(mm.zones[ZoneType::Movable.index()].lock().isolated(), 512);
+    mm.undo_isolate(pages, pageblock_of(pfn));
+    drop(disabled);
+    mm.check();
+}
+
+/// The same without disabling: the page hides on the list until the next drain. This is what
+/// repeated draining is for.
+#[test]
+fn free_with_a_stale_type_hides_from_a_single_drain() {
+    let mm = machine();
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    mm.drain_pcp(ZoneType::Movable);
+    let pages = mm.sparse.pages(BLOCK).unwrap();
+    mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, ZoneType::Movable));
+    assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
+    mm.drain_pcp(ZoneType::Movable);
+    assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
+    mm.undo_isolate(pages, pageblock_of(pfn));
+    mm.check();
+}
+
+/// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
+/// must wait for it, and find the pages.
+#[test]
+fn drain_waits_for_a_refill() {
+    let mm = machine();
+    let (held, wait_held) = channel();
+    let (refill, wait_refill) = channel();
+    let (disabled, wait_disabled) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut lists = mm.cpus()[1].zone(ZoneType::Movable).lock();
+            assert_eq!(lists.count(), 0);
+            held.send(()).unwrap();
+            wait_refill.recv().unwrap();
+            let mut buddy = mm.zones[ZoneType::Movable.index()].lock();
+            for _ in 0..3 {
+                let pfn = buddy.rmqueue(&mm.sparse, Order::PAGE, MigrateType::Movable).unwrap();
+                lists.push(mm.sparse.page(pfn), pfn, MigrateType::Movable, ZoneType::Movable);
+            }
+        });
+        wait_held.recv().unwrap();
+        scope.spawn(move || {
+            let guard = mm.zone_pcp_disable(ZoneType::Movable);
+            disabled.send(mm.pcp_pages(ZoneType::Movable)).unwrap();
+            drop(guard);
+        });
+        let early = wait_disabled.recv_timeout(Duration::from_millis(30));
+        assert!(early.is_err(), "the drain passed by a list in use");
+        refill.send(()).unwrap();
+        assert_eq!(wait_disabled.recv(), Ok(0), "pages left on the lists");
+    });
+    mm.check();
+}
+
+/// A list in use by another CPU does not stop allocating or freeing: both go to the buddy.
+#[test]
+fn busy_list_is_passed_by() {
+    let mm = machine();
+    let lists = mm.cpus()[0].zone(ZoneType::Movable).lock();
+    // On another thread, which is the same CPU: this one holds the lock.
+    let free = mm.zones[ZoneType::Movable.index()].free();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+            assert_eq!(mm.zones[ZoneType::Movable.index()].free(), free - 1, "exactly one page");
+            mm.free_pages(pfn, Order::PAGE);
+            assert_eq!(mm.zones[ZoneType::Movable.index()].free(), free);
+        });
+    });
+    assert_eq!(lists.count(), 0);
+    drop(lists);
+    mm.check();
+}
+
+/// Flushing reads the type again: a page freed as movable whose pageblock became unmovable goes to
+/// that list.
+#[test]
+fn flush_reads_the_type_again() {
+    let mm = machine();
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    let pages = mm.sparse.pages(BLOCK).unwrap();
+    mm.free_pages(pfn, Order::PAGE);
+    let block = pfn.pageblock();
+    {
+        let mut buddy = mm.zones[ZoneType::Movable.index()].lock();
+        buddy.split_to_pageblocks(&mm.sparse, pages, block);
+        buddy.move_free(&mm.sparse, pages, &(block..block + 1), MigrateType::Unmovable);
+        pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
+    }
+    mm.drain_pcp(ZoneType::Movable);
+    mm.check();
+}

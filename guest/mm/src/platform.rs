@@ -1,0 +1,90 @@
+//! What the page allocator and memory hotplug need from the machine.
+//!
+//! Takes the place of Linux's `arch_add_memory`, `vmemmap_populate`, `copy_highpage`,
+//! `smp_processor_id` and `synchronize_rcu`. The kernel implements it on hardware,
+//! `sim::Sim` for tests, more strictly than hardware would.
+#![expect(unsafe_code, reason = "declares the contract that the memmap look-up rests on")]
+
+use crate::addr::{Pfn, PfnRange, SectionNr};
+
+/// The machine below `mm`.
+///
+/// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
+/// interrupt handlers never call `mm`.
+///
+/// `mm` calls `map_*` and `unmap_*` with the memory hotplug lock held and no other, so they may
+/// allocate and free page-table pages through `mm`.
+///
+/// # Safety
+/// - `map_memmap` that returned `Ok` makes the section's 2 MiB of the memmap window
+///   ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by exactly
+///   the frames given, until `unmap_memmap` for that section; nothing else maps or writes there.
+/// - `this_cpu` returns the same number during a call into `mm`.
+/// - `synchronize` returns only after every CPU has been outside of `mm`, or in
+///   [`relax`](Self::relax), since it was called.
+pub unsafe trait Platform: Sync {
+    /// Number of the CPU that runs this, below the number of CPUs given at boot.
+    fn this_cpu(&self) -> usize;
+
+    /// Copies one page; both are in the direct map.
+    fn copy_page(&self, to: Pfn, from: Pfn);
+
+    /// Maps the memmap of `section` with one 2 MiB page onto the [`MEMMAP_PAGES`] frames from
+    /// `backing`, 2 MiB aligned.
+    ///
+    /// [`MEMMAP_PAGES`]: crate::MEMMAP_PAGES
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
+
+    /// Takes the memmap of `section` out of the window and out of every CPU's TLB.
+    fn unmap_memmap(&self, section: SectionNr);
+
+    /// Maps `range`, 2 MiB aligned, into the direct map.
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable>;
+
+    /// Takes `range` out of the direct map and out of every CPU's TLB.
+    fn unmap_direct(&self, range: PfnRange);
+
+    /// Waits until no CPU can still hold a reference to a page that it looked up before the call.
+    fn synchronize(&self);
+
+    /// One turn of waiting for another CPU (for the memory hotplug lock, or for a page that is on
+    /// its way from one holder to the next). The CPU holds no page references here, so it counts
+    /// as passed for [`synchronize`](Self::synchronize) on another CPU.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// Whether to fail at `step`, so that the ways back can be tested. Asked once at every
+    /// attempt of the step.
+    fn fault(&self, step: FaultStep) -> bool {
+        let _ = step;
+        false
+    }
+}
+
+/// No page for a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPageTable;
+
+/// Steps of memory hotplug that [`Platform::fault`] can make fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultStep {
+    /// Mapping the direct map of a run of sub-sections.
+    MapDirect,
+    /// Mapping the memmap of a section.
+    MapMemmap,
+    /// Taking the memmap's pages, from the block itself or from existing memory.
+    AllocMemmap,
+    /// Onlining, after the memmap is initialised.
+    Online,
+    /// Isolating a pageblock.
+    Isolate,
+    /// Migrating a page.
+    Migrate,
+}

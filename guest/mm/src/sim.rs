@@ -1,0 +1,373 @@
+//! The hosted platform: a machine for tests, stricter than a real one.
+//!
+//! Threads stand for CPUs ([`Sim::run_on`]). Every page has one word of content ([`Sim::write`],
+//! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a
+//! mistake pass, this panics: content outside of the direct map cannot be reached, content is
+//! lost when its page is unmapped, a memmap is filled with garbage when it is mapped (nobody may
+//! count on zeros) and when it is unmapped (nobody may look at it later), its backing must be
+//! mapped and may not back two, and a memmap is only unmapped after a grace period.
+#![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
+
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::boxed::Box;
+use std::sync::{Mutex, OnceLock};
+use std::vec::Vec;
+
+use crate::addr::{
+    MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
+    SectionNr,
+};
+use crate::memmap_init::InitPolicy;
+use crate::platform::{FaultStep, NoPageTable, Platform};
+use crate::sparse::{Section, Sparse};
+use crate::{Gfp, Memblock, Mm, Options, Page, PerCpu};
+
+std::thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What content reads as after its page was unmapped.
+const LOST: u64 = 0xdead_dead_dead_dead;
+const STEPS: usize = 6;
+
+/// A machine of `sections` sections, of which nothing is mapped at first.
+pub struct Sim {
+    window: NonNull<Page>,
+    /// By section, from its first mapping on: one word a page.
+    content: Vec<OnceLock<Vec<AtomicU64>>>,
+    /// By sub-section: whether it is in the direct map.
+    direct: Vec<AtomicBool>,
+    /// By section: what backs its memmap.
+    memmaps: Mutex<Vec<Option<Pfn>>>,
+    /// Attempts to let pass before a step fails; negative: it does not.
+    faults: [AtomicI64; STEPS],
+    /// Whether a step that has begun to fail goes on to.
+    lasting: [AtomicBool; STEPS],
+    /// How often each step was attempted.
+    attempts: [AtomicU64; STEPS],
+    garbage: AtomicU64,
+    grace_periods: AtomicU64,
+    used_grace_periods: AtomicU64,
+    /// Where page-table pages come from, and those in use.
+    tables: OnceLock<&'static Mm<Sim>>,
+    tables_in_use: Mutex<Vec<Pfn>>,
+    /// Turns of waiting, so that tests can act at a known moment.
+    relaxed: AtomicU32,
+}
+
+// SAFETY: `window` is an allocation of atomics that lives for ever.
+unsafe impl Sync for Sim {}
+// SAFETY: as for Sync.
+unsafe impl Send for Sim {}
+
+/// How a simulated machine is made.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Sections that the table has.
+    pub sections: u32,
+    /// RAM at boot, in pages: first frame, number of frames.
+    pub memory: Vec<(u32, u32)>,
+    /// RAM that is in use at boot, likewise.
+    pub reserved: Vec<(u32, u32)>,
+    /// CPUs.
+    pub cpus: usize,
+    /// [`Options::memmap_on_memory`].
+    pub memmap_on_memory: bool,
+    /// [`Options::pcp_disable`].
+    pub pcp_disable: bool,
+    /// Whether each `map_*` takes a page-table page from the allocator, which the matching
+    /// `unmap_*` gives back. Maps made before the allocator works take none.
+    pub page_tables: bool,
+}
+
+impl Default for Machine {
+    /// 256 MiB at boot with the first 4 MiB in use, one CPU, both switches on, room for 4.5 GiB.
+    fn default() -> Self {
+        Self {
+            sections: 36,
+            memory: [(0, 2 * SECTION_PAGES)].into(),
+            reserved: [(0, 1024)].into(),
+            cpus: 1,
+            memmap_on_memory: true,
+            pcp_disable: true,
+            page_tables: false,
+        }
+    }
+}
+
+impl Machine {
+    /// The machine, before [`Mm::boot`]. It lives as long as the process does.
+    pub fn build(&self) -> &'static Mm<Sim> {
+        let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
+        let per_cpu: Vec<PerCpu> = (0..self.cpus).map(|_| PerCpu::new()).collect();
+        let sim = Sim::new(self.sections);
+        // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
+        let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
+        let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
+        if self.page_tables {
+            mm.platform().tables.set(mm).ok().expect("a new machine");
+        }
+        mm
+    }
+
+    /// What the machine has at boot.
+    pub fn memblock(&self) -> Memblock {
+        let range = |&(first, pages): &(u32, u32)| {
+            PhysRange::new(Pfn::new(first).address(), u64::from(pages) * PAGE_SIZE)
+        };
+        let mut memblock = Memblock::new();
+        for memory in self.memory.iter().map(range) {
+            memblock.add(memory).expect("a short memory map");
+        }
+        for reserved in self.reserved.iter().map(range) {
+            memblock.reserve(reserved).expect("a short memory map");
+        }
+        memblock
+    }
+
+    /// The options to boot with.
+    pub fn options(&self) -> Options {
+        Options {
+            nr_cpus: self.cpus,
+            memmap_on_memory: self.memmap_on_memory,
+            pcp_disable: self.pcp_disable,
+            init: InitPolicy::Eager,
+        }
+    }
+
+    /// The machine, booted.
+    pub fn boot(&self) -> &'static Mm<Sim> {
+        let mm = self.build();
+        for &(first, pages) in &self.memory {
+            mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
+        }
+        mm.boot(&mut self.memblock(), self.options()).expect("the machine boots");
+        mm
+    }
+}
+
+impl Sim {
+    fn new(sections: u32) -> Self {
+        let pages = sections as usize * SECTION_PAGES as usize;
+        let layout = Layout::array::<Page>(pages).and_then(|l| l.align_to(1 << 21)).expect("fits");
+        // SAFETY: the layout is not empty: machines have sections.
+        let window = unsafe { alloc_zeroed(layout) };
+        let Some(window) = NonNull::new(window) else { handle_alloc_error(layout) };
+        Self {
+            window: window.cast(),
+            content: (0..sections).map(|_| OnceLock::new()).collect(),
+            direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
+            memmaps: Mutex::new(std::vec![None; sections as usize]),
+            faults: [const { AtomicI64::new(-1) }; STEPS],
+            lasting: [const { AtomicBool::new(false) }; STEPS],
+            attempts: [const { AtomicU64::new(0) }; STEPS],
+            garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
+            grace_periods: AtomicU64::new(0),
+            used_grace_periods: AtomicU64::new(0),
+            tables: OnceLock::new(),
+            tables_in_use: Mutex::new(Vec::new()),
+            relaxed: AtomicU32::new(0),
+        }
+    }
+
+    /// Runs `body` as CPU `cpu`, which no other thread may be meanwhile.
+    pub fn run_on<R>(cpu: usize, body: impl FnOnce() -> R) -> R {
+        let before = CPU.replace(cpu);
+        let result = body();
+        CPU.set(before);
+        result
+    }
+
+    /// Writes the content of a page.
+    pub fn write(&self, pfn: Pfn, word: u64) {
+        self.word(pfn).store(word, SeqCst);
+    }
+
+    /// Reads the content of a page.
+    pub fn read(&self, pfn: Pfn) -> u64 {
+        self.word(pfn).load(SeqCst)
+    }
+
+    fn word(&self, pfn: Pfn) -> &AtomicU64 {
+        self.assert_direct(pfn);
+        &self.section_content(pfn.section())[pfn.in_section()]
+    }
+
+    fn section_content(&self, nr: SectionNr) -> &[AtomicU64] {
+        let lost = || (0..SECTION_PAGES).map(|_| AtomicU64::new(LOST)).collect();
+        self.content[nr.get() as usize].get_or_init(lost)
+    }
+
+    /// Makes the `after`-th (0 is the next) attempt of `step` fail, once.
+    pub fn inject(&self, step: FaultStep, after: u32) {
+        self.lasting[step as usize].store(false, SeqCst);
+        self.faults[step as usize].store(after.into(), SeqCst);
+    }
+
+    /// Makes every attempt of `step` fail, or none any more.
+    pub fn inject_always(&self, step: FaultStep, on: bool) {
+        self.lasting[step as usize].store(on, SeqCst);
+        self.faults[step as usize].store(if on { 0 } else { -1 }, SeqCst);
+    }
+
+    /// How often `step` was attempted.
+    pub fn attempts(&self, step: FaultStep) -> u64 {
+        self.attempts[step as usize].load(SeqCst)
+    }
+
+    /// Whether `pfn` is in the direct map.
+    pub fn is_mapped(&self, pfn: Pfn) -> bool {
+        self.direct[pfn.get() as usize / PAGEBLOCK_PAGES as usize].load(SeqCst)
+    }
+
+    /// What backs the memmap of `section`.
+    pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
+        self.memmaps.lock().expect("no panic holds it")[section.get() as usize]
+    }
+
+    /// Turns of waiting so far.
+    pub fn relaxed(&self) -> u32 {
+        self.relaxed.load(SeqCst)
+    }
+
+    /// Boot memory is in the direct map before `mm` exists.
+    fn map_boot(&self, range: PfnRange) {
+        let first = range.start.get() / PAGEBLOCK_PAGES;
+        let last = range.end.get().div_ceil(PAGEBLOCK_PAGES);
+        for block in &self.direct[first as usize..last as usize] {
+            block.store(true, SeqCst);
+        }
+    }
+
+    fn assert_direct(&self, pfn: Pfn) {
+        assert!(self.is_mapped(pfn), "page fault: {pfn:?} is not in the direct map");
+    }
+
+    fn blocks(&self, range: PfnRange) -> &[AtomicBool] {
+        assert!(range.start.is_aligned(Order::PAGEBLOCK) && range.end.is_aligned(Order::PAGEBLOCK));
+        assert!(!range.is_empty(), "maps nothing at {:?}", range.start);
+        let index = |pfn: Pfn| (pfn.get() / PAGEBLOCK_PAGES) as usize;
+        &self.direct[index(range.start)..index(range.end)]
+    }
+
+    /// A page-table page for a new mapping.
+    fn take_table(&self) -> Result<(), NoPageTable> {
+        let Some(mm) = self.tables.get() else { return Ok(()) };
+        if mm.stats().zones.iter().all(|zone| zone.managed == 0) {
+            return Ok(());
+        }
+        let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
+        self.write(table, u64::from(table.get()));
+        self.tables_in_use.lock().expect("no panic holds it").push(table);
+        Ok(())
+    }
+
+    fn give_table_back(&self) {
+        let table = self.tables_in_use.lock().expect("no panic holds it").pop();
+        if let (Some(mm), Some(table)) = (self.tables.get(), table) {
+            assert_eq!(self.read(table), u64::from(table.get()), "content of a page table");
+            mm.free_pages(table, Order::PAGE);
+        }
+    }
+
+    /// Fills the memmap of `section` with bits that mean nothing.
+    fn scribble(&self, section: SectionNr) {
+        let first = section.start().get() as usize;
+        let words = SECTION_PAGES as usize * size_of::<Page>() / 8;
+        // SAFETY: the section is in the window (its entry in `memmaps` was found), `Page` is made
+        // of atomics and any bits are valid in them, and eight `AtomicU64` lie in one `Page`.
+        let window: &[AtomicU64] =
+            unsafe { core::slice::from_raw_parts(self.window.add(first).cast().as_ptr(), words) };
+        let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst) | 0xf;
+        for at in window {
+            word = word.rotate_left(7).wrapping_mul(0x2545_f491_4f6c_dd1d) | 0xf;
+            at.store(word, core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: `map_memmap` makes nothing readable that is not, because the window is one allocation
+// that is always mapped; what it returns and what is mapped agree. `this_cpu` is a thread's own.
+// `synchronize` need not wait: nothing is ever unmapped, what is looked at too late is garbage.
+unsafe impl Platform for Sim {
+    fn this_cpu(&self) -> usize {
+        CPU.get()
+    }
+
+    fn copy_page(&self, to: Pfn, from: Pfn) {
+        self.write(to, self.read(from));
+    }
+
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
+        self.assert_direct(backing);
+        self.take_table()?;
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
+        assert!(!memmaps.contains(&Some(backing)), "{backing:?} backs two memmaps");
+        memmaps[section.get() as usize] = Some(backing);
+        self.scribble(section);
+        Ok(())
+    }
+
+    fn unmap_memmap(&self, section: SectionNr) {
+        let now = self.grace_periods.load(SeqCst);
+        assert!(self.used_grace_periods.swap(now, SeqCst) < now, "{section:?}: no grace period");
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        let backing = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
+        self.assert_direct(backing);
+        self.assert_direct(backing.add(MEMMAP_PAGES - 1));
+        self.scribble(section);
+        drop(memmaps);
+        self.give_table_back();
+    }
+
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.take_table()?;
+        for (index, block) in self.blocks(range).iter().enumerate() {
+            assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
+        }
+        Ok(())
+    }
+
+    fn unmap_direct(&self, range: PfnRange) {
+        let memmaps = self.memmaps.lock().expect("no panic holds it");
+        assert!(!memmaps.iter().flatten().any(|&pfn| range.contains(pfn)), "{range:?} holds a memmap");
+        for (index, block) in self.blocks(range).iter().enumerate() {
+            assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
+        }
+        let content = self.section_content(range.start.section());
+        for word in &content[range.start.in_section()..][..range.pages() as usize] {
+            word.store(LOST, SeqCst);
+        }
+        drop(memmaps);
+        self.give_table_back();
+    }
+
+    fn synchronize(&self) {
+        self.grace_periods.fetch_add(1, SeqCst);
+    }
+
+    fn relax(&self) {
+        self.relaxed.fetch_add(1, SeqCst);
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+
+    fn fault(&self, step: FaultStep) -> bool {
+        let step = step as usize;
+        self.attempts[step].fetch_add(1, SeqCst);
+        if self.lasting[step].load(SeqCst) {
+            return true;
+        }
+        // Counts down to -1 and stays there.
+        self.faults[step].fetch_update(SeqCst, SeqCst, |left| (left >= 0).then(|| left - 1)) == Ok(0)
+    }
+}
+
+/// Address of frame `pfn`, for memory maps in tests.
+pub fn address(pfn: u32) -> PhysAddr {
+    Pfn::new(pfn).address()
+}

@@ -1,0 +1,334 @@
+//! Sections: which memory there is, and the way from a frame number to its [`Page`].
+//!
+//! Mirrors Linux `mm/sparse.c` and `mm/sparse-vmemmap.c`. The memmap is one window of virtual
+//! addresses, indexed by frame number; a section's 2 MiB of it are mapped while the section has a
+//! memmap. One table entry a section (64 bytes) holds all that is known without the memmap.
+//!
+//! # Why a look-up is sound
+//! [`Sparse::page`] checks that the section is [`Initialised`](SectionState::Initialised) or
+//! beyond. A section reaches that state only after [`Platform::map_memmap`] succeeded and every
+//! page of the section was initialised, and on the way back `hotplug` first publishes `Absent`
+//! (or `Present`), then calls [`Platform::synchronize`], and only then unmaps. References to pages
+//! are never stored: they end when the call into `mm` does, which is what `synchronize` waits for.
+//!
+//! [`Platform::map_memmap`]: crate::Platform::map_memmap
+//! [`Platform::synchronize`]: crate::Platform::synchronize
+#![expect(unsafe_code, reason = "turns a mapped range of the memmap window into pages")]
+
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::page::{Kind, Page, PageState, ZoneType};
+use crate::pageblock::PageblockFlags;
+use crate::subsection::SubSections;
+
+/// Where a section stands. Every policy of initialisation and every way in and out is a walk
+/// along these states, forth and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum SectionState {
+    /// Nothing of it is mapped.
+    Absent = 0,
+    /// Its memory and its memmap are mapped; nothing is said about the memmap's content.
+    Present = 1,
+    /// Its memmap can be looked at.
+    Initialised = 2,
+    /// Its pages are in a zone.
+    Online = 3,
+}
+
+/// What is known of one section of 128 MiB. All zero is [`SectionState::Absent`].
+#[repr(C, align(64))]
+pub struct Section {
+    state: AtomicU8,
+    zone: AtomicU8,
+    boot: AtomicU8,
+    _pad: AtomicU8,
+    /// First frame of the memmap's pages.
+    memmap: AtomicU32,
+    /// Sub-sections whose memory is there and mapped.
+    plugged: AtomicU64,
+    /// Pages of the memmap taken from the section itself (low half: set aside, high half: handed
+    /// out), see `altmap`.
+    altmap: AtomicU64,
+    /// Pages on free lists, isolated ones included; changes under the zone lock.
+    free: AtomicU64,
+    pub(crate) pageblocks: PageblockFlags,
+}
+
+const _: () = assert!(size_of::<Section>() == 64);
+
+impl Section {
+    /// An absent section, for `[const { Section::new() }; N]`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            state: AtomicU8::new(SectionState::Absent as u8),
+            zone: AtomicU8::new(0),
+            boot: AtomicU8::new(0),
+            _pad: AtomicU8::new(0),
+            memmap: AtomicU32::new(0),
+            plugged: AtomicU64::new(0),
+            altmap: AtomicU64::new(0),
+            free: AtomicU64::new(0),
+            pageblocks: PageblockFlags::new(),
+        }
+    }
+
+    /// Where the section stands.
+    #[inline]
+    pub(crate) fn state(&self) -> SectionState {
+        // Pairs with the Release in `Sparse::set_state`: who sees Initialised sees initialised pages.
+        match self.state.load(Ordering::Acquire) {
+            0 => SectionState::Absent,
+            1 => SectionState::Present,
+            2 => SectionState::Initialised,
+            3 => SectionState::Online,
+            _ => unreachable!("set_state is the only writer"),
+        }
+    }
+
+    #[inline]
+    fn has_pages(&self) -> bool {
+        // The same pairing as in `state`.
+        self.state.load(Ordering::Acquire) >= SectionState::Initialised as u8
+    }
+
+    pub(crate) fn zone(&self) -> ZoneType {
+        ZoneType::ALL[usize::from(self.zone.load(Ordering::Relaxed))]
+    }
+
+    pub(crate) fn set_zone(&self, zone: ZoneType) {
+        self.zone.store(zone as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the section was there at boot; such a section is never removed.
+    pub(crate) fn is_boot(&self) -> bool {
+        self.boot.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn set_boot(&self) {
+        self.boot.store(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn memmap(&self) -> Pfn {
+        Pfn::new(self.memmap.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_memmap(&self, pfn: Pfn) {
+        self.memmap.store(pfn.get(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn plugged(&self) -> SubSections {
+        SubSections::new(self.plugged.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_plugged(&self, plugged: SubSections) {
+        self.plugged.store(plugged.bits(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn free(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    /// `pages` free pages more or, as a wrapped negative number, fewer. The zone lock excludes other writers.
+    #[inline]
+    pub(crate) fn add_free(&self, pages: u64) {
+        self.free.store(self.free().wrapping_add(pages), Ordering::Relaxed);
+    }
+
+    pub(crate) fn altmap_word(&self) -> u64 {
+        self.altmap.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_altmap_word(&self, word: u64) {
+        self.altmap.store(word, Ordering::Relaxed);
+    }
+}
+
+impl Default for Section {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The pages of one section, which has them: look-ups in here check nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct SectionPages<'s> {
+    pages: &'s [Page; SECTION_PAGES as usize],
+    section: &'s Section,
+    nr: SectionNr,
+}
+
+impl<'s> SectionPages<'s> {
+    /// The page of `pfn`, which is in this section.
+    #[inline]
+    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
+        &self.pages[pfn.in_section()]
+    }
+
+    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
+        self.pages
+    }
+
+    pub(crate) fn section(&self) -> &'s Section {
+        self.section
+    }
+
+    pub(crate) fn nr(&self) -> SectionNr {
+        self.nr
+    }
+
+    /// The block that covers pageblock `block`'s first page: its head and the head's state. Only
+    /// blocks of the largest order can begin in front of the pageblock.
+    pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
+        let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
+        let state = self.page(first).state();
+        if state.kind() != Kind::Tail {
+            return (first, state);
+        }
+        let head = first.align_down(Order::MAX);
+        (head, self.page(head).state())
+    }
+
+    /// The blocks that lie in the pageblocks `range` or reach into them, ascending: their heads
+    /// and the heads' states. The zone lock keeps free blocks from changing under the walk.
+    pub(crate) fn blocks(&self, range: &Range<u32>) -> impl Iterator<Item = (Pfn, PageState)> + use<'s> {
+        let this = *self;
+        let end = this.nr.pageblocks(range).end;
+        let mut next = Some(this.covering(range.start));
+        core::iter::from_fn(move || {
+            let (head, state) = next.take()?;
+            let after = head.add(state.order().pages());
+            if after < end {
+                next = Some((after, this.page(after).state()));
+            }
+            Some((head, state))
+        })
+    }
+}
+
+/// All sections, and the memmap window.
+pub struct Sparse {
+    window: NonNull<Page>,
+    sections: &'static [Section],
+    /// One more than the highest section that was ever present: the end of walks over all.
+    end: AtomicU32,
+    /// Sections that are online.
+    online: AtomicU32,
+}
+
+// SAFETY: `window` is only dereferenced to `&Page`, which is Sync, under the checks of `page` and
+// `pages`; it is the same address on every CPU (contract of `new`).
+unsafe impl Sync for Sparse {}
+// SAFETY: as for Sync; nothing in it belongs to one CPU.
+unsafe impl Send for Sparse {}
+
+impl Sparse {
+    /// The sections in `sections` (the `n`-th is section number `n`; all absent), with the memmap
+    /// window at `window`.
+    ///
+    /// # Safety
+    /// `window`, 2 MiB aligned, starts a range of `sections.len()` x 2 MiB of virtual addresses,
+    /// the same on every CPU, that is used for nothing else. The n-th 2 MiB of it are what
+    /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps for section `n`.
+    #[must_use]
+    pub const unsafe fn new(window: NonNull<Page>, sections: &'static [Section]) -> Self {
+        Self { window, sections, end: AtomicU32::new(0), online: AtomicU32::new(0) }
+    }
+
+    /// Every section that was ever present, ascending.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = SectionNr> {
+        (0..self.end.load(Ordering::Relaxed)).map(SectionNr::new)
+    }
+
+    /// Number of sections that are online.
+    pub(crate) fn online(&self) -> u32 {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// Moves section `nr`, which is in the table, to `state`. To reach `Initialised`, its memmap
+    /// must be mapped and its pages written; to become `Absent`, see the header of this file.
+    pub(crate) fn set_state(&self, nr: SectionNr, state: SectionState) {
+        let section = self.section(nr).expect("a section that is in the table");
+        let before = section.state();
+        // Pairs with the Acquire in `Section::state`.
+        section.state.store(state as u8, Ordering::Release);
+        self.end.fetch_max(nr.get() + 1, Ordering::Relaxed);
+        match (before, state) {
+            (_, SectionState::Online) => self.online.fetch_add(1, Ordering::Relaxed),
+            (SectionState::Online, _) => self.online.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+
+    /// The table's entry of section `nr`, if it has one.
+    #[inline]
+    pub(crate) fn section(&self, nr: SectionNr) -> Option<&Section> {
+        self.sections.get(nr.get() as usize)
+    }
+
+    /// The sections whose pages can be looked at, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SectionPages<'_>> {
+        self.numbers().filter_map(|nr| self.pages(nr))
+    }
+
+    /// The page of `pfn` (Linux `pfn_to_page`).
+    ///
+    /// # Panics
+    /// When the section has no initialised memmap.
+    #[inline]
+    pub(crate) fn page(&self, pfn: Pfn) -> &Page {
+        self.page_and_section(pfn).0
+    }
+
+    /// As [`page`](Self::page), and its section.
+    #[inline]
+    pub(crate) fn page_and_section(&self, pfn: Pfn) -> (&Page, &Section) {
+        let section = match self.section(pfn.section()) {
+            Some(section) if section.has_pages() => section,
+            _ => no_page(pfn),
+        };
+        // SAFETY: the section is in the table, so the offset lies in the window; it has pages, so
+        // they are mapped and hold atomics, and stay so until this CPU leaves `mm` (see the
+        // header: `synchronize` comes between the state's change and the unmapping).
+        (unsafe { self.window.add(pfn.get() as usize).as_ref() }, section)
+    }
+
+    /// The pages of section `nr`, if it has any that can be looked at.
+    #[inline]
+    pub(crate) fn pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
+        let section = self.section(nr)?;
+        if !section.has_pages() {
+            return None;
+        }
+        Some(self.view(nr, section))
+    }
+
+    /// The pages of section `nr`, whose memmap is mapped, for the one who initialises them.
+    ///
+    /// # Panics
+    /// When the section is absent, or already has pages that others look at.
+    pub(crate) fn pages_to_initialise(&self, nr: SectionNr) -> SectionPages<'_> {
+        let section = self.section(nr).expect("a section that is in the table");
+        assert_eq!(section.state(), SectionState::Present, "section {nr:?} is not ready for this");
+        self.view(nr, section)
+    }
+
+    #[inline]
+    fn view<'s>(&'s self, nr: SectionNr, section: &'s Section) -> SectionPages<'s> {
+        // SAFETY: both callers found the section in the table and in a state in which its memmap
+        // is mapped (Present and beyond); the rest as in `page`. A `Page` is valid with any bits
+        // in its atomics, so the pages may be referred to before they are initialised.
+        let pages = unsafe { self.window.add(nr.start().get() as usize).cast().as_ref() };
+        SectionPages { pages, section, nr }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn no_page(pfn: Pfn) -> ! {
+    panic!("frame {:#x} has no page: its section has no initialised memmap", pfn.get())
+}

@@ -1,0 +1,127 @@
+//! Sets of the sub-sections of one section.
+//!
+//! Mirrors the `subsection_map` of Linux's `struct mem_section_usage`. Everything that is done to a
+//! part of a memory block is done to such a set, so that one look-up of the section serves all.
+
+use core::ops::Range;
+
+use crate::addr::{PAGEBLOCK_ORDER, SECTION_PAGEBLOCKS};
+
+/// A set of the 64 sub-sections (pageblocks, 2 MiB each) of one section; bit `i` is the `i`-th.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubSections(u64);
+
+impl SubSections {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// All of them.
+    pub const ALL: Self = Self(u64::MAX);
+    /// The first one, where a memmap on memory lies.
+    pub const FIRST: Self = Self(1);
+
+    /// The set whose bit mask is `bits`.
+    #[must_use]
+    pub const fn new(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The sub-sections `range`, which ends at 64 at most.
+    #[must_use]
+    pub const fn range(range: Range<u32>) -> Self {
+        assert!(range.start <= range.end && range.end <= SECTION_PAGEBLOCKS, "not in a section");
+        let below_end = if range.end == SECTION_PAGEBLOCKS { u64::MAX } else { (1 << range.end) - 1 };
+        let below_start = if range.start == SECTION_PAGEBLOCKS { u64::MAX } else { (1 << range.start) - 1 };
+        Self(below_end & !below_start)
+    }
+
+    /// The bit mask.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether the set is empty.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Pages in the sub-sections of the set.
+    #[must_use]
+    pub const fn pages(self) -> u32 {
+        let count = self.0.count_ones();
+        count << PAGEBLOCK_ORDER
+    }
+
+    /// Whether sub-section `index` is in the set.
+    #[must_use]
+    pub const fn contains(self, index: u32) -> bool {
+        self.0 >> index & 1 != 0
+    }
+
+    /// Whether all of `other` is in the set.
+    #[must_use]
+    pub const fn contains_all(self, other: Self) -> bool {
+        other.0 & !self.0 == 0
+    }
+
+    /// Whether any of `other` is in the set.
+    #[must_use]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The set without `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The contiguous runs of the set, in ascending order.
+    pub fn runs(self) -> impl Iterator<Item = Range<u32>> {
+        let mut bits = self.0;
+        core::iter::from_fn(move || {
+            if bits == 0 {
+                return None;
+            }
+            let start = bits.trailing_zeros();
+            let end = start + (!(bits >> start)).trailing_zeros();
+            bits &= !Self::range(start..end).0;
+            Some(start..end)
+        })
+    }
+
+    /// The set cut into pairs where a block of the largest order covers both, and single
+    /// sub-sections elsewhere, in ascending order.
+    pub(crate) fn windows(self) -> impl Iterator<Item = Range<u32>> {
+        let mut bits = self.0;
+        core::iter::from_fn(move || {
+            if bits == 0 {
+                return None;
+            }
+            let start = bits.trailing_zeros();
+            let pair = start & 1 == 0 && bits >> start & 2 != 0;
+            bits &= bits - 1;
+            if pair {
+                bits &= bits - 1;
+            }
+            Some(start..start + 1 + u32::from(pair))
+        })
+    }
+
+    /// The indices in the set, in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = u32> {
+        let mut bits = self.0;
+        core::iter::from_fn(move || {
+            let index = bits.trailing_zeros();
+            bits &= bits.wrapping_sub(1);
+            (index < u64::BITS).then_some(index)
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! The numbers behind Linux's `/proc/zoneinfo`, `/proc/vmstat` and `/proc/buddyinfo`.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::Mm;
+use crate::addr::Order;
+use crate::page::ZoneType;
+use crate::pageblock::MigrateType;
+use crate::platform::Platform;
+
+/// Counters of one zone, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneStats {
+    /// Which zone.
+    pub zone: ZoneType,
+    /// Pages between its first and its last, holes included.
+    pub spanned: u64,
+    /// Pages that exist, plugged or not, memmap included.
+    pub present: u64,
+    /// Pages that the allocator got.
+    pub managed: u64,
+    /// Pages on the free lists, isolated ones excluded.
+    pub free: u64,
+    /// Pages on per-CPU lists.
+    pub pcp: u64,
+    /// Pageblocks that are isolated.
+    pub nr_isolate_pageblock: u64,
+}
+
+/// Counters of the whole machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// One entry a zone, in the order of [`ZoneType::ALL`].
+    pub zones: [ZoneStats; ZoneType::COUNT],
+    /// Pages of hot-added memory's memmap taken from memory that was there before.
+    pub memmap_boot_pages: u64,
+    /// Pages of hot-added memory's memmap that lie in the added memory itself.
+    pub memmap_altmap_pages: u64,
+    /// Memory blocks that are online, those of boot included.
+    pub sections_online: u64,
+    /// Pages migrated since boot.
+    pub pages_migrated: u64,
+    /// Migrations that failed since boot.
+    pub migrate_failed: u64,
+    /// Times that a zone's per-CPU lists were drained on all CPUs, since boot.
+    pub pcp_drains: u64,
+    /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
+    pub pcp_limit_updates: u64,
+}
+
+/// Events and totals that belong to no zone.
+pub(crate) struct Counters {
+    pub(crate) memmap_boot_pages: AtomicU64,
+    pub(crate) memmap_altmap_pages: AtomicU64,
+    pub(crate) pages_migrated: AtomicU64,
+    pub(crate) migrate_failed: AtomicU64,
+    pub(crate) pcp_drains: AtomicU64,
+    pub(crate) pcp_limit_updates: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) const fn new() -> Self {
+        Self {
+            memmap_boot_pages: AtomicU64::new(0),
+            memmap_altmap_pages: AtomicU64::new(0),
+            pages_migrated: AtomicU64::new(0),
+            migrate_failed: AtomicU64::new(0),
+            pcp_drains: AtomicU64::new(0),
+            pcp_limit_updates: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// Reads all counters. They are exact when nothing else runs, and each for itself otherwise.
+    pub fn stats(&self) -> Stats {
+        let zone = |zone: ZoneType| {
+            let z = &self.zones[zone.index()];
+            ZoneStats {
+                zone,
+                spanned: z.spanned().pages().into(),
+                present: z.present(),
+                managed: z.managed(),
+                free: z.free(),
+                pcp: self.pcp_pages(zone),
+                nr_isolate_pageblock: z.nr_isolate_pageblock(),
+            }
+        };
+        let counters = &self.counters;
+        Stats {
+            zones: ZoneType::ALL.map(zone),
+            memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
+            memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
+            sections_online: self.sparse.online().into(),
+            pages_migrated: counters.pages_migrated.load(Relaxed),
+            migrate_failed: counters.migrate_failed.load(Relaxed),
+            pcp_drains: counters.pcp_drains.load(Relaxed),
+            pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
+        }
+    }
+
+    /// Free blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
+    pub fn free_blocks(&self, zone: ZoneType) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
+        self.zones[zone.index()].lock().free_blocks()
+    }
+}

@@ -1,0 +1,280 @@
+//! Zones: what they span, how much they have, how low they may run.
+//!
+//! Mirrors Linux `struct zone` and the watermark part of `mm/page_alloc.c`. There is no reclaim,
+//! so the watermarks decide only who may still allocate: ordinary requests first look for a zone
+//! above `low`, then for one above `min`; what is below is for page tables, so that memory can
+//! still be added to a machine that has run out of it.
+//!
+//! Invariant: spans, counters and watermarks change under the memory hotplug lock (and the zone
+//! lock where the free lists change with them); everyone may read them.
+
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::buddy::Buddy;
+use crate::lock::{Guard, Rank, SpinLock};
+use crate::page::ZoneType;
+use crate::sparse::{SectionState, Sparse};
+
+/// A level of free memory, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watermark {
+    Min = 0,
+    Low = 1,
+}
+
+impl Watermark {
+    const COUNT: usize = 2;
+}
+
+/// One zone.
+pub(crate) struct Zone {
+    buddy: SpinLock<Buddy>,
+    /// Copy of [`Buddy::free`] for readers without the lock.
+    free: AtomicU64,
+    start: AtomicU32,
+    end: AtomicU32,
+    /// What boot memory spans of it; that never shrinks.
+    boot_start: AtomicU32,
+    boot_end: AtomicU32,
+    present: AtomicU64,
+    managed: AtomicU64,
+    nr_isolate_pageblock: AtomicU64,
+    watermarks: [AtomicU64; Watermark::COUNT],
+    /// Pages kept from requests that could be served by a higher zone, by the highest zone that
+    /// the request may use.
+    lowmem_reserve: [AtomicU64; ZoneType::COUNT],
+    /// Limits of per-CPU lists, from which they are published to the CPUs.
+    pcp_high: AtomicU32,
+    pcp_batch: AtomicU32,
+    zone_type: ZoneType,
+}
+
+impl Zone {
+    pub(crate) const fn new(zone_type: ZoneType) -> Self {
+        Self {
+            buddy: SpinLock::new(Rank::Zone, Buddy::new(zone_type)),
+            free: AtomicU64::new(0),
+            start: AtomicU32::new(0),
+            end: AtomicU32::new(0),
+            boot_start: AtomicU32::new(0),
+            boot_end: AtomicU32::new(0),
+            present: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
+            nr_isolate_pageblock: AtomicU64::new(0),
+            watermarks: [const { AtomicU64::new(0) }; Watermark::COUNT],
+            lowmem_reserve: [const { AtomicU64::new(0) }; ZoneType::COUNT],
+            pcp_high: AtomicU32::new(0),
+            pcp_batch: AtomicU32::new(1),
+            zone_type,
+        }
+    }
+
+    /// The free lists.
+    #[inline]
+    pub(crate) fn lock(&self) -> ZoneGuard<'_> {
+        ZoneGuard { buddy: self.buddy.lock(), zone: self }
+    }
+
+    #[inline]
+    pub(crate) fn free(&self) -> u64 {
+        self.free.load(Relaxed)
+    }
+
+    pub(crate) fn present(&self) -> u64 {
+        self.present.load(Relaxed)
+    }
+
+    pub(crate) fn managed(&self) -> u64 {
+        self.managed.load(Relaxed)
+    }
+
+    pub(crate) fn nr_isolate_pageblock(&self) -> u64 {
+        self.nr_isolate_pageblock.load(Relaxed)
+    }
+
+    /// From the zone's first page to its last, holes included; empty when it has none.
+    pub(crate) fn spanned(&self) -> PfnRange {
+        PfnRange { start: Pfn::new(self.start.load(Relaxed)), end: Pfn::new(self.end.load(Relaxed)) }
+    }
+
+    /// Makes the zone reach over `range` as well.
+    pub(crate) fn grow_span(&self, range: PfnRange) {
+        let span = self.spanned();
+        if span.is_empty() {
+            self.set_span(range);
+        } else {
+            self.set_span(PfnRange { start: span.start.min(range.start), end: span.end.max(range.end) });
+        }
+    }
+
+    /// Remembers the span as that of boot memory.
+    pub(crate) fn keep_boot_span(&self) {
+        self.boot_start.store(self.start.load(Relaxed), Relaxed);
+        self.boot_end.store(self.end.load(Relaxed), Relaxed);
+    }
+
+    /// Draws the zone's ends in after section `nr` left it (Linux `shrink_zone_span`): an end that
+    /// was in the section moves to the next section that is online in the zone.
+    pub(crate) fn shrink_span(&self, sparse: &Sparse, nr: SectionNr) {
+        let (span, gone) = (self.spanned(), nr.frames());
+        // What section `nr` spans if it is ours: hot-added sections are whole, those of boot
+        // memory as far as it goes.
+        let ours = |nr: u32| {
+            let section = sparse.section(SectionNr::new(nr))?;
+            if section.state() != SectionState::Online || section.zone() != self.zone_type {
+                return None;
+            }
+            let boot = PfnRange {
+                start: Pfn::new(self.boot_start.load(Relaxed)),
+                end: Pfn::new(self.boot_end.load(Relaxed)),
+            };
+            let frames = SectionNr::new(nr).frames();
+            Some(if section.is_boot() { frames.intersect(boot) } else { frames })
+        };
+        let last = Pfn::new(span.end.get() - 1).section().get();
+        if gone.contains(span.start) {
+            match (nr.get() + 1..=last).find_map(ours) {
+                Some(next) => self.set_span(PfnRange { start: next.start, end: span.end }),
+                None => self.set_span(PfnRange::new(Pfn::new(0), 0)),
+            }
+        } else if gone.end == span.end {
+            let mut below = (span.start.section().get()..nr.get()).rev();
+            let before = below.find_map(ours).expect("the span's first section is ours");
+            self.set_span(PfnRange { start: span.start, end: before.end });
+        }
+    }
+
+    fn set_span(&self, span: PfnRange) {
+        self.start.store(span.start.get(), Relaxed);
+        self.end.store(span.end.get(), Relaxed);
+    }
+
+    pub(crate) fn add_present(&self, pages: u64) {
+        self.present.fetch_add(pages, Relaxed);
+    }
+
+    pub(crate) fn sub_present(&self, pages: u64) {
+        let before = self.present.fetch_sub(pages, Relaxed);
+        assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.zone_type);
+    }
+
+    pub(crate) fn add_managed(&self, pages: u64) {
+        self.managed.fetch_add(pages, Relaxed);
+    }
+
+    pub(crate) fn sub_managed(&self, pages: u64) {
+        let before = self.managed.fetch_sub(pages, Relaxed);
+        assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.zone_type);
+    }
+
+    pub(crate) fn add_isolated_pageblocks(&self, blocks: u64) {
+        self.nr_isolate_pageblock.fetch_add(blocks, Relaxed);
+    }
+
+    pub(crate) fn sub_isolated_pageblocks(&self, blocks: u64) {
+        let before = self.nr_isolate_pageblock.fetch_sub(blocks, Relaxed);
+        assert!(blocks <= before, "{:?} loses {blocks} of {before} isolated blocks", self.zone_type);
+    }
+
+    pub(crate) fn watermark(&self, mark: Watermark) -> u64 {
+        self.watermarks[mark as usize].load(Relaxed)
+    }
+
+    pub(crate) fn lowmem_reserve(&self, highest: ZoneType) -> u64 {
+        self.lowmem_reserve[highest.index()].load(Relaxed)
+    }
+
+    /// Whether `pages` may be taken by a request whose highest zone is `highest` and leave the
+    /// zone above `mark` (Linux `zone_watermark_fast`).
+    #[inline]
+    pub(crate) fn above(&self, mark: Watermark, pages: u32, highest: ZoneType) -> bool {
+        self.free() >= self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages)
+    }
+
+    /// High and batch of per-CPU lists.
+    pub(crate) fn pcp_limits(&self) -> (u32, u32) {
+        (self.pcp_high.load(Relaxed), self.pcp_batch.load(Relaxed))
+    }
+
+    pub(crate) fn set_pcp_limits(&self, (high, batch): (u32, u32)) {
+        self.pcp_high.store(high, Relaxed);
+        self.pcp_batch.store(batch, Relaxed);
+    }
+}
+
+/// The right to a zone's free lists. On release it publishes the number of free pages.
+pub(crate) struct ZoneGuard<'z> {
+    buddy: Guard<'z, Buddy>,
+    zone: &'z Zone,
+}
+
+impl Deref for ZoneGuard<'_> {
+    type Target = Buddy;
+
+    #[inline]
+    fn deref(&self) -> &Buddy {
+        &self.buddy
+    }
+}
+
+impl DerefMut for ZoneGuard<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Buddy {
+        &mut self.buddy
+    }
+}
+
+impl Drop for ZoneGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.zone.free.store(self.buddy.free(), Relaxed);
+    }
+}
+
+/// Requests for a higher zone leave 1/256 of that zone's pages in Dma32, and 1/32 in Normal
+/// (Linux `sysctl_lowmem_reserve_ratio`).
+const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
+
+/// Computes watermarks and lowmem reserves of all zones from what they manage (Linux
+/// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`).
+pub(crate) fn setup_watermarks(zones: &[Zone; ZoneType::COUNT]) {
+    let lowmem = zones[ZoneType::Dma32.index()].managed() + zones[ZoneType::Normal.index()].managed();
+    let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);
+    let pages_min = min_free_kbytes / 4;
+    for zone in zones {
+        let managed = zone.managed();
+        let share = pages_min * managed / lowmem.max(1);
+        let min = if zone.zone_type == ZoneType::Movable { (managed / 1024).clamp(32, 128) } else { share };
+        let step = (share / 4).max(managed / 1000);
+        for (mark, pages) in [(Watermark::Min, min), (Watermark::Low, min + step)] {
+            zone.watermarks[mark as usize].store(if managed == 0 { 0 } else { pages }, Relaxed);
+        }
+        let mut above = 0;
+        for highest in ZoneType::ALL {
+            if highest > zone.zone_type {
+                above += zones[highest.index()].managed();
+            }
+            let reserve = above / LOWMEM_RESERVE_RATIO[zone.zone_type.index()];
+            zone.lowmem_reserve[highest.index()].store(reserve, Relaxed);
+        }
+    }
+}
+
+/// High and batch of `zone`'s per-CPU lists on a machine with `nr_cpus` CPUs (Linux
+/// `zone_batchsize`, `zone_highsize`; high is not tuned later). A zone without memory has the
+/// limits of a disabled one.
+pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
+    let managed = zone.managed();
+    if managed == 0 {
+        return PCP_OFF;
+    }
+    let pages = ((managed >> 10).min(256) / 4).max(1);
+    let batch = (1u32 << (pages + pages / 2).ilog2()).max(2) - 1;
+    let share = zone.watermark(Watermark::Low) / nr_cpus.max(1) as u64;
+    (u32::try_from(share).unwrap_or(u32::MAX).max(4 * batch), batch)
+}
+
+/// Limits with which a per-CPU list never holds a page once its lock is free.
+pub(crate) const PCP_OFF: (u32, u32) = (0, 1);

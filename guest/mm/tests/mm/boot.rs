@@ -1,0 +1,150 @@
+//! From a memory map to zones.
+
+use tidevm_mm::sim::Machine;
+use tidevm_mm::{
+    BootError, FaultStep, Gfp, Memblock, Order, PhysAddr, PhysRange, SectionNr, SubSections, ZoneType,
+};
+
+/// A PC's memory map in small: a hole at 640 KiB, odd ends, some reserved, memory above 4 GiB.
+#[test]
+fn holes_and_reserved_ranges() {
+    let four_gib = 1 << 20;
+    let machine = Machine {
+        memory: [(0, 159), (256, 40_000), (four_gib + 7, 33_000)].into(),
+        reserved: [(0, 1), (256, 1000), (1300, 3), (20_000, 1), (four_gib + 7, 1)].into(),
+        sections: 40,
+        ..Machine::default()
+    };
+    let mm = machine.boot();
+    mm.check();
+    let [dma32, normal, movable] = mm.stats().zones;
+    assert_eq!((dma32.spanned, dma32.present), (40_256, 40_159));
+    assert_eq!((normal.spanned, normal.present), (33_000, 33_000));
+    // All four sections' memmap comes from the top, which is Normal.
+    assert_eq!(dma32.managed, 40_159 - 1005);
+    assert_eq!(normal.managed, 33_000 - 1 - 4 * 512);
+    assert_eq!((movable.spanned, movable.present, movable.managed), (0, 0, 0));
+    assert_eq!(dma32.free, dma32.managed);
+    assert_eq!(mm.stats().memmap_boot_pages, 0, "that counts hot-added memory's");
+
+    // Everything that is free can be had, nothing else.
+    let mut pages = Vec::new();
+    while let Ok(pfn) = mm.alloc_pages(Order::PAGE, Gfp::PageTable) {
+        pages.push(pfn.get());
+    }
+    assert_eq!(pages.len() as u64, dma32.managed + normal.managed);
+    pages.sort_unstable();
+    pages.dedup();
+    assert_eq!(pages.len() as u64, dma32.managed + normal.managed);
+    let taken =
+        |pfn: &u32| machine.reserved.iter().any(|&(first, count)| (first..first + count).contains(pfn));
+    assert_eq!(pages.iter().find(|pfn| taken(pfn)), None);
+    mm.check();
+}
+
+#[test]
+fn memory_map_that_does_not_fit() {
+    let boot = |machine: &Machine| machine.build().boot(&mut machine.memblock(), machine.options());
+    let beyond = Machine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..Machine::default() };
+    let address = PhysAddr::new(36 << 27);
+    assert_eq!(boot(&beyond), Err(BootError::OutOfRange(address)));
+    let tiny = Machine { memory: [(0, 1023)].into(), reserved: Vec::new(), ..Machine::default() };
+    assert_eq!(boot(&tiny), Err(BootError::NoMemory), "512 aligned pages, and not at 0");
+    let full = Machine { reserved: [(0, 65_000)].into(), ..Machine::default() };
+    assert_eq!(boot(&full), Err(BootError::NoMemory));
+    let machine = Machine::default();
+    for nr_cpus in [0, 2] {
+        let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
+        assert_eq!(machine.build().boot(&mut machine.memblock(), options), Err(BootError::Cpus));
+    }
+}
+
+/// The platform takes page tables from the allocator while it maps: from the second section of
+/// boot on, and in every hotplug operation.
+#[test]
+fn page_tables_come_from_the_allocator() {
+    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    mm.check();
+    let block = SectionNr::new(32);
+    let start = mm.stats().zones[0];
+    mm.add_memory(block, SubSections::ALL).unwrap();
+    mm.online(block, ZoneType::Movable).unwrap();
+    let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
+    assert_eq!(taken, 2, "one for the memmap, one for the direct map");
+    mm.offline_subsections(block, SubSections::range(8..16)).unwrap();
+    mm.online_subsections(block, SubSections::range(8..16)).unwrap();
+    mm.offline(block).unwrap();
+    mm.remove_memory(block).unwrap();
+    mm.check();
+}
+
+/// A machine without a free page can still be given memory: page tables may take the reserve. When
+/// even that is gone, adding fails cleanly.
+#[test]
+fn growing_out_of_memory() {
+    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
+    let block = SectionNr::new(32);
+    mm.add_memory(block, SubSections::ALL).unwrap();
+    mm.online(block, ZoneType::Normal).unwrap();
+    mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
+    mm.check();
+    while mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok() {}
+    let before = mm.stats();
+    let next = SectionNr::new(33);
+    assert_eq!(mm.add_memory(next, SubSections::ALL), Err(tidevm_mm::AddError::NoPageTable));
+    assert_eq!(mm.stats().zones, before.zones);
+    assert_eq!(mm.platform().attempts(FaultStep::MapMemmap), 1, "it did not come that far");
+    mm.check();
+}
+
+fn range(start: u64, size: u64) -> PhysRange {
+    PhysRange::new(PhysAddr::new(start), size)
+}
+
+fn spans(ranges: impl Iterator<Item = PhysRange>) -> Vec<(u64, u64)> {
+    ranges.map(|range| (range.start.get(), range.end.get())).collect()
+}
+
+#[test]
+fn memblock_merges_what_touches() {
+    let mut memblock = Memblock::new();
+    for (start, size) in [(100, 10), (0, 10), (50, 10), (110, 5), (10, 40), (200, 0), (58, 50)] {
+        memblock.add(range(start, size)).unwrap();
+    }
+    assert_eq!(spans(memblock.memory()), [(0, 115)]);
+    memblock.add(range(300, 10)).unwrap();
+    memblock.add(range(200, 10)).unwrap();
+    assert_eq!(spans(memblock.memory()), [(0, 115), (200, 210), (300, 310)]);
+    memblock.reserve(range(20, 5)).unwrap();
+    memblock.reserve(range(100, 105)).unwrap();
+    memblock.reserve(range(305, 100)).unwrap();
+    memblock.reserve(range(1000, 1)).unwrap();
+    assert_eq!(spans(memblock.free()), [(0, 20), (25, 100), (205, 210), (300, 305)]);
+}
+
+#[test]
+fn memblock_allocates_from_the_top() {
+    let mut memblock = Memblock::new();
+    memblock.add(range(0, 0x10_0000)).unwrap();
+    memblock.add(range(0x20_0000, 0x8000)).unwrap();
+    memblock.reserve(range(0x20_4000, 0x1000)).unwrap();
+    let mut alloc = |size, align| memblock.alloc(size, align).map(PhysAddr::get);
+    assert_eq!(alloc(0x2000, 0x1000), Some(0x20_6000));
+    assert_eq!(alloc(0x2000, 0x1000), Some(0x20_2000));
+    assert_eq!(alloc(0x4000, 0x4000), Some(0xf_c000));
+    assert_eq!(alloc(0x1000, 0x1000), Some(0x20_5000));
+    assert_eq!(alloc(0x2000, 0x2000), Some(0x20_0000));
+    assert_eq!(alloc(0xf_b000, 0x1000), Some(0x1000));
+    assert_eq!(alloc(0x1000, 0x1000), None, "address 0 is never given out");
+}
+
+#[test]
+fn memblock_full() {
+    let mut memblock = Memblock::new();
+    for index in 0..tidevm_mm::MEMBLOCK_RANGES as u64 {
+        memblock.add(range(index * 100, 10)).unwrap();
+    }
+    assert!(memblock.add(range(1 << 20, 10)).is_err());
+    memblock.add(range(10, 5)).expect("merging needs no entry");
+}

@@ -1,0 +1,132 @@
+//! Every step of every operation fails once: everything must be as before, and work afterwards.
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{FaultStep, Mm, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType};
+
+use crate::workload::{BLOCK, Tenant};
+
+const STEPS: [FaultStep; 6] = [
+    FaultStep::MapDirect,
+    FaultStep::MapMemmap,
+    FaultStep::AllocMemmap,
+    FaultStep::Online,
+    FaultStep::Isolate,
+    FaultStep::Migrate,
+];
+
+/// All that can be seen of a machine, but for counters that only grow.
+#[derive(Debug, PartialEq)]
+struct State {
+    zones: [ZoneStats; 3],
+    memmap_pages: [u64; 2],
+    sections: Vec<(SectionState, SubSections, Option<tidevm_mm::Pfn>)>,
+    mapped: Vec<bool>,
+    free_blocks: [[u32; Order::COUNT]; 3],
+}
+
+fn state(mm: &Mm<Sim>) -> State {
+    for zone in ZoneType::ALL {
+        drop(mm.zone_pcp_disable(zone));
+    }
+    mm.check();
+    let stats = mm.stats();
+    let sections = || (0..36).map(SectionNr::new);
+    State {
+        zones: stats.zones,
+        memmap_pages: [stats.memmap_boot_pages, stats.memmap_altmap_pages],
+        sections: sections()
+            .map(|nr| (mm.section_state(nr), mm.plugged(nr), mm.platform().memmap_of(nr)))
+            .collect(),
+        mapped: sections()
+            .flat_map(|nr| (0..64).map(move |block| nr.start().add(block * 512)))
+            .map(|pfn| mm.platform().is_mapped(pfn))
+            .collect(),
+        free_blocks: ZoneType::ALL.map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum())),
+    }
+}
+
+/// Runs `operation` once for every attempt of every step that it makes, with that attempt failing,
+/// and finally without a failure.
+fn fail_everywhere(mm: &'static Mm<Sim>, name: &str, operation: impl Fn() -> Result<(), String>) -> u32 {
+    let mut failures = 0;
+    let sim = mm.platform();
+    for step in STEPS {
+        for attempt in 0.. {
+            let before = state(mm);
+            sim.inject(step, attempt);
+            let attempts = sim.attempts(step);
+            let result = operation();
+            if sim.attempts(step) - attempts <= u64::from(attempt) {
+                // It never came that far: it succeeded without this attempt. Take it back.
+                assert_eq!(result, Ok(()), "{name} without a failure");
+                sim.inject_always(step, false);
+                break;
+            }
+            result.expect_err(&format!("{name} with {step:?} {attempt} failing"));
+            assert_eq!(state(mm), before, "after {name} failed at {step:?} {attempt}");
+            failures += 1;
+        }
+        if step != FaultStep::Migrate {
+            undo(mm, name);
+        }
+    }
+    failures
+}
+
+/// The way back from each operation, for its next round.
+fn undo(mm: &Mm<Sim>, name: &str) {
+    match name {
+        "add" => mm.remove_memory(BLOCK).unwrap(),
+        "online" => mm.offline(BLOCK).unwrap(),
+        "plug" => mm.offline_subsections(BLOCK, gaps()).unwrap(),
+        "unplug" => mm.online_subsections(BLOCK, gaps()).unwrap(),
+        "offline" => mm.online(BLOCK, ZoneType::Movable).unwrap(),
+        _ => unreachable!("no operation {name}"),
+    }
+}
+
+/// Runs of sub-sections with gaps between them.
+fn gaps() -> SubSections {
+    [3..7, 9..10, 40..64].map(SubSections::range).into_iter().fold(SubSections::NONE, SubSections::union)
+}
+
+fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
+    result.map_err(|error| format!("{error:?}"))
+}
+
+#[test]
+fn every_step_rolls_back() {
+    for memmap_on_memory in [true, false] {
+        let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
+        let partly = SubSections::ALL.without(gaps());
+        let mut failures = Vec::new();
+        failures.push(fail_everywhere(mm, "add", || text(mm.add_memory(BLOCK, partly))));
+        failures.push(fail_everywhere(mm, "online", || text(mm.online(BLOCK, ZoneType::Movable))));
+        failures.push(fail_everywhere(mm, "plug", || text(mm.online_subsections(BLOCK, gaps()))));
+        let tenant = Tenant::new(mm, 1, 200);
+        tenant.fill_all();
+        failures.push(fail_everywhere(mm, "unplug", || text(mm.offline_subsections(BLOCK, gaps()))));
+        mm.online_subsections(BLOCK, gaps()).unwrap();
+        failures.push(fail_everywhere(mm, "offline", || text(mm.offline(BLOCK))));
+        // add: 3 runs, memmap alloc and map; online: 1; plug: 3 runs and 1; unplug: 29 pageblocks;
+        // offline: 63 or 64 pageblocks.
+        let all = if memmap_on_memory { 63 } else { 64 };
+        assert_eq!(failures, [5, 1, 4, 29, all]);
+        mm.remove_memory(BLOCK).unwrap();
+        tenant.verify_all();
+        assert_eq!(tenant.release_all(), 200);
+        state(mm);
+    }
+}
+
+/// An added block whose onlining fails can be removed, and one whose offlining fails works on.
+#[test]
+fn way_out_after_a_failure() {
+    let mm = Machine::default().boot();
+    let start = state(mm);
+    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.platform().inject(FaultStep::Online, 0);
+    mm.online(BLOCK, ZoneType::Movable).unwrap_err();
+    mm.remove_memory(BLOCK).unwrap();
+    assert_eq!(state(mm), start);
+}

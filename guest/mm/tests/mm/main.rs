@@ -1,0 +1,11 @@
+//! The memory management on simulated machines, through its public interface.
+
+mod accounting;
+mod boot;
+mod faults;
+mod migration;
+mod model;
+mod pcp;
+mod stress;
+mod subsections;
+mod workload;

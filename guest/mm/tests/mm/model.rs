@@ -1,0 +1,280 @@
+//! The allocator against a model: who owns which page is known outside, and every page says so.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{AllocError, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
+
+use crate::workload::{BLOCK, Random};
+
+/// By frame: who owns it. Sees overlaps between threads.
+struct Owners(Vec<AtomicU32>);
+
+impl Owners {
+    fn new(mm_sections: u32) -> Self {
+        Self((0..mm_sections * tidevm_mm::SECTION_PAGES).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn change(&self, pfn: Pfn, order: Order, from: u32, to: u32) {
+        for offset in 0..order.pages() {
+            let entry = &self.0[pfn.add(offset).get() as usize];
+            let found = entry.compare_exchange(from, to, SeqCst, SeqCst);
+            assert_eq!(found, Ok(from), "{:?} of a block of {order:?}", pfn.add(offset));
+        }
+    }
+}
+
+/// One thread's blocks.
+struct Player<'a> {
+    mm: &'static Mm<Sim>,
+    owners: &'a Owners,
+    me: u32,
+    blocks: Vec<(Pfn, Order, u64)>,
+    random: Random,
+}
+
+impl Player<'_> {
+    fn alloc(&mut self) -> Result<(), AllocError> {
+        let order = if self.random.chance(60) { 0 } else { self.random.below(Order::COUNT) as u8 };
+        let order = Order::new(order);
+        let gfp = [Gfp::Kernel, Gfp::PageTable, Gfp::Movable, Gfp::Movable][self.random.below(4)];
+        let pfn = self.mm.alloc_pages(order, gfp)?;
+        assert!(pfn.is_aligned(order), "{pfn:?} for {order:?}");
+        let movable_only = BLOCK.frames().contains(pfn);
+        assert!(!movable_only || gfp == Gfp::Movable, "{gfp:?} got {pfn:?}, in Movable");
+        self.owners.change(pfn, order, 0, self.me);
+        let content = self.random.next();
+        self.write(pfn, order, content);
+        self.blocks.push((pfn, order, content));
+        Ok(())
+    }
+
+    fn write(&self, pfn: Pfn, order: Order, content: u64) {
+        for offset in 0..order.pages() {
+            self.mm.platform().write(pfn.add(offset), content ^ u64::from(offset));
+        }
+    }
+
+    fn free(&mut self) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        let (pfn, order, content) = self.blocks.swap_remove(self.random.below(self.blocks.len()));
+        for offset in 0..order.pages() {
+            let found = self.mm.platform().read(pfn.add(offset));
+            assert_eq!(found, content ^ u64::from(offset), "content of {:?}", pfn.add(offset));
+        }
+        self.owners.change(pfn, order, self.me, 0);
+        self.mm.free_pages(pfn, order);
+    }
+
+    fn split(&mut self) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        let (pfn, order, _) = self.blocks.swap_remove(self.random.below(self.blocks.len()));
+        let to = Order::new(self.random.below(usize::from(order.get()) + 1) as u8);
+        self.mm.split_page_to(pfn, order, to);
+        for start in (0..order.pages()).step_by(to.pages() as usize) {
+            let content = self.random.next();
+            self.write(pfn.add(start), to, content);
+            self.blocks.push((pfn.add(start), to, content));
+        }
+    }
+
+    /// Phases that lean to allocating and to freeing by turns, so that memory is sometimes full
+    /// and sometimes empty.
+    fn play(&mut self, steps: usize) -> usize {
+        let mut refused = 0;
+        for step in 0..steps {
+            let growing = (step / (steps / 6)).is_multiple_of(2);
+            match self.random.below(100) {
+                0..2 => self.split(),
+                choice if (choice < 65) == growing => refused += usize::from(self.alloc().is_err()),
+                _ => self.free(),
+            }
+        }
+        refused
+    }
+
+    fn drain(&mut self) {
+        while !self.blocks.is_empty() {
+            self.free();
+        }
+    }
+}
+
+/// Free blocks of each zone by order.
+fn histogram(mm: &Mm<Sim>) -> [[u32; Order::COUNT]; 3] {
+    ZoneType::ALL.map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum()))
+}
+
+/// Everything is free, and merged as it was at first.
+fn assert_all_returned(mm: &Mm<Sim>, before: [[u32; Order::COUNT]; 3]) {
+    for zone in ZoneType::ALL {
+        drop(mm.zone_pcp_disable(zone));
+    }
+    mm.check();
+    assert_eq!(histogram(mm), before, "free blocks by zone and order");
+}
+
+fn machine(cpus: usize) -> &'static Mm<Sim> {
+    // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
+    let memory = [(0, 8 * 1024)].into();
+    let mm = Machine { memory, cpus, ..Machine::default() }.boot();
+    mm.add_memory(BLOCK, SubSections::range(0..20)).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm
+}
+
+#[test]
+fn one_thread() {
+    let mm = machine(1);
+    let before = histogram(mm);
+    let owners = Owners::new(36);
+    let mut random = Random::new("model::one_thread");
+    let mut player = Player { mm, owners: &owners, me: 1, blocks: Vec::new(), random: random.fork() };
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += player.play(600);
+        mm.check();
+    }
+    assert!(refused > 0, "memory was never full");
+    player.drain();
+    assert_all_returned(mm, before);
+}
+
+#[test]
+fn two_threads() {
+    let mm = machine(2);
+    let before = histogram(mm);
+    let owners = Owners::new(36);
+    let mut random = Random::new("model::two_threads");
+    std::thread::scope(|scope| {
+        for cpu in 0..2 {
+            let (owners, random) = (&owners, random.fork());
+            scope.spawn(move || {
+                let me = cpu as u32 + 1;
+                let mut player = Player { mm, owners, me, blocks: Vec::new(), random };
+                Sim::run_on(cpu, || {
+                    player.play(12_000);
+                    player.drain();
+                });
+            });
+        }
+        for _ in 0..20 {
+            mm.check();
+            std::thread::yield_now();
+        }
+    });
+    assert_all_returned(mm, before);
+}
+
+/// Pages freed by another CPU than the one that allocated them.
+#[test]
+fn freed_elsewhere() {
+    let mm = machine(2);
+    let before = histogram(mm);
+    let pages: Vec<Pfn> =
+        (0..2000).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room")).collect();
+    Sim::run_on(1, || pages.iter().for_each(|&page| mm.free_pages(page, Order::PAGE)));
+    mm.check();
+    assert_all_returned(mm, before);
+}
+
+/// Out of memory is an error, again and again, and changes nothing.
+#[test]
+fn out_of_memory() {
+    let mm = machine(1);
+    let before = histogram(mm);
+    for order in [0, 3, 10].map(Order::new) {
+        for gfp in [Gfp::Kernel, Gfp::PageTable, Gfp::Movable] {
+            let mut held = Vec::new();
+            while let Ok(pfn) = mm.alloc_pages(order, gfp) {
+                held.push(pfn);
+            }
+            assert!(!held.is_empty(), "{gfp:?} of {order:?} got nothing");
+            let full = mm.stats();
+            for _ in 0..3 {
+                assert_eq!(mm.alloc_pages(order, gfp), Err(AllocError));
+            }
+            assert_eq!(mm.stats(), full);
+            mm.check();
+            held.iter().for_each(|&pfn| mm.free_pages(pfn, order));
+            assert_all_returned(mm, before);
+        }
+    }
+}
+
+/// Watermarks: the last pages are for page tables.
+#[test]
+fn page_tables_get_the_reserve() {
+    let mm = machine(1);
+    while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
+    let left = mm.stats().zones[0].free;
+    // sqrt(pages * 4 KiB * 16) KiB, Linux's min_free_kbytes.
+    let managed = mm.stats().zones[0].managed;
+    let min = (managed * 64).isqrt().max(128) / 4;
+    assert!(left >= min && left < min + 64, "left {left}, watermark {min}");
+    for _ in 0..left {
+        mm.alloc_pages(Order::PAGE, Gfp::PageTable).expect("the reserve");
+    }
+    assert_eq!(mm.alloc_pages(Order::PAGE, Gfp::PageTable), Err(AllocError));
+    mm.check();
+}
+
+/// Kernel pages never come from Movable, movable ones from everywhere, Movable first.
+#[test]
+fn zonelists() {
+    let mm = machine(1);
+    let movable = BLOCK.frames();
+    let first = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    assert!(movable.contains(first), "{first:?} is not in Movable");
+    let mut elsewhere = 0;
+    while let Ok(pfn) = mm.alloc_pages(Order::PAGE, Gfp::Movable) {
+        elsewhere += usize::from(!movable.contains(pfn));
+    }
+    assert!(elsewhere > 1000, "movable pages fall back to kernel zones: {elsewhere}");
+    let mm = machine(1);
+    while let Ok(pfn) = mm.alloc_pages(Order::PAGE, Gfp::PageTable) {
+        assert!(!movable.contains(pfn), "a page table at {pfn:?}, in Movable");
+    }
+    assert_eq!(mm.stats().zones[2].free, mm.stats().zones[2].managed);
+}
+
+/// Fallback between migrate types keeps unmovable pages together: few pageblocks get mixed.
+#[test]
+fn unmovable_pages_share_pageblocks() {
+    let mm = machine(1);
+    let mut pageblocks = std::collections::BTreeSet::new();
+    for _ in 0..512 {
+        let _movable = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+        let kernel = mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap();
+        pageblocks.insert(kernel.get() / 512);
+    }
+    assert!(pageblocks.len() <= 2, "512 kernel pages lie in {} pageblocks", pageblocks.len());
+    mm.check();
+}
+
+#[test]
+#[should_panic(expected = "is not an allocated block")]
+fn double_free() {
+    let mm = machine(1);
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap();
+    mm.free_pages(pfn, Order::PAGE);
+    mm.free_pages(pfn, Order::PAGE);
+}
+
+#[test]
+#[should_panic(expected = "is not an allocated block")]
+fn free_with_wrong_order() {
+    let mm = machine(1);
+    let pfn = mm.alloc_pages(Order::new(3), Gfp::Kernel).unwrap();
+    mm.free_pages(pfn, Order::new(2));
+}
+
+#[test]
+#[should_panic(expected = "has no page")]
+fn free_of_absent_memory() {
+    machine(1).free_pages(BLOCK.frames().end, Order::PAGE);
+}

@@ -1,0 +1,150 @@
+//! Per-CPU lists and what disabling them promises.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{FaultStep, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
+
+use crate::workload::BLOCK;
+
+fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
+    let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
+    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm
+}
+
+fn pages(mm: &Mm<Sim>, count: usize) -> Vec<Pfn> {
+    (0..count).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect()
+}
+
+fn free(mm: &Mm<Sim>, pages: &[Pfn]) {
+    pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+}
+
+fn movable(mm: &Mm<Sim>) -> (u64, u64) {
+    let zone = mm.stats().zones[2];
+    (zone.free, zone.pcp)
+}
+
+/// A 128 MiB zone has batch 7 and, with few CPUs, high at its low watermark; a list grows to high
+/// and then loses a batch.
+#[test]
+fn limits() {
+    let mm = machine(1, true);
+    let held = pages(mm, 600);
+    let (_, pcp) = movable(mm);
+    assert!(pcp < 7, "a refill brings 7: {pcp} left of it");
+    let mut most = 0;
+    for &pfn in &held {
+        let (_, before) = movable(mm);
+        free(mm, &[pfn]);
+        let (_, after) = movable(mm);
+        assert!(after == before + 1 || after + 7 == before + 1, "from {before} to {after} pages");
+        most = most.max(after);
+    }
+    // low = min 32 + max(managed / 1000, share of min_free_kbytes / 4).
+    assert!((64..512).contains(&most), "the list held {most} pages");
+    mm.check();
+}
+
+/// While disabled, freeing leaves nothing on the lists, and allocating takes just its page.
+#[test]
+fn disabled_lists_stay_empty() {
+    let mm = machine(2, true);
+    let held = pages(mm, 100);
+    Sim::run_on(1, || free(mm, &pages(mm, 30)));
+    assert!(movable(mm).1 > 0);
+    let guard = mm.zone_pcp_disable(ZoneType::Movable);
+    assert_eq!(movable(mm), (32256 - 100, 0), "drained on every CPU");
+    for (index, pfn) in held.into_iter().enumerate() {
+        Sim::run_on(index % 2, || free(mm, &[pfn]));
+        assert_eq!(movable(mm), (32256 - 99 + index as u64, 0));
+    }
+    let again = pages(mm, 10);
+    assert_eq!(movable(mm), (32256 - 10, 0));
+    free(mm, &again);
+    drop(guard);
+    mm.check();
+    // Lists cache again.
+    let again = pages(mm, 50);
+    free(mm, &again);
+    assert!(movable(mm).1 >= 20);
+    mm.check();
+}
+
+/// Disabling lists drains once for a whole block; the older way drains again and again.
+#[test]
+fn drains_of_an_offline() {
+    for (pcp_disable, expected) in [(true, 1..2), (false, 2..64)] {
+        let mm = machine(2, pcp_disable);
+        let before = mm.stats().pcp_drains;
+        mm.offline(BLOCK).unwrap();
+        let drains = mm.stats().pcp_drains - before;
+        assert!(expected.contains(&drains), "{drains} drains, pcp_disable {pcp_disable}");
+    }
+}
+
+/// Limits after an offline that failed are those of before.
+#[test]
+fn limits_survive_a_failed_offline() {
+    let mm = machine(1, true);
+    let cached = || {
+        let held = pages(mm, 300);
+        free(mm, &held);
+        movable(mm).1
+    };
+    let before = cached();
+    mm.platform().inject(FaultStep::Isolate, 20);
+    mm.offline(BLOCK).unwrap_err();
+    assert_eq!(movable(mm).1, 0, "drained");
+    assert_eq!(cached(), before);
+    mm.check();
+}
+
+/// Limits are published when they change, and only then.
+#[test]
+fn unchanged_limits_are_not_published() {
+    // So many CPUs that a list's share is at its lower bound, whatever the zone's exact size.
+    let mm = machine(8, true);
+    let updates = mm.stats().pcp_limit_updates;
+    mm.offline_subsections(BLOCK, SubSections::range(60..64)).unwrap();
+    mm.online_subsections(BLOCK, SubSections::range(60..64)).unwrap();
+    assert_eq!(mm.stats().pcp_limit_updates, updates);
+    mm.offline(BLOCK).unwrap();
+    assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
+}
+
+/// Who disables lists is alone: others who want to, and those who change limits, wait.
+#[test]
+fn disablers_wait_for_each_other() {
+    let mm = machine(2, true);
+    let guard = mm.zone_pcp_disable(ZoneType::Movable);
+    let entered = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let offline = scope.spawn(|| {
+            Sim::run_on(1, || mm.offline_subsections(BLOCK, SubSections::range(3..4))).unwrap();
+            entered.store(true, SeqCst);
+        });
+        thread::sleep(Duration::from_millis(30));
+        assert!(!entered.load(SeqCst), "the second one did not wait");
+        let held = pages(mm, 5);
+        free(mm, &held);
+        assert_eq!(movable(mm).1, 0, "still disabled");
+        drop(guard);
+        offline.join().unwrap();
+    });
+    mm.check();
+}
+
+/// Only the lists of the one zone are disabled.
+#[test]
+fn disabling_one_zone_leaves_the_others() {
+    let mm = machine(1, true);
+    let _guard = mm.zone_pcp_disable(ZoneType::Movable);
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap();
+    mm.free_pages(pfn, Order::PAGE);
+    assert!(mm.stats().zones[0].pcp > 0);
+}

@@ -1,0 +1,109 @@
+//! Memory taken away and given back while other CPUs allocate, use and free it.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{Mm, OfflineError, SectionNr, SubSections, ZoneType};
+
+use crate::workload::{Random, Tenant};
+
+const BLOCKS: u32 = 3;
+
+fn blocks() -> impl Iterator<Item = SectionNr> {
+    (32..32 + BLOCKS).map(SectionNr::new)
+}
+
+/// Fills and releases slots at random until told to stop.
+fn churn(tenant: &Tenant, slots: std::ops::Range<usize>, random: &mut Random, stop: &AtomicBool) {
+    while !stop.load(SeqCst) {
+        let slot = slots.start + random.below(slots.len());
+        if !tenant.release(slot) {
+            // Out of memory is possible here, and no error.
+            let _ = tenant.fill(slot, random.next());
+        }
+    }
+}
+
+/// Stops the churn, also when the test panics: the threads would be waited for for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Repeats until it succeeds: a page on its way from one holder to the next may belong to a
+/// thread that does not run just now. A page that was lost would never come.
+fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
+    let start = Instant::now();
+    while let Err(error) = operation() {
+        assert!(matches!(error, OfflineError::Unmovable(_)), "{error:?}");
+        assert!(start.elapsed() < Duration::from_secs(20), "never succeeds: {error:?}");
+    }
+}
+
+fn stress(pcp_disable: bool, cycles: usize) {
+    let name = format!("stress, pcp_disable {pcp_disable}");
+    let mut random = Random::new(&name);
+    let mm: &'static Mm<Sim> = Machine { cpus: 3, pcp_disable, ..Machine::default() }.boot();
+    for nr in blocks() {
+        mm.add_memory(nr, SubSections::ALL).unwrap();
+        mm.online(nr, ZoneType::Movable).unwrap();
+    }
+    let start = mm.stats();
+    let tenant = Tenant::new(mm, 0, 16_000);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for cpu in 1..3 {
+            let (stop, mut random) = (&stop, random.fork());
+            let slots = (cpu - 1) * 8000..cpu * 8000;
+            scope.spawn(move || Sim::run_on(cpu, || churn(tenant, slots, &mut random, stop)));
+        }
+        let _stop = Stop(&stop);
+        for cycle in 0..cycles {
+            let nr = SectionNr::new(32 + random.below(BLOCKS as usize) as u32);
+            if random.chance(50) {
+                insist(|| mm.offline(nr));
+                if random.chance(50) {
+                    mm.remove_memory(nr).unwrap();
+                    mm.add_memory(nr, SubSections::ALL).unwrap();
+                }
+                mm.online(nr, ZoneType::Movable).unwrap();
+            } else {
+                let first = random.below(62) as u32 + 1;
+                let some = SubSections::range(first..64.min(first + 8));
+                insist(|| mm.offline_subsections(nr, some));
+                mm.online_subsections(nr, some).unwrap();
+            }
+            if cycle % 8 == 0 {
+                mm.check();
+            }
+        }
+    });
+    tenant.verify_all();
+    tenant.release_all();
+    for nr in blocks() {
+        mm.offline(nr).unwrap();
+        mm.online(nr, ZoneType::Movable).unwrap();
+    }
+    mm.check();
+    for (now, before) in mm.stats().zones.into_iter().zip(start.zones) {
+        let counts =
+            |zone: tidevm_mm::ZoneStats| (zone.managed, zone.present, zone.spanned, zone.free + zone.pcp);
+        assert_eq!(counts(now), counts(before), "no page of {:?} is lost", now.zone);
+    }
+    assert!(mm.stats().pages_migrated > 0, "nothing had to move");
+}
+
+#[test]
+fn with_lists_disabled() {
+    stress(true, 60);
+}
+
+#[test]
+fn with_repeated_drains() {
+    stress(false, 40);
+}

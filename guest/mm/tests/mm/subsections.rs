@@ -1,0 +1,145 @@
+//! Memory blocks that are plugged in part, in both directions.
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{Gfp, Holder, Mm, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections, ZoneType};
+
+use crate::workload::{BLOCK, Random, Tenant};
+
+fn machine(memmap_on_memory: bool, plugged: SubSections) -> &'static Mm<Sim> {
+    let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
+    mm.add_memory(BLOCK, plugged).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm
+}
+
+/// The block is plugged exactly in `plugged`: in the accounting and in what is mapped.
+fn assert_plugged(mm: &Mm<Sim>, plugged: SubSections) {
+    mm.check();
+    assert_eq!(mm.plugged(BLOCK), plugged);
+    let zone = mm.stats().zones[2];
+    let memmap = mm.stats().memmap_altmap_pages;
+    assert_eq!((zone.spanned, zone.present), (32768, 32768));
+    assert_eq!(zone.managed, u64::from(plugged.pages()) - memmap);
+    for block in 0..64 {
+        let first = BLOCK.start().add(block * PAGEBLOCK_PAGES);
+        assert_eq!(mm.platform().is_mapped(first), plugged.contains(block), "sub-section {block}");
+    }
+}
+
+#[test]
+fn boundaries() {
+    let one = |index: u32| SubSections::range(index..index + 1);
+    for on in [true, false] {
+        let mm = machine(on, SubSections::FIRST);
+        assert_plugged(mm, SubSections::FIRST);
+        for set in [one(1), one(63), one(31), SubSections::range(2..63), SubSections::range(1..64)] {
+            let set = set.without(mm.plugged(BLOCK));
+            mm.online_subsections(BLOCK, set).unwrap();
+            assert_plugged(mm, set.union(SubSections::FIRST));
+            mm.offline_subsections(BLOCK, set).unwrap();
+            assert_plugged(mm, SubSections::FIRST);
+        }
+        assert_eq!(mm.online_subsections(BLOCK, SubSections::FIRST), Err(OnlineError::Plugged));
+        assert_eq!(mm.offline_subsections(BLOCK, one(5)), Err(OfflineError::NotPlugged));
+        let first = mm.offline_subsections(BLOCK, SubSections::FIRST);
+        assert_eq!(first, if on { Err(OfflineError::HoldsMemmap) } else { Ok(()) });
+        mm.offline(BLOCK).unwrap();
+        mm.remove_memory(BLOCK).unwrap();
+        mm.check();
+        assert!(!mm.platform().is_mapped(BLOCK.start()));
+    }
+}
+
+/// Free memory in 4 MiB blocks is cut where a sub-section leaves, and whole again when it returns.
+#[test]
+fn largest_blocks_are_cut_and_merged() {
+    let mm = machine(true, SubSections::ALL);
+    let large = |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(ZoneType::Movable)[order][1]);
+    assert_eq!(large(mm), [1, 31]);
+    for block in [2, 3, 62, 63] {
+        mm.offline_subsections(BLOCK, SubSections::range(block..block + 1)).unwrap();
+        mm.check();
+        assert_eq!(large(mm), [2, 30], "without {block}");
+        mm.online_subsections(BLOCK, SubSections::range(block..block + 1)).unwrap();
+        mm.check();
+        assert_eq!(large(mm), [1, 31]);
+    }
+    mm.offline_subsections(BLOCK, SubSections::range(5..9)).unwrap();
+    assert_eq!(large(mm), [3, 28], "one whole, a half on either side");
+    mm.check();
+}
+
+/// Random plugging and unplugging with data in the block: the model is the set itself.
+#[test]
+fn random_sets() {
+    for on in [true, false] {
+        let mm = machine(on, SubSections::FIRST);
+        let tenant = Tenant::new(mm, 0, 40_000);
+        let mut random = Random::new("subsections::random_sets");
+        let mut plugged = SubSections::FIRST;
+        let mut next_slot = 0;
+        for _ in 0..60 {
+            let start = random.below(63) as u32 + 1;
+            let end = start + random.below(64 - start as usize) as u32 + 1;
+            let set = SubSections::range(start..end);
+            if random.chance(55) {
+                let set = set.without(plugged);
+                mm.online_subsections(BLOCK, set).unwrap();
+                plugged = plugged.union(set);
+                for _ in 0..200.min(mm.stats().zones[2].free) {
+                    if tenant.fill(next_slot, random.next()).is_ok() {
+                        next_slot += 1;
+                    }
+                }
+            } else {
+                let set = SubSections::new(set.bits() & plugged.bits());
+                mm.offline_subsections(BLOCK, set).unwrap();
+                plugged = plugged.without(set);
+            }
+            assert_plugged(mm, plugged);
+            tenant.verify_all();
+        }
+        mm.offline(BLOCK).unwrap();
+        mm.remove_memory(BLOCK).unwrap();
+        tenant.verify_all();
+        assert_eq!(tenant.release_all(), next_slot);
+        mm.check();
+    }
+}
+
+/// A page in the way keeps its sub-section; others can go.
+#[test]
+fn pinned_sub_section() {
+    let mm = machine(true, SubSections::ALL);
+    let pinned = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    mm.set_holder(pinned, 9);
+    let home = pinned.pageblock();
+    let all = SubSections::range(1..64);
+    let Err(OfflineError::Unmovable(stuck)) = mm.offline_subsections(BLOCK, all) else { panic!("pinned") };
+    assert_eq!((stuck.pages, stuck.first[0]), (1, Some((pinned, Holder::Tagged(9)))));
+    assert_plugged(mm, SubSections::ALL);
+    let others = all.without(SubSections::range(home..home + 1));
+    mm.offline_subsections(BLOCK, others).unwrap();
+    assert_plugged(mm, SubSections::ALL.without(others));
+    mm.free_pages(pinned, Order::PAGE);
+    mm.offline(BLOCK).unwrap();
+    mm.check();
+}
+
+/// Unplugged sub-sections do not stand in the way of the block, and stay unplugged over a round.
+#[test]
+fn offline_of_a_partly_plugged_block() {
+    let plugged = SubSections::new(0x5555_0000_ffff_0f0f);
+    for on in [true, false] {
+        let mm = machine(on, plugged);
+        for _ in 0..2 {
+            assert_plugged(mm, plugged);
+            mm.offline(BLOCK).unwrap();
+            mm.check();
+            mm.online(BLOCK, ZoneType::Movable).unwrap();
+        }
+        mm.offline(BLOCK).unwrap();
+        mm.remove_memory(BLOCK).unwrap();
+        mm.check();
+    }
+}

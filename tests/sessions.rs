@@ -1,0 +1,20 @@
+//! Sessions in a booted guest, on this host's KVM. Sizes are small: there are hosts on which a guest
+//! kernel runs three instructions in a microsecond.
+
+#[path = "sessions/blocked.rs"]
+mod blocked;
+#[path = "sessions/boundaries.rs"]
+mod boundaries;
+#[path = "sessions/cycles.rs"]
+mod cycles;
+#[path = "sessions/injection.rs"]
+mod injection;
+#[path = "sessions/switches.rs"]
+mod switches;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let groups = [blocked::TESTS, boundaries::TESTS, cycles::TESTS, injection::TESTS, switches::TESTS];
+    tidevm_tests::run_all(&groups.concat())
+}

@@ -1,0 +1,58 @@
+//! Memory that comes and goes many times while CPUs allocate and free loses no page, on either side.
+
+use tidevm::Config;
+use tidevm_tests::{Test, machine, run, run_checked};
+
+pub const TESTS: &[Test] = &[
+    ("a_hundred_cycles_under_churn_lose_nothing", a_hundred_cycles_under_churn_lose_nothing),
+    ("data_moves_as_often_as_it_has_to", data_moves_as_often_as_it_has_to),
+];
+
+/// The first cycle lets the guest build what it keeps (page tables); it is the measure of the rest.
+fn a_hundred_cycles_under_churn_lose_nothing() {
+    let config = Config { cpus: 2, ..machine(512 << 20) };
+    let session = run(
+        config,
+        "plug 128M
+         hog 8M movable scattered as data
+         plug 130M
+         unplug 130M
+         stats
+         churn 2 threads for 20s as storm
+         repeat 10 {
+             repeat 10 {
+                 plug 130M within 60s
+                 unplug 130M within 60s
+             }
+             check
+             verify data
+         }
+         wait storm
+         check
+         verify data
+         expect plugged == 128M",
+    );
+    session.assert_done();
+    assert_eq!(session.at_the_end(), session.after("stats"));
+}
+
+fn data_moves_as_often_as_it_has_to() {
+    let session = run_checked(
+        machine(512 << 20),
+        "plug 256M
+         hog 16M movable scattered full as data
+         stats
+         repeat 3 {
+             resize 128M
+             verify data
+             resize 0
+             verify data
+             resize 256M
+         }
+         expect migrated > 0
+         release data
+         resize 0",
+    );
+    session.assert_done();
+    assert_eq!(session.at_the_end().held, vec![Some(0)]);
+}

@@ -1,0 +1,69 @@
+//! One failure at every step of hotplug, at its first, second and later attempts: the guest is as it
+//! was before, and the next try works.
+
+use tidevm_tests::{Session, Test, account, machine, run_checked};
+
+pub const TESTS: &[Test] = &[
+    ("no_page_table_for_the_direct_map", || growing("map-direct", true)),
+    ("no_page_table_for_the_memmap", || growing("map-memmap", true)),
+    ("no_memory_for_the_memmap", || growing("alloc-memmap", false)),
+    ("onlining_fails", || growing("online", true)),
+    ("isolation_fails", || shrinking("isolate")),
+    ("migration_fails", || shrinking("migrate")),
+];
+
+/// A failed growth stops where it is or is tried again; either way nothing of it is left at 0.
+fn growing(step: &str, memmap_on_memory: bool) {
+    for after in 0..3 {
+        let mut config = machine(512 << 20);
+        config.memmap_on_memory = memmap_on_memory;
+        let script = format!(
+            "plug 258M
+             resize 0
+             stats
+             inject {step} after {after}
+             resize 258M
+             resize 0
+             sleep 0s
+             resize 258M
+             expect plugged == 258M
+             resize 0"
+        );
+        let session = run_checked(config, &script);
+        assert_only_injected(&session, "resize 258M");
+        assert_eq!(session.after("sleep 0s"), session.after("stats"), "{step} after {after}");
+        assert_eq!(session.at_the_end(), session.after("stats"), "{step} after {after}");
+    }
+}
+
+/// A failed shrink leaves the block as it was: its data, its counters; the next one works.
+fn shrinking(step: &str) {
+    for after in 0..3 {
+        let script = format!(
+            "plug 130M
+             hog 4M movable scattered as data
+             inject {step} after {after}
+             resize 0
+             verify data
+             resize 0 within 30s
+             verify data
+             release data
+             resize 130M
+             expect plugged == 130M
+             resize 0"
+        );
+        let session = run_checked(machine(512 << 20), &script);
+        assert_only_injected(&session, "resize 0");
+        assert_eq!(session.at_the_end().plugged, [0], "{step} after {after}");
+        assert_eq!(session.at_the_end().held, account(&session.boot.sample).held, "{step} after {after}");
+    }
+}
+
+/// At most the one command that met the failure did not do what it says.
+#[track_caller]
+fn assert_only_injected(session: &Session, command: &str) {
+    session.assert_alive();
+    let failures = session.failures();
+    assert!(failures.len() <= 1, "{failures:#?}");
+    assert!(failures.iter().all(|(failed, _)| failed == command), "{failures:#?}");
+}

@@ -1,0 +1,261 @@
+//! Booting by PVH: kernel, start info, memory map, command line.
+//!
+//! Mirrors the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`): an ELF kernel names a 32-bit
+//! entry point in a note; it is entered in flat protected mode with the address of a start info in
+//! `ebx`. Devices are described on the command line, in Linux's own words.
+//!
+//! Invariant: the memory map holds boot memory and nothing of a hotplug region, which only the
+//! region's own driver may use.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use linux_loader::cmdline::Cmdline;
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
+use object::Endianness;
+use object::read::elf::{ElfFile64, FileHeader};
+use tidevm_abi::cmdline as keys;
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use crate::config::{Config, Size};
+use crate::memory::{View, layout};
+
+/// The guest that is part of this program.
+const EMBEDDED: &[u8] = include_bytes!(env!("TIDEVM_GUEST"));
+
+/// "xEn3" with the high bit of the first letter set.
+const START_INFO_MAGIC: u32 = 0x336e_c578;
+const MEMMAP_RAM: u32 = 1;
+/// Linux's limit on x86.
+const CMDLINE_SIZE: usize = 2048;
+
+// All below 640 KiB, in memory that the map calls RAM: a guest uses it up before reusing it.
+const START_INFO: GuestAddress = GuestAddress(0x6000);
+const MODULES: GuestAddress = GuestAddress(0x6800);
+const MEMMAP: GuestAddress = GuestAddress(0x7000);
+const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+
+/// What old firmware kept for itself; kernels do not look for RAM there.
+const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
+
+/// How the first vCPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it starts, in flat 32-bit protected mode.
+    pub address: u64,
+    /// What it finds in `ebx`: the address of the start info.
+    pub start_info: u64,
+}
+
+/// Why a kernel cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file cannot be read.
+    #[error("cannot read {what} {path}: {error}")]
+    Unreadable {
+        /// `--kernel` or `--initrd`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The kernel is not an ELF file for this machine.
+    #[error("--kernel {name}: not a 64-bit x86 ELF file ({reason}); give an uncompressed kernel (vmlinux)")]
+    NotElf {
+        /// The kernel.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The kernel has no PVH entry.
+    #[error(
+        "--kernel {0}: no PVH entry point (ELF note XEN_ELFNOTE_PHYS32_ENTRY); Linux has one with CONFIG_PVH=y"
+    )]
+    NoEntry(String),
+    /// The kernel or the initrd does not fit into boot memory.
+    #[error("{what} needs memory up to {end:#x}, beyond the first {} of boot memory: make --memory larger", Size(*.low))]
+    NoRoom {
+        /// What does not fit.
+        what: String,
+        /// Where it would end.
+        end: u64,
+        /// Where usable boot memory ends.
+        low: u64,
+    },
+    /// The command line is too long.
+    #[error("the kernel command line is longer than {CMDLINE_SIZE} bytes: make --cmdline shorter")]
+    Cmdline,
+    /// Boot memory cannot be written.
+    #[error("cannot write the {what} to guest memory: {reason}")]
+    Write {
+        /// What was to be written.
+        what: &'static str,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// A kernel file, and what to call it in messages.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    bytes: std::borrow::Cow<'static, [u8]>,
+}
+
+impl Image {
+    /// The kernel that `path` names, or the embedded one.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn open(path: Option<&Path>) -> Result<Self, BootError> {
+        let Some(path) = path else {
+            return Ok(Self { name: "(embedded guest)".to_owned(), bytes: EMBEDDED.into() });
+        };
+        let name = path.display().to_string();
+        Ok(Self { name, bytes: read("--kernel", path)?.into() })
+    }
+
+    /// The file's content.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the kernel's segments end in memory.
+    fn end(&self) -> Result<u64, BootError> {
+        let not_elf = |reason: &str| BootError::NotElf { name: self.name.clone(), reason: reason.to_owned() };
+        let file =
+            ElfFile64::<Endianness>::parse(self.bytes()).map_err(|error| not_elf(&error.to_string()))?;
+        let machine = file.elf_header().e_machine(file.endian());
+        if machine != object::elf::EM_X86_64 {
+            return Err(not_elf(&format!("machine {machine}")));
+        }
+        let ends = file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type.get(file.endian()) == object::elf::PT_LOAD)
+            .map(|header| {
+                let start = header.p_paddr.get(file.endian());
+                start.saturating_add(header.p_memsz.get(file.endian()))
+            });
+        ends.max().ok_or_else(|| not_elf("no segments to load"))
+    }
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
+    fs::read(path).map_err(|error| BootError::Unreadable { what, path: path.to_owned(), error })
+}
+
+/// Puts everything into boot memory that the guest finds there at its first instruction.
+///
+/// # Errors
+/// [`BootError`]; boot memory may be partly written.
+pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
+    let low = config.memory.min(layout::HOLE_START);
+    let kernel_end = image.end()?;
+    if kernel_end > low {
+        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end: kernel_end, low });
+    }
+    let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None)
+        .map_err(|error| BootError::NotElf { name: image.name.clone(), reason: error.to_string() })?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoEntry(image.name.clone()));
+    };
+    let initrd = match &config.initrd {
+        Some(path) => Some(load_initrd(&read("--initrd", path)?, kernel_end, low, view)?),
+        None => None,
+    };
+    load_cmdline(view, CMDLINE, &cmdline(config, tsc_khz)?).map_err(|error| write("command line", &error))?;
+    write_start_info(config, initrd, view)?;
+    Ok(Entry { address: entry.raw_value(), start_info: START_INFO.raw_value() })
+}
+
+/// At the very end of low memory, where the kernel is least likely to want to be.
+fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<hvm_modlist_entry, BootError> {
+    let size = bytes.len() as u64;
+    let start = low.checked_sub(size).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
+    let Some(start) = start else {
+        let end = kernel_end.saturating_add(size);
+        return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low });
+    };
+    view.write_slice(bytes, GuestAddress(start)).map_err(|error| write("initrd", &error))?;
+    Ok(hvm_modlist_entry { paddr: start, size, ..Default::default() })
+}
+
+/// The kernel command line: first what the machine is, then what the user adds.
+fn cmdline(config: &Config, tsc_khz: u32) -> Result<Cmdline, BootError> {
+    let too_long = |_| BootError::Cmdline;
+    let on_off = |on| if on { "on" } else { "off" }.to_owned();
+    let mut line = Cmdline::new(CMDLINE_SIZE).map_err(too_long)?;
+    for (key, value) in [
+        (keys::NR_CPUS, config.cpus.to_string()),
+        (keys::TSC_KHZ, tsc_khz.to_string()),
+        (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
+        (keys::PCP_DISABLE, on_off(config.pcp_disable)),
+        (keys::INIT, config.init.to_string()),
+    ] {
+        line.insert(key, &value).map_err(too_long)?;
+    }
+    // The control channel and one device a region.
+    for index in 0..=config.hotplug.len() {
+        line.add_virtio_mmio_device(layout::MMIO_SIZE, layout::mmio(index), layout::gsi(index), None)
+            .map_err(too_long)?;
+    }
+    if let Some(more) = config.cmdline.as_deref().filter(|more| !more.is_empty()) {
+        line.insert_str(more).map_err(too_long)?;
+    }
+    Ok(line)
+}
+
+/// The guest's RAM: boot memory without the legacy hole.
+fn memory_map(memory: u64) -> Vec<hvm_memmap_table_entry> {
+    layout::ram(memory)
+        .flat_map(|range| {
+            [range.start..range.end.min(LEGACY_HOLE.start), range.start.max(LEGACY_HOLE.end)..range.end]
+        })
+        .filter(|range| range.start < range.end)
+        .map(|range| hvm_memmap_table_entry {
+            addr: range.start,
+            size: range.end - range.start,
+            type_: MEMMAP_RAM,
+            reserved: 0,
+        })
+        .collect()
+}
+
+fn write_start_info(
+    config: &Config,
+    initrd: Option<hvm_modlist_entry>,
+    view: &View,
+) -> Result<(), BootError> {
+    let map = memory_map(config.memory);
+    let info = hvm_start_info {
+        magic: START_INFO_MAGIC,
+        version: 1,
+        nr_modules: initrd.is_some().into(),
+        modlist_paddr: if initrd.is_some() { MODULES.raw_value() } else { 0 },
+        cmdline_paddr: CMDLINE.raw_value(),
+        memmap_paddr: MEMMAP.raw_value(),
+        memmap_entries: map.len() as u32,
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&info, START_INFO);
+    params.set_sections(&map, MEMMAP);
+    if let Some(initrd) = initrd {
+        params.set_modules(&[initrd], MODULES);
+    }
+    PvhBootConfigurator::write_bootparams(&params, view).map_err(|error| write("start info", &error))
+}
+
+fn write(what: &'static str, error: &dyn std::fmt::Display) -> BootError {
+    BootError::Write { what, reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

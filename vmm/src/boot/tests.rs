@@ -1,0 +1,87 @@
+use std::borrow::Cow;
+
+use super::*;
+use crate::config::HotplugConfig;
+use crate::memory::fake::memory;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn ranges(memory: u64) -> Vec<(u64, u64)> {
+    memory_map(memory).into_iter().map(|entry| (entry.addr, entry.addr + entry.size)).collect()
+}
+
+/// A hotplug region that a firmware map shows is memory that the guest uses before it is plugged.
+#[test]
+fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
+    assert_eq!(ranges(256 * MIB), [(0, 0xa_0000), (MIB, 256 * MIB)]);
+    assert_eq!(ranges(3 * GIB), [(0, 0xa_0000), (MIB, 3 * GIB)]);
+    assert_eq!(ranges(4 * GIB), [(0, 0xa_0000), (MIB, 3 * GIB), (4 * GIB, 5 * GIB)]);
+    for memory in [32 * MIB, 3 * GIB, 3 * GIB + 2 * MIB, 64 * GIB] {
+        let regions = layout::regions(memory, [GIB, 128 * MIB]).unwrap();
+        for (start, end) in ranges(memory) {
+            assert!(regions.iter().all(|region| end <= region.start || region.end <= start));
+        }
+    }
+}
+
+#[test]
+fn the_command_line_says_what_the_machine_is() {
+    let config = Config {
+        cpus: 2,
+        hotplug: vec![HotplugConfig::new(GIB)],
+        memmap_on_memory: false,
+        cmdline: Some("mine=1".to_owned()),
+        ..Config::default()
+    };
+    let line = cmdline(&config, 2_600_000).unwrap().as_cstring().unwrap().into_string().unwrap();
+    assert_eq!(
+        line,
+        "nr_cpus=2 tsc_early_khz=2600000 memory_hotplug.memmap_on_memory=off tidevm.pcp_disable=on \
+         tidevm.init=eager virtio_mmio.device=4K@0xd0000000:5 \
+         virtio_mmio.device=4K@0xd0001000:6 mine=1"
+    );
+}
+
+#[test]
+fn a_full_machine_has_room_on_the_command_line() {
+    let hotplug = vec![HotplugConfig::new(GIB); layout::MAX_MEM_DEVICES];
+    let config = Config { cpus: 254, hotplug, ..Config::default() };
+    let length =
+        |config: &Config| cmdline(config, u32::MAX).map(|line| line.as_cstring().unwrap().as_bytes().len());
+    assert!(length(&config).unwrap() < CMDLINE_SIZE / 2);
+    let config = Config { cmdline: Some("x".repeat(CMDLINE_SIZE)), ..config };
+    assert!(matches!(length(&config), Err(BootError::Cmdline)));
+}
+
+fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
+    let image = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
+    let config = Config { memory: memory_size, ..Config::default() };
+    load(&config, &image, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
+}
+
+#[test]
+fn files_that_are_no_kernel_are_refused() {
+    assert!(
+        load_image(b"#!/bin/sh\n", 32 * MIB).to_string().starts_with("--kernel k: not a 64-bit x86 ELF file")
+    );
+    assert!(load_image(&[], 32 * MIB).to_string().starts_with("--kernel k: not a 64-bit x86 ELF file"));
+    // The program that runs this test is an ELF file, but no kernel.
+    let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let text = load_image(&own, 2 * GIB).to_string();
+    assert!(text.starts_with("--kernel k: "), "{text}");
+    let error = Image::open(Some(Path::new("/nonexistent/kernel"))).unwrap_err().to_string();
+    assert_eq!(error, "cannot read --kernel /nonexistent/kernel: No such file or directory (os error 2)");
+}
+
+#[test]
+fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
+    let (memory, _) = memory(32 * MIB, &[]);
+    let entry = load_initrd(b"initrd", MIB, 32 * MIB, &memory.view()).unwrap();
+    assert_eq!((entry.paddr, entry.size), (32 * MIB - 4096, 6));
+    let mut bytes = [0; 6];
+    memory.view().read_slice(&mut bytes, GuestAddress(entry.paddr)).unwrap();
+    assert_eq!(&bytes, b"initrd");
+    let error = load_initrd(&[0; 8192], 32 * MIB - 4096, 32 * MIB, &memory.view()).unwrap_err();
+    assert!(matches!(error, BootError::NoRoom { .. }), "{error}");
+}

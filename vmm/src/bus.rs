@@ -1,0 +1,126 @@
+//! Which device a vCPU's access goes to.
+//!
+//! Where there is no device, and in unplugged memory on hosts whose KVM reports such an access as
+//! one to device space, reads give all ones and writes are dropped, as on a bus that nobody
+//! answers. It is counted, and the first one is reported.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
+
+use crate::memory::layout;
+use crate::serial;
+use crate::virtio::RegisterDevice;
+
+/// Keyboard controller: command port, and the command that resets the machine.
+const I8042: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+
+/// All devices that vCPUs access themselves.
+pub struct Bus {
+    /// Device `n` has its registers at [`layout::mmio`]`(n)`.
+    devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
+    serial: Arc<Mutex<serial::Port>>,
+}
+
+/// What became of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A device took it.
+    Done,
+    /// There is nothing.
+    Stray,
+    /// The guest wrote an exit code.
+    Exit(u8),
+    /// The guest reset its machine.
+    Reset,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("devices", &self.devices.len()).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// A bus with the serial port and `devices` in the order of their registers.
+    #[must_use]
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Mutex<serial::Port>>) -> Self {
+        Self { devices, serial }
+    }
+
+    /// Reads device registers in memory space.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> Access {
+        match self.device(address, data.len()) {
+            Some((device, offset)) => {
+                lock(device).read(offset, data);
+                Access::Done
+            }
+            None => {
+                data.fill(0xff);
+                Access::Stray
+            }
+        }
+    }
+
+    /// Writes device registers in memory space.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> Access {
+        let Some((device, offset)) = self.device(address, data.len()) else { return Access::Stray };
+        if let Err(error) = lock(device).write(offset, data) {
+            log::warn!("device at {address:#x} was not told of a write: {error}");
+        }
+        Access::Done
+    }
+
+    /// Reads ports. Nothing is ever stray in port space: probing it is how PCs find devices.
+    pub fn io_read(&self, port: u16, data: &mut [u8]) -> Access {
+        match (port, uart_register(port)) {
+            (_, Some(register)) => data.fill_with(|| lock(&self.serial).read(register)),
+            // No output waits, no input is refused: drivers that ask before a reset go on.
+            (I8042, _) => data.fill(0),
+            _ => data.fill(0xff),
+        }
+        Access::Done
+    }
+
+    /// Writes ports.
+    pub fn io_write(&self, port: u16, data: &[u8]) -> Access {
+        match (port, data) {
+            (EXIT_PORT, &[code, ..]) => return Access::Exit(code),
+            (I8042, &[I8042_RESET]) => return Access::Reset,
+            _ => {}
+        }
+        if let Some(register) = uart_register(port) {
+            let mut serial = lock(&self.serial);
+            data.iter().for_each(|&byte| serial.write(register, byte));
+        }
+        Access::Done
+    }
+
+    /// The last lines of the serial port's output.
+    #[must_use]
+    pub fn serial_tail(&self) -> String {
+        lock(&self.serial).tail()
+    }
+
+    /// The device that has registers from `address` on, and the offset there.
+    fn device(&self, address: u64, size: usize) -> Option<(&Arc<Mutex<dyn RegisterDevice>>, u64)> {
+        let offset = address.checked_sub(layout::MMIO_BASE)?;
+        let (index, register) = (offset / layout::MMIO_SIZE, offset % layout::MMIO_SIZE);
+        let device = self.devices.get(usize::try_from(index).ok()?)?;
+        (register + size as u64 <= layout::MMIO_SIZE).then_some((device, register))
+    }
+}
+
+/// Which register of the serial port a port is.
+fn uart_register(port: u16) -> Option<u8> {
+    port.checked_sub(SERIAL_PORT).filter(|&register| register < 8).map(|register| register as u8)
+}
+
+/// A device whose thread panicked is as good as one that broke: it keeps answering.
+fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

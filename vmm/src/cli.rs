@@ -1,0 +1,252 @@
+//! The command line: options to a [`Config`], and where the session's script comes from.
+//!
+//! Only syntax is checked here; what cannot be built is refused by [`Config::validate`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidevm::command::parse_size;
+use tidevm::config::{DEFAULT_MEMORY, Size};
+use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy};
+
+/// A microVM whose memory rises and falls.
+#[derive(Debug, Parser)]
+#[command(name = "tidevm", version, arg_required_else_help = true, after_help = STATUSES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+const STATUSES: &str = "\
+Exit status:
+  0  the session did what it asked
+  1  an expectation failed, or a resize was refused, blocked or too late
+  2  bad usage, configuration or script
+  3  the host cannot run it
+  4  the guest died
+  128 + N  a script was ended by signal N";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Boot, grow, use, shrink under use, verify, power off
+    Demo,
+    /// Run a machine, with a script or until it is ended
+    Run(Box<Run>),
+    /// Work with scripts, without a machine
+    Script {
+        /// What to do with one.
+        #[command(subcommand)]
+        action: ScriptAction,
+    },
+}
+
+/// `tidevm script`.
+#[derive(Debug, Subcommand)]
+pub enum ScriptAction {
+    /// Parse a script and report every error with its line and column
+    Check {
+        /// The script, - for standard input
+        file: PathBuf,
+    },
+}
+
+/// `tidevm run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Boot memory: 512M, 2G, 2GiB or bytes
+    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = size)]
+    memory: Size,
+    /// A hotplug region and its virtio-mem device; may be given several times
+    #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
+    hotplug: Vec<HotplugConfig>,
+    /// An ELF kernel with a PVH entry, instead of the built-in guest
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Passed to the kernel as its first module
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Appended to the kernel's command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// How the guest initialises struct pages: eager
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    init: InitPolicy,
+    /// Whether the memmap of added memory lies in the added memory
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    memmap_on_memory: Switch,
+    /// Whether per-CPU lists are out of play while a range goes offline
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    pcp_disable: Switch,
+    /// What to do with the machine, one command a line; - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub script: Option<PathBuf>,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where the guest's serial port leads
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH", default_value = "stderr", value_parser = console)]
+    console: ConsoleMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Run {
+    /// The machine that the options describe.
+    ///
+    /// # Errors
+    /// Two options that want the same stream.
+    pub fn config(&self) -> Result<Config, String> {
+        if self.console == ConsoleMode::Stdio {
+            if self.json {
+                return Err("--console stdio and --json both write standard output".to_owned());
+            }
+            if self.script.as_deref().is_some_and(|file| file.as_os_str() == "-") {
+                return Err("--console stdio and --script - both read standard input".to_owned());
+            }
+        }
+        Ok(Config {
+            cpus: self.cpus,
+            memory: self.memory.0,
+            hotplug: self.hotplug.clone(),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            memmap_on_memory: self.memmap_on_memory == Switch::On,
+            pcp_disable: self.pcp_disable == Switch::On,
+            init: self.init,
+            console: self.console.clone(),
+        })
+    }
+}
+
+/// The machine of `tidevm demo`.
+pub fn demo_config() -> Config {
+    Config {
+        cpus: 2,
+        memory: 256 << 20,
+        hotplug: vec![HotplugConfig::new(8 << 30)],
+        console: ConsoleMode::Off,
+        ..Config::default()
+    }
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    parse_size(text).map(Size).ok_or_else(|| "not a size such as 512M, 2G, 2GiB or bytes".to_owned())
+}
+
+fn hotplug(text: &str) -> Result<HotplugConfig, String> {
+    let mut config = HotplugConfig::new(0);
+    let mut seen = Vec::new();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+        let read = || size(value).map(|size| size.0).map_err(|error| format!("{key}={value}: {error}"));
+        match key {
+            "size" => config.size = read()?,
+            "block" => config.block = read()?,
+            "requested" => config.requested = read()?,
+            "node" => {
+                let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
+                config.node = Some(node);
+            }
+            _ => return Err(format!("unknown key `{key}`; the keys are size, block, requested and node")),
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
+    }
+    if seen.contains(&"size") { Ok(config) } else { Err("size=SIZE is missing".to_owned()) }
+}
+
+fn console(text: &str) -> Result<ConsoleMode, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
+        None if text == "off" => Ok(ConsoleMode::Off),
+        None if text == "stderr" => Ok(ConsoleMode::Stderr),
+        None if text == "stdio" => Ok(ConsoleMode::Stdio),
+        _ => Err("not one of off, stderr, stdio, file:PATH".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Action, Cli, HotplugConfig};
+    use clap::{CommandFactory, Parser};
+    use tidevm::{Config, ConsoleMode};
+
+    fn config(options: &str) -> Result<Config, String> {
+        let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
+            Action::Run(run) => run.config(),
+            action => panic!("{action:?}"),
+        }
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_options_it_is_the_default_machine() {
+        assert_eq!(config(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let expected = Config {
+            cpus: 2,
+            memory: 512 << 20,
+            hotplug: vec![
+                HotplugConfig::new(8 << 30),
+                HotplugConfig { size: 1 << 30, block: 4 << 20, requested: 128 << 20, node: Some(1) },
+            ],
+            kernel: Some("k".into()),
+            initrd: Some("i".into()),
+            cmdline: Some("-a=b".to_owned()),
+            memmap_on_memory: false,
+            pcp_disable: false,
+            console: ConsoleMode::File("a:b".into()),
+            ..Config::default()
+        };
+        let options = "--cpus 2 --memory 512M --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
+                       --kernel k --initrd i --cmdline -a=b --init eager --memmap-on-memory off --pcp-disable off \
+                       --console file:a:b --script - --json";
+        assert_eq!(config(options), Ok(expected));
+    }
+
+    #[test]
+    fn bad_options_are_refused_with_what_would_be_right() {
+        let bad = [
+            ("--memory 2X", "not a size such as 512M"),
+            ("--memory 99999999T", "not a size"),
+            ("--cpus 300", "300 is not in 0..=255"),
+            ("--hotplug 8G", "`8G` is not KEY=VALUE"),
+            ("--hotplug block=2M", "size=SIZE is missing"),
+            ("--hotplug size=8G,size=9G", "size is given twice"),
+            ("--hotplug size=8G,slots=2", "the keys are size, block, requested and node"),
+            ("--hotplug size=8Q", "size=8Q: not a size"),
+            ("--hotplug size=8G,node=x", "node=x: invalid digit"),
+            ("--init lazy", "the policies are: eager"),
+            ("--memmap-on-memory yes", "possible values: on, off"),
+            ("--console tty", "off, stderr, stdio, file:PATH"),
+            ("--console file:", "off, stderr, stdio, file:PATH"),
+            ("--console stdio --json", "both write standard output"),
+            ("--console stdio --script -", "both read standard input"),
+            ("--pmem size=1G", "unexpected argument"),
+        ];
+        for (options, message) in bad {
+            let error = config(options).expect_err(options);
+            assert!(error.contains(message), "{options}: {error}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+use std::time::Duration;
+
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::{option, sample};
+use tidevm_abi::{FaultStep, HogKind, ZoneName};
+
+use super::{Command, Comparison, Expect, Hog, Metric, Name, Resize, Target, Unit, ZoneCounter};
+use super::{ShowDuration, parse_size};
+
+fn durations() -> impl Strategy<Value = Duration> {
+    prop_oneof![0..200_000_u64, (0..5_000_u64).prop_map(|s| s * 1_000)].prop_map(Duration::from_millis)
+}
+
+fn sizes() -> impl Strategy<Value = u64> {
+    prop_oneof![1..u64::MAX, (1..5_000_u64).prop_map(|m| m << 20), (1..64_u64).prop_map(|g| g << 30)]
+}
+
+fn names() -> impl Strategy<Value = Name> {
+    "[A-Za-z][A-Za-z0-9_-]{0,8}".prop_map(|text| Name::new(&text).unwrap())
+}
+
+fn metrics() -> impl Strategy<Value = Metric> {
+    let zones = sample::select(vec![ZoneName::Dma32, ZoneName::Normal, ZoneName::Movable]);
+    let counters = vec![ZoneCounter::Spanned, ZoneCounter::Present, ZoneCounter::Managed, ZoneCounter::Free];
+    let plain = vec![
+        Metric::Plugged,
+        Metric::Requested,
+        Metric::HostHeld,
+        Metric::MemmapBootPages,
+        Metric::MemmapAltmapPages,
+        Metric::Migrated,
+        Metric::BlocksOnline,
+        Metric::PcpDrains,
+    ];
+    let zone = (zones, sample::select(counters)).prop_map(|(zone, counter)| Metric::Zone(zone, counter));
+    prop_oneof![sample::select(plain), zone]
+}
+
+fn resizes() -> impl Strategy<Value = Command> {
+    let target = prop_oneof![
+        any::<u64>().prop_map(Target::To),
+        sizes().prop_map(Target::Plug),
+        sizes().prop_map(Target::Unplug)
+    ];
+    (target, 0..3_usize, option::of(durations()))
+        .prop_map(|(target, device, within)| Command::Resize(Resize { target, device, within }))
+}
+
+fn hogs() -> impl Strategy<Value = Command> {
+    let kinds = sample::select(vec![HogKind::Movable, HogKind::Unmovable, HogKind::Pinned]);
+    (1..u64::MAX >> 12, kinds, any::<bool>(), any::<bool>(), names()).prop_map(
+        |(pages, kind, scattered, full, name)| {
+            Command::Hog(Hog { size: pages << 12, kind, scattered, full, name })
+        },
+    )
+}
+
+fn expects() -> impl Strategy<Value = Command> {
+    let comparisons = sample::select(vec![
+        Comparison::Equal,
+        Comparison::NotEqual,
+        Comparison::AtMost,
+        Comparison::AtLeast,
+        Comparison::Below,
+        Comparison::Above,
+    ]);
+    (metrics(), comparisons, any::<u64>(), 0..3_usize, option::of(durations())).prop_map(
+        |(metric, comparison, value, device, within)| {
+            Command::Expect(Expect { metric, comparison, value, device, within })
+        },
+    )
+}
+
+fn commands() -> impl Strategy<Value = Command> {
+    let steps = sample::select(vec![
+        FaultStep::MapDirect,
+        FaultStep::MapMemmap,
+        FaultStep::AllocMemmap,
+        FaultStep::Online,
+        FaultStep::Isolate,
+        FaultStep::Migrate,
+    ]);
+    prop_oneof![
+        resizes(),
+        hogs(),
+        expects(),
+        (1..9_u32, 1..100_000_u64, names()).prop_map(|(threads, millis, name)| Command::Churn {
+            threads,
+            time: Duration::from_millis(millis),
+            name
+        }),
+        names().prop_map(Command::Verify),
+        names().prop_map(Command::Release),
+        names().prop_map(Command::Wait),
+        Just(Command::Stats),
+        Just(Command::Check),
+        durations().prop_map(Command::Sleep),
+        (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn text_parses_to_the_command_it_was_made_from(command in commands()) {
+        let text = command.to_string();
+        assert_eq!(text.parse(), Ok(command), "{text}");
+    }
+
+    #[test]
+    fn no_line_makes_the_parser_panic(line in "\\PC{0,60}") {
+        if let Err(error) = line.parse::<Command>() {
+            assert!(error.column <= line.chars().count() + 1, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn no_row_of_words_makes_the_parser_panic(
+        words in proptest::collection::vec(sample::select(WORDS), 0..12)
+    ) {
+        let line = words.join(" ");
+        if let Ok(command) = line.parse::<Command>() {
+            assert_eq!(command.to_string().parse(), Ok(command));
+        }
+    }
+}
+
+const WORDS: &[&str] = &[
+    "resize",
+    "plug",
+    "hog",
+    "churn",
+    "expect",
+    "2G",
+    "4097",
+    "0",
+    "movable",
+    "pinned",
+    "scattered",
+    "full",
+    "as",
+    "a",
+    "2",
+    "threads",
+    "for",
+    "within",
+    "device",
+    "5s",
+    "plugged",
+    "zone.Movable.free",
+    "==",
+    "<",
+    "sleep",
+    "inject",
+    "migrate",
+    "after",
+    "{",
+    "}",
+    "#",
+    "18446744073709551616",
+];
+
+#[test]
+fn lines_of_the_manual_are_commands() {
+    let lines = [
+        ("resize 2G within 10s", "resize 2G within 10s"),
+        ("  plug   512MiB # more", "plug 512M"),
+        ("unplug 1048576", "unplug 1M"),
+        ("resize 0 within 2m device 1", "resize 0 device 1 within 2m"),
+        ("hog 300M movable scattered full as a", "hog 300M movable scattered full as a"),
+        ("churn 1 threads for 1500ms as c", "churn 1 thread for 1500ms as c"),
+        ("expect plugged>=2G", "expect plugged >= 2G"),
+        ("expect zone.DMA32.free != 7 within 0s", "expect zone.DMA32.free != 7 within 0s"),
+        ("inject map-direct after 0", "inject map-direct"),
+    ];
+    for (line, shown) in lines {
+        assert_eq!(
+            line.parse::<Command>().map(|command| command.to_string()).as_deref(),
+            Ok(shown),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn wrong_lines_say_where_and_what() {
+    let lines = [
+        ("", 1, "a command"),
+        ("grow 2G", 1, "a command (resize, plug"),
+        ("resize", 7, "a size such as 2G, found the end of the line"),
+        ("resize  2X", 9, "a size such as 2G, found `2X`"),
+        ("resize -1", 8, "a size"),
+        ("resize 99999999T", 8, "a size"),
+        ("plug 0", 6, "a size above 0"),
+        ("resize 2G within", 17, "a duration"),
+        ("resize 2G within 10", 18, "a duration"),
+        ("resize 2G within 1s within 2s", 21, "the end of the line, found `within`"),
+        ("resize 2G device x", 18, "the number of a device"),
+        ("hog 5000 movable as a", 5, "whole pages"),
+        ("hog 4M moveable as a", 8, "a kind of pages (movable, unmovable, pinned), found `moveable`"),
+        ("hog 4M movable full scattered as a", 21, "`as`, found `scattered`"),
+        ("hog 4M movable as 1a", 19, "a name"),
+        ("churn 0 threads for 1s as c", 7, "at least 1"),
+        ("churn 2 threads for 0s as c", 21, "above 0"),
+        ("expect memmap.boot_pages == 2M", 29, "a number (memmap.boot_pages is no size)"),
+        ("expect zone.Device.free == 2", 8, "a metric"),
+        ("expect plugged => 2G", 16, "a comparison (==, !="),
+        ("sleep 1.5s", 7, "a duration"),
+        ("stats now", 7, "the end of the line, found `now`"),
+        ("inject boot", 8, "a step (map-direct"),
+        ("größe", 1, "a command"),
+        ("resize größe", 8, "found `größe`"),
+    ];
+    for (line, column, message) in lines {
+        let error = line.parse::<Command>().expect_err(line);
+        assert_eq!(error.column, column, "{line}: {error}");
+        assert!(error.message.contains(message), "{line}: {error}");
+    }
+}
+
+#[test]
+fn sizes_are_binary_and_exact() {
+    assert_eq!(parse_size("512M"), Some(512 << 20));
+    assert_eq!(parse_size("2GiB"), Some(2 << 30));
+    assert_eq!(parse_size("4097"), Some(4097));
+    for bad in ["", "G", "-1", "99999999999999999999", "0x10", "1Q"] {
+        assert_eq!(parse_size(bad), None, "{bad}");
+    }
+    assert_eq!(ShowDuration(Duration::ZERO).to_string(), "0s");
+}
+
+#[test]
+fn comparisons_hold_as_written() {
+    let truth = [
+        (Comparison::Equal, [false, true, false]),
+        (Comparison::NotEqual, [true, false, true]),
+        (Comparison::AtMost, [true, true, false]),
+        (Comparison::AtLeast, [false, true, true]),
+        (Comparison::Below, [true, false, false]),
+        (Comparison::Above, [false, false, true]),
+    ];
+    for (comparison, expected) in truth {
+        assert_eq!([1, 2, 3].map(|left| comparison.holds(left, 2)), expected, "{comparison:?}");
+    }
+    assert_eq!(Metric::Plugged.unit(), Unit::Bytes);
+    assert_eq!(Metric::Migrated.unit(), Unit::Count);
+}

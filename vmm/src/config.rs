@@ -1,0 +1,298 @@
+//! What a machine is made of, and whether that can be.
+//!
+//! Everything here is checked before the host is asked for anything, so a wrong configuration says
+//! what is wrong, where and what would be right, on every host. What only the host can refuse
+//! (mappings, vCPU limits) is refused in [`crate::vm`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tidevm_abi::{MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
+
+use crate::memory::layout;
+
+/// Least boot memory: below it the embedded guest has no room for its own tables.
+pub const MIN_MEMORY: u64 = 32 << 20;
+
+/// Most vCPUs: local APIC ids are 8 bits wide, and 255 addresses all of them.
+pub const MAX_CPUS: u8 = 254;
+
+/// Least block of a virtio-mem device: a pageblock of the guest and a huge page of the host.
+pub const MIN_BLOCK: u64 = 2 << 20;
+
+/// Default boot memory.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Number of vCPUs, `1..=254`; their local APIC ids are `0..cpus`.
+    pub cpus: u8,
+    /// Boot memory in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// One virtio-mem device each.
+    pub hotplug: Vec<HotplugConfig>,
+    /// An ELF file with a PVH entry; the embedded guest when absent.
+    pub kernel: Option<PathBuf>,
+    /// Passed to the kernel as the first PVH module.
+    pub initrd: Option<PathBuf>,
+    /// Appended to the kernel command line.
+    pub cmdline: Option<String>,
+    /// The memmap of added memory lies in the added memory.
+    pub memmap_on_memory: bool,
+    /// Per-CPU lists are out of play while a range goes offline.
+    pub pcp_disable: bool,
+    /// How struct pages are initialised.
+    pub init: InitPolicy,
+    /// Where the serial port leads.
+    pub console: ConsoleMode,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: DEFAULT_MEMORY,
+            hotplug: Vec::new(),
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            memmap_on_memory: true,
+            pcp_disable: true,
+            init: InitPolicy::Eager,
+            console: ConsoleMode::Stderr,
+        }
+    }
+}
+
+/// A hotplug region and its virtio-mem device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotplugConfig {
+    /// Size of the region in bytes, a multiple of 128 MiB.
+    pub size: u64,
+    /// Size of a device block in bytes, a power of two from 2 MiB to 128 MiB.
+    pub block: u64,
+    /// Bytes that the device asks the guest to plug at boot, a multiple of `block`.
+    pub requested: u64,
+    /// NUMA node that the guest shall count the memory to.
+    pub node: Option<u16>,
+}
+
+impl HotplugConfig {
+    /// A region of `size` bytes with 2 MiB blocks, empty at boot.
+    #[must_use]
+    pub const fn new(size: u64) -> Self {
+        Self { size, block: MIN_BLOCK, requested: 0, node: None }
+    }
+}
+
+/// How the guest initialises struct pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitPolicy {
+    /// All struct pages of a block before the block is used.
+    #[default]
+    Eager,
+}
+
+impl fmt::Display for InitPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Eager => f.write_str("eager"),
+        }
+    }
+}
+
+impl FromStr for InitPolicy {
+    type Err = UnknownInitPolicy;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "eager" => Ok(Self::Eager),
+            _ => Err(UnknownInitPolicy),
+        }
+    }
+}
+
+/// The name of an [`InitPolicy`] that does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown; the policies are: eager")]
+pub struct UnknownInitPolicy;
+
+/// Where the guest's serial port leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleMode {
+    /// Output is dropped (a report of a death still shows the last lines).
+    Off,
+    /// Output goes to stderr, line by line; there is no input.
+    #[default]
+    Stderr,
+    /// The terminal is the guest's: input byte by byte without echo; Ctrl-C still ends the VM.
+    Stdio,
+    /// Output goes to a file, which is created or emptied.
+    File(PathBuf),
+}
+
+/// What is wrong with a [`Config`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No vCPU, or more than APIC ids.
+    #[error("--cpus {0}: there can be 1 to {MAX_CPUS} vCPUs")]
+    Cpus(u8),
+    /// Too little boot memory.
+    #[error("--memory {}: the guest needs at least {}", Size(*.0), Size(MIN_MEMORY))]
+    MemoryTooSmall(u64),
+    /// Boot memory is not made of huge pages.
+    #[error("--memory {}: must be a multiple of {}", Size(*.0), Size(MIN_BLOCK))]
+    MemoryUnaligned(u64),
+    /// More than the guest can address.
+    #[error(
+        "boot memory and hotplug regions end at {}, beyond the {} that a guest can address: \
+         make --memory or --hotplug size= smaller",
+        Size(*.end), Size(MAX_PHYS_ADDR)
+    )]
+    TooLarge {
+        /// Where the last of them would end.
+        end: u64,
+    },
+    /// More devices than interrupt lines.
+    #[error("--hotplug given {given} times: there are interrupt lines for {max} devices")]
+    TooManyDevices {
+        /// Regions wanted.
+        given: usize,
+        /// Regions possible.
+        max: usize,
+    },
+    /// The region is empty or not made of memory blocks.
+    #[error(
+        "--hotplug #{device} size={}: must be a multiple of the guest's memory block, {}{}",
+        Size(*.size), Size(MEMORY_BLOCK_SIZE), nearest(*.size, MEMORY_BLOCK_SIZE)
+    )]
+    RegionUnaligned {
+        /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its size.
+        size: u64,
+    },
+    /// The block size cannot be.
+    #[error(
+        "--hotplug #{device} block={}: must be a power of two from {} to {}",
+        Size(*.block), Size(MIN_BLOCK), Size(MEMORY_BLOCK_SIZE)
+    )]
+    Block {
+        /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its block size.
+        block: u64,
+    },
+    /// The target is not made of blocks.
+    #[error(
+        "--hotplug #{device} requested={}: must be a multiple of its block, {}{}",
+        Size(*.requested), Size(*.block), nearest(*.requested, *.block)
+    )]
+    RequestedUnaligned {
+        /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its target.
+        requested: u64,
+        /// Its block size.
+        block: u64,
+    },
+    /// The target does not fit.
+    #[error("--hotplug #{device} requested={}: the region has only {}", Size(*.requested), Size(*.size))]
+    RequestedTooLarge {
+        /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its target.
+        requested: u64,
+        /// Its size.
+        size: u64,
+    },
+    /// The command line holds what cannot be passed on.
+    #[error("--cmdline: byte {position} is not printable ASCII")]
+    CmdlineText {
+        /// Offset of the byte.
+        position: usize,
+    },
+}
+
+impl Config {
+    /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place and what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.memory < MIN_MEMORY {
+            return Err(ConfigError::MemoryTooSmall(self.memory));
+        }
+        if !self.memory.is_multiple_of(MIN_BLOCK) {
+            return Err(ConfigError::MemoryUnaligned(self.memory));
+        }
+        if self.hotplug.len() > layout::MAX_MEM_DEVICES {
+            let given = self.hotplug.len();
+            return Err(ConfigError::TooManyDevices { given, max: layout::MAX_MEM_DEVICES });
+        }
+        for (device, hotplug) in self.hotplug.iter().enumerate() {
+            hotplug.validate(device)?;
+        }
+        let sizes = self.hotplug.iter().map(|hotplug| hotplug.size);
+        match layout::end(self.memory, sizes) {
+            Some(end) if end <= MAX_PHYS_ADDR => {}
+            end => return Err(ConfigError::TooLarge { end: end.unwrap_or(u64::MAX) }),
+        }
+        let text = self.cmdline.as_deref().unwrap_or_default();
+        match text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+            Some(position) => Err(ConfigError::CmdlineText { position }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl HotplugConfig {
+    fn validate(&self, device: usize) -> Result<(), ConfigError> {
+        let Self { size, block, requested, node: _ } = *self;
+        if size == 0 || !size.is_multiple_of(MEMORY_BLOCK_SIZE) {
+            return Err(ConfigError::RegionUnaligned { device, size });
+        }
+        if !block.is_power_of_two() || !(MIN_BLOCK..=MEMORY_BLOCK_SIZE).contains(&block) {
+            return Err(ConfigError::Block { device, block });
+        }
+        if !requested.is_multiple_of(block) {
+            return Err(ConfigError::RequestedUnaligned { device, requested, block });
+        }
+        if requested > size {
+            return Err(ConfigError::RequestedTooLarge { device, requested, size });
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes as the command line writes it: `512M`, `2G`, or plain bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
+        match units.into_iter().find(|&(unit, _)| self.0 >= unit && self.0.is_multiple_of(unit)) {
+            Some((unit, suffix)) => write!(f, "{}{suffix}", self.0 / unit),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// The multiples of `unit` next to `size`, as advice.
+fn nearest(size: u64, unit: u64) -> String {
+    let below = size - size % unit;
+    match (below, below.checked_add(unit)) {
+        (0, _) => format!(" (try {})", Size(unit)),
+        (below, Some(above)) => format!(" (try {} or {})", Size(below), Size(above)),
+        (below, None) => format!(" (try {})", Size(below)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

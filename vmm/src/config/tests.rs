@@ -1,0 +1,96 @@
+use super::{Config, ConfigError, HotplugConfig, InitPolicy, MIN_BLOCK, Size};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn with(hotplug: HotplugConfig) -> Config {
+    Config { hotplug: vec![HotplugConfig::new(GIB), hotplug], ..Config::default() }
+}
+
+#[test]
+fn what_can_be_is_accepted() {
+    let good = [
+        Config::default(),
+        Config { cpus: 254, memory: 32 * MIB, cmdline: Some("a=b c".to_owned()), ..Config::default() },
+        Config { memory: 5 * GIB + 2 * MIB, ..Config::default() },
+        with(HotplugConfig::new(128 * MIB)),
+        with(HotplugConfig { size: 2 * GIB, block: 128 * MIB, requested: 2 * GIB, node: Some(1) }),
+        with(HotplugConfig { size: GIB, block: 4 * MIB, requested: 12 * MIB, node: None }),
+        Config { hotplug: vec![HotplugConfig::new(128 * MIB); 18], ..Config::default() },
+    ];
+    for config in good {
+        assert_eq!(config.validate(), Ok(()), "{config:?}");
+    }
+}
+
+/// Every error names its place and the way out.
+#[test]
+fn what_cannot_be_is_refused_with_advice() {
+    let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
+    let table: [(Config, &str); 14] = [
+        (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 254 vCPUs"),
+        (Config { cpus: 255, ..Config::default() }, "--cpus 255: there can be 1 to 254 vCPUs"),
+        (Config { memory: 30 * MIB, ..Config::default() }, "--memory 30M: the guest needs at least 32M"),
+        (Config { memory: 33 * MIB, ..Config::default() }, "--memory 33M: must be a multiple of 2M"),
+        (
+            hotplug(1000 * MIB, MIN_BLOCK, 0),
+            "--hotplug #1 size=1000M: must be a multiple of the guest's memory block, 128M (try 896M or 1G)",
+        ),
+        (
+            hotplug(0, MIN_BLOCK, 0),
+            "--hotplug #1 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
+        ),
+        (hotplug(GIB, 3 * MIB, 0), "--hotplug #1 block=3M: must be a power of two from 2M to 128M"),
+        (hotplug(GIB, MIB, 0), "--hotplug #1 block=1M: must be a power of two from 2M to 128M"),
+        (hotplug(GIB, 256 * MIB, 0), "--hotplug #1 block=256M: must be a power of two from 2M to 128M"),
+        (
+            hotplug(GIB, MIN_BLOCK, 3 * MIB),
+            "--hotplug #1 requested=3M: must be a multiple of its block, 2M (try 2M or 4M)",
+        ),
+        (hotplug(GIB, MIN_BLOCK, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
+        (
+            Config { hotplug: vec![HotplugConfig::new(GIB); 19], ..Config::default() },
+            "--hotplug given 19 times: there are interrupt lines for 18 devices",
+        ),
+        (
+            Config { memory: 3 << 40, ..Config::default() },
+            "boot memory and hotplug regions end at 3073G, beyond the 2T that a guest can address: \
+             make --memory or --hotplug size= smaller",
+        ),
+        (
+            Config { cmdline: Some("a\nb".to_owned()), ..Config::default() },
+            "--cmdline: byte 1 is not printable ASCII",
+        ),
+    ];
+    for (config, message) in table {
+        assert_eq!(config.validate().unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn sizes_near_the_end_of_64_bits_do_not_wrap() {
+    let huge = !(128 * MIB - 1);
+    for config in [
+        Config { memory: huge, ..Config::default() },
+        with(HotplugConfig::new(huge)),
+        Config { memory: huge, hotplug: vec![HotplugConfig::new(huge); 2], ..Config::default() },
+    ] {
+        assert!(matches!(config.validate(), Err(ConfigError::TooLarge { .. })), "{config:?}");
+    }
+}
+
+#[test]
+fn sizes_are_shown_as_they_are_given() {
+    for (bytes, text) in
+        [(0, "0"), (1536, "1536"), (2048, "2K"), (3 << 20, "3M"), (1 << 40, "1T"), (1025, "1025")]
+    {
+        assert_eq!(Size(bytes).to_string(), text);
+    }
+}
+
+#[test]
+fn init_policies_have_names() {
+    assert_eq!("eager".parse(), Ok(InitPolicy::Eager));
+    assert_eq!(InitPolicy::Eager.to_string(), "eager");
+    assert!("lazy-ish".parse::<InitPolicy>().is_err());
+}

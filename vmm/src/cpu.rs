@@ -1,0 +1,144 @@
+//! What a vCPU is before its first instruction: CPUID and registers.
+//!
+//! Mirrors the x86/HVM direct boot ABI for the first vCPU; the others wait for INIT and SIPI in the
+//! state that KVM resets them to.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_segment};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+
+use crate::boot::Entry;
+
+/// CPUID leaf 1, ECX: the local APIC timer counts to a TSC value.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// CPUID leaf 1, ECX: there is a hypervisor.
+const HYPERVISOR: u32 = 1 << 31;
+/// CPUID leaf 1, EDX: EBX names the number of logical processors.
+const HTT: u32 = 1 << 28;
+
+/// RFLAGS: the bit that is always set.
+const RFLAGS: u64 = 1 << 1;
+/// CR0: protected mode; the x87 kind that is always there.
+const CR0: u64 = 1 << 0 | 1 << 4;
+
+/// What CPUID says on all vCPUs, but for what names the vCPU.
+///
+/// # Errors
+/// What KVM says.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    for entry in cpuid.as_mut_slice().iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= HYPERVISOR;
+        if deadline {
+            entry.ecx |= TSC_DEADLINE;
+        }
+    }
+    Ok(cpuid)
+}
+
+/// Tells vCPU `id` of `count` who it is: its local APIC id is `id`, all vCPUs are cores of one
+/// package.
+///
+/// # Errors
+/// What KVM says.
+pub fn set_cpuid(vcpu: &VcpuFd, supported: &CpuId, id: u8, count: u8) -> Result<(), kvm_ioctls::Error> {
+    let mut cpuid = supported.clone();
+    for entry in cpuid.as_mut_slice() {
+        identify(entry, id, count);
+    }
+    vcpu.set_cpuid2(&cpuid)
+}
+
+fn identify(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
+    match entry.function {
+        0x1 => {
+            entry.ebx = entry.ebx & 0xffff | u32::from(count) << 16 | u32::from(id) << 24;
+            if count > 1 {
+                entry.edx |= HTT;
+            }
+        }
+        // Deterministic cache parameters: bits 31-26 are the cores of the package less one.
+        0x4 if entry.eax & 0x1f != 0 => {
+            entry.eax = entry.eax & 0x3ff_ffff | (u32::from(count) - 1).min(0x3f) << 26;
+        }
+        // Extended topology: level 0 is threads (one a core), level 1 cores.
+        0xb | 0x1f => {
+            let core_bits = u8::BITS - (count - 1).leading_zeros();
+            let (shift, threads, kind) = match entry.index {
+                0 => (0, 1, 1),
+                1 => (core_bits, count.into(), 2),
+                _ => (0, 0, 0),
+            };
+            entry.eax = shift;
+            entry.ebx = threads;
+            entry.ecx = entry.index | kind << 8;
+            entry.edx = id.into();
+        }
+        0x8000_001e => entry.eax = id.into(),
+        _ => {}
+    }
+}
+
+/// Puts the first vCPU to the kernel's entry: flat 32-bit protected mode, paging off, `ebx` leads
+/// to the start info.
+///
+/// # Errors
+/// What KVM says.
+pub fn enter_kernel(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
+    let mut regs = vcpu.get_regs()?;
+    (regs.rip, regs.rbx, regs.rflags) = (entry.address, entry.start_info, RFLAGS);
+    vcpu.set_regs(&regs)?;
+    let mut sregs = vcpu.get_sregs()?;
+    // Selectors are arbitrary: nothing may reload a segment before the guest has its own table.
+    let code = flat(0x8, 0xb);
+    let data = flat(0x10, 0x3);
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, present: 1, ..Default::default() };
+    (sregs.cr0, sregs.cr4, sregs.efer) = (CR0, 0, 0);
+    vcpu.set_sregs(&sregs)
+}
+
+/// A 32-bit segment of 4 GiB from 0, readable and writable or executable, touched before.
+fn flat(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{identify, kvm_cpuid_entry2};
+
+    fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, index, eax: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn every_leaf_agrees_on_the_apic_id() {
+        let mut leaves = [entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x1f, 0), entry(0x8000_001e, 0)];
+        leaves.iter_mut().for_each(|leaf| identify(leaf, 3, 5));
+        assert_eq!(leaves[0].ebx >> 24, 3);
+        assert_eq!(leaves[0].ebx >> 16 & 0xff, 5);
+        assert_eq!((leaves[1].edx, leaves[2].edx, leaves[3].edx, leaves[4].eax), (3, 3, 3, 3));
+    }
+
+    #[test]
+    fn the_package_holds_all_cores() {
+        for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (254, 8)] {
+            let mut leaf = entry(0xb, 1);
+            identify(&mut leaf, 0, count);
+            assert_eq!((leaf.eax, leaf.ebx, leaf.ecx), (bits, count.into(), 1 | 2 << 8), "{count} vCPUs");
+        }
+    }
+}

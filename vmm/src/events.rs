@@ -1,0 +1,282 @@
+//! The event loop: one thread that serves all queues, timers, signals and terminal input.
+//!
+//! It waits in `epoll` without a timeout, so a machine in which nothing happens costs nothing.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::process::Signals;
+use crate::serial;
+use crate::state::{Death, DeathKind, Shared};
+use crate::virtio::console::{CALLS, Console, REPORTS};
+use crate::virtio::mem::{Mem, RETRY_AFTER};
+
+/// Everything that the loop listens to.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) shared: Arc<Shared>,
+    /// Each device and what is written when its queue has requests.
+    pub(crate) mem: Vec<(Arc<Mutex<Mem>>, EventFd)>,
+    pub(crate) console: Arc<Mutex<Console>>,
+    /// Written when the queue with the same index has new buffers.
+    pub(crate) console_kicks: [EventFd; 2],
+    pub(crate) signals: Signals,
+    pub(crate) input: Option<Input>,
+}
+
+/// Terminal input for the serial port.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) terminal: File,
+    pub(crate) serial: Arc<Mutex<serial::Port>>,
+    /// Written when the port has room again.
+    pub(crate) drained: EventFd,
+}
+
+/// The running loop.
+#[derive(Debug)]
+pub(crate) struct EventLoop {
+    thread: Option<JoinHandle<()>>,
+    stop: EventFd,
+}
+
+impl EventLoop {
+    /// Starts the loop's thread.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
+    pub(crate) fn start(sources: Sources) -> io::Result<Self> {
+        let stop = EventFd::new(libc::EFD_NONBLOCK)?;
+        let stopped = stop.try_clone()?;
+        let timers =
+            sources.mem.iter().map(|_| TimerFd::new().map_err(io::Error::from)).collect::<Result<_, _>>()?;
+        let shared = Arc::clone(&sources.shared);
+        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, stopped)));
+            let (kind, report) = match result {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => (DeathKind::VmmPanic, format!("  the event loop failed: {error}")),
+                Err(_) => (DeathKind::VmmPanic, "  the event loop panicked".to_owned()),
+            };
+            shared.change(|state| state.died(Death { kind, report }));
+        })?;
+        Ok(Self { thread: Some(thread), stop })
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop.write(1) {
+            log::error!("the event loop cannot be stopped: {error}");
+            return;
+        }
+        if let Some(thread) = self.thread.take() {
+            // Panics were caught and reported in the thread itself.
+            drop(thread.join());
+        }
+    }
+}
+
+fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), event_manager::Error> {
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
+    for ((device, kick), timer) in sources.mem.into_iter().zip(timers) {
+        manager.add_subscriber(Box::new(MemQueue { device, kick, timer }));
+    }
+    let (console, kicks) = (sources.console, sources.console_kicks);
+    manager.add_subscriber(Box::new(ConsoleQueues { console, kicks }));
+    manager.add_subscriber(Box::new(Termination { signals: sources.signals, shared: sources.shared }));
+    if let Some(input) = sources.input {
+        manager.add_subscriber(Box::new(input));
+    }
+    let stopped = Rc::new(Cell::new(false));
+    manager.add_subscriber(Box::new(Stop { event: stop, stopped: Rc::clone(&stopped) }));
+    while !stopped.get() {
+        manager.run()?;
+    }
+    Ok(())
+}
+
+/// Listens to `source` and calls it `data`. A source that cannot be listened to is reported.
+fn listen(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32) {
+    if let Err(error) = ops.add(Events::with_data(source, data, EventSet::IN)) {
+        log::error!("an event source is not listened to: {error}");
+    }
+}
+
+/// Has an event come again after the others had their turn.
+fn again(event: &EventFd) {
+    if let Err(error) = event.write(1) {
+        log::debug!("event: {error}");
+    }
+}
+
+/// Takes note of an event. It does not matter how often it was raised.
+fn clear(event: &EventFd) {
+    if let Err(error) = event.read() {
+        log::debug!("event: {error}");
+    }
+}
+
+fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct MemQueue {
+    device: Arc<Mutex<Mem>>,
+    kick: EventFd,
+    timer: TimerFd,
+}
+
+impl MemQueue {
+    const KICK: u32 = 0;
+    const TIMER: u32 = 1;
+}
+
+impl MutEventSubscriber for MemQueue {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.kick, Self::KICK);
+        listen(ops, &self.timer, Self::TIMER);
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        if events.data() == Self::TIMER {
+            if let Err(error) = self.timer.wait() {
+                log::debug!("timer: {error}");
+            }
+            lock(&self.device).retry();
+            return;
+        }
+        clear(&self.kick);
+        let served = lock(&self.device).serve();
+        if served.busy
+            && let Err(error) = self.timer.reset(RETRY_AFTER, None)
+        {
+            log::warn!("the driver is not told when to retry: {error}");
+        }
+        if served.more {
+            again(&self.kick);
+        }
+    }
+}
+
+struct ConsoleQueues {
+    console: Arc<Mutex<Console>>,
+    kicks: [EventFd; 2],
+}
+
+impl MutEventSubscriber for ConsoleQueues {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.kicks[CALLS], CALLS as u32);
+        listen(ops, &self.kicks[REPORTS], REPORTS as u32);
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        let queue = events.data() as usize;
+        clear(&self.kicks[queue]);
+        let mut console = lock(&self.console);
+        let more = if queue == CALLS { console.serve_calls() } else { console.serve_reports() };
+        drop(console);
+        if more {
+            again(&self.kicks[queue]);
+        }
+    }
+}
+
+struct Termination {
+    signals: Signals,
+    shared: Arc<Shared>,
+}
+
+impl MutEventSubscriber for Termination {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.signals, 0);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        while let Some(signal) = self.signals.next() {
+            self.shared.change(|state| state.signal = Some(signal));
+        }
+    }
+}
+
+impl Input {
+    const TERMINAL: u32 = 0;
+    const DRAINED: u32 = 1;
+
+    /// Reads what fits into the port.
+    fn pass_on(&mut self) -> Reading {
+        let mut serial = lock(&self.serial);
+        let mut bytes = vec![0; serial.room()];
+        if bytes.is_empty() {
+            return Reading::Full;
+        }
+        match self.terminal.read(&mut bytes) {
+            Ok(0) => Reading::Ended,
+            Ok(size) => {
+                serial.input(&bytes[..size]);
+                Reading::On
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Reading::On,
+            Err(_) => Reading::Ended,
+        }
+    }
+}
+
+/// Whether there is any use in listening to the terminal. When there is none it is not listened to
+/// at all: an input at its end, or one that is not read, would wake the loop for ever.
+enum Reading {
+    On,
+    Full,
+    Ended,
+}
+
+impl MutEventSubscriber for Input {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.terminal, Self::TERMINAL);
+        listen(ops, &self.drained, Self::DRAINED);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.data() == Self::DRAINED {
+            clear(&self.drained);
+            // Fails when it is being listened to already, which is as good.
+            drop(ops.add(Events::with_data(&self.terminal, Self::TERMINAL, EventSet::IN)));
+            return;
+        }
+        let reading = self.pass_on();
+        let removed = match reading {
+            Reading::On => Ok(()),
+            Reading::Full => ops.remove(Events::empty(&self.terminal)),
+            Reading::Ended => {
+                ops.remove(Events::empty(&self.terminal)).and(ops.remove(Events::empty(&self.drained)))
+            }
+        };
+        if let Err(error) = removed {
+            log::warn!("console input: {error}");
+        }
+    }
+}
+
+struct Stop {
+    event: EventFd,
+    stopped: Rc<Cell<bool>>,
+}
+
+impl MutEventSubscriber for Stop {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.event, 0);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        self.stopped.set(true);
+    }
+}

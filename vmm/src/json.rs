@@ -1,0 +1,180 @@
+//! A session for programs: one JSON object a line, nothing else.
+//!
+//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes
+//! are bytes, zone counters and memmap are pages, times are seconds. `devices` and `guest` tell of
+//! the machine at that moment; `guest` is null when there is none to ask.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::Serialize;
+use tidevm_abi::Stats;
+
+use crate::command::zone_text;
+use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+
+/// Shows a session as lines of JSON.
+pub struct JsonLines<W>(pub W);
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Event<'r> {
+    Ready {
+        seconds: f64,
+        cpus: u32,
+        mem_devices: u32,
+        #[serde(flatten)]
+        machine: Machine,
+    },
+    Step {
+        line: usize,
+        column: usize,
+        command: String,
+        seconds: f64,
+        ok: bool,
+        note: Option<&'r str>,
+        reason: Option<&'r str>,
+        #[serde(flatten)]
+        machine: Machine,
+    },
+    End {
+        status: u8,
+        outcome: &'static str,
+        reason: Option<&'r str>,
+        seconds: f64,
+        boot_seconds: Option<f64>,
+        steps: u64,
+        failed: u64,
+        plug_seconds_per_gib: Option<f64>,
+        unplug_seconds_per_gib: Option<f64>,
+        exits: BTreeMap<&'static str, u64>,
+    },
+}
+
+#[derive(Serialize)]
+struct Machine {
+    devices: Vec<Device>,
+    guest: Option<Guest>,
+}
+
+#[derive(Serialize)]
+struct Device {
+    region_size: u64,
+    requested: u64,
+    plugged: u64,
+    held: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Guest {
+    zones: BTreeMap<&'static str, Zone>,
+    memmap_boot_pages: u64,
+    memmap_altmap_pages: u64,
+    blocks_online: u64,
+    pages_migrated: u64,
+    migrate_failed: u64,
+    pcp_drains: u64,
+}
+
+#[derive(Serialize)]
+struct Zone {
+    spanned: u64,
+    present: u64,
+    managed: u64,
+    free: u64,
+    pcp: u64,
+}
+
+impl<W: Write> JsonLines<W> {
+    fn line(&mut self, event: &Event<'_>) -> io::Result<()> {
+        serde_json::to_writer(&mut self.0, event)?;
+        self.0.write_all(b"\n")?;
+        self.0.flush()
+    }
+}
+
+impl<W: Write> Observer for JsonLines<W> {
+    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+        self.line(&Event::Ready {
+            seconds: report.ready.after.as_secs_f64(),
+            cpus: report.ready.cpus,
+            mem_devices: report.ready.mem_devices,
+            machine: machine(&report.sample),
+        })
+    }
+
+    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+        let (note, reason) = match &report.verdict {
+            Verdict::Done { note } => (note.as_deref(), None),
+            Verdict::Failed { reason } => (None, Some(reason.as_str())),
+        };
+        self.line(&Event::Step {
+            line: report.line,
+            column: report.column,
+            command: report.command.to_string(),
+            seconds: report.took.as_secs_f64(),
+            ok: reason.is_none(),
+            note,
+            reason,
+            machine: machine(&report.sample),
+        })
+    }
+
+    fn end(&mut self, summary: &Summary) -> io::Result<()> {
+        let (outcome, reason) = match &summary.ended {
+            Ended::Done => ("done", None),
+            Ended::Failed { reason } => ("failed", reason.as_deref()),
+            Ended::Died { report } => ("died", Some(report.as_str())),
+            Ended::Signal { .. } => ("signal", None),
+        };
+        let exits = summary.exits;
+        self.line(&Event::End {
+            status: summary.ended.status(),
+            outcome,
+            reason,
+            seconds: summary.total.as_secs_f64(),
+            boot_seconds: summary.boot.map(|boot| boot.as_secs_f64()),
+            steps: summary.steps,
+            failed: summary.failed,
+            plug_seconds_per_gib: summary.plug.seconds_per_gib(),
+            unplug_seconds_per_gib: summary.unplug.seconds_per_gib(),
+            exits: BTreeMap::from([
+                ("io", exits.io),
+                ("mmio", exits.mmio),
+                ("stray", exits.stray),
+                ("interrupted", exits.interrupted),
+                ("other", exits.other),
+            ]),
+        })
+    }
+}
+
+fn machine(sample: &Sample) -> Machine {
+    let devices = sample.devices.iter().map(|device| Device {
+        region_size: device.region_size,
+        requested: device.requested,
+        plugged: device.plugged,
+        held: device.held,
+    });
+    Machine { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
+}
+
+fn guest(stats: &Stats) -> Guest {
+    let zones = stats.zones.iter().map(|zone| {
+        let name = zone_text(zone.name);
+        let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
+        (name, Zone { spanned, present, managed, free, pcp })
+    });
+    Guest {
+        zones: zones.collect(),
+        memmap_boot_pages: stats.memmap_boot_pages,
+        memmap_altmap_pages: stats.memmap_altmap_pages,
+        blocks_online: stats.blocks_online,
+        pages_migrated: stats.pages_migrated,
+        migrate_failed: stats.migrate_failed,
+        pcp_drains: stats.pcp_drains,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! `tidevm`: arguments to a machine and a script, a session to an exit status.
+
+mod cli;
+mod logger;
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use cli::{Action, Cli, Run, ScriptAction};
+use tidevm::json::JsonLines;
+use tidevm::script::{Script, ScriptErrors};
+use tidevm::session::{self, Ended, Observer, Summary};
+use tidevm::table::Table;
+use tidevm::{Config, StartError, Vm};
+
+fn main() -> ExitCode {
+    logger::start();
+    let status = match execute(Cli::parse().action) {
+        Ok(status) => status,
+        Err(error) => {
+            match error.downcast_ref::<ScriptErrors>() {
+                Some(errors) => eprintln!("{errors}"),
+                None => eprintln!("tidevm: {error:#}"),
+            }
+            status_of(&error)
+        }
+    };
+    ExitCode::from(status)
+}
+
+/// 2 for bad usage, 3 when the host cannot; a session that could not be shown is a failed one.
+fn status_of(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit_status();
+    }
+    if error.is::<Unshown>() { 1 } else { 2 }
+}
+
+/// The session ended because standard output takes nothing any more.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+struct Unshown;
+
+fn execute(action: Action) -> anyhow::Result<u8> {
+    match action {
+        Action::Demo => {
+            let script = Script::parse("demo.script", include_str!("demo.script"))?;
+            run(cli::demo_config(), Some(&script), false)
+        }
+        Action::Run(options) => {
+            let script = options.script.as_deref().map(read).transpose()?;
+            run(machine(&options)?, script.as_ref(), options.json)
+        }
+        Action::Script { action: ScriptAction::Check { file } } => {
+            let script = read(&file)?;
+            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
+            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(Unshown)?;
+            Ok(0)
+        }
+    }
+}
+
+fn machine(options: &Run) -> anyhow::Result<Config> {
+    options.config().map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// Reads and parses a whole script, before anything is started.
+fn read(file: &Path) -> anyhow::Result<Script> {
+    let (name, bytes) = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
+        ("<stdin>".to_owned(), bytes)
+    } else {
+        let name = file.display().to_string();
+        let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
+        (name, bytes)
+    };
+    let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
+    Ok(Script::parse(&name, &text)?)
+}
+
+fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
+    config.validate().map_err(StartError::from)?;
+    if let Some(script) = script {
+        script.fit(&config.hotplug)?;
+    }
+    let vm = Vm::start(config)?;
+    if json {
+        return observe(vm, script, &mut JsonLines(io::stdout()));
+    }
+    let stdout = anstream::stdout();
+    let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    let width = terminal.map(|(width, _)| usize::from(width.0));
+    observe(vm, script, &mut Table::new(stdout, width, script.map_or(0, Script::longest_step)))
+}
+
+fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let result = match script {
+        Some(script) => session::run(vm, script, observer),
+        None => session::stay(vm, observer),
+    };
+    let Summary { ended, .. } = result.context(Unshown)?;
+    if let Ended::Died { report } = &ended {
+        eprintln!("{report}");
+    }
+    Ok(ended.status())
+}

@@ -1,0 +1,187 @@
+//! Guest RAM: host mappings, KVM memslots, and the VMM's own view of what the guest may use.
+//!
+//! Boot memory is open and in its slots from the start. Hotplug regions start closed; their blocks
+//! come and go by [`Memory::plug`] and [`Memory::unplug`].
+//!
+//! Invariant: the [`View`] holds boot memory and exactly the plugged runs, whenever anyone can see
+//! it. All accesses of the VMM to guest memory (queues, buffers, reports) go through it, under its
+//! lock, so an address in unplugged memory is an error there and never a fault. Lock order: hotplug
+//! regions, then view.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::config::Size;
+
+pub mod held;
+pub mod layout;
+pub mod mapping;
+pub mod region;
+pub mod runs;
+pub mod slots;
+mod view;
+
+use mapping::Mapping;
+use region::Region;
+use slots::Slots;
+use view::BootWindows;
+
+pub use view::View;
+
+/// All RAM of a machine.
+#[derive(Debug)]
+pub struct Memory {
+    boot: Arc<Mapping>,
+    boot_windows: BootWindows,
+    regions: Vec<Range<u64>>,
+    region_mappings: Vec<Arc<Mapping>>,
+    hotplug: Mutex<Hotplug>,
+    view: RwLock<View>,
+}
+
+struct Hotplug {
+    regions: Vec<Region>,
+    slots: Box<dyn Slots>,
+}
+
+impl std::fmt::Debug for Hotplug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hotplug").field("regions", &self.regions).finish_non_exhaustive()
+    }
+}
+
+/// Why a machine's memory could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the host refuses {what} of {}: {error}; make --memory or --hotplug size= smaller", Size(*.size))]
+pub struct MemoryError {
+    /// Which memory.
+    pub what: String,
+    /// How much, in bytes.
+    pub size: u64,
+    /// What the host says.
+    pub error: io::Error,
+}
+
+impl Memory {
+    /// Makes `boot` bytes of boot memory with its slots, and reserves a region of each of `sizes`.
+    /// Sizes are checked by [`crate::Config::validate`].
+    ///
+    /// # Errors
+    /// The host refuses a mapping or KVM a slot.
+    pub fn new(boot: u64, sizes: &[u64], mut slots: Box<dyn Slots>) -> Result<Self, MemoryError> {
+        let fail = |what: &str, size| {
+            let what = what.to_owned();
+            move |error| MemoryError { what, size, error }
+        };
+        let boot_mapping = Arc::new(Mapping::reserve(boot).map_err(fail("boot memory", boot))?);
+        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot))?;
+        let mut offset = 0;
+        for range in layout::ram(boot) {
+            let size = range.end - range.start;
+            slots
+                .add(range.start, &boot_mapping, offset, size)
+                .map_err(fail("the memslot of boot memory", size))?;
+            offset += size;
+        }
+        let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let ranges = layout::regions(boot, sizes.iter().copied())
+            .ok_or_else(overflow)
+            .map_err(fail("the hotplug regions", u64::MAX))?;
+        let mut regions = Vec::new();
+        for (index, range) in ranges.iter().enumerate() {
+            let size = range.end - range.start;
+            let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
+            regions.push(Region::new(range.start, Arc::new(mapping)));
+        }
+        let view = boot_windows.with(&regions, None);
+        Ok(Self {
+            boot: boot_mapping,
+            boot_windows,
+            regions: ranges,
+            region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
+            hotplug: Mutex::new(Hotplug { regions, slots }),
+            view: RwLock::new(view),
+        })
+    }
+
+    /// What the VMM may touch now. While the guard lives, nothing is unplugged.
+    pub fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Address ranges of the hotplug regions.
+    #[must_use]
+    pub fn regions(&self) -> &[Range<u64>] {
+        &self.regions
+    }
+
+    /// Makes a range of guest-physical addresses of hotplug region `index` usable. All of it is
+    /// unplugged now.
+    ///
+    /// # Errors
+    /// What the host says; nothing changed.
+    pub fn plug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
+        let range = self.offsets(index, range)?;
+        let mut hotplug = self.hotplug();
+        let Hotplug { regions, slots } = &mut *hotplug;
+        regions[index].plug(range, &mut **slots)?;
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(regions, None);
+        Ok(())
+    }
+
+    /// Makes a range of guest-physical addresses of hotplug region `index` unreachable and gives
+    /// its memory back to the host. All of it is plugged now.
+    ///
+    /// # Errors
+    /// What the host says; nothing changed but, maybe, the contents of the range.
+    pub fn unplug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
+        let range = self.offsets(index, range)?;
+        let mut hotplug = self.hotplug();
+        let Hotplug { regions, slots } = &mut *hotplug;
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        // The windows go first: what they lead to is about to be closed.
+        *view = self.boot_windows.with(regions, Some((index, &range)));
+        let result = regions[index].unplug(range, &mut **slots);
+        if result.is_err() {
+            *view = self.boot_windows.with(regions, None);
+        }
+        result
+    }
+
+    /// Bytes of host memory held by hotplug region `index`; see [`held`].
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read, or there is no such region.
+    pub fn held(&self, index: usize) -> io::Result<u64> {
+        let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug region #{index}"));
+        held::held(self.region_mappings.get(index).ok_or_else(no_such)?)
+    }
+
+    /// Bytes of host memory held by boot memory; see [`held`].
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn boot_held(&self) -> io::Result<u64> {
+        held::held(&self.boot)
+    }
+
+    fn hotplug(&self) -> MutexGuard<'_, Hotplug> {
+        self.hotplug.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Guest-physical addresses to offsets in region `index`.
+    fn offsets(&self, index: usize, range: Range<u64>) -> io::Result<Range<u64>> {
+        match self.regions.get(index) {
+            Some(region) if region.start <= range.start && range.end <= region.end && !range.is_empty() => {
+                Ok(range.start - region.start..range.end - region.start)
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;

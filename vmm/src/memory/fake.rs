@@ -1,0 +1,112 @@
+//! Memslots without KVM. Stricter than KVM: slots that overlap, or are not made of whole memory
+//! blocks above boot memory, are defects.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidevm_abi::MEMORY_BLOCK_SIZE;
+
+use super::Memory;
+use super::layout::HOLE_END;
+use super::mapping::Mapping;
+use super::slots::Slots;
+
+/// Slots that can be looked at from outside while a [`Memory`] owns them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakeSlots(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Number to address and size.
+    slots: BTreeMap<u32, (u64, u64)>,
+    next: u32,
+    /// How many more calls succeed before one fails.
+    add_budget: Option<u32>,
+    remove_budget: Option<u32>,
+}
+
+impl FakeSlots {
+    /// After `successes` more, the next addition fails, and then none.
+    pub(crate) fn fail_add_after(&self, successes: u32) {
+        self.with(|table| table.add_budget = Some(successes));
+    }
+
+    /// After `successes` more, the next removal fails, and then none.
+    pub(crate) fn fail_remove_after(&self, successes: u32) {
+        self.with(|table| table.remove_budget = Some(successes));
+    }
+
+    /// Address and size of the slots above boot memory, ascending.
+    pub(crate) fn hotplug(&self, boot: u64) -> Vec<(u64, u64)> {
+        let end = super::layout::ram(boot).map(|range| range.end).max().unwrap_or(0);
+        let first = end.max(HOLE_END);
+        let mut slots: Vec<_> = self
+            .with(|table| table.slots.values().copied().filter(|&(address, _)| address >= first).collect());
+        slots.sort_unstable();
+        slots
+    }
+
+    /// Number of slots.
+    pub(crate) fn count(&self) -> usize {
+        self.with(|table| table.slots.len())
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Takes one from a budget; whether the call is the one that fails.
+fn fails(budget: &mut Option<u32>) -> bool {
+    match budget {
+        Some(0) => {
+            *budget = None;
+            true
+        }
+        Some(left) => {
+            *left -= 1;
+            false
+        }
+        None => false,
+    }
+}
+
+impl Slots for FakeSlots {
+    fn add(&mut self, address: u64, mapping: &Arc<Mapping>, offset: u64, size: u64) -> io::Result<u32> {
+        assert!(size > 0 && offset + size <= mapping.size());
+        self.with(|table| {
+            if fails(&mut table.add_budget) {
+                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+            }
+            for &(other, other_size) in table.slots.values() {
+                let apart = address + size <= other || other + other_size <= address;
+                assert!(apart, "slot {address:#x}+{size:#x} overlaps {other:#x}+{other_size:#x}");
+            }
+            if table.next > 1 {
+                assert!((address | size).is_multiple_of(MEMORY_BLOCK_SIZE), "{address:#x}+{size:#x}");
+            }
+            let number = table.next;
+            table.next += 1;
+            table.slots.insert(number, (address, size));
+            Ok(number)
+        })
+    }
+
+    fn remove(&mut self, slot: u32) -> io::Result<()> {
+        self.with(|table| {
+            if fails(&mut table.remove_budget) {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+            assert!(table.slots.remove(&slot).is_some(), "slot {slot} removed twice");
+            Ok(())
+        })
+    }
+}
+
+/// Boot memory of `boot` bytes and regions of `sizes`, without KVM.
+pub(crate) fn memory(boot: u64, sizes: &[u64]) -> (Memory, FakeSlots) {
+    let slots = FakeSlots::default();
+    let memory = Memory::new(boot, sizes, Box::new(slots.clone())).expect("address space for a test");
+    (memory, slots)
+}

@@ -1,0 +1,87 @@
+//! Where things lie in the guest-physical address space. Pure arithmetic.
+//!
+//! ```text
+//! 0 ............ boot memory, first part (a hole from 640 KiB to 1 MiB for old firmware's sake)
+//! 3 GiB ........ nothing but device registers: virtio-mmio, IO-APIC, local APIC
+//! 4 GiB ........ boot memory, second part
+//! next GiB ..... hotplug region 0, then each next region at the next GiB
+//! ```
+//!
+//! Invariants: no two ranges overlap; hotplug regions are never part of what a memory map for the
+//! guest is made from ([`ram`]).
+
+use std::ops::Range;
+
+use vm_memory::GuestAddress;
+
+/// End of boot memory's first part and start of the register hole.
+pub const HOLE_START: u64 = 3 << 30;
+
+/// End of the register hole.
+pub const HOLE_END: u64 = 4 << 30;
+
+/// Hotplug regions start at multiples of this.
+pub const REGION_ALIGN: u64 = 1 << 30;
+
+/// Registers of virtio-mmio device `n` start at this plus `n` times [`MMIO_SIZE`].
+pub const MMIO_BASE: u64 = 0xd000_0000;
+
+/// Bytes of one device's registers.
+pub const MMIO_SIZE: u64 = 0x1000;
+
+/// Interrupt of the serial port, as on every PC.
+pub const SERIAL_GSI: u32 = 4;
+
+/// Interrupt of virtio-mmio device 0; device `n` has the `n`-th next.
+pub const FIRST_GSI: u32 = 5;
+
+/// Pins of the IO-APIC.
+const GSIS: u32 = 24;
+
+/// Most virtio-mem devices: one interrupt each, and one for the control channel.
+pub const MAX_MEM_DEVICES: usize = (GSIS - FIRST_GSI - 1) as usize;
+
+/// Three pages in the hole that KVM needs on Intel CPUs without unrestricted guest mode.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+
+/// Boot memory of `memory` bytes: its address ranges, ascending.
+pub fn ram(memory: u64) -> impl Iterator<Item = Range<u64>> {
+    let low = memory.min(HOLE_START);
+    [0..low, HOLE_END..HOLE_END + (memory - low)].into_iter().filter(|range| !range.is_empty())
+}
+
+/// Places hotplug regions of the given sizes behind `memory` bytes of boot memory. [`None`] when an
+/// address overflows.
+pub fn regions(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<Range<u64>>> {
+    let mut next = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
+    sizes
+        .into_iter()
+        .map(|size| {
+            let start = next.checked_next_multiple_of(REGION_ALIGN)?;
+            next = start.checked_add(size)?;
+            Some(start..next)
+        })
+        .collect()
+}
+
+/// End of the last region, or of boot memory when there is none. [`None`] when an address
+/// overflows.
+pub fn end(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<u64> {
+    let ram = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
+    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end))
+}
+
+/// Address of the registers of virtio-mmio device `index`.
+#[must_use]
+pub fn mmio(index: usize) -> GuestAddress {
+    GuestAddress(MMIO_BASE + index as u64 * MMIO_SIZE)
+}
+
+/// Interrupt of virtio-mmio device `index`.
+#[must_use]
+pub fn gsi(index: usize) -> u32 {
+    FIRST_GSI + index as u32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+use super::{
+    FIRST_GSI, GSIS, HOLE_END, HOLE_START, KVM_TSS, MAX_MEM_DEVICES, MMIO_SIZE, end, gsi, mmio, ram, regions,
+};
+
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn boot_memory_leaves_the_hole_alone() {
+    assert!(ram(GIB).eq(std::iter::once(0..GIB)));
+    assert!(ram(3 * GIB).eq(std::iter::once(0..3 * GIB)));
+    assert!(ram(5 * GIB).eq([0..3 * GIB, 4 * GIB..6 * GIB]));
+}
+
+#[test]
+fn regions_follow_at_whole_gibibytes() {
+    let small = 128 << 20;
+    assert_eq!(regions(GIB, [small, GIB]).unwrap(), [4 * GIB..4 * GIB + small, 5 * GIB..6 * GIB]);
+    // One page of boot memory above 4 GiB moves the region up.
+    assert_eq!(regions(HOLE_START + 4096, [small]).unwrap()[0].start, 5 * GIB);
+    assert_eq!(end(GIB, []), Some(HOLE_END));
+    assert_eq!(end(GIB, [small]), Some(4 * GIB + small));
+}
+
+#[test]
+fn addresses_that_overflow_are_no_layout() {
+    assert_eq!(regions(GIB, [u64::MAX]), None);
+    assert_eq!(regions(u64::MAX, [GIB]), None);
+    assert_eq!(end(GIB, [u64::MAX - 5 * GIB, GIB]), None);
+}
+
+#[test]
+fn every_device_has_registers_in_the_hole_and_a_pin() {
+    let last = MAX_MEM_DEVICES;
+    assert!(mmio(0).0 >= HOLE_START && mmio(last).0 + MMIO_SIZE <= KVM_TSS);
+    assert_eq!((gsi(0), gsi(last)), (FIRST_GSI, GSIS - 1));
+}

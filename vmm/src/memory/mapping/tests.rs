@@ -1,0 +1,54 @@
+use std::sync::Arc;
+
+use super::{GIANT, HUGE, Mapping, check};
+
+#[test]
+fn host_and_guest_are_aligned_alike() {
+    for (size, align) in [(2 << 20, HUGE), (1 << 30, GIANT), ((1 << 30) + (128 << 20), GIANT)] {
+        let mapping = Mapping::reserve(size).unwrap();
+        assert_eq!(mapping.host_address() % align as u64, 0);
+        assert_eq!(mapping.size(), size);
+    }
+}
+
+#[test]
+fn ranges_outside_are_refused() {
+    let mapping = Mapping::reserve(4 << 20).unwrap();
+    let backwards = std::ops::Range { start: 8192, end: 4096 };
+    for range in [0..(4 << 20) + 4096, u64::MAX - 4095..u64::MAX, backwards] {
+        assert!(mapping.open(range.clone()).is_err() && mapping.discard(range).is_err());
+    }
+}
+
+#[test]
+fn more_than_there_are_addresses_is_an_error() {
+    assert_eq!(Mapping::reserve(1 << 60).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+    assert_eq!(Mapping::reserve(!0x1f_ffff).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+}
+
+/// Linux refuses to discard locked memory: a failure in the middle of an unplug.
+#[test]
+fn memory_that_cannot_be_discarded_stays_plugged() {
+    use crate::memory::fake::FakeSlots;
+    use crate::memory::region::Region;
+
+    let mapping = Arc::new(Mapping::reserve(128 << 20).unwrap());
+    let mut region = Region::new(4 << 30, Arc::clone(&mapping));
+    let mut slots = FakeSlots::default();
+    region.plug(0..4 << 20, &mut slots).unwrap();
+    let (start, size) = mapping.locate(2 << 20..(2 << 20) + 4096).unwrap();
+    // SAFETY: the page is in the mapping and open.
+    if check(unsafe { libc::mlock(start, size) }).is_err() {
+        eprintln!("SKIP: this user may not lock a page");
+        return;
+    }
+    assert!(region.unplug(0..4 << 20, &mut slots).is_err());
+    assert!(region.plugged().iter().eq(std::iter::once(0..4 << 20)));
+    assert_eq!(slots.count(), 1);
+    // SAFETY: the page is in the mapping; it is open, or this fails.
+    unsafe { start.cast::<u8>().write_volatile(1) };
+    // SAFETY: as for mlock.
+    check(unsafe { libc::munlock(start, size) }).unwrap();
+    region.unplug(0..4 << 20, &mut slots).unwrap();
+    assert_eq!(slots.count(), 0);
+}

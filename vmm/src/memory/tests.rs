@@ -1,0 +1,255 @@
+use std::ops::Range;
+
+use proptest::prelude::prop;
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::fake::memory;
+use super::{Memory, layout};
+
+const MIB: u64 = 1 << 20;
+const BOOT: u64 = 64 * MIB;
+const START: u64 = layout::HOLE_END;
+
+/// `count` device blocks of 2 MiB from block `first` on of region 0.
+fn blocks(first: u64, count: u64) -> Range<u64> {
+    START + first * 2 * MIB..START + (first + count) * 2 * MIB
+}
+
+/// The view without boot memory.
+fn plugged(memory: &Memory) -> Vec<Range<u64>> {
+    let view = memory.view();
+    let runs = view.iter().skip(1).map(|run| run.start_addr().0..run.start_addr().0 + run.len());
+    runs.collect()
+}
+
+/// Protection of the page that holds `offset` of region 0, from `/proc/self/maps`.
+fn protection(memory: &Memory, offset: u64) -> String {
+    let address = memory.region_mappings[0].host_address() + offset;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+        (start..end).contains(&address)
+    });
+    line.unwrap().split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn a_plug_makes_one_slot_for_all_new_memory_blocks() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    // Three memory blocks, the first and last in part.
+    memory.plug(0, blocks(60, 74)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK)]);
+    assert_eq!(plugged(&memory), [blocks(60, 74)]);
+    // Next to it, one block that has a slot and two that have none.
+    memory.plug(0, blocks(134, 130)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK), (START + 3 * BLOCK, 2 * BLOCK)]);
+    assert_eq!(plugged(&memory), [blocks(60, 204)]);
+}
+
+#[test]
+fn a_plug_between_slots_fills_only_the_gaps() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(64, 1)).unwrap();
+    memory.plug(0, blocks(4 * 64 + 63, 1)).unwrap();
+    memory.plug(0, blocks(65, 4 * 64 + 63 - 65)).unwrap();
+    let expected = [(START + BLOCK, BLOCK), (START + 2 * BLOCK, 2 * BLOCK), (START + 4 * BLOCK, BLOCK)];
+    assert_eq!(slots.hotplug(BOOT), expected);
+}
+
+#[test]
+fn a_slot_goes_when_all_its_memory_blocks_are_empty() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(0, 128)).unwrap();
+    memory.unplug(0, blocks(64, 64)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START, 2 * BLOCK)], "half of it is in use");
+    assert_eq!(protection(&memory, 127 * 2 * MIB), "---p");
+    assert_eq!(protection(&memory, 63 * 2 * MIB), "rw-p");
+    memory.unplug(0, blocks(0, 64)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), []);
+    assert_eq!(protection(&memory, 0), "---p");
+}
+
+#[test]
+fn a_slot_that_cannot_be_made_leaves_everything_as_it_was() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(64, 1)).unwrap();
+    memory.plug(0, blocks(3 * 64, 1)).unwrap();
+    let before = (plugged(&memory), slots.hotplug(BOOT));
+    // Memory blocks 0, 2 and 4 need a slot each; every one of them fails once.
+    for successes in 0..3 {
+        slots.fail_add_after(successes);
+        for range in [blocks(0, 64), blocks(65, 127), blocks(3 * 64 + 1, 127)] {
+            let result = memory.plug(0, range.clone());
+            if result.is_err() {
+                assert_eq!(protection(&memory, range.start - START), "---p");
+            } else {
+                memory.unplug(0, range).unwrap();
+            }
+        }
+        assert_eq!((plugged(&memory), slots.hotplug(BOOT)), before, "after {successes} successes");
+    }
+}
+
+#[test]
+fn one_failing_slot_of_several_takes_the_others_back() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(64, 1)).unwrap();
+    let before = slots.hotplug(BOOT);
+    slots.fail_add_after(1);
+    // Around the block in use: memory blocks 0 and 2, two slots.
+    let free = START..blocks(64, 1).start;
+    memory.plug(0, free.clone()).unwrap();
+    memory.unplug(0, free).unwrap();
+    assert!(memory.plug(0, blocks(65, 127)).is_err());
+    assert_eq!(slots.hotplug(BOOT), before);
+    assert_eq!(protection(&memory, 65 * 2 * MIB), "---p");
+    memory.plug(0, blocks(65, 127)).unwrap();
+}
+
+#[test]
+fn a_slot_that_kvm_keeps_serves_the_next_plug() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(0, 64)).unwrap();
+    slots.fail_remove_after(0);
+    memory.unplug(0, blocks(0, 64)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START, BLOCK)]);
+    assert_eq!((plugged(&memory), protection(&memory, 0)), (vec![], "---p".to_owned()));
+    memory.plug(0, blocks(3, 1)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START, BLOCK)]);
+    memory.unplug(0, blocks(3, 1)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), []);
+}
+
+#[test]
+fn the_view_reaches_plugged_memory_and_nothing_else() {
+    let (memory, _) = memory(BOOT, &[1 << 30]);
+    let write = |address| memory.view().write_obj(0x5a_u8, GuestAddress(address));
+    let read = |address| memory.view().read_obj::<u8>(GuestAddress(address));
+    assert!(write(START).is_err());
+    memory.plug(0, blocks(0, 2)).unwrap();
+    write(START).unwrap();
+    write(START + 4 * MIB - 1).unwrap();
+    assert!(write(START + 4 * MIB).is_err());
+    // A buffer that begins in plugged and ends in unplugged memory.
+    assert!(memory.view().write_slice(&[0x5a; 2], GuestAddress(START + 4 * MIB - 1)).is_err());
+    memory.unplug(0, blocks(0, 1)).unwrap();
+    assert!(read(START).is_err());
+    assert_eq!(read(START + 4 * MIB - 1).unwrap(), 0x5a, "the neighbour keeps its content");
+}
+
+#[test]
+fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
+    let (memory, _) = memory(BOOT, &[1 << 30]);
+    assert_eq!(memory.held(0).unwrap(), 0);
+    memory.plug(0, blocks(0, 32)).unwrap();
+    assert_eq!(memory.held(0).unwrap(), 0, "a plug populates nothing");
+    for block in 0..32 {
+        memory.view().write_slice(&[0xa5; 4096], GuestAddress(blocks(block, 1).start)).unwrap();
+    }
+    assert!(memory.held(0).unwrap() >= 32 * 4096);
+    memory.unplug(0, blocks(8, 24)).unwrap();
+    let left = memory.held(0).unwrap();
+    assert!((8 * 4096..=16 * MIB).contains(&left), "{left}");
+    memory.unplug(0, blocks(0, 8)).unwrap();
+    assert_eq!(memory.held(0).unwrap(), 0);
+    memory.plug(0, blocks(0, 1)).unwrap();
+    assert_eq!(memory.view().read_obj::<u64>(GuestAddress(START)).unwrap(), 0);
+}
+
+#[test]
+fn ranges_outside_the_region_are_refused() {
+    let (memory, _) = memory(BOOT, &[BLOCK, BLOCK]);
+    let second = memory.regions()[1].clone();
+    assert_eq!(second.start % layout::REGION_ALIGN, 0);
+    for range in [START - 2 * MIB..START, START..START + BLOCK + 2 * MIB, second.clone(), START..START] {
+        assert!(memory.plug(0, range.clone()).is_err() && memory.unplug(0, range).is_err());
+    }
+    memory.plug(1, second).unwrap();
+    assert!(memory.plug(2, START..START + BLOCK).is_err());
+    assert!(memory.held(2).is_err());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Plug { first: u64, count: u64 },
+    Unplug { first: u64, count: u64 },
+    FailAdd(u32),
+    FailRemove(u32),
+}
+
+/// Device blocks in the region of the model test: four memory blocks.
+const COUNT: usize = 256;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let range = || (0..COUNT as u64, prop_oneof![Just(64), Just(1), 1..128_u64]);
+    let step = prop_oneof![
+        6 => range().prop_map(|(first, count)| Step::Plug { first, count }),
+        6 => range().prop_map(|(first, count)| Step::Unplug { first, count }),
+        1 => (0..3_u32).prop_map(Step::FailAdd),
+        1 => (0..3_u32).prop_map(Step::FailRemove),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// The runs of `model` that lie in `range` and are `state`, as block ranges.
+fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for block in range.filter(|&block| model[block] == state).map(|block| block as u64) {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == block => *count += 1,
+            _ => runs.push((block, 1)),
+        }
+    }
+    runs
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// The view is a model bitmap's runs; slots are whole memory blocks that cover it; a host that
+    /// fails changes nothing; and every step's memory is as open as it should be.
+    #[test]
+    fn the_view_is_exactly_what_is_plugged(steps in steps(), at in any::<prop::sample::Index>()) {
+        let (memory, slots) = memory(BOOT, &[COUNT as u64 * 2 * MIB]);
+        let mut model = [false; COUNT];
+        for step in steps {
+            match step {
+                Step::FailAdd(after) => slots.fail_add_after(after),
+                Step::FailRemove(after) => slots.fail_remove_after(after),
+                Step::Plug { first, count } | Step::Unplug { first, count } => {
+                    let plug = matches!(step, Step::Plug { .. });
+                    let range = first as usize..COUNT.min((first + count) as usize);
+                    for (first, count) in runs(&model, range, !plug) {
+                        let done = if plug {
+                            memory.plug(0, blocks(first, count)).is_ok()
+                        } else {
+                            memory.unplug(0, blocks(first, count)).is_ok()
+                        };
+                        if done {
+                            model[first as usize..(first + count) as usize].fill(plug);
+                        }
+                    }
+                }
+            }
+            let expected = runs(&model, 0..COUNT, true);
+            let expected: Vec<_> = expected.into_iter().map(|(first, count)| blocks(first, count)).collect();
+            assert_eq!(plugged(&memory), expected);
+            let covered = |range: &Range<u64>| {
+                let mut next = range.start;
+                for (address, size) in slots.hotplug(BOOT) {
+                    if (address..address + size).contains(&next) {
+                        next = address + size;
+                    }
+                }
+                next >= range.end
+            };
+            assert!(expected.iter().all(covered), "{expected:x?} in {:x?}", slots.hotplug(BOOT));
+        }
+        let block = at.index(COUNT);
+        let open = protection(&memory, block as u64 * 2 * MIB) == "rw-p";
+        assert_eq!(open, model[block]);
+    }
+}

@@ -1,0 +1,131 @@
+//! What a machine borrows from its process: termination signals and the terminal.
+//!
+//! Both are given back when the machine is dropped, whatever ended it.
+#![expect(unsafe_code, reason = "signalfd and termios are system calls without a safe wrapper here")]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+
+use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
+
+const TERMINATION: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+
+/// SIGINT and SIGTERM as something to read instead of something that interrupts. They are blocked
+/// in the thread that made this and in all threads that it starts afterwards.
+#[derive(Debug)]
+pub struct Signals {
+    file: File,
+}
+
+impl Signals {
+    /// Takes the termination signals. They act again in this thread when the second value is
+    /// dropped in it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn take() -> io::Result<(Self, BlockedSignals)> {
+        let mut blocked = BlockedSignals(Vec::new());
+        for signal in TERMINATION {
+            match block_signal(signal) {
+                Ok(()) => blocked.0.push(signal),
+                // Somebody else did, and will unblock it.
+                Err(Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            }
+        }
+        let set = create_sigset(&TERMINATION).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        // SAFETY: the set is initialised and outlives the call; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and nobody else has it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok((Self { file }, blocked))
+    }
+
+    /// The next signal that came, if one did.
+    pub fn next(&self) -> Option<i32> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        (&self.file).read_exact(&mut info).ok()?;
+        // The signal's number is the first member.
+        let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        i32::try_from(number).ok()
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Signals that [`Signals::take`] blocked; they are unblocked on drop.
+#[derive(Debug)]
+pub struct BlockedSignals(Vec<libc::c_int>);
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        for &signal in &self.0 {
+            if let Err(error) = unblock_signal(signal) {
+                log::debug!("signal {signal} stays blocked: {error}");
+            }
+        }
+    }
+}
+
+/// The terminal in a state for a guest's console: input comes byte by byte and is not echoed, but
+/// Ctrl-C and the like still make signals. Dropping it restores what was before.
+#[derive(Debug)]
+pub struct Terminal {
+    input: File,
+    before: libc::termios,
+}
+
+impl Terminal {
+    /// Takes the terminal on standard input. [`None`] when standard input is no terminal.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn take() -> io::Result<Option<Self>> {
+        let input = standard_input()?;
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: the descriptor is open, and `before` has room for what is written there.
+        if unsafe { libc::tcgetattr(input.as_raw_fd(), before.as_mut_ptr()) } != 0 {
+            return Ok(None);
+        }
+        // SAFETY: tcgetattr succeeded, so it filled `before`.
+        let before = unsafe { before.assume_init() };
+        let mut console = before;
+        console.c_lflag &= !(libc::ICANON | libc::ECHO);
+        let terminal = Self { input, before };
+        terminal.set(&console)?;
+        Ok(Some(terminal))
+    }
+
+    fn set(&self, state: &libc::termios) -> io::Result<()> {
+        // SAFETY: the descriptor is open and `state` came from tcgetattr.
+        match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Err(error) = self.set(&self.before) {
+            log::warn!("the terminal stays as the guest's console left it: {error}");
+        }
+    }
+}
+
+/// Standard input without a buffer, for an event loop.
+///
+/// # Errors
+/// What the system says.
+pub fn standard_input() -> io::Result<File> {
+    Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
+}

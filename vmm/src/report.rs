@@ -1,0 +1,105 @@
+//! What can be said of a vCPU whose guest died: registers, where it was, what it said last.
+
+use std::fmt::Write;
+
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::View;
+use crate::symbols::Symbols;
+
+/// Bytes shown at the instruction pointer: no instruction is longer than 15.
+const CODE: usize = 16;
+
+/// Bytes in the smallest page.
+const PAGE: u64 = 4096;
+
+/// A report, for people. Ends without a line break.
+#[must_use]
+pub fn of(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
+    let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            let mut text = registers(index, &regs, &sregs, symbols);
+            let code = code(vcpu, sregs.cs.base.wrapping_add(regs.rip), view);
+            text += &format!("\n  code at rip: {}", hex(&code));
+            text
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            format!("  vcpu{index}: KVM does not give its registers: {error}")
+        }
+    };
+    if !serial_tail.is_empty() {
+        text += "\n  last on the serial port:";
+        for line in serial_tail.lines() {
+            text += &format!("\n  | {line}");
+        }
+    }
+    text
+}
+
+fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, symbols: &Symbols) -> String {
+    let mut text = format!("  vcpu{index} at rip {:#018x}", regs.rip);
+    if let Some(name) = symbols.name(regs.rip) {
+        text += &format!(" in {name}");
+    }
+    let named = [
+        ("rax", regs.rax),
+        ("rbx", regs.rbx),
+        ("rcx", regs.rcx),
+        ("rdx", regs.rdx),
+        ("rsi", regs.rsi),
+        ("rdi", regs.rdi),
+        ("rsp", regs.rsp),
+        ("rbp", regs.rbp),
+        ("r8", regs.r8),
+        ("r9", regs.r9),
+        ("r10", regs.r10),
+        ("r11", regs.r11),
+        ("r12", regs.r12),
+        ("r13", regs.r13),
+        ("r14", regs.r14),
+        ("r15", regs.r15),
+        ("rfl", regs.rflags),
+        ("cs", sregs.cs.selector.into()),
+        ("efer", sregs.efer),
+        ("cr0", sregs.cr0),
+        ("cr2", sregs.cr2),
+        ("cr3", sregs.cr3),
+        ("cr4", sregs.cr4),
+        ("gdt", sregs.gdt.base),
+        ("idt", sregs.idt.base),
+    ];
+    for (position, (name, value)) in named.into_iter().enumerate() {
+        text += if position % 4 == 0 { "\n  " } else { "  " };
+        // Writing to a string does not fail.
+        let _ = write!(text, "{name:>4} {value:016x}");
+    }
+    text
+}
+
+/// The bytes from `address` on, through the guest's page tables, up to the first that is not there.
+fn code(vcpu: &VcpuFd, address: u64, view: &View) -> Vec<u8> {
+    let mut code = Vec::new();
+    while code.len() < CODE {
+        let linear = address.wrapping_add(code.len() as u64);
+        let Ok(translation) = vcpu.translate_gva(linear) else { break };
+        if translation.valid == 0 {
+            break;
+        }
+        let in_page = (PAGE - linear % PAGE) as usize;
+        let mut bytes = vec![0; in_page.min(CODE - code.len())];
+        if view.read_slice(&mut bytes, GuestAddress(translation.physical_address)).is_err() {
+            break;
+        }
+        code.append(&mut bytes);
+    }
+    code
+}
+
+fn hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "not mapped, or not in memory".to_owned();
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,75 @@
+//! Which names are taken and of what, checked before anything runs.
+//!
+//! A repeated body is walked twice: the second walk finds what a second round would meet, such as a
+//! `hog ... as a` that no `release a` follows.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{Statement, Step};
+use crate::command::{Command, Name};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Hog,
+    Churn,
+}
+
+/// What lives after the steps so far: its kind and the line that started it.
+type Living = HashMap<Name, (Kind, usize)>;
+type Errors = BTreeSet<(usize, usize, String)>;
+
+/// Walks `body` in the order it will run and returns (line, column, message) of every misused name.
+pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
+    let mut errors = Errors::new();
+    walk(body, &mut Living::new(), &mut errors);
+    errors.into_iter().collect()
+}
+
+fn walk(body: &[Statement], living: &mut Living, errors: &mut Errors) {
+    for statement in body {
+        match statement {
+            Statement::Step(step) => {
+                if let Err(message) = visit(step, living) {
+                    errors.insert((step.line, step.column, message));
+                }
+            }
+            Statement::Repeat { times, body } => {
+                for _ in 0..(*times).min(2) {
+                    walk(body, living, errors);
+                }
+            }
+        }
+    }
+}
+
+fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
+    let start = |living: &mut Living, name: &Name, kind| match living.insert(name.clone(), (kind, step.line))
+    {
+        None => Ok(()),
+        Some((_, line)) => Err(format!("`{name}` is in use since line {line}; release it first")),
+    };
+    let kind = |living: &Living, name: &Name| {
+        living.get(name).map(|(kind, _)| *kind).ok_or_else(|| format!("nothing is called `{name}` here"))
+    };
+    match &step.command {
+        Command::Hog(hog) => start(living, &hog.name, Kind::Hog),
+        Command::Churn { name, .. } => start(living, name, Kind::Churn),
+        Command::Verify(name) => match kind(living, name)? {
+            Kind::Hog => Ok(()),
+            Kind::Churn => Err(format!("`{name}` is a churn: it has no content to verify")),
+        },
+        Command::Wait(name) => match kind(living, name)? {
+            Kind::Churn => {
+                living.remove(name);
+                Ok(())
+            }
+            Kind::Hog => Err(format!("`{name}` is a hog: it does not end by itself")),
+        },
+        Command::Release(name) => {
+            kind(living, name)?;
+            living.remove(name);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,311 @@
+//! A session: the steps of a script on a running machine, one report a step.
+//!
+//! What a failure does to the session:
+//!
+//! | step | fails when | then |
+//! | --- | --- | --- |
+//! | `resize`, `plug`, `unplug` | the device refuses it, the guest is blocked, or the deadline passes | the session goes on, status 1 at its end |
+//! | `expect` | it does not hold (at its deadline) | the guest is powered off, status 1 |
+//! | `verify`, `release` | a page's content is wrong or pages are missing | the guest is powered off, status 1 |
+//! | any | the guest does not answer in time | the guest is powered off, status 1 |
+//! | any | the guest dies | status 4 with the report |
+//! | any | the guest powers off by itself | status 1 |
+//! | any | SIGINT or SIGTERM | the guest is powered off, status 128 + signal |
+//!
+//! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest says that it
+//! is blocked; with `within` it waits until then, because what blocks it may go away. Churns run
+//! while other steps do; those that no `wait` or `release` has awaited are awaited before the guest
+//! is powered off.
+//!
+//! The session knows machines only as a [`Machine`], and shows nothing itself: an [`Observer`] does.
+
+mod expect;
+#[cfg(test)]
+mod fake;
+mod machine;
+mod report;
+mod resize;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{Answer, Failure, Op, Stats};
+
+pub use machine::Machine;
+pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+use workload::Workloads;
+
+use crate::command::Command;
+use crate::script::{Script, Statement, Step};
+use crate::state::WaitError;
+use crate::vm::{CallsUnread, End, ExitCounts};
+
+/// How long the guest may take from its start to its first report.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a resize may take that says nothing else.
+pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to answer, besides the work that the question asks for.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to power off before it is ended.
+pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longer than any machine runs.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Time between two looks of an `expect ... within`.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Why a step is not done.
+enum Trouble {
+    /// The step failed; the session goes on.
+    Failed(String),
+    /// The step failed and nothing after it makes sense.
+    Fatal(String),
+    /// The machine ended, or the user wants it to end.
+    Ended(WaitError),
+    /// The observer cannot write any more.
+    Output(io::Error),
+}
+
+impl From<WaitError> for Trouble {
+    fn from(error: WaitError) -> Trouble {
+        match error {
+            WaitError::Deadline { .. } => Trouble::Fatal(error.to_string()),
+            _ => Trouble::Ended(error),
+        }
+    }
+}
+
+impl From<CallsUnread> for Trouble {
+    fn from(error: CallsUnread) -> Trouble {
+        Trouble::Fatal(error.to_string())
+    }
+}
+
+/// A step that is done may have something to say.
+type Done = Result<Option<String>, Trouble>;
+
+struct Session<'s, M, O> {
+    machine: M,
+    observer: &'s mut O,
+    workloads: Workloads,
+    summary: Summary,
+}
+
+/// Runs `script` on `machine`, and stops the machine whatever comes of it.
+///
+/// # Errors
+/// When `observer` cannot write; the machine is stopped all the same.
+pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut O) -> io::Result<Summary> {
+    let mut session = Session::new(machine, observer);
+    let start = session.machine.now();
+    let result = session
+        .boot(BOOT_DEADLINE)
+        .and_then(|()| session.body(&script.body))
+        .and_then(|()| session.await_churns());
+    session.end(start, result)
+}
+
+/// Stays with `machine` until its guest ends or a signal comes, and stops it.
+///
+/// # Errors
+/// When `observer` cannot write; the machine is stopped all the same.
+pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result<Summary> {
+    let mut session = Session::new(machine, observer);
+    let start = session.machine.now();
+    // A guest that is not tidevm's own never reports, and is welcome all the same.
+    let result = match session.boot(FOREVER).and_then(|()| session.pause(FOREVER)) {
+        Err(Trouble::Ended(WaitError::Signal(_) | WaitError::PoweredOff)) => Ok(()),
+        result => result,
+    };
+    session.end(start, result)
+}
+
+impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
+    fn new(machine: M, observer: &'s mut O) -> Self {
+        Session { machine, observer, workloads: Workloads::default(), summary: Summary::default() }
+    }
+
+    fn boot(&mut self, limit: Duration) -> Result<(), Trouble> {
+        let ready = self.machine.wait(limit, "the guest's first report", |state| state.ready)?;
+        self.summary.boot = Some(ready.after);
+        let mut sample = self.outside();
+        sample.guest = Some(self.guest_stats()?);
+        self.observer.boot(&BootReport { ready, sample }).map_err(Trouble::Output)
+    }
+
+    fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
+        for statement in body {
+            match statement {
+                Statement::Step(step) => self.step(step)?,
+                Statement::Repeat { times, body } => {
+                    for _ in 0..*times {
+                        self.body(body)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn await_churns(&mut self) -> Result<(), Trouble> {
+        while let Some(name) = self.workloads.running_churn() {
+            self.step(&Step { line: 0, column: 0, command: Command::Wait(name) })?;
+        }
+        Ok(())
+    }
+
+    /// Runs a step and reports it, whatever comes of it.
+    fn step(&mut self, step: &Step) -> Result<(), Trouble> {
+        let start = self.machine.now();
+        let mut result = self.execute(&step.command);
+        let took = self.machine.now() - start;
+        let mut sample = self.outside();
+        if !matches!(result, Err(Trouble::Ended(_))) {
+            match self.guest_stats() {
+                Ok(stats) => sample.guest = Some(stats),
+                Err(trouble) => result = result.and(Err(trouble)),
+            }
+        }
+        let verdict = match &result {
+            Ok(note) => Verdict::Done { note: note.clone() },
+            Err(trouble) => Verdict::Failed { reason: trouble.reason() },
+        };
+        self.summary.steps += 1;
+        self.summary.failed += u64::from(result.is_err());
+        let command = step.command.clone();
+        let report = StepReport { line: step.line, column: step.column, command, took, verdict, sample };
+        self.observer.step(&report).map_err(Trouble::Output)?;
+        match result {
+            Ok(_) | Err(Trouble::Failed(_)) => Ok(()),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    fn execute(&mut self, command: &Command) -> Done {
+        match command {
+            Command::Resize(resize) => self.resize(resize),
+            Command::Hog(hog) => self.hog(hog),
+            Command::Churn { threads, time, name } => self.churn(*threads, *time, name),
+            Command::Verify(name) => self.verify(name),
+            Command::Release(name) => self.release(name),
+            Command::Wait(name) => self.await_churn(name),
+            Command::Expect(expect) => self.expect(expect),
+            Command::Stats => Ok(None),
+            Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
+                Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
+                other => Err(unfit(&other)),
+            },
+            Command::Sleep(time) => self.pause(*time).map(|()| None),
+            Command::Inject { step, after } => {
+                match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
+                    Answer::Done => Ok(None),
+                    other => Err(unfit(&other)),
+                }
+            }
+        }
+    }
+
+    /// Calls the guest and waits for the answer.
+    fn ask(&self, op: Op, limit: Duration) -> Result<Answer, Trouble> {
+        let id = self.machine.call(op)?;
+        Ok(self.machine.answer(id, limit, "the guest's answer")?)
+    }
+
+    /// Lets time pass, attentive to the guest's end and to signals.
+    fn pause(&self, time: Duration) -> Result<(), Trouble> {
+        match self.machine.wait(time, "the end of a pause", |_| None::<()>) {
+            Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What can be seen of the machine without its guest.
+    fn outside(&self) -> Sample {
+        let state = self.machine.state();
+        let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
+            region_size: mem.region_size,
+            requested: mem.requested,
+            plugged: mem.plugged,
+            held: self.machine.held(index).ok(),
+        });
+        Sample { devices: devices.collect(), guest: None }
+    }
+
+    fn guest_stats(&self) -> Result<Stats, Trouble> {
+        match self.ask(Op::Stats, ANSWER_DEADLINE)? {
+            Answer::Stats(stats) => Ok(stats),
+            other => Err(unfit(&other)),
+        }
+    }
+
+    fn end(self, start: Instant, result: Result<(), Trouble>) -> io::Result<Summary> {
+        let Session { machine, observer, mut summary, .. } = self;
+        summary.total = machine.now() - start;
+        summary.exits = machine.exits().iter().fold(ExitCounts::default(), add);
+        let end = machine.stop(POWER_OFF_DEADLINE);
+        let mut output = Ok(());
+        let ended = match result {
+            Ok(()) if summary.failed == 0 => Ended::Done,
+            Ok(()) => Ended::Failed { reason: None },
+            Err(Trouble::Ended(WaitError::Died(death))) => Ended::Died { report: death.to_string() },
+            Err(Trouble::Ended(WaitError::Signal(signal))) => Ended::Signal { signal },
+            Err(Trouble::Output(error)) => {
+                let reason = Some(error.to_string());
+                output = Err(error);
+                Ended::Failed { reason }
+            }
+            Err(trouble) => Ended::Failed { reason: Some(trouble.reason()) },
+        };
+        summary.ended = match (ended, end) {
+            (ended @ Ended::Died { .. }, _) => ended,
+            (_, End::Died(death)) => Ended::Died { report: death.to_string() },
+            (Ended::Done, End::Forced) => {
+                let reason = "the guest did not power off when asked, and was ended".to_owned();
+                Ended::Failed { reason: Some(reason) }
+            }
+            (ended, End::PoweredOff | End::Forced) => ended,
+        };
+        output?;
+        observer.end(&summary)?;
+        Ok(summary)
+    }
+}
+
+impl Trouble {
+    fn reason(&self) -> String {
+        match self {
+            Trouble::Failed(reason) | Trouble::Fatal(reason) => reason.clone(),
+            Trouble::Ended(WaitError::Died(death)) => death.kind.to_string(),
+            Trouble::Ended(error) => error.to_string(),
+            Trouble::Output(error) => error.to_string(),
+        }
+    }
+}
+
+fn add(sum: ExitCounts, exits: &ExitCounts) -> ExitCounts {
+    ExitCounts {
+        io: sum.io + exits.io,
+        mmio: sum.mmio + exits.mmio,
+        stray: sum.stray + exits.stray,
+        interrupted: sum.interrupted + exits.interrupted,
+        other: sum.other + exits.other,
+    }
+}
+
+/// An answer that does not belong to the question, or a refusal.
+fn unfit(answer: &Answer) -> Trouble {
+    Trouble::Fatal(match answer {
+        Answer::Failed(Failure::UnknownHandle) => "the guest knows no such workload".to_owned(),
+        Answer::Failed(Failure::HandleInUse) => "the guest has such a workload already".to_owned(),
+        Answer::Failed(Failure::NoMemory) => "the guest has no memory for it".to_owned(),
+        Answer::Failed(Failure::BadRecord) => "the guest could not read the question".to_owned(),
+        other => format!("the guest gave an answer to another question: {other:?}"),
+    })
+}

@@ -1,0 +1,370 @@
+//! A machine without KVM: a guest in simulated time, stricter than the real one.
+//!
+//! It panics on what a real machine would let pass or only refuse: a target that is not made of
+//! blocks, a handle used twice or unknown, a call before the guest is ready, a look at the machine
+//! from inside a wait (the real one would deadlock), and a stop with calls whose answers nobody took.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{
+    Answer, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Report, Resize, ResizeState, Stats, UnmovablePage,
+    ZoneName, ZoneStats,
+};
+
+use super::Machine;
+use crate::state::{Death, DeathKind, MemStatus, Shared, State, WaitError};
+use crate::vm::{CallsUnread, End, ExitCounts, ResizeError};
+
+pub(super) const REGION: u64 = 8 << 30;
+pub(super) const BLOCK: u64 = 2 << 20;
+const REGION_START: u64 = 4 << 30;
+
+/// How the guest behaves, set before a session.
+pub(super) struct Nature {
+    /// It never says that it is ready.
+    pub(super) mute: bool,
+    /// It drives no device.
+    pub(super) driverless: bool,
+    /// It never finishes a resize, and says nothing.
+    pub(super) stuck: bool,
+    /// Its device answers BUSY to everything.
+    pub(super) busy: bool,
+    /// Pages that hogs can have.
+    pub(super) room: u64,
+    /// Pages that a verify finds corrupt.
+    pub(super) corrupt: u64,
+    /// Pages that a release does not give back.
+    pub(super) lose: u64,
+    /// It panics when it is asked to check.
+    pub(super) panics: bool,
+    /// It ignores a request to power off.
+    pub(super) deaf: bool,
+}
+
+impl Default for Nature {
+    fn default() -> Nature {
+        Nature {
+            mute: false,
+            driverless: false,
+            stuck: false,
+            busy: false,
+            room: u64::MAX,
+            corrupt: 0,
+            lose: 0,
+            panics: false,
+            deaf: false,
+        }
+    }
+}
+
+/// What happens at a moment.
+pub(super) enum Event {
+    Ready,
+    Answer(u32, Answer),
+    /// The driver looks at its target.
+    Drive,
+    /// A pinned page is let go.
+    Unpin,
+    Signal(i32),
+    PowerOff,
+}
+
+pub(super) struct Fake {
+    shared: Shared,
+    nature: Nature,
+    now: Cell<Instant>,
+    events: RefCell<Vec<(Instant, Event)>>,
+    looking: Cell<bool>,
+    next_call: Cell<u32>,
+    untaken: RefCell<BTreeSet<u32>>,
+    hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
+    used: RefCell<BTreeSet<Handle>>,
+    stops: Rc<Cell<u32>>,
+}
+
+impl Fake {
+    pub(super) fn new(nature: Nature) -> Fake {
+        let mem = MemStatus {
+            region: REGION_START,
+            region_size: REGION,
+            block_size: BLOCK,
+            driver: !nature.driverless,
+            ..MemStatus::default()
+        };
+        let start = Instant::now();
+        let fake = Fake {
+            shared: Shared::new(start, vec![mem]),
+            nature,
+            now: Cell::new(start),
+            events: RefCell::new(Vec::new()),
+            looking: Cell::new(false),
+            next_call: Cell::new(7),
+            untaken: RefCell::default(),
+            hogs: RefCell::default(),
+            used: RefCell::default(),
+            stops: Rc::default(),
+        };
+        if !fake.nature.mute {
+            fake.after(Duration::from_millis(400), Event::Ready);
+        }
+        fake
+    }
+
+    /// Lets `event` happen after `time`.
+    pub(super) fn after(&self, time: Duration, event: Event) {
+        let mut events = self.events.borrow_mut();
+        events.push((self.now.get() + time, event));
+        events.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Counts the stops, also when the machine is gone.
+    pub(super) fn stops(&self) -> Rc<Cell<u32>> {
+        Rc::clone(&self.stops)
+    }
+
+    fn look(&self) {
+        assert!(!self.looking.get(), "a look at the machine from inside a wait");
+    }
+
+    fn happen(&self, event: Event) {
+        match event {
+            Event::Ready => {
+                self.shared.change(|state| state.report(Report::Ready { cpus: 2, mem_devices: 1 }));
+            }
+            Event::Answer(id, answer) => {
+                self.shared.change(|state| state.report(Report::Done { id, answer }));
+            }
+            Event::Drive => self.drive(),
+            Event::Unpin => {
+                self.hogs.borrow_mut().retain(|_, (_, kind)| *kind == HogKind::Movable);
+                self.drive();
+            }
+            Event::Signal(signal) => self.shared.change(|state| state.signal = Some(signal)),
+            Event::PowerOff => self.shared.change(|state| state.powered_off = true),
+        }
+    }
+
+    /// The driver comes to rest: at its target, or at one block a page that cannot move.
+    fn drive(&self) {
+        let pinned: Vec<_> =
+            self.hogs.borrow().iter().filter(|(_, hog)| hog.1 != HogKind::Movable).map(pin).collect();
+        let pages: u64 = pinned.iter().map(|(_, pages)| pages).sum();
+        self.shared.change(|state| {
+            let mem = &mut state.mem[0];
+            let target = mem.requested;
+            let unmovable = |(index, (handle, _)): (usize, &(Handle, u64))| UnmovablePage {
+                pfn: (REGION_START >> 12) + 512 * index as u64,
+                owner: Owner::Workload(*handle),
+            };
+            let mut first = [None; 4];
+            for (slot, page) in first.iter_mut().zip(pinned.iter().enumerate().map(unmovable)) {
+                *slot = Some(page);
+            }
+            let outcome = match () {
+                () if self.nature.busy => ResizeState::HostBusy,
+                () if target < mem.plugged && target < pages * BLOCK => {
+                    ResizeState::Unmovable { pages, first }
+                }
+                () => ResizeState::Reached,
+            };
+            mem.plugged = match outcome {
+                ResizeState::Unmovable { .. } => mem.plugged.min(pages * BLOCK),
+                ResizeState::Reached => target,
+                _ => mem.plugged,
+            };
+            let (region, plugged) = (mem.region, mem.plugged);
+            state.report(Report::Resize(Resize { region, plugged, requested: target, state: outcome }));
+        });
+    }
+
+    fn hog(&self, handle: Handle, pages: u64, kind: HogKind) -> Answer {
+        let held: u64 = self.hogs.borrow().values().map(|(pages, _)| pages).sum();
+        let pages = pages.min(self.nature.room - held);
+        if self.nature.room == 0 {
+            return Answer::Failed(Failure::NoMemory);
+        }
+        self.hogs.borrow_mut().insert(handle, (pages, kind));
+        Answer::Hogged { pages }
+    }
+
+    fn stats(&self) -> Stats {
+        let state = self.shared.snapshot();
+        let plugged = state.mem[0].plugged >> 12;
+        let zone = |name, pages| ZoneStats {
+            name,
+            spanned: pages,
+            present: pages,
+            managed: pages,
+            free: pages,
+            pcp: 0,
+        };
+        let zones: [ZoneStats; NR_ZONES] =
+            [zone(ZoneName::Dma32, 60_000), zone(ZoneName::Normal, 0), zone(ZoneName::Movable, plugged)];
+        Stats {
+            zones,
+            memmap_boot_pages: 0,
+            memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
+            blocks_online: plugged.div_ceil(32_768),
+            pages_migrated: 0,
+            migrate_failed: 0,
+            pcp_drains: 0,
+        }
+    }
+}
+
+/// The driver has said nothing yet.
+fn state_is_fresh(state: &State) -> bool {
+    state.mem[0].report.is_none()
+}
+
+fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
+    (*handle, *pages)
+}
+
+impl Machine for Fake {
+    fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    fn state(&self) -> State {
+        self.look();
+        self.shared.snapshot()
+    }
+
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut find: impl FnMut(&State) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.look();
+        let deadline = self.now.get() + limit;
+        loop {
+            let state = self.shared.snapshot();
+            self.looking.set(true);
+            let found = find(&state);
+            self.looking.set(false);
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            if let Some(death) = state.death {
+                return Err(WaitError::Died(death));
+            }
+            if let Some(signal) = state.signal {
+                return Err(WaitError::Signal(signal));
+            }
+            if state.powered_off {
+                return Err(WaitError::PoweredOff);
+            }
+            let due = self.events.borrow().first().map(|(at, _)| *at).filter(|at| *at <= deadline);
+            let Some(at) = due else {
+                self.now.set(deadline);
+                return Err(WaitError::Deadline { what: what.to_owned(), after: limit });
+            };
+            self.now.set(self.now.get().max(at));
+            let (_, event) = self.events.borrow_mut().remove(0);
+            self.happen(event);
+        }
+    }
+
+    fn call(&self, op: Op) -> Result<u32, CallsUnread> {
+        self.look();
+        let state = self.shared.snapshot();
+        assert!(state.ready.is_some(), "a call before the guest is ready: {op:?}");
+        let id = self.next_call.replace(self.next_call.get() + 1);
+        self.shared.expect_answer(id);
+        self.untaken.borrow_mut().insert(id);
+        let hog = |handle| *self.hogs.borrow().get(&handle).expect("a handle that the guest knows");
+        let fresh =
+            |handle| assert!(self.used.borrow_mut().insert(handle), "handle {handle} was used before");
+        let (millis, answer) = match op {
+            Op::Stats => (0, Answer::Stats(self.stats())),
+            Op::Check if self.nature.panics => {
+                let death = Death { kind: DeathKind::GuestPanic, report: "rip 0xdead".to_owned() };
+                self.shared.change(|state| state.died(death));
+                return Ok(id);
+            }
+            Op::Check => (10, Answer::Checked { pages: 60_000 }),
+            Op::Hog { handle, pages, kind, .. } => {
+                fresh(handle);
+                (pages / 100, self.hog(handle, pages, kind))
+            }
+            Op::Verify { handle } => {
+                let (pages, _) = hog(handle);
+                let corrupt = self.nature.corrupt;
+                (pages / 100, Answer::Verified { pages, corrupt, first_corrupt: (corrupt > 0).then_some(9) })
+            }
+            Op::Release { handle } => {
+                let (pages, kind) = hog(handle);
+                self.hogs.borrow_mut().remove(&handle);
+                if kind != HogKind::Movable {
+                    self.after(Duration::from_millis(50), Event::Drive);
+                }
+                (pages / 100, Answer::Released { pages: pages - self.nature.lose })
+            }
+            Op::Churn { handle, millis, .. } => {
+                fresh(handle);
+                (millis, Answer::Churned { allocations: millis, failures: 0 })
+            }
+            Op::Inject { .. } => (0, Answer::Done),
+            Op::PowerOff => panic!("a session stops its machine instead"),
+        };
+        self.after(Duration::from_millis(millis), Event::Answer(id, answer));
+        Ok(id)
+    }
+
+    fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
+        assert!(self.untaken.borrow_mut().remove(&id), "call {id} was not made, or its answer is taken");
+        self.wait(limit, what, |state| state.answer(id))?;
+        self.shared.take_answer(id, Duration::ZERO, what)
+    }
+
+    fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
+        self.look();
+        assert_eq!(device, 0, "the session looks before it resizes");
+        assert!(requested.is_multiple_of(BLOCK), "scripts are fitted to the devices before they run");
+        if requested > REGION {
+            return Err(ResizeError::TooLarge { requested, region_size: REGION });
+        }
+        let (before, from) = self.shared.change(|state| {
+            let before = std::mem::replace(&mut state.mem[0].requested, requested);
+            (before, state.mem[0].plugged)
+        });
+        // The same target again is no news, and what the driver said of it stands.
+        let news = before != requested || state_is_fresh(&self.shared.snapshot());
+        if news && !self.nature.stuck {
+            // One second a GiB.
+            let time = Duration::from_millis((from.abs_diff(requested) * 1000) >> 30);
+            self.after(time, Event::Drive);
+        }
+        Ok(())
+    }
+
+    fn held(&self, device: usize) -> io::Result<u64> {
+        self.look();
+        Ok(self.shared.snapshot().mem[device].plugged / 8)
+    }
+
+    fn exits(&self) -> Vec<ExitCounts> {
+        vec![ExitCounts { io: 1, mmio: 2, ..ExitCounts::default() }; 2]
+    }
+
+    fn stop(self, _limit: Duration) -> End {
+        self.stops.set(self.stops.get() + 1);
+        let state = self.shared.snapshot();
+        if let Some(death) = state.death {
+            return End::Died(death);
+        }
+        if self.nature.deaf {
+            return End::Forced;
+        }
+        let early = state.signal.is_some() || state.powered_off || self.nature.mute;
+        let untaken = self.untaken.borrow();
+        assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
+        End::PoweredOff
+    }
+}

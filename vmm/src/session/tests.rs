@@ -1,0 +1,306 @@
+use std::io;
+use std::time::Duration;
+
+use super::fake::{Event, Fake, Nature, REGION};
+use super::{BootReport, Ended, Observer, StepReport, Summary, Verdict, run, stay};
+use crate::script::Script;
+
+#[derive(Default)]
+struct Recorder {
+    boots: usize,
+    steps: Vec<StepReport>,
+    ends: usize,
+    /// After so many steps nothing can be written any more.
+    breaks_after: Option<usize>,
+}
+
+impl Observer for Recorder {
+    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+        assert_eq!(report.ready.cpus, 2);
+        self.boots += 1;
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+        assert_eq!((self.boots, self.ends), (1, 0), "steps come between the boot and the end");
+        self.steps.push(report.clone());
+        let broken = self.breaks_after.is_some_and(|steps| self.steps.len() >= steps);
+        if broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+    }
+
+    fn end(&mut self, _: &Summary) -> io::Result<()> {
+        self.ends += 1;
+        Ok(())
+    }
+}
+
+struct Outcome {
+    summary: Summary,
+    steps: Vec<StepReport>,
+}
+
+impl Outcome {
+    fn status(&self) -> u8 {
+        self.summary.ended.status()
+    }
+
+    /// The reason for which step `index` failed.
+    #[track_caller]
+    fn reason(&self, index: usize) -> &str {
+        match &self.steps[index].verdict {
+            Verdict::Failed { reason } => reason,
+            done => panic!("step {index}: {done:?}"),
+        }
+    }
+
+    fn note(&self, index: usize) -> Option<&str> {
+        match &self.steps[index].verdict {
+            Verdict::Done { note } => note.as_deref(),
+            Verdict::Failed { reason } => panic!("step {index}: {reason}"),
+        }
+    }
+}
+
+fn session_on(fake: Fake, script: &str) -> Outcome {
+    let script = Script::parse("test", script).unwrap();
+    let stops = fake.stops();
+    let mut recorder = Recorder::default();
+    let summary = run(fake, &script, &mut recorder).unwrap();
+    assert_eq!((stops.get(), recorder.ends), (1, 1), "stopped and reported once, whatever came of it");
+    Outcome { summary, steps: recorder.steps }
+}
+
+fn session(nature: Nature, script: &str) -> Outcome {
+    session_on(Fake::new(nature), script)
+}
+
+fn good(script: &str) -> Outcome {
+    session(Nature::default(), script)
+}
+
+#[test]
+fn a_good_session_is_done() {
+    let outcome = good(
+        "plug 1G\nhog 128M movable scattered as data\nresize 256M\nverify data\nresize 0\nverify data\n\
+         release data\ncheck\nexpect plugged == 0\ninject online\nstats",
+    );
+    assert_eq!(outcome.summary.ended, Ended::Done);
+    assert_eq!((outcome.status(), outcome.summary.steps, outcome.summary.failed), (0, 11, 0));
+    assert!(outcome.summary.boot.is_some());
+    assert_eq!(outcome.note(1), None);
+    assert_eq!(outcome.note(3), Some("32768 pages intact"));
+    assert_eq!(outcome.note(6), Some("32768 pages given back"));
+    let sample = &outcome.steps[0].sample;
+    assert_eq!((sample.devices[0].requested, sample.devices[0].plugged), (1 << 30, 1 << 30));
+    assert_eq!(sample.guest.unwrap().blocks_online, 8);
+    assert_eq!(outcome.summary.plug.seconds_per_gib(), Some(1.0));
+    assert_eq!(outcome.summary.unplug.bytes, 1 << 30);
+    assert_eq!(outcome.summary.exits.mmio, 4);
+}
+
+#[test]
+fn repeats_run_that_often_and_rows_come_from_their_lines() {
+    let outcome = good("repeat 3 {\n  plug 2M\n  repeat 2 { check }\n}");
+    assert_eq!(outcome.summary.steps, 9);
+    assert_eq!(outcome.steps[8].line, 3);
+    assert_eq!(outcome.steps[8].sample.devices[0].plugged, 6 << 20);
+}
+
+#[test]
+fn a_target_beyond_the_region_is_refused_and_the_session_goes_on() {
+    let outcome = good("plug 1G\nplug 8G\nexpect plugged == 1G\nunplug 2G\ncheck");
+    assert!(outcome.reason(1).contains("refused: 9G does not fit into the region of 8G"));
+    assert!(outcome.reason(3).contains("cannot unplug 2G, only 1G is requested"));
+    assert_eq!((outcome.status(), outcome.summary.failed, outcome.summary.steps), (1, 2, 5));
+    assert_eq!(outcome.summary.ended, Ended::Failed { reason: None });
+    assert!(good(&format!("plug {}", (u64::MAX - REGION) >> 21 << 21)).reason(0).contains("refused"));
+}
+
+#[test]
+fn a_blocked_shrink_fails_at_once_and_says_what_is_in_the_way() {
+    let outcome = good("plug 1G\nhog 400K unmovable as pins\nresize 0\nverify pins\nrelease pins\nresize 0");
+    let reason = outcome.reason(2);
+    assert_eq!(
+        reason,
+        "stopped at 200M, 200 MiB above the target: 100 pages cannot move: pfn 0x100000 (workload pins) and 99 more"
+    );
+    assert!(outcome.steps[2].took < Duration::from_secs(2));
+    assert_eq!(outcome.note(3), Some("100 pages intact"));
+    assert_eq!(outcome.note(5), None, "what was said of the same target before is overtaken");
+    assert_eq!((outcome.status(), outcome.summary.failed), (1, 1));
+}
+
+#[test]
+fn what_blocks_a_target_still_blocks_it_when_it_is_set_again() {
+    let outcome = good("plug 1G\nhog 400K pinned as pins\nresize 0\nresize 0\nresize 0 within 9s");
+    assert_eq!(outcome.reason(3), outcome.reason(2));
+    assert_eq!(outcome.steps[3].took, Duration::from_secs(3));
+    assert_eq!(outcome.steps[4].took, Duration::from_secs(9));
+    assert!(outcome.reason(4).ends_with(outcome.reason(2)));
+    assert_eq!(good("plug 1G\nresize 1G").steps[1].took, Duration::ZERO);
+}
+
+#[test]
+fn with_a_deadline_a_blocked_shrink_is_waited_out() {
+    let script = "plug 1G\nhog 8K pinned as a\nhog 4K pinned as b\nresize 0 within 20s\ncheck";
+    let outcome = good(script);
+    assert_eq!(outcome.steps[3].took, Duration::from_secs(20));
+    let reason = outcome.reason(3);
+    assert!(reason.starts_with("not within 20s: stopped at 6M, 6 MiB above"), "{reason}");
+    assert!(reason.contains("pfn 0x100000 (workload a), pfn 0x100200 (workload b) and 1 more"), "{reason}");
+
+    let fake = Fake::new(Nature::default());
+    fake.after(Duration::from_secs(10), Event::Unpin);
+    let outcome = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0 within 20s");
+    assert_eq!(outcome.status(), 0);
+    assert!(outcome.steps[2].took > Duration::from_secs(5));
+}
+
+#[test]
+fn a_silent_or_busy_guest_misses_the_deadline() {
+    let outcome = session(Nature { stuck: true, ..Nature::default() }, "plug 1G\nexpect requested == 1G");
+    assert_eq!(outcome.steps[0].took, super::RESIZE_DEADLINE);
+    assert!(outcome.reason(0).contains("not within 60s: stopped at 0, 1024 MiB below the target: the guest"));
+    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
+
+    let outcome = session(Nature { busy: true, ..Nature::default() }, "plug 1G within 3s");
+    assert!(outcome.reason(0).contains("not within 3s") && outcome.reason(0).contains("BUSY"));
+}
+
+#[test]
+fn without_a_driver_nothing_is_asked_of_the_device() {
+    let outcome = session(Nature { driverless: true, ..Nature::default() }, "plug 1G\nexpect requested == 0");
+    assert!(outcome.reason(0).starts_with("driver absent"));
+    assert_eq!((outcome.status(), outcome.summary.failed), (1, 1));
+}
+
+#[test]
+fn an_expectation_that_fails_ends_the_session() {
+    let outcome = good("plug 1G\nexpect plugged == 2G\ncheck");
+    assert_eq!(outcome.reason(1), "plugged is 1G");
+    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
+    assert_eq!(outcome.summary.ended, Ended::Failed { reason: Some("plugged is 1G".to_owned()) });
+    assert_eq!(good("expect zone.Movable.present > 0").reason(0), "zone.Movable.present is 0");
+    let all = "expect plugged == 0\nexpect requested == 0\nexpect host.held == 0\nexpect migrated == 0\n\
+               expect zone.DMA32.free == 60000\nexpect memmap.boot_pages == 0\nexpect pcp.drains == 0\n\
+               expect memmap.altmap_pages < 1\nexpect blocks.online != 1";
+    assert_eq!(good(all).status(), 0);
+}
+
+#[test]
+fn an_expectation_may_come_true_in_time() {
+    let fake = Fake::new(Nature::default());
+    fake.after(Duration::from_secs(10), Event::Unpin);
+    let script = "plug 1G\nhog 8K pinned as a\nresize 0\nexpect plugged == 0 within 1s";
+    assert_eq!(session_on(fake, script).reason(3), "plugged is 4M");
+
+    let fake = Fake::new(Nature::default());
+    fake.after(Duration::from_secs(10), Event::Unpin);
+    let outcome = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0\nexpect plugged == 0 within 1m");
+    assert_eq!(outcome.note(3), None);
+    assert!(outcome.steps[3].took < Duration::from_secs(10));
+}
+
+#[test]
+fn a_death_ends_the_session_with_its_report() {
+    let outcome = session(Nature { panics: true, ..Nature::default() }, "plug 1G\ncheck\nplug 1G");
+    assert_eq!((outcome.status(), outcome.summary.steps), (4, 2));
+    assert_eq!(outcome.reason(1), "the guest panicked");
+    assert_eq!(outcome.steps[1].sample.guest, None);
+    assert_eq!(outcome.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
+    let Ended::Died { report } = &outcome.summary.ended else { panic!("{:?}", outcome.summary.ended) };
+    assert!(report.contains("rip 0xdead"));
+}
+
+#[test]
+fn a_signal_ends_the_session() {
+    for (signal, status) in [(2, 130), (15, 143)] {
+        let fake = Fake::new(Nature::default());
+        fake.after(Duration::from_secs(5), Event::Signal(signal));
+        let outcome = session_on(fake, "churn 1 thread for 1m as c\nsleep 1m\ncheck");
+        assert_eq!((outcome.status(), outcome.summary.steps), (status, 2));
+        assert_eq!(outcome.reason(1), format!("ended by signal {signal}"));
+    }
+}
+
+#[test]
+fn a_guest_that_leaves_early_is_a_failure() {
+    let fake = Fake::new(Nature::default());
+    fake.after(Duration::from_secs(5), Event::PowerOff);
+    let outcome = session_on(fake, "sleep 1m\ncheck");
+    assert_eq!((outcome.status(), outcome.reason(0)), (1, "the guest powered off"));
+    let outcome = session(Nature { deaf: true, ..Nature::default() }, "check");
+    assert_eq!(outcome.status(), 1);
+    let Ended::Failed { reason: Some(reason) } = outcome.summary.ended else { panic!() };
+    assert!(reason.contains("did not power off"));
+}
+
+#[test]
+fn a_guest_that_never_starts_is_a_failure() {
+    let outcome = session(Nature { mute: true, ..Nature::default() }, "check");
+    assert_eq!((outcome.status(), outcome.summary.steps, outcome.summary.boot), (1, 0, None));
+    assert_eq!(outcome.summary.total, super::BOOT_DEADLINE);
+}
+
+#[test]
+fn churns_run_beside_other_steps_and_are_awaited() {
+    let outcome = good("churn 2 threads for 5s as c\nplug 1G\nwait c\ncheck");
+    assert_eq!(outcome.steps[1].took, Duration::from_secs(1));
+    assert_eq!(outcome.steps[2].took, Duration::from_secs(4));
+    assert_eq!(outcome.note(2), Some("5000 allocations, 0 found no memory"));
+
+    let outcome = good("churn 2 threads for 5s as c\nchurn 1 thread for 7s as d\nrelease d\ncheck");
+    assert_eq!(outcome.summary.steps, 5, "c is awaited at the end");
+    assert_eq!((outcome.steps[4].line, outcome.steps[4].command.to_string().as_str()), (0, "wait c"));
+    assert_eq!(outcome.summary.total, Duration::from_millis(7410));
+}
+
+#[test]
+fn what_does_not_fit_is_told_and_no_failure() {
+    let outcome = session(
+        Nature { room: 100, ..Nature::default() },
+        "hog 1M movable as a\nverify a\nhog 1M movable as b\nverify b\nrelease a\nrelease b",
+    );
+    assert_eq!(outcome.status(), 0);
+    assert_eq!(outcome.note(0), Some("100 of 256 pages fitted"));
+    assert_eq!(outcome.note(1), Some("100 pages intact"));
+    assert_eq!(outcome.note(3), Some("0 pages intact"));
+    let none = session(Nature { room: 0, ..Nature::default() }, "hog 1M pinned as a\nverify a\nrelease a");
+    assert_eq!((none.status(), none.note(0)), (0, Some("0 of 256 pages fitted")));
+}
+
+#[test]
+fn wrong_or_missing_pages_end_the_session() {
+    let outcome = session(Nature { corrupt: 3, ..Nature::default() }, "hog 1M movable as a\nverify a\ncheck");
+    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
+    assert_eq!(outcome.reason(1), "3 of 256 pages of `a` are corrupt, first pfn 0x9");
+    let outcome = session(Nature { lose: 1, ..Nature::default() }, "hog 1M movable as a\nrelease a\ncheck");
+    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
+    assert_eq!(outcome.reason(1), "`a` held 256 pages, and now has 255");
+}
+
+#[test]
+fn when_nobody_can_read_on_the_machine_is_stopped() {
+    let fake = Fake::new(Nature::default());
+    let stops = fake.stops();
+    let mut recorder = Recorder { breaks_after: Some(1), ..Recorder::default() };
+    let script = Script::parse("test", "check\ncheck").unwrap();
+    let error = run(fake, &script, &mut recorder).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!((stops.get(), recorder.steps.len()), (1, 1));
+}
+
+#[test]
+fn staying_ends_well_by_a_signal_or_by_the_guest() {
+    for event in [Event::Signal(2), Event::PowerOff] {
+        let fake = Fake::new(Nature::default());
+        fake.after(Duration::from_secs(9000), event);
+        let summary = stay(fake, &mut Recorder::default()).unwrap();
+        assert_eq!(summary.ended, Ended::Done);
+        assert!(summary.total >= Duration::from_secs(8999));
+    }
+    let fake = Fake::new(Nature { mute: true, ..Nature::default() });
+    fake.after(Duration::from_secs(9000), Event::Signal(15));
+    let summary = stay(fake, &mut Recorder::default()).unwrap();
+    assert_eq!((summary.ended, summary.boot), (Ended::Done, None), "another guest may never report");
+}

@@ -1,0 +1,165 @@
+//! `hog`, `churn`, `verify`, `release`, `wait`: the guest's workloads under the names of the script.
+//!
+//! A handle is used for one workload and never again, so a page that a report names by its handle
+//! can be named by its script name even after the workload is gone.
+
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{Answer, Failure, Handle, Op};
+
+use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
+use crate::command::{Hog, Name};
+
+/// Most that a page of a workload may add to the time of an answer: filling or checking every word
+/// of it on a host that emulates each instruction, several times over.
+const TIME_PER_PAGE: Duration = Duration::from_millis(2);
+
+const PAGE_SIZE: u64 = 4096;
+
+/// Everything that was ever started, the handle being the index.
+#[derive(Default)]
+pub(super) struct Workloads(Vec<Workload>);
+
+struct Workload {
+    name: Name,
+    now: Now,
+}
+
+#[derive(Clone, Copy)]
+enum Now {
+    Hog {
+        pages: u64,
+    },
+    /// A hog for which the guest had no memory at all: it does not know the handle.
+    Nothing,
+    Churn {
+        call: u32,
+        until: Instant,
+    },
+    Gone,
+}
+
+impl Workloads {
+    /// The name of the workload with this handle, gone or not.
+    pub(super) fn name_of(&self, handle: Handle) -> Option<&Name> {
+        self.0.get(handle as usize).map(|workload| &workload.name)
+    }
+
+    /// A churn that nobody has awaited, the oldest first.
+    pub(super) fn running_churn(&self) -> Option<Name> {
+        let running = |workload: &&Workload| matches!(workload.now, Now::Churn { .. });
+        self.0.iter().find(running).map(|workload| workload.name.clone())
+    }
+
+    fn next_handle(&self) -> Handle {
+        self.0.len() as Handle
+    }
+
+    fn start(&mut self, name: &Name, now: Now) {
+        self.0.push(Workload { name: name.clone(), now });
+    }
+
+    fn end(&mut self, handle: Handle) {
+        self.0[handle as usize].now = Now::Gone;
+    }
+
+    /// The living workload of this name. Scripts are checked for names before they run.
+    fn find(&self, name: &Name) -> Result<(Handle, Now), Trouble> {
+        let lives =
+            |(_, workload): &(usize, &Workload)| workload.name == *name && !matches!(workload.now, Now::Gone);
+        match self.0.iter().enumerate().find(lives) {
+            Some((index, workload)) => Ok((index as Handle, workload.now)),
+            None => Err(Trouble::Fatal(format!("nothing is called `{name}` here"))),
+        }
+    }
+}
+
+impl<M: Machine, O: Observer> Session<'_, M, O> {
+    pub(super) fn hog(&mut self, hog: &Hog) -> Done {
+        let handle = self.workloads.next_handle();
+        let wanted = hog.size / PAGE_SIZE;
+        let (kind, scattered, full) = (hog.kind, hog.scattered, hog.full);
+        let op = Op::Hog { handle, pages: wanted, kind, scattered, full };
+        let (now, pages) = match self.ask(op, patience(wanted))? {
+            Answer::Hogged { pages } => (Now::Hog { pages }, pages),
+            Answer::Failed(Failure::NoMemory) => (Now::Nothing, 0),
+            other => return Err(unfit(&other)),
+        };
+        self.workloads.start(&hog.name, now);
+        Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
+    }
+
+    pub(super) fn churn(&mut self, threads: u32, time: Duration, name: &Name) -> Done {
+        let handle = self.workloads.next_handle();
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let call = self.machine.call(Op::Churn { handle, threads, millis })?;
+        let until = self.machine.now() + time;
+        self.workloads.start(name, Now::Churn { call, until });
+        Ok(None)
+    }
+
+    pub(super) fn verify(&mut self, name: &Name) -> Done {
+        let (handle, pages) = match self.workloads.find(name)? {
+            (handle, Now::Hog { pages }) => (handle, pages),
+            _ => return Ok(Some(format!("`{name}` holds no pages"))),
+        };
+        match self.ask(Op::Verify { handle }, patience(pages))? {
+            Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
+                Ok(Some(format!("{pages} pages intact")))
+            }
+            Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
+            Answer::Verified { pages: seen, corrupt, first_corrupt } => {
+                let first = first_corrupt.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"));
+                let text = format!("{corrupt} of {seen} pages of `{name}` are corrupt{first}");
+                Err(Trouble::Fatal(text))
+            }
+            other => Err(unfit(&other)),
+        }
+    }
+
+    pub(super) fn release(&mut self, name: &Name) -> Done {
+        let (handle, pages) = match self.workloads.find(name)? {
+            (handle, Now::Hog { pages }) => (handle, pages),
+            (_, Now::Churn { .. }) => return self.await_churn(name),
+            (handle, Now::Nothing | Now::Gone) => {
+                self.workloads.end(handle);
+                return Ok(Some(format!("`{name}` held no pages")));
+            }
+        };
+        let answer = self.ask(Op::Release { handle }, patience(pages))?;
+        self.workloads.end(handle);
+        match answer {
+            Answer::Released { pages: back } if back == pages => {
+                Ok(Some(format!("{pages} pages given back")))
+            }
+            Answer::Released { pages: back } => Err(lost(name, pages, back)),
+            other => Err(unfit(&other)),
+        }
+    }
+
+    pub(super) fn await_churn(&mut self, name: &Name) -> Done {
+        let (handle, Now::Churn { call, until }) = self.workloads.find(name)? else {
+            return Err(Trouble::Fatal(format!("`{name}` does not end by itself")));
+        };
+        let limit = until.saturating_duration_since(self.machine.now()) + ANSWER_DEADLINE;
+        // Whatever comes of it, it is not awaited twice.
+        self.workloads.end(handle);
+        match self.machine.answer(call, limit, "the end of the churn")? {
+            Answer::Churned { allocations, failures } => {
+                Ok(Some(format!("{allocations} allocations, {failures} found no memory")))
+            }
+            Answer::Failed(Failure::NoMemory) => {
+                Err(Trouble::Failed("the guest had no memory to start it".to_owned()))
+            }
+            other => Err(unfit(&other)),
+        }
+    }
+}
+
+fn patience(pages: u64) -> Duration {
+    ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
+}
+
+fn lost(name: &Name, held: u64, seen: u64) -> Trouble {
+    Trouble::Fatal(format!("`{name}` held {held} pages, and now has {seen}"))
+}

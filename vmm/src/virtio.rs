@@ -1,0 +1,115 @@
+//! Virtio devices behind MMIO registers.
+//!
+//! A device is its registers ([`mmio::Registers`], pure), its interrupt line, and what it does with
+//! its queues. Registers are accessed by vCPU threads, queues are served by the event loop; one
+//! mutex around the device orders the two.
+
+use std::io;
+use std::ops::Deref;
+
+use virtio_queue::{Error as QueueError, Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::View;
+
+pub mod chain;
+pub mod console;
+#[cfg(test)]
+mod fake;
+pub mod mem;
+pub mod mmio;
+
+use chain::Chain;
+use mmio::Registers;
+
+/// A device's registers and its interrupt line.
+#[derive(Debug)]
+pub struct Port {
+    /// What the driver sees.
+    pub registers: Registers,
+    interrupt: EventFd,
+}
+
+impl Port {
+    /// Registers whose interrupts are raised by writing to `interrupt`.
+    #[must_use]
+    pub fn new(registers: Registers, interrupt: EventFd) -> Self {
+        Self { registers, interrupt }
+    }
+
+    /// Tells the driver that buffers were used.
+    pub fn notify_used(&mut self) {
+        self.registers.set_used_buffer_interrupt();
+        self.raise();
+    }
+
+    /// Tells the driver to look at the configuration again.
+    pub fn notify_config(&mut self) {
+        self.registers.set_config_interrupt();
+        self.raise();
+    }
+
+    /// Takes the next chain of at most `writable` useful writable bytes from queue `index`, and
+    /// reads its first `readable` bytes. A queue that cannot be read puts the device into
+    /// `DEVICE_NEEDS_RESET`; until then there are no more chains.
+    pub fn pop<M>(&mut self, view: M, index: usize, readable: usize, writable: usize) -> Option<Chain>
+    where
+        M: Deref<Target = View>,
+    {
+        if !self.registers.running() {
+            return None;
+        }
+        let queue = self.registers.queue_mut(index).filter(|queue| queue.ready())?;
+        match Chain::pop(queue, &view, readable, writable) {
+            Ok(chain) => chain,
+            Err(error) => {
+                self.broken(index, &error);
+                None
+            }
+        }
+    }
+
+    /// Gives a chain back with the number of bytes written to it. A used ring that cannot be
+    /// written puts the device into `DEVICE_NEEDS_RESET`.
+    pub fn push<M>(&mut self, view: M, index: usize, chain: &Chain, written: u32)
+    where
+        M: Deref<Target = View>,
+    {
+        let Some(queue) = self.registers.queue_mut(index) else { return };
+        if let Err(error) = queue.add_used(&*view, chain.head(), written) {
+            self.broken(index, &error);
+        }
+    }
+
+    /// How many chains to serve at a time, so that a driver that never stops offering them leaves
+    /// time for other devices.
+    #[must_use]
+    pub fn batch(&self, index: usize) -> u16 {
+        self.registers.queue(index).map_or(0, Queue::size)
+    }
+
+    fn broken(&mut self, index: usize, error: &QueueError) {
+        log::debug!("virtio device {}: queue {index}: {error}", self.registers.device_id());
+        self.registers.set_needs_reset();
+        self.raise();
+    }
+
+    fn raise(&self) {
+        // Fails only when the counter is full, and then the interrupt is already pending.
+        if let Err(error) = self.interrupt.write(1) {
+            log::debug!("interrupt not raised: {error}");
+        }
+    }
+}
+
+/// An access of a vCPU to a device's registers.
+pub trait RegisterDevice: Send {
+    /// Reads `data.len()` bytes at `offset`.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+
+    /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// The device could not be told; it then waits for the next notification.
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+}

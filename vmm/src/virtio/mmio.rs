@@ -1,0 +1,292 @@
+//! The registers of a virtio device over MMIO: values in, values and [`Effect`]s out, no I/O.
+//!
+//! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status machine of
+//! section 3.1. Where a driver breaks the rules, the write is ignored; it cannot bring the device
+//! out of order. On purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`.
+//!
+//! Invariants: a queue's addresses and size do not change while it is ready; the configuration
+//! generation changes whenever a byte of the configuration does.
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
+};
+use virtio_queue::{Error, Queue, QueueT};
+
+/// "virt", little endian.
+const MAGIC: u32 = 0x7472_6976;
+
+/// "tide", little endian.
+const VENDOR: u32 = 0x6564_6974;
+
+/// Offset of the register to which a driver writes the index of a queue with new buffers.
+pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// What a write asks for beside a new register value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The driver is ready, or no longer is: see [`Registers::running`].
+    StatusChanged,
+    /// There are new buffers in this queue.
+    Notify(usize),
+}
+
+/// A device's registers.
+#[derive(Debug)]
+pub struct Registers {
+    device_id: u32,
+    device_features: u64,
+    required_features: u64,
+    driver_features: u64,
+    device_features_word: u32,
+    driver_features_word: u32,
+    queues: Vec<Queue>,
+    queue: usize,
+    status: u32,
+    interrupt: u32,
+    config: Vec<u8>,
+    generation: u32,
+}
+
+impl Registers {
+    /// Registers of a device that offers `features` (`VERSION_1` is added) and needs `required` of
+    /// them to be accepted, with one queue of each of `queue_sizes` entries at most.
+    ///
+    /// # Errors
+    /// A queue size is not a power of two or too large.
+    pub fn new(
+        device_id: u32,
+        features: u64,
+        required: u64,
+        queue_sizes: &[u16],
+        config: &[u8],
+    ) -> Result<Self, Error> {
+        let version_1 = 1 << VIRTIO_F_VERSION_1;
+        Ok(Self {
+            device_id,
+            device_features: features | version_1,
+            required_features: required | version_1,
+            driver_features: 0,
+            device_features_word: 0,
+            driver_features_word: 0,
+            queues: queue_sizes.iter().map(|&size| Queue::new(size)).collect::<Result<_, _>>()?,
+            queue: 0,
+            status: 0,
+            interrupt: 0,
+            config: config.to_vec(),
+            generation: 0,
+        })
+    }
+
+    /// The device's type.
+    #[must_use]
+    pub fn device_id(&self) -> u32 {
+        self.device_id
+    }
+
+    /// Whether a driver runs the device.
+    #[must_use]
+    pub fn running(&self) -> bool {
+        self.has(VIRTIO_CONFIG_S_DRIVER_OK)
+            && self.status & (VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED) == 0
+    }
+
+    /// A queue, set up or not.
+    #[must_use]
+    pub fn queue(&self, index: usize) -> Option<&Queue> {
+        self.queues.get(index)
+    }
+
+    /// A queue, set up or not.
+    #[must_use]
+    pub fn queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
+        self.queues.get_mut(index)
+    }
+
+    /// Changes the configuration space, which has the length it was made with.
+    pub fn set_config(&mut self, config: &[u8]) {
+        if self.config != config {
+            self.config.copy_from_slice(config);
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    /// Notes that buffers were used; the interrupt is the caller's to raise.
+    pub fn set_used_buffer_interrupt(&mut self) {
+        self.interrupt |= VIRTIO_MMIO_INT_VRING;
+    }
+
+    /// Notes that the configuration changed; the interrupt is the caller's to raise.
+    pub fn set_config_interrupt(&mut self) {
+        self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
+    }
+
+    /// Notes that the device cannot go on before it is reset, a change of configuration; the
+    /// interrupt is the caller's to raise.
+    pub fn set_needs_reset(&mut self) {
+        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.set_config_interrupt();
+    }
+
+    /// A driver's read. Registers are 32 bits wide; accesses of other widths read as zero, but
+    /// the configuration can be read in any width. Beyond its end it is zero, too.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(start) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
+            for (index, byte) in (start..).zip(data) {
+                let index = usize::try_from(index).unwrap_or(usize::MAX);
+                *byte = self.config.get(index).copied().unwrap_or(0);
+            }
+            return;
+        }
+        data.fill(0);
+        if let (Ok(register), 4) = (u32::try_from(offset), data.len()) {
+            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        }
+    }
+
+    fn read_register(&self, register: u32) -> u32 {
+        let queue = self.queues.get(self.queue);
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => 2,
+            VIRTIO_MMIO_DEVICE_ID => self.device_id,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => word(self.device_features, self.device_features_word),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(Queue::ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt,
+            VIRTIO_MMIO_STATUS => self.status,
+            // A shared memory region that does not exist has length and address -1.
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
+            _ => 0,
+        }
+    }
+
+    /// A driver's write. Registers are 32 bits wide; other widths are ignored, as are writes to
+    /// the configuration, which is the device's.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        let (Ok(register), Ok(bytes)) = (u32::try_from(offset), data.try_into()) else {
+            return Effect::None;
+        };
+        let value = u32::from_le_bytes(bytes);
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_word = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_word = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.queue = value as usize,
+            VIRTIO_MMIO_QUEUE_NOTIFY if (value as usize) < self.queues.len() => {
+                return Effect::Notify(value as usize);
+            }
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt &= !value,
+            VIRTIO_MMIO_STATUS => return self.write_status(value),
+            _ => self.write_queue(register, value),
+        }
+        Effect::None
+    }
+
+    fn accept_features(&mut self, value: u32) {
+        if !self.has(VIRTIO_CONFIG_S_DRIVER) || self.has(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return;
+        }
+        match self.driver_features_word {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
+            // Features above 63 are not offered; accepting one must fail at FEATURES_OK.
+            _ if value != 0 => self.driver_features = u64::MAX,
+            _ => {}
+        }
+    }
+
+    /// Steps of section 3.1.1: bits are only ever added, each after the one before; 0 resets.
+    fn write_status(&mut self, value: u32) -> Effect {
+        if value == 0 {
+            return self.reset();
+        }
+        let was_running = self.running();
+        let order = [
+            VIRTIO_CONFIG_S_ACKNOWLEDGE,
+            VIRTIO_CONFIG_S_DRIVER,
+            VIRTIO_CONFIG_S_FEATURES_OK,
+            VIRTIO_CONFIG_S_DRIVER_OK,
+        ];
+        for bit in order {
+            if value & bit == 0 || bit == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_agreed() {
+                break;
+            }
+            self.status |= bit;
+        }
+        self.status |= value & VIRTIO_CONFIG_S_FAILED;
+        if was_running == self.running() { Effect::None } else { Effect::StatusChanged }
+    }
+
+    fn features_agreed(&self) -> bool {
+        self.driver_features & !self.device_features == 0
+            && self.driver_features & self.required_features == self.required_features
+    }
+
+    fn reset(&mut self) -> Effect {
+        let was_running = self.running();
+        for queue in &mut self.queues {
+            queue.reset();
+        }
+        self.driver_features = 0;
+        self.device_features_word = 0;
+        self.driver_features_word = 0;
+        self.queue = 0;
+        self.status = 0;
+        self.interrupt = 0;
+        if was_running { Effect::StatusChanged } else { Effect::None }
+    }
+
+    fn write_queue(&mut self, register: u32, value: u32) {
+        let set_up = self.has(VIRTIO_CONFIG_S_FEATURES_OK);
+        let Some(queue) = self.queues.get_mut(self.queue).filter(|_| set_up) else { return };
+        if register == VIRTIO_MMIO_QUEUE_READY {
+            queue.set_ready(value == 1);
+            return;
+        }
+        if queue.ready() {
+            return;
+        }
+        match register {
+            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        self.status & bit != 0
+    }
+}
+
+/// 32-bit word `index` of a feature set; there are no features above the second.
+fn word(features: u64, index: u32) -> u32 {
+    match index {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! A running machine: start, resize, call, wait, stop.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tidevm_abi::{Answer, Call, Op};
+use virtio_mem::device::ResizeError as DeviceError;
+
+use crate::config::{Config, Size};
+use crate::events::EventLoop;
+use crate::memory::Memory;
+use crate::process::{BlockedSignals, Terminal};
+use crate::serial;
+use crate::state::{Death, Shared, State, WaitError};
+use crate::vcpu::Vcpus;
+use crate::virtio::console::{Console, Full, MAX_UNREAD};
+use crate::virtio::mem::Mem;
+
+mod start;
+
+pub use crate::vcpu::ExitCounts;
+pub use start::StartError;
+
+/// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
+/// broken or overloaded beyond use.
+const VCPU_STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A running machine. Dropping it ends the guest at once; [`Vm::stop`] asks it first.
+#[derive(Debug)]
+pub struct Vm {
+    shared: Arc<Shared>,
+    vcpus: Vcpus,
+    console: Arc<Mutex<Console>>,
+    mem: Vec<Arc<Mutex<Mem>>>,
+    memory: Arc<Memory>,
+    serial: Arc<Mutex<serial::Port>>,
+    next_call: AtomicU32,
+    // Dropped in this order, after the vCPUs were stopped.
+    _events: EventLoop,
+    _terminal: Option<Terminal>,
+    _signals: BlockedSignals,
+}
+
+/// Why a target was refused; nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResizeError {
+    /// There is no such device.
+    #[error("there is no hotplug device {device}: the machine has {count}")]
+    NoDevice {
+        /// The device asked for.
+        device: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The target is not made of blocks.
+    #[error("{} is not a multiple of the device's block, {}", Size(*.requested), Size(*.block))]
+    Unaligned {
+        /// The target, in bytes.
+        requested: u64,
+        /// The block size, in bytes.
+        block: u64,
+    },
+    /// The target is larger than the region.
+    #[error("{} does not fit into the region of {}", Size(*.requested), Size(*.region_size))]
+    TooLarge {
+        /// The target, in bytes.
+        requested: u64,
+        /// The region's size, in bytes.
+        region_size: u64,
+    },
+}
+
+/// The guest has not read the calls that were made before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has left {unread} calls unread")]
+pub struct CallsUnread {
+    /// How many wait.
+    pub unread: usize,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest did not power off when asked, and was ended.
+    Forced,
+    /// The guest died.
+    Died(Death),
+}
+
+impl Vm {
+    /// Starts a machine. Returns when its vCPUs run; wait for [`State::ready`] next.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        start::start(&config)
+    }
+
+    /// A copy of what is known of the guest now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.snapshot()
+    }
+
+    /// Waits at most `limit` for `find` to find something in the state; `what` names it in the
+    /// error. What it finds is returned even when the machine has ended.
+    ///
+    /// # Errors
+    /// [`WaitError`]: too late, or the machine ended first.
+    pub fn wait<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        find: impl FnMut(&State) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.shared.wait(limit, what, find)
+    }
+
+    /// Sends a call to the guest and returns its id for [`Vm::answer`].
+    ///
+    /// # Errors
+    /// [`CallsUnread`] when the guest does not read its calls.
+    pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
+        let id = self.next_call.fetch_add(1, Ordering::Relaxed);
+        // The answer may come before the next line; to PowerOff there is none.
+        if op != Op::PowerOff {
+            self.shared.expect_answer(id);
+        }
+        lock(&self.console).call(Call { id, op }).map_err(|Full| {
+            self.shared.forget_answer(id);
+            CallsUnread { unread: MAX_UNREAD }
+        })?;
+        Ok(id)
+    }
+
+    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`WaitError`]: too late, or the machine ended first.
+    pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
+        self.shared.take_answer(id, limit, what)
+    }
+
+    /// Sets a device's target in bytes and tells the guest. Returns at once; the state tells how
+    /// far it is.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; nothing changed.
+    pub fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
+        let count = self.mem.len();
+        let mem = self.mem.get(device).ok_or(ResizeError::NoDevice { device, count })?;
+        lock(mem).resize(requested).map_err(|error| match error {
+            DeviceError::Misaligned { block_size } => ResizeError::Unaligned { requested, block: block_size },
+            DeviceError::BeyondRegion { region_size } => ResizeError::TooLarge { requested, region_size },
+        })
+    }
+
+    /// Bytes of host memory really held by a device's region: resident and swapped out.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read, or there is no such device.
+    pub fn held(&self, device: usize) -> io::Result<u64> {
+        self.memory.held(device)
+    }
+
+    /// Bytes of host memory really held by boot memory: resident and swapped out.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn boot_memory_held(&self) -> io::Result<u64> {
+        self.memory.boot_held()
+    }
+
+    /// Exits since start, one entry a vCPU.
+    #[must_use]
+    pub fn exits(&self) -> Vec<ExitCounts> {
+        self.vcpus.exits()
+    }
+
+    /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
+    #[must_use]
+    pub fn stop(mut self, limit: Duration) -> End {
+        // A guest that is not up yet does not read calls, and has nothing to lose.
+        let ready = self.shared.snapshot().ready.is_some();
+        if ready && self.call(Op::PowerOff).is_ok() {
+            self.shared.wait_for_end(limit);
+        }
+        self.vcpus.stop(VCPU_STOP_LIMIT);
+        let state = self.shared.snapshot();
+        match state.death {
+            Some(death) => End::Died(death),
+            None if state.powered_off => End::PoweredOff,
+            None => End::Forced,
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.vcpus.stop(VCPU_STOP_LIMIT);
+        lock(&self.serial).flush();
+    }
+}
+
+/// A device whose thread panicked is as good as one that broke: it keeps answering.
+fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

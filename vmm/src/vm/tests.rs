@@ -1,0 +1,272 @@
+//! Machines that run a few instructions each, on /dev/kvm.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{End, StartError, Vm};
+use crate::boot::BootError;
+use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::memory::layout::HOLE_END;
+use crate::state::DeathKind;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const MIB: u64 = 1 << 20;
+
+/// A kernel in a file that is gone with the value.
+struct Kernel(PathBuf);
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+impl Kernel {
+    /// An ELF file whose PVH entry point is `code`, 32-bit instructions.
+    fn new(code: &[u8]) -> Self {
+        const LOAD: u64 = 0x10_0000;
+        const NOTE: u64 = 64 + 2 * 56;
+        const CODE: u64 = NOTE + 20;
+        let entry = LOAD + CODE;
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        let half =
+            |file: &mut Vec<u8>, values: &[u16]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+        let word =
+            |file: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+        let long =
+            |file: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+        half(&mut file, &[2, 62]);
+        word(&mut file, &[1]);
+        long(&mut file, &[entry, 64, 0]);
+        word(&mut file, &[0]);
+        half(&mut file, &[64, 56, 2, 64, 0, 0]);
+        let size = CODE + code.len() as u64;
+        for (kind, offset, size) in [(1, 0, size), (4, NOTE, 20)] {
+            word(&mut file, &[kind, 7]);
+            long(&mut file, &[offset, LOAD + offset, LOAD + offset, size, size, 4]);
+        }
+        word(&mut file, &[4, 4, 18]);
+        file.extend(b"Xen\0");
+        word(&mut file, &[entry as u32]);
+        file.extend(code);
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tidevm-test-{}-{number}.elf", std::process::id()));
+        std::fs::write(&path, file).unwrap();
+        Self(path)
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            kernel: Some(self.0.clone()),
+            memory: 32 * MIB,
+            console: ConsoleMode::Off,
+            hotplug: vec![HotplugConfig::new(1 << 30)],
+            ..Config::default()
+        }
+    }
+}
+
+/// Whether there is a KVM to test with; says so loudly if not.
+fn kvm() -> bool {
+    match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) => {
+            // Not by a macro, whose output the test harness swallows.
+            let name = std::thread::current().name().unwrap_or("?").to_owned();
+            writeln!(std::io::stderr(), "SKIP {name}: /dev/kvm: {error}").unwrap();
+            false
+        }
+    }
+}
+
+/// Runs `code` until the machine ends by itself.
+fn run(code: &[u8]) -> Option<End> {
+    if !kvm() {
+        return None;
+    }
+    let kernel = Kernel::new(code);
+    let vm = Vm::start(kernel.config()).unwrap();
+    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
+    Some(vm.stop(LIMIT))
+}
+
+fn died(code: &[u8]) -> Option<(DeathKind, String)> {
+    run(code).map(|end| match end {
+        End::Died(death) => (death.kind, death.report),
+        other => panic!("{other:?}"),
+    })
+}
+
+/// mov al, 0; out 0xf4, al; hlt
+const POWER_OFF: [u8; 5] = [0xb0, 0, 0xe6, 0xf4, 0xf4];
+
+/// ud2, without anything to handle it
+const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
+
+/// A kernel that runs `code`, 64-bit instructions, with memory mapped at its own address: the first
+/// 2 MiB, and 4 MiB from the start of the hotplug region on, where `rbx` points.
+fn long_mode(code: &[u8]) -> Vec<u8> {
+    /// Where the code after [`Kernel::new`]'s headers begins.
+    const START: usize = 0x10_0000 + 196;
+    const TABLES: usize = 0x10_1000;
+    const ENTRY: usize = 0x10_0200;
+    let mut kernel = vec![
+        0x0f, 0x01, 0x15, 0x20, 0x50, 0x10, 0x00, // lgdt [0x105020]
+        0x0f, 0x20, 0xe0, 0x0c, 0x20, 0x0f, 0x22, 0xe0, // cr4 |= PAE
+        0xb8, 0x00, 0x10, 0x10, 0x00, 0x0f, 0x22, 0xd8, // mov eax, 0x101000; mov cr3, eax
+        0xb9, 0x80, 0x00, 0x00, 0xc0, 0x0f, 0x32, 0x0f, 0xba, 0xe8, 0x08, 0x0f, 0x30, // EFER |= LME
+        0x0f, 0x20, 0xc0, 0x0f, 0xba, 0xe8, 0x1f, 0x0f, 0x22, 0xc0, // cr0 |= PG
+        0xea, 0x00, 0x02, 0x10, 0x00, 0x08, 0x00, // jmp 8:0x100200
+    ];
+    kernel.resize(ENTRY - START, 0x90);
+    kernel.extend([0x48, 0xbb, 0, 0, 0, 0, 1, 0, 0, 0]); // mov rbx, 0x100000000
+    kernel.extend(code);
+    let mut put = |address: usize, value: u64| {
+        let offset = address - START;
+        kernel.resize(kernel.len().max(offset + 8), 0);
+        kernel[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+    };
+    let table = |index: usize| (TABLES + index * 0x1000) as u64;
+    put(TABLES, table(1) | 3);
+    put(TABLES + 0x1000, table(2) | 3);
+    put(TABLES + 0x1000 + 4 * 8, table(3) | 3);
+    put(TABLES + 0x2000, 0x83);
+    put(TABLES + 0x3000, HOLE_END | 0x83);
+    put(TABLES + 0x3000 + 8, (HOLE_END + 2 * MIB) | 0x83);
+    // A table with one 64-bit code segment, and behind it what lgdt wants: its limit and base.
+    put(TABLES + 0x4008, 0x00af_9a00_0000_ffff);
+    put(TABLES + 0x4020, 0x0010_5000_000f);
+    kernel
+}
+
+#[test]
+fn a_guest_can_power_off_and_reset() {
+    assert!(matches!(run(&POWER_OFF), None | Some(End::PoweredOff)));
+    // mov al, 0xfe; out 0x64, al; hlt
+    assert!(matches!(run(&[0xb0, 0xfe, 0xe6, 0x64, 0xf4]), None | Some(End::PoweredOff)));
+}
+
+#[test]
+fn a_panic_is_reported_with_place_and_last_words() {
+    // mov dx, 0x3f8; mov al, '!'; out dx, al; mov al, 1; out 0xf4, al
+    let Some((kind, report)) = died(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xb0, 1, 0xe6, 0xf4]) else {
+        return;
+    };
+    assert_eq!(kind, DeathKind::GuestPanic);
+    assert!(report.contains("vcpu0 at rip 0x00000000001000"), "{report}");
+    assert!(report.ends_with("last on the serial port:\n  | !"), "{report}");
+}
+
+#[test]
+fn an_unknown_exit_code_is_no_power_off() {
+    // mov al, 7; out 0xf4, al
+    let end = died(&[0xb0, 7, 0xe6, 0xf4]);
+    assert!(end.is_none_or(|(kind, _)| kind == DeathKind::UnknownExitCode(7)));
+}
+
+#[test]
+fn a_triple_fault_is_reported_with_the_code() {
+    let Some((kind, report)) = died(&TRIPLE_FAULT) else { return };
+    assert_eq!(kind, DeathKind::TripleFault);
+    assert!(report.contains("code at rip: 0f 0b 00 00"), "{report}");
+}
+
+#[test]
+fn an_access_to_nothing_reads_all_ones() {
+    // mov eax, [0xd8000000]; inc eax; jnz +16; mov [0xd8000000], eax
+    let mut code = vec![0xa1, 0, 0, 0, 0xd8, 0x40, 0x75, 10, 0xa3, 0, 0, 0, 0xd8];
+    code.extend(POWER_OFF);
+    code.extend(TRIPLE_FAULT);
+    assert!(matches!(run(&code), None | Some(End::PoweredOff)));
+}
+
+#[test]
+fn halted_and_spinning_guests_are_stopped_at_once() {
+    if !kvm() {
+        return;
+    }
+    // hlt; jmp -3 | jmp -2
+    for code in [&[0xf4, 0xeb, 0xfd][..], &[0xeb, 0xfe]] {
+        let kernel = Kernel::new(code);
+        let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        assert_eq!(vm.stop(LIMIT), End::Forced);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+/// KVM says it with an MMIO exit or, where it cannot be resumed, with EFAULT.
+#[test]
+fn unplugged_memory_is_out_of_reach_down_to_the_block() {
+    if !kvm() {
+        return;
+    }
+    // Waits for the second device block of the region to be more than an echo of the bus, then
+    // reads the first, which shares its slot: all ones again, or the end of the guest.
+    let mut code = vec![0x8b, 0x83, 0x00, 0x00, 0x20, 0x00, 0xff, 0xc0, 0x74, 0xf6]; // mov eax, [rbx + 2M]; inc eax; jz
+    code.extend([0x8b, 0x03, 0xff, 0xc0, 0x75, 5]); // mov eax, [rbx]; inc eax; jnz
+    code.extend(POWER_OFF);
+    code.extend(TRIPLE_FAULT);
+    let code = long_mode(&code);
+    let kernel = Kernel::new(&code);
+    let vm = Vm::start(kernel.config()).unwrap();
+    vm.wait(LIMIT, "an access without a slot", |state| (state.stray_accesses > 0).then_some(())).unwrap();
+    vm.memory.plug(0, HOLE_END + 2 * MIB..HOLE_END + 4 * MIB).unwrap();
+    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
+    match vm.stop(LIMIT) {
+        End::PoweredOff => {}
+        End::Died(death) => assert!(matches!(death.kind, DeathKind::UnpluggedMemory(_)), "{death}"),
+        End::Forced => panic!("the guest did not end"),
+    }
+}
+
+/// A guest that never stops writing to memory that is taken away cannot bring it back.
+#[test]
+fn a_writing_guest_cannot_hold_unplugged_memory() {
+    if !kvm() {
+        return;
+    }
+    let code = long_mode(&[0x89, 0x03, 0xeb, 0xfc]); // mov [rbx], eax; jmp -4
+    let kernel = Kernel::new(&code);
+    let vm = Vm::start(kernel.config()).unwrap();
+    let block = HOLE_END..HOLE_END + 2 * MIB;
+    for round in 0..20 {
+        vm.memory.plug(0, block.clone()).unwrap();
+        let start = Instant::now();
+        while vm.held(0).unwrap() == 0 && start.elapsed() < LIMIT {
+            std::thread::yield_now();
+        }
+        assert_ne!(vm.held(0).unwrap(), 0, "round {round}");
+        vm.memory.unplug(0, block.clone()).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(vm.held(0).unwrap(), 0, "round {round}");
+    }
+    assert!(vm.state().stray_accesses > 0);
+    assert_eq!(vm.stop(LIMIT), End::Forced);
+}
+
+#[test]
+fn a_file_that_is_no_kernel_does_not_start() {
+    if !kvm() {
+        return;
+    }
+    let config = Config { kernel: Some("/nonexistent".into()), ..Config::default() };
+    let error = Vm::start(config).unwrap_err();
+    assert!(matches!(error, StartError::Boot(BootError::Unreadable { .. })), "{error}");
+    assert_eq!(error.exit_status(), 2);
+}
+
+#[test]
+fn a_host_that_cannot_is_told_apart_from_a_wrong_configuration() {
+    let no_kvm = |code| StartError::NoKvm { error: std::io::Error::from_raw_os_error(code) };
+    assert_eq!(no_kvm(libc::ENOENT).exit_status(), 3);
+    assert!(no_kvm(libc::ENOENT).to_string().contains("modprobe kvm_intel"));
+    assert!(no_kvm(libc::EACCES).to_string().contains("usermod -aG kvm"));
+    assert_eq!(StartError::TooManyCpus { asked: 9, most: 4 }.exit_status(), 2);
+    let wrong = Vm::start(Config { cpus: 0, ..Config::default() }).unwrap_err();
+    assert_eq!(wrong.exit_status(), 2);
+}

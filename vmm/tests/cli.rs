@@ -1,0 +1,288 @@
+//! The program as a user meets it: arguments and scripts in, streams and exit statuses out.
+//!
+//! Tests that boot a machine are ignored, with a reason, where /dev/kvm cannot be used.
+
+#[path = "cli/kernel.rs"]
+mod kernel;
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Output, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+type Test = (&'static str, fn());
+
+const HOSTED: &[Test] = &[
+    ("wrong_usage_is_status_2", wrong_usage_is_status_2),
+    ("help_and_version_are_status_0", help_and_version_are_status_0),
+    ("a_good_script_is_ok", a_good_script_is_ok),
+    ("every_error_of_a_script_is_told", every_error_of_a_script_is_told),
+    ("a_wrong_script_runs_nothing", a_wrong_script_runs_nothing),
+    ("a_script_has_to_fit_the_machine", a_script_has_to_fit_the_machine),
+];
+
+const ON_KVM: &[Test] = &[
+    ("unusable_kernels_are_status_2", unusable_kernels_are_status_2),
+    ("a_host_without_kvm_is_status_3", a_host_without_kvm_is_status_3),
+    ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
+    ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
+    ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
+    ("json_is_one_object_a_line", json_is_one_object_a_line),
+    ("a_failed_expectation_is_status_1", a_failed_expectation_is_status_1),
+    (
+        "a_refused_plug_is_status_1_and_the_session_goes_on",
+        a_refused_plug_is_status_1_and_the_session_goes_on,
+    ),
+    ("signals_end_a_session", signals_end_a_session),
+    ("a_closed_pipe_ends_a_session", a_closed_pipe_ends_a_session),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Machines share the host's CPUs, and have deadlines.
+    arguments.test_threads.get_or_insert(1);
+    let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let missing = device.err().map(|error| format!("/dev/kvm cannot be used: {error}"));
+    let trial = |&(name, test): &Test, missing: Option<&String>| {
+        if let Some(reason) = missing.filter(|_| !arguments.list) {
+            eprintln!("SKIP {name}: {reason}");
+        }
+        let run = move || {
+            test();
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, run).with_ignored_flag(missing.is_some())
+    };
+    let hosted = HOSTED.iter().map(|test| trial(test, None));
+    let on_kvm = ON_KVM.iter().map(|test| trial(test, missing.as_ref()));
+    libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tidevm"))
+}
+
+fn tidevm(arguments: &[&str]) -> Output {
+    program().args(arguments).stdin(Stdio::null()).output().expect("the program runs")
+}
+
+fn with_input(arguments: &[&str], input: &str) -> Output {
+    let mut child = spawn(arguments);
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads its script");
+    child.wait_with_output().expect("it ends")
+}
+
+fn spawn(arguments: &[&str]) -> Child {
+    let mut command = program();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn scratch(name: &str, content: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, content).expect("the scratch folder is writable");
+    path
+}
+
+/// Asserts the status and that stderr says something, and returns stdout.
+#[track_caller]
+fn assert_status(output: &Output, status: i32, stderr: &str) -> String {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "stdout:\n{out}\nstderr:\n{err}");
+    assert!(err.contains(stderr), "no `{stderr}` in stderr:\n{err}");
+    out
+}
+
+const SMALL: &[&str] = &["run", "--memory", "128M", "--hotplug", "size=256M", "--console", "off"];
+
+fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [SMALL, more].concat()
+}
+
+fn wrong_usage_is_status_2() {
+    let wrong: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["runn"], "unrecognized subcommand"),
+        (&["demo", "--cpus", "2"], "unexpected argument"),
+        (&["run", "--memory", "2X"], "not a size such as 512M"),
+        (&["run", "--memory", "1M"], "the guest needs at least"),
+        (&["run", "--cpus", "0"], "there can be 1 to"),
+        (&["run", "--hotplug", "size=100M"], "must be a multiple of the guest's memory block, 128M"),
+        (&["run", "--hotplug", "size=128M,block=3M"], "block=3M: must be a power of two"),
+        (&["run", "--hotplug", "size=128M,requested=3M"], "must be a multiple of its block, 2M"),
+        (&["run", "--hotplug", "size=128M,requested=256M"], "the region has only 128M"),
+        (&["run", "--hotplug", "size=16T"], "beyond the 2T"),
+        (&["run", "--init", "lazy"], "the policies are: eager"),
+        (&["run", "--console", "stdio", "--json"], "both write standard output"),
+        (&["run", "--script", "no/such/file"], "cannot read the script no/such/file"),
+        (&["script", "check"], "FILE"),
+    ];
+    for (arguments, message) in wrong {
+        let out = assert_status(&tidevm(arguments), 2, message);
+        assert_eq!(out, "", "{arguments:?}");
+    }
+}
+
+fn help_and_version_are_status_0() {
+    assert!(assert_status(&tidevm(&["run", "--help"]), 0, "").contains("--memmap-on-memory"));
+    assert!(assert_status(&tidevm(&["--help"]), 0, "").contains("4  the guest died"));
+    assert!(assert_status(&tidevm(&["--version"]), 0, "").starts_with("tidevm "));
+}
+
+fn a_good_script_is_ok() {
+    let path = scratch("good.script", "plug 1G\nrepeat 3 {\n  check # all\n}\n");
+    let path = path.to_str().expect("UTF-8");
+    assert_eq!(assert_status(&tidevm(&["script", "check", path]), 0, ""), format!("{path}: OK, 4 steps\n"));
+    let out = assert_status(&with_input(&["script", "check", "-"], "stats"), 0, "");
+    assert_eq!(out, "<stdin>: OK, 1 step\n");
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/src/demo.script");
+    assert_status(&tidevm(&["script", "check", demo]), 0, "");
+}
+
+fn every_error_of_a_script_is_told() {
+    let output = with_input(&["script", "check", "-"], "plug 1G\n  grow 2G\nplug 1G\nresize größe\n");
+    assert_eq!(assert_status(&output, 2, ""), "");
+    let lines = text(&output.stderr);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert!(lines[0].starts_with("<stdin>:2:3: expected a command (resize, plug, "), "{lines:#?}");
+    assert_eq!(lines[1..3], ["2 |   grow 2G", "  |   ^"]);
+    assert_eq!(lines[3], "<stdin>:4:8: expected a size such as 2G, found `größe`");
+    assert_eq!(lines[4..], ["4 | resize größe", "  |        ^"]);
+
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("binary.script");
+    fs::write(&path, b"plug \xff").expect("the scratch folder is writable");
+    assert_status(&tidevm(&["script", "check", path.to_str().expect("UTF-8")]), 2, "is no text");
+}
+
+fn a_wrong_script_runs_nothing() {
+    let output = with_input(&small(&["--script", "-"]), "plug 2M\nplug\n");
+    assert_eq!(assert_status(&output, 2, "<stdin>:2:5: expected a size above 0"), "");
+}
+
+fn a_script_has_to_fit_the_machine() {
+    let output = with_input(&small(&["--script", "-"]), "check\nplug 3M\n");
+    assert_eq!(assert_status(&output, 2, "<stdin>:2:1: 3M is not a multiple of the block size 2M"), "");
+    let output = with_input(&["run", "--script", "-"], "plug 2M\n");
+    assert_eq!(assert_status(&output, 2, "no --hotplug was given"), "");
+}
+
+fn unusable_kernels_are_status_2() {
+    let folder = env!("CARGO_TARGET_TMPDIR");
+    let no_elf =
+        scratch("no.elf", "I am no kernel, but I am longer than the header of an ELF file would be.");
+    for path in ["no/such/kernel", folder, no_elf.to_str().expect("UTF-8")] {
+        assert_status(&tidevm(&["run", "--kernel", path]), 2, path);
+    }
+    let tiny = kernel::write("initrd-host", &kernel::exit_with(0));
+    let tiny = tiny.to_str().expect("UTF-8");
+    assert_status(&tidevm(&["run", "--kernel", tiny, "--initrd", "no/such/initrd"]), 2, "no/such/initrd");
+}
+
+/// In a mount namespace of its own, the device can be another one.
+fn a_host_without_kvm_is_status_3() {
+    let hide = "mount --bind /dev/null /dev/kvm && exec \"$0\" demo";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-c", hide, env!("CARGO_BIN_EXE_tidevm")]);
+    let probe =
+        Command::new("unshare").args(["--mount", "--", "mount", "--bind", "/dev/null", "/dev/kvm"]).output();
+    match probe {
+        Ok(probe) if probe.status.success() => {
+            let output = command.output().expect("unshare ran before");
+            assert_eq!(assert_status(&output, 3, "/dev/kvm"), "");
+        }
+        _ => eprintln!("SKIP a_host_without_kvm_is_status_3: /dev/kvm cannot be hidden without root"),
+    }
+}
+
+fn a_guest_that_panics_is_status_4() {
+    for (name, code) in [("panic", kernel::exit_with(1)), ("fault", kernel::FAULT.to_vec())] {
+        let path = kernel::write(name, &code);
+        let path = path.to_str().expect("UTF-8");
+        let output = tidevm(&["run", "--kernel", path]);
+        assert_status(&output, 4, "rip");
+        let output = with_input(&["run", "--kernel", path, "--json", "--script", "-"], "check");
+        let out = assert_status(&output, 4, "rip");
+        let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
+        assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
+    }
+}
+
+fn a_guest_that_powers_off_is_status_0() {
+    let path = kernel::write("poweroff", &kernel::exit_with(0));
+    let path = path.to_str().expect("UTF-8");
+    assert_status(&tidevm(&["run", "--kernel", path]), 0, "");
+    // But it did not do what a script asks.
+    let output = with_input(&["run", "--kernel", path, "--script", "-"], "check");
+    assert!(assert_status(&output, 1, "").contains("the guest powered off"));
+}
+
+fn the_demo_does_what_it_shows() {
+    let out = assert_status(&tidevm(&["demo"]), 0, "");
+    for part in ["expect memmap.boot_pages == 0", "32768 pages intact", "32768 pages given back", "s/GiB"] {
+        assert!(out.contains(part), "no `{part}`:\n{out}");
+    }
+    assert!(!out.contains('\x1b'), "no colours where nobody sees them:\n{out}");
+}
+
+fn json_is_one_object_a_line() {
+    let output = with_input(&small(&["--json", "--script", "-"]), "plug 130M\nresize 0\n");
+    let out = assert_status(&output, 0, "");
+    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap_or_default()).collect();
+    assert_eq!(kinds, ["ready", "step", "step", "end"]);
+    assert_eq!(events[1]["devices"][0]["plugged"], 130 << 20);
+    assert_eq!(events[1]["guest"]["zones"]["Movable"]["present"], 65_536);
+    assert_eq!((&events[2]["ok"], &events[3]["status"]), (&Value::Bool(true), &Value::from(0)));
+}
+
+fn a_failed_expectation_is_status_1() {
+    let output = with_input(&small(&["--script", "-"]), "plug 2M\nexpect plugged == 4M\nresize 0\n");
+    let out = assert_status(&output, 1, "");
+    assert!(out.contains("plugged is 2M") && !out.contains("resize 0"), "{out}");
+}
+
+fn a_refused_plug_is_status_1_and_the_session_goes_on() {
+    let output = with_input(&small(&["--script", "-"]), "plug 2M\nplug 256M\nresize 0\n");
+    let out = assert_status(&output, 1, "");
+    assert!(out.contains("refused: 258M does not fit into the region of 256M"), "{out}");
+    assert!(out.contains("resize 0") && out.contains("1 of 3 steps failed"), "{out}");
+}
+
+fn signals_end_a_session() {
+    let endings: &[(&str, &[&str], i32)] = &[
+        ("-INT", &["--script", "-"], 130),
+        ("-TERM", &["--script", "-"], 143),
+        ("-INT", &[], 0),
+        ("-TERM", &[], 0),
+    ];
+    for (signal, script, status) in endings {
+        let mut child = spawn(&small(script));
+        drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
+        // The header comes when the guest is up.
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("boot ") {
+            line.clear();
+            assert!(out.read_line(&mut line).expect("text") > 0, "the guest never came up");
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([*signal, pid.as_str()]).status().expect("kill").success());
+        let ended = child.wait().expect("it ends");
+        assert_eq!(ended.code(), Some(*status), "{signal} {script:?}");
+    }
+}
+
+fn a_closed_pipe_ends_a_session() {
+    let mut child = spawn(&small(&["--script", "-"]));
+    drop(child.stdout.take());
+    drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
+    let output = child.wait_with_output().expect("it ends");
+    assert_status(&output, 1, "cannot write to standard output");
+}
