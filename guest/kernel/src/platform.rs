@@ -7,7 +7,7 @@ use tidevm_abi as abi;
 use tidevm_mm::{FaultStep, Gfp, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr};
 
 use crate::paging::{self, TableSource, VMEMMAP};
-use crate::{MM, cpu, irq, job};
+use crate::{MM, copy, cpu, irq, job};
 
 /// Attempts left before the one that fails, plus one, a step; 0 is "never".
 static FAULTS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
@@ -68,8 +68,8 @@ unsafe impl Platform for Machine {
         cpu::this()
     }
 
-    fn copy_page(&self, to: Pfn, from: Pfn) {
-        paging::copy_page(to.address().get(), from.address().get());
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        copy::copy_pages(pages);
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {

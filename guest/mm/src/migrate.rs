@@ -6,10 +6,14 @@
 //! [`MovableOwner::isolate`] checks it under the owner's own lock. From then on the owner keeps
 //! the page as it is until one of the other two calls.
 //!
-//! Pages that moved are freed in runs, as large as they lie side by side. Where they move to is
-//! `target`'s choice.
+//! Pages move in batches (as in Linux `migrate_pages_batch`): all of a batch are isolated, then
+//! given targets, then copied, then handed over. So the machine can copy on several CPUs at once,
+//! and pages that moved are freed in runs, as large as they lie side by side. Where they move to
+//! is `target`'s choice.
 
 use core::sync::atomic::Ordering::Relaxed;
+
+use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
@@ -51,16 +55,27 @@ impl Owners {
     pub(crate) const fn new() -> Self {
         Self([None; MAX_OWNERS])
     }
+
+    fn get(&self, id: OwnerId) -> Option<&'static dyn MovableOwner> {
+        self.0[usize::from(id.0) % MAX_OWNERS]
+    }
 }
 
-/// What one attempt to migrate a page came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Moved,
-    /// The owner did not let go of it.
-    Kept,
-    /// There is no page to move it to.
-    NoRoom,
+/// Pages that move together.
+const BATCH: usize = 32;
+
+/// A page on its way, isolated.
+struct Move {
+    from: Pfn,
+    id: OwnerId,
+    index: u64,
+    owner: &'static dyn MovableOwner,
+}
+
+impl Move {
+    fn put_back(&self) {
+        self.owner.put_back(self.from, self.index);
+    }
 }
 
 impl<P: Platform> Mm<P> {
@@ -83,89 +98,87 @@ impl<P: Platform> Mm<P> {
         targets: &mut Targets<'_, P>,
     ) -> bool {
         let owners = *self.owners.lock();
-        blocks
-            .windows()
-            .any(|window| self.migrate_range(pages, pages.nr().pageblocks(&window), &owners, targets))
+        let mut batch = ArrayVec::new();
+        for run in blocks.runs() {
+            if self.migrate_range(pages, pages.nr().pageblocks(&run), &owners, &mut batch, targets) {
+                return true;
+            }
+        }
+        self.migrate_batch(pages, &mut batch, targets)
     }
 
-    /// The same for the pages of `range`. Runs without a lock: blocks may split and merge under
-    /// it, so what it finds are hints.
+    /// The same for the pages of `range`, except that the last few may be left in `batch`. Runs
+    /// without a lock: blocks may split and merge under it, so what it finds are hints.
     fn migrate_range(
         &self,
         pages: SectionPages<'_>,
         range: PfnRange,
         owners: &Owners,
+        batch: &mut ArrayVec<Move, BATCH>,
         targets: &mut Targets<'_, P>,
     ) -> bool {
-        let mut moved = PfnRange::new(range.start, 0);
         let mut pfn = range.start;
-        let mut outcome = Outcome::Moved;
-        while pfn < range.end && outcome != Outcome::NoRoom {
+        while pfn < range.end {
             let page = pages.page(pfn);
             let state = page.state();
-            let after = pfn.add(state.order().pages());
             if state.is(Kind::Allocated, Order::PAGE)
-                && let Holder::Owned { owner, index } = page.holder()
+                && let Holder::Owned { owner: id, index } = page.holder()
             {
-                outcome = self.migrate_page(pfn, owner, index, owners, targets);
-                if outcome == Outcome::Moved {
-                    if moved.end != pfn {
-                        self.free_moved(pages, moved);
-                        moved.start = pfn;
-                    }
-                    moved.end = after;
+                match self.isolate_page(pfn, id, index, owners) {
+                    Some(way) => batch.push(way),
+                    None => _ = self.counters.migrate_failed.fetch_add(1, Relaxed),
+                }
+                if batch.is_full() && self.migrate_batch(pages, batch, targets) {
+                    return true;
                 }
             }
-            pfn = after;
+            pfn = pfn.add(state.order().pages());
         }
-        self.free_moved(pages, moved);
-        outcome == Outcome::NoRoom
+        false
     }
 
-    fn migrate_page(
+    /// Asks the owner of a page to leave it alone. `None` when it does not.
+    fn isolate_page(&self, from: Pfn, id: OwnerId, index: u64, owners: &Owners) -> Option<Move> {
+        let owner = owners.get(id).filter(|_| !self.platform.fault(FaultStep::Migrate))?;
+        owner.isolate(from, index).then_some(Move { from, id, index, owner })
+    }
+
+    /// Moves the pages of `batch`, and empties it. Returns true when there was no room for all of
+    /// them; the rest stay.
+    fn migrate_batch(
         &self,
-        from: Pfn,
-        owner: OwnerId,
-        index: u64,
-        owners: &Owners,
+        pages: SectionPages<'_>,
+        batch: &mut ArrayVec<Move, BATCH>,
         targets: &mut Targets<'_, P>,
-    ) -> Outcome {
-        let outcome = match owners.0[usize::from(owner.0) % MAX_OWNERS] {
-            Some(of) if !self.platform.fault(FaultStep::Migrate) && of.isolate(from, index) => {
-                let outcome = self.migrate_isolated(from, owner, index, of, targets);
-                if outcome != Outcome::Moved {
-                    of.put_back(from, index);
-                }
-                outcome
+    ) -> bool {
+        let copies: ArrayVec<_, BATCH> =
+            batch.iter().map_while(|way| Some((targets.next()?, way.from))).collect();
+        let no_room = copies.len() < batch.len();
+        batch[copies.len()..].iter().for_each(Move::put_back);
+        self.platform.copy_pages(&copies);
+
+        let mut freed = PfnRange::new(pages.nr().start(), 0);
+        let mut moved = 0;
+        for (way, &(to, from)) in batch.iter().zip(&copies) {
+            // Before the owner sees the page, which it may free as soon as it has it.
+            self.set_owner(to, way.id, way.index);
+            if !way.owner.hand_over(from, to, way.index) {
+                way.put_back();
+                self.free_pages(to, Order::PAGE);
+                continue;
             }
-            _ => Outcome::Kept,
-        };
-        let counter = match outcome {
-            Outcome::Moved => &self.counters.pages_migrated,
-            Outcome::Kept | Outcome::NoRoom => &self.counters.migrate_failed,
-        };
-        counter.fetch_add(1, Relaxed);
-        outcome
-    }
-
-    fn migrate_isolated(
-        &self,
-        from: Pfn,
-        owner: OwnerId,
-        index: u64,
-        of: &dyn MovableOwner,
-        targets: &mut Targets<'_, P>,
-    ) -> Outcome {
-        let Some(to) = targets.next() else { return Outcome::NoRoom };
-        self.platform.copy_page(to, from);
-        // Before the owner sees the page, which it may free as soon as it has it.
-        self.set_owner(to, owner, index);
-        if of.hand_over(from, to, index) {
-            Outcome::Moved
-        } else {
-            self.free_pages(to, Order::PAGE);
-            Outcome::Kept
+            moved += 1;
+            if from != freed.end {
+                self.free_moved(pages, freed);
+                freed.start = from;
+            }
+            freed.end = from.add(1);
         }
+        self.free_moved(pages, freed);
+        self.counters.pages_migrated.fetch_add(moved, Relaxed);
+        self.counters.migrate_failed.fetch_add(batch.len() as u64 - moved, Relaxed);
+        batch.clear();
+        no_room
     }
 
     /// Frees the single pages of `run`, which are next to each other, in as large blocks as they

@@ -33,7 +33,7 @@ pub enum Gfp {
 pub struct AllocError;
 
 /// What follows from a [`Gfp`].
-struct Request {
+pub(crate) struct Request {
     /// The zones are this one and those below it, from the top.
     highest: ZoneType,
     mt: MigrateType,
@@ -54,7 +54,7 @@ impl Request {
 
 impl Gfp {
     #[inline]
-    const fn request(self) -> Request {
+    pub(crate) const fn request(self) -> Request {
         const MARKS: [Option<Watermark>; 2] = [Some(Watermark::Low), Some(Watermark::Min)];
         match self {
             Self::Kernel => Request {
@@ -168,7 +168,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// A block of `order` straight from the buddy.
-    fn alloc_block_in(
+    pub(crate) fn alloc_block_in(
         &self,
         zone: ZoneType,
         order: Order,

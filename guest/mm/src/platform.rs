@@ -26,8 +26,9 @@ pub unsafe trait Platform: Sync {
     /// Number of the CPU that runs this, below the number of CPUs given at boot.
     fn this_cpu(&self) -> usize;
 
-    /// Copies one page; both are in the direct map.
-    fn copy_page(&self, to: Pfn, from: Pfn);
+    /// Copies pages, each given as `(to, from)`; all are in the direct map and no two are the same.
+    /// Returns when all are copied; on which CPUs is the machine's affair.
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]);
 
     /// Maps the memmap of `section` with one 2 MiB page onto the [`MEMMAP_PAGES`] frames from
     /// `backing`, 2 MiB aligned.

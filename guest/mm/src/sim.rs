@@ -297,8 +297,10 @@ unsafe impl Platform for Sim {
         CPU.get()
     }
 
-    fn copy_page(&self, to: Pfn, from: Pfn) {
-        self.write(to, self.read(from));
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        for &(to, from) in pages {
+            self.write(to, self.read(from));
+        }
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {

@@ -5,8 +5,11 @@
 //! address down. A page that moved once thus has the best chance not to be in the way again.
 //! Taking what the free lists offer would often move it into the very block that is next.
 //!
-//! Sections with few free pages are passed by; when no other is left, an ordinary allocation
-//! decides: the rest of Movable, then the kernel's zones. Isolated pageblocks are never used.
+//! Sections with few free pages are passed by, and so are small free blocks; when nothing else is
+//! left, an ordinary allocation decides: the rest of Movable, then the kernel's zones. Isolated
+//! pageblocks are never used.
+//!
+//! Pages come in stocks rather than one by one: a split and a look at the watermarks for each.
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
@@ -18,6 +21,8 @@ use crate::zone::Watermark;
 
 /// Pages taken off the free lists at a time.
 const STOCK: Order = Order::new(5);
+/// The search passes smaller free blocks by, and so needs to look at every eighth page only.
+const STEP: Order = Order::new(3);
 /// A section must have this many free pages to be searched for them.
 const WORTH_A_SEARCH: u64 = PAGEBLOCK_PAGES as u64;
 
@@ -39,14 +44,26 @@ impl<'m, P: Platform> Targets<'m, P> {
     /// A single page, allocated; `None` when there is no memory.
     pub(crate) fn next(&mut self) -> Option<Pfn> {
         if self.stock.is_empty() {
-            match self.find() {
-                Some(found) => self.stock = found,
-                None => return self.mm.alloc_pages(Order::PAGE, Gfp::Movable).ok(),
-            }
+            self.stock = self.find().or_else(|| self.allocate())?;
         }
         let pfn = self.stock.start;
         self.stock.start = pfn.add(1);
         Some(pfn)
+    }
+
+    /// The largest stock that the highest zone with room has.
+    fn allocate(&self) -> Option<PfnRange> {
+        let (mm, request) = (self.mm, Gfp::Movable.request());
+        for zone in ZoneType::ALL.into_iter().rev() {
+            for order in (0..=STOCK.get()).rev().map(Order::new) {
+                if let Some(first) = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min)) {
+                    mm.split_page(first, order);
+                    return Some(PfnRange::new(first, order.pages()));
+                }
+            }
+        }
+        // All that is left is what CPUs keep for themselves.
+        Some(PfnRange::new(mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()?, 1))
     }
 
     /// Looks for free pages from `at` on and takes some.
@@ -84,7 +101,7 @@ impl<'m, P: Platform> Targets<'m, P> {
         }
         while pfn < range.end {
             let state = pages.page(pfn).state();
-            if state.kind() == Kind::Free {
+            if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);
                 if !zone.above(Watermark::Min, order.pages(), ZoneType::Movable) {
                     return None;
@@ -98,7 +115,8 @@ impl<'m, P: Platform> Targets<'m, P> {
                 }
                 return Some(found);
             }
-            pfn = pfn.add(state.order().pages());
+            // All that begins on the way there is smaller.
+            pfn = pfn.add(state.order().max(STEP).pages());
         }
         None
     }
