@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, HogKind, Report};
-use tidevm_mm::{Gfp, Order, Pfn, ZoneType};
+use tidevm_mm::{Gfp, Order, Pfn, PfnRange, ZoneType};
 
 use crate::MM;
 use crate::control::report;
@@ -111,8 +111,14 @@ fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
 
 /// What [`EachPage`] does with a page.
 enum Task {
-    Verify { corrupt: u64, first_corrupt: Option<Pfn> },
-    Release,
+    Verify {
+        corrupt: u64,
+        first_corrupt: Option<Pfn>,
+    },
+    /// Pages that lie side by side are freed together; these are still to be freed.
+    Release {
+        run: PfnRange,
+    },
 }
 
 /// Goes through a workload's pages once.
@@ -133,7 +139,8 @@ impl EachPage {
 
     /// Frees every page, and forgets the workload.
     pub fn release(id: u32, workload: Arc<Workload>) -> Box<Self> {
-        Box::new(Self { id, workload, next: 0, pages: 0, task: Task::Release })
+        let task = Task::Release { run: PfnRange::new(Pfn::new(0), 0) };
+        Box::new(Self { id, workload, next: 0, pages: 0, task })
     }
 
     fn visit(&mut self, index: u32, pfn: Pfn) {
@@ -146,33 +153,22 @@ impl EachPage {
                 }
                 self.workload.let_go(index, pfn);
             }
-            Task::Release => self.workload.free(index, pfn),
+            Task::Release { run } => {
+                self.workload.give_up(index);
+                if pfn != run.end {
+                    MM.free_contig_range(*run);
+                    run.start = pfn;
+                }
+                run.end = pfn.add(1);
+            }
         }
     }
 
-    fn end(&self) -> Step {
-        let pages = self.pages;
-        let answer = match self.task {
-            Task::Verify { corrupt, first_corrupt } => Answer::Verified {
-                pages,
-                corrupt,
-                first_corrupt: first_corrupt.map(|pfn| u64::from(pfn.get())),
-            },
-            Task::Release => {
-                self.workload.unregister();
-                Answer::Released { pages }
-            }
-        };
-        report(Report::Done { id: self.id, answer });
-        Step::Done
-    }
-}
-
-impl Job for EachPage {
-    fn step(&mut self) -> Step {
+    /// Visits up to [`BATCH`] pages.
+    fn visit_some(&mut self) -> Step {
         for _ in 0..BATCH {
             if self.next == self.workload.capacity() {
-                return self.end();
+                return Step::Done;
             }
             match self.workload.take(self.next) {
                 Take::Held(pfn) => self.visit(self.next, pfn),
@@ -183,5 +179,35 @@ impl Job for EachPage {
             self.next += 1;
         }
         Step::Again
+    }
+
+    fn answer(&self) -> Answer {
+        let pages = self.pages;
+        match self.task {
+            Task::Verify { corrupt, first_corrupt } => Answer::Verified {
+                pages,
+                corrupt,
+                first_corrupt: first_corrupt.map(|pfn| u64::from(pfn.get())),
+            },
+            Task::Release { .. } => {
+                self.workload.unregister();
+                Answer::Released { pages }
+            }
+        }
+    }
+}
+
+impl Job for EachPage {
+    fn step(&mut self) -> Step {
+        let step = self.visit_some();
+        if let Task::Release { run } = &mut self.task {
+            // No page is held from one step to the next.
+            MM.free_contig_range(*run);
+            *run = PfnRange::new(Pfn::new(0), 0);
+        }
+        if step == Step::Done {
+            report(Report::Done { id: self.id, answer: self.answer() });
+        }
+        step
     }
 }

@@ -150,9 +150,14 @@ impl Workload {
         self.slot(index).store(pfn.get(), Ordering::Release);
     }
 
+    /// Takes a page that [`Self::take`] gave out of its slot: it is the caller's now.
+    pub fn give_up(&self, index: u32) {
+        self.slot(index).store(0, Ordering::Release);
+    }
+
     /// Frees a page that [`Self::take`] gave.
     pub fn free(&self, index: u32, pfn: Pfn) {
-        self.slot(index).store(0, Ordering::Release);
+        self.give_up(index);
         MM.free_pages(pfn, Order::PAGE);
     }
 }

@@ -17,8 +17,7 @@ use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
-use crate::buddy::Place;
-use crate::page::{Holder, Kind, OwnerId, PageState};
+use crate::page::{Holder, Kind, OwnerId};
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
 use crate::subsection::SubSections;
@@ -169,32 +168,15 @@ impl<P: Platform> Mm<P> {
             }
             moved += 1;
             if from != freed.end {
-                self.free_moved(pages, freed);
+                self.free_contig_range(freed);
                 freed.start = from;
             }
             freed.end = from.add(1);
         }
-        self.free_moved(pages, freed);
+        self.free_contig_range(freed);
         self.counters.pages_migrated.fetch_add(moved, Relaxed);
         self.counters.migrate_failed.fetch_add(batch.len() as u64 - moved, Relaxed);
         batch.clear();
         no_room
-    }
-
-    /// Frees the single pages of `run`, which are next to each other, in as large blocks as they
-    /// make.
-    fn free_moved(&self, pages: SectionPages<'_>, run: PfnRange) {
-        if run.is_empty() {
-            return;
-        }
-        let zone = pages.section().zone();
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut buddy = self.zones[zone.index()].lock();
-        for (pfn, order) in run.chunks() {
-            for offset in 1..order.pages() {
-                pages.page(pfn.add(offset)).set_state(tail);
-            }
-            buddy.free_block(&self.sparse, pages, pfn, order, Place::Head);
-        }
     }
 }

@@ -8,12 +8,13 @@
 //! Movable memory back, and movable pages find a place as long as there is any.
 
 use crate::Mm;
-use crate::addr::{Order, Pfn};
+use crate::addr::{Order, Pfn, PfnRange};
 use crate::buddy::Place;
 use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pcplist::PcpLists;
 use crate::platform::Platform;
+use crate::sparse::SectionPages;
 use crate::zone::Watermark;
 
 /// What pages are wanted for (Linux `gfp_t`).
@@ -218,6 +219,39 @@ impl<P: Platform> Mm<P> {
     fn free_to_buddy(&self, zone: ZoneType, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
         self.zones[zone.index()].lock().free_block(&self.sparse, pages, pfn, order, Place::Head);
+    }
+
+    /// Gives single pages back that lie side by side, in as large blocks as they make: a fraction
+    /// of the work of freeing them one by one (Linux has `free_contig_range` for the same use, and
+    /// frees them one by one).
+    ///
+    /// # Panics
+    /// When one of them is not an allocated single page.
+    pub fn free_contig_range(&self, range: PfnRange) {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let pages = self.sparse.pages(rest.start.section()).expect("an allocated page has a section");
+            let block = rest.start.pageblock();
+            // A pageblock at a time, because the next one may be of another type.
+            let here = rest.intersect(pages.nr().pageblocks(&(block..block + 1)));
+            self.free_in_pageblock(pages, here);
+            rest.start = here.end;
+        }
+    }
+
+    fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
+        let zone = pages.section().zone();
+        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
+        let mut buddy = self.zones[zone.index()].lock();
+        for (first, order) in range.chunks() {
+            for offset in 0..order.pages() {
+                let pfn = first.add(offset);
+                let page = pages.page(pfn);
+                assert_allocated(pfn, page.state(), Order::PAGE);
+                page.set_state(tail);
+            }
+            buddy.free_block(&self.sparse, pages, first, order, Place::Head);
+        }
     }
 
     /// Makes 2^`order` single pages of an allocated block, each to be freed by itself. Each has

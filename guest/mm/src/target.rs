@@ -131,8 +131,6 @@ fn is_worth_a_search(pages: SectionPages<'_>) -> bool {
 
 impl<P: Platform> Drop for Targets<'_, P> {
     fn drop(&mut self) {
-        for pfn in self.stock.start.get()..self.stock.end.get() {
-            self.mm.free_pages(Pfn::new(pfn), Order::PAGE);
-        }
+        self.mm.free_contig_range(self.stock);
     }
 }
