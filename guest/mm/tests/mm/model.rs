@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{AllocError, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
+use tidevm_mm::{AllocError, Gfp, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
 
 use crate::workload::{BLOCK, Random};
 
@@ -180,6 +180,33 @@ fn freed_elsewhere() {
     Sim::run_on(1, || pages.iter().for_each(|&page| mm.free_pages(page, Order::PAGE)));
     mm.check();
     assert_all_returned(mm, before);
+}
+
+/// Pages freed as ranges, in pieces that fit neither blocks nor pageblocks.
+#[test]
+fn freed_as_ranges() {
+    let mm = machine(1);
+    let before = histogram(mm);
+    let first = mm.alloc_pages(Order::MAX, Gfp::Movable).expect("room");
+    mm.split_page(first, Order::MAX);
+    let free_pages = || mm.stats().zones.iter().map(|zone| zone.free).sum::<u64>();
+    for (start, end) in [(3, 700), (0, 1), (701, 1024), (1, 3), (700, 700), (700, 701)] {
+        let free = free_pages();
+        mm.free_contig_range(PfnRange::new(first.add(start), end - start));
+        assert_eq!(free_pages(), free + u64::from(end - start));
+        mm.check();
+    }
+    assert_all_returned(mm, before);
+}
+
+#[test]
+#[should_panic(expected = "is not an allocated block")]
+fn a_range_with_a_free_page_in_it() {
+    let mm = machine(1);
+    let first = mm.alloc_pages(Order::new(2), Gfp::Movable).expect("room");
+    mm.split_page(first, Order::new(2));
+    mm.free_contig_range(PfnRange::new(first.add(2), 1));
+    mm.free_contig_range(PfnRange::new(first, 4));
 }
 
 /// Out of memory is an error, again and again, and changes nothing.
