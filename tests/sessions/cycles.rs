@@ -18,16 +18,16 @@ fn a_hundred_cycles_under_churn_lose_nothing() {
          plug 130M
          unplug 130M
          stats
-         churn 2 threads for 20s as storm
          repeat 10 {
+             churn 2 threads for 6s as storm
              repeat 10 {
                  plug 130M within 60s
                  unplug 130M within 60s
              }
+             wait storm
              check
              verify data
          }
-         wait storm
          check
          verify data
          expect plugged == 128M",

@@ -125,7 +125,8 @@ pub struct Driver {
     failed: Option<Why>,
     /// NACKs in a row.
     nacks: u32,
-    /// Blocks in one PLUG: fewer after BUSY, since the host may have some though not all.
+    /// Blocks in one PLUG: fewer after BUSY, since the host may have some though not all, and
+    /// after the guest had no use for what came, so that little goes to and fro.
     most_to_plug: u16,
     back_off: BackOff,
     device_errors: u64,

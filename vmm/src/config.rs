@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tidevm_abi::{MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
+use tidevm_abi::{MAX_MEM_DEVICES, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
@@ -27,7 +27,8 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Number of vCPUs, `1..=254`; their local APIC ids are `0..cpus`.
+    /// Number of vCPUs, up to 64 for the embedded guest and 254 for other kernels; their local APIC
+    /// ids are `0..cpus`.
     pub cpus: u8,
     /// Boot memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
@@ -136,9 +137,14 @@ pub enum ConsoleMode {
 /// What is wrong with a [`Config`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// No vCPU, or more than APIC ids.
-    #[error("--cpus {0}: there can be 1 to {MAX_CPUS} vCPUs")]
-    Cpus(u8),
+    /// No vCPU, or more than the kernel brings up or there are APIC ids.
+    #[error("--cpus {given}: there can be 1 to {most} vCPUs")]
+    Cpus {
+        /// How many were asked for.
+        given: u8,
+        /// How many there can be.
+        most: u8,
+    },
     /// Too little boot memory.
     #[error("--memory {}: the guest needs at least {}", Size(*.0), Size(MIN_MEMORY))]
     MemoryTooSmall(u64),
@@ -222,8 +228,10 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong, with its place and what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.cpus == 0 || self.cpus > MAX_CPUS {
-            return Err(ConfigError::Cpus(self.cpus));
+        // Another kernel may know what to do with more.
+        let most = if self.kernel.is_none() { tidevm_abi::MAX_CPUS as u8 } else { MAX_CPUS };
+        if !(1..=most).contains(&self.cpus) {
+            return Err(ConfigError::Cpus { given: self.cpus, most });
         }
         if self.memory < MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall(self.memory));
@@ -231,9 +239,9 @@ impl Config {
         if !self.memory.is_multiple_of(MIN_BLOCK) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
-        if self.hotplug.len() > layout::MAX_MEM_DEVICES {
+        if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();
-            return Err(ConfigError::TooManyDevices { given, max: layout::MAX_MEM_DEVICES });
+            return Err(ConfigError::TooManyDevices { given, max: MAX_MEM_DEVICES });
         }
         for (device, hotplug) in self.hotplug.iter().enumerate() {
             hotplug.validate(device)?;

@@ -34,6 +34,12 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// table ends here (2 TiB).
 pub const MAX_PHYS_ADDR: u64 = 2 << 40;
 
+/// Most CPUs that the guest brings up.
+pub const MAX_CPUS: usize = 64;
+
+/// Most virtio-mem devices that the guest drives.
+pub const MAX_MEM_DEVICES: usize = 16;
+
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 
@@ -100,12 +106,12 @@ pub enum Op {
         /// The hog.
         handle: Handle,
     },
-    /// Allocate and free pages on `threads` CPUs for `millis` milliseconds: [`Answer::Churned`]
-    /// when the time is over.
+    /// Allocate and free pages in `threads` jobs for `millis` milliseconds, the first on the last
+    /// CPU, the next on the one before it and so on: [`Answer::Churned`] when the time is over.
     Churn {
         /// Name in reports.
         handle: Handle,
-        /// Number of concurrent storms; storm `i` runs on CPU `i % nr_cpus`.
+        /// Number of concurrent storms; more than CPUs share them.
         threads: u32,
         /// How long, in milliseconds.
         millis: u64,
@@ -139,7 +145,7 @@ pub enum FaultStep {
     MapDirect,
     /// Mapping the memmap of a section: no page-table page.
     MapMemmap,
-    /// Taking memmap pages from existing memory (`memmap_on_memory=off`).
+    /// Taking pages for the memmap, wherever they come from.
     AllocMemmap,
     /// Onlining, after the memmap is initialised.
     Online,

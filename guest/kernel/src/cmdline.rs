@@ -6,8 +6,8 @@ use tidevm_abi::cmdline as keys;
 
 use crate::console::println;
 
-/// Most virtio-mmio devices that are looked at.
-pub const MAX_DEVICES: usize = 16;
+/// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
+pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
 
 /// One `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

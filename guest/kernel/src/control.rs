@@ -68,7 +68,7 @@ impl Job for Control {
         {
             match call {
                 Ok(call) => agent::carry_out(call),
-                // Id 0 is never a call's: the VMM logs it.
+                // Calls have other ids than 0; the VMM counts this one.
                 Err(abi::BadRecord) => {
                     report(Report::Done { id: 0, answer: Answer::Failed(Failure::BadRecord) });
                 }

@@ -17,8 +17,8 @@ use crate::{cpu, irq, paging};
 
 /// Pages of one batch at most.
 const BATCH: usize = 64;
-/// A copy takes a fraction of a millisecond.
-const MILLIS: u64 = 5000;
+/// A copy takes a fraction of a millisecond, if the host lets the CPU run.
+const MILLIS: u64 = 60_000;
 
 /// `(to, from)` of each page of the batch, as frame numbers.
 static PAGES: [(AtomicU32, AtomicU32); BATCH] = [const { (AtomicU32::new(0), AtomicU32::new(0)) }; BATCH];

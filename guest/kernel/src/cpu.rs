@@ -17,7 +17,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
 /// Most CPUs that can be brought up.
-pub const MAX_CPUS: usize = 64;
+pub const MAX_CPUS: usize = tidevm_abi::MAX_CPUS;
 
 /// Interrupt stack of faults that may come from a broken stack.
 pub const FAULT_STACK: u16 = 0;

@@ -155,11 +155,15 @@ impl EachPage {
             }
             Task::Release { run } => {
                 self.workload.give_up(index);
-                if pfn != run.end {
-                    MM.free_contig_range(*run);
+                if pfn == run.end {
+                    run.end = pfn.add(1);
+                } else if pfn.add(1) == run.start {
+                    // Per-CPU lists hand pages out downwards.
                     run.start = pfn;
+                } else {
+                    MM.free_contig_range(*run);
+                    *run = PfnRange::new(pfn, 1);
                 }
-                run.end = pfn.add(1);
             }
         }
     }

@@ -5,7 +5,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use spin::Mutex;
 use x86_64::instructions::interrupts;
@@ -91,9 +91,11 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
 /// hotplug lock.
 ///
 /// # Panics
-/// When a CPU does not come round within 10 s.
+/// When a CPU does not come round within a minute.
 pub fn synchronize() {
-    const MILLIS: u64 = 10_000;
+    const MILLIS: u64 = 60_000;
+    // What the caller has just made invisible is so before the others' passes are looked at.
+    fence(Ordering::SeqCst);
     let me = cpu::this();
     let deadline = Instant::in_millis(MILLIS);
     for index in (0..cpu::online()).filter(|&index| index != me) {

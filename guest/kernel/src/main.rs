@@ -112,7 +112,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         pcp_disable: options.pcp_disable,
         init: InitPolicy::Eager,
     };
-    MM.boot(&mut memblock, mm_options).expect("no memory for the memmap");
+    MM.boot(&mut memblock, mm_options).expect("memory management does not start");
     MM.register_owner(workload::OWNER, &workload::Workloads);
 
     irq::init_cpu();

@@ -31,6 +31,15 @@ impl Tables {
         Self { freed: [None; Self::MOST] }
     }
 
+    /// Maps something. What a failed `map` took back is freed.
+    fn fill(map: impl FnOnce(&mut Self) -> Result<(), paging::NoPageTable>) -> Result<(), NoPageTable> {
+        let mut tables = Self::new();
+        map(&mut tables).map_err(|paging::NoPageTable| {
+            tables.flush();
+            NoPageTable
+        })
+    }
+
     fn flush(self) {
         irq::flush_all_tlbs();
         for table in self.freed.into_iter().flatten() {
@@ -73,8 +82,7 @@ unsafe impl Platform for Machine {
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
-        paging::map_vmemmap(memmap(section), backing.address().get(), &mut Tables::new())
-            .map_err(|paging::NoPageTable| NoPageTable)
+        Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
@@ -85,7 +93,7 @@ unsafe impl Platform for Machine {
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
         let (start, end) = (range.start.address().get(), range.end.address().get());
-        paging::map_direct(start, end, &mut Tables::new()).map_err(|paging::NoPageTable| NoPageTable)
+        Tables::fill(|tables| paging::map_direct(start, end, tables))
     }
 
     fn unmap_direct(&self, range: PfnRange) {

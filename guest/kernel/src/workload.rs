@@ -122,14 +122,16 @@ impl Workload {
     /// `index`. From here on it may move.
     pub fn put(&self, index: u32, pfn: Pfn) {
         self.content(index).write(pfn);
-        // Before the page has an owner that could be asked for it.
-        self.slot(index).store(pfn.get(), Ordering::Release);
+        // Held until the page has its owner: a migration that found this owner in the page's former
+        // life would otherwise take it away before that.
+        self.slot(index).store(pfn.get() | HELD, Ordering::Release);
         match self.kind {
             HogKind::Unmovable => MM.set_holder(pfn, self.handle),
             HogKind::Movable | HogKind::Pinned => {
                 MM.set_owner(pfn, OWNER, (self.place as u64) << 32 | u64::from(index));
             }
         }
+        self.let_go(index, pfn);
     }
 
     /// Takes hold of slot `index`'s page.

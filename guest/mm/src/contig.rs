@@ -73,7 +73,8 @@ impl<P: Platform> Mm<P> {
                     OfflineError::Unmovable(stuck)
                 });
             }
-            self.platform.relax();
+            // Whoever held a page of the block for a moment only has let go of it then.
+            self.platform.synchronize();
         }
     }
 }

@@ -51,12 +51,13 @@ pub unsafe trait Platform: Sync {
     /// Takes `range` out of the direct map and out of every CPU's TLB.
     fn unmap_direct(&self, range: PfnRange);
 
-    /// Waits until no CPU can still hold a reference to a page that it looked up before the call.
+    /// Waits until no other CPU can still hold a reference to a page that it looked up before the
+    /// call, or a page that it holds for a moment only. Called under the memory hotplug lock.
     fn synchronize(&self);
 
-    /// One turn of waiting for another CPU (for the memory hotplug lock, or for a page that is on
-    /// its way from one holder to the next). The CPU holds no page references here, so it counts
-    /// as passed for [`synchronize`](Self::synchronize) on another CPU.
+    /// One turn of waiting for the memory hotplug lock, or for one that nests in it. A CPU that
+    /// waits for the former holds no page references, and nobody who waits for the latter needs
+    /// [`synchronize`](Self::synchronize) on another CPU, for which the CPU counts as passed here.
     fn relax(&self) {
         core::hint::spin_loop();
     }

@@ -10,7 +10,7 @@
 
 use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
@@ -54,8 +54,6 @@ pub struct Sim {
     /// Where page-table pages come from, and those in use.
     tables: OnceLock<&'static Mm<Sim>>,
     tables_in_use: Mutex<Vec<Pfn>>,
-    /// Turns of waiting, so that tests can act at a known moment.
-    relaxed: AtomicU32,
 }
 
 // SAFETY: `window` is an allocation of atomics that lives for ever.
@@ -169,7 +167,6 @@ impl Sim {
             used_grace_periods: AtomicU64::new(0),
             tables: OnceLock::new(),
             tables_in_use: Mutex::new(Vec::new()),
-            relaxed: AtomicU32::new(0),
         }
     }
 
@@ -228,9 +225,9 @@ impl Sim {
         self.memmaps.lock().expect("no panic holds it")[section.get() as usize]
     }
 
-    /// Turns of waiting so far.
-    pub fn relaxed(&self) -> u32 {
-        self.relaxed.load(SeqCst)
+    /// How often `mm` has waited for all other CPUs so far.
+    pub fn grace_periods(&self) -> u64 {
+        self.grace_periods.load(SeqCst)
     }
 
     /// Boot memory is in the direct map before `mm` exists.
@@ -351,11 +348,11 @@ unsafe impl Platform for Sim {
 
     fn synchronize(&self) {
         self.grace_periods.fetch_add(1, SeqCst);
+        std::thread::sleep(std::time::Duration::from_micros(50));
     }
 
     fn relax(&self) {
-        self.relaxed.fetch_add(1, SeqCst);
-        std::thread::sleep(std::time::Duration::from_micros(50));
+        std::thread::yield_now();
     }
 
     fn fault(&self, step: FaultStep) -> bool {

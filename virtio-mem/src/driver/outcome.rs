@@ -146,6 +146,7 @@ impl Driver {
     }
 
     pub(super) fn fail_growing(&mut self, why: Why) {
+        self.most_to_plug = self.region.geometry.per_memory_block as u16;
         if !self.read_config {
             self.stop_growing = true;
             self.failed = Some(why);

@@ -45,7 +45,7 @@ fn the_command_line_says_what_the_machine_is() {
 
 #[test]
 fn a_full_machine_has_room_on_the_command_line() {
-    let hotplug = vec![HotplugConfig::new(GIB); layout::MAX_MEM_DEVICES];
+    let hotplug = vec![HotplugConfig::new(GIB); tidevm_abi::MAX_MEM_DEVICES];
     let config = Config { cpus: 254, hotplug, ..Config::default() };
     let length =
         |config: &Config| cmdline(config, u32::MAX).map(|line| line.as_cstring().unwrap().as_bytes().len());

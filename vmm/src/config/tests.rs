@@ -28,8 +28,12 @@ fn what_can_be_is_accepted() {
 fn what_cannot_be_is_refused_with_advice() {
     let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
     let table: [(Config, &str); 14] = [
-        (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 254 vCPUs"),
-        (Config { cpus: 255, ..Config::default() }, "--cpus 255: there can be 1 to 254 vCPUs"),
+        (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
+        (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
+        (
+            Config { cpus: 255, kernel: Some("vmlinux".into()), ..Config::default() },
+            "--cpus 255: there can be 1 to 254 vCPUs",
+        ),
         (Config { memory: 30 * MIB, ..Config::default() }, "--memory 30M: the guest needs at least 32M"),
         (Config { memory: 33 * MIB, ..Config::default() }, "--memory 33M: must be a multiple of 2M"),
         (

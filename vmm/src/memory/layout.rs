@@ -38,8 +38,8 @@ pub const FIRST_GSI: u32 = 5;
 /// Pins of the IO-APIC.
 const GSIS: u32 = 24;
 
-/// Most virtio-mem devices: one interrupt each, and one for the control channel.
-pub const MAX_MEM_DEVICES: usize = (GSIS - FIRST_GSI - 1) as usize;
+// One interrupt each, and one for the control channel.
+const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize);
 
 /// Three pages in the hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;

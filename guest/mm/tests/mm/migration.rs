@@ -130,7 +130,7 @@ fn unclaimed_page_ends_the_attempt() {
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
         let stuck = Stuck { pages: 1, first: [Some((pfn, Holder::Unclaimed)), None, None, None] };
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
-        let rounds = mm.platform().relaxed();
+        let rounds = mm.platform().grace_periods();
         assert!((8..64).contains(&rounds), "{rounds} rounds");
         mm.check();
         tenant.verify_all();

@@ -1,8 +1,8 @@
-use super::{
-    FIRST_GSI, GSIS, HOLE_END, HOLE_START, KVM_TSS, MAX_MEM_DEVICES, MMIO_SIZE, end, gsi, mmio, ram, regions,
-};
+use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, ram, regions};
 
 const GIB: u64 = 1 << 30;
+
+use tidevm_abi::MAX_MEM_DEVICES;
 
 #[test]
 fn boot_memory_leaves_the_hole_alone() {
@@ -32,5 +32,5 @@ fn addresses_that_overflow_are_no_layout() {
 fn every_device_has_registers_in_the_hole_and_a_pin() {
     let last = MAX_MEM_DEVICES;
     assert!(mmio(0).0 >= HOLE_START && mmio(last).0 + MMIO_SIZE <= KVM_TSS);
-    assert_eq!((gsi(0), gsi(last)), (FIRST_GSI, GSIS - 1));
+    assert_eq!((gsi(0), gsi(last)), (FIRST_GSI, FIRST_GSI + 16));
 }
