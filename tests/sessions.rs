@@ -7,6 +7,8 @@ mod blocked;
 mod boundaries;
 #[path = "sessions/cycles.rs"]
 mod cycles;
+#[path = "sessions/idle.rs"]
+mod idle;
 #[path = "sessions/injection.rs"]
 mod injection;
 #[path = "sessions/switches.rs"]
@@ -15,6 +17,7 @@ mod switches;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let groups = [blocked::TESTS, boundaries::TESTS, cycles::TESTS, injection::TESTS, switches::TESTS];
+    let groups =
+        [blocked::TESTS, boundaries::TESTS, cycles::TESTS, idle::TESTS, injection::TESTS, switches::TESTS];
     tidevm_tests::run_all(&groups.concat())
 }

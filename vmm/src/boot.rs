@@ -1,8 +1,10 @@
-//! Booting by PVH: kernel, start info, memory map, command line.
+//! Booting: kernel, initrd, command line, memory map, and what else a kernel finds in memory.
 //!
-//! Mirrors the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`): an ELF kernel names a 32-bit
-//! entry point in a note; it is entered in flat protected mode with the address of a start info in
-//! `ebx`. Devices are described on the command line, in Linux's own words.
+//! ELF kernels boot by the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`): a note names a
+//! 32-bit entry point, which is entered in flat protected mode with the address of a start info in
+//! `ebx`. bzImages boot by Linux's own protocol (`boot/linux.rs`). tidevm's own guest, which says so
+//! in a note, finds its devices on the command line, in Linux's words; every other kernel finds them
+//! by ACPI (`boot/acpi.rs`).
 //!
 //! Invariant: the memory map holds boot memory and nothing of a hotplug region, which only the
 //! region's own driver may use.
@@ -11,6 +13,9 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+mod acpi;
+mod linux;
+
 use linux_loader::cmdline::Cmdline;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -18,7 +23,7 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
 use object::Endianness;
-use object::read::elf::{ElfFile64, FileHeader};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use tidevm_abi::cmdline as keys;
 use vm_memory::{Address, Bytes, GuestAddress};
 
@@ -48,8 +53,17 @@ const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
 pub struct Entry {
     /// Where it starts, in flat 32-bit protected mode.
     pub address: u64,
-    /// What it finds in `ebx`: the address of the start info.
+    /// What it finds in `ebx`: the address of PVH's start info, or 0.
     pub start_info: u64,
+    /// What it finds in `esi`: the address of Linux's boot parameters, or 0.
+    pub zero_page: u64,
+}
+
+/// An initrd in guest memory.
+#[derive(Clone, Copy, Debug)]
+struct Initrd {
+    start: u64,
+    size: u64,
 }
 
 /// Why a kernel cannot be booted.
@@ -66,8 +80,16 @@ pub enum BootError {
         error: std::io::Error,
     },
     /// The kernel is not an ELF file for this machine.
-    #[error("--kernel {name}: not a 64-bit x86 ELF file ({reason}); give an uncompressed kernel (vmlinux)")]
+    #[error("--kernel {name}: neither a bzImage nor a 64-bit x86 ELF file ({reason})")]
     NotElf {
+        /// The kernel.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The kernel says that it is a bzImage, and is none that can be loaded.
+    #[error("--kernel {name}: not a bzImage that can be loaded: {reason}")]
+    NotBzImage {
         /// The kernel.
         name: String,
         /// What is wrong with it.
@@ -127,9 +149,28 @@ impl Image {
         &self.bytes
     }
 
+    /// Whether this is tidevm's own guest, with which the VMM can talk.
+    #[must_use]
+    pub fn is_own_guest(&self) -> bool {
+        let Ok(file) = ElfFile64::<Endianness>::parse(self.bytes()) else { return false };
+        let segments = file.elf_program_headers().iter();
+        let notes = segments.filter_map(|segment| segment.notes(file.endian(), file.data()).ok()?);
+        let mut named = false;
+        for mut notes in notes {
+            while let Ok(Some(note)) = notes.next() {
+                named |= note.name() == tidevm_abi::NOTE_NAME.as_bytes();
+            }
+        }
+        named
+    }
+
+    fn not_elf(&self, reason: &str) -> BootError {
+        BootError::NotElf { name: self.name.clone(), reason: reason.to_owned() }
+    }
+
     /// Where the kernel's segments end in memory.
     fn end(&self) -> Result<u64, BootError> {
-        let not_elf = |reason: &str| BootError::NotElf { name: self.name.clone(), reason: reason.to_owned() };
+        let not_elf = |reason: &str| self.not_elf(reason);
         let file =
             ElfFile64::<Endianness>::parse(self.bytes()).map_err(|error| not_elf(&error.to_string()))?;
         let machine = file.elf_header().e_machine(file.endian());
@@ -158,26 +199,41 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
 /// [`BootError`]; boot memory may be partly written.
 pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
     let low = config.memory.min(layout::HOLE_START);
-    let kernel_end = image.end()?;
-    if kernel_end > low {
-        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end: kernel_end, low });
+    let line = cmdline(config, tsc_khz, image.is_own_guest())?;
+    acpi::write(config, view)?;
+    let initrd = |kernel_end| match &config.initrd {
+        Some(path) => load_initrd(&read("--initrd", path)?, kernel_end, low, view).map(Some),
+        None => Ok(None),
+    };
+    let entry = if linux::is_bzimage(image.bytes()) {
+        let kernel = linux::load(&image.name, image.bytes(), low, view)?;
+        let zero_page = kernel.write_zero_page(config.memory, initrd(kernel.end)?, acpi::TABLES, view)?;
+        Entry { address: kernel.entry, start_info: 0, zero_page }
+    } else {
+        let (address, end) = load_elf(image, low, view)?;
+        write_start_info(config, initrd(end)?, view)?;
+        Entry { address, start_info: START_INFO.raw_value(), zero_page: 0 }
+    };
+    load_cmdline(view, CMDLINE, &line).map_err(|error| write("command line", &error))?;
+    Ok(entry)
+}
+
+/// Loads an ELF kernel; gives its PVH entry and its end.
+fn load_elf(image: &Image, low: u64, view: &View) -> Result<(u64, u64), BootError> {
+    let end = image.end()?;
+    if end > low {
+        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end, low });
     }
     let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None)
-        .map_err(|error| BootError::NotElf { name: image.name.clone(), reason: error.to_string() })?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(BootError::NoEntry(image.name.clone()));
-    };
-    let initrd = match &config.initrd {
-        Some(path) => Some(load_initrd(&read("--initrd", path)?, kernel_end, low, view)?),
-        None => None,
-    };
-    load_cmdline(view, CMDLINE, &cmdline(config, tsc_khz)?).map_err(|error| write("command line", &error))?;
-    write_start_info(config, initrd, view)?;
-    Ok(Entry { address: entry.raw_value(), start_info: START_INFO.raw_value() })
+        .map_err(|error| image.not_elf(&error.to_string()))?;
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => Ok((entry.raw_value(), end)),
+        _ => Err(BootError::NoEntry(image.name.clone())),
+    }
 }
 
 /// At the very end of low memory, where the kernel is least likely to want to be.
-fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<hvm_modlist_entry, BootError> {
+fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<Initrd, BootError> {
     let size = bytes.len() as u64;
     let start = low.checked_sub(size).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
     let Some(start) = start else {
@@ -185,27 +241,30 @@ fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<h
         return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low });
     };
     view.write_slice(bytes, GuestAddress(start)).map_err(|error| write("initrd", &error))?;
-    Ok(hvm_modlist_entry { paddr: start, size, ..Default::default() })
+    Ok(Initrd { start, size })
 }
 
-/// The kernel command line: first what the machine is, then what the user adds.
-fn cmdline(config: &Config, tsc_khz: u32) -> Result<Cmdline, BootError> {
+/// The kernel command line: first what the machine is, then what the user adds. Only tidevm's own
+/// guest is told all of it; others find the devices by ACPI, and have no use for its switches.
+fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, BootError> {
     let too_long = |_| BootError::Cmdline;
     let on_off = |on| if on { "on" } else { "off" }.to_owned();
     let mut line = Cmdline::new(CMDLINE_SIZE).map_err(too_long)?;
-    for (key, value) in [
-        (keys::NR_CPUS, config.cpus.to_string()),
-        (keys::TSC_KHZ, tsc_khz.to_string()),
-        (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
-        (keys::PCP_DISABLE, on_off(config.pcp_disable)),
-        (keys::INIT, config.init.to_string()),
-    ] {
-        line.insert(key, &value).map_err(too_long)?;
-    }
-    // The control channel and one device a region.
-    for index in 0..=config.hotplug.len() {
-        line.add_virtio_mmio_device(layout::MMIO_SIZE, layout::mmio(index), layout::gsi(index), None)
-            .map_err(too_long)?;
+    if own_guest {
+        for (key, value) in [
+            (keys::NR_CPUS, config.cpus.to_string()),
+            (keys::TSC_KHZ, tsc_khz.to_string()),
+            (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
+            (keys::PCP_DISABLE, on_off(config.pcp_disable)),
+            (keys::INIT, config.init.to_string()),
+        ] {
+            line.insert(key, &value).map_err(too_long)?;
+        }
+        // The control channel and one device a region.
+        for index in 0..=config.hotplug.len() {
+            line.add_virtio_mmio_device(layout::MMIO_SIZE, layout::mmio(index), layout::gsi(index), None)
+                .map_err(too_long)?;
+        }
     }
     if let Some(more) = config.cmdline.as_deref().filter(|more| !more.is_empty()) {
         line.insert_str(more).map_err(too_long)?;
@@ -229,11 +288,9 @@ fn memory_map(memory: u64) -> Vec<hvm_memmap_table_entry> {
         .collect()
 }
 
-fn write_start_info(
-    config: &Config,
-    initrd: Option<hvm_modlist_entry>,
-    view: &View,
-) -> Result<(), BootError> {
+fn write_start_info(config: &Config, initrd: Option<Initrd>, view: &View) -> Result<(), BootError> {
+    let initrd =
+        initrd.map(|Initrd { start, size }| hvm_modlist_entry { paddr: start, size, ..Default::default() });
     let map = memory_map(config.memory);
     let info = hvm_start_info {
         magic: START_INFO_MAGIC,
@@ -243,6 +300,7 @@ fn write_start_info(
         cmdline_paddr: CMDLINE.raw_value(),
         memmap_paddr: MEMMAP.raw_value(),
         memmap_entries: map.len() as u32,
+        rsdp_paddr: acpi::TABLES.raw_value(),
         ..Default::default()
     };
     let mut params = BootParams::new(&info, START_INFO);

@@ -1,8 +1,8 @@
 //! Which device a vCPU's access goes to.
 //!
-//! Where there is no device, and in unplugged memory on hosts whose KVM reports such an access as
-//! one to device space, reads give all ones and writes are dropped, as on a bus that nobody
-//! answers. It is counted, and the first one is reported.
+//! Where there is no device, reads give all ones and writes are dropped, as on a bus that nobody
+//! answers. It is counted, and the first one is reported. (Unplugged memory is no such place, though
+//! KVM may report an access there as one to a device: see [`crate::vcpu`].)
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,14 +13,21 @@ use crate::serial;
 use crate::virtio::RegisterDevice;
 
 /// Keyboard controller: command port, and the command that resets the machine.
-const I8042: u16 = 0x64;
-const I8042_RESET: u8 = 0xfe;
+pub(crate) const I8042: u16 = 0x64;
+pub(crate) const I8042_RESET: u8 = 0xfe;
+
+/// ACPI's sleep registers (ACPI 6.5, section 4.8.3.7): a write of the type for "off", shifted, with
+/// the enable bit powers off.
+pub(crate) const SLEEP_CONTROL: u16 = 0x600;
+pub(crate) const SLEEP_STATUS: u16 = 0x601;
+pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
+const POWER_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 
 /// All devices that vCPUs access themselves.
 pub struct Bus {
     /// Device `n` has its registers at [`layout::mmio`]`(n)`.
     devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
-    serial: Arc<Mutex<serial::Port>>,
+    serial: Arc<serial::Port>,
 }
 
 /// What became of an access.
@@ -32,7 +39,7 @@ pub enum Access {
     Stray,
     /// The guest wrote an exit code.
     Exit(u8),
-    /// The guest reset its machine.
+    /// The guest reset its machine, or powered it off.
     Reset,
 }
 
@@ -45,7 +52,7 @@ impl std::fmt::Debug for Bus {
 impl Bus {
     /// A bus with the serial port and `devices` in the order of their registers.
     #[must_use]
-    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Mutex<serial::Port>>) -> Self {
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<serial::Port>) -> Self {
         Self { devices, serial }
     }
 
@@ -75,9 +82,9 @@ impl Bus {
     /// Reads ports. Nothing is ever stray in port space: probing it is how PCs find devices.
     pub fn io_read(&self, port: u16, data: &mut [u8]) -> Access {
         match (port, uart_register(port)) {
-            (_, Some(register)) => data.fill_with(|| lock(&self.serial).read(register)),
+            (_, Some(register)) => data.fill_with(|| self.serial.read(register)),
             // No output waits, no input is refused: drivers that ask before a reset go on.
-            (I8042, _) => data.fill(0),
+            (I8042 | SLEEP_CONTROL | SLEEP_STATUS, _) => data.fill(0),
             _ => data.fill(0xff),
         }
         Access::Done
@@ -87,12 +94,11 @@ impl Bus {
     pub fn io_write(&self, port: u16, data: &[u8]) -> Access {
         match (port, data) {
             (EXIT_PORT, &[code, ..]) => return Access::Exit(code),
-            (I8042, &[I8042_RESET]) => return Access::Reset,
+            (I8042, &[I8042_RESET]) | (SLEEP_CONTROL, &[POWER_OFF]) => return Access::Reset,
             _ => {}
         }
         if let Some(register) = uart_register(port) {
-            let mut serial = lock(&self.serial);
-            data.iter().for_each(|&byte| serial.write(register, byte));
+            data.iter().for_each(|&byte| self.serial.write(register, byte));
         }
         Access::Done
     }
@@ -100,7 +106,7 @@ impl Bus {
     /// The last lines of the serial port's output.
     #[must_use]
     pub fn serial_tail(&self) -> String {
-        lock(&self.serial).tail()
+        self.serial.tail()
     }
 
     /// The device that has registers from `address` on, and the offset there.

@@ -88,7 +88,7 @@ pub struct Run {
     /// One JSON object a line on standard output
     #[arg(long)]
     pub json: bool,
-    /// Where the guest's serial port leads
+    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
     #[arg(long, value_name = "off|stderr|stdio|file:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
 }

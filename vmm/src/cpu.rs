@@ -79,14 +79,15 @@ fn identify(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
     }
 }
 
-/// Puts the first vCPU to the kernel's entry: flat 32-bit protected mode, paging off, `ebx` leads
-/// to the start info.
+/// Puts the first vCPU to the kernel's entry: flat 32-bit protected mode, paging off, `ebx` or `esi`
+/// leads to what the boot protocol wants.
 ///
 /// # Errors
 /// What KVM says.
 pub fn enter_kernel(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
-    (regs.rip, regs.rbx, regs.rflags) = (entry.address, entry.start_info, RFLAGS);
+    (regs.rip, regs.rflags) = (entry.address, RFLAGS);
+    (regs.rbx, regs.rsi) = (entry.start_info, entry.zero_page);
     vcpu.set_regs(&regs)?;
     let mut sregs = vcpu.get_sregs()?;
     // Selectors are arbitrary: nothing may reload a segment before the guest has its own table.

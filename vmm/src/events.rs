@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{Error, EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::process::Signals;
+use crate::process::{self, Signals, Terminal};
 use crate::serial;
 use crate::state::{Death, DeathKind, Shared};
 use crate::virtio::console::{CALLS, Console, REPORTS};
@@ -30,14 +30,17 @@ pub(crate) struct Sources {
     /// Written when the queue with the same index has new buffers.
     pub(crate) console_kicks: [EventFd; 2],
     pub(crate) signals: Signals,
+    /// To be restored when a signal has to end the process; the machine owns it.
+    pub(crate) terminal: Weak<Terminal>,
     pub(crate) input: Option<Input>,
 }
 
-/// Terminal input for the serial port.
+/// Terminal input for the serial port. What cannot be waited for (a regular file, `/dev/null`) is no
+/// input.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) terminal: File,
-    pub(crate) serial: Arc<Mutex<serial::Port>>,
+    pub(crate) serial: Arc<serial::Port>,
     /// Written when the port has room again.
     pub(crate) drained: EventFd,
 }
@@ -86,14 +89,15 @@ impl Drop for EventLoop {
     }
 }
 
-fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), event_manager::Error> {
+fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), Error> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
     for ((device, kick), timer) in sources.mem.into_iter().zip(timers) {
         manager.add_subscriber(Box::new(MemQueue { device, kick, timer }));
     }
     let (console, kicks) = (sources.console, sources.console_kicks);
     manager.add_subscriber(Box::new(ConsoleQueues { console, kicks }));
-    manager.add_subscriber(Box::new(Termination { signals: sources.signals, shared: sources.shared }));
+    let (signals, shared, terminal) = (sources.signals, sources.shared, sources.terminal);
+    manager.add_subscriber(Box::new(Termination { signals, shared, terminal, came: false }));
     if let Some(input) = sources.input {
         manager.add_subscriber(Box::new(input));
     }
@@ -191,9 +195,13 @@ impl MutEventSubscriber for ConsoleQueues {
     }
 }
 
+/// The first signal is noted, and whoever runs the machine ends it; the next, or the end of the
+/// grace time, ends the process.
 struct Termination {
     signals: Signals,
     shared: Arc<Shared>,
+    terminal: Weak<Terminal>,
+    came: bool,
 }
 
 impl MutEventSubscriber for Termination {
@@ -203,7 +211,14 @@ impl MutEventSubscriber for Termination {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         while let Some(signal) = self.signals.next() {
+            if self.came {
+                process::exit(signal, &self.terminal);
+            }
+            self.came = true;
             self.shared.change(|state| state.signal = Some(signal));
+            if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
+                log::warn!("only another signal will end a session that is stuck: {error}");
+            }
         }
     }
 }
@@ -214,15 +229,14 @@ impl Input {
 
     /// Reads what fits into the port.
     fn pass_on(&mut self) -> Reading {
-        let mut serial = lock(&self.serial);
-        let mut bytes = vec![0; serial.room()];
+        let mut bytes = vec![0; self.serial.room()];
         if bytes.is_empty() {
             return Reading::Full;
         }
         match self.terminal.read(&mut bytes) {
             Ok(0) => Reading::Ended,
             Ok(size) => {
-                serial.input(&bytes[..size]);
+                self.serial.input(&bytes[..size]);
                 Reading::On
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Reading::On,
@@ -241,8 +255,11 @@ enum Reading {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.terminal, Self::TERMINAL);
-        listen(ops, &self.drained, Self::DRAINED);
+        match ops.add(Events::with_data(&self.terminal, Self::TERMINAL, EventSet::IN)) {
+            Ok(()) => listen(ops, &self.drained, Self::DRAINED),
+            Err(Error::Epoll(error)) if error.errno() == libc::EPERM => {}
+            Err(error) => log::error!("console input is not listened to: {error}"),
+        }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {

@@ -1,6 +1,8 @@
 //! Warnings and errors of the library, on stderr. Only its own: what the crates below it have to
 //! say of a queue or a register is in the guest's hands, which could fill the terminal with it.
 
+use std::io::{self, Write};
+
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 struct Stderr;
@@ -12,7 +14,8 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            eprintln!("tidevm: {}", record.args());
+            // A terminal that hung up is no reason to panic.
+            drop(writeln!(io::stderr(), "tidevm: {}", record.args()));
         }
     }
 

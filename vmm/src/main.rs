@@ -3,6 +3,7 @@
 mod cli;
 mod logger;
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
@@ -23,13 +24,18 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) => {
             match error.downcast_ref::<ScriptErrors>() {
-                Some(errors) => eprintln!("{errors}"),
-                None => eprintln!("tidevm: {error:#}"),
+                Some(errors) => complain(errors),
+                None => complain(format_args!("tidevm: {error:#}")),
             }
             status_of(&error)
         }
     };
     ExitCode::from(status)
+}
+
+/// To stderr, if that is there: after a hang-up it is not.
+fn complain(what: impl Display) {
+    drop(writeln!(io::stderr(), "{what}"));
 }
 
 /// 2 for bad usage, 3 when the host cannot; a session that could not be shown is a failed one.
@@ -105,7 +111,7 @@ fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> any
     };
     let Summary { ended, .. } = result.context(Unshown)?;
     if let Ended::Died { report } = &ended {
-        eprintln!("{report}");
+        complain(report);
     }
     Ok(ended.status())
 }

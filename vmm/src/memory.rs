@@ -32,7 +32,6 @@ pub use view::View;
 /// All RAM of a machine.
 #[derive(Debug)]
 pub struct Memory {
-    boot: Arc<Mapping>,
     boot_windows: BootWindows,
     regions: Vec<Range<u64>>,
     region_mappings: Vec<Arc<Mapping>>,
@@ -96,7 +95,6 @@ impl Memory {
         }
         let view = boot_windows.with(&regions, None);
         Ok(Self {
-            boot: boot_mapping,
             boot_windows,
             regions: ranges,
             region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
@@ -134,7 +132,8 @@ impl Memory {
     /// its memory back to the host. All of it is plugged now.
     ///
     /// # Errors
-    /// What the host says; nothing changed but, maybe, the contents of the range.
+    /// What the host says; nothing changed but, maybe, the contents of the range. A range that the
+    /// host does not even open again is out of everybody's reach, and can be unplugged once more.
     pub fn unplug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
         let range = self.offsets(index, range)?;
         let mut hotplug = self.hotplug();
@@ -156,14 +155,6 @@ impl Memory {
     pub fn held(&self, index: usize) -> io::Result<u64> {
         let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug region #{index}"));
         held::held(self.region_mappings.get(index).ok_or_else(no_such)?)
-    }
-
-    /// Bytes of host memory held by boot memory; see [`held`].
-    ///
-    /// # Errors
-    /// `/proc/self/smaps` cannot be read.
-    pub fn boot_held(&self) -> io::Result<u64> {
-        held::held(&self.boot)
     }
 
     fn hotplug(&self) -> MutexGuard<'_, Hotplug> {

@@ -1,19 +1,58 @@
 //! What a machine borrows from its process: termination signals and the terminal.
 //!
 //! Both are given back when the machine is dropped, whatever ended it.
-#![expect(unsafe_code, reason = "signalfd and termios are system calls without a safe wrapper here")]
+//!
+//! A signal that was only noted would not end a process whose threads sit in a write that nobody
+//! takes (a pipe without a reader, a terminal that was stopped). So the first termination signal
+//! asks for an orderly end, and after that [`exit`] ends the process where it stands: at the next
+//! signal, or by itself when [`GRACE`] is over. No other code of this library exits.
+#![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::ptr;
+use std::sync::Weak;
+use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
-const TERMINATION: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
-/// SIGINT and SIGTERM as something to read instead of something that interrupts. They are blocked
-/// in the thread that made this and in all threads that it starts afterwards.
+/// How long an orderly end may take after a termination signal: more than to wait for the guest to
+/// power off and for its vCPUs to stop.
+pub const GRACE: Duration = Duration::from_secs(20);
+
+/// Ends the process with the status of `signal`, at once: the terminal is restored, and nothing else
+/// is waited for. Nothing is logged either, which would wait for the lock of stderr.
+pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
+    // Kept to the end: dropping it could log.
+    let terminal = terminal.upgrade();
+    if let Some(terminal) = &terminal {
+        drop(terminal.restore());
+    }
+    // SAFETY: the call ends the process. It runs no exit handlers, and so none that could meet a
+    // lock which a blocked thread holds.
+    unsafe { libc::_exit(128 + signal) }
+}
+
+/// Ends the process by [`exit`] when [`GRACE`] is over, if it has not ended then. The thread that
+/// waits outlives the machine: what comes after it (the summary of a session) can block as well.
+///
+/// # Errors
+/// The host gives no thread.
+pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()> {
+    let end = move || {
+        thread::sleep(GRACE);
+        exit(signal, &terminal)
+    };
+    thread::Builder::new().name("grace".to_owned()).spawn(end).map(drop)
+}
+
+/// The termination signals as something to read instead of something that interrupts. They are
+/// blocked in the thread that made this and in all threads that it starts afterwards.
 #[derive(Debug)]
 pub struct Signals {
     file: File,
@@ -27,7 +66,10 @@ impl Signals {
     /// What the system says.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
         let mut blocked = BlockedSignals(Vec::new());
-        for signal in TERMINATION {
+        // `nohup` has it ignored; a blocked signal would come all the same.
+        let signals: Vec<_> =
+            TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
+        for &signal in &signals {
             match block_signal(signal) {
                 Ok(()) => blocked.0.push(signal),
                 // Somebody else did, and will unblock it.
@@ -35,7 +77,7 @@ impl Signals {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
         }
-        let set = create_sigset(&TERMINATION).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let set = create_sigset(&signals).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: the set is initialised and outlives the call; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
@@ -60,6 +102,15 @@ impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Whether whoever started this process had it ignore a signal.
+fn ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action nothing changes, and `action` has room for the one there is.
+    let result = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all bytes are 0 or were written by the call; both are valid for its plain members.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// Signals that [`Signals::take`] blocked; they are unblocked on drop.
@@ -105,6 +156,14 @@ impl Terminal {
         Ok(Some(terminal))
     }
 
+    /// Puts the terminal back to what it was.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn restore(&self) -> io::Result<()> {
+        self.set(&self.before)
+    }
+
     fn set(&self, state: &libc::termios) -> io::Result<()> {
         // SAFETY: the descriptor is open and `state` came from tcgetattr.
         match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
@@ -116,7 +175,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        if let Err(error) = self.set(&self.before) {
+        if let Err(error) = self.restore() {
             log::warn!("the terminal stays as the guest's console left it: {error}");
         }
     }

@@ -3,9 +3,14 @@
 //! The UART itself is `vm-superio`'s. Here is where its bytes go and what is kept of them: the
 //! last [`TAIL`] bytes, so that a report of a death can show what the guest said last, whatever
 //! the console mode.
+//!
+//! Two locks: the UART's is held for moments, the sink's as long as it takes to write. Whoever reads
+//! a pipe may stop doing so, and then the vCPU that writes waits there; the event loop, other vCPUs'
+//! reports and the end of the machine do not wait with it.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial, Trigger};
@@ -20,7 +25,9 @@ const LINE: usize = 1024;
 /// The serial port.
 #[derive(Debug)]
 pub struct Port {
-    uart: Serial<Line, Drained, Output>,
+    uart: Mutex<Serial<Line, Drained, Output>>,
+    /// [`None`] after it failed: a guest must not notice, nor fill a log.
+    sink: Mutex<Option<Sink>>,
 }
 
 /// The port's interrupt line.
@@ -55,82 +62,128 @@ impl Port {
     /// A port whose output goes to `sink`. `interrupt` reaches the guest, `drained` is written when
     /// there is room for input again.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd) -> Self {
-        let output = Output { sink: Some(sink), line: Vec::new(), tail: VecDeque::new() };
-        Self { uart: Serial::with_events(Line(interrupt), Drained(drained), output) }
+        let at_once = matches!(sink, Sink::Bytes(_));
+        let output = Output { at_once, line: Vec::new(), due: Vec::new(), tail: VecDeque::new() };
+        let uart = Serial::with_events(Line(interrupt), Drained(drained), output);
+        Self { uart: Mutex::new(uart), sink: Mutex::new(Some(sink)) }
     }
 
-    /// A guest's write to the register at `offset`.
-    pub fn write(&mut self, offset: u8, value: u8) {
-        if let Err(error) = self.uart.write(offset, value) {
+    /// A guest's write to the register at `offset`. Waits for the sink if it completes a line.
+    pub fn write(&self, offset: u8, value: u8) {
+        let mut uart = self.uart();
+        if let Err(error) = uart.write(offset, value) {
             log::debug!("serial port: {error}");
+        }
+        let due = std::mem::take(&mut uart.writer_mut().due);
+        drop(uart);
+        if !due.is_empty() {
+            pass_on(&mut self.sink.lock().unwrap_or_else(PoisonError::into_inner), &due);
         }
     }
 
     /// A guest's read of the register at `offset`.
-    pub fn read(&mut self, offset: u8) -> u8 {
-        self.uart.read(offset)
+    pub fn read(&self, offset: u8) -> u8 {
+        self.uart().read(offset)
     }
 
     /// How many bytes of input fit.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.uart.fifo_capacity()
+        self.uart().fifo_capacity()
     }
 
     /// Gives the guest input, at most [`Port::room`] bytes.
-    pub fn input(&mut self, bytes: &[u8]) {
-        match self.uart.enqueue_raw_bytes(bytes) {
+    pub fn input(&self, bytes: &[u8]) {
+        match self.uart().enqueue_raw_bytes(bytes) {
             Ok(_) => {}
             Err(Error::FullFifo) => log::debug!("console input is lost"),
             Err(error) => log::debug!("serial port: {error}"),
         }
     }
 
-    /// The last lines of output.
+    /// The last lines of output, [`printable`].
     #[must_use]
     pub fn tail(&self) -> String {
-        let bytes: Vec<u8> = self.uart.writer().tail.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).replace('\r', "").trim_end().to_owned()
+        let bytes: Vec<u8> = self.uart().writer().tail.iter().copied().collect();
+        printable(&bytes).trim_end().to_owned()
     }
 
-    /// Shows an incomplete last line, too.
-    pub fn flush(&mut self) {
-        self.uart.writer_mut().pass_on();
+    /// Shows an incomplete last line, too, unless a vCPU waits for the sink.
+    pub fn flush(&self) {
+        let line = std::mem::take(&mut self.uart().writer_mut().line);
+        let mut sink = match self.sink.try_lock() {
+            Ok(sink) => sink,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !line.is_empty() {
+            pass_on(&mut sink, &line);
+        }
+    }
+
+    fn uart(&self) -> MutexGuard<'_, Serial<Line, Drained, Output>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where the guest's output goes.
 pub enum Sink {
-    /// Whole lines, so that they do not mix with what the VMM prints.
+    /// Whole lines, so that they do not mix with what the VMM prints; [`printable`], because a
+    /// terminal may show them.
     Lines(Box<dyn Write + Send>),
-    /// Every byte at once, as a terminal needs it.
+    /// Whole lines, byte by byte what the guest wrote.
+    RawLines(Box<dyn Write + Send>),
+    /// Every byte at once, as a terminal needs it that the guest is given.
     Bytes(Box<dyn Write + Send>),
 }
 
-/// The guest's output on its way.
-struct Output {
-    /// [`None`] after it failed: a guest must not notice, nor fill a log.
-    sink: Option<Sink>,
-    line: Vec<u8>,
-    tail: VecDeque<u8>,
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sink").finish_non_exhaustive()
+    }
 }
 
-impl Output {
-    fn pass_on(&mut self) {
-        let line = std::mem::take(&mut self.line);
-        if let Some(Sink::Lines(sink) | Sink::Bytes(sink)) = &mut self.sink
-            && let Err(error) = sink.write_all(&line).and_then(|()| sink.flush())
-        {
-            log::warn!("console output is lost from here on: {error}");
-            self.sink = None;
+fn pass_on(sink: &mut Option<Sink>, bytes: &[u8]) {
+    let result = match sink {
+        Some(Sink::Lines(writer)) => write_all(writer, printable(bytes).as_bytes()),
+        Some(Sink::RawLines(writer) | Sink::Bytes(writer)) => write_all(writer, bytes),
+        None => return,
+    };
+    if let Err(error) = result {
+        log::warn!("console output is lost from here on: {error}");
+        *sink = None;
+    }
+}
+
+fn write_all(writer: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    writer.write_all(bytes)?;
+    writer.flush()
+}
+
+/// What a guest wrote as text that does nothing to a terminal: control characters but line feeds and
+/// tabs are escaped, carriage returns left out.
+fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for char in String::from_utf8_lossy(bytes).chars() {
+        match char {
+            '\r' => {}
+            '\n' | '\t' => text.push(char),
+            _ if char.is_control() => text.extend(char.escape_default()),
+            _ => text.push(char),
         }
     }
+    text
 }
 
-impl std::fmt::Debug for Output {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Output").finish_non_exhaustive()
-    }
+/// The guest's output on its way.
+#[derive(Debug)]
+struct Output {
+    at_once: bool,
+    /// Not to be shown yet.
+    line: Vec<u8>,
+    /// To be shown; whoever wrote it takes it out.
+    due: Vec<u8>,
+    tail: VecDeque<u8>,
 }
 
 impl Write for Output {
@@ -141,9 +194,8 @@ impl Write for Output {
                 self.tail.pop_front();
             }
             self.tail.push_back(byte);
-            let at_once = matches!(self.sink, Some(Sink::Bytes(_)));
-            if at_once || byte == b'\n' || self.line.len() == LINE {
-                self.pass_on();
+            if self.at_once || byte == b'\n' || self.line.len() == LINE {
+                self.due.append(&mut self.line);
             }
         }
         Ok(bytes.len())
@@ -157,31 +209,116 @@ impl Write for Output {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::thread;
+
     use super::{EventFd, Port, Sink};
 
-    fn port() -> Port {
+    fn port_to(sink: Sink) -> Port {
         let event = || EventFd::new(0).unwrap();
-        Port::new(Sink::Lines(Box::new(std::io::sink())), event(), event())
+        Port::new(sink, event(), event())
+    }
+
+    fn port() -> Port {
+        port_to(Sink::Lines(Box::new(io::sink())))
+    }
+
+    fn print(port: &Port, text: &[u8]) {
+        text.iter().for_each(|&byte| port.write(0, byte));
+    }
+
+    /// Keeps what was written.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        fn text(&self) -> String {
+            String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        }
+    }
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A pipe that nobody reads: says that somebody writes, and has them wait.
+    struct Stuck(SyncSender<()>, Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]
     fn the_tail_is_what_came_last() {
-        let mut port = port();
-        for byte in std::iter::repeat_n(b"0123456789\r\n", 1000).flatten() {
-            port.write(0, *byte);
+        let port = port();
+        for _ in 0..1000 {
+            print(&port, b"0123456789\r\n");
         }
-        port.write(0, b'!');
+        print(&port, b"!");
         let tail = port.tail();
         assert!(tail.ends_with("0123456789\n!") && tail.len() <= super::TAIL, "{tail}");
     }
 
     #[test]
     fn input_waits_in_the_fifo() {
-        let mut port = port();
+        let port = port();
         let room = port.room();
         port.input(b"ab");
         assert_eq!(port.room(), room - 2);
         assert_eq!((port.read(0), port.read(0)), (b'a', b'b'));
         assert_eq!(port.room(), room);
+    }
+
+    #[test]
+    fn a_guest_commands_no_terminal_that_is_not_its_own() {
+        let raw = b"\x1b]0;mine\x07\tt\xc3\xb6\xc2\x9b2J\x9b\x7f\r\nend";
+        let safe = "\\u{1b}]0;mine\\u{7}\ttö\\u{9b}2J\u{fffd}\\u{7f}\nend";
+        let paper = Paper::default();
+        let writer = || Box::new(paper.clone());
+        let port = port_to(Sink::Lines(writer()));
+        print(&port, raw);
+        assert!(safe.starts_with(&paper.text()) && paper.text().ends_with('\n'), "{:?}", paper.text());
+        port.flush();
+        assert_eq!((paper.text().as_str(), port.tail().as_str()), (safe, safe));
+        for sink in [Sink::RawLines(writer()), Sink::Bytes(writer())] {
+            paper.0.lock().unwrap().clear();
+            let port = port_to(sink);
+            print(&port, raw);
+            port.flush();
+            assert_eq!(*paper.0.lock().unwrap(), raw);
+            assert_eq!(port.tail(), safe);
+        }
+    }
+
+    #[test]
+    fn only_the_writer_waits_for_the_sink() {
+        let ((reached, wait), (go, stuck)) = (sync_channel(0), sync_channel(0));
+        let port = Arc::new(port_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
+        let vcpu = Arc::clone(&port);
+        let writer = thread::spawn(move || vcpu.write(0, b'x'));
+        wait.recv().unwrap();
+        port.input(b"a");
+        assert_eq!(port.read(0), b'a');
+        assert_eq!(port.tail(), "x");
+        port.flush();
+        go.send(()).unwrap();
+        writer.join().unwrap();
     }
 }

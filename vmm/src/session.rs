@@ -10,7 +10,7 @@
 //! | any | the guest does not answer in time | the guest is powered off, status 1 |
 //! | any | the guest dies | status 4 with the report |
 //! | any | the guest powers off by itself | status 1 |
-//! | any | SIGINT or SIGTERM | the guest is powered off, status 128 + signal |
+//! | any | a termination signal comes | the guest is powered off, status 128 + signal |
 //!
 //! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest says that it
 //! is blocked; with `within` it waits until then, because what blocks it may go away. Churns run
@@ -39,12 +39,18 @@ pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepRe
 use workload::Workloads;
 
 use crate::command::Command;
+use crate::config::Size;
+use crate::process::GRACE;
 use crate::script::{Script, Statement, Step};
 use crate::state::WaitError;
-use crate::vm::{CallsUnread, End, ExitCounts};
+use crate::vm::{CallsUnread, End, ExitCounts, VCPU_STOP_LIMIT};
 
-/// How long the guest may take from its start to its first report.
+/// How long the guest may take from its start to its first report, besides what its memory costs.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a GiB of boot memory adds to [`BOOT_DEADLINE`]: struct pages are initialised before the first
+/// report. On the slowest host known that takes half a second; this is ten times as long.
+pub const BOOT_DEADLINE_PER_GIB: Duration = Duration::from_secs(5);
 
 /// How long a resize may take that says nothing else.
 pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
@@ -54,6 +60,9 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long the guest may take to power off before it is ended.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
+
+// Or a signal would end the process while the session still ends in good order.
+const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + VCPU_STOP_LIMIT.as_secs() < GRACE.as_secs());
 
 /// Longer than any machine runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -106,7 +115,7 @@ pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut 
     let mut session = Session::new(machine, observer);
     let start = session.machine.now();
     let result = session
-        .boot(BOOT_DEADLINE)
+        .boot(session.boot_deadline())
         .and_then(|()| session.body(&script.body))
         .and_then(|()| session.await_churns());
     session.end(start, result)
@@ -132,8 +141,15 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         Session { machine, observer, workloads: Workloads::default(), summary: Summary::default() }
     }
 
+    fn boot_deadline(&self) -> Duration {
+        let gib = self.machine.boot_memory().div_ceil(1 << 30);
+        BOOT_DEADLINE + BOOT_DEADLINE_PER_GIB.saturating_mul(u32::try_from(gib).unwrap_or(u32::MAX))
+    }
+
     fn boot(&mut self, limit: Duration) -> Result<(), Trouble> {
-        let ready = self.machine.wait(limit, "the guest's first report", |state| state.ready)?;
+        let memory = Size(self.machine.boot_memory());
+        let what = format!("the first report of a guest with {memory} of boot memory");
+        let ready = self.machine.wait(limit, &what, |state| state.ready)?;
         self.summary.boot = Some(ready.after);
         let mut sample = self.outside();
         sample.guest = Some(self.guest_stats()?);
@@ -249,6 +265,8 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         let Session { machine, observer, mut summary, .. } = self;
         summary.total = machine.now() - start;
         summary.exits = machine.exits().iter().fold(ExitCounts::default(), add);
+        let state = machine.state();
+        (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
         let end = machine.stop(POWER_OFF_DEADLINE);
         let mut output = Ok(());
         let ended = match result {
@@ -266,7 +284,8 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         summary.ended = match (ended, end) {
             (ended @ Ended::Died { .. }, _) => ended,
             (_, End::Died(death)) => Ended::Died { report: death.to_string() },
-            (Ended::Done, End::Forced) => {
+            // One that never reported was not asked.
+            (Ended::Done, End::Forced) if summary.boot.is_some() => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }
             }

@@ -25,7 +25,7 @@ pub struct State {
     pub death: Option<Death>,
     /// The guest ended by itself, as asked or not.
     pub powered_off: bool,
-    /// SIGINT or SIGTERM, if one came.
+    /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
     /// Guest accesses to addresses at which there is nothing: reads gave all ones, writes were
     /// dropped.
@@ -146,7 +146,7 @@ pub enum WaitError {
     /// The guest powered off meanwhile.
     #[error("the guest powered off")]
     PoweredOff,
-    /// SIGINT or SIGTERM came meanwhile.
+    /// A termination signal came meanwhile.
     #[error("ended by signal {0}")]
     Signal(i32),
 }

@@ -265,7 +265,9 @@ impl Cell {
             Cell::Managed => movable.map(|zone| zone.managed),
             Cell::Free => movable.map(|zone| zone.free),
             Cell::KernelFree => guest.map(|stats| {
-                stats.zones.iter().filter(|zone| zone.name != ZoneName::Movable).map(|zone| zone.free).sum()
+                let kernel = stats.zones.iter().filter(|zone| zone.name != ZoneName::Movable);
+                // A guest may say anything of itself.
+                kernel.map(|zone| zone.free).fold(0, u64::saturating_add)
             }),
             Cell::MemmapInBoot => guest.map(|stats| stats.memmap_boot_pages),
             Cell::Migrated => guest.map(|stats| stats.pages_migrated),
@@ -322,6 +324,14 @@ fn numbers(summary: &Summary) -> String {
     let total = exits.io + exits.mmio + exits.stray + exits.interrupted + exits.other;
     let plural = if total == 1 { "" } else { "s" };
     parts.push(format!("{total} exit{plural} ({} port, {} MMIO)", exits.io, exits.mmio + exits.stray));
+    for (count, one, more) in [
+        (summary.stray_accesses, "access to nothing", "accesses to nothing"),
+        (summary.bad_records, "bad record", "bad records"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {}", if count == 1 { one } else { more }));
+        }
+    }
     parts.join(", ")
 }
 

@@ -4,6 +4,9 @@
 //! A vCPU thread is stopped by a flag and a signal. The flag is read before every `KVM_RUN`; a
 //! signal between that and the entry is lost, so [`Vcpus::stop`] repeats it until the thread is
 //! gone. An idle vCPU halts inside KVM: its thread sleeps.
+//!
+//! A guest that touches unplugged memory dies of it. KVM says so in two ways: EFAULT where the memory
+//! has a slot, an MMIO exit where it has none.
 #![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -206,6 +209,10 @@ fn run(vcpu: &mut VcpuFd, machine: &Machine, counters: &Counters) -> End {
             Access::Done => count(counter),
             Access::Stray => {
                 count(&counters.stray);
+                let address = address.unwrap_or(0);
+                if machine.memory.regions().iter().any(|region| region.contains(&address)) {
+                    return End::Died(DeathKind::UnpluggedMemory(Some(address)));
+                }
                 stray(machine, address);
             }
             Access::Exit(code) => {
@@ -232,18 +239,13 @@ fn exit(code: u8) -> End {
 }
 
 /// Counts an access to nothing, and says so the first time.
-fn stray(machine: &Machine, address: Option<u64>) {
+fn stray(machine: &Machine, address: u64) {
     let before = machine.shared.change(|state| {
         state.stray_accesses += 1;
         state.stray_accesses - 1
     });
     if before == 0 {
-        let address = address.unwrap_or(0);
-        let what = match machine.memory.regions().iter().position(|region| region.contains(&address)) {
-            Some(index) => format!("unplugged memory of hotplug region #{index}"),
-            None => "no device".to_owned(),
-        };
-        log::warn!("the guest accesses {address:#x}: {what}; further such accesses are only counted");
+        log::warn!("the guest accesses {address:#x}: no device; further such accesses are only counted");
     }
 }
 

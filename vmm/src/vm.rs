@@ -25,9 +25,16 @@ pub use start::StartError;
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
 /// broken or overloaded beyond use.
-const VCPU_STOP_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const VCPU_STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Id of the first call: the guest answers to 0 when it cannot read a call.
+const FIRST_CALL: u32 = 1;
 
 /// A running machine. Dropping it ends the guest at once; [`Vm::stop`] asks it first.
+///
+/// As long as it lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process: the first to
+/// come ends every wait with [`WaitError::Signal`]. From then on the process has 20 seconds to end
+/// by itself; after them, or at the next such signal, it is ended with status 128 + signal.
 #[derive(Debug)]
 pub struct Vm {
     shared: Arc<Shared>,
@@ -35,11 +42,12 @@ pub struct Vm {
     console: Arc<Mutex<Console>>,
     mem: Vec<Arc<Mutex<Mem>>>,
     memory: Arc<Memory>,
-    serial: Arc<Mutex<serial::Port>>,
+    serial: Arc<serial::Port>,
+    boot_memory: u64,
     next_call: AtomicU32,
     // Dropped in this order, after the vCPUs were stopped.
     _events: EventLoop,
-    _terminal: Option<Terminal>,
+    _terminal: Option<Arc<Terminal>>,
     _signals: BlockedSignals,
 }
 
@@ -168,12 +176,10 @@ impl Vm {
         self.memory.held(device)
     }
 
-    /// Bytes of host memory really held by boot memory: resident and swapped out.
-    ///
-    /// # Errors
-    /// `/proc/self/smaps` cannot be read.
-    pub fn boot_memory_held(&self) -> io::Result<u64> {
-        self.memory.boot_held()
+    /// Bytes of boot memory.
+    #[must_use]
+    pub fn boot_memory(&self) -> u64 {
+        self.boot_memory
     }
 
     /// Exits since start, one entry a vCPU.
@@ -203,7 +209,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.vcpus.stop(VCPU_STOP_LIMIT);
-        lock(&self.serial).flush();
+        self.serial.flush();
     }
 }
 

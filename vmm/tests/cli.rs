@@ -2,11 +2,15 @@
 //!
 //! Tests that boot a machine are ignored, with a reason, where /dev/kvm cannot be used.
 
+#[path = "cli/endings.rs"]
+mod endings;
 #[path = "cli/kernel.rs"]
 mod kernel;
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 
@@ -27,6 +31,9 @@ const HOSTED: &[Test] = &[
 const ON_KVM: &[Test] = &[
     ("unusable_kernels_are_status_2", unusable_kernels_are_status_2),
     ("a_host_without_kvm_is_status_3", a_host_without_kvm_is_status_3),
+    ("a_user_who_may_not_use_kvm_is_status_3", a_user_who_may_not_use_kvm_is_status_3),
+    ("more_than_the_host_can_map_is_status_2", more_than_the_host_can_map_is_status_2),
+    ("input_that_is_a_file_is_no_input", input_that_is_a_file_is_no_input),
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
@@ -36,7 +43,6 @@ const ON_KVM: &[Test] = &[
         "a_refused_plug_is_status_1_and_the_session_goes_on",
         a_refused_plug_is_status_1_and_the_session_goes_on,
     ),
-    ("signals_end_a_session", signals_end_a_session),
     ("a_closed_pipe_ends_a_session", a_closed_pipe_ends_a_session),
 ];
 
@@ -57,7 +63,7 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
     let hosted = HOSTED.iter().map(|test| trial(test, None));
-    let on_kvm = ON_KVM.iter().map(|test| trial(test, missing.as_ref()));
+    let on_kvm = ON_KVM.iter().chain(endings::TESTS).map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
 }
 
@@ -185,19 +191,73 @@ fn unusable_kernels_are_status_2() {
     assert_status(&tidevm(&["run", "--kernel", tiny, "--initrd", "no/such/initrd"]), 2, "no/such/initrd");
 }
 
-/// In a mount namespace of its own, the device can be another one.
+/// In a mount namespace of its own, the device can be another one, or none.
 fn a_host_without_kvm_is_status_3() {
-    let hide = "mount --bind /dev/null /dev/kvm && exec \"$0\" demo";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--", "sh", "-c", hide, env!("CARGO_BIN_EXE_tidevm")]);
-    let probe =
-        Command::new("unshare").args(["--mount", "--", "mount", "--bind", "/dev/null", "/dev/kvm"]).output();
-    match probe {
-        Ok(probe) if probe.status.success() => {
-            let output = command.output().expect("unshare ran before");
-            assert_eq!(assert_status(&output, 3, "/dev/kvm"), "");
+    for (hide, message) in [
+        ("mount --bind /dev/null /dev/kvm", "/dev/kvm"),
+        ("mount -t tmpfs none /dev", "cannot open /dev/kvm: No such file or directory (os error 2). Load"),
+    ] {
+        let apart = |script: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--", "sh", "-c", script, env!("CARGO_BIN_EXE_tidevm")]);
+            command.stdin(Stdio::null()).output()
+        };
+        match apart(hide) {
+            Ok(probe) if probe.status.success() => {
+                let output = apart(&format!("{hide} && exec \"$0\" demo")).expect("unshare ran before");
+                assert_eq!(assert_status(&output, 3, message), "");
+            }
+            _ => eprintln!("SKIP a_host_without_kvm_is_status_3: /dev/kvm cannot be hidden without root"),
         }
-        _ => eprintln!("SKIP a_host_without_kvm_is_status_3: /dev/kvm cannot be hidden without root"),
+    }
+}
+
+fn a_user_who_may_not_use_kvm_is_status_3() {
+    /// Nobody, on every Linux.
+    const NOBODY: u32 = 65534;
+    let others = fs::metadata("/dev/kvm").expect("it was opened").permissions().mode() & 0o006;
+    let probe = Command::new(env!("CARGO_BIN_EXE_tidevm")).arg("--version").uid(NOBODY).gid(NOBODY).output();
+    match probe {
+        Ok(probe) if probe.status.success() && others == 0 => {
+            let output = program().arg("demo").uid(NOBODY).gid(NOBODY).output().expect("it ran before");
+            assert_eq!(assert_status(&output, 3, "(usermod -aG kvm USER, then log in again)"), "");
+        }
+        _ => eprintln!(
+            "SKIP a_user_who_may_not_use_kvm_is_status_3: only root can become somebody who may run this \
+             program but not use /dev/kvm"
+        ),
+    }
+}
+
+/// The host is one that gives a process 4 GiB of addresses.
+fn more_than_the_host_can_map_is_status_2() {
+    let limited = |arguments: &str| {
+        let script = format!("ulimit -v {} && exec \"$0\" run {arguments}", 4 << 20);
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_tidevm")]).stdin(Stdio::null());
+        command.output().expect("there is a shell")
+    };
+    for (arguments, what) in [
+        ("--hotplug size=64G", "the host refuses hotplug region #0 of 64G: Cannot allocate memory"),
+        ("--memory 8G", "the host refuses boot memory of 8G: Cannot allocate memory"),
+    ] {
+        let output = limited(arguments);
+        assert_eq!(assert_status(&output, 2, what), "");
+        assert_status(&output, 2, "make --memory or --hotplug size= smaller");
+    }
+}
+
+/// Not even a warning: it cannot be waited for.
+fn input_that_is_a_file_is_no_input() {
+    let kernel = kernel::write("poweroff-stdio", &kernel::exit_with(0));
+    let file = scratch("input", "some text\n");
+    for input in ["/dev/null", file.to_str().expect("UTF-8")] {
+        let mut command = program();
+        command.args(["run", "--console", "stdio", "--kernel"]).arg(&kernel);
+        command.stdin(fs::File::open(input).expect("it is there"));
+        let output = command.output().expect("the program runs");
+        assert_status(&output, 0, "");
+        assert_eq!(text(&output.stderr), "", "{input}");
     }
 }
 
@@ -253,30 +313,6 @@ fn a_refused_plug_is_status_1_and_the_session_goes_on() {
     let out = assert_status(&output, 1, "");
     assert!(out.contains("refused: 258M does not fit into the region of 256M"), "{out}");
     assert!(out.contains("resize 0") && out.contains("1 of 3 steps failed"), "{out}");
-}
-
-fn signals_end_a_session() {
-    let endings: &[(&str, &[&str], i32)] = &[
-        ("-INT", &["--script", "-"], 130),
-        ("-TERM", &["--script", "-"], 143),
-        ("-INT", &[], 0),
-        ("-TERM", &[], 0),
-    ];
-    for (signal, script, status) in endings {
-        let mut child = spawn(&small(script));
-        drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
-        // The header comes when the guest is up.
-        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut line = String::new();
-        while !line.contains("boot ") {
-            line.clear();
-            assert!(out.read_line(&mut line).expect("text") > 0, "the guest never came up");
-        }
-        let pid = child.id().to_string();
-        assert!(Command::new("kill").args([*signal, pid.as_str()]).status().expect("kill").success());
-        let ended = child.wait().expect("it ends");
-        assert_eq!(ended.code(), Some(*status), "{signal} {script:?}");
-    }
 }
 
 fn a_closed_pipe_ends_a_session() {

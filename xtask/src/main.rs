@@ -1,22 +1,30 @@
-//! What plain cargo cannot say: bring a fresh machine up, run the demo, run every test.
+//! What plain cargo cannot say: bring a fresh machine up, run the demo, run every test, run a
+//! program on a KVM host of our own.
+
+mod nested;
+mod packages;
 
 use std::env;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tidevm_guest_image::{Toolchain, find_toolchain, workspace_root};
+
+use crate::nested::Host;
+use crate::packages::run;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  setup   installs what is missing to build tidevm, or says what is
-  demo    setup, build, and run `tidevm demo`
-  test    setup, then every test that this machine can run
+  setup                        installs what is missing to build tidevm, or says what is
+  demo                         setup, build, and run `tidevm demo`
+  test                         setup, then every test that this machine can run
+  nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
+                               `tidevm`, `sessions` (the session tests), or a static executable
 ";
 
 /// Debian's compiler with the sources of its libraries; they have to be of one version.
-const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
+const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -31,16 +39,16 @@ fn main() -> Result<ExitCode> {
         }
         ["demo"] => {
             setup()?;
-            cargo(&["build", "--release", "--package", "tidevm"])?;
+            run(cargo().args(["build", "--release", "--package", "tidevm"]))?;
             status(Command::new(workspace_root().join("target/release/tidevm")).arg("demo"))
         }
         ["test"] => {
             setup()?;
-            status(Command::new(env!("CARGO")).current_dir(workspace_root()).args([
-                "test",
-                "--workspace",
-                "--no-fail-fast",
-            ]))
+            test()
+        }
+        ["nested", "--", program, ..] => {
+            setup()?;
+            Host::prepare()?.run(&nested::program(program)?, &arguments[3..])
         }
         _ => {
             eprint!("{USAGE}");
@@ -54,39 +62,36 @@ fn setup() -> Result<Toolchain> {
     if let Ok(toolchain) = find_toolchain() {
         return Ok(toolchain);
     }
-    let on_debian = Path::new("/usr/bin/apt-get").exists();
-    if !on_debian || !is_root()? {
-        // Its text names both remedies.
-        find_toolchain()?;
+    if packages::can_install()? {
+        eprintln!("the guest needs a compiler for its bare-metal target: Debian has one");
+        packages::install(&COMPILER_PACKAGES)?;
     }
-    eprintln!(
-        "installing {} (Debian's compiler, for the guest's bare-metal target)",
-        DEBIAN_PACKAGES.join(" ")
-    );
-    run(Command::new("apt-get").args(["update", "--quiet"]))?;
-    run(Command::new("apt-get")
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["install", "--quiet", "--yes", "--no-install-recommends"])
-        .args(DEBIAN_PACKAGES))?;
+    // Its error names both remedies.
     Ok(find_toolchain()?)
 }
 
-fn is_root() -> Result<bool> {
-    let output = Command::new("id").arg("-u").output().context("cannot run `id -u`")?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim() == "0")
+/// Every test, and the sessions once more on the nested host. Ends with which host ran them.
+fn test() -> Result<ExitCode> {
+    let tests = status(cargo().args(["test", "--workspace", "--no-fail-fast"]))?;
+    let nested = match Host::prepare() {
+        Ok(host) => Some(host.run(&nested::program("sessions")?, &[])?),
+        Err(missing) => {
+            println!("SKIP sessions on the nested host: {missing:#}");
+            None
+        }
+    };
+    let verdict = |code: ExitCode| if code == ExitCode::SUCCESS { "passed" } else { "FAILED" };
+    println!("\nhost     kvm                     tests     ");
+    println!("this     /dev/kvm, where usable  all       {}", verdict(tests));
+    println!("nested   SVM, emulated by QEMU   sessions  {}", nested.map_or("SKIPPED", verdict));
+    let failed = tests != ExitCode::SUCCESS || nested.is_some_and(|code| code != ExitCode::SUCCESS);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
-    run(Command::new(env!("CARGO")).current_dir(workspace_root()).args(arguments))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let text = format!("{command:?}");
-    let status = command.status().with_context(|| format!("cannot run {text}"))?;
-    if !status.success() {
-        bail!("{text} failed: {status}");
-    }
-    Ok(())
+fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace_root());
+    cargo
 }
 
 /// Runs a command whose exit status is this program's.

@@ -43,6 +43,10 @@ pub const MAX_MEM_DEVICES: usize = 16;
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 
+/// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
+/// 32-bit number, 1.
+pub const NOTE_NAME: &str = "tidevm";
+
 /// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
 pub mod cmdline {
     /// `nr_cpus=N`: number of CPUs to bring up; their local APIC ids are `0..N`.

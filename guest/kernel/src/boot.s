@@ -14,6 +14,13 @@
     .asciz "Xen"
     .long pvh_start
 
+    .section .note.tidevm, "a", @note
+    .balign 4
+    .long 7, 4, 1                   # tidevm_abi::NOTE_NAME
+    .asciz "tidevm"
+    .balign 4
+    .long 1
+
     .section .boot.data, "aw", @progbits
     .balign 4096
     .global boot_pml4

@@ -34,7 +34,7 @@ fn the_command_line_says_what_the_machine_is() {
         cmdline: Some("mine=1".to_owned()),
         ..Config::default()
     };
-    let line = cmdline(&config, 2_600_000).unwrap().as_cstring().unwrap().into_string().unwrap();
+    let line = cmdline(&config, 2_600_000, true).unwrap().as_cstring().unwrap().into_string().unwrap();
     assert_eq!(
         line,
         "nr_cpus=2 tsc_early_khz=2600000 memory_hotplug.memmap_on_memory=off tidevm.pcp_disable=on \
@@ -47,8 +47,9 @@ fn the_command_line_says_what_the_machine_is() {
 fn a_full_machine_has_room_on_the_command_line() {
     let hotplug = vec![HotplugConfig::new(GIB); tidevm_abi::MAX_MEM_DEVICES];
     let config = Config { cpus: 254, hotplug, ..Config::default() };
-    let length =
-        |config: &Config| cmdline(config, u32::MAX).map(|line| line.as_cstring().unwrap().as_bytes().len());
+    let length = |config: &Config| {
+        cmdline(config, u32::MAX, true).map(|line| line.as_cstring().unwrap().as_bytes().len())
+    };
     assert!(length(&config).unwrap() < CMDLINE_SIZE / 2);
     let config = Config { cmdline: Some("x".repeat(CMDLINE_SIZE)), ..config };
     assert!(matches!(length(&config), Err(BootError::Cmdline)));
@@ -63,9 +64,15 @@ fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
 #[test]
 fn files_that_are_no_kernel_are_refused() {
     assert!(
-        load_image(b"#!/bin/sh\n", 32 * MIB).to_string().starts_with("--kernel k: not a 64-bit x86 ELF file")
+        load_image(b"#!/bin/sh\n", 32 * MIB)
+            .to_string()
+            .starts_with("--kernel k: neither a bzImage nor a 64-bit x86 ELF file")
     );
-    assert!(load_image(&[], 32 * MIB).to_string().starts_with("--kernel k: not a 64-bit x86 ELF file"));
+    assert!(
+        load_image(&[], 32 * MIB)
+            .to_string()
+            .starts_with("--kernel k: neither a bzImage nor a 64-bit x86 ELF file")
+    );
     // The program that runs this test is an ELF file, but no kernel.
     let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     let text = load_image(&own, 2 * GIB).to_string();
@@ -78,9 +85,9 @@ fn files_that_are_no_kernel_are_refused() {
 fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
     let (memory, _) = memory(32 * MIB, &[]);
     let entry = load_initrd(b"initrd", MIB, 32 * MIB, &memory.view()).unwrap();
-    assert_eq!((entry.paddr, entry.size), (32 * MIB - 4096, 6));
+    assert_eq!((entry.start, entry.size), (32 * MIB - 4096, 6));
     let mut bytes = [0; 6];
-    memory.view().read_slice(&mut bytes, GuestAddress(entry.paddr)).unwrap();
+    memory.view().read_slice(&mut bytes, GuestAddress(entry.start)).unwrap();
     assert_eq!(&bytes, b"initrd");
     let error = load_initrd(&[0; 8192], 32 * MIB - 4096, 32 * MIB, &memory.view()).unwrap_err();
     assert!(matches!(error, BootError::NoRoom { .. }), "{error}");

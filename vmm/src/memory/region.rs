@@ -17,6 +17,11 @@
 //! - unplug: close (from here on the guest cannot reach the memory, so it cannot fault it in
 //!   again), then discard, then remove empty slots. A slot that KVM does not remove stays, closed,
 //!   and serves the next plug.
+//!
+//! Taking back what an unplug closed is a step that can fail, too. Then the range counts as
+//! unplugged here, so that nobody's window leads to closed memory; the device, which was told of an
+//! error, goes on to count it as plugged. A guest that uses it dies of that, one that unplugs it
+//! again succeeds.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -78,21 +83,30 @@ impl Region {
         let result = self.mapping.open(range.clone()).and_then(|()| self.cover(&range, slots));
         match result {
             Ok(()) => self.plugged.insert(range),
-            // Closing merges VMAs back to what they were, which needs nothing that was not there.
-            Err(_) => must(self.mapping.close(range), "close memory whose plugging failed"),
+            // Closing merges VMAs back to what they were, which needs nothing that was not there. If
+            // it fails all the same, memory is open to which nothing leads.
+            Err(_) => {
+                if let Err(error) = self.mapping.close(range) {
+                    log::error!("cannot close memory whose plugging failed: {error}");
+                }
+            }
         }
         result
     }
 
-    /// Makes a range unreachable that is wholly plugged and gives its memory back. No window leads
-    /// there any more.
+    /// Makes a range unreachable that is wholly plugged, or was not opened again when it should have
+    /// been, and gives its memory back. No window leads there any more.
     ///
     /// # Errors
-    /// What the host says; nothing changed but, maybe, the contents of the range.
+    /// What the host says; nothing changed but, maybe, the contents of the range. It is no longer in
+    /// [`Region::plugged`] if the host does not open it again.
     pub fn unplug(&mut self, range: Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
         let result = self.mapping.close(range.clone()).and_then(|()| self.mapping.discard(range.clone()));
         if let Err(error) = result {
-            must(self.mapping.open(range), "open memory whose unplugging failed");
+            if let Err(error) = self.mapping.open(range.clone()) {
+                log::error!("cannot open memory whose unplugging failed; it is lost to the guest: {error}");
+                self.plugged.remove(range);
+            }
             return Err(error);
         }
         self.plugged.remove(range.clone());
@@ -155,13 +169,5 @@ impl Region {
             .rev()
             .map(|(&first, &slot)| (first, slot))
             .take_while(move |(_, slot)| slot.end > start)
-    }
-}
-
-/// For taking back a step: it restores what the host granted before, so it does not fail. If it
-/// does all the same, memory is closed that should be open or open that should be closed.
-fn must(result: io::Result<()>, what: &str) {
-    if let Err(error) = result {
-        log::error!("cannot {what}: {error}");
     }
 }

@@ -21,6 +21,8 @@ use crate::vm::{CallsUnread, End, ExitCounts, ResizeError};
 
 pub(super) const REGION: u64 = 8 << 30;
 pub(super) const BLOCK: u64 = 2 << 20;
+/// Not a whole number of GiB.
+pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
 const REGION_START: u64 = 4 << 30;
 
 /// How the guest behaves, set before a session.
@@ -43,6 +45,8 @@ pub(super) struct Nature {
     pub(super) panics: bool,
     /// It ignores a request to power off.
     pub(super) deaf: bool,
+    /// It says of all its zones that they are Movable and as large as can be said.
+    pub(super) boasts: bool,
 }
 
 impl Default for Nature {
@@ -57,6 +61,7 @@ impl Default for Nature {
             lose: 0,
             panics: false,
             deaf: false,
+            boasts: false,
         }
     }
 }
@@ -71,6 +76,8 @@ pub(super) enum Event {
     Unpin,
     Signal(i32),
     PowerOff,
+    /// The guest touches what is not there.
+    Stray,
 }
 
 pub(super) struct Fake {
@@ -145,6 +152,7 @@ impl Fake {
             }
             Event::Signal(signal) => self.shared.change(|state| state.signal = Some(signal)),
             Event::PowerOff => self.shared.change(|state| state.powered_off = true),
+            Event::Stray => self.shared.change(|state| state.stray_accesses += 1),
         }
     }
 
@@ -202,8 +210,11 @@ impl Fake {
             free: pages,
             pcp: 0,
         };
-        let zones: [ZoneStats; NR_ZONES] =
+        let mut zones: [ZoneStats; NR_ZONES] =
             [zone(ZoneName::Dma32, 60_000), zone(ZoneName::Normal, 0), zone(ZoneName::Movable, plugged)];
+        if self.nature.boasts {
+            zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
+        }
         Stats {
             zones,
             memmap_boot_pages: 0,
@@ -228,6 +239,10 @@ fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
 impl Machine for Fake {
     fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    fn boot_memory(&self) -> u64 {
+        BOOT_MEMORY
     }
 
     fn state(&self) -> State {
@@ -359,10 +374,10 @@ impl Machine for Fake {
         if let Some(death) = state.death {
             return End::Died(death);
         }
-        if self.nature.deaf {
+        if self.nature.deaf || state.ready.is_none() {
             return End::Forced;
         }
-        let early = state.signal.is_some() || state.powered_off || self.nature.mute;
+        let early = state.signal.is_some() || state.powered_off;
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
         End::PoweredOff

@@ -15,6 +15,9 @@ pub trait Machine {
     /// The time by which this machine lives.
     fn now(&self) -> Instant;
 
+    /// Bytes of boot memory.
+    fn boot_memory(&self) -> u64;
+
     /// A copy of what is known of the guest now.
     fn state(&self) -> State;
 
@@ -63,6 +66,10 @@ pub trait Machine {
 impl Machine for Vm {
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn boot_memory(&self) -> u64 {
+        Vm::boot_memory(self)
     }
 
     fn state(&self) -> State {

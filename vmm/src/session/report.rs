@@ -120,6 +120,10 @@ pub struct Summary {
     pub unplug: Rate,
     /// Exits of all vCPUs.
     pub exits: ExitCounts,
+    /// Accesses of the guest to addresses at which there is nothing.
+    pub stray_accesses: u64,
+    /// Messages of the guest that made no sense.
+    pub bad_records: u64,
 }
 
 /// How a session ended.

@@ -1,6 +1,8 @@
 use std::io;
 use std::time::Duration;
 
+use tidevm_abi::{Answer, Failure};
+
 use super::fake::{Event, Fake, Nature, REGION};
 use super::{BootReport, Ended, Observer, StepReport, Summary, Verdict, run, stay};
 use crate::script::Script;
@@ -188,6 +190,22 @@ fn an_expectation_that_fails_ends_the_session() {
 }
 
 #[test]
+fn numbers_of_the_guest_may_be_absurd() {
+    let boasts = Nature { boasts: true, ..Nature::default() };
+    let outcome = session(boasts, "expect zone.Movable.free == 18446744073709551615");
+    assert_eq!(outcome.status(), 0, "{:?}", outcome.steps);
+}
+
+#[test]
+fn what_the_guest_did_wrong_is_counted() {
+    let fake = Fake::new(Nature::default());
+    fake.after(Duration::from_secs(1), Event::Answer(0, Answer::Failed(Failure::BadRecord)));
+    fake.after(Duration::from_secs(1), Event::Stray);
+    let outcome = session_on(fake, "sleep 2s");
+    assert_eq!((outcome.summary.bad_records, outcome.summary.stray_accesses), (1, 1));
+}
+
+#[test]
 fn an_expectation_may_come_true_in_time() {
     let fake = Fake::new(Nature::default());
     fake.after(Duration::from_secs(10), Event::Unpin);
@@ -239,7 +257,9 @@ fn a_guest_that_leaves_early_is_a_failure() {
 fn a_guest_that_never_starts_is_a_failure() {
     let outcome = session(Nature { mute: true, ..Nature::default() }, "check");
     assert_eq!((outcome.status(), outcome.summary.steps, outcome.summary.boot), (1, 0, None));
-    assert_eq!(outcome.summary.total, super::BOOT_DEADLINE);
+    assert_eq!(outcome.summary.total, super::BOOT_DEADLINE + 2 * super::BOOT_DEADLINE_PER_GIB);
+    let Ended::Failed { reason: Some(reason) } = outcome.summary.ended else { panic!() };
+    assert_eq!(reason, "the first report of a guest with 1536M of boot memory: not within 70s");
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tidevm_abi::{Stats, ZoneName, ZoneStats};
 
-use super::{Table, about, wrap};
+use super::{Table, about, numbers, wrap};
 use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
 use crate::state::Ready;
 use crate::vm::ExitCounts;
@@ -70,6 +70,7 @@ fn shown(terminal: Option<usize>) -> String {
         plug: gib(310),
         unplug: gib(3_100),
         exits: ExitCounts { io: 1_234, mmio: 567, stray: 0, interrupted: 8, other: 90 },
+        ..Summary::default()
     };
     table.end(&summary).unwrap();
     anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string()
@@ -135,6 +136,25 @@ fn without_a_guest_its_numbers_are_dashes() {
     table.boot(&BootReport { ready, sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
+}
+
+/// What a guest says of itself can be anything.
+#[test]
+fn absurd_numbers_are_shown() {
+    let mut sample = sample(0, 0);
+    sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
+    let mut out = Vec::new();
+    let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
+    Table::new(&mut out, None, 5).boot(&BootReport { ready, sample }).unwrap();
+    assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
+}
+
+#[test]
+fn what_the_guest_did_wrong_is_said_if_it_did() {
+    let line =
+        |stray_accesses, bad_records| numbers(&Summary { stray_accesses, bad_records, ..Summary::default() });
+    assert_eq!(line(0, 0), "0 exits (0 port, 0 MMIO)");
+    assert_eq!(line(1, 2), "0 exits (0 port, 0 MMIO), 1 access to nothing, 2 bad records");
 }
 
 #[test]

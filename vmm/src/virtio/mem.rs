@@ -6,6 +6,7 @@
 //! it unplugged itself, with length 0.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ struct Blocks {
     index: usize,
     start: u64,
     block_size: u64,
+    /// The host refused, and nothing succeeded since. A guest may ask without end.
+    refused: bool,
 }
 
 impl Mem {
@@ -83,7 +86,7 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let blocks = Blocks { memory, index, start, block_size: config.block };
+        let blocks = Blocks { memory, index, start, block_size: config.block, refused: false };
         Ok(Self { port: Port::new(registers, interrupt), device, blocks, shared, kick })
     }
 
@@ -193,24 +196,31 @@ impl RegisterDevice for Mem {
 impl Backing for Blocks {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
         let addresses = self.addresses(range);
-        self.memory.plug(self.index, addresses.clone()).map_err(|error| {
-            log::warn!("cannot plug {addresses:#x?}: {error}");
-            Busy
-        })
+        let result = self.memory.plug(self.index, addresses.clone());
+        self.outcome("plug", &addresses, result)
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
         let addresses = self.addresses(range);
-        self.memory.unplug(self.index, addresses.clone()).map_err(|error| {
-            log::warn!("cannot unplug {addresses:#x?}: {error}");
-            Busy
-        })
+        let result = self.memory.unplug(self.index, addresses.clone());
+        self.outcome("unplug", &addresses, result)
     }
 }
 
 impl Blocks {
+    /// Says of the first of several failures what the host said.
+    fn outcome(&mut self, what: &str, addresses: &Range<u64>, result: io::Result<()>) -> Result<(), Busy> {
+        let before = std::mem::replace(&mut self.refused, result.is_err());
+        result.map_err(|error| {
+            if !before {
+                log::warn!("cannot {what} {addresses:#x?}: {error}; silent until something succeeds");
+            }
+            Busy
+        })
+    }
+
     /// The device checked that the blocks are in the region, so nothing overflows.
-    fn addresses(&self, range: BlockRange) -> std::ops::Range<u64> {
+    fn addresses(&self, range: BlockRange) -> Range<u64> {
         let start = self.start + range.first * self.block_size;
         start..start + range.count * self.block_size
     }

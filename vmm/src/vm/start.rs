@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Vm;
+use super::{FIRST_CALL, Vm};
 use crate::boot::{self, BootError, Image};
 use crate::bus::Bus;
 use crate::config::{Config, ConfigError, ConsoleMode};
@@ -169,6 +169,7 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
 
     let stdio = config.console == ConsoleMode::Stdio;
     let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
+    let terminal = terminal.map(Arc::new);
     let input = if stdio { Some(devices.input()?) } else { None };
     let machine = Arc::new(Machine {
         bus: devices.bus(),
@@ -187,6 +188,7 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
         console: Arc::clone(&devices.console),
         console_kicks: devices.console_kicks,
         signals,
+        terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
         input,
     };
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
@@ -198,7 +200,8 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
         mem: devices.mem.into_iter().map(|mem| mem.device).collect(),
         memory,
         serial: devices.serial,
-        next_call: AtomicU32::new(0),
+        boot_memory: config.memory,
+        next_call: AtomicU32::new(FIRST_CALL),
         _events: events,
         _terminal: terminal,
         _signals: blocked_signals,
@@ -241,7 +244,7 @@ fn console(mode: &ConsoleMode) -> Result<Sink, StartError> {
         ConsoleMode::Stderr => Sink::Lines(Box::new(io::stderr())),
         ConsoleMode::Stdio => Sink::Bytes(Box::new(io::stdout())),
         ConsoleMode::File(path) => match File::create(path) {
-            Ok(file) => Sink::Lines(Box::new(file)),
+            Ok(file) => Sink::RawLines(Box::new(file)),
             Err(error) => return Err(StartError::Console { path: path.clone(), error }),
         },
     })
@@ -253,7 +256,7 @@ struct Devices {
     console: Arc<Mutex<Console>>,
     console_kicks: [EventFd; 2],
     mem: Vec<MemDevice>,
-    serial: Arc<Mutex<serial::Port>>,
+    serial: Arc<serial::Port>,
     serial_drained: EventFd,
     serial_interrupt: EventFd,
     /// Interrupt of the virtio-mmio device with the same index.
@@ -300,7 +303,7 @@ impl Devices {
             console: Arc::new(Mutex::new(console)),
             console_kicks,
             mem,
-            serial: Arc::new(Mutex::new(serial)),
+            serial: Arc::new(serial),
             serial_drained,
             serial_interrupt,
             interrupts,

@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::sync::Arc;
 
 use super::{GIANT, HUGE, Mapping, check};
@@ -26,6 +27,12 @@ fn more_than_there_are_addresses_is_an_error() {
     assert_eq!(Mapping::reserve(!0x1f_ffff).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
 }
 
+/// Says loudly that a test is not run: not by a macro, whose output the test harness swallows.
+fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("?").to_owned();
+    writeln!(std::io::stderr(), "SKIP {name}: {reason}").unwrap();
+}
+
 /// Linux refuses to discard locked memory: a failure in the middle of an unplug.
 #[test]
 fn memory_that_cannot_be_discarded_stays_plugged() {
@@ -39,7 +46,7 @@ fn memory_that_cannot_be_discarded_stays_plugged() {
     let (start, size) = mapping.locate(2 << 20..(2 << 20) + 4096).unwrap();
     // SAFETY: the page is in the mapping and open.
     if check(unsafe { libc::mlock(start, size) }).is_err() {
-        eprintln!("SKIP: this user may not lock a page");
+        skip("this user may not lock a page");
         return;
     }
     assert!(region.unplug(0..4 << 20, &mut slots).is_err());
@@ -51,4 +58,35 @@ fn memory_that_cannot_be_discarded_stays_plugged() {
     check(unsafe { libc::munlock(start, size) }).unwrap();
     region.unplug(0..4 << 20, &mut slots).unwrap();
     assert_eq!(slots.count(), 0);
+}
+
+/// Linux refuses to change sealed memory: what an unplug closed cannot be opened again.
+#[test]
+fn memory_that_cannot_be_opened_again_is_out_of_view() {
+    use tidevm_abi::MEMORY_BLOCK_SIZE;
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+    use crate::memory::fake::memory;
+    use crate::memory::layout::HOLE_END;
+
+    /// Number of `mseal`, since Linux 6.10.
+    const MSEAL: libc::c_long = 462;
+    let (memory, slots) = memory(64 << 20, &[MEMORY_BLOCK_SIZE]);
+    let plugged = HOLE_END..HOLE_END + (6 << 20);
+    memory.plug(0, plugged.clone()).unwrap();
+    let (start, size) = memory.region_mappings[0].locate(2 << 20..(2 << 20) + 4096).unwrap();
+    // SAFETY: the page is in the mapping. It stays mapped to the end of the process.
+    if unsafe { libc::syscall(MSEAL, start, size, 0) } != 0 {
+        skip(&format!("mseal: {}", std::io::Error::last_os_error()));
+        return;
+    }
+    let lost = HOLE_END + (2 << 20)..HOLE_END + (4 << 20);
+    assert!(memory.unplug(0, lost.clone()).is_err());
+    let windows: Vec<_> = memory.view().iter().skip(1).map(|run| (run.start_addr().0, run.len())).collect();
+    assert_eq!(windows, [(plugged.start, 2 << 20), (lost.end, 2 << 20)]);
+    // It can be asked for again, and the rest goes as always.
+    assert!(memory.unplug(0, lost.clone()).is_err());
+    memory.unplug(0, plugged.start..lost.start).unwrap();
+    memory.unplug(0, lost.end..plugged.end).unwrap();
+    assert_eq!((memory.view().iter().count(), slots.count()), (1, 1));
 }

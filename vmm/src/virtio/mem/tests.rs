@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -117,6 +118,46 @@ fn a_host_that_cannot_is_busy_and_then_can() {
     machine.mem.retry();
     assert_eq!(interrupts(&mut machine.mem), VIRTIO_MMIO_INT_CONFIG);
     assert_eq!(machine.ask(RequestKind::Plug, 0, 2).0, ACK);
+}
+
+/// Counts the warnings of a test: each has a thread of its own.
+struct Warnings;
+
+thread_local! {
+    static WARNINGS: Cell<u32> = const { Cell::new(0) };
+}
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            WARNINGS.set(WARNINGS.get() + 1);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_guest_that_asks_on_and_on_fills_no_log() {
+    log::set_logger(&Warnings).expect("no other test has a logger");
+    log::set_max_level(log::LevelFilter::Warn);
+    let mut machine = machine(256 * MIB);
+    let fail = |machine: &mut Machine, block| {
+        machine.slots.fail_add_after(0);
+        assert_eq!(machine.ask(RequestKind::Plug, block, 1).0, BUSY);
+    };
+    (0..5).for_each(|_| fail(&mut machine, 0));
+    assert_eq!(WARNINGS.get(), 1);
+    assert_eq!(machine.ask(RequestKind::Plug, 0, 1).0, ACK);
+    // Another memory block, which needs a slot of its own.
+    (0..5).for_each(|_| fail(&mut machine, 64));
+    assert_eq!(WARNINGS.get(), 2);
+    let refused = machine.shared.snapshot().mem[0].refused.clone();
+    assert!(refused.is_some_and(|why| why.starts_with("Busy")), "the reason is kept all the same");
 }
 
 /// X7 of virtio 1.3, section 2.5.1: what is read in parts can be seen to have changed meanwhile.

@@ -1,0 +1,53 @@
+//! A machine in which nothing happens costs nothing.
+
+use std::fs;
+use std::io;
+
+use tidevm::Vm;
+use tidevm::script::Script;
+use tidevm::session::{self, BootReport, Ended, Observer, StepReport, Summary};
+use tidevm_tests::{Test, machine};
+
+pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
+
+/// The CPU time of this process after each step, in ticks of which a second has 100.
+struct Ticks(Vec<u64>);
+
+impl Observer for Ticks {
+    fn boot(&mut self, _: &BootReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn step(&mut self, _: &StepReport) -> io::Result<()> {
+        self.0.push(cpu_ticks()?);
+        Ok(())
+    }
+
+    fn end(&mut self, _: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `utime` and `stime` of `/proc/self/stat`: all threads, and what vCPUs ran in the guest.
+fn cpu_ticks() -> io::Result<u64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // The name, in parentheses, is the only field with spaces; after it comes field 3.
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    Ok(fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum())
+}
+
+/// A tenth of one CPU is far more than the questions around the step take, and far less than any
+/// loop that does not sleep.
+fn an_idle_machine_takes_no_cpu_time() {
+    let mut config = machine(256 << 20);
+    config.cpus = 2;
+    let script =
+        Script::parse("test", "plug 128M\nsleep 1s\nsleep 2s").unwrap_or_else(|errors| panic!("{errors}"));
+    let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
+    let mut ticks = Ticks(Vec::new());
+    let summary = session::run(vm, &script, &mut ticks).expect("a recorder always writes");
+    assert_eq!(summary.ended, Ended::Done);
+    let Ticks(ticks) = ticks;
+    assert!(ticks[0] > 0, "a boot takes CPU time: {ticks:?}");
+    assert!(ticks[2] - ticks[1] <= 20, "{ticks:?}");
+}

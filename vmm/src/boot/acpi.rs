@@ -1,0 +1,187 @@
+//! ACPI tables, for kernels that find CPUs, interrupt controllers and devices by them.
+//!
+//! ACPI 6.5 in its hardware-reduced form: no power-management block, no legacy timer, nothing but
+//! what describes the machine. virtio-mmio devices are `LNRO0005`, as in QEMU and Cloud Hypervisor.
+//!
+//! | table | says |
+//! | --- | --- |
+//! | MADT | a local APIC a vCPU, the I/O APIC |
+//! | FADT | how to reset and power off |
+//! | DSDT | the serial port and the virtio-mmio devices |
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use super::BootError;
+use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
+use crate::config::Config;
+use crate::memory::{View, layout};
+
+const OEM: [u8; 6] = *b"TIDEVM";
+const OEM_TABLE: [u8; 8] = *b"TIDEVM  ";
+const OEM_REVISION: u32 = 1;
+
+/// Where the tables start: where firmware has them, outside of what the memory map calls RAM.
+pub const TABLES: GuestAddress = GuestAddress(0xe_0000);
+const END: GuestAddress = GuestAddress(0x10_0000);
+
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+const SERIAL_PORT: u16 = 0x3f8;
+const HEADER: u32 = 36;
+const DSDT_REVISION: u8 = 2;
+
+/// Writes all tables from [`TABLES`] on. The first is the root pointer.
+///
+/// # Errors
+/// Guest memory cannot be written.
+pub fn write(config: &Config, view: &View) -> Result<(), BootError> {
+    // The root pointer leads to what is written after it.
+    let mut at = TABLES.unchecked_add(64);
+    let mut put = |table: &dyn Aml| {
+        let mut bytes = Vec::new();
+        table.to_aml_bytes(&mut bytes);
+        let address = at;
+        at = GuestAddress((at.0 + bytes.len() as u64).next_multiple_of(16));
+        if at > END {
+            return Err(super::write("ACPI tables", &"there is no room for them"));
+        }
+        view.write_slice(&bytes, address).map_err(|error| super::write("ACPI tables", &error))?;
+        Ok(address.0)
+    };
+    let dsdt = put(&Bytewise(dsdt(config)))?;
+    let fadt = put(&fadt(dsdt))?;
+    let madt = put(&madt(config.cpus))?;
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = put(&xsdt)?;
+    let mut root = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut root);
+    view.write_slice(&root, TABLES).map_err(|error| super::write("ACPI tables", &error))
+}
+
+/// A finished table.
+struct Bytewise(Sdt);
+
+impl Aml for Bytewise {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(self.0.as_slice());
+    }
+}
+
+fn port(address: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+}
+
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    table.reset_reg = port(I8042);
+    table.reset_value = I8042_RESET;
+    table.sleep_control_reg = port(SLEEP_CONTROL);
+    table.sleep_status_reg = port(SLEEP_STATUS);
+    table.finalize()
+}
+
+fn madt(cpus: u8) -> MADT {
+    let mut table = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
+    for id in 0..cpus {
+        table.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    table.add_structure(IoApic::new(0, IO_APIC, 0));
+    table
+}
+
+fn dsdt(config: &Config) -> Sdt {
+    let mut body = Vec::new();
+    // What to write to power off.
+    let power_off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
+    Name::new("_S5_".into(), &power_off).to_aml_bytes(&mut body);
+    device(
+        "COM1",
+        &EISAName::new("PNP0501"),
+        0,
+        vec![&IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8), &interrupt(layout::SERIAL_GSI)],
+        &mut body,
+    );
+    for index in 0..=config.hotplug.len() {
+        let registers = Memory32Fixed::new(true, layout::mmio(index).0 as u32, layout::MMIO_SIZE as u32);
+        let name = format!("VM{index:02}");
+        device(&name, &"LNRO0005", index as u8, vec![&registers, &interrupt(layout::gsi(index))], &mut body);
+    }
+    let mut table = Sdt::new(*b"DSDT", HEADER, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(&body);
+    table
+}
+
+/// Edge-triggered, because it is raised through an eventfd and never lowered.
+fn interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+/// A device below `\_SB`.
+fn device(name: &str, id: &dyn Aml, number: u8, resources: Vec<&dyn Aml>, body: &mut Vec<u8>) {
+    let id = Name::new("_HID".into(), id);
+    let number = Name::new("_UID".into(), &number);
+    let resources = ResourceTemplate::new(resources);
+    let resources = Name::new("_CRS".into(), &resources);
+    let device = Device::new(name.into(), vec![&id, &number, &resources]);
+    Scope::new("\\_SB_".into(), vec![&device]).to_aml_bytes(body);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HotplugConfig;
+    use crate::memory::fake::memory;
+
+    fn written(config: &Config) -> Vec<u8> {
+        let memory = memory(32 << 20, &[]).0;
+        write(config, &memory.view()).unwrap();
+        let mut bytes = vec![0; (END.0 - TABLES.0) as usize];
+        memory.view().read_slice(&mut bytes, TABLES).unwrap();
+        bytes
+    }
+
+    fn number(bytes: &[u8], at: usize, size: usize) -> usize {
+        bytes[at..at + size].iter().rev().fold(0, |value, &byte| value << 8 | usize::from(byte))
+    }
+
+    /// Follows the pointers as a kernel does, and checks every sum on the way.
+    #[test]
+    fn every_table_is_reached_and_its_bytes_add_up() {
+        let hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
+        let bytes = written(&Config { cpus: 254, hotplug, ..Config::default() });
+        let base = TABLES.0 as usize;
+        let table = |at: usize| {
+            let at = at - base;
+            let table = &bytes[at..at + number(&bytes, at + 4, 4)];
+            assert_eq!(table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0, "{at:#x}");
+            table
+        };
+        assert_eq!(&bytes[..8], b"RSD PTR ");
+        let xsdt = table(number(&bytes, 24, 8));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let (fadt, madt) = (table(number(xsdt, 36, 8)), table(number(xsdt, 44, 8)));
+        assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 52));
+        assert_eq!(madt.len(), 44 + 254 * 8 + 12);
+        let dsdt = table(number(fadt, 140, 8));
+        assert_eq!(&dsdt[..4], b"DSDT");
+        let devices = dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count();
+        assert_eq!(devices, 1 + tidevm_abi::MAX_MEM_DEVICES);
+    }
+}

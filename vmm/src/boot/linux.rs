@@ -1,0 +1,87 @@
+//! Booting a bzImage, as distributions ship Linux.
+//!
+//! Mirrors Linux's 32-bit boot protocol (`Documentation/arch/x86/boot.rst`): the protected-mode part
+//! of the file is loaded at 1 MiB and entered there in the same flat mode as by PVH, with the address
+//! of the boot parameters ("zero page") in `esi`. It unpacks itself.
+
+use std::io::Cursor;
+
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{Address, GuestAddress};
+
+use super::{BootError, CMDLINE, CMDLINE_SIZE, Initrd, memory_map};
+use crate::memory::View;
+
+const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+const LOAD_ADDRESS: GuestAddress = GuestAddress(0x10_0000);
+
+/// Where the setup header has its magic number.
+const MAGIC_AT: usize = 0x202;
+const MAGIC: &[u8; 4] = b"HdrS";
+/// A boot loader without a number of its own.
+const LOADER_OTHER: u8 = 0xff;
+
+/// Whether `bytes` are a bzImage.
+pub(super) fn is_bzimage(bytes: &[u8]) -> bool {
+    bytes.get(MAGIC_AT..MAGIC_AT + 4) == Some(MAGIC)
+}
+
+/// A bzImage that is loaded.
+pub(super) struct Loaded {
+    header: setup_header,
+    /// Where it is entered.
+    pub(super) entry: u64,
+    /// The end of the memory that it needs before it knows of any other.
+    pub(super) end: u64,
+}
+
+/// Loads the kernel `name`, of which `bytes` are the file, if it fits below `low`.
+pub(super) fn load(name: &str, bytes: &[u8], low: u64, view: &View) -> Result<Loaded, BootError> {
+    let size = bytes.len() as u64;
+    if LOAD_ADDRESS.0 + size > low {
+        let what = format!("the kernel {name}");
+        return Err(BootError::NoRoom { what, end: LOAD_ADDRESS.0 + size, low });
+    }
+    let loaded = BzImage::load(view, Some(LOAD_ADDRESS), &mut Cursor::new(bytes), None)
+        .map_err(|error| BootError::NotBzImage { name: name.to_owned(), reason: error.to_string() })?;
+    let header = loaded.setup_header.unwrap_or_default();
+    let end = loaded.kernel_end.max(header.pref_address.saturating_add(header.init_size.into()));
+    if end > low {
+        return Err(BootError::NoRoom { what: format!("the kernel {name}, unpacked,"), end, low });
+    }
+    Ok(Loaded { header, entry: loaded.kernel_load.raw_value(), end })
+}
+
+impl Loaded {
+    /// Writes the zero page; its address goes to `esi`.
+    pub(super) fn write_zero_page(
+        &self,
+        memory: u64,
+        initrd: Option<Initrd>,
+        root_pointer: GuestAddress,
+        view: &View,
+    ) -> Result<u64, BootError> {
+        let mut params = boot_params { hdr: self.header, ..Default::default() };
+        params.hdr.type_of_loader = LOADER_OTHER;
+        params.hdr.cmd_line_ptr = CMDLINE.raw_value() as u32;
+        params.hdr.cmdline_size = CMDLINE_SIZE as u32;
+        if let Some(initrd) = initrd {
+            // Both below 4 GiB: it lies in low memory.
+            params.hdr.ramdisk_image = initrd.start as u32;
+            params.hdr.ramdisk_size = initrd.size as u32;
+        }
+        params.acpi_rsdp_addr = root_pointer.raw_value();
+        let map = memory_map(memory);
+        params.e820_entries = map.len() as u8;
+        for (entry, range) in params.e820_table.iter_mut().zip(&map) {
+            *entry = boot_e820_entry { addr: range.addr, size: range.size, r#type: range.type_ };
+        }
+        let params = BootParams::new(&params, ZERO_PAGE);
+        LinuxBootConfigurator::write_bootparams(&params, view)
+            .map_err(|error| super::write("boot parameters", &error))?;
+        Ok(ZERO_PAGE.raw_value())
+    }
+}

@@ -1,0 +1,205 @@
+//! Machines that are ended by signals, also when nobody takes their output any more.
+#![expect(unsafe_code, reason = "pseudo-terminals and signal actions are bare system calls")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Test, kernel, program, small, spawn};
+
+pub const TESTS: &[Test] = &[
+    ("signals_end_a_session", signals_end_a_session),
+    ("a_second_signal_ends_a_session_that_is_stuck", a_second_signal_ends_a_session_that_is_stuck),
+    ("a_second_signal_ends_a_guest_that_is_stuck", a_second_signal_ends_a_guest_that_is_stuck),
+    ("one_signal_ends_a_guest_that_is_stuck_in_time", one_signal_ends_a_guest_that_is_stuck_in_time),
+    ("a_signal_restores_the_terminal", a_signal_restores_the_terminal),
+    ("a_hang_up_that_is_ignored_stays_so", a_hang_up_that_is_ignored_stays_so),
+];
+
+/// Longer than the time that the program gives itself after a signal.
+const LIMIT: Duration = Duration::from_secs(40);
+
+fn kill(signal: &str, child: &Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+}
+
+/// Waits for the end of `child`, which does not hold up the tests for longer than [`LIMIT`].
+#[track_caller]
+fn end(child: &mut Child) -> ExitStatus {
+    until("the end", || {
+        let ended = child.try_wait().expect("a child");
+        ended.is_some()
+    });
+    child.wait().expect("it ended")
+}
+
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a pipe has something in it and takes nothing more.
+fn until_full(pipe: &impl AsRawFd) {
+    let mut last = 0;
+    let mut since = Instant::now();
+    until("a full pipe", || {
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the call writes one number.
+        assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) }, 0);
+        if waiting != last {
+            (last, since) = (waiting, Instant::now());
+        }
+        // 16 pages, of which each may have room for less than a line.
+        waiting > 32 << 10 && since.elapsed() > Duration::from_millis(500)
+    });
+}
+
+/// A pseudo-terminal: the side of the person, and the side of the program.
+struct Pty {
+    person: File,
+    program: File,
+}
+
+impl Pty {
+    fn open() -> Self {
+        let (mut person, mut program) = (0, 0);
+        let (name, state, size) = (ptr::null_mut(), ptr::null(), ptr::null());
+        // SAFETY: the call writes two descriptors; the rest is optional.
+        assert_eq!(unsafe { libc::openpty(&mut person, &mut program, name, state, size) }, 0);
+        // SAFETY: the descriptors were just made and nobody else has them.
+        unsafe { Self { person: File::from_raw_fd(person), program: File::from_raw_fd(program) } }
+    }
+
+    /// All that a program can set.
+    fn state(&self) -> (u32, u32, u32, u32, [u8; 32]) {
+        let mut state = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: the descriptor is open, and `state` has room for what is written there.
+        assert_eq!(unsafe { libc::tcgetattr(self.program.as_raw_fd(), state.as_mut_ptr()) }, 0);
+        // SAFETY: tcgetattr succeeded, so it filled `state`.
+        let state = unsafe { state.assume_init() };
+        (state.c_iflag, state.c_oflag, state.c_cflag, state.c_lflag, state.c_cc)
+    }
+
+    /// Runs a kernel whose console is this terminal's input and a pipe, and waits until it has it.
+    fn run(&self, kernel: &str, code: &[u8]) -> Child {
+        let before = self.state();
+        let mut command = program();
+        command.args(["run", "--console", "stdio", "--kernel"]).arg(kernel::write(kernel, code));
+        command.stdin(self.program.try_clone().expect("a descriptor"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: between fork and exec only a signal's action is set. Who runs the tests may have
+        // ignored it, as `nohup` does.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            })
+        };
+        let child = command.spawn().expect("the program runs");
+        until("the guest's terminal", || self.state() != before);
+        child
+    }
+}
+
+/// A guest whose output fills a pipe, while there is input for it.
+fn stuck(pty: &mut Pty, kernel: &str) -> Child {
+    let child = pty.run(kernel, kernel::FLOOD);
+    until_full(child.stdout.as_ref().expect("a pipe"));
+    pty.person.write_all(b"is anybody there?\n").expect("a terminal");
+    child
+}
+
+fn signals_end_a_session() {
+    let endings: &[(&str, &[&str], i32)] = &[
+        ("-INT", &["--script", "-"], 130),
+        ("-TERM", &["--script", "-"], 143),
+        ("-QUIT", &["--script", "-"], 131),
+        ("-INT", &[], 0),
+        ("-TERM", &[], 0),
+    ];
+    for (signal, script, status) in endings {
+        let mut child = spawn(&small(script));
+        drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
+        // The header comes when the guest is up.
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("boot ") {
+            line.clear();
+            assert!(out.read_line(&mut line).expect("text") > 0, "the guest never came up");
+        }
+        kill(signal, &child);
+        assert_eq!(end(&mut child).code(), Some(*status), "{signal} {script:?}");
+    }
+}
+
+fn a_second_signal_ends_a_session_that_is_stuck() {
+    let mut child = spawn(&small(&["--script", "-"]));
+    drop(child.stdin.take().map(|mut input| input.write_all(b"repeat 1000 {\nstats\n}")));
+    until_full(child.stdout.as_ref().expect("a pipe"));
+    kill("-INT", &child);
+    thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().expect("a child").is_none(), "a session has time to end");
+    kill("-TERM", &child);
+    let start = Instant::now();
+    assert_eq!(end(&mut child).code(), Some(143));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+fn a_second_signal_ends_a_guest_that_is_stuck() {
+    let mut pty = Pty::open();
+    let before = pty.state();
+    let mut child = stuck(&mut pty, "flood-twice");
+    kill("-INT", &child);
+    thread::sleep(Duration::from_millis(300));
+    kill("-TERM", &child);
+    assert_eq!(end(&mut child).code(), Some(143));
+    assert_eq!(pty.state(), before);
+}
+
+fn one_signal_ends_a_guest_that_is_stuck_in_time() {
+    let mut pty = Pty::open();
+    let before = pty.state();
+    let mut child = stuck(&mut pty, "flood-once");
+    kill("-QUIT", &child);
+    assert_eq!(end(&mut child).code(), Some(131));
+    assert_eq!(pty.state(), before);
+}
+
+fn a_signal_restores_the_terminal() {
+    let pty = Pty::open();
+    let before = pty.state();
+    for signal in ["-HUP", "-INT", "-QUIT", "-TERM"] {
+        let mut child = pty.run("halt", kernel::HALT);
+        kill(signal, &child);
+        assert_eq!(end(&mut child).code(), Some(0), "{signal}");
+        assert_eq!(pty.state(), before, "{signal}");
+        let mut said = String::new();
+        child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+        assert_eq!(said, "", "{signal}");
+    }
+}
+
+fn a_hang_up_that_is_ignored_stays_so() {
+    let kernel = kernel::write("halt-nohup", kernel::HALT);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" run --kernel \"$1\"", env!("CARGO_BIN_EXE_tidevm")]);
+    let mut child = command.arg(kernel).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a shell");
+    let threads = format!("/proc/{}/task", child.id());
+    until("its threads", || std::fs::read_dir(&threads).is_ok_and(|threads| threads.count() >= 3));
+    kill("-HUP", &child);
+    thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().expect("a child").is_none());
+    kill("-TERM", &child);
+    assert_eq!(end(&mut child).code(), Some(0));
+}

@@ -1,0 +1,100 @@
+//! Debian's packages: install them as root, or say how.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Makes sure that `program` can be run, by installing `package` if need be.
+///
+/// # Errors
+/// It cannot be installed; the text says what to do.
+pub fn need_program(program: &str, package: &str) -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
+        return Ok(());
+    }
+    if !can_install()? {
+        bail!("{program} is missing: on Debian and Ubuntu, run `apt-get install {package}` as root");
+    }
+    install(&[package])
+}
+
+/// Whether [`install`] can work here: Debian's tools are there and we are root.
+pub fn can_install() -> Result<bool> {
+    let output = Command::new("id").arg("-u").output().context("cannot run `id -u`")?;
+    let is_root = String::from_utf8_lossy(&output.stdout).trim() == "0";
+    Ok(is_root && Path::new("/usr/bin/apt-get").exists())
+}
+
+/// Installs packages, saying so.
+pub fn install(packages: &[&str]) -> Result<()> {
+    eprintln!("installing {}", packages.join(" "));
+    update()?;
+    run(Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["install", "--quiet", "--yes", "--no-install-recommends"])
+        .args(packages))
+}
+
+fn update() -> Result<()> {
+    run(Command::new("apt-get").args(["update", "--quiet"]))
+}
+
+/// The package with this `prefix` that `package` depends on.
+pub fn depends(package: &str, prefix: &str) -> Result<String> {
+    need_debian()?;
+    if let Some(found) = look_up(package, prefix)? {
+        return Ok(found);
+    }
+    if can_install()? {
+        update()?;
+    }
+    look_up(package, prefix)?
+        .with_context(|| format!("apt knows no package {package}; run `apt-get update` as root"))
+}
+
+fn look_up(package: &str, prefix: &str) -> Result<Option<String>> {
+    let output =
+        Command::new("apt-cache").args(["depends", package]).output().context("cannot run apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(names.find(|name| name.starts_with(prefix)).map(str::to_owned))
+}
+
+fn need_debian() -> Result<()> {
+    for tool in ["/usr/bin/apt-get", "/usr/bin/apt-cache", "/usr/bin/dpkg-deb"] {
+        if !Path::new(tool).exists() {
+            bail!("{tool} is missing: this needs Debian's or Ubuntu's packages");
+        }
+    }
+    Ok(())
+}
+
+/// Downloads `packages` to `downloads` and unpacks them to `root`. Needs no rights.
+pub fn unpack(packages: &[&str], downloads: &Path, root: &Path) -> Result<()> {
+    need_debian()?;
+    for folder in [downloads, root] {
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::create_dir_all(folder)?;
+    }
+    run(Command::new("apt-get").current_dir(downloads).args(["download", "--quiet"]).args(packages))?;
+    for entry in fs::read_dir(downloads)? {
+        run(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(root))?;
+    }
+    Ok(())
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let text = format!("{command:?}");
+    let status = command.status().with_context(|| format!("cannot run {text}"))?;
+    if !status.success() {
+        bail!("{text} failed: {status}");
+    }
+    Ok(())
+}
