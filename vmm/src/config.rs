@@ -161,8 +161,8 @@ pub enum ConfigError {
         /// Where the last of them would end.
         end: u64,
     },
-    /// More devices than interrupt lines.
-    #[error("--hotplug given {given} times: there are interrupt lines for {max} devices")]
+    /// More devices than the guest drives.
+    #[error("--hotplug given {given} times: the guest drives {max} devices at most")]
     TooManyDevices {
         /// Regions wanted.
         given: usize,

@@ -20,9 +20,9 @@ pub struct JsonLines<W>(pub W);
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event<'r> {
     Ready {
-        seconds: f64,
-        cpus: u32,
-        mem_devices: u32,
+        seconds: Option<f64>,
+        cpus: Option<u32>,
+        mem_devices: Option<u32>,
         #[serde(flatten)]
         machine: Machine,
     },
@@ -98,9 +98,9 @@ impl<W: Write> JsonLines<W> {
 impl<W: Write> Observer for JsonLines<W> {
     fn boot(&mut self, report: &BootReport) -> io::Result<()> {
         self.line(&Event::Ready {
-            seconds: report.ready.after.as_secs_f64(),
-            cpus: report.ready.cpus,
-            mem_devices: report.ready.mem_devices,
+            seconds: report.ready.map(|ready| ready.after.as_secs_f64()),
+            cpus: report.ready.map(|ready| ready.cpus),
+            mem_devices: report.ready.map(|ready| ready.mem_devices),
             machine: machine(&report.sample),
         })
     }

@@ -17,6 +17,9 @@
 //! while other steps do; those that no `wait` or `release` has awaited are awaited before the guest
 //! is powered off.
 //!
+//! A kernel that is not tidevm's own has no agent ([`Machine::has_agent`]): there is no first report to
+//! wait for, a resize is at rest when the device says so, and what only an agent can do fails.
+//!
 //! The session knows machines only as a [`Machine`], and shows nothing itself: an [`Observer`] does.
 
 mod expect;
@@ -128,7 +131,6 @@ pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut 
 pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result<Summary> {
     let mut session = Session::new(machine, observer);
     let start = session.machine.now();
-    // A guest that is not tidevm's own never reports, and is welcome all the same.
     let result = match session.boot(FOREVER).and_then(|()| session.pause(FOREVER)) {
         Err(Trouble::Ended(WaitError::Signal(_) | WaitError::PoweredOff)) => Ok(()),
         result => result,
@@ -147,13 +149,17 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     }
 
     fn boot(&mut self, limit: Duration) -> Result<(), Trouble> {
+        if !self.machine.has_agent() {
+            let sample = self.outside();
+            return self.observer.boot(&BootReport { ready: None, sample }).map_err(Trouble::Output);
+        }
         let memory = Size(self.machine.boot_memory());
         let what = format!("the first report of a guest with {memory} of boot memory");
         let ready = self.machine.wait(limit, &what, |state| state.ready)?;
         self.summary.boot = Some(ready.after);
         let mut sample = self.outside();
         sample.guest = Some(self.guest_stats()?);
-        self.observer.boot(&BootReport { ready, sample }).map_err(Trouble::Output)
+        self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(Trouble::Output)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
@@ -183,7 +189,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         let mut result = self.execute(&step.command);
         let took = self.machine.now() - start;
         let mut sample = self.outside();
-        if !matches!(result, Err(Trouble::Ended(_))) {
+        if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
             match self.guest_stats() {
                 Ok(stats) => sample.guest = Some(stats),
                 Err(trouble) => result = result.and(Err(trouble)),
@@ -228,9 +234,18 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         }
     }
 
+    /// Calls the guest, if there is somebody to hear it.
+    fn call(&self, op: Op) -> Result<u32, Trouble> {
+        if !self.machine.has_agent() {
+            let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
+            return Err(Trouble::Failed(text.to_owned()));
+        }
+        Ok(self.machine.call(op)?)
+    }
+
     /// Calls the guest and waits for the answer.
     fn ask(&self, op: Op, limit: Duration) -> Result<Answer, Trouble> {
-        let id = self.machine.call(op)?;
+        let id = self.call(op)?;
         Ok(self.machine.answer(id, limit, "the guest's answer")?)
     }
 

@@ -175,7 +175,7 @@ impl<W: Write> Observer for Table<W> {
     fn boot(&mut self, report: &BootReport) -> io::Result<()> {
         self.lines = layout(self.terminal, self.longest_step, &report.sample);
         self.header()?;
-        self.row("boot", Some(report.ready.after), &report.sample, true)?;
+        self.row("boot", report.ready.map(|ready| ready.after), &report.sample, true)?;
         self.out.flush()
     }
 

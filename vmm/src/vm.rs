@@ -44,6 +44,7 @@ pub struct Vm {
     memory: Arc<Memory>,
     serial: Arc<serial::Port>,
     boot_memory: u64,
+    has_agent: bool,
     next_call: AtomicU32,
     // Dropped in this order, after the vCPUs were stopped.
     _events: EventLoop,
@@ -180,6 +181,12 @@ impl Vm {
     #[must_use]
     pub fn boot_memory(&self) -> u64 {
         self.boot_memory
+    }
+
+    /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.has_agent
     }
 
     /// Exits since start, one entry a vCPU.

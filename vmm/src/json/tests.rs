@@ -13,7 +13,7 @@ fn every_line_is_one_object() {
     let device = DeviceSample { region_size: 1 << 30, requested: 2 << 20, plugged: 0, held: None };
     let sample = Sample { devices: vec![device], guest: None };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
-    lines.boot(&BootReport { ready, sample: sample.clone() }).unwrap();
+    lines.boot(&BootReport { ready: Some(ready), sample: sample.clone() }).unwrap();
     let step = StepReport {
         line: 3,
         column: 5,

@@ -29,6 +29,8 @@ const REGION_START: u64 = 4 << 30;
 pub(super) struct Nature {
     /// It never says that it is ready.
     pub(super) mute: bool,
+    /// It is somebody else's kernel: it reports nothing, and nothing can be asked of it.
+    pub(super) foreign: bool,
     /// It drives no device.
     pub(super) driverless: bool,
     /// It never finishes a resize, and says nothing.
@@ -53,6 +55,7 @@ impl Default for Nature {
     fn default() -> Nature {
         Nature {
             mute: false,
+            foreign: false,
             driverless: false,
             stuck: false,
             busy: false,
@@ -70,6 +73,8 @@ impl Default for Nature {
 pub(super) enum Event {
     Ready,
     Answer(u32, Answer),
+    /// A driver binds the device.
+    Bind,
     /// The driver looks at its target.
     Drive,
     /// A pinned page is let go.
@@ -99,7 +104,7 @@ impl Fake {
             region: REGION_START,
             region_size: REGION,
             block_size: BLOCK,
-            driver: !nature.driverless,
+            driver: !nature.driverless && !nature.foreign,
             ..MemStatus::default()
         };
         let start = Instant::now();
@@ -115,7 +120,11 @@ impl Fake {
             used: RefCell::default(),
             stops: Rc::default(),
         };
-        if !fake.nature.mute {
+        if fake.nature.foreign {
+            if !fake.nature.driverless {
+                fake.after(Duration::from_secs(3), Event::Bind);
+            }
+        } else if !fake.nature.mute {
             fake.after(Duration::from_millis(400), Event::Ready);
         }
         fake
@@ -145,6 +154,7 @@ impl Fake {
             Event::Answer(id, answer) => {
                 self.shared.change(|state| state.report(Report::Done { id, answer }));
             }
+            Event::Bind => self.shared.change(|state| state.mem[0].driver = true),
             Event::Drive => self.drive(),
             Event::Unpin => {
                 self.hogs.borrow_mut().retain(|_, (_, kind)| *kind == HogKind::Movable);
@@ -185,6 +195,9 @@ impl Fake {
                 _ => mem.plugged,
             };
             let (region, plugged) = (mem.region, mem.plugged);
+            if self.nature.foreign {
+                return;
+            }
             state.report(Report::Resize(Resize { region, plugged, requested: target, state: outcome }));
         });
     }
@@ -243,6 +256,10 @@ impl Machine for Fake {
 
     fn boot_memory(&self) -> u64 {
         BOOT_MEMORY
+    }
+
+    fn has_agent(&self) -> bool {
+        !self.nature.foreign
     }
 
     fn state(&self) -> State {

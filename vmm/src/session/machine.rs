@@ -18,6 +18,9 @@ pub trait Machine {
     /// Bytes of boot memory.
     fn boot_memory(&self) -> u64;
 
+    /// Whether the guest reports and answers calls.
+    fn has_agent(&self) -> bool;
+
     /// A copy of what is known of the guest now.
     fn state(&self) -> State;
 
@@ -70,6 +73,10 @@ impl Machine for Vm {
 
     fn boot_memory(&self) -> u64 {
         Vm::boot_memory(self)
+    }
+
+    fn has_agent(&self) -> bool {
+        Vm::has_agent(self)
     }
 
     fn state(&self) -> State {

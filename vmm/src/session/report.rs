@@ -30,11 +30,11 @@ pub trait Observer {
     fn end(&mut self, summary: &Summary) -> io::Result<()>;
 }
 
-/// The guest is up.
+/// The guest is up, as far as can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootReport {
-    /// The guest's first report and when it came.
-    pub ready: Ready,
+    /// The guest's first report and when it came; `None` of a kernel that makes none.
+    pub ready: Option<Ready>,
     /// The machine then.
     pub sample: Sample,
 }

@@ -23,17 +23,15 @@ enum Rest {
 
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Done {
-        let before = self.mem(resize.device)?;
-        if !before.driver {
-            let device = resize.device;
-            return Err(Trouble::Failed(format!("driver absent: the guest drives no device {device}")));
-        }
-        let target = target(resize.target, before.requested)?;
         let start = self.machine.now();
+        let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
+        let before = self.await_driver(resize.device, limit)?;
+        let target = target(resize.target, before.requested)?;
+        let limit = limit.saturating_sub(self.machine.now() - start);
         if let Err(refusal) = self.machine.resize(resize.device, target) {
             return Err(Trouble::Failed(format!("refused: {refusal}")));
         }
-        let at_rest = self.await_rest(resize, target, &before);
+        let at_rest = self.await_rest(resize, target, &before, limit);
         match at_rest {
             Ok(Rest::Reached) => {
                 let took = self.machine.now() - start;
@@ -51,9 +49,30 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         }
     }
 
-    fn await_rest(&self, resize: &Resize, target: u64, before: &MemStatus) -> Result<Rest, WaitError> {
+    /// The device, once the guest drives it. tidevm's own guest does so before it reports.
+    fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, Trouble> {
+        let limit = if self.machine.has_agent() { Duration::ZERO } else { limit };
+        self.mem(device)?;
+        let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
+        match self.machine.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
+            Err(WaitError::Deadline { .. }) => {
+                Err(Trouble::Failed(format!("driver absent: the guest drives no device {device}")))
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn await_rest(
+        &self,
+        resize: &Resize,
+        target: u64,
+        before: &MemStatus,
+        limit: Duration,
+    ) -> Result<Rest, WaitError> {
         let patient = resize.within.is_some();
-        let rested = |mem: &MemStatus| rest(mem, target, patient);
+        let reports = self.machine.has_agent();
+        let rested =
+            |mem: &MemStatus| if reports { rest(mem, target, patient) } else { arrived(mem, target) };
         if !patient && before.requested == target && matches!(rested(before), Some(Rest::Blocked(_))) {
             // The guest hears nothing new. It is given time to say that it has got further.
             let news = |mem: &MemStatus| (mem != before).then_some(());
@@ -64,7 +83,6 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
                 return Err(error);
             }
         }
-        let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
         self.machine.wait(limit, "the resize", |state| rested(state.mem.get(resize.device)?))
     }
 
@@ -144,6 +162,12 @@ fn target(target: Target, requested: u64) -> Result<u64, Trouble> {
             Trouble::Failed(format!("refused: cannot unplug {size}, only {requested} is requested"))
         }),
     }
+}
+
+/// Whether the target is reached, as far as the device can tell: all that there is of a guest that
+/// does not report.
+fn arrived(mem: &MemStatus, target: u64) -> Option<Rest> {
+    (mem.plugged == target && mem.requested == target).then_some(Rest::Reached)
 }
 
 /// Whether the driver rests, for this target. A report that tells of another size than is plugged is

@@ -18,7 +18,7 @@ struct Recorder {
 
 impl Observer for Recorder {
     fn boot(&mut self, report: &BootReport) -> io::Result<()> {
-        assert_eq!(report.ready.cpus, 2);
+        assert!(report.ready.is_none_or(|ready| ready.cpus == 2));
         self.boots += 1;
         Ok(())
     }
@@ -167,6 +167,30 @@ fn a_silent_or_busy_guest_misses_the_deadline() {
 
     let outcome = session(Nature { busy: true, ..Nature::default() }, "plug 1G within 3s");
     assert!(outcome.reason(0).contains("not within 3s") && outcome.reason(0).contains("BUSY"));
+}
+
+#[test]
+fn other_kernels_are_resized_and_asked_nothing() {
+    let nature = Nature { foreign: true, ..Nature::default() };
+    let outcome = session(nature, "plug 1G\nhog 1M movable as a\nstats\nresize 0");
+    assert!(outcome.summary.boot.is_none());
+    assert!(outcome.reason(1).contains("tidevm's own guest"), "{}", outcome.reason(1));
+    for (index, plugged) in [(0, 1 << 30), (2, 1 << 30), (3, 0)] {
+        let step = &outcome.steps[index];
+        assert!(matches!(step.verdict, Verdict::Done { .. }), "{step:?}");
+        assert_eq!((step.sample.devices[0].plugged, step.sample.guest), (plugged, None));
+    }
+    // The driver took three seconds to come.
+    assert_eq!(outcome.steps[0].took, Duration::from_secs(4));
+    assert_eq!(outcome.status(), 1);
+}
+
+#[test]
+fn other_kernels_may_have_no_driver() {
+    let nature = Nature { foreign: true, driverless: true, ..Nature::default() };
+    let outcome = session(nature, "plug 1G within 5s");
+    assert!(outcome.reason(0).starts_with("driver absent"));
+    assert_eq!(outcome.steps[0].took, Duration::from_secs(5));
 }
 
 #[test]

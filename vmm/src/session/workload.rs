@@ -92,7 +92,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn churn(&mut self, threads: u32, time: Duration, name: &Name) -> Done {
         let handle = self.workloads.next_handle();
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let call = self.machine.call(Op::Churn { handle, threads, millis })?;
+        let call = self.call(Op::Churn { handle, threads, millis })?;
         let until = self.machine.now() + time;
         self.workloads.start(name, Now::Churn { call, until });
         Ok(None)

@@ -36,7 +36,7 @@ fn shown(terminal: Option<usize>) -> String {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
-    table.boot(&BootReport { ready, sample: sample(0, 0) }).unwrap();
+    table.boot(&BootReport { ready: Some(ready), sample: sample(0, 0) }).unwrap();
     let done = || Verdict::Done { note: None };
     let note = |text: &str| Verdict::Done { note: Some(text.to_owned()) };
     let failed = |text: &str| Verdict::Failed { reason: text.to_owned() };
@@ -133,7 +133,7 @@ fn without_a_guest_its_numbers_are_dashes() {
     let mut table = Table::new(&mut out, None, 5);
     let ready = Ready { cpus: 1, mem_devices: 0, after: Duration::ZERO };
     let nothing = Sample { devices: Vec::new(), guest: None };
-    table.boot(&BootReport { ready, sample: nothing }).unwrap();
+    table.boot(&BootReport { ready: Some(ready), sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
 }
@@ -145,7 +145,7 @@ fn absurd_numbers_are_shown() {
     sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
     let mut out = Vec::new();
     let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
-    Table::new(&mut out, None, 5).boot(&BootReport { ready, sample }).unwrap();
+    Table::new(&mut out, None, 5).boot(&BootReport { ready: Some(ready), sample }).unwrap();
     assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
 }
 

@@ -150,6 +150,7 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
     let started = Instant::now();
     config.validate()?;
     let image = Image::open(config.kernel.as_deref())?;
+    let has_agent = image.is_own_guest();
     let kvm_device = open_kvm(config)?;
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
     let vm = Arc::new(kvm_device.create_vm().map_err(kvm("make a machine"))?);
@@ -201,6 +202,7 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
         memory,
         serial: devices.serial,
         boot_memory: config.memory,
+        has_agent,
         next_call: AtomicU32::new(FIRST_CALL),
         _events: events,
         _terminal: terminal,
