@@ -19,9 +19,13 @@ pub type Test = (&'static str, fn());
 /// Runs `tests` one after another, as a test binary's `main`: sessions share the host's CPUs, and
 /// have deadlines.
 pub fn run_all(tests: &[Test]) -> ExitCode {
+    run_if(tests, missing_kvm())
+}
+
+/// As [`run_all`], but skips all when something else is `missing`.
+pub fn run_if(tests: &[Test], missing: Option<String>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let missing = missing_kvm();
     let trial = |&(name, test): &Test| {
         if let Some(reason) = missing.as_deref().filter(|_| !arguments.list) {
             eprintln!("SKIP {name}: {reason}");

@@ -1,8 +1,10 @@
 //! What plain cargo cannot say: bring a fresh machine up, run the demo, run every test, run a
 //! program on a KVM host of our own.
 
+mod initramfs;
 mod nested;
 mod packages;
+mod stock;
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -20,7 +22,8 @@ usage: cargo xtask COMMAND
   demo                         setup, build, and run `tidevm demo`
   test                         setup, then every test that this machine can run
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
-                               `tidevm`, `sessions` (the session tests), or a static executable
+                               `tidevm`, `sessions` (the session tests), `linux` (tests with a
+                               stock kernel as the guest), or a static executable
 ";
 
 /// Debian's compiler with the sources of its libraries; they have to be of one version.
@@ -73,18 +76,26 @@ fn setup() -> Result<Toolchain> {
 /// Every test, and the sessions once more on the nested host. Ends with which host ran them.
 fn test() -> Result<ExitCode> {
     let tests = status(cargo().args(["test", "--workspace", "--no-fail-fast"]))?;
-    let nested = match Host::prepare() {
-        Ok(host) => Some(host.run(&nested::program("sessions")?, &[])?),
-        Err(missing) => {
-            println!("SKIP sessions on the nested host: {missing:#}");
-            None
+    let mut rows = vec![("this", "/dev/kvm, where usable", "all", Some(tests))];
+    match Host::prepare() {
+        Ok(host) => {
+            for suite in ["sessions", "linux"] {
+                let code = host.run(&nested::program(suite)?, &[])?;
+                rows.push(("nested", "SVM, emulated by QEMU", suite, Some(code)));
+            }
         }
-    };
-    let verdict = |code: ExitCode| if code == ExitCode::SUCCESS { "passed" } else { "FAILED" };
-    println!("\nhost     kvm                     tests     ");
-    println!("this     /dev/kvm, where usable  all       {}", verdict(tests));
-    println!("nested   SVM, emulated by QEMU   sessions  {}", nested.map_or("SKIPPED", verdict));
-    let failed = tests != ExitCode::SUCCESS || nested.is_some_and(|code| code != ExitCode::SUCCESS);
+        Err(missing) => {
+            println!("SKIP sessions, linux on the nested host: {missing:#}");
+            rows.push(("nested", "SVM, emulated by QEMU", "sessions, linux", None));
+        }
+    }
+    println!("\n{:8}{:25}{:17}result", "host", "kvm", "tests");
+    for (host, kvm, suite, code) in &rows {
+        let result =
+            code.map_or("SKIPPED", |code| if code == ExitCode::SUCCESS { "passed" } else { "FAILED" });
+        println!("{host:8}{kvm:25}{suite:17}{result}");
+    }
+    let failed = rows.iter().any(|row| row.3.is_some_and(|code| code != ExitCode::SUCCESS));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -38,6 +38,9 @@ const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 const SERIAL_PORT: u16 = 0x3f8;
 const HEADER: u32 = 36;
+/// FADT boot architecture flags: what PCs have and this machine has not.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
 const DSDT_REVISION: u8 = 2;
 
 /// Writes all tables from [`TABLES`] on. The first is the root pointer.
@@ -90,6 +93,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::ResetRegSup)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
+    table.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
     table.reset_reg = port(I8042);
     table.reset_value = I8042_RESET;
     table.sleep_control_reg = port(SLEEP_CONTROL);

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# First and only process of the nested host. The words between @ are filled in when it is packed.
+# First process of the nested host. The words between @ are filled in when it is packed.
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -7,6 +7,7 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 @LOAD@
 @COLOR@
+export TIDEVM_LINUX_KERNEL=/linux/vmlinuz TIDEVM_LINUX_INITRD=/linux/initrd
 stty raw -echo < /dev/ttyS1
 @COMMAND@ < /dev/null > /dev/ttyS1 2>&1
 echo $? > /dev/ttyS2

@@ -1,0 +1,74 @@
+//! An initramfs: the archive that a kernel unpacks as its first file system.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cpio::newc::{Builder, trailer};
+
+use crate::stock::Stock;
+
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
+
+/// An archive that is being made.
+pub struct Initramfs(Vec<u8>);
+
+impl Initramfs {
+    /// Folders and a shell.
+    pub fn new(stock: &Stock) -> Result<Self> {
+        let mut archive = Self(Vec::new());
+        for folder in ["bin", "dev", "proc", "sys", "tmp", "lib", "files", "linux"] {
+            archive.add(folder, FOLDER, b"")?;
+        }
+        archive.program("bin/busybox", &stock.shell)?;
+        Ok(archive)
+    }
+
+    fn add(&mut self, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+        let size = u32::try_from(bytes.len()).with_context(|| format!("{name} is too large"))?;
+        let mut entry = Builder::new(name).mode(mode).nlink(1).write(&mut self.0, size);
+        entry.write_all(bytes)?;
+        entry.finish()?;
+        Ok(())
+    }
+
+    /// Adds an executable.
+    pub fn program(&mut self, name: &str, path: &Path) -> Result<()> {
+        self.add(name, PROGRAM, &read(path)?)
+    }
+
+    /// Adds a file that is there already.
+    pub fn copy(&mut self, name: &str, path: &Path) -> Result<()> {
+        self.add(name, FILE, &read(path)?)
+    }
+
+    /// Adds a file.
+    pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.add(name, FILE, bytes)
+    }
+
+    /// Adds modules; returns the commands that load them.
+    pub fn modules(&mut self, modules: &[PathBuf]) -> Result<String> {
+        let mut load = String::new();
+        for module in modules {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            self.copy(&format!("lib/{name}"), module)?;
+            load.push_str(&format!("insmod /lib/{name}\n"));
+        }
+        Ok(load)
+    }
+
+    /// The whole, with the script that is the first process.
+    pub fn finish(mut self, init: &str) -> Result<Vec<u8>> {
+        self.add("init", PROGRAM, init.as_bytes())?;
+        trailer(&mut self.0)?;
+        Ok(self.0)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,40 @@
+#!/bin/busybox sh
+# First process of a stock Linux guest. Words of the kernel's command line choose what it does:
+#   policy=P   how new memory is onlined (memory_hotplug.online_policy and auto_online_blocks)
+#   data=MIB   once there is memory for it, a file of so many MiB in memory, checked in every round
+# Every round prints one line, so that whoever reads the console knows what the kernel knows.
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs -o size=90% tmp /tmp
+policy=online_movable
+data=0
+for word in $(cat /proc/cmdline); do
+    case $word in
+        policy=*) policy=${word#policy=} ;;
+        data=*) data=${word#data=} ;;
+    esac
+done
+if [ "$policy" = auto-movable ]; then
+    echo auto-movable > /sys/module/memory_hotplug/parameters/online_policy
+    policy=online
+fi
+echo $policy > /sys/devices/system/memory/auto_online_blocks
+total() { awk '/^MemTotal/ { print $2 }' /proc/meminfo; }
+start=$(total)
+@LOAD@
+state=none
+while :; do
+    now=$(total)
+    if [ $data -gt 0 ] && [ $state = none ] && [ $((now - start)) -gt $((data * 1536)) ]; then
+        dd if=/dev/urandom of=/tmp/data bs=1M count=$data 2> /dev/null
+        sum=$(md5sum < /tmp/data)
+    fi
+    if [ -e /tmp/data ]; then
+        [ "$(md5sum < /tmp/data)" = "$sum" ] && state=intact || state=LOST
+    fi
+    movable=$(awk '/zone +Movable/ { zone = 1 } zone && /^ +managed/ { print $2; exit }' /proc/zoneinfo)
+    echo "guest: $((now - start)) KiB more, ${movable:-0} pages in Movable, data $state"
+    sleep 0.2
+done

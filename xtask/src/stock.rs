@@ -1,0 +1,99 @@
+//! A stock Linux kernel with its modules, and a shell: from Debian packages, unpacked, not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::packages;
+
+/// Stands for whatever kernel is current.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+const SHELL_PACKAGE: &str = "busybox-static";
+
+/// Where the parts are.
+pub struct Stock {
+    /// A bzImage.
+    pub kernel: PathBuf,
+    /// A static busybox.
+    pub shell: PathBuf,
+    modules: PathBuf,
+}
+
+impl Stock {
+    /// Finds everything below `folder`, or fetches it there.
+    ///
+    /// # Errors
+    /// What is missing, and what brings it.
+    pub fn prepare(folder: &Path) -> Result<Self> {
+        let root = folder.join("root");
+        if let Some(stock) = Self::find(&root) {
+            return Ok(stock);
+        }
+        let kernel = packages::depends(KERNEL_PACKAGE, "linux-image-")?;
+        eprintln!("unpacking {kernel} and {SHELL_PACKAGE} into {}", root.display());
+        packages::unpack(&[&kernel, SHELL_PACKAGE], &folder.join("packages"), &root)?;
+        Self::find(&root).with_context(|| format!("{kernel} and {SHELL_PACKAGE} are not as they were"))
+    }
+
+    fn find(root: &Path) -> Option<Self> {
+        let in_folder = |folder: PathBuf, prefix: &str| {
+            let entries = fs::read_dir(folder).ok()?;
+            let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+        };
+        let kernel = in_folder(root.join("boot"), "vmlinuz-")?;
+        let modules = in_folder(root.join("lib/modules"), "")?.join("kernel");
+        let shell = root.join("bin/busybox");
+        shell.exists().then_some(Self { kernel, shell, modules })
+    }
+
+    /// The files of modules `names` and of all that they need, in the order in which to load them.
+    ///
+    /// # Errors
+    /// The kernel has no such module.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut modules = Vec::new();
+        for name in names {
+            self.add(name, &mut modules)?;
+        }
+        Ok(modules)
+    }
+
+    fn add(&self, name: &str, modules: &mut Vec<PathBuf>) -> Result<()> {
+        let path = search(&self.modules, &format!("{name}.ko"))
+            .with_context(|| format!("{} has no module {name}", self.kernel.display()))?;
+        if modules.contains(&path) {
+            return Ok(());
+        }
+        for needed in needs(&fs::read(&path)?) {
+            self.add(&needed, modules)?;
+        }
+        modules.push(path);
+        Ok(())
+    }
+}
+
+/// The modules that a module names in its section of `key=value` strings.
+fn needs(module: &[u8]) -> Vec<String> {
+    let mut strings = module.split(|&byte| byte == 0);
+    let line = strings.find_map(|string| string.strip_prefix(b"depends="));
+    let line = String::from_utf8_lossy(line.unwrap_or_default()).into_owned();
+    line.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// Module names are written with `-` or `_`, as it comes.
+fn search(folder: &Path, file: &str) -> Option<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            if entry.file_name().to_string_lossy().replace('_', "-") == file.replace('_', "-") {
+                return Some(entry.path());
+            }
+            if entry.file_type().ok()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    None
+}
