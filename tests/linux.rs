@@ -2,8 +2,8 @@
 //!
 //! The kernel and its initrd are named by TIDEVM_LINUX_KERNEL and TIDEVM_LINUX_INITRD, which the nested
 //! host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
-//! much memory the kernel has more than at boot, how many pages its Movable zone manages, and
-//! whether a file that it keeps in memory is intact.
+//! much memory the kernel has more than at boot, how many pages its Movable zones manage, how much
+//! lies on node 1, and whether a file that it keeps in memory is intact.
 
 use std::env;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ const TESTS: &[Test] = &[
     ("linux_onlines_to_the_kernel_zones", || grows("policy=online_kernel", 0)),
     ("linux_onlines_as_it_likes", || grows("policy=auto-movable", 0)),
     ("linux_on_four_cpus", linux_on_four_cpus),
-    ("linux_drives_two_devices", linux_drives_two_devices),
+    ("linux_drives_two_devices_on_two_nodes", linux_drives_two_devices_on_two_nodes),
 ];
 
 fn main() -> ExitCode {
@@ -52,6 +52,7 @@ struct Linux {
 struct Seen {
     kib_more: u64,
     movable_pages: u64,
+    kib_on_node_1: u64,
     data: String,
 }
 
@@ -98,9 +99,9 @@ impl Linux {
         let line = complete.lines().rev().find_map(|line| line.trim().strip_prefix("guest: "))?;
         let mut parts = line.split(", ");
         let mut number = || parts.next()?.split(' ').next()?.parse().ok();
-        let (kib_more, movable_pages) = (number()?, number()?);
+        let (kib_more, movable_pages, kib_on_node_1) = (number()?, number()?, number()?);
         let data = parts.next()?.strip_prefix("data ")?.to_owned();
-        Some(Seen { kib_more, movable_pages, data })
+        Some(Seen { kib_more, movable_pages, kib_on_node_1, data })
     }
 
     fn resize(&self, device: usize, mib: u64) {
@@ -211,15 +212,17 @@ fn linux_on_four_cpus() {
     assert!(linux.text().contains("Brought up 1 node, 4 CPUs"), "{}", linux.text());
 }
 
-fn linux_drives_two_devices() {
+fn linux_drives_two_devices_on_two_nodes() {
     let linux = Linux::boot("", |config| {
-        config.hotplug.push(HotplugConfig { block: 4 * MIB, ..HotplugConfig::new(512 * MIB) });
+        config.hotplug.push(HotplugConfig { block: 4 * MIB, node: Some(1), ..HotplugConfig::new(512 * MIB) });
     });
     linux.resize(0, 258);
     linux.resize(1, 132);
     linux.await_size(390);
+    linux.await_seen("the second device on its node", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);
     linux.resize(0, 0);
     linux.await_size(132);
+    linux.await_seen("all of it there", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);
     linux.resize(1, 0);
     linux.await_size(0);
     linux.assert_content();

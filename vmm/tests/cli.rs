@@ -267,7 +267,7 @@ fn a_guest_that_panics_is_status_4() {
         let path = path.to_str().expect("UTF-8");
         let output = tidevm(&["run", "--kernel", path]);
         assert_status(&output, 4, "rip");
-        let output = with_input(&["run", "--kernel", path, "--json", "--script", "-"], "check");
+        let output = with_input(&["run", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
         let out = assert_status(&output, 4, "rip");
         let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
         assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
@@ -279,7 +279,7 @@ fn a_guest_that_powers_off_is_status_0() {
     let path = path.to_str().expect("UTF-8");
     assert_status(&tidevm(&["run", "--kernel", path]), 0, "");
     // But it did not do what a script asks.
-    let output = with_input(&["run", "--kernel", path, "--script", "-"], "check");
+    let output = with_input(&["run", "--kernel", path, "--script", "-"], "sleep 60s");
     assert!(assert_status(&output, 1, "").contains("the guest powered off"));
 }
 

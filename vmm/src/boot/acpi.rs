@@ -8,6 +8,9 @@
 //! | MADT | a local APIC a vCPU, the I/O APIC |
 //! | FADT | how to reset and power off |
 //! | DSDT | the serial port and the virtio-mmio devices |
+//! | SRAT | which memory lies on which node; only there when a hotplug region has one |
+
+use std::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -42,6 +45,7 @@ const HEADER: u32 = 36;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 const DSDT_REVISION: u8 = 2;
+const SRAT_REVISION: u8 = 3;
 
 /// Writes all tables from [`TABLES`] on. The first is the root pointer.
 ///
@@ -67,6 +71,9 @@ pub fn write(config: &Config, view: &View) -> Result<(), BootError> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if config.hotplug.iter().any(|hotplug| hotplug.node.is_some()) {
+        xsdt.add_entry(put(&Bytewise(srat(config)))?);
+    }
     let xsdt = put(&xsdt)?;
     let mut root = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut root);
@@ -107,6 +114,36 @@ fn madt(cpus: u8) -> MADT {
         table.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
     table.add_structure(IoApic::new(0, IO_APIC, 0));
+    table
+}
+
+/// vCPUs and boot memory are on node 0, a hotplug region is where it says (ACPI 6.5, section 5.2.16).
+/// Entries are by hand because the crate has none for local APICs.
+fn srat(config: &Config) -> Sdt {
+    const ENABLED: u32 = 1;
+    const HOT_PLUGGABLE: u32 = 1 << 1;
+    let mut body = Vec::new();
+    // Reserved, and the first of it always 1.
+    body.extend([1_u32, 0, 0].map(u32::to_le_bytes).concat());
+    for id in 0..config.cpus {
+        body.extend([0, 16, 0, id]);
+        body.extend([ENABLED, 0, 0].map(u32::to_le_bytes).concat());
+    }
+    let mut memory = |range: Range<u64>, node: u16, flags: u32| {
+        body.extend([1, 40]);
+        body.extend(u32::from(node).to_le_bytes());
+        body.extend([0; 2]);
+        body.extend([range.start, range.end - range.start].map(u64::to_le_bytes).concat());
+        body.extend([0, ENABLED | flags, 0, 0].map(u32::to_le_bytes).concat());
+    };
+    layout::ram(config.memory).for_each(|range| memory(range, 0, 0));
+    let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
+    let regions = layout::regions(config.memory, sizes).into_iter().flatten();
+    for (region, hotplug) in regions.zip(&config.hotplug) {
+        memory(region, hotplug.node.unwrap_or(0), HOT_PLUGGABLE);
+    }
+    let mut table = Sdt::new(*b"SRAT", HEADER, SRAT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(&body);
     table
 }
 
@@ -168,7 +205,8 @@ mod tests {
     /// Follows the pointers as a kernel does, and checks every sum on the way.
     #[test]
     fn every_table_is_reached_and_its_bytes_add_up() {
-        let hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
+        let mut hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
+        hotplug[0].node = Some(1);
         let bytes = written(&Config { cpus: 254, hotplug, ..Config::default() });
         let base = TABLES.0 as usize;
         let table = |at: usize| {
@@ -181,7 +219,14 @@ mod tests {
         let xsdt = table(number(&bytes, 24, 8));
         assert_eq!(&xsdt[..4], b"XSDT");
         let (fadt, madt) = (table(number(xsdt, 36, 8)), table(number(xsdt, 44, 8)));
-        assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 52));
+        assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 60));
+        let srat = table(number(xsdt, 52, 8));
+        assert_eq!(
+            (&srat[..4], srat.len()),
+            (&b"SRAT"[..], 48 + 254 * 16 + (1 + tidevm_abi::MAX_MEM_DEVICES) * 40)
+        );
+        let first_region = 48 + 254 * 16 + 40;
+        assert_eq!((srat[first_region + 2], number(srat, first_region + 8, 8)), (1, 4 << 30));
         assert_eq!(madt.len(), 44 + 254 * 8 + 12);
         let dsdt = table(number(fadt, 140, 8));
         assert_eq!(&dsdt[..4], b"DSDT");

@@ -104,7 +104,8 @@ fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => {
             "Load the module of your CPU (modprobe kvm_intel or kvm_amd) and enable virtualization in the \
-             firmware; inside a virtual machine or container, have it give you nested virtualization or the device"
+             firmware; inside a virtual machine or container, have it give you nested virtualization or the device. \
+             From tidevm's sources, `cargo xtask nested -- tidevm ...` runs it on an emulated host"
         }
         io::ErrorKind::PermissionDenied => {
             "Add your user to the device's group (usermod -aG kvm USER, then log in again), or run as root"

@@ -34,7 +34,8 @@ while :; do
     if [ -e /tmp/data ]; then
         [ "$(md5sum < /tmp/data)" = "$sum" ] && state=intact || state=LOST
     fi
-    movable=$(awk '/zone +Movable/ { zone = 1 } zone && /^ +managed/ { print $2; exit }' /proc/zoneinfo)
-    echo "guest: $((now - start)) KiB more, ${movable:-0} pages in Movable, data $state"
+    movable=$(awk '/zone / { zone = $4 } zone == "Movable" && /^ +managed/ { sum += $2 } END { print sum + 0 }' /proc/zoneinfo)
+    node1=$(awk '/MemTotal/ { print $4 }' /sys/devices/system/node/node1/meminfo 2> /dev/null)
+    echo "guest: $((now - start)) KiB more, $movable pages in Movable, ${node1:-0} KiB on node 1, data $state"
     sleep 0.2
 done
