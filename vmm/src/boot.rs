@@ -201,17 +201,22 @@ pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result
     let low = config.memory.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
-    let initrd = |kernel_end| match &config.initrd {
+    let initrd = |kernel_end, low| match &config.initrd {
         Some(path) => load_initrd(&read("--initrd", path)?, kernel_end, low, view).map(Some),
         None => Ok(None),
     };
     let entry = if linux::is_bzimage(image.bytes()) {
         let kernel = linux::load(&image.name, image.bytes(), low, view)?;
-        let zero_page = kernel.write_zero_page(config.memory, initrd(kernel.end)?, acpi::TABLES, view)?;
+        let zero_page = kernel.write_zero_page(
+            config.memory,
+            initrd(kernel.end, kernel.initrd_end(low))?,
+            acpi::TABLES,
+            view,
+        )?;
         Entry { address: kernel.entry, start_info: 0, zero_page }
     } else {
         let (address, end) = load_elf(image, low, view)?;
-        write_start_info(config, initrd(end)?, view)?;
+        write_start_info(config, initrd(end, low)?, view)?;
         Entry { address, start_info: START_INFO.raw_value(), zero_page: 0 }
     };
     load_cmdline(view, CMDLINE, &line).map_err(|error| write("command line", &error))?;

@@ -64,10 +64,10 @@ pub struct Run {
     /// A hotplug region and its virtio-mem device; may be given several times
     #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
     hotplug: Vec<HotplugConfig>,
-    /// An ELF kernel with a PVH entry, instead of the built-in guest
+    /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// Passed to the kernel as its first module
+    /// The kernel's initial RAM disk
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
     /// Appended to the kernel's command line

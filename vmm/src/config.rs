@@ -34,9 +34,9 @@ pub struct Config {
     pub memory: u64,
     /// One virtio-mem device each.
     pub hotplug: Vec<HotplugConfig>,
-    /// An ELF file with a PVH entry; the embedded guest when absent.
+    /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
     pub kernel: Option<PathBuf>,
-    /// Passed to the kernel as the first PVH module.
+    /// The kernel's initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Appended to the kernel command line.
     pub cmdline: Option<String>,

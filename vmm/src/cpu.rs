@@ -15,6 +15,9 @@ const HYPERVISOR: u32 = 1 << 31;
 /// CPUID leaf 1, EDX: EBX names the number of logical processors.
 const HTT: u32 = 1 << 28;
 
+/// CPUID leaves that hold the topology, one level a sub-leaf.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+
 /// RFLAGS: the bit that is always set.
 const RFLAGS: u64 = 1 << 1;
 /// CR0: protected mode; the x87 kind that is always there.
@@ -33,7 +36,23 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
             entry.ecx |= TSC_DEADLINE;
         }
     }
+    for function in TOPOLOGY {
+        add_levels(&mut cpuid, function);
+    }
     Ok(cpuid)
+}
+
+/// KVM gives the first level of a topology leaf only, and leaves the others to the VMM.
+fn add_levels(cpuid: &mut CpuId, function: u32) {
+    let levels: Vec<_> =
+        cpuid.as_slice().iter().filter(|entry| entry.function == function).copied().collect();
+    let Some(first) = levels.iter().find(|entry| entry.index == 0).copied() else { return };
+    for index in [1, 2] {
+        if levels.iter().all(|entry| entry.index != index) {
+            // Fails when the list is full, and then there is no room for these leaves.
+            drop(cpuid.push(kvm_cpuid_entry2 { index, ..first }));
+        }
+    }
 }
 
 /// Tells vCPU `id` of `count` who it is: its local APIC id is `id`, all vCPUs are cores of one
@@ -90,7 +109,7 @@ pub fn enter_kernel(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error
     (regs.rbx, regs.rsi) = (entry.start_info, entry.zero_page);
     vcpu.set_regs(&regs)?;
     let mut sregs = vcpu.get_sregs()?;
-    // Selectors are arbitrary: nothing may reload a segment before the guest has its own table.
+    // Selectors are arbitrary: a guest loads no segment before it has a table of its own.
     let code = flat(0x8, 0xb);
     let data = flat(0x10, 0x3);
     sregs.cs = code;
@@ -119,7 +138,7 @@ fn flat(selector: u16, type_: u8) -> kvm_segment {
 
 #[cfg(test)]
 mod tests {
-    use super::{identify, kvm_cpuid_entry2};
+    use super::{CpuId, TOPOLOGY, add_levels, identify, kvm_cpuid_entry2};
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax: 1, ..Default::default() }
@@ -132,6 +151,17 @@ mod tests {
         assert_eq!(leaves[0].ebx >> 24, 3);
         assert_eq!(leaves[0].ebx >> 16 & 0xff, 5);
         assert_eq!((leaves[1].edx, leaves[2].edx, leaves[3].edx, leaves[4].eax), (3, 3, 3, 3));
+    }
+
+    #[test]
+    fn levels_that_kvm_leaves_out_are_added() {
+        let first = kvm_cpuid_entry2 { flags: 1, ..entry(0xb, 0) };
+        let mut cpuid = CpuId::from_entries(&[entry(1, 0), first]).unwrap();
+        TOPOLOGY.iter().for_each(|&function| add_levels(&mut cpuid, function));
+        add_levels(&mut cpuid, 0xb);
+        let entries: Vec<_> =
+            cpuid.as_slice().iter().map(|leaf| (leaf.function, leaf.index, leaf.flags)).collect();
+        assert_eq!(entries, [(1, 0, 0), (0xb, 0, 1), (0xb, 1, 1), (0xb, 2, 1)]);
     }
 
     #[test]

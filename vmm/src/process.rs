@@ -66,9 +66,8 @@ impl Signals {
     /// What the system says.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
         let mut blocked = BlockedSignals(Vec::new());
-        // `nohup` has it ignored; a blocked signal would come all the same.
-        let signals: Vec<_> =
-            TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
+        // `nohup` has one ignored, `&` in a script two; a blocked signal would come all the same.
+        let signals: Vec<_> = TERMINATION.into_iter().filter(|&signal| !ignored(signal)).collect();
         for &signal in &signals {
             match block_signal(signal) {
                 Ok(()) => blocked.0.push(signal),
@@ -165,11 +164,17 @@ impl Terminal {
     }
 
     fn set(&self, state: &libc::termios) -> io::Result<()> {
+        // A process in the background would be stopped for this, and never end.
+        let blocked = block_signal(libc::SIGTTOU).is_ok();
         // SAFETY: the descriptor is open and `state` came from tcgetattr.
-        match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
+        let result = match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
+        };
+        if blocked {
+            drop(unblock_signal(libc::SIGTTOU));
         }
+        result
     }
 }
 

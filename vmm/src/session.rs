@@ -18,7 +18,8 @@
 //! is powered off.
 //!
 //! A kernel that is not tidevm's own has no agent ([`Machine::has_agent`]): there is no first report to
-//! wait for, a resize is at rest when the device says so, and what only an agent can do fails.
+//! wait for, a resize is at rest when the device says so, what only an agent can do fails, and in the end the
+//! machine is stopped without asking.
 //!
 //! The session knows machines only as a [`Machine`], and shows nothing itself: an [`Observer`] does.
 

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
 
-use crate::stock::Stock;
+use crate::stock::{Module, Stock};
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -51,12 +51,11 @@ impl Initramfs {
     }
 
     /// Adds modules; returns the commands that load them.
-    pub fn modules(&mut self, modules: &[PathBuf]) -> Result<String> {
+    pub fn modules(&mut self, modules: &[Module]) -> Result<String> {
         let mut load = String::new();
-        for module in modules {
-            let name = module.file_name().unwrap_or_default().to_string_lossy();
-            self.copy(&format!("lib/{name}"), module)?;
-            load.push_str(&format!("insmod /lib/{name}\n"));
+        for Module { file, content } in modules {
+            self.file(&format!("lib/{file}"), content)?;
+            load.push_str(&format!("insmod /lib/{file}\n"));
         }
         Ok(load)
     }

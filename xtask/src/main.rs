@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
         }
         ["test"] => {
             setup()?;
-            test()
+            status(cargo().args(["test", "--workspace", "--no-fail-fast"]))
         }
         ["nested", "--", program, ..] => {
             setup()?;
@@ -71,32 +71,6 @@ fn setup() -> Result<Toolchain> {
     }
     // Its error names both remedies.
     Ok(find_toolchain()?)
-}
-
-/// Every test, and the sessions once more on the nested host. Ends with which host ran them.
-fn test() -> Result<ExitCode> {
-    let tests = status(cargo().args(["test", "--workspace", "--no-fail-fast"]))?;
-    let mut rows = vec![("this", "/dev/kvm, where usable", "all", Some(tests))];
-    match Host::prepare() {
-        Ok(host) => {
-            for suite in ["sessions", "linux"] {
-                let code = host.run(&nested::program(suite)?, &[])?;
-                rows.push(("nested", "SVM, emulated by QEMU", suite, Some(code)));
-            }
-        }
-        Err(missing) => {
-            println!("SKIP sessions, linux on the nested host: {missing:#}");
-            rows.push(("nested", "SVM, emulated by QEMU", "sessions, linux", None));
-        }
-    }
-    println!("\n{:8}{:25}{:17}result", "host", "kvm", "tests");
-    for (host, kvm, suite, code) in &rows {
-        let result =
-            code.map_or("SKIPPED", |code| if code == ExitCode::SUCCESS { "passed" } else { "FAILED" });
-        println!("{host:8}{kvm:25}{suite:17}{result}");
-    }
-    let failed = rows.iter().any(|row| row.3.is_some_and(|code| code != ExitCode::SUCCESS));
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn cargo() -> Command {

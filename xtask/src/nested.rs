@@ -56,6 +56,9 @@ impl Host {
     pub fn run(&self, program: &Path, arguments: &[String]) -> Result<ExitCode> {
         let folder = folder();
         fs::create_dir_all(&folder)?;
+        // One run at a time: they share what they leave there.
+        let lock = fs::File::create(folder.join("lock"))?;
+        lock.lock()?;
         let [initramfs, console, status, warnings] =
             ["initramfs", "console.log", "status", "qemu.log"].map(|name| folder.join(name));
         fs::write(&initramfs, self.pack(program, arguments)?)?;

@@ -17,7 +17,7 @@ pub fn need_program(program: &str, package: &str) -> Result<()> {
         return Ok(());
     }
     if !can_install()? {
-        bail!("{program} is missing: on Debian and Ubuntu, run `apt-get install {package}` as root");
+        bail!("{program} is missing: on Debian, run `apt-get install {package}` as root");
     }
     install(&[package])
 }
@@ -57,8 +57,11 @@ pub fn depends(package: &str, prefix: &str) -> Result<String> {
 }
 
 fn look_up(package: &str, prefix: &str) -> Result<Option<String>> {
-    let output =
-        Command::new("apt-cache").args(["depends", package]).output().context("cannot run apt-cache")?;
+    let output = Command::new("apt-cache")
+        .env("LC_ALL", "C")
+        .args(["depends", package])
+        .output()
+        .context("cannot run apt-cache")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     Ok(names.find(|name| name.starts_with(prefix)).map(str::to_owned))
@@ -67,7 +70,7 @@ fn look_up(package: &str, prefix: &str) -> Result<Option<String>> {
 fn need_debian() -> Result<()> {
     for tool in ["/usr/bin/apt-get", "/usr/bin/apt-cache", "/usr/bin/dpkg-deb"] {
         if !Path::new(tool).exists() {
-            bail!("{tool} is missing: this needs Debian's or Ubuntu's packages");
+            bail!("{tool} is missing: this needs Debian's packages");
         }
     }
     Ok(())
@@ -76,16 +79,23 @@ fn need_debian() -> Result<()> {
 /// Downloads `packages` to `downloads` and unpacks them to `root`. Needs no rights.
 pub fn unpack(packages: &[&str], downloads: &Path, root: &Path) -> Result<()> {
     need_debian()?;
-    for folder in [downloads, root] {
+    // What is half unpacked is never taken for the whole.
+    let partial = root.with_extension("partial");
+    for folder in [downloads, &partial, root] {
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
-        fs::create_dir_all(folder)?;
+    }
+    fs::create_dir_all(downloads)?;
+    fs::create_dir_all(&partial)?;
+    if can_install()? {
+        update()?;
     }
     run(Command::new("apt-get").current_dir(downloads).args(["download", "--quiet"]).args(packages))?;
     for entry in fs::read_dir(downloads)? {
-        run(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(root))?;
+        run(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(&partial))?;
     }
+    fs::rename(&partial, root)?;
     Ok(())
 }
 

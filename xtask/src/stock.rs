@@ -2,14 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::packages;
 
 /// Stands for whatever kernel is current.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const SHELL_PACKAGE: &str = "busybox-static";
+
+/// A kernel module.
+pub struct Module {
+    /// Name of its file.
+    pub file: String,
+    /// What is in it, unpacked.
+    pub content: Vec<u8>,
+}
 
 /// Where the parts are.
 pub struct Stock {
@@ -27,32 +36,35 @@ impl Stock {
     /// What is missing, and what brings it.
     pub fn prepare(folder: &Path) -> Result<Self> {
         let root = folder.join("root");
-        if let Some(stock) = Self::find(&root) {
+        // Newer packages have everything but the kernel below usr.
+        let find = || Self::find(&root, &root).or_else(|| Self::find(&root, &root.join("usr")));
+        if let Some(stock) = find() {
             return Ok(stock);
         }
         let kernel = packages::depends(KERNEL_PACKAGE, "linux-image-")?;
         eprintln!("unpacking {kernel} and {SHELL_PACKAGE} into {}", root.display());
         packages::unpack(&[&kernel, SHELL_PACKAGE], &folder.join("packages"), &root)?;
-        Self::find(&root).with_context(|| format!("{kernel} and {SHELL_PACKAGE} are not as they were"))
+        find().with_context(|| format!("{kernel} and {SHELL_PACKAGE} are not as they were"))
     }
 
-    fn find(root: &Path) -> Option<Self> {
+    fn find(root: &Path, files: &Path) -> Option<Self> {
         let in_folder = |folder: PathBuf, prefix: &str| {
             let entries = fs::read_dir(folder).ok()?;
             let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
             paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
         };
         let kernel = in_folder(root.join("boot"), "vmlinuz-")?;
-        let modules = in_folder(root.join("lib/modules"), "")?.join("kernel");
-        let shell = root.join("bin/busybox");
+        let modules = in_folder(files.join("lib/modules"), "")?.join("kernel");
+        let shell = files.join("bin/busybox");
         shell.exists().then_some(Self { kernel, shell, modules })
     }
 
-    /// The files of modules `names` and of all that they need, in the order in which to load them.
+    /// The modules `names` and all that they need, in the order in which to load them: file name and
+    /// content.
     ///
     /// # Errors
     /// The kernel has no such module.
-    pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
         let mut modules = Vec::new();
         for name in names {
             self.add(name, &mut modules)?;
@@ -60,18 +72,33 @@ impl Stock {
         Ok(modules)
     }
 
-    fn add(&self, name: &str, modules: &mut Vec<PathBuf>) -> Result<()> {
-        let path = search(&self.modules, &format!("{name}.ko"))
-            .with_context(|| format!("{} has no module {name}", self.kernel.display()))?;
-        if modules.contains(&path) {
+    fn add(&self, name: &str, modules: &mut Vec<Module>) -> Result<()> {
+        let file = format!("{}.ko", name.replace('_', "-"));
+        if modules.iter().any(|module| module.file == file) {
             return Ok(());
         }
-        for needed in needs(&fs::read(&path)?) {
+        let path = search(&self.modules, &file)
+            .with_context(|| format!("{} has no module {name}", self.kernel.display()))?;
+        let content = match path.extension() {
+            Some(packed) if packed == "xz" => output(Command::new("xz").arg("-dc").arg(&path))?,
+            _ => fs::read(&path)?,
+        };
+        for needed in needs(&content) {
             self.add(&needed, modules)?;
         }
-        modules.push(path);
+        modules.push(Module { file, content });
         Ok(())
     }
+}
+
+/// What a command that succeeds writes.
+fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let text = format!("{command:?}");
+    let output = command.output().with_context(|| format!("cannot run {text}"))?;
+    if !output.status.success() {
+        bail!("{text} failed: {}", output.status);
+    }
+    Ok(output.stdout)
 }
 
 /// The modules that a module names in its section of `key=value` strings.
@@ -82,12 +109,13 @@ fn needs(module: &[u8]) -> Vec<String> {
     line.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-/// Module names are written with `-` or `_`, as it comes.
+/// The file of a module, packed or not. Module names are written with `-` or `_`, as it comes.
 fn search(folder: &Path, file: &str) -> Option<PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).ok()?.flatten() {
-            if entry.file_name().to_string_lossy().replace('_', "-") == file.replace('_', "-") {
+            let name = entry.file_name().to_string_lossy().replace('_', "-");
+            if name.strip_suffix(".xz").unwrap_or(&name) == file {
                 return Some(entry.path());
             }
             if entry.file_type().ok()?.is_dir() {

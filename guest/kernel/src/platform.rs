@@ -113,6 +113,6 @@ unsafe impl Platform for Machine {
 
     fn fault(&self, step: FaultStep) -> bool {
         let left = &FAULTS[step as usize];
-        left.load(Ordering::Relaxed) != 0 && left.fetch_sub(1, Ordering::Relaxed) == 1
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1)
     }
 }

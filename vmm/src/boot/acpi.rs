@@ -22,6 +22,7 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use tidevm_abi::SERIAL_PORT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::BootError;
@@ -39,7 +40,6 @@ const END: GuestAddress = GuestAddress(0x10_0000);
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-const SERIAL_PORT: u16 = 0x3f8;
 const HEADER: u32 = 36;
 /// FADT boot architecture flags: what PCs have and this machine has not.
 const NO_VGA: u16 = 1 << 2;

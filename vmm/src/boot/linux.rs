@@ -12,7 +12,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Address, GuestAddress};
 
-use super::{BootError, CMDLINE, CMDLINE_SIZE, Initrd, memory_map};
+use super::{BootError, CMDLINE, Initrd, memory_map};
 use crate::memory::View;
 
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
@@ -23,6 +23,11 @@ const MAGIC_AT: usize = 0x202;
 const MAGIC: &[u8; 4] = b"HdrS";
 /// A boot loader without a number of its own.
 const LOADER_OTHER: u8 = 0xff;
+/// `loadflags`: the segment registers stay as they are. Kernels up to 5.6 would load them otherwise,
+/// before they have a descriptor table; later ones do not look.
+const KEEP_SEGMENTS: u8 = 1 << 6;
+/// The first version of the protocol that says how much memory unpacking needs (Linux 2.6.31).
+const VERSION: u16 = 0x20a;
 
 /// Whether `bytes` are a bzImage.
 pub(super) fn is_bzimage(bytes: &[u8]) -> bool {
@@ -48,6 +53,11 @@ pub(super) fn load(name: &str, bytes: &[u8], low: u64, view: &View) -> Result<Lo
     let loaded = BzImage::load(view, Some(LOAD_ADDRESS), &mut Cursor::new(bytes), None)
         .map_err(|error| BootError::NotBzImage { name: name.to_owned(), reason: error.to_string() })?;
     let header = loaded.setup_header.unwrap_or_default();
+    let version = header.version;
+    if version < VERSION {
+        let reason = format!("boot protocol {version:#x} is older than {VERSION:#x}");
+        return Err(BootError::NotBzImage { name: name.to_owned(), reason });
+    }
     let end = loaded.kernel_end.max(header.pref_address.saturating_add(header.init_size.into()));
     if end > low {
         return Err(BootError::NoRoom { what: format!("the kernel {name}, unpacked,"), end, low });
@@ -56,6 +66,11 @@ pub(super) fn load(name: &str, bytes: &[u8], low: u64, view: &View) -> Result<Lo
 }
 
 impl Loaded {
+    /// Where an initrd has to end at the latest, given that memory ends at `low`.
+    pub(super) fn initrd_end(&self, low: u64) -> u64 {
+        low.min(u64::from(self.header.initrd_addr_max) + 1)
+    }
+
     /// Writes the zero page; its address goes to `esi`.
     pub(super) fn write_zero_page(
         &self,
@@ -66,8 +81,8 @@ impl Loaded {
     ) -> Result<u64, BootError> {
         let mut params = boot_params { hdr: self.header, ..Default::default() };
         params.hdr.type_of_loader = LOADER_OTHER;
+        params.hdr.loadflags |= KEEP_SEGMENTS;
         params.hdr.cmd_line_ptr = CMDLINE.raw_value() as u32;
-        params.hdr.cmdline_size = CMDLINE_SIZE as u32;
         if let Some(initrd) = initrd {
             // Both below 4 GiB: it lies in low memory.
             params.hdr.ramdisk_image = initrd.start as u32;

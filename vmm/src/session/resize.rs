@@ -27,11 +27,11 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
         let before = self.await_driver(resize.device, limit)?;
         let target = target(resize.target, before.requested)?;
-        let limit = limit.saturating_sub(self.machine.now() - start);
+        let left = limit.saturating_sub(self.machine.now() - start);
         if let Err(refusal) = self.machine.resize(resize.device, target) {
             return Err(Trouble::Failed(format!("refused: {refusal}")));
         }
-        let at_rest = self.await_rest(resize, target, &before, limit);
+        let at_rest = self.await_rest(resize, target, &before, left);
         match at_rest {
             Ok(Rest::Reached) => {
                 let took = self.machine.now() - start;
@@ -41,9 +41,9 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
                 Ok(None)
             }
             Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(&mem, target))),
-            Err(WaitError::Deadline { after, .. }) => {
+            Err(WaitError::Deadline { .. }) => {
                 let why = self.why_stopped(&self.mem(resize.device)?, target);
-                Err(Trouble::Failed(format!("not within {after:?}: {why}")))
+                Err(Trouble::Failed(format!("not within {limit:?}: {why}")))
             }
             Err(error) => Err(error.into()),
         }
