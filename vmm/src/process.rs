@@ -66,8 +66,10 @@ impl Signals {
     /// What the system says.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
         let mut blocked = BlockedSignals(Vec::new());
-        // `nohup` has one ignored, `&` in a script two; a blocked signal would come all the same.
-        let signals: Vec<_> = TERMINATION.into_iter().filter(|&signal| !ignored(signal)).collect();
+        // `nohup` has it ignored; a blocked signal would come all the same. The others are for a machine
+        // in the background, too.
+        let signals: Vec<_> =
+            TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
         for &signal in &signals {
             match block_signal(signal) {
                 Ok(()) => blocked.0.push(signal),
