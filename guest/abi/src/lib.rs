@@ -49,10 +49,13 @@ pub const NOTE_NAME: &str = "tidevm";
 
 /// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
 pub mod cmdline {
-    /// `nr_cpus=N`: number of CPUs to bring up; their local APIC ids are `0..N`.
+    /// `nr_cpus=N`: most CPUs to bring up of those that ACPI lists; without ACPI, their number, and
+    /// their local APIC ids are `0..N`.
     pub const NR_CPUS: &str = "nr_cpus";
     /// `tsc_early_khz=N`: frequency of the time-stamp counter.
     pub const TSC_KHZ: &str = "tsc_early_khz";
+    /// `pci=off`: do not look for devices on PCI, where each look may cost an exit.
+    pub const PCI: &str = "pci";
     /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
     pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
     /// `memory_hotplug.memmap_on_memory=on|off`.

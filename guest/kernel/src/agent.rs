@@ -1,43 +1,61 @@
-//! Carries out the VMM's calls: what is quick at once, the rest as jobs that answer when they are
-//! through.
+//! Carries out calls, the VMM's and those typed at the console: what is quick at once, the rest as jobs
+//! that answer when they are through.
 
 use alloc::sync::Arc;
 
-use tidevm_abi::{Answer, Call, Failure, Handle, Op, Report};
+use tidevm_abi::{Answer, Failure, Handle, Op, Report};
 use tidevm_mm::ZoneType;
 
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, churn, cpu, job, panic, platform};
+use crate::{MM, churn, cpu, job, panic, platform, shell};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
 
-/// Carries out `call`, or starts the job that does.
-pub fn carry_out(call: Call) {
-    let id = call.id;
-    let started = match call.op {
+/// Who gets an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// The VMM, to its call of this id.
+    Vmm(u32),
+    /// Whoever sits at the console.
+    Shell,
+}
+
+impl Asker {
+    /// Answers.
+    pub fn answer(self, answer: Answer) {
+        match self {
+            Self::Vmm(id) => report(Report::Done { id, answer }),
+            Self::Shell => shell::answer(answer),
+        }
+    }
+}
+
+/// Carries out `op`, or starts the job that does.
+pub fn carry_out(op: Op, asker: Asker) {
+    let started = match op {
         Op::Stats => Ok(Some(Answer::Stats(stats()))),
         Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
         Op::Hog { handle, pages, kind, scattered, full } => {
             make(handle, kind, full, pages).map(|(workload, pages)| {
-                job::spawn(workload_cpu(), Hog::new(id, workload, pages, scattered));
+                job::spawn(workload_cpu(), Hog::new(asker, workload, pages, scattered));
                 None
             })
         }
         Op::Verify { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::verify(id, workload));
+            job::spawn(workload_cpu(), EachPage::verify(asker, workload));
             None
         }),
         Op::Release { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::release(id, workload));
+            job::spawn(workload_cpu(), EachPage::release(asker, workload));
             None
         }),
         Op::Churn { handle, threads, millis } => {
             let threads = threads.clamp(1, MAX_STORMS);
             make(handle, tidevm_abi::HogKind::Movable, false, churn::slots(threads)).map(|(workload, _)| {
-                churn::start(id, workload, threads, millis);
+                churn::start(asker, workload, threads, millis);
                 None
             })
         }
@@ -49,8 +67,8 @@ pub fn carry_out(call: Call) {
     };
     match started {
         Ok(None) => {}
-        Ok(Some(answer)) => report(Report::Done { id, answer }),
-        Err(failure) => report(Report::Done { id, answer: Answer::Failed(failure) }),
+        Ok(Some(answer)) => asker.answer(answer),
+        Err(failure) => asker.answer(Answer::Failed(failure)),
     }
 }
 

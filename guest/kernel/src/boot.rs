@@ -52,6 +52,7 @@ struct MemmapEntry {
 pub struct BootInfo {
     ram: [(u64, u64); MAX_RANGES],
     nr_ram: usize,
+    rsdp: u64,
     cmdline: [u8; MAX_CMDLINE],
     cmdline_len: usize,
 }
@@ -67,8 +68,13 @@ impl BootInfo {
         let info = unsafe { &*phys_to_virt(start_info).cast::<StartInfo>() };
         assert!(info.magic == START_INFO_MAGIC, "start_info magic {:#x}", info.magic);
         assert!(info.version >= 1, "start_info version {} has no memory map", info.version);
-        let mut boot =
-            Self { ram: [(0, 0); MAX_RANGES], nr_ram: 0, cmdline: [0; MAX_CMDLINE], cmdline_len: 0 };
+        let mut boot = Self {
+            ram: [(0, 0); MAX_RANGES],
+            nr_ram: 0,
+            rsdp: info.rsdp_paddr,
+            cmdline: [0; MAX_CMDLINE],
+            cmdline_len: 0,
+        };
         let entries = phys_to_virt(info.memmap_paddr).cast::<MemmapEntry>();
         for index in 0..info.memmap_entries as usize {
             // SAFETY: the table has `memmap_entries` entries, by the ABI.
@@ -96,6 +102,11 @@ impl BootInfo {
     /// Ranges of RAM as (first byte, byte after the last).
     pub fn ram(&self) -> &[(u64, u64)] {
         &self.ram[..self.nr_ram]
+    }
+
+    /// Physical address of ACPI's root pointer, if there is ACPI.
+    pub fn rsdp(&self) -> Option<u64> {
+        (self.rsdp != 0).then_some(self.rsdp)
     }
 
     /// The command line; empty when it is not UTF-8.

@@ -5,10 +5,10 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use tidevm_abi::{Answer, Report};
+use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
 
-use crate::control::report;
+use crate::agent::Asker;
 use crate::job::{Job, Step};
 use crate::time::Instant;
 use crate::workload::{Take, Workload};
@@ -23,7 +23,7 @@ const BLOCKS: usize = 16;
 
 /// What the storms of one call have in common.
 struct Shared {
-    id: u32,
+    asker: Asker,
     workload: Arc<Workload>,
     running: AtomicU32,
     allocations: AtomicU64,
@@ -45,9 +45,9 @@ pub fn slots(threads: u32) -> u64 {
 }
 
 /// Starts `threads` storms on as many CPUs, for `millis` milliseconds, in the slots of `workload`.
-pub fn start(id: u32, workload: Arc<Workload>, threads: u32, millis: u64) {
+pub fn start(asker: Asker, workload: Arc<Workload>, threads: u32, millis: u64) {
     let shared = Arc::new(Shared {
-        id,
+        asker,
         workload,
         running: AtomicU32::new(threads),
         allocations: AtomicU64::new(0),
@@ -131,7 +131,7 @@ impl Storm {
                 allocations: shared.allocations.load(Ordering::Relaxed),
                 failures: shared.failures.load(Ordering::Relaxed),
             };
-            report(Report::Done { id: shared.id, answer });
+            shared.asker.answer(answer);
         }
         Step::Done
     }

@@ -23,14 +23,16 @@ pub struct MmioDevice {
 /// What the command line asks for.
 #[derive(Debug)]
 pub struct Options {
-    /// CPUs to bring up, this one included.
-    pub nr_cpus: usize,
+    /// Most CPUs to bring up, this one included.
+    pub nr_cpus: Option<usize>,
     /// Frequency of the time-stamp counter.
     pub tsc_khz: Option<u64>,
     /// Whether new memory holds its own memmap.
     pub memmap_on_memory: bool,
     /// Whether per-CPU lists are disabled during offlining.
     pub pcp_disable: bool,
+    /// Whether to look for devices on PCI.
+    pub pci: bool,
     /// virtio-mmio devices.
     pub devices: [Option<MmioDevice>; MAX_DEVICES],
 }
@@ -38,17 +40,19 @@ pub struct Options {
 /// Parses a command line.
 pub fn parse(text: &str) -> Options {
     let mut options = Options {
-        nr_cpus: 1,
+        nr_cpus: None,
         tsc_khz: None,
         memmap_on_memory: true,
         pcp_disable: true,
+        pci: true,
         devices: [None; MAX_DEVICES],
     };
     let mut nr_devices = 0;
     for word in text.split_ascii_whitespace() {
         let Some((key, value)) = word.split_once('=') else { continue };
         let understood = match key {
-            keys::NR_CPUS => set(&mut options.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0)),
+            keys::NR_CPUS => set(&mut options.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0).map(Some)),
+            keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
@@ -93,7 +97,7 @@ fn device(value: &str) -> Option<MmioDevice> {
 }
 
 /// A number as Linux's `memparse`: decimal or `0x` hexadecimal, with K, M or G behind it.
-fn number(text: &str) -> Option<u64> {
+pub fn number(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
         b'M' | b'm' => (&text[..text.len() - 1], 20),

@@ -1,12 +1,13 @@
-//! Text for people, on the first serial port. One exit a byte: what programs need goes through
-//! [`crate::control`] instead.
+//! The first serial port (a 16550): text for people, and what they type. One exit a byte: what programs
+//! need goes through [`crate::control`] where there is such a channel.
 
 use core::fmt::{self, Write};
 
 use spin::Mutex;
 use tidevm_abi::SERIAL_PORT;
 
-use crate::cpu::port_write;
+use crate::cpu::{port_read, port_write};
+use crate::ioapic::{Line, Trigger};
 
 struct Serial;
 
@@ -21,10 +22,34 @@ impl Write for Serial {
     }
 }
 
+/// ISA interrupt of the port.
+const INTERRUPT: u32 = 4;
+/// Registers, as offsets: interrupt enable and line status.
+const ENABLE: u16 = 1;
+const STATUS: u16 = 5;
+const RECEIVED: u8 = 1;
+/// What a port that is not there reads as.
+const NO_PORT: u8 = 0xff;
+
+/// Has the port interrupt for each byte that comes. `None` when there is no port.
+pub fn listen() -> Option<Line> {
+    if port_read(SERIAL_PORT + STATUS) == NO_PORT {
+        return None;
+    }
+    let line = Line::route(INTERRUPT, Trigger::Edge)?;
+    port_write(SERIAL_PORT + ENABLE, RECEIVED);
+    Some(line)
+}
+
+/// The next byte that came.
+pub fn read() -> Option<u8> {
+    (port_read(SERIAL_PORT + STATUS) & RECEIVED != 0).then(|| port_read(SERIAL_PORT))
+}
+
 static SERIAL: Mutex<Serial> = Mutex::new(Serial);
 
-/// Prints; used through [`println!`].
-pub fn print(text: fmt::Arguments<'_>) {
+/// Prints; used through [`println!`] and [`print!`].
+pub fn write(text: fmt::Arguments<'_>) {
     // Writing to the port cannot fail.
     let _ = SERIAL.lock().write_fmt(text);
 }
@@ -36,6 +61,12 @@ pub fn print_in_panic(text: fmt::Arguments<'_>) {
 
 /// Prints one line.
 macro_rules! println {
-    ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
+    ($($argument:tt)*) => { $crate::console::write(format_args!("{}\n", format_args!($($argument)*))) };
 }
 pub(crate) use println;
+
+/// Prints without ending the line.
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::console::write(format_args!($($argument)*)) };
+}
+pub(crate) use print;

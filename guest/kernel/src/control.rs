@@ -3,16 +3,17 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 use tidevm_abi::{self as abi, Answer, Call, Failure, Report};
 use virtio_drivers::transport::Transport;
 
-use crate::agent;
-use crate::irq;
+use crate::agent::{self, Asker};
 use crate::job::{Job, Step};
 use crate::virtio::Device;
 use crate::virtio::queue::{Inbox, Outbox};
+use crate::{irq, shell};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -22,28 +23,36 @@ const FEATURES: u64 = 1 << 32;
 /// Reports that wait for a buffer. Any CPU adds to it; the boot CPU's job sends them.
 static OUTGOING: Mutex<VecDeque<Report>> = Mutex::new(VecDeque::new());
 
+/// Whether there is a channel. Without one, reports are for people.
+static BOUND: AtomicBool = AtomicBool::new(false);
+
 /// Sends `report`, soon.
 pub fn report(report: Report) {
-    OUTGOING.lock().push_back(report);
-    irq::wake(0);
+    if BOUND.load(Ordering::Relaxed) {
+        OUTGOING.lock().push_back(report);
+        irq::wake(0);
+    } else {
+        shell::tell(report);
+    }
 }
 
 /// The job that serves the channel. It runs on the boot CPU, where the device's interrupts go.
-pub struct Control {
-    device: Device,
+pub struct Control<T> {
+    device: Device<T>,
     inbox: Inbox,
     outbox: Outbox,
 }
 
-impl Control {
+impl<T: Transport> Control<T> {
     /// Sets up the device; `None` when it refuses.
-    pub fn new(mut device: Device) -> Option<Box<Self>> {
+    pub fn new(mut device: Device<T>) -> Option<Box<Self>> {
         device.negotiate(FEATURES)?;
         let inbox = Inbox::new(&mut device.transport, RECEIVE).ok()?;
         let outbox = Outbox::new(&mut device.transport, TRANSMIT).ok()?;
         device.transport.finish_init();
         let mut control = Box::new(Self { device, inbox, outbox });
         control.inbox.start(&mut control.device.transport);
+        BOUND.store(true, Ordering::Relaxed);
         Some(control)
     }
 
@@ -61,16 +70,16 @@ impl Control {
     }
 }
 
-impl Job for Control {
+impl<T: Transport + Send> Job for Control<T> {
     fn step(&mut self) -> Step {
         self.device.interrupts();
         while let Some(call) = self.inbox.take(&mut self.device.transport, |bytes| abi::decode::<Call>(bytes))
         {
             match call {
-                Ok(call) => agent::carry_out(call),
+                Ok(call) => agent::carry_out(call.op, Asker::Vmm(call.id)),
                 // Calls have other ids than 0; the VMM counts this one.
                 Err(abi::BadRecord) => {
-                    report(Report::Done { id: 0, answer: Answer::Failed(Failure::BadRecord) });
+                    Asker::Vmm(0).answer(Answer::Failed(Failure::BadRecord));
                 }
             }
         }

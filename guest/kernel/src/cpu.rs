@@ -7,7 +7,7 @@
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
@@ -40,6 +40,8 @@ pub struct PerCpu {
     pub passes: AtomicU64,
     /// TLB flushes asked for by others that this CPU has done.
     pub flushed: AtomicU64,
+    /// Id of its local APIC, below 256; set before the CPU is started.
+    pub apic_id: AtomicU32,
 }
 
 static PER_CPU: [PerCpu; MAX_CPUS] = [const {
@@ -49,6 +51,7 @@ static PER_CPU: [PerCpu; MAX_CPUS] = [const {
         idle: AtomicBool::new(false),
         passes: AtomicU64::new(0),
         flushed: AtomicU64::new(0),
+        apic_id: AtomicU32::new(0),
     }
 }; MAX_CPUS];
 
@@ -117,8 +120,16 @@ pub fn area(index: usize) -> &'static PerCpu {
 
 /// Writes a byte to an I/O port.
 pub fn port_write(port: u16, value: u8) {
-    // SAFETY: the ports written are those of serial port, exit device and interrupt masks; none changes memory.
+    // SAFETY: the ports written are those of serial port, timer, exit device and interrupt masks; none changes memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Reads a byte from an I/O port.
+pub fn port_read(port: u16) -> u8 {
+    let value;
+    // SAFETY: the ports read are those of serial port and timer; none changes memory.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    value
 }
 
 /// Stops this CPU for good.

@@ -4,11 +4,11 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-use tidevm_abi::{Answer, HogKind, Report};
+use tidevm_abi::{Answer, HogKind};
 use tidevm_mm::{Gfp, Order, Pfn, PfnRange, ZoneType};
 
 use crate::MM;
-use crate::control::report;
+use crate::agent::Asker;
 use crate::job::{Job, Step};
 use crate::workload::{Take, Workload};
 
@@ -19,7 +19,7 @@ const RUN: Order = Order::new(4);
 
 /// Allocates and fills `wanted` pages.
 pub struct Hog {
-    id: u32,
+    asker: Asker,
     workload: Arc<Workload>,
     wanted: u32,
     held: u32,
@@ -28,10 +28,10 @@ pub struct Hog {
 }
 
 impl Hog {
-    /// A job that answers call `id`.
-    pub fn new(id: u32, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
+    /// A job that answers `asker`.
+    pub fn new(asker: Asker, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
         let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
-        Box::new(Self { id, workload, wanted, held: 0, scatter })
+        Box::new(Self { asker, workload, wanted, held: 0, scatter })
     }
 
     /// Takes one block, keeps its first run and frees the rest. `false` when there is no block.
@@ -57,7 +57,7 @@ impl Hog {
     }
 
     fn end(&self) -> Step {
-        report(Report::Done { id: self.id, answer: Answer::Hogged { pages: u64::from(self.held) } });
+        self.asker.answer(Answer::Hogged { pages: u64::from(self.held) });
         Step::Done
     }
 }
@@ -123,7 +123,7 @@ enum Task {
 
 /// Goes through a workload's pages once.
 pub struct EachPage {
-    id: u32,
+    asker: Asker,
     workload: Arc<Workload>,
     next: u32,
     pages: u64,
@@ -132,15 +132,15 @@ pub struct EachPage {
 
 impl EachPage {
     /// Checks every page's content.
-    pub fn verify(id: u32, workload: Arc<Workload>) -> Box<Self> {
+    pub fn verify(asker: Asker, workload: Arc<Workload>) -> Box<Self> {
         let task = Task::Verify { corrupt: 0, first_corrupt: None };
-        Box::new(Self { id, workload, next: 0, pages: 0, task })
+        Box::new(Self { asker, workload, next: 0, pages: 0, task })
     }
 
     /// Frees every page, and forgets the workload.
-    pub fn release(id: u32, workload: Arc<Workload>) -> Box<Self> {
+    pub fn release(asker: Asker, workload: Arc<Workload>) -> Box<Self> {
         let task = Task::Release { run: PfnRange::new(Pfn::new(0), 0) };
-        Box::new(Self { id, workload, next: 0, pages: 0, task })
+        Box::new(Self { asker, workload, next: 0, pages: 0, task })
     }
 
     fn visit(&mut self, index: u32, pfn: Pfn) {
@@ -210,7 +210,7 @@ impl Job for EachPage {
             *run = PfnRange::new(Pfn::new(0), 0);
         }
         if step == Step::Done {
-            report(Report::Done { id: self.id, answer: self.answer() });
+            self.asker.answer(self.answer());
         }
         step
     }

@@ -1,5 +1,4 @@
-//! Interrupts: the IDT, the local APIC with its timer and inter-processor interrupts, and the
-//! I/O APIC's routes.
+//! Interrupts: the IDT, and the local APIC with its timer and inter-processor interrupts.
 //!
 //! Handlers only set flags and flush TLBs; the work is done by the job loop. So memory management
 //! never runs in interrupt context, and none of its locks need interrupts off.
@@ -7,7 +6,7 @@
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use x86_64::VirtAddr;
 use x86_64::instructions::interrupts::without_interrupts;
@@ -17,7 +16,7 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::paging::{self, NoPageTable, TableSource};
 use crate::time::{self, Instant};
-use crate::{cpu, panic};
+use crate::{cpu, ioapic, panic};
 
 global_asm!(
     include_str!("interrupts.s"),
@@ -26,9 +25,7 @@ global_asm!(
 );
 
 /// First vector of device interrupts; GSI `n` has vector `DEVICES + n`.
-const DEVICES: u8 = 0x30;
-/// Global system interrupts that can be routed.
-pub const NR_GSI: usize = 24;
+pub const DEVICES: u8 = 0x30;
 const TIMER: u8 = 0xf0;
 const WAKE: u8 = 0xf1;
 const FLUSH: u8 = 0xf2;
@@ -37,7 +34,7 @@ const SPURIOUS: u8 = 0xff;
 /// Mask registers of the two 8259s.
 const LEGACY_PIC_MASKS: [u16; 2] = [0x21, 0xa1];
 const LOCAL_APIC: u64 = 0xfee0_0000;
-const IO_APIC: u64 = 0xfec0_0000;
+const REGISTERS_SIZE: u64 = 4 << 10;
 
 mod register {
     pub const EOI: usize = 0xb0;
@@ -79,11 +76,8 @@ unsafe impl Sync for Idt {}
 static IDT: Idt = Idt(UnsafeCell::new(InterruptDescriptorTable::new()));
 
 static LOCAL: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-static IO: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 /// Ticks of the APIC timer in a millisecond; 0 where the timer takes TSC deadlines.
 static TIMER_KHZ: AtomicU32 = AtomicU32::new(0);
-/// Whether GSI `n` was raised since [`take`] last asked.
-static RAISED: [AtomicBool; NR_GSI] = [const { AtomicBool::new(false) }; NR_GSI];
 /// Number of TLB flushes asked of other CPUs.
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
@@ -96,8 +90,8 @@ unsafe extern "C" {
 /// # Errors
 /// [`NoPageTable`].
 pub fn init(tables: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    LOCAL.store(paging::map_device(LOCAL_APIC, tables)?, Ordering::Release);
-    IO.store(paging::map_device(IO_APIC, tables)?, Ordering::Release);
+    LOCAL.store(paging::map_device(LOCAL_APIC, REGISTERS_SIZE, tables)?, Ordering::Release);
+    ioapic::init(tables)?;
     // Firmware may have left the 8259s on, at vectors that belong to exceptions.
     for mask in LEGACY_PIC_MASKS {
         cpu::port_write(mask, 0xff);
@@ -175,19 +169,6 @@ pub fn set_timer(deadline: Instant) {
     write(register::INITIAL_COUNT, u32::try_from(count.max(1)).unwrap_or(u32::MAX));
 }
 
-/// Routes global system interrupt `gsi`, edge-triggered, to the boot CPU.
-pub fn route(gsi: u32) {
-    assert!((gsi as usize) < NR_GSI, "GSI {gsi}, but the I/O APIC has {NR_GSI}");
-    let select = 0x10 + 2 * gsi;
-    write_io(select + 1, 0);
-    write_io(select, u32::from(DEVICES) + gsi);
-}
-
-/// Whether `gsi` was raised since the last call.
-pub fn take(gsi: u32) -> bool {
-    RAISED[gsi as usize].swap(false, Ordering::Acquire)
-}
-
 /// Makes CPU `index` go through its job loop once more.
 pub fn wake(index: usize) {
     let area = cpu::area(index);
@@ -222,8 +203,8 @@ pub fn flush_all_tlbs() {
     }
 }
 
-/// INIT and start-up interrupts to the CPU whose local APIC has id `index`; it starts in real mode
-/// at physical address `page << 12`.
+/// INIT and start-up interrupts to CPU `index`; it starts in real mode at physical address
+/// `page << 12`.
 pub fn start_cpu(index: usize, page: u8) {
     const INIT: u32 = 0x4500;
     const START_UP: u32 = 0x4600;
@@ -234,7 +215,7 @@ pub fn start_cpu(index: usize, page: u8) {
 fn send(index: usize, command: u32) {
     // The two halves belong together; an interrupt between them could send one of its own.
     without_interrupts(|| {
-        write(register::COMMAND_HIGH, (index as u32) << 24);
+        write(register::COMMAND_HIGH, cpu::area(index).apic_id.load(Ordering::Relaxed) << 24);
         write(register::COMMAND_LOW, command);
     });
 }
@@ -247,16 +228,6 @@ fn write(register: usize, value: u32) {
 fn read(register: usize) -> u32 {
     // SAFETY: as in `write`.
     unsafe { LOCAL.load(Ordering::Relaxed).add(register).cast::<u32>().read_volatile() }
-}
-
-fn write_io(register: u32, value: u32) {
-    let base = IO.load(Ordering::Relaxed);
-    // SAFETY: the I/O APIC has a select register at 0 and a window at 0x10; only the boot CPU
-    // comes here, while it binds devices.
-    unsafe {
-        base.cast::<u32>().write_volatile(register);
-        base.add(0x10).cast::<u32>().write_volatile(value);
-    }
 }
 
 /// Called by `interrupts.s` for every interrupt and exception.
@@ -272,8 +243,8 @@ extern "C" fn interrupt(frame: &mut Frame) {
             cpu::area(cpu::this()).flushed.fetch_max(ticket, Ordering::Release);
         }
         SPURIOUS => return,
-        _ if usize::from(vector.wrapping_sub(DEVICES)) < NR_GSI => {
-            RAISED[usize::from(vector - DEVICES)].store(true, Ordering::Release);
+        _ if u32::from(vector.wrapping_sub(DEVICES)) < ioapic::NR_GSI => {
+            ioapic::raise(u32::from(vector - DEVICES));
         }
         _ => panic::exception(frame, Cr2::read_raw()),
     }

@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+mod acpi;
 mod agent;
 mod boot;
 mod churn;
@@ -16,11 +17,14 @@ mod copy;
 mod cpu;
 mod heap;
 mod hog;
+mod ioapic;
 mod irq;
 mod job;
 mod paging;
 mod panic;
+mod pci;
 mod platform;
+mod shell;
 mod smp;
 mod time;
 mod virtio;
@@ -31,15 +35,14 @@ use alloc::alloc::{Layout, alloc};
 use core::ptr::NonNull;
 
 use tidevm_abi::Report;
-use tidevm_mm::{
-    InitPolicy, Memblock, Mm, Options, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
-};
+use tidevm_mm::{InitPolicy, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::boot::BootInfo;
+use crate::cmdline::Options;
 use crate::console::println;
 use crate::control::Control;
-use crate::paging::{TableSource, VMEMMAP, map_device, map_direct};
+use crate::paging::{TableSource, VMEMMAP, map_direct};
 use crate::platform::Machine;
 use crate::virtio::Device;
 use crate::virtio::mem::MemDriver;
@@ -99,15 +102,13 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let tables = &mut EarlyTables(&mut memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
-    let registers = options
-        .devices
-        .map(|device| device.map(|device| map_device(device.address, tables).expect("no page table")));
+    let apic_ids = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
     paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
     unsafe { heap::init(arena.get()) };
-    let mm_options = Options {
-        nr_cpus: options.nr_cpus,
+    let mm_options = tidevm_mm::Options {
+        nr_cpus: apic_ids.len(),
         memmap_on_memory: options.memmap_on_memory,
         pcp_disable: options.pcp_disable,
         init: InitPolicy::Eager,
@@ -117,16 +118,24 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
 
     irq::init_cpu();
     cpu::set_online();
-    smp::bring_up(options.nr_cpus, new_stack);
+    smp::bring_up(&apic_ids, new_stack);
     copy::start();
-    let found = options.devices.iter().flatten().zip(registers.into_iter().flatten());
-    let mem_devices = found
-        .filter_map(|(place, registers)| Device::find(place, registers))
-        .filter_map(|device| bind(device, options.memmap_on_memory))
-        .count();
-    control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: mem_devices as u32 });
-    println!("tidevm guest: {} CPUs, {mem_devices} virtio-mem devices", cpu::online());
+    let mem_devices = bind_devices(&options);
+    control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
+    shell::start();
     job::run()
+}
+
+/// Binds all devices to their drivers, and returns how many virtio-mem devices have one.
+fn bind_devices(options: &Options) -> u32 {
+    let mut mem_devices = 0;
+    for device in options.devices.iter().flatten().filter_map(Device::find) {
+        mem_devices += u32::from(bind(device, options.memmap_on_memory));
+    }
+    if options.pci {
+        pci::each_mem_device(|device| mem_devices += u32::from(bind(device, options.memmap_on_memory)));
+    }
+    mem_devices
 }
 
 /// Maps all of memory, and tells what of it is free.
@@ -162,8 +171,8 @@ fn map_memory(info: &BootInfo) -> Memblock {
     memblock
 }
 
-/// Binds a device to its driver. `Some` if it is a virtio-mem device that now has one.
-fn bind(device: Device, memmap_on_memory: bool) -> Option<()> {
+/// Binds a device to its driver. Whether it is a virtio-mem device that now has one.
+fn bind<T: Transport + Send + 'static>(device: Device<T>, memmap_on_memory: bool) -> bool {
     let kind = device.transport.device_type();
     match kind {
         DeviceType::Console => {
@@ -171,21 +180,21 @@ fn bind(device: Device, memmap_on_memory: bool) -> Option<()> {
                 Some(control) => job::spawn(0, control),
                 None => println!("the control channel cannot be used"),
             }
-            None
+            false
         }
         DeviceType::Memory => match MemDriver::new(device, memmap_on_memory) {
             Ok(driver) => {
                 job::spawn(0, driver);
-                Some(())
+                true
             }
             Err(reason) => {
                 println!("virtio-mem: {reason}");
-                None
+                false
             }
         },
         _ => {
             println!("no driver for a {kind:?} device");
-            None
+            false
         }
     }
 }

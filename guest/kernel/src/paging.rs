@@ -5,7 +5,7 @@
 //! | virtual | what |
 //! | --- | --- |
 //! | `0xffff_8880_0000_0000` | direct map of all memory that may be touched |
-//! | `0xffff_c900_0000_0000` | device registers below 4 GiB, uncached |
+//! | `0xffff_c900_0000_0000` | device registers, uncached, and firmware's tables, in the order of their mapping |
 //! | `0xffff_ea00_0000_0000` | vmemmap: one `Page` for every frame number |
 //! | `0xffff_ffff_8000_0000` | the kernel, in the first GiB |
 //!
@@ -28,7 +28,7 @@ pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
 /// Virtual address of the kernel's physical address 0.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
-const DEVICES: u64 = 0xffff_c900_0000_0000;
+const WINDOWS: u64 = 0xffff_c900_0000_0000;
 
 /// Size of the pages that are mapped.
 pub const LARGE_PAGE: u64 = 2 << 20;
@@ -56,6 +56,9 @@ unsafe extern "C" {
 
 static LOCK: Mutex<()> = Mutex::new(());
 
+/// Where the next window for registers or tables goes.
+static NEXT_WINDOW: AtomicU64 = AtomicU64::new(WINDOWS);
+
 /// There was no memory for a page table.
 #[derive(Clone, Copy, Debug)]
 pub struct NoPageTable;
@@ -78,7 +81,7 @@ pub fn virt_to_phys(virt: u64) -> u64 {
     if virt >= KERNEL {
         virt - KERNEL
     } else {
-        assert!((DIRECT_MAP..DEVICES).contains(&virt), "{virt:#x} is not in the direct map");
+        assert!((DIRECT_MAP..WINDOWS).contains(&virt), "{virt:#x} is not in the direct map");
         virt - DIRECT_MAP
     }
 }
@@ -200,15 +203,38 @@ pub fn unmap_vmemmap(virt: u64, source: &mut dyn TableSource) {
     unmap(virt, LARGE_PAGE, source);
 }
 
-/// Maps device registers at `phys` and returns their address.
+/// Maps device registers, `size` bytes at `phys`, for good, and returns their address (Linux
+/// `ioremap`).
 ///
 /// # Errors
 /// [`NoPageTable`].
-pub fn map_device(phys: u64, source: &mut dyn TableSource) -> Result<*mut u8, NoPageTable> {
-    assert!(phys < 4 << 30, "device registers at {phys:#x}, above 4 GiB");
-    let page = phys & !(LARGE_PAGE - 1);
-    map(DEVICES + page, page, LARGE_PAGE, MEMORY | UNCACHED, source)?;
-    Ok((DEVICES + phys) as *mut u8)
+pub fn map_device(phys: u64, size: u64, source: &mut dyn TableSource) -> Result<*mut u8, NoPageTable> {
+    map_window(phys, size, MEMORY | UNCACHED, source)
+}
+
+/// Maps what firmware left in memory, `size` bytes at `phys`, for good, and returns its address (Linux
+/// `memremap`). It need not be RAM in the memory map.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_firmware(phys: u64, size: u64, source: &mut dyn TableSource) -> Result<*mut u8, NoPageTable> {
+    map_window(phys, size, MEMORY, source)
+}
+
+fn map_window(
+    phys: u64,
+    size: u64,
+    flags: u64,
+    source: &mut dyn TableSource,
+) -> Result<*mut u8, NoPageTable> {
+    let (first, end) = (phys & !(LARGE_PAGE - 1), (phys + size).next_multiple_of(LARGE_PAGE));
+    let virt = NEXT_WINDOW.fetch_add(end - first, Ordering::Relaxed);
+    assert!(
+        virt + (end - first) <= VMEMMAP,
+        "no addresses left for {size:#x} bytes of registers at {phys:#x}"
+    );
+    map(virt, first, end - first, flags, source)?;
+    Ok((virt + (phys - first)) as *mut u8)
 }
 
 /// Maps the kernel's image anew, in small pages: code read-only, constants read-only and not

@@ -32,7 +32,7 @@ impl Tables {
     }
 
     /// Maps something. What a failed `map` took back is freed.
-    fn fill(map: impl FnOnce(&mut Self) -> Result<(), paging::NoPageTable>) -> Result<(), NoPageTable> {
+    fn fill<T>(map: impl FnOnce(&mut Self) -> Result<T, paging::NoPageTable>) -> Result<T, NoPageTable> {
         let mut tables = Self::new();
         map(&mut tables).map_err(|paging::NoPageTable| {
             tables.flush();
@@ -63,6 +63,14 @@ impl TableSource for Tables {
 
 /// This machine.
 pub struct Machine;
+
+/// Maps device registers: [`paging::map_device`] with tables from the page allocator.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_device(phys: u64, size: u64) -> Result<*mut u8, NoPageTable> {
+    Tables::fill(|tables| paging::map_device(phys, size, tables))
+}
 
 /// Address of the `Page` of the section's first frame.
 fn memmap(section: SectionNr) -> u64 {

@@ -1,20 +1,49 @@
-//! Brings up the other CPUs, one after the other, by INIT-SIPI.
+//! Which CPUs there are, and how all but the first are brought up: one after the other, by INIT-SIPI.
 //!
 //! SIPI starts a CPU in real mode below 1 MiB; the trampoline of `boot.s` is copied there and
 //! takes it to [`start`] on a stack of its own.
 #![expect(unsafe_code, reason = "places start-up code and stacks")]
 
+use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::paging::{self, phys_to_virt};
+use arrayvec::ArrayVec;
+
+use crate::console::println;
+use crate::paging::{self, TableSource, phys_to_virt};
 use crate::time::Instant;
-use crate::{cpu, irq, job};
+use crate::{acpi, cpu, irq, job};
 
 /// Physical page of the trampoline; boot keeps the first MiB out of the allocator.
 const TRAMPOLINE: u64 = 0x8000;
 /// Bytes of stack of each CPU; the highest [`cpu::FAULT_STACK_SIZE`] of them are for faults.
 pub const STACK_SIZE: usize = 64 << 10;
 const MILLIS_TO_START: u64 = 2000;
+
+/// Local APIC ids of the CPUs to run, in the order of their indices; the boot CPU comes first.
+pub type ApicIds = ArrayVec<u8, { cpu::MAX_CPUS }>;
+
+/// The CPUs that ACPI lists, when there is a root pointer `rsdp`, at most `nr_cpus` of them; else
+/// `nr_cpus`, with ids from 0. What cannot be used is left out, with a line for people.
+pub fn find_cpus(rsdp: Option<u64>, nr_cpus: Option<usize>, tables: &mut dyn TableSource) -> ApicIds {
+    let Some(rsdp) = rsdp else { return (0..nr_cpus.unwrap_or(1)).map(|id| id as u8).collect() };
+    let boot_cpu = (__cpuid(1).ebx >> 24) as u8;
+    let most = nr_cpus.unwrap_or(cpu::MAX_CPUS).min(cpu::MAX_CPUS);
+    let mut ids = ApicIds::from_iter([boot_cpu]);
+    let mut left_out = 0;
+    let listed = acpi::each_cpu(rsdp, tables, |id| match u8::try_from(id) {
+        Ok(id) if id == boot_cpu => {}
+        Ok(id) if ids.len() < most => ids.push(id),
+        _ => left_out += 1,
+    });
+    if let Err(error) = listed {
+        println!("ACPI lists no CPUs: {error:?}");
+    }
+    if left_out > 0 {
+        println!("{left_out} CPUs are not used: the limit is {most}, and ids are below 256");
+    }
+    ids
+}
 
 unsafe extern "C" {
     static trampoline_start: u8;
@@ -31,14 +60,16 @@ const fn stack_top(top: u64) -> u64 {
     top - cpu::FAULT_STACK_SIZE as u64
 }
 
-/// Starts CPUs until `nr_cpus` run. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes,
-/// aligned to 16, that is the CPU's for good.
+/// Starts the other CPUs. `apic_ids` are those of all CPUs in the order of their indices, the boot CPU's
+/// first. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes, aligned to 16, that is the CPU's
+/// for good.
 ///
 /// # Panics
 /// When a CPU does not come up within 2 s.
-pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut() -> u64) {
+pub fn bring_up(apic_ids: &[u8], mut new_stack: impl FnMut() -> u64) {
     copy_trampoline();
-    for index in cpu::online()..nr_cpus {
+    for (index, &apic_id) in apic_ids.iter().enumerate().skip(1) {
+        cpu::area(index).apic_id.store(u32::from(apic_id), Ordering::Relaxed);
         let top = new_stack();
         NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_stack) as u64).store(stack_top(top), Ordering::Relaxed);

@@ -4,12 +4,11 @@
 use core::ptr::NonNull;
 
 use tidevm_mm::{Gfp, Order};
-use virtio_drivers::transport::mmio::{MmioError, VirtIOHeader};
+use virtio_drivers::transport::mmio::{MmioError, MmioTransport, VirtIOHeader};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use super::Mmio;
-use crate::MM;
 use crate::paging::{clear_page, phys_to_virt, virt_to_phys};
+use crate::{MM, platform};
 
 /// The machine, for `virtio-drivers`.
 pub struct Machine;
@@ -36,8 +35,8 @@ unsafe impl Hal for Machine {
         0
     }
 
-    unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
-        unreachable!("only the PCI transport asks for this")
+    unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
+        registers(paddr, size as u64)
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
@@ -47,12 +46,18 @@ unsafe impl Hal for Machine {
     unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
 }
 
-/// The transport of the device whose registers are mapped at `header`.
+fn registers(address: u64, size: u64) -> NonNull<u8> {
+    let start = platform::map_device(address, size).expect("no memory for the page tables of registers");
+    NonNull::new(start).expect("windows are in the upper half")
+}
+
+/// The transport of the virtio-mmio device with `size` bytes of registers at `address`.
 ///
 /// # Errors
 /// When there is no device that `virtio-drivers` knows.
-pub fn transport(header: NonNull<VirtIOHeader>, size: usize) -> Result<Mmio, MmioError> {
-    // SAFETY: the caller mapped the registers for good, at the place that the command line named;
-    // each place is looked at once.
-    unsafe { Mmio::new(header, size) }
+pub fn mmio_transport(address: u64, size: u64) -> Result<MmioTransport<'static>, MmioError> {
+    let header = registers(address, size).cast::<VirtIOHeader>();
+    // SAFETY: the registers were just mapped for good, at the place that the command line names; each
+    // place is looked at once.
+    unsafe { MmioTransport::new(header, size as usize) }
 }

@@ -28,8 +28,8 @@ const PATIENCE_MILLIS: u64 = 10_000;
 const SUB_SECTION: u64 = SECTION_SIZE / 64;
 
 /// One virtio-mem device's driver.
-pub struct MemDriver {
-    device: Device,
+pub struct MemDriver<T> {
+    device: Device<T>,
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
     region: u64,
@@ -46,12 +46,12 @@ pub struct MemDriver {
     workloads_ended: u64,
 }
 
-impl MemDriver {
+impl<T: Transport> MemDriver<T> {
     /// Binds the device.
     ///
     /// # Errors
     /// Why it cannot be used, for people.
-    pub fn new(mut device: Device, memmap_on_memory: bool) -> Result<Box<Self>, &'static str> {
+    pub fn new(mut device: Device<T>, memmap_on_memory: bool) -> Result<Box<Self>, &'static str> {
         device
             .negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE)
             .ok_or("the device does not agree on features")?;
@@ -164,7 +164,7 @@ impl MemDriver {
     }
 }
 
-impl Job for MemDriver {
+impl<T: Transport + Send> Job for MemDriver<T> {
     fn step(&mut self) -> Step {
         if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
             self.driver.config_changed();
@@ -196,7 +196,7 @@ impl Job for MemDriver {
 }
 
 /// The configuration, all fields of one generation; `None` when it never holds still.
-fn read_config(device: &Device) -> Option<Config> {
+fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
     for _ in 0..TRIES {

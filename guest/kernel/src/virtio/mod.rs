@@ -1,47 +1,45 @@
-//! virtio devices as the guest finds them: modern virtio-mmio, transport and queues by
-//! `virtio-drivers`.
+//! virtio devices as the guest finds them: virtio-mmio at the places that the command line names, and
+//! PCI (see [`crate::pci`]); transports and queues by `virtio-drivers`.
 
 pub mod hal;
 pub mod mem;
 pub mod queue;
-
-use core::ptr::NonNull;
 
 use virtio_drivers::transport::mmio::MmioTransport;
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
 use crate::cmdline::MmioDevice;
 use crate::console::println;
-use crate::irq;
-
-/// Transport of every device here.
-pub type Mmio = MmioTransport<'static>;
+use crate::ioapic::{Line, Trigger};
 
 /// A device that was found, and its interrupt.
-pub struct Device {
+pub struct Device<T> {
     /// Its registers.
-    pub transport: Mmio,
-    /// Its global system interrupt.
-    pub gsi: u32,
+    pub transport: T,
+    /// Its interrupt.
+    pub line: Line,
 }
 
-impl Device {
+impl Device<MmioTransport<'static>> {
     /// The device of a `virtio_mmio.device=` word, or `None` (and a line for people) when there is
     /// none that this guest can use.
-    pub fn find(place: &MmioDevice, registers: *mut u8) -> Option<Self> {
-        let header = NonNull::new(registers)?.cast();
-        match hal::transport(header, place.size as usize) {
-            Ok(transport) => {
-                irq::route(place.irq);
-                Some(Self { transport, gsi: place.irq })
+    pub fn find(place: &MmioDevice) -> Option<Self> {
+        let line = Line::route(place.irq, Trigger::Edge);
+        match (hal::mmio_transport(place.address, place.size), line) {
+            (Ok(transport), Some(line)) => Some(Self { transport, line }),
+            (Ok(_), None) => {
+                println!("virtio-mmio at {:#x}: there is no interrupt {}", place.address, place.irq);
+                None
             }
-            Err(error) => {
+            (Err(error), _) => {
                 println!("virtio-mmio at {:#x}: {error}", place.address);
                 None
             }
         }
     }
+}
 
+impl<T: Transport> Device<T> {
     /// Resets the device and negotiates features: all of `wanted` that it offers (virtio 1.3,
     /// section 3.1.1, up to FEATURES_OK). Returns what was agreed on, or `None` when the device
     /// does not agree.
@@ -58,6 +56,11 @@ impl Device {
 
     /// Looks at the interrupt: why it was raised since the last call.
     pub fn interrupts(&mut self) -> InterruptStatus {
-        if irq::take(self.gsi) { self.transport.ack_interrupt() } else { InterruptStatus::empty() }
+        if !self.line.fired() {
+            return InterruptStatus::empty();
+        }
+        let why = self.transport.ack_interrupt();
+        self.line.rearm();
+        why
     }
 }

@@ -10,7 +10,6 @@ use tidevm_abi::MAX_RECORD;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
-use super::Mmio;
 use super::hal::Machine;
 
 /// Requests with one response each, one at a time.
@@ -27,14 +26,14 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
     ///
     /// # Errors
     /// When the device has no such queue or there is no memory.
-    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+    pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
         let queue = VirtQueue::new(transport, index, false, false)?;
         let (request, response) = (Box::new([0; REQUEST]), Box::new([0; RESPONSE]));
         Ok(Self { queue, index, request, response, lent: None })
     }
 
     /// Sends a request. None may be under way.
-    pub fn send(&mut self, transport: &mut Mmio, request: [u8; REQUEST]) {
+    pub fn send(&mut self, transport: &mut impl Transport, request: [u8; REQUEST]) {
         assert!(self.lent.is_none(), "a request is under way");
         *self.request = request;
         self.response.fill(0);
@@ -80,13 +79,13 @@ impl Inbox {
     ///
     /// # Errors
     /// When the device has no such queue or there is no memory.
-    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+    pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
         let queue = VirtQueue::new(transport, index, false, false)?;
         Ok(Self { queue, index, lent: [const { None }; SLOTS] })
     }
 
     /// Gives the device its buffers.
-    pub fn start(&mut self, transport: &mut Mmio) {
+    pub fn start(&mut self, transport: &mut impl Transport) {
         for _ in 0..SLOTS {
             self.lend(Box::new([0; MAX_RECORD]));
         }
@@ -101,7 +100,7 @@ impl Inbox {
 
     /// Hands the next record to `read`, gives its buffer back to the device, and returns what
     /// `read` returned.
-    pub fn take<T>(&mut self, transport: &mut Mmio, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    pub fn take<T>(&mut self, transport: &mut impl Transport, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let token = self.queue.peek_used()?;
         let mut buffer = self.lent.get_mut(usize::from(token))?.take()?;
         // SAFETY: this is the buffer that `lend` added for this token.
@@ -127,7 +126,7 @@ impl Outbox {
     ///
     /// # Errors
     /// When the device has no such queue or there is no memory.
-    pub fn new(transport: &mut Mmio, index: u16) -> virtio_drivers::Result<Self> {
+    pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
         let mut queue = VirtQueue::new(transport, index, false, false)?;
         // Buffers are collected when the next record is sent, so the device need not interrupt.
         queue.set_dev_notify(false);
@@ -135,7 +134,11 @@ impl Outbox {
     }
 
     /// Sends what `write` puts into a buffer; `false` when the device holds all of them.
-    pub fn send(&mut self, transport: &mut Mmio, write: impl FnOnce(&mut [u8; MAX_RECORD]) -> usize) -> bool {
+    pub fn send(
+        &mut self,
+        transport: &mut impl Transport,
+        write: impl FnOnce(&mut [u8; MAX_RECORD]) -> usize,
+    ) -> bool {
         self.collect();
         if self.queue.available_desc() == 0 {
             return false;

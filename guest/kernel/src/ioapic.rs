@@ -1,0 +1,118 @@
+//! The I/O APIC: which device interrupts reach the boot CPU, and the lines that drivers look at.
+//!
+//! The handler leaves a mark and no more. That is enough for an edge; a level (PCI's INTx, which
+//! devices may share) stays until its device is quieted, so the handler masks the line and the driver
+//! opens it again once it has looked (Linux: `IRQF_ONESHOT`).
+//!
+//! Invariant: the registers are accessed by the boot CPU alone, with interrupts off.
+#![expect(unsafe_code, reason = "accesses the I/O APIC's registers")]
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use x86_64::instructions::interrupts::without_interrupts;
+
+use crate::irq::DEVICES;
+use crate::paging::{self, NoPageTable, TableSource};
+
+/// Global system interrupts that can be routed.
+pub const NR_GSI: u32 = 24;
+
+const ADDRESS: u64 = 0xfec0_0000;
+const SIZE: u64 = 0x20;
+const LEVEL: u32 = 1 << 15;
+const OPEN: u32 = 0;
+const MASKED: u32 = 1 << 16;
+
+static REGISTERS: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+/// How often each interrupt was raised.
+static RAISED: [AtomicU32; NR_GSI as usize] = [const { AtomicU32::new(0) }; NR_GSI as usize];
+/// A bit for each interrupt that is level-triggered.
+static LEVELS: AtomicU32 = AtomicU32::new(0);
+
+/// How a device raises its interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// By a change of the line, once.
+    Edge,
+    /// By the line's state, until the driver quiets the device.
+    Level,
+}
+
+/// A device's interrupt, as its driver sees it.
+#[derive(Debug)]
+pub struct Line {
+    gsi: u32,
+    seen: u32,
+}
+
+impl Line {
+    /// Routes global system interrupt `gsi` to the boot CPU. `None` when there is no such interrupt.
+    pub fn route(gsi: u32, trigger: Trigger) -> Option<Self> {
+        let raised = RAISED.get(gsi as usize)?.load(Ordering::Relaxed);
+        if trigger == Trigger::Level {
+            LEVELS.fetch_or(1 << gsi, Ordering::Relaxed);
+        }
+        let id = crate::cpu::area(0).apic_id.load(Ordering::Relaxed);
+        write(entry(gsi) + 1, id << 24);
+        set(gsi, OPEN);
+        Some(Self { gsi, seen: raised })
+    }
+
+    /// Whether the interrupt came since the last call.
+    pub fn fired(&mut self) -> bool {
+        let raised = RAISED[self.gsi as usize].load(Ordering::Acquire);
+        core::mem::replace(&mut self.seen, raised) != raised
+    }
+
+    /// Lets the next one come: after the device was quieted.
+    pub fn rearm(&self) {
+        if is_level(self.gsi) {
+            set(self.gsi, OPEN);
+        }
+    }
+}
+
+/// Maps the registers. Once, on the boot CPU.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn init(tables: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    REGISTERS.store(paging::map_device(ADDRESS, SIZE, tables)?, Ordering::Release);
+    Ok(())
+}
+
+/// Marks interrupt `gsi`; for the interrupt handler.
+pub fn raise(gsi: u32) {
+    if is_level(gsi) {
+        set(gsi, MASKED);
+    }
+    RAISED[gsi as usize].fetch_add(1, Ordering::Release);
+}
+
+/// First of the two registers of an interrupt.
+const fn entry(gsi: u32) -> u32 {
+    0x10 + 2 * gsi
+}
+
+fn is_level(gsi: u32) -> bool {
+    LEVELS.load(Ordering::Relaxed) & (1 << gsi) != 0
+}
+
+/// Writes an interrupt's route, [`OPEN`] or [`MASKED`].
+fn set(gsi: u32, mask: u32) {
+    let level = if is_level(gsi) { LEVEL } else { 0 };
+    write(entry(gsi), (u32::from(DEVICES) + gsi) | level | mask);
+}
+
+fn write(register: u32, value: u32) {
+    let base = REGISTERS.load(Ordering::Relaxed);
+    // The two accesses belong together; the handler makes some of its own.
+    without_interrupts(|| {
+        // SAFETY: the I/O APIC has a select register at 0 and a window at 0x10, and `init` mapped
+        // both; drivers and device interrupts are on the boot CPU.
+        unsafe {
+            base.cast::<u32>().write_volatile(register);
+            base.add(0x10).cast::<u32>().write_volatile(value);
+        }
+    });
+}
