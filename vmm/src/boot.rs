@@ -30,8 +30,8 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use crate::config::{Config, Size};
 use crate::memory::{View, layout};
 
-/// The guest that is part of this program.
-const EMBEDDED: &[u8] = include_bytes!(env!("TIDEVM_GUEST"));
+/// The guest that is part of this program: an ELF file with a PVH entry, for other VMMs too.
+pub const GUEST_IMAGE: &[u8] = include_bytes!(env!("TIDEVM_GUEST"));
 
 /// "xEn3" with the high bit of the first letter set.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
@@ -137,7 +137,7 @@ impl Image {
     /// The file cannot be read.
     pub fn open(path: Option<&Path>) -> Result<Self, BootError> {
         let Some(path) = path else {
-            return Ok(Self { name: "(embedded guest)".to_owned(), bytes: EMBEDDED.into() });
+            return Ok(Self { name: "(embedded guest)".to_owned(), bytes: GUEST_IMAGE.into() });
         };
         let name = path.display().to_string();
         Ok(Self { name, bytes: read("--kernel", path)?.into() })

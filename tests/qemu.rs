@@ -1,0 +1,229 @@
+//! tidevm's guest on QEMU, whose virtio-mem device nobody here wrote and which is on PCI.
+//!
+//! QEMU emulates everything, so these tests need no KVM; without QEMU they are skipped.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tidevm::boot::GUEST_IMAGE;
+use tidevm_tests::qemu::{self, Hotplug, Machine, Options};
+use tidevm_tests::zoneinfo::{self, Zone};
+use tidevm_tests::{Test, run_if};
+
+const MIB: u64 = 1 << 20;
+const PAGES_PER_MIB: u64 = 256;
+/// Pages of a memory block that hold its memmap, and how many MiB it has.
+const MEMMAP_PAGES: u64 = 512;
+const MEMORY_BLOCK_MIB: u64 = 128;
+
+const TESTS: &[Test] = &[
+    ("guest_follows_qemu", guest_follows_qemu),
+    ("guest_follows_a_target_that_moves", guest_follows_a_target_that_moves),
+    ("guest_moves_its_data", guest_moves_its_data),
+    ("guest_takes_memory_that_is_not_zero", guest_takes_memory_that_is_not_zero),
+    ("guest_runs_on_cpus_whose_ids_have_gaps", guest_runs_on_cpus_whose_ids_have_gaps),
+    ("guest_brings_up_as_many_cpus_as_it_may", guest_brings_up_as_many_cpus_as_it_may),
+    ("devices_share_interrupt_lines", devices_share_interrupt_lines),
+    ("a_device_lies_behind_a_bridge", a_device_lies_behind_a_bridge),
+    ("the_shell_says_what_is_wrong", the_shell_says_what_is_wrong),
+];
+
+fn main() -> ExitCode {
+    run_if(TESTS, qemu::missing())
+}
+
+/// A folder with the guest's image, for as long as it lives.
+struct Guest {
+    folder: PathBuf,
+}
+
+impl Guest {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("tidevm-guest-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("kernel"), GUEST_IMAGE).unwrap();
+        Self { folder }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            cpus: "2".to_owned(),
+            hotplug: vec![Hotplug::new(8192 * MIB)],
+            limit: Duration::from_secs(60),
+            ..Options::new(self.folder.join("kernel"), 512 * MIB)
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+fn boot(name: &str, change: impl FnOnce(&mut Options)) -> Machine {
+    let guest = Guest::new(name);
+    let mut options = guest.options();
+    change(&mut options);
+    // QEMU has read the image when the guest is up.
+    Machine::start(&options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn command(machine: &mut Machine, line: &str) -> Vec<String> {
+    machine.command(line).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn movable(machine: &mut Machine) -> Zone {
+    let lines = command(machine, "zoneinfo");
+    let zones = zoneinfo::parse(lines.iter().map(String::as_str));
+    zones.into_iter().find(|zone| zone.name == "Movable").expect("every zone is listed")
+}
+
+/// The Movable zone with `mib` plugged and nothing in it, all of it from the first block of the region
+/// on; every memory block holds its own memmap.
+fn expected(mib: u64) -> Zone {
+    let blocks = mib.div_ceil(MEMORY_BLOCK_MIB);
+    let present = blocks * MEMORY_BLOCK_MIB * PAGES_PER_MIB;
+    let managed = mib * PAGES_PER_MIB - blocks * MEMMAP_PAGES;
+    Zone { node: 0, name: "Movable".to_owned(), spanned: present, present, managed, free: managed }
+}
+
+fn resize(machine: &mut Machine, device: usize, mib: u64) {
+    let done = machine.resize(device, mib * MIB).and_then(|()| machine.wait_plugged(device, mib * MIB));
+    done.unwrap_or_else(|error| panic!("{mib} MiB: {error}"));
+    // The guest is done with the last block when it answers: drivers and shell take turns on one CPU.
+    command(machine, "check");
+}
+
+fn power_off(mut machine: Machine) {
+    // There is no answer.
+    let _ = machine.send("poweroff");
+    assert_eq!(machine.wait_exit().unwrap().code(), Some(1), "{}", machine.text());
+}
+
+fn guest_follows_qemu() {
+    let mut machine = boot("sizes", |options| options.hotplug[0].requested = 256 * MIB);
+    machine.wait_plugged(0, 256 * MIB).unwrap();
+    for mib in [130, 2, 0, 2, 126, 128, 1026, 0, 4096, 8192, 258, 0] {
+        resize(&mut machine, 0, mib);
+        assert_eq!(movable(&mut machine), expected(mib), "{mib} MiB\n{}", machine.text());
+    }
+    assert!(machine.text().contains("2 CPUs, 1 virtio-mem devices"), "{}", machine.text());
+    power_off(machine);
+}
+
+fn guest_follows_a_target_that_moves() {
+    let mut machine = boot("moves", |_| ());
+    for round in 0..40 {
+        machine.resize(0, round * 7 % 12 * 130 * MIB).unwrap();
+        std::thread::sleep(Duration::from_millis(3 * (round % 5)));
+    }
+    resize(&mut machine, 0, 386);
+    assert_eq!(movable(&mut machine).managed, expected(386).managed);
+    resize(&mut machine, 0, 0);
+    assert_eq!(movable(&mut machine), expected(0));
+}
+
+fn guest_moves_its_data() {
+    let mut machine = boot("data", |_| ());
+    resize(&mut machine, 0, 1024);
+    command(&mut machine, "hog 128M movable scattered full as data");
+    for mib in [512, 258, 0, 1024] {
+        resize(&mut machine, 0, mib);
+        let intact = command(&mut machine, "verify data");
+        assert!(intact.iter().any(|line| line == "32768 pages intact"), "{mib} MiB: {intact:?}");
+    }
+    command(&mut machine, "release data");
+    assert_eq!(movable(&mut machine), expected(1024));
+}
+
+/// QEMU says nothing of what is in memory that it plugs; here it is never zero.
+fn guest_takes_memory_that_is_not_zero() {
+    let guest = Guest::new("garbage");
+    let backing = guest.folder.join("memory");
+    let mut options = guest.options();
+    options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(512 * MIB) }];
+    let mut machine = Machine::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut memory = OpenOptions::new().write(true).open(backing).unwrap();
+    for mib in [512, 130, 0, 512] {
+        // All of it that is not plugged; QEMU empties what is unplugged.
+        let plugged = machine.plugged(0).unwrap();
+        memory.seek(SeekFrom::Start(plugged)).unwrap();
+        for _ in plugged / MIB..512 {
+            memory.write_all(&[0xa5; MIB as usize]).unwrap();
+        }
+        resize(&mut machine, 0, mib);
+        assert_eq!(movable(&mut machine), expected(mib), "{mib} MiB\n{}", machine.text());
+        if mib > 0 {
+            command(&mut machine, "hog 64M movable scattered full as data");
+            command(&mut machine, "verify data");
+            command(&mut machine, "release data");
+        }
+    }
+}
+
+fn guest_runs_on_cpus_whose_ids_have_gaps() {
+    // Three cores a socket: the APIC ids are 0, 1, 2, 4, 5, 6.
+    let mut machine = boot("cpus", |options| options.cpus = "6,sockets=2,cores=3,threads=1".to_owned());
+    assert!(machine.text().contains("6 CPUs"), "{}", machine.text());
+    command(&mut machine, "churn 6 threads for 300ms");
+    resize(&mut machine, 0, 256);
+    power_off(machine);
+}
+
+fn guest_brings_up_as_many_cpus_as_it_may() {
+    let machine = boot("limit", |options| {
+        options.cpus = "4".to_owned();
+        options.cmdline = "nr_cpus=3".to_owned();
+    });
+    let text = machine.text();
+    assert!(text.contains("3 CPUs") && text.contains("1 CPUs are not used: the limit is 3"), "{text}");
+}
+
+/// A q35's slots take turns on four lines.
+fn devices_share_interrupt_lines() {
+    let mut machine = boot("lines", |options| options.hotplug = vec![Hotplug::new(256 * MIB); 6]);
+    assert!(machine.text().contains("6 virtio-mem devices"), "{}", machine.text());
+    for (size, round) in [(130, 1), (256, 2), (2, 3), (0, 4)] {
+        // All at once, so that their interrupts come together.
+        for device in 0..6 {
+            machine.resize(device, size * MIB).unwrap();
+        }
+        for device in 0..6 {
+            machine.wait_plugged(device, size * MIB).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+    }
+    command(&mut machine, "check");
+    assert_eq!(movable(&mut machine), expected(0));
+}
+
+fn a_device_lies_behind_a_bridge() {
+    let mut machine = boot("bridge", |options| options.hotplug[0].behind_bridge = true);
+    resize(&mut machine, 0, 130);
+    assert_eq!(movable(&mut machine), expected(130));
+}
+
+fn the_shell_says_what_is_wrong() {
+    let mut machine = boot("shell", |_| ());
+    for (line, reason) in [
+        ("nonsense", "no such command"),
+        ("verify nothing", "no workload has this name"),
+        ("release", "which workload?"),
+        ("hog 1M", "hog SIZE movable|unmovable|pinned"),
+        ("hog 1X movable as a", "hog SIZE"),
+        ("meminfo now", "words after the command"),
+        ("churn 2 threads for 5", "churn N threads for MILLISms"),
+    ] {
+        let error = machine.command(line).expect_err(line);
+        assert!(error.contains(reason), "{line}: {error}");
+    }
+    command(&mut machine, "hog 1M unmovable as a");
+    assert!(machine.command("hog 1M movable as a").unwrap_err().contains("of this name"));
+    // A name can be used again; a correction on the line is taken.
+    command(&mut machine, "release b\u{8}a");
+    command(&mut machine, "hog 1M pinned full as a");
+    assert!(command(&mut machine, "help").len() > 5);
+}
