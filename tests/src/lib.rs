@@ -3,6 +3,10 @@
 //! A machine needs a usable /dev/kvm. Where there is none, [`run_all`] says so for every test by
 //! name and reason, and the tests count as ignored, never as passed.
 
+pub mod console;
+pub mod qemu;
+pub mod zoneinfo;
+
 use std::fs::OpenOptions;
 use std::io;
 use std::process::ExitCode;
