@@ -84,14 +84,22 @@ impl Console {
     /// What the guest says has failed, or that it says nothing within `limit`.
     pub fn command(&mut self, line: &str, limit: Duration) -> Result<Vec<String>, String> {
         let start = self.output.lock().bytes.len();
-        let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
-        sent.map_err(|error| format!("cannot send `{line}`: {error}"))?;
+        self.send(line)?;
         let is_last = |line: &str| line == "ok" || line.starts_with(FAILED);
         let mut answer = self.lines_until(start, limit, &format!("the answer to `{line}`"), is_last)?;
         match answer.pop().as_deref().and_then(|last| last.strip_prefix(FAILED)) {
             Some(reason) => Err(format!("`{line}` failed: {reason}")),
             None => Ok(answer),
         }
+    }
+
+    /// Sends a command that has no answer.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn send(&mut self, line: &str) -> Result<(), String> {
+        let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
+        sent.map_err(|error| format!("cannot send `{line}`: {error}"))
     }
 
     /// Complete lines from byte `start` on, up to and with the first that `is_last`.

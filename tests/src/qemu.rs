@@ -31,6 +31,9 @@ const OLDEST: (u32, u32) = (7, 0);
 /// Between two looks at something that QEMU does not report.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// How much of a console an error shows. A panic's report fits.
+const LAST_LINES: usize = 60;
+
 /// Why this host cannot run a machine, if it cannot.
 pub fn missing() -> Option<String> {
     match Command::new(QEMU).arg("--version").output() {
@@ -227,7 +230,7 @@ impl Machine {
     /// Starts a machine and waits until its guest takes commands.
     ///
     /// # Errors
-    /// QEMU does not start, or the guest does not get there within the limit; with all that they said.
+    /// QEMU does not start, or the guest does not get there within the limit; with what they said last.
     pub fn start(options: &Options) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot run {QEMU}: {error}");
         let folder = Folder::new().map_err(failed)?;
@@ -261,7 +264,7 @@ impl Machine {
     /// Sends the guest a command and returns its answer, see [`Console::command`].
     ///
     /// # Errors
-    /// What has failed, with all that the guest printed.
+    /// What has failed, with what the guest printed last.
     pub fn command(&mut self, line: &str) -> Result<Vec<String>, String> {
         self.console.command(line, self.limit).map_err(|error| self.explain(&error))
     }
@@ -295,7 +298,7 @@ impl Machine {
     /// Waits until so many bytes of device `mem{device}` are plugged.
     ///
     /// # Errors
-    /// They are not within the limit; with all that the guest printed.
+    /// They are not within the limit; with what the guest printed last.
     pub fn wait_plugged(&mut self, device: usize, bytes: u64) -> Result<(), String> {
         let deadline = Instant::now() + self.limit;
         loop {
@@ -326,11 +329,20 @@ impl Machine {
         }
     }
 
+    /// Tells the guest to power off, which it does without an answer, and waits until it has.
+    ///
+    /// # Errors
+    /// See [`Machine::wait_exit`].
+    pub fn power_off(&mut self) -> Result<ExitStatus, String> {
+        self.console.send("poweroff").map_err(|error| self.explain(&error))?;
+        self.wait_exit()
+    }
+
     /// Waits until the guest has ended the machine. A power-off by ACPI is status 0; for the others
     /// see above.
     ///
     /// # Errors
-    /// It does not within the limit; with all that it printed.
+    /// It does not within the limit; with what it printed last.
     pub fn wait_exit(&mut self) -> Result<ExitStatus, String> {
         let look = |child: &mut Child| child.try_wait().map_err(|error| format!("cannot wait: {error}"));
         let ended = self.process.poll(self.limit, "the guest to end the machine", look);
@@ -344,10 +356,12 @@ impl Machine {
         value.and_then(number).map_err(|error| self.explain(&error))
     }
 
-    /// An error with all that can be known of the machine.
+    /// An error with what the machine said last.
     fn explain(&self, error: &str) -> String {
         let (complaints, text) = (self.process.complaints(), self.text());
-        format!("{error}\nQEMU's complaints:\n{complaints}\nthe console:\n{text}")
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")
     }
 }
 
