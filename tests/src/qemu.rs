@@ -76,6 +76,8 @@ pub struct Options {
     pub icount: bool,
     /// Longest wait for any one thing: to be ready, an answer, a size.
     pub limit: Duration,
+    /// Further arguments of QEMU.
+    pub extra: Vec<String>,
 }
 
 /// A hotplug region and its device.
@@ -105,6 +107,7 @@ impl Options {
             hotplug: Vec::new(),
             icount: false,
             limit: Duration::from_secs(120),
+            extra: Vec::new(),
         }
     }
 
@@ -140,7 +143,16 @@ impl Options {
             let device = format!("virtio-mem-pci,id=mem{index},memdev=backend{index}");
             qemu.args(["-device", &format!("{device},block-size={block}B,requested-size={requested}B")]);
         }
+        qemu.args(&self.extra);
         qemu
+    }
+}
+
+impl Hotplug {
+    /// An empty region of `size` bytes with blocks of 2 MiB.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        Self { size, block: 2 << 20, requested: 0, backing: None }
     }
 }
 

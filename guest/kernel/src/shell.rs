@@ -300,6 +300,7 @@ fn zoneinfo() {
         println!("        spanned  {}", zone.spanned);
         println!("        present  {}", zone.present);
         println!("        managed  {}", zone.managed);
+        println!("      nr_free_pages {}", zone.free);
         println!("      nr_isolate_pageblock {}", zone.nr_isolate_pageblock);
         println!("  pagesets\n    all cpus\n              count:    {}", zone.pcp);
     }
