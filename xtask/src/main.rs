@@ -5,6 +5,7 @@ mod initramfs;
 mod nested;
 mod packages;
 mod stock;
+mod suites;
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -47,7 +48,7 @@ fn main() -> Result<ExitCode> {
         }
         ["test"] => {
             setup()?;
-            status(cargo().args(["test", "--workspace", "--no-fail-fast"]))
+            suites::run()
         }
         ["nested", "--", program, ..] => {
             setup()?;

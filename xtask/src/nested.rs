@@ -98,11 +98,17 @@ impl Host {
         archive.file("linux/initrd", &linux_guest(&self.stock)?)?;
         let mut command = "/bin/program".to_owned();
         for (index, argument) in arguments.iter().enumerate() {
+            // `FILE`, or `--option=FILE`.
+            let (option, file) = match argument.split_once('=') {
+                Some((option, value)) if argument.starts_with("--") => (format!("{option}="), value),
+                _ => (String::new(), argument.as_str()),
+            };
             let mut there = argument.clone();
-            if Path::new(argument).is_file() {
-                let name = Path::new(argument).file_name().unwrap_or_default().to_string_lossy();
-                there = format!("files/{index}-{name}");
-                archive.copy(&there, Path::new(argument))?;
+            if Path::new(file).is_file() {
+                let name = Path::new(file).file_name().unwrap_or_default().to_string_lossy();
+                let path = format!("files/{index}-{name}");
+                archive.copy(&path, Path::new(file))?;
+                there = option + &path;
             }
             command.push_str(&format!(" '{}'", there.replace('\'', r"'\''")));
         }
