@@ -38,6 +38,12 @@ fn folder() -> PathBuf {
     workspace_root().join("target/nested")
 }
 
+/// What keeps QEMU from being used, if anything does.
+pub fn missing_qemu() -> Option<String> {
+    let output = Command::new(QEMU).arg("--version").output();
+    output.err().map(|error| format!("{QEMU} cannot be run: {error}"))
+}
+
 impl Host {
     /// Finds or fetches everything.
     ///
