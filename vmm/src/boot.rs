@@ -123,6 +123,28 @@ pub enum BootError {
     },
 }
 
+/// What a machine boots from. It is kept as long as the machine: a reset boots it again, and the files
+/// may be others by then.
+#[derive(Debug)]
+pub struct Files {
+    /// The kernel.
+    pub kernel: Image,
+    initrd: Option<Vec<u8>>,
+}
+
+impl Files {
+    /// Reads the files that `config` names.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn open(config: &Config) -> Result<Self, BootError> {
+        Ok(Self {
+            kernel: Image::open(config.kernel.as_deref())?,
+            initrd: config.initrd.as_deref().map(|path| read("--initrd", path)).transpose()?,
+        })
+    }
+}
+
 /// A kernel file, and what to call it in messages.
 #[derive(Debug)]
 pub struct Image {
@@ -197,13 +219,14 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
 ///
 /// # Errors
 /// [`BootError`]; boot memory may be partly written.
-pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
+pub fn load(config: &Config, files: &Files, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
+    let image = &files.kernel;
     let low = config.memory.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
-    let initrd = |kernel_end, low| match &config.initrd {
-        Some(path) => load_initrd(&read("--initrd", path)?, kernel_end, low, view).map(Some),
-        None => Ok(None),
+    let initrd = |kernel_end, low| {
+        let bytes = files.initrd.as_deref();
+        bytes.map(|bytes| load_initrd(bytes, kernel_end, low, view)).transpose()
     };
     let entry = if linux::is_bzimage(image.bytes()) {
         let kernel = linux::load(&image.name, image.bytes(), low, view)?;

@@ -48,6 +48,8 @@ pub struct Config {
     pub init: InitPolicy,
     /// Where the serial port leads.
     pub console: ConsoleMode,
+    /// A reset by the guest starts it again; otherwise it ends the machine, as powering off does.
+    pub reboot: bool,
 }
 
 impl Default for Config {
@@ -63,6 +65,7 @@ impl Default for Config {
             pcp_disable: true,
             init: InitPolicy::Eager,
             console: ConsoleMode::Stderr,
+            reboot: true,
         }
     }
 }

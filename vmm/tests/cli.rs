@@ -8,7 +8,7 @@ mod endings;
 mod kernel;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -36,6 +36,8 @@ const ON_KVM: &[Test] = &[
     ("input_that_is_a_file_is_no_input", input_that_is_a_file_is_no_input),
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
+    ("a_reset_ends_the_machine_where_it_shall", a_reset_ends_the_machine_where_it_shall),
+    ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
     ("json_is_one_object_a_line", json_is_one_object_a_line),
     ("a_failed_expectation_is_status_1", a_failed_expectation_is_status_1),
@@ -281,6 +283,41 @@ fn a_guest_that_powers_off_is_status_0() {
     // But it did not do what a script asks.
     let output = with_input(&["run", "--kernel", path, "--script", "-"], "sleep 60s");
     assert!(assert_status(&output, 1, "").contains("the guest powered off"));
+}
+
+fn a_reset_ends_the_machine_where_it_shall() {
+    let path = kernel::write("reset-once", kernel::RESET);
+    let output = tidevm(&["run", "--no-reboot", "--kernel", path.to_str().expect("UTF-8")]);
+    assert_status(&output, 0, "");
+    assert_eq!(text(&output.stderr), "\n");
+}
+
+/// Descriptors, threads and mappings of a process.
+fn resources(process: u32) -> [usize; 3] {
+    let folder = PathBuf::from(format!("/proc/{process}"));
+    let entries = |name: &str| fs::read_dir(folder.join(name)).expect("a process").count();
+    let maps = fs::read_to_string(folder.join("maps")).expect("a process").lines().count();
+    [entries("fd"), entries("task"), maps]
+}
+
+fn resets_without_end_cost_nothing() {
+    /// More than one that is under way makes a difference of, less than one would leave behind a time.
+    const UNDER_WAY: usize = 20;
+    let path = kernel::write("resets", kernel::RESET);
+    let mut command = program();
+    command.args(["run", "--cpus", "2", "--hotplug", "size=1G", "--kernel"]).arg(path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut await_resets = |count| (0..count).for_each(|_| drop(lines.next().expect("it goes on")));
+    await_resets(5);
+    let before = resources(child.id());
+    await_resets(5 * UNDER_WAY);
+    let after = resources(child.id());
+    let grown = before.iter().zip(after).any(|(before, after)| after > before + UNDER_WAY);
+    assert!(!grown, "{before:?} descriptors, threads and mappings, and then {after:?}");
+    endings::kill("-TERM", &child);
+    assert_eq!(endings::end(&mut child).code(), Some(0));
 }
 
 fn the_demo_does_what_it_shows() {

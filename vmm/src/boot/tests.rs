@@ -56,9 +56,9 @@ fn a_full_machine_has_room_on_the_command_line() {
 }
 
 fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
-    let image = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
+    let kernel = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
     let config = Config { memory: memory_size, ..Config::default() };
-    load(&config, &image, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
+    load(&config, &Files { kernel, initrd: None }, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
 }
 
 #[test]

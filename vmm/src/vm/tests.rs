@@ -14,6 +14,8 @@ use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::memory::layout::HOLE_END;
 use crate::state::DeathKind;
 
+mod reset;
+
 const LIMIT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
 
@@ -146,10 +148,8 @@ fn long_mode(code: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_guest_can_power_off_and_reset() {
+fn a_guest_can_power_off() {
     assert!(matches!(run(&POWER_OFF), None | Some(End::PoweredOff)));
-    // mov al, 0xfe; out 0x64, al; hlt
-    assert!(matches!(run(&[0xb0, 0xfe, 0xe6, 0x64, 0xf4]), None | Some(End::PoweredOff)));
 }
 
 #[test]
