@@ -27,6 +27,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use tidevm_abi::cmdline as keys;
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use crate::bus::{I8042, I8042_RESET};
 use crate::config::{Config, Size};
 use crate::memory::{View, layout};
 
@@ -44,6 +45,12 @@ const START_INFO: GuestAddress = GuestAddress(0x6000);
 const MODULES: GuestAddress = GuestAddress(0x6800);
 const MEMMAP: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+
+/// Where PCs start after a reset, in real mode, and what there is instead of firmware: `mov al, 0xfe; out
+/// 0x64, al; hlt; jmp -3`. Linux without EFI goes there to reboot when ACPI is hardware-reduced, without
+/// a try of ACPI's own reset register.
+const RESTART: GuestAddress = GuestAddress(0xf_fff0);
+const RESTART_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4, 0xeb, 0xfd];
 
 /// What old firmware kept for itself; kernels do not look for RAM there.
 const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
@@ -224,6 +231,7 @@ pub fn load(config: &Config, files: &Files, tsc_khz: u32, view: &View) -> Result
     let low = config.memory.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
+    view.write_slice(&RESTART_CODE, RESTART).map_err(|error| write("code to restart", &error))?;
     let initrd = |kernel_end, low| {
         let bytes = files.initrd.as_deref();
         bytes.map(|bytes| load_initrd(bytes, kernel_end, low, view)).transpose()

@@ -25,7 +25,7 @@ use acpi_tables::xsdt::XSDT;
 use tidevm_abi::SERIAL_PORT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
-use super::BootError;
+use super::{BootError, RESTART};
 use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
 use crate::config::Config;
 use crate::memory::{View, layout};
@@ -36,7 +36,7 @@ const OEM_REVISION: u32 = 1;
 
 /// Where the tables start: where firmware has them, outside of what the memory map calls RAM.
 pub const TABLES: GuestAddress = GuestAddress(0xe_0000);
-const END: GuestAddress = GuestAddress(0x10_0000);
+const END: GuestAddress = RESTART;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
