@@ -42,6 +42,11 @@ act() {
             echo $device > $bus/unbind
             ;;
         bind) echo $device > $bus/bind || echo "guest cannot bind" ;;
+        online)
+            for block in $(grep -l offline /sys/devices/system/memory/memory*/state); do
+                echo online_movable > $block
+            done
+            ;;
         reboot) reboot -f ;;
         poweroff) poweroff -f ;;
     esac
