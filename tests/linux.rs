@@ -1,9 +1,9 @@
 //! Stock Linux as a guest. Its virtio_mem driver is the judge of our device: nobody here wrote it.
 //!
-//! The kernel and its initrd are named by TIDEVM_LINUX_KERNEL and TIDEVM_LINUX_INITRD, which the nested
-//! host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
+//! The kernel, a bzImage and an ELF file, and its initrd are named by TIDEVM_LINUX_KERNEL,
+//! TIDEVM_LINUX_ELF and TIDEVM_LINUX_INITRD, which the nested host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
 //! much memory the kernel has more than at boot, how many pages its Movable zones manage, how much
-//! lies on node 1, and whether a file that it keeps in memory is intact.
+//! lies on node 1, whether a file that it keeps in memory is intact, and how far node 0 is from each node.
 
 #[path = "linux/faults.rs"]
 mod faults;
@@ -26,11 +26,12 @@ const TESTS: &[Test] = &[
     ("linux_onlines_to_the_kernel_zones", || grows("policy=online_kernel")),
     ("linux_onlines_as_it_likes", || grows("policy=auto-movable")),
     ("linux_on_four_cpus", linux_on_four_cpus),
+    ("linux_as_an_elf_file", linux_as_an_elf_file),
     ("linux_drives_two_devices_on_two_nodes", linux_drives_two_devices_on_two_nodes),
 ];
 
 fn main() -> ExitCode {
-    let names = ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_INITRD"];
+    let names = ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF", "TIDEVM_LINUX_INITRD"];
     let unset = names.into_iter().find(|name| env::var_os(name).is_none());
     let missing = unset.map(|name| format!("{name} names no file (the nested host has one)"));
     run_if(&[TESTS, faults::TESTS].concat(), missing.or_else(tidevm_tests::missing_kvm))
@@ -105,6 +106,13 @@ fn linux_on_four_cpus() {
     assert!(linux.text().contains("Brought up 1 node, 4 CPUs"), "{}", linux.text());
 }
 
+/// By PVH, where a bzImage comes by Linux's own protocol.
+fn linux_as_an_elf_file() {
+    let linux = Linux::boot("", |config| config.kernel = guest::file("TIDEVM_LINUX_ELF"));
+    follow(&linux, &[258, 0]);
+    assert!(linux.text().contains("Booting paravirtualized kernel on KVM"), "{}", linux.text());
+}
+
 fn linux_drives_two_devices_on_two_nodes() {
     let linux = Linux::boot("", |config| {
         config.hotplug.push(HotplugConfig { block: 4 * MIB, node: Some(1), ..HotplugConfig::new(512 * MIB) });
@@ -113,6 +121,7 @@ fn linux_drives_two_devices_on_two_nodes() {
     linux.resize(1, 132);
     linux.await_size(390);
     linux.await_seen("the second device on its node", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);
+    linux.await_seen("how far it is", |seen| seen.distances == "10 20");
     linux.resize(0, 0);
     linux.await_size(132);
     linux.await_seen("all of it there", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);

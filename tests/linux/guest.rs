@@ -29,6 +29,12 @@ pub struct Seen {
     pub movable_pages: u64,
     pub kib_on_node_1: u64,
     pub data: String,
+    pub distances: String,
+}
+
+/// The file that a variable of the environment names.
+pub fn file(name: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(env::var_os(name).expect("checked by main")))
 }
 
 /// A machine that boots Linux with `words` on its command line, once: a kernel that panics shall not
@@ -37,7 +43,6 @@ pub fn config(words: &str) -> (PathBuf, Config) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let console = env::temp_dir().join(format!("tidevm-linux-{}-{number}", std::process::id()));
-    let file = |name| Some(PathBuf::from(env::var_os(name).expect("checked by main")));
     let config = Config {
         cpus: 2,
         memory: 512 * MIB,
@@ -90,8 +95,9 @@ impl Linux {
         let mut parts = line.split(", ");
         let mut number = || parts.next()?.split(' ').next()?.parse().ok();
         let (kib_more, movable_pages, kib_on_node_1) = (number()?, number()?, number()?);
-        let data = parts.next()?.strip_prefix("data ")?.to_owned();
-        Some(Seen { kib_more, movable_pages, kib_on_node_1, data })
+        let mut text = |prefix| Some(parts.next()?.strip_prefix(prefix)?.to_owned());
+        let (data, distances) = (text("data ")?, text("distances ")?);
+        Some(Seen { kib_more, movable_pages, kib_on_node_1, data, distances })
     }
 
     #[track_caller]

@@ -191,6 +191,16 @@ fn unusable_kernels_are_status_2() {
     let tiny = kernel::write("initrd-host", &kernel::exit_with(0));
     let tiny = tiny.to_str().expect("UTF-8");
     assert_status(&tidevm(&["run", "--kernel", tiny, "--initrd", "no/such/initrd"]), 2, "no/such/initrd");
+    let large = scratch("large.initrd", "");
+    fs::File::options()
+        .write(true)
+        .open(&large)
+        .and_then(|file| file.set_len(33 << 20))
+        .expect("a sparse file");
+    let large = large.to_str().expect("UTF-8");
+    let output = tidevm(&["run", "--memory", "32M", "--kernel", tiny, "--initrd", large]);
+    assert_status(&output, 2, "--initrd behind the kernel needs memory up to 0x");
+    assert_status(&output, 2, "beyond the first 32M of boot memory: make --memory larger");
 }
 
 /// In a mount namespace of its own, the device can be another one, or none.

@@ -14,10 +14,11 @@ use super::board::{self, Board};
 use super::devices::Devices;
 use super::{FIRST_CALL, Vm, lock};
 use crate::boot::{BootError, Files};
-use crate::config::{Config, ConfigError, ConsoleMode};
+use crate::config::{Config, ConfigError, ConsoleMode, Size};
+use crate::cpu;
 use crate::events::{EventLoop, Sources};
 use crate::memory::slots::KvmSlots;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, layout};
 use crate::process::{Signals, Terminal};
 use crate::serial::Sink;
 use crate::vcpu::Machine;
@@ -54,6 +55,18 @@ pub enum StartError {
         asked: u8,
         /// vCPUs possible.
         most: usize,
+    },
+    /// More memory than the vCPUs can address.
+    #[error(
+        "boot memory and hotplug regions end at {}, beyond the {} that this host's CPU can address: \
+         make --memory or --hotplug size= smaller",
+        Size(*.end), Size(*.limit)
+    )]
+    Unaddressable {
+        /// Where the last of them would end.
+        end: u64,
+        /// Where addresses end.
+        limit: u64,
     },
     /// The console file cannot be written.
     #[error("--console file:{path}: cannot create the file: {error}")]
@@ -113,6 +126,7 @@ impl StartError {
             | Self::Boot(_)
             | Self::Memory(_)
             | Self::TooManyCpus { .. }
+            | Self::Unaddressable { .. }
             | Self::Console { .. } => 2,
             Self::NoKvm { .. } | Self::Capability(_) | Self::Kvm { .. } | Self::Host { .. } => 3,
         }
@@ -142,6 +156,9 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     config.validate()?;
     let files = Files::open(&config)?;
     let has_agent = files.kernel.is_own_guest();
+    if has_agent {
+        config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
+    }
     let kvm_device = open_kvm(&config)?;
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
     let vm = board::new_vm(&kvm_device)?;
@@ -215,7 +232,19 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     if usize::from(config.cpus) > most {
         return Err(StartError::TooManyCpus { asked: config.cpus, most });
     }
+    let cpuid = cpu::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
+    check_reach(config, cpu::address_bits(&cpuid))?;
     Ok(kvm)
+}
+
+/// Whether all memory has addresses of so many bits.
+pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
+    match layout::end(config.memory, sizes).unwrap_or(u64::MAX) {
+        end if end > limit => Err(StartError::Unaddressable { end, limit }),
+        _ => Ok(()),
+    }
 }
 
 /// Where the serial port's output goes.

@@ -70,6 +70,7 @@ while :; do
     fi
     movable=$(awk '/zone / { zone = $4 } zone == "Movable" && /^ +managed/ { sum += $2 } END { print sum + 0 }' /proc/zoneinfo)
     node1=$(awk '/MemTotal/ { print $4 }' /sys/devices/system/node/node1/meminfo 2> /dev/null)
-    echo "guest: $((now - start)) KiB more, $movable pages in Movable, ${node1:-0} KiB on node 1, data $state"
+    distances=$(cat /sys/devices/system/node/node0/distance)
+    echo "guest: $((now - start)) KiB more, $movable pages in Movable, ${node1:-0} KiB on node 1, data $state, distances $distances"
     sleep 0.2
 done
