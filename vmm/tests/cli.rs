@@ -38,6 +38,7 @@ const ON_KVM: &[Test] = &[
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
     ("a_reset_ends_the_machine_where_it_shall", a_reset_ends_the_machine_where_it_shall),
     ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
+    ("a_host_that_cannot_reset_is_told", a_host_that_cannot_reset_is_told),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
     ("json_is_one_object_a_line", json_is_one_object_a_line),
     ("a_failed_expectation_is_status_1", a_failed_expectation_is_status_1),
@@ -328,6 +329,21 @@ fn resets_without_end_cost_nothing() {
     assert!(!grown, "{before:?} descriptors, threads and mappings, and then {after:?}");
     endings::kill("-TERM", &child);
     assert_eq!(endings::end(&mut child).code(), Some(0));
+}
+
+fn a_host_that_cannot_reset_is_told() {
+    let path = kernel::write("resets-until", kernel::RESET);
+    let mut child = spawn(&["run", "--kernel", path.to_str().expect("UTF-8")]);
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    lines.next().expect("it goes on").expect("text");
+    let limit = ["--nofile=3", "--pid", &child.id().to_string()];
+    assert!(Command::new("prlimit").args(limit).status().expect("prlimit").success());
+    let said: Vec<_> = lines.map(|line| line.expect("text")).filter(|line| !line.is_empty()).collect();
+    // The file that there is one too many of may be any of several.
+    let [what, why] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(what, "the machine could not be started again after a reset");
+    assert!(why.contains("cannot") && why.ends_with("Too many open files (os error 24)"), "{why}");
+    assert_eq!(endings::end(&mut child).code(), Some(4));
 }
 
 fn the_demo_does_what_it_shows() {
