@@ -35,12 +35,13 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
     let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
     drop(kernel);
     for count in 1..=3 {
-        let started = vm.exits()[0].io;
+        let (started, room) = (vm.exits()[0].io, vm.serial.room());
+        vm.serial.input(b"to the guest that was");
         go(&vm);
         await_resets(&vm, count);
         // Or it would reset again at once.
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
-        assert_eq!(vm.exits()[0].io, started + 1);
+        assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
     }
     assert_eq!(vm.stop(LIMIT), End::Forced);
 }
@@ -107,4 +108,31 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
         assert_eq!(vm.stop(LIMIT), End::Forced);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
+}
+
+/// As if it had asked for the reset, which it never does.
+#[test]
+fn tidevms_own_guest_is_up_again_and_follows_again() {
+    const SIZE: u64 = 128 * MIB;
+    const BOOT: Duration = Duration::from_secs(60);
+    if !kvm() {
+        return;
+    }
+    let hotplug = vec![HotplugConfig { requested: SIZE, ..HotplugConfig::new(1 << 30) }];
+    let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
+    for resets in 0..=1 {
+        let up = |state: &crate::state::State| {
+            let there =
+                state.ready.is_some() && state.mem[0].report.is_some_and(|report| report.plugged == SIZE);
+            (state.resets == resets && there).then(|| state.mem[0].plugged)
+        };
+        assert_eq!(vm.wait(BOOT, "the guest with its memory", up), Ok(SIZE));
+        let call = vm.call(Op::Check).unwrap();
+        assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
+        if resets == 0 {
+            lock(&vm.board).machine.reset.write(1).unwrap();
+        }
+    }
+    assert_eq!(vm.state().bad_records, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
