@@ -1,4 +1,4 @@
-//! The event loop: one thread that serves all queues, timers, signals and terminal input.
+//! The event loop: one thread that serves all queues, timers, signals, terminal input and resets.
 //!
 //! It waits in `epoll` without a timeout, so a machine in which nothing happens costs nothing.
 

@@ -13,7 +13,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
+use endings::LIMIT;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -303,6 +306,15 @@ fn a_reset_ends_the_machine_where_it_shall() {
     assert_eq!(text(&output.stderr), "\n");
 }
 
+/// What a process says on stderr, line by line, as a test can wait for it.
+fn said(child: &mut Child) -> Receiver<String> {
+    let (lines, said) = channel();
+    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    // Ends with the process, or when nobody listens any more.
+    thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+    said
+}
+
 /// Descriptors, threads and mappings of a process.
 fn resources(process: u32) -> [usize; 3] {
     let folder = PathBuf::from(format!("/proc/{process}"));
@@ -319,8 +331,8 @@ fn resets_without_end_cost_nothing() {
     command.args(["run", "--cpus", "2", "--hotplug", "size=1G", "--kernel"]).arg(path);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program runs");
-    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let mut await_resets = |count| (0..count).for_each(|_| drop(lines.next().expect("it goes on")));
+    let said = said(&mut child);
+    let await_resets = |count| (0..count).for_each(|_| drop(said.recv_timeout(LIMIT).expect("it goes on")));
     await_resets(5);
     let before = resources(child.id());
     await_resets(5 * UNDER_WAY);
@@ -334,16 +346,16 @@ fn resets_without_end_cost_nothing() {
 fn a_host_that_cannot_reset_is_told() {
     let path = kernel::write("resets-until", kernel::RESET);
     let mut child = spawn(&["run", "--kernel", path.to_str().expect("UTF-8")]);
-    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    lines.next().expect("it goes on").expect("text");
+    let said = said(&mut child);
+    said.recv_timeout(LIMIT).expect("it goes on");
     let limit = ["--nofile=3", "--pid", &child.id().to_string()];
     assert!(Command::new("prlimit").args(limit).status().expect("prlimit").success());
-    let said: Vec<_> = lines.map(|line| line.expect("text")).filter(|line| !line.is_empty()).collect();
+    assert_eq!(endings::end(&mut child).code(), Some(4));
+    let said: Vec<_> = said.iter().filter(|line| !line.is_empty()).collect();
     // The file that there is one too many of may be any of several.
     let [what, why] = &said[..] else { panic!("{said:?}") };
     assert_eq!(what, "the machine could not be started again after a reset");
     assert!(why.contains("cannot") && why.ends_with("Too many open files (os error 24)"), "{why}");
-    assert_eq!(endings::end(&mut child).code(), Some(4));
 }
 
 fn the_demo_does_what_it_shows() {

@@ -92,3 +92,15 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
     let error = load_initrd(&[0; 8192], 32 * MIB - 4096, 32 * MIB, &memory.view()).unwrap_err();
     assert!(matches!(error, BootError::NoRoom { .. }), "{error}");
 }
+
+/// Where a kernel starts firmware again there is no firmware, but what firmware would come to.
+#[test]
+fn the_reset_vector_resets() {
+    let config = Config { memory: 64 * MIB, ..Config::default() };
+    let (memory, _) = memory(config.memory, &[]);
+    load(&config, &Files::open(&config).unwrap(), 1, &memory.view()).unwrap();
+    let mut code = [0; 4];
+    memory.view().read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+    assert_eq!(code, [0xb0, 0xfe, 0xe6, 0x64], "mov al, 0xfe; out 0x64, al");
+    assert!(ranges(config.memory).iter().all(|&(start, end)| end <= 0xf_fff0 || start >= MIB));
+}

@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Longer than the time that the program gives itself after a signal.
-const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(40);
 
 pub fn kill(signal: &str, child: &Child) {
     let pid = child.id().to_string();
