@@ -238,9 +238,10 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Resize(resize) => self.resize(resize),
             Command::Hog(hog) => self.hog(hog),
             Command::Churn { threads, time, name } => self.churn(*threads, *time, name),
-            Command::Verify(name) => self.verify(name),
-            Command::Release(name) => self.release(name),
-            Command::Wait(name) => self.await_churn(name),
+            // Whatever has no name here has none for that reason.
+            Command::Verify(name) => self.need_agent().and_then(|()| self.verify(name)),
+            Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
+            Command::Wait(name) => self.need_agent().and_then(|()| self.await_churn(name)),
             Command::Expect(expect) => self.expect(expect),
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
@@ -257,12 +258,18 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         }
     }
 
+    /// Whether there is somebody in the guest who does what a session asks for.
+    fn need_agent(&self) -> Result<(), Trouble> {
+        if self.machine.has_agent() {
+            return Ok(());
+        }
+        let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
+        Err(Trouble::Failed(text.to_owned()))
+    }
+
     /// Calls the guest, if there is somebody to hear it.
     fn call(&self, op: Op) -> Result<u32, Trouble> {
-        if !self.machine.has_agent() {
-            let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
-            return Err(Trouble::Failed(text.to_owned()));
-        }
+        self.need_agent()?;
         Ok(self.machine.call(op)?)
     }
 

@@ -186,6 +186,16 @@ fn other_kernels_are_resized_and_asked_nothing() {
 }
 
 #[test]
+fn what_other_kernels_cannot_do_fails_and_says_why() {
+    let script = "hog 1M movable as a\nverify a\nrelease a\nchurn 1 threads for 1s as c\nwait c\ncheck\n\
+                  inject online\nexpect zone.Movable.free == 0\nplug 2M";
+    let outcome = session(Nature { foreign: true, ..Nature::default() }, script);
+    let needs_agent = |index: &usize| outcome.reason(*index).starts_with("this needs tidevm's own guest");
+    assert_eq!((0..8).filter(needs_agent).count(), 8);
+    assert!(matches!(outcome.steps[8].verdict, Verdict::Done { .. }), "the session goes on");
+}
+
+#[test]
 fn other_kernels_may_have_no_driver() {
     let nature = Nature { foreign: true, driverless: true, ..Nature::default() };
     let outcome = session(nature, "plug 1G within 5s");
