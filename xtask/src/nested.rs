@@ -101,6 +101,7 @@ impl Host {
         let load = archive.modules(&self.stock.modules(&["kvm-amd"])?)?;
         archive.program("bin/program", program)?;
         archive.copy("linux/vmlinuz", &self.stock.kernel)?;
+        archive.file("linux/vmlinux", &self.stock.elf()?)?;
         archive.file("linux/initrd", &linux_guest(&self.stock)?)?;
         let mut command = "/bin/program".to_owned();
         for (index, argument) in arguments.iter().enumerate() {
