@@ -247,7 +247,7 @@ pub fn load(config: &Config, files: &Files, tsc_khz: u32, view: &View) -> Result
         Entry { address: kernel.entry, start_info: 0, zero_page }
     } else {
         let (address, end) = load_elf(image, low, view)?;
-        write_start_info(config, initrd(end, low)?, view)?;
+        write_start_info(config, image.is_own_guest(), initrd(end, low)?, view)?;
         Entry { address, start_info: START_INFO.raw_value(), zero_page: 0 }
     };
     load_cmdline(view, CMDLINE, &line).map_err(|error| write("command line", &error))?;
@@ -325,7 +325,12 @@ fn memory_map(memory: u64) -> Vec<hvm_memmap_table_entry> {
         .collect()
 }
 
-fn write_start_info(config: &Config, initrd: Option<Initrd>, view: &View) -> Result<(), BootError> {
+fn write_start_info(
+    config: &Config,
+    own_guest: bool,
+    initrd: Option<Initrd>,
+    view: &View,
+) -> Result<(), BootError> {
     let initrd =
         initrd.map(|Initrd { start, size }| hvm_modlist_entry { paddr: start, size, ..Default::default() });
     let map = memory_map(config.memory);
@@ -337,7 +342,8 @@ fn write_start_info(config: &Config, initrd: Option<Initrd>, view: &View) -> Res
         cmdline_paddr: CMDLINE.raw_value(),
         memmap_paddr: MEMMAP.raw_value(),
         memmap_entries: map.len() as u32,
-        rsdp_paddr: acpi::TABLES.raw_value(),
+        // The command line tells our own guest all that is in them.
+        rsdp_paddr: if own_guest { 0 } else { acpi::TABLES.raw_value() },
         ..Default::default()
     };
     let mut params = BootParams::new(&info, START_INFO);
