@@ -64,13 +64,13 @@ fn a_shrink_without_room_stops() {
         config,
         "plug 128M
          hog 96M movable as data
-         resize 0
+         resize 0 within 300s
          verify data
          release data
          resize 0",
     );
     let (command, reason) = only_failure(&session);
-    assert_eq!(command, "resize 0");
+    assert_eq!(command, "resize 0 within 300s");
     assert!(reason.contains("no room to move the pages to"), "{reason}");
     assert_eq!(session.at_the_end().plugged, [0]);
 }
