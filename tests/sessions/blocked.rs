@@ -59,18 +59,18 @@ fn unmovable_pages_do_not_live_in_movable_memory() {
 /// More movable data than boot memory can take in.
 fn a_shrink_without_room_stops() {
     let mut config = machine(512 << 20);
-    config.memory = 64 << 20;
+    config.memory = 32 << 20;
     let session = run_checked(
         config,
         "plug 128M
-         hog 96M movable as data
-         resize 0 within 300s
+         hog 48M movable as data
+         resize 0 within 30s
          verify data
          release data
          resize 0",
     );
     let (command, reason) = only_failure(&session);
-    assert_eq!(command, "resize 0 within 300s");
+    assert_eq!(command, "resize 0 within 30s");
     assert!(reason.contains("no room to move the pages to"), "{reason}");
     assert_eq!(session.at_the_end().plugged, [0]);
 }

@@ -45,13 +45,18 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    /// Migrates what is in the isolated `blocks`, until all of them are free.
+    /// Migrates what is in the isolated `blocks`, until all of them are free. Nothing moves when there
+    /// is not room for all of it: what would move then would only be in the way elsewhere.
     fn evacuate(
         &self,
         pages: SectionPages<'_>,
         blocks: SubSections,
         drain: bool,
     ) -> Result<(), OfflineError> {
+        let stuck = self.test_pages_isolated(pages, blocks);
+        if u64::from(stuck.pages) > self.room_for_movable() {
+            return Err(OfflineError::NoRoom(stuck));
+        }
         let mut targets = Targets::new(self);
         let mut left = u32::MAX;
         let mut idle = 0;

@@ -122,6 +122,18 @@ impl<'m, P: Platform> Targets<'m, P> {
     }
 }
 
+impl<P: Platform> Mm<P> {
+    /// Pages that [`Targets`] could give now, isolated pageblocks left out.
+    pub(crate) fn room_for_movable(&self) -> u64 {
+        let room = |zone: ZoneType| {
+            let of = &self.zones[zone.index()];
+            let kept = of.watermark(Watermark::Min) + of.lowmem_reserve(ZoneType::Movable);
+            of.free().saturating_sub(kept) + self.pcp_pages(zone)
+        };
+        ZoneType::ALL.into_iter().map(room).sum()
+    }
+}
+
 fn is_worth_a_search(pages: SectionPages<'_>) -> bool {
     let section = pages.section();
     section.state() == SectionState::Online
