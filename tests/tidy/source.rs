@@ -53,11 +53,12 @@ fn collect(folder: &Path, prefix: &str, sources: &mut Vec<Source>) {
         let entry = entry.expect("a readable entry");
         let name = entry.file_name().into_string().expect("file names are UTF-8");
         let path = format!("{prefix}{name}");
+        // `target` folders are built, `.git` is git's: a folder, or a file that names one.
+        if name == "target" || name == ".git" {
+            continue;
+        }
         if entry.file_type().expect("a file type").is_dir() {
-            // `target` folders are built, `.git` is git's.
-            if name != "target" && name != ".git" {
-                collect(&entry.path(), &format!("{path}/"), sources);
-            }
+            collect(&entry.path(), &format!("{path}/"), sources);
         } else if name != "Cargo.lock"
             && let Ok(text) = fs::read_to_string(entry.path())
         {

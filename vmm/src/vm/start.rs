@@ -7,6 +7,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, Weak};
@@ -65,10 +67,12 @@ pub enum StartError {
         /// vCPUs possible.
         most: usize,
     },
-    /// The console file cannot be written.
-    #[error("--console file:{path}: cannot create the file: {error}")]
+    /// The console file cannot be written, or nobody listens at its socket.
+    #[error("--console {kind}:{path}: {error}")]
     Console {
-        /// The file.
+        /// `file` or `socket`.
+        kind: &'static str,
+        /// The file or the socket.
         path: PathBuf,
         /// What the system says.
         error: io::Error,
@@ -172,7 +176,6 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
     let stdio = config.console == ConsoleMode::Stdio;
     let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
     let terminal = terminal.map(Arc::new);
-    let input = if stdio { Some(devices.input()?) } else { None };
     let machine = Arc::new(Machine {
         bus: devices.bus(),
         memory: Arc::clone(&memory),
@@ -191,7 +194,7 @@ pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
         console_kicks: devices.console_kicks,
         signals,
         terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
-        input,
+        input: devices.input,
     };
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
     let vcpus = Vcpus::start(vcpus, &machine).map_err(host("start a vCPU thread"))?;
@@ -240,16 +243,28 @@ fn make_vcpus(config: &Config, kvm_device: &Kvm, vm: &VmFd) -> Result<Vec<VcpuFd
         .collect()
 }
 
-/// Where the serial port's output goes.
-fn console(mode: &ConsoleMode) -> Result<Sink, StartError> {
+/// Where the serial port's output goes, and where its input comes from.
+fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
+    let failed = |kind, path: &PathBuf| {
+        let path = path.clone();
+        move |error| StartError::Console { kind, path, error }
+    };
     Ok(match mode {
-        ConsoleMode::Off => Sink::Lines(Box::new(io::sink())),
-        ConsoleMode::Stderr => Sink::Lines(Box::new(io::stderr())),
-        ConsoleMode::Stdio => Sink::Bytes(Box::new(io::stdout())),
-        ConsoleMode::File(path) => match File::create(path) {
-            Ok(file) => Sink::RawLines(Box::new(file)),
-            Err(error) => return Err(StartError::Console { path: path.clone(), error }),
-        },
+        ConsoleMode::Off => (Sink::Lines(Box::new(io::sink())), None),
+        ConsoleMode::Stderr => (Sink::Lines(Box::new(io::stderr())), None),
+        ConsoleMode::Stdio => {
+            let input = standard_input().map_err(host("open standard input"))?;
+            (Sink::Bytes(Box::new(io::stdout())), Some(input))
+        }
+        ConsoleMode::File(path) => {
+            let file = File::create(path).map_err(failed("file", path))?;
+            (Sink::RawLines(Box::new(file)), None)
+        }
+        ConsoleMode::Socket(path) => {
+            let output = UnixStream::connect(path).map_err(failed("socket", path))?;
+            let input = output.try_clone().map_err(host("share a socket"))?;
+            (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
+        }
     })
 }
 
@@ -260,8 +275,8 @@ struct Devices {
     console_kicks: [EventFd; 2],
     mem: Vec<MemDevice>,
     serial: Arc<serial::Port>,
-    serial_drained: EventFd,
     serial_interrupt: EventFd,
+    input: Option<Input>,
     /// Interrupt of the virtio-mmio device with the same index.
     interrupts: Vec<EventFd>,
 }
@@ -283,8 +298,11 @@ impl Devices {
         let shared = Arc::new(Shared::new(started, status.collect()));
 
         let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let sink = console(&config.console)?;
+        let (sink, input) = console(&config.console)?;
         let serial = serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?);
+        let serial = Arc::new(serial);
+        let input =
+            input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
 
         let mut interrupts = vec![event()?];
         let console_kicks = [event()?, event()?];
@@ -306,9 +324,9 @@ impl Devices {
             console: Arc::new(Mutex::new(console)),
             console_kicks,
             mem,
-            serial: Arc::new(serial),
-            serial_drained,
+            serial,
             serial_interrupt,
+            input,
             interrupts,
         })
     }
@@ -317,14 +335,6 @@ impl Devices {
         let mut devices: Vec<Arc<Mutex<dyn RegisterDevice>>> = vec![Arc::clone(&self.console) as _];
         devices.extend(self.mem.iter().map(|mem| Arc::clone(&mem.device) as _));
         Bus::new(devices, Arc::clone(&self.serial))
-    }
-
-    fn input(&self) -> Result<Input, StartError> {
-        Ok(Input {
-            terminal: standard_input().map_err(host("open standard input"))?,
-            serial: Arc::clone(&self.serial),
-            drained: share(&self.serial_drained)?,
-        })
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
