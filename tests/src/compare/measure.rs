@@ -1,0 +1,128 @@
+//! A session on one machine.
+//!
+//! A resize is over for the clock when the device says so. The guest may still have something to do
+//! then, a last memory block to bring online: its instructions are counted, and its counters read, when
+//! it has become quiet. How quiet a guest is that has nothing to do depends on its timers; what they
+//! take is less than [`QUIET`] a look, and so less than a hundredth of what a resize takes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidevm::session::{Ended, Sample, Verdict};
+use tidevm_abi::{ZoneName, ZoneStats};
+
+use super::machine::{self, Linux, LinuxOnKvm, Machine, OnQemu};
+use super::{BOOT, Guest, Host, Planned, Record, Step, steps};
+use crate::zoneinfo::{self, Zone};
+
+/// Between two looks at the instructions.
+const LOOK: Duration = Duration::from_millis(250);
+/// Instructions between two looks by which a guest has become quiet. Linux with nothing to do takes 20 to
+/// 70 thousand.
+const QUIET: u64 = 200_000;
+/// How long a guest may take to become quiet.
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+/// What a guest is given to become quiet where nobody counts.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Runs the session on `host` with `guest`, telling the steps on standard error.
+pub fn session(host: Host, guest: Guest, linux: &Linux) -> Record {
+    let mut record = Record { host, guest, steps: Vec::new(), error: None };
+    let steps = &mut record.steps;
+    let result = match (host, guest) {
+        (Host::Tidevm, Guest::Tidevm) => on_own_machine(steps),
+        (Host::Tidevm, Guest::Linux) => LinuxOnKvm::start(linux).and_then(|mut linux| run(&mut linux, steps)),
+        _ => OnQemu::start(guest, linux, host == Host::QemuCounting)
+            .and_then(|mut machine| run(&mut machine, steps)),
+    };
+    record.error = result.err();
+    record
+}
+
+fn run(machine: &mut impl Machine, done: &mut Vec<Step>) -> Result<(), String> {
+    settle(machine)?;
+    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: zones(machine)? });
+    for planned in steps() {
+        let before = machine.instructions()?;
+        let start = Instant::now();
+        match planned.command.strip_prefix("resize ") {
+            Some(_) => machine.resize(planned.plugged)?,
+            None => drop(machine.ask(&planned.command)?),
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let after = settle(machine)?;
+        let instructions = after.zip(before).map(|(after, before)| after - before);
+        done.push(told(Step { name: planned.name, seconds, instructions, zones: zones(machine)? }));
+    }
+    Ok(())
+}
+
+/// Says that a step is done.
+fn told(step: Step) -> Step {
+    let count = step.instructions.map_or_else(String::new, |count| format!(", {count} instructions"));
+    eprintln!("    {}: {:.3} s{count}", step.name, step.seconds);
+    step
+}
+
+fn zones(machine: &mut impl Machine) -> Result<Vec<Zone>, String> {
+    Ok(zoneinfo::parse(&machine.ask("zoneinfo")?))
+}
+
+/// Waits until the guest is quiet; the instructions up to then.
+fn settle(machine: &mut impl Machine) -> Result<Option<u64>, String> {
+    let deadline = Instant::now() + QUIET_LIMIT;
+    let Some(mut last) = machine.instructions()? else {
+        thread::sleep(SETTLE);
+        return Ok(None);
+    };
+    while Instant::now() < deadline {
+        thread::sleep(LOOK);
+        match machine.instructions()? {
+            Some(now) if now - last < QUIET => return Ok(Some(last)),
+            now => last = now.unwrap_or(last),
+        }
+    }
+    Err(format!("waited {QUIET_LIMIT:?} for the guest to become quiet"))
+}
+
+/// tidevm's own guest on tidevm has no console to talk to, and needs none: the session is a script.
+fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
+    let planned = steps();
+    let within = |step: &Planned| match step.command.strip_prefix("resize ") {
+        Some(_) => format!("{} within 20m", step.command),
+        None => step.command.clone(),
+    };
+    let script: Vec<String> = planned.iter().map(within).collect();
+    let session = crate::run(machine::config(), &script.join("\n"));
+    let zones = zones_of(&session.boot.sample)?;
+    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });
+    for (planned, report) in planned.into_iter().zip(&session.steps) {
+        if let Verdict::Failed { reason } = &report.verdict {
+            return Err(format!("{}: {reason}", planned.name));
+        }
+        let (seconds, zones) = (report.took.as_secs_f64(), zones_of(&report.sample)?);
+        done.push(told(Step { name: planned.name, seconds, instructions: None, zones }));
+    }
+    match session.summary.ended {
+        Ended::Done => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn zones_of(sample: &Sample) -> Result<Vec<Zone>, String> {
+    let name = |name| match name {
+        ZoneName::Dma32 => "DMA32",
+        ZoneName::Normal => "Normal",
+        ZoneName::Movable => "Movable",
+    };
+    let zone = |zone: ZoneStats| Zone {
+        node: 0,
+        name: name(zone.name).to_owned(),
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.free + zone.pcp,
+    };
+    let guest = sample.guest.ok_or("the guest tells no counters")?;
+    Ok(guest.zones.into_iter().map(zone).collect())
+}
