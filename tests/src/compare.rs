@@ -24,8 +24,10 @@ pub const GIB: u64 = 1 << 30;
 /// Sizes, in GiB, at which the guests are held against each other.
 const SIZES: [u64; 2] = [1, 4];
 
+const PAGE_SIZE: u64 = 4096;
+
 /// Pages of memmap that a memory block needs: 64 bytes for each of its pages.
-const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / 4096 * 64 / 4096;
+const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
 
 /// Where a session runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -269,6 +269,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Changes the longest wait for any one thing, from [`Options::limit`].
+    pub fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
     /// All that the guest has printed.
     pub fn text(&self) -> String {
         self.console.text()

@@ -23,6 +23,7 @@ const BLOCK: u64 = 2 << 20;
 const CPUS: u8 = 1;
 /// Longest wait for one thing. Writing and summing up 2 GiB takes minutes where instructions are counted.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+const BOOT_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// The last word is for QEMU's emulator, see `linux.rs`; it harms nowhere.
 const LINUX_CMDLINE: &str = "console=ttyS0 panic=-1 quiet noxsave";
 
@@ -102,8 +103,9 @@ impl OnQemu {
         options.cpus = CPUS.into();
         options.hotplug = vec![qemu::Hotplug { size: REGION, block: BLOCK, requested: 0, backing: None }];
         options.icount = counts;
-        options.limit = LIMIT;
-        Ok(Self { machine: qemu::Machine::start(&options)?, counts, _kernel: own })
+        let mut machine = qemu::Machine::start(&options)?;
+        machine.set_limit(LIMIT);
+        Ok(Self { machine, counts, _kernel: own })
     }
 }
 
@@ -165,7 +167,7 @@ impl LinuxOnKvm {
         // It has connected, or it would not have started.
         let (stream, _) = listener.accept().map_err(failed)?;
         let console = Console::new(stream.try_clone().map_err(failed)?, stream);
-        console.ready(LIMIT).map_err(|error| format!("{error}; the console:\n{}", console.text()))?;
+        console.ready(BOOT_LIMIT).map_err(|error| format!("{error}; the console:\n{}", console.text()))?;
         Ok(Self { vm, console })
     }
 }
