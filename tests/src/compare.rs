@@ -84,10 +84,17 @@ pub struct Planned {
     pub command: String,
     /// Bytes that are plugged afterwards.
     pub plugged: u64,
-    /// Bytes of the step's command's doing that hold data afterwards.
+    /// Bytes that hold data afterwards.
     pub data: u64,
     /// GiB that it plugs or unplugs, if its cost is of interest.
     pub costs: Option<u64>,
+}
+
+impl Planned {
+    /// Whether it is the machine that does it, not the guest.
+    fn is_resize(&self) -> bool {
+        self.command.starts_with("resize ")
+    }
 }
 
 /// Name of the first entry of [`Record::steps`].

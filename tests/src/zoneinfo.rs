@@ -22,10 +22,10 @@ pub struct Zone {
 
 /// The zones of a /proc/zoneinfo, in its order; lines of any other form are passed over. Zones that a
 /// guest does not list are not there.
-pub fn parse(lines: &[impl AsRef<str>]) -> Vec<Zone> {
+pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
     let mut zones: Vec<Zone> = Vec::new();
     for line in lines {
-        let words: Vec<&str> = line.as_ref().split_whitespace().collect();
+        let words: Vec<&str> = line.split_whitespace().collect();
         if let ["Node", node, "zone", name] = words[..] {
             let node = node.trim_end_matches(',').parse();
             zones.extend(node.ok().map(|node| Zone { node, name: name.to_owned(), ..Zone::default() }));
@@ -87,6 +87,6 @@ Node 1, zone  Movable
             free,
         };
         let expected = [zone(0, "DMA32", [1_044_480, 782_296, 758_428, 829]), zone(1, "Movable", [0; 4])];
-        assert_eq!(parse(&text.lines().collect::<Vec<_>>()), expected);
+        assert_eq!(parse(text.lines()), expected);
     }
 }

@@ -1,7 +1,8 @@
 //! The counters of two guests against each other, after each step.
 //!
 //! The Movable zone is compared as it is. The other zones are boot memory: they are compared as one,
-//! since Linux has a zone for the first 16 MiB that tidevm has not, and by how they changed since boot.
+//! since Linux has a zone for the first 16 MiB that tidevm has not, as they are at boot, and then by how
+//! they changed.
 //!
 //! Linux takes the memmap of a new memory block out of boot memory, tidevm out of the block itself (its
 //! altmap). So in Movable fewer pages are managed and free, and in boot memory more are free, by
@@ -16,6 +17,7 @@ use crate::zoneinfo::Zone;
 
 /// What is compared, in pages.
 pub const COUNTERS: [&str; 4] = ["spanned", "present", "managed", "free"];
+const SPANNED: usize = 0;
 const PRESENT: usize = 1;
 const MANAGED: usize = 2;
 const FREE: usize = 3;
@@ -29,6 +31,8 @@ const OWN: i64 = 4096;
 const HELD_BY_ONE: i64 = 32;
 /// The part of boot memory that may be a kernel's own from the start.
 const BOOT_PART: i64 = 16;
+/// Where one zone of boot memory ends and the next begins: 4 GiB.
+const BORDER: i64 = 1 << 20;
 
 /// Two guests after a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,11 +92,13 @@ pub enum Reason {
     Own,
     /// Two kernels boot.
     Boot,
+    /// Linux has a zone end where the next begins.
+    Border,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Processes, Self::Own, Self::Boot];
+    pub const ALL: [Self; 4] = [Self::Processes, Self::Own, Self::Boot, Self::Border];
 
     /// A letter for the table.
     #[must_use]
@@ -101,6 +107,7 @@ impl Reason {
             Self::Processes => 'a',
             Self::Own => 'b',
             Self::Boot => 'c',
+            Self::Border => 'd',
         }
     }
 }
@@ -109,16 +116,20 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Processes => {
-                "Linux gives its processes and files pages of Movable, too, and counts free pages to within \
-                 a threshold for each CPU; at most 16 MiB"
+                "Linux's processes have pages of Movable, too, and it counts free pages to within a \
+                 threshold for each CPU; at most 16 MiB"
             }
             Self::Own => {
-                "a kernel's own pages come and go (page tables, slab, lists of the pages that hold data); at \
-                 most 16 MiB, and while there is data 1/32 of it"
+                "a kernel's own pages come and go: page tables, slab, lists of the pages that hold data; \
+                 at most 16 MiB, and 1/32 of the data"
             }
             Self::Boot => {
-                "two kernels boot: their images, their first memmap, what they leave alone at the edges of \
-                 the firmware's map; at most 1/16 of boot memory"
+                "two kernels boot: their images, their first memmap, what they leave of the firmware's \
+                 map; at most 1/16 of boot memory"
+            }
+            Self::Border => {
+                "at boot, Linux has a zone span all up to 4 GiB when there is memory above, tidevm up to \
+                 its last page"
             }
         })
     }
@@ -154,6 +165,7 @@ fn row(step: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, d
         let (reason, most) = match (zones, counter) {
             (Zones::Movable, FREE) => (Some(Reason::Processes), OWN),
             (Zones::BootChange, FREE) => (Some(Reason::Own), OWN + pages(data / PAGE_SIZE) / HELD_BY_ONE),
+            (Zones::Boot, SPANNED) => (Some(Reason::Border), BORDER),
             (Zones::Boot, _) => (Some(Reason::Boot), linux[PRESENT] / BOOT_PART),
             _ => (None, 0),
         };

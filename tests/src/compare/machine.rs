@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tidevm::boot::Image;
+use tidevm::boot::GUEST_IMAGE;
 use tidevm::{Config, ConsoleMode, HotplugConfig, Vm};
 
 use super::{GIB, Guest};
@@ -101,7 +101,7 @@ impl OnQemu {
             }
         };
         options.cpus = CPUS.into();
-        options.hotplug = vec![qemu::Hotplug { size: REGION, block: BLOCK, requested: 0, backing: None }];
+        options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
         let mut machine = qemu::Machine::start(&options)?;
         machine.set_limit(LIMIT);
@@ -110,8 +110,7 @@ impl OnQemu {
 }
 
 fn write_own_guest(path: &Path) -> Result<(), String> {
-    let image = Image::open(None).map_err(|error| error.to_string())?;
-    fs::write(path, image.bytes()).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    fs::write(path, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 impl Machine for OnQemu {

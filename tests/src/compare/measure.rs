@@ -1,9 +1,9 @@
 //! A session on one machine.
 //!
-//! A resize is over for the clock when the device says so. The guest may still have something to do
-//! then, a last memory block to bring online: its instructions are counted, and its counters read, when
-//! it has become quiet. How quiet a guest is that has nothing to do depends on its timers; what they
-//! take is less than [`QUIET`] a look, and so less than a hundredth of what a resize takes.
+//! The device has its size before the guest has made use of it. So a resize is over for the clock when
+//! the guest's counters have it, too, less the time that the guest takes to tell them. Its instructions
+//! are counted up to when it has become quiet. A guest with nothing to do has timers; what they take is
+//! not taken off the count.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use tidevm::session::{Ended, Sample, Verdict};
 use tidevm_abi::{ZoneName, ZoneStats};
 
 use super::machine::{self, Linux, LinuxOnKvm, Machine, OnQemu};
-use super::{BOOT, Guest, Host, Planned, Record, Step, steps};
+use super::{BOOT, Guest, Host, PAGE_SIZE, Planned, Record, Step, steps};
 use crate::zoneinfo::{self, Zone};
 
 /// Between two looks at the instructions.
@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Instructions between two looks by which a guest has become quiet. Linux with nothing to do takes 20 to
 /// 70 thousand.
 const QUIET: u64 = 200_000;
+/// How long a guest may take to use what is plugged.
+const USE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to become quiet.
 const QUIET_LIMIT: Duration = Duration::from_secs(60);
 /// What a guest is given to become quiet where nobody counts.
@@ -45,16 +47,43 @@ fn run(machine: &mut impl Machine, done: &mut Vec<Step>) -> Result<(), String> {
     for planned in steps() {
         let before = machine.instructions()?;
         let start = Instant::now();
-        match planned.command.strip_prefix("resize ") {
-            Some(_) => machine.resize(planned.plugged)?,
-            None => drop(machine.ask(&planned.command)?),
-        }
-        let seconds = start.elapsed().as_secs_f64();
+        let used = if planned.is_resize() {
+            machine.resize(planned.plugged)?;
+            let device = start.elapsed();
+            await_use(machine, planned.plugged)?;
+            Some((device, start.elapsed()))
+        } else {
+            machine.ask(&planned.command)?;
+            None
+        };
+        let took = start.elapsed();
         let after = settle(machine)?;
+        let asked = Instant::now();
+        let zones = zones(machine)?;
+        let telling = asked.elapsed();
+        let took = used.map_or(took, |(device, used)| used.saturating_sub(telling).max(device));
         let instructions = after.zip(before).map(|(after, before)| after - before);
-        done.push(told(Step { name: planned.name, seconds, instructions, zones: zones(machine)? }));
+        done.push(told(Step { name: planned.name, seconds: took.as_secs_f64(), instructions, zones }));
     }
     Ok(())
+}
+
+/// Waits until the guest's Movable zone has so many bytes.
+fn await_use(machine: &mut impl Machine, bytes: u64) -> Result<(), String> {
+    let deadline = Instant::now() + USE_LIMIT;
+    loop {
+        let zones = zones(machine)?;
+        let movable = zones.iter().filter(|zone| zone.name == "Movable");
+        let present: u64 = movable.map(|zone| zone.present).sum();
+        if present * PAGE_SIZE == bytes {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "waited {USE_LIMIT:?} for the guest to use {bytes} bytes; {present} pages are there"
+            ));
+        }
+    }
 }
 
 /// Says that a step is done.
@@ -65,7 +94,7 @@ fn told(step: Step) -> Step {
 }
 
 fn zones(machine: &mut impl Machine) -> Result<Vec<Zone>, String> {
-    Ok(zoneinfo::parse(&machine.ask("zoneinfo")?))
+    Ok(zoneinfo::parse(machine.ask("zoneinfo")?.iter().map(String::as_str)))
 }
 
 /// Waits until the guest is quiet; the instructions up to then.
@@ -88,9 +117,9 @@ fn settle(machine: &mut impl Machine) -> Result<Option<u64>, String> {
 /// tidevm's own guest on tidevm has no console to talk to, and needs none: the session is a script.
 fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
     let planned = steps();
-    let within = |step: &Planned| match step.command.strip_prefix("resize ") {
-        Some(_) => format!("{} within 20m", step.command),
-        None => step.command.clone(),
+    let within = |step: &Planned| {
+        let limit = if step.is_resize() { " within 20m" } else { "" };
+        format!("{}{limit}", step.command)
     };
     let script: Vec<String> = planned.iter().map(within).collect();
     let session = crate::run(machine::config(), &script.join("\n"));

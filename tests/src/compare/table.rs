@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::judge::{self, COUNTERS, Reason, Row};
-use super::{BOOT, GIB, Guest, Host, Planned, Record, Step, steps};
+use super::judge::{self, COUNTERS, Reason, Rest, Row};
+use super::{GIB, Guest, Host, Planned, Record, Step, steps};
 
 const GUESTS: [Guest; 2] = [Guest::Linux, Guest::Tidevm];
 
@@ -75,7 +75,7 @@ fn costs(records: &[Record]) -> String {
             }
         }
     }
-    align(&rows, 2)
+    align(&rows, |column| column < 2)
 }
 
 fn seconds(step: &Step, gib: u64) -> String {
@@ -87,54 +87,79 @@ fn millions(count: u64) -> String {
 }
 
 fn counters(rows: &[Row]) -> String {
-    let guests = ["Linux", "tidevm"].into_iter();
-    let names = guests.flat_map(|guest| COUNTERS.map(|counter| format!("{guest} {counter}")));
-    let head = ["step", "zones"].map(str::to_owned).into_iter().chain(names);
-    let mut table: Vec<Vec<String>> = vec![head.chain(["altmap", "rest"].map(str::to_owned)).collect()];
+    let heads = ["", "", "Linux", "", "", "", "tidevm", "", "", "", "", ""];
+    let names = ["step", "zones"].into_iter().chain(COUNTERS).chain(COUNTERS).chain(["altmap", "rest"]);
+    let mut table = vec![heads.map(str::to_owned).to_vec(), names.map(str::to_owned).collect()];
     for row in rows {
-        let rests: Vec<String> = row
-            .rests
-            .iter()
-            .map(|rest| {
-                let reason = rest
-                    .reason
-                    .map_or_else(|| "UNEXPLAINED".to_owned(), |reason| format!("({})", reason.letter()));
-                format!("{} {:+} {reason}", COUNTERS[rest.counter], rest.pages)
-            })
-            .collect();
-        let numbers = row.linux.iter().chain(&row.tidevm).chain([&row.altmap]).map(ToString::to_string);
         let words = [row.step.clone(), row.zones.to_string()].into_iter();
+        let numbers = row.linux.iter().chain(&row.tidevm).chain([&row.altmap]).map(ToString::to_string);
+        let rests: Vec<String> = row.rests.iter().map(rest).collect();
         table.push(words.chain(numbers).chain([rests.join(", ")]).collect());
     }
-    align(&table, 2)
+    align(&table, |column| column < 2 || column == heads.len() - 1)
+}
+
+/// `free +15 (a)`.
+fn rest(rest: &Rest) -> String {
+    let name = COUNTERS[rest.counter];
+    match rest.reason {
+        Some(reason) => format!("{name} {:+} ({})", rest.pages, reason.letter()),
+        None => format!("{name} {:+} UNEXPLAINED", rest.pages),
+    }
 }
 
 fn reasons() -> String {
-    let mut text = format!(
-        "altmap: pages of memmap that lie in the plugged blocks in tidevm and in boot memory in Linux: fewer managed\n\
-         and free in Movable, more free in the others. The rest is what tidevm has more after that:\n\
-         \"others\" at {BOOT:?} are compared as they are, later by how they changed since.\n"
-    );
+    let mut text = "\
+altmap  pages of memmap, in the plugged blocks in tidevm and in boot memory in Linux: fewer are managed and
+        free in Movable, more are free in the others
+rest    what tidevm has more after that
+"
+    .to_owned();
     for reason in Reason::ALL {
-        let _ = writeln!(text, "({}) {reason}", reason.letter());
+        let _ = writeln!(text, "    ({}) {reason}", reason.letter());
     }
     text
 }
 
-/// Columns, the first `words` of them and the last to the left.
-fn align(rows: &[Vec<String>], words: usize) -> String {
+/// Columns; those that are `left` to the left, the others to the right.
+fn align(rows: &[Vec<String>], left: impl Fn(usize) -> bool) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.chars().count()).max()
-    };
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+    let lengths =
+        |column| rows.iter().filter_map(move |row| row.get(column).map(|cell: &String| cell.chars().count()));
+    let widths: Vec<usize> = (0..columns).map(|column| lengths(column).max().unwrap_or_default()).collect();
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-            if column < words { format!("{cell:width$}") } else { format!("{cell:>width$}") }
-        });
-        let line: Vec<String> = cells.collect();
-        let _ = writeln!(text, "{}", line.join("  ").trim_end());
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells: Vec<String> = cells
+            .map(
+                |(column, (cell, &width))| {
+                    if left(column) { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::show;
+    use crate::compare::{BOOT, Guest, Host, Record, Step};
+
+    #[test]
+    fn what_was_not_measured_is_told() {
+        let boot = Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: Vec::new() };
+        let record = |guest, error: Option<&str>| Record {
+            host: Host::Qemu,
+            guest,
+            steps: vec![boot.clone()],
+            error: error.map(str::to_owned),
+        };
+        let (text, agree) = show(&[record(Guest::Linux, None), record(Guest::Tidevm, Some("no QEMU\nmore"))]);
+        assert!(!agree);
+        assert!(text.contains("UNFINISHED Tidevm on Qemu: no QEMU\n"), "{text}");
+        assert!(text.contains("UNFINISHED Linux on Tidevm: was not run\n"), "{text}");
+        assert!(!text.contains("UNFINISHED Linux on Qemu:"), "{text}");
+    }
 }
