@@ -168,7 +168,7 @@ fn is_root(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
     match parts.as_slice() {
         [.., "src", "lib.rs" | "main.rs"] | [.., "src", "bin", _] | [.., "build.rs"] => true,
-        ["tests", "linux.rs" | "sessions.rs" | "tidy.rs"] => true,
+        ["tests", "linux.rs" | "qemu.rs" | "sessions.rs" | "tidy.rs"] => true,
         [_, .., "tests" | "benches" | "examples", file] => !file.is_empty() && parts[0] != "tests",
         [.., "tests", _, "main.rs"] => true,
         _ => false,
