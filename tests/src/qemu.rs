@@ -31,9 +31,6 @@ const OLDEST: (u32, u32) = (7, 0);
 /// Between two looks at something that QEMU does not report.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How much of a console an error shows. A panic's report fits.
-const LAST_LINES: usize = 60;
-
 /// Why this host cannot run a machine, if it cannot.
 pub fn missing() -> Option<String> {
     match Command::new(QEMU).arg("--version").output() {
@@ -374,9 +371,7 @@ impl Machine {
 
     /// An error with what the machine said last.
     fn explain(&self, error: &str) -> String {
-        let (complaints, text) = (self.process.complaints(), self.text());
-        let lines: Vec<&str> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        let (complaints, last) = (self.process.complaints(), self.console.last_lines());
         format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")
     }
 }

@@ -166,8 +166,15 @@ impl LinuxOnKvm {
         // It has connected, or it would not have started.
         let (stream, _) = listener.accept().map_err(failed)?;
         let console = Console::new(stream.try_clone().map_err(failed)?, stream);
-        console.ready(BOOT_LIMIT).map_err(|error| format!("{error}; the console:\n{}", console.text()))?;
-        Ok(Self { vm, console })
+        let linux = Self { vm, console };
+        linux.console.ready(BOOT_LIMIT).map_err(|error| linux.explain(&error))?;
+        Ok(linux)
+    }
+
+    /// An error with what can be known of the machine.
+    fn explain(&self, error: &str) -> String {
+        let (device, last) = (&self.vm.state().mem[0], self.console.last_lines());
+        format!("{error}; {device:?}; the console's last lines:\n{last}")
     }
 }
 
@@ -176,11 +183,11 @@ impl Machine for LinuxOnKvm {
         self.vm.resize(0, bytes).map_err(|error| error.to_string())?;
         let reached =
             self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == bytes).then_some(()));
-        reached.map_err(|error| format!("{error}; the console:\n{}", self.console.text()))
+        reached.map_err(|error| self.explain(&error.to_string()))
     }
 
     fn ask(&mut self, command: &str) -> Result<Vec<String>, String> {
-        self.console.command(command, LIMIT)
+        self.console.command(command, LIMIT).map_err(|error| self.explain(&error))
     }
 
     fn instructions(&mut self) -> Result<Option<u64>, String> {
