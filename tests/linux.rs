@@ -1,27 +1,22 @@
 //! Stock Linux as a guest. Its virtio_mem driver is the judge of our device: nobody here wrote it.
 //!
-//! The kernel and its initrd are named by TIDEVM_LINUX_KERNEL and TIDEVM_LINUX_INITRD, which the nested
-//! host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
+//! The kernel, a bzImage and an ELF file, and its initrd are named by TIDEVM_LINUX_KERNEL,
+//! TIDEVM_LINUX_ELF and TIDEVM_LINUX_INITRD, which the nested host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
 //! much memory the kernel has more than at boot, how many pages its Movable zones manage, how much
-//! lies on node 1, and whether a file that it keeps in memory is intact.
+//! lies on node 1, whether a file that it keeps in memory is intact, and how far node 0 is from each node.
+
+#[path = "linux/faults.rs"]
+mod faults;
+#[path = "linux/guest.rs"]
+mod guest;
 
 use std::env;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tidevm::{Config, ConsoleMode, HotplugConfig, Vm};
+use guest::{KIB_PER_MIB, Linux, MIB, PAGES_PER_MIB};
+use tidevm::HotplugConfig;
 use tidevm_tests::{Test, run_if};
-
-const MIB: u64 = 1 << 20;
-const KIB_PER_MIB: u64 = 1024;
-const PAGES_PER_MIB: u64 = 256;
-/// QEMU's emulator does not tell KVM when a guest sets XCR0, so the sizes that CPUID gives are wrong
-/// there.
-const QUIRKS: &str = "noxsave";
-/// Generous, since everything is emulated twice.
-const LIMIT: Duration = Duration::from_secs(120);
 
 const TESTS: &[Test] = &[
     ("linux_follows_odd_sizes", linux_follows_odd_sizes),
@@ -31,122 +26,15 @@ const TESTS: &[Test] = &[
     ("linux_onlines_to_the_kernel_zones", || grows("policy=online_kernel")),
     ("linux_onlines_as_it_likes", || grows("policy=auto-movable")),
     ("linux_on_four_cpus", linux_on_four_cpus),
+    ("linux_as_an_elf_file", linux_as_an_elf_file),
     ("linux_drives_two_devices_on_two_nodes", linux_drives_two_devices_on_two_nodes),
 ];
 
 fn main() -> ExitCode {
-    let names = ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_INITRD"];
+    let names = ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF", "TIDEVM_LINUX_INITRD"];
     let unset = names.into_iter().find(|name| env::var_os(name).is_none());
     let missing = unset.map(|name| format!("{name} names no file (the nested host has one)"));
-    run_if(TESTS, missing.or_else(tidevm_tests::missing_kvm))
-}
-
-/// A booted Linux.
-struct Linux {
-    vm: Vm,
-    console: PathBuf,
-}
-
-/// What the guest printed last.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    kib_more: u64,
-    movable_pages: u64,
-    kib_on_node_1: u64,
-    data: String,
-}
-
-impl Drop for Linux {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.console));
-    }
-}
-
-impl Linux {
-    fn boot(words: &str, change: impl FnOnce(&mut Config)) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let console = env::temp_dir().join(format!("tidevm-linux-{}-{number}", std::process::id()));
-        let file = |name| Some(PathBuf::from(env::var_os(name).expect("checked by main")));
-        let mut config = Config {
-            cpus: 2,
-            memory: 512 * MIB,
-            hotplug: vec![HotplugConfig::new(2048 * MIB)],
-            kernel: file("TIDEVM_LINUX_KERNEL"),
-            initrd: file("TIDEVM_LINUX_INITRD"),
-            cmdline: Some(format!("console=ttyS0 panic=-1 {QUIRKS} {words}")),
-            console: ConsoleMode::File(console.clone()),
-            ..Config::default()
-        };
-        change(&mut config);
-        let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
-        let linux = Self { vm, console };
-        linux
-            .vm
-            .wait(LIMIT, "Linux's driver", |state| state.mem[0].driver.then_some(()))
-            .unwrap_or_else(|error| panic!("{error}; the console:\n{}", linux.text()));
-        linux
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
-    }
-
-    /// The last complete line of the guest's own.
-    fn seen(&self) -> Option<Seen> {
-        let text = self.text();
-        let (complete, _) = text.rsplit_once('\n')?;
-        let line = complete.lines().rev().find_map(|line| line.trim().strip_prefix("guest: "))?;
-        let mut parts = line.split(", ");
-        let mut number = || parts.next()?.split(' ').next()?.parse().ok();
-        let (kib_more, movable_pages, kib_on_node_1) = (number()?, number()?, number()?);
-        let data = parts.next()?.strip_prefix("data ")?.to_owned();
-        Some(Seen { kib_more, movable_pages, kib_on_node_1, data })
-    }
-
-    fn resize(&self, device: usize, mib: u64) {
-        self.vm.resize(device, mib * MIB).unwrap();
-        let arrived = |plugged: u64| (plugged == mib * MIB).then_some(());
-        let result = self.vm.wait(LIMIT, "Linux to follow", |state| arrived(state.mem[device].plugged));
-        result.unwrap_or_else(|error| panic!("{mib} MiB: {error}; the console:\n{}", self.text()));
-    }
-
-    /// Waits until the guest sees what `is_it` wants.
-    #[track_caller]
-    fn await_seen(&self, what: &str, is_it: impl Fn(&Seen) -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        while !self.seen().is_some_and(|seen| is_it(&seen)) {
-            assert!(
-                Instant::now() < deadline,
-                "waited for {what}; the guest sees {:?}; the console:\n{}",
-                self.seen(),
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// The counters of the guest, to the page.
-    #[track_caller]
-    fn await_size(&self, mib: u64) {
-        self.await_seen(&format!("{mib} MiB more"), |seen| seen.kib_more == mib * KIB_PER_MIB);
-    }
-
-    /// No complaint in all that the kernel printed.
-    #[track_caller]
-    fn assert_content(&self) {
-        let text = self.text();
-        let bad = |line: &&str| {
-            let driver = line.contains("virtio_mem") && (line.contains("failed") || line.contains("error"));
-            driver
-                || ["BUG:", "WARNING: CPU", "Oops", "Call Trace", "data LOST"]
-                    .iter()
-                    .any(|bad| line.contains(bad))
-        };
-        let bad: Vec<_> = text.lines().filter(bad).collect();
-        assert!(bad.is_empty(), "{bad:#?}\n{text}");
-        assert_eq!(self.vm.state().stray_accesses, 0);
-    }
+    run_if(&[TESTS, faults::TESTS].concat(), missing.or_else(tidevm_tests::missing_kvm))
 }
 
 /// To each of `sizes` in turn, and the counters of the guest each time.
@@ -218,6 +106,13 @@ fn linux_on_four_cpus() {
     assert!(linux.text().contains("Brought up 1 node, 4 CPUs"), "{}", linux.text());
 }
 
+/// By PVH, where a bzImage comes by Linux's own protocol.
+fn linux_as_an_elf_file() {
+    let linux = Linux::boot("", |config| config.kernel = guest::file("TIDEVM_LINUX_ELF"));
+    follow(&linux, &[258, 0]);
+    assert!(linux.text().contains("Booting paravirtualized kernel on KVM"), "{}", linux.text());
+}
+
 fn linux_drives_two_devices_on_two_nodes() {
     let linux = Linux::boot("", |config| {
         config.hotplug.push(HotplugConfig { block: 4 * MIB, node: Some(1), ..HotplugConfig::new(512 * MIB) });
@@ -226,6 +121,7 @@ fn linux_drives_two_devices_on_two_nodes() {
     linux.resize(1, 132);
     linux.await_size(390);
     linux.await_seen("the second device on its node", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);
+    linux.await_seen("how far it is", |seen| seen.distances == "10 20");
     linux.resize(0, 0);
     linux.await_size(132);
     linux.await_seen("all of it there", |seen| seen.kib_on_node_1 == 132 * KIB_PER_MIB);

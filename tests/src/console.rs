@@ -1,8 +1,8 @@
 //! The serial console of a guest that takes commands: lines go in, lines come out.
 //!
 //! The guest prints a line `ready` once it reads commands. It answers each line that it is sent with
-//! any number of lines and a last one, `ok` or `failed: REASON`. It echoes nothing. The kernel's own
-//! messages may come in between, so whoever reads an answer looks for lines by their form.
+//! any number of lines and a last one, `ok` or `failed: REASON`. What it echoes, and the kernel's own
+//! messages, may come in between, so whoever reads an answer looks for lines by their form.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

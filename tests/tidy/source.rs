@@ -53,7 +53,7 @@ fn collect(folder: &Path, prefix: &str, sources: &mut Vec<Source>) {
         let entry = entry.expect("a readable entry");
         let name = entry.file_name().into_string().expect("file names are UTF-8");
         let path = format!("{prefix}{name}");
-        // `target` folders are built, `.git` is git's: a folder, or a file that names one.
+        // `target` folders are built; `.git` is git's, and a file in a second worktree.
         if name == "target" || name == ".git" {
             continue;
         }

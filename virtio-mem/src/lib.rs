@@ -43,5 +43,5 @@ pub mod wire;
 
 pub use blocks::{BlockBitmap, BlockRange, SubBlocks};
 pub use device::{Backing, Busy, Device, DeviceConfig};
-pub use driver::{Action, Driver, DriverConfig, Outcome, Rest, Why};
+pub use driver::{Action, ConfigError, Driver, DriverConfig, Outcome, Rest, Why};
 pub use wire::{BlockState, Config, Request, RequestKind, Response, ResponseType};

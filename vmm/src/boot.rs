@@ -27,6 +27,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use tidevm_abi::cmdline as keys;
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use crate::bus::{I8042, I8042_RESET};
 use crate::config::{Config, Size};
 use crate::memory::{View, layout};
 
@@ -44,6 +45,12 @@ const START_INFO: GuestAddress = GuestAddress(0x6000);
 const MODULES: GuestAddress = GuestAddress(0x6800);
 const MEMMAP: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+
+/// Where PCs start after a reset, in real mode, and what there is instead of firmware: `mov al, 0xfe; out
+/// 0x64, al; hlt; jmp -3`. Linux without EFI goes there to reboot when ACPI is hardware-reduced, without
+/// a try of ACPI's own reset register.
+const RESTART: GuestAddress = GuestAddress(0xf_fff0);
+const RESTART_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4, 0xeb, 0xfd];
 
 /// What old firmware kept for itself; kernels do not look for RAM there.
 const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
@@ -123,6 +130,28 @@ pub enum BootError {
     },
 }
 
+/// What a machine boots from. It is kept as long as the machine: a reset boots it again, and the files
+/// may be others by then.
+#[derive(Debug)]
+pub struct Files {
+    /// The kernel.
+    pub kernel: Image,
+    initrd: Option<Vec<u8>>,
+}
+
+impl Files {
+    /// Reads the files that `config` names.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn open(config: &Config) -> Result<Self, BootError> {
+        Ok(Self {
+            kernel: Image::open(config.kernel.as_deref())?,
+            initrd: config.initrd.as_deref().map(|path| read("--initrd", path)).transpose()?,
+        })
+    }
+}
+
 /// A kernel file, and what to call it in messages.
 #[derive(Debug)]
 pub struct Image {
@@ -197,13 +226,15 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
 ///
 /// # Errors
 /// [`BootError`]; boot memory may be partly written.
-pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
+pub fn load(config: &Config, files: &Files, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
+    let image = &files.kernel;
     let low = config.memory.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
-    let initrd = |kernel_end, low| match &config.initrd {
-        Some(path) => load_initrd(&read("--initrd", path)?, kernel_end, low, view).map(Some),
-        None => Ok(None),
+    view.write_slice(&RESTART_CODE, RESTART).map_err(|error| write("code to restart", &error))?;
+    let initrd = |kernel_end, low| {
+        let bytes = files.initrd.as_deref();
+        bytes.map(|bytes| load_initrd(bytes, kernel_end, low, view)).transpose()
     };
     let entry = if linux::is_bzimage(image.bytes()) {
         let kernel = linux::load(&image.name, image.bytes(), low, view)?;
@@ -216,7 +247,7 @@ pub fn load(config: &Config, image: &Image, tsc_khz: u32, view: &View) -> Result
         Entry { address: kernel.entry, start_info: 0, zero_page }
     } else {
         let (address, end) = load_elf(image, low, view)?;
-        write_start_info(config, initrd(end, low)?, view)?;
+        write_start_info(config, image.is_own_guest(), initrd(end, low)?, view)?;
         Entry { address, start_info: START_INFO.raw_value(), zero_page: 0 }
     };
     load_cmdline(view, CMDLINE, &line).map_err(|error| write("command line", &error))?;
@@ -294,7 +325,12 @@ fn memory_map(memory: u64) -> Vec<hvm_memmap_table_entry> {
         .collect()
 }
 
-fn write_start_info(config: &Config, initrd: Option<Initrd>, view: &View) -> Result<(), BootError> {
+fn write_start_info(
+    config: &Config,
+    own_guest: bool,
+    initrd: Option<Initrd>,
+    view: &View,
+) -> Result<(), BootError> {
     let initrd =
         initrd.map(|Initrd { start, size }| hvm_modlist_entry { paddr: start, size, ..Default::default() });
     let map = memory_map(config.memory);
@@ -306,7 +342,8 @@ fn write_start_info(config: &Config, initrd: Option<Initrd>, view: &View) -> Res
         cmdline_paddr: CMDLINE.raw_value(),
         memmap_paddr: MEMMAP.raw_value(),
         memmap_entries: map.len() as u32,
-        rsdp_paddr: acpi::TABLES.raw_value(),
+        // The command line tells our own guest all that is in them.
+        rsdp_paddr: if own_guest { 0 } else { acpi::TABLES.raw_value() },
         ..Default::default()
     };
     let mut params = BootParams::new(&info, START_INFO);

@@ -39,7 +39,9 @@ pub enum Access {
     Stray,
     /// The guest wrote an exit code.
     Exit(u8),
-    /// The guest reset its machine, or powered it off.
+    /// The guest powered its machine off.
+    PowerOff,
+    /// The guest reset its machine.
     Reset,
 }
 
@@ -94,7 +96,8 @@ impl Bus {
     pub fn io_write(&self, port: u16, data: &[u8]) -> Access {
         match (port, data) {
             (EXIT_PORT, &[code, ..]) => return Access::Exit(code),
-            (I8042, &[I8042_RESET]) | (SLEEP_CONTROL, &[POWER_OFF]) => return Access::Reset,
+            (I8042, &[I8042_RESET]) => return Access::Reset,
+            (SLEEP_CONTROL, &[POWER_OFF]) => return Access::PowerOff,
             _ => {}
         }
         if let Some(register) = uart_register(port) {

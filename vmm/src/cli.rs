@@ -91,6 +91,9 @@ pub struct Run {
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
+    /// End when the guest resets the machine, instead of booting it again
+    #[arg(long)]
+    no_reboot: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,6 +127,7 @@ impl Run {
             pcp_disable: self.pcp_disable == Switch::On,
             init: self.init,
             console: self.console.clone(),
+            reboot: !self.no_reboot,
         })
     }
 }
@@ -217,11 +221,12 @@ mod tests {
             memmap_on_memory: false,
             pcp_disable: false,
             console: ConsoleMode::File("a:b".into()),
+            reboot: false,
             ..Config::default()
         };
         let options = "--cpus 2 --memory 512M --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
                        --kernel k --initrd i --cmdline -a=b --init eager --memmap-on-memory off --pcp-disable off \
-                       --console file:a:b --script - --json";
+                       --console file:a:b --no-reboot --script - --json";
         assert_eq!(config(options), Ok(expected));
     }
 

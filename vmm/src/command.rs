@@ -143,6 +143,8 @@ pub enum Metric {
     Requested,
     /// `host.held`: bytes of host memory that the device's region really holds.
     HostHeld,
+    /// `resets`: how often the guest reset its machine.
+    Resets,
     /// `zone.NAME.COUNTER`: pages.
     Zone(ZoneName, ZoneCounter),
     /// `memmap.boot_pages`: pages of hot-added memory's memmap in memory the guest already had.

@@ -21,6 +21,9 @@ pub const MAX_CPUS: u8 = 254;
 /// Least block of a virtio-mem device: a pageblock of the guest and a huge page of the host.
 pub const MIN_BLOCK: u64 = 2 << 20;
 
+/// Highest number of a NUMA node: Linux that is built for few has 64.
+pub const MAX_NODE: u16 = 63;
+
 /// Default boot memory.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
@@ -48,6 +51,8 @@ pub struct Config {
     pub init: InitPolicy,
     /// Where the serial port leads.
     pub console: ConsoleMode,
+    /// A reset by the guest starts it again; otherwise it ends the machine, as powering off does.
+    pub reboot: bool,
 }
 
 impl Default for Config {
@@ -63,6 +68,7 @@ impl Default for Config {
             pcp_disable: true,
             init: InitPolicy::Eager,
             console: ConsoleMode::Stderr,
+            reboot: true,
         }
     }
 }
@@ -76,7 +82,8 @@ pub struct HotplugConfig {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot, a multiple of `block`.
     pub requested: u64,
-    /// NUMA node that the guest shall count the memory to.
+    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]. CPUs and boot memory
+    /// are on node 0.
     pub node: Option<u16>,
 }
 
@@ -206,6 +213,14 @@ pub enum ConfigError {
         /// Its block size.
         block: u64,
     },
+    /// There is no such node.
+    #[error("--hotplug #{device} node={node}: nodes are numbered from 0 to {MAX_NODE}")]
+    Node {
+        /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its node.
+        node: u16,
+    },
     /// The target does not fit.
     #[error("--hotplug #{device} requested={}: the region has only {}", Size(*.requested), Size(*.size))]
     RequestedTooLarge {
@@ -231,10 +246,7 @@ impl Config {
     /// The first thing that is wrong, with its place and what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
         // Another kernel may know what to do with more.
-        let most = if self.kernel.is_none() { tidevm_abi::MAX_CPUS as u8 } else { MAX_CPUS };
-        if !(1..=most).contains(&self.cpus) {
-            return Err(ConfigError::Cpus { given: self.cpus, most });
-        }
+        self.validate_cpus(if self.kernel.is_none() { tidevm_abi::MAX_CPUS as u8 } else { MAX_CPUS })?;
         if self.memory < MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall(self.memory));
         }
@@ -261,9 +273,20 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Checks the number of vCPUs against what the kernel brings up.
+    pub(crate) fn validate_cpus(&self, most: u8) -> Result<(), ConfigError> {
+        if (1..=most).contains(&self.cpus) {
+            Ok(())
+        } else {
+            Err(ConfigError::Cpus { given: self.cpus, most })
+        }
+    }
+}
+
 impl HotplugConfig {
     fn validate(&self, device: usize) -> Result<(), ConfigError> {
-        let Self { size, block, requested, node: _ } = *self;
+        let Self { size, block, requested, node } = *self;
         if size == 0 || !size.is_multiple_of(MEMORY_BLOCK_SIZE) {
             return Err(ConfigError::RegionUnaligned { device, size });
         }
@@ -275,6 +298,9 @@ impl HotplugConfig {
         }
         if requested > size {
             return Err(ConfigError::RequestedTooLarge { device, requested, size });
+        }
+        if let Some(node) = node.filter(|&node| node > MAX_NODE) {
+            return Err(ConfigError::Node { device, node });
         }
         Ok(())
     }

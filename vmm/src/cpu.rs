@@ -18,6 +18,11 @@ const HTT: u32 = 1 << 28;
 /// CPUID leaves that hold the topology, one level a sub-leaf.
 const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
+/// CPUID leaf whose EAX has the number of physical address bits in its lowest byte, and that number
+/// where there is no such leaf.
+const ADDRESS_SIZES: u32 = 0x8000_0008;
+const LEAST_ADDRESS_BITS: u32 = 36;
+
 /// RFLAGS: the bit that is always set.
 const RFLAGS: u64 = 1 << 1;
 /// CR0: protected mode; the x87 kind that is always there.
@@ -40,6 +45,12 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
         add_levels(&mut cpuid, function);
     }
     Ok(cpuid)
+}
+
+/// How many bits the physical addresses of vCPUs have.
+pub fn address_bits(cpuid: &CpuId) -> u32 {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == ADDRESS_SIZES);
+    leaf.map_or(LEAST_ADDRESS_BITS, |leaf| leaf.eax & 0xff)
 }
 
 /// KVM gives the first level of a topology leaf only, and leaves the others to the VMM.
@@ -138,7 +149,7 @@ fn flat(selector: u16, type_: u8) -> kvm_segment {
 
 #[cfg(test)]
 mod tests {
-    use super::{CpuId, TOPOLOGY, add_levels, identify, kvm_cpuid_entry2};
+    use super::{ADDRESS_SIZES, CpuId, TOPOLOGY, add_levels, address_bits, identify, kvm_cpuid_entry2};
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax: 1, ..Default::default() }
@@ -151,6 +162,13 @@ mod tests {
         assert_eq!(leaves[0].ebx >> 24, 3);
         assert_eq!(leaves[0].ebx >> 16 & 0xff, 5);
         assert_eq!((leaves[1].edx, leaves[2].edx, leaves[3].edx, leaves[4].eax), (3, 3, 3, 3));
+    }
+
+    #[test]
+    fn addresses_are_as_long_as_the_host_says() {
+        let sizes = kvm_cpuid_entry2 { eax: 0x3028, ..entry(ADDRESS_SIZES, 0) };
+        assert_eq!(address_bits(&CpuId::from_entries(&[entry(1, 0), sizes]).unwrap()), 40);
+        assert_eq!(address_bits(&CpuId::from_entries(&[entry(1, 0)]).unwrap()), 36);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The event loop: one thread that serves all queues, timers, signals and terminal input.
+//! The event loop: one thread that serves all queues, timers, signals, terminal input and resets.
 //!
 //! It waits in `epoll` without a timeout, so a machine in which nothing happens costs nothing.
 
@@ -21,7 +21,6 @@ use crate::virtio::console::{CALLS, Console, REPORTS};
 use crate::virtio::mem::{Mem, RETRY_AFTER};
 
 /// Everything that the loop listens to.
-#[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) shared: Arc<Shared>,
     /// Each device and what is written when its queue has requests.
@@ -29,6 +28,8 @@ pub(crate) struct Sources {
     pub(crate) console: Arc<Mutex<Console>>,
     /// Written when the queue with the same index has new buffers.
     pub(crate) console_kicks: [EventFd; 2],
+    /// Written when the guest asks for a reset, and what resets the machine.
+    pub(crate) reset: (EventFd, Box<dyn FnMut() + Send>),
     pub(crate) signals: Signals,
     /// To be restored when a signal has to end the process; the machine owns it.
     pub(crate) terminal: Weak<Terminal>,
@@ -96,6 +97,8 @@ fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), Erro
     }
     let (console, kicks) = (sources.console, sources.console_kicks);
     manager.add_subscriber(Box::new(ConsoleQueues { console, kicks }));
+    let (request, act) = sources.reset;
+    manager.add_subscriber(Box::new(Reset { request, act }));
     let (signals, shared, terminal) = (sources.signals, sources.shared, sources.terminal);
     manager.add_subscriber(Box::new(Termination { signals, shared, terminal, came: false }));
     if let Some(input) = sources.input {
@@ -192,6 +195,23 @@ impl MutEventSubscriber for ConsoleQueues {
         if more {
             again(&self.kicks[queue]);
         }
+    }
+}
+
+/// The machine is reset by the loop: with no queue being served, and by none of the vCPUs.
+struct Reset {
+    request: EventFd,
+    act: Box<dyn FnMut() + Send>,
+}
+
+impl MutEventSubscriber for Reset {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.request, 0);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        clear(&self.request);
+        (self.act)();
     }
 }
 

@@ -48,6 +48,7 @@ enum Event<'r> {
         plug_seconds_per_gib: Option<f64>,
         unplug_seconds_per_gib: Option<f64>,
         exits: BTreeMap<&'static str, u64>,
+        resets: u64,
         stray_accesses: u64,
         bad_records: u64,
     },
@@ -147,6 +148,7 @@ impl<W: Write> Observer for JsonLines<W> {
                 ("interrupted", exits.interrupted),
                 ("other", exits.other),
             ]),
+            resets: summary.resets,
             stray_accesses: summary.stray_accesses,
             bad_records: summary.bad_records,
         })

@@ -13,7 +13,7 @@
 //! | [`script`], [`command`] | text to steps, every error with its place | machines |
 //! | [`table`], [`json`] | what a session tells, for people and for programs | machines |
 //!
-//! Threads: the caller's; one event loop for queues, timers, signals and terminal input; one a
+//! Threads: the caller's; one event loop for queues, timers, signals, terminal input and resets; one a
 //! vCPU. Lock order: a device's transport, then guest memory, then the state. Nothing that a guest
 //! does panics the VMM: what it writes is checked where it is read, or counted and ignored.
 

@@ -32,6 +32,7 @@ pub use view::View;
 /// All RAM of a machine.
 #[derive(Debug)]
 pub struct Memory {
+    boot: Arc<Mapping>,
     boot_windows: BootWindows,
     regions: Vec<Range<u64>>,
     region_mappings: Vec<Arc<Mapping>>,
@@ -69,20 +70,9 @@ impl Memory {
     /// # Errors
     /// The host refuses a mapping or KVM a slot.
     pub fn new(boot: u64, sizes: &[u64], mut slots: Box<dyn Slots>) -> Result<Self, MemoryError> {
-        let fail = |what: &str, size| {
-            let what = what.to_owned();
-            move |error| MemoryError { what, size, error }
-        };
         let boot_mapping = Arc::new(Mapping::reserve(boot).map_err(fail("boot memory", boot))?);
         let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot))?;
-        let mut offset = 0;
-        for range in layout::ram(boot) {
-            let size = range.end - range.start;
-            slots
-                .add(range.start, &boot_mapping, offset, size)
-                .map_err(fail("the memslot of boot memory", size))?;
-            offset += size;
-        }
+        add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
         let ranges = layout::regions(boot, sizes.iter().copied())
             .ok_or_else(overflow)
@@ -95,6 +85,7 @@ impl Memory {
         }
         let view = boot_windows.with(&regions, None);
         Ok(Self {
+            boot: boot_mapping,
             boot_windows,
             regions: ranges,
             region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
@@ -148,6 +139,21 @@ impl Memory {
         result
     }
 
+    /// Boot memory as at the start, zero and in slots, in the new machine of KVM that `slots` are
+    /// of. Nothing is plugged, and nobody runs who uses memory.
+    ///
+    /// # Errors
+    /// The host refuses; the memory is of no use any more.
+    pub fn reset(&self, mut slots: Box<dyn Slots>) -> Result<(), MemoryError> {
+        let size = self.boot.size();
+        self.boot.discard(0..size).map_err(fail("fresh boot memory", size))?;
+        add_boot_slots(&self.boot, &mut *slots)?;
+        let mut hotplug = self.hotplug();
+        hotplug.regions.iter_mut().for_each(Region::forget_slots);
+        hotplug.slots = slots;
+        Ok(())
+    }
+
     /// Bytes of host memory held by hotplug region `index`; see [`held`].
     ///
     /// # Errors
@@ -170,6 +176,21 @@ impl Memory {
             _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
         }
     }
+}
+
+/// For `map_err`: the host refused `size` bytes of `what`.
+fn fail(what: &str, size: u64) -> impl FnOnce(io::Error) -> MemoryError {
+    move |error| MemoryError { what: what.to_owned(), size, error }
+}
+
+fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), MemoryError> {
+    let mut offset = 0;
+    for range in layout::ram(boot.size()) {
+        let size = range.end - range.start;
+        slots.add(range.start, boot, offset, size).map_err(fail("the memslot of boot memory", size))?;
+        offset += size;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial, Trigger};
@@ -31,8 +31,8 @@ pub struct Port {
 }
 
 /// The port's interrupt line.
-#[derive(Debug)]
-struct Line(EventFd);
+#[derive(Clone, Debug)]
+struct Line(Arc<EventFd>);
 
 impl Trigger for Line {
     type E = io::Error;
@@ -43,8 +43,8 @@ impl Trigger for Line {
 }
 
 /// Written when the guest has read all input, and there is room for more.
-#[derive(Debug)]
-struct Drained(EventFd);
+#[derive(Clone, Debug)]
+struct Drained(Arc<EventFd>);
 
 impl SerialEvents for Drained {
     fn buffer_read(&self) {}
@@ -63,8 +63,8 @@ impl Port {
     /// there is room for input again.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
-        let output = Output { at_once, line: Vec::new(), due: Vec::new(), tail: VecDeque::new() };
-        let uart = Serial::with_events(Line(interrupt), Drained(drained), output);
+        let output = Output { at_once, ..Output::default() };
+        let uart = Serial::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
         Self { uart: Mutex::new(uart), sink: Mutex::new(Some(sink)) }
     }
 
@@ -99,6 +99,15 @@ impl Port {
             Err(Error::FullFifo) => log::debug!("console input is lost"),
             Err(error) => log::debug!("serial port: {error}"),
         }
+    }
+
+    /// System reset: the UART's registers are as at the start and input is gone; output goes on.
+    pub fn reset(&self) {
+        let mut uart = self.uart();
+        let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
+        let output = std::mem::take(uart.writer_mut());
+        *uart = Serial::with_events(line, drained, output);
+        uart.events().in_buffer_empty();
     }
 
     /// The last lines of output, [`printable`].
@@ -176,7 +185,7 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 /// The guest's output on its way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Output {
     at_once: bool,
     /// Not to be shown yet.
@@ -284,6 +293,24 @@ mod tests {
         assert_eq!(port.room(), room - 2);
         assert_eq!((port.read(0), port.read(0)), (b'a', b'b'));
         assert_eq!(port.room(), room);
+    }
+
+    #[test]
+    fn a_reset_empties_the_fifo_and_keeps_what_was_said() {
+        let drained = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let paper = Paper::default();
+        let sink = Sink::Lines(Box::new(paper.clone()));
+        let port = Port::new(sink, EventFd::new(0).unwrap(), drained.try_clone().unwrap());
+        let (scratch, room) = (7, port.room());
+        port.write(scratch, 0x55);
+        port.input(b"ab");
+        print(&port, b"one\ntw");
+        port.reset();
+        assert_eq!((port.room(), port.read(scratch)), (room, 0));
+        // Whoever waited for room hears of it.
+        assert_eq!(drained.read().ok(), Some(1));
+        print(&port, b"o\n");
+        assert_eq!((paper.text().as_str(), port.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
     }
 
     #[test]

@@ -11,11 +11,15 @@
 //! | any | the guest dies | status 4 with the report |
 //! | any | the guest powers off by itself | status 1 |
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
+//! | `hog` and others | the guest resets before it answers, or the workload went with a reset | the guest is powered off, status 1 |
 //!
 //! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest says that it
 //! is blocked; with `within` it waits until then, because what blocks it may go away. Churns run
 //! while other steps do; those that no `wait` or `release` has awaited are awaited before the guest
 //! is powered off.
+//!
+//! A guest that resets boots again, and the session goes on: a resize that is under way is done when the
+//! new guest has come to rest at the target. The step says that there was a reset.
 //!
 //! A kernel that is not tidevm's own has no agent ([`Machine::has_agent`]): there is no first report to
 //! wait for, a resize is at rest when the device says so, what only an agent can do fails, and in the end the
@@ -47,7 +51,8 @@ use crate::config::Size;
 use crate::process::GRACE;
 use crate::script::{Script, Statement, Step};
 use crate::state::WaitError;
-use crate::vm::{CallsUnread, End, ExitCounts, VCPU_STOP_LIMIT};
+use crate::vcpu::STOP_LIMIT;
+use crate::vm::{CallsUnread, End, ExitCounts};
 
 /// How long the guest may take from its start to its first report, besides what its memory costs.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -66,7 +71,7 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
 // Or a signal would end the process while the session still ends in good order.
-const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + VCPU_STOP_LIMIT.as_secs() < GRACE.as_secs());
+const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + STOP_LIMIT.as_secs() < GRACE.as_secs());
 
 /// Longer than any machine runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -89,7 +94,7 @@ enum Trouble {
 impl From<WaitError> for Trouble {
     fn from(error: WaitError) -> Trouble {
         match error {
-            WaitError::Deadline { .. } => Trouble::Fatal(error.to_string()),
+            WaitError::Deadline { .. } | WaitError::Reset => Trouble::Fatal(error.to_string()),
             _ => Trouble::Ended(error),
         }
     }
@@ -108,6 +113,8 @@ struct Session<'s, M, O> {
     machine: M,
     observer: &'s mut O,
     workloads: Workloads,
+    /// Resets of the guest that the session knows of.
+    resets: u64,
     summary: Summary,
 }
 
@@ -141,7 +148,8 @@ pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result
 
 impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     fn new(machine: M, observer: &'s mut O) -> Self {
-        Session { machine, observer, workloads: Workloads::default(), summary: Summary::default() }
+        let (workloads, summary) = (Workloads::default(), Summary::default());
+        Session { machine, observer, workloads, resets: 0, summary }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -187,8 +195,12 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     /// Runs a step and reports it, whatever comes of it.
     fn step(&mut self, step: &Step) -> Result<(), Trouble> {
         let start = self.machine.now();
+        self.notice_resets();
         let mut result = self.execute(&step.command);
         let took = self.machine.now() - start;
+        if let (true, Ok(note)) = (self.notice_resets(), &mut result) {
+            *note = Some(note.take().map_or_else(String::new, |note| note + "; ") + "the guest was reset");
+        }
         let mut sample = self.outside();
         if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
             match self.guest_stats() {
@@ -211,14 +223,25 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         }
     }
 
+    /// Whether the guest was reset since the last look. Its workloads are gone then.
+    fn notice_resets(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.resets, self.machine.state().resets);
+        let reset = before != self.resets;
+        if reset {
+            self.workloads.lose();
+        }
+        reset
+    }
+
     fn execute(&mut self, command: &Command) -> Done {
         match command {
             Command::Resize(resize) => self.resize(resize),
             Command::Hog(hog) => self.hog(hog),
             Command::Churn { threads, time, name } => self.churn(*threads, *time, name),
-            Command::Verify(name) => self.verify(name),
-            Command::Release(name) => self.release(name),
-            Command::Wait(name) => self.await_churn(name),
+            // Whatever has no name here has none for that reason.
+            Command::Verify(name) => self.need_agent().and_then(|()| self.verify(name)),
+            Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
+            Command::Wait(name) => self.need_agent().and_then(|()| self.await_churn(name)),
             Command::Expect(expect) => self.expect(expect),
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
@@ -235,12 +258,18 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         }
     }
 
+    /// Whether there is somebody in the guest who does what a session asks for.
+    fn need_agent(&self) -> Result<(), Trouble> {
+        if self.machine.has_agent() {
+            return Ok(());
+        }
+        let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
+        Err(Trouble::Failed(text.to_owned()))
+    }
+
     /// Calls the guest, if there is somebody to hear it.
     fn call(&self, op: Op) -> Result<u32, Trouble> {
-        if !self.machine.has_agent() {
-            let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
-            return Err(Trouble::Failed(text.to_owned()));
-        }
+        self.need_agent()?;
         Ok(self.machine.call(op)?)
     }
 
@@ -283,6 +312,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         summary.exits = machine.exits().iter().fold(ExitCounts::default(), add);
         let state = machine.state();
         (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
+        summary.resets = state.resets;
         let end = machine.stop(POWER_OFF_DEADLINE);
         let mut output = Ok(());
         let ended = match result {

@@ -17,8 +17,10 @@ use tidevm_abi::{Answer, Report, Resize};
 /// What is known of a guest.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// The guest's message that it is up, once it came.
+    /// The guest's message that it is up, once it came since the last reset.
     pub ready: Option<Ready>,
+    /// How often the guest reset its machine.
+    pub resets: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
     /// How the guest died, if it did.
@@ -32,6 +34,7 @@ pub struct State {
     pub stray_accesses: u64,
     /// Messages on the control channel that were no [`Report`], or one that fits no call.
     pub bad_records: u64,
+    /// When the machine was started or reset.
     started: Instant,
     answers: BTreeMap<u32, Option<Answer>>,
 }
@@ -43,7 +46,7 @@ pub struct Ready {
     pub cpus: u32,
     /// virtio-mem devices that the guest found.
     pub mem_devices: u32,
-    /// Time from [`crate::Vm::start`] to the message.
+    /// Time from [`crate::Vm::start`], or from the last reset, to the message.
     pub after: Duration,
 }
 
@@ -109,6 +112,9 @@ pub enum DeathKind {
     /// `KVM_RUN` failed.
     #[error("KVM_RUN failed: errno {0}")]
     RunFailed(i32),
+    /// It reset its machine, and the host could not start it again.
+    #[error("the machine could not be started again after a reset")]
+    ResetFailed,
     /// An exit that this VMM never asks for.
     #[error("KVM ended the run for an unexpected reason")]
     UnexpectedExit,
@@ -146,6 +152,9 @@ pub enum WaitError {
     /// The guest powered off meanwhile.
     #[error("the guest powered off")]
     PoweredOff,
+    /// The guest reset its machine, and whoever was to answer is gone.
+    #[error("the guest was reset before it answered")]
+    Reset,
     /// A termination signal came meanwhile.
     #[error("ended by signal {0}")]
     Signal(i32),
@@ -155,6 +164,7 @@ impl State {
     fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
         Self {
             ready: None,
+            resets: 0,
             mem,
             death: None,
             powered_off: false,
@@ -172,10 +182,12 @@ impl State {
         self.death.is_some() || self.powered_off
     }
 
-    /// The answer to a call, if it came and was not taken.
-    #[must_use]
-    pub fn answer(&self, id: u32) -> Option<Answer> {
-        self.answers.get(&id).copied().flatten()
+    /// How a call ended, if it did: with its answer, or with the guest that it was made to.
+    pub(crate) fn outcome(&self, id: u32) -> Option<Result<Answer, WaitError>> {
+        match self.answers.get(&id) {
+            Some(answer) => answer.map(Ok),
+            None => Some(Err(WaitError::Reset)),
+        }
     }
 
     /// What ends every wait.
@@ -204,6 +216,19 @@ impl State {
             },
             Report::Ready { .. } | Report::Done { .. } => self.bad_records += 1,
         }
+    }
+
+    /// Notes that the machine starts again: there is nobody left who was up or could answer.
+    pub(crate) fn reset(&mut self) {
+        self.ready = None;
+        self.answers.clear();
+        self.started = Instant::now();
+        self.resets += 1;
+    }
+
+    /// Notes that the machine ended as machines should, unless it ended before.
+    pub(crate) fn power_off(&mut self) {
+        self.powered_off |= !self.ended();
     }
 
     /// Notes how the machine ended; the first of several deaths counts.
@@ -288,9 +313,9 @@ impl Shared {
     /// Waits for the answer to call `id` and takes it, or forgets the call: a later answer is a
     /// bad record.
     pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        let answer = self.wait(limit, what, |state| state.answer(id));
+        let answer = self.wait(limit, what, |state| state.outcome(id));
         self.forget_answer(id);
-        answer
+        answer?
     }
 }
 

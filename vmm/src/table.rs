@@ -325,6 +325,7 @@ fn numbers(summary: &Summary) -> String {
     let plural = if total == 1 { "" } else { "s" };
     parts.push(format!("{total} exit{plural} ({} port, {} MMIO)", exits.io, exits.mmio + exits.stray));
     for (count, one, more) in [
+        (summary.resets, "reset", "resets"),
         (summary.stray_accesses, "access to nothing", "accesses to nothing"),
         (summary.bad_records, "bad record", "bad records"),
     ] {

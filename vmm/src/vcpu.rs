@@ -1,7 +1,8 @@
 //! One thread a vCPU: runs the guest, takes its exits to the devices, and ends with a report when
 //! the guest cannot go on.
 //!
-//! A vCPU thread is stopped by a flag and a signal. The flag is read before every `KVM_RUN`; a
+//! A vCPU that resets the machine ends alone: what stops the others and starts all again must be none
+//! of them. A vCPU thread is stopped by a flag and a signal. The flag is read before every `KVM_RUN`; a
 //! signal between that and the entry is lost, so [`Vcpus::stop`] repeats it until the thread is
 //! gone. An idle vCPU halts inside KVM: its thread sleeps.
 //!
@@ -17,14 +18,19 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::boot::Image;
+use crate::boot::Files;
 use crate::bus::{Access, Bus};
 use crate::memory::Memory;
 use crate::report;
-use crate::state::{Death, DeathKind, Shared};
+use crate::state::{Death, DeathKind, Shared, State};
 use crate::symbols::Symbols;
+
+/// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
+/// broken or overloaded beyond use.
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all vCPUs of a machine use.
 #[derive(Debug)]
@@ -32,7 +38,10 @@ pub(crate) struct Machine {
     pub(crate) bus: Bus,
     pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) kernel: Image,
+    pub(crate) files: Files,
+    /// Written when the guest resets the machine.
+    pub(crate) reset: EventFd,
+    /// vCPUs shall leave the guest.
     pub(crate) stop: AtomicBool,
 }
 
@@ -79,55 +88,70 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The running vCPUs of a machine.
+/// The vCPUs of a machine, running or not.
 #[derive(Debug)]
 pub(crate) struct Vcpus {
     machine: Arc<Machine>,
-    threads: Vec<(JoinHandle<()>, Arc<Counters>)>,
+    /// One entry a vCPU, over all resets.
+    counters: Vec<Arc<Counters>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// vCPUs that are still in the guest, or held up on the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("waited {limit:?} for {names} to leave the guest")]
+pub(crate) struct StillRunning {
+    names: String,
+    limit: Duration,
 }
 
 impl Vcpus {
-    /// Starts one thread for each of `vcpus`.
+    /// `count` vCPUs of `machine`, none of which runs.
+    pub(crate) fn new(machine: Arc<Machine>, count: u8) -> Self {
+        Self { machine, counters: (0..count).map(|_| Arc::default()).collect(), threads: Vec::new() }
+    }
+
+    /// Starts one thread for each of `vcpus`; none runs now.
     ///
     /// # Errors
     /// The host gives no thread; those that were started have ended.
-    pub(crate) fn start(vcpus: Vec<VcpuFd>, machine: &Arc<Machine>) -> std::io::Result<Self> {
+    pub(crate) fn start(&mut self, vcpus: Vec<VcpuFd>) -> std::io::Result<()> {
         // Without a handler the signal would end the process; with one it ends a system call.
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
-        let mut started = Self { machine: Arc::clone(machine), threads: Vec::new() };
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let machine = Arc::clone(machine);
-            let counters = Arc::new(Counters::default());
-            let own = Arc::clone(&counters);
+        self.machine.stop.store(false, Ordering::Relaxed);
+        for (index, (vcpu, counters)) in vcpus.into_iter().zip(&self.counters).enumerate() {
+            let (machine, counters) = (Arc::clone(&self.machine), Arc::clone(counters));
             let name = format!("vcpu{index}");
             let thread =
-                thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &machine, &own));
+                thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &machine, &counters));
             match thread {
-                Ok(thread) => started.threads.push((thread, counters)),
+                Ok(thread) => self.threads.push(thread),
                 Err(error) => {
-                    started.stop(Duration::from_secs(5));
+                    self.stop(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
                     return Err(error);
                 }
             }
         }
-        Ok(started)
+        Ok(())
     }
 
     /// Exits so far, one entry a vCPU.
     pub(crate) fn exits(&self) -> Vec<ExitCounts> {
-        self.threads.iter().map(|(_, counters)| counters.read()).collect()
+        self.counters.iter().map(|counters| counters.read()).collect()
     }
 
-    /// Ends all threads. A thread that is not out of the guest within `limit` is left behind, and
-    /// the log says which.
-    pub(crate) fn stop(&mut self, limit: Duration) {
+    /// Ends all threads.
+    ///
+    /// # Errors
+    /// Threads that are not out of the guest within `limit`; they are left behind.
+    pub(crate) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
         // Pairs with the load before each KVM_RUN; the signal brings a running vCPU there.
         self.machine.stop.store(true, Ordering::Release);
         let deadline = Instant::now() + limit;
         let mut threads = std::mem::take(&mut self.threads);
         while !threads.is_empty() {
-            for (thread, _) in &threads {
+            for thread in &threads {
                 if !thread.is_finished()
                     && let Err(error) = thread.kill(SIGRTMIN())
                 {
@@ -135,18 +159,18 @@ impl Vcpus {
                 }
             }
             thread::sleep(Duration::from_micros(200));
-            let (finished, running) = threads.into_iter().partition(|(thread, _)| thread.is_finished());
+            let (finished, running) = threads.into_iter().partition(JoinHandle::is_finished);
             threads = running;
-            for (thread, _) in finished {
+            for thread in finished {
                 // Panics were caught and reported in the thread itself.
                 drop(thread.join());
             }
             if !threads.is_empty() && Instant::now() > deadline {
-                let names: Vec<_> = threads.iter().filter_map(|(thread, _)| thread.thread().name()).collect();
-                log::error!("waited {limit:?} for {} to leave the guest", names.join(", "));
-                return;
+                let names: Vec<_> = threads.iter().filter_map(|thread| thread.thread().name()).collect();
+                return Err(StillRunning { names: names.join(", "), limit });
             }
         }
+        Ok(())
     }
 }
 
@@ -157,14 +181,21 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine, counters: &Coun
     let kind = match end {
         Ok(End::Stopped) => return,
         Ok(End::PoweredOff) => {
-            machine.shared.change(|state| state.powered_off |= !state.ended());
+            machine.shared.change(State::power_off);
+            return;
+        }
+        Ok(End::Reset) => {
+            // Fails only when the counter is full, and then the reset is on its way.
+            if let Err(error) = machine.reset.write(1) {
+                log::debug!("reset: {error}");
+            }
             return;
         }
         Ok(End::Died(kind)) => kind,
         Err(_) => DeathKind::VmmPanic,
     };
     let serial_tail = machine.bus.serial_tail();
-    let symbols = Symbols::of(machine.kernel.bytes());
+    let symbols = Symbols::of(machine.files.kernel.bytes());
     let report = report::of(&vcpu, index, &machine.memory.view(), &symbols, &serial_tail);
     machine.shared.change(|state| state.died(Death { kind, report }));
 }
@@ -173,6 +204,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine, counters: &Coun
 enum End {
     Stopped,
     PoweredOff,
+    Reset,
     Died(DeathKind),
 }
 
@@ -219,9 +251,13 @@ fn run(vcpu: &mut VcpuFd, machine: &Machine, counters: &Counters) -> End {
                 count(counter);
                 return exit(code);
             }
-            Access::Reset => {
+            Access::PowerOff => {
                 count(counter);
                 return End::PoweredOff;
+            }
+            Access::Reset => {
+                count(counter);
+                return End::Reset;
             }
         }
     }

@@ -14,18 +14,17 @@ use crate::memory::Memory;
 use crate::process::{BlockedSignals, Terminal};
 use crate::serial;
 use crate::state::{Death, Shared, State, WaitError};
-use crate::vcpu::Vcpus;
 use crate::virtio::console::{Console, Full, MAX_UNREAD};
 use crate::virtio::mem::Mem;
 
+mod board;
+mod devices;
 mod start;
+
+use board::Board;
 
 pub use crate::vcpu::ExitCounts;
 pub use start::StartError;
-
-/// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
-/// broken or overloaded beyond use.
-pub(crate) const VCPU_STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Id of the first call: the guest answers to 0 when it cannot read a call.
 const FIRST_CALL: u32 = 1;
@@ -38,7 +37,7 @@ const FIRST_CALL: u32 = 1;
 #[derive(Debug)]
 pub struct Vm {
     shared: Arc<Shared>,
-    vcpus: Vcpus,
+    board: Arc<Mutex<Board>>,
     console: Arc<Mutex<Console>>,
     mem: Vec<Arc<Mutex<Mem>>>,
     memory: Arc<Memory>,
@@ -46,7 +45,7 @@ pub struct Vm {
     boot_memory: u64,
     has_agent: bool,
     next_call: AtomicU32,
-    // Dropped in this order, after the vCPUs were stopped.
+    // Dropped in this order, after the board's end.
     _events: EventLoop,
     _terminal: Option<Arc<Terminal>>,
     _signals: BlockedSignals,
@@ -106,7 +105,7 @@ impl Vm {
     /// # Errors
     /// [`StartError`]; nothing is left behind.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        start::start(&config)
+        start::start(config)
     }
 
     /// A copy of what is known of the guest now.
@@ -135,11 +134,13 @@ impl Vm {
     /// [`CallsUnread`] when the guest does not read its calls.
     pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
+        // A reset forgets both calls and answers, or neither.
+        let mut console = lock(&self.console);
         // The answer may come before the next line; to PowerOff there is none.
         if op != Op::PowerOff {
             self.shared.expect_answer(id);
         }
-        lock(&self.console).call(Call { id, op }).map_err(|Full| {
+        console.call(Call { id, op }).map_err(|Full| {
             self.shared.forget_answer(id);
             CallsUnread { unread: MAX_UNREAD }
         })?;
@@ -150,7 +151,7 @@ impl Vm {
     /// forgotten.
     ///
     /// # Errors
-    /// [`WaitError`]: too late, or the machine ended first.
+    /// [`WaitError`]: too late, or the machine ended or was reset first.
     pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         self.shared.take_answer(id, limit, what)
     }
@@ -192,18 +193,18 @@ impl Vm {
     /// Exits since start, one entry a vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
-        self.vcpus.exits()
+        lock(&self.board).exits()
     }
 
     /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
     #[must_use]
-    pub fn stop(mut self, limit: Duration) -> End {
+    pub fn stop(self, limit: Duration) -> End {
         // A guest that is not up yet does not read calls, and has nothing to lose.
         let ready = self.shared.snapshot().ready.is_some();
         if ready && self.call(Op::PowerOff).is_ok() {
             self.shared.wait_for_end(limit);
         }
-        self.vcpus.stop(VCPU_STOP_LIMIT);
+        lock(&self.board).end();
         let state = self.shared.snapshot();
         match state.death {
             Some(death) => End::Died(death),
@@ -215,7 +216,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.vcpus.stop(VCPU_STOP_LIMIT);
+        lock(&self.board).end();
         self.serial.flush();
     }
 }

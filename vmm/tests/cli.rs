@@ -8,12 +8,15 @@ mod endings;
 mod kernel;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
+use endings::LIMIT;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -36,6 +39,9 @@ const ON_KVM: &[Test] = &[
     ("input_that_is_a_file_is_no_input", input_that_is_a_file_is_no_input),
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
+    ("a_reset_ends_the_machine_where_it_shall", a_reset_ends_the_machine_where_it_shall),
+    ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
+    ("a_host_that_cannot_reset_is_told", a_host_that_cannot_reset_is_told),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
     ("json_is_one_object_a_line", json_is_one_object_a_line),
     ("a_failed_expectation_is_status_1", a_failed_expectation_is_status_1),
@@ -189,6 +195,16 @@ fn unusable_kernels_are_status_2() {
     let tiny = kernel::write("initrd-host", &kernel::exit_with(0));
     let tiny = tiny.to_str().expect("UTF-8");
     assert_status(&tidevm(&["run", "--kernel", tiny, "--initrd", "no/such/initrd"]), 2, "no/such/initrd");
+    let large = scratch("large.initrd", "");
+    fs::File::options()
+        .write(true)
+        .open(&large)
+        .and_then(|file| file.set_len(33 << 20))
+        .expect("a sparse file");
+    let large = large.to_str().expect("UTF-8");
+    let output = tidevm(&["run", "--memory", "32M", "--kernel", tiny, "--initrd", large]);
+    assert_status(&output, 2, "--initrd behind the kernel needs memory up to 0x");
+    assert_status(&output, 2, "beyond the first 32M of boot memory: make --memory larger");
 }
 
 /// In a mount namespace of its own, the device can be another one, or none.
@@ -281,6 +297,65 @@ fn a_guest_that_powers_off_is_status_0() {
     // But it did not do what a script asks.
     let output = with_input(&["run", "--kernel", path, "--script", "-"], "sleep 60s");
     assert!(assert_status(&output, 1, "").contains("the guest powered off"));
+}
+
+fn a_reset_ends_the_machine_where_it_shall() {
+    let path = kernel::write("reset-once", kernel::RESET);
+    let output = tidevm(&["run", "--no-reboot", "--kernel", path.to_str().expect("UTF-8")]);
+    assert_status(&output, 0, "");
+    assert_eq!(text(&output.stderr), "\n");
+}
+
+/// What a process says on stderr, line by line, as a test can wait for it.
+fn said(child: &mut Child) -> Receiver<String> {
+    let (lines, said) = channel();
+    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    // Ends with the process, or when nobody listens any more.
+    thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+    said
+}
+
+/// Descriptors, threads and mappings of a process.
+fn resources(process: u32) -> [usize; 3] {
+    let folder = PathBuf::from(format!("/proc/{process}"));
+    let entries = |name: &str| fs::read_dir(folder.join(name)).expect("a process").count();
+    let maps = fs::read_to_string(folder.join("maps")).expect("a process").lines().count();
+    [entries("fd"), entries("task"), maps]
+}
+
+fn resets_without_end_cost_nothing() {
+    /// More than one that is under way makes a difference of, less than one would leave behind a time.
+    const UNDER_WAY: usize = 20;
+    let path = kernel::write("resets", kernel::RESET);
+    let mut command = program();
+    command.args(["run", "--cpus", "2", "--hotplug", "size=1G", "--kernel"]).arg(path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program runs");
+    let said = said(&mut child);
+    let await_resets = |count| (0..count).for_each(|_| drop(said.recv_timeout(LIMIT).expect("it goes on")));
+    await_resets(5);
+    let before = resources(child.id());
+    await_resets(5 * UNDER_WAY);
+    let after = resources(child.id());
+    endings::kill("-TERM", &child);
+    assert_eq!(endings::end(&mut child).code(), Some(0));
+    let grown = before.iter().zip(after).any(|(before, after)| after > before + UNDER_WAY);
+    assert!(!grown, "{before:?} descriptors, threads and mappings, and then {after:?}");
+}
+
+fn a_host_that_cannot_reset_is_told() {
+    let path = kernel::write("resets-until", kernel::RESET);
+    let mut child = spawn(&["run", "--kernel", path.to_str().expect("UTF-8")]);
+    let said = said(&mut child);
+    said.recv_timeout(LIMIT).expect("it goes on");
+    let limit = ["--nofile=3", "--pid", &child.id().to_string()];
+    assert!(Command::new("prlimit").args(limit).status().expect("prlimit").success());
+    assert_eq!(endings::end(&mut child).code(), Some(4));
+    let said: Vec<_> = said.iter().filter(|line| !line.is_empty()).collect();
+    // The file that there is one too many of may be any of several.
+    let [what, why] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(what, "the machine could not be started again after a reset");
+    assert!(why.contains("cannot") && why.ends_with("Too many open files (os error 24)"), "{why}");
 }
 
 fn the_demo_does_what_it_shows() {

@@ -39,6 +39,12 @@ fn folder() -> PathBuf {
     workspace_root().join("target/nested")
 }
 
+/// What keeps QEMU from being used, if anything does.
+pub fn missing_qemu() -> Option<String> {
+    let output = Command::new(QEMU).arg("--version").output();
+    output.err().map(|error| format!("{QEMU} cannot be run: {error}"))
+}
+
 impl Host {
     /// Finds or fetches everything.
     ///
@@ -129,6 +135,7 @@ impl Host {
         let load = archive.modules(&self.stock.modules(&["kvm-amd"])?)?;
         archive.program("bin/program", program)?;
         archive.copy("linux/vmlinuz", &self.stock.kernel)?;
+        archive.file("linux/vmlinux", &self.stock.elf()?)?;
         archive.file("linux/initrd", &linux_guest(&self.stock)?)?;
         let mut command = "/bin/program".to_owned();
         for (index, argument) in arguments.iter().enumerate() {

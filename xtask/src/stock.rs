@@ -1,8 +1,10 @@
 //! A stock Linux kernel with its modules, and a shell: from Debian packages, unpacked, not installed.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +14,15 @@ use crate::packages;
 /// Stands for whatever kernel is current.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const SHELL_PACKAGE: &str = "busybox-static";
+
+/// How the kernel in a bzImage can be packed: the first bytes, the program that unpacks it, and the
+/// program's package.
+const PACKERS: [(&[u8], &str, &str); 4] = [
+    (b"\x1f\x8b", "gzip", "gzip"),
+    (b"\xfd7zXZ\0", "xz", "xz-utils"),
+    (b"\x02!L\x18", "lz4", "lz4"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd"),
+];
 
 /// A kernel module.
 pub struct Module {
@@ -58,6 +69,23 @@ impl Stock {
         let modules = in_folder(files.join("lib/modules"), "")?.join("kernel");
         let shell = files.join("bin/busybox");
         shell.exists().then_some(Self { kernel, shell, modules })
+    }
+
+    /// The kernel as an ELF file, out of the bzImage (Linux's `Documentation/arch/x86/boot.rst`).
+    ///
+    /// # Errors
+    /// It is packed in a way that is not known, or what unpacks it is missing.
+    pub fn elf(&self) -> Result<Vec<u8>> {
+        let image = fs::read(&self.kernel)?;
+        let (packed, size) = payload(&image).context("the kernel is no bzImage")?;
+        let packer = PACKERS.into_iter().find(|(magic, ..)| packed.starts_with(magic));
+        let (_, program, package) = packer.context("the kernel is packed in an unknown way")?;
+        packages::need_program(program, package)?;
+        let elf = filter(Command::new(program).arg("-dc"), packed)?;
+        if elf.len() != size {
+            bail!("{program} made {} bytes of the kernel, which is {size} bytes long", elf.len());
+        }
+        Ok(elf)
     }
 
     /// The modules `names` and all that they need, in the order in which to load them, without those that
@@ -111,6 +139,35 @@ impl Stock {
         modules.push(Module { file, content });
         Ok(())
     }
+}
+
+/// The packed kernel in a bzImage, and its size when it is unpacked, which is written behind it.
+fn payload(image: &[u8]) -> Option<(&[u8], usize)> {
+    const SECTOR: usize = 512;
+    const SETUP_SECTORS_AT: usize = 0x1f1;
+    const PAYLOAD_AT: usize = 0x248;
+    let number = |bytes: &[u8]| Some(u32::from_le_bytes(bytes.first_chunk().copied()?) as usize);
+    let start = (usize::from(*image.get(SETUP_SECTORS_AT)?) + 1) * SECTOR;
+    let [offset, length] = [PAYLOAD_AT, PAYLOAD_AT + 4].map(|at| image.get(at..).and_then(number));
+    let payload = image.get(start + offset?..)?.get(..length?)?;
+    let (packed, size) = payload.split_last_chunk::<4>()?;
+    Some((packed, number(size)?))
+}
+
+/// What a command that succeeds writes when it reads `input`.
+fn filter(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    let text = format!("{command:?}");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut pipe = child.stdin.take().context("a pipe")?;
+    let output = thread::scope(|scope| {
+        // Fails when the command does, which says why.
+        scope.spawn(move || drop(pipe.write_all(input)));
+        child.wait_with_output()
+    })?;
+    if !output.status.success() {
+        bail!("{text} failed: {}", output.status);
+    }
+    Ok(output.stdout)
 }
 
 /// What a command that succeeds writes.

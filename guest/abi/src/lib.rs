@@ -37,7 +37,7 @@ pub const MAX_PHYS_ADDR: u64 = 2 << 40;
 /// Most CPUs that the guest brings up.
 pub const MAX_CPUS: usize = 64;
 
-/// Most virtio-mem devices that the guest drives.
+/// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.

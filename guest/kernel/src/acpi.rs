@@ -4,8 +4,9 @@
 
 use core::cell::RefCell;
 use core::ptr::NonNull;
+use core::slice;
 
-use ::acpi::madt::{Madt, MadtEntry};
+use ::acpi::madt::Madt;
 use ::acpi::{AcpiError, AcpiHandler, AcpiTables, PhysicalMapping};
 
 use crate::paging::{TableSource, map_firmware};
@@ -36,18 +37,34 @@ pub fn each_cpu(
     tables: &mut dyn TableSource,
     mut found: impl FnMut(u32),
 ) -> Result<(), AcpiError> {
-    const ENABLED: u32 = 1;
     let tables = RefCell::new(tables);
     // SAFETY: the address is the one that the boot ABI names for this, and everything that the tables
     // lead to is mapped as it is looked at.
     let tables = unsafe { AcpiTables::from_rsdp(Windows(&tables), rsdp as usize)? };
     let madt = tables.find_table::<Madt>()?;
-    for entry in madt.get().entries() {
-        match entry {
-            MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 => found(u32::from(cpu.apic_id)),
-            MadtEntry::LocalX2Apic(cpu) if cpu.flags & ENABLED != 0 => found(cpu.x2apic_id),
+    // SAFETY: the library mapped the whole table, for good, and checked its sum.
+    let table =
+        unsafe { slice::from_raw_parts(madt.virtual_start().cast::<u8>().as_ptr(), madt.region_length()) };
+    for_each_id(&table[size_of::<Madt>()..], &mut found);
+    Ok(())
+}
+
+/// The ids in the MADT's list of entries, each of which begins with its kind and its length. The list
+/// ends where an entry does not fit: lengths are firmware's, and the library's own walk trusts them.
+fn for_each_id(mut list: &[u8], found: &mut dyn FnMut(u32)) {
+    const LOCAL_APIC: u8 = 0;
+    const LOCAL_X2APIC: u8 = 9;
+    const ENABLED: u32 = 1;
+    let word = |bytes: [u8; 4]| u32::from_le_bytes(bytes);
+    while let &[_, length, ..] = list {
+        let Some((entry, rest)) = list.split_at_checked(usize::from(length).max(2)) else { return };
+        match *entry {
+            [LOCAL_APIC, _, _, id, a, b, c, d, ..] if word([a, b, c, d]) & ENABLED != 0 => found(id.into()),
+            [LOCAL_X2APIC, _, _, _, i, j, k, l, a, b, c, d, ..] if word([a, b, c, d]) & ENABLED != 0 => {
+                found(word([i, j, k, l]));
+            }
             _ => {}
         }
+        list = rest;
     }
-    Ok(())
 }

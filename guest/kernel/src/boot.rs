@@ -2,7 +2,8 @@
 //! Cloud Hypervisor), and what it tells: the memory map and the command line.
 //!
 //! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the
-//! VMM left in low memory are still there; everything it returns is copied.
+//! VMM left in low memory are still there; everything it returns is copied, but for what ACPI's root
+//! pointer leads to, which is in no RAM that the memory map lists.
 #![expect(unsafe_code, reason = "reads the VMM's boot structures at the physical addresses that it names")]
 
 use crate::paging::phys_to_virt;

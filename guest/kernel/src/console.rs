@@ -14,8 +14,9 @@ struct Serial;
 impl Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            // No look at the line status: the port is emulated and always ready, and the look
-            // would be one more exit a byte.
+            // An emulated port is ready as long as somebody reads what it writes. What nobody takes
+            // for so long is lost (Linux `wait_for_xmitr`, 10 ms).
+            (0..MOST_LOOKS).find(|_| port_read(SERIAL_PORT + STATUS) & EMPTY != 0);
             port_write(SERIAL_PORT, byte);
         }
         Ok(())
@@ -28,6 +29,9 @@ const INTERRUPT: u32 = 4;
 const ENABLE: u16 = 1;
 const STATUS: u16 = 5;
 const RECEIVED: u8 = 1;
+const EMPTY: u8 = 1 << 5;
+/// Each takes at least a microsecond.
+const MOST_LOOKS: u32 = 10_000;
 /// What a port that is not there reads as.
 const NO_PORT: u8 = 0xff;
 

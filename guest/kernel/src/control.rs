@@ -26,9 +26,14 @@ static OUTGOING: Mutex<VecDeque<Report>> = Mutex::new(VecDeque::new());
 /// Whether there is a channel. Without one, reports are for people.
 static BOUND: AtomicBool = AtomicBool::new(false);
 
+/// Whether a VMM makes calls and listens to reports.
+pub fn is_bound() -> bool {
+    BOUND.load(Ordering::Relaxed)
+}
+
 /// Sends `report`, soon.
 pub fn report(report: Report) {
-    if BOUND.load(Ordering::Relaxed) {
+    if is_bound() {
         OUTGOING.lock().push_back(report);
         irq::wake(0);
     } else {

@@ -28,6 +28,8 @@ static REGISTERS: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 static RAISED: [AtomicU32; NR_GSI as usize] = [const { AtomicU32::new(0) }; NR_GSI as usize];
 /// A bit for each interrupt that is level-triggered.
 static LEVELS: AtomicU32 = AtomicU32::new(0);
+/// A bit for each of those that came and was not yet looked at.
+static PENDING: AtomicU32 = AtomicU32::new(0);
 
 /// How a device raises its interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,38 +40,53 @@ pub enum Trigger {
     Level,
 }
 
-/// A device's interrupt, as its driver sees it.
+/// A device's interrupt, as its driver sees it. It may be one of several.
 #[derive(Debug)]
 pub struct Line {
-    gsi: u32,
+    /// A bit for each interrupt that it may be.
+    gsis: u32,
     seen: u32,
 }
 
 impl Line {
     /// Routes global system interrupt `gsi` to the boot CPU. `None` when there is no such interrupt.
     pub fn route(gsi: u32, trigger: Trigger) -> Option<Self> {
-        let raised = RAISED.get(gsi as usize)?.load(Ordering::Relaxed);
-        if trigger == Trigger::Level {
-            LEVELS.fetch_or(1 << gsi, Ordering::Relaxed);
-        }
-        let id = crate::cpu::area(0).apic_id.load(Ordering::Relaxed);
-        write(entry(gsi) + 1, id << 24);
-        set(gsi, OPEN);
-        Some(Self { gsi, seen: raised })
+        (gsi < NR_GSI).then(|| Self::route_any(1 << gsi, trigger))
     }
 
-    /// Whether the interrupt came since the last call.
+    /// Routes the interrupts whose bits are set in `gsis`, the device's among them. Some may have been
+    /// routed before, likewise.
+    pub fn route_any(gsis: u32, trigger: Trigger) -> Self {
+        if trigger == Trigger::Level {
+            LEVELS.fetch_or(gsis, Ordering::Relaxed);
+        }
+        let id = crate::cpu::area(0).apic_id.load(Ordering::Relaxed);
+        for gsi in bits(gsis) {
+            write(entry(gsi) + 1, id << 24);
+            set(gsi, OPEN);
+        }
+        let mut line = Self { gsis, seen: 0 };
+        line.fired();
+        line
+    }
+
+    /// Whether the interrupt came since the last call, or another one that it may be.
     pub fn fired(&mut self) -> bool {
-        let raised = RAISED[self.gsi as usize].load(Ordering::Acquire);
+        let count = |gsi: u32| RAISED[gsi as usize].load(Ordering::Acquire);
+        let raised = bits(self.gsis).map(count).fold(0, u32::wrapping_add);
         core::mem::replace(&mut self.seen, raised) != raised
     }
 
     /// Lets the next one come: after the device was quieted.
     pub fn rearm(&self) {
-        if is_level(self.gsi) {
-            set(self.gsi, OPEN);
+        for gsi in bits(PENDING.fetch_and(!self.gsis, Ordering::Relaxed) & self.gsis) {
+            set(gsi, OPEN);
         }
     }
+}
+
+fn bits(word: u32) -> impl Iterator<Item = u32> {
+    (0..NR_GSI).filter(move |gsi| word & (1 << gsi) != 0)
 }
 
 /// Maps the registers. Once, on the boot CPU.
@@ -85,6 +102,7 @@ pub fn init(tables: &mut dyn TableSource) -> Result<(), NoPageTable> {
 pub fn raise(gsi: u32) {
     if is_level(gsi) {
         set(gsi, MASKED);
+        PENDING.fetch_or(1 << gsi, Ordering::Relaxed);
     }
     RAISED[gsi as usize].fetch_add(1, Ordering::Release);
 }

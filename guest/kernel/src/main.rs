@@ -102,13 +102,13 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let tables = &mut EarlyTables(&mut memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
-    let apic_ids = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
+    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
     paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
     unsafe { heap::init(arena.get()) };
     let mm_options = tidevm_mm::Options {
-        nr_cpus: apic_ids.len(),
+        nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
         pcp_disable: options.pcp_disable,
         init: InitPolicy::Eager,
@@ -118,7 +118,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
 
     irq::init_cpu();
     cpu::set_online();
-    smp::bring_up(&apic_ids, new_stack);
+    smp::bring_up(nr_cpus, new_stack);
     copy::start();
     let mem_devices = bind_devices(&options);
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });

@@ -56,6 +56,7 @@ pub fn exception(frame: &Frame, fault_address: u64) -> ! {
 /// Writes [`ExitCode::PowerOff`].
 pub fn power_off() -> ! {
     port_write(EXIT_PORT, ExitCode::PowerOff as u8);
+    print_in_panic(format_args!("the machine does not end; it is halted\n"));
     cpu::halt()
 }
 

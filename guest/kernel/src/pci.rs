@@ -1,15 +1,14 @@
 //! virtio-mem devices on PCI (virtio 1.3, section 4.1), found through the configuration ports that every
 //! PC has; transport by `virtio-drivers`.
 //!
-//! Firmware has numbered the buses, placed the registers and chosen each device's interrupt line. The
-//! lines are INTx: QEMU's `virtio-mem-pci` has no MSI-X. Where Linux asks ACPI's `_PRT` for the I/O
-//! APIC's pin, this takes the pin of the legacy line's number, which on PC chipsets is wired as well.
+//! Firmware has numbered the buses and placed the registers. Interrupts are INTx: QEMU's
+//! `virtio-mem-pci` has no MSI-X. Which pin of the I/O APIC a device is wired to only ACPI's bytecode
+//! (`_PRT`) tells, so a device here listens to all that it may be: the chipset's PCI pins, and the
+//! legacy line that firmware chose. Nobody else may use them: devices without a driver are silenced.
 #![expect(unsafe_code, reason = "accesses the configuration ports")]
 
 use virtio_drivers::transport::DeviceType;
-use virtio_drivers::transport::pci::bus::{
-    Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot,
-};
+use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use x86_64::instructions::port::Port;
 
@@ -20,9 +19,12 @@ use crate::virtio::{Device, hal};
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
-/// Configuration registers: interrupt line (low byte) and pin, and a bridge's bus numbers.
+/// Configuration register: the legacy interrupt line, in its low byte.
 const INTERRUPT: u8 = 0x3c;
-const BUS_NUMBERS: u8 = 0x18;
+/// Lines that a PC's firmware gives to PCI devices; the others are those of legacy devices, and 9 is ACPI's.
+const LEGACY_LINES: [u8; 3] = [5, 10, 11];
+/// Pins 16 to 23 of the I/O APIC: where PC chipsets with one (ICH) wire PCI's INTA to INTH.
+const PCI_PINS: u32 = 0x00ff_0000;
 
 /// Configuration mechanism #1. Only the boot CPU looks, while it binds devices.
 struct Ports;
@@ -68,40 +70,35 @@ impl ConfigurationAccess for Ports {
     }
 }
 
-/// Calls `found` with every virtio-mem device on every bus. Other devices are left alone: there is no
-/// driver for them, and tidevm's control channel is on virtio-mmio.
+/// Calls `found` with every virtio-mem device on every bus: a machine may have several root buses, of
+/// which only ACPI's bytecode tells. Other devices are left alone: there is no driver for them, and
+/// tidevm's control channel is on virtio-mmio.
 pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
-    if Ports::answer() {
-        scan(0, &mut found);
+    if !Ports::answer() {
+        return;
     }
-}
-
-fn scan(bus: u8, found: &mut dyn FnMut(Device<PciTransport>)) {
-    for (function, info) in PciRoot::new(Ports).enumerate_bus(bus) {
-        if info.header_type == HeaderType::PciPciBridge {
-            let [_, secondary, ..] = Ports.read_word(function, BUS_NUMBERS).to_le_bytes();
-            // Buses are numbered from the root down.
-            if secondary > bus {
-                scan(secondary, found);
-            }
-        } else if virtio_device_type(&info) == Some(DeviceType::Memory) {
-            find(function).into_iter().for_each(&mut *found);
+    let mut root = PciRoot::new(Ports);
+    let all = (0..=u8::MAX).flat_map(|bus| PciRoot::new(Ports).enumerate_bus(bus));
+    for (function, info) in all {
+        if virtio_device_type(&info) == Some(DeviceType::Memory) {
+            root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
+            find(&mut root, function).into_iter().for_each(&mut found);
+        } else {
+            let (_, command) = root.get_status_command(function);
+            root.set_command(function, command | Command::INTERRUPT_DISABLE);
         }
     }
 }
 
 /// The device at `function`, or `None` (and a line for people) when it cannot be used.
-fn find(function: DeviceFunction) -> Option<Device<PciTransport>> {
-    let mut root = PciRoot::new(Ports);
-    root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
-    let [line, pin, ..] = Ports.read_word(function, INTERRUPT).to_le_bytes();
-    let line = if pin == 0 { None } else { Line::route(u32::from(line), Trigger::Level) };
-    let Some(line) = line else {
-        println!("virtio-pci at {function}: firmware gave it no interrupt line");
-        return None;
-    };
-    match PciTransport::new::<hal::Machine, _>(&mut root, function) {
-        Ok(transport) => Some(Device { transport, line }),
+fn find(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<Device<PciTransport>> {
+    let [line, ..] = Ports.read_word(function, INTERRUPT).to_le_bytes();
+    let legacy = if LEGACY_LINES.contains(&line) { 1 << line } else { 0 };
+    match PciTransport::new::<hal::Machine, _>(root, function) {
+        Ok(transport) => {
+            let line = Line::route_any(PCI_PINS | legacy, Trigger::Level);
+            Some(Device { transport, line })
+        }
         Err(error) => {
             println!("virtio-pci at {function}: {error}");
             None

@@ -1,5 +1,6 @@
-//! Commands typed at the serial console, for VMMs that have no control channel. Their words are those of
-//! a session's script; `meminfo` and `zoneinfo` answer in the form of Linux's files of these names.
+//! Commands typed at the serial console, for VMMs that have no control channel. Where a session's script
+//! has the same command it is written the same; `meminfo` and `zoneinfo` answer in the form of Linux's
+//! files of these names.
 //!
 //! The last line of every answer is `ok`, or begins with `failed: `.
 
@@ -16,20 +17,17 @@ use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
-use crate::{MM, cmdline, irq};
+use crate::{MM, cmdline, control, irq};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
-/// The shell's workloads have handles from here down; the VMM counts from 0.
-const LAST_HANDLE: Handle = Handle::MAX;
-
 const HELP: &str = "\
   meminfo, zoneinfo       counters, as Linux shows them
   stats                   where memmaps lie, and what moved
   check                   verify every invariant of the memory management
   hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
   verify NAME, release NAME
-  churn N threads for MILLISms
+  churn N threads for 5s
   poweroff";
 
 /// The answer that came.
@@ -59,14 +57,25 @@ pub fn tell(report: Report) {
     }
 }
 
-/// Starts the shell, on the boot CPU, if there is a serial port.
+/// Starts the shell, on the boot CPU, if there is a serial port and no VMM that makes calls.
 pub fn start() {
+    if control::is_bound() {
+        return;
+    }
     if let Some(line) = console::listen() {
         println!("ready");
         print!("> ");
         job::spawn(
             0,
-            Box::new(Shell { line, typed: String::new(), names: Vec::new(), starting: None, waits: false }),
+            Box::new(Shell {
+                line,
+                typed: String::new(),
+                overlong: false,
+                names: Vec::new(),
+                starting: None,
+                last_handle: 0,
+                waits: false,
+            }),
         );
     }
 }
@@ -74,22 +83,34 @@ pub fn start() {
 struct Shell {
     line: Line,
     typed: String,
+    /// More was typed than is read.
+    overlong: bool,
     /// Workloads that it started.
     names: Vec<(String, Handle)>,
     /// The one that it starts just now.
     starting: Option<(String, Handle)>,
+    last_handle: Handle,
     /// For an answer.
     waits: bool,
 }
 
-/// What a line asks for.
-enum Command {
-    Nothing,
-    Help,
-    MemInfo,
-    ZoneInfo,
-    Stats,
-    Op(Op),
+type Words<'l> = SplitAsciiWhitespace<'l>;
+
+fn no_more(words: &mut Words<'_>) -> Result<(), &'static str> {
+    words.next().map_or(Ok(()), |_| Err("there are words after the command"))
+}
+
+/// `512M`, `2G`, `2GiB`, or bytes.
+fn size(text: &str) -> Option<u64> {
+    cmdline::number(text.strip_suffix("iB").unwrap_or(text))
+}
+
+/// `5s` or `300ms`.
+fn millis(text: &str) -> Option<u64> {
+    match text.strip_suffix("ms") {
+        Some(millis) => millis.parse().ok(),
+        None => text.strip_suffix('s')?.parse::<u64>().ok()?.checked_mul(1000),
+    }
 }
 
 impl Job for Shell {
@@ -128,13 +149,18 @@ impl Shell {
             b'\r' | b'\n' => {
                 println!("");
                 let typed = core::mem::take(&mut self.typed);
-                self.run(&typed);
+                if core::mem::take(&mut self.overlong) {
+                    end(Err("the line is too long"));
+                } else {
+                    self.run(&typed);
+                }
             }
             BACKSPACE | DELETE => {
                 // On the terminal: back, over it with a space, and back.
                 self.typed.pop().iter().for_each(|_| print!("\u{8} \u{8}"));
             }
-            b' '..=b'~' if self.typed.len() < MAX_LINE => {
+            b' '..=b'~' if self.typed.len() == MAX_LINE => self.overlong = true,
+            b' '..=b'~' => {
                 self.typed.push(char::from(byte));
                 print!("{}", char::from(byte));
             }
@@ -143,63 +169,50 @@ impl Shell {
     }
 
     fn run(&mut self, line: &str) {
-        let done = match self.parse(line) {
-            Ok(Command::Nothing) => return print!("> "),
-            Ok(Command::Op(op)) => {
+        let words = &mut line.split_ascii_whitespace();
+        let Some(command) = words.next() else { return print!("> ") };
+        match self.command(command, words) {
+            Ok(Some(op)) => {
                 // Its answer may already be there when this returns.
                 self.waits = true;
-                return agent::carry_out(op, Asker::Shell);
+                agent::carry_out(op, Asker::Shell);
             }
-            Ok(Command::Help) => {
-                println!("{HELP}");
-                Ok(())
-            }
-            Ok(Command::MemInfo) => {
-                meminfo();
-                Ok(())
-            }
-            Ok(Command::ZoneInfo) => {
-                zoneinfo();
-                Ok(())
-            }
-            Ok(Command::Stats) => {
-                stats();
-                Ok(())
-            }
-            Err(reason) => Err(reason),
-        };
-        end(done);
-    }
-
-    fn parse(&mut self, line: &str) -> Result<Command, &'static str> {
-        let mut words = line.split_ascii_whitespace();
-        let Some(word) = words.next() else { return Ok(Command::Nothing) };
-        let command = match word {
-            "help" => Command::Help,
-            "meminfo" => Command::MemInfo,
-            "zoneinfo" => Command::ZoneInfo,
-            "stats" => Command::Stats,
-            "check" => Command::Op(Op::Check),
-            "poweroff" => Command::Op(Op::PowerOff),
-            "hog" => Command::Op(self.hog(&mut words)?),
-            "verify" => Command::Op(Op::Verify { handle: self.find(words.next())?.1 }),
-            "release" => {
-                let (index, handle) = self.find(words.next())?;
-                self.names.swap_remove(index);
-                Command::Op(Op::Release { handle })
-            }
-            "churn" => Command::Op(self.churn(&mut words)?),
-            _ => return Err("no such command; `help` lists them"),
-        };
-        match words.next() {
-            None => Ok(command),
-            Some(_) => Err("there are words after the command"),
+            Ok(None) => end(Ok(())),
+            Err(reason) => end(Err(reason)),
         }
     }
 
-    fn hog(&mut self, words: &mut SplitAsciiWhitespace<'_>) -> Result<Op, &'static str> {
+    /// Carries out what needs no answer of the agent's; the rest is returned. Nothing is changed before
+    /// the whole line is read.
+    fn command(&mut self, command: &str, words: &mut Words<'_>) -> Result<Option<Op>, &'static str> {
+        let op = match command {
+            "hog" => Some(self.hog(words)?),
+            "churn" => Some(self.churn(words)?),
+            "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
+            "release" => {
+                let index = self.name(words)?;
+                Some(Op::Release { handle: self.names.swap_remove(index).1 })
+            }
+            _ => {
+                no_more(words)?;
+                match command {
+                    "check" => return Ok(Some(Op::Check)),
+                    "poweroff" => return Ok(Some(Op::PowerOff)),
+                    "help" => println!("{HELP}"),
+                    "meminfo" => meminfo(),
+                    "zoneinfo" => zoneinfo(),
+                    "stats" => stats(),
+                    _ => return Err("no such command; `help` lists them"),
+                }
+                None
+            }
+        };
+        Ok(op)
+    }
+
+    fn hog(&mut self, words: &mut Words<'_>) -> Result<Op, &'static str> {
         const USAGE: &str = "hog SIZE movable|unmovable|pinned [scattered] [full] as NAME";
-        let size = words.next().and_then(cmdline::number).ok_or(USAGE)?;
+        let size = words.next().and_then(size).ok_or(USAGE)?;
         let kind = match words.next() {
             Some("movable") => HogKind::Movable,
             Some("unmovable") => HogKind::Unmovable,
@@ -215,34 +228,49 @@ impl Shell {
                 _ => return Err(USAGE),
             }
         }
-        let name = words.next().ok_or(USAGE)?;
-        if self.find(Some(name)).is_ok() {
+        let handle = self.start_workload(words.next().ok_or(USAGE)?, words)?;
+        Ok(Op::Hog { handle, pages: size.div_ceil(PAGE_SIZE), kind, scattered, full })
+    }
+
+    fn churn(&mut self, words: &mut Words<'_>) -> Result<Op, &'static str> {
+        const USAGE: &str = "churn N threads for 5s";
+        let threads = words.next().and_then(|word| word.parse().ok()).ok_or(USAGE)?;
+        let [Some("threads" | "thread"), Some("for"), Some(time)] =
+            [words.next(), words.next(), words.next()]
+        else {
+            return Err(USAGE);
+        };
+        let millis = millis(time).ok_or(USAGE)?;
+        no_more(words)?;
+        // Its pages are gone with its answer, so nobody has to name it.
+        Ok(Op::Churn { handle: self.new_handle(), threads, millis })
+    }
+
+    /// Takes a name for a workload that is about to be made.
+    fn start_workload(&mut self, name: &str, words: &mut Words<'_>) -> Result<Handle, &'static str> {
+        no_more(words)?;
+        if self.find(name).is_some() {
             return Err("there is a workload of this name");
         }
         let handle = self.new_handle();
         self.starting = Some((name.into(), handle));
-        Ok(Op::Hog { handle, pages: size.div_ceil(PAGE_SIZE), kind, scattered, full })
+        Ok(handle)
     }
 
-    fn churn(&self, words: &mut SplitAsciiWhitespace<'_>) -> Result<Op, &'static str> {
-        const USAGE: &str = "churn N threads for MILLISms";
-        let threads = words.next().and_then(|word| word.parse().ok()).ok_or(USAGE)?;
-        let [Some("threads"), Some("for"), Some(time)] = [words.next(), words.next(), words.next()] else {
-            return Err(USAGE);
-        };
-        let millis = time.strip_suffix("ms").and_then(|time| time.parse().ok()).ok_or(USAGE)?;
-        Ok(Op::Churn { handle: self.new_handle(), threads, millis })
+    fn new_handle(&mut self) -> Handle {
+        self.last_handle += 1;
+        self.last_handle
     }
 
-    fn new_handle(&self) -> Handle {
-        self.names.iter().map(|(_, handle)| handle - 1).min().unwrap_or(LAST_HANDLE)
+    fn find(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|(known, _)| known == name)
     }
 
-    fn find(&self, name: Option<&str>) -> Result<(usize, Handle), &'static str> {
-        let name = name.ok_or("which workload?")?;
-        let index =
-            self.names.iter().position(|(known, _)| known == name).ok_or("no workload has this name")?;
-        Ok((index, self.names[index].1))
+    /// The workload that the last word names.
+    fn name(&self, words: &mut Words<'_>) -> Result<usize, &'static str> {
+        let name = words.next().ok_or("which workload?")?;
+        no_more(words)?;
+        self.find(name).ok_or("no workload has this name")
     }
 
     fn show(&mut self, answer: Answer) -> Result<(), &'static str> {
@@ -263,9 +291,9 @@ impl Shell {
             }
             Answer::Failed(failure) => {
                 return Err(match failure {
-                    Failure::NoMemory => "no memory for the table of its pages",
+                    Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
                     Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
-                        unreachable!("names and handles are kept together")
+                        "the kernel does not know this workload as the shell does"
                     }
                 });
             }

@@ -20,29 +20,39 @@ const TRAMPOLINE: u64 = 0x8000;
 pub const STACK_SIZE: usize = 64 << 10;
 const MILLIS_TO_START: u64 = 2000;
 
-/// Local APIC ids of the CPUs to run, in the order of their indices; the boot CPU comes first.
-pub type ApicIds = ArrayVec<u8, { cpu::MAX_CPUS }>;
+/// A local APIC's id that means all of them.
+const BROADCAST: u8 = 0xff;
 
-/// The CPUs that ACPI lists, when there is a root pointer `rsdp`, at most `nr_cpus` of them; else
-/// `nr_cpus`, with ids from 0. What cannot be used is left out, with a line for people.
-pub fn find_cpus(rsdp: Option<u64>, nr_cpus: Option<usize>, tables: &mut dyn TableSource) -> ApicIds {
-    let Some(rsdp) = rsdp else { return (0..nr_cpus.unwrap_or(1)).map(|id| id as u8).collect() };
-    let boot_cpu = (__cpuid(1).ebx >> 24) as u8;
+/// Gives the CPUs their local APIC ids and returns how many there are to run. They are those that ACPI
+/// lists, when there is a root pointer `rsdp`, at most `nr_cpus` of them; else `nr_cpus`, with ids from
+/// 0. The boot CPU, which runs this, has index 0. What cannot be used is left out, with a line for
+/// people.
+pub fn find_cpus(rsdp: Option<u64>, nr_cpus: Option<usize>, tables: &mut dyn TableSource) -> usize {
     let most = nr_cpus.unwrap_or(cpu::MAX_CPUS).min(cpu::MAX_CPUS);
-    let mut ids = ApicIds::from_iter([boot_cpu]);
+    let boot_cpu = (__cpuid(1).ebx >> 24) as u8;
+    let mut ids = ArrayVec::<u8, { cpu::MAX_CPUS }>::from_iter([boot_cpu]);
     let mut left_out = 0;
-    let listed = acpi::each_cpu(rsdp, tables, |id| match u8::try_from(id) {
-        Ok(id) if id == boot_cpu => {}
-        Ok(id) if ids.len() < most => ids.push(id),
+    let mut found = |id| match u8::try_from(id) {
+        // Firmware may list a CPU twice.
+        Ok(id) if ids.contains(&id) => {}
+        Ok(id) if id != BROADCAST && ids.len() < most => ids.push(id),
         _ => left_out += 1,
-    });
-    if let Err(error) = listed {
-        println!("ACPI lists no CPUs: {error:?}");
+    };
+    match rsdp {
+        None => (0..nr_cpus.unwrap_or(1) as u32).for_each(found),
+        Some(rsdp) => {
+            if let Err(error) = acpi::each_cpu(rsdp, tables, &mut found) {
+                println!("ACPI lists no CPUs: {error:?}");
+            }
+        }
     }
     if left_out > 0 {
-        println!("{left_out} CPUs are not used: the limit is {most}, and ids are below 256");
+        println!("{left_out} CPUs are not used: the limit is {most}, and ids are below 255");
     }
-    ids
+    for (index, &id) in ids.iter().enumerate() {
+        cpu::area(index).apic_id.store(u32::from(id), Ordering::Relaxed);
+    }
+    ids.len()
 }
 
 unsafe extern "C" {
@@ -60,16 +70,14 @@ const fn stack_top(top: u64) -> u64 {
     top - cpu::FAULT_STACK_SIZE as u64
 }
 
-/// Starts the other CPUs. `apic_ids` are those of all CPUs in the order of their indices, the boot CPU's
-/// first. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes, aligned to 16, that is the CPU's
-/// for good.
+/// Starts CPUs until `nr_cpus` run. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes, aligned
+/// to 16, that is the CPU's for good.
 ///
 /// # Panics
 /// When a CPU does not come up within 2 s.
-pub fn bring_up(apic_ids: &[u8], mut new_stack: impl FnMut() -> u64) {
+pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut() -> u64) {
     copy_trampoline();
-    for (index, &apic_id) in apic_ids.iter().enumerate().skip(1) {
-        cpu::area(index).apic_id.store(u32::from(apic_id), Ordering::Relaxed);
+    for index in cpu::online()..nr_cpus {
         let top = new_stack();
         NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_stack) as u64).store(stack_top(top), Ordering::Relaxed);

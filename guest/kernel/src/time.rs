@@ -61,26 +61,57 @@ fn hypervisor_khz() -> Option<u64> {
     (max >= TIMING).then(|| u64::from(__cpuid(TIMING).eax)).filter(|&khz| khz != 0)
 }
 
-/// Measures the frequency against channel 2 of the 8254, for 10 ms (Linux `pit_calibrate_tsc`). `None`
-/// when there is no such timer.
+/// Measures the frequency against channel 2 of the 8254 (Linux `pit_calibrate_tsc`). `None` when there is
+/// no such timer. A CPU that is taken away from this guest for a while spoils a sample, so the best of
+/// three counts.
 fn measured_khz() -> Option<u64> {
+    const ATTEMPTS: u32 = 20;
+    let control = cpu::port_read(PIT_CONTROL);
+    let samples = (0..ATTEMPTS).filter_map(|_| pit_sample()).take(3);
+    let best = samples.min_by_key(|sample| sample.error);
+    cpu::port_write(PIT_CONTROL, control);
+    best.map(|sample| sample.ticks / SAMPLE_MILLIS)
+}
+
+/// Bit 0 opens the gate of the 8254's channel 2, bit 1 lets the speaker hear it; bit 5 is its output.
+const PIT_CONTROL: u16 = 0x61;
+const SAMPLE_MILLIS: u64 = 10;
+
+/// Ticks of the time-stamp counter in [`SAMPLE_MILLIS`], and by how many they may be wrong.
+struct Sample {
+    ticks: u64,
+    error: u64,
+}
+
+fn pit_sample() -> Option<Sample> {
     const CHANNEL_2: u16 = 0x42;
     const MODE: u16 = 0x43;
-    /// Bit 0 opens channel 2's gate, bit 1 the speaker; bit 5 is the channel's output.
-    const CONTROL: u16 = 0x61;
     const OUTPUT: u8 = 1 << 5;
-    const TICKS_IN_10_MS: u16 = 11_932;
-    /// No counter takes so many reads; each of them takes a microsecond on a PC.
-    const MOST_READS: u32 = 10_000_000;
-    cpu::port_write(CONTROL, cpu::port_read(CONTROL) & !2 | 1);
+    const PIT_HZ: u64 = 1_193_182;
+    const COUNT: u16 = (PIT_HZ * SAMPLE_MILLIS / 1000) as u16;
+    /// Each read takes at least 100 ns, wherever there is such a timer.
+    const MOST_READS: u32 = 100_000;
+    let now = || Instant::now().0;
+    let has_ended = || cpu::port_read(PIT_CONTROL) & OUTPUT != 0;
+    cpu::port_write(PIT_CONTROL, cpu::port_read(PIT_CONTROL) & !2 | 1);
     // One shot (mode 0), low byte first; the output is low until the count has run down.
+    let [low, high] = COUNT.to_le_bytes();
     cpu::port_write(MODE, 0b1011_0000);
-    for byte in TICKS_IN_10_MS.to_le_bytes() {
-        cpu::port_write(CHANNEL_2, byte);
-    }
-    let start = Instant::now();
-    if cpu::port_read(CONTROL) & OUTPUT != 0 {
+    cpu::port_write(CHANNEL_2, low);
+    let before = now();
+    cpu::port_write(CHANNEL_2, high);
+    let after = now();
+    if has_ended() {
         return None;
     }
-    (0..MOST_READS).any(|_| cpu::port_read(CONTROL) & OUTPUT != 0).then(|| (Instant::now().0 - start.0) / 10)
+    let mut looked = now();
+    for _ in 0..MOST_READS {
+        let ended = has_ended();
+        let end = now();
+        if ended {
+            return Some(Sample { ticks: end - after, error: (after - before) + (end - looked) });
+        }
+        looked = end;
+    }
+    None
 }

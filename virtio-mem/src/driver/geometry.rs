@@ -19,7 +19,7 @@ pub enum ConfigError {
     MemoryBlockSize,
     /// The memmap of a memory block does not fit into one device block.
     Memmap,
-    /// The region is not made of whole memory blocks, or a size of it not of whole blocks.
+    /// The region does not begin with a memory block, or a size of it is not made of whole blocks.
     Misaligned,
     /// The region does not end below 2^64.
     Wraps,
@@ -35,7 +35,9 @@ impl fmt::Display for ConfigError {
             ConfigError::BlockSize => "the block size is not a power of two",
             ConfigError::MemoryBlockSize => "the block size does not divide a memory block into 1 to 64",
             ConfigError::Memmap => "the memmap of a memory block is larger than a block",
-            ConfigError::Misaligned => "the region or a size of it is misaligned",
+            ConfigError::Misaligned => {
+                "the region does not begin with a memory block, or a size is not a multiple of the block"
+            }
             ConfigError::Wraps => "the region ends beyond the address space",
             ConfigError::Sizes => "the sizes contradict each other",
             ConfigError::Changed => "the block size, the address or the region size has changed",
@@ -75,7 +77,8 @@ impl Geometry {
         if memmap_size > block_size {
             return Err(ConfigError::Memmap);
         }
-        if (addr | region_size) % memory_block_size != 0 {
+        // A region may end within a memory block; what is beyond is never plugged.
+        if addr % memory_block_size != 0 || region_size % block_size != 0 {
             return Err(ConfigError::Misaligned);
         }
         if addr.checked_add(region_size).is_none() {

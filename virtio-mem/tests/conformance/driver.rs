@@ -255,6 +255,8 @@ fn bad_configs() {
     assert_eq!(verdict(good), Ok(()));
     let largest = Config { block_size: 128 * MIB, usable_region_size: 384 * MIB, ..good };
     assert_eq!(verdict(largest), Ok(()));
+    let ends_within_a_memory_block = Config { region_size: good.region_size + BLOCK, ..good };
+    assert_eq!(verdict(ends_within_a_memory_block), Ok(()));
     assert_eq!(verdict(Config { usable_region_size: 0, ..good }), Ok(()), "breaks D4 and does no harm");
     for (bad, why) in [
         (Config { block_size: 0, ..good }, ConfigError::BlockSize),
@@ -262,7 +264,7 @@ fn bad_configs() {
         (Config { block_size: 256 * MIB, ..good }, ConfigError::MemoryBlockSize),
         (Config { block_size: MIB, ..good }, ConfigError::MemoryBlockSize),
         (Config { addr: ADDR + BLOCK, ..good }, ConfigError::Misaligned),
-        (Config { region_size: good.region_size + BLOCK, ..good }, ConfigError::Misaligned),
+        (Config { region_size: good.region_size + BLOCK / 2, ..good }, ConfigError::Misaligned),
         (Config { usable_region_size: 129 * MIB, ..good }, ConfigError::Misaligned),
         (Config { plugged_size: MIB, ..good }, ConfigError::Misaligned),
         (Config { requested_size: 127 * MIB, ..good }, ConfigError::Misaligned),

@@ -34,10 +34,12 @@ impl Shape {
     }
 
     pub fn random(random: &mut Random) -> Shape {
+        // Half of them with the blocks that x86 uses, and some that end within a memory block.
+        let block_size = random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB;
+        let missing = if random.chance(30) { random.below(MEMORY_BLOCK / block_size) } else { 0 };
         Shape {
-            // Half of them with the blocks that x86 uses.
-            block_size: random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB,
-            region_size: (1 + random.below(8)) * MEMORY_BLOCK,
+            block_size,
+            region_size: (1 + random.below(8)) * MEMORY_BLOCK - missing * block_size,
             memmap_inside: random.chance(75),
             faults: random.pick(&[0, 1, 5, 20, 50]),
         }

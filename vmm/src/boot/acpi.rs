@@ -9,6 +9,7 @@
 //! | FADT | how to reset and power off |
 //! | DSDT | the serial port and the virtio-mmio devices |
 //! | SRAT | which memory lies on which node; only there when a hotplug region has one |
+//! | SLIT | that another node is twice as far as the own; there with SRAT |
 
 use std::ops::Range;
 
@@ -21,11 +22,12 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
+use acpi_tables::slit::SLIT;
 use acpi_tables::xsdt::XSDT;
 use tidevm_abi::SERIAL_PORT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
-use super::BootError;
+use super::{BootError, RESTART};
 use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
 use crate::config::Config;
 use crate::memory::{View, layout};
@@ -36,7 +38,7 @@ const OEM_REVISION: u32 = 1;
 
 /// Where the tables start: where firmware has them, outside of what the memory map calls RAM.
 pub const TABLES: GuestAddress = GuestAddress(0xe_0000);
-const END: GuestAddress = GuestAddress(0x10_0000);
+const END: GuestAddress = RESTART;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
@@ -71,8 +73,9 @@ pub fn write(config: &Config, view: &View) -> Result<(), BootError> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    if config.hotplug.iter().any(|hotplug| hotplug.node.is_some()) {
+    if let Some(last) = config.hotplug.iter().filter_map(|hotplug| hotplug.node).max() {
         xsdt.add_entry(put(&Bytewise(srat(config)))?);
+        xsdt.add_entry(put(&slit(usize::from(last) + 1))?);
     }
     let xsdt = put(&xsdt)?;
     let mut root = Vec::new();
@@ -147,6 +150,16 @@ fn srat(config: &Config) -> Sdt {
     table
 }
 
+/// Distances between `nodes` nodes, in tenths of the distance to the own memory.
+fn slit(nodes: usize) -> SLIT {
+    const OTHER: u8 = 20;
+    let mut table = SLIT::new(OEM, OEM_TABLE, OEM_REVISION, nodes as u32);
+    for one in 0..nodes {
+        (0..one).for_each(|other| table.set_distance(one, other, OTHER));
+    }
+    table
+}
+
 fn dsdt(config: &Config) -> Sdt {
     let mut body = Vec::new();
     // What to write to power off.
@@ -187,7 +200,7 @@ fn device(name: &str, id: &dyn Aml, number: u8, resources: Vec<&dyn Aml>, body: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HotplugConfig;
+    use crate::config::{HotplugConfig, MAX_NODE};
     use crate::memory::fake::memory;
 
     fn written(config: &Config) -> Vec<u8> {
@@ -207,6 +220,7 @@ mod tests {
     fn every_table_is_reached_and_its_bytes_add_up() {
         let mut hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
         hotplug[0].node = Some(1);
+        hotplug[1].node = Some(MAX_NODE);
         let bytes = written(&Config { cpus: 254, hotplug, ..Config::default() });
         let base = TABLES.0 as usize;
         let table = |at: usize| {
@@ -219,7 +233,7 @@ mod tests {
         let xsdt = table(number(&bytes, 24, 8));
         assert_eq!(&xsdt[..4], b"XSDT");
         let (fadt, madt) = (table(number(xsdt, 36, 8)), table(number(xsdt, 44, 8)));
-        assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 60));
+        assert_eq!((&fadt[..4], &madt[..4], xsdt.len()), (&b"FACP"[..], &b"APIC"[..], 68));
         let srat = table(number(xsdt, 52, 8));
         assert_eq!(
             (&srat[..4], srat.len()),
@@ -227,6 +241,13 @@ mod tests {
         );
         let first_region = 48 + 254 * 16 + 40;
         assert_eq!((srat[first_region + 2], number(srat, first_region + 8, 8)), (1, 4 << 30));
+        let (slit, nodes) = (table(number(xsdt, 60, 8)), usize::from(MAX_NODE) + 1);
+        assert_eq!((&slit[..4], number(slit, 36, 8)), (&b"SLIT"[..], nodes));
+        let distances: Vec<_> = slit[44..].chunks(nodes).collect();
+        assert_eq!((distances.len(), distances[0][0], distances[0][1]), (nodes, 10, 20));
+        assert!(
+            (0..nodes).all(|node| distances[node][node] == 10 && distances[node][0] == distances[0][node])
+        );
         assert_eq!(madt.len(), 44 + 254 * 8 + 12);
         let dsdt = table(number(fadt, 140, 8));
         assert_eq!(&dsdt[..4], b"DSDT");

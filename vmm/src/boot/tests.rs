@@ -56,9 +56,9 @@ fn a_full_machine_has_room_on_the_command_line() {
 }
 
 fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
-    let image = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
+    let kernel = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
     let config = Config { memory: memory_size, ..Config::default() };
-    load(&config, &image, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
+    load(&config, &Files { kernel, initrd: None }, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
 }
 
 #[test]
@@ -91,4 +91,16 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
     assert_eq!(&bytes, b"initrd");
     let error = load_initrd(&[0; 8192], 32 * MIB - 4096, 32 * MIB, &memory.view()).unwrap_err();
     assert!(matches!(error, BootError::NoRoom { .. }), "{error}");
+}
+
+/// Where a kernel starts firmware again there is no firmware, but what firmware would come to.
+#[test]
+fn the_reset_vector_resets() {
+    let config = Config { memory: 64 * MIB, ..Config::default() };
+    let (memory, _) = memory(config.memory, &[]);
+    load(&config, &Files::open(&config).unwrap(), 1, &memory.view()).unwrap();
+    let mut code = [0; 4];
+    memory.view().read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+    assert_eq!(code, [0xb0, 0xfe, 0xe6, 0x64], "mov al, 0xfe; out 0x64, al");
+    assert!(ranges(config.memory).iter().all(|&(start, end)| end <= 0xf_fff0 || start >= MIB));
 }

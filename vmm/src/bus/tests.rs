@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Access, Bus, I8042, I8042_RESET};
+use super::{Access, Bus, I8042, I8042_RESET, POWER_OFF, SLEEP_CONTROL, SLEEP_TYPE_OFF};
 use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
 use crate::serial::{Port, Sink};
 use crate::virtio::RegisterDevice;
@@ -65,4 +65,6 @@ fn ports_write_text_and_end_the_machine() {
     assert_eq!(bus.io_write(EXIT_PORT, &[7, 0]), Access::Exit(7));
     assert_eq!(bus.io_write(I8042, &[I8042_RESET]), Access::Reset);
     assert_eq!(bus.io_write(I8042, &[0xd1]), Access::Done);
+    assert_eq!(bus.io_write(SLEEP_CONTROL, &[POWER_OFF]), Access::PowerOff);
+    assert_eq!(bus.io_write(SLEEP_CONTROL, &[SLEEP_TYPE_OFF << 2]), Access::Done);
 }

@@ -65,6 +65,7 @@ pub(super) const PLAIN_METRICS: Table<Metric> = &[
     ("plugged", Metric::Plugged),
     ("requested", Metric::Requested),
     ("host.held", Metric::HostHeld),
+    ("resets", Metric::Resets),
     ("memmap.boot_pages", Metric::MemmapBootPages),
     ("memmap.altmap_pages", Metric::MemmapAltmapPages),
     ("migrated", Metric::Migrated),

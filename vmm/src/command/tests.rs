@@ -26,6 +26,7 @@ fn metrics() -> impl Strategy<Value = Metric> {
         Metric::Plugged,
         Metric::Requested,
         Metric::HostHeld,
+        Metric::Resets,
         Metric::MemmapBootPages,
         Metric::MemmapAltmapPages,
         Metric::Migrated,

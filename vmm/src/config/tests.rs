@@ -27,7 +27,7 @@ fn what_can_be_is_accepted() {
 #[test]
 fn what_cannot_be_is_refused_with_advice() {
     let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
-    let table: [(Config, &str); 15] = [
+    let table: [(Config, &str); 16] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
         (
@@ -52,6 +52,10 @@ fn what_cannot_be_is_refused_with_advice() {
             "--hotplug #1 requested=3M: must be a multiple of its block, 2M (try 2M or 4M)",
         ),
         (hotplug(GIB, MIN_BLOCK, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
+        (
+            with(HotplugConfig { node: Some(64), ..HotplugConfig::new(GIB) }),
+            "--hotplug #1 node=64: nodes are numbered from 0 to 63",
+        ),
         (
             Config { hotplug: vec![HotplugConfig::new(GIB); 19], ..Config::default() },
             "--hotplug given 19 times: the guest drives 16 devices at most",

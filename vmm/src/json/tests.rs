@@ -25,7 +25,9 @@ fn every_line_is_one_object() {
     lines.step(&step).unwrap();
     lines.step(&StepReport { verdict: Verdict::Done { note: Some("well".to_owned()) }, ..step }).unwrap();
     let ended = Ended::Died { report: "rip".to_owned() };
-    lines.end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, ..Summary::default() }).unwrap();
+    lines
+        .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
+        .unwrap();
 
     let text = String::from_utf8(out).unwrap();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -46,6 +48,7 @@ fn every_line_is_one_object() {
     assert_eq!((&events[3]["event"], &events[3]["status"]), (&json!("end"), &json!(4)));
     assert_eq!((&events[3]["outcome"], &events[3]["reason"]), (&json!("died"), &json!("rip")));
     assert_eq!(events[3]["plug_seconds_per_gib"], Value::Null);
+    assert_eq!(events[3]["resets"], json!(4));
     assert_eq!((&events[3]["stray_accesses"], &events[3]["bad_records"]), (&json!(0), &json!(3)));
     assert_eq!(events.len(), 4);
 }

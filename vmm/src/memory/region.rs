@@ -114,6 +114,11 @@ impl Region {
         Ok(())
     }
 
+    /// Forgets the slots, which went with the machine that they were made in. Nothing is plugged.
+    pub fn forget_slots(&mut self) {
+        self.slots.clear();
+    }
+
     /// Adds a slot for every run of memory blocks of `range` that has none.
     fn cover(&mut self, range: &Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
         let mut added = Vec::new();

@@ -5,7 +5,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::fake::memory;
+use super::fake::{FakeSlots, memory};
 use super::{Memory, layout};
 
 const MIB: u64 = 1 << 20;
@@ -252,4 +252,25 @@ proptest! {
         let open = protection(&memory, block as u64 * 2 * MIB) == "rw-p";
         assert_eq!(open, model[block]);
     }
+}
+
+#[test]
+fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
+    let (memory, old) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(0, 65)).unwrap();
+    // A slot that KVM kept: the new machine has none.
+    old.fail_remove_after(0);
+    memory.unplug(0, blocks(0, 65)).unwrap();
+    assert_eq!(old.hotplug(BOOT), [(START, 2 * BLOCK)]);
+    memory.view().write_obj(7_u8, GuestAddress(MIB)).unwrap();
+    let new = FakeSlots::default();
+    memory.reset(Box::new(new.clone())).unwrap();
+    assert_eq!(memory.view().read_obj::<u8>(GuestAddress(MIB)).unwrap(), 0);
+    assert_eq!((new.count(), new.hotplug(BOOT)), (1, vec![]));
+    memory.plug(0, blocks(0, 1)).unwrap();
+    assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
+    let refusing = FakeSlots::default();
+    refusing.fail_add_after(0);
+    let error = memory.reset(Box::new(refusing)).unwrap_err().to_string();
+    assert!(error.contains("the memslot of boot memory of 64M"), "{error}");
 }

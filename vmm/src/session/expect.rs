@@ -25,6 +25,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         match metric {
             Metric::Plugged => Ok(self.mem(device)?.plugged),
             Metric::Requested => Ok(self.mem(device)?.requested),
+            Metric::Resets => Ok(self.machine.state().resets),
             Metric::HostHeld => self
                 .machine
                 .held(device)

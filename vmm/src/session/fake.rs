@@ -75,12 +75,16 @@ pub(super) enum Event {
     Answer(u32, Answer),
     /// A driver binds the device.
     Bind,
+    /// The driver lets the device go, and follows no more.
+    Unbind,
     /// The driver looks at its target.
     Drive,
     /// A pinned page is let go.
     Unpin,
     Signal(i32),
     PowerOff,
+    /// The guest resets its machine, and is up again half a second later.
+    Reset,
     /// The guest touches what is not there.
     Stray,
 }
@@ -155,6 +159,10 @@ impl Fake {
                 self.shared.change(|state| state.report(Report::Done { id, answer }));
             }
             Event::Bind => self.shared.change(|state| state.mem[0].driver = true),
+            Event::Unbind => {
+                self.shared.change(|state| state.mem[0].driver = false);
+                self.events.borrow_mut().clear();
+            }
             Event::Drive => self.drive(),
             Event::Unpin => {
                 self.hogs.borrow_mut().retain(|_, (_, kind)| *kind == HogKind::Movable);
@@ -162,6 +170,20 @@ impl Fake {
             }
             Event::Signal(signal) => self.shared.change(|state| state.signal = Some(signal)),
             Event::PowerOff => self.shared.change(|state| state.powered_off = true),
+            Event::Reset => {
+                self.shared.change(|state| {
+                    let mem = &mut state.mem[0];
+                    (mem.plugged, mem.driver, mem.report) = (0, false, None);
+                    state.reset();
+                });
+                self.events.borrow_mut().clear();
+                self.hogs.borrow_mut().clear();
+                self.after(Duration::from_millis(400), Event::Bind);
+                if !self.nature.foreign {
+                    self.after(Duration::from_millis(500), Event::Ready);
+                }
+                self.after(Duration::from_millis(600), Event::Drive);
+            }
             Event::Stray => self.shared.change(|state| state.stray_accesses += 1),
         }
     }
@@ -306,7 +328,7 @@ impl Machine for Fake {
     fn call(&self, op: Op) -> Result<u32, CallsUnread> {
         self.look();
         let state = self.shared.snapshot();
-        assert!(state.ready.is_some(), "a call before the guest is ready: {op:?}");
+        assert!(state.ready.is_some() || state.resets > 0, "a call before the guest is ready: {op:?}");
         let id = self.next_call.replace(self.next_call.get() + 1);
         self.shared.expect_answer(id);
         self.untaken.borrow_mut().insert(id);
@@ -351,7 +373,7 @@ impl Machine for Fake {
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         assert!(self.untaken.borrow_mut().remove(&id), "call {id} was not made, or its answer is taken");
-        self.wait(limit, what, |state| state.answer(id))?;
+        self.wait(limit, what, |state| state.outcome(id))??;
         self.shared.take_answer(id, Duration::ZERO, what)
     }
 
@@ -394,7 +416,7 @@ impl Machine for Fake {
         if self.nature.deaf || state.ready.is_none() {
             return End::Forced;
         }
-        let early = state.signal.is_some() || state.powered_off;
+        let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
         End::PoweredOff

@@ -120,6 +120,8 @@ pub struct Summary {
     pub unplug: Rate,
     /// Exits of all vCPUs.
     pub exits: ExitCounts,
+    /// How often the guest reset its machine.
+    pub resets: u64,
     /// Accesses of the guest to addresses at which there is nothing.
     pub stray_accesses: u64,
     /// Messages of the guest that made no sense.

@@ -42,22 +42,24 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             }
             Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(&mem, target))),
             Err(WaitError::Deadline { .. }) => {
-                let why = self.why_stopped(&self.mem(resize.device)?, target);
+                let mem = self.mem(resize.device)?;
+                let mut why = self.why_stopped(&mem, target);
+                if !mem.driver {
+                    why = format!("{why}; {}", driver_absent(resize.device));
+                }
                 Err(Trouble::Failed(format!("not within {limit:?}: {why}")))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The device, once the guest drives it. tidevm's own guest does so before it reports.
+    /// The device, once the guest drives it. One that is up does so, if it ever does.
     fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, Trouble> {
-        let limit = if self.machine.has_agent() { Duration::ZERO } else { limit };
+        let limit = if self.machine.state().ready.is_some() { Duration::ZERO } else { limit };
         self.mem(device)?;
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
         match self.machine.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
-            Err(WaitError::Deadline { .. }) => {
-                Err(Trouble::Failed(format!("driver absent: the guest drives no device {device}")))
-            }
+            Err(WaitError::Deadline { .. }) => Err(Trouble::Failed(driver_absent(device))),
             result => Ok(result?),
         }
     }
@@ -149,6 +151,10 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             },
         }
     }
+}
+
+fn driver_absent(device: usize) -> String {
+    format!("driver absent: the guest drives no device {device}")
 }
 
 fn target(target: Target, requested: u64) -> Result<u64, Trouble> {

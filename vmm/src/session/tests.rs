@@ -186,11 +186,62 @@ fn other_kernels_are_resized_and_asked_nothing() {
 }
 
 #[test]
+fn what_other_kernels_cannot_do_fails_and_says_why() {
+    let script = "hog 1M movable as a\nverify a\nrelease a\nchurn 1 threads for 1s as c\nwait c\ncheck\n\
+                  inject online\nexpect zone.Movable.free == 0\nplug 2M";
+    let outcome = session(Nature { foreign: true, ..Nature::default() }, script);
+    let needs_agent = |index: &usize| outcome.reason(*index).starts_with("this needs tidevm's own guest");
+    assert_eq!((0..8).filter(needs_agent).count(), 8);
+    assert!(matches!(outcome.steps[8].verdict, Verdict::Done { .. }), "the session goes on");
+}
+
+#[test]
 fn other_kernels_may_have_no_driver() {
     let nature = Nature { foreign: true, driverless: true, ..Nature::default() };
     let outcome = session(nature, "plug 1G within 5s");
     assert!(outcome.reason(0).starts_with("driver absent"));
     assert_eq!(outcome.steps[0].took, Duration::from_secs(5));
+}
+
+#[test]
+fn a_driver_that_goes_is_the_reason_of_the_deadline() {
+    let fake = Fake::new(Nature { foreign: true, ..Nature::default() });
+    fake.after(Duration::from_millis(3500), Event::Unbind);
+    let outcome = session_on(fake, "plug 1G within 10s");
+    let expected = "not within 10s: stopped at 0, 1024 MiB below the target: the guest is still at it, and has \
+                    not said why; driver absent: the guest drives no device 0";
+    assert_eq!(outcome.reason(0), expected);
+}
+
+#[test]
+fn a_resize_goes_on_after_a_reset() {
+    for foreign in [false, true] {
+        let fake = Fake::new(Nature { foreign, ..Nature::default() });
+        // In the middle of the second.
+        fake.after(Duration::from_millis(if foreign { 5500 } else { 2900 }), Event::Reset);
+        let outcome = session_on(fake, "plug 1G\nplug 2G\nexpect resets == 1\nresize 0");
+        assert_eq!(outcome.summary.ended, Ended::Done, "{foreign}");
+        assert_eq!((outcome.note(0), outcome.note(1)), (None, Some("the guest was reset")));
+        assert_eq!(outcome.steps[1].sample.devices[0].plugged, 3 << 30);
+        assert_eq!(outcome.summary.resets, 1);
+    }
+}
+
+#[test]
+fn what_lived_in_the_guest_goes_with_a_reset() {
+    let waiting = [
+        ("hog 1G movable as a", "the guest was reset before it answered"),
+        ("hog 4K movable as a\nsleep 10s\nverify a", "`a` is gone: the guest was reset"),
+        ("churn 1 threads for 2s as a\nwait a", "the guest was reset before it answered"),
+        ("churn 1 threads for 2s as a\nsleep 10s", "the guest was reset before it answered"),
+    ];
+    for (script, why) in waiting {
+        let fake = Fake::new(Nature::default());
+        fake.after(Duration::from_millis(1400), Event::Reset);
+        let outcome = session_on(fake, script);
+        assert_eq!(outcome.summary.ended, Ended::Failed { reason: Some(why.to_owned()) }, "{script}");
+        assert_eq!(outcome.status(), 1);
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ enum Now {
         until: Instant,
     },
     Gone,
+    /// The guest was reset.
+    Lost,
 }
 
 impl Workloads {
@@ -63,11 +65,23 @@ impl Workloads {
         self.0[handle as usize].now = Now::Gone;
     }
 
+    /// The guest was reset: its hogs live no more. Of its churns, whoever awaits them hears.
+    pub(super) fn lose(&mut self) {
+        for workload in &mut self.0 {
+            if matches!(workload.now, Now::Hog { .. } | Now::Nothing) {
+                workload.now = Now::Lost;
+            }
+        }
+    }
+
     /// The living workload of this name. Scripts are checked for names before they run.
     fn find(&self, name: &Name) -> Result<(Handle, Now), Trouble> {
         let lives =
             |(_, workload): &(usize, &Workload)| workload.name == *name && !matches!(workload.now, Now::Gone);
         match self.0.iter().enumerate().find(lives) {
+            Some((_, Workload { now: Now::Lost, .. })) => {
+                Err(Trouble::Fatal(format!("`{name}` is gone: the guest was reset")))
+            }
             Some((index, workload)) => Ok((index as Handle, workload.now)),
             None => Err(Trouble::Fatal(format!("nothing is called `{name}` here"))),
         }
@@ -121,7 +135,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let (handle, pages) = match self.workloads.find(name)? {
             (handle, Now::Hog { pages }) => (handle, pages),
             (_, Now::Churn { .. }) => return self.await_churn(name),
-            (handle, Now::Nothing | Now::Gone) => {
+            (handle, Now::Nothing | Now::Gone | Now::Lost) => {
                 self.workloads.end(handle);
                 return Ok(Some(format!("`{name}` held no pages")));
             }

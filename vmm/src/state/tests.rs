@@ -73,6 +73,23 @@ fn answers_need_calls() {
     assert_eq!((shared.snapshot().answers.len(), shared.snapshot().bad_records), (0, 1000));
 }
 
+/// There is nobody left to answer, so nobody waits.
+#[test]
+fn a_reset_ends_every_wait_for_an_answer() {
+    let shared = shared();
+    shared.change(|state| state.report(Report::Ready { cpus: 1, mem_devices: 1 }));
+    shared.expect_answer(1);
+    shared.change(super::State::reset);
+    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 1));
+    assert_eq!(shared.take_answer(1, LATE, "the answer"), Err(WaitError::Reset));
+    // The next guest is up again, and what it answers to later calls arrives.
+    shared.change(|state| state.report(Report::Ready { cpus: 2, mem_devices: 1 }));
+    assert_eq!(shared.snapshot().ready.map(|ready| ready.cpus), Some(2));
+    shared.expect_answer(2);
+    shared.change(|state| state.report(Report::Done { id: 2, answer: Answer::Done }));
+    assert_eq!(shared.take_answer(2, SOON, "the answer"), Ok(Answer::Done));
+}
+
 #[test]
 fn resize_reports_belong_to_a_region() {
     let shared = shared();

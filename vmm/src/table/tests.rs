@@ -154,6 +154,7 @@ fn what_the_guest_did_wrong_is_said_if_it_did() {
     let line =
         |stray_accesses, bad_records| numbers(&Summary { stray_accesses, bad_records, ..Summary::default() });
     assert_eq!(line(0, 0), "0 exits (0 port, 0 MMIO)");
+    assert_eq!(numbers(&Summary { resets: 1, ..Summary::default() }), "0 exits (0 port, 0 MMIO), 1 reset");
     assert_eq!(line(1, 2), "0 exits (0 port, 0 MMIO), 1 access to nothing, 2 bad records");
 }
 

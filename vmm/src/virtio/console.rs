@@ -17,7 +17,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Memory;
-use crate::state::Shared;
+use crate::state::{Shared, State};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{Port, RegisterDevice};
 
@@ -78,6 +78,13 @@ impl Console {
         self.unread.push_back(call);
         self.serve_calls();
         Ok(())
+    }
+
+    /// System reset: no driver, and nobody who could answer the calls that were made.
+    pub fn reset(&mut self) {
+        self.port.registers.reset();
+        self.unread.clear();
+        self.shared.change(State::reset);
     }
 
     /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be
@@ -149,6 +156,14 @@ impl RegisterDevice for Console {
             Effect::StatusChanged => self.kicks[CALLS].write(1),
             Effect::Notify(queue) => self.kicks[queue].write(1),
         }
+    }
+}
+
+#[cfg(test)]
+impl Console {
+    /// How many calls wait to be read.
+    pub(crate) fn unread(&self) -> usize {
+        self.unread.len()
     }
 }
 

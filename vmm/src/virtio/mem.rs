@@ -119,6 +119,19 @@ impl Mem {
         self.port.notify_config();
     }
 
+    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
+    ///
+    /// # Errors
+    /// The host did not take memory back, which the log tells; what is left stays plugged.
+    pub fn reset(&mut self) -> Result<(), Busy> {
+        self.port.registers.reset();
+        let result = self.device.reset(&mut self.blocks);
+        let index = self.blocks.index;
+        self.shared.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
+        self.publish(None);
+        result
+    }
+
     /// Serves the requests in the queue.
     pub fn serve(&mut self) -> Served {
         let mut served = Served { busy: false, more: true };

@@ -238,7 +238,8 @@ impl Registers {
             && self.driver_features & self.required_features == self.required_features
     }
 
-    fn reset(&mut self) -> Effect {
+    /// As at the start, but for the configuration: what writing 0 to the status does.
+    pub fn reset(&mut self) -> Effect {
         let was_running = self.running();
         for queue in &mut self.queues {
             queue.reset();

@@ -1,9 +1,4 @@
-//! Putting a machine together.
-//!
-//! Order of the KVM calls: boot memslots, ioeventfds, interrupt chip, vCPUs. A change of slots or
-//! of ioeventfds after the interrupt chip was made waits for a grace period of KVM, which makes
-//! the same calls 50 times slower in another order. There is no PIT: guests have their local
-//! APIC's timer.
+//! Starting a machine, and what can be in the way.
 
 use std::fs::File;
 use std::io;
@@ -14,25 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{FIRST_CALL, Vm};
-use crate::boot::{self, BootError, Image};
-use crate::bus::Bus;
-use crate::config::{Config, ConfigError, ConsoleMode};
+use super::board::{self, Board};
+use super::devices::Devices;
+use super::{FIRST_CALL, Vm, lock};
+use crate::boot::{BootError, Files};
+use crate::config::{Config, ConfigError, ConsoleMode, Size};
 use crate::cpu;
-use crate::events::{EventLoop, Input, Sources};
+use crate::events::{EventLoop, Sources};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, MemoryError, layout};
 use crate::process::{Signals, Terminal, standard_input};
-use crate::serial::{self, Sink};
-use crate::state::Shared;
-use crate::vcpu::{Machine, Vcpus};
-use crate::virtio::RegisterDevice;
-use crate::virtio::console::Console;
-use crate::virtio::mem::Mem;
-use crate::virtio::mmio::QUEUE_NOTIFY;
+use crate::serial::Sink;
+use crate::vcpu::Machine;
 
 /// The only version of the KVM interface there will be.
 const KVM_API_VERSION: i32 = 12;
@@ -66,6 +57,18 @@ pub enum StartError {
         asked: u8,
         /// vCPUs possible.
         most: usize,
+    },
+    /// More memory than the vCPUs can address.
+    #[error(
+        "boot memory and hotplug regions end at {}, beyond the {} that this host's CPU can address: \
+         make --memory or --hotplug size= smaller",
+        Size(*.end), Size(*.limit)
+    )]
+    Unaddressable {
+        /// Where the last of them would end.
+        end: u64,
+        /// Where addresses end.
+        limit: u64,
     },
     /// The console file cannot be written, or nobody listens at its socket.
     #[error("--console {kind}:{path}: {error}")]
@@ -127,6 +130,7 @@ impl StartError {
             | Self::Boot(_)
             | Self::Memory(_)
             | Self::TooManyCpus { .. }
+            | Self::Unaddressable { .. }
             | Self::Console { .. } => 2,
             Self::NoKvm { .. } | Self::Capability(_) | Self::Kvm { .. } | Self::Host { .. } => 3,
         }
@@ -134,78 +138,81 @@ impl StartError {
 }
 
 /// For `map_err`: KVM failed at `what`.
-fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StartError {
+pub(super) fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StartError {
     move |error| StartError::Kvm { what, error: io::Error::from_raw_os_error(error.errno()) }
 }
 
 /// For `map_err`: the host failed at `what`.
-fn host(what: &'static str) -> impl Fn(io::Error) -> StartError {
+pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::Host { what, error }
 }
 
-fn event() -> Result<EventFd, StartError> {
+pub(super) fn event() -> Result<EventFd, StartError> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
 }
 
-fn share(event: &EventFd) -> Result<EventFd, StartError> {
+pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
     event.try_clone().map_err(host("share an eventfd"))
 }
 
-pub(super) fn start(config: &Config) -> Result<Vm, StartError> {
+pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let started = Instant::now();
     config.validate()?;
-    let image = Image::open(config.kernel.as_deref())?;
-    let has_agent = image.is_own_guest();
-    let kvm_device = open_kvm(config)?;
+    let files = Files::open(&config)?;
+    let has_agent = files.kernel.is_own_guest();
+    if has_agent {
+        config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
+    }
+    let kvm_device = open_kvm(&config)?;
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
-    let vm = Arc::new(kvm_device.create_vm().map_err(kvm("make a machine"))?);
-
+    let vm = board::new_vm(&kvm_device)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let memory = Arc::new(Memory::new(config.memory, &sizes, Box::new(KvmSlots::new(Arc::clone(&vm))))?);
-    let devices = Devices::new(config, &memory, started)?;
-    devices.register_kicks(&vm)?;
-    vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place its own pages"))?;
-    vm.create_irq_chip().map_err(kvm("make an interrupt chip"))?;
-    let vcpus = make_vcpus(config, &kvm_device, &vm)?;
-    devices.register_interrupts(&vm)?;
-
-    let tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
-    let entry = boot::load(config, &image, tsc_khz, &memory.view())?;
-    cpu::enter_kernel(&vcpus[0], entry).map_err(kvm("set registers"))?;
+    let mut devices = Devices::new(&config, &memory, started)?;
+    let shared = Arc::clone(&devices.shared);
+    let console = Arc::clone(&devices.console);
+    let mem: Vec<_> = devices.mem.iter().map(|mem| Arc::clone(&mem.device)).collect();
+    let serial = Arc::clone(&devices.serial);
+    let boot_memory = config.memory;
 
     let stdio = config.console == ConsoleMode::Stdio;
-    let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
-    let terminal = terminal.map(Arc::new);
+    let reset = event()?;
     let machine = Arc::new(Machine {
         bus: devices.bus(),
         memory: Arc::clone(&memory),
-        shared: Arc::clone(&devices.shared),
-        kernel: image,
+        shared: Arc::clone(&shared),
+        files,
+        reset: share(&reset)?,
         stop: AtomicBool::new(false),
     });
+    let input = devices.input.take();
+    let kicks = devices.kicks()?;
+    let board = Board::new(config, kvm_device, devices, machine);
+    let vcpus = board.assemble(&vm)?;
+    let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
+    let terminal = terminal.map(Arc::new);
+    let board = Arc::new(Mutex::new(board));
+    let resetting = Arc::clone(&board);
     let sources = Sources {
-        shared: Arc::clone(&devices.shared),
-        mem: devices
-            .mem
-            .iter()
-            .map(|mem| Ok((Arc::clone(&mem.device), share(&mem.kick)?)))
-            .collect::<Result<_, StartError>>()?,
-        console: Arc::clone(&devices.console),
-        console_kicks: devices.console_kicks,
+        shared: Arc::clone(&shared),
+        mem: mem.iter().cloned().zip(kicks.mem).collect(),
+        console: Arc::clone(&console),
+        console_kicks: kicks.console,
+        reset: (reset, Box::new(move || lock(&resetting).reset())),
         signals,
         terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
-        input: devices.input,
+        input,
     };
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
-    let vcpus = Vcpus::start(vcpus, &machine).map_err(host("start a vCPU thread"))?;
+    lock(&board).run(vcpus)?;
     Ok(Vm {
-        shared: devices.shared,
-        vcpus,
-        console: devices.console,
-        mem: devices.mem.into_iter().map(|mem| mem.device).collect(),
+        shared,
+        board,
+        console,
+        mem,
         memory,
-        serial: devices.serial,
-        boot_memory: config.memory,
+        serial,
+        boot_memory,
         has_agent,
         next_call: AtomicU32::new(FIRST_CALL),
         _events: events,
@@ -229,22 +236,23 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     if usize::from(config.cpus) > most {
         return Err(StartError::TooManyCpus { asked: config.cpus, most });
     }
+    let cpuid = cpu::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
+    check_reach(config, cpu::address_bits(&cpuid))?;
     Ok(kvm)
 }
 
-fn make_vcpus(config: &Config, kvm_device: &Kvm, vm: &VmFd) -> Result<Vec<VcpuFd>, StartError> {
-    let cpuid = cpu::supported_cpuid(kvm_device).map_err(kvm("tell its CPUID"))?;
-    (0..config.cpus)
-        .map(|id| {
-            let vcpu = vm.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
-            cpu::set_cpuid(&vcpu, &cpuid, id, config.cpus).map_err(kvm("set CPUID"))?;
-            Ok(vcpu)
-        })
-        .collect()
+/// Whether all memory has addresses of so many bits.
+pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
+    match layout::end(config.memory, sizes).unwrap_or(u64::MAX) {
+        end if end > limit => Err(StartError::Unaddressable { end, limit }),
+        _ => Ok(()),
+    }
 }
 
 /// Where the serial port's output goes, and where its input comes from.
-fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
+pub(super) fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
     let failed = |kind, path: &PathBuf| {
         let path = path.clone();
         move |error| StartError::Console { kind, path, error }
@@ -266,95 +274,4 @@ fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
             (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
         }
     })
-}
-
-/// All devices, and the events between them and KVM.
-struct Devices {
-    shared: Arc<Shared>,
-    console: Arc<Mutex<Console>>,
-    console_kicks: [EventFd; 2],
-    mem: Vec<MemDevice>,
-    serial: Arc<serial::Port>,
-    serial_interrupt: EventFd,
-    input: Option<Input>,
-    /// Interrupt of the virtio-mmio device with the same index.
-    interrupts: Vec<EventFd>,
-}
-
-struct MemDevice {
-    device: Arc<Mutex<Mem>>,
-    kick: EventFd,
-}
-
-impl Devices {
-    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`.
-    fn new(config: &Config, memory: &Arc<Memory>, started: Instant) -> Result<Self, StartError> {
-        let regions = memory.regions().iter();
-        let status = config
-            .hotplug
-            .iter()
-            .zip(regions)
-            .map(|(hotplug, region)| Mem::status_at_start(hotplug, region.start));
-        let shared = Arc::new(Shared::new(started, status.collect()));
-
-        let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let (sink, input) = console(&config.console)?;
-        let serial = serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?);
-        let serial = Arc::new(serial);
-        let input =
-            input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
-
-        let mut interrupts = vec![event()?];
-        let console_kicks = [event()?, event()?];
-        let kicks = [share(&console_kicks[0])?, share(&console_kicks[1])?];
-        let console = Console::new(Arc::clone(memory), Arc::clone(&shared), share(&interrupts[0])?, kicks)
-            .map_err(host("make the control channel"))?;
-
-        let mut mem = Vec::new();
-        for (index, hotplug) in config.hotplug.iter().enumerate() {
-            let (interrupt, kick) = (event()?, event()?);
-            let (memory, shared) = (Arc::clone(memory), Arc::clone(&shared));
-            let device = Mem::new(index, hotplug, memory, shared, share(&interrupt)?, share(&kick)?)
-                .map_err(host("make a virtio-mem device"))?;
-            interrupts.push(interrupt);
-            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), kick });
-        }
-        Ok(Self {
-            shared,
-            console: Arc::new(Mutex::new(console)),
-            console_kicks,
-            mem,
-            serial,
-            serial_interrupt,
-            input,
-            interrupts,
-        })
-    }
-
-    fn bus(&self) -> Bus {
-        let mut devices: Vec<Arc<Mutex<dyn RegisterDevice>>> = vec![Arc::clone(&self.console) as _];
-        devices.extend(self.mem.iter().map(|mem| Arc::clone(&mem.device) as _));
-        Bus::new(devices, Arc::clone(&self.serial))
-    }
-
-    /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
-    fn register_kicks(&self, vm: &VmFd) -> Result<(), StartError> {
-        let console = self.console_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
-        let mem = self.mem.iter().enumerate().map(|(index, mem)| (index + 1, 0, &mem.kick));
-        for (device, queue, kick) in console.chain(mem) {
-            let address = IoEventAddress::Mmio(layout::mmio(device).0 + QUEUE_NOTIFY);
-            vm.register_ioevent(kick, &address, queue as u32).map_err(kvm("register an ioeventfd"))?;
-        }
-        Ok(())
-    }
-
-    /// Has KVM turn events into interrupts.
-    fn register_interrupts(&self, vm: &VmFd) -> Result<(), StartError> {
-        let register = |event, gsi| vm.register_irqfd(event, gsi).map_err(kvm("register an irqfd"));
-        register(&self.serial_interrupt, layout::SERIAL_GSI)?;
-        for (index, interrupt) in self.interrupts.iter().enumerate() {
-            register(interrupt, layout::gsi(index))?;
-        }
-        Ok(())
-    }
 }

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use tidevm_abi::Op;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{End, StartError, Vm};
+use super::{End, StartError, Vm, start};
 use crate::boot::BootError;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::memory::layout::HOLE_END;
 use crate::state::DeathKind;
+
+mod reset;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
@@ -151,10 +153,8 @@ fn long_mode(code: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_guest_can_power_off_and_reset() {
+fn a_guest_can_power_off() {
     assert!(matches!(run(&POWER_OFF), None | Some(End::PoweredOff)));
-    // mov al, 0xfe; out 0x64, al; hlt
-    assert!(matches!(run(&[0xb0, 0xfe, 0xe6, 0x64, 0xf4]), None | Some(End::PoweredOff)));
 }
 
 #[test]
@@ -320,6 +320,29 @@ fn a_file_that_is_no_kernel_does_not_start() {
     let error = Vm::start(config).unwrap_err();
     assert!(matches!(error, StartError::Boot(BootError::Unreadable { .. })), "{error}");
     assert_eq!(error.exit_status(), 2);
+}
+
+/// Whether it is the embedded guest or a file with the same in it.
+#[test]
+fn tidevms_own_guest_has_its_limit_of_cpus() {
+    let file = std::env::temp_dir().join(format!("tidevm-test-{}-own.elf", std::process::id()));
+    std::fs::write(&file, crate::boot::Image::open(None).unwrap().bytes()).unwrap();
+    let error = Vm::start(Config { cpus: 65, kernel: Some(file.clone()), ..Config::default() }).unwrap_err();
+    std::fs::remove_file(file).unwrap();
+    assert_eq!(error.to_string(), "--cpus 65: there can be 1 to 64 vCPUs");
+}
+
+#[test]
+fn memory_that_no_address_leads_to_is_refused() {
+    let config = Config { hotplug: vec![HotplugConfig::new(60 << 30)], ..Config::default() };
+    assert!(start::check_reach(&config, 36).is_ok());
+    let config = Config { hotplug: vec![HotplugConfig::new(61 << 30)], ..config };
+    let error = start::check_reach(&config, 36).unwrap_err();
+    assert_eq!(error.exit_status(), 2);
+    assert!(
+        error.to_string().contains("end at 65G, beyond the 64G that this host's CPU can address"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -23,16 +23,16 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Longer than the time that the program gives itself after a signal.
-const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(40);
 
-fn kill(signal: &str, child: &Child) {
+pub fn kill(signal: &str, child: &Child) {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
 }
 
 /// Waits for the end of `child`, which does not hold up the tests for longer than [`LIMIT`].
 #[track_caller]
-fn end(child: &mut Child) -> ExitStatus {
+pub fn end(child: &mut Child) -> ExitStatus {
     until("the end", || {
         let ended = child.try_wait().expect("a child");
         ended.is_some()

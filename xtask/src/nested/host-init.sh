@@ -7,7 +7,7 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 @LOAD@
 @COLOR@
-export TIDEVM_LINUX_KERNEL=/linux/vmlinuz TIDEVM_LINUX_INITRD=/linux/initrd
+export TIDEVM_LINUX_KERNEL=/linux/vmlinuz TIDEVM_LINUX_ELF=/linux/vmlinux TIDEVM_LINUX_INITRD=/linux/initrd
 stty raw -echo < /dev/ttyS1
 @COMMAND@ < /dev/null > /dev/ttyS1 2>&1
 echo $? > /dev/ttyS2

@@ -2,6 +2,8 @@
 # First process of a stock Linux guest. Words of the kernel's command line choose what it does:
 #   policy=P   how new memory is onlined (memory_hotplug.online_policy and auto_online_blocks)
 #   data=MIB   once there is memory for it, a file of so many MiB in memory, checked in every round
+#   driver=none  it is not loaded
+#   at=MIB:ACTION  once there are so many MiB more, in the order given, one a round: see `act`
 # Every round prints one line, so that whoever reads the console knows what the kernel knows.
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
@@ -10,10 +12,14 @@ mount -t sysfs sys /sys
 mount -t tmpfs -o size=90% tmp /tmp
 policy=online_movable
 data=0
+driver=virtio_mem
+plan=
 for word in $(cat /proc/cmdline); do
     case $word in
         policy=*) policy=${word#policy=} ;;
         data=*) data=${word#data=} ;;
+        driver=*) driver=${word#driver=} ;;
+        at=*) plan="$plan ${word#at=}" ;;
     esac
 done
 if [ "$policy" = auto-movable ]; then
@@ -23,10 +29,38 @@ fi
 echo $policy > /sys/devices/system/memory/auto_online_blocks
 total() { awk '/^MemTotal/ { print $2 }' /proc/meminfo; }
 start=$(total)
-@LOAD@
+load() {
+    @LOAD@
+}
+[ $driver = none ] || load
+act() {
+    bus=/sys/bus/virtio/drivers/virtio_mem
+    case $1 in
+        wait) sleep 3 ;;
+        unbind)
+            device=$(basename $bus/virtio*)
+            echo $device > $bus/unbind
+            ;;
+        bind) echo $device > $bus/bind || echo "guest cannot bind" ;;
+        online)
+            for block in $(grep -l offline /sys/devices/system/memory/memory*/state); do
+                echo online_movable > $block
+            done
+            ;;
+        reboot) reboot -f ;;
+        poweroff) poweroff -f ;;
+    esac
+}
 state=none
 while :; do
     now=$(total)
+    next=${plan# }
+    next=${next%% *}
+    if [ -n "$next" ] && [ $((now - start)) -ge $((${next%%:*} * 1024)) ]; then
+        plan=${plan# $next}
+        act ${next#*:}
+        now=$(total)
+    fi
     if [ $data -gt 0 ] && [ $state = none ] && [ $((now - start)) -gt $((data * 1536)) ]; then
         dd if=/dev/urandom of=/tmp/data bs=1M count=$data 2> /dev/null
         sum=$(md5sum < /tmp/data)
@@ -36,6 +70,7 @@ while :; do
     fi
     movable=$(awk '/zone / { zone = $4 } zone == "Movable" && /^ +managed/ { sum += $2 } END { print sum + 0 }' /proc/zoneinfo)
     node1=$(awk '/MemTotal/ { print $4 }' /sys/devices/system/node/node1/meminfo 2> /dev/null)
-    echo "guest: $((now - start)) KiB more, $movable pages in Movable, ${node1:-0} KiB on node 1, data $state"
+    distances=$(cat /sys/devices/system/node/node0/distance)
+    echo "guest: $((now - start)) KiB more, $movable pages in Movable, ${node1:-0} KiB on node 1, data $state, distances $distances"
     sleep 0.2
 done

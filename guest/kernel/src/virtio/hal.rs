@@ -18,7 +18,8 @@ fn order(pages: usize) -> Order {
 }
 
 // SAFETY: `dma_alloc` returns pages that the page allocator gave to nobody else, cleared, through
-// the direct map; buffers are shared in place, since devices see all of memory.
+// the direct map; buffers are shared in place, since devices see all of memory; registers are mapped as
+// they are asked for, for good.
 unsafe impl Hal for Machine {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         // The library takes address 0 as "no memory".

@@ -6,12 +6,13 @@
 //! kind it was.
 
 use alloc::boxed::Box;
+use core::fmt;
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
 use tidevm_mm::{Holder, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
-use virtio_mem::{Action, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
+use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
 
 use super::Device;
 use super::queue::Requests;
@@ -26,6 +27,30 @@ const VERSION_1: u64 = 1 << 32;
 /// A device that takes longer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
 const SUB_SECTION: u64 = SECTION_SIZE / 64;
+
+/// Why a device cannot be used.
+#[derive(Debug)]
+pub enum Unusable {
+    /// It is not reset, or does not agree on features.
+    Features,
+    /// There is no request queue.
+    Queue(virtio_drivers::Error),
+    /// Its configuration never holds still.
+    Restless,
+    /// Its configuration is none for this driver; with address and size of the region.
+    Config(ConfigError, u64, u64),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Features => f.write_str("the device does not agree on features"),
+            Self::Queue(error) => write!(f, "no request queue: {error}"),
+            Self::Restless => f.write_str("the configuration changes all the time"),
+            Self::Config(error, addr, size) => write!(f, "region of {size:#x} bytes at {addr:#x}: {error}"),
+        }
+    }
+}
 
 /// One virtio-mem device's driver.
 pub struct MemDriver<T> {
@@ -50,17 +75,15 @@ impl<T: Transport> MemDriver<T> {
     /// Binds the device.
     ///
     /// # Errors
-    /// Why it cannot be used, for people.
-    pub fn new(mut device: Device<T>, memmap_on_memory: bool) -> Result<Box<Self>, &'static str> {
-        device
-            .negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE)
-            .ok_or("the device does not agree on features")?;
-        let requests = Requests::new(&mut device.transport, QUEUE).map_err(|_| "no request queue")?;
+    /// [`Unusable`].
+    pub fn new(mut device: Device<T>, memmap_on_memory: bool) -> Result<Box<Self>, Unusable> {
+        device.negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE).ok_or(Unusable::Features)?;
+        let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
-        let config = read_config(&device).ok_or("the configuration cannot be read")?;
+        let config = read_config(&device).ok_or(Unusable::Restless)?;
         let memmap_size = if memmap_on_memory { SUB_SECTION } else { 0 };
         let driver = Driver::new(DriverConfig { memory_block_size: SECTION_SIZE, memmap_size }, config)
-            .map_err(|_| "the configuration makes no sense")?;
+            .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
             device,
             requests,

@@ -11,6 +11,7 @@ use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 use crate::cmdline::MmioDevice;
 use crate::console::println;
 use crate::ioapic::{Line, Trigger};
+use crate::time::Instant;
 
 /// A device that was found, and its interrupt.
 pub struct Device<T> {
@@ -42,10 +43,17 @@ impl Device<MmioTransport<'static>> {
 impl<T: Transport> Device<T> {
     /// Resets the device and negotiates features: all of `wanted` that it offers (virtio 1.3,
     /// section 3.1.1, up to FEATURES_OK). Returns what was agreed on, or `None` when the device
-    /// does not agree.
+    /// does not agree, or is not reset within a second.
     pub fn negotiate(&mut self, wanted: u64) -> Option<u64> {
         let transport = &mut self.transport;
         transport.set_status(DeviceStatus::empty());
+        let deadline = Instant::in_millis(1000);
+        while !transport.get_status().is_empty() {
+            if deadline.has_passed() {
+                return None;
+            }
+            core::hint::spin_loop();
+        }
         let status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         transport.set_status(status);
         let features = transport.read_device_features() & wanted;
@@ -59,8 +67,17 @@ impl<T: Transport> Device<T> {
         if !self.line.fired() {
             return InterruptStatus::empty();
         }
-        let why = self.transport.ack_interrupt();
+        let mut all = InterruptStatus::empty();
+        // Until there is no more: a reason that came between the look and the acknowledgement holds an
+        // edge-triggered line, which would never change again.
+        loop {
+            let why = self.transport.ack_interrupt();
+            if why.is_empty() {
+                break;
+            }
+            all |= why;
+        }
         self.line.rearm();
-        why
+        all
     }
 }

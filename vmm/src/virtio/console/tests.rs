@@ -5,6 +5,7 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 
 use super::*;
 use crate::memory::fake::memory;
+use crate::state::WaitError;
 use crate::virtio::fake::{Buffer, Ring, initialise, interrupts};
 
 const MIB: u64 = 1 << 20;
@@ -136,4 +137,18 @@ fn a_flood_is_served_in_batches() {
     assert!(machine.console.serve_reports(), "others come first");
     assert!(!machine.console.serve_reports());
     assert_eq!(machine.reports.used(), Ring::SIZE);
+}
+
+#[test]
+fn a_system_reset_forgets_calls_and_driver() {
+    let mut machine = machine();
+    machine.console.call(Call { id: 1, op: Op::Stats }).unwrap();
+    machine.shared.expect_answer(1);
+    machine.console.reset();
+    assert_eq!(machine.shared.snapshot().resets, 1);
+    machine.offer_room(0, MAX_RECORD as u32);
+    initialise(&mut machine.console, 0, &[&machine.calls, &machine.reports]);
+    machine.console.serve_calls();
+    assert_eq!(machine.calls.used(), 0);
+    assert_eq!(machine.shared.take_answer(1, Duration::ZERO, "the answer"), Err(WaitError::Reset));
 }

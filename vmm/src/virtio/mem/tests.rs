@@ -276,3 +276,61 @@ fn a_notification_that_kvm_does_not_take_reaches_the_event_loop() {
     write(&mut machine.mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     assert_eq!(machine.kick.read().unwrap(), 1);
 }
+
+#[test]
+fn a_system_reset_unplugs_and_keeps_the_target() {
+    let mut machine = machine(64 * MIB);
+    assert_eq!(machine.ask(RequestKind::Plug, 0, 8), (ACK, 0));
+    assert_eq!(machine.ask(RequestKind::Plug, 100, 2), (ACK, 0));
+    assert_eq!(machine.ask(RequestKind::Unplug, 511, 1).0, ERROR);
+    machine.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
+    machine.shared.change(|state| {
+        let (region, state_of) = (state.mem[0].region, tidevm_abi::ResizeState::Reached);
+        let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, state: state_of };
+        state.report(tidevm_abi::Report::Resize(report));
+    });
+    machine.mem.reset().unwrap();
+    let status = machine.shared.snapshot().mem[0].clone();
+    assert_eq!((status.plugged, status.requested, status.driver), (0, 64 * MIB, false));
+    assert_eq!((status.report, status.refused), (None, None));
+    assert_eq!(machine.config().requested_size, 64 * MIB);
+    assert_eq!(machine.slots.hotplug(64 * MIB), []);
+    assert_eq!(machine.memory.held(0).unwrap(), 0);
+    assert_eq!(read(&mut machine.mem, VIRTIO_MMIO_STATUS), 0);
+    // The next driver finds it as the first did.
+    machine.ring = Ring::new(&machine.memory, 2 * MIB);
+    initialise(&mut machine.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&machine.ring]);
+    assert_eq!(machine.ask(RequestKind::Plug, 0, 32), (ACK, 0));
+}
+
+/// What a driver does when it is unbound: its memory is in use, driver or not (virtio 1.3, section
+/// 5.15.6.2).
+#[test]
+fn a_device_reset_half_way_keeps_what_is_plugged() {
+    let mut machine = machine(64 * MIB);
+    assert_eq!(machine.ask(RequestKind::Plug, 0, 8), (ACK, 0));
+    machine.memory.view().write_obj(7_u8, GuestAddress(HOLE_END)).unwrap();
+    // One more is offered, and not served before the reset.
+    let (from, to) = (machine.ring.place(0), machine.ring.place(1));
+    machine.ring.fill(from, &Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 }.to_bytes());
+    let request = Buffer { address: from, size: REQUEST_SIZE as u32, writable: false };
+    machine.ring.offer(0, &[request, Buffer { address: to, size: 10, writable: true }]);
+    write(&mut machine.mem, VIRTIO_MMIO_STATUS, 0);
+    assert!(!machine.shared.snapshot().mem[0].driver);
+    assert_eq!(machine.mem.serve(), Served { busy: false, more: false });
+    let used = machine.ring.used();
+    machine.mem.resize(32 * MIB).unwrap();
+    let status = machine.shared.snapshot().mem[0].clone();
+    assert_eq!((status.plugged, status.requested, status.driver), (16 * MIB, 32 * MIB, false));
+    assert_eq!(
+        (machine.ring.used(), machine.memory.view().read_obj(GuestAddress(HOLE_END)).ok()),
+        (used, Some(7_u8))
+    );
+    // The next driver finds what is plugged, and goes on from there.
+    machine.ring = Ring::new(&machine.memory, 2 * MIB);
+    initialise(&mut machine.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&machine.ring]);
+    assert!(machine.shared.snapshot().mem[0].driver);
+    assert_eq!(machine.config().plugged_size, 16 * MIB);
+    assert_eq!(machine.ask(RequestKind::State, 0, 8), (ACK, 0));
+    assert_eq!(machine.ask(RequestKind::Plug, 8, 8), (ACK, 0));
+}

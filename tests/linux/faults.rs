@@ -1,0 +1,103 @@
+//! Linux that reboots, powers off, or has no driver for a while.
+
+use std::io;
+
+use tidevm::json::JsonLines;
+use tidevm::session::{self, Ended};
+use tidevm::{MemStatus, Vm};
+use tidevm_tests::{Test, run};
+
+use super::follow;
+use super::guest::{Linux, MIB, config};
+
+pub const TESTS: &[Test] = &[
+    ("linux_reboots_with_memory_plugged", linux_reboots_with_memory_plugged),
+    ("linux_keeps_time_and_powers_off", linux_keeps_time_and_powers_off),
+    ("linux_without_a_driver_is_told_apart", linux_without_a_driver_is_told_apart),
+    ("linux_lets_the_driver_go_and_takes_it_again", linux_lets_the_driver_go_and_takes_it_again),
+    ("linux_lets_the_driver_go_with_memory_plugged", linux_lets_the_driver_go_with_memory_plugged),
+    ("linux_lets_the_driver_go_half_way", linux_lets_the_driver_go_half_way),
+];
+
+/// The device at the moment of reset number `resets`.
+#[track_caller]
+fn await_reset(linux: &Linux, resets: u64) -> MemStatus {
+    let at_reset =
+        linux.await_state("a reset", |state| (state.resets == resets).then(|| state.mem[0].clone()));
+    assert_eq!((at_reset.plugged, at_reset.driver), (0, false), "{}", linux.text());
+    assert_eq!(linux.vm.held(0).unwrap(), 0);
+    at_reset
+}
+
+fn linux_reboots_with_memory_plugged() {
+    let linux = Linux::boot("at=768:reboot", |config| config.reboot = true);
+    linux.vm.resize(0, 768 * MIB).unwrap();
+    for resets in 1..=3 {
+        // From the second on, because the kernel that booted again followed to the target again.
+        assert_eq!(await_reset(&linux, resets).requested, 768 * MIB);
+    }
+    linux.vm.resize(0, 386 * MIB).unwrap();
+    follow(&linux, &[386, 0, 258]);
+    let text = linux.text();
+    for line in ["Linux version", "Brought up 1 node, 2 CPUs"] {
+        assert_eq!(text.matches(line).count(), 4, "{line}:\n{text}");
+    }
+}
+
+fn linux_keeps_time_and_powers_off() {
+    let (console, config) = config("at=0:poweroff");
+    let vm = Vm::start(config).unwrap();
+    let summary = session::stay(vm, &mut JsonLines(io::sink())).unwrap();
+    let text = std::fs::read_to_string(&console).unwrap();
+    std::fs::remove_file(&console).unwrap();
+    assert_eq!((summary.ended, summary.resets), (Ended::Done, 0), "{text}");
+    for line in ["kvm-clock: Using msrs", "Hypervisor detected: KVM", "reboot: Power down"] {
+        assert!(text.contains(line), "{line}:\n{text}");
+    }
+}
+
+fn linux_without_a_driver_is_told_apart() {
+    let (console, config) = config("driver=none");
+    let session = run(config, "hog 1M movable as a\nresize 256M within 10s");
+    std::fs::remove_file(console).unwrap();
+    let [(_, hog), (_, resize)] = &session.failures()[..] else { panic!("{:?}", session.failures()) };
+    assert!(hog.contains("this needs tidevm's own guest"), "{hog}");
+    assert!(resize.contains("driver absent"), "{resize}");
+}
+
+fn linux_lets_the_driver_go_and_takes_it_again() {
+    let linux = Linux::boot("at=0:wait at=0:unbind at=0:wait at=0:bind", |_| ());
+    linux.await_state("no driver", |state| (!state.mem[0].driver).then_some(()));
+    linux.vm.resize(0, 258 * MIB).unwrap();
+    let follows = linux.await_state("the driver", |state| state.mem[0].driver.then(|| state.mem[0].plugged));
+    assert_eq!(follows, 0, "nobody plugs before there is a driver");
+    follow(&linux, &[258, 0]);
+}
+
+/// Linux keeps the memory of a driver that goes, and lets no driver have the device again.
+fn linux_lets_the_driver_go_with_memory_plugged() {
+    let plan = "at=512:wait at=512:unbind at=512:wait at=512:bind at=512:wait at=512:reboot";
+    let linux = Linux::boot(&format!("data=64 {plan}"), |config| config.reboot = true);
+    linux.resize(0, 512);
+    linux.await_state("no driver", |state| (!state.mem[0].driver).then_some(()));
+    linux.vm.resize(0, 256 * MIB).unwrap();
+    linux.await_seen("its memory", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
+    linux.await_text("guest cannot bind");
+    linux.await_seen("its memory still", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
+    assert_eq!(linux.vm.state().mem[0].plugged, 512 * MIB);
+    await_reset(&linux, 1);
+    follow(&linux, &[256, 0]);
+}
+
+fn linux_lets_the_driver_go_half_way() {
+    let linux = Linux::boot("at=64:unbind at=64:online", |_| ());
+    linux.vm.resize(0, 2048 * MIB).unwrap();
+    let plugged = linux.await_state("no driver", |state| {
+        let mem = &state.mem[0];
+        (!mem.driver && mem.plugged > 0).then_some(mem.plugged)
+    });
+    // What was plugged while the driver went is not online, but there.
+    linux.await_size(plugged / MIB);
+    assert_eq!(linux.vm.state().mem[0].plugged, plugged);
+    linux.assert_content();
+}

@@ -1,0 +1,138 @@
+//! Guests that reset their machine.
+
+use super::*;
+use crate::bus::I8042_RESET;
+use crate::state::WaitError;
+use crate::vm::lock;
+
+/// mov al, 0xfe; out 0x64, al; hlt
+const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
+
+/// Resets at every [`go`].
+fn resetting() -> Kernel {
+    // WAIT ends with an absolute address, in 32-bit code without a SIB byte.
+    let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
+    code.extend(RESET);
+    Kernel::new(&code)
+}
+
+fn await_resets(vm: &Vm, count: u64) {
+    vm.wait(LIMIT, "a reset", |state| (state.resets >= count).then_some(())).unwrap();
+}
+
+/// Whether the machine has no more resets than that, and will have none.
+fn is_at_rest(vm: &Vm, resets: u64) -> bool {
+    std::thread::sleep(Duration::from_millis(100));
+    vm.state().resets == resets && !vm.state().ended()
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_with_fresh_memory() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    drop(kernel);
+    for count in 1..=3 {
+        let (started, room) = (vm.exits()[0].io, vm.serial.room());
+        vm.serial.input(b"to the guest that was");
+        go(&vm);
+        await_resets(&vm, count);
+        // Or it would reset again at once.
+        assert!(is_at_rest(&vm, count), "{:?}", vm.state());
+        assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
+    }
+    assert_eq!(vm.stop(LIMIT), End::Forced);
+}
+
+#[test]
+fn without_reboot_a_reset_ends_the_machine() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&RESET);
+    let vm = Vm::start(Config { reboot: false, ..kernel.config() }).unwrap();
+    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
+    assert_eq!(vm.state().resets, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+#[test]
+fn calls_end_with_the_guest_that_they_were_made_to() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let call = vm.call(Op::Stats).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| vm.answer(call, LIMIT, "an answer"));
+        std::thread::sleep(Duration::from_millis(50));
+        go(&vm);
+        assert_eq!(waiter.join().unwrap(), Err(WaitError::Reset));
+    });
+    // The guest that starts now is not asked what another was asked.
+    await_resets(&vm, 1);
+    assert!(lock(&vm.console).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
+    assert_eq!(lock(&vm.console).unread(), 1);
+}
+
+#[test]
+fn several_vcpus_that_reset_reset_once() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let board = lock(&vm.board);
+    go(&vm);
+    // The event loop has taken note of the first when the second comes.
+    std::thread::sleep(Duration::from_millis(100));
+    board.machine.reset.write(1).unwrap();
+    drop(board);
+    await_resets(&vm, 1);
+    assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
+}
+
+#[test]
+fn a_guest_that_resets_without_end_is_stopped_at_once() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&RESET);
+    for resets in [0, 1, 5] {
+        let vm = Vm::start(kernel.config()).unwrap();
+        await_resets(&vm, resets);
+        let start = Instant::now();
+        assert_eq!(vm.stop(LIMIT), End::Forced);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+/// As if it had asked for the reset, which it never does.
+#[test]
+fn tidevms_own_guest_is_up_again_and_follows_again() {
+    const SIZE: u64 = 128 * MIB;
+    const BOOT: Duration = Duration::from_secs(60);
+    if !kvm() {
+        return;
+    }
+    let hotplug = vec![HotplugConfig { requested: SIZE, ..HotplugConfig::new(1 << 30) }];
+    let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
+    for resets in 0..=1 {
+        let up = |state: &crate::state::State| {
+            let there =
+                state.ready.is_some() && state.mem[0].report.is_some_and(|report| report.plugged == SIZE);
+            (state.resets == resets && there).then(|| state.mem[0].plugged)
+        };
+        assert_eq!(vm.wait(BOOT, "the guest with its memory", up), Ok(SIZE));
+        let call = vm.call(Op::Check).unwrap();
+        assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
+        if resets == 0 {
+            lock(&vm.board).machine.reset.write(1).unwrap();
+        }
+    }
+    assert_eq!(vm.state().bad_records, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
