@@ -21,8 +21,8 @@ const REGION: u64 = 4 * GIB;
 const BLOCK: u64 = 2 << 20;
 /// One CPU where QEMU emulates it, so that the host's other load disturbs least.
 const QEMU_CPUS: u32 = 1;
-/// Linux alone on one vCPU of the nested host stops for seconds, or for good, without an exit; on two it
-/// does not.
+/// On one vCPU of the nested host Linux has stopped for good, in the middle of its output and without any
+/// exit; on two it has not.
 const KVM_CPUS: u8 = 2;
 /// Longest wait for one thing. Writing and summing up 2 GiB takes minutes where instructions are counted.
 const LIMIT: Duration = Duration::from_secs(20 * 60);

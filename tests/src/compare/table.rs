@@ -83,7 +83,7 @@ fn seconds(step: &Step, gib: u64) -> String {
 }
 
 fn millions(count: u64) -> String {
-    format!("{}.{} M", count / 1_000_000, count / 100_000 % 10)
+    format!("{:.2} M", count as f64 / 1e6)
 }
 
 fn counters(rows: &[Row]) -> String {
