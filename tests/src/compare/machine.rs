@@ -19,11 +19,8 @@ const MEMORY: u64 = 3 * GIB;
 /// Plugged memory at most.
 const REGION: u64 = 4 * GIB;
 const BLOCK: u64 = 2 << 20;
-/// One CPU where QEMU emulates it, so that the host's other load disturbs least.
-const QEMU_CPUS: u32 = 1;
-/// On one vCPU of the nested host Linux has stopped for good, in the middle of its output and without any
-/// exit; on two it has not.
-const KVM_CPUS: u8 = 2;
+/// So that the host's other load disturbs least.
+const CPUS: u8 = 1;
 /// Longest wait for one thing. Writing and summing up 2 GiB takes minutes where instructions are counted.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const BOOT_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -103,7 +100,7 @@ impl OnQemu {
                 qemu::Options::new(own.0.clone(), MEMORY)
             }
         };
-        options.cpus = QEMU_CPUS;
+        options.cpus = CPUS.into();
         options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
         let mut machine = qemu::Machine::start(&options)?;
@@ -135,7 +132,7 @@ impl Machine for OnQemu {
 #[must_use]
 pub fn config() -> Config {
     Config {
-        cpus: KVM_CPUS,
+        cpus: CPUS,
         memory: MEMORY,
         hotplug: vec![HotplugConfig { block: BLOCK, ..HotplugConfig::new(REGION) }],
         console: ConsoleMode::Off,
