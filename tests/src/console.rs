@@ -70,6 +70,13 @@ impl Console {
         self.output.lock().text_from(0)
     }
 
+    /// What the guest printed last, for an error.
+    pub fn last_lines(&self) -> String {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
     /// Waits at most `limit` until the guest takes commands.
     ///
     /// # Errors
@@ -130,6 +137,9 @@ impl Console {
         }
     }
 }
+
+/// How much of a console an error shows. A panic's report fits.
+const LAST_LINES: usize = 60;
 
 /// Begins the last line of an answer to a command that failed.
 const FAILED: &str = "failed: ";

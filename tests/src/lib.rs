@@ -3,6 +3,7 @@
 //! A machine needs a usable /dev/kvm. Where there is none, [`run_all`] says so for every test by
 //! name and reason, and the tests count as ignored, never as passed.
 
+pub mod compare;
 pub mod console;
 pub mod qemu;
 pub mod zoneinfo;

@@ -1,7 +1,9 @@
 //! What a guest says of its zones, in the form of Linux's /proc/zoneinfo.
 
+use serde::{Deserialize, Serialize};
+
 /// Counters of one zone, in pages.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
     /// Its NUMA node.
     pub node: u32,

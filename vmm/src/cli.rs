@@ -89,7 +89,7 @@ pub struct Run {
     #[arg(long)]
     pub json: bool,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
-    #[arg(long, value_name = "off|stderr|stdio|file:PATH", default_value = "stderr", value_parser = console)]
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
     /// End when the guest resets the machine, instead of booting it again
     #[arg(long)]
@@ -174,10 +174,11 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
 fn console(text: &str) -> Result<ConsoleMode, String> {
     match text.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
+        Some(("socket", path)) if !path.is_empty() => Ok(ConsoleMode::Socket(PathBuf::from(path))),
         None if text == "off" => Ok(ConsoleMode::Off),
         None if text == "stderr" => Ok(ConsoleMode::Stderr),
         None if text == "stdio" => Ok(ConsoleMode::Stdio),
-        _ => Err("not one of off, stderr, stdio, file:PATH".to_owned()),
+        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH".to_owned()),
     }
 }
 
@@ -244,7 +245,8 @@ mod tests {
             ("--init lazy", "the policies are: eager"),
             ("--memmap-on-memory yes", "possible values: on, off"),
             ("--console tty", "off, stderr, stdio, file:PATH"),
-            ("--console file:", "off, stderr, stdio, file:PATH"),
+            ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
             ("--pmem size=1G", "unexpected argument"),

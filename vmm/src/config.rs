@@ -139,6 +139,8 @@ pub enum ConsoleMode {
     Stdio,
     /// Output goes to a file, which is created or emptied.
     File(PathBuf),
+    /// Output goes to whoever listens at this UNIX socket, and input comes from there.
+    Socket(PathBuf),
 }
 
 /// What is wrong with a [`Config`].

@@ -36,11 +36,11 @@ pub(crate) struct Sources {
     pub(crate) input: Option<Input>,
 }
 
-/// Terminal input for the serial port. What cannot be waited for (a regular file, `/dev/null`) is no
-/// input.
+/// Input for the serial port, from a terminal or whatever is in its place. What cannot be waited for (a
+/// regular file, `/dev/null`) is no input.
 #[derive(Debug)]
 pub(crate) struct Input {
-    pub(crate) terminal: File,
+    pub(crate) source: File,
     pub(crate) serial: Arc<serial::Port>,
     /// Written when the port has room again.
     pub(crate) drained: EventFd,
@@ -244,7 +244,7 @@ impl MutEventSubscriber for Termination {
 }
 
 impl Input {
-    const TERMINAL: u32 = 0;
+    const SOURCE: u32 = 0;
     const DRAINED: u32 = 1;
 
     /// Reads what fits into the port.
@@ -253,7 +253,7 @@ impl Input {
         if bytes.is_empty() {
             return Reading::Full;
         }
-        match self.terminal.read(&mut bytes) {
+        match self.source.read(&mut bytes) {
             Ok(0) => Reading::Ended,
             Ok(size) => {
                 self.serial.input(&bytes[..size]);
@@ -265,7 +265,7 @@ impl Input {
     }
 }
 
-/// Whether there is any use in listening to the terminal. When there is none it is not listened to
+/// Whether there is any use in listening to the source. When there is none it is not listened to
 /// at all: an input at its end, or one that is not read, would wake the loop for ever.
 enum Reading {
     On,
@@ -275,7 +275,7 @@ enum Reading {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        match ops.add(Events::with_data(&self.terminal, Self::TERMINAL, EventSet::IN)) {
+        match ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)) {
             Ok(()) => listen(ops, &self.drained, Self::DRAINED),
             Err(Error::Epoll(error)) if error.errno() == libc::EPERM => {}
             Err(error) => log::error!("console input is not listened to: {error}"),
@@ -286,15 +286,15 @@ impl MutEventSubscriber for Input {
         if events.data() == Self::DRAINED {
             clear(&self.drained);
             // Fails when it is being listened to already, which is as good.
-            drop(ops.add(Events::with_data(&self.terminal, Self::TERMINAL, EventSet::IN)));
+            drop(ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)));
             return;
         }
         let reading = self.pass_on();
         let removed = match reading {
             Reading::On => Ok(()),
-            Reading::Full => ops.remove(Events::empty(&self.terminal)),
+            Reading::Full => ops.remove(Events::empty(&self.source)),
             Reading::Ended => {
-                ops.remove(Events::empty(&self.terminal)).and(ops.remove(Events::empty(&self.drained)))
+                ops.remove(Events::empty(&self.source)).and(ops.remove(Events::empty(&self.drained)))
             }
         };
         if let Err(error) = removed {

@@ -1,6 +1,7 @@
 //! What plain cargo cannot say: bring a fresh machine up, run the demo, run every test, run a
 //! program on a KVM host of our own.
 
+mod compare;
 mod initramfs;
 mod nested;
 mod packages;
@@ -22,6 +23,8 @@ usage: cargo xtask COMMAND
   setup                        installs what is missing to build tidevm, or says what is
   demo                         setup, build, and run `tidevm demo`
   test                         setup, then every test that this machine can run
+  compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
+                               and on the nested host, side by side; takes half an hour
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
                                `tidevm`, `sessions` (the session tests), `linux` (tests with a
                                stock kernel as the guest), or a static executable
@@ -49,6 +52,10 @@ fn main() -> Result<ExitCode> {
         ["test"] => {
             setup()?;
             suites::run()
+        }
+        ["compare"] => {
+            setup()?;
+            compare::run()
         }
         ["nested", "--", program, ..] => {
             setup()?;

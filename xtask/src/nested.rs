@@ -6,7 +6,7 @@
 //! is a stock Linux guest for it to boot, which the environment names.
 
 use std::fs;
-use std::io::IsTerminal;
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -30,7 +30,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the host needs, ready to be started.
 pub struct Host {
-    stock: Stock,
+    /// The kernel that it runs, and that its guests run.
+    pub stock: Stock,
 }
 
 /// Where packages are unpacked and runs leave their traces.
@@ -60,6 +61,31 @@ impl Host {
     /// # Errors
     /// QEMU or the kernel does not start, or the program does not end within [`LIMIT`].
     pub fn run(&self, program: &Path, arguments: &[String]) -> Result<ExitCode> {
+        self.boot(program, arguments, MEMORY_MIB, Stdio::inherit(), |_| ())
+    }
+
+    /// As [`Host::run`] on a host with so much memory; the program's output goes to `each`, line by line.
+    ///
+    /// # Errors
+    /// As [`Host::run`].
+    pub fn run_for(
+        &self,
+        program: &Path,
+        arguments: &[String],
+        memory_mib: u32,
+        each: impl FnMut(&str) + Send,
+    ) -> Result<ExitCode> {
+        self.boot(program, arguments, memory_mib, Stdio::piped(), each)
+    }
+
+    fn boot(
+        &self,
+        program: &Path,
+        arguments: &[String],
+        memory_mib: u32,
+        stdout: Stdio,
+        mut each: impl FnMut(&str) + Send,
+    ) -> Result<ExitCode> {
         let folder = folder();
         fs::create_dir_all(&folder)?;
         // One run at a time: they share what they leave there.
@@ -72,7 +98,7 @@ impl Host {
         let mut qemu = Command::new(QEMU);
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-no-reboot", "-net", "none"])
             .args(["-display", "none", "-monitor", "none"])
-            .args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
+            .args(["-smp", &CPUS.to_string(), "-m", &memory_mib.to_string()])
             .args(["-append", "console=ttyS0 panic=-1 quiet"])
             .arg("-kernel")
             .arg(&self.stock.kernel)
@@ -82,9 +108,17 @@ impl Host {
             .args(["-chardev", "stdio,id=program,signal=on", "-serial", "chardev:program"])
             .args(["-serial", &format!("file:{}", status.display())])
             .stdin(Stdio::null())
+            .stdout(stdout)
             .stderr(fs::File::create(&warnings)?);
-        let qemu = qemu.spawn().with_context(|| format!("cannot run {QEMU}"))?;
-        wait(qemu).with_context(|| format!("see {}", warnings.display()))?;
+        let mut qemu = qemu.spawn().with_context(|| format!("cannot run {QEMU}"))?;
+        let output = qemu.stdout.take();
+        thread::scope(|scope| {
+            if let Some(output) = output {
+                let lines = BufReader::new(output).lines().map_while(Result::ok);
+                scope.spawn(move || lines.for_each(|line| each(line.trim_end())));
+            }
+            wait(qemu).with_context(|| format!("see {}", warnings.display()))
+        })?;
         let text = fs::read_to_string(&status)?;
         let status: Option<u8> = text.trim().parse().ok();
         status.map(ExitCode::from).ok_or_else(|| {
@@ -151,8 +185,8 @@ fn wait(mut qemu: std::process::Child) -> Result<()> {
     }
 }
 
-/// The statically linked program that `name` stands for: `tidevm`, `sessions` or `linux` (tests), or a
-/// file.
+/// The statically linked program that `name` stands for: `tidevm`, `sessions` or `linux` (tests),
+/// `compare` (which measures), or a file.
 ///
 /// # Errors
 /// It cannot be built, or there is no such file.
@@ -161,6 +195,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
         "tidevm" => ("tidevm", &["build", "--bin", "tidevm"]),
         "sessions" => ("tidevm-tests", &["test", "--no-run", "--test", "sessions"]),
         "linux" => ("tidevm-tests", &["test", "--no-run", "--test", "linux"]),
+        "compare" => ("tidevm-tests", &["build", "--bin", "compare"]),
         file if Path::new(file).is_file() => return Ok(file.into()),
         other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor a file"),
     };

@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
+use crate::initramfs::Initramfs;
 use crate::packages;
 
 /// Stands for whatever kernel is current.
@@ -87,8 +88,8 @@ impl Stock {
         Ok(elf)
     }
 
-    /// The modules `names` and all that they need, in the order in which to load them: file name and
-    /// content.
+    /// The modules `names` and all that they need, in the order in which to load them, without those that
+    /// are a part of the kernel.
     ///
     /// # Errors
     /// The kernel has no such module.
@@ -100,13 +101,34 @@ impl Stock {
         Ok(modules)
     }
 
+    /// A file system for this kernel as a guest: it takes commands on its console, with virtio-mem on
+    /// whichever transport there is.
+    ///
+    /// # Errors
+    /// As [`Stock::modules`].
+    pub fn agent(&self) -> Result<Vec<u8>> {
+        let mut archive = Initramfs::new(self)?;
+        let load = archive.modules(&self.modules(&["virtio_mmio", "virtio_pci", "virtio_mem"])?)?;
+        archive.finish(&include_str!("stock/agent-init.sh").replace("@LOAD@", &load))
+    }
+
+    /// Whether what would be the module in `file` is a part of the kernel.
+    fn has_built_in(&self, file: &str) -> bool {
+        let list = fs::read_to_string(self.modules.with_file_name("modules.builtin")).unwrap_or_default();
+        list.lines().any(|line| line.rsplit('/').next().unwrap_or_default().replace('_', "-") == file)
+    }
+
     fn add(&self, name: &str, modules: &mut Vec<Module>) -> Result<()> {
         let file = format!("{}.ko", name.replace('_', "-"));
         if modules.iter().any(|module| module.file == file) {
             return Ok(());
         }
-        let path = search(&self.modules, &file)
-            .with_context(|| format!("{} has no module {name}", self.kernel.display()))?;
+        let Some(path) = search(&self.modules, &file) else {
+            return self.has_built_in(&file).then_some(()).with_context(|| {
+                let kernel = self.kernel.display();
+                format!("{kernel} has no module {name}")
+            });
+        };
         let content = match path.extension() {
             Some(packed) if packed == "xz" => output(Command::new("xz").arg("-dc").arg(&path))?,
             _ => fs::read(&path)?,

@@ -13,7 +13,6 @@ use crate::bus::Bus;
 use crate::config::Config;
 use crate::events::Input;
 use crate::memory::{Memory, layout};
-use crate::process::standard_input;
 use crate::serial;
 use crate::state::Shared;
 use crate::virtio::RegisterDevice;
@@ -29,7 +28,8 @@ pub(super) struct Devices {
     pub(super) console_kicks: [EventFd; 2],
     pub(super) mem: Vec<MemDevice>,
     pub(super) serial: Arc<serial::Port>,
-    serial_drained: EventFd,
+    /// For the event loop, which takes it.
+    pub(super) input: Option<Input>,
     serial_interrupt: EventFd,
     /// Interrupt of the virtio-mmio device with the same index.
     interrupts: Vec<EventFd>,
@@ -61,8 +61,11 @@ impl Devices {
         let shared = Arc::new(Shared::new(started, status.collect()));
 
         let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let sink = console(&config.console)?;
+        let (sink, input) = console(&config.console)?;
         let serial = serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?);
+        let serial = Arc::new(serial);
+        let input =
+            input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
 
         let mut interrupts = vec![event()?];
         let console_kicks = [event()?, event()?];
@@ -84,8 +87,8 @@ impl Devices {
             console: Arc::new(Mutex::new(console)),
             console_kicks,
             mem,
-            serial: Arc::new(serial),
-            serial_drained,
+            serial,
+            input,
             serial_interrupt,
             interrupts,
         })
@@ -103,14 +106,6 @@ impl Devices {
         let mut devices: Vec<Arc<Mutex<dyn RegisterDevice>>> = vec![Arc::clone(&self.console) as _];
         devices.extend(self.mem.iter().map(|mem| Arc::clone(&mem.device) as _));
         Bus::new(devices, Arc::clone(&self.serial))
-    }
-
-    pub(super) fn input(&self) -> Result<Input, StartError> {
-        Ok(Input {
-            terminal: standard_input().map_err(host("open standard input"))?,
-            serial: Arc::clone(&self.serial),
-            drained: share(&self.serial_drained)?,
-        })
     }
 
     /// System reset, without a running vCPU.

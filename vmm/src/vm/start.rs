@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, Weak};
@@ -19,7 +21,7 @@ use crate::cpu;
 use crate::events::{EventLoop, Sources};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, MemoryError, layout};
-use crate::process::{Signals, Terminal};
+use crate::process::{Signals, Terminal, standard_input};
 use crate::serial::Sink;
 use crate::vcpu::Machine;
 
@@ -68,10 +70,12 @@ pub enum StartError {
         /// Where addresses end.
         limit: u64,
     },
-    /// The console file cannot be written.
-    #[error("--console file:{path}: cannot create the file: {error}")]
+    /// The console file cannot be written, or nobody listens at its socket.
+    #[error("--console {kind}:{path}: {error}")]
     Console {
-        /// The file.
+        /// `file` or `socket`.
+        kind: &'static str,
+        /// The file or the socket.
         path: PathBuf,
         /// What the system says.
         error: io::Error,
@@ -164,7 +168,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let vm = board::new_vm(&kvm_device)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let memory = Arc::new(Memory::new(config.memory, &sizes, Box::new(KvmSlots::new(Arc::clone(&vm))))?);
-    let devices = Devices::new(&config, &memory, started)?;
+    let mut devices = Devices::new(&config, &memory, started)?;
     let shared = Arc::clone(&devices.shared);
     let console = Arc::clone(&devices.console);
     let mem: Vec<_> = devices.mem.iter().map(|mem| Arc::clone(&mem.device)).collect();
@@ -181,7 +185,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         reset: share(&reset)?,
         stop: AtomicBool::new(false),
     });
-    let input = if stdio { Some(devices.input()?) } else { None };
+    let input = devices.input.take();
     let kicks = devices.kicks()?;
     let board = Board::new(config, kvm_device, devices, machine);
     let vcpus = board.assemble(&vm)?;
@@ -247,15 +251,27 @@ pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> 
     }
 }
 
-/// Where the serial port's output goes.
-pub(super) fn console(mode: &ConsoleMode) -> Result<Sink, StartError> {
+/// Where the serial port's output goes, and where its input comes from.
+pub(super) fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
+    let failed = |kind, path: &PathBuf| {
+        let path = path.clone();
+        move |error| StartError::Console { kind, path, error }
+    };
     Ok(match mode {
-        ConsoleMode::Off => Sink::Lines(Box::new(io::sink())),
-        ConsoleMode::Stderr => Sink::Lines(Box::new(io::stderr())),
-        ConsoleMode::Stdio => Sink::Bytes(Box::new(io::stdout())),
-        ConsoleMode::File(path) => match File::create(path) {
-            Ok(file) => Sink::RawLines(Box::new(file)),
-            Err(error) => return Err(StartError::Console { path: path.clone(), error }),
-        },
+        ConsoleMode::Off => (Sink::Lines(Box::new(io::sink())), None),
+        ConsoleMode::Stderr => (Sink::Lines(Box::new(io::stderr())), None),
+        ConsoleMode::Stdio => {
+            let input = standard_input().map_err(host("open standard input"))?;
+            (Sink::Bytes(Box::new(io::stdout())), Some(input))
+        }
+        ConsoleMode::File(path) => {
+            let file = File::create(path).map_err(failed("file", path))?;
+            (Sink::RawLines(Box::new(file)), None)
+        }
+        ConsoleMode::Socket(path) => {
+            let output = UnixStream::connect(path).map_err(failed("socket", path))?;
+            let input = output.try_clone().map_err(host("share a socket"))?;
+            (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
+        }
     })
 }

@@ -1,6 +1,7 @@
 //! Machines that run a few instructions each, on /dev/kvm.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -107,6 +108,10 @@ fn died(code: &[u8]) -> Option<(DeathKind, String)> {
 
 /// mov al, 0; out 0xf4, al; hlt
 const POWER_OFF: [u8; 5] = [0xb0, 0, 0xe6, 0xf4, 0xf4];
+
+/// wait: mov dx, 0x3fd; in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx; out dx, al
+const ECHO: [u8; 15] =
+    [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee];
 
 /// ud2, without anything to handle it
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
@@ -349,4 +354,28 @@ fn a_host_that_cannot_is_told_apart_from_a_wrong_configuration() {
     assert_eq!(StartError::TooManyCpus { asked: 9, most: 4 }.exit_status(), 2);
     let wrong = Vm::start(Config { cpus: 0, ..Config::default() }).unwrap_err();
     assert_eq!(wrong.exit_status(), 2);
+}
+
+#[test]
+fn a_console_at_a_socket_goes_both_ways() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&[ECHO.as_slice(), &POWER_OFF].concat());
+    let path = kernel.0.with_extension("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let config = Config { console: ConsoleMode::Socket(path.clone()), ..kernel.config() };
+    let vm = Vm::start(config.clone()).unwrap();
+    let (mut console, _) = listener.accept().unwrap();
+    console.set_read_timeout(Some(LIMIT)).unwrap();
+    console.write_all(b"x").unwrap();
+    let mut echo = [0];
+    console.read_exact(&mut echo).unwrap();
+    assert_eq!(echo, *b"x");
+    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+    drop(listener);
+    let error = Vm::start(config).unwrap_err();
+    assert!(error.to_string().contains("--console socket:") && error.exit_status() == 2, "{error}");
+    std::fs::remove_file(path).unwrap();
 }
