@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
-use virtio_mem::device::Busy;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::lock;
@@ -114,17 +113,13 @@ impl Devices {
     }
 
     /// System reset, without a running vCPU.
-    ///
-    /// # Errors
-    /// Plugged memory could not be taken back.
-    pub(super) fn reset(&self) -> Result<(), Busy> {
+    pub(super) fn reset(&self) {
         for mem in &self.mem {
-            lock(&mem.device).reset()?;
+            lock(&mem.device).reset();
         }
         self.serial.reset();
         // Last, since this one tells that there was a reset.
         lock(&self.console).reset();
-        Ok(())
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
