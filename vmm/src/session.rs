@@ -330,12 +330,11 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         summary.ended = match (ended, end) {
             (ended @ Ended::Died { .. }, _) => ended,
             (_, End::Died(death)) => Ended::Died { report: death.to_string() },
-            // One that never reported was not asked.
-            (Ended::Done, End::Forced) if summary.boot.is_some() => {
+            (Ended::Done, End::Forced { asked: true }) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }
             }
-            (ended, End::PoweredOff | End::Forced) => ended,
+            (ended, End::PoweredOff | End::Forced { .. }) => ended,
         };
         output?;
         observer.end(&summary)?;

@@ -174,7 +174,8 @@ impl Fake {
                 self.shared.change(|state| {
                     let mem = &mut state.mem[0];
                     (mem.plugged, mem.driver, mem.report) = (0, false, None);
-                    state.reset();
+                    state.lose_guest();
+                    state.restart();
                 });
                 self.events.borrow_mut().clear();
                 self.hogs.borrow_mut().clear();
@@ -414,7 +415,7 @@ impl Machine for Fake {
             return End::Died(death);
         }
         if self.nature.deaf || state.ready.is_none() {
-            return End::Forced;
+            return End::Forced { asked: state.ready.is_some() };
         }
         let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();

@@ -1,5 +1,6 @@
 //! A machine's devices, and the events between them and KVM.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -49,8 +50,14 @@ pub(super) struct Kicks {
 }
 
 impl Devices {
-    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`.
-    pub(super) fn new(config: &Config, memory: &Arc<Memory>, started: Instant) -> Result<Self, StartError> {
+    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`. vCPUs do not
+    /// wait for the console once `stop` is set.
+    pub(super) fn new(
+        config: &Config,
+        memory: &Arc<Memory>,
+        started: Instant,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self, StartError> {
         let regions = memory.regions().iter();
         let status = config
             .hotplug
@@ -61,7 +68,8 @@ impl Devices {
 
         let (serial_interrupt, serial_drained) = (event()?, event()?);
         let sink = console(&config.console)?;
-        let serial = serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?);
+        let serial =
+            serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
 
         let mut interrupts = vec![event()?];
         let console_kicks = [event()?, event()?];
@@ -114,12 +122,12 @@ impl Devices {
 
     /// System reset, without a running vCPU.
     pub(super) fn reset(&self) {
+        // First, since this one tells that the guest is gone.
+        lock(&self.console).reset();
         for mem in &self.mem {
             lock(&mem.device).reset();
         }
         self.serial.reset();
-        // Last, since this one tells that there was a reset.
-        lock(&self.console).reset();
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.

@@ -1,8 +1,12 @@
 //! Guests that reset their machine.
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::bus::I8042_RESET;
+use crate::events::RESET_PAUSE;
 use crate::state::WaitError;
+use crate::vcpu::STOP_LIMIT;
 use crate::vm::lock;
 
 /// mov al, 0xfe; out 0x64, al; hlt
@@ -22,7 +26,7 @@ fn await_resets(vm: &Vm, count: u64) {
 
 /// Whether the machine has no more resets than that, and will have none.
 fn is_at_rest(vm: &Vm, resets: u64) -> bool {
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(2 * RESET_PAUSE);
     vm.state().resets == resets && !vm.state().ended()
 }
 
@@ -43,7 +47,7 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
         assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
     }
-    assert_eq!(vm.stop(LIMIT), End::Forced);
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
 
 #[test]
@@ -89,7 +93,7 @@ fn several_vcpus_that_reset_reset_once() {
     go(&vm);
     // The event loop has taken note of the first when the second comes.
     std::thread::sleep(Duration::from_millis(100));
-    board.machine.reset.write(1).unwrap();
+    vm.machine.reset.write(1).unwrap();
     drop(board);
     await_resets(&vm, 1);
     assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
@@ -102,10 +106,12 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
     }
     let kernel = Kernel::new(&RESET);
     for resets in [0, 1, 5] {
+        let started = Instant::now();
         let vm = Vm::start(kernel.config()).unwrap();
         await_resets(&vm, resets);
         let start = Instant::now();
-        assert_eq!(vm.stop(LIMIT), End::Forced);
+        assert!(start - started >= RESET_PAUSE * resets.saturating_sub(1) as u32, "{:?}", start - started);
+        assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }
@@ -130,9 +136,40 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         if resets == 0 {
-            lock(&vm.board).machine.reset.write(1).unwrap();
+            vm.machine.reset.write(1).unwrap();
         }
     }
     assert_eq!(vm.state().bad_records, 0);
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+/// A vCPU that waits for somebody to read its console is stopped as any other.
+#[test]
+fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
+    if !kvm() {
+        return;
+    }
+    // mov dx, 0x3f8; mov al, 10; out dx, al; jmp -3
+    let kernel = Kernel::new(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xeb, 0xfd]);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let console = ConsoleMode::File(format!("/proc/self/fd/{}", writer.as_raw_fd()).into());
+    let vm = Vm::start(Config { console, ..kernel.config() }).unwrap();
+    let await_stuck = || {
+        let start = Instant::now();
+        let mut before = 0;
+        while before != vm.exits()[0].io {
+            assert!(start.elapsed() < LIMIT, "{before} bytes");
+            before = vm.exits()[0].io;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    };
+    await_stuck();
+    let start = Instant::now();
+    vm.machine.reset.write(1).unwrap();
+    await_resets(&vm, 1);
+    assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
+    await_stuck();
+    let start = Instant::now();
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
 }
