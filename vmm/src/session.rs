@@ -50,7 +50,7 @@ use crate::command::Command;
 use crate::config::Size;
 use crate::process::GRACE;
 use crate::script::{Script, Statement, Step};
-use crate::state::WaitError;
+use crate::state::{Ready, WaitError};
 use crate::vcpu::STOP_LIMIT;
 use crate::vm::{CallsUnread, End, ExitCounts};
 
@@ -70,7 +70,9 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the guest may take to power off before it is ended.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
-// Or a signal would end the process while the session still ends in good order.
+// Or a signal would end the process while the session still ends in good order. Of a reset that is under
+// way the end waits until the vCPUs have left the guest or memory was given back: the one within
+// STOP_LIMIT, and then no vCPU is left that the end would have to wait for; the other within what is left.
 const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + STOP_LIMIT.as_secs() < GRACE.as_secs());
 
 /// Longer than any machine runs.
@@ -79,13 +81,16 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Time between two looks of an `expect ... within`.
 const POLL: Duration = Duration::from_millis(100);
 
+/// What the text of a step ends with in which the guest was reset.
+const AND_RESET: &str = "; the guest was reset";
+
 /// Why a step is not done.
 enum Trouble {
     /// The step failed; the session goes on.
     Failed(String),
     /// The step failed and nothing after it makes sense.
     Fatal(String),
-    /// The machine ended, or the user wants it to end.
+    /// The machine ended, or the guest that was asked, or the user wants an end.
     Ended(WaitError),
     /// The observer cannot write any more.
     Output(io::Error),
@@ -94,7 +99,7 @@ enum Trouble {
 impl From<WaitError> for Trouble {
     fn from(error: WaitError) -> Trouble {
         match error {
-            WaitError::Deadline { .. } | WaitError::Reset => Trouble::Fatal(error.to_string()),
+            WaitError::Deadline { .. } => Trouble::Fatal(error.to_string()),
             _ => Trouble::Ended(error),
         }
     }
@@ -162,13 +167,17 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             let sample = self.outside();
             return self.observer.boot(&BootReport { ready: None, sample }).map_err(Trouble::Output);
         }
-        let memory = Size(self.machine.boot_memory());
-        let what = format!("the first report of a guest with {memory} of boot memory");
-        let ready = self.machine.wait(limit, &what, |state| state.ready)?;
+        let ready = self.await_ready(limit)?;
         self.summary.boot = Some(ready.after);
         let mut sample = self.outside();
-        sample.guest = Some(self.guest_stats()?);
+        sample.guest = Some(self.inside()?);
         self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(Trouble::Output)
+    }
+
+    fn await_ready(&self, limit: Duration) -> Result<Ready, Trouble> {
+        let memory = Size(self.machine.boot_memory());
+        let what = format!("the first report of a guest with {memory} of boot memory");
+        Ok(self.machine.wait(limit, &what, |state| state.ready)?)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
@@ -198,14 +207,21 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         self.notice_resets();
         let mut result = self.execute(&step.command);
         let took = self.machine.now() - start;
-        if let (true, Ok(note)) = (self.notice_resets(), &mut result) {
-            *note = Some(note.take().map_or_else(String::new, |note| note + "; ") + "the guest was reset");
-        }
         let mut sample = self.outside();
         if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
-            match self.guest_stats() {
+            match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
                 Err(trouble) => result = result.and(Err(trouble)),
+            }
+        }
+        if self.notice_resets() {
+            match &mut result {
+                Ok(Some(text)) | Err(Trouble::Failed(text) | Trouble::Fatal(text)) => {
+                    text.push_str(AND_RESET)
+                }
+                Ok(note) => *note = Some("the guest was reset".to_owned()),
+                // Others end for a reason of which this is no part.
+                Err(Trouble::Ended(_) | Trouble::Output(_)) => {}
             }
         }
         let verdict = match &result {
@@ -297,6 +313,19 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             held: self.machine.held(index).ok(),
         });
         Sample { devices: devices.collect(), guest: None }
+    }
+
+    /// The counters of the guest, for the session's own sake: a guest that resets is asked again when it
+    /// is up.
+    fn inside(&self) -> Result<Stats, Trouble> {
+        let deadline = self.machine.now() + self.boot_deadline();
+        loop {
+            self.await_ready(deadline.saturating_duration_since(self.machine.now()))?;
+            match self.guest_stats() {
+                Err(Trouble::Ended(WaitError::Reset)) if self.machine.now() < deadline => {}
+                result => return result,
+            }
+        }
     }
 
     fn guest_stats(&self) -> Result<Stats, Trouble> {

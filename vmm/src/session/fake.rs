@@ -37,6 +37,8 @@ pub(super) struct Nature {
     pub(super) stuck: bool,
     /// Its device answers BUSY to everything.
     pub(super) busy: bool,
+    /// It takes a moment to tell its counters.
+    pub(super) slow: bool,
     /// Pages that hogs can have.
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
@@ -59,6 +61,7 @@ impl Default for Nature {
             driverless: false,
             stuck: false,
             busy: false,
+            slow: false,
             room: u64::MAX,
             corrupt: 0,
             lose: 0,
@@ -337,7 +340,7 @@ impl Machine for Fake {
         let fresh =
             |handle| assert!(self.used.borrow_mut().insert(handle), "handle {handle} was used before");
         let (millis, answer) = match op {
-            Op::Stats => (0, Answer::Stats(self.stats())),
+            Op::Stats => (if self.nature.slow { 10 } else { 0 }, Answer::Stats(self.stats())),
             Op::Check if self.nature.panics => {
                 let death = Death { kind: DeathKind::GuestPanic, report: "rip 0xdead".to_owned() };
                 self.shared.change(|state| state.died(death));
