@@ -1,11 +1,14 @@
 //! Guests that reset their machine.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use tidevm_abi::Report;
 
 use super::*;
 use crate::bus::I8042_RESET;
 use crate::events::RESET_PAUSE;
-use crate::state::WaitError;
+use crate::state::{MemStatus, WaitError};
 use crate::vcpu::STOP_LIMIT;
 use crate::vm::lock;
 
@@ -172,4 +175,89 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     let start = Instant::now();
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let up = || {
+        let vm = Vm::start(kernel.config()).unwrap();
+        vm.machine.shared.change(|state| state.report(Report::Ready { cpus: 1, mem_devices: 1 }));
+        vm
+    };
+    assert_eq!(up().stop(Duration::from_millis(50)), End::Forced { asked: true });
+    let vm = up();
+    let machine = Arc::clone(&vm.machine);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| vm.stop(LIMIT));
+        std::thread::sleep(Duration::from_millis(50));
+        machine.reset.write(1).unwrap();
+        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+    });
+    assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
+}
+
+/// The driver is on its way to the target, and has it again to go to when it starts anew.
+#[test]
+fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
+    const TARGET: u64 = 4 << 30;
+    const BOOT: Duration = Duration::from_secs(60);
+    if !kvm() {
+        return;
+    }
+    let vm = Vm::start(Config {
+        console: ConsoleMode::Off,
+        hotplug: vec![HotplugConfig::new(TARGET)],
+        ..Config::default()
+    })
+    .unwrap();
+    vm.wait(BOOT, "the guest", |state| state.ready).unwrap();
+    let at = |size, mem: &MemStatus| mem.report.is_some_and(|report| report.plugged == size);
+    for resets in 1..=3 {
+        vm.resize(0, TARGET).unwrap();
+        // Plugged at one stroke, and not online for a while.
+        let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
+        let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
+        vm.machine.reset.write(1).unwrap();
+        assert!(under_way, "it was there already");
+        let at_reset =
+            vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
+        assert_eq!((at_reset.mem[0].plugged, at_reset.mem[0].requested, at_reset.ready), (0, TARGET, None));
+        vm.wait(BOOT, "all of it", |state| {
+            (state.ready.is_some() && at(TARGET, &state.mem[0])).then_some(())
+        })
+        .unwrap();
+        let call = vm.call(Op::Check).unwrap();
+        assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
+        vm.resize(0, 0).unwrap();
+        vm.wait(BOOT, "nothing", |state| at(0, &state.mem[0]).then_some(())).unwrap();
+    }
+    assert_eq!(vm.state().bad_records, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+/// Whatever of its memory a guest used, none is held when the next one starts.
+#[test]
+fn resets_give_back_what_was_plugged() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    for resets in 1..=5 {
+        for run in 0..50 {
+            let start = HOLE_END + run * 8 * MIB;
+            vm.machine.memory.plug(0, start..start + 2 * MIB).unwrap();
+            vm.machine.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
+        }
+        assert_ne!(vm.held(0).unwrap(), 0);
+        go(&vm);
+        await_resets(&vm, resets);
+        assert_eq!(vm.held(0).unwrap(), 0);
+    }
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
