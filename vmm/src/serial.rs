@@ -379,4 +379,29 @@ mod tests {
         go.send(()).unwrap();
         writer.join().unwrap();
     }
+
+    /// Takes a byte, and then signals come.
+    struct Interrupted(u32);
+
+    impl Write for Interrupted {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            self.0 += 1;
+            assert!(self.0 < 3, "once after the vCPU was to stop");
+            if self.0 == 1 { Ok(1) } else { Err(io::ErrorKind::Interrupted.into()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_is_to_stop_waits_for_no_sink() {
+        let event = || EventFd::new(0).unwrap();
+        let sink = Sink::Lines(Box::new(Interrupted(0)));
+        let port = Port::new(sink, event(), event(), Arc::new(true.into()));
+        print(&port, b"a line\nand more");
+        assert_eq!(port.tail(), "a line\nand more");
+        port.flush();
+    }
 }

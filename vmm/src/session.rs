@@ -35,15 +35,17 @@ mod report;
 mod resize;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod workload;
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Failure, Op, Stats};
+use tidevm_abi::{Answer, Op, Stats};
 
 pub use machine::Machine;
 pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+use trouble::{Done, Trouble, unfit};
 use workload::Workloads;
 
 use crate::command::Command;
@@ -52,7 +54,7 @@ use crate::process::GRACE;
 use crate::script::{Script, Statement, Step};
 use crate::state::{Ready, WaitError};
 use crate::vcpu::STOP_LIMIT;
-use crate::vm::{CallsUnread, End, ExitCounts};
+use crate::vm::{End, ExitCounts};
 
 /// How long the guest may take from its start to its first report, besides what its memory costs.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -83,36 +85,6 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// What the text of a step ends with in which the guest was reset.
 const AND_RESET: &str = "; the guest was reset";
-
-/// Why a step is not done.
-enum Trouble {
-    /// The step failed; the session goes on.
-    Failed(String),
-    /// The step failed and nothing after it makes sense.
-    Fatal(String),
-    /// The machine ended, or the guest that was asked, or the user wants an end.
-    Ended(WaitError),
-    /// The observer cannot write any more.
-    Output(io::Error),
-}
-
-impl From<WaitError> for Trouble {
-    fn from(error: WaitError) -> Trouble {
-        match error {
-            WaitError::Deadline { .. } => Trouble::Fatal(error.to_string()),
-            _ => Trouble::Ended(error),
-        }
-    }
-}
-
-impl From<CallsUnread> for Trouble {
-    fn from(error: CallsUnread) -> Trouble {
-        Trouble::Fatal(error.to_string())
-    }
-}
-
-/// A step that is done may have something to say.
-type Done = Result<Option<String>, Trouble>;
 
 struct Session<'s, M, O> {
     machine: M,
@@ -371,17 +343,6 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     }
 }
 
-impl Trouble {
-    fn reason(&self) -> String {
-        match self {
-            Trouble::Failed(reason) | Trouble::Fatal(reason) => reason.clone(),
-            Trouble::Ended(WaitError::Died(death)) => death.kind.to_string(),
-            Trouble::Ended(error) => error.to_string(),
-            Trouble::Output(error) => error.to_string(),
-        }
-    }
-}
-
 fn add(sum: ExitCounts, exits: &ExitCounts) -> ExitCounts {
     ExitCounts {
         io: sum.io + exits.io,
@@ -390,15 +351,4 @@ fn add(sum: ExitCounts, exits: &ExitCounts) -> ExitCounts {
         interrupted: sum.interrupted + exits.interrupted,
         other: sum.other + exits.other,
     }
-}
-
-/// An answer that does not belong to the question, or a refusal.
-fn unfit(answer: &Answer) -> Trouble {
-    Trouble::Fatal(match answer {
-        Answer::Failed(Failure::UnknownHandle) => "the guest knows no such workload".to_owned(),
-        Answer::Failed(Failure::HandleInUse) => "the guest has such a workload already".to_owned(),
-        Answer::Failed(Failure::NoMemory) => "the guest has no memory for it".to_owned(),
-        Answer::Failed(Failure::BadRecord) => "the guest could not read the question".to_owned(),
-        other => format!("the guest gave an answer to another question: {other:?}"),
-    })
 }
