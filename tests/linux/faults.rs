@@ -94,7 +94,7 @@ fn linux_lets_the_driver_go_with_memory_plugged() {
 }
 
 fn linux_lets_the_driver_go_half_way() {
-    let linux = Linux::boot("at=64:unbind at=64:online", |_| ());
+    let linux = Linux::boot("at=0:unbind_early at=0:online", |_| ());
     linux.vm.resize(0, 2048 * MIB).unwrap();
     let plugged = linux.await_state("no driver", |state| {
         let mem = &state.mem[0];
