@@ -22,7 +22,7 @@ use crate::virtio::console::{CALLS, Console, REPORTS};
 use crate::virtio::mem::{Mem, RETRY_AFTER};
 
 /// From one reset to the next at least: a guest that resets without end shall not keep the host busy with
-/// making machines of KVM.
+/// making machines of KVM. vCPUs that did not ask for the next run until it comes.
 pub(crate) const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that the loop listens to.
