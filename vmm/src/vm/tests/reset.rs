@@ -263,3 +263,31 @@ fn resets_give_back_what_was_plugged() {
     }
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
+
+/// The end is told without the lock that a reset holds, and a reset that comes to see it is none.
+#[test]
+fn an_end_comes_before_a_reset_that_waits() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let (machine, board) = (Arc::clone(&vm.machine), Arc::clone(&vm.board));
+    let busy = lock(&board);
+    go(&vm);
+    let until = |done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < LIMIT);
+            std::thread::yield_now();
+        }
+    };
+    until(&|| vm.exits()[0].io == 1);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| vm.stop(LIMIT));
+        until(&|| machine.over.load(Ordering::Acquire));
+        drop(busy);
+        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+    });
+    assert_eq!(machine.shared.snapshot().resets, 0);
+}
