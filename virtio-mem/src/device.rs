@@ -182,13 +182,16 @@ impl Device {
         })
     }
 
-    /// System reset: unplugs everything and keeps the requested size. Not for device reset, which
+    /// System reset: nothing is plugged any more, and the requested size stays. The caller takes back
+    /// the memory of the whole region at once, without a [`Backing`]. Not for device reset, which
     /// changes nothing here. No notification is due: no driver survives a system reset.
-    ///
-    /// # Errors
-    /// [`Busy`] when some blocks could not be unplugged; they stay plugged.
-    pub fn reset(&mut self, backing: &mut impl Backing) -> Result<(), Busy> {
-        self.unplug_all(backing).map(|_| ()).map_err(|_| Busy)
+    pub fn reset(&mut self) {
+        let before = self.config();
+        self.plugged = BlockBitmap::new(self.fixed.region_size / self.fixed.block_size);
+        self.usable_region_size = self.needed_usable_size();
+        if before != self.config() {
+            self.generation = self.generation.wrapping_add(1);
+        }
     }
 
     /// The plugged blocks.

@@ -130,13 +130,14 @@ pub enum BootError {
     },
 }
 
-/// What a machine boots from. It is kept as long as the machine: a reset boots it again, and the files
-/// may be others by then.
+/// What a machine boots from. It is kept as long as the machine may boot again: the files may be others
+/// by then.
 #[derive(Debug)]
 pub struct Files {
     /// The kernel.
     pub kernel: Image,
-    initrd: Option<Vec<u8>>,
+    /// The initrd, if there is one.
+    pub initrd: Option<Vec<u8>>,
 }
 
 impl Files {
@@ -226,16 +227,18 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
 ///
 /// # Errors
 /// [`BootError`]; boot memory may be partly written.
-pub fn load(config: &Config, files: &Files, tsc_khz: u32, view: &View) -> Result<Entry, BootError> {
-    let image = &files.kernel;
+pub fn load(
+    config: &Config,
+    image: &Image,
+    initrd: Option<&[u8]>,
+    tsc_khz: u32,
+    view: &View,
+) -> Result<Entry, BootError> {
     let low = config.memory.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
     view.write_slice(&RESTART_CODE, RESTART).map_err(|error| write("code to restart", &error))?;
-    let initrd = |kernel_end, low| {
-        let bytes = files.initrd.as_deref();
-        bytes.map(|bytes| load_initrd(bytes, kernel_end, low, view)).transpose()
-    };
+    let initrd = |kernel_end, low| initrd.map(|bytes| load_initrd(bytes, kernel_end, low, view)).transpose();
     let entry = if linux::is_bzimage(image.bytes()) {
         let kernel = linux::load(&image.name, image.bytes(), low, view)?;
         let zero_page = kernel.write_zero_page(

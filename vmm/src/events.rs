@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use event_manager::{Error, EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,6 +20,10 @@ use crate::serial;
 use crate::state::{Death, DeathKind, Shared};
 use crate::virtio::console::{CALLS, Console, REPORTS};
 use crate::virtio::mem::{Mem, RETRY_AFTER};
+
+/// From one reset to the next at least: a guest that resets without end shall not keep the host busy with
+/// making machines of KVM. vCPUs that did not ask for the next run until it comes.
+pub(crate) const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that the loop listens to.
 pub(crate) struct Sources {
@@ -63,9 +68,10 @@ impl EventLoop {
         let stopped = stop.try_clone()?;
         let timers =
             sources.mem.iter().map(|_| TimerFd::new().map_err(io::Error::from)).collect::<Result<_, _>>()?;
+        let pause = TimerFd::new()?;
         let shared = Arc::clone(&sources.shared);
         let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, stopped)));
+            let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, pause, stopped)));
             let (kind, report) = match result {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => (DeathKind::VmmPanic, format!("  the event loop failed: {error}")),
@@ -90,7 +96,7 @@ impl Drop for EventLoop {
     }
 }
 
-fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), Error> {
+fn run(sources: Sources, timers: Vec<TimerFd>, pause: TimerFd, stop: EventFd) -> Result<(), Error> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
     for ((device, kick), timer) in sources.mem.into_iter().zip(timers) {
         manager.add_subscriber(Box::new(MemQueue { device, kick, timer }));
@@ -98,7 +104,7 @@ fn run(sources: Sources, timers: Vec<TimerFd>, stop: EventFd) -> Result<(), Erro
     let (console, kicks) = (sources.console, sources.console_kicks);
     manager.add_subscriber(Box::new(ConsoleQueues { console, kicks }));
     let (request, act) = sources.reset;
-    manager.add_subscriber(Box::new(Reset { request, act }));
+    manager.add_subscriber(Box::new(Reset { request, act, last: None, timer: pause, waiting: false }));
     let (signals, shared, terminal) = (sources.signals, sources.shared, sources.terminal);
     manager.add_subscriber(Box::new(Termination { signals, shared, terminal, came: false }));
     if let Some(input) = sources.input {
@@ -133,6 +139,13 @@ fn clear(event: &EventFd) {
     }
 }
 
+/// Takes note of the end of a time.
+fn expire(timer: &mut TimerFd) {
+    if let Err(error) = timer.wait() {
+        log::debug!("timer: {error}");
+    }
+}
+
 fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -156,9 +169,7 @@ impl MutEventSubscriber for MemQueue {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         if events.data() == Self::TIMER {
-            if let Err(error) = self.timer.wait() {
-                log::debug!("timer: {error}");
-            }
+            expire(&mut self.timer);
             lock(&self.device).retry();
             return;
         }
@@ -202,16 +213,43 @@ impl MutEventSubscriber for ConsoleQueues {
 struct Reset {
     request: EventFd,
     act: Box<dyn FnMut() + Send>,
+    /// When the last one was over.
+    last: Option<Instant>,
+    /// Runs while a request waits for its time.
+    timer: TimerFd,
+    waiting: bool,
+}
+
+impl Reset {
+    const REQUEST: u32 = 0;
+    const TIMER: u32 = 1;
 }
 
 impl MutEventSubscriber for Reset {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.request, 0);
+        listen(ops, &self.request, Self::REQUEST);
+        listen(ops, &self.timer, Self::TIMER);
     }
 
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        clear(&self.request);
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        if events.data() == Self::TIMER {
+            expire(&mut self.timer);
+            self.waiting = false;
+        } else {
+            clear(&self.request);
+        }
+        if self.waiting {
+            return;
+        }
+        let left = self.last.map_or(Duration::ZERO, |last| RESET_PAUSE.saturating_sub(last.elapsed()));
+        if !left.is_zero() {
+            match self.timer.reset(left, None) {
+                Ok(()) => return self.waiting = true,
+                Err(error) => log::warn!("a reset comes without a pause: {error}"),
+            }
+        }
         (self.act)();
+        self.last = Some(Instant::now());
     }
 }
 

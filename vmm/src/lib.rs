@@ -14,8 +14,9 @@
 //! | [`table`], [`json`] | what a session tells, for people and for programs | machines |
 //!
 //! Threads: the caller's; one event loop for queues, timers, signals, terminal input and resets; one a
-//! vCPU. Lock order: a device's transport, then guest memory, then the state. Nothing that a guest
-//! does panics the VMM: what it writes is checked where it is read, or counted and ignored.
+//! vCPU. Lock order: the board (what a reset makes anew), a device's transport, guest memory, the state.
+//! Nothing that a guest does panics the VMM: what it writes is checked where it is read, or counted and
+//! ignored.
 
 pub mod boot;
 mod bus;

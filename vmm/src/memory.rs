@@ -139,19 +139,26 @@ impl Memory {
         result
     }
 
-    /// Boot memory as at the start, zero and in slots, in the new machine of KVM that `slots` are
-    /// of. Nothing is plugged, and nobody runs who uses memory.
+    /// All memory as at the start: boot memory zero and in slots, of `slots`, which belong to a new
+    /// machine of KVM; nothing plugged. What the host held comes back whole, a region at a time, however
+    /// many runs were plugged.
     ///
     /// # Errors
     /// The host refuses; the memory is of no use any more.
-    pub fn reset(&self, mut slots: Box<dyn Slots>) -> Result<(), MemoryError> {
+    pub fn reset(&self, slots: Box<dyn Slots>) -> Result<(), MemoryError> {
+        let mut hotplug = self.hotplug();
+        let Hotplug { regions, slots: current } = &mut *hotplug;
+        // The old slots hold the old machine of KVM, which need not follow its memory's end.
+        *current = slots;
+        // The windows go before what they lead to.
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(&[], None);
+        for (index, region) in regions.iter_mut().enumerate() {
+            let size = region.mapping().size();
+            region.reset().map_err(fail(&format!("to take back hotplug region #{index}"), size))?;
+        }
         let size = self.boot.size();
         self.boot.discard(0..size).map_err(fail("fresh boot memory", size))?;
-        add_boot_slots(&self.boot, &mut *slots)?;
-        let mut hotplug = self.hotplug();
-        hotplug.regions.iter_mut().for_each(Region::forget_slots);
-        hotplug.slots = slots;
-        Ok(())
+        add_boot_slots(&self.boot, &mut **current)
     }
 
     /// Bytes of host memory held by hotplug region `index`; see [`held`].

@@ -5,11 +5,12 @@
 //! the console mode.
 //!
 //! Two locks: the UART's is held for moments, the sink's as long as it takes to write. Whoever reads
-//! a pipe may stop doing so, and then the vCPU that writes waits there; the event loop, other vCPUs'
-//! reports and the end of the machine do not wait with it.
+//! a pipe may stop doing so, and then the vCPU that writes waits there, until it is stopped; the event
+//! loop, other vCPUs' reports and the end of the machine do not wait with it.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
@@ -26,8 +27,17 @@ const LINE: usize = 1024;
 #[derive(Debug)]
 pub struct Port {
     uart: Mutex<Serial<Line, Drained, Output>>,
+    outlet: Mutex<Outlet>,
+    /// vCPUs shall leave the guest, and wait for nothing.
+    stop: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct Outlet {
     /// [`None`] after it failed: a guest must not notice, nor fill a log.
-    sink: Mutex<Option<Sink>>,
+    sink: Option<Sink>,
+    /// It took nothing more when a vCPU had to go.
+    stuck: bool,
 }
 
 /// The port's interrupt line.
@@ -60,12 +70,12 @@ impl SerialEvents for Drained {
 
 impl Port {
     /// A port whose output goes to `sink`. `interrupt` reaches the guest, `drained` is written when
-    /// there is room for input again.
-    pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd) -> Self {
+    /// there is room for input again. When `stop` is set, a signal ends a write that waits for the sink.
+    pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd, stop: Arc<AtomicBool>) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
         let uart = Serial::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
-        Self { uart: Mutex::new(uart), sink: Mutex::new(Some(sink)) }
+        Self { uart: Mutex::new(uart), outlet: Mutex::new(Outlet { sink: Some(sink), stuck: false }), stop }
     }
 
     /// A guest's write to the register at `offset`. Waits for the sink if it completes a line.
@@ -77,7 +87,7 @@ impl Port {
         let due = std::mem::take(&mut uart.writer_mut().due);
         drop(uart);
         if !due.is_empty() {
-            pass_on(&mut self.sink.lock().unwrap_or_else(PoisonError::into_inner), &due);
+            self.outlet.lock().unwrap_or_else(PoisonError::into_inner).pass_on(&due, &self.stop);
         }
     }
 
@@ -117,16 +127,16 @@ impl Port {
         printable(&bytes).trim_end().to_owned()
     }
 
-    /// Shows an incomplete last line, too, unless a vCPU waits for the sink.
+    /// Shows an incomplete last line, too, unless the sink takes nothing.
     pub fn flush(&self) {
         let line = std::mem::take(&mut self.uart().writer_mut().line);
-        let mut sink = match self.sink.try_lock() {
-            Ok(sink) => sink,
+        let mut outlet = match self.outlet.try_lock() {
+            Ok(outlet) => outlet,
             Err(TryLockError::Poisoned(error)) => error.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        if !line.is_empty() {
-            pass_on(&mut sink, &line);
+        if !line.is_empty() && !outlet.stuck {
+            outlet.pass_on(&line, &self.stop);
         }
     }
 
@@ -135,7 +145,8 @@ impl Port {
     }
 }
 
-/// Where the guest's output goes.
+/// Where the guest's output goes. Writers tell of signals ([`io::ErrorKind::Interrupted`]), which those
+/// with a buffer keep to themselves.
 pub enum Sink {
     /// Whole lines, so that they do not mix with what the VMM prints; [`printable`], because a
     /// terminal may show them.
@@ -152,21 +163,40 @@ impl std::fmt::Debug for Sink {
     }
 }
 
-fn pass_on(sink: &mut Option<Sink>, bytes: &[u8]) {
-    let result = match sink {
-        Some(Sink::Lines(writer)) => write_all(writer, printable(bytes).as_bytes()),
-        Some(Sink::RawLines(writer) | Sink::Bytes(writer)) => write_all(writer, bytes),
-        None => return,
-    };
-    if let Err(error) = result {
-        log::warn!("console output is lost from here on: {error}");
-        *sink = None;
+impl Outlet {
+    fn pass_on(&mut self, bytes: &[u8], stop: &AtomicBool) {
+        let result = match &mut self.sink {
+            Some(Sink::Lines(writer)) => write_all(writer, printable(bytes).as_bytes(), stop),
+            Some(Sink::RawLines(writer) | Sink::Bytes(writer)) => write_all(writer, bytes, stop),
+            None => return,
+        };
+        match result {
+            Ok(all) => self.stuck = !all,
+            Err(error) => {
+                log::warn!("console output is lost from here on: {error}");
+                self.sink = None;
+            }
+        }
     }
 }
 
-fn write_all(writer: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    writer.write_all(bytes)?;
-    writer.flush()
+/// Writes all of `bytes`, unless a signal comes when `stop` is set: what is left is lost then, as what
+/// would have come after it. Returns whether all was written.
+fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        match writer.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(size) => bytes = &bytes[size..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                if stop.load(Ordering::Acquire) {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    writer.flush()?;
+    Ok(true)
 }
 
 /// What a guest wrote as text that does nothing to a terminal: control characters but line feeds and
@@ -227,7 +257,7 @@ mod tests {
 
     fn port_to(sink: Sink) -> Port {
         let event = || EventFd::new(0).unwrap();
-        Port::new(sink, event(), event())
+        Port::new(sink, event(), event(), Arc::default())
     }
 
     fn port() -> Port {
@@ -300,7 +330,8 @@ mod tests {
         let drained = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let paper = Paper::default();
         let sink = Sink::Lines(Box::new(paper.clone()));
-        let port = Port::new(sink, EventFd::new(0).unwrap(), drained.try_clone().unwrap());
+        let interrupt = EventFd::new(0).unwrap();
+        let port = Port::new(sink, interrupt, drained.try_clone().unwrap(), Arc::default());
         let (scratch, room) = (7, port.room());
         port.write(scratch, 0x55);
         port.input(b"ab");
@@ -347,5 +378,30 @@ mod tests {
         port.flush();
         go.send(()).unwrap();
         writer.join().unwrap();
+    }
+
+    /// Takes a byte, and then signals come.
+    struct Interrupted(u32);
+
+    impl Write for Interrupted {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            self.0 += 1;
+            assert!(self.0 < 3, "once after the vCPU was to stop");
+            if self.0 == 1 { Ok(1) } else { Err(io::ErrorKind::Interrupted.into()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_is_to_stop_waits_for_no_sink() {
+        let event = || EventFd::new(0).unwrap();
+        let sink = Sink::Lines(Box::new(Interrupted(0)));
+        let port = Port::new(sink, event(), event(), Arc::new(true.into()));
+        print(&port, b"a line\nand more");
+        assert_eq!(port.tail(), "a line\nand more");
+        port.flush();
     }
 }

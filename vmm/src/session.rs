@@ -35,24 +35,26 @@ mod report;
 mod resize;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod workload;
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Failure, Op, Stats};
+use tidevm_abi::{Answer, Op, Stats};
 
 pub use machine::Machine;
 pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+use trouble::{Done, Trouble, unfit};
 use workload::Workloads;
 
 use crate::command::Command;
 use crate::config::Size;
 use crate::process::GRACE;
 use crate::script::{Script, Statement, Step};
-use crate::state::WaitError;
+use crate::state::{Ready, WaitError};
 use crate::vcpu::STOP_LIMIT;
-use crate::vm::{CallsUnread, End, ExitCounts};
+use crate::vm::{End, ExitCounts};
 
 /// How long the guest may take from its start to its first report, besides what its memory costs.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -70,7 +72,9 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the guest may take to power off before it is ended.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
-// Or a signal would end the process while the session still ends in good order.
+// Or a signal would end the process while the session still ends in good order. Of a reset that is under
+// way the end waits until the vCPUs have left the guest or memory was given back: the one within
+// STOP_LIMIT, and then no vCPU is left that the end would have to wait for; the other within what is left.
 const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + STOP_LIMIT.as_secs() < GRACE.as_secs());
 
 /// Longer than any machine runs.
@@ -79,35 +83,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Time between two looks of an `expect ... within`.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Why a step is not done.
-enum Trouble {
-    /// The step failed; the session goes on.
-    Failed(String),
-    /// The step failed and nothing after it makes sense.
-    Fatal(String),
-    /// The machine ended, or the user wants it to end.
-    Ended(WaitError),
-    /// The observer cannot write any more.
-    Output(io::Error),
-}
-
-impl From<WaitError> for Trouble {
-    fn from(error: WaitError) -> Trouble {
-        match error {
-            WaitError::Deadline { .. } | WaitError::Reset => Trouble::Fatal(error.to_string()),
-            _ => Trouble::Ended(error),
-        }
-    }
-}
-
-impl From<CallsUnread> for Trouble {
-    fn from(error: CallsUnread) -> Trouble {
-        Trouble::Fatal(error.to_string())
-    }
-}
-
-/// A step that is done may have something to say.
-type Done = Result<Option<String>, Trouble>;
+/// What the text of a step ends with in which the guest was reset.
+const AND_RESET: &str = "; the guest was reset";
 
 struct Session<'s, M, O> {
     machine: M,
@@ -162,13 +139,17 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             let sample = self.outside();
             return self.observer.boot(&BootReport { ready: None, sample }).map_err(Trouble::Output);
         }
-        let memory = Size(self.machine.boot_memory());
-        let what = format!("the first report of a guest with {memory} of boot memory");
-        let ready = self.machine.wait(limit, &what, |state| state.ready)?;
+        let ready = self.await_ready(limit)?;
         self.summary.boot = Some(ready.after);
         let mut sample = self.outside();
-        sample.guest = Some(self.guest_stats()?);
+        sample.guest = Some(self.inside()?);
         self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(Trouble::Output)
+    }
+
+    fn await_ready(&self, limit: Duration) -> Result<Ready, Trouble> {
+        let memory = Size(self.machine.boot_memory());
+        let what = format!("the first report of a guest with {memory} of boot memory");
+        Ok(self.machine.wait(limit, &what, |state| state.ready)?)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
@@ -198,14 +179,21 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         self.notice_resets();
         let mut result = self.execute(&step.command);
         let took = self.machine.now() - start;
-        if let (true, Ok(note)) = (self.notice_resets(), &mut result) {
-            *note = Some(note.take().map_or_else(String::new, |note| note + "; ") + "the guest was reset");
-        }
         let mut sample = self.outside();
         if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
-            match self.guest_stats() {
+            match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
                 Err(trouble) => result = result.and(Err(trouble)),
+            }
+        }
+        if self.notice_resets() {
+            match &mut result {
+                Ok(Some(text)) | Err(Trouble::Failed(text) | Trouble::Fatal(text)) => {
+                    text.push_str(AND_RESET)
+                }
+                Ok(note) => *note = Some("the guest was reset".to_owned()),
+                // Others end for a reason of which this is no part.
+                Err(Trouble::Ended(_) | Trouble::Output(_)) => {}
             }
         }
         let verdict = match &result {
@@ -299,6 +287,19 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         Sample { devices: devices.collect(), guest: None }
     }
 
+    /// The counters of the guest, for the session's own sake: a guest that resets is asked again when it
+    /// is up.
+    fn inside(&self) -> Result<Stats, Trouble> {
+        let deadline = self.machine.now() + self.boot_deadline();
+        loop {
+            self.await_ready(deadline.saturating_duration_since(self.machine.now()))?;
+            match self.guest_stats() {
+                Err(Trouble::Ended(WaitError::Reset)) if self.machine.now() < deadline => {}
+                result => return result,
+            }
+        }
+    }
+
     fn guest_stats(&self) -> Result<Stats, Trouble> {
         match self.ask(Op::Stats, ANSWER_DEADLINE)? {
             Answer::Stats(stats) => Ok(stats),
@@ -330,27 +331,15 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         summary.ended = match (ended, end) {
             (ended @ Ended::Died { .. }, _) => ended,
             (_, End::Died(death)) => Ended::Died { report: death.to_string() },
-            // One that never reported was not asked.
-            (Ended::Done, End::Forced) if summary.boot.is_some() => {
+            (Ended::Done, End::Forced { asked: true }) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }
             }
-            (ended, End::PoweredOff | End::Forced) => ended,
+            (ended, End::PoweredOff | End::Forced { .. }) => ended,
         };
         output?;
         observer.end(&summary)?;
         Ok(summary)
-    }
-}
-
-impl Trouble {
-    fn reason(&self) -> String {
-        match self {
-            Trouble::Failed(reason) | Trouble::Fatal(reason) => reason.clone(),
-            Trouble::Ended(WaitError::Died(death)) => death.kind.to_string(),
-            Trouble::Ended(error) => error.to_string(),
-            Trouble::Output(error) => error.to_string(),
-        }
     }
 }
 
@@ -362,15 +351,4 @@ fn add(sum: ExitCounts, exits: &ExitCounts) -> ExitCounts {
         interrupted: sum.interrupted + exits.interrupted,
         other: sum.other + exits.other,
     }
-}
-
-/// An answer that does not belong to the question, or a refusal.
-fn unfit(answer: &Answer) -> Trouble {
-    Trouble::Fatal(match answer {
-        Answer::Failed(Failure::UnknownHandle) => "the guest knows no such workload".to_owned(),
-        Answer::Failed(Failure::HandleInUse) => "the guest has such a workload already".to_owned(),
-        Answer::Failed(Failure::NoMemory) => "the guest has no memory for it".to_owned(),
-        Answer::Failed(Failure::BadRecord) => "the guest could not read the question".to_owned(),
-        other => format!("the guest gave an answer to another question: {other:?}"),
-    })
 }

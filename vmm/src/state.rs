@@ -19,7 +19,7 @@ use tidevm_abi::{Answer, Report, Resize};
 pub struct State {
     /// The guest's message that it is up, once it came since the last reset.
     pub ready: Option<Ready>,
-    /// How often the guest reset its machine.
+    /// How often the guest reset its machine, and it started again.
     pub resets: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
@@ -36,7 +36,7 @@ pub struct State {
     pub bad_records: u64,
     /// When the machine was started or reset.
     started: Instant,
-    answers: BTreeMap<u32, Option<Answer>>,
+    answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
 }
 
 /// The guest is up: all its CPUs run and all its drivers are bound.
@@ -184,10 +184,7 @@ impl State {
 
     /// How a call ended, if it did: with its answer, or with the guest that it was made to.
     pub(crate) fn outcome(&self, id: u32) -> Option<Result<Answer, WaitError>> {
-        match self.answers.get(&id) {
-            Some(answer) => answer.map(Ok),
-            None => Some(Err(WaitError::Reset)),
-        }
+        self.answers.get(&id)?.clone()
     }
 
     /// What ends every wait.
@@ -208,7 +205,7 @@ impl State {
                 self.ready = Some(Ready { cpus, mem_devices, after: self.started.elapsed() });
             }
             Report::Done { id, answer } if matches!(self.answers.get(&id), Some(None)) => {
-                self.answers.insert(id, Some(answer));
+                self.answers.insert(id, Some(Ok(answer)));
             }
             Report::Resize(resize) => match self.mem.iter_mut().find(|mem| mem.region == resize.region) {
                 Some(mem) => mem.report = Some(resize),
@@ -218,10 +215,16 @@ impl State {
         }
     }
 
-    /// Notes that the machine starts again: there is nobody left who was up or could answer.
-    pub(crate) fn reset(&mut self) {
+    /// Notes that the guest is gone with a reset: nobody is left who was up or could answer.
+    pub(crate) fn lose_guest(&mut self) {
         self.ready = None;
-        self.answers.clear();
+        for answer in self.answers.values_mut() {
+            answer.get_or_insert(Err(WaitError::Reset));
+        }
+    }
+
+    /// Notes that the machine is as at its start, and about to run.
+    pub(crate) fn restart(&mut self) {
         self.started = Instant::now();
         self.resets += 1;
     }
@@ -293,9 +296,10 @@ impl Shared {
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
 
-    /// Waits at most `limit` for the machine to end, signals or not.
-    pub(crate) fn wait_for_end(&self, limit: Duration) {
-        self.wait_for(limit, |state| state.ended().then_some(()));
+    /// Waits at most `limit` for the machine to end, or to be reset more often than `resets`, signals
+    /// or not.
+    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
+        self.wait_for(limit, |state| (state.ended() || state.resets != resets).then_some(()));
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&State) -> Option<T>) -> Option<T> {

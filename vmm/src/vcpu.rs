@@ -21,7 +21,7 @@ use tidevm_abi::ExitCode;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::boot::Files;
+use crate::boot::Image;
 use crate::bus::{Access, Bus};
 use crate::memory::Memory;
 use crate::report;
@@ -38,11 +38,22 @@ pub(crate) struct Machine {
     pub(crate) bus: Bus,
     pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) files: Files,
+    pub(crate) kernel: Image,
     /// Written when the guest resets the machine.
     pub(crate) reset: EventFd,
     /// vCPUs shall leave the guest.
-    pub(crate) stop: AtomicBool,
+    pub(crate) stop: Arc<AtomicBool>,
+    /// The VMM ends the machine: a guest's reset does not start it again.
+    pub(crate) over: AtomicBool,
+    /// One entry a vCPU, over all resets.
+    pub(crate) counters: Vec<Counters>,
+}
+
+impl Machine {
+    /// Exits since the machine was first started, one entry a vCPU.
+    pub(crate) fn exits(&self) -> Vec<ExitCounts> {
+        self.counters.iter().map(Counters::read).collect()
+    }
 }
 
 /// How often a vCPU came out of the guest.
@@ -63,7 +74,7 @@ pub struct ExitCounts {
 /// [`ExitCounts`] while they are counted. Only their own thread writes them; others read them at
 /// any time, in no order with anything.
 #[derive(Debug, Default)]
-struct Counters {
+pub(crate) struct Counters {
     io: AtomicU64,
     mmio: AtomicU64,
     stray: AtomicU64,
@@ -92,8 +103,6 @@ fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 pub(crate) struct Vcpus {
     machine: Arc<Machine>,
-    /// One entry a vCPU, over all resets.
-    counters: Vec<Arc<Counters>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -106,9 +115,9 @@ pub(crate) struct StillRunning {
 }
 
 impl Vcpus {
-    /// `count` vCPUs of `machine`, none of which runs.
-    pub(crate) fn new(machine: Arc<Machine>, count: u8) -> Self {
-        Self { machine, counters: (0..count).map(|_| Arc::default()).collect(), threads: Vec::new() }
+    /// The vCPUs of `machine`, none of which runs.
+    pub(crate) fn new(machine: Arc<Machine>) -> Self {
+        Self { machine, threads: Vec::new() }
     }
 
     /// Starts one thread for each of `vcpus`; none runs now.
@@ -120,11 +129,10 @@ impl Vcpus {
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
         self.machine.stop.store(false, Ordering::Relaxed);
-        for (index, (vcpu, counters)) in vcpus.into_iter().zip(&self.counters).enumerate() {
-            let (machine, counters) = (Arc::clone(&self.machine), Arc::clone(counters));
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let machine = Arc::clone(&self.machine);
             let name = format!("vcpu{index}");
-            let thread =
-                thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &machine, &counters));
+            let thread = thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &machine));
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {
@@ -134,11 +142,6 @@ impl Vcpus {
             }
         }
         Ok(())
-    }
-
-    /// Exits so far, one entry a vCPU.
-    pub(crate) fn exits(&self) -> Vec<ExitCounts> {
-        self.counters.iter().map(|counters| counters.read()).collect()
     }
 
     /// Ends all threads.
@@ -176,8 +179,8 @@ impl Vcpus {
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine, counters: &Counters) {
-    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, machine, counters)));
+fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine) {
+    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, machine, &machine.counters[index])));
     let kind = match end {
         Ok(End::Stopped) => return,
         Ok(End::PoweredOff) => {
@@ -195,7 +198,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine, counters: &Coun
         Err(_) => DeathKind::VmmPanic,
     };
     let serial_tail = machine.bus.serial_tail();
-    let symbols = Symbols::of(machine.files.kernel.bytes());
+    let symbols = Symbols::of(machine.kernel.bytes());
     let report = report::of(&vcpu, index, &machine.memory.view(), &symbols, &serial_tail);
     machine.shared.change(|state| state.died(Death { kind, report }));
 }

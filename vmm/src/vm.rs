@@ -10,10 +10,10 @@ use virtio_mem::device::ResizeError as DeviceError;
 
 use crate::config::{Config, Size};
 use crate::events::EventLoop;
-use crate::memory::Memory;
 use crate::process::{BlockedSignals, Terminal};
 use crate::serial;
-use crate::state::{Death, Shared, State, WaitError};
+use crate::state::{Death, State, WaitError};
+use crate::vcpu::Machine;
 use crate::virtio::console::{Console, Full, MAX_UNREAD};
 use crate::virtio::mem::Mem;
 
@@ -36,11 +36,10 @@ const FIRST_CALL: u32 = 1;
 /// by itself; after them, or at the next such signal, it is ended with status 128 + signal.
 #[derive(Debug)]
 pub struct Vm {
-    shared: Arc<Shared>,
+    machine: Arc<Machine>,
     board: Arc<Mutex<Board>>,
     console: Arc<Mutex<Console>>,
     mem: Vec<Arc<Mutex<Mem>>>,
-    memory: Arc<Memory>,
     serial: Arc<serial::Port>,
     boot_memory: u64,
     has_agent: bool,
@@ -93,8 +92,11 @@ pub struct CallsUnread {
 pub enum End {
     /// The guest powered off.
     PoweredOff,
-    /// The guest did not power off when asked, and was ended.
-    Forced,
+    /// The guest did not power off, and was ended.
+    Forced {
+        /// Whether it had been asked to. One that is still starting, or starts again, is not.
+        asked: bool,
+    },
     /// The guest died.
     Died(Death),
 }
@@ -111,7 +113,7 @@ impl Vm {
     /// A copy of what is known of the guest now.
     #[must_use]
     pub fn state(&self) -> State {
-        self.shared.snapshot()
+        self.machine.shared.snapshot()
     }
 
     /// Waits at most `limit` for `find` to find something in the state; `what` names it in the
@@ -125,7 +127,7 @@ impl Vm {
         what: &str,
         find: impl FnMut(&State) -> Option<T>,
     ) -> Result<T, WaitError> {
-        self.shared.wait(limit, what, find)
+        self.machine.shared.wait(limit, what, find)
     }
 
     /// Sends a call to the guest and returns its id for [`Vm::answer`].
@@ -138,10 +140,10 @@ impl Vm {
         let mut console = lock(&self.console);
         // The answer may come before the next line; to PowerOff there is none.
         if op != Op::PowerOff {
-            self.shared.expect_answer(id);
+            self.machine.shared.expect_answer(id);
         }
         console.call(Call { id, op }).map_err(|Full| {
-            self.shared.forget_answer(id);
+            self.machine.shared.forget_answer(id);
             CallsUnread { unread: MAX_UNREAD }
         })?;
         Ok(id)
@@ -153,7 +155,7 @@ impl Vm {
     /// # Errors
     /// [`WaitError`]: too late, or the machine ended or was reset first.
     pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        self.shared.take_answer(id, limit, what)
+        self.machine.shared.take_answer(id, limit, what)
     }
 
     /// Sets a device's target in bytes and tells the guest. Returns at once; the state tells how
@@ -175,7 +177,7 @@ impl Vm {
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such device.
     pub fn held(&self, device: usize) -> io::Result<u64> {
-        self.memory.held(device)
+        self.machine.memory.held(device)
     }
 
     /// Bytes of boot memory.
@@ -193,30 +195,44 @@ impl Vm {
     /// Exits since start, one entry a vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
-        lock(&self.board).exits()
+        self.machine.exits()
     }
 
     /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
-        // A guest that is not up yet does not read calls, and has nothing to lose.
-        let ready = self.shared.snapshot().ready.is_some();
-        if ready && self.call(Op::PowerOff).is_ok() {
-            self.shared.wait_for_end(limit);
-        }
-        lock(&self.board).end();
-        let state = self.shared.snapshot();
+        let asked = self.ask_to_power_off(limit);
+        self.end();
+        let state = self.machine.shared.snapshot();
         match state.death {
             Some(death) => End::Died(death),
             None if state.powered_off => End::PoweredOff,
-            None => End::Forced,
+            None => End::Forced { asked },
         }
+    }
+
+    /// Waits at most `limit` for the guest to power off. Whether the one that is there then was asked.
+    fn ask_to_power_off(&self, limit: Duration) -> bool {
+        let State { ready, resets, .. } = self.state();
+        // A guest that is not up yet does not read calls, and has nothing to lose.
+        if ready.is_none() || self.call(Op::PowerOff).is_err() {
+            return false;
+        }
+        self.machine.shared.wait_for_end(limit, resets);
+        self.state().resets == resets
+    }
+
+    /// Ends the vCPUs, for good.
+    fn end(&self) {
+        // Before the lock, which a reset holds as long as it takes: one that sees this stops at once.
+        self.machine.over.store(true, Ordering::Release);
+        lock(&self.board).end();
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        lock(&self.board).end();
+        self.end();
         self.serial.flush();
     }
 }

@@ -315,12 +315,15 @@ fn said(child: &mut Child) -> Receiver<String> {
     said
 }
 
-/// Descriptors, threads and mappings of a process.
-fn resources(process: u32) -> [usize; 3] {
+/// Descriptors, threads, mappings and MiB of memory of a process.
+fn resources(process: u32) -> [usize; 4] {
     let folder = PathBuf::from(format!("/proc/{process}"));
     let entries = |name: &str| fs::read_dir(folder.join(name)).expect("a process").count();
-    let maps = fs::read_to_string(folder.join("maps")).expect("a process").lines().count();
-    [entries("fd"), entries("task"), maps]
+    let text = |name: &str| fs::read_to_string(folder.join(name)).expect("a process");
+    let status = text("status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let kib: usize = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+    [entries("fd"), entries("task"), text("maps").lines().count(), kib >> 10]
 }
 
 fn resets_without_end_cost_nothing() {
@@ -335,12 +338,12 @@ fn resets_without_end_cost_nothing() {
     let await_resets = |count| (0..count).for_each(|_| drop(said.recv_timeout(LIMIT).expect("it goes on")));
     await_resets(5);
     let before = resources(child.id());
-    await_resets(5 * UNDER_WAY);
+    await_resets(2 * UNDER_WAY);
     let after = resources(child.id());
     endings::kill("-TERM", &child);
     assert_eq!(endings::end(&mut child).code(), Some(0));
     let grown = before.iter().zip(after).any(|(before, after)| after > before + UNDER_WAY);
-    assert!(!grown, "{before:?} descriptors, threads and mappings, and then {after:?}");
+    assert!(!grown, "{before:?} descriptors, threads, mappings and MiB, and then {after:?}");
 }
 
 fn a_host_that_cannot_reset_is_told() {

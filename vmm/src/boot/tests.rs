@@ -58,7 +58,7 @@ fn a_full_machine_has_room_on_the_command_line() {
 fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
     let kernel = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
     let config = Config { memory: memory_size, ..Config::default() };
-    load(&config, &Files { kernel, initrd: None }, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
+    load(&config, &kernel, None, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
 }
 
 #[test]
@@ -98,7 +98,8 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
 fn the_reset_vector_resets() {
     let config = Config { memory: 64 * MIB, ..Config::default() };
     let (memory, _) = memory(config.memory, &[]);
-    load(&config, &Files::open(&config).unwrap(), 1, &memory.view()).unwrap();
+    let Files { kernel, initrd } = Files::open(&config).unwrap();
+    load(&config, &kernel, initrd.as_deref(), 1, &memory.view()).unwrap();
     let mut code = [0; 4];
     memory.view().read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
     assert_eq!(code, [0xb0, 0xfe, 0xe6, 0x64], "mov al, 0xfe; out 0x64, al");

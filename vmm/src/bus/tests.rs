@@ -25,7 +25,7 @@ impl RegisterDevice for Numbered {
 
 fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
     let event = || EventFd::new(0).unwrap();
-    let serial = Port::new(Sink::Lines(Box::new(io::sink())), event(), event());
+    let serial = Port::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];

@@ -114,9 +114,16 @@ impl Region {
         Ok(())
     }
 
-    /// Forgets the slots, which went with the machine that they were made in. Nothing is plugged.
-    pub fn forget_slots(&mut self) {
+    /// Unplugs everything, with the slots already gone: so did the machine that they were made in. No
+    /// window leads here any more.
+    ///
+    /// # Errors
+    /// What the host says; its memory may not have come back.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.plugged = Runs::default();
         self.slots.clear();
+        let all = 0..self.mapping.size();
+        self.mapping.close(all.clone()).and_then(|()| self.mapping.discard(all))
     }
 
     /// Adds a slot for every run of memory blocks of `range` that has none.

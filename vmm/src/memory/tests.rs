@@ -274,3 +274,29 @@ fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     let error = memory.reset(Box::new(refusing)).unwrap_err().to_string();
     assert!(error.contains("the memslot of boot memory of 64M"), "{error}");
 }
+
+/// One by one, each with a view of all that are left, they would take their square.
+#[test]
+fn a_reset_takes_all_runs_at_once() {
+    const RUNS: u64 = 1000;
+    let (memory, old) = memory(BOOT, &[8 << 30, 1 << 30]);
+    let second = memory.regions()[1].start;
+    // Around them first, so that each needs no slot of its own.
+    memory.plug(0, blocks(0, 2 * RUNS)).unwrap();
+    memory.plug(1, second..second + 2 * MIB).unwrap();
+    for run in 0..RUNS {
+        memory.unplug(0, blocks(2 * run, 1)).unwrap();
+        memory.view().write_obj(7_u8, GuestAddress(blocks(2 * run + 1, 1).start)).unwrap();
+    }
+    assert!(memory.held(0).unwrap() >= RUNS * 4096);
+    assert_eq!(plugged(&memory).len() as u64, RUNS + 1);
+    // What goes with the old machine is not asked for one by one.
+    old.fail_remove_after(0);
+    let new = FakeSlots::default();
+    memory.reset(Box::new(new.clone())).unwrap();
+    assert_eq!((memory.held(0).unwrap(), memory.held(1).unwrap(), plugged(&memory)), (0, 0, vec![]));
+    assert_eq!((new.count(), protection(&memory, 2 * MIB)), (1, "---p".to_owned()));
+    memory.plug(0, blocks(1, 2)).unwrap();
+    assert_eq!(memory.view().read_obj::<u8>(GuestAddress(blocks(1, 1).start)).unwrap(), 0);
+    assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
+}

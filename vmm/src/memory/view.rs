@@ -42,9 +42,10 @@ impl BootWindows {
             }
             for run in plugged.iter() {
                 let address = GuestAddress(region.start() + run.start);
-                // SAFETY: what is plugged is open. Only `Region::unplug` closes it, which only
-                // `Memory::unplug` calls, after it put a view without these windows in the place
-                // of every other, under a lock that nobody keeps a window beyond.
+                // SAFETY: what is plugged is open. Only `Region::unplug` and `Region::reset` close it,
+                // which only `Memory`'s methods of these names call, after they put a view without
+                // these windows in the place of every other, under a lock that nobody keeps a window
+                // beyond.
                 let window = unsafe { Window::new(Arc::clone(region.mapping()), run, address) };
                 windows.push(Arc::new(window));
             }

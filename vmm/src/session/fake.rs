@@ -37,6 +37,8 @@ pub(super) struct Nature {
     pub(super) stuck: bool,
     /// Its device answers BUSY to everything.
     pub(super) busy: bool,
+    /// It takes a moment to tell its counters.
+    pub(super) slow: bool,
     /// Pages that hogs can have.
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
@@ -59,6 +61,7 @@ impl Default for Nature {
             driverless: false,
             stuck: false,
             busy: false,
+            slow: false,
             room: u64::MAX,
             corrupt: 0,
             lose: 0,
@@ -174,7 +177,8 @@ impl Fake {
                 self.shared.change(|state| {
                     let mem = &mut state.mem[0];
                     (mem.plugged, mem.driver, mem.report) = (0, false, None);
-                    state.reset();
+                    state.lose_guest();
+                    state.restart();
                 });
                 self.events.borrow_mut().clear();
                 self.hogs.borrow_mut().clear();
@@ -336,7 +340,7 @@ impl Machine for Fake {
         let fresh =
             |handle| assert!(self.used.borrow_mut().insert(handle), "handle {handle} was used before");
         let (millis, answer) = match op {
-            Op::Stats => (0, Answer::Stats(self.stats())),
+            Op::Stats => (if self.nature.slow { 10 } else { 0 }, Answer::Stats(self.stats())),
             Op::Check if self.nature.panics => {
                 let death = Death { kind: DeathKind::GuestPanic, report: "rip 0xdead".to_owned() };
                 self.shared.change(|state| state.died(death));
@@ -414,7 +418,7 @@ impl Machine for Fake {
             return End::Died(death);
         }
         if self.nature.deaf || state.ready.is_none() {
-            return End::Forced;
+            return End::Forced { asked: state.ready.is_some() };
         }
         let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();

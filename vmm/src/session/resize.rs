@@ -24,6 +24,7 @@ enum Rest {
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Done {
         let start = self.machine.now();
+        let resets = self.machine.state().resets;
         let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
         let before = self.await_driver(resize.device, limit)?;
         let target = target(resize.target, before.requested)?;
@@ -34,19 +35,18 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let at_rest = self.await_rest(resize, target, &before, left);
         match at_rest {
             Ok(Rest::Reached) => {
-                let took = self.machine.now() - start;
-                let (from, to) = (before.plugged, target);
-                self.summary.plug.add_move(to.saturating_sub(from), took);
-                self.summary.unplug.add_move(from.saturating_sub(to), took);
+                // With a reset in it, it is not known what was moved, and the time is not that of a move.
+                if self.machine.state().resets == resets {
+                    let took = self.machine.now() - start;
+                    let (from, to) = (before.plugged, target);
+                    self.summary.plug.add_move(to.saturating_sub(from), took);
+                    self.summary.unplug.add_move(from.saturating_sub(to), took);
+                }
                 Ok(None)
             }
-            Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(&mem, target))),
+            Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(resize.device, &mem, target))),
             Err(WaitError::Deadline { .. }) => {
-                let mem = self.mem(resize.device)?;
-                let mut why = self.why_stopped(&mem, target);
-                if !mem.driver {
-                    why = format!("{why}; {}", driver_absent(resize.device));
-                }
+                let why = self.why_stopped(resize.device, &self.mem(resize.device)?, target);
                 Err(Trouble::Failed(format!("not within {limit:?}: {why}")))
             }
             Err(error) => Err(error.into()),
@@ -93,11 +93,14 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         self.machine.state().mem.get(device).cloned().ok_or_else(missing)
     }
 
-    /// Where the guest stopped, how much is missing and what it says about it.
-    fn why_stopped(&self, mem: &MemStatus, target: u64) -> String {
+    /// Where the guest stopped, how much is missing and what it says about it, if it is there to say.
+    fn why_stopped(&self, device: usize, mem: &MemStatus, target: u64) -> String {
         let missing = mem.plugged.abs_diff(target) >> 20;
         let side = if mem.plugged > target { "above" } else { "below" };
         let mut text = format!("stopped at {}, {missing} MiB {side} the target", Size(mem.plugged));
+        if !mem.driver {
+            return format!("{text}: {}", driver_absent(device));
+        }
         let report = mem.report.filter(|report| report.requested == target);
         let reason = report.map(|report| report.state);
         match reason {

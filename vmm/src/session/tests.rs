@@ -208,8 +208,8 @@ fn a_driver_that_goes_is_the_reason_of_the_deadline() {
     let fake = Fake::new(Nature { foreign: true, ..Nature::default() });
     fake.after(Duration::from_millis(3500), Event::Unbind);
     let outcome = session_on(fake, "plug 1G within 10s");
-    let expected = "not within 10s: stopped at 0, 1024 MiB below the target: the guest is still at it, and has \
-                    not said why; driver absent: the guest drives no device 0";
+    let expected = "not within 10s: stopped at 0, 1024 MiB below the target: driver absent: the guest drives no \
+                    device 0";
     assert_eq!(outcome.reason(0), expected);
 }
 
@@ -224,6 +224,23 @@ fn a_resize_goes_on_after_a_reset() {
         assert_eq!((outcome.note(0), outcome.note(1)), (None, Some("the guest was reset")));
         assert_eq!(outcome.steps[1].sample.devices[0].plugged, 3 << 30);
         assert_eq!(outcome.summary.resets, 1);
+        assert_eq!(outcome.summary.plug.bytes, 1 << 30, "a rate is only told of what one guest did");
+    }
+}
+
+#[test]
+fn a_step_that_fails_tells_of_a_reset_too() {
+    let fake = Fake::new(Nature { foreign: true, driverless: true, ..Nature::default() });
+    fake.after(Duration::from_secs(3), Event::Reset);
+    let outcome = session_on(fake, "sleep 2s\nexpect plugged == 1G within 2s");
+    assert_eq!(outcome.reason(1), "plugged is 0; the guest was reset");
+    // At a look by the session itself, the guest that boots is waited for and asked again.
+    for (script, at) in [("check", 405), ("sleep 1s", 1415)] {
+        let fake = Fake::new(Nature { slow: true, ..Nature::default() });
+        fake.after(Duration::from_millis(at), Event::Reset);
+        let outcome = session_on(fake, script);
+        assert_eq!(outcome.summary.ended, Ended::Done, "{script}");
+        assert!(outcome.steps[0].sample.guest.is_some());
     }
 }
 

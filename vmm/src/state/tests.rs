@@ -38,12 +38,12 @@ fn an_end_ends_every_wait() {
     let never = |shared: &Shared| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
     shared.change(|state| state.signal = Some(2));
     assert_eq!(never(&shared), WaitError::Signal(2));
-    shared.wait_for_end(SOON);
+    shared.wait_for_end(SOON, 0);
     let death = Death { kind: DeathKind::TripleFault, report: "rip".to_owned() };
     shared.change(|state| state.died(death.clone()));
     assert_eq!(never(&shared), WaitError::Died(death));
     assert_eq!(shared.wait(SOON, "the end", |state| state.ended().then_some(())), Ok(()));
-    shared.wait_for_end(LATE);
+    shared.wait_for_end(LATE, 0);
 }
 
 #[test]
@@ -78,10 +78,16 @@ fn answers_need_calls() {
 fn a_reset_ends_every_wait_for_an_answer() {
     let shared = shared();
     shared.change(|state| state.report(Report::Ready { cpus: 1, mem_devices: 1 }));
-    shared.expect_answer(1);
-    shared.change(super::State::reset);
-    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 1));
+    [1, 3].into_iter().for_each(|id| shared.expect_answer(id));
+    shared.change(|state| state.report(Report::Done { id: 3, answer: Answer::Done }));
+    shared.change(super::State::lose_guest);
+    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 0));
     assert_eq!(shared.take_answer(1, LATE, "the answer"), Err(WaitError::Reset));
+    assert_eq!(shared.take_answer(3, LATE, "the answer"), Ok(Answer::Done), "it came before");
+    // A call that was never made was lost to no reset.
+    assert!(matches!(shared.take_answer(1, SOON, "the answer"), Err(WaitError::Deadline { .. })));
+    shared.change(super::State::restart);
+    shared.wait_for_end(LATE, 0);
     // The next guest is up again, and what it answers to later calls arrives.
     shared.change(|state| state.report(Report::Ready { cpus: 2, mem_devices: 1 }));
     assert_eq!(shared.snapshot().ready.map(|ready| ready.cpus), Some(2));

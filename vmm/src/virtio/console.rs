@@ -84,7 +84,7 @@ impl Console {
     pub fn reset(&mut self) {
         self.port.registers.reset();
         self.unread.clear();
-        self.shared.change(State::reset);
+        self.shared.change(State::lose_guest);
     }
 
     /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be

@@ -36,6 +36,8 @@ pub struct Mem {
     blocks: Blocks,
     shared: Arc<Shared>,
     kick: EventFd,
+    /// A request was answered BUSY, and the driver was not told to retry since.
+    retry_due: bool,
 }
 
 /// What is to be done after a queue was served.
@@ -87,7 +89,7 @@ impl Mem {
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
         let blocks = Blocks { memory, index, start, block_size: config.block, refused: false };
-        Ok(Self { port: Port::new(registers, interrupt), device, blocks, shared, kick })
+        Ok(Self { port: Port::new(registers, interrupt), device, blocks, shared, kick, retry_due: false })
     }
 
     /// What is known of the device before the guest runs.
@@ -114,22 +116,22 @@ impl Mem {
         Ok(())
     }
 
-    /// Tells a driver that was answered BUSY to try again.
+    /// Tells a driver that was answered BUSY to try again. One that was reset since was not.
     pub fn retry(&mut self) {
-        self.port.notify_config();
+        if std::mem::take(&mut self.retry_due) {
+            self.port.notify_config();
+        }
     }
 
-    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
-    ///
-    /// # Errors
-    /// The host did not take memory back, which the log tells; what is left stays plugged.
-    pub fn reset(&mut self) -> Result<(), Busy> {
+    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). The
+    /// memory itself is taken by [`Memory::reset`].
+    pub fn reset(&mut self) {
         self.port.registers.reset();
-        let result = self.device.reset(&mut self.blocks);
+        self.device.reset();
+        self.retry_due = false;
         let index = self.blocks.index;
         self.shared.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
         self.publish(None);
-        result
     }
 
     /// Serves the requests in the queue.
@@ -156,6 +158,7 @@ impl Mem {
             used = true;
         }
         served.more &= self.port.batch(0) > 0;
+        self.retry_due |= served.busy;
         if driver && !self.port.registers.running() {
             self.publish(Some("the queue cannot be used; the driver has to reset the device".to_owned()));
         }

@@ -213,10 +213,11 @@ impl Registers {
 
     /// Steps of section 3.1.1: bits are only ever added, each after the one before; 0 resets.
     fn write_status(&mut self, value: u32) -> Effect {
-        if value == 0 {
-            return self.reset();
-        }
         let was_running = self.running();
+        if value == 0 {
+            self.reset();
+            return if was_running { Effect::StatusChanged } else { Effect::None };
+        }
         let order = [
             VIRTIO_CONFIG_S_ACKNOWLEDGE,
             VIRTIO_CONFIG_S_DRIVER,
@@ -239,8 +240,7 @@ impl Registers {
     }
 
     /// As at the start, but for the configuration: what writing 0 to the status does.
-    pub fn reset(&mut self) -> Effect {
-        let was_running = self.running();
+    pub fn reset(&mut self) {
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -250,7 +250,6 @@ impl Registers {
         self.queue = 0;
         self.status = 0;
         self.interrupt = 0;
-        if was_running { Effect::StatusChanged } else { Effect::None }
     }
 
     fn write_queue(&mut self, register: u32, value: u32) {

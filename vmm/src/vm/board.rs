@@ -9,9 +9,14 @@
 //! of ioeventfds after the interrupt chip was made waits for a grace period of KVM, which makes
 //! the same calls 50 times slower in another order. There is no PIT: guests have their local
 //! APIC's timer.
+//!
+//! The old machine of KVM is closed before the interrupts of the new one are registered: since Linux
+//! 6.17 an eventfd raises the interrupts of one machine only (EBUSY). It is held by its slots, which
+//! [`Memory::reset`](crate::memory::Memory::reset) drops, and by its vCPUs, whose threads have ended.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -21,7 +26,7 @@ use crate::config::Config;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
 use crate::state::{Death, DeathKind, State};
-use crate::vcpu::{ExitCounts, Machine, STOP_LIMIT, StillRunning, Vcpus};
+use crate::vcpu::{Machine, STOP_LIMIT, StillRunning, Vcpus};
 use crate::{boot, cpu};
 
 /// A machine's hardware.
@@ -32,8 +37,8 @@ pub(super) struct Board {
     devices: Devices,
     pub(super) machine: Arc<Machine>,
     vcpus: Vcpus,
-    /// The VMM ended the machine. A guest's reset does not start it again.
-    over: bool,
+    /// Kept as long as the machine may start again.
+    initrd: Option<Vec<u8>>,
 }
 
 /// Why a machine that was reset does not start again.
@@ -41,8 +46,6 @@ pub(super) struct Board {
 enum ResetError {
     #[error(transparent)]
     Vcpus(#[from] StillRunning),
-    #[error("the host does not take back what was plugged: see the log")]
-    Plugged(#[from] virtio_mem::device::Busy),
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -53,24 +56,34 @@ pub(super) fn new_vm(kvm_device: &Kvm) -> Result<Arc<VmFd>, StartError> {
 }
 
 impl Board {
-    pub(super) fn new(config: Config, kvm: Kvm, devices: Devices, machine: Arc<Machine>) -> Self {
-        let vcpus = Vcpus::new(Arc::clone(&machine), config.cpus);
-        Self { config, kvm, devices, machine, vcpus, over: false }
+    pub(super) fn new(
+        config: Config,
+        kvm: Kvm,
+        devices: Devices,
+        machine: Arc<Machine>,
+        initrd: Option<Vec<u8>>,
+    ) -> Self {
+        let vcpus = Vcpus::new(Arc::clone(&machine));
+        Self { config, kvm, devices, machine, vcpus, initrd }
     }
 
     /// Connects the devices to `vm`, in which nothing is yet but boot memory, and loads the kernel.
-    /// The vCPUs are ready to run.
+    /// The vCPUs are ready to run. Memory alone holds `vm` from then on.
     ///
     /// # Errors
     /// What KVM, the host or the kernel is not good for.
-    pub(super) fn assemble(&self, vm: &VmFd) -> Result<Vec<VcpuFd>, StartError> {
-        self.devices.register_kicks(vm)?;
+    pub(super) fn assemble(&mut self, vm: Arc<VmFd>) -> Result<Vec<VcpuFd>, StartError> {
+        self.devices.register_kicks(&vm)?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place its own pages"))?;
         vm.create_irq_chip().map_err(kvm("make an interrupt chip"))?;
-        let vcpus = self.make_vcpus(vm)?;
-        self.devices.register_interrupts(vm)?;
+        let vcpus = self.make_vcpus(&vm)?;
+        self.devices.register_interrupts(&vm)?;
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
-        let entry = boot::load(&self.config, &self.machine.files, tsc_khz, &self.machine.memory.view())?;
+        let Machine { kernel, memory, .. } = &*self.machine;
+        let entry = boot::load(&self.config, kernel, self.initrd.as_deref(), tsc_khz, &memory.view())?;
+        if !self.config.reboot {
+            self.initrd = None;
+        }
         cpu::enter_kernel(&vcpus[0], entry).map_err(kvm("set registers"))?;
         Ok(vcpus)
     }
@@ -89,9 +102,13 @@ impl Board {
     /// Lets the vCPUs run.
     ///
     /// # Errors
-    /// The host gives no thread.
+    /// The host gives no thread. The machine is over then, even if one that ran for a moment reset it.
     pub(super) fn run(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), StartError> {
-        self.vcpus.start(vcpus).map_err(host("start a vCPU thread"))
+        let started = self.vcpus.start(vcpus);
+        if started.is_err() {
+            self.end();
+        }
+        started.map_err(host("start a vCPU thread"))
     }
 
     /// The guest asked for a reset: starts again, or ends if that is what a reset shall do. Called by
@@ -113,26 +130,30 @@ impl Board {
         {
             log::debug!("reset: {error}");
         }
-        if self.over || self.machine.shared.snapshot().ended() {
+        if self.is_over() {
             return Ok(());
         }
         // Before memory: nobody writes to buffers of the guest that was.
-        self.devices.reset()?;
+        self.devices.reset();
         let vm = new_vm(&self.kvm)?;
         let memory = &self.machine.memory;
         memory.reset(Box::new(KvmSlots::new(Arc::clone(&vm)))).map_err(StartError::from)?;
-        let vcpus = self.assemble(&vm)?;
+        // That took the host some time if it was much.
+        if self.is_over() {
+            return Ok(());
+        }
+        let vcpus = self.assemble(vm)?;
+        self.machine.shared.change(State::restart);
         Ok(self.run(vcpus)?)
     }
 
-    /// Exits since the machine was first started, one entry a vCPU.
-    pub(super) fn exits(&self) -> Vec<ExitCounts> {
-        self.vcpus.exits()
+    fn is_over(&self) -> bool {
+        self.machine.over.load(Ordering::Acquire) || self.machine.shared.snapshot().ended()
     }
 
     /// Ends the vCPUs, for good.
     pub(super) fn end(&mut self) {
-        self.over = true;
+        self.machine.over.store(true, Ordering::Release);
         self.vcpus.stop(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
     }
 }

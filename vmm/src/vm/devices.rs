@@ -1,10 +1,10 @@
 //! A machine's devices, and the events between them and KVM.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
-use virtio_mem::device::Busy;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::lock;
@@ -50,8 +50,14 @@ pub(super) struct Kicks {
 }
 
 impl Devices {
-    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`.
-    pub(super) fn new(config: &Config, memory: &Arc<Memory>, started: Instant) -> Result<Self, StartError> {
+    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`. vCPUs do not
+    /// wait for the console once `stop` is set.
+    pub(super) fn new(
+        config: &Config,
+        memory: &Arc<Memory>,
+        started: Instant,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self, StartError> {
         let regions = memory.regions().iter();
         let status = config
             .hotplug
@@ -62,7 +68,8 @@ impl Devices {
 
         let (serial_interrupt, serial_drained) = (event()?, event()?);
         let (sink, input) = console(&config.console)?;
-        let serial = serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?);
+        let serial =
+            serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
         let serial = Arc::new(serial);
         let input =
             input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
@@ -109,17 +116,13 @@ impl Devices {
     }
 
     /// System reset, without a running vCPU.
-    ///
-    /// # Errors
-    /// Plugged memory could not be taken back.
-    pub(super) fn reset(&self) -> Result<(), Busy> {
+    pub(super) fn reset(&self) {
+        // First, since this one tells that the guest is gone.
+        lock(&self.console).reset();
         for mem in &self.mem {
-            lock(&mem.device).reset()?;
+            lock(&mem.device).reset();
         }
         self.serial.reset();
-        // Last, since this one tells that there was a reset.
-        lock(&self.console).reset();
-        Ok(())
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.

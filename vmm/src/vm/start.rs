@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -23,7 +23,7 @@ use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, MemoryError, layout};
 use crate::process::{Signals, Terminal, standard_input};
 use crate::serial::Sink;
-use crate::vcpu::Machine;
+use crate::vcpu::{Counters, Machine};
 
 /// The only version of the KVM interface there will be.
 const KVM_API_VERSION: i32 = 12;
@@ -158,8 +158,8 @@ pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let started = Instant::now();
     config.validate()?;
-    let files = Files::open(&config)?;
-    let has_agent = files.kernel.is_own_guest();
+    let Files { kernel, initrd } = Files::open(&config)?;
+    let has_agent = kernel.is_own_guest();
     if has_agent {
         config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
     }
@@ -168,7 +168,8 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let vm = board::new_vm(&kvm_device)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let memory = Arc::new(Memory::new(config.memory, &sizes, Box::new(KvmSlots::new(Arc::clone(&vm))))?);
-    let mut devices = Devices::new(&config, &memory, started)?;
+    let stop = Arc::default();
+    let mut devices = Devices::new(&config, &memory, started, &stop)?;
     let shared = Arc::clone(&devices.shared);
     let console = Arc::clone(&devices.console);
     let mem: Vec<_> = devices.mem.iter().map(|mem| Arc::clone(&mem.device)).collect();
@@ -179,22 +180,24 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let reset = event()?;
     let machine = Arc::new(Machine {
         bus: devices.bus(),
-        memory: Arc::clone(&memory),
+        memory,
         shared: Arc::clone(&shared),
-        files,
+        kernel,
         reset: share(&reset)?,
-        stop: AtomicBool::new(false),
+        stop,
+        over: AtomicBool::new(false),
+        counters: (0..config.cpus).map(|_| Counters::default()).collect(),
     });
     let input = devices.input.take();
     let kicks = devices.kicks()?;
-    let board = Board::new(config, kvm_device, devices, machine);
-    let vcpus = board.assemble(&vm)?;
+    let mut board = Board::new(config, kvm_device, devices, Arc::clone(&machine), initrd);
+    let vcpus = board.assemble(vm)?;
     let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
     let terminal = terminal.map(Arc::new);
     let board = Arc::new(Mutex::new(board));
     let resetting = Arc::clone(&board);
     let sources = Sources {
-        shared: Arc::clone(&shared),
+        shared,
         mem: mem.iter().cloned().zip(kicks.mem).collect(),
         console: Arc::clone(&console),
         console_kicks: kicks.console,
@@ -206,11 +209,10 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
     lock(&board).run(vcpus)?;
     Ok(Vm {
-        shared,
+        machine,
         board,
         console,
         mem,
-        memory,
         serial,
         boot_memory,
         has_agent,
@@ -262,7 +264,8 @@ pub(super) fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartE
         ConsoleMode::Stderr => (Sink::Lines(Box::new(io::stderr())), None),
         ConsoleMode::Stdio => {
             let input = standard_input().map_err(host("open standard input"))?;
-            (Sink::Bytes(Box::new(io::stdout())), Some(input))
+            let output = io::stdout().as_fd().try_clone_to_owned().map_err(host("share standard output"))?;
+            (Sink::Bytes(Box::new(File::from(output))), Some(input))
         }
         ConsoleMode::File(path) => {
             let file = File::create(path).map_err(failed("file", path))?;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::ptr;
 use std::thread;
@@ -163,7 +163,9 @@ fn a_second_signal_ends_a_guest_that_is_stuck() {
     kill("-INT", &child);
     thread::sleep(Duration::from_millis(300));
     kill("-TERM", &child);
-    assert_eq!(end(&mut child).code(), Some(143));
+    // By itself, or by the system when the machine is gone already and only its summary waits.
+    let status = end(&mut child);
+    assert!(status.code() == Some(143) || status.signal() == Some(libc::SIGTERM), "{status}");
     assert_eq!(pty.state(), before);
 }
 

@@ -41,6 +41,10 @@ act() {
             device=$(basename $bus/virtio*)
             echo $device > $bus/unbind
             ;;
+        unbind_early) # at the first memory that comes, without waiting for the next round
+            until read -r _ now _ < /proc/meminfo && [ "$now" -gt "$start" ]; do :; done
+            act unbind
+            ;;
         bind) echo $device > $bus/bind || echo "guest cannot bind" ;;
         online)
             for block in $(grep -l offline /sys/devices/system/memory/memory*/state); do

@@ -117,6 +117,8 @@ fn a_host_that_cannot_is_busy_and_then_can() {
     interrupts(&mut machine.mem);
     machine.mem.retry();
     assert_eq!(interrupts(&mut machine.mem), VIRTIO_MMIO_INT_CONFIG);
+    machine.mem.retry();
+    assert_eq!(interrupts(&mut machine.mem), 0, "it was told");
     assert_eq!(machine.ask(RequestKind::Plug, 0, 2).0, ACK);
 }
 
@@ -283,13 +285,20 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     assert_eq!(machine.ask(RequestKind::Plug, 0, 8), (ACK, 0));
     assert_eq!(machine.ask(RequestKind::Plug, 100, 2), (ACK, 0));
     assert_eq!(machine.ask(RequestKind::Unplug, 511, 1).0, ERROR);
+    machine.slots.fail_add_after(0);
+    assert_eq!(machine.ask(RequestKind::Plug, 130, 1).0, BUSY);
     machine.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
     machine.shared.change(|state| {
         let (region, state_of) = (state.mem[0].region, tidevm_abi::ResizeState::Reached);
         let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, state: state_of };
         state.report(tidevm_abi::Report::Resize(report));
     });
-    machine.mem.reset().unwrap();
+    machine.mem.reset();
+    machine.slots = FakeSlots::default();
+    machine.memory.reset(Box::new(machine.slots.clone())).unwrap();
+    // Whoever was to retry is gone.
+    machine.mem.retry();
+    assert_eq!(interrupts(&mut machine.mem), 0);
     let status = machine.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.driver), (0, 64 * MIB, false));
     assert_eq!((status.report, status.refused), (None, None));
