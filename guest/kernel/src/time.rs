@@ -89,8 +89,9 @@ fn pit_sample() -> Option<Sample> {
     const OUTPUT: u8 = 1 << 5;
     const PIT_HZ: u64 = 1_193_182;
     const COUNT: u16 = (PIT_HZ * SAMPLE_MILLIS / 1000) as u16;
-    /// Each read takes at least 100 ns, wherever there is such a timer.
-    const MOST_READS: u32 = 100_000;
+    /// More than so many milliseconds of any CPU. Reads say nothing of time: where instructions are
+    /// counted instead of timed, each takes a few nanoseconds.
+    const MOST_TICKS: u64 = 200_000_000;
     let now = || Instant::now().0;
     let has_ended = || cpu::port_read(PIT_CONTROL) & OUTPUT != 0;
     cpu::port_write(PIT_CONTROL, cpu::port_read(PIT_CONTROL) & !2 | 1);
@@ -105,7 +106,7 @@ fn pit_sample() -> Option<Sample> {
         return None;
     }
     let mut looked = now();
-    for _ in 0..MOST_READS {
+    while looked < after + MOST_TICKS {
         let ended = has_ended();
         let end = now();
         if ended {
