@@ -25,10 +25,10 @@ const FREE: usize = 3;
 /// The counters of a zone, in the order of [`COUNTERS`].
 pub type Counters = [i64; 4];
 
-/// Pages of its own that a kernel may take or give back while a session runs: 16 MiB.
-const OWN: i64 = 4096;
+/// Pages of its own that a kernel may take or give back while a session runs: 1 MiB.
+const OWN: i64 = 256;
 /// A kernel may take one page for so many that it is told to hold.
-const HELD_BY_ONE: i64 = 32;
+const HELD_BY_ONE: i64 = 256;
 /// The part of boot memory that may be a kernel's own from the start.
 const BOOT_PART: i64 = 16;
 /// Where one zone of boot memory ends and the next begins: 4 GiB.
@@ -117,11 +117,11 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Processes => {
                 "Linux's processes have pages of Movable, too, and it counts free pages to within a \
-                 threshold for each CPU; at most 16 MiB"
+                 threshold for each CPU; at most 1 MiB"
             }
             Self::Own => {
                 "a kernel's own pages come and go: page tables, slab, lists of the pages that hold data; \
-                 at most 16 MiB, and 1/32 of the data"
+                 at most 1 MiB, and 1/256 of the data"
             }
             Self::Boot => {
                 "two kernels boot: their images, their first memmap, what they leave of the firmware's \
