@@ -11,7 +11,7 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
 use crate::memblock::Memblock;
-use crate::memmap_init::{InitPolicy, init_section, set_heads};
+use crate::memmap_init::{Content, InitPolicy, init_section, set_heads};
 use crate::page::{Kind, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
@@ -28,6 +28,8 @@ pub struct Options {
     pub pcp_disable: bool,
     /// When struct pages are initialised.
     pub init: InitPolicy,
+    /// What is in memory at boot where nobody has written to it.
+    pub content: Content,
 }
 
 /// Why there is no allocator.
@@ -51,18 +53,19 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, init: InitPolicy::Eager } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, content } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
         self.nr_cpus.store(nr_cpus, Relaxed);
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
         self.use_pcp_disable.store(pcp_disable, Relaxed);
+        self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
         let hotplug = self.lock_hotplug();
-        self.take_boot_memmaps(memblock)?;
+        self.take_boot_memmaps(memblock, content)?;
         let mut at = 0;
         while let Some(nr) = boot_section_from(memblock, at) {
             self.boot_section(memblock, nr)?;
@@ -77,7 +80,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes memory for the memmap of every section with RAM.
-    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<(), BootError> {
+    fn take_boot_memmaps(&self, memblock: &mut Memblock, content: Content) -> Result<(), BootError> {
         let mut at = 0;
         while let Some(nr) = boot_section_from(memblock, at) {
             let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
@@ -85,6 +88,7 @@ impl<P: Platform> Mm<P> {
             let memmap = memblock.alloc(size, size).ok_or(BootError::NoMemory)?;
             section.set_memmap(memmap.pfn());
             section.set_boot();
+            section.set_zeroed(content == Content::Zero);
             self.sparse.set_state(nr, SectionState::Present);
             at = nr.get() + 1;
         }
@@ -97,7 +101,7 @@ impl<P: Platform> Mm<P> {
         let pages = self.sparse.pages_to_initialise(nr);
         let below_4g = nr.start().address().get() < 4 << 30;
         let zone_type = if below_4g { ZoneType::Dma32 } else { ZoneType::Normal };
-        init_section(pages, zone_type);
+        init_section(pages, zone_type, self.init_policy());
         self.sparse.set_state(nr, SectionState::Initialised);
 
         let zone = &self.zones[zone_type.index()];

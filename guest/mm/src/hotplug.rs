@@ -19,7 +19,7 @@ use crate::altmap::VmemAltmap;
 use crate::buddy::Place;
 use crate::isolation::OfflineError;
 use crate::lock::Guard;
-use crate::memmap_init::{init_hot_added, init_section};
+use crate::memmap_init::{Content, init_hot_added, init_section};
 use crate::page::{Holder, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -87,12 +87,12 @@ impl<P: Platform> Mm<P> {
         self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
     }
 
-    /// Adds memory block `nr`, of which the sub-sections `plugged` are usable: maps them, and
-    /// makes and maps the block's memmap. None of it can be allocated yet.
+    /// Adds memory block `nr`, of which the sub-sections `plugged` are usable and hold `content`: maps
+    /// them, and makes and maps the block's memmap. None of it can be allocated yet.
     ///
     /// # Errors
     /// See [`AddError`].
-    pub fn add_memory(&self, nr: SectionNr, plugged: SubSections) -> Result<(), AddError> {
+    pub fn add_memory(&self, nr: SectionNr, plugged: SubSections, content: Content) -> Result<(), AddError> {
         let _hotplug = self.lock_hotplug();
         let section = self.sparse.section(nr).ok_or(AddError::OutOfRange)?;
         if section.state() != SectionState::Absent {
@@ -111,6 +111,8 @@ impl<P: Platform> Mm<P> {
             return Err(error);
         }
         section.set_plugged(plugged);
+        // Pages of older memory have been used.
+        section.set_zeroed(on_memory && content == Content::Zero);
         self.sparse.set_state(nr, SectionState::Present);
         Ok(())
     }
@@ -178,7 +180,7 @@ impl<P: Platform> Mm<P> {
         }
         let pages = self.sparse.pages_to_initialise(nr);
         let memmap = memmap_blocks(nr, section);
-        init_section(pages, zone);
+        init_section(pages, zone, self.init_policy());
         init_hot_added(pages, memmap);
         self.sparse.set_state(nr, SectionState::Initialised);
         if self.platform.fault(FaultStep::Online) {

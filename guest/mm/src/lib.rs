@@ -69,7 +69,7 @@ pub use boot::{BootError, Options};
 pub use hotplug::{AddError, OnlineError, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
-pub use memmap_init::InitPolicy;
+pub use memmap_init::{Content, InitPolicy};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use page::{Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
@@ -103,6 +103,7 @@ pub struct Mm<P: Platform> {
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
     use_pcp_disable: AtomicBool,
+    init_lazily: AtomicBool,
 }
 
 impl<P: Platform> Mm<P> {
@@ -122,6 +123,7 @@ impl<P: Platform> Mm<P> {
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             use_pcp_disable: AtomicBool::new(true),
+            init_lazily: AtomicBool::new(false),
         }
     }
 

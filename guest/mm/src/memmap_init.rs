@@ -1,12 +1,18 @@
 //! Initialising struct pages: the walk of a section from present to initialised.
 //!
-//! Mirrors Linux `memmap_init_range` in `mm/mm_init.c`. A section is initialised whole, and by
-//! one store a page, because a page is its state word (see `page`); where something else than
-//! free memory lies, the head of the block says so.
+//! Mirrors Linux `memmap_init_range` in `mm/mm_init.c`. A page is its state word (see `page`), so
+//! initialising it is one store; where something else than free memory lies, the head of the block
+//! says so. A memmap that is known to be zero can be left as it is: its pages are tails until a block
+//! begins at them. One that is not is written once, whatever the policy: clearing it would take as
+//! many stores.
 
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::Mm;
 use crate::addr::{Order, PfnRange};
 use crate::page::{Kind, PageState, ZoneType};
 use crate::pageblock::MigrateType;
+use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::subsection::SubSections;
 
@@ -15,11 +21,29 @@ use crate::subsection::SubSections;
 pub enum InitPolicy {
     /// All of a section, before any of its pages is used.
     Eager,
+    /// Each page when a block begins at it, where the memmap is known to be zero; else as `Eager`.
+    Lazy,
+}
+
+/// What is in memory that is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Anything.
+    Unknown,
+    /// Zeros: whoever provides the memory says so, and nobody has used it since.
+    Zero,
 }
 
 /// Initialises the pages of a section that joins `zone`: every page belongs to no block yet, all
 /// pageblocks are movable. The heads are the caller's to set.
-pub(crate) fn init_section(pages: SectionPages<'_>, zone: ZoneType) {
+pub(crate) fn init_section(pages: SectionPages<'_>, zone: ZoneType, policy: InitPolicy) {
+    pages.section().set_zone(zone);
+    pages.section().pageblocks.reset();
+    // Taken in any case: the memmap is written to from here on.
+    let zeroed = pages.section().take_zeroed();
+    if policy == InitPolicy::Lazy && zeroed {
+        return;
+    }
     let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
     // One store a page and little else: this loop is what onlining a memory block costs.
     let (chunks, rest) = pages.all().as_chunks::<16>();
@@ -29,8 +53,6 @@ pub(crate) fn init_section(pages: SectionPages<'_>, zone: ZoneType) {
             page.set_state(tail);
         }
     }
-    pages.section().set_zone(zone);
-    pages.section().pageblocks.reset();
 }
 
 /// Makes `range`, in the section, blocks of `kind`.
@@ -55,5 +77,11 @@ pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: SubSections) {
     mark(SubSections::ALL.without(pages.section().plugged()), Kind::Offline);
     for block in memmap.iter() {
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    pub(crate) fn init_policy(&self) -> InitPolicy {
+        if self.init_lazily.load(Relaxed) { InitPolicy::Lazy } else { InitPolicy::Eager }
     }
 }

@@ -12,7 +12,12 @@
 //! | 8..=9 | zone | [`ZoneType`] of the page's section |
 //! | 10..=63 | - | zero |
 //!
-//! An all-zero `Page` is a state of its own, "never initialised": no initialised page has kind 0.
+//! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
+//! In an online section such a page is the tail of a block, because a head is always written; so a
+//! section whose memmap is known to be zero needs its heads written and nothing else, and each
+//! other page is initialised when it becomes a head, by the store that makes it one. That is all of
+//! lazy initialisation: nobody checks for it.
+//!
 //! Initialising a page is the one store of its state word, because every other field is written
 //! when a state begins that gives it a meaning, and read only in that state:
 //!
@@ -24,7 +29,8 @@
 //!
 //! # Invariants of an online section
 //! - It is tiled by naturally aligned blocks of up to [`Order::MAX`]: the first page of each
-//!   block is a head (every kind but `Tail`) whose order is the block's, all others are tails.
+//!   block is a head (every kind but `Tail` and `Uninit`) whose order is the block's, all others are
+//!   tails.
 //!   So a walk by blocks that starts at a pageblock's first page sees every block, and only
 //!   blocks of the largest order can begin before a pageblock that they cover.
 //! - Kinds `Free` and `Pcp` change under the lock of the list that the page is on. Other heads
@@ -81,7 +87,8 @@ impl ZoneType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// Nobody has initialised this page: its section is not online, or it is all zero.
+    /// Nobody has written this page: its section is not online, or no block has begun here since it
+    /// is; it is a tail then.
     Uninit = 0,
     /// Not the first page of its block; the block's head says what it is.
     Tail = 1,
@@ -135,6 +142,12 @@ impl PageState {
     #[inline]
     pub(crate) const fn kind(self) -> Kind {
         Kind::from_bits(self.0 & Self::KIND)
+    }
+
+    /// Whether this is not the first page of its block.
+    #[inline]
+    pub(crate) const fn is_tail(self) -> bool {
+        self.0 & Self::KIND <= Kind::Tail as u64
     }
 
     /// The order of a head.

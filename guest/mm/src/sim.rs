@@ -4,7 +4,8 @@
 //! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a
 //! mistake pass, this panics: content outside of the direct map cannot be reached, content is
 //! lost when its page is unmapped, a memmap is filled with garbage when it is mapped (nobody may
-//! count on zeros) and when it is unmapped (nobody may look at it later), its backing must be
+//! count on zeros, unless its backing is fresh from a host that promises them) and when it is unmapped
+//! (nobody may look at it later), its backing must be
 //! mapped and may not back two, and a memmap is only unmapped after a grace period.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
@@ -20,7 +21,7 @@ use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
     SectionNr,
 };
-use crate::memmap_init::InitPolicy;
+use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
 use crate::{Gfp, Memblock, Mm, Options, Page, PerCpu};
@@ -48,6 +49,8 @@ pub struct Sim {
     lasting: [AtomicBool; STEPS],
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
+    /// The host promises zeros.
+    zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
     used_grace_periods: AtomicU64,
@@ -76,6 +79,10 @@ pub struct Machine {
     pub memmap_on_memory: bool,
     /// [`Options::pcp_disable`].
     pub pcp_disable: bool,
+    /// [`Options::init`].
+    pub init: InitPolicy,
+    /// What is in memory at boot, and in memory that is mapped later until it is written to.
+    pub content: Content,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
     /// `unmap_*` gives back. Maps made before the allocator works take none.
     pub page_tables: bool,
@@ -91,6 +98,8 @@ impl Default for Machine {
             cpus: 1,
             memmap_on_memory: true,
             pcp_disable: true,
+            init: InitPolicy::Eager,
+            content: Content::Unknown,
             page_tables: false,
         }
     }
@@ -101,7 +110,7 @@ impl Machine {
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
         let per_cpu: Vec<PerCpu> = (0..self.cpus).map(|_| PerCpu::new()).collect();
-        let sim = Sim::new(self.sections);
+        let sim = Sim::new(self.sections, self.content);
         // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
@@ -132,7 +141,8 @@ impl Machine {
             nr_cpus: self.cpus,
             memmap_on_memory: self.memmap_on_memory,
             pcp_disable: self.pcp_disable,
-            init: InitPolicy::Eager,
+            init: self.init,
+            content: self.content,
         }
     }
 
@@ -148,7 +158,7 @@ impl Machine {
 }
 
 impl Sim {
-    fn new(sections: u32) -> Self {
+    fn new(sections: u32, content: Content) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         let layout = Layout::array::<Page>(pages).and_then(|l| l.align_to(1 << 21)).expect("fits");
         // SAFETY: the layout is not empty: machines have sections.
@@ -162,6 +172,7 @@ impl Sim {
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
+            zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
             used_grace_periods: AtomicU64::new(0),
@@ -270,19 +281,33 @@ impl Sim {
         }
     }
 
+    /// Whether nobody has written to the pages of a memmap since the host provided them.
+    fn is_fresh(&self, backing: Pfn) -> bool {
+        let words = &self.section_content(backing.section())[backing.in_section()..];
+        words[..MEMMAP_PAGES as usize].iter().all(|word| word.load(SeqCst) == LOST)
+    }
+
+    fn clear(&self, section: SectionNr) {
+        for word in self.memmap_words(section) {
+            word.store(0, core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Fills the memmap of `section` with bits that mean nothing.
     fn scribble(&self, section: SectionNr) {
+        let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst) | 0xf;
+        for at in self.memmap_words(section) {
+            word = word.rotate_left(7).wrapping_mul(0x2545_f491_4f6c_dd1d) | 0xf;
+            at.store(word, core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn memmap_words(&self, section: SectionNr) -> &[AtomicU64] {
         let first = section.start().get() as usize;
         let words = SECTION_PAGES as usize * size_of::<Page>() / 8;
         // SAFETY: the section is in the window (its entry in `memmaps` was found), `Page` is made
         // of atomics and any bits are valid in them, and eight `AtomicU64` lie in one `Page`.
-        let window: &[AtomicU64] =
-            unsafe { core::slice::from_raw_parts(self.window.add(first).cast().as_ptr(), words) };
-        let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst) | 0xf;
-        for at in window {
-            word = word.rotate_left(7).wrapping_mul(0x2545_f491_4f6c_dd1d) | 0xf;
-            at.store(word, core::sync::atomic::Ordering::Relaxed);
-        }
+        unsafe { core::slice::from_raw_parts(self.window.add(first).cast().as_ptr(), words) }
     }
 }
 
@@ -308,7 +333,11 @@ unsafe impl Platform for Sim {
         assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
         assert!(!memmaps.contains(&Some(backing)), "{backing:?} backs two memmaps");
         memmaps[section.get() as usize] = Some(backing);
-        self.scribble(section);
+        if self.zeros && self.is_fresh(backing) {
+            self.clear(section)
+        } else {
+            self.scribble(section)
+        }
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
-use crate::page::{Kind, Page, PageState, ZoneType};
+use crate::page::{Page, PageState, ZoneType};
 use crate::pageblock::PageblockFlags;
 use crate::subsection::SubSections;
 
@@ -45,7 +45,8 @@ pub struct Section {
     state: AtomicU8,
     zone: AtomicU8,
     boot: AtomicU8,
-    _pad: AtomicU8,
+    /// The memmap is all zero: it is in memory that was, and nobody has written to it.
+    zeroed: AtomicU8,
     /// First frame of the memmap's pages.
     memmap: AtomicU32,
     /// Sub-sections whose memory is there and mapped.
@@ -68,7 +69,7 @@ impl Section {
             state: AtomicU8::new(SectionState::Absent as u8),
             zone: AtomicU8::new(0),
             boot: AtomicU8::new(0),
-            _pad: AtomicU8::new(0),
+            zeroed: AtomicU8::new(0),
             memmap: AtomicU32::new(0),
             plugged: AtomicU64::new(0),
             altmap: AtomicU64::new(0),
@@ -111,6 +112,16 @@ impl Section {
 
     pub(crate) fn set_boot(&self) {
         self.boot.store(1, Ordering::Relaxed);
+    }
+
+    /// Says whether the memmap is all zero.
+    pub(crate) fn set_zeroed(&self, zeroed: bool) {
+        self.zeroed.store(zeroed.into(), Ordering::Relaxed);
+    }
+
+    /// Whether the memmap is all zero. The caller is about to write to it.
+    pub(crate) fn take_zeroed(&self) -> bool {
+        self.zeroed.swap(0, Ordering::Relaxed) != 0
     }
 
     pub(crate) fn memmap(&self) -> Pfn {
@@ -186,7 +197,7 @@ impl<'s> SectionPages<'s> {
     pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
         let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
         let state = self.page(first).state();
-        if state.kind() != Kind::Tail {
+        if !state.is_tail() {
             return (first, state);
         }
         let head = first.align_down(Order::MAX);

@@ -96,7 +96,7 @@ impl<'m, P: Platform> Targets<'m, P> {
         let mt = pages.section().pageblocks.open_type(block)?;
         // Since the last search the pages there may have become part of a larger block.
         let mut pfn = self.at;
-        if pfn == range.start || pages.page(pfn).state().kind() == Kind::Tail {
+        if pfn == range.start || pages.page(pfn).state().is_tail() {
             pfn = pages.covering(block).0;
         }
         while pfn < range.end {

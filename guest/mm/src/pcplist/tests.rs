@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
+use crate::memmap_init::Content;
 use crate::page::ZoneType;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -17,7 +18,7 @@ const BLOCK: SectionNr = SectionNr::new(32);
 
 fn machine() -> &'static Mm<Sim> {
     let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

@@ -2,7 +2,8 @@
 
 use tidevm_mm::sim::Machine;
 use tidevm_mm::{
-    BootError, FaultStep, Gfp, Memblock, Order, PhysAddr, PhysRange, SectionNr, SubSections, ZoneType,
+    BootError, Content, FaultStep, Gfp, Memblock, Order, PhysAddr, PhysRange, SectionNr, SubSections,
+    ZoneType,
 };
 
 /// A PC's memory map in small: a hole at 640 KiB, odd ends, some reserved, memory above 4 GiB.
@@ -67,7 +68,7 @@ fn page_tables_come_from_the_allocator() {
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
-    mm.add_memory(block, SubSections::ALL).unwrap();
+    mm.add_memory(block, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(block, ZoneType::Movable).unwrap();
     let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
     assert_eq!(taken, 2, "one for the memmap, one for the direct map");
@@ -85,14 +86,17 @@ fn growing_out_of_memory() {
     let mm = Machine { page_tables: true, ..Machine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
-    mm.add_memory(block, SubSections::ALL).unwrap();
+    mm.add_memory(block, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(block, ZoneType::Normal).unwrap();
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
     mm.check();
     while mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok() {}
     let before = mm.stats();
     let next = SectionNr::new(33);
-    assert_eq!(mm.add_memory(next, SubSections::ALL), Err(tidevm_mm::AddError::NoPageTable));
+    assert_eq!(
+        mm.add_memory(next, SubSections::ALL, Content::Unknown),
+        Err(tidevm_mm::AddError::NoPageTable)
+    );
     assert_eq!(mm.stats().zones, before.zones);
     assert_eq!(mm.platform().attempts(FaultStep::MapMemmap), 1, "it did not come that far");
     mm.check();

@@ -1,7 +1,7 @@
 //! Every step of every operation fails once: everything must be as before, and work afterwards.
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{FaultStep, Mm, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType};
+use tidevm_mm::{Content, FaultStep, Mm, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType};
 
 use crate::workload::{BLOCK, Tenant};
 
@@ -100,7 +100,7 @@ fn every_step_rolls_back() {
         let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
         let partly = SubSections::ALL.without(gaps());
         let mut failures = Vec::new();
-        failures.push(fail_everywhere(mm, "add", || text(mm.add_memory(BLOCK, partly))));
+        failures.push(fail_everywhere(mm, "add", || text(mm.add_memory(BLOCK, partly, Content::Unknown))));
         failures.push(fail_everywhere(mm, "online", || text(mm.online(BLOCK, ZoneType::Movable))));
         failures.push(fail_everywhere(mm, "plug", || text(mm.online_subsections(BLOCK, gaps()))));
         let tenant = Tenant::new(mm, 1, 200);
@@ -124,7 +124,7 @@ fn every_step_rolls_back() {
 fn way_out_after_a_failure() {
     let mm = Machine::default().boot();
     let start = state(mm);
-    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);
     mm.online(BLOCK, ZoneType::Movable).unwrap_err();
     mm.remove_memory(BLOCK).unwrap();

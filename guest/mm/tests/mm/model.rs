@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{AllocError, Gfp, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
+use tidevm_mm::{AllocError, Content, Gfp, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
 
 use crate::workload::{BLOCK, Random};
 
@@ -122,7 +122,7 @@ fn machine(cpus: usize) -> &'static Mm<Sim> {
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let mm = Machine { memory, cpus, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::range(0..20)).unwrap();
+    mm.add_memory(BLOCK, SubSections::range(0..20), Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

@@ -5,13 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{FaultStep, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
+use tidevm_mm::{Content, FaultStep, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
     let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::ALL).unwrap();
+    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

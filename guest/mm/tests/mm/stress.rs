@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Mm, OfflineError, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{Content, Mm, OfflineError, SectionNr, SubSections, ZoneType};
 
 use crate::workload::{Random, Tenant};
 
@@ -50,7 +50,7 @@ fn stress(pcp_disable: bool, cycles: usize) {
     let mut random = Random::new(&name);
     let mm: &'static Mm<Sim> = Machine { cpus: 3, pcp_disable, ..Machine::default() }.boot();
     for nr in blocks() {
-        mm.add_memory(nr, SubSections::ALL).unwrap();
+        mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
@@ -69,7 +69,7 @@ fn stress(pcp_disable: bool, cycles: usize) {
                 insist(|| mm.offline(nr));
                 if random.chance(50) {
                     mm.remove_memory(nr).unwrap();
-                    mm.add_memory(nr, SubSections::ALL).unwrap();
+                    mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
                 }
                 mm.online(nr, ZoneType::Movable).unwrap();
             } else {

@@ -1,13 +1,15 @@
 //! Memory blocks that are plugged in part, in both directions.
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Gfp, Holder, Mm, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections, ZoneType};
+use tidevm_mm::{
+    Content, Gfp, Holder, Mm, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections, ZoneType,
+};
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: SubSections) -> &'static Mm<Sim> {
     let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, plugged).unwrap();
+    mm.add_memory(BLOCK, plugged, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
