@@ -61,6 +61,9 @@ pub enum Action {
         addr: u64,
         /// Its device blocks that are plugged; the others must not be touched.
         plugged: SubBlocks,
+        /// Nobody has used the block that holds the memmap since the device plugged it, so it still
+        /// holds what the device left there: zeros, if the device's maker promises them.
+        fresh: bool,
     },
     /// Give newly plugged memory of an online memory block to the allocator.
     OnlineSubBlocks {

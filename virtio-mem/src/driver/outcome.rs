@@ -12,6 +12,11 @@ use crate::wire::{Config, Request, RequestKind, Response, ResponseType};
 impl Driver {
     /// Takes in what came of `action`.
     pub(super) fn believe(&mut self, action: Action, outcome: Outcome) {
+        if let Action::AddBlock { addr, .. } = action {
+            // Even if it failed: it may have come to the memmap.
+            let (index, _) = self.sub_blocks(addr, 0);
+            self.region.update(index, |block| block.fresh = false);
+        }
         match (action, outcome) {
             (Action::ReadConfig, Outcome::Config(config)) => self.configure(config),
             (Action::Send(request), Outcome::Response(response)) => self.answered(request, response),
@@ -84,7 +89,7 @@ impl Driver {
         match (request.kind, response.kind) {
             (RequestKind::State, _) => self.learn(response),
             (RequestKind::Plug, ResponseType::Ack) => {
-                self.region.plug(self.range(request));
+                self.region.plug_fresh(self.range(request));
                 self.nacks = 0;
                 self.most_to_plug = self.most_to_plug.saturating_mul(2);
             }

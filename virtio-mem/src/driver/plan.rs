@@ -71,7 +71,7 @@ impl Driver {
             return self.unplug_strays(u64::MAX);
         }
         let (addr, _) = self.span(lowest, 0, 0);
-        Action::AddBlock { addr, plugged: block.plugged }
+        Action::AddBlock { addr, plugged: block.plugged, fresh: block.fresh }
     }
 
     /// Unplugs the highest run of strays, at most `limit` blocks of it.

@@ -24,6 +24,8 @@ pub(super) struct MemoryBlock {
     pub(super) online: SubBlocks,
     /// Whether the guest knows the memory block.
     pub(super) added: bool,
+    /// Whether the memmap's block was plugged, and not used since.
+    pub(super) fresh: bool,
     /// What could not be taken offline in this pass.
     pub(super) busy: SubBlocks,
     /// Whether removing the whole failed in this pass.
@@ -124,6 +126,15 @@ impl Region {
         }
         while self.blocks.last().is_some_and(MemoryBlock::is_vacant) {
             self.blocks.pop();
+        }
+    }
+
+    /// The device has just plugged `range`: nobody has used it.
+    pub(super) fn plug_fresh(&mut self, range: BlockRange) {
+        self.plug(range);
+        for (index, piece) in self.geometry.pieces(range) {
+            let memmap = self.geometry.memmap;
+            self.update(index, |block| block.fresh |= !memmap.is_empty() && piece.contains(memmap));
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Guest {
     memmap_inside: bool,
     /// The memory blocks that the guest knows, with their blocks that are in use.
     added: BTreeMap<u64, BTreeSet<u64>>,
+    /// Blocks that were used since they were plugged.
+    used: BTreeSet<u64>,
     /// Blocks that hold a page which cannot be moved.
     pub pinned: BTreeSet<u64>,
     /// Steps out of a hundred that fail for no reason.
@@ -27,7 +29,14 @@ pub struct Guest {
 impl Guest {
     pub const fn new(region: u64, block_size: u64, memmap_inside: bool) -> Guest {
         let added = BTreeMap::new();
-        Guest { region, block_size, memmap_inside, added, pinned: BTreeSet::new(), fails: 0 }
+        let used = BTreeSet::new();
+        let pinned = BTreeSet::new();
+        Guest { region, block_size, memmap_inside, added, used, pinned, fails: 0 }
+    }
+
+    /// What the device has unplugged holds nothing of the guest's any more.
+    pub fn forget_unplugged(&mut self, plugged: &BlockBitmap) {
+        self.used.retain(|&block| plugged.count_in(BlockRange { first: block, count: 1 }) > 0);
     }
 
     /// The memory blocks and their blocks in use.
@@ -38,7 +47,7 @@ impl Guest {
     /// Takes a step, or fails and changes nothing. `plugged` is what the device has plugged.
     pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), Why> {
         match action {
-            Action::AddBlock { addr, plugged: sub_blocks } => {
+            Action::AddBlock { addr, plugged: sub_blocks, fresh } => {
                 let first = self.block(addr);
                 let sub_blocks = sub_blocks.runs().flatten();
                 let blocks: BTreeSet<_> = sub_blocks.map(|sub_block| first + u64::from(sub_block)).collect();
@@ -46,6 +55,9 @@ impl Guest {
                 assert!(!blocks.is_empty(), "has nothing plugged");
                 assert!(!self.memmap_inside || blocks.contains(&first), "has no memmap");
                 assert_plugged(&blocks, plugged);
+                assert!(!fresh || self.memmap_inside, "has no memmap to be fresh");
+                assert!(!fresh || !self.used.contains(&first), "was used since it was plugged");
+                self.used.extend(&blocks);
                 self.fail(random, &[Why::NoMemory])?;
                 self.added.insert(addr, blocks);
             }

@@ -371,6 +371,7 @@ impl World {
         let before = self.device.config();
         let response = self.device.handle(&request.to_bytes(), &mut self.host);
         let after = self.device.config();
+        self.guest.forget_unplugged(self.device.plugged());
         self.remember(format!("    the device to {request:x?}: {:?}", response.kind));
         assert_eq!(before.requested_size, after.requested_size);
         if request.kind == RequestKind::UnplugAll {
