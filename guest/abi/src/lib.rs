@@ -63,8 +63,11 @@ pub mod cmdline {
     /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
     /// are drained again and again.
     pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager`: how struct pages are initialised.
+    /// `tidevm.init=eager|lazy`: when struct pages are initialised.
     pub const INIT: &str = "tidevm.init";
+    /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
+    /// guest writes to it.
+    pub const ZEROED: &str = "tidevm.zeroed";
 }
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.

@@ -3,6 +3,7 @@
 //! it cannot read is reported and the default holds.
 
 use tidevm_abi::cmdline as keys;
+use tidevm_mm::InitPolicy;
 
 use crate::console::println;
 
@@ -31,6 +32,10 @@ pub struct Options {
     pub memmap_on_memory: bool,
     /// Whether per-CPU lists are disabled during offlining.
     pub pcp_disable: bool,
+    /// When struct pages are initialised.
+    pub init: InitPolicy,
+    /// Whether memory is zero until it is written to.
+    pub zeroed: bool,
     /// Whether to look for devices on PCI.
     pub pci: bool,
     /// virtio-mmio devices.
@@ -44,6 +49,8 @@ pub fn parse(text: &str) -> Options {
         tsc_khz: None,
         memmap_on_memory: true,
         pcp_disable: true,
+        init: InitPolicy::Eager,
+        zeroed: false,
         pci: true,
         devices: [None; MAX_DEVICES],
     };
@@ -56,7 +63,8 @@ pub fn parse(text: &str) -> Options {
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
-            keys::INIT => value == "eager",
+            keys::INIT => set(&mut options.init, init(value)),
+            keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
                 let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
                 nr_devices += usize::from(understood);
@@ -85,6 +93,14 @@ fn switch(value: &str) -> Option<bool> {
     match value {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn init(value: &str) -> Option<InitPolicy> {
+    match value {
+        "eager" => Some(InitPolicy::Eager),
+        "lazy" => Some(InitPolicy::Lazy),
         _ => None,
     }
 }

@@ -35,7 +35,7 @@ use alloc::alloc::{Layout, alloc};
 use core::ptr::NonNull;
 
 use tidevm_abi::Report;
-use tidevm_mm::{InitPolicy, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse};
+use tidevm_mm::{Content, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::boot::BootInfo;
@@ -111,7 +111,8 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
         pcp_disable: options.pcp_disable,
-        init: InitPolicy::Eager,
+        init: options.init,
+        content: if options.zeroed { Content::Zero } else { Content::Unknown },
     };
     MM.boot(&mut memblock, mm_options).expect("memory management does not start");
     MM.register_owner(workload::OWNER, &workload::Workloads);
@@ -130,10 +131,10 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
 fn bind_devices(options: &Options) -> u32 {
     let mut mem_devices = 0;
     for device in options.devices.iter().flatten().filter_map(Device::find) {
-        mem_devices += u32::from(bind(device, options.memmap_on_memory));
+        mem_devices += u32::from(bind(device, options));
     }
     if options.pci {
-        pci::each_mem_device(|device| mem_devices += u32::from(bind(device, options.memmap_on_memory)));
+        pci::each_mem_device(|device| mem_devices += u32::from(bind(device, options)));
     }
     mem_devices
 }
@@ -172,7 +173,7 @@ fn map_memory(info: &BootInfo) -> Memblock {
 }
 
 /// Binds a device to its driver. Whether it is a virtio-mem device that now has one.
-fn bind<T: Transport + Send + 'static>(device: Device<T>, memmap_on_memory: bool) -> bool {
+fn bind<T: Transport + Send + 'static>(device: Device<T>, options: &Options) -> bool {
     let kind = device.transport.device_type();
     match kind {
         DeviceType::Console => {
@@ -182,7 +183,7 @@ fn bind<T: Transport + Send + 'static>(device: Device<T>, memmap_on_memory: bool
             }
             false
         }
-        DeviceType::Memory => match MemDriver::new(device, memmap_on_memory) {
+        DeviceType::Memory => match MemDriver::new(device, options) {
             Ok(driver) => {
                 job::spawn(0, driver);
                 true

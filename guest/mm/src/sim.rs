@@ -287,6 +287,12 @@ impl Sim {
         words[..MEMMAP_PAGES as usize].iter().all(|word| word.load(SeqCst) == LOST)
     }
 
+    /// Pages of `section` that are not all zero.
+    pub fn written_pages(&self, section: SectionNr) -> usize {
+        let pages = self.memmap_words(section).chunks_exact(size_of::<Page>() / 8);
+        pages.filter(|words| words.iter().any(|word| word.load(SeqCst) != 0)).count()
+    }
+
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
             word.store(0, core::sync::atomic::Ordering::Relaxed);

@@ -9,13 +9,14 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
-use tidevm_mm::{Holder, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{Content, Holder, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
 
 use super::Device;
 use super::queue::Requests;
+use crate::cmdline::Options;
 use crate::console::println;
 use crate::control::report;
 use crate::job::{Job, Step};
@@ -59,6 +60,8 @@ pub struct MemDriver<T> {
     driver: Driver,
     region: u64,
     block_size: u64,
+    /// What the device plugs is zero.
+    zeroed: bool,
     /// When to report that the device has not answered.
     patience: Option<Instant>,
     /// When to try again by itself.
@@ -76,12 +79,12 @@ impl<T: Transport> MemDriver<T> {
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn new(mut device: Device<T>, memmap_on_memory: bool) -> Result<Box<Self>, Unusable> {
+    pub fn new(mut device: Device<T>, options: &Options) -> Result<Box<Self>, Unusable> {
         device.negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
         let config = read_config(&device).ok_or(Unusable::Restless)?;
-        let memmap_size = if memmap_on_memory { SUB_SECTION } else { 0 };
+        let memmap_size = if options.memmap_on_memory { SUB_SECTION } else { 0 };
         let driver = Driver::new(DriverConfig { memory_block_size: SECTION_SIZE, memmap_size }, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
@@ -90,6 +93,7 @@ impl<T: Transport> MemDriver<T> {
             driver,
             region: config.addr,
             block_size: config.block_size,
+            zeroed: options.zeroed,
             patience: None,
             retry_at: None,
             stuck: None,
@@ -104,7 +108,10 @@ impl<T: Transport> MemDriver<T> {
             Action::ReadConfig => {
                 read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
             }
-            Action::AddBlock { addr, plugged } => self.note(add(addr, self.in_sub_sections(plugged))),
+            Action::AddBlock { addr, plugged, fresh } => {
+                let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
+                self.note(add(addr, self.in_sub_sections(plugged), content))
+            }
             Action::OnlineSubBlocks { addr, size } => {
                 let (section, subs) = sub_sections(addr, size);
                 self.note(MM.online_subsections(section, subs).map_err(|_| ResizeState::NoMemory))
@@ -243,9 +250,9 @@ fn sub_sections(addr: u64, size: u64) -> (SectionNr, SubSections) {
 }
 
 /// Adds a memory block and onlines it; all or nothing.
-fn add(addr: u64, plugged: SubSections) -> Result<(), ResizeState> {
+fn add(addr: u64, plugged: SubSections, content: Content) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(section, plugged).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory

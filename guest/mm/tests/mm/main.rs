@@ -3,6 +3,7 @@
 mod accounting;
 mod boot;
 mod faults;
+mod lazy;
 mod migration;
 mod model;
 mod pcp;

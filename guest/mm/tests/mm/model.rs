@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{AllocError, Content, Gfp, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
+use tidevm_mm::{AllocError, Content, Gfp, InitPolicy, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
 
 use crate::workload::{BLOCK, Random};
 
@@ -118,11 +118,16 @@ fn assert_all_returned(mm: &Mm<Sim>, before: [[u32; Order::COUNT]; 3]) {
     assert_eq!(histogram(mm), before, "free blocks by zone and order");
 }
 
+/// With two CPUs its memmaps are initialised lazily.
 fn machine(cpus: usize) -> &'static Mm<Sim> {
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
-    let mm = Machine { memory, cpus, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::range(0..20), Content::Unknown).unwrap();
+    let (init, content) = match cpus {
+        1 => (InitPolicy::Eager, Content::Unknown),
+        _ => (InitPolicy::Lazy, Content::Zero),
+    };
+    let mm = Machine { memory, cpus, init, content, ..Machine::default() }.boot();
+    mm.add_memory(BLOCK, SubSections::range(0..20), content).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

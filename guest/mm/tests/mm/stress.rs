@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, Mm, OfflineError, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{Content, InitPolicy, Mm, OfflineError, SectionNr, SubSections, ZoneType};
 
 use crate::workload::{Random, Tenant};
 
@@ -48,9 +48,15 @@ fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
 fn stress(pcp_disable: bool, cycles: usize) {
     let name = format!("stress, pcp_disable {pcp_disable}");
     let mut random = Random::new(&name);
-    let mm: &'static Mm<Sim> = Machine { cpus: 3, pcp_disable, ..Machine::default() }.boot();
+    // Each way once with memmaps that are initialised lazily.
+    let (init, content) = match pcp_disable {
+        true => (InitPolicy::Lazy, Content::Zero),
+        false => (InitPolicy::Eager, Content::Unknown),
+    };
+    let machine = Machine { cpus: 3, pcp_disable, init, content, ..Machine::default() };
+    let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
-        mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(nr, SubSections::ALL, content).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
@@ -69,7 +75,7 @@ fn stress(pcp_disable: bool, cycles: usize) {
                 insist(|| mm.offline(nr));
                 if random.chance(50) {
                     mm.remove_memory(nr).unwrap();
-                    mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
+                    mm.add_memory(nr, SubSections::ALL, content).unwrap();
                 }
                 mm.online(nr, ZoneType::Movable).unwrap();
             } else {
