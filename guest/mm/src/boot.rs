@@ -2,8 +2,8 @@
 //!
 //! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. Two passes: first every
 //! section with RAM gets its memmap from memblock, then section after section is mapped,
-//! initialised and freed into its zone. So after the first section the platform can have
-//! page-table pages from the allocator to map the rest.
+//! initialised and freed into its zone, or left for later (see `deferred`). So after the first
+//! section the platform can have page-table pages from the allocator to map the rest.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -28,6 +28,9 @@ pub struct Options {
     pub pcp_disable: bool,
     /// When struct pages are initialised.
     pub init: InitPolicy,
+    /// Whether allocations that find too little may have more of boot memory initialised, where that
+    /// was left for later.
+    pub grow: bool,
     /// What is in memory at boot where nobody has written to it.
     pub content: Content,
 }
@@ -52,8 +55,8 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
-    pub fn boot(&self, memblock: &mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, content } = options;
+    pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, grow, content } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
@@ -61,28 +64,38 @@ impl<P: Platform> Mm<P> {
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
         self.use_pcp_disable.store(pcp_disable, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
+        self.deferred.set_grow(grow);
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
         let hotplug = self.lock_hotplug();
         self.take_boot_memmaps(memblock, content)?;
-        let mut at = 0;
-        while let Some(nr) = boot_section_from(memblock, at) {
-            self.boot_section(memblock, nr)?;
-            at = nr.get() + 1;
+        let memblock: &'static Memblock = memblock;
+        let later = if init == InitPolicy::Deferred { first_deferred(memblock) } else { None };
+        for nr in memblock.sections() {
+            let section = self.sparse.section(nr).expect("it has a memmap");
+            self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
+            self.count_boot_section(memblock, nr);
+            if later.is_none_or(|later| nr < later) {
+                self.free_boot_section(memblock, nr, self.init_policy());
+            }
         }
         for zone in &self.zones {
             zone.keep_boot_span();
         }
         self.update_limits();
+        if let Some(later) = later {
+            let left = memblock.sections().filter(|&nr| nr >= later).count() as u32;
+            self.deferred.set(memblock, boot_zone(later), later, left);
+        }
         drop(hotplug);
         Ok(())
     }
 
     /// Takes memory for the memmap of every section with RAM.
     fn take_boot_memmaps(&self, memblock: &mut Memblock, content: Content) -> Result<(), BootError> {
-        let mut at = 0;
-        while let Some(nr) = boot_section_from(memblock, at) {
+        let mut next = memblock.section_from(SectionNr::new(0));
+        while let Some(nr) = next {
             let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
             let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
             let memmap = memblock.alloc(size, size).ok_or(BootError::NoMemory)?;
@@ -90,21 +103,14 @@ impl<P: Platform> Mm<P> {
             section.set_boot();
             section.set_zeroed(content == Content::Zero);
             self.sparse.set_state(nr, SectionState::Present);
-            at = nr.get() + 1;
+            next = memblock.section_from(SectionNr::new(nr.get() + 1));
         }
         Ok(())
     }
 
-    fn boot_section(&self, memblock: &Memblock, nr: SectionNr) -> Result<(), BootError> {
-        let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
-        self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
-        let pages = self.sparse.pages_to_initialise(nr);
-        let below_4g = nr.start().address().get() < 4 << 30;
-        let zone_type = if below_4g { ZoneType::Dma32 } else { ZoneType::Normal };
-        init_section(pages, zone_type, self.init_policy());
-        self.sparse.set_state(nr, SectionState::Initialised);
-
-        let zone = &self.zones[zone_type.index()];
+    /// Makes a section's RAM part of its zone.
+    fn count_boot_section(&self, memblock: &Memblock, nr: SectionNr) {
+        let zone = &self.zones[boot_zone(nr).index()];
         for memory in memblock.memory() {
             let ram = memory.inner_frames().intersect(nr.frames());
             if !ram.is_empty() {
@@ -112,6 +118,14 @@ impl<P: Platform> Mm<P> {
                 zone.add_present(ram.pages().into());
             }
         }
+    }
+
+    /// Initialises a section, which has a memmap, and frees what of it is not in use.
+    pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr, policy: InitPolicy) {
+        let pages = self.sparse.pages_to_initialise(nr);
+        let zone = &self.zones[boot_zone(nr).index()];
+        init_section(pages, boot_zone(nr), policy);
+        self.sparse.set_state(nr, SectionState::Initialised);
         mark_taken(memblock, pages);
         self.sparse.set_state(nr, SectionState::Online);
         for free in memblock.free() {
@@ -119,7 +133,6 @@ impl<P: Platform> Mm<P> {
             zone.add_managed(free.pages().into());
             self.free_range(pages, free);
         }
-        Ok(())
     }
 
     /// Gives `range`, in the section, whose pages are in no block, to the allocator.
@@ -137,11 +150,16 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-/// The first section from number `at` on that has RAM.
-fn boot_section_from(memblock: &Memblock, at: u32) -> Option<SectionNr> {
-    let start = SectionNr::new(at).start();
-    let mut ram = memblock.memory().map(PhysRange::inner_frames);
-    ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
+/// The zone of a section of boot memory.
+pub(crate) fn boot_zone(nr: SectionNr) -> ZoneType {
+    if nr.start().address().get() < 4 << 30 { ZoneType::Dma32 } else { ZoneType::Normal }
+}
+
+/// The first section that can be left for later: the second of the highest zone (Linux
+/// `defer_init`).
+fn first_deferred(memblock: &Memblock) -> Option<SectionNr> {
+    let zone = boot_zone(memblock.sections().last()?);
+    memblock.sections().filter(|&nr| boot_zone(nr) == zone).nth(1)
 }
 
 /// Marks the parts of a section that are not free: holes, and RAM that is reserved.

@@ -9,7 +9,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
 use crate::altmap::VmemAltmap;
+use crate::boot::boot_zone;
 use crate::buddy::Buddy;
+use crate::deferred::Claims;
 use crate::hotplug::memmap_blocks;
 use crate::page::{Kind, PageState, ZoneType};
 use crate::pageblock::MigrateType;
@@ -37,8 +39,10 @@ impl<P: Platform> Mm<P> {
     /// When an invariant does not hold, with the values that differ.
     pub fn check(&self) -> u64 {
         let _hotplug = self.lock_hotplug();
+        // Nor does boot memory become initialised meanwhile.
+        let deferred = self.deferred.freeze();
         self.check_sections();
-        ZoneType::ALL.iter().map(|&zone| self.check_zone(zone, self.cpus(), 0)).sum()
+        ZoneType::ALL.iter().map(|&zone| self.check_zone(zone, &deferred, self.cpus(), 0)).sum()
     }
 
     /// Sections that are not online, and the memmap pages of all of them.
@@ -68,11 +72,11 @@ impl<P: Platform> Mm<P> {
 
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
     /// the lists locked before.
-    fn check_zone(&self, zone: ZoneType, cpus: &[PerCpu], listed: u64) -> u64 {
+    fn check_zone(&self, zone: ZoneType, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
         if let Some((cpu, rest)) = cpus.split_first() {
             let lists = cpu.zone(zone).lock_next();
             self.check_pcp(zone, &lists);
-            return self.check_zone(zone, rest, listed + u64::from(lists.count()));
+            return self.check_zone(zone, deferred, rest, listed + u64::from(lists.count()));
         }
         let of = &self.zones[zone.index()];
         let buddy = of.lock();
@@ -83,6 +87,10 @@ impl<P: Platform> Mm<P> {
             .filter(|pages| pages.section().state() == SectionState::Online && pages.section().zone() == zone)
         {
             check_section(pages, zone, &mut tally);
+        }
+        for ram in deferred.ram().filter(|ram| boot_zone(ram.start.section()) == zone) {
+            tally.present += u64::from(ram.pages());
+            tally.span = Some(tally.span.map_or(ram, |all| PfnRange { end: ram.end, ..all }));
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
         let in_buddy = buddy.free() + buddy.isolated();

@@ -12,7 +12,7 @@
 //! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `boot`, `hotplug` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -21,10 +21,10 @@
 //!
 //! # Lock order
 //! ```text
-//! memory hotplug  >  pcp disable  >  pcp (one CPU, one zone)  >  zone  >  owners
+//! memory hotplug  >  pcp disable  >  deferred  >  pcp (one CPU, one zone)  >  zone  >  owners
 //! ```
 //! A CPU that holds a lock takes only locks to the right of it (Linux: `mem_hotplug_lock`,
-//! `pcp_batch_high_lock`, `pcp->lock`, `zone->lock`), never two of a kind. The platform's mapping
+//! `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`), never two of a kind. The platform's mapping
 //! calls are made under the first one only, calls to a [`MovableOwner`] under the first two only,
 //! so both may allocate and free.
 //!
@@ -41,6 +41,7 @@ mod boot;
 mod buddy;
 mod check;
 mod contig;
+mod deferred;
 mod fallback;
 mod hotplug;
 mod isolation;
@@ -82,6 +83,7 @@ pub use vmstat::{Stats, ZoneStats};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
+use deferred::Deferred;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
 use vmstat::Counters;
@@ -98,6 +100,8 @@ pub struct Mm<P: Platform> {
     /// Held while a zone's per-CPU lists are disabled, and while their limits change.
     pcp_disable: SpinLock<()>,
     owners: SpinLock<Owners>,
+    /// Boot memory that is not initialised yet.
+    deferred: Deferred,
     counters: Counters,
     /// [`Options`] given at boot.
     nr_cpus: AtomicUsize,
@@ -119,6 +123,7 @@ impl<P: Platform> Mm<P> {
             hotplug: SpinLock::new(Rank::Hotplug, ()),
             pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),
+            deferred: Deferred::new(),
             counters: Counters::new(),
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),

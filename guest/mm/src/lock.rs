@@ -21,6 +21,8 @@ pub(crate) enum Rank {
     Hotplug,
     /// The limits of per-CPU lists (Linux `pcp_batch_high_lock`).
     PcpDisable,
+    /// What of boot memory is still to be initialised (Linux `pgdat_resize_lock`).
+    Deferred,
     /// One CPU's lists of one zone (Linux `pcp->lock`).
     Pcp,
     /// One zone's free lists, pageblock types and counters (Linux `zone->lock`).

@@ -5,7 +5,7 @@
 //!
 //! Invariants: both tables are sorted, their ranges do not touch or overlap.
 
-use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange, SectionNr};
 
 /// Ranges that each table can hold.
 pub const MEMBLOCK_RANGES: usize = 128;
@@ -78,6 +78,19 @@ impl Memblock {
     /// The RAM of the machine, ascending.
     pub fn memory(&self) -> impl Iterator<Item = PhysRange> + '_ {
         self.memory.ranges().iter().copied()
+    }
+
+    /// The first section from number `from` on that has RAM.
+    pub(crate) fn section_from(&self, from: SectionNr) -> Option<SectionNr> {
+        let start = from.start();
+        let mut ram = self.memory().map(PhysRange::inner_frames);
+        ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
+    }
+
+    /// The sections with RAM, ascending.
+    pub(crate) fn sections(&self) -> impl Iterator<Item = SectionNr> + '_ {
+        let after = |nr: &SectionNr| self.section_from(SectionNr::new(nr.get() + 1));
+        core::iter::successors(self.section_from(SectionNr::new(0)), after)
     }
 
     /// What is in use, ascending.

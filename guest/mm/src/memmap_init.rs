@@ -21,6 +21,9 @@ use crate::subsection::SubSections;
 pub enum InitPolicy {
     /// All of a section, before any of its pages is used.
     Eager,
+    /// All of a section that is there at boot, but of the highest zone only the first section before
+    /// pages are allocated; see `deferred`.
+    Deferred,
     /// Each page when a block begins at it, where the memmap is known to be zero; else as `Eager`.
     Lazy,
 }

@@ -121,16 +121,31 @@ impl<P: Platform> Mm<P> {
     fn alloc_from_zones(&self, order: Order, request: &Request) -> Result<Pfn, AllocError> {
         for mark in request.marks {
             for &zone in ZoneType::ALL[..=request.highest.index()].iter().rev() {
-                let found = match order {
-                    Order::PAGE => self.alloc_page_in(zone, request, mark),
-                    _ => self.alloc_block_in(zone, order, request, mark),
-                };
-                if let Some(pfn) = found {
-                    return Ok(pfn);
+                // Rather more of this zone than a page of a lower one.
+                loop {
+                    if let Some(pfn) = self.alloc_in(zone, order, request, mark) {
+                        return Ok(pfn);
+                    }
+                    if !self.grow_zone(zone) {
+                        break;
+                    }
                 }
             }
         }
         Err(AllocError)
+    }
+
+    fn alloc_in(
+        &self,
+        zone: ZoneType,
+        order: Order,
+        request: &Request,
+        mark: Option<Watermark>,
+    ) -> Option<Pfn> {
+        match order {
+            Order::PAGE => self.alloc_page_in(zone, request, mark),
+            _ => self.alloc_block_in(zone, order, request, mark),
+        }
     }
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.

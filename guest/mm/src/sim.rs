@@ -81,6 +81,8 @@ pub struct Machine {
     pub pcp_disable: bool,
     /// [`Options::init`].
     pub init: InitPolicy,
+    /// [`Options::grow`].
+    pub grow: bool,
     /// What is in memory at boot, and in memory that is mapped later until it is written to.
     pub content: Content,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
@@ -99,6 +101,7 @@ impl Default for Machine {
             memmap_on_memory: true,
             pcp_disable: true,
             init: InitPolicy::Eager,
+            grow: true,
             content: Content::Unknown,
             page_tables: false,
         }
@@ -142,6 +145,7 @@ impl Machine {
             memmap_on_memory: self.memmap_on_memory,
             pcp_disable: self.pcp_disable,
             init: self.init,
+            grow: self.grow,
             content: self.content,
         }
     }
@@ -152,7 +156,7 @@ impl Machine {
         for &(first, pages) in &self.memory {
             mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
         }
-        mm.boot(&mut self.memblock(), self.options()).expect("the machine boots");
+        mm.boot(Box::leak(Box::new(self.memblock())), self.options()).expect("the machine boots");
         mm
     }
 }

@@ -45,7 +45,8 @@ fn holes_and_reserved_ranges() {
 
 #[test]
 fn memory_map_that_does_not_fit() {
-    let boot = |machine: &Machine| machine.build().boot(&mut machine.memblock(), machine.options());
+    let boot =
+        |machine: &Machine| machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options());
     let beyond = Machine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..Machine::default() };
     let address = PhysAddr::new(36 << 27);
     assert_eq!(boot(&beyond), Err(BootError::OutOfRange(address)));
@@ -56,7 +57,10 @@ fn memory_map_that_does_not_fit() {
     let machine = Machine::default();
     for nr_cpus in [0, 2] {
         let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
-        assert_eq!(machine.build().boot(&mut machine.memblock(), options), Err(BootError::Cpus));
+        assert_eq!(
+            machine.build().boot(Box::leak(Box::new(machine.memblock())), options),
+            Err(BootError::Cpus)
+        );
     }
 }
 
