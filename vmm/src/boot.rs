@@ -296,6 +296,8 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
             (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
             (keys::PCP_DISABLE, on_off(config.pcp_disable)),
             (keys::INIT, config.init.to_string()),
+            // What the host gives, it gives as zeros, and gives again after it took it back.
+            (keys::ZEROED, "on".to_owned()),
             (keys::PCI, "off".to_owned()),
         ] {
             line.insert(key, &value).map_err(too_long)?;

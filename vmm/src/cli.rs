@@ -73,7 +73,7 @@ pub struct Run {
     /// Appended to the kernel's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// How the guest initialises struct pages: eager
+    /// When the guest initialises struct pages: eager, deferred or lazy
     #[arg(long, value_name = "POLICY", default_value_t)]
     init: InitPolicy,
     /// Whether the memmap of added memory lies in the added memory

@@ -66,7 +66,7 @@ impl Default for Config {
             cmdline: None,
             memmap_on_memory: true,
             pcp_disable: true,
-            init: InitPolicy::Eager,
+            init: InitPolicy::default(),
             console: ConsoleMode::Stderr,
             reboot: true,
         }
@@ -95,19 +95,27 @@ impl HotplugConfig {
     }
 }
 
-/// How the guest initialises struct pages.
+/// When the guest initialises struct pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitPolicy {
     /// All struct pages of a block before the block is used.
-    #[default]
     Eager,
+    /// Those of boot memory on demand, or beside everything else; those of added memory as `Eager`.
+    Deferred,
+    /// Each one when its page is first used.
+    #[default]
+    Lazy,
+}
+
+impl InitPolicy {
+    const ALL: [(Self, &str); 3] =
+        [(Self::Eager, "eager"), (Self::Deferred, "deferred"), (Self::Lazy, "lazy")];
 }
 
 impl fmt::Display for InitPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Eager => f.write_str("eager"),
-        }
+        let name = Self::ALL.iter().find(|(policy, _)| policy == self).map_or("", |(_, name)| name);
+        f.write_str(name)
     }
 }
 
@@ -115,16 +123,14 @@ impl FromStr for InitPolicy {
     type Err = UnknownInitPolicy;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "eager" => Ok(Self::Eager),
-            _ => Err(UnknownInitPolicy),
-        }
+        let known = Self::ALL.into_iter().find(|(_, known)| *known == name);
+        known.map(|(policy, _)| policy).ok_or(UnknownInitPolicy)
     }
 }
 
 /// The name of an [`InitPolicy`] that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown; the policies are: eager")]
+#[error("unknown; the policies are: eager, deferred, lazy")]
 pub struct UnknownInitPolicy;
 
 /// Where the guest's serial port leads.

@@ -63,8 +63,13 @@ pub mod cmdline {
     /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
     /// are drained again and again.
     pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager|lazy`: when struct pages are initialised.
+    /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
     pub const INIT: &str = "tidevm.init";
+    /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
+    /// memory that was left for later.
+    pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
+    /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
+    pub const PERCPU_BUF: &str = "percpu_buf";
     /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
     /// guest writes to it.
     pub const ZEROED: &str = "tidevm.zeroed";

@@ -89,7 +89,7 @@ fn make(
 ) -> Result<(Arc<Workload>, u32), Failure> {
     // More than there is cannot fit; the table need not have room for it.
     let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
-    let pages = pages.min(managed);
+    let pages = pages.min(managed + MM.deferred_pages());
     let workload = Workload::new(handle, kind, full, pages).map_err(|error| match error {
         NotMade::HandleInUse => Failure::HandleInUse,
         NotMade::NoMemory => Failure::NoMemory,

@@ -34,6 +34,10 @@ pub struct Options {
     pub pcp_disable: bool,
     /// When struct pages are initialised.
     pub init: InitPolicy,
+    /// Whether allocations may have boot memory initialised that was left for later.
+    pub grow: bool,
+    /// Bytes that every CPU takes while it is brought up.
+    pub percpu_buf: u64,
     /// Whether memory is zero until it is written to.
     pub zeroed: bool,
     /// Whether to look for devices on PCI.
@@ -50,6 +54,8 @@ pub fn parse(text: &str) -> Options {
         memmap_on_memory: true,
         pcp_disable: true,
         init: InitPolicy::Eager,
+        grow: true,
+        percpu_buf: 0,
         zeroed: false,
         pci: true,
         devices: [None; MAX_DEVICES],
@@ -64,6 +70,8 @@ pub fn parse(text: &str) -> Options {
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
             keys::INIT => set(&mut options.init, init(value)),
+            keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
+            keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
                 let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
@@ -100,6 +108,7 @@ fn switch(value: &str) -> Option<bool> {
 fn init(value: &str) -> Option<InitPolicy> {
     match value {
         "eager" => Some(InitPolicy::Eager),
+        "deferred" => Some(InitPolicy::Deferred),
         "lazy" => Some(InitPolicy::Lazy),
         _ => None,
     }

@@ -15,6 +15,7 @@ mod content;
 mod control;
 mod copy;
 mod cpu;
+mod deferred;
 mod heap;
 mod hog;
 mod ioapic;
@@ -23,6 +24,7 @@ mod job;
 mod paging;
 mod panic;
 mod pci;
+mod percpu_buf;
 mod platform;
 mod shell;
 mod smp;
@@ -70,6 +72,9 @@ static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPU
 struct Stack([u8; smp::STACK_SIZE]);
 static mut BOOT_STACK: Stack = Stack([0; smp::STACK_SIZE]);
 
+/// What boot knows of memory; `mm` keeps it.
+static mut MEMBLOCK: Memblock = Memblock::new();
+
 unsafe extern "C" {
     static __image_start: u8;
     static __image_end: u8;
@@ -98,8 +103,10 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let info = unsafe { BootInfo::read(start_info) };
     let options = cmdline::parse(info.cmdline());
     time::init(options.tsc_khz);
-    let mut memblock = map_memory(&info);
-    let tables = &mut EarlyTables(&mut memblock);
+    // SAFETY: this runs once, and nothing else names the static.
+    let memblock: &'static mut Memblock = unsafe { (&raw mut MEMBLOCK).as_mut() }.expect("a static");
+    map_memory(&info, memblock);
+    let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
     let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
@@ -112,15 +119,21 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         memmap_on_memory: options.memmap_on_memory,
         pcp_disable: options.pcp_disable,
         init: options.init,
+        grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },
     };
-    MM.boot(&mut memblock, mm_options).expect("memory management does not start");
+    MM.boot(memblock, mm_options).expect("memory management does not start");
     MM.register_owner(workload::OWNER, &workload::Workloads);
 
     irq::init_cpu();
     cpu::set_online();
-    smp::bring_up(nr_cpus, new_stack);
+    percpu_buf::allocate(0, options.percpu_buf);
+    smp::bring_up(nr_cpus, |index| {
+        percpu_buf::allocate(index, options.percpu_buf);
+        new_stack()
+    });
     copy::start();
+    deferred::start();
     let mem_devices = bind_devices(&options);
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
     shell::start();
@@ -139,8 +152,8 @@ fn bind_devices(options: &Options) -> u32 {
     mem_devices
 }
 
-/// Maps all of memory, and tells what of it is free.
-fn map_memory(info: &BootInfo) -> Memblock {
+/// Maps all of memory, and tells `memblock` what there is and what of it is in use.
+fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
     const FULL: &str = "the memory map has too many entries";
     let taken = [
         PhysRange::new(PhysAddr::new(0), LOW_MEMORY),
@@ -151,7 +164,7 @@ fn map_memory(info: &BootInfo) -> Memblock {
         },
     ];
     // Tables come from the first GiB, which is mapped, until all memory is.
-    let (mut low, mut memblock) = (Memblock::new(), Memblock::new());
+    let mut low = Memblock::new();
     for &(start, end) in info.ram() {
         let low_end = end.min(FIRST_GIB);
         if start < low_end {
@@ -169,7 +182,6 @@ fn map_memory(info: &BootInfo) -> Memblock {
     for range in low.reserved() {
         memblock.reserve(range).expect(FULL);
     }
-    memblock
 }
 
 /// Binds a device to its driver. Whether it is a virtio-mem device that now has one.

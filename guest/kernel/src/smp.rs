@@ -71,14 +71,14 @@ const fn stack_top(top: u64) -> u64 {
 }
 
 /// Starts CPUs until `nr_cpus` run. `new_stack` gives the top of a stack of [`STACK_SIZE`] bytes, aligned
-/// to 16, that is the CPU's for good.
+/// to 16, for a CPU's index; it is that CPU's for good.
 ///
 /// # Panics
 /// When a CPU does not come up within 2 s.
-pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut() -> u64) {
+pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut(usize) -> u64) {
     copy_trampoline();
     for index in cpu::online()..nr_cpus {
-        let top = new_stack();
+        let top = new_stack(index);
         NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_stack) as u64).store(stack_top(top), Ordering::Relaxed);
         start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);

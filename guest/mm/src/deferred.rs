@@ -74,9 +74,11 @@ impl Deferred {
         self.grow.store(grow, Ordering::Relaxed);
     }
 
-    /// Whether more of `zone` may come.
-    fn holds(&self, zone: ZoneType) -> bool {
-        self.left.load(Ordering::Acquire) > 0 && self.zone.load(Ordering::Relaxed) == zone as u8
+    /// Sections that are not online yet.
+    #[inline]
+    pub(crate) fn left(&self) -> u32 {
+        // Pairs with the decrement in `done`: who sees fewer finds the memory of those that came.
+        self.left.load(Ordering::Acquire)
     }
 
     fn claim(&self) -> Claim {
@@ -95,8 +97,9 @@ impl Deferred {
 
     /// A section that was claimed is online.
     fn done(&self) {
-        self.claims.lock().busy -= 1;
+        // In this order: who finds nobody at work any more finds fewer left than before.
         self.left.fetch_sub(1, Ordering::AcqRel);
+        self.claims.lock().busy -= 1;
     }
 
     /// Keeps everybody from claiming sections, with none at work.
@@ -146,7 +149,7 @@ impl<P: Platform> Mm<P> {
     /// `false` as long as it is not.
     pub fn finish_deferred(&self) -> bool {
         let _hotplug = self.lock_hotplug();
-        if self.deferred.left.load(Ordering::Acquire) > 0 {
+        if self.deferred.left() > 0 {
             return false;
         }
         self.update_limits();
@@ -156,33 +159,57 @@ impl<P: Platform> Mm<P> {
     /// Pages of boot memory that will be free once they are initialised. Whoever asks whether there is
     /// enough memory adds them to the free ones (Linux does not, and refuses what would fit).
     pub fn deferred_pages(&self) -> u64 {
-        if self.deferred.left.load(Ordering::Acquire) == 0 { 0 } else { self.deferred.claims.lock().free() }
+        if self.deferred.left() == 0 { 0 } else { self.deferred.claims.lock().free() }
     }
 
-    /// Makes more of `zone` available to an allocation that found too little. `true` when it may find
-    /// more now; `false` when there is no more to come.
-    #[cold]
-    pub(crate) fn grow_zone(&self, zone: ZoneType) -> bool {
-        if !self.deferred.holds(zone) || !self.deferred.grow.load(Ordering::Relaxed) {
+    /// Makes more of `zone` available to an allocation that found too little when [`Deferred::left`]
+    /// was `before`. `true` when it may find more now; `false` when there is no more to come.
+    pub(crate) fn grow_zone(&self, zone: ZoneType, before: u32) -> bool {
+        let deferred = &self.deferred;
+        let is_its_zone = deferred.zone.load(Ordering::Relaxed) == zone as u8;
+        if before == 0 || !is_its_zone || !deferred.grow.load(Ordering::Relaxed) {
             return false;
         }
-        let left = || self.deferred.left.load(Ordering::Acquire);
-        let before = left();
-        loop {
-            match self.deferred.claim() {
-                Claim::Ours(nr, memblock) => {
-                    self.init_claimed(nr, memblock);
-                    return true;
-                }
-                Claim::Theirs if left() == before => core::hint::spin_loop(),
-                // Some of it has come meanwhile.
-                Claim::Theirs | Claim::None => return left() != before,
+        while deferred.left() == before {
+            match deferred.claim() {
+                Claim::Ours(nr, memblock) => self.init_claimed(nr, memblock),
+                Claim::Theirs => core::hint::spin_loop(),
+                Claim::None => return deferred.left() != before,
             }
         }
+        // Some of it has come, by this CPU or others.
+        true
     }
 
     fn init_claimed(&self, nr: SectionNr, memblock: &Memblock) {
         self.free_boot_section(memblock, nr, InitPolicy::Eager);
         self.deferred.done();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::addr::{SECTION_PAGES, SectionNr};
+    use crate::memmap_init::InitPolicy;
+    use crate::page::ZoneType;
+    use crate::sim::Machine;
+    use crate::sparse::SectionState;
+
+    /// S1.12, S1.13: only the highest zone grows, and only as long as there is something left.
+    #[test]
+    fn only_the_highest_zone_grows() {
+        let memory = [(0, 2 * SECTION_PAGES), (32 * SECTION_PAGES, 3 * SECTION_PAGES)].into();
+        let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+        let online =
+            || [0, 1, 32, 33, 34].map(|nr| mm.section_state(SectionNr::new(nr)) == SectionState::Online);
+        assert_eq!(online(), [true, true, true, false, false]);
+        let grow = |zone| mm.grow_zone(zone, mm.deferred.left());
+        assert!(!grow(ZoneType::Dma32) && !grow(ZoneType::Movable));
+        assert_eq!(online(), [true, true, true, false, false]);
+        assert!(grow(ZoneType::Normal) && grow(ZoneType::Normal));
+        assert!(mm.grow_zone(ZoneType::Normal, 1), "others have been here meanwhile");
+        assert_eq!(online(), [true; 5]);
+        assert!(!grow(ZoneType::Normal));
+        mm.check();
     }
 }

@@ -123,10 +123,11 @@ impl<P: Platform> Mm<P> {
             for &zone in ZoneType::ALL[..=request.highest.index()].iter().rev() {
                 // Rather more of this zone than a page of a lower one.
                 loop {
+                    let left = self.deferred.left();
                     if let Some(pfn) = self.alloc_in(zone, order, request, mark) {
                         return Ok(pfn);
                     }
-                    if !self.grow_zone(zone) {
+                    if !self.grow_zone(zone, left) {
                         break;
                     }
                 }

@@ -38,7 +38,7 @@ fn the_command_line_says_what_the_machine_is() {
     assert_eq!(
         line,
         "nr_cpus=2 tsc_early_khz=2600000 memory_hotplug.memmap_on_memory=off tidevm.pcp_disable=on \
-         tidevm.init=eager pci=off virtio_mmio.device=4K@0xd0000000:5 \
+         tidevm.init=lazy tidevm.zeroed=on pci=off virtio_mmio.device=4K@0xd0000000:5 \
          virtio_mmio.device=4K@0xd0001000:6 mine=1"
     );
 }

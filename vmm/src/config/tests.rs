@@ -98,7 +98,11 @@ fn sizes_are_shown_as_they_are_given() {
 
 #[test]
 fn init_policies_have_names() {
-    assert_eq!("eager".parse(), Ok(InitPolicy::Eager));
-    assert_eq!(InitPolicy::Eager.to_string(), "eager");
+    for (name, policy) in
+        [("eager", InitPolicy::Eager), ("deferred", InitPolicy::Deferred), ("lazy", InitPolicy::Lazy)]
+    {
+        assert_eq!(name.parse(), Ok(policy));
+        assert_eq!(policy.to_string(), name);
+    }
     assert!("lazy-ish".parse::<InitPolicy>().is_err());
 }

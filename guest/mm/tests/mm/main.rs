@@ -2,6 +2,7 @@
 
 mod accounting;
 mod boot;
+mod deferred;
 mod faults;
 mod lazy;
 mod migration;

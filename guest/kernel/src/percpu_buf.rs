@@ -1,0 +1,30 @@
+//! Large buffers for every CPU while they are brought up, as of a tracer (Linux `trace_buf_size=`): what
+//! asks for much memory before all of boot memory is initialised. The buffers are for good.
+
+use tidevm_mm::{Gfp, Order, PAGE_SIZE};
+
+use crate::MM;
+
+/// Takes `size` bytes for CPU `index`.
+///
+/// # Panics
+/// When they do not fit: naming the CPU, what it wanted and what there was.
+pub fn allocate(index: usize, size: u64) {
+    let wanted = size.div_ceil(PAGE_SIZE);
+    let stats = MM.stats();
+    // What is not initialised yet counts: it will be by the time that it is needed.
+    let free: u64 = stats.zones.iter().map(|zone| zone.free + zone.pcp).sum();
+    let there = free + MM.deferred_pages();
+    assert!(wanted <= there, "percpu_buf: CPU {index} wants {wanted} pages, and {there} are free");
+    let mut left = wanted;
+    for order in (0..=Order::MAX.get()).rev().map(Order::new) {
+        let block = u64::from(order.pages());
+        while left >= block && MM.alloc_pages(order, Gfp::Kernel).is_ok() {
+            left -= block;
+        }
+    }
+    assert!(
+        left == 0,
+        "percpu_buf: out of memory on CPU {index}, {left} of {wanted} pages short; {there} were free"
+    );
+}

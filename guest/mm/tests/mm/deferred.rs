@@ -1,0 +1,162 @@
+//! Boot memory whose struct pages are initialised on demand, or later by all CPUs.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{
+    Content, Gfp, InitPolicy, Mm, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, SubSections, ZoneType,
+};
+
+use crate::workload::BLOCK;
+
+/// Sections of boot memory, all in one zone.
+const SECTIONS: u32 = 8;
+
+fn machine(cpus: usize, init: InitPolicy, grow: bool) -> &'static Mm<Sim> {
+    Machine { memory: [(0, SECTIONS * SECTION_PAGES)].into(), cpus, init, grow, ..Machine::default() }.boot()
+}
+
+fn deferred(cpus: usize) -> &'static Mm<Sim> {
+    machine(cpus, InitPolicy::Deferred, true)
+}
+
+fn take(mm: &Mm<Sim>, pages: u32) -> Vec<Pfn> {
+    (0..pages).map_while(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect()
+}
+
+fn initialised(mm: &Mm<Sim>) -> u32 {
+    let online = |&nr: &u32| mm.section_state(SectionNr::new(nr)) == SectionState::Online;
+    (0..SECTIONS).filter(online).count() as u32
+}
+
+fn finish(mm: &Mm<Sim>) {
+    while mm.init_deferred() {}
+    assert!(mm.finish_deferred());
+}
+
+/// S1.4, S1.18: one section at first; present and spanned count all, and what is to come is known.
+#[test]
+fn boot_initialises_one_section() {
+    let mm = deferred(1);
+    let eager = machine(1, InitPolicy::Eager, true);
+    assert_eq!(initialised(mm), 1);
+    mm.check();
+    let (zone, whole) = (mm.stats().zones[0], eager.stats().zones[0]);
+    assert_eq!((zone.spanned, zone.present), (whole.spanned, whole.present));
+    assert_eq!(zone.managed + mm.deferred_pages(), whole.managed);
+    assert!(!mm.finish_deferred());
+}
+
+/// S1.1, S1.3, S1.4, S1.11: an early demand beyond the first section is met, by as many sections as it
+/// takes.
+#[test]
+fn early_allocations_initialise_what_they_need() {
+    let mm = deferred(1);
+    let demand = 4 * SECTION_PAGES;
+    let pages = take(mm, demand);
+    assert_eq!(pages.len() as u32, demand);
+    // One that was there, those of the demand, and one for watermarks and what boot had taken.
+    assert!((5..=6).contains(&initialised(mm)), "{} sections", initialised(mm));
+    mm.check();
+    finish(mm);
+    mm.check();
+    pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
+    mm.check();
+}
+
+/// The same with growing switched off: out of memory, with most of it there.
+#[test]
+fn without_growing_early_allocations_fail() {
+    let mm = machine(1, InitPolicy::Deferred, false);
+    let pages = take(mm, 2 * SECTION_PAGES);
+    assert!((pages.len() as u32) < SECTION_PAGES && mm.deferred_pages() > 5 * u64::from(SECTION_PAGES));
+    finish(mm);
+    assert_eq!(take(mm, SECTION_PAGES).len() as u32, SECTION_PAGES);
+}
+
+/// S1.8, S1.13: all of memory can be had this way, and then there is an end.
+#[test]
+fn all_of_memory_can_be_had_early() {
+    let [mm, eager] = [deferred(1), machine(1, InitPolicy::Eager, true)];
+    let [all, whole] = [mm, eager].map(|mm| take(mm, u32::MAX).len());
+    // Watermarks follow the size of zones, and are those of one section until all are initialised.
+    assert!(all >= whole, "{all} and {whole} pages");
+    assert_eq!((initialised(mm), mm.deferred_pages()), (SECTIONS, 0));
+    assert!(mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_err());
+    mm.check();
+}
+
+/// Large blocks grow the zone too.
+#[test]
+fn blocks_of_the_largest_order_grow_the_zone() {
+    let mm = deferred(1);
+    let blocks: Vec<Pfn> = std::iter::from_fn(|| mm.alloc_pages(Order::MAX, Gfp::Kernel).ok()).collect();
+    assert!(blocks.len() > 7 * 31, "{} blocks", blocks.len());
+    mm.check();
+}
+
+/// S1.17, and the section state machine: deferred and eager end in the same state.
+#[test]
+fn deferred_and_eager_end_in_the_same_state() {
+    let [mm, eager] = [deferred(2), machine(2, InitPolicy::Eager, true)];
+    finish(mm);
+    let same = |what: &str| {
+        mm.check();
+        eager.check();
+        let [stats, whole] = [mm, eager].map(|mm| {
+            let mut stats = mm.stats();
+            stats.pcp_limit_updates = 0;
+            stats
+        });
+        assert_eq!(stats, whole, "{what}");
+        assert_eq!(mm.free_blocks(ZoneType::Dma32), eager.free_blocks(ZoneType::Dma32), "{what}");
+    };
+    same("initialised");
+    for mm in [mm, eager] {
+        mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+        mm.online(BLOCK, ZoneType::Movable).unwrap();
+    }
+    same("grown");
+    let [pages, others] = [mm, eager].map(|mm| take(mm, 3 * SECTION_PAGES));
+    assert!(pages == others, "pages come in the same order");
+    same("used");
+}
+
+/// S1.5, S1.9: while workers initialise and others allocate, no allocation fails that there is memory
+/// for, and no page is had twice.
+#[test]
+fn no_allocation_fails_while_memory_is_on_its_way() {
+    const WORKERS: usize = 2;
+    const TAKERS: usize = 2;
+    for _ in 0..8 {
+        let mm = deferred(WORKERS + TAKERS);
+        let taken = AtomicU64::new(0);
+        // Less than there is, by what watermarks and per-CPU lists keep.
+        let each = (SECTIONS - 1) * SECTION_PAGES / TAKERS as u32 - 4096;
+        thread::scope(|scope| {
+            for cpu in 0..WORKERS {
+                scope.spawn(move || Sim::run_on(cpu, || while mm.init_deferred() {}));
+            }
+            for cpu in WORKERS..WORKERS + TAKERS {
+                let taken = &taken;
+                scope.spawn(move || {
+                    Sim::run_on(cpu, || {
+                        let pages = take(mm, each);
+                        for (index, &page) in pages.iter().enumerate() {
+                            mm.platform().write(page, (cpu as u64) << 32 | index as u64);
+                        }
+                        for (index, &page) in pages.iter().enumerate() {
+                            assert_eq!(mm.platform().read(page), (cpu as u64) << 32 | index as u64);
+                        }
+                        taken.fetch_add(pages.len() as u64, SeqCst);
+                    });
+                });
+            }
+            scope.spawn(move || (0..20).map(|_| mm.check()).sum::<u64>());
+        });
+        assert_eq!(taken.load(SeqCst), u64::from(each) * TAKERS as u64);
+        finish(mm);
+        mm.check();
+    }
+}
