@@ -9,6 +9,8 @@ mod boundaries;
 mod cycles;
 #[path = "sessions/idle.rs"]
 mod idle;
+#[path = "sessions/init.rs"]
+mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
 #[path = "sessions/switches.rs"]
@@ -17,7 +19,14 @@ mod switches;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let groups =
-        [blocked::TESTS, boundaries::TESTS, cycles::TESTS, idle::TESTS, injection::TESTS, switches::TESTS];
+    let groups = [
+        blocked::TESTS,
+        boundaries::TESTS,
+        cycles::TESTS,
+        idle::TESTS,
+        init::TESTS,
+        injection::TESTS,
+        switches::TESTS,
+    ];
     tidevm_tests::run_all(&groups.concat())
 }

@@ -1,0 +1,81 @@
+//! The ways to initialise struct pages, in a booted guest: they end in the same state, and early demands
+//! are met.
+
+use tidevm::{Config, ConsoleMode, InitPolicy, Vm};
+use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_tests::{Account, Test, machine, run_checked};
+
+pub const TESTS: &[Test] = &[
+    ("every_policy_ends_in_the_same_state", every_policy_ends_in_the_same_state),
+    ("early_buffers_make_deferred_memory_come", early_buffers_make_deferred_memory_come),
+    ("without_growing_early_buffers_are_too_much", without_growing_early_buffers_are_too_much),
+    ("a_buffer_that_cannot_fit_is_named", a_buffer_that_cannot_fit_is_named),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// Three memory blocks at boot, so that two can be left for later.
+fn config(init: InitPolicy) -> Config {
+    Config { init, cpus: 2, memory: 3 * MEMORY_BLOCK_SIZE, ..machine(512 * MIB) }
+}
+
+fn every_policy_ends_in_the_same_state() {
+    let script = "
+        plug 130M
+        hog 2M movable scattered full as data
+        resize 128M within 60s
+        verify data
+        release data";
+    let accounts = |init| -> [Account; 2] {
+        let session = run_checked(config(init), script);
+        session.assert_done();
+        [session.after("plug 130M"), session.at_the_end()]
+    };
+    let eager = accounts(InitPolicy::Eager);
+    for init in [InitPolicy::Deferred, InitPolicy::Lazy] {
+        let other = accounts(init);
+        for (eager, other) in eager.iter().zip(other) {
+            assert_eq!(eager.zones, other.zones, "{init}");
+            assert_eq!((eager.memmap, eager.blocks_online), (other.memmap, other.blocks_online), "{init}");
+        }
+    }
+}
+
+/// Four CPUs that take 64 MiB each while they are brought up, of 384 MiB of which 128 are initialised.
+fn early(words: &str) -> Config {
+    Config { cpus: 4, cmdline: Some(format!("percpu_buf=64M {words}")), ..config(InitPolicy::Deferred) }
+}
+
+/// S1.2.
+fn early_buffers_make_deferred_memory_come() {
+    let session = run_checked(early(""), "expect zone.DMA32.managed > 90000 within 60s\nplug 128M");
+    session.assert_done();
+    assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(4));
+}
+
+/// What the guest says as it dies of `config`.
+#[track_caller]
+fn death(config: Config) -> String {
+    let name = format!("tidevm-death-{}", std::process::id());
+    let console = std::env::temp_dir().join(name);
+    let vm = Vm::start(Config { console: ConsoleMode::File(console.clone()), ..config }).expect("a machine");
+    let limit = std::time::Duration::from_secs(60);
+    let died = vm.wait(limit, "the guest to die", |state| state.death.as_ref().map(|_| ()));
+    drop(vm);
+    let text = std::fs::read_to_string(&console).unwrap_or_default();
+    drop(std::fs::remove_file(&console));
+    died.unwrap_or_else(|error| panic!("{error}\n{text}"));
+    text
+}
+
+/// The negative control of S1.1 and S1.2.
+fn without_growing_early_buffers_are_too_much() {
+    let text = death(early("tidevm.deferred_grow=off"));
+    assert!(text.contains("percpu_buf: out of memory on CPU 1"), "{text}");
+}
+
+fn a_buffer_that_cannot_fit_is_named() {
+    let config = early("");
+    let text = death(Config { cmdline: Some("percpu_buf=300M".to_owned()), ..config });
+    assert!(text.contains("percpu_buf: CPU 1 wants 76800 pages"), "{text}");
+}
