@@ -88,8 +88,9 @@ fn make(
     pages: u64,
 ) -> Result<(Arc<Workload>, u32), Failure> {
     // More than there is cannot fit; the table need not have room for it.
-    let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
-    let pages = pages.min(managed + MM.deferred_pages());
+    let stats = MM.stats();
+    let managed: u64 = stats.zones.iter().map(|zone| zone.managed).sum();
+    let pages = pages.min(managed + stats.deferred_pages);
     let workload = Workload::new(handle, kind, full, pages).map_err(|error| match error {
         NotMade::HandleInUse => Failure::HandleInUse,
         NotMade::NoMemory => Failure::NoMemory,

@@ -49,10 +49,22 @@ struct MemmapEntry {
     reserved: u32,
 }
 
+/// `struct hvm_modlist_entry`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Module {
+    addr: u64,
+    size: u64,
+    cmdline: u64,
+    reserved: u64,
+}
+
 /// What the VMM told at boot.
 pub struct BootInfo {
     ram: [(u64, u64); MAX_RANGES],
     nr_ram: usize,
+    /// The first module: VMMs pass an initial RAM disk or nothing.
+    module: Option<(u64, u64)>,
     rsdp: u64,
     cmdline: [u8; MAX_CMDLINE],
     cmdline_len: usize,
@@ -72,6 +84,7 @@ impl BootInfo {
         let mut boot = Self {
             ram: [(0, 0); MAX_RANGES],
             nr_ram: 0,
+            module: None,
             rsdp: info.rsdp_paddr,
             cmdline: [0; MAX_CMDLINE],
             cmdline_len: 0,
@@ -84,6 +97,11 @@ impl BootInfo {
                 boot.ram[boot.nr_ram] = (entry.addr, entry.addr.saturating_add(entry.size));
                 boot.nr_ram += 1;
             }
+        }
+        if info.nr_modules > 0 {
+            // SAFETY: the list has `nr_modules` entries, by the ABI.
+            let module = unsafe { *phys_to_virt(info.modlist_paddr).cast::<Module>() };
+            boot.module = Some((module.addr, module.addr.saturating_add(module.size)));
         }
         if info.cmdline_paddr != 0 {
             let text = phys_to_virt(info.cmdline_paddr);
@@ -103,6 +121,12 @@ impl BootInfo {
     /// Ranges of RAM as (first byte, byte after the last).
     pub fn ram(&self) -> &[(u64, u64)] {
         &self.ram[..self.nr_ram]
+    }
+
+    /// Memory that the VMM has put something into for the kernel, likewise. Nobody reads it, but it is
+    /// not as memory is that nobody has written to.
+    pub fn module(&self) -> Option<(u64, u64)> {
+        self.module
     }
 
     /// Physical address of ACPI's root pointer, if there is ACPI.

@@ -9,14 +9,16 @@ use crate::{MM, cpu};
 
 /// One CPU's share.
 struct InitDeferred {
-    /// It sees to what comes after the last section.
-    is_last: bool,
+    /// It sees to what comes after all of it.
+    finishes: bool,
 }
 
-/// Has every CPU take its share.
+/// Has every CPU take its share, if there is anything left.
 pub fn start() {
-    for index in 0..cpu::online() {
-        job::spawn(index, Box::new(InitDeferred { is_last: index == 0 }));
+    if MM.stats().deferred_pages > 0 {
+        for index in 0..cpu::online() {
+            job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }));
+        }
     }
 }
 
@@ -24,7 +26,7 @@ impl Job for InitDeferred {
     fn step(&mut self) -> Step {
         if MM.init_deferred() {
             Step::Again
-        } else if self.is_last && !MM.finish_deferred() {
+        } else if self.finishes && !MM.finish_deferred() {
             // Others are at the last ones, a matter of milliseconds.
             Step::Idle(Some(Instant::in_millis(1)))
         } else {

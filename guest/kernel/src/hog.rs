@@ -97,7 +97,7 @@ fn gfp(kind: HogKind) -> Gfp {
 fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
     let stats = MM.stats();
     let movable = stats.zones[ZoneType::Movable as usize].free;
-    let all: u64 = stats.zones.iter().map(|zone| zone.free).sum();
+    let all = stats.deferred_pages + stats.zones.iter().map(|zone| zone.free).sum::<u64>();
     let free = match kind {
         HogKind::Unmovable => all - movable,
         _ if movable >= u64::from(wanted) => movable,

@@ -175,6 +175,10 @@ fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
     for range in taken {
         low.reserve(range).expect(FULL);
     }
+    if let Some((start, end)) = info.module() {
+        let module = PhysRange::new(PhysAddr::new(start), end - start);
+        low.reserve(module).and_then(|()| memblock.reserve(module)).expect(FULL);
+    }
     for &(start, end) in info.ram() {
         map_direct(start, end, &mut EarlyTables(&mut low))
             .expect("no memory for the direct map's page tables");

@@ -11,7 +11,7 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
 use crate::memblock::Memblock;
-use crate::memmap_init::{Content, InitPolicy, init_section, set_heads};
+use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::page::{Kind, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
@@ -71,13 +71,15 @@ impl<P: Platform> Mm<P> {
         let hotplug = self.lock_hotplug();
         self.take_boot_memmaps(memblock, content)?;
         let memblock: &'static Memblock = memblock;
-        let later = if init == InitPolicy::Deferred { first_deferred(memblock) } else { None };
+        // Where lazily would be as costly as eagerly, at least it need not be now.
+        let defer = init == InitPolicy::Deferred || init == InitPolicy::Lazy && content == Content::Unknown;
+        let later = if defer { first_deferred(memblock) } else { None };
         for nr in memblock.sections() {
             let section = self.sparse.section(nr).expect("it has a memmap");
             self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
             self.count_boot_section(memblock, nr);
             if later.is_none_or(|later| nr < later) {
-                self.free_boot_section(memblock, nr, self.init_policy());
+                self.free_boot_section(memblock, nr);
             }
         }
         for zone in &self.zones {
@@ -85,8 +87,7 @@ impl<P: Platform> Mm<P> {
         }
         self.update_limits();
         if let Some(later) = later {
-            let left = memblock.sections().filter(|&nr| nr >= later).count() as u32;
-            self.deferred.set(memblock, boot_zone(later), later, left);
+            self.deferred.set(memblock, later);
         }
         drop(hotplug);
         Ok(())
@@ -110,7 +111,7 @@ impl<P: Platform> Mm<P> {
 
     /// Makes a section's RAM part of its zone.
     fn count_boot_section(&self, memblock: &Memblock, nr: SectionNr) {
-        let zone = &self.zones[boot_zone(nr).index()];
+        let zone = &self.zones[ZoneType::of_boot_memory(nr).index()];
         for memory in memblock.memory() {
             let ram = memory.inner_frames().intersect(nr.frames());
             if !ram.is_empty() {
@@ -120,19 +121,22 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Initialises a section, which has a memmap, and frees what of it is not in use.
-    pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr, policy: InitPolicy) {
+    /// Initialises a section, which has a memmap, and frees what of it is not in use: so many pages.
+    pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr) -> u64 {
         let pages = self.sparse.pages_to_initialise(nr);
-        let zone = &self.zones[boot_zone(nr).index()];
-        init_section(pages, boot_zone(nr), policy);
+        let zone = &self.zones[ZoneType::of_boot_memory(nr).index()];
+        self.init_section(pages, ZoneType::of_boot_memory(nr));
         self.sparse.set_state(nr, SectionState::Initialised);
         mark_taken(memblock, pages);
         self.sparse.set_state(nr, SectionState::Online);
+        let mut freed = 0;
         for free in memblock.free() {
             let free = free.inner_frames().intersect(nr.frames());
             zone.add_managed(free.pages().into());
             self.free_range(pages, free);
+            freed += u64::from(free.pages());
         }
+        freed
     }
 
     /// Gives `range`, in the section, whose pages are in no block, to the allocator.
@@ -150,16 +154,11 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-/// The zone of a section of boot memory.
-pub(crate) fn boot_zone(nr: SectionNr) -> ZoneType {
-    if nr.start().address().get() < 4 << 30 { ZoneType::Dma32 } else { ZoneType::Normal }
-}
-
 /// The first section that can be left for later: the second of the highest zone (Linux
 /// `defer_init`).
 fn first_deferred(memblock: &Memblock) -> Option<SectionNr> {
-    let zone = boot_zone(memblock.sections().last()?);
-    memblock.sections().filter(|&nr| boot_zone(nr) == zone).nth(1)
+    let zone = ZoneType::of_boot_memory(memblock.sections().last()?);
+    memblock.sections().filter(|&nr| ZoneType::of_boot_memory(nr) == zone).nth(1)
 }
 
 /// Marks the parts of a section that are not free: holes, and RAM that is reserved.

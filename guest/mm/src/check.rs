@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
 use crate::altmap::VmemAltmap;
-use crate::boot::boot_zone;
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
 use crate::hotplug::memmap_blocks;
@@ -88,9 +87,11 @@ impl<P: Platform> Mm<P> {
         {
             check_section(pages, zone, &mut tally);
         }
-        for ram in deferred.ram().filter(|ram| boot_zone(ram.start.section()) == zone) {
+        for ram in deferred.ram().filter(|ram| ZoneType::of_boot_memory(ram.start.section()) == zone) {
             tally.present += u64::from(ram.pages());
-            tally.span = Some(tally.span.map_or(ram, |all| PfnRange { end: ram.end, ..all }));
+            let union =
+                |all: PfnRange| PfnRange { start: all.start.min(ram.start), end: all.end.max(ram.end) };
+            tally.span = Some(tally.span.map_or(ram, union));
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
         let in_buddy = buddy.free() + buddy.isolated();
@@ -185,7 +186,7 @@ fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneType)
         let state = pages.page(pfn).state();
         // The holder of a block may be splitting it just now: new heads first, the old one last.
         let split = state.kind() == Kind::Allocated && pages.page(head).state().kind() == Kind::Allocated;
-        let untouched = state.kind() == Kind::Uninit;
+        let untouched = state.kind() == Kind::Uninit && pages.section().is_sparse();
         assert!(split || untouched || state == tail, "{pfn:?}, behind {head:?} of {order:?}, is {state:?}");
     }
 }

@@ -8,24 +8,25 @@
 //! end, and who finds nothing left to claim waits for what others still have at work.
 //!
 //! Invariants: every section from `next` on is `Present` and in no free list; one below it that is
-//! not online is being initialised by the CPU that claimed it, and `busy` counts it; spans and present
-//! pages count all of them from boot on, managed pages follow as they come.
+//! not online is being initialised by the CPU that claimed it. Spans and present pages count all of
+//! them from boot on, managed pages follow as they come.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::Mm;
 use crate::addr::{PfnRange, PhysRange, SectionNr};
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::memblock::Memblock;
-use crate::memmap_init::InitPolicy;
 use crate::page::ZoneType;
 use crate::platform::Platform;
 
 /// The sections of boot memory that are not initialised.
 pub(crate) struct Deferred {
     claims: SpinLock<Claims>,
-    /// Sections that are not online yet.
+    /// Sections that are not online yet, those that are claimed included.
     left: AtomicU32,
+    /// Pages that will be free in them.
+    pages: AtomicU64,
     /// The zone that they belong to (Linux defers in a node's last zone only).
     zone: AtomicU8,
     /// Whether an allocation that finds too little may initialise more.
@@ -37,36 +38,30 @@ pub(crate) struct Claims {
     memblock: Option<&'static Memblock>,
     /// The first section that nobody has claimed.
     next: SectionNr,
-    /// Sections that were claimed and are not online yet.
-    busy: u32,
-}
-
-/// What there is to do.
-enum Claim {
-    /// This section is the caller's to initialise.
-    Ours(SectionNr, &'static Memblock),
-    /// Others are at the last ones.
-    Theirs,
-    /// Nothing is left.
-    None,
+    /// Sections from there on.
+    unclaimed: u32,
 }
 
 impl Deferred {
     pub(crate) const fn new() -> Self {
-        let claims = Claims { memblock: None, next: SectionNr::new(0), busy: 0 };
+        let claims = Claims { memblock: None, next: SectionNr::new(0), unclaimed: 0 };
         Self {
             claims: SpinLock::new(Rank::Deferred, claims),
             left: AtomicU32::new(0),
+            pages: AtomicU64::new(0),
             zone: AtomicU8::new(0),
             grow: AtomicBool::new(true),
         }
     }
 
-    /// The sections with RAM from `next` on, `left` of them and all in `zone`, are left for later.
-    pub(crate) fn set(&self, memblock: &'static Memblock, zone: ZoneType, next: SectionNr, left: u32) {
-        *self.claims.lock() = Claims { memblock: Some(memblock), next, busy: 0 };
-        self.zone.store(zone as u8, Ordering::Relaxed);
-        self.left.store(left, Ordering::Release);
+    /// The sections with RAM from `next` on, all of one zone, are left for later.
+    pub(crate) fn set(&self, memblock: &'static Memblock, next: SectionNr) {
+        let unclaimed = memblock.sections().filter(|&nr| nr >= next).count() as u32;
+        let claims = Claims { memblock: Some(memblock), next, unclaimed };
+        self.pages.store(claims.free(), Ordering::Relaxed);
+        self.zone.store(ZoneType::of_boot_memory(next) as u8, Ordering::Relaxed);
+        *self.claims.lock() = claims;
+        self.left.store(unclaimed, Ordering::Release);
     }
 
     /// Whether an allocation that finds too little may initialise more; to show what happens else.
@@ -81,37 +76,37 @@ impl Deferred {
         self.left.load(Ordering::Acquire)
     }
 
-    fn claim(&self) -> Claim {
+    /// Pages that will be free once they are initialised. Whoever adds them to counters of zones reads
+    /// this first, or may miss a section that comes meanwhile.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Acquire)
+    }
+
+    /// The next section, for the caller to initialise. When there is none, those that are left are
+    /// others' and come by themselves.
+    fn claim(&self) -> Option<(SectionNr, &'static Memblock)> {
         let mut claims = self.claims.lock();
-        let Some(memblock) = claims.memblock else { return Claim::None };
-        match memblock.section_from(claims.next) {
-            Some(nr) => {
-                claims.next = SectionNr::new(nr.get() + 1);
-                claims.busy += 1;
-                Claim::Ours(nr, memblock)
-            }
-            None if claims.busy > 0 => Claim::Theirs,
-            None => Claim::None,
-        }
+        let memblock = claims.memblock?;
+        let nr = memblock.section_from(claims.next)?;
+        claims.next = SectionNr::new(nr.get() + 1);
+        claims.unclaimed -= 1;
+        Some((nr, memblock))
     }
 
-    /// A section that was claimed is online.
-    fn done(&self) {
-        // In this order: who finds nobody at work any more finds fewer left than before.
+    /// A section that was claimed is online, with so many pages.
+    fn done(&self, pages: u64) {
+        self.pages.fetch_sub(pages, Ordering::Release);
         self.left.fetch_sub(1, Ordering::AcqRel);
-        self.claims.lock().busy -= 1;
     }
 
-    /// Keeps everybody from claiming sections, with none at work.
+    /// Keeps everybody from claiming sections, with none under way.
     pub(crate) fn freeze(&self) -> Guard<'_, Claims> {
-        loop {
-            let claims = self.claims.lock();
-            if claims.busy == 0 {
-                return claims;
-            }
-            drop(claims);
+        let claims = self.claims.lock();
+        // Who has claimed one needs no lock of this rank, nor the caller's, to be done with it.
+        while self.left() != claims.unclaimed {
             core::hint::spin_loop();
         }
+        claims
     }
 }
 
@@ -140,7 +135,7 @@ impl<P: Platform> Mm<P> {
     /// Initialises one section whose struct pages were left for later, and frees its memory. `false`
     /// when none is left to claim. For all CPUs, any number at a time.
     pub fn init_deferred(&self) -> bool {
-        let Claim::Ours(nr, memblock) = self.deferred.claim() else { return false };
+        let Some((nr, memblock)) = self.deferred.claim() else { return false };
         self.init_claimed(nr, memblock);
         true
     }
@@ -156,12 +151,6 @@ impl<P: Platform> Mm<P> {
         true
     }
 
-    /// Pages of boot memory that will be free once they are initialised. Whoever asks whether there is
-    /// enough memory adds them to the free ones (Linux does not, and refuses what would fit).
-    pub fn deferred_pages(&self) -> u64 {
-        if self.deferred.left() == 0 { 0 } else { self.deferred.claims.lock().free() }
-    }
-
     /// Makes more of `zone` available to an allocation that found too little when [`Deferred::left`]
     /// was `before`. `true` when it may find more now; `false` when there is no more to come.
     pub(crate) fn grow_zone(&self, zone: ZoneType, before: u32) -> bool {
@@ -172,9 +161,8 @@ impl<P: Platform> Mm<P> {
         }
         while deferred.left() == before {
             match deferred.claim() {
-                Claim::Ours(nr, memblock) => self.init_claimed(nr, memblock),
-                Claim::Theirs => core::hint::spin_loop(),
-                Claim::None => return deferred.left() != before,
+                Some((nr, memblock)) => self.init_claimed(nr, memblock),
+                None => core::hint::spin_loop(),
             }
         }
         // Some of it has come, by this CPU or others.
@@ -182,18 +170,28 @@ impl<P: Platform> Mm<P> {
     }
 
     fn init_claimed(&self, nr: SectionNr, memblock: &Memblock) {
-        self.free_boot_section(memblock, nr, InitPolicy::Eager);
-        self.deferred.done();
+        let pages = self.free_boot_section(memblock, nr);
+        self.deferred.done(pages);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::addr::{SECTION_PAGES, SectionNr};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use crate::addr::{Order, SECTION_PAGES, SectionNr};
     use crate::memmap_init::InitPolicy;
     use crate::page::ZoneType;
-    use crate::sim::Machine;
+    use crate::page_alloc::Gfp;
+    use crate::sim::{Machine, Sim};
     use crate::sparse::SectionState;
+    use crate::zone::Watermark;
+
+    fn machine(init: InitPolicy, sections: u32) -> Machine {
+        Machine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..Machine::default() }
+    }
 
     /// S1.12, S1.13: only the highest zone grows, and only as long as there is something left.
     #[test]
@@ -211,5 +209,50 @@ mod tests {
         assert_eq!(online(), [true; 5]);
         assert!(!grow(ZoneType::Normal));
         mm.check();
+    }
+
+    /// S1.5: with the last section claimed and not there yet, who finds nothing waits for it.
+    #[test]
+    fn an_allocation_waits_for_memory_that_is_on_its_way() {
+        let mm = machine(InitPolicy::Deferred, 3).boot();
+        assert!(mm.init_deferred());
+        let (nr, memblock) = mm.deferred.claim().expect("one is left");
+        assert!(mm.deferred.claim().is_none() && !mm.init_deferred() && !mm.finish_deferred());
+        // As far as it goes without it: below the low watermark this would wait for itself.
+        let zone = &mm.zones[0];
+        let low = zone.watermark(Watermark::Low) + zone.lowmem_reserve(ZoneType::Normal);
+        while zone.free() > low + 100 {
+            mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("free pages");
+        }
+        let (done, came) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let pages = (0..1000).map(|_| Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)));
+                done.send(pages.filter(Result::is_ok).count()).unwrap();
+            });
+            let early = came.recv_timeout(Duration::from_millis(200));
+            assert!(early.is_err(), "{early:?} pages came from nowhere");
+            mm.init_claimed(nr, memblock);
+            let count = came.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+            assert_eq!(count, 1000);
+        });
+        assert!(mm.finish_deferred());
+        mm.check();
+    }
+
+    /// S1.17: watermarks, reserves and limits of per-CPU lists are those of an eager boot.
+    #[test]
+    fn limits_are_recomputed_at_the_end() {
+        let [mm, eager] = [InitPolicy::Deferred, InitPolicy::Eager].map(|init| machine(init, 6).boot());
+        let limits = |mm: &crate::Mm<Sim>| {
+            let zone = &mm.zones[0];
+            let reserves = ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest));
+            (zone.watermark(Watermark::Min), zone.watermark(Watermark::Low), reserves, zone.pcp_limits())
+        };
+        assert_ne!(limits(mm), limits(eager));
+        while mm.init_deferred() {}
+        assert!(mm.finish_deferred());
+        assert_eq!(limits(mm), limits(eager));
+        assert_eq!(mm.deferred.pages(), 0);
     }
 }

@@ -19,7 +19,7 @@ use crate::altmap::VmemAltmap;
 use crate::buddy::Place;
 use crate::isolation::OfflineError;
 use crate::lock::Guard;
-use crate::memmap_init::{Content, init_hot_added, init_section};
+use crate::memmap_init::{Content, init_hot_added};
 use crate::page::{Holder, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -68,7 +68,7 @@ pub enum OnlineError {
 pub enum RemoveError {
     /// The memory block is not added.
     NotPresent,
-    /// The memory block is online.
+    /// The memory block is online, or boot memory.
     Online,
 }
 
@@ -87,8 +87,9 @@ impl<P: Platform> Mm<P> {
         self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
     }
 
-    /// Adds memory block `nr`, of which the sub-sections `plugged` are usable and hold `content`: maps
-    /// them, and makes and maps the block's memmap. None of it can be allocated yet.
+    /// Adds memory block `nr`, of which the sub-sections `plugged` are usable: maps them, and makes and
+    /// maps the block's memmap, where there is `content` now if the memmap lies in the block. None of
+    /// it can be allocated yet.
     ///
     /// # Errors
     /// See [`AddError`].
@@ -168,6 +169,8 @@ impl<P: Platform> Mm<P> {
         let _hotplug = self.lock_hotplug();
         let section = self.sparse.section(nr).ok_or(OnlineError::NotPresent)?;
         match section.state() {
+            // Boot memory comes by itself.
+            _ if section.is_boot() => return Err(OnlineError::Online),
             SectionState::Present => {}
             SectionState::Online => return Err(OnlineError::Online),
             _ => return Err(OnlineError::NotPresent),
@@ -180,7 +183,7 @@ impl<P: Platform> Mm<P> {
         }
         let pages = self.sparse.pages_to_initialise(nr);
         let memmap = memmap_blocks(nr, section);
-        init_section(pages, zone, self.init_policy());
+        self.init_section(pages, zone);
         init_hot_added(pages, memmap);
         self.sparse.set_state(nr, SectionState::Initialised);
         if self.platform.fault(FaultStep::Online) {
@@ -277,11 +280,11 @@ impl<P: Platform> Mm<P> {
 
     fn section_to_offline(&self, nr: SectionNr) -> Result<&Section, OfflineError> {
         let section = self.sparse.section(nr).ok_or(OfflineError::NotOnline)?;
-        if section.state() != SectionState::Online {
-            return Err(OfflineError::NotOnline);
-        }
         if section.is_boot() {
             return Err(OfflineError::BootMemory);
+        }
+        if section.state() != SectionState::Online {
+            return Err(OfflineError::NotOnline);
         }
         Ok(section)
     }
@@ -298,6 +301,7 @@ impl<P: Platform> Mm<P> {
         let _hotplug = self.lock_hotplug();
         let section = self.sparse.section(nr).ok_or(RemoveError::NotPresent)?;
         match section.state() {
+            _ if section.is_boot() => return Err(RemoveError::Online),
             SectionState::Present => {}
             SectionState::Absent => return Err(RemoveError::NotPresent),
             SectionState::Initialised | SectionState::Online => return Err(RemoveError::Online),

@@ -37,27 +37,6 @@ pub enum Content {
     Zero,
 }
 
-/// Initialises the pages of a section that joins `zone`: every page belongs to no block yet, all
-/// pageblocks are movable. The heads are the caller's to set.
-pub(crate) fn init_section(pages: SectionPages<'_>, zone: ZoneType, policy: InitPolicy) {
-    pages.section().set_zone(zone);
-    pages.section().pageblocks.reset();
-    // Taken in any case: the memmap is written to from here on.
-    let zeroed = pages.section().take_zeroed();
-    if policy == InitPolicy::Lazy && zeroed {
-        return;
-    }
-    let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-    // One store a page and little else: this loop is what onlining a memory block costs.
-    let (chunks, rest) = pages.all().as_chunks::<16>();
-    debug_assert!(rest.is_empty(), "a section is a multiple of 16 pages");
-    for chunk in chunks {
-        for page in chunk {
-            page.set_state(tail);
-        }
-    }
-}
-
 /// Makes `range`, in the section, blocks of `kind`.
 pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {
     let zone = pages.section().zone();
@@ -84,7 +63,23 @@ pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: SubSections) {
 }
 
 impl<P: Platform> Mm<P> {
-    pub(crate) fn init_policy(&self) -> InitPolicy {
-        if self.init_lazily.load(Relaxed) { InitPolicy::Lazy } else { InitPolicy::Eager }
+    /// Initialises the pages of a section that joins `zone`: every page belongs to no block yet, all
+    /// pageblocks are movable. The heads are the caller's to set.
+    pub(crate) fn init_section(&self, pages: SectionPages<'_>, zone: ZoneType) {
+        pages.section().set_zone(zone);
+        pages.section().pageblocks.reset();
+        if pages.section().start_memmap(self.init_lazily.load(Relaxed)) {
+            return;
+        }
+        self.counters.memmaps_written.fetch_add(1, Relaxed);
+        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
+        // One store a page and little else: this loop is what onlining a memory block costs then.
+        let (chunks, rest) = pages.all().as_chunks::<16>();
+        debug_assert!(rest.is_empty(), "a section is a multiple of 16 pages");
+        for chunk in chunks {
+            for page in chunk {
+                page.set_state(tail);
+            }
+        }
     }
 }

@@ -44,7 +44,7 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use crate::addr::{Order, Pfn};
+use crate::addr::{Order, Pfn, SectionNr};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
@@ -75,6 +75,11 @@ impl ZoneType {
     pub const COUNT: usize = 3;
     /// All zones, lowest first.
     pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
+
+    /// The zone of boot memory in section `nr`.
+    pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
+        if nr.start().address().get() < 4 << 30 { Self::Dma32 } else { Self::Normal }
+    }
 
     /// For tables with one entry a zone.
     #[must_use]

@@ -358,6 +358,7 @@ unsafe impl Platform for Sim {
         let backing = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
         self.assert_direct(backing);
         self.assert_direct(backing.add(MEMMAP_PAGES - 1));
+        (0..MEMMAP_PAGES).for_each(|page| self.write(backing.add(page), 0));
         self.scribble(section);
         drop(memmaps);
         self.give_table_back();

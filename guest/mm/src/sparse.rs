@@ -45,8 +45,9 @@ pub struct Section {
     state: AtomicU8,
     zone: AtomicU8,
     boot: AtomicU8,
-    /// The memmap is all zero: it is in memory that was, and nobody has written to it.
-    zeroed: AtomicU8,
+    /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
+    /// [`Section::SPARSE`].
+    memmap_content: AtomicU8,
     /// First frame of the memmap's pages.
     memmap: AtomicU32,
     /// Sub-sections whose memory is there and mapped.
@@ -69,7 +70,7 @@ impl Section {
             state: AtomicU8::new(SectionState::Absent as u8),
             zone: AtomicU8::new(0),
             boot: AtomicU8::new(0),
-            zeroed: AtomicU8::new(0),
+            memmap_content: AtomicU8::new(Self::ANYTHING),
             memmap: AtomicU32::new(0),
             plugged: AtomicU64::new(0),
             altmap: AtomicU64::new(0),
@@ -114,14 +115,29 @@ impl Section {
         self.boot.store(1, Ordering::Relaxed);
     }
 
+    /// Nothing is known.
+    const ANYTHING: u8 = 0;
+    /// It is in memory that is zero, and nobody has written to it.
+    const ZERO: u8 = 1;
+    /// It was zero when its heads were written, and nothing else of it was.
+    const SPARSE: u8 = 2;
+
     /// Says whether the memmap is all zero.
     pub(crate) fn set_zeroed(&self, zeroed: bool) {
-        self.zeroed.store(zeroed.into(), Ordering::Relaxed);
+        self.memmap_content.store(if zeroed { Self::ZERO } else { Self::ANYTHING }, Ordering::Relaxed);
     }
 
-    /// Whether the memmap is all zero. The caller is about to write to it.
-    pub(crate) fn take_zeroed(&self) -> bool {
-        self.zeroed.swap(0, Ordering::Relaxed) != 0
+    /// Whether the memmap is all zero. If so, the caller writes to its heads only, if it is `lazy`.
+    pub(crate) fn start_memmap(&self, lazy: bool) -> bool {
+        let sparse = lazy && self.memmap_content.load(Ordering::Relaxed) == Self::ZERO;
+        self.memmap_content.store(if sparse { Self::SPARSE } else { Self::ANYTHING }, Ordering::Relaxed);
+        sparse
+    }
+
+    /// Whether pages may be all zero that are tails.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.memmap_content.load(Ordering::Relaxed) == Self::SPARSE
     }
 
     pub(crate) fn memmap(&self) -> Pfn {

@@ -36,8 +36,13 @@ pub struct Stats {
     pub memmap_boot_pages: u64,
     /// Pages of hot-added memory's memmap that lie in the added memory itself.
     pub memmap_altmap_pages: u64,
+    /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
+    /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
+    pub deferred_pages: u64,
     /// Memory blocks that are online, those of boot included.
     pub sections_online: u64,
+    /// Times that all struct pages of a section were written, since boot.
+    pub memmaps_written: u64,
     /// Pages migrated since boot.
     pub pages_migrated: u64,
     /// Migrations that failed since boot.
@@ -52,6 +57,7 @@ pub struct Stats {
 pub(crate) struct Counters {
     pub(crate) memmap_boot_pages: AtomicU64,
     pub(crate) memmap_altmap_pages: AtomicU64,
+    pub(crate) memmaps_written: AtomicU64,
     pub(crate) pages_migrated: AtomicU64,
     pub(crate) migrate_failed: AtomicU64,
     pub(crate) pcp_drains: AtomicU64,
@@ -63,6 +69,7 @@ impl Counters {
         Self {
             memmap_boot_pages: AtomicU64::new(0),
             memmap_altmap_pages: AtomicU64::new(0),
+            memmaps_written: AtomicU64::new(0),
             pages_migrated: AtomicU64::new(0),
             migrate_failed: AtomicU64::new(0),
             pcp_drains: AtomicU64::new(0),
@@ -87,8 +94,12 @@ impl<P: Platform> Mm<P> {
             }
         };
         let counters = &self.counters;
+        // First: see there.
+        let deferred_pages = self.deferred.pages();
         Stats {
             zones: ZoneType::ALL.map(zone),
+            deferred_pages,
+            memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
             sections_online: self.sparse.online().into(),

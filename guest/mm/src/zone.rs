@@ -6,7 +6,8 @@
 //! still be added to a machine that has run out of it.
 //!
 //! Invariant: spans, counters and watermarks change under the memory hotplug lock (and the zone
-//! lock where the free lists change with them); everyone may read them.
+//! lock where the free lists change with them), but for managed pages of boot memory, which are added by
+//! whoever initialises it; everyone may read them.
 
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -122,15 +123,22 @@ impl Zone {
         // What section `nr` spans if it is ours: hot-added sections are whole, those of boot
         // memory as far as it goes.
         let ours = |nr: u32| {
-            let section = sparse.section(SectionNr::new(nr))?;
-            if section.state() != SectionState::Online || section.zone() != self.zone_type {
+            let nr = SectionNr::new(nr);
+            let section = sparse.section(nr)?;
+            // Boot memory counts from boot on, also where its struct pages are left for later.
+            let is_ours = if section.is_boot() {
+                ZoneType::of_boot_memory(nr) == self.zone_type
+            } else {
+                section.state() == SectionState::Online && section.zone() == self.zone_type
+            };
+            if !is_ours {
                 return None;
             }
             let boot = PfnRange {
                 start: Pfn::new(self.boot_start.load(Relaxed)),
                 end: Pfn::new(self.boot_end.load(Relaxed)),
             };
-            let frames = SectionNr::new(nr).frames();
+            let frames = nr.frames();
             Some(if section.is_boot() { frames.intersect(boot) } else { frames })
         };
         let last = Pfn::new(span.end.get() - 1).section().get();

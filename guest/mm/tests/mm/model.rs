@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{AllocError, Content, Gfp, InitPolicy, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
 
-use crate::workload::{BLOCK, Random};
+use crate::workload::{BLOCK, POLICIES, Random};
 
 /// By frame: who owns it. Sees overlaps between threads.
 struct Owners(Vec<AtomicU32>);
@@ -118,14 +118,13 @@ fn assert_all_returned(mm: &Mm<Sim>, before: [[u32; Order::COUNT]; 3]) {
     assert_eq!(histogram(mm), before, "free blocks by zone and order");
 }
 
-/// With two CPUs its memmaps are initialised lazily.
 fn machine(cpus: usize) -> &'static Mm<Sim> {
+    machine_with(cpus, POLICIES[0])
+}
+
+fn machine_with(cpus: usize, (init, content): (InitPolicy, Content)) -> &'static Mm<Sim> {
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
-    let (init, content) = match cpus {
-        1 => (InitPolicy::Eager, Content::Unknown),
-        _ => (InitPolicy::Lazy, Content::Zero),
-    };
     let mm = Machine { memory, cpus, init, content, ..Machine::default() }.boot();
     mm.add_memory(BLOCK, SubSections::range(0..20), content).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
@@ -134,7 +133,13 @@ fn machine(cpus: usize) -> &'static Mm<Sim> {
 
 #[test]
 fn one_thread() {
-    let mm = machine(1);
+    for policy in POLICIES {
+        one_thread_with(policy);
+    }
+}
+
+fn one_thread_with(policy: (InitPolicy, Content)) {
+    let mm = machine_with(1, policy);
     let before = histogram(mm);
     let owners = Owners::new(36);
     let mut random = Random::new("model::one_thread");
@@ -151,7 +156,13 @@ fn one_thread() {
 
 #[test]
 fn two_threads() {
-    let mm = machine(2);
+    for policy in POLICIES {
+        two_threads_with(policy);
+    }
+}
+
+fn two_threads_with(policy: (InitPolicy, Content)) {
+    let mm = machine_with(2, policy);
     let before = histogram(mm);
     let owners = Owners::new(36);
     let mut random = Random::new("model::two_threads");

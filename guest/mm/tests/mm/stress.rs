@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{Content, InitPolicy, Mm, OfflineError, SectionNr, SubSections, ZoneType};
 
-use crate::workload::{Random, Tenant};
+use crate::workload::{POLICIES, Random, Tenant};
 
 const BLOCKS: u32 = 3;
 
@@ -46,13 +46,14 @@ fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
 }
 
 fn stress(pcp_disable: bool, cycles: usize) {
-    let name = format!("stress, pcp_disable {pcp_disable}");
+    for policy in POLICIES {
+        stress_with(pcp_disable, cycles, policy);
+    }
+}
+
+fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, Content)) {
+    let name = format!("stress, pcp_disable {pcp_disable}, {init:?}");
     let mut random = Random::new(&name);
-    // Each way once with memmaps that are initialised lazily.
-    let (init, content) = match pcp_disable {
-        true => (InitPolicy::Lazy, Content::Zero),
-        false => (InitPolicy::Eager, Content::Unknown),
-    };
     let machine = Machine { cpus: 3, pcp_disable, init, content, ..Machine::default() };
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {

@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidevm_mm::sim::Sim;
-use tidevm_mm::{AllocError, Gfp, Mm, MovableOwner, Order, OwnerId, Pfn, SectionNr};
+use tidevm_mm::{AllocError, Content, Gfp, InitPolicy, Mm, MovableOwner, Order, OwnerId, Pfn, SectionNr};
 
 /// The first hot-added memory block of a default machine: at 4 GiB.
 pub const BLOCK: SectionNr = SectionNr::new(32);
+
+/// Struct pages written at once, and left alone where they are known to be zero.
+pub const POLICIES: [(InitPolicy, Content); 2] =
+    [(InitPolicy::Eager, Content::Unknown), (InitPolicy::Lazy, Content::Zero)];
 
 /// xorshift64*.
 pub struct Random(u64);
