@@ -77,6 +77,7 @@ struct Guest {
     pages_migrated: u64,
     migrate_failed: u64,
     pcp_drains: u64,
+    memmaps_written: u64,
 }
 
 #[derive(Serialize)]
@@ -179,6 +180,7 @@ fn guest(stats: &Stats) -> Guest {
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        memmaps_written: stats.memmaps_written,
     }
 }
 

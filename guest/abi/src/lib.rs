@@ -294,6 +294,9 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
     pub pcp_drains: u64,
+    /// Sections whose struct pages were all written at once, since boot; the others' are written when
+    /// their pages are first used.
+    pub memmaps_written: u64,
 }
 
 /// Where a virtio-mem driver stands.
@@ -411,6 +414,7 @@ mod tests {
                 pages_migrated: u64::MAX,
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
+                memmaps_written: u64::MAX,
             }),
         };
         for report in [resize, stats] {

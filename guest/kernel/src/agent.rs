@@ -123,5 +123,6 @@ fn stats() -> tidevm_abi::Stats {
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        memmaps_written: stats.memmaps_written,
     }
 }

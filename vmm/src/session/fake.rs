@@ -262,6 +262,7 @@ impl Fake {
             pages_migrated: 0,
             migrate_failed: 0,
             pcp_drains: 0,
+            memmaps_written: 0,
         }
     }
 }

@@ -25,6 +25,7 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         pages_migrated: migrated,
         migrate_failed: 0,
         pcp_drains: 3,
+        memmaps_written: 0,
     };
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
