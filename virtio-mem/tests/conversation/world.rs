@@ -173,6 +173,10 @@ impl World {
     /// Gives everything back.
     pub fn empty(&mut self, budget: u32) {
         self.resize(0);
+        // Also where that was the target already: a driver that has reached it may have left an empty
+        // memory block behind, which serves nothing and costs the host nothing, and tries again to
+        // remove it when it is told of whatever change.
+        self.interrupt = true;
         self.settle(budget);
         assert!(self.guest.added().is_empty() && self.host.backed.is_empty());
     }
