@@ -131,7 +131,7 @@ fn wrong_usage_is_status_2() {
         (&["run", "--hotplug", "size=128M,requested=3M"], "must be a multiple of its block, 2M"),
         (&["run", "--hotplug", "size=128M,requested=256M"], "the region has only 128M"),
         (&["run", "--hotplug", "size=16T"], "beyond the 2T"),
-        (&["run", "--init", "lazy"], "the policies are: eager"),
+        (&["run", "--init", "sloth"], "the policies are: eager, deferred, lazy"),
         (&["run", "--console", "stdio", "--json"], "both write standard output"),
         (&["run", "--script", "no/such/file"], "cannot read the script no/such/file"),
         (&["script", "check"], "FILE"),
