@@ -223,7 +223,6 @@ mod tests {
             pcp_disable: false,
             console: ConsoleMode::File("a:b".into()),
             reboot: false,
-            ..Config::default()
         };
         let options = "--cpus 2 --memory 512M --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
                        --kernel k --initrd i --cmdline -a=b --init eager --memmap-on-memory off --pcp-disable off \
