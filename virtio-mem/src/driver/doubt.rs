@@ -51,7 +51,7 @@ impl Driver {
                 return;
             }
             (ResponseType::Ack, BlockState::Plugged) => {
-                self.region.plug(BlockRange { first: range.first, count: ask });
+                self.region.plug(BlockRange { first: range.first, count: ask }, false);
             }
             (ResponseType::Ack, BlockState::Unplugged) => {
                 self.region.unplug(BlockRange { first: range.first, count: ask });

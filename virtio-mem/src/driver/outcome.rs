@@ -89,7 +89,7 @@ impl Driver {
         match (request.kind, response.kind) {
             (RequestKind::State, _) => self.learn(response),
             (RequestKind::Plug, ResponseType::Ack) => {
-                self.region.plug_fresh(self.range(request));
+                self.region.plug(self.range(request), true);
                 self.nacks = 0;
                 self.most_to_plug = self.most_to_plug.saturating_mul(2);
             }

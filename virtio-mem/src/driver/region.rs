@@ -129,19 +129,14 @@ impl Region {
         }
     }
 
-    /// The device has just plugged `range`: nobody has used it.
-    pub(super) fn plug_fresh(&mut self, range: BlockRange) {
-        self.plug(range);
+    /// The device has plugged `range`; if `fresh`, just now, so that nobody has used it.
+    pub(super) fn plug(&mut self, range: BlockRange, fresh: bool) {
+        let memmap = self.geometry.memmap;
         for (index, piece) in self.geometry.pieces(range) {
-            let memmap = self.geometry.memmap;
-            self.update(index, |block| block.fresh |= !memmap.is_empty() && piece.contains(memmap));
-        }
-    }
-
-    /// The device has plugged `range`.
-    pub(super) fn plug(&mut self, range: BlockRange) {
-        for (index, piece) in self.geometry.pieces(range) {
-            self.update(index, |block| block.plugged = block.plugged.with(piece));
+            self.update(index, |block| {
+                block.plugged = block.plugged.with(piece);
+                block.fresh |= fresh && !memmap.is_empty() && piece.contains(memmap);
+            });
         }
     }
 
