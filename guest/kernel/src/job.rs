@@ -49,6 +49,9 @@ pub fn run() -> ! {
     interrupts::enable();
     loop {
         area.passes.fetch_add(1, Ordering::SeqCst);
+        // Pairs with the fence of `synchronize`: either that sees this pass, or this pass sees what was
+        // made invisible before it (`guest/mm/tests/interleavings/sparse.rs`).
+        fence(Ordering::SeqCst);
         area.pending.store(false, Ordering::SeqCst);
         jobs.append(&mut NEW[me].lock());
         let mut again = false;

@@ -5,6 +5,8 @@
 //! that Linux makes mutexes (memory hotplug, pcp disable) spin too, because there is nothing to
 //! switch to; waiting for them goes through [`Platform::relax`](crate::Platform::relax).
 //!
+//! `tests/interleavings/` has models of this file and of those whose lock-free steps need an argument.
+//!
 //! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check it on every
 //! lock operation.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]

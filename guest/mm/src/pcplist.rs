@@ -11,7 +11,8 @@
 //! it acquires). With those limits a page that is freed to the list is flushed at once, and a
 //! refill takes exactly the page that it returns, so no list holds a page while its lock is free.
 //! A type read before the pageblock was isolated does no harm: flushing reads it again under the
-//! zone lock.
+//! zone lock. `tests/interleavings/pcp.rs` is a model of all this that loom goes through; it repeats
+//! these functions step by step.
 //!
 //! Differs from Linux on purpose: only single pages are kept; the lists are singly linked, newest
 //! first, and flushing takes the newest.

@@ -1,0 +1,144 @@
+//! `src/sparse.rs`: a section's pages are looked at only while its memmap is mapped and initialised.
+//!
+//! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
+//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (D13). The wait
+//! in between is the guest's `job::synchronize`. What must hold: who sees `Initialised` sees initialised
+//! pages (also what device memory needs: a reader never meets half of them), and nothing is unmapped
+//! while somebody looks at it.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use loom::thread;
+
+use crate::{Witness, breaks, holds};
+
+const GARBAGE: &str = "a page is looked at that is not initialised";
+const FAULT: &str = "a page is looked at that is not mapped";
+
+const PRESENT: usize = 1;
+const INITIALISED: usize = 2;
+const PASSES: usize = 2;
+
+#[derive(Clone, Copy)]
+struct Rules {
+    /// The state is written with Release, after the pages.
+    publishes_last: bool,
+    synchronizes: bool,
+    /// Both sides of `synchronize` have their fence.
+    fences: bool,
+}
+
+const CORRECT: Rules = Rules { publishes_last: true, synchronizes: true, fences: true };
+
+struct Machine {
+    rules: Rules,
+    state: AtomicUsize,
+    pages: [AtomicUsize; 2],
+    mapped: AtomicBool,
+    /// Of the CPU that looks: its passes, and whether it is between two of them for long.
+    passes: AtomicUsize,
+    idle: AtomicBool,
+}
+
+impl Machine {
+    fn new(rules: Rules, state: usize) -> Arc<Self> {
+        let page = if state == INITIALISED { 1 } else { 0 };
+        Arc::new(Self {
+            rules,
+            state: AtomicUsize::new(state),
+            pages: [page; 2].map(AtomicUsize::new),
+            mapped: AtomicBool::new(true),
+            passes: AtomicUsize::new(0),
+            idle: AtomicBool::new(false),
+        })
+    }
+
+    /// `init_section`, `set_state`.
+    fn initialise(&self) {
+        if self.rules.publishes_last {
+            self.pages.iter().for_each(|page| page.store(1, Ordering::Relaxed));
+            self.state.store(INITIALISED, Ordering::Release);
+        } else {
+            self.state.store(INITIALISED, Ordering::Release);
+            self.pages.iter().for_each(|page| page.store(1, Ordering::Relaxed));
+        }
+    }
+
+    /// `remove_memory`.
+    fn remove(&self) {
+        self.state.store(PRESENT, Ordering::Release);
+        if self.rules.synchronizes {
+            self.synchronize();
+        }
+        self.mapped.store(false, Ordering::Release);
+    }
+
+    /// `job::synchronize`.
+    fn synchronize(&self) {
+        if self.rules.fences {
+            fence(Ordering::SeqCst);
+        }
+        let seen = self.passes.load(Ordering::SeqCst);
+        while !self.idle.load(Ordering::SeqCst) && self.passes.load(Ordering::SeqCst) == seen {
+            thread::yield_now();
+        }
+    }
+
+    /// `job::run`: a few passes, then nothing more to do.
+    fn run(&self, witness: &Witness) {
+        for _ in 0..PASSES {
+            self.passes.fetch_add(1, Ordering::SeqCst);
+            if self.rules.fences {
+                fence(Ordering::SeqCst);
+            }
+            self.look(witness);
+        }
+        self.idle.store(true, Ordering::SeqCst);
+    }
+
+    /// `Sparse::page` and what its caller does with it.
+    fn look(&self, witness: &Witness) {
+        if self.state.load(Ordering::Acquire) < INITIALISED {
+            return;
+        }
+        for page in &self.pages {
+            witness.expect(page.load(Ordering::Relaxed) == 1, GARBAGE);
+        }
+        witness.expect(self.mapped.load(Ordering::Relaxed), FAULT);
+    }
+}
+
+fn with_a_reader(witness: &Witness, machine: &Arc<Machine>, writer: fn(&Machine)) {
+    let reader = thread::spawn({
+        let (machine, witness) = (machine.clone(), witness.clone());
+        move || machine.run(&witness)
+    });
+    writer(machine);
+    reader.join().unwrap();
+}
+
+fn a_section_comes(witness: &Witness, rules: Rules) {
+    with_a_reader(witness, &Machine::new(rules, PRESENT), Machine::initialise);
+}
+
+fn a_section_goes(witness: &Witness, rules: Rules) {
+    with_a_reader(witness, &Machine::new(rules, INITIALISED), Machine::remove);
+}
+
+/// Published last: D17, S5.8, S5.15.
+#[test]
+fn a_section_is_published_with_its_pages() {
+    holds("publish", |witness| a_section_comes(witness, CORRECT));
+    const EARLY: Rules = Rules { publishes_last: false, ..CORRECT };
+    breaks("published first", GARBAGE, |witness| a_section_comes(witness, EARLY));
+}
+
+/// D13.
+#[test]
+fn a_section_is_unmapped_when_nobody_looks() {
+    holds("unpublish", |witness| a_section_goes(witness, CORRECT));
+    const AT_ONCE: Rules = Rules { synchronizes: false, ..CORRECT };
+    breaks("unmapped at once", FAULT, |witness| a_section_goes(witness, AT_ONCE));
+    const NO_FENCE: Rules = Rules { fences: false, ..CORRECT };
+    breaks("no fences", FAULT, |witness| a_section_goes(witness, NO_FENCE));
+}
