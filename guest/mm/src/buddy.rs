@@ -136,7 +136,9 @@ impl Buddy {
     }
 
     /// Takes the free block of `order` at `pfn` off the list of type `mt`. Its state is the
-    /// caller's to set.
+    /// caller's to set. Whatever takes pages out of the buddy comes by here, so this is where a block
+    /// is looked at that was overwritten while it was free (Linux `check_new_page`, and the checks of
+    /// `list_del`; there the page is left out and the next one taken).
     #[inline]
     pub(crate) fn remove(
         &mut self,
@@ -149,13 +151,26 @@ impl Buddy {
         let page = pages.page(pfn);
         let list = &mut self.lists[mt.index()][order.index()];
         let (prev, next) = (page.prev(), page.next());
-        match prev.pfn() {
-            Some(prev) => sparse.page(prev).set_next(next),
-            None => list.first = next,
+        // What the neighbours say, on the way to saying something else there.
+        let (from_prev, from_next);
+        match prev.pfn().map(|prev| sparse.page(prev)) {
+            Some(before) => {
+                from_prev = before.next();
+                before.set_next(next);
+            }
+            None => from_prev = core::mem::replace(&mut list.first, next),
         }
-        match next.pfn() {
-            Some(next) => sparse.page(next).set_prev(prev),
-            None => list.last = prev,
+        match next.pfn().map(|next| sparse.page(next)) {
+            Some(after) => {
+                from_next = after.prev();
+                after.set_prev(prev);
+            }
+            None => from_next = core::mem::replace(&mut list.last, prev),
+        }
+        let (state, link) = (page.state(), Link::to(pfn));
+        if state != PageState::new(Kind::Free, order, self.zone) || from_prev != link || from_next != link {
+            let expected = PageState::new(Kind::Free, order, self.zone);
+            bad_block(pfn, (state, from_prev, from_next), (expected, link, link));
         }
         list.len -= 1;
         if list.first == Link::NONE {
@@ -255,3 +270,15 @@ impl Buddy {
         }
     }
 }
+
+/// What is known of a free block: its state, and how its neighbours on the list link to it.
+type Known = (PageState, Link, Link);
+
+#[cold]
+#[inline(never)]
+fn bad_block(pfn: Pfn, found: Known, expected: Known) -> ! {
+    panic!("{pfn:?} on a free list: state and links to it are {found:?}, and should be {expected:?}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,7 @@ impl<P: Platform> Mm<P> {
         let cpu = self.this_cpu();
         let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
         let mut lists = cpu.zone(zone).try_lock()?;
-        let (pfn, page) = lists.pop(&self.sparse, request.mt)?;
+        let (pfn, page) = lists.pop(&self.sparse, request.mt, zone)?;
         request.hand_out(page, Order::PAGE, zone);
         Some(pfn)
     }
@@ -157,7 +157,7 @@ impl<P: Platform> Mm<P> {
         let Some(mut lists) = pcp.try_lock() else {
             return self.alloc_block_in(zone, Order::PAGE, request, mark);
         };
-        let (pfn, page) = match lists.pop(&self.sparse, request.mt) {
+        let (pfn, page) = match lists.pop(&self.sparse, request.mt, zone) {
             Some(listed) => listed,
             None if self.may_take(zone, request, mark, 1) => {
                 self.refill(zone, request.mt, &mut lists, pcp.refill())?
@@ -183,7 +183,7 @@ impl<P: Platform> Mm<P> {
             lists.push(self.sparse.page(pfn), pfn, mt, zone);
         }
         drop(buddy);
-        lists.pop(&self.sparse, mt)
+        lists.pop(&self.sparse, mt, zone)
     }
 
     /// A block of `order` straight from the buddy.
@@ -220,9 +220,11 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub fn free_pages(&self, pfn: Pfn, order: Order) {
         let (page, section) = self.sparse.page_and_section(pfn);
-        let state = page.state();
-        assert_allocated(pfn, state, order);
-        let zone = state.zone();
+        let (state, zone) = (page.state(), section.zone());
+        // All of the word: what was overwritten while it was in use is found here.
+        if state != PageState::new(Kind::Allocated, order, zone) {
+            not_allocated(pfn, state, order);
+        }
         // The type is read without the zone lock and may be stale; it only picks a list.
         if order == Order::PAGE
             && let Some(mt) = section.pageblocks.open_type(pfn.pageblock())

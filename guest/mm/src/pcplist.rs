@@ -136,12 +136,22 @@ impl PcpLists {
         self.count += 1;
     }
 
-    /// Takes a page of type `mt`. Its state is the caller's to set.
+    /// Takes a page of type `mt`. Its state is the caller's to set; here it is looked at whether the
+    /// page was overwritten on the list (Linux `check_new_page`).
     #[inline]
-    pub(crate) fn pop<'s>(&mut self, sparse: &'s Sparse, mt: MigrateType) -> Option<(Pfn, &'s Page)> {
+    pub(crate) fn pop<'s>(
+        &mut self,
+        sparse: &'s Sparse,
+        mt: MigrateType,
+        zone: ZoneId,
+    ) -> Option<(Pfn, &'s Page)> {
         let first = &mut self.first[mt.index() & 1];
         let pfn = first.pfn()?;
         let page = sparse.page(pfn);
+        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
+        if page.state() != expected {
+            bad_page(pfn, page.state(), expected);
+        }
         *first = page.next();
         self.count -= 1;
         Some((pfn, page))
@@ -196,14 +206,12 @@ impl<P: Platform> Mm<P> {
     fn flush(&self, zone: ZoneId, lists: &mut PcpLists, pages: u32) {
         let mut buddy = self.zone(zone).lock();
         for _ in 0..pages {
-            let Some((pfn, page)) = lists
-                .pop(&self.sparse, MigrateType::Movable)
-                .or_else(|| lists.pop(&self.sparse, MigrateType::Unmovable))
+            let Some((pfn, _)) = lists
+                .pop(&self.sparse, MigrateType::Movable, zone)
+                .or_else(|| lists.pop(&self.sparse, MigrateType::Unmovable, zone))
             else {
                 break;
             };
-            let state = page.state();
-            assert!(state == PageState::new(Kind::Pcp, Order::PAGE, zone), "{pfn:?} on a list is {state:?}");
             let pages = self.sparse.pages(pfn.section()).expect("a page on a list has a section");
             buddy.free_block(&self.sparse, pages, pfn, Order::PAGE, Place::Head);
         }
@@ -263,6 +271,12 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn pcp_pages(&self, zone: ZoneId) -> u64 {
         self.cpus().iter().map(|cpu| u64::from(cpu.zone(zone).lock().count())).sum()
     }
+}
+
+#[cold]
+#[inline(never)]
+fn bad_page(pfn: Pfn, state: PageState, expected: PageState) -> ! {
+    panic!("{pfn:?} on a per-CPU list: state is {state:?}, and should be {expected:?}")
 }
 
 /// The per-CPU lists of a zone stay empty while this exists; dropping it puts the zone's limits
