@@ -5,6 +5,8 @@
 mod blocked;
 #[path = "sessions/boundaries.rs"]
 mod boundaries;
+#[path = "sessions/contig.rs"]
+mod contig;
 #[path = "sessions/cycles.rs"]
 mod cycles;
 #[path = "sessions/idle.rs"]
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     let groups = [
         blocked::TESTS,
         boundaries::TESTS,
+        contig::TESTS,
         cycles::TESTS,
         idle::TESTS,
         init::TESTS,

@@ -8,6 +8,7 @@ use tidevm_tests::{Account, Test, machine, run_checked};
 pub const TESTS: &[Test] = &[
     ("every_policy_ends_in_the_same_state", every_policy_ends_in_the_same_state),
     ("early_buffers_make_deferred_memory_come", early_buffers_make_deferred_memory_come),
+    ("early_buffers_at_the_scale_of_tracing", early_buffers_at_the_scale_of_tracing),
     ("without_growing_early_buffers_are_too_much", without_growing_early_buffers_are_too_much),
     ("a_buffer_that_cannot_fit_is_named", a_buffer_that_cannot_fit_is_named),
 ];
@@ -56,6 +57,23 @@ fn early_buffers_make_deferred_memory_come() {
     let session = run_checked(early(""), "expect zone.DMA32.managed > 90000 within 60s\nplug 128M");
     session.assert_done();
     assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(4));
+}
+
+/// S1.2: eight CPUs with 100 MiB each of 4 GiB, which Linux can, and with 200 MiB each of 2 GiB, where it
+/// brings up one of the eight.
+fn early_buffers_at_the_scale_of_tracing() {
+    for (memory, buffer) in [(4 << 30, "100M"), (2 << 30, "200M")] {
+        let cmdline = Some(format!("percpu_buf={buffer}"));
+        let config = Config { init: InitPolicy::Deferred, cpus: 8, memory, cmdline, ..machine(128 * MIB) };
+        let blocks = memory / MEMORY_BLOCK_SIZE;
+        let session = run_checked(config, &format!("expect blocks.online == {blocks} within 60s\nplug 128M"));
+        session.assert_done();
+        assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(8), "{buffer} of {memory}");
+        let end = session.at_the_end();
+        let in_use: u64 = end.zones.iter().map(|zone| zone.3 - zone.4).sum();
+        let wanted: u64 = if buffer == "100M" { 8 * 25_600 } else { 8 * 51_200 };
+        assert!(in_use >= wanted, "{in_use} pages in use, {wanted} of buffers");
+    }
 }
 
 /// What the guest says as it dies of `config`.

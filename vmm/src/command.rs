@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! resize SIZE                     plug SIZE                     unplug SIZE
-//! hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
+//! hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME
 //! churn N threads for DURATION as NAME
 //! verify NAME                     release NAME                  wait NAME
 //! expect METRIC ==|!=|<=|>=|<|> VALUE

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::nested::{self, Host};
-use crate::{cargo, status};
+use crate::{cargo, packages, status};
 
 /// Suites that need a KVM, and are run on the nested host as well.
 const NESTED: [&str; 2] = ["sessions", "linux"];
@@ -31,6 +31,10 @@ struct Row {
 pub fn run() -> Result<ExitCode> {
     // First, because it brings QEMU, on which tests of this host run too.
     let nested = Host::prepare();
+    // Tests that count instructions skip themselves without it.
+    if let Err(missing) = packages::need_program("valgrind", "valgrind") {
+        println!("no instruction counts: {missing:#}");
+    }
     let mut rows = here(nested::missing_qemu().is_some())?;
     for suite in NESTED {
         let passed = match &nested {

@@ -151,6 +151,9 @@ pub enum HogKind {
     Unmovable,
     /// Pages from the Movable zone that are pinned after allocation, as by long-term DMA.
     Pinned,
+    /// Pages from the Movable zone that lie side by side and cannot move, as a device's buffer: all that
+    /// were wanted, or none. What is in the way moves elsewhere.
+    Contiguous,
 }
 
 /// Steps of memory hotplug at which a test can inject one failure.

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, HogKind};
-use tidevm_mm::{Gfp, Order, Pfn, PfnRange, ZoneType};
+use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneType};
 
 use crate::MM;
 use crate::agent::Asker;
@@ -25,13 +25,31 @@ pub struct Hog {
     held: u32,
     /// Order of the blocks of which only the first [`RUN`] is kept; `None` keeps all.
     scatter: Option<Order>,
+    /// Of [`HogKind::Contiguous`]: pages that are allocated and not filled yet.
+    buffer: PfnRange,
 }
 
 impl Hog {
     /// A job that answers `asker`.
     pub fn new(asker: Asker, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
         let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
-        Box::new(Self { asker, workload, wanted, held: 0, scatter })
+        let buffer = PfnRange::new(Pfn::new(0), 0);
+        Box::new(Self { asker, workload, wanted, held: 0, scatter, buffer })
+    }
+
+    /// One more page; `None` when there is no memory for it.
+    fn take(&mut self) -> Option<Pfn> {
+        if self.workload.kind() != HogKind::Contiguous {
+            return MM.alloc_pages(Order::PAGE, gfp(self.workload.kind())).ok();
+        }
+        if self.held == 0 {
+            let blocks = MM.alloc_contig_pages(self.wanted.div_ceil(PAGEBLOCK_PAGES)).ok()?;
+            self.buffer = PfnRange::new(blocks.start, self.wanted);
+            MM.free_contig_range(PfnRange { start: self.buffer.end, end: blocks.end });
+        }
+        let first = self.buffer.start;
+        self.buffer.start = first.add(1);
+        Some(first)
     }
 
     /// Takes one block, keeps its first run and frees the rest. `false` when there is no block.
@@ -75,9 +93,9 @@ impl Job for Hog {
                 // The last few pages, and what no whole block is left for, come as they come.
                 self.scatter = None;
             }
-            match MM.alloc_pages(Order::PAGE, gfp(self.workload.kind())) {
-                Ok(pfn) => self.put(pfn),
-                Err(_) => return self.end(),
+            match self.take() {
+                Some(pfn) => self.put(pfn),
+                None => return self.end(),
             }
         }
         Step::Again
@@ -86,7 +104,7 @@ impl Job for Hog {
 
 fn gfp(kind: HogKind) -> Gfp {
     match kind {
-        HogKind::Movable | HogKind::Pinned => Gfp::Movable,
+        HogKind::Movable | HogKind::Pinned | HogKind::Contiguous => Gfp::Movable,
         HogKind::Unmovable => Gfp::Kernel,
     }
 }

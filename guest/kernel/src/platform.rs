@@ -116,6 +116,8 @@ unsafe impl Platform for Machine {
 
     fn relax(&self) {
         cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
+        // As in the job loop.
+        core::sync::atomic::fence(Ordering::SeqCst);
         core::hint::spin_loop();
     }
 

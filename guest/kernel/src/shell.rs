@@ -25,7 +25,7 @@ const HELP: &str = "\
   meminfo, zoneinfo       counters, as Linux shows them
   stats                   where memmaps lie, and what moved
   check                   verify every invariant of the memory management
-  hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
+  hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME
   verify NAME, release NAME
   churn N threads for 5s
   poweroff";
@@ -211,12 +211,13 @@ impl Shell {
     }
 
     fn hog(&mut self, words: &mut Words<'_>) -> Result<Op, &'static str> {
-        const USAGE: &str = "hog SIZE movable|unmovable|pinned [scattered] [full] as NAME";
+        const USAGE: &str = "hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME";
         let size = words.next().and_then(size).ok_or(USAGE)?;
         let kind = match words.next() {
             Some("movable") => HogKind::Movable,
             Some("unmovable") => HogKind::Unmovable,
             Some("pinned") => HogKind::Pinned,
+            Some("contiguous") => HogKind::Contiguous,
             _ => return Err(USAGE),
         };
         let (mut scattered, mut full) = (false, false);

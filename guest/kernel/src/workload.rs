@@ -126,7 +126,7 @@ impl Workload {
         // life would otherwise take it away before that.
         self.slot(index).store(pfn.get() | HELD, Ordering::Release);
         match self.kind {
-            HogKind::Unmovable => MM.set_holder(pfn, self.handle),
+            HogKind::Unmovable | HogKind::Contiguous => MM.set_holder(pfn, self.handle),
             HogKind::Movable | HogKind::Pinned => {
                 MM.set_owner(pfn, OWNER, (self.place as u64) << 32 | u64::from(index));
             }

@@ -1,7 +1,8 @@
 //! Taking a given range of pages: isolate, migrate, check, take.
 //!
 //! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here: a
-//! memory block that goes offline and a sub-section that is unplugged differ only in their size.
+//! memory block that goes offline, a sub-section that is unplugged and an allocation (see
+//! `alloc_contig`) differ only in their size and in what becomes of the pages.
 //!
 //! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the
 //! number of those left falls or stands still; after [`IDLE_ROUNDS`] rounds in which it stood
@@ -11,6 +12,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
 use crate::isolation::OfflineError;
+use crate::page::Kind;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::subsection::SubSections;
@@ -33,16 +35,24 @@ impl<P: Platform> Mm<P> {
     ) -> Result<(), OfflineError> {
         let zone = pages.section().zone();
         let disabled = self.use_pcp_disable.load(Relaxed).then(|| self.zone_pcp_disable(zone));
-        if disabled.is_none() {
-            self.drain_pcp(zone);
+        self.vacate(pages, blocks, disabled.is_none())?;
+        self.take_isolated(pages, blocks, Kind::Offline);
+        Ok(())
+    }
+
+    /// Isolates `blocks` and migrates what is in them; on error they are as before. With `drain`, per-CPU
+    /// lists are drained before and in every round.
+    pub(crate) fn vacate(
+        &self,
+        pages: SectionPages<'_>,
+        blocks: SubSections,
+        drain: bool,
+    ) -> Result<(), OfflineError> {
+        if drain {
+            self.drain_pcp(pages.section().zone());
         }
         self.start_isolate(pages, blocks)?;
-        if let Err(error) = self.evacuate(pages, blocks, disabled.is_none()) {
-            self.undo_isolate(pages, blocks);
-            return Err(error);
-        }
-        self.take_isolated(pages, blocks);
-        Ok(())
+        self.evacuate(pages, blocks, drain).inspect_err(|_| self.undo_isolate(pages, blocks))
     }
 
     /// Migrates what is in the isolated `blocks`, until all of them are free. Nothing moves when there

@@ -172,12 +172,12 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes the pages of the isolated `blocks`, all of them free, off the free lists and ends the
-    /// isolation (Linux `__offline_isolated_pages`). Each pageblock is one block in state
-    /// `Offline` then.
-    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, blocks: SubSections) {
+    /// isolation (Linux `__offline_isolated_pages`). Each pageblock is one block of `kind` then, that
+    /// nobody has said to hold.
+    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, blocks: SubSections, kind: Kind) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let offline = PageState::new(Kind::Offline, Order::PAGEBLOCK, zone);
+        let taken = PageState::new(kind, Order::PAGEBLOCK, zone);
         for window in blocks.windows() {
             let mut buddy = self.zone_of(pages).lock();
             for (pfn, state) in pages.blocks(&window) {
@@ -187,7 +187,9 @@ impl<P: Platform> Mm<P> {
             }
             self.set_isolated(pages, &window, false);
             for block in window {
-                pages.page(pages.nr().pageblocks(&(block..block + 1)).start).set_state(offline);
+                let head = pages.page(pages.nr().pageblocks(&(block..block + 1)).start);
+                head.set_holder(Holder::Unclaimed.word());
+                head.set_state(taken);
             }
         }
     }

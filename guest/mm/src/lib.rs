@@ -12,7 +12,7 @@
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `alloc_contig` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -36,6 +36,7 @@
 extern crate std;
 
 mod addr;
+mod alloc_contig;
 mod altmap;
 mod boot;
 mod buddy;

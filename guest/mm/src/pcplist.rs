@@ -240,6 +240,7 @@ impl<P: Platform> Mm<P> {
     /// the guard may allocate and free, but not call what changes or checks memory blocks.
     pub fn zone_pcp_disable(&self, zone: ZoneId) -> PcpDisabled<'_, P> {
         let lock = self.pcp_disable.lock_with(|| self.platform.relax());
+        self.counters.pcp_disables.fetch_add(1, Relaxed);
         self.publish_pcp_limits(zone, PCP_OFF);
         self.drain_pcp(zone);
         PcpDisabled { mm: self, zone, _lock: lock }
@@ -280,7 +281,15 @@ fn bad_page(pfn: Pfn, state: PageState, expected: PageState) -> ! {
 }
 
 /// The per-CPU lists of a zone stay empty while this exists; dropping it puts the zone's limits
-/// back.
+/// back. So they are enabled by who disabled them, once:
+///
+/// ```compile_fail,E0382
+/// use tidevm_mm::{NodeId, ZoneType, sim::Machine};
+///
+/// let disabled = Machine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
+/// drop(disabled);
+/// drop(disabled);
+/// ```
 pub struct PcpDisabled<'m, P: Platform> {
     mm: &'m Mm<P>,
     zone: ZoneId,

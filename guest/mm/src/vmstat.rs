@@ -74,6 +74,8 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Times that a zone's per-CPU lists were drained on all CPUs, since boot.
     pub pcp_drains: u64,
+    /// Times that a zone's per-CPU lists were disabled, since boot.
+    pub pcp_disables: u64,
     /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
     pub pcp_limit_updates: u64,
 }
@@ -86,6 +88,7 @@ pub(crate) struct Counters {
     pub(crate) pages_migrated: AtomicU64,
     pub(crate) migrate_failed: AtomicU64,
     pub(crate) pcp_drains: AtomicU64,
+    pub(crate) pcp_disables: AtomicU64,
     pub(crate) pcp_limit_updates: AtomicU64,
 }
 
@@ -98,6 +101,7 @@ impl Counters {
             pages_migrated: AtomicU64::new(0),
             migrate_failed: AtomicU64::new(0),
             pcp_drains: AtomicU64::new(0),
+            pcp_disables: AtomicU64::new(0),
             pcp_limit_updates: AtomicU64::new(0),
         }
     }
@@ -128,6 +132,7 @@ impl<P: Platform> Mm<P> {
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
+            pcp_disables: counters.pcp_disables.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
         }
     }

@@ -30,8 +30,12 @@ const VERBS: &[&str] = &[
     "sleep", "inject", "repeat",
 ];
 
-pub(super) const HOG_KINDS: Table<HogKind> =
-    &[("movable", HogKind::Movable), ("unmovable", HogKind::Unmovable), ("pinned", HogKind::Pinned)];
+pub(super) const HOG_KINDS: Table<HogKind> = &[
+    ("movable", HogKind::Movable),
+    ("unmovable", HogKind::Unmovable),
+    ("pinned", HogKind::Pinned),
+    ("contiguous", HogKind::Contiguous),
+];
 
 pub(super) const FAULT_STEPS: Table<FaultStep> = &[
     ("map-direct", FaultStep::MapDirect),
@@ -239,7 +243,7 @@ fn hog(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     let size = words
         .value("a size in whole pages of 4 KiB such as 300M", |text| parse_size(text).filter(whole_pages))?;
     let kind = words.one_of("a kind of pages", HOG_KINDS)?;
-    let scattered = words.take("scattered");
+    let scattered = kind != HogKind::Contiguous && words.take("scattered");
     let full = words.take("full");
     words.keyword("as")?;
     Ok(Command::Hog(Hog { size, kind, scattered, full, name: name(words)? }))

@@ -48,9 +48,11 @@ fn resizes() -> impl Strategy<Value = Command> {
 }
 
 fn hogs() -> impl Strategy<Value = Command> {
-    let kinds = sample::select(vec![HogKind::Movable, HogKind::Unmovable, HogKind::Pinned]);
+    let kinds =
+        sample::select(vec![HogKind::Movable, HogKind::Unmovable, HogKind::Pinned, HogKind::Contiguous]);
     (1..u64::MAX >> 12, kinds, any::<bool>(), any::<bool>(), names()).prop_map(
         |(pages, kind, scattered, full, name)| {
+            let scattered = scattered && kind != HogKind::Contiguous;
             Command::Hog(Hog { size: pages << 12, kind, scattered, full, name })
         },
     )
@@ -197,7 +199,12 @@ fn wrong_lines_say_where_and_what() {
         ("resize 2G within 1s within 2s", 21, "the end of the line, found `within`"),
         ("resize 2G device x", 18, "the number of a device"),
         ("hog 5000 movable as a", 5, "whole pages"),
-        ("hog 4M moveable as a", 8, "a kind of pages (movable, unmovable, pinned), found `moveable`"),
+        (
+            "hog 4M moveable as a",
+            8,
+            "a kind of pages (movable, unmovable, pinned, contiguous), found `moveable`",
+        ),
+        ("hog 4M contiguous scattered as a", 18, "`as`, found `scattered`"),
         ("hog 4M movable full scattered as a", 21, "`as`, found `scattered`"),
         ("hog 4M movable as 1a", 19, "a name"),
         ("churn 0 threads for 1s as c", 7, "at least 1"),

@@ -92,7 +92,8 @@ fn a_corrupt_free_block_is_found_however_it_is_taken() {
 
 #[test]
 fn a_corrupt_link_of_a_free_block_is_found() {
-    let breaks: [(&str, fn(&Page, Pfn)); 4] = [
+    type Break = (&'static str, fn(&Page, Pfn));
+    let breaks: [Break; 4] = [
         ("next to elsewhere", |page, pfn| page.set_next(Link::to(pfn.add(4096)))),
         ("no next", |page, _| page.set_next(Link::NONE)),
         ("previous to elsewhere", |page, pfn| page.set_prev(Link::to(pfn.add(4096)))),

@@ -11,6 +11,7 @@ use crate::node::{NodeId, ZoneId};
 use crate::page::ZoneType;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
+use crate::platform::FaultStep;
 use crate::sim::{Machine, Sim};
 use crate::subsection::SubSections;
 use crate::{Mm, Pfn};
@@ -139,5 +140,43 @@ fn flush_reads_the_type_again() {
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }
     mm.drain_pcp(MOVABLE);
+    mm.check();
+}
+
+/// S3.4: lists are disabled by the limits that they have before there is memory.
+#[test]
+fn disabled_lists_are_as_those_of_boot() {
+    let mm = machine();
+    let zone = MOVABLE;
+    let boot = crate::PerCpu::new().zone(zone).limits();
+    let _disabled = mm.zone_pcp_disable(zone);
+    for cpu in mm.cpus() {
+        assert_eq!(cpu.zone(zone).limits(), boot);
+        assert_eq!(cpu.zone(zone).refill(), 1);
+    }
+}
+
+/// S3.11: after an offline, done or failed at any step, every CPU has the limits of before.
+#[test]
+fn limits_are_those_of_before() {
+    let mm = machine();
+    let zone = MOVABLE;
+    let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(zone).limits());
+    let before = limits();
+    assert_eq!(before[0], mm.zone(zone).pcp_limits());
+    assert_ne!(before[0], crate::zone::PCP_OFF);
+    for after in [0, 1, 20, 31] {
+        mm.platform().inject(FaultStep::Isolate, after);
+        mm.offline(BLOCK).unwrap_err();
+        assert_eq!(limits(), before, "isolation fails at {after}");
+    }
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    mm.set_holder(pfn, 1);
+    mm.offline(BLOCK).unwrap_err();
+    assert_eq!(limits(), before, "a page that cannot move");
+    mm.free_pages(pfn, Order::PAGE);
+    mm.offline(BLOCK).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    assert_eq!(limits(), before, "there and back");
     mm.check();
 }

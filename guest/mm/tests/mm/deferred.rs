@@ -164,6 +164,8 @@ fn workers_and_allocations_race() {
         });
         assert_eq!(taken.load(SeqCst), u64::from(each) * TAKERS as u64);
         finish(mm);
+        // S1.9: every struct page of every section, once.
+        assert_eq!(mm.stats().memmaps_written, u64::from(SECTIONS));
         mm.check();
     }
 }

@@ -64,6 +64,29 @@ fn a_page_is_initialised_when_it_is_handed_out() {
     mm.check();
 }
 
+/// S2.2: whichever way a page leaves the allocator, it is initialised then, and its neighbours are not.
+#[test]
+fn every_way_out_initialises_what_it_hands_out() {
+    let order = |order| move |mm: &Mm<Sim>| _ = mm.alloc_pages(Order::new(order), Gfp::Movable).unwrap();
+    // Blocks come from the one of 512 pages, whose split leaves a new head a level: nine down to a page,
+    // six down to eight pages. A list is refilled with 7 pages: 0 to 6, and 7 is the half left of 6.
+    type Way<'w> = (&'static str, &'w dyn Fn(&Mm<Sim>), usize);
+    let ways: [Way<'_>; 4] = [
+        ("refill", &order(0), 9 + 4),
+        ("a block", &order(3), 6),
+        ("the largest block", &order(10), 0),
+        ("a range", &|mm| _ = mm.alloc_contig_pages(2).unwrap(), 1023),
+    ];
+    for (what, take, expected) in ways {
+        let mm = machine(InitPolicy::Lazy, Content::Zero);
+        add(mm, Content::Zero);
+        let before = written(mm, BLOCK);
+        take(mm);
+        assert_eq!(written(mm, BLOCK) - before, expected, "{what}");
+        mm.check();
+    }
+}
+
 /// Decision 3: one clearing, never two, where it is not known what is there.
 #[test]
 fn a_memmap_that_may_hold_anything_is_written_once() {

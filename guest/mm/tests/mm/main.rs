@@ -2,7 +2,9 @@
 
 mod accounting;
 mod boot;
+mod contig;
 mod deferred;
+mod early;
 mod faults;
 mod lazy;
 mod migration;

@@ -148,3 +148,61 @@ fn disabling_one_zone_leaves_the_others() {
     mm.free_pages(pfn, Order::PAGE);
     assert!(mm.stats().zones[0].pcp > 0);
 }
+
+/// S3.8, S3.12: a whole memory block of 63 pageblocks and a few sub-sections of it, each way disables
+/// lists once and drains them once.
+#[test]
+fn both_ways_to_take_memory_away_disable_once() {
+    let mm = machine(2, true);
+    let ways: [&dyn Fn(); 2] =
+        [&|| mm.offline_subsections(BLOCK, SubSections::range(10..30)).unwrap(), &|| {
+            mm.offline(BLOCK).unwrap()
+        }];
+    for way in ways {
+        let before = mm.stats();
+        way();
+        let after = mm.stats();
+        assert_eq!(after.pcp_disables - before.pcp_disables, 1);
+        assert_eq!(after.pcp_drains - before.pcp_drains, 1);
+    }
+}
+
+/// S3.9: limits are not recomputed while lists are disabled: whoever brings memory waits.
+#[test]
+fn who_changes_limits_waits_while_disabled() {
+    let mm = machine(2, true);
+    let next = tidevm_mm::SectionNr::new(33);
+    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
+    let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
+    let updates = mm.stats().pcp_limit_updates;
+    thread::scope(|scope| {
+        let online = scope.spawn(|| Sim::run_on(1, || mm.online(next, ZoneType::Movable)).unwrap());
+        thread::sleep(Duration::from_millis(30));
+        assert!(!online.is_finished(), "it did not wait");
+        assert_eq!(mm.stats().pcp_limit_updates, updates);
+        let held = pages(mm, 5);
+        free(mm, &held);
+        assert_eq!(movable(mm).1, 0, "still disabled");
+        drop(guard);
+        online.join().unwrap();
+    });
+    assert!(mm.stats().pcp_limit_updates > updates);
+    mm.check();
+}
+
+/// S3.15: a CPU that runs for the first time while lists are disabled keeps none.
+#[test]
+fn a_cpu_that_comes_late_keeps_no_pages() {
+    let mm = machine(3, true);
+    let held = pages(mm, 40);
+    let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
+    Sim::run_on(2, || {
+        free(mm, &held[..20]);
+        free(mm, &pages(mm, 3));
+    });
+    assert_eq!(movable(mm).1, 0);
+    drop(guard);
+    Sim::run_on(2, || free(mm, &held[20..]));
+    assert!(movable(mm).1 > 0, "from now on it does");
+    mm.check();
+}

@@ -1,0 +1,72 @@
+//! Allocating memory that lies side by side, more of it than the buddy allocator keeps together.
+//!
+//! Mirrors Linux `alloc_contig_range` and `alloc_contig_pages` of `mm/page_alloc.c`: what is in the
+//! range moves elsewhere first, as for going offline (see `contig`). Differs from Linux on purpose: the
+//! unit is the pageblock, and no range reaches from one section into the next.
+//!
+//! Per-CPU lists are only drained here, never out of play (as in Linux, where the stronger guarantee is
+//! for offlining): who frees a page of the range meanwhile may keep it on a list for a while. The
+//! allocation fails then, and can be tried again; it never takes a page that somebody has.
+
+use crate::Mm;
+use crate::addr::{Order, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
+use crate::hotplug::memmap_blocks;
+use crate::isolation::OfflineError;
+use crate::page::{Kind, ZoneType};
+use crate::page_alloc::AllocError;
+use crate::platform::Platform;
+use crate::sparse::{Section, SectionState};
+use crate::subsection::SubSections;
+
+impl<P: Platform> Mm<P> {
+    /// Allocates the pageblocks `blocks` of online section `nr`, one single page beside the other, whatever
+    /// is in them now (Linux `alloc_contig_range`); [`Mm::free_contig_range`] gives them back. They are
+    /// nobody's until [`Mm::set_holder`].
+    ///
+    /// # Errors
+    /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
+    pub fn alloc_contig_range(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OfflineError> {
+        let _hotplug = self.lock_hotplug();
+        let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
+        let pages = pages.ok_or(OfflineError::NotOnline)?;
+        let section = pages.section();
+        if memmap_blocks(nr, section).intersects(blocks) {
+            return Err(OfflineError::HoldsMemmap);
+        }
+        if !section.is_boot() && !section.plugged().contains_all(blocks) {
+            return Err(OfflineError::NotPlugged);
+        }
+        self.vacate(pages, blocks, true)?;
+        self.take_isolated(pages, blocks, Kind::Allocated);
+        for block in blocks.iter() {
+            self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
+        }
+        Ok(())
+    }
+
+    /// Allocates `count` pageblocks that lie side by side, in Movable memory, aligned to their size if
+    /// that is a power of two (Linux `alloc_contig_pages`). The first range is taken that can be had.
+    ///
+    /// # Errors
+    /// [`AllocError`] when there is none: all ranges have pages that do not move, or more than there is
+    /// room for elsewhere. No range reaches from one section into the next.
+    pub fn alloc_contig_pages(&self, count: u32) -> Result<PfnRange, AllocError> {
+        let last = SECTION_PAGEBLOCKS.checked_sub(count).filter(|_| count > 0).ok_or(AllocError)?;
+        let step = if count.is_power_of_two() { count } else { 1 };
+        for nr in self.sparse.numbers() {
+            let movable = |section: &&Section| {
+                section.state() == SectionState::Online && section.zone().zone_type() == ZoneType::Movable
+            };
+            if self.sparse.section(nr).filter(movable).is_none() {
+                continue;
+            }
+            for first in (0..=last).step_by(step as usize) {
+                let blocks = first..first + count;
+                if self.alloc_contig_range(nr, SubSections::range(blocks.clone())).is_ok() {
+                    return Ok(nr.pageblocks(&blocks));
+                }
+            }
+        }
+        Err(AllocError)
+    }
+}

@@ -1,0 +1,152 @@
+//! Allocations of whole pageblocks that lie side by side.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+
+use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::{
+    AllocError, Content, FaultStep, Gfp, Mm, NodeId, OfflineError, Order, PfnRange, SectionNr, SubSections,
+    ZoneType,
+};
+
+use crate::workload::{BLOCK, Random, Tenant};
+
+fn machine(cpus: usize) -> &'static Mm<Sim> {
+    let mm = Machine { cpus, ..Machine::default() }.boot();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm
+}
+
+fn frames(range: PfnRange) -> impl Iterator<Item = tidevm_mm::Pfn> {
+    (0..range.pages()).map(move |page| range.start.add(page))
+}
+
+/// What is in the range moves, and keeps its content.
+#[test]
+fn a_range_in_use_is_emptied_first() {
+    let mm = machine(1);
+    let tenant = Tenant::new(mm, 0, 20_000);
+    (0..20_000).for_each(|slot| assert!(tenant.fill(slot, slot as u64).is_ok()));
+    let before = mm.stats();
+    let range = mm.alloc_contig_pages(12).unwrap();
+    assert_eq!((range.pages(), range.start.section()), (12 * 512, BLOCK));
+    assert!(mm.stats().pages_migrated > before.pages_migrated, "nothing was in the way");
+    assert_eq!(mm.stats().zones[2].managed, before.zones[2].managed);
+    frames(range).for_each(|pfn| mm.platform().write(pfn, 7));
+    tenant.verify_all();
+    mm.check();
+    mm.free_contig_range(range);
+    tenant.verify_all();
+    tenant.release_all();
+    mm.check();
+}
+
+/// The pages are single ones, each to be held and freed for itself.
+#[test]
+fn its_pages_are_single_ones() {
+    let mm = machine(1);
+    let free = mm.stats().zones[2];
+    let range = mm.alloc_contig_pages(63).unwrap();
+    assert_eq!(range.pages(), 63 * 512);
+    assert_eq!(mm.alloc_contig_pages(1), Err(AllocError), "all of it is taken");
+    frames(range).for_each(|pfn| mm.set_holder(pfn, 5));
+    mm.check();
+    assert!(matches!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 63 * 512));
+    frames(range).for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
+    mm.check();
+    let after = mm.stats().zones[2];
+    assert_eq!((after.free + after.pcp, after.managed), (free.free + free.pcp, free.managed));
+    mm.offline(BLOCK).unwrap();
+}
+
+/// What cannot be had is refused, with its reason, and nothing has changed.
+#[test]
+fn refusals() {
+    let mm = machine(1);
+    let some = SubSections::range(4..8);
+    assert_eq!(mm.alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
+    assert_eq!(mm.alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
+    assert_eq!(mm.alloc_contig_range(BLOCK, SubSections::range(0..4)), Err(OfflineError::HoldsMemmap));
+    mm.offline_subsections(BLOCK, SubSections::range(7..9)).unwrap();
+    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
+    mm.online_subsections(BLOCK, SubSections::range(7..9)).unwrap();
+    for count in [0, 65, u32::MAX] {
+        assert_eq!(mm.alloc_contig_pages(count), Err(AllocError), "{count}");
+    }
+    mm.platform().inject(FaultStep::Isolate, 2);
+    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
+    mm.check();
+    // In boot memory as well, but not what is in use there.
+    assert!(matches!(
+        mm.alloc_contig_range(SectionNr::new(0), SubSections::range(0..2)),
+        Err(OfflineError::Unmovable(_))
+    ));
+    mm.alloc_contig_range(SectionNr::new(0), some).unwrap();
+    mm.check();
+}
+
+/// S3.12: lists are drained and not disabled.
+#[test]
+fn lists_stay_in_play() {
+    let mm = machine(1);
+    let cached = || {
+        let held: Vec<_> = (0..100).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+        held.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
+        mm.stats().zones[2].pcp
+    };
+    let before = cached();
+    let disables = mm.stats().pcp_disables;
+    let drains = mm.stats().pcp_drains;
+    let range = mm.alloc_contig_pages(2).unwrap();
+    assert_eq!(mm.stats().pcp_disables, disables);
+    assert!(mm.stats().pcp_drains > drains);
+    assert_eq!(cached(), before);
+    mm.free_contig_range(range);
+}
+
+/// S3.12: beside CPUs that allocate and free it may fail, and never takes what somebody has.
+#[test]
+fn it_may_fail_and_never_corrupts() {
+    let mm = machine(3);
+    let tenant = Tenant::new(mm, 0, 12_000);
+    let stop = AtomicBool::new(false);
+    let mut random = Random::new("contig");
+    let mut got = 0;
+    thread::scope(|scope| {
+        for cpu in 1..3 {
+            let (stop, tenant, mut random) = (&stop, &tenant, random.fork());
+            let slots = (cpu - 1) * 6000..cpu * 6000;
+            scope.spawn(move || {
+                Sim::run_on(cpu, || {
+                    while !stop.load(SeqCst) {
+                        let slot = slots.start + random.below(slots.len());
+                        if !tenant.release(slot) {
+                            let _ = tenant.fill(slot, random.next());
+                        }
+                    }
+                });
+            });
+        }
+        for round in 0..60u64 {
+            let count = 1 + random.below(16) as u32;
+            if let Ok(range) = mm.alloc_contig_pages(count) {
+                got += 1;
+                frames(range).for_each(|pfn| mm.platform().write(pfn, round << 32 | u64::from(pfn.get())));
+                thread::yield_now();
+                for pfn in frames(range) {
+                    assert_eq!(mm.platform().read(pfn), round << 32 | u64::from(pfn.get()), "{pfn:?}");
+                }
+                mm.free_contig_range(range);
+            }
+            if round % 16 == 0 {
+                mm.check();
+            }
+        }
+        stop.store(true, SeqCst);
+    });
+    assert!(got > 0, "never had one");
+    tenant.verify_all();
+    tenant.release_all();
+    mm.check();
+}
