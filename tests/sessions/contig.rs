@@ -21,10 +21,10 @@ fn drains(session: &Session, command: &str) -> u64 {
 fn a_buffer_takes_the_place_of_data_that_moves() {
     let session = run_checked(
         machine(256 << 20),
-        "plug 256M
-         hog 8M movable scattered full as data
+        "plug 128M
+         hog 2M movable scattered as data
          expect migrated == 0
-         hog 32M contiguous as buffer
+         hog 16M contiguous as buffer
          expect migrated > 0
          verify data
          verify buffer
@@ -41,10 +41,10 @@ fn a_buffer_takes_the_place_of_data_that_moves() {
 
 /// S3.12: whether it comes is chance; either way nothing is corrupted, and what came is as it was filled.
 fn a_buffer_beside_churn_comes_or_does_not() {
-    let mut script = String::from("plug 256M\nhog 8M movable scattered full as data\n");
-    script.push_str("churn 2 threads for 4s as storm\n");
-    for round in 0..6 {
-        script.push_str(&format!("hog 24M contiguous as buffer{round}\nverify buffer{round}\n"));
+    let mut script = String::from("plug 128M\nhog 2M movable scattered as data\n");
+    script.push_str("churn 2 threads for 3s as storm\n");
+    for round in 0..3 {
+        script.push_str(&format!("hog 6M contiguous as buffer{round}\nverify buffer{round}\n"));
         script.push_str(&format!("release buffer{round}\ncheck\n"));
     }
     script.push_str("wait storm\nverify data\nrelease data\ncheck\nresize 0\ncheck");

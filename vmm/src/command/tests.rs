@@ -204,7 +204,7 @@ fn wrong_lines_say_where_and_what() {
             8,
             "a kind of pages (movable, unmovable, pinned, contiguous), found `moveable`",
         ),
-        ("hog 4M contiguous scattered as a", 18, "`as`, found `scattered`"),
+        ("hog 4M contiguous scattered as a", 19, "`as`, found `scattered`"),
         ("hog 4M movable full scattered as a", 21, "`as`, found `scattered`"),
         ("hog 4M movable as 1a", 19, "a name"),
         ("churn 0 threads for 1s as c", 7, "at least 1"),
