@@ -9,10 +9,10 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap` |
+//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `zone_device` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -53,6 +53,7 @@ mod page;
 mod page_alloc;
 mod pageblock;
 mod pcplist;
+mod pgmap;
 mod platform;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -61,6 +62,7 @@ mod subsection;
 mod target;
 mod vmstat;
 mod zone;
+mod zone_device;
 
 pub use addr::{
     MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
@@ -72,20 +74,23 @@ pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
 pub use memmap_init::{Content, InitPolicy};
 pub use migrate::{MAX_OWNERS, MovableOwner};
-pub use page::{Holder, OwnerId, Page, ZoneType};
+pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
+pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
 pub use vmstat::{Stats, ZoneStats};
+pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
 use deferred::Deferred;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
+use pgmap::Pgmaps;
 use vmstat::Counters;
 use zone::Zone;
 
@@ -103,6 +108,7 @@ pub struct Mm<P: Platform> {
     /// Boot memory that is not initialised yet.
     deferred: Deferred,
     counters: Counters,
+    pgmaps: Pgmaps,
     /// [`Options`] given at boot.
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
@@ -125,6 +131,7 @@ impl<P: Platform> Mm<P> {
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
             counters: Counters::new(),
+            pgmaps: Pgmaps::new(),
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             use_pcp_disable: AtomicBool::new(true),
