@@ -40,6 +40,15 @@ pub const MAX_CPUS: usize = 64;
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
+/// Most ranges of device memory that the guest looks for in its memory map.
+pub const MAX_PMEM: usize = 8;
+
+/// Type of device memory in the memory map (PVH's and e820): persistent memory, as ACPI has it.
+pub const E820_PMEM: u32 = 7;
+
+/// The same in the form that came before ACPI's. Linux takes it without further tables.
+pub const E820_PRAM: u32 = 12;
+
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 
@@ -70,6 +79,9 @@ pub mod cmdline {
     pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
     /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
     pub const PERCPU_BUF: &str = "percpu_buf";
+    /// `tidevm.device_init=once|twice`: whether struct pages of device memory are written once, outside of
+    /// the memory hotplug lock, or under it and outside.
+    pub const DEVICE_INIT: &str = "tidevm.device_init";
     /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
     /// guest writes to it.
     pub const ZEROED: &str = "tidevm.zeroed";
@@ -140,6 +152,37 @@ pub enum Op {
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
+    /// Tell what is known of a range of device memory: [`Answer::Pmem`].
+    Pmem {
+        /// Which.
+        device: u8,
+    },
+    /// Map ranges of device memory, all or none: [`Answer::PmemMapped`].
+    PmemMap {
+        /// Bit `n` is the `n`-th range of the memory map.
+        devices: u8,
+        /// Their memmaps lie in themselves.
+        altmap: bool,
+        /// Pages at the start of each that are left alone, with `altmap`.
+        reserve: u32,
+        /// Most CPUs that initialise struct pages, at least 1.
+        cpus: u32,
+    },
+    /// Unmap a range of device memory: [`Answer::PmemUnmapped`].
+    PmemUnmap {
+        /// Which.
+        device: u8,
+    },
+    /// Use pages of a range of device memory that nobody uses, and fill them: [`Answer::Hogged`]. The
+    /// handle is good for [`Op::Verify`] and [`Op::Release`].
+    PmemHold {
+        /// Name for later calls.
+        handle: Handle,
+        /// Which range.
+        device: u8,
+        /// Number of 4 KiB pages wanted.
+        pages: u64,
+    },
 }
 
 /// Kinds of pages that a hog may hold.
@@ -229,6 +272,15 @@ pub enum Answer {
     },
     /// To [`Op::Inject`].
     Done,
+    /// To [`Op::Pmem`].
+    Pmem(Pmem),
+    /// To [`Op::PmemMap`].
+    PmemMapped(PmemMapped),
+    /// To [`Op::PmemUnmap`].
+    PmemUnmapped {
+        /// Pages that could be used.
+        pages: u64,
+    },
     /// The guest could not do it.
     Failed(Failure),
 }
@@ -244,6 +296,79 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
+    /// Device memory is not what the call takes it for.
+    Pmem(PmemFailure),
+}
+
+/// A range of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pmem {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it is mapped as, if it is.
+    pub mapped: Option<PmemUse>,
+}
+
+/// How a range of device memory is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PmemUse {
+    /// Pages that can be used.
+    pub pages: u64,
+    /// References to them by users.
+    pub users: u64,
+    /// Pages of its memmap.
+    pub memmap_pages: u64,
+    /// Whether they lie in the range itself.
+    pub altmap: bool,
+}
+
+/// What mapping took, summed up over the ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PmemMapped {
+    /// Pages that can be used.
+    pub pages: u64,
+    /// Struct pages written under the memory hotplug lock.
+    pub locked_pages: u64,
+    /// How long that lock was held, in nanoseconds.
+    pub locked_ns: u64,
+    /// From the call until all pages could be used, in nanoseconds.
+    pub total_ns: u64,
+    /// CPUs that initialised struct pages.
+    pub cpus: u32,
+}
+
+/// Why nothing was done with a range of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PmemFailure {
+    /// The memory map has no such range.
+    NoDevice,
+    /// It is mapped already, or about to be.
+    Mapped,
+    /// It is not mapped.
+    NotMapped,
+    /// It is not whole memory blocks, or the reserve is not whole pageblocks.
+    Misaligned,
+    /// It lies beyond the addresses that the guest has struct pages for.
+    OutOfRange,
+    /// There is other memory.
+    Conflict,
+    /// Reserve and memmap leave nothing of it.
+    AltmapTooLarge,
+    /// Too many ranges are mapped.
+    TooMany,
+    /// No page for a page table.
+    NoPageTable,
+    /// No room for the memmap.
+    NoMemory,
+    /// Pages of it are in use.
+    InUse {
+        /// References.
+        refs: u64,
+        /// Frame number of the first such page, and who uses it.
+        first: Option<(u64, Handle)>,
+    },
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -297,6 +422,13 @@ pub struct Stats {
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
+    /// Pages from the first range of device memory that is mapped to the last, which is all that the
+    /// Device zone has.
+    pub device_spanned: u64,
+    /// Pages of device memory that can be used.
+    pub device_pages: u64,
+    /// References to them: each is one, and so is each use.
+    pub device_refs: u64,
 }
 
 /// Where a virtio-mem driver stands.
@@ -415,9 +547,15 @@ mod tests {
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
                 memmaps_written: u64::MAX,
+                device_spanned: u64::MAX,
+                device_pages: u64::MAX,
+                device_refs: u64::MAX,
             }),
         };
-        for report in [resize, stats] {
+        let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
+        let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+        let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
+        for report in [resize, stats, pmem] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));
