@@ -88,12 +88,12 @@ fn with_and_without_altmap() {
 fn several_ranges_on_two_cpus() {
     let script = "pmem map 0 1 2 altmap on 2 cpus
                   expect device.pages == 129024
-                  expect zone.Device.spanned == 557056
+                  expect zone.Device.spanned == 589824
                   pmem unmap 1
                   expect device.pages == 96768
                   pmem map 1 on 2 cpus
                   pmem unmap 0
-                  expect zone.Device.spanned == 294912
+                  expect zone.Device.spanned == 327680
                   pmem unmap 2
                   pmem unmap 1";
     let session = run_checked(machine(&[1, 1, 2]), script);

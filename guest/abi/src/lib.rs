@@ -13,6 +13,10 @@
 
 use serde::{Deserialize, Serialize};
 
+mod pmem;
+
+pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemUse};
+
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
 pub const EXIT_PORT: u16 = 0xf4;
@@ -298,77 +302,6 @@ pub enum Failure {
     BadRecord,
     /// Device memory is not what the call takes it for.
     Pmem(PmemFailure),
-}
-
-/// A range of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pmem {
-    /// First byte.
-    pub start: u64,
-    /// Bytes.
-    pub size: u64,
-    /// What it is mapped as, if it is.
-    pub mapped: Option<PmemUse>,
-}
-
-/// How a range of device memory is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PmemUse {
-    /// Pages that can be used.
-    pub pages: u64,
-    /// References to them by users.
-    pub users: u64,
-    /// Pages of its memmap.
-    pub memmap_pages: u64,
-    /// Whether they lie in the range itself.
-    pub altmap: bool,
-}
-
-/// What mapping took, summed up over the ranges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PmemMapped {
-    /// Pages that can be used.
-    pub pages: u64,
-    /// Struct pages written under the memory hotplug lock.
-    pub locked_pages: u64,
-    /// How long that lock was held, in nanoseconds.
-    pub locked_ns: u64,
-    /// From the call until all pages could be used, in nanoseconds.
-    pub total_ns: u64,
-    /// CPUs that initialised struct pages.
-    pub cpus: u32,
-}
-
-/// Why nothing was done with a range of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PmemFailure {
-    /// The memory map has no such range.
-    NoDevice,
-    /// It is mapped already, or about to be.
-    Mapped,
-    /// It is not mapped.
-    NotMapped,
-    /// It is not whole memory blocks, or the reserve is not whole pageblocks.
-    Misaligned,
-    /// It lies beyond the addresses that the guest has struct pages for.
-    OutOfRange,
-    /// There is other memory.
-    Conflict,
-    /// Reserve and memmap leave nothing of it.
-    AltmapTooLarge,
-    /// Too many ranges are mapped.
-    TooMany,
-    /// No page for a page table.
-    NoPageTable,
-    /// No room for the memmap.
-    NoMemory,
-    /// Pages of it are in use.
-    InUse {
-        /// References.
-        refs: u64,
-        /// Frame number of the first such page, and who uses it.
-        first: Option<(u64, Handle)>,
-    },
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
