@@ -13,9 +13,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod cmdline;
 mod pmem;
 
-pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemUse};
+pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -59,37 +60,6 @@ pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
 pub const NOTE_NAME: &str = "tidevm";
-
-/// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
-pub mod cmdline {
-    /// `nr_cpus=N`: most CPUs to bring up of those that ACPI lists; without ACPI, their number, and
-    /// their local APIC ids are `0..N`.
-    pub const NR_CPUS: &str = "nr_cpus";
-    /// `tsc_early_khz=N`: frequency of the time-stamp counter.
-    pub const TSC_KHZ: &str = "tsc_early_khz";
-    /// `pci=off`: do not look for devices on PCI, where each look may cost an exit.
-    pub const PCI: &str = "pci";
-    /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
-    pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
-    /// `memory_hotplug.memmap_on_memory=on|off`.
-    pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-    /// are drained again and again.
-    pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
-    pub const INIT: &str = "tidevm.init";
-    /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
-    /// memory that was left for later.
-    pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
-    /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
-    pub const PERCPU_BUF: &str = "percpu_buf";
-    /// `tidevm.device_init=once|twice`: whether struct pages of device memory are written once, outside of
-    /// the memory hotplug lock, or under it and outside.
-    pub const DEVICE_INIT: &str = "tidevm.device_init";
-    /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
-    /// guest writes to it.
-    pub const ZEROED: &str = "tidevm.zeroed";
-}
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 1024;
@@ -156,37 +126,8 @@ pub enum Op {
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
-    /// Tell what is known of a range of device memory: [`Answer::Pmem`].
-    Pmem {
-        /// Which.
-        device: u8,
-    },
-    /// Map ranges of device memory, all or none: [`Answer::PmemMapped`].
-    PmemMap {
-        /// Bit `n` is the `n`-th range of the memory map.
-        devices: u8,
-        /// Their memmaps lie in themselves.
-        altmap: bool,
-        /// Pages at the start of each that are left alone, with `altmap`.
-        reserve: u32,
-        /// Most CPUs that initialise struct pages, at least 1.
-        cpus: u32,
-    },
-    /// Unmap a range of device memory: [`Answer::PmemUnmapped`].
-    PmemUnmap {
-        /// Which.
-        device: u8,
-    },
-    /// Use pages of a range of device memory that nobody uses, and fill them: [`Answer::Hogged`]. The
-    /// handle is good for [`Op::Verify`] and [`Op::Release`].
-    PmemHold {
-        /// Name for later calls.
-        handle: Handle,
-        /// Which range.
-        device: u8,
-        /// Number of 4 KiB pages wanted.
-        pages: u64,
-    },
+    /// Do something with device memory.
+    Pmem(PmemOp),
 }
 
 /// Kinds of pages that a hog may hold.

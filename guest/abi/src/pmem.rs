@@ -1,8 +1,44 @@
-//! What the guest tells of device memory.
+//! Device memory: what the VMM can ask of the guest, and what the guest tells.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Handle;
+
+/// What the VMM can ask of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PmemOp {
+    /// Tell what is known of a range of device memory: [`Answer::Pmem`](crate::Answer::Pmem).
+    Look {
+        /// Which.
+        device: u8,
+    },
+    /// Map ranges of device memory, all or none: [`Answer::PmemMapped`](crate::Answer::PmemMapped).
+    Map {
+        /// Bit `n` is the `n`-th range of the memory map.
+        devices: u8,
+        /// Their memmaps lie in themselves.
+        altmap: bool,
+        /// Pages at the start of each that are left alone, with `altmap`.
+        reserve: u32,
+        /// Most CPUs that initialise struct pages, at least 1.
+        cpus: u32,
+    },
+    /// Unmap a range of device memory: [`Answer::PmemUnmapped`](crate::Answer::PmemUnmapped).
+    Unmap {
+        /// Which.
+        device: u8,
+    },
+    /// Use pages of a range of device memory that nobody uses, and fill them: [`Answer::Hogged`](crate::Answer::Hogged). The
+    /// handle is good for [`Op::Verify`](crate::Op::Verify) and [`Op::Release`](crate::Op::Release).
+    Hold {
+        /// Name for later calls.
+        handle: Handle,
+        /// Which range.
+        device: u8,
+        /// Number of 4 KiB pages wanted.
+        pages: u64,
+    },
+}
 
 /// A range of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

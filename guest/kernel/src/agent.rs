@@ -44,14 +44,7 @@ pub fn carry_out(op: Op, asker: Asker) {
                 None
             })
         }
-        Op::Pmem { device } => pmem::look(device).map(|pmem| Some(Answer::Pmem(pmem))),
-        Op::PmemMap { devices, altmap, reserve, cpus } => {
-            pmem::map(asker, devices, altmap.then_some(reserve), cpus).map(|()| None)
-        }
-        Op::PmemUnmap { device } => pmem::unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
-        Op::PmemHold { handle, device, pages } => {
-            pmem::hold::start(asker, handle, device, pages).map(|()| None)
-        }
+        Op::Pmem(op) => pmem::carry_out(op, asker),
         Op::Verify { handle } if pmem::hold::verify(asker, handle) => Ok(None),
         Op::Release { handle } if pmem::hold::release(asker, handle) => Ok(None),
         Op::Verify { handle } => find(handle).map(|workload| {

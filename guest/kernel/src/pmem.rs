@@ -10,10 +10,10 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
-use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemUse};
+use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
 use tidevm_mm::{
-    DevAltmap, DevPagemap, MEMMAP_PAGES, MemremapError, MemunmapError, Pfn, PfnRange, PgmapInfo, PgmapNr,
-    SECTION_PAGES,
+    DevAltmap, DevPagemap, MEMMAP_PAGES, MemremapError, MemunmapError, NodeId, Pfn, PfnRange, PgmapInfo,
+    PgmapNr, SECTION_PAGES,
 };
 
 use crate::agent::Asker;
@@ -43,6 +43,18 @@ enum State {
 }
 
 static DEVICES: Mutex<[Option<Device>; MAX_PMEM]> = Mutex::new([None; MAX_PMEM]);
+
+/// Carries out `op`, or starts the job that answers `asker`.
+pub fn carry_out(op: PmemOp, asker: Asker) -> Result<Option<Answer>, Failure> {
+    match op {
+        PmemOp::Look { device } => look(device).map(|pmem| Some(Answer::Pmem(pmem))),
+        PmemOp::Map { devices, altmap, reserve, cpus } => {
+            map(asker, devices, altmap.then_some(reserve), cpus).map(|()| None)
+        }
+        PmemOp::Unmap { device } => unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
+        PmemOp::Hold { handle, device, pages } => hold::start(asker, handle, device, pages).map(|()| None),
+    }
+}
 
 /// Takes note of the ranges that the memory map names.
 pub fn find(ranges: &[(u64, u64)]) {
@@ -82,7 +94,7 @@ fn device(index: u8) -> Result<Device, Failure> {
 ///
 /// # Errors
 /// There is no such range.
-pub fn look(index: u8) -> Result<Pmem, Failure> {
+fn look(index: u8) -> Result<Pmem, Failure> {
     let device = device(index)?;
     let mapped = device.pgmap().map(|info| PmemUse {
         pages: info.pages.pages().into(),
@@ -127,7 +139,7 @@ struct Mapping {
 ///
 /// # Errors
 /// A range that there is not, or that is mapped; then nothing is done.
-pub fn map(asker: Asker, devices: u8, altmap: Option<u32>, cpus: u32) -> Result<(), Failure> {
+fn map(asker: Asker, devices: u8, altmap: Option<u32>, cpus: u32) -> Result<(), Failure> {
     let wanted = claim(devices, altmap).map_err(Failure::Pmem)?;
     let online = cpu::online();
     let jobs = (cpus.max(1) as usize).min(online);
@@ -159,7 +171,7 @@ fn claim(devices: u8, altmap: Option<u32>) -> Result<[Option<DevPagemap>; MAX_PM
         let range = device.frames()?;
         let free = range.pages() / SECTION_PAGES * MEMMAP_PAGES;
         let altmap = altmap.map(|reserve| DevAltmap { reserve, free });
-        wanted[index] = Some(DevPagemap { range, altmap });
+        wanted[index] = Some(DevPagemap { range, node: NodeId::FIRST, altmap });
     }
     for (device, _) in table.iter_mut().flatten().zip(&wanted).filter(|(_, wanted)| wanted.is_some()) {
         device.state = State::Busy;
@@ -250,7 +262,7 @@ impl Mapping {
 ///
 /// # Errors
 /// There is no such range, or it is not mapped, or in use.
-pub fn unmap(index: u8) -> Result<u64, Failure> {
+fn unmap(index: u8) -> Result<u64, Failure> {
     let pages = MM.memunmap_pages(mapped(index)?).map_err(|error| {
         Failure::Pmem(match error {
             MemunmapError::NotMapped | MemunmapError::Initialising => PmemFailure::NotMapped,

@@ -9,8 +9,8 @@
 //! |---|---|---|
 //! | 0..=3 | kind | [`Kind`], see there for every state |
 //! | 4..=7 | order | of a head: log2 of the pages of its block; of a tail: 0 |
-//! | 8..=9 | zone | [`ZoneType`] of the page's section; 3 for device memory, which is in none |
-//! | 10..=63 | - | zero |
+//! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node; type 3 is device memory |
+//! | 12..=63 | - | zero |
 //!
 //! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
 //! In an online section such a page is the tail of a block, because a head is always written; so a
@@ -45,6 +45,7 @@ use core::sync::atomic::{
 };
 
 use crate::addr::{Order, Pfn, SectionNr};
+use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
@@ -144,17 +145,15 @@ impl PageState {
     const ZONE_SHIFT: u32 = 8;
 
     #[inline]
-    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneType) -> Self {
-        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | (zone as u64) << Self::ZONE_SHIFT)
+    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneId) -> Self {
+        let zone = (zone.bits() as u64) << Self::ZONE_SHIFT;
+        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
     }
 
-    /// Of every page of device memory.
-    pub(crate) const DEVICE: Self = Self::device(Kind::Device, Order::PAGE);
-
-    /// In a range of device memory, which is in no zone of the allocator's.
-    pub(crate) const fn device(kind: Kind, order: Order) -> Self {
-        const NO_ZONE: u64 = 3;
-        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | NO_ZONE << Self::ZONE_SHIFT)
+    /// In a range of device memory of `node`: its zone there is none of the allocator's.
+    pub(crate) const fn device(kind: Kind, order: Order, node: NodeId) -> Self {
+        let zone = (node.device_zone() as u64) << Self::ZONE_SHIFT;
+        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
     }
 
     #[inline]
@@ -175,11 +174,10 @@ impl PageState {
     }
 
     #[inline]
-    pub(crate) const fn zone(self) -> ZoneType {
-        match self.0 >> Self::ZONE_SHIFT {
-            0 => ZoneType::Dma32,
-            1 => ZoneType::Normal,
-            2 => ZoneType::Movable,
+    pub(crate) const fn zone(self) -> ZoneId {
+        let bits = self.0 >> Self::ZONE_SHIFT;
+        match ZoneId::from_bits(bits as u8) {
+            Some(zone) if bits <= u8::MAX as u64 => zone,
             _ => panic!("page state with an unknown zone"),
         }
     }
@@ -252,8 +250,8 @@ impl Page {
     /// Makes it a page of device memory that nobody uses. Nobody looks at it yet: its section is
     /// published afterwards, so plain stores will do.
     #[inline]
-    pub(crate) fn init_device(&self, pgmap: u32) {
-        self.state.store(PageState::DEVICE.0, Relaxed);
+    pub(crate) fn init_device(&self, state: PageState, pgmap: u32) {
+        self.state.store(state.0, Relaxed);
         self.next.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
     }

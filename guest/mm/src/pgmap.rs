@@ -25,6 +25,8 @@ use core::sync::atomic::{
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
+use crate::node::{MAX_NODES, NodeId};
+use crate::page::{Kind, PageState};
 
 /// Most ranges of device memory that are mapped at a time.
 pub const MAX_PGMAPS: usize = 16;
@@ -45,8 +47,8 @@ pub enum DeviceInit {
 /// Totals of device memory, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStats {
-    /// From the first page of the first range to the last of the last. This is all that the Device
-    /// zone has: nothing of it is present, managed or free.
+    /// From the first page of a node's first range to the last of its last, summed up over the nodes. This
+    /// is all that a Device zone has: nothing of it is present, managed or free.
     pub spanned: u64,
     /// Pages that can be used: those of the live ranges but for what is set aside at their start.
     pub pages: u64,
@@ -94,6 +96,7 @@ pub(crate) struct Pgmap {
     stage: AtomicU8,
     start: AtomicU32,
     end: AtomicU32,
+    node: AtomicU8,
     /// Pages at the start that are the device's own.
     reserve: AtomicU32,
     /// Pages behind them that are set aside for the memmap, 0 when it lies elsewhere; and how many of
@@ -118,6 +121,7 @@ impl Pgmap {
             stage: AtomicU8::new(Stage::Free as u8),
             start: AtomicU32::new(0),
             end: AtomicU32::new(0),
+            node: AtomicU8::new(0),
             reserve: AtomicU32::new(0),
             altmap_free: AtomicU32::new(0),
             altmap_alloc: AtomicU32::new(0),
@@ -144,6 +148,15 @@ impl Pgmap {
     /// All of the range.
     pub(crate) fn range(&self) -> PfnRange {
         PfnRange { start: Pfn::new(self.start.load(Relaxed)), end: Pfn::new(self.end.load(Relaxed)) }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId::new(self.node.load(Relaxed))
+    }
+
+    /// The state of each of its device pages.
+    pub(crate) fn page_state(&self) -> PageState {
+        PageState::device(Kind::Device, Order::PAGE, self.node())
     }
 
     /// The sections of the range.
@@ -173,7 +186,8 @@ impl Pgmap {
 
     /// Makes it the entry of `range`, of which `reserve` pages are left alone. Nobody sees it before
     /// [`begin`](Self::begin).
-    pub(crate) fn describe(&self, range: PfnRange, reserve: u32, altmap: Option<VmemAltmap>) {
+    pub(crate) fn describe(&self, range: PfnRange, node: NodeId, reserve: u32, altmap: Option<VmemAltmap>) {
+        self.node.store(node.get(), Relaxed);
         self.start.store(range.start.get(), Relaxed);
         self.end.store(range.end.get(), Relaxed);
         self.reserve.store(reserve, Relaxed);
@@ -329,17 +343,18 @@ impl Pgmaps {
     }
 
     pub(crate) fn stats(&self) -> DeviceStats {
-        let (mut start, mut end) = (u32::MAX, 0);
+        let mut spans = [(u32::MAX, 0); MAX_NODES];
         let mut stats = DeviceStats { invalid: self.invalid.load(Relaxed), ..DeviceStats::default() };
         for (_, pgmap) in self.iter() {
             let range = pgmap.range();
-            (start, end) = (start.min(range.start.get()), end.max(range.end.get()));
+            let (start, end) = &mut spans[pgmap.node().index()];
+            (*start, *end) = ((*start).min(range.start.get()), (*end).max(range.end.get()));
             stats.refs += pgmap.refs();
             if pgmap.stage() == Stage::Live {
                 stats.pages += u64::from(pgmap.device_pages().pages());
             }
         }
-        stats.spanned = end.saturating_sub(start).into();
+        stats.spanned = spans.iter().map(|&(start, end)| u64::from(end.saturating_sub(start))).sum();
         stats
     }
 }

@@ -30,6 +30,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
+use crate::node::NodeId;
 use crate::page::{DevUser, Holder, Kind, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -47,6 +48,8 @@ pub use teardown::MemunmapError;
 pub struct DevPagemap {
     /// Its frames: whole sections.
     pub range: PfnRange,
+    /// The node that it is near to, where its memmap comes from if it can.
+    pub node: NodeId,
     /// Where its memmap lies: in the range itself, or else in memory of the kernel's.
     pub altmap: Option<DevAltmap>,
 }
@@ -168,13 +171,14 @@ impl<P: Platform> Mm<P> {
             let base = map.range.start.add(altmap.reserve);
             VmemAltmap::at(base, altmap.free)
         });
-        self.map_device(map.range, &mut altmap)?;
+        self.map_device(map, &mut altmap)?;
         // From here on nothing fails.
         let pgmap = self.pgmaps.get(nr);
-        pgmap.describe(map.range, map.altmap.map_or(0, |altmap| altmap.reserve), altmap);
+        pgmap.describe(map.range, map.node, map.altmap.map_or(0, |altmap| altmap.reserve), altmap);
         for section in sections(map.range) {
             let entry = self.sparse.section(section).expect("it was found above");
             entry.set_device(true);
+            entry.set_node(map.node);
             entry.set_plugged(SubSections::ALL);
             // All pageblocks, whatever begins in them.
             entry.pageblocks.reset();
@@ -187,33 +191,39 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Maps the range, then its memmap.
-    fn map_device(&self, range: PfnRange, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
+    fn map_device(&self, map: DevPagemap, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
+        let range = map.range;
         let mut mapped = 0;
         let map_one = |nr| {
             self.map_direct(nr, SubSections::ALL).map_err(|_| MemremapError::NoPageTable)?;
             mapped += 1;
             Ok(())
         };
-        let result = sections(range).try_for_each(map_one).and_then(|()| self.map_memmaps(range, altmap));
+        let result = sections(range).try_for_each(map_one).and_then(|()| self.map_memmaps(map, altmap));
         if result.is_err() {
             sections(range).take(mapped).for_each(|nr| self.unmap_direct(nr, SubSections::ALL));
         }
         result
     }
 
-    fn map_memmaps(&self, range: PfnRange, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
-        for (done, nr) in sections(range).enumerate() {
-            if let Err(error) = self.map_device_memmap(nr, altmap) {
-                self.unmap_memmaps(sections(range).take(done), altmap);
+    fn map_memmaps(&self, map: DevPagemap, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
+        for (done, nr) in sections(map.range).enumerate() {
+            if let Err(error) = self.map_device_memmap(nr, map.node, altmap) {
+                self.unmap_memmaps(sections(map.range).take(done), altmap);
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    fn map_device_memmap(&self, nr: SectionNr, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
+    fn map_device_memmap(
+        &self,
+        nr: SectionNr,
+        node: NodeId,
+        altmap: &mut Option<VmemAltmap>,
+    ) -> Result<(), MemremapError> {
         let section = self.sparse.section(nr).expect("the range is in the table");
-        let memmap = self.alloc_device_memmap(altmap).ok_or(MemremapError::NoMemory)?;
+        let memmap = self.alloc_device_memmap(node, altmap).ok_or(MemremapError::NoMemory)?;
         section.set_memmap(memmap);
         if self.platform.fault(FaultStep::MapMemmap) || self.platform.map_memmap(nr, memmap).is_err() {
             self.free_device_memmap(memmap, altmap);
@@ -222,14 +232,14 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    fn alloc_device_memmap(&self, altmap: &mut Option<VmemAltmap>) -> Option<Pfn> {
+    fn alloc_device_memmap(&self, node: NodeId, altmap: &mut Option<VmemAltmap>) -> Option<Pfn> {
         if self.platform.fault(FaultStep::AllocMemmap) {
             return None;
         }
         let (pfn, counter) = match altmap {
             Some(altmap) => (altmap.alloc(Order::PAGEBLOCK)?, &self.counters.memmap_altmap_pages),
             None => {
-                let pfn = self.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).ok()?;
+                let pfn = self.alloc_pages_node(node, Order::PAGEBLOCK, Gfp::Kernel).ok()?;
                 self.sparse.page(pfn).set_holder(Holder::Memmap.word());
                 (pfn, &self.counters.memmap_boot_pages)
             }
@@ -243,7 +253,7 @@ impl<P: Platform> Mm<P> {
     fn init_locked(&self, nr: PgmapNr, pgmap: &Pgmap) -> u64 {
         let aside = pgmap.altmap_pages();
         for first in (aside.start.get()..aside.end.get()).step_by(PAGEBLOCK_PAGES as usize) {
-            self.init_memmap_block(Pfn::new(first));
+            self.init_memmap_block(Pfn::new(first), pgmap.node());
         }
         let mut written = u64::from(aside.pages());
         if self.pgmaps.initialises_twice() {
@@ -257,12 +267,12 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Marks a pageblock that is set aside for the memmap.
-    fn init_memmap_block(&self, first: Pfn) {
+    fn init_memmap_block(&self, first: Pfn, node: NodeId) {
         let pages = self.sparse.pages_to_initialise(first.section());
         for offset in 1..PAGEBLOCK_PAGES {
-            pages.page(first.add(offset)).set_state(PageState::device(Kind::Tail, Order::PAGE));
+            pages.page(first.add(offset)).set_state(PageState::device(Kind::Tail, Order::PAGE, node));
         }
-        pages.page(first).set_state(PageState::device(Kind::Memmap, Order::PAGEBLOCK));
+        pages.page(first).set_state(PageState::device(Kind::Memmap, Order::PAGEBLOCK, node));
     }
 
     /// Initialises a pageblock's worth of the pages of pgmap `nr`, outside of all locks; any number
@@ -296,12 +306,13 @@ impl<P: Platform> Mm<P> {
     fn init_device_pages(&self, range: PfnRange, nr: PgmapNr) {
         let pages = self.sparse.pages_to_initialise(range.start.section());
         let first = range.start.in_section();
+        let state = self.pgmaps.get(nr).page_state();
         let (chunks, rest) = pages.all()[first..first + range.pages() as usize].as_chunks::<16>();
         debug_assert!(rest.is_empty(), "a pageblock is a multiple of 16 pages");
         // Three stores a page and little else.
         for chunk in chunks {
             for page in chunk {
-                page.init_device(nr.0.into());
+                page.init_device(state, nr.0.into());
             }
         }
     }
@@ -314,9 +325,9 @@ impl<P: Platform> Mm<P> {
     /// The page of device memory `pfn`, if it is one that can be used (Linux `get_dev_pagemap` and a
     /// look at the page). Whatever is done meanwhile, it is initialised.
     pub fn dev_page(&self, pfn: Pfn) -> Option<DevPage> {
-        let (nr, _) = self.pgmaps.of(pfn)?;
+        let (nr, pgmap) = self.pgmaps.of(pfn)?;
         let (page, section) = self.sparse.page_and_section(pfn);
-        assert_eq!(page.state(), PageState::DEVICE, "state of {pfn:?} of pgmap {nr:?}");
+        assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
         assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         let migrate_type = section.pageblocks.migrate_type(pfn.pageblock());
         Some(DevPage { pgmap: nr, user: page.dev_user(), migrate_type })

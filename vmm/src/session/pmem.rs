@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure, MAX_PMEM, Op, Pmem as Device, PmemFailure, PmemMapped, PmemUse};
+use tidevm_abi::{Answer, Failure, MAX_PMEM, Op, Pmem as Device, PmemFailure, PmemMapped, PmemOp, PmemUse};
 
 use super::workload::{PAGE_SIZE, patience};
 use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
@@ -14,13 +14,17 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         match pmem {
             Pmem::List => self.pmem_list(),
             Pmem::Map(map) => self.pmem_map(*map),
-            Pmem::Unmap(device) => match self.ask(Op::PmemUnmap { device: *device }, ANSWER_DEADLINE)? {
-                Answer::PmemUnmapped { pages } => Ok(Some(format!("{pages} pages were usable"))),
-                other => Err(self.pmem_unfit(&other)),
-            },
+            Pmem::Unmap(device) => {
+                match self.ask(Op::Pmem(PmemOp::Unmap { device: *device }), ANSWER_DEADLINE)? {
+                    Answer::PmemUnmapped { pages } => Ok(Some(format!("{pages} pages were usable"))),
+                    other => Err(self.pmem_unfit(&other)),
+                }
+            }
             Pmem::Hold { size, device, name } => {
                 let device = *device;
-                self.hold(size / PAGE_SIZE, name, |handle, pages| Op::PmemHold { handle, device, pages })
+                self.hold(size / PAGE_SIZE, name, |handle, pages| {
+                    Op::Pmem(PmemOp::Hold { handle, device, pages })
+                })
             }
         }
     }
@@ -28,7 +32,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     fn pmem_list(&self) -> Done {
         let mut lines = Vec::new();
         for device in 0..MAX_PMEM as u8 {
-            match self.ask(Op::Pmem { device }, ANSWER_DEADLINE)? {
+            match self.ask(Op::Pmem(PmemOp::Look { device }), ANSWER_DEADLINE)? {
                 Answer::Pmem(pmem) => lines.push(line(device, &pmem)),
                 Answer::Failed(Failure::Pmem(PmemFailure::NoDevice)) => break,
                 other => return Err(unfit(&other)),
@@ -40,19 +44,19 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     fn pmem_map(&self, map: PmemMap) -> Done {
         let mut pages = 0_u64;
         for device in map.devices() {
-            match self.ask(Op::Pmem { device }, ANSWER_DEADLINE)? {
+            match self.ask(Op::Pmem(PmemOp::Look { device }), ANSWER_DEADLINE)? {
                 // A guest may say anything of itself.
                 Answer::Pmem(pmem) => pages = pages.saturating_add(pmem.size / PAGE_SIZE),
                 other => return Err(self.pmem_unfit(&other)),
             }
         }
-        let op = Op::PmemMap {
+        let op = PmemOp::Map {
             devices: map.devices,
             altmap: map.altmap.is_some(),
             reserve: map.altmap.map_or(0, |reserve| u32::try_from(reserve / PAGE_SIZE).unwrap_or(u32::MAX)),
             cpus: map.cpus.unwrap_or(u32::MAX),
         };
-        match self.ask(op, patience(pages))? {
+        match self.ask(Op::Pmem(op), patience(pages))? {
             Answer::PmemMapped(mapped) => Ok(Some(account(&mapped))),
             other => Err(self.pmem_unfit(&other)),
         }

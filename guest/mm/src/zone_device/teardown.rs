@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, SectionNr};
 use crate::altmap::VmemAltmap;
-use crate::page::{DevUser, PageState};
+use crate::page::DevUser;
 use crate::pgmap::{Pgmap, PgmapNr, Stage};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -138,7 +138,7 @@ impl<P: Platform> Mm<P> {
         assert!(refs >= pages.pages().into(), "pgmap {nr:?}: {refs} references to {pages:?}");
         for pfn in (pages.start.get()..pages.end.get()).step_by(step).map(Pfn::new) {
             let page = self.sparse.page(pfn);
-            assert_eq!(page.state(), PageState::DEVICE, "state of {pfn:?} of pgmap {nr:?}");
+            assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
             assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         }
     }

@@ -8,8 +8,8 @@ use std::thread;
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
     AddError, Content, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep,
-    MAX_PGMAPS, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, OfflineError, OnlineError, Order,
-    Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr, SectionState, SubSections, ZoneType,
+    MAX_PGMAPS, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError, OnlineError,
+    Order, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr, SectionState, SubSections, ZoneType,
 };
 
 /// First section of device memory in these tests: 4 GiB.
@@ -26,7 +26,7 @@ fn range(first: u32, sections: u32) -> PfnRange {
 }
 
 fn plain(first: u32, sections: u32) -> DevPagemap {
-    DevPagemap { range: range(first, sections), altmap: None }
+    DevPagemap { range: range(first, sections), node: NodeId::FIRST, altmap: None }
 }
 
 /// With its memmap in itself, behind `reserve` pages.
@@ -109,7 +109,7 @@ fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
         assert_eq!(info(mm, nr).locked_pages, 0, "{sections} sections");
         for _ in 0..3 {
             assert_eq!(mm.memremap_init(nr), Ok(true));
-            mm.add_memory(block, SubSections::ALL, Content::Unknown).unwrap();
+            mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
             mm.online(block, ZoneType::Movable).unwrap();
             mm.check();
             mm.offline(block).unwrap();
@@ -330,7 +330,7 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
 fn s5_11_d19_all_pageblocks_are_movable() {
     let mm = machine().boot();
     let nr = SectionNr::new(FIRST);
-    mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
     // Its first pageblock is not movable then.
     mm.online(nr, ZoneType::Movable).unwrap();
     mm.offline(nr).unwrap();
@@ -377,7 +377,10 @@ fn s5_12_invalid_use_is_refused_and_counted() {
     let nr = mm.memremap_start(plain(FIRST, 1)).unwrap();
     let section = SectionNr::new(FIRST);
     for live in [false, true] {
-        assert_eq!(mm.add_memory(section, SubSections::ALL, Content::Unknown), Err(AddError::Exists));
+        assert_eq!(
+            mm.add_memory(NodeId::FIRST, section, SubSections::ALL, Content::Unknown),
+            Err(AddError::Exists)
+        );
         assert_eq!(mm.online(section, ZoneType::Movable), Err(OnlineError::Device));
         assert_eq!(mm.online_subsections(section, SubSections::FIRST), Err(OnlineError::NotOnline));
         assert_eq!(mm.offline(section), Err(OfflineError::NotOnline));
@@ -492,6 +495,25 @@ fn d7_the_span_follows_the_ranges() {
     mm.check();
 }
 
+/// Every node has a device zone of its own, and every page knows its own.
+#[test]
+fn ranges_belong_to_nodes() {
+    let mm = machine().boot();
+    let on = |node, first| DevPagemap { node: NodeId::new(node), ..plain(first, 1) };
+    let numbers = [on(0, FIRST), on(3, FIRST + 4), on(0, FIRST + 2), on(3, FIRST + 5)].map(|map| {
+        let nr = mm.memremap_pages(map).unwrap();
+        let state = mm.platform().struct_page(map.range.start)[0];
+        assert_eq!(state >> 8, u64::from(map.node.get()) << 2 | 3, "{map:?}");
+        nr
+    });
+    mm.check();
+    assert_eq!(mm.stats().device.spanned, (3 + 2) * 32768);
+    for nr in numbers {
+        mm.memunmap_pages(nr).unwrap();
+    }
+    mm.check();
+}
+
 /// No section has pages of two kinds, so there is no range whose pages could be initialised in part.
 #[test]
 fn d20_wrong_ranges_are_refused() {
@@ -499,6 +521,7 @@ fn d20_wrong_ranges_are_refused() {
     let start = mm.stats();
     let at = |start: u32, end: u32| DevPagemap {
         range: PfnRange { start: Pfn::new(start), end: Pfn::new(end) },
+        node: NodeId::FIRST,
         altmap: None,
     };
     let altmap = |reserve, free| DevPagemap { altmap: Some(DevAltmap { reserve, free }), ..plain(FIRST, 2) };
@@ -550,7 +573,7 @@ fn every_step_rolls_back() {
                     (mm.section_state(nr), mm.plugged(nr), sim.memmap_of(nr), sim.is_mapped(nr.start()))
                 })
                 .collect();
-            drop(mm.zone_pcp_disable(ZoneType::Dma32));
+            drop(mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32)));
             (mm.stats(), sections)
         };
         let mut failures = 0;
