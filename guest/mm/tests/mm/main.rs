@@ -13,3 +13,4 @@ mod pcp;
 mod stress;
 mod subsections;
 mod workload;
+mod zone_device;
