@@ -22,7 +22,8 @@ use crate::stock::Stock;
 const QEMU: &str = "qemu-system-x86_64";
 /// A CPU that exists, with what its hypervisor needs. QEMU emulates not all of it, and warns.
 const CPU: &str = "EPYC-Rome,+svm,+npt";
-const MEMORY_MIB: u32 = 4096;
+/// Memory of the host, unless more is asked for.
+pub const MEMORY_MIB: u32 = 4096;
 const CPUS: u32 = 2;
 /// Longest run; nothing that is meant to run here takes as long.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
