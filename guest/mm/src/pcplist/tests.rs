@@ -70,7 +70,7 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
 /// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
 /// must wait for it, and find the pages.
 #[test]
-fn drain_waits_for_a_refill() {
+fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();
     let (held, wait_held) = channel();
     let (refill, wait_refill) = channel();
