@@ -31,6 +31,8 @@ pub(crate) struct Deferred {
     zone: AtomicU8,
     /// Whether an allocation that finds too little may initialise more.
     grow: AtomicBool,
+    /// Whether limits follow from all of boot memory.
+    finished: AtomicBool,
 }
 
 pub(crate) struct Claims {
@@ -51,6 +53,7 @@ impl Deferred {
             pages: AtomicU64::new(0),
             zone: AtomicU8::new(0),
             grow: AtomicBool::new(true),
+            finished: AtomicBool::new(true),
         }
     }
 
@@ -60,6 +63,7 @@ impl Deferred {
         let claims = Claims { memblock: Some(memblock), next, unclaimed };
         self.pages.store(claims.free(), Ordering::Relaxed);
         self.zone.store(ZoneType::of_boot_memory(next) as u8, Ordering::Relaxed);
+        self.finished.store(false, Ordering::Relaxed);
         *self.claims.lock() = claims;
         self.left.store(unclaimed, Ordering::Release);
     }
@@ -74,6 +78,11 @@ impl Deferred {
     pub(crate) fn left(&self) -> u32 {
         // Pairs with the decrement in `done`: who sees fewer finds the memory of those that came.
         self.left.load(Ordering::Acquire)
+    }
+
+    /// Whether limits follow from all of boot memory.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Relaxed)
     }
 
     /// Pages that will be free once they are initialised. Whoever adds them to counters of zones reads
@@ -116,8 +125,14 @@ impl Claims {
         self.rest(self.memblock.into_iter().flat_map(Memblock::memory))
     }
 
+    /// The sections that nobody has claimed.
+    pub(crate) fn sections(&self) -> impl Iterator<Item = SectionNr> {
+        let sections = self.memblock.into_iter().flat_map(|memblock| memblock.sections());
+        sections.filter(|&nr| nr >= self.next)
+    }
+
     /// What of it will be free.
-    fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         let free = self.rest(self.memblock.into_iter().flat_map(Memblock::free));
         free.map(|range| u64::from(range.pages())).sum()
     }
@@ -148,6 +163,7 @@ impl<P: Platform> Mm<P> {
             return false;
         }
         self.update_limits();
+        self.deferred.finished.store(true, Ordering::Relaxed);
         true
     }
 
