@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
 use crate::memmap_init::{Content, InitPolicy};
+use crate::node::NodeId;
 use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -20,10 +21,10 @@ const BLOCK: SectionNr = SectionNr::new(32);
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
     let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm.memmap_on_memory.store(false, Relaxed);
-    mm.add_memory(SectionNr::new(33), SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, SectionNr::new(33), SubSections::ALL, Content::Unknown).unwrap();
     mm
 }
 
@@ -54,18 +55,23 @@ fn allocated(mm: &Mm<Sim>) -> Pfn {
 
 #[test]
 fn limits() {
-    let movable = ZoneType::Movable;
+    let movable = NodeId::FIRST.zone(ZoneType::Movable);
     finds("limits of CPU 0", |mm| mm.zones[movable.index()].set_pcp_limits((5, 1)));
     finds("limits of lists", |mm| {
         finished(mm);
         mm.zones[movable.index()].add_managed(4096);
         mm.zones[movable.index()].add_present(4096);
         mm.zones[movable.index()].grow_span(SectionNr::new(34).frames());
-        crate::zone::setup_watermarks(&mm.zones);
+        crate::zone::setup_watermarks(mm.zones());
     });
     finds("watermarks as they were", |mm| {
         finished(mm);
         mm.zones[movable.index()].sub_managed(20_000);
+    });
+    finds("zonelists as they were", |mm| {
+        let normal = NodeId::FIRST.zone(ZoneType::Normal);
+        mm.zones[normal.index()].grow_span(SectionNr::new(34).frames());
+        mm.zones[normal.index()].add_present(1);
     });
 }
 
@@ -102,11 +108,11 @@ fn pages() {
         mm.sparse.section(BLOCK).unwrap().pageblocks.set_type(0, MigrateType::Movable);
     });
     finds("should begin a block", |mm| {
-        let tail = PageState::new(Kind::Tail, Order::PAGE, ZoneType::Movable);
+        let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
         mm.sparse.page(allocated(mm)).set_state(tail);
     });
     finds("zone of", |mm| {
-        let other = PageState::new(Kind::Allocated, Order::PAGE, ZoneType::Normal);
+        let other = PageState::new(Kind::Allocated, Order::PAGE, NodeId::FIRST.zone(ZoneType::Normal));
         mm.sparse.page(allocated(mm)).set_state(other);
     });
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, InitPolicy, Mm, MovableOwner, OfflineError, Order, OwnerId, Pfn,
-    RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
+    AddError, Content, FaultStep, Gfp, InitPolicy, Mm, MovableOwner, NodeId, OfflineError, Order, OwnerId,
+    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -18,7 +18,7 @@ const NEXT: SectionNr = SectionNr::new(33);
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn add(mm: &Mm<Sim>, nr: SectionNr) -> Result<(), AddError> {
-    mm.add_memory(nr, SubSections::ALL, Content::Unknown)
+    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown)
 }
 
 fn grow(mm: &Mm<Sim>, nr: SectionNr) {
@@ -185,7 +185,7 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
     for (step, attempts) in steps {
         for attempt in 0..attempts {
             mm.platform().inject(step, attempt);
-            mm.add_memory(BLOCK, plugged, Content::Unknown).unwrap_err();
+            mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap_err();
             assert_eq!(account(mm), before, "{step:?} {attempt}");
             assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
             assert_eq!(mm.platform().memmap_of(BLOCK), None);
@@ -341,7 +341,7 @@ fn pitfall_27_unplugged_pages_are_not_managed() {
     let mm = Machine::default().boot();
     let plugged = SubSections::range(0..20);
     for _ in 0..3 {
-        mm.add_memory(BLOCK, plugged, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap();
         grow(mm, NEXT);
         mm.online(BLOCK, ZoneType::Movable).unwrap();
         let managed = || mm.stats().zones[2].managed;
