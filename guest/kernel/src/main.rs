@@ -26,6 +26,7 @@ mod panic;
 mod pci;
 mod percpu_buf;
 mod platform;
+mod procfs;
 mod shell;
 mod smp;
 mod time;

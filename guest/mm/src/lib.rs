@@ -82,7 +82,7 @@ pub use pcplist::{PcpDisabled, PerCpu};
 pub use platform::{FaultStep, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
-pub use vmstat::{Stats, ZoneStats};
+pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
