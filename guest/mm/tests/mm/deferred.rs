@@ -194,3 +194,34 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
     finish(mm);
     mm.check();
 }
+
+/// S1.3: with the same settings every early demand is met, from nothing to nearly all that there is, and no
+/// more is initialised for it than it takes.
+#[test]
+fn every_early_demand_is_met_with_the_same_settings() {
+    let block = Order::MAX.pages();
+    for percent in (0..=90).step_by(10) {
+        let mm = deferred(1);
+        let demand = SECTIONS * SECTION_PAGES / 100 * percent;
+        let blocks = (0..demand / block).map_while(|_| mm.alloc_pages(Order::MAX, Gfp::Kernel).ok()).count();
+        assert_eq!(blocks as u32, demand / block, "{percent} %");
+        // The first one is not all free: memmaps and what boot had taken lie there or at the end.
+        let most = 2 + demand.div_ceil(SECTION_PAGES);
+        assert!(initialised(mm) <= most.min(SECTIONS), "{percent} %: {} sections", initialised(mm));
+        mm.check();
+    }
+}
+
+/// S1.8: a section with three free pages is growth too, though not enough for the one who asked: it asks
+/// again, and gets its block from the next one.
+#[test]
+fn growing_less_than_was_asked_for_is_growing() {
+    let memory = [(0, 3 * SECTION_PAGES)].into();
+    let reserved = [(0, 1024), (SECTION_PAGES, SECTION_PAGES - 3)].into();
+    let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+    while initialised(mm) == 1 {
+        mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("there is a section to come with free blocks");
+    }
+    assert_eq!(initialised(mm), 3, "the one with three free pages, and the one after it");
+    mm.check();
+}
