@@ -89,7 +89,7 @@ fn passes(host: &Host, suite: &str) -> (bool, Results) {
 /// Runs all tests on this host. Those whose kind of machine it does not have skip themselves.
 fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
     let (passed, results) = watch(command)?;
     let row = |kvm, tests, passed| Row { host: "this", kvm, tests, passed };
     let no_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
