@@ -3,6 +3,18 @@
 //! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at
 //! under all its locks at once. It costs time in proportion to blocks, not to pages; hosted builds
 //! look at the tails of blocks as well.
+//!
+//! | invariants of | are looked at by |
+//! |---|---|
+//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` where it is hosted |
+//! | `buddy` | `check_lists` |
+//! | `pcplist` | `check_pcp`, `check_limits` |
+//! | `zone`, `zonelist` | `check_zone`, `check_limits` |
+//! | `sparse`, `altmap` | `check_sections` |
+//! | `deferred` | `check_deferred` |
+//!
+//! The order of locks is checked whenever one is taken in a hosted build (`lock`); a memory map does not
+//! change after boot.
 
 mod limits;
 #[cfg(test)]
