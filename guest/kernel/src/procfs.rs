@@ -29,6 +29,13 @@ pub fn zoneinfo() {
     for zone in zones() {
         show_zone(zone, &stats.nodes[zone.node().index()][zone.zone_type().index()]);
     }
+    if stats.device.spanned > 0 {
+        // Linux's zone of device memory has no page either.
+        println!("Node 0, zone   Device");
+        println!("  pages free     0\n        min      0\n        low      0");
+        println!("        spanned  {}", stats.device.spanned);
+        println!("        present  0\n        managed  0");
+    }
 }
 
 /// The zones of all nodes that have memory, and of the first one.

@@ -292,12 +292,17 @@ impl Shell {
             Answer::Failed(failure) => {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
-                    Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
+                    Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
                 });
             }
-            Answer::Stats(_) | Answer::Done => {}
+            // Not to what the shell asks.
+            Answer::Stats(_)
+            | Answer::Done
+            | Answer::Pmem(_)
+            | Answer::PmemMapped(_)
+            | Answer::PmemUnmapped { .. } => {}
         }
         Ok(())
     }

@@ -66,9 +66,13 @@ impl<P: Platform> Mm<P> {
 
     /// Sections that are not online, and the memmap pages of all of them.
     fn check_sections(&self) {
-        let (mut boot, mut altmap, mut online) = (0, 0, 0);
+        let (mut boot, mut altmap) = self.check_pgmaps();
+        let mut online = 0;
         for nr in self.sparse.numbers() {
             let section = self.sparse.section(nr).expect("only sections in the table are ever present");
+            if section.is_device() {
+                continue;
+            }
             let reserve = VmemAltmap::of(nr, section);
             match section.state() {
                 SectionState::Absent => {
@@ -183,6 +187,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
                 assert_eq!(mt, MigrateType::Unmovable, "type of the pageblock with memmap at {pfn:?}");
                 memmap += block;
             }
+            Kind::Device => panic!("{pfn:?} is device memory in {zone:?}"),
         }
         if kind != Kind::Hole {
             tally.present += block;

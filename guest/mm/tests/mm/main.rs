@@ -12,3 +12,4 @@ mod pitfalls;
 mod stress;
 mod subsections;
 mod workload;
+mod zone_device;
