@@ -189,19 +189,25 @@ impl Features {
     }
 
     /// Tests that the table names and no source has, a complaint each.
+    ///
+    /// # Errors
+    /// Sources cannot be read.
     pub fn unknown_tests(&self) -> Result<Vec<String>> {
         let mut complaints = Vec::new();
         for (row, test) in self.tests() {
-            let (suite, name) = (test.split("::").next(), test.rsplit("::").next().unwrap_or_default());
-            let Some(suite) = self.suite.iter().find(|known| suite == Some(&known.name)) else {
-                complaints.push(format!("{}: {test}: no such suite", row.id));
-                continue;
-            };
-            if !declares(&workspace_root().join(&suite.sources), name)? {
-                complaints.push(format!("{}: {test}: not in {}", row.id, suite.sources));
-            }
+            complaints.extend(self.unknown(test)?.map(|complaint| format!("{}: {complaint}", row.id)));
         }
         Ok(complaints)
+    }
+
+    /// Why `test` is none, if it is.
+    fn unknown(&self, test: &str) -> Result<Option<String>> {
+        let (suite, name) = (test.split("::").next(), test.rsplit("::").next().unwrap_or_default());
+        let Some(suite) = self.suite.iter().find(|known| suite == Some(&known.name)) else {
+            return Ok(Some(format!("{test}: no such suite")));
+        };
+        let exists = declares(&workspace_root().join(&suite.sources), name)?;
+        Ok((!exists).then(|| format!("{test}: not in {}", suite.sources)))
     }
 
     /// Every test that is named, and the row that names it.
@@ -281,6 +287,28 @@ mod tests {
     fn every_test_that_is_named_exists() {
         let unknown = Features::read().unwrap().unknown_tests().unwrap();
         assert!(unknown.is_empty(), "{unknown:#?}");
+    }
+
+    /// A row for each pitfall, and a test in it or a reason why it cannot happen.
+    #[test]
+    fn every_pitfall_has_a_test_that_exists_or_a_reason() {
+        let features = Features::read().unwrap();
+        let text = std::fs::read_to_string(super::path("pitfalls.md")).unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).skip(1);
+        let mut count = 0;
+        for (row, number) in rows.zip(1..) {
+            assert!(row.starts_with(&format!("| {number} |")), "{number}: {row}");
+            let of_suite = |word: &&str| {
+                features.suite.iter().any(|suite| word.starts_with(&format!("{}::", suite.name)))
+            };
+            let tests: Vec<&str> = row.split('`').skip(1).step_by(2).filter(of_suite).collect();
+            assert_ne!(tests.is_empty(), !row.contains("Cannot happen"), "{row}");
+            for test in tests {
+                assert_eq!(features.unknown(test).unwrap(), None, "pitfall {number}");
+            }
+            count = number;
+        }
+        assert_eq!(count, 29);
     }
 
     #[test]
