@@ -14,7 +14,7 @@ use crate::pageblock::MigrateType;
 use crate::platform::FaultStep;
 use crate::sim::{Machine, Sim};
 use crate::subsection::SubSections;
-use crate::{Mm, Pfn};
+use crate::{Mm, PerCpu, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
@@ -73,7 +73,7 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
 /// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
 /// must wait for it, and find the pages.
 #[test]
-fn drain_waits_for_a_refill() {
+fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();
     let (held, wait_held) = channel();
     let (refill, wait_refill) = channel();
@@ -143,17 +143,19 @@ fn flush_reads_the_type_again() {
     mm.check();
 }
 
-/// S3.4: lists are disabled by the limits that they have before there is memory.
+/// S3.4: a list that is disabled has the limits with which every list begins.
 #[test]
-fn disabled_lists_are_as_those_of_boot() {
-    let mm = machine();
+fn disabled_limits_are_those_of_a_new_list() {
     let zone = MOVABLE;
-    let boot = crate::PerCpu::new().zone(zone).limits();
-    let _disabled = mm.zone_pcp_disable(zone);
-    for cpu in mm.cpus() {
-        assert_eq!(cpu.zone(zone).limits(), boot);
-        assert_eq!(cpu.zone(zone).refill(), 1);
-    }
+    let new = PerCpu::new();
+    let mm = machine();
+    let limits = || [0, 1].map(|cpu| mm.cpus()[cpu].zone(zone).limits());
+    let before = limits();
+    assert_ne!(before[0], new.zone(zone).limits());
+    let disabled = mm.zone_pcp_disable(zone);
+    assert_eq!(limits(), [new.zone(zone).limits(); 2]);
+    drop(disabled);
+    assert_eq!(limits(), before);
 }
 
 /// S3.11: after an offline, done or failed at any step, every CPU has the limits of before.

@@ -10,6 +10,7 @@ mod lazy;
 mod migration;
 mod model;
 mod pcp;
+mod pitfalls;
 mod stress;
 mod subsections;
 mod workload;
