@@ -12,6 +12,10 @@ use tidevm_abi::{MAX_MEM_DEVICES, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
+mod numa;
+
+pub use numa::NodeConfig;
+
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: u64 = 32 << 20;
 
@@ -35,6 +39,9 @@ pub struct Config {
     pub cpus: u8,
     /// Boot memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
+    /// NUMA nodes, of which each has a part of boot memory and of the vCPUs: from the lowest address and
+    /// the first vCPU up, in their order. All are on node 0 when there are none.
+    pub numa: Vec<NodeConfig>,
     /// One virtio-mem device each.
     pub hotplug: Vec<HotplugConfig>,
     /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
@@ -60,6 +67,7 @@ impl Default for Config {
         Self {
             cpus: 1,
             memory: DEFAULT_MEMORY,
+            numa: Vec::new(),
             hotplug: Vec::new(),
             kernel: None,
             initrd: None,
@@ -82,8 +90,8 @@ pub struct HotplugConfig {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot, a multiple of `block`.
     pub requested: u64,
-    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]. CPUs and boot memory
-    /// are on node 0.
+    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]; it need not have anything
+    /// at boot.
     pub node: Option<u16>,
 }
 
@@ -227,6 +235,40 @@ pub enum ConfigError {
         /// Its node.
         node: u16,
     },
+    /// More nodes than numbers for them.
+    #[error("--numa given {given} times: there can be {} nodes", MAX_NODE + 1)]
+    TooManyNodes {
+        /// Nodes wanted.
+        given: usize,
+    },
+    /// The nodes' memory is not all of boot memory, or more.
+    #[error("--numa memory=: the nodes have {} together, and --memory is {}", Size(*.nodes), Size(*.memory))]
+    NodesMemory {
+        /// What the nodes have together.
+        nodes: u64,
+        /// Boot memory.
+        memory: u64,
+    },
+    /// The nodes' vCPUs are not all that there are, or more.
+    #[error("--numa cpus=: the nodes have {nodes} vCPUs together, and --cpus is {cpus}")]
+    NodesCpus {
+        /// How many the nodes have together.
+        nodes: u64,
+        /// How many there are.
+        cpus: u8,
+    },
+    /// A node would begin within a memory block.
+    #[error(
+        "--numa #{node} memory={}: must be a multiple of the guest's memory block, {}{}, because another \
+         node's memory follows",
+        Size(*.memory), Size(MEMORY_BLOCK_SIZE), nearest(*.memory, MEMORY_BLOCK_SIZE)
+    )]
+    NodeUnaligned {
+        /// Which `--numa`, from 0.
+        node: usize,
+        /// Its memory.
+        memory: u64,
+    },
     /// The target does not fit.
     #[error("--hotplug #{device} requested={}: the region has only {}", Size(*.requested), Size(*.size))]
     RequestedTooLarge {
@@ -259,6 +301,7 @@ impl Config {
         if !self.memory.is_multiple_of(MIN_BLOCK) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        self.validate_numa()?;
         if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();
             return Err(ConfigError::TooManyDevices { given, max: MAX_MEM_DEVICES });

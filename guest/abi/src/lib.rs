@@ -37,6 +37,9 @@ pub const MAX_PHYS_ADDR: u64 = 2 << 40;
 /// Most CPUs that the guest brings up.
 pub const MAX_CPUS: usize = 64;
 
+/// Most NUMA nodes that the guest tells apart.
+pub const MAX_NODES: usize = 4;
+
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
@@ -68,6 +71,10 @@ pub mod cmdline {
     /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
     /// memory that was left for later.
     pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
+    /// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole
+    /// memory blocks from the lowest address up, and so many CPUs. What is in none is on node 0. Without
+    /// it, nodes are those of ACPI's SRAT.
+    pub const NUMA: &str = "tidevm.numa";
     /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
     pub const PERCPU_BUF: &str = "percpu_buf";
     /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
@@ -76,7 +83,7 @@ pub mod cmdline {
 }
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
-pub const MAX_RECORD: usize = 1024;
+pub const MAX_RECORD: usize = 2048;
 
 /// Names one workload of a session. The VMM chooses it, and never uses one twice at a time.
 pub type Handle = u32;
@@ -277,11 +284,26 @@ pub struct ZoneStats {
     pub pcp: u64,
 }
 
+/// Counters of one NUMA node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStats {
+    /// One entry a zone, in the order of [`ZoneName`].
+    pub zones: [ZoneStats; NR_ZONES],
+    /// Sections of its boot memory that were left for later and initialised by CPUs of the node.
+    pub init_local: u64,
+    /// Such sections that CPUs of other nodes initialised.
+    pub init_remote: u64,
+}
+
 /// Counters of the whole guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneName`].
+    /// One entry a zone, in the order of [`ZoneName`]: the sums over all nodes.
     pub zones: [ZoneStats; NR_ZONES],
+    /// The nodes that there are: the first of [`Stats::nodes`].
+    pub nr_nodes: u8,
+    /// One entry a node.
+    pub nodes: [NodeStats; MAX_NODES],
     /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
     pub memmap_boot_pages: u64,
     /// Pages of hot-added memory's memmap that lie in the added memory itself.
@@ -408,6 +430,9 @@ mod tests {
             id: u32::MAX,
             answer: Answer::Stats(Stats {
                 zones: [zone; NR_ZONES],
+                nr_nodes: u8::MAX,
+                nodes: [NodeStats { zones: [zone; NR_ZONES], init_local: u64::MAX, init_remote: u64::MAX };
+                    MAX_NODES],
                 memmap_boot_pages: u64::MAX,
                 memmap_altmap_pages: u64::MAX,
                 blocks_online: u64::MAX,

@@ -2,10 +2,13 @@
 //! `tidevm_abi::cmdline`). Words that it does not know are left alone, as Linux does; a value that
 //! it cannot read is reported and the default holds.
 
+use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::InitPolicy;
+use tidevm_mm::{InitPolicy, MAX_NODES, SECTION_SIZE};
 
 use crate::console::println;
+use crate::cpu::MAX_CPUS;
+use crate::numa::Share;
 
 /// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
 pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
@@ -36,6 +39,8 @@ pub struct Options {
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
     pub grow: bool,
+    /// Nodes in their order, if there are any.
+    pub numa: ArrayVec<Share, MAX_NODES>,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// Whether memory is zero until it is written to.
@@ -55,6 +60,7 @@ pub fn parse(text: &str) -> Options {
         pcp_disable: true,
         init: InitPolicy::Eager,
         grow: true,
+        numa: ArrayVec::new(),
         percpu_buf: 0,
         zeroed: false,
         pci: true,
@@ -71,6 +77,7 @@ pub fn parse(text: &str) -> Options {
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
+            keys::NUMA => set(&mut options.numa, numa(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
@@ -112,6 +119,17 @@ fn init(value: &str) -> Option<InitPolicy> {
         "lazy" => Some(InitPolicy::Lazy),
         _ => None,
     }
+}
+
+/// `MEMORY[:CPUS],...`, in whole memory blocks.
+fn numa(value: &str) -> Option<ArrayVec<Share, MAX_NODES>> {
+    let mut nodes = ArrayVec::new();
+    for node in value.split(',') {
+        let (memory, cpus) = node.split_once(':').unwrap_or((node, "0"));
+        let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE))?;
+        nodes.try_push((memory, cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?)).ok()?;
+    }
+    Some(nodes)
 }
 
 fn device(value: &str) -> Option<MmioDevice> {

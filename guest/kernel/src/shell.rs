@@ -322,8 +322,10 @@ fn meminfo() {
 /// Linux `/proc/zoneinfo`, what of it means something here. Pages on per-CPU lists are given as one
 /// number.
 fn zoneinfo() {
-    for zone in MM.stats().zones {
-        println!("Node 0, zone {:>8}", name(zone.zone));
+    let stats = MM.stats();
+    let nodes = stats.nodes.iter().zip(0..).take(stats.nr_nodes);
+    for (zone, node) in nodes.flat_map(|(zones, node)| zones.iter().map(move |zone| (zone, node))) {
+        println!("Node {node}, zone {:>8}", name(zone.zone));
         println!("  pages free     {}", zone.free);
         println!("        spanned  {}", zone.spanned);
         println!("        present  {}", zone.present);

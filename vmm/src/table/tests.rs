@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{Stats, ZoneName, ZoneStats};
+use tidevm_abi::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 
 use super::{Table, about, numbers, wrap};
 use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
@@ -19,6 +19,8 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
     ];
     let guest = Stats {
         zones,
+        nr_nodes: 1,
+        nodes: [NodeStats { zones, init_local: 0, init_remote: 0 }; MAX_NODES],
         memmap_boot_pages: 0,
         memmap_altmap_pages: 512 * blocks,
         blocks_online: blocks,
