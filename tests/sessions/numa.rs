@@ -49,7 +49,7 @@ const GROW_NODE_1: &str = "
     expect node.1.zone.Movable.managed == 64512
     expect zone.Movable.present == 98304
     expect node.0.zone.Movable.present == 0
-    hog 8M movable scattered full as data
+    hog 2M movable scattered as data
     resize 130M within 60s
     expect node.1.zone.Movable.present == 65536
     verify data

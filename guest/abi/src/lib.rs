@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod cmdline;
+
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
 pub const EXIT_PORT: u16 = 0xf4;
@@ -49,38 +51,6 @@ pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
 pub const NOTE_NAME: &str = "tidevm";
-
-/// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
-pub mod cmdline {
-    /// `nr_cpus=N`: most CPUs to bring up of those that ACPI lists; without ACPI, their number, and
-    /// their local APIC ids are `0..N`.
-    pub const NR_CPUS: &str = "nr_cpus";
-    /// `tsc_early_khz=N`: frequency of the time-stamp counter.
-    pub const TSC_KHZ: &str = "tsc_early_khz";
-    /// `pci=off`: do not look for devices on PCI, where each look may cost an exit.
-    pub const PCI: &str = "pci";
-    /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
-    pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
-    /// `memory_hotplug.memmap_on_memory=on|off`.
-    pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-    /// are drained again and again.
-    pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
-    pub const INIT: &str = "tidevm.init";
-    /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
-    /// memory that was left for later.
-    pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
-    /// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole
-    /// memory blocks from the lowest address up, and so many CPUs. What is in none is on node 0. Without
-    /// it, nodes are those of ACPI's SRAT.
-    pub const NUMA: &str = "tidevm.numa";
-    /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
-    pub const PERCPU_BUF: &str = "percpu_buf";
-    /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
-    /// guest writes to it.
-    pub const ZEROED: &str = "tidevm.zeroed";
-}
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 2048;
@@ -179,6 +149,7 @@ pub enum FaultStep {
 
 /// Messages of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Report {
     /// All CPUs are up and all drivers are bound. Sent once.
     Ready {
@@ -200,6 +171,7 @@ pub enum Report {
 
 /// What came of a [`Call`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Answer {
     /// To [`Op::Stats`].
     Stats(Stats),

@@ -92,7 +92,10 @@ fn nodes_that_cannot_be_are_refused_with_advice() {
             on_nodes(&[(256, 4), (128, 0)]),
             "--numa memory=: the nodes have 384M together, and --memory is 512M",
         ),
-        (on_nodes(&[(1 << 43, 4), (1 << 43, 0)]), "--numa memory=: the nodes have 16777216T"),
+        (
+            on_nodes(&[(1 << 43, 4), (1 << 43, 0)]),
+            "--numa memory=: the nodes have 18446744073709551615 together",
+        ),
         (on_nodes(&[(256, 4), (256, 1)]), "--numa cpus=: the nodes have 5 vCPUs together, and --cpus is 4"),
         (
             on_nodes(&[(0, 0), (200, 4), (312, 0)]),

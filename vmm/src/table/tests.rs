@@ -141,6 +141,26 @@ fn without_a_guest_its_numbers_are_dashes() {
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
 }
 
+/// With more than one node, `stats` shows each.
+#[test]
+fn zones_are_shown_by_node() {
+    let mut sample = sample(0, 0);
+    let guest = sample.guest.as_mut().unwrap();
+    guest.nr_nodes = 2;
+    guest.nodes[1].zones[2].free = 77;
+    let mut out = Vec::new();
+    let mut table = Table::new(&mut out, None, 5);
+    table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
+    let verdict = Verdict::Done { note: None };
+    let command = "stats".parse().unwrap();
+    table.step(&StepReport { line: 1, column: 1, command, took: Duration::ZERO, verdict, sample }).unwrap();
+    let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("node 0 DMA32 65409 65409 63211 61034 63 node 0 Normal"), "{text}");
+    assert!(flat.contains("node 1 Movable 0 0 0 77 63 memmap"), "{text}");
+    assert!(!flat.contains("node 2"), "{text}");
+}
+
 /// What a guest says of itself can be anything.
 #[test]
 fn absurd_numbers_are_shown() {
