@@ -25,6 +25,9 @@ pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
 pub const NUMA: &str = "tidevm.numa";
 /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
 pub const PERCPU_BUF: &str = "percpu_buf";
+/// `tidevm.device_init=once|twice`: whether struct pages of device memory are written once, outside of
+/// the memory hotplug lock, or under it and outside.
+pub const DEVICE_INIT: &str = "tidevm.device_init";
 /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
 /// guest writes to it.
 pub const ZEROED: &str = "tidevm.zeroed";

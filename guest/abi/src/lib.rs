@@ -14,6 +14,11 @@
 use serde::{Deserialize, Serialize};
 
 pub mod cmdline;
+mod pmem;
+mod stats;
+
+pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
+pub use stats::{NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -44,6 +49,15 @@ pub const MAX_NODES: usize = 4;
 
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
+
+/// Most ranges of device memory that the guest looks for in its memory map.
+pub const MAX_PMEM: usize = 8;
+
+/// Type of device memory in the memory map (PVH's and e820): persistent memory, as ACPI has it.
+pub const E820_PMEM: u32 = 7;
+
+/// The same in the form that came before ACPI's. Linux takes it without further tables.
+pub const E820_PRAM: u32 = 12;
 
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
@@ -117,6 +131,8 @@ pub enum Op {
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
+    /// Do something with device memory.
+    Pmem(PmemOp),
 }
 
 /// Kinds of pages that a hog may hold.
@@ -208,6 +224,15 @@ pub enum Answer {
     },
     /// To [`Op::Inject`].
     Done,
+    /// To [`Op::Pmem`].
+    Pmem(Pmem),
+    /// To [`Op::PmemMap`].
+    PmemMapped(PmemMapped),
+    /// To [`Op::PmemUnmap`].
+    PmemUnmapped {
+        /// Pages that could be used.
+        pages: u64,
+    },
     /// The guest could not do it.
     Failed(Failure),
 }
@@ -223,74 +248,8 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
-}
-
-/// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ZoneName {
-    /// Boot memory below 4 GiB.
-    Dma32,
-    /// Boot memory above 4 GiB, and hot-added memory for the kernel.
-    Normal,
-    /// Hot-added memory for movable pages.
-    Movable,
-}
-
-/// Number of zones in [`Stats`].
-pub const NR_ZONES: usize = 3;
-
-/// Counters of one zone, in pages (Linux `/proc/zoneinfo`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ZoneStats {
-    /// Which zone.
-    pub name: ZoneName,
-    /// Pages between its first and last page, holes included.
-    pub spanned: u64,
-    /// Pages that exist.
-    pub present: u64,
-    /// Pages that the allocator manages.
-    pub managed: u64,
-    /// Pages on the buddy's free lists, isolated ones excluded.
-    pub free: u64,
-    /// Pages on per-CPU lists.
-    pub pcp: u64,
-}
-
-/// Counters of one NUMA node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeStats {
-    /// One entry a zone, in the order of [`ZoneName`].
-    pub zones: [ZoneStats; NR_ZONES],
-    /// Sections of its boot memory that were left for later and initialised by CPUs of the node.
-    pub init_local: u64,
-    /// Such sections that CPUs of other nodes initialised.
-    pub init_remote: u64,
-}
-
-/// Counters of the whole guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneName`]: the sums over all nodes.
-    pub zones: [ZoneStats; NR_ZONES],
-    /// The nodes that there are: the first of [`Stats::nodes`].
-    pub nr_nodes: u8,
-    /// One entry a node.
-    pub nodes: [NodeStats; MAX_NODES],
-    /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
-    pub memmap_boot_pages: u64,
-    /// Pages of hot-added memory's memmap that lie in the added memory itself.
-    pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online.
-    pub blocks_online: u64,
-    /// Pages migrated since boot.
-    pub pages_migrated: u64,
-    /// Migrations that failed since boot.
-    pub migrate_failed: u64,
-    /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
-    pub pcp_drains: u64,
-    /// Sections whose struct pages were all written at once, since boot; the others' are written when
-    /// their pages are first used.
-    pub memmaps_written: u64,
+    /// Device memory is not what the call takes it for.
+    Pmem(PmemFailure),
 }
 
 /// Where a virtio-mem driver stands.
@@ -412,9 +371,15 @@ mod tests {
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
                 memmaps_written: u64::MAX,
+                device_spanned: u64::MAX,
+                device_pages: u64::MAX,
+                device_refs: u64::MAX,
             }),
         };
-        for report in [resize, stats] {
+        let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
+        let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+        let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
+        for report in [resize, stats, pmem] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));

@@ -4,7 +4,7 @@
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{InitPolicy, MAX_NODES, SECTION_SIZE};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, SECTION_SIZE};
 
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
@@ -43,6 +43,8 @@ pub struct Options {
     pub numa: ArrayVec<Share, MAX_NODES>,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
+    /// How struct pages of device memory are initialised.
+    pub device_init: DeviceInit,
     /// Whether memory is zero until it is written to.
     pub zeroed: bool,
     /// Whether to look for devices on PCI.
@@ -62,6 +64,7 @@ pub fn parse(text: &str) -> Options {
         grow: true,
         numa: ArrayVec::new(),
         percpu_buf: 0,
+        device_init: DeviceInit::Once,
         zeroed: false,
         pci: true,
         devices: [None; MAX_DEVICES],
@@ -79,6 +82,7 @@ pub fn parse(text: &str) -> Options {
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::NUMA => set(&mut options.numa, numa(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
+            keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
                 let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
@@ -130,6 +134,14 @@ fn numa(value: &str) -> Option<ArrayVec<Share, MAX_NODES>> {
         nodes.try_push((memory, cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?)).ok()?;
     }
     Some(nodes)
+}
+
+fn device_init(value: &str) -> Option<DeviceInit> {
+    match value {
+        "once" => Some(DeviceInit::Once),
+        "twice" => Some(DeviceInit::Twice),
+        _ => None,
+    }
 }
 
 fn device(value: &str) -> Option<MmioDevice> {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use tidevm_abi::{FaultStep, HogKind, ZoneName};
 
 use super::quantity::{parse_duration, parse_size};
-use super::{Command, Comparison, Expect, Hog, Metric, Name, NodeNumber, Resize, Target, Unit, ZoneCounter};
+use super::{
+    Command, Comparison, Expect, Hog, Metric, Name, NodeNumber, Resize, Target, Unit, ZoneCounter, pmem,
+};
 
 /// Why a line is not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +29,7 @@ type Table<T> = &'static [(&'static str, T)];
 
 const VERBS: &[&str] = &[
     "resize", "plug", "unplug", "hog", "churn", "verify", "release", "wait", "expect", "stats", "check",
-    "sleep", "inject", "repeat",
+    "sleep", "inject", "pmem", "repeat",
 ];
 
 pub(super) const HOG_KINDS: Table<HogKind> =
@@ -70,6 +72,9 @@ pub(super) const PLAIN_METRICS: Table<Metric> = &[
     ("memmap.altmap_pages", Metric::MemmapAltmapPages),
     ("migrated", Metric::Migrated),
     ("blocks.online", Metric::BlocksOnline),
+    ("zone.Device.spanned", Metric::DeviceSpanned),
+    ("device.pages", Metric::DevicePages),
+    ("device.refs", Metric::DeviceRefs),
     ("pcp.drains", Metric::PcpDrains),
 ];
 
@@ -219,6 +224,7 @@ pub(crate) fn parse_command(words: &mut Words<'_>) -> Result<Command, SyntaxErro
         "check" => Ok(Command::Check),
         "sleep" => Ok(Command::Sleep(duration(words)?)),
         "inject" => inject(words),
+        "pmem" => pmem::parse(words).map(Command::Pmem),
         _ => Err(verb.error(&format!("a command ({})", list(VERBS.iter().copied())))),
     }
 }
@@ -274,7 +280,9 @@ fn expect(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
 }
 
 fn metric(text: &str) -> Option<Metric> {
-    let find = |table: Table<Metric>| table.iter().find(|(word, _)| *word == text).map(|(_, metric)| *metric);
+    if let Some((_, metric)) = PLAIN_METRICS.iter().find(|(word, _)| *word == text) {
+        return Some(*metric);
+    }
     if let Some(text) = text.strip_prefix("node.") {
         let (node, text) = text.split_once('.')?;
         let node = NodeNumber::new(node.parse().ok()?)?;
@@ -284,10 +292,7 @@ fn metric(text: &str) -> Option<Metric> {
             text => zone_counter(text).map(|(zone, counter)| Metric::NodeZone(node, zone, counter)),
         };
     }
-    match zone_counter(text) {
-        Some((zone, counter)) => Some(Metric::Zone(zone, counter)),
-        None => find(PLAIN_METRICS),
-    }
+    zone_counter(text).map(|(zone, counter)| Metric::Zone(zone, counter))
 }
 
 /// `zone.NAME.COUNTER`.
@@ -328,6 +333,6 @@ pub(crate) fn count(words: &mut Words<'_>, what: &str) -> Result<u32, SyntaxErro
     words.value(&format!("{what}, at least 1"), |text| text.parse().ok().filter(|count| *count > 0))
 }
 
-fn name(words: &mut Words<'_>) -> Result<Name, SyntaxError> {
+pub(super) fn name(words: &mut Words<'_>) -> Result<Name, SyntaxError> {
     words.value("a name (a letter, then letters, digits, _ or -)", Name::new)
 }

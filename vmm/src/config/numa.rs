@@ -5,7 +5,7 @@
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
-use super::{Config, ConfigError, MAX_NODE};
+use super::{Config, MAX_NODE, Size, nearest};
 
 /// What of the machine is on one NUMA node at boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,45 @@ pub struct NodeConfig {
     pub memory: u64,
     /// vCPUs, possibly none.
     pub cpus: u8,
+}
+
+/// Why nodes cannot be as a [`Config`] has them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NumaError {
+    /// More nodes than numbers for them.
+    #[error("--numa given {given} times: there can be {} nodes", MAX_NODE + 1)]
+    TooManyNodes {
+        /// Nodes wanted.
+        given: usize,
+    },
+    /// The nodes' memory is not all of boot memory, or more.
+    #[error("--numa memory=: the nodes have {} together, and --memory is {}", Size(*.nodes), Size(*.memory))]
+    NodesMemory {
+        /// What the nodes have together.
+        nodes: u64,
+        /// Boot memory.
+        memory: u64,
+    },
+    /// The nodes' vCPUs are not all that there are, or more.
+    #[error("--numa cpus=: the nodes have {nodes} vCPUs together, and --cpus is {cpus}")]
+    NodesCpus {
+        /// How many the nodes have together.
+        nodes: u64,
+        /// How many there are.
+        cpus: u8,
+    },
+    /// A node would begin within a memory block.
+    #[error(
+        "--numa #{node} memory={}: must be a multiple of the guest's memory block, {}{}, because another \
+         node's memory follows",
+        Size(*.memory), Size(MEMORY_BLOCK_SIZE), nearest(*.memory, MEMORY_BLOCK_SIZE)
+    )]
+    NodeUnaligned {
+        /// Which `--numa`, from 0.
+        node: usize,
+        /// Its memory.
+        memory: u64,
+    },
 }
 
 impl Config {
@@ -28,26 +67,26 @@ impl Config {
         nodes.chain(std::iter::repeat(0)).take(self.cpus.into())
     }
 
-    pub(super) fn validate_numa(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate_numa(&self) -> Result<(), NumaError> {
         let given = self.numa.len();
         if given == 0 {
             return Ok(());
         }
         if given > usize::from(MAX_NODE) + 1 {
-            return Err(ConfigError::TooManyNodes { given });
+            return Err(NumaError::TooManyNodes { given });
         }
         let nodes = self.numa.iter().map(|node| u64::from(node.cpus)).sum();
         if nodes != u64::from(self.cpus) {
-            return Err(ConfigError::NodesCpus { nodes, cpus: self.cpus });
+            return Err(NumaError::NodesCpus { nodes, cpus: self.cpus });
         }
         let nodes = self.numa.iter().fold(0_u64, |sum, node| sum.saturating_add(node.memory));
         if nodes != self.memory {
-            return Err(ConfigError::NodesMemory { nodes, memory: self.memory });
+            return Err(NumaError::NodesMemory { nodes, memory: self.memory });
         }
         let last = self.numa.iter().rposition(|node| node.memory > 0).unwrap_or(0);
         let split = |node: &usize| !self.numa[*node].memory.is_multiple_of(MEMORY_BLOCK_SIZE);
         match (0..last).find(split) {
-            Some(node) => Err(ConfigError::NodeUnaligned { node, memory: self.numa[node].memory }),
+            Some(node) => Err(NumaError::NodeUnaligned { node, memory: self.numa[node].memory }),
             None => Ok(()),
         }
     }

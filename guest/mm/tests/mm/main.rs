@@ -12,3 +12,4 @@ mod pcp;
 mod stress;
 mod subsections;
 mod workload;
+mod zone_device;
