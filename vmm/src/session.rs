@@ -236,6 +236,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
                 Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
                 other => Err(unfit(&other)),
             },
+            Command::Race { cycles } => self.race(*cycles),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {

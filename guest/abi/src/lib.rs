@@ -60,8 +60,8 @@ pub mod cmdline {
     pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
     /// `memory_hotplug.memmap_on_memory=on|off`.
     pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-    /// are drained again and again.
+    /// `tidevm.pcp_disable=on|off|once`: per-CPU lists are out of play while a range goes offline, or
+    /// are drained again and again, or once, which is not enough.
     pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
     /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
     pub const INIT: &str = "tidevm.init";
@@ -130,6 +130,12 @@ pub enum Op {
         threads: u32,
         /// How long, in milliseconds.
         millis: u64,
+    },
+    /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
+    /// while the other CPUs free pages of it: [`Answer::Raced`].
+    Race {
+        /// How often.
+        cycles: u32,
     },
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {
@@ -227,6 +233,15 @@ pub enum Answer {
         /// Allocations that found no memory.
         failures: u64,
     },
+    /// To [`Op::Race`].
+    Raced {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Those in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were found on per-CPU lists although they were isolated.
+        stranded: u64,
+    },
     /// To [`Op::Inject`].
     Done,
     /// The guest could not do it.
@@ -244,6 +259,8 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
+    /// It needs CPUs or plugged memory that this guest does not have.
+    Unfit,
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -294,8 +311,26 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
     pub pcp_drains: u64,
+    /// Pages of isolated ranges that were found on per-CPU lists since boot, where nobody looks for
+    /// them.
+    pub pcp_stranded: u64,
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
+    pub memmaps_written: u64,
+    /// How long boot took.
+    pub boot: BootTimes,
+}
+
+/// When boot reached what it is measured by, in microseconds since the kernel's first instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimes {
+    /// All of boot memory is in the kernel's page tables.
+    pub mapped: u64,
+    /// The page allocator gives pages.
+    pub first_allocation: u64,
+    /// All of boot memory is with the page allocator; `None` while some of it is left for later.
+    pub initialised: Option<u64>,
+    /// Sections whose struct pages were all written before the first allocation.
     pub memmaps_written: u64,
 }
 
@@ -414,7 +449,14 @@ mod tests {
                 pages_migrated: u64::MAX,
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
+                pcp_stranded: u64::MAX,
                 memmaps_written: u64::MAX,
+                boot: BootTimes {
+                    mapped: u64::MAX,
+                    first_allocation: u64::MAX,
+                    initialised: Some(u64::MAX),
+                    memmaps_written: u64::MAX,
+                },
             }),
         };
         for report in [resize, stats] {

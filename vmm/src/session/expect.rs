@@ -40,6 +40,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             Metric::Migrated => Ok(self.guest_stats()?.pages_migrated),
             Metric::BlocksOnline => Ok(self.guest_stats()?.blocks_online),
             Metric::PcpDrains => Ok(self.guest_stats()?.pcp_drains),
+            Metric::PcpStranded => Ok(self.guest_stats()?.pcp_stranded),
         }
     }
 }
