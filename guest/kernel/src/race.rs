@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use tidevm_abi::{Answer, Failure};
-use tidevm_mm::{Gfp, Order, Pfn, ZoneType};
+use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
 use crate::agent::Asker;
 use crate::job::{Job, Step};
@@ -135,7 +135,7 @@ impl Race {
             Err(_) => {
                 self.failures += 1;
                 // What lies on lists now is not to be found in the next cycle.
-                drop(MM.zone_pcp_disable(ZoneType::Movable));
+                NodeId::all().for_each(|node| drop(MM.zone_pcp_disable(node.zone(ZoneType::Movable))));
             }
         }
     }

@@ -114,7 +114,7 @@ impl<P: Platform> Mm<P> {
         if u64::from(stuck.pages) > self.room_for_movable() {
             return Err(OfflineError::NoRoom(stuck));
         }
-        let mut targets = Targets::new(self);
+        let mut targets = Targets::new(self, pages.section().node());
         let mut left = u32::MAX;
         let mut idle = 0;
         let mut came_round = false;
@@ -157,6 +157,7 @@ mod tests {
     use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
     use crate::isolation::OfflineError;
     use crate::memmap_init::Content;
+    use crate::node::NodeId;
     use crate::page::{Holder, ZoneType};
     use crate::page_alloc::Gfp;
     use crate::sim::{Machine, Sim};
@@ -166,7 +167,7 @@ mod tests {
 
     fn movable() -> (&'static Mm<Sim>, SectionNr) {
         let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-        mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).expect("a new block");
+        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).expect("a new block");
         mm.online(BLOCK, ZoneType::Movable).expect("it goes online");
         (mm, BLOCK)
     }
@@ -200,7 +201,7 @@ mod tests {
         let blocks = SubSections::range(pfn.pageblock()..pfn.pageblock() + 1);
 
         let pages = mm.sparse.pages(nr).expect("a memmap");
-        mm.drain_pcp(ZoneType::Movable);
+        mm.drain_pcp(NodeId::FIRST.zone(ZoneType::Movable));
         mm.free_pages(pfn, Order::PAGE);
         mm.start_isolate(pages, blocks).expect("nothing is in the way");
         let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(pages, blocks, false) else {

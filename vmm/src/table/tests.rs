@@ -54,6 +54,7 @@ fn shown(terminal: Option<usize>) -> String {
     ];
     for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepReport {
+            answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
