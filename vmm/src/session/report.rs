@@ -58,6 +58,14 @@ pub struct StepReport {
     pub sample: Sample,
 }
 
+impl StepReport {
+    /// Whether it did what it says.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.verdict, Verdict::Done { .. })
+    }
+}
+
 /// What came of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
