@@ -9,6 +9,7 @@
 //! race N cycles                   stats                         check
 //! sleep DURATION
 //! inject STEP [after N]
+//! pmem ...                        (see `command/pmem.rs`)
 //! ```
 //!
 //! `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th `--hotplug`, 0 without it) and
@@ -19,6 +20,7 @@
 //! typed in again. Parsing is in `command/parse.rs`, sizes and durations in `command/quantity.rs`.
 
 mod parse;
+mod pmem;
 mod quantity;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use crate::config::Size;
 
 pub use parse::SyntaxError;
 pub(crate) use parse::{Word, Words, count, parse_command};
+pub use pmem::{Pmem, PmemMap};
 pub use quantity::{ShowDuration, parse_size};
 
 /// One line of a script.
@@ -62,6 +65,8 @@ pub enum Command {
     Stats,
     /// Let the guest verify every invariant of its memory management.
     Check,
+    /// Do something with device memory.
+    Pmem(Pmem),
     /// Let time pass.
     Sleep(Duration),
     /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
@@ -162,6 +167,12 @@ pub enum Metric {
     Migrated,
     /// `blocks.online`: memory blocks online, those of boot memory included.
     BlocksOnline,
+    /// `zone.Device.spanned`: pages from the first range of device memory that is mapped to the last.
+    DeviceSpanned,
+    /// `device.pages`: pages of device memory that can be used.
+    DevicePages,
+    /// `device.refs`: references to them; each is one, and so is each use.
+    DeviceRefs,
     /// `pcp.drains`: forced drains of per-CPU lists since boot.
     PcpDrains,
     /// `pcp.stranded`: pages found on per-CPU lists although they were isolated, since boot.
@@ -274,6 +285,7 @@ impl fmt::Display for Command {
             Command::Expect(expect) => write!(f, "{expect}"),
             Command::Stats => f.write_str("stats"),
             Command::Check => f.write_str("check"),
+            Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Command::Race { cycles } => {
                 write!(f, "race {cycles} {}", if *cycles == 1 { "cycle" } else { "cycles" })

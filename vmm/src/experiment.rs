@@ -15,11 +15,13 @@
 
 mod boot_time;
 pub mod data;
+mod double_init;
 mod early_oom;
 pub mod host;
 pub mod html;
 mod memmap_oom;
 mod offline_race;
+mod parallel_init;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -33,8 +35,14 @@ use crate::session::{BootReport, Ended, StepReport, Summary, Verdict};
 use crate::vm::StartError;
 
 /// All experiments, in the order in which `all` runs them.
-pub const ALL: &[Experiment] =
-    &[early_oom::EXPERIMENT, memmap_oom::EXPERIMENT, offline_race::EXPERIMENT, boot_time::EXPERIMENT];
+pub const ALL: &[Experiment] = &[
+    early_oom::EXPERIMENT,
+    memmap_oom::EXPERIMENT,
+    offline_race::EXPERIMENT,
+    double_init::EXPERIMENT,
+    parallel_init::EXPERIMENT,
+    boot_time::EXPERIMENT,
+];
 
 /// An experiment that can be run.
 pub struct Experiment {

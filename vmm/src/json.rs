@@ -80,6 +80,9 @@ struct Guest {
     pcp_drains: u64,
     pcp_stranded: u64,
     memmaps_written: u64,
+    device_spanned: u64,
+    device_pages: u64,
+    device_refs: u64,
     boot: Boot,
 }
 
@@ -194,6 +197,9 @@ fn guest(stats: &Stats) -> Guest {
         pcp_drains: stats.pcp_drains,
         pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
+        device_spanned: stats.device_spanned,
+        device_pages: stats.device_pages,
+        device_refs: stats.device_refs,
         boot: boot(stats.boot),
     }
 }

@@ -26,6 +26,7 @@ mod panic;
 mod pci;
 mod percpu_buf;
 mod platform;
+mod pmem;
 mod race;
 mod shell;
 mod smp;
@@ -125,10 +126,12 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         init: options.init,
         grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },
+        device_init: options.device_init,
     };
     MM.boot(memblock, mm_options).expect("memory management does not start");
     stamps::first_allocation();
     MM.register_owner(workload::OWNER, &workload::Workloads);
+    pmem::find(info.pmem());
 
     irq::init_cpu();
     cpu::set_online();

@@ -298,12 +298,17 @@ impl Shell {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
                     Failure::Unfit => "it needs two CPUs and plugged memory",
-                    Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
+                    Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
                 });
             }
-            Answer::Stats(_) | Answer::Done => {}
+            // Not to what the shell asks.
+            Answer::Stats(_)
+            | Answer::Done
+            | Answer::Pmem(_)
+            | Answer::PmemMapped(_)
+            | Answer::PmemUnmapped { .. } => {}
         }
         Ok(())
     }
@@ -347,6 +352,13 @@ fn zoneinfo() {
         println!("      nr_free_pages {}", zone.free);
         println!("      nr_isolate_pageblock {}", zone.nr_isolate_pageblock);
         println!("  pagesets\n    all cpus\n              count:    {}", zone.pcp);
+    }
+    let device = MM.stats().device;
+    if device.spanned > 0 {
+        println!("Node 0, zone   Device");
+        println!("  pages free     0");
+        println!("        spanned  {}", device.spanned);
+        println!("        present  0\n        managed  0");
     }
 }
 

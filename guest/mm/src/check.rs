@@ -47,9 +47,12 @@ impl<P: Platform> Mm<P> {
 
     /// Sections that are not online, and the memmap pages of all of them.
     fn check_sections(&self) {
-        let (mut boot, mut altmap) = (0, 0);
+        let (mut boot, mut altmap) = self.check_pgmaps();
         for nr in self.sparse.numbers() {
             let section = self.sparse.section(nr).expect("only sections in the table are ever present");
+            if section.is_device() {
+                continue;
+            }
             let reserve = VmemAltmap::of(nr, section);
             match section.state() {
                 SectionState::Absent => {
@@ -141,6 +144,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
             Kind::Reserved | Kind::Hole => assert!(section.is_boot(), "{pfn:?} is {state:?}"),
             Kind::Offline => offline += block,
             Kind::Memmap => memmap += block,
+            Kind::Device => panic!("{pfn:?} is device memory in {zone:?}"),
         }
         if kind != Kind::Hole {
             tally.present += block;

@@ -7,6 +7,7 @@ use crate::addr::Order;
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::ZoneType;
 use crate::pageblock::MigrateType;
+use crate::pgmap::DeviceStats;
 use crate::platform::Platform;
 
 /// Counters of one zone, in pages.
@@ -57,9 +58,9 @@ pub struct Stats {
     /// Sections of boot memory that were left for later and are initialised now: by their node, and by
     /// the node of the CPU that did it.
     pub deferred_sections: [[u32; MAX_NODES]; MAX_NODES],
-    /// Pages of hot-added memory's memmap taken from memory that was there before.
+    /// Pages of hot-added and of device memory's memmap taken from memory that was there before.
     pub memmap_boot_pages: u64,
-    /// Pages of hot-added memory's memmap that lie in the added memory itself.
+    /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
     pub memmap_altmap_pages: u64,
     /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
     /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
@@ -79,6 +80,8 @@ pub struct Stats {
     pub pcp_stranded: u64,
     /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
     pub pcp_limit_updates: u64,
+    /// Device memory.
+    pub device: DeviceStats,
 }
 
 /// Events and totals that belong to no zone.
@@ -135,6 +138,7 @@ impl<P: Platform> Mm<P> {
             pcp_drains: counters.pcp_drains.load(Relaxed),
             pcp_stranded: counters.pcp_stranded.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
+            device: self.pgmaps.stats(),
         }
     }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BootTimes, Stats};
+use tidevm_abi::{Answer, BootTimes, PmemMapped, Stats};
 
 use super::*;
 use crate::session::{DeviceSample, Sample};
@@ -35,6 +35,9 @@ fn stats() -> Stats {
         pcp_drains: 7,
         pcp_stranded: 0,
         memmaps_written: 0,
+        device_spanned: 0,
+        device_pages: 0,
+        device_refs: 0,
         boot: BootTimes::default(),
     }
 }
@@ -169,6 +172,24 @@ fn offline_race_counts_pages() {
     for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died("the guest panicked")] {
         assert_eq!(outcome("offline-race", vec![off, on()]), (vec![Neither, Success], false));
     }
+}
+
+#[test]
+fn device_memory_is_judged_by_who_writes_and_when() {
+    let mapped = |locked_pages, cpus| {
+        let mapped = PmemMapped { pages: 9, locked_pages, locked_ns: 5, total_ns: 7, cpus };
+        let map = StepReport { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
+        record(vec![map, step("check")])
+    };
+    let none = || died("the guest panicked");
+    let mut broken = mapped(9, 1);
+    broken.steps[1] = failed("check", "no answer");
+    assert_eq!(outcome("double-init", vec![mapped(9, 1), mapped(0, 1)]), (vec![Failure, Success], true));
+    assert_eq!(outcome("double-init", vec![mapped(0, 1), mapped(9, 1)]), (vec![Success, Failure], false));
+    assert_eq!(outcome("double-init", vec![mapped(3, 1), none()]), (vec![Neither, Neither], false));
+    assert_eq!(outcome("parallel-init", vec![mapped(0, 1), mapped(0, 2)]), (vec![Failure, Success], true));
+    assert_eq!(outcome("parallel-init", vec![mapped(0, 2), mapped(0, 1)]), (vec![Success, Failure], false));
+    assert_eq!(outcome("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
 }
 
 /// Boots of 1, 8, 64 and 512 GiB with so many sections written first.

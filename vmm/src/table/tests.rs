@@ -27,6 +27,9 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         pcp_drains: 3,
         pcp_stranded: 0,
         memmaps_written: 0,
+        device_spanned: 0,
+        device_pages: 0,
+        device_refs: 0,
         boot: BootTimes::default(),
     };
     let held = Some(plugged / 64 * 9 + 4096);

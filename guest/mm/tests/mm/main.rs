@@ -11,3 +11,4 @@ mod pcp;
 mod stress;
 mod subsections;
 mod workload;
+mod zone_device;
