@@ -177,16 +177,22 @@ fn offline_race_counts_pages() {
 #[test]
 fn device_memory_is_judged_by_who_writes_and_when() {
     let mapped = |locked_pages, cpus| {
-        let mapped = PmemMapped { pages: 9, locked_pages, locked_ns: 5, total_ns: 7, cpus };
+        let mapped = PmemMapped { pages: 258_048, locked_pages, locked_ns: 5, total_ns: 7, cpus };
         let map = StepReport { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
         record(vec![map, step("check")])
     };
     let none = || died("the guest panicked");
     let mut broken = mapped(9, 1);
     broken.steps[1] = failed("check", "no answer");
-    assert_eq!(outcome("double-init", vec![mapped(9, 1), mapped(0, 1)]), (vec![Failure, Success], true));
-    assert_eq!(outcome("double-init", vec![mapped(0, 1), mapped(9, 1)]), (vec![Success, Failure], false));
-    assert_eq!(outcome("double-init", vec![mapped(3, 1), none()]), (vec![Neither, Neither], false));
+    assert_eq!(
+        outcome("double-init", vec![mapped(262_144, 1), mapped(4096, 1)]),
+        (vec![Failure, Success], true)
+    );
+    assert_eq!(
+        outcome("double-init", vec![mapped(0, 1), mapped(262_144, 1)]),
+        (vec![Success, Failure], false)
+    );
+    assert_eq!(outcome("double-init", vec![mapped(4097, 1), none()]), (vec![Neither, Neither], false));
     assert_eq!(outcome("parallel-init", vec![mapped(0, 1), mapped(0, 2)]), (vec![Failure, Success], true));
     assert_eq!(outcome("parallel-init", vec![mapped(0, 2), mapped(0, 1)]), (vec![Success, Failure], false));
     assert_eq!(outcome("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
