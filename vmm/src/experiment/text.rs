@@ -39,13 +39,29 @@ fn one(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
     }
     columns(text, &rows)?;
     for (side, title) in outcome.sides.iter().zip(&titles) {
-        for number in &side.numbers {
-            if let Value::Missing(why) = &number.value {
-                writeln!(text, "  no number, {title}, {}: {why}", number.name)?;
-            }
+        for (why, names) in missing(side) {
+            let more = match names.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            writeln!(text, "  {title}, no number for {}{more}: {why}", names[0])?;
         }
     }
     Ok(())
+}
+
+/// The numbers that there are not, by reason.
+fn missing(side: &Side) -> Vec<(&str, Vec<&str>)> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for number in &side.numbers {
+        if let Value::Missing(why) = &number.value {
+            match reasons.iter_mut().find(|(known, _)| known == why) {
+                Some((_, names)) => names.push(&number.name),
+                None => reasons.push((why, vec![&number.name])),
+            }
+        }
+    }
+    reasons
 }
 
 fn row(name: String, cells: impl Iterator<Item = Option<String>>) -> Vec<String> {

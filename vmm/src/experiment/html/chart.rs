@@ -10,8 +10,8 @@ use super::Escaped;
 
 const WIDTH: f64 = 860.0;
 /// Where bars begin, and how long the longest is: behind it there is room for its number.
-const LEFT: f64 = 190.0;
-const LONGEST: f64 = 520.0;
+const LEFT: f64 = 250.0;
+const LONGEST: f64 = 500.0;
 /// Of a number that is not 0.
 const SHORTEST: f64 = 3.0;
 const BAR: f64 = 18.0;
