@@ -259,7 +259,7 @@ fn more_than_the_host_can_map_is_status_2() {
     ] {
         let output = limited(arguments);
         assert_eq!(assert_status(&output, 2, what), "");
-        assert_status(&output, 2, "make --memory or --hotplug size= smaller");
+        assert_status(&output, 2, "make --memory, --hotplug size= or --pmem size= smaller");
     }
 }
 
