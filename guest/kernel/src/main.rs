@@ -27,6 +27,7 @@ mod pci;
 mod percpu_buf;
 mod platform;
 mod pmem;
+mod procfs;
 mod shell;
 mod smp;
 mod time;
