@@ -94,7 +94,7 @@ fn read(file: &Path) -> anyhow::Result<Script> {
 fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
-        script.fit(&config.hotplug)?;
+        script.fit(&config)?;
     }
     let vm = Vm::start(config)?;
     if json {
