@@ -18,7 +18,7 @@ mod pmem;
 mod stats;
 
 pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
-pub use stats::{NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
+pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -122,6 +122,12 @@ pub enum Op {
         /// How long, in milliseconds.
         millis: u64,
     },
+    /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
+    /// while the other CPUs free pages of it: [`Answer::Raced`].
+    Race {
+        /// How often.
+        cycles: u32,
+    },
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {
         /// The step.
@@ -222,6 +228,15 @@ pub enum Answer {
         /// Allocations that found no memory.
         failures: u64,
     },
+    /// To [`Op::Race`].
+    Raced {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Those in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were found on per-CPU lists although they were isolated.
+        stranded: u64,
+    },
     /// To [`Op::Inject`].
     Done,
     /// To [`Op::Pmem`].
@@ -250,6 +265,8 @@ pub enum Failure {
     BadRecord,
     /// Device memory is not what the call takes it for.
     Pmem(PmemFailure),
+    /// It needs CPUs or plugged memory that this guest does not have.
+    Unfit,
 }
 
 /// Where a virtio-mem driver stands.
@@ -370,10 +387,17 @@ mod tests {
                 pages_migrated: u64::MAX,
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
+                pcp_stranded: u64::MAX,
                 memmaps_written: u64::MAX,
                 device_spanned: u64::MAX,
                 device_pages: u64::MAX,
                 device_refs: u64::MAX,
+                boot: BootTimes {
+                    mapped: u64::MAX,
+                    first_allocation: u64::MAX,
+                    initialised: Some(u64::MAX),
+                    memmaps_written: u64::MAX,
+                },
             }),
         };
         let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };

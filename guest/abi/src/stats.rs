@@ -67,6 +67,9 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
     pub pcp_drains: u64,
+    /// Pages of isolated ranges that were found on per-CPU lists since boot, where nobody looks for
+    /// them.
+    pub pcp_stranded: u64,
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
@@ -77,4 +80,19 @@ pub struct Stats {
     pub device_pages: u64,
     /// References to them: each is one, and so is each use.
     pub device_refs: u64,
+    /// How long boot took.
+    pub boot: BootTimes,
+}
+
+/// When boot reached what it is measured by, in microseconds since the kernel's first instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimes {
+    /// All of boot memory is in the kernel's page tables.
+    pub mapped: u64,
+    /// The page allocator gives pages.
+    pub first_allocation: u64,
+    /// All of boot memory is with the page allocator; `None` while some of it is left for later.
+    pub initialised: Option<u64>,
+    /// Sections whose struct pages were all written before the first allocation.
+    pub memmaps_written: u64,
 }

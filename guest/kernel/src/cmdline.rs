@@ -4,7 +4,7 @@
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, SECTION_SIZE};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, SECTION_SIZE};
 
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
@@ -33,8 +33,8 @@ pub struct Options {
     pub tsc_khz: Option<u64>,
     /// Whether new memory holds its own memmap.
     pub memmap_on_memory: bool,
-    /// Whether per-CPU lists are disabled during offlining.
-    pub pcp_disable: bool,
+    /// What is done about per-CPU lists during offlining.
+    pub pcp: PcpPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
@@ -59,7 +59,7 @@ pub fn parse(text: &str) -> Options {
         nr_cpus: None,
         tsc_khz: None,
         memmap_on_memory: true,
-        pcp_disable: true,
+        pcp: PcpPolicy::Disable,
         init: InitPolicy::Eager,
         grow: true,
         numa: ArrayVec::new(),
@@ -77,7 +77,7 @@ pub fn parse(text: &str) -> Options {
             keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
-            keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
+            keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::NUMA => set(&mut options.numa, numa(value)),
@@ -113,6 +113,15 @@ fn switch(value: &str) -> Option<bool> {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
         _ => None,
+    }
+}
+
+fn pcp(value: &str) -> Option<PcpPolicy> {
+    match (value, switch(value)) {
+        ("once", _) => Some(PcpPolicy::DrainOnce),
+        (_, Some(true)) => Some(PcpPolicy::Disable),
+        (_, Some(false)) => Some(PcpPolicy::DrainAgain),
+        (_, None) => None,
     }
 }
 

@@ -11,13 +11,13 @@ use core::str::SplitAsciiWhitespace;
 
 use spin::Mutex;
 use tidevm_abi::{Answer, Failure, Handle, HogKind, Op, Report, ResizeState};
-use tidevm_mm::{PAGE_SIZE, ZoneStats, ZoneType};
+use tidevm_mm::PAGE_SIZE;
 
 use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
-use crate::{MM, cmdline, control, irq};
+use crate::{MM, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
@@ -28,6 +28,7 @@ const HELP: &str = "\
   hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
   verify NAME, release NAME
   churn N threads for 5s
+  race N cycles           take a pageblock again and again while other CPUs free pages of it
   poweroff";
 
 /// The answer that came.
@@ -188,6 +189,7 @@ impl Shell {
         let op = match command {
             "hog" => Some(self.hog(words)?),
             "churn" => Some(self.churn(words)?),
+            "race" => Some(race(words)?),
             "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
             "release" => {
                 let index = self.name(words)?;
@@ -199,8 +201,8 @@ impl Shell {
                     "check" => return Ok(Some(Op::Check)),
                     "poweroff" => return Ok(Some(Op::PowerOff)),
                     "help" => println!("{HELP}"),
-                    "meminfo" => meminfo(),
-                    "zoneinfo" => zoneinfo(),
+                    "meminfo" => procfs::meminfo(),
+                    "zoneinfo" => procfs::zoneinfo(),
                     "stats" => stats(),
                     _ => return Err("no such command; `help` lists them"),
                 }
@@ -284,6 +286,9 @@ impl Shell {
             Answer::Churned { allocations, failures } => {
                 println!("{allocations} allocations, {failures} found no memory");
             }
+            Answer::Raced { cycles, failures, stranded } => {
+                println!("{failures} of {cycles} cycles failed, {stranded} pages were stranded");
+            }
             Answer::Verified { pages, corrupt: 0, .. } => println!("{pages} pages intact"),
             Answer::Verified { pages, corrupt, first_corrupt } => {
                 println!("{corrupt} of {pages} pages corrupt, the first is {first_corrupt:x?}");
@@ -292,6 +297,7 @@ impl Shell {
             Answer::Failed(failure) => {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
+                    Failure::Unfit => "it needs two CPUs and plugged memory",
                     Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
@@ -308,44 +314,14 @@ impl Shell {
     }
 }
 
-fn name(zone: ZoneType) -> &'static str {
-    match zone {
-        ZoneType::Dma32 => "DMA32",
-        ZoneType::Normal => "Normal",
-        ZoneType::Movable => "Movable",
+fn race(words: &mut Words<'_>) -> Result<Op, &'static str> {
+    const USAGE: &str = "race N cycles";
+    let cycles = words.next().and_then(|word| word.parse().ok()).ok_or(USAGE)?;
+    if words.next() != Some("cycles") {
+        return Err(USAGE);
     }
-}
-
-/// Linux `/proc/meminfo`, what of it means something here.
-fn meminfo() {
-    let zones = MM.stats().zones;
-    let kib = |pages: fn(&ZoneStats) -> u64| zones.iter().map(pages).sum::<u64>() * (PAGE_SIZE / 1024);
-    println!("MemTotal:       {:8} kB", kib(|zone| zone.managed));
-    println!("MemFree:        {:8} kB", kib(|zone| zone.free + zone.pcp));
-}
-
-/// Linux `/proc/zoneinfo`, what of it means something here. Pages on per-CPU lists are given as one
-/// number.
-fn zoneinfo() {
-    let stats = MM.stats();
-    let nodes = stats.nodes.iter().zip(0..).take(stats.nr_nodes);
-    for (zone, node) in nodes.flat_map(|(zones, node)| zones.iter().map(move |zone| (zone, node))) {
-        println!("Node {node}, zone {:>8}", name(zone.zone));
-        println!("  pages free     {}", zone.free);
-        println!("        spanned  {}", zone.spanned);
-        println!("        present  {}", zone.present);
-        println!("        managed  {}", zone.managed);
-        println!("      nr_free_pages {}", zone.free);
-        println!("      nr_isolate_pageblock {}", zone.nr_isolate_pageblock);
-        println!("  pagesets\n    all cpus\n              count:    {}", zone.pcp);
-    }
-    let device = MM.stats().device;
-    if device.spanned > 0 {
-        println!("Node 0, zone   Device");
-        println!("  pages free     0");
-        println!("        spanned  {}", device.spanned);
-        println!("        present  0\n        managed  0");
-    }
+    no_more(words)?;
+    Ok(Op::Race { cycles })
 }
 
 fn stats() {
@@ -357,4 +333,6 @@ fn stats() {
     println!("boot memory to come         {} pages", stats.deferred_pages);
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
+    let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();
+    println!("pageblocks isolated         {isolated}");
 }

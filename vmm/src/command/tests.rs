@@ -38,6 +38,7 @@ fn metrics() -> impl Strategy<Value = Metric> {
         Metric::DeviceSpanned,
         Metric::DevicePages,
         Metric::DeviceRefs,
+        Metric::PcpStranded,
     ];
     let zone = (zones, sample::select(counters));
     let node = (0..tidevm_abi::MAX_NODES as u8).prop_map(|number| NodeNumber::new(number).unwrap());
@@ -122,6 +123,7 @@ fn commands() -> impl Strategy<Value = Command> {
         Just(Command::Stats),
         Just(Command::Check),
         durations().prop_map(Command::Sleep),
+        (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
         (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
     ]
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{BootTimes, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 
 use super::{Table, about, numbers, wrap};
 use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
@@ -27,10 +27,12 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         pages_migrated: migrated,
         migrate_failed: 0,
         pcp_drains: 3,
+        pcp_stranded: 0,
         memmaps_written: 0,
         device_spanned: 0,
         device_pages: 0,
         device_refs: 0,
+        boot: BootTimes::default(),
     };
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
@@ -57,6 +59,7 @@ fn shown(terminal: Option<usize>) -> String {
     ];
     for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepReport {
+            answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
@@ -156,7 +159,17 @@ fn zones_are_shown_by_node() {
     table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
     let verdict = Verdict::Done { note: None };
     let command = "stats".parse().unwrap();
-    table.step(&StepReport { line: 1, column: 1, command, took: Duration::ZERO, verdict, sample }).unwrap();
+    table
+        .step(&StepReport {
+            line: 1,
+            column: 1,
+            command,
+            took: Duration::ZERO,
+            verdict,
+            answer: None,
+            sample,
+        })
+        .unwrap();
     let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(flat.contains("node 0 DMA32 65409 65409 63211 61034 63 node 0 Normal"), "{text}");

@@ -9,6 +9,7 @@ mod migration;
 mod model;
 mod numa;
 mod pcp;
+mod pitfalls;
 mod stress;
 mod subsections;
 mod workload;
