@@ -131,7 +131,7 @@ fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
 fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
-        script.fit(&config.hotplug)?;
+        script.fit(&config)?;
     }
     let vm = Vm::start(config)?;
     if json {

@@ -132,6 +132,12 @@ fn wrong_usage_is_status_2() {
         (&["run", "--hotplug", "size=128M,requested=3M"], "must be a multiple of its block, 2M"),
         (&["run", "--hotplug", "size=128M,requested=256M"], "the region has only 128M"),
         (&["run", "--hotplug", "size=16T"], "beyond the 2T"),
+        (
+            &["run", "--pmem", "size=130M"],
+            "--pmem #0 size=130M: must be a multiple of the guest's memory block",
+        ),
+        (&["run", "--pmem", "size=0"], "--pmem #0 size=0"),
+        (&["run", "--pmem", "size=16T"], "beyond the 2T"),
         (&["run", "--init", "sloth"], "the policies are: eager, deferred, lazy"),
         (&["run", "--console", "stdio", "--json"], "both write standard output"),
         (&["run", "--script", "no/such/file"], "cannot read the script no/such/file"),
@@ -187,6 +193,8 @@ fn a_script_has_to_fit_the_machine() {
     assert_eq!(assert_status(&output, 2, "<stdin>:2:1: 3M is not a multiple of the block size 2M"), "");
     let output = with_input(&["run", "--script", "-"], "plug 2M\n");
     assert_eq!(assert_status(&output, 2, "no --hotplug was given"), "");
+    let output = with_input(&["run", "--script", "-"], "pmem map 0\n");
+    assert_eq!(assert_status(&output, 2, "no --pmem was given"), "");
 }
 
 fn unusable_kernels_are_status_2() {
@@ -279,7 +287,7 @@ fn more_than_the_host_can_map_is_status_2() {
     ] {
         let output = limited(arguments);
         assert_eq!(assert_status(&output, 2, what), "");
-        assert_status(&output, 2, "make --memory or --hotplug size= smaller");
+        assert_status(&output, 2, "make --memory, --hotplug size= or --pmem size= smaller");
     }
 }
 

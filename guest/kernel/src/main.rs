@@ -27,6 +27,7 @@ mod pci;
 mod percpu_buf;
 mod platform;
 mod pmem;
+mod procfs;
 mod race;
 mod shell;
 mod smp;

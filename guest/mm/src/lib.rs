@@ -86,7 +86,7 @@ pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
-pub use vmstat::{Stats, ZoneStats};
+pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
 pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};

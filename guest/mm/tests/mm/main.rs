@@ -8,6 +8,7 @@ mod lazy;
 mod migration;
 mod model;
 mod pcp;
+mod pitfalls;
 mod stress;
 mod subsections;
 mod workload;
