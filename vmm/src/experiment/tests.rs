@@ -14,10 +14,7 @@ struct Fake(Vec<Result<Record, Halt>>);
 impl Lab for Fake {
     fn session(&mut self, _: &str, config: Config, script: &str) -> Result<Record, Halt> {
         config.validate().expect("a machine that can be");
-        crate::script::Script::parse("fake", script)
-            .expect("a script")
-            .fit(&config.hotplug)
-            .expect("it fits");
+        crate::script::Script::parse("fake", script).expect("a script").fit(&config).expect("it fits");
         self.0.remove(0)
     }
 }
