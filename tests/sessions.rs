@@ -9,12 +9,16 @@ mod boundaries;
 mod contig;
 #[path = "sessions/cycles.rs"]
 mod cycles;
+#[path = "sessions/experiments.rs"]
+mod experiments;
 #[path = "sessions/idle.rs"]
 mod idle;
 #[path = "sessions/init.rs"]
 mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
+#[path = "sessions/numa.rs"]
+mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
 #[path = "sessions/switches.rs"]
@@ -28,9 +32,11 @@ fn main() -> ExitCode {
         boundaries::TESTS,
         contig::TESTS,
         cycles::TESTS,
+        experiments::TESTS,
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
+        numa::TESTS,
         pmem::TESTS,
         switches::TESTS,
     ];

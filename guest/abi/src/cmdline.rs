@@ -11,14 +11,18 @@ pub const PCI: &str = "pci";
 pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
 /// `memory_hotplug.memmap_on_memory=on|off`.
 pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-/// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-/// are drained again and again.
+/// `tidevm.pcp_disable=on|off|once`: per-CPU lists are out of play while a range goes offline, or
+/// are drained again and again, or once, which is not enough.
 pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
 /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
 pub const INIT: &str = "tidevm.init";
 /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
 /// memory that was left for later.
 pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
+/// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole memory
+/// blocks from the lowest address up, and so many CPUs. What is in none is on node 0. Without it, nodes
+/// are those of ACPI's SRAT.
+pub const NUMA: &str = "tidevm.numa";
 /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
 pub const PERCPU_BUF: &str = "percpu_buf";
 /// `tidevm.device_init=once|twice`: whether struct pages of device memory are written once, outside of

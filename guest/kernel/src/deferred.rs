@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 
 use crate::job::{self, Job, Step};
 use crate::time::Instant;
-use crate::{MM, cpu};
+use crate::{MM, cpu, stamps};
 
 /// One CPU's share.
 struct InitDeferred {
@@ -26,11 +26,14 @@ impl Job for InitDeferred {
     fn step(&mut self) -> Step {
         if MM.init_deferred() {
             Step::Again
-        } else if self.finishes && !MM.finish_deferred() {
+        } else if !self.finishes {
+            Step::Done
+        } else if MM.finish_deferred() {
+            stamps::initialised();
+            Step::Done
+        } else {
             // Others are at the last ones, a matter of milliseconds.
             Step::Idle(Some(Instant::in_millis(1)))
-        } else {
-            Step::Done
         }
     }
 }

@@ -4,18 +4,19 @@
 //! range moves elsewhere first, as for going offline (see `contig`). Differs from Linux on purpose: the
 //! unit is the pageblock, and no range reaches from one section into the next.
 //!
-//! Per-CPU lists are only drained here, never out of play (as in Linux, where the stronger guarantee is
+//! Per-CPU lists are only drained for a range, never out of play (as in Linux, where the stronger guarantee is
 //! for offlining): who frees a page of the range meanwhile may keep it on a list for a while. The
 //! allocation fails then, and can be tried again; it never takes a page that somebody has.
 
 use crate::Mm;
-use crate::addr::{Order, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
+use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
+use crate::contig::PcpPolicy;
 use crate::hotplug::memmap_blocks;
 use crate::isolation::OfflineError;
-use crate::page::{Kind, ZoneType};
+use crate::page::{Holder, Kind, ZoneType};
 use crate::page_alloc::AllocError;
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionState};
+use crate::sparse::{Section, SectionPages, SectionState};
 use crate::subsection::SubSections;
 
 impl<P: Platform> Mm<P> {
@@ -27,6 +28,16 @@ impl<P: Platform> Mm<P> {
     /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
     pub fn alloc_contig_range(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
+        let pages = self.contig_target(nr, blocks)?;
+        self.take(pages, blocks, PcpPolicy::DrainAgain, Kind::Allocated)?;
+        for block in blocks.iter() {
+            self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
+        }
+        Ok(())
+    }
+
+    /// The pages of section `nr`, if all of `blocks` are ones that the allocator manages.
+    fn contig_target(&self, nr: SectionNr, blocks: SubSections) -> Result<SectionPages<'_>, OfflineError> {
         let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
@@ -36,11 +47,22 @@ impl<P: Platform> Mm<P> {
         if !section.is_boot() && !section.plugged().contains_all(blocks) {
             return Err(OfflineError::NotPlugged);
         }
-        self.vacate(pages, blocks, true)?;
-        self.take_isolated(pages, blocks, Kind::Allocated);
-        for block in blocks.iter() {
-            self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
-        }
+        Ok(pages)
+    }
+
+    /// Takes the pageblock of `pfn` whole, whatever moves out of it, as one allocated block of
+    /// [`Order::PAGEBLOCK`] that is given back by [`Mm::free_pages`]. For per-CPU lists the policy is the
+    /// one chosen at boot, as for going offline.
+    ///
+    /// # Errors
+    /// See [`OfflineError`].
+    pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
+        let _hotplug = self.lock_hotplug();
+        let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
+        let blocks = SubSections::range(block.clone());
+        let pages = self.contig_target(nr, blocks)?;
+        self.take(pages, blocks, self.pcp_policy.get(), Kind::Allocated)?;
+        pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
         Ok(())
     }
 
