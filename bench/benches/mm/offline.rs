@@ -1,0 +1,138 @@
+//! Memory that goes: free memory by its free blocks, memory in use by what memory takes to copy.
+
+use std::sync::Mutex;
+
+use tidevm_bench::clock::{cpu, in_turns};
+use tidevm_bench::count::{counted, instructions};
+use tidevm_bench::machine::{Machine, Mapping, Spec};
+use tidevm_bench::table::{Row, Table};
+use tidevm_mm::{
+    Content, Gfp, MovableOwner, Order, OwnerId, PAGE_SIZE, Pfn, SectionNr, SubSections, ZoneType,
+};
+
+use crate::Counted;
+
+const GIB: u64 = 1 << 30;
+
+pub const COUNTED: &[Counted] = &[("offline-4m", count_whole), ("offline-2m", count_every_other)];
+
+pub fn run(table: &mut Table) {
+    table.section("1 GiB that is free goes offline, instructions");
+    let chunks =
+        [("offline-4m", "in blocks of 4 MiB", 8 * 32), ("offline-2m", "every other 2 MiB plugged", 8 * 32)];
+    for (name, what, blocks) in chunks {
+        match instructions(name) {
+            Ok(count) => {
+                let each = format!("{:.0} a block of {blocks}", count as f64 / f64::from(blocks));
+                let a_page = count as f64 / (GIB / PAGE_SIZE) as f64;
+                table.add(
+                    Row::new(what, format!("{count} instr."))
+                        .beside(each, a_page)
+                        .target("< 1 a page", a_page < 1.0),
+                );
+            }
+            Err(error) => table.add(Row::new(what, error)),
+        }
+    }
+    full(table);
+}
+
+fn region() -> Spec {
+    Spec { region: GIB, ..Spec::new(GIB) }
+}
+
+fn count_whole() {
+    region().with(|machine| {
+        machine.boot();
+        machine.blocks().for_each(|block| machine.plug(block));
+        counted(|| offline(machine));
+    });
+}
+
+fn count_every_other() {
+    region().with(|machine| {
+        machine.boot();
+        let every_other = (0..32).map(|pair| SubSections::range(2 * pair..2 * pair + 1));
+        let plugged = every_other.fold(SubSections::NONE, SubSections::union);
+        for block in machine.blocks() {
+            machine.mm.add_memory(block, plugged, Content::Zero).expect("a block that is not there");
+            machine.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+        }
+        counted(|| offline(machine));
+    });
+}
+
+fn offline(machine: &Machine) {
+    machine.blocks().rev().for_each(|block| machine.mm.offline(block).expect("nothing is in use"));
+}
+
+/// Holds pages, each known by its place in the list.
+struct Holder(Mutex<Vec<Pfn>>);
+
+impl MovableOwner for Holder {
+    fn isolate(&self, pfn: Pfn, index: u64) -> bool {
+        self.0.lock().expect("no panic holds it")[index as usize] == pfn
+    }
+
+    fn hand_over(&self, _: Pfn, to: Pfn, index: u64) -> bool {
+        self.0.lock().expect("no panic holds it")[index as usize] = to;
+        true
+    }
+
+    fn put_back(&self, _: Pfn, _: u64) {}
+}
+
+fn full(table: &mut Table) {
+    table.section("1 GiB that is full of movable pages goes offline");
+    let mut copy = Copy::new();
+    let [ours, copied] = in_turns(5, [&mut migrate, &mut || copy.all()]);
+    let rate = |ns: f64| format!("{:.2} GB/s", GIB as f64 / ns);
+    table.add(
+        Row::new("offline, pages migrate", rate(ours))
+            .beside(format!("memcpy of them {}", rate(copied)), copied / ours)
+            .target(">= 0.80", copied / ours >= 0.8),
+    );
+}
+
+/// Time to empty the upper half of 2 GiB into the lower one.
+fn migrate() -> f64 {
+    let spec = Spec { region: 2 * GIB, with_content: true, ..Spec::new(GIB) };
+    spec.with(|machine| {
+        machine.boot();
+        let blocks: Vec<SectionNr> = machine.blocks().collect();
+        let (lower, upper) = blocks.split_at(8);
+        upper.iter().for_each(|&block| machine.plug(block));
+        let holder: &'static Holder = Box::leak(Box::new(Holder(Mutex::new(Vec::new()))));
+        machine.mm.register_owner(OwnerId(0), holder);
+        let mut pages = holder.0.lock().expect("no panic holds it");
+        // All but the memmaps'.
+        for index in 0..GIB / PAGE_SIZE - 8 * 512 {
+            let page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
+            machine.mm.set_owner(page, OwnerId(0), index);
+            pages.push(page);
+        }
+        drop(pages);
+        machine.populate_content();
+        lower.iter().for_each(|&block| machine.plug(block));
+        let share = (GIB / PAGE_SIZE) as f64 / (GIB / PAGE_SIZE - 8 * 512) as f64;
+        share * cpu(|| upper.iter().rev().for_each(|&block| machine.mm.offline(block).expect("room")))
+    })
+}
+
+/// The same amount of memory copied page by page, without any bookkeeping.
+struct Copy {
+    from: Mapping,
+    to: Mapping,
+}
+
+impl Copy {
+    fn new() -> Self {
+        Self { from: Mapping::populated(GIB as usize), to: Mapping::populated(GIB as usize) }
+    }
+
+    fn all(&mut self) -> f64 {
+        let (from, to) = (self.from.bytes(), self.to.bytes());
+        let pages = to.chunks_exact_mut(PAGE_SIZE as usize).zip(from.chunks_exact(PAGE_SIZE as usize));
+        cpu(|| pages.for_each(|(to, from)| to.copy_from_slice(from)))
+    }
+}
