@@ -17,6 +17,7 @@ use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
+use crate::virtio::mem;
 use crate::{MM, cmdline, control, irq};
 
 /// Longest line that is read.
@@ -343,4 +344,5 @@ fn stats() {
     println!("boot memory to come         {} pages", stats.deferred_pages);
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
+    println!("last memory block           {} ticks", mem::last_add());
 }

@@ -10,7 +10,7 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, Pfn};
+use crate::addr::{Order, Pfn, PfnRange};
 use crate::page::{Kind, Link, PageState, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
@@ -132,6 +132,37 @@ impl Buddy {
         self.pages[mt.index()] += u64::from(order.pages());
         pages.section().add_free(order.pages().into());
         page.set_state(PageState::new(Kind::Free, order, self.zone));
+    }
+
+    /// Puts `range`, in the section, at the end of a list as blocks of the largest order. Its pages are in no
+    /// block yet and its pageblocks are of type `mt`. Such blocks have nothing to merge with, so a pass
+    /// over their heads is all: a fifth of freeing them one by one.
+    pub(crate) fn append_largest(
+        &mut self,
+        sparse: &Sparse,
+        pages: SectionPages<'_>,
+        range: PfnRange,
+        mt: MigrateType,
+    ) {
+        let state = PageState::new(Kind::Free, Order::MAX, self.zone);
+        let list = &mut self.lists[mt.index()][Order::MAX.index()];
+        match list.last.pfn() {
+            Some(last) => sparse.page(last).set_next(Link::to(range.start)),
+            None => list.first = Link::to(range.start),
+        }
+        let mut pfn = range.start;
+        while pfn < range.end {
+            let (page, next) = (pages.page(pfn), pfn.add(Order::MAX.pages()));
+            page.set_prev(list.last);
+            page.set_next(if next < range.end { Link::to(next) } else { Link::NONE });
+            page.set_state(state);
+            list.last = Link::to(pfn);
+            pfn = next;
+        }
+        list.len += range.pages() >> Order::MAX.get();
+        self.nonempty[mt.index()] |= 1 << Order::MAX.get();
+        self.pages[mt.index()] += u64::from(range.pages());
+        pages.section().add_free(range.pages().into());
     }
 
     /// Takes the free block of `order` at `pfn` off the list of type `mt`. Its state is the
