@@ -8,7 +8,7 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, InitPolicy, Memblock, Mm, NoPageTable, Options, PAGE_SIZE, Page, PerCpu, Pfn, PfnRange,
+    Content, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PerCpu, Pfn, PfnRange,
     PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, SubSections,
     ZoneType,
 };
@@ -245,7 +245,9 @@ impl Machine {
     /// # Panics
     /// When it cannot be added.
     pub fn plug(&self, block: SectionNr) {
-        self.mm.add_memory(block, SubSections::ALL, self.spec.content).expect("a block that is not there");
+        self.mm
+            .add_memory(NodeId::FIRST, block, SubSections::ALL, self.spec.content)
+            .expect("a block that is not there");
         self.mm.online(block, ZoneType::Movable).expect("a block that is not online");
     }
 }

@@ -7,7 +7,7 @@ use tidevm_bench::count::{counted, instructions};
 use tidevm_bench::machine::{Machine, Mapping, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
-    Content, Gfp, MovableOwner, Order, OwnerId, PAGE_SIZE, Pfn, SectionNr, SubSections, ZoneType,
+    Content, Gfp, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, Pfn, SectionNr, SubSections, ZoneType,
 };
 
 use crate::Counted;
@@ -55,7 +55,10 @@ fn count_every_other() {
         let every_other = (0..32).map(|pair| SubSections::range(2 * pair..2 * pair + 1));
         let plugged = every_other.fold(SubSections::NONE, SubSections::union);
         for block in machine.blocks() {
-            machine.mm.add_memory(block, plugged, Content::Zero).expect("a block that is not there");
+            machine
+                .mm
+                .add_memory(NodeId::FIRST, block, plugged, Content::Zero)
+                .expect("a block that is not there");
             machine.mm.online(block, ZoneType::Movable).expect("a block that is not online");
         }
         counted(|| offline(machine));

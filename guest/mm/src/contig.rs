@@ -57,7 +57,7 @@ impl<P: Platform> Mm<P> {
         if u64::from(stuck.pages) > self.room_for_movable() {
             return Err(OfflineError::NoRoom(stuck));
         }
-        let mut targets = Targets::new(self);
+        let mut targets = Targets::new(self, pages.section().node());
         let mut left = u32::MAX;
         let mut idle = 0;
         loop {

@@ -20,6 +20,7 @@ use crate::buddy::Place;
 use crate::isolation::OfflineError;
 use crate::lock::Guard;
 use crate::memmap_init::{Content, init_hot_added};
+use crate::node::NodeId;
 use crate::page::{Holder, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -87,13 +88,19 @@ impl<P: Platform> Mm<P> {
         self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
     }
 
-    /// Adds memory block `nr`, of which the sub-sections `plugged` are usable: maps them, and makes and
+    /// Adds memory block `nr` to `node`. The sub-sections `plugged` are usable: maps them, and makes and
     /// maps the block's memmap, where there is `content` now if the memmap lies in the block. None of
     /// it can be allocated yet.
     ///
     /// # Errors
     /// See [`AddError`].
-    pub fn add_memory(&self, nr: SectionNr, plugged: SubSections, content: Content) -> Result<(), AddError> {
+    pub fn add_memory(
+        &self,
+        node: NodeId,
+        nr: SectionNr,
+        plugged: SubSections,
+        content: Content,
+    ) -> Result<(), AddError> {
         let _hotplug = self.lock_hotplug();
         let section = self.sparse.section(nr).ok_or(AddError::OutOfRange)?;
         if section.state() != SectionState::Absent {
@@ -106,6 +113,7 @@ impl<P: Platform> Mm<P> {
         if on_memory && !plugged.contains_all(SubSections::FIRST) {
             return Err(AddError::NoMemmap);
         }
+        section.set_node(node);
         self.map_direct(nr, plugged).map_err(|NoPageTable| AddError::NoPageTable)?;
         if let Err(error) = self.add_memmap(nr, section, on_memory) {
             self.unmap_direct(nr, plugged);
@@ -140,7 +148,7 @@ impl<P: Platform> Mm<P> {
             self.counters.memmap_altmap_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
             return Some(pfn);
         }
-        let pfn = self.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).ok()?;
+        let pfn = self.alloc_pages_node(section.node(), Order::PAGEBLOCK, Gfp::Kernel).ok()?;
         self.sparse.page(pfn).set_holder(Holder::Memmap.word());
         self.counters.memmap_boot_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
         Some(pfn)
@@ -161,7 +169,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts memory block `nr` into `zone`: its plugged sub-sections can be allocated afterwards.
+    /// Puts memory block `nr` into `zone` of its node: its plugged sub-sections can be allocated afterwards.
     ///
     /// # Errors
     /// See [`OnlineError`].
@@ -183,6 +191,7 @@ impl<P: Platform> Mm<P> {
         }
         let pages = self.sparse.pages_to_initialise(nr);
         let memmap = memmap_blocks(nr, section);
+        let zone = section.node().zone(zone);
         self.init_section(pages, zone);
         init_hot_added(pages, memmap);
         self.sparse.set_state(nr, SectionState::Initialised);
@@ -190,7 +199,8 @@ impl<P: Platform> Mm<P> {
             self.sparse.set_state(nr, SectionState::Present);
             return Err(OnlineError::Vetoed);
         }
-        let of = &self.zones[zone.index()];
+        let of = self.zone(zone);
+        self.nodes.include(section.node());
         of.grow_span(nr.frames());
         of.add_present(SECTION_PAGES.into());
         self.sparse.set_state(nr, SectionState::Online);
@@ -223,7 +233,7 @@ impl<P: Platform> Mm<P> {
         }
         let pages = self.online_pages(nr);
         section.set_plugged(section.plugged().union(blocks));
-        let zone = &self.zones[section.zone().index()];
+        let zone = self.zone(section.zone());
         zone.add_managed(blocks.pages().into());
         for block in blocks.iter() {
             let mut buddy = zone.lock();
@@ -247,7 +257,7 @@ impl<P: Platform> Mm<P> {
         let blocks = section.plugged().without(memmap_blocks(nr, section));
         self.take_pageblocks(pages, blocks)?;
         // Only now, when per-CPU lists are enabled again: new limits are published below.
-        let zone = &self.zones[section.zone().index()];
+        let zone = self.zone(section.zone());
         self.sparse.set_state(nr, SectionState::Present);
         zone.sub_managed(blocks.pages().into());
         zone.sub_present(SECTION_PAGES.into());
@@ -271,7 +281,7 @@ impl<P: Platform> Mm<P> {
             return Err(OfflineError::HoldsMemmap);
         }
         self.take_pageblocks(self.online_pages(nr), blocks)?;
-        self.zones[section.zone().index()].sub_managed(blocks.pages().into());
+        self.zone(section.zone()).sub_managed(blocks.pages().into());
         section.set_plugged(section.plugged().without(blocks));
         self.unmap_direct(nr, blocks);
         self.update_limits();

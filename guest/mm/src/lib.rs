@@ -9,8 +9,8 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap` |
-//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap` |
+//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
 //! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
@@ -49,6 +49,7 @@ mod lock;
 mod memblock;
 mod memmap_init;
 mod migrate;
+mod node;
 mod page;
 mod page_alloc;
 mod pageblock;
@@ -61,6 +62,7 @@ mod subsection;
 mod target;
 mod vmstat;
 mod zone;
+mod zonelist;
 
 pub use addr::{
     MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
@@ -69,9 +71,10 @@ pub use addr::{
 pub use boot::{BootError, Options};
 pub use hotplug::{AddError, OnlineError, RemoveError};
 pub use isolation::{OfflineError, Stuck};
-pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
+pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memmap_init::{Content, InitPolicy};
 pub use migrate::{MAX_OWNERS, MovableOwner};
+pub use node::{MAX_NODES, NodeId, ZoneId};
 pub use page::{Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
@@ -88,13 +91,15 @@ use lock::{Rank, SpinLock};
 use migrate::Owners;
 use vmstat::Counters;
 use zone::Zone;
+use zonelist::Nodes;
 
 /// The memory management of one machine.
 pub struct Mm<P: Platform> {
     platform: P,
     sparse: Sparse,
     per_cpu: &'static [PerCpu],
-    zones: [Zone; ZoneType::COUNT],
+    zones: [Zone; ZoneId::COUNT],
+    nodes: Nodes,
     /// Serialises everything that changes which memory there is.
     hotplug: SpinLock<()>,
     /// Held while a zone's per-CPU lists are disabled, and while their limits change.
@@ -119,7 +124,8 @@ impl<P: Platform> Mm<P> {
             platform,
             sparse,
             per_cpu,
-            zones: [Zone::new(ZoneType::Dma32), Zone::new(ZoneType::Normal), Zone::new(ZoneType::Movable)],
+            zones: Zone::all(),
+            nodes: Nodes::new(),
             hotplug: SpinLock::new(Rank::Hotplug, ()),
             pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),

@@ -10,7 +10,9 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
-use tidevm_mm::{Content, Holder, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{
+    Content, Holder, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
+};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
@@ -266,7 +268,7 @@ fn sub_sections(addr: u64, size: u64) -> (SectionNr, SubSections) {
 /// Adds a memory block and onlines it; all or nothing.
 fn add(addr: u64, plugged: SubSections, content: Content) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(NodeId::FIRST, section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory
