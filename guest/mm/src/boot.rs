@@ -165,7 +165,7 @@ impl<P: Platform> Mm<P> {
     /// Recomputes what follows from the sizes of the zones.
     pub(crate) fn update_limits(&self) {
         self.build_zonelists();
-        setup_watermarks(self.zones());
+        setup_watermarks(self.zones().as_slice());
         self.update_pcp_limits();
     }
 

@@ -151,14 +151,18 @@ impl Buddy {
             Some(last) => sparse.page(last).set_next(Link::to(range.start)),
             None => list.first = Link::to(range.start),
         }
-        let mut pfn = range.start;
+        let (mut prev, mut pfn) = (list.last, range.start);
         while pfn < range.end {
-            let (page, next) = (pages.page(pfn), pfn.add(Order::MAX.pages()));
-            page.set_prev(list.last);
-            page.set_next(if next < range.end { Link::to(next) } else { Link::NONE });
+            let page = pages.page(pfn);
+            page.set_prev(prev);
             page.set_state(state);
-            list.last = Link::to(pfn);
-            pfn = next;
+            prev = Link::to(pfn);
+            pfn = pfn.add(Order::MAX.pages());
+            page.set_next(Link::to(pfn));
+        }
+        list.last = prev;
+        if let Some(last) = prev.pfn() {
+            pages.page(last).set_next(Link::NONE);
         }
         list.len += range.pages() >> Order::MAX.get();
         self.nonempty[mt.index()] |= 1 << Order::MAX.get();
