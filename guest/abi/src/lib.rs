@@ -68,6 +68,9 @@ pub mod cmdline {
     /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
     /// memory that was left for later.
     pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
+    /// `tidevm.deferred_workers=all|one`: whether every CPU initialises boot memory that was left for later,
+    /// or one worker that goes from node to node.
+    pub const DEFERRED_WORKERS: &str = "tidevm.deferred_workers";
     /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
     pub const PERCPU_BUF: &str = "percpu_buf";
     /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the

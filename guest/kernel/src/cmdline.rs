@@ -36,6 +36,8 @@ pub struct Options {
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
     pub grow: bool,
+    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
+    pub one_worker: bool,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// Whether memory is zero until it is written to.
@@ -55,6 +57,7 @@ pub fn parse(text: &str) -> Options {
         pcp_disable: true,
         init: InitPolicy::Eager,
         grow: true,
+        one_worker: false,
         percpu_buf: 0,
         zeroed: false,
         pci: true,
@@ -71,6 +74,7 @@ pub fn parse(text: &str) -> Options {
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
+            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
@@ -101,6 +105,14 @@ fn switch(value: &str) -> Option<bool> {
     match value {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn is_one(value: &str) -> Option<bool> {
+    match value {
+        "one" => Some(true),
+        "all" => Some(false),
         _ => None,
     }
 }

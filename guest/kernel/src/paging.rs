@@ -137,15 +137,15 @@ fn map_entries(
     let upper = next_table(entry(root(), index(virt, 3)), source)?;
     let table = next_table(entry(upper, index(virt, 2)), source)?;
     let slots = entries(table, virt, end);
-    let mut phys = phys;
+    let mut new = phys | flags;
     // This loop is a good part of what adding a memory block takes.
     for slot in slots {
         let old = slot.load(Ordering::Relaxed);
         if old != 0 {
-            assert_same(old, phys);
+            assert_same(old, new & ADDRESS);
         }
-        slot.store(phys | flags, Ordering::Release);
-        phys += LARGE_PAGE;
+        slot.store(new, Ordering::Release);
+        new += LARGE_PAGE;
     }
     Ok(virt + slots.len() as u64 * LARGE_PAGE)
 }

@@ -284,10 +284,9 @@ pub(crate) fn setup_watermarks(zones: &[Zone]) {
         for (zone, index) in node.iter().zip(0..) {
             zone.set_watermarks(pages_min * managed[index] / lowmem.max(1));
             let mut above = 0;
-            for highest in index + 1..ZoneType::COUNT {
-                above += managed[highest];
-                let reserve = above / LOWMEM_RESERVE_RATIO[index];
-                zone.lowmem_reserve[highest].store(reserve, Relaxed);
+            for (reserve, managed) in zone.lowmem_reserve.iter().zip(managed).skip(index + 1) {
+                above += managed;
+                reserve.store(above / LOWMEM_RESERVE_RATIO[index], Relaxed);
             }
         }
     }
