@@ -152,8 +152,9 @@ impl Buddy {
             None => list.first = Link::to(range.start),
         }
         let (mut prev, mut pfn) = (list.last, range.start);
-        while pfn < range.end {
-            let page = pages.page(pfn);
+        let first = range.start.in_section();
+        let heads = &pages.all()[first..first + range.pages() as usize];
+        for page in heads.iter().step_by(Order::MAX.pages() as usize) {
             page.set_prev(prev);
             page.set_state(state);
             prev = Link::to(pfn);
