@@ -7,22 +7,21 @@ use tidevm_mm::{Content, Gfp, InitPolicy, Order, SECTION_SIZE};
 
 const ROUNDS: usize = 3;
 const GIB: u64 = 1 << 30;
-/// All that frame numbers reach, less a section.
-const MOST: u64 = 2 << 40;
+const TIB: u64 = 1 << 40;
 
 pub fn run(table: &mut Table) {
     table.section("Boot to the first page, lazily, memory untouched");
+    // Terabytes, because every section costs a page of the host for its heads.
     let cold = |boot| Spec { warm: false, ..Spec::new(boot) };
-    let [small, tib, most] = in_turns(
+    let [small, tib, two] = in_turns(
         ROUNDS,
-        [&mut || first_page(cold(GIB)), &mut || first_page(cold(1 << 40)), &mut || first_page(cold(MOST))],
+        [&mut || first_page(cold(GIB)), &mut || first_page(cold(TIB)), &mut || first_page(cold(2 * TIB))],
     );
     table.add(Row::new("1 GiB", time(small)));
-    table.add(
-        Row::new("1 TiB", time(tib)).beside(time(small), tib / small).target("<= 1.10", tib / small <= 1.1),
-    );
-    let row = Row::new("16 TiB, less 128 MiB", time(most)).beside(time(small), most / small);
-    table.add(row.target("<= 1.10", most / small <= 1.1));
+    for (name, ns) in [("1 TiB", tib), ("2 TiB", two)] {
+        let row = Row::new(name, time(ns)).beside(time(small), ns / small);
+        table.add(row.target("<= 1.10", ns / small <= 1.1));
+    }
 
     table.section("Boot by policy: to the first page, and to all initialised (S2.9)");
     for gib in [1, 8, 64] {
