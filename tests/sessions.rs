@@ -13,6 +13,8 @@ mod idle;
 mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
+#[path = "sessions/pmem.rs"]
+mod pmem;
 #[path = "sessions/switches.rs"]
 mod switches;
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
+        pmem::TESTS,
         switches::TESTS,
     ];
     tidevm_tests::run_all(&groups.concat())

@@ -8,9 +8,9 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PerCpu, Pfn, PfnRange,
-    PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, SubSections,
-    ZoneType,
+    Content, DeviceInit, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PerCpu,
+    Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse,
+    SubSections, ZoneType,
 };
 
 /// Bytes of the memmap of one section.
@@ -220,6 +220,7 @@ impl Machine {
             init: self.spec.init,
             grow: true,
             content: self.spec.content,
+            device_init: DeviceInit::Once,
         };
         self.mm.boot(memblock, options).expect("the machine boots");
     }

@@ -8,6 +8,7 @@
 //! expect METRIC ==|!=|<=|>=|<|> VALUE
 //! stats                           check                         sleep DURATION
 //! inject STEP [after N]
+//! pmem ...                        (see `command/pmem.rs`)
 //! ```
 //!
 //! `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th `--hotplug`, 0 without it) and
@@ -18,6 +19,7 @@
 //! typed in again. Parsing is in `command/parse.rs`, sizes and durations in `command/quantity.rs`.
 
 mod parse;
+mod pmem;
 mod quantity;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ use crate::config::Size;
 
 pub use parse::SyntaxError;
 pub(crate) use parse::{Word, Words, count, parse_command};
+pub use pmem::{Pmem, PmemMap};
 pub use quantity::{ShowDuration, parse_size};
 
 /// One line of a script.
@@ -61,6 +64,8 @@ pub enum Command {
     Stats,
     /// Let the guest verify every invariant of its memory management.
     Check,
+    /// Do something with device memory.
+    Pmem(Pmem),
     /// Let time pass.
     Sleep(Duration),
     /// Let one attempt of a step of memory hotplug fail, for tests.
@@ -155,6 +160,12 @@ pub enum Metric {
     Migrated,
     /// `blocks.online`: memory blocks online, those of boot memory included.
     BlocksOnline,
+    /// `zone.Device.spanned`: pages from the first range of device memory that is mapped to the last.
+    DeviceSpanned,
+    /// `device.pages`: pages of device memory that can be used.
+    DevicePages,
+    /// `device.refs`: references to them; each is one, and so is each use.
+    DeviceRefs,
     /// `pcp.drains`: forced drains of per-CPU lists since boot.
     PcpDrains,
 }
@@ -265,6 +276,7 @@ impl fmt::Display for Command {
             Command::Expect(expect) => write!(f, "{expect}"),
             Command::Stats => f.write_str("stats"),
             Command::Check => f.write_str("check"),
+            Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Command::Inject { step, after } => {
                 write!(f, "inject {}", parse::text_of(parse::FAULT_STEPS, step))?;

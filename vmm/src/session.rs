@@ -31,6 +31,7 @@ mod expect;
 #[cfg(test)]
 mod fake;
 mod machine;
+mod pmem;
 mod report;
 mod resize;
 #[cfg(test)]
@@ -236,6 +237,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
                 Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
                 other => Err(unfit(&other)),
             },
+            Command::Pmem(pmem) => self.pmem(pmem),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {

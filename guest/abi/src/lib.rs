@@ -13,6 +13,11 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod cmdline;
+mod pmem;
+
+pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
+
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
 pub const EXIT_PORT: u16 = 0xf4;
@@ -40,43 +45,21 @@ pub const MAX_CPUS: usize = 64;
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
+/// Most ranges of device memory that the guest looks for in its memory map.
+pub const MAX_PMEM: usize = 8;
+
+/// Type of device memory in the memory map (PVH's and e820): persistent memory, as ACPI has it.
+pub const E820_PMEM: u32 = 7;
+
+/// The same in the form that came before ACPI's. Linux takes it without further tables.
+pub const E820_PRAM: u32 = 12;
+
 /// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
 pub const NOTE_NAME: &str = "tidevm";
-
-/// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
-pub mod cmdline {
-    /// `nr_cpus=N`: most CPUs to bring up of those that ACPI lists; without ACPI, their number, and
-    /// their local APIC ids are `0..N`.
-    pub const NR_CPUS: &str = "nr_cpus";
-    /// `tsc_early_khz=N`: frequency of the time-stamp counter.
-    pub const TSC_KHZ: &str = "tsc_early_khz";
-    /// `pci=off`: do not look for devices on PCI, where each look may cost an exit.
-    pub const PCI: &str = "pci";
-    /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
-    pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
-    /// `memory_hotplug.memmap_on_memory=on|off`.
-    pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-    /// are drained again and again.
-    pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
-    pub const INIT: &str = "tidevm.init";
-    /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
-    /// memory that was left for later.
-    pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
-    /// `tidevm.deferred_workers=all|one`: whether every CPU initialises boot memory that was left for later,
-    /// or one worker that goes from node to node.
-    pub const DEFERRED_WORKERS: &str = "tidevm.deferred_workers";
-    /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
-    pub const PERCPU_BUF: &str = "percpu_buf";
-    /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
-    /// guest writes to it.
-    pub const ZEROED: &str = "tidevm.zeroed";
-}
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 1024;
@@ -143,6 +126,8 @@ pub enum Op {
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
+    /// Do something with device memory.
+    Pmem(PmemOp),
 }
 
 /// Kinds of pages that a hog may hold.
@@ -232,6 +217,15 @@ pub enum Answer {
     },
     /// To [`Op::Inject`].
     Done,
+    /// To [`Op::Pmem`].
+    Pmem(Pmem),
+    /// To [`Op::PmemMap`].
+    PmemMapped(PmemMapped),
+    /// To [`Op::PmemUnmap`].
+    PmemUnmapped {
+        /// Pages that could be used.
+        pages: u64,
+    },
     /// The guest could not do it.
     Failed(Failure),
 }
@@ -247,6 +241,8 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
+    /// Device memory is not what the call takes it for.
+    Pmem(PmemFailure),
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -300,6 +296,13 @@ pub struct Stats {
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
+    /// Pages from the first range of device memory that is mapped to the last, which is all that the
+    /// Device zone has.
+    pub device_spanned: u64,
+    /// Pages of device memory that can be used.
+    pub device_pages: u64,
+    /// References to them: each is one, and so is each use.
+    pub device_refs: u64,
 }
 
 /// Where a virtio-mem driver stands.
@@ -418,9 +421,15 @@ mod tests {
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
                 memmaps_written: u64::MAX,
+                device_spanned: u64::MAX,
+                device_pages: u64::MAX,
+                device_refs: u64::MAX,
             }),
         };
-        for report in [resize, stats] {
+        let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
+        let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+        let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
+        for report in [resize, stats, pmem] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));

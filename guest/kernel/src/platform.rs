@@ -7,6 +7,7 @@ use tidevm_abi as abi;
 use tidevm_mm::{FaultStep, Gfp, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr};
 
 use crate::paging::{self, TableSource, VMEMMAP};
+use crate::time::Instant;
 use crate::{MM, copy, cpu, irq, job};
 
 /// Attempts left before the one that fails, plus one, a step; 0 is "never".
@@ -117,6 +118,10 @@ unsafe impl Platform for Machine {
     fn relax(&self) {
         cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
         core::hint::spin_loop();
+    }
+
+    fn clock(&self) -> u64 {
+        Instant::now().nanos()
     }
 
     fn fault(&self, step: FaultStep) -> bool {

@@ -15,6 +15,7 @@ use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::{Kind, ZoneType};
 use crate::pageblock::MigrateType;
+use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
 use crate::zone::{Zone, setup_watermarks};
@@ -35,6 +36,8 @@ pub struct Options {
     pub grow: bool,
     /// What is in memory at boot where nobody has written to it.
     pub content: Content,
+    /// How struct pages of device memory are initialised.
+    pub device_init: DeviceInit,
 }
 
 /// Why there is no allocator.
@@ -59,7 +62,7 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, grow, content } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, grow, content, device_init } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
@@ -69,6 +72,7 @@ impl<P: Platform> Mm<P> {
         self.use_pcp_disable.store(pcp_disable, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
+        self.pgmaps.set_policy(device_init);
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;

@@ -3,6 +3,22 @@
 //! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at
 //! under all its locks at once. It costs time in proportion to blocks, not to pages; hosted builds
 //! look at the tails of blocks as well.
+//!
+//! | invariants of | are looked at by |
+//! |---|---|
+//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` where it is hosted |
+//! | `buddy` | `check_lists` |
+//! | `pcplist` | `check_pcp`, `check_limits` |
+//! | `zone`, `zonelist` | `check_zone`, `check_limits` |
+//! | `sparse`, `altmap` | `check_sections` |
+//! | `deferred` | `check_deferred` |
+//!
+//! The order of locks is checked whenever one is taken in a hosted build (`lock`); a memory map does not
+//! change after boot.
+
+mod limits;
+#[cfg(test)]
+mod tests;
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -12,8 +28,9 @@ use crate::altmap::VmemAltmap;
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
 use crate::hotplug::memmap_blocks;
+use crate::migrate::Owners;
 use crate::node::ZoneId;
-use crate::page::{Kind, PageState};
+use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
@@ -39,17 +56,23 @@ impl<P: Platform> Mm<P> {
     /// When an invariant does not hold, with the values that differ.
     pub fn check(&self) -> u64 {
         let _hotplug = self.lock_hotplug();
+        self.check_limits();
         // Nor does boot memory become initialised meanwhile.
         let deferred = self.deferred.freeze();
+        self.check_deferred(&deferred);
         self.check_sections();
         self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
     }
 
     /// Sections that are not online, and the memmap pages of all of them.
     fn check_sections(&self) {
-        let (mut boot, mut altmap) = (0, 0);
+        let (mut boot, mut altmap) = self.check_pgmaps();
+        let mut online = 0;
         for nr in self.sparse.numbers() {
             let section = self.sparse.section(nr).expect("only sections in the table are ever present");
+            if section.is_device() {
+                continue;
+            }
             let reserve = VmemAltmap::of(nr, section);
             match section.state() {
                 SectionState::Absent => {
@@ -58,14 +81,28 @@ impl<P: Platform> Mm<P> {
                     continue;
                 }
                 SectionState::Initialised => panic!("{nr:?} stopped on its way to be online"),
-                SectionState::Present | SectionState::Online => {}
+                SectionState::Present => {}
+                SectionState::Online => online += 1,
             }
             match reserve {
-                Some(reserve) => altmap += u64::from(reserve.allocated()),
+                Some(reserve) => {
+                    assert_eq!(
+                        reserve.allocated(),
+                        reserve.offset(),
+                        "{nr:?}: memmap pages in use, set aside"
+                    );
+                    altmap += u64::from(reserve.allocated());
+                }
                 None if section.is_boot() => {}
-                None => boot += u64::from(MEMMAP_PAGES),
+                None => {
+                    let (head, memmap) = (self.sparse.page(section.memmap()), section.memmap());
+                    let found = (head.state().is(Kind::Allocated, Order::PAGEBLOCK), head.holder());
+                    assert_eq!(found, (true, Holder::Memmap), "{memmap:?} with the memmap of {nr:?}");
+                    boot += u64::from(MEMMAP_PAGES);
+                }
             }
         }
+        assert_eq!(online, self.sparse.online(), "sections online");
         assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
         assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
     }
@@ -80,13 +117,14 @@ impl<P: Platform> Mm<P> {
         }
         let of = self.zone(zone);
         let buddy = of.lock();
+        let owners = *self.owners.lock();
         let mut tally = Tally::default();
         for pages in self
             .sparse
             .iter()
             .filter(|pages| pages.section().state() == SectionState::Online && pages.section().zone() == zone)
         {
-            check_section(pages, zone, &mut tally);
+            check_section(pages, zone, &owners, &mut tally);
         }
         let zone_of = |ram: &PfnRange| self.sparse.section(ram.start.section()).map(Section::zone);
         for ram in deferred.ram(zone.node()).filter(|ram| zone_of(ram) == Some(zone)) {
@@ -102,6 +140,7 @@ impl<P: Platform> Mm<P> {
         assert_eq!(of.nr_isolate_pageblock(), tally.isolated_blocks, "{zone:?}: isolated pageblocks");
         let span = tally.span.unwrap_or(PfnRange::new(Pfn::new(0), 0));
         assert_eq!(of.spanned(), span, "{zone:?}: span, reach of sections");
+        assert_eq!(of.free(), buddy.free(), "{zone:?}: published number of free pages, pages on lists");
         assert_eq!(buddy.free_blocks(), tally.free, "{zone:?}: blocks on lists, blocks in sections");
         buddy.check_lists(&self.sparse, zone);
         tally.looked_at
@@ -119,7 +158,7 @@ impl<P: Platform> Mm<P> {
 }
 
 /// Walks an online section, which must be tiled by blocks.
-fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
+fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: &mut Tally) {
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
@@ -137,10 +176,18 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
                 tally.free[order.index()][check_free(pages, pfn, order).index()] += 1;
             }
             Kind::Pcp => tally.pcp += block,
-            Kind::Allocated => tally.allocated += block,
+            Kind::Allocated => {
+                check_holder(pages, pfn, order, owners);
+                tally.allocated += block;
+            }
             Kind::Reserved | Kind::Hole => assert!(section.is_boot(), "{pfn:?} is {state:?}"),
             Kind::Offline => offline += block,
-            Kind::Memmap => memmap += block,
+            Kind::Memmap => {
+                let mt = section.pageblocks.migrate_type(pfn.pageblock());
+                assert_eq!(mt, MigrateType::Unmovable, "type of the pageblock with memmap at {pfn:?}");
+                memmap += block;
+            }
+            Kind::Device => panic!("{pfn:?} is device memory in {zone:?}"),
         }
         if kind != Kind::Hole {
             tally.present += block;
@@ -160,6 +207,14 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
     let isolated = (0..crate::SECTION_PAGEBLOCKS).filter(|&b| section.pageblocks.is_isolated(b));
     tally.isolated_blocks += isolated.count() as u64;
     tally.looked_at += u64::from(frames.pages());
+}
+
+/// A block that somebody holds: its holder's word can be read, and an owner is one that is known.
+fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
+    if let Holder::Owned { owner, index } = pages.page(pfn).holder() {
+        assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
+        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, whom nobody knows");
+    }
 }
 
 /// A free block: all its pageblocks have one type, and it was merged as far as possible.

@@ -62,6 +62,8 @@ pub enum OnlineError {
     NoPageTable,
     /// [`Platform::fault`] stopped it.
     Vetoed,
+    /// It is device memory, which is never in a zone of the allocator.
+    Device,
 }
 
 /// Why a memory block was not removed. Nothing has changed then.
@@ -71,6 +73,8 @@ pub enum RemoveError {
     NotPresent,
     /// The memory block is online, or boot memory.
     Online,
+    /// It is device memory, which [`Mm::memunmap_pages`] removes.
+    Device,
 }
 
 impl<P: Platform> Mm<P> {
@@ -179,6 +183,7 @@ impl<P: Platform> Mm<P> {
         match section.state() {
             // Boot memory comes by itself.
             _ if section.is_boot() => return Err(OnlineError::Online),
+            _ if section.is_device() => return Err(OnlineError::Device),
             SectionState::Present => {}
             SectionState::Online => return Err(OnlineError::Online),
             _ => return Err(OnlineError::NotPresent),
@@ -312,6 +317,7 @@ impl<P: Platform> Mm<P> {
         let section = self.sparse.section(nr).ok_or(RemoveError::NotPresent)?;
         match section.state() {
             _ if section.is_boot() => return Err(RemoveError::Online),
+            _ if section.is_device() => return Err(RemoveError::Device),
             SectionState::Present => {}
             SectionState::Absent => return Err(RemoveError::NotPresent),
             SectionState::Initialised | SectionState::Online => return Err(RemoveError::Online),
@@ -326,7 +332,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Maps `blocks` of section `nr`, all of them or none.
-    fn map_direct(&self, nr: SectionNr, blocks: SubSections) -> Result<(), NoPageTable> {
+    pub(crate) fn map_direct(&self, nr: SectionNr, blocks: SubSections) -> Result<(), NoPageTable> {
         let mut mapped = SubSections::NONE;
         for run in blocks.runs() {
             let range = nr.pageblocks(&run);
@@ -339,7 +345,7 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    fn unmap_direct(&self, nr: SectionNr, blocks: SubSections) {
+    pub(crate) fn unmap_direct(&self, nr: SectionNr, blocks: SubSections) {
         for run in blocks.runs() {
             self.platform.unmap_direct(nr.pageblocks(&run));
         }

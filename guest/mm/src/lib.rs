@@ -9,10 +9,10 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap` |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `zone_device` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -54,6 +54,7 @@ mod page;
 mod page_alloc;
 mod pageblock;
 mod pcplist;
+mod pgmap;
 mod platform;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -62,6 +63,7 @@ mod subsection;
 mod target;
 mod vmstat;
 mod zone;
+mod zone_device;
 mod zonelist;
 
 pub use addr::{
@@ -75,20 +77,23 @@ pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memmap_init::{Content, InitPolicy};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId};
-pub use page::{Holder, OwnerId, Page, ZoneType};
+pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
+pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
-pub use vmstat::{Stats, ZoneStats};
+pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
+pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
 use deferred::Deferred;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
+use pgmap::Pgmaps;
 use vmstat::Counters;
 use zone::Zone;
 use zonelist::Nodes;
@@ -108,6 +113,7 @@ pub struct Mm<P: Platform> {
     /// Boot memory that is not initialised yet.
     deferred: Deferred,
     counters: Counters,
+    pgmaps: Pgmaps,
     /// [`Options`] given at boot.
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
@@ -131,6 +137,7 @@ impl<P: Platform> Mm<P> {
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
             counters: Counters::new(),
+            pgmaps: Pgmaps::new(),
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             use_pcp_disable: AtomicBool::new(true),

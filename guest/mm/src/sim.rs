@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
 use std::vec::Vec;
 
 use crate::addr::{
@@ -24,7 +25,7 @@ use crate::addr::{
 use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -53,10 +54,12 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
-    used_grace_periods: AtomicU64,
+    /// Nothing was mapped or unmapped since the last grace period but memmaps unmapped.
+    settled: AtomicBool,
     /// Where page-table pages come from, and those in use.
     tables: OnceLock<&'static Mm<Sim>>,
     tables_in_use: Mutex<Vec<Pfn>>,
+    started: Instant,
 }
 
 // SAFETY: `window` is an allocation of atomics that lives for ever.
@@ -91,6 +94,8 @@ pub struct Machine {
     pub grow: bool,
     /// What is in memory at boot, and in memory that is mapped later until it is written to.
     pub content: Content,
+    /// [`Options::device_init`].
+    pub device_init: DeviceInit,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
     /// `unmap_*` gives back. Maps made before the allocator works take none.
     pub page_tables: bool,
@@ -112,6 +117,7 @@ impl Default for Machine {
             init: InitPolicy::Eager,
             grow: true,
             content: Content::Unknown,
+            device_init: DeviceInit::Once,
             page_tables: false,
         }
     }
@@ -165,6 +171,7 @@ impl Machine {
             init: self.init,
             grow: self.grow,
             content: self.content,
+            device_init: self.device_init,
         }
     }
 
@@ -197,7 +204,8 @@ impl Sim {
             zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
-            used_grace_periods: AtomicU64::new(0),
+            settled: AtomicBool::new(false),
+            started: Instant::now(),
             tables: OnceLock::new(),
             tables_in_use: Mutex::new(Vec::new()),
         }
@@ -256,6 +264,13 @@ impl Sim {
     /// What backs the memmap of `section`.
     pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
         self.memmaps.lock().expect("no panic holds it")[section.get() as usize]
+    }
+
+    /// The words of the `Page` of `pfn`, whatever they mean; its memmap is mapped.
+    pub fn struct_page(&self, pfn: Pfn) -> [u64; 8] {
+        assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
+        let words = &self.memmap_words(pfn.section())[pfn.in_section() * 8..][..8];
+        core::array::from_fn(|index| words[index].load(core::sync::atomic::Ordering::Relaxed))
     }
 
     /// How often `mm` has waited for all other CPUs so far.
@@ -356,6 +371,7 @@ unsafe impl Platform for Sim {
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         self.assert_direct(backing);
+        self.settled.store(false, SeqCst);
         self.take_table()?;
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
@@ -370,8 +386,7 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        let now = self.grace_periods.load(SeqCst);
-        assert!(self.used_grace_periods.swap(now, SeqCst) < now, "{section:?}: no grace period");
+        assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         let backing = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
         self.assert_direct(backing);
@@ -383,6 +398,7 @@ unsafe impl Platform for Sim {
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.settled.store(false, SeqCst);
         self.take_table()?;
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
@@ -391,6 +407,7 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_direct(&self, range: PfnRange) {
+        self.settled.store(false, SeqCst);
         let memmaps = self.memmaps.lock().expect("no panic holds it");
         assert!(!memmaps.iter().flatten().any(|&pfn| range.contains(pfn)), "{range:?} holds a memmap");
         for (index, block) in self.blocks(range).iter().enumerate() {
@@ -406,11 +423,16 @@ unsafe impl Platform for Sim {
 
     fn synchronize(&self) {
         self.grace_periods.fetch_add(1, SeqCst);
+        self.settled.store(true, SeqCst);
         std::thread::sleep(std::time::Duration::from_micros(50));
     }
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    fn clock(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
     }
 
     fn fault(&self, step: FaultStep) -> bool {

@@ -193,7 +193,12 @@ impl<P: Platform> Mm<P> {
         let populated = self.zones().map(bit).fold(0, |all, bit| all | bit);
         if self.nodes.built_from.load(Relaxed) != populated {
             self.nodes.built_from.store(populated, Relaxed);
-            self.nodes.build_zonelists(&self.zones);
+            self.rebuild_zonelists();
         }
+    }
+
+    /// Rebuilds the zonelists, whatever has changed.
+    pub(crate) fn rebuild_zonelists(&self) {
+        self.nodes.build_zonelists(&self.zones);
     }
 }

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Report, Resize, ResizeState, Stats, UnmovablePage,
-    ZoneName, ZoneStats,
+    Answer, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Report,
+    Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -75,7 +75,7 @@ impl Default for Nature {
 /// What happens at a moment.
 pub(super) enum Event {
     Ready,
-    Answer(u32, Answer),
+    Answer(u32, Box<Answer>),
     /// A driver binds the device.
     Bind,
     /// The driver lets the device go, and follows no more.
@@ -159,7 +159,7 @@ impl Fake {
                 self.shared.change(|state| state.report(Report::Ready { cpus: 2, mem_devices: 1 }));
             }
             Event::Answer(id, answer) => {
-                self.shared.change(|state| state.report(Report::Done { id, answer }));
+                self.shared.change(|state| state.report(Report::Done { id, answer: *answer }));
             }
             Event::Bind => self.shared.change(|state| state.mem[0].driver = true),
             Event::Unbind => {
@@ -238,6 +238,29 @@ impl Fake {
         Answer::Hogged { pages }
     }
 
+    /// The guest has one range of device memory of 1 GiB. It is in use while any hog lives.
+    fn pmem(&self, op: PmemOp) -> Answer {
+        const PAGES: u64 = 1 << 18;
+        let refuse = |why| Answer::Failed(Failure::Pmem(why));
+        let user = self.hogs.borrow().first_key_value().map(pin);
+        match op {
+            PmemOp::Look { device: 0 } => Answer::Pmem(Pmem { start: 5 << 30, size: 1 << 30, mapped: None }),
+            PmemOp::Map { devices: 1, altmap: true, cpus, .. } => Answer::PmemMapped(PmemMapped {
+                pages: PAGES - 4096,
+                locked_pages: 4096,
+                locked_ns: 1_500_000,
+                total_ns: 70_000_000,
+                cpus: cpus.min(2),
+            }),
+            PmemOp::Map { .. } => refuse(PmemFailure::NoMemory),
+            PmemOp::Unmap { device: 0 } => match user {
+                Some((handle, refs)) => refuse(PmemFailure::InUse { refs, first: Some((0x14_0000, handle)) }),
+                None => Answer::PmemUnmapped { pages: PAGES },
+            },
+            _ => refuse(PmemFailure::NoDevice),
+        }
+    }
+
     fn stats(&self) -> Stats {
         let state = self.shared.snapshot();
         let plugged = state.mem[0].plugged >> 12;
@@ -263,6 +286,9 @@ impl Fake {
             migrate_failed: 0,
             pcp_drains: 0,
             memmaps_written: 0,
+            device_spanned: 0,
+            device_pages: 0,
+            device_refs: 0,
         }
     }
 }
@@ -370,9 +396,14 @@ impl Machine for Fake {
                 (millis, Answer::Churned { allocations: millis, failures: 0 })
             }
             Op::Inject { .. } => (0, Answer::Done),
+            Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
+                fresh(handle);
+                (pages / 100, self.hog(handle, pages, HogKind::Pinned))
+            }
+            Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
-        self.after(Duration::from_millis(millis), Event::Answer(id, answer));
+        self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
         Ok(id)
     }
 

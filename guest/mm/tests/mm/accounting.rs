@@ -294,3 +294,23 @@ fn kernel_page_in_normal() {
     mm.offline(BLOCK).unwrap();
     mm.check();
 }
+
+/// S4.4: with every other page of boot memory in use there is no room for a memmap in one piece, and none is
+/// made of pieces; on the memory itself there is.
+#[test]
+fn a_memmap_is_one_piece_however_fragmented_memory_is() {
+    for on in [true, false] {
+        let mm = machine(on);
+        let pages: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::PageTable).ok()).collect();
+        let (free, kept): (Vec<_>, Vec<_>) = pages.into_iter().partition(|pfn| pfn.get() % 2 == 0);
+        free.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+        let added = mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown);
+        // The simulated machine maps a memmap by one large page, or panics.
+        let backing = mm.platform().memmap_of(BLOCK);
+        let expected = if on { (Ok(()), Some(BLOCK.start())) } else { (Err(AddError::NoMemory), None) };
+        assert_eq!((added, backing), expected);
+        mm.check();
+        kept.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+        mm.check();
+    }
+}
