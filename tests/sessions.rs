@@ -7,6 +7,8 @@ mod blocked;
 mod boundaries;
 #[path = "sessions/cycles.rs"]
 mod cycles;
+#[path = "sessions/experiments.rs"]
+mod experiments;
 #[path = "sessions/idle.rs"]
 mod idle;
 #[path = "sessions/init.rs"]
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         blocked::TESTS,
         boundaries::TESTS,
         cycles::TESTS,
+        experiments::TESTS,
         idle::TESTS,
         init::TESTS,
         injection::TESTS,

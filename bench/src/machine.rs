@@ -8,9 +8,9 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, DeviceInit, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PerCpu,
-    Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse,
-    SubSections, ZoneType,
+    Content, DeviceInit, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PcpPolicy,
+    PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr,
+    Sparse, SubSections, ZoneType,
 };
 
 /// Bytes of the memmap of one section.
@@ -216,7 +216,7 @@ impl Machine {
         let options = Options {
             nr_cpus: 1,
             memmap_on_memory: true,
-            pcp_disable: true,
+            pcp: PcpPolicy::Disable,
             init: self.spec.init,
             grow: true,
             content: self.spec.content,

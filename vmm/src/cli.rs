@@ -4,10 +4,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidevm::command::parse_size;
 use tidevm::config::{DEFAULT_MEMORY, Size};
-use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy};
+use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy, experiment};
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
@@ -21,7 +22,8 @@ pub struct Cli {
 const STATUSES: &str = "\
 Exit status:
   0  the session did what it asked
-  1  an expectation failed, or a resize was refused, blocked or too late
+  1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
+     show what it should
   2  bad usage, configuration or script
   3  the host cannot run it
   4  the guest died
@@ -34,6 +36,8 @@ pub enum Action {
     Demo,
     /// Run a machine, with a script or until it is ended
     Run(Box<Run>),
+    /// Show what a mechanism prevents: the guest with it off and on, side by side
+    Experiment(Experiment),
     /// Work with scripts, without a machine
     Script {
         /// What to do with one.
@@ -50,6 +54,25 @@ pub enum ScriptAction {
         /// The script, - for standard input
         file: PathBuf,
     },
+}
+
+/// `tidevm experiment`.
+#[derive(Debug, Args)]
+pub struct Experiment {
+    /// Which one, or all of them
+    #[arg(value_name = "NAME|all", value_parser = experiments())]
+    pub name: String,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write experiments.txt, experiments.json and experiments.html; with `all` the current
+    /// directory if nothing is said
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+fn experiments() -> PossibleValuesParser {
+    PossibleValuesParser::new(experiment::ALL.iter().map(|experiment| experiment.name).chain(["all"]))
 }
 
 /// `tidevm run`.

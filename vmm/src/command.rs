@@ -6,7 +6,8 @@
 //! churn N threads for DURATION as NAME
 //! verify NAME                     release NAME                  wait NAME
 //! expect METRIC ==|!=|<=|>=|<|> VALUE
-//! stats                           check                         sleep DURATION
+//! race N cycles                   stats                         check
+//! sleep DURATION
 //! inject STEP [after N]
 //! pmem ...                        (see `command/pmem.rs`)
 //! ```
@@ -68,6 +69,12 @@ pub enum Command {
     Pmem(Pmem),
     /// Let time pass.
     Sleep(Duration),
+    /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
+    /// while the others free pages of it.
+    Race {
+        /// How often, at least once.
+        cycles: u32,
+    },
     /// Let one attempt of a step of memory hotplug fail, for tests.
     Inject {
         /// The step.
@@ -168,6 +175,8 @@ pub enum Metric {
     DeviceRefs,
     /// `pcp.drains`: forced drains of per-CPU lists since boot.
     PcpDrains,
+    /// `pcp.stranded`: pages found on per-CPU lists although they were isolated, since boot.
+    PcpStranded,
 }
 
 /// What a metric's value counts, which decides how it is written.
@@ -278,6 +287,9 @@ impl fmt::Display for Command {
             Command::Check => f.write_str("check"),
             Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
+            Command::Race { cycles } => {
+                write!(f, "race {cycles} {}", if *cycles == 1 { "cycle" } else { "cycles" })
+            }
             Command::Inject { step, after } => {
                 write!(f, "inject {}", parse::text_of(parse::FAULT_STEPS, step))?;
                 if *after > 0 { write!(f, " after {after}") } else { Ok(()) }

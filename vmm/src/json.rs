@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
-use tidevm_abi::Stats;
+use tidevm_abi::{BootTimes, Stats};
 
 use crate::command::zone_text;
 use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
@@ -77,10 +78,21 @@ struct Guest {
     pages_migrated: u64,
     migrate_failed: u64,
     pcp_drains: u64,
+    pcp_stranded: u64,
     memmaps_written: u64,
     device_spanned: u64,
     device_pages: u64,
     device_refs: u64,
+    boot: Boot,
+}
+
+/// When boot reached what it is measured by, in seconds since the kernel's start.
+#[derive(Serialize)]
+struct Boot {
+    mapped_seconds: f64,
+    first_allocation_seconds: f64,
+    initialised_seconds: Option<f64>,
+    memmaps_written: u64,
 }
 
 #[derive(Serialize)]
@@ -183,10 +195,22 @@ fn guest(stats: &Stats) -> Guest {
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
         device_spanned: stats.device_spanned,
         device_pages: stats.device_pages,
         device_refs: stats.device_refs,
+        boot: boot(stats.boot),
+    }
+}
+
+fn boot(times: BootTimes) -> Boot {
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+    Boot {
+        mapped_seconds: seconds(times.mapped),
+        first_allocation_seconds: seconds(times.first_allocation),
+        initialised_seconds: times.initialised.map(seconds),
+        memmaps_written: times.memmaps_written,
     }
 }
 

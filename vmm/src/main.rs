@@ -1,6 +1,7 @@
 //! `tidevm`: arguments to a machine and a script, a session to an exit status.
 
 mod cli;
+mod experiments;
 mod logger;
 
 use std::fmt::Display;
@@ -61,6 +62,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             let script = options.script.as_deref().map(read).transpose()?;
             run(machine(&options)?, script.as_ref(), options.json)
         }
+        Action::Experiment(options) => experiments::run(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
             let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
@@ -92,7 +94,7 @@ fn read(file: &Path) -> anyhow::Result<Script> {
 fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
-        script.fit(&config.hotplug)?;
+        script.fit(&config)?;
     }
     let vm = Vm::start(config)?;
     if json {

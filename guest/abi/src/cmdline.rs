@@ -11,8 +11,8 @@ pub const PCI: &str = "pci";
 pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
 /// `memory_hotplug.memmap_on_memory=on|off`.
 pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-/// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-/// are drained again and again.
+/// `tidevm.pcp_disable=on|off|once`: per-CPU lists are out of play while a range goes offline, or
+/// are drained again and again, or once, which is not enough.
 pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
 /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
 pub const INIT: &str = "tidevm.init";

@@ -117,6 +117,12 @@ pub enum Op {
         /// How long, in milliseconds.
         millis: u64,
     },
+    /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
+    /// while the other CPUs free pages of it: [`Answer::Raced`].
+    Race {
+        /// How often.
+        cycles: u32,
+    },
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {
         /// The step.
@@ -215,6 +221,15 @@ pub enum Answer {
         /// Allocations that found no memory.
         failures: u64,
     },
+    /// To [`Op::Race`].
+    Raced {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Those in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were found on per-CPU lists although they were isolated.
+        stranded: u64,
+    },
     /// To [`Op::Inject`].
     Done,
     /// To [`Op::Pmem`].
@@ -243,6 +258,8 @@ pub enum Failure {
     BadRecord,
     /// Device memory is not what the call takes it for.
     Pmem(PmemFailure),
+    /// It needs CPUs or plugged memory that this guest does not have.
+    Unfit,
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -293,6 +310,9 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
     pub pcp_drains: u64,
+    /// Pages of isolated ranges that were found on per-CPU lists since boot, where nobody looks for
+    /// them.
+    pub pcp_stranded: u64,
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
@@ -303,6 +323,21 @@ pub struct Stats {
     pub device_pages: u64,
     /// References to them: each is one, and so is each use.
     pub device_refs: u64,
+    /// How long boot took.
+    pub boot: BootTimes,
+}
+
+/// When boot reached what it is measured by, in microseconds since the kernel's first instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimes {
+    /// All of boot memory is in the kernel's page tables.
+    pub mapped: u64,
+    /// The page allocator gives pages.
+    pub first_allocation: u64,
+    /// All of boot memory is with the page allocator; `None` while some of it is left for later.
+    pub initialised: Option<u64>,
+    /// Sections whose struct pages were all written before the first allocation.
+    pub memmaps_written: u64,
 }
 
 /// Where a virtio-mem driver stands.
@@ -420,10 +455,17 @@ mod tests {
                 pages_migrated: u64::MAX,
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
+                pcp_stranded: u64::MAX,
                 memmaps_written: u64::MAX,
                 device_spanned: u64::MAX,
                 device_pages: u64::MAX,
                 device_refs: u64::MAX,
+                boot: BootTimes {
+                    mapped: u64::MAX,
+                    first_allocation: u64::MAX,
+                    initialised: Some(u64::MAX),
+                    memmaps_written: u64::MAX,
+                },
             }),
         };
         let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };

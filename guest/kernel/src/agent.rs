@@ -9,7 +9,7 @@ use tidevm_mm::ZoneType;
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, churn, cpu, job, panic, platform, pmem, shell};
+use crate::{MM, churn, cpu, job, panic, platform, pmem, race, shell, stamps};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -62,6 +62,7 @@ pub fn carry_out(op: Op, asker: Asker) {
                 None
             })
         }
+        Op::Race { cycles } => race::start(asker, cycles).map(|()| None),
         Op::Inject { step, after } => {
             platform::inject(step, after);
             Ok(Some(Answer::Done))
@@ -126,9 +127,11 @@ fn stats() -> tidevm_abi::Stats {
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
         device_spanned: stats.device.spanned,
         device_pages: stats.device.pages,
         device_refs: stats.device.refs,
+        boot: stamps::times(),
     }
 }

@@ -3,7 +3,7 @@
 //! it cannot read is reported and the default holds.
 
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy};
+use tidevm_mm::{DeviceInit, InitPolicy, PcpPolicy};
 
 use crate::console::println;
 
@@ -30,8 +30,8 @@ pub struct Options {
     pub tsc_khz: Option<u64>,
     /// Whether new memory holds its own memmap.
     pub memmap_on_memory: bool,
-    /// Whether per-CPU lists are disabled during offlining.
-    pub pcp_disable: bool,
+    /// What is done about per-CPU lists during offlining.
+    pub pcp: PcpPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
@@ -56,7 +56,7 @@ pub fn parse(text: &str) -> Options {
         nr_cpus: None,
         tsc_khz: None,
         memmap_on_memory: true,
-        pcp_disable: true,
+        pcp: PcpPolicy::Disable,
         init: InitPolicy::Eager,
         grow: true,
         one_worker: false,
@@ -74,7 +74,7 @@ pub fn parse(text: &str) -> Options {
             keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
-            keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
+            keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
@@ -118,6 +118,15 @@ fn is_one(value: &str) -> Option<bool> {
         "one" => Some(true),
         "all" => Some(false),
         _ => None,
+    }
+}
+
+fn pcp(value: &str) -> Option<PcpPolicy> {
+    match (value, switch(value)) {
+        ("once", _) => Some(PcpPolicy::DrainOnce),
+        (_, Some(true)) => Some(PcpPolicy::Disable),
+        (_, Some(false)) => Some(PcpPolicy::DrainAgain),
+        (_, None) => None,
     }
 }
 

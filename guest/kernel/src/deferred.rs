@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 
 use crate::job::{self, Job, Step};
 use crate::time::Instant;
-use crate::{MM, cpu};
+use crate::{MM, cpu, stamps};
 
 /// One CPU's share.
 struct InitDeferred {
@@ -58,9 +58,10 @@ impl Job for Migrant {
 }
 
 fn finish() -> Step {
-    match MM.finish_deferred() {
-        true => Step::Done,
-        // Others are at the last ones, a matter of milliseconds.
-        false => Step::Idle(Some(Instant::in_millis(1))),
+    if MM.finish_deferred() {
+        stamps::initialised();
+        return Step::Done;
     }
+    // Others are at the last ones, a matter of milliseconds.
+    Step::Idle(Some(Instant::in_millis(1)))
 }

@@ -28,8 +28,10 @@ mod percpu_buf;
 mod platform;
 mod pmem;
 mod procfs;
+mod race;
 mod shell;
 mod smp;
+mod stamps;
 mod time;
 mod virtio;
 mod workload;
@@ -99,6 +101,7 @@ impl TableSource for EarlyTables<'_> {
 
 /// First Rust code of the boot CPU; `boot.s` passes the address that the PVH boot ABI names.
 extern "C" fn kernel_start(start_info: u64) -> ! {
+    stamps::start();
     cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
     // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up
     // page tables map the first GiB.
@@ -108,6 +111,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     // SAFETY: this runs once, and nothing else names the static.
     let memblock: &'static mut Memblock = unsafe { (&raw mut MEMBLOCK).as_mut() }.expect("a static");
     map_memory(&info, memblock);
+    stamps::mapped();
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
@@ -119,13 +123,14 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let mm_options = tidevm_mm::Options {
         nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
-        pcp_disable: options.pcp_disable,
+        pcp: options.pcp,
         init: options.init,
         grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },
         device_init: options.device_init,
     };
     MM.boot(memblock, mm_options).expect("memory management does not start");
+    stamps::first_allocation();
     MM.register_owner(workload::OWNER, &workload::Workloads);
     pmem::find(info.pmem());
 

@@ -29,6 +29,7 @@ const HELP: &str = "\
   hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
   verify NAME, release NAME
   churn N threads for 5s
+  race N cycles           take a pageblock again and again while other CPUs free pages of it
   poweroff";
 
 /// The answer that came.
@@ -189,6 +190,7 @@ impl Shell {
         let op = match command {
             "hog" => Some(self.hog(words)?),
             "churn" => Some(self.churn(words)?),
+            "race" => Some(race(words)?),
             "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
             "release" => {
                 let index = self.name(words)?;
@@ -285,6 +287,9 @@ impl Shell {
             Answer::Churned { allocations, failures } => {
                 println!("{allocations} allocations, {failures} found no memory");
             }
+            Answer::Raced { cycles, failures, stranded } => {
+                println!("{failures} of {cycles} cycles failed, {stranded} pages were stranded");
+            }
             Answer::Verified { pages, corrupt: 0, .. } => println!("{pages} pages intact"),
             Answer::Verified { pages, corrupt, first_corrupt } => {
                 println!("{corrupt} of {pages} pages corrupt, the first is {first_corrupt:x?}");
@@ -293,6 +298,7 @@ impl Shell {
             Answer::Failed(failure) => {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
+                    Failure::Unfit => "it needs two CPUs and plugged memory",
                     Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
@@ -307,6 +313,16 @@ impl Shell {
         }
         Ok(())
     }
+}
+
+fn race(words: &mut Words<'_>) -> Result<Op, &'static str> {
+    const USAGE: &str = "race N cycles";
+    let cycles = words.next().and_then(|word| word.parse().ok()).ok_or(USAGE)?;
+    if words.next() != Some("cycles") {
+        return Err(USAGE);
+    }
+    no_more(words)?;
+    Ok(Op::Race { cycles })
 }
 
 fn stats() {

@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
+use crate::contig::PcpPolicy;
 use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::node::{MAX_NODES, ZoneId};
@@ -27,8 +28,8 @@ pub struct Options {
     pub nr_cpus: usize,
     /// Whether the memmap of hot-added memory lies in that memory.
     pub memmap_on_memory: bool,
-    /// Whether per-CPU lists are out of play while memory is taken away, rather than drained.
-    pub pcp_disable: bool,
+    /// What is done about per-CPU lists while memory is taken away.
+    pub pcp: PcpPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations that find too little may have more of boot memory initialised, where that
@@ -62,14 +63,14 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, grow, content, device_init } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp, init, grow, content, device_init } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
         self.nr_cpus.store(nr_cpus, Relaxed);
         self.count_cpus();
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
-        self.use_pcp_disable.store(pcp_disable, Relaxed);
+        self.pcp_policy.set(pcp);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
         self.pgmaps.set_policy(device_init);

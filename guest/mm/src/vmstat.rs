@@ -101,6 +101,9 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Times that a zone's per-CPU lists were drained on all CPUs, since boot.
     pub pcp_drains: u64,
+    /// Pages of isolated ranges that were found on per-CPU lists, where they should not have been any
+    /// more, since boot.
+    pub pcp_stranded: u64,
     /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
     pub pcp_limit_updates: u64,
     /// Device memory.
@@ -115,6 +118,7 @@ pub(crate) struct Counters {
     pub(crate) pages_migrated: AtomicU64,
     pub(crate) migrate_failed: AtomicU64,
     pub(crate) pcp_drains: AtomicU64,
+    pub(crate) pcp_stranded: AtomicU64,
     pub(crate) pcp_limit_updates: AtomicU64,
 }
 
@@ -127,6 +131,7 @@ impl Counters {
             pages_migrated: AtomicU64::new(0),
             migrate_failed: AtomicU64::new(0),
             pcp_drains: AtomicU64::new(0),
+            pcp_stranded: AtomicU64::new(0),
             pcp_limit_updates: AtomicU64::new(0),
         }
     }
@@ -157,6 +162,7 @@ impl<P: Platform> Mm<P> {
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
+            pcp_stranded: counters.pcp_stranded.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
             device: self.pgmaps.stats(),
         }

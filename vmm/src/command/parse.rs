@@ -27,7 +27,7 @@ type Table<T> = &'static [(&'static str, T)];
 
 const VERBS: &[&str] = &[
     "resize", "plug", "unplug", "hog", "churn", "verify", "release", "wait", "expect", "stats", "check",
-    "sleep", "inject", "pmem", "repeat",
+    "sleep", "race", "inject", "pmem", "repeat",
 ];
 
 pub(super) const HOG_KINDS: Table<HogKind> =
@@ -74,6 +74,7 @@ pub(super) const PLAIN_METRICS: Table<Metric> = &[
     ("device.pages", Metric::DevicePages),
     ("device.refs", Metric::DeviceRefs),
     ("pcp.drains", Metric::PcpDrains),
+    ("pcp.stranded", Metric::PcpStranded),
 ];
 
 /// The word for `value`. Every value of the grammar's enums is in its table; the round-trip test
@@ -221,6 +222,7 @@ pub(crate) fn parse_command(words: &mut Words<'_>) -> Result<Command, SyntaxErro
         "stats" => Ok(Command::Stats),
         "check" => Ok(Command::Check),
         "sleep" => Ok(Command::Sleep(duration(words)?)),
+        "race" => race(words),
         "inject" => inject(words),
         "pmem" => pmem::parse(words).map(Command::Pmem),
         _ => Err(verb.error(&format!("a command ({})", list(VERBS.iter().copied())))),
@@ -284,6 +286,16 @@ fn metric(text: &str) -> Option<Metric> {
     let (_, zone) = ZONES.iter().find(|(word, _)| *word == zone)?;
     let (_, counter) = ZONE_COUNTERS.iter().find(|(word, _)| *word == counter)?;
     Some(Metric::Zone(*zone, *counter))
+}
+
+fn race(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let cycles = count(words, "a number of cycles")?;
+    let word = words.next("`cycles`")?;
+    if matches!(word.text, "cycle" | "cycles") {
+        Ok(Command::Race { cycles })
+    } else {
+        Err(word.error("`cycles`"))
+    }
 }
 
 fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {

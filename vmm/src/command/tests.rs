@@ -37,6 +37,7 @@ fn metrics() -> impl Strategy<Value = Metric> {
         Metric::DeviceSpanned,
         Metric::DevicePages,
         Metric::DeviceRefs,
+        Metric::PcpStranded,
     ];
     let zone = (zones, sample::select(counters)).prop_map(|(zone, counter)| Metric::Zone(zone, counter));
     prop_oneof![sample::select(plain), zone]
@@ -114,6 +115,7 @@ fn commands() -> impl Strategy<Value = Command> {
         Just(Command::Stats),
         Just(Command::Check),
         durations().prop_map(Command::Sleep),
+        (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
         (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
     ]
 }

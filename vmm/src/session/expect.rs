@@ -43,6 +43,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             Metric::DevicePages => Ok(self.guest_stats()?.device_pages),
             Metric::DeviceRefs => Ok(self.guest_stats()?.device_refs),
             Metric::PcpDrains => Ok(self.guest_stats()?.pcp_drains),
+            Metric::PcpStranded => Ok(self.guest_stats()?.pcp_stranded),
         }
     }
 }

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Report,
-    Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BootTimes, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp,
+    Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -43,6 +43,8 @@ pub(super) struct Nature {
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
     pub(super) corrupt: u64,
+    /// Pages that a race strands.
+    pub(super) stranded: u64,
     /// Pages that a release does not give back.
     pub(super) lose: u64,
     /// It panics when it is asked to check.
@@ -64,6 +66,7 @@ impl Default for Nature {
             slow: false,
             room: u64::MAX,
             corrupt: 0,
+            stranded: 0,
             lose: 0,
             panics: false,
             deaf: false,
@@ -285,10 +288,12 @@ impl Fake {
             pages_migrated: 0,
             migrate_failed: 0,
             pcp_drains: 0,
+            pcp_stranded: 0,
             memmaps_written: 0,
             device_spanned: 0,
             device_pages: 0,
             device_refs: 0,
+            boot: BootTimes::default(),
         }
     }
 }
@@ -395,6 +400,7 @@ impl Machine for Fake {
                 fresh(handle);
                 (millis, Answer::Churned { allocations: millis, failures: 0 })
             }
+            Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
             Op::Inject { .. } => (0, Answer::Done),
             Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
                 fresh(handle);

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{Stats, ZoneName, ZoneStats};
+use tidevm_abi::{BootTimes, Stats, ZoneName, ZoneStats};
 
 use super::{Table, about, numbers, wrap};
 use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
@@ -25,10 +25,12 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         pages_migrated: migrated,
         migrate_failed: 0,
         pcp_drains: 3,
+        pcp_stranded: 0,
         memmaps_written: 0,
         device_spanned: 0,
         device_pages: 0,
         device_refs: 0,
+        boot: BootTimes::default(),
     };
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
@@ -55,6 +57,7 @@ fn shown(terminal: Option<usize>) -> String {
     ];
     for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepReport {
+            answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
