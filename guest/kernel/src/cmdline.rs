@@ -41,6 +41,8 @@ pub struct Options {
     pub grow: bool,
     /// Nodes in their order, if there are any.
     pub numa: ArrayVec<Share, MAX_NODES>,
+    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
+    pub one_worker: bool,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// How struct pages of device memory are initialised.
@@ -63,6 +65,7 @@ pub fn parse(text: &str) -> Options {
         init: InitPolicy::Eager,
         grow: true,
         numa: ArrayVec::new(),
+        one_worker: false,
         percpu_buf: 0,
         device_init: DeviceInit::Once,
         zeroed: false,
@@ -81,6 +84,7 @@ pub fn parse(text: &str) -> Options {
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::NUMA => set(&mut options.numa, numa(value)),
+            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
@@ -112,6 +116,14 @@ fn switch(value: &str) -> Option<bool> {
     match value {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn is_one(value: &str) -> Option<bool> {
+    match value {
+        "one" => Some(true),
+        "all" => Some(false),
         _ => None,
     }
 }

@@ -146,7 +146,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         new_stack()
     });
     copy::start();
-    deferred::start();
+    deferred::start(options.one_worker);
     let mem_devices = bind_devices(&options);
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
     shell::start();

@@ -17,6 +17,7 @@ use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
+use crate::virtio::mem;
 use crate::{MM, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
@@ -336,4 +337,5 @@ fn stats() {
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
     let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();
     println!("pageblocks isolated         {isolated}");
+    println!("last memory block           {} ticks", mem::last_add());
 }

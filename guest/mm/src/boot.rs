@@ -8,13 +8,14 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
 use crate::contig::PcpPolicy;
 use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::{Kind, ZoneType};
+use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
@@ -150,18 +151,26 @@ impl<P: Platform> Mm<P> {
         freed
     }
 
-    /// Gives `range`, in the section, whose pages are in no block, to the allocator.
+    /// Gives `range`, in the section, whose pages are in no block and movable, to the allocator.
     pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
         let mut buddy = self.zone(pages.section().zone()).lock();
-        for (pfn, order) in range.chunks() {
-            buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
+        let mut rest = range;
+        while let Some((pfn, order)) = rest.chunks().next() {
+            if order == Order::MAX {
+                let largest = PfnRange { start: pfn, end: range.end.align_down(order) };
+                buddy.append_largest(&self.sparse, pages, largest, MigrateType::Movable);
+                rest.start = largest.end;
+            } else {
+                buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
+                rest.start = pfn.add(order.pages());
+            }
         }
     }
 
     /// Recomputes what follows from the sizes of the zones.
     pub(crate) fn update_limits(&self) {
         self.build_zonelists();
-        setup_watermarks(self.zones());
+        setup_watermarks(self.zones().as_slice());
         self.update_pcp_limits();
     }
 

@@ -69,6 +69,8 @@ pub(crate) struct Nodes {
     nodes: [Node; MAX_NODES],
     /// One more than the highest node that has CPUs or memory (Linux `nr_node_ids`).
     end: AtomicU8,
+    /// The zones with memory that the zonelists were built from, a bit each.
+    built_from: AtomicU32,
 }
 
 impl Nodes {
@@ -82,6 +84,7 @@ impl Nodes {
                 }
             }; MAX_NODES],
             end: AtomicU8::new(1),
+            built_from: AtomicU32::new(0),
         }
     }
 
@@ -175,7 +178,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The zones that have memory, or could: those of all nodes.
-    pub(crate) fn zones(&self) -> impl Iterator<Item = &Zone> + Clone {
+    pub(crate) fn zones(&self) -> core::slice::Iter<'_, Zone> {
         self.zones[..self.nodes.ids().count() * ZoneType::COUNT].iter()
     }
 
@@ -184,8 +187,18 @@ impl<P: Platform> Mm<P> {
         &self.zones[id.index()]
     }
 
-    /// Rebuilds the zonelists.
+    /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.
     pub(crate) fn build_zonelists(&self) {
+        let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
+        let populated = self.zones().map(bit).fold(0, |all, bit| all | bit);
+        if self.nodes.built_from.load(Relaxed) != populated {
+            self.nodes.built_from.store(populated, Relaxed);
+            self.rebuild_zonelists();
+        }
+    }
+
+    /// Rebuilds the zonelists, whatever has changed.
+    pub(crate) fn rebuild_zonelists(&self) {
         self.nodes.build_zonelists(&self.zones);
     }
 }

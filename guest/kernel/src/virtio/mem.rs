@@ -7,6 +7,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
 use tidevm_mm::{
@@ -30,6 +31,16 @@ const VERSION_1: u64 = 1 << 32;
 /// A device that takes longer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
 const SUB_SECTION: u64 = SECTION_SIZE / 64;
+
+/// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
+/// to when its pages could be allocated.
+static LAST_ADD: AtomicU64 = AtomicU64::new(0);
+
+/// What it took to add the last memory block, in ticks. Where instructions are the clock (QEMU's `-icount
+/// shift=0`), they are instructions.
+pub fn last_add() -> u64 {
+    LAST_ADD.load(Ordering::Relaxed)
+}
 
 /// Why a device cannot be used.
 #[derive(Debug)]
@@ -117,7 +128,10 @@ impl<T: Transport> MemDriver<T> {
             }
             Action::AddBlock { addr, plugged, fresh } => {
                 let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
-                self.note(add(self.node, addr, self.in_sub_sections(plugged), content))
+                let (start, plugged) = (Instant::now(), self.in_sub_sections(plugged));
+                let added = add(self.node, addr, plugged, content);
+                LAST_ADD.store(Instant::now().0 - start.0, Ordering::Relaxed);
+                self.note(added)
             }
             Action::OnlineSubBlocks { addr, size } => {
                 let (section, subs) = sub_sections(addr, size);
