@@ -15,6 +15,8 @@ mod idle;
 mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
+#[path = "sessions/numa.rs"]
+mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
 #[path = "sessions/switches.rs"]
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
+        numa::TESTS,
         pmem::TESTS,
         switches::TESTS,
     ];

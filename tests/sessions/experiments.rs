@@ -51,9 +51,9 @@ fn a_race_strands_pages_of_a_single_drain() {
 
 /// S3.1.
 fn no_race(policy: &str) {
-    let (session, raced) = race(policy, 200);
+    let (session, raced) = race(policy, 100);
     session.assert_done();
-    assert_eq!(raced, (200, 0, 0));
+    assert_eq!(raced, (100, 0, 0));
 }
 
 fn a_race_needs_cpus_and_memory() {

@@ -159,6 +159,12 @@ pub enum Metric {
     Resets,
     /// `zone.NAME.COUNTER`: pages.
     Zone(ZoneName, ZoneCounter),
+    /// `node.N.zone.NAME.COUNTER`: the same for one NUMA node.
+    NodeZone(NodeNumber, ZoneName, ZoneCounter),
+    /// `node.N.init.local`: sections of the node's boot memory that its own CPUs initialised after boot.
+    InitLocal(NodeNumber),
+    /// `node.N.init.remote`: those that CPUs of other nodes did.
+    InitRemote(NodeNumber),
     /// `memmap.boot_pages`: pages of hot-added memory's memmap in memory the guest already had.
     MemmapBootPages,
     /// `memmap.altmap_pages`: pages of hot-added memory's memmap in the added memory itself.
@@ -177,6 +183,24 @@ pub enum Metric {
     PcpDrains,
     /// `pcp.stranded`: pages found on per-CPU lists although they were isolated, since boot.
     PcpStranded,
+}
+
+/// Number of a NUMA node of the guest, below [`tidevm_abi::MAX_NODES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeNumber(u8);
+
+impl NodeNumber {
+    /// Node `number`, if there can be one.
+    #[must_use]
+    pub fn new(number: u8) -> Option<Self> {
+        (usize::from(number) < tidevm_abi::MAX_NODES).then_some(Self(number))
+    }
+
+    /// For tables with one entry a node.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
 }
 
 /// What a metric's value counts, which decides how it is written.
@@ -339,6 +363,11 @@ impl fmt::Display for Metric {
                 let zone = parse::text_of(parse::ZONES, zone);
                 write!(f, "zone.{zone}.{}", parse::text_of(parse::ZONE_COUNTERS, counter))
             }
+            Metric::NodeZone(node, zone, counter) => {
+                write!(f, "node.{}.{}", node.0, Metric::Zone(*zone, *counter))
+            }
+            Metric::InitLocal(node) => write!(f, "node.{}.init.local", node.0),
+            Metric::InitRemote(node) => write!(f, "node.{}.init.remote", node.0),
             plain => f.write_str(parse::text_of(parse::PLAIN_METRICS, plain)),
         }
     }

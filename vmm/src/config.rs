@@ -13,6 +13,10 @@ use tidevm_abi::{MAX_MEM_DEVICES, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
+mod numa;
+
+pub use numa::{NodeConfig, NumaError};
+
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: u64 = 32 << 20;
 
@@ -36,6 +40,9 @@ pub struct Config {
     pub cpus: u8,
     /// Boot memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
+    /// NUMA nodes, of which each has a part of boot memory and of the vCPUs: from the lowest address and
+    /// the first vCPU up, in their order. All are on node 0 when there are none.
+    pub numa: Vec<NodeConfig>,
     /// One virtio-mem device each.
     pub hotplug: Vec<HotplugConfig>,
     /// Sizes of ranges of device memory in bytes, each a multiple of 128 MiB.
@@ -63,6 +70,7 @@ impl Default for Config {
         Self {
             cpus: 1,
             memory: DEFAULT_MEMORY,
+            numa: Vec::new(),
             hotplug: Vec::new(),
             pmem: Vec::new(),
             kernel: None,
@@ -86,8 +94,8 @@ pub struct HotplugConfig {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot, a multiple of `block`.
     pub requested: u64,
-    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]. CPUs and boot memory
-    /// are on node 0.
+    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]; it need not have anything
+    /// at boot.
     pub node: Option<u16>,
 }
 
@@ -248,6 +256,9 @@ pub enum ConfigError {
         /// Its node.
         node: u16,
     },
+    /// The nodes do not fit the machine.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
     /// The target does not fit.
     #[error("--hotplug #{device} requested={}: the region has only {}", Size(*.requested), Size(*.size))]
     RequestedTooLarge {
@@ -280,6 +291,7 @@ impl Config {
         if !self.memory.is_multiple_of(MIN_BLOCK) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        self.validate_numa()?;
         if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();
             return Err(ConfigError::TooManyDevices { given, max: MAX_MEM_DEVICES });

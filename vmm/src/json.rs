@@ -72,6 +72,7 @@ struct Device {
 #[derive(Serialize)]
 struct Guest {
     zones: BTreeMap<&'static str, Zone>,
+    nodes: Vec<Node>,
     memmap_boot_pages: u64,
     memmap_altmap_pages: u64,
     blocks_online: u64,
@@ -93,6 +94,13 @@ struct Boot {
     first_allocation_seconds: f64,
     initialised_seconds: Option<f64>,
     memmaps_written: u64,
+}
+
+#[derive(Serialize)]
+struct Node {
+    zones: BTreeMap<&'static str, Zone>,
+    init_local: u64,
+    init_remote: u64,
 }
 
 #[derive(Serialize)]
@@ -182,13 +190,22 @@ fn machine(sample: &Sample) -> Machine {
 }
 
 fn guest(stats: &Stats) -> Guest {
-    let zones = stats.zones.iter().map(|zone| {
-        let name = zone_text(zone.name);
-        let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
-        (name, Zone { spanned, present, managed, free, pcp })
+    let zones = |zones: &[tidevm_abi::ZoneStats]| {
+        let zones = zones.iter().map(|zone| {
+            let name = zone_text(zone.name);
+            let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
+            (name, Zone { spanned, present, managed, free, pcp })
+        });
+        zones.collect()
+    };
+    let nodes = stats.nodes.iter().take(stats.nr_nodes.into()).map(|node| Node {
+        zones: zones(&node.zones),
+        init_local: node.init_local,
+        init_remote: node.init_remote,
     });
     Guest {
-        zones: zones.collect(),
+        zones: zones(&stats.zones),
+        nodes: nodes.collect(),
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.blocks_online,

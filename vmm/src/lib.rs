@@ -40,6 +40,6 @@ mod vcpu;
 pub mod virtio;
 pub mod vm;
 
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy};
+pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
 pub use vm::{CallsUnread, End, ExitCounts, ResizeError, StartError, Vm};

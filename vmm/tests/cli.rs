@@ -132,6 +132,13 @@ fn wrong_usage_is_status_2() {
         (&["run", "--hotplug", "size=128M,requested=3M"], "must be a multiple of its block, 2M"),
         (&["run", "--hotplug", "size=128M,requested=256M"], "the region has only 128M"),
         (&["run", "--hotplug", "size=16T"], "beyond the 2T"),
+        (&["run", "--numa", "cpus=1"], "memory=SIZE is missing"),
+        (&["run", "--numa", "memory=128M,cpus=1"], "the nodes have 128M together, and --memory is 256M"),
+        (&["run", "--numa", "memory=256M"], "the nodes have 0 vCPUs together, and --cpus is 1"),
+        (
+            &["run", "--numa", "memory=100M,cpus=1", "--numa", "memory=156M"],
+            "--numa #0 memory=100M: must be a multiple of the guest's memory block, 128M (try 128M)",
+        ),
         (
             &["run", "--pmem", "size=130M"],
             "--pmem #0 size=130M: must be a multiple of the guest's memory block",
@@ -405,6 +412,8 @@ fn json_is_one_object_a_line() {
     assert_eq!(kinds, ["ready", "step", "step", "end"]);
     assert_eq!(events[1]["devices"][0]["plugged"], 130 << 20);
     assert_eq!(events[1]["guest"]["zones"]["Movable"]["present"], 65_536);
+    assert_eq!(events[1]["guest"]["nodes"].as_array().map(Vec::len), Some(1));
+    assert_eq!(events[1]["guest"]["nodes"][0]["zones"], events[1]["guest"]["zones"]);
     assert_eq!((&events[2]["ok"], &events[3]["status"]), (&Value::Bool(true), &Value::from(0)));
 }
 

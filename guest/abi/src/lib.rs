@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 
 pub mod cmdline;
 mod pmem;
+mod stats;
 
 pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
+pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -42,6 +44,9 @@ pub const MAX_PHYS_ADDR: u64 = 2 << 40;
 /// Most CPUs that the guest brings up.
 pub const MAX_CPUS: usize = 64;
 
+/// Most NUMA nodes that the guest tells apart.
+pub const MAX_NODES: usize = 4;
+
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
@@ -62,7 +67,7 @@ pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 pub const NOTE_NAME: &str = "tidevm";
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
-pub const MAX_RECORD: usize = 1024;
+pub const MAX_RECORD: usize = 2048;
 
 /// Names one workload of a session. The VMM chooses it, and never uses one twice at a time.
 pub type Handle = u32;
@@ -166,6 +171,7 @@ pub enum FaultStep {
 
 /// Messages of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Report {
     /// All CPUs are up and all drivers are bound. Sent once.
     Ready {
@@ -187,6 +193,7 @@ pub enum Report {
 
 /// What came of a [`Call`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Answer {
     /// To [`Op::Stats`].
     Stats(Stats),
@@ -260,84 +267,6 @@ pub enum Failure {
     Pmem(PmemFailure),
     /// It needs CPUs or plugged memory that this guest does not have.
     Unfit,
-}
-
-/// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ZoneName {
-    /// Boot memory below 4 GiB.
-    Dma32,
-    /// Boot memory above 4 GiB, and hot-added memory for the kernel.
-    Normal,
-    /// Hot-added memory for movable pages.
-    Movable,
-}
-
-/// Number of zones in [`Stats`].
-pub const NR_ZONES: usize = 3;
-
-/// Counters of one zone, in pages (Linux `/proc/zoneinfo`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ZoneStats {
-    /// Which zone.
-    pub name: ZoneName,
-    /// Pages between its first and last page, holes included.
-    pub spanned: u64,
-    /// Pages that exist.
-    pub present: u64,
-    /// Pages that the allocator manages.
-    pub managed: u64,
-    /// Pages on the buddy's free lists, isolated ones excluded.
-    pub free: u64,
-    /// Pages on per-CPU lists.
-    pub pcp: u64,
-}
-
-/// Counters of the whole guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneName`].
-    pub zones: [ZoneStats; NR_ZONES],
-    /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
-    pub memmap_boot_pages: u64,
-    /// Pages of hot-added memory's memmap that lie in the added memory itself.
-    pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online.
-    pub blocks_online: u64,
-    /// Pages migrated since boot.
-    pub pages_migrated: u64,
-    /// Migrations that failed since boot.
-    pub migrate_failed: u64,
-    /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
-    pub pcp_drains: u64,
-    /// Pages of isolated ranges that were found on per-CPU lists since boot, where nobody looks for
-    /// them.
-    pub pcp_stranded: u64,
-    /// Sections whose struct pages were all written at once, since boot; the others' are written when
-    /// their pages are first used.
-    pub memmaps_written: u64,
-    /// Pages from the first range of device memory that is mapped to the last, which is all that the
-    /// Device zone has.
-    pub device_spanned: u64,
-    /// Pages of device memory that can be used.
-    pub device_pages: u64,
-    /// References to them: each is one, and so is each use.
-    pub device_refs: u64,
-    /// How long boot took.
-    pub boot: BootTimes,
-}
-
-/// When boot reached what it is measured by, in microseconds since the kernel's first instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootTimes {
-    /// All of boot memory is in the kernel's page tables.
-    pub mapped: u64,
-    /// The page allocator gives pages.
-    pub first_allocation: u64,
-    /// All of boot memory is with the page allocator; `None` while some of it is left for later.
-    pub initialised: Option<u64>,
-    /// Sections whose struct pages were all written before the first allocation.
-    pub memmaps_written: u64,
 }
 
 /// Where a virtio-mem driver stands.
@@ -449,6 +378,9 @@ mod tests {
             id: u32::MAX,
             answer: Answer::Stats(Stats {
                 zones: [zone; NR_ZONES],
+                nr_nodes: u8::MAX,
+                nodes: [NodeStats { zones: [zone; NR_ZONES], init_local: u64::MAX, init_remote: u64::MAX };
+                    MAX_NODES],
                 memmap_boot_pages: u64::MAX,
                 memmap_altmap_pages: u64::MAX,
                 blocks_online: u64::MAX,

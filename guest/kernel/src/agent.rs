@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, Failure, Handle, Op, Report};
-use tidevm_mm::ZoneType;
+use tidevm_mm::{ZoneStats, ZoneType};
 
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
@@ -104,23 +104,31 @@ fn make(
 
 fn stats() -> tidevm_abi::Stats {
     let stats = MM.stats();
-    let zone = |name, kind| {
-        let zone = stats.zones[kind as usize];
-        tidevm_abi::ZoneStats {
-            name,
-            spanned: zone.spanned,
-            present: zone.present,
-            managed: zone.managed,
-            free: zone.free,
-            pcp: zone.pcp,
+    let zone = |zone: ZoneStats| tidevm_abi::ZoneStats {
+        name: match zone.zone {
+            ZoneType::Dma32 => tidevm_abi::ZoneName::Dma32,
+            ZoneType::Normal => tidevm_abi::ZoneName::Normal,
+            ZoneType::Movable => tidevm_abi::ZoneName::Movable,
+        },
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.free,
+        pcp: zone.pcp,
+    };
+    let node = |node: usize| {
+        let initialised: u32 = stats.deferred_sections[node].iter().sum();
+        let local = stats.deferred_sections[node][node];
+        tidevm_abi::NodeStats {
+            zones: stats.nodes[node].map(zone),
+            init_local: local.into(),
+            init_remote: (initialised - local).into(),
         }
     };
     tidevm_abi::Stats {
-        zones: [
-            zone(tidevm_abi::ZoneName::Dma32, ZoneType::Dma32),
-            zone(tidevm_abi::ZoneName::Normal, ZoneType::Normal),
-            zone(tidevm_abi::ZoneName::Movable, ZoneType::Movable),
-        ],
+        zones: stats.zones.map(zone),
+        nr_nodes: stats.nr_nodes as u8,
+        nodes: core::array::from_fn(node),
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.sections_online,

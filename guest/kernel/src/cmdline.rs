@@ -2,10 +2,13 @@
 //! `tidevm_abi::cmdline`). Words that it does not know are left alone, as Linux does; a value that
 //! it cannot read is reported and the default holds.
 
+use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy, PcpPolicy};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, SECTION_SIZE};
 
 use crate::console::println;
+use crate::cpu::MAX_CPUS;
+use crate::numa::Share;
 
 /// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
 pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
@@ -38,6 +41,8 @@ pub struct Options {
     pub grow: bool,
     /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
     pub one_worker: bool,
+    /// Nodes in their order, if there are any.
+    pub numa: ArrayVec<Share, MAX_NODES>,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// How struct pages of device memory are initialised.
@@ -60,6 +65,7 @@ pub fn parse(text: &str) -> Options {
         init: InitPolicy::Eager,
         grow: true,
         one_worker: false,
+        numa: ArrayVec::new(),
         percpu_buf: 0,
         device_init: DeviceInit::Once,
         zeroed: false,
@@ -78,6 +84,7 @@ pub fn parse(text: &str) -> Options {
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
+            keys::NUMA => set(&mut options.numa, numa(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
@@ -137,6 +144,17 @@ fn init(value: &str) -> Option<InitPolicy> {
         "lazy" => Some(InitPolicy::Lazy),
         _ => None,
     }
+}
+
+/// `MEMORY[:CPUS],...`, in whole memory blocks.
+fn numa(value: &str) -> Option<ArrayVec<Share, MAX_NODES>> {
+    let mut nodes = ArrayVec::new();
+    for node in value.split(',') {
+        let (memory, cpus) = node.split_once(':').unwrap_or((node, "0"));
+        let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE))?;
+        nodes.try_push((memory, cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?)).ok()?;
+    }
+    Some(nodes)
 }
 
 fn device_init(value: &str) -> Option<DeviceInit> {

@@ -21,6 +21,7 @@ mod hog;
 mod ioapic;
 mod irq;
 mod job;
+mod numa;
 mod paging;
 mod panic;
 mod pci;
@@ -48,6 +49,7 @@ use crate::boot::BootInfo;
 use crate::cmdline::Options;
 use crate::console::println;
 use crate::control::Control;
+use crate::numa::Numa;
 use crate::paging::{TableSource, VMEMMAP, map_direct};
 use crate::platform::Machine;
 use crate::virtio::Device;
@@ -115,8 +117,10 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
-    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
+    let mut numa = Numa::new();
+    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
     paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
+    numa.settle(&options.numa, memblock, nr_cpus);
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
     unsafe { heap::init(arena.get()) };

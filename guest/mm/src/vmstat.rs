@@ -79,7 +79,9 @@ pub struct PcpInfo {
 pub struct Stats {
     /// One entry a zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
     pub zones: [ZoneStats; ZoneType::COUNT],
-    /// The same for each node.
+    /// Nodes that there are or were, one with memory or CPUs the last (Linux `nr_node_ids`).
+    pub nr_nodes: usize,
+    /// The same as `zones` for each of them, and zeros for others.
     pub nodes: [[ZoneStats; ZoneType::COUNT]; MAX_NODES],
     /// Sections of boot memory that were left for later and are initialised now: by their node, and by
     /// the node of the CPU that did it.
@@ -152,6 +154,7 @@ impl<P: Platform> Mm<P> {
         };
         Stats {
             zones: ZoneType::ALL.map(sum),
+            nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
             deferred_pages,

@@ -46,7 +46,7 @@ impl<W: Write> Lab for Host<W> {
     /// When an experiment's own script is wrong.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {
         let script = Script::parse(label, script).unwrap_or_else(|errors| panic!("{errors}"));
-        script.fit(&config.hotplug).unwrap_or_else(|errors| panic!("{errors}"));
+        script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
         config.validate().map_err(StartError::from)?;
         self.tell(format_args!("{label} ... "));
         let start = Instant::now();

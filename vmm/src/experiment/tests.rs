@@ -14,10 +14,7 @@ struct Fake(Vec<Result<Record, Halt>>);
 impl Lab for Fake {
     fn session(&mut self, _: &str, config: Config, script: &str) -> Result<Record, Halt> {
         config.validate().expect("a machine that can be");
-        crate::script::Script::parse("fake", script)
-            .expect("a script")
-            .fit(&config.hotplug)
-            .expect("it fits");
+        crate::script::Script::parse("fake", script).expect("a script").fit(&config).expect("it fits");
         self.0.remove(0)
     }
 }
@@ -25,8 +22,11 @@ impl Lab for Fake {
 fn stats() -> Stats {
     let zone = |name| tidevm_abi::ZoneStats { name, spanned: 9, present: 9, managed: 9, free: 9, pcp: 0 };
     use tidevm_abi::ZoneName::{Dma32, Movable, Normal};
+    let zones = [zone(Dma32), zone(Normal), zone(Movable)];
     Stats {
-        zones: [zone(Dma32), zone(Normal), zone(Movable)],
+        zones,
+        nr_nodes: 1,
+        nodes: [tidevm_abi::NodeStats { zones, init_local: 0, init_remote: 0 }; tidevm_abi::MAX_NODES],
         memmap_boot_pages: 0,
         memmap_altmap_pages: 0,
         blocks_online: 0,

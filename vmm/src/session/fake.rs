@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BootTimes, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp,
-    Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem, PmemFailure,
+    PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -280,8 +280,12 @@ impl Fake {
         if self.nature.boasts {
             zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
         }
+        let node = |zones| NodeStats { zones, init_local: 0, init_remote: 0 };
+        let empty = zones.map(|ZoneStats { name, .. }| zone(name, 0));
         Stats {
             zones,
+            nr_nodes: 1,
+            nodes: [node(zones), node(empty), node(empty), node(empty)],
             memmap_boot_pages: 0,
             memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
             blocks_online: plugged.div_ceil(32_768),

@@ -24,7 +24,7 @@ use crate::console::println;
 use crate::control::report;
 use crate::job::{Job, Step};
 use crate::time::Instant;
-use crate::{MM, workload};
+use crate::{MM, numa, workload};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
@@ -72,6 +72,8 @@ pub struct MemDriver<T> {
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
     region: u64,
+    /// What the device plugs is on it.
+    node: NodeId,
     block_size: u64,
     /// What the device plugs is zero.
     zeroed: bool,
@@ -93,10 +95,12 @@ impl<T: Transport> MemDriver<T> {
     /// # Errors
     /// [`Unusable`].
     pub fn new(mut device: Device<T>, options: &Options) -> Result<Box<Self>, Unusable> {
-        device.negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE).ok_or(Unusable::Features)?;
+        let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
+        let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
         let config = read_config(&device).ok_or(Unusable::Restless)?;
+        let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
         let memmap_size = if options.memmap_on_memory { SUB_SECTION } else { 0 };
         let driver = Driver::new(DriverConfig { memory_block_size: SECTION_SIZE, memmap_size }, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
@@ -105,6 +109,7 @@ impl<T: Transport> MemDriver<T> {
             requests,
             driver,
             region: config.addr,
+            node: numa::node_of(domain, config.addr),
             block_size: config.block_size,
             zeroed: options.zeroed,
             patience: None,
@@ -124,7 +129,7 @@ impl<T: Transport> MemDriver<T> {
             Action::AddBlock { addr, plugged, fresh } => {
                 let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
                 let (start, plugged) = (Instant::now(), self.in_sub_sections(plugged));
-                let added = add(addr, plugged, content);
+                let added = add(self.node, addr, plugged, content);
                 LAST_ADD.store(Instant::now().0 - start.0, Ordering::Relaxed);
                 self.note(added)
             }
@@ -265,10 +270,10 @@ fn sub_sections(addr: u64, size: u64) -> (SectionNr, SubSections) {
     (section, SubSections::range(first..first + (size / SUB_SECTION) as u32))
 }
 
-/// Adds a memory block and onlines it; all or nothing.
-fn add(addr: u64, plugged: SubSections, content: Content) -> Result<(), ResizeState> {
+/// Adds a memory block to `node` and onlines it; all or nothing.
+fn add(node: NodeId, addr: u64, plugged: SubSections, content: Content) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(NodeId::FIRST, section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(node, section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory
