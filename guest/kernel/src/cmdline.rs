@@ -39,10 +39,10 @@ pub struct Options {
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
     pub grow: bool,
-    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
-    pub one_worker: bool,
     /// Nodes in their order, if there are any.
     pub numa: ArrayVec<Share, MAX_NODES>,
+    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
+    pub one_worker: bool,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// How struct pages of device memory are initialised.
@@ -64,8 +64,8 @@ pub fn parse(text: &str) -> Options {
         pcp: PcpPolicy::Disable,
         init: InitPolicy::Eager,
         grow: true,
-        one_worker: false,
         numa: ArrayVec::new(),
+        one_worker: false,
         percpu_buf: 0,
         device_init: DeviceInit::Once,
         zeroed: false,
@@ -83,8 +83,8 @@ pub fn parse(text: &str) -> Options {
             keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
-            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
             keys::NUMA => set(&mut options.numa, numa(value)),
+            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
