@@ -119,7 +119,7 @@ fn stats() -> tidevm_abi::Stats {
         ],
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
-        blocks_online: stats.sections_online,
+        blocks_online: stats.blocks_online,
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,

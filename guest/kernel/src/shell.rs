@@ -338,7 +338,7 @@ fn stats() {
     let stats = MM.stats();
     println!("memmap in boot memory       {} pages", stats.memmap_boot_pages);
     println!("memmap in hot-added memory  {} pages", stats.memmap_altmap_pages);
-    println!("memory blocks online        {}", stats.sections_online);
+    println!("memory blocks online        {}", stats.blocks_online);
     println!("memmaps written whole       {}", stats.memmaps_written);
     println!("boot memory to come         {} pages", stats.deferred_pages);
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);

@@ -14,6 +14,7 @@ use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::page::{Kind, ZoneType};
 use crate::platform::Platform;
+use crate::range::RemovalPolicy;
 use crate::sparse::{SectionPages, SectionState};
 use crate::zone::setup_watermarks;
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub memmap_on_memory: bool,
     /// Whether per-CPU lists are out of play while memory is taken away, rather than drained.
     pub pcp_disable: bool,
+    /// How much hot-added memory may be removed at a time.
+    pub removal: RemovalPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations that find too little may have more of boot memory initialised, where that
@@ -56,13 +59,14 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, init, grow, content } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, removal, init, grow, content } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
         self.nr_cpus.store(nr_cpus, Relaxed);
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
         self.use_pcp_disable.store(pcp_disable, Relaxed);
+        self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
 

@@ -7,12 +7,12 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
+use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
-use crate::hotplug::memmap_blocks;
-use crate::page::{Kind, PageState, ZoneType};
+use crate::memory_block::{MemoryBlock, memmap_blocks};
+use crate::page::{Holder, Kind, PageState, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
@@ -44,29 +44,66 @@ impl<P: Platform> Mm<P> {
         ZoneType::ALL.iter().map(|&zone| self.check_zone(zone, &deferred, self.cpus(), 0)).sum()
     }
 
-    /// Sections that are not online, and the memmap pages of all of them.
+    /// That the sections make up memory blocks, and the memmap pages of these.
     fn check_sections(&self) {
-        let (mut boot, mut altmap) = (0, 0);
+        let (mut boot, mut altmap, mut added, mut in_blocks) = (0, 0, 0, 0);
         for nr in self.sparse.numbers() {
-            let section = self.sparse.section(nr).expect("only sections in the table are ever present");
-            let reserve = VmemAltmap::of(nr, section);
+            let section = self.entry(nr);
+            if let Some(block) = MemoryBlock::at(&self.sparse, nr) {
+                in_blocks += block.len();
+                match VmemAltmap::of(nr, section) {
+                    Some(_) => altmap += self.check_altmap(block),
+                    None => boot += self.check_older_memmap(block),
+                }
+            } else {
+                assert_eq!(VmemAltmap::of(nr, section), None, "{nr:?} begins no memory block");
+            }
             match section.state() {
                 SectionState::Absent => {
                     assert!(section.plugged().is_empty(), "absent {nr:?} has {:?}", section.plugged());
-                    assert_eq!(reserve, None, "absent {nr:?} has memmap pages");
-                    continue;
                 }
                 SectionState::Initialised => panic!("{nr:?} stopped on its way to be online"),
-                SectionState::Present | SectionState::Online => {}
-            }
-            match reserve {
-                Some(reserve) => altmap += u64::from(reserve.allocated()),
-                None if section.is_boot() => {}
-                None => boot += u64::from(MEMMAP_PAGES),
+                SectionState::Present | SectionState::Online => added += u32::from(!section.is_boot()),
             }
         }
+        assert_eq!(in_blocks, added, "sections of memory blocks, sections that were added");
         assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
         assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
+    }
+
+    /// A memory block that holds its memmap: it is all in the reserve at the start, in order. How many
+    /// pages that is.
+    fn check_altmap(&self, block: MemoryBlock) -> u64 {
+        let altmap = VmemAltmap::of(block.first(), self.entry(block.first())).expect("the caller looked");
+        let expected = block.memmap_pages();
+        assert_eq!([altmap.offset(), altmap.allocated()], [expected; 2], "altmap of {:?}", block.first());
+        let mut memmap = block.first().start();
+        for nr in block.sections() {
+            self.check_in_block(block, nr);
+            assert_eq!(self.entry(nr).memmap(), memmap, "memmap of {nr:?}, which lies on {:?}", block.first());
+            memmap = memmap.add(MEMMAP_PAGES);
+        }
+        expected.into()
+    }
+
+    /// A memory block whose memmap lies in older memory: each section's is an allocated block that says
+    /// so. How many pages that is.
+    fn check_older_memmap(&self, block: MemoryBlock) -> u64 {
+        for nr in block.sections() {
+            self.check_in_block(block, nr);
+            let memmap = self.entry(nr).memmap();
+            let page = self.sparse.online_page(memmap).expect("older memory that is in use is online");
+            let is_memmap = page.state().is(Kind::Allocated, Order::PAGEBLOCK) && page.holder() == Holder::Memmap;
+            assert!(is_memmap, "{memmap:?}, memmap of {nr:?}, is {:?}", page.state());
+        }
+        block.memmap_pages().into()
+    }
+
+    fn check_in_block(&self, block: MemoryBlock, nr: SectionNr) {
+        let (section, first) = (self.entry(nr), self.entry(block.first()));
+        assert_eq!(section.state(), first.state(), "state of {nr:?}, of its memory block {:?}", block.first());
+        let alone = nr == block.first() || section.block_sections() == 0;
+        assert!(alone && !section.is_boot(), "{nr:?} is in memory block {:?} and in another", block.first());
     }
 
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
@@ -80,11 +117,8 @@ impl<P: Platform> Mm<P> {
         let of = &self.zones[zone.index()];
         let buddy = of.lock();
         let mut tally = Tally::default();
-        for pages in self
-            .sparse
-            .iter()
-            .filter(|pages| pages.section().state() == SectionState::Online && pages.section().zone() == zone)
-        {
+        let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
+        for pages in online.filter(|pages| pages.section().zone() == zone) {
             check_section(pages, zone, &mut tally);
         }
         for ram in deferred.ram().filter(|ram| ZoneType::of_boot_memory(ram.start.section()) == zone) {

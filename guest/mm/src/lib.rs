@@ -9,10 +9,10 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap` |
+//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -48,12 +48,15 @@ mod isolation;
 mod lock;
 mod memblock;
 mod memmap_init;
+mod memory_block;
 mod migrate;
+mod online;
 mod page;
 mod page_alloc;
 mod pageblock;
 mod pcplist;
 mod platform;
+mod range;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sparse;
@@ -67,16 +70,19 @@ pub use addr::{
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr,
 };
 pub use boot::{BootError, Options};
-pub use hotplug::{AddError, OnlineError, RemoveError};
+pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
 pub use memmap_init::{Content, InitPolicy};
+pub use memory_block::MAX_BLOCK_SECTIONS;
 pub use migrate::{MAX_OWNERS, MovableOwner};
+pub use online::OnlineError;
 pub use page::{Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
 pub use platform::{FaultStep, NoPageTable, Platform};
+pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
 pub use vmstat::{Stats, ZoneStats};
@@ -107,6 +113,7 @@ pub struct Mm<P: Platform> {
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
     use_pcp_disable: AtomicBool,
+    remove_per_block: AtomicBool,
     init_lazily: AtomicBool,
 }
 
@@ -128,6 +135,7 @@ impl<P: Platform> Mm<P> {
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             use_pcp_disable: AtomicBool::new(true),
+            remove_per_block: AtomicBool::new(true),
             init_lazily: AtomicBool::new(false),
         }
     }

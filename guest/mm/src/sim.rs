@@ -24,7 +24,7 @@ use crate::addr::{
 use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{Gfp, Memblock, Mm, Options, Page, PerCpu};
+use crate::{Gfp, Memblock, Mm, Options, Page, PerCpu, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -41,8 +41,8 @@ pub struct Sim {
     content: Vec<OnceLock<Vec<AtomicU64>>>,
     /// By sub-section: whether it is in the direct map.
     direct: Vec<AtomicBool>,
-    /// By section: what backs its memmap.
-    memmaps: Mutex<Vec<Option<Pfn>>>,
+    /// By section: what backs its memmap, and how many grace periods there had been when it was mapped.
+    memmaps: Mutex<Vec<Option<(Pfn, u64)>>>,
     /// Attempts to let pass before a step fails; negative: it does not.
     faults: [AtomicI64; STEPS],
     /// Whether a step that has begun to fail goes on to.
@@ -53,7 +53,6 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
-    used_grace_periods: AtomicU64,
     /// Where page-table pages come from, and those in use.
     tables: OnceLock<&'static Mm<Sim>>,
     tables_in_use: Mutex<Vec<Pfn>>,
@@ -79,6 +78,8 @@ pub struct Machine {
     pub memmap_on_memory: bool,
     /// [`Options::pcp_disable`].
     pub pcp_disable: bool,
+    /// [`Options::removal`].
+    pub removal: RemovalPolicy,
     /// [`Options::init`].
     pub init: InitPolicy,
     /// [`Options::grow`].
@@ -100,6 +101,7 @@ impl Default for Machine {
             cpus: 1,
             memmap_on_memory: true,
             pcp_disable: true,
+            removal: RemovalPolicy::PerBlock,
             init: InitPolicy::Eager,
             grow: true,
             content: Content::Unknown,
@@ -144,6 +146,7 @@ impl Machine {
             nr_cpus: self.cpus,
             memmap_on_memory: self.memmap_on_memory,
             pcp_disable: self.pcp_disable,
+            removal: self.removal,
             init: self.init,
             grow: self.grow,
             content: self.content,
@@ -179,7 +182,6 @@ impl Sim {
             zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
-            used_grace_periods: AtomicU64::new(0),
             tables: OnceLock::new(),
             tables_in_use: Mutex::new(Vec::new()),
         }
@@ -237,7 +239,7 @@ impl Sim {
 
     /// What backs the memmap of `section`.
     pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
-        self.memmaps.lock().expect("no panic holds it")[section.get() as usize]
+        self.memmaps.lock().expect("no panic holds it")[section.get() as usize].map(|(backing, _)| backing)
     }
 
     /// How often `mm` has waited for all other CPUs so far.
@@ -341,8 +343,9 @@ unsafe impl Platform for Sim {
         self.take_table()?;
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
-        assert!(!memmaps.contains(&Some(backing)), "{backing:?} backs two memmaps");
-        memmaps[section.get() as usize] = Some(backing);
+        let twice = memmaps.iter().flatten().any(|&(other, _)| other == backing);
+        assert!(!twice, "{backing:?} backs two memmaps");
+        memmaps[section.get() as usize] = Some((backing, self.grace_periods.load(SeqCst)));
         if self.zeros && self.is_fresh(backing) {
             self.clear(section)
         } else {
@@ -352,10 +355,10 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        let now = self.grace_periods.load(SeqCst);
-        assert!(self.used_grace_periods.swap(now, SeqCst) < now, "{section:?}: no grace period");
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
-        let backing = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
+        let mapped = memmaps[section.get() as usize].take();
+        let (backing, since) = mapped.expect("unmaps a memmap that is mapped");
+        assert!(since < self.grace_periods.load(SeqCst), "{section:?}: no grace period");
         self.assert_direct(backing);
         self.assert_direct(backing.add(MEMMAP_PAGES - 1));
         (0..MEMMAP_PAGES).for_each(|page| self.write(backing.add(page), 0));
@@ -374,7 +377,7 @@ unsafe impl Platform for Sim {
 
     fn unmap_direct(&self, range: PfnRange) {
         let memmaps = self.memmaps.lock().expect("no panic holds it");
-        assert!(!memmaps.iter().flatten().any(|&pfn| range.contains(pfn)), "{range:?} holds a memmap");
+        assert!(!memmaps.iter().flatten().any(|&(pfn, _)| range.contains(pfn)), "{range:?} holds a memmap");
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
         }

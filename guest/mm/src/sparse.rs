@@ -52,9 +52,11 @@ pub struct Section {
     memmap: AtomicU32,
     /// Sub-sections whose memory is there and mapped.
     plugged: AtomicU64,
-    /// Pages of the memmap taken from the section itself (low half: set aside, high half: handed
-    /// out), see `altmap`.
-    altmap: AtomicU64,
+    /// Pages of the memmap taken from the memory block that begins here (low half: set aside, high
+    /// half: handed out), see `altmap`.
+    altmap: AtomicU32,
+    /// Sections of the memory block that begins here, if one does.
+    block_sections: AtomicU8,
     /// Pages on free lists, isolated ones included; changes under the zone lock.
     free: AtomicU64,
     pub(crate) pageblocks: PageblockFlags,
@@ -73,7 +75,8 @@ impl Section {
             memmap_content: AtomicU8::new(Self::ANYTHING),
             memmap: AtomicU32::new(0),
             plugged: AtomicU64::new(0),
-            altmap: AtomicU64::new(0),
+            altmap: AtomicU32::new(0),
+            block_sections: AtomicU8::new(0),
             free: AtomicU64::new(0),
             pageblocks: PageblockFlags::new(),
         }
@@ -166,12 +169,22 @@ impl Section {
         self.free.store(self.free().wrapping_add(pages), Ordering::Relaxed);
     }
 
-    pub(crate) fn altmap_word(&self) -> u64 {
+    pub(crate) fn altmap_word(&self) -> u32 {
         self.altmap.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_altmap_word(&self, word: u64) {
+    pub(crate) fn set_altmap_word(&self, word: u32) {
         self.altmap.store(word, Ordering::Relaxed);
+    }
+
+    /// Sections of the memory block that begins with this one; 0 when none does.
+    pub(crate) fn block_sections(&self) -> u32 {
+        self.block_sections.load(Ordering::Relaxed).into()
+    }
+
+    pub(crate) fn set_block_sections(&self, sections: u32) {
+        let sections = u8::try_from(sections).expect("a memory block has 64 sections at most");
+        self.block_sections.store(sections, Ordering::Relaxed);
     }
 }
 
@@ -243,8 +256,8 @@ pub struct Sparse {
     sections: &'static [Section],
     /// One more than the highest section that was ever present: the end of walks over all.
     end: AtomicU32,
-    /// Sections that are online.
-    online: AtomicU32,
+    /// Memory blocks that are online; each section of boot memory is one.
+    blocks_online: AtomicU32,
 }
 
 // SAFETY: `window` is only dereferenced to `&Page`, which is Sync, under the checks of `page` and
@@ -263,7 +276,7 @@ impl Sparse {
     /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps for section `n`.
     #[must_use]
     pub const unsafe fn new(window: NonNull<Page>, sections: &'static [Section]) -> Self {
-        Self { window, sections, end: AtomicU32::new(0), online: AtomicU32::new(0) }
+        Self { window, sections, end: AtomicU32::new(0), blocks_online: AtomicU32::new(0) }
     }
 
     /// Every section that was ever present, ascending.
@@ -271,9 +284,9 @@ impl Sparse {
         (0..self.end.load(Ordering::Relaxed)).map(SectionNr::new)
     }
 
-    /// Number of sections that are online.
-    pub(crate) fn online(&self) -> u32 {
-        self.online.load(Ordering::Relaxed)
+    /// Number of memory blocks that are online.
+    pub(crate) fn blocks_online(&self) -> u32 {
+        self.blocks_online.load(Ordering::Relaxed)
     }
 
     /// Moves section `nr`, which is in the table, to `state`. To reach `Initialised`, its memmap
@@ -284,9 +297,10 @@ impl Sparse {
         // Pairs with the Acquire in `Section::state`.
         section.state.store(state as u8, Ordering::Release);
         self.end.fetch_max(nr.get() + 1, Ordering::Relaxed);
+        let block = u32::from(section.is_boot() || section.block_sections() > 0);
         match (before, state) {
-            (_, SectionState::Online) => self.online.fetch_add(1, Ordering::Relaxed),
-            (SectionState::Online, _) => self.online.fetch_sub(1, Ordering::Relaxed),
+            (_, SectionState::Online) => self.blocks_online.fetch_add(block, Ordering::Relaxed),
+            (SectionState::Online, _) => self.blocks_online.fetch_sub(block, Ordering::Relaxed),
             _ => 0,
         };
     }
@@ -295,11 +309,6 @@ impl Sparse {
     #[inline]
     pub(crate) fn section(&self, nr: SectionNr) -> Option<&Section> {
         self.sections.get(nr.get() as usize)
-    }
-
-    /// The sections whose pages can be looked at, ascending.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = SectionPages<'_>> {
-        self.numbers().filter_map(|nr| self.pages(nr))
     }
 
     /// The page of `pfn` (Linux `pfn_to_page`).
@@ -332,6 +341,17 @@ impl Sparse {
             return None;
         }
         Some(self.view(nr, section))
+    }
+
+    /// The pages of section `nr`, if it is online.
+    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
+        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
+    }
+
+    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): what a walk over
+    /// frames of which it knows nothing may look at.
+    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<&Page> {
+        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 
     /// The pages of section `nr`, whose memmap is mapped, for the one who initialises them.

@@ -39,8 +39,8 @@ pub struct Stats {
     /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
     /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
     pub deferred_pages: u64,
-    /// Memory blocks that are online, those of boot included.
-    pub sections_online: u64,
+    /// Memory blocks that are online; each section of boot memory is one.
+    pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
     pub memmaps_written: u64,
     /// Pages migrated since boot.
@@ -102,7 +102,7 @@ impl<P: Platform> Mm<P> {
             memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
-            sections_online: self.sparse.online().into(),
+            blocks_online: self.sparse.blocks_online().into(),
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),

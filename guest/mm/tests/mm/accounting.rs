@@ -49,7 +49,7 @@ fn one_block() {
                     mm.check();
                     assert_eq!(counters(mm, zone), [32768, 32768, managed, managed], "online");
                     assert_eq!(large_blocks(mm, zone), if on { [1, 31] } else { [0, 32] });
-                    assert_eq!(mm.stats().sections_online, 3);
+                    assert_eq!(mm.stats().blocks_online, 3);
                     assert_eq!(memmap(mm), if on { [0, 512] } else { [512, 0] });
 
                     mm.offline(BLOCK).unwrap();
