@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tidevm_abi::{MAX_MEM_DEVICES, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
+use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
@@ -43,6 +43,8 @@ pub struct Config {
     pub initrd: Option<PathBuf>,
     /// Appended to the kernel command line.
     pub cmdline: Option<String>,
+    /// Size of the guest's memory blocks in bytes, a power of two from 128 MiB to 2 GiB.
+    pub memory_block: u64,
     /// The memmap of added memory lies in the added memory.
     pub memmap_on_memory: bool,
     /// Per-CPU lists are out of play while a range goes offline.
@@ -64,6 +66,7 @@ impl Default for Config {
             kernel: None,
             initrd: None,
             cmdline: None,
+            memory_block: MEMORY_BLOCK_SIZE,
             memmap_on_memory: true,
             pcp_disable: true,
             init: InitPolicy::default(),
@@ -166,6 +169,12 @@ pub enum ConfigError {
     /// Boot memory is not made of huge pages.
     #[error("--memory {}: must be a multiple of {}", Size(*.0), Size(MIN_BLOCK))]
     MemoryUnaligned(u64),
+    /// The size of a memory block cannot be.
+    #[error(
+        "--memory-block {}: must be a power of two from {} to {}",
+        Size(*.0), Size(MEMORY_BLOCK_SIZE), Size(MAX_MEMORY_BLOCK_SIZE)
+    )]
+    MemoryBlock(u64),
     /// More than the guest can address.
     #[error(
         "boot memory and hotplug regions end at {}, beyond the {} that a guest can address: \
@@ -258,6 +267,10 @@ impl Config {
         }
         if !self.memory.is_multiple_of(MIN_BLOCK) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
+        }
+        let block = self.memory_block;
+        if !block.is_power_of_two() || !(MEMORY_BLOCK_SIZE..=MAX_MEMORY_BLOCK_SIZE).contains(&block) {
+            return Err(ConfigError::MemoryBlock(block));
         }
         if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();

@@ -40,8 +40,11 @@ pub const MAX_CPUS: usize = 64;
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
-/// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
+/// Least size of a memory block, the unit in which the guest adds and removes memory, and the default.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
+
+/// Largest size of a memory block.
+pub const MAX_MEMORY_BLOCK_SIZE: u64 = 2 << 30;
 
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
@@ -60,6 +63,12 @@ pub mod cmdline {
     pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
     /// `memory_hotplug.memmap_on_memory=on|off`.
     pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
+    /// `tidevm.memory_block=SIZE`: size of a memory block, a power of two from 128M to 2G. A region that
+    /// does not begin with one is divided into smaller ones.
+    pub const MEMORY_BLOCK: &str = "tidevm.memory_block";
+    /// `tidevm.memmap_removal=per-block|range`: whether several memory blocks that hold their own memmaps
+    /// can be removed at once, or only one, which is how they were added.
+    pub const MEMMAP_REMOVAL: &str = "tidevm.memmap_removal";
     /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
     /// are drained again and again.
     pub const PCP_DISABLE: &str = "tidevm.pcp_disable";

@@ -3,7 +3,7 @@
 //! it cannot read is reported and the default holds.
 
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::InitPolicy;
+use tidevm_mm::{InitPolicy, RemovalPolicy};
 
 use crate::console::println;
 
@@ -30,6 +30,10 @@ pub struct Options {
     pub tsc_khz: Option<u64>,
     /// Whether new memory holds its own memmap.
     pub memmap_on_memory: bool,
+    /// Bytes of a memory block.
+    pub memory_block: u64,
+    /// How much new memory that holds its own memmap can be removed at a time.
+    pub removal: RemovalPolicy,
     /// Whether per-CPU lists are disabled during offlining.
     pub pcp_disable: bool,
     /// When struct pages are initialised.
@@ -52,6 +56,8 @@ pub fn parse(text: &str) -> Options {
         nr_cpus: None,
         tsc_khz: None,
         memmap_on_memory: true,
+        memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
+        removal: RemovalPolicy::PerBlock,
         pcp_disable: true,
         init: InitPolicy::Eager,
         grow: true,
@@ -68,6 +74,8 @@ pub fn parse(text: &str) -> Options {
             keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
+            keys::MEMORY_BLOCK => set(&mut options.memory_block, memory_block(value)),
+            keys::MEMMAP_REMOVAL => set(&mut options.removal, removal(value)),
             keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
@@ -101,6 +109,19 @@ fn switch(value: &str) -> Option<bool> {
     match value {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn memory_block(value: &str) -> Option<u64> {
+    let range = tidevm_abi::MEMORY_BLOCK_SIZE..=tidevm_abi::MAX_MEMORY_BLOCK_SIZE;
+    number(value).filter(|size| size.is_power_of_two() && range.contains(size))
+}
+
+fn removal(value: &str) -> Option<RemovalPolicy> {
+    match value {
+        "per-block" => Some(RemovalPolicy::PerBlock),
+        "range" => Some(RemovalPolicy::Range),
         _ => None,
     }
 }

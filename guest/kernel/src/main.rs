@@ -118,6 +118,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
         pcp_disable: options.pcp_disable,
+        removal: options.removal,
         init: options.init,
         grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },

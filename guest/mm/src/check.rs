@@ -80,7 +80,12 @@ impl<P: Platform> Mm<P> {
         let mut memmap = block.first().start();
         for nr in block.sections() {
             self.check_in_block(block, nr);
-            assert_eq!(self.entry(nr).memmap(), memmap, "memmap of {nr:?}, which lies on {:?}", block.first());
+            assert_eq!(
+                self.entry(nr).memmap(),
+                memmap,
+                "memmap of {nr:?}, which lies on {:?}",
+                block.first()
+            );
             memmap = memmap.add(MEMMAP_PAGES);
         }
         expected.into()
@@ -93,7 +98,8 @@ impl<P: Platform> Mm<P> {
             self.check_in_block(block, nr);
             let memmap = self.entry(nr).memmap();
             let page = self.sparse.online_page(memmap).expect("older memory that is in use is online");
-            let is_memmap = page.state().is(Kind::Allocated, Order::PAGEBLOCK) && page.holder() == Holder::Memmap;
+            let is_memmap =
+                page.state().is(Kind::Allocated, Order::PAGEBLOCK) && page.holder() == Holder::Memmap;
             assert!(is_memmap, "{memmap:?}, memmap of {nr:?}, is {:?}", page.state());
         }
         block.memmap_pages().into()
@@ -101,7 +107,12 @@ impl<P: Platform> Mm<P> {
 
     fn check_in_block(&self, block: MemoryBlock, nr: SectionNr) {
         let (section, first) = (self.entry(nr), self.entry(block.first()));
-        assert_eq!(section.state(), first.state(), "state of {nr:?}, of its memory block {:?}", block.first());
+        assert_eq!(
+            section.state(),
+            first.state(),
+            "state of {nr:?}, of its memory block {:?}",
+            block.first()
+        );
         let alone = nr == block.first() || section.block_sections() == 0;
         assert!(alone && !section.is_boot(), "{nr:?} is in memory block {:?} and in another", block.first());
     }

@@ -126,9 +126,9 @@ impl<P: Platform> Mm<P> {
         if on_memory && !plugged[0].contains_all(block.reserve()) {
             return Err(AddError::NoMemmap);
         }
-        self.map_block(block, plugged).map_err(|NoPageTable| AddError::NoPageTable)?;
+        self.map_sections(block.sections(), plugged).map_err(|NoPageTable| AddError::NoPageTable)?;
         if let Err(error) = self.add_memmaps(block, on_memory) {
-            self.unmap_block(block, plugged.iter().copied());
+            block.sections().zip(plugged).for_each(|(nr, &plugged)| self.unmap_direct(nr, plugged));
             return Err(error);
         }
         for (nr, &plugged) in block.sections().zip(plugged) {
@@ -174,9 +174,10 @@ impl<P: Platform> Mm<P> {
         }
         self.platform.synchronize();
         self.remove_memmaps(block, block.len());
-        self.unmap_block(block, block.sections().map(|nr| self.plugged(nr)));
         for nr in block.sections() {
-            self.entry(nr).set_plugged(SubSections::NONE);
+            let section = self.entry(nr);
+            self.unmap_direct(nr, section.plugged());
+            section.set_plugged(SubSections::NONE);
         }
         self.entry(block.first()).set_block_sections(0);
     }
@@ -259,20 +260,20 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Maps what is `plugged` of a memory block, all of it or nothing.
-    fn map_block(&self, block: MemoryBlock, plugged: &[SubSections]) -> Result<(), NoPageTable> {
-        for (nr, done) in block.sections().zip(0..) {
-            if let Err(error) = self.map_direct(nr, plugged[done]) {
-                self.unmap_block(block, plugged[..done].iter().copied());
+    /// Maps what is `plugged` of each section, all of it or nothing.
+    pub(crate) fn map_sections(
+        &self,
+        sections: impl Iterator<Item = SectionNr> + Clone,
+        plugged: &[SubSections],
+    ) -> Result<(), NoPageTable> {
+        for (done, (nr, &here)) in sections.clone().zip(plugged).enumerate() {
+            if let Err(error) = self.map_direct(nr, here) {
+                let before = sections.zip(&plugged[..done]);
+                before.for_each(|(nr, &plugged)| self.unmap_direct(nr, plugged));
                 return Err(error);
             }
         }
         Ok(())
-    }
-
-    /// Unmaps what is `plugged` of the first sections of a memory block.
-    fn unmap_block(&self, block: MemoryBlock, plugged: impl Iterator<Item = SubSections>) {
-        block.sections().zip(plugged).for_each(|(nr, plugged)| self.unmap_direct(nr, plugged));
     }
 
     /// Maps `blocks` of section `nr`, all of them or none.

@@ -162,26 +162,43 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts freshly plugged sub-sections of an online memory block into its zone; `nr` is their
-    /// section.
+    /// Puts freshly plugged sub-sections of an online memory block into its zone, all of them or none:
+    /// those in `blocks` of section `nr` and of the sections that follow, an element each.
     ///
     /// # Errors
     /// See [`OnlineError`].
-    pub fn online_subsections(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OnlineError> {
+    pub fn online_subsections(
+        &self,
+        nr: SectionNr,
+        blocks: impl AsRef<[SubSections]>,
+    ) -> Result<(), OnlineError> {
         let _hotplug = self.lock_hotplug();
-        let section = self.sparse.section(nr).ok_or(OnlineError::NotOnline)?;
-        if section.state() != SectionState::Online {
-            return Err(OnlineError::NotOnline);
+        let blocks = blocks.as_ref();
+        let sections = self.sections_of_one_block(nr, blocks.len()).ok_or(OnlineError::NotOnline)?;
+        for (nr, &blocks) in sections.clone().zip(blocks) {
+            let section = self.entry(nr);
+            if section.state() != SectionState::Online {
+                return Err(OnlineError::NotOnline);
+            }
+            if section.is_boot() || section.plugged().intersects(blocks) {
+                return Err(OnlineError::Plugged);
+            }
         }
-        if section.is_boot() || section.plugged().intersects(blocks) {
-            return Err(OnlineError::Plugged);
-        }
-        self.map_direct(nr, blocks).map_err(|NoPageTable| OnlineError::NoPageTable)?;
+        self.map_sections(sections.clone(), blocks).map_err(|NoPageTable| OnlineError::NoPageTable)?;
         if self.platform.fault(FaultStep::Online) {
-            self.unmap_direct(nr, blocks);
+            sections.zip(blocks).for_each(|(nr, &blocks)| self.unmap_direct(nr, blocks));
             return Err(OnlineError::Vetoed);
         }
-        let pages = self.online_pages(nr);
+        for (nr, &blocks) in sections.zip(blocks) {
+            self.free_subsections(self.online_pages(nr), blocks);
+        }
+        self.update_limits();
+        Ok(())
+    }
+
+    /// Gives sub-sections that were not plugged up to now to the allocator.
+    fn free_subsections(&self, pages: SectionPages<'_>, blocks: SubSections) {
+        let section = pages.section();
         section.set_plugged(section.plugged().union(blocks));
         let zone = &self.zones[section.zone().index()];
         zone.add_managed(blocks.pages().into());
@@ -192,8 +209,22 @@ impl<P: Platform> Mm<P> {
             let (first, _) = pages.covering(block);
             buddy.free_block(&self.sparse, pages, first, Order::PAGEBLOCK, Place::Tail);
         }
-        self.update_limits();
-        Ok(())
+    }
+
+    /// The `count` sections from `nr` on, if they are in the table and no memory block begins behind the
+    /// first.
+    fn sections_of_one_block(
+        &self,
+        nr: SectionNr,
+        count: usize,
+    ) -> Option<impl Iterator<Item = SectionNr> + Clone + use<P>> {
+        let end = nr.get().checked_add(u32::try_from(count).ok()?)?;
+        let sections = (nr.get()..end).map(SectionNr::new);
+        let mut entries = sections.clone().map(|nr| self.sparse.section(nr));
+        entries.next()??;
+        entries
+            .all(|section| section.is_some_and(|section| section.block_sections() == 0))
+            .then_some(sections)
     }
 
     /// Takes the memory block that begins with section `nr` out of its zone. Its pages move elsewhere
@@ -243,24 +274,38 @@ impl<P: Platform> Mm<P> {
         (pages, usable(nr, pages.section()))
     }
 
-    /// Takes sub-sections of an online memory block, of its section `nr`, out of its zone and unmaps
-    /// them. Their pages move elsewhere first.
+    /// Takes sub-sections of an online memory block out of its zone and unmaps them, all of them or
+    /// none: those in `blocks` of section `nr` and of the sections that follow, an element each. Their
+    /// pages move elsewhere first.
     ///
     /// # Errors
     /// See [`OfflineError`].
-    pub fn offline_subsections(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OfflineError> {
+    pub fn offline_subsections(
+        &self,
+        nr: SectionNr,
+        blocks: impl AsRef<[SubSections]>,
+    ) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
-        let section = self.section_to_offline(nr)?;
-        if !section.plugged().contains_all(blocks) {
-            return Err(OfflineError::NotPlugged);
+        let blocks = blocks.as_ref();
+        let sections = self.sections_of_one_block(nr, blocks.len()).ok_or(OfflineError::NotOnline)?;
+        for (nr, &blocks) in sections.clone().zip(blocks) {
+            let section = self.section_to_offline(nr)?;
+            if !section.plugged().contains_all(blocks) {
+                return Err(OfflineError::NotPlugged);
+            }
+            if memmap_blocks(nr, section).intersects(blocks) {
+                return Err(OfflineError::HoldsMemmap);
+            }
         }
-        if memmap_blocks(nr, section).intersects(blocks) {
-            return Err(OfflineError::HoldsMemmap);
+        let zone = self.entry(nr).zone();
+        let parts = sections.zip(blocks).map(|(nr, &blocks)| (self.online_pages(nr), blocks));
+        self.take_pageblocks(zone, parts.clone())?;
+        for (pages, blocks) in parts {
+            let section = pages.section();
+            self.zones[zone.index()].sub_managed(blocks.pages().into());
+            section.set_plugged(section.plugged().without(blocks));
+            self.unmap_direct(pages.nr(), blocks);
         }
-        self.take_pageblocks(section.zone(), core::iter::once((self.online_pages(nr), blocks)))?;
-        self.zones[section.zone().index()].sub_managed(blocks.pages().into());
-        section.set_plugged(section.plugged().without(blocks));
-        self.unmap_direct(nr, blocks);
         self.update_limits();
         Ok(())
     }
