@@ -24,8 +24,14 @@ const QEMU: &str = "qemu-system-x86_64";
 const CPU: &str = "EPYC-Rome,+svm,+npt";
 const MEMORY_MIB: u32 = 4096;
 const CPUS: u32 = 2;
+/// The kernel's command line. The CPUs' timers tick periodically, because QEMU's emulator now and then loses
+/// an interrupt that comes while a CPU enters or leaves a guest: the next tick makes up for it, where a timer
+/// that is set anew each time would never be set again, and all that waits for time would wait for ever.
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet nohz=off highres=off";
 /// Longest run; nothing that is meant to run here takes as long.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Longest silence of a program; after it the host is taken for dead.
+const SILENCE: Duration = Duration::from_secs(10 * 60);
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the host needs, ready to be started.
@@ -91,33 +97,34 @@ impl Host {
         // One run at a time: they share what they leave there.
         let lock = fs::File::create(folder.join("lock"))?;
         lock.lock()?;
-        let [initramfs, console, status, warnings] =
-            ["initramfs", "console.log", "status", "qemu.log"].map(|name| folder.join(name));
+        let [initramfs, console, output, status, warnings] =
+            ["initramfs", "console.log", "output.log", "status", "qemu.log"].map(|name| folder.join(name));
         fs::write(&initramfs, self.pack(program, arguments)?)?;
         fs::write(&status, "")?;
         let mut qemu = Command::new(QEMU);
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-no-reboot", "-net", "none"])
             .args(["-display", "none", "-monitor", "none"])
             .args(["-smp", &CPUS.to_string(), "-m", &memory_mib.to_string()])
-            .args(["-append", "console=ttyS0 panic=-1 quiet"])
+            .args(["-append", CMDLINE])
             .arg("-kernel")
             .arg(&self.stock.kernel)
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-serial", &format!("file:{}", console.display())])
-            .args(["-chardev", "stdio,id=program,signal=on", "-serial", "chardev:program"])
+            .args(["-chardev", &format!("stdio,id=program,signal=on,logfile={}", output.display())])
+            .args(["-serial", "chardev:program"])
             .args(["-serial", &format!("file:{}", status.display())])
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(fs::File::create(&warnings)?);
         let mut qemu = qemu.spawn().with_context(|| format!("cannot run {QEMU}"))?;
-        let output = qemu.stdout.take();
+        let piped = qemu.stdout.take();
         thread::scope(|scope| {
-            if let Some(output) = output {
-                let lines = BufReader::new(output).lines().map_while(Result::ok);
+            if let Some(piped) = piped {
+                let lines = BufReader::new(piped).lines().map_while(Result::ok);
                 scope.spawn(move || lines.for_each(|line| each(line.trim_end())));
             }
-            wait(qemu).with_context(|| format!("see {}", warnings.display()))
+            wait(qemu, &output).with_context(|| format!("see {}", warnings.display()))
         })?;
         let text = fs::read_to_string(&status)?;
         let status: Option<u8> = text.trim().parse().ok();
@@ -167,8 +174,10 @@ fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 
-fn wait(mut qemu: std::process::Child) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
+/// Waits for the host's end, as long as the file `output` grows.
+fn wait(mut qemu: std::process::Child, output: &Path) -> Result<()> {
+    let start = Instant::now();
+    let (mut written, mut last) = (0, start);
     loop {
         if let Some(status) = qemu.try_wait()? {
             if !status.success() {
@@ -176,12 +185,21 @@ fn wait(mut qemu: std::process::Child) -> Result<()> {
             }
             return Ok(());
         }
-        if Instant::now() > deadline {
-            qemu.kill()?;
-            qemu.wait()?;
-            bail!("waited {} minutes for the program on the nested host to end", LIMIT.as_secs() / 60);
+        let length = fs::metadata(output).map_or(0, |file| file.len());
+        if length != written {
+            (written, last) = (length, Instant::now());
         }
-        thread::sleep(Duration::from_millis(50));
+        let (limit, waited_for) = if last.elapsed() > SILENCE {
+            (SILENCE, "say something")
+        } else if start.elapsed() > LIMIT {
+            (LIMIT, "end")
+        } else {
+            thread::sleep(Duration::from_millis(50));
+            continue;
+        };
+        qemu.kill()?;
+        qemu.wait()?;
+        bail!("waited {} minutes for the program on the nested host to {waited_for}", limit.as_secs() / 60);
     }
 }
 

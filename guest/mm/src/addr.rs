@@ -42,6 +42,9 @@ impl PhysAddr {
         Self(bytes)
     }
 
+    /// The last page of the 16 TiB that frame numbers reach.
+    pub(crate) const MAX: Self = Self((u32::MAX as u64) << PAGE_SHIFT);
+
     /// The address in bytes.
     #[must_use]
     pub const fn get(self) -> u64 {
@@ -93,6 +96,13 @@ impl PhysRange {
     #[must_use]
     pub const fn size(self) -> u64 {
         self.end.0 - self.start.0
+    }
+
+    /// The bytes that are in both ranges.
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Self {
+        let start = self.start.max(other.start);
+        Self { start, end: self.end.min(other.end).max(start) }
     }
 
     /// The frames that lie wholly inside the range: what can be given out.

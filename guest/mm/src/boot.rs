@@ -12,11 +12,12 @@ use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, Sectio
 use crate::buddy::Place;
 use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
+use crate::node::{MAX_NODES, ZoneId};
 use crate::page::{Kind, ZoneType};
 use crate::platform::Platform;
 use crate::range::RemovalPolicy;
 use crate::sparse::{SectionPages, SectionState};
-use crate::zone::setup_watermarks;
+use crate::zone::{Zone, setup_watermarks};
 
 /// Choices made at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,8 @@ pub enum BootError {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Builds the zones from what `memblock` knows: memory below 4 GiB is Dma32, above it Normal.
+    /// Builds the zones from what `memblock` knows: memory below 4 GiB is Dma32, above it Normal, each of
+    /// the node that it is on.
     /// What is free there can be allocated afterwards, what is reserved never. Called once, by one
     /// CPU.
     ///
@@ -64,6 +66,7 @@ impl<P: Platform> Mm<P> {
             return Err(BootError::Cpus);
         }
         self.nr_cpus.store(nr_cpus, Relaxed);
+        self.count_cpus();
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
         self.use_pcp_disable.store(pcp_disable, Relaxed);
         self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
@@ -75,36 +78,39 @@ impl<P: Platform> Mm<P> {
         let hotplug = self.lock_hotplug();
         self.take_boot_memmaps(memblock, content)?;
         let memblock: &'static Memblock = memblock;
+        memblock.sections().for_each(|nr| self.count_boot_section(memblock, nr));
+        self.zones().for_each(Zone::keep_boot_span);
+        self.build_zonelists();
         // Where lazily would be as costly as eagerly, at least it need not be now.
         let defer = init == InitPolicy::Deferred || init == InitPolicy::Lazy && content == Content::Unknown;
-        let later = if defer { first_deferred(memblock) } else { None };
+        let later = if defer { self.first_deferred(memblock) } else { [None; MAX_NODES] };
         for nr in memblock.sections() {
             let section = self.sparse.section(nr).expect("it has a memmap");
             self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
-            self.count_boot_section(memblock, nr);
-            if later.is_none_or(|later| nr < later) {
+            if later[section.node().index()].is_none_or(|later| nr < later) {
                 self.free_boot_section(memblock, nr);
             }
         }
-        for zone in &self.zones {
-            zone.keep_boot_span();
-        }
         self.update_limits();
-        if let Some(later) = later {
-            self.deferred.set(memblock, later);
+        for next in later.into_iter().flatten() {
+            self.deferred.set(memblock, self.boot_zone(next), next);
         }
         drop(hotplug);
         Ok(())
     }
 
-    /// Takes memory for the memmap of every section with RAM.
+    /// Takes memory for the memmap of every section with RAM, on the section's node if there is room, and
+    /// notes which zone the section belongs to.
     fn take_boot_memmaps(&self, memblock: &mut Memblock, content: Content) -> Result<(), BootError> {
         let mut next = memblock.section_from(SectionNr::new(0));
         while let Some(nr) = next {
             let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
             let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
-            let memmap = memblock.alloc(size, size).ok_or(BootError::NoMemory)?;
+            let node = memblock.node_of(nr);
+            let memmap = memblock.alloc_on(node, size, size).ok_or(BootError::NoMemory)?;
             section.set_memmap(memmap.pfn());
+            section.set_zone(node.zone(ZoneType::of_boot_memory(nr)));
+            self.nodes.include(node);
             section.set_boot();
             section.set_zeroed(content == Content::Zero);
             self.sparse.set_state(nr, SectionState::Present);
@@ -115,7 +121,7 @@ impl<P: Platform> Mm<P> {
 
     /// Makes a section's RAM part of its zone.
     fn count_boot_section(&self, memblock: &Memblock, nr: SectionNr) {
-        let zone = &self.zones[ZoneType::of_boot_memory(nr).index()];
+        let zone = self.zone(self.boot_zone(nr));
         for memory in memblock.memory() {
             let ram = memory.inner_frames().intersect(nr.frames());
             if !ram.is_empty() {
@@ -128,8 +134,8 @@ impl<P: Platform> Mm<P> {
     /// Initialises a section, which has a memmap, and frees what of it is not in use: so many pages.
     pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr) -> u64 {
         let pages = self.sparse.pages_to_initialise(nr);
-        let zone = &self.zones[ZoneType::of_boot_memory(nr).index()];
-        self.init_section(pages, ZoneType::of_boot_memory(nr));
+        let zone = self.zone(pages.section().zone());
+        self.init_section(pages, zone.id());
         self.sparse.set_state(nr, SectionState::Initialised);
         mark_taken(memblock, pages);
         self.sparse.set_state(nr, SectionState::Online);
@@ -145,7 +151,7 @@ impl<P: Platform> Mm<P> {
 
     /// Gives `range`, in the section, whose pages are in no block, to the allocator.
     pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
-        let mut buddy = self.zones[pages.section().zone().index()].lock();
+        let mut buddy = self.zone(pages.section().zone()).lock();
         for (pfn, order) in range.chunks() {
             buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
         }
@@ -153,16 +159,26 @@ impl<P: Platform> Mm<P> {
 
     /// Recomputes what follows from the sizes of the zones.
     pub(crate) fn update_limits(&self) {
-        setup_watermarks(&self.zones);
+        self.build_zonelists();
+        setup_watermarks(self.zones());
         self.update_pcp_limits();
     }
-}
 
-/// The first section that can be left for later: the second of the highest zone (Linux
-/// `defer_init`).
-fn first_deferred(memblock: &Memblock) -> Option<SectionNr> {
-    let zone = ZoneType::of_boot_memory(memblock.sections().last()?);
-    memblock.sections().filter(|&nr| ZoneType::of_boot_memory(nr) == zone).nth(1)
+    /// The zone of a section that was there at boot.
+    fn boot_zone(&self, nr: SectionNr) -> ZoneId {
+        self.sparse.section(nr).expect("it has a memmap").zone()
+    }
+
+    /// The first section of each node that can be left for later: the second of the node's highest zone
+    /// (Linux `defer_init`).
+    fn first_deferred(&self, memblock: &Memblock) -> [Option<SectionNr>; MAX_NODES] {
+        let mut highest = [None; MAX_NODES];
+        for zone in memblock.sections().map(|nr| self.boot_zone(nr)) {
+            // The last one counts: they ascend.
+            highest[zone.node().index()] = Some(zone);
+        }
+        highest.map(|zone| memblock.sections().filter(|&nr| Some(self.boot_zone(nr)) == zone).nth(1))
+    }
 }
 
 /// Marks the parts of a section that are not free: holes, and RAM that is reserved.

@@ -11,7 +11,8 @@
 use core::ops::Range;
 
 use crate::addr::{Order, Pfn};
-use crate::page::{Kind, Link, PageState, ZoneType};
+use crate::node::ZoneId;
+use crate::page::{Kind, Link, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 
@@ -37,11 +38,11 @@ pub(crate) struct Buddy {
     nonempty: [u32; MigrateType::COUNT],
     /// Pages on the lists of each type.
     pages: [u64; MigrateType::COUNT],
-    zone: ZoneType,
+    zone: ZoneId,
 }
 
 impl Buddy {
-    pub(crate) const fn new(zone: ZoneType) -> Self {
+    pub(crate) const fn new(zone: ZoneId) -> Self {
         let empty = FreeList { first: Link::NONE, last: Link::NONE, len: 0 };
         Self {
             lists: [[empty; Order::COUNT]; MigrateType::COUNT],

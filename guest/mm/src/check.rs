@@ -12,7 +12,8 @@ use crate::altmap::VmemAltmap;
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
 use crate::memory_block::{MemoryBlock, memmap_blocks};
-use crate::page::{Holder, Kind, PageState, ZoneType};
+use crate::node::ZoneId;
+use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
@@ -41,7 +42,7 @@ impl<P: Platform> Mm<P> {
         // Nor does boot memory become initialised meanwhile.
         let deferred = self.deferred.freeze();
         self.check_sections();
-        ZoneType::ALL.iter().map(|&zone| self.check_zone(zone, &deferred, self.cpus(), 0)).sum()
+        self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
     }
 
     /// That the sections make up memory blocks, and the memmap pages of these.
@@ -119,20 +120,21 @@ impl<P: Platform> Mm<P> {
 
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
     /// the lists locked before.
-    fn check_zone(&self, zone: ZoneType, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
+    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
         if let Some((cpu, rest)) = cpus.split_first() {
             let lists = cpu.zone(zone).lock_next();
             self.check_pcp(zone, &lists);
             return self.check_zone(zone, deferred, rest, listed + u64::from(lists.count()));
         }
-        let of = &self.zones[zone.index()];
+        let of = self.zone(zone);
         let buddy = of.lock();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
         for pages in online.filter(|pages| pages.section().zone() == zone) {
             check_section(pages, zone, &mut tally);
         }
-        for ram in deferred.ram().filter(|ram| ZoneType::of_boot_memory(ram.start.section()) == zone) {
+        let zone_of = |ram: &PfnRange| self.sparse.section(ram.start.section()).map(Section::zone);
+        for ram in deferred.ram(zone.node()).filter(|ram| zone_of(ram) == Some(zone)) {
             tally.present += u64::from(ram.pages());
             let union =
                 |all: PfnRange| PfnRange { start: all.start.min(ram.start), end: all.end.max(ram.end) };
@@ -150,7 +152,7 @@ impl<P: Platform> Mm<P> {
         tally.looked_at
     }
 
-    fn check_pcp(&self, zone: ZoneType, lists: &PcpLists) {
+    fn check_pcp(&self, zone: ZoneId, lists: &PcpLists) {
         let mut count = 0;
         for (pfn, page) in lists.iter(&self.sparse) {
             let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
@@ -162,7 +164,7 @@ impl<P: Platform> Mm<P> {
 }
 
 /// Walks an online section, which must be tiled by blocks.
-fn check_section(pages: SectionPages<'_>, zone: ZoneType, tally: &mut Tally) {
+fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
@@ -224,7 +226,7 @@ fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
 }
 
 #[cfg(any(test, feature = "sim"))]
-fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneType) {
+fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneId) {
     let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
     for offset in 1..order.pages() {
         let pfn = head.add(offset);
@@ -237,11 +239,11 @@ fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneType)
 }
 
 #[cfg(not(any(test, feature = "sim")))]
-fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneType) {}
+fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneId) {}
 
 impl Buddy {
     /// Follows every list and compares it with its pages.
-    fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneType) {
+    fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneId) {
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
             let mut total = 0;
             for order in (0..Order::COUNT as u8).map(Order::new) {

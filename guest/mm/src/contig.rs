@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
 use crate::isolation::{OfflineError, Stuck};
-use crate::page::ZoneType;
+use crate::node::ZoneId;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::subsection::SubSections;
@@ -33,7 +33,7 @@ impl<P: Platform> Mm<P> {
     /// in every round.
     pub(crate) fn take_pageblocks<'s>(
         &self,
-        zone: ZoneType,
+        zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
     ) -> Result<(), OfflineError> {
         let disabled = self.use_pcp_disable.load(Relaxed).then(|| self.zone_pcp_disable(zone));
@@ -70,7 +70,7 @@ impl<P: Platform> Mm<P> {
     /// is not room for all of it: what would move then would only be in the way elsewhere.
     fn evacuate<'s>(
         &self,
-        zone: ZoneType,
+        zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
         drain: bool,
     ) -> Result<(), OfflineError> {
@@ -83,7 +83,7 @@ impl<P: Platform> Mm<P> {
         if u64::from(stuck.pages) > self.room_for_movable() {
             return Err(OfflineError::NoRoom(stuck));
         }
-        let mut targets = Targets::new(self);
+        let mut targets = Targets::new(self, zone.node());
         let mut left = u32::MAX;
         let mut idle = 0;
         loop {

@@ -17,6 +17,7 @@ use crate::altmap::VmemAltmap;
 use crate::lock::Guard;
 use crate::memmap_init::Content;
 use crate::memory_block::MemoryBlock;
+use crate::node::NodeId;
 use crate::page::Holder;
 use crate::page_alloc::Gfp;
 use crate::platform::{FaultStep, NoPageTable, Platform};
@@ -88,7 +89,7 @@ impl<P: Platform> Mm<P> {
         self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
     }
 
-    /// Adds the memory block that begins with section `nr` and has as many sections as there are
+    /// Adds the memory block that begins with section `nr` to `node`. It has as many sections as there are
     /// elements in `plugged`, which says what of each is usable: maps that, and makes and maps the
     /// block's memmap. None of it can be allocated yet.
     ///
@@ -96,17 +97,19 @@ impl<P: Platform> Mm<P> {
     /// See [`AddError`].
     pub fn add_memory(
         &self,
+        node: NodeId,
         nr: SectionNr,
         plugged: impl AsRef<[SubSections]>,
         flags: impl Into<MhpFlags>,
     ) -> Result<(), AddError> {
         let _hotplug = self.lock_hotplug();
-        self.add_block(nr, plugged.as_ref(), flags.into())
+        self.add_block(node, nr, plugged.as_ref(), flags.into())
     }
 
     /// [`add_memory`](Self::add_memory) under the memory hotplug lock.
     pub(crate) fn add_block(
         &self,
+        node: NodeId,
         nr: SectionNr,
         plugged: &[SubSections],
         flags: MhpFlags,
@@ -126,6 +129,7 @@ impl<P: Platform> Mm<P> {
         if on_memory && !plugged[0].contains_all(block.reserve()) {
             return Err(AddError::NoMemmap);
         }
+        block.sections().for_each(|nr| self.entry(nr).set_node(node));
         self.map_sections(block.sections(), plugged).map_err(|NoPageTable| AddError::NoPageTable)?;
         if let Err(error) = self.add_memmaps(block, on_memory) {
             block.sections().zip(plugged).for_each(|(nr, &plugged)| self.unmap_direct(nr, plugged));
@@ -238,7 +242,7 @@ impl<P: Platform> Mm<P> {
             self.counters.memmap_altmap_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
             return Some(pfn);
         }
-        let pfn = self.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).ok()?;
+        let pfn = self.alloc_pages_node(first.node(), Order::PAGEBLOCK, Gfp::Kernel).ok()?;
         self.sparse.page(pfn).set_holder(Holder::Memmap.word());
         self.counters.memmap_boot_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
         Some(pfn)

@@ -93,7 +93,7 @@ fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
         Kind::Allocated => match pages.page(pfn).holder() {
             Holder::Owned { .. } => false,
             Holder::Tagged(_) => true,
-            _ => state.zone() != ZoneType::Movable,
+            _ => state.zone().zone_type() != ZoneType::Movable,
         },
         _ => true,
     }
@@ -225,6 +225,6 @@ impl<P: Platform> Mm<P> {
     }
 
     fn zone_of(&self, pages: SectionPages<'_>) -> &Zone {
-        &self.zones[pages.section().zone().index()]
+        self.zone(pages.section().zone())
     }
 }

@@ -9,8 +9,8 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block` |
-//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block` |
+//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
 //! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
@@ -50,6 +50,7 @@ mod memblock;
 mod memmap_init;
 mod memory_block;
 mod migrate;
+mod node;
 mod online;
 mod page;
 mod page_alloc;
@@ -64,6 +65,7 @@ mod subsection;
 mod target;
 mod vmstat;
 mod zone;
+mod zonelist;
 
 pub use addr::{
     MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
@@ -72,10 +74,11 @@ pub use addr::{
 pub use boot::{BootError, Options};
 pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
-pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull};
+pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memmap_init::{Content, InitPolicy};
 pub use memory_block::MAX_BLOCK_SECTIONS;
 pub use migrate::{MAX_OWNERS, MovableOwner};
+pub use node::{MAX_NODES, NodeId, ZoneId};
 pub use online::OnlineError;
 pub use page::{Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
@@ -94,13 +97,15 @@ use lock::{Rank, SpinLock};
 use migrate::Owners;
 use vmstat::Counters;
 use zone::Zone;
+use zonelist::Nodes;
 
 /// The memory management of one machine.
 pub struct Mm<P: Platform> {
     platform: P,
     sparse: Sparse,
     per_cpu: &'static [PerCpu],
-    zones: [Zone; ZoneType::COUNT],
+    zones: [Zone; ZoneId::COUNT],
+    nodes: Nodes,
     /// Serialises everything that changes which memory there is.
     hotplug: SpinLock<()>,
     /// Held while a zone's per-CPU lists are disabled, and while their limits change.
@@ -126,7 +131,8 @@ impl<P: Platform> Mm<P> {
             platform,
             sparse,
             per_cpu,
-            zones: [Zone::new(ZoneType::Dma32), Zone::new(ZoneType::Normal), Zone::new(ZoneType::Movable)],
+            zones: Zone::all(),
+            nodes: Nodes::new(),
             hotplug: SpinLock::new(Rank::Hotplug, ()),
             pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),

@@ -3,9 +3,17 @@
 //! Mirrors Linux `mm/memblock.c` with fixed tables: a microVM's memory map has a handful of
 //! entries. Allocations come from the top of memory, so that low memory stays for what needs it.
 //!
-//! Invariants: both tables are sorted, their ranges do not touch or overlap.
+//! Nodes are told apart from memory: [`Memblock::set_node`] says whose a range of addresses is, RAM or
+//! not. Differs from Linux on purpose: a section belongs to one node as a whole, that of its first RAM
+//! of which a node is known, because zones are made of sections here.
+//!
+//! Invariants: both tables are sorted, their ranges do not touch or overlap; ranges of different nodes
+//! do not overlap.
+
+use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange, SectionNr};
+use crate::node::NodeId;
 
 /// Ranges that each table can hold.
 pub const MEMBLOCK_RANGES: usize = 128;
@@ -14,18 +22,31 @@ pub const MEMBLOCK_RANGES: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemblockFull;
 
+/// Ranges of which a node can be known.
+const NODE_RANGES: usize = 32;
+
+/// Why a range of addresses was not given to a node. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeOverlap {
+    /// This part of it belongs to another node.
+    With(PhysRange, NodeId),
+    /// The table of ranges is full.
+    Full,
+}
+
 /// The memory of the machine and the parts of it that are in use, until
 /// [`Mm::boot`](crate::Mm::boot).
 pub struct Memblock {
     memory: Table,
     reserved: Table,
+    nodes: ArrayVec<(PhysRange, NodeId), NODE_RANGES>,
 }
 
 impl Memblock {
     /// No memory.
     #[must_use]
     pub const fn new() -> Self {
-        Self { memory: Table::new(), reserved: Table::new() }
+        Self { memory: Table::new(), reserved: Table::new(), nodes: ArrayVec::new_const() }
     }
 
     /// `range` is RAM.
@@ -45,17 +66,61 @@ impl Memblock {
         self.reserved.insert(range)
     }
 
+    /// What of RAM is in `range` is on `node`, as is what may come there later. RAM of which nothing is
+    /// said is on the first node.
+    ///
+    /// # Errors
+    /// [`NodeOverlap`].
+    pub fn set_node(&mut self, range: PhysRange, node: NodeId) -> Result<(), NodeOverlap> {
+        for &(known, other) in &self.nodes {
+            let common = known.intersect(range);
+            if other != node && common.size() > 0 {
+                return Err(NodeOverlap::With(common, other));
+            }
+        }
+        self.nodes.try_push((range, node)).map_err(|_| NodeOverlap::Full)
+    }
+
+    /// Forgets what was said of nodes: all RAM is on the first one.
+    pub fn forget_nodes(&mut self) {
+        self.nodes.clear();
+    }
+
+    /// The node that section `nr` belongs to.
+    pub fn node_of(&self, nr: SectionNr) -> NodeId {
+        let section = PhysRange { start: nr.start().address(), end: nr.frames().end.address() };
+        let ram = || self.memory().map(|ram| ram.intersect(section)).filter(|ram| ram.size() > 0);
+        let known = self.nodes.iter().filter_map(|&(range, node)| {
+            let first = ram().map(|ram| ram.intersect(range)).find(|ram| ram.size() > 0)?;
+            Some((first.start, node))
+        });
+        known.min_by_key(|&(start, _)| start).map_or(NodeId::FIRST, |(_, node)| node)
+    }
+
     /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as
     /// possible. Never at address 0.
     pub fn alloc(&mut self, size: u64, align: u64) -> Option<PhysAddr> {
+        let everywhere = PhysRange { start: PhysAddr::new(0), end: PhysAddr::MAX };
+        self.alloc_in(everywhere, size, align)
+    }
+
+    /// As [`alloc`](Self::alloc), on `node` if it has so much.
+    pub fn alloc_on(&mut self, node: NodeId, size: u64, align: u64) -> Option<PhysAddr> {
+        let ranges = self.nodes.clone();
+        let mut of_node = ranges.iter().rev().filter(|&&(_, of)| of == node);
+        of_node.find_map(|&(range, _)| self.alloc_in(range, size, align)).or_else(|| self.alloc(size, align))
+    }
+
+    fn alloc_in(&mut self, within: PhysRange, size: u64, align: u64) -> Option<PhysAddr> {
         assert!(align.is_power_of_two(), "alignment {align} is not a power of two");
-        let found = self.find(size, align)?;
+        let found = self.find(within, size, align)?;
         self.reserve(PhysRange::new(found, size)).ok()?;
         Some(found)
     }
 
-    fn find(&self, size: u64, align: u64) -> Option<PhysAddr> {
-        for memory in self.memory.ranges().iter().rev() {
+    fn find(&self, within: PhysRange, size: u64, align: u64) -> Option<PhysAddr> {
+        let memory = self.memory.ranges().iter().rev().map(|memory| memory.intersect(within));
+        for memory in memory.filter(|memory| memory.size() > 0) {
             let mut end = memory.end.get();
             // Downwards through the gaps between reserved ranges.
             for index in (0..=self.reserved.len).rev() {
@@ -85,6 +150,13 @@ impl Memblock {
         let start = from.start();
         let mut ram = self.memory().map(PhysRange::inner_frames);
         ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
+    }
+
+    /// The first such section that is on `node`.
+    pub(crate) fn section_of_node_from(&self, node: NodeId, from: SectionNr) -> Option<SectionNr> {
+        let first = self.section_from(from);
+        let after = |nr: &SectionNr| self.section_from(SectionNr::new(nr.get() + 1));
+        core::iter::successors(first, after).find(|&nr| self.node_of(nr) == node)
     }
 
     /// The sections with RAM, ascending.

@@ -10,7 +10,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
 use crate::addr::{Order, PfnRange};
-use crate::page::{Kind, PageState, ZoneType};
+use crate::node::ZoneId;
+use crate::page::{Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
@@ -65,7 +66,7 @@ pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: SubSections) {
 impl<P: Platform> Mm<P> {
     /// Initialises the pages of a section that joins `zone`: every page belongs to no block yet, all
     /// pageblocks are movable. The heads are the caller's to set.
-    pub(crate) fn init_section(&self, pages: SectionPages<'_>, zone: ZoneType) {
+    pub(crate) fn init_section(&self, pages: SectionPages<'_>, zone: ZoneId) {
         pages.section().set_zone(zone);
         pages.section().pageblocks.reset();
         if pages.section().start_memmap(self.init_lazily.load(Relaxed)) {

@@ -28,6 +28,7 @@ use crate::contig::Part;
 use crate::isolation::OfflineError;
 use crate::memmap_init::init_hot_added;
 use crate::memory_block::{MemoryBlock, memmap_blocks};
+use crate::node::ZoneId;
 use crate::page::ZoneType;
 use crate::pageblock::MigrateType;
 use crate::platform::{FaultStep, NoPageTable, Platform};
@@ -54,14 +55,15 @@ pub enum OnlineError {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Puts the memory block that begins with section `nr` into `zone`: its plugged sub-sections can
+    /// Puts the memory block that begins with section `nr` into `zone` of its node: its plugged sub-sections can
     /// be allocated afterwards.
     ///
     /// # Errors
     /// See [`OnlineError`].
     pub fn online(&self, nr: SectionNr, zone: ZoneType) -> Result<(), OnlineError> {
         let _hotplug = self.lock_hotplug();
-        self.online_block(self.block_to_online(nr, zone)?, zone)
+        let block = self.block_to_online(nr, zone)?;
+        self.online_block(block, self.entry(nr).node().zone(zone))
     }
 
     fn block_to_online(&self, nr: SectionNr, zone: ZoneType) -> Result<MemoryBlock, OnlineError> {
@@ -83,13 +85,13 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Puts a memory block that is offline into `zone`.
-    pub(crate) fn online_block(&self, block: MemoryBlock, zone: ZoneType) -> Result<(), OnlineError> {
+    pub(crate) fn online_block(&self, block: MemoryBlock, zone: ZoneId) -> Result<(), OnlineError> {
         let memmap = self.init_memmap_on_memory(block, zone);
         if let Err(error) = self.online_rest(block, zone, memmap) {
             self.deinit_memmap_on_memory(block, zone);
             return Err(error);
         }
-        self.zones[zone.index()].add_present(memmap.pages().into());
+        self.zone(zone).add_present(memmap.pages().into());
         Ok(())
     }
 
@@ -101,14 +103,14 @@ impl<P: Platform> Mm<P> {
 
     /// Initialises the pages in which the memory block's own memmap lies, if it does, and makes them a
     /// part of `zone` (Linux `mhp_init_memmap_on_memory`). Returns them.
-    fn init_memmap_on_memory(&self, block: MemoryBlock, zone: ZoneType) -> PfnRange {
+    fn init_memmap_on_memory(&self, block: MemoryBlock, zone: ZoneId) -> PfnRange {
         let memmap = self.memmap_on_memory(block);
         if memmap.is_empty() {
             return memmap;
         }
         let first = block.first();
         self.init_hot_added(first, zone);
-        self.zones[zone.index()].grow_span(memmap);
+        self.zone(zone).grow_span(memmap);
         if memmap.pages() == SECTION_PAGES {
             // Nothing else is in that section.
             self.sparse.set_state(first, SectionState::Online);
@@ -118,13 +120,13 @@ impl<P: Platform> Mm<P> {
 
     /// The way back of [`init_memmap_on_memory`](Self::init_memmap_on_memory), and the end of a memory
     /// block's time in `zone`, wherever its memmap lies.
-    fn deinit_memmap_on_memory(&self, block: MemoryBlock, zone: ZoneType) {
+    fn deinit_memmap_on_memory(&self, block: MemoryBlock, zone: ZoneId) {
         self.set_states(block, SectionState::Present);
-        self.zones[zone.index()].shrink_span(&self.sparse, block.frames());
+        self.zone(zone).shrink_span(&self.sparse, block.frames());
     }
 
     /// Initialises the pages of a section that is about to join `zone`.
-    fn init_hot_added(&self, nr: SectionNr, zone: ZoneType) {
+    fn init_hot_added(&self, nr: SectionNr, zone: ZoneId) {
         let pages = self.sparse.pages_to_initialise(nr);
         self.init_section(pages, zone);
         init_hot_added(pages, memmap_blocks(nr, pages.section()));
@@ -133,14 +135,15 @@ impl<P: Platform> Mm<P> {
 
     /// Puts all but the memmap of a memory block into `zone` (Linux `online_pages`). If it fails, the
     /// block's sections are as they were or initialised.
-    fn online_rest(&self, block: MemoryBlock, zone: ZoneType, memmap: PfnRange) -> Result<(), OnlineError> {
+    fn online_rest(&self, block: MemoryBlock, zone: ZoneId, memmap: PfnRange) -> Result<(), OnlineError> {
         for nr in block.sections().filter(|&nr| self.entry(nr).state() == SectionState::Present) {
             self.init_hot_added(nr, zone);
         }
         if self.platform.fault(FaultStep::Online) {
             return Err(OnlineError::Vetoed);
         }
-        let of = &self.zones[zone.index()];
+        let of = self.zone(zone);
+        self.nodes.include(zone.node());
         of.grow_span(block.frames());
         of.add_present(u64::from(block.frames().pages() - memmap.pages()));
         self.set_states(block, SectionState::Online);
@@ -200,7 +203,7 @@ impl<P: Platform> Mm<P> {
     fn free_subsections(&self, pages: SectionPages<'_>, blocks: SubSections) {
         let section = pages.section();
         section.set_plugged(section.plugged().union(blocks));
-        let zone = &self.zones[section.zone().index()];
+        let zone = self.zone(section.zone());
         zone.add_managed(blocks.pages().into());
         for block in blocks.iter() {
             let mut buddy = zone.lock();
@@ -245,7 +248,7 @@ impl<P: Platform> Mm<P> {
     /// Takes a memory block that is online out of its zone.
     pub(crate) fn offline_block(&self, block: MemoryBlock) -> Result<(), OfflineError> {
         let zone = self.entry(block.first()).zone();
-        let of = &self.zones[zone.index()];
+        let of = self.zone(zone);
         let memmap = self.memmap_on_memory(block);
         of.sub_present(memmap.pages().into());
         if let Err(error) = self.offline_rest(block, zone, memmap) {
@@ -257,11 +260,11 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes all but the memmap of a memory block out of `zone` (Linux `offline_pages`).
-    fn offline_rest(&self, block: MemoryBlock, zone: ZoneType, memmap: PfnRange) -> Result<(), OfflineError> {
+    fn offline_rest(&self, block: MemoryBlock, zone: ZoneId, memmap: PfnRange) -> Result<(), OfflineError> {
         let parts = block.sections().map(|nr| self.usable_part(nr));
         self.take_pageblocks(zone, parts.clone())?;
         // Only now, when per-CPU lists are enabled again: new limits are published below.
-        let of = &self.zones[zone.index()];
+        let of = self.zone(zone);
         of.sub_managed(parts.map(|(_, blocks)| u64::from(blocks.pages())).sum());
         of.sub_present(u64::from(block.frames().pages() - memmap.pages()));
         self.update_limits();
@@ -302,7 +305,7 @@ impl<P: Platform> Mm<P> {
         self.take_pageblocks(zone, parts.clone())?;
         for (pages, blocks) in parts {
             let section = pages.section();
-            self.zones[zone.index()].sub_managed(blocks.pages().into());
+            self.zone(zone).sub_managed(blocks.pages().into());
             section.set_plugged(section.plugged().without(blocks));
             self.unmap_direct(pages.nr(), blocks);
         }

@@ -9,8 +9,8 @@
 //! |---|---|---|
 //! | 0..=3 | kind | [`Kind`], see there for every state |
 //! | 4..=7 | order | of a head: log2 of the pages of its block; of a tail: 0 |
-//! | 8..=9 | zone | [`ZoneType`] of the page's section |
-//! | 10..=63 | - | zero |
+//! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node |
+//! | 12..=63 | - | zero |
 //!
 //! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
 //! In an online section such a page is the tail of a block, because a head is always written; so a
@@ -45,6 +45,7 @@ use core::sync::atomic::{
 };
 
 use crate::addr::{Order, Pfn, SectionNr};
+use crate::node::ZoneId;
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
@@ -140,8 +141,9 @@ impl PageState {
     const ZONE_SHIFT: u32 = 8;
 
     #[inline]
-    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneType) -> Self {
-        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | (zone as u64) << Self::ZONE_SHIFT)
+    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneId) -> Self {
+        let zone = (zone.bits() as u64) << Self::ZONE_SHIFT;
+        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
     }
 
     #[inline]
@@ -162,11 +164,10 @@ impl PageState {
     }
 
     #[inline]
-    pub(crate) const fn zone(self) -> ZoneType {
-        match self.0 >> Self::ZONE_SHIFT {
-            0 => ZoneType::Dma32,
-            1 => ZoneType::Normal,
-            2 => ZoneType::Movable,
+    pub(crate) const fn zone(self) -> ZoneId {
+        let bits = self.0 >> Self::ZONE_SHIFT;
+        match ZoneId::from_bits(bits as u8) {
+            Some(zone) if bits <= u8::MAX as u64 => zone,
             _ => panic!("page state with an unknown zone"),
         }
     }

@@ -3,13 +3,15 @@
 //! Mirrors Linux `get_page_from_freelist`, `rmqueue`, `free_frozen_pages` and `split_page`. There
 //! is no reclaim: a request that no zone can serve above its `min` watermark is an error at once.
 //!
-//! Zonelists: movable pages come from Movable, then Normal, then Dma32; everything else from
-//! Normal, then Dma32, and never from Movable. So kernel pages never stand in the way of taking
-//! Movable memory back, and movable pages find a place as long as there is any.
+//! Movable pages come from Movable, then Normal, then Dma32; everything else from Normal, then Dma32,
+//! and never from Movable: of the asking CPU's node first, then of the others (see `zonelist`). So
+//! kernel pages never stand in the way of taking Movable memory back, and movable pages find a place
+//! as long as there is any.
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::buddy::Place;
+use crate::node::{NodeId, ZoneId};
 use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pcplist::PcpLists;
@@ -47,7 +49,7 @@ impl Request {
     /// Makes the page the head of an allocated block. The lock of the list that it came from is
     /// still held, so that whoever looks next does not take it for a free one.
     #[inline]
-    fn hand_out(&self, page: &Page, order: Order, zone: ZoneType) {
+    fn hand_out(&self, page: &Page, order: Order, zone: ZoneId) {
         page.set_holder(self.holder);
         page.set_state(PageState::new(Kind::Allocated, order, zone));
     }
@@ -94,36 +96,36 @@ impl<P: Platform> Mm<P> {
         {
             return Ok(pfn);
         }
-        self.alloc_from_zones(order, &request)
+        self.alloc_from_zones(self.this_cpu().node(), order, &request)
+    }
+
+    /// As [`alloc_pages`](Self::alloc_pages), as near to `node` as there are pages.
+    pub(crate) fn alloc_pages_node(&self, node: NodeId, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
+        self.alloc_from_zones(node, order, &gfp.request())
     }
 
     /// A page from this CPU's list of the first zone that has memory: the short way. Pages on the
     /// list passed the watermark when they came there.
     #[inline]
     fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
-        let zone = self.populated(request.highest)?;
-        let mut lists = self.this_cpu().zone(zone).try_lock()?;
+        let cpu = self.this_cpu();
+        let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
+        let mut lists = cpu.zone(zone).try_lock()?;
         let (pfn, page) = lists.pop(&self.sparse, request.mt)?;
         request.hand_out(page, Order::PAGE, zone);
         Some(pfn)
     }
 
-    /// The first zone that has memory, from `highest` down.
-    #[inline]
-    fn populated(&self, highest: ZoneType) -> Option<ZoneType> {
-        let mut zones = ZoneType::ALL[..=highest.index()].iter().rev().copied();
-        zones.find(|zone| self.zones[zone.index()].managed() > 0)
-    }
-
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
     /// the lower one.
     #[inline(never)]
-    fn alloc_from_zones(&self, order: Order, request: &Request) -> Result<Pfn, AllocError> {
+    fn alloc_from_zones(&self, node: NodeId, order: Order, request: &Request) -> Result<Pfn, AllocError> {
+        let zonelist = self.nodes.zonelist(node, request.highest);
         for mark in request.marks {
-            for &zone in ZoneType::ALL[..=request.highest.index()].iter().rev() {
-                // Rather more of this zone than a page of a lower one.
+            for zone in zonelist {
+                // Rather more of this zone than a page of the next one.
                 loop {
-                    let left = self.deferred.left();
+                    let left = self.deferred.left(zone.node());
                     if let Some(pfn) = self.alloc_in(zone, order, request, mark) {
                         return Ok(pfn);
                     }
@@ -138,7 +140,7 @@ impl<P: Platform> Mm<P> {
 
     fn alloc_in(
         &self,
-        zone: ZoneType,
+        zone: ZoneId,
         order: Order,
         request: &Request,
         mark: Option<Watermark>,
@@ -150,7 +152,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
-    fn alloc_page_in(&self, zone: ZoneType, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
+    fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
         let pcp = self.this_cpu().zone(zone);
         let Some(mut lists) = pcp.try_lock() else {
             return self.alloc_block_in(zone, Order::PAGE, request, mark);
@@ -170,12 +172,12 @@ impl<P: Platform> Mm<P> {
     /// `rmqueue_bulk`).
     fn refill(
         &self,
-        zone: ZoneType,
+        zone: ZoneId,
         mt: MigrateType,
         lists: &mut PcpLists,
         pages: u32,
     ) -> Option<(Pfn, &Page)> {
-        let mut buddy = self.zones[zone.index()].lock();
+        let mut buddy = self.zone(zone).lock();
         for _ in 0..pages {
             let Some(pfn) = buddy.rmqueue(&self.sparse, Order::PAGE, mt) else { break };
             lists.push(self.sparse.page(pfn), pfn, mt, zone);
@@ -187,7 +189,7 @@ impl<P: Platform> Mm<P> {
     /// A block of `order` straight from the buddy.
     pub(crate) fn alloc_block_in(
         &self,
-        zone: ZoneType,
+        zone: ZoneId,
         order: Order,
         request: &Request,
         mark: Option<Watermark>,
@@ -195,15 +197,15 @@ impl<P: Platform> Mm<P> {
         if !self.may_take(zone, request, mark, order.pages()) {
             return None;
         }
-        let mut buddy = self.zones[zone.index()].lock();
+        let mut buddy = self.zone(zone).lock();
         let pfn = buddy.rmqueue(&self.sparse, order, request.mt)?;
         request.hand_out(self.sparse.page(pfn), order, zone);
         Some(pfn)
     }
 
     /// Whether the watermarks leave `pages` pages of `zone` to the request.
-    fn may_take(&self, zone: ZoneType, request: &Request, mark: Option<Watermark>, pages: u32) -> bool {
-        let of = &self.zones[zone.index()];
+    fn may_take(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>, pages: u32) -> bool {
+        let of = self.zone(zone);
         match mark {
             Some(mark) => of.above(mark, pages, request.highest),
             None => of.free() >= u64::from(pages),
@@ -232,9 +234,9 @@ impl<P: Platform> Mm<P> {
     }
 
     #[inline(never)]
-    fn free_to_buddy(&self, zone: ZoneType, pfn: Pfn, order: Order) {
+    fn free_to_buddy(&self, zone: ZoneId, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
-        self.zones[zone.index()].lock().free_block(&self.sparse, pages, pfn, order, Place::Head);
+        self.zone(zone).lock().free_block(&self.sparse, pages, pfn, order, Place::Head);
     }
 
     /// Gives single pages back that lie side by side, in as large blocks as they make: a fraction
@@ -258,7 +260,7 @@ impl<P: Platform> Mm<P> {
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut buddy = self.zones[zone.index()].lock();
+        let mut buddy = self.zone(zone).lock();
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);

@@ -16,17 +16,18 @@
 //! Differs from Linux on purpose: only single pages are kept; the lists are singly linked, newest
 //! first, and flushing takes the newest.
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::buddy::Place;
 use crate::lock::{Guard, Rank, SpinLock};
-use crate::page::{Kind, Link, Page, PageState, ZoneType};
+use crate::node::{NodeId, ZoneId};
+use crate::page::{Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
-use crate::zone::PCP_OFF;
+use crate::zone::{PCP_OFF, pcp_limits};
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
@@ -34,19 +35,33 @@ const DRAIN_BATCHES: u32 = 32;
 /// What one CPU keeps to itself.
 #[repr(align(64))]
 pub struct PerCpu {
-    zones: [PerCpuPages; ZoneType::COUNT],
+    zones: [PerCpuPages; ZoneId::COUNT],
+    /// The node that the CPU is on.
+    node: AtomicU8,
 }
 
 impl PerCpu {
     /// Empty lists.
     #[must_use]
     pub const fn new() -> Self {
-        Self { zones: [const { PerCpuPages::new() }; ZoneType::COUNT] }
+        Self {
+            zones: [const { PerCpuPages::new() }; ZoneId::COUNT],
+            node: AtomicU8::new(NodeId::FIRST.get()),
+        }
     }
 
     #[inline]
-    pub(crate) fn zone(&self, zone: ZoneType) -> &PerCpuPages {
+    pub(crate) fn zone(&self, zone: ZoneId) -> &PerCpuPages {
         &self.zones[zone.index()]
+    }
+
+    #[inline]
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId::new(self.node.load(Relaxed))
+    }
+
+    pub(crate) fn set_node(&self, node: NodeId) {
+        self.node.store(node.get(), Relaxed);
     }
 }
 
@@ -112,7 +127,7 @@ pub(crate) struct PcpLists {
 
 impl PcpLists {
     #[inline]
-    pub(crate) fn push(&mut self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneType) {
+    pub(crate) fn push(&mut self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) {
         let first = &mut self.first[mt.index() & 1];
         page.set_next(*first);
         page.set_state(PageState::new(Kind::Pcp, Order::PAGE, zone));
@@ -162,7 +177,7 @@ impl<P: Platform> Mm<P> {
     /// Frees one page to this CPU's list. False when the list is in use by another CPU: the page
     /// must go to the buddy then.
     #[inline]
-    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneType) -> bool {
+    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) -> bool {
         let pcp = self.this_cpu().zone(zone);
         let Some(mut lists) = pcp.try_lock() else { return false };
         lists.push(page, pfn, mt, zone);
@@ -177,8 +192,8 @@ impl<P: Platform> Mm<P> {
     /// Moves up to `pages` pages from `lists` to the buddy (Linux `free_pcppages_bulk`).
     #[cold]
     #[inline(never)]
-    fn flush(&self, zone: ZoneType, lists: &mut PcpLists, pages: u32) {
-        let mut buddy = self.zones[zone.index()].lock();
+    fn flush(&self, zone: ZoneId, lists: &mut PcpLists, pages: u32) {
+        let mut buddy = self.zone(zone).lock();
         for _ in 0..pages {
             let Some((pfn, page)) = lists
                 .pop(&self.sparse, MigrateType::Movable)
@@ -194,7 +209,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Empties the lists of `zone` on every CPU (Linux `__drain_all_pages`, forced).
-    pub(crate) fn drain_pcp(&self, zone: ZoneType) {
+    pub(crate) fn drain_pcp(&self, zone: ZoneId) {
         self.counters.pcp_drains.fetch_add(1, Relaxed);
         for cpu in self.cpus() {
             let pcp = cpu.zone(zone);
@@ -214,14 +229,14 @@ impl<P: Platform> Mm<P> {
     /// Keeps the per-CPU lists of `zone` empty until the guard is dropped. Others who want to
     /// disable lists, of whatever zone, or to change their limits wait meanwhile; so the holder of
     /// the guard may allocate and free, but not call what changes or checks memory blocks.
-    pub fn zone_pcp_disable(&self, zone: ZoneType) -> PcpDisabled<'_, P> {
+    pub fn zone_pcp_disable(&self, zone: ZoneId) -> PcpDisabled<'_, P> {
         let lock = self.pcp_disable.lock_with(|| self.platform.relax());
         self.publish_pcp_limits(zone, PCP_OFF);
         self.drain_pcp(zone);
         PcpDisabled { mm: self, zone, _lock: lock }
     }
 
-    fn publish_pcp_limits(&self, zone: ZoneType, limits: (u32, u32)) {
+    fn publish_pcp_limits(&self, zone: ZoneId, limits: (u32, u32)) {
         for cpu in self.cpus() {
             cpu.zone(zone).set_limits(limits);
         }
@@ -231,18 +246,20 @@ impl<P: Platform> Mm<P> {
     /// disabled, so it must not be called by who disabled them.
     pub(crate) fn update_pcp_limits(&self) {
         let _lock = self.pcp_disable.lock_with(|| self.platform.relax());
-        for (zone, of) in self.zones.iter().zip(ZoneType::ALL) {
-            let limits = crate::zone::pcp_limits(zone, self.nr_cpus.load(Relaxed));
+        for zone in self.zones() {
+            // The CPUs of its node are who mostly uses it; without any, all do (Linux `zone_highsize`).
+            let near = self.nodes.nr_cpus(zone.id().node());
+            let limits = pcp_limits(zone, if near > 0 { near } else { self.cpus().len() });
             if limits != zone.pcp_limits() {
                 zone.set_pcp_limits(limits);
-                self.publish_pcp_limits(of, limits);
+                self.publish_pcp_limits(zone.id(), limits);
                 self.counters.pcp_limit_updates.fetch_add(1, Relaxed);
             }
         }
     }
 
     /// Pages on the lists of `zone`, all CPUs together.
-    pub(crate) fn pcp_pages(&self, zone: ZoneType) -> u64 {
+    pub(crate) fn pcp_pages(&self, zone: ZoneId) -> u64 {
         self.cpus().iter().map(|cpu| u64::from(cpu.zone(zone).lock().count())).sum()
     }
 }
@@ -251,14 +268,14 @@ impl<P: Platform> Mm<P> {
 /// back.
 pub struct PcpDisabled<'m, P: Platform> {
     mm: &'m Mm<P>,
-    zone: ZoneType,
+    zone: ZoneId,
     // Released after `drop` ran: nobody sees the lists enabled before they are.
     _lock: Guard<'m, ()>,
 }
 
 impl<P: Platform> Drop for PcpDisabled<'_, P> {
     fn drop(&mut self) {
-        let limits = self.mm.zones[self.zone.index()].pcp_limits();
+        let limits = self.mm.zone(self.zone).pcp_limits();
         self.mm.publish_pcp_limits(self.zone, limits);
     }
 }

@@ -26,6 +26,7 @@ use crate::altmap::VmemAltmap;
 use crate::hotplug::{AddError, MhpFlags, RemoveError};
 use crate::isolation::OfflineError;
 use crate::memory_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
+use crate::node::NodeId;
 use crate::platform::Platform;
 use crate::subsection::SubSections;
 
@@ -58,13 +59,14 @@ pub enum OfflineAndRemoveError {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Adds the sections of `range`, wholly plugged, as memory blocks of `block_sections` each: all of
+    /// Adds the sections of `range`, wholly plugged, to `node` as memory blocks of `block_sections` each: all of
     /// them or none. As [`add_memory`](Self::add_memory) for each.
     ///
     /// # Errors
     /// See [`AddError`].
     pub fn add_memory_range(
         &self,
+        node: NodeId,
         range: SectionRange,
         block_sections: u32,
         flags: impl Into<MhpFlags>,
@@ -78,7 +80,7 @@ impl<P: Platform> Mm<P> {
         let end = range.first.get().checked_add(range.count).ok_or(AddError::OutOfRange)?;
         let _hotplug = self.lock_hotplug();
         for first in (range.first.get()..end).step_by(plugged.len()) {
-            if let Err(error) = self.add_block(SectionNr::new(first), plugged, flags) {
+            if let Err(error) = self.add_block(node, SectionNr::new(first), plugged, flags) {
                 let done = SectionRange { first: range.first, count: first - range.first.get() };
                 self.blocks_in(done).for_each(|block| self.remove_block(block));
                 return Err(error);

@@ -24,7 +24,7 @@ use crate::addr::{
 use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{Gfp, Memblock, Mm, Options, Page, PerCpu, RemovalPolicy};
+use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -74,6 +74,12 @@ pub struct Machine {
     pub reserved: Vec<(u32, u32)>,
     /// CPUs.
     pub cpus: usize,
+    /// The node of each CPU from the first on; of those that are not listed it is node 0.
+    pub cpu_nodes: Vec<u8>,
+    /// Whose addresses are: first frame, number of frames, node. RAM that is in none is on node 0.
+    pub nodes: Vec<(u32, u32, u8)>,
+    /// What differs from the default distance: from, to, distance, one way only.
+    pub distances: Vec<(u8, u8, u8)>,
     /// [`Options::memmap_on_memory`].
     pub memmap_on_memory: bool,
     /// [`Options::pcp_disable`].
@@ -99,6 +105,9 @@ impl Default for Machine {
             memory: [(0, 2 * SECTION_PAGES)].into(),
             reserved: [(0, 1024)].into(),
             cpus: 1,
+            cpu_nodes: Vec::new(),
+            nodes: Vec::new(),
+            distances: Vec::new(),
             memmap_on_memory: true,
             pcp_disable: true,
             removal: RemovalPolicy::PerBlock,
@@ -119,6 +128,12 @@ impl Machine {
         // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
+        for (cpu, &node) in self.cpu_nodes.iter().enumerate() {
+            mm.set_cpu_node(cpu, NodeId::new(node));
+        }
+        for &(from, to, distance) in &self.distances {
+            mm.set_distance(NodeId::new(from), NodeId::new(to), distance);
+        }
         if self.page_tables {
             mm.platform().tables.set(mm).ok().expect("a new machine");
         }
@@ -136,6 +151,9 @@ impl Machine {
         }
         for reserved in self.reserved.iter().map(range) {
             memblock.reserve(reserved).expect("a short memory map");
+        }
+        for &(first, pages, node) in &self.nodes {
+            memblock.set_node(range(&(first, pages)), NodeId::new(node)).expect("disjoint nodes");
         }
         memblock
     }

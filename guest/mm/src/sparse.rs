@@ -20,6 +20,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::node::{NodeId, ZoneId};
 use crate::page::{Page, PageState, ZoneType};
 use crate::pageblock::PageblockFlags;
 use crate::subsection::SubSections;
@@ -43,6 +44,7 @@ pub enum SectionState {
 #[repr(C, align(64))]
 pub struct Section {
     state: AtomicU8,
+    /// The [`ZoneId`]; of a section that is added and not online only the node means anything.
     zone: AtomicU8,
     boot: AtomicU8,
     /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
@@ -101,12 +103,22 @@ impl Section {
         self.state.load(Ordering::Acquire) >= SectionState::Initialised as u8
     }
 
-    pub(crate) fn zone(&self) -> ZoneType {
-        ZoneType::ALL[usize::from(self.zone.load(Ordering::Relaxed))]
+    /// The zone that its pages are in.
+    pub(crate) fn zone(&self) -> ZoneId {
+        ZoneId::from_bits(self.zone.load(Ordering::Relaxed)).expect("set_zone is the only writer")
     }
 
-    pub(crate) fn set_zone(&self, zone: ZoneType) {
-        self.zone.store(zone as u8, Ordering::Relaxed);
+    pub(crate) fn set_zone(&self, zone: ZoneId) {
+        self.zone.store(zone.bits(), Ordering::Relaxed);
+    }
+
+    /// The node that it belongs to, from the time on when it is added.
+    pub(crate) fn node(&self) -> NodeId {
+        self.zone().node()
+    }
+
+    pub(crate) fn set_node(&self, node: NodeId) {
+        self.set_zone(node.zone(ZoneType::Dma32));
     }
 
     /// Whether the section was there at boot; such a section is never removed.

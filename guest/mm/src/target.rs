@@ -6,18 +6,23 @@
 //! Taking what the free lists offer would often move it into the very block that is next.
 //!
 //! Sections with few free pages are passed by, and so are small free blocks; when nothing else is
-//! left, an ordinary allocation decides: the rest of Movable, then the kernel's zones. Isolated
-//! pageblocks are never used.
+//! left, what the free lists offer is taken: the rest of Movable, then the kernel's zones, then other
+//! nodes, the nearest first. Isolated pageblocks are never used.
+//!
+//! Differs from Linux on purpose: it prefers other nodes when memory goes offline, because all of the
+//! node might; here a device takes its memory away block by block, and most of the node stays.
 //!
 //! Pages come in stocks rather than one by one: a split and a look at the watermarks for each.
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
+use crate::node::{NodeId, ZoneId};
 use crate::page::{Holder, Kind, PageState, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
-use crate::zone::Watermark;
+use crate::zone::{Watermark, Zone};
+use crate::zonelist::Zonelist;
 
 /// Pages taken off the free lists at a time.
 const STOCK: Order = Order::new(5);
@@ -31,47 +36,67 @@ pub(crate) struct Targets<'m, P: Platform> {
     mm: &'m Mm<P>,
     /// Allocated single pages.
     stock: PfnRange,
-    /// Where the search goes on.
+    /// The zones that may have room, and those after it.
+    zone: Option<ZoneId>,
+    rest: Zonelist,
+    /// Where the search in `zone` goes on.
     at: Pfn,
 }
 
 impl<'m, P: Platform> Targets<'m, P> {
-    pub(crate) fn new(mm: &'m Mm<P>) -> Self {
-        let at = mm.zones[ZoneType::Movable.index()].spanned().start;
-        Self { mm, stock: PfnRange::new(at, 0), at }
+    /// Pages as near as possible to `node`, where those are that will move.
+    pub(crate) fn new(mm: &'m Mm<P>, node: NodeId) -> Self {
+        let rest = mm.nodes.zonelist(node, ZoneType::Movable);
+        let mut targets =
+            Self { mm, stock: PfnRange::new(Pfn::new(0), 0), zone: None, rest, at: Pfn::new(0) };
+        targets.next_zone();
+        targets
+    }
+
+    fn next_zone(&mut self) {
+        self.zone = self.rest.next();
+        self.at = self.zone.map_or(self.at, |zone| self.mm.zone(zone).spanned().start);
     }
 
     /// A single page, allocated; `None` when there is no memory.
     pub(crate) fn next(&mut self) -> Option<Pfn> {
         if self.stock.is_empty() {
-            self.stock = self.find().or_else(|| self.allocate())?;
+            self.stock = self.restock()?;
         }
         let pfn = self.stock.start;
         self.stock.start = pfn.add(1);
         Some(pfn)
     }
 
-    /// The largest stock that the highest zone with room has.
-    fn allocate(&self) -> Option<PfnRange> {
-        let (mm, request) = (self.mm, Gfp::Movable.request());
-        for zone in ZoneType::ALL.into_iter().rev() {
-            for order in (0..=STOCK.get()).rev().map(Order::new) {
-                if let Some(first) = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min)) {
-                    mm.split_page(first, order);
-                    return Some(PfnRange::new(first, order.pages()));
-                }
+    fn restock(&mut self) -> Option<PfnRange> {
+        while let Some(zone) = self.zone {
+            if let Some(found) = self.find(zone).or_else(|| self.allocate(zone)) {
+                return Some(found);
             }
+            self.next_zone();
         }
-        // All that is left is what CPUs keep for themselves.
-        Some(PfnRange::new(mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()?, 1))
+        // All that is left is what CPUs keep for themselves, and what came back meanwhile.
+        Some(PfnRange::new(self.mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()?, 1))
     }
 
-    /// Looks for free pages from `at` on and takes some.
-    fn find(&mut self) -> Option<PfnRange> {
-        let zone = &self.mm.zones[ZoneType::Movable.index()];
-        while self.at < zone.spanned().end {
+    /// The largest stock that the free lists of `zone` have.
+    fn allocate(&self, zone: ZoneId) -> Option<PfnRange> {
+        let (mm, request) = (self.mm, Gfp::Movable.request());
+        (0..=STOCK.get()).rev().map(Order::new).find_map(|order| {
+            let first = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min))?;
+            mm.split_page(first, order);
+            Some(PfnRange::new(first, order.pages()))
+        })
+    }
+
+    /// Looks for free pages of `zone`, if that is a Movable one, from `at` on and takes some.
+    fn find(&mut self, zone: ZoneId) -> Option<PfnRange> {
+        if zone.zone_type() != ZoneType::Movable {
+            return None;
+        }
+        while self.at < self.mm.zone(zone).spanned().end {
             let nr = self.at.section();
-            match self.mm.sparse.pages(nr).filter(|&pages| is_worth_a_search(pages)) {
+            match self.mm.sparse.pages(nr).filter(|&pages| is_worth_a_search(pages, zone)) {
                 Some(pages) => {
                     for block in self.at.pageblock()..SECTION_PAGEBLOCKS {
                         if let Some(found) = self.take_in(pages, block) {
@@ -90,7 +115,8 @@ impl<'m, P: Platform> Targets<'m, P> {
     /// Takes the first free pages of pageblock `block`, from `at` on if that is in it.
     fn take_in(&self, pages: SectionPages<'_>, block: u32) -> Option<PfnRange> {
         let mm = self.mm;
-        let zone = &mm.zones[ZoneType::Movable.index()];
+        let id = pages.section().zone();
+        let zone = mm.zone(id);
         let range = pages.nr().pageblocks(&(block..block + 1));
         let mut buddy = zone.lock();
         let mt = pages.section().pageblocks.open_type(block)?;
@@ -111,7 +137,7 @@ impl<'m, P: Platform> Targets<'m, P> {
                 for offset in 0..order.pages() {
                     let page = pages.page(pfn.add(offset));
                     page.set_holder(Holder::Unclaimed.word());
-                    page.set_state(PageState::new(Kind::Allocated, Order::PAGE, ZoneType::Movable));
+                    page.set_state(PageState::new(Kind::Allocated, Order::PAGE, id));
                 }
                 return Some(found);
             }
@@ -125,20 +151,17 @@ impl<'m, P: Platform> Targets<'m, P> {
 impl<P: Platform> Mm<P> {
     /// Pages that [`Targets`] could give now, isolated pageblocks left out.
     pub(crate) fn room_for_movable(&self) -> u64 {
-        let room = |zone: ZoneType| {
-            let of = &self.zones[zone.index()];
-            let kept = of.watermark(Watermark::Min) + of.lowmem_reserve(ZoneType::Movable);
-            of.free().saturating_sub(kept) + self.pcp_pages(zone)
+        let room = |zone: &Zone| {
+            let kept = zone.watermark(Watermark::Min) + zone.lowmem_reserve(ZoneType::Movable);
+            zone.free().saturating_sub(kept) + self.pcp_pages(zone.id())
         };
-        ZoneType::ALL.into_iter().map(room).sum()
+        self.zones().map(room).sum()
     }
 }
 
-fn is_worth_a_search(pages: SectionPages<'_>) -> bool {
+fn is_worth_a_search(pages: SectionPages<'_>, zone: ZoneId) -> bool {
     let section = pages.section();
-    section.state() == SectionState::Online
-        && section.zone() == ZoneType::Movable
-        && section.free() >= WORTH_A_SEARCH
+    section.state() == SectionState::Online && section.zone() == zone && section.free() >= WORTH_A_SEARCH
 }
 
 impl<P: Platform> Drop for Targets<'_, P> {

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Mm;
 use crate::addr::Order;
+use crate::node::{MAX_NODES, ZoneId};
 use crate::page::ZoneType;
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
@@ -27,11 +28,35 @@ pub struct ZoneStats {
     pub nr_isolate_pageblock: u64,
 }
 
+impl ZoneStats {
+    /// A zone without memory.
+    const fn none(zone: ZoneType) -> Self {
+        Self { zone, spanned: 0, present: 0, managed: 0, free: 0, pcp: 0, nr_isolate_pageblock: 0 }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            zone: self.zone,
+            spanned: self.spanned + other.spanned,
+            present: self.present + other.present,
+            managed: self.managed + other.managed,
+            free: self.free + other.free,
+            pcp: self.pcp + other.pcp,
+            nr_isolate_pageblock: self.nr_isolate_pageblock + other.nr_isolate_pageblock,
+        }
+    }
+}
+
 /// Counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneType::ALL`].
+    /// One entry a zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
     pub zones: [ZoneStats; ZoneType::COUNT],
+    /// The same for each node.
+    pub nodes: [[ZoneStats; ZoneType::COUNT]; MAX_NODES],
+    /// Sections of boot memory that were left for later and are initialised now: by their node, and by
+    /// the node of the CPU that did it.
+    pub deferred_sections: [[u32; MAX_NODES]; MAX_NODES],
     /// Pages of hot-added memory's memmap taken from memory that was there before.
     pub memmap_boot_pages: u64,
     /// Pages of hot-added memory's memmap that lie in the added memory itself.
@@ -81,23 +106,20 @@ impl Counters {
 impl<P: Platform> Mm<P> {
     /// Reads all counters. They are exact when nothing else runs, and each for itself otherwise.
     pub fn stats(&self) -> Stats {
-        let zone = |zone: ZoneType| {
-            let z = &self.zones[zone.index()];
-            ZoneStats {
-                zone,
-                spanned: z.spanned().pages().into(),
-                present: z.present(),
-                managed: z.managed(),
-                free: z.free(),
-                pcp: self.pcp_pages(zone),
-                nr_isolate_pageblock: z.nr_isolate_pageblock(),
-            }
-        };
         let counters = &self.counters;
         // First: see there.
         let deferred_pages = self.deferred.pages();
+        let mut nodes = [ZoneType::ALL.map(ZoneStats::none); MAX_NODES];
+        for node in self.nodes.ids() {
+            nodes[node.index()] = ZoneType::ALL.map(|zone| self.zone_stats(node.zone(zone)));
+        }
+        let sum = |zone: ZoneType| {
+            nodes.iter().map(|zones| zones[zone.index()]).fold(ZoneStats::none(zone), ZoneStats::plus)
+        };
         Stats {
-            zones: ZoneType::ALL.map(zone),
+            zones: ZoneType::ALL.map(sum),
+            nodes,
+            deferred_sections: self.deferred.initialised(),
             deferred_pages,
             memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
@@ -111,7 +133,20 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Free blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
-    pub fn free_blocks(&self, zone: ZoneType) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.zones[zone.index()].lock().free_blocks()
+    pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
+        self.zone(zone).lock().free_blocks()
+    }
+
+    fn zone_stats(&self, id: ZoneId) -> ZoneStats {
+        let zone = self.zone(id);
+        ZoneStats {
+            zone: id.zone_type(),
+            spanned: zone.spanned().pages().into(),
+            present: zone.present(),
+            managed: zone.managed(),
+            free: zone.free(),
+            pcp: self.pcp_pages(id),
+            nr_isolate_pageblock: zone.nr_isolate_pageblock(),
+        }
     }
 }

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::addr::{Pfn, PfnRange, SectionNr};
 use crate::buddy::Buddy;
 use crate::lock::{Guard, Rank, SpinLock};
+use crate::node::ZoneId;
 use crate::page::ZoneType;
 use crate::sparse::{SectionState, Sparse};
 
@@ -49,13 +50,24 @@ pub(crate) struct Zone {
     /// Limits of per-CPU lists, from which they are published to the CPUs.
     pcp_high: AtomicU32,
     pcp_batch: AtomicU32,
-    zone_type: ZoneType,
+    id: ZoneId,
 }
 
 impl Zone {
-    pub(crate) const fn new(zone_type: ZoneType) -> Self {
+    /// The zones of all nodes, empty.
+    pub(crate) const fn all() -> [Self; ZoneId::COUNT] {
+        let mut zones = [const { Self::new(ZoneId::at(0)) }; ZoneId::COUNT];
+        let mut index = 1;
+        while index < ZoneId::COUNT {
+            zones[index] = Self::new(ZoneId::at(index));
+            index += 1;
+        }
+        zones
+    }
+
+    const fn new(id: ZoneId) -> Self {
         Self {
-            buddy: SpinLock::new(Rank::Zone, Buddy::new(zone_type)),
+            buddy: SpinLock::new(Rank::Zone, Buddy::new(id)),
             free: AtomicU64::new(0),
             start: AtomicU32::new(0),
             end: AtomicU32::new(0),
@@ -68,8 +80,12 @@ impl Zone {
             lowmem_reserve: [const { AtomicU64::new(0) }; ZoneType::COUNT],
             pcp_high: AtomicU32::new(0),
             pcp_batch: AtomicU32::new(1),
-            zone_type,
+            id,
         }
+    }
+
+    pub(crate) fn id(&self) -> ZoneId {
+        self.id
     }
 
     /// The free lists.
@@ -135,12 +151,8 @@ impl Zone {
             let nr = SectionNr::new(nr);
             let section = sparse.section(nr)?;
             // Boot memory counts from boot on, also where its struct pages are left for later.
-            let is_ours = if section.is_boot() {
-                ZoneType::of_boot_memory(nr) == self.zone_type
-            } else {
-                section.state() == SectionState::Online && section.zone() == self.zone_type
-            };
-            if !is_ours {
+            let counts = section.is_boot() || section.state() == SectionState::Online;
+            if !counts || section.zone() != self.id {
                 return None;
             }
             let boot = PfnRange {
@@ -174,7 +186,7 @@ impl Zone {
 
     pub(crate) fn sub_present(&self, pages: u64) {
         let before = self.present.fetch_sub(pages, Relaxed);
-        assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.zone_type);
+        assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.id);
     }
 
     pub(crate) fn add_managed(&self, pages: u64) {
@@ -183,7 +195,7 @@ impl Zone {
 
     pub(crate) fn sub_managed(&self, pages: u64) {
         let before = self.managed.fetch_sub(pages, Relaxed);
-        assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.zone_type);
+        assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.id);
     }
 
     pub(crate) fn add_isolated_pageblocks(&self, blocks: u64) {
@@ -192,7 +204,7 @@ impl Zone {
 
     pub(crate) fn sub_isolated_pageblocks(&self, blocks: u64) {
         let before = self.nr_isolate_pageblock.fetch_sub(blocks, Relaxed);
-        assert!(blocks <= before, "{:?} loses {blocks} of {before} isolated blocks", self.zone_type);
+        assert!(blocks <= before, "{:?} loses {blocks} of {before} isolated blocks", self.id);
     }
 
     pub(crate) fn watermark(&self, mark: Watermark) -> u64 {
@@ -255,32 +267,36 @@ impl Drop for ZoneGuard<'_> {
 const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
 
 /// Computes watermarks and lowmem reserves of all zones from what they manage (Linux
-/// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`).
-pub(crate) fn setup_watermarks(zones: &[Zone; ZoneType::COUNT]) {
-    let lowmem = zones[ZoneType::Dma32.index()].managed() + zones[ZoneType::Normal.index()].managed();
+/// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`). The least
+/// free memory is of the machine, and zones share in it by size; a reserve is for the higher zones of
+/// the same node.
+pub(crate) fn setup_watermarks<'z>(zones: impl Iterator<Item = &'z Zone> + Clone) {
+    let for_kernel = |zone: &&Zone| zone.id.zone_type() != ZoneType::Movable;
+    let lowmem: u64 = zones.clone().filter(for_kernel).map(Zone::managed).sum();
     let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);
     let pages_min = min_free_kbytes / 4;
-    for zone in zones {
-        let managed = zone.managed();
+    for zone in zones.clone() {
+        let (managed, zone_type) = (zone.managed(), zone.id.zone_type());
         let share = pages_min * managed / lowmem.max(1);
-        let min = if zone.zone_type == ZoneType::Movable { (managed / 1024).clamp(32, 128) } else { share };
+        let min = if zone_type == ZoneType::Movable { (managed / 1024).clamp(32, 128) } else { share };
         let step = (share / 4).max(managed / 1000);
         for (mark, pages) in [(Watermark::Min, min), (Watermark::Low, min + step)] {
             zone.watermarks[mark as usize].store(if managed == 0 { 0 } else { pages }, Relaxed);
         }
         let mut above = 0;
-        for highest in ZoneType::ALL {
-            if highest > zone.zone_type {
-                above += zones[highest.index()].managed();
+        let of_node = zones.clone().filter(|other| other.id.node() == zone.id.node());
+        for (highest, managed) in of_node.map(|other| (other.id.zone_type(), other.managed())) {
+            if highest > zone_type {
+                above += managed;
             }
-            let reserve = above / LOWMEM_RESERVE_RATIO[zone.zone_type.index()];
+            let reserve = above / LOWMEM_RESERVE_RATIO[zone_type.index()];
             zone.lowmem_reserve[highest.index()].store(reserve, Relaxed);
         }
     }
 }
 
-/// High and batch of `zone`'s per-CPU lists on a machine with `nr_cpus` CPUs (Linux
-/// `zone_batchsize`, `zone_highsize`; high is not tuned later). A zone without memory has the
+/// High and batch of `zone`'s per-CPU lists, where `nr_cpus` CPUs are to share what it may keep on them
+/// (Linux `zone_batchsize`, `zone_highsize`; high is not tuned later). A zone without memory has the
 /// limits of a disabled one.
 pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
     let managed = zone.managed();

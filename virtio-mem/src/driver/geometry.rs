@@ -56,7 +56,7 @@ impl DriverConfig {
     /// has in part would be nothing but its memmap, memmaps lie elsewhere.
     #[must_use]
     pub const fn fit(mut self, config: &Config, least: u64) -> Self {
-        while self.memory_block_size > least && config.addr % self.memory_block_size != 0 {
+        while self.memory_block_size > least && !config.addr.is_multiple_of(self.memory_block_size) {
             self.memory_block_size /= 2;
             self.memmap_size /= 2;
         }

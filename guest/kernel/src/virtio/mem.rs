@@ -10,7 +10,7 @@ use core::fmt;
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
 use tidevm_mm::{
-    Content, Holder, MhpFlags, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
+    Content, Holder, MhpFlags, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
 };
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
@@ -296,7 +296,7 @@ impl AsRef<[SubSections]> for Parts {
 /// Adds a memory block and onlines it; all or nothing.
 fn add(addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(NodeId::FIRST, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory

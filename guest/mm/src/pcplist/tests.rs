@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
 use crate::memmap_init::Content;
+use crate::node::{NodeId, ZoneId};
 use crate::page::ZoneType;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -15,10 +16,11 @@ use crate::subsection::SubSections;
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
+const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 fn machine() -> &'static Mm<Sim> {
     let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -36,15 +38,15 @@ fn free_with_a_stale_type() {
     let stale = mm.sparse.section(BLOCK).unwrap().pageblocks.migrate_type(pfn.pageblock());
     assert_eq!(stale, MigrateType::Movable);
 
-    let disabled = mm.zone_pcp_disable(ZoneType::Movable);
+    let disabled = mm.zone_pcp_disable(MOVABLE);
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
 
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, ZoneType::Movable));
-    assert_eq!(mm.pcp_pages(ZoneType::Movable), 0, "flushed at once");
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE));
+    assert_eq!(mm.pcp_pages(MOVABLE), 0, "flushed at once");
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
-    assert_eq!(mm.zones[ZoneType::Movable.index()].lock().isolated(), 512);
+    assert_eq!(mm.zone(MOVABLE).lock().isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
     drop(disabled);
     mm.check();
@@ -56,12 +58,12 @@ fn free_with_a_stale_type() {
 fn free_with_a_stale_type_hides_from_a_single_drain() {
     let mm = machine();
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-    mm.drain_pcp(ZoneType::Movable);
+    mm.drain_pcp(MOVABLE);
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, ZoneType::Movable));
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE));
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
-    mm.drain_pcp(ZoneType::Movable);
+    mm.drain_pcp(MOVABLE);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
     mm.undo_isolate(pages, pageblock_of(pfn));
     mm.check();
@@ -77,20 +79,20 @@ fn drain_waits_for_a_refill() {
     let (disabled, wait_disabled) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut lists = mm.cpus()[1].zone(ZoneType::Movable).lock();
+            let mut lists = mm.cpus()[1].zone(MOVABLE).lock();
             assert_eq!(lists.count(), 0);
             held.send(()).unwrap();
             wait_refill.recv().unwrap();
-            let mut buddy = mm.zones[ZoneType::Movable.index()].lock();
+            let mut buddy = mm.zone(MOVABLE).lock();
             for _ in 0..3 {
                 let pfn = buddy.rmqueue(&mm.sparse, Order::PAGE, MigrateType::Movable).unwrap();
-                lists.push(mm.sparse.page(pfn), pfn, MigrateType::Movable, ZoneType::Movable);
+                lists.push(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE);
             }
         });
         wait_held.recv().unwrap();
         scope.spawn(move || {
-            let guard = mm.zone_pcp_disable(ZoneType::Movable);
-            disabled.send(mm.pcp_pages(ZoneType::Movable)).unwrap();
+            let guard = mm.zone_pcp_disable(MOVABLE);
+            disabled.send(mm.pcp_pages(MOVABLE)).unwrap();
             drop(guard);
         });
         let early = wait_disabled.recv_timeout(Duration::from_millis(30));
@@ -105,15 +107,15 @@ fn drain_waits_for_a_refill() {
 #[test]
 fn busy_list_is_passed_by() {
     let mm = machine();
-    let lists = mm.cpus()[0].zone(ZoneType::Movable).lock();
+    let lists = mm.cpus()[0].zone(MOVABLE).lock();
     // On another thread, which is the same CPU: this one holds the lock.
-    let free = mm.zones[ZoneType::Movable.index()].free();
+    let free = mm.zone(MOVABLE).free();
     thread::scope(|scope| {
         scope.spawn(|| {
             let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-            assert_eq!(mm.zones[ZoneType::Movable.index()].free(), free - 1, "exactly one page");
+            assert_eq!(mm.zone(MOVABLE).free(), free - 1, "exactly one page");
             mm.free_pages(pfn, Order::PAGE);
-            assert_eq!(mm.zones[ZoneType::Movable.index()].free(), free);
+            assert_eq!(mm.zone(MOVABLE).free(), free);
         });
     });
     assert_eq!(lists.count(), 0);
@@ -131,11 +133,11 @@ fn flush_reads_the_type_again() {
     mm.free_pages(pfn, Order::PAGE);
     let block = pfn.pageblock();
     {
-        let mut buddy = mm.zones[ZoneType::Movable.index()].lock();
+        let mut buddy = mm.zone(MOVABLE).lock();
         buddy.split_to_pageblocks(&mm.sparse, pages, block);
         buddy.move_free(&mm.sparse, pages, &(block..block + 1), MigrateType::Unmovable);
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }
-    mm.drain_pcp(ZoneType::Movable);
+    mm.drain_pcp(MOVABLE);
     mm.check();
 }

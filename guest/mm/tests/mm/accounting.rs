@@ -3,7 +3,7 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, Gfp, Holder, MigrateType, Mm, OfflineError, OnlineError, Order, RemoveError,
+    AddError, Content, Gfp, Holder, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order, RemoveError,
     SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
 };
 
@@ -21,7 +21,7 @@ fn counters(mm: &Mm<Sim>, zone: ZoneType) -> [u64; 4] {
 
 /// Blocks of `zone` that are movable and free, of the two largest orders.
 fn large_blocks(mm: &Mm<Sim>, zone: ZoneType) -> [u32; 2] {
-    let blocks = mm.free_blocks(zone);
+    let blocks = mm.free_blocks(NodeId::FIRST.zone(zone));
     [blocks[9], blocks[10]].map(|types| types[MigrateType::Movable.index()])
 }
 
@@ -33,7 +33,7 @@ fn one_block() {
             let start = mm.stats();
             let memmap = |mm: &Mm<Sim>| [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
             for _ in 0..2 {
-                mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+                mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
                 mm.check();
                 assert_eq!(counters(mm, zone), [0; 4], "added");
                 assert_eq!(memmap(mm), if on { [0, 512] } else { [512, 0] });
@@ -75,7 +75,7 @@ fn holes_and_spans() {
     let mm = machine(true);
     let block = |offset: u32| SectionNr::new(32 + offset);
     let online = |offset, zone| {
-        mm.add_memory(block(offset), SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, block(offset), SubSections::ALL, Content::Unknown).unwrap();
         mm.online(block(offset), zone).unwrap();
         mm.check();
     };
@@ -116,7 +116,7 @@ fn span_of_boot_memory() {
     let at_boot = mm.stats().zones;
     assert_eq!([at_boot[0].spanned, at_boot[1].spanned], [40_000, 1000]);
     for nr in [2, 3, 31, 32, 34].map(SectionNr::new) {
-        mm.add_memory(nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
         let zone = if nr.get() < 32 { ZoneType::Dma32 } else { ZoneType::Normal };
         mm.online(nr, zone).unwrap();
         mm.check();
@@ -133,7 +133,7 @@ fn span_of_boot_memory() {
 #[test]
 fn table_boundaries() {
     let mm = machine(true);
-    let add = |nr| mm.add_memory(SectionNr::new(nr), SubSections::ALL, Content::Unknown);
+    let add = |nr| mm.add_memory(NodeId::FIRST, SectionNr::new(nr), SubSections::ALL, Content::Unknown);
     for nr in [0, 1] {
         assert_eq!(add(nr), Err(AddError::Exists), "boot memory");
         assert_eq!(mm.offline(SectionNr::new(nr)), Err(OfflineError::BootMemory));
@@ -142,7 +142,10 @@ fn table_boundaries() {
     }
     for nr in [36, 37, u32::MAX >> 15, u32::MAX] {
         let nr = SectionNr::new(nr);
-        assert_eq!(mm.add_memory(nr, SubSections::ALL, Content::Unknown), Err(AddError::OutOfRange));
+        assert_eq!(
+            mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown),
+            Err(AddError::OutOfRange)
+        );
         assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::NotPresent));
         assert_eq!(mm.online_subsections(nr, SubSections::ALL), Err(OnlineError::NotOnline));
         assert_eq!(mm.offline(nr), Err(OfflineError::NotOnline));
@@ -174,16 +177,22 @@ fn wrong_states() {
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
         assert_eq!(mm.offline_subsections(BLOCK, all), Err(OfflineError::NotOnline));
         assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::NotPresent));
-        assert_eq!(mm.add_memory(BLOCK, SubSections::NONE, Content::Unknown), Err(AddError::NothingPlugged));
+        assert_eq!(
+            mm.add_memory(NodeId::FIRST, BLOCK, SubSections::NONE, Content::Unknown),
+            Err(AddError::NothingPlugged)
+        );
         let without_first = SubSections::range(1..64);
         if on {
-            assert_eq!(mm.add_memory(BLOCK, without_first, Content::Unknown), Err(AddError::NoMemmap));
+            assert_eq!(
+                mm.add_memory(NodeId::FIRST, BLOCK, without_first, Content::Unknown),
+                Err(AddError::NoMemmap)
+            );
         }
         assert_eq!(mm.stats(), start);
 
-        mm.add_memory(BLOCK, all, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown).unwrap();
         let added = mm.stats();
-        assert_eq!(mm.add_memory(BLOCK, all, Content::Unknown), Err(AddError::Exists));
+        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
         assert_eq!(mm.online(BLOCK, ZoneType::Dma32), Err(OnlineError::WrongZone));
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
         assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::NotOnline));
@@ -192,7 +201,7 @@ fn wrong_states() {
 
         mm.online(BLOCK, ZoneType::Movable).unwrap();
         let online = mm.stats();
-        assert_eq!(mm.add_memory(BLOCK, all, Content::Unknown), Err(AddError::Exists));
+        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
         assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
         assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::Plugged));
         assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
@@ -200,7 +209,7 @@ fn wrong_states() {
         mm.check();
 
         let low = SectionNr::new(5);
-        mm.add_memory(low, all, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, low, all, Content::Unknown).unwrap();
         assert_eq!(mm.online(low, ZoneType::Normal), Err(OnlineError::WrongZone));
         mm.online(low, ZoneType::Dma32).unwrap();
         mm.check();
@@ -220,7 +229,7 @@ fn memmap_from_boot_memory_runs_out() {
         let mut added = 0;
         let refused = (32..80).map(SectionNr::new).find_map(|nr| {
             let before = mm.stats();
-            let result = mm.add_memory(nr, SubSections::ALL, Content::Unknown);
+            let result = mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown);
             if result.is_err() {
                 assert_eq!(mm.stats(), before, "a refused block changes nothing");
                 assert!(!mm.platform().is_mapped(nr.start()));
@@ -248,11 +257,11 @@ fn memmap_from_boot_memory_runs_out() {
 #[test]
 fn holder_of_a_memmap() {
     let mm = machine(false);
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Normal).unwrap();
     // Kernel memory comes from Normal first: the next block's memmap lies in this one.
     let next = SectionNr::new(33);
-    mm.add_memory(next, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
     let memmap = mm.platform().memmap_of(next).unwrap();
     assert!(BLOCK.frames().contains(memmap));
     let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("it holds a memmap") };
@@ -267,7 +276,7 @@ fn holder_of_a_memmap() {
 #[test]
 fn kernel_page_in_normal() {
     let mm = machine(true);
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Normal).unwrap();
     let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).unwrap();
     let data = mm.alloc_pages(Order::new(4), Gfp::Kernel).unwrap();

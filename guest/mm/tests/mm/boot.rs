@@ -2,7 +2,7 @@
 
 use tidevm_mm::sim::Machine;
 use tidevm_mm::{
-    BootError, Content, FaultStep, Gfp, Memblock, Order, PhysAddr, PhysRange, SectionNr, SubSections,
+    BootError, Content, FaultStep, Gfp, Memblock, NodeId, Order, PhysAddr, PhysRange, SectionNr, SubSections,
     ZoneType,
 };
 
@@ -72,7 +72,7 @@ fn page_tables_come_from_the_allocator() {
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
-    mm.add_memory(block, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(block, ZoneType::Movable).unwrap();
     let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
     assert_eq!(taken, 2, "one for the memmap, one for the direct map");
@@ -90,7 +90,7 @@ fn growing_out_of_memory() {
     let mm = Machine { page_tables: true, ..Machine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
-    mm.add_memory(block, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(block, ZoneType::Normal).unwrap();
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
     mm.check();
@@ -98,7 +98,7 @@ fn growing_out_of_memory() {
     let before = mm.stats();
     let next = SectionNr::new(33);
     assert_eq!(
-        mm.add_memory(next, SubSections::ALL, Content::Unknown),
+        mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown),
         Err(tidevm_mm::AddError::NoPageTable)
     );
     assert_eq!(mm.stats().zones, before.zones);

@@ -1,7 +1,9 @@
 //! Every step of every operation fails once: everything must be as before, and work afterwards.
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, FaultStep, Mm, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType};
+use tidevm_mm::{
+    Content, FaultStep, Mm, NodeId, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
+};
 
 use crate::workload::{BLOCK, Tenant};
 
@@ -26,7 +28,7 @@ struct State {
 
 fn state(mm: &Mm<Sim>) -> State {
     for zone in ZoneType::ALL {
-        drop(mm.zone_pcp_disable(zone));
+        drop(mm.zone_pcp_disable(NodeId::FIRST.zone(zone)));
     }
     mm.check();
     let stats = mm.stats();
@@ -41,7 +43,8 @@ fn state(mm: &Mm<Sim>) -> State {
             .flat_map(|nr| (0..64).map(move |block| nr.start().add(block * 512)))
             .map(|pfn| mm.platform().is_mapped(pfn))
             .collect(),
-        free_blocks: ZoneType::ALL.map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum())),
+        free_blocks: ZoneType::ALL
+            .map(|zone| mm.free_blocks(NodeId::FIRST.zone(zone)).map(|types| types.iter().sum())),
     }
 }
 
@@ -100,7 +103,9 @@ fn every_step_rolls_back() {
         let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
         let partly = SubSections::ALL.without(gaps());
         let mut failures = Vec::new();
-        failures.push(fail_everywhere(mm, "add", || text(mm.add_memory(BLOCK, partly, Content::Unknown))));
+        failures.push(fail_everywhere(mm, "add", || {
+            text(mm.add_memory(NodeId::FIRST, BLOCK, partly, Content::Unknown))
+        }));
         failures.push(fail_everywhere(mm, "online", || text(mm.online(BLOCK, ZoneType::Movable))));
         failures.push(fail_everywhere(mm, "plug", || text(mm.online_subsections(BLOCK, gaps()))));
         let tenant = Tenant::new(mm, 1, 200);
@@ -124,7 +129,7 @@ fn every_step_rolls_back() {
 fn way_out_after_a_failure() {
     let mm = Machine::default().boot();
     let start = state(mm);
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);
     mm.online(BLOCK, ZoneType::Movable).unwrap_err();
     mm.remove_memory(BLOCK).unwrap();

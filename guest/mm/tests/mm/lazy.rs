@@ -1,7 +1,9 @@
 //! Struct pages that are initialised when they are first used.
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, Gfp, InitPolicy, Mm, Order, Pfn, SECTION_PAGES, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{
+    Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SubSections, ZoneType,
+};
 
 use crate::workload::BLOCK;
 
@@ -12,7 +14,7 @@ fn machine(init: InitPolicy, content: Content) -> &'static Mm<Sim> {
 }
 
 fn add(mm: &Mm<Sim>, content: Content) {
-    mm.add_memory(BLOCK, SubSections::ALL, content).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, content).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
 }
 
@@ -116,7 +118,11 @@ fn eager_and_lazy_end_in_the_same_state() {
         let [stats, others] = [eager, lazy].map(|mm| tidevm_mm::Stats { memmaps_written: 0, ..mm.stats() });
         assert_eq!(stats, others, "{what}");
         for zone in ZoneType::ALL {
-            assert_eq!(eager.free_blocks(zone), lazy.free_blocks(zone), "{what}: {zone:?}");
+            assert_eq!(
+                eager.free_blocks(NodeId::FIRST.zone(zone)),
+                lazy.free_blocks(NodeId::FIRST.zone(zone)),
+                "{what}: {zone:?}"
+            );
         }
     };
     same("boot");

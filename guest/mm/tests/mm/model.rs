@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{AllocError, Content, Gfp, InitPolicy, Mm, Order, Pfn, PfnRange, SubSections, ZoneType};
+use tidevm_mm::{
+    AllocError, Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, PfnRange, SubSections, ZoneType,
+};
 
 use crate::workload::{BLOCK, POLICIES, Random};
 
@@ -106,13 +108,13 @@ impl Player<'_> {
 
 /// Free blocks of each zone by order.
 fn histogram(mm: &Mm<Sim>) -> [[u32; Order::COUNT]; 3] {
-    ZoneType::ALL.map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum()))
+    ZoneType::ALL.map(|zone| mm.free_blocks(NodeId::FIRST.zone(zone)).map(|types| types.iter().sum()))
 }
 
 /// Everything is free, and merged as it was at first.
 fn assert_all_returned(mm: &Mm<Sim>, before: [[u32; Order::COUNT]; 3]) {
     for zone in ZoneType::ALL {
-        drop(mm.zone_pcp_disable(zone));
+        drop(mm.zone_pcp_disable(NodeId::FIRST.zone(zone)));
     }
     mm.check();
     assert_eq!(histogram(mm), before, "free blocks by zone and order");
@@ -126,7 +128,7 @@ fn machine_with(cpus: usize, (init, content): (InitPolicy, Content)) -> &'static
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let mm = Machine { memory, cpus, init, content, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::range(0..20), content).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::range(0..20), content).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

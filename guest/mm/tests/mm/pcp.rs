@@ -5,13 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, FaultStep, Gfp, Mm, Order, Pfn, SubSections, ZoneType};
+use tidevm_mm::{Content, FaultStep, Gfp, Mm, NodeId, Order, Pfn, SubSections, ZoneType};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
     let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -57,7 +57,7 @@ fn disabled_lists_stay_empty() {
     let held = pages(mm, 100);
     Sim::run_on(1, || free(mm, &pages(mm, 30)));
     assert!(movable(mm).1 > 0);
-    let guard = mm.zone_pcp_disable(ZoneType::Movable);
+    let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     assert_eq!(movable(mm), (32256 - 100, 0), "drained on every CPU");
     for (index, pfn) in held.into_iter().enumerate() {
         Sim::run_on(index % 2, || free(mm, &[pfn]));
@@ -121,7 +121,7 @@ fn unchanged_limits_are_not_published() {
 #[test]
 fn disablers_wait_for_each_other() {
     let mm = machine(2, true);
-    let guard = mm.zone_pcp_disable(ZoneType::Movable);
+    let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let entered = AtomicBool::new(false);
     thread::scope(|scope| {
         let offline = scope.spawn(|| {
@@ -143,7 +143,7 @@ fn disablers_wait_for_each_other() {
 #[test]
 fn disabling_one_zone_leaves_the_others() {
     let mm = machine(1, true);
-    let _guard = mm.zone_pcp_disable(ZoneType::Movable);
+    let _guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap();
     mm.free_pages(pfn, Order::PAGE);
     assert!(mm.stats().zones[0].pcp > 0);

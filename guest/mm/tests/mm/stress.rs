@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, InitPolicy, Mm, OfflineError, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{Content, InitPolicy, Mm, NodeId, OfflineError, SectionNr, SubSections, ZoneType};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -57,7 +57,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
     let machine = Machine { cpus: 3, pcp_disable, init, content, ..Machine::default() };
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
-        mm.add_memory(nr, SubSections::ALL, content).unwrap();
+        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, content).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
@@ -76,7 +76,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
                 insist(|| mm.offline(nr));
                 if random.chance(50) {
                     mm.remove_memory(nr).unwrap();
-                    mm.add_memory(nr, SubSections::ALL, content).unwrap();
+                    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, content).unwrap();
                 }
                 mm.online(nr, ZoneType::Movable).unwrap();
             } else {

@@ -2,14 +2,15 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, Gfp, Holder, Mm, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections, ZoneType,
+    Content, Gfp, Holder, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: SubSections) -> &'static Mm<Sim> {
     let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
-    mm.add_memory(BLOCK, plugged, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -56,7 +57,8 @@ fn boundaries() {
 #[test]
 fn largest_blocks_are_cut_and_merged() {
     let mm = machine(true, SubSections::ALL);
-    let large = |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(ZoneType::Movable)[order][1]);
+    let large =
+        |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(NodeId::FIRST.zone(ZoneType::Movable))[order][1]);
     assert_eq!(large(mm), [1, 31]);
     for block in [2, 3, 62, 63] {
         mm.offline_subsections(BLOCK, SubSections::range(block..block + 1)).unwrap();

@@ -1,0 +1,136 @@
+//! Nodes: memory and CPUs that are near to each other; and the zones of each.
+//!
+//! Mirrors Linux `NODE_DATA(nid)->node_zones` and the `ZONEID` field of `page->flags`: every node has
+//! all zones, most of them empty, and node and zone of a page are one number. There are no more than
+//! [`MAX_NODES`] so that this number has four bits and a whole zonelist is one word (see `zonelist`).
+
+use crate::page::ZoneType;
+
+/// Most nodes that a machine can have (Linux `MAX_NUMNODES`).
+pub const MAX_NODES: usize = 4;
+
+/// Number of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(u8);
+
+impl NodeId {
+    /// The node of a machine that has only one.
+    pub const FIRST: Self = Self(0);
+
+    /// Node `number`.
+    ///
+    /// # Panics
+    /// When it is not below [`MAX_NODES`].
+    #[must_use]
+    pub const fn new(number: u8) -> Self {
+        assert!((number as usize) < MAX_NODES, "more nodes than there can be");
+        Self(number)
+    }
+
+    /// All nodes that a machine can have, ascending.
+    pub fn all() -> impl Iterator<Item = Self> + Clone {
+        (0..MAX_NODES as u8).map(Self)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// For tables with one entry a node.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Its zone of type `zone`.
+    #[must_use]
+    pub const fn zone(self, zone: ZoneType) -> ZoneId {
+        ZoneId(self.0 << ZoneId::TYPE_BITS | zone as u8)
+    }
+}
+
+/// A zone of a node. Bits 0..=1 are the type, bits 2..=3 the node; the type is never 3.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ZoneId(u8);
+
+impl ZoneId {
+    const TYPE_BITS: u32 = 2;
+    const NO_TYPE: u8 = (1 << Self::TYPE_BITS) - 1;
+    /// Bits that a zone's number has.
+    pub(crate) const BITS: u32 = 4;
+    /// Number of zones, of all nodes.
+    pub(crate) const COUNT: usize = MAX_NODES * ZoneType::COUNT;
+
+    /// The zone of this number, if there is one.
+    #[inline]
+    pub(crate) const fn from_bits(bits: u8) -> Option<Self> {
+        if bits >> Self::BITS == 0 && bits & Self::NO_TYPE != Self::NO_TYPE { Some(Self(bits)) } else { None }
+    }
+
+    /// The number.
+    #[inline]
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The zone at `index` of tables with one entry a zone.
+    pub(crate) const fn at(index: usize) -> Self {
+        NodeId::new((index / ZoneType::COUNT) as u8).zone(ZoneType::ALL[index % ZoneType::COUNT])
+    }
+
+    /// For tables with one entry a zone.
+    #[inline]
+    pub(crate) const fn index(self) -> usize {
+        // Four numbers a node, of which three are zones.
+        (self.0 - (self.0 >> Self::TYPE_BITS)) as usize
+    }
+
+    /// The node.
+    #[must_use]
+    pub const fn node(self) -> NodeId {
+        NodeId(self.0 >> Self::TYPE_BITS)
+    }
+
+    /// The type.
+    #[must_use]
+    #[inline]
+    pub const fn zone_type(self) -> ZoneType {
+        match self.0 & Self::NO_TYPE {
+            0 => ZoneType::Dma32,
+            1 => ZoneType::Normal,
+            _ => ZoneType::Movable,
+        }
+    }
+}
+
+const _: () = assert!(MAX_NODES << ZoneId::TYPE_BITS == 1 << ZoneId::BITS);
+const _: () = assert!(ZoneType::COUNT == ZoneId::NO_TYPE as usize);
+
+impl core::fmt::Debug for ZoneId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?} of node {}", self.zone_type(), self.node().get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NodeId, ZoneId};
+    use crate::page::ZoneType;
+
+    #[test]
+    fn every_zone_has_a_number_and_a_place() {
+        let mut index = 0;
+        for node in NodeId::all() {
+            for zone in ZoneType::ALL {
+                let id = node.zone(zone);
+                assert_eq!((id.node(), id.zone_type(), id.index()), (node, zone, index));
+                assert_eq!((ZoneId::from_bits(id.bits()), ZoneId::at(index)), (Some(id), id));
+                index += 1;
+            }
+        }
+        assert_eq!(index, ZoneId::COUNT);
+        assert_eq!([3, 7, 11, 15, 16, 255].map(ZoneId::from_bits), [None; 6]);
+    }
+}
