@@ -18,6 +18,7 @@ use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState};
+use crate::zone::PCP_OFF;
 
 /// What a zone's sections add up to, in pages unless said otherwise.
 #[derive(Default)]
@@ -141,6 +142,8 @@ impl<P: Platform> Mm<P> {
             tally.span = Some(tally.span.map_or(ram, union));
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
+        let lists_off = of.pcp_limits() == PCP_OFF;
+        assert_eq!(lists_off, !of.is_populated(), "{zone:?}: per-CPU lists are off, there is no memory");
         let in_buddy = buddy.free() + buddy.isolated();
         assert_eq!(of.managed(), in_buddy + tally.pcp + tally.allocated, "{zone:?}: managed, sum of uses");
         assert_eq!(of.present(), tally.present, "{zone:?}: present, sum of sections");

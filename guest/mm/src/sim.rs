@@ -9,6 +9,8 @@
 //! mapped and may not back two, and a memmap is only unmapped after a grace period.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
+mod window;
+
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -34,6 +36,9 @@ std::thread_local! {
 const LOST: u64 = 0xdead_dead_dead_dead;
 const STEPS: usize = 6;
 
+/// What is called with the step that is attempted.
+type Probe = Box<dyn Fn(FaultStep) + Send>;
+
 /// A machine of `sections` sections, of which nothing is mapped at first.
 pub struct Sim {
     window: NonNull<Page>,
@@ -49,6 +54,8 @@ pub struct Sim {
     lasting: [AtomicBool; STEPS],
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
+    /// Called at every attempt.
+    probe: Mutex<Option<Probe>>,
     /// The host promises zeros.
     zeros: bool,
     garbage: AtomicU64,
@@ -197,6 +204,7 @@ impl Sim {
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
+            probe: Mutex::new(None),
             zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
@@ -243,6 +251,12 @@ impl Sim {
     pub fn inject_always(&self, step: FaultStep, on: bool) {
         self.lasting[step as usize].store(on, SeqCst);
         self.faults[step as usize].store(if on { 0 } else { -1 }, SeqCst);
+    }
+
+    /// Calls `probe` at every attempt of every step from now on, before it fails if it is to. It may look
+    /// at the machine, and change nothing.
+    pub fn watch(&self, probe: impl Fn(FaultStep) + Send + 'static) {
+        *self.probe.lock().expect("no panic holds it") = Some(Box::new(probe));
     }
 
     /// How often `step` was attempted.
@@ -417,6 +431,9 @@ unsafe impl Platform for Sim {
     }
 
     fn fault(&self, step: FaultStep) -> bool {
+        if let Some(probe) = &*self.probe.lock().expect("no panic holds it") {
+            probe(step);
+        }
         let step = step as usize;
         self.attempts[step].fetch_add(1, SeqCst);
         if self.lasting[step].load(SeqCst) {
