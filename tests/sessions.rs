@@ -13,6 +13,8 @@ mod idle;
 mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
+#[path = "sessions/large.rs"]
+mod large;
 #[path = "sessions/switches.rs"]
 mod switches;
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
+        large::TESTS,
         switches::TESTS,
     ];
     tidevm_tests::run_all(&groups.concat())

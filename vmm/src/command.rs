@@ -7,6 +7,7 @@
 //! verify NAME                     release NAME                  wait NAME
 //! expect METRIC ==|!=|<=|>=|<|> VALUE
 //! stats                           check                         sleep DURATION
+//! blocks                          readd SIZE at ADDRESS
 //! inject STEP [after N]
 //! ```
 //!
@@ -61,6 +62,15 @@ pub enum Command {
     Stats,
     /// Let the guest verify every invariant of its memory management.
     Check,
+    /// Let the guest list its memory blocks.
+    Blocks,
+    /// Let the guest take memory blocks offline, remove them at once, and add them back.
+    Readd {
+        /// Bytes of all of them.
+        size: u64,
+        /// Guest-physical address of the first.
+        addr: u64,
+    },
     /// Let time pass.
     Sleep(Duration),
     /// Let one attempt of a step of memory hotplug fail, for tests.
@@ -265,6 +275,8 @@ impl fmt::Display for Command {
             Command::Expect(expect) => write!(f, "{expect}"),
             Command::Stats => f.write_str("stats"),
             Command::Check => f.write_str("check"),
+            Command::Blocks => f.write_str("blocks"),
+            Command::Readd { size, addr } => write!(f, "readd {} at {}", Size(*size), Size(*addr)),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Command::Inject { step, after } => {
                 write!(f, "inject {}", parse::text_of(parse::FAULT_STEPS, step))?;

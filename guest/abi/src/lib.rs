@@ -11,6 +11,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
@@ -147,6 +149,19 @@ pub enum Op {
         /// How many attempts to let pass.
         after: u32,
     },
+    /// Report memory blocks: [`Answer::Blocks`].
+    Blocks {
+        /// Address from which on.
+        from: u64,
+    },
+    /// Take memory blocks offline and remove them, all at once, and then add them back as they were:
+    /// [`Answer::Done`].
+    Readd {
+        /// Address of the first of them.
+        addr: u64,
+        /// Size of all of them in bytes.
+        size: u64,
+    },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
 }
@@ -236,7 +251,14 @@ pub enum Answer {
         /// Allocations that found no memory.
         failures: u64,
     },
-    /// To [`Op::Inject`].
+    /// To [`Op::Blocks`].
+    Blocks {
+        /// Ascending by address, then none.
+        runs: [Option<BlockRun>; BLOCK_RUNS],
+        /// Where to ask for more, if there are more.
+        next: Option<u64>,
+    },
+    /// To [`Op::Inject`] and [`Op::Readd`].
     Done,
     /// The guest could not do it.
     Failed(Failure),
@@ -253,6 +275,67 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
+    /// The range is not made of whole memory blocks that were added and are online.
+    NotBlocks,
+    /// Memory blocks that hold their own memmaps go one at a time, as they came
+    /// ([`cmdline::MEMMAP_REMOVAL`]).
+    Granularity,
+    /// Some memory blocks of the range hold their own memmaps, and some do not.
+    Mixed,
+    /// Pages stand in the way of a memory block.
+    Stuck {
+        /// The memory block's address.
+        addr: u64,
+        /// How many pages.
+        pages: u64,
+    },
+}
+
+/// Most runs in one [`Answer::Blocks`].
+pub const BLOCK_RUNS: usize = 8;
+
+/// Memory blocks that lie side by side and are alike. Each 128 MiB of boot memory count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRun {
+    /// Address of the first.
+    pub addr: u64,
+    /// How many.
+    pub count: u64,
+    /// Size of each in bytes.
+    pub size: u64,
+    /// Whether they were there at boot.
+    pub boot: bool,
+    /// The zone that they are in, if they are online.
+    pub zone: Option<ZoneName>,
+    /// Their node.
+    pub node: u8,
+    /// Bytes that are plugged of each; 0 of boot memory, of which nothing is.
+    pub plugged: u64,
+    /// Pages of the memmap of each; 0 of boot memory, where that is not told.
+    pub memmap_pages: u64,
+    /// Whether the memmap of each lies on it.
+    pub memmap_on_memory: bool,
+}
+
+impl fmt::Display for BlockRun {
+    /// One line, in the words of Linux's `/sys/devices/system/memory`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes >> 20;
+        // Saturating: whoever shows it need not trust who says it.
+        let last = self.addr.saturating_add(self.count.saturating_mul(self.size).saturating_sub(1));
+        write!(f, "{:#x}-{last:#x}: {} of {} MiB, ", self.addr, self.count, mib(self.size))?;
+        match self.zone {
+            Some(ZoneName::Dma32) => write!(f, "online DMA32")?,
+            Some(ZoneName::Normal) => write!(f, "online Normal")?,
+            Some(ZoneName::Movable) => write!(f, "online Movable")?,
+            None => write!(f, "offline")?,
+        }
+        if self.boot {
+            return write!(f, ", boot memory");
+        }
+        let place = if self.memmap_on_memory { "on memory" } else { "elsewhere" };
+        write!(f, ", {} MiB plugged, {} memmap pages {place}", mib(self.plugged), self.memmap_pages)
+    }
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -426,7 +509,20 @@ mod tests {
                 memmaps_written: u64::MAX,
             }),
         };
-        for report in [resize, stats] {
+        let run = Some(BlockRun {
+            addr: u64::MAX,
+            count: u64::MAX,
+            size: u64::MAX,
+            boot: false,
+            zone: Some(ZoneName::Movable),
+            node: u8::MAX,
+            plugged: u64::MAX,
+            memmap_pages: u64::MAX,
+            memmap_on_memory: true,
+        });
+        let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
+        let blocks = Report::Done { id: u32::MAX, answer };
+        for report in [resize, stats, blocks] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));

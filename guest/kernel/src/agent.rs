@@ -9,7 +9,7 @@ use tidevm_mm::ZoneType;
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, churn, cpu, job, panic, platform, shell};
+use crate::{MM, blocks, churn, cpu, job, panic, platform, shell};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -63,6 +63,8 @@ pub fn carry_out(op: Op, asker: Asker) {
             platform::inject(step, after);
             Ok(Some(Answer::Done))
         }
+        Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
+        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
         Op::PowerOff => panic::power_off(),
     };
     match started {

@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod acpi;
 mod agent;
+mod blocks;
 mod boot;
 mod churn;
 mod cmdline;

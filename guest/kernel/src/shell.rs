@@ -17,12 +17,14 @@ use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
-use crate::{MM, cmdline, control, irq};
+use crate::{MM, blocks, cmdline, control, irq};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
 const HELP: &str = "\
   meminfo, zoneinfo       counters, as Linux shows them
+  blocks                  memory blocks: state, zone, what is plugged, memmap pages
+  readd SIZE at ADDRESS   offline and remove memory blocks, and add them back
   stats                   where memmaps lie, and what moved
   check                   verify every invariant of the memory management
   hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
@@ -188,6 +190,7 @@ impl Shell {
         let op = match command {
             "hog" => Some(self.hog(words)?),
             "churn" => Some(self.churn(words)?),
+            "readd" => Some(readd(words)?),
             "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
             "release" => {
                 let index = self.name(words)?;
@@ -201,6 +204,7 @@ impl Shell {
                     "help" => println!("{HELP}"),
                     "meminfo" => meminfo(),
                     "zoneinfo" => zoneinfo(),
+                    "blocks" => blocks(),
                     "stats" => stats(),
                     _ => return Err("no such command; `help` lists them"),
                 }
@@ -295,9 +299,13 @@ impl Shell {
                     Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
+                    Failure::NotBlocks => "these are not whole memory blocks that were added and are online",
+                    Failure::Granularity => "memory blocks that hold their own memmap go one at a time",
+                    Failure::Mixed => "some of them hold their own memmap, and some do not",
+                    Failure::Stuck { .. } => "pages are in the way",
                 });
             }
-            Answer::Stats(_) | Answer::Done => {}
+            Answer::Stats(_) | Answer::Blocks { .. } | Answer::Done => {}
         }
         Ok(())
     }
@@ -332,6 +340,26 @@ fn zoneinfo() {
         println!("      nr_isolate_pageblock {}", zone.nr_isolate_pageblock);
         println!("  pagesets\n    all cpus\n              count:    {}", zone.pcp);
     }
+}
+
+/// What Linux tells in `/sys/devices/system/memory`, a line for memory blocks that are alike.
+fn blocks() {
+    let mut from = Some(0);
+    while let Some(Answer::Blocks { runs, next }) = from.map(blocks::blocks) {
+        runs.iter().flatten().for_each(|run| println!("{run}"));
+        from = next;
+    }
+}
+
+fn readd(words: &mut Words<'_>) -> Result<Op, &'static str> {
+    const USAGE: &str = "readd SIZE at ADDRESS";
+    let bytes = words.next().and_then(size).ok_or(USAGE)?;
+    if words.next() != Some("at") {
+        return Err(USAGE);
+    }
+    let addr = words.next().and_then(size).ok_or(USAGE)?;
+    no_more(words)?;
+    Ok(Op::Readd { addr, size: bytes })
 }
 
 fn stats() {

@@ -16,7 +16,7 @@ use crate::addr::{MEMMAP_PAGES, Order, Pfn, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::lock::Guard;
 use crate::memmap_init::Content;
-use crate::memory_block::MemoryBlock;
+use crate::memory_block::{BlockStats, MemoryBlock};
 use crate::node::NodeId;
 use crate::page::Holder;
 use crate::page_alloc::Gfp;
@@ -87,6 +87,14 @@ impl<P: Platform> Mm<P> {
     /// The sub-sections of hot-added section `nr` that are plugged.
     pub fn plugged(&self, nr: SectionNr) -> SubSections {
         self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
+    }
+
+    /// Tells `tell` of every memory block from section `from` on, ascending, until it has had enough and
+    /// returns false. It may not change memory blocks.
+    pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(BlockStats) -> bool) {
+        let _hotplug = self.lock_hotplug();
+        let blocks = self.sparse.numbers().skip_while(|nr| *nr < from);
+        let _ = blocks.filter_map(|nr| BlockStats::at(&self.sparse, nr)).all(|block| tell(block));
     }
 
     /// Adds the memory block that begins with section `nr` to `node`. It has as many sections as there are

@@ -76,7 +76,7 @@ pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memmap_init::{Content, InitPolicy};
-pub use memory_block::MAX_BLOCK_SECTIONS;
+pub use memory_block::{BlockStats, MAX_BLOCK_SECTIONS};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId};
 pub use online::OnlineError;

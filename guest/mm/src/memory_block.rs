@@ -13,7 +13,8 @@
 
 use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
-use crate::sparse::{Section, Sparse};
+use crate::node::{NodeId, ZoneId};
+use crate::sparse::{Section, SectionState, Sparse};
 use crate::subsection::SubSections;
 
 /// Most sections of a memory block: with more, its memmap would not fit into its first section.
@@ -75,4 +76,53 @@ impl MemoryBlock {
 pub(crate) fn memmap_blocks(nr: SectionNr, section: &Section) -> SubSections {
     let pages = VmemAltmap::of(nr, section).map_or(0, VmemAltmap::offset);
     SubSections::range(0..pages / MEMMAP_PAGES)
+}
+
+/// What there is to know of a memory block. Each section of boot memory is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStats {
+    /// Its first section.
+    pub first: SectionNr,
+    /// How many sections it has.
+    pub sections: u32,
+    /// Its node.
+    pub node: NodeId,
+    /// Whether it was there at boot.
+    pub boot: bool,
+    /// Present, which is offline, or online.
+    pub state: SectionState,
+    /// The zone that it is in, while it is online.
+    pub zone: Option<ZoneId>,
+    /// Pages of a hot-added block that are plugged.
+    pub plugged: u32,
+    /// Pages of a hot-added block's memmap.
+    pub memmap: u32,
+    /// Whether its memmap lies on it.
+    pub memmap_on_memory: bool,
+}
+
+impl BlockStats {
+    /// Those of the memory block that begins with section `nr`, if one does.
+    pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
+        let section = sparse.section(nr)?;
+        let block = MemoryBlock::at(sparse, nr);
+        if block.is_none() && !section.is_boot() {
+            return None;
+        }
+        let state = section.state();
+        let plugged = |block: MemoryBlock| {
+            block.sections().filter_map(|nr| Some(sparse.section(nr)?.plugged().pages())).sum()
+        };
+        Some(Self {
+            first: nr,
+            sections: block.map_or(1, MemoryBlock::len),
+            node: section.node(),
+            boot: section.is_boot(),
+            state,
+            zone: (state == SectionState::Online).then(|| section.zone()),
+            plugged: block.map_or(0, plugged),
+            memmap: block.map_or(0, MemoryBlock::memmap_pages),
+            memmap_on_memory: VmemAltmap::of(nr, section).is_some(),
+        })
+    }
 }

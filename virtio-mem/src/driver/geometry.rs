@@ -52,11 +52,13 @@ impl core::error::Error for ConfigError {}
 
 impl DriverConfig {
     /// The same, made to fit the region that `config` describes: memory blocks are halved, down to
-    /// `least` bytes, until the region begins with one; and where a last memory block that the region
-    /// has in part would be nothing but its memmap, memmaps lie elsewhere.
+    /// `least` bytes, until the region is made of whole ones, since what is beyond it may be another's; and
+    /// where the last of the least would be nothing but its memmap, memmaps lie elsewhere.
     #[must_use]
     pub const fn fit(mut self, config: &Config, least: u64) -> Self {
-        while self.memory_block_size > least && !config.addr.is_multiple_of(self.memory_block_size) {
+        while self.memory_block_size > least
+            && !(config.addr | config.region_size).is_multiple_of(self.memory_block_size)
+        {
             self.memory_block_size /= 2;
             self.memmap_size /= 2;
         }

@@ -2,7 +2,7 @@
 
 use virtio_mem::{Action, BlockRange, Request, RequestKind, Rest};
 
-use super::world::{REGION, Shape, World};
+use super::world::{Shape, World};
 
 impl World {
     /// Whatever the driver does to blocks, it knows what is true of them.

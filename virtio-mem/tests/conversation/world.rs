@@ -52,20 +52,25 @@ impl Shape {
         }
     }
 
-    /// The guest's side of it, fitted to the region as a kernel would.
-    fn fitted(&self, config: &Config) -> DriverConfig {
-        let memmap_size = if self.memmap_inside { self.memory_block / 64 } else { 0 };
-        let guest =
-            DriverConfig { memory_block_size: self.memory_block, memmap_size, min_block_size: 2 * MIB };
-        guest.fit(config, 128 * MIB)
+    /// The guest's side of it. A last memory block that would be nothing but its memmap is no place for
+    /// it.
+    fn fitted(&self) -> DriverConfig {
+        let memmap_size = self.memory_block / 64;
+        let last = self.region_size % self.memory_block;
+        let inside = self.memmap_inside && (last == 0 || last > memmap_size);
+        DriverConfig {
+            memory_block_size: self.memory_block,
+            memmap_size: if inside { memmap_size } else { 0 },
+            min_block_size: 2 * MIB,
+        }
     }
 
     fn driver(&self, config: Config) -> Driver {
-        Driver::new(self.fitted(&config), config).expect("the device's configuration is good")
+        Driver::new(self.fitted(), config).expect("the device's configuration is good")
     }
 
-    fn guest(&self, config: &Config) -> Guest {
-        let fitted = self.fitted(config);
+    fn guest(&self) -> Guest {
+        let fitted = self.fitted();
         let memmap_blocks = fitted.memmap_size.div_ceil(self.block_size);
         Guest::new(REGION, self.block_size, fitted.memory_block_size, memmap_blocks)
     }
@@ -125,7 +130,7 @@ impl World {
             shape,
             random,
             driver: shape.driver(device.config()),
-            guest: shape.guest(&device.config()),
+            guest: shape.guest(),
             device,
             host: Host::new(region_size / block_size),
             faults: shape.faults,
@@ -272,7 +277,7 @@ impl World {
         (self.late, self.interrupt) = (None, false);
         self.usable = self.device.usable_region_size();
         self.in_doubt = !self.device.plugged().is_empty();
-        self.guest = self.shape.guest(&self.device.config());
+        self.guest = self.shape.guest();
         self.guest.fails = self.faults;
         self.driver = self.shape.driver(self.device.config());
         self.remember(format!("a new kernel, reset {reset}"));

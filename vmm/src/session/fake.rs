@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Report, Resize, ResizeState, Stats, UnmovablePage,
-    ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Report, Resize, ResizeState,
+    Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -238,6 +238,26 @@ impl Fake {
         Answer::Hogged { pages }
     }
 
+    /// Two memory blocks, the second of which it does not tell at once.
+    fn blocks(from: u64) -> Answer {
+        let first = BlockRun {
+            addr: 0,
+            count: 1,
+            size: 128 << 20,
+            boot: true,
+            zone: Some(ZoneName::Dma32),
+            node: 0,
+            plugged: 0,
+            memmap_pages: 0,
+            memmap_on_memory: false,
+        };
+        let second =
+            BlockRun { addr: REGION, boot: false, zone: None, plugged: 2 << 20, memmap_pages: 512, ..first };
+        let mut runs = [None; BLOCK_RUNS];
+        runs[0] = Some(if from == 0 { first } else { second });
+        Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
+    }
+
     fn stats(&self) -> Stats {
         let state = self.shared.snapshot();
         let plugged = state.mem[0].plugged >> 12;
@@ -370,6 +390,9 @@ impl Machine for Fake {
                 (millis, Answer::Churned { allocations: millis, failures: 0 })
             }
             Op::Inject { .. } => (0, Answer::Done),
+            Op::Blocks { from } => (0, Self::blocks(from)),
+            Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
+            Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
         self.after(Duration::from_millis(millis), Event::Answer(id, answer));

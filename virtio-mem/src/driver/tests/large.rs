@@ -118,13 +118,9 @@ fn geometry_that_does_not_fit_falls_back() {
     };
     assert_eq!(fit(region(ADDR, 8 << 30)), (1024, 16));
     assert_eq!(fit(region(ADDR + (512 << 20), 8 << 30)), (512, 8), "the region begins within a memory block");
+    assert_eq!(fit(region(ADDR, 768 * MIB)), (256, 4), "it ends within one");
     assert_eq!(fit(region(ADDR + MEMORY_BLOCK, 8 << 30)), (128, 2));
     assert_eq!(fit(region(ADDR + BLOCK, 8 << 30)), (128, 2), "no smaller ones: `Driver::new` refuses it");
-    assert_eq!(fit(region(ADDR, (8 << 30) + 18 * MIB)), (1024, 16), "two blocks beside the memmap");
-    assert_eq!(
-        fit(region(ADDR, (8 << 30) + 16 * MIB)),
-        (1024, 0),
-        "the last memory block would be all memmap"
-    );
-    assert_eq!(fit(region(ADDR, 2 * MIB)), (1024, 0));
+    assert_eq!(fit(region(ADDR, (8 << 30) + 4 * MIB)), (128, 2), "a block beside the last memmap");
+    assert_eq!(fit(region(ADDR, (8 << 30) + 2 * MIB)), (128, 0), "the last memory block would be all memmap");
 }
