@@ -11,9 +11,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use core::fmt;
+mod blocks;
+mod resize;
 
 use serde::{Deserialize, Serialize};
+
+pub use blocks::{BLOCK_RUNS, BlockRun};
+pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -291,53 +295,6 @@ pub enum Failure {
     },
 }
 
-/// Most runs in one [`Answer::Blocks`].
-pub const BLOCK_RUNS: usize = 8;
-
-/// Memory blocks that lie side by side and are alike. Each 128 MiB of boot memory count as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockRun {
-    /// Address of the first.
-    pub addr: u64,
-    /// How many.
-    pub count: u64,
-    /// Size of each in bytes.
-    pub size: u64,
-    /// Whether they were there at boot.
-    pub boot: bool,
-    /// The zone that they are in, if they are online.
-    pub zone: Option<ZoneName>,
-    /// Their node.
-    pub node: u8,
-    /// Bytes that are plugged of each; 0 of boot memory, of which nothing is.
-    pub plugged: u64,
-    /// Pages of the memmap of each; 0 of boot memory, where that is not told.
-    pub memmap_pages: u64,
-    /// Whether the memmap of each lies on it.
-    pub memmap_on_memory: bool,
-}
-
-impl fmt::Display for BlockRun {
-    /// One line, in the words of Linux's `/sys/devices/system/memory`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes >> 20;
-        // Saturating: whoever shows it need not trust who says it.
-        let last = self.addr.saturating_add(self.count.saturating_mul(self.size).saturating_sub(1));
-        write!(f, "{:#x}-{last:#x}: {} of {} MiB, ", self.addr, self.count, mib(self.size))?;
-        match self.zone {
-            Some(ZoneName::Dma32) => write!(f, "online DMA32")?,
-            Some(ZoneName::Normal) => write!(f, "online Normal")?,
-            Some(ZoneName::Movable) => write!(f, "online Movable")?,
-            None => write!(f, "offline")?,
-        }
-        if self.boot {
-            return write!(f, ", boot memory");
-        }
-        let place = if self.memmap_on_memory { "on memory" } else { "elsewhere" };
-        write!(f, ", {} MiB plugged, {} memmap pages {place}", mib(self.plugged), self.memmap_pages)
-    }
-}
-
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ZoneName {
@@ -389,67 +346,6 @@ pub struct Stats {
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
-}
-
-/// Where a virtio-mem driver stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resize {
-    /// Guest-physical address of the device's region; names the device.
-    pub region: u64,
-    /// Bytes plugged.
-    pub plugged: u64,
-    /// Bytes that the device asked for when the driver last looked.
-    pub requested: u64,
-    /// Whether and why it stopped.
-    pub state: ResizeState,
-}
-
-/// Whether a driver reached its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ResizeState {
-    /// `plugged` is `requested`.
-    Reached,
-    /// Pages that cannot move are in the way. The driver tries again when pages are freed or the
-    /// target changes.
-    Unmovable {
-        /// How many such pages were met.
-        pages: u64,
-        /// The first of them.
-        first: [Option<UnmovablePage>; 4],
-    },
-    /// There is no room to migrate pages to.
-    NoRoom,
-    /// No memory for page tables or for the memmap of the new memory.
-    NoMemory,
-    /// The device answered BUSY; the driver tries again.
-    HostBusy,
-    /// The device answered against the rules; the driver has looked at the true state and goes
-    /// on from there.
-    DeviceError,
-}
-
-/// A page that could not be moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnmovablePage {
-    /// Its frame number.
-    pub pfn: u64,
-    /// Who holds it.
-    pub owner: Owner,
-}
-
-/// Who holds a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Owner {
-    /// Boot allocations: the kernel's image, the first memmap, holes.
-    Reserved,
-    /// The kernel's heap, stacks, queues.
-    Kernel,
-    /// Page tables.
-    PageTable,
-    /// The memmap of hot-added memory.
-    Memmap,
-    /// A workload of the session.
-    Workload(Handle),
 }
 
 /// A record that could not be encoded or decoded.

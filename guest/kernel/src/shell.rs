@@ -366,6 +366,7 @@ fn stats() {
     let stats = MM.stats();
     println!("memmap in boot memory       {} pages", stats.memmap_boot_pages);
     println!("memmap in hot-added memory  {} pages", stats.memmap_altmap_pages);
+    println!("memmaps in single pages     {}", stats.memmaps_by_base_pages);
     println!("memory blocks online        {}", stats.blocks_online);
     println!("memmaps written whole       {}", stats.memmaps_written);
     println!("boot memory to come         {} pages", stats.deferred_pages);

@@ -86,7 +86,8 @@ impl<P: Platform> Mm<P> {
         let later = if defer { self.first_deferred(memblock) } else { [None; MAX_NODES] };
         for nr in memblock.sections() {
             let section = self.sparse.section(nr).expect("it has a memmap");
-            self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
+            let memmap = section.memmap().expect("memblock gave a large page for it");
+            self.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
             if later[section.node().index()].is_none_or(|later| nr < later) {
                 self.free_boot_section(memblock, nr);
             }
@@ -108,7 +109,7 @@ impl<P: Platform> Mm<P> {
             let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
             let node = memblock.node_of(nr);
             let memmap = memblock.alloc_on(node, size, size).ok_or(BootError::NoMemory)?;
-            section.set_memmap(memmap.pfn());
+            section.set_memmap(Some(memmap.pfn()));
             section.set_zone(node.zone(ZoneType::of_boot_memory(nr)));
             self.nodes.include(node);
             section.set_boot();

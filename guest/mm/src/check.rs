@@ -48,14 +48,14 @@ impl<P: Platform> Mm<P> {
 
     /// That the sections make up memory blocks, and the memmap pages of these.
     fn check_sections(&self) {
-        let (mut boot, mut altmap, mut added, mut in_blocks) = (0, 0, 0, 0);
+        let (mut boot, mut altmap, mut added, mut in_blocks, mut base) = (0, 0, 0, 0, 0);
         for nr in self.sparse.numbers() {
             let section = self.entry(nr);
             if let Some(block) = MemoryBlock::at(&self.sparse, nr) {
                 in_blocks += block.len();
                 match VmemAltmap::of(nr, section) {
                     Some(_) => altmap += self.check_altmap(block),
-                    None => boot += self.check_older_memmap(block),
+                    None => boot += self.check_older_memmap(block, &mut base),
                 }
             } else {
                 assert_eq!(VmemAltmap::of(nr, section), None, "{nr:?} begins no memory block");
@@ -71,6 +71,7 @@ impl<P: Platform> Mm<P> {
         assert_eq!(in_blocks, added, "sections of memory blocks, sections that were added");
         assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
         assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
+        assert_eq!(base, self.counters.memmaps_by_base_pages.load(Relaxed), "memmaps in single pages");
     }
 
     /// A memory block that holds its memmap: it is all in the reserve at the start, in order. How many
@@ -84,7 +85,7 @@ impl<P: Platform> Mm<P> {
             self.check_in_block(block, nr);
             assert_eq!(
                 self.entry(nr).memmap(),
-                memmap,
+                Some(memmap),
                 "memmap of {nr:?}, which lies on {:?}",
                 block.first()
             );
@@ -94,11 +95,14 @@ impl<P: Platform> Mm<P> {
     }
 
     /// A memory block whose memmap lies in older memory: each section's is an allocated block that says
-    /// so. How many pages that is.
-    fn check_older_memmap(&self, block: MemoryBlock) -> u64 {
+    /// so, or single pages, which are counted in `base`. How many pages that is.
+    fn check_older_memmap(&self, block: MemoryBlock, base: &mut u64) -> u64 {
         for nr in block.sections() {
             self.check_in_block(block, nr);
-            let memmap = self.entry(nr).memmap();
+            let Some(memmap) = self.entry(nr).memmap() else {
+                *base += 1;
+                continue;
+            };
             let page = self.sparse.online_page(memmap).expect("older memory that is in use is online");
             let is_memmap =
                 page.state().is(Kind::Allocated, Order::PAGEBLOCK) && page.holder() == Holder::Memmap;

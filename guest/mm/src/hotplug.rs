@@ -3,7 +3,7 @@
 //! Mirrors Linux `add_memory_resource`, `try_remove_memory` and `mm/sparse-vmemmap.c`. Where the
 //! memmap of a memory block lies was chosen at boot: in a reserve at the block's own start (see
 //! `altmap`), or in memory that was there before; a caller whose memory is not fit for the first may
-//! ask for the second.
+//! ask for the second. In older memory a large page may not be left for it: then it is made of small ones.
 //!
 //! Differs from Linux on purpose: a step that fails takes back all steps before it, in a range of
 //! memory blocks those of the others too (Linux leaves what it has); and an added block may be plugged
@@ -18,9 +18,8 @@ use crate::lock::Guard;
 use crate::memmap_init::Content;
 use crate::memory_block::{BlockStats, MemoryBlock};
 use crate::node::NodeId;
-use crate::page::Holder;
 use crate::page_alloc::Gfp;
-use crate::platform::{FaultStep, NoPageTable, Platform};
+use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState};
 use crate::subsection::SubSections;
 
@@ -91,10 +90,10 @@ impl<P: Platform> Mm<P> {
 
     /// Tells `tell` of every memory block from section `from` on, ascending, until it has had enough and
     /// returns false. It may not change memory blocks.
-    pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(BlockStats) -> bool) {
+    pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(BlockStats) -> bool) {
         let _hotplug = self.lock_hotplug();
         let blocks = self.sparse.numbers().skip_while(|nr| *nr < from);
-        let _ = blocks.filter_map(|nr| BlockStats::at(&self.sparse, nr)).all(|block| tell(block));
+        let _ = blocks.filter_map(|nr| BlockStats::at(&self.sparse, nr)).all(tell);
     }
 
     /// Adds the memory block that begins with section `nr` to `node`. It has as many sections as there are
@@ -217,20 +216,59 @@ impl<P: Platform> Mm<P> {
     }
 
     fn add_memmap(&self, block: MemoryBlock, nr: SectionNr) -> Result<(), AddError> {
-        let memmap = self.alloc_memmap(block).ok_or(AddError::NoMemory)?;
-        self.entry(nr).set_memmap(memmap);
+        if self.platform.fault(FaultStep::AllocMemmap) {
+            return Err(AddError::NoMemory);
+        }
+        let Some(memmap) = self.alloc_memmap(block) else {
+            return self.add_memmap_base(nr);
+        };
+        self.entry(nr).set_memmap(Some(memmap));
         if self.platform.fault(FaultStep::MapMemmap) || self.platform.map_memmap(nr, memmap).is_err() {
-            self.free_memmap(block, nr);
+            self.free_memmap(block, memmap);
             return Err(AddError::NoPageTable);
         }
+        Ok(())
+    }
+
+    /// Takes single pages for the memmap of section `nr` and maps it by them: memory is too fragmented for
+    /// anything better (Linux `vmemmap_populate_basepages`).
+    fn add_memmap_base(&self, nr: SectionNr) -> Result<(), AddError> {
+        let mut frames: MemmapFrames = [Pfn::new(0); _];
+        let free = |frames: &[Pfn]| frames.iter().for_each(|&pfn| self.free_pages(pfn, Order::PAGE));
+        for index in 0..frames.len() {
+            match self.alloc_pages_node(self.entry(nr).node(), Order::PAGE, Gfp::Memmap) {
+                Ok(pfn) => frames[index] = pfn,
+                Err(_) => {
+                    free(&frames[..index]);
+                    return Err(AddError::NoMemory);
+                }
+            }
+        }
+        self.entry(nr).set_memmap(None);
+        if self.platform.fault(FaultStep::MapMemmap) || self.platform.map_memmap_base(nr, &frames).is_err() {
+            free(&frames);
+            return Err(AddError::NoPageTable);
+        }
+        self.counters.memmap_boot_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
+        self.counters.memmaps_by_base_pages.fetch_add(1, Relaxed);
         Ok(())
     }
 
     /// Unmaps the memmaps of the first `count` sections of a memory block, and ends its reserve.
     fn remove_memmaps(&self, block: MemoryBlock, count: u32) {
         for nr in block.sections().take(count as usize) {
-            self.platform.unmap_memmap(nr);
-            self.free_memmap(block, nr);
+            match self.entry(nr).memmap() {
+                Some(memmap) => {
+                    self.platform.unmap_memmap(nr);
+                    self.free_memmap(block, memmap);
+                }
+                None => {
+                    let frames = self.platform.unmap_memmap_base(nr);
+                    frames.into_iter().for_each(|pfn| self.free_pages(pfn, Order::PAGE));
+                    self.counters.memmap_boot_pages.fetch_sub(MEMMAP_PAGES.into(), Relaxed);
+                    self.counters.memmaps_by_base_pages.fetch_sub(1, Relaxed);
+                }
+            }
         }
         let first = self.entry(block.first());
         if let Some(altmap) = VmemAltmap::of(block.first(), first) {
@@ -238,38 +276,39 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Pages for the memmap of the next section of a memory block.
+    /// A large page for the memmap of the next section of a memory block.
     fn alloc_memmap(&self, block: MemoryBlock) -> Option<Pfn> {
-        if self.platform.fault(FaultStep::AllocMemmap) {
-            return None;
-        }
         let first = self.entry(block.first());
-        if let Some(mut altmap) = VmemAltmap::of(block.first(), first) {
-            let pfn = altmap.alloc(Order::PAGEBLOCK)?;
-            altmap.store(first);
-            self.counters.memmap_altmap_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
-            return Some(pfn);
-        }
-        let pfn = self.alloc_pages_node(first.node(), Order::PAGEBLOCK, Gfp::Kernel).ok()?;
-        self.sparse.page(pfn).set_holder(Holder::Memmap.word());
-        self.counters.memmap_boot_pages.fetch_add(MEMMAP_PAGES.into(), Relaxed);
+        let (pfn, counter) = match VmemAltmap::of(block.first(), first) {
+            Some(mut altmap) => {
+                let pfn = altmap.alloc(Order::PAGEBLOCK).expect("a pageblock for each section");
+                altmap.store(first);
+                (pfn, &self.counters.memmap_altmap_pages)
+            }
+            None => {
+                let pfn = self.alloc_pages_node(first.node(), Order::PAGEBLOCK, Gfp::Memmap).ok()?;
+                (pfn, &self.counters.memmap_boot_pages)
+            }
+        };
+        counter.fetch_add(MEMMAP_PAGES.into(), Relaxed);
         Some(pfn)
     }
 
-    /// Gives the pages of a section's memmap, which is not mapped, back to where they came from.
-    fn free_memmap(&self, block: MemoryBlock, nr: SectionNr) {
+    /// Gives the large page of a section's memmap, which is not mapped, back to where it came from.
+    fn free_memmap(&self, block: MemoryBlock, memmap: Pfn) {
         let first = self.entry(block.first());
-        match VmemAltmap::of(block.first(), first) {
+        let counter = match VmemAltmap::of(block.first(), first) {
             Some(mut altmap) => {
                 altmap.free(Order::PAGEBLOCK);
                 altmap.store(first);
-                self.counters.memmap_altmap_pages.fetch_sub(MEMMAP_PAGES.into(), Relaxed);
+                &self.counters.memmap_altmap_pages
             }
             None => {
-                self.free_pages(self.entry(nr).memmap(), Order::PAGEBLOCK);
-                self.counters.memmap_boot_pages.fetch_sub(MEMMAP_PAGES.into(), Relaxed);
+                self.free_pages(memmap, Order::PAGEBLOCK);
+                &self.counters.memmap_boot_pages
             }
-        }
+        };
+        counter.fetch_sub(MEMMAP_PAGES.into(), Relaxed);
     }
 
     /// Maps what is `plugged` of each section, all of it or nothing.

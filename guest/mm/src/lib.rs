@@ -84,7 +84,7 @@ pub use page::{Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
-pub use platform::{FaultStep, NoPageTable, Platform};
+pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;

@@ -24,7 +24,7 @@ use crate::addr::{
     SectionNr,
 };
 use crate::memmap_init::{Content, InitPolicy};
-use crate::platform::{FaultStep, NoPageTable, Platform};
+use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
 use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu, RemovalPolicy};
 
@@ -36,6 +36,26 @@ std::thread_local! {
 const LOST: u64 = 0xdead_dead_dead_dead;
 const STEPS: usize = 6;
 
+/// A memmap that is mapped.
+struct Mapped {
+    /// The frames behind it: of a large page the first, else all.
+    frames: Vec<Pfn>,
+    /// How many grace periods there had been when it was mapped.
+    since: u64,
+}
+
+impl Mapped {
+    fn large(&self) -> Option<Pfn> {
+        (self.frames.len() == 1).then(|| self.frames[0])
+    }
+
+    /// All frames behind it.
+    fn backing(&self) -> impl Iterator<Item = Pfn> + '_ {
+        let each = if self.large().is_some() { MEMMAP_PAGES } else { 1 };
+        self.frames.iter().flat_map(move |first| (0..each).map(|page| first.add(page)))
+    }
+}
+
 /// What is called with the step that is attempted.
 type Probe = Box<dyn Fn(FaultStep) + Send>;
 
@@ -46,8 +66,8 @@ pub struct Sim {
     content: Vec<OnceLock<Vec<AtomicU64>>>,
     /// By sub-section: whether it is in the direct map.
     direct: Vec<AtomicBool>,
-    /// By section: what backs its memmap, and how many grace periods there had been when it was mapped.
-    memmaps: Mutex<Vec<Option<(Pfn, u64)>>>,
+    /// By section: what backs its memmap.
+    memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative: it does not.
     faults: [AtomicI64; STEPS],
     /// Whether a step that has begun to fail goes on to.
@@ -200,7 +220,7 @@ impl Sim {
             window: window.cast(),
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
-            memmaps: Mutex::new(std::vec![None; sections as usize]),
+            memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
@@ -271,7 +291,7 @@ impl Sim {
 
     /// What backs the memmap of `section`.
     pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
-        self.memmaps.lock().expect("no panic holds it")[section.get() as usize].map(|(backing, _)| backing)
+        self.memmaps.lock().expect("no panic holds it")[section.get() as usize].as_ref()?.large()
     }
 
     /// How often `mm` has waited for all other CPUs so far.
@@ -319,10 +339,38 @@ impl Sim {
         }
     }
 
-    /// Whether nobody has written to the pages of a memmap since the host provided them.
-    fn is_fresh(&self, backing: Pfn) -> bool {
-        let words = &self.section_content(backing.section())[backing.in_section()..];
-        words[..MEMMAP_PAGES as usize].iter().all(|word| word.load(SeqCst) == LOST)
+    /// Maps the memmap of `section` onto `frames`.
+    fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) -> Result<(), NoPageTable> {
+        let mapped = Mapped { frames, since: self.grace_periods.load(SeqCst) };
+        mapped.backing().for_each(|pfn| self.assert_direct(pfn));
+        self.take_table()?;
+        // Whether nobody has written there since the host provided it.
+        let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
+        let fresh = mapped.backing().all(|pfn| word(pfn).load(SeqCst) == LOST);
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        assert!(memmaps[section.get() as usize].is_none(), "{section:?} has a memmap");
+        for &first in &mapped.frames {
+            let twice = memmaps.iter().flatten().any(|other| other.frames.contains(&first));
+            assert!(!twice, "{first:?} backs two memmaps");
+        }
+        memmaps[section.get() as usize] = Some(mapped);
+        if self.zeros && fresh {
+            self.clear(section)
+        } else {
+            self.scribble(section)
+        }
+        Ok(())
+    }
+
+    fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        let mapped = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
+        assert!(mapped.since < self.grace_periods.load(SeqCst), "{section:?}: no grace period");
+        mapped.backing().for_each(|pfn| self.write(pfn, 0));
+        self.scribble(section);
+        drop(memmaps);
+        self.give_table_back();
+        mapped.frames
     }
 
     /// Pages of `section` that are not all zero.
@@ -371,32 +419,19 @@ unsafe impl Platform for Sim {
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
-        self.assert_direct(backing);
-        self.take_table()?;
-        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
-        assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
-        let twice = memmaps.iter().flatten().any(|&(other, _)| other == backing);
-        assert!(!twice, "{backing:?} backs two memmaps");
-        memmaps[section.get() as usize] = Some((backing, self.grace_periods.load(SeqCst)));
-        if self.zeros && self.is_fresh(backing) {
-            self.clear(section)
-        } else {
-            self.scribble(section)
-        }
-        Ok(())
+        self.map_frames(section, std::vec![backing])
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
-        let mapped = memmaps[section.get() as usize].take();
-        let (backing, since) = mapped.expect("unmaps a memmap that is mapped");
-        assert!(since < self.grace_periods.load(SeqCst), "{section:?}: no grace period");
-        self.assert_direct(backing);
-        self.assert_direct(backing.add(MEMMAP_PAGES - 1));
-        (0..MEMMAP_PAGES).for_each(|page| self.write(backing.add(page), 0));
-        self.scribble(section);
-        drop(memmaps);
-        self.give_table_back();
+        assert_eq!(self.unmap_frames(section).len(), 1, "{section:?} is not mapped by a large page");
+    }
+
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        self.map_frames(section, frames.to_vec())
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        self.unmap_frames(section).try_into().expect("it is mapped by small pages")
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
@@ -409,7 +444,9 @@ unsafe impl Platform for Sim {
 
     fn unmap_direct(&self, range: PfnRange) {
         let memmaps = self.memmaps.lock().expect("no panic holds it");
-        assert!(!memmaps.iter().flatten().any(|&(pfn, _)| range.contains(pfn)), "{range:?} holds a memmap");
+        let holds =
+            memmaps.iter().flatten().flat_map(|mapped| &mapped.frames).any(|&pfn| range.contains(pfn));
+        assert!(!holds, "{range:?} holds a memmap");
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
         }

@@ -50,7 +50,7 @@ pub struct Section {
     /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
     /// [`Section::SPARSE`].
     memmap_content: AtomicU8,
-    /// First frame of the memmap's pages.
+    /// First frame of the memmap's pages; 0 when they are single ones.
     memmap: AtomicU32,
     /// Sub-sections whose memory is there and mapped.
     plugged: AtomicU64,
@@ -155,12 +155,14 @@ impl Section {
         self.memmap_content.load(Ordering::Relaxed) == Self::SPARSE
     }
 
-    pub(crate) fn memmap(&self) -> Pfn {
-        Pfn::new(self.memmap.load(Ordering::Relaxed))
+    /// Where its memmap lies, which is mapped by one large page; none if it is mapped by small ones.
+    pub(crate) fn memmap(&self) -> Option<Pfn> {
+        // Frame 0 is never given to anybody.
+        Some(Pfn::new(self.memmap.load(Ordering::Relaxed))).filter(|pfn| pfn.get() != 0)
     }
 
-    pub(crate) fn set_memmap(&self, pfn: Pfn) {
-        self.memmap.store(pfn.get(), Ordering::Relaxed);
+    pub(crate) fn set_memmap(&self, pfn: Option<Pfn>) {
+        self.memmap.store(pfn.map_or(0, Pfn::get), Ordering::Relaxed);
     }
 
     pub(crate) fn plugged(&self) -> SubSections {

@@ -75,7 +75,7 @@ impl Default for Nature {
 /// What happens at a moment.
 pub(super) enum Event {
     Ready,
-    Answer(u32, Answer),
+    Answer(u32, Box<Answer>),
     /// A driver binds the device.
     Bind,
     /// The driver lets the device go, and follows no more.
@@ -159,7 +159,7 @@ impl Fake {
                 self.shared.change(|state| state.report(Report::Ready { cpus: 2, mem_devices: 1 }));
             }
             Event::Answer(id, answer) => {
-                self.shared.change(|state| state.report(Report::Done { id, answer }));
+                self.shared.change(|state| state.report(Report::Done { id, answer: *answer }));
             }
             Event::Bind => self.shared.change(|state| state.mem[0].driver = true),
             Event::Unbind => {
@@ -395,7 +395,7 @@ impl Machine for Fake {
             Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
-        self.after(Duration::from_millis(millis), Event::Answer(id, answer));
+        self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
         Ok(id)
     }
 

@@ -304,7 +304,7 @@ fn numbers_of_the_guest_may_be_absurd() {
 #[test]
 fn what_the_guest_did_wrong_is_counted() {
     let fake = Fake::new(Nature::default());
-    fake.after(Duration::from_secs(1), Event::Answer(0, Answer::Failed(Failure::BadRecord)));
+    fake.after(Duration::from_secs(1), Event::Answer(0, Box::new(Answer::Failed(Failure::BadRecord))));
     fake.after(Duration::from_secs(1), Event::Stray);
     let outcome = session_on(fake, "sleep 2s");
     assert_eq!((outcome.summary.bad_records, outcome.summary.stray_accesses), (1, 1));

@@ -56,10 +56,12 @@ fn memmap(mm: &Mm<Sim>) -> [u64; 2] {
     [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages]
 }
 
+type Row = (usize, usize, bool, [u64; 3], [u32; 2], [u32; 2]);
+
 /// What E.2 of the reference says of Linux 6.12: memory blocks of `block` sections, `count` of them,
 /// memmap on memory or not; then present, managed, memmap pages, free blocks of order 10 and 9,
 /// pageblocks that are unmovable and movable.
-const LINUX: [(usize, usize, bool, [u64; 3], [u32; 2], [u32; 2]); 8] = [
+const LINUX: [Row; 8] = [
     (1, 1, false, [32_768, 32_768, 512], [32, 0], [0, 64]),
     (1, 1, true, [32_768, 32_256, 512], [31, 1], [1, 63]),
     (8, 1, false, [262_144, 262_144, 4096], [256, 0], [0, 512]),
@@ -156,6 +158,55 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
         // Without it there is no page on the node that it may lie in: all of them are movable.
         assert_eq!(memmap >= BLOCK.start(), on, "memmap at {memmap:?}");
         assert_eq!(mm.stats().nodes[1][MOVABLE].present, 32_768);
+    }
+}
+
+/// S4.4: on memory a memmap is always one large page; in older memory that is fragmented it is single
+/// pages, whose holder says so, and all of them come back.
+#[test]
+fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
+    for on in [true, false] {
+        let mm =
+            Machine { memmap_on_memory: on, sections: SECTIONS, page_tables: true, ..Machine::default() }
+                .boot();
+        // Every second page is in use: no two that are free lie side by side.
+        let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
+        for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
+            mm.free_pages(pfn, Order::PAGE);
+        }
+        let before = state_of(mm, SECTIONS);
+        add(mm, BLOCK, 4).unwrap();
+        mm.check();
+        assert_eq!(mm.stats().memmaps_by_base_pages, if on { 0 } else { 4 });
+        assert_eq!(memmap(mm), if on { [0, 2048] } else { [2048, 0] });
+        assert!((0..4).all(|offset| mm.platform().memmap_of(section(offset)).is_some() == on));
+        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.check();
+        let managed = if on { 4 * 32_256 } else { 4 * 32_768 };
+        assert_eq!(movable(mm).managed, managed);
+        mm.offline(BLOCK).unwrap();
+        mm.remove_memory(BLOCK).unwrap();
+        assert_eq!(state_of(mm, SECTIONS), before);
+
+        // Each attempt fails once, and then memory runs out in the middle.
+        for step in [FaultStep::AllocMemmap, FaultStep::MapMemmap] {
+            for attempt in 0..4 {
+                mm.platform().inject(step, attempt);
+                add(mm, BLOCK, 4).unwrap_err();
+                assert_eq!(state_of(mm, SECTIONS), before, "{step:?} {attempt}");
+            }
+        }
+        if !on {
+            let taken: Vec<_> = std::iter::from_fn(|| {
+                let plenty = mm.stats().zones[0].free > 1500;
+                plenty.then(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap())
+            })
+            .collect();
+            let before = state_of(mm, SECTIONS);
+            assert_eq!(add(mm, BLOCK, 4), Err(AddError::NoMemory));
+            assert_eq!(state_of(mm, SECTIONS), before, "out of single pages");
+            assert!(!taken.is_empty());
+        }
     }
 }
 
