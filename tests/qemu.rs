@@ -33,6 +33,7 @@ const TESTS: &[Test] = &[
     ("devices_share_interrupt_lines", devices_share_interrupt_lines),
     ("devices_lie_behind_bridges", devices_lie_behind_bridges),
     ("a_region_ends_where_it_likes", a_region_ends_where_it_likes),
+    ("meminfo_and_zoneinfo_use_linux_words", meminfo_and_zoneinfo_use_linux_words),
     ("the_shell_says_what_is_wrong", the_shell_says_what_is_wrong),
 ];
 
@@ -260,6 +261,47 @@ fn a_region_ends_where_it_likes() {
     }
     let text = machine.text();
     assert!(text.contains("0x13e800000: the region does not begin with a memory block"), "{text}");
+    power_off(machine);
+}
+
+/// The names of Linux's files, in Linux's order; programs that read those can read these.
+fn meminfo_and_zoneinfo_use_linux_words() {
+    let mut machine = boot("words", |_| ());
+    resize(&mut machine, 130);
+    let zoneinfo = command(&mut machine, "zoneinfo");
+    let meminfo = command(&mut machine, "meminfo");
+    let (start, movable) = zoneinfo
+        .iter()
+        .rposition(|line| line.starts_with("Node 0, zone "))
+        .map(|start| (start, zoneinfo[start..].iter().map(|line| words(line)).collect::<Vec<_>>()))
+        .expect("zones");
+    assert_eq!(zoneinfo[start], "Node 0, zone  Movable");
+    let names: Vec<&str> = movable[1..].iter().map(|words| words[0].as_str()).collect();
+    let of_zone = ["pages", "min", "low", "spanned", "present", "managed", "protection:", "nr_free_pages"];
+    let of_cpu = ["cpu:", "count:", "high:", "batch:"];
+    assert_eq!(
+        names,
+        [&of_zone[..], &["pagesets"], &of_cpu, &of_cpu, &["start_pfn:"]].concat(),
+        "{zoneinfo:#?}"
+    );
+    let value = |name: &str| -> u64 {
+        let words = movable.iter().find(|words| words[0] == name).expect(name);
+        words[words.len() - 1].parse().expect(name)
+    };
+    assert_eq!(value("min"), 32, "what a movable zone of this size keeps");
+    assert!(value("low") > 32 && value("batch:") == 7 && value("high:") >= 4 * 7, "{zoneinfo:#?}");
+    assert_eq!(value("start_pfn:") % (MEMORY_BLOCK_MIB * PAGES_PER_MIB), 0);
+    // An empty zone ends after its first lines.
+    assert!(zoneinfo.iter().any(|line| line.starts_with("Node 0, zone   Normal")));
+
+    let zones = zoneinfo::parse(zoneinfo.iter().map(String::as_str));
+    let meminfo: Vec<_> = meminfo.iter().map(|line| words(line)).filter(|words| words.len() == 3).collect();
+    let kib = |index: usize| -> u64 { meminfo[index][1].parse().expect("a number") };
+    let names: Vec<&str> = meminfo.iter().map(|words| words[0].as_str()).collect();
+    assert_eq!(names, ["MemTotal:", "MemFree:", "MemAvailable:"]);
+    assert_eq!(kib(0), 4 * zones.iter().map(|zone| zone.managed).sum::<u64>());
+    assert_eq!(kib(1), 4 * zones.iter().map(|zone| zone.free).sum::<u64>());
+    assert!(kib(2) < kib(1) && kib(2) > kib(1) * 9 / 10, "{meminfo:?}");
     power_off(machine);
 }
 

@@ -15,6 +15,8 @@ mod init;
 mod injection;
 #[path = "sessions/large.rs"]
 mod large;
+#[path = "sessions/pmem.rs"]
+mod pmem;
 #[path = "sessions/switches.rs"]
 mod switches;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         init::TESTS,
         injection::TESTS,
         large::TESTS,
+        pmem::TESTS,
         switches::TESTS,
     ];
     tidevm_tests::run_all(&groups.concat())

@@ -41,6 +41,8 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("vmm/", "virtio_mem::driver", "the host has the device's end"),
     ("guest/kernel/", "virtio_mem::device", "the guest has the driver's end"),
     ("guest/", "std::time", "the guest has no std"),
+    ("guest/mm/", "core::arch", "memory management knows no CPU; a platform does"),
+    ("guest/mm/", "target_arch", "memory management knows no CPU; a platform does"),
     ("virtio-mem/", "std::", "runs in the guest"),
     ("vmm/src/session", "crate::table", "a session knows no way of being shown"),
     ("vmm/src/command", "crate::session", "the grammar knows no machine"),

@@ -6,8 +6,8 @@
 //! in a note, finds its devices on the command line, in Linux's words; every other kernel finds them
 //! by ACPI (`boot/acpi.rs`).
 //!
-//! Invariant: the memory map holds boot memory and nothing of a hotplug region, which only the
-//! region's own driver may use.
+//! Invariant: the memory map holds boot memory, device memory as such, and nothing of a hotplug region,
+//! which only the region's own driver may use.
 
 use std::fs;
 use std::io::Cursor;
@@ -242,7 +242,7 @@ pub fn load(
     let entry = if linux::is_bzimage(image.bytes()) {
         let kernel = linux::load(&image.name, image.bytes(), low, view)?;
         let zero_page = kernel.write_zero_page(
-            config.memory,
+            &memory_map(config),
             initrd(kernel.end, kernel.initrd_end(low))?,
             acpi::TABLES,
             view,
@@ -315,17 +315,21 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
     Ok(line)
 }
 
-/// The guest's RAM: boot memory without the legacy hole.
-fn memory_map(memory: u64) -> Vec<hvm_memmap_table_entry> {
-    layout::ram(memory)
+/// The guest's RAM: boot memory without the legacy hole; and its device memory, of the type that Linux
+/// makes a pmem device of without ACPI's tables for it.
+fn memory_map(config: &Config) -> Vec<hvm_memmap_table_entry> {
+    let ram = layout::ram(config.memory)
         .flat_map(|range| {
             [range.start..range.end.min(LEGACY_HOLE.start), range.start.max(LEGACY_HOLE.end)..range.end]
         })
-        .filter(|range| range.start < range.end)
-        .map(|range| hvm_memmap_table_entry {
+        .filter(|range| range.start < range.end);
+    let pmem = config.pmem_ranges().into_iter();
+    ram.map(|range| (range, MEMMAP_RAM))
+        .chain(pmem.map(|range| (range, tidevm_abi::E820_PRAM)))
+        .map(|(range, type_)| hvm_memmap_table_entry {
             addr: range.start,
             size: range.end - range.start,
-            type_: MEMMAP_RAM,
+            type_,
             reserved: 0,
         })
         .collect()
@@ -339,7 +343,7 @@ fn write_start_info(
 ) -> Result<(), BootError> {
     let initrd =
         initrd.map(|Initrd { start, size }| hvm_modlist_entry { paddr: start, size, ..Default::default() });
-    let map = memory_map(config.memory);
+    let map = memory_map(config);
     let info = hvm_start_info {
         magic: START_INFO_MAGIC,
         version: 1,

@@ -65,6 +65,9 @@ pub struct Run {
     /// A hotplug region and its virtio-mem device; may be given several times
     #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
     hotplug: Vec<HotplugConfig>,
+    /// A range of device memory; may be given several times
+    #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
+    pmem: Vec<u64>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -124,6 +127,7 @@ impl Run {
             cpus: self.cpus,
             memory: self.memory.0,
             hotplug: self.hotplug.clone(),
+            pmem: self.pmem.clone(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
@@ -176,6 +180,11 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
     if seen.contains(&"size") { Ok(config) } else { Err("size=SIZE is missing".to_owned()) }
 }
 
+fn pmem(text: &str) -> Result<u64, String> {
+    let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
+    size(value).map(|size| size.0).map_err(|error| format!("size={value}: {error}"))
+}
+
 fn console(text: &str) -> Result<ConsoleMode, String> {
     match text.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
@@ -220,6 +229,7 @@ mod tests {
                 HotplugConfig::new(8 << 30),
                 HotplugConfig { size: 1 << 30, block: 4 << 20, requested: 128 << 20, node: Some(1) },
             ],
+            pmem: vec![1 << 30, 128 << 20],
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
@@ -231,6 +241,7 @@ mod tests {
             reboot: false,
         };
         let options = "--cpus 2 --memory 512M --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
+                       --pmem size=1G --pmem size=128M \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --script - --json";
         assert_eq!(config(options), Ok(expected));
@@ -255,7 +266,9 @@ mod tests {
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
-            ("--pmem size=1G", "unexpected argument"),
+            ("--pmem 1G", "`1G` is not size=SIZE"),
+            ("--pmem size=1Q", "size=1Q: not a size"),
+            ("--pmem size=1G,path=x", "not a size"),
         ];
         for (options, message) in bad {
             let error = config(options).expect_err(options);

@@ -9,6 +9,7 @@
 //! stats                           check                         sleep DURATION
 //! blocks                          readd SIZE at ADDRESS
 //! inject STEP [after N]
+//! pmem ...                        (see `command/pmem.rs`)
 //! ```
 //!
 //! `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th `--hotplug`, 0 without it) and
@@ -19,6 +20,7 @@
 //! typed in again. Parsing is in `command/parse.rs`, sizes and durations in `command/quantity.rs`.
 
 mod parse;
+mod pmem;
 mod quantity;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use crate::config::Size;
 
 pub use parse::SyntaxError;
 pub(crate) use parse::{Word, Words, count, parse_command};
+pub use pmem::{Pmem, PmemMap};
 pub use quantity::{ShowDuration, parse_size};
 
 /// One line of a script.
@@ -71,6 +74,8 @@ pub enum Command {
         /// Guest-physical address of the first.
         addr: u64,
     },
+    /// Do something with device memory.
+    Pmem(Pmem),
     /// Let time pass.
     Sleep(Duration),
     /// Let one attempt of a step of memory hotplug fail, for tests.
@@ -165,6 +170,12 @@ pub enum Metric {
     Migrated,
     /// `blocks.online`: memory blocks online, those of boot memory included.
     BlocksOnline,
+    /// `zone.Device.spanned`: pages from the first range of device memory that is mapped to the last.
+    DeviceSpanned,
+    /// `device.pages`: pages of device memory that can be used.
+    DevicePages,
+    /// `device.refs`: references to them; each is one, and so is each use.
+    DeviceRefs,
     /// `pcp.drains`: forced drains of per-CPU lists since boot.
     PcpDrains,
 }
@@ -277,6 +288,7 @@ impl fmt::Display for Command {
             Command::Check => f.write_str("check"),
             Command::Blocks => f.write_str("blocks"),
             Command::Readd { size, addr } => write!(f, "readd {} at {}", Size(*size), Size(*addr)),
+            Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Command::Inject { step, after } => {
                 write!(f, "inject {}", parse::text_of(parse::FAULT_STEPS, step))?;

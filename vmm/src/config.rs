@@ -5,10 +5,11 @@
 //! (mappings, vCPU limits) is refused in [`crate::vm`].
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE};
+use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub memory: u64,
     /// One virtio-mem device each.
     pub hotplug: Vec<HotplugConfig>,
+    /// Sizes of ranges of device memory in bytes, each a multiple of 128 MiB.
+    pub pmem: Vec<u64>,
     /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
@@ -63,6 +66,7 @@ impl Default for Config {
             cpus: 1,
             memory: DEFAULT_MEMORY,
             hotplug: Vec::new(),
+            pmem: Vec::new(),
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -177,8 +181,8 @@ pub enum ConfigError {
     MemoryBlock(u64),
     /// More than the guest can address.
     #[error(
-        "boot memory and hotplug regions end at {}, beyond the {} that a guest can address: \
-         make --memory or --hotplug size= smaller",
+        "boot memory, hotplug regions and device memory end at {}, beyond the {} that a guest can address: \
+         make --memory, --hotplug size= or --pmem size= smaller",
         Size(*.end), Size(MAX_PHYS_ADDR)
     )]
     TooLarge {
@@ -200,6 +204,23 @@ pub enum ConfigError {
     )]
     RegionUnaligned {
         /// Which `--hotplug`, from 0.
+        device: usize,
+        /// Its size.
+        size: u64,
+    },
+    /// More ranges of device memory than the guest looks for.
+    #[error("--pmem given {given} times: the guest looks for {MAX_PMEM} at most")]
+    TooManyPmem {
+        /// Ranges wanted.
+        given: usize,
+    },
+    /// The device memory is empty or not made of memory blocks.
+    #[error(
+        "--pmem #{device} size={}: must be a multiple of the guest's memory block, {}{}",
+        Size(*.size), Size(MEMORY_BLOCK_SIZE), nearest(*.size, MEMORY_BLOCK_SIZE)
+    )]
+    PmemUnaligned {
+        /// Which `--pmem`, from 0.
         device: usize,
         /// Its size.
         size: u64,
@@ -279,8 +300,14 @@ impl Config {
         for (device, hotplug) in self.hotplug.iter().enumerate() {
             hotplug.validate(device)?;
         }
-        let sizes = self.hotplug.iter().map(|hotplug| hotplug.size);
-        match layout::end(self.memory, sizes) {
+        if self.pmem.len() > MAX_PMEM {
+            return Err(ConfigError::TooManyPmem { given: self.pmem.len() });
+        }
+        let is_whole = |size: u64| size > 0 && size.is_multiple_of(MEMORY_BLOCK_SIZE);
+        if let Some(device) = self.pmem.iter().position(|&size| !is_whole(size)) {
+            return Err(ConfigError::PmemUnaligned { device, size: self.pmem[device] });
+        }
+        match layout::end(self.memory, self.region_sizes()) {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: end.unwrap_or(u64::MAX) }),
         }
@@ -293,6 +320,18 @@ impl Config {
 }
 
 impl Config {
+    /// Sizes of what lies behind boot memory, in the order of its addresses: hotplug regions, then
+    /// device memory.
+    pub(crate) fn region_sizes(&self) -> impl Iterator<Item = u64> {
+        self.hotplug.iter().map(|hotplug| hotplug.size).chain(self.pmem.iter().copied())
+    }
+
+    /// Address ranges of device memory; none of a configuration that is not valid.
+    pub(crate) fn pmem_ranges(&self) -> Vec<Range<u64>> {
+        let regions = layout::regions(self.memory, self.region_sizes()).unwrap_or_default();
+        regions.into_iter().skip(self.hotplug.len()).collect()
+    }
+
     /// Checks the number of vCPUs against what the kernel brings up.
     pub(crate) fn validate_cpus(&self, most: u8) -> Result<(), ConfigError> {
         if (1..=most).contains(&self.cpus) {

@@ -78,6 +78,9 @@ struct Guest {
     migrate_failed: u64,
     pcp_drains: u64,
     memmaps_written: u64,
+    device_spanned: u64,
+    device_pages: u64,
+    device_refs: u64,
 }
 
 #[derive(Serialize)]
@@ -181,6 +184,9 @@ fn guest(stats: &Stats) -> Guest {
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
         memmaps_written: stats.memmaps_written,
+        device_spanned: stats.device_spanned,
+        device_pages: stats.device_pages,
+        device_refs: stats.device_refs,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Guest RAM: host mappings, KVM memslots, and the VMM's own view of what the guest may use.
 //!
-//! Boot memory is open and in its slots from the start. Hotplug regions start closed; their blocks
+//! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed; their blocks
 //! come and go by [`Memory::plug`] and [`Memory::unplug`].
 //!
 //! Invariant: the [`View`] holds boot memory and exactly the plugged runs, whenever anyone can see
 //! it. All accesses of the VMM to guest memory (queues, buffers, reports) go through it, under its
-//! lock, so an address in unplugged memory is an error there and never a fault. Lock order: hotplug
+//! lock, so an address in unplugged memory is an error there and never a fault. Device memory is not in
+//! it: devices reach RAM alone. Lock order: hotplug
 //! regions, then view.
 
 use std::io;
@@ -34,6 +35,8 @@ pub use view::View;
 pub struct Memory {
     boot: Arc<Mapping>,
     boot_windows: BootWindows,
+    /// Device memory: its content outlives a reset.
+    pmem: Vec<(Range<u64>, Arc<Mapping>)>,
     regions: Vec<Range<u64>>,
     region_mappings: Vec<Arc<Mapping>>,
     hotplug: Mutex<Hotplug>,
@@ -53,7 +56,7 @@ impl std::fmt::Debug for Hotplug {
 
 /// Why a machine's memory could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the host refuses {what} of {}: {error}; make --memory or --hotplug size= smaller", Size(*.size))]
+#[error("the host refuses {what} of {}: {error}; make --memory, --hotplug size= or --pmem size= smaller", Size(*.size))]
 pub struct MemoryError {
     /// Which memory.
     pub what: String,
@@ -64,19 +67,28 @@ pub struct MemoryError {
 }
 
 impl Memory {
-    /// Makes `boot` bytes of boot memory with its slots, and reserves a region of each of `sizes`.
+    /// Makes `boot` bytes of boot memory with its slots, and reserves a region of each of `sizes`. Each
+    /// of `pmem` is a range of device memory.
     /// Sizes are checked by [`crate::Config::validate`].
     ///
     /// # Errors
     /// The host refuses a mapping or KVM a slot.
-    pub fn new(boot: u64, sizes: &[u64], mut slots: Box<dyn Slots>) -> Result<Self, MemoryError> {
+    pub fn new(
+        boot: u64,
+        sizes: &[u64],
+        pmem: &[u64],
+        mut slots: Box<dyn Slots>,
+    ) -> Result<Self, MemoryError> {
         let boot_mapping = Arc::new(Mapping::reserve(boot).map_err(fail("boot memory", boot))?);
         let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let ranges = layout::regions(boot, sizes.iter().copied())
+        let mut ranges = layout::regions(boot, sizes.iter().chain(pmem).copied())
             .ok_or_else(overflow)
             .map_err(fail("the hotplug regions", u64::MAX))?;
+        let pmem = ranges.split_off(sizes.len()).into_iter().enumerate().map(open_pmem);
+        let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
+        add_pmem_slots(&pmem, &mut *slots)?;
         let mut regions = Vec::new();
         for (index, range) in ranges.iter().enumerate() {
             let size = range.end - range.start;
@@ -87,6 +99,7 @@ impl Memory {
         Ok(Self {
             boot: boot_mapping,
             boot_windows,
+            pmem,
             regions: ranges,
             region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
             hotplug: Mutex::new(Hotplug { regions, slots }),
@@ -139,7 +152,7 @@ impl Memory {
         result
     }
 
-    /// All memory as at the start: boot memory zero and in slots, of `slots`, which belong to a new
+    /// All memory as at the start but for the content of device memory: boot memory zero and in slots, of `slots`, which belong to a new
     /// machine of KVM; nothing plugged. What the host held comes back whole, a region at a time, however
     /// many runs were plugged.
     ///
@@ -158,7 +171,8 @@ impl Memory {
         }
         let size = self.boot.size();
         self.boot.discard(0..size).map_err(fail("fresh boot memory", size))?;
-        add_boot_slots(&self.boot, &mut **current)
+        add_boot_slots(&self.boot, &mut **current)?;
+        add_pmem_slots(&self.pmem, &mut **current)
     }
 
     /// Bytes of host memory held by hotplug region `index`; see [`held`].
@@ -196,6 +210,22 @@ fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), Memo
         let size = range.end - range.start;
         slots.add(range.start, boot, offset, size).map_err(fail("the memslot of boot memory", size))?;
         offset += size;
+    }
+    Ok(())
+}
+
+/// Memory behind a range of device memory, which is the guest's from the start.
+fn open_pmem((index, range): (usize, Range<u64>)) -> Result<(Range<u64>, Arc<Mapping>), MemoryError> {
+    let (what, size) = (format!("device memory #{index}"), range.end - range.start);
+    let mapping = Mapping::reserve(size).map_err(fail(&what, size))?;
+    mapping.open(0..size).map_err(fail(&what, size))?;
+    Ok((range, Arc::new(mapping)))
+}
+
+fn add_pmem_slots(pmem: &[(Range<u64>, Arc<Mapping>)], slots: &mut dyn Slots) -> Result<(), MemoryError> {
+    for (range, mapping) in pmem {
+        let size = range.end - range.start;
+        slots.add(range.start, mapping, 0, size).map_err(fail("the memslot of device memory", size))?;
     }
     Ok(())
 }

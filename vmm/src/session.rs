@@ -32,6 +32,7 @@ mod expect;
 #[cfg(test)]
 mod fake;
 mod machine;
+mod pmem;
 mod report;
 mod resize;
 #[cfg(test)]
@@ -239,6 +240,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             },
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
+            Command::Pmem(pmem) => self.pmem(pmem),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {

@@ -167,6 +167,12 @@ impl<W: Write> Table<W> {
             stats.migrate_failed,
             stats.pcp_drains
         );
+        self.aside(Style::new(), &text)?;
+        if stats.device_spanned == 0 {
+            return Ok(());
+        }
+        let (spanned, pages, refs) = (stats.device_spanned, stats.device_pages, stats.device_refs);
+        let text = format!("device memory: {spanned} pages spanned, {pages} to use, {refs} references");
         self.aside(Style::new(), &text)
     }
 }

@@ -2,9 +2,11 @@
 //! program on a KVM host of our own.
 
 mod compare;
+mod features;
 mod initramfs;
 mod nested;
 mod packages;
+mod results;
 mod stock;
 mod suites;
 
@@ -22,7 +24,7 @@ usage: cargo xtask COMMAND
 
   setup                        installs what is missing to build tidevm, or says what is
   demo                         setup, build, and run `tidevm demo`
-  test                         setup, then every test that this machine can run
+  test                         setup, then every test that this machine can run; writes docs/features.md
   compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
                                and on the nested host, side by side; takes half an hour
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:

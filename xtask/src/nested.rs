@@ -22,7 +22,8 @@ use crate::stock::Stock;
 const QEMU: &str = "qemu-system-x86_64";
 /// A CPU that exists, with what its hypervisor needs. QEMU emulates not all of it, and warns.
 const CPU: &str = "EPYC-Rome,+svm,+npt";
-const MEMORY_MIB: u32 = 4096;
+/// Memory of the host, unless more is asked for.
+pub const MEMORY_MIB: u32 = 4096;
 const CPUS: u32 = 2;
 /// The kernel's command line. The CPUs' timers tick periodically, because QEMU's emulator now and then loses
 /// an interrupt that comes while a CPU enters or leaves a guest: the next tick makes up for it, where a timer

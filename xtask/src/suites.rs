@@ -1,13 +1,16 @@
 //! Every test on every host that there is here: this machine, and the nested host, whose KVM is another
-//! one. Ends with a table of which host ran what.
+//! one. Ends with a table of which host ran what, and with what that says of the features.
 
 use std::fs::OpenOptions;
-use std::process::ExitCode;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
+use crate::cargo;
+use crate::features::Features;
 use crate::nested::{self, Host};
-use crate::{cargo, status};
+use crate::results::{Reader, Results};
 
 /// Suites that need a KVM, and are run on the nested host as well.
 const NESTED: [&str; 2] = ["sessions", "linux"];
@@ -27,14 +30,23 @@ struct Row {
 /// Runs everything.
 ///
 /// # Errors
-/// Something could not even be started.
+/// Something could not even be started, or the table of features names tests that there are not.
 pub fn run() -> Result<ExitCode> {
+    let features = Features::read()?;
+    let unknown = features.unknown_tests()?;
+    if !unknown.is_empty() {
+        bail!("docs/features.toml names tests that there are not:\n  {}", unknown.join("\n  "));
+    }
     // First, because it brings QEMU, on which tests of this host run too.
     let nested = Host::prepare();
-    let mut rows = here(nested::missing_qemu().is_some())?;
+    let (mut rows, mut results) = here(nested::missing_qemu().is_some())?;
     for suite in NESTED {
         let passed = match &nested {
-            Ok(host) => Some(passes(host, suite)),
+            Ok(host) => {
+                let (passed, there) = passes(host, suite);
+                results.merge(there);
+                Some(passed)
+            }
             Err(missing) => {
                 println!("SKIP {suite} on the nested host: {missing:#}");
                 None
@@ -43,38 +55,66 @@ pub fn run() -> Result<ExitCode> {
         rows.push(Row { host: "nested", kvm: "SVM, emulated", tests: suite, passed });
     }
     print(&rows);
+    let proven = features.conclude(&results)?;
     let failed = rows.iter().any(|row| row.passed == Some(false));
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed || !proven { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Runs a suite on the nested host. When the host breaks, which its emulator brings about now and then, the
 /// suite is run again from its start: nothing is known of it then. One that breaks it every time has failed.
-fn passes(host: &Host, suite: &str) -> bool {
+fn passes(host: &Host, suite: &str) -> (bool, Results) {
     let program = match nested::program(suite) {
         Ok(program) => program,
         Err(error) => {
             println!("{suite} for the nested host: {error:#}");
-            return false;
+            return (false, Results::default());
         }
     };
     for attempt in 1..=ATTEMPTS {
-        match host.run(&program, &[]) {
-            Ok(code) => return code == ExitCode::SUCCESS,
+        let mut reader = Reader::new(Some(suite));
+        // Its serial port looks like a terminal.
+        let arguments = ["--color=never".to_owned()];
+        let code = host.run_for(&program, &arguments, nested::MEMORY_MIB, |line| {
+            println!("{line}");
+            reader.line(line);
+        });
+        match code {
+            Ok(code) => return (code == ExitCode::SUCCESS, reader.finish()),
             Err(error) => println!("{suite}, attempt {attempt} of {ATTEMPTS}: {error:#}"),
         }
     }
-    false
+    (false, Results::default())
 }
 
 /// Runs all tests on this host. Those whose kind of machine it does not have skip themselves.
-fn here(no_qemu: bool) -> Result<Vec<Row>> {
-    let passed = status(cargo().args(["test", "--workspace", "--no-fail-fast"]))? == ExitCode::SUCCESS;
+fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
+    let (passed, results) = watch(command)?;
     let row = |kvm, tests, passed| Row { host: "this", kvm, tests, passed };
     let no_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
     let kvm = if no_kvm { "none" } else { "/dev/kvm" };
     let needs_kvm = row(kvm, "sessions, and the VMM's", if no_kvm { None } else { Some(passed) });
     let needs_qemu = row("not needed", "qemu", if no_qemu { None } else { Some(passed) });
-    Ok(vec![needs_kvm, needs_qemu, row("not needed", "all others", Some(passed))])
+    Ok((vec![needs_kvm, needs_qemu, row("not needed", "all others", Some(passed))], results))
+}
+
+/// Runs cargo's tests; their output is shown and read. Both of its streams are one here, because one says
+/// which program runs and the other what it found.
+fn watch(mut command: Command) -> Result<(bool, Results)> {
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    // It holds the pipe open.
+    drop(command);
+    let mut results = Reader::new(None);
+    for line in BufReader::new(reader).split(b'\n') {
+        let mut line = line?;
+        results.line(&String::from_utf8_lossy(&line));
+        line.push(b'\n');
+        io::stdout().write_all(&line)?;
+    }
+    Ok((child.wait()?.success(), results.finish()))
 }
 
 fn print(rows: &[Row]) {

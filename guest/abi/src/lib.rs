@@ -12,11 +12,14 @@
 #![forbid(unsafe_code)]
 
 mod blocks;
+pub mod cmdline;
+mod pmem;
 mod resize;
 
 use serde::{Deserialize, Serialize};
 
 pub use blocks::{BLOCK_RUNS, BlockRun};
+pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
@@ -46,6 +49,15 @@ pub const MAX_CPUS: usize = 64;
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
+/// Most ranges of device memory that the guest looks for in its memory map.
+pub const MAX_PMEM: usize = 8;
+
+/// Type of device memory in the memory map (PVH's and e820): persistent memory, as ACPI has it.
+pub const E820_PMEM: u32 = 7;
+
+/// The same in the form that came before ACPI's. Linux takes it without further tables.
+pub const E820_PRAM: u32 = 12;
+
 /// Least size of a memory block, the unit in which the guest adds and removes memory, and the default.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 
@@ -55,40 +67,6 @@ pub const MAX_MEMORY_BLOCK_SIZE: u64 = 2 << 30;
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
 pub const NOTE_NAME: &str = "tidevm";
-
-/// Keys of the guest's command line. Where Linux has a key for the same thing, it is Linux's.
-pub mod cmdline {
-    /// `nr_cpus=N`: most CPUs to bring up of those that ACPI lists; without ACPI, their number, and
-    /// their local APIC ids are `0..N`.
-    pub const NR_CPUS: &str = "nr_cpus";
-    /// `tsc_early_khz=N`: frequency of the time-stamp counter.
-    pub const TSC_KHZ: &str = "tsc_early_khz";
-    /// `pci=off`: do not look for devices on PCI, where each look may cost an exit.
-    pub const PCI: &str = "pci";
-    /// `virtio_mmio.device=SIZE@ADDRESS:IRQ`, once a device.
-    pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
-    /// `memory_hotplug.memmap_on_memory=on|off`.
-    pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
-    /// `tidevm.memory_block=SIZE`: size of a memory block, a power of two from 128M to 2G. A region that
-    /// does not begin with one is divided into smaller ones.
-    pub const MEMORY_BLOCK: &str = "tidevm.memory_block";
-    /// `tidevm.memmap_removal=per-block|range`: whether several memory blocks that hold their own memmaps
-    /// can be removed at once, or only one, which is how they were added.
-    pub const MEMMAP_REMOVAL: &str = "tidevm.memmap_removal";
-    /// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-    /// are drained again and again.
-    pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
-    /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
-    pub const INIT: &str = "tidevm.init";
-    /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
-    /// memory that was left for later.
-    pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
-    /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
-    pub const PERCPU_BUF: &str = "percpu_buf";
-    /// `tidevm.zeroed=on|off`: the VMM promises that boot memory, and what it plugs, is zero until the
-    /// guest writes to it.
-    pub const ZEROED: &str = "tidevm.zeroed";
-}
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 1024;
@@ -168,6 +146,8 @@ pub enum Op {
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
+    /// Do something with device memory.
+    Pmem(PmemOp),
 }
 
 /// Kinds of pages that a hog may hold.
@@ -264,6 +244,15 @@ pub enum Answer {
     },
     /// To [`Op::Inject`] and [`Op::Readd`].
     Done,
+    /// To [`Op::Pmem`].
+    Pmem(Pmem),
+    /// To [`Op::PmemMap`].
+    PmemMapped(PmemMapped),
+    /// To [`Op::PmemUnmap`].
+    PmemUnmapped {
+        /// Pages that could be used.
+        pages: u64,
+    },
     /// The guest could not do it.
     Failed(Failure),
 }
@@ -293,6 +282,8 @@ pub enum Failure {
         /// How many pages.
         pages: u64,
     },
+    /// Device memory is not what the call takes it for.
+    Pmem(PmemFailure),
 }
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -346,6 +337,13 @@ pub struct Stats {
     /// Sections whose struct pages were all written at once, since boot; the others' are written when
     /// their pages are first used.
     pub memmaps_written: u64,
+    /// Pages from the first range of device memory that is mapped to the last, which is all that the
+    /// Device zone has.
+    pub device_spanned: u64,
+    /// Pages of device memory that can be used.
+    pub device_pages: u64,
+    /// References to them: each is one, and so is each use.
+    pub device_refs: u64,
 }
 
 /// A record that could not be encoded or decoded.
@@ -403,6 +401,9 @@ mod tests {
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
                 memmaps_written: u64::MAX,
+                device_spanned: u64::MAX,
+                device_pages: u64::MAX,
+                device_refs: u64::MAX,
             }),
         };
         let run = Some(BlockRun {
@@ -418,7 +419,10 @@ mod tests {
         });
         let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
         let blocks = Report::Done { id: u32::MAX, answer };
-        for report in [resize, stats, blocks] {
+        let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
+        let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+        let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
+        for report in [resize, stats, blocks, pmem] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));

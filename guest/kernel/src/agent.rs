@@ -9,7 +9,7 @@ use tidevm_mm::ZoneType;
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, blocks, churn, cpu, job, panic, platform, shell};
+use crate::{MM, blocks, churn, cpu, job, panic, platform, pmem, shell};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -44,6 +44,9 @@ pub fn carry_out(op: Op, asker: Asker) {
                 None
             })
         }
+        Op::Pmem(op) => pmem::carry_out(op, asker),
+        Op::Verify { handle } if pmem::hold::verify(asker, handle) => Ok(None),
+        Op::Release { handle } if pmem::hold::release(asker, handle) => Ok(None),
         Op::Verify { handle } => find(handle).map(|workload| {
             job::spawn(workload_cpu(), EachPage::verify(asker, workload));
             None
@@ -75,7 +78,7 @@ pub fn carry_out(op: Op, asker: Asker) {
 }
 
 /// The CPU that runs workloads: the last, since the first has the drivers.
-fn workload_cpu() -> usize {
+pub fn workload_cpu() -> usize {
     cpu::online() - 1
 }
 
@@ -126,5 +129,8 @@ fn stats() -> tidevm_abi::Stats {
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
         memmaps_written: stats.memmaps_written,
+        device_spanned: stats.device.spanned,
+        device_pages: stats.device.pages,
+        device_refs: stats.device.refs,
     }
 }

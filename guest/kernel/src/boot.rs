@@ -6,6 +6,8 @@
 //! pointer leads to, which is in no RAM that the memory map lists.
 #![expect(unsafe_code, reason = "reads the VMM's boot structures at the physical addresses that it names")]
 
+use arrayvec::ArrayVec;
+
 use crate::paging::phys_to_virt;
 
 core::arch::global_asm!(
@@ -63,6 +65,7 @@ struct Module {
 pub struct BootInfo {
     ram: [(u64, u64); MAX_RANGES],
     nr_ram: usize,
+    pmem: ArrayVec<(u64, u64), { tidevm_abi::MAX_PMEM }>,
     /// The first module: VMMs pass an initial RAM disk or nothing.
     module: Option<(u64, u64)>,
     rsdp: u64,
@@ -84,6 +87,7 @@ impl BootInfo {
         let mut boot = Self {
             ram: [(0, 0); MAX_RANGES],
             nr_ram: 0,
+            pmem: ArrayVec::new(),
             module: None,
             rsdp: info.rsdp_paddr,
             cmdline: [0; MAX_CMDLINE],
@@ -96,6 +100,9 @@ impl BootInfo {
             if entry.kind == MEMMAP_TYPE_RAM && boot.nr_ram < MAX_RANGES {
                 boot.ram[boot.nr_ram] = (entry.addr, entry.addr.saturating_add(entry.size));
                 boot.nr_ram += 1;
+            }
+            if matches!(entry.kind, tidevm_abi::E820_PMEM | tidevm_abi::E820_PRAM) && !boot.pmem.is_full() {
+                boot.pmem.push((entry.addr, entry.addr.saturating_add(entry.size)));
             }
         }
         if info.nr_modules > 0 {
@@ -121,6 +128,11 @@ impl BootInfo {
     /// Ranges of RAM as (first byte, byte after the last).
     pub fn ram(&self) -> &[(u64, u64)] {
         &self.ram[..self.nr_ram]
+    }
+
+    /// Ranges of device memory, likewise.
+    pub fn pmem(&self) -> &[(u64, u64)] {
+        &self.pmem
     }
 
     /// Memory that the VMM has put something into for the kernel, likewise. Nobody reads it, but it is

@@ -3,7 +3,7 @@
 //! it cannot read is reported and the default holds.
 
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{InitPolicy, RemovalPolicy};
+use tidevm_mm::{DeviceInit, InitPolicy, RemovalPolicy};
 
 use crate::console::println;
 
@@ -42,6 +42,8 @@ pub struct Options {
     pub grow: bool,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
+    /// How struct pages of device memory are initialised.
+    pub device_init: DeviceInit,
     /// Whether memory is zero until it is written to.
     pub zeroed: bool,
     /// Whether to look for devices on PCI.
@@ -62,6 +64,7 @@ pub fn parse(text: &str) -> Options {
         init: InitPolicy::Eager,
         grow: true,
         percpu_buf: 0,
+        device_init: DeviceInit::Once,
         zeroed: false,
         pci: true,
         devices: [None; MAX_DEVICES],
@@ -80,6 +83,7 @@ pub fn parse(text: &str) -> Options {
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
+            keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
             keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
                 let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
@@ -131,6 +135,14 @@ fn init(value: &str) -> Option<InitPolicy> {
         "eager" => Some(InitPolicy::Eager),
         "deferred" => Some(InitPolicy::Deferred),
         "lazy" => Some(InitPolicy::Lazy),
+        _ => None,
+    }
+}
+
+fn device_init(value: &str) -> Option<DeviceInit> {
+    match value {
+        "once" => Some(DeviceInit::Once),
+        "twice" => Some(DeviceInit::Twice),
         _ => None,
     }
 }

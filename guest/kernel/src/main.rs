@@ -27,6 +27,8 @@ mod panic;
 mod pci;
 mod percpu_buf;
 mod platform;
+mod pmem;
+mod procfs;
 mod shell;
 mod smp;
 mod time;
@@ -123,9 +125,11 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         init: options.init,
         grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },
+        device_init: options.device_init,
     };
     MM.boot(memblock, mm_options).expect("memory management does not start");
     MM.register_owner(workload::OWNER, &workload::Workloads);
+    pmem::find(info.pmem());
 
     irq::init_cpu();
     cpu::set_online();

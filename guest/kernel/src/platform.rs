@@ -9,6 +9,7 @@ use tidevm_mm::{
 };
 
 use crate::paging::{self, TableSource, VMEMMAP};
+use crate::time::Instant;
 use crate::{MM, copy, cpu, irq, job};
 
 /// Attempts left before the one that fails, plus one, a step; 0 is "never".
@@ -133,6 +134,10 @@ unsafe impl Platform for Machine {
     fn relax(&self) {
         cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
         core::hint::spin_loop();
+    }
+
+    fn clock(&self) -> u64 {
+        Instant::now().nanos()
     }
 
     fn fault(&self, step: FaultStep) -> bool {

@@ -11,13 +11,13 @@ use core::str::SplitAsciiWhitespace;
 
 use spin::Mutex;
 use tidevm_abi::{Answer, Failure, Handle, HogKind, Op, Report, ResizeState};
-use tidevm_mm::{PAGE_SIZE, ZoneStats, ZoneType};
+use tidevm_mm::PAGE_SIZE;
 
 use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
-use crate::{MM, blocks, cmdline, control, irq};
+use crate::{MM, blocks, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
@@ -202,8 +202,8 @@ impl Shell {
                     "check" => return Ok(Some(Op::Check)),
                     "poweroff" => return Ok(Some(Op::PowerOff)),
                     "help" => println!("{HELP}"),
-                    "meminfo" => meminfo(),
-                    "zoneinfo" => zoneinfo(),
+                    "meminfo" => procfs::meminfo(),
+                    "zoneinfo" => procfs::zoneinfo(),
                     "blocks" => blocks(),
                     "stats" => stats(),
                     _ => return Err("no such command; `help` lists them"),
@@ -296,7 +296,7 @@ impl Shell {
             Answer::Failed(failure) => {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
-                    Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
+                    Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
                     Failure::NotBlocks => "these are not whole memory blocks that were added and are online",
@@ -305,40 +305,15 @@ impl Shell {
                     Failure::Stuck { .. } => "pages are in the way",
                 });
             }
-            Answer::Stats(_) | Answer::Blocks { .. } | Answer::Done => {}
+            // Not to what the shell asks.
+            Answer::Stats(_)
+            | Answer::Blocks { .. }
+            | Answer::Done
+            | Answer::Pmem(_)
+            | Answer::PmemMapped(_)
+            | Answer::PmemUnmapped { .. } => {}
         }
         Ok(())
-    }
-}
-
-fn name(zone: ZoneType) -> &'static str {
-    match zone {
-        ZoneType::Dma32 => "DMA32",
-        ZoneType::Normal => "Normal",
-        ZoneType::Movable => "Movable",
-    }
-}
-
-/// Linux `/proc/meminfo`, what of it means something here.
-fn meminfo() {
-    let zones = MM.stats().zones;
-    let kib = |pages: fn(&ZoneStats) -> u64| zones.iter().map(pages).sum::<u64>() * (PAGE_SIZE / 1024);
-    println!("MemTotal:       {:8} kB", kib(|zone| zone.managed));
-    println!("MemFree:        {:8} kB", kib(|zone| zone.free + zone.pcp));
-}
-
-/// Linux `/proc/zoneinfo`, what of it means something here. Pages on per-CPU lists are given as one
-/// number.
-fn zoneinfo() {
-    for zone in MM.stats().zones {
-        println!("Node 0, zone {:>8}", name(zone.zone));
-        println!("  pages free     {}", zone.free);
-        println!("        spanned  {}", zone.spanned);
-        println!("        present  {}", zone.present);
-        println!("        managed  {}", zone.managed);
-        println!("      nr_free_pages {}", zone.free);
-        println!("      nr_isolate_pageblock {}", zone.nr_isolate_pageblock);
-        println!("  pagesets\n    all cpus\n              count:    {}", zone.pcp);
     }
 }
 
@@ -372,4 +347,6 @@ fn stats() {
     println!("boot memory to come         {} pages", stats.deferred_pages);
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
+    let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();
+    println!("pageblocks isolated         {isolated}");
 }

@@ -28,6 +28,13 @@ impl Instant {
         Self(Self::now().0.saturating_add(millis.saturating_mul(khz())))
     }
 
+    /// Nanoseconds since the counter was 0.
+    pub fn nanos(self) -> u64 {
+        const NANOS: u64 = 1_000_000;
+        let (millis, rest) = (self.0 / khz(), self.0 % khz());
+        millis * NANOS + rest * NANOS / khz()
+    }
+
     /// Whether it lies in the past.
     pub fn has_passed(self) -> bool {
         Self::now() >= self

@@ -23,7 +23,17 @@ pub(crate) struct VmemAltmap {
 impl VmemAltmap {
     /// Sets `free` pages aside at the start of section `nr`, fewer than 2^16.
     pub(crate) fn new(nr: SectionNr, free: u32) -> Self {
-        Self { base: nr.start(), free, alloc: 0 }
+        Self::at(nr.start(), free)
+    }
+
+    /// Sets `free` pages aside from `base`.
+    pub(crate) fn at(base: Pfn, free: u32) -> Self {
+        Self { base, free, alloc: 0 }
+    }
+
+    /// As it was when `alloc` pages of it were handed out.
+    pub(crate) fn with_allocated(self, alloc: u32) -> Self {
+        Self { alloc, ..self }
     }
 
     /// What `section`, number `nr`, has set aside, if it has.
@@ -39,8 +49,13 @@ impl VmemAltmap {
 
     /// Takes it out of the table, after everything was freed.
     pub(crate) fn clear(self, section: &Section) {
-        assert_eq!(self.alloc, 0, "{} pages of memmap still in use in {:?}", self.alloc, self.base);
+        self.end();
         section.set_altmap_word(0);
+    }
+
+    /// Everything was freed.
+    pub(crate) fn end(self) {
+        assert_eq!(self.alloc, 0, "{} pages of memmap still in use in {:?}", self.alloc, self.base);
     }
 
     /// Pages set aside: where the block's usable memory begins.

@@ -14,6 +14,7 @@ use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::{Kind, ZoneType};
+use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::range::RemovalPolicy;
 use crate::sparse::{SectionPages, SectionState};
@@ -37,6 +38,8 @@ pub struct Options {
     pub grow: bool,
     /// What is in memory at boot where nobody has written to it.
     pub content: Content,
+    /// How struct pages of device memory are initialised.
+    pub device_init: DeviceInit,
 }
 
 /// Why there is no allocator.
@@ -61,7 +64,8 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, removal, init, grow, content } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp_disable, removal, init, grow, content, device_init } =
+            options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
@@ -72,6 +76,7 @@ impl<P: Platform> Mm<P> {
         self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
+        self.pgmaps.set_policy(device_init);
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;

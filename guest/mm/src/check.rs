@@ -3,22 +3,36 @@
 //! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at
 //! under all its locks at once. It costs time in proportion to blocks, not to pages; hosted builds
 //! look at the tails of blocks as well.
+//!
+//! | invariants of | are looked at by |
+//! |---|---|
+//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` where it is hosted |
+//! | `buddy` | `check_lists` |
+//! | `pcplist` | `check_pcp`, `check_limits` |
+//! | `zone`, `zonelist` | `check_zone`, `check_limits` |
+//! | `sparse`, `altmap`, `memory_block` | `check_sections` |
+//! | `deferred` | `check_deferred` |
+//!
+//! The order of locks is checked whenever one is taken in a hosted build (`lock`); a memory map does not
+//! change after boot.
 
-use core::sync::atomic::Ordering::Relaxed;
+mod blocks;
+mod limits;
+#[cfg(test)]
+mod tests;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SectionNr};
-use crate::altmap::VmemAltmap;
+use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
-use crate::memory_block::{MemoryBlock, memmap_blocks};
+use crate::memory_block::memmap_blocks;
+use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionPages, SectionState};
-use crate::zone::PCP_OFF;
+use crate::sparse::{Section, SectionPages};
 
 /// What a zone's sections add up to, in pages unless said otherwise.
 #[derive(Default)]
@@ -40,87 +54,12 @@ impl<P: Platform> Mm<P> {
     /// When an invariant does not hold, with the values that differ.
     pub fn check(&self) -> u64 {
         let _hotplug = self.lock_hotplug();
+        self.check_limits();
         // Nor does boot memory become initialised meanwhile.
         let deferred = self.deferred.freeze();
+        self.check_deferred(&deferred);
         self.check_sections();
         self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
-    }
-
-    /// That the sections make up memory blocks, and the memmap pages of these.
-    fn check_sections(&self) {
-        let (mut boot, mut altmap, mut added, mut in_blocks, mut base) = (0, 0, 0, 0, 0);
-        for nr in self.sparse.numbers() {
-            let section = self.entry(nr);
-            if let Some(block) = MemoryBlock::at(&self.sparse, nr) {
-                in_blocks += block.len();
-                match VmemAltmap::of(nr, section) {
-                    Some(_) => altmap += self.check_altmap(block),
-                    None => boot += self.check_older_memmap(block, &mut base),
-                }
-            } else {
-                assert_eq!(VmemAltmap::of(nr, section), None, "{nr:?} begins no memory block");
-            }
-            match section.state() {
-                SectionState::Absent => {
-                    assert!(section.plugged().is_empty(), "absent {nr:?} has {:?}", section.plugged());
-                }
-                SectionState::Initialised => panic!("{nr:?} stopped on its way to be online"),
-                SectionState::Present | SectionState::Online => added += u32::from(!section.is_boot()),
-            }
-        }
-        assert_eq!(in_blocks, added, "sections of memory blocks, sections that were added");
-        assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
-        assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
-        assert_eq!(base, self.counters.memmaps_by_base_pages.load(Relaxed), "memmaps in single pages");
-    }
-
-    /// A memory block that holds its memmap: it is all in the reserve at the start, in order. How many
-    /// pages that is.
-    fn check_altmap(&self, block: MemoryBlock) -> u64 {
-        let altmap = VmemAltmap::of(block.first(), self.entry(block.first())).expect("the caller looked");
-        let expected = block.memmap_pages();
-        assert_eq!([altmap.offset(), altmap.allocated()], [expected; 2], "altmap of {:?}", block.first());
-        let mut memmap = block.first().start();
-        for nr in block.sections() {
-            self.check_in_block(block, nr);
-            assert_eq!(
-                self.entry(nr).memmap(),
-                Some(memmap),
-                "memmap of {nr:?}, which lies on {:?}",
-                block.first()
-            );
-            memmap = memmap.add(MEMMAP_PAGES);
-        }
-        expected.into()
-    }
-
-    /// A memory block whose memmap lies in older memory: each section's is an allocated block that says
-    /// so, or single pages, which are counted in `base`. How many pages that is.
-    fn check_older_memmap(&self, block: MemoryBlock, base: &mut u64) -> u64 {
-        for nr in block.sections() {
-            self.check_in_block(block, nr);
-            let Some(memmap) = self.entry(nr).memmap() else {
-                *base += 1;
-                continue;
-            };
-            let page = self.sparse.online_page(memmap).expect("older memory that is in use is online");
-            let is_memmap =
-                page.state().is(Kind::Allocated, Order::PAGEBLOCK) && page.holder() == Holder::Memmap;
-            assert!(is_memmap, "{memmap:?}, memmap of {nr:?}, is {:?}", page.state());
-        }
-        block.memmap_pages().into()
-    }
-
-    fn check_in_block(&self, block: MemoryBlock, nr: SectionNr) {
-        let (section, first) = (self.entry(nr), self.entry(block.first()));
-        assert_eq!(
-            section.state(),
-            first.state(),
-            "state of {nr:?}, of its memory block {:?}",
-            block.first()
-        );
-        let alone = nr == block.first() || section.block_sections() == 0;
-        assert!(alone && !section.is_boot(), "{nr:?} is in memory block {:?} and in another", block.first());
     }
 
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
@@ -133,10 +72,11 @@ impl<P: Platform> Mm<P> {
         }
         let of = self.zone(zone);
         let buddy = of.lock();
+        let owners = *self.owners.lock();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
         for pages in online.filter(|pages| pages.section().zone() == zone) {
-            check_section(pages, zone, &mut tally);
+            check_section(pages, zone, &owners, &mut tally);
         }
         let zone_of = |ram: &PfnRange| self.sparse.section(ram.start.section()).map(Section::zone);
         for ram in deferred.ram(zone.node()).filter(|ram| zone_of(ram) == Some(zone)) {
@@ -146,14 +86,13 @@ impl<P: Platform> Mm<P> {
             tally.span = Some(tally.span.map_or(ram, union));
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
-        let lists_off = of.pcp_limits() == PCP_OFF;
-        assert_eq!(lists_off, !of.is_populated(), "{zone:?}: per-CPU lists are off, there is no memory");
         let in_buddy = buddy.free() + buddy.isolated();
         assert_eq!(of.managed(), in_buddy + tally.pcp + tally.allocated, "{zone:?}: managed, sum of uses");
         assert_eq!(of.present(), tally.present, "{zone:?}: present, sum of sections");
         assert_eq!(of.nr_isolate_pageblock(), tally.isolated_blocks, "{zone:?}: isolated pageblocks");
         let span = tally.span.unwrap_or(PfnRange::new(Pfn::new(0), 0));
         assert_eq!(of.spanned(), span, "{zone:?}: span, reach of sections");
+        assert_eq!(of.free(), buddy.free(), "{zone:?}: published number of free pages, pages on lists");
         assert_eq!(buddy.free_blocks(), tally.free, "{zone:?}: blocks on lists, blocks in sections");
         buddy.check_lists(&self.sparse, zone);
         tally.looked_at
@@ -171,7 +110,7 @@ impl<P: Platform> Mm<P> {
 }
 
 /// Walks an online section, which must be tiled by blocks.
-fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
+fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: &mut Tally) {
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
@@ -189,10 +128,18 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
                 tally.free[order.index()][check_free(pages, pfn, order).index()] += 1;
             }
             Kind::Pcp => tally.pcp += block,
-            Kind::Allocated => tally.allocated += block,
+            Kind::Allocated => {
+                check_holder(pages, pfn, order, owners);
+                tally.allocated += block;
+            }
             Kind::Reserved | Kind::Hole => assert!(section.is_boot(), "{pfn:?} is {state:?}"),
             Kind::Offline => offline += block,
-            Kind::Memmap => memmap += block,
+            Kind::Memmap => {
+                let mt = section.pageblocks.migrate_type(pfn.pageblock());
+                assert_eq!(mt, MigrateType::Unmovable, "type of the pageblock with memmap at {pfn:?}");
+                memmap += block;
+            }
+            Kind::Device => panic!("{pfn:?} is device memory in {zone:?}"),
         }
         if kind != Kind::Hole {
             tally.present += block;
@@ -212,6 +159,14 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, tally: &mut Tally) {
     let isolated = (0..crate::SECTION_PAGEBLOCKS).filter(|&b| section.pageblocks.is_isolated(b));
     tally.isolated_blocks += isolated.count() as u64;
     tally.looked_at += u64::from(frames.pages());
+}
+
+/// A block that somebody holds: its holder's word can be read, and an owner is one that is known.
+fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
+    if let Holder::Owned { owner, index } = pages.page(pfn).holder() {
+        assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
+        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, whom nobody knows");
+    }
 }
 
 /// A free block: all its pageblocks have one type, and it was merged as far as possible.

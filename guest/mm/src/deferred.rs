@@ -28,6 +28,8 @@ pub(crate) struct Deferred {
     nodes: [OfNode; MAX_NODES],
     /// Whether an allocation that finds too little may initialise more.
     grow: AtomicBool,
+    /// Whether limits follow from all of boot memory.
+    finished: AtomicBool,
 }
 
 /// Those of one node, for readers without the lock.
@@ -70,6 +72,7 @@ impl Deferred {
                 }
             }; MAX_NODES],
             grow: AtomicBool::new(true),
+            finished: AtomicBool::new(true),
         }
     }
 
@@ -81,6 +84,7 @@ impl Deferred {
         claims.nodes[node.index()].next = Some(next);
         let count = claims.sections(node).count() as u32;
         claims.nodes[node.index()].count = count;
+        self.finished.store(false, Ordering::Relaxed);
         let of_node = &self.nodes[node.index()];
         of_node.pages.store(claims.free(node), Ordering::Relaxed);
         of_node.zone.store(zone.bits(), Ordering::Relaxed);
@@ -97,6 +101,11 @@ impl Deferred {
     pub(crate) fn left(&self, node: NodeId) -> u32 {
         // Pairs with the decrement in `done`: who sees fewer finds the memory of those that came.
         self.nodes[node.index()].left.load(Ordering::Acquire)
+    }
+
+    /// Whether limits follow from all of boot memory.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Relaxed)
     }
 
     /// Pages that will be free once they are initialised. Whoever adds them to counters of zones reads
@@ -144,7 +153,7 @@ impl Deferred {
 
 impl Claims {
     /// Sections of `node` that nobody has claimed, ascending.
-    fn sections(&self, node: NodeId) -> impl Iterator<Item = SectionNr> {
+    pub(crate) fn sections(&self, node: NodeId) -> impl Iterator<Item = SectionNr> {
         let after =
             move |nr: &SectionNr| self.memblock?.section_of_node_from(node, SectionNr::new(nr.get() + 1));
         core::iter::successors(self.nodes[node.index()].next, after)
@@ -157,7 +166,7 @@ impl Claims {
     }
 
     /// Pages of it that will be free.
-    fn free(&self, node: NodeId) -> u64 {
+    pub(crate) fn free(&self, node: NodeId) -> u64 {
         let free = |nr| within(nr, self.memblock.into_iter().flat_map(Memblock::free));
         self.sections(node).flat_map(free).map(|range| u64::from(range.pages())).sum()
     }
@@ -191,6 +200,7 @@ impl<P: Platform> Mm<P> {
             return false;
         }
         self.update_limits();
+        self.deferred.finished.store(true, Ordering::Relaxed);
         true
     }
 

@@ -49,6 +49,8 @@ pub enum RemoveError {
     NotPresent,
     /// The memory block is online, or boot memory.
     Online,
+    /// It is device memory, which [`Mm::memunmap_pages`] removes.
+    Device,
     /// The range has several memory blocks, and their memmap lies on them: they were added one by one,
     /// and [`RemovalPolicy::Range`](crate::RemovalPolicy::Range) takes a range the way it came.
     Granularity,
@@ -170,6 +172,9 @@ impl<P: Platform> Mm<P> {
         let section = self.sparse.section(nr).ok_or(RemoveError::NotPresent)?;
         if section.is_boot() {
             return Err(RemoveError::Online);
+        }
+        if section.is_device() {
+            return Err(RemoveError::Device);
         }
         let block = MemoryBlock::at(&self.sparse, nr).ok_or(RemoveError::NotPresent)?;
         match section.state() {

@@ -9,10 +9,10 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block` |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `zone_device` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -56,6 +56,7 @@ mod page;
 mod page_alloc;
 mod pageblock;
 mod pcplist;
+mod pgmap;
 mod platform;
 mod range;
 #[cfg(any(test, feature = "sim"))]
@@ -65,6 +66,7 @@ mod subsection;
 mod target;
 mod vmstat;
 mod zone;
+mod zone_device;
 mod zonelist;
 
 pub use addr::{
@@ -80,21 +82,24 @@ pub use memory_block::{BlockStats, MAX_BLOCK_SECTIONS};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId};
 pub use online::OnlineError;
-pub use page::{Holder, OwnerId, Page, ZoneType};
+pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
+pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
-pub use vmstat::{Stats, ZoneStats};
+pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
+pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
 use deferred::Deferred;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
+use pgmap::Pgmaps;
 use vmstat::Counters;
 use zone::Zone;
 use zonelist::Nodes;
@@ -114,6 +119,7 @@ pub struct Mm<P: Platform> {
     /// Boot memory that is not initialised yet.
     deferred: Deferred,
     counters: Counters,
+    pgmaps: Pgmaps,
     /// [`Options`] given at boot.
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
@@ -138,6 +144,7 @@ impl<P: Platform> Mm<P> {
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
             counters: Counters::new(),
+            pgmaps: Pgmaps::new(),
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             use_pcp_disable: AtomicBool::new(true),

@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "lock order: takes Pcp while it holds Zone")]
-    fn order_is_checked() {
+    fn pitfall_16_the_order_is_checked() {
         let (zone, pcp) = (SpinLock::new(Rank::Zone, ()), SpinLock::new(Rank::Pcp, ()));
         let _zone = zone.lock();
         let _pcp = pcp.lock();

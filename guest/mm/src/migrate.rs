@@ -55,7 +55,7 @@ impl Owners {
         Self([None; MAX_OWNERS])
     }
 
-    fn get(&self, id: OwnerId) -> Option<&'static dyn MovableOwner> {
+    pub(crate) fn get(&self, id: OwnerId) -> Option<&'static dyn MovableOwner> {
         self.0[usize::from(id.0) % MAX_OWNERS]
     }
 }

@@ -44,6 +44,11 @@ impl NodeId {
         self.0 as usize
     }
 
+    /// The number of its device zone: a zone's number, but of no zone of the allocator.
+    pub(crate) const fn device_zone(self) -> u8 {
+        self.0 << ZoneId::TYPE_BITS | ZoneId::NO_TYPE
+    }
+
     /// Its zone of type `zone`.
     #[must_use]
     pub const fn zone(self, zone: ZoneType) -> ZoneId {
@@ -51,7 +56,8 @@ impl NodeId {
     }
 }
 
-/// A zone of a node. Bits 0..=1 are the type, bits 2..=3 the node; the type is never 3.
+/// A zone of a node. Bits 0..=1 are the type, bits 2..=3 the node; the type is never 3, which is
+/// device memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ZoneId(u8);
 

@@ -52,6 +52,8 @@ pub enum OnlineError {
     NoPageTable,
     /// [`Platform::fault`] stopped it.
     Vetoed,
+    /// It is device memory, which is never in a zone of the allocator.
+    Device,
 }
 
 impl<P: Platform> Mm<P> {
@@ -71,6 +73,9 @@ impl<P: Platform> Mm<P> {
         // Boot memory comes by itself.
         if section.is_boot() {
             return Err(OnlineError::Online);
+        }
+        if section.is_device() {
+            return Err(OnlineError::Device);
         }
         let block = MemoryBlock::at(&self.sparse, nr).ok_or(OnlineError::NotPresent)?;
         if section.state() != SectionState::Present {

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0..=3 | kind | [`Kind`], see there for every state |
 //! | 4..=7 | order | of a head: log2 of the pages of its block; of a tail: 0 |
-//! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node |
+//! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node; type 3 is device memory |
 //! | 12..=63 | - | zero |
 //!
 //! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
@@ -23,9 +23,9 @@
 //!
 //! | field | has a meaning in |
 //! |---|---|
-//! | `next` | `Free` heads, `Pcp` |
+//! | `next` | `Free` heads, `Pcp`; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
 //! | `prev` | `Free` heads |
-//! | `holder` | `Allocated` heads |
+//! | `holder` | `Allocated` heads; `Device`, where it is the driver's word ([`DevUser`]) |
 //!
 //! # Invariants of an online section
 //! - It is tiled by naturally aligned blocks of up to [`Order::MAX`]: the first page of each
@@ -41,11 +41,11 @@
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 use crate::addr::{Order, Pfn, SectionNr};
-use crate::node::ZoneId;
+use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
@@ -112,6 +112,9 @@ pub(crate) enum Kind {
     Offline = 7,
     /// Head of the pages that hold their own section's memmap (Linux `PageVmemmapSelfHosted`).
     Memmap = 8,
+    /// A page of device memory, always of order 0 (Linux `PageReserved` in `ZONE_DEVICE`): never on a
+    /// list, never freed.
+    Device = 9,
 }
 
 impl Kind {
@@ -126,6 +129,7 @@ impl Kind {
             6 => Self::Hole,
             7 => Self::Offline,
             8 => Self::Memmap,
+            9 => Self::Device,
             _ => panic!("page state with an unknown kind"),
         }
     }
@@ -143,6 +147,12 @@ impl PageState {
     #[inline]
     pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneId) -> Self {
         let zone = (zone.bits() as u64) << Self::ZONE_SHIFT;
+        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
+    }
+
+    /// In a range of device memory of `node`: its zone there is none of the allocator's.
+    pub(crate) const fn device(kind: Kind, order: Order, node: NodeId) -> Self {
+        let zone = (node.device_zone() as u64) << Self::ZONE_SHIFT;
         Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
     }
 
@@ -235,6 +245,60 @@ impl Page {
     #[inline]
     pub(crate) fn set_holder(&self, holder: HolderWord) {
         self.holder.store(holder.0, Relaxed);
+    }
+
+    /// Makes it a page of device memory that nobody uses. Nobody looks at it yet: its section is
+    /// published afterwards, so plain stores will do.
+    #[inline]
+    pub(crate) fn init_device(&self, state: PageState, pgmap: u32) {
+        self.state.store(state.0, Relaxed);
+        self.next.store(pgmap, Relaxed);
+        self.holder.store(0, Relaxed);
+    }
+
+    /// The pgmap of a page of device memory.
+    pub(crate) fn pgmap(&self) -> u32 {
+        self.next.load(Relaxed)
+    }
+
+    /// Who uses a page of device memory, and how many times.
+    pub(crate) fn dev_user(&self) -> Option<DevUser> {
+        DevUser::from_bits(self.holder.load(Relaxed))
+    }
+
+    /// Changes [`Self::dev_user`] to what `change` makes of it; on an error it stays.
+    pub(crate) fn update_dev_user<E>(
+        &self,
+        change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, E>,
+    ) -> Result<(), E> {
+        let mut before = self.holder.load(Relaxed);
+        loop {
+            let after = change(DevUser::from_bits(before))?.map_or(0, DevUser::bits);
+            // Whoever sees the page free again sees what its user did to it.
+            match self.holder.compare_exchange_weak(before, after, AcqRel, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => before = now,
+            }
+        }
+    }
+}
+
+/// The user of a page of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevUser {
+    /// What the user calls itself.
+    pub tag: u32,
+    /// References that it holds, at least 1.
+    pub count: u32,
+}
+
+impl DevUser {
+    const fn from_bits(bits: u64) -> Option<Self> {
+        if bits == 0 { None } else { Some(Self { tag: (bits >> 32) as u32, count: bits as u32 }) }
+    }
+
+    const fn bits(self) -> u64 {
+        (self.tag as u64) << 32 | self.count as u64
     }
 }
 

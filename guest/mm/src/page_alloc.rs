@@ -345,5 +345,6 @@ fn assert_allocated(pfn: Pfn, state: PageState, order: Order) {
 #[cold]
 #[inline(never)]
 fn not_allocated(pfn: Pfn, state: PageState, order: Order) -> ! {
-    panic!("frame {:#x} is not an allocated block of {order:?}: {state:?}", pfn.get())
+    let device = if state.kind() == Kind::Device { ", it is device memory" } else { "" };
+    panic!("frame {:#x} is not an allocated block of {order:?}{device}: {state:?}", pfn.get())
 }

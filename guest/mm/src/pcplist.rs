@@ -27,7 +27,7 @@ use crate::page::{Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
-use crate::zone::{PCP_OFF, pcp_limits};
+use crate::zone::{PCP_OFF, Zone, pcp_limits};
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
@@ -247,15 +247,20 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn update_pcp_limits(&self) {
         let _lock = self.pcp_disable.lock_with(|| self.platform.relax());
         for zone in self.zones() {
-            // The CPUs of its node are who mostly uses it; without any, all do (Linux `zone_highsize`).
-            let near = self.nodes.nr_cpus(zone.id().node());
-            let limits = pcp_limits(zone, if near > 0 { near } else { self.cpus().len() });
+            let limits = self.pcp_limits_of(zone);
             if limits != zone.pcp_limits() {
                 zone.set_pcp_limits(limits);
                 self.publish_pcp_limits(zone.id(), limits);
                 self.counters.pcp_limit_updates.fetch_add(1, Relaxed);
             }
         }
+    }
+
+    /// The limits that follow from the size of `zone`.
+    pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> (u32, u32) {
+        // The CPUs of its node are who mostly uses it; without any, all do (Linux `zone_highsize`).
+        let near = self.nodes.nr_cpus(zone.id().node());
+        pcp_limits(zone, if near > 0 { near } else { self.cpus().len() })
     }
 
     /// Pages on the lists of `zone`, all CPUs together.

@@ -72,6 +72,11 @@ pub unsafe trait Platform: Sync {
         core::hint::spin_loop();
     }
 
+    /// Nanoseconds since some moment, for reports; a machine without a clock says 0.
+    fn clock(&self) -> u64 {
+        0
+    }
+
     /// Whether to fail at `step`, so that the ways back can be tested. Asked once at every
     /// attempt of the step.
     fn fault(&self, step: FaultStep) -> bool {

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
 use std::vec::Vec;
 
 use crate::addr::{
@@ -26,7 +27,7 @@ use crate::addr::{
 use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu, RemovalPolicy};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -40,8 +41,6 @@ const STEPS: usize = 6;
 struct Mapped {
     /// The frames behind it: of a large page the first, else all.
     frames: Vec<Pfn>,
-    /// How many grace periods there had been when it was mapped.
-    since: u64,
 }
 
 impl Mapped {
@@ -80,9 +79,12 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
+    /// Nothing was mapped or unmapped since the last grace period but memmaps unmapped.
+    settled: AtomicBool,
     /// Where page-table pages come from, and those in use.
     tables: OnceLock<&'static Mm<Sim>>,
     tables_in_use: Mutex<Vec<Pfn>>,
+    started: Instant,
 }
 
 // SAFETY: `window` is an allocation of atomics that lives for ever.
@@ -119,6 +121,8 @@ pub struct Machine {
     pub grow: bool,
     /// What is in memory at boot, and in memory that is mapped later until it is written to.
     pub content: Content,
+    /// [`Options::device_init`].
+    pub device_init: DeviceInit,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
     /// `unmap_*` gives back. Maps made before the allocator works take none.
     pub page_tables: bool,
@@ -141,6 +145,7 @@ impl Default for Machine {
             init: InitPolicy::Eager,
             grow: true,
             content: Content::Unknown,
+            device_init: DeviceInit::Once,
             page_tables: false,
         }
     }
@@ -195,6 +200,7 @@ impl Machine {
             init: self.init,
             grow: self.grow,
             content: self.content,
+            device_init: self.device_init,
         }
     }
 
@@ -228,6 +234,8 @@ impl Sim {
             zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
+            settled: AtomicBool::new(false),
+            started: Instant::now(),
             tables: OnceLock::new(),
             tables_in_use: Mutex::new(Vec::new()),
         }
@@ -294,6 +302,13 @@ impl Sim {
         self.memmaps.lock().expect("no panic holds it")[section.get() as usize].as_ref()?.large()
     }
 
+    /// The words of the `Page` of `pfn`, whatever they mean; its memmap is mapped.
+    pub fn struct_page(&self, pfn: Pfn) -> [u64; 8] {
+        assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
+        let words = &self.memmap_words(pfn.section())[pfn.in_section() * 8..][..8];
+        core::array::from_fn(|index| words[index].load(core::sync::atomic::Ordering::Relaxed))
+    }
+
     /// How often `mm` has waited for all other CPUs so far.
     pub fn grace_periods(&self) -> u64 {
         self.grace_periods.load(SeqCst)
@@ -341,8 +356,9 @@ impl Sim {
 
     /// Maps the memmap of `section` onto `frames`.
     fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) -> Result<(), NoPageTable> {
-        let mapped = Mapped { frames, since: self.grace_periods.load(SeqCst) };
+        let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
+        self.settled.store(false, SeqCst);
         self.take_table()?;
         // Whether nobody has written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
@@ -363,9 +379,9 @@ impl Sim {
     }
 
     fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
+        assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         let mapped = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
-        assert!(mapped.since < self.grace_periods.load(SeqCst), "{section:?}: no grace period");
         mapped.backing().for_each(|pfn| self.write(pfn, 0));
         self.scribble(section);
         drop(memmaps);
@@ -381,7 +397,10 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
-            word.store(0, core::sync::atomic::Ordering::Relaxed);
+            // What was never written takes no memory of the host, and need not.
+            if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
+                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            }
         }
     }
 
@@ -435,6 +454,7 @@ unsafe impl Platform for Sim {
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.settled.store(false, SeqCst);
         self.take_table()?;
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
@@ -443,6 +463,7 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_direct(&self, range: PfnRange) {
+        self.settled.store(false, SeqCst);
         let memmaps = self.memmaps.lock().expect("no panic holds it");
         let holds =
             memmaps.iter().flatten().flat_map(|mapped| &mapped.frames).any(|&pfn| range.contains(pfn));
@@ -460,11 +481,16 @@ unsafe impl Platform for Sim {
 
     fn synchronize(&self) {
         self.grace_periods.fetch_add(1, SeqCst);
+        self.settled.store(true, SeqCst);
         std::thread::sleep(std::time::Duration::from_micros(50));
     }
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    fn clock(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
     }
 
     fn fault(&self, step: FaultStep) -> bool {

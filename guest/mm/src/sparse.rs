@@ -46,7 +46,8 @@ pub struct Section {
     state: AtomicU8,
     /// The [`ZoneId`]; of a section that is added and not online only the node means anything.
     zone: AtomicU8,
-    boot: AtomicU8,
+    /// Where its memory comes from: [`Section::HOT_ADDED`], [`Section::BOOT`] or [`Section::DEVICE`].
+    origin: AtomicU8,
     /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
     /// [`Section::SPARSE`].
     memmap_content: AtomicU8,
@@ -73,7 +74,7 @@ impl Section {
         Self {
             state: AtomicU8::new(SectionState::Absent as u8),
             zone: AtomicU8::new(0),
-            boot: AtomicU8::new(0),
+            origin: AtomicU8::new(Self::HOT_ADDED),
             memmap_content: AtomicU8::new(Self::ANYTHING),
             memmap: AtomicU32::new(0),
             plugged: AtomicU64::new(0),
@@ -123,12 +124,26 @@ impl Section {
 
     /// Whether the section was there at boot; such a section is never removed.
     pub(crate) fn is_boot(&self) -> bool {
-        self.boot.load(Ordering::Relaxed) != 0
+        self.origin.load(Ordering::Relaxed) == Self::BOOT
     }
 
     pub(crate) fn set_boot(&self) {
-        self.boot.store(1, Ordering::Relaxed);
+        self.origin.store(Self::BOOT, Ordering::Relaxed);
     }
+
+    /// Whether it is device memory, whose life is a pgmap's affair (see `zone_device`).
+    pub(crate) fn is_device(&self) -> bool {
+        self.origin.load(Ordering::Relaxed) == Self::DEVICE
+    }
+
+    /// Says whether it is device memory; it is absent.
+    pub(crate) fn set_device(&self, device: bool) {
+        self.origin.store(if device { Self::DEVICE } else { Self::HOT_ADDED }, Ordering::Relaxed);
+    }
+
+    const HOT_ADDED: u8 = 0;
+    const BOOT: u8 = 1;
+    const DEVICE: u8 = 2;
 
     /// Nothing is known.
     const ANYTHING: u8 = 0;

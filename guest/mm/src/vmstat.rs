@@ -3,11 +3,13 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Mm;
-use crate::addr::Order;
+use crate::addr::{Order, Pfn};
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::ZoneType;
 use crate::pageblock::MigrateType;
+use crate::pgmap::DeviceStats;
 use crate::platform::Platform;
+use crate::zone::Watermark;
 
 /// Counters of one zone, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,31 @@ impl ZoneStats {
     }
 }
 
+/// What follows from the size of one zone, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneInfo {
+    /// Free pages below which ordinary requests get none.
+    pub min: u64,
+    /// Free pages below which they turn to another zone first.
+    pub low: u64,
+    /// Pages kept from requests that could use a higher zone, by the highest zone that they may use (Linux
+    /// `protection`).
+    pub protection: [u64; ZoneType::COUNT],
+    /// Its first frame; 0 for a zone that spans nothing.
+    pub start_pfn: Pfn,
+}
+
+/// One CPU's lists of one zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PcpInfo {
+    /// Pages on them.
+    pub count: u32,
+    /// Pages at which some go back.
+    pub high: u32,
+    /// Pages that come and go together.
+    pub batch: u32,
+}
+
 /// Counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -57,11 +84,11 @@ pub struct Stats {
     /// Sections of boot memory that were left for later and are initialised now: by their node, and by
     /// the node of the CPU that did it.
     pub deferred_sections: [[u32; MAX_NODES]; MAX_NODES],
-    /// Pages of hot-added memory's memmap taken from memory that was there before.
+    /// Pages of hot-added and of device memory's memmap taken from memory that was there before.
     pub memmap_boot_pages: u64,
     /// Sections whose memmap is mapped by small pages, because memory was too fragmented for a large one.
     pub memmaps_by_base_pages: u64,
-    /// Pages of hot-added memory's memmap that lie in the added memory itself.
+    /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
     pub memmap_altmap_pages: u64,
     /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
     /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
@@ -78,6 +105,8 @@ pub struct Stats {
     pub pcp_drains: u64,
     /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
     pub pcp_limit_updates: u64,
+    /// Device memory.
+    pub device: DeviceStats,
 }
 
 /// Events and totals that belong to no zone.
@@ -134,12 +163,33 @@ impl<P: Platform> Mm<P> {
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
+            device: self.pgmaps.stats(),
         }
     }
 
     /// Free blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
     pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
         self.zone(zone).lock().free_blocks()
+    }
+
+    /// What follows from the size of `zone`, and where it is.
+    pub fn zone_info(&self, zone: ZoneId) -> ZoneInfo {
+        let zone = self.zone(zone);
+        ZoneInfo {
+            min: zone.watermark(Watermark::Min),
+            low: zone.watermark(Watermark::Low),
+            protection: ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest)),
+            start_pfn: zone.spanned().start,
+        }
+    }
+
+    /// The lists of `zone` of every CPU, in the order of their numbers.
+    pub fn pcp_info(&self, zone: ZoneId) -> impl Iterator<Item = PcpInfo> {
+        self.cpus().iter().map(move |cpu| {
+            let pcp = cpu.zone(zone);
+            let (high, batch) = pcp.limits();
+            PcpInfo { count: pcp.lock().count(), high, batch }
+        })
     }
 
     fn zone_stats(&self, id: ZoneId) -> ZoneStats {

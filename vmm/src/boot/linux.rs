@@ -9,10 +9,11 @@ use std::io::Cursor;
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Address, GuestAddress};
 
-use super::{BootError, CMDLINE, Initrd, memory_map};
+use super::{BootError, CMDLINE, Initrd};
 use crate::memory::View;
 
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
@@ -74,7 +75,7 @@ impl Loaded {
     /// Writes the zero page; its address goes to `esi`.
     pub(super) fn write_zero_page(
         &self,
-        memory: u64,
+        map: &[hvm_memmap_table_entry],
         initrd: Option<Initrd>,
         root_pointer: GuestAddress,
         view: &View,
@@ -89,9 +90,8 @@ impl Loaded {
             params.hdr.ramdisk_size = initrd.size as u32;
         }
         params.acpi_rsdp_addr = root_pointer.raw_value();
-        let map = memory_map(memory);
         params.e820_entries = map.len() as u8;
-        for (entry, range) in params.e820_table.iter_mut().zip(&map) {
+        for (entry, range) in params.e820_table.iter_mut().zip(map) {
             *entry = boot_e820_entry { addr: range.addr, size: range.size, r#type: range.type_ };
         }
         let params = BootParams::new(&params, ZERO_PAGE);

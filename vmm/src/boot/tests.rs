@@ -8,7 +8,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 fn ranges(memory: u64) -> Vec<(u64, u64)> {
-    memory_map(memory).into_iter().map(|entry| (entry.addr, entry.addr + entry.size)).collect()
+    let config = Config { memory, ..Config::default() };
+    memory_map(&config).into_iter().map(|entry| (entry.addr, entry.addr + entry.size)).collect()
 }
 
 /// A hotplug region that a firmware map shows is memory that the guest uses before it is plugged.
@@ -23,6 +24,15 @@ fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
             assert!(regions.iter().all(|region| end <= region.start || region.end <= start));
         }
     }
+}
+
+#[test]
+fn device_memory_is_in_the_memory_map_as_such() {
+    let config =
+        Config { hotplug: vec![HotplugConfig::new(GIB)], pmem: vec![GIB, 128 * MIB], ..Config::default() };
+    let map = memory_map(&config).into_iter().map(|entry| (entry.addr, entry.size, entry.type_));
+    let device: Vec<_> = map.filter(|&(_, _, kind)| kind != MEMMAP_RAM).collect();
+    assert_eq!(device, [(5 * GIB, GIB, 12), (6 * GIB, 128 * MIB, 12)]);
 }
 
 #[test]

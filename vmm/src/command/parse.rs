@@ -10,7 +10,7 @@ use std::time::Duration;
 use tidevm_abi::{FaultStep, HogKind, ZoneName};
 
 use super::quantity::{parse_duration, parse_size};
-use super::{Command, Comparison, Expect, Hog, Metric, Name, Resize, Target, Unit, ZoneCounter};
+use super::{Command, Comparison, Expect, Hog, Metric, Name, Resize, Target, Unit, ZoneCounter, pmem};
 
 /// Why a line is not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +27,7 @@ type Table<T> = &'static [(&'static str, T)];
 
 const VERBS: &[&str] = &[
     "resize", "plug", "unplug", "hog", "churn", "verify", "release", "wait", "expect", "stats", "check",
-    "blocks", "readd", "sleep", "inject", "repeat",
+    "blocks", "readd", "sleep", "inject", "pmem", "repeat",
 ];
 
 pub(super) const HOG_KINDS: Table<HogKind> =
@@ -70,6 +70,9 @@ pub(super) const PLAIN_METRICS: Table<Metric> = &[
     ("memmap.altmap_pages", Metric::MemmapAltmapPages),
     ("migrated", Metric::Migrated),
     ("blocks.online", Metric::BlocksOnline),
+    ("zone.Device.spanned", Metric::DeviceSpanned),
+    ("device.pages", Metric::DevicePages),
+    ("device.refs", Metric::DeviceRefs),
     ("pcp.drains", Metric::PcpDrains),
 ];
 
@@ -221,6 +224,7 @@ pub(crate) fn parse_command(words: &mut Words<'_>) -> Result<Command, SyntaxErro
         "readd" => readd(words),
         "sleep" => Ok(Command::Sleep(duration(words)?)),
         "inject" => inject(words),
+        "pmem" => pmem::parse(words).map(Command::Pmem),
         _ => Err(verb.error(&format!("a command ({})", list(VERBS.iter().copied())))),
     }
 }
@@ -275,9 +279,10 @@ fn expect(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
 }
 
 fn metric(text: &str) -> Option<Metric> {
-    let find = |table: Table<Metric>| table.iter().find(|(word, _)| *word == text).map(|(_, metric)| *metric);
-    let Some(zone) = text.strip_prefix("zone.") else { return find(PLAIN_METRICS) };
-    let (zone, counter) = zone.split_once('.')?;
+    if let Some((_, metric)) = PLAIN_METRICS.iter().find(|(word, _)| *word == text) {
+        return Some(*metric);
+    }
+    let (zone, counter) = text.strip_prefix("zone.")?.split_once('.')?;
     let (_, zone) = ZONES.iter().find(|(word, _)| *word == zone)?;
     let (_, counter) = ZONE_COUNTERS.iter().find(|(word, _)| *word == counter)?;
     Some(Metric::Zone(*zone, *counter))
@@ -320,6 +325,6 @@ pub(crate) fn count(words: &mut Words<'_>, what: &str) -> Result<u32, SyntaxErro
     words.value(&format!("{what}, at least 1"), |text| text.parse().ok().filter(|count| *count > 0))
 }
 
-fn name(words: &mut Words<'_>) -> Result<Name, SyntaxError> {
+pub(super) fn name(words: &mut Words<'_>) -> Result<Name, SyntaxError> {
     words.value("a name (a letter, then letters, digits, _ or -)", Name::new)
 }

@@ -4,7 +4,9 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, sample};
 use tidevm_abi::{FaultStep, HogKind, ZoneName};
 
-use super::{Command, Comparison, Expect, Hog, Metric, Name, Resize, Target, Unit, ZoneCounter};
+use super::{
+    Command, Comparison, Expect, Hog, Metric, Name, Pmem, PmemMap, Resize, Target, Unit, ZoneCounter,
+};
 use super::{ShowDuration, parse_size};
 
 fn durations() -> impl Strategy<Value = Duration> {
@@ -32,6 +34,9 @@ fn metrics() -> impl Strategy<Value = Metric> {
         Metric::Migrated,
         Metric::BlocksOnline,
         Metric::PcpDrains,
+        Metric::DeviceSpanned,
+        Metric::DevicePages,
+        Metric::DeviceRefs,
     ];
     let zone = (zones, sample::select(counters)).prop_map(|(zone, counter)| Metric::Zone(zone, counter));
     prop_oneof![sample::select(plain), zone]
@@ -72,6 +77,18 @@ fn expects() -> impl Strategy<Value = Command> {
     )
 }
 
+fn pmem() -> impl Strategy<Value = Command> {
+    let altmap = option::of((0..9_u64).prop_map(|pages| pages << 12));
+    let map = (1..=u8::MAX, altmap, option::of(1..9_u32))
+        .prop_map(|(devices, altmap, cpus)| Pmem::Map(PmemMap { devices, altmap, cpus }));
+    let hold = (1..u64::MAX >> 12, 0..8_u8, names()).prop_map(|(pages, device, name)| Pmem::Hold {
+        size: pages << 12,
+        device,
+        name,
+    });
+    prop_oneof![Just(Pmem::List), map, (0..8_u8).prop_map(Pmem::Unmap), hold].prop_map(Command::Pmem)
+}
+
 fn commands() -> impl Strategy<Value = Command> {
     let steps = sample::select(vec![
         FaultStep::MapDirect,
@@ -85,6 +102,7 @@ fn commands() -> impl Strategy<Value = Command> {
         resizes(),
         hogs(),
         expects(),
+        pmem(),
         (1..9_u32, 1..100_000_u64, names()).prop_map(|(threads, millis, name)| Command::Churn {
             threads,
             time: Duration::from_millis(millis),

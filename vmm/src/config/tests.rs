@@ -18,6 +18,7 @@ fn what_can_be_is_accepted() {
         with(HotplugConfig { size: 2 * GIB, block: 128 * MIB, requested: 2 * GIB, node: Some(1) }),
         with(HotplugConfig { size: GIB, block: 4 * MIB, requested: 12 * MIB, node: None }),
         Config { hotplug: vec![HotplugConfig::new(128 * MIB); 16], ..Config::default() },
+        Config { pmem: vec![128 * MIB; 8], ..Config::default() },
     ];
     for config in good {
         assert_eq!(config.validate(), Ok(()), "{config:?}");
@@ -28,7 +29,7 @@ fn what_can_be_is_accepted() {
 #[test]
 fn what_cannot_be_is_refused_with_advice() {
     let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
-    let table: [(Config, &str); 18] = [
+    let table: [(Config, &str); 22] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
         (
@@ -71,8 +72,25 @@ fn what_cannot_be_is_refused_with_advice() {
         ),
         (
             Config { memory: 3 << 40, ..Config::default() },
-            "boot memory and hotplug regions end at 3073G, beyond the 2T that a guest can address: \
-             make --memory or --hotplug size= smaller",
+            "boot memory, hotplug regions and device memory end at 3073G, beyond the 2T that a guest can address: \
+             make --memory, --hotplug size= or --pmem size= smaller",
+        ),
+        (
+            Config { pmem: vec![GIB, 2 << 40], ..Config::default() },
+            "boot memory, hotplug regions and device memory end at 2053G, beyond the 2T that a guest can address: \
+             make --memory, --hotplug size= or --pmem size= smaller",
+        ),
+        (
+            Config { pmem: vec![GIB, 130 * MIB], ..Config::default() },
+            "--pmem #1 size=130M: must be a multiple of the guest's memory block, 128M (try 128M or 256M)",
+        ),
+        (
+            Config { pmem: vec![0], ..Config::default() },
+            "--pmem #0 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
+        ),
+        (
+            Config { pmem: vec![GIB; 9], ..Config::default() },
+            "--pmem given 9 times: the guest looks for 8 at most",
         ),
         (
             Config { cmdline: Some("a\nb".to_owned()), ..Config::default() },

@@ -106,7 +106,12 @@ impl Slots for FakeSlots {
 
 /// Boot memory of `boot` bytes and regions of `sizes`, without KVM.
 pub(crate) fn memory(boot: u64, sizes: &[u64]) -> (Memory, FakeSlots) {
+    memory_with_pmem(boot, sizes, &[])
+}
+
+/// As [`memory`], and device memory.
+pub(crate) fn memory_with_pmem(boot: u64, sizes: &[u64], pmem: &[u64]) -> (Memory, FakeSlots) {
     let slots = FakeSlots::default();
-    let memory = Memory::new(boot, sizes, Box::new(slots.clone())).expect("address space for a test");
+    let memory = Memory::new(boot, sizes, pmem, Box::new(slots.clone())).expect("address space for a test");
     (memory, slots)
 }

@@ -4,7 +4,7 @@
 //! 0 ............ boot memory, first part (a hole from 640 KiB to 1 MiB for old firmware's sake)
 //! 3 GiB ........ nothing but device registers: virtio-mmio, IO-APIC, local APIC
 //! 4 GiB ........ boot memory, second part
-//! next GiB ..... hotplug region 0, then each next region at the next GiB
+//! next GiB ..... hotplug region 0, then each next region at the next GiB, device memory last
 //! ```
 //!
 //! Invariants: no two ranges overlap; hotplug regions are never part of what a memory map for the
@@ -50,7 +50,7 @@ pub fn ram(memory: u64) -> impl Iterator<Item = Range<u64>> {
     [0..low, HOLE_END..HOLE_END + (memory - low)].into_iter().filter(|range| !range.is_empty())
 }
 
-/// Places hotplug regions of the given sizes behind `memory` bytes of boot memory. [`None`] when an
+/// Places regions, of hotplug or of device memory, of the given sizes behind `memory` bytes of boot memory. [`None`] when an
 /// address overflows.
 pub fn regions(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<Range<u64>>> {
     let mut next = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;

@@ -5,7 +5,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::fake::{FakeSlots, memory};
+use super::fake::{FakeSlots, memory, memory_with_pmem};
 use super::{Memory, layout};
 
 const MIB: u64 = 1 << 20;
@@ -299,4 +299,19 @@ fn a_reset_takes_all_runs_at_once() {
     memory.plug(0, blocks(1, 2)).unwrap();
     assert_eq!(memory.view().read_obj::<u8>(GuestAddress(blocks(1, 1).start)).unwrap(), 0);
     assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
+}
+
+/// Device memory is behind the regions, in a slot from the start, and a reset keeps what is in it.
+#[test]
+fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
+    let (memory, slots) = memory_with_pmem(BOOT, &[BLOCK], &[BLOCK, 2 * BLOCK]);
+    let gib = 1 << 30;
+    let pmem = [(5 * gib, BLOCK), (6 * gib, 2 * BLOCK)];
+    assert_eq!(slots.hotplug(BOOT), pmem);
+    let region = &memory.regions()[0];
+    assert_eq!((region.start, region.end), (4 * gib, 4 * gib + BLOCK));
+    assert!(memory.view().find_region(GuestAddress(5 * gib)).is_none(), "no device writes there");
+    let new = FakeSlots::default();
+    memory.reset(Box::new(new.clone())).unwrap();
+    assert_eq!(new.hotplug(BOOT), pmem);
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{Statement, Step};
-use crate::command::{Command, Name};
+use crate::command::{Command, Name, Pmem};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -53,6 +53,7 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
     };
     match &step.command {
         Command::Hog(hog) => start(living, &hog.name, Kind::Hog),
+        Command::Pmem(Pmem::Hold { name, .. }) => start(living, name, Kind::Hog),
         Command::Churn { name, .. } => start(living, name, Kind::Churn),
         Command::Verify(name) => match kind(living, name)? {
             Kind::Hog => Ok(()),

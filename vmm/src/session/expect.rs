@@ -39,6 +39,9 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             Metric::MemmapAltmapPages => Ok(self.guest_stats()?.memmap_altmap_pages),
             Metric::Migrated => Ok(self.guest_stats()?.pages_migrated),
             Metric::BlocksOnline => Ok(self.guest_stats()?.blocks_online),
+            Metric::DeviceSpanned => Ok(self.guest_stats()?.device_spanned),
+            Metric::DevicePages => Ok(self.guest_stats()?.device_pages),
+            Metric::DeviceRefs => Ok(self.guest_stats()?.device_refs),
             Metric::PcpDrains => Ok(self.guest_stats()?.pcp_drains),
         }
     }

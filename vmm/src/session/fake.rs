@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Report, Resize, ResizeState,
-    Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
+    PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -258,6 +258,29 @@ impl Fake {
         Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
     }
 
+    /// The guest has one range of device memory of 1 GiB. It is in use while any hog lives.
+    fn pmem(&self, op: PmemOp) -> Answer {
+        const PAGES: u64 = 1 << 18;
+        let refuse = |why| Answer::Failed(Failure::Pmem(why));
+        let user = self.hogs.borrow().first_key_value().map(pin);
+        match op {
+            PmemOp::Look { device: 0 } => Answer::Pmem(Pmem { start: 5 << 30, size: 1 << 30, mapped: None }),
+            PmemOp::Map { devices: 1, altmap: true, cpus, .. } => Answer::PmemMapped(PmemMapped {
+                pages: PAGES - 4096,
+                locked_pages: 4096,
+                locked_ns: 1_500_000,
+                total_ns: 70_000_000,
+                cpus: cpus.min(2),
+            }),
+            PmemOp::Map { .. } => refuse(PmemFailure::NoMemory),
+            PmemOp::Unmap { device: 0 } => match user {
+                Some((handle, refs)) => refuse(PmemFailure::InUse { refs, first: Some((0x14_0000, handle)) }),
+                None => Answer::PmemUnmapped { pages: PAGES },
+            },
+            _ => refuse(PmemFailure::NoDevice),
+        }
+    }
+
     fn stats(&self) -> Stats {
         let state = self.shared.snapshot();
         let plugged = state.mem[0].plugged >> 12;
@@ -283,6 +306,9 @@ impl Fake {
             migrate_failed: 0,
             pcp_drains: 0,
             memmaps_written: 0,
+            device_spanned: 0,
+            device_pages: 0,
+            device_refs: 0,
         }
     }
 }
@@ -393,6 +419,11 @@ impl Machine for Fake {
             Op::Blocks { from } => (0, Self::blocks(from)),
             Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
             Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
+            Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
+                fresh(handle);
+                (pages / 100, self.hog(handle, pages, HogKind::Pinned))
+            }
+            Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
         self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));

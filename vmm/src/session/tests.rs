@@ -429,3 +429,27 @@ fn staying_ends_well_by_a_signal_or_by_the_guest() {
     let summary = stay(fake, &mut Recorder::default()).unwrap();
     assert_eq!((summary.ended, summary.boot), (Ended::Done, None), "another guest may never report");
 }
+
+#[test]
+fn device_memory_says_what_it_took_and_why_it_stays() {
+    let script = "pmem
+                  pmem map 0 altmap reserve 2M on 2 cpus
+                  pmem hold 16K of 0 as cache
+                  pmem unmap 0
+                  verify cache
+                  release cache
+                  pmem unmap 0
+                  pmem map 0
+                  pmem unmap 3";
+    let outcome = session(Nature::default(), script);
+    assert_eq!(outcome.note(0), Some("pmem 0: 1G at 0x140000000, not mapped"));
+    let mapped = "258048 pages to use after 70.000 ms on 2 CPUs; the hotplug lock was held for 1.500 ms, and 4096 \
+                  struct pages written under it";
+    assert_eq!(outcome.note(1), Some(mapped));
+    assert_eq!(outcome.reason(3), "4 references to its pages are held, the first is pfn 0x140000 (cache)");
+    assert_eq!(outcome.note(4), Some("4 pages intact"));
+    assert_eq!(outcome.note(6), Some("262144 pages were usable"));
+    assert!(outcome.reason(7).contains("with `altmap` it needs none"), "{}", outcome.reason(7));
+    assert!(outcome.reason(8).contains("--pmem size=SIZE makes it"), "{}", outcome.reason(8));
+    assert_eq!((outcome.status(), outcome.summary.steps), (1, 9), "a refusal does not end the session");
+}

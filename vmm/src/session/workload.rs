@@ -14,7 +14,7 @@ use crate::command::{Hog, Name};
 /// of it on a host that emulates each instruction, several times over.
 const TIME_PER_PAGE: Duration = Duration::from_millis(2);
 
-const PAGE_SIZE: u64 = 4096;
+pub(super) const PAGE_SIZE: u64 = 4096;
 
 /// Everything that was ever started, the handle being the index.
 #[derive(Default)]
@@ -90,16 +90,22 @@ impl Workloads {
 
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn hog(&mut self, hog: &Hog) -> Done {
-        let handle = self.workloads.next_handle();
-        let wanted = hog.size / PAGE_SIZE;
         let (kind, scattered, full) = (hog.kind, hog.scattered, hog.full);
-        let op = Op::Hog { handle, pages: wanted, kind, scattered, full };
+        let op = |handle, pages| Op::Hog { handle, pages, kind, scattered, full };
+        self.hold(hog.size / PAGE_SIZE, &hog.name, op)
+    }
+
+    /// Has the guest take pages of whatever kind, and fill them.
+    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle, u64) -> Op) -> Done {
+        let handle = self.workloads.next_handle();
+        let op = op(handle, wanted);
         let (now, pages) = match self.ask(op, patience(wanted))? {
             Answer::Hogged { pages } => (Now::Hog { pages }, pages),
             Answer::Failed(Failure::NoMemory) => (Now::Nothing, 0),
+            Answer::Failed(Failure::Pmem(why)) => return Err(self.pmem_refused(why)),
             other => return Err(unfit(&other)),
         };
-        self.workloads.start(&hog.name, now);
+        self.workloads.start(name, now);
         Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
     }
 
@@ -170,7 +176,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     }
 }
 
-fn patience(pages: u64) -> Duration {
+pub(super) fn patience(pages: u64) -> Duration {
     ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 

@@ -26,6 +26,9 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         migrate_failed: 0,
         pcp_drains: 3,
         memmaps_written: 0,
+        device_spanned: 0,
+        device_pages: 0,
+        device_refs: 0,
     };
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };

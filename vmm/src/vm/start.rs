@@ -60,8 +60,8 @@ pub enum StartError {
     },
     /// More memory than the vCPUs can address.
     #[error(
-        "boot memory and hotplug regions end at {}, beyond the {} that this host's CPU can address: \
-         make --memory or --hotplug size= smaller",
+        "boot memory, hotplug regions and device memory end at {}, beyond the {} that this host's CPU can \
+         address: make --memory, --hotplug size= or --pmem size= smaller",
         Size(*.end), Size(*.limit)
     )]
     Unaddressable {
@@ -167,7 +167,8 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
     let vm = board::new_vm(&kvm_device)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
-    let memory = Arc::new(Memory::new(config.memory, &sizes, Box::new(KvmSlots::new(Arc::clone(&vm))))?);
+    let slots = Box::new(KvmSlots::new(Arc::clone(&vm)));
+    let memory = Arc::new(Memory::new(config.memory, &sizes, &config.pmem, slots)?);
     let stop = Arc::default();
     let mut devices = Devices::new(&config, &memory, started, &stop)?;
     let shared = Arc::clone(&devices.shared);
@@ -246,8 +247,7 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
 /// Whether all memory has addresses of so many bits.
 pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
     let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
-    let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
-    match layout::end(config.memory, sizes).unwrap_or(u64::MAX) {
+    match layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX) {
         end if end > limit => Err(StartError::Unaddressable { end, limit }),
         _ => Ok(()),
     }

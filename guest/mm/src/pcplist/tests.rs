@@ -13,7 +13,7 @@ use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::sim::{Machine, Sim};
 use crate::subsection::SubSections;
-use crate::{Mm, Pfn};
+use crate::{Mm, PerCpu, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
@@ -72,7 +72,7 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
 /// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
 /// must wait for it, and find the pages.
 #[test]
-fn drain_waits_for_a_refill() {
+fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();
     let (held, wait_held) = channel();
     let (refill, wait_refill) = channel();
@@ -140,4 +140,19 @@ fn flush_reads_the_type_again() {
     }
     mm.drain_pcp(MOVABLE);
     mm.check();
+}
+
+/// S3.4: a list that is disabled has the limits with which every list begins.
+#[test]
+fn disabled_limits_are_those_of_a_new_list() {
+    let zone = MOVABLE;
+    let new = PerCpu::new();
+    let mm = machine();
+    let limits = || [0, 1].map(|cpu| mm.cpus()[cpu].zone(zone).limits());
+    let before = limits();
+    assert_ne!(before[0], new.zone(zone).limits());
+    let disabled = mm.zone_pcp_disable(zone);
+    assert_eq!(limits(), [new.zone(zone).limits(); 2]);
+    drop(disabled);
+    assert_eq!(limits(), before);
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, Holder, MhpFlags, MigrateType, Mm, NodeId, OfflineAndRemoveError,
-    OfflineError, OnlineError, Order, Pfn, RemovalPolicy, RemoveError, SectionNr, SectionRange, SectionState,
-    SubSections, ZoneStats, ZoneType,
+    AddError, Content, FaultStep, Gfp, Holder, InitPolicy, MhpFlags, MigrateType, Mm, NodeId,
+    OfflineAndRemoveError, OfflineError, OnlineError, Order, Pfn, RemovalPolicy, RemoveError, SectionNr,
+    SectionRange, SectionState, SubSections, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -124,6 +124,7 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
             content,
+            init: InitPolicy::Lazy,
             ..Machine::default()
         };
         let mm = machine.boot();
@@ -293,7 +294,8 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
 #[test]
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
-    let mm = Machine { content: Content::Zero, sections: 64 + sections, ..Machine::default() }.boot();
+    let (content, init) = (Content::Zero, InitPolicy::Lazy);
+    let mm = Machine { content, init, sections: 64 + sections, ..Machine::default() }.boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
     mm.add_memory(NODE, first, vec![SubSections::ALL; 64], Content::Zero).unwrap();

@@ -194,3 +194,74 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
     finish(mm);
     mm.check();
 }
+
+/// S1.3: with the same settings every early demand is met, from nothing to nearly all that there is, and no
+/// more is initialised for it than it takes.
+#[test]
+fn every_early_demand_is_met_with_the_same_settings() {
+    let block = Order::MAX.pages();
+    for percent in (0..=90).step_by(10) {
+        let mm = deferred(1);
+        let demand = SECTIONS * SECTION_PAGES / 100 * percent;
+        let blocks = (0..demand / block).map_while(|_| mm.alloc_pages(Order::MAX, Gfp::Kernel).ok()).count();
+        assert_eq!(blocks as u32, demand / block, "{percent} %");
+        // The first one is not all free: memmaps and what boot had taken lie there or at the end.
+        let most = 2 + demand.div_ceil(SECTION_PAGES);
+        assert!(initialised(mm) <= most.min(SECTIONS), "{percent} %: {} sections", initialised(mm));
+        mm.check();
+    }
+}
+
+/// S1.8: a section with three free pages is growth too, though not enough for the one who asked: it asks
+/// again, and gets its block from the next one.
+#[test]
+fn growing_less_than_was_asked_for_is_growing() {
+    let memory = [(0, 3 * SECTION_PAGES)].into();
+    let reserved = [(0, 1024), (SECTION_PAGES, SECTION_PAGES - 3)].into();
+    let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+    while initialised(mm) == 1 {
+        mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("there is a section to come with free blocks");
+    }
+    assert_eq!(initialised(mm), 3, "the one with three free pages, and the one after it");
+    mm.check();
+}
+
+/// S2.6 and S2.7: CPUs of all nodes, each at its own node's memory; or one that goes from node to node. Either
+/// way no section is initialised from afar, and the end is the same.
+#[test]
+fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
+    let section = |nr: u32| nr * SECTION_PAGES;
+    let booted = || {
+        let machine = Machine {
+            memory: [(0, section(4)), (section(32), section(4))].into(),
+            nodes: [(0, section(4), 0), (section(32), section(4), 1)].into(),
+            cpus: 2,
+            cpu_nodes: [0, 1].into(),
+            init: InitPolicy::Deferred,
+            ..Machine::default()
+        };
+        machine.boot()
+    };
+    let own_node = |mm: &Mm<Sim>| mm.stats().deferred_sections;
+    let parallel = booted();
+    thread::scope(|scope| {
+        for cpu in 0..2 {
+            let of_node = move || own_node(parallel)[cpu].iter().sum::<u32>();
+            // As many as its node has; who is through early would help the other.
+            scope.spawn(move || Sim::run_on(cpu, || while of_node() < 3 && parallel.init_deferred() {}));
+        }
+    });
+    let migrating = booted();
+    for cpu in 0..2 {
+        Sim::run_on(cpu, || while own_node(migrating)[cpu][cpu] < 3 && migrating.init_deferred() {});
+    }
+    let mut expected = own_node(parallel).map(|by| by.map(|_| 0));
+    (expected[0][0], expected[1][1]) = (3, 3);
+    for mm in [parallel, migrating] {
+        assert_eq!(own_node(mm), expected);
+        finish(mm);
+        mm.check();
+    }
+    let [one, other] = [parallel, migrating].map(|mm| mm.stats().nodes);
+    assert_eq!(one, other);
+}

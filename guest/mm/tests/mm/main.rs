@@ -9,6 +9,8 @@ mod lazy;
 mod migration;
 mod model;
 mod pcp;
+mod pitfalls;
 mod stress;
 mod subsections;
 mod workload;
+mod zone_device;

@@ -1,0 +1,78 @@
+//! What Linux shows in `/proc/meminfo` and `/proc/zoneinfo`, line by line in its words and form.
+//!
+//! Mirrors `meminfo_proc_show` and `zoneinfo_show_print`. Lines for what does not exist here are left out:
+//! reclaim, boosts, the watermark `high`, a node's statistics. Differs from Linux on purpose:
+//! `MemAvailable` counts boot memory that is not initialised yet, because it will be when it is wanted.
+
+use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
+
+use crate::MM;
+use crate::console::println;
+
+/// `/proc/meminfo`.
+pub fn meminfo() {
+    let stats = MM.stats();
+    let sum = |pages: fn(&ZoneStats) -> u64| stats.zones.iter().map(pages).sum::<u64>();
+    let free = sum(|zone| zone.free + zone.pcp);
+    let kept: u64 = zones().map(|zone| MM.zone_info(zone).min).sum();
+    let available = (free + stats.deferred_pages).saturating_sub(kept);
+    for (name, pages) in
+        [("MemTotal:", sum(|zone| zone.managed)), ("MemFree:", free), ("MemAvailable:", available)]
+    {
+        println!("{name:<16}{:8} kB", pages * (PAGE_SIZE / 1024));
+    }
+}
+
+/// `/proc/zoneinfo`.
+pub fn zoneinfo() {
+    let stats = MM.stats();
+    for zone in zones() {
+        show_zone(zone, &stats.nodes[zone.node().index()][zone.zone_type().index()]);
+    }
+    if stats.device.spanned > 0 {
+        // Linux's zone of device memory has no page either.
+        println!("Node 0, zone   Device");
+        println!("  pages free     0\n        min      0\n        low      0");
+        println!("        spanned  {}", stats.device.spanned);
+        println!("        present  0\n        managed  0");
+    }
+}
+
+/// The zones of all nodes that have memory, and of the first one.
+fn zones() -> impl Iterator<Item = ZoneId> {
+    let nodes = MM.stats().nodes;
+    NodeId::all()
+        .filter(move |&node| node == NodeId::FIRST || nodes[node.index()].iter().any(|zone| zone.spanned > 0))
+        .flat_map(|node| ZoneType::ALL.map(|zone| node.zone(zone)))
+}
+
+fn show_zone(id: ZoneId, zone: &ZoneStats) {
+    let name = match id.zone_type() {
+        ZoneType::Dma32 => "DMA32",
+        ZoneType::Normal => "Normal",
+        ZoneType::Movable => "Movable",
+    };
+    let info = MM.zone_info(id);
+    println!("Node {}, zone {name:>8}", id.node().get());
+    println!("  pages free     {}", zone.free);
+    println!("        min      {}", info.min);
+    println!("        low      {}", info.low);
+    println!("        spanned  {}", zone.spanned);
+    println!("        present  {}", zone.present);
+    println!("        managed  {}", zone.managed);
+    let [dma32, normal, movable] = info.protection;
+    println!("        protection: ({dma32}, {normal}, {movable})");
+    if zone.present == 0 {
+        // Nothing else of an empty zone means anything.
+        return;
+    }
+    println!("      nr_free_pages {}", zone.free);
+    println!("  pagesets");
+    for (cpu, pcp) in MM.pcp_info(id).enumerate() {
+        println!("    cpu: {cpu}");
+        println!("              count:    {}", pcp.count);
+        println!("              high:     {}", pcp.high);
+        println!("              batch:    {}", pcp.batch);
+    }
+    println!("  start_pfn:           {}", info.start_pfn.get());
+}

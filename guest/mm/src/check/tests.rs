@@ -1,0 +1,118 @@
+//! A check that finds nothing proves something only if it finds what is wrong: each lie in turn.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::string::String;
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::addr::{Order, SECTION_PAGES, SectionNr};
+use crate::memmap_init::{Content, InitPolicy};
+use crate::node::NodeId;
+use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
+use crate::page_alloc::Gfp;
+use crate::pageblock::MigrateType;
+use crate::sim::{Machine, Sim};
+use crate::subsection::SubSections;
+use crate::{Mm, Pfn};
+
+const BLOCK: SectionNr = SectionNr::new(32);
+
+/// With a block on memory, one whose memmap lies in older memory, and boot memory to come.
+fn machine() -> &'static Mm<Sim> {
+    let memory = [(0, 4 * SECTION_PAGES)].into();
+    let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.memmap_on_memory.store(false, Relaxed);
+    mm.add_memory(NodeId::FIRST, SectionNr::new(33), SubSections::ALL, Content::Unknown).unwrap();
+    mm
+}
+
+/// What `check` says of a machine of which `lie` is told.
+fn found(lie: impl FnOnce(&'static Mm<Sim>)) -> String {
+    let mm = machine();
+    mm.check();
+    lie(mm);
+    let panic = catch_unwind(AssertUnwindSafe(|| mm.check())).expect_err("it found nothing");
+    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+#[track_caller]
+fn finds(expected: &str, lie: impl FnOnce(&'static Mm<Sim>)) {
+    let found = found(lie);
+    assert!(found.contains(expected), "{expected}: {found}");
+}
+
+fn finished(mm: &Mm<Sim>) {
+    while mm.init_deferred() {}
+    assert!(mm.finish_deferred());
+    mm.check();
+}
+
+fn allocated(mm: &Mm<Sim>) -> Pfn {
+    mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()
+}
+
+#[test]
+fn limits() {
+    let movable = NodeId::FIRST.zone(ZoneType::Movable);
+    finds("limits of CPU 0", |mm| mm.zones[movable.index()].set_pcp_limits((5, 1)));
+    finds("limits of lists", |mm| {
+        finished(mm);
+        mm.zones[movable.index()].add_managed(4096);
+        mm.zones[movable.index()].add_present(4096);
+        mm.zones[movable.index()].grow_span(SectionNr::new(34).frames());
+        crate::zone::setup_watermarks(mm.zones());
+    });
+    finds("watermarks as they were", |mm| {
+        finished(mm);
+        mm.zones[movable.index()].sub_managed(20_000);
+    });
+    finds("zonelists as they were", |mm| {
+        let normal = NodeId::FIRST.zone(ZoneType::Normal);
+        mm.zones[normal.index()].grow_span(SectionNr::new(34).frames());
+        mm.zones[normal.index()].add_present(1);
+    });
+}
+
+#[test]
+fn memory_to_come() {
+    finds("which nobody has claimed", |mm| {
+        mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Initialised);
+    });
+}
+
+#[test]
+fn counters() {
+    finds("memmap pages on memory", |mm| _ = mm.counters.memmap_altmap_pages.fetch_add(1, Relaxed));
+    finds("memmap pages in older memory", |mm| _ = mm.counters.memmap_boot_pages.fetch_sub(1, Relaxed));
+    finds("managed, sum of uses", |mm| mm.zones[2].sub_managed(1));
+    finds("present, sum of sections", |mm| mm.zones[0].sub_present(1));
+    finds("span, reach of sections", |mm| mm.zones[2].grow_span(SectionNr::new(33).frames()));
+    finds("isolated pageblocks", |mm| mm.zones[2].add_isolated_pageblocks(1));
+    finds("free pages of", |mm| mm.sparse.section(BLOCK).unwrap().add_free(1));
+}
+
+#[test]
+fn pages() {
+    finds("whom nobody knows", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
+    finds("is no single page", |mm| {
+        let block = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
+        mm.sparse.page(block).set_holder(Holder::Owned { owner: OwnerId(0), index: 0 }.word());
+    });
+    finds("with the memmap of", |mm| {
+        let memmap = mm.sparse.section(SectionNr::new(33)).unwrap().memmap().unwrap();
+        mm.sparse.page(memmap).set_holder(Holder::Kernel.word());
+    });
+    finds("type of the pageblock with memmap", |mm| {
+        mm.sparse.section(BLOCK).unwrap().pageblocks.set_type(0, MigrateType::Movable);
+    });
+    finds("should begin a block", |mm| {
+        let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+        mm.sparse.page(allocated(mm)).set_state(tail);
+    });
+    finds("zone of", |mm| {
+        let other = PageState::new(Kind::Allocated, Order::PAGE, NodeId::FIRST.zone(ZoneType::Normal));
+        mm.sparse.page(allocated(mm)).set_state(other);
+    });
+}

@@ -1,0 +1,345 @@
+//! `docs/features.md`: what the mechanisms claim, and the test that proves each claim.
+//!
+//! `docs/features.toml` says which test proves what. A run of all tests writes the document from it and
+//! from what became of those tests, so it says nothing that was not run. A run that had to skip some of them
+//! leaves the document alone, and says so. Neither times nor hosts are in it: as long as the tests pass it
+//! stays the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use tidevm_guest_image::workspace_root;
+
+use crate::results::{Outcome, Results};
+
+/// `docs/features.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Features {
+    suite: Vec<Suite>,
+    mechanism: Vec<Mechanism>,
+    row: Vec<Row>,
+}
+
+/// A test program.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Suite {
+    /// As cargo names it.
+    name: String,
+    /// What its tests run on.
+    runs: String,
+    /// The folder or file of its sources.
+    sources: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mechanism {
+    /// `S1`.
+    id: String,
+    title: String,
+}
+
+/// A claim. It has tests, or a figure, or a reason why it cannot apply, or nothing yet.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    /// `S1.1`.
+    id: String,
+    claim: String,
+    /// `suite::test`.
+    #[serde(default)]
+    tests: Vec<String>,
+    /// What prints the figure, for a claim about a quantity.
+    figure: Option<String>,
+    /// Why it cannot apply.
+    cannot: Option<String>,
+}
+
+/// What is known of a row after a run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Proven,
+    Measured,
+    CannotApply,
+    Missing,
+    Skipped,
+    Failed,
+}
+
+impl Row {
+    fn verdict(&self, results: &Results) -> Verdict {
+        let of = |test: &String| match results.of(test) {
+            Some(Outcome::Passed) => Verdict::Proven,
+            Some(Outcome::Skipped(_)) => Verdict::Skipped,
+            Some(Outcome::Failed) | None => Verdict::Failed,
+        };
+        match self.tests.iter().map(of).max() {
+            Some(worst) => worst,
+            None if self.cannot.is_some() => Verdict::CannotApply,
+            None if self.figure.is_some() => Verdict::Measured,
+            None => Verdict::Missing,
+        }
+    }
+
+    fn cells(&self, results: &Results) -> [String; 4] {
+        let mut proof: Vec<String> = self.tests.iter().map(|test| format!("`{test}`")).collect();
+        proof.extend(self.figure.iter().map(|figure| format!("figure: {figure}")));
+        proof.extend(self.cannot.clone());
+        let result = match self.verdict(results) {
+            Verdict::Proven => "passed",
+            Verdict::Measured => "measured",
+            Verdict::CannotApply => "cannot apply",
+            Verdict::Missing => "**missing**",
+            Verdict::Skipped => "skipped",
+            Verdict::Failed => "**FAILED**",
+        };
+        [self.id.clone(), self.claim.clone(), proof.join("<br>"), result.to_owned()]
+    }
+}
+
+impl Features {
+    /// Reads the table.
+    ///
+    /// # Errors
+    /// It is not there, or not in its form.
+    pub fn read() -> Result<Self> {
+        let path = path("features.toml");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
+    }
+
+    /// Compares the table with a run of all tests, writes the document if nothing was skipped, and says
+    /// how it stands. `false` when a test that the table names failed, or was not there.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn conclude(&self, results: &Results) -> Result<bool> {
+        println!("\n{}", self.summary(results));
+        let mut good = true;
+        let mut skipped = 0;
+        for (row, test) in self.tests() {
+            match results.of(test) {
+                Some(Outcome::Passed) => {}
+                Some(Outcome::Skipped(reason)) => {
+                    println!("{}: {test} was skipped: {reason}", row.id);
+                    skipped += 1;
+                }
+                Some(Outcome::Failed) => {
+                    println!("{}: {test} FAILED", row.id);
+                    good = false;
+                }
+                None => {
+                    println!(
+                        "{}: {test} did not run: docs/features.toml names no test that there is",
+                        row.id
+                    );
+                    good = false;
+                }
+            }
+        }
+        if skipped > 0 {
+            println!("docs/features.md stays as it is: this run skipped {skipped} tests that it names");
+        } else {
+            let (path, text) = (path("features.md"), self.render(results));
+            if fs::read_to_string(&path).is_ok_and(|known| known == text) {
+                println!("docs/features.md says the same");
+            } else {
+                fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+                println!("docs/features.md has changed: look at the difference and commit it");
+            }
+        }
+        Ok(good)
+    }
+
+    fn summary(&self, results: &Results) -> String {
+        let mut counts = BTreeMap::new();
+        for row in &self.row {
+            *counts.entry(row.verdict(results)).or_insert(0) += 1;
+        }
+        let count = |verdict| counts.get(&verdict).copied().unwrap_or(0);
+        format!(
+            "{} rows: {} proven by tests, {} measured, {} cannot apply, {} failed, {} skipped, {} missing",
+            self.row.len(),
+            count(Verdict::Proven),
+            count(Verdict::Measured),
+            count(Verdict::CannotApply),
+            count(Verdict::Failed),
+            count(Verdict::Skipped),
+            count(Verdict::Missing),
+        )
+    }
+
+    /// The document.
+    fn render(&self, results: &Results) -> String {
+        let mut text = String::from(INTRODUCTION);
+        let suites = self.suite.iter().map(|suite| [format!("`{}`", suite.name), suite.runs.clone()]);
+        table(&mut text, ["suite", "its tests run on"], suites);
+        text += &format!("\n{}.\n", self.summary(results));
+        for Mechanism { id, title } in &self.mechanism {
+            text += &format!("\n## {id}: {title}\n\n");
+            let rows = self.row.iter().filter(|row| row.id.split('.').next() == Some(id));
+            table(&mut text, ["row", "claim", "proof", "result"], rows.map(|row| row.cells(results)));
+        }
+        text
+    }
+
+    /// Tests that the table names and no source has, a complaint each.
+    ///
+    /// # Errors
+    /// Sources cannot be read.
+    pub fn unknown_tests(&self) -> Result<Vec<String>> {
+        let mut complaints = Vec::new();
+        for (row, test) in self.tests() {
+            complaints.extend(self.unknown(test)?.map(|complaint| format!("{}: {complaint}", row.id)));
+        }
+        Ok(complaints)
+    }
+
+    /// Why `test` is none, if it is.
+    fn unknown(&self, test: &str) -> Result<Option<String>> {
+        let (suite, name) = (test.split("::").next(), test.rsplit("::").next().unwrap_or_default());
+        let Some(suite) = self.suite.iter().find(|known| suite == Some(&known.name)) else {
+            return Ok(Some(format!("{test}: no such suite")));
+        };
+        let exists = declares(&workspace_root().join(&suite.sources), name)?;
+        Ok((!exists).then(|| format!("{test}: not in {}", suite.sources)))
+    }
+
+    /// Every test that is named, and the row that names it.
+    fn tests(&self) -> impl Iterator<Item = (&Row, &String)> {
+        self.row.iter().flat_map(|row| row.tests.iter().map(move |test| (row, test)))
+    }
+}
+
+/// Whether a Rust file at or below `path` has a test `name`: as a function, or in a list of tests.
+fn declares(path: &Path, name: &str) -> Result<bool> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            if declares(&entry?.path(), name)? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.contains(&format!("fn {name}(")) || text.contains(&format!("(\"{name}\",")))
+}
+
+fn table<const N: usize>(text: &mut String, columns: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let row =
+        |cells: [String; N]| format!("| {} |\n", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
+    *text += &row(columns.map(str::to_owned));
+    *text += &row([const { String::new() }; N].map(|_| "---".to_owned()));
+    rows.for_each(|cells| *text += &row(cells));
+}
+
+const INTRODUCTION: &str = "\
+# Features
+
+Every claim of the five designs that tidevm realises, with the test that proves it and what became of
+that test. `cargo xtask test` writes this file from `docs/features.toml` when it has run every test; edit
+that one.
+
+";
+
+fn path(name: &str) -> PathBuf {
+    workspace_root().join("docs").join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Features, Row};
+    use crate::results::{Reader, Results};
+
+    /// Claims of each mechanism.
+    const ROWS: [usize; 5] = [18, 14, 15, 21, 15];
+
+    fn results(text: &str) -> Results {
+        let mut reader = Reader::new(Some("mm"));
+        text.lines().for_each(|line| reader.line(line));
+        reader.finish()
+    }
+
+    #[test]
+    fn every_row_is_there_once_and_in_order() {
+        let features = Features::read().unwrap();
+        let expected: Vec<String> =
+            (1..).zip(ROWS).flat_map(|(s, rows)| (1..=rows).map(move |row| format!("S{s}.{row}"))).collect();
+        let found: Vec<&String> = features.row.iter().map(|row| &row.id).collect();
+        assert_eq!(found, expected.iter().collect::<Vec<_>>());
+        let mechanisms: Vec<&str> =
+            features.mechanism.iter().map(|mechanism| mechanism.id.as_str()).collect();
+        assert_eq!(mechanisms, ["S1", "S2", "S3", "S4", "S5"]);
+    }
+
+    #[test]
+    fn a_row_that_cannot_apply_has_no_tests() {
+        let both = |row: &&Row| row.cannot.is_some() && (row.figure.is_some() || !row.tests.is_empty());
+        assert_eq!(Features::read().unwrap().row.iter().find(both).map(|row| row.id.clone()), None);
+    }
+
+    #[test]
+    fn every_test_that_is_named_exists() {
+        let unknown = Features::read().unwrap().unknown_tests().unwrap();
+        assert!(unknown.is_empty(), "{unknown:#?}");
+    }
+
+    /// A row for each pitfall, and a test in it or a reason why it cannot happen.
+    #[test]
+    fn every_pitfall_has_a_test_that_exists_or_a_reason() {
+        let features = Features::read().unwrap();
+        let text = std::fs::read_to_string(super::path("pitfalls.md")).unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).skip(1);
+        let mut count = 0;
+        for (row, number) in rows.zip(1..) {
+            assert!(row.starts_with(&format!("| {number} |")), "{number}: {row}");
+            let of_suite = |word: &&str| {
+                features.suite.iter().any(|suite| word.starts_with(&format!("{}::", suite.name)))
+            };
+            let tests: Vec<&str> = row.split('`').skip(1).step_by(2).filter(of_suite).collect();
+            assert_ne!(tests.is_empty(), !row.contains("Cannot happen"), "{row}");
+            for test in tests {
+                assert_eq!(features.unknown(test).unwrap(), None, "pitfall {number}");
+            }
+            count = number;
+        }
+        assert_eq!(count, 29);
+    }
+
+    #[test]
+    fn the_worst_result_counts() {
+        let features: Features = toml::from_str(
+            "suite = [{ name = 'mm', runs = 'x', sources = 'guest/mm' }]
+             mechanism = [{ id = 'S1', title = 'One' }]
+             row = [
+                 { id = 'S1.1', claim = 'a|b', tests = ['mm::a', 'mm::b'] },
+                 { id = 'S1.2', claim = 'c', tests = ['mm::a', 'mm::c'], figure = 'bench' },
+                 { id = 'S1.3', claim = 'd', tests = ['mm::nowhere'] },
+                 { id = 'S1.4', claim = 'e', cannot = 'because' },
+                 { id = 'S1.5', claim = 'f', figure = 'bench' },
+                 { id = 'S1.6', claim = 'g' },
+                 { id = 'S1.7', claim = 'h', tests = ['mm::c', 'mm::d'] },
+             ]",
+        )
+        .unwrap();
+        let text =
+            features.render(&results("test a ... ok\ntest b ... ok\ntest c ... ignored\ntest d ... FAILED"));
+        for line in [
+            "7 rows: 1 proven by tests, 1 measured, 1 cannot apply, 2 failed, 1 skipped, 1 missing.",
+            "| S1.1 | a\\|b | `mm::a`<br>`mm::b` | passed |",
+            "| S1.2 | c | `mm::a`<br>`mm::c`<br>figure: bench | skipped |",
+            "| S1.3 | d | `mm::nowhere` | **FAILED** |",
+            "| S1.4 | e | because | cannot apply |",
+            "| S1.5 | f | figure: bench | measured |",
+            "| S1.6 | g |  | **missing** |",
+            "| S1.7 | h | `mm::c`<br>`mm::d` | **FAILED** |",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}
