@@ -15,7 +15,8 @@
 //! [`Platform::synchronize`]: crate::Platform::synchronize
 #![expect(unsafe_code, reason = "turns a mapped range of the memmap window into pages")]
 
-use core::ops::Range;
+mod section_pages;
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -24,6 +25,8 @@ use crate::node::{NodeId, ZoneId};
 use crate::page::{Page, PageState, ZoneType};
 use crate::pageblock::PageblockFlags;
 use crate::subsection::SubSections;
+
+pub(crate) use section_pages::SectionPages;
 
 /// Where a section stands. Every policy of initialisation and every way in and out is a walk
 /// along these states, forth and back.
@@ -220,62 +223,6 @@ impl Section {
 impl Default for Section {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// The pages of one section, which has them: look-ups in here check nothing.
-#[derive(Clone, Copy)]
-pub(crate) struct SectionPages<'s> {
-    pages: &'s [Page; SECTION_PAGES as usize],
-    section: &'s Section,
-    nr: SectionNr,
-}
-
-impl<'s> SectionPages<'s> {
-    /// The page of `pfn`, which is in this section.
-    #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
-        &self.pages[pfn.in_section()]
-    }
-
-    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
-        self.pages
-    }
-
-    pub(crate) fn section(&self) -> &'s Section {
-        self.section
-    }
-
-    pub(crate) fn nr(&self) -> SectionNr {
-        self.nr
-    }
-
-    /// The block that covers pageblock `block`'s first page: its head and the head's state. Only
-    /// blocks of the largest order can begin in front of the pageblock.
-    pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
-        let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
-        let state = self.page(first).state();
-        if !state.is_tail() {
-            return (first, state);
-        }
-        let head = first.align_down(Order::MAX);
-        (head, self.page(head).state())
-    }
-
-    /// The blocks that lie in the pageblocks `range` or reach into them, ascending: their heads
-    /// and the heads' states. The zone lock keeps free blocks from changing under the walk.
-    pub(crate) fn blocks(&self, range: &Range<u32>) -> impl Iterator<Item = (Pfn, PageState)> + use<'s> {
-        let this = *self;
-        let end = this.nr.pageblocks(range).end;
-        let mut next = Some(this.covering(range.start));
-        core::iter::from_fn(move || {
-            let (head, state) = next.take()?;
-            let after = head.add(state.order().pages());
-            if after < end {
-                next = Some((after, this.page(after).state()));
-            }
-            Some((head, state))
-        })
     }
 }
 
