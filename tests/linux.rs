@@ -28,6 +28,7 @@ const TESTS: &[Test] = &[
     ("linux_on_four_cpus", linux_on_four_cpus),
     ("linux_as_an_elf_file", linux_as_an_elf_file),
     ("linux_drives_two_devices_on_two_nodes", linux_drives_two_devices_on_two_nodes),
+    ("linux_sees_device_memory", linux_sees_device_memory),
 ];
 
 fn main() -> ExitCode {
@@ -128,4 +129,21 @@ fn linux_drives_two_devices_on_two_nodes() {
     linux.resize(1, 0);
     linux.await_size(0);
     linux.assert_content();
+}
+
+/// By Linux's own protocol and by PVH: as what its pmem driver takes, and not as memory.
+fn linux_sees_device_memory() {
+    for kernel in ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF"] {
+        let linux = Linux::boot("", |config| {
+            config.kernel = guest::file(kernel);
+            config.pmem = vec![256 * MIB];
+        });
+        let text = linux.text();
+        // Behind 512 MiB of boot memory and a region of 2 GiB at 4 GiB.
+        let line = "BIOS-e820: [mem 0x0000000180000000-0x000000018fffffff] persistent (type 12)";
+        assert!(text.contains(line), "{kernel}: {text}");
+        linux.resize(0, 128);
+        linux.await_size(128);
+        linux.assert_content();
+    }
 }

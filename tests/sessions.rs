@@ -7,6 +7,8 @@ mod blocked;
 mod boundaries;
 #[path = "sessions/cycles.rs"]
 mod cycles;
+#[path = "sessions/experiments.rs"]
+mod experiments;
 #[path = "sessions/idle.rs"]
 mod idle;
 #[path = "sessions/init.rs"]
@@ -15,6 +17,8 @@ mod init;
 mod injection;
 #[path = "sessions/large.rs"]
 mod large;
+#[path = "sessions/numa.rs"]
+mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
 #[path = "sessions/switches.rs"]
@@ -27,10 +31,12 @@ fn main() -> ExitCode {
         blocked::TESTS,
         boundaries::TESTS,
         cycles::TESTS,
+        experiments::TESTS,
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
         large::TESTS,
+        numa::TESTS,
         pmem::TESTS,
         switches::TESTS,
     ];

@@ -12,6 +12,7 @@ const MAX_LINES: usize = 400;
 
 /// Which packages of the repository a package may depend on.
 const PACKAGES: &[(&str, &[&str])] = &[
+    ("bench", &["tidevm-mm"]),
     ("guest/abi", &[]),
     ("guest/image", &[]),
     // Itself with its `sim` feature, for its tests.
@@ -19,13 +20,14 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("guest/kernel", &["tidevm-abi", "tidevm-mm", "virtio-mem"]),
     ("virtio-mem", &[]),
     ("vmm", &["tidevm-abi", "tidevm-guest-image", "virtio-mem"]),
-    ("tests", &["tidevm", "tidevm-abi"]),
+    ("tests", &["tidevm", "tidevm-abi", "tidevm-bench"]),
     ("xtask", &["tidevm-guest-image"]),
 ];
 
 const OURS: &[&str] = &[
     "tidevm",
     "tidevm-abi",
+    "tidevm-bench",
     "tidevm-guest",
     "tidevm-guest-image",
     "tidevm-mm",
@@ -171,8 +173,9 @@ fn is_root(path: &str) -> bool {
     match parts.as_slice() {
         [.., "src", "lib.rs" | "main.rs"] | [.., "src", "bin", _] | [.., "build.rs"] => true,
         ["tests", "linux.rs" | "qemu.rs" | "sessions.rs" | "tidy.rs"] => true,
+        ["tests", "benches", _] => true,
         [_, .., "tests" | "benches" | "examples", file] => !file.is_empty() && parts[0] != "tests",
-        [.., "tests", _, "main.rs"] => true,
+        [.., "tests" | "benches", _, "main.rs"] => true,
         _ => false,
     }
 }

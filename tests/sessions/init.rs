@@ -9,6 +9,7 @@ pub const TESTS: &[Test] = &[
     ("every_policy_ends_in_the_same_state", every_policy_ends_in_the_same_state),
     ("early_buffers_make_deferred_memory_come", early_buffers_make_deferred_memory_come),
     ("without_growing_early_buffers_are_too_much", without_growing_early_buffers_are_too_much),
+    ("one_worker_initialises_all_that_was_deferred", one_worker_initialises_all_that_was_deferred),
     ("a_buffer_that_cannot_fit_is_named", a_buffer_that_cannot_fit_is_named),
 ];
 
@@ -44,6 +45,17 @@ fn every_policy_ends_in_the_same_state() {
             assert_eq!((eager.memmap, eager.blocks_online), (other.memmap, other.blocks_online), "{init}");
         }
     }
+}
+
+/// S2.7: the other mode ends in the same state.
+fn one_worker_initialises_all_that_was_deferred() {
+    let config =
+        Config { cmdline: Some("tidevm.deferred_workers=one".to_owned()), ..config(InitPolicy::Deferred) };
+    let session = run_checked(config, "expect blocks.online == 3 within 60s\nplug 130M");
+    session.assert_done();
+    let eager = run_checked(self::config(InitPolicy::Eager), "plug 130M");
+    eager.assert_done();
+    assert_eq!(session.after("plug 130M").zones, eager.after("plug 130M").zones);
 }
 
 /// Four CPUs that take 64 MiB each while they are brought up, of 384 MiB of which 128 are initialised.

@@ -104,7 +104,7 @@ impl Observer for Recorder {
 /// When the script is wrong, or the machine does not start.
 pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
-    script.fit(&config.hotplug).unwrap_or_else(|errors| panic!("{errors}"));
+    script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
     let mut recorder = Recorder::default();
     let summary = session::run(vm, &script, &mut recorder).expect("a recorder always writes");

@@ -4,7 +4,7 @@
 //! 32-bit entry point, which is entered in flat protected mode with the address of a start info in
 //! `ebx`. bzImages boot by Linux's own protocol (`boot/linux.rs`). tidevm's own guest, which says so
 //! in a note, finds its devices on the command line, in Linux's words; every other kernel finds them
-//! by ACPI (`boot/acpi.rs`).
+//! by ACPI (`boot/acpi.rs`), which tells both of NUMA nodes.
 //!
 //! Invariant: the memory map holds boot memory, device memory as such, and nothing of a hotplug region,
 //! which only the region's own driver may use.
@@ -352,8 +352,8 @@ fn write_start_info(
         cmdline_paddr: CMDLINE.raw_value(),
         memmap_paddr: MEMMAP.raw_value(),
         memmap_entries: map.len() as u32,
-        // The command line tells our own guest all that is in them.
-        rsdp_paddr: if own_guest { 0 } else { acpi::TABLES.raw_value() },
+        // The command line tells our own guest all that is in them but nodes.
+        rsdp_paddr: if own_guest && !config.has_nodes() { 0 } else { acpi::TABLES.raw_value() },
         ..Default::default()
     };
     let mut params = BootParams::new(&info, START_INFO);

@@ -4,10 +4,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidevm::command::parse_size;
 use tidevm::config::{DEFAULT_MEMORY, Size};
-use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy};
+use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, experiment};
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
 /// A microVM whose memory rises and falls.
@@ -22,7 +23,8 @@ pub struct Cli {
 const STATUSES: &str = "\
 Exit status:
   0  the session did what it asked
-  1  an expectation failed, or a resize was refused, blocked or too late
+  1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
+     show what it should
   2  bad usage, configuration or script
   3  the host cannot run it
   4  the guest died
@@ -35,6 +37,8 @@ pub enum Action {
     Demo,
     /// Run a machine, with a script or until it is ended
     Run(Box<Run>),
+    /// Show what a mechanism prevents: the guest with it off and on, side by side
+    Experiment(Experiment),
     /// Work with scripts, without a machine
     Script {
         /// What to do with one.
@@ -53,6 +57,25 @@ pub enum ScriptAction {
     },
 }
 
+/// `tidevm experiment`.
+#[derive(Debug, Args)]
+pub struct Experiment {
+    /// Which one, or all of them
+    #[arg(value_name = "NAME|all", value_parser = experiments())]
+    pub name: String,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write experiments.txt, experiments.json and experiments.html; with `all` the current
+    /// directory if nothing is said
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+fn experiments() -> PossibleValuesParser {
+    PossibleValuesParser::new(experiment::ALL.iter().map(|experiment| experiment.name).chain(["all"]))
+}
+
 /// `tidevm run`.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -62,6 +85,9 @@ pub struct Run {
     /// Boot memory: 512M, 2G, 2GiB or bytes
     #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = size)]
     memory: Size,
+    /// A NUMA node and its part of boot memory and vCPUs; once a node, in their order
+    #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
+    numa: Vec<NodeConfig>,
     /// A hotplug region and its virtio-mem device; may be given several times
     #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
     hotplug: Vec<HotplugConfig>,
@@ -126,6 +152,7 @@ impl Run {
         Ok(Config {
             cpus: self.cpus,
             memory: self.memory.0,
+            numa: self.numa.clone(),
             hotplug: self.hotplug.clone(),
             pmem: self.pmem.clone(),
             kernel: self.kernel.clone(),
@@ -180,6 +207,24 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
     if seen.contains(&"size") { Ok(config) } else { Err("size=SIZE is missing".to_owned()) }
 }
 
+fn node(text: &str) -> Result<NodeConfig, String> {
+    let mut config = NodeConfig::default();
+    let mut seen = Vec::new();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+        match key {
+            "memory" => config.memory = size(value).map_err(|error| format!("memory={value}: {error}"))?.0,
+            "cpus" => config.cpus = value.parse().map_err(|error| format!("cpus={value}: {error}"))?,
+            _ => return Err(format!("unknown key `{key}`; the keys are memory and cpus")),
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
+    }
+    if seen.contains(&"memory") { Ok(config) } else { Err("memory=SIZE is missing (0 for none)".to_owned()) }
+}
+
 fn pmem(text: &str) -> Result<u64, String> {
     let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
     size(value).map(|size| size.0).map_err(|error| format!("size={value}: {error}"))
@@ -198,7 +243,7 @@ fn console(text: &str) -> Result<ConsoleMode, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Cli, HotplugConfig};
+    use super::{Action, Cli, HotplugConfig, NodeConfig};
     use clap::{CommandFactory, Parser};
     use tidevm::{Config, ConsoleMode};
 
@@ -225,6 +270,7 @@ mod tests {
         let expected = Config {
             cpus: 2,
             memory: 512 << 20,
+            numa: vec![NodeConfig { memory: 512 << 20, cpus: 2 }, NodeConfig::default()],
             hotplug: vec![
                 HotplugConfig::new(8 << 30),
                 HotplugConfig { size: 1 << 30, block: 4 << 20, requested: 128 << 20, node: Some(1) },
@@ -240,7 +286,8 @@ mod tests {
             console: ConsoleMode::File("a:b".into()),
             reboot: false,
         };
-        let options = "--cpus 2 --memory 512M --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
+        let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
+                       --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
                        --pmem size=1G --pmem size=128M \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --script - --json";
@@ -259,6 +306,12 @@ mod tests {
             ("--hotplug size=8G,slots=2", "the keys are size, block, requested and node"),
             ("--hotplug size=8Q", "size=8Q: not a size"),
             ("--hotplug size=8G,node=x", "node=x: invalid digit"),
+            ("--numa 512M", "`512M` is not KEY=VALUE"),
+            ("--numa cpus=2", "memory=SIZE is missing (0 for none)"),
+            ("--numa memory=1G,memory=1G", "memory is given twice"),
+            ("--numa memory=1G,node=1", "the keys are memory and cpus"),
+            ("--numa memory=1X", "memory=1X: not a size"),
+            ("--numa memory=1G,cpus=-1", "cpus=-1: invalid digit"),
             ("--init sloth", "the policies are: eager, deferred, lazy"),
             ("--memmap-on-memory yes", "possible values: on, off"),
             ("--console tty", "off, stderr, stdio, file:PATH"),

@@ -6,8 +6,8 @@
 //! churn N threads for DURATION as NAME
 //! verify NAME                     release NAME                  wait NAME
 //! expect METRIC ==|!=|<=|>=|<|> VALUE
-//! stats                           check                         sleep DURATION
-//! blocks                          readd SIZE at ADDRESS
+//! race N cycles                   stats                         check
+//! sleep DURATION                  blocks                        readd SIZE at ADDRESS
 //! inject STEP [after N]
 //! pmem ...                        (see `command/pmem.rs`)
 //! ```
@@ -78,6 +78,12 @@ pub enum Command {
     Pmem(Pmem),
     /// Let time pass.
     Sleep(Duration),
+    /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
+    /// while the others free pages of it.
+    Race {
+        /// How often, at least once.
+        cycles: u32,
+    },
     /// Let one attempt of a step of memory hotplug fail, for tests.
     Inject {
         /// The step.
@@ -162,6 +168,12 @@ pub enum Metric {
     Resets,
     /// `zone.NAME.COUNTER`: pages.
     Zone(ZoneName, ZoneCounter),
+    /// `node.N.zone.NAME.COUNTER`: the same for one NUMA node.
+    NodeZone(NodeNumber, ZoneName, ZoneCounter),
+    /// `node.N.init.local`: sections of the node's boot memory that its own CPUs initialised after boot.
+    InitLocal(NodeNumber),
+    /// `node.N.init.remote`: those that CPUs of other nodes did.
+    InitRemote(NodeNumber),
     /// `memmap.boot_pages`: pages of hot-added memory's memmap in memory the guest already had.
     MemmapBootPages,
     /// `memmap.altmap_pages`: pages of hot-added memory's memmap in the added memory itself.
@@ -178,6 +190,26 @@ pub enum Metric {
     DeviceRefs,
     /// `pcp.drains`: forced drains of per-CPU lists since boot.
     PcpDrains,
+    /// `pcp.stranded`: pages found on per-CPU lists although they were isolated, since boot.
+    PcpStranded,
+}
+
+/// Number of a NUMA node of the guest, below [`tidevm_abi::MAX_NODES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeNumber(u8);
+
+impl NodeNumber {
+    /// Node `number`, if there can be one.
+    #[must_use]
+    pub fn new(number: u8) -> Option<Self> {
+        (usize::from(number) < tidevm_abi::MAX_NODES).then_some(Self(number))
+    }
+
+    /// For tables with one entry a node.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
 }
 
 /// What a metric's value counts, which decides how it is written.
@@ -290,6 +322,9 @@ impl fmt::Display for Command {
             Command::Readd { size, addr } => write!(f, "readd {} at {}", Size(*size), Size(*addr)),
             Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
+            Command::Race { cycles } => {
+                write!(f, "race {cycles} {}", if *cycles == 1 { "cycle" } else { "cycles" })
+            }
             Command::Inject { step, after } => {
                 write!(f, "inject {}", parse::text_of(parse::FAULT_STEPS, step))?;
                 if *after > 0 { write!(f, " after {after}") } else { Ok(()) }
@@ -339,6 +374,11 @@ impl fmt::Display for Metric {
                 let zone = parse::text_of(parse::ZONES, zone);
                 write!(f, "zone.{zone}.{}", parse::text_of(parse::ZONE_COUNTERS, counter))
             }
+            Metric::NodeZone(node, zone, counter) => {
+                write!(f, "node.{}.{}", node.0, Metric::Zone(*zone, *counter))
+            }
+            Metric::InitLocal(node) => write!(f, "node.{}.init.local", node.0),
+            Metric::InitRemote(node) => write!(f, "node.{}.init.remote", node.0),
             plain => f.write_str(parse::text_of(parse::PLAIN_METRICS, plain)),
         }
     }

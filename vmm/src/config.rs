@@ -13,6 +13,13 @@ use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM
 
 use crate::memory::layout;
 
+mod numa;
+mod size;
+
+pub use numa::{NodeConfig, NumaError};
+pub use size::Size;
+use size::nearest;
+
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: u64 = 32 << 20;
 
@@ -36,6 +43,9 @@ pub struct Config {
     pub cpus: u8,
     /// Boot memory in bytes, a multiple of 2 MiB.
     pub memory: u64,
+    /// NUMA nodes, of which each has a part of boot memory and of the vCPUs: from the lowest address and
+    /// the first vCPU up, in their order. All are on node 0 when there are none.
+    pub numa: Vec<NodeConfig>,
     /// One virtio-mem device each.
     pub hotplug: Vec<HotplugConfig>,
     /// Sizes of ranges of device memory in bytes, each a multiple of 128 MiB.
@@ -65,6 +75,7 @@ impl Default for Config {
         Self {
             cpus: 1,
             memory: DEFAULT_MEMORY,
+            numa: Vec::new(),
             hotplug: Vec::new(),
             pmem: Vec::new(),
             kernel: None,
@@ -89,8 +100,8 @@ pub struct HotplugConfig {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot, a multiple of `block`.
     pub requested: u64,
-    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]. CPUs and boot memory
-    /// are on node 0.
+    /// NUMA node that the guest shall count the memory to, up to [`MAX_NODE`]; it need not have anything
+    /// at boot.
     pub node: Option<u16>,
 }
 
@@ -257,6 +268,9 @@ pub enum ConfigError {
         /// Its node.
         node: u16,
     },
+    /// The nodes do not fit the machine.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
     /// The target does not fit.
     #[error("--hotplug #{device} requested={}: the region has only {}", Size(*.requested), Size(*.size))]
     RequestedTooLarge {
@@ -293,6 +307,7 @@ impl Config {
         if !block.is_power_of_two() || !(MEMORY_BLOCK_SIZE..=MAX_MEMORY_BLOCK_SIZE).contains(&block) {
             return Err(ConfigError::MemoryBlock(block));
         }
+        self.validate_numa()?;
         if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();
             return Err(ConfigError::TooManyDevices { given, max: MAX_MEM_DEVICES });
@@ -361,30 +376,6 @@ impl HotplugConfig {
             return Err(ConfigError::Node { device, node });
         }
         Ok(())
-    }
-}
-
-/// A number of bytes as the command line writes it: `512M`, `2G`, or plain bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-        match units.into_iter().find(|&(unit, _)| self.0 >= unit && self.0.is_multiple_of(unit)) {
-            Some((unit, suffix)) => write!(f, "{}{suffix}", self.0 / unit),
-            None => write!(f, "{}", self.0),
-        }
-    }
-}
-
-/// The multiples of `unit` next to `size`, as advice.
-fn nearest(size: u64, unit: u64) -> String {
-    let below = size - size % unit;
-    match (below, below.checked_add(unit)) {
-        (0, _) => format!(" (try {})", Size(unit)),
-        (below, Some(above)) => format!(" (try {} or {})", Size(below), Size(above)),
-        (below, None) => format!(" (try {})", Size(below)),
     }
 }
 

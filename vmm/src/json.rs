@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
-use tidevm_abi::Stats;
+use tidevm_abi::{BootTimes, Stats};
 
 use crate::command::zone_text;
 use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
@@ -71,16 +72,35 @@ struct Device {
 #[derive(Serialize)]
 struct Guest {
     zones: BTreeMap<&'static str, Zone>,
+    nodes: Vec<Node>,
     memmap_boot_pages: u64,
     memmap_altmap_pages: u64,
     blocks_online: u64,
     pages_migrated: u64,
     migrate_failed: u64,
     pcp_drains: u64,
+    pcp_stranded: u64,
     memmaps_written: u64,
     device_spanned: u64,
     device_pages: u64,
     device_refs: u64,
+    boot: Boot,
+}
+
+/// When boot reached what it is measured by, in seconds since the kernel's start.
+#[derive(Serialize)]
+struct Boot {
+    mapped_seconds: f64,
+    first_allocation_seconds: f64,
+    initialised_seconds: Option<f64>,
+    memmaps_written: u64,
+}
+
+#[derive(Serialize)]
+struct Node {
+    zones: BTreeMap<&'static str, Zone>,
+    init_local: u64,
+    init_remote: u64,
 }
 
 #[derive(Serialize)]
@@ -170,23 +190,44 @@ fn machine(sample: &Sample) -> Machine {
 }
 
 fn guest(stats: &Stats) -> Guest {
-    let zones = stats.zones.iter().map(|zone| {
-        let name = zone_text(zone.name);
-        let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
-        (name, Zone { spanned, present, managed, free, pcp })
+    let zones = |zones: &[tidevm_abi::ZoneStats]| {
+        let zones = zones.iter().map(|zone| {
+            let name = zone_text(zone.name);
+            let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
+            (name, Zone { spanned, present, managed, free, pcp })
+        });
+        zones.collect()
+    };
+    let nodes = stats.nodes.iter().take(stats.nr_nodes.into()).map(|node| Node {
+        zones: zones(&node.zones),
+        init_local: node.init_local,
+        init_remote: node.init_remote,
     });
     Guest {
-        zones: zones.collect(),
+        zones: zones(&stats.zones),
+        nodes: nodes.collect(),
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.blocks_online,
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
         device_spanned: stats.device_spanned,
         device_pages: stats.device_pages,
         device_refs: stats.device_refs,
+        boot: boot(stats.boot),
+    }
+}
+
+fn boot(times: BootTimes) -> Boot {
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+    Boot {
+        mapped_seconds: seconds(times.mapped),
+        first_allocation_seconds: seconds(times.first_allocation),
+        initialised_seconds: times.initialised.map(seconds),
+        memmaps_written: times.memmaps_written,
     }
 }
 

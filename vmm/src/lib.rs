@@ -11,6 +11,7 @@
 //! | `vcpu` | one thread a vCPU: exits to devices, deaths to reports | what devices do |
 //! | [`session`] | a script's steps on a running machine | how anything is shown |
 //! | [`script`], [`command`] | text to steps, every error with its place | machines |
+//! | [`experiment`] | sessions with a mechanism off and on, and what they show | KVM |
 //! | [`table`], [`json`] | what a session tells, for people and for programs | machines |
 //!
 //! Threads: the caller's; one event loop for queues, timers, signals, terminal input and resets; one a
@@ -24,6 +25,7 @@ pub mod command;
 pub mod config;
 mod cpu;
 mod events;
+pub mod experiment;
 pub mod json;
 pub mod memory;
 mod process;
@@ -38,6 +40,6 @@ mod vcpu;
 pub mod virtio;
 pub mod vm;
 
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy};
+pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
 pub use vm::{CallsUnread, End, ExitCounts, ResizeError, StartError, Vm};

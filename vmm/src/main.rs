@@ -11,7 +11,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use cli::{Action, Cli, Run, ScriptAction};
+use cli::{Action, Cli, Experiment, Run, ScriptAction};
+use tidevm::experiment::host::Host;
+use tidevm::experiment::{ALL, Halt, Outcome, data, html, text};
 use tidevm::json::JsonLines;
 use tidevm::script::{Script, ScriptErrors};
 use tidevm::session::{self, Ended, Observer, Summary};
@@ -61,6 +63,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             let script = options.script.as_deref().map(read).transpose()?;
             run(machine(&options)?, script.as_ref(), options.json)
         }
+        Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
             let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
@@ -89,10 +92,46 @@ fn read(file: &Path) -> anyhow::Result<Script> {
     Ok(Script::parse(&name, &text)?)
 }
 
+/// Runs the experiments that `options` name, and gives the exit status.
+fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
+    let all = options.name == "all";
+    let folder = options.output.as_deref().or(all.then_some(Path::new(".")));
+    if let Some(folder) = folder {
+        // Before all that time is spent.
+        fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
+    }
+    let mut lab = Host(io::stderr());
+    let mut outcomes = Vec::new();
+    for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
+        match experiment.run(&mut lab) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(Halt::Start(error)) => return Err(error.into()),
+            Err(Halt::Signal(signal)) => return Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+        }
+    }
+    let written = folder.map_or(Ok(()), |folder| write_outcomes(folder, &outcomes));
+    let shown = if options.json { data::json(&outcomes) } else { text::text(&outcomes) };
+    io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
+    written?;
+    Ok(u8::from(!outcomes.iter().all(Outcome::passed)))
+}
+
+fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
+    for (name, content) in [
+        ("experiments.txt", text::text(outcomes)),
+        ("experiments.json", data::json(outcomes)),
+        ("experiments.html", html::page(outcomes)),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
 fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
-        script.fit(&config.hotplug)?;
+        script.fit(&config)?;
     }
     let vm = Vm::start(config)?;
     if json {

@@ -10,8 +10,8 @@ mod tests;
 
 use std::fmt;
 
-use crate::command::{self, Command, SyntaxError, Target, Word, Words};
-use crate::config::{HotplugConfig, Size};
+use crate::command::{self, Command, Pmem, SyntaxError, Target, Word, Words};
+use crate::config::{Config, Size};
 
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
@@ -95,10 +95,10 @@ impl Script {
     ///
     /// # Errors
     /// All steps that do not fit.
-    pub fn fit(&self, devices: &[HotplugConfig]) -> Result<(), ScriptErrors> {
+    pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
         let mut errors = Vec::new();
         each_step(&self.body, &mut |step| {
-            if let Some(message) = misfit(&step.command, devices) {
+            if let Some(message) = misfit(&step.command, config) {
                 errors.push((step.line, step.column, message));
             }
         });
@@ -147,15 +147,16 @@ fn each_step(body: &[Statement], visit: &mut impl FnMut(&Step)) {
     }
 }
 
-fn misfit(command: &Command, devices: &[HotplugConfig]) -> Option<String> {
+fn misfit(command: &Command, config: &Config) -> Option<String> {
     let (index, target) = match command {
+        Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
         Command::Resize(resize) => (resize.device, Some(resize.target)),
         // The guest's own counters exist without any device.
         Command::Expect(expect) if expect.metric.unit() == command::Unit::Bytes => (expect.device, None),
         _ => return None,
     };
-    let Some(device) = devices.get(index) else {
-        return Some(match devices.len() {
+    let Some(device) = config.hotplug.get(index) else {
+        return Some(match config.hotplug.len() {
             0 => "there is no hotplug device: no --hotplug was given".to_owned(),
             count => format!("there is no device {index}: the last of {count} is device {}", count - 1),
         });
@@ -165,6 +166,20 @@ fn misfit(command: &Command, devices: &[HotplugConfig]) -> Option<String> {
         let block = Size(device.block);
         format!("{} is not a multiple of the block size {block} of device {index}", Size(size))
     })
+}
+
+/// Whether a range of device memory is named that there is not.
+fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
+    let index = match pmem {
+        Pmem::List => return None,
+        Pmem::Map(map) => map.devices().last()?,
+        Pmem::Unmap(device) | Pmem::Hold { device, .. } => *device,
+    };
+    match count {
+        _ if usize::from(index) < count => None,
+        0 => Some("there is no device memory: no --pmem was given".to_owned()),
+        _ => Some(format!("there is no pmem {index}: the last of {count} is pmem {}", count - 1)),
+    }
 }
 
 /// The blocks that are open while lines are read.

@@ -40,6 +40,7 @@ mod tests;
 mod trouble;
 mod workload;
 
+use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,8 @@ struct Session<'s, M, O> {
     machine: M,
     observer: &'s mut O,
     workloads: Workloads,
+    /// What the guest answered last, but for its counters.
+    answer: Cell<Option<Answer>>,
     /// Resets of the guest that the session knows of.
     resets: u64,
     summary: Summary,
@@ -128,7 +131,7 @@ pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result
 impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     fn new(machine: M, observer: &'s mut O) -> Self {
         let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { machine, observer, workloads, resets: 0, summary }
+        Session { machine, observer, workloads, answer: Cell::default(), resets: 0, summary }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -180,6 +183,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         let start = self.machine.now();
         self.notice_resets();
         let mut result = self.execute(&step.command);
+        let answer = self.answer.take();
         let took = self.machine.now() - start;
         let mut sample = self.outside();
         if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
@@ -205,7 +209,8 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         self.summary.steps += 1;
         self.summary.failed += u64::from(result.is_err());
         let command = step.command.clone();
-        let report = StepReport { line: step.line, column: step.column, command, took, verdict, sample };
+        let report =
+            StepReport { line: step.line, column: step.column, command, took, verdict, answer, sample };
         self.observer.step(&report).map_err(Trouble::Output)?;
         match result {
             Ok(_) | Err(Trouble::Failed(_)) => Ok(()),
@@ -241,6 +246,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
             Command::Pmem(pmem) => self.pmem(pmem),
+            Command::Race { cycles } => self.race(*cycles),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
@@ -269,7 +275,11 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     /// Calls the guest and waits for the answer.
     fn ask(&self, op: Op, limit: Duration) -> Result<Answer, Trouble> {
         let id = self.call(op)?;
-        Ok(self.machine.answer(id, limit, "the guest's answer")?)
+        let answer = self.machine.answer(id, limit, "the guest's answer")?;
+        if !matches!(answer, Answer::Stats(_)) {
+            self.answer.set(Some(answer));
+        }
+        Ok(answer)
     }
 
     /// Lets time pass, attentive to the guest's end and to signals.

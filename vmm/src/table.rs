@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use tidevm_abi::{Stats, ZoneName};
+use tidevm_abi::{NodeStats, Stats, ZoneName, ZoneStats};
 
 use crate::command::{Command, zone_text};
 use crate::config::Size;
@@ -145,17 +145,28 @@ impl<W: Write> Table<W> {
     }
 
     fn zones(&mut self, stats: &Stats) -> io::Result<()> {
+        let nodes = stats.nodes.iter().take(stats.nr_nodes.into());
+        // With one node it goes without saying.
+        let width = if nodes.len() > 1 { "node 0 Movable".len() } else { "Movable ".len() };
         let line = |cells: [String; 6]| {
             let [name, numbers @ ..] = cells;
-            numbers.iter().fold(format!("{name:8}"), |line, number| format!("{line} {number:>9}"))
+            numbers.iter().fold(format!("{name:width$}"), |line, number| format!("{line} {number:>9}"))
         };
         let head = ["zone", "spanned", "present", "managed", "free", "pcp"].map(str::to_owned);
         self.aside(HEAD, &line(head))?;
-        for zone in stats.zones {
-            let name = zone_text(zone.name);
+        let named = |zone: &ZoneStats| (zone_text(zone.name).to_owned(), *zone);
+        let zones: Vec<(String, ZoneStats)> = if nodes.len() > 1 {
+            let of_node = |(number, node): (usize, &NodeStats)| {
+                node.zones.map(|zone| (format!("node {number} {}", zone_text(zone.name)), zone))
+            };
+            nodes.enumerate().flat_map(of_node).collect()
+        } else {
+            stats.zones.iter().map(named).collect()
+        };
+        for (name, zone) in zones {
             let numbers = [zone.spanned, zone.present, zone.managed, zone.free, zone.pcp];
             let [a, b, c, d, e] = numbers.map(|number| number.to_string());
-            self.aside(Style::new(), &line([name.to_owned(), a, b, c, d, e]))?;
+            self.aside(Style::new(), &line([name, a, b, c, d, e]))?;
         }
         let text = format!(
             "memmap: {} pages in boot memory, {} in hot-added memory; {} memory blocks online; {} pages \

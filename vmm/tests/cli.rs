@@ -35,6 +35,7 @@ const ON_KVM: &[Test] = &[
     ("unusable_kernels_are_status_2", unusable_kernels_are_status_2),
     ("a_host_without_kvm_is_status_3", a_host_without_kvm_is_status_3),
     ("a_user_who_may_not_use_kvm_is_status_3", a_user_who_may_not_use_kvm_is_status_3),
+    ("an_experiment_is_told_and_written", an_experiment_is_told_and_written),
     ("more_than_the_host_can_map_is_status_2", more_than_the_host_can_map_is_status_2),
     ("input_that_is_a_file_is_no_input", input_that_is_a_file_is_no_input),
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
@@ -131,10 +132,26 @@ fn wrong_usage_is_status_2() {
         (&["run", "--hotplug", "size=128M,requested=3M"], "must be a multiple of its block, 2M"),
         (&["run", "--hotplug", "size=128M,requested=256M"], "the region has only 128M"),
         (&["run", "--hotplug", "size=16T"], "beyond the 2T"),
+        (&["run", "--numa", "cpus=1"], "memory=SIZE is missing"),
+        (&["run", "--numa", "memory=128M,cpus=1"], "the nodes have 128M together, and --memory is 256M"),
+        (&["run", "--numa", "memory=256M"], "the nodes have 0 vCPUs together, and --cpus is 1"),
+        (
+            &["run", "--numa", "memory=100M,cpus=1", "--numa", "memory=156M"],
+            "--numa #0 memory=100M: must be a multiple of the guest's memory block, 128M (try 128M)",
+        ),
+        (
+            &["run", "--pmem", "size=130M"],
+            "--pmem #0 size=130M: must be a multiple of the guest's memory block",
+        ),
+        (&["run", "--pmem", "size=0"], "--pmem #0 size=0"),
+        (&["run", "--pmem", "size=16T"], "beyond the 2T"),
         (&["run", "--init", "sloth"], "the policies are: eager, deferred, lazy"),
         (&["run", "--console", "stdio", "--json"], "both write standard output"),
         (&["run", "--script", "no/such/file"], "cannot read the script no/such/file"),
         (&["script", "check"], "FILE"),
+        (&["experiment"], "NAME|all"),
+        (&["experiment", "late-oom"], "possible values: early-oom, memmap-oom, offline-race, double-init,"),
+        (&["experiment", "early-oom", "--output", "/dev/null/x"], "--output /dev/null/x: Not a directory"),
     ];
     for (arguments, message) in wrong {
         let out = assert_status(&tidevm(arguments), 2, message);
@@ -183,6 +200,8 @@ fn a_script_has_to_fit_the_machine() {
     assert_eq!(assert_status(&output, 2, "<stdin>:2:1: 3M is not a multiple of the block size 2M"), "");
     let output = with_input(&["run", "--script", "-"], "plug 2M\n");
     assert_eq!(assert_status(&output, 2, "no --hotplug was given"), "");
+    let output = with_input(&["run", "--script", "-"], "pmem map 0\n");
+    assert_eq!(assert_status(&output, 2, "no --pmem was given"), "");
 }
 
 fn unusable_kernels_are_status_2() {
@@ -245,6 +264,22 @@ fn a_user_who_may_not_use_kvm_is_status_3() {
     }
 }
 
+fn an_experiment_is_told_and_written() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("experiment/new");
+    drop(fs::remove_dir_all(&folder));
+    let output = tidevm(&["experiment", "early-oom", "--json", "--output", folder.to_str().expect("UTF-8")]);
+    let out = assert_status(&output, 0, "early-oom, zones do not grow ... ");
+    let data: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        (data["passed"].as_bool(), data["experiments"].as_array().map(Vec::len)),
+        (Some(true), Some(1))
+    );
+    let read = |name: &str| fs::read_to_string(folder.join(name)).expect("it is written");
+    assert_eq!(read("experiments.json"), out);
+    assert!(read("experiments.txt").contains("1 of 1 experiments show what they should"));
+    assert!(read("experiments.html").contains("percpu_buf: out of memory"));
+}
+
 /// The host is one that gives a process 4 GiB of addresses.
 fn more_than_the_host_can_map_is_status_2() {
     let limited = |arguments: &str| {
@@ -259,7 +294,7 @@ fn more_than_the_host_can_map_is_status_2() {
     ] {
         let output = limited(arguments);
         assert_eq!(assert_status(&output, 2, what), "");
-        assert_status(&output, 2, "make --memory or --hotplug size= smaller");
+        assert_status(&output, 2, "make --memory, --hotplug size= or --pmem size= smaller");
     }
 }
 
@@ -377,6 +412,8 @@ fn json_is_one_object_a_line() {
     assert_eq!(kinds, ["ready", "step", "step", "end"]);
     assert_eq!(events[1]["devices"][0]["plugged"], 130 << 20);
     assert_eq!(events[1]["guest"]["zones"]["Movable"]["present"], 65_536);
+    assert_eq!(events[1]["guest"]["nodes"].as_array().map(Vec::len), Some(1));
+    assert_eq!(events[1]["guest"]["nodes"][0]["zones"], events[1]["guest"]["zones"]);
     assert_eq!((&events[2]["ok"], &events[3]["status"]), (&Value::Bool(true), &Value::from(0)));
 }
 

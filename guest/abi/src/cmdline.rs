@@ -17,14 +17,21 @@ pub const MEMORY_BLOCK: &str = "tidevm.memory_block";
 /// `tidevm.memmap_removal=per-block|range`: whether several memory blocks that hold their own memmaps
 /// can be removed at once, or only one, which is how they were added.
 pub const MEMMAP_REMOVAL: &str = "tidevm.memmap_removal";
-/// `tidevm.pcp_disable=on|off`: per-CPU lists are out of play while a range goes offline, or
-/// are drained again and again.
+/// `tidevm.pcp_disable=on|off|once`: per-CPU lists are out of play while a range goes offline, or
+/// are drained again and again, or once, which is not enough.
 pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
 /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
 pub const INIT: &str = "tidevm.init";
 /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
 /// memory that was left for later.
 pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
+/// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole memory
+/// blocks from the lowest address up, and so many CPUs. What is in none is on node 0. Without it, nodes
+/// are those of ACPI's SRAT.
+pub const NUMA: &str = "tidevm.numa";
+/// `tidevm.deferred_workers=all|one`: whether every CPU initialises boot memory that was left for later,
+/// or one worker that goes from node to node.
+pub const DEFERRED_WORKERS: &str = "tidevm.deferred_workers";
 /// `percpu_buf=SIZE`: every CPU takes so many bytes while it is brought up.
 pub const PERCPU_BUF: &str = "percpu_buf";
 /// `tidevm.device_init=once|twice`: whether struct pages of device memory are written once, outside of

@@ -15,12 +15,14 @@ mod blocks;
 pub mod cmdline;
 mod pmem;
 mod resize;
+mod stats;
 
 use serde::{Deserialize, Serialize};
 
 pub use blocks::{BLOCK_RUNS, BlockRun};
 pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
+pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
@@ -46,6 +48,9 @@ pub const MAX_PHYS_ADDR: u64 = 2 << 40;
 /// Most CPUs that the guest brings up.
 pub const MAX_CPUS: usize = 64;
 
+/// Most NUMA nodes that the guest tells apart.
+pub const MAX_NODES: usize = 4;
+
 /// Most virtio-mem devices that the guest looks for on its command line.
 pub const MAX_MEM_DEVICES: usize = 16;
 
@@ -69,7 +74,7 @@ pub const MAX_MEMORY_BLOCK_SIZE: u64 = 2 << 30;
 pub const NOTE_NAME: &str = "tidevm";
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
-pub const MAX_RECORD: usize = 1024;
+pub const MAX_RECORD: usize = 2048;
 
 /// Names one workload of a session. The VMM chooses it, and never uses one twice at a time.
 pub type Handle = u32;
@@ -123,6 +128,12 @@ pub enum Op {
         threads: u32,
         /// How long, in milliseconds.
         millis: u64,
+    },
+    /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
+    /// while the other CPUs free pages of it: [`Answer::Raced`].
+    Race {
+        /// How often.
+        cycles: u32,
     },
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {
@@ -180,6 +191,7 @@ pub enum FaultStep {
 
 /// Messages of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Report {
     /// All CPUs are up and all drivers are bound. Sent once.
     Ready {
@@ -201,6 +213,7 @@ pub enum Report {
 
 /// What came of a [`Call`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
 pub enum Answer {
     /// To [`Op::Stats`].
     Stats(Stats),
@@ -241,6 +254,15 @@ pub enum Answer {
         runs: [Option<BlockRun>; BLOCK_RUNS],
         /// Where to ask for more, if there are more.
         next: Option<u64>,
+    },
+    /// To [`Op::Race`].
+    Raced {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Those in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were found on per-CPU lists although they were isolated.
+        stranded: u64,
     },
     /// To [`Op::Inject`] and [`Op::Readd`].
     Done,
@@ -284,66 +306,8 @@ pub enum Failure {
     },
     /// Device memory is not what the call takes it for.
     Pmem(PmemFailure),
-}
-
-/// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ZoneName {
-    /// Boot memory below 4 GiB.
-    Dma32,
-    /// Boot memory above 4 GiB, and hot-added memory for the kernel.
-    Normal,
-    /// Hot-added memory for movable pages.
-    Movable,
-}
-
-/// Number of zones in [`Stats`].
-pub const NR_ZONES: usize = 3;
-
-/// Counters of one zone, in pages (Linux `/proc/zoneinfo`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ZoneStats {
-    /// Which zone.
-    pub name: ZoneName,
-    /// Pages between its first and last page, holes included.
-    pub spanned: u64,
-    /// Pages that exist.
-    pub present: u64,
-    /// Pages that the allocator manages.
-    pub managed: u64,
-    /// Pages on the buddy's free lists, isolated ones excluded.
-    pub free: u64,
-    /// Pages on per-CPU lists.
-    pub pcp: u64,
-}
-
-/// Counters of the whole guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneName`].
-    pub zones: [ZoneStats; NR_ZONES],
-    /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
-    pub memmap_boot_pages: u64,
-    /// Pages of hot-added memory's memmap that lie in the added memory itself.
-    pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online.
-    pub blocks_online: u64,
-    /// Pages migrated since boot.
-    pub pages_migrated: u64,
-    /// Migrations that failed since boot.
-    pub migrate_failed: u64,
-    /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
-    pub pcp_drains: u64,
-    /// Sections whose struct pages were all written at once, since boot; the others' are written when
-    /// their pages are first used.
-    pub memmaps_written: u64,
-    /// Pages from the first range of device memory that is mapped to the last, which is all that the
-    /// Device zone has.
-    pub device_spanned: u64,
-    /// Pages of device memory that can be used.
-    pub device_pages: u64,
-    /// References to them: each is one, and so is each use.
-    pub device_refs: u64,
+    /// It needs CPUs or plugged memory that this guest does not have.
+    Unfit,
 }
 
 /// A record that could not be encoded or decoded.
@@ -394,16 +358,26 @@ mod tests {
             id: u32::MAX,
             answer: Answer::Stats(Stats {
                 zones: [zone; NR_ZONES],
+                nr_nodes: u8::MAX,
+                nodes: [NodeStats { zones: [zone; NR_ZONES], init_local: u64::MAX, init_remote: u64::MAX };
+                    MAX_NODES],
                 memmap_boot_pages: u64::MAX,
                 memmap_altmap_pages: u64::MAX,
                 blocks_online: u64::MAX,
                 pages_migrated: u64::MAX,
                 migrate_failed: u64::MAX,
                 pcp_drains: u64::MAX,
+                pcp_stranded: u64::MAX,
                 memmaps_written: u64::MAX,
                 device_spanned: u64::MAX,
                 device_pages: u64::MAX,
                 device_refs: u64::MAX,
+                boot: BootTimes {
+                    mapped: u64::MAX,
+                    first_allocation: u64::MAX,
+                    initialised: Some(u64::MAX),
+                    memmaps_written: u64::MAX,
+                },
             }),
         };
         let run = Some(BlockRun {

@@ -4,12 +4,12 @@
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, Failure, Handle, Op, Report};
-use tidevm_mm::ZoneType;
+use tidevm_mm::{ZoneStats, ZoneType};
 
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, blocks, churn, cpu, job, panic, platform, pmem, shell};
+use crate::{MM, blocks, churn, cpu, job, panic, platform, pmem, race, shell, stamps};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -62,6 +62,7 @@ pub fn carry_out(op: Op, asker: Asker) {
                 None
             })
         }
+        Op::Race { cycles } => race::start(asker, cycles).map(|()| None),
         Op::Inject { step, after } => {
             platform::inject(step, after);
             Ok(Some(Answer::Done))
@@ -105,32 +106,42 @@ fn make(
 
 fn stats() -> tidevm_abi::Stats {
     let stats = MM.stats();
-    let zone = |name, kind| {
-        let zone = stats.zones[kind as usize];
-        tidevm_abi::ZoneStats {
-            name,
-            spanned: zone.spanned,
-            present: zone.present,
-            managed: zone.managed,
-            free: zone.free,
-            pcp: zone.pcp,
+    let zone = |zone: ZoneStats| tidevm_abi::ZoneStats {
+        name: match zone.zone {
+            ZoneType::Dma32 => tidevm_abi::ZoneName::Dma32,
+            ZoneType::Normal => tidevm_abi::ZoneName::Normal,
+            ZoneType::Movable => tidevm_abi::ZoneName::Movable,
+        },
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.free,
+        pcp: zone.pcp,
+    };
+    let node = |node: usize| {
+        let initialised: u32 = stats.deferred_sections[node].iter().sum();
+        let local = stats.deferred_sections[node][node];
+        tidevm_abi::NodeStats {
+            zones: stats.nodes[node].map(zone),
+            init_local: local.into(),
+            init_remote: (initialised - local).into(),
         }
     };
     tidevm_abi::Stats {
-        zones: [
-            zone(tidevm_abi::ZoneName::Dma32, ZoneType::Dma32),
-            zone(tidevm_abi::ZoneName::Normal, ZoneType::Normal),
-            zone(tidevm_abi::ZoneName::Movable, ZoneType::Movable),
-        ],
+        zones: stats.zones.map(zone),
+        nr_nodes: stats.nr_nodes as u8,
+        nodes: core::array::from_fn(node),
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.blocks_online,
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
+        pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
         device_spanned: stats.device.spanned,
         device_pages: stats.device.pages,
         device_refs: stats.device.refs,
+        boot: stamps::times(),
     }
 }

@@ -2,10 +2,13 @@
 //! `tidevm_abi::cmdline`). Words that it does not know are left alone, as Linux does; a value that
 //! it cannot read is reported and the default holds.
 
+use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy, RemovalPolicy};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
 use crate::console::println;
+use crate::cpu::MAX_CPUS;
+use crate::numa::Share;
 
 /// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
 pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
@@ -34,12 +37,16 @@ pub struct Options {
     pub memory_block: u64,
     /// How much new memory that holds its own memmap can be removed at a time.
     pub removal: RemovalPolicy,
-    /// Whether per-CPU lists are disabled during offlining.
-    pub pcp_disable: bool,
+    /// What is done about per-CPU lists during offlining.
+    pub pcp: PcpPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations may have boot memory initialised that was left for later.
     pub grow: bool,
+    /// Nodes in their order, if there are any.
+    pub numa: ArrayVec<Share, MAX_NODES>,
+    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
+    pub one_worker: bool,
     /// Bytes that every CPU takes while it is brought up.
     pub percpu_buf: u64,
     /// How struct pages of device memory are initialised.
@@ -60,9 +67,11 @@ pub fn parse(text: &str) -> Options {
         memmap_on_memory: true,
         memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
         removal: RemovalPolicy::PerBlock,
-        pcp_disable: true,
+        pcp: PcpPolicy::Disable,
         init: InitPolicy::Eager,
         grow: true,
+        numa: ArrayVec::new(),
+        one_worker: false,
         percpu_buf: 0,
         device_init: DeviceInit::Once,
         zeroed: false,
@@ -79,9 +88,11 @@ pub fn parse(text: &str) -> Options {
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
             keys::MEMORY_BLOCK => set(&mut options.memory_block, memory_block(value)),
             keys::MEMMAP_REMOVAL => set(&mut options.removal, removal(value)),
-            keys::PCP_DISABLE => set(&mut options.pcp_disable, switch(value)),
+            keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
+            keys::NUMA => set(&mut options.numa, numa(value)),
+            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
             keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
             keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
             keys::ZEROED => set(&mut options.zeroed, switch(value)),
@@ -130,6 +141,23 @@ fn removal(value: &str) -> Option<RemovalPolicy> {
     }
 }
 
+fn is_one(value: &str) -> Option<bool> {
+    match value {
+        "one" => Some(true),
+        "all" => Some(false),
+        _ => None,
+    }
+}
+
+fn pcp(value: &str) -> Option<PcpPolicy> {
+    match (value, switch(value)) {
+        ("once", _) => Some(PcpPolicy::DrainOnce),
+        (_, Some(true)) => Some(PcpPolicy::Disable),
+        (_, Some(false)) => Some(PcpPolicy::DrainAgain),
+        (_, None) => None,
+    }
+}
+
 fn init(value: &str) -> Option<InitPolicy> {
     match value {
         "eager" => Some(InitPolicy::Eager),
@@ -137,6 +165,17 @@ fn init(value: &str) -> Option<InitPolicy> {
         "lazy" => Some(InitPolicy::Lazy),
         _ => None,
     }
+}
+
+/// `MEMORY[:CPUS],...`, in whole memory blocks.
+fn numa(value: &str) -> Option<ArrayVec<Share, MAX_NODES>> {
+    let mut nodes = ArrayVec::new();
+    for node in value.split(',') {
+        let (memory, cpus) = node.split_once(':').unwrap_or((node, "0"));
+        let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE))?;
+        nodes.try_push((memory, cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?)).ok()?;
+    }
+    Some(nodes)
 }
 
 fn device_init(value: &str) -> Option<DeviceInit> {

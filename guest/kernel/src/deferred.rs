@@ -1,11 +1,11 @@
-//! Boot memory that was left for later: initialised by all CPUs, section by section, beside everything
-//! else that they do.
+//! Boot memory that was left for later: initialised beside everything else, section by section; by all
+//! CPUs, each its own node's first, or by one worker that goes from node to node.
 
 use alloc::boxed::Box;
 
 use crate::job::{self, Job, Step};
 use crate::time::Instant;
-use crate::{MM, cpu};
+use crate::{MM, cpu, stamps};
 
 /// One CPU's share.
 struct InitDeferred {
@@ -13,12 +13,19 @@ struct InitDeferred {
     finishes: bool,
 }
 
-/// Has every CPU take its share, if there is anything left.
-pub fn start() {
-    if MM.stats().deferred_pages > 0 {
-        for index in 0..cpu::online() {
-            job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }));
-        }
+/// All of it, on whatever CPU is near to what is next.
+struct Migrant;
+
+/// Has every CPU take its share, or `one_worker` all of it, if there is anything left.
+pub fn start(one_worker: bool) {
+    if MM.stats().deferred_pages == 0 {
+        return;
+    }
+    if one_worker {
+        return job::spawn(0, Box::new(Migrant));
+    }
+    for index in 0..cpu::online() {
+        job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }));
     }
 }
 
@@ -26,11 +33,35 @@ impl Job for InitDeferred {
     fn step(&mut self) -> Step {
         if MM.init_deferred() {
             Step::Again
-        } else if self.finishes && !MM.finish_deferred() {
-            // Others are at the last ones, a matter of milliseconds.
-            Step::Idle(Some(Instant::in_millis(1)))
+        } else if self.finishes {
+            finish()
         } else {
             Step::Done
         }
     }
+}
+
+impl Job for Migrant {
+    fn step(&mut self) -> Step {
+        match MM.next_deferred_cpu() {
+            None => finish(),
+            Some(index) if index == cpu::this() || index >= cpu::online() => {
+                MM.init_deferred();
+                Step::Again
+            }
+            Some(index) => {
+                job::spawn(index, Box::new(Migrant));
+                Step::Done
+            }
+        }
+    }
+}
+
+fn finish() -> Step {
+    if MM.finish_deferred() {
+        stamps::initialised();
+        return Step::Done;
+    }
+    // Others are at the last ones, a matter of milliseconds.
+    Step::Idle(Some(Instant::in_millis(1)))
 }

@@ -22,6 +22,7 @@ mod hog;
 mod ioapic;
 mod irq;
 mod job;
+mod numa;
 mod paging;
 mod panic;
 mod pci;
@@ -29,8 +30,10 @@ mod percpu_buf;
 mod platform;
 mod pmem;
 mod procfs;
+mod race;
 mod shell;
 mod smp;
+mod stamps;
 mod time;
 mod virtio;
 mod workload;
@@ -47,6 +50,7 @@ use crate::boot::BootInfo;
 use crate::cmdline::Options;
 use crate::console::println;
 use crate::control::Control;
+use crate::numa::Numa;
 use crate::paging::{TableSource, VMEMMAP, map_direct};
 use crate::platform::Machine;
 use crate::virtio::Device;
@@ -100,6 +104,7 @@ impl TableSource for EarlyTables<'_> {
 
 /// First Rust code of the boot CPU; `boot.s` passes the address that the PVH boot ABI names.
 extern "C" fn kernel_start(start_info: u64) -> ! {
+    stamps::start();
     cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
     // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up
     // page tables map the first GiB.
@@ -109,18 +114,21 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     // SAFETY: this runs once, and nothing else names the static.
     let memblock: &'static mut Memblock = unsafe { (&raw mut MEMBLOCK).as_mut() }.expect("a static");
     map_memory(&info, memblock);
+    stamps::mapped();
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
     irq::init(tables).expect("no memory for the APICs' page tables");
-    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables);
+    let mut numa = Numa::new();
+    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
     paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
+    numa.settle(&options.numa, memblock, nr_cpus);
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
     unsafe { heap::init(arena.get()) };
     let mm_options = tidevm_mm::Options {
         nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
-        pcp_disable: options.pcp_disable,
+        pcp: options.pcp,
         removal: options.removal,
         init: options.init,
         grow: options.grow,
@@ -128,6 +136,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         device_init: options.device_init,
     };
     MM.boot(memblock, mm_options).expect("memory management does not start");
+    stamps::first_allocation();
     MM.register_owner(workload::OWNER, &workload::Workloads);
     pmem::find(info.pmem());
 
@@ -139,7 +148,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         new_stack()
     });
     copy::start();
-    deferred::start();
+    deferred::start(options.one_worker);
     let mem_devices = bind_devices(&options);
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
     shell::start();

@@ -18,10 +18,14 @@
 //! own entries are zero. `LOCK` is held while entries change.
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
+mod base_pages;
+
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
+
+pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 
 /// Virtual address of physical address 0.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
@@ -35,6 +39,8 @@ const WINDOWS: u64 = 0xffff_c900_0000_0000;
 pub const LARGE_PAGE: u64 = 2 << 20;
 const SMALL_PAGE: u64 = 4 << 10;
 const ENTRIES: usize = 512;
+/// What the large pages of one table reach over.
+const TABLE_SPAN: u64 = ENTRIES as u64 * LARGE_PAGE;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -114,44 +120,88 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
     Ok(table)
 }
 
-/// Maps the large page at `virt` to `phys`. Tables that were made for it stay when it fails: the
-/// next [`unmap`] of the same range frees them.
-fn map_large(virt: u64, phys: u64, flags: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let upper = next_table(entry(root(), index(virt, 3)), source)?;
-    let middle = next_table(entry(upper, index(virt, 2)), source)?;
-    let slot = entry(middle, index(virt, 1));
-    let old = slot.swap(phys | flags, Ordering::Release);
-    assert!(old == 0 || old & ADDRESS == phys, "{virt:#x} is mapped to {old:#x}, not to {phys:#x}");
-    Ok(())
+/// The entries of the large pages from `virt` on, as far as `table` with the first of them goes, and at most
+/// up to `end`.
+fn entries(table: u64, virt: u64, end: u64) -> &'static [AtomicU64] {
+    let first = index(virt, 1);
+    let count = (((end - virt) / LARGE_PAGE) as usize).min(ENTRIES - first);
+    // SAFETY: as in `entry`, for all entries of a table; the range ends with the table at the latest.
+    unsafe { core::slice::from_raw_parts(entry(table, first), count) }
 }
 
-/// Clears the entry of the large page at `virt` and frees a table that this empties. The root's
-/// own tables stay: there are three of them.
-fn unmap_large(virt: u64, source: &mut dyn TableSource) {
+/// Maps the large pages from `virt` up to `end`, as far as one table goes, to `phys` and what follows;
+/// returns where it stopped. Tables that were made for it stay when it fails: the next [`unmap`] of the
+/// same range frees them.
+fn map_entries(
+    virt: u64,
+    end: u64,
+    phys: u64,
+    flags: u64,
+    source: &mut dyn TableSource,
+) -> Result<u64, NoPageTable> {
+    let upper = next_table(entry(root(), index(virt, 3)), source)?;
+    let table = next_table(entry(upper, index(virt, 2)), source)?;
+    let slots = entries(table, virt, end);
+    let mut new = phys | flags;
+    let mut write = |slot: &AtomicU64| {
+        let old = slot.load(Ordering::Relaxed);
+        if old != 0 {
+            assert_same(old, new & ADDRESS);
+        }
+        slot.store(new, Ordering::Release);
+        new += LARGE_PAGE;
+    };
+    // Eight at a time: these loops are a good part of what adding a memory block takes.
+    let (eights, rest) = slots.as_chunks::<8>();
+    for eight in eights {
+        eight.iter().for_each(&mut write);
+    }
+    rest.iter().for_each(write);
+    Ok(virt + slots.len() as u64 * LARGE_PAGE)
+}
+
+/// What is mapped may be mapped again: to the same.
+#[cold]
+#[inline(never)]
+fn assert_same(old: u64, phys: u64) {
+    assert_eq!(old & ADDRESS, phys, "an address is mapped to {old:#x}, not to {phys:#x}");
+}
+
+/// Clears the entries of the large pages from `virt` up to `end`, as far as one table goes, and frees the
+/// table if that empties it; returns where it stopped. The root's own tables stay: there are three of
+/// them.
+fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
+    let stop = end.min((virt / TABLE_SPAN + 1) * TABLE_SPAN);
     let upper_entry = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
     if upper_entry & PRESENT == 0 {
-        return;
+        return stop;
     }
     let middle_entry = entry(upper_entry & ADDRESS, index(virt, 2));
     let middle = middle_entry.load(Ordering::Relaxed);
     if middle & PRESENT == 0 {
-        return;
+        return stop;
     }
     let table = middle & ADDRESS;
-    entry(table, index(virt, 1)).store(0, Ordering::Release);
+    entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
     if (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
         middle_entry.store(0, Ordering::Release);
         source.free(table);
     }
+    stop
 }
 
 fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
     let guard = LOCK.lock();
-    for offset in (0..size).step_by(LARGE_PAGE as usize) {
-        if map_large(virt + offset, phys + offset, flags, source).is_err() {
-            drop(guard);
-            unmap(virt, offset + LARGE_PAGE, source);
-            return Err(NoPageTable);
+    let (mut next, end) = (virt, virt + size.next_multiple_of(LARGE_PAGE));
+    while next < end {
+        match map_entries(next, end, phys + (next - virt), flags, source) {
+            Ok(stop) => next = stop,
+            Err(error) => {
+                drop(guard);
+                // One more, whose table may be there.
+                unmap(virt, next + LARGE_PAGE - virt, source);
+                return Err(error);
+            }
         }
     }
     Ok(())
@@ -162,8 +212,9 @@ fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource
 /// before.
 fn unmap(virt: u64, size: u64, source: &mut dyn TableSource) {
     let _guard = LOCK.lock();
-    for offset in (0..size).step_by(LARGE_PAGE as usize) {
-        unmap_large(virt + offset, source);
+    let (mut next, end) = (virt, virt + size.next_multiple_of(LARGE_PAGE));
+    while next < end {
+        next = unmap_entries(next, end, source);
     }
 }
 
@@ -202,54 +253,6 @@ pub fn map_vmemmap(virt: u64, phys: u64, source: &mut dyn TableSource) -> Result
 /// Takes a large page out of the vmemmap window.
 pub fn unmap_vmemmap(virt: u64, source: &mut dyn TableSource) {
     unmap(virt, LARGE_PAGE, source);
-}
-
-/// Maps 2 MiB of the vmemmap window from `virt` on with small pages, onto the frames at `frames`.
-///
-/// # Errors
-/// [`NoPageTable`]; nothing is mapped then.
-pub fn map_vmemmap_base(
-    virt: u64,
-    frames: impl Iterator<Item = u64>,
-    source: &mut dyn TableSource,
-) -> Result<(), NoPageTable> {
-    let guard = LOCK.lock();
-    let mut tables = || {
-        let upper = next_table(entry(root(), index(virt, 3)), source)?;
-        let middle = next_table(entry(upper, index(virt, 2)), source)?;
-        let slot = entry(middle, index(virt, 1));
-        assert_eq!(slot.load(Ordering::Relaxed), 0, "{virt:#x} is mapped");
-        Ok((slot, source.alloc().ok_or(NoPageTable)?))
-    };
-    match tables() {
-        Ok((slot, table)) => {
-            for (place, frame) in frames.enumerate() {
-                entry(table, place).store(frame | (MEMORY & !LARGE), Ordering::Relaxed);
-            }
-            slot.store(table | PRESENT | WRITABLE, Ordering::Release);
-            Ok(())
-        }
-        Err(error) => {
-            drop(guard);
-            unmap(virt, LARGE_PAGE, source);
-            Err(error)
-        }
-    }
-}
-
-/// The way back of [`map_vmemmap_base`]. Tells `back` of each frame, in order.
-pub fn unmap_vmemmap_base(virt: u64, mut back: impl FnMut(usize, u64), source: &mut dyn TableSource) {
-    let guard = LOCK.lock();
-    let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed) & ADDRESS;
-    let middle = entry(upper, index(virt, 2)).load(Ordering::Relaxed) & ADDRESS;
-    let table = entry(middle, index(virt, 1)).load(Ordering::Relaxed);
-    assert!(table & PRESENT != 0 && table & LARGE == 0, "{virt:#x} is not mapped by small pages: {table:#x}");
-    for place in 0..ENTRIES {
-        back(place, entry(table & ADDRESS, place).load(Ordering::Relaxed) & ADDRESS);
-    }
-    drop(guard);
-    unmap(virt, LARGE_PAGE, source);
-    source.free(table & ADDRESS);
 }
 
 /// Maps device registers, `size` bytes at `phys`, for good, and returns their address (Linux

@@ -17,6 +17,7 @@ use crate::agent::{self, Asker};
 use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
+use crate::virtio::mem;
 use crate::{MM, blocks, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
@@ -30,6 +31,7 @@ const HELP: &str = "\
   hog SIZE movable|unmovable|pinned [scattered] [full] as NAME
   verify NAME, release NAME
   churn N threads for 5s
+  race N cycles           take a pageblock again and again while other CPUs free pages of it
   poweroff";
 
 /// The answer that came.
@@ -191,6 +193,7 @@ impl Shell {
             "hog" => Some(self.hog(words)?),
             "churn" => Some(self.churn(words)?),
             "readd" => Some(readd(words)?),
+            "race" => Some(race(words)?),
             "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
             "release" => {
                 let index = self.name(words)?;
@@ -288,6 +291,9 @@ impl Shell {
             Answer::Churned { allocations, failures } => {
                 println!("{allocations} allocations, {failures} found no memory");
             }
+            Answer::Raced { cycles, failures, stranded } => {
+                println!("{failures} of {cycles} cycles failed, {stranded} pages were stranded");
+            }
             Answer::Verified { pages, corrupt: 0, .. } => println!("{pages} pages intact"),
             Answer::Verified { pages, corrupt, first_corrupt } => {
                 println!("{corrupt} of {pages} pages corrupt, the first is {first_corrupt:x?}");
@@ -296,6 +302,7 @@ impl Shell {
             Answer::Failed(failure) => {
                 return Err(match failure {
                     Failure::NoMemory => "no memory for the table of its pages, or too many workloads",
+                    Failure::Unfit => "it needs two CPUs and plugged memory",
                     Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
@@ -337,6 +344,16 @@ fn readd(words: &mut Words<'_>) -> Result<Op, &'static str> {
     Ok(Op::Readd { addr, size: bytes })
 }
 
+fn race(words: &mut Words<'_>) -> Result<Op, &'static str> {
+    const USAGE: &str = "race N cycles";
+    let cycles = words.next().and_then(|word| word.parse().ok()).ok_or(USAGE)?;
+    if words.next() != Some("cycles") {
+        return Err(USAGE);
+    }
+    no_more(words)?;
+    Ok(Op::Race { cycles })
+}
+
 fn stats() {
     let stats = MM.stats();
     println!("memmap in boot memory       {} pages", stats.memmap_boot_pages);
@@ -349,4 +366,5 @@ fn stats() {
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
     let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();
     println!("pageblocks isolated         {isolated}");
+    println!("last memory block           {} ticks", mem::last_add());
 }

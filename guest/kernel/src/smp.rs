@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 
+use crate::acpi::Entry;
 use crate::console::println;
+use crate::numa::Numa;
 use crate::paging::{self, TableSource, phys_to_virt};
 use crate::time::Instant;
 use crate::{acpi, cpu, irq, job};
@@ -26,8 +28,13 @@ const BROADCAST: u8 = 0xff;
 /// Gives the CPUs their local APIC ids and returns how many there are to run. They are those that ACPI
 /// lists, when there is a root pointer `rsdp`, at most `nr_cpus` of them; else `nr_cpus`, with ids from
 /// 0. The boot CPU, which runs this, has index 0. What cannot be used is left out, with a line for
-/// people.
-pub fn find_cpus(rsdp: Option<u64>, nr_cpus: Option<usize>, tables: &mut dyn TableSource) -> usize {
+/// people. `numa` takes in what ACPI says of nodes.
+pub fn find_cpus(
+    rsdp: Option<u64>,
+    nr_cpus: Option<usize>,
+    tables: &mut dyn TableSource,
+    numa: &mut Numa,
+) -> usize {
     let most = nr_cpus.unwrap_or(cpu::MAX_CPUS).min(cpu::MAX_CPUS);
     let boot_cpu = (__cpuid(1).ebx >> 24) as u8;
     let mut ids = ArrayVec::<u8, { cpu::MAX_CPUS }>::from_iter([boot_cpu]);
@@ -41,7 +48,11 @@ pub fn find_cpus(rsdp: Option<u64>, nr_cpus: Option<usize>, tables: &mut dyn Tab
     match rsdp {
         None => (0..nr_cpus.unwrap_or(1) as u32).for_each(found),
         Some(rsdp) => {
-            if let Err(error) = acpi::each_cpu(rsdp, tables, &mut found) {
+            let entry = |entry: Entry<'_>| match entry {
+                Entry::Cpu(id) => found(id),
+                of_node => numa.note(of_node),
+            };
+            if let Err(error) = acpi::each_entry(rsdp, tables, entry) {
                 println!("ACPI lists no CPUs: {error:?}");
             }
         }

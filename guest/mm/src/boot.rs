@@ -8,12 +8,14 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
+use crate::contig::PcpPolicy;
 use crate::memblock::Memblock;
 use crate::memmap_init::{Content, InitPolicy, set_heads};
 use crate::node::{MAX_NODES, ZoneId};
 use crate::page::{Kind, ZoneType};
+use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::range::RemovalPolicy;
@@ -27,8 +29,8 @@ pub struct Options {
     pub nr_cpus: usize,
     /// Whether the memmap of hot-added memory lies in that memory.
     pub memmap_on_memory: bool,
-    /// Whether per-CPU lists are out of play while memory is taken away, rather than drained.
-    pub pcp_disable: bool,
+    /// What is done about per-CPU lists while memory is taken away.
+    pub pcp: PcpPolicy,
     /// How much hot-added memory may be removed at a time.
     pub removal: RemovalPolicy,
     /// When struct pages are initialised.
@@ -64,15 +66,14 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp_disable, removal, init, grow, content, device_init } =
-            options;
+        let Options { nr_cpus, memmap_on_memory, pcp, removal, init, grow, content, device_init } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
         self.nr_cpus.store(nr_cpus, Relaxed);
         self.count_cpus();
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
-        self.use_pcp_disable.store(pcp_disable, Relaxed);
+        self.pcp_policy.set(pcp);
         self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
@@ -155,18 +156,26 @@ impl<P: Platform> Mm<P> {
         freed
     }
 
-    /// Gives `range`, in the section, whose pages are in no block, to the allocator.
+    /// Gives `range`, in the section, whose pages are in no block and movable, to the allocator.
     pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
         let mut buddy = self.zone(pages.section().zone()).lock();
-        for (pfn, order) in range.chunks() {
-            buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
+        let mut rest = range;
+        while let Some((pfn, order)) = rest.chunks().next() {
+            if order == Order::MAX {
+                let largest = PfnRange { start: pfn, end: range.end.align_down(order) };
+                buddy.append_largest(&self.sparse, pages, largest, MigrateType::Movable);
+                rest.start = largest.end;
+            } else {
+                buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
+                rest.start = pfn.add(order.pages());
+            }
         }
     }
 
     /// Recomputes what follows from the sizes of the zones.
     pub(crate) fn update_limits(&self) {
         self.build_zonelists();
-        setup_watermarks(self.zones());
+        setup_watermarks(self.zones().as_slice());
         self.update_pcp_limits();
     }
 

@@ -10,7 +10,7 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, Pfn};
+use crate::addr::{Order, Pfn, PfnRange};
 use crate::node::ZoneId;
 use crate::page::{Kind, Link, PageState};
 use crate::pageblock::MigrateType;
@@ -133,6 +133,42 @@ impl Buddy {
         self.pages[mt.index()] += u64::from(order.pages());
         pages.section().add_free(order.pages().into());
         page.set_state(PageState::new(Kind::Free, order, self.zone));
+    }
+
+    /// Puts `range`, in the section, at the end of a list as blocks of the largest order. Its pages are in no
+    /// block yet and its pageblocks are of type `mt`. Such blocks have nothing to merge with, so a pass
+    /// over their heads is all: a fifth of freeing them one by one.
+    pub(crate) fn append_largest(
+        &mut self,
+        sparse: &Sparse,
+        pages: SectionPages<'_>,
+        range: PfnRange,
+        mt: MigrateType,
+    ) {
+        let state = PageState::new(Kind::Free, Order::MAX, self.zone);
+        let list = &mut self.lists[mt.index()][Order::MAX.index()];
+        match list.last.pfn() {
+            Some(last) => sparse.page(last).set_next(Link::to(range.start)),
+            None => list.first = Link::to(range.start),
+        }
+        let (mut prev, mut pfn) = (list.last, range.start);
+        let first = range.start.in_section();
+        let heads = &pages.all()[first..first + range.pages() as usize];
+        for page in heads.iter().step_by(Order::MAX.pages() as usize) {
+            page.set_prev(prev);
+            page.set_state(state);
+            prev = Link::to(pfn);
+            pfn = pfn.add(Order::MAX.pages());
+            page.set_next(Link::to(pfn));
+        }
+        list.last = prev;
+        if let Some(last) = prev.pfn() {
+            pages.page(last).set_next(Link::NONE);
+        }
+        list.len += range.pages() >> Order::MAX.get();
+        self.nonempty[mt.index()] |= 1 << Order::MAX.get();
+        self.pages[mt.index()] += u64::from(range.pages());
+        pages.section().add_free(range.pages().into());
     }
 
     /// Takes the free block of `order` at `pfn` off the list of type `mt`. Its state is the

@@ -1,26 +1,61 @@
 //! Taking a given range of pages: isolate, migrate, check, take.
 //!
 //! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here: a
-//! memory block that goes offline and a sub-section that is unplugged differ only in their size: a
-//! range is pageblocks of one section, or of several that lie in one zone.
+//! memory block that goes offline, a sub-section that is unplugged and a pageblock that somebody wants
+//! for himself differ only in their size: a range is pageblocks of one section, or of several that lie
+//! in one zone.
 //!
 //! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the
 //! number of those left falls or stands still; after [`IDLE_ROUNDS`] rounds in which it stood
 //! still the range is given up, with the pages that are left.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::Mm;
+use crate::addr::{Order, Pfn};
 use crate::isolation::{OfflineError, Stuck};
 use crate::node::ZoneId;
+use crate::page::{Holder, Kind, PageState};
 use crate::platform::Platform;
-use crate::sparse::SectionPages;
+use crate::sparse::{SectionPages, SectionState};
 use crate::subsection::SubSections;
 use crate::target::Targets;
 
 /// Rounds without a page less before the range is given up.
 const IDLE_ROUNDS: u32 = 16;
 
+/// What is done about the pages on per-CPU lists while a range is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PcpPolicy {
+    /// The lists are out of play meanwhile (Linux `zone_pcp_disable`).
+    Disable,
+    /// The lists are drained before isolation and again in every round (Linux before 5.11).
+    DrainAgain,
+    /// The lists are drained once, before isolation, and not disabled. A page that is freed between the
+    /// two lies on a list afterwards, where nobody looks for it: the range is not taken, or the page is
+    /// allocated again although it is isolated. This is here to show that. (Linux before 5.9 drained
+    /// once after isolation, which leaves a narrower gap.)
+    DrainOnce,
+}
+
+/// A [`PcpPolicy`] that is set at boot.
+pub(crate) struct BootPcpPolicy(AtomicU8);
+
+impl BootPcpPolicy {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU8::new(PcpPolicy::Disable as u8))
+    }
+
+    pub(crate) fn set(&self, policy: PcpPolicy) {
+        self.0.store(policy as u8, Relaxed);
+    }
+
+    fn get(&self) -> PcpPolicy {
+        const ALL: [PcpPolicy; 3] = [PcpPolicy::Disable, PcpPolicy::DrainAgain, PcpPolicy::DrainOnce];
+        ALL[usize::from(self.0.load(Relaxed))]
+    }
+}
 /// Pageblocks of one section.
 pub(crate) type Part<'s> = (SectionPages<'s>, SubSections);
 
@@ -28,24 +63,45 @@ impl<P: Platform> Mm<P> {
     /// Takes the pages of `parts`, all of them managed by the allocator, out of `zone`, all of them or
     /// none.
     ///
-    /// Pages that CPUs keep on lists of their own are dealt with in one of two ways, chosen at
-    /// boot: the lists are out of play meanwhile, or they are drained before isolation and again
-    /// in every round.
+    /// Pages that CPUs keep on lists of their own are dealt with as was chosen at boot, by
+    /// [`PcpPolicy`].
     pub(crate) fn take_pageblocks<'s>(
         &self,
         zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
     ) -> Result<(), OfflineError> {
-        let disabled = self.use_pcp_disable.load(Relaxed).then(|| self.zone_pcp_disable(zone));
-        if disabled.is_none() {
+        let policy = self.pcp_policy.get();
+        let _disabled = (policy == PcpPolicy::Disable).then(|| self.zone_pcp_disable(zone));
+        if policy != PcpPolicy::Disable {
             self.drain_pcp(zone);
         }
         self.isolate_all(parts.clone())?;
-        if let Err(error) = self.evacuate(zone, parts.clone(), disabled.is_none()) {
+        if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain) {
             parts.for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
             return Err(error);
         }
         parts.for_each(|(pages, blocks)| self.take_isolated(pages, blocks));
+        Ok(())
+    }
+
+    /// Takes the pageblock of `pfn` whole, whatever moves out of it, as one allocated block of
+    /// [`Order::PAGEBLOCK`] that is given back by [`Mm::free_pages`].
+    ///
+    /// # Errors
+    /// See [`OfflineError`].
+    pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
+        let _hotplug = self.lock_hotplug();
+        let pages = self.sparse.pages(pfn.section()).ok_or(OfflineError::NotOnline)?;
+        if pages.section().state() != SectionState::Online {
+            return Err(OfflineError::NotOnline);
+        }
+        let block = pfn.pageblock()..pfn.pageblock() + 1;
+        let zone = pages.section().zone();
+        self.take_pageblocks(zone, core::iter::once((pages, SubSections::range(block.clone()))))?;
+        let _buddy = self.zones[zone.index()].lock();
+        let head = pages.page(pages.nr().pageblocks(&block).start);
+        head.set_holder(Holder::Kernel.word());
+        head.set_state(PageState::new(Kind::Allocated, Order::PAGEBLOCK, zone));
         Ok(())
     }
 
@@ -86,6 +142,8 @@ impl<P: Platform> Mm<P> {
         let mut targets = Targets::new(self, zone.node());
         let mut left = u32::MAX;
         let mut idle = 0;
+        let mut came_round = false;
+        let mut stranded = 0;
         loop {
             let no_room =
                 parts.clone().any(|(pages, blocks)| self.migrate_pageblocks(pages, blocks, &mut targets));
@@ -93,6 +151,10 @@ impl<P: Platform> Mm<P> {
                 self.drain_pcp(zone);
             }
             let stuck = left_in(&mut parts.clone());
+            if came_round && stuck.listed > stranded {
+                self.counters.pcp_stranded.fetch_add(u64::from(stuck.listed - stranded), Relaxed);
+                stranded = stuck.listed;
+            }
             if stuck.pages == 0 {
                 return Ok(());
             }
@@ -107,6 +169,80 @@ impl<P: Platform> Mm<P> {
             }
             // Whoever held a page of the block for a moment only has let go of it then.
             self.platform.synchronize();
+            // So was whoever began to free a page before the range was isolated: what is on a list now
+            // stays there, or is allocated from there.
+            came_round = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PcpPolicy;
+    use crate::Mm;
+    use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
+    use crate::isolation::OfflineError;
+    use crate::memmap_init::Content;
+    use crate::node::NodeId;
+    use crate::page::{Holder, ZoneType};
+    use crate::page_alloc::Gfp;
+    use crate::sim::{Machine, Sim};
+    use crate::subsection::SubSections;
+
+    const BLOCK: SectionNr = SectionNr::new(33);
+
+    fn movable() -> (&'static Mm<Sim>, SectionNr) {
+        let mm = Machine { cpus: 2, ..Machine::default() }.boot();
+        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).expect("a new block");
+        mm.online(BLOCK, ZoneType::Movable).expect("it goes online");
+        (mm, BLOCK)
+    }
+
+    #[test]
+    fn a_pageblock_can_be_taken_whole_and_given_back() {
+        let (mm, nr) = movable();
+        let before = mm.stats().zones[ZoneType::Movable.index()];
+        let pfn = nr.start().add(7 * PAGEBLOCK_PAGES);
+        mm.alloc_contig_pageblock(pfn.add(3)).expect("it is free");
+        mm.check();
+        let taken = mm.stats().zones[ZoneType::Movable.index()];
+        assert_eq!((taken.managed, taken.free), (before.managed, before.free - u64::from(PAGEBLOCK_PAGES)));
+        let again = mm.alloc_contig_pageblock(pfn);
+        mm.free_pages(pfn, Order::PAGEBLOCK);
+        mm.check();
+        assert_eq!(mm.stats().zones[ZoneType::Movable.index()], before);
+        assert!(
+            matches!(again, Err(OfflineError::Unmovable(stuck)) if stuck.pages == PAGEBLOCK_PAGES),
+            "{again:?}"
+        );
+        assert_eq!(mm.alloc_contig_pageblock(SectionNr::new(34).start()), Err(OfflineError::NotOnline));
+    }
+
+    /// Step by step: the lists are drained, a page is freed to its list, and the range is isolated.
+    #[test]
+    fn a_page_that_is_freed_after_a_single_drain_is_stranded() {
+        let (mm, nr) = movable();
+        mm.pcp_policy.set(PcpPolicy::DrainOnce);
+        let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
+        let blocks = SubSections::range(pfn.pageblock()..pfn.pageblock() + 1);
+
+        let pages = mm.sparse.pages(nr).expect("a memmap");
+        let zone = NodeId::FIRST.zone(ZoneType::Movable);
+        mm.drain_pcp(zone);
+        mm.free_pages(pfn, Order::PAGE);
+        mm.start_isolate(pages, blocks).expect("nothing is in the way");
+        let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(zone, core::iter::once((pages, blocks)), false)
+        else {
+            panic!("the range was taken with a page of it on a list")
+        };
+        assert_eq!((stuck.pages, stuck.listed), (1, 1));
+        assert_eq!(stuck.first[0], Some((pfn, Holder::Unclaimed)));
+        assert_eq!(mm.stats().pcp_stranded, 1);
+
+        // Draining again is what helps.
+        mm.evacuate(zone, core::iter::once((pages, blocks)), true).expect("it is free now");
+        mm.undo_isolate(pages, blocks);
+        mm.check();
+        assert_eq!(mm.stats().pcp_stranded, 1);
     }
 }

@@ -192,6 +192,21 @@ impl<P: Platform> Mm<P> {
         })
     }
 
+    /// The CPU on which one that initialises all by itself, calling [`init_deferred`](Self::init_deferred),
+    /// goes on so that it always writes near by: this one, as long as its node has sections to claim, then
+    /// the first one of another node that has. `None` when none is left to claim.
+    pub fn next_deferred_cpu(&self) -> Option<usize> {
+        let claims = self.deferred.claims.lock();
+        let this = self.platform.this_cpu();
+        let mut nodes = self.nodes.by_distance(self.this_cpu().node());
+        let node = nodes.find(|node| claims.nodes[node.index()].next.is_some())?;
+        if node == self.this_cpu().node() {
+            return Some(this);
+        }
+        // Memory without CPUs is as far from all of them.
+        Some(self.cpus().iter().position(|cpu| cpu.node() == node).unwrap_or(this))
+    }
+
     /// Recomputes what follows from the sizes of the zones once all of boot memory is initialised;
     /// `false` as long as it is not.
     pub fn finish_deferred(&self) -> bool {

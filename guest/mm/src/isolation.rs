@@ -47,18 +47,21 @@ pub enum OfflineError {
 pub struct Stuck {
     /// How many.
     pub pages: u32,
+    /// How many of them are on per-CPU lists.
+    pub listed: u32,
     /// The first of them and who holds them; of blocks of pages, the first page.
     pub first: [Option<(Pfn, Holder)>; 4],
 }
 
 impl Stuck {
     pub(crate) const fn none() -> Self {
-        Self { pages: 0, first: [None; 4] }
+        Self { pages: 0, listed: 0, first: [None; 4] }
     }
 
     /// Adds those of a later section.
     pub(crate) fn append(&mut self, later: Self) {
         self.pages += later.pages;
+        self.listed += later.listed;
         let free = self.first.iter_mut().filter(|entry| entry.is_none());
         free.zip(later.first).for_each(|(entry, page)| *entry = page);
     }
@@ -67,6 +70,7 @@ impl Stuck {
     fn add(&mut self, pages: SectionPages<'_>, window: &Range<u32>, pfn: Pfn, state: PageState) {
         let block = PfnRange::new(pfn, state.order().pages());
         self.pages += block.intersect(pages.nr().pageblocks(window)).pages();
+        self.listed += u32::from(state.kind() == Kind::Pcp);
         let holder = holder_of(pages, pfn, state);
         if let Some(free) = self.first.iter_mut().find(|entry| entry.is_none()) {
             *free = Some((pfn, holder));

@@ -74,6 +74,7 @@ pub use addr::{
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr,
 };
 pub use boot::{BootError, Options};
+pub use contig::PcpPolicy;
 pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
@@ -96,6 +97,7 @@ pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapErro
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
+use contig::BootPcpPolicy;
 use deferred::Deferred;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
@@ -123,7 +125,7 @@ pub struct Mm<P: Platform> {
     /// [`Options`] given at boot.
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
-    use_pcp_disable: AtomicBool,
+    pcp_policy: BootPcpPolicy,
     remove_per_block: AtomicBool,
     init_lazily: AtomicBool,
 }
@@ -147,7 +149,7 @@ impl<P: Platform> Mm<P> {
             pgmaps: Pgmaps::new(),
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
-            use_pcp_disable: AtomicBool::new(true),
+            pcp_policy: BootPcpPolicy::new(),
             remove_per_block: AtomicBool::new(true),
             init_lazily: AtomicBool::new(false),
         }

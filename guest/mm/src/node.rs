@@ -21,6 +21,7 @@ impl NodeId {
     ///
     /// # Panics
     /// When it is not below [`MAX_NODES`].
+    #[inline]
     #[must_use]
     pub const fn new(number: u8) -> Self {
         assert!((number as usize) < MAX_NODES, "more nodes than there can be");
@@ -33,12 +34,14 @@ impl NodeId {
     }
 
     /// The number.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
     }
 
     /// For tables with one entry a node.
+    #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -50,6 +53,7 @@ impl NodeId {
     }
 
     /// Its zone of type `zone`.
+    #[inline]
     #[must_use]
     pub const fn zone(self, zone: ZoneType) -> ZoneId {
         ZoneId(self.0 << ZoneId::TYPE_BITS | zone as u8)
@@ -94,6 +98,7 @@ impl ZoneId {
     }
 
     /// The node.
+    #[inline]
     #[must_use]
     pub const fn node(self) -> NodeId {
         NodeId(self.0 >> Self::TYPE_BITS)

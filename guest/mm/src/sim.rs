@@ -27,7 +27,7 @@ use crate::addr::{
 use crate::memmap_init::{Content, InitPolicy};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PerCpu, RemovalPolicy};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -111,7 +111,7 @@ pub struct Machine {
     pub distances: Vec<(u8, u8, u8)>,
     /// [`Options::memmap_on_memory`].
     pub memmap_on_memory: bool,
-    /// [`Options::pcp_disable`].
+    /// [`Options::pcp`]: the lists are disabled, or drained again and again.
     pub pcp_disable: bool,
     /// [`Options::removal`].
     pub removal: RemovalPolicy,
@@ -195,7 +195,7 @@ impl Machine {
         Options {
             nr_cpus: self.cpus,
             memmap_on_memory: self.memmap_on_memory,
-            pcp_disable: self.pcp_disable,
+            pcp: if self.pcp_disable { PcpPolicy::Disable } else { PcpPolicy::DrainAgain },
             removal: self.removal,
             init: self.init,
             grow: self.grow,

@@ -20,9 +20,9 @@ mod section_pages;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId};
-use crate::page::{Page, PageState, ZoneType};
+use crate::page::{Page, ZoneType};
 use crate::pageblock::PageblockFlags;
 use crate::subsection::SubSections;
 

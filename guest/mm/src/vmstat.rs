@@ -79,7 +79,9 @@ pub struct PcpInfo {
 pub struct Stats {
     /// One entry a zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
     pub zones: [ZoneStats; ZoneType::COUNT],
-    /// The same for each node.
+    /// Nodes that there are or were, one with memory or CPUs the last (Linux `nr_node_ids`).
+    pub nr_nodes: usize,
+    /// The same as `zones` for each of them, and zeros for others.
     pub nodes: [[ZoneStats; ZoneType::COUNT]; MAX_NODES],
     /// Sections of boot memory that were left for later and are initialised now: by their node, and by
     /// the node of the CPU that did it.
@@ -103,6 +105,9 @@ pub struct Stats {
     pub migrate_failed: u64,
     /// Times that a zone's per-CPU lists were drained on all CPUs, since boot.
     pub pcp_drains: u64,
+    /// Pages of isolated ranges that were found on per-CPU lists, where they should not have been any
+    /// more, since boot.
+    pub pcp_stranded: u64,
     /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
     pub pcp_limit_updates: u64,
     /// Device memory.
@@ -118,6 +123,7 @@ pub(crate) struct Counters {
     pub(crate) pages_migrated: AtomicU64,
     pub(crate) migrate_failed: AtomicU64,
     pub(crate) pcp_drains: AtomicU64,
+    pub(crate) pcp_stranded: AtomicU64,
     pub(crate) pcp_limit_updates: AtomicU64,
 }
 
@@ -131,6 +137,7 @@ impl Counters {
             pages_migrated: AtomicU64::new(0),
             migrate_failed: AtomicU64::new(0),
             pcp_drains: AtomicU64::new(0),
+            pcp_stranded: AtomicU64::new(0),
             pcp_limit_updates: AtomicU64::new(0),
         }
     }
@@ -151,6 +158,7 @@ impl<P: Platform> Mm<P> {
         };
         Stats {
             zones: ZoneType::ALL.map(sum),
+            nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
             deferred_pages,
@@ -162,6 +170,7 @@ impl<P: Platform> Mm<P> {
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
+            pcp_stranded: counters.pcp_stranded.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
             device: self.pgmaps.stats(),
         }

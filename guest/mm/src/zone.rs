@@ -222,6 +222,17 @@ impl Zone {
         self.free() >= self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages)
     }
 
+    /// Computes the watermarks; `share` is what of the machine's least free memory is this zone's.
+    fn set_watermarks(&self, share: u64) {
+        let managed = self.managed();
+        let is_movable = self.id.zone_type() == ZoneType::Movable;
+        let min = if is_movable { (managed / 1024).clamp(32, 128) } else { share };
+        let step = (share / 4).max(managed / 1000);
+        for (mark, pages) in [(Watermark::Min, min), (Watermark::Low, min + step)] {
+            self.watermarks[mark as usize].store(if managed == 0 { 0 } else { pages }, Relaxed);
+        }
+    }
+
     /// High and batch of per-CPU lists.
     pub(crate) fn pcp_limits(&self) -> (u32, u32) {
         (self.pcp_high.load(Relaxed), self.pcp_batch.load(Relaxed))
@@ -270,27 +281,22 @@ const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
 /// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`). The least
 /// free memory is of the machine, and zones share in it by size; a reserve is for the higher zones of
 /// the same node.
-pub(crate) fn setup_watermarks<'z>(zones: impl Iterator<Item = &'z Zone> + Clone) {
+pub(crate) fn setup_watermarks(zones: &[Zone]) {
     let for_kernel = |zone: &&Zone| zone.id.zone_type() != ZoneType::Movable;
-    let lowmem: u64 = zones.clone().filter(for_kernel).map(Zone::managed).sum();
+    let lowmem: u64 = zones.iter().filter(for_kernel).map(Zone::managed).sum();
     let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);
     let pages_min = min_free_kbytes / 4;
-    for zone in zones.clone() {
-        let (managed, zone_type) = (zone.managed(), zone.id.zone_type());
-        let share = pages_min * managed / lowmem.max(1);
-        let min = if zone_type == ZoneType::Movable { (managed / 1024).clamp(32, 128) } else { share };
-        let step = (share / 4).max(managed / 1000);
-        for (mark, pages) in [(Watermark::Min, min), (Watermark::Low, min + step)] {
-            zone.watermarks[mark as usize].store(if managed == 0 { 0 } else { pages }, Relaxed);
-        }
-        let mut above = 0;
-        let of_node = zones.clone().filter(|other| other.id.node() == zone.id.node());
-        for (highest, managed) in of_node.map(|other| (other.id.zone_type(), other.managed())) {
-            if highest > zone_type {
+    let (nodes, rest) = zones.as_chunks::<{ ZoneType::COUNT }>();
+    debug_assert!(rest.is_empty(), "a node has all zones");
+    for node in nodes {
+        let managed = node.each_ref().map(Zone::managed);
+        for (zone, index) in node.iter().zip(0..) {
+            zone.set_watermarks(pages_min * managed[index] / lowmem.max(1));
+            let mut above = 0;
+            for (reserve, managed) in zone.lowmem_reserve.iter().zip(managed).skip(index + 1) {
                 above += managed;
+                reserve.store(above / LOWMEM_RESERVE_RATIO[index], Relaxed);
             }
-            let reserve = above / LOWMEM_RESERVE_RATIO[zone_type.index()];
-            zone.lowmem_reserve[highest.index()].store(reserve, Relaxed);
         }
     }
 }

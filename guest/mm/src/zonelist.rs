@@ -69,6 +69,8 @@ pub(crate) struct Nodes {
     nodes: [Node; MAX_NODES],
     /// One more than the highest node that has CPUs or memory (Linux `nr_node_ids`).
     end: AtomicU8,
+    /// The zones with memory that the zonelists were built from, a bit each.
+    built_from: AtomicU32,
 }
 
 impl Nodes {
@@ -82,6 +84,7 @@ impl Nodes {
                 }
             }; MAX_NODES],
             end: AtomicU8::new(1),
+            built_from: AtomicU32::new(0),
         }
     }
 
@@ -175,7 +178,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The zones that have memory, or could: those of all nodes.
-    pub(crate) fn zones(&self) -> impl Iterator<Item = &Zone> + Clone {
+    pub(crate) fn zones(&self) -> core::slice::Iter<'_, Zone> {
         self.zones[..self.nodes.ids().count() * ZoneType::COUNT].iter()
     }
 
@@ -184,8 +187,100 @@ impl<P: Platform> Mm<P> {
         &self.zones[id.index()]
     }
 
-    /// Rebuilds the zonelists.
+    /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.
     pub(crate) fn build_zonelists(&self) {
+        let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
+        let populated = self.zones().map(bit).fold(0, |all, bit| all | bit);
+        if self.nodes.built_from.load(Relaxed) != populated {
+            self.nodes.built_from.store(populated, Relaxed);
+            self.rebuild_zonelists();
+        }
+    }
+
+    /// Rebuilds the zonelists, whatever has changed.
+    pub(crate) fn rebuild_zonelists(&self) {
         self.nodes.build_zonelists(&self.zones);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Zonelist;
+    use crate::addr::SECTION_PAGES;
+    use crate::node::{NodeId, ZoneId};
+    use crate::page::ZoneType;
+    use crate::sim::{Machine, Sim};
+    use crate::zone::Watermark;
+    use crate::{Content, Mm, SectionNr, SubSections};
+
+    #[test]
+    fn a_zonelist_has_room_for_all_zones() {
+        let all = || NodeId::all().flat_map(|node| ZoneType::ALL.map(|zone| node.zone(zone)));
+        let mut list = Zonelist::EMPTY;
+        assert_eq!(list.next(), None);
+        for (count, zone) in all().enumerate() {
+            assert_eq!(list.count(), count);
+            list = list.push_front(zone);
+        }
+        let ascending: std::vec::Vec<ZoneId> = all().collect();
+        assert!(list.eq(ascending.into_iter().rev()));
+    }
+
+    /// Three CPUs on node 0, one on node 1, none on node 2; two equal sections of Normal on the first two,
+    /// and one of Dma32 on node 0.
+    fn machine() -> &'static Mm<Sim> {
+        let section = |nr: u32, node: u8| (nr * SECTION_PAGES, SECTION_PAGES, node);
+        Machine {
+            memory: [0, 32, 33].map(|nr| (nr * SECTION_PAGES, SECTION_PAGES)).into(),
+            nodes: [section(32, 0), section(33, 1)].into(),
+            cpus: 4,
+            cpu_nodes: [0, 0, 0, 1].into(),
+            ..Machine::default()
+        }
+        .boot()
+    }
+
+    /// Per-CPU lists may keep what is below the low watermark, shared by the CPUs of the node, or by all
+    /// when it has none.
+    #[test]
+    fn limits_of_lists_are_shared_by_the_cpus_of_the_node() {
+        let mm = machine();
+        mm.add_memory(NodeId::new(2), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
+        mm.online(SectionNr::new(34), ZoneType::Normal).unwrap();
+        let zones = [0, 1, 2].map(|node| mm.zone(NodeId::new(node).zone(ZoneType::Normal)));
+        let lows = zones.map(|zone| zone.watermark(Watermark::Low));
+        assert!(lows.iter().all(|&low| low > 4 * 28), "shares of it, not the least that there is: {lows:?}");
+        for ((zone, low), sharers) in zones.iter().zip(lows).zip([3, 1, 4]) {
+            let (high, batch) = zone.pcp_limits();
+            assert_eq!(u64::from(high), (low / sharers).max(4 * u64::from(batch)), "{:?}", zone.id());
+            for cpu in mm.cpus() {
+                assert_eq!(cpu.zone(zone.id()).limits(), (high, batch));
+            }
+        }
+    }
+
+    /// The least free memory is one number for the machine, shared by size; reserves are for zones of the
+    /// same node.
+    #[test]
+    fn watermarks_and_reserves_of_nodes() {
+        let mm = machine();
+        let zone = |node, zone| mm.zone(NodeId::new(node).zone(zone));
+        let kernel = [(0, ZoneType::Dma32), (0, ZoneType::Normal), (1, ZoneType::Normal)];
+        let kernel = kernel.map(|(node, of)| zone(node, of));
+        let lowmem: u64 = kernel.iter().map(|zone| zone.managed()).sum();
+        let least = (lowmem * 64).isqrt() / 4;
+        for zone in kernel {
+            assert_eq!(zone.watermark(Watermark::Min), least * zone.managed() / lowmem, "{:?}", zone.id());
+        }
+        let [dma32, normal, other] = kernel;
+        assert_eq!(dma32.lowmem_reserve(ZoneType::Normal), normal.managed() / 256);
+        assert_eq!(dma32.lowmem_reserve(ZoneType::Dma32), 0);
+        assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0);
+        mm.add_memory(NodeId::new(1), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
+        mm.online(SectionNr::new(34), ZoneType::Movable).unwrap();
+        let movable = zone(1, ZoneType::Movable);
+        assert_eq!(other.lowmem_reserve(ZoneType::Movable), movable.managed() / 32);
+        assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0, "another node's");
+        assert_eq!(movable.watermark(Watermark::Min), 32);
     }
 }

@@ -8,7 +8,7 @@
 //! | MADT | a local APIC a vCPU, the I/O APIC |
 //! | FADT | how to reset and power off |
 //! | DSDT | the serial port and the virtio-mmio devices |
-//! | SRAT | which memory lies on which node; only there when a hotplug region has one |
+//! | SRAT | which memory and which vCPU is on which node; only there when nodes are configured |
 //! | SLIT | that another node is twice as far as the own; there with SRAT |
 
 use std::ops::Range;
@@ -73,9 +73,10 @@ pub fn write(config: &Config, view: &View) -> Result<(), BootError> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    if let Some(last) = config.hotplug.iter().filter_map(|hotplug| hotplug.node).max() {
+    if config.has_nodes() {
+        let last = config.hotplug.iter().filter_map(|hotplug| hotplug.node).max().unwrap_or(0);
         xsdt.add_entry(put(&Bytewise(srat(config)))?);
-        xsdt.add_entry(put(&slit(usize::from(last) + 1))?);
+        xsdt.add_entry(put(&slit(config.numa.len().max(usize::from(last) + 1)))?);
     }
     let xsdt = put(&xsdt)?;
     let mut root = Vec::new();
@@ -120,16 +121,16 @@ fn madt(cpus: u8) -> MADT {
     table
 }
 
-/// vCPUs and boot memory are on node 0, a hotplug region is where it says (ACPI 6.5, section 5.2.16).
-/// Entries are by hand because the crate has none for local APICs.
+/// vCPUs and boot memory are on the nodes that have them, or all on node 0; a hotplug region is where it
+/// says (ACPI 6.5, section 5.2.16). Entries are by hand because the crate has none for local APICs.
 fn srat(config: &Config) -> Sdt {
     const ENABLED: u32 = 1;
     const HOT_PLUGGABLE: u32 = 1 << 1;
     let mut body = Vec::new();
     // Reserved, and the first of it always 1.
     body.extend([1_u32, 0, 0].map(u32::to_le_bytes).concat());
-    for id in 0..config.cpus {
-        body.extend([0, 16, 0, id]);
+    for (node, id) in config.cpu_nodes().zip(0..) {
+        body.extend([0, 16, node, id]);
         body.extend([ENABLED, 0, 0].map(u32::to_le_bytes).concat());
     }
     let mut memory = |range: Range<u64>, node: u16, flags: u32| {
@@ -139,7 +140,13 @@ fn srat(config: &Config) -> Sdt {
         body.extend([range.start, range.end - range.start].map(u64::to_le_bytes).concat());
         body.extend([0, ENABLED | flags, 0, 0].map(u32::to_le_bytes).concat());
     };
-    layout::ram(config.memory).for_each(|range| memory(range, 0, 0));
+    let mut sizes: Vec<u64> = config.numa.iter().map(|node| node.memory).collect();
+    if sizes.is_empty() {
+        sizes.push(config.memory);
+    }
+    for (node, range) in layout::parts(config.memory, sizes) {
+        memory(range, node as u16, 0);
+    }
     let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
     let regions = layout::regions(config.memory, sizes).into_iter().flatten();
     for (region, hotplug) in regions.zip(&config.hotplug) {
@@ -200,7 +207,7 @@ fn device(name: &str, id: &dyn Aml, number: u8, resources: Vec<&dyn Aml>, body: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{HotplugConfig, MAX_NODE};
+    use crate::config::{HotplugConfig, MAX_NODE, NodeConfig};
     use crate::memory::fake::memory;
 
     fn written(config: &Config) -> Vec<u8> {
@@ -215,13 +222,20 @@ mod tests {
         bytes[at..at + size].iter().rev().fold(0, |value, &byte| value << 8 | usize::from(byte))
     }
 
+    /// 3.5 GiB of boot memory, of which node 1 has the larger part.
+    fn two_nodes() -> (u64, Vec<NodeConfig>) {
+        let nodes = [NodeConfig { memory: 1 << 30, cpus: 200 }, NodeConfig { memory: 5 << 29, cpus: 54 }];
+        (7 << 29, nodes.into())
+    }
+
     /// Follows the pointers as a kernel does, and checks every sum on the way.
     #[test]
     fn every_table_is_reached_and_its_bytes_add_up() {
         let mut hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
         hotplug[0].node = Some(1);
         hotplug[1].node = Some(MAX_NODE);
-        let bytes = written(&Config { cpus: 254, hotplug, ..Config::default() });
+        let (memory, numa) = two_nodes();
+        let bytes = written(&Config { cpus: 254, memory, numa, hotplug, ..Config::default() });
         let base = TABLES.0 as usize;
         let table = |at: usize| {
             let at = at - base;
@@ -237,10 +251,17 @@ mod tests {
         let srat = table(number(xsdt, 52, 8));
         assert_eq!(
             (&srat[..4], srat.len()),
-            (&b"SRAT"[..], 48 + 254 * 16 + (1 + tidevm_abi::MAX_MEM_DEVICES) * 40)
+            (&b"SRAT"[..], 48 + 254 * 16 + (3 + tidevm_abi::MAX_MEM_DEVICES) * 40)
         );
-        let first_region = 48 + 254 * 16 + 40;
-        assert_eq!((srat[first_region + 2], number(srat, first_region + 8, 8)), (1, 4 << 30));
+        let nodes: Vec<u8> = srat[48..48 + 254 * 16].chunks(16).map(|cpu| cpu[2]).collect();
+        assert_eq!((&nodes[..200], &nodes[200..]), (&[0; 200][..], &[1; 54][..]));
+        let ranges: Vec<_> = srat[48 + 254 * 16..]
+            .chunks(40)
+            .map(|range| (range[2], number(range, 8, 8) >> 20, number(range, 16, 8) >> 20, range[28]))
+            .collect();
+        // Node 1 has boot memory on both sides of the register hole; regions are hot-pluggable.
+        assert_eq!(ranges[..3], [(0, 0, 1024, 1), (1, 1024, 2048, 1), (1, 4096, 512, 1)]);
+        assert_eq!(ranges[3..5], [(1, 5120, 1024, 3), (MAX_NODE as u8, 6144, 1024, 3)]);
         let (slit, nodes) = (table(number(xsdt, 60, 8)), usize::from(MAX_NODE) + 1);
         assert_eq!((&slit[..4], number(slit, 36, 8)), (&b"SLIT"[..], nodes));
         let distances: Vec<_> = slit[44..].chunks(nodes).collect();

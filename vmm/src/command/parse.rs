@@ -10,7 +10,9 @@ use std::time::Duration;
 use tidevm_abi::{FaultStep, HogKind, ZoneName};
 
 use super::quantity::{parse_duration, parse_size};
-use super::{Command, Comparison, Expect, Hog, Metric, Name, Resize, Target, Unit, ZoneCounter, pmem};
+use super::{
+    Command, Comparison, Expect, Hog, Metric, Name, NodeNumber, Resize, Target, Unit, ZoneCounter, pmem,
+};
 
 /// Why a line is not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +29,7 @@ type Table<T> = &'static [(&'static str, T)];
 
 const VERBS: &[&str] = &[
     "resize", "plug", "unplug", "hog", "churn", "verify", "release", "wait", "expect", "stats", "check",
-    "blocks", "readd", "sleep", "inject", "pmem", "repeat",
+    "blocks", "readd", "sleep", "race", "inject", "pmem", "repeat",
 ];
 
 pub(super) const HOG_KINDS: Table<HogKind> =
@@ -74,6 +76,7 @@ pub(super) const PLAIN_METRICS: Table<Metric> = &[
     ("device.pages", Metric::DevicePages),
     ("device.refs", Metric::DeviceRefs),
     ("pcp.drains", Metric::PcpDrains),
+    ("pcp.stranded", Metric::PcpStranded),
 ];
 
 /// The word for `value`. Every value of the grammar's enums is in its table; the round-trip test
@@ -223,6 +226,7 @@ pub(crate) fn parse_command(words: &mut Words<'_>) -> Result<Command, SyntaxErro
         "blocks" => Ok(Command::Blocks),
         "readd" => readd(words),
         "sleep" => Ok(Command::Sleep(duration(words)?)),
+        "race" => race(words),
         "inject" => inject(words),
         "pmem" => pmem::parse(words).map(Command::Pmem),
         _ => Err(verb.error(&format!("a command ({})", list(VERBS.iter().copied())))),
@@ -267,8 +271,9 @@ fn churn(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
 
 fn expect(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     let plain = list(PLAIN_METRICS.iter().map(|(text, _)| *text));
-    let zones = "zone.{DMA32,Normal,Movable}.{spanned,present,managed,free}";
-    let metric = words.value(&format!("a metric ({plain}, {zones})"), metric)?;
+    let zones = "[node.N.]zone.{DMA32,Normal,Movable}.{spanned,present,managed,free}";
+    let init = "node.N.init.{local,remote}";
+    let metric = words.value(&format!("a metric ({plain}, {zones}, {init})"), metric)?;
     let comparison = words.one_of("a comparison", COMPARISONS)?;
     let value = match metric.unit() {
         Unit::Bytes => words.value("a size such as 2G", parse_size)?,
@@ -282,10 +287,34 @@ fn metric(text: &str) -> Option<Metric> {
     if let Some((_, metric)) = PLAIN_METRICS.iter().find(|(word, _)| *word == text) {
         return Some(*metric);
     }
+    if let Some(text) = text.strip_prefix("node.") {
+        let (node, text) = text.split_once('.')?;
+        let node = NodeNumber::new(node.parse().ok()?)?;
+        return match text {
+            "init.local" => Some(Metric::InitLocal(node)),
+            "init.remote" => Some(Metric::InitRemote(node)),
+            text => zone_counter(text).map(|(zone, counter)| Metric::NodeZone(node, zone, counter)),
+        };
+    }
+    zone_counter(text).map(|(zone, counter)| Metric::Zone(zone, counter))
+}
+
+/// `zone.NAME.COUNTER`.
+fn zone_counter(text: &str) -> Option<(ZoneName, ZoneCounter)> {
     let (zone, counter) = text.strip_prefix("zone.")?.split_once('.')?;
     let (_, zone) = ZONES.iter().find(|(word, _)| *word == zone)?;
     let (_, counter) = ZONE_COUNTERS.iter().find(|(word, _)| *word == counter)?;
-    Some(Metric::Zone(*zone, *counter))
+    Some((*zone, *counter))
+}
+
+fn race(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let cycles = count(words, "a number of cycles")?;
+    let word = words.next("`cycles`")?;
+    if matches!(word.text, "cycle" | "cycles") {
+        Ok(Command::Race { cycles })
+    } else {
+        Err(word.error("`cycles`"))
+    }
 }
 
 fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {

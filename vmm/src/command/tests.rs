@@ -5,7 +5,8 @@ use proptest::{option, sample};
 use tidevm_abi::{FaultStep, HogKind, ZoneName};
 
 use super::{
-    Command, Comparison, Expect, Hog, Metric, Name, Pmem, PmemMap, Resize, Target, Unit, ZoneCounter,
+    Command, Comparison, Expect, Hog, Metric, Name, NodeNumber, Pmem, PmemMap, Resize, Target, Unit,
+    ZoneCounter,
 };
 use super::{ShowDuration, parse_size};
 
@@ -37,9 +38,17 @@ fn metrics() -> impl Strategy<Value = Metric> {
         Metric::DeviceSpanned,
         Metric::DevicePages,
         Metric::DeviceRefs,
+        Metric::PcpStranded,
     ];
-    let zone = (zones, sample::select(counters)).prop_map(|(zone, counter)| Metric::Zone(zone, counter));
-    prop_oneof![sample::select(plain), zone]
+    let zone = (zones, sample::select(counters));
+    let node = (0..tidevm_abi::MAX_NODES as u8).prop_map(|number| NodeNumber::new(number).unwrap());
+    prop_oneof![
+        sample::select(plain),
+        zone.clone().prop_map(|(zone, counter)| Metric::Zone(zone, counter)),
+        (node.clone(), zone).prop_map(|(node, (zone, counter))| Metric::NodeZone(node, zone, counter)),
+        node.clone().prop_map(Metric::InitLocal),
+        node.prop_map(Metric::InitRemote),
+    ]
 }
 
 fn resizes() -> impl Strategy<Value = Command> {
@@ -116,6 +125,7 @@ fn commands() -> impl Strategy<Value = Command> {
         Just(Command::Blocks),
         (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size, addr }),
         durations().prop_map(Command::Sleep),
+        (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
         (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
     ]
 }
@@ -168,6 +178,8 @@ const WORDS: &[&str] = &[
     "5s",
     "plugged",
     "zone.Movable.free",
+    "node.1.zone.Movable.free",
+    "node.0.init.remote",
     "==",
     "<",
     "sleep",
@@ -228,6 +240,8 @@ fn wrong_lines_say_where_and_what() {
         ("churn 2 threads for 0s as c", 21, "above 0"),
         ("expect memmap.boot_pages == 2M", 29, "a number (memmap.boot_pages is no size)"),
         ("expect zone.Device.free == 2", 8, "a metric"),
+        ("expect node.4.zone.Movable.free == 2", 8, "a metric"),
+        ("expect node.1.init == 2", 8, "a metric"),
         ("expect plugged => 2G", 16, "a comparison (==, !="),
         ("sleep 1.5s", 7, "a duration"),
         ("stats now", 7, "the end of the line, found `now`"),

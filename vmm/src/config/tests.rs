@@ -1,10 +1,16 @@
-use super::{Config, ConfigError, HotplugConfig, InitPolicy, MIN_BLOCK, Size};
+use super::{Config, ConfigError, HotplugConfig, InitPolicy, MIN_BLOCK, NodeConfig, Size};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 fn with(hotplug: HotplugConfig) -> Config {
     Config { hotplug: vec![HotplugConfig::new(GIB), hotplug], ..Config::default() }
+}
+
+/// 512 MiB and 4 vCPUs on nodes with so many MiB and vCPUs.
+fn on_nodes(nodes: &[(u64, u8)]) -> Config {
+    let numa = nodes.iter().map(|&(mib, cpus)| NodeConfig { memory: mib * MIB, cpus }).collect();
+    Config { cpus: 4, memory: 512 * MIB, numa, ..Config::default() }
 }
 
 #[test]
@@ -18,6 +24,9 @@ fn what_can_be_is_accepted() {
         with(HotplugConfig { size: 2 * GIB, block: 128 * MIB, requested: 2 * GIB, node: Some(1) }),
         with(HotplugConfig { size: GIB, block: 4 * MIB, requested: 12 * MIB, node: None }),
         Config { hotplug: vec![HotplugConfig::new(128 * MIB); 16], ..Config::default() },
+        on_nodes(&[(512, 4)]),
+        on_nodes(&[(0, 1), (128, 0), (384, 3), (0, 0)]),
+        Config { memory: 514 * MIB, ..on_nodes(&[(128, 4), (386, 0), (0, 0)]) },
         Config { pmem: vec![128 * MIB; 8], ..Config::default() },
     ];
     for config in good {
@@ -100,6 +109,36 @@ fn what_cannot_be_is_refused_with_advice() {
     for (config, message) in table {
         assert_eq!(config.validate().unwrap_err().to_string(), message);
     }
+}
+
+#[test]
+fn nodes_that_cannot_be_are_refused_with_advice() {
+    for (config, message) in [
+        (on_nodes(&[(0, 0); 65]), "--numa given 65 times: there can be 64 nodes"),
+        (
+            on_nodes(&[(256, 4), (128, 0)]),
+            "--numa memory=: the nodes have 384M together, and --memory is 512M",
+        ),
+        (
+            on_nodes(&[(1 << 43, 4), (1 << 43, 0)]),
+            "--numa memory=: the nodes have 18446744073709551615 together",
+        ),
+        (on_nodes(&[(256, 4), (256, 1)]), "--numa cpus=: the nodes have 5 vCPUs together, and --cpus is 4"),
+        (
+            on_nodes(&[(0, 0), (200, 4), (312, 0)]),
+            "--numa #1 memory=200M: must be a multiple of the guest's memory block, 128M (try 128M or 256M), \
+             because another node's memory follows",
+        ),
+    ] {
+        let text = config.validate().unwrap_err().to_string();
+        assert!(text.starts_with(message), "{text}");
+    }
+}
+
+#[test]
+fn cpus_are_on_nodes_in_their_order() {
+    assert!(on_nodes(&[(0, 1), (128, 0), (384, 3)]).cpu_nodes().eq([0, 2, 2, 2]));
+    assert!(on_nodes(&[]).cpu_nodes().eq([0; 4]));
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn every_line_is_one_object() {
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
     lines.boot(&BootReport { ready: Some(ready), sample: sample.clone() }).unwrap();
     let step = StepReport {
+        answer: None,
         line: 3,
         column: 5,
         command: "plug 2M".parse().unwrap(),

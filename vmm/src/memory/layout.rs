@@ -50,6 +50,24 @@ pub fn ram(memory: u64) -> impl Iterator<Item = Range<u64>> {
     [0..low, HOLE_END..HOLE_END + (memory - low)].into_iter().filter(|range| !range.is_empty())
 }
 
+/// The first `memory` bytes of such boot memory, cut behind each of the `sizes` of its parts: the ranges of
+/// each part, ascending, with the part's number.
+pub fn parts(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Vec<(usize, Range<u64>)> {
+    let mut rest: Vec<Range<u64>> = ram(memory).collect();
+    let mut parts = Vec::new();
+    for (part, mut left) in sizes.into_iter().enumerate() {
+        for range in &mut rest {
+            let taken = left.min(range.end - range.start);
+            if taken > 0 {
+                parts.push((part, range.start..range.start + taken));
+            }
+            range.start += taken;
+            left -= taken;
+        }
+    }
+    parts
+}
+
 /// Places regions, of hotplug or of device memory, of the given sizes behind `memory` bytes of boot memory. [`None`] when an
 /// address overflows.
 pub fn regions(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<Range<u64>>> {

@@ -1,5 +1,5 @@
 use super::{Script, Statement};
-use crate::config::HotplugConfig;
+use crate::config::{Config, HotplugConfig};
 
 fn errors(text: &str) -> Vec<(usize, usize, String)> {
     match Script::parse("test", text) {
@@ -81,8 +81,9 @@ fn names_are_checked_in_the_order_of_the_run() {
 fn targets_fit_the_devices() {
     let fit = |text: &str, blocks: &[u64]| {
         let device = |&block| HotplugConfig { block, ..HotplugConfig::new(1 << 30) };
-        let devices: Vec<_> = blocks.iter().map(device).collect();
-        let fit = Script::parse("test", text).unwrap().fit(&devices);
+        let hotplug = blocks.iter().map(device).collect();
+        let config = Config { hotplug, pmem: vec![1 << 30; 2], ..Config::default() };
+        let fit = Script::parse("test", text).unwrap().fit(&config);
         fit.map_err(|errors| errors.0.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; "))
     };
     let (small, large) = (2 << 20, 4 << 20);
@@ -95,6 +96,10 @@ fn targets_fit_the_devices() {
     assert!(fit("plug 2M\nplug 2M device 1", &[small, large]).unwrap_err().contains("4M of device 1"));
     assert!(fit("plug 2M device 2", &[small, large]).unwrap_err().contains("the last of 2 is device 1"));
     assert!(fit("expect plugged == 0", &[]).unwrap_err().contains("no --hotplug was given"));
+    assert_eq!(fit("pmem\npmem map 1 0\npmem hold 4K of 1 as a\npmem unmap 1", &[]), Ok(()));
+    for line in ["pmem map 0 2", "pmem unmap 2", "pmem hold 4K of 2 as a"] {
+        assert!(fit(line, &[]).unwrap_err().contains("no pmem 2: the last of 2 is pmem 1"), "{line}");
+    }
 }
 
 #[test]

@@ -35,6 +35,13 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
                 // A guest may say anything of itself.
                 Ok(zones.map(|zone| zone_counter(counter, &zone)).fold(0, u64::saturating_add))
             }
+            Metric::NodeZone(node, name, counter) => {
+                let zones = self.guest_stats()?.nodes[node.index()].zones.into_iter();
+                let zones = zones.filter(|zone| zone.name == name);
+                Ok(zones.map(|zone| zone_counter(counter, &zone)).fold(0, u64::saturating_add))
+            }
+            Metric::InitLocal(node) => Ok(self.guest_stats()?.nodes[node.index()].init_local),
+            Metric::InitRemote(node) => Ok(self.guest_stats()?.nodes[node.index()].init_remote),
             Metric::MemmapBootPages => Ok(self.guest_stats()?.memmap_boot_pages),
             Metric::MemmapAltmapPages => Ok(self.guest_stats()?.memmap_altmap_pages),
             Metric::Migrated => Ok(self.guest_stats()?.pages_migrated),
@@ -43,6 +50,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             Metric::DevicePages => Ok(self.guest_stats()?.device_pages),
             Metric::DeviceRefs => Ok(self.guest_stats()?.device_refs),
             Metric::PcpDrains => Ok(self.guest_stats()?.pcp_drains),
+            Metric::PcpStranded => Ok(self.guest_stats()?.pcp_stranded),
         }
     }
 }

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
-    PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem,
+    PmemFailure, PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -43,6 +43,8 @@ pub(super) struct Nature {
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
     pub(super) corrupt: u64,
+    /// Pages that a race strands.
+    pub(super) stranded: u64,
     /// Pages that a release does not give back.
     pub(super) lose: u64,
     /// It panics when it is asked to check.
@@ -64,6 +66,7 @@ impl Default for Nature {
             slow: false,
             room: u64::MAX,
             corrupt: 0,
+            stranded: 0,
             lose: 0,
             panics: false,
             deaf: false,
@@ -297,18 +300,24 @@ impl Fake {
         if self.nature.boasts {
             zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
         }
+        let node = |zones| NodeStats { zones, init_local: 0, init_remote: 0 };
+        let empty = zones.map(|ZoneStats { name, .. }| zone(name, 0));
         Stats {
             zones,
+            nr_nodes: 1,
+            nodes: [node(zones), node(empty), node(empty), node(empty)],
             memmap_boot_pages: 0,
             memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
             blocks_online: plugged.div_ceil(32_768),
             pages_migrated: 0,
             migrate_failed: 0,
             pcp_drains: 0,
+            pcp_stranded: 0,
             memmaps_written: 0,
             device_spanned: 0,
             device_pages: 0,
             device_refs: 0,
+            boot: BootTimes::default(),
         }
     }
 }
@@ -415,6 +424,7 @@ impl Machine for Fake {
                 fresh(handle);
                 (millis, Answer::Churned { allocations: millis, failures: 0 })
             }
+            Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
             Op::Inject { .. } => (0, Answer::Done),
             Op::Blocks { from } => (0, Self::blocks(from)),
             Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),

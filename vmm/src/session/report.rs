@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Stats, ZoneName};
+use tidevm_abi::{Answer, Stats, ZoneName};
 
 use crate::command::Command;
 use crate::state::Ready;
@@ -52,8 +52,18 @@ pub struct StepReport {
     pub took: Duration,
     /// What came of it.
     pub verdict: Verdict,
+    /// The guest's last answer to it, if it was asked anything but its counters.
+    pub answer: Option<Answer>,
     /// The machine afterwards.
     pub sample: Sample,
+}
+
+impl StepReport {
+    /// Whether it did what it says.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.verdict, Verdict::Done { .. })
+    }
 }
 
 /// What came of a step.

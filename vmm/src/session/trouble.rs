@@ -55,6 +55,7 @@ pub(super) fn unfit(answer: &Answer) -> Trouble {
         Answer::Failed(Failure::UnknownHandle) => "the guest knows no such workload".to_owned(),
         Answer::Failed(Failure::HandleInUse) => "the guest has such a workload already".to_owned(),
         Answer::Failed(Failure::NoMemory) => "the guest has no memory for it".to_owned(),
+        Answer::Failed(Failure::Unfit) => "this needs two CPUs and plugged memory".to_owned(),
         Answer::Failed(Failure::BadRecord) => "the guest could not read the question".to_owned(),
         other => format!("the guest gave an answer to another question: {other:?}"),
     })

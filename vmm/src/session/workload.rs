@@ -157,6 +157,19 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         }
     }
 
+    pub(super) fn race(&self, cycles: u32) -> Done {
+        let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
+        match self.ask(Op::Race { cycles }, limit)? {
+            Answer::Raced { cycles, failures: 0, stranded: 0 } => {
+                Ok(Some(format!("{cycles} cycles, all done")))
+            }
+            Answer::Raced { cycles, failures, stranded } => Err(Trouble::Failed(format!(
+                "{failures} of {cycles} cycles failed, {stranded} pages were stranded on per-CPU lists"
+            ))),
+            other => Err(unfit(&other)),
+        }
+    }
+
     pub(super) fn await_churn(&mut self, name: &Name) -> Done {
         let (handle, Now::Churn { call, until }) = self.workloads.find(name)? else {
             return Err(Trouble::Fatal(format!("`{name}` does not end by itself")));
@@ -175,6 +188,10 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         }
     }
 }
+
+/// Most that a cycle of a race may take, several times over: on the slowest host known, with more vCPUs
+/// than CPUs, it takes some 50 ms.
+const TIME_PER_CYCLE: Duration = Duration::from_millis(500);
 
 pub(super) fn patience(pages: u64) -> Duration {
     ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))

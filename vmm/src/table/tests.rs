@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{Stats, ZoneName, ZoneStats};
+use tidevm_abi::{BootTimes, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 
 use super::{Table, about, numbers, wrap};
 use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
@@ -19,16 +19,20 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
     ];
     let guest = Stats {
         zones,
+        nr_nodes: 1,
+        nodes: [NodeStats { zones, init_local: 0, init_remote: 0 }; MAX_NODES],
         memmap_boot_pages: 0,
         memmap_altmap_pages: 512 * blocks,
         blocks_online: blocks,
         pages_migrated: migrated,
         migrate_failed: 0,
         pcp_drains: 3,
+        pcp_stranded: 0,
         memmaps_written: 0,
         device_spanned: 0,
         device_pages: 0,
         device_refs: 0,
+        boot: BootTimes::default(),
     };
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
@@ -55,6 +59,7 @@ fn shown(terminal: Option<usize>) -> String {
     ];
     for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepReport {
+            answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
@@ -140,6 +145,36 @@ fn without_a_guest_its_numbers_are_dashes() {
     table.boot(&BootReport { ready: Some(ready), sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
+}
+
+/// With more than one node, `stats` shows each.
+#[test]
+fn zones_are_shown_by_node() {
+    let mut sample = sample(0, 0);
+    let guest = sample.guest.as_mut().unwrap();
+    guest.nr_nodes = 2;
+    guest.nodes[1].zones[2].free = 77;
+    let mut out = Vec::new();
+    let mut table = Table::new(&mut out, None, 5);
+    table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
+    let verdict = Verdict::Done { note: None };
+    let command = "stats".parse().unwrap();
+    table
+        .step(&StepReport {
+            line: 1,
+            column: 1,
+            command,
+            took: Duration::ZERO,
+            verdict,
+            answer: None,
+            sample,
+        })
+        .unwrap();
+    let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("node 0 DMA32 65409 65409 63211 61034 63 node 0 Normal"), "{text}");
+    assert!(flat.contains("node 1 Movable 0 0 0 77 63 memmap"), "{text}");
+    assert!(!flat.contains("node 2"), "{text}");
 }
 
 /// What a guest says of itself can be anything.

@@ -7,6 +7,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
 use tidevm_mm::{
@@ -23,7 +24,7 @@ use crate::console::println;
 use crate::control::report;
 use crate::job::{Job, Step};
 use crate::time::Instant;
-use crate::{MM, workload};
+use crate::{MM, numa, workload};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
@@ -34,6 +35,16 @@ const SUB_SECTION: u64 = SECTION_SIZE / 64;
 const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
 /// A memmap is this part of what it describes: 64 bytes a page.
 const MEMMAP_SHARE: u64 = 64;
+
+/// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
+/// to when its pages could be allocated.
+static LAST_ADD: AtomicU64 = AtomicU64::new(0);
+
+/// What it took to add the last memory block, in ticks. Where instructions are the clock (QEMU's `-icount
+/// shift=0`), they are instructions.
+pub fn last_add() -> u64 {
+    LAST_ADD.load(Ordering::Relaxed)
+}
 
 /// Why a device cannot be used.
 #[derive(Debug)]
@@ -67,6 +78,8 @@ pub struct MemDriver<T> {
     region: u64,
     /// How the region is divided.
     geometry: DriverConfig,
+    /// What the device plugs is on it.
+    node: NodeId,
     /// What the device plugs is zero.
     zeroed: bool,
     /// When to report that the device has not answered.
@@ -87,10 +100,12 @@ impl<T: Transport> MemDriver<T> {
     /// # Errors
     /// [`Unusable`].
     pub fn new(mut device: Device<T>, options: &Options) -> Result<Box<Self>, Unusable> {
-        device.negotiate(VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE).ok_or(Unusable::Features)?;
+        let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
+        let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
         let config = read_config(&device).ok_or(Unusable::Restless)?;
+        let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
         let geometry = geometry(options, &config);
         let driver = Driver::new(geometry, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
@@ -100,6 +115,7 @@ impl<T: Transport> MemDriver<T> {
             driver,
             region: config.addr,
             geometry,
+            node: numa::node_of(domain, config.addr),
             zeroed: options.zeroed,
             patience: None,
             retry_at: None,
@@ -121,7 +137,10 @@ impl<T: Transport> MemDriver<T> {
                 let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
                 let plugged = Parts::new(start - addr, size);
                 let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
-                self.note(add(addr, whole, flags))
+                let began = Instant::now();
+                let added = add(self.node, addr, whole, flags);
+                LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
+                self.note(added)
             }
             Action::OnlineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
@@ -293,10 +312,10 @@ impl AsRef<[SubSections]> for Parts {
     }
 }
 
-/// Adds a memory block and onlines it; all or nothing.
-fn add(addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
+/// Adds a memory block to `node` and onlines it; all or nothing.
+fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(NodeId::FIRST, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory

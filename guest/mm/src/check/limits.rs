@@ -46,7 +46,7 @@ impl<P: Platform> Mm<P> {
         }
         let before = self.zonelists();
         // Under the lock under which they change, and to what they are.
-        self.build_zonelists();
+        self.rebuild_zonelists();
         assert_eq!(before, self.zonelists(), "zonelists as they were, as they follow from the zones");
         if self.deferred.is_finished() {
             self.check_levels();
@@ -58,7 +58,7 @@ impl<P: Platform> Mm<P> {
         let levels = || self.zones().map(Levels::of).collect::<ArrayVec<_, { ZoneId::COUNT }>>();
         let before = levels();
         // As above.
-        setup_watermarks(self.zones());
+        setup_watermarks(self.zones().as_slice());
         assert_eq!(before, levels(), "watermarks as they were, as they follow from the zones");
         for zone in self.zones() {
             let follow = self.pcp_limits_of(zone);

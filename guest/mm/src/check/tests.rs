@@ -62,7 +62,7 @@ fn limits() {
         mm.zones[movable.index()].add_managed(4096);
         mm.zones[movable.index()].add_present(4096);
         mm.zones[movable.index()].grow_span(SectionNr::new(34).frames());
-        crate::zone::setup_watermarks(mm.zones());
+        crate::zone::setup_watermarks(mm.zones().as_slice());
     });
     finds("watermarks as they were", |mm| {
         finished(mm);

@@ -129,6 +129,58 @@ fn deferred_and_eager_end_in_the_same_state() {
     same("used");
 }
 
+/// Three nodes of three sections each, all but the first of each left for later. The last has no CPU.
+fn three_nodes() -> &'static Mm<Sim> {
+    let node = |node: u32| (3 * node * SECTION_PAGES, 3 * SECTION_PAGES);
+    Machine {
+        memory: [(0, 9 * SECTION_PAGES)].into(),
+        cpus: 2,
+        cpu_nodes: [0, 1].into(),
+        nodes: (0..3).map(|nr| (node(nr).0, node(nr).1, nr as u8)).collect(),
+        init: InitPolicy::Deferred,
+        ..Machine::default()
+    }
+    .boot()
+}
+
+/// S2.7: one worker goes where the memory is, and is done with a node before it goes to the next.
+#[test]
+fn a_single_worker_migrates_from_node_to_node() {
+    let mm = three_nodes();
+    let (mut cpu, mut moves) = (0, Vec::new());
+    while let Some(next) = Sim::run_on(cpu, || mm.next_deferred_cpu()) {
+        if next != cpu {
+            moves.push((cpu, next));
+            cpu = next;
+        }
+        assert!(Sim::run_on(cpu, || mm.init_deferred()), "there is something left to claim");
+    }
+    assert_eq!(moves, [(0, 1)]);
+    let by = mm.stats().deferred_sections;
+    assert_eq!([by[0], by[1]], [[2, 0, 0, 0], [0, 2, 0, 0]], "each by a CPU of its own");
+    assert_eq!(by[2].iter().sum::<u32>(), 2, "somebody has to");
+    assert!(mm.finish_deferred());
+    mm.check();
+}
+
+/// S2.6: with a worker on every CPU, each is at its own node's memory as long as there is some.
+#[test]
+fn workers_initialise_the_memory_of_their_own_nodes() {
+    let mm = three_nodes();
+    // In turns, so that neither is done with its own before the other.
+    for _ in 0..2 {
+        for cpu in 0..2 {
+            assert!(Sim::run_on(cpu, || mm.init_deferred()));
+        }
+    }
+    let by = mm.stats().deferred_sections;
+    assert_eq!(by, [[2, 0, 0, 0], [0, 2, 0, 0], [0; 4], [0; 4]]);
+    while Sim::run_on(1, || mm.init_deferred()) {}
+    assert_eq!(mm.stats().deferred_sections[2], [0, 2, 0, 0], "the rest by whoever has time");
+    assert!(mm.finish_deferred());
+    mm.check();
+}
+
 /// While workers initialise and others allocate nearly all there is, no allocation fails, and no page is
 /// had twice.
 #[test]

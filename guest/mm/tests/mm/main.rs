@@ -8,6 +8,7 @@ mod faults;
 mod lazy;
 mod migration;
 mod model;
+mod numa;
 mod pcp;
 mod pitfalls;
 mod stress;

@@ -128,7 +128,7 @@ fn unclaimed_page_ends_the_attempt() {
         let tenant = Tenant::new(mm, 0, 500);
         tenant.fill_all();
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-        let stuck = Stuck { pages: 1, first: [Some((pfn, Holder::Unclaimed)), None, None, None] };
+        let stuck = Stuck { pages: 1, listed: 0, first: [Some((pfn, Holder::Unclaimed)), None, None, None] };
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
         let rounds = mm.platform().grace_periods();
         assert!((8..64).contains(&rounds), "{rounds} rounds");

@@ -7,7 +7,7 @@ use tidevm_mm::{
     AllocError, Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, PfnRange, SubSections, ZoneType,
 };
 
-use crate::workload::{BLOCK, POLICIES, Random};
+use crate::workload::{BLOCK, POLICIES, Random, zones};
 
 /// By frame: who owns it. Sees overlaps between threads.
 struct Owners(Vec<AtomicU32>);
@@ -107,28 +107,28 @@ impl Player<'_> {
 }
 
 /// Free blocks of each zone by order.
-fn histogram(mm: &Mm<Sim>) -> [[u32; Order::COUNT]; 3] {
-    ZoneType::ALL.map(|zone| mm.free_blocks(NodeId::FIRST.zone(zone)).map(|types| types.iter().sum()))
+fn histogram(mm: &Mm<Sim>) -> Vec<[u32; Order::COUNT]> {
+    zones().map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum())).collect()
 }
 
 /// Everything is free, and merged as it was at first.
-fn assert_all_returned(mm: &Mm<Sim>, before: [[u32; Order::COUNT]; 3]) {
-    for zone in ZoneType::ALL {
-        drop(mm.zone_pcp_disable(NodeId::FIRST.zone(zone)));
-    }
+fn assert_all_returned(mm: &Mm<Sim>, before: &[[u32; Order::COUNT]]) {
+    zones().for_each(|zone| drop(mm.zone_pcp_disable(zone)));
     mm.check();
     assert_eq!(histogram(mm), before, "free blocks by zone and order");
 }
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
-    machine_with(cpus, POLICIES[0])
+    machine_with(cpus, POLICIES[0], NodeId::FIRST)
 }
 
-fn machine_with(cpus: usize, (init, content): (InitPolicy, Content)) -> &'static Mm<Sim> {
+/// The block is on `node`, and so are all CPUs but the first.
+fn machine_with(cpus: usize, (init, content): (InitPolicy, Content), node: NodeId) -> &'static Mm<Sim> {
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
-    let mm = Machine { memory, cpus, init, content, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::range(0..20), content).unwrap();
+    let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
+    let mm = Machine { memory, cpus, cpu_nodes, init, content, ..Machine::default() }.boot();
+    mm.add_memory(node, BLOCK, SubSections::range(0..20), content).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -141,7 +141,7 @@ fn one_thread() {
 }
 
 fn one_thread_with(policy: (InitPolicy, Content)) {
-    let mm = machine_with(1, policy);
+    let mm = machine_with(1, policy, NodeId::FIRST);
     let before = histogram(mm);
     let owners = Owners::new(36);
     let mut random = Random::new("model::one_thread");
@@ -153,18 +153,20 @@ fn one_thread_with(policy: (InitPolicy, Content)) {
     }
     assert!(refused > 0, "memory was never full");
     player.drain();
-    assert_all_returned(mm, before);
+    assert_all_returned(mm, &before);
 }
 
 #[test]
 fn two_threads() {
     for policy in POLICIES {
-        two_threads_with(policy);
+        for node in [0, 1].map(NodeId::new) {
+            two_threads_with(policy, node);
+        }
     }
 }
 
-fn two_threads_with(policy: (InitPolicy, Content)) {
-    let mm = machine_with(2, policy);
+fn two_threads_with(policy: (InitPolicy, Content), node: NodeId) {
+    let mm = machine_with(2, policy, node);
     let before = histogram(mm);
     let owners = Owners::new(36);
     let mut random = Random::new("model::two_threads");
@@ -185,7 +187,7 @@ fn two_threads_with(policy: (InitPolicy, Content)) {
             std::thread::yield_now();
         }
     });
-    assert_all_returned(mm, before);
+    assert_all_returned(mm, &before);
 }
 
 /// Pages freed by another CPU than the one that allocated them.
@@ -197,7 +199,7 @@ fn freed_elsewhere() {
         (0..2000).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room")).collect();
     Sim::run_on(1, || pages.iter().for_each(|&page| mm.free_pages(page, Order::PAGE)));
     mm.check();
-    assert_all_returned(mm, before);
+    assert_all_returned(mm, &before);
 }
 
 /// Pages freed as ranges, in pieces that fit neither blocks nor pageblocks.
@@ -214,7 +216,7 @@ fn freed_as_ranges() {
         assert_eq!(free_pages(), free + u64::from(end - start));
         mm.check();
     }
-    assert_all_returned(mm, before);
+    assert_all_returned(mm, &before);
 }
 
 #[test]
@@ -246,7 +248,7 @@ fn out_of_memory() {
             assert_eq!(mm.stats(), full);
             mm.check();
             held.iter().for_each(|&pfn| mm.free_pages(pfn, order));
-            assert_all_returned(mm, before);
+            assert_all_returned(mm, &before);
         }
     }
 }

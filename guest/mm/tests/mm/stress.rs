@@ -47,17 +47,22 @@ fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
 
 fn stress(pcp_disable: bool, cycles: usize) {
     for policy in POLICIES {
-        stress_with(pcp_disable, cycles, policy);
+        for nodes in [1, 2] {
+            stress_with(pcp_disable, cycles / 2, policy, nodes);
+        }
     }
 }
 
-fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, Content)) {
-    let name = format!("stress, pcp_disable {pcp_disable}, {init:?}");
+/// CPUs and memory blocks are on `nodes` nodes by turns.
+fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, Content), nodes: u32) {
+    let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
-    let machine = Machine { cpus: 3, pcp_disable, init, content, ..Machine::default() };
+    let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
+    let machine = Machine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..Machine::default() };
+    let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
-        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, content).unwrap();
+        mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
@@ -76,7 +81,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
                 insist(|| mm.offline(nr));
                 if random.chance(50) {
                     mm.remove_memory(nr).unwrap();
-                    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, content).unwrap();
+                    mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
                 }
                 mm.online(nr, ZoneType::Movable).unwrap();
             } else {
@@ -97,7 +102,9 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     mm.check();
-    for (now, before) in mm.stats().zones.into_iter().zip(start.zones) {
+    for (now, before) in
+        mm.stats().nodes.into_iter().zip(start.nodes).flat_map(|(now, before)| now.into_iter().zip(before))
+    {
         let counts =
             |zone: tidevm_mm::ZoneStats| (zone.managed, zone.present, zone.spanned, zone.free + zone.pcp);
         assert_eq!(counts(now), counts(before), "no page of {:?} is lost", now.zone);

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidevm_mm::sim::Sim;
-use tidevm_mm::{AllocError, Content, Gfp, InitPolicy, Mm, MovableOwner, Order, OwnerId, Pfn, SectionNr};
+use tidevm_mm::{
+    AllocError, Content, Gfp, InitPolicy, Mm, MovableOwner, NodeId, Order, OwnerId, Pfn, SectionNr, ZoneId,
+    ZoneType,
+};
 
 /// The first hot-added memory block of a default machine: at 4 GiB.
 pub const BLOCK: SectionNr = SectionNr::new(32);
@@ -14,6 +17,11 @@ pub const BLOCK: SectionNr = SectionNr::new(32);
 /// Struct pages written at once, and left alone where they are known to be zero.
 pub const POLICIES: [(InitPolicy, Content); 2] =
     [(InitPolicy::Eager, Content::Unknown), (InitPolicy::Lazy, Content::Zero)];
+
+/// All zones that a machine can have.
+pub fn zones() -> impl Iterator<Item = ZoneId> {
+    NodeId::all().flat_map(|node| ZoneType::ALL.map(|zone| node.zone(zone)))
+}
 
 /// xorshift64*.
 pub struct Random(u64);

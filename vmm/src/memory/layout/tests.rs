@@ -1,4 +1,4 @@
-use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, ram, regions};
+use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, parts, ram, regions};
 
 const GIB: u64 = 1 << 30;
 
@@ -9,6 +9,16 @@ fn boot_memory_leaves_the_hole_alone() {
     assert!(ram(GIB).eq(std::iter::once(0..GIB)));
     assert!(ram(3 * GIB).eq(std::iter::once(0..3 * GIB)));
     assert!(ram(5 * GIB).eq([0..3 * GIB, 4 * GIB..6 * GIB]));
+}
+
+#[test]
+fn parts_of_boot_memory_go_around_the_hole() {
+    assert_eq!(parts(GIB, [GIB]), [(0, 0..GIB)]);
+    assert_eq!(
+        parts(5 * GIB, [GIB, 0, 3 * GIB, GIB]),
+        [(0, 0..GIB), (2, GIB..3 * GIB), (2, 4 * GIB..5 * GIB), (3, 5 * GIB..6 * GIB)]
+    );
+    assert_eq!(parts(4 * GIB, [3 * GIB, GIB]), [(0, 0..3 * GIB), (1, 4 * GIB..5 * GIB)]);
 }
 
 #[test]

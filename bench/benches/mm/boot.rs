@@ -1,0 +1,79 @@
+//! From power-on to the first page: no more than the first pages take, however much memory there is.
+
+use tidevm_bench::clock::{cpu, in_turns, wall};
+use tidevm_bench::machine::{MEMMAP_SIZE, Mapping, Spec};
+use tidevm_bench::table::{Row, Table, time};
+use tidevm_mm::{Content, Gfp, InitPolicy, Order, SECTION_SIZE};
+
+const ROUNDS: usize = 3;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+pub fn run(table: &mut Table) {
+    table.section("Boot to the first page, lazily, memory untouched");
+    // Terabytes, because every section costs a page of the host for its heads.
+    let cold = |boot| Spec { warm: false, ..Spec::new(boot) };
+    let [small, tib, two] = in_turns(
+        ROUNDS,
+        [&mut || first_page(cold(GIB)), &mut || first_page(cold(TIB)), &mut || first_page(cold(2 * TIB))],
+    );
+    table.add(Row::new("1 GiB", time(small)));
+    for (name, ns) in [("1 TiB", tib), ("2 TiB", two)] {
+        let row = Row::new(name, time(ns)).beside(time(small), ns / small);
+        table.add(row.target("<= 1.10", ns / small <= 1.1));
+    }
+
+    table.section("Boot by policy: to the first page, and to all initialised (S2.9)");
+    for gib in [1, 8, 64] {
+        policies(table, gib);
+    }
+}
+
+/// What of booting and allocating is the memory management's.
+fn first_page(spec: Spec) -> f64 {
+    spec.with(|machine| {
+        let memblock = machine.memblock();
+        wall(|| {
+            machine.boot_from(memblock);
+            machine.mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("a page")
+        })
+    })
+}
+
+fn policies(table: &mut Table, gib: u64) {
+    let spec = |init, content| Spec { init, content, ..Spec::new(gib * GIB) };
+    let lazy = || spec(InitPolicy::Lazy, Content::Zero);
+    let times = |spec: Spec| {
+        spec.with(|machine| {
+            let memblock = machine.memblock();
+            let first = cpu(|| {
+                machine.boot_from(memblock);
+                machine.mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("a page")
+            });
+            (first, first + cpu(|| while machine.mm.init_deferred() {}))
+        })
+    };
+    let mut memory = Mapping::populated((gib * GIB / SECTION_SIZE) as usize * MEMMAP_SIZE);
+    let mut cleared = || cpu(|| memory.bytes().fill(0));
+    let first = |init, content| move || times(spec(init, content)).0;
+    let all = |init, content| move || times(spec(init, content)).1;
+    let [eager, deferred, deferred_all, lazy_first, memset, lazy_all] = in_turns(
+        5,
+        [
+            &mut first(InitPolicy::Eager, Content::Unknown),
+            &mut first(InitPolicy::Deferred, Content::Unknown),
+            &mut all(InitPolicy::Deferred, Content::Unknown),
+            &mut || times(lazy()).0,
+            &mut cleared,
+            &mut || times(lazy()).1,
+        ],
+    );
+    let row = |what: &str, ns: f64| {
+        Row::new(format!("{gib} GiB: {what}"), time(ns)).beside(format!("eager {}", time(eager)), ns / eager)
+    };
+    table.add(row("deferred, first page", deferred));
+    table.add(row("deferred, all", deferred_all));
+    table.add(row("lazy, first page", lazy_first));
+    table.add(row("lazy, all", lazy_all));
+    table.add(row("memset of the memmap, then lazy", memset + lazy_all));
+}

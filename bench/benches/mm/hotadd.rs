@@ -1,0 +1,140 @@
+//! Memory that comes: how soon its first page can be had, and what all of its pages cost later.
+//! Sections c1 and c2 of the anchors; S2.10, S2.11.
+
+use tidevm_bench::clock::{cpu, in_turns, median, wall};
+use tidevm_bench::count::{counted, instructions};
+use tidevm_bench::machine::{Machine, Spec};
+use tidevm_bench::table::{Row, Table, time};
+use tidevm_mm::{Content, Gfp, InitPolicy, Order, PAGE_SIZE, Pfn};
+
+use crate::Counted;
+
+const GIB: u64 = 1 << 30;
+const ROUNDS: usize = 15;
+
+pub const COUNTED: &[Counted] = &[("online", count_online)];
+
+pub fn run(table: &mut Table) {
+    table.section("Hot-add to first page (c1)");
+    let region = |gib: u64| Spec { region: gib * GIB, warm: false, ..Spec::new(GIB) };
+    let [small, middle, large] = in_turns(
+        ROUNDS,
+        [&mut || first_page(region(1)), &mut || first_page(region(64)), &mut || first_page(region(1024))],
+    );
+    for (name, ns) in [("1 GiB", small), ("64 GiB", middle), ("1 TiB", large)] {
+        let row = Row::new(format!("{name}, its first block"), time(ns)).beside(time(small), ns / small);
+        table.add(row.target("<= 5 us", ns <= 5e3));
+    }
+    let warm = |gib: u64| Spec { warm: true, ..region(gib) };
+    let ns = median((0..ROUNDS).map(|_| first_page(warm(1))).collect());
+    table.add(Row::new("1 GiB, memmap populated", time(ns)).target("<= 2 us", ns <= 2e3));
+    let per_block = median((0..5).map(|_| all_blocks(warm(16))).collect()) / 128.0;
+    table.add(Row::new("each further block of 128 MiB, lazily", time(per_block)));
+    match instructions("online") {
+        Ok(count) => {
+            let row = Row::new("add and online a block, memory management only", format!("{count} instr."));
+            table.add(row.target("< 2000", count < 2000));
+        }
+        Err(error) => table.add(Row::new("add and online a block", error)),
+    }
+    debt(table);
+}
+
+fn booted<R: 'static>(spec: Spec, work: impl FnOnce(&Machine) -> R) -> R {
+    spec.with(|machine| {
+        machine.boot();
+        work(machine)
+    })
+}
+
+fn first_page(spec: Spec) -> f64 {
+    booted(spec, |machine| {
+        let first = machine.blocks().next().expect("a region");
+        wall(|| {
+            machine.plug(first);
+            machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page")
+        })
+    })
+}
+
+fn all_blocks(spec: Spec) -> f64 {
+    booted(spec, |machine| cpu(|| machine.blocks().for_each(|block| machine.plug(block))))
+}
+
+/// A block in the middle of a region, when others are there.
+fn count_online() {
+    let spec = Spec { region: GIB, warm: false, ..Spec::new(GIB) };
+    booted(spec, |machine| {
+        let mut blocks = machine.blocks();
+        blocks.by_ref().take(4).for_each(|block| machine.plug(block));
+        let next = blocks.next().expect("eight blocks");
+        counted(|| machine.plug(next));
+    });
+}
+
+/// What 1 GiB costs when every page of it is used: at once, and again when all of them were.
+struct Use {
+    add: f64,
+    first: f64,
+    second: f64,
+    worst: f64,
+    nines: f64,
+}
+
+fn all_used(init: InitPolicy) -> Use {
+    let content = if init == InitPolicy::Lazy { Content::Zero } else { Content::Unknown };
+    booted(Spec { region: GIB, init, content, ..Spec::new(GIB) }, |machine| {
+        let add = cpu(|| machine.blocks().for_each(|block| machine.plug(block)));
+        let mut pages = Vec::with_capacity((2 * GIB / PAGE_SIZE) as usize);
+        let mut times = Vec::with_capacity(pages.capacity());
+        // Of Movable only: what boot memory has is not new.
+        let count = (GIB / PAGE_SIZE) as usize - 8 * 512;
+        pages.resize(count, Pfn::new(0));
+        times.resize(count, 0.0);
+        let first = cpu(|| take(machine, &mut pages));
+        pages.iter().for_each(|&page| machine.mm.free_pages(page, Order::PAGE));
+        let second = cpu(|| take(machine, &mut pages));
+        pages.iter().for_each(|&page| machine.mm.free_pages(page, Order::PAGE));
+        for time in &mut times {
+            *time = wall(|| machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page"));
+        }
+        times.sort_by(f64::total_cmp);
+        Use { add, first, second, worst: times[count - 1], nines: times[count - 1 - count / 10_000] }
+    })
+}
+
+fn take(machine: &Machine, pages: &mut [Pfn]) {
+    for page in pages {
+        *page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
+    }
+}
+
+fn debt(table: &mut Table) {
+    table.section("No debt: 1 GiB added, and every page of it used (c2, S2.10, S2.11)");
+    let pages = (GIB / PAGE_SIZE) as f64;
+    let mut uses: [Vec<Use>; 2] = [Vec::new(), Vec::new()];
+    for _ in 0..7 {
+        for (init, uses) in [InitPolicy::Lazy, InitPolicy::Eager].into_iter().zip(&mut uses) {
+            uses.push(all_used(init));
+        }
+    }
+    let of = |get: fn(&Use) -> f64| [0, 1].map(|at| median(uses[at].iter().map(get).collect()));
+    let mut add = |what: &str, [lazy, eager]: [f64; 2], most: f64| {
+        let row = Row::new(what, time(lazy)).beside(format!("eager {}", time(eager)), lazy / eager);
+        table.add(row.target(format!("<= {most:.2}"), lazy / eager <= most));
+    };
+    add("add, then take every page", of(|u| u.add + u.first), 1.05);
+    add("the second pass, a page", of(|u| u.second).map(|ns| ns / pages), 1.02);
+    let [first, eager] = of(|u| u.first).map(|ns| ns / pages);
+    let row = Row::new("the first pass, a page", time(first));
+    table.add(row.beside(format!("eager {}", time(eager)), first / eager));
+    // What takes the CPU away is in it, so the least disturbed round counts.
+    let least = |get: fn(&Use) -> f64| uses[0].iter().map(get).fold(f64::INFINITY, f64::min);
+    let worst = least(|u| u.worst);
+    table.add(
+        Row::new("worst single allocation, quietest round", time(worst)).target("<= 5 us", worst <= 5e3),
+    );
+    let nines = least(|u| u.nines);
+    table
+        .add(Row::new("99.99 % of them within, quietest round", time(nines)).target("<= 2 us", nines <= 2e3));
+}

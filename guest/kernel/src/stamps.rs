@@ -1,0 +1,60 @@
+//! When boot reached what it is measured by, in ticks of the time-stamp counter since the kernel's first
+//! instructions.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use tidevm_abi::BootTimes;
+
+use crate::MM;
+use crate::time::{self, Instant};
+
+/// The time-stamp counter at [`start`].
+static START: AtomicU64 = AtomicU64::new(0);
+/// Ticks from there on; 0 is "not yet".
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+static FIRST_ALLOCATION: AtomicU64 = AtomicU64::new(0);
+static INITIALISED: AtomicU64 = AtomicU64::new(0);
+/// Sections whose struct pages were written before the first allocation.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// The kernel starts.
+pub fn start() {
+    START.store(Instant::now().0, Ordering::Relaxed);
+}
+
+fn note(stamp: &AtomicU64) {
+    let ticks = Instant::now().0 - START.load(Ordering::Relaxed);
+    stamp.store(ticks.max(1), Ordering::Relaxed);
+}
+
+/// All of boot memory is in the direct map.
+pub fn mapped() {
+    note(&MAPPED);
+}
+
+/// The page allocator gives pages.
+pub fn first_allocation() {
+    note(&FIRST_ALLOCATION);
+    let stats = MM.stats();
+    WRITTEN.store(stats.memmaps_written, Ordering::Relaxed);
+    if stats.deferred_pages == 0 {
+        INITIALISED.store(FIRST_ALLOCATION.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// All of boot memory is with the page allocator, later than at the first allocation.
+pub fn initialised() {
+    note(&INITIALISED);
+}
+
+/// What was noted, in microseconds.
+pub fn times() -> BootTimes {
+    let micros = |stamp: &AtomicU64| stamp.load(Ordering::Relaxed).saturating_mul(1000) / time::khz().max(1);
+    let initialised = (INITIALISED.load(Ordering::Relaxed) != 0).then(|| micros(&INITIALISED));
+    BootTimes {
+        mapped: micros(&MAPPED),
+        first_allocation: micros(&FIRST_ALLOCATION),
+        initialised,
+        memmaps_written: WRITTEN.load(Ordering::Relaxed),
+    }
+}

@@ -1,0 +1,82 @@
+//! Instructions that the booted guest takes, `cargo bench -p tidevm-tests`: QEMU's emulator counts them.
+
+use std::env;
+use std::fs;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tidevm::boot::GUEST_IMAGE;
+use tidevm_bench::table::{Row, Table};
+use tidevm_tests::qemu::{Hotplug, Machine, Options, missing};
+
+const BLOCK: u64 = 128 << 20;
+const BLOCKS: u64 = 9;
+/// Instructions that a memory block may take, the device's requests aside.
+const MOST: u64 = 2000;
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if let Some(missing) = missing() {
+        println!("nothing is counted: {missing}");
+        return ExitCode::SUCCESS;
+    }
+    let mut table = Table::default();
+    table.section("Add and online a block of 128 MiB in the booted guest, page tables included");
+    for init in ["lazy", "eager"] {
+        match onlining(init) {
+            Ok(counts) => add(&mut table, init, &counts),
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    print!("{table}");
+    ExitCode::SUCCESS
+}
+
+fn add(table: &mut Table, init: &str, counts: &[u64]) {
+    let (first, others) = counts.split_first().expect("some blocks");
+    let most = others.iter().max().expect("more than one block");
+    for (which, count) in [("the first, which takes a page table", first), ("the others, at most", most)] {
+        let row = Row::new(format!("{init}: {which}"), format!("{count} instr."));
+        table.add(if init == "lazy" { row.target(format!("< {MOST}"), *count < MOST) } else { row });
+    }
+}
+
+/// Instructions for each of the first blocks.
+fn onlining(init: &str) -> Result<Vec<u64>, String> {
+    let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
+    fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
+    let mut options = Options::new(kernel.clone(), 512 << 20);
+    options.hotplug = vec![Hotplug::new(2 << 30)];
+    options.icount = true;
+    // QEMU's memory is zero, though QEMU does not say so.
+    options.cmdline = format!("tidevm.zeroed=on tidevm.init={init}");
+    let counts = Machine::start(&options)
+        .and_then(|mut machine| (1..=BLOCKS).map(|blocks| one_more(&mut machine, blocks * BLOCK)).collect());
+    drop(fs::remove_file(&kernel));
+    counts
+}
+
+/// Plugs one more block, up to `bytes`; the instructions that the guest says it took.
+fn one_more(machine: &mut Machine, bytes: u64) -> Result<u64, String> {
+    let before = stat(machine, "memory blocks online")?;
+    machine.resize(0, bytes)?;
+    machine.wait_plugged(0, bytes)?;
+    // It is plugged before the guest has done with it.
+    let deadline = Instant::now() + LIMIT;
+    while stat(machine, "memory blocks online")? == before {
+        if Instant::now() > deadline {
+            return Err(format!("waited {LIMIT:?} for a memory block to be online"));
+        }
+    }
+    stat(machine, "last memory block")
+}
+
+/// The number that the guest's `stats` gives for `name`.
+fn stat(machine: &mut Machine, name: &str) -> Result<u64, String> {
+    let stats = machine.command("stats")?;
+    let number = |line: &String| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok();
+    stats.iter().find_map(number).ok_or_else(|| format!("the guest does not tell its {name}: {stats:?}"))
+}

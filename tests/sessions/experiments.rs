@@ -1,0 +1,66 @@
+//! Experiments that are quick enough for every run, and the race of another one in short.
+
+use tidevm::experiment::host::Host;
+use tidevm::experiment::{ALL, text};
+use tidevm::{Config, HotplugConfig};
+use tidevm_abi::Answer;
+use tidevm_tests::{Session, Test, machine, run};
+
+pub const TESTS: &[Test] = &[
+    ("experiment_early_oom", || passes("early-oom")),
+    ("experiment_double_init", || passes("double-init")),
+    ("experiment_parallel_init", || passes("parallel-init")),
+    ("a_race_strands_pages_of_a_single_drain", a_race_strands_pages_of_a_single_drain),
+    ("a_race_finds_disabled_lists_empty", || no_race("on")),
+    ("a_race_finds_lists_drained_again", || no_race("off")),
+    ("a_race_needs_cpus_and_memory", a_race_needs_cpus_and_memory),
+];
+
+/// S1.2, S5.1, S5.3: off shows the failure, on does not.
+fn passes(name: &str) {
+    let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
+    let outcome = experiment.run(&mut Host(std::io::sink())).expect("the host can");
+    assert!(outcome.passed(), "{}", text::text(&[outcome]));
+}
+
+/// A session that races so many times, and what came of it: cycles, failures, stranded pages.
+fn race(policy: &str, cycles: u32) -> (Session, (u32, u32, u64)) {
+    let config = Config {
+        cpus: 3,
+        hotplug: vec![HotplugConfig::new(256 << 20)],
+        cmdline: Some(format!("tidevm.pcp_disable={policy}")),
+        ..machine(256 << 20)
+    };
+    let session = run(config, &format!("plug 256M\nrace {cycles} cycles\ncheck\nresize 0\ncheck"));
+    session.assert_alive();
+    match session.steps[1].answer {
+        Some(Answer::Raced { cycles, failures, stranded }) => (session, (cycles, failures, stranded)),
+        other => panic!("{other:?}: {:?}", session.failures()),
+    }
+}
+
+/// The negative control of S3.1: without it the next two would prove nothing.
+fn a_race_strands_pages_of_a_single_drain() {
+    let (session, (cycles, failures, stranded)) = race("once", 400);
+    assert!(cycles == 400 && failures > 0 && stranded > 0, "{failures} of {cycles}, {stranded} pages");
+    // The guest is none the worse for it.
+    assert_eq!(session.failures().len(), 1, "{:?}", session.failures());
+    let stats = session.steps[1].sample.guest.expect("a guest");
+    assert_eq!(stats.pcp_stranded, stranded);
+}
+
+/// S3.1.
+fn no_race(policy: &str) {
+    let (session, raced) = race(policy, 100);
+    session.assert_done();
+    assert_eq!(raced, (100, 0, 0));
+}
+
+fn a_race_needs_cpus_and_memory() {
+    let alone = run(machine(256 << 20), "plug 128M\nrace 1 cycle");
+    let empty = run(Config { cpus: 2, ..machine(256 << 20) }, "race 1 cycle");
+    for session in [alone, empty] {
+        let failures = session.failures();
+        assert!(failures.len() == 1 && failures[0].1.contains("two CPUs and plugged memory"), "{failures:?}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Outcomes for programs: one JSON object. Times are seconds, sizes bytes; a number that there is none
+//! of is null, and `why` says so.
+
+use serde::Serialize;
+
+use super::{Number, Outcome, Side, Value};
+
+/// The outcomes as one line of JSON, with a line break at its end.
+///
+/// # Panics
+/// Never: there is nothing in an outcome that JSON has no words for.
+#[must_use]
+pub fn json(outcomes: &[Outcome]) -> String {
+    let data = All {
+        passed: outcomes.iter().all(Outcome::passed),
+        experiments: outcomes.iter().map(experiment).collect(),
+    };
+    serde_json::to_string(&data).expect("strings, numbers and lists") + "\n"
+}
+
+#[derive(Serialize)]
+struct All<'o> {
+    passed: bool,
+    experiments: Vec<ExperimentData<'o>>,
+}
+
+#[derive(Serialize)]
+struct ExperimentData<'o> {
+    name: &'o str,
+    about: &'o str,
+    passed: bool,
+    seconds: f64,
+    sides: Vec<SideData<'o>>,
+}
+
+#[derive(Serialize)]
+struct SideData<'o> {
+    mechanism: &'static str,
+    setting: &'o str,
+    finding: &'static str,
+    what: &'o str,
+    numbers: Vec<NumberData<'o>>,
+}
+
+#[derive(Serialize)]
+struct NumberData<'o> {
+    name: &'o str,
+    unit: Option<&'static str>,
+    value: Option<serde_json::Value>,
+    why: Option<&'o str>,
+}
+
+fn experiment(outcome: &Outcome) -> ExperimentData<'_> {
+    ExperimentData {
+        name: outcome.name,
+        about: outcome.about,
+        passed: outcome.passed(),
+        seconds: outcome.took.as_secs_f64(),
+        sides: outcome.sides.iter().map(side).collect(),
+    }
+}
+
+fn side(side: &Side) -> SideData<'_> {
+    SideData {
+        mechanism: if side.on { "on" } else { "off" },
+        setting: side.setting,
+        finding: side.finding.text(),
+        what: &side.what,
+        numbers: side.numbers.iter().map(number).collect(),
+    }
+}
+
+fn number(number: &Number) -> NumberData<'_> {
+    let (unit, value, why) = match &number.value {
+        Value::Count(count) => (Some("count"), Some((*count).into()), None),
+        Value::Bytes(bytes) => (Some("bytes"), Some((*bytes).into()), None),
+        Value::Time(time) => (Some("seconds"), Some(time.as_secs_f64().into()), None),
+        Value::Missing(why) => (None, None, Some(why.as_str())),
+    };
+    NumberData { name: &number.name, unit, value, why }
+}

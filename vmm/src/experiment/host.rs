@@ -1,0 +1,62 @@
+//! Sessions of experiments on this host.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use super::{Halt, Lab, Record};
+use crate::config::Config;
+use crate::script::Script;
+use crate::session::{self, BootReport, Ended, Observer, StepReport, Summary};
+use crate::vm::{StartError, Vm};
+
+/// Runs sessions on machines of this host, and tells `progress` of each, as they take their time.
+pub struct Host<W>(pub W);
+
+#[derive(Default)]
+struct Recorder {
+    boot: Option<BootReport>,
+    steps: Vec<StepReport>,
+}
+
+impl Observer for Recorder {
+    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+        self.boot = Some(report.clone());
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+        self.steps.push(report.clone());
+        Ok(())
+    }
+
+    fn end(&mut self, _: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Host<W> {
+    fn tell(&mut self, text: std::fmt::Arguments<'_>) {
+        // Nobody may be there to hear it; the experiment is none the worse for that.
+        drop(self.0.write_fmt(text).and_then(|()| self.0.flush()));
+    }
+}
+
+impl<W: Write> Lab for Host<W> {
+    /// # Panics
+    /// When an experiment's own script is wrong.
+    fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {
+        let script = Script::parse(label, script).unwrap_or_else(|errors| panic!("{errors}"));
+        script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
+        config.validate().map_err(StartError::from)?;
+        self.tell(format_args!("{label} ... "));
+        let start = Instant::now();
+        let mut recorder = Recorder::default();
+        let summary = Vm::start(config).map(|vm| session::run(vm, &script, &mut recorder));
+        self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
+        let summary = summary?.expect("a recorder always writes");
+        match summary.ended {
+            Ended::Signal { signal } => Err(Halt::Signal(signal)),
+            _ => Ok(Record { boot: recorder.boot, steps: recorder.steps, summary }),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Outcomes as one page: a summary, and for each experiment what happened, its numbers and a chart.
+//!
+//! The page needs nothing else: no script, no font, no picture. It follows the reader's choice of a
+//! light or a dark scheme. Everything that is not written here is escaped.
+
+mod chart;
+
+use std::fmt::{self, Display, Write};
+
+use super::{Finding, Outcome, Side, Value};
+
+const STYLE: &str = include_str!("html/style.css");
+
+/// Text that shows as it is, in an element or in a quoted attribute.
+struct Escaped<T>(T);
+
+impl<T: Display> Display for Escaped<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The page.
+#[must_use]
+pub fn page(outcomes: &[Outcome]) -> String {
+    let mut page = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut page, outcomes);
+    page
+}
+
+fn write(page: &mut String, outcomes: &[Outcome]) -> fmt::Result {
+    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
+    writeln!(page, "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
+    writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
+    writeln!(page, "<title>tidevm experiments</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>")?;
+    writeln!(page, "<h1>tidevm experiments</h1>")?;
+    writeln!(
+        page,
+        "<p class=\"lead\">Each boots the guest with a mechanism off and on. {passed} of {} show the failure \
+         when it is off, and only then. Every number is of this run.</p>",
+        outcomes.len()
+    )?;
+    summary(page, outcomes)?;
+    for outcome in outcomes {
+        experiment(page, outcome)?;
+    }
+    writeln!(page, "</main>\n</body>\n</html>")
+}
+
+fn summary(page: &mut String, outcomes: &[Outcome]) -> fmt::Result {
+    writeln!(page, "<div class=\"scroll\"><table>\n<thead><tr><th>experiment</th><th>mechanism off</th>")?;
+    writeln!(page, "<th>mechanism on</th><th>result</th><th class=\"n\">time</th></tr></thead>\n<tbody>")?;
+    for outcome in outcomes {
+        let name = Escaped(outcome.name);
+        write!(page, "<tr><td><a href=\"#{name}\">{name}</a></td>")?;
+        for on in [false, true] {
+            write!(page, "<td>")?;
+            for side in outcome.sides.iter().filter(|side| side.on == on) {
+                write!(page, "<div>{}: {}</div>", Escaped(side.setting), side.finding.text())?;
+            }
+            write!(page, "</td>")?;
+        }
+        let took = outcome.took.as_secs_f64();
+        writeln!(page, "<td>{}</td><td class=\"n\">{took:.1} s</td></tr>", mark(outcome))?;
+    }
+    writeln!(page, "</tbody></table></div>")
+}
+
+fn mark(outcome: &Outcome) -> &'static str {
+    match outcome.passed() {
+        true => "<span class=\"good\">\u{2713} ok</span>",
+        false => "<span class=\"bad\">\u{2717} fail</span>",
+    }
+}
+
+fn experiment(page: &mut String, outcome: &Outcome) -> fmt::Result {
+    let name = Escaped(outcome.name);
+    writeln!(page, "<section id=\"{name}\">\n<h2>{name} {}</h2>", mark(outcome))?;
+    writeln!(page, "<p>{}</p>\n<ul>", Escaped(outcome.about))?;
+    for side in &outcome.sides {
+        let (title, what) = (Escaped(side.title()), Escaped(&side.what));
+        writeln!(page, "<li><strong>{title}</strong>, {}: {what}</li>", side.finding.text())?;
+    }
+    writeln!(page, "</ul>")?;
+    chart::draw(page, outcome)?;
+    numbers(page, &outcome.sides)?;
+    writeln!(page, "</section>")
+}
+
+fn numbers(page: &mut String, sides: &[Side]) -> fmt::Result {
+    write!(page, "<div class=\"scroll\"><table>\n<thead><tr><th></th>")?;
+    for side in sides {
+        write!(page, "<th class=\"n\">{}</th>", Escaped(side.title()))?;
+    }
+    writeln!(page, "</tr></thead>\n<tbody>")?;
+    let names = sides.first().map_or(&[][..], |side| &side.numbers);
+    for (index, name) in names.iter().enumerate() {
+        write!(page, "<tr><td>{}</td>", Escaped(&name.name))?;
+        for side in sides {
+            match side.numbers.get(index).map(|number| &number.value) {
+                Some(Value::Missing(why)) => write!(page, "<td class=\"n why\">{}</td>", Escaped(why))?,
+                Some(value) => write!(page, "<td class=\"n\">{}</td>", Escaped(value))?,
+                None => write!(page, "<td></td>")?,
+            }
+        }
+        writeln!(page, "</tr>")?;
+    }
+    writeln!(page, "</tbody></table></div>")
+}
+
+impl Finding {
+    /// One word.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Finding::Failure => "failure",
+            Finding::Success => "success",
+            Finding::Neither => "neither",
+        }
+    }
+}
