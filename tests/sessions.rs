@@ -17,6 +17,8 @@ mod idle;
 mod init;
 #[path = "sessions/injection.rs"]
 mod injection;
+#[path = "sessions/large.rs"]
+mod large;
 #[path = "sessions/numa.rs"]
 mod numa;
 #[path = "sessions/pmem.rs"]
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         init::TESTS,
         injection::TESTS,
+        large::TESTS,
         numa::TESTS,
         pmem::TESTS,
         switches::TESTS,

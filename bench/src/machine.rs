@@ -8,9 +8,9 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, DeviceInit, InitPolicy, Memblock, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page, PcpPolicy,
-    PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr,
-    Sparse, SubSections, ZoneType,
+    Content, DeviceInit, InitPolicy, Memblock, MemmapFrames, Mm, NoPageTable, NodeId, Options, PAGE_SIZE,
+    Page, PcpPolicy, PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform, RemovalPolicy, SECTION_PAGES,
+    SECTION_SIZE, Section, SectionNr, Sparse, SubSections, ZoneType,
 };
 
 /// Bytes of the memmap of one section.
@@ -119,6 +119,15 @@ unsafe impl Platform for Host {
 
     fn unmap_memmap(&self, _: SectionNr) {}
 
+    fn map_memmap_base(&self, _: SectionNr, _: &MemmapFrames) -> Result<(), NoPageTable> {
+        // Memmaps lie on the memory here, where they are one piece.
+        Err(NoPageTable)
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        unreachable!("the memmap of {section:?} is one piece")
+    }
+
     fn map_direct(&self, _: PfnRange) -> Result<(), NoPageTable> {
         Ok(())
     }
@@ -217,6 +226,7 @@ impl Machine {
             nr_cpus: 1,
             memmap_on_memory: true,
             pcp: PcpPolicy::Disable,
+            removal: RemovalPolicy::PerBlock,
             init: self.spec.init,
             grow: true,
             content: self.spec.content,

@@ -1,15 +1,14 @@
 //! Ranges and sets of a region's blocks, named by their index in the region.
 //!
 //! [`BlockBitmap`] holds one bit a block and works in words, so that a request of 65535 blocks
-//! costs a thousand steps and not 65535; it is what the device knows. [`SubBlocks`] is the blocks
-//! of one guest memory block, at most 64 of them, in one word; it is what the driver works with.
+//! costs a thousand steps and not 65535; it is what the device knows, and what the driver works with.
 //!
 //! Invariants of [`BlockBitmap`]: `count` is the number of set bits; bits at and above `len` are
 //! clear.
 
+use alloc::collections::TryReserveError;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 /// Consecutive blocks of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +117,60 @@ impl BlockBitmap {
         })
     }
 
+    /// Makes it a set for a region of `len` blocks, if it is for a smaller one.
+    pub(crate) fn try_grow(&mut self, len: u64) -> Result<(), TryReserveError> {
+        if len > self.len {
+            // Of a length that no memory holds, this fails as well.
+            let words = usize::try_from(len.div_ceil(WORD)).unwrap_or(usize::MAX);
+            self.words.try_reserve(words - self.words.len())?;
+            self.words.resize(words, 0);
+            self.len = len;
+        }
+        Ok(())
+    }
+
+    /// Whether `block` is in the set.
+    pub(crate) fn contains(&self, block: u64) -> bool {
+        self.words.get((block / WORD) as usize).is_some_and(|word| word >> (block % WORD) & 1 != 0)
+    }
+
+    /// The first block at or after `from` that is in the set.
+    pub(crate) fn next_set(&self, from: u64) -> Option<u64> {
+        self.next_bit(from, true)
+    }
+
+    /// The first block at or after `from` that is not in the set, be it beyond the region.
+    pub(crate) fn next_clear(&self, from: u64) -> u64 {
+        self.next_bit(from, false).unwrap_or(from.max(self.len))
+    }
+
+    /// The last block below `end` that is in the set.
+    pub(crate) fn last_set(&self, end: u64) -> Option<u64> {
+        self.last_bit(end.min(self.len), true)
+    }
+
+    /// The last block below `end` that is not in the set.
+    pub(crate) fn last_clear(&self, end: u64) -> Option<u64> {
+        match end.checked_sub(1) {
+            Some(last) if last >= self.len => Some(last),
+            _ => self.last_bit(end, false),
+        }
+    }
+
+    /// The last block below `end`, which is in the region or its end, whose bit is `value`.
+    fn last_bit(&self, end: u64, value: bool) -> Option<u64> {
+        let flip = if value { 0 } else { u64::MAX };
+        let mut above = end.div_ceil(WORD) * WORD - end;
+        for word in (0..end.div_ceil(WORD)).rev() {
+            let bits = (self.words[word as usize] ^ flip) & (u64::MAX >> above);
+            if let Some(bit) = bits.checked_ilog2() {
+                return Some(word * WORD + u64::from(bit));
+            }
+            above = 0;
+        }
+        None
+    }
+
     /// The first block at or after `from` whose bit is `value`. A clear one may be the one after
     /// the region's last.
     fn next_bit(&self, from: u64, value: bool) -> Option<u64> {
@@ -150,109 +203,6 @@ impl BlockBitmap {
             let word = (next / WORD) as usize;
             next += count;
             Some((word, mask(first as u32, count as u32)))
-        })
-    }
-}
-
-/// Blocks of one memory block: bit `n` is the block that starts `n` block sizes after it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SubBlocks(u64);
-
-impl SubBlocks {
-    /// The most blocks that a memory block can have.
-    pub const MAX: u32 = u64::BITS;
-
-    /// No block.
-    pub const NONE: SubBlocks = SubBlocks(0);
-
-    /// The set with exactly these bits.
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> SubBlocks {
-        SubBlocks(bits)
-    }
-
-    /// One bit a block.
-    #[must_use]
-    pub const fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// The blocks of `range`.
-    ///
-    /// # Panics
-    /// When `range` does not end within [`SubBlocks::MAX`] or is reversed.
-    #[must_use]
-    pub const fn of(range: Range<u32>) -> SubBlocks {
-        assert!(range.start <= range.end && range.end <= SubBlocks::MAX, "sub-blocks beyond a memory block");
-        SubBlocks(mask(range.start, range.end - range.start))
-    }
-
-    /// Number of blocks.
-    #[must_use]
-    pub const fn count(self) -> u32 {
-        self.0.count_ones()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether all of `other` are among these.
-    #[must_use]
-    pub const fn contains(self, other: SubBlocks) -> bool {
-        other.0 & !self.0 == 0
-    }
-
-    /// These and `other`.
-    #[must_use]
-    pub const fn with(self, other: SubBlocks) -> SubBlocks {
-        SubBlocks(self.0 | other.0)
-    }
-
-    /// These but for `other`.
-    #[must_use]
-    pub const fn without(self, other: SubBlocks) -> SubBlocks {
-        SubBlocks(self.0 & !other.0)
-    }
-
-    /// The blocks that are both here and in `other`.
-    #[must_use]
-    pub const fn and(self, other: SubBlocks) -> SubBlocks {
-        SubBlocks(self.0 & other.0)
-    }
-
-    /// The lowest run of consecutive blocks; empty when there is none.
-    #[must_use]
-    pub const fn lowest_run(self) -> Range<u32> {
-        let start = self.0.trailing_zeros();
-        match self.0.checked_shr(start) {
-            Some(bits) => start..start + bits.trailing_ones(),
-            None => 0..0,
-        }
-    }
-
-    /// The highest run of consecutive blocks; empty when there is none.
-    #[must_use]
-    pub const fn highest_run(self) -> Range<u32> {
-        let above = self.0.leading_zeros();
-        match self.0.checked_shl(above) {
-            Some(bits) => {
-                let end = SubBlocks::MAX - above;
-                end - bits.leading_ones()..end
-            }
-            None => 0..0,
-        }
-    }
-
-    /// The runs of consecutive blocks, ascending.
-    pub fn runs(self) -> impl Iterator<Item = Range<u32>> {
-        let mut rest = self;
-        core::iter::from_fn(move || {
-            let run = rest.lowest_run();
-            rest = rest.without(SubBlocks::of(run.clone()));
-            (!run.is_empty()).then_some(run)
         })
     }
 }

@@ -6,7 +6,7 @@
 //! knows nothing of zones and pages, queues and timers, so a failure is but an outcome.
 //!
 //! Differs from Linux on purpose: the memmap of a memory block may lie in the memory block, whose
-//! first sub-block then is plugged first and unplugged last; after NACK the configuration is read
+//! first sub-blocks then are plugged first and unplugged last; after NACK the configuration is read
 //! again before anything is repeated; after ERROR the driver finds out what is true and goes on; no
 //! failure is for ever.
 //!
@@ -31,18 +31,20 @@ use self::geometry::Geometry;
 use self::region::Region;
 use self::rest::BackOff;
 pub use self::rest::{Rest, Why};
-use crate::blocks::{BlockRange, SubBlocks};
+use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind, Response};
 
 /// What the driver must know of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriverConfig {
     /// Size and alignment in bytes of a memory block, the unit in which the guest adds and
-    /// removes memory; at most [`SubBlocks::MAX`] device blocks.
+    /// removes memory; at most as many device blocks as a request can name.
     pub memory_block_size: u64,
-    /// Bytes at the start of every memory block that hold its memmap, at most one device block;
-    /// 0 when the memmap lies elsewhere.
+    /// Bytes at the start of every memory block that hold its memmap; 0 when the memmap lies
+    /// elsewhere.
     pub memmap_size: u64,
+    /// The least part of a memory block, in bytes, that the guest can plug or unplug.
+    pub min_block_size: u64,
 }
 
 /// What to do next.
@@ -59,9 +61,12 @@ pub enum Action {
     AddBlock {
         /// Its guest-physical address.
         addr: u64,
-        /// Its device blocks that are plugged; the others must not be touched.
-        plugged: SubBlocks,
-        /// Nobody has used the block that holds the memmap since the device plugged it, so it still
+        /// Where the part of it begins that the guest may use, with the memmap if that lies in it. The
+        /// rest must not be touched.
+        start: u64,
+        /// Size of that part in bytes.
+        size: u64,
+        /// Nobody has used what holds the memmap since the device plugged it, so it still
         /// holds what the device left there: zeros, if the device's maker promises them.
         fresh: bool,
     },
@@ -248,12 +253,9 @@ impl Driver {
         self.device_errors
     }
 
-    /// The memory blocks of which something is plugged: their addresses, ascending, and what is
-    /// plugged, to the driver's knowledge.
-    pub fn plugged(&self) -> impl Iterator<Item = (u64, SubBlocks)> + '_ {
-        let geometry = &self.region.geometry;
-        let plugged = self.region.iter().filter(|(_, block)| !block.plugged.is_empty());
-        plugged.map(move |(index, block)| (geometry.addr(geometry.first_of(index)), block.plugged))
+    /// The runs of blocks that are plugged, to the driver's knowledge, ascending.
+    pub fn plugged(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.region.plugged_runs()
     }
 
     /// Whatever failed may be tried again.
@@ -288,11 +290,15 @@ impl Driver {
         BlockRange { first: self.region.geometry.block(request.addr), count: request.nb_blocks as u64 }
     }
 
-    /// The memory block and the sub-blocks of an action.
-    fn sub_blocks(&self, addr: u64, size: u64) -> (usize, SubBlocks) {
+    /// The blocks of an action.
+    fn blocks(&self, addr: u64, size: u64) -> BlockRange {
         let geometry = &self.region.geometry;
-        let (index, first) = geometry.place(geometry.block(addr));
-        (index, SubBlocks::of(first..first + geometry.blocks(size) as u32))
+        BlockRange { first: geometry.block(addr), count: geometry.blocks(size) }
+    }
+
+    /// The memory block of an action.
+    fn memory_block(&self, addr: u64) -> usize {
+        self.region.geometry.place(self.region.geometry.block(addr)).0
     }
 }
 

@@ -41,7 +41,7 @@ pub mod device;
 pub mod driver;
 pub mod wire;
 
-pub use blocks::{BlockBitmap, BlockRange, SubBlocks};
+pub use blocks::{BlockBitmap, BlockRange};
 pub use device::{Backing, Busy, Device, DeviceConfig};
 pub use driver::{Action, ConfigError, Driver, DriverConfig, Outcome, Rest, Why};
 pub use wire::{BlockState, Config, Request, RequestKind, Response, ResponseType};

@@ -294,6 +294,7 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
             (keys::NR_CPUS, config.cpus.to_string()),
             (keys::TSC_KHZ, tsc_khz.to_string()),
             (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
+            (keys::MEMORY_BLOCK, format!("{}M", config.memory_block >> 20)),
             (keys::PCP_DISABLE, on_off(config.pcp_disable)),
             (keys::INIT, config.init.to_string()),
             // What the host gives, it gives as zeros, and gives again after it took it back.

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidevm::command::parse_size;
 use tidevm::config::{DEFAULT_MEMORY, Size};
 use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, experiment};
+use tidevm_abi::MEMORY_BLOCK_SIZE;
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
@@ -105,6 +106,9 @@ pub struct Run {
     /// When the guest initialises struct pages: eager, deferred or lazy
     #[arg(long, value_name = "POLICY", default_value_t)]
     init: InitPolicy,
+    /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = size)]
+    memory_block: Size,
     /// Whether the memmap of added memory lies in the added memory
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
     memmap_on_memory: Switch,
@@ -154,6 +158,7 @@ impl Run {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
+            memory_block: self.memory_block.0,
             memmap_on_memory: self.memmap_on_memory == Switch::On,
             pcp_disable: self.pcp_disable == Switch::On,
             init: self.init,
@@ -274,6 +279,7 @@ mod tests {
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
+            memory_block: 1 << 30,
             memmap_on_memory: false,
             init: tidevm::InitPolicy::Eager,
             pcp_disable: false,
@@ -283,7 +289,7 @@ mod tests {
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
                        --pmem size=1G --pmem size=128M \
-                       --kernel k --initrd i --cmdline -a=b --init eager --memmap-on-memory off --pcp-disable off \
+                       --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --script - --json";
         assert_eq!(config(options), Ok(expected));
     }

@@ -7,7 +7,7 @@
 //! verify NAME                     release NAME                  wait NAME
 //! expect METRIC ==|!=|<=|>=|<|> VALUE
 //! race N cycles                   stats                         check
-//! sleep DURATION
+//! sleep DURATION                  blocks                        readd SIZE at ADDRESS
 //! inject STEP [after N]
 //! pmem ...                        (see `command/pmem.rs`)
 //! ```
@@ -65,6 +65,15 @@ pub enum Command {
     Stats,
     /// Let the guest verify every invariant of its memory management.
     Check,
+    /// Let the guest list its memory blocks.
+    Blocks,
+    /// Let the guest take memory blocks offline, remove them at once, and add them back.
+    Readd {
+        /// Bytes of all of them.
+        size: u64,
+        /// Guest-physical address of the first.
+        addr: u64,
+    },
     /// Do something with device memory.
     Pmem(Pmem),
     /// Let time pass.
@@ -309,6 +318,8 @@ impl fmt::Display for Command {
             Command::Expect(expect) => write!(f, "{expect}"),
             Command::Stats => f.write_str("stats"),
             Command::Check => f.write_str("check"),
+            Command::Blocks => f.write_str("blocks"),
+            Command::Readd { size, addr } => write!(f, "readd {} at {}", Size(*size), Size(*addr)),
             Command::Pmem(pmem) => write!(f, "{pmem}"),
             Command::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Command::Race { cycles } => {

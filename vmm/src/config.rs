@@ -9,13 +9,16 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tidevm_abi::{MAX_MEM_DEVICES, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE};
+use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE};
 
 use crate::memory::layout;
 
 mod numa;
+mod size;
 
 pub use numa::{NodeConfig, NumaError};
+pub use size::Size;
+use size::nearest;
 
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: u64 = 32 << 20;
@@ -53,6 +56,8 @@ pub struct Config {
     pub initrd: Option<PathBuf>,
     /// Appended to the kernel command line.
     pub cmdline: Option<String>,
+    /// Size of the guest's memory blocks in bytes, a power of two from 128 MiB to 2 GiB.
+    pub memory_block: u64,
     /// The memmap of added memory lies in the added memory.
     pub memmap_on_memory: bool,
     /// Per-CPU lists are out of play while a range goes offline.
@@ -76,6 +81,7 @@ impl Default for Config {
             kernel: None,
             initrd: None,
             cmdline: None,
+            memory_block: MEMORY_BLOCK_SIZE,
             memmap_on_memory: true,
             pcp_disable: true,
             init: InitPolicy::default(),
@@ -178,6 +184,12 @@ pub enum ConfigError {
     /// Boot memory is not made of huge pages.
     #[error("--memory {}: must be a multiple of {}", Size(*.0), Size(MIN_BLOCK))]
     MemoryUnaligned(u64),
+    /// The size of a memory block cannot be.
+    #[error(
+        "--memory-block {}: must be a power of two from {} to {}",
+        Size(*.0), Size(MEMORY_BLOCK_SIZE), Size(MAX_MEMORY_BLOCK_SIZE)
+    )]
+    MemoryBlock(u64),
     /// More than the guest can address.
     #[error(
         "boot memory, hotplug regions and device memory end at {}, beyond the {} that a guest can address: \
@@ -291,6 +303,10 @@ impl Config {
         if !self.memory.is_multiple_of(MIN_BLOCK) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        let block = self.memory_block;
+        if !block.is_power_of_two() || !(MEMORY_BLOCK_SIZE..=MAX_MEMORY_BLOCK_SIZE).contains(&block) {
+            return Err(ConfigError::MemoryBlock(block));
+        }
         self.validate_numa()?;
         if self.hotplug.len() > MAX_MEM_DEVICES {
             let given = self.hotplug.len();
@@ -360,30 +376,6 @@ impl HotplugConfig {
             return Err(ConfigError::Node { device, node });
         }
         Ok(())
-    }
-}
-
-/// A number of bytes as the command line writes it: `512M`, `2G`, or plain bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-        match units.into_iter().find(|&(unit, _)| self.0 >= unit && self.0.is_multiple_of(unit)) {
-            Some((unit, suffix)) => write!(f, "{}{suffix}", self.0 / unit),
-            None => write!(f, "{}", self.0),
-        }
-    }
-}
-
-/// The multiples of `unit` next to `size`, as advice.
-fn nearest(size: u64, unit: u64) -> String {
-    let below = size - size % unit;
-    match (below, below.checked_add(unit)) {
-        (0, _) => format!(" (try {})", Size(unit)),
-        (below, Some(above)) => format!(" (try {} or {})", Size(below), Size(above)),
-        (below, None) => format!(" (try {})", Size(below)),
     }
 }
 

@@ -27,6 +27,7 @@
 //!
 //! The session knows machines only as a [`Machine`], and shows nothing itself: an [`Observer`] does.
 
+mod blocks;
 mod expect;
 #[cfg(test)]
 mod fake;
@@ -242,6 +243,8 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
                 Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
                 other => Err(unfit(&other)),
             },
+            Command::Blocks => self.blocks(),
+            Command::Readd { size, addr } => self.readd(*size, *addr),
             Command::Pmem(pmem) => self.pmem(pmem),
             Command::Race { cycles } => self.race(*cycles),
             Command::Sleep(time) => self.pause(*time).map(|()| None),

@@ -11,6 +11,12 @@ pub const PCI: &str = "pci";
 pub const VIRTIO_MMIO_DEVICE: &str = "virtio_mmio.device";
 /// `memory_hotplug.memmap_on_memory=on|off`.
 pub const MEMMAP_ON_MEMORY: &str = "memory_hotplug.memmap_on_memory";
+/// `tidevm.memory_block=SIZE`: size of a memory block, a power of two from 128M to 2G. A region that is
+/// not made of whole ones is divided into smaller ones.
+pub const MEMORY_BLOCK: &str = "tidevm.memory_block";
+/// `tidevm.memmap_removal=per-block|range`: whether several memory blocks that hold their own memmaps
+/// can be removed at once, or only one, which is how they were added.
+pub const MEMMAP_REMOVAL: &str = "tidevm.memmap_removal";
 /// `tidevm.pcp_disable=on|off|once`: per-CPU lists are out of play while a range goes offline, or
 /// are drained again and again, or once, which is not enough.
 pub const PCP_DISABLE: &str = "tidevm.pcp_disable";

@@ -11,13 +11,17 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
-
+mod blocks;
 pub mod cmdline;
 mod pmem;
+mod resize;
 mod stats;
 
+use serde::{Deserialize, Serialize};
+
+pub use blocks::{BLOCK_RUNS, BlockRun};
 pub use pmem::{Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
+pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the place of
@@ -59,8 +63,11 @@ pub const E820_PMEM: u32 = 7;
 /// The same in the form that came before ACPI's. Linux takes it without further tables.
 pub const E820_PRAM: u32 = 12;
 
-/// Size and alignment of a memory block, the unit in which the guest adds and removes memory.
+/// Least size of a memory block, the unit in which the guest adds and removes memory, and the default.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
+
+/// Largest size of a memory block.
+pub const MAX_MEMORY_BLOCK_SIZE: u64 = 2 << 30;
 
 /// Name of the ELF note by which the VMM knows a guest that speaks what is written here; it holds one
 /// 32-bit number, 1.
@@ -134,6 +141,19 @@ pub enum Op {
         step: FaultStep,
         /// How many attempts to let pass.
         after: u32,
+    },
+    /// Report memory blocks: [`Answer::Blocks`].
+    Blocks {
+        /// Address from which on.
+        from: u64,
+    },
+    /// Take memory blocks offline and remove them, all at once, and then add them back as they were:
+    /// [`Answer::Done`].
+    Readd {
+        /// Address of the first of them.
+        addr: u64,
+        /// Size of all of them in bytes.
+        size: u64,
     },
     /// Write [`ExitCode::PowerOff`]; there is no answer.
     PowerOff,
@@ -231,6 +251,13 @@ pub enum Answer {
         /// Allocations that found no memory.
         failures: u64,
     },
+    /// To [`Op::Blocks`].
+    Blocks {
+        /// Ascending by address, then none.
+        runs: [Option<BlockRun>; BLOCK_RUNS],
+        /// Where to ask for more, if there are more.
+        next: Option<u64>,
+    },
     /// To [`Op::Race`].
     Raced {
         /// Cycles that were run.
@@ -240,7 +267,7 @@ pub enum Answer {
         /// Pages that were found on per-CPU lists although they were isolated.
         stranded: u64,
     },
-    /// To [`Op::Inject`].
+    /// To [`Op::Inject`] and [`Op::Readd`].
     Done,
     /// To [`Op::Pmem`].
     Pmem(Pmem),
@@ -266,71 +293,24 @@ pub enum Failure {
     NoMemory,
     /// The record could not be read.
     BadRecord,
+    /// The range is not made of whole memory blocks that were added and are online.
+    NotBlocks,
+    /// Memory blocks that hold their own memmaps go one at a time, as they came
+    /// ([`cmdline::MEMMAP_REMOVAL`]).
+    Granularity,
+    /// Some memory blocks of the range hold their own memmaps, and some do not.
+    Mixed,
+    /// Pages stand in the way of a memory block.
+    Stuck {
+        /// The memory block's address.
+        addr: u64,
+        /// How many pages.
+        pages: u64,
+    },
     /// Device memory is not what the call takes it for.
     Pmem(PmemFailure),
     /// It needs CPUs or plugged memory that this guest does not have.
     Unfit,
-}
-
-/// Where a virtio-mem driver stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resize {
-    /// Guest-physical address of the device's region; names the device.
-    pub region: u64,
-    /// Bytes plugged.
-    pub plugged: u64,
-    /// Bytes that the device asked for when the driver last looked.
-    pub requested: u64,
-    /// Whether and why it stopped.
-    pub state: ResizeState,
-}
-
-/// Whether a driver reached its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ResizeState {
-    /// `plugged` is `requested`.
-    Reached,
-    /// Pages that cannot move are in the way. The driver tries again when pages are freed or the
-    /// target changes.
-    Unmovable {
-        /// How many such pages were met.
-        pages: u64,
-        /// The first of them.
-        first: [Option<UnmovablePage>; 4],
-    },
-    /// There is no room to migrate pages to.
-    NoRoom,
-    /// No memory for page tables or for the memmap of the new memory.
-    NoMemory,
-    /// The device answered BUSY; the driver tries again.
-    HostBusy,
-    /// The device answered against the rules; the driver has looked at the true state and goes
-    /// on from there.
-    DeviceError,
-}
-
-/// A page that could not be moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnmovablePage {
-    /// Its frame number.
-    pub pfn: u64,
-    /// Who holds it.
-    pub owner: Owner,
-}
-
-/// Who holds a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Owner {
-    /// Boot allocations: the kernel's image, the first memmap, holes.
-    Reserved,
-    /// The kernel's heap, stacks, queues.
-    Kernel,
-    /// Page tables.
-    PageTable,
-    /// The memmap of hot-added memory.
-    Memmap,
-    /// A workload of the session.
-    Workload(Handle),
 }
 
 /// A record that could not be encoded or decoded.
@@ -403,10 +383,23 @@ mod tests {
                 },
             }),
         };
+        let run = Some(BlockRun {
+            addr: u64::MAX,
+            count: u64::MAX,
+            size: u64::MAX,
+            boot: false,
+            zone: Some(ZoneName::Movable),
+            node: u8::MAX,
+            plugged: u64::MAX,
+            memmap_pages: u64::MAX,
+            memmap_on_memory: true,
+        });
+        let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
+        let blocks = Report::Done { id: u32::MAX, answer };
         let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
         let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
         let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
-        for report in [resize, stats, pmem] {
+        for report in [resize, stats, blocks, pmem] {
             let mut buffer = [0; MAX_RECORD];
             let bytes = encode(&report, &mut buffer).unwrap();
             assert_eq!(decode::<Report>(bytes), Ok(report));

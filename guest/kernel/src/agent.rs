@@ -9,7 +9,7 @@ use tidevm_mm::{ZoneStats, ZoneType};
 use crate::control::report;
 use crate::hog::{EachPage, Hog};
 use crate::workload::{self, NotMade, Workload};
-use crate::{MM, churn, cpu, job, panic, platform, pmem, race, shell, stamps};
+use crate::{MM, blocks, churn, cpu, job, panic, platform, pmem, race, shell, stamps};
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -67,6 +67,8 @@ pub fn carry_out(op: Op, asker: Asker) {
             platform::inject(step, after);
             Ok(Some(Answer::Done))
         }
+        Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
+        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
         Op::PowerOff => panic::power_off(),
     };
     match started {
@@ -131,7 +133,7 @@ fn stats() -> tidevm_abi::Stats {
         nodes: core::array::from_fn(node),
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
-        blocks_online: stats.sections_online,
+        blocks_online: stats.blocks_online,
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,

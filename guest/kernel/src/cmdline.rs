@@ -4,7 +4,7 @@
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, SECTION_SIZE};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
@@ -33,6 +33,10 @@ pub struct Options {
     pub tsc_khz: Option<u64>,
     /// Whether new memory holds its own memmap.
     pub memmap_on_memory: bool,
+    /// Bytes of a memory block.
+    pub memory_block: u64,
+    /// How much new memory that holds its own memmap can be removed at a time.
+    pub removal: RemovalPolicy,
     /// What is done about per-CPU lists during offlining.
     pub pcp: PcpPolicy,
     /// When struct pages are initialised.
@@ -61,6 +65,8 @@ pub fn parse(text: &str) -> Options {
         nr_cpus: None,
         tsc_khz: None,
         memmap_on_memory: true,
+        memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
+        removal: RemovalPolicy::PerBlock,
         pcp: PcpPolicy::Disable,
         init: InitPolicy::Eager,
         grow: true,
@@ -80,6 +86,8 @@ pub fn parse(text: &str) -> Options {
             keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
             keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
+            keys::MEMORY_BLOCK => set(&mut options.memory_block, memory_block(value)),
+            keys::MEMMAP_REMOVAL => set(&mut options.removal, removal(value)),
             keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
             keys::INIT => set(&mut options.init, init(value)),
             keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
@@ -116,6 +124,19 @@ fn switch(value: &str) -> Option<bool> {
     match value {
         "on" | "1" | "Y" | "y" => Some(true),
         "off" | "0" | "N" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn memory_block(value: &str) -> Option<u64> {
+    let range = tidevm_abi::MEMORY_BLOCK_SIZE..=tidevm_abi::MAX_MEMORY_BLOCK_SIZE;
+    number(value).filter(|size| size.is_power_of_two() && range.contains(size))
+}
+
+fn removal(value: &str) -> Option<RemovalPolicy> {
+    match value {
+        "per-block" => Some(RemovalPolicy::PerBlock),
+        "range" => Some(RemovalPolicy::Range),
         _ => None,
     }
 }

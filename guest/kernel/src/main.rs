@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod acpi;
 mod agent;
+mod blocks;
 mod boot;
 mod churn;
 mod cmdline;
@@ -128,6 +129,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         nr_cpus,
         memmap_on_memory: options.memmap_on_memory,
         pcp: options.pcp,
+        removal: options.removal,
         init: options.init,
         grow: options.grow,
         content: if options.zeroed { Content::Zero } else { Content::Unknown },

@@ -1,4 +1,5 @@
-//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages.
+//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages; a memmap for
+//! which there is none, in small ones.
 //!
 //! Mirrors Linux's x86-64 layout (`Documentation/arch/x86/x86_64/mm.rst`) without KASLR:
 //!
@@ -17,10 +18,14 @@
 //! own entries are zero. `LOCK` is held while entries change.
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
+mod base_pages;
+
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
+
+pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 
 /// Virtual address of physical address 0.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;

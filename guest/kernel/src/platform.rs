@@ -4,7 +4,9 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use tidevm_abi as abi;
-use tidevm_mm::{FaultStep, Gfp, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr};
+use tidevm_mm::{
+    FaultStep, Gfp, MemmapFrames, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr,
+};
 
 use crate::paging::{self, TableSource, VMEMMAP};
 use crate::time::Instant;
@@ -78,8 +80,8 @@ fn memmap(section: SectionNr) -> u64 {
     VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
 }
 
-// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, which nothing
-// else maps; `%gs:0` is constant; `job::synchronize` waits until every other CPU has been between
+// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or as many small ones,
+// which nothing else maps; `%gs:0` is constant; `job::synchronize` waits until every other CPU has been between
 // two jobs, halted, or in `relax`.
 unsafe impl Platform for Machine {
     fn this_cpu(&self) -> usize {
@@ -98,6 +100,20 @@ unsafe impl Platform for Machine {
         let mut tables = Tables::new();
         paging::unmap_vmemmap(memmap(section), &mut tables);
         tables.flush();
+    }
+
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        let frames = frames.iter().map(|frame| frame.address().get());
+        Tables::fill(|tables| paging::map_vmemmap_base(memmap(section), frames, tables))
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        let mut frames: MemmapFrames = [Pfn::new(0); _];
+        let mut tables = Tables::new();
+        let back = |place: usize, frame| frames[place] = PhysAddr::new(frame).pfn();
+        paging::unmap_vmemmap_base(memmap(section), back, &mut tables);
+        tables.flush();
+        frames
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {

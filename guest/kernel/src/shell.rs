@@ -18,12 +18,14 @@ use crate::console::{self, print, println};
 use crate::ioapic::Line;
 use crate::job::{self, Job, Step};
 use crate::virtio::mem;
-use crate::{MM, cmdline, control, irq, procfs};
+use crate::{MM, blocks, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
 const HELP: &str = "\
   meminfo, zoneinfo       counters, as Linux shows them
+  blocks                  memory blocks: state, zone, what is plugged, memmap pages
+  readd SIZE at ADDRESS   offline and remove memory blocks, and add them back
   stats                   where memmaps lie, and what moved
   check                   verify every invariant of the memory management
   hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME
@@ -190,6 +192,7 @@ impl Shell {
         let op = match command {
             "hog" => Some(self.hog(words)?),
             "churn" => Some(self.churn(words)?),
+            "readd" => Some(readd(words)?),
             "race" => Some(race(words)?),
             "verify" => Some(Op::Verify { handle: self.names[self.name(words)?].1 }),
             "release" => {
@@ -204,6 +207,7 @@ impl Shell {
                     "help" => println!("{HELP}"),
                     "meminfo" => procfs::meminfo(),
                     "zoneinfo" => procfs::zoneinfo(),
+                    "blocks" => blocks(),
                     "stats" => stats(),
                     _ => return Err("no such command; `help` lists them"),
                 }
@@ -303,10 +307,15 @@ impl Shell {
                     Failure::Pmem(_) | Failure::UnknownHandle | Failure::HandleInUse | Failure::BadRecord => {
                         "the kernel does not know this workload as the shell does"
                     }
+                    Failure::NotBlocks => "these are not whole memory blocks that were added and are online",
+                    Failure::Granularity => "memory blocks that hold their own memmap go one at a time",
+                    Failure::Mixed => "some of them hold their own memmap, and some do not",
+                    Failure::Stuck { .. } => "pages are in the way",
                 });
             }
             // Not to what the shell asks.
             Answer::Stats(_)
+            | Answer::Blocks { .. }
             | Answer::Done
             | Answer::Pmem(_)
             | Answer::PmemMapped(_)
@@ -314,6 +323,26 @@ impl Shell {
         }
         Ok(())
     }
+}
+
+/// What Linux tells in `/sys/devices/system/memory`, a line for memory blocks that are alike.
+fn blocks() {
+    let mut from = Some(0);
+    while let Some(Answer::Blocks { runs, next }) = from.map(blocks::blocks) {
+        runs.iter().flatten().for_each(|run| println!("{run}"));
+        from = next;
+    }
+}
+
+fn readd(words: &mut Words<'_>) -> Result<Op, &'static str> {
+    const USAGE: &str = "readd SIZE at ADDRESS";
+    let bytes = words.next().and_then(size).ok_or(USAGE)?;
+    if words.next() != Some("at") {
+        return Err(USAGE);
+    }
+    let addr = words.next().and_then(size).ok_or(USAGE)?;
+    no_more(words)?;
+    Ok(Op::Readd { addr, size: bytes })
 }
 
 fn race(words: &mut Words<'_>) -> Result<Op, &'static str> {
@@ -330,7 +359,8 @@ fn stats() {
     let stats = MM.stats();
     println!("memmap in boot memory       {} pages", stats.memmap_boot_pages);
     println!("memmap in hot-added memory  {} pages", stats.memmap_altmap_pages);
-    println!("memory blocks online        {}", stats.sections_online);
+    println!("memmaps in single pages     {}", stats.memmaps_by_base_pages);
+    println!("memory blocks online        {}", stats.blocks_online);
     println!("memmaps written whole       {}", stats.memmaps_written);
     println!("boot memory to come         {} pages", stats.deferred_pages);
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);

@@ -8,11 +8,13 @@
 //! for offlining): who frees a page of the range meanwhile may keep it on a list for a while. The
 //! allocation fails then, and can be tried again; it never takes a page that somebody has.
 
+use core::iter::once;
+
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
 use crate::contig::PcpPolicy;
-use crate::hotplug::memmap_blocks;
 use crate::isolation::OfflineError;
+use crate::memory_block::memmap_blocks;
 use crate::page::{Holder, Kind, ZoneType};
 use crate::page_alloc::AllocError;
 use crate::platform::Platform;
@@ -29,7 +31,7 @@ impl<P: Platform> Mm<P> {
     pub fn alloc_contig_range(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages, blocks, PcpPolicy::DrainAgain, Kind::Allocated)?;
+        self.take(pages.section().zone(), once((pages, blocks)), PcpPolicy::DrainAgain, Kind::Allocated)?;
         for block in blocks.iter() {
             self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
         }
@@ -61,7 +63,7 @@ impl<P: Platform> Mm<P> {
         let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
         let blocks = SubSections::range(block.clone());
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages, blocks, self.pcp_policy.get(), Kind::Allocated)?;
+        self.take(pages.section().zone(), once((pages, blocks)), self.pcp_policy.get(), Kind::Allocated)?;
         pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
         Ok(())
     }

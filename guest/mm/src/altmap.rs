@@ -3,14 +3,14 @@
 //! Mirrors Linux `struct vmem_altmap` and `altmap_alloc_block_buf`: a bump allocator over pages
 //! set aside at the start of the range. Nothing is recycled; freeing only counts, so that removal
 //! can prove that everything came back. Linux keeps it on the heap beside the memory block; here
-//! it is two counters in the section's table entry.
+//! it is two counters in the table entry of the block's first section.
 //!
 //! Invariant: `alloc <= free`; `alloc == 0` before a block is added and after it is removed.
 
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::sparse::Section;
 
-/// Pages at the start of a section that are set aside for its memmap.
+/// Pages at the start of a memory block that are set aside for the memmap of all its sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VmemAltmap {
     base: Pfn,
@@ -21,7 +21,7 @@ pub(crate) struct VmemAltmap {
 }
 
 impl VmemAltmap {
-    /// Sets `free` pages aside at the start of section `nr`.
+    /// Sets `free` pages aside at the start of section `nr`, fewer than 2^16.
     pub(crate) fn new(nr: SectionNr, free: u32) -> Self {
         Self::at(nr.start(), free)
     }
@@ -39,12 +39,12 @@ impl VmemAltmap {
     /// What `section`, number `nr`, has set aside, if it has.
     pub(crate) fn of(nr: SectionNr, section: &Section) -> Option<Self> {
         let word = section.altmap_word();
-        (word != 0).then(|| Self { base: nr.start(), free: word as u32, alloc: (word >> 32) as u32 })
+        (word != 0).then(|| Self { base: nr.start(), free: word & 0xffff, alloc: word >> 16 })
     }
 
     /// Records it in the table.
     pub(crate) fn store(self, section: &Section) {
-        section.set_altmap_word(u64::from(self.free) | u64::from(self.alloc) << 32);
+        section.set_altmap_word(self.free | self.alloc << 16);
     }
 
     /// Takes it out of the table, after everything was freed.
@@ -58,7 +58,7 @@ impl VmemAltmap {
         assert_eq!(self.alloc, 0, "{} pages of memmap still in use in {:?}", self.alloc, self.base);
     }
 
-    /// First page after those set aside: where the block's usable memory begins.
+    /// Pages set aside: where the block's usable memory begins.
     pub(crate) fn offset(self) -> u32 {
         self.free
     }

@@ -18,6 +18,7 @@ use crate::page::{Kind, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
+use crate::range::RemovalPolicy;
 use crate::sparse::{SectionPages, SectionState};
 use crate::zone::{Zone, setup_watermarks};
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub memmap_on_memory: bool,
     /// What is done about per-CPU lists while memory is taken away.
     pub pcp: PcpPolicy,
+    /// How much hot-added memory may be removed at a time.
+    pub removal: RemovalPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// Whether allocations that find too little may have more of boot memory initialised, where that
@@ -63,7 +66,7 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp, init, grow, content, device_init } = options;
+        let Options { nr_cpus, memmap_on_memory, pcp, removal, init, grow, content, device_init } = options;
         if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
@@ -71,6 +74,7 @@ impl<P: Platform> Mm<P> {
         self.count_cpus();
         self.memmap_on_memory.store(memmap_on_memory, Relaxed);
         self.pcp_policy.set(pcp);
+        self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
         self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
         self.deferred.set_grow(grow);
         self.pgmaps.set_policy(device_init);
@@ -88,7 +92,8 @@ impl<P: Platform> Mm<P> {
         let later = if defer { self.first_deferred(memblock) } else { [None; MAX_NODES] };
         for nr in memblock.sections() {
             let section = self.sparse.section(nr).expect("it has a memmap");
-            self.platform.map_memmap(nr, section.memmap()).map_err(|_| BootError::NoPageTable(nr))?;
+            let memmap = section.memmap().expect("memblock gave a large page for it");
+            self.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
             if later[section.node().index()].is_none_or(|later| nr < later) {
                 self.free_boot_section(memblock, nr);
             }
@@ -110,7 +115,7 @@ impl<P: Platform> Mm<P> {
             let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
             let node = memblock.node_of(nr);
             let memmap = memblock.alloc_on(node, size, size).ok_or(BootError::NoMemory)?;
-            section.set_memmap(memmap.pfn());
+            section.set_memmap(Some(memmap.pfn()));
             section.set_zone(node.zone(ZoneType::of_boot_memory(nr)));
             self.nodes.include(node);
             section.set_boot();

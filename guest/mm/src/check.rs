@@ -10,31 +10,29 @@
 //! | `buddy` | `check_lists` |
 //! | `pcplist` | `check_pcp`, `check_limits` |
 //! | `zone`, `zonelist` | `check_zone`, `check_limits` |
-//! | `sparse`, `altmap` | `check_sections` |
+//! | `sparse`, `altmap`, `memory_block` | `check_sections` |
 //! | `deferred` | `check_deferred` |
 //!
 //! The order of locks is checked whenever one is taken in a hosted build (`lock`); a memory map does not
 //! change after boot.
 
+mod blocks;
 mod limits;
 #[cfg(test)]
 mod tests;
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::altmap::VmemAltmap;
+use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
 use crate::buddy::Buddy;
 use crate::deferred::Claims;
-use crate::hotplug::memmap_blocks;
+use crate::memory_block::memmap_blocks;
 use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{PcpLists, PerCpu};
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionPages, SectionState};
+use crate::sparse::{Section, SectionPages};
 
 /// What a zone's sections add up to, in pages unless said otherwise.
 #[derive(Default)]
@@ -64,49 +62,6 @@ impl<P: Platform> Mm<P> {
         self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
     }
 
-    /// Sections that are not online, and the memmap pages of all of them.
-    fn check_sections(&self) {
-        let (mut boot, mut altmap) = self.check_pgmaps();
-        let mut online = 0;
-        for nr in self.sparse.numbers() {
-            let section = self.sparse.section(nr).expect("only sections in the table are ever present");
-            if section.is_device() {
-                continue;
-            }
-            let reserve = VmemAltmap::of(nr, section);
-            match section.state() {
-                SectionState::Absent => {
-                    assert!(section.plugged().is_empty(), "absent {nr:?} has {:?}", section.plugged());
-                    assert_eq!(reserve, None, "absent {nr:?} has memmap pages");
-                    continue;
-                }
-                SectionState::Initialised => panic!("{nr:?} stopped on its way to be online"),
-                SectionState::Present => {}
-                SectionState::Online => online += 1,
-            }
-            match reserve {
-                Some(reserve) => {
-                    assert_eq!(
-                        reserve.allocated(),
-                        reserve.offset(),
-                        "{nr:?}: memmap pages in use, set aside"
-                    );
-                    altmap += u64::from(reserve.allocated());
-                }
-                None if section.is_boot() => {}
-                None => {
-                    let (head, memmap) = (self.sparse.page(section.memmap()), section.memmap());
-                    let found = (head.state().is(Kind::Allocated, Order::PAGEBLOCK), head.holder());
-                    assert_eq!(found, (true, Holder::Memmap), "{memmap:?} with the memmap of {nr:?}");
-                    boot += u64::from(MEMMAP_PAGES);
-                }
-            }
-        }
-        assert_eq!(online, self.sparse.online(), "sections online");
-        assert_eq!(altmap, self.counters.memmap_altmap_pages.load(Relaxed), "memmap pages on memory");
-        assert_eq!(boot, self.counters.memmap_boot_pages.load(Relaxed), "memmap pages in older memory");
-    }
-
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
     /// the lists locked before.
     fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
@@ -119,11 +74,8 @@ impl<P: Platform> Mm<P> {
         let buddy = of.lock();
         let owners = *self.owners.lock();
         let mut tally = Tally::default();
-        for pages in self
-            .sparse
-            .iter()
-            .filter(|pages| pages.section().state() == SectionState::Online && pages.section().zone() == zone)
-        {
+        let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
+        for pages in online.filter(|pages| pages.section().zone() == zone) {
             check_section(pages, zone, &owners, &mut tally);
         }
         let zone_of = |ram: &PfnRange| self.sparse.section(ram.start.section()).map(Section::zone);

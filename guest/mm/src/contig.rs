@@ -2,7 +2,8 @@
 //!
 //! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here: a
 //! memory block that goes offline, a sub-section that is unplugged and an allocation (see
-//! `alloc_contig`) differ only in their size and in what becomes of the pages.
+//! `alloc_contig`) differ only in their size and in what becomes of the pages. A range is pageblocks of
+//! one section, or of several that lie in one zone.
 //!
 //! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the
 //! number of those left falls or stands still; after [`IDLE_ROUNDS`] rounds in which it stood
@@ -11,7 +12,8 @@
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::Mm;
-use crate::isolation::OfflineError;
+use crate::isolation::{OfflineError, Stuck};
+use crate::node::ZoneId;
 use crate::page::Kind;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
@@ -54,65 +56,90 @@ impl BootPcpPolicy {
     }
 }
 
+/// Pageblocks of one section.
+pub(crate) type Part<'s> = (SectionPages<'s>, SubSections);
+
 impl<P: Platform> Mm<P> {
-    /// Takes the pages of `blocks`, all of them managed by the allocator, out of it. On error they
-    /// stay.
+    /// Takes the pages of `parts`, all of them managed by the allocator, out of `zone`, all of them or
+    /// none.
     ///
     /// Pages that CPUs keep on lists of their own are dealt with as was chosen at boot, by
     /// [`PcpPolicy`].
-    pub(crate) fn take_pageblocks(
+    pub(crate) fn take_pageblocks<'s>(
         &self,
-        pages: SectionPages<'_>,
-        blocks: SubSections,
+        zone: ZoneId,
+        parts: impl Iterator<Item = Part<'s>> + Clone,
     ) -> Result<(), OfflineError> {
-        self.take(pages, blocks, self.pcp_policy.get(), Kind::Offline)
+        self.take(zone, parts, self.pcp_policy.get(), Kind::Offline)
     }
 
     /// The same with a policy of the caller's; each pageblock is one block of `kind` then.
-    pub(crate) fn take(
+    pub(crate) fn take<'s>(
         &self,
-        pages: SectionPages<'_>,
-        blocks: SubSections,
+        zone: ZoneId,
+        parts: impl Iterator<Item = Part<'s>> + Clone,
         policy: PcpPolicy,
         kind: Kind,
     ) -> Result<(), OfflineError> {
-        let zone = pages.section().zone();
         let _disabled = (policy == PcpPolicy::Disable).then(|| self.zone_pcp_disable(zone));
         if policy != PcpPolicy::Disable {
             self.drain_pcp(zone);
         }
-        self.start_isolate(pages, blocks)?;
-        if let Err(error) = self.evacuate(pages, blocks, policy == PcpPolicy::DrainAgain) {
-            self.undo_isolate(pages, blocks);
+        self.isolate_all(parts.clone())?;
+        if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain) {
+            parts.for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
             return Err(error);
         }
-        self.take_isolated(pages, blocks, kind);
+        parts.for_each(|(pages, blocks)| self.take_isolated(pages, blocks, kind));
         Ok(())
     }
 
-    /// Migrates what is in the isolated `blocks`, until all of them are free. Nothing moves when there
+    /// Isolates `parts`, all of them or none.
+    fn isolate_all<'s>(&self, parts: impl Iterator<Item = Part<'s>> + Clone) -> Result<(), OfflineError> {
+        let mut rest = parts.clone();
+        let mut isolated = 0;
+        while let Some((pages, blocks)) = rest.next() {
+            if let Err(mut error) = self.start_isolate(pages, blocks) {
+                parts.take(isolated).for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
+                if let OfflineError::Unmovable(stuck) = &mut error {
+                    rest.for_each(|(pages, blocks)| self.count_unmovable(pages, blocks, stuck));
+                }
+                return Err(error);
+            }
+            isolated += 1;
+        }
+        Ok(())
+    }
+
+    /// Migrates what is in the isolated `parts`, until all of them are free. Nothing moves when there
     /// is not room for all of it: what would move then would only be in the way elsewhere.
-    fn evacuate(
+    fn evacuate<'s>(
         &self,
-        pages: SectionPages<'_>,
-        blocks: SubSections,
+        zone: ZoneId,
+        parts: impl Iterator<Item = Part<'s>> + Clone,
         drain: bool,
     ) -> Result<(), OfflineError> {
-        let stuck = self.test_pages_isolated(pages, blocks);
+        let left_in = |parts: &mut dyn Iterator<Item = Part<'s>>| {
+            let mut stuck = Stuck::none();
+            parts.for_each(|(pages, blocks)| stuck.append(self.test_pages_isolated(pages, blocks)));
+            stuck
+        };
+        let stuck = left_in(&mut parts.clone());
         if u64::from(stuck.pages) > self.room_for_movable() {
             return Err(OfflineError::NoRoom(stuck));
         }
-        let mut targets = Targets::new(self, pages.section().node());
+        let mut targets = Targets::new(self, zone.node());
         let mut left = u32::MAX;
         let mut idle = 0;
         let mut came_round = false;
         let mut stranded = 0;
         loop {
-            let no_room = self.migrate_pageblocks(pages, blocks, &mut targets);
+            let no_room =
+                parts.clone().any(|(pages, blocks)| self.migrate_pageblocks(pages, blocks, &mut targets));
             if drain {
-                self.drain_pcp(pages.section().zone());
+                self.drain_pcp(zone);
             }
-            let stuck = self.test_pages_isolated(pages, blocks);
+            let stuck = left_in(&mut parts.clone());
             if came_round && stuck.listed > stranded {
                 self.counters.pcp_stranded.fetch_add(u64::from(stuck.listed - stranded), Relaxed);
                 stranded = stuck.listed;
@@ -189,10 +216,12 @@ mod tests {
         let blocks = SubSections::range(pfn.pageblock()..pfn.pageblock() + 1);
 
         let pages = mm.sparse.pages(nr).expect("a memmap");
-        mm.drain_pcp(NodeId::FIRST.zone(ZoneType::Movable));
+        let zone = NodeId::FIRST.zone(ZoneType::Movable);
+        mm.drain_pcp(zone);
         mm.free_pages(pfn, Order::PAGE);
         mm.start_isolate(pages, blocks).expect("nothing is in the way");
-        let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(pages, blocks, false) else {
+        let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(zone, core::iter::once((pages, blocks)), false)
+        else {
             panic!("the range was taken with a page of it on a list")
         };
         assert_eq!((stuck.pages, stuck.listed), (1, 1));
@@ -200,7 +229,7 @@ mod tests {
         assert_eq!(mm.stats().pcp_stranded, 1);
 
         // Draining again is what helps.
-        mm.evacuate(pages, blocks, true).expect("it is free now");
+        mm.evacuate(zone, core::iter::once((pages, blocks)), true).expect("it is free now");
         mm.undo_isolate(pages, blocks);
         mm.check();
         assert_eq!(mm.stats().pcp_stranded, 1);

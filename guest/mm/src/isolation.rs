@@ -54,8 +54,16 @@ pub struct Stuck {
 }
 
 impl Stuck {
-    const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self { pages: 0, listed: 0, first: [None; 4] }
+    }
+
+    /// Adds those of a later section.
+    pub(crate) fn append(&mut self, later: Self) {
+        self.pages += later.pages;
+        self.listed += later.listed;
+        let free = self.first.iter_mut().filter(|entry| entry.is_none());
+        free.zip(later.first).for_each(|(entry, page)| *entry = page);
     }
 
     /// Adds what of the block with head `pfn` lies in `window`.
@@ -95,6 +103,15 @@ fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
     }
 }
 
+/// Adds what of a window will not move, under the zone lock.
+fn add_unmovable(pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
+    for (pfn, state) in pages.blocks(window) {
+        if is_unmovable(pages, pfn, state) {
+            stuck.add(pages, window, pfn, state);
+        }
+    }
+}
+
 impl<P: Platform> Mm<P> {
     /// Isolates `blocks`, all of them or none.
     pub(crate) fn start_isolate(
@@ -128,11 +145,7 @@ impl<P: Platform> Mm<P> {
     fn isolate_window(&self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) -> bool {
         let zone = self.zone_of(pages);
         let mut buddy = zone.lock();
-        for (pfn, state) in pages.blocks(window) {
-            if is_unmovable(pages, pfn, state) {
-                stuck.add(pages, window, pfn, state);
-            }
-        }
+        add_unmovable(pages, window, stuck);
         if stuck.pages > 0 {
             return false;
         }
@@ -142,6 +155,14 @@ impl<P: Platform> Mm<P> {
         buddy.move_free(&self.sparse, pages, window, MigrateType::Isolate);
         self.set_isolated(pages, window, true);
         true
+    }
+
+    /// Adds what of `blocks` will not move.
+    pub(crate) fn count_unmovable(&self, pages: SectionPages<'_>, blocks: SubSections, stuck: &mut Stuck) {
+        for window in blocks.windows() {
+            let _buddy = self.zone_of(pages).lock();
+            add_unmovable(pages, &window, stuck);
+        }
     }
 
     /// Takes isolation back: the pageblocks have their former types, and what is free in them can

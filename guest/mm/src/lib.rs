@@ -9,10 +9,10 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `pgmap` |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `alloc_contig`, `zone_device` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `alloc_contig`, `zone_device` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -49,14 +49,17 @@ mod isolation;
 mod lock;
 mod memblock;
 mod memmap_init;
+mod memory_block;
 mod migrate;
 mod node;
+mod online;
 mod page;
 mod page_alloc;
 mod pageblock;
 mod pcplist;
 mod pgmap;
 mod platform;
+mod range;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sparse;
@@ -73,18 +76,21 @@ pub use addr::{
 };
 pub use boot::{BootError, Options};
 pub use contig::PcpPolicy;
-pub use hotplug::{AddError, OnlineError, RemoveError};
+pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memmap_init::{Content, InitPolicy};
+pub use memory_block::{BlockStats, MAX_BLOCK_SECTIONS};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId};
+pub use online::OnlineError;
 pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pcplist::{PcpDisabled, PerCpu};
 pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
-pub use platform::{FaultStep, NoPageTable, Platform};
+pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
+pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
 pub use subsection::SubSections;
 pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
@@ -121,6 +127,7 @@ pub struct Mm<P: Platform> {
     nr_cpus: AtomicUsize,
     memmap_on_memory: AtomicBool,
     pcp_policy: BootPcpPolicy,
+    remove_per_block: AtomicBool,
     init_lazily: AtomicBool,
 }
 
@@ -144,6 +151,7 @@ impl<P: Platform> Mm<P> {
             nr_cpus: AtomicUsize::new(0),
             memmap_on_memory: AtomicBool::new(false),
             pcp_policy: BootPcpPolicy::new(),
+            remove_per_block: AtomicBool::new(true),
             init_lazily: AtomicBool::new(false),
         }
     }

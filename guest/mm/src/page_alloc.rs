@@ -27,6 +27,9 @@ pub enum Gfp {
     /// Page tables. May take the last pages there are, so that memory can be added when none is
     /// left.
     PageTable,
+    /// The memmap of memory that is added. Leaves what is below the low watermark to others: it takes as
+    /// much as it finds.
+    Memmap,
     /// Pages whose holder will name an owner by [`Mm::set_owner`].
     Movable,
 }
@@ -71,6 +74,12 @@ impl Gfp {
                 mt: MigrateType::Unmovable,
                 holder: Holder::PageTable.word(),
                 marks: [Some(Watermark::Low), None],
+            },
+            Self::Memmap => Request {
+                highest: ZoneType::Normal,
+                mt: MigrateType::Unmovable,
+                holder: Holder::Memmap.word(),
+                marks: [Some(Watermark::Low); 2],
             },
             Self::Movable => Request {
                 highest: ZoneType::Movable,

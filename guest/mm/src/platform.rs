@@ -5,7 +5,7 @@
 //! `sim::Sim` for tests, more strictly than hardware would.
 #![expect(unsafe_code, reason = "declares the contract that the memmap look-up rests on")]
 
-use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 
 /// The machine below `mm`.
 ///
@@ -16,9 +16,9 @@ use crate::addr::{Pfn, PfnRange, SectionNr};
 /// allocate and free page-table pages through `mm`.
 ///
 /// # Safety
-/// - `map_memmap` that returned `Ok` makes the section's 2 MiB of the memmap window
+/// - `map_memmap` or `map_memmap_base` that returned `Ok` makes the section's 2 MiB of the memmap window
 ///   ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by exactly
-///   the frames given, until `unmap_memmap` for that section; nothing else maps or writes there.
+///   the frames given, until the matching unmapping for that section; nothing else maps or writes there.
 /// - `this_cpu` returns the same number during a call into `mm`.
 /// - `synchronize` returns only after every CPU has been outside of `mm`, or in
 ///   [`relax`](Self::relax), since it was called.
@@ -41,6 +41,16 @@ pub unsafe trait Platform: Sync {
 
     /// Takes the memmap of `section` out of the window and out of every CPU's TLB.
     fn unmap_memmap(&self, section: SectionNr);
+
+    /// As [`map_memmap`](Self::map_memmap), but with small pages, onto `frames` (Linux
+    /// `vmemmap_populate_basepages`).
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable>;
+
+    /// The way back of [`map_memmap_base`](Self::map_memmap_base). Returns the frames.
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames;
 
     /// Maps `range`, 2 MiB aligned, into the direct map.
     ///
@@ -74,6 +84,9 @@ pub unsafe trait Platform: Sync {
         false
     }
 }
+
+/// Frames that a memmap lies in, in the order of its pages.
+pub type MemmapFrames = [Pfn; MEMMAP_PAGES as usize];
 
 /// No page for a page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

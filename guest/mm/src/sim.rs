@@ -9,6 +9,8 @@
 //! mapped and may not back two, and a memmap is only unmapped after a grace period.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
+mod window;
+
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -23,9 +25,9 @@ use crate::addr::{
     SectionNr,
 };
 use crate::memmap_init::{Content, InitPolicy};
-use crate::platform::{FaultStep, NoPageTable, Platform};
+use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -35,6 +37,27 @@ std::thread_local! {
 const LOST: u64 = 0xdead_dead_dead_dead;
 const STEPS: usize = 6;
 
+/// A memmap that is mapped.
+struct Mapped {
+    /// The frames behind it: of a large page the first, else all.
+    frames: Vec<Pfn>,
+}
+
+impl Mapped {
+    fn large(&self) -> Option<Pfn> {
+        (self.frames.len() == 1).then(|| self.frames[0])
+    }
+
+    /// All frames behind it.
+    fn backing(&self) -> impl Iterator<Item = Pfn> + '_ {
+        let each = if self.large().is_some() { MEMMAP_PAGES } else { 1 };
+        self.frames.iter().flat_map(move |first| (0..each).map(|page| first.add(page)))
+    }
+}
+
+/// What is called with the step that is attempted.
+type Probe = Box<dyn Fn(FaultStep) + Send>;
+
 /// A machine of `sections` sections, of which nothing is mapped at first.
 pub struct Sim {
     window: NonNull<Page>,
@@ -43,13 +66,15 @@ pub struct Sim {
     /// By sub-section: whether it is in the direct map.
     direct: Vec<AtomicBool>,
     /// By section: what backs its memmap.
-    memmaps: Mutex<Vec<Option<Pfn>>>,
+    memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative: it does not.
     faults: [AtomicI64; STEPS],
     /// Whether a step that has begun to fail goes on to.
     lasting: [AtomicBool; STEPS],
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
+    /// Called at every attempt.
+    probe: Mutex<Option<Probe>>,
     /// The host promises zeros.
     zeros: bool,
     garbage: AtomicU64,
@@ -88,6 +113,8 @@ pub struct Machine {
     pub memmap_on_memory: bool,
     /// [`Options::pcp`]: the lists are disabled, or drained again and again.
     pub pcp_disable: bool,
+    /// [`Options::removal`].
+    pub removal: RemovalPolicy,
     /// [`Options::init`].
     pub init: InitPolicy,
     /// [`Options::grow`].
@@ -114,6 +141,7 @@ impl Default for Machine {
             distances: Vec::new(),
             memmap_on_memory: true,
             pcp_disable: true,
+            removal: RemovalPolicy::PerBlock,
             init: InitPolicy::Eager,
             grow: true,
             content: Content::Unknown,
@@ -168,6 +196,7 @@ impl Machine {
             nr_cpus: self.cpus,
             memmap_on_memory: self.memmap_on_memory,
             pcp: if self.pcp_disable { PcpPolicy::Disable } else { PcpPolicy::DrainAgain },
+            removal: self.removal,
             init: self.init,
             grow: self.grow,
             content: self.content,
@@ -205,10 +234,11 @@ impl Sim {
             window: window(pages),
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
-            memmaps: Mutex::new(std::vec![None; sections as usize]),
+            memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
+            probe: Mutex::new(None),
             zeros: content == Content::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
@@ -259,6 +289,12 @@ impl Sim {
         self.faults[step as usize].store(if on { 0 } else { -1 }, SeqCst);
     }
 
+    /// Calls `probe` at every attempt of every step from now on, before it fails if it is to. It may look
+    /// at the machine, and change nothing.
+    pub fn watch(&self, probe: impl Fn(FaultStep) + Send + 'static) {
+        *self.probe.lock().expect("no panic holds it") = Some(Box::new(probe));
+    }
+
     /// How often `step` was attempted.
     pub fn attempts(&self, step: FaultStep) -> u64 {
         self.attempts[step as usize].load(SeqCst)
@@ -271,7 +307,7 @@ impl Sim {
 
     /// What backs the memmap of `section`.
     pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
-        self.memmaps.lock().expect("no panic holds it")[section.get() as usize]
+        self.memmaps.lock().expect("no panic holds it")[section.get() as usize].as_ref()?.large()
     }
 
     /// The words of the `Page` of `pfn`, whatever they mean; its memmap is mapped.
@@ -326,10 +362,39 @@ impl Sim {
         }
     }
 
-    /// Whether nobody has written to the pages of a memmap since the host provided them.
-    fn is_fresh(&self, backing: Pfn) -> bool {
-        let words = &self.section_content(backing.section())[backing.in_section()..];
-        words[..MEMMAP_PAGES as usize].iter().all(|word| word.load(SeqCst) == LOST)
+    /// Maps the memmap of `section` onto `frames`.
+    fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) -> Result<(), NoPageTable> {
+        let mapped = Mapped { frames };
+        mapped.backing().for_each(|pfn| self.assert_direct(pfn));
+        self.settled.store(false, SeqCst);
+        self.take_table()?;
+        // Whether nobody has written there since the host provided it.
+        let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
+        let fresh = mapped.backing().all(|pfn| word(pfn).load(SeqCst) == LOST);
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        assert!(memmaps[section.get() as usize].is_none(), "{section:?} has a memmap");
+        for &first in &mapped.frames {
+            let twice = memmaps.iter().flatten().any(|other| other.frames.contains(&first));
+            assert!(!twice, "{first:?} backs two memmaps");
+        }
+        memmaps[section.get() as usize] = Some(mapped);
+        if self.zeros && fresh {
+            self.clear(section)
+        } else {
+            self.scribble(section)
+        }
+        Ok(())
+    }
+
+    fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
+        assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
+        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
+        let mapped = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
+        mapped.backing().for_each(|pfn| self.write(pfn, 0));
+        self.scribble(section);
+        drop(memmaps);
+        self.give_table_back();
+        mapped.frames
     }
 
     /// Pages of `section` that are not all zero.
@@ -340,7 +405,10 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
-            word.store(0, core::sync::atomic::Ordering::Relaxed);
+            // What was never written takes no memory of the host, and need not.
+            if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
+                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            }
         }
     }
 
@@ -378,31 +446,19 @@ unsafe impl Platform for Sim {
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
-        self.assert_direct(backing);
-        self.settled.store(false, SeqCst);
-        self.take_table()?;
-        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
-        assert_eq!(memmaps[section.get() as usize], None, "{section:?} has a memmap");
-        assert!(!memmaps.contains(&Some(backing)), "{backing:?} backs two memmaps");
-        memmaps[section.get() as usize] = Some(backing);
-        if self.zeros && self.is_fresh(backing) {
-            self.clear(section)
-        } else {
-            self.scribble(section)
-        }
-        Ok(())
+        self.map_frames(section, std::vec![backing])
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
-        let mut memmaps = self.memmaps.lock().expect("no panic holds it");
-        let backing = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
-        self.assert_direct(backing);
-        self.assert_direct(backing.add(MEMMAP_PAGES - 1));
-        (0..MEMMAP_PAGES).for_each(|page| self.write(backing.add(page), 0));
-        self.scribble(section);
-        drop(memmaps);
-        self.give_table_back();
+        assert_eq!(self.unmap_frames(section).len(), 1, "{section:?} is not mapped by a large page");
+    }
+
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        self.map_frames(section, frames.to_vec())
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        self.unmap_frames(section).try_into().expect("it is mapped by small pages")
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
@@ -417,7 +473,9 @@ unsafe impl Platform for Sim {
     fn unmap_direct(&self, range: PfnRange) {
         self.settled.store(false, SeqCst);
         let memmaps = self.memmaps.lock().expect("no panic holds it");
-        assert!(!memmaps.iter().flatten().any(|&pfn| range.contains(pfn)), "{range:?} holds a memmap");
+        let holds =
+            memmaps.iter().flatten().flat_map(|mapped| &mapped.frames).any(|&pfn| range.contains(pfn));
+        assert!(!holds, "{range:?} holds a memmap");
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
         }
@@ -444,6 +502,9 @@ unsafe impl Platform for Sim {
     }
 
     fn fault(&self, step: FaultStep) -> bool {
+        if let Some(probe) = &*self.probe.lock().expect("no panic holds it") {
+            probe(step);
+        }
         let step = step as usize;
         self.attempts[step].fetch_add(1, SeqCst);
         if self.lasting[step].load(SeqCst) {

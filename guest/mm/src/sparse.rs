@@ -15,15 +15,18 @@
 //! [`Platform::synchronize`]: crate::Platform::synchronize
 #![expect(unsafe_code, reason = "turns a mapped range of the memmap window into pages")]
 
-use core::ops::Range;
+mod section_pages;
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId};
-use crate::page::{Page, PageState, ZoneType};
+use crate::page::{Page, ZoneType};
 use crate::pageblock::PageblockFlags;
 use crate::subsection::SubSections;
+
+pub(crate) use section_pages::SectionPages;
 
 /// Where a section stands. Every policy of initialisation and every way in and out is a walk
 /// along these states, forth and back.
@@ -51,13 +54,15 @@ pub struct Section {
     /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
     /// [`Section::SPARSE`].
     memmap_content: AtomicU8,
-    /// First frame of the memmap's pages.
+    /// First frame of the memmap's pages; 0 when they are single ones.
     memmap: AtomicU32,
     /// Sub-sections whose memory is there and mapped.
     plugged: AtomicU64,
-    /// Pages of the memmap taken from the section itself (low half: set aside, high half: handed
-    /// out), see `altmap`.
-    altmap: AtomicU64,
+    /// Pages of the memmap taken from the memory block that begins here (low half: set aside, high
+    /// half: handed out), see `altmap`.
+    altmap: AtomicU32,
+    /// Sections of the memory block that begins here, if one does.
+    block_sections: AtomicU8,
     /// Pages on free lists, isolated ones included; changes under the zone lock.
     free: AtomicU64,
     pub(crate) pageblocks: PageblockFlags,
@@ -76,7 +81,8 @@ impl Section {
             memmap_content: AtomicU8::new(Self::ANYTHING),
             memmap: AtomicU32::new(0),
             plugged: AtomicU64::new(0),
-            altmap: AtomicU64::new(0),
+            altmap: AtomicU32::new(0),
+            block_sections: AtomicU8::new(0),
             free: AtomicU64::new(0),
             pageblocks: PageblockFlags::new(),
         }
@@ -167,12 +173,14 @@ impl Section {
         self.memmap_content.load(Ordering::Relaxed) == Self::SPARSE
     }
 
-    pub(crate) fn memmap(&self) -> Pfn {
-        Pfn::new(self.memmap.load(Ordering::Relaxed))
+    /// Where its memmap lies, which is mapped by one large page; none if it is mapped by small ones.
+    pub(crate) fn memmap(&self) -> Option<Pfn> {
+        // Frame 0 is never given to anybody.
+        Some(Pfn::new(self.memmap.load(Ordering::Relaxed))).filter(|pfn| pfn.get() != 0)
     }
 
-    pub(crate) fn set_memmap(&self, pfn: Pfn) {
-        self.memmap.store(pfn.get(), Ordering::Relaxed);
+    pub(crate) fn set_memmap(&self, pfn: Option<Pfn>) {
+        self.memmap.store(pfn.map_or(0, Pfn::get), Ordering::Relaxed);
     }
 
     pub(crate) fn plugged(&self) -> SubSections {
@@ -193,12 +201,22 @@ impl Section {
         self.free.store(self.free().wrapping_add(pages), Ordering::Relaxed);
     }
 
-    pub(crate) fn altmap_word(&self) -> u64 {
+    pub(crate) fn altmap_word(&self) -> u32 {
         self.altmap.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_altmap_word(&self, word: u64) {
+    pub(crate) fn set_altmap_word(&self, word: u32) {
         self.altmap.store(word, Ordering::Relaxed);
+    }
+
+    /// Sections of the memory block that begins with this one; 0 when none does.
+    pub(crate) fn block_sections(&self) -> u32 {
+        self.block_sections.load(Ordering::Relaxed).into()
+    }
+
+    pub(crate) fn set_block_sections(&self, sections: u32) {
+        let sections = u8::try_from(sections).expect("a memory block has 64 sections at most");
+        self.block_sections.store(sections, Ordering::Relaxed);
     }
 }
 
@@ -208,70 +226,14 @@ impl Default for Section {
     }
 }
 
-/// The pages of one section, which has them: look-ups in here check nothing.
-#[derive(Clone, Copy)]
-pub(crate) struct SectionPages<'s> {
-    pages: &'s [Page; SECTION_PAGES as usize],
-    section: &'s Section,
-    nr: SectionNr,
-}
-
-impl<'s> SectionPages<'s> {
-    /// The page of `pfn`, which is in this section.
-    #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
-        &self.pages[pfn.in_section()]
-    }
-
-    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
-        self.pages
-    }
-
-    pub(crate) fn section(&self) -> &'s Section {
-        self.section
-    }
-
-    pub(crate) fn nr(&self) -> SectionNr {
-        self.nr
-    }
-
-    /// The block that covers pageblock `block`'s first page: its head and the head's state. Only
-    /// blocks of the largest order can begin in front of the pageblock.
-    pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
-        let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
-        let state = self.page(first).state();
-        if !state.is_tail() {
-            return (first, state);
-        }
-        let head = first.align_down(Order::MAX);
-        (head, self.page(head).state())
-    }
-
-    /// The blocks that lie in the pageblocks `range` or reach into them, ascending: their heads
-    /// and the heads' states. The zone lock keeps free blocks from changing under the walk.
-    pub(crate) fn blocks(&self, range: &Range<u32>) -> impl Iterator<Item = (Pfn, PageState)> + use<'s> {
-        let this = *self;
-        let end = this.nr.pageblocks(range).end;
-        let mut next = Some(this.covering(range.start));
-        core::iter::from_fn(move || {
-            let (head, state) = next.take()?;
-            let after = head.add(state.order().pages());
-            if after < end {
-                next = Some((after, this.page(after).state()));
-            }
-            Some((head, state))
-        })
-    }
-}
-
 /// All sections, and the memmap window.
 pub struct Sparse {
     window: NonNull<Page>,
     sections: &'static [Section],
     /// One more than the highest section that was ever present: the end of walks over all.
     end: AtomicU32,
-    /// Sections that are online.
-    online: AtomicU32,
+    /// Memory blocks that are online; each section of boot memory is one.
+    blocks_online: AtomicU32,
 }
 
 // SAFETY: `window` is only dereferenced to `&Page`, which is Sync, under the checks of `page` and
@@ -290,7 +252,7 @@ impl Sparse {
     /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps for section `n`.
     #[must_use]
     pub const unsafe fn new(window: NonNull<Page>, sections: &'static [Section]) -> Self {
-        Self { window, sections, end: AtomicU32::new(0), online: AtomicU32::new(0) }
+        Self { window, sections, end: AtomicU32::new(0), blocks_online: AtomicU32::new(0) }
     }
 
     /// Every section that was ever present, ascending.
@@ -298,9 +260,9 @@ impl Sparse {
         (0..self.end.load(Ordering::Relaxed)).map(SectionNr::new)
     }
 
-    /// Number of sections that are online.
-    pub(crate) fn online(&self) -> u32 {
-        self.online.load(Ordering::Relaxed)
+    /// Number of memory blocks that are online.
+    pub(crate) fn blocks_online(&self) -> u32 {
+        self.blocks_online.load(Ordering::Relaxed)
     }
 
     /// Moves section `nr`, which is in the table, to `state`. To reach `Initialised`, its memmap
@@ -311,9 +273,10 @@ impl Sparse {
         // Pairs with the Acquire in `Section::state`.
         section.state.store(state as u8, Ordering::Release);
         self.end.fetch_max(nr.get() + 1, Ordering::Relaxed);
+        let block = u32::from(section.is_boot() || section.block_sections() > 0);
         match (before, state) {
-            (_, SectionState::Online) => self.online.fetch_add(1, Ordering::Relaxed),
-            (SectionState::Online, _) => self.online.fetch_sub(1, Ordering::Relaxed),
+            (_, SectionState::Online) => self.blocks_online.fetch_add(block, Ordering::Relaxed),
+            (SectionState::Online, _) => self.blocks_online.fetch_sub(block, Ordering::Relaxed),
             _ => 0,
         };
     }
@@ -322,11 +285,6 @@ impl Sparse {
     #[inline]
     pub(crate) fn section(&self, nr: SectionNr) -> Option<&Section> {
         self.sections.get(nr.get() as usize)
-    }
-
-    /// The sections whose pages can be looked at, ascending.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = SectionPages<'_>> {
-        self.numbers().filter_map(|nr| self.pages(nr))
     }
 
     /// The page of `pfn` (Linux `pfn_to_page`).
@@ -359,6 +317,17 @@ impl Sparse {
             return None;
         }
         Some(self.view(nr, section))
+    }
+
+    /// The pages of section `nr`, if it is online.
+    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
+        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
+    }
+
+    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): what a walk over
+    /// frames of which it knows nothing may look at.
+    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<&Page> {
+        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 
     /// The pages of section `nr`, whose memmap is mapped, for the one who initialises them.

@@ -16,7 +16,7 @@ impl SubSections {
     pub const NONE: Self = Self(0);
     /// All of them.
     pub const ALL: Self = Self(u64::MAX);
-    /// The first one, where a memmap on memory lies.
+    /// The first one, where the memmap of a memory block of one section lies, if it lies on it.
     pub const FIRST: Self = Self(1);
 
     /// The set whose bit mask is `bits`.
@@ -123,5 +123,12 @@ impl SubSections {
             bits &= bits.wrapping_sub(1);
             (index < u64::BITS).then_some(index)
         })
+    }
+}
+
+impl AsRef<[Self]> for SubSections {
+    /// What of a memory block of one section is meant.
+    fn as_ref(&self) -> &[Self] {
+        core::slice::from_ref(self)
     }
 }

@@ -88,13 +88,15 @@ pub struct Stats {
     pub deferred_sections: [[u32; MAX_NODES]; MAX_NODES],
     /// Pages of hot-added and of device memory's memmap taken from memory that was there before.
     pub memmap_boot_pages: u64,
+    /// Sections whose memmap is mapped by small pages, because memory was too fragmented for a large one.
+    pub memmaps_by_base_pages: u64,
     /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
     pub memmap_altmap_pages: u64,
     /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
     /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
     pub deferred_pages: u64,
-    /// Memory blocks that are online, those of boot included.
-    pub sections_online: u64,
+    /// Memory blocks that are online; each section of boot memory is one.
+    pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
     pub memmaps_written: u64,
     /// Pages migrated since boot.
@@ -118,6 +120,7 @@ pub struct Stats {
 pub(crate) struct Counters {
     pub(crate) memmap_boot_pages: AtomicU64,
     pub(crate) memmap_altmap_pages: AtomicU64,
+    pub(crate) memmaps_by_base_pages: AtomicU64,
     pub(crate) memmaps_written: AtomicU64,
     pub(crate) pages_migrated: AtomicU64,
     pub(crate) migrate_failed: AtomicU64,
@@ -132,6 +135,7 @@ impl Counters {
         Self {
             memmap_boot_pages: AtomicU64::new(0),
             memmap_altmap_pages: AtomicU64::new(0),
+            memmaps_by_base_pages: AtomicU64::new(0),
             memmaps_written: AtomicU64::new(0),
             pages_migrated: AtomicU64::new(0),
             migrate_failed: AtomicU64::new(0),
@@ -164,8 +168,9 @@ impl<P: Platform> Mm<P> {
             deferred_pages,
             memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
+            memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
-            sections_online: self.sparse.online().into(),
+            blocks_online: self.sparse.blocks_online().into(),
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),

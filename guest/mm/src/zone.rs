@@ -107,6 +107,11 @@ impl Zone {
         self.managed.load(Relaxed)
     }
 
+    /// Whether the zone has memory, be it all memmap (Linux `populated_zone`).
+    pub(crate) fn is_populated(&self) -> bool {
+        self.present() > 0
+    }
+
     pub(crate) fn nr_isolate_pageblock(&self) -> u64 {
         self.nr_isolate_pageblock.load(Relaxed)
     }
@@ -132,10 +137,14 @@ impl Zone {
         self.boot_end.store(self.end.load(Relaxed), Relaxed);
     }
 
-    /// Draws the zone's ends in after section `nr` left it (Linux `shrink_zone_span`): an end that
-    /// was in the section moves to the next section that is online in the zone.
-    pub(crate) fn shrink_span(&self, sparse: &Sparse, nr: SectionNr) {
-        let (span, gone) = (self.spanned(), nr.frames());
+    /// Draws the zone's ends in after the memory block of the frames `gone` left it, or did not come
+    /// in wholly (Linux `shrink_zone_span`): an end that was in the block moves to the next section
+    /// that is online in the zone.
+    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange) {
+        let span = self.spanned();
+        if span.is_empty() {
+            return;
+        }
         // What section `nr` spans if it is ours: hot-added sections are whole, those of boot
         // memory as far as it goes.
         let ours = |nr: u32| {
@@ -155,12 +164,12 @@ impl Zone {
         };
         let last = Pfn::new(span.end.get() - 1).section().get();
         if gone.contains(span.start) {
-            match (nr.get() + 1..=last).find_map(ours) {
+            match (gone.end.section().get()..=last).find_map(ours) {
                 Some(next) => self.set_span(PfnRange { start: next.start, end: span.end }),
                 None => self.set_span(PfnRange::new(Pfn::new(0), 0)),
             }
-        } else if gone.end == span.end {
-            let mut below = (span.start.section().get()..nr.get()).rev();
+        } else if gone.start < span.end && span.end <= gone.end {
+            let mut below = (span.start.section().get()..gone.start.section().get()).rev();
             let before = below.find_map(ours).expect("the span's first section is ours");
             self.set_span(PfnRange { start: span.start, end: before.end });
         }
@@ -297,7 +306,7 @@ pub(crate) fn setup_watermarks(zones: &[Zone]) {
 /// limits of a disabled one.
 pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
     let managed = zone.managed();
-    if managed == 0 {
+    if !zone.is_populated() {
         return PCP_OFF;
     }
     let pages = ((managed >> 10).min(256) / 4).max(1);

@@ -224,7 +224,7 @@ impl<P: Platform> Mm<P> {
     ) -> Result<(), MemremapError> {
         let section = self.sparse.section(nr).expect("the range is in the table");
         let memmap = self.alloc_device_memmap(node, altmap).ok_or(MemremapError::NoMemory)?;
-        section.set_memmap(memmap);
+        section.set_memmap(Some(memmap));
         if self.platform.fault(FaultStep::MapMemmap) || self.platform.map_memmap(nr, memmap).is_err() {
             self.free_device_memmap(memmap, altmap);
             return Err(MemremapError::NoPageTable);

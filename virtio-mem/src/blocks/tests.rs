@@ -63,18 +63,38 @@ fn a_range_beyond_the_region_is_a_bug_of_the_caller() {
 }
 
 #[test]
-fn sub_blocks_runs() {
-    assert_eq!(SubBlocks::NONE.lowest_run(), 0..0);
-    assert_eq!(SubBlocks::NONE.highest_run(), 0..0);
-    let all = SubBlocks::of(0..64);
-    assert_eq!((all.bits(), all.lowest_run(), all.highest_run()), (u64::MAX, 0..64, 0..64));
+fn neighbours_agree_with_bools() {
+    for len in [1, 63, 64, 65, 130, 192] {
+        for range in ranges(len) {
+            let mut bitmap = BlockBitmap::new(len);
+            bitmap.set(range);
+            let plain = plain(len, range);
+            for at in 0..=len {
+                let (below, above) = plain.split_at(at as usize);
+                let next =
+                    |value| above.iter().position(|bit| *bit == value).map(|offset| at + offset as u64);
+                let last = |value| below.iter().rposition(|bit| *bit == value).map(|index| index as u64);
+                assert_eq!(bitmap.next_set(at), next(true), "{range:?} of {len} from {at}");
+                assert_eq!(bitmap.next_clear(at), next(false).unwrap_or(len), "{range:?} of {len} from {at}");
+                assert_eq!(bitmap.last_set(at), last(true), "{range:?} of {len} below {at}");
+                assert_eq!(bitmap.last_clear(at), last(false), "{range:?} of {len} below {at}");
+                assert_eq!(at < len && bitmap.contains(at), above.first() == Some(&true));
+            }
+            assert_eq!(bitmap.next_clear(len + 7), len + 7, "nothing beyond is in the set");
+            assert_eq!(bitmap.last_clear(len + 7), Some(len + 6));
+        }
+    }
+}
 
-    let some = SubBlocks::of(0..2).with(SubBlocks::of(5..6)).with(SubBlocks::of(60..64));
-    assert_eq!((some.lowest_run(), some.highest_run(), some.count()), (0..2, 60..64, 7));
-    assert_eq!(some.runs().collect::<Vec<_>>(), [0..2, 5..6, 60..64]);
-    assert!(some.contains(SubBlocks::of(61..63)) && !some.contains(SubBlocks::of(4..6)));
-    assert_eq!(some.without(SubBlocks::of(1..64)), SubBlocks::of(0..1));
-    assert_eq!(some.and(SubBlocks::of(1..6)).runs().collect::<Vec<_>>(), [1..2, 5..6]);
-    assert_eq!(SubBlocks::of(64..64), SubBlocks::NONE);
-    assert_eq!(SubBlocks::from_bits(some.bits()), some);
+#[test]
+fn a_set_grows_and_keeps_what_is_in_it() {
+    let mut bitmap = BlockBitmap::new(0);
+    for len in [1, 64, 65, 200, 10] {
+        bitmap.try_grow(len).unwrap();
+        bitmap.set(BlockRange { first: len - 1, count: 1 });
+    }
+    let found: Vec<_> = bitmap.runs().map(|run| (run.first, run.count)).collect();
+    assert_eq!(found, [(0, 1), (9, 1), (63, 2), (199, 1)]);
+    bitmap.try_grow(u64::MAX).unwrap_err();
+    assert_eq!(bitmap.count(), 5);
 }

@@ -3,10 +3,9 @@
 //!
 //! Of a response only its type is looked at, and the state of an acknowledged STATE.
 
-use super::region::MemoryBlock;
+use super::region::Region;
 use super::rest::Why;
 use super::{Action, Driver, Outcome};
-use crate::blocks::SubBlocks;
 use crate::wire::{Config, Request, RequestKind, Response, ResponseType};
 
 impl Driver {
@@ -14,8 +13,7 @@ impl Driver {
     pub(super) fn believe(&mut self, action: Action, outcome: Outcome) {
         if let Action::AddBlock { addr, .. } = action {
             // Even if it failed: it may have come to the memmap.
-            let (index, _) = self.sub_blocks(addr, 0);
-            self.region.update(index, |block| block.fresh = false);
+            self.region.update(self.memory_block(addr), |block| block.fresh = false);
         }
         match (action, outcome) {
             (Action::ReadConfig, Outcome::Config(config)) => self.configure(config),
@@ -26,49 +24,30 @@ impl Driver {
                 self.fail_growing(why);
             }
             (Action::OfflineSubBlocks { addr, size }, Outcome::Failed(why)) => {
-                let (index, sub_blocks) = self.sub_blocks(addr, size);
-                self.fail_shrinking(why, index, |block| block.busy = block.busy.with(sub_blocks));
+                let range = self.blocks(addr, size);
+                self.fail_shrinking(why, |region| region.mark_busy(range));
             }
             (Action::RemoveBlock { addr }, Outcome::Failed(why)) => {
-                let (index, _) = self.sub_blocks(addr, 0);
-                self.fail_shrinking(why, index, |block| block.keep = true);
+                let index = self.memory_block(addr);
+                self.fail_shrinking(why, |region| region.update(index, |block| block.keep = true));
             }
-            (Action::AddBlock { addr, .. }, Outcome::Done) => {
-                let (index, _) = self.sub_blocks(addr, 0);
-                self.gain(index, |block| {
-                    block.added = true;
-                    block.online = block.plugged;
-                });
-            }
-            (Action::OnlineSubBlocks { addr, size }, Outcome::Done) => {
-                let (index, sub_blocks) = self.sub_blocks(addr, size);
-                self.gain(index, |block| block.online = block.online.with(sub_blocks));
+            (
+                Action::AddBlock { start: addr, size, .. } | Action::OnlineSubBlocks { addr, size },
+                Outcome::Done,
+            ) => {
+                self.region.gain(self.memory_block(addr), self.blocks(addr, size));
+                self.back_off.start_over();
             }
             (Action::OfflineSubBlocks { addr, size }, Outcome::Done) => {
-                let (index, sub_blocks) = self.sub_blocks(addr, size);
-                let memmap = self.region.geometry.memmap;
-                self.gain(index, |block| {
-                    block.online = block.online.without(sub_blocks);
-                    // When the memmap is all that is left, the whole is worth another try.
-                    block.keep &= block.online != memmap;
-                });
+                self.region.lose(self.memory_block(addr), self.blocks(addr, size));
+                self.back_off.start_over();
             }
             (Action::RemoveBlock { addr }, Outcome::Done) => {
-                let (index, _) = self.sub_blocks(addr, 0);
-                self.gain(index, |block| {
-                    block.added = false;
-                    block.online = SubBlocks::NONE;
-                    block.busy = SubBlocks::NONE;
-                });
+                self.region.remove(self.memory_block(addr));
+                self.back_off.start_over();
             }
             (action, outcome) => panic!("{outcome:?} does not complete {action:?}"),
         }
-    }
-
-    /// The guest has done something to a memory block.
-    fn gain(&mut self, index: usize, change: impl FnOnce(&mut MemoryBlock)) {
-        self.region.update(index, change);
-        self.back_off.start_over();
     }
 
     fn configure(&mut self, config: Config) {
@@ -158,9 +137,9 @@ impl Driver {
         }
     }
 
-    fn fail_shrinking(&mut self, why: Why, index: usize, mark: impl FnOnce(&mut MemoryBlock)) {
+    fn fail_shrinking(&mut self, why: Why, mark: impl FnOnce(&mut Region)) {
         if !self.read_config {
-            self.region.update(index, mark);
+            mark(&mut self.region);
             self.failed = Some(why);
         }
     }

@@ -13,10 +13,14 @@
 //! | strays, more plugged than requested | take more of that memory block out of use, then unplug them |
 //! | strays, otherwise | put them to use: `AddBlock`, `OnlineSubBlocks` |
 //! | less plugged than requested | fill the lowest hole of an added memory block, else plug new memory blocks |
-//! | more plugged than requested | `RemoveBlock` the highest that fits, else the highest single sub-block |
+//! | more plugged than requested | unplug what is parked |
+//! | the same, with nothing parked | `RemoveBlock` the highest that fits, else the highest single sub-block |
 //! | an added memory block with nothing plugged | `RemoveBlock` |
 //!
-//! (A stray is a block that is plugged and that the guest does not use.)
+//! (A stray is a block that is plugged and that the guest does not use; see `region` for parked ones.)
+//!
+//! A memory block fits if what would be left of it is less than its memmap needs: such a rest would
+//! gain the guest nothing, and stays parked.
 
 use super::region::MemoryBlock;
 use super::rest::Why;
@@ -43,35 +47,36 @@ impl Driver {
     /// Brings strays, the lowest of them in memory block `lowest`, in or out.
     fn settle(&mut self, lowest: usize, excess: u64) -> Action {
         let block = self.region.at(lowest);
-        let strays = block.strays();
         if self.stop_growing {
             return self.unplug_strays(u64::MAX);
         }
         if excess > 0 {
             // One request for many sub-blocks rather than one for each.
-            let here = u64::from(strays.count());
+            let here = block.strays();
             let budget = excess.saturating_sub(self.region.strays() - here);
             if block.added && budget > here {
                 if self.fits(&block, budget) {
                     return self.remove(lowest);
                 }
-                if let Some(sub_block) = self.removable(&block) {
-                    return self.offline(lowest, sub_block);
+                if let Some(sub_block) = self.region.removable(lowest) {
+                    return self.offline(sub_block);
                 }
             }
             return self.unplug_strays(excess);
         }
+        let strays = self.region.lowest_strays(lowest);
+        let (start, size) = self.span(strays);
         if block.added {
-            let run = strays.lowest_run();
-            let (addr, size) = self.span(lowest, run.start, run.end - run.start);
-            return Action::OnlineSubBlocks { addr, size };
+            return Action::OnlineSubBlocks { addr: start, size };
         }
-        if !block.plugged.contains(self.region.geometry.memmap) {
+        let reserve = self.region.geometry.reserve(lowest);
+        let has_memmap = strays.first == reserve.first && strays.count >= reserve.count;
+        if reserve.count > 0 && !has_memmap {
             // Only a device that broke the rules leaves a memory block like this.
             return self.unplug_strays(u64::MAX);
         }
-        let (addr, _) = self.span(lowest, 0, 0);
-        Action::AddBlock { addr, plugged: block.plugged, fresh: block.fresh }
+        let (addr, _) = self.span(reserve);
+        Action::AddBlock { addr, start, size, fresh: block.fresh }
     }
 
     /// Unplugs the highest run of strays, at most `limit` blocks of it.
@@ -95,15 +100,11 @@ impl Driver {
         if self.region.holes() == 0 {
             return None;
         }
-        let geometry = &self.region.geometry;
         let usable = self.usable_blocks();
-        let added = self.region.iter().filter(|(_, block)| block.added);
-        let mut holes =
-            added.map(|(index, block)| (index, geometry.below(index, usable).without(block.plugged)));
-        let (index, missing) = holes.find(|(_, missing)| !missing.is_empty())?;
-        let run = missing.lowest_run();
-        let count = u64::from(run.end - run.start).min(need).min(u64::from(self.most_to_plug));
-        Some(BlockRange { first: geometry.first_of(index) + u64::from(run.start), count })
+        let mut added = self.region.iter().filter(|(_, block)| block.added);
+        let run = added.find_map(|(index, _)| self.region.lowest_hole(index, usable))?;
+        let count = run.count.min(need).min(u64::from(self.most_to_plug));
+        Some(BlockRange { first: run.first, count })
     }
 
     /// The first blocks of the lowest run of memory blocks that are not added, as many as needed.
@@ -111,25 +112,31 @@ impl Driver {
         let geometry = &self.region.geometry;
         let mut blocks = self.region.iter();
         let index = blocks.find(|(_, block)| !block.added).map_or(self.region.len(), |(index, _)| index);
-        let next_added = blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.first_of(index));
-        let first = geometry.first_of(index);
-        let end = next_added.unwrap_or(u64::MAX).min(self.usable_blocks());
+        let next_added =
+            blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.memory_block(index).first);
+        // Behind what is parked there, and up to what is parked further on.
+        let (first, parked) = self.region.unplugged_from(geometry.memory_block(index).first);
+        let end = next_added.unwrap_or(u64::MAX).min(parked.unwrap_or(u64::MAX)).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
         let most = u64::from(self.most_to_plug);
-        let per = u64::from(geometry.per_memory_block);
         // Cut short by the size of a request, it still ends with a whole memory block.
-        let count = if room <= most || most < per { room.min(most) } else { most - most % per };
+        let (_, too_many) = geometry.place(first + most);
+        let whole = most.saturating_sub(too_many);
+        let count = if room <= most || whole == 0 { room.min(most) } else { whole };
         (count > 0).then_some(BlockRange { first, count })
     }
 
     /// Takes memory out of use, at most `excess` blocks.
     fn shrink(&mut self, excess: u64) -> Option<Action> {
+        if self.region.parked() > 0 {
+            return Some(self.unplug_strays(excess));
+        }
         if let Some((index, _)) = self.region.iter().rev().find(|(_, block)| self.fits(block, excess)) {
             return Some(self.remove(index));
         }
-        let mut single = self.region.iter().rev();
-        let (index, sub_block) = single.find_map(|(index, block)| Some((index, self.removable(block)?)))?;
-        Some(self.offline(index, sub_block))
+        let mut single = self.region.iter().rev().filter(|(_, block)| block.online > 0);
+        let sub_block = single.find_map(|(index, _)| self.region.removable(index))?;
+        Some(self.offline(sub_block))
     }
 
     /// Removes memory blocks that serve nothing: only where the memmap lies elsewhere.
@@ -137,35 +144,29 @@ impl Driver {
         if self.region.idle() == 0 {
             return None;
         }
-        let (index, _) = self.region.iter().rev().find(|(_, block)| self.fits(block, 0))?;
+        let (index, _) = self.region.iter().rev().find(|(_, block)| block.is_idle() && !block.keep)?;
         Some(self.remove(index))
     }
 
     /// Whether a memory block may go as a whole, and did not refuse to in this pass.
     fn fits(&self, block: &MemoryBlock, excess: u64) -> bool {
-        block.added && !block.keep && u64::from(block.plugged.count()) <= excess
+        let useless = self.region.geometry.memmap_blocks.saturating_sub(1);
+        block.added && !block.keep && block.plugged <= excess + useless
     }
 
-    /// The highest sub-block of a memory block that may go, and did not refuse to in this pass.
-    fn removable(&self, block: &MemoryBlock) -> Option<u32> {
-        let candidates = block.online.without(block.busy).without(self.region.geometry.memmap);
-        candidates.highest_run().end.checked_sub(1)
-    }
-
-    fn offline(&self, index: usize, sub_block: u32) -> Action {
-        let (addr, size) = self.span(index, sub_block, 1);
+    fn offline(&self, sub_block: u64) -> Action {
+        let (addr, size) = self.span(BlockRange { first: sub_block, count: 1 });
         Action::OfflineSubBlocks { addr, size }
     }
 
     fn remove(&self, index: usize) -> Action {
-        let (addr, _) = self.span(index, 0, 0);
+        let (addr, _) = self.span(self.region.geometry.memory_block(index));
         Action::RemoveBlock { addr }
     }
 
-    /// Address and size of sub-blocks.
-    fn span(&self, index: usize, sub_block: u32, count: u32) -> (u64, u64) {
+    /// Address and size of blocks.
+    fn span(&self, range: BlockRange) -> (u64, u64) {
         let geometry = &self.region.geometry;
-        let first = geometry.first_of(index) + u64::from(sub_block);
-        (geometry.addr(first), geometry.bytes(u64::from(count)))
+        (geometry.addr(range.first), geometry.bytes(range.count))
     }
 }

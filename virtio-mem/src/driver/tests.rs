@@ -3,6 +3,7 @@
 
 mod device;
 mod guest;
+mod large;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -37,7 +38,8 @@ impl Guest {
             plugged_size: 0,
             requested_size: 0,
         };
-        let driver = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size };
+        let memory_block_size = if memmap_size > BLOCK { memmap_size * 64 } else { MEMORY_BLOCK };
+        let driver = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
         Guest { driver: Driver::new(driver, config).unwrap(), config }
     }
 
@@ -107,13 +109,13 @@ fn state(mib: u64, nb_blocks: u16) -> Action {
     Action::Send(Request { kind: RequestKind::State, addr: addr(mib), nb_blocks })
 }
 
-fn add(mib: u64, sub_blocks: u32) -> Action {
-    Action::AddBlock { addr: addr(mib), plugged: SubBlocks::of(0..sub_blocks), fresh: true }
+fn add(mib: u64, blocks: u64) -> Action {
+    Action::AddBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: true }
 }
 
 /// The same once something has been there, or where no memmap lies in the memory block.
-fn add_used(mib: u64, sub_blocks: u32) -> Action {
-    Action::AddBlock { addr: addr(mib), plugged: SubBlocks::of(0..sub_blocks), fresh: false }
+fn add_used(mib: u64, blocks: u64) -> Action {
+    Action::AddBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: false }
 }
 
 fn online(mib: u64, blocks: u64) -> Action {

@@ -8,7 +8,8 @@ use super::Row;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
 const ADDR: u64 = 4 << 30;
-const GUEST: DriverConfig = DriverConfig { memory_block_size: 128 * MIB, memmap_size: BLOCK };
+const GUEST: DriverConfig =
+    DriverConfig { memory_block_size: 128 * MIB, memmap_size: BLOCK, min_block_size: BLOCK };
 
 const ACK: u16 = 0;
 const NACK: u16 = 1;
@@ -276,10 +277,13 @@ fn bad_configs() {
         assert_eq!(verdict(bad), Err(why), "{bad:?}");
     }
     let guest = |memory_block_size, memmap_size| {
-        Driver::new(DriverConfig { memory_block_size, memmap_size }, good).map(|_| ())
+        let guest = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
+        Driver::new(guest, good).map(|_| ())
     };
     assert_eq!(guest(0, 0), Err(ConfigError::MemoryBlockSize));
     assert_eq!(guest(96 * MIB, 0), Err(ConfigError::MemoryBlockSize));
-    assert_eq!(guest(128 * MIB, 2 * BLOCK), Err(ConfigError::Memmap));
+    assert_eq!(guest(256 << 30, 0), Err(ConfigError::MemoryBlockSize), "more blocks than a request can name");
+    assert_eq!(guest(128 * MIB, 128 * MIB), Err(ConfigError::Memmap));
+    assert_eq!(guest(128 * MIB, 2 * BLOCK), Ok(()));
     assert_eq!(guest(64 * MIB, MIB), Ok(()));
 }

@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use virtio_mem::{Action, BlockBitmap, BlockRange, Why};
 
-use super::MIB;
 use super::random::Random;
-
-pub const MEMORY_BLOCK: u64 = 128 * MIB;
 
 /// Blocks are numbers in the region; memory blocks are named by their address. Every step that may
 /// never be asked for is a failed test.
 pub struct Guest {
     region: u64,
     block_size: u64,
-    memmap_inside: bool,
+    memory_block: u64,
+    /// Blocks at the start of a memory block that hold its memmap; 0 when it lies elsewhere.
+    memmap_blocks: u64,
     /// The memory blocks that the guest knows, with their blocks that are in use.
     added: BTreeMap<u64, BTreeSet<u64>>,
     /// Blocks that were used since they were plugged.
@@ -27,11 +26,11 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub const fn new(region: u64, block_size: u64, memmap_inside: bool) -> Guest {
+    pub const fn new(region: u64, block_size: u64, memory_block: u64, memmap_blocks: u64) -> Guest {
         let added = BTreeMap::new();
         let used = BTreeSet::new();
         let pinned = BTreeSet::new();
-        Guest { region, block_size, memmap_inside, added, used, pinned, fails: 0 }
+        Guest { region, block_size, memory_block, memmap_blocks, added, used, pinned, fails: 0 }
     }
 
     /// What the device has unplugged holds nothing of the guest's any more.
@@ -47,32 +46,32 @@ impl Guest {
     /// Takes a step, or fails and changes nothing. `plugged` is what the device has plugged.
     pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), Why> {
         match action {
-            Action::AddBlock { addr, plugged: sub_blocks, fresh } => {
-                let first = self.block(addr);
-                let sub_blocks = sub_blocks.runs().flatten();
-                let blocks: BTreeSet<_> = sub_blocks.map(|sub_block| first + u64::from(sub_block)).collect();
+            Action::AddBlock { addr, start, size, fresh } => {
+                assert_eq!(addr, self.memory_block(start), "begins with a memory block");
+                let blocks = self.blocks(start, size);
+                let memmap = self.memmap(addr);
                 assert!(!self.added.contains_key(&addr), "is there already");
                 assert!(!blocks.is_empty(), "has nothing plugged");
-                assert!(!self.memmap_inside || blocks.contains(&first), "has no memmap");
+                assert!(blocks.is_superset(&memmap), "has no memmap");
                 assert_plugged(&blocks, plugged);
-                assert!(!fresh || self.memmap_inside, "has no memmap to be fresh");
-                assert!(!fresh || !self.used.contains(&first), "was used since it was plugged");
+                assert!(!fresh || !memmap.is_empty(), "has no memmap to be fresh");
+                assert!(!fresh || memmap.is_disjoint(&self.used), "was used since it was plugged");
                 self.used.extend(&blocks);
                 self.fail(random, &[Why::NoMemory])?;
                 self.added.insert(addr, blocks);
             }
             Action::OnlineSubBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
-                assert!(blocks.is_disjoint(&self.added[&memory_block(addr)]), "is in use already");
+                assert!(blocks.is_disjoint(&self.added[&self.memory_block(addr)]), "is in use already");
                 assert_plugged(&blocks, plugged);
                 self.fail(random, &[Why::NoMemory])?;
                 self.online(addr).extend(blocks);
             }
             Action::OfflineSubBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
-                let memmap = self.block(memory_block(addr));
-                assert!(blocks.is_subset(&self.added[&memory_block(addr)]), "is not in use");
-                assert!(!self.memmap_inside || !blocks.contains(&memmap), "holds the memmap");
+                let memmap = self.memmap(self.memory_block(addr));
+                assert!(blocks.is_subset(&self.added[&self.memory_block(addr)]), "is not in use");
+                assert!(blocks.is_disjoint(&memmap), "holds the memmap");
                 self.move_away(&blocks, random)?;
                 self.online(addr).retain(|block| !blocks.contains(block));
             }
@@ -97,7 +96,8 @@ impl Guest {
     }
 
     fn online(&mut self, addr: u64) -> &mut BTreeSet<u64> {
-        self.added.get_mut(&memory_block(addr)).expect("a memory block that is there")
+        let memory_block = self.memory_block(addr);
+        self.added.get_mut(&memory_block).expect("a memory block that is there")
     }
 
     const fn block(&self, addr: u64) -> u64 {
@@ -105,14 +105,34 @@ impl Guest {
     }
 
     fn blocks(&self, addr: u64, size: u64) -> BTreeSet<u64> {
-        assert!(size > 0 && memory_block(addr) == memory_block(addr + size - 1), "not in one memory block");
+        assert!(
+            size > 0 && self.memory_block(addr) == self.memory_block(addr + size - 1),
+            "not in one memory block"
+        );
         assert!((addr | size).is_multiple_of(self.block_size), "not whole blocks");
         (self.block(addr)..self.block(addr + size)).collect()
     }
-}
 
-pub fn memory_block(addr: u64) -> u64 {
-    addr - addr % MEMORY_BLOCK
+    /// The memory block that holds `addr`.
+    pub const fn memory_block(&self, addr: u64) -> u64 {
+        addr - addr % self.memory_block
+    }
+
+    /// Blocks in a memory block.
+    pub const fn per_memory_block(&self) -> u64 {
+        self.memory_block / self.block_size
+    }
+
+    /// Blocks at the start of each that hold its memmap.
+    pub const fn memmap_blocks(&self) -> u64 {
+        self.memmap_blocks
+    }
+
+    /// The blocks that hold the memmap of the memory block at `addr`.
+    pub fn memmap(&self, addr: u64) -> BTreeSet<u64> {
+        let first = self.block(addr);
+        (first..first + self.memmap_blocks).collect()
+    }
 }
 
 fn assert_plugged(blocks: &BTreeSet<u64>, plugged: &BlockBitmap) {

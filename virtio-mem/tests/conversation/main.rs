@@ -29,8 +29,8 @@ const STEPS: u32 = 600;
 /// Most steps until the target is reached when there are no faults.
 ///
 /// A memory block takes four steps at most (offline or online, unplug or plug, and the same for a
-/// remainder), a sub-block two, and the region has at most 8 memory blocks of 64 sub-blocks.
-const STEPS_TO_CONVERGE: u32 = 8 * (4 + 2 * 64);
+/// remainder), a sub-block two, and the region has at most 4096 sub-blocks.
+const STEPS_TO_CONVERGE: u32 = 8 * 4 + 2 * 4096;
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
@@ -66,7 +66,11 @@ fn random_conversations() {
 
 /// A world without faults in which one thing happens.
 fn plain(block_mib: u64, memmap_inside: bool) -> World {
-    let shape = Shape::plain(block_mib * MIB, memmap_inside);
+    plain_with(block_mib, 128, memmap_inside)
+}
+
+fn plain_with(block_mib: u64, memory_block_mib: u64, memmap_inside: bool) -> World {
+    let shape = Shape::plain(block_mib * MIB, memory_block_mib * MIB, memmap_inside);
     World::new(shape, Random::new(1))
 }
 
@@ -93,6 +97,25 @@ fn one_request_for_1_gib_of_growth() {
     world.resize(0);
     world.settle(STEPS_TO_CONVERGE);
     assert_eq!(world.requests, 1 + 8, "and one a memory block to shrink");
+}
+
+/// Memory blocks of several sections, to sizes that end in a memmap and beside one.
+#[test]
+fn large_memory_blocks_reach_every_size_at_once() {
+    for memory_block in [256, 1024, 2048] {
+        for block in [8, 64, 128] {
+            for memmap_inside in [false, true] {
+                let mut world = plain_with(block, memory_block, memmap_inside);
+                let (one, rest) = (memory_block, block);
+                for requested in [rest, 0, 2 * one, one + rest, one + 2 * rest, one, 4 * one, one - rest] {
+                    world.resize(requested * MIB);
+                    world.settle(STEPS_TO_CONVERGE);
+                    assert_eq!(world.pauses, 0, "{block} of {memory_block} MiB to {requested} MiB");
+                }
+                world.empty(STEPS_TO_CONVERGE);
+            }
+        }
+    }
 }
 
 /// Race R1: every PLUG of a burst meets a target that has just moved below it.

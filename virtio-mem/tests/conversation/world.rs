@@ -1,6 +1,6 @@
 //! Driver and device with everything around them, one step at a time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use virtio_mem::blocks::BlockBitmap;
 use virtio_mem::{
@@ -9,7 +9,7 @@ use virtio_mem::{
 };
 
 use super::MIB;
-use super::guest::{Guest, MEMORY_BLOCK};
+use super::guest::Guest;
 use super::host::Host;
 use super::random::Random;
 
@@ -22,6 +22,7 @@ const TRACE: usize = 60;
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub block_size: u64,
+    pub memory_block: u64,
     pub region_size: u64,
     pub memmap_inside: bool,
     /// Chance of each kind of fault, in a hundred.
@@ -29,31 +30,49 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// 1 GiB and no faults.
-    pub const fn plain(block_size: u64, memmap_inside: bool) -> Shape {
-        Shape { block_size, region_size: 8 * MEMORY_BLOCK, memmap_inside, faults: 0 }
+    /// No faults, and 1 GiB, or four memory blocks if that is more.
+    pub fn plain(block_size: u64, memory_block: u64, memmap_inside: bool) -> Shape {
+        let region_size = (1024 * MIB).max(4 * memory_block);
+        Shape { block_size, memory_block, region_size, memmap_inside, faults: 0 }
     }
 
     pub fn random(random: &mut Random) -> Shape {
         // Half of them with the blocks that x86 uses, and some that end within a memory block.
         let block_size = random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB;
-        let missing = if random.chance(30) { random.below(MEMORY_BLOCK / block_size) } else { 0 };
+        let memory_block = random.pick(&[128, 128, 128, 128, 256, 512, 1024]) * MIB;
+        let missing = if random.chance(30) { random.below(memory_block / block_size) } else { 0 };
         Shape {
             block_size,
-            region_size: (1 + random.below(8)) * MEMORY_BLOCK - missing * block_size,
+            memory_block,
+            // Two of the large ones are as many blocks as the most of the small ones.
+            region_size: (1 + random.below((1024 * MIB / memory_block).max(2))) * memory_block
+                - missing * block_size,
             memmap_inside: random.chance(75),
             faults: random.pick(&[0, 1, 5, 20, 50]),
         }
     }
 
+    /// The guest's side of it. A last memory block that would be nothing but its memmap is no place for
+    /// it.
+    fn fitted(&self) -> DriverConfig {
+        let memmap_size = self.memory_block / 64;
+        let last = self.region_size % self.memory_block;
+        let inside = self.memmap_inside && (last == 0 || last > memmap_size);
+        DriverConfig {
+            memory_block_size: self.memory_block,
+            memmap_size: if inside { memmap_size } else { 0 },
+            min_block_size: 2 * MIB,
+        }
+    }
+
     fn driver(&self, config: Config) -> Driver {
-        let memmap_size = if self.memmap_inside { 2 * MIB } else { 0 };
-        Driver::new(DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size }, config)
-            .expect("the device's configuration is good")
+        Driver::new(self.fitted(), config).expect("the device's configuration is good")
     }
 
     fn guest(&self) -> Guest {
-        Guest::new(REGION, self.block_size, self.memmap_inside)
+        let fitted = self.fitted();
+        let memmap_blocks = fitted.memmap_size.div_ceil(self.block_size);
+        Guest::new(REGION, self.block_size, fitted.memory_block_size, memmap_blocks)
     }
 }
 
@@ -111,9 +130,9 @@ impl World {
             shape,
             random,
             driver: shape.driver(device.config()),
+            guest: shape.guest(),
             device,
             host: Host::new(region_size / block_size),
-            guest: shape.guest(),
             faults: shape.faults,
             late: None,
             in_doubt: false,
@@ -159,15 +178,26 @@ impl World {
             match self.step() {
                 Some(Rest::Reached) if !self.interrupt => {
                     assert_eq!(self.device.plugged_size(), self.device.requested_size());
-                    let used: usize = self.guest.added().values().map(|blocks| blocks.len()).sum();
-                    assert_eq!(used as u64, self.device.plugged().count(), "all that is plugged is used");
-                    return;
+                    return self.check_use();
                 }
                 Some(Rest::Reached) | None => {}
                 Some(Rest::Retry { .. } | Rest::Blocked(_)) => self.driver.retry(),
             }
         }
         panic!("the target is not reached after {budget} steps");
+    }
+
+    /// All that is plugged is used, but for parts of memmaps: of one, unless something went wrong.
+    fn check_use(&self) {
+        let used: BTreeSet<_> = self.guest.added().values().flatten().copied().collect();
+        let plugged = self.device.plugged().runs().flat_map(|run| run.first..run.end());
+        let mut parts = BTreeSet::new();
+        for unused in plugged.filter(|block| !used.contains(block)) {
+            let memory_block = self.guest.memory_block(REGION + unused * self.shape.block_size);
+            assert!(self.guest.memmap(memory_block).contains(&unused), "block {unused} is not used");
+            parts.insert(memory_block);
+        }
+        assert!(parts.len() <= 1 || self.shape.faults > 0, "parts of memmaps at {parts:x?}");
     }
 
     /// Gives everything back.

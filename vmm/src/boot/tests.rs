@@ -47,8 +47,8 @@ fn the_command_line_says_what_the_machine_is() {
     let line = cmdline(&config, 2_600_000, true).unwrap().as_cstring().unwrap().into_string().unwrap();
     assert_eq!(
         line,
-        "nr_cpus=2 tsc_early_khz=2600000 memory_hotplug.memmap_on_memory=off tidevm.pcp_disable=on \
-         tidevm.init=lazy tidevm.zeroed=on pci=off virtio_mmio.device=4K@0xd0000000:5 \
+        "nr_cpus=2 tsc_early_khz=2600000 memory_hotplug.memmap_on_memory=off \
+         tidevm.memory_block=128M tidevm.pcp_disable=on tidevm.init=lazy tidevm.zeroed=on pci=off virtio_mmio.device=4K@0xd0000000:5 \
          virtio_mmio.device=4K@0xd0001000:6 mine=1"
     );
 }

@@ -29,7 +29,7 @@ type Table<T> = &'static [(&'static str, T)];
 
 const VERBS: &[&str] = &[
     "resize", "plug", "unplug", "hog", "churn", "verify", "release", "wait", "expect", "stats", "check",
-    "sleep", "race", "inject", "pmem", "repeat",
+    "blocks", "readd", "sleep", "race", "inject", "pmem", "repeat",
 ];
 
 pub(super) const HOG_KINDS: Table<HogKind> = &[
@@ -227,6 +227,8 @@ pub(crate) fn parse_command(words: &mut Words<'_>) -> Result<Command, SyntaxErro
         "expect" => expect(words),
         "stats" => Ok(Command::Stats),
         "check" => Ok(Command::Check),
+        "blocks" => Ok(Command::Blocks),
+        "readd" => readd(words),
         "sleep" => Ok(Command::Sleep(duration(words)?)),
         "race" => race(words),
         "inject" => inject(words),
@@ -324,6 +326,13 @@ fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
     let after = if words.take("after") { number(words)? } else { 0 };
     Ok(Command::Inject { step, after })
+}
+
+fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let size = words.value("a size above 0 such as 1G", |text| parse_size(text).filter(|size| *size > 0))?;
+    words.keyword("at")?;
+    let addr = words.value("an address such as 4G", parse_size)?;
+    Ok(Command::Readd { size, addr })
 }
 
 /// `device N` and `within DURATION`, each at most once, in any order.

@@ -124,6 +124,8 @@ fn commands() -> impl Strategy<Value = Command> {
         names().prop_map(Command::Wait),
         Just(Command::Stats),
         Just(Command::Check),
+        Just(Command::Blocks),
+        (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size, addr }),
         durations().prop_map(Command::Sleep),
         (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
         (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
@@ -184,6 +186,8 @@ const WORDS: &[&str] = &[
     "<",
     "sleep",
     "inject",
+    "readd",
+    "at",
     "migrate",
     "after",
     "{",
@@ -204,6 +208,8 @@ fn lines_of_the_manual_are_commands() {
         ("expect plugged>=2G", "expect plugged >= 2G"),
         ("expect zone.DMA32.free != 7 within 0s", "expect zone.DMA32.free != 7 within 0s"),
         ("inject map-direct after 0", "inject map-direct"),
+        ("blocks # of the guest", "blocks"),
+        ("readd 1024M at 4GiB", "readd 1G at 4G"),
     ];
     for (line, shown) in lines {
         assert_eq!(

@@ -19,6 +19,7 @@ fn what_can_be_is_accepted() {
         Config::default(),
         Config { cpus: 64, memory: 32 * MIB, cmdline: Some("a=b c".to_owned()), ..Config::default() },
         Config { memory: 5 * GIB + 2 * MIB, ..Config::default() },
+        Config { memory_block: 2 * GIB, ..with(HotplugConfig::new(128 * MIB)) },
         with(HotplugConfig::new(128 * MIB)),
         with(HotplugConfig { size: 2 * GIB, block: 128 * MIB, requested: 2 * GIB, node: Some(1) }),
         with(HotplugConfig { size: GIB, block: 4 * MIB, requested: 12 * MIB, node: None }),
@@ -37,7 +38,7 @@ fn what_can_be_is_accepted() {
 #[test]
 fn what_cannot_be_is_refused_with_advice() {
     let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
-    let table: [(Config, &str); 20] = [
+    let table: [(Config, &str); 22] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
         (
@@ -46,6 +47,14 @@ fn what_cannot_be_is_refused_with_advice() {
         ),
         (Config { memory: 30 * MIB, ..Config::default() }, "--memory 30M: the guest needs at least 32M"),
         (Config { memory: 33 * MIB, ..Config::default() }, "--memory 33M: must be a multiple of 2M"),
+        (
+            Config { memory_block: 64 * MIB, ..Config::default() },
+            "--memory-block 64M: must be a power of two from 128M to 2G",
+        ),
+        (
+            Config { memory_block: 384 * MIB, ..Config::default() },
+            "--memory-block 384M: must be a power of two from 128M to 2G",
+        ),
         (
             hotplug(1000 * MIB, MIN_BLOCK, 0),
             "--hotplug #1 size=1000M: must be a multiple of the guest's memory block, 128M (try 896M or 1G)",

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem, PmemFailure,
-    PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem,
+    PmemFailure, PmemMapped, PmemOp, Report, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 
 use super::Machine;
@@ -241,6 +241,26 @@ impl Fake {
         Answer::Hogged { pages }
     }
 
+    /// Two memory blocks, the second of which it does not tell at once.
+    fn blocks(from: u64) -> Answer {
+        let first = BlockRun {
+            addr: 0,
+            count: 1,
+            size: 128 << 20,
+            boot: true,
+            zone: Some(ZoneName::Dma32),
+            node: 0,
+            plugged: 0,
+            memmap_pages: 0,
+            memmap_on_memory: false,
+        };
+        let second =
+            BlockRun { addr: REGION, boot: false, zone: None, plugged: 2 << 20, memmap_pages: 512, ..first };
+        let mut runs = [None; BLOCK_RUNS];
+        runs[0] = Some(if from == 0 { first } else { second });
+        Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
+    }
+
     /// The guest has one range of device memory of 1 GiB. It is in use while any hog lives.
     fn pmem(&self, op: PmemOp) -> Answer {
         const PAGES: u64 = 1 << 18;
@@ -406,6 +426,9 @@ impl Machine for Fake {
             }
             Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
             Op::Inject { .. } => (0, Answer::Done),
+            Op::Blocks { from } => (0, Self::blocks(from)),
+            Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
+            Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
             Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
                 fresh(handle);
                 (pages / 100, self.hog(handle, pages, HogKind::Pinned))

@@ -109,6 +109,22 @@ fn repeats_run_that_often_and_rows_come_from_their_lines() {
 }
 
 #[test]
+fn memory_blocks_are_listed_and_readded() {
+    let outcome = good("blocks\nreadd 128M at 0\nreadd 2G at 4G\ncheck");
+    let listed = format!(
+        "0x0-0x7ffffff: 1 of 128 MiB, online DMA32, boot memory; {REGION:#x}-{:#x}: 1 of 128 MiB, offline, \
+         2 MiB plugged, 512 memmap pages elsewhere",
+        REGION + (128 << 20) - 1
+    );
+    assert_eq!(outcome.note(0), Some(listed.as_str()));
+    assert!(outcome.reason(1).contains("128M at 0 is not made of whole memory blocks"));
+    assert!(
+        outcome.reason(2).contains("refused: memory blocks that hold their own memmap are removed one at")
+    );
+    assert_eq!((outcome.status(), outcome.summary.failed), (1, 2), "and the session goes on");
+}
+
+#[test]
 fn a_target_beyond_the_region_is_refused_and_the_session_goes_on() {
     let outcome = good("plug 1G\nplug 8G\nexpect plugged == 1G\nunplug 2G\ncheck");
     assert!(outcome.reason(1).contains("refused: 9G does not fit into the region of 8G"));

@@ -11,11 +11,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, Report, Resize, ResizeState};
 use tidevm_mm::{
-    Content, Holder, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
+    Content, Holder, MhpFlags, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
 };
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
-use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, SubBlocks, Why};
+use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, Why};
 
 use super::Device;
 use super::queue::Requests;
@@ -31,6 +31,10 @@ const VERSION_1: u64 = 1 << 32;
 /// A device that takes longer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
 const SUB_SECTION: u64 = SECTION_SIZE / 64;
+/// Most sections of a memory block.
+const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
+/// A memmap is this part of what it describes: 64 bytes a page.
+const MEMMAP_SHARE: u64 = 64;
 
 /// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
 /// to when its pages could be allocated.
@@ -72,9 +76,10 @@ pub struct MemDriver<T> {
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
     region: u64,
+    /// How the region is divided.
+    geometry: DriverConfig,
     /// What the device plugs is on it.
     node: NodeId,
-    block_size: u64,
     /// What the device plugs is zero.
     zeroed: bool,
     /// When to report that the device has not answered.
@@ -101,16 +106,16 @@ impl<T: Transport> MemDriver<T> {
         device.transport.finish_init();
         let config = read_config(&device).ok_or(Unusable::Restless)?;
         let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
-        let memmap_size = if options.memmap_on_memory { SUB_SECTION } else { 0 };
-        let driver = Driver::new(DriverConfig { memory_block_size: SECTION_SIZE, memmap_size }, config)
+        let geometry = geometry(options, &config);
+        let driver = Driver::new(geometry, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
             device,
             requests,
             driver,
             region: config.addr,
+            geometry,
             node: numa::node_of(domain, config.addr),
-            block_size: config.block_size,
             zeroed: options.zeroed,
             patience: None,
             retry_at: None,
@@ -126,32 +131,30 @@ impl<T: Transport> MemDriver<T> {
             Action::ReadConfig => {
                 read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
             }
-            Action::AddBlock { addr, plugged, fresh } => {
+            Action::AddBlock { addr, start, size, fresh } => {
                 let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
-                let (start, plugged) = (Instant::now(), self.in_sub_sections(plugged));
-                let added = add(self.node, addr, plugged, content);
-                LAST_ADD.store(Instant::now().0 - start.0, Ordering::Relaxed);
+                let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
+                let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
+                let plugged = Parts::new(start - addr, size);
+                let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
+                let began = Instant::now();
+                let added = add(self.node, addr, whole, flags);
+                LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
                 self.note(added)
             }
             Action::OnlineSubBlocks { addr, size } => {
-                let (section, subs) = sub_sections(addr, size);
-                self.note(MM.online_subsections(section, subs).map_err(|_| ResizeState::NoMemory))
+                let blocks = Parts::new(addr % SECTION_SIZE, size);
+                let online = MM.online_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                self.note(online.map_err(|_| ResizeState::NoMemory))
             }
             Action::OfflineSubBlocks { addr, size } => {
-                let (section, subs) = sub_sections(addr, size);
-                self.note(MM.offline_subsections(section, subs).map_err(offline_failed))
+                let blocks = Parts::new(addr % SECTION_SIZE, size);
+                let offline = MM.offline_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                self.note(offline.map_err(offline_failed))
             }
             Action::RemoveBlock { addr } => self.note(remove(addr)),
             Action::Send(_) | Action::Rest(_) => unreachable!("handled by the step"),
         }
-    }
-
-    /// Device blocks as the 2 MiB sub-sections that they cover.
-    fn in_sub_sections(&self, blocks: SubBlocks) -> SubSections {
-        let each = (self.block_size / SUB_SECTION) as u32;
-        blocks.runs().fold(SubSections::NONE, |all, run| {
-            all.union(SubSections::range(run.start * each..run.end * each))
-        })
     }
 
     fn note(&mut self, result: Result<(), ResizeState>) -> Outcome {
@@ -264,16 +267,55 @@ fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     None
 }
 
-fn sub_sections(addr: u64, size: u64) -> (SectionNr, SubSections) {
-    let section = SectionNr::of(PhysAddr::new(addr));
-    let first = ((addr % SECTION_SIZE) / SUB_SECTION) as u32;
-    (section, SubSections::range(first..first + (size / SUB_SECTION) as u32))
+/// How to divide the device's region: as the command line says, as far as that fits.
+fn geometry(options: &Options, config: &Config) -> DriverConfig {
+    let memmap_size = if options.memmap_on_memory { options.memory_block / MEMMAP_SHARE } else { 0 };
+    let wanted =
+        DriverConfig { memory_block_size: options.memory_block, memmap_size, min_block_size: SUB_SECTION };
+    let fit = wanted.fit(config, SECTION_SIZE);
+    if fit != wanted {
+        println!(
+            "virtio-mem: region of {:#x} bytes at {:#x}: memory blocks of {} MiB do not fit; they have {} MiB, \
+             their memmaps lie in {} memory",
+            config.region_size,
+            config.addr,
+            wanted.memory_block_size >> 20,
+            fit.memory_block_size >> 20,
+            if fit.memmap_size > 0 { "the new" } else { "older" }
+        );
+    }
+    fit
+}
+
+/// What of a memory block's sections is meant, an element a section, and how many of them it takes to say
+/// so.
+struct Parts([SubSections; MAX_SECTIONS], usize);
+
+impl Parts {
+    /// `size` bytes from `offset` on, which counts from the first section's start.
+    fn new(offset: u64, size: u64) -> Self {
+        let (first, end) = (offset / SUB_SECTION, (offset + size) / SUB_SECTION);
+        let used = end.div_ceil(64) as usize;
+        let mut sections = [SubSections::NONE; _];
+        for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
+            let at = |sub_section: u64| sub_section.saturating_sub(index * 64).min(64) as u32;
+            *blocks = SubSections::range(at(first)..at(end));
+        }
+        Self(sections, used)
+    }
+}
+
+impl AsRef<[SubSections]> for Parts {
+    /// Up to the last of them of which something is meant.
+    fn as_ref(&self) -> &[SubSections] {
+        &self.0[..self.1]
+    }
 }
 
 /// Adds a memory block to `node` and onlines it; all or nothing.
-fn add(node: NodeId, addr: u64, plugged: SubSections, content: Content) -> Result<(), ResizeState> {
+fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(node, section, plugged, content).map_err(|_| ResizeState::NoMemory)?;
+    MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {
         MM.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory

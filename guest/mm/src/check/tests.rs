@@ -101,7 +101,7 @@ fn pages() {
         mm.sparse.page(block).set_holder(Holder::Owned { owner: OwnerId(0), index: 0 }.word());
     });
     finds("with the memmap of", |mm| {
-        let memmap = mm.sparse.section(SectionNr::new(33)).unwrap().memmap();
+        let memmap = mm.sparse.section(SectionNr::new(33)).unwrap().memmap().unwrap();
         mm.sparse.page(memmap).set_holder(Holder::Kernel.word());
     });
     finds("type of the pageblock with memmap", |mm| {

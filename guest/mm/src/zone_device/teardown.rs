@@ -78,7 +78,7 @@ impl<P: Platform> Mm<P> {
         self.platform.synchronize();
         sections.clone().for_each(|nr| self.platform.unmap_memmap(nr));
         for nr in sections {
-            let memmap = self.sparse.section(nr).expect("it has a memmap").memmap();
+            let memmap = self.entry(nr).memmap().expect("device memory's memmap is large pages");
             self.free_device_memmap(memmap, altmap);
         }
     }

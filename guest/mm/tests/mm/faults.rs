@@ -18,7 +18,7 @@ const STEPS: [FaultStep; 6] = [
 
 /// All that can be seen of a machine, but for counters that only grow.
 #[derive(Debug, PartialEq)]
-struct State {
+pub struct State {
     zones: [ZoneStats; 3],
     memmap_pages: [u64; 2],
     sections: Vec<(SectionState, SubSections, Option<tidevm_mm::Pfn>)>,
@@ -27,12 +27,17 @@ struct State {
 }
 
 fn state(mm: &Mm<Sim>) -> State {
+    state_of(mm, 36)
+}
+
+/// The same of a machine with `sections` sections.
+pub fn state_of(mm: &Mm<Sim>, sections: u32) -> State {
     for zone in ZoneType::ALL {
         drop(mm.zone_pcp_disable(NodeId::FIRST.zone(zone)));
     }
     mm.check();
     let stats = mm.stats();
-    let sections = || (0..36).map(SectionNr::new);
+    let sections = || (0..sections).map(SectionNr::new);
     State {
         zones: stats.zones,
         memmap_pages: [stats.memmap_boot_pages, stats.memmap_altmap_pages],

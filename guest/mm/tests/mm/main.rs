@@ -1,6 +1,7 @@
 //! The memory management on simulated machines, through its public interface.
 
 mod accounting;
+mod altmap;
 mod boot;
 mod contig;
 mod deferred;

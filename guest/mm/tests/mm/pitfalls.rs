@@ -39,9 +39,9 @@ fn free(mm: &Mm<Sim>) -> u64 {
 /// What is the same before and after something that was taken back.
 fn account(mm: &Mm<Sim>) -> (Vec<[u64; 4]>, [u64; 3]) {
     mm.check();
-    let Stats { zones, memmap_boot_pages, memmap_altmap_pages, sections_online, .. } = mm.stats();
+    let Stats { zones, memmap_boot_pages, memmap_altmap_pages, blocks_online, .. } = mm.stats();
     let zones = zones.map(|zone| [zone.spanned, zone.present, zone.managed, zone.free + zone.pcp]);
-    (zones.to_vec(), [memmap_boot_pages, memmap_altmap_pages, sections_online])
+    (zones.to_vec(), [memmap_boot_pages, memmap_altmap_pages, blocks_online])
 }
 
 /// A zone whose uninitialised rest has not one free page: an allocation that finds too little looks at all of
@@ -56,7 +56,7 @@ fn pitfall_1_growing_ends() {
         while mm.alloc_pages(Order::MAX, Gfp::Kernel).is_ok() {}
         let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::Kernel).is_err());
         mm.check();
-        done.send((refused, mm.stats().sections_online)).unwrap();
+        done.send((refused, mm.stats().blocks_online)).unwrap();
     });
     assert_eq!(ended.recv_timeout(LIMIT), Ok((true, 4)), "all of it was looked at");
 }

@@ -68,7 +68,7 @@ fn numbers_of_one_gib() {
         assert_eq!(stats.device, device);
         assert_eq!([stats.memmap_boot_pages, stats.memmap_altmap_pages], [in_boot, in_device]);
         assert_eq!(start.zones[0].free - stats.zones[0].free, in_boot, "RAM");
-        assert_eq!(stats.sections_online, start.sections_online, "never online");
+        assert_eq!(stats.blocks_online, start.blocks_online, "never online");
         for (zone, before) in stats.zones.iter().zip(start.zones) {
             assert_eq!(
                 [zone.spanned, zone.present, zone.managed],

@@ -63,8 +63,10 @@ fn after_error_the_driver_finds_out() {
 
     guest.driver.retry();
     let (actions, rest) = guest.run(|_| None);
-    let found = Action::AddBlock { addr: ADDR, plugged: SubBlocks::from_bits(0b10_0011), fresh: false };
-    assert_eq!(actions, [found, plug(4, 3), online(4, 3), plug(12, 2), online(12, 2)]);
+    assert_eq!(
+        actions,
+        [add_used(0, 2), online(10, 1), plug(4, 3), online(4, 3), plug(12, 2), online(12, 2)]
+    );
     assert_eq!((rest, guest.plugged()), (Rest::Reached, 16));
 }
 

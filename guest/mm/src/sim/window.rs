@@ -1,0 +1,29 @@
+//! What tests may see of a simulated machine's sections, and do to them, that a kernel has no use for.
+
+use crate::Mm;
+use crate::addr::{Pfn, SECTION_PAGEBLOCKS, SectionNr};
+use crate::pageblock::MigrateType;
+use crate::sim::Sim;
+
+impl Mm<Sim> {
+    /// Whether a walk over frames may look at the page of `pfn` (Linux `pfn_to_online_page`).
+    pub fn is_online_page(&self, pfn: Pfn) -> bool {
+        self.sparse.online_page(pfn).is_some()
+    }
+
+    /// Pageblocks of section `nr` by migrate type (Linux `/proc/pagetypeinfo`).
+    pub fn pageblock_types(&self, nr: SectionNr) -> [u32; MigrateType::COUNT] {
+        let mut count = [0; MigrateType::COUNT];
+        for block in 0..SECTION_PAGEBLOCKS {
+            count[self.entry(nr).pageblocks.migrate_type(block).index()] += 1;
+        }
+        count
+    }
+
+    /// Overwrites the memmap of section `nr`, which is not online, as a hibernation that does not save it
+    /// would.
+    pub fn lose_memmap(&self, nr: SectionNr) {
+        assert!(!self.is_online_page(nr.start()), "the memmap of {nr:?} is in use");
+        self.platform().scribble(nr);
+    }
+}

@@ -1,0 +1,66 @@
+//! The pages of one section: what walks from block to block go by.
+//!
+//! Takes the place of Linux's walks by `pfn_to_page` and `buddy_order`. Only `sparse` makes one, of a
+//! section whose memmap is mapped.
+
+use core::ops::Range;
+
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::page::{Page, PageState};
+use crate::sparse::Section;
+
+/// The pages of one section, which has them: look-ups in here check nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct SectionPages<'s> {
+    pub(super) pages: &'s [Page; SECTION_PAGES as usize],
+    pub(super) section: &'s Section,
+    pub(super) nr: SectionNr,
+}
+
+impl<'s> SectionPages<'s> {
+    /// The page of `pfn`, which is in this section.
+    #[inline]
+    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
+        &self.pages[pfn.in_section()]
+    }
+
+    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
+        self.pages
+    }
+
+    pub(crate) fn section(&self) -> &'s Section {
+        self.section
+    }
+
+    pub(crate) fn nr(&self) -> SectionNr {
+        self.nr
+    }
+
+    /// The block that covers pageblock `block`'s first page: its head and the head's state. Only
+    /// blocks of the largest order can begin in front of the pageblock.
+    pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
+        let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
+        let state = self.page(first).state();
+        if !state.is_tail() {
+            return (first, state);
+        }
+        let head = first.align_down(Order::MAX);
+        (head, self.page(head).state())
+    }
+
+    /// The blocks that lie in the pageblocks `range` or reach into them, ascending: their heads
+    /// and the heads' states. The zone lock keeps free blocks from changing under the walk.
+    pub(crate) fn blocks(&self, range: &Range<u32>) -> impl Iterator<Item = (Pfn, PageState)> + use<'s> {
+        let this = *self;
+        let end = this.nr.pageblocks(range).end;
+        let mut next = Some(this.covering(range.start));
+        core::iter::from_fn(move || {
+            let (head, state) = next.take()?;
+            let after = head.add(state.order().pages());
+            if after < end {
+                next = Some((after, this.page(after).state()));
+            }
+            Some((head, state))
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! Memory blocks of several sections: 1 GiB, whose memmap takes the first eight blocks of 2 MiB.
+
+use super::*;
+
+const MEMMAP: u64 = 16 * MIB;
+
+/// A guest of 8 GiB with `plugged` MiB plugged.
+fn with(plugged: u64) -> Guest {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.resize(plugged);
+    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+    guest
+}
+
+#[test]
+fn whole_memory_blocks_come_by_one_request_and_go_one_by_one() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.resize(3072);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 1536), add(0, 512), add(1024, 512), add(2048, 512)]);
+    guest.resize(1024);
+    assert_eq!(guest.run(|_| None).0, [remove(2048), unplug(2048, 512), remove(1024), unplug(1024, 512)]);
+    assert_eq!(guest.plugged(), 1024);
+}
+
+#[test]
+fn the_memmap_is_plugged_first_and_unplugged_last() {
+    let mut guest = with(1024);
+    // Not enough for a memmap: what there is of it is plugged, and waits.
+    guest.resize(1030);
+    assert_eq!(guest.run(|_| None), (vec![plug(1024, 3)], Rest::Reached));
+    guest.resize(1038);
+    assert_eq!(guest.run(|_| None), (vec![plug(1030, 4)], Rest::Reached));
+    // The rest of it, and two blocks more. It came in pieces, so that nobody vouches for its content.
+    guest.resize(1044);
+    assert_eq!(guest.run(|_| None), (vec![plug(1038, 3), add_used(1024, 10)], Rest::Reached));
+    guest.resize(1050);
+    assert_eq!(guest.run(|_| None).0, [plug(1044, 3), online(1044, 3)]);
+    // Single blocks go singly; when what stays would be memmap alone, it has to go first.
+    guest.resize(1042);
+    assert_eq!(
+        guest.run(|_| None).0,
+        [offline(1048), offline(1046), offline(1044), offline(1042), unplug(1042, 4)]
+    );
+    guest.resize(1036);
+    assert_eq!(guest.run(|_| None), (vec![remove(1024), unplug(1036, 3)], Rest::Reached));
+    guest.resize(1024);
+    assert_eq!(guest.run(|_| None), (vec![unplug(1024, 6)], Rest::Reached));
+}
+
+#[test]
+fn what_is_parked_goes_before_anything_in_use() {
+    let mut guest = with(1024 + 10);
+    guest.resize(1024 - 4);
+    assert_eq!(guest.run(|_| None).0, [unplug(1024, 5), offline(1022), offline(1020), unplug(1020, 2)]);
+    // And it waits while holes are filled.
+    let mut guest = with(1024 + 10);
+    guest.resize(1024 + 20);
+    assert_eq!(guest.run(|_| None).0, [plug(1034, 5), add_used(1024, 10)]);
+}
+
+#[test]
+fn a_region_that_ends_in_a_memmap_is_full_there() {
+    let mut guest = Guest::new((1 << 30) + 6 * MIB, MEMMAP);
+    guest.config.usable_region_size = guest.config.region_size;
+    guest.resize(1030);
+    assert_eq!(guest.run(|_| None), (vec![plug(0, 515), add(0, 512)], Rest::Reached));
+    guest.resize(0);
+    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+}
+
+#[test]
+fn a_host_that_gives_single_blocks_fills_the_memmap_first() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.resize(40);
+    let busy = |action| matches!(action, Action::Send(_)).then_some(BUSY);
+    for _ in 0..10 {
+        guest.run(busy);
+        guest.driver.retry();
+    }
+    let (actions, rest) = guest.run(|_| None);
+    assert_eq!(
+        actions,
+        [plug(0, 1), plug(2, 2), plug(6, 4), plug(14, 8), add_used(0, 15), plug(30, 5), online(30, 5)]
+    );
+    assert_eq!(rest, Rest::Reached);
+}
+
+#[test]
+fn what_could_not_be_added_goes_back_with_its_memmap() {
+    let mut guest = with(1024);
+    guest.resize(1100);
+    let (actions, rest) = guest.run(no_memory);
+    assert_eq!(actions, [plug(1024, 38), add(1024, 38), unplug(1024, 38)]);
+    assert_eq!((rest, guest.plugged()), (retry(100, Why::NoMemory), 1024));
+}
+
+#[test]
+fn without_memmap_inside_any_part_can_be_added() {
+    let mut guest = Guest::new(8 << 30, 0);
+    guest.driver = {
+        let driver = DriverConfig { memory_block_size: 1 << 30, memmap_size: 0, min_block_size: BLOCK };
+        Driver::new(driver, guest.config).unwrap()
+    };
+    guest.resize(2);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 1), add_used(0, 1)]);
+    guest.resize(1026);
+    assert_eq!(guest.run(|_| None).0, [plug(2, 511), online(2, 511), plug(1024, 1), add_used(1024, 1)]);
+}
+
+/// S4.20: what large memory blocks do not fit gets smaller ones, or memmaps elsewhere.
+#[test]
+fn geometry_that_does_not_fit_falls_back() {
+    let guest = DriverConfig { memory_block_size: 1 << 30, memmap_size: MEMMAP, min_block_size: BLOCK };
+    let region = |addr, region_size| Config { addr, region_size, ..Guest::new(1 << 30, 0).config };
+    let fit = |config: Config| {
+        let DriverConfig { memory_block_size, memmap_size, .. } = guest.fit(&config, MEMORY_BLOCK);
+        (memory_block_size / MIB, memmap_size / MIB)
+    };
+    assert_eq!(fit(region(ADDR, 8 << 30)), (1024, 16));
+    assert_eq!(fit(region(ADDR + (512 << 20), 8 << 30)), (512, 8), "the region begins within a memory block");
+    assert_eq!(fit(region(ADDR, 768 * MIB)), (256, 4), "it ends within one");
+    assert_eq!(fit(region(ADDR + MEMORY_BLOCK, 8 << 30)), (128, 2));
+    assert_eq!(fit(region(ADDR + BLOCK, 8 << 30)), (128, 2), "no smaller ones: `Driver::new` refuses it");
+    assert_eq!(fit(region(ADDR, (8 << 30) + 4 * MIB)), (128, 2), "a block beside the last memmap");
+    assert_eq!(fit(region(ADDR, (8 << 30) + 2 * MIB)), (128, 0), "the last memory block would be all memmap");
+}

@@ -1,0 +1,56 @@
+//! `blocks` and `readd`: the guest's memory blocks.
+
+use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op};
+
+use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
+use crate::config::Size;
+
+/// As many as it takes when no two memory blocks are alike.
+const MOST_ANSWERS: u64 = MAX_PHYS_ADDR / MEMORY_BLOCK_SIZE / BLOCK_RUNS as u64;
+
+impl<M: Machine, O: Observer> Session<'_, M, O> {
+    /// Lists memory blocks, those that are alike together.
+    pub(super) fn blocks(&self) -> Done {
+        let mut lines = Vec::new();
+        let mut from = 0;
+        for _ in 0..MOST_ANSWERS {
+            match self.ask(Op::Blocks { from }, ANSWER_DEADLINE)? {
+                Answer::Blocks { runs, next } => {
+                    lines.extend(runs.iter().flatten().map(ToString::to_string));
+                    match next {
+                        Some(next) => from = next,
+                        None => return Ok(Some(lines.join("; "))),
+                    }
+                }
+                other => return Err(unfit(&other)),
+            }
+        }
+        Err(Trouble::Fatal("the guest tells of more memory blocks than there can be".to_owned()))
+    }
+
+    /// Takes memory blocks away and brings them back.
+    pub(super) fn readd(&self, size: u64, addr: u64) -> Done {
+        match self.ask(Op::Readd { addr, size }, ANSWER_DEADLINE)? {
+            Answer::Done => Ok(None),
+            Answer::Failed(failure) => Err(Trouble::Failed(match failure {
+                Failure::NotBlocks => {
+                    let (size, addr) = (Size(size), Size(addr));
+                    format!("{size} at {addr} is not made of whole memory blocks that were added and are online")
+                }
+                Failure::Granularity => {
+                    "refused: memory blocks that hold their own memmap are removed one at a time, as they were \
+                     added"
+                        .to_owned()
+                }
+                Failure::Mixed => {
+                    "refused: some of the memory blocks hold their own memmap, and some do not".to_owned()
+                }
+                Failure::Stuck { addr, pages } => {
+                    format!("blocked: {pages} pages of the memory block at {} cannot move", Size(addr))
+                }
+                _ => return Err(unfit(&Answer::Failed(failure))),
+            })),
+            other => Err(unfit(&other)),
+        }
+    }
+}
