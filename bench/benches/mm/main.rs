@@ -7,6 +7,7 @@ mod hotadd;
 mod memmap;
 mod offline;
 mod pages;
+mod recheck;
 
 use tidevm_bench::count;
 use tidevm_bench::table::Table;
@@ -16,17 +17,19 @@ type Group = (&'static str, fn(&mut Table));
 /// Work whose instructions are counted.
 pub type Counted = (&'static str, fn());
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     ("memmap", memmap::run),
     ("boot", boot::run),
     ("hotadd", hotadd::run),
     ("pages", pages::run),
+    ("recheck", recheck::run),
     ("offline", offline::run),
 ];
 
 fn main() {
     if let Some(name) = count::wanted() {
-        let mut works = [hotadd::COUNTED, pages::COUNTED, offline::COUNTED].into_iter().flatten();
+        let mut works =
+            [hotadd::COUNTED, pages::COUNTED, recheck::COUNTED, offline::COUNTED].into_iter().flatten();
         let (_, work) = works.find(|(known, _)| *known == name).expect("work of this name");
         return work();
     }

@@ -1,4 +1,4 @@
-//! Single pages, taken and given back on one CPU. S3.2, S3.14; c3 of the anchors.
+//! Single pages, taken and given back on one CPU. S3.2; c3 of the anchors.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
