@@ -10,13 +10,14 @@ pub const TESTS: &[Test] = &[
     ("experiment_early_oom", || passes("early-oom")),
     ("experiment_double_init", || passes("double-init")),
     ("experiment_parallel_init", || passes("parallel-init")),
+    ("experiment_same_granularity", || passes("same-granularity")),
     ("a_race_strands_pages_of_a_single_drain", a_race_strands_pages_of_a_single_drain),
     ("a_race_finds_disabled_lists_empty", || no_race("on")),
     ("a_race_finds_lists_drained_again", || no_race("off")),
     ("a_race_needs_cpus_and_memory", a_race_needs_cpus_and_memory),
 ];
 
-/// S1.2, S5.1, S5.3: off shows the failure, on does not.
+/// S1.2, S4.16, S5.1, S5.3: off shows the failure, on does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
     let outcome = experiment.run(&mut Host(std::io::sink())).expect("the host can");

@@ -22,6 +22,7 @@ pub mod html;
 mod memmap_oom;
 mod offline_race;
 mod parallel_init;
+mod same_granularity;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -41,6 +42,7 @@ pub const ALL: &[Experiment] = &[
     offline_race::EXPERIMENT,
     double_init::EXPERIMENT,
     parallel_init::EXPERIMENT,
+    same_granularity::EXPERIMENT,
     boot_time::EXPERIMENT,
 ];
 

@@ -198,6 +198,27 @@ fn device_memory_is_judged_by_who_writes_and_when() {
     assert_eq!(outcome("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
 }
 
+#[test]
+fn same_granularity_changes_nothing_or_everything() {
+    let steps = |readd: StepReport| {
+        let before = ["plug 256M", "hog 4M movable scattered as data"].map(step);
+        let after = ["check", "verify data", "release data", "resize 0", "check"].map(step);
+        record(before.into_iter().chain([readd]).chain(after).collect())
+    };
+    let refused = || steps(failed("readd 256M at 4G", "refused: they are removed one at a time"));
+    let done = || steps(step("readd 256M at 4G"));
+    assert_eq!(outcome("same-granularity", vec![refused(), done()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("same-granularity", vec![done(), done()]), (vec![Success, Success], false));
+    let mut corrupt = refused();
+    corrupt.steps[4] = failed("verify data", "1 page is corrupt");
+    let mut lost = refused();
+    lost.steps[2].sample.guest.as_mut().expect("a guest").memmap_altmap_pages += 512;
+    let stuck = steps(failed("readd 256M at 4G", "blocked: 1 pages cannot move"));
+    for record in [corrupt, lost, stuck, died("the guest panicked")] {
+        assert_eq!(outcome("same-granularity", vec![record, done()]), (vec![Neither, Success], false));
+    }
+}
+
 /// Boots of 1, 8, 64 and 512 GiB with so many sections written first.
 fn boots(written: [u64; 4]) -> Vec<Record> {
     let boot = |memmaps_written| {
