@@ -62,6 +62,9 @@ pub trait Lab {
     /// # Errors
     /// [`Halt`]: there is no session to judge.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt>;
+
+    /// Bytes of memory that the host could give now, if it tells.
+    fn available(&self) -> Option<u64>;
 }
 
 /// Everything a session told.

@@ -102,18 +102,26 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
     }
     let mut lab = Host(io::stderr());
     let mut outcomes = Vec::new();
+    let mut halt = None;
     for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
         match experiment.run(&mut lab) {
             Ok(outcome) => outcomes.push(outcome),
-            Err(Halt::Start(error)) => return Err(error.into()),
-            Err(Halt::Signal(signal)) => return Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+            Err(reason) => {
+                halt = Some(reason);
+                break;
+            }
         }
     }
+    // What ended before a halt is not lost with it.
     let written = folder.map_or(Ok(()), |folder| write_outcomes(folder, &outcomes));
     let shown = if options.json { data::json(&outcomes) } else { text::text(&outcomes) };
     io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
     written?;
-    Ok(u8::from(!outcomes.iter().all(Outcome::passed)))
+    match halt {
+        Some(Halt::Start(error)) => Err(error.into()),
+        Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+        None => Ok(u8::from(!outcomes.iter().all(Outcome::passed))),
+    }
 }
 
 fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {

@@ -42,6 +42,7 @@ pub struct Vm {
     mem: Vec<Arc<Mutex<Mem>>>,
     serial: Arc<serial::Port>,
     boot_memory: u64,
+    device_memory: u64,
     has_agent: bool,
     next_call: AtomicU32,
     // Dropped in this order, after the board's end.
@@ -184,6 +185,12 @@ impl Vm {
     #[must_use]
     pub fn boot_memory(&self) -> u64 {
         self.boot_memory
+    }
+
+    /// Bytes of device memory, all ranges together.
+    #[must_use]
+    pub fn device_memory(&self) -> u64 {
+        self.device_memory
     }
 
     /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.

@@ -122,8 +122,9 @@ impl Host {
         let piped = qemu.stdout.take();
         thread::scope(|scope| {
             if let Some(piped) = piped {
-                let lines = BufReader::new(piped).lines().map_while(Result::ok);
-                scope.spawn(move || lines.for_each(|line| each(line.trim_end())));
+                // A serial port may bring any byte.
+                let lines = BufReader::new(piped).split(b'\n').map_while(Result::ok);
+                scope.spawn(move || lines.for_each(|line| each(String::from_utf8_lossy(&line).trim_end())));
             }
             wait(qemu, &output).with_context(|| format!("see {}", warnings.display()))
         })?;

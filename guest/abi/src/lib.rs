@@ -271,9 +271,9 @@ pub enum Answer {
     Done,
     /// To [`Op::Pmem`].
     Pmem(Pmem),
-    /// To [`Op::PmemMap`].
+    /// To [`PmemOp::Map`].
     PmemMapped(PmemMapped),
-    /// To [`Op::PmemUnmap`].
+    /// To [`PmemOp::Unmap`].
     PmemUnmapped {
         /// Pages that could be used.
         pages: u64,

@@ -4,8 +4,8 @@
 //! range moves elsewhere first, as for going offline (see `contig`). Differs from Linux on purpose: the
 //! unit is the pageblock, and no range reaches from one section into the next.
 //!
-//! Per-CPU lists are only drained for a range, never out of play (as in Linux, where the stronger guarantee is
-//! for offlining): who frees a page of the range meanwhile may keep it on a list for a while. The
+//! Per-CPU lists are only drained for a range, not out of play (as in Linux, where the stronger guarantee is
+//! for offlining; a single pageblock is taken as offlining would): who frees a page of the range meanwhile may keep it on a list for a while. The
 //! allocation fails then, and can be tried again; it never takes a page that somebody has.
 
 use core::iter::once;

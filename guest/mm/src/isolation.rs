@@ -103,10 +103,14 @@ fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
     }
 }
 
-/// Adds what of a window will not move, under the zone lock.
+/// Adds what of a window will not move, under the zone lock. A block that reaches beyond the window is one
+/// of them: freed meanwhile, it would lie on one list with pageblocks of two types (Linux isolates the edges
+/// of a range first, and fails for what straddles them).
 fn add_unmovable(pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
     for (pfn, state) in pages.blocks(window) {
-        if is_unmovable(pages, pfn, state) {
+        let reaches_beyond =
+            state.kind() == Kind::Allocated && state.order() > Order::PAGEBLOCK && window.len() == 1;
+        if reaches_beyond || is_unmovable(pages, pfn, state) {
             stuck.add(pages, window, pfn, state);
         }
     }

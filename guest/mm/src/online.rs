@@ -65,7 +65,7 @@ impl<P: Platform> Mm<P> {
     pub fn online(&self, nr: SectionNr, zone: ZoneType) -> Result<(), OnlineError> {
         let _hotplug = self.lock_hotplug();
         let block = self.block_to_online(nr, zone)?;
-        self.online_block(block, self.entry(nr).node().zone(zone))
+        self.online_block(block, self.entry(nr).node().zone(zone), || self.platform.fault(FaultStep::Online))
     }
 
     fn block_to_online(&self, nr: SectionNr, zone: ZoneType) -> Result<MemoryBlock, OnlineError> {
@@ -89,10 +89,16 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts a memory block that is offline into `zone`.
-    pub(crate) fn online_block(&self, block: MemoryBlock, zone: ZoneId) -> Result<(), OnlineError> {
+    /// Puts a memory block that is offline into `zone`. Nothing but a `veto`, asked half way, keeps it from
+    /// that.
+    pub(crate) fn online_block(
+        &self,
+        block: MemoryBlock,
+        zone: ZoneId,
+        veto: impl FnOnce() -> bool,
+    ) -> Result<(), OnlineError> {
         let memmap = self.init_memmap_on_memory(block, zone);
-        if let Err(error) = self.online_rest(block, zone, memmap) {
+        if let Err(error) = self.online_rest(block, zone, memmap, veto) {
             self.deinit_memmap_on_memory(block, zone);
             return Err(error);
         }
@@ -140,11 +146,17 @@ impl<P: Platform> Mm<P> {
 
     /// Puts all but the memmap of a memory block into `zone` (Linux `online_pages`). If it fails, the
     /// block's sections are as they were or initialised.
-    fn online_rest(&self, block: MemoryBlock, zone: ZoneId, memmap: PfnRange) -> Result<(), OnlineError> {
+    fn online_rest(
+        &self,
+        block: MemoryBlock,
+        zone: ZoneId,
+        memmap: PfnRange,
+        veto: impl FnOnce() -> bool,
+    ) -> Result<(), OnlineError> {
         for nr in block.sections().filter(|&nr| self.entry(nr).state() == SectionState::Present) {
             self.init_hot_added(nr, zone);
         }
-        if self.platform.fault(FaultStep::Online) {
+        if veto() {
             return Err(OnlineError::Vetoed);
         }
         let of = self.zone(zone);

@@ -48,8 +48,7 @@ pub struct SectionRange {
     pub count: u32,
 }
 
-/// Why a range was not taken away. It is as it was then, but that pages may have moved elsewhere, and
-/// that a memory block stays offline when [`Platform::fault`] keeps it from coming back.
+/// Why a range was not taken away. It is as it was then, but that pages may have moved elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OfflineAndRemoveError {
     /// The range may not be removed like this.
@@ -115,9 +114,8 @@ impl<P: Platform> Mm<P> {
             let offline = self.block_to_offline(block.first()).and_then(|block| self.offline_block(block));
             if let Err(error) = offline {
                 for block in self.blocks_in(range).take(done) {
-                    // Nothing but a fault on purpose keeps it offline.
                     let zone = self.entry(block.first()).zone();
-                    self.online_block(block, zone).unwrap_or_default();
+                    self.online_block(block, zone, || false).expect("nothing vetoes the way back");
                 }
                 return Err(OfflineAndRemoveError::Offline(block.first(), error));
             }

@@ -35,11 +35,10 @@ pub(crate) struct Zone {
     buddy: SpinLock<Buddy>,
     /// Copy of [`Buddy::free`] for readers without the lock.
     free: AtomicU64,
-    start: AtomicU32,
-    end: AtomicU32,
+    /// Where it begins and ends, in one word (see [`packed`]), for readers without a lock.
+    span: AtomicU64,
     /// What boot memory spans of it; that never shrinks.
-    boot_start: AtomicU32,
-    boot_end: AtomicU32,
+    boot_span: AtomicU64,
     present: AtomicU64,
     managed: AtomicU64,
     nr_isolate_pageblock: AtomicU64,
@@ -69,10 +68,8 @@ impl Zone {
         Self {
             buddy: SpinLock::new(Rank::Zone, Buddy::new(id)),
             free: AtomicU64::new(0),
-            start: AtomicU32::new(0),
-            end: AtomicU32::new(0),
-            boot_start: AtomicU32::new(0),
-            boot_end: AtomicU32::new(0),
+            span: AtomicU64::new(0),
+            boot_span: AtomicU64::new(0),
             present: AtomicU64::new(0),
             managed: AtomicU64::new(0),
             nr_isolate_pageblock: AtomicU64::new(0),
@@ -118,7 +115,7 @@ impl Zone {
 
     /// From the zone's first page to its last, holes included; empty when it has none.
     pub(crate) fn spanned(&self) -> PfnRange {
-        PfnRange { start: Pfn::new(self.start.load(Relaxed)), end: Pfn::new(self.end.load(Relaxed)) }
+        unpacked(self.span.load(Relaxed))
     }
 
     /// Makes the zone reach over `range` as well.
@@ -133,8 +130,7 @@ impl Zone {
 
     /// Remembers the span as that of boot memory.
     pub(crate) fn keep_boot_span(&self) {
-        self.boot_start.store(self.start.load(Relaxed), Relaxed);
-        self.boot_end.store(self.end.load(Relaxed), Relaxed);
+        self.boot_span.store(self.span.load(Relaxed), Relaxed);
     }
 
     /// Draws the zone's ends in after the memory block of the frames `gone` left it, or did not come
@@ -155,10 +151,7 @@ impl Zone {
             if !counts || section.zone() != self.id {
                 return None;
             }
-            let boot = PfnRange {
-                start: Pfn::new(self.boot_start.load(Relaxed)),
-                end: Pfn::new(self.boot_end.load(Relaxed)),
-            };
+            let boot = unpacked(self.boot_span.load(Relaxed));
             let frames = nr.frames();
             Some(if section.is_boot() { frames.intersect(boot) } else { frames })
         };
@@ -176,8 +169,7 @@ impl Zone {
     }
 
     fn set_span(&self, span: PfnRange) {
-        self.start.store(span.start.get(), Relaxed);
-        self.end.store(span.end.get(), Relaxed);
+        self.span.store(packed(span), Relaxed);
     }
 
     pub(crate) fn add_present(&self, pages: u64) {
@@ -242,6 +234,15 @@ impl Zone {
         self.pcp_high.store(high, Relaxed);
         self.pcp_batch.store(batch, Relaxed);
     }
+}
+
+/// A range in one word: the first frame in the low half, the one behind the last in the high half.
+fn packed(range: PfnRange) -> u64 {
+    u64::from(range.start.get()) | u64::from(range.end.get()) << 32
+}
+
+fn unpacked(word: u64) -> PfnRange {
+    PfnRange { start: Pfn::new(word as u32), end: Pfn::new((word >> 32) as u32) }
 }
 
 /// The right to a zone's free lists. On release it publishes the number of free pages.

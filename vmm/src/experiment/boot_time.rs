@@ -22,6 +22,9 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 /// Boot memory, in GiB.
 const SIZES: [u64; 4] = [1, 8, 64, 512];
 
+/// Memory is so many times as large as its struct pages: 64 bytes of 4 KiB.
+const MEMMAP_SHARE: u64 = 64;
+
 /// Longest that one boot may take, as the next smaller one lets expect.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -67,6 +70,11 @@ fn boot(
         return Ok(Err(format!("would take {} minutes on this host", expected.as_secs().div_ceil(60))));
     }
     let memory = gib << 30;
+    // The host gives memory for struct pages in large pieces, however few of them are written.
+    let memmap = memory / MEMMAP_SHARE;
+    if lab.available().is_some_and(|available| memmap > available / 2) {
+        return Ok(Err(format!("its struct pages need {} of this host's memory", Size(memmap))));
+    }
     let config = Config { init, cpus: 2, memory, console: ConsoleMode::Off, ..Config::default() };
     let blocks = memory / MEMORY_BLOCK_SIZE;
     // The last section is counted a moment before the limits that depend on it are known.

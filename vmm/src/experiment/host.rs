@@ -1,5 +1,6 @@
 //! Sessions of experiments on this host.
 
+use std::fs;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -58,5 +59,12 @@ impl<W: Write> Lab for Host<W> {
             Ended::Signal { signal } => Err(Halt::Signal(signal)),
             _ => Ok(Record { boot: recorder.boot, steps: recorder.steps, summary }),
         }
+    }
+
+    fn available(&self) -> Option<u64> {
+        let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+        let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib << 10)
     }
 }

@@ -8,6 +8,9 @@ use crate::state::Ready;
 
 mod pages;
 
+/// Enough for the struct pages of 1024 GiB.
+const AVAILABLE: u64 = 32 << 30;
+
 /// Sessions that end as a test wants, in the order in which they are asked for.
 struct Fake(Vec<Result<Record, Halt>>);
 
@@ -16,6 +19,10 @@ impl Lab for Fake {
         config.validate().expect("a machine that can be");
         crate::script::Script::parse("fake", script).expect("a script").fit(&config).expect("it fits");
         self.0.remove(0)
+    }
+
+    fn available(&self) -> Option<u64> {
+        Some(AVAILABLE)
     }
 }
 
@@ -252,6 +259,35 @@ fn sizes_that_take_too_long_are_left_out_and_it_is_said() {
     assert!(outcome.passed() && lab.0.is_empty());
     let missing = |value: &Value| matches!(value, Value::Missing(why) if why.contains("14 minutes"));
     assert_eq!(outcome.sides[0].numbers.iter().filter(|number| missing(&number.value)).count(), 4);
+}
+
+/// A host with 2 GiB to give.
+struct Small(Fake);
+
+impl Lab for Small {
+    fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {
+        self.0.session(label, config, script)
+    }
+
+    fn available(&self) -> Option<u64> {
+        Some(2 << 30)
+    }
+}
+
+#[test]
+fn sizes_whose_struct_pages_the_host_has_no_room_for_are_left_out() {
+    let sides = [[8, 64, 512], [1, 25, 25], [0; 3]];
+    let records = sides
+        .into_iter()
+        .flat_map(|written| boots([written[0], written[1], written[2], 0]).into_iter().take(3));
+    let mut lab = Small(Fake(records.map(Ok).collect()));
+    let outcome = find("boot-time").run(&mut lab).expect("an outcome");
+    assert!(outcome.passed() && lab.0.0.is_empty());
+    let missing =
+        |value: &Value| matches!(value, Value::Missing(why) if why.contains("struct pages need 8G"));
+    for side in &outcome.sides {
+        assert_eq!(side.numbers.iter().filter(|number| missing(&number.value)).count(), 4);
+    }
 }
 
 #[test]

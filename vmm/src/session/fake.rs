@@ -23,6 +23,7 @@ pub(super) const REGION: u64 = 8 << 30;
 pub(super) const BLOCK: u64 = 2 << 20;
 /// Not a whole number of GiB.
 pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
+pub(super) const DEVICE_MEMORY: u64 = 2 << 30;
 const REGION_START: u64 = 4 << 30;
 
 /// How the guest behaves, set before a session.
@@ -338,6 +339,10 @@ impl Machine for Fake {
 
     fn boot_memory(&self) -> u64 {
         BOOT_MEMORY
+    }
+
+    fn device_memory(&self) -> u64 {
+        DEVICE_MEMORY
     }
 
     fn has_agent(&self) -> bool {

@@ -18,6 +18,9 @@ pub trait Machine {
     /// Bytes of boot memory.
     fn boot_memory(&self) -> u64;
 
+    /// Bytes of device memory, all ranges together.
+    fn device_memory(&self) -> u64;
+
     /// Whether the guest reports and answers calls.
     fn has_agent(&self) -> bool;
 
@@ -73,6 +76,10 @@ impl Machine for Vm {
 
     fn boot_memory(&self) -> u64 {
         Vm::boot_memory(self)
+    }
+
+    fn device_memory(&self) -> u64 {
+        Vm::device_memory(self)
     }
 
     fn has_agent(&self) -> bool {

@@ -42,21 +42,13 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     }
 
     fn pmem_map(&self, map: PmemMap) -> Done {
-        let mut pages = 0_u64;
-        for device in map.devices() {
-            match self.ask(Op::Pmem(PmemOp::Look { device }), ANSWER_DEADLINE)? {
-                // A guest may say anything of itself.
-                Answer::Pmem(pmem) => pages = pages.saturating_add(pmem.size / PAGE_SIZE),
-                other => return Err(self.pmem_unfit(&other)),
-            }
-        }
         let op = PmemOp::Map {
             devices: map.devices,
             altmap: map.altmap.is_some(),
             reserve: map.altmap.map_or(0, |reserve| u32::try_from(reserve / PAGE_SIZE).unwrap_or(u32::MAX)),
             cpus: map.cpus.unwrap_or(u32::MAX),
         };
-        match self.ask(Op::Pmem(op), patience(pages))? {
+        match self.ask(Op::Pmem(op), patience(self.machine.device_memory() / PAGE_SIZE))? {
             Answer::PmemMapped(mapped) => Ok(Some(account(&mapped))),
             other => Err(self.pmem_unfit(&other)),
         }

@@ -176,6 +176,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let mem: Vec<_> = devices.mem.iter().map(|mem| Arc::clone(&mem.device)).collect();
     let serial = Arc::clone(&devices.serial);
     let boot_memory = config.memory;
+    let device_memory = config.pmem.iter().sum();
 
     let stdio = config.console == ConsoleMode::Stdio;
     let reset = event()?;
@@ -216,6 +217,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         mem,
         serial,
         boot_memory,
+        device_memory,
         has_agent,
         next_call: AtomicU32::new(FIRST_CALL),
         _events: events,

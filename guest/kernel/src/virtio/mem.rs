@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use tidevm_abi::{self as abi, Report, Resize, ResizeState};
+use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
 use tidevm_mm::{
     Content, Holder, MhpFlags, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
 };
@@ -57,6 +57,8 @@ pub enum Unusable {
     Restless,
     /// Its configuration is none for this driver; with address and size of the region.
     Config(ConfigError, u64, u64),
+    /// Its region ends beyond the addresses that the guest uses; with address and size of the region.
+    OutOfReach(u64, u64),
 }
 
 impl fmt::Display for Unusable {
@@ -66,6 +68,12 @@ impl fmt::Display for Unusable {
             Self::Queue(error) => write!(f, "no request queue: {error}"),
             Self::Restless => f.write_str("the configuration changes all the time"),
             Self::Config(error, addr, size) => write!(f, "region of {size:#x} bytes at {addr:#x}: {error}"),
+            Self::OutOfReach(addr, size) => {
+                write!(
+                    f,
+                    "region of {size:#x} bytes at {addr:#x}: this guest uses addresses below {MAX_PHYS_ADDR:#x}"
+                )
+            }
         }
     }
 }
@@ -105,6 +113,9 @@ impl<T: Transport> MemDriver<T> {
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
         let config = read_config(&device).ok_or(Unusable::Restless)?;
+        if config.addr.checked_add(config.region_size).is_none_or(|end| end > MAX_PHYS_ADDR) {
+            return Err(Unusable::OutOfReach(config.addr, config.region_size));
+        }
         let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
         let geometry = geometry(options, &config);
         let driver = Driver::new(geometry, config)

@@ -145,7 +145,9 @@ fn main() -> ExitCode {
         // S3.2.
         ("disabling_lists_costs_nothing_while_they_are_not", || same("eager", "drains", LATER_USES)),
     ];
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // What a test says must not split another one's result.
+    arguments.test_threads.get_or_insert(1);
     let trial = |(name, test): (&'static str, fn())| {
         if missing && !arguments.list {
             eprintln!("SKIP {name}: valgrind is missing (Debian's package is valgrind)");

@@ -600,6 +600,8 @@ fn a_range_that_cannot_leave_comes_back() {
     mm.set_holder(pinned, 1);
     held.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::MAX));
     let before = mm.stats().zones.map(|zone| (zone.spanned, zone.present, zone.managed));
+    // Not even a veto of onlining keeps the others from coming back.
+    mm.platform().inject(FaultStep::Online, 0);
     let result = mm.offline_and_remove_memory(range(0, 16));
     let Err(OfflineAndRemoveError::Offline(nr, OfflineError::Unmovable(stuck))) = result else {
         panic!("{result:?}")

@@ -130,6 +130,23 @@ fn pinned_sub_section() {
     mm.check();
 }
 
+/// An allocated block of two sub-sections keeps each of them, and goes with both.
+#[test]
+fn a_block_over_two_sub_sections() {
+    let mm = machine(true, SubSections::ALL);
+    let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
+    let first = block.pageblock();
+    for half in [first, first + 1] {
+        let result = mm.offline_subsections(BLOCK, SubSections::range(half..half + 1));
+        let Err(OfflineError::Unmovable(stuck)) = result else { panic!("{result:?}") };
+        assert_eq!((stuck.pages, stuck.first[0]), (512, Some((block, Holder::Unclaimed))));
+        assert_plugged(mm, SubSections::ALL);
+    }
+    mm.free_pages(block, Order::MAX);
+    mm.offline_subsections(BLOCK, SubSections::range(first..first + 1)).unwrap();
+    assert_plugged(mm, SubSections::ALL.without(SubSections::range(first..first + 1)));
+}
+
 /// Unplugged sub-sections do not stand in the way of the block, and stay unplugged over a round.
 #[test]
 fn offline_of_a_partly_plugged_block() {
