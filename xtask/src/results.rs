@@ -36,6 +36,17 @@ impl Results {
         self.0.get(test)
     }
 
+    /// The tests of `suite` that passed, by their own names.
+    pub fn passed<'s>(&'s self, suite: &'s str) -> impl Iterator<Item = &'s str> {
+        let passed = self.0.iter().filter(|(_, outcome)| **outcome == Outcome::Passed);
+        passed.filter_map(move |(test, _)| test.strip_prefix(suite)?.strip_prefix("::"))
+    }
+
+    /// Whether a test failed.
+    pub fn any_failed(&self) -> bool {
+        self.0.values().any(|outcome| *outcome == Outcome::Failed)
+    }
+
     /// Takes what another host made of its tests.
     pub fn merge(&mut self, other: Self) {
         for (test, outcome) in other.0 {
@@ -131,6 +142,16 @@ fn without_hash(program: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Outcome, Reader, Results};
+
+    #[test]
+    fn what_passed_is_known_by_its_own_name() {
+        let results =
+            read(Some("linux"), "test a ... ok\ntest b ... FAILED\ntest c ... ignored\ntest d ... ");
+        assert_eq!(results.passed("linux").collect::<Vec<_>>(), ["a"]);
+        assert_eq!(results.passed("lin").count(), 0);
+        assert!(results.any_failed());
+        assert!(!read(Some("linux"), "test a ... ok").any_failed());
+    }
 
     fn read(suite: Option<&str>, text: &str) -> Results {
         let mut reader = Reader::new(suite);
