@@ -17,7 +17,7 @@ use crate::results::{Reader, Results};
 const NESTED: [&str; 2] = ["sessions", "linux"];
 
 /// Hosts that may break under a suite before it counts as failed.
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 8;
 
 /// What one host made of some tests.
 struct Row {
