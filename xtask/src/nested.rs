@@ -32,7 +32,7 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 quiet nohz=off highres=off";
 /// Longest run; nothing that is meant to run here takes as long.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Longest silence of a program; after it the host is taken for dead.
-const SILENCE: Duration = Duration::from_secs(4 * 60);
+const SILENCE: Duration = Duration::from_secs(3 * 60);
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the host needs, ready to be started.
