@@ -9,12 +9,11 @@ pub mod qemu;
 pub mod zoneinfo;
 
 use std::fs::OpenOptions;
-use std::io;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm::script::Script;
-use tidevm::session::{self, BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use tidevm::session::{self, BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
 use tidevm::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 
@@ -76,28 +75,6 @@ pub struct Session {
     pub summary: Summary,
 }
 
-#[derive(Default)]
-struct Recorder {
-    boot: Option<BootReport>,
-    steps: Vec<StepReport>,
-}
-
-impl Observer for Recorder {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
-        self.boot = Some(report.clone());
-        Ok(())
-    }
-
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        self.steps.push(report.clone());
-        Ok(())
-    }
-
-    fn end(&mut self, _: &Summary) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Runs `script` on a machine.
 ///
 /// # Panics
@@ -106,10 +83,9 @@ pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
-    let mut recorder = Recorder::default();
-    let summary = session::run(vm, &script, &mut recorder).expect("a recorder always writes");
-    let boot = recorder.boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
-    Session { boot, steps: recorder.steps, summary }
+    let Record { boot, steps, summary } = session::record(vm, &script);
+    let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
+    Session { boot, steps, summary }
 }
 
 /// Runs `script` with a `check` of every invariant in the guest after each of its commands.

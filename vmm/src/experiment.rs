@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::Stats;
 
 use crate::config::{Config, Size};
-use crate::session::{BootReport, Ended, StepReport, Summary, Verdict};
+use crate::session::{Ended, Record, StepReport, Verdict};
 use crate::vm::StartError;
 
 /// All experiments, in the order in which `all` runs them.
@@ -65,17 +65,6 @@ pub trait Lab {
 
     /// Bytes of memory that the host could give now, if it tells.
     fn available(&self) -> Option<u64>;
-}
-
-/// Everything a session told.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// When the guest was up, if it came so far.
-    pub boot: Option<BootReport>,
-    /// Step by step.
-    pub steps: Vec<StepReport>,
-    /// How it ended.
-    pub summary: Summary,
 }
 
 /// Why an experiment cannot go on.

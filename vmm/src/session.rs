@@ -33,6 +33,7 @@ mod expect;
 mod fake;
 mod machine;
 mod pmem;
+mod record;
 mod report;
 mod resize;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Answer, Op, Stats};
 
 pub use machine::Machine;
+pub use record::{Record, record};
 pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
 use trouble::{Done, Trouble, unfit};
 use workload::Workloads;

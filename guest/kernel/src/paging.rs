@@ -168,8 +168,8 @@ fn assert_same(old: u64, phys: u64) {
 }
 
 /// Clears the entries of the large pages from `virt` up to `end`, as far as one table goes, and frees the
-/// table if that empties it; returns where it stopped. The root's own tables stay: there are three of
-/// them.
+/// table if that empties it; returns where it stopped. The root's own tables stay: there is one
+/// for each 512 GiB.
 fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     let stop = end.min((virt / TABLE_SPAN + 1) * TABLE_SPAN);
     let upper_entry = entry(root(), index(virt, 3)).load(Ordering::Relaxed);

@@ -27,7 +27,8 @@ struct Tables {
 }
 
 impl Tables {
-    /// One call unmaps at most one section, which empties at most one table.
+    /// One call unmaps at most one section, which empties at most one table, and frees one more where a
+    /// memmap lies in small pages.
     const MOST: usize = 2;
 
     const fn new() -> Self {

@@ -5,8 +5,9 @@
 //! unit is the pageblock, and no range reaches from one section into the next.
 //!
 //! Per-CPU lists are only drained for a range, not out of play (as in Linux, where the stronger guarantee is
-//! for offlining; a single pageblock is taken as offlining would): who frees a page of the range meanwhile may keep it on a list for a while. The
-//! allocation fails then, and can be tried again; it never takes a page that somebody has.
+//! for offlining; a single pageblock is taken as offlining would): who frees a page of the range meanwhile
+//! may keep it on a list for a while. The allocation fails then, and can be tried again; it never takes a
+//! page that somebody has.
 
 use core::iter::once;
 

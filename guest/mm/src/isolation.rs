@@ -34,7 +34,8 @@ pub enum OfflineError {
     NotPlugged,
     /// The sub-section holds the memmap of its memory block; it leaves last, with the whole.
     HoldsMemmap,
-    /// A pageblock is already isolated by somebody else.
+    /// A pageblock is isolated already: [`Platform::fault`] said so. Others who isolate hold the memory
+    /// hotplug lock.
     Busy,
     /// These pages cannot move, or did not in all rounds.
     Unmovable(Stuck),

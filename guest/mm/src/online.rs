@@ -17,7 +17,7 @@
 //! `managed` what the allocator got of it: the plugged sub-sections without the memmap.
 //!
 //! Differs from Linux on purpose: memory that comes online is not isolated first, because it
-//! becomes visible to the allocator as the very last step. The sub-sections are those of the sub-block
+//! becomes visible to the allocator after everything that can fail. The sub-sections are those of the sub-block
 //! mode of `drivers/virtio/virtio_mem.c`.
 
 use crate::Mm;

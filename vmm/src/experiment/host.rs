@@ -1,39 +1,17 @@
 //! Sessions of experiments on this host.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Instant;
 
 use super::{Halt, Lab, Record};
 use crate::config::Config;
 use crate::script::Script;
-use crate::session::{self, BootReport, Ended, Observer, StepReport, Summary};
+use crate::session::{self, Ended};
 use crate::vm::{StartError, Vm};
 
 /// Runs sessions on machines of this host, and tells `progress` of each, as they take their time.
 pub struct Host<W>(pub W);
-
-#[derive(Default)]
-struct Recorder {
-    boot: Option<BootReport>,
-    steps: Vec<StepReport>,
-}
-
-impl Observer for Recorder {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
-        self.boot = Some(report.clone());
-        Ok(())
-    }
-
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        self.steps.push(report.clone());
-        Ok(())
-    }
-
-    fn end(&mut self, _: &Summary) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 impl<W: Write> Host<W> {
     fn tell(&mut self, text: std::fmt::Arguments<'_>) {
@@ -51,13 +29,12 @@ impl<W: Write> Lab for Host<W> {
         config.validate().map_err(StartError::from)?;
         self.tell(format_args!("{label} ... "));
         let start = Instant::now();
-        let mut recorder = Recorder::default();
-        let summary = Vm::start(config).map(|vm| session::run(vm, &script, &mut recorder));
+        let record = Vm::start(config).map(|vm| session::record(vm, &script));
         self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
-        let summary = summary?.expect("a recorder always writes");
-        match summary.ended {
+        let record = record?;
+        match record.summary.ended {
             Ended::Signal { signal } => Err(Halt::Signal(signal)),
-            _ => Ok(Record { boot: recorder.boot, steps: recorder.steps, summary }),
+            _ => Ok(record),
         }
     }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tidevm_abi::{Answer, BootTimes, PmemMapped, Stats};
 
 use super::*;
-use crate::session::{DeviceSample, Sample};
+use crate::session::{BootReport, DeviceSample, Sample, Summary};
 use crate::state::Ready;
 
 mod pages;

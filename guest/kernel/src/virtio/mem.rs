@@ -37,7 +37,7 @@ const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize
 const MEMMAP_SHARE: u64 = 64;
 
 /// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
-/// to when its pages could be allocated.
+/// to when its pages could be allocated, or it was found that they could not.
 static LAST_ADD: AtomicU64 = AtomicU64::new(0);
 
 /// What it took to add the last memory block, in ticks. Where instructions are the clock (QEMU's `-icount
@@ -353,7 +353,7 @@ fn offline_failed(error: OfflineError) -> ResizeState {
             }),
         },
         OfflineError::NoRoom(_) => ResizeState::NoRoom,
-        // Another isolation is under way there; it ends.
+        // Only a fault on purpose says so: isolations wait for each other.
         OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
         other => panic!("the driver asked for what cannot be: {other:?}"),
     }
