@@ -35,7 +35,8 @@ fn main() -> ExitCode {
     let names = ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF", "TIDEVM_LINUX_INITRD"];
     let unset = names.into_iter().find(|name| env::var_os(name).is_none());
     let missing = unset.map(|name| format!("{name} names no file (the nested host has one)"));
-    run_if(&[TESTS, faults::TESTS].concat(), missing.or_else(tidevm_tests::missing_kvm))
+    let missing = missing.or_else(tidevm_tests::missing_kvm);
+    run_if(&[TESTS, faults::TESTS].concat(), |_| missing.clone())
 }
 
 /// To each of `sizes` in turn, and the counters of the guest each time.

@@ -38,7 +38,8 @@ const TESTS: &[Test] = &[
 ];
 
 fn main() -> ExitCode {
-    run_if(TESTS, qemu::missing())
+    let missing = qemu::missing();
+    run_if(TESTS, |_| missing.clone())
 }
 
 /// A folder with the guest's image, for as long as it lives.

@@ -28,6 +28,8 @@ mod switches;
 
 use std::process::ExitCode;
 
+use tidevm_tests::{missing_cpus, missing_kvm, run_if};
+
 fn main() -> ExitCode {
     let groups = [
         blocked::TESTS,
@@ -43,5 +45,6 @@ fn main() -> ExitCode {
         pmem::TESTS,
         switches::TESTS,
     ];
-    tidevm_tests::run_all(&groups.concat())
+    let concurrent = |name: &str| experiments::CONCURRENT.contains(&name);
+    run_if(&groups.concat(), |name| missing_kvm().or_else(|| missing_cpus().filter(|_| concurrent(name))))
 }

@@ -17,6 +17,9 @@ pub const TESTS: &[Test] = &[
     ("a_race_needs_cpus_and_memory", a_race_needs_cpus_and_memory),
 ];
 
+/// Those that show nothing where CPUs only take turns.
+pub const CONCURRENT: &[&str] = &["a_race_strands_pages_of_a_single_drain"];
+
 /// S1.2, S4.16, S5.1, S5.3: off shows the failure, on does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");

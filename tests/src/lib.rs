@@ -1,7 +1,7 @@
 //! Runs sessions on real machines for tests.
 //!
-//! A machine needs a usable /dev/kvm. Where there is none, [`run_all`] says so for every test by
-//! name and reason, and the tests count as ignored, never as passed.
+//! What a test needs and a host does not have, a usable /dev/kvm for one, [`run_if`] says by name and
+//! reason, and the test counts as ignored, never as passed.
 
 pub mod compare;
 pub mod console;
@@ -21,16 +21,12 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 pub type Test = (&'static str, fn());
 
 /// Runs `tests` one after another, as a test binary's `main`: sessions share the host's CPUs, and
-/// have deadlines.
-pub fn run_all(tests: &[Test]) -> ExitCode {
-    run_if(tests, missing_kvm())
-}
-
-/// As [`run_all`], but skips all when something else is `missing`.
-pub fn run_if(tests: &[Test], missing: Option<String>) -> ExitCode {
+/// have deadlines. Skips those for which something is `missing`.
+pub fn run_if(tests: &[Test], missing: impl Fn(&str) -> Option<String>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let trial = |&(name, test): &Test| {
+        let missing = missing(name);
         if let Some(reason) = missing.as_deref().filter(|_| !arguments.list) {
             eprintln!("SKIP {name}: {reason}");
         }
@@ -48,6 +44,12 @@ pub fn run_if(tests: &[Test], missing: Option<String>) -> ExitCode {
 pub fn missing_kvm() -> Option<String> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     device.err().map(|error| format!("/dev/kvm cannot be used: {error}"))
+}
+
+/// Why this host cannot run two CPUs of a machine at the same time, if it cannot.
+pub fn missing_cpus() -> Option<String> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    (cpus < 2).then(|| format!("two CPUs of a machine have to run at once, and this host has {cpus}"))
 }
 
 /// Memory blocks that are online in a [`machine`] before anything is plugged.

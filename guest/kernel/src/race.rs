@@ -2,9 +2,12 @@
 //! again and again, while the others free pages of it.
 //!
 //! In each cycle the boot CPU allocates pages, hands them to the other CPUs and begins to take their
-//! pageblock while those are somewhere in the midst of freeing. With the per-CPU lists out of play every
-//! cycle succeeds. With a single drain, what is freed between the drain and the isolation comes to lie on
-//! a list, and the cycle fails.
+//! pageblock while those are somewhere in the midst of freeing. They begin together, when each of them is
+//! there: a CPU that its host has not yet run again holds its pages without being in the midst of anything,
+//! and what nobody is about to free rightly stops a range from being taken.
+//!
+//! With the per-CPU lists out of play every cycle succeeds. With a single drain, what is freed between the
+//! drain and the isolation comes to lie on a list, and the cycle fails.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -30,6 +33,8 @@ struct Shared {
     slots: [AtomicU32; PAGES],
     /// Cycle whose pages are in the slots.
     round: AtomicU32,
+    /// Freers that have seen it; they wait for each other.
+    arrived: AtomicUsize,
     /// Freers that are through with it.
     through: AtomicUsize,
     over: AtomicBool,
@@ -71,6 +76,7 @@ pub fn start(asker: Asker, cycles: u32) -> Result<(), Failure> {
     let shared = Arc::new(Shared {
         slots: [const { AtomicU32::new(0) }; PAGES],
         round: AtomicU32::new(0),
+        arrived: AtomicUsize::new(0),
         through: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     });
@@ -113,6 +119,7 @@ impl Race {
                 MM.free_pages(pfn, Order::PAGE);
             }
         }
+        self.shared.arrived.store(0, Ordering::Relaxed);
         self.shared.through.store(0, Ordering::Relaxed);
         self.shared.round.fetch_add(1, Ordering::Release);
         (0..self.freers).for_each(|index| irq::wake(1 + index));
@@ -127,6 +134,7 @@ impl Race {
             return;
         };
         let shared = &self.shared;
+        await_freers(|| shared.arrived.load(Ordering::Relaxed) == self.freers);
         await_freers(|| shared.slots[moment].load(Ordering::Relaxed) == 0);
         let taken = MM.alloc_contig_pageblock(block);
         await_freers(|| shared.through.load(Ordering::Acquire) == self.freers);
@@ -176,6 +184,8 @@ impl Job for Freer {
         let round = self.shared.round.load(Ordering::Acquire);
         if round != self.seen {
             self.seen = round;
+            self.shared.arrived.fetch_add(1, Ordering::Relaxed);
+            await_freers(|| self.shared.arrived.load(Ordering::Relaxed) == self.freers);
             for slot in self.shared.slots.iter().skip(self.index).step_by(self.freers) {
                 let pfn = slot.load(Ordering::Relaxed);
                 if pfn != 0 {
