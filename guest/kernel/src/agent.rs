@@ -96,7 +96,7 @@ fn make(
     // More than there is cannot fit; the table need not have room for it.
     let stats = MM.stats();
     let managed: u64 = stats.zones.iter().map(|zone| zone.managed).sum();
-    let pages = pages.min(managed + stats.deferred_pages);
+    let pages = pages.min(managed);
     let workload = Workload::new(handle, kind, full, pages).map_err(|error| match error {
         NotMade::HandleInUse => Failure::HandleInUse,
         NotMade::NoMemory => Failure::NoMemory,
@@ -115,7 +115,7 @@ fn stats() -> tidevm_abi::Stats {
         spanned: zone.spanned,
         present: zone.present,
         managed: zone.managed,
-        free: zone.free,
+        free: zone.all_free(),
         pcp: zone.pcp,
     };
     let node = |node: usize| {

@@ -87,10 +87,26 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     for (block, plugged) in before {
         let zone = block.zone.expect("it was online: it went offline").zone_type();
         let flags = MhpFlags { content: Content::Unknown, memmap_on_memory: block.memmap_on_memory };
-        MM.add_memory(block.node, block.first, plugged, flags).expect("room for what was just removed");
-        MM.online(block.first, zone).expect("it was in this zone");
+        again(|| MM.add_memory(block.node, block.first, &plugged, flags));
+        again(|| MM.online(block.first, zone));
     }
     Ok(Answer::Done)
+}
+
+/// Tries until it succeeds: a table or a memmap that was just freed may be somebody else's for a moment.
+///
+/// # Panics
+/// When it does not: the device goes on to count the block as plugged.
+fn again<E: core::fmt::Debug>(step: impl Fn() -> Result<(), E>) {
+    const ATTEMPTS: u32 = 100;
+    let mut last = step();
+    for _ in 1..ATTEMPTS {
+        if last.is_ok() {
+            break;
+        }
+        last = step();
+    }
+    last.expect("what was just removed comes back in a hundred attempts");
 }
 
 fn refusal(error: OfflineAndRemoveError) -> Failure {

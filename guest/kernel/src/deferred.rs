@@ -18,7 +18,7 @@ struct Migrant;
 
 /// Has every CPU take its share, or `one_worker` all of it, if there is anything left.
 pub fn start(one_worker: bool) {
-    if MM.stats().deferred_pages == 0 {
+    if MM.is_all_initialised() {
         return;
     }
     if one_worker {
@@ -58,7 +58,7 @@ impl Job for Migrant {
 }
 
 fn finish() -> Step {
-    if MM.finish_deferred() {
+    if MM.is_all_initialised() {
         stamps::initialised();
         return Step::Done;
     }

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, HogKind};
-use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneType};
+use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
 use crate::MM;
 use crate::agent::Asker;
@@ -115,7 +115,7 @@ fn gfp(kind: HogKind) -> Gfp {
 fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
     let stats = MM.stats();
     let movable = stats.zones[ZoneType::Movable as usize].free;
-    let all = stats.deferred_pages + stats.zones.iter().map(|zone| zone.free).sum::<u64>();
+    let all: u64 = stats.zones.iter().map(ZoneStats::all_free).sum();
     let free = match kind {
         HogKind::Unmovable => all - movable,
         _ if movable >= u64::from(wanted) => movable,

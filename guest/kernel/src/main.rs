@@ -43,7 +43,9 @@ use alloc::alloc::{Layout, alloc};
 use core::ptr::NonNull;
 
 use tidevm_abi::Report;
-use tidevm_mm::{Content, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse};
+use tidevm_mm::{
+    Content, InitPolicy, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
+};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::boot::BootInfo;
@@ -51,7 +53,7 @@ use crate::cmdline::Options;
 use crate::console::println;
 use crate::control::Control;
 use crate::numa::Numa;
-use crate::paging::{TableSource, VMEMMAP, map_direct};
+use crate::paging::{TableSource, VMEMMAP};
 use crate::platform::Machine;
 use crate::virtio::Device;
 use crate::virtio::mem::MemDriver;
@@ -120,7 +122,8 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     irq::init(tables).expect("no memory for the APICs' page tables");
     let mut numa = Numa::new();
     let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
-    paging::prepare_vmemmap(tables).expect("no memory for the memmap's page tables");
+    // For the first ones, which are mapped before any page can be allocated.
+    paging::prepare_vmemmap(VMEMMAP, VMEMMAP + 1, tables).expect("no memory for the memmap's page tables");
     numa.settle(&options.numa, memblock, nr_cpus);
     let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped.
@@ -148,7 +151,10 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         new_stack()
     });
     copy::start();
-    deferred::start(options.one_worker);
+    // Where memory is zero, what is left is initialised when it is wanted, and not before.
+    if options.init != InitPolicy::Lazy || !options.zeroed {
+        deferred::start(options.one_worker);
+    }
     let mem_devices = bind_devices(&options);
     control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
     shell::start();
@@ -195,7 +201,7 @@ fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
         low.reserve(module).and_then(|()| memblock.reserve(module)).expect(FULL);
     }
     for &(start, end) in info.ram() {
-        map_direct(start, end, &mut EarlyTables(&mut low))
+        paging::map_boot_memory(start, end, &mut EarlyTables(&mut low))
             .expect("no memory for the direct map's page tables");
     }
     for range in low.reserved() {

@@ -1,5 +1,5 @@
-//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages; a memmap for
-//! which there is none, in small ones.
+//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages; boot memory in
+//! 1 GiB pages, and a memmap for which there is no large page in small ones.
 //!
 //! Mirrors Linux's x86-64 layout (`Documentation/arch/x86/x86_64/mm.rst`) without KASLR:
 //!
@@ -15,12 +15,14 @@
 //! not even speculatively.
 //!
 //! Invariant: a table page is reached from exactly one entry, and is freed only when all of its
-//! own entries are zero. `LOCK` is held while entries change.
+//! own entries are zero, unless it is kept. `LOCK` is held while entries change, but for those of
+//! boot memory's memmaps.
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
 mod base_pages;
 
 use core::arch::asm;
+use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
@@ -47,6 +49,8 @@ const WRITABLE: u64 = 1 << 1;
 const UNCACHED: u64 = (1 << 3) | (1 << 4);
 const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
+/// Of what points to a table: it is never freed. (The processor leaves this bit to us.)
+const KEPT: u64 = 1 << 9;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -183,7 +187,8 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     }
     let table = middle & ADDRESS;
     entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
-    if (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
+    let is_kept = middle & KEPT != 0;
+    if !is_kept && (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
         middle_entry.store(0, Ordering::Release);
         source.free(table);
     }
@@ -227,19 +232,60 @@ pub fn map_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Result<
     map(DIRECT_MAP + start, start, end - start, MEMORY, source)
 }
 
+/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them, so that it takes
+/// next to no time and no memory, however much there is.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let has_huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
+    let mut next = start;
+    while next < end {
+        let stop = end.min((next / TABLE_SPAN + 1) * TABLE_SPAN);
+        let virt = DIRECT_MAP + next;
+        let upper = next_table(entry(root(), index(virt, 3)), source)?;
+        let slot = entry(upper, index(virt, 2));
+        if has_huge_pages && stop - next == TABLE_SPAN && slot.load(Ordering::Relaxed) == 0 {
+            slot.store(next | MEMORY, Ordering::Release);
+        } else {
+            map_direct(next, stop, source)?;
+        }
+        next = stop;
+    }
+    Ok(())
+}
+
 /// Removes physical `[start, end)`, whole large pages, from the direct map.
 pub fn unmap_direct(start: u64, end: u64, source: &mut dyn TableSource) {
     assert!((start | end).is_multiple_of(LARGE_PAGE), "{start:#x}..{end:#x} is not whole large pages");
     unmap(DIRECT_MAP + start, end - start, source);
 }
 
-/// Makes the tables above the first memmaps, which are mapped before any page can be allocated.
+/// Makes the tables for the large pages of the vmemmap window from `virt` up to `end`. They stay for good,
+/// whatever is unmapped.
 ///
 /// # Errors
-/// [`NoPageTable`].
-pub fn prepare_vmemmap(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let upper = next_table(entry(root(), index(VMEMMAP, 3)), source)?;
-    next_table(entry(upper, index(VMEMMAP, 2)), source).map(|_| ())
+/// [`NoPageTable`]; tables that were made stay too.
+pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let _guard = LOCK.lock();
+    for virt in (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize) {
+        let upper = next_table(entry(root(), index(virt, 3)), source)?;
+        let middle = entry(upper, index(virt, 2));
+        next_table(middle, source)?;
+        middle.fetch_or(KEPT, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Maps the large page of the vmemmap window at `virt`, for which [`prepare_vmemmap`] was called. Without
+/// the lock: its table stays, and nobody else changes this entry of it.
+pub fn map_prepared_vmemmap(virt: u64, phys: u64) {
+    let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
+    assert!(upper & PRESENT != 0, "no tables for {virt:#x}");
+    let middle = entry(upper & ADDRESS, index(virt, 2)).load(Ordering::Acquire);
+    assert!(middle & KEPT != 0, "{virt:#x} is not prepared: {middle:#x}");
+    let before = entry(middle & ADDRESS, index(virt, 1)).swap(phys | MEMORY, Ordering::Release);
+    assert_eq!(before, 0, "{virt:#x} is mapped, and not to {phys:#x}");
 }
 
 /// Maps the large page of the vmemmap window that holds the `Page` at `virt`.

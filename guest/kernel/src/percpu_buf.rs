@@ -13,8 +13,7 @@ pub fn allocate(index: usize, size: u64) {
     let wanted = size.div_ceil(PAGE_SIZE);
     let stats = MM.stats();
     // What is not initialised yet counts: it will be by the time that it is needed.
-    let free: u64 = stats.zones.iter().map(|zone| zone.free + zone.pcp).sum();
-    let there = free + stats.deferred_pages;
+    let there: u64 = stats.zones.iter().map(|zone| zone.all_free() + zone.pcp).sum();
     assert!(wanted <= there, "percpu_buf: CPU {index} wants {wanted} pages, and {there} are free");
     let mut left = wanted;
     for order in (0..=Order::MAX.get()).rev().map(Order::new) {

@@ -97,6 +97,15 @@ unsafe impl Platform for Machine {
         Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
     }
 
+    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
+        let (start, size) = (memmap(first), u64::from(count) * paging::LARGE_PAGE);
+        Tables::fill(|tables| paging::prepare_vmemmap(start, start + size, tables))
+    }
+
+    fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
+        paging::map_prepared_vmemmap(memmap(section), backing.address().get());
+    }
+
     fn unmap_memmap(&self, section: SectionNr) {
         let mut tables = Tables::new();
         paging::unmap_vmemmap(memmap(section), &mut tables);

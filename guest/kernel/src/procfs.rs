@@ -2,7 +2,7 @@
 //!
 //! Mirrors `meminfo_proc_show` and `zoneinfo_show_print`. Lines for what does not exist here are left out:
 //! reclaim, boosts, the watermark `high`, a node's statistics. Differs from Linux on purpose:
-//! `MemAvailable` counts boot memory that is not initialised yet, because it will be when it is wanted.
+//! boot memory that is not initialised yet is free, because it will be when it is wanted.
 
 use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
 
@@ -13,9 +13,9 @@ use crate::console::println;
 pub fn meminfo() {
     let stats = MM.stats();
     let sum = |pages: fn(&ZoneStats) -> u64| stats.zones.iter().map(pages).sum::<u64>();
-    let free = sum(|zone| zone.free + zone.pcp);
+    let free = sum(|zone| zone.all_free() + zone.pcp);
     let kept: u64 = zones().map(|zone| MM.zone_info(zone).min).sum();
-    let available = (free + stats.deferred_pages).saturating_sub(kept);
+    let available = free.saturating_sub(kept);
     for (name, pages) in
         [("MemTotal:", sum(|zone| zone.managed)), ("MemFree:", free), ("MemAvailable:", available)]
     {
@@ -54,7 +54,7 @@ fn show_zone(id: ZoneId, zone: &ZoneStats) {
     };
     let info = MM.zone_info(id);
     println!("Node {}, zone {name:>8}", id.node().get());
-    println!("  pages free     {}", zone.free);
+    println!("  pages free     {}", zone.all_free());
     println!("        min      {}", info.min);
     println!("        low      {}", info.low);
     println!("        spanned  {}", zone.spanned);
@@ -66,7 +66,7 @@ fn show_zone(id: ZoneId, zone: &ZoneStats) {
         // Nothing else of an empty zone means anything.
         return;
     }
-    println!("      nr_free_pages {}", zone.free);
+    println!("      nr_free_pages {}", zone.all_free());
     println!("  pagesets");
     for (cpu, pcp) in MM.pcp_info(id).enumerate() {
         println!("    cpu: {cpu}");

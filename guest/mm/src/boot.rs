@@ -1,25 +1,28 @@
 //! From memblock to zones.
 //!
-//! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. Two passes: first every
-//! section with RAM gets its memmap from memblock, then section after section is mapped,
+//! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. First every
+//! section with RAM gets memory for its memmap from memblock, then section after section is mapped,
 //! initialised and freed into its zone, or left for later (see `deferred`). So after the first
 //! section the platform can have page-table pages from the allocator to map the rest.
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use arrayvec::ArrayVec;
+
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
 use crate::contig::PcpPolicy;
-use crate::memblock::Memblock;
+use crate::deferred::Unclaimed;
+use crate::memblock::{Memblock, Run};
 use crate::memmap_init::{Content, InitPolicy, set_heads};
-use crate::node::{MAX_NODES, ZoneId};
+use crate::node::ZoneId;
 use crate::page::{Kind, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::range::RemovalPolicy;
-use crate::sparse::{SectionPages, SectionState};
+use crate::sparse::{Section, SectionPages, SectionState};
 use crate::zone::{Zone, setup_watermarks};
 
 /// Choices made at boot.
@@ -81,75 +84,92 @@ impl<P: Platform> Mm<P> {
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
+        self.boot_memory_is_zero.store(content == Content::Zero, Relaxed);
         let hotplug = self.lock_hotplug();
-        self.take_boot_memmaps(memblock, content)?;
+        let end = memblock.runs().last().map_or(SectionNr::new(0), |run| run.end);
+        if end.get() > self.sparse.len() {
+            return Err(BootError::OutOfRange(SectionNr::new(self.sparse.len()).start().address()));
+        }
+        let later = self.take_boot_memmaps(memblock, init)?;
         let memblock: &'static Memblock = memblock;
-        memblock.sections().for_each(|nr| self.count_boot_section(memblock, nr));
+        memblock.runs().for_each(|run| self.count_boot_memory(memblock, run));
         self.zones().for_each(Zone::keep_boot_span);
         self.build_zonelists();
-        // Where lazily would be as costly as eagerly, at least it need not be now.
-        let defer = init == InitPolicy::Deferred || init == InitPolicy::Lazy && content == Content::Unknown;
-        let later = if defer { self.first_deferred(memblock) } else { [None; MAX_NODES] };
-        for nr in memblock.sections() {
-            let section = self.sparse.section(nr).expect("it has a memmap");
-            let memmap = section.memmap().expect("memblock gave a large page for it");
+        for nr in memblock.runs().flat_map(|run| before(run, &later)) {
+            let memmap = self.sparse.section(nr).and_then(Section::memmap).expect("it got one above");
             self.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
-            if later[section.node().index()].is_none_or(|later| nr < later) {
-                self.free_boot_section(memblock, nr);
+            self.free_boot_section(memblock, nr);
+        }
+        for (zone, unclaimed) in ZoneId::all().zip(later) {
+            let Some(unclaimed) = unclaimed else { continue };
+            for run in memblock.runs_of(zone, unclaimed.next) {
+                let prepared = self.platform.prepare_memmaps(run.first, run.len());
+                prepared.map_err(|_| BootError::NoPageTable(run.first))?;
+                run.parts(memblock.free()).for_each(|free| self.zone(zone).add_deferred(free.pages().into()));
             }
+            self.deferred.set(memblock, zone, unclaimed);
         }
         self.update_limits();
-        for next in later.into_iter().flatten() {
-            self.deferred.set(memblock, self.boot_zone(next), next);
-        }
         drop(hotplug);
         Ok(())
     }
 
-    /// Takes memory for the memmap of every section with RAM, on the section's node if there is room, and
-    /// notes which zone the section belongs to.
-    fn take_boot_memmaps(&self, memblock: &mut Memblock, content: Content) -> Result<(), BootError> {
-        let mut next = memblock.section_from(SectionNr::new(0));
-        while let Some(nr) = next {
-            let section = self.sparse.section(nr).ok_or(BootError::OutOfRange(nr.start().address()))?;
-            let size = u64::from(MEMMAP_PAGES) * PAGE_SIZE;
-            let node = memblock.node_of(nr);
-            let memmap = memblock.alloc_on(node, size, size).ok_or(BootError::NoMemory)?;
-            section.set_memmap(Some(memmap.pfn()));
-            section.set_zone(node.zone(ZoneType::of_boot_memory(nr)));
-            self.nodes.include(node);
-            section.set_boot();
-            section.set_zeroed(content == Content::Zero);
-            self.sparse.set_state(nr, SectionState::Present);
-            next = memblock.section_from(SectionNr::new(nr.get() + 1));
+    /// Takes memory for the memmap of every section with RAM, on the section's node if there is room: for each
+    /// by itself, and for all that are left for later in a zone, which are returned, in one piece. A zone for
+    /// which there is no such piece leaves none.
+    fn take_boot_memmaps(&self, memblock: &mut Memblock, init: InitPolicy) -> Result<Later, BootError> {
+        const SIZE: u64 = MEMMAP_PAGES as u64 * PAGE_SIZE;
+        let mut later = [None; ZoneId::COUNT];
+        for (zone, next) in first_deferred(memblock, init) {
+            let count = memblock.runs_of(zone, next).map(Run::len).sum();
+            let memmap = memblock.alloc_on(zone.node(), u64::from(count) * SIZE, SIZE);
+            later[zone.index()] = memmap.map(|memmap| Unclaimed { next, count, memmap: memmap.pfn() });
         }
-        Ok(())
-    }
-
-    /// Makes a section's RAM part of its zone.
-    fn count_boot_section(&self, memblock: &Memblock, nr: SectionNr) {
-        let zone = self.zone(self.boot_zone(nr));
-        for memory in memblock.memory() {
-            let ram = memory.inner_frames().intersect(nr.frames());
-            if !ram.is_empty() {
-                zone.grow_span(ram);
-                zone.add_present(ram.pages().into());
+        let mut from = SectionNr::new(0);
+        // Anew each time: the memmaps are reserved in the same table.
+        let next = |memblock: &Memblock, from| memblock.runs().find(|run| run.end > from);
+        while let Some(run) = next(memblock, from) {
+            for nr in before(run, &later) {
+                let memmap = memblock.alloc_on(run.zone.node(), SIZE, SIZE).ok_or(BootError::NoMemory)?;
+                self.make_present(nr, run.zone, memmap.pfn());
             }
+            from = run.end;
         }
+        Ok(later)
     }
 
-    /// Initialises a section, which has a memmap, and frees what of it is not in use: so many pages.
+    /// Says of a section of boot memory what is known of it without its memmap, and where that is.
+    pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn) {
+        let section = self.sparse.section(nr).expect("boot memory is in the table");
+        section.set_memmap(Some(memmap));
+        section.set_zone(zone);
+        section.set_boot();
+        section.set_zeroed(self.boot_memory_is_zero.load(Relaxed));
+        self.sparse.set_state(nr, SectionState::Present);
+    }
+
+    /// Makes the RAM of `run` part of its zone.
+    fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
+        self.nodes.include(run.zone.node());
+        let zone = self.zone(run.zone);
+        for ram in run.parts(memblock.memory()) {
+            zone.grow_span(ram);
+            zone.add_present(ram.pages().into());
+        }
+        run.parts(memblock.free()).for_each(|free| zone.add_managed(free.pages().into()));
+    }
+
+    /// Initialises a section that is present, with its memmap mapped, and frees what of it is not in use: so
+    /// many pages.
     pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr) -> u64 {
         let pages = self.sparse.pages_to_initialise(nr);
-        let zone = self.zone(pages.section().zone());
-        self.init_section(pages, zone.id());
+        self.init_section(pages, pages.section().zone());
         self.sparse.set_state(nr, SectionState::Initialised);
         mark_taken(memblock, pages);
         self.sparse.set_state(nr, SectionState::Online);
         let mut freed = 0;
         for free in memblock.free() {
             let free = free.inner_frames().intersect(nr.frames());
-            zone.add_managed(free.pages().into());
             self.free_range(pages, free);
             freed += u64::from(free.pages());
         }
@@ -178,22 +198,34 @@ impl<P: Platform> Mm<P> {
         setup_watermarks(self.zones().as_slice());
         self.update_pcp_limits();
     }
+}
 
-    /// The zone of a section that was there at boot.
-    fn boot_zone(&self, nr: SectionNr) -> ZoneId {
-        self.sparse.section(nr).expect("it has a memmap").zone()
-    }
+/// What is left for later, by zone.
+type Later = [Option<Unclaimed>; ZoneId::COUNT];
 
-    /// The first section of each node that can be left for later: the second of the node's highest zone
-    /// (Linux `defer_init`).
-    fn first_deferred(&self, memblock: &Memblock) -> [Option<SectionNr>; MAX_NODES] {
-        let mut highest = [None; MAX_NODES];
-        for zone in memblock.sections().map(|nr| self.boot_zone(nr)) {
-            // The last one counts: they ascend.
-            highest[zone.node().index()] = Some(zone);
-        }
-        highest.map(|zone| memblock.sections().filter(|&nr| Some(self.boot_zone(nr)) == zone).nth(1))
-    }
+/// The sections of a run that are not left for later.
+fn before(run: Run, later: &Later) -> impl Iterator<Item = SectionNr> + use<> {
+    let later = later[run.zone.index()].map(|unclaimed| unclaimed.next);
+    run.sections().take_while(move |&nr| later.is_none_or(|later| nr < later))
+}
+
+/// The zones of which something can be left for later, and the first section of it: in a node's highest zone
+/// its second one (Linux `defer_init`), and when pages are initialised as late as can be, in the zones
+/// below their first one.
+fn first_deferred(memblock: &Memblock, init: InitPolicy) -> ArrayVec<(ZoneId, SectionNr), { ZoneId::COUNT }> {
+    let in_zone = |zone: ZoneId| {
+        let above = ZoneType::ALL.into_iter().skip(zone.zone_type().index() + 1);
+        let has_ram = |zone| memblock.runs_of(zone, SectionNr::new(0)).next().is_some();
+        let is_highest = !above.map(|above| zone.node().zone(above)).any(has_ram);
+        let skip = match init {
+            InitPolicy::Eager => return None,
+            InitPolicy::Deferred if !is_highest => return None,
+            InitPolicy::Deferred | InitPolicy::Lazy => usize::from(is_highest),
+        };
+        let mut sections = memblock.runs_of(zone, SectionNr::new(0)).flat_map(Run::sections);
+        Some((zone, sections.nth(skip)?))
+    };
+    ZoneId::all().filter_map(in_zone).collect()
 }
 
 /// Marks the parts of a section that are not free: holes, and RAM that is reserved.

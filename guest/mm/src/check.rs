@@ -55,7 +55,7 @@ impl<P: Platform> Mm<P> {
     pub fn check(&self) -> u64 {
         let _hotplug = self.lock_hotplug();
         self.check_limits();
-        // Nor does boot memory become initialised meanwhile.
+        // From now on no boot memory becomes initialised.
         let deferred = self.deferred.freeze();
         self.check_deferred(&deferred);
         self.check_sections();
@@ -78,8 +78,7 @@ impl<P: Platform> Mm<P> {
         for pages in online.filter(|pages| pages.section().zone() == zone) {
             check_section(pages, zone, &owners, &mut tally);
         }
-        let zone_of = |ram: &PfnRange| self.sparse.section(ram.start.section()).map(Section::zone);
-        for ram in deferred.ram(zone.node()).filter(|ram| zone_of(ram) == Some(zone)) {
+        for ram in deferred.ram(zone) {
             tally.present += u64::from(ram.pages());
             let union =
                 |all: PfnRange| PfnRange { start: all.start.min(ram.start), end: all.end.max(ram.end) };
@@ -87,7 +86,8 @@ impl<P: Platform> Mm<P> {
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
         let in_buddy = buddy.free() + buddy.isolated();
-        assert_eq!(of.managed(), in_buddy + tally.pcp + tally.allocated, "{zone:?}: managed, sum of uses");
+        let used = tally.pcp + tally.allocated;
+        assert_eq!(of.managed(), of.deferred() + in_buddy + used, "{zone:?}: managed, sum of uses");
         assert_eq!(of.present(), tally.present, "{zone:?}: present, sum of sections");
         assert_eq!(of.nr_isolate_pageblock(), tally.isolated_blocks, "{zone:?}: isolated pageblocks");
         let span = tally.span.unwrap_or(PfnRange::new(Pfn::new(0), 0));

@@ -127,7 +127,7 @@ impl<P: Platform> Mm<P> {
         let block = MemoryBlock::new(nr, plugged.len()).ok_or(AddError::Misaligned)?;
         for nr in block.sections() {
             let section = self.sparse.section(nr).ok_or(AddError::OutOfRange)?;
-            if section.state() != SectionState::Absent {
+            if section.state() != SectionState::Absent || self.deferred.holds(nr) {
                 return Err(AddError::Exists);
             }
         }
@@ -176,7 +176,10 @@ impl<P: Platform> Mm<P> {
         if section.is_device() {
             return Err(RemoveError::Device);
         }
-        let block = MemoryBlock::at(&self.sparse, nr).ok_or(RemoveError::NotPresent)?;
+        let block = MemoryBlock::at(&self.sparse, nr).ok_or_else(|| match self.deferred.holds(nr) {
+            true => RemoveError::Online,
+            false => RemoveError::NotPresent,
+        })?;
         match section.state() {
             SectionState::Present => Ok(block),
             _ => Err(RemoveError::Online),

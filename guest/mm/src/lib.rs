@@ -129,6 +129,7 @@ pub struct Mm<P: Platform> {
     pcp_policy: BootPcpPolicy,
     remove_per_block: AtomicBool,
     init_lazily: AtomicBool,
+    boot_memory_is_zero: AtomicBool,
 }
 
 impl<P: Platform> Mm<P> {
@@ -153,6 +154,7 @@ impl<P: Platform> Mm<P> {
             pcp_policy: BootPcpPolicy::new(),
             remove_per_block: AtomicBool::new(true),
             init_lazily: AtomicBool::new(false),
+            boot_memory_is_zero: AtomicBool::new(false),
         }
     }
 

@@ -12,8 +12,9 @@
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange, SectionNr};
-use crate::node::NodeId;
+use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
+use crate::node::{NodeId, ZoneId};
+use crate::page::ZoneType;
 
 /// Ranges that each table can hold.
 pub const MEMBLOCK_RANGES: usize = 128;
@@ -32,6 +33,35 @@ pub enum NodeOverlap {
     With(PhysRange, NodeId),
     /// The table of ranges is full.
     Full,
+}
+
+/// Sections with RAM that lie side by side and are of one zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) first: SectionNr,
+    /// One behind the last.
+    pub(crate) end: SectionNr,
+    pub(crate) zone: ZoneId,
+}
+
+impl Run {
+    pub(crate) fn sections(self) -> impl Iterator<Item = SectionNr> {
+        (self.first.get()..self.end.get()).map(SectionNr::new)
+    }
+
+    pub(crate) fn contains(self, nr: SectionNr) -> bool {
+        self.first <= nr && nr < self.end
+    }
+
+    pub(crate) fn len(self) -> u32 {
+        self.end.get() - self.first.get()
+    }
+
+    /// What of `ranges` is in it.
+    pub(crate) fn parts(self, ranges: impl Iterator<Item = PhysRange>) -> impl Iterator<Item = PfnRange> {
+        let frames = PfnRange { start: self.first.start(), end: self.end.start() };
+        ranges.map(move |range| range.inner_frames().intersect(frames)).filter(|part| !part.is_empty())
+    }
 }
 
 /// The memory of the machine and the parts of it that are in use, until
@@ -152,17 +182,28 @@ impl Memblock {
         ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
     }
 
-    /// The first such section that is on `node`.
-    pub(crate) fn section_of_node_from(&self, node: NodeId, from: SectionNr) -> Option<SectionNr> {
-        let first = self.section_from(from);
-        let after = |nr: &SectionNr| self.section_from(SectionNr::new(nr.get() + 1));
-        core::iter::successors(first, after).find(|&nr| self.node_of(nr) == node)
+    /// The sections with RAM in as long runs as there are, ascending. There are about as many as the tables
+    /// have entries, however much memory there is.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        let from = |nr: SectionNr| self.section_from(nr).map(|first| self.run_at(first));
+        core::iter::successors(from(SectionNr::new(0)), move |run| from(run.end))
     }
 
-    /// The sections with RAM, ascending.
-    pub(crate) fn sections(&self) -> impl Iterator<Item = SectionNr> + '_ {
-        let after = |nr: &SectionNr| self.section_from(SectionNr::new(nr.get() + 1));
-        core::iter::successors(self.section_from(SectionNr::new(0)), after)
+    /// The run that begins with section `first`. It ends at the next section in which something ends or
+    /// begins that could make a difference; such a section is a run of its own.
+    fn run_at(&self, first: SectionNr) -> Run {
+        let zone = self.node_of(first).zone(ZoneType::of_boot_memory(first));
+        let nodes = self.nodes.iter().map(|&(range, _)| range);
+        let ends = self.memory().chain(nodes).flat_map(|range| [range.start, range.end]);
+        let ends = ends.chain([ZoneType::NORMAL_FROM]).filter(|&end| end > first.start().address());
+        let next = ends.min().map_or(first, SectionNr::of);
+        Run { first, end: next.max(SectionNr::new(first.get() + 1)), zone }
+    }
+
+    /// The runs of `zone`, without what is below section `from`.
+    pub(crate) fn runs_of(&self, zone: ZoneId, from: SectionNr) -> impl Iterator<Item = Run> + '_ {
+        let of_zone = self.runs().filter(move |run| run.zone == zone && run.end > from);
+        of_zone.map(move |run| Run { first: run.first.max(from), ..run })
     }
 
     /// What is in use, ascending.
@@ -242,5 +283,46 @@ impl Table {
             self.len -= last - first - 1;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Memblock;
+    use crate::addr::{PhysAddr, PhysRange, SECTION_SIZE, SectionNr};
+    use crate::node::NodeId;
+    use crate::page::ZoneType;
+
+    const GIB: u64 = 1 << 30;
+
+    fn range(start: u64, end: u64) -> PhysRange {
+        PhysRange { start: PhysAddr::new(start), end: PhysAddr::new(end) }
+    }
+
+    /// Runs say of each section with RAM, once and in order, what is said of it alone.
+    #[test]
+    fn runs_are_the_sections() {
+        let half = SECTION_SIZE / 2;
+        let memory =
+            [(0, 0xa_0000), (1 << 20, 3 * GIB), (4 * GIB + half, 9 * GIB + 4096), (20 * GIB, 40 * GIB)];
+        let nodes =
+            [(0, GIB + half, 0), (GIB + half, 2 * GIB, 1), (4 * GIB, 30 * GIB, 2), (30 * GIB, 64 * GIB, 0)];
+        for known in 0..=nodes.len() {
+            let mut memblock = Memblock::new();
+            memory.iter().for_each(|&(start, end)| memblock.add(range(start, end)).unwrap());
+            for &(start, end, node) in &nodes[..known] {
+                memblock.set_node(range(start, end), NodeId::new(node)).unwrap();
+            }
+            let mut expected = Vec::new();
+            let mut next = memblock.section_from(SectionNr::new(0));
+            while let Some(nr) = next {
+                expected.push((nr, memblock.node_of(nr).zone(ZoneType::of_boot_memory(nr))));
+                next = memblock.section_from(SectionNr::new(nr.get() + 1));
+            }
+            let runs: Vec<_> = memblock.runs().collect();
+            let sections = runs.iter().flat_map(|run| run.sections().map(|nr| (nr, run.zone)));
+            assert_eq!(sections.collect::<Vec<_>>(), expected, "{known} ranges of nodes");
+            assert!(runs.len() < 24, "{} runs", runs.len());
+        }
     }
 }

@@ -25,7 +25,8 @@ pub enum InitPolicy {
     /// All of a section that is there at boot, but of the highest zone only the first section before
     /// pages are allocated; see `deferred`.
     Deferred,
-    /// Each page when a block begins at it, where the memmap is known to be zero; else as `Eager`.
+    /// Each page when a block begins at it, where the memmap is known to be zero; else all of a section.
+    /// Of boot memory only a section a node before pages are allocated; see `deferred`.
     Lazy,
 }
 

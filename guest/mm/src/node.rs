@@ -90,6 +90,11 @@ impl ZoneId {
         NodeId::new((index / ZoneType::COUNT) as u8).zone(ZoneType::ALL[index % ZoneType::COUNT])
     }
 
+    /// All zones that a machine can have.
+    pub(crate) fn all() -> impl Iterator<Item = Self> + Clone {
+        (0..Self::COUNT).map(Self::at)
+    }
+
     /// For tables with one entry a zone.
     #[inline]
     pub(crate) const fn index(self) -> usize {

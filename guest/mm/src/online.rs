@@ -77,7 +77,10 @@ impl<P: Platform> Mm<P> {
         if section.is_device() {
             return Err(OnlineError::Device);
         }
-        let block = MemoryBlock::at(&self.sparse, nr).ok_or(OnlineError::NotPresent)?;
+        let block = MemoryBlock::at(&self.sparse, nr).ok_or_else(|| match self.deferred.holds(nr) {
+            true => OnlineError::Online,
+            false => OnlineError::NotPresent,
+        })?;
         if section.state() != SectionState::Present {
             return Err(OnlineError::Online);
         }
@@ -335,10 +338,11 @@ impl<P: Platform> Mm<P> {
         if section.is_boot() {
             return Err(OfflineError::BootMemory);
         }
-        if section.state() != SectionState::Online {
-            return Err(OfflineError::NotOnline);
+        match section.state() {
+            SectionState::Online => Ok(section),
+            _ if self.deferred.holds(nr) => Err(OfflineError::BootMemory),
+            _ => Err(OfflineError::NotOnline),
         }
-        Ok(section)
     }
 
     fn online_pages(&self, nr: SectionNr) -> SectionPages<'_> {

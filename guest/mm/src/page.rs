@@ -44,7 +44,7 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use crate::addr::{Order, Pfn, SectionNr};
+use crate::addr::{Order, Pfn, PhysAddr, SectionNr};
 use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
@@ -77,9 +77,12 @@ impl ZoneType {
     /// All zones, lowest first.
     pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
 
+    /// Where boot memory begins to be Normal.
+    pub(crate) const NORMAL_FROM: PhysAddr = PhysAddr::new(4 << 30);
+
     /// The zone of boot memory in section `nr`.
     pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
-        if nr.start().address().get() < 4 << 30 { Self::Dma32 } else { Self::Normal }
+        if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
     }
 
     /// For tables with one entry a zone.

@@ -134,7 +134,7 @@ impl<P: Platform> Mm<P> {
             for zone in zonelist {
                 // Rather more of this zone than a page of the next one.
                 loop {
-                    let left = self.deferred.left(zone.node());
+                    let left = self.deferred.left(zone);
                     if let Some(pfn) = self.alloc_in(zone, order, request, mark) {
                         return Ok(pfn);
                     }

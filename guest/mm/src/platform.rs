@@ -12,11 +12,11 @@ use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 /// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
 /// interrupt handlers never call `mm`.
 ///
-/// `mm` calls `map_*` and `unmap_*` with the memory hotplug lock held and no other, so they may
-/// allocate and free page-table pages through `mm`.
+/// `mm` calls the other `map_*`, `unmap_*` and `prepare_memmaps` with the memory hotplug lock held and no
+/// other, so they may allocate and free page-table pages through `mm`.
 ///
 /// # Safety
-/// - `map_memmap` or `map_memmap_base` that returned `Ok` makes the section's 2 MiB of the memmap window
+/// - `map_memmap`, `map_memmap_base` that returned `Ok`, or `map_prepared_memmap` makes the section's 2 MiB of the memmap window
 ///   ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by exactly
 ///   the frames given, until the matching unmapping for that section; nothing else maps or writes there.
 /// - `this_cpu` returns the same number during a call into `mm`.
@@ -38,6 +38,17 @@ pub unsafe trait Platform: Sync {
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
+
+    /// Makes ready what [`map_prepared_memmap`](Self::map_prepared_memmap) needs for `count` sections from
+    /// `first` on.
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had.
+    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable>;
+
+    /// As [`map_memmap`](Self::map_memmap), for a section that is prepared and never unmapped. `mm` calls it
+    /// with any lock held, its caller's among them, so it takes none, and no memory.
+    fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn);
 
     /// Takes the memmap of `section` out of the window and out of every CPU's TLB.
     fn unmap_memmap(&self, section: SectionNr);

@@ -65,6 +65,8 @@ pub struct Sim {
     content: Vec<OnceLock<Vec<AtomicU64>>>,
     /// By sub-section: whether it is in the direct map.
     direct: Vec<AtomicBool>,
+    /// By section: whether its memmap can be mapped without a page for a table.
+    prepared: Vec<AtomicBool>,
     /// By section: what backs its memmap.
     memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative: it does not.
@@ -234,6 +236,7 @@ impl Sim {
             window: window(pages),
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
+            prepared: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
@@ -345,7 +348,7 @@ impl Sim {
     /// A page-table page for a new mapping.
     fn take_table(&self) -> Result<(), NoPageTable> {
         let Some(mm) = self.tables.get() else { return Ok(()) };
-        if mm.stats().zones.iter().all(|zone| zone.managed == 0) {
+        if mm.stats().blocks_online == 0 {
             return Ok(());
         }
         let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
@@ -363,11 +366,10 @@ impl Sim {
     }
 
     /// Maps the memmap of `section` onto `frames`.
-    fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) -> Result<(), NoPageTable> {
+    fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) {
         let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
         self.settled.store(false, SeqCst);
-        self.take_table()?;
         // Whether nobody has written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
         let fresh = mapped.backing().all(|pfn| word(pfn).load(SeqCst) == LOST);
@@ -378,12 +380,7 @@ impl Sim {
             assert!(!twice, "{first:?} backs two memmaps");
         }
         memmaps[section.get() as usize] = Some(mapped);
-        if self.zeros && fresh {
-            self.clear(section)
-        } else {
-            self.scribble(section)
-        }
-        Ok(())
+        if self.zeros && fresh { self.clear(section) } else { self.scribble(section) }
     }
 
     fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
@@ -446,7 +443,22 @@ unsafe impl Platform for Sim {
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
-        self.map_frames(section, std::vec![backing])
+        self.take_table()?;
+        self.map_frames(section, std::vec![backing]);
+        Ok(())
+    }
+
+    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
+        for section in &self.prepared[first.get() as usize..][..count as usize] {
+            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
+        }
+        self.take_table()
+    }
+
+    fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
+        assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
+        assert!(self.prepared[section.get() as usize].swap(false, SeqCst), "{section:?} is not prepared");
+        self.map_frames(section, std::vec![backing]);
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
@@ -454,7 +466,9 @@ unsafe impl Platform for Sim {
     }
 
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
-        self.map_frames(section, frames.to_vec())
+        self.take_table()?;
+        self.map_frames(section, frames.to_vec());
+        Ok(())
     }
 
     fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {

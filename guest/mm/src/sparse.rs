@@ -281,6 +281,11 @@ impl Sparse {
         };
     }
 
+    /// Sections that the table has.
+    pub(crate) fn len(&self) -> u32 {
+        u32::try_from(self.sections.len()).unwrap_or(u32::MAX)
+    }
+
     /// The table's entry of section `nr`, if it has one.
     #[inline]
     pub(crate) fn section(&self, nr: SectionNr) -> Option<&Section> {

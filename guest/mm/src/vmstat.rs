@@ -20,8 +20,10 @@ pub struct ZoneStats {
     pub spanned: u64,
     /// Pages that exist, plugged or not, memmap included.
     pub present: u64,
-    /// Pages that the allocator got.
+    /// Pages that are the allocator's.
     pub managed: u64,
+    /// Those of them that are free and not initialised yet.
+    pub deferred: u64,
     /// Pages on the free lists, isolated ones excluded.
     pub free: u64,
     /// Pages on per-CPU lists.
@@ -33,7 +35,22 @@ pub struct ZoneStats {
 impl ZoneStats {
     /// A zone without memory.
     const fn none(zone: ZoneType) -> Self {
-        Self { zone, spanned: 0, present: 0, managed: 0, free: 0, pcp: 0, nr_isolate_pageblock: 0 }
+        Self {
+            zone,
+            spanned: 0,
+            present: 0,
+            managed: 0,
+            deferred: 0,
+            free: 0,
+            pcp: 0,
+            nr_isolate_pageblock: 0,
+        }
+    }
+
+    /// Pages that are free, initialised or not.
+    #[must_use]
+    pub const fn all_free(&self) -> u64 {
+        self.free + self.deferred
     }
 
     fn plus(self, other: Self) -> Self {
@@ -42,6 +59,7 @@ impl ZoneStats {
             spanned: self.spanned + other.spanned,
             present: self.present + other.present,
             managed: self.managed + other.managed,
+            deferred: self.deferred + other.deferred,
             free: self.free + other.free,
             pcp: self.pcp + other.pcp,
             nr_isolate_pageblock: self.nr_isolate_pageblock + other.nr_isolate_pageblock,
@@ -92,8 +110,8 @@ pub struct Stats {
     pub memmaps_by_base_pages: u64,
     /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
     pub memmap_altmap_pages: u64,
-    /// Pages of boot memory that are not initialised yet and will be free then. Whoever asks whether
-    /// there is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
+    /// Pages of boot memory that are free and not initialised yet, of all zones. Whoever asks whether there
+    /// is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
     pub deferred_pages: u64,
     /// Memory blocks that are online; each section of boot memory is one.
     pub blocks_online: u64,
@@ -151,8 +169,6 @@ impl<P: Platform> Mm<P> {
     /// Reads all counters. They are exact when nothing else runs, and each for itself otherwise.
     pub fn stats(&self) -> Stats {
         let counters = &self.counters;
-        // First: see there.
-        let deferred_pages = self.deferred.pages();
         let mut nodes = [ZoneType::ALL.map(ZoneStats::none); MAX_NODES];
         for node in self.nodes.ids() {
             nodes[node.index()] = ZoneType::ALL.map(|zone| self.zone_stats(node.zone(zone)));
@@ -160,12 +176,13 @@ impl<P: Platform> Mm<P> {
         let sum = |zone: ZoneType| {
             nodes.iter().map(|zones| zones[zone.index()]).fold(ZoneStats::none(zone), ZoneStats::plus)
         };
+        let zones = ZoneType::ALL.map(sum);
         Stats {
-            zones: ZoneType::ALL.map(sum),
+            zones,
             nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
-            deferred_pages,
+            deferred_pages: zones.iter().map(|zone| zone.deferred).sum(),
             memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),
@@ -213,6 +230,8 @@ impl<P: Platform> Mm<P> {
             spanned: zone.spanned().pages().into(),
             present: zone.present(),
             managed: zone.managed(),
+            // Before the free ones: see there.
+            deferred: zone.deferred(),
             free: zone.free(),
             pcp: self.pcp_pages(id),
             nr_isolate_pageblock: zone.nr_isolate_pageblock(),

@@ -5,14 +5,20 @@
 //! above `low`, then for one above `min`; what is below is for page tables, so that memory can
 //! still be added to a machine that has run out of it.
 //!
+//! Boot memory counts wholly from boot on, in watermarks and limits too; what of it is not initialised yet
+//! is free memory that is not on the free lists (see `deferred`).
+//!
 //! Invariant: spans, counters and watermarks change under the memory hotplug lock (and the zone
-//! lock where the free lists change with them), but for managed pages of boot memory, which are added by
-//! whoever initialises it; everyone may read them.
+//! lock where the free lists change with them), but for the number of deferred pages, which whoever
+//! initialises them takes down; everyone may read them.
 
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
-use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::buddy::Buddy;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::node::ZoneId;
@@ -41,6 +47,8 @@ pub(crate) struct Zone {
     boot_span: AtomicU64,
     present: AtomicU64,
     managed: AtomicU64,
+    /// Those of them that are not initialised yet.
+    deferred: AtomicU64,
     nr_isolate_pageblock: AtomicU64,
     watermarks: [AtomicU64; Watermark::COUNT],
     /// Pages kept from requests that could be served by a higher zone, by the highest zone that
@@ -72,6 +80,7 @@ impl Zone {
             boot_span: AtomicU64::new(0),
             present: AtomicU64::new(0),
             managed: AtomicU64::new(0),
+            deferred: AtomicU64::new(0),
             nr_isolate_pageblock: AtomicU64::new(0),
             watermarks: [const { AtomicU64::new(0) }; Watermark::COUNT],
             lowmem_reserve: [const { AtomicU64::new(0) }; ZoneType::COUNT],
@@ -102,6 +111,23 @@ impl Zone {
 
     pub(crate) fn managed(&self) -> u64 {
         self.managed.load(Relaxed)
+    }
+
+    /// Pages that are free and not initialised yet. Whoever adds them to the free ones reads this first, or
+    /// may miss some that come meanwhile.
+    pub(crate) fn deferred(&self) -> u64 {
+        // Pairs with the Release in `sub_deferred`.
+        self.deferred.load(Acquire)
+    }
+
+    pub(crate) fn add_deferred(&self, pages: u64) {
+        self.deferred.fetch_add(pages, Relaxed);
+    }
+
+    /// So many of them are on the free lists now.
+    pub(crate) fn sub_deferred(&self, pages: u64) {
+        let before = self.deferred.fetch_sub(pages, Release);
+        assert!(pages <= before, "{:?} initialises {pages} of {before} deferred pages", self.id);
     }
 
     /// Whether the zone has memory, be it all memmap (Linux `populated_zone`).
@@ -141,29 +167,26 @@ impl Zone {
         if span.is_empty() {
             return;
         }
-        // What section `nr` spans if it is ours: hot-added sections are whole, those of boot
-        // memory as far as it goes.
+        // What is online of ours; boot memory, which stays, is not asked for.
         let ours = |nr: u32| {
             let nr = SectionNr::new(nr);
             let section = sparse.section(nr)?;
-            // Boot memory counts from boot on, also where its struct pages are left for later.
-            let counts = section.is_boot() || section.state() == SectionState::Online;
-            if !counts || section.zone() != self.id {
-                return None;
-            }
-            let boot = unpacked(self.boot_span.load(Relaxed));
-            let frames = nr.frames();
-            Some(if section.is_boot() { frames.intersect(boot) } else { frames })
+            let ours = section.state() == SectionState::Online && section.zone() == self.id;
+            ours.then(|| nr.frames())
         };
-        let last = Pfn::new(span.end.get() - 1).section().get();
+        let boot = Some(unpacked(self.boot_span.load(Relaxed))).filter(|boot| !boot.is_empty());
         if gone.contains(span.start) {
-            match (gone.end.section().get()..=last).find_map(ours) {
-                Some(next) => self.set_span(PfnRange { start: next.start, end: span.end }),
-                None => self.set_span(PfnRange::new(Pfn::new(0), 0)),
-            }
+            let first =
+                boot.map_or(Pfn::new(span.end.get() - 1).section().get() + 1, |b| b.start.section().get());
+            let next = (gone.end.section().get()..first).find_map(ours).or(boot);
+            self.set_span(match next {
+                Some(next) => PfnRange { start: next.start, end: span.end },
+                None => PfnRange::new(Pfn::new(0), 0),
+            });
         } else if gone.start < span.end && span.end <= gone.end {
-            let mut below = (span.start.section().get()..gone.start.section().get()).rev();
-            let before = below.find_map(ours).expect("the span's first section is ours");
+            let last = boot.map_or(span.start, |boot| boot.end.add(SECTION_PAGES - 1)).section().get();
+            let before = (last..gone.start.section().get()).rev().find_map(ours).or(boot);
+            let before = before.expect("the span's first section is ours");
             self.set_span(PfnRange { start: span.start, end: before.end });
         }
     }
@@ -211,7 +234,9 @@ impl Zone {
     /// zone above `mark` (Linux `zone_watermark_fast`).
     #[inline]
     pub(crate) fn above(&self, mark: Watermark, pages: u32, highest: ZoneType) -> bool {
-        self.free() >= self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages)
+        let kept = self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages);
+        // Most often without the second one.
+        self.free() >= kept || self.deferred() + self.free() >= kept
     }
 
     /// Computes the watermarks; `share` is what of the machine's least free memory is this zone's.

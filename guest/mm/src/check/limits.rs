@@ -5,7 +5,8 @@ use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::deferred::Claims;
-use crate::node::{MAX_NODES, NodeId, ZoneId};
+use crate::memblock::Run;
+use crate::node::{MAX_NODES, ZoneId};
 use crate::page::ZoneType;
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -48,12 +49,9 @@ impl<P: Platform> Mm<P> {
         // Under the lock under which they change, and to what they are.
         self.rebuild_zonelists();
         assert_eq!(before, self.zonelists(), "zonelists as they were, as they follow from the zones");
-        if self.deferred.is_finished() {
-            self.check_levels();
-        }
+        self.check_levels();
     }
 
-    /// What follows the size of a zone only when all of it is there.
     fn check_levels(&self) {
         let levels = || self.zones().map(Levels::of).collect::<ArrayVec<_, { ZoneId::COUNT }>>();
         let before = levels();
@@ -72,22 +70,18 @@ impl<P: Platform> Mm<P> {
         self.nodes.ids().map(of).collect()
     }
 
-    /// What is left of boot memory: counted right, and in no zone's free lists yet.
+    /// What is left of boot memory: counted right, and nothing is known of it yet.
     pub(super) fn check_deferred(&self, claims: &Claims) {
-        let (mut all, mut free) = (0, 0);
-        for node in NodeId::all() {
-            let mut left = 0;
-            for nr in claims.sections(node) {
-                let section = self.sparse.section(nr).expect("boot memory is in the table");
-                let found = (section.is_boot(), section.state(), section.node());
-                assert_eq!(found, (true, SectionState::Present, node), "{nr:?}, which nobody has claimed");
-                left += 1;
+        for zone in ZoneId::all() {
+            let left: u32 = claims.runs(zone).map(Run::len).sum();
+            assert_eq!(claims.count(zone), left, "{zone:?}: sections that nobody has claimed");
+            assert_eq!(self.deferred.left(zone), left, "{zone:?}: sections that are not online yet");
+            assert_eq!(self.zone(zone).deferred(), claims.free(zone), "{zone:?}: pages that will be free");
+            // Of those beyond the walks of this file there is nothing to see.
+            let known = self.sparse.numbers().filter_map(|nr| Some((nr, self.sparse.section(nr)?)));
+            for (nr, section) in known.filter(|&(nr, _)| claims.runs(zone).any(|run| run.contains(nr))) {
+                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which nobody has claimed");
             }
-            assert_eq!(self.deferred.left(node), left, "sections of {node:?} that are not online yet");
-            all += left;
-            free += claims.free(node);
         }
-        assert_eq!(self.deferred.pages(), free, "pages that will be free");
-        assert!(all == 0 || !self.deferred.is_finished(), "finished, with {all} sections to come");
     }
 }

@@ -62,7 +62,7 @@ fn work(name: &str) {
     let machine = machine(name);
     let mm = machine.boot();
     while mm.init_deferred() {}
-    assert!(mm.finish_deferred());
+    assert!(mm.is_all_initialised());
     mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, machine.content).expect("added");
     mm.online(BLOCK, ZoneType::Movable).expect("online");
     let written = mm.stats().memmaps_written;

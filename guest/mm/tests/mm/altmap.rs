@@ -128,6 +128,7 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
             ..Machine::default()
         };
         let mm = machine.boot();
+        while mm.init_deferred() {}
         let start = state_of(mm, 32 + 96);
         let free = mm.stats().zones[0].free;
         let result = mm.add_memory_range(NODE, range(0, 96), 1, content);

@@ -2,7 +2,8 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SubSections, ZoneType,
+    AddError, Content, Gfp, InitPolicy, Mm, NodeId, OfflineError, OnlineError, Order, Pfn, RemoveError,
+    SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -25,6 +26,85 @@ fn written(mm: &Mm<Sim>, nr: SectionNr) -> usize {
 /// Every page that can be had, in the order in which they come.
 fn take_all(mm: &Mm<Sim>) -> Vec<Pfn> {
     std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()).collect()
+}
+
+/// Of two zones, and of as much memory as there may be, boot looks at one section: nothing is known of the
+/// others, and nothing written for them, before somebody wants them. Then all of it can be had, once.
+#[test]
+fn boot_memory_that_nobody_wants_costs_nothing() {
+    const HIGH: u32 = 32;
+    for sections in [3, 12] {
+        let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
+        let machine = |init, content| {
+            Machine { memory: memory.clone(), init, content, sections: 48, ..Machine::default() }.boot()
+        };
+        let eager = machine(InitPolicy::Eager, Content::Unknown);
+        let mm = machine(InitPolicy::Lazy, Content::Zero);
+        let online = |mm: &Mm<Sim>| {
+            let online = |&nr: &u32| mm.section_state(SectionNr::new(nr)) == SectionState::Online;
+            (0..48).filter(online).collect::<Vec<_>>()
+        };
+        assert_eq!(online(mm), [HIGH]);
+        let known = (0..48).filter(|&nr| mm.platform().memmap_of(SectionNr::new(nr)).is_some()).count();
+        assert_eq!(known, 1);
+        mm.check();
+        assert_eq!(mm.stats().zones.map(|zone| zone.managed), eager.stats().zones.map(|zone| zone.managed));
+
+        let (first, wanted) =
+            (mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap(), sections * SECTION_PAGES / 2);
+        assert_eq!(first.section().get(), HIGH);
+        mm.free_pages(first, Order::PAGE);
+        let some: Vec<Pfn> =
+            (0..wanted).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+        let blocks = online(mm);
+        assert!(blocks.len() as u32 <= sections / 2 + 2 && blocks.iter().all(|&nr| nr >= HIGH), "{blocks:?}");
+        mm.check();
+        some.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
+
+        let (all, of_eager) = (take_all(mm), take_all(eager));
+        // The last pages of a zone come to a CPU's list 63 at a time, or do not.
+        assert!(all.len().abs_diff(of_eager.len()) < 63, "{} pages, {} eagerly", all.len(), of_eager.len());
+        assert_eq!((online(mm), mm.stats().deferred_pages), (online(eager), 0));
+        assert!(all.iter().collect::<std::collections::HashSet<_>>().len() == all.len(), "each page once");
+        mm.check();
+    }
+}
+
+/// Whatever is done with a section of boot memory that nobody wanted yet is refused as if it was there.
+#[test]
+fn boot_memory_to_come_is_not_vacant() {
+    let mm = Machine {
+        memory: [(0, 6 * SECTION_PAGES)].into(),
+        init: InitPolicy::Lazy,
+        content: Content::Zero,
+        ..Machine::default()
+    }
+    .boot();
+    let nr = SectionNr::new(3);
+    assert_eq!(mm.section_state(nr), SectionState::Absent);
+    assert_eq!(mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Zero), Err(AddError::Exists));
+    assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::Online));
+    assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
+    assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+    mm.check();
+    assert_eq!(mm.section_state(nr), SectionState::Absent);
+}
+
+/// Where there is no one piece of memory for the memmaps of all that could be left for later, nothing is.
+#[test]
+fn fragmented_memory_is_not_left_for_later() {
+    // Between any two of these there is room for one memmap, and not for two.
+    let reserved = (0..3 * SECTION_PAGES).step_by(1024).map(|pfn| (pfn, 1)).collect();
+    let machine = Machine {
+        memory: [(0, 3 * SECTION_PAGES)].into(),
+        reserved,
+        init: InitPolicy::Lazy,
+        content: Content::Zero,
+        ..Machine::default()
+    };
+    let mm = machine.boot();
+    mm.check();
+    assert_eq!((mm.stats().blocks_online, mm.stats().deferred_pages), (3, 0));
 }
 
 /// S4.21: 31 free blocks of 1024 pages, one of 512, and the memmap's own.
@@ -138,7 +218,9 @@ fn eager_and_lazy_end_in_the_same_state() {
         for mm in [eager, lazy] {
             mm.check();
         }
-        let [stats, others] = [eager, lazy].map(|mm| tidevm_mm::Stats { memmaps_written: 0, ..mm.stats() });
+        let seen =
+            |mm: &Mm<Sim>| Stats { memmaps_written: 0, deferred_sections: Default::default(), ..mm.stats() };
+        let [stats, others] = [eager, lazy].map(seen);
         assert_eq!(stats, others, "{what}");
         for zone in ZoneType::ALL {
             assert_eq!(
@@ -148,6 +230,12 @@ fn eager_and_lazy_end_in_the_same_state() {
             );
         }
     };
+    let sizes = |mm: &Mm<Sim>| {
+        let stats = mm.stats();
+        stats.zones.map(|zone| (zone.spanned, zone.present, zone.managed, zone.free + stats.deferred_pages))
+    };
+    assert_eq!(sizes(eager)[0], sizes(lazy)[0], "with one section of two");
+    while lazy.init_deferred() {}
     same("boot");
     add(eager, Content::Unknown);
     add(lazy, Content::Zero);
