@@ -20,14 +20,15 @@
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
 mod base_pages;
+mod boot_map;
 
 use core::arch::asm;
-use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
+pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
 
 /// Virtual address of physical address 0.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
@@ -59,10 +60,6 @@ const MEMORY: u64 = PRESENT | WRITABLE | LARGE | GLOBAL | NO_EXECUTE;
 
 unsafe extern "C" {
     static boot_pml4: u8;
-    static __text_start: u8;
-    static __text_end: u8;
-    static __rodata_end: u8;
-    static __image_end: u8;
 }
 
 static LOCK: Mutex<()> = Mutex::new(());
@@ -232,29 +229,6 @@ pub fn map_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Result<
     map(DIRECT_MAP + start, start, end - start, MEMORY, source)
 }
 
-/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them, so that it takes
-/// next to no time and no memory, however much there is.
-///
-/// # Errors
-/// [`NoPageTable`].
-pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let has_huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
-    let mut next = start;
-    while next < end {
-        let stop = end.min((next / TABLE_SPAN + 1) * TABLE_SPAN);
-        let virt = DIRECT_MAP + next;
-        let upper = next_table(entry(root(), index(virt, 3)), source)?;
-        let slot = entry(upper, index(virt, 2));
-        if has_huge_pages && stop - next == TABLE_SPAN && slot.load(Ordering::Relaxed) == 0 {
-            slot.store(next | MEMORY, Ordering::Release);
-        } else {
-            map_direct(next, stop, source)?;
-        }
-        next = stop;
-    }
-    Ok(())
-}
-
 /// Removes physical `[start, end)`, whole large pages, from the direct map.
 pub fn unmap_direct(start: u64, end: u64, source: &mut dyn TableSource) {
     assert!((start | end).is_multiple_of(LARGE_PAGE), "{start:#x}..{end:#x} is not whole large pages");
@@ -333,37 +307,6 @@ fn map_window(
     );
     map(virt, first, end - first, flags, source)?;
     Ok((virt + (phys - first)) as *mut u8)
-}
-
-/// Maps the kernel's image anew, in small pages: code read-only, constants read-only and not
-/// executable, data not executable; nothing beside the image. Until now the start-up tables
-/// allowed everything in the first GiB.
-///
-/// # Errors
-/// [`NoPageTable`]; the start-up tables stay in use then.
-pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let text = (&raw const __text_start) as u64;
-    let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
-    let end = (&raw const __image_end) as u64;
-    let table_of_tables = source.alloc().ok_or(NoPageTable)?;
-    for virt in (text..end).step_by(SMALL_PAGE as usize) {
-        let access = match virt {
-            _ if virt < text_end => 0,
-            _ if virt < rodata_end => NO_EXECUTE,
-            _ => WRITABLE | NO_EXECUTE,
-        };
-        let table = next_table(entry(table_of_tables, index(virt, 1)), source)?;
-        entry(table, index(virt, 0)).store((virt - KERNEL) | PRESENT | GLOBAL | access, Ordering::Relaxed);
-    }
-    let upper = entry(root(), index(KERNEL, 3)).load(Ordering::Relaxed) & ADDRESS;
-    entry(upper, index(KERNEL, 2)).store(table_of_tables | PRESENT | WRITABLE, Ordering::Release);
-    flush_tlb();
-    Ok(())
-}
-
-/// Ends the identity map through which CPUs enter long mode, so that null pointers fault.
-pub fn drop_identity_map() {
-    entry(root(), 0).store(0, Ordering::Release);
 }
 
 /// Forgets all cached translations of this CPU, global ones included.
