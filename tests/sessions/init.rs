@@ -76,7 +76,7 @@ fn early(words: &str) -> Config {
 
 /// S1.2.
 fn early_buffers_make_deferred_memory_come() {
-    let session = run_checked(early(""), "expect zone.DMA32.managed > 90000 within 60s\nplug 128M");
+    let session = run_checked(early(""), "expect blocks.online == 3 within 60s\nplug 128M");
     session.assert_done();
     assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(4));
 }

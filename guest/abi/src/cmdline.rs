@@ -23,7 +23,8 @@ pub const PCP_DISABLE: &str = "tidevm.pcp_disable";
 /// `tidevm.init=eager|deferred|lazy`: when struct pages are initialised.
 pub const INIT: &str = "tidevm.init";
 /// `tidevm.deferred_grow=on|off`: whether allocations that find too little initialise more of boot
-/// memory that was left for later.
+/// memory that was left for later. Off is to show what happens then: what is to come counts as free, so
+/// nothing is held back for page tables either.
 pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
 /// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole memory
 /// blocks from the lowest address up, and so many CPUs. What is in none is on node 0. Without it, nodes

@@ -7,11 +7,12 @@ use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, ZoneName};
 use tidevm_mm::{
-    BlockStats, Content, MhpFlags, OfflineAndRemoveError, OfflineError, PAGE_SIZE, PhysAddr, RemoveError,
-    SECTION_SIZE, SectionNr, SectionRange, SubSections, ZoneType,
+    BlockStats, Content, MhpFlags, OfflineAndRemoveError, OfflineError, PAGE_SIZE, PhysAddr, Platform,
+    RemoveError, SECTION_SIZE, SectionNr, SectionRange, SubSections, ZoneType,
 };
 
 use crate::MM;
+use crate::time::Instant;
 
 /// The memory blocks from `from` on, as many as an answer can tell of.
 pub fn blocks(from: u64) -> Answer {
@@ -98,15 +99,12 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
 /// # Panics
 /// When it does not: the device goes on to count the block as plugged.
 fn again<E: core::fmt::Debug>(step: impl Fn() -> Result<(), E>) {
-    const ATTEMPTS: u32 = 100;
-    let mut last = step();
-    for _ in 1..ATTEMPTS {
-        if last.is_ok() {
-            break;
-        }
-        last = step();
+    const MILLIS: u64 = 1000;
+    let deadline = Instant::in_millis(MILLIS);
+    while let Err(error) = step() {
+        assert!(!deadline.has_passed(), "what was removed does not come back within {MILLIS} ms: {error:?}");
+        MM.platform().relax();
     }
-    last.expect("what was just removed comes back in a hundred attempts");
 }
 
 fn refusal(error: OfflineAndRemoveError) -> Failure {

@@ -152,7 +152,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     });
     copy::start();
     // Where memory is zero, what is left is initialised when it is wanted, and not before.
-    if options.init != InitPolicy::Lazy || !options.zeroed {
+    if options.init != InitPolicy::Lazy || !options.zeroed || !options.grow {
         deferred::start(options.one_worker);
     }
     let mem_devices = bind_devices(&options);

@@ -114,6 +114,7 @@ fn root() -> u64 {
 fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, NoPageTable> {
     let value = entry.load(Ordering::Relaxed);
     if value & PRESENT != 0 {
+        assert!(value & LARGE == 0, "{value:#x} is a page, and no table");
         return Ok(value & ADDRESS);
     }
     let table = source.alloc().ok_or(NoPageTable)?;
@@ -184,6 +185,7 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     }
     let table = middle & ADDRESS;
     entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
+    assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let is_kept = middle & KEPT != 0;
     if !is_kept && (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
         middle_entry.store(0, Ordering::Release);

@@ -103,14 +103,14 @@ impl Deferred {
         self.by.each_ref().map(|cpus| cpus.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 
-    /// Whether section `nr` is boot memory that nobody has claimed.
+    /// Whether section `nr` is boot memory of a machine that leaves some for later, claimed or not.
     pub(crate) fn holds(&self, nr: SectionNr) -> bool {
         // Most memory that is added is behind all of boot memory.
         if nr.get() >= self.end.load(Ordering::Relaxed) {
             return false;
         }
-        let claims = self.claims.lock();
-        ZoneId::all().any(|zone| claims.runs(zone).any(|run| run.contains(nr)))
+        let memblock = self.claims.lock().memblock;
+        memblock.is_some_and(|memblock| memblock.runs().any(|run| run.contains(nr)))
     }
 
     /// The next section of `zone`, for the caller to initialise. When there is none, those that are left
@@ -200,9 +200,28 @@ impl<P: Platform> Mm<P> {
         ZoneId::all().all(|zone| self.deferred.left(zone) == 0)
     }
 
+    /// What `take` finds in `zone`, which grows until it finds something, there is no more to come, or it
+    /// `may` not be taken: boot memory to come is free memory, so watermarks that refuse will go on to.
+    pub(crate) fn take_growing<T>(
+        &self,
+        zone: ZoneId,
+        take: impl Fn() -> Option<T>,
+        may: impl Fn() -> bool,
+    ) -> Option<T> {
+        loop {
+            let left = self.deferred.left(zone);
+            if let Some(found) = take() {
+                return Some(found);
+            }
+            if !may() || !self.grow_zone(zone, left) {
+                return None;
+            }
+        }
+    }
+
     /// Makes more of `zone` available to an allocation that found too little when [`Deferred::left`] was
     /// `before`. `true` when it may find more now; `false` when there is no more to come.
-    pub(crate) fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
+    fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
         if before == 0 || !self.deferred.grow.load(Ordering::Relaxed) {
             return false;
         }
@@ -220,9 +239,11 @@ impl<P: Platform> Mm<P> {
     /// lock of its caller's.
     fn init_claimed(&self, claimed: Claimed) {
         let Claimed { nr, zone, memmap, memblock } = claimed;
-        self.make_present(nr, zone, memmap);
         self.platform.map_prepared_memmap(nr, memmap);
+        self.make_present(nr, zone, memmap);
         let pages = self.free_boot_section(memblock, nr);
+        // For a moment they count twice. Too many is what watermarks may be told: who is refused is refused
+        // for good.
         self.zone(zone).sub_deferred(pages);
         self.deferred.done(zone, self.this_cpu().node());
     }

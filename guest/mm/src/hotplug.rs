@@ -91,7 +91,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Tells `tell` of every memory block from section `from` on, ascending, until it has had enough and
-    /// returns false. It may not change memory blocks.
+    /// returns false. It may not change memory blocks. Boot memory that is not initialised is left out.
     pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(BlockStats) -> bool) {
         let _hotplug = self.lock_hotplug();
         let blocks = self.sparse.numbers().skip_while(|nr| *nr < from);

@@ -25,7 +25,7 @@
 //! ```
 //! A CPU that holds a lock takes only locks to the right of it (Linux: `mem_hotplug_lock`,
 //! `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`), never two of a kind. The platform's mapping
-//! calls are made under the first one only, calls to a [`MovableOwner`] under the first two only,
+//! calls are made under the first one only (`map_prepared_memmap`, which takes none, under any), calls to a [`MovableOwner`] under the first two only,
 //! so both may allocate and free.
 //!
 //! A broken invariant panics with the values that differ; what a caller or the machine can cause

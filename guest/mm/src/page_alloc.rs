@@ -133,14 +133,10 @@ impl<P: Platform> Mm<P> {
         for mark in request.marks {
             for zone in zonelist {
                 // Rather more of this zone than a page of the next one.
-                loop {
-                    let left = self.deferred.left(zone);
-                    if let Some(pfn) = self.alloc_in(zone, order, request, mark) {
-                        return Ok(pfn);
-                    }
-                    if !self.grow_zone(zone, left) {
-                        break;
-                    }
+                let above = |mark| self.zone(zone).above(mark, order.pages(), request.highest);
+                let take = || self.alloc_in(zone, order, request, mark);
+                if let Some(pfn) = self.take_growing(zone, take, || mark.is_none_or(above)) {
+                    return Ok(pfn);
                 }
             }
         }

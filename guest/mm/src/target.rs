@@ -79,14 +79,17 @@ impl<'m, P: Platform> Targets<'m, P> {
         Some(PfnRange::new(self.mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()?, 1))
     }
 
-    /// The largest stock that the free lists of `zone` have.
+    /// The largest stock that the free lists of `zone` have, or will have.
     fn allocate(&self, zone: ZoneId) -> Option<PfnRange> {
         let (mm, request) = (self.mm, Gfp::Movable.request());
-        (0..=STOCK.get()).rev().map(Order::new).find_map(|order| {
-            let first = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min))?;
-            mm.split_page(first, order);
-            Some(PfnRange::new(first, order.pages()))
-        })
+        let take = || {
+            (0..=STOCK.get()).rev().map(Order::new).find_map(|order| {
+                let first = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min))?;
+                mm.split_page(first, order);
+                Some(PfnRange::new(first, order.pages()))
+            })
+        };
+        mm.take_growing(zone, take, || mm.zone(zone).above(Watermark::Min, 1, ZoneType::Movable))
     }
 
     /// Looks for free pages of `zone`, if that is a Movable one, from `at` on and takes some.

@@ -1,6 +1,7 @@
 //! What is mapped once, at boot, and stays: boot memory, and the kernel's image with the rights of each part.
 //!
-//! What the parent says of tables holds here. One CPU runs, so the lock is nobody's yet.
+//! What the parent says of tables holds here. One CPU runs, so the lock is nobody's yet (and the
+//! identity map, dropped later, is nobody else's entry).
 #![expect(unsafe_code, reason = "declares the linker's symbols")]
 
 use core::arch::x86_64::__cpuid;

@@ -6,7 +6,7 @@ use tidevm_mm::{
     SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
 };
 
-use crate::workload::BLOCK;
+use crate::workload::{BLOCK, Tenant};
 
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
@@ -88,6 +88,63 @@ fn boot_memory_to_come_is_not_vacant() {
     assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
     mm.check();
     assert_eq!(mm.section_state(nr), SectionState::Absent);
+}
+
+/// A zone that is kept from a request does not grow for it: nothing of it is looked at, up to the last page
+/// that the request can have.
+#[test]
+fn what_is_kept_from_a_request_does_not_come() {
+    // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
+    let mm = Machine {
+        sections: 48,
+        memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
+        init: InitPolicy::Lazy,
+        content: Content::Zero,
+        ..Machine::default()
+    }
+    .boot();
+    let lowest = mm.stats().zones[0].deferred;
+    while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
+    assert_eq!(mm.section_state(SectionNr::new(0)), SectionState::Absent);
+    assert_eq!((mm.stats().deferred_pages, mm.stats().zones[0].deferred), (lowest, lowest));
+    assert!(mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok());
+    mm.check();
+}
+
+/// What moves off a memory block stays on its node, in boot memory that nobody wanted before.
+#[test]
+fn migration_makes_boot_memory_come() {
+    const HIGH: u32 = 32;
+    let node = NodeId::new(1);
+    let mm = Machine {
+        sections: 48,
+        memory: [(0, 2 * SECTION_PAGES), (HIGH * SECTION_PAGES, 4 * SECTION_PAGES)].into(),
+        nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
+        cpus: 2,
+        cpu_nodes: vec![0, 1],
+        init: InitPolicy::Lazy,
+        content: Content::Zero,
+        ..Machine::default()
+    }
+    .boot();
+    let block = SectionNr::new(40);
+    mm.add_memory(node, block, SubSections::ALL, Content::Zero).unwrap();
+    mm.online(block, ZoneType::Movable).unwrap();
+    let tenant = Tenant::new(mm, 0, 30_000);
+    Sim::run_on(1, || (0..30_000).for_each(|slot| _ = tenant.fill(slot, slot as u64).unwrap()));
+    assert_eq!(tenant.held_in(block), 30_000);
+    let normal = || mm.stats().nodes[1][ZoneType::Normal as usize];
+    // What of it is there has no room for all of that.
+    while normal().free > 10_000 {
+        Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)).unwrap();
+    }
+    let before = normal().deferred;
+    mm.offline(block).unwrap();
+    let held: usize = (HIGH..HIGH + 4).map(|nr| tenant.held_in(SectionNr::new(nr))).sum();
+    assert_eq!(held, 30_000, "none went to the other node");
+    assert!(normal().deferred < before);
+    tenant.verify_all();
+    mm.check();
 }
 
 /// Where there is no one piece of memory for the memmaps of all that could be left for later, nothing is.

@@ -53,8 +53,9 @@ fn pitfall_1_growing_ends() {
         let reserved = [(0, 1024), (SECTION_PAGES, 3 * SECTION_PAGES)].into();
         let memory = [(0, 4 * SECTION_PAGES)].into();
         let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
-        while mm.alloc_pages(Order::MAX, Gfp::Kernel).is_ok() {}
-        let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::Kernel).is_err());
+        // No watermark refuses these, which would know that there is nothing to come.
+        while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {}
+        let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::PageTable).is_err());
         mm.check();
         done.send((refused, mm.stats().blocks_online)).unwrap();
     });
