@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         pmem::TESTS,
         switches::TESTS,
     ];
+    let (no_kvm, no_cpus) = (missing_kvm(), missing_cpus());
     let concurrent = |name: &str| experiments::CONCURRENT.contains(&name);
-    run_if(&groups.concat(), |name| missing_kvm().or_else(|| missing_cpus().filter(|_| concurrent(name))))
+    run_if(&groups.concat(), |name| no_kvm.clone().or_else(|| no_cpus.clone().filter(|_| concurrent(name))))
 }

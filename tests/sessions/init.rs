@@ -22,7 +22,6 @@ fn config(init: InitPolicy) -> Config {
 }
 
 fn every_policy_ends_in_the_same_state() {
-    // Boot memory that was left for later may come shortly after the guest is ready.
     let script = "
         plug 130M
         hog 2M movable scattered full as data
@@ -30,6 +29,7 @@ fn every_policy_ends_in_the_same_state() {
         verify data
         release data";
     let accounts = |init, written: u64| -> [Account; 2] {
+        // Boot memory that was left for later may come shortly after the guest is ready; or not at all.
         let all_there = "expect blocks.online == 3 within 60s";
         let script = if init == InitPolicy::Lazy { script } else { &format!("{all_there}{script}") };
         let session = run_checked(config(init), script);

@@ -183,9 +183,9 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     if middle & PRESENT == 0 {
         return stop;
     }
+    assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let table = middle & ADDRESS;
     entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
-    assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let is_kept = middle & KEPT != 0;
     if !is_kept && (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
         middle_entry.store(0, Ordering::Release);

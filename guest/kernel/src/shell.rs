@@ -362,7 +362,7 @@ fn stats() {
     println!("memmaps in single pages     {}", stats.memmaps_by_base_pages);
     println!("memory blocks online        {}", stats.blocks_online);
     println!("memmaps written whole       {}", stats.memmaps_written);
-    println!("boot memory to come         {} pages", stats.deferred_pages);
+    println!("boot memory to come         {} pages", stats.deferred_pages());
     println!("pages migrated              {}, {} times in vain", stats.pages_migrated, stats.migrate_failed);
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
     let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();

@@ -37,7 +37,7 @@ pub fn first_allocation() {
     note(&FIRST_ALLOCATION);
     let stats = MM.stats();
     WRITTEN.store(stats.memmaps_written, Ordering::Relaxed);
-    if stats.deferred_pages == 0 {
+    if stats.deferred_pages() == 0 {
         INITIALISED.store(FIRST_ALLOCATION.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

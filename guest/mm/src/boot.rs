@@ -105,7 +105,7 @@ impl<P: Platform> Mm<P> {
             for run in memblock.runs_of(zone, unclaimed.next) {
                 let prepared = self.platform.prepare_memmaps(run.first, run.len());
                 prepared.map_err(|_| BootError::NoPageTable(run.first))?;
-                run.parts(memblock.free()).for_each(|free| self.zone(zone).add_deferred(free.pages().into()));
+                self.zone(zone).add_deferred(run.pages(memblock.free()));
             }
             self.deferred.set(memblock, zone, unclaimed);
         }
@@ -152,11 +152,9 @@ impl<P: Platform> Mm<P> {
     fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
         self.nodes.include(run.zone.node());
         let zone = self.zone(run.zone);
-        for ram in run.parts(memblock.memory()) {
-            zone.grow_span(ram);
-            zone.add_present(ram.pages().into());
-        }
-        run.parts(memblock.free()).for_each(|free| zone.add_managed(free.pages().into()));
+        run.parts(memblock.memory()).for_each(|ram| zone.grow_span(ram));
+        zone.add_present(run.pages(memblock.memory()));
+        zone.add_managed(run.pages(memblock.free()));
     }
 
     /// Initialises a section that is present, with its memmap mapped, and frees what of it is not in use: so

@@ -24,6 +24,7 @@ use crate::memblock::{Memblock, Run};
 use crate::node::{MAX_NODES, NodeId, ZoneId};
 use crate::page::ZoneType;
 use crate::platform::Platform;
+use crate::sparse::Section;
 
 /// The sections of boot memory that are not initialised.
 pub(crate) struct Deferred {
@@ -104,7 +105,7 @@ impl Deferred {
     }
 
     /// Whether section `nr` is boot memory of a machine that leaves some for later, claimed or not.
-    pub(crate) fn holds(&self, nr: SectionNr) -> bool {
+    fn holds(&self, nr: SectionNr) -> bool {
         // Most memory that is added is behind all of boot memory.
         if nr.get() >= self.end.load(Ordering::Relaxed) {
             return false;
@@ -162,8 +163,7 @@ impl Claims {
 
     /// Pages of it that will be free.
     pub(crate) fn free(&self, zone: ZoneId) -> u64 {
-        let free = |run: Run| run.parts(self.memblock.into_iter().flat_map(Memblock::free));
-        self.runs(zone).flat_map(free).map(|range| u64::from(range.pages())).sum()
+        self.runs(zone).map(|run| run.pages(self.memblock.into_iter().flat_map(Memblock::free))).sum()
     }
 }
 
@@ -193,6 +193,11 @@ impl<P: Platform> Mm<P> {
         }
         // Memory without CPUs is as far from all of them.
         Some(self.cpus().iter().position(|cpu| cpu.node() == node).unwrap_or(this))
+    }
+
+    /// Whether section `nr` was there at boot, be anything known of it yet or not.
+    pub(crate) fn is_boot_memory(&self, nr: SectionNr) -> bool {
+        self.sparse.section(nr).is_some_and(Section::is_boot) || self.deferred.holds(nr)
     }
 
     /// Whether nothing is left for later, nor being initialised just now.

@@ -127,7 +127,7 @@ impl<P: Platform> Mm<P> {
         let block = MemoryBlock::new(nr, plugged.len()).ok_or(AddError::Misaligned)?;
         for nr in block.sections() {
             let section = self.sparse.section(nr).ok_or(AddError::OutOfRange)?;
-            if section.state() != SectionState::Absent || self.deferred.holds(nr) {
+            if section.state() != SectionState::Absent || self.is_boot_memory(nr) {
                 return Err(AddError::Exists);
             }
         }
@@ -170,16 +170,13 @@ impl<P: Platform> Mm<P> {
     /// The memory block that begins with section `nr`, if it is there and offline.
     pub(crate) fn block_to_remove(&self, nr: SectionNr) -> Result<MemoryBlock, RemoveError> {
         let section = self.sparse.section(nr).ok_or(RemoveError::NotPresent)?;
-        if section.is_boot() {
+        if self.is_boot_memory(nr) {
             return Err(RemoveError::Online);
         }
         if section.is_device() {
             return Err(RemoveError::Device);
         }
-        let block = MemoryBlock::at(&self.sparse, nr).ok_or_else(|| match self.deferred.holds(nr) {
-            true => RemoveError::Online,
-            false => RemoveError::NotPresent,
-        })?;
+        let block = MemoryBlock::at(&self.sparse, nr).ok_or(RemoveError::NotPresent)?;
         match section.state() {
             SectionState::Present => Ok(block),
             _ => Err(RemoveError::Online),

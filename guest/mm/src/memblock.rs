@@ -57,6 +57,11 @@ impl Run {
         self.end.get() - self.first.get()
     }
 
+    /// How many pages of `ranges` are in it.
+    pub(crate) fn pages(self, ranges: impl Iterator<Item = PhysRange>) -> u64 {
+        self.parts(ranges).map(|part| u64::from(part.pages())).sum()
+    }
+
     /// What of `ranges` is in it.
     pub(crate) fn parts(self, ranges: impl Iterator<Item = PhysRange>) -> impl Iterator<Item = PfnRange> {
         let frames = PfnRange { start: self.first.start(), end: self.end.start() };

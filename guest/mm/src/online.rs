@@ -71,16 +71,13 @@ impl<P: Platform> Mm<P> {
     fn block_to_online(&self, nr: SectionNr, zone: ZoneType) -> Result<MemoryBlock, OnlineError> {
         let section = self.sparse.section(nr).ok_or(OnlineError::NotPresent)?;
         // Boot memory comes by itself.
-        if section.is_boot() {
+        if self.is_boot_memory(nr) {
             return Err(OnlineError::Online);
         }
         if section.is_device() {
             return Err(OnlineError::Device);
         }
-        let block = MemoryBlock::at(&self.sparse, nr).ok_or_else(|| match self.deferred.holds(nr) {
-            true => OnlineError::Online,
-            false => OnlineError::NotPresent,
-        })?;
+        let block = MemoryBlock::at(&self.sparse, nr).ok_or(OnlineError::NotPresent)?;
         if section.state() != SectionState::Present {
             return Err(OnlineError::Online);
         }
@@ -335,14 +332,13 @@ impl<P: Platform> Mm<P> {
 
     fn section_to_offline(&self, nr: SectionNr) -> Result<&Section, OfflineError> {
         let section = self.sparse.section(nr).ok_or(OfflineError::NotOnline)?;
-        if section.is_boot() {
+        if self.is_boot_memory(nr) {
             return Err(OfflineError::BootMemory);
         }
-        match section.state() {
-            SectionState::Online => Ok(section),
-            _ if self.deferred.holds(nr) => Err(OfflineError::BootMemory),
-            _ => Err(OfflineError::NotOnline),
+        if section.state() != SectionState::Online {
+            return Err(OfflineError::NotOnline);
         }
+        Ok(section)
     }
 
     fn online_pages(&self, nr: SectionNr) -> SectionPages<'_> {

@@ -138,8 +138,7 @@ impl<P: Platform> Mm<P> {
             with_altmap += u32::from(VmemAltmap::of(first, self.entry(first)).is_some());
         }
         if sections != range.count || range.count == 0 {
-            let first = self.sparse.section(range.first);
-            let boot = first.is_some_and(|section| section.is_boot() || self.deferred.holds(range.first));
+            let boot = self.is_boot_memory(range.first);
             return Err(if boot { RemoveError::Online } else { RemoveError::NotPresent });
         }
         match (self.removal_policy(), with_altmap) {

@@ -110,9 +110,6 @@ pub struct Stats {
     pub memmaps_by_base_pages: u64,
     /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
     pub memmap_altmap_pages: u64,
-    /// Pages of boot memory that are free and not initialised yet, of all zones. Whoever asks whether there
-    /// is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
-    pub deferred_pages: u64,
     /// Memory blocks that are online; each section of boot memory is one.
     pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
@@ -132,6 +129,15 @@ pub struct Stats {
     pub pcp_limit_updates: u64,
     /// Device memory.
     pub device: DeviceStats,
+}
+
+impl Stats {
+    /// Pages of boot memory that are free and not initialised yet, of all zones. Whoever asks whether there
+    /// is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
+    #[must_use]
+    pub fn deferred_pages(&self) -> u64 {
+        self.zones.iter().map(|zone| zone.deferred).sum()
+    }
 }
 
 /// Events and totals that belong to no zone.
@@ -176,13 +182,11 @@ impl<P: Platform> Mm<P> {
         let sum = |zone: ZoneType| {
             nodes.iter().map(|zones| zones[zone.index()]).fold(ZoneStats::none(zone), ZoneStats::plus)
         };
-        let zones = ZoneType::ALL.map(sum);
         Stats {
-            zones,
+            zones: ZoneType::ALL.map(sum),
             nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
-            deferred_pages: zones.iter().map(|zone| zone.deferred).sum(),
             memmaps_written: counters.memmaps_written.load(Relaxed),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),

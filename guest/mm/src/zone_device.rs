@@ -159,7 +159,7 @@ impl<P: Platform> Mm<P> {
         let _hotplug = self.lock_hotplug();
         let began = self.platform.clock();
         let taken = |nr: &SectionNr| match self.sparse.section(*nr) {
-            Some(section) => section.state() != SectionState::Absent || self.deferred.holds(*nr),
+            Some(section) => section.state() != SectionState::Absent || self.is_boot_memory(*nr),
             None => true,
         };
         if let Some(nr) = sections(map.range).find(taken) {

@@ -45,7 +45,7 @@ fn boot_initialises_one_section() {
     mm.check();
     let (zone, whole) = (mm.stats().zones[0], eager.stats().zones[0]);
     assert_eq!((zone.spanned, zone.present), (whole.spanned, whole.present));
-    assert_eq!((zone.managed, zone.free + mm.stats().deferred_pages), (whole.managed, whole.free));
+    assert_eq!((zone.managed, zone.free + mm.stats().deferred_pages()), (whole.managed, whole.free));
     assert!(!mm.is_all_initialised());
 }
 
@@ -71,7 +71,9 @@ fn early_allocations_initialise_what_they_need() {
 fn without_growing_early_allocations_fail() {
     let mm = machine(1, InitPolicy::Deferred, false);
     let pages = take(mm, 2 * SECTION_PAGES);
-    assert!((pages.len() as u32) < SECTION_PAGES && mm.stats().deferred_pages > 5 * u64::from(SECTION_PAGES));
+    assert!(
+        (pages.len() as u32) < SECTION_PAGES && mm.stats().deferred_pages() > 5 * u64::from(SECTION_PAGES)
+    );
     finish(mm);
     assert_eq!(take(mm, SECTION_PAGES).len() as u32, SECTION_PAGES);
 }
@@ -83,7 +85,7 @@ fn all_of_memory_can_be_had_early() {
     let [all, whole] = [mm, eager].map(|mm| take(mm, u32::MAX).len());
     // Watermarks follow the size of zones, and are those of one section until all are initialised.
     assert!(all >= whole, "{all} and {whole} pages");
-    assert_eq!((initialised(mm), mm.stats().deferred_pages), (SECTIONS, 0));
+    assert_eq!((initialised(mm), mm.stats().deferred_pages()), (SECTIONS, 0));
     assert!(mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_err());
     mm.check();
 }

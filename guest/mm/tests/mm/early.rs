@@ -60,7 +60,7 @@ fn a_zone_that_grows_by_too_little_is_tried_again() {
         blocks += 1;
     }
     assert!(blocks > 20, "{blocks} blocks");
-    assert_eq!((initialised(mm), mm.stats().deferred_pages), (2, 0));
+    assert_eq!((initialised(mm), mm.stats().deferred_pages()), (2, 0));
     mm.check();
     let last: Vec<Pfn> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::PageTable).ok()).collect();
     let beyond = last.iter().filter(|pfn| pfn.get() >= SECTION_PAGES).count();
@@ -103,9 +103,9 @@ fn growth_is_by_whole_sections_in_the_largest_blocks() {
     let zone = NodeId::FIRST.zone(ZoneType::Dma32);
     let largest = || mm.free_blocks(zone)[usize::from(Order::MAX.get())].iter().sum::<u32>();
     for section in 1..SECTIONS {
-        let before = (initialised(mm), mm.stats().deferred_pages, largest());
+        let before = (initialised(mm), mm.stats().deferred_pages(), largest());
         assert!(mm.init_deferred());
-        let (sections, to_come, blocks) = (initialised(mm), mm.stats().deferred_pages, largest());
+        let (sections, to_come, blocks) = (initialised(mm), mm.stats().deferred_pages(), largest());
         assert_eq!(sections, before.0 + 1);
         // The last one holds the memmaps of all.
         let pages = if section == SECTIONS - 1 { SECTION_PAGES - SECTIONS * 512 } else { SECTION_PAGES };
@@ -121,7 +121,7 @@ fn growth_is_by_whole_sections_in_the_largest_blocks() {
 fn accounts_balance_while_memory_comes() {
     let mm = deferred();
     let start = mm.stats().zones[0];
-    let (first, mut held) = (mm.stats().deferred_pages, Vec::new());
+    let (first, mut held) = (mm.stats().deferred_pages(), Vec::new());
     for round in 0..24u32 {
         if round % 5 == 4 {
             mm.init_deferred();
@@ -132,10 +132,10 @@ fn accounts_balance_while_memory_comes() {
             held.drain(..4000).for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
         }
         mm.check();
-        let (zone, to_come) = (mm.stats().zones[0], mm.stats().deferred_pages);
+        let (zone, to_come) = (mm.stats().zones[0], mm.stats().deferred_pages());
         let sizes = |zone: ZoneStats| (zone.managed, zone.present, zone.spanned);
         assert_eq!(sizes(zone), sizes(start));
         assert_eq!(zone.free + zone.pcp + held.len() as u64 + to_come, zone.managed);
     }
-    assert!(mm.stats().deferred_pages < first, "nothing came");
+    assert!(mm.stats().deferred_pages() < first, "nothing came");
 }

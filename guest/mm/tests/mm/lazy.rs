@@ -64,7 +64,7 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
         let (all, of_eager) = (take_all(mm), take_all(eager));
         // The last pages of a zone come to a CPU's list 63 at a time, or do not.
         assert!(all.len().abs_diff(of_eager.len()) < 63, "{} pages, {} eagerly", all.len(), of_eager.len());
-        assert_eq!((online(mm), mm.stats().deferred_pages), (online(eager), 0));
+        assert_eq!((online(mm), mm.stats().deferred_pages()), (online(eager), 0));
         assert!(all.iter().collect::<std::collections::HashSet<_>>().len() == all.len(), "each page once");
         mm.check();
     }
@@ -106,7 +106,7 @@ fn what_is_kept_from_a_request_does_not_come() {
     let lowest = mm.stats().zones[0].deferred;
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     assert_eq!(mm.section_state(SectionNr::new(0)), SectionState::Absent);
-    assert_eq!((mm.stats().deferred_pages, mm.stats().zones[0].deferred), (lowest, lowest));
+    assert_eq!((mm.stats().deferred_pages(), mm.stats().zones[0].deferred), (lowest, lowest));
     assert!(mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok());
     mm.check();
 }
@@ -161,7 +161,7 @@ fn fragmented_memory_is_not_left_for_later() {
     };
     let mm = machine.boot();
     mm.check();
-    assert_eq!((mm.stats().blocks_online, mm.stats().deferred_pages), (3, 0));
+    assert_eq!((mm.stats().blocks_online, mm.stats().deferred_pages()), (3, 0));
 }
 
 /// S4.21: 31 free blocks of 1024 pages, one of 512, and the memmap's own.
@@ -289,7 +289,7 @@ fn eager_and_lazy_end_in_the_same_state() {
     };
     let sizes = |mm: &Mm<Sim>| {
         let stats = mm.stats();
-        stats.zones.map(|zone| (zone.spanned, zone.present, zone.managed, zone.free + stats.deferred_pages))
+        stats.zones.map(|zone| (zone.spanned, zone.present, zone.managed, zone.free + stats.deferred_pages()))
     };
     assert_eq!(sizes(eager)[0], sizes(lazy)[0], "with one section of two");
     while lazy.init_deferred() {}

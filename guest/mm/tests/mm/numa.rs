@@ -311,7 +311,7 @@ fn workers_begin_with_their_own_node() {
     let mm = deferred();
     while Sim::run_on(1, || mm.init_deferred()) {}
     assert_eq!(mm.stats().deferred_sections[..2], [[0, 3, 0, 0], [0, 3, 0, 0]]);
-    assert_eq!(mm.stats().deferred_pages, 0);
+    assert_eq!(mm.stats().deferred_pages(), 0);
     assert!(mm.is_all_initialised());
     mm.check();
 }

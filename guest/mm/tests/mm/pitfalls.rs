@@ -92,12 +92,12 @@ fn pitfall_5_memory_to_come_counts() {
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
-        assert_eq!(free(mm) + mm.stats().deferred_pages, whole);
+        assert_eq!(free(mm) + mm.stats().deferred_pages(), whole);
         if !mm.init_deferred() {
             break;
         }
     }
-    assert_eq!(mm.stats().deferred_pages, 0);
+    assert_eq!(mm.stats().deferred_pages(), 0);
 }
 
 /// Going offline ends, with lists disabled and with lists that are drained: well, when pages were only on
@@ -372,7 +372,7 @@ fn pitfall_29_counters_are_right_before_the_first_allocation() {
         let zone = mm.stats().zones[0];
         assert_eq!((zone.spanned, zone.present), (4 * 32_768, 4 * 32_768), "{init:?}");
         assert_eq!(zone.managed, 4 * 32_768 - 4 * 512 - 1024, "{init:?}");
-        assert_eq!(zone.free + mm.stats().deferred_pages, zone.managed, "{init:?}");
+        assert_eq!(zone.free + mm.stats().deferred_pages(), zone.managed, "{init:?}");
         for order in [0, 10, 0].map(Order::new) {
             mm.alloc_pages(order, Gfp::Kernel).unwrap();
             mm.check();
