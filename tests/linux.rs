@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use guest::{KIB_PER_MIB, Linux, MIB, PAGES_PER_MIB};
-use tidevm::HotplugConfig;
+use tidevm_machine::HotplugConfig;
 use tidevm_tests::{Test, run_if};
 
 const TESTS: &[Test] = &[

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tidevm::boot::GUEST_IMAGE;
-use tidevm_tests::qemu::{self, Hotplug, Machine, Options};
-use tidevm_tests::zoneinfo::{self, Zone};
+use tidevm_lab::qemu::{self, Hotplug, Machine, Options};
+use tidevm_lab::zoneinfo::{self, Zone};
+use tidevm_machine::GUEST_IMAGE;
 use tidevm_tests::{Test, run_if};
 
 const MIB: u64 = 1 << 20;

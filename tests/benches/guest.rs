@@ -5,9 +5,9 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tidevm::boot::GUEST_IMAGE;
 use tidevm_bench::table::{Row, Table};
-use tidevm_tests::qemu::{Hotplug, Machine, Options, missing};
+use tidevm_lab::qemu::{Hotplug, Machine, Options, missing};
+use tidevm_machine::GUEST_IMAGE;
 
 const BLOCK: u64 = 128 << 20;
 const BLOCKS: u64 = 9;

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use tidevm::json::JsonLines;
-use tidevm::session::{self, Ended};
-use tidevm::{MemStatus, Vm};
+use tidevm_machine::{MemStatus, Vm};
+use tidevm_session::Ended;
+use tidevm_session::json::JsonLines;
 use tidevm_tests::{Test, run};
 
 use super::follow;
@@ -47,7 +47,7 @@ fn linux_reboots_with_memory_plugged() {
 fn linux_keeps_time_and_powers_off() {
     let (console, config) = config("at=0:poweroff");
     let vm = Vm::start(config).unwrap();
-    let summary = session::stay(vm, &mut JsonLines(io::sink())).unwrap();
+    let summary = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap();
     let text = std::fs::read_to_string(&console).unwrap();
     std::fs::remove_file(&console).unwrap();
     assert_eq!((summary.ended, summary.resets), (Ended::Done, 0), "{text}");

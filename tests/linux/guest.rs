@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm::{Config, ConsoleMode, HotplugConfig, State, Vm};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, State, Vm};
 
 pub const MIB: u64 = 1 << 20;
 pub const KIB_PER_MIB: u64 = 1024;

@@ -70,7 +70,10 @@ fn from_boundary_to_boundary() {
 
 fn two_devices_do_not_mix() {
     let mut config = machine(256 << 20);
-    config.hotplug.push(tidevm::HotplugConfig { block: 4 << 20, ..tidevm::HotplugConfig::new(128 << 20) });
+    config.hotplug.push(tidevm_machine::HotplugConfig {
+        block: 4 << 20,
+        ..tidevm_machine::HotplugConfig::new(128 << 20)
+    });
     let session = run_checked(
         config,
         "resize 130M

@@ -1,7 +1,7 @@
 //! Memory that lies side by side, taken from under data that moves; and what per-CPU lists are drained
 //! for, counted in a booted guest.
 
-use tidevm::Config;
+use tidevm_machine::Config;
 use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[

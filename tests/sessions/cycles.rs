@@ -1,6 +1,6 @@
 //! Memory that comes and goes many times while CPUs allocate and free loses no page, on either side.
 
-use tidevm::Config;
+use tidevm_machine::Config;
 use tidevm_tests::{Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[

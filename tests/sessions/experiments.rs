@@ -1,9 +1,9 @@
 //! Experiments that are quick enough for every run, and the race of another one in short.
 
-use tidevm::experiment::host::Host;
-use tidevm::experiment::{ALL, text};
-use tidevm::{Config, HotplugConfig};
 use tidevm_abi::Answer;
+use tidevm_lab::experiment::host::Host;
+use tidevm_lab::experiment::{ALL, text};
+use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Session, Test, machine, run};
 
 pub const TESTS: &[Test] = &[

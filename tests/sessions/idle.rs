@@ -3,9 +3,9 @@
 use std::fs;
 use std::io;
 
-use tidevm::Vm;
-use tidevm::script::Script;
-use tidevm::session::{self, BootReport, Ended, Observer, StepReport, Summary};
+use tidevm_machine::Vm;
+use tidevm_session::script::Script;
+use tidevm_session::{BootReport, Ended, Observer, StepReport, Summary};
 use tidevm_tests::{Test, machine};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
@@ -45,7 +45,7 @@ fn an_idle_machine_takes_no_cpu_time() {
         Script::parse("test", "plug 128M\nsleep 1s\nsleep 2s").unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
     let mut ticks = Ticks(Vec::new());
-    let summary = session::run(vm, &script, &mut ticks).expect("a recorder always writes");
+    let summary = tidevm_session::run(vm, &script, &mut ticks).expect("a recorder always writes");
     assert_eq!(summary.ended, Ended::Done);
     let Ticks(ticks) = ticks;
     assert!(ticks[0] > 0, "a boot takes CPU time: {ticks:?}");

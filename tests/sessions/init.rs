@@ -1,8 +1,8 @@
 //! The ways to initialise struct pages, in a booted guest: they end in the same state, and early demands
 //! are met.
 
-use tidevm::{Config, ConsoleMode, InitPolicy, Vm};
 use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_machine::{Config, ConsoleMode, InitPolicy, Vm};
 use tidevm_tests::{Account, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[

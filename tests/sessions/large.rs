@@ -1,8 +1,8 @@
 //! Memory blocks of several sections in a booted guest: sizes at every boundary, sub-blocks, geometry that
 //! does not fit, and ranges under both policies of removal.
 
-use tidevm::{Config, HotplugConfig};
 use tidevm_abi::ZoneName;
+use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -123,7 +123,7 @@ fn blocks_that_do_not_fit_a_region_are_smaller_there() {
 
 fn note(session: &Session, step: usize) -> &str {
     match &session.steps[step].verdict {
-        tidevm::session::Verdict::Done { note: Some(note) } => note,
+        tidevm_session::Verdict::Done { note: Some(note) } => note,
         other => panic!("{other:?}"),
     }
 }

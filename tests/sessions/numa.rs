@@ -1,8 +1,8 @@
 //! Nodes in a booted guest: told by ACPI or on the command line, with memory that comes and goes on one of
 //! them.
 
-use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, NodeStats};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 use tidevm_tests::{Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[

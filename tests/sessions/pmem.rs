@@ -1,7 +1,7 @@
 //! Device memory in a booted guest: mapped with its memmap here and there, used, refused, unmapped.
 
-use tidevm::{Config, ConsoleMode};
 use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_machine::{Config, ConsoleMode};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -193,7 +193,7 @@ fn failures_roll_back() {
 
 /// Device memory and hotplug share the lock and the section table, and nothing else.
 fn beside_hotplug() {
-    let hotplug = vec![tidevm::HotplugConfig::new(256 << 20)];
+    let hotplug = vec![tidevm_machine::HotplugConfig::new(256 << 20)];
     let script = "resize 128M
                   pmem map 0 altmap
                   pmem hold 64K of 0 as a

@@ -1,8 +1,8 @@
 //! The same session on one and two CPUs and with each switch on and off: it gives the same result,
 //! and the counters show which way it took.
 
-use tidevm::Config;
 use tidevm_abi::ZoneName;
+use tidevm_machine::Config;
 use tidevm_tests::{BOOT_BLOCKS, Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[

@@ -3,19 +3,14 @@
 //! What a test needs and a host does not have, a usable /dev/kvm for one, [`run_if`] says by name and
 //! reason, and the test counts as ignored, never as passed.
 
-pub mod compare;
-pub mod console;
-pub mod qemu;
-pub mod zoneinfo;
-
 use std::fs::OpenOptions;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm::script::Script;
-use tidevm::session::{self, BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
-use tidevm::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
+use tidevm_session::script::Script;
+use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
@@ -85,7 +80,7 @@ pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
-    let Record { boot, steps, summary } = session::record(vm, &script);
+    let Record { boot, steps, summary } = tidevm_session::record(vm, &script);
     let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
     Session { boot, steps, summary }
 }
@@ -104,7 +99,7 @@ pub fn run_checked(config: Config, script: &str) -> Session {
         }
     }
     let mut session = run(config, &checked);
-    let checks = |step: &StepReport| step.command == tidevm::command::Command::Check;
+    let checks = |step: &StepReport| step.command == tidevm_session::command::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
         assert!(matches!(check.verdict, Verdict::Done { .. }), "{check:?}\n{:?}", session.summary.ended);
     }

@@ -1,6 +1,6 @@
 //! The same session on stock Linux and on tidevm's guest, on the same emulated machines, side by side.
 //!
-//! A program of its own measures and shows it (`tests/src/bin/compare.rs`), because this one must build
+//! A program of its own measures and shows it (`vmm/lab/src/bin/compare.rs`), because this one must build
 //! before the guest's compiler is there. Here is what it needs, where it runs, and what it printed.
 
 use std::fs;

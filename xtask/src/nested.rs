@@ -217,7 +217,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
         "tidevm" => ("tidevm", &["build", "--bin", "tidevm"]),
         "sessions" => ("tidevm-tests", &["test", "--no-run", "--test", "sessions"]),
         "linux" => ("tidevm-tests", &["test", "--no-run", "--test", "linux"]),
-        "compare" => ("tidevm-tests", &["build", "--bin", "compare"]),
+        "compare" => ("tidevm-lab", &["build", "--bin", "compare"]),
         file if Path::new(file).is_file() => return Ok(file.into()),
         other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor a file"),
     };
