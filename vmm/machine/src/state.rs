@@ -15,7 +15,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
-use tidevm_abi::{Answer, Report, Resize};
+use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
 /// What is known of a guest.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +69,20 @@ pub struct MemStatus {
     pub report: Option<Resize>,
     /// The last request that was not answered with ACK, and the answer.
     pub refused: Option<String>,
+}
+
+impl MemStatus {
+    /// Where the driver stopped on its way to `target`, and why; `None` while it is on its way. It goes on
+    /// by itself from everything but [`ResizeState::Reached`] when the reason goes away.
+    ///
+    /// A report on another target, or on another size than is plugged now, is overtaken and does not count.
+    #[must_use]
+    pub fn stopped(&self, target: u64) -> Option<ResizeState> {
+        let current = |report: &Resize| report.requested == target && report.plugged == self.plugged;
+        let stopped = self.report.filter(current)?.state;
+        let there = self.plugged == target && self.requested == target;
+        (there || stopped != ResizeState::Reached).then_some(stopped)
+    }
 }
 
 /// How a guest died.

@@ -178,13 +178,11 @@ fn arrived(mem: &MemStatus, target: u64) -> Option<Rest> {
     (mem.plugged == target && mem.requested == target).then_some(Rest::Reached)
 }
 
-/// Whether the driver rests, for this target. A report that tells of another size than is plugged is
-/// overtaken. HostBusy and DeviceError are no rest: the driver goes on by itself. With `patient`,
-/// what blocks it is waited out.
+/// Whether the driver rests, for this target. HostBusy and DeviceError are no rest: the driver goes on
+/// by itself. With `patient`, what blocks it is waited out.
 fn rest(mem: &MemStatus, target: u64, patient: bool) -> Option<Rest> {
-    let current = |report: &tidevm_abi::Resize| report.requested == target && report.plugged == mem.plugged;
-    match mem.report.filter(current)?.state {
-        ResizeState::Reached => (mem.plugged == target && mem.requested == target).then_some(Rest::Reached),
+    match mem.stopped(target)? {
+        ResizeState::Reached => Some(Rest::Reached),
         ResizeState::Unmovable { .. } | ResizeState::NoRoom | ResizeState::NoMemory if !patient => {
             Some(Rest::Blocked(mem.clone()))
         }
