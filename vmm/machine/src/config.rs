@@ -2,7 +2,7 @@
 //!
 //! Everything here is checked before the host is asked for anything, so a wrong configuration says
 //! what is wrong, where and what would be right, on every host. What only the host can refuse
-//! (mappings, vCPU limits) is refused in [`crate::vm`].
+//! (mappings, vCPU limits) is refused by [`Vm::start`](crate::Vm::start).
 
 use std::fmt;
 use std::ops::Range;

@@ -6,7 +6,7 @@
 //!
 //! Linux takes the memmap of a new memory block out of boot memory, tidevm out of the block itself (its
 //! altmap). So in Movable fewer pages are managed and free, and in boot memory more are free, by
-//! [`MEMMAP_PAGES`] for each block. Whatever differs beside that must have a [`Reason`].
+//! the pages of its memmap for each block. Whatever differs beside that must have a [`Reason`].
 
 use std::{array, fmt};
 
