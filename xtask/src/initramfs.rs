@@ -7,23 +7,29 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
 
-use crate::stock::{Module, Stock};
-
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
+
+/// A kernel module.
+pub struct Module {
+    /// Name of its file.
+    pub file: String,
+    /// The unpacked content.
+    pub content: Vec<u8>,
+}
 
 /// An archive that is being made.
 pub struct Initramfs(Vec<u8>);
 
 impl Initramfs {
-    /// Folders and a shell.
-    pub fn new(stock: &Stock) -> Result<Self> {
+    /// An archive with the usual folders and `shell`, a static busybox.
+    pub fn new(shell: &Path) -> Result<Self> {
         let mut archive = Self(Vec::new());
         for folder in ["bin", "dev", "proc", "sys", "tmp", "lib", "files", "linux"] {
             archive.add(folder, FOLDER, b"")?;
         }
-        archive.program("bin/busybox", &stock.shell)?;
+        archive.program("bin/busybox", shell)?;
         Ok(archive)
     }
 

@@ -142,7 +142,7 @@ impl Host {
 
     /// The host's file system.
     fn pack(&self, program: &Path, arguments: &[String]) -> Result<Vec<u8>> {
-        let mut archive = Initramfs::new(&self.stock)?;
+        let mut archive = Initramfs::new(&self.stock.shell)?;
         let load = archive.modules(&self.stock.modules(&["kvm-amd"])?)?;
         archive.program("bin/program", program)?;
         archive.copy("linux/vmlinuz", &self.stock.kernel)?;
@@ -173,7 +173,7 @@ impl Host {
 
 /// The file system of a stock Linux guest that shows what it knows of its memory.
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
-    let mut archive = Initramfs::new(stock)?;
+    let mut archive = Initramfs::new(&stock.shell)?;
     let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_mem"])?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }

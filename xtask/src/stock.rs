@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use crate::initramfs::Initramfs;
+use crate::initramfs::{Initramfs, Module};
 use crate::packages;
 
 /// Stands for whatever kernel is current.
@@ -23,14 +23,6 @@ const PACKERS: [(&[u8], &str, &str); 4] = [
     (b"\x02!L\x18", "lz4", "lz4"),
     (b"\x28\xb5\x2f\xfd", "zstd", "zstd"),
 ];
-
-/// A kernel module.
-pub struct Module {
-    /// Name of its file.
-    pub file: String,
-    /// What is in it, unpacked.
-    pub content: Vec<u8>,
-}
 
 /// Where the parts are.
 pub struct Stock {
@@ -107,7 +99,7 @@ impl Stock {
     /// # Errors
     /// As [`Stock::modules`].
     pub fn agent(&self) -> Result<Vec<u8>> {
-        let mut archive = Initramfs::new(self)?;
+        let mut archive = Initramfs::new(&self.shell)?;
         let load = archive.modules(&self.modules(&["virtio_mmio", "virtio_pci", "virtio_mem"])?)?;
         archive.finish(&include_str!("stock/agent-init.sh").replace("@LOAD@", &load))
     }
