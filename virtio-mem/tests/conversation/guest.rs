@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use virtio_mem::{Action, BlockBitmap, BlockRange, Why};
+use virtio_mem::{Action, BlockBitmap, BlockRange, IdleReason};
 
 use super::random::Random;
 
@@ -44,9 +44,14 @@ impl Guest {
     }
 
     /// Takes a step, or fails and changes nothing. `plugged` is what the device has plugged.
-    pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), Why> {
+    pub fn step(
+        &mut self,
+        action: Action,
+        plugged: &BlockBitmap,
+        random: &mut Random,
+    ) -> Result<(), IdleReason> {
         match action {
-            Action::AddBlock { addr, start, size, fresh } => {
+            Action::AddMemoryBlock { addr, start, size, fresh } => {
                 assert_eq!(addr, self.memory_block(start), "begins with a memory block");
                 let blocks = self.blocks(start, size);
                 let memmap = self.memmap(addr);
@@ -57,17 +62,17 @@ impl Guest {
                 assert!(!fresh || !memmap.is_empty(), "has no memmap to be fresh");
                 assert!(!fresh || memmap.is_disjoint(&self.used), "was used since it was plugged");
                 self.used.extend(&blocks);
-                self.fail(random, &[Why::NoMemory])?;
+                self.fail(random, &[IdleReason::NoMemory])?;
                 self.added.insert(addr, blocks);
             }
-            Action::OnlineSubBlocks { addr, size } => {
+            Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
                 assert!(blocks.is_disjoint(&self.added[&self.memory_block(addr)]), "is in use already");
                 assert_plugged(&blocks, plugged);
-                self.fail(random, &[Why::NoMemory])?;
+                self.fail(random, &[IdleReason::NoMemory])?;
                 self.online(addr).extend(blocks);
             }
-            Action::OfflineSubBlocks { addr, size } => {
+            Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
                 let memmap = self.memmap(self.memory_block(addr));
                 assert!(blocks.is_subset(&self.added[&self.memory_block(addr)]), "is not in use");
@@ -75,7 +80,7 @@ impl Guest {
                 self.move_away(&blocks, random)?;
                 self.online(addr).retain(|block| !blocks.contains(block));
             }
-            Action::RemoveBlock { addr } => {
+            Action::RemoveMemoryBlock { addr } => {
                 self.move_away(&self.added[&addr], random)?;
                 self.added.remove(&addr);
             }
@@ -84,14 +89,14 @@ impl Guest {
         Ok(())
     }
 
-    fn move_away(&self, blocks: &BTreeSet<u64>, random: &mut Random) -> Result<(), Why> {
+    fn move_away(&self, blocks: &BTreeSet<u64>, random: &mut Random) -> Result<(), IdleReason> {
         if !blocks.is_disjoint(&self.pinned) {
-            return Err(Why::Unmovable);
+            return Err(IdleReason::Unmovable);
         }
-        self.fail(random, &[Why::Unmovable, Why::NoRoom])
+        self.fail(random, &[IdleReason::Unmovable, IdleReason::NoRoom])
     }
 
-    fn fail(&self, random: &mut Random, whys: &[Why]) -> Result<(), Why> {
+    fn fail(&self, random: &mut Random, whys: &[IdleReason]) -> Result<(), IdleReason> {
         if random.chance(self.fails) { Err(random.pick(whys)) } else { Ok(()) }
     }
 

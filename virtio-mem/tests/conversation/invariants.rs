@@ -1,6 +1,6 @@
 //! What must hold at every moment of a conversation.
 
-use virtio_mem::{Action, BlockRange, Request, RequestKind, Rest};
+use virtio_mem::{Action, BlockRange, Idle, Request, RequestKind};
 
 use super::world::{Shape, World};
 
@@ -9,11 +9,11 @@ impl World {
     pub fn check_beliefs(&mut self, action: Action) {
         let asks = |request: Request| matches!(request.kind, RequestKind::State | RequestKind::UnplugAll);
         match action {
-            Action::ReadConfig | Action::Rest(Rest::Retry { .. } | Rest::Blocked(_)) => {}
+            Action::ReadConfig | Action::Idle(Idle::Retry { .. } | Idle::Blocked(_)) => {}
             Action::Send(request) if asks(request) => {}
             _ => self.in_doubt = false,
         }
-        if action == Action::Rest(Rest::Reached) && !self.interrupt {
+        if action == Action::Idle(Idle::Reached) && !self.interrupt {
             assert_eq!(self.driver.plugged_size(), self.device.requested_size());
         }
         if self.in_doubt {

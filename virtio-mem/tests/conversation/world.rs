@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use virtio_mem::blocks::BlockBitmap;
 use virtio_mem::{
-    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Outcome, Request, RequestKind,
-    Response, ResponseType, Rest, Why,
+    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Idle, IdleReason, Outcome,
+    Request, RequestKind, Response, ResponseType,
 };
 
 use super::MIB;
@@ -157,8 +157,8 @@ impl World {
             if self.random.chance(1) && self.random.chance(20) {
                 self.restart();
             }
-            let rest = self.step();
-            if rest.is_some() && self.random.chance(80) {
+            let idle = self.step();
+            if idle.is_some() && self.random.chance(80) {
                 self.driver.retry();
             }
             if self.random.chance(3) {
@@ -176,12 +176,12 @@ impl World {
         self.pauses = 0;
         for _ in 0..budget {
             match self.step() {
-                Some(Rest::Reached) if !self.interrupt => {
+                Some(Idle::Reached) if !self.interrupt => {
                     assert_eq!(self.device.plugged_size(), self.device.requested_size());
                     return self.check_use();
                 }
-                Some(Rest::Reached) | None => {}
-                Some(Rest::Retry { .. } | Rest::Blocked(_)) => self.driver.retry(),
+                Some(Idle::Reached) | None => {}
+                Some(Idle::Retry { .. } | Idle::Blocked(_)) => self.driver.retry(),
             }
         }
         panic!("the target is not reached after {budget} steps");
@@ -284,7 +284,7 @@ impl World {
     }
 
     /// One action of the driver, and what came of it. Returns how the driver rests, if it does.
-    pub fn step(&mut self) -> Option<Rest> {
+    pub fn step(&mut self) -> Option<Idle> {
         // Interrupts take their time only while there are faults.
         if self.interrupt && (self.faults == 0 || self.random.chance(50)) {
             self.interrupt = false;
@@ -293,8 +293,8 @@ impl World {
         let action = self.driver.next();
         self.remember(format!("{action:x?}"));
         self.check_beliefs(action);
-        let rest = match action {
-            Action::Rest(rest) => Some(rest),
+        let idle = match action {
+            Action::Idle(idle) => Some(idle),
             Action::ReadConfig => {
                 let outcome = self.read_config();
                 self.complete(outcome);
@@ -311,9 +311,9 @@ impl World {
                 None
             }
         };
-        self.pauses += u32::from(rest.is_some_and(|rest| rest != Rest::Reached));
+        self.pauses += u32::from(idle.is_some_and(|idle| idle != Idle::Reached));
         self.check();
-        rest
+        idle
     }
 
     fn complete(&mut self, outcome: Outcome) {
@@ -332,7 +332,7 @@ impl World {
     fn read_config(&mut self) -> Outcome {
         let config = self.device.config();
         if self.random.chance(self.faults / 5) {
-            return Outcome::Failed(Why::DeviceError);
+            return Outcome::Failed(IdleReason::DeviceError);
         }
         if self.random.chance(self.faults / 5) {
             return Outcome::Config(Config { plugged_size: config.plugged_size + 1, ..config });
@@ -368,7 +368,7 @@ impl World {
             self.serve(late);
         }
         match way {
-            Way::NotSent => Outcome::Failed(Why::NoMemory),
+            Way::NotSent => Outcome::Failed(IdleReason::NoMemory),
             Way::Through => Outcome::Response(self.serve(request)),
             Way::HostFails => {
                 self.host.fails_now = true;
