@@ -1,5 +1,6 @@
-//! The policy, step by step, against outcomes that each test chooses: what is done when all goes
-//! well here, what becomes of failures below.
+//! The policy of the driver, action by action, against outcomes that each test chooses. This file has the runs
+//! without failures; the files in `tests/` have failures of the device and of the guest, and large memory
+//! blocks.
 
 mod device;
 mod guest;
@@ -21,7 +22,7 @@ const NACK: Outcome = Outcome::Response(Response::new(ResponseType::Nack));
 const BUSY: Outcome = Outcome::Response(Response::new(ResponseType::Busy));
 const ERROR: Outcome = Outcome::Response(Response::new(ResponseType::Error));
 
-/// A driver and the configuration space that it reads.
+/// A guest: a driver and the configuration space that it reads.
 struct Guest {
     driver: Driver,
     config: Config,
@@ -59,7 +60,7 @@ impl Guest {
         self.driver.config_changed();
     }
 
-    /// Completes the next action: with success, unless `outcome` knows better.
+    /// Completes the next action with `outcome`, or with success where `outcome` returns `None`.
     fn step(&mut self, outcome: impl FnOnce(Action) -> Option<Outcome>) -> Action {
         let action = self.driver.next();
         if let Action::Idle(_) = action {
@@ -75,7 +76,7 @@ impl Guest {
         action
     }
 
-    /// Runs until the driver rests. Reading the configuration is not worth listing.
+    /// Runs until the driver is idle. Returns the actions other than reads of the configuration.
     fn run(&mut self, mut outcome: impl FnMut(Action) -> Option<Outcome>) -> (Vec<Action>, Idle) {
         let mut actions = Vec::new();
         for _ in 0..10_000 {
@@ -113,7 +114,7 @@ fn add(mib: u64, blocks: u64) -> Action {
     Action::AddMemoryBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: true }
 }
 
-/// The same once something has been there, or where no memmap lies in the memory block.
+/// The same for a memory block whose reserve was used before, or that has no reserve.
 fn add_used(mib: u64, blocks: u64) -> Action {
     Action::AddMemoryBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: false }
 }
@@ -178,7 +179,7 @@ fn a_partial_memory_block_starts_with_its_memmap_and_ends_with_it() {
 fn holes_are_filled_lowest_first_and_before_new_memory_blocks() {
     let mut guest = Guest::with(256);
     guest.resize(128);
-    // Nothing goes but the sub-blocks at 10, 12, 20 and 200 MiB.
+    // Only the device blocks at 10, 12, 20 and 200 MiB can go offline.
     let loose = |action| match action {
         Action::OfflineDeviceBlocks { addr: at, .. }
             if [addr(10), addr(12), addr(20), addr(200)].contains(&at) =>
@@ -211,7 +212,7 @@ fn a_request_for_more_than_it_can_name_ends_with_a_whole_memory_block() {
 
 #[test]
 fn a_target_that_moves_turns_blocks_around() {
-    // On the way in, then not wanted any more.
+    // The target falls while blocks are on their way in.
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(512);
     while guest.step(|_| None) != add(0, 64) {}
@@ -220,7 +221,7 @@ fn a_target_that_moves_turns_blocks_around() {
     assert_eq!(actions, [unplug(192, 160), add(128, 32)]);
     assert_eq!((idle, guest.plugged()), (Idle::Reached, 192));
 
-    // On the way out, then wanted again.
+    // The target rises while blocks are on their way out.
     guest.resize(0);
     while guest.step(|_| None) != remove(128) {}
     guest.resize(192);
@@ -230,7 +231,7 @@ fn a_target_that_moves_turns_blocks_around() {
     guest.resize(192);
     assert_eq!(guest.run(|_| None), (vec![online(190, 1)], Idle::Reached));
 
-    // Deeper than before: the whole memory block goes, with what has left it already.
+    // The target falls further: the whole memory block goes, including its blocks that are offline already.
     guest.resize(176);
     while guest.step(|_| None) != offline(190) {}
     guest.resize(128);

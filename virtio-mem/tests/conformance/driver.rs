@@ -1,4 +1,4 @@
-//! What a driver must do, as far as it shows in what it sends.
+//! Requirements on a driver, checked by the requests that it sends.
 
 use virtio_mem::driver::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome};
 use virtio_mem::wire::{CONFIG_SIZE, Config, RESPONSE_SIZE, Request, RequestKind, Response};
@@ -44,7 +44,7 @@ fn config(requested: u64) -> Config {
     }
 }
 
-/// A response with garbage wherever nobody should look.
+/// A response with garbage in the padding.
 fn response(kind: u16, state: u16) -> Outcome {
     let mut bytes = [0xa5; RESPONSE_SIZE];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
@@ -52,7 +52,7 @@ fn response(kind: u16, state: u16) -> Outcome {
     Outcome::Response(Response::from_bytes(&bytes))
 }
 
-/// A driver on its way to `plugged` MiB: memory blocks are added as it asks, requests acknowledged.
+/// A driver with `plugged` MiB plugged and in use.
 fn driver_with(plugged: u64) -> Driver {
     let mut driver = Driver::new(GUEST, config(plugged)).unwrap();
     loop {
@@ -67,7 +67,7 @@ fn driver_with(plugged: u64) -> Driver {
     }
 }
 
-/// Gives the driver a new configuration and returns the request that it then sends.
+/// Gives the driver a new configuration, and returns its next request.
 fn retarget(driver: &mut Driver, config: Config) -> Request {
     driver.config_changed();
     loop {
@@ -119,7 +119,7 @@ fn padding() {
     assert_eq!(bytes.len(), CONFIG_SIZE);
     let mut driver = Driver::new(GUEST, read).unwrap();
     assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 64));
-    // A node that changes is of no interest either.
+    // Nor does the driver react to a changed node.
     assert_eq!(
         retarget(&mut driver_with(128), Config { plugged_size: 128 * MIB, ..config(256) }).nb_blocks,
         64
@@ -260,7 +260,7 @@ fn bad_configs() {
     assert_eq!(verdict(largest), Ok(()));
     let ends_within_a_memory_block = Config { region_size: good.region_size + BLOCK, ..good };
     assert_eq!(verdict(ends_within_a_memory_block), Ok(()));
-    assert_eq!(verdict(Config { usable_region_size: 0, ..good }), Ok(()), "breaks D4 and does no harm");
+    assert_eq!(verdict(Config { usable_region_size: 0, ..good }), Ok(()), "violates row D4 and does no harm");
     for (bad, reason) in [
         (Config { block_size: 0, ..good }, ConfigError::BlockSize),
         (Config { block_size: 3 * MIB, ..good }, ConfigError::BlockSize),

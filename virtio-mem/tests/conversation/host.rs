@@ -1,14 +1,14 @@
-//! The host's memory: which blocks it backs, and when it cannot.
+//! The host: which device blocks it backs, and which calls fail.
 
 use virtio_mem::blocks::{BlockBitmap, BlockRange};
 use virtio_mem::{Backing, Busy};
 
-/// Stricter than a real host: plugging twice, or unplugging what is not plugged, is a failed test.
+/// Stricter than a real host: plugging a plugged block, or unplugging an unplugged one, fails the test.
 pub struct Host {
     pub backed: BlockBitmap,
     /// The block that cannot be plugged.
     pub fails_at: Option<u64>,
-    /// The next call fails.
+    /// Whether the next call fails.
     pub fails_now: bool,
 }
 

@@ -1,11 +1,13 @@
-//! What must hold at every moment of a conversation.
+//! Invariants of a conversation, checked at every step. Identifiers are rows of the tables in
+//! `tests/conformance`.
 
 use virtio_mem::{Action, BlockRange, Idle, Request, RequestKind};
 
 use super::world::{Shape, World};
 
 impl World {
-    /// Whatever the driver does to blocks, it knows what is true of them.
+    /// Checks before `action` that the driver's view of the blocks is true. Only reading, asking and waiting are
+    /// allowed while it may be wrong.
     pub fn check_beliefs(&mut self, action: Action) {
         let asks = |request: Request| matches!(request.kind, RequestKind::State | RequestKind::UnplugAll);
         match action {
@@ -25,7 +27,7 @@ impl World {
         assert_eq!(self.driver.plugged_size(), self.device.plugged_size());
     }
 
-    /// What must hold after every step.
+    /// Checks the invariants of device and guest.
     pub fn check(&mut self) {
         let Shape { block_size, region_size, .. } = self.shape;
         let config = self.device.config();

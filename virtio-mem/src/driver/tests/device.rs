@@ -1,4 +1,4 @@
-//! The device refuses, errs, or says nothing.
+//! Failures of the device: it refuses, answers ERROR, or does not answer.
 
 use super::*;
 

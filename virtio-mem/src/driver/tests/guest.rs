@@ -1,4 +1,4 @@
-//! The guest fails: no memory, pages that cannot move.
+//! Failures of the guest: no memory, or pages that cannot be moved.
 
 use super::*;
 
@@ -95,14 +95,14 @@ fn pauses_double_and_end_where_the_guest_will_notice() {
     assert_eq!(idles[..7], pauses);
     assert_eq!(idles[7..], [Idle::Blocked(IdleReason::Unmovable); 2]);
 
-    // Memory is freed while the driver is busy failing: that failure may be out of date.
+    // Memory is freed during an action that fails: the failure may be out of date.
     guest.step(unmovable);
     guest.driver.retry();
     assert_eq!(guest.run(unmovable).1, retry(5000, IdleReason::Unmovable));
     guest.driver.retry();
     assert_eq!(guest.run(unmovable).1, Idle::Blocked(IdleReason::Unmovable));
 
-    // Something is gained: the next pause is short.
+    // After a gain the next pause is short.
     guest.driver.retry();
     let one = |action| if action == offline(100) { None } else { unmovable(action) };
     assert_eq!(guest.run(one).1, retry(100, IdleReason::Unmovable));

@@ -25,17 +25,18 @@ fn whole_memory_blocks_come_by_one_request_and_go_one_by_one() {
 #[test]
 fn the_memmap_is_plugged_first_and_unplugged_last() {
     let mut guest = with(1024);
-    // Not enough for a memmap: what there is of it is plugged, and waits.
+    // Not enough for a memmap: a part of the reserve is plugged and parked.
     guest.resize(1030);
     assert_eq!(guest.run(|_| None), (vec![plug(1024, 3)], Idle::Reached));
     guest.resize(1038);
     assert_eq!(guest.run(|_| None), (vec![plug(1030, 4)], Idle::Reached));
-    // The rest of it, and two blocks more. It came in pieces, so that nobody vouches for its content.
+    // The other part of the reserve, and two blocks more. Several requests plugged the reserve, so it does not
+    // count as fresh.
     guest.resize(1044);
     assert_eq!(guest.run(|_| None), (vec![plug(1038, 3), add_used(1024, 10)], Idle::Reached));
     guest.resize(1050);
     assert_eq!(guest.run(|_| None).0, [plug(1044, 3), online(1044, 3)]);
-    // Single blocks go singly; when what stays would be memmap alone, it has to go first.
+    // Blocks go offline one by one. When only a part of the reserve would stay, the memory block goes as a whole.
     guest.resize(1042);
     assert_eq!(
         guest.run(|_| None).0,
@@ -52,7 +53,7 @@ fn what_is_parked_goes_before_anything_in_use() {
     let mut guest = with(1024 + 10);
     guest.resize(1024 - 4);
     assert_eq!(guest.run(|_| None).0, [unplug(1024, 5), offline(1022), offline(1020), unplug(1020, 2)]);
-    // And it waits while holes are filled.
+    // Parked blocks stay parked until their memory block can be added.
     let mut guest = with(1024 + 10);
     guest.resize(1024 + 20);
     assert_eq!(guest.run(|_| None).0, [plug(1034, 5), add_used(1024, 10)]);
@@ -107,7 +108,8 @@ fn without_memmap_inside_any_part_can_be_added() {
     assert_eq!(guest.run(|_| None).0, [plug(2, 511), online(2, 511), plug(1024, 1), add_used(1024, 1)]);
 }
 
-/// S4.20: what large memory blocks do not fit gets smaller ones, or memmaps elsewhere.
+/// Claim S4.20 of `docs/features.toml`: a region that large memory blocks do not fit gets smaller memory blocks,
+/// or memmaps elsewhere.
 #[test]
 fn geometry_that_does_not_fit_falls_back() {
     let guest = DriverConfig { memory_block_size: 1 << 30, memmap_size: MEMMAP, min_block_size: BLOCK };
