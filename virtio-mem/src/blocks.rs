@@ -12,22 +12,41 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 /// Consecutive device blocks of a region.
+///
+/// Invariant: the range ends below 2^64, so [`BlockRange::end`] does not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRange {
-    /// Index of the first block. Block 0 starts at the region's address.
-    pub first: u64,
-    /// Number of blocks.
-    pub count: u64,
+    first: u64,
+    count: u64,
 }
 
 impl BlockRange {
-    /// Index of the block after the last one.
+    /// The `count` blocks from block `first` on. Block 0 starts at the region's address.
     ///
     /// # Panics
-    /// When the end is above `u64::MAX`, which no region reaches.
+    /// When the range would end above `u64::MAX`, which no region reaches.
+    #[must_use]
+    pub const fn new(first: u64, count: u64) -> Self {
+        assert!(first.checked_add(count).is_some(), "block range ends below 2^64");
+        Self { first, count }
+    }
+
+    /// Index of the first block.
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.first
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub const fn count(self) -> u64 {
+        self.count
+    }
+
+    /// Index of the block after the last one.
     #[must_use]
     pub const fn end(self) -> u64 {
-        self.first.checked_add(self.count).expect("block range ends below 2^64")
+        self.first + self.count
     }
 }
 
@@ -105,7 +124,7 @@ impl BlockBitmap {
     pub fn next_run(&self, from: u64) -> Option<BlockRange> {
         let first = self.next_bit(from, true)?;
         let end = self.next_bit(first, false).unwrap_or(self.len);
-        Some(BlockRange { first, count: end - first })
+        Some(BlockRange::new(first, end - first))
     }
 
     /// The maximal runs of set blocks, ascending.
@@ -193,8 +212,8 @@ impl BlockBitmap {
     /// The words that hold `range`, each with the mask of the bits that belong to `range`.
     fn spans(&self, range: BlockRange) -> impl Iterator<Item = (usize, u64)> + use<> {
         let end = range.end();
-        assert!(end <= self.len, "blocks {}..{end} of a region of {} blocks", range.first, self.len);
-        let mut next = range.first;
+        assert!(end <= self.len, "blocks {}..{end} of a region of {} blocks", range.first(), self.len);
+        let mut next = range.first();
         core::iter::from_fn(move || {
             if next >= end {
                 return None;

@@ -230,7 +230,7 @@ impl Device {
         if self.plugged.count_in(range) != 0 {
             return Err(Refusal::AlreadyPlugged);
         }
-        if self.plugged.count() + range.count > self.requested_size / self.fixed.block_size {
+        if self.plugged.count() + range.count() > self.requested_size / self.fixed.block_size {
             return Err(Refusal::OverAsk);
         }
         backing.plug(range).map_err(|Busy| Refusal::Busy)?;
@@ -241,7 +241,7 @@ impl Device {
 
     fn unplug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
-        if self.plugged.count_in(range) != range.count {
+        if self.plugged.count_in(range) != range.count() {
             return Err(Refusal::AlreadyUnplugged);
         }
         backing.unplug(range).map_err(|Busy| Refusal::Busy)?;
@@ -271,7 +271,7 @@ impl Device {
     fn state(&self, addr: u64, nb_blocks: u16) -> Result<Response, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
         let plugged = self.plugged.count_in(range);
-        Ok(Response::with_state(if plugged == range.count {
+        Ok(Response::with_state(if plugged == range.count() {
             BlockState::Plugged
         } else if plugged == 0 {
             BlockState::Unplugged
@@ -294,7 +294,7 @@ impl Device {
         let count = u64::from(nb_blocks);
         // `first` is below 2^64 / block_size, so with blocks of one byte the sum could wrap.
         match first.checked_add(count) {
-            Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange { first, count }),
+            Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange::new(first, count)),
             _ => Err(Refusal::NotUsable),
         }
     }

@@ -281,19 +281,19 @@ impl Driver {
     }
 
     fn request(&self, kind: RequestKind, range: BlockRange) -> Request {
-        let nb_blocks = u16::try_from(range.count).expect("the range fits into a request");
-        Request { kind, addr: self.region.geometry.addr(range.first), nb_blocks }
+        let nb_blocks = u16::try_from(range.count()).expect("the range fits into a request");
+        Request { kind, addr: self.region.geometry.addr(range.first()), nb_blocks }
     }
 
     /// The blocks of a request of this driver.
     const fn range(&self, request: Request) -> BlockRange {
-        BlockRange { first: self.region.geometry.block(request.addr), count: request.nb_blocks as u64 }
+        BlockRange::new(self.region.geometry.block(request.addr), request.nb_blocks as u64)
     }
 
     /// The blocks of an action on `size` bytes at `addr`.
     fn blocks(&self, addr: u64, size: u64) -> BlockRange {
         let geometry = &self.region.geometry;
-        BlockRange { first: geometry.block(addr), count: geometry.blocks(size) }
+        BlockRange::new(geometry.block(addr), geometry.blocks(size))
     }
 
     /// The memory block of an action at `addr`.

@@ -22,7 +22,7 @@ pub(super) struct Doubt {
 impl Driver {
     /// Puts `range` in doubt, in place of any range before it.
     pub(super) fn doubt(&mut self, range: BlockRange) {
-        self.doubt = Some(Doubt { range, ask: range.count });
+        self.doubt = Some(Doubt { range, ask: range.count() });
     }
 
     /// Settles the blocks beyond the usable region: they cannot be plugged, and the driver must not ask for them.
@@ -30,16 +30,16 @@ impl Driver {
         let usable = self.usable_blocks();
         let Some(Doubt { range, .. }) = self.doubt else { return };
         if range.end() > usable {
-            let first = usable.max(range.first);
-            self.region.unplug(BlockRange { first, count: range.end() - first });
-            self.doubt_rest(BlockRange { first: range.first, count: first - range.first });
+            let first = usable.max(range.first());
+            self.region.unplug(BlockRange::new(first, range.end() - first));
+            self.doubt_rest(BlockRange::new(range.first(), first - range.first()));
         }
     }
 
     /// The next STATE request, if blocks are in doubt.
     pub(super) fn question(&self) -> Option<Request> {
         let Doubt { range, ask } = self.doubt?;
-        Some(self.request(RequestKind::State, BlockRange { first: range.first, count: ask }))
+        Some(self.request(RequestKind::State, BlockRange::new(range.first(), ask)))
     }
 
     /// Takes the answer to the last STATE request.
@@ -51,21 +51,21 @@ impl Driver {
                 return;
             }
             (ResponseType::Ack, BlockState::Plugged) => {
-                self.region.plug(BlockRange { first: range.first, count: ask }, false);
+                self.region.plug(BlockRange::new(range.first(), ask), false);
             }
             (ResponseType::Ack, BlockState::Unplugged) => {
-                self.region.unplug(BlockRange { first: range.first, count: ask });
+                self.region.unplug(BlockRange::new(range.first(), ask));
             }
             (ResponseType::Busy | ResponseType::Nack, _) => return self.pause(IdleReason::HostBusy),
             (ResponseType::Error, _) | (ResponseType::Ack, BlockState::Mixed) => return self.device_error(),
         }
-        self.doubt_rest(BlockRange { first: range.first + ask, count: range.count - ask });
+        self.doubt_rest(BlockRange::new(range.first() + ask, range.count() - ask));
     }
 
     /// Leaves only `range` in doubt. When `range` is empty, the driver pauses before it goes on, because the device
     /// may answer ERROR to the same request again.
     fn doubt_rest(&mut self, range: BlockRange) {
-        if range.count == 0 {
+        if range.count() == 0 {
             self.doubt = None;
             self.pause(IdleReason::DeviceError);
         } else {

@@ -160,12 +160,12 @@ impl Geometry {
 
     /// The blocks of a memory block.
     pub(super) const fn memory_block(&self, index: usize) -> BlockRange {
-        BlockRange { first: index as u64 * self.per_memory_block, count: self.per_memory_block }
+        BlockRange::new(index as u64 * self.per_memory_block, self.per_memory_block)
     }
 
     /// The blocks that hold a memory block's memmap.
     pub(super) const fn reserve(&self, index: usize) -> BlockRange {
-        BlockRange { first: self.memory_block(index).first, count: self.memmap_blocks }
+        BlockRange::new(self.memory_block(index).first(), self.memmap_blocks)
     }
 
     /// The memory block of `block`, and the index of `block` in it.
@@ -175,11 +175,11 @@ impl Geometry {
 
     /// The parts of `range` by memory block.
     pub(super) fn pieces(self, range: BlockRange) -> impl Iterator<Item = (usize, BlockRange)> {
-        let mut first = range.first;
+        let mut first = range.first();
         core::iter::from_fn(move || {
             let (index, start) = self.place(first);
             let count = (self.per_memory_block - start).min(range.end() - first);
-            let piece = BlockRange { first, count };
+            let piece = BlockRange::new(first, count);
             first += count;
             (count > 0).then_some((index, piece))
         })

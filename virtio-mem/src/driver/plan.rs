@@ -70,8 +70,8 @@ impl Driver {
             return Action::OnlineDeviceBlocks { addr: start, size };
         }
         let reserve = self.region.geometry.reserve(lowest);
-        let has_memmap = strays.first == reserve.first && strays.count >= reserve.count;
-        if reserve.count > 0 && !has_memmap {
+        let has_memmap = strays.first() == reserve.first() && strays.count() >= reserve.count();
+        if reserve.count() > 0 && !has_memmap {
             // Only a device that violated the specification leaves a memory block without its memmap.
             return self.unplug_strays(u64::MAX);
         }
@@ -103,8 +103,8 @@ impl Driver {
         let usable = self.usable_blocks();
         let mut added = self.region.iter().filter(|(_, block)| block.added);
         let run = added.find_map(|(index, _)| self.region.lowest_hole(index, usable))?;
-        let count = run.count.min(need).min(u64::from(self.most_to_plug));
-        Some(BlockRange { first: run.first, count })
+        let count = run.count().min(need).min(u64::from(self.most_to_plug));
+        Some(BlockRange::new(run.first(), count))
     }
 
     /// Up to `need` blocks at the start of the lowest run of memory blocks that are not added.
@@ -113,9 +113,9 @@ impl Driver {
         let mut blocks = self.region.iter();
         let index = blocks.find(|(_, block)| !block.added).map_or(self.region.len(), |(index, _)| index);
         let next_added =
-            blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.memory_block(index).first);
+            blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.memory_block(index).first());
         // Starts after the blocks that are parked there, and ends before the next parked blocks.
-        let (first, parked) = self.region.unplugged_from(geometry.memory_block(index).first);
+        let (first, parked) = self.region.unplugged_from(geometry.memory_block(index).first());
         let end = next_added.unwrap_or(u64::MAX).min(parked.unwrap_or(u64::MAX)).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
         let most = u64::from(self.most_to_plug);
@@ -123,7 +123,7 @@ impl Driver {
         let (_, too_many) = geometry.place(first + most);
         let whole = most.saturating_sub(too_many);
         let count = if room <= most || whole == 0 { room.min(most) } else { whole };
-        (count > 0).then_some(BlockRange { first, count })
+        (count > 0).then_some(BlockRange::new(first, count))
     }
 
     /// Takes at most `excess` blocks out of use.
@@ -156,7 +156,7 @@ impl Driver {
     }
 
     fn offline(&self, device_block: u64) -> Action {
-        let (addr, size) = self.span(BlockRange { first: device_block, count: 1 });
+        let (addr, size) = self.span(BlockRange::new(device_block, 1));
         Action::OfflineDeviceBlocks { addr, size }
     }
 
@@ -168,6 +168,6 @@ impl Driver {
     /// Address and size of blocks.
     fn span(&self, range: BlockRange) -> (u64, u64) {
         let geometry = &self.region.geometry;
-        (geometry.addr(range.first), geometry.bytes(range.count))
+        (geometry.addr(range.first()), geometry.bytes(range.count()))
     }
 }

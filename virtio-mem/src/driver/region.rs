@@ -160,7 +160,7 @@ impl Region {
         self.holes = self.holes - self.holes_of(&old) + self.holes_of(&new);
         self.empty = self.empty - usize::from(old.is_empty()) + usize::from(new.is_empty());
         if new.strays() > 0 {
-            self.strays_from = self.strays_from.min(range.first);
+            self.strays_from = self.strays_from.min(range.first());
         }
         while self.blocks.last().is_some_and(MemoryBlock::is_vacant) {
             self.blocks.pop();
@@ -172,7 +172,8 @@ impl Region {
         self.plugged.set(range);
         for (index, piece) in self.geometry.pieces(range) {
             let reserve = self.geometry.reserve(index);
-            let whole = reserve.count > 0 && piece.first == reserve.first && piece.count >= reserve.count;
+            let whole =
+                reserve.count() > 0 && piece.first() == reserve.first() && piece.count() >= reserve.count();
             self.update(index, |block| block.fresh |= fresh && whole);
         }
     }
@@ -228,14 +229,14 @@ impl Region {
         let (from, _) = self.geometry.place(self.strays_from);
         let ahead = self.blocks[from..].iter().position(|block| block.strays() > 0);
         let index = from + ahead.expect("a memory block has the strays that were counted");
-        self.strays_from = self.geometry.memory_block(index).first;
+        self.strays_from = self.geometry.memory_block(index).first();
         Some(index)
     }
 
     /// The lowest run of strays in memory block `index`, which has at least one.
     pub(super) fn lowest_strays(&self, index: usize) -> BlockRange {
         let range = self.geometry.memory_block(index);
-        let mut first = range.first;
+        let mut first = range.first();
         loop {
             first = self.plugged.next_set(first).expect("a stray is plugged");
             if !self.online.contains(first) {
@@ -245,7 +246,7 @@ impl Region {
         }
         let end = self.plugged.next_clear(first).min(range.end());
         let end = self.online.next_set(first).map_or(end, |online| end.min(online));
-        BlockRange { first, count: end - first }
+        BlockRange::new(first, end - first)
     }
 
     /// The last `limit` blocks of the highest run of strays or parked blocks. A run may span memory blocks.
@@ -261,16 +262,16 @@ impl Region {
         let after = |block: Option<u64>| block.map_or(0, |block| block + 1);
         let first = after(self.plugged.last_clear(last)).max(after(self.online.last_set(last)));
         let count = limit.min(last + 1 - first);
-        Some(BlockRange { first: last + 1 - count, count })
+        Some(BlockRange::new(last + 1 - count, count))
     }
 
     /// The lowest run of unplugged blocks below `usable` in memory block `index`.
     pub(super) fn lowest_hole(&self, index: usize, usable: u64) -> Option<BlockRange> {
         let range = self.geometry.memory_block(index);
-        let first = self.plugged.next_clear(range.first);
+        let first = self.plugged.next_clear(range.first());
         let end = range.end().min(usable);
         let end = self.plugged.next_set(first).map_or(end, |next| next.min(end));
-        (first < end).then(|| BlockRange { first, count: end - first })
+        (first < end).then(|| BlockRange::new(first, end - first))
     }
 
     /// The first unplugged block at or after `from`, and the first plugged block after that one.

@@ -68,7 +68,7 @@ impl Backing for Memory {
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        assert_eq!(self.plugged.count_in(range), range.count, "unplug of {range:?}");
+        assert_eq!(self.plugged.count_in(range), range.count(), "unplug of {range:?}");
         self.call()?;
         self.plugged.clear(range);
         Ok(())
@@ -284,7 +284,7 @@ fn neighbours() {
     let mut rig = Rig::new(512);
     rig.ack(PLUG, 0, 200);
     rig.ack(UNPLUG, 130, 62);
-    let runs: Vec<_> = rig.memory.plugged.runs().map(|run| (run.first, run.count)).collect();
+    let runs: Vec<_> = rig.memory.plugged.runs().map(|run| (run.first(), run.count())).collect();
     assert_eq!(runs, [(0, 65), (127, 73)]);
 }
 

@@ -35,7 +35,7 @@ impl Guest {
 
     /// Forgets that unplugged blocks were used. `plugged` is the device's set.
     pub fn forget_unplugged(&mut self, plugged: &BlockBitmap) {
-        self.used.retain(|&block| plugged.count_in(BlockRange { first: block, count: 1 }) > 0);
+        self.used.retain(|&block| plugged.count_in(BlockRange::new(block, 1)) > 0);
     }
 
     /// The added memory blocks, with their blocks in use.
@@ -142,6 +142,6 @@ impl Guest {
 
 fn assert_plugged(blocks: &BTreeSet<u64>, plugged: &BlockBitmap) {
     for &first in blocks {
-        assert_eq!(plugged.count_in(BlockRange { first, count: 1 }), 1, "block {first} is not plugged");
+        assert_eq!(plugged.count_in(BlockRange::new(first, 1)), 1, "block {first} is not plugged");
     }
 }

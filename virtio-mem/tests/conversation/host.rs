@@ -21,7 +21,7 @@ impl Host {
 impl Backing for Host {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
         assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, of which some is plugged");
-        let fails = self.fails_at.is_some_and(|block| (range.first..range.end()).contains(&block));
+        let fails = self.fails_at.is_some_and(|block| (range.first()..range.end()).contains(&block));
         if std::mem::take(&mut self.fails_now) || fails {
             return Err(Busy);
         }
@@ -32,7 +32,7 @@ impl Backing for Host {
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
         assert_eq!(
             self.backed.count_in(range),
-            range.count,
+            range.count(),
             "unplug of {range:?}, of which some is not plugged"
         );
         if std::mem::take(&mut self.fails_now) {

@@ -21,8 +21,8 @@ impl World {
         if self.in_doubt {
             return;
         }
-        let believed: Vec<_> = self.driver.plugged().flat_map(|run| run.first..run.end()).collect();
-        let plugged: Vec<_> = self.device.plugged().runs().flat_map(|run| run.first..run.end()).collect();
+        let believed: Vec<_> = self.driver.plugged().flat_map(|run| run.first()..run.end()).collect();
+        let plugged: Vec<_> = self.device.plugged().runs().flat_map(|run| run.first()..run.end()).collect();
         assert_eq!(believed, plugged, "what the driver believes is plugged");
         assert_eq!(self.driver.plugged_size(), self.device.plugged_size());
     }
@@ -41,7 +41,7 @@ impl World {
         assert!(config.usable_region_size >= self.usable, "D8");
         self.usable = config.usable_region_size;
 
-        let is_plugged = |first| plugged.count_in(BlockRange { first, count: 1 }) == 1;
+        let is_plugged = |first| plugged.count_in(BlockRange::new(first, 1)) == 1;
         for (addr, online) in self.guest.added() {
             assert!(online.iter().all(|block| is_plugged(*block)), "the guest uses an unplugged block");
             assert!(online.is_superset(&self.guest.memmap(*addr)), "a memory block without memmap");
@@ -51,7 +51,7 @@ impl World {
         }
         let end = config.region_size / block_size;
         for first in (0..end).step_by(self.guest.per_memory_block() as usize) {
-            let within = |count: u64| BlockRange { first, count: count.min(end - first) };
+            let within = |count: u64| BlockRange::new(first, count.min(end - first));
             let memmap_blocks = self.guest.memmap_blocks();
             let of_memmap = plugged.count_in(within(memmap_blocks));
             let waits = plugged.count_in(within(self.guest.per_memory_block())) == of_memmap;

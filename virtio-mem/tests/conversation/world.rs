@@ -191,7 +191,7 @@ impl World {
     /// block has such a part.
     fn check_use(&self) {
         let used: BTreeSet<_> = self.guest.added().values().flatten().copied().collect();
-        let plugged = self.device.plugged().runs().flat_map(|run| run.first..run.end());
+        let plugged = self.device.plugged().runs().flat_map(|run| run.first()..run.end());
         let mut parts = BTreeSet::new();
         for unused in plugged.filter(|block| !used.contains(block)) {
             let memory_block = self.guest.memory_block(REGION + unused * self.shape.block_size);
