@@ -1,4 +1,5 @@
-//! An initramfs: the archive that a kernel unpacks as its first file system.
+//! An initramfs: the archive that a Linux kernel unpacks as its first file system (Linux:
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::fs;
 use std::io::Write;
@@ -46,17 +47,17 @@ impl Initramfs {
         self.add(name, PROGRAM, &read(path)?)
     }
 
-    /// Adds a file that is there already.
+    /// Adds a copy of the file at `path`.
     pub fn copy(&mut self, name: &str, path: &Path) -> Result<()> {
         self.add(name, FILE, &read(path)?)
     }
 
-    /// Adds a file.
+    /// Adds a file with the content `bytes`.
     pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.add(name, FILE, bytes)
     }
 
-    /// Adds modules; returns the commands that load them.
+    /// Adds modules. Returns the shell commands that load them.
     pub fn modules(&mut self, modules: &[Module]) -> Result<String> {
         let mut load = String::new();
         for Module { file, content } in modules {
@@ -66,7 +67,7 @@ impl Initramfs {
         Ok(load)
     }
 
-    /// The whole, with the script that is the first process.
+    /// Ends the archive with `init`, the script that runs as the first process.
     pub fn finish(mut self, init: &str) -> Result<Vec<u8>> {
         self.add("init", PROGRAM, init.as_bytes())?;
         trailer(&mut self.0)?;
