@@ -38,8 +38,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/session", &["tidevm-abi", "tidevm-machine"]),
     ("vmm/lab", &["tidevm-abi", "tidevm-machine", "tidevm-session"]),
     ("vmm/cli", &["tidevm-abi", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
-    ("tests", &["tidevm", "tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
-    ("xtask", &["tidevm-guest-image", "tidevm-lab"]),
+    ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
+    ("xtask", &["tidevm-guest-image"]),
 ];
 
 const OURS: &[&str] = &[
