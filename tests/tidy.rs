@@ -6,6 +6,8 @@
 
 #[path = "tidy/circles.rs"]
 mod circles;
+#[path = "tidy/claims.rs"]
+mod claims;
 #[path = "tidy/crates.rs"]
 mod crates;
 #[path = "tidy/imports.rs"]

@@ -1,4 +1,4 @@
-//! Conformance: the requirements of virtio 1.3, section 5.15, as a table that is executed.
+//! Conformance (`tests/conformance`): the requirements of virtio 1.3, section 5.15, as a table that is executed.
 //!
 //! The tables `ROWS` in `device.rs`, `requests.rs` and `driver.rs` are the list of the requirements and of their
 //! identifiers. Rows `D` are the specification's requirements on a device and rows `G` those on a driver, numbered
