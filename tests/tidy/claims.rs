@@ -9,9 +9,11 @@ use crate::assert_none;
 use crate::crates::{Crate, crates};
 use crate::source::{Source, rust, words};
 
+/// Whether a text has an identifier.
+type HasOne = fn(&str) -> bool;
+
 /// The kinds of identifiers, and how a file names their list.
-const LISTS: [(fn(&str) -> bool, &str); 2] =
-    [(names_a_claim, "features.toml"), (names_a_requirement, "conformance")];
+const LISTS: [(HasOne, &str); 2] = [(names_a_claim, "features.toml"), (names_a_requirement, "conformance")];
 
 /// Whether `text` has an identifier such as S4.16.
 fn names_a_claim(text: &str) -> bool {
