@@ -2,9 +2,9 @@
 //!
 //! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
 //! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do
-//! (pitfall 13 of `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold: who sees `Initialised` sees initialised
-//! pages (also what device memory needs: a reader never meets half of them), and nothing is unmapped
-//! while somebody looks at it.
+//! (pitfall 13 of `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold:
+//! who sees `Initialised` sees initialised pages (also what device memory needs: a reader never meets half of
+//! them), and nothing is unmapped while somebody looks at it.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
