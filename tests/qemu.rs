@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use tidevm::boot::GUEST_IMAGE;
-use tidevm_tests::qemu::{self, Hotplug, Machine, Options};
+use tidevm_tests::qemu::{self, Hotplug, QemuConfig, QemuMachine};
 use tidevm_tests::zoneinfo::{self, Zone};
 use tidevm_tests::{Test, run_if};
 
@@ -55,12 +55,12 @@ impl Guest {
         Self { folder }
     }
 
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> QemuConfig {
+        QemuConfig {
             cpus: 2,
             hotplug: vec![Hotplug::new(8192 * MIB)],
             limit: LIMIT,
-            ..Options::new(self.folder.join("kernel"), 512 * MIB)
+            ..QemuConfig::new(self.folder.join("kernel"), 512 * MIB)
         }
     }
 }
@@ -71,23 +71,23 @@ impl Drop for Guest {
     }
 }
 
-fn boot(name: &str, change: impl FnOnce(&mut Options)) -> Machine {
+fn boot(name: &str, change: impl FnOnce(&mut QemuConfig)) -> QemuMachine {
     let guest = Guest::new(name);
     let mut options = guest.options();
     change(&mut options);
     // The image may go now: QEMU has read it when the guest is up.
-    Machine::start(&options).unwrap_or_else(|error| panic!("{error}"))
+    QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn command(machine: &mut Machine, line: &str) -> Vec<String> {
+fn command(machine: &mut QemuMachine, line: &str) -> Vec<String> {
     machine.command(line).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn movable(machine: &mut Machine) -> Zone {
+fn movable(machine: &mut QemuMachine) -> Zone {
     let lines = command(machine, "zoneinfo");
     let zones = zoneinfo::parse(lines.iter().map(String::as_str));
     zones.into_iter().find(|zone| zone.name == "Movable").expect("every zone is listed")
@@ -104,7 +104,7 @@ fn expected(mib: u64) -> Zone {
 
 /// Resizes the only device, and waits until the guest uses all of the memory. The device counts memory as plugged
 /// before the guest uses it.
-fn resize(machine: &mut Machine, mib: u64) {
+fn resize(machine: &mut QemuMachine, mib: u64) {
     let done = machine.resize(0, mib * MIB).and_then(|()| machine.wait_plugged(0, mib * MIB));
     done.unwrap_or_else(|error| panic!("{mib} MiB: {error}"));
     let deadline = Instant::now() + LIMIT;
@@ -117,7 +117,7 @@ fn resize(machine: &mut Machine, mib: u64) {
 
 /// Ends the machine, and checks that no interrupt was lost: a driver that found work without an interrupt prints a
 /// message.
-fn power_off(mut machine: Machine) {
+fn power_off(mut machine: QemuMachine) {
     let text = machine.text();
     assert!(!text.contains("no answer for"), "{text}");
     assert_eq!(machine.power_off().unwrap().code(), Some(1), "{}", machine.text());
@@ -169,7 +169,7 @@ fn guest_takes_memory_that_is_not_zero() {
     let backing = guest.folder.join("memory");
     let mut options = guest.options();
     options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(512 * MIB) }];
-    let mut machine = Machine::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut machine = QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"));
     let mut memory = OpenOptions::new().read(true).write(true).open(backing).unwrap();
     for mib in [512, 130, 0, 512] {
         // Fills everything that is not plugged. QEMU empties unplugged memory.
