@@ -1,4 +1,4 @@
-//! A machine in which nothing happens costs nothing.
+//! An idle VM takes no CPU time.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use tidevm_tests::{Test, machine};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
 
-/// The CPU time of this process after each step, in ticks of which a second has 100.
+/// The CPU time of this process after each step, in ticks of 10 ms.
 struct Ticks(Vec<u64>);
 
 impl Observer for Ticks {
@@ -28,16 +28,16 @@ impl Observer for Ticks {
     }
 }
 
-/// `utime` and `stime` of `/proc/self/stat`: all threads, and what vCPUs ran in the guest.
+/// `utime` and `stime` of `/proc/self/stat`: the time of all threads, including the time of vCPUs in the guest.
 fn cpu_ticks() -> io::Result<u64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // The name, in parentheses, is the only field with spaces; after it comes field 3.
+    // The name in parentheses is the only field with spaces. Field 3 follows it.
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
     Ok(fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum())
 }
 
-/// A tenth of one CPU is far more than the questions around the step take, and far less than any
-/// loop that does not sleep.
+/// The limit of a tenth of a CPU is far above the cost of the sampling around the step, and far below a loop that
+/// does not sleep.
 fn an_idle_machine_takes_no_cpu_time() {
     let mut config = machine(256 << 20);
     config.cpus = 2;

@@ -29,7 +29,7 @@
 //! so both may allocate and free.
 //!
 //! A broken invariant panics with the values that differ; what a caller or the machine can cause
-//! is an error.
+//! is an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
 #[cfg(any(test, feature = "sim"))]

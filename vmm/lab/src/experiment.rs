@@ -12,6 +12,7 @@
 //! | [`text`], [`data`], [`html`] | outcomes for people, for programs, and as a page with charts |
 //!
 //! An experiment knows machines only as a [`Lab`], so that tests can let any session end in any way.
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod boot_time;
 pub mod data;

@@ -15,7 +15,7 @@ use tidevm_mm::{
 };
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
-use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, Why};
+use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
 
 use super::Device;
 use super::queue::Requests;
@@ -140,9 +140,9 @@ impl<T: Transport> MemDriver<T> {
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
             Action::ReadConfig => {
-                read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
+                read_config(&self.device).map_or(Outcome::Failed(IdleReason::DeviceError), Outcome::Config)
             }
-            Action::AddBlock { addr, start, size, fresh } => {
+            Action::AddMemoryBlock { addr, start, size, fresh } => {
                 let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
                 let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
                 let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
@@ -153,18 +153,18 @@ impl<T: Transport> MemDriver<T> {
                 LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
                 self.note(added)
             }
-            Action::OnlineSubBlocks { addr, size } => {
+            Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.online_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(online.map_err(|_| ResizeState::NoMemory))
             }
-            Action::OfflineSubBlocks { addr, size } => {
+            Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let offline = MM.offline_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(offline_failed))
             }
-            Action::RemoveBlock { addr } => self.note(remove(addr)),
-            Action::Send(_) | Action::Rest(_) => unreachable!("handled by the step"),
+            Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
+            Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
     }
 
@@ -178,20 +178,20 @@ impl<T: Transport> MemDriver<T> {
         }
     }
 
-    fn rest(&mut self, rest: Rest) -> Step {
-        let (why, retry_at) = match rest {
-            Rest::Reached => (None, None),
-            Rest::Retry { after_ms, why } => (Some(why), Some(Instant::in_millis(u64::from(after_ms)))),
-            Rest::Blocked(why) => (Some(why), None),
+    fn idle(&mut self, idle: Idle) -> Step {
+        let (reason, retry_at) = match idle {
+            Idle::Reached => (None, None),
+            Idle::Retry { after_ms, reason } => (Some(reason), Some(Instant::in_millis(u64::from(after_ms)))),
+            Idle::Blocked(reason) => (Some(reason), None),
         };
-        let state = match why {
+        let state = match reason {
             None => ResizeState::Reached,
-            Some(Why::HostBusy) => ResizeState::HostBusy,
-            Some(Why::DeviceError) => ResizeState::DeviceError,
+            Some(IdleReason::HostBusy) => ResizeState::HostBusy,
+            Some(IdleReason::DeviceError) => ResizeState::DeviceError,
             // The step that failed knows more than its kind, such as which pages.
             Some(kind) => self.stuck.filter(|&stuck| kind_of(stuck) == kind).unwrap_or(match kind {
-                Why::NoRoom => ResizeState::NoRoom,
-                Why::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
+                IdleReason::NoRoom => ResizeState::NoRoom,
+                IdleReason::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
                 _ => ResizeState::NoMemory,
             }),
         };
@@ -245,7 +245,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
             self.driver.retry();
         }
         match self.driver.next() {
-            Action::Rest(rest) => self.rest(rest),
+            Action::Idle(idle) => self.idle(idle),
             Action::Send(request) => {
                 self.requests.send(&mut self.device.transport, request.to_bytes());
                 self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
@@ -360,11 +360,11 @@ fn offline_failed(error: OfflineError) -> ResizeState {
 }
 
 /// Of which kind a failure is, for the step machine.
-fn kind_of(state: ResizeState) -> Why {
+fn kind_of(state: ResizeState) -> IdleReason {
     match state {
-        ResizeState::Unmovable { .. } => Why::Unmovable,
-        ResizeState::NoRoom => Why::NoRoom,
-        _ => Why::NoMemory,
+        ResizeState::Unmovable { .. } => IdleReason::Unmovable,
+        ResizeState::NoRoom => IdleReason::NoRoom,
+        _ => IdleReason::NoMemory,
     }
 }
 

@@ -4,6 +4,8 @@
 //! Counted by callgrind: this program runs itself under valgrind, once a machine. Counts are exact, so
 //! they are compared for equality. They are of this build with the hosted platform, whose locks check
 //! their order: what counts is the difference between two machines, not the number.
+//!
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 use std::collections::BTreeMap;
 use std::env;

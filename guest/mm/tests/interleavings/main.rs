@@ -6,6 +6,8 @@
 //! allows; whoever changes a step there changes it here. Every rule that a comment there relies on is a
 //! switch here, and a test shows that without it the model breaks: a model that cannot fail proves
 //! nothing.
+//!
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod deferred;
 mod lazy;

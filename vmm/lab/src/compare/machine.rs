@@ -58,7 +58,7 @@ pub trait Machine {
 
 /// A machine of QEMU's.
 pub struct OnQemu {
-    machine: qemu::Machine,
+    machine: qemu::QemuMachine,
     counts: bool,
     _kernel: Scratch,
 }
@@ -89,20 +89,20 @@ impl OnQemu {
         }
         let own = Scratch::new("guest");
         let mut options = match guest {
-            Guest::Linux => qemu::Options {
+            Guest::Linux => qemu::QemuConfig {
                 initrd: Some(linux.initrd.clone()),
                 cmdline: LINUX_CMDLINE.to_owned(),
-                ..qemu::Options::new(linux.kernel.clone(), MEMORY)
+                ..qemu::QemuConfig::new(linux.kernel.clone(), MEMORY)
             },
             Guest::Tidevm => {
                 write_own_guest(&own.0)?;
-                qemu::Options::new(own.0.clone(), MEMORY)
+                qemu::QemuConfig::new(own.0.clone(), MEMORY)
             }
         };
         options.cpus = CPUS.into();
         options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
-        let mut machine = qemu::Machine::start(&options)?;
+        let mut machine = qemu::QemuMachine::start(&options)?;
         machine.set_limit(LIMIT);
         Ok(Self { machine, counts, _kernel: own })
     }

@@ -237,8 +237,8 @@ impl Blocks {
 
     /// The device checked that the blocks are in the region, so nothing overflows.
     fn addresses(&self, range: BlockRange) -> Range<u64> {
-        let start = self.start + range.first * self.block_size;
-        start..start + range.count * self.block_size
+        let start = self.start + range.first() * self.block_size;
+        start..start + range.count() * self.block_size
     }
 }
 
