@@ -6,8 +6,8 @@ use core::fmt::{self, Write};
 use spin::Mutex;
 use tidevm_abi::SERIAL_PORT;
 
+use crate::cpu::ioapic::{Line, Trigger};
 use crate::cpu::{port_read, port_write};
-use crate::ioapic::{Line, Trigger};
 
 struct Serial;
 

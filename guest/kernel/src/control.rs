@@ -10,10 +10,11 @@ use tidevm_abi::{self as abi, Answer, Call, Failure, Report};
 use virtio_drivers::transport::Transport;
 
 use crate::agent::{self, Asker};
+use crate::cpu::lapic;
 use crate::job::{Job, Step};
+use crate::shell;
 use crate::virtio::Device;
 use crate::virtio::queue::{Inbox, Outbox};
-use crate::{irq, shell};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -35,7 +36,7 @@ pub fn is_bound() -> bool {
 pub fn report(report: Report) {
     if is_bound() {
         OUTGOING.lock().push_back(report);
-        irq::wake(0);
+        lapic::wake(0);
     } else {
         shell::tell(report);
     }
@@ -91,6 +92,6 @@ impl<T: Transport + Send> Job for Control<T> {
         self.send_reports();
         let waiting = !OUTGOING.lock().is_empty();
         // A full outbox empties without an interrupt; look again shortly.
-        Step::Idle(waiting.then(|| crate::time::Instant::in_millis(1)))
+        Step::Idle(waiting.then(|| crate::cpu::time::Instant::in_millis(1)))
     }
 }

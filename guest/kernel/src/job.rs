@@ -10,9 +10,9 @@ use core::sync::atomic::{Ordering, fence};
 use spin::Mutex;
 use x86_64::instructions::interrupts;
 
+use crate::cpu::lapic;
+use crate::cpu::time::Instant;
 use crate::cpu::{self, MAX_CPUS};
-use crate::irq;
-use crate::time::Instant;
 
 /// What a job wants after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ static NEW: [Mutex<Vec<Box<dyn Job>>>; MAX_CPUS] = [const { Mutex::new(Vec::new(
 /// Hands `job` to CPU `index`.
 pub fn spawn(index: usize, job: Box<dyn Job>) {
     NEW[index].lock().push(job);
-    irq::wake(index);
+    lapic::wake(index);
 }
 
 /// The job loop of this CPU. Does not return.
@@ -77,12 +77,12 @@ pub fn run() -> ! {
 fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     interrupts::disable();
     area.idle.store(true, Ordering::SeqCst);
-    // Pairs with `irq::wake`: `pending` is set before `idle` is looked at.
+    // Pairs with `lapic::wake`: `pending` is set before `idle` is looked at.
     if area.pending.load(Ordering::SeqCst) {
         interrupts::enable();
     } else {
         if let Some(instant) = wake_at {
-            irq::set_timer(instant);
+            lapic::set_timer(instant);
         }
         interrupts::enable_and_hlt();
     }

@@ -5,76 +5,40 @@
 
 extern crate alloc;
 
-mod acpi;
 mod agent;
-mod blocks;
 mod boot;
-mod churn;
-mod cmdline;
 mod console;
-mod content;
 mod control;
-mod copy;
 mod cpu;
-mod deferred;
-mod heap;
-mod hog;
-mod ioapic;
-mod irq;
 mod job;
-mod numa;
-mod paging;
-mod panic;
-mod pci;
-mod percpu_buf;
-mod platform;
-mod pmem;
+mod mem;
 mod procfs;
-mod race;
 mod shell;
-mod smp;
-mod stamps;
-mod time;
 mod virtio;
-mod workload;
 
 use alloc::alloc::{Layout, alloc};
 
-use core::ptr::NonNull;
-
 use tidevm_abi::Report;
-use tidevm_mm::{
-    Content, InitPolicy, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
-};
+use tidevm_mm::{Content, InitPolicy, Memblock, PAGE_SIZE, PhysAddr, PhysRange};
 use virtio_drivers::transport::{DeviceType, Transport};
 
-use crate::boot::BootInfo;
-use crate::cmdline::Options;
+use crate::agent::{pmem, workload};
+use crate::boot::cmdline::Options;
+use crate::boot::numa::Numa;
+use crate::boot::pvh::BootInfo;
+use crate::boot::{cmdline, percpu_buf};
 use crate::console::println;
 use crate::control::Control;
-use crate::numa::Numa;
-use crate::paging::{TableSource, VMEMMAP};
-use crate::platform::Machine;
+use crate::cpu::{lapic, smp, time};
+use crate::mem::paging::{TableSource, VMEMMAP};
+use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::Device;
 use crate::virtio::mem::MemDriver;
+use crate::virtio::pci;
 
-/// Sections of the physical address space that the guest can use: 2 TiB.
-const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
 /// What the start-up page tables map.
 const FIRST_GIB: u64 = 1 << 30;
 const LOW_MEMORY: u64 = 1 << 20;
-
-static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
-
-/// The memory management.
-static MM: Mm<Machine> = Mm::new(
-    Machine,
-    // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
-    // `Machine` maps anything there.
-    unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
-    &PER_CPU,
-);
-static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
 
 /// Stack of the boot CPU.
 #[repr(C, align(16))]
@@ -104,7 +68,7 @@ impl TableSource for EarlyTables<'_> {
     }
 }
 
-/// First Rust code of the boot CPU; `boot.s` passes the address that the PVH boot ABI names.
+/// First Rust code of the boot CPU; `boot/entry.s` passes the address that the PVH boot ABI names.
 extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::start();
     cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
@@ -119,7 +83,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::mapped();
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
-    irq::init(tables).expect("no memory for the APICs' page tables");
+    lapic::init(tables).expect("no memory for the APICs' page tables");
     let mut numa = Numa::new();
     let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
     // For the first ones, which are mapped before any page can be allocated.
@@ -143,7 +107,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     MM.register_owner(workload::OWNER, &workload::Workloads);
     pmem::find(info.pmem());
 
-    irq::init_cpu();
+    lapic::init_cpu();
     cpu::set_online();
     percpu_buf::allocate(0, options.percpu_buf);
     smp::bring_up(nr_cpus, |index| {

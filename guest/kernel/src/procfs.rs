@@ -6,8 +6,8 @@
 
 use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
 
-use crate::MM;
 use crate::console::println;
+use crate::mem::MM;
 
 /// `/proc/meminfo`.
 pub fn meminfo() {

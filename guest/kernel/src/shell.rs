@@ -13,12 +13,17 @@ use spin::Mutex;
 use tidevm_abi::{Answer, Failure, Handle, HogKind, Op, Report, ResizeState};
 use tidevm_mm::PAGE_SIZE;
 
+use crate::agent::blocks;
 use crate::agent::{self, Asker};
+use crate::boot::cmdline;
 use crate::console::{self, print, println};
-use crate::ioapic::Line;
+use crate::control;
+use crate::cpu::ioapic::Line;
+use crate::cpu::lapic;
 use crate::job::{self, Job, Step};
+use crate::mem::MM;
+use crate::procfs;
 use crate::virtio::mem;
-use crate::{MM, blocks, cmdline, control, irq, procfs};
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
@@ -40,7 +45,7 @@ static ANSWER: Mutex<Option<Answer>> = Mutex::new(None);
 /// Takes the answer to what the shell asked.
 pub fn answer(answer: Answer) {
     *ANSWER.lock() = Some(answer);
-    irq::wake(0);
+    lapic::wake(0);
 }
 
 /// Tells people what no VMM listens to.

@@ -7,8 +7,8 @@ use tidevm_mm::{Gfp, Order};
 use virtio_drivers::transport::mmio::{MmioError, MmioTransport, VirtIOHeader};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use crate::paging::{clear_page, phys_to_virt, virt_to_phys};
-use crate::{MM, platform};
+use crate::mem::paging::{clear_page, phys_to_virt, virt_to_phys};
+use crate::mem::{MM, platform};
 
 /// The machine, for `virtio-drivers`.
 pub struct Machine;

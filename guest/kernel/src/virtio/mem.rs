@@ -19,12 +19,14 @@ use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, R
 
 use super::Device;
 use super::queue::Requests;
-use crate::cmdline::Options;
+use crate::agent::workload;
+use crate::boot::cmdline::Options;
+use crate::boot::numa;
 use crate::console::println;
 use crate::control::report;
+use crate::cpu::time::Instant;
 use crate::job::{Job, Step};
-use crate::time::Instant;
-use crate::{MM, numa, workload};
+use crate::mem::MM;
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;

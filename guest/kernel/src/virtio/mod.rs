@@ -3,15 +3,16 @@
 
 pub mod hal;
 pub mod mem;
+pub mod pci;
 pub mod queue;
 
 use virtio_drivers::transport::mmio::MmioTransport;
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
-use crate::cmdline::MmioDevice;
+use crate::boot::cmdline::MmioDevice;
 use crate::console::println;
-use crate::ioapic::{Line, Trigger};
-use crate::time::Instant;
+use crate::cpu::ioapic::{Line, Trigger};
+use crate::cpu::time::Instant;
 
 /// A device that was found, and its interrupt.
 pub struct Device<T> {

@@ -14,9 +14,9 @@ use spin::Mutex;
 use tidevm_abi::{Handle, HogKind};
 use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
-use crate::MM;
-use crate::content::Content;
-use crate::irq;
+use crate::agent::pattern::Content;
+use crate::cpu::lapic;
+use crate::mem::MM;
 
 /// The owner of all workloads' pages; the index names workload and slot.
 pub const OWNER: OwnerId = OwnerId(1);
@@ -96,7 +96,7 @@ impl Workload {
     pub fn unregister(&self) {
         WORKLOADS.lock()[self.place] = None;
         ENDED.fetch_add(1, Ordering::Release);
-        irq::wake(0);
+        lapic::wake(0);
     }
 
     /// What kind of pages it holds.

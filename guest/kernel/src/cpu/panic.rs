@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use tidevm_abi::{EXIT_PORT, ExitCode};
 
 use crate::console::print_in_panic;
+use crate::cpu::lapic::Frame;
 use crate::cpu::{self, port_write};
-use crate::irq::Frame;
 
 /// Set by the CPU whose panic is reported; others stop without a word.
 static PANICKING: AtomicBool = AtomicBool::new(false);

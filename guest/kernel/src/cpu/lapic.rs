@@ -14,12 +14,12 @@ use x86_64::registers::control::Cr2;
 use x86_64::registers::model_specific::Msr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use crate::paging::{self, NoPageTable, TableSource};
-use crate::time::{self, Instant};
-use crate::{cpu, ioapic, panic};
+use crate::cpu::time::{self, Instant};
+use crate::cpu::{self, ioapic, panic};
+use crate::mem::paging::{self, NoPageTable, TableSource};
 
 global_asm!(
-    include_str!("interrupts.s"),
+    include_str!("trap.s"),
     interrupt = sym interrupt,
     options(att_syntax)
 );
@@ -52,7 +52,7 @@ const MASKED: u32 = 1 << 16;
 const DIVIDE_BY_1: u32 = 0b1011;
 const TSC_DEADLINE_MSR: u32 = 0x6e0;
 
-/// Registers as `interrupts.s` leaves them.
+/// Registers as `trap.s` leaves them.
 #[repr(C)]
 pub struct Frame {
     /// r15, r14, ..., rcx, rax, in the order of their addresses.
@@ -230,7 +230,7 @@ fn read(register: usize) -> u32 {
     unsafe { LOCAL.load(Ordering::Relaxed).add(register).cast::<u32>().read_volatile() }
 }
 
-/// Called by `interrupts.s` for every interrupt and exception.
+/// Called by `trap.s` for every interrupt and exception.
 extern "C" fn interrupt(frame: &mut Frame) {
     let vector = frame.vector as u8;
     match vector {

@@ -13,7 +13,7 @@ use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use x86_64::instructions::port::Port;
 
 use crate::console::println;
-use crate::ioapic::{Line, Trigger};
+use crate::cpu::ioapic::{Line, Trigger};
 use crate::virtio::{Device, hal};
 
 const ADDRESS_PORT: u16 = 0xcf8;

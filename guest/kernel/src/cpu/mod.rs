@@ -5,6 +5,12 @@
 //! never leaves ring 0, so there is no `swapgs`.
 #![expect(unsafe_code, reason = "loads descriptor tables and executes privileged instructions")]
 
+pub mod ioapic;
+pub mod lapic;
+pub mod panic;
+pub mod smp;
+pub mod time;
+
 use core::arch::asm;
 use core::ptr::addr_of_mut;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};

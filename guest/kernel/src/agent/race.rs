@@ -18,9 +18,11 @@ use tidevm_abi::{Answer, Failure};
 use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
 use crate::agent::Asker;
+use crate::cpu::time::Instant;
+use crate::cpu::{self, lapic};
+use crate::job;
 use crate::job::{Job, Step};
-use crate::time::Instant;
-use crate::{MM, cpu, irq, job};
+use crate::mem::MM;
 
 /// Pages that are handed out in a cycle.
 const PAGES: usize = 32;
@@ -122,7 +124,7 @@ impl Race {
         self.shared.arrived.store(0, Ordering::Relaxed);
         self.shared.through.store(0, Ordering::Relaxed);
         self.shared.round.fetch_add(1, Ordering::Release);
-        (0..self.freers).for_each(|index| irq::wake(1 + index));
+        (0..self.freers).for_each(|index| lapic::wake(1 + index));
         Some(start)
     }
 
@@ -166,7 +168,7 @@ impl Job for Race {
             return Step::Again;
         }
         self.shared.over.store(true, Ordering::Release);
-        (0..self.freers).for_each(|index| irq::wake(1 + index));
+        (0..self.freers).for_each(|index| lapic::wake(1 + index));
         self.asker.answer(Answer::Raced {
             cycles: self.done,
             failures: self.failures,

@@ -11,8 +11,8 @@ use tidevm_mm::{
     RemoveError, SECTION_SIZE, SectionNr, SectionRange, SubSections, ZoneType,
 };
 
-use crate::MM;
-use crate::time::Instant;
+use crate::cpu::time::Instant;
+use crate::mem::MM;
 
 /// The memory blocks from `from` on, as many as an answer can tell of.
 pub fn blocks(from: u64) -> Answer {

@@ -8,13 +8,13 @@
 
 use arrayvec::ArrayVec;
 
-use crate::paging::phys_to_virt;
+use crate::mem::paging::phys_to_virt;
 
 core::arch::global_asm!(
-    include_str!("boot.s"),
+    include_str!("entry.s"),
     kernel_start = sym crate::kernel_start,
     boot_stack = sym crate::BOOT_STACK,
-    stack_size = const crate::smp::STACK_SIZE - crate::cpu::FAULT_STACK_SIZE,
+    stack_size = const crate::cpu::smp::STACK_SIZE - crate::cpu::FAULT_STACK_SIZE,
     options(att_syntax)
 );
 

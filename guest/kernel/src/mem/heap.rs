@@ -10,8 +10,8 @@ use linked_list_allocator::Heap;
 use spin::Mutex;
 use tidevm_mm::{Gfp, Order, PAGE_SIZE, PhysAddr};
 
-use crate::MM;
-use crate::paging::{phys_to_virt, virt_to_phys};
+use crate::mem::MM;
+use crate::mem::paging::{phys_to_virt, virt_to_phys};
 
 /// Bytes of the arena.
 pub const ARENA_SIZE: u64 = 512 << 10;

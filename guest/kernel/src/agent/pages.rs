@@ -7,10 +7,10 @@ use alloc::sync::Arc;
 use tidevm_abi::{Answer, HogKind};
 use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
-use crate::MM;
 use crate::agent::Asker;
+use crate::agent::workload::{Take, Workload};
 use crate::job::{Job, Step};
-use crate::workload::{Take, Workload};
+use crate::mem::MM;
 
 /// Pages of one step.
 const BATCH: u32 = 64;

@@ -5,7 +5,7 @@
 
 use tidevm_mm::{PAGE_SIZE, Pfn};
 
-use crate::paging::phys_to_virt;
+use crate::mem::paging::phys_to_virt;
 
 const WORDS: u64 = PAGE_SIZE / 8;
 

@@ -7,10 +7,11 @@ use spin::Mutex;
 use tidevm_abi::{Answer, Failure, Handle};
 use tidevm_mm::{Pfn, PfnRange};
 
+use crate::agent::pattern::Content;
+use crate::agent::workload;
 use crate::agent::{Asker, workload_cpu};
-use crate::content::Content;
 use crate::job::{self, Job, Step};
-use crate::{MM, workload};
+use crate::mem::MM;
 
 /// Pages of one step.
 const BATCH: u32 = 64;

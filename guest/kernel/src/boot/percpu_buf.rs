@@ -3,7 +3,7 @@
 
 use tidevm_mm::{Gfp, Order, PAGE_SIZE};
 
-use crate::MM;
+use crate::mem::MM;
 
 /// Takes `size` bytes for CPU `index`.
 ///

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::BootTimes;
 
-use crate::MM;
-use crate::time::{self, Instant};
+use crate::cpu::time::{self, Instant};
+use crate::mem::MM;
 
 /// The time-stamp counter at [`start`].
 static START: AtomicU64 = AtomicU64::new(0);

@@ -1,6 +1,6 @@
 //! Which CPUs there are, and how all but the first are brought up: one after the other, by INIT-SIPI.
 //!
-//! SIPI starts a CPU in real mode below 1 MiB; the trampoline of `boot.s` is copied there and
+//! SIPI starts a CPU in real mode below 1 MiB; the trampoline of `boot/entry.s` is copied there and
 //! takes it to [`start`] on a stack of its own.
 #![expect(unsafe_code, reason = "places start-up code and stacks")]
 
@@ -9,12 +9,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 
-use crate::acpi::Entry;
+use crate::boot::acpi;
+use crate::boot::acpi::Entry;
+use crate::boot::numa::Numa;
 use crate::console::println;
-use crate::numa::Numa;
-use crate::paging::{self, TableSource, phys_to_virt};
-use crate::time::Instant;
-use crate::{acpi, cpu, irq, job};
+use crate::cpu::time::Instant;
+use crate::cpu::{self, lapic};
+use crate::job;
+use crate::mem::paging::{self, TableSource, phys_to_virt};
 
 /// Physical page of the trampoline; boot keeps the first MiB out of the allocator.
 const TRAMPOLINE: u64 = 0x8000;
@@ -93,7 +95,7 @@ pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut(usize) -> u64) {
         NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_stack) as u64).store(stack_top(top), Ordering::Relaxed);
         start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);
-        irq::start_cpu(index, (TRAMPOLINE >> 12) as u8);
+        lapic::start_cpu(index, (TRAMPOLINE >> 12) as u8);
         let deadline = Instant::in_millis(MILLIS_TO_START);
         while cpu::online() <= index {
             assert!(!deadline.has_passed(), "CPU {index} did not start within {MILLIS_TO_START} ms");
@@ -101,7 +103,7 @@ pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut(usize) -> u64) {
         }
     }
     paging::drop_identity_map();
-    irq::flush_all_tlbs();
+    lapic::flush_all_tlbs();
 }
 
 fn copy_trampoline() {
@@ -114,7 +116,7 @@ fn copy_trampoline() {
 }
 
 fn start_up_word(phys: u64) -> &'static AtomicU64 {
-    // SAFETY: the two words of `boot.s` are aligned by 8, live as long as the kernel, and no CPU
+    // SAFETY: the two words of `boot/entry.s` are aligned by 8, live as long as the kernel, and no CPU
     // that is starting reads them before SIPI.
     unsafe { &*phys_to_virt(phys).cast::<AtomicU64>() }
 }
@@ -123,7 +125,7 @@ fn start_up_word(phys: u64) -> &'static AtomicU64 {
 extern "C" fn start() -> ! {
     // CPUs start one at a time, and the online ones have the indices below this one's.
     cpu::init(cpu::online(), NEXT_FAULT_STACK.load(Ordering::Acquire));
-    irq::init_cpu();
+    lapic::init_cpu();
     cpu::set_online();
     job::run()
 }

@@ -14,9 +14,10 @@ use core::sync::atomic::Ordering;
 use spin::Mutex;
 use tidevm_mm::{MAX_NODES, Memblock, NodeId, PhysAddr, PhysRange, SECTION_SIZE};
 
-use crate::acpi::Entry;
+use crate::boot::acpi::Entry;
 use crate::console::println;
-use crate::{MM, cpu};
+use crate::cpu;
+use crate::mem::MM;
 
 const _: () = assert!(MAX_NODES == tidevm_abi::MAX_NODES);
 

@@ -11,7 +11,7 @@ use ::acpi::madt::Madt;
 use ::acpi::sdt::{SdtHeader, Signature};
 use ::acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 
-use crate::paging::{TableSource, map_firmware};
+use crate::mem::paging::{TableSource, map_firmware};
 
 /// What the tables say.
 #[derive(Clone, Copy, Debug)]

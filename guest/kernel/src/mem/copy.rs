@@ -11,9 +11,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 use tidevm_mm::Pfn;
 
+use crate::cpu::time::Instant;
+use crate::cpu::{self, lapic};
 use crate::job::{self, Job, Step};
-use crate::time::Instant;
-use crate::{cpu, irq, paging};
+use crate::mem::paging;
 
 /// Pages of one batch at most.
 const BATCH: usize = 64;
@@ -43,7 +44,7 @@ pub fn copy_pages(pages: &[(Pfn, Pfn)]) {
         COPIED.store(0, Ordering::Relaxed);
         TURN.store((batch.len() as u64) << 32, Ordering::Release);
         let me = cpu::this();
-        (0..cpu::online()).filter(|&index| index != me).for_each(irq::wake);
+        (0..cpu::online()).filter(|&index| index != me).for_each(lapic::wake);
         while take_turn() {}
         let deadline = Instant::in_millis(MILLIS);
         // At most one page a CPU is still on its way.

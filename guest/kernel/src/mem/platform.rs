@@ -1,16 +1,34 @@
 //! The machine, as memory management sees it (`tidevm_mm::Platform`).
 #![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
 
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use tidevm_abi as abi;
 use tidevm_mm::{
-    FaultStep, Gfp, MemmapFrames, NoPageTable, Order, Page, Pfn, PfnRange, PhysAddr, Platform, SectionNr,
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpu, Pfn, PfnRange, PhysAddr, Platform,
+    Section, SectionNr, Sparse,
 };
 
-use crate::paging::{self, TableSource, VMEMMAP};
-use crate::time::Instant;
-use crate::{MM, copy, cpu, irq, job};
+use crate::cpu::time::Instant;
+use crate::cpu::{self, lapic};
+use crate::job;
+use crate::mem::copy;
+use crate::mem::paging::{self, TableSource, VMEMMAP};
+
+/// Sections of the physical address space that the guest can use: 2 TiB.
+const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
+static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
+
+/// The memory management.
+pub static MM: Mm<Machine> = Mm::new(
+    Machine,
+    // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
+    // `Machine` maps anything there.
+    unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
+    &PER_CPU,
+);
+static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
 
 /// Attempts left before the one that fails, plus one, a step; 0 is "never".
 static FAULTS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
@@ -45,7 +63,7 @@ impl Tables {
     }
 
     fn flush(self) {
-        irq::flush_all_tlbs();
+        lapic::flush_all_tlbs();
         for table in self.freed.into_iter().flatten() {
             MM.free_pages(PhysAddr::new(table).pfn(), Order::PAGE);
         }

@@ -17,11 +17,12 @@ use tidevm_mm::{
 };
 
 use crate::agent::Asker;
+use crate::cpu;
+use crate::cpu::time::Instant;
 use crate::job::{self, Job, Step};
-use crate::time::Instant;
-use crate::{MM, cpu};
+use crate::mem::MM;
 
-pub mod hold;
+pub mod pages;
 
 /// How long a CPU initialises pages before it looks at its other jobs, in milliseconds.
 const STEP_MILLIS: u64 = 2;
@@ -52,7 +53,7 @@ pub fn carry_out(op: PmemOp, asker: Asker) -> Result<Option<Answer>, Failure> {
             map(asker, devices, altmap.then_some(reserve), cpus).map(|()| None)
         }
         PmemOp::Unmap { device } => unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
-        PmemOp::Hold { handle, device, pages } => hold::start(asker, handle, device, pages).map(|()| None),
+        PmemOp::Hold { handle, device, pages } => pages::start(asker, handle, device, pages).map(|()| None),
     }
 }
 

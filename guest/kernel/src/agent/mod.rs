@@ -1,15 +1,26 @@
 //! Carries out calls, the VMM's and those typed at the console: what is quick at once, the rest as jobs
 //! that answer when they are through.
 
+pub mod blocks;
+pub mod churn;
+pub mod pages;
+pub mod pattern;
+pub mod pmem;
+pub mod race;
+pub mod workload;
+
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, Failure, Handle, Op, Report};
 use tidevm_mm::{ZoneStats, ZoneType};
 
+use self::pages::{EachPage, Hog};
+use self::workload::{NotMade, Workload};
 use crate::control::report;
-use crate::hog::{EachPage, Hog};
-use crate::workload::{self, NotMade, Workload};
-use crate::{MM, blocks, churn, cpu, job, panic, platform, pmem, race, shell, stamps};
+use crate::cpu::{self, panic};
+use crate::job;
+use crate::mem::{MM, platform, stamps};
+use crate::shell;
 
 /// Most storms of one churn.
 const MAX_STORMS: u32 = 64;
@@ -45,8 +56,8 @@ pub fn carry_out(op: Op, asker: Asker) {
             })
         }
         Op::Pmem(op) => pmem::carry_out(op, asker),
-        Op::Verify { handle } if pmem::hold::verify(asker, handle) => Ok(None),
-        Op::Release { handle } if pmem::hold::release(asker, handle) => Ok(None),
+        Op::Verify { handle } if pmem::pages::verify(asker, handle) => Ok(None),
+        Op::Release { handle } if pmem::pages::release(asker, handle) => Ok(None),
         Op::Verify { handle } => find(handle).map(|workload| {
             job::spawn(workload_cpu(), EachPage::verify(asker, workload));
             None

@@ -3,9 +3,10 @@
 
 use alloc::boxed::Box;
 
+use crate::cpu;
+use crate::cpu::time::Instant;
 use crate::job::{self, Job, Step};
-use crate::time::Instant;
-use crate::{MM, cpu, stamps};
+use crate::mem::{MM, stamps};
 
 /// One CPU's share.
 struct InitDeferred {

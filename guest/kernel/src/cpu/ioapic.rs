@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use x86_64::instructions::interrupts::without_interrupts;
 
-use crate::irq::DEVICES;
-use crate::paging::{self, NoPageTable, TableSource};
+use crate::cpu::lapic::DEVICES;
+use crate::mem::paging::{self, NoPageTable, TableSource};
 
 /// Global system interrupts that can be routed.
 pub const NR_GSI: u32 = 24;

@@ -6,9 +6,9 @@ use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
 use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
+use crate::boot::numa::Share;
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
-use crate::numa::Share;
 
 /// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
 pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;

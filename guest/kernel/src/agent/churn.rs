@@ -9,10 +9,12 @@ use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
 
 use crate::agent::Asker;
+use crate::agent::workload::{Take, Workload};
+use crate::cpu;
+use crate::cpu::time::Instant;
+use crate::job;
 use crate::job::{Job, Step};
-use crate::time::Instant;
-use crate::workload::{Take, Workload};
-use crate::{MM, cpu, job};
+use crate::mem::MM;
 
 /// Operations of one step.
 const BATCH: u32 = 32;

@@ -1,0 +1,7 @@
+//! What boot learns from the VMM and from firmware: the boot structures, the command line, CPUs and nodes.
+
+pub mod acpi;
+pub mod cmdline;
+pub mod numa;
+pub mod percpu_buf;
+pub mod pvh;
