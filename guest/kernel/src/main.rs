@@ -29,7 +29,7 @@ use crate::boot::pvh::BootInfo;
 use crate::boot::{cmdline, percpu_buf};
 use crate::console::println;
 use crate::control::Control;
-use crate::cpu::{lapic, smp, time};
+use crate::cpu::{ioapic, lapic, smp, time, trap};
 use crate::mem::paging::{TableSource, VMEMMAP};
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::Device;
@@ -83,7 +83,8 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::mapped();
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
-    lapic::init(tables).expect("no memory for the APICs' page tables");
+    lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
+    trap::init();
     let mut numa = Numa::new();
     let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
     // For the first ones, which are mapped before any page can be allocated.
@@ -107,7 +108,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     MM.register_owner(workload::OWNER, &workload::Workloads);
     pmem::find(info.pmem());
 
-    lapic::init_cpu();
+    trap::init_cpu();
     cpu::set_online();
     percpu_buf::allocate(0, options.percpu_buf);
     smp::bring_up(nr_cpus, |index| {

@@ -10,6 +10,8 @@ pub mod lapic;
 pub mod panic;
 pub mod smp;
 pub mod time;
+pub mod tlb;
+pub mod trap;
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;

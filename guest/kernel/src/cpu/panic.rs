@@ -1,5 +1,6 @@
-//! The end of a guest that found itself broken: a report on the serial port, then
-//! [`ExitCode::Panic`]. Nothing here takes a lock or allocates.
+//! The end of the guest: by a panic or an exception, with a report on the serial port, or by a power-off.
+//!
+//! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -7,14 +8,13 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use tidevm_abi::{EXIT_PORT, ExitCode};
 
 use crate::console::print_in_panic;
-use crate::cpu::lapic::Frame;
 use crate::cpu::{self, port_write};
 
-/// Set by the CPU whose panic is reported; others stop without a word.
+/// Set by the CPU whose panic is reported; the other CPUs stop without a report.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
-/// Ends the guest for `reason`.
-fn die(reason: fmt::Arguments<'_>) -> ! {
+/// Ends the guest for `reason`: reports it on the serial port, then writes [`ExitCode::Panic`].
+pub fn die(reason: fmt::Arguments<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::AcqRel) {
         print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
         port_write(EXIT_PORT, ExitCode::Panic as u8);
@@ -22,38 +22,7 @@ fn die(reason: fmt::Arguments<'_>) -> ! {
     cpu::halt()
 }
 
-/// Ends the guest for an exception that nothing handles.
-pub fn exception(frame: &Frame, fault_address: u64) -> ! {
-    const NAMES: [&str; 20] = [
-        "divide error",
-        "debug",
-        "NMI",
-        "breakpoint",
-        "overflow",
-        "bound range exceeded",
-        "invalid opcode",
-        "device not available",
-        "double fault",
-        "coprocessor segment overrun",
-        "invalid TSS",
-        "segment not present",
-        "stack-segment fault",
-        "general protection fault",
-        "page fault",
-        "reserved",
-        "x87 floating point",
-        "alignment check",
-        "machine check",
-        "SIMD floating point",
-    ];
-    let name = NAMES.get(frame.vector as usize).unwrap_or(&"unexpected interrupt");
-    die(format_args!(
-        "{name} (vector {}, error {:#x}) at {:#x}, stack {:#x}, fault address {fault_address:#x}\nregisters r15..rax {:x?}",
-        frame.vector, frame.error, frame.rip, frame.rsp, frame.registers
-    ))
-}
-
-/// Writes [`ExitCode::PowerOff`].
+/// Ends the guest as it was asked to: writes [`ExitCode::PowerOff`].
 pub fn power_off() -> ! {
     port_write(EXIT_PORT, ExitCode::PowerOff as u8);
     print_in_panic(format_args!("the machine does not end; it is halted\n"));
@@ -68,6 +37,3 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
         None => die(format_args!("{}", info.message())),
     }
 }
-
-#[cfg(not(target_os = "none"))]
-const _: fn(fmt::Arguments<'_>) -> ! = die;

@@ -14,7 +14,7 @@ use crate::boot::acpi::Entry;
 use crate::boot::numa::Numa;
 use crate::console::println;
 use crate::cpu::time::Instant;
-use crate::cpu::{self, lapic};
+use crate::cpu::{self, lapic, tlb, trap};
 use crate::job;
 use crate::mem::paging::{self, TableSource, phys_to_virt};
 
@@ -103,7 +103,7 @@ pub fn bring_up(nr_cpus: usize, mut new_stack: impl FnMut(usize) -> u64) {
         }
     }
     paging::drop_identity_map();
-    lapic::flush_all_tlbs();
+    tlb::flush_all();
 }
 
 fn copy_trampoline() {
@@ -125,7 +125,7 @@ fn start_up_word(phys: u64) -> &'static AtomicU64 {
 extern "C" fn start() -> ! {
     // CPUs start one at a time, and the online ones have the indices below this one's.
     cpu::init(cpu::online(), NEXT_FAULT_STACK.load(Ordering::Acquire));
-    lapic::init_cpu();
+    trap::init_cpu();
     cpu::set_online();
     job::run()
 }

@@ -11,7 +11,7 @@ use tidevm_mm::{
 };
 
 use crate::cpu::time::Instant;
-use crate::cpu::{self, lapic};
+use crate::cpu::{self, tlb};
 use crate::job;
 use crate::mem::copy;
 use crate::mem::paging::{self, TableSource, VMEMMAP};
@@ -63,7 +63,7 @@ impl Tables {
     }
 
     fn flush(self) {
-        lapic::flush_all_tlbs();
+        tlb::flush_all();
         for table in self.freed.into_iter().flatten() {
             MM.free_pages(PhysAddr::new(table).pfn(), Order::PAGE);
         }
