@@ -16,7 +16,7 @@ use crate::cpu::{self, MAX_CPUS};
 
 /// What a job wants after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Progress {
     /// The next step can follow at once.
     Again,
     /// Nothing to do until the CPU is woken, or until the instant.
@@ -29,7 +29,7 @@ pub enum Step {
 pub trait Job: Send {
     /// Takes one step. Called whenever its CPU goes round, also when the job was idle: whoever
     /// wakes a CPU does not say for whom.
-    fn step(&mut self) -> Step;
+    fn step(&mut self) -> Progress;
 }
 
 /// Jobs that were handed to a CPU and not yet picked up.
@@ -57,15 +57,15 @@ pub fn run() -> ! {
         let mut again = false;
         let mut wake_at: Option<Instant> = None;
         jobs.retain_mut(|job| match job.step() {
-            Step::Again => {
+            Progress::Again => {
                 again = true;
                 true
             }
-            Step::Idle(until) => {
+            Progress::Idle(until) => {
                 wake_at = [wake_at, until].into_iter().flatten().min();
                 true
             }
-            Step::Done => false,
+            Progress::Done => false,
         });
         if !again {
             sleep(area, wake_at);

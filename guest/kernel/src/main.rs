@@ -11,6 +11,7 @@ mod console;
 mod control;
 mod cpu;
 mod job;
+mod mailbox;
 mod mem;
 mod procfs;
 mod shell;
@@ -120,22 +121,33 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     if options.init != InitPolicy::Lazy || !options.zeroed || !options.grow {
         deferred::start(options.one_worker);
     }
-    let mem_devices = bind_devices(&options);
-    control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
-    shell::start();
+    let bound = bind_devices(&options);
+    mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });
+    if !bound.control {
+        shell::start();
+    }
     job::run()
 }
 
-/// Binds all devices to their drivers, and returns how many virtio-mem devices have one.
-fn bind_devices(options: &Options) -> u32 {
-    let mut mem_devices = 0;
+/// Which devices have a driver.
+#[derive(Default)]
+struct Bound {
+    /// The control channel.
+    control: bool,
+    /// How many virtio-mem devices.
+    mem_devices: u32,
+}
+
+/// Binds all devices to their drivers.
+fn bind_devices(options: &Options) -> Bound {
+    let mut bound = Bound::default();
     for device in options.devices.iter().flatten().filter_map(Device::find) {
-        mem_devices += u32::from(bind(device, options));
+        bound.bind(device, options);
     }
     if options.pci {
-        pci::each_mem_device(|device| mem_devices += u32::from(bind(device, options)));
+        pci::each_mem_device(|device| bound.bind(device, options));
     }
-    mem_devices
+    bound
 }
 
 /// Maps all of memory, and tells `memblock` what there is and what of it is in use.
@@ -174,30 +186,25 @@ fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
     }
 }
 
-/// Binds a device to its driver. Whether it is a virtio-mem device that now has one.
-fn bind<T: Transport + Send + 'static>(device: Device<T>, options: &Options) -> bool {
-    let kind = device.transport.device_type();
-    match kind {
-        DeviceType::Console => {
-            match Control::new(device) {
-                Some(control) => job::spawn(0, control),
+impl Bound {
+    /// Binds a device to its driver, if there is one that can use it.
+    fn bind<T: Transport + Send + 'static>(&mut self, device: Device<T>, options: &Options) {
+        match device.transport.device_type() {
+            DeviceType::Console => match Control::new(device) {
+                Some(control) => {
+                    job::spawn(0, control);
+                    self.control = true;
+                }
                 None => println!("the control channel cannot be used"),
-            }
-            false
-        }
-        DeviceType::Memory => match MemDriver::new(device, options) {
-            Ok(driver) => {
-                job::spawn(0, driver);
-                true
-            }
-            Err(reason) => {
-                println!("virtio-mem: {reason}");
-                false
-            }
-        },
-        _ => {
-            println!("no driver for a {kind:?} device");
-            false
+            },
+            DeviceType::Memory => match MemDriver::new(device, options) {
+                Ok(driver) => {
+                    job::spawn(0, driver);
+                    self.mem_devices += 1;
+                }
+                Err(reason) => println!("virtio-mem: {reason}"),
+            },
+            kind => println!("no driver for a {kind:?} device"),
         }
     }
 }

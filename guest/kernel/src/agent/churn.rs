@@ -1,4 +1,4 @@
-//! A storm of allocations and frees: movable pages that come and go while memory is resized, and
+//! A thread of allocations and frees: movable pages that come and go while memory is resized, and
 //! kernel pages of several orders beside them.
 
 use alloc::boxed::Box;
@@ -8,48 +8,48 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
 
-use crate::agent::Asker;
 use crate::agent::workload::{Take, Workload};
 use crate::cpu;
 use crate::cpu::time::Instant;
 use crate::job;
-use crate::job::{Job, Step};
+use crate::job::{Job, Progress};
+use crate::mailbox::Requester;
 use crate::mem::MM;
 
 /// Operations of one step.
 const BATCH: u32 = 32;
-/// Movable pages that one storm holds at most.
+/// Movable pages that one thread holds at most.
 const SLOTS: u32 = 512;
-/// Kernel blocks that one storm holds at most.
+/// Kernel blocks that one thread holds at most.
 const BLOCKS: usize = 16;
 
-/// What the storms of one call have in common.
+/// What the threads of one call have in common.
 struct Shared {
-    asker: Asker,
+    requester: Requester,
     workload: Arc<Workload>,
     running: AtomicU32,
     allocations: AtomicU64,
     failures: AtomicU64,
 }
 
-struct Storm {
+struct ChurnThread {
     shared: Arc<Shared>,
-    /// First of this storm's slots.
+    /// First of this thread's slots.
     base: u32,
     blocks: [Option<(Pfn, Order)>; BLOCKS],
     random: u64,
     until: Instant,
 }
 
-/// Slots that `threads` storms need.
+/// Slots that `threads` threads need.
 pub fn slots(threads: u32) -> u64 {
     u64::from(threads) * u64::from(SLOTS)
 }
 
-/// Starts `threads` storms on as many CPUs, for `millis` milliseconds, in the slots of `workload`.
-pub fn start(asker: Asker, workload: Arc<Workload>, threads: u32, millis: u64) {
+/// Starts `threads` threads on as many CPUs, for `millis` milliseconds, in the slots of `workload`.
+pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis: u64) {
     let shared = Arc::new(Shared {
-        asker,
+        requester,
         workload,
         running: AtomicU32::new(threads),
         allocations: AtomicU64::new(0),
@@ -57,7 +57,7 @@ pub fn start(asker: Asker, workload: Arc<Workload>, threads: u32, millis: u64) {
     });
     let until = Instant::in_millis(millis);
     for thread in 0..threads {
-        let storm = Storm {
+        let job = ChurnThread {
             shared: shared.clone(),
             base: thread * SLOTS,
             blocks: [None; BLOCKS],
@@ -66,11 +66,11 @@ pub fn start(asker: Asker, workload: Arc<Workload>, threads: u32, millis: u64) {
         };
         // From the last CPU down: the boot CPU has the drivers.
         let online = cpu::online();
-        job::spawn((online - 1) - thread as usize % online, Box::new(storm));
+        job::spawn((online - 1) - thread as usize % online, Box::new(job));
     }
 }
 
-impl Storm {
+impl ChurnThread {
     /// xorshift64: any sequence will do, as long as the low bits differ.
     fn next_random(&mut self) -> u64 {
         self.random ^= self.random << 13;
@@ -125,7 +125,7 @@ impl Storm {
         })
     }
 
-    fn end(&self) -> Step {
+    fn end(&self) -> Progress {
         let shared = &self.shared;
         if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.workload.unregister();
@@ -133,16 +133,16 @@ impl Storm {
                 allocations: shared.allocations.load(Ordering::Relaxed),
                 failures: shared.failures.load(Ordering::Relaxed),
             };
-            shared.asker.answer(answer);
+            shared.requester.answer(answer);
         }
-        Step::Done
+        Progress::Done
     }
 }
 
-impl Job for Storm {
-    fn step(&mut self) -> Step {
+impl Job for ChurnThread {
+    fn step(&mut self) -> Progress {
         if self.until.has_passed() {
-            return if self.settle() { self.end() } else { Step::Again };
+            return if self.settle() { self.end() } else { Progress::Again };
         }
         for _ in 0..BATCH {
             let random = self.next_random();
@@ -153,6 +153,6 @@ impl Job for Storm {
                 self.turn_movable(self.base + pick % SLOTS);
             }
         }
-        Step::Again
+        Progress::Again
     }
 }

@@ -11,69 +11,49 @@ pub mod workload;
 
 use alloc::sync::Arc;
 
-use tidevm_abi::{Answer, Failure, Handle, Op, Report};
+use tidevm_abi::{Answer, Failure, Handle, Op};
 use tidevm_mm::{ZoneStats, ZoneType};
 
 use self::pages::{EachPage, Hog};
 use self::workload::{NotMade, Workload};
-use crate::control::report;
 use crate::cpu::{self, panic};
 use crate::job;
+use crate::mailbox::Requester;
 use crate::mem::{MM, platform, stamps};
-use crate::shell;
 
-/// Most storms of one churn.
-const MAX_STORMS: u32 = 64;
-
-/// Who gets an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
-    /// The VMM, to its call of this id.
-    Vmm(u32),
-    /// Whoever sits at the console.
-    Shell,
-}
-
-impl Asker {
-    /// Answers.
-    pub fn answer(self, answer: Answer) {
-        match self {
-            Self::Vmm(id) => report(Report::Done { id, answer }),
-            Self::Shell => shell::answer(answer),
-        }
-    }
-}
+/// Most threads of one churn.
+const MAX_CHURN_THREADS: u32 = 64;
 
 /// Carries out `op`, or starts the job that does.
-pub fn carry_out(op: Op, asker: Asker) {
+pub fn carry_out(op: Op, requester: Requester) {
     let started = match op {
         Op::Stats => Ok(Some(Answer::Stats(stats()))),
         Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
         Op::Hog { handle, pages, kind, scattered, full } => {
             make(handle, kind, full, pages).map(|(workload, pages)| {
-                job::spawn(workload_cpu(), Hog::new(asker, workload, pages, scattered));
+                job::spawn(workload_cpu(), Hog::new(requester, workload, pages, scattered));
                 None
             })
         }
-        Op::Pmem(op) => pmem::carry_out(op, asker),
-        Op::Verify { handle } if pmem::pages::verify(asker, handle) => Ok(None),
-        Op::Release { handle } if pmem::pages::release(asker, handle) => Ok(None),
+        Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::Verify { handle } if pmem::pages::verify(requester, handle) => Ok(None),
+        Op::Release { handle } if pmem::pages::release(requester, handle) => Ok(None),
         Op::Verify { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::verify(asker, workload));
+            job::spawn(workload_cpu(), EachPage::verify(requester, workload));
             None
         }),
         Op::Release { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::release(asker, workload));
+            job::spawn(workload_cpu(), EachPage::release(requester, workload));
             None
         }),
         Op::Churn { handle, threads, millis } => {
-            let threads = threads.clamp(1, MAX_STORMS);
+            let threads = threads.clamp(1, MAX_CHURN_THREADS);
             make(handle, tidevm_abi::HogKind::Movable, false, churn::slots(threads)).map(|(workload, _)| {
-                churn::start(asker, workload, threads, millis);
+                churn::start(requester, workload, threads, millis);
                 None
             })
         }
-        Op::Race { cycles } => race::start(asker, cycles).map(|()| None),
+        Op::Race { cycles } => race::start(requester, cycles).map(|()| None),
         Op::Inject { step, after } => {
             platform::inject(step, after);
             Ok(Some(Answer::Done))
@@ -84,8 +64,8 @@ pub fn carry_out(op: Op, asker: Asker) {
     };
     match started {
         Ok(None) => {}
-        Ok(Some(answer)) => asker.answer(answer),
-        Err(failure) => asker.answer(Answer::Failed(failure)),
+        Ok(Some(answer)) => requester.answer(answer),
+        Err(failure) => requester.answer(Answer::Failed(failure)),
     }
 }
 

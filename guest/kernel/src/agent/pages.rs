@@ -7,9 +7,9 @@ use alloc::sync::Arc;
 use tidevm_abi::{Answer, HogKind};
 use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
-use crate::agent::Asker;
 use crate::agent::workload::{Take, Workload};
-use crate::job::{Job, Step};
+use crate::job::{Job, Progress};
+use crate::mailbox::Requester;
 use crate::mem::MM;
 
 /// Pages of one step.
@@ -19,7 +19,7 @@ const RUN: Order = Order::new(4);
 
 /// Allocates and fills `wanted` pages.
 pub struct Hog {
-    asker: Asker,
+    requester: Requester,
     workload: Arc<Workload>,
     wanted: u32,
     held: u32,
@@ -30,11 +30,11 @@ pub struct Hog {
 }
 
 impl Hog {
-    /// A job that answers `asker`.
-    pub fn new(asker: Asker, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
+    /// A job that answers `requester`.
+    pub fn new(requester: Requester, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
         let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
         let buffer = PfnRange::new(Pfn::new(0), 0);
-        Box::new(Self { asker, workload, wanted, held: 0, scatter, buffer })
+        Box::new(Self { requester, workload, wanted, held: 0, scatter, buffer })
     }
 
     /// One more page; `None` when there is no memory for it.
@@ -74,21 +74,21 @@ impl Hog {
         self.held += 1;
     }
 
-    fn end(&self) -> Step {
-        self.asker.answer(Answer::Hogged { pages: u64::from(self.held) });
-        Step::Done
+    fn end(&self) -> Progress {
+        self.requester.answer(Answer::Hogged { pages: u64::from(self.held) });
+        Progress::Done
     }
 }
 
 impl Job for Hog {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         for _ in 0..BATCH {
             if self.held == self.wanted {
                 return self.end();
             }
             if let Some(block) = self.scatter {
                 if self.wanted - self.held >= RUN.pages() && self.take_scattered(block) {
-                    return Step::Again;
+                    return Progress::Again;
                 }
                 // The last few pages, and what no whole block is left for, come as they come.
                 self.scatter = None;
@@ -98,7 +98,7 @@ impl Job for Hog {
                 None => return self.end(),
             }
         }
-        Step::Again
+        Progress::Again
     }
 }
 
@@ -141,7 +141,7 @@ enum Task {
 
 /// Goes through a workload's pages once.
 pub struct EachPage {
-    asker: Asker,
+    requester: Requester,
     workload: Arc<Workload>,
     next: u32,
     pages: u64,
@@ -150,22 +150,22 @@ pub struct EachPage {
 
 impl EachPage {
     /// Checks every page's content.
-    pub fn verify(asker: Asker, workload: Arc<Workload>) -> Box<Self> {
+    pub fn verify(requester: Requester, workload: Arc<Workload>) -> Box<Self> {
         let task = Task::Verify { corrupt: 0, first_corrupt: None };
-        Box::new(Self { asker, workload, next: 0, pages: 0, task })
+        Box::new(Self { requester, workload, next: 0, pages: 0, task })
     }
 
     /// Frees every page, and forgets the workload.
-    pub fn release(asker: Asker, workload: Arc<Workload>) -> Box<Self> {
+    pub fn release(requester: Requester, workload: Arc<Workload>) -> Box<Self> {
         let task = Task::Release { run: PfnRange::new(Pfn::new(0), 0) };
-        Box::new(Self { asker, workload, next: 0, pages: 0, task })
+        Box::new(Self { requester, workload, next: 0, pages: 0, task })
     }
 
     fn visit(&mut self, index: u32, pfn: Pfn) {
         self.pages += 1;
         match &mut self.task {
             Task::Verify { corrupt, first_corrupt } => {
-                if !self.workload.content(index).matches(pfn) {
+                if !self.workload.pattern(index).matches(pfn) {
                     *corrupt += 1;
                     first_corrupt.get_or_insert(pfn);
                 }
@@ -187,20 +187,20 @@ impl EachPage {
     }
 
     /// Visits up to [`BATCH`] pages.
-    fn visit_some(&mut self) -> Step {
+    fn visit_some(&mut self) -> Progress {
         for _ in 0..BATCH {
             if self.next == self.workload.capacity() {
-                return Step::Done;
+                return Progress::Done;
             }
             match self.workload.take(self.next) {
                 Take::Held(pfn) => self.visit(self.next, pfn),
                 Take::Empty => {}
                 // It is being moved just now, by the other CPU or between two of its steps.
-                Take::Busy => return Step::Again,
+                Take::Busy => return Progress::Again,
             }
             self.next += 1;
         }
-        Step::Again
+        Progress::Again
     }
 
     fn answer(&self) -> Answer {
@@ -220,15 +220,15 @@ impl EachPage {
 }
 
 impl Job for EachPage {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         let step = self.visit_some();
         if let Task::Release { run } = &mut self.task {
             // No page is held from one step to the next.
             MM.free_contig_range(*run);
             *run = PfnRange::new(Pfn::new(0), 0);
         }
-        if step == Step::Done {
-            self.asker.answer(self.answer());
+        if step == Progress::Done {
+            self.requester.answer(self.answer());
         }
         step
     }

@@ -11,13 +11,13 @@ const WORDS: u64 = PAGE_SIZE / 8;
 
 /// Identity of one page's content.
 #[derive(Clone, Copy)]
-pub struct Content {
+pub struct PagePattern {
     seed: u64,
     /// Distance of the words that are written: every one, or start, middle and end.
     full: bool,
 }
 
-impl Content {
+impl PagePattern {
     /// The content of page `index` of workload `handle`.
     pub fn new(handle: u32, index: u32, full: bool) -> Self {
         Self { seed: (u64::from(handle) << 41) ^ (u64::from(index) << 9), full }

@@ -17,11 +17,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use tidevm_abi::{Answer, Failure};
 use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
-use crate::agent::Asker;
 use crate::cpu::time::Instant;
 use crate::cpu::{self, lapic};
 use crate::job;
-use crate::job::{Job, Step};
+use crate::job::{Job, Progress};
+use crate::mailbox::Requester;
 use crate::mem::MM;
 
 /// Pages that are handed out in a cycle.
@@ -44,7 +44,7 @@ struct Shared {
 
 /// The boot CPU's part.
 pub struct Race {
-    asker: Asker,
+    requester: Requester,
     shared: Arc<Shared>,
     freers: usize,
     cycles: u32,
@@ -67,7 +67,7 @@ struct Freer {
 ///
 /// # Errors
 /// When there is no other CPU, no plugged memory, or no memory for the job.
-pub fn start(asker: Asker, cycles: u32) -> Result<(), Failure> {
+pub fn start(requester: Requester, cycles: u32) -> Result<(), Failure> {
     let freers = cpu::online() - 1;
     let movable = &MM.stats().zones[ZoneType::Movable as usize];
     if freers == 0 || movable.free < 2 * PAGES as u64 {
@@ -87,7 +87,7 @@ pub fn start(asker: Asker, cycles: u32) -> Result<(), Failure> {
     }
     let stranded_before = MM.stats().pcp_stranded;
     let race =
-        Race { asker, shared, freers, cycles, done: 0, failures: 0, stranded_before, random: 1, pages };
+        Race { requester, shared, freers, cycles, done: 0, failures: 0, stranded_before, random: 1, pages };
     job::spawn(0, Box::new(race));
     Ok(())
 }
@@ -161,27 +161,27 @@ fn await_freers(done: impl Fn() -> bool) {
 }
 
 impl Job for Race {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if self.done < self.cycles {
             self.cycle();
             self.done += 1;
-            return Step::Again;
+            return Progress::Again;
         }
         self.shared.over.store(true, Ordering::Release);
         (0..self.freers).for_each(|index| lapic::wake(1 + index));
-        self.asker.answer(Answer::Raced {
+        self.requester.answer(Answer::Raced {
             cycles: self.done,
             failures: self.failures,
             stranded: MM.stats().pcp_stranded - self.stranded_before,
         });
-        Step::Done
+        Progress::Done
     }
 }
 
 impl Job for Freer {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if self.shared.over.load(Ordering::Acquire) {
-            return Step::Done;
+            return Progress::Done;
         }
         let round = self.shared.round.load(Ordering::Acquire);
         if round != self.seen {
@@ -197,6 +197,6 @@ impl Job for Freer {
             }
             self.shared.through.fetch_add(1, Ordering::Release);
         }
-        Step::Idle(None)
+        Progress::Idle(None)
     }
 }

@@ -14,7 +14,7 @@ use spin::Mutex;
 use tidevm_abi::{Handle, HogKind};
 use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
-use crate::agent::pattern::Content;
+use crate::agent::pattern::PagePattern;
 use crate::cpu::lapic;
 use crate::mem::MM;
 
@@ -114,14 +114,14 @@ impl Workload {
     }
 
     /// What page `index` holds.
-    pub fn content(&self, index: u32) -> Content {
-        Content::new(self.handle, index, self.full)
+    pub fn pattern(&self, index: u32) -> PagePattern {
+        PagePattern::new(self.handle, index, self.full)
     }
 
     /// Fills a page that was just allocated, alone and of order 0, and puts it into empty slot
     /// `index`. From here on it may move.
     pub fn put(&self, index: u32, pfn: Pfn) {
-        self.content(index).write(pfn);
+        self.pattern(index).write(pfn);
         // Held until the page has its owner: a migration that found this owner in the page's former
         // life would otherwise take it away before that.
         self.slot(index).store(pfn.get() | HELD, Ordering::Release);

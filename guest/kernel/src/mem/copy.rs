@@ -13,7 +13,7 @@ use tidevm_mm::Pfn;
 
 use crate::cpu::time::Instant;
 use crate::cpu::{self, lapic};
-use crate::job::{self, Job, Step};
+use crate::job::{self, Job, Progress};
 use crate::mem::paging;
 
 /// Pages of one batch at most.
@@ -75,8 +75,8 @@ fn copy(to: u32, from: u32) {
 struct Helper;
 
 impl Job for Helper {
-    fn step(&mut self) -> Step {
-        if take_turn() { Step::Again } else { Step::Idle(None) }
+    fn step(&mut self) -> Progress {
+        if take_turn() { Progress::Again } else { Progress::Idle(None) }
     }
 }
 

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 
 use crate::cpu;
 use crate::cpu::time::Instant;
-use crate::job::{self, Job, Step};
+use crate::job::{self, Job, Progress};
 use crate::mem::{MM, stamps};
 
 /// One CPU's share.
@@ -31,38 +31,38 @@ pub fn start(one_worker: bool) {
 }
 
 impl Job for InitDeferred {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if MM.init_deferred() {
-            Step::Again
+            Progress::Again
         } else if self.finishes {
             finish()
         } else {
-            Step::Done
+            Progress::Done
         }
     }
 }
 
 impl Job for Migrant {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         match MM.next_deferred_cpu() {
             None => finish(),
             Some(index) if index == cpu::this() || index >= cpu::online() => {
                 MM.init_deferred();
-                Step::Again
+                Progress::Again
             }
             Some(index) => {
                 job::spawn(index, Box::new(Migrant));
-                Step::Done
+                Progress::Done
             }
         }
     }
 }
 
-fn finish() -> Step {
+fn finish() -> Progress {
     if MM.is_all_initialised() {
         stamps::initialised();
-        return Step::Done;
+        return Progress::Done;
     }
     // Others are at the last ones, a matter of milliseconds.
-    Step::Idle(Some(Instant::in_millis(1)))
+    Progress::Idle(Some(Instant::in_millis(1)))
 }

@@ -21,10 +21,10 @@ const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SI
 static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
 
 /// The memory management.
-pub static MM: Mm<Machine> = Mm::new(
-    Machine,
+pub static MM: Mm<KernelPlatform> = Mm::new(
+    KernelPlatform,
     // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
-    // `Machine` maps anything there.
+    // `KernelPlatform` maps anything there.
     unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
     &PER_CPU,
 );
@@ -84,7 +84,7 @@ impl TableSource for Tables {
 }
 
 /// This machine.
-pub struct Machine;
+pub struct KernelPlatform;
 
 /// Maps device registers: [`paging::map_device`] with tables from the page allocator.
 ///
@@ -102,7 +102,7 @@ fn memmap(section: SectionNr) -> u64 {
 // SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or as many small ones,
 // which nothing else maps; `%gs:0` is constant; `job::synchronize` waits until every other CPU has been between
 // two jobs, halted, or in `relax`.
-unsafe impl Platform for Machine {
+unsafe impl Platform for KernelPlatform {
     fn this_cpu(&self) -> usize {
         cpu::this()
     }

@@ -1,5 +1,8 @@
-//! When boot reached what it is measured by, in ticks of the time-stamp counter since the kernel's first
-//! instructions.
+//! Moments that the guest is measured by: when boot reached its milestones, in ticks of the time-stamp counter since
+//! the kernel's first instructions, and how long the last memory block took to add.
+//!
+//! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers tolerate
+//! a stamp that is not written yet.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +13,14 @@ use crate::mem::MM;
 
 /// The time-stamp counter at [`start`].
 static START: AtomicU64 = AtomicU64::new(0);
-/// Ticks from there on; 0 is "not yet".
+/// Ticks from [`START`] on; 0 means "not yet".
 static MAPPED: AtomicU64 = AtomicU64::new(0);
 static FIRST_ALLOCATION: AtomicU64 = AtomicU64::new(0);
 static INITIALISED: AtomicU64 = AtomicU64::new(0);
 /// Sections whose struct pages were written before the first allocation.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
+/// Ticks that the last hot-added memory block took.
+static LAST_ADD: AtomicU64 = AtomicU64::new(0);
 
 /// The kernel starts.
 pub fn start() {
@@ -27,7 +32,7 @@ fn note(stamp: &AtomicU64) {
     stamp.store(ticks.max(1), Ordering::Relaxed);
 }
 
-/// All of boot memory is in the direct map.
+/// All boot memory is in the direct map.
 pub fn mapped() {
     note(&MAPPED);
 }
@@ -42,12 +47,12 @@ pub fn first_allocation() {
     }
 }
 
-/// All of boot memory is with the page allocator, later than at the first allocation.
+/// The page allocator has all boot memory, later than at the first allocation.
 pub fn initialised() {
     note(&INITIALISED);
 }
 
-/// What was noted, in microseconds.
+/// The milestones, in microseconds.
 pub fn times() -> BootTimes {
     let micros = |stamp: &AtomicU64| stamp.load(Ordering::Relaxed).saturating_mul(1000) / time::khz().max(1);
     let initialised = (INITIALISED.load(Ordering::Relaxed) != 0).then(|| micros(&INITIALISED));
@@ -57,4 +62,16 @@ pub fn times() -> BootTimes {
         initialised,
         memmaps_written: WRITTEN.load(Ordering::Relaxed),
     }
+}
+
+/// A memory block was added, or failed to be added, since `began`. The time counts from when the device had plugged
+/// the block.
+pub fn added(began: Instant) {
+    LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
+}
+
+/// Ticks that the last memory block took to add. Where instructions are the clock (QEMU's `-icount shift=0`), they
+/// are instructions.
+pub fn last_add() -> u64 {
+    LAST_ADD.load(Ordering::Relaxed)
 }

@@ -11,7 +11,7 @@ use crate::mem::paging::{clear_page, phys_to_virt, virt_to_phys};
 use crate::mem::{MM, platform};
 
 /// The machine, for `virtio-drivers`.
-pub struct Machine;
+pub struct KernelHal;
 
 fn order(pages: usize) -> Order {
     Order::new(pages.next_power_of_two().trailing_zeros() as u8)
@@ -20,7 +20,7 @@ fn order(pages: usize) -> Order {
 // SAFETY: `dma_alloc` returns pages that the page allocator gave to nobody else, cleared, through
 // the direct map; buffers are shared in place, since devices see all of memory; registers are mapped as
 // they are asked for, for good.
-unsafe impl Hal for Machine {
+unsafe impl Hal for KernelHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         // The library takes address 0 as "no memory".
         let Ok(pfn) = MM.alloc_pages(order(pages), Gfp::Kernel) else { return (0, NonNull::dangling()) };

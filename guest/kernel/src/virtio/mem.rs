@@ -7,7 +7,6 @@
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
 use tidevm_mm::{
@@ -23,10 +22,10 @@ use crate::agent::workload;
 use crate::boot::cmdline::Options;
 use crate::boot::numa;
 use crate::console::println;
-use crate::control::report;
 use crate::cpu::time::Instant;
-use crate::job::{Job, Step};
-use crate::mem::MM;
+use crate::job::{Job, Progress};
+use crate::mailbox;
+use crate::mem::{MM, stamps};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
@@ -37,16 +36,6 @@ const SUB_SECTION: u64 = SECTION_SIZE / 64;
 const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
 /// A memmap is this part of what it describes: 64 bytes a page.
 const MEMMAP_SHARE: u64 = 64;
-
-/// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
-/// to when its pages could be allocated, or it was found that they could not.
-static LAST_ADD: AtomicU64 = AtomicU64::new(0);
-
-/// What it took to add the last memory block, in ticks. Where instructions are the clock (QEMU's `-icount
-/// shift=0`), they are instructions.
-pub fn last_add() -> u64 {
-    LAST_ADD.load(Ordering::Relaxed)
-}
 
 /// Why a device cannot be used.
 #[derive(Debug)]
@@ -152,7 +141,7 @@ impl<T: Transport> MemDriver<T> {
                 let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
                 let began = Instant::now();
                 let added = add(self.node, addr, whole, flags);
-                LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
+                stamps::added(began);
                 self.note(added)
             }
             Action::OnlineSubBlocks { addr, size } => {
@@ -180,7 +169,7 @@ impl<T: Transport> MemDriver<T> {
         }
     }
 
-    fn rest(&mut self, rest: Rest) -> Step {
+    fn rest(&mut self, rest: Rest) -> Progress {
         let (why, retry_at) = match rest {
             Rest::Reached => (None, None),
             Rest::Retry { after_ms, why } => (Some(why), Some(Instant::in_millis(u64::from(after_ms)))),
@@ -205,10 +194,10 @@ impl<T: Transport> MemDriver<T> {
         };
         if self.reported != Some(resize) {
             self.reported = Some(resize);
-            report(Report::Resize(resize));
+            mailbox::report(Report::Resize(resize));
         }
         self.retry_at = retry_at;
-        Step::Idle(retry_at)
+        Progress::Idle(retry_at)
     }
 
     /// Looks for the response to the request that is under way. `None` when it is not there yet.
@@ -222,17 +211,17 @@ impl<T: Transport> MemDriver<T> {
         Some(())
     }
 
-    fn wait_for_response(&mut self) -> Step {
+    fn wait_for_response(&mut self) -> Progress {
         if self.patience.is_some_and(Instant::has_passed) {
             println!("virtio-mem at {:#x}: no answer for {PATIENCE_MILLIS} ms; still waiting", self.region);
             self.patience = None;
         }
-        Step::Idle(self.patience)
+        Progress::Idle(self.patience)
     }
 }
 
 impl<T: Transport + Send> Job for MemDriver<T> {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
             self.driver.config_changed();
             self.retry_at = None;
@@ -251,12 +240,12 @@ impl<T: Transport + Send> Job for MemDriver<T> {
             Action::Send(request) => {
                 self.requests.send(&mut self.device.transport, request.to_bytes());
                 self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
-                Step::Idle(self.patience)
+                Progress::Idle(self.patience)
             }
             action => {
                 let outcome = self.carry_out(action);
                 self.driver.complete(outcome);
-                Step::Again
+                Progress::Again
             }
         }
     }

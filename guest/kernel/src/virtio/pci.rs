@@ -94,7 +94,7 @@ pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
 fn find(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<Device<PciTransport>> {
     let [line, ..] = Ports.read_word(function, INTERRUPT).to_le_bytes();
     let legacy = if LEGACY_LINES.contains(&line) { 1 << line } else { 0 };
-    match PciTransport::new::<hal::Machine, _>(root, function) {
+    match PciTransport::new::<hal::KernelHal, _>(root, function) {
         Ok(transport) => {
             let line = Line::route_any(PCI_PINS | legacy, Trigger::Level);
             Some(Device { transport, line })

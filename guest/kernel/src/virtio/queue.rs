@@ -10,11 +10,11 @@ use tidevm_abi::MAX_RECORD;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
-use super::hal::Machine;
+use super::hal::KernelHal;
 
 /// Requests with one response each, one at a time.
 pub struct Requests<const REQUEST: usize, const RESPONSE: usize> {
-    queue: VirtQueue<Machine, 4>,
+    queue: VirtQueue<KernelHal, 4>,
     index: u16,
     request: Box<[u8; REQUEST]>,
     response: Box<[u8; RESPONSE]>,
@@ -67,7 +67,7 @@ const SLOTS: usize = 16;
 
 /// Records from the device.
 pub struct Inbox {
-    queue: VirtQueue<Machine, SLOTS>,
+    queue: VirtQueue<KernelHal, SLOTS>,
     index: u16,
     /// Buffers by their token.
     lent: [Option<Box<[u8; MAX_RECORD]>>; SLOTS],
@@ -116,7 +116,7 @@ impl Inbox {
 
 /// Records to the device.
 pub struct Outbox {
-    queue: VirtQueue<Machine, SLOTS>,
+    queue: VirtQueue<KernelHal, SLOTS>,
     index: u16,
     lent: [Option<(Box<[u8; MAX_RECORD]>, usize)>; SLOTS],
 }

@@ -16,10 +16,10 @@ use tidevm_mm::{
     PgmapNr, SECTION_PAGES,
 };
 
-use crate::agent::Asker;
 use crate::cpu;
 use crate::cpu::time::Instant;
-use crate::job::{self, Job, Step};
+use crate::job::{self, Job, Progress};
+use crate::mailbox::Requester;
 use crate::mem::MM;
 
 pub mod pages;
@@ -45,15 +45,17 @@ enum State {
 
 static DEVICES: Mutex<[Option<Device>; MAX_PMEM]> = Mutex::new([None; MAX_PMEM]);
 
-/// Carries out `op`, or starts the job that answers `asker`.
-pub fn carry_out(op: PmemOp, asker: Asker) -> Result<Option<Answer>, Failure> {
+/// Carries out `op`, or starts the job that answers `requester`.
+pub fn carry_out(op: PmemOp, requester: Requester) -> Result<Option<Answer>, Failure> {
     match op {
         PmemOp::Look { device } => look(device).map(|pmem| Some(Answer::Pmem(pmem))),
         PmemOp::Map { devices, altmap, reserve, cpus } => {
-            map(asker, devices, altmap.then_some(reserve), cpus).map(|()| None)
+            map(requester, devices, altmap.then_some(reserve), cpus).map(|()| None)
         }
         PmemOp::Unmap { device } => unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
-        PmemOp::Hold { handle, device, pages } => pages::start(asker, handle, device, pages).map(|()| None),
+        PmemOp::Hold { handle, device, pages } => {
+            pages::start(requester, handle, device, pages).map(|()| None)
+        }
     }
 }
 
@@ -122,7 +124,7 @@ fn mapped(index: u8) -> Result<PgmapNr, Failure> {
 
 /// What the jobs of one call have in common.
 struct Mapping {
-    asker: Asker,
+    requester: Requester,
     began: Instant,
     /// By range: what to map, if it is wanted.
     wanted: [Option<DevPagemap>; MAX_PMEM],
@@ -140,12 +142,12 @@ struct Mapping {
 ///
 /// # Errors
 /// A range that there is not, or that is mapped; then nothing is done.
-fn map(asker: Asker, devices: u8, altmap: Option<u32>, cpus: u32) -> Result<(), Failure> {
+fn map(requester: Requester, devices: u8, altmap: Option<u32>, cpus: u32) -> Result<(), Failure> {
     let wanted = claim(devices, altmap).map_err(Failure::Pmem)?;
     let online = cpu::online();
     let jobs = (cpus.max(1) as usize).min(online);
     let mapping = Arc::new(Mapping {
-        asker,
+        requester,
         began: Instant::now(),
         wanted,
         next: AtomicU32::new(0),
@@ -184,10 +186,10 @@ fn claim(devices: u8, altmap: Option<u32>) -> Result<[Option<DevPagemap>; MAX_PM
 struct Share(Arc<Mapping>);
 
 impl Job for Share {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         let mapping = &self.0;
         if mapping.begin_next() {
-            return Step::Again;
+            return Progress::Again;
         }
         let until = Instant::in_millis(STEP_MILLIS);
         let begun = *mapping.begun.lock();
@@ -199,12 +201,12 @@ impl Job for Share {
             }
         }
         if did_some {
-            return Step::Again;
+            return Progress::Again;
         }
         if mapping.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             mapping.end();
         }
-        Step::Done
+        Progress::Done
     }
 }
 
@@ -252,7 +254,7 @@ impl Mapping {
             set_state(index, State::Mapped(nr));
         }
         sum.cpus = cpus.count_ones();
-        self.asker.answer(match failure {
+        self.requester.answer(match failure {
             None => Answer::PmemMapped(sum),
             Some(why) => Answer::Failed(Failure::Pmem(why)),
         });

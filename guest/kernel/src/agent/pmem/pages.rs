@@ -7,10 +7,11 @@ use spin::Mutex;
 use tidevm_abi::{Answer, Failure, Handle};
 use tidevm_mm::{Pfn, PfnRange};
 
-use crate::agent::pattern::Content;
+use crate::agent::pattern::PagePattern;
 use crate::agent::workload;
-use crate::agent::{Asker, workload_cpu};
-use crate::job::{self, Job, Step};
+use crate::agent::workload_cpu;
+use crate::job::{self, Job, Progress};
+use crate::mailbox::Requester;
 use crate::mem::MM;
 
 /// Pages of one step.
@@ -38,7 +39,7 @@ enum Task {
 }
 
 struct Walk {
-    asker: Asker,
+    requester: Requester,
     task: Task,
     hold: Hold,
     next: Pfn,
@@ -53,7 +54,7 @@ struct Walk {
 ///
 /// # Errors
 /// There is no such range, or it is not mapped; or the handle is in use.
-pub fn start(asker: Asker, handle: Handle, device: u8, pages: u64) -> Result<(), Failure> {
+pub fn start(requester: Requester, handle: Handle, device: u8, pages: u64) -> Result<(), Failure> {
     let pgmap = super::mapped(device)?;
     if workload::find(handle).is_some() || find(handle).is_some() {
         return Err(Failure::HandleInUse);
@@ -64,29 +65,29 @@ pub fn start(asker: Asker, handle: Handle, device: u8, pages: u64) -> Result<(),
     holds.try_reserve(1).map_err(|_| Failure::NoMemory)?;
     holds.push(hold);
     drop(holds);
-    spawn(asker, Task::Take, hold, pages);
+    spawn(requester, Task::Take, hold, pages);
     Ok(())
 }
 
 /// Starts to check the pages of `handle`, if it is one of device memory.
-pub fn verify(asker: Asker, handle: Handle) -> bool {
-    find(handle).map(|hold| spawn(asker, Task::Verify, hold, u64::MAX)).is_some()
+pub fn verify(requester: Requester, handle: Handle) -> bool {
+    find(handle).map(|hold| spawn(requester, Task::Verify, hold, u64::MAX)).is_some()
 }
 
 /// Starts to give the pages of `handle` back, if it is one of device memory.
-pub fn release(asker: Asker, handle: Handle) -> bool {
-    find(handle).map(|hold| spawn(asker, Task::Release, hold, u64::MAX)).is_some()
+pub fn release(requester: Requester, handle: Handle) -> bool {
+    find(handle).map(|hold| spawn(requester, Task::Release, hold, u64::MAX)).is_some()
 }
 
-fn spawn(asker: Asker, task: Task, hold: Hold, wanted: u64) {
+fn spawn(requester: Requester, task: Task, hold: Hold, wanted: u64) {
     let next = hold.range.start;
-    let walk = Walk { asker, task, hold, next, wanted, pages: 0, corrupt: 0, first_corrupt: None };
+    let walk = Walk { requester, task, hold, next, wanted, pages: 0, corrupt: 0, first_corrupt: None };
     job::spawn(workload_cpu(), Box::new(walk));
 }
 
 impl Walk {
-    fn content(&self, pfn: Pfn) -> Content {
-        Content::new(self.hold.handle, pfn.get(), false)
+    fn pattern(&self, pfn: Pfn) -> PagePattern {
+        PagePattern::new(self.hold.handle, pfn.get(), false)
     }
 
     fn visit(&mut self, pfn: Pfn) {
@@ -97,7 +98,7 @@ impl Walk {
             {
                 return;
             }
-            self.content(pfn).write(pfn);
+            self.pattern(pfn).write(pfn);
             self.pages += 1;
             return;
         }
@@ -108,7 +109,7 @@ impl Walk {
         self.pages += 1;
         if self.task == Task::Release {
             MM.put_dev_page(pfn, handle).expect("it is this user's");
-        } else if !self.content(pfn).matches(pfn) {
+        } else if !self.pattern(pfn).matches(pfn) {
             self.corrupt += 1;
             self.first_corrupt.get_or_insert(pfn.get().into());
         }
@@ -137,15 +138,15 @@ impl Walk {
 }
 
 impl Job for Walk {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         for _ in 0..BATCH {
             if self.next == self.hold.range.end || self.pages == self.wanted {
-                self.asker.answer(self.end());
-                return Step::Done;
+                self.requester.answer(self.end());
+                return Progress::Done;
             }
             self.visit(self.next);
             self.next = self.next.add(1);
         }
-        Step::Again
+        Progress::Again
     }
 }

@@ -1,29 +1,27 @@
-//! Commands typed at the serial console, for VMMs that have no control channel. Where a session's script
-//! has the same command it is written the same; `meminfo` and `zoneinfo` answer in the form of Linux's
-//! files of these names.
+//! The shell: commands that people type at the serial console, for VMMs that have no control channel.
 //!
-//! The last line of every answer is `ok`, or begins with `failed: `.
+//! A command that a session's script has too is written as it is there. `meminfo` and `zoneinfo` answer in the form
+//! of Linux's files of these names. The last line of every answer is `ok`, or begins with `failed: `.
+
+mod notices;
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::str::SplitAsciiWhitespace;
 
-use spin::Mutex;
-use tidevm_abi::{Answer, Failure, Handle, HogKind, Op, Report, ResizeState};
+use tidevm_abi::{Answer, Failure, Handle, HogKind, Op};
 use tidevm_mm::PAGE_SIZE;
 
-use crate::agent::blocks;
-use crate::agent::{self, Asker};
+use self::notices::Notices;
+use crate::agent::{self, blocks};
 use crate::boot::cmdline;
 use crate::console::{self, print, println};
-use crate::control;
 use crate::cpu::ioapic::Line;
-use crate::cpu::lapic;
-use crate::job::{self, Job, Step};
-use crate::mem::MM;
+use crate::job::{self, Job, Progress};
+use crate::mailbox::{self, Requester};
+use crate::mem::{MM, stamps};
 use crate::procfs;
-use crate::virtio::mem;
 
 /// Longest line that is read.
 const MAX_LINE: usize = 128;
@@ -39,67 +37,32 @@ const HELP: &str = "\
   race N cycles           take a pageblock again and again while other CPUs free pages of it
   poweroff";
 
-/// The answer that came.
-static ANSWER: Mutex<Option<Answer>> = Mutex::new(None);
-
-/// Takes the answer to what the shell asked.
-pub fn answer(answer: Answer) {
-    *ANSWER.lock() = Some(answer);
-    lapic::wake(0);
-}
-
-/// Tells people what no VMM listens to.
-pub fn tell(report: Report) {
-    match report {
-        Report::Ready { cpus, mem_devices } => {
-            println!("tidevm guest: {cpus} CPUs, {mem_devices} virtio-mem devices");
-        }
-        Report::Resize(resize) => {
-            let (plugged, requested) = (resize.plugged >> 20, resize.requested >> 20);
-            print!("virtio-mem at {:#x}: {plugged} of {requested} MiB plugged", resize.region);
-            match resize.state {
-                ResizeState::Reached => println!(""),
-                why => println!(", stopped: {why:?}"),
-            }
-        }
-        Report::Done { .. } => unreachable!("only a VMM on the channel makes calls"),
-    }
-}
-
-/// Starts the shell, on the boot CPU, if there is a serial port and no VMM that makes calls.
+/// Prints the reports of boot, and starts the jobs on the boot CPU that print later ones and, if there is a serial
+/// port, read commands. Called where no control channel takes the reports.
 pub fn start() {
-    if control::is_bound() {
-        return;
-    }
+    notices::print_waiting();
+    job::spawn(0, Box::new(Notices));
     if let Some(line) = console::listen() {
         println!("ready");
         print!("> ");
-        job::spawn(
-            0,
-            Box::new(Shell {
-                line,
-                typed: String::new(),
-                overlong: false,
-                names: Vec::new(),
-                starting: None,
-                last_handle: 0,
-                waits: false,
-            }),
-        );
+        job::spawn(0, Box::new(Shell::new(line)));
     }
 }
 
+/// The job that reads commands.
 struct Shell {
+    /// Interrupt of the serial port.
     line: Line,
+    /// The command so far.
     typed: String,
-    /// More was typed than is read.
+    /// The command is longer than [`MAX_LINE`].
     overlong: bool,
-    /// Workloads that it started.
+    /// Workloads that the shell started.
     names: Vec<(String, Handle)>,
-    /// The one that it starts just now.
+    /// The workload that the current call starts.
     starting: Option<(String, Handle)>,
     last_handle: Handle,
-    /// For an answer.
+    /// A call is under way; the shell reads nothing until its answer is there.
     waits: bool,
 }
 
@@ -123,25 +86,26 @@ fn millis(text: &str) -> Option<u64> {
 }
 
 impl Job for Shell {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if self.waits {
-            let Some(answer) = ANSWER.lock().take() else { return Step::Idle(None) };
+            let Some(answer) = mailbox::take_console_answer() else { return Progress::Idle(None) };
             self.waits = false;
             end(self.show(answer));
         } else if !self.line.fired() {
-            return Step::Idle(None);
+            return Progress::Idle(None);
         }
-        // Bytes that came while it waited raise no further interrupt.
+        // Bytes that arrived while the shell waited raise no further interrupt.
         while !self.waits {
             match console::read() {
                 Some(byte) => self.take(byte),
-                None => return Step::Idle(None),
+                None => return Progress::Idle(None),
             }
         }
-        Step::Idle(None)
+        Progress::Idle(None)
     }
 }
 
+/// Prints the last line of an answer, and the prompt.
 fn end(result: Result<(), &str>) {
     match result {
         Ok(()) => println!("ok"),
@@ -151,6 +115,19 @@ fn end(result: Result<(), &str>) {
 }
 
 impl Shell {
+    fn new(line: Line) -> Self {
+        Self {
+            line,
+            typed: String::new(),
+            overlong: false,
+            names: Vec::new(),
+            starting: None,
+            last_handle: 0,
+            waits: false,
+        }
+    }
+
+    /// Takes one typed byte.
     fn take(&mut self, byte: u8) {
         const BACKSPACE: u8 = 0x08;
         const DELETE: u8 = 0x7f;
@@ -165,7 +142,7 @@ impl Shell {
                 }
             }
             BACKSPACE | DELETE => {
-                // On the terminal: back, over it with a space, and back.
+                // The terminal moves back, overwrites the character with a space, and moves back again.
                 self.typed.pop().iter().for_each(|_| print!("\u{8} \u{8}"));
             }
             b' '..=b'~' if self.typed.len() == MAX_LINE => self.overlong = true,
@@ -182,17 +159,17 @@ impl Shell {
         let Some(command) = words.next() else { return print!("> ") };
         match self.command(command, words) {
             Ok(Some(op)) => {
-                // Its answer may already be there when this returns.
+                // Set before the call: the answer may be there when `carry_out` returns.
                 self.waits = true;
-                agent::carry_out(op, Asker::Shell);
+                agent::carry_out(op, Requester::Console);
             }
             Ok(None) => end(Ok(())),
             Err(reason) => end(Err(reason)),
         }
     }
 
-    /// Carries out what needs no answer of the agent's; the rest is returned. Nothing is changed before
-    /// the whole line is read.
+    /// Carries out a command that needs no call, or returns the call of one that does. Nothing is changed before the
+    /// whole line is parsed.
     fn command(&mut self, command: &str, words: &mut Words<'_>) -> Result<Option<Op>, &'static str> {
         let op = match command {
             "hog" => Some(self.hog(words)?),
@@ -255,11 +232,11 @@ impl Shell {
         };
         let millis = millis(time).ok_or(USAGE)?;
         no_more(words)?;
-        // Its pages are gone with its answer, so nobody has to name it.
+        // A churn frees its pages before it answers, so no later command names it.
         Ok(Op::Churn { handle: self.new_handle(), threads, millis })
     }
 
-    /// Takes a name for a workload that is about to be made.
+    /// Reserves a name for the workload that the next call makes.
     fn start_workload(&mut self, name: &str, words: &mut Words<'_>) -> Result<Handle, &'static str> {
         no_more(words)?;
         if self.find(name).is_some() {
@@ -279,13 +256,14 @@ impl Shell {
         self.names.iter().position(|(known, _)| known == name)
     }
 
-    /// The workload that the last word names.
+    /// Index of the workload that the last word of the line names.
     fn name(&self, words: &mut Words<'_>) -> Result<usize, &'static str> {
         let name = words.next().ok_or("which workload?")?;
         no_more(words)?;
         self.find(name).ok_or("no workload has this name")
     }
 
+    /// Prints an answer, or returns why the call failed.
     fn show(&mut self, answer: Answer) -> Result<(), &'static str> {
         match answer {
             Answer::Checked { pages } => println!("{pages} pages looked at"),
@@ -318,7 +296,7 @@ impl Shell {
                     Failure::Stuck { .. } => "pages are in the way",
                 });
             }
-            // Not to what the shell asks.
+            // The shell makes no call with such an answer.
             Answer::Stats(_)
             | Answer::Blocks { .. }
             | Answer::Done
@@ -330,7 +308,7 @@ impl Shell {
     }
 }
 
-/// What Linux tells in `/sys/devices/system/memory`, a line for memory blocks that are alike.
+/// Prints what Linux shows in `/sys/devices/system/memory`, one line per run of memory blocks that are alike.
 fn blocks() {
     let mut from = Some(0);
     while let Some(Answer::Blocks { runs, next }) = from.map(blocks::blocks) {
@@ -372,5 +350,5 @@ fn stats() {
     println!("drains of per-CPU lists     {}", stats.pcp_drains);
     let isolated: u64 = stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum();
     println!("pageblocks isolated         {isolated}");
-    println!("last memory block           {} ticks", mem::last_add());
+    println!("last memory block           {} ticks", stamps::last_add());
 }
