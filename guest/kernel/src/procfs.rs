@@ -6,6 +6,7 @@
 
 use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
 
+use crate::agent::translate;
 use crate::console::println;
 use crate::mem::MM;
 
@@ -47,11 +48,7 @@ fn zones() -> impl Iterator<Item = ZoneId> {
 }
 
 fn show_zone(id: ZoneId, zone: &ZoneStats) {
-    let name = match id.zone_type() {
-        ZoneType::Dma32 => "DMA32",
-        ZoneType::Normal => "Normal",
-        ZoneType::Movable => "Movable",
-    };
+    let name = translate::zone_text(id.zone_type());
     let info = MM.zone_info(id);
     println!("Node {}, zone {name:>8}", id.node().get());
     println!("  pages free     {}", zone.all_free());

@@ -1,5 +1,5 @@
-//! A thread of allocations and frees: movable pages that come and go while memory is resized, and
-//! kernel pages of several orders beside them.
+//! A churn: jobs that allocate and free pages at random while memory is resized, movable pages mostly, and kernel
+//! blocks of several orders beside them.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -8,33 +8,33 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
 
-use crate::agent::workload::{Take, Workload};
-use crate::cpu;
+use crate::agent::workload::{Hold, Workload, home_cpu};
 use crate::cpu::time::Instant;
-use crate::job;
-use crate::job::{Job, Progress};
+use crate::job::{self, Job, Progress};
 use crate::mailbox::Requester;
 use crate::mem::MM;
 
 /// Operations of one step.
 const BATCH: u32 = 32;
-/// Movable pages that one thread holds at most.
+/// Most movable pages per thread.
 const SLOTS: u32 = 512;
-/// Kernel blocks that one thread holds at most.
+/// Most kernel blocks per thread.
 const BLOCKS: usize = 16;
 
-/// What the threads of one call have in common.
+/// The part that the threads of one call share.
 struct Shared {
     requester: Requester,
     workload: Arc<Workload>,
+    /// Threads that have not ended; the last one answers.
     running: AtomicU32,
     allocations: AtomicU64,
     failures: AtomicU64,
 }
 
+/// One of the jobs.
 struct ChurnThread {
     shared: Arc<Shared>,
-    /// First of this thread's slots.
+    /// The thread's first slot of the workload.
     base: u32,
     blocks: [Option<(Pfn, Order)>; BLOCKS],
     random: u64,
@@ -46,7 +46,7 @@ pub fn slots(threads: u32) -> u64 {
     u64::from(threads) * u64::from(SLOTS)
 }
 
-/// Starts `threads` threads on as many CPUs, for `millis` milliseconds, in the slots of `workload`.
+/// Starts `threads` threads, spread over the CPUs, for `millis` milliseconds. They use the slots of `workload`.
 pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis: u64) {
     let shared = Arc::new(Shared {
         requester,
@@ -64,9 +64,7 @@ pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis
             random: u64::from(thread) + 1,
             until,
         };
-        // From the last CPU down: the boot CPU has the drivers.
-        let online = cpu::online();
-        job::spawn((online - 1) - thread as usize % online, Box::new(job));
+        job::spawn(home_cpu(thread as usize), Box::new(job));
     }
 }
 
@@ -88,14 +86,14 @@ impl ChurnThread {
 
     fn turn_movable(&self, index: u32) {
         let workload = &self.shared.workload;
-        match workload.take(index) {
-            Take::Empty => {
+        match workload.hold(index) {
+            Hold::Empty => {
                 if let Some(pfn) = self.allocate(Order::PAGE, Gfp::Movable) {
                     workload.put(index, pfn);
                 }
             }
-            Take::Held(pfn) => workload.free(index, pfn),
-            Take::Busy => {}
+            Hold::Held(pfn) => workload.free(index, pfn),
+            Hold::Busy => {}
         }
     }
 
@@ -110,18 +108,18 @@ impl ChurnThread {
     }
 
     /// Frees everything; `false` while a page is being moved.
-    fn settle(&mut self) -> bool {
+    fn free_all(&mut self) -> bool {
         for (pfn, order) in self.blocks.iter_mut().filter_map(Option::take) {
             MM.free_pages(pfn, order);
         }
         let workload = &self.shared.workload;
-        (self.base..self.base + SLOTS).all(|index| match workload.take(index) {
-            Take::Held(pfn) => {
+        (self.base..self.base + SLOTS).all(|index| match workload.hold(index) {
+            Hold::Held(pfn) => {
                 workload.free(index, pfn);
                 true
             }
-            Take::Empty => true,
-            Take::Busy => false,
+            Hold::Empty => true,
+            Hold::Busy => false,
         })
     }
 
@@ -142,7 +140,7 @@ impl ChurnThread {
 impl Job for ChurnThread {
     fn step(&mut self) -> Progress {
         if self.until.has_passed() {
-            return if self.settle() { self.end() } else { Progress::Again };
+            return if self.free_all() { self.end() } else { Progress::Again };
         }
         for _ in 0..BATCH {
             let random = self.next_random();

@@ -1,138 +1,104 @@
-//! Carries out calls, the VMM's and those typed at the console: what is quick at once, the rest as jobs
-//! that answer when they are through.
+//! The agent carries out calls, the VMM's and those typed at the console: short ones at once, the rest as jobs that
+//! answer when they end.
 
 pub mod blocks;
-pub mod churn;
-pub mod pages;
-pub mod pattern;
+mod churn;
+mod pages;
+mod pattern;
 pub mod pmem;
-pub mod race;
+mod race;
+pub mod translate;
+mod walk;
 pub mod workload;
 
 use alloc::sync::Arc;
 
-use tidevm_abi::{Answer, Failure, Handle, Op};
-use tidevm_mm::{ZoneStats, ZoneType};
+use tidevm_abi::{Answer, Failure, Handle, HogKind, Op};
 
-use self::pages::{EachPage, Hog};
-use self::workload::{NotMade, Workload};
-use crate::cpu::{self, panic};
-use crate::job;
+use self::pages::SystemPages;
+use self::pmem::pages::DevicePages;
+use self::walk::Task;
+use self::workload::Workload;
+use crate::cpu::panic;
 use crate::mailbox::Requester;
 use crate::mem::{MM, platform, stamps};
 
 /// Most threads of one churn.
 const MAX_CHURN_THREADS: u32 = 64;
 
-/// Carries out `op`, or starts the job that does.
+/// Carries out `op`, or starts the job that does; either answers `requester`.
 pub fn carry_out(op: Op, requester: Requester) {
-    let started = match op {
-        Op::Stats => Ok(Some(Answer::Stats(stats()))),
-        Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
-        Op::Hog { handle, pages, kind, scattered, full } => {
-            make(handle, kind, full, pages).map(|(workload, pages)| {
-                job::spawn(workload_cpu(), Hog::new(requester, workload, pages, scattered));
-                None
-            })
-        }
-        Op::Pmem(op) => pmem::carry_out(op, requester),
-        Op::Verify { handle } if pmem::pages::verify(requester, handle) => Ok(None),
-        Op::Release { handle } if pmem::pages::release(requester, handle) => Ok(None),
-        Op::Verify { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::verify(requester, workload));
-            None
-        }),
-        Op::Release { handle } => find(handle).map(|workload| {
-            job::spawn(workload_cpu(), EachPage::release(requester, workload));
-            None
-        }),
-        Op::Churn { handle, threads, millis } => {
-            let threads = threads.clamp(1, MAX_CHURN_THREADS);
-            make(handle, tidevm_abi::HogKind::Movable, false, churn::slots(threads)).map(|(workload, _)| {
-                churn::start(requester, workload, threads, millis);
-                None
-            })
-        }
-        Op::Race { cycles } => race::start(requester, cycles).map(|()| None),
-        Op::Inject { step, after } => {
-            platform::inject(step, after);
-            Ok(Some(Answer::Done))
-        }
-        Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
-        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
-        Op::PowerOff => panic::power_off(),
-    };
-    match started {
-        Ok(None) => {}
+    match begin(op, requester) {
         Ok(Some(answer)) => requester.answer(answer),
+        Ok(None) => {}
         Err(failure) => requester.answer(Answer::Failed(failure)),
     }
 }
 
-/// The CPU that runs workloads: the last, since the first has the drivers.
-pub fn workload_cpu() -> usize {
-    cpu::online() - 1
+/// Returns the answer, or `None` when a job that was started answers later.
+fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
+    let job_answers = |()| None;
+    match op {
+        Op::Stats => Ok(Some(Answer::Stats(translate::stats(&MM.stats(), stamps::times())))),
+        Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
+        Op::Hog { handle, pages, kind, scattered, full } => {
+            hog(requester, handle, pages, kind, scattered, full).map(job_answers)
+        }
+        Op::Verify { handle } => walk_pages(requester, handle, Task::VERIFY).map(job_answers),
+        Op::Release { handle } => walk_pages(requester, handle, Task::Release).map(job_answers),
+        Op::Churn { handle, threads, millis } => {
+            let threads = threads.clamp(1, MAX_CHURN_THREADS);
+            let (workload, _) = make_workload(handle, HogKind::Movable, false, churn::slots(threads))?;
+            churn::start(requester, workload, threads, millis);
+            Ok(None)
+        }
+        Op::Race { cycles } => race::start(requester, cycles).map(job_answers),
+        Op::Inject { step, after } => {
+            platform::inject(translate::fault_step(step), after);
+            Ok(Some(Answer::Done))
+        }
+        Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
+        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
+        Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::PowerOff => panic::power_off(),
+    }
 }
 
-fn find(handle: Handle) -> Result<Arc<Workload>, Failure> {
-    workload::find(handle).ok_or(Failure::UnknownHandle)
-}
-
-fn make(
+fn hog(
+    requester: Requester,
     handle: Handle,
-    kind: tidevm_abi::HogKind,
+    pages: u64,
+    kind: HogKind,
+    scattered: bool,
+    full: bool,
+) -> Result<(), Failure> {
+    let (workload, wanted) = make_workload(handle, kind, full, pages)?;
+    let set = SystemPages::to_take(workload, wanted, scattered);
+    walk::start(requester, set, Task::Take { wanted: wanted.into() });
+    Ok(())
+}
+
+/// Starts `task` on the pages of `handle`, be they of the page allocator or of device memory.
+fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
+    if let Some(set) = DevicePages::find(handle) {
+        walk::start(requester, set, task);
+    } else {
+        let workload = workload::find(handle).ok_or(Failure::UnknownHandle)?;
+        walk::start(requester, SystemPages::of(workload), task);
+    }
+    Ok(())
+}
+
+/// Makes a workload with room for `pages` pages, or for all the memory that there is; returns it and for how many.
+fn make_workload(
+    handle: Handle,
+    kind: HogKind,
     full: bool,
     pages: u64,
 ) -> Result<(Arc<Workload>, u32), Failure> {
-    // More than there is cannot fit; the table need not have room for it.
-    let stats = MM.stats();
-    let managed: u64 = stats.zones.iter().map(|zone| zone.managed).sum();
+    // More pages than are managed cannot be taken, so the table needs no room for them.
+    let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
     let pages = pages.min(managed);
-    let workload = Workload::new(handle, kind, full, pages).map_err(|error| match error {
-        NotMade::HandleInUse => Failure::HandleInUse,
-        NotMade::NoMemory => Failure::NoMemory,
-    })?;
+    let workload = Workload::new(handle, kind, full, pages)?;
     Ok((workload, pages as u32))
-}
-
-fn stats() -> tidevm_abi::Stats {
-    let stats = MM.stats();
-    let zone = |zone: ZoneStats| tidevm_abi::ZoneStats {
-        name: match zone.zone {
-            ZoneType::Dma32 => tidevm_abi::ZoneName::Dma32,
-            ZoneType::Normal => tidevm_abi::ZoneName::Normal,
-            ZoneType::Movable => tidevm_abi::ZoneName::Movable,
-        },
-        spanned: zone.spanned,
-        present: zone.present,
-        managed: zone.managed,
-        free: zone.all_free(),
-        pcp: zone.pcp,
-    };
-    let node = |node: usize| {
-        let initialised: u32 = stats.deferred_sections[node].iter().sum();
-        let local = stats.deferred_sections[node][node];
-        tidevm_abi::NodeStats {
-            zones: stats.nodes[node].map(zone),
-            init_local: local.into(),
-            init_remote: (initialised - local).into(),
-        }
-    };
-    tidevm_abi::Stats {
-        zones: stats.zones.map(zone),
-        nr_nodes: stats.nr_nodes as u8,
-        nodes: core::array::from_fn(node),
-        memmap_boot_pages: stats.memmap_boot_pages,
-        memmap_altmap_pages: stats.memmap_altmap_pages,
-        blocks_online: stats.blocks_online,
-        pages_migrated: stats.pages_migrated,
-        migrate_failed: stats.migrate_failed,
-        pcp_drains: stats.pcp_drains,
-        pcp_stranded: stats.pcp_stranded,
-        memmaps_written: stats.memmaps_written,
-        device_spanned: stats.device.spanned,
-        device_pages: stats.device.pages,
-        device_refs: stats.device.refs,
-        boot: stamps::times(),
-    }
 }

@@ -1,59 +1,68 @@
-//! Jobs on one workload's pages: allocate and fill, check, free. Each step handles a few pages, so
-//! that the CPU's other jobs go on.
+//! Workload pages in memory of the page allocator: how a hog takes them, and how they are given back.
+//!
+//! A hog takes single pages, one contiguous range, or runs of pages spread over all free memory. Pages that lie side
+//! by side are freed together.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-use tidevm_abi::{Answer, HogKind};
+use tidevm_abi::HogKind;
 use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
-use crate::agent::workload::{Take, Workload};
-use crate::job::{Job, Progress};
-use crate::mailbox::Requester;
+use crate::agent::pattern::PagePattern;
+use crate::agent::walk::PageSet;
+use crate::agent::workload::{Hold, Workload};
 use crate::mem::MM;
 
-/// Pages of one step.
-const BATCH: u32 = 64;
 /// Pages that stay together when a hog is scattered.
 const RUN: Order = Order::new(4);
 
-/// Allocates and fills `wanted` pages.
-pub struct Hog {
-    requester: Requester,
+const NO_PAGES: PfnRange = PfnRange::new(Pfn::new(0), 0);
+
+/// The pages of a [`Workload`].
+pub struct SystemPages {
     workload: Arc<Workload>,
-    wanted: u32,
-    held: u32,
-    /// Order of the blocks of which only the first [`RUN`] is kept; `None` keeps all.
+    /// Pages taken so far, which is the next empty slot.
+    taken: u32,
+    /// Order of the buddy blocks whose first [`RUN`] is kept and whose rest is freed; `None` keeps all pages.
     scatter: Option<Order>,
-    /// Of [`HogKind::Contiguous`]: pages that are allocated and not filled yet.
+    /// For [`HogKind::Contiguous`]: pages that are allocated and not in a slot yet.
     buffer: PfnRange,
+    /// Pages that were released and are not freed yet: they lie side by side.
+    released: PfnRange,
 }
 
-impl Hog {
-    /// A job that answers `requester`.
-    pub fn new(requester: Requester, workload: Arc<Workload>, wanted: u32, scattered: bool) -> Box<Self> {
-        let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
-        let buffer = PfnRange::new(Pfn::new(0), 0);
-        Box::new(Self { requester, workload, wanted, held: 0, scatter, buffer })
+impl SystemPages {
+    /// The pages of `workload`, to be verified or released.
+    pub fn of(workload: Arc<Workload>) -> Self {
+        Self { workload, taken: 0, scatter: None, buffer: NO_PAGES, released: NO_PAGES }
     }
 
-    /// One more page; `None` when there is no memory for it.
-    fn take(&mut self) -> Option<Pfn> {
+    /// The pages of the empty `workload`, to be taken: `wanted` of them, spread over all free memory if they are
+    /// `scattered`.
+    pub fn to_take(workload: Arc<Workload>, wanted: u32, scattered: bool) -> Self {
+        let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
+        Self { scatter, ..Self::of(workload) }
+    }
+
+    /// Allocates one page; `None` when there is no memory for it.
+    fn alloc(&mut self, wanted: u64) -> Option<Pfn> {
         if self.workload.kind() != HogKind::Contiguous {
             return MM.alloc_pages(Order::PAGE, gfp(self.workload.kind())).ok();
         }
-        if self.held == 0 {
-            let blocks = MM.alloc_contig_pages(self.wanted.div_ceil(PAGEBLOCK_PAGES)).ok()?;
-            self.buffer = PfnRange::new(blocks.start, self.wanted);
-            MM.free_contig_range(PfnRange { start: self.buffer.end, end: blocks.end });
+        if self.taken == 0 {
+            let wanted = u32::try_from(wanted).ok()?;
+            let range = MM.alloc_contig_pages(wanted.div_ceil(PAGEBLOCK_PAGES)).ok()?;
+            self.buffer = PfnRange::new(range.start, wanted);
+            MM.free_contig_range(PfnRange { start: self.buffer.end, end: range.end });
         }
         let first = self.buffer.start;
         self.buffer.start = first.add(1);
         Some(first)
     }
 
-    /// Takes one block, keeps its first run and frees the rest. `false` when there is no block.
-    fn take_scattered(&mut self, block: Order) -> bool {
+    /// Allocates a buddy block of order `block`, keeps its first run and frees the rest. `false` when there is no
+    /// such block.
+    fn take_run(&mut self, block: Order) -> bool {
         let Ok(first) = MM.alloc_pages(block, gfp(self.workload.kind())) else { return false };
         let mut order = block;
         while order > RUN {
@@ -70,35 +79,61 @@ impl Hog {
     }
 
     fn put(&mut self, pfn: Pfn) {
-        self.workload.put(self.held, pfn);
-        self.held += 1;
-    }
-
-    fn end(&self) -> Progress {
-        self.requester.answer(Answer::Hogged { pages: u64::from(self.held) });
-        Progress::Done
+        self.workload.put(self.taken, pfn);
+        self.taken += 1;
     }
 }
 
-impl Job for Hog {
-    fn step(&mut self) -> Progress {
-        for _ in 0..BATCH {
-            if self.held == self.wanted {
-                return self.end();
+impl PageSet for SystemPages {
+    fn take_some(&mut self, wanted: u64) -> Option<u32> {
+        if let Some(block) = self.scatter {
+            if wanted >= u64::from(RUN.pages()) && self.take_run(block) {
+                return Some(RUN.pages());
             }
-            if let Some(block) = self.scatter {
-                if self.wanted - self.held >= RUN.pages() && self.take_scattered(block) {
-                    return Progress::Again;
-                }
-                // The last few pages, and what no whole block is left for, come as they come.
-                self.scatter = None;
-            }
-            match self.take() {
-                Some(pfn) => self.put(pfn),
-                None => return self.end(),
-            }
+            // Take single pages from now on: fewer than a run are wanted, or there is no whole block left.
+            self.scatter = None;
         }
-        Progress::Again
+        let pfn = self.alloc(wanted)?;
+        self.put(pfn);
+        Some(1)
+    }
+
+    fn places(&self) -> u32 {
+        self.workload.capacity()
+    }
+
+    fn hold(&self, place: u32) -> Hold {
+        self.workload.hold(place)
+    }
+
+    fn pattern(&self, place: u32) -> PagePattern {
+        self.workload.pattern(place)
+    }
+
+    fn let_go(&self, place: u32, pfn: Pfn) {
+        self.workload.let_go(place, pfn);
+    }
+
+    fn release(&mut self, place: u32, pfn: Pfn) {
+        self.workload.give_up(place);
+        let run = &mut self.released;
+        if pfn == run.end {
+            run.end = pfn.add(1);
+        } else if pfn.add(1) == run.start {
+            // Per-CPU lists hand pages out downwards.
+            run.start = pfn;
+        } else {
+            MM.free_contig_range(*run);
+            *run = PfnRange::new(pfn, 1);
+        }
+    }
+
+    fn end_step(&mut self) {
+        MM.free_contig_range(core::mem::replace(&mut self.released, NO_PAGES));
+    }
+
+    fn forget(&self) {
+        self.workload.unregister();
     }
 }
 
@@ -109,9 +144,10 @@ fn gfp(kind: HogKind) -> Gfp {
     }
 }
 
-/// The block of which `wanted` pages, a run a block, go once through the memory that is free for
-/// them; `None` when there would be nothing left between two runs. Rather a little too large, so
-/// that they get to the end of memory: the few pages over then fill holes.
+/// The order of the buddy blocks of which a scattered hog keeps one run each, such that `wanted` pages spread once
+/// over the memory that is free for them. `None` when two runs would have no free memory between them.
+///
+/// The order is rounded so that the runs reach the end of memory: the few pages that remain then fill holes.
 fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
     let stats = MM.stats();
     let movable = stats.zones[ZoneType::Movable as usize].free;
@@ -121,115 +157,9 @@ fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
         _ if movable >= u64::from(wanted) => movable,
         _ => all,
     };
-    let blocks = (wanted / RUN.pages()).max(1);
-    let share = u32::try_from(free / u64::from(blocks) * 4 / 3).unwrap_or(u32::MAX);
-    let order = Order::new((31 - share.max(1).leading_zeros()).min(u32::from(Order::MAX.get())) as u8);
+    let runs = (wanted / RUN.pages()).max(1);
+    let pages_per_run = u32::try_from(free / u64::from(runs) * 4 / 3).unwrap_or(u32::MAX);
+    let order = (31 - pages_per_run.max(1).leading_zeros()).min(u32::from(Order::MAX.get()));
+    let order = Order::new(order as u8);
     (order > RUN).then_some(order)
-}
-
-/// What [`EachPage`] does with a page.
-enum Task {
-    Verify {
-        corrupt: u64,
-        first_corrupt: Option<Pfn>,
-    },
-    /// Pages that lie side by side are freed together; these are still to be freed.
-    Release {
-        run: PfnRange,
-    },
-}
-
-/// Goes through a workload's pages once.
-pub struct EachPage {
-    requester: Requester,
-    workload: Arc<Workload>,
-    next: u32,
-    pages: u64,
-    task: Task,
-}
-
-impl EachPage {
-    /// Checks every page's content.
-    pub fn verify(requester: Requester, workload: Arc<Workload>) -> Box<Self> {
-        let task = Task::Verify { corrupt: 0, first_corrupt: None };
-        Box::new(Self { requester, workload, next: 0, pages: 0, task })
-    }
-
-    /// Frees every page, and forgets the workload.
-    pub fn release(requester: Requester, workload: Arc<Workload>) -> Box<Self> {
-        let task = Task::Release { run: PfnRange::new(Pfn::new(0), 0) };
-        Box::new(Self { requester, workload, next: 0, pages: 0, task })
-    }
-
-    fn visit(&mut self, index: u32, pfn: Pfn) {
-        self.pages += 1;
-        match &mut self.task {
-            Task::Verify { corrupt, first_corrupt } => {
-                if !self.workload.pattern(index).matches(pfn) {
-                    *corrupt += 1;
-                    first_corrupt.get_or_insert(pfn);
-                }
-                self.workload.let_go(index, pfn);
-            }
-            Task::Release { run } => {
-                self.workload.give_up(index);
-                if pfn == run.end {
-                    run.end = pfn.add(1);
-                } else if pfn.add(1) == run.start {
-                    // Per-CPU lists hand pages out downwards.
-                    run.start = pfn;
-                } else {
-                    MM.free_contig_range(*run);
-                    *run = PfnRange::new(pfn, 1);
-                }
-            }
-        }
-    }
-
-    /// Visits up to [`BATCH`] pages.
-    fn visit_some(&mut self) -> Progress {
-        for _ in 0..BATCH {
-            if self.next == self.workload.capacity() {
-                return Progress::Done;
-            }
-            match self.workload.take(self.next) {
-                Take::Held(pfn) => self.visit(self.next, pfn),
-                Take::Empty => {}
-                // It is being moved just now, by the other CPU or between two of its steps.
-                Take::Busy => return Progress::Again,
-            }
-            self.next += 1;
-        }
-        Progress::Again
-    }
-
-    fn answer(&self) -> Answer {
-        let pages = self.pages;
-        match self.task {
-            Task::Verify { corrupt, first_corrupt } => Answer::Verified {
-                pages,
-                corrupt,
-                first_corrupt: first_corrupt.map(|pfn| u64::from(pfn.get())),
-            },
-            Task::Release { .. } => {
-                self.workload.unregister();
-                Answer::Released { pages }
-            }
-        }
-    }
-}
-
-impl Job for EachPage {
-    fn step(&mut self) -> Progress {
-        let step = self.visit_some();
-        if let Task::Release { run } = &mut self.task {
-            // No page is held from one step to the next.
-            MM.free_contig_range(*run);
-            *run = PfnRange::new(Pfn::new(0), 0);
-        }
-        if step == Progress::Done {
-            self.requester.answer(self.answer());
-        }
-        step
-    }
 }

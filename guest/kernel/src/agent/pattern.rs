@@ -1,6 +1,7 @@
-//! What workloads write into their pages, so that a page that was lost, mixed up or changed on its
-//! way is noticed. The content depends on the page's owner and its place there, not on where in
-//! memory it lies: it must move along.
+//! The pattern that a workload writes into its pages, so that it notices a page that was lost, mixed up or changed.
+//!
+//! Invariant: the pattern depends on the workload and on the page's place there, not on its frame number, because
+//! the content has to move along with the page.
 #![expect(unsafe_code, reason = "reads and writes pages through the direct map")]
 
 use tidevm_mm::{PAGE_SIZE, Pfn};
@@ -9,16 +10,16 @@ use crate::mem::paging::phys_to_virt;
 
 const WORDS: u64 = PAGE_SIZE / 8;
 
-/// Identity of one page's content.
+/// The pattern of one page.
 #[derive(Clone, Copy)]
 pub struct PagePattern {
     seed: u64,
-    /// Distance of the words that are written: every one, or start, middle and end.
+    /// Every word is written, rather than the first, the middle and the last one.
     full: bool,
 }
 
 impl PagePattern {
-    /// The content of page `index` of workload `handle`.
+    /// The pattern of page `index` of workload `handle`.
     pub fn new(handle: u32, index: u32, full: bool) -> Self {
         Self { seed: (u64::from(handle) << 41) ^ (u64::from(index) << 9), full }
     }
@@ -32,7 +33,7 @@ impl PagePattern {
         });
     }
 
-    /// Whether a page that the caller owns still holds this content.
+    /// Whether a page that the caller owns still has this pattern.
     pub fn matches(self, pfn: Pfn) -> bool {
         // SAFETY: as in `write`.
         self.each(|word, value| unsafe { address(pfn, word).read_volatile() } == value)

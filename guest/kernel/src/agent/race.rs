@@ -1,13 +1,12 @@
-//! A race between frees and isolation: one CPU takes a pageblock out of the allocator and gives it back,
-//! again and again, while the others free pages of it.
+//! A race between frees and isolation: one CPU takes a pageblock out of the allocator and gives it back, again and
+//! again, while the other CPUs free pages of it.
 //!
-//! In each cycle the boot CPU allocates pages, hands them to the other CPUs and begins to take their
-//! pageblock while those are somewhere in the midst of freeing. They begin together, when each of them is
-//! there: a CPU that its host has not yet run again holds its pages without being in the midst of anything,
-//! and what nobody is about to free rightly stops a range from being taken.
+//! In each cycle the boot CPU allocates pages, hands them to the other CPUs, and takes their pageblock while those CPUs
+//! are in the middle of freeing. The cycle starts when all of them have arrived. Otherwise a CPU that its host does not
+//! run would still hold its pages, and pages that no CPU is about to free rightly stop a range from being taken.
 //!
-//! With the per-CPU lists out of play every cycle succeeds. With a single drain, what is freed between the
-//! drain and the isolation comes to lie on a list, and the cycle fails.
+//! With the per-CPU lists disabled every cycle succeeds. With a single drain, a page that is freed between the drain
+//! and the isolation stays on a per-CPU list, and the cycle fails.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -19,31 +18,30 @@ use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
 use crate::cpu::time::Instant;
 use crate::cpu::{self, lapic};
-use crate::job;
-use crate::job::{Job, Progress};
+use crate::job::{self, Job, Progress};
 use crate::mailbox::Requester;
 use crate::mem::MM;
 
-/// Pages that are handed out in a cycle.
+/// Pages that are handed out per cycle.
 const PAGES: usize = 32;
-/// A CPU that frees its share takes milliseconds; hosts that share their CPUs leave it waiting.
+/// A CPU frees its pages within milliseconds, but a host that shares its CPUs may let it wait.
 const MILLIS_TO_FREE: u64 = 60_000;
 
-/// What the CPUs have in common.
+/// The part that all CPUs share.
 struct Shared {
-    /// Pages to free, or 0. Slot `i` is that of freer `i % freers`.
+    /// Pages to free, or 0. Freer `i % freers` frees slot `i`.
     slots: [AtomicU32; PAGES],
-    /// Cycle whose pages are in the slots.
+    /// The cycle whose pages are in the slots.
     round: AtomicU32,
-    /// Freers that have seen it; they wait for each other.
+    /// Freers that have seen the cycle; they wait for each other.
     arrived: AtomicUsize,
-    /// Freers that are through with it.
-    through: AtomicUsize,
+    /// Freers that have freed all their pages of the cycle.
+    finished: AtomicUsize,
     over: AtomicBool,
 }
 
-/// The boot CPU's part.
-pub struct Race {
+/// The job of the boot CPU: it hands pages out and takes their pageblock.
+struct Race {
     requester: Requester,
     shared: Arc<Shared>,
     freers: usize,
@@ -55,7 +53,7 @@ pub struct Race {
     pages: Vec<Pfn>,
 }
 
-/// The part of every other CPU.
+/// The job of every other CPU: it frees its slots.
 struct Freer {
     shared: Arc<Shared>,
     index: usize,
@@ -79,7 +77,7 @@ pub fn start(requester: Requester, cycles: u32) -> Result<(), Failure> {
         slots: [const { AtomicU32::new(0) }; PAGES],
         round: AtomicU32::new(0),
         arrived: AtomicUsize::new(0),
-        through: AtomicUsize::new(0),
+        finished: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     });
     for index in 0..freers {
@@ -101,8 +99,7 @@ impl Race {
         self.random as usize
     }
 
-    /// Allocates pages and hands those out that lie in the pageblock of the first one, which is
-    /// returned.
+    /// Allocates pages and hands out those that lie in the pageblock of the first one. Returns the pageblock.
     fn hand_out(&mut self) -> Option<Pfn> {
         while self.pages.len() < PAGES
             && let Ok(pfn) = MM.alloc_pages(Order::PAGE, Gfp::Movable)
@@ -122,14 +119,14 @@ impl Race {
             }
         }
         self.shared.arrived.store(0, Ordering::Relaxed);
-        self.shared.through.store(0, Ordering::Relaxed);
+        self.shared.finished.store(0, Ordering::Relaxed);
         self.shared.round.fetch_add(1, Ordering::Release);
         (0..self.freers).for_each(|index| lapic::wake(1 + index));
         Some(start)
     }
 
     fn cycle(&mut self) {
-        // Somewhere in the midst of the frees, each time somewhere else.
+        // The pageblock is taken once this slot is freed: at a different point of the frees in each cycle.
         let moment = self.next_random() % (PAGES / 2);
         let Some(block) = self.hand_out() else {
             self.failures += 1;
@@ -139,19 +136,19 @@ impl Race {
         await_freers(|| shared.arrived.load(Ordering::Relaxed) == self.freers);
         await_freers(|| shared.slots[moment].load(Ordering::Relaxed) == 0);
         let taken = MM.alloc_contig_pageblock(block);
-        await_freers(|| shared.through.load(Ordering::Acquire) == self.freers);
+        await_freers(|| shared.finished.load(Ordering::Acquire) == self.freers);
         match taken {
             Ok(()) => MM.free_pages(block, Order::PAGEBLOCK),
             Err(_) => {
                 self.failures += 1;
-                // What lies on lists now is not to be found in the next cycle.
+                // Drain the per-CPU lists, so that the next cycle does not find this cycle's pages there.
                 NodeId::all().for_each(|node| drop(MM.zone_pcp_disable(node.zone(ZoneType::Movable))));
             }
         }
     }
 }
 
-/// Waits for something that the freers do.
+/// Waits until `done`, which the freers make true.
 fn await_freers(done: impl Fn() -> bool) {
     let deadline = Instant::in_millis(MILLIS_TO_FREE);
     while !done() {
@@ -195,7 +192,7 @@ impl Job for Freer {
                     slot.store(0, Ordering::Relaxed);
                 }
             }
-            self.shared.through.fetch_add(1, Ordering::Release);
+            self.shared.finished.fetch_add(1, Ordering::Release);
         }
         Progress::Idle(None)
     }

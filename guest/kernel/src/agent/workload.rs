@@ -1,9 +1,11 @@
-//! Workloads: tables of pages with checkable content, and the owner interface through which
-//! memory management moves those pages.
+//! Workloads: tables of pages with a known pattern, and the owner interface through which memory management moves
+//! those pages.
 //!
-//! A slot of the table holds a page's frame number, or zero. Whoever touches the page sets
-//! [`HELD`] in the slot first: the migrating CPU, the verifying one, the releasing one. So a page
-//! has one user at a time without a lock, and a page that is held is simply not movable just now.
+//! Takes the place of Linux's `struct movable_operations`, which drivers with movable pages implement. A slot of the
+//! table holds a page's frame number, or zero.
+//!
+//! Invariant: a CPU sets [`HELD`] in the slot before it touches the page, be it to migrate, to verify or to release
+//! it. So a page has one user at a time without a lock, and a page that is held is not movable meanwhile.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -11,19 +13,19 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
-use tidevm_abi::{Handle, HogKind};
+use tidevm_abi::{Failure, Handle, HogKind};
 use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
 use crate::agent::pattern::PagePattern;
-use crate::cpu::lapic;
+use crate::cpu::{self, lapic};
 use crate::mem::MM;
 
-/// The owner of all workloads' pages; the index names workload and slot.
+/// The owner of all workloads' pages; the owner's index of a page names workload and slot.
 pub const OWNER: OwnerId = OwnerId(1);
 
-/// A slot's page is being moved, checked or freed. Frame numbers end far below.
+/// Bit of a slot: its page is being moved, verified or freed. Frame numbers are far smaller.
 const HELD: u32 = 1 << 31;
-/// Slots of one chunk of the table: one page of them.
+/// Slots per chunk of the table, which is one page.
 const CHUNK: usize = 1024;
 /// Most workloads at a time.
 const MAX_WORKLOADS: usize = 64;
@@ -35,7 +37,7 @@ pub struct Workload {
     handle: Handle,
     kind: HogKind,
     full: bool,
-    /// Its place in `WORKLOADS`.
+    /// Its index in `WORKLOADS`.
     place: usize,
     chunks: Vec<Chunk>,
 }
@@ -50,56 +52,53 @@ pub fn ended() -> u64 {
     ENDED.load(Ordering::Acquire)
 }
 
-/// Why a workload was not made.
+/// What came of an attempt to hold a slot's page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotMade {
-    /// The handle is taken.
-    HandleInUse,
-    /// No room for its table.
-    NoMemory,
-}
-
-/// What came of trying to use a slot's page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
+pub enum Hold {
     /// The caller holds the page.
     Held(Pfn),
-    /// There is none.
+    /// The slot is empty.
     Empty,
-    /// Somebody else holds it; try again later.
+    /// Another user holds the page; try again later.
     Busy,
+}
+
+/// The CPU for the `nth` job of a workload, counted from the last CPU down, because the boot CPU has the drivers.
+pub fn home_cpu(nth: usize) -> usize {
+    let online = cpu::online();
+    online - 1 - nth % online
 }
 
 impl Workload {
     /// Makes and registers a workload for up to `pages` pages.
     ///
     /// # Errors
-    /// [`NotMade`]; nothing is kept then.
-    pub fn new(handle: Handle, kind: HogKind, full: bool, pages: u64) -> Result<Arc<Self>, NotMade> {
+    /// [`Failure::HandleInUse`], or [`Failure::NoMemory`] when there is no room for its table; nothing is kept then.
+    pub fn new(handle: Handle, kind: HogKind, full: bool, pages: u64) -> Result<Arc<Self>, Failure> {
         if find(handle).is_some() {
-            return Err(NotMade::HandleInUse);
+            return Err(Failure::HandleInUse);
         }
-        let nr_chunks = usize::try_from(pages).map_err(|_| NotMade::NoMemory)?.div_ceil(CHUNK);
+        let nr_chunks = usize::try_from(pages).map_err(|_| Failure::NoMemory)?.div_ceil(CHUNK);
         let mut chunks = Vec::new();
-        chunks.try_reserve_exact(nr_chunks).map_err(|_| NotMade::NoMemory)?;
+        chunks.try_reserve_exact(nr_chunks).map_err(|_| Failure::NoMemory)?;
         for _ in 0..nr_chunks {
-            chunks.push(new_chunk().ok_or(NotMade::NoMemory)?);
+            chunks.push(new_chunk().ok_or(Failure::NoMemory)?);
         }
         let mut workloads = WORKLOADS.lock();
-        let place = workloads.iter().position(Option::is_none).ok_or(NotMade::NoMemory)?;
+        let place = workloads.iter().position(Option::is_none).ok_or(Failure::NoMemory)?;
         let workload = Arc::new(Self { handle, kind, full, place, chunks });
         workloads[place] = Some(workload.clone());
         Ok(workload)
     }
 
-    /// Forgets an empty workload's handle, and tells drivers that wait for memory.
+    /// Forgets an empty workload's handle, and wakes the drivers that wait for memory.
     pub fn unregister(&self) {
         WORKLOADS.lock()[self.place] = None;
         ENDED.fetch_add(1, Ordering::Release);
         lapic::wake(0);
     }
 
-    /// What kind of pages it holds.
+    /// The kind of its pages.
     pub fn kind(&self) -> HogKind {
         self.kind
     }
@@ -113,17 +112,17 @@ impl Workload {
         &self.chunks[index as usize / CHUNK][index as usize % CHUNK]
     }
 
-    /// What page `index` holds.
+    /// The pattern of page `index`.
     pub fn pattern(&self, index: u32) -> PagePattern {
         PagePattern::new(self.handle, index, self.full)
     }
 
-    /// Fills a page that was just allocated, alone and of order 0, and puts it into empty slot
-    /// `index`. From here on it may move.
+    /// Fills a page that was just allocated, alone and of order 0, and puts it into empty slot `index`. From here on
+    /// the page may move.
     pub fn put(&self, index: u32, pfn: Pfn) {
         self.pattern(index).write(pfn);
-        // Held until the page has its owner: a migration that found this owner in the page's former
-        // life would otherwise take it away before that.
+        // Held until the page has its owner. The frame may have had this owner before, and a migration that found
+        // it then would otherwise take the page away too early.
         self.slot(index).store(pfn.get() | HELD, Ordering::Release);
         match self.kind {
             HogKind::Unmovable | HogKind::Contiguous => MM.set_holder(pfn, self.handle),
@@ -134,30 +133,30 @@ impl Workload {
         self.let_go(index, pfn);
     }
 
-    /// Takes hold of slot `index`'s page.
-    pub fn take(&self, index: u32) -> Take {
+    /// Holds the page of slot `index`.
+    pub fn hold(&self, index: u32) -> Hold {
         let slot = self.slot(index);
         let value = slot.load(Ordering::Relaxed);
         if value == 0 {
-            Take::Empty
+            Hold::Empty
         } else if value & HELD != 0 || !exchange(slot, value, value | HELD) {
-            Take::Busy
+            Hold::Busy
         } else {
-            Take::Held(Pfn::new(value))
+            Hold::Held(Pfn::new(value))
         }
     }
 
-    /// Lets go of a page that [`Self::take`] gave.
+    /// Lets go of a page that [`Self::hold`] gave.
     pub fn let_go(&self, index: u32, pfn: Pfn) {
         self.slot(index).store(pfn.get(), Ordering::Release);
     }
 
-    /// Takes a page that [`Self::take`] gave out of its slot: it is the caller's now.
+    /// Takes a page that [`Self::hold`] gave out of its slot: the caller owns it now.
     pub fn give_up(&self, index: u32) {
         self.slot(index).store(0, Ordering::Release);
     }
 
-    /// Frees a page that [`Self::take`] gave.
+    /// Frees a page that [`Self::hold`] gave.
     pub fn free(&self, index: u32, pfn: Pfn) {
         self.give_up(index);
         MM.free_pages(pfn, Order::PAGE);
@@ -180,13 +179,13 @@ pub fn find(handle: Handle) -> Option<Arc<Workload>> {
     WORKLOADS.lock().iter().flatten().find(|workload| workload.handle == handle).cloned()
 }
 
-/// Name of the workload whose page has this owner index, for reports.
+/// Handle of the workload whose page has this owner index, for reports.
 pub fn handle_of(owned: u64) -> Option<Handle> {
     let workloads = WORKLOADS.lock();
     workloads.get((owned >> 32) as usize)?.as_ref().map(|workload| workload.handle)
 }
 
-/// Moves workloads' pages.
+/// Moves the pages of all workloads, as their owner.
 pub struct Workloads;
 
 impl Workloads {

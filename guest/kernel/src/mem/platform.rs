@@ -4,7 +4,6 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use tidevm_abi as abi;
 use tidevm_mm::{
     FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpu, Pfn, PfnRange, PhysAddr, Platform,
     Section, SectionNr, Sparse,
@@ -31,10 +30,11 @@ pub static MM: Mm<KernelPlatform> = Mm::new(
 static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
 
 /// Attempts left before the one that fails, plus one, a step; 0 is "never".
-static FAULTS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
+static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
+const FAULT_STEPS: usize = FaultStep::Migrate as usize + 1;
 
 /// Makes the `after`-th attempt of `step` fail.
-pub fn inject(step: abi::FaultStep, after: u32) {
+pub fn inject(step: FaultStep, after: u32) {
     FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
 }
 

@@ -9,16 +9,14 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
-use tidevm_mm::{
-    Content, Holder, MhpFlags, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
-};
+use tidevm_mm::{Content, MhpFlags, NodeId, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, Why};
 
 use super::Device;
 use super::queue::Requests;
-use crate::agent::workload;
+use crate::agent::{translate, workload};
 use crate::boot::cmdline::Options;
 use crate::boot::numa;
 use crate::console::println;
@@ -152,7 +150,7 @@ impl<T: Transport> MemDriver<T> {
             Action::OfflineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let offline = MM.offline_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
-                self.note(offline.map_err(offline_failed))
+                self.note(offline.map_err(translate::not_offline))
             }
             Action::RemoveBlock { addr } => self.note(remove(addr)),
             Action::Send(_) | Action::Rest(_) => unreachable!("handled by the step"),
@@ -327,27 +325,9 @@ fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Res
 /// Offlines a memory block and removes it; all or nothing.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.offline(section).map_err(offline_failed)?;
+    MM.offline(section).map_err(translate::not_offline)?;
     MM.remove_memory(section).expect("a block that is offline can be removed");
     Ok(())
-}
-
-fn offline_failed(error: OfflineError) -> ResizeState {
-    match error {
-        OfflineError::Unmovable(stuck) => ResizeState::Unmovable {
-            pages: u64::from(stuck.pages),
-            first: stuck.first.map(|page| {
-                page.map(|(pfn, holder)| abi::UnmovablePage {
-                    pfn: u64::from(pfn.get()),
-                    owner: owner(holder),
-                })
-            }),
-        },
-        OfflineError::NoRoom(_) => ResizeState::NoRoom,
-        // Only a fault on purpose says so: isolations wait for each other.
-        OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
-        other => panic!("the driver asked for what cannot be: {other:?}"),
-    }
 }
 
 /// Of which kind a failure is, for the step machine.
@@ -356,18 +336,5 @@ fn kind_of(state: ResizeState) -> Why {
         ResizeState::Unmovable { .. } => Why::Unmovable,
         ResizeState::NoRoom => Why::NoRoom,
         _ => Why::NoMemory,
-    }
-}
-
-fn owner(holder: Holder) -> abi::Owner {
-    match holder {
-        Holder::Reserved => abi::Owner::Reserved,
-        Holder::Kernel | Holder::Unclaimed => abi::Owner::Kernel,
-        Holder::Tagged(handle) => abi::Owner::Workload(handle),
-        Holder::PageTable => abi::Owner::PageTable,
-        Holder::Memmap => abi::Owner::Memmap,
-        Holder::Owned { index, .. } => {
-            workload::handle_of(index).map_or(abi::Owner::Kernel, abi::Owner::Workload)
-        }
     }
 }

@@ -1,33 +1,37 @@
-//! Device memory: the ranges that the memory map names, mapped and unmapped on request (Linux
-//! `drivers/nvdimm/pmem.c`, as far as it is about pages).
+//! Device memory: the ranges that the memory map names, mapped and unmapped on request.
 //!
-//! Mapping is a job on every CPU that takes part. Each maps the next range that nobody has begun,
-//! under the memory hotplug lock, and then initialises pages of every range that is begun, a
-//! few milliseconds a step, until there are none left. Whoever ends last answers.
+//! Mirrors Linux `drivers/nvdimm/pmem.c`, as far as that is about pages. Mapping is a job on every CPU that takes part.
+//! Each job maps the next range that no other job has begun, under the memory hotplug lock, and then initialises pages
+//! of all ranges that are begun, a few milliseconds per step, until none is left. The job that ends last answers.
+//!
+//! Invariant: a range is [`State::Busy`] from the call that maps it to the answer, so two calls never map it.
+
+pub mod pages;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
-use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemOp, PmemUse};
+use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemOp};
 use tidevm_mm::{
-    DevAltmap, DevPagemap, MEMMAP_PAGES, MemremapError, MemunmapError, NodeId, Pfn, PfnRange, PgmapInfo,
-    PgmapNr, SECTION_PAGES,
+    DevAltmap, DevPagemap, MEMMAP_PAGES, NodeId, Pfn, PfnRange, PgmapInfo, PgmapNr, SECTION_PAGES,
 };
 
+use self::pages::DevicePages;
+use crate::agent::translate;
+use crate::agent::walk::{self, Task};
+use crate::agent::workload::home_cpu;
 use crate::cpu;
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
 use crate::mailbox::Requester;
 use crate::mem::MM;
 
-pub mod pages;
-
 /// How long a CPU initialises pages before it looks at its other jobs, in milliseconds.
 const STEP_MILLIS: u64 = 2;
 
-/// A range of the memory map.
+/// A range of device memory in the memory map.
 #[derive(Clone, Copy)]
 struct Device {
     start: u64,
@@ -38,7 +42,7 @@ struct Device {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Unmapped,
-    /// A job is about it.
+    /// Jobs are mapping it.
     Busy,
     Mapped(PgmapNr),
 }
@@ -50,16 +54,19 @@ pub fn carry_out(op: PmemOp, requester: Requester) -> Result<Option<Answer>, Fai
     match op {
         PmemOp::Look { device } => look(device).map(|pmem| Some(Answer::Pmem(pmem))),
         PmemOp::Map { devices, altmap, reserve, cpus } => {
-            map(requester, devices, altmap.then_some(reserve), cpus).map(|()| None)
+            map(requester, devices, altmap.then_some(reserve), cpus)?;
+            Ok(None)
         }
         PmemOp::Unmap { device } => unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
         PmemOp::Hold { handle, device, pages } => {
-            pages::start(requester, handle, device, pages).map(|()| None)
+            let set = DevicePages::register(handle, mapped(device)?)?;
+            walk::start(requester, set, Task::Take { wanted: pages });
+            Ok(None)
         }
     }
 }
 
-/// Takes note of the ranges that the memory map names.
+/// Records the ranges that the memory map names.
 pub fn find(ranges: &[(u64, u64)]) {
     let mut devices = DEVICES.lock();
     for (slot, &(start, end)) in devices.iter_mut().zip(ranges) {
@@ -68,7 +75,10 @@ pub fn find(ranges: &[(u64, u64)]) {
 }
 
 impl Device {
-    /// Its frames, if they have numbers and it is made of them.
+    /// Its frames.
+    ///
+    /// # Errors
+    /// It is not made of whole pages, or a frame number does not fit.
     fn frames(&self) -> Result<PfnRange, PmemFailure> {
         let frame = |address: u64| {
             if !address.is_multiple_of(tidevm_mm::PAGE_SIZE) {
@@ -93,18 +103,13 @@ fn device(index: u8) -> Result<Device, Failure> {
     device.ok_or(Failure::Pmem(PmemFailure::NoDevice))
 }
 
-/// What is known of a range.
+/// Describes a range.
 ///
 /// # Errors
 /// There is no such range.
 fn look(index: u8) -> Result<Pmem, Failure> {
     let device = device(index)?;
-    let mapped = device.pgmap().map(|info| PmemUse {
-        pages: info.pages.pages().into(),
-        users: info.refs.saturating_sub(info.pages.pages().into()),
-        memmap_pages: info.memmap_pages.into(),
-        altmap: info.altmap,
-    });
+    let mapped = device.pgmap().map(|info| translate::pmem_use(&info));
     Ok(Pmem { start: device.start, size: device.end - device.start, mapped })
 }
 
@@ -114,7 +119,10 @@ fn set_state(device: usize, state: State) {
     }
 }
 
-/// The pgmap of a range that is mapped.
+/// The pgmap of a range.
+///
+/// # Errors
+/// There is no such range, or it is not mapped.
 fn mapped(index: u8) -> Result<PgmapNr, Failure> {
     match device(index)?.state {
         State::Mapped(nr) => Ok(nr),
@@ -122,30 +130,29 @@ fn mapped(index: u8) -> Result<PgmapNr, Failure> {
     }
 }
 
-/// What the jobs of one call have in common.
+/// The part that the jobs of one call share.
 struct Mapping {
     requester: Requester,
     began: Instant,
-    /// By range: what to map, if it is wanted.
+    /// By range: how to map it, if it is wanted.
     wanted: [Option<DevPagemap>; MAX_PMEM],
-    /// The first range that nobody has looked at.
+    /// The first range that no job has looked at.
     next: AtomicU32,
-    /// By range: what it was mapped as.
+    /// By range: its pgmap, once a job has begun it.
     begun: Mutex<[Option<PgmapNr>; MAX_PMEM]>,
     failure: Mutex<Option<PmemFailure>>,
     /// Jobs that have not ended.
     running: AtomicU32,
 }
 
-/// Starts to map the ranges `devices`, bit by bit, on up to `cpus` CPUs; with `altmap`, behind so many
-/// pages that are left alone.
+/// Starts to map the ranges whose bits are set in `devices`, on up to `cpus` CPUs. With `altmap`, each range holds its
+/// own memmap, behind that many reserved pages.
 ///
 /// # Errors
-/// A range that there is not, or that is mapped; then nothing is done.
+/// A range does not exist, or is mapped already; nothing is done then.
 fn map(requester: Requester, devices: u8, altmap: Option<u32>, cpus: u32) -> Result<(), Failure> {
     let wanted = claim(devices, altmap).map_err(Failure::Pmem)?;
-    let online = cpu::online();
-    let jobs = (cpus.max(1) as usize).min(online);
+    let jobs = (cpus.max(1) as usize).min(cpu::online());
     let mapping = Arc::new(Mapping {
         requester,
         began: Instant::now(),
@@ -155,14 +162,13 @@ fn map(requester: Requester, devices: u8, altmap: Option<u32>, cpus: u32) -> Res
         failure: Mutex::new(None),
         running: AtomicU32::new(jobs as u32),
     });
-    // From the last CPU down: the boot CPU has the drivers.
-    for index in (online - jobs..online).rev() {
-        job::spawn(index, Box::new(Share(mapping.clone())));
+    for nth in 0..jobs {
+        job::spawn(home_cpu(nth), Box::new(MapJob(mapping.clone())));
     }
     Ok(())
 }
 
-/// Makes all of `devices` busy, or none.
+/// Makes all ranges of `devices` busy, or none, and returns how to map them.
 fn claim(devices: u8, altmap: Option<u32>) -> Result<[Option<DevPagemap>; MAX_PMEM], PmemFailure> {
     let mut table = DEVICES.lock();
     let mut wanted = [None; MAX_PMEM];
@@ -182,10 +188,10 @@ fn claim(devices: u8, altmap: Option<u32>) -> Result<[Option<DevPagemap>; MAX_PM
     Ok(wanted)
 }
 
-/// One CPU's share of a mapping.
-struct Share(Arc<Mapping>);
+/// One CPU's part in a mapping.
+struct MapJob(Arc<Mapping>);
 
-impl Job for Share {
+impl Job for MapJob {
     fn step(&mut self) -> Progress {
         let mapping = &self.0;
         if mapping.begin_next() {
@@ -211,7 +217,7 @@ impl Job for Share {
 }
 
 impl Mapping {
-    /// Maps the next range that nobody has begun; `false` when there is none.
+    /// Maps the next range that no job has begun; `false` when there is none.
     fn begin_next(&self) -> bool {
         let index = self.next.fetch_add(1, Ordering::Relaxed) as usize;
         let Some(wanted) = self.wanted.get(index) else { return false };
@@ -219,13 +225,14 @@ impl Mapping {
         match MM.memremap_start(*map) {
             Ok(nr) => self.begun.lock()[index] = Some(nr),
             Err(error) => {
-                self.failure.lock().get_or_insert(why_not_mapped(error));
+                self.failure.lock().get_or_insert(translate::not_mapped(error));
             }
         }
         true
     }
 
-    /// All pages of all ranges are initialised. If one range could not be mapped, none is.
+    /// Answers, once all pages of all ranges are initialised. If one range could not be mapped, the others are
+    /// unmapped.
     fn end(&self) {
         let failure = *self.failure.lock();
         let begun = *self.begun.lock();
@@ -240,13 +247,13 @@ impl Mapping {
         for index in (0..MAX_PMEM).filter(|&index| self.wanted[index].is_some()) {
             let Some(nr) = begun[index].filter(|_| failure.is_none()) else {
                 if let Some(nr) = begun[index] {
-                    MM.memunmap_pages(nr).expect("nobody has used it yet");
+                    MM.memunmap_pages(nr).expect("a range that is still busy has no user");
                 }
                 set_state(index, State::Unmapped);
                 continue;
             };
             let info = MM.pgmap(nr).expect("it was just mapped");
-            assert!(info.live, "pgmap {nr:?} is not initialised by those who began it: {info:?}");
+            assert!(info.live, "pgmap {nr:?} is not initialised by the jobs that began it: {info:?}");
             sum.pages += u64::from(info.pages.pages());
             sum.locked_pages += info.locked_pages;
             sum.locked_ns += info.locked_ns;
@@ -261,32 +268,13 @@ impl Mapping {
     }
 }
 
-/// Unmaps a range; the number of its pages.
+/// Unmaps a range; returns the number of its pages.
 ///
 /// # Errors
 /// There is no such range, or it is not mapped, or in use.
 fn unmap(index: u8) -> Result<u64, Failure> {
-    let pages = MM.memunmap_pages(mapped(index)?).map_err(|error| {
-        Failure::Pmem(match error {
-            MemunmapError::NotMapped | MemunmapError::Initialising => PmemFailure::NotMapped,
-            MemunmapError::InUse { refs, first } => {
-                PmemFailure::InUse { refs, first: first.map(|(pfn, user)| (pfn.get().into(), user.tag)) }
-            }
-        })
-    })?;
+    let pages =
+        MM.memunmap_pages(mapped(index)?).map_err(|error| Failure::Pmem(translate::not_unmapped(error)))?;
     set_state(usize::from(index), State::Unmapped);
     Ok(pages.into())
-}
-
-fn why_not_mapped(error: MemremapError) -> PmemFailure {
-    match error {
-        MemremapError::Empty | MemremapError::Misaligned => PmemFailure::Misaligned,
-        MemremapError::OutOfRange => PmemFailure::OutOfRange,
-        MemremapError::Conflict(_) => PmemFailure::Conflict,
-        // The memmap's share of the altmap is computed here; the rest is the caller's reserve.
-        MemremapError::AltmapTooSmall { .. } | MemremapError::AltmapTooLarge => PmemFailure::AltmapTooLarge,
-        MemremapError::TooMany => PmemFailure::TooMany,
-        MemremapError::NoPageTable => PmemFailure::NoPageTable,
-        MemremapError::NoMemory => PmemFailure::NoMemory,
-    }
 }

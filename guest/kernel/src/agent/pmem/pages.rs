@@ -1,152 +1,110 @@
-//! Pages of device memory in use: taken, filled, checked and given back, a few a step.
+//! Pages of device memory in use by a workload. A workload takes them from one range, the lowest first; their users
+//! are known by its handle.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use spin::Mutex;
-use tidevm_abi::{Answer, Failure, Handle};
-use tidevm_mm::{Pfn, PfnRange};
+use tidevm_abi::{Failure, Handle, PmemFailure};
+use tidevm_mm::{Pfn, PfnRange, PgmapNr};
 
 use crate::agent::pattern::PagePattern;
-use crate::agent::workload;
-use crate::agent::workload_cpu;
-use crate::job::{self, Job, Progress};
-use crate::mailbox::Requester;
+use crate::agent::walk::PageSet;
+use crate::agent::workload::{self, Hold};
 use crate::mem::MM;
 
-/// Pages of one step.
-const BATCH: u32 = 64;
-
-/// Pages that one user holds: those of the range that have its name.
+/// One workload in device memory: the pages of `range` whose user is `handle`.
 #[derive(Clone, Copy)]
-struct Hold {
+struct Entry {
     handle: Handle,
     range: PfnRange,
 }
 
-static HOLDS: Mutex<Vec<Hold>> = Mutex::new(Vec::new());
+static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-fn find(handle: Handle) -> Option<Hold> {
-    HOLDS.lock().iter().find(|hold| hold.handle == handle).copied()
-}
-
-/// What is done with each page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Task {
-    Take,
-    Verify,
-    Release,
-}
-
-struct Walk {
-    requester: Requester,
-    task: Task,
-    hold: Hold,
+/// The pages of one workload in device memory. The place of a page counts from the start of the range.
+pub struct DevicePages {
+    entry: Entry,
+    /// While pages are taken: the next page to try.
     next: Pfn,
-    /// Pages still wanted.
-    wanted: u64,
-    pages: u64,
-    corrupt: u64,
-    first_corrupt: Option<u64>,
 }
 
-/// Starts to take up to `pages` pages of a range.
-///
-/// # Errors
-/// There is no such range, or it is not mapped; or the handle is in use.
-pub fn start(requester: Requester, handle: Handle, device: u8, pages: u64) -> Result<(), Failure> {
-    let pgmap = super::mapped(device)?;
-    if workload::find(handle).is_some() || find(handle).is_some() {
-        return Err(Failure::HandleInUse);
-    }
-    let info = MM.pgmap(pgmap).ok_or(Failure::Pmem(tidevm_abi::PmemFailure::NotMapped))?;
-    let hold = Hold { handle, range: info.pages };
-    let mut holds = HOLDS.lock();
-    holds.try_reserve(1).map_err(|_| Failure::NoMemory)?;
-    holds.push(hold);
-    drop(holds);
-    spawn(requester, Task::Take, hold, pages);
-    Ok(())
-}
-
-/// Starts to check the pages of `handle`, if it is one of device memory.
-pub fn verify(requester: Requester, handle: Handle) -> bool {
-    find(handle).map(|hold| spawn(requester, Task::Verify, hold, u64::MAX)).is_some()
-}
-
-/// Starts to give the pages of `handle` back, if it is one of device memory.
-pub fn release(requester: Requester, handle: Handle) -> bool {
-    find(handle).map(|hold| spawn(requester, Task::Release, hold, u64::MAX)).is_some()
-}
-
-fn spawn(requester: Requester, task: Task, hold: Hold, wanted: u64) {
-    let next = hold.range.start;
-    let walk = Walk { requester, task, hold, next, wanted, pages: 0, corrupt: 0, first_corrupt: None };
-    job::spawn(workload_cpu(), Box::new(walk));
-}
-
-impl Walk {
-    fn pattern(&self, pfn: Pfn) -> PagePattern {
-        PagePattern::new(self.hold.handle, pfn.get(), false)
-    }
-
-    fn visit(&mut self, pfn: Pfn) {
-        let handle = self.hold.handle;
-        if self.task == Task::Take {
-            if MM.dev_page(pfn).is_none_or(|page| page.user.is_some())
-                || MM.get_dev_page(pfn, handle).is_err()
-            {
-                return;
-            }
-            self.pattern(pfn).write(pfn);
-            self.pages += 1;
-            return;
+impl DevicePages {
+    /// Registers the workload `handle` in the range that is mapped as `pgmap`, without any page yet.
+    ///
+    /// # Errors
+    /// The handle is in use, or the range is not mapped.
+    pub fn register(handle: Handle, pgmap: PgmapNr) -> Result<Self, Failure> {
+        if workload::find(handle).is_some() || Self::find(handle).is_some() {
+            return Err(Failure::HandleInUse);
         }
+        let info = MM.pgmap(pgmap).ok_or(Failure::Pmem(PmemFailure::NotMapped))?;
+        let entry = Entry { handle, range: info.pages };
+        let mut entries = ENTRIES.lock();
+        entries.try_reserve(1).map_err(|_| Failure::NoMemory)?;
+        entries.push(entry);
+        Ok(Self::of(entry))
+    }
+
+    /// The pages of `handle`, if that is a workload in device memory.
+    pub fn find(handle: Handle) -> Option<Self> {
+        ENTRIES.lock().iter().find(|entry| entry.handle == handle).copied().map(Self::of)
+    }
+
+    fn of(entry: Entry) -> Self {
+        Self { entry, next: entry.range.start }
+    }
+
+    fn page(&self, place: u32) -> Pfn {
+        self.entry.range.start.add(place)
+    }
+}
+
+impl PageSet for DevicePages {
+    fn take_some(&mut self, _wanted: u64) -> Option<u32> {
+        let Entry { handle, range } = self.entry;
+        let pfn = self.next;
+        if pfn == range.end {
+            return None;
+        }
+        self.next = pfn.add(1);
+        let is_free = MM.dev_page(pfn).is_some_and(|page| page.user.is_none());
+        if !is_free || MM.get_dev_page(pfn, handle).is_err() {
+            return Some(0);
+        }
+        self.pattern(pfn.get() - range.start.get()).write(pfn);
+        Some(1)
+    }
+
+    fn end_take(&mut self) {
+        // The workload has no page behind the last one that was tried.
+        let handle = self.entry.handle;
+        for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.handle == handle) {
+            entry.range.end = self.next;
+        }
+    }
+
+    fn places(&self) -> u32 {
+        self.entry.range.pages()
+    }
+
+    fn hold(&self, place: u32) -> Hold {
+        // Nothing moves a page of device memory, so its reference is hold enough.
+        let pfn = self.page(place);
         let user = MM.dev_page(pfn).and_then(|page| page.user);
-        if user.is_none_or(|user| user.tag != handle) {
-            return;
-        }
-        self.pages += 1;
-        if self.task == Task::Release {
-            MM.put_dev_page(pfn, handle).expect("it is this user's");
-        } else if !self.pattern(pfn).matches(pfn) {
-            self.corrupt += 1;
-            self.first_corrupt.get_or_insert(pfn.get().into());
-        }
+        if user.is_some_and(|user| user.tag == self.entry.handle) { Hold::Held(pfn) } else { Hold::Empty }
     }
 
-    fn end(&self) -> Answer {
-        let Self { pages, corrupt, first_corrupt, .. } = *self;
-        match self.task {
-            Task::Take => {
-                // No page of it lies behind the last one that was taken.
-                let taken = PfnRange { end: self.next, ..self.hold.range };
-                let mut holds = HOLDS.lock();
-                holds
-                    .iter_mut()
-                    .filter(|hold| hold.handle == self.hold.handle)
-                    .for_each(|hold| hold.range = taken);
-                Answer::Hogged { pages }
-            }
-            Task::Verify => Answer::Verified { pages, corrupt, first_corrupt },
-            Task::Release => {
-                HOLDS.lock().retain(|hold| hold.handle != self.hold.handle);
-                Answer::Released { pages }
-            }
-        }
+    fn pattern(&self, place: u32) -> PagePattern {
+        PagePattern::new(self.entry.handle, self.page(place).get(), false)
     }
-}
 
-impl Job for Walk {
-    fn step(&mut self) -> Progress {
-        for _ in 0..BATCH {
-            if self.next == self.hold.range.end || self.pages == self.wanted {
-                self.requester.answer(self.end());
-                return Progress::Done;
-            }
-            self.visit(self.next);
-            self.next = self.next.add(1);
-        }
-        Progress::Again
+    fn let_go(&self, _place: u32, _pfn: Pfn) {}
+
+    fn release(&mut self, _place: u32, pfn: Pfn) {
+        MM.put_dev_page(pfn, self.entry.handle).expect("the page's user is this workload");
+    }
+
+    fn forget(&self) {
+        ENTRIES.lock().retain(|entry| entry.handle != self.entry.handle);
     }
 }
