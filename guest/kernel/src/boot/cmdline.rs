@@ -1,16 +1,15 @@
-//! The kernel command line: `key=value` words, in Linux's keys where Linux has one (see
-//! `tidevm_abi::cmdline`). Words that it does not know are left alone, as Linux does; a value that
-//! it cannot read is reported and the default holds.
+//! The kernel command line: `key=value` words, with Linux's keys where Linux has one (see `tidevm_abi::cmdline`).
+//!
+//! As in Linux, unknown words are ignored. A value that cannot be parsed is reported, and the default holds.
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
+use tidevm_mm::{Content, DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
-use crate::boot::numa::Share;
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
 
-/// Most virtio-mmio devices that are looked at: the control channel and virtio-mem devices.
+/// Most virtio-mmio devices that are used: the control channel and virtio-mem devices.
 pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
 
 /// One `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
@@ -24,90 +23,103 @@ pub struct MmioDevice {
     pub irq: u32,
 }
 
-/// What the command line asks for.
+/// Memory and CPUs of one node in `tidevm.numa=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Bytes of boot memory, in whole memory blocks.
+    pub memory: u64,
+    /// Number of CPUs.
+    pub cpus: usize,
+}
+
+/// The parsed command line.
 #[derive(Debug)]
-pub struct Options {
-    /// Most CPUs to bring up, this one included.
+pub struct CommandLine {
+    /// Most CPUs to bring up, the boot CPU included.
     pub nr_cpus: Option<usize>,
     /// Frequency of the time-stamp counter.
     pub tsc_khz: Option<u64>,
-    /// Whether new memory holds its own memmap.
-    pub memmap_on_memory: bool,
     /// Bytes of a memory block.
     pub memory_block: u64,
-    /// How much new memory that holds its own memmap can be removed at a time.
-    pub removal: RemovalPolicy,
-    /// What is done about per-CPU lists during offlining.
-    pub pcp: PcpPolicy,
-    /// When struct pages are initialised.
-    pub init: InitPolicy,
-    /// Whether allocations may have boot memory initialised that was left for later.
-    pub grow: bool,
-    /// Nodes in their order, if there are any.
-    pub numa: ArrayVec<Share, MAX_NODES>,
-    /// Whether one worker initialises boot memory that was left for later, rather than every CPU.
+    /// The nodes in their order; empty when the command line names none.
+    pub numa: ArrayVec<NodeSpec, MAX_NODES>,
+    /// Whether one worker initialises deferred boot memory, rather than every CPU.
     pub one_worker: bool,
-    /// Bytes that every CPU takes while it is brought up.
+    /// Bytes that every CPU takes before it is brought up.
     pub percpu_buf: u64,
-    /// How struct pages of device memory are initialised.
-    pub device_init: DeviceInit,
-    /// Whether memory is zero until it is written to.
-    pub zeroed: bool,
     /// Whether to look for devices on PCI.
     pub pci: bool,
     /// virtio-mmio devices.
     pub devices: [Option<MmioDevice>; MAX_DEVICES],
+    /// The choices of memory management. Boot sets the number of CPUs when it has found them.
+    pub mm: tidevm_mm::Options,
 }
 
-/// Parses a command line.
-pub fn parse(text: &str) -> Options {
-    let mut options = Options {
-        nr_cpus: None,
-        tsc_khz: None,
-        memmap_on_memory: true,
-        memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
-        removal: RemovalPolicy::PerBlock,
-        pcp: PcpPolicy::Disable,
-        init: InitPolicy::Eager,
-        grow: true,
-        numa: ArrayVec::new(),
-        one_worker: false,
-        percpu_buf: 0,
-        device_init: DeviceInit::Once,
-        zeroed: false,
-        pci: true,
-        devices: [None; MAX_DEVICES],
-    };
-    let mut nr_devices = 0;
-    for word in text.split_ascii_whitespace() {
-        let Some((key, value)) = word.split_once('=') else { continue };
-        let understood = match key {
-            keys::NR_CPUS => set(&mut options.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0).map(Some)),
-            keys::PCI => set(&mut options.pci, (value == "off").then_some(false)),
-            keys::TSC_KHZ => set(&mut options.tsc_khz, value.parse().ok().map(Some)),
-            keys::MEMMAP_ON_MEMORY => set(&mut options.memmap_on_memory, switch(value)),
-            keys::MEMORY_BLOCK => set(&mut options.memory_block, memory_block(value)),
-            keys::MEMMAP_REMOVAL => set(&mut options.removal, removal(value)),
-            keys::PCP_DISABLE => set(&mut options.pcp, pcp(value)),
-            keys::INIT => set(&mut options.init, init(value)),
-            keys::DEFERRED_GROW => set(&mut options.grow, switch(value)),
-            keys::NUMA => set(&mut options.numa, numa(value)),
-            keys::DEFERRED_WORKERS => set(&mut options.one_worker, is_one(value)),
-            keys::PERCPU_BUF => set(&mut options.percpu_buf, number(value)),
-            keys::DEVICE_INIT => set(&mut options.device_init, device_init(value)),
-            keys::ZEROED => set(&mut options.zeroed, switch(value)),
-            keys::VIRTIO_MMIO_DEVICE if nr_devices < MAX_DEVICES => {
-                let understood = set(&mut options.devices[nr_devices], device(value).map(Some));
+impl CommandLine {
+    /// Parses a command line.
+    pub fn parse(text: &str) -> Self {
+        let mut parsed = Self::defaults();
+        let mut nr_devices = 0;
+        for word in text.split_ascii_whitespace() {
+            let Some((key, value)) = word.split_once('=') else { continue };
+            let understood = if key == keys::VIRTIO_MMIO_DEVICE && nr_devices < MAX_DEVICES {
+                let understood = set(&mut parsed.devices[nr_devices], device(value).map(Some));
                 nr_devices += usize::from(understood);
                 understood
+            } else {
+                parsed.take(key, value)
+            };
+            if !understood {
+                println!("command line: cannot use {key}={value}");
             }
-            _ => true,
-        };
-        if !understood {
-            println!("command line: cannot use {key}={value}");
+        }
+        parsed
+    }
+
+    fn defaults() -> Self {
+        Self {
+            nr_cpus: None,
+            tsc_khz: None,
+            memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
+            numa: ArrayVec::new(),
+            one_worker: false,
+            percpu_buf: 0,
+            pci: true,
+            devices: [None; MAX_DEVICES],
+            mm: tidevm_mm::Options {
+                nr_cpus: 1,
+                memmap_on_memory: true,
+                pcp: PcpPolicy::Disable,
+                removal: RemovalPolicy::PerBlock,
+                init: InitPolicy::Eager,
+                grow: true,
+                content: Content::Unknown,
+                device_init: DeviceInit::Once,
+            },
         }
     }
-    options
+
+    /// Takes one word in. Returns `false` when the value cannot be parsed.
+    fn take(&mut self, key: &str, value: &str) -> bool {
+        let mm = &mut self.mm;
+        match key {
+            keys::NR_CPUS => set(&mut self.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0).map(Some)),
+            keys::PCI => set(&mut self.pci, (value == "off").then_some(false)),
+            keys::TSC_KHZ => set(&mut self.tsc_khz, value.parse().ok().map(Some)),
+            keys::MEMORY_BLOCK => set(&mut self.memory_block, memory_block(value)),
+            keys::NUMA => set(&mut self.numa, numa(value)),
+            keys::DEFERRED_WORKERS => set(&mut self.one_worker, is_one(value)),
+            keys::PERCPU_BUF => set(&mut self.percpu_buf, number(value)),
+            keys::MEMMAP_ON_MEMORY => set(&mut mm.memmap_on_memory, switch(value)),
+            keys::MEMMAP_REMOVAL => set(&mut mm.removal, removal(value)),
+            keys::PCP_DISABLE => set(&mut mm.pcp, pcp(value)),
+            keys::INIT => set(&mut mm.init, init(value)),
+            keys::DEFERRED_GROW => set(&mut mm.grow, switch(value)),
+            keys::DEVICE_INIT => set(&mut mm.device_init, device_init(value)),
+            keys::ZEROED => set(&mut mm.content, content(value)),
+            _ => true,
+        }
+    }
 }
 
 fn set<T>(option: &mut T, value: Option<T>) -> bool {
@@ -126,6 +138,10 @@ fn switch(value: &str) -> Option<bool> {
         "off" | "0" | "N" | "n" => Some(false),
         _ => None,
     }
+}
+
+fn content(value: &str) -> Option<Content> {
+    switch(value).map(|is_zero| if is_zero { Content::Zero } else { Content::Unknown })
 }
 
 fn memory_block(value: &str) -> Option<u64> {
@@ -168,12 +184,13 @@ fn init(value: &str) -> Option<InitPolicy> {
 }
 
 /// `MEMORY[:CPUS],...`, in whole memory blocks.
-fn numa(value: &str) -> Option<ArrayVec<Share, MAX_NODES>> {
+fn numa(value: &str) -> Option<ArrayVec<NodeSpec, MAX_NODES>> {
     let mut nodes = ArrayVec::new();
     for node in value.split(',') {
         let (memory, cpus) = node.split_once(':').unwrap_or((node, "0"));
         let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE))?;
-        nodes.try_push((memory, cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?)).ok()?;
+        let cpus = cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?;
+        nodes.try_push(NodeSpec { memory, cpus }).ok()?;
     }
     Some(nodes)
 }
@@ -193,7 +210,7 @@ fn device(value: &str) -> Option<MmioDevice> {
     Some(MmioDevice { size: number(size)?, address: number(address)?, irq: irq.parse().ok()? })
 }
 
-/// A number as Linux's `memparse`: decimal or `0x` hexadecimal, with K, M or G behind it.
+/// A number as in Linux `memparse`: decimal or `0x` hexadecimal, then an optional K, M or G.
 pub fn number(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),

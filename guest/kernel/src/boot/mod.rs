@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod cmdline;
+pub mod memory_map;
 pub mod numa;
 pub mod percpu_buf;
 pub mod pvh;

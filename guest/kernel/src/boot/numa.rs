@@ -1,12 +1,12 @@
-//! Nodes: which there are, and where CPUs and memory are.
+//! NUMA nodes: which exist, and which CPUs and memory they have.
 //!
-//! Mirrors Linux `acpi_numa_init` and `numa_init`: proximity domains of ACPI's SRAT become nodes, and
-//! distances come from the SLIT. `tidevm.numa=` on the command line says it instead, as Linux `numa=fake=`
-//! does. Differs from Linux on purpose: nodes are numbered in the order of their domains, so that a node's
-//! number is the domain's as long as no number is left out.
+//! Mirrors Linux `acpi_numa_init` and `numa_init`: proximity domains of ACPI's SRAT become nodes, and distances come
+//! from the SLIT. `tidevm.numa=` on the command line replaces both, as Linux `numa=fake=` does. It differs from Linux on
+//! purpose: nodes are numbered in the order of their domains, so a node's number is its domain's as long as no domain
+//! is left out.
 //!
-//! What cannot be is said and survived: domains for which there are no more nodes count to node 0 (Linux
-//! gives up all nodes); with ranges that overlap, everything is on node 0, as in Linux.
+//! Contradictions are reported and survived. Domains beyond the last node count to node 0 (Linux gives up all nodes).
+//! When ranges overlap, everything is on node 0, as in Linux.
 
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
@@ -15,27 +15,25 @@ use spin::Mutex;
 use tidevm_mm::{MAX_NODES, Memblock, NodeId, PhysAddr, PhysRange, SECTION_SIZE};
 
 use crate::boot::acpi::Entry;
+use crate::boot::cmdline::NodeSpec;
 use crate::console::println;
 use crate::cpu;
 use crate::mem::MM;
 
 const _: () = assert!(MAX_NODES == tidevm_abi::MAX_NODES);
 
-/// Ranges of memory that are kept.
+/// Most ranges of memory that are recorded.
 const MAX_RANGES: usize = 32;
-/// Proximity domains that are kept.
+/// Most proximity domains that are recorded.
 const MAX_DOMAINS: usize = 64;
 
-/// Memory and CPUs of one node in `tidevm.numa=`: bytes, and a number.
-pub type Share = (u64, usize);
-
-/// What is known of nodes.
+/// The knowledge of nodes.
 pub struct Numa {
     /// Proximity domains, ascending; the first ones are the nodes.
     domains: ArrayVec<u32, MAX_DOMAINS>,
     /// By local APIC id, the domain.
     cpus: [Option<u32>; 256],
-    /// Ranges, with their domains.
+    /// Ranges of memory, with their domains.
     memory: ArrayVec<(PhysRange, u32), MAX_RANGES>,
     /// There were more ranges or domains than there is room for.
     too_many: bool,
@@ -43,7 +41,7 @@ pub struct Numa {
     distances: ArrayVec<(NodeId, NodeId, u8), { MAX_NODES * MAX_NODES }>,
 }
 
-/// What was found at boot, for memory that comes later.
+/// What boot found, for memory that is plugged later.
 static KNOWN: Mutex<Numa> = Mutex::new(Numa::new());
 
 impl Numa {
@@ -75,7 +73,7 @@ impl Numa {
         self.too_many |= self.memory.try_push((range, domain)).is_err();
     }
 
-    /// Takes in what the tables say.
+    /// Records one entry of ACPI's tables.
     pub fn note(&mut self, entry: Entry<'_>) {
         match entry {
             Entry::Cpu(_) => {}
@@ -86,7 +84,7 @@ impl Numa {
                 }
             }
             Entry::MemoryAffinity { start, size, domain } => {
-                // What lies beyond all memory that the guest can use is of no interest.
+                // The guest uses no memory above MAX_PHYS_ADDR.
                 let end = start.saturating_add(size).min(tidevm_abi::MAX_PHYS_ADDR);
                 if start < end {
                     self.note_memory(PhysRange::new(PhysAddr::new(start), end - start), domain);
@@ -105,9 +103,9 @@ impl Numa {
         }
     }
 
-    /// What the command line says instead: `shares` of boot memory, from the lowest memory block up, and of
-    /// the CPUs, from the first up.
-    fn set_shares(&mut self, shares: &[Share], memblock: &Memblock) {
+    /// Replaces everything by the command line's nodes: boot memory from the lowest memory block up, and CPUs from the
+    /// first one up.
+    fn set_nodes(&mut self, nodes: &[NodeSpec], memblock: &Memblock) {
         *self = Self::new();
         let mut blocks = (0..tidevm_abi::MAX_PHYS_ADDR / SECTION_SIZE)
             .map(|block| block * SECTION_SIZE)
@@ -116,7 +114,7 @@ impl Numa {
                 memblock.memory().any(|ram| ram.intersect(block).size() > 0)
             });
         let mut next_cpu = 0;
-        for (domain, &(memory, cpus)) in (0..).zip(shares) {
+        for (domain, &NodeSpec { memory, cpus }) in (0..).zip(nodes) {
             self.note_domain(domain);
             for start in blocks.by_ref().take((memory / SECTION_SIZE) as usize) {
                 match self.memory.last_mut() {
@@ -133,11 +131,11 @@ impl Numa {
         }
     }
 
-    /// Tells memory management, and people, what is known of boot memory and of the first `nr_cpus` CPUs,
-    /// whose local APIC ids are set. `shares` are the command line's, if it has any.
-    pub fn settle(mut self, shares: &[Share], memblock: &mut Memblock, nr_cpus: usize) {
-        if !shares.is_empty() {
-            self.set_shares(shares, memblock);
+    /// Tells memory management which nodes boot memory and the first `nr_cpus` CPUs are on. The local APIC ids of the
+    /// CPUs are recorded before. `nodes` are the command line's, if it names any.
+    pub fn settle(mut self, nodes: &[NodeSpec], memblock: &mut Memblock, nr_cpus: usize) {
+        if !nodes.is_empty() {
+            self.set_nodes(nodes, memblock);
         }
         if let Some(domain) = self.domains.get(MAX_NODES) {
             println!(
@@ -177,14 +175,14 @@ fn apic_id(index: usize) -> usize {
     cpu::area(index).apic_id.load(Ordering::Relaxed) as usize
 }
 
-/// The node of memory that comes at `address` from a device that says its proximity domain, or does not.
+/// The node of memory that is plugged at `address`. `domain` is the device's proximity domain, if it names one.
 pub fn node_of(domain: Option<u16>, address: u64) -> NodeId {
     let known = KNOWN.lock();
     let by_address = || {
         let holds = |range: &PhysRange| (range.start.get()..range.end.get()).contains(&address);
         known.memory.iter().find(|(range, _)| holds(range)).map(|&(_, domain)| domain)
     };
-    // A domain of which the tables say nothing is none.
+    // A domain that the tables do not name is ignored.
     let domain = domain.map(u32::from).filter(|domain| known.domains.contains(domain)).or_else(by_address);
     domain.and_then(|domain| known.node(domain)).unwrap_or(NodeId::FIRST)
 }

@@ -1,22 +1,16 @@
-//! Entry from the PVH boot ABI (Xen `hvm_start_info`, the same for tidevm, QEMU, Firecracker and
-//! Cloud Hypervisor), and what it tells: the memory map and the command line.
+//! The VMM's boot structures: the memory map, the command line, and where ACPI's tables are.
 //!
-//! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the
-//! VMM left in low memory are still there; everything it returns is copied, but for what ACPI's root
-//! pointer leads to, which is in no RAM that the memory map lists.
+//! Mirrors Linux `arch/x86/platform/pvh`. The boot ABI is PVH (Xen `hvm_start_info`), the same for tidevm, QEMU,
+//! Firecracker and Cloud Hypervisor.
+//!
+//! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the VMM left in low memory
+//! are still intact. It copies all it returns. Only ACPI's tables stay where they are: no RAM that the memory map
+//! lists contains them.
 #![expect(unsafe_code, reason = "reads the VMM's boot structures at the physical addresses that it names")]
 
 use arrayvec::ArrayVec;
 
 use crate::mem::paging::phys_to_virt;
-
-core::arch::global_asm!(
-    include_str!("entry.s"),
-    kernel_start = sym crate::kernel_start,
-    boot_stack = sym crate::BOOT_STACK,
-    stack_size = const crate::cpu::smp::STACK_SIZE - crate::cpu::FAULT_STACK_SIZE,
-    options(att_syntax)
-);
 
 /// Longest command line that is read, in bytes.
 pub const MAX_CMDLINE: usize = 4096;
@@ -61,12 +55,12 @@ struct Module {
     reserved: u64,
 }
 
-/// What the VMM told at boot.
+/// The VMM's description of the machine.
 pub struct BootInfo {
     ram: [(u64, u64); MAX_RANGES],
     nr_ram: usize,
     pmem: ArrayVec<(u64, u64), { tidevm_abi::MAX_PMEM }>,
-    /// The first module: VMMs pass an initial RAM disk or nothing.
+    /// The first module: a VMM passes an initial RAM disk, or nothing.
     module: Option<(u64, u64)>,
     rsdp: u64,
     cmdline: [u8; MAX_CMDLINE],
@@ -77,8 +71,8 @@ impl BootInfo {
     /// Reads the boot structures at physical address `start_info`.
     ///
     /// # Safety
-    /// `start_info` must be the address that the PVH boot ABI passed, the memory that it leads to
-    /// must be unchanged since, and the first GiB must be mapped at [`phys_to_virt`].
+    /// `start_info` must be the address that the PVH boot ABI passed, the memory that the structures lie in must be
+    /// unchanged since, and the first GiB must be mapped at [`phys_to_virt`].
     pub unsafe fn read(start_info: u64) -> Self {
         // SAFETY: by this function's contract the address is that of a start_info structure.
         let info = unsafe { &*phys_to_virt(start_info).cast::<StartInfo>() };
@@ -135,8 +129,8 @@ impl BootInfo {
         &self.pmem
     }
 
-    /// Memory that the VMM has put something into for the kernel, likewise. Nobody reads it, but it is
-    /// not as memory is that nobody has written to.
+    /// Memory that the VMM loaded a module into, likewise. The kernel does not read it, but that memory is not zero as
+    /// untouched memory may be.
     pub fn module(&self) -> Option<(u64, u64)> {
         self.module
     }

@@ -17,7 +17,7 @@ use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, R
 use super::Device;
 use super::queue::Requests;
 use crate::agent::{translate, workload};
-use crate::boot::cmdline::Options;
+use crate::boot::cmdline::CommandLine;
 use crate::boot::numa;
 use crate::console::println;
 use crate::cpu::time::Instant;
@@ -96,7 +96,7 @@ impl<T: Transport> MemDriver<T> {
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn new(mut device: Device<T>, options: &Options) -> Result<Box<Self>, Unusable> {
+    pub fn new(mut device: Device<T>, command_line: &CommandLine) -> Result<Box<Self>, Unusable> {
         let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
         let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
@@ -106,7 +106,7 @@ impl<T: Transport> MemDriver<T> {
             return Err(Unusable::OutOfReach(config.addr, config.region_size));
         }
         let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
-        let geometry = geometry(options, &config);
+        let geometry = geometry(command_line, &config);
         let driver = Driver::new(geometry, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
@@ -116,7 +116,7 @@ impl<T: Transport> MemDriver<T> {
             region: config.addr,
             geometry,
             node: numa::node_of(domain, config.addr),
-            zeroed: options.zeroed,
+            zeroed: command_line.mm.content == Content::Zero,
             patience: None,
             retry_at: None,
             stuck: None,
@@ -268,10 +268,14 @@ fn read_config(device: &Device<impl Transport>) -> Option<Config> {
 }
 
 /// How to divide the device's region: as the command line says, as far as that fits.
-fn geometry(options: &Options, config: &Config) -> DriverConfig {
-    let memmap_size = if options.memmap_on_memory { options.memory_block / MEMMAP_SHARE } else { 0 };
-    let wanted =
-        DriverConfig { memory_block_size: options.memory_block, memmap_size, min_block_size: SUB_SECTION };
+fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
+    let memmap_size =
+        if command_line.mm.memmap_on_memory { command_line.memory_block / MEMMAP_SHARE } else { 0 };
+    let wanted = DriverConfig {
+        memory_block_size: command_line.memory_block,
+        memmap_size,
+        min_block_size: SUB_SECTION,
+    };
     let fit = wanted.fit(config, SECTION_SIZE);
     if fit != wanted {
         println!(
