@@ -16,8 +16,8 @@ struct Serial;
 impl Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            // An emulated port is ready as long as its host reads what the guest writes. A byte is lost when the
-            // port is not ready for 10 ms (Linux `wait_for_xmitr`).
+            // An emulated port is ready as long as its host reads what the guest writes. A byte is lost when
+            // the port is not ready for 10 ms (Linux `wait_for_xmitr`).
             (0..MOST_READS).find(|_| port_read(SERIAL_PORT + STATUS) & EMPTY != 0);
             port_write(SERIAL_PORT, byte);
         }

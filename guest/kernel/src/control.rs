@@ -1,5 +1,5 @@
-//! The control channel: a virtio-console port (virtio 1.3, section 5.3) on which calls come in and reports go out,
-//! one record per buffer (see `tidevm_abi`).
+//! The control channel: a virtio-console port (virtio 1.3, section 5.3) on which calls come in and reports go
+//! out, one record per buffer (see `tidevm_abi`).
 
 use alloc::boxed::Box;
 
@@ -26,8 +26,8 @@ pub struct Control<T> {
 }
 
 impl<T: Transport> Control<T> {
-    /// Sets up the device; `None` when the device refuses. The job that is returned delivers all reports from now
-    /// on, those that already wait among them.
+    /// Sets up the device; `None` when the device refuses. The job that is returned delivers all reports from
+    /// now on, those that already wait among them.
     pub fn new(mut device: Device<T>) -> Option<Box<Self>> {
         device.negotiate(FEATURES)?;
         let inbox = Inbox::new(&mut device.transport, RECEIVE).ok()?;
@@ -60,8 +60,8 @@ impl<T: Transport + Send> Job for Control<T> {
             }
         }
         let all_sent = self.send_reports();
-        // A full outbox empties without an interrupt, so this job looks again after a millisecond. A report that
-        // comes after this pass wakes the CPU.
+        // A full outbox empties without an interrupt, so this job looks again after a millisecond. A report
+        // that comes after this pass wakes the CPU.
         Progress::Idle((!all_sent).then(|| Instant::in_millis(1)))
     }
 }

@@ -1,6 +1,10 @@
-//! Kernel work as run-to-completion jobs: each CPU goes round its own list, lets every job take
-//! one step, and halts when none has more to do. There are no threads and there is no
-//! pre-emption, so a job holds no lock and no page reference between two steps.
+//! Kernel work as run-to-completion jobs: each CPU goes through its own list, lets every job take one step,
+//! and halts when no job has more to do.
+//!
+//! Takes the place of Linux's threads and workqueues. It differs on purpose: there is no pre-emption, so
+//! memory management needs no locks against its own CPU.
+//!
+//! Invariant: a job holds no lock and no page reference between two steps.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,25 +18,25 @@ use crate::cpu::lapic;
 use crate::cpu::time::Instant;
 use crate::cpu::{self, MAX_CPUS};
 
-/// What a job wants after a step.
+/// How a job goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The next step can follow at once.
+    /// The job has more to do: the next step can follow at once.
     Again,
     /// Nothing to do until the CPU is woken, or until the instant.
     Idle(Option<Instant>),
-    /// It is over; the job is dropped.
+    /// The job has ended and is dropped.
     Done,
 }
 
-/// A piece of work that is done in steps of at most a few milliseconds.
+/// A piece of work, in steps of at most a few milliseconds.
 pub trait Job: Send {
-    /// Takes one step. Called whenever its CPU goes round, also when the job was idle: whoever
-    /// wakes a CPU does not say for whom.
+    /// Takes one step. Called in every pass of its CPU's job loop, also when the job is idle: a wake-up does
+    /// not name the job that it is for.
     fn step(&mut self) -> Progress;
 }
 
-/// Jobs that were handed to a CPU and not yet picked up.
+/// Per CPU: jobs that were handed to it and that it has not taken into its list.
 static NEW: [Mutex<Vec<Box<dyn Job>>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }; MAX_CPUS];
 
 /// Hands `job` to CPU `index`.
@@ -49,8 +53,8 @@ pub fn run() -> ! {
     interrupts::enable();
     loop {
         area.passes.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fence of `synchronize`: either that sees this pass, or this pass sees what was
-        // made invisible before it (`guest/mm/tests/interleavings/sparse.rs`).
+        // Pairs with the fence in `synchronize`: either `synchronize` sees this pass, or this pass sees the
+        // memory that was made invisible before `synchronize` (`guest/mm/tests/interleavings/sparse.rs`).
         fence(Ordering::SeqCst);
         area.pending.store(false, Ordering::SeqCst);
         jobs.append(&mut NEW[me].lock());
@@ -73,11 +77,11 @@ pub fn run() -> ! {
     }
 }
 
-/// Halts until an interrupt, unless there is something to do already.
+/// Halts until an interrupt, unless the CPU was woken since the pass began.
 fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     interrupts::disable();
     area.idle.store(true, Ordering::SeqCst);
-    // Pairs with `lapic::wake`: `pending` is set before `idle` is looked at.
+    // Pairs with `lapic::wake`, which sets `pending` before it reads `idle`.
     if area.pending.load(Ordering::SeqCst) {
         interrupts::enable();
     } else {
@@ -89,15 +93,14 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     area.idle.store(false, Ordering::SeqCst);
 }
 
-/// Returns when every other CPU has been between two jobs, or halted, since the call: whatever
-/// page references they held are gone. It is called by one CPU at a time, under the memory
-/// hotplug lock.
+/// Waits until every other CPU has been between two jobs, or halted, since the call. The page references that
+/// they held at the call are gone then. Called under the memory hotplug lock, so by one CPU at a time.
 ///
 /// # Panics
-/// When a CPU does not come round within a minute.
+/// When a CPU does not finish its step within a minute.
 pub fn synchronize() {
     const MILLIS: u64 = 60_000;
-    // What the caller has just made invisible is so before the others' passes are looked at.
+    // The memory that the caller made invisible is so before this CPU reads the others' passes.
     fence(Ordering::SeqCst);
     let me = cpu::this();
     let deadline = Instant::in_millis(MILLIS);

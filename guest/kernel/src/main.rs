@@ -1,7 +1,8 @@
 //! The guest kernel: ring 0, no user space, and memory management for memory that comes and goes.
 //!
-//! This file is the order of boot. The folders: `boot` learns from the VMM and from firmware, `cpu` and `mem` are the
-//! machine, `virtio` has the drivers, and `agent` carries out calls, which come in through `control` or `shell`.
+//! This file is the order of boot. The folders: `boot` learns from the VMM and from firmware, `cpu` and `mem`
+//! are the machine, `virtio` has the drivers, and `agent` carries out calls, which come in through `control`
+//! or `shell`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![expect(unsafe_code, reason = "the entry point, and the heap's arena")]
 
@@ -54,8 +55,8 @@ static mut BOOT_STACK: Stack = Stack([0; smp::STACK_SIZE]);
 extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::start();
     cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
-    // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up page tables map
-    // the first GiB.
+    // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up page
+    // tables map the first GiB.
     let info = unsafe { BootInfo::read(start_info) };
     let command_line = CommandLine::parse(info.cmdline());
     time::init(command_line.tsc_khz);
@@ -70,8 +71,8 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     percpu_buf::allocate(0, command_line.percpu_buf);
     smp::bring_up(nr_cpus, |index| percpu_buf::allocate(index, command_line.percpu_buf));
     copy::start();
-    // Lazy initialisation leaves boot memory alone until it is wanted. It needs memory that is zero, and allocations
-    // that have more of it initialised.
+    // Lazy initialisation leaves boot memory alone until it is wanted. It needs memory that is zero, and
+    // allocations that have more of it initialised.
     let mm = &command_line.mm;
     if mm.init != InitPolicy::Lazy || mm.content != Content::Zero || !mm.grow {
         deferred::start(command_line.one_worker);
@@ -84,7 +85,8 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     job::run()
 }
 
-/// Protects the kernel's image, sets up interrupts, and finds CPUs and nodes. Returns the number of CPUs to run.
+/// Protects the kernel's image, sets up interrupts, and finds CPUs and nodes. Returns the number of CPUs to
+/// run.
 fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Memblock) -> usize {
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(tables).expect("no memory for the kernel's page tables");

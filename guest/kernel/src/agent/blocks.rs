@@ -1,7 +1,7 @@
 //! Memory blocks: how people see them, and a range of them removed and added back.
 //!
-//! Takes the place of Linux's `/sys/devices/system/memory`, and of its `offline_and_remove_memory` as drivers that own
-//! a range call it.
+//! Takes the place of Linux's `/sys/devices/system/memory`, and of its `offline_and_remove_memory` as drivers
+//! that own a range call it.
 
 use alloc::vec::Vec;
 
@@ -46,8 +46,8 @@ fn continues(before: &BlockRun, run: &BlockRun) -> bool {
     *run == expected
 }
 
-/// Takes the memory blocks of `size` bytes at `addr` offline and removes them, all at once, and then adds them back as
-/// they were. The virtio-mem driver does not see it.
+/// Takes the memory blocks of `size` bytes at `addr` offline and removes them, all at once, and then adds
+/// them back as they were. The virtio-mem driver does not see it.
 ///
 /// # Errors
 /// The range is not made of whole memory blocks, or they cannot be removed; they are online then.
@@ -78,8 +78,8 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     Ok(Answer::Done)
 }
 
-/// Repeats `step` until it succeeds: another user may have, for a moment, the page table or memmap pages that were
-/// just freed.
+/// Repeats `step` until it succeeds: another user may have, for a moment, the page table or memmap pages that
+/// were just freed.
 ///
 /// # Panics
 /// When it does not succeed within a second: the device still counts the memory block as plugged.

@@ -1,5 +1,5 @@
-//! A churn: jobs that allocate and free pages at random while memory is resized, movable pages mostly, and kernel
-//! blocks of several orders beside them.
+//! A churn: jobs that allocate and free pages at random while memory is resized, movable pages mostly, and
+//! kernel blocks of several orders beside them.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -46,7 +46,8 @@ pub fn slots(threads: u32) -> u64 {
     u64::from(threads) * u64::from(SLOTS)
 }
 
-/// Starts `threads` threads, spread over the CPUs, for `millis` milliseconds. They use the slots of `workload`.
+/// Starts `threads` threads, spread over the CPUs, for `millis` milliseconds. They use the slots of
+/// `workload`.
 pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis: u64) {
     let shared = Arc::new(Shared {
         requester,

@@ -1,5 +1,5 @@
-//! The agent carries out calls, the VMM's and those typed at the console: short ones at once, the rest as jobs that
-//! answer when they end.
+//! The agent carries out calls, the VMM's and those typed at the console: short ones at once, the rest as
+//! jobs that answer when they end.
 
 pub mod blocks;
 mod churn;
@@ -89,7 +89,8 @@ fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Fa
     Ok(())
 }
 
-/// Makes a workload with room for `pages` pages, or for all the memory that there is; returns it and for how many.
+/// Makes a workload with room for `pages` pages, or for all the memory that there is; returns it and for how
+/// many.
 fn make_workload(
     handle: Handle,
     kind: HogKind,

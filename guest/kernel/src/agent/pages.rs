@@ -1,7 +1,7 @@
 //! Workload pages in memory of the page allocator: how a hog takes them, and how they are given back.
 //!
-//! A hog takes single pages, one contiguous range, or runs of pages spread over all free memory. Pages that lie side
-//! by side are freed together.
+//! A hog takes single pages, one contiguous range, or runs of pages spread over all free memory. Pages that
+//! lie side by side are freed together.
 
 use alloc::sync::Arc;
 
@@ -37,8 +37,8 @@ impl SystemPages {
         Self { workload, taken: 0, scatter: None, buffer: NO_PAGES, released: NO_PAGES }
     }
 
-    /// The pages of the empty `workload`, to be taken: `wanted` of them, spread over all free memory if they are
-    /// `scattered`.
+    /// The pages of the empty `workload`, to be taken: `wanted` of them, spread over all free memory if they
+    /// are `scattered`.
     pub fn to_take(workload: Arc<Workload>, wanted: u32, scattered: bool) -> Self {
         let scatter = if scattered { scatter_order(workload.kind(), wanted) } else { None };
         Self { scatter, ..Self::of(workload) }
@@ -60,8 +60,8 @@ impl SystemPages {
         Some(first)
     }
 
-    /// Allocates a buddy block of order `block`, keeps its first run and frees the rest. `false` when there is no
-    /// such block.
+    /// Allocates a buddy block of order `block`, keeps its first run and frees the rest. `false` when there
+    /// is no such block.
     fn take_run(&mut self, block: Order) -> bool {
         let Ok(first) = MM.alloc_pages(block, gfp(self.workload.kind())) else { return false };
         let mut order = block;
@@ -144,7 +144,7 @@ fn gfp(kind: HogKind) -> Gfp {
     }
 }
 
-/// The order of the buddy blocks of which a scattered hog keeps one run each, such that `wanted` pages spread once
+/// The order of the buddy blocks that a scattered hog takes one run from. With it, `wanted` pages spread once
 /// over the memory that is free for them. `None` when two runs would have no free memory between them.
 ///
 /// The order is rounded so that the runs reach the end of memory: the few pages that remain then fill holes.

@@ -1,7 +1,8 @@
-//! The pattern that a workload writes into its pages, so that it notices a page that was lost, mixed up or changed.
+//! The pattern that a workload writes into its pages, so that it notices a page that was lost, mixed up or
+//! changed.
 //!
-//! Invariant: the pattern depends on the workload and on the page's place there, not on its frame number, because
-//! the content has to move along with the page.
+//! Invariant: the pattern depends on the workload and on the page's place there, not on its frame number,
+//! because the content has to move along with the page.
 #![expect(unsafe_code, reason = "reads and writes pages through the direct map")]
 
 use tidevm_mm::{PAGE_SIZE, Pfn};

@@ -1,12 +1,13 @@
-//! A race between frees and isolation: one CPU takes a pageblock out of the allocator and gives it back, again and
-//! again, while the other CPUs free pages of it.
+//! A race between frees and isolation: one CPU takes a pageblock out of the allocator and gives it back,
+//! again and again, while the other CPUs free pages of it.
 //!
-//! In each cycle the boot CPU allocates pages, hands them to the other CPUs, and takes their pageblock while those CPUs
-//! are in the middle of freeing. The cycle starts when all of them have arrived. Otherwise a CPU that its host does not
-//! run would still hold its pages, and pages that no CPU is about to free rightly stop a range from being taken.
+//! In each cycle the boot CPU allocates pages, hands them to the other CPUs, and takes their pageblock while
+//! those CPUs are in the middle of freeing. The cycle starts when all of them have arrived. Otherwise a CPU
+//! that its host does not run would still hold its pages, and pages that no CPU is about to free rightly stop
+//! a range from being taken.
 //!
-//! With the per-CPU lists disabled every cycle succeeds. With a single drain, a page that is freed between the drain
-//! and the isolation stays on a per-CPU list, and the cycle fails.
+//! With the per-CPU lists disabled every cycle succeeds. With a single drain, a page that is freed between
+//! the drain and the isolation stays on a per-CPU list, and the cycle fails.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -1,5 +1,5 @@
-//! The one translation between the words of memory management (`tidevm_mm`) and the records that leave the guest
-//! (`tidevm_abi`). Neither crate knows the other; every match from one to the other is here.
+//! The one translation between the words of memory management (`tidevm_mm`) and the records that leave the
+//! guest (`tidevm_abi`). Neither crate knows the other; every match from one to the other is here.
 
 use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
 use tidevm_mm::{

@@ -1,8 +1,8 @@
-//! The walk over a workload's pages: one job that takes, verifies or releases them, a batch per step, so that the
-//! CPU's other jobs go on.
+//! The walk over a workload's pages: one job that takes, verifies or releases them, a batch per step, so that
+//! the CPU's other jobs go on.
 //!
-//! What a page is, and how it is taken and given back, is a [`PageSet`]'s part: [`SystemPages`] for memory of the
-//! page allocator, [`DevicePages`] for device memory.
+//! A [`PageSet`] knows how a page is taken and given back: [`SystemPages`] in memory of the page allocator,
+//! [`DevicePages`] in device memory.
 //!
 //! Invariant: a walk holds no page from one step to the next.
 //!
@@ -24,8 +24,8 @@ const BATCH: u32 = 64;
 
 /// The pages of one workload, at places with numbers.
 pub trait PageSet: Send {
-    /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns. Returns
-    /// how many: 0 when the next page is in use elsewhere, `None` when there are no more.
+    /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns.
+    /// Returns how many: 0 when the next page is in use elsewhere, `None` when there are no more.
     fn take_some(&mut self, wanted: u64) -> Option<u32>;
 
     /// No more pages are taken.
@@ -53,7 +53,7 @@ pub trait PageSet: Send {
     fn forget(&self);
 }
 
-/// What a walk does with pages.
+/// The task of a walk.
 #[derive(Clone, Copy)]
 pub enum Task {
     /// Take pages until there are `wanted`.
@@ -92,7 +92,7 @@ struct Walk<S> {
     pages: u64,
 }
 
-/// What came of one visit.
+/// The result of one visit.
 enum Visit {
     /// The walk goes on; the visit counts as this many pages of the step.
     Counts(u32),

@@ -1,11 +1,12 @@
-//! Workloads: tables of pages with a known pattern, and the owner interface through which memory management moves
-//! those pages.
+//! Workloads: tables of pages with a known pattern, and the owner interface through which memory management
+//! moves those pages.
 //!
-//! Takes the place of Linux's `struct movable_operations`, which drivers with movable pages implement. A slot of the
-//! table holds a page's frame number, or zero.
+//! Takes the place of Linux's `struct movable_operations`, which drivers with movable pages implement. A slot
+//! of the table holds a page's frame number, or zero.
 //!
-//! Invariant: a CPU sets [`HELD`] in the slot before it touches the page, be it to migrate, to verify or to release
-//! it. So a page has one user at a time without a lock, and a page that is held is not movable meanwhile.
+//! Invariant: a CPU sets [`HELD`] in the slot before it touches the page, be it to migrate, to verify or to
+//! release it. So a page has one user at a time without a lock, and a page that is held is not movable
+//! meanwhile.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -52,7 +53,7 @@ pub fn ended() -> u64 {
     ENDED.load(Ordering::Acquire)
 }
 
-/// What came of an attempt to hold a slot's page.
+/// The result of an attempt to hold a slot's page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
     /// The caller holds the page.
@@ -63,7 +64,8 @@ pub enum Hold {
     Busy,
 }
 
-/// The CPU for the `nth` job of a workload, counted from the last CPU down, because the boot CPU has the drivers.
+/// The CPU for the `nth` job of a workload, counted from the last CPU down, because the boot CPU has the
+/// drivers.
 pub fn home_cpu(nth: usize) -> usize {
     let online = cpu::online();
     online - 1 - nth % online
@@ -73,7 +75,8 @@ impl Workload {
     /// Makes and registers a workload for up to `pages` pages.
     ///
     /// # Errors
-    /// [`Failure::HandleInUse`], or [`Failure::NoMemory`] when there is no room for its table; nothing is kept then.
+    /// [`Failure::HandleInUse`], or [`Failure::NoMemory`] when there is no room for its table; nothing is
+    /// kept then.
     pub fn new(handle: Handle, kind: HogKind, full: bool, pages: u64) -> Result<Arc<Self>, Failure> {
         if find(handle).is_some() {
             return Err(Failure::HandleInUse);
@@ -117,12 +120,12 @@ impl Workload {
         PagePattern::new(self.handle, index, self.full)
     }
 
-    /// Fills a page that was just allocated, alone and of order 0, and puts it into empty slot `index`. From here on
-    /// the page may move.
+    /// Fills a page that was just allocated, alone and of order 0, and puts it into empty slot `index`. From
+    /// here on the page may move.
     pub fn put(&self, index: u32, pfn: Pfn) {
         self.pattern(index).write(pfn);
-        // Held until the page has its owner. The frame may have had this owner before, and a migration that found
-        // it then would otherwise take the page away too early.
+        // Held until the page has its owner. The frame may have had this owner before, and a migration that
+        // found it then would otherwise take the page away too early.
         self.slot(index).store(pfn.get() | HELD, Ordering::Release);
         match self.kind {
             HogKind::Unmovable | HogKind::Contiguous => MM.set_holder(pfn, self.handle),

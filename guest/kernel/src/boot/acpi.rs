@@ -1,6 +1,7 @@
-//! CPUs as ACPI's MADT lists them, and nodes as its SRAT and SLIT do (ACPI 6.5, section 5.2), for machines
-//! whose VMM describes them by firmware tables: QEMU does; tidevm's own VMM gives the number of CPUs on
-//! the command line, and tables when there are nodes.
+//! ACPI's tables (ACPI 6.5, section 5.2): CPUs from the MADT, nodes from SRAT and SLIT.
+//!
+//! Mirrors Linux `acpi_boot_init` and `acpi_numa_init`. QEMU describes all its machines by these tables.
+//! tidevm's VMM gives the number of CPUs on the command line, and tables only when there are nodes.
 #![expect(unsafe_code, reason = "maps firmware's tables where they say they are")]
 
 use core::cell::RefCell;
@@ -13,10 +14,10 @@ use ::acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 
 use crate::mem::paging::{TableSource, map_firmware};
 
-/// What the tables say.
+/// One entry of the tables.
 #[derive(Clone, Copy, Debug)]
 pub enum Entry<'t> {
-    /// There is a CPU, with this local APIC id.
+    /// A CPU exists, with this local APIC id.
     Cpu(u32),
     /// The CPU with this local APIC id is in a proximity domain.
     CpuAffinity {
@@ -25,16 +26,16 @@ pub enum Entry<'t> {
         /// The domain.
         domain: u32,
     },
-    /// Memory, there already or to come, is in a proximity domain.
+    /// Memory, present or hot-pluggable, is in a proximity domain.
     MemoryAffinity {
-        /// First byte.
+        /// Address of its first byte.
         start: u64,
-        /// How many.
+        /// Size in bytes.
         size: u64,
         /// The domain.
         domain: u32,
     },
-    /// Distances between all proximity domains, as a matrix; told after all affinities.
+    /// Distances between all proximity domains, as a matrix; comes after all affinities.
     Distances {
         /// Rows, and columns.
         domains: usize,
@@ -43,7 +44,7 @@ pub enum Entry<'t> {
     },
 }
 
-/// Maps tables; they stay mapped.
+/// Maps tables for good.
 #[derive(Clone)]
 struct Windows<'t, 's>(&'t RefCell<&'s mut dyn TableSource>);
 
@@ -59,14 +60,14 @@ impl AcpiHandler for Windows<'_, '_> {
     fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
 }
 
-/// The table that says where CPUs and memory are: a header, 12 reserved bytes, and a list.
+/// The affinities of CPUs and memory: a header, 12 reserved bytes, and a list.
 #[repr(C, packed)]
 struct Srat {
     header: SdtHeader,
     reserved: [u8; 12],
 }
 
-// SAFETY: every table begins with such a header, and the library checks signature, length and sum.
+// SAFETY: every table begins with such a header, and the library checks signature, length and checksum.
 unsafe impl AcpiTable for Srat {
     const SIGNATURE: Signature = Signature::SRAT;
 
@@ -75,7 +76,7 @@ unsafe impl AcpiTable for Srat {
     }
 }
 
-/// The table of distances: a header, the number of domains in 8 bytes, and the matrix.
+/// The distances: a header, the number of domains in 8 bytes, and the matrix.
 #[repr(C, packed)]
 struct Slit {
     header: SdtHeader,
@@ -91,19 +92,19 @@ unsafe impl AcpiTable for Slit {
     }
 }
 
-/// Calls `found` with what the tables say, CPUs that are not enabled left out. `rsdp` is the physical
-/// address of ACPI's root pointer.
+/// Calls `found` with every entry; CPUs that are not enabled are left out. `rsdp` is the physical address of
+/// ACPI's root pointer.
 ///
 /// # Errors
-/// There are no usable tables there.
+/// There are no usable tables.
 pub fn each_entry(
     rsdp: u64,
     tables: &mut dyn TableSource,
     mut found: impl FnMut(Entry<'_>),
 ) -> Result<(), AcpiError> {
     let tables = RefCell::new(tables);
-    // SAFETY: the address is the one that the boot ABI names for this, and everything that the tables
-    // lead to is mapped as it is looked at.
+    // SAFETY: the boot ABI names the address as that of the root pointer, and `Windows` maps all tables that
+    // the library reads.
     let tables = unsafe { AcpiTables::from_rsdp(Windows(&tables), rsdp as usize)? };
     each_in_list(after_header(&tables.find_table::<Madt>()?), &mut |entry| cpu(entry, &mut found));
     if let Ok(srat) = tables.find_table::<Srat>() {
@@ -116,16 +117,16 @@ pub fn each_entry(
     Ok(())
 }
 
-/// What comes after the part of a table that always is the same.
+/// The bytes of a table after its fixed part.
 fn after_header<'m, T: AcpiTable>(table: &'m PhysicalMapping<Windows<'_, '_>, T>) -> &'m [u8] {
     let start = table.virtual_start().cast::<u8>();
-    // SAFETY: the library mapped the whole table, for good, and checked its sum.
+    // SAFETY: the library mapped the whole table, for good, and checked its checksum.
     let bytes = unsafe { slice::from_raw_parts(start.as_ptr(), table.region_length()) };
     bytes.get(size_of::<T>()..).unwrap_or_default()
 }
 
-/// The entries of a list, each of which begins with its kind and its length. The list ends where an entry
-/// does not fit: lengths are firmware's, and the library's own walk trusts them.
+/// Calls `found` with every entry of a list. An entry begins with its kind and its length. The list ends at
+/// an entry that does not fit: the lengths come from firmware, and the library's own walk trusts them.
 fn each_in_list(mut list: &[u8], found: &mut dyn FnMut(&[u8])) {
     while let &[_, length, ..] = list {
         let Some((entry, rest)) = list.split_at_checked(usize::from(length).max(2)) else { return };
@@ -155,7 +156,7 @@ fn cpu(entry: &[u8], found: &mut dyn FnMut(Entry<'_>)) {
     }
 }
 
-/// An entry of the SRAT. What is hot-pluggable is told as everything else: it is no RAM yet.
+/// An entry of the SRAT. Hot-pluggable memory is passed on like all other: it is not in the memory map yet.
 fn affinity(entry: &[u8], found: &mut dyn FnMut(Entry<'_>)) {
     const LOCAL_APIC: u8 = 0;
     const MEMORY: u8 = 1;
@@ -164,7 +165,7 @@ fn affinity(entry: &[u8], found: &mut dyn FnMut(Entry<'_>)) {
         |offset: usize| entry.get(offset..offset + 4).and_then(|word| word.try_into().ok()).map_or(0, word);
     let long = |offset: usize| u64::from(at(offset)) | u64::from(at(offset + 4)) << 32;
     match entry {
-        // The domain's upper bytes lie behind a byte of something else.
+        // The domain's lowest byte and its upper three bytes are apart.
         [LOCAL_APIC, _, low, id, ..] if at(4) & ENABLED != 0 => {
             let domain = at(8) & !0xff | u32::from(*low);
             found(Entry::CpuAffinity { apic_id: (*id).into(), domain });

@@ -1,4 +1,5 @@
-//! The kernel command line: `key=value` words, with Linux's keys where Linux has one (see `tidevm_abi::cmdline`).
+//! The kernel command line: `key=value` words, with Linux's keys where Linux has one (see
+//! `tidevm_abi::cmdline`).
 //!
 //! As in Linux, unknown words are ignored. A value that cannot be parsed is reported, and the default holds.
 

@@ -1,12 +1,15 @@
-# Start-up code. Two ways in, one way on:
+# Start-up code, for the boot CPU and for all others. There are two entries:
 #
 #   pvh_start   the boot CPU, by the PVH boot ABI: 32-bit protected mode, flat segments, paging
 #               off, ebx = address of the start_info structure
 #   trampoline  every other CPU, by INIT-SIPI: real mode, at the page that SIPI named
 #
-# Both end in `enter_long_mode`, which turns on paging with the boot page tables and jumps to the
-# kernel in the upper half. The tables map the first GiB three times: where it is, in the direct
-# map, and where the kernel is linked.
+# Both lead to `enter_long_mode`, which turns on paging with the boot page tables and jumps to the kernel in
+# the upper half. The tables map the first GiB three times: at its physical address, in the direct map, and at
+# the address that the kernel is linked for. Mirrors Linux `arch/x86/platform/pvh/head.S` and
+# `arch/x86/realmode/rm/trampoline_64.S`.
+#
+# Invariant: this code and its data are linked at their physical address, below 4 GiB.
 
     .section .note.Xen, "a", @note
     .balign 4
@@ -25,7 +28,7 @@
     .balign 4096
     .global boot_pml4
 boot_pml4:
-    .quad boot_pdpt + 3             # where it is, until all CPUs are up
+    .quad boot_pdpt + 3             # identity map, until all CPUs are up
     .fill 272, 8, 0
     .quad boot_pdpt_direct + 3      # 273: direct map at 0xffff888000000000
     .fill 237, 8, 0
@@ -63,7 +66,7 @@ boot_gdt_pointer:
     .word . - boot_gdt - 1
     .long boot_gdt
 
-# What `enter_long_mode` starts with; `smp` rewrites both before each SIPI.
+# Stack and entry point that `enter_long_mode` jumps with; `cpu/smp.rs` rewrites both before each SIPI.
     .balign 8
     .global boot_stack
 boot_stack:
@@ -102,10 +105,10 @@ long_mode:
     mov %edi, %edi                  # the upper half is undefined after the switch
     mov boot_stack, %rsp
     xor %ebp, %ebp
-    push %rbp                       # no return address: backtraces and `call` alignment end here
+    push %rbp                       # no return address: ends backtraces, aligns as `call` does
     jmp *boot_entry
 
-# Copied below 1 MiB by `smp`; runs at any page, so it addresses itself through %cs only.
+# `cpu/smp.rs` copies this below 1 MiB. It runs at any page, so it addresses its data through %cs only.
     .code16
     .global trampoline_start
 trampoline_start:

@@ -1,8 +1,10 @@
-//! From the VMM's memory map to a direct map of all boot memory and a [`Memblock`] that knows which of it is in use.
+//! From the VMM's memory map to a direct map of all boot memory and a [`Memblock`] that knows which of it is
+//! in use.
 //!
 //! Takes the place of Linux `e820__memblock_setup` and `init_mem_mapping`.
 //!
-//! Invariant: until all memory is mapped, page tables come from the first GiB, which the start-up page tables map.
+//! Invariant: until all memory is mapped, page tables come from the first GiB, which the start-up page tables
+//! map.
 #![expect(unsafe_code, reason = "declares the linker's symbols")]
 
 use spin::{Mutex, MutexGuard};
@@ -13,7 +15,8 @@ use crate::mem::paging::{self, TableSource};
 
 /// End of the memory that the start-up page tables map.
 const FIRST_GIB: u64 = 1 << 30;
-/// End of the memory that boot keeps out of the allocator: firmware, and the trampoline of [`crate::cpu::smp`].
+/// End of the memory that boot keeps out of the allocator: firmware, and the trampoline of
+/// [`crate::cpu::smp`].
 const LOW_MEMORY: u64 = 1 << 20;
 const FULL: &str = "the memory map has too many entries";
 
@@ -40,8 +43,8 @@ impl TableSource for EarlyTables<'_> {
     }
 }
 
-/// Maps all boot memory, and returns the memblock with the ranges that exist and those that are in use. Called once:
-/// a second call would wait for ever.
+/// Maps all boot memory, and returns the memblock with the ranges that exist and those that are in use.
+/// Called once: a second call would wait for ever.
 ///
 /// # Panics
 /// When the memory map has more entries than memblock, or there is no memory for page tables.

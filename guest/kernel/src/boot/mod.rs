@@ -1,4 +1,4 @@
-//! What boot learns from the VMM and from firmware: the boot structures, the command line, CPUs and nodes.
+//! Boot: the structures that the VMM passes, the command line, and the CPUs and nodes of ACPI's tables.
 
 pub mod acpi;
 pub mod cmdline;

@@ -1,12 +1,12 @@
 //! NUMA nodes: which exist, and which CPUs and memory they have.
 //!
-//! Mirrors Linux `acpi_numa_init` and `numa_init`: proximity domains of ACPI's SRAT become nodes, and distances come
-//! from the SLIT. `tidevm.numa=` on the command line replaces both, as Linux `numa=fake=` does. It differs from Linux on
-//! purpose: nodes are numbered in the order of their domains, so a node's number is its domain's as long as no domain
-//! is left out.
+//! Mirrors Linux `acpi_numa_init` and `numa_init`: proximity domains of ACPI's SRAT become nodes, and
+//! distances come from the SLIT. `tidevm.numa=` on the command line replaces both, as Linux `numa=fake=`
+//! does. It differs from Linux on purpose: nodes are numbered in the order of their domains, so a node's
+//! number is its domain's as long as no domain is left out.
 //!
-//! Contradictions are reported and survived. Domains beyond the last node count to node 0 (Linux gives up all nodes).
-//! When ranges overlap, everything is on node 0, as in Linux.
+//! Contradictions are reported and survived. Domains beyond the last node count to node 0 (Linux gives up all
+//! nodes). When ranges overlap, everything is on node 0, as in Linux.
 
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
@@ -41,7 +41,7 @@ pub struct Numa {
     distances: ArrayVec<(NodeId, NodeId, u8), { MAX_NODES * MAX_NODES }>,
 }
 
-/// What boot found, for memory that is plugged later.
+/// Boot's findings, for memory that is plugged later.
 static KNOWN: Mutex<Numa> = Mutex::new(Numa::new());
 
 impl Numa {
@@ -103,8 +103,8 @@ impl Numa {
         }
     }
 
-    /// Replaces everything by the command line's nodes: boot memory from the lowest memory block up, and CPUs from the
-    /// first one up.
+    /// Replaces everything by the command line's nodes: boot memory from the lowest memory block up, and CPUs
+    /// from the first one up.
     fn set_nodes(&mut self, nodes: &[NodeSpec], memblock: &Memblock) {
         *self = Self::new();
         let mut blocks = (0..tidevm_abi::MAX_PHYS_ADDR / SECTION_SIZE)
@@ -131,8 +131,8 @@ impl Numa {
         }
     }
 
-    /// Tells memory management which nodes boot memory and the first `nr_cpus` CPUs are on. The local APIC ids of the
-    /// CPUs are recorded before. `nodes` are the command line's, if it names any.
+    /// Tells memory management which nodes boot memory and the first `nr_cpus` CPUs are on. The local APIC
+    /// ids of the CPUs are recorded before. `nodes` are the command line's, if it names any.
     pub fn settle(mut self, nodes: &[NodeSpec], memblock: &mut Memblock, nr_cpus: usize) {
         if !nodes.is_empty() {
             self.set_nodes(nodes, memblock);
@@ -175,7 +175,8 @@ fn apic_id(index: usize) -> usize {
     cpu::area(index).apic_id.load(Ordering::Relaxed) as usize
 }
 
-/// The node of memory that is plugged at `address`. `domain` is the device's proximity domain, if it names one.
+/// The node of memory that is plugged at `address`. `domain` is the device's proximity domain, if it names
+/// one.
 pub fn node_of(domain: Option<u16>, address: u64) -> NodeId {
     let known = KNOWN.lock();
     let by_address = || {

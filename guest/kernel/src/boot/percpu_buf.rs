@@ -1,5 +1,7 @@
-//! Large buffers for every CPU while they are brought up, as of a tracer (Linux `trace_buf_size=`): what
-//! asks for much memory before all of boot memory is initialised. The buffers are for good.
+//! One large buffer per CPU, allocated while the CPUs are brought up: a user that wants much memory before
+//! all boot memory is initialised.
+//!
+//! Mirrors the ring buffers of Linux's tracer (`trace_buf_size=`). The buffers are never freed.
 
 use tidevm_mm::{Gfp, Order, PAGE_SIZE};
 
@@ -8,11 +10,11 @@ use crate::mem::MM;
 /// Takes `size` bytes for CPU `index`.
 ///
 /// # Panics
-/// When they do not fit: naming the CPU, what it wanted and what there was.
+/// When there is not enough memory; the message names the CPU, the pages wanted and the pages free.
 pub fn allocate(index: usize, size: u64) {
     let wanted = size.div_ceil(PAGE_SIZE);
     let stats = MM.stats();
-    // What is not initialised yet counts: it will be by the time that it is needed.
+    // Memory that is not initialised yet counts as free: the allocations below have it initialised.
     let there: u64 = stats.zones.iter().map(|zone| zone.all_free() + zone.pcp).sum();
     assert!(wanted <= there, "percpu_buf: CPU {index} wants {wanted} pages, and {there} are free");
     let mut left = wanted;

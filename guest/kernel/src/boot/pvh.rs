@@ -1,11 +1,11 @@
 //! The VMM's boot structures: the memory map, the command line, and where ACPI's tables are.
 //!
-//! Mirrors Linux `arch/x86/platform/pvh`. The boot ABI is PVH (Xen `hvm_start_info`), the same for tidevm, QEMU,
-//! Firecracker and Cloud Hypervisor.
+//! Mirrors Linux `arch/x86/platform/pvh`. The boot ABI is PVH (Xen `hvm_start_info`), the same for tidevm,
+//! QEMU, Firecracker and Cloud Hypervisor.
 //!
-//! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the VMM left in low memory
-//! are still intact. It copies all it returns. Only ACPI's tables stay where they are: no RAM that the memory map
-//! lists contains them.
+//! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the VMM left in
+//! low memory are still intact. It copies all it returns. Only ACPI's tables stay where they are: no RAM that
+//! the memory map lists contains them.
 #![expect(unsafe_code, reason = "reads the VMM's boot structures at the physical addresses that it names")]
 
 use arrayvec::ArrayVec;
@@ -71,8 +71,8 @@ impl BootInfo {
     /// Reads the boot structures at physical address `start_info`.
     ///
     /// # Safety
-    /// `start_info` must be the address that the PVH boot ABI passed, the memory that the structures lie in must be
-    /// unchanged since, and the first GiB must be mapped at [`phys_to_virt`].
+    /// `start_info` must be the address that the PVH boot ABI passed, the memory that the structures lie in
+    /// must be unchanged since, and the first GiB must be mapped at [`phys_to_virt`].
     pub unsafe fn read(start_info: u64) -> Self {
         // SAFETY: by this function's contract the address is that of a start_info structure.
         let info = unsafe { &*phys_to_virt(start_info).cast::<StartInfo>() };
@@ -129,8 +129,8 @@ impl BootInfo {
         &self.pmem
     }
 
-    /// Memory that the VMM loaded a module into, likewise. The kernel does not read it, but that memory is not zero as
-    /// untouched memory may be.
+    /// Memory that the VMM loaded a module into, likewise. The kernel does not read it, but that memory is
+    /// not zero as untouched memory may be.
     pub fn module(&self) -> Option<(u64, u64)> {
         self.module
     }

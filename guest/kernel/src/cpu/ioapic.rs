@@ -1,8 +1,8 @@
 //! The I/O APIC: which device interrupts reach the boot CPU, and the lines through which drivers see them.
 //!
 //! The handler records an interrupt and does no more. That is enough for an edge. A level (PCI's INTx, which
-//! devices may share) stays asserted until its device is quieted, so the handler masks the line, and the driver
-//! opens it again after it has looked at the device (Linux `IRQF_ONESHOT`).
+//! devices may share) stays asserted until its device is quieted, so the handler masks the line, and the
+//! driver opens it again after it has looked at the device (Linux `IRQF_ONESHOT`).
 //!
 //! Invariant: only the boot CPU accesses the registers, with interrupts off.
 #![expect(unsafe_code, reason = "accesses the I/O APIC's registers")]
@@ -128,8 +128,8 @@ fn write(register: u32, value: u32) {
     let base = REGISTERS.load(Ordering::Relaxed);
     // The interrupt handler accesses the registers too; it must not run between the two accesses.
     without_interrupts(|| {
-        // SAFETY: the I/O APIC has a select register at 0 and a window at 0x10, and `init` mapped both. Drivers
-        // and device interrupts run on the boot CPU only.
+        // SAFETY: the I/O APIC has a select register at 0 and a window at 0x10, and `init` mapped both.
+        // Drivers and device interrupts run on the boot CPU only.
         unsafe {
             base.cast::<u32>().write_volatile(register);
             base.add(0x10).cast::<u32>().write_volatile(value);

@@ -1,7 +1,7 @@
 //! The local APIC of each CPU: its timer, and the interrupts that CPUs send each other.
 //!
-//! Mirrors Linux `arch/x86/kernel/apic` in xAPIC mode. Timer interrupts use the TSC deadline where CPUID offers
-//! it, and the APIC's own counter otherwise.
+//! Mirrors Linux `arch/x86/kernel/apic` in xAPIC mode. Timer interrupts use the TSC deadline where CPUID
+//! offers it, and the APIC's own counter otherwise.
 //!
 //! Invariant: `LOCAL` is the mapping of the registers from [`init`] on, and every CPU sees its own local APIC
 //! there.
@@ -112,7 +112,8 @@ pub fn request_flush(index: usize) {
     send(index, u32::from(FLUSH));
 }
 
-/// Sends INIT and start-up interrupts to CPU `index`; it starts in real mode at physical address `page << 12`.
+/// Sends INIT and start-up interrupts to CPU `index`; it starts in real mode at physical address `page <<
+/// 12`.
 pub fn start_cpu(index: usize, page: u8) {
     const INIT: u32 = 0x4500;
     const START_UP: u32 = 0x4600;

@@ -1,8 +1,7 @@
-//! One CPU: its segments, task state, per-CPU area and the instructions that Rust has no words
-//! for.
+//! One CPU: its segments, task state and area, and the instructions that Rust has no expression for.
 //!
-//! The per-CPU area is found through `%gs`, whose base never changes after [`init`]; the kernel
-//! never leaves ring 0, so there is no `swapgs`.
+//! Mirrors Linux's per-CPU data and `cpu_init`. `%gs` leads to the area of the CPU; its base never changes
+//! after [`init`]. The kernel never leaves ring 0, so there is no `swapgs`.
 #![expect(unsafe_code, reason = "loads descriptor tables and executes privileged instructions")]
 
 pub mod ioapic;
@@ -33,20 +32,20 @@ pub const FAULT_STACK: u16 = 0;
 /// Bytes of that stack.
 pub const FAULT_STACK_SIZE: usize = 8 << 10;
 
-/// What belongs to one CPU. Its address is the `%gs` base.
+/// The area of one CPU. Its address is the `%gs` base.
 #[repr(C, align(64))]
 pub struct PerCpu {
     /// Index of this CPU; read as `%gs:0`.
     index: AtomicUsize,
-    /// Something may have to be done: set by interrupts and by other CPUs, cleared by the job
-    /// loop before it looks.
+    /// A job may have something to do: set by interrupts and by other CPUs, cleared by the job loop before
+    /// each pass.
     pub pending: AtomicBool,
-    /// The CPU halts in its job loop. Set with interrupts off, so a waker either sees it or the
-    /// CPU sees `pending`.
+    /// The CPU halts in its job loop. Set with interrupts off, so either the CPU that wakes it sees `idle`,
+    /// or this CPU sees `pending`.
     pub idle: AtomicBool,
-    /// Passes of the job loop; between two values the CPU held no page reference.
+    /// Passes of the job loop. The CPU held no page reference when the value changed.
     pub passes: AtomicU64,
-    /// TLB flushes asked for by others that this CPU has done.
+    /// The last ticket of [`tlb`] that this CPU has served.
     pub flushed: AtomicU64,
     /// Id of its local APIC, below 256; set before the CPU is started.
     pub apic_id: AtomicU32,
@@ -63,7 +62,7 @@ static PER_CPU: [PerCpu; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 
-/// CPUs that have reached their job loop or are about to.
+/// Number of CPUs that have reached their job loop or are about to.
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 
 struct Tables {
@@ -78,8 +77,8 @@ static mut TABLES: [Tables; MAX_CPUS] =
 /// [`FAULT_STACK_SIZE`] bytes.
 pub fn init(index: usize, fault_stack: u64) {
     assert!(index < MAX_CPUS, "CPU {index}, but there is room for {MAX_CPUS}");
-    // SAFETY: entry `index` is this CPU's alone, and `init` runs once a CPU, before
-    // anything else refers to the entry.
+    // SAFETY: entry `index` belongs to this CPU, and `init` runs once per CPU, before anything else refers to
+    // the entry.
     let tables = unsafe { &mut *addr_of_mut!(TABLES[index]) };
     tables.tss.interrupt_stack_table[usize::from(FAULT_STACK)] = VirtAddr::new(fault_stack);
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
@@ -89,8 +88,8 @@ pub fn init(index: usize, fault_stack: u64) {
         let tss = &raw const tables.tss;
         tables.gdt.append(Descriptor::tss_segment_unchecked(tss))
     };
-    // SAFETY: the selectors were just made in the table that is loaded, which is never dropped;
-    // the `%gs` base is the address of this CPU's area, a static.
+    // SAFETY: the selectors were just made in the table that is loaded, which is a static; the `%gs` base is
+    // the address of this CPU's area, a static too.
     unsafe {
         tables.gdt.load_unsafe();
         CS::set_reg(code);
@@ -128,7 +127,8 @@ pub fn area(index: usize) -> &'static PerCpu {
 
 /// Writes a byte to an I/O port.
 pub fn port_write(port: u16, value: u8) {
-    // SAFETY: the ports written are those of serial port, timer, exit device and interrupt masks; none changes memory.
+    // SAFETY: the ports written are those of serial port, timer, exit device and interrupt masks; no write
+    // changes memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 

@@ -1,7 +1,7 @@
 //! Which CPUs exist, and how all but the boot CPU are brought up: one after the other, by INIT-SIPI.
 //!
-//! Mirrors Linux `smp_init` with the classic start-up sequence. SIPI starts a CPU in real mode below 1 MiB; the
-//! trampoline of `boot/entry.s` is copied there and takes the CPU to [`start`] on a stack of its own.
+//! Mirrors Linux `smp_init` with the classic start-up sequence. SIPI starts a CPU in real mode below 1 MiB;
+//! the trampoline of `boot/entry.s` is copied there and takes the CPU to [`start`] on a stack of its own.
 //!
 //! Invariant: one CPU starts at a time, so the start-up words and [`NEXT_FAULT_STACK`] belong to that CPU.
 #![expect(unsafe_code, reason = "places start-up code and stacks")]
@@ -30,10 +30,10 @@ const MILLIS_TO_START: u64 = 2000;
 /// The local APIC id that addresses all CPUs.
 const BROADCAST: u8 = 0xff;
 
-/// Records the local APIC ids of the CPUs, and returns the number of CPUs to run. With ACPI's root pointer `rsdp` they
-/// are the CPUs that ACPI lists, at most `nr_cpus` of them; otherwise `nr_cpus` CPUs with ids from 0. The boot CPU,
-/// which runs this, has index 0. CPUs that cannot be used are left out, with a line for people. `numa` records what
-/// ACPI says of nodes.
+/// Records the local APIC ids of the CPUs, and returns the number of CPUs to run. With ACPI's root pointer
+/// `rsdp` they are the CPUs that ACPI lists, at most `nr_cpus` of them; otherwise `nr_cpus` CPUs with ids
+/// from 0. The boot CPU, which runs this, has index 0. CPUs that cannot be used are left out, with a line for
+/// people. `numa` records what ACPI says of nodes.
 pub fn find_cpus(
     rsdp: Option<u64>,
     nr_cpus: Option<usize>,
@@ -117,8 +117,8 @@ fn new_stack() -> u64 {
 fn copy_trampoline() {
     let (start, end) = ((&raw const trampoline_start) as u64, (&raw const trampoline_end) as u64);
     for offset in 0..end - start {
-        // SAFETY: the source is start-up code that is linked where it is loaded, and the target a page that boot
-        // keeps out of the allocator; both lie in the first GiB of the direct map.
+        // SAFETY: the source is start-up code that is linked where it is loaded, and the target a page that
+        // boot keeps out of the allocator; both lie in the first GiB of the direct map.
         unsafe { *phys_to_virt(TRAMPOLINE + offset) = *phys_to_virt(start + offset) };
     }
 }

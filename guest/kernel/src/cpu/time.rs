@@ -1,7 +1,8 @@
-//! Time: the time-stamp counter, and instants and durations in its ticks.
+//! Time: the time-stamp counter, and moments and durations in its ticks.
 //!
-//! The counter's frequency comes from the VMM (`tsc_early_khz=`) or from CPUID, or is measured; it is
-//! never guessed. It is taken as invariant and synchronous between CPUs, as KVM provides it.
+//! Mirrors Linux `arch/x86/kernel/tsc.c`. The counter's frequency comes from the VMM (`tsc_early_khz=`) or
+//! from CPUID, or it is measured; it is never guessed. It differs from Linux on purpose: the counter is taken
+//! as invariant and as synchronous between CPUs, which KVM provides, without a check.
 #![expect(unsafe_code, reason = "reads the time-stamp counter")]
 
 use core::arch::x86_64::{__cpuid, _rdtsc};
@@ -17,7 +18,7 @@ static KHZ: AtomicU64 = AtomicU64::new(0);
 pub struct Instant(pub u64);
 
 impl Instant {
-    /// Now.
+    /// The current moment.
     pub fn now() -> Self {
         // SAFETY: every x86-64 CPU has the instruction, and ring 0 may use it.
         Self(unsafe { _rdtsc() })
@@ -35,7 +36,7 @@ impl Instant {
         millis * NANOS + rest * NANOS / khz()
     }
 
-    /// Whether it lies in the past.
+    /// Whether this moment has come.
     pub fn has_passed(self) -> bool {
         Self::now() >= self
     }
@@ -46,11 +47,11 @@ pub fn khz() -> u64 {
     KHZ.load(Ordering::Relaxed)
 }
 
-/// Sets the frequency: what the command line says, else what CPUID says, else what the PC's interval
-/// timer measures.
+/// Sets the frequency: from the command line, else from CPUID, else by a measurement with the PC's interval
+/// timer.
 ///
 /// # Panics
-/// When none of them knows.
+/// When none of them gives it.
 pub fn init(from_cmdline: Option<u64>) {
     let khz = from_cmdline
         .filter(|&khz| khz != 0)
@@ -68,8 +69,8 @@ fn hypervisor_khz() -> Option<u64> {
     (max >= TIMING).then(|| u64::from(__cpuid(TIMING).eax)).filter(|&khz| khz != 0)
 }
 
-/// Measures the frequency against channel 2 of the 8254 (Linux `pit_calibrate_tsc`). `None` when there is
-/// no such timer. A CPU that is taken away from this guest for a while spoils a sample, so the best of
+/// Measures the frequency against channel 2 of the 8254 (Linux `pit_calibrate_tsc`). `None` when there is no
+/// such timer. A sample is wrong when the host takes the CPU away from this guest meanwhile, so the best of
 /// three counts.
 fn measured_khz() -> Option<u64> {
     const ATTEMPTS: u32 = 20;
@@ -80,13 +81,15 @@ fn measured_khz() -> Option<u64> {
     best.map(|sample| sample.ticks / SAMPLE_MILLIS)
 }
 
-/// Bit 0 opens the gate of the 8254's channel 2, bit 1 lets the speaker hear it; bit 5 is its output.
+/// Bit 0 opens the gate of the 8254's channel 2, bit 1 connects it to the speaker, and bit 5 is its output.
 const PIT_CONTROL: u16 = 0x61;
 const SAMPLE_MILLIS: u64 = 10;
 
-/// Ticks of the time-stamp counter in [`SAMPLE_MILLIS`], and by how many they may be wrong.
+/// One measurement.
 struct Sample {
+    /// Ticks of the time-stamp counter in [`SAMPLE_MILLIS`].
     ticks: u64,
+    /// By how many ticks the sample may be wrong.
     error: u64,
 }
 
@@ -96,8 +99,8 @@ fn pit_sample() -> Option<Sample> {
     const OUTPUT: u8 = 1 << 5;
     const PIT_HZ: u64 = 1_193_182;
     const COUNT: u16 = (PIT_HZ * SAMPLE_MILLIS / 1000) as u16;
-    /// More than so many milliseconds of any CPU. Reads say nothing of time: where instructions are
-    /// counted instead of timed, each takes a few nanoseconds.
+    /// On any CPU this is longer than a sample. The number of reads cannot be the limit: where instructions
+    /// are counted instead of timed (QEMU's `-icount`), a read takes a few nanoseconds.
     const MOST_TICKS: u64 = 200_000_000;
     let now = || Instant::now().0;
     let has_ended = || cpu::port_read(PIT_CONTROL) & OUTPUT != 0;

@@ -1,8 +1,8 @@
 //! Interrupts and exceptions: the IDT and the one handler that all its entries lead to.
 //!
-//! Takes the place of Linux `arch/x86/kernel/traps.c` and `irq.c`. It differs on purpose: the handler only sets
-//! flags and flushes TLBs, and the job loop does the work. So memory management never runs in interrupt context,
-//! and none of its locks needs interrupts off. An exception ends the guest.
+//! Takes the place of Linux `arch/x86/kernel/traps.c` and `irq.c`. It differs on purpose: the handler only
+//! sets flags and flushes TLBs, and the job loop does the work. So memory management never runs in interrupt
+//! context, and none of its locks needs interrupts off. An exception ends the guest.
 #![expect(unsafe_code, reason = "installs interrupt entries")]
 
 use core::arch::global_asm;
@@ -100,8 +100,8 @@ pub fn init() {
     }
     let entries = (&raw const interrupt_entries) as u64;
     let entry = |vector: u64| VirtAddr::new(entries + 16 * vector);
-    // SAFETY: only the boot CPU runs, so no other CPU accesses the table. Every entry leads to the common path
-    // of `trap.s`, which restores all registers it touches, and `cpu::init` set up the stack index.
+    // SAFETY: only the boot CPU runs, so no other CPU accesses the table. Every entry leads to the common
+    // path of `trap.s`, which restores all registers it touches, and `cpu::init` set up the stack index.
     unsafe {
         let idt = &mut *IDT.0.get();
         idt.divide_error.set_handler_addr(entry(0));

@@ -1,6 +1,6 @@
-# One entry a vector. Each leaves the same frame: registers, vector, error code, and what the CPU
-# pushed. The CPU aligns the stack by 16 before it pushes, and the frame is a multiple of 16, so
-# the call below is aligned as the ABI asks.
+# Interrupt entries, one per vector. Each builds the same frame, `Frame` of `cpu/trap.rs`: registers, vector,
+# error code, and the words that the CPU pushed. The CPU aligns the stack to 16 before it pushes, and the size
+# of the frame is a multiple of 16, so the call below has the alignment that the ABI wants.
     .section .text
     .balign 16
     .global interrupt_entries

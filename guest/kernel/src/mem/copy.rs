@@ -1,9 +1,11 @@
-//! Copies pages on all CPUs. A batch is posted once; every CPU that comes by its job loop takes
-//! pages from it, and the CPU that posted it takes part until none is left. So a busy CPU delays
-//! nobody, and an idle one halves the time.
+//! Copies pages on all CPUs. A CPU posts a batch; every CPU that comes round its job loop takes pages from
+//! it, and the CPU that posted it takes pages until none is left. So a busy CPU delays no other, and an idle
+//! one saves time.
 //!
-//! Invariant: `TURN` holds the batch's length and the next page to take, in one word, so that a
-//! turn taken is a turn of the batch whose pages are read afterwards, and each is taken once.
+//! Takes the place of Linux's `folio_copy` in migration, which runs on one CPU.
+//!
+//! Invariant: `TURN` holds the batch's length and the next page to take, in one word. So a CPU that has taken
+//! a turn reads the pages of the same batch afterwards, and each page is taken once.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,16 +18,16 @@ use crate::cpu::{self, lapic};
 use crate::job::{self, Job, Progress};
 use crate::mem::paging;
 
-/// Pages of one batch at most.
+/// Most pages per batch.
 const BATCH: usize = 64;
-/// A copy takes a fraction of a millisecond, if the host lets the CPU run.
+/// A copy takes a fraction of a millisecond, but a host may let the CPU wait.
 const MILLIS: u64 = 60_000;
 
 /// `(to, from)` of each page of the batch, as frame numbers.
 static PAGES: [(AtomicU32, AtomicU32); BATCH] = [const { (AtomicU32::new(0), AtomicU32::new(0)) }; BATCH];
 /// Length of the batch in the upper half, next page in the lower.
 static TURN: AtomicU64 = AtomicU64::new(0);
-/// Pages of the batch that are copied.
+/// Number of pages of the batch that are copied.
 static COPIED: AtomicU32 = AtomicU32::new(0);
 /// Held while a batch is under way.
 static POSTING: Mutex<()> = Mutex::new(());
@@ -47,7 +49,7 @@ pub fn copy_pages(pages: &[(Pfn, Pfn)]) {
         (0..cpu::online()).filter(|&index| index != me).for_each(lapic::wake);
         while take_turn() {}
         let deadline = Instant::in_millis(MILLIS);
-        // At most one page a CPU is still on its way.
+        // Every other CPU may still be copying its last page.
         while COPIED.load(Ordering::Acquire) < batch.len() as u32 {
             assert!(!deadline.has_passed(), "a page was not copied within {MILLIS} ms");
             core::hint::spin_loop();
@@ -71,16 +73,16 @@ fn copy(to: u32, from: u32) {
     paging::copy_page(Pfn::new(to).address().get(), Pfn::new(from).address().get());
 }
 
-/// Takes part in other CPUs' batches, for good.
-struct Helper;
+/// The job, one per CPU, that takes part in other CPUs' batches.
+struct CopyJob;
 
-impl Job for Helper {
+impl Job for CopyJob {
     fn step(&mut self) -> Progress {
         if take_turn() { Progress::Again } else { Progress::Idle(None) }
     }
 }
 
-/// Makes every CPU take part.
+/// Makes every CPU take part from now on.
 pub fn start() {
-    (0..cpu::online()).for_each(|index| job::spawn(index, Box::new(Helper)));
+    (0..cpu::online()).for_each(|index| job::spawn(index, Box::new(CopyJob)));
 }

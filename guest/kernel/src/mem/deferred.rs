@@ -1,5 +1,8 @@
-//! Boot memory that was left for later: initialised beside everything else, section by section; by all
-//! CPUs, each its own node's first, or by one worker that goes from node to node.
+//! Boot memory whose struct pages boot left uninitialised: initialised section by section beside everything
+//! else.
+//!
+//! Mirrors Linux `deferred_init_memmap`. Either all CPUs take part, each with the memory of its own node
+//! first, or one worker goes from node to node.
 
 use alloc::boxed::Box;
 
@@ -8,22 +11,22 @@ use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
 use crate::mem::{MM, stamps};
 
-/// One CPU's share.
+/// One CPU's part.
 struct InitDeferred {
-    /// It sees to what comes after all of it.
+    /// This job records the end of the initialisation.
     finishes: bool,
 }
 
-/// All of it, on whatever CPU is near to what is next.
-struct Migrant;
+/// The one worker. It moves to a CPU of the node whose memory is next.
+struct Worker;
 
-/// Has every CPU take its share, or `one_worker` all of it, if there is anything left.
+/// Starts a job on every CPU, or with `one_worker` a single one, if anything is left to initialise.
 pub fn start(one_worker: bool) {
     if MM.is_all_initialised() {
         return;
     }
     if one_worker {
-        return job::spawn(0, Box::new(Migrant));
+        return job::spawn(0, Box::new(Worker));
     }
     for index in 0..cpu::online() {
         job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }));
@@ -42,7 +45,7 @@ impl Job for InitDeferred {
     }
 }
 
-impl Job for Migrant {
+impl Job for Worker {
     fn step(&mut self) -> Progress {
         match MM.next_deferred_cpu() {
             None => finish(),
@@ -51,18 +54,19 @@ impl Job for Migrant {
                 Progress::Again
             }
             Some(index) => {
-                job::spawn(index, Box::new(Migrant));
+                job::spawn(index, Box::new(Worker));
                 Progress::Done
             }
         }
     }
 }
 
+/// Records the end of the initialisation, or waits for it.
 fn finish() -> Progress {
     if MM.is_all_initialised() {
         stamps::initialised();
         return Progress::Done;
     }
-    // Others are at the last ones, a matter of milliseconds.
+    // Other CPUs are initialising the last sections, which takes milliseconds.
     Progress::Idle(Some(Instant::in_millis(1)))
 }

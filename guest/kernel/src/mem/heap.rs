@@ -1,6 +1,10 @@
-//! The kernel's heap: small objects in one arena that boot set aside, everything of a page or more
-//! straight from the page allocator. The arena never grows, so a freed page is always given back
-//! to the allocator that counts it.
+//! The kernel's heap: small objects in one arena that boot reserved, and everything of a page or more
+//! straight from the page allocator.
+//!
+//! Takes the place of Linux's slab and `kmalloc`.
+//!
+//! Invariant: the arena never grows, so a page that is freed always goes back to the page allocator, which
+//! counts it.
 #![expect(unsafe_code, reason = "implements the global allocator")]
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -26,14 +30,14 @@ static HEAP: KernelHeap = KernelHeap { arena: Mutex::new(Heap::empty()) };
 /// Gives the heap its arena: [`ARENA_SIZE`] bytes at physical address `arena`.
 ///
 /// # Safety
-/// The memory is in the direct map, nobody else's, and for good. Called once.
+/// The memory must be in the direct map and must belong to the heap for good. Called once.
 pub unsafe fn init(arena: u64) {
     // SAFETY: by this function's contract.
     unsafe { HEAP.arena.lock().init(phys_to_virt(arena), ARENA_SIZE as usize) };
 }
 
-/// Order of the page block that holds `layout`; `None` when it belongs into the arena. An order
-/// that no block has is left for [`block_order`] to refuse.
+/// Order of the buddy block that holds `layout`; `None` when `layout` belongs into the arena. [`block_order`]
+/// refuses orders that are too large.
 fn order(layout: Layout) -> Option<u32> {
     let size = layout.size().max(layout.align()) as u64;
     (size >= PAGE_SIZE).then(|| size.div_ceil(PAGE_SIZE).next_power_of_two().trailing_zeros())
@@ -43,8 +47,8 @@ fn block_order(order: u32) -> Option<Order> {
     u8::try_from(order).ok().filter(|&order| order <= Order::MAX.get()).map(Order::new)
 }
 
-// SAFETY: a block of 2^order pages is aligned to its size, which is at least the layout's size and
-// alignment; the arena's allocator keeps the layout's promise itself.
+// SAFETY: a buddy block of 2^order pages is aligned to its size, which is at least the layout's size and
+// alignment; the arena's allocator respects the layout itself.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match order(layout) {

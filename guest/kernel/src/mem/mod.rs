@@ -1,5 +1,5 @@
-//! Memory below and around `tidevm_mm`: page tables, the platform that `mm` runs on, the heap, and the jobs that
-//! copy pages and initialise boot memory.
+//! Memory below and around `tidevm_mm`: page tables, the platform that `mm` runs on, the heap, and the jobs
+//! that copy pages and initialise boot memory.
 
 pub mod copy;
 pub mod deferred;

@@ -1,4 +1,9 @@
-//! The machine, as memory management sees it (`tidevm_mm::Platform`).
+//! The platform that memory management runs on: page tables, TLB flushes, page copies and time, as
+//! `tidevm_mm::Platform` wants them. [`MM`] is here, because page tables come from its own page allocator.
+//!
+//! Takes the place of Linux's `arch/x86/mm/init_64.c`.
+//!
+//! Invariant: page-table pages are freed only after the TLBs of all CPUs are flushed.
 #![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
 
 use core::ptr::NonNull;
@@ -29,31 +34,32 @@ pub static MM: Mm<KernelPlatform> = Mm::new(
 );
 static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
 
-/// Attempts left before the one that fails, plus one, a step; 0 is "never".
+/// Per step: the number of attempts that succeed before the one that fails, plus one; 0 means that none
+/// fails.
 static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
 const FAULT_STEPS: usize = FaultStep::Migrate as usize + 1;
 
-/// Makes the `after`-th attempt of `step` fail.
+/// Makes the `after`-th attempt of `step` fail; 0 is the next one.
 pub fn inject(step: FaultStep, after: u32) {
     FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
 }
 
-/// Page tables from the page allocator. Freed ones are kept until the TLBs are flushed: a CPU may
-/// still walk them.
+/// Page tables from the page allocator. Tables that are freed are kept until the TLBs are flushed, because a
+/// CPU may still walk them.
 struct Tables {
     freed: [Option<u64>; Self::MOST],
 }
 
 impl Tables {
-    /// One call unmaps at most one section, which empties at most one table, and frees one more where a
-    /// memmap lies in small pages.
+    /// Most tables that one call frees. A call unmaps at most one section, which empties at most one table,
+    /// and frees a second table where the memmap is mapped by small pages.
     const MOST: usize = 2;
 
     const fn new() -> Self {
         Self { freed: [None; Self::MOST] }
     }
 
-    /// Maps something. What a failed `map` took back is freed.
+    /// Maps by `map`. Tables that a failed `map` gave back are freed.
     fn fill<T>(map: impl FnOnce(&mut Self) -> Result<T, paging::NoPageTable>) -> Result<T, NoPageTable> {
         let mut tables = Self::new();
         map(&mut tables).map_err(|paging::NoPageTable| {
@@ -83,7 +89,7 @@ impl TableSource for Tables {
     }
 }
 
-/// This machine.
+/// The hardware, as memory management uses it.
 pub struct KernelPlatform;
 
 /// Maps device registers: [`paging::map_device`] with tables from the page allocator.
@@ -99,9 +105,9 @@ fn memmap(section: SectionNr) -> u64 {
     VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
 }
 
-// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or as many small ones,
-// which nothing else maps; `%gs:0` is constant; `job::synchronize` waits until every other CPU has been between
-// two jobs, halted, or in `relax`.
+// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or the small pages in its
+// place, and nothing else maps there; `%gs:0` is constant; `job::synchronize` waits until every other CPU has
+// been between two jobs, halted, or in `relax`.
 unsafe impl Platform for KernelPlatform {
     fn this_cpu(&self) -> usize {
         cpu::this()
@@ -161,7 +167,7 @@ unsafe impl Platform for KernelPlatform {
 
     fn relax(&self) {
         cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
-        // As in the job loop.
+        // Pairs with `job::synchronize`, as in the job loop.
         core::sync::atomic::fence(Ordering::SeqCst);
         core::hint::spin_loop();
     }

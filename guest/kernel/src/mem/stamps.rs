@@ -1,8 +1,8 @@
-//! Moments that the guest is measured by: when boot reached its milestones, in ticks of the time-stamp counter since
-//! the kernel's first instructions, and how long the last memory block took to add.
+//! Moments that the guest is measured by: when boot reached its milestones, in ticks of the time-stamp
+//! counter since the kernel's first instructions, and how long the last memory block took to add.
 //!
-//! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers tolerate
-//! a stamp that is not written yet.
+//! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers
+//! tolerate a stamp that is not written yet.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -64,14 +64,14 @@ pub fn times() -> BootTimes {
     }
 }
 
-/// A memory block was added, or failed to be added, since `began`. The time counts from when the device had plugged
-/// the block.
+/// A memory block was added, or failed to be added, since `began`. The time counts from when the device had
+/// plugged the block.
 pub fn added(began: Instant) {
     LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
 }
 
-/// Ticks that the last memory block took to add. Where instructions are the clock (QEMU's `-icount shift=0`), they
-/// are instructions.
+/// Ticks that the last memory block took to add. Where instructions are the clock (QEMU's `-icount shift=0`),
+/// they are instructions.
 pub fn last_add() -> u64 {
     LAST_ADD.load(Ordering::Relaxed)
 }

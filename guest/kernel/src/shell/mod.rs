@@ -1,7 +1,8 @@
 //! The shell: commands that people type at the serial console, for VMMs that have no control channel.
 //!
-//! A command that a session's script has too is written as it is there. `meminfo` and `zoneinfo` answer in the form
-//! of Linux's files of these names. The last line of every answer is `ok`, or begins with `failed: `.
+//! A command that a session's script has too is written as it is there. `meminfo` and `zoneinfo` answer in
+//! the form of Linux's files of these names. The last line of every answer is `ok`, or begins with
+//! `failed: `.
 
 mod notices;
 
@@ -37,8 +38,8 @@ const HELP: &str = "\
   race N cycles           take a pageblock again and again while other CPUs free pages of it
   poweroff";
 
-/// Prints the reports of boot, and starts the jobs on the boot CPU that print later ones and, if there is a serial
-/// port, read commands. Called where no control channel takes the reports.
+/// Prints the reports of boot, and starts the jobs on the boot CPU that print later ones and, if there is a
+/// serial port, read commands. Called where no control channel takes the reports.
 pub fn start() {
     notices::print_waiting();
     job::spawn(0, Box::new(Notices));
@@ -168,8 +169,8 @@ impl Shell {
         }
     }
 
-    /// Carries out a command that needs no call, or returns the call of one that does. Nothing is changed before the
-    /// whole line is parsed.
+    /// Carries out a command that needs no call, or returns the call of one that does. Nothing is changed
+    /// before the whole line is parsed.
     fn command(&mut self, command: &str, words: &mut Words<'_>) -> Result<Option<Op>, &'static str> {
         let op = match command {
             "hog" => Some(self.hog(words)?),
@@ -308,7 +309,8 @@ impl Shell {
     }
 }
 
-/// Prints what Linux shows in `/sys/devices/system/memory`, one line per run of memory blocks that are alike.
+/// Prints the memory blocks in the words of Linux's `/sys/devices/system/memory`, one line per run of memory
+/// blocks that are alike.
 fn blocks() {
     let mut from = Some(0);
     while let Some(Answer::Blocks { runs, next }) = from.map(blocks::blocks) {

@@ -1,9 +1,9 @@
-//! The virtio-mem driver: a loop around the step machine of `virtio_mem::Driver`. Requests go to
-//! the device, everything else to memory management.
+//! The virtio-mem driver (virtio 1.3, section 5.15): a loop around the step machine of `virtio_mem::Driver`.
+//! Requests go to the device, all other actions to memory management.
 //!
-//! It runs as a job of the boot CPU, one action a step. What stopped it last is kept here, in
-//! terms of memory management, for the report to the VMM: the step machine knows only of which
-//! kind it was.
+//! Mirrors Linux `drivers/virtio/virtio_mem.c`. It runs as a job of the boot CPU, one action per step. It
+//! keeps the last failure in terms of memory management, for the report to the VMM: the step machine only
+//! knows the failure's kind.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -27,26 +27,27 @@ use crate::mem::{MM, stamps};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
-/// A device that takes longer is reported.
+/// A device that takes longer to answer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
-const SUB_SECTION: u64 = SECTION_SIZE / 64;
+/// Bytes of a pageblock, the smallest part of a memory block that is plugged.
+const PAGEBLOCK_SIZE: u64 = SECTION_SIZE / 64;
 /// Most sections of a memory block.
 const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
-/// A memmap is this part of what it describes: 64 bytes a page.
+/// A memmap is this part of the memory that it describes: 64 bytes per page.
 const MEMMAP_SHARE: u64 = 64;
 
 /// Why a device cannot be used.
 #[derive(Debug)]
 pub enum Unusable {
-    /// It is not reset, or does not agree on features.
+    /// The device is not reset in time, or does not agree on features.
     Features,
     /// There is no request queue.
     Queue(virtio_drivers::Error),
-    /// Its configuration never holds still.
+    /// The configuration changes with every read.
     Restless,
-    /// Its configuration is none for this driver; with address and size of the region.
+    /// The driver cannot use the configuration; with address and size of the region.
     Config(ConfigError, u64, u64),
-    /// Its region ends beyond the addresses that the guest uses; with address and size of the region.
+    /// The region ends above the addresses that the guest uses; with address and size of the region.
     OutOfReach(u64, u64),
 }
 
@@ -73,20 +74,20 @@ pub struct MemDriver<T> {
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
     region: u64,
-    /// How the region is divided.
+    /// Sizes of the parts that the region is divided into.
     geometry: DriverConfig,
-    /// What the device plugs is on it.
+    /// The node of the memory that the device plugs.
     node: NodeId,
-    /// What the device plugs is zero.
+    /// The memory that the device plugs is zero.
     zeroed: bool,
     /// When to report that the device has not answered.
     patience: Option<Instant>,
-    /// When to try again by itself.
+    /// When to try again without an event.
     retry_at: Option<Instant>,
-    /// What the last failed step ran into.
+    /// The last failure.
     stuck: Option<ResizeState>,
     reported: Option<Resize>,
-    /// [`workload::ended`] when the driver last looked: when one ends, what was in the way may be
+    /// [`workload::ended`] at the last step. When a workload ends, the pages that stopped the driver may be
     /// gone.
     workloads_ended: u64,
 }
@@ -125,7 +126,7 @@ impl<T: Transport> MemDriver<T> {
         }))
     }
 
-    /// Carries out what needs no device.
+    /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
             Action::ReadConfig => {
@@ -177,7 +178,7 @@ impl<T: Transport> MemDriver<T> {
             None => ResizeState::Reached,
             Some(Why::HostBusy) => ResizeState::HostBusy,
             Some(Why::DeviceError) => ResizeState::DeviceError,
-            // The step that failed knows more than its kind, such as which pages.
+            // The last failure has details that its kind does not have, such as page numbers.
             Some(kind) => self.stuck.filter(|&stuck| kind_of(stuck) == kind).unwrap_or(match kind {
                 Why::NoRoom => ResizeState::NoRoom,
                 Why::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
@@ -198,11 +199,11 @@ impl<T: Transport> MemDriver<T> {
         Progress::Idle(retry_at)
     }
 
-    /// Looks for the response to the request that is under way. `None` when it is not there yet.
+    /// Passes the response to the request under way to the step machine. `None` when it is not there yet.
     fn poll_response(&mut self) -> Option<()> {
         let bytes = self.requests.poll()?;
         self.patience = None;
-        // A response that is too short says nothing of what the device did.
+        // A response that is too short does not tell whether the device carried the request out.
         let outcome =
             bytes.map_or(Outcome::NoResponse, |bytes| Outcome::Response(Response::from_bytes(&bytes)));
         self.driver.complete(outcome);
@@ -249,7 +250,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
     }
 }
 
-/// The configuration, all fields of one generation; `None` when it never holds still.
+/// The configuration, all fields of one generation. `None` when the generation changes with every read.
 fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
@@ -267,14 +268,15 @@ fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     None
 }
 
-/// How to divide the device's region: as the command line says, as far as that fits.
+/// The parts that the device's region is divided into: as the command line says, as far as that fits the
+/// region.
 fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
     let memmap_size =
         if command_line.mm.memmap_on_memory { command_line.memory_block / MEMMAP_SHARE } else { 0 };
     let wanted = DriverConfig {
         memory_block_size: command_line.memory_block,
         memmap_size,
-        min_block_size: SUB_SECTION,
+        min_block_size: PAGEBLOCK_SIZE,
     };
     let fit = wanted.fit(config, SECTION_SIZE);
     if fit != wanted {
@@ -291,18 +293,18 @@ fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
     fit
 }
 
-/// What of a memory block's sections is meant, an element a section, and how many of them it takes to say
-/// so.
+/// A part of a memory block: one set of pageblocks per section, and the number of sections up to the last one
+/// that is not empty.
 struct Parts([SubSections; MAX_SECTIONS], usize);
 
 impl Parts {
-    /// `size` bytes from `offset` on, which counts from the first section's start.
+    /// `size` bytes from `offset` on; the offset counts from the start of the first section.
     fn new(offset: u64, size: u64) -> Self {
-        let (first, end) = (offset / SUB_SECTION, (offset + size) / SUB_SECTION);
+        let (first, end) = (offset / PAGEBLOCK_SIZE, (offset + size) / PAGEBLOCK_SIZE);
         let used = end.div_ceil(64) as usize;
         let mut sections = [SubSections::NONE; _];
         for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
-            let at = |sub_section: u64| sub_section.saturating_sub(index * 64).min(64) as u32;
+            let at = |pageblock: u64| pageblock.saturating_sub(index * 64).min(64) as u32;
             *blocks = SubSections::range(at(first)..at(end));
         }
         Self(sections, used)
@@ -310,13 +312,13 @@ impl Parts {
 }
 
 impl AsRef<[SubSections]> for Parts {
-    /// Up to the last of them of which something is meant.
+    /// The sets up to the last one that is not empty.
     fn as_ref(&self) -> &[SubSections] {
         &self.0[..self.1]
     }
 }
 
-/// Adds a memory block to `node` and onlines it; all or nothing.
+/// Adds a memory block to `node` and onlines it. If that fails, the memory block is not added.
 fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
@@ -326,7 +328,7 @@ fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Res
     })
 }
 
-/// Offlines a memory block and removes it; all or nothing.
+/// Offlines a memory block and removes it. If that fails, the memory block is online.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     MM.offline(section).map_err(translate::not_offline)?;
@@ -334,7 +336,7 @@ fn remove(addr: u64) -> Result<(), ResizeState> {
     Ok(())
 }
 
-/// Of which kind a failure is, for the step machine.
+/// The kind of a failure, for the step machine.
 fn kind_of(state: ResizeState) -> Why {
     match state {
         ResizeState::Unmovable { .. } => Why::Unmovable,

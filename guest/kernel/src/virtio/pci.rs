@@ -1,10 +1,11 @@
 //! virtio-mem devices on PCI (virtio 1.3, section 4.1), found through the configuration ports that every
 //! PC has; transport by `virtio-drivers`.
 //!
-//! Firmware has numbered the buses and placed the registers. Interrupts are INTx: QEMU's
-//! `virtio-mem-pci` has no MSI-X. Which pin of the I/O APIC a device is wired to only ACPI's bytecode
-//! (`_PRT`) tells, so a device here listens to all that it may be: the chipset's PCI pins, and the
-//! legacy line that firmware chose. Nobody else may use them: devices without a driver are silenced.
+//! Firmware has numbered the buses and placed the registers. Interrupts are INTx: QEMU's `virtio-mem-pci` has
+//! no MSI-X. It differs from Linux on purpose: the pin of the I/O APIC that a device is wired to is only in
+//! ACPI's bytecode (`_PRT`), which this kernel does not run. So a device listens to all pins that it may
+//! have: the chipset's PCI pins, and the legacy line that firmware chose. Devices without a driver are
+//! silenced, because they would share those pins.
 #![expect(unsafe_code, reason = "accesses the configuration ports")]
 
 use virtio_drivers::transport::DeviceType;
@@ -21,12 +22,13 @@ const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
 /// Configuration register: the legacy interrupt line, in its low byte.
 const INTERRUPT: u8 = 0x3c;
-/// Lines that a PC's firmware gives to PCI devices; the others are those of legacy devices, and 9 is ACPI's.
+/// Legacy lines that a PC's firmware gives to PCI devices. Line 9 is ACPI's, and the others are legacy
+/// devices'.
 const LEGACY_LINES: [u8; 3] = [5, 10, 11];
 /// Pins 16 to 23 of the I/O APIC: where PC chipsets with one (ICH) wire PCI's INTA to INTH.
 const PCI_PINS: u32 = 0x00ff_0000;
 
-/// Configuration mechanism #1. Only the boot CPU looks, while it binds devices.
+/// Configuration mechanism #1. Only the boot CPU uses it, while it binds devices.
 struct Ports;
 
 impl Ports {
@@ -40,7 +42,7 @@ impl Ports {
         unsafe { Port::new(ADDRESS_PORT).write(address) };
     }
 
-    /// Whether there is a host bridge that answers at the ports.
+    /// Whether a host bridge answers at the ports.
     fn answer() -> bool {
         let mut port = Port::<u32>::new(ADDRESS_PORT);
         // SAFETY: as in `select`.
@@ -60,8 +62,8 @@ impl ConfigurationAccess for Ports {
 
     fn write_word(&mut self, function: DeviceFunction, register: u8, value: u32) {
         Self::select(function, register);
-        // SAFETY: the registers written are BARs that are being sized, and commands of devices that are
-        // this driver's own.
+        // SAFETY: the registers written are BARs that are being sized, and the command registers of devices;
+        // no device has another driver.
         unsafe { Port::new(DATA_PORT).write(value) };
     }
 
@@ -70,8 +72,8 @@ impl ConfigurationAccess for Ports {
     }
 }
 
-/// Calls `found` with every virtio-mem device on every bus: a machine may have several root buses, of
-/// which only ACPI's bytecode tells. Other devices are left alone: there is no driver for them, and
+/// Calls `found` with every virtio-mem device. All bus numbers are searched: a machine may have several root
+/// buses, and only ACPI's bytecode names them. Other devices are silenced: they have no driver here, and
 /// tidevm's control channel is on virtio-mmio.
 pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
     if !Ports::answer() {
@@ -90,7 +92,7 @@ pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
     }
 }
 
-/// The device at `function`, or `None` (and a line for people) when it cannot be used.
+/// The device at `function`. `None`, and a line for people, when it cannot be used.
 fn find(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<Device<PciTransport>> {
     let [line, ..] = Ports.read_word(function, INTERRUPT).to_le_bytes();
     let legacy = if LEGACY_LINES.contains(&line) { 1 << line } else { 0 };

@@ -1,8 +1,9 @@
 //! Device memory: the ranges that the memory map names, mapped and unmapped on request.
 //!
-//! Mirrors Linux `drivers/nvdimm/pmem.c`, as far as that is about pages. Mapping is a job on every CPU that takes part.
-//! Each job maps the next range that no other job has begun, under the memory hotplug lock, and then initialises pages
-//! of all ranges that are begun, a few milliseconds per step, until none is left. The job that ends last answers.
+//! Mirrors Linux `drivers/nvdimm/pmem.c`, as far as that is about pages. Mapping is a job on every CPU that
+//! takes part. Each job maps the next range that no other job has begun, under the memory hotplug lock, and
+//! then initialises pages of all ranges that are begun, a few milliseconds per step, until none is left. The
+//! job that ends last answers.
 //!
 //! Invariant: a range is [`State::Busy`] from the call that maps it to the answer, so two calls never map it.
 
@@ -145,8 +146,8 @@ struct Mapping {
     running: AtomicU32,
 }
 
-/// Starts to map the ranges whose bits are set in `devices`, on up to `cpus` CPUs. With `altmap`, each range holds its
-/// own memmap, behind that many reserved pages.
+/// Starts to map the ranges whose bits are set in `devices`, on up to `cpus` CPUs. With `altmap`, each range
+/// holds its own memmap, behind that many reserved pages.
 ///
 /// # Errors
 /// A range does not exist, or is mapped already; nothing is done then.
@@ -231,8 +232,8 @@ impl Mapping {
         true
     }
 
-    /// Answers, once all pages of all ranges are initialised. If one range could not be mapped, the others are
-    /// unmapped.
+    /// Answers, once all pages of all ranges are initialised. If one range could not be mapped, the others
+    /// are unmapped.
     fn end(&self) {
         let failure = *self.failure.lock();
         let begun = *self.begun.lock();

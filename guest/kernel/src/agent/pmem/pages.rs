@@ -1,5 +1,5 @@
-//! Pages of device memory in use by a workload. A workload takes them from one range, the lowest first; their users
-//! are known by its handle.
+//! Pages of device memory in use by a workload. A workload takes them from one range, the lowest first; their
+//! users are known by its handle.
 
 use alloc::vec::Vec;
 

@@ -1,6 +1,6 @@
-//! A memmap for which there is no large page, in small ones.
+//! A memmap that has no large page, mapped by small pages.
 //!
-//! Mirrors Linux `vmemmap_populate_basepages`. What the parent says of tables and of their lock holds here.
+//! Mirrors Linux `vmemmap_populate_basepages`. The parent's invariants about tables and their lock hold here.
 
 use core::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use super::{
     index, next_table, root, unmap,
 };
 
-/// Maps 2 MiB of the vmemmap window from `virt` on with small pages, onto the frames at `frames`.
+/// Maps 2 MiB of the vmemmap window from `virt` on with small pages, to the frames at the addresses `frames`.
 ///
 /// # Errors
 /// [`NoPageTable`]; nothing is mapped then.
@@ -42,7 +42,7 @@ pub fn map_vmemmap_base(
     }
 }
 
-/// The way back of [`map_vmemmap_base`]. Tells `back` of each frame, in order.
+/// Undoes [`map_vmemmap_base`]. Calls `back` with the index and the address of each frame, in order.
 pub fn unmap_vmemmap_base(virt: u64, mut back: impl FnMut(usize, u64), source: &mut dyn TableSource) {
     let guard = LOCK.lock();
     let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed) & ADDRESS;

@@ -1,7 +1,9 @@
-//! What is mapped once, at boot, and stays: boot memory, and the kernel's image with the rights of each part.
+//! The mappings that boot makes once: boot memory, and the kernel's image with the access rights of each
+//! part.
 //!
-//! What the parent says of tables holds here. One CPU runs, so the lock is nobody's yet (and the
-//! identity map, dropped later, is nobody else's entry).
+//! Mirrors Linux `init_mem_mapping` and `mark_rodata_ro`. The parent's invariants about tables hold here. One
+//! CPU runs, so entries change without the lock. The identity map is removed later, when all CPUs run;
+//! nothing else changes its entry.
 #![expect(unsafe_code, reason = "declares the linker's symbols")]
 
 use core::arch::x86_64::__cpuid;
@@ -19,8 +21,8 @@ unsafe extern "C" {
     static __image_end: u8;
 }
 
-/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them, so that it takes
-/// next to no time and no memory, however much there is.
+/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them. Then it takes
+/// little time and few page tables, also for large memory.
 ///
 /// # Errors
 /// [`NoPageTable`].
@@ -42,9 +44,9 @@ pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Re
     Ok(())
 }
 
-/// Maps the kernel's image anew, in small pages: code read-only, constants read-only and not
-/// executable, data not executable; nothing beside the image. Until now the start-up tables
-/// allowed everything in the first GiB.
+/// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
+/// data not executable, and nothing outside of the image. The start-up tables allow all accesses to the first
+/// GiB until then.
 ///
 /// # Errors
 /// [`NoPageTable`]; the start-up tables stay in use then.
@@ -68,7 +70,7 @@ pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
     Ok(())
 }
 
-/// Ends the identity map through which CPUs enter long mode, so that null pointers fault.
+/// Removes the identity map through which CPUs enter long mode, so that null pointers fault.
 pub fn drop_identity_map() {
     entry(root(), 0).store(0, Ordering::Release);
 }

@@ -1,22 +1,24 @@
-//! The kernel's page tables: direct map, vmemmap window and device registers, in 2 MiB pages; boot memory in
-//! 1 GiB pages, and a memmap for which there is no large page in small ones.
+//! The kernel's page tables: direct map, vmemmap window and device registers. They use 2 MiB pages, for boot
+//! memory 1 GiB pages, and for a memmap that has no 2 MiB page small ones.
 //!
 //! Mirrors Linux's x86-64 layout (`Documentation/arch/x86/x86_64/mm.rst`) without KASLR:
 //!
-//! | virtual | what |
+//! | virtual address | contents |
 //! | --- | --- |
-//! | `0xffff_8880_0000_0000` | direct map of all memory that may be touched |
-//! | `0xffff_c900_0000_0000` | device registers, uncached, and firmware's tables, in the order of their mapping |
+//! | `0xffff_8880_0000_0000` | direct map of all memory that may be accessed |
+//! | `0xffff_c900_0000_0000` | windows: device registers, uncached, and firmware's tables |
 //! | `0xffff_ea00_0000_0000` | vmemmap: one `Page` for every frame number |
 //! | `0xffff_ffff_8000_0000` | the kernel, in the first GiB |
 //!
-//! It differs from Linux in two ways. Every CPU runs on the one set of tables, so there is nothing
-//! to propagate. And unplugged memory is not mapped at all: a virtio-mem driver must not read it,
-//! not even speculatively.
+//! It differs from Linux on purpose. Every CPU runs on the one set of tables, so there is nothing to
+//! propagate. Unplugged memory is not mapped at all: a virtio-mem driver must not read it, not even
+//! speculatively.
 //!
-//! Invariant: a table page is reached from exactly one entry, and is freed only when all of its
-//! own entries are zero, unless it is kept. `LOCK` is held while entries change, but for those of
-//! boot memory's memmaps.
+//! Invariants:
+//! - A table page is reached from exactly one entry. It is freed when all of its own entries are zero, unless
+//!   that entry has the bit [`KEPT`].
+//! - `LOCK` is held while entries change. The exceptions are entries of prepared memmaps
+//!   ([`map_prepared_vmemmap`]), and boot, while one CPU runs.
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
 mod base_pages;
@@ -38,11 +40,11 @@ pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 const WINDOWS: u64 = 0xffff_c900_0000_0000;
 
-/// Size of the pages that are mapped.
+/// Size of the pages that most mappings use.
 pub const LARGE_PAGE: u64 = 2 << 20;
 const SMALL_PAGE: u64 = 4 << 10;
 const ENTRIES: usize = 512;
-/// What the large pages of one table reach over.
+/// Bytes that the large pages of one table map.
 const TABLE_SPAN: u64 = ENTRIES as u64 * LARGE_PAGE;
 
 const PRESENT: u64 = 1;
@@ -50,7 +52,7 @@ const WRITABLE: u64 = 1 << 1;
 const UNCACHED: u64 = (1 << 3) | (1 << 4);
 const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
-/// Of what points to a table: it is never freed. (The processor leaves this bit to us.)
+/// Software bit of an entry: never free the table it points to.
 const KEPT: u64 = 1 << 9;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -64,22 +66,22 @@ unsafe extern "C" {
 
 static LOCK: Mutex<()> = Mutex::new(());
 
-/// Where the next window for registers or tables goes.
+/// Address of the next window for registers or firmware's tables.
 static NEXT_WINDOW: AtomicU64 = AtomicU64::new(WINDOWS);
 
-/// There was no memory for a page table.
+/// There is no memory for a page table.
 #[derive(Clone, Copy, Debug)]
 pub struct NoPageTable;
 
-/// Where page tables come from: memblock while booting, the page allocator afterwards.
+/// A source of page tables: memblock during boot, the page allocator afterwards.
 pub trait TableSource {
     /// Physical address of a zeroed page.
     fn alloc(&mut self) -> Option<u64>;
-    /// Takes back what [`Self::alloc`] gave.
+    /// Takes back a page that [`Self::alloc`] gave.
     fn free(&mut self, table: u64);
 }
 
-/// Virtual address of `phys` in the direct map. The caller knows that it is mapped.
+/// Virtual address of `phys` in the direct map. The caller makes sure that it is mapped.
 pub fn phys_to_virt(phys: u64) -> *mut u8 {
     (DIRECT_MAP + phys) as *mut u8
 }
@@ -96,8 +98,8 @@ pub fn virt_to_phys(virt: u64) -> u64 {
 
 fn entry(table: u64, index: usize) -> &'static AtomicU64 {
     debug_assert!(index < ENTRIES);
-    // SAFETY: `table` is the address of a page table (module invariant), which lies in boot
-    // memory and therefore in the direct map; tables are only ever accessed as atomics.
+    // SAFETY: `table` is the address of a page table (module invariant). Table pages are allocated, so they
+    // are in the direct map; they are only accessed as atomics.
     unsafe { &*phys_to_virt(table).cast::<AtomicU64>().add(index) }
 }
 
@@ -122,18 +124,18 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
     Ok(table)
 }
 
-/// The entries of the large pages from `virt` on, as far as `table` with the first of them goes, and at most
-/// up to `end`.
+/// The entries of the large pages from `virt` to `end`, at most up to the end of `table`, which has the first
+/// of them.
 fn entries(table: u64, virt: u64, end: u64) -> &'static [AtomicU64] {
     let first = index(virt, 1);
     let count = (((end - virt) / LARGE_PAGE) as usize).min(ENTRIES - first);
-    // SAFETY: as in `entry`, for all entries of a table; the range ends with the table at the latest.
+    // SAFETY: as in `entry`; `count` entries from `first` on are within the table.
     unsafe { core::slice::from_raw_parts(entry(table, first), count) }
 }
 
-/// Maps the large pages from `virt` up to `end`, as far as one table goes, to `phys` and what follows;
-/// returns where it stopped. Tables that were made for it stay when it fails: the next [`unmap`] of the
-/// same range frees them.
+/// Maps the large pages from `virt` to `end`, at most up to the end of one table, to the memory from `phys`
+/// on. Returns where it stopped. When it fails, the tables that it made stay; the next [`unmap`] of the same
+/// range frees them.
 fn map_entries(
     virt: u64,
     end: u64,
@@ -153,7 +155,7 @@ fn map_entries(
         slot.store(new, Ordering::Release);
         new += LARGE_PAGE;
     };
-    // Eight at a time: these loops are a good part of what adding a memory block takes.
+    // Eight entries at a time: these loops are a large part of the time that adding a memory block takes.
     let (eights, rest) = slots.as_chunks::<8>();
     for eight in eights {
         eight.iter().for_each(&mut write);
@@ -162,16 +164,16 @@ fn map_entries(
     Ok(virt + slots.len() as u64 * LARGE_PAGE)
 }
 
-/// What is mapped may be mapped again: to the same.
+/// A page may be mapped again, to the same memory only.
 #[cold]
 #[inline(never)]
 fn assert_same(old: u64, phys: u64) {
     assert_eq!(old & ADDRESS, phys, "an address is mapped to {old:#x}, not to {phys:#x}");
 }
 
-/// Clears the entries of the large pages from `virt` up to `end`, as far as one table goes, and frees the
-/// table if that empties it; returns where it stopped. The root's own tables stay: there is one
-/// for each 512 GiB.
+/// Clears the entries of the large pages from `virt` to `end`, at most up to the end of one table, and frees
+/// the table if it is empty then. Returns where it stopped. The tables that the root points to stay: there is
+/// one per 512 GiB.
 fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     let stop = end.min((virt / TABLE_SPAN + 1) * TABLE_SPAN);
     let upper_entry = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
@@ -202,7 +204,7 @@ fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource
             Ok(stop) => next = stop,
             Err(error) => {
                 drop(guard);
-                // One more, whose table may be there.
+                // One page more: the table for the page that failed may have been made.
                 unmap(virt, next + LARGE_PAGE - virt, source);
                 return Err(error);
             }
@@ -211,9 +213,8 @@ fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource
     Ok(())
 }
 
-/// Clears the entries of a range. The caller flushes the TLBs of all CPUs before the memory behind
-/// it goes away; a freed table may still be cached until then, so `source` must not reuse it
-/// before.
+/// Clears the entries of a range. The caller flushes the TLBs of all CPUs before the memory goes away. Until
+/// then a CPU may have a freed table in its caches, so `source` must not reuse the table before.
 fn unmap(virt: u64, size: u64, source: &mut dyn TableSource) {
     let _guard = LOCK.lock();
     let (mut next, end) = (virt, virt + size.next_multiple_of(LARGE_PAGE));
@@ -237,8 +238,8 @@ pub fn unmap_direct(start: u64, end: u64, source: &mut dyn TableSource) {
     unmap(DIRECT_MAP + start, end - start, source);
 }
 
-/// Makes the tables for the large pages of the vmemmap window from `virt` up to `end`. They stay for good,
-/// whatever is unmapped.
+/// Makes the tables for the large pages of the vmemmap window from `virt` to `end`. They stay for good, also
+/// when their pages are unmapped.
 ///
 /// # Errors
 /// [`NoPageTable`]; tables that were made stay too.
@@ -253,8 +254,8 @@ pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Res
     Ok(())
 }
 
-/// Maps the large page of the vmemmap window at `virt`, for which [`prepare_vmemmap`] was called. Without
-/// the lock: its table stays, and nobody else changes this entry of it.
+/// Maps the large page of the vmemmap window at `virt`, for which [`prepare_vmemmap`] was called. It needs no
+/// lock: the table stays, and no other CPU changes this entry.
 pub fn map_prepared_vmemmap(virt: u64, phys: u64) {
     let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
     assert!(upper & PRESENT != 0, "no tables for {virt:#x}");
@@ -272,7 +273,7 @@ pub fn map_vmemmap(virt: u64, phys: u64, source: &mut dyn TableSource) -> Result
     map(virt, phys, LARGE_PAGE, MEMORY, source)
 }
 
-/// Takes a large page out of the vmemmap window.
+/// Unmaps a large page of the vmemmap window.
 pub fn unmap_vmemmap(virt: u64, source: &mut dyn TableSource) {
     unmap(virt, LARGE_PAGE, source);
 }
@@ -286,8 +287,8 @@ pub fn map_device(phys: u64, size: u64, source: &mut dyn TableSource) -> Result<
     map_window(phys, size, MEMORY | UNCACHED, source)
 }
 
-/// Maps what firmware left in memory, `size` bytes at `phys`, for good, and returns its address (Linux
-/// `memremap`). It need not be RAM in the memory map.
+/// Maps firmware's tables, `size` bytes at `phys`, for good, and returns their address (Linux `memremap`).
+/// They need not be in RAM of the memory map.
 ///
 /// # Errors
 /// [`NoPageTable`].
@@ -311,10 +312,10 @@ fn map_window(
     Ok((virt + (phys - first)) as *mut u8)
 }
 
-/// Forgets all cached translations of this CPU, global ones included.
+/// Drops all cached translations of this CPU, global ones included.
 pub fn flush_tlb() {
     const PGE: u64 = 1 << 7;
-    // SAFETY: changing CR4.PGE and back has no effect but the flush (Intel SDM volume 3, 4.10.4.1).
+    // SAFETY: toggling CR4.PGE has no effect but the flush (Intel SDM volume 3, 4.10.4.1).
     unsafe {
         asm!(
             "mov {old}, cr4",
@@ -330,10 +331,10 @@ pub fn flush_tlb() {
     }
 }
 
-/// Clears one page of the direct map, by words: an emulated `rep stosb` costs as much a byte as
-/// this a word.
+/// Clears one page of the direct map, by words: where `rep stosb` is emulated, each byte costs as much as a
+/// word here.
 pub fn clear_page(phys: u64) {
-    // SAFETY: the caller owns the page, and pages are mapped as long as they are allocated.
+    // SAFETY: the caller owns the page, and an allocated page is in the direct map.
     unsafe {
         asm!("rep stosq", inout("rcx") 512 => _, inout("rdi") phys_to_virt(phys) => _, in("rax") 0_u64, options(nostack));
     }
