@@ -112,8 +112,8 @@ pub fn request_flush(index: usize) {
     send(index, u32::from(FLUSH));
 }
 
-/// Sends INIT and start-up interrupts to CPU `index`; it starts in real mode at physical address `page <<
-/// 12`.
+/// Sends INIT and start-up interrupts to CPU `index`; it starts in real mode at physical
+/// address `page << 12`.
 pub fn start_cpu(index: usize, page: u8) {
     const INIT: u32 = 0x4500;
     const START_UP: u32 = 0x4600;
