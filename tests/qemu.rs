@@ -199,7 +199,7 @@ fn guest_runs_on_cpus_whose_ids_have_gaps() {
         options.extra = words("-smp sockets=2,cores=3,threads=1");
     });
     assert!(machine.text().contains("6 CPUs"), "{}", machine.text());
-    command(&mut machine, "churn 6 threads for 300ms");
+    command(&mut machine, "churn 6 threads for 300ms as load");
     resize(&mut machine, 256);
     power_off(machine);
 }
@@ -312,11 +312,11 @@ fn the_shell_says_what_is_wrong() {
     for (line, reason) in [
         ("nonsense", "no such command"),
         ("verify nothing", "no workload has this name"),
-        ("release", "which workload?"),
+        ("release", "expected a name"),
         ("hog 1M", "hog SIZE movable|unmovable|pinned"),
         ("hog 1X movable as a", "hog SIZE"),
         ("meminfo now", "words after the command"),
-        ("churn 2 threads for 5", "churn N threads for 5s"),
+        ("churn 2 threads for 5", "churn N threads for 5s as NAME"),
         ("hog 1M movable as a b", "words after the command"),
     ] {
         let error = machine.command(line).expect_err(line);
@@ -331,7 +331,7 @@ fn the_shell_says_what_is_wrong() {
     command(&mut machine, "release b\u{8}a");
     command(&mut machine, "hog 1M pinned full as a");
     assert!(command(&mut machine, "help").len() > 5);
-    command(&mut machine, "churn 2 threads for 100ms");
+    command(&mut machine, "churn 2 threads for 100ms as load");
     command(&mut machine, "check");
     power_off(machine);
 }

@@ -61,17 +61,17 @@ fn onlining(init: &str) -> Result<Vec<u64>, String> {
 
 /// Plugs one more memory block, up to `bytes`. Returns the instructions that the guest reports.
 fn one_more(machine: &mut QemuMachine, bytes: u64) -> Result<u64, String> {
-    let before = stat(machine, "memory blocks online")?;
+    let before = stat(machine, "blocks.online")?;
     machine.resize(0, bytes)?;
     machine.wait_plugged(0, bytes)?;
     // The device counts it as plugged before the guest is done.
     let deadline = Instant::now() + LIMIT;
-    while stat(machine, "memory blocks online")? == before {
+    while stat(machine, "blocks.online")? == before {
         if Instant::now() > deadline {
             return Err(format!("waited {LIMIT:?} for a memory block to be online"));
         }
     }
-    stat(machine, "last memory block")
+    stat(machine, "last_add_ticks")
 }
 
 /// The number for `name` in the guest's `stats`.

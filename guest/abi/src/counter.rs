@@ -56,7 +56,8 @@ impl<T> Counter<T> {
     }
 
     /// Its name in scripts; its key if it has none.
-    pub(crate) fn name(&self) -> &'static str {
+    #[must_use]
+    pub fn name(&self) -> &'static str {
         self.word.unwrap_or(self.key)
     }
 

@@ -1,14 +1,16 @@
-//! `/proc/meminfo` and `/proc/zoneinfo`, line by line in Linux's words and form.
+//! `/proc/meminfo`, `/proc/zoneinfo` and `/proc/vmstat`, line by line in Linux's words and form.
 //!
-//! Mirrors `meminfo_proc_show` and `zoneinfo_show_print`. Lines about things that do not exist here are left
-//! out: reclaim, boosts, the watermark `high`, the statistics per node. It differs from Linux on purpose:
-//! boot memory that is not initialised yet counts as free, because it is initialised when it is wanted.
+//! Mirrors `meminfo_proc_show`, `zoneinfo_show_print` and `vmstat_show`. Lines about things that do not
+//! exist here are left out: reclaim, boosts, the watermark `high`, the statistics per node. It differs from
+//! Linux on purpose: boot memory that is not initialised yet counts as free, because it is initialised when
+//! it is wanted. The counters of `vmstat` have the names that scripts use.
 
+use tidevm_abi as abi;
 use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
 
 use crate::agent::translate;
 use crate::console::println;
-use crate::mem::MM;
+use crate::mem::{MM, stamps};
 
 /// `/proc/meminfo`.
 pub fn meminfo() {
@@ -39,6 +41,24 @@ pub fn zoneinfo() {
     }
 }
 
+/// `/proc/vmstat`.
+pub fn vmstat() {
+    let stats = MM.stats();
+    let record = translate::stats(&stats, stamps::times());
+    for counter in abi::Stats::COUNTERS {
+        println!("{} {}", counter.name(), (counter.read)(&record));
+    }
+    // These are in no record.
+    for (name, value) in [
+        ("memmaps_by_base_pages", stats.memmaps_by_base_pages),
+        ("deferred_pages", stats.deferred_pages()),
+        ("nr_isolate_pageblock", stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum()),
+        ("last_add_ticks", stamps::last_add()),
+    ] {
+        println!("{name} {value}");
+    }
+}
+
 /// The zones of the first node, and of all other nodes that have memory.
 fn zones() -> impl Iterator<Item = ZoneId> {
     let nodes = MM.stats().nodes;
@@ -48,7 +68,7 @@ fn zones() -> impl Iterator<Item = ZoneId> {
 }
 
 fn show_zone(id: ZoneId, zone: &ZoneStats) {
-    let name = translate::zone_text(id.zone_type());
+    let name = translate::zone_name(id.zone_type());
     let info = MM.zone_info(id);
     println!("Node {}, zone {name:>8}", id.node().get());
     println!("  pages free     {}", zone.all_free());

@@ -18,15 +18,6 @@ pub fn zone_name(zone: ZoneType) -> abi::ZoneName {
     }
 }
 
-/// The zone in Linux's spelling, for text.
-pub fn zone_text(zone: ZoneType) -> &'static str {
-    match zone {
-        ZoneType::Dma32 => "DMA32",
-        ZoneType::Normal => "Normal",
-        ZoneType::Movable => "Movable",
-    }
-}
-
 /// The step that a test makes fail.
 pub fn fault_step(step: abi::FaultStep) -> mm::FaultStep {
     match step {

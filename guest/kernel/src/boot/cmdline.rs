@@ -212,7 +212,7 @@ fn device(value: &str) -> Option<MmioDevice> {
 }
 
 /// A number as in Linux `memparse`: decimal or `0x` hexadecimal, then an optional K, M or G.
-pub fn number(text: &str) -> Option<u64> {
+fn number(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
         b'M' | b'm' => (&text[..text.len() - 1], 20),

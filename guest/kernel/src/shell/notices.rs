@@ -1,10 +1,11 @@
 //! Reports as lines on the console, for people who run the guest on a VMM without a control channel.
 
-use tidevm_abi::{Report, ResizeState};
+use tidevm_abi::{Named, Report, ResizeState};
 
 use crate::console::{print, println};
 use crate::job::{Job, Progress};
 use crate::mailbox;
+use crate::shell::names;
 
 /// The job that prints reports. It runs on the boot CPU, and only where no control channel takes them.
 pub struct Notices;
@@ -34,7 +35,7 @@ fn show(report: Report) {
             print!("virtio-mem at {:#x}: {plugged} of {requested} MiB plugged", resize.region);
             match resize.state {
                 ResizeState::Reached => println!(""),
-                why => println!(", stopped: {why:?}"),
+                reason => println!(", stopped: {}", Named::new(&reason, &names::name_of)),
             }
         }
         Report::Done { .. } => unreachable!("only a VMM on the control channel makes such calls"),

@@ -108,7 +108,7 @@ fn device(index: u8) -> Result<Device, Failure> {
 ///
 /// # Errors
 /// There is no such range.
-fn look(index: u8) -> Result<Pmem, Failure> {
+pub fn look(index: u8) -> Result<Pmem, Failure> {
     let device = device(index)?;
     let mapped = device.pgmap().map(|info| translate::pmem_use(&info));
     Ok(Pmem { start: device.start, size: device.end - device.start, mapped })
