@@ -35,6 +35,7 @@ const TESTS: &[Test] = &[
     ("a_region_ends_where_it_likes", a_region_ends_where_it_likes),
     ("meminfo_and_zoneinfo_use_linux_words", meminfo_and_zoneinfo_use_linux_words),
     ("the_shell_says_what_is_wrong", the_shell_says_what_is_wrong),
+    ("no_line_at_the_console_ends_the_guest", no_line_at_the_console_ends_the_guest),
 ];
 
 fn main() -> ExitCode {
@@ -318,6 +319,10 @@ fn the_shell_says_what_is_wrong() {
         ("meminfo now", "words after the command"),
         ("churn 2 threads for 5", "churn N threads for 5s as NAME"),
         ("hog 1M movable as a b", "words after the command"),
+        ("hog 1M movable full scattered as a", "expected `as`, found `scattered` at column 21"),
+        ("resize 2G", "only the VMM can do this"),
+        ("repeat 2 { check }", "only the VMM can do this"),
+        ("pmem unmap 0", "no such device memory"),
     ] {
         let error = machine.command(line).expect_err(line);
         assert!(error.contains(reason), "{line}: {error}");
@@ -332,6 +337,36 @@ fn the_shell_says_what_is_wrong() {
     command(&mut machine, "hog 1M pinned full as a");
     assert!(command(&mut machine, "help").len() > 5);
     command(&mut machine, "churn 2 threads for 100ms as load");
+    command(&mut machine, "check");
+    power_off(machine);
+}
+
+/// The lines are typed while no page is free, so that a reader of lines that needs a page would have none.
+fn no_line_at_the_console_ends_the_guest() {
+    let mut machine = boot("lines-typed", |_| ());
+    command(&mut machine, "hog 15E unmovable as all");
+    let fill = |text: &str| text.repeat(128 / text.len());
+    for line in [
+        "größe 2G",
+        "hog 18446744073709551616 movable as a",
+        "churn 18446744073709551616 threads for 1s as a",
+        "churn 1 thread for 18446744073709551615m as a",
+        "churn 4294967295 threads for 1ms as a",
+        "readd 15E at 15E",
+        "readd 128M at 18446744073709551615",
+        "pmem map 0 1 2 3 4 5 6 7 altmap reserve 15T on 4294967295 cpus",
+        "pmem hold 15E of 7 as a",
+        "hog 1M \u{7f}\u{7f}\u{8}\u{1b}[A\t{",
+        &fill("{ "),
+        &fill("{"),
+        &fill("\"\\"),
+        &format!("verify {}", fill("a")),
+        &format!("hog {}", "9".repeat(120)),
+    ] {
+        let error = machine.command(line).expect_err(line);
+        assert!(error.contains("failed: "), "{line}: {error}");
+    }
+    command(&mut machine, "release all");
     command(&mut machine, "check");
     power_off(machine);
 }
