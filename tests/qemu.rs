@@ -337,6 +337,8 @@ fn the_shell_says_what_is_wrong() {
     command(&mut machine, "hog 1M pinned full as a");
     assert!(command(&mut machine, "help").len() > 5);
     command(&mut machine, "churn 2 threads for 100ms as load");
+    // A churn has ended when its answer is there, and its name is free.
+    command(&mut machine, "churn 1 thread for 1ms as load");
     command(&mut machine, "check");
     power_off(machine);
 }
@@ -367,6 +369,8 @@ fn no_line_at_the_console_ends_the_guest() {
         assert!(error.contains("failed: "), "{line}: {error}");
     }
     command(&mut machine, "release all");
+    // The workloads that did not start have left no name.
+    command(&mut machine, "hog 4K unmovable as a");
     command(&mut machine, "check");
     power_off(machine);
 }

@@ -70,7 +70,7 @@ struct Shell {
     typed: String,
     /// The command is longer than [`MAX_LINE`].
     overlong: bool,
-    /// A call is under way, and ends this. The shell reads nothing until its answer is there.
+    /// The workload that the call under way may end. The shell reads nothing until the answer is there.
     waits: Option<Ends>,
 }
 
@@ -80,6 +80,7 @@ type Call = (Op, Ends);
 /// The workload that ends with the answer to a call. Its name is free again then.
 #[derive(Clone, Copy)]
 enum Ends {
+    /// No workload.
     Nothing,
     /// The workload that the call starts, unless it holds pages now.
     Started(Handle),
