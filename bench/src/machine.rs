@@ -8,9 +8,9 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, DeviceInit, InitPolicy, Memblock, MemmapFrames, Mm, NoPageTable, NodeId, Options, PAGE_SIZE,
-    Page, PcpPolicy, PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform, RemovalPolicy, SECTION_PAGES,
-    SECTION_SIZE, Section, SectionNr, Sparse, SubSections, ZoneType,
+    DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
+    PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
+    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
 };
 
 /// Bytes of the memmap of one section.
@@ -153,7 +153,7 @@ pub struct Spec {
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// What they and the rest of memory hold before.
-    pub content: Content,
+    pub content: MemoryContent,
     /// Whether memory for the memmap is there before it is touched. Terabytes have to do without.
     pub warm: bool,
     /// Whether pages have content.
@@ -168,7 +168,7 @@ impl Spec {
             boot,
             region: 0,
             init: InitPolicy::Lazy,
-            content: Content::Zero,
+            content: MemoryContent::Zero,
             warm: true,
             with_content: false,
         }
@@ -263,7 +263,7 @@ impl Machine {
     /// When it cannot be added.
     pub fn plug(&self, block: SectionNr) {
         self.mm
-            .add_memory(NodeId::FIRST, block, SubSections::ALL, self.spec.content)
+            .add_memory(NodeId::FIRST, block, PageblockSet::ALL, self.spec.content)
             .expect("a block that is not there");
         self.mm.online(block, ZoneType::Movable).expect("a block that is not online");
     }

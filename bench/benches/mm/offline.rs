@@ -7,7 +7,8 @@ use tidevm_bench::count::{counted, instructions};
 use tidevm_bench::machine::{Machine, Mapping, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
-    Content, Gfp, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, Pfn, SectionNr, SubSections, ZoneType,
+    Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, PageblockSet, Pfn, SectionNr,
+    ZoneType,
 };
 
 use crate::Counted;
@@ -53,12 +54,12 @@ fn count_whole() {
 fn count_every_other() {
     region().with(|machine| {
         machine.boot();
-        let every_other = (0..32).map(|pair| SubSections::range(2 * pair..2 * pair + 1));
-        let plugged = every_other.fold(SubSections::NONE, SubSections::union);
+        let every_other = (0..32).map(|pair| PageblockSet::range(2 * pair..2 * pair + 1));
+        let plugged = every_other.fold(PageblockSet::NONE, PageblockSet::union);
         for block in machine.blocks() {
             machine
                 .mm
-                .add_memory(NodeId::FIRST, block, plugged, Content::Zero)
+                .add_memory(NodeId::FIRST, block, plugged, MemoryContent::Zero)
                 .expect("a block that is not there");
             machine.mm.online(block, ZoneType::Movable).expect("a block that is not online");
         }

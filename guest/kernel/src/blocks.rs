@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, ZoneName};
 use tidevm_mm::{
-    BlockStats, Content, MhpFlags, OfflineAndRemoveError, OfflineError, PAGE_SIZE, PhysAddr, Platform,
-    RemoveError, SECTION_SIZE, SectionNr, SectionRange, SubSections, ZoneType,
+    BlockStats, MemoryContent, MhpFlags, OfflineAndRemoveError, OfflineError, PAGE_SIZE, PageblockSet,
+    PhysAddr, Platform, RemoveError, SECTION_SIZE, SectionNr, SectionRange, ZoneType,
 };
 
 use crate::MM;
@@ -74,7 +74,7 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     }
     let range =
         SectionRange { first: SectionNr::of(PhysAddr::new(addr)), count: (size / SECTION_SIZE) as u32 };
-    let mut before: Vec<(BlockStats, Vec<SubSections>)> = Vec::new();
+    let mut before: Vec<(BlockStats, Vec<PageblockSet>)> = Vec::new();
     let last = range.first.get() + range.count;
     MM.each_memory_block(range.first, |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
@@ -87,7 +87,7 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     MM.offline_and_remove_memory(range).map_err(refusal)?;
     for (block, plugged) in before {
         let zone = block.zone.expect("it was online: it went offline").zone_type();
-        let flags = MhpFlags { content: Content::Unknown, memmap_on_memory: block.memmap_on_memory };
+        let flags = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: block.memmap_on_memory };
         again(|| MM.add_memory(block.node, block.first, &plugged, flags));
         again(|| MM.online(block.first, zone));
     }

@@ -44,7 +44,7 @@ use core::ptr::NonNull;
 
 use tidevm_abi::Report;
 use tidevm_mm::{
-    Content, InitPolicy, Memblock, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
+    InitPolicy, Memblock, MemoryContent, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
 };
 use virtio_drivers::transport::{DeviceType, Transport};
 
@@ -135,7 +135,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
         removal: options.removal,
         init: options.init,
         grow: options.grow,
-        content: if options.zeroed { Content::Zero } else { Content::Unknown },
+        content: if options.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown },
         device_init: options.device_init,
     };
     MM.boot(memblock, mm_options).expect("memory management does not start");

@@ -18,9 +18,9 @@ use crate::isolation::OfflineError;
 use crate::memory_block::memmap_blocks;
 use crate::page::{Holder, Kind, ZoneType};
 use crate::page_alloc::AllocError;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState};
-use crate::subsection::SubSections;
 
 impl<P: Platform> Mm<P> {
     /// Allocates the pageblocks `blocks` of online section `nr`, one single page beside the other, whatever
@@ -29,7 +29,7 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
-    pub fn alloc_contig_range(&self, nr: SectionNr, blocks: SubSections) -> Result<(), OfflineError> {
+    pub fn alloc_contig_range(&self, nr: SectionNr, blocks: PageblockSet) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
         let pages = self.contig_target(nr, blocks)?;
         self.take(pages.section().zone(), once((pages, blocks)), PcpPolicy::DrainAgain, Kind::Allocated)?;
@@ -40,7 +40,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The pages of section `nr`, if all of `blocks` are ones that the allocator manages.
-    fn contig_target(&self, nr: SectionNr, blocks: SubSections) -> Result<SectionPages<'_>, OfflineError> {
+    fn contig_target(&self, nr: SectionNr, blocks: PageblockSet) -> Result<SectionPages<'_>, OfflineError> {
         let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
@@ -62,7 +62,7 @@ impl<P: Platform> Mm<P> {
     pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
         let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
-        let blocks = SubSections::range(block.clone());
+        let blocks = PageblockSet::range(block.clone());
         let pages = self.contig_target(nr, blocks)?;
         self.take(pages.section().zone(), once((pages, blocks)), self.pcp_policy.get(), Kind::Allocated)?;
         pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
@@ -87,7 +87,7 @@ impl<P: Platform> Mm<P> {
             }
             for first in (0..=last).step_by(step as usize) {
                 let blocks = first..first + count;
-                if self.alloc_contig_range(nr, SubSections::range(blocks.clone())).is_ok() {
+                if self.alloc_contig_range(nr, PageblockSet::range(blocks.clone())).is_ok() {
                     return Ok(nr.pageblocks(&blocks));
                 }
             }

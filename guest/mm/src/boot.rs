@@ -15,7 +15,7 @@ use crate::buddy::Place;
 use crate::contig::PcpPolicy;
 use crate::deferred::Unclaimed;
 use crate::memblock::{Memblock, Run};
-use crate::memmap_init::{Content, InitPolicy, set_heads};
+use crate::memmap_init::{InitPolicy, MemoryContent, set_heads};
 use crate::node::ZoneId;
 use crate::page::{Kind, ZoneType};
 use crate::pageblock::MigrateType;
@@ -42,7 +42,7 @@ pub struct Options {
     /// was left for later.
     pub grow: bool,
     /// What is in memory at boot where nobody has written to it.
-    pub content: Content,
+    pub content: MemoryContent,
     /// How struct pages of device memory are initialised.
     pub device_init: DeviceInit,
 }
@@ -84,7 +84,7 @@ impl<P: Platform> Mm<P> {
 
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
-        self.boot_memory_is_zero.store(content == Content::Zero, Relaxed);
+        self.boot_memory_is_zero.store(content == MemoryContent::Zero, Relaxed);
         let hotplug = self.lock_hotplug();
         let end = memblock.runs().last().map_or(SectionNr::new(0), |run| run.end);
         if end.get() > self.sparse.len() {

@@ -153,7 +153,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     let own = memmap_blocks(pages.nr(), section);
     assert_eq!(memmap, u64::from(own.pages()), "memmap pages in {:?}", pages.nr());
     if !section.is_boot() {
-        let unplugged = crate::SubSections::ALL.without(section.plugged());
+        let unplugged = crate::PageblockSet::ALL.without(section.plugged());
         assert_eq!(offline, u64::from(unplugged.pages()), "unplugged pages in {:?}", pages.nr());
     }
     let isolated = (0..crate::SECTION_PAGEBLOCKS).filter(|&b| section.pageblocks.is_isolated(b));

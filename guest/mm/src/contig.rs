@@ -15,9 +15,9 @@ use crate::Mm;
 use crate::isolation::{OfflineError, Stuck};
 use crate::node::ZoneId;
 use crate::page::Kind;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
 use crate::target::Targets;
 
 /// Rounds without a page less before the range is given up.
@@ -57,7 +57,7 @@ impl BootPcpPolicy {
 }
 
 /// Pageblocks of one section.
-pub(crate) type Part<'s> = (SectionPages<'s>, SubSections);
+pub(crate) type Part<'s> = (SectionPages<'s>, PageblockSet);
 
 impl<P: Platform> Mm<P> {
     /// Takes the pages of `parts`, all of them managed by the allocator, out of `zone`, all of them or
@@ -171,18 +171,18 @@ mod tests {
     use crate::Mm;
     use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
     use crate::isolation::OfflineError;
-    use crate::memmap_init::Content;
+    use crate::memmap_init::MemoryContent;
     use crate::node::NodeId;
     use crate::page::{Holder, ZoneType};
     use crate::page_alloc::Gfp;
+    use crate::pageblock_set::PageblockSet;
     use crate::sim::{Machine, Sim};
-    use crate::subsection::SubSections;
 
     const BLOCK: SectionNr = SectionNr::new(33);
 
     fn movable() -> (&'static Mm<Sim>, SectionNr) {
         let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).expect("a new block");
+        mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).expect("a new block");
         mm.online(BLOCK, ZoneType::Movable).expect("it goes online");
         (mm, BLOCK)
     }
@@ -213,7 +213,7 @@ mod tests {
         let (mm, nr) = movable();
         mm.pcp_policy.set(PcpPolicy::DrainOnce);
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
-        let blocks = SubSections::range(pfn.pageblock()..pfn.pageblock() + 1);
+        let blocks = PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1);
 
         let pages = mm.sparse.pages(nr).expect("a memmap");
         let zone = NodeId::FIRST.zone(ZoneType::Movable);

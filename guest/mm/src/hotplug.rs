@@ -15,13 +15,13 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, Pfn, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::lock::Guard;
-use crate::memmap_init::Content;
+use crate::memmap_init::MemoryContent;
 use crate::memory_block::{BlockStats, MemoryBlock};
 use crate::node::NodeId;
 use crate::page_alloc::Gfp;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState};
-use crate::subsection::SubSections;
 
 /// Why a memory block was not added. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,15 +62,15 @@ pub enum RemoveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MhpFlags {
     /// What is in the memory.
-    pub content: Content,
+    pub content: MemoryContent,
     /// Whether the memmap may lie in the memory, if that was chosen at boot (Linux
     /// `MHP_MEMMAP_ON_MEMORY`).
     pub memmap_on_memory: bool,
 }
 
-impl From<Content> for MhpFlags {
+impl From<MemoryContent> for MhpFlags {
     /// The memmap may lie in the memory.
-    fn from(content: Content) -> Self {
+    fn from(content: MemoryContent) -> Self {
         Self { content, memmap_on_memory: true }
     }
 }
@@ -86,8 +86,8 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The sub-sections of hot-added section `nr` that are plugged.
-    pub fn plugged(&self, nr: SectionNr) -> SubSections {
-        self.sparse.section(nr).map_or(SubSections::NONE, Section::plugged)
+    pub fn plugged(&self, nr: SectionNr) -> PageblockSet {
+        self.sparse.section(nr).map_or(PageblockSet::NONE, Section::plugged)
     }
 
     /// Tells `tell` of every memory block from section `from` on, ascending, until it has had enough and
@@ -108,7 +108,7 @@ impl<P: Platform> Mm<P> {
         &self,
         node: NodeId,
         nr: SectionNr,
-        plugged: impl AsRef<[SubSections]>,
+        plugged: impl AsRef<[PageblockSet]>,
         flags: impl Into<MhpFlags>,
     ) -> Result<(), AddError> {
         let _hotplug = self.lock_hotplug();
@@ -120,7 +120,7 @@ impl<P: Platform> Mm<P> {
         &self,
         node: NodeId,
         nr: SectionNr,
-        plugged: &[SubSections],
+        plugged: &[PageblockSet],
         flags: MhpFlags,
     ) -> Result<(), AddError> {
         self.sparse.section(nr).ok_or(AddError::OutOfRange)?;
@@ -148,7 +148,7 @@ impl<P: Platform> Mm<P> {
             let section = self.entry(nr);
             section.set_plugged(plugged);
             // Pages of older memory have been used.
-            section.set_zeroed(on_memory && flags.content == Content::Zero);
+            section.set_zeroed(on_memory && flags.content == MemoryContent::Zero);
             self.sparse.set_state(nr, SectionState::Present);
         }
         self.entry(nr).set_block_sections(block.len());
@@ -193,7 +193,7 @@ impl<P: Platform> Mm<P> {
         for nr in block.sections() {
             let section = self.entry(nr);
             self.unmap_direct(nr, section.plugged());
-            section.set_plugged(SubSections::NONE);
+            section.set_plugged(PageblockSet::NONE);
         }
         self.entry(block.first()).set_block_sections(0);
     }
@@ -320,7 +320,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn map_sections(
         &self,
         sections: impl Iterator<Item = SectionNr> + Clone,
-        plugged: &[SubSections],
+        plugged: &[PageblockSet],
     ) -> Result<(), NoPageTable> {
         for (done, (nr, &here)) in sections.clone().zip(plugged).enumerate() {
             if let Err(error) = self.map_direct(nr, here) {
@@ -333,20 +333,20 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Maps `blocks` of section `nr`, all of them or none.
-    pub(crate) fn map_direct(&self, nr: SectionNr, blocks: SubSections) -> Result<(), NoPageTable> {
-        let mut mapped = SubSections::NONE;
+    pub(crate) fn map_direct(&self, nr: SectionNr, blocks: PageblockSet) -> Result<(), NoPageTable> {
+        let mut mapped = PageblockSet::NONE;
         for run in blocks.runs() {
             let range = nr.pageblocks(&run);
             if self.platform.fault(FaultStep::MapDirect) || self.platform.map_direct(range).is_err() {
                 self.unmap_direct(nr, mapped);
                 return Err(NoPageTable);
             }
-            mapped = mapped.union(SubSections::range(run));
+            mapped = mapped.union(PageblockSet::range(run));
         }
         Ok(())
     }
 
-    pub(crate) fn unmap_direct(&self, nr: SectionNr, blocks: SubSections) {
+    pub(crate) fn unmap_direct(&self, nr: SectionNr, blocks: PageblockSet) {
         for run in blocks.runs() {
             self.platform.unmap_direct(nr.pageblocks(&run));
         }

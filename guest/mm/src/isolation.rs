@@ -17,9 +17,9 @@ use crate::addr::{Order, Pfn, PfnRange};
 use crate::buddy::Place;
 use crate::page::{Holder, Kind, PageState, ZoneType};
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
 use crate::zone::Zone;
 
 /// Why memory could not be taken out of its zone. Nothing has changed then, except that pages may
@@ -122,9 +122,9 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn start_isolate(
         &self,
         pages: SectionPages<'_>,
-        blocks: SubSections,
+        blocks: PageblockSet,
     ) -> Result<(), OfflineError> {
-        let mut isolated = SubSections::NONE;
+        let mut isolated = PageblockSet::NONE;
         let mut stuck = Stuck::none();
         for window in blocks.windows() {
             let busy = |block| {
@@ -136,7 +136,7 @@ impl<P: Platform> Mm<P> {
             }
             // After the first unmovable page this only counts the others.
             if self.isolate_window(pages, &window, &mut stuck) {
-                isolated = isolated.union(SubSections::range(window));
+                isolated = isolated.union(PageblockSet::range(window));
             }
         }
         if stuck.pages > 0 {
@@ -163,7 +163,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Adds what of `blocks` will not move.
-    pub(crate) fn count_unmovable(&self, pages: SectionPages<'_>, blocks: SubSections, stuck: &mut Stuck) {
+    pub(crate) fn count_unmovable(&self, pages: SectionPages<'_>, blocks: PageblockSet, stuck: &mut Stuck) {
         for window in blocks.windows() {
             let _buddy = self.zone_of(pages).lock();
             add_unmovable(pages, &window, stuck);
@@ -172,7 +172,7 @@ impl<P: Platform> Mm<P> {
 
     /// Takes isolation back: the pageblocks have their former types, and what is free in them can
     /// be allocated.
-    pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, blocks: SubSections) {
+    pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, blocks: PageblockSet) {
         for window in blocks.windows() {
             let mut buddy = self.zone_of(pages).lock();
             self.set_isolated(pages, &window, false);
@@ -187,7 +187,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// What of the isolated `blocks` is not free yet (Linux `test_pages_isolated`).
-    pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, blocks: SubSections) -> Stuck {
+    pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, blocks: PageblockSet) -> Stuck {
         let mut stuck = Stuck::none();
         for window in blocks.windows() {
             let _buddy = self.zone_of(pages).lock();
@@ -203,7 +203,7 @@ impl<P: Platform> Mm<P> {
     /// Takes the pages of the isolated `blocks`, all of them free, off the free lists and ends the
     /// isolation (Linux `__offline_isolated_pages`). Each pageblock is one block of `kind` then, that
     /// nobody has said to hold.
-    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, blocks: SubSections, kind: Kind) {
+    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, blocks: PageblockSet, kind: Kind) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
         let taken = PageState::new(kind, Order::PAGEBLOCK, zone);

@@ -8,7 +8,7 @@
 //! # Map, lowest layer first; a file imports from its own layer and the ones above it here
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`platform`](Platform) |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
 //! | movement | `isolation`, `target`, `migrate`, `contig` |
@@ -56,6 +56,7 @@ mod online;
 mod page;
 mod page_alloc;
 mod pageblock;
+mod pageblock_set;
 mod pcplist;
 mod pgmap;
 mod platform;
@@ -63,7 +64,6 @@ mod range;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sparse;
-mod subsection;
 mod target;
 mod vmstat;
 mod zone;
@@ -79,7 +79,7 @@ pub use contig::PcpPolicy;
 pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
-pub use memmap_init::{Content, InitPolicy};
+pub use memmap_init::{InitPolicy, MemoryContent};
 pub use memory_block::{BlockStats, MAX_BLOCK_SECTIONS};
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId};
@@ -87,12 +87,12 @@ pub use online::OnlineError;
 pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
+pub use pageblock_set::PageblockSet;
 pub use pcplist::{PcpDisabled, PerCpu};
 pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
-pub use subsection::SubSections;
 pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
 pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 

@@ -13,9 +13,9 @@ use crate::addr::{Order, PfnRange};
 use crate::node::ZoneId;
 use crate::page::{Kind, PageState};
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
 
 /// When struct pages are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum InitPolicy {
 
 /// What is in memory that is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum MemoryContent {
     /// Anything.
     Unknown,
     /// Zeros: whoever provides the memory says so, and nobody has used it since.
@@ -49,16 +49,16 @@ pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {
 
 /// Marks what of a hot-added section is not for the allocator: the sub-sections with its own
 /// memmap, and those that are not plugged.
-pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: SubSections) {
+pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: PageblockSet) {
     let zone = pages.section().zone();
-    let mark = |blocks: SubSections, kind| {
+    let mark = |blocks: PageblockSet, kind| {
         for block in blocks.iter() {
             let first = pages.nr().pageblocks(&(block..block + 1)).start;
             pages.page(first).set_state(PageState::new(kind, Order::PAGEBLOCK, zone));
         }
     };
     mark(memmap, Kind::Memmap);
-    mark(SubSections::ALL.without(pages.section().plugged()), Kind::Offline);
+    mark(PageblockSet::ALL.without(pages.section().plugged()), Kind::Offline);
     for block in memmap.iter() {
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }

@@ -14,8 +14,8 @@
 use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::node::{NodeId, ZoneId};
+use crate::pageblock_set::PageblockSet;
 use crate::sparse::{Section, SectionState, Sparse};
-use crate::subsection::SubSections;
 
 /// Most sections of a memory block: with more, its memmap would not fit into its first section.
 pub const MAX_BLOCK_SECTIONS: u32 = u64::BITS;
@@ -67,15 +67,15 @@ impl MemoryBlock {
     }
 
     /// The sub-sections of the first section in which the memmap lies when it lies on the block.
-    pub(crate) fn reserve(self) -> SubSections {
-        SubSections::range(0..self.sections)
+    pub(crate) fn reserve(self) -> PageblockSet {
+        PageblockSet::range(0..self.sections)
     }
 }
 
 /// The sub-sections of section `nr` that hold memmap of their own memory block.
-pub(crate) fn memmap_blocks(nr: SectionNr, section: &Section) -> SubSections {
+pub(crate) fn memmap_blocks(nr: SectionNr, section: &Section) -> PageblockSet {
     let pages = VmemAltmap::of(nr, section).map_or(0, VmemAltmap::offset);
-    SubSections::range(0..pages / MEMMAP_PAGES)
+    PageblockSet::range(0..pages / MEMMAP_PAGES)
 }
 
 /// What there is to know of a memory block. Each section of boot memory is one.

@@ -18,9 +18,9 @@ use arrayvec::ArrayVec;
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::page::{Holder, Kind, OwnerId};
+use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
 use crate::target::Targets;
 
 /// Number of owners that can be registered.
@@ -93,7 +93,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn migrate_pageblocks(
         &self,
         pages: SectionPages<'_>,
-        blocks: SubSections,
+        blocks: PageblockSet,
         targets: &mut Targets<'_, P>,
     ) -> bool {
         let owners = *self.owners.lock();

@@ -31,9 +31,9 @@ use crate::memory_block::{MemoryBlock, memmap_blocks};
 use crate::node::ZoneId;
 use crate::page::ZoneType;
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, SectionPages, SectionState};
-use crate::subsection::SubSections;
 
 /// Why memory was not put into a zone. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,10 +187,10 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// See [`OnlineError`].
-    pub fn online_subsections(
+    pub fn online_pageblocks(
         &self,
         nr: SectionNr,
-        blocks: impl AsRef<[SubSections]>,
+        blocks: impl AsRef<[PageblockSet]>,
     ) -> Result<(), OnlineError> {
         let _hotplug = self.lock_hotplug();
         let blocks = blocks.as_ref();
@@ -210,14 +210,14 @@ impl<P: Platform> Mm<P> {
             return Err(OnlineError::Vetoed);
         }
         for (nr, &blocks) in sections.zip(blocks) {
-            self.free_subsections(self.online_pages(nr), blocks);
+            self.free_pageblocks(self.online_pages(nr), blocks);
         }
         self.update_limits();
         Ok(())
     }
 
     /// Gives sub-sections that were not plugged up to now to the allocator.
-    fn free_subsections(&self, pages: SectionPages<'_>, blocks: SubSections) {
+    fn free_pageblocks(&self, pages: SectionPages<'_>, blocks: PageblockSet) {
         let section = pages.section();
         section.set_plugged(section.plugged().union(blocks));
         let zone = self.zone(section.zone());
@@ -300,10 +300,10 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// See [`OfflineError`].
-    pub fn offline_subsections(
+    pub fn offline_pageblocks(
         &self,
         nr: SectionNr,
-        blocks: impl AsRef<[SubSections]>,
+        blocks: impl AsRef<[PageblockSet]>,
     ) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
         let blocks = blocks.as_ref();
@@ -347,6 +347,6 @@ impl<P: Platform> Mm<P> {
 }
 
 /// What of a section can be allocated when it is online.
-fn usable(nr: SectionNr, section: &Section) -> SubSections {
+fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
     section.plugged().without(memmap_blocks(nr, section))
 }

@@ -27,8 +27,8 @@ use crate::hotplug::{AddError, MhpFlags, RemoveError};
 use crate::isolation::OfflineError;
 use crate::memory_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
 use crate::node::NodeId;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
-use crate::subsection::SubSections;
 
 /// What may be removed at a time when the memmap lies on the memory; chosen at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl<P: Platform> Mm<P> {
         block_sections: u32,
         flags: impl Into<MhpFlags>,
     ) -> Result<(), AddError> {
-        const PLUGGED: [SubSections; MAX_BLOCK_SECTIONS as usize] = [SubSections::ALL; _];
+        const PLUGGED: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
         let plugged = PLUGGED.get(..block_sections as usize).ok_or(AddError::Misaligned)?;
         if range.count == 0 || plugged.is_empty() || !range.count.is_multiple_of(block_sections) {
             return Err(AddError::Misaligned);

@@ -24,7 +24,7 @@ use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
     SectionNr,
 };
-use crate::memmap_init::{Content, InitPolicy};
+use crate::memmap_init::{InitPolicy, MemoryContent};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
 use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
@@ -122,7 +122,7 @@ pub struct Machine {
     /// [`Options::grow`].
     pub grow: bool,
     /// What is in memory at boot, and in memory that is mapped later until it is written to.
-    pub content: Content,
+    pub content: MemoryContent,
     /// [`Options::device_init`].
     pub device_init: DeviceInit,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
@@ -146,7 +146,7 @@ impl Default for Machine {
             removal: RemovalPolicy::PerBlock,
             init: InitPolicy::Eager,
             grow: true,
-            content: Content::Unknown,
+            content: MemoryContent::Unknown,
             device_init: DeviceInit::Once,
             page_tables: false,
         }
@@ -230,7 +230,7 @@ fn window(pages: usize) -> NonNull<Page> {
 }
 
 impl Sim {
-    fn new(sections: u32, content: Content) -> Self {
+    fn new(sections: u32, content: MemoryContent) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         Self {
             window: window(pages),
@@ -242,7 +242,7 @@ impl Sim {
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
             probe: Mutex::new(None),
-            zeros: content == Content::Zero,
+            zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
             settled: AtomicBool::new(false),

@@ -24,7 +24,7 @@ use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId};
 use crate::page::{Page, ZoneType};
 use crate::pageblock::PageblockFlags;
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
 
 pub(crate) use section_pages::SectionPages;
 
@@ -183,11 +183,11 @@ impl Section {
         self.memmap.store(pfn.map_or(0, Pfn::get), Ordering::Relaxed);
     }
 
-    pub(crate) fn plugged(&self) -> SubSections {
-        SubSections::new(self.plugged.load(Ordering::Relaxed))
+    pub(crate) fn plugged(&self) -> PageblockSet {
+        PageblockSet::new(self.plugged.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_plugged(&self, plugged: SubSections) {
+    pub(crate) fn set_plugged(&self, plugged: PageblockSet) {
         self.plugged.store(plugged.bits(), Ordering::Relaxed);
     }
 

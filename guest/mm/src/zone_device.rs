@@ -34,10 +34,10 @@ use crate::node::NodeId;
 use crate::page::{DevUser, Holder, Kind, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionState;
-use crate::subsection::SubSections;
 
 mod teardown;
 
@@ -179,7 +179,7 @@ impl<P: Platform> Mm<P> {
             let entry = self.sparse.section(section).expect("it was found above");
             entry.set_device(true);
             entry.set_node(map.node);
-            entry.set_plugged(SubSections::ALL);
+            entry.set_plugged(PageblockSet::ALL);
             // All pageblocks, whatever begins in them.
             entry.pageblocks.reset();
             self.sparse.set_state(section, SectionState::Present);
@@ -195,13 +195,13 @@ impl<P: Platform> Mm<P> {
         let range = map.range;
         let mut mapped = 0;
         let map_one = |nr| {
-            self.map_direct(nr, SubSections::ALL).map_err(|_| MemremapError::NoPageTable)?;
+            self.map_direct(nr, PageblockSet::ALL).map_err(|_| MemremapError::NoPageTable)?;
             mapped += 1;
             Ok(())
         };
         let result = sections(range).try_for_each(map_one).and_then(|()| self.map_memmaps(map, altmap));
         if result.is_err() {
-            sections(range).take(mapped).for_each(|nr| self.unmap_direct(nr, SubSections::ALL));
+            sections(range).take(mapped).for_each(|nr| self.unmap_direct(nr, PageblockSet::ALL));
         }
         result
     }

@@ -211,7 +211,7 @@ mod tests {
     use crate::page::ZoneType;
     use crate::sim::{Machine, Sim};
     use crate::zone::Watermark;
-    use crate::{Content, Mm, SectionNr, SubSections};
+    use crate::{MemoryContent, Mm, PageblockSet, SectionNr};
 
     #[test]
     fn a_zonelist_has_room_for_all_zones() {
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn limits_of_lists_are_shared_by_the_cpus_of_the_node() {
         let mm = machine();
-        mm.add_memory(NodeId::new(2), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::new(2), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(SectionNr::new(34), ZoneType::Normal).unwrap();
         let zones = [0, 1, 2].map(|node| mm.zone(NodeId::new(node).zone(ZoneType::Normal)));
         let lows = zones.map(|zone| zone.watermark(Watermark::Low));
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(dma32.lowmem_reserve(ZoneType::Normal), normal.managed() / 256);
         assert_eq!(dma32.lowmem_reserve(ZoneType::Dma32), 0);
         assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0);
-        mm.add_memory(NodeId::new(1), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::new(1), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(SectionNr::new(34), ZoneType::Movable).unwrap();
         let movable = zone(1, ZoneType::Movable);
         assert_eq!(other.lowmem_reserve(ZoneType::Movable), movable.managed() / 32);

@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
 use tidevm_mm::{
-    Content, Holder, MhpFlags, NodeId, OfflineError, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType,
+    Holder, MemoryContent, MhpFlags, NodeId, OfflineError, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr,
+    ZoneType,
 };
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
@@ -143,7 +144,7 @@ impl<T: Transport> MemDriver<T> {
                 read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
             }
             Action::AddBlock { addr, start, size, fresh } => {
-                let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
+                let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
                 let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
                 let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
                 let plugged = Parts::new(start - addr, size);
@@ -155,12 +156,12 @@ impl<T: Transport> MemDriver<T> {
             }
             Action::OnlineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let online = MM.online_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let online = MM.online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(online.map_err(|_| ResizeState::NoMemory))
             }
             Action::OfflineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let offline = MM.offline_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let offline = MM.offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(offline_failed))
             }
             Action::RemoveBlock { addr } => self.note(remove(addr)),
@@ -300,31 +301,31 @@ fn geometry(options: &Options, config: &Config) -> DriverConfig {
 
 /// What of a memory block's sections is meant, an element a section, and how many of them it takes to say
 /// so.
-struct Parts([SubSections; MAX_SECTIONS], usize);
+struct Parts([PageblockSet; MAX_SECTIONS], usize);
 
 impl Parts {
     /// `size` bytes from `offset` on, which counts from the first section's start.
     fn new(offset: u64, size: u64) -> Self {
         let (first, end) = (offset / SUB_SECTION, (offset + size) / SUB_SECTION);
         let used = end.div_ceil(64) as usize;
-        let mut sections = [SubSections::NONE; _];
+        let mut sections = [PageblockSet::NONE; _];
         for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
             let at = |sub_section: u64| sub_section.saturating_sub(index * 64).min(64) as u32;
-            *blocks = SubSections::range(at(first)..at(end));
+            *blocks = PageblockSet::range(at(first)..at(end));
         }
         Self(sections, used)
     }
 }
 
-impl AsRef<[SubSections]> for Parts {
+impl AsRef<[PageblockSet]> for Parts {
     /// Up to the last of them of which something is meant.
-    fn as_ref(&self) -> &[SubSections] {
+    fn as_ref(&self) -> &[PageblockSet] {
         &self.0[..self.1]
     }
 }
 
 /// Adds a memory block to `node` and onlines it; all or nothing.
-fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
+fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
     MM.online(section, ZoneType::Movable).map_err(|_| {

@@ -1,7 +1,7 @@
 use std::vec::Vec;
 
 use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
 
 fn range(start: u32, end: u32) -> PfnRange {
     PfnRange { start: Pfn::new(start), end: Pfn::new(end) }
@@ -48,17 +48,17 @@ fn sections_and_pageblocks() {
 
 #[test]
 fn sub_section_sets() {
-    assert_eq!(SubSections::range(0..64), SubSections::ALL);
-    assert_eq!(SubSections::range(64..64), SubSections::NONE);
-    assert_eq!(SubSections::range(0..1), SubSections::FIRST);
-    let set = SubSections::range(3..7).union(SubSections::range(60..64));
+    assert_eq!(PageblockSet::range(0..64), PageblockSet::ALL);
+    assert_eq!(PageblockSet::range(64..64), PageblockSet::NONE);
+    assert_eq!(PageblockSet::range(0..1), PageblockSet::FIRST);
+    let set = PageblockSet::range(3..7).union(PageblockSet::range(60..64));
     assert_eq!(set.runs().collect::<Vec<_>>(), [3..7, 60..64]);
     assert_eq!(set.iter().collect::<Vec<_>>(), [3, 4, 5, 6, 60, 61, 62, 63]);
     let windows: Vec<_> = set.windows().map(|window| (window.start, window.end)).collect();
     assert_eq!(windows, [(3, 4), (4, 6), (6, 7), (60, 62), (62, 64)]);
-    assert_eq!(SubSections::ALL.windows().count(), 32);
+    assert_eq!(PageblockSet::ALL.windows().count(), 32);
     assert_eq!(set.pages(), 8 * 512);
-    assert_eq!(SubSections::ALL.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(0, 64)]);
+    assert_eq!(PageblockSet::ALL.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(0, 64)]);
     assert!(set.contains(63) && !set.contains(2));
-    assert_eq!(set.without(SubSections::range(5..64)).bits(), 0b11000);
+    assert_eq!(set.without(PageblockSet::range(5..64)).bits(), 0b11000);
 }

@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
-use crate::memmap_init::{Content, InitPolicy};
+use crate::memmap_init::{InitPolicy, MemoryContent};
 use crate::node::NodeId;
 use crate::page::{Kind, Link, Page, PageState, ZoneType};
 use crate::page_alloc::Gfp;
+use crate::pageblock_set::PageblockSet;
 use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
 use crate::{Mm, ZoneId};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -18,9 +18,9 @@ const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 /// With lazy initialisation, because nothing else could take a bad page for one that is new.
 fn machine() -> &'static Mm<Sim> {
-    let lazy = Machine { init: InitPolicy::Lazy, content: Content::Zero, ..Machine::default() };
+    let lazy = Machine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..Machine::default() };
     let mm = lazy.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Zero).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }

@@ -6,13 +6,13 @@ use std::string::String;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
-use crate::memmap_init::{Content, InitPolicy};
+use crate::memmap_init::{InitPolicy, MemoryContent};
 use crate::node::NodeId;
 use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -21,10 +21,10 @@ const BLOCK: SectionNr = SectionNr::new(32);
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
     let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm.memmap_on_memory.store(false, Relaxed);
-    mm.add_memory(NodeId::FIRST, SectionNr::new(33), SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, SectionNr::new(33), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm
 }
 

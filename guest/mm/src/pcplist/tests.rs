@@ -6,14 +6,14 @@ use std::thread;
 use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
-use crate::memmap_init::Content;
+use crate::memmap_init::MemoryContent;
 use crate::node::{NodeId, ZoneId};
 use crate::page::ZoneType;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
 use crate::{Mm, PerCpu, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -21,13 +21,13 @@ const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 fn machine() -> &'static Mm<Sim> {
     let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
-fn pageblock_of(pfn: Pfn) -> SubSections {
-    SubSections::range(pfn.pageblock()..pfn.pageblock() + 1)
+fn pageblock_of(pfn: Pfn) -> PageblockSet {
+    PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1)
 }
 
 /// A freer read the pageblock's type before it was isolated, and goes on after that: the page must

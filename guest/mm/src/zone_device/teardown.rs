@@ -6,10 +6,10 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::page::DevUser;
+use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapNr, Stage};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
-use crate::subsection::SubSections;
 
 /// Why device memory was not unmapped. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl<P: Platform> Mm<P> {
         for section in pgmap.sections() {
             self.sparse.set_state(section, SectionState::Absent);
             let entry = self.sparse.section(section).expect("it was mapped");
-            entry.set_plugged(SubSections::NONE);
+            entry.set_plugged(PageblockSet::NONE);
             entry.set_device(false);
         }
         let mut altmap = pgmap.altmap();
@@ -56,7 +56,7 @@ impl<P: Platform> Mm<P> {
         if let Some(altmap) = altmap {
             altmap.end();
         }
-        pgmap.sections().for_each(|section| self.unmap_direct(section, SubSections::ALL));
+        pgmap.sections().for_each(|section| self.unmap_direct(section, PageblockSet::ALL));
         pgmap.release();
         Ok(pgmap.device_pages().pages())
     }
@@ -115,7 +115,7 @@ impl<P: Platform> Mm<P> {
             for section in pgmap.sections() {
                 let entry = self.sparse.section(section).expect("it is mapped");
                 assert!(entry.is_device(), "{section:?} of pgmap {nr:?} is something else");
-                assert_eq!(entry.plugged(), SubSections::ALL, "{section:?} of pgmap {nr:?}");
+                assert_eq!(entry.plugged(), PageblockSet::ALL, "{section:?} of pgmap {nr:?}");
                 let state = entry.state();
                 let ready = if live { SectionState::Initialised } else { SectionState::Present };
                 // One that is just being published may be further.

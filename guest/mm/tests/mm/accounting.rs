@@ -3,8 +3,8 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, Gfp, Holder, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order, RemoveError,
-    SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
+    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
+    PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -34,7 +34,7 @@ fn one_block() {
             let start = mm.stats();
             let memmap = |mm: &Mm<Sim>| [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
             for _ in 0..2 {
-                mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+                mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
                 mm.check();
                 assert_eq!(counters(mm, zone), [0; 4], "added");
                 assert_eq!(memmap(mm), if on { [0, 512] } else { [512, 0] });
@@ -76,7 +76,7 @@ fn holes_and_spans() {
     let mm = machine(true);
     let block = |offset: u32| SectionNr::new(32 + offset);
     let online = |offset, zone| {
-        mm.add_memory(NodeId::FIRST, block(offset), SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, block(offset), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(block(offset), zone).unwrap();
         mm.check();
     };
@@ -117,7 +117,7 @@ fn span_of_boot_memory() {
     let at_boot = mm.stats().zones;
     assert_eq!([at_boot[0].spanned, at_boot[1].spanned], [40_000, 1000]);
     for nr in [2, 3, 31, 32, 34].map(SectionNr::new) {
-        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         let zone = if nr.get() < 32 { ZoneType::Dma32 } else { ZoneType::Normal };
         mm.online(nr, zone).unwrap();
         mm.check();
@@ -134,21 +134,22 @@ fn span_of_boot_memory() {
 #[test]
 fn table_boundaries() {
     let mm = machine(true);
-    let add = |nr| mm.add_memory(NodeId::FIRST, SectionNr::new(nr), SubSections::ALL, Content::Unknown);
+    let add =
+        |nr| mm.add_memory(NodeId::FIRST, SectionNr::new(nr), PageblockSet::ALL, MemoryContent::Unknown);
     for nr in [0, 1] {
         assert_eq!(add(nr), Err(AddError::Exists), "boot memory");
         assert_eq!(mm.offline(SectionNr::new(nr)), Err(OfflineError::BootMemory));
         assert_eq!(mm.remove_memory(SectionNr::new(nr)), Err(RemoveError::Online));
-        assert_eq!(mm.online_subsections(SectionNr::new(nr), SubSections::ALL), Err(OnlineError::Plugged));
+        assert_eq!(mm.online_pageblocks(SectionNr::new(nr), PageblockSet::ALL), Err(OnlineError::Plugged));
     }
     for nr in [36, 37, u32::MAX >> 15, u32::MAX] {
         let nr = SectionNr::new(nr);
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown),
+            mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::OutOfRange)
         );
         assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::NotPresent));
-        assert_eq!(mm.online_subsections(nr, SubSections::ALL), Err(OnlineError::NotOnline));
+        assert_eq!(mm.online_pageblocks(nr, PageblockSet::ALL), Err(OnlineError::NotOnline));
         assert_eq!(mm.offline(nr), Err(OfflineError::NotOnline));
         assert_eq!(mm.remove_memory(nr), Err(RemoveError::NotPresent));
         assert_eq!(mm.section_state(nr), SectionState::Absent);
@@ -171,46 +172,46 @@ fn table_boundaries() {
 fn wrong_states() {
     for on in [true, false] {
         let mm = machine(on);
-        let all = SubSections::ALL;
+        let all = PageblockSet::ALL;
         let start = mm.stats();
         assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::NotPresent));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::NotOnline));
+        assert_eq!(mm.online_pageblocks(BLOCK, all), Err(OnlineError::NotOnline));
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
-        assert_eq!(mm.offline_subsections(BLOCK, all), Err(OfflineError::NotOnline));
+        assert_eq!(mm.offline_pageblocks(BLOCK, all), Err(OfflineError::NotOnline));
         assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::NotPresent));
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, BLOCK, SubSections::NONE, Content::Unknown),
+            mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::NONE, MemoryContent::Unknown),
             Err(AddError::NothingPlugged)
         );
-        let without_first = SubSections::range(1..64);
+        let without_first = PageblockSet::range(1..64);
         if on {
             assert_eq!(
-                mm.add_memory(NodeId::FIRST, BLOCK, without_first, Content::Unknown),
+                mm.add_memory(NodeId::FIRST, BLOCK, without_first, MemoryContent::Unknown),
                 Err(AddError::NoMemmap)
             );
         }
         assert_eq!(mm.stats(), start);
 
-        mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown).unwrap();
         let added = mm.stats();
-        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
+        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown), Err(AddError::Exists));
         assert_eq!(mm.online(BLOCK, ZoneType::Dma32), Err(OnlineError::WrongZone));
         assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::NotOnline));
-        assert_eq!(mm.offline_subsections(BLOCK, all), Err(OfflineError::NotOnline));
+        assert_eq!(mm.online_pageblocks(BLOCK, all), Err(OnlineError::NotOnline));
+        assert_eq!(mm.offline_pageblocks(BLOCK, all), Err(OfflineError::NotOnline));
         assert_eq!(mm.stats(), added);
 
         mm.online(BLOCK, ZoneType::Movable).unwrap();
         let online = mm.stats();
-        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
+        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown), Err(AddError::Exists));
         assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::Plugged));
+        assert_eq!(mm.online_pageblocks(BLOCK, all), Err(OnlineError::Plugged));
         assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
         assert_eq!(mm.stats(), online);
         mm.check();
 
         let low = SectionNr::new(5);
-        mm.add_memory(NodeId::FIRST, low, all, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, low, all, MemoryContent::Unknown).unwrap();
         assert_eq!(mm.online(low, ZoneType::Normal), Err(OnlineError::WrongZone));
         mm.online(low, ZoneType::Dma32).unwrap();
         mm.check();
@@ -231,7 +232,7 @@ fn memmap_from_boot_memory_runs_out() {
         let mut added = 0;
         let refused = (32..80).map(SectionNr::new).find_map(|nr| {
             let before = state_of(mm, 80);
-            let result = mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown);
+            let result = mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown);
             if result.is_err() {
                 assert_eq!(state_of(mm, 80), before, "a refused block changes nothing");
                 assert!(!mm.platform().is_mapped(nr.start()));
@@ -259,11 +260,11 @@ fn memmap_from_boot_memory_runs_out() {
 #[test]
 fn holder_of_a_memmap() {
     let mm = machine(false);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Normal).unwrap();
     // Kernel memory comes from Normal first: the next block's memmap lies in this one.
     let next = SectionNr::new(33);
-    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let memmap = mm.platform().memmap_of(next).unwrap();
     assert!(BLOCK.frames().contains(memmap));
     let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("it holds a memmap") };
@@ -278,7 +279,7 @@ fn holder_of_a_memmap() {
 #[test]
 fn kernel_page_in_normal() {
     let mm = machine(true);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Normal).unwrap();
     let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).unwrap();
     let data = mm.alloc_pages(Order::new(4), Gfp::Kernel).unwrap();

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, Holder, InitPolicy, MhpFlags, MigrateType, Mm, NodeId,
-    OfflineAndRemoveError, OfflineError, OnlineError, Order, Pfn, RemovalPolicy, RemoveError, SectionNr,
-    SectionRange, SectionState, SubSections, ZoneStats, ZoneType,
+    AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
+    OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
+    SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -30,7 +30,7 @@ fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
 
 /// Adds a memory block of `sections` sections, wholly plugged.
 fn add(mm: &Mm<Sim>, nr: SectionNr, sections: usize) -> Result<(), AddError> {
-    mm.add_memory(NODE, nr, vec![SubSections::ALL; sections], Content::Unknown)
+    mm.add_memory(NODE, nr, vec![PageblockSet::ALL; sections], MemoryContent::Unknown)
 }
 
 fn movable(mm: &Mm<Sim>) -> ZoneStats {
@@ -118,7 +118,7 @@ fn s4_accounting_is_linuxs_table() {
 #[test]
 fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     for on in [false, true] {
-        let content = Content::Zero;
+        let content = MemoryContent::Zero;
         let machine = Machine {
             memmap_on_memory: on,
             sections: 32 + 96,
@@ -151,11 +151,11 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
     for on in [false, true] {
         let mm = machine(on);
         let far = NodeId::new(1);
-        mm.add_memory(far, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(far, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(BLOCK, ZoneType::Movable).unwrap();
         mm.check();
         let next = section(1);
-        mm.add_memory(far, next, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(far, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         let memmap = mm.platform().memmap_of(next).unwrap();
         // Without it there is no page on the node that it may lie in: all of them are movable.
         assert_eq!(memmap >= BLOCK.start(), on, "memmap at {memmap:?}");
@@ -233,11 +233,11 @@ fn s4_6_one_common_reserve_at_the_start() {
 /// S4.8: the memmap comes and goes with add and remove; it is written with online.
 #[test]
 fn s4_8_allocated_at_add_and_initialised_at_online() {
-    let machine = Machine { content: Content::Zero, sections: SECTIONS, ..Machine::default() };
+    let machine = Machine { content: MemoryContent::Zero, sections: SECTIONS, ..Machine::default() };
     let mm = machine.boot();
     let start = state_of(mm, SECTIONS);
     for online in [false, true] {
-        mm.add_memory(NODE, BLOCK, [SubSections::ALL; GIB], Content::Zero).unwrap();
+        mm.add_memory(NODE, BLOCK, [PageblockSet::ALL; GIB], MemoryContent::Zero).unwrap();
         assert_eq!(memmap(mm), [0, 4096]);
         if !online {
             let written: usize = (0..8).map(|offset| mm.platform().written_pages(section(offset))).sum();
@@ -295,11 +295,11 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
 #[test]
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
-    let (content, init) = (Content::Zero, InitPolicy::Lazy);
+    let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
     let mm = Machine { content, init, sections: 64 + sections, ..Machine::default() }.boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
-    mm.add_memory(NODE, first, vec![SubSections::ALL; 64], Content::Zero).unwrap();
+    mm.add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();
     let added = state_of(mm, 64 + sections);
     mm.platform().inject(FaultStep::Online, 0);
     assert_eq!(mm.online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
@@ -380,7 +380,7 @@ fn s4_16_removal_has_the_granularity_of_adding() {
     for policy in [RemovalPolicy::Range, RemovalPolicy::PerBlock] {
         let mm = machine_with(policy);
         let start = state_of(mm, SECTIONS);
-        mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
+        mm.add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
         let added = state_of(mm, SECTIONS);
         let online = || (0..16).step_by(4).for_each(|at| mm.online(section(at), ZoneType::Movable).unwrap());
         online();
@@ -403,14 +403,14 @@ fn s4_16_removal_has_the_granularity_of_adding() {
         tenant.release_all();
         assert_eq!(state_of(mm, SECTIONS), start);
 
-        mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
+        mm.add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
         let result = mm.remove_memory_range(range(4, 8));
         assert_eq!(
             result,
             if policy == RemovalPolicy::Range { Err(RemoveError::Granularity) } else { Ok(()) }
         );
         if result.is_ok() {
-            mm.add_memory_range(NODE, range(4, 8), 4, Content::Unknown).unwrap();
+            mm.add_memory_range(NODE, range(4, 8), 4, MemoryContent::Unknown).unwrap();
         }
         assert_eq!(state_of(mm, SECTIONS), added);
     }
@@ -420,9 +420,9 @@ fn s4_16_removal_has_the_granularity_of_adding() {
 #[test]
 fn s4_16_mixed_ranges_are_refused() {
     let mm = machine(true);
-    let elsewhere = MhpFlags { content: Content::Unknown, memmap_on_memory: false };
+    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
     mm.add_memory_range(NODE, range(0, 4), 2, elsewhere).unwrap();
-    mm.add_memory_range(NODE, range(4, 4), 2, Content::Unknown).unwrap();
+    mm.add_memory_range(NODE, range(4, 4), 2, MemoryContent::Unknown).unwrap();
     let added = state_of(mm, SECTIONS);
     assert_eq!(mm.remove_memory_range(range(0, 8)), Err(RemoveError::Mixed));
     assert_eq!(state_of(mm, SECTIONS), added);
@@ -480,11 +480,11 @@ fn s4_18_memmap_pages_are_nobodys() {
 fn s4_20_geometry_falls_back_or_is_refused() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
-    let elsewhere = MhpFlags { content: Content::Unknown, memmap_on_memory: false };
+    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
     // The reserve of four sections is four sub-sections, of which one is missing.
-    let mut plugged = [SubSections::ALL; 4];
-    plugged[0] = SubSections::ALL.without(SubSections::range(3..4));
-    assert_eq!(mm.add_memory(NODE, BLOCK, plugged, Content::Unknown), Err(AddError::NoMemmap));
+    let mut plugged = [PageblockSet::ALL; 4];
+    plugged[0] = PageblockSet::ALL.without(PageblockSet::range(3..4));
+    assert_eq!(mm.add_memory(NODE, BLOCK, plugged, MemoryContent::Unknown), Err(AddError::NoMemmap));
     assert_eq!(state_of(mm, SECTIONS), start);
     mm.add_memory(NODE, BLOCK, plugged, elsewhere).unwrap();
     assert_eq!(memmap(mm), [4 * 512, 0]);
@@ -499,7 +499,7 @@ fn s4_20_geometry_falls_back_or_is_refused() {
         assert_eq!(add(mm, section(offset), sections), Err(AddError::Misaligned), "{sections} at {offset}");
     }
     assert_eq!(
-        mm.add_memory(NODE, SectionNr::new(0), [SubSections::ALL; 65], Content::Unknown),
+        mm.add_memory(NODE, SectionNr::new(0), [PageblockSet::ALL; 65], MemoryContent::Unknown),
         Err(AddError::Misaligned)
     );
     assert_eq!(add(mm, SectionNr::new(0), 2), Err(AddError::Exists), "boot memory");
@@ -508,7 +508,7 @@ fn s4_20_geometry_falls_back_or_is_refused() {
         [(range(0, 0), 1), (range(0, 4), 0), (range(0, 6), 4), (range(2, 4), 4), (range(0, 128), 128)]
     {
         assert_eq!(
-            mm.add_memory_range(NODE, range, block, Content::Unknown),
+            mm.add_memory_range(NODE, range, block, MemoryContent::Unknown),
             Err(AddError::Misaligned),
             "{range:?}"
         );
@@ -522,34 +522,34 @@ fn s4_20_geometry_falls_back_or_is_refused() {
 fn sub_sections_of_a_large_block() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
-    let mut plugged = [SubSections::NONE; GIB];
-    plugged[0] = SubSections::range(0..8);
-    mm.add_memory(NODE, BLOCK, plugged, Content::Unknown).unwrap();
+    let mut plugged = [PageblockSet::NONE; GIB];
+    plugged[0] = PageblockSet::range(0..8);
+    mm.add_memory(NODE, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
     assert_eq!([movable(mm).present, movable(mm).managed], [262_144, 0], "all memmap, and populated");
-    let pieces = [SubSections::range(60..64), SubSections::ALL, SubSections::range(0..1)];
-    mm.online_subsections(section(2), pieces).unwrap();
+    let pieces = [PageblockSet::range(60..64), PageblockSet::ALL, PageblockSet::range(0..1)];
+    mm.online_pageblocks(section(2), pieces).unwrap();
     mm.check();
     assert_eq!(movable(mm).managed, 69 * 512);
-    assert_eq!(mm.online_subsections(section(3), SubSections::range(5..6)), Err(OnlineError::Plugged));
+    assert_eq!(mm.online_pageblocks(section(3), PageblockSet::range(5..6)), Err(OnlineError::Plugged));
     assert_eq!(
-        mm.offline_subsections(section(2), pieces.map(|_| SubSections::ALL)),
+        mm.offline_pageblocks(section(2), pieces.map(|_| PageblockSet::ALL)),
         Err(OfflineError::NotPlugged)
     );
-    assert_eq!(mm.offline_subsections(section(0), SubSections::range(7..8)), Err(OfflineError::HoldsMemmap));
-    assert_eq!(mm.offline_subsections(section(7), [SubSections::NONE; 2]), Err(OfflineError::NotOnline));
+    assert_eq!(mm.offline_pageblocks(section(0), PageblockSet::range(7..8)), Err(OfflineError::HoldsMemmap));
+    assert_eq!(mm.offline_pageblocks(section(7), [PageblockSet::NONE; 2]), Err(OfflineError::NotOnline));
 
     let tenant = Tenant::new(mm, 0, 1000);
     tenant.fill_all();
     let before = state_of(mm, SECTIONS);
     for attempt in [0, 1, 2] {
         mm.platform().inject(FaultStep::MapDirect, attempt);
-        let more = [SubSections::range(1..3), SubSections::FIRST, SubSections::FIRST];
-        assert_eq!(mm.online_subsections(section(4), more), Err(OnlineError::NoPageTable));
+        let more = [PageblockSet::range(1..3), PageblockSet::FIRST, PageblockSet::FIRST];
+        assert_eq!(mm.online_pageblocks(section(4), more), Err(OnlineError::NoPageTable));
         assert_eq!(state_of(mm, SECTIONS), before, "mapping fails at {attempt}");
     }
-    mm.offline_subsections(section(2), pieces).unwrap();
+    mm.offline_pageblocks(section(2), pieces).unwrap();
     tenant.verify_all();
     tenant.release_all();
     mm.offline(BLOCK).unwrap();
@@ -567,7 +567,7 @@ fn every_step_of_a_range_rolls_back() {
         for step in [FaultStep::MapDirect, FaultStep::AllocMemmap, FaultStep::MapMemmap] {
             for attempt in 0.. {
                 mm.platform().inject(step, attempt);
-                if mm.add_memory_range(NODE, range(4, 8), 4, Content::Unknown).is_ok() {
+                if mm.add_memory_range(NODE, range(4, 8), 4, MemoryContent::Unknown).is_ok() {
                     break;
                 }
                 assert_eq!(state_of(mm, SECTIONS), start, "{step:?} {attempt}");
@@ -584,7 +584,7 @@ fn every_step_of_a_range_rolls_back() {
 #[test]
 fn a_range_that_cannot_leave_comes_back() {
     let mm = machine(true);
-    mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
+    mm.add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
     for at in (0..16).step_by(4) {
         let zone = if at == 0 { ZoneType::Normal } else { ZoneType::Movable };
         mm.online(section(at), zone).unwrap();

@@ -2,8 +2,8 @@
 
 use tidevm_mm::sim::Machine;
 use tidevm_mm::{
-    BootError, Content, FaultStep, Gfp, Memblock, NodeId, Order, PhysAddr, PhysRange, SectionNr, SubSections,
-    ZoneType,
+    BootError, FaultStep, Gfp, Memblock, MemoryContent, NodeId, Order, PageblockSet, PhysAddr, PhysRange,
+    SectionNr, ZoneType,
 };
 
 /// A PC's memory map in small: a hole at 640 KiB, odd ends, some reserved, memory above 4 GiB.
@@ -72,12 +72,12 @@ fn page_tables_come_from_the_allocator() {
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
-    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(block, ZoneType::Movable).unwrap();
     let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
     assert_eq!(taken, 2, "one for the memmap, one for the direct map");
-    mm.offline_subsections(block, SubSections::range(8..16)).unwrap();
-    mm.online_subsections(block, SubSections::range(8..16)).unwrap();
+    mm.offline_pageblocks(block, PageblockSet::range(8..16)).unwrap();
+    mm.online_pageblocks(block, PageblockSet::range(8..16)).unwrap();
     mm.offline(block).unwrap();
     mm.remove_memory(block).unwrap();
     mm.check();
@@ -90,7 +90,7 @@ fn growing_out_of_memory() {
     let mm = Machine { page_tables: true, ..Machine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
-    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(block, ZoneType::Normal).unwrap();
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
     mm.check();
@@ -98,7 +98,7 @@ fn growing_out_of_memory() {
     let before = mm.stats();
     let next = SectionNr::new(33);
     assert_eq!(
-        mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown),
+        mm.add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown),
         Err(tidevm_mm::AddError::NoPageTable)
     );
     assert_eq!(mm.stats().zones, before.zones);

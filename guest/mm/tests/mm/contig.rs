@@ -5,15 +5,15 @@ use std::thread;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AllocError, Content, FaultStep, Gfp, Mm, NodeId, OfflineError, Order, PfnRange, SectionNr, SubSections,
-    ZoneType,
+    AllocError, FaultStep, Gfp, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet, PfnRange,
+    SectionNr, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
     let mm = Machine { cpus, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -64,13 +64,13 @@ fn its_pages_are_single_ones() {
 #[test]
 fn refusals() {
     let mm = machine(1);
-    let some = SubSections::range(4..8);
+    let some = PageblockSet::range(4..8);
     assert_eq!(mm.alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
     assert_eq!(mm.alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
-    assert_eq!(mm.alloc_contig_range(BLOCK, SubSections::range(0..4)), Err(OfflineError::HoldsMemmap));
-    mm.offline_subsections(BLOCK, SubSections::range(7..9)).unwrap();
+    assert_eq!(mm.alloc_contig_range(BLOCK, PageblockSet::range(0..4)), Err(OfflineError::HoldsMemmap));
+    mm.offline_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
     assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
-    mm.online_subsections(BLOCK, SubSections::range(7..9)).unwrap();
+    mm.online_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
     for count in [0, 65, u32::MAX] {
         assert_eq!(mm.alloc_contig_pages(count), Err(AllocError), "{count}");
     }
@@ -79,7 +79,7 @@ fn refusals() {
     mm.check();
     // In boot memory as well, but not what is in use there.
     assert!(matches!(
-        mm.alloc_contig_range(SectionNr::new(0), SubSections::range(0..2)),
+        mm.alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
         Err(OfflineError::Unmovable(_))
     ));
     mm.alloc_contig_range(SectionNr::new(0), some).unwrap();

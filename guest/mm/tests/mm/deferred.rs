@@ -5,8 +5,8 @@ use std::thread;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, Gfp, InitPolicy, Mm, NodeId, OfflineError, OnlineError, Order, Pfn, RemoveError,
-    SECTION_PAGES, SectionNr, SectionState, SubSections, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
+    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -122,7 +122,7 @@ fn deferred_and_eager_end_in_the_same_state() {
     };
     same("initialised");
     for mm in [mm, eager] {
-        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(BLOCK, ZoneType::Movable).unwrap();
     }
     same("grown");
@@ -234,12 +234,12 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
         assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
         assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown),
+            mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::Exists)
         );
     }
     let spanned = mm.stats().zones[0].spanned;
-    mm.add_memory(NodeId::FIRST, low, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, low, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(low, ZoneType::Dma32).unwrap();
     mm.check();
     assert_eq!(mm.stats().zones[0].spanned, spanned + 3 * u64::from(SECTION_PAGES));

@@ -2,7 +2,7 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, FaultStep, Mm, NodeId, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
+    FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -21,7 +21,7 @@ const STEPS: [FaultStep; 6] = [
 pub struct State {
     zones: [ZoneStats; 3],
     memmap_pages: [u64; 2],
-    sections: Vec<(SectionState, SubSections, Option<tidevm_mm::Pfn>)>,
+    sections: Vec<(SectionState, PageblockSet, Option<tidevm_mm::Pfn>)>,
     mapped: Vec<bool>,
     free_blocks: [[u32; Order::COUNT]; 3],
 }
@@ -86,16 +86,16 @@ fn undo(mm: &Mm<Sim>, name: &str) {
     match name {
         "add" => mm.remove_memory(BLOCK).unwrap(),
         "online" => mm.offline(BLOCK).unwrap(),
-        "plug" => mm.offline_subsections(BLOCK, gaps()).unwrap(),
-        "unplug" => mm.online_subsections(BLOCK, gaps()).unwrap(),
+        "plug" => mm.offline_pageblocks(BLOCK, gaps()).unwrap(),
+        "unplug" => mm.online_pageblocks(BLOCK, gaps()).unwrap(),
         "offline" => mm.online(BLOCK, ZoneType::Movable).unwrap(),
         _ => unreachable!("no operation {name}"),
     }
 }
 
 /// Runs of sub-sections with gaps between them.
-fn gaps() -> SubSections {
-    [3..7, 9..10, 40..64].map(SubSections::range).into_iter().fold(SubSections::NONE, SubSections::union)
+fn gaps() -> PageblockSet {
+    [3..7, 9..10, 40..64].map(PageblockSet::range).into_iter().fold(PageblockSet::NONE, PageblockSet::union)
 }
 
 fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
@@ -106,17 +106,17 @@ fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
 fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
         let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
-        let partly = SubSections::ALL.without(gaps());
+        let partly = PageblockSet::ALL.without(gaps());
         let mut failures = Vec::new();
         failures.push(fail_everywhere(mm, "add", || {
-            text(mm.add_memory(NodeId::FIRST, BLOCK, partly, Content::Unknown))
+            text(mm.add_memory(NodeId::FIRST, BLOCK, partly, MemoryContent::Unknown))
         }));
         failures.push(fail_everywhere(mm, "online", || text(mm.online(BLOCK, ZoneType::Movable))));
-        failures.push(fail_everywhere(mm, "plug", || text(mm.online_subsections(BLOCK, gaps()))));
+        failures.push(fail_everywhere(mm, "plug", || text(mm.online_pageblocks(BLOCK, gaps()))));
         let tenant = Tenant::new(mm, 1, 200);
         tenant.fill_all();
-        failures.push(fail_everywhere(mm, "unplug", || text(mm.offline_subsections(BLOCK, gaps()))));
-        mm.online_subsections(BLOCK, gaps()).unwrap();
+        failures.push(fail_everywhere(mm, "unplug", || text(mm.offline_pageblocks(BLOCK, gaps()))));
+        mm.online_pageblocks(BLOCK, gaps()).unwrap();
         failures.push(fail_everywhere(mm, "offline", || text(mm.offline(BLOCK))));
         // add: 3 runs, memmap alloc and map; online: 1; plug: 3 runs and 1; unplug: 29 pageblocks;
         // offline: 63 or 64 pageblocks.
@@ -134,7 +134,7 @@ fn every_step_rolls_back() {
 fn way_out_after_a_failure() {
     let mm = Machine::default().boot();
     let start = state(mm);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);
     mm.online(BLOCK, ZoneType::Movable).unwrap_err();
     mm.remove_memory(BLOCK).unwrap();

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, FaultStep, Gfp, Holder, Mm, NodeId, OfflineError, Order, OwnerId, SectionNr, SectionState,
-    Stuck, SubSections, ZoneType,
+    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Order, OwnerId, PageblockSet, SectionNr,
+    SectionState, Stuck, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
@@ -16,7 +16,7 @@ const NEXT: SectionNr = SectionNr::new(33);
 fn machine(blocks: u32, pcp_disable: bool) -> &'static Mm<Sim> {
     let mm = Machine { pcp_disable, cpus: 2, sections: 48, ..Machine::default() }.boot();
     for nr in (32..32 + blocks).map(SectionNr::new) {
-        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     mm

@@ -3,8 +3,8 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, Gfp, InitPolicy, MEMMAP_PAGES, Memblock, Mm, NodeId, NodeOverlap, Order, Pfn, PhysAddr,
-    PhysRange, SECTION_PAGES, SectionNr, SectionState, SubSections, ZoneType,
+    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
+    Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant, zones};
@@ -35,7 +35,7 @@ fn two_nodes() -> Machine {
 const HOT: SectionNr = SectionNr::new(36);
 
 fn add_movable(mm: &Mm<Sim>, node: NodeId, nr: SectionNr) {
-    mm.add_memory(node, nr, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(nr, ZoneType::Movable).unwrap();
 }
 
@@ -199,7 +199,7 @@ fn a_node_appears_and_goes() {
     for zone in [ZoneType::Movable, ZoneType::Normal] {
         for round in 0..2 {
             for nr in [36, 38].map(SectionNr::new) {
-                mm.add_memory(N2, nr, SubSections::ALL, Content::Unknown).unwrap();
+                mm.add_memory(N2, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
                 assert_eq!(mm.stats().nodes, before.nodes, "added, not online");
                 mm.online(nr, zone).unwrap();
                 mm.check();
@@ -227,7 +227,7 @@ fn a_node_appears_and_goes() {
 
 fn add_to(mm: &Mm<Sim>, node: NodeId, zone: ZoneType, sections: [u32; 2]) {
     for nr in sections.map(SectionNr::new) {
-        mm.add_memory(node, nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.online(nr, zone).unwrap();
     }
     mm.check();

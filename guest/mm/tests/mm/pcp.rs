@@ -5,13 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, FaultStep, Gfp, Mm, NodeId, Order, Pfn, SubSections, ZoneType};
+use tidevm_mm::{FaultStep, Gfp, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, ZoneType};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
     let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
@@ -110,8 +110,8 @@ fn unchanged_limits_are_not_published() {
     // So many CPUs that a list's share is at its lower bound, whatever the zone's exact size.
     let mm = machine(8, true);
     let updates = mm.stats().pcp_limit_updates;
-    mm.offline_subsections(BLOCK, SubSections::range(60..64)).unwrap();
-    mm.online_subsections(BLOCK, SubSections::range(60..64)).unwrap();
+    mm.offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
+    mm.online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
     assert_eq!(mm.stats().pcp_limit_updates, updates);
     mm.offline(BLOCK).unwrap();
     assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
@@ -125,7 +125,7 @@ fn disablers_wait_for_each_other() {
     let entered = AtomicBool::new(false);
     thread::scope(|scope| {
         let offline = scope.spawn(|| {
-            Sim::run_on(1, || mm.offline_subsections(BLOCK, SubSections::range(3..4))).unwrap();
+            Sim::run_on(1, || mm.offline_pageblocks(BLOCK, PageblockSet::range(3..4))).unwrap();
             entered.store(true, SeqCst);
         });
         thread::sleep(Duration::from_millis(30));
@@ -155,7 +155,7 @@ fn disabling_one_zone_leaves_the_others() {
 fn both_ways_to_take_memory_away_disable_once() {
     let mm = machine(2, true);
     let ways: [&dyn Fn(); 2] =
-        [&|| mm.offline_subsections(BLOCK, SubSections::range(10..30)).unwrap(), &|| {
+        [&|| mm.offline_pageblocks(BLOCK, PageblockSet::range(10..30)).unwrap(), &|| {
             mm.offline(BLOCK).unwrap()
         }];
     for way in ways {
@@ -172,7 +172,7 @@ fn both_ways_to_take_memory_away_disable_once() {
 fn who_changes_limits_waits_while_disabled() {
     let mm = machine(2, true);
     let next = tidevm_mm::SectionNr::new(33);
-    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let updates = mm.stats().pcp_limit_updates;
     thread::scope(|scope| {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, InitPolicy, Mm, MovableOwner, NodeId, OfflineError, Order, OwnerId,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
+    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
+    OwnerId, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -18,7 +18,7 @@ const NEXT: SectionNr = SectionNr::new(33);
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn add(mm: &Mm<Sim>, nr: SectionNr) -> Result<(), AddError> {
-    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown)
+    mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown)
 }
 
 fn grow(mm: &Mm<Sim>, nr: SectionNr) {
@@ -180,13 +180,13 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
     let mm = Machine::default().boot();
     let before = account(mm);
     // Three runs, so that there is a second and a third one to fail.
-    let plugged = [0..3, 9..12, 40..64].map(SubSections::range);
-    let plugged = plugged.into_iter().fold(SubSections::NONE, SubSections::union);
+    let plugged = [0..3, 9..12, 40..64].map(PageblockSet::range);
+    let plugged = plugged.into_iter().fold(PageblockSet::NONE, PageblockSet::union);
     let steps = [(FaultStep::MapDirect, 3), (FaultStep::AllocMemmap, 1), (FaultStep::MapMemmap, 1)];
     for (step, attempts) in steps {
         for attempt in 0..attempts {
             mm.platform().inject(step, attempt);
-            mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap_err();
+            mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap_err();
             assert_eq!(account(mm), before, "{step:?} {attempt}");
             assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
             assert_eq!(mm.platform().memmap_of(BLOCK), None);
@@ -340,14 +340,14 @@ fn pitfall_25_removing_what_is_online_is_refused() {
 #[test]
 fn pitfall_27_unplugged_pages_are_not_managed() {
     let mm = Machine::default().boot();
-    let plugged = SubSections::range(0..20);
+    let plugged = PageblockSet::range(0..20);
     for _ in 0..3 {
-        mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap();
+        mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
         grow(mm, NEXT);
         mm.online(BLOCK, ZoneType::Movable).unwrap();
         let managed = || mm.stats().zones[2].managed;
         assert_eq!(managed(), 32_256 + 19 * 512);
-        mm.offline_subsections(BLOCK, SubSections::range(10..20)).unwrap();
+        mm.offline_pageblocks(BLOCK, PageblockSet::range(10..20)).unwrap();
         assert_eq!(managed(), 32_256 + 9 * 512);
         shrink(mm, BLOCK);
         assert_eq!(managed(), 32_256);
@@ -361,10 +361,10 @@ fn pitfall_27_unplugged_pages_are_not_managed() {
 #[test]
 fn pitfall_29_counters_are_right_before_the_first_allocation() {
     for (init, content) in [
-        (InitPolicy::Eager, Content::Unknown),
-        (InitPolicy::Deferred, Content::Unknown),
-        (InitPolicy::Lazy, Content::Unknown),
-        (InitPolicy::Lazy, Content::Zero),
+        (InitPolicy::Eager, MemoryContent::Unknown),
+        (InitPolicy::Deferred, MemoryContent::Unknown),
+        (InitPolicy::Lazy, MemoryContent::Unknown),
+        (InitPolicy::Lazy, MemoryContent::Zero),
     ] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
         let mm = Machine { memory, init, content, ..Machine::default() }.boot();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, InitPolicy, Mm, NodeId, OfflineError, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, SectionNr, ZoneType};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -54,7 +54,7 @@ fn stress(pcp_disable: bool, cycles: usize) {
 }
 
 /// CPUs and memory blocks are on `nodes` nodes by turns.
-fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, Content), nodes: u32) {
+fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
     let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
     let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
@@ -62,7 +62,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
-        mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
+        mm.add_memory(node_of(nr), nr, PageblockSet::ALL, content).unwrap();
         mm.online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
@@ -84,14 +84,14 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
                 insist(|| mm.offline(nr));
                 if random.chance(50) {
                     mm.remove_memory(nr).unwrap();
-                    mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
+                    mm.add_memory(node_of(nr), nr, PageblockSet::ALL, content).unwrap();
                 }
                 mm.online(nr, ZoneType::Movable).unwrap();
             } else {
                 let first = random.below(62) as u32 + 1;
-                let some = SubSections::range(first..64.min(first + 8));
-                insist(|| mm.offline_subsections(nr, some));
-                mm.online_subsections(nr, some).unwrap();
+                let some = PageblockSet::range(first..64.min(first + 8));
+                insist(|| mm.offline_pageblocks(nr, some));
+                mm.online_pageblocks(nr, some).unwrap();
             }
             if cycle % 8 == 0 {
                 mm.check();

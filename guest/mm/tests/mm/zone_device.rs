@@ -7,9 +7,9 @@ use std::thread;
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    AddError, Content, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep,
-    MAX_PGMAPS, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError, OnlineError,
-    Order, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr, SectionState, SubSections, ZoneType,
+    AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, MAX_PGMAPS,
+    MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError, OnlineError,
+    Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr, SectionState, ZoneType,
 };
 
 /// First section of device memory in these tests: 4 GiB.
@@ -109,7 +109,7 @@ fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
         assert_eq!(info(mm, nr).locked_pages, 0, "{sections} sections");
         for _ in 0..3 {
             assert_eq!(mm.memremap_init(nr), Ok(true));
-            mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
+            mm.add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
             mm.online(block, ZoneType::Movable).unwrap();
             mm.check();
             mm.offline(block).unwrap();
@@ -330,7 +330,7 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
 fn s5_11_d19_all_pageblocks_are_movable() {
     let mm = machine().boot();
     let nr = SectionNr::new(FIRST);
-    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     // Its first pageblock is not movable then.
     mm.online(nr, ZoneType::Movable).unwrap();
     mm.offline(nr).unwrap();
@@ -378,11 +378,11 @@ fn s5_12_invalid_use_is_refused_and_counted() {
     let section = SectionNr::new(FIRST);
     for live in [false, true] {
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, section, SubSections::ALL, Content::Unknown),
+            mm.add_memory(NodeId::FIRST, section, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::Exists)
         );
         assert_eq!(mm.online(section, ZoneType::Movable), Err(OnlineError::Device));
-        assert_eq!(mm.online_subsections(section, SubSections::FIRST), Err(OnlineError::NotOnline));
+        assert_eq!(mm.online_pageblocks(section, PageblockSet::FIRST), Err(OnlineError::NotOnline));
         assert_eq!(mm.offline(section), Err(OfflineError::NotOnline));
         assert_eq!(mm.remove_memory(section), Err(RemoveError::Device));
         mm.check();

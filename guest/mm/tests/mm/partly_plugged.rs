@@ -2,21 +2,21 @@
 
 use tidevm_mm::sim::{Machine, Sim};
 use tidevm_mm::{
-    Content, Gfp, Holder, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, SubSections,
+    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
     ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
-fn machine(memmap_on_memory: bool, plugged: SubSections) -> &'static Mm<Sim> {
+fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
     let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap();
+    mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
 /// The block is plugged exactly in `plugged`: in the accounting and in what is mapped.
-fn assert_plugged(mm: &Mm<Sim>, plugged: SubSections) {
+fn assert_plugged(mm: &Mm<Sim>, plugged: PageblockSet) {
     mm.check();
     assert_eq!(mm.plugged(BLOCK), plugged);
     let zone = mm.stats().zones[2];
@@ -31,20 +31,20 @@ fn assert_plugged(mm: &Mm<Sim>, plugged: SubSections) {
 
 #[test]
 fn boundaries() {
-    let one = |index: u32| SubSections::range(index..index + 1);
+    let one = |index: u32| PageblockSet::range(index..index + 1);
     for on in [true, false] {
-        let mm = machine(on, SubSections::FIRST);
-        assert_plugged(mm, SubSections::FIRST);
-        for set in [one(1), one(63), one(31), SubSections::range(2..63), SubSections::range(1..64)] {
+        let mm = machine(on, PageblockSet::FIRST);
+        assert_plugged(mm, PageblockSet::FIRST);
+        for set in [one(1), one(63), one(31), PageblockSet::range(2..63), PageblockSet::range(1..64)] {
             let set = set.without(mm.plugged(BLOCK));
-            mm.online_subsections(BLOCK, set).unwrap();
-            assert_plugged(mm, set.union(SubSections::FIRST));
-            mm.offline_subsections(BLOCK, set).unwrap();
-            assert_plugged(mm, SubSections::FIRST);
+            mm.online_pageblocks(BLOCK, set).unwrap();
+            assert_plugged(mm, set.union(PageblockSet::FIRST));
+            mm.offline_pageblocks(BLOCK, set).unwrap();
+            assert_plugged(mm, PageblockSet::FIRST);
         }
-        assert_eq!(mm.online_subsections(BLOCK, SubSections::FIRST), Err(OnlineError::Plugged));
-        assert_eq!(mm.offline_subsections(BLOCK, one(5)), Err(OfflineError::NotPlugged));
-        let first = mm.offline_subsections(BLOCK, SubSections::FIRST);
+        assert_eq!(mm.online_pageblocks(BLOCK, PageblockSet::FIRST), Err(OnlineError::Plugged));
+        assert_eq!(mm.offline_pageblocks(BLOCK, one(5)), Err(OfflineError::NotPlugged));
+        let first = mm.offline_pageblocks(BLOCK, PageblockSet::FIRST);
         assert_eq!(first, if on { Err(OfflineError::HoldsMemmap) } else { Ok(()) });
         mm.offline(BLOCK).unwrap();
         mm.remove_memory(BLOCK).unwrap();
@@ -56,19 +56,19 @@ fn boundaries() {
 /// Free memory in 4 MiB blocks is cut where a sub-section leaves, and whole again when it returns.
 #[test]
 fn largest_blocks_are_cut_and_merged() {
-    let mm = machine(true, SubSections::ALL);
+    let mm = machine(true, PageblockSet::ALL);
     let large =
         |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(NodeId::FIRST.zone(ZoneType::Movable))[order][1]);
     assert_eq!(large(mm), [1, 31]);
     for block in [2, 3, 62, 63] {
-        mm.offline_subsections(BLOCK, SubSections::range(block..block + 1)).unwrap();
+        mm.offline_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [2, 30], "without {block}");
-        mm.online_subsections(BLOCK, SubSections::range(block..block + 1)).unwrap();
+        mm.online_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [1, 31]);
     }
-    mm.offline_subsections(BLOCK, SubSections::range(5..9)).unwrap();
+    mm.offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
     assert_eq!(large(mm), [3, 28], "one whole, a half on either side");
     mm.check();
 }
@@ -77,18 +77,18 @@ fn largest_blocks_are_cut_and_merged() {
 #[test]
 fn random_sets() {
     for on in [true, false] {
-        let mm = machine(on, SubSections::FIRST);
+        let mm = machine(on, PageblockSet::FIRST);
         let tenant = Tenant::new(mm, 0, 40_000);
-        let mut random = Random::new("subsections::random_sets");
-        let mut plugged = SubSections::FIRST;
+        let mut random = Random::new("partly_plugged::random_sets");
+        let mut plugged = PageblockSet::FIRST;
         let mut next_slot = 0;
         for _ in 0..60 {
             let start = random.below(63) as u32 + 1;
             let end = start + random.below(64 - start as usize) as u32 + 1;
-            let set = SubSections::range(start..end);
+            let set = PageblockSet::range(start..end);
             if random.chance(55) {
                 let set = set.without(plugged);
-                mm.online_subsections(BLOCK, set).unwrap();
+                mm.online_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.union(set);
                 for _ in 0..200.min(mm.stats().zones[2].free) {
                     if tenant.fill(next_slot, random.next()).is_ok() {
@@ -96,8 +96,8 @@ fn random_sets() {
                     }
                 }
             } else {
-                let set = SubSections::new(set.bits() & plugged.bits());
-                mm.offline_subsections(BLOCK, set).unwrap();
+                let set = PageblockSet::new(set.bits() & plugged.bits());
+                mm.offline_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.without(set);
             }
             assert_plugged(mm, plugged);
@@ -113,18 +113,18 @@ fn random_sets() {
 
 /// A page in the way keeps its sub-section; others can go.
 #[test]
-fn pinned_sub_section() {
-    let mm = machine(true, SubSections::ALL);
+fn pinned_pageblock() {
+    let mm = machine(true, PageblockSet::ALL);
     let pinned = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.set_holder(pinned, 9);
     let home = pinned.pageblock();
-    let all = SubSections::range(1..64);
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline_subsections(BLOCK, all) else { panic!("pinned") };
+    let all = PageblockSet::range(1..64);
+    let Err(OfflineError::Unmovable(stuck)) = mm.offline_pageblocks(BLOCK, all) else { panic!("pinned") };
     assert_eq!((stuck.pages, stuck.first[0]), (1, Some((pinned, Holder::Tagged(9)))));
-    assert_plugged(mm, SubSections::ALL);
-    let others = all.without(SubSections::range(home..home + 1));
-    mm.offline_subsections(BLOCK, others).unwrap();
-    assert_plugged(mm, SubSections::ALL.without(others));
+    assert_plugged(mm, PageblockSet::ALL);
+    let others = all.without(PageblockSet::range(home..home + 1));
+    mm.offline_pageblocks(BLOCK, others).unwrap();
+    assert_plugged(mm, PageblockSet::ALL.without(others));
     mm.free_pages(pinned, Order::PAGE);
     mm.offline(BLOCK).unwrap();
     mm.check();
@@ -133,24 +133,24 @@ fn pinned_sub_section() {
 /// An allocated block of two sub-sections keeps each of them, and goes with both.
 #[test]
 fn a_block_over_two_sub_sections() {
-    let mm = machine(true, SubSections::ALL);
+    let mm = machine(true, PageblockSet::ALL);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     let first = block.pageblock();
     for half in [first, first + 1] {
-        let result = mm.offline_subsections(BLOCK, SubSections::range(half..half + 1));
+        let result = mm.offline_pageblocks(BLOCK, PageblockSet::range(half..half + 1));
         let Err(OfflineError::Unmovable(stuck)) = result else { panic!("{result:?}") };
         assert_eq!((stuck.pages, stuck.first[0]), (512, Some((block, Holder::Unclaimed))));
-        assert_plugged(mm, SubSections::ALL);
+        assert_plugged(mm, PageblockSet::ALL);
     }
     mm.free_pages(block, Order::MAX);
-    mm.offline_subsections(BLOCK, SubSections::range(first..first + 1)).unwrap();
-    assert_plugged(mm, SubSections::ALL.without(SubSections::range(first..first + 1)));
+    mm.offline_pageblocks(BLOCK, PageblockSet::range(first..first + 1)).unwrap();
+    assert_plugged(mm, PageblockSet::ALL.without(PageblockSet::range(first..first + 1)));
 }
 
 /// Unplugged sub-sections do not stand in the way of the block, and stay unplugged over a round.
 #[test]
 fn offline_of_a_partly_plugged_block() {
-    let plugged = SubSections::new(0x5555_0000_ffff_0f0f);
+    let plugged = PageblockSet::new(0x5555_0000_ffff_0f0f);
     for on in [true, false] {
         let mm = machine(on, plugged);
         for _ in 0..2 {
