@@ -172,8 +172,8 @@ mod tests {
     use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
     use crate::isolation::OfflineError;
     use crate::memmap_init::MemoryContent;
-    use crate::node::NodeId;
-    use crate::page::{Holder, ZoneType};
+    use crate::node::{NodeId, ZoneType};
+    use crate::page::Holder;
     use crate::page_alloc::Gfp;
     use crate::pageblock_set::PageblockSet;
     use crate::sim::{Machine, Sim};

@@ -21,8 +21,7 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
-use crate::node::{MAX_NODES, NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::Section;
 
@@ -267,8 +266,7 @@ mod tests {
 
     use crate::addr::{Order, SECTION_PAGES, SectionNr};
     use crate::memmap_init::InitPolicy;
-    use crate::node::NodeId;
-    use crate::page::ZoneType;
+    use crate::node::{NodeId, ZoneType};
     use crate::page_alloc::Gfp;
     use crate::sim::{Machine, Sim};
     use crate::sparse::SectionState;

@@ -13,8 +13,7 @@
 use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::node::{NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{NodeId, ZoneId, ZoneType};
 
 /// Ranges that each table can hold.
 pub const MEMBLOCK_RANGES: usize = 128;
@@ -295,8 +294,7 @@ impl Table {
 mod tests {
     use super::Memblock;
     use crate::addr::{PhysAddr, PhysRange, SECTION_SIZE, SectionNr};
-    use crate::node::NodeId;
-    use crate::page::ZoneType;
+    use crate::node::{NodeId, ZoneType};
 
     const GIB: u64 = 1 << 30;
 

@@ -4,7 +4,7 @@
 //! all zones, most of them empty, and node and zone of a page are one number. There are no more than
 //! [`MAX_NODES`] so that this number has four bits and a whole zonelist is one word (see `zonelist`).
 
-use crate::page::ZoneType;
+use crate::addr::{PhysAddr, SectionNr};
 
 /// Most nodes that a machine can have (Linux `MAX_NUMNODES`).
 pub const MAX_NODES: usize = 4;
@@ -57,6 +57,39 @@ impl NodeId {
     #[must_use]
     pub const fn zone(self, zone: ZoneType) -> ZoneId {
         ZoneId(self.0 << ZoneId::TYPE_BITS | zone as u8)
+    }
+}
+
+/// Memory that serves one kind of request (Linux `enum zone_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ZoneType {
+    /// Memory below 4 GiB that the kernel may use.
+    Dma32 = 0,
+    /// Memory above 4 GiB that the kernel may use.
+    Normal = 1,
+    /// Memory for movable pages only, so that it can be taken away again.
+    Movable = 2,
+}
+
+impl ZoneType {
+    /// Number of zones.
+    pub const COUNT: usize = 3;
+    /// All zones, lowest first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
+
+    /// Where boot memory begins to be Normal.
+    pub(crate) const NORMAL_FROM: PhysAddr = PhysAddr::new(4 << 30);
+
+    /// The zone of boot memory in section `nr`.
+    pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
+        if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
+    }
+
+    /// For tables with one entry a zone.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
     }
 }
 
@@ -132,8 +165,7 @@ impl core::fmt::Debug for ZoneId {
 
 #[cfg(test)]
 mod tests {
-    use super::{NodeId, ZoneId};
-    use crate::page::ZoneType;
+    use super::{NodeId, ZoneId, ZoneType};
 
     #[test]
     fn every_zone_has_a_number_and_a_place() {

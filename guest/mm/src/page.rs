@@ -44,7 +44,7 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use crate::addr::{Order, Pfn, PhysAddr, SectionNr};
+use crate::addr::{Order, Pfn};
 use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
@@ -58,39 +58,6 @@ pub struct Page {
 }
 
 const _: () = assert!(size_of::<Page>() == 64);
-
-/// Memory that serves one kind of request (Linux `enum zone_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum ZoneType {
-    /// Memory below 4 GiB that the kernel may use.
-    Dma32 = 0,
-    /// Memory above 4 GiB that the kernel may use.
-    Normal = 1,
-    /// Memory for movable pages only, so that it can be taken away again.
-    Movable = 2,
-}
-
-impl ZoneType {
-    /// Number of zones.
-    pub const COUNT: usize = 3;
-    /// All zones, lowest first.
-    pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
-
-    /// Where boot memory begins to be Normal.
-    pub(crate) const NORMAL_FROM: PhysAddr = PhysAddr::new(4 << 30);
-
-    /// The zone of boot memory in section `nr`.
-    pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
-        if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
-    }
-
-    /// For tables with one entry a zone.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-}
 
 /// What a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

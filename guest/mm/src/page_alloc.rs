@@ -11,8 +11,8 @@
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::buddy::Place;
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::PcpLists;
 use crate::platform::Platform;

@@ -21,8 +21,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Pfn, SectionNr};
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Page, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::Page;
 use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
 

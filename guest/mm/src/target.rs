@@ -16,8 +16,8 @@
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Holder, Kind, PageState, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::{Holder, Kind, PageState};
 use crate::page_alloc::Gfp;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};

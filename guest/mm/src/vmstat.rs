@@ -4,8 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Mm;
 use crate::addr::{Order, Pfn};
-use crate::node::{MAX_NODES, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceStats;
 use crate::platform::Platform;

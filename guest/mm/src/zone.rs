@@ -21,8 +21,7 @@ use core::sync::atomic::{
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::buddy::Buddy;
 use crate::lock::{Guard, Rank, SpinLock};
-use crate::node::ZoneId;
-use crate::page::ZoneType;
+use crate::node::{ZoneId, ZoneType};
 use crate::sparse::{SectionState, Sparse};
 
 /// A level of free memory, in pages.

@@ -16,8 +16,7 @@ use core::sync::atomic::{
 };
 
 use crate::Mm;
-use crate::node::{MAX_NODES, NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::zone::Zone;
 
@@ -207,8 +206,7 @@ impl<P: Platform> Mm<P> {
 mod tests {
     use super::Zonelist;
     use crate::addr::SECTION_PAGES;
-    use crate::node::{NodeId, ZoneId};
-    use crate::page::ZoneType;
+    use crate::node::{NodeId, ZoneId, ZoneType};
     use crate::sim::{Machine, Sim};
     use crate::zone::Watermark;
     use crate::{MemoryContent, Mm, PageblockSet, SectionNr};

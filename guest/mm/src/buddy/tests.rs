@@ -6,8 +6,8 @@ use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::memmap_init::{InitPolicy, MemoryContent};
-use crate::node::NodeId;
-use crate::page::{Kind, Link, Page, PageState, ZoneType};
+use crate::node::{NodeId, ZoneType};
+use crate::page::{Kind, Link, Page, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Machine, Sim};

@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
 use crate::memmap_init::{InitPolicy, MemoryContent};
-use crate::node::NodeId;
-use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
+use crate::node::{NodeId, ZoneType};
+use crate::page::{Holder, Kind, OwnerId, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
 use crate::memmap_init::MemoryContent;
-use crate::node::{NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
