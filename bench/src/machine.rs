@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
     DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
-    PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
+    PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
     RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
 };
 
@@ -186,7 +186,7 @@ impl Spec {
         // longer than whoever has the reference, which is `mm` in this function alone.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
-        let per_cpu: &'static [PerCpu] = Box::leak(Box::new([PerCpu::new()]));
+        let per_cpu: &'static [PerCpuPages] = Box::leak(Box::new([PerCpuPages::new()]));
         // SAFETY: the window is a mapping of its own with room for so many sections, which lives
         // longer than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };

@@ -44,7 +44,8 @@ use core::ptr::NonNull;
 
 use tidevm_abi::Report;
 use tidevm_mm::{
-    InitPolicy, Memblock, MemoryContent, Mm, PAGE_SIZE, Page, PerCpu, PhysAddr, PhysRange, Section, Sparse,
+    InitPolicy, Memblock, MemoryContent, Mm, PAGE_SIZE, Page, PerCpuPages, PhysAddr, PhysRange, Section,
+    Sparse,
 };
 use virtio_drivers::transport::{DeviceType, Transport};
 
@@ -74,7 +75,7 @@ static MM: Mm<Machine> = Mm::new(
     unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
     &PER_CPU,
 );
-static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
+static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cpu::MAX_CPUS];
 
 /// Stack of the boot CPU.
 #[repr(C, align(16))]

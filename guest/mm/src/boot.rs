@@ -12,8 +12,8 @@ use arrayvec::ArrayVec;
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::buddy::Place;
-use crate::contig::PcpPolicy;
 use crate::deferred::Unclaimed;
+use crate::evacuate::PcpPolicy;
 use crate::memblock::{Memblock, Run};
 use crate::memmap_init::{InitPolicy, MemoryContent, set_heads};
 use crate::node::{ZoneId, ZoneType};
@@ -50,7 +50,7 @@ pub struct Options {
 /// Why there is no allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootError {
-    /// No CPUs, or more than there are [`PerCpu`](crate::PerCpu)s.
+    /// No CPUs, or more than there are [`PerCpuPages`](crate::PerCpuPages)s.
     Cpus,
     /// There is RAM beyond the last section.
     OutOfRange(PhysAddr),

@@ -30,7 +30,7 @@ use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::{PcpLists, PerCpu};
+use crate::pcplist::{PcpLists, PerCpuPages};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
 
@@ -64,7 +64,7 @@ impl<P: Platform> Mm<P> {
 
     /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
     /// the lists locked before.
-    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
+    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpuPages], listed: u64) -> u64 {
         if let Some((cpu, rest)) = cpus.split_first() {
             let lists = cpu.zone(zone).lock_next();
             self.check_pcp(zone, &lists);

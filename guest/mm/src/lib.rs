@@ -11,8 +11,8 @@
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`platform`](Platform) |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
 //! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
-//! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `alloc_contig`, `zone_device` |
+//! | movement | `isolation`, `target`, `migrate`, `evacuate` |
+//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `contig`, `zone_device` |
 //! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -36,13 +36,13 @@
 extern crate std;
 
 mod addr;
-mod alloc_contig;
 mod altmap;
 mod boot;
 mod buddy;
 mod check;
 mod contig;
 mod deferred;
+mod evacuate;
 mod fallback;
 mod hotplug;
 mod isolation;
@@ -75,7 +75,7 @@ pub use addr::{
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr,
 };
 pub use boot::{BootError, Options};
-pub use contig::PcpPolicy;
+pub use evacuate::PcpPolicy;
 pub use hotplug::{AddError, MhpFlags, RemoveError};
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
@@ -88,7 +88,7 @@ pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pageblock_set::PageblockSet;
-pub use pcplist::{PcpDisabled, PerCpu};
+pub use pcplist::{PcpDisabled, PerCpuPages};
 pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
@@ -98,8 +98,8 @@ pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapErro
 
 use core::sync::atomic::{AtomicBool, AtomicUsize};
 
-use contig::BootPcpPolicy;
 use deferred::Deferred;
+use evacuate::BootPcpPolicy;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
 use pgmap::Pgmaps;
@@ -111,7 +111,7 @@ use zonelist::Nodes;
 pub struct Mm<P: Platform> {
     platform: P,
     sparse: Sparse,
-    per_cpu: &'static [PerCpu],
+    per_cpu: &'static [PerCpuPages],
     zones: [Zone; ZoneId::COUNT],
     nodes: Nodes,
     /// Serialises everything that changes which memory there is.
@@ -136,7 +136,7 @@ impl<P: Platform> Mm<P> {
     /// An `Mm` without memory, fit for a static. `per_cpu` has an element for every CPU that may
     /// ever call.
     #[must_use]
-    pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpu]) -> Self {
+    pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
         Self {
             platform,
             sparse,

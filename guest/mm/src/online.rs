@@ -24,7 +24,7 @@ use crate::Mm;
 use crate::addr::{Order, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::buddy::Place;
-use crate::contig::Part;
+use crate::evacuate::Part;
 use crate::isolation::OfflineError;
 use crate::memmap_init::init_hot_added;
 use crate::memory_block::{MemoryBlock, memmap_blocks};

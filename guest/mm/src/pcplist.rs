@@ -35,24 +35,21 @@ const DRAIN_BATCHES: u32 = 32;
 
 /// What one CPU keeps to itself.
 #[repr(align(64))]
-pub struct PerCpu {
-    zones: [PerCpuPages; ZoneId::COUNT],
+pub struct PerCpuPages {
+    zones: [PcpZone; ZoneId::COUNT],
     /// The node that the CPU is on.
     node: AtomicU8,
 }
 
-impl PerCpu {
+impl PerCpuPages {
     /// Empty lists.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            zones: [const { PerCpuPages::new() }; ZoneId::COUNT],
-            node: AtomicU8::new(NodeId::FIRST.get()),
-        }
+        Self { zones: [const { PcpZone::new() }; ZoneId::COUNT], node: AtomicU8::new(NodeId::FIRST.get()) }
     }
 
     #[inline]
-    pub(crate) fn zone(&self, zone: ZoneId) -> &PerCpuPages {
+    pub(crate) fn zone(&self, zone: ZoneId) -> &PcpZone {
         &self.zones[zone.index()]
     }
 
@@ -66,20 +63,20 @@ impl PerCpu {
     }
 }
 
-impl Default for PerCpu {
+impl Default for PerCpuPages {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// One CPU's lists of one zone.
-pub(crate) struct PerCpuPages {
+pub(crate) struct PcpZone {
     high: AtomicU32,
     batch: AtomicU32,
     lists: SpinLock<PcpLists>,
 }
 
-impl PerCpuPages {
+impl PcpZone {
     const fn new() -> Self {
         let (high, batch) = PCP_OFF;
         Self {
@@ -176,12 +173,12 @@ impl PcpLists {
 
 impl<P: Platform> Mm<P> {
     #[inline]
-    pub(crate) fn this_cpu(&self) -> &'static PerCpu {
+    pub(crate) fn this_cpu(&self) -> &'static PerCpuPages {
         &self.per_cpu[self.platform.this_cpu()]
     }
 
     /// What every CPU that the machine may have keeps to itself.
-    pub(crate) fn cpus(&self) -> &'static [PerCpu] {
+    pub(crate) fn cpus(&self) -> &'static [PerCpuPages] {
         &self.per_cpu[..self.nr_cpus.load(Relaxed)]
     }
 

@@ -27,7 +27,7 @@ use crate::addr::{
 use crate::memmap_init::{InitPolicy, MemoryContent};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
-use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpuPages, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -157,7 +157,7 @@ impl Machine {
     /// The machine, before [`Mm::boot`]. It lives as long as the process does.
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
-        let per_cpu: Vec<PerCpu> = (0..self.cpus).map(|_| PerCpu::new()).collect();
+        let per_cpu: Vec<PerCpuPages> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
         let sim = Sim::new(self.sections, self.content);
         // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };

@@ -13,7 +13,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Machine, Sim};
-use crate::{Mm, PerCpu, Pfn};
+use crate::{Mm, PerCpuPages, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
@@ -146,7 +146,7 @@ fn flush_reads_the_type_again() {
 #[test]
 fn disabled_limits_are_those_of_a_new_list() {
     let zone = MOVABLE;
-    let new = PerCpu::new();
+    let new = PerCpuPages::new();
     let mm = machine();
     let limits = || [0, 1].map(|cpu| mm.cpus()[cpu].zone(zone).limits());
     let before = limits();
