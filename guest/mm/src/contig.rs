@@ -33,7 +33,12 @@ impl<P: Platform> Mm<P> {
     pub fn alloc_contig_range(&self, nr: SectionNr, blocks: PageblockSet) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages.section().zone(), once((pages, blocks)), PcpPolicy::DrainAgain, Kind::Allocated)?;
+        self.take_pageblocks_as(
+            pages.section().zone(),
+            once((pages, blocks)),
+            PcpPolicy::DrainAgain,
+            Kind::Allocated,
+        )?;
         for block in blocks.iter() {
             self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
         }
@@ -65,7 +70,12 @@ impl<P: Platform> Mm<P> {
         let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
         let blocks = PageblockSet::range(block.clone());
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages.section().zone(), once((pages, blocks)), self.pcp_policy.get(), Kind::Allocated)?;
+        self.take_pageblocks_as(
+            pages.section().zone(),
+            once((pages, blocks)),
+            self.pcp_policy.get(),
+            Kind::Allocated,
+        )?;
         pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
         Ok(())
     }

@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
+use crate::grow::GrowZone;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
@@ -204,27 +205,26 @@ impl<P: Platform> Mm<P> {
         ZoneId::all().all(|zone| self.deferred.left(zone) == 0)
     }
 
-    /// What `take` finds in `zone`, which grows until it finds something, there is no more to come, or it
-    /// `may` not be taken: boot memory to come is free memory, so watermarks that refuse will go on to.
-    pub(crate) fn take_growing<T>(
-        &self,
-        zone: ZoneId,
-        take: impl Fn() -> Option<T>,
-        may: impl Fn() -> bool,
-    ) -> Option<T> {
-        loop {
-            let left = self.deferred.left(zone);
-            if let Some(found) = take() {
-                return Some(found);
-            }
-            if !may() || !self.grow_zone(zone, left) {
-                return None;
-            }
-        }
+    /// Takes no lock but the zone's, and no memory: an allocation may have come this far with any other
+    /// lock of its caller's.
+    fn init_claimed(&self, claimed: Claimed) {
+        let Claimed { nr, zone, memmap, memblock } = claimed;
+        self.platform.map_prepared_memmap(nr, memmap);
+        self.make_present(nr, zone, memmap);
+        let pages = self.free_boot_section(memblock, nr);
+        // For a moment they count twice. Too many is what watermarks may be told: who is refused is refused
+        // for good.
+        self.zone(zone).sub_deferred(pages);
+        self.deferred.done(zone, self.this_cpu().node());
+    }
+}
+
+impl<P: Platform> GrowZone for Mm<P> {
+    #[inline]
+    fn sections_to_come(&self, zone: ZoneId) -> u32 {
+        self.deferred.left(zone)
     }
 
-    /// Makes more of `zone` available to an allocation that found too little when [`Deferred::left`] was
-    /// `before`. `true` when it may find more now; `false` when there is no more to come.
     fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
         if before == 0 || !self.deferred.grow.load(Ordering::Relaxed) {
             return false;
@@ -237,19 +237,6 @@ impl<P: Platform> Mm<P> {
         }
         // Some of it has come, by this CPU or others.
         true
-    }
-
-    /// Takes no lock but the zone's, and no memory: an allocation may have come this far with any other
-    /// lock of its caller's.
-    fn init_claimed(&self, claimed: Claimed) {
-        let Claimed { nr, zone, memmap, memblock } = claimed;
-        self.platform.map_prepared_memmap(nr, memmap);
-        self.make_present(nr, zone, memmap);
-        let pages = self.free_boot_section(memblock, nr);
-        // For a moment they count twice. Too many is what watermarks may be told: who is refused is refused
-        // for good.
-        self.zone(zone).sub_deferred(pages);
-        self.deferred.done(zone, self.this_cpu().node());
     }
 }
 
@@ -265,6 +252,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::addr::{Order, SECTION_PAGES, SectionNr};
+    use crate::grow::GrowZone;
     use crate::memmap_init::InitPolicy;
     use crate::node::{NodeId, ZoneType};
     use crate::page_alloc::Gfp;

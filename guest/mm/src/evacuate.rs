@@ -70,11 +70,11 @@ impl<P: Platform> Mm<P> {
         zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
     ) -> Result<(), OfflineError> {
-        self.take(zone, parts, self.pcp_policy.get(), Kind::Offline)
+        self.take_pageblocks_as(zone, parts, self.pcp_policy.get(), Kind::Offline)
     }
 
     /// The same with a policy of the caller's; each pageblock is one block of `kind` then.
-    pub(crate) fn take<'s>(
+    pub(crate) fn take_pageblocks_as<'s>(
         &self,
         zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,

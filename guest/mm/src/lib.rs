@@ -10,10 +10,10 @@
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`platform`](Platform) |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
-//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
+//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
 //! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `contig`, `zone_device` |
-//! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
+//! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
 //! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. Nothing here knows where
@@ -44,6 +44,7 @@ mod contig;
 mod deferred;
 mod evacuate;
 mod fallback;
+mod grow;
 mod hotplug;
 mod isolation;
 mod lock;

@@ -11,6 +11,7 @@
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::buddy::Place;
+use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState};
 use crate::pageblock::MigrateType;

@@ -16,6 +16,7 @@
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
+use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::{Holder, Kind, PageState};
 use crate::page_alloc::Gfp;
