@@ -10,15 +10,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use arrayvec::ArrayVec;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::buddy::Place;
+use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::deferred::Unclaimed;
 use crate::evacuate::PcpPolicy;
 use crate::memblock::{Memblock, Run};
 use crate::memmap_init::{InitPolicy, MemoryContent, set_heads};
 use crate::node::{ZoneId, ZoneType};
 use crate::page::Kind;
-use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceInit;
 use crate::platform::Platform;
 use crate::range::RemovalPolicy;
@@ -176,18 +174,7 @@ impl<P: Platform> Mm<P> {
 
     /// Gives `range`, in the section, whose pages are in no block and movable, to the allocator.
     pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
-        let mut buddy = self.zone(pages.section().zone()).lock();
-        let mut rest = range;
-        while let Some((pfn, order)) = rest.chunks().next() {
-            if order == Order::MAX {
-                let largest = PfnRange { start: pfn, end: range.end.align_down(order) };
-                buddy.append_largest(&self.sparse, pages, largest, MigrateType::Movable);
-                rest.start = largest.end;
-            } else {
-                buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
-                rest.start = pfn.add(order.pages());
-            }
-        }
+        self.lock_zone(pages.section().zone()).free_range(pages, range);
     }
 
     /// Recomputes what follows from the sizes of the zones.

@@ -23,14 +23,14 @@ mod tests;
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::buddy::Buddy;
 use crate::deferred::Claims;
+use crate::free_lists::FreeLists;
 use crate::memory_block::memmap_blocks;
 use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::{PcpLists, PerCpuPages};
+use crate::pcplist::{PcpGuard, PerCpuPages};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
 
@@ -66,12 +66,12 @@ impl<P: Platform> Mm<P> {
     /// the lists locked before.
     fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpuPages], listed: u64) -> u64 {
         if let Some((cpu, rest)) = cpus.split_first() {
-            let lists = cpu.zone(zone).lock_next();
+            let lists = self.lock_next_pcp(cpu, zone);
             self.check_pcp(zone, &lists);
             return self.check_zone(zone, deferred, rest, listed + u64::from(lists.count()));
         }
         let of = self.zone(zone);
-        let buddy = of.lock();
+        let buddy = self.lock_zone(zone);
         let owners = *self.owners.lock();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
@@ -98,9 +98,9 @@ impl<P: Platform> Mm<P> {
         tally.looked_at
     }
 
-    fn check_pcp(&self, zone: ZoneId, lists: &PcpLists) {
+    fn check_pcp(&self, zone: ZoneId, lists: &PcpGuard<'_>) {
         let mut count = 0;
-        for (pfn, page) in lists.iter(&self.sparse) {
+        for (pfn, page) in lists.iter() {
             let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
             assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
             count += 1;
@@ -203,7 +203,7 @@ fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneId) {
 #[cfg(not(any(test, feature = "sim")))]
 fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneId) {}
 
-impl Buddy {
+impl FreeLists {
     /// Follows every list and compares it with its pages.
     fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneId) {
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`platform`](Platform) |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
-//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
+//! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
 //! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `contig`, `zone_device` |
 //! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
@@ -44,6 +44,8 @@ mod contig;
 mod deferred;
 mod evacuate;
 mod fallback;
+mod free_block;
+mod free_lists;
 mod grow;
 mod hotplug;
 mod isolation;

@@ -21,15 +21,13 @@
 //! mode of `drivers/virtio/virtio_mem.c`.
 
 use crate::Mm;
-use crate::addr::{Order, PfnRange, SECTION_PAGES, SectionNr};
+use crate::addr::{PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
-use crate::buddy::Place;
 use crate::evacuate::Part;
 use crate::isolation::OfflineError;
 use crate::memmap_init::init_hot_added;
 use crate::memory_block::{MemoryBlock, memmap_blocks};
 use crate::node::{ZoneId, ZoneType};
-use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{Section, SectionPages, SectionState};
@@ -222,11 +220,7 @@ impl<P: Platform> Mm<P> {
         let zone = self.zone(section.zone());
         zone.add_managed(blocks.pages().into());
         for block in blocks.iter() {
-            let mut buddy = zone.lock();
-            section.pageblocks.set_type(block, MigrateType::Movable);
-            // One by one, because each is a block of its own in state `Offline` up to here.
-            let (first, _) = pages.covering(block);
-            buddy.free_block(&self.sparse, pages, first, Order::PAGEBLOCK, Place::Tail);
+            self.lock_zone(section.zone()).free_offline_pageblock(pages, block);
         }
     }
 

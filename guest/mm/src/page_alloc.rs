@@ -10,12 +10,11 @@
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
-use crate::buddy::Place;
+use crate::free_lists::Place;
 use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
-use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState};
+use crate::page::{Holder, HolderWord, Kind, OwnerId, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::PcpLists;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::zone::Watermark;
@@ -47,16 +46,6 @@ pub(crate) struct Request {
     holder: HolderWord,
     /// Levels to keep above, tried in turn on all zones; none means down to the last page.
     marks: [Option<Watermark>; 2],
-}
-
-impl Request {
-    /// Makes the page the head of an allocated block. The lock of the list that it came from is
-    /// still held, so that whoever looks next does not take it for a free one.
-    #[inline]
-    fn hand_out(&self, page: &Page, order: Order, zone: ZoneId) {
-        page.set_holder(self.holder);
-        page.set_state(PageState::new(Kind::Allocated, order, zone));
-    }
 }
 
 impl Gfp {
@@ -120,10 +109,7 @@ impl<P: Platform> Mm<P> {
     fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
         let cpu = self.this_cpu();
         let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
-        let mut lists = cpu.zone(zone).try_lock()?;
-        let (pfn, page) = lists.pop(&self.sparse, request.mt, zone)?;
-        request.hand_out(page, Order::PAGE, zone);
-        Some(pfn)
+        self.try_lock_pcp(cpu, zone)?.allocate(request.mt, request.holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
@@ -159,37 +145,17 @@ impl<P: Platform> Mm<P> {
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
     fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
-        let pcp = self.this_cpu().zone(zone);
-        let Some(mut lists) = pcp.try_lock() else {
+        let Some(mut lists) = self.try_lock_pcp(self.this_cpu(), zone) else {
             return self.alloc_block_in(zone, Order::PAGE, request, mark);
         };
-        let (pfn, page) = match lists.pop(&self.sparse, request.mt, zone) {
-            Some(listed) => listed,
-            None if self.may_take(zone, request, mark, 1) => {
-                self.refill(zone, request.mt, &mut lists, pcp.refill())?
-            }
-            None => return None,
-        };
-        request.hand_out(page, Order::PAGE, zone);
-        Some(pfn)
-    }
-
-    /// Moves up to `pages` pages from the buddy to `lists`, and takes one of them (Linux
-    /// `rmqueue_bulk`).
-    fn refill(
-        &self,
-        zone: ZoneId,
-        mt: MigrateType,
-        lists: &mut PcpLists,
-        pages: u32,
-    ) -> Option<(Pfn, &Page)> {
-        let mut buddy = self.zone(zone).lock();
-        for _ in 0..pages {
-            let Some(pfn) = buddy.rmqueue(&self.sparse, Order::PAGE, mt) else { break };
-            lists.push(self.sparse.page(pfn), pfn, mt, zone);
+        if let Some(pfn) = lists.allocate(request.mt, request.holder) {
+            return Some(pfn);
         }
-        drop(buddy);
-        lists.pop(&self.sparse, mt, zone)
+        if !self.may_take(zone, request, mark, 1) {
+            return None;
+        }
+        lists.refill(request.mt);
+        lists.allocate(request.mt, request.holder)
     }
 
     /// A block of `order` straight from the buddy.
@@ -203,10 +169,9 @@ impl<P: Platform> Mm<P> {
         if !self.may_take(zone, request, mark, order.pages()) {
             return None;
         }
-        let mut buddy = self.zone(zone).lock();
-        let pfn = buddy.rmqueue(&self.sparse, order, request.mt)?;
-        request.hand_out(self.sparse.page(pfn), order, zone);
-        Some(pfn)
+        let mut zone = self.lock_zone(zone);
+        let block = zone.rmqueue(order, request.mt)?;
+        Some(zone.allocate(block, request.holder))
     }
 
     /// Whether the watermarks leave `pages` pages of `zone` to the request.
@@ -244,7 +209,7 @@ impl<P: Platform> Mm<P> {
     #[inline(never)]
     fn free_to_buddy(&self, zone: ZoneId, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
-        self.zone(zone).lock().free_block(&self.sparse, pages, pfn, order, Place::Head);
+        self.lock_zone(zone).free_block(pages, pfn, order, Place::Head);
     }
 
     /// Gives single pages back that lie side by side, in as large blocks as they make: a fraction
@@ -268,7 +233,7 @@ impl<P: Platform> Mm<P> {
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut buddy = self.zone(zone).lock();
+        let mut buddy = self.lock_zone(zone);
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);
@@ -276,7 +241,7 @@ impl<P: Platform> Mm<P> {
                 assert_allocated(pfn, page.state(), Order::PAGE);
                 page.set_state(tail);
             }
-            buddy.free_block(&self.sparse, pages, first, order, Place::Head);
+            buddy.free_block(pages, first, order, Place::Head);
         }
     }
 

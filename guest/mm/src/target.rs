@@ -16,9 +16,10 @@
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
+use crate::free_block::FreeBlock;
 use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
-use crate::page::{Holder, Kind, PageState};
+use crate::page::{Holder, Kind};
 use crate::page_alloc::Gfp;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
@@ -120,9 +121,8 @@ impl<'m, P: Platform> Targets<'m, P> {
     fn take_in(&self, pages: SectionPages<'_>, block: u32) -> Option<PfnRange> {
         let mm = self.mm;
         let id = pages.section().zone();
-        let zone = mm.zone(id);
         let range = pages.nr().pageblocks(&(block..block + 1));
-        let mut buddy = zone.lock();
+        let mut zone = mm.lock_zone(id);
         let mt = pages.section().pageblocks.open_type(block)?;
         // Since the last search the pages there may have become part of a larger block.
         let mut pfn = self.at;
@@ -133,17 +133,12 @@ impl<'m, P: Platform> Targets<'m, P> {
             let state = pages.page(pfn).state();
             if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);
-                if !zone.above(Watermark::Min, order.pages(), ZoneType::Movable) {
+                if !mm.zone(id).above(Watermark::Min, order.pages(), ZoneType::Movable) {
                     return None;
                 }
-                buddy.take(&mm.sparse, pages, pfn, state.order(), order, mt);
-                let found = PfnRange::new(pfn, order.pages());
-                for offset in 0..order.pages() {
-                    let page = pages.page(pfn.add(offset));
-                    page.set_holder(Holder::Unclaimed.word());
-                    page.set_state(PageState::new(Kind::Allocated, Order::PAGE, id));
-                }
-                return Some(found);
+                let block = zone.remove(FreeBlock::new(pages, pfn, state.order(), mt));
+                let block = zone.split_to(block, order);
+                return Some(zone.allocate_pages(block, Holder::Unclaimed.word()));
             }
             // All that begins on the way there is smaller.
             pfn = pfn.add(state.order().max(STEP).pages());

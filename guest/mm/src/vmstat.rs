@@ -203,7 +203,7 @@ impl<P: Platform> Mm<P> {
 
     /// Free blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
     pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.zone(zone).lock().free_blocks()
+        self.lock_zone(zone).free_blocks()
     }
 
     /// What follows from the size of `zone`, and where it is.
@@ -220,9 +220,8 @@ impl<P: Platform> Mm<P> {
     /// The lists of `zone` of every CPU, in the order of their numbers.
     pub fn pcp_info(&self, zone: ZoneId) -> impl Iterator<Item = PcpInfo> {
         self.cpus().iter().map(move |cpu| {
-            let pcp = cpu.zone(zone);
-            let (high, batch) = pcp.limits();
-            PcpInfo { count: pcp.lock().count(), high, batch }
+            let (high, batch) = cpu.zone(zone).limits();
+            PcpInfo { count: self.lock_pcp(cpu, zone).count(), high, batch }
         })
     }
 

@@ -18,7 +18,7 @@ use core::sync::atomic::{
 use crate::Mm;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
-use crate::zone::Zone;
+use crate::zone::{Zone, ZoneGuard};
 
 /// Distance of a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).
 const LOCAL_DISTANCE: u8 = 10;
@@ -184,6 +184,12 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub(crate) fn zone(&self, id: ZoneId) -> &Zone {
         &self.zones[id.index()]
+    }
+
+    /// Takes the lock of zone `id`.
+    #[inline]
+    pub(crate) fn lock_zone(&self, id: ZoneId) -> ZoneGuard<'_> {
+        self.zone(id).lock(&self.sparse)
     }
 
     /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.

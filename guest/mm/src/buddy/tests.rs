@@ -44,7 +44,7 @@ fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
 }
 
 fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, &Page) {
-    let pfn = mm.zone(ZONE).lock().first(order, crate::MigrateType::Movable).unwrap();
+    let pfn = mm.lock_zone(ZONE).first(order, crate::MigrateType::Movable).unwrap();
     (pfn, mm.sparse.page(pfn))
 }
 
@@ -60,8 +60,8 @@ const WAYS: [Taking; 4] = [
         let (pfn, _) = head_of_any(mm);
         let pages = mm.sparse.pages(BLOCK).unwrap();
         let buddy = pfn.buddy(Order::PAGEBLOCK);
-        let mut lists = mm.zone(ZONE).lock();
-        lists.free_block(&mm.sparse, pages, buddy, Order::PAGEBLOCK, super::Place::Head);
+        let mut lists = mm.lock_zone(ZONE);
+        lists.free_block(pages, buddy, Order::PAGEBLOCK, crate::free_lists::Place::Head);
     }),
 ];
 

@@ -81,7 +81,10 @@ fn counters() {
     finds("managed, sum of uses", |mm| mm.zones[2].add_managed(1));
     finds("present, sum of sections", |mm| mm.zones[0].sub_present(1));
     finds("span, reach of sections", |mm| mm.zones[2].grow_span(SectionNr::new(33).frames()));
-    finds("isolated pageblocks", |mm| mm.zones[2].add_isolated_pageblocks(1));
+    finds("isolated pageblocks", |mm| {
+        let pfn = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+        mm.sparse.section(pfn.section()).unwrap().pageblocks.set_isolated(pfn.pageblock(), true);
+    });
     finds("free pages of", |mm| mm.sparse.section(BLOCK).unwrap().add_free(1));
 }
 

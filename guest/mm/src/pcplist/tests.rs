@@ -46,7 +46,7 @@ fn free_with_a_stale_type() {
     assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE));
     assert_eq!(mm.pcp_pages(MOVABLE), 0, "flushed at once");
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
-    assert_eq!(mm.zone(MOVABLE).lock().isolated(), 512);
+    assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
     drop(disabled);
     mm.check();
@@ -79,14 +79,14 @@ fn pitfall_3_drain_waits_for_a_refill() {
     let (disabled, wait_disabled) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut lists = mm.cpus()[1].zone(MOVABLE).lock();
+            let mut lists = mm.lock_pcp(&mm.cpus()[1], MOVABLE);
             assert_eq!(lists.count(), 0);
             held.send(()).unwrap();
             wait_refill.recv().unwrap();
-            let mut buddy = mm.zone(MOVABLE).lock();
+            let mut zone = mm.lock_zone(MOVABLE);
             for _ in 0..3 {
-                let pfn = buddy.rmqueue(&mm.sparse, Order::PAGE, MigrateType::Movable).unwrap();
-                lists.push(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE);
+                let block = zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap();
+                lists.push(block.head(), block.pfn(), MigrateType::Movable);
             }
         });
         wait_held.recv().unwrap();
@@ -107,7 +107,7 @@ fn pitfall_3_drain_waits_for_a_refill() {
 #[test]
 fn busy_list_is_passed_by() {
     let mm = machine();
-    let lists = mm.cpus()[0].zone(MOVABLE).lock();
+    let lists = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
     // On another thread, which is the same CPU: this one holds the lock.
     let free = mm.zone(MOVABLE).free();
     thread::scope(|scope| {
@@ -133,9 +133,9 @@ fn flush_reads_the_type_again() {
     mm.free_pages(pfn, Order::PAGE);
     let block = pfn.pageblock();
     {
-        let mut buddy = mm.zone(MOVABLE).lock();
-        buddy.split_to_pageblocks(&mm.sparse, pages, block);
-        buddy.move_free(&mm.sparse, pages, &(block..block + 1), MigrateType::Unmovable);
+        let mut buddy = mm.lock_zone(MOVABLE);
+        buddy.split_to_pageblocks(pages, block);
+        buddy.move_free(pages, &(block..block + 1), MigrateType::Unmovable);
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }
     mm.drain_pcp(MOVABLE);
