@@ -98,7 +98,7 @@ impl<P: Platform> Mm<P> {
         tally.looked_at
     }
 
-    fn check_pcp(&self, zone: ZoneId, lists: &PcpGuard<'_>) {
+    fn check_pcp(&self, zone: ZoneId, lists: &PcpGuard<'_, P>) {
         let mut count = 0;
         for (pfn, page) in lists.iter() {
             let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);

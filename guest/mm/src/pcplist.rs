@@ -119,21 +119,21 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the lock of the lists of `zone` that `cpu` has, if it is free.
     #[inline]
-    pub(crate) fn try_lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> Option<PcpGuard<'m>> {
+    pub(crate) fn try_lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> Option<PcpGuard<'m, P>> {
         let pcp = cpu.zone(zone);
-        Some(PcpGuard::new(pcp.lists.try_lock()?, pcp, self.zone(zone), zone, &self.sparse))
+        Some(PcpGuard::new(pcp.lists.try_lock()?, pcp, self, zone))
     }
 
     /// Waits for the lock of the lists of `zone` that `cpu` has.
-    pub(crate) fn lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m> {
+    pub(crate) fn lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m, P> {
         let pcp = cpu.zone(zone);
-        PcpGuard::new(pcp.lists.lock(), pcp, self.zone(zone), zone, &self.sparse)
+        PcpGuard::new(pcp.lists.lock(), pcp, self, zone)
     }
 
     /// The same while the lists of CPUs before this one are locked.
-    pub(crate) fn lock_next_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m> {
+    pub(crate) fn lock_next_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m, P> {
         let pcp = cpu.zone(zone);
-        PcpGuard::new(pcp.lists.lock_next(), pcp, self.zone(zone), zone, &self.sparse)
+        PcpGuard::new(pcp.lists.lock_next(), pcp, self, zone)
     }
 
     /// Frees one page to this CPU's list. False when another CPU uses the list: then the page must go to

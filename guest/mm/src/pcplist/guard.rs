@@ -10,38 +10,58 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::{PcpLists, PcpZone};
+use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_lists::Place;
 use crate::lock::Guard;
 use crate::node::ZoneId;
 use crate::page::{HolderWord, Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
+use crate::platform::Platform;
 use crate::sparse::Sparse;
-use crate::zone::Zone;
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
 
-/// One CPU's lists of one zone, whose lock this CPU holds.
-pub(crate) struct PcpGuard<'m> {
-    lists: Guard<'m, PcpLists>,
-    pcp: &'m PcpZone,
-    zone: &'m Zone,
-    // The same as `zone.id()`, without a look at a cache line that other CPUs write.
-    id: ZoneId,
-    sparse: &'m Sparse,
+impl PcpLists {
+    #[inline]
+    fn push(&mut self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) {
+        let first = &mut self.first[mt.index() & 1];
+        page.set_next(*first);
+        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, zone));
+        *first = Link::to(pfn);
+        self.count += 1;
+    }
+
+    /// Takes a page of type `mt`. The caller sets its state. This is the check for a page that was
+    /// overwritten on the list (Linux `check_new_page`).
+    #[inline]
+    fn pop<'s>(&mut self, sparse: &'s Sparse, mt: MigrateType, zone: ZoneId) -> Option<(Pfn, &'s Page)> {
+        let first = &mut self.first[mt.index() & 1];
+        let pfn = first.pfn()?;
+        let page = sparse.page(pfn);
+        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
+        if page.state() != expected {
+            bad_page(pfn, page.state(), expected);
+        }
+        *first = page.next();
+        self.count -= 1;
+        Some((pfn, page))
+    }
 }
 
-impl<'m> PcpGuard<'m> {
+/// One CPU's lists of one zone, whose lock this CPU holds.
+pub(crate) struct PcpGuard<'m, P: Platform> {
+    lists: Guard<'m, PcpLists>,
+    pcp: &'m PcpZone,
+    mm: &'m Mm<P>,
+    zone: ZoneId,
+}
+
+impl<'m, P: Platform> PcpGuard<'m, P> {
     #[inline]
-    pub(super) fn new(
-        lists: Guard<'m, PcpLists>,
-        pcp: &'m PcpZone,
-        zone: &'m Zone,
-        id: ZoneId,
-        sparse: &'m Sparse,
-    ) -> Self {
-        Self { lists, pcp, zone, id, sparse }
+    pub(super) fn new(lists: Guard<'m, PcpLists>, pcp: &'m PcpZone, mm: &'m Mm<P>, zone: ZoneId) -> Self {
+        Self { lists, pcp, mm, zone }
     }
 
     /// Pages on the lists.
@@ -50,8 +70,8 @@ impl<'m> PcpGuard<'m> {
     }
 
     /// The pages on the lists.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, &'m Page)> + use<'m> {
-        let (sparse, mut lists) = (self.sparse, self.lists.first);
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, &'m Page)> + use<'m, P> {
+        let (sparse, mut lists) = (&self.mm.sparse, self.lists.first);
         core::iter::from_fn(move || {
             let list = lists.iter_mut().find(|first| **first != Link::NONE)?;
             let pfn = list.pfn()?;
@@ -61,39 +81,19 @@ impl<'m> PcpGuard<'m> {
         })
     }
 
-    /// Puts a page that is in no other hands on the list of type `mt`.
+    /// Puts a page that nothing else refers to on the list of type `mt`.
     #[inline]
     pub(super) fn push(&mut self, page: &Page, pfn: Pfn, mt: MigrateType) {
-        let first = &mut self.lists.first[mt.index() & 1];
-        page.set_next(*first);
-        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, self.id));
-        *first = Link::to(pfn);
-        self.lists.count += 1;
-    }
-
-    /// Takes a page of type `mt`. The caller sets its state. This is the check for a page that was
-    /// overwritten on the list (Linux `check_new_page`).
-    #[inline]
-    fn pop(&mut self, mt: MigrateType) -> Option<(Pfn, &'m Page)> {
-        let first = &mut self.lists.first[mt.index() & 1];
-        let pfn = first.pfn()?;
-        let page = self.sparse.page(pfn);
-        let expected = PageState::new(Kind::Pcp, Order::PAGE, self.id);
-        if page.state() != expected {
-            bad_page(pfn, page.state(), expected);
-        }
-        *first = page.next();
-        self.lists.count -= 1;
-        Some((pfn, page))
+        self.lists.push(page, pfn, mt, self.zone);
     }
 
     /// Takes a page of type `mt` and makes it an allocated one. It is never seen as a free one by a CPU
     /// that takes this lock later.
     #[inline]
     pub(crate) fn allocate(&mut self, mt: MigrateType, holder: HolderWord) -> Option<Pfn> {
-        let (pfn, page) = self.pop(mt)?;
+        let (pfn, page) = self.lists.pop(&self.mm.sparse, mt, self.zone)?;
         page.set_holder(holder);
-        page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.id));
+        page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.zone));
         Some(pfn)
     }
 
@@ -108,28 +108,20 @@ impl<'m> PcpGuard<'m> {
         }
     }
 
+    /// Moves up to `pages` pages to the buddy allocator.
+    #[inline]
+    fn flush(&mut self, pages: u32) {
+        flush(self.mm, &mut self.lists, self.zone, pages);
+    }
+
     /// Moves pages of type `mt` from the buddy allocator to the list, as many as a refill brings (Linux
     /// `rmqueue_bulk`, `nr_pcp_alloc`).
     pub(crate) fn refill(&mut self, mt: MigrateType) {
         let (high, batch) = self.pcp.limits();
-        let mut zone = self.zone.lock(self.sparse);
+        let mut zone = self.mm.lock_zone(self.zone);
         for _ in 0..if high < batch { 1 } else { batch } {
             let Some(block) = zone.rmqueue(Order::PAGE, mt) else { break };
             self.push(block.head(), block.pfn(), mt);
-        }
-    }
-
-    /// Moves up to `pages` pages to the buddy allocator (Linux `free_pcppages_bulk`).
-    #[cold]
-    #[inline(never)]
-    fn flush(&mut self, pages: u32) {
-        let mut zone = self.zone.lock(self.sparse);
-        for _ in 0..pages {
-            let Some((pfn, _)) = self.pop(MigrateType::Movable).or_else(|| self.pop(MigrateType::Unmovable))
-            else {
-                break;
-            };
-            zone.free_block(zone.section_pages(pfn), pfn, Order::PAGE, Place::Head);
         }
     }
 
@@ -143,6 +135,23 @@ impl<'m> PcpGuard<'m> {
         let (_, batch) = self.pcp.limits();
         self.flush(count.min(batch * DRAIN_BATCHES));
         true
+    }
+}
+
+/// Moves up to `pages` pages from `lists` to the buddy allocator (Linux `free_pcppages_bulk`). It does not
+/// take the guard, so that the guard of the common case, without a flush, stays in registers.
+#[cold]
+#[inline(never)]
+fn flush<P: Platform>(mm: &Mm<P>, lists: &mut PcpLists, zone: ZoneId, pages: u32) {
+    let mut guard = mm.lock_zone(zone);
+    for _ in 0..pages {
+        let Some((pfn, _)) = lists
+            .pop(&mm.sparse, MigrateType::Movable, zone)
+            .or_else(|| lists.pop(&mm.sparse, MigrateType::Unmovable, zone))
+        else {
+            break;
+        };
+        guard.free_block(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
     }
 }
 
