@@ -1,13 +1,14 @@
-//! Allocating memory that lies side by side, more of it than the buddy allocator keeps together.
+//! Contiguous allocation: pageblocks that lie side by side, more than the buddy allocator keeps together.
 //!
-//! Mirrors Linux `alloc_contig_range` and `alloc_contig_pages` of `mm/page_alloc.c`: what is in the
-//! range moves elsewhere first, as for going offline (see `evacuate`). Differs from Linux on purpose: the
+//! Mirrors Linux `alloc_contig_range` and `alloc_contig_pages` of `mm/page_alloc.c`: pages in use in the
+//! range move elsewhere first, as for going offline (see `evacuate`). Differs from Linux on purpose: the
 //! unit is the pageblock, and no range reaches from one section into the next.
 //!
-//! Per-CPU lists are only drained for a range, not out of play (as in Linux, where the stronger guarantee is
-//! for offlining; a single pageblock is taken as offlining would): who frees a page of the range meanwhile
-//! may keep it on a list for a while. The allocation fails then, and can be tried again; it never takes a
-//! page that somebody has.
+//! Per-CPU lists are only drained for a range, not disabled (as in Linux, where the stronger guarantee is
+//! for offlining; a single pageblock is taken as for offlining). So a CPU that frees a page of the range
+//! meanwhile may keep it on its list for a while. Then the allocation fails, and can be tried again.
+//!
+//! Invariant: an allocation never takes a page that is in use.
 
 use core::iter::once;
 
@@ -24,68 +25,72 @@ use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState};
 
 impl<P: Platform> Mm<P> {
-    /// Allocates the pageblocks `blocks` of online section `nr`, one single page beside the other, whatever
-    /// is in them now (Linux `alloc_contig_range`); [`Mm::free_contig_range`] gives them back. They are
-    /// nobody's until [`Mm::set_holder`].
+    /// Allocates the pageblocks `pageblocks` of online section `nr` as single pages, after the pages in use
+    /// there moved elsewhere (Linux `alloc_contig_range`). [`Mm::free_contig_range`] gives them back. They
+    /// have no holder until [`Mm::set_holder`].
     ///
     /// # Errors
     /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
-    pub fn alloc_contig_range(&self, nr: SectionNr, blocks: PageblockSet) -> Result<(), OfflineError> {
+    pub fn alloc_contig_range(&self, nr: SectionNr, pageblocks: PageblockSet) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
-        let pages = self.contig_target(nr, blocks)?;
+        let pages = self.contig_target(nr, pageblocks)?;
         self.take_pageblocks_as(
             pages.section().zone(),
-            once((pages, blocks)),
+            once((pages, pageblocks)),
             PcpPolicy::DrainAgain,
             Kind::Allocated,
         )?;
-        for block in blocks.iter() {
-            self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
+        for pageblock in pageblocks.iter() {
+            self.split_page(nr.pageblocks(&(pageblock..pageblock + 1)).start, Order::PAGEBLOCK);
         }
         Ok(())
     }
 
-    /// The pages of section `nr`, if all of `blocks` are ones that the allocator manages.
-    fn contig_target(&self, nr: SectionNr, blocks: PageblockSet) -> Result<SectionPages<'_>, OfflineError> {
+    /// The pages of section `nr`, if the allocator manages all of `pageblocks`.
+    fn contig_target(
+        &self,
+        nr: SectionNr,
+        pageblocks: PageblockSet,
+    ) -> Result<SectionPages<'_>, OfflineError> {
         let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
-        if memmap_blocks(nr, section).intersects(blocks) {
+        if memmap_blocks(nr, section).intersects(pageblocks) {
             return Err(OfflineError::HoldsMemmap);
         }
-        if !section.is_boot() && !section.plugged().contains_all(blocks) {
+        if !section.is_boot() && !section.plugged().contains_all(pageblocks) {
             return Err(OfflineError::NotPlugged);
         }
         Ok(pages)
     }
 
-    /// Takes the pageblock of `pfn` whole, whatever moves out of it, as one allocated block of
-    /// [`Order::PAGEBLOCK`] that is given back by [`Mm::free_pages`]. For per-CPU lists the policy is the
-    /// one chosen at boot, as for going offline.
+    /// Takes the whole pageblock of `pfn`, after the pages in use there moved elsewhere, as one allocated
+    /// buddy block of [`Order::PAGEBLOCK`]. [`Mm::free_pages`] gives it back. Per-CPU lists are dealt with by
+    /// the policy that was chosen at boot, as for going offline.
     ///
     /// # Errors
     /// See [`OfflineError`].
     pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
         let _hotplug = self.lock_hotplug();
-        let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
-        let blocks = PageblockSet::range(block.clone());
-        let pages = self.contig_target(nr, blocks)?;
+        let (nr, pageblock) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
+        let pageblocks = PageblockSet::range(pageblock.clone());
+        let pages = self.contig_target(nr, pageblocks)?;
         self.take_pageblocks_as(
             pages.section().zone(),
-            once((pages, blocks)),
+            once((pages, pageblocks)),
             self.pcp_policy.get(),
             Kind::Allocated,
         )?;
-        pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
+        pages.page(nr.pageblocks(&pageblock).start).set_holder(Holder::Kernel.word());
         Ok(())
     }
 
-    /// Allocates `count` pageblocks that lie side by side, in Movable memory, aligned to their size if
-    /// that is a power of two (Linux `alloc_contig_pages`). The first range is taken that can be had.
+    /// Allocates `count` pageblocks that lie side by side in Movable memory, aligned to their size if that
+    /// is a power of two (Linux `alloc_contig_pages`). Takes the first range that can be evacuated.
     ///
     /// # Errors
-    /// [`AllocError`] when there is none: all ranges have pages that do not move, or more than there is
-    /// room for elsewhere. No range reaches from one section into the next.
+    /// [`AllocError`] when there is none: every range has pages that do not move, or more pages in use than
+    /// there is room for elsewhere.
     pub fn alloc_contig_pages(&self, count: u32) -> Result<PfnRange, AllocError> {
         let last = SECTION_PAGEBLOCKS.checked_sub(count).filter(|_| count > 0).ok_or(AllocError)?;
         let step = if count.is_power_of_two() { count } else { 1 };
@@ -97,9 +102,9 @@ impl<P: Platform> Mm<P> {
                 continue;
             }
             for first in (0..=last).step_by(step as usize) {
-                let blocks = first..first + count;
-                if self.alloc_contig_range(nr, PageblockSet::range(blocks.clone())).is_ok() {
-                    return Ok(nr.pageblocks(&blocks));
+                let range = first..first + count;
+                if self.alloc_contig_range(nr, PageblockSet::range(range.clone())).is_ok() {
+                    return Ok(nr.pageblocks(&range));
                 }
             }
         }

@@ -1,13 +1,15 @@
-//! Taking a given range of pages: isolate, migrate, check, take.
+//! Evacuating pageblocks: isolate, migrate, check, take.
 //!
-//! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here: a
-//! memory block that goes offline, a sub-section that is unplugged and an allocation (see
-//! `contig`) differ only in their size and in what becomes of the pages. A range is pageblocks of
-//! one section, or of several that lie in one zone.
+//! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here. A memory
+//! block that goes offline, pageblocks that are unplugged and an allocation (see `contig`) differ only in
+//! their size and in the use of the pages afterwards. The pageblocks are of one section, or of several
+//! that are in one zone.
 //!
-//! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the
-//! number of those left falls or stands still; after [`IDLE_ROUNDS`] rounds in which it stood
-//! still the range is given up, with the pages that are left.
+//! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the number
+//! of pages left falls or stays the same. After [`IDLE_ROUNDS`] rounds without progress the pageblocks are
+//! given up, and the error names the pages that are left.
+//!
+//! Invariant: after an error no pageblock is isolated that was not before, and none is taken.
 
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -20,20 +22,20 @@ use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::target::Targets;
 
-/// Rounds without a page less before the range is given up.
+/// Rounds without progress before the pageblocks are given up.
 const IDLE_ROUNDS: u32 = 16;
 
-/// What is done about the pages on per-CPU lists while a range is taken.
+/// How the pages on per-CPU lists are dealt with while pageblocks are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum PcpPolicy {
-    /// The lists are out of play meanwhile (Linux `zone_pcp_disable`).
+    /// The lists are disabled meanwhile (Linux `zone_pcp_disable`).
     Disable,
     /// The lists are drained before isolation and again in every round (Linux before 5.11).
     DrainAgain,
-    /// The lists are drained once, before isolation, and not disabled. A page that is freed between the
-    /// two lies on a list afterwards, where nobody looks for it: the range is not taken, or the page is
-    /// allocated again although it is isolated. This is here to show that. (Linux before 5.9 drained
+    /// The lists are drained once, before isolation, and not disabled. A page that is freed between drain
+    /// and isolation stays on a list: the pageblocks are not taken, or the page is allocated again
+    /// although its pageblock is isolated. This policy exists to show that. (Linux before 5.9 drained
     /// once after isolation, which leaves a narrower gap.)
     DrainOnce,
 }
@@ -61,10 +63,7 @@ pub(crate) type Part<'s> = (SectionPages<'s>, PageblockSet);
 
 impl<P: Platform> Mm<P> {
     /// Takes the pages of `parts`, all of them managed by the allocator, out of `zone`, all of them or
-    /// none.
-    ///
-    /// Pages that CPUs keep on lists of their own are dealt with as was chosen at boot, by
-    /// [`PcpPolicy`].
+    /// none. Per-CPU lists are dealt with by the [`PcpPolicy`] that was chosen at boot.
     pub(crate) fn take_pageblocks<'s>(
         &self,
         zone: ZoneId,
@@ -73,7 +72,7 @@ impl<P: Platform> Mm<P> {
         self.take_pageblocks_as(zone, parts, self.pcp_policy.get(), Kind::Offline)
     }
 
-    /// The same with a policy of the caller's; each pageblock is one block of `kind` then.
+    /// The same with a policy of the caller's. Each pageblock is one buddy block of `kind` afterwards.
     pub(crate) fn take_pageblocks_as<'s>(
         &self,
         zone: ZoneId,
@@ -87,10 +86,10 @@ impl<P: Platform> Mm<P> {
         }
         self.isolate_all(parts.clone())?;
         if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain) {
-            parts.for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
+            parts.for_each(|(pages, pageblocks)| self.undo_isolate(pages, pageblocks));
             return Err(error);
         }
-        parts.for_each(|(pages, blocks)| self.take_isolated(pages, blocks, kind));
+        parts.for_each(|(pages, pageblocks)| self.take_isolated(pages, pageblocks, kind));
         Ok(())
     }
 
@@ -98,11 +97,11 @@ impl<P: Platform> Mm<P> {
     fn isolate_all<'s>(&self, parts: impl Iterator<Item = Part<'s>> + Clone) -> Result<(), OfflineError> {
         let mut rest = parts.clone();
         let mut isolated = 0;
-        while let Some((pages, blocks)) = rest.next() {
-            if let Err(mut error) = self.start_isolate(pages, blocks) {
-                parts.take(isolated).for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
+        while let Some((pages, pageblocks)) = rest.next() {
+            if let Err(mut error) = self.start_isolate(pages, pageblocks) {
+                parts.take(isolated).for_each(|(pages, pageblocks)| self.undo_isolate(pages, pageblocks));
                 if let OfflineError::Unmovable(stuck) = &mut error {
-                    rest.for_each(|(pages, blocks)| self.count_unmovable(pages, blocks, stuck));
+                    rest.for_each(|(pages, pageblocks)| self.count_unmovable(pages, pageblocks, stuck));
                 }
                 return Err(error);
             }
@@ -111,8 +110,8 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    /// Migrates what is in the isolated `parts`, until all of them are free. Nothing moves when there
-    /// is not room for all of it: what would move then would only be in the way elsewhere.
+    /// Migrates the pages of the isolated `parts`, until all of them are free. Nothing moves when there is
+    /// not room for all of them, because a part of them would take up the room for nothing.
     fn evacuate<'s>(
         &self,
         zone: ZoneId,
@@ -121,7 +120,7 @@ impl<P: Platform> Mm<P> {
     ) -> Result<(), OfflineError> {
         let left_in = |parts: &mut dyn Iterator<Item = Part<'s>>| {
             let mut stuck = Stuck::none();
-            parts.for_each(|(pages, blocks)| stuck.append(self.test_pages_isolated(pages, blocks)));
+            parts.for_each(|(pages, pageblocks)| stuck.append(self.test_pages_isolated(pages, pageblocks)));
             stuck
         };
         let stuck = left_in(&mut parts.clone());
@@ -131,16 +130,17 @@ impl<P: Platform> Mm<P> {
         let mut targets = Targets::new(self, zone.node());
         let mut left = u32::MAX;
         let mut idle = 0;
-        let mut came_round = false;
+        let mut synchronized = false;
         let mut stranded = 0;
         loop {
-            let no_room =
-                parts.clone().any(|(pages, blocks)| self.migrate_pageblocks(pages, blocks, &mut targets));
+            let no_room = parts
+                .clone()
+                .any(|(pages, pageblocks)| self.migrate_pageblocks(pages, pageblocks, &mut targets));
             if drain {
                 self.drain_pcp(zone);
             }
             let stuck = left_in(&mut parts.clone());
-            if came_round && stuck.listed > stranded {
+            if synchronized && stuck.listed > stranded {
                 self.counters.pcp_stranded.fetch_add(u64::from(stuck.listed - stranded), Relaxed);
                 stranded = stuck.listed;
             }
@@ -156,11 +156,11 @@ impl<P: Platform> Mm<P> {
                     OfflineError::Unmovable(stuck)
                 });
             }
-            // Whoever held a page of the block for a moment only has let go of it then.
+            // After this, code that held a page of these pageblocks for a moment has given it up.
             self.platform.synchronize();
-            // So was whoever began to free a page before the range was isolated: what is on a list now
-            // stays there, or is allocated from there.
-            came_round = true;
+            // No CPU is still inside a free that began before isolation; a page on a per-CPU list now is
+            // stranded.
+            synchronized = true;
         }
     }
 }
@@ -207,20 +207,21 @@ mod tests {
         assert_eq!(mm.alloc_contig_pageblock(SectionNr::new(34).start()), Err(OfflineError::NotOnline));
     }
 
-    /// Step by step: the lists are drained, a page is freed to its list, and the range is isolated.
+    /// Step by step: the lists are drained, a page is freed to its list, and its pageblock is isolated.
     #[test]
     fn a_page_that_is_freed_after_a_single_drain_is_stranded() {
         let (mm, nr) = movable();
         mm.pcp_policy.set(PcpPolicy::DrainOnce);
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
-        let blocks = PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1);
+        let pageblocks = PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1);
 
         let pages = mm.sparse.pages(nr).expect("a memmap");
         let zone = NodeId::FIRST.zone(ZoneType::Movable);
         mm.drain_pcp(zone);
         mm.free_pages(pfn, Order::PAGE);
-        mm.start_isolate(pages, blocks).expect("nothing is in the way");
-        let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(zone, core::iter::once((pages, blocks)), false)
+        mm.start_isolate(pages, pageblocks).expect("nothing is in the way");
+        let Err(OfflineError::Unmovable(stuck)) =
+            mm.evacuate(zone, core::iter::once((pages, pageblocks)), false)
         else {
             panic!("the range was taken with a page of it on a list")
         };
@@ -228,9 +229,9 @@ mod tests {
         assert_eq!(stuck.first[0], Some((pfn, Holder::Unclaimed)));
         assert_eq!(mm.stats().pcp_stranded, 1);
 
-        // Draining again is what helps.
-        mm.evacuate(zone, core::iter::once((pages, blocks)), true).expect("it is free now");
-        mm.undo_isolate(pages, blocks);
+        // Draining again frees it.
+        mm.evacuate(zone, core::iter::once((pages, pageblocks)), true).expect("it is free now");
+        mm.undo_isolate(pages, pageblocks);
         mm.check();
         assert_eq!(mm.stats().pcp_stranded, 1);
     }

@@ -1,12 +1,16 @@
-//! Allocating and freeing: per-CPU list, then buddy, then the next zone.
+//! Allocating and freeing: per-CPU list, then buddy allocator, then the next zone.
 //!
-//! Mirrors Linux `get_page_from_freelist`, `rmqueue`, `free_frozen_pages` and `split_page`. There
-//! is no reclaim: a request that no zone can serve above its `min` watermark is an error at once.
+//! Mirrors Linux `get_page_from_freelist`, `rmqueue`, `free_frozen_pages` and `split_page`. Differs from
+//! Linux on purpose: there is no reclaim, so a request that no zone can serve above its `min` watermark
+//! is an error at once.
 //!
-//! Movable pages come from Movable, then Normal, then Dma32; everything else from Normal, then Dma32,
-//! and never from Movable: of the asking CPU's node first, then of the others (see `zonelist`). So
-//! kernel pages never stand in the way of taking Movable memory back, and movable pages find a place
-//! as long as there is any.
+//! Movable pages come from Movable, then Normal, then Dma32. All other pages come from Normal, then
+//! Dma32. Zones of the asking CPU's node come first, then those of the others (see `zonelist`).
+//!
+//! Invariants: an unmovable page is never in Movable, so kernel pages do not prevent taking Movable memory
+//! back. A movable page finds a place as long as any zone has one.
+
+use core::fmt;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
@@ -19,16 +23,15 @@ use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::zone::Watermark;
 
-/// What pages are wanted for (Linux `gfp_t`).
+/// The purpose of a request for pages (Linux `gfp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gfp {
     /// Kernel data.
     Kernel,
-    /// Page tables. May take the last pages there are, so that memory can be added when none is
-    /// left.
+    /// Page tables. May take the last free pages, so that memory can be added when none is left.
     PageTable,
-    /// The memmap of memory that is added. Leaves what is below the low watermark to others: it takes as
-    /// much as it finds.
+    /// The memmap of memory that is added. Leaves the pages below the low watermark to other requests,
+    /// because a large memmap would use up all of them.
     Memmap,
     /// Pages whose holder will name an owner by [`Mm::set_owner`].
     Movable,
@@ -38,13 +41,22 @@ pub enum Gfp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllocError;
 
-/// What follows from a [`Gfp`].
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no zone that the request may use has room for it")
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+/// The parameters that follow from a [`Gfp`].
 pub(crate) struct Request {
-    /// The zones are this one and those below it, from the top.
+    /// The request may use zones of this type and below, from the top.
     highest: ZoneType,
     mt: MigrateType,
     holder: HolderWord,
-    /// Levels to keep above, tried in turn on all zones; none means down to the last page.
+    /// Levels that the zone must stay above, each tried on all zones in turn; none means down to the last
+    /// page.
     marks: [Option<Watermark>; 2],
 }
 
@@ -82,8 +94,7 @@ impl Gfp {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Takes 2^`order` contiguous pages, aligned to their size. Their content is whatever was
-    /// there before.
+    /// Takes 2^`order` contiguous pages, aligned to their size. Their content is undefined.
     ///
     /// # Errors
     /// [`AllocError`] when no zone has them.
@@ -103,8 +114,8 @@ impl<P: Platform> Mm<P> {
         self.alloc_from_zones(node, order, &gfp.request())
     }
 
-    /// A page from this CPU's list of the first zone that has memory: the short way. Pages on the
-    /// list passed the watermark when they came there.
+    /// A page from this CPU's list of the first zone that has memory: the common case. The watermark was
+    /// checked when the pages came to the list.
     #[inline]
     fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
         let cpu = self.this_cpu();
@@ -119,7 +130,7 @@ impl<P: Platform> Mm<P> {
         let zonelist = self.nodes.zonelist(node, request.highest);
         for mark in request.marks {
             for zone in zonelist {
-                // Rather more of this zone than a page of the next one.
+                // Growing this zone is better than a page of the next one.
                 let above = |mark| self.zone(zone).above(mark, order.pages(), request.highest);
                 let take = || self.alloc_in(zone, order, request, mark);
                 if let Some(pfn) = self.take_growing(zone, take, || mark.is_none_or(above)) {
@@ -158,7 +169,7 @@ impl<P: Platform> Mm<P> {
         lists.allocate(request.mt, request.holder)
     }
 
-    /// A block of `order` straight from the buddy.
+    /// A buddy block of `order` from the free lists.
     pub(crate) fn alloc_block_in(
         &self,
         zone: ZoneId,
@@ -174,7 +185,7 @@ impl<P: Platform> Mm<P> {
         Some(zone.allocate(block, request.holder))
     }
 
-    /// Whether the watermarks leave `pages` pages of `zone` to the request.
+    /// Whether the request may take `pages` pages of `zone` under its watermark.
     fn may_take(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>, pages: u32) -> bool {
         let of = self.zone(zone);
         match mark {
@@ -183,8 +194,8 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Gives the 2^`order` pages from `pfn` back. They were allocated, or made by splitting, with
-    /// this order.
+    /// Gives the 2^`order` pages from `pfn` back. They were allocated, or made by splitting, with this
+    /// order.
     ///
     /// # Panics
     /// When they were not, or are free already.
@@ -192,11 +203,11 @@ impl<P: Platform> Mm<P> {
     pub fn free_pages(&self, pfn: Pfn, order: Order) {
         let (page, section) = self.sparse.page_and_section(pfn);
         let (state, zone) = (page.state(), section.zone());
-        // All of the word: what was overwritten while it was in use is found here.
+        // Compares the whole word, so a page that was overwritten while it was in use is found here.
         if state != PageState::new(Kind::Allocated, order, zone) {
             not_allocated(pfn, state, order);
         }
-        // The type is read without the zone lock and may be stale; it only picks a list.
+        // The type is read without the zone lock and may be stale. It only selects a list.
         if order == Order::PAGE
             && let Some(mt) = section.pageblocks.open_type(pfn.pageblock())
             && self.free_to_pcp(page, pfn, mt, zone)
@@ -212,9 +223,8 @@ impl<P: Platform> Mm<P> {
         self.lock_zone(zone).free_block(pages, pfn, order, Place::Head);
     }
 
-    /// Gives single pages back that lie side by side, in as large blocks as they make: a fraction
-    /// of the work of freeing them one by one (Linux has `free_contig_range` for the same use, and
-    /// frees them one by one).
+    /// Gives single pages back that lie side by side, in buddy blocks as large as they make. This is a
+    /// fraction of the work of freeing them one by one, as Linux `free_contig_range` does.
     ///
     /// # Panics
     /// When one of them is not an allocated single page.
@@ -222,18 +232,18 @@ impl<P: Platform> Mm<P> {
         let mut rest = range;
         while !rest.is_empty() {
             let pages = self.sparse.pages(rest.start.section()).expect("an allocated page has a section");
-            let block = rest.start.pageblock();
-            // A pageblock at a time, because the next one may be of another type.
-            let here = rest.intersect(pages.nr().pageblocks(&(block..block + 1)));
+            let pageblock = rest.start.pageblock();
+            // One pageblock at a time, because the next one may be of another type.
+            let here = rest.intersect(pages.nr().pageblocks(&(pageblock..pageblock + 1)));
             self.free_in_pageblock(pages, here);
-            rest.start = here.end;
+            rest = PfnRange::new(here.end, rest.end.since(here.end));
         }
     }
 
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut buddy = self.lock_zone(zone);
+        let mut guard = self.lock_zone(zone);
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);
@@ -241,23 +251,23 @@ impl<P: Platform> Mm<P> {
                 assert_allocated(pfn, page.state(), Order::PAGE);
                 page.set_state(tail);
             }
-            buddy.free_block(pages, first, order, Place::Head);
+            guard.free_block(pages, first, order, Place::Head);
         }
     }
 
-    /// Makes 2^`order` single pages of an allocated block, each to be freed by itself. Each has
-    /// the block's holder.
+    /// Splits an allocated buddy block into 2^`order` single pages, each to be freed by itself. Each has
+    /// the holder of the buddy block.
     ///
     /// # Panics
-    /// When the block is not allocated with this order.
+    /// When the buddy block is not allocated with this order.
     pub fn split_page(&self, pfn: Pfn, order: Order) {
         self.split_page_to(pfn, order, Order::PAGE);
     }
 
-    /// Makes blocks of order `to` of an allocated block of order `from`.
+    /// Splits an allocated buddy block of order `from` into ones of order `to`.
     ///
     /// # Panics
-    /// When the block is not allocated with order `from`, or `to` is larger.
+    /// When the buddy block is not allocated with order `from`, or `to` is larger.
     pub fn split_page_to(&self, pfn: Pfn, from: Order, to: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
         let head = pages.page(pfn);
@@ -265,7 +275,7 @@ impl<P: Platform> Mm<P> {
         assert!(to <= from, "splits {from:?} into {to:?}");
         let state = PageState::new(Kind::Allocated, to, head.state().zone());
         let holder = head.holder().word();
-        // The old head last: a walk that sees it shrunk finds the heads behind it.
+        // The old head last: a walk that sees its new order finds the heads of the other parts.
         let mut offset = from.pages();
         while offset > 0 {
             offset -= to.pages();
@@ -275,8 +285,8 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts an allocated single page in the care of owner `owner`, who knows it by `index`: from
-    /// now on it may be migrated.
+    /// Makes `owner`, which knows the page by `index`, the owner of an allocated single page. From now on
+    /// the page may be migrated.
     ///
     /// # Panics
     /// When the page is not a single allocated one, or `index` does not fit in 48 bits.
@@ -288,10 +298,10 @@ impl<P: Platform> Mm<P> {
         page.set_holder(Holder::Owned { owner, index }.word());
     }
 
-    /// Says that the allocated block at `pfn` cannot move, and whose it is.
+    /// Marks the allocated buddy block at `pfn` as one that cannot move; `tag` names its holder.
     ///
     /// # Panics
-    /// When no allocated block begins there.
+    /// When no allocated buddy block begins there.
     pub fn set_holder(&self, pfn: Pfn, tag: u32) {
         let page = self.sparse.page(pfn);
         assert_allocated(pfn, page.state(), page.state().order());

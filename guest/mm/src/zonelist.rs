@@ -1,13 +1,13 @@
-//! Which zones serve a request, in which order: those of the nearest node first.
+//! Which zones serve a request, in which order: the zones of the nearest node first.
 //!
 //! Mirrors Linux `build_zonelists` and `find_next_best_node`: all zones of the asking CPU's node from
-//! the top, then all of the next node by distance. A zonelist is one word, replaced by one store when
-//! a zone gets its first memory or loses its last, so who reads it sees either the old or the new one.
+//! the top, then all of the next node by distance. A zonelist is one word. One store replaces it when a
+//! zone gets its first memory or loses its last, so a reader sees either the old or the new one.
 //!
-//! Differs from Linux on purpose: nodes at the same distance are not taken by turns (Linux
-//! `node_load`), because with four of them turns decide nothing.
+//! Differs from Linux on purpose: nodes at the same distance are not taken in turns (Linux
+//! `node_load`), because with four nodes turns decide nothing.
 //!
-//! Invariant: the words change under the memory hotplug lock; distances and the nodes of CPUs are set
+//! Invariants: the words change under the memory hotplug lock. Distances and the nodes of CPUs are set
 //! before boot.
 
 use core::sync::atomic::{
@@ -20,17 +20,17 @@ use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::zone::{Zone, ZoneGuard};
 
-/// Distance of a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).
+/// Distance from a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).
 const LOCAL_DISTANCE: u8 = 10;
-/// Distance of two nodes of which nothing is known (Linux `REMOTE_DISTANCE`).
+/// Distance between two nodes for which none was set (Linux `REMOTE_DISTANCE`).
 const REMOTE_DISTANCE: u8 = 20;
 
-/// Zones in the order in which they are asked: four bits each, the first one lowest.
+/// Zones in the order in which they are tried: four bits each, the first one lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Zonelist(u64);
 
 impl Zonelist {
-    /// Four bits that are no zone end the list.
+    /// Four bits that name no zone end the list.
     const EMPTY: Self = Self(u64::MAX);
 
     #[inline]
@@ -54,11 +54,11 @@ impl Iterator for Zonelist {
     }
 }
 
-/// One node, as others see it.
+/// One node, seen from the others.
 struct Node {
     /// For requests that may use up to Normal, and up to Movable.
     zonelists: [AtomicU64; 2],
-    /// To every node, in tenths of the distance to itself.
+    /// The distance to every node, in tenths of the distance to itself.
     distance: [AtomicU8; MAX_NODES],
     nr_cpus: AtomicU32,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Nodes {
     nodes: [Node; MAX_NODES],
     /// One more than the highest node that has CPUs or memory (Linux `nr_node_ids`).
     end: AtomicU8,
-    /// The zones with memory that the zonelists were built from, a bit each.
+    /// The zones with memory that the zonelists were built from, one bit per zone.
     built_from: AtomicU32,
 }
 
@@ -87,7 +87,7 @@ impl Nodes {
         }
     }
 
-    /// The zones for a request of a CPU on `node` that may use `highest` and what is below.
+    /// The zones for a request of a CPU on `node` that may use zones of type `highest` and below.
     #[inline]
     pub(crate) fn zonelist(&self, node: NodeId, highest: ZoneType) -> Zonelist {
         let movable = usize::from(highest == ZoneType::Movable);
@@ -99,22 +99,22 @@ impl Nodes {
         self.nodes[node.index()].nr_cpus.load(Relaxed) as usize
     }
 
-    /// The nodes that have or had CPUs or memory, ascending, and those between.
+    /// The nodes up to the highest that has or had CPUs or memory, ascending.
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
         NodeId::all().take(self.end.load(Relaxed).into())
     }
 
-    /// From now on `node` is one of them.
+    /// Makes `node` one of [`ids`](Self::ids).
     pub(crate) fn include(&self, node: NodeId) {
         self.end.fetch_max(node.get() + 1, Relaxed);
     }
 
-    /// The nodes, the nearest to `from` first, which is itself.
+    /// The nodes, from the nearest to `from`, which is itself, to the farthest.
     pub(crate) fn by_distance(&self, from: NodeId) -> impl Iterator<Item = NodeId> {
         let mut left: [Option<NodeId>; MAX_NODES] = [None; MAX_NODES];
         self.ids().for_each(|node| left[node.index()] = Some(node));
-        // The nearest; of equals one without CPUs, who would want their memory themselves, and of
-        // those the one that follows, so that not all turn to the first.
+        // The nearest. Ties: prefer a node without CPUs, then the next higher number, so that not every
+        // node falls back to node 0.
         let penalty = |node: NodeId| {
             let distance = self.nodes[from.index()].distance[node.index()].load(Relaxed);
             u32::from(distance) + u32::from(node < from) + u32::from(self.nr_cpus(node) > 0)
@@ -127,20 +127,20 @@ impl Nodes {
         })
     }
 
-    /// Rebuilds all zonelists from which zones have memory (Linux `build_all_zonelists`).
+    /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`).
     pub(crate) fn build_zonelists(&self, zones: &[Zone; ZoneId::COUNT]) {
         for node in NodeId::all() {
             for (highest, list) in [ZoneType::Normal, ZoneType::Movable].into_iter().zip(0..) {
                 let mut nearest = [None; MAX_NODES];
                 self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
-                // From the end, because each is put in front.
+                // From the farthest to the nearest, because each zone is put in front of the list.
                 let order = nearest.into_iter().rev().flatten();
                 let zonelist = order
                     .flat_map(|node| ZoneType::ALL.into_iter().map(move |zone| node.zone(zone)))
                     .filter(|zone| zone.zone_type() <= highest && zones[zone.index()].present() > 0)
                     .fold(Zonelist::EMPTY, Zonelist::push_front);
                 let list: usize = list;
-                // Pairs with the Acquire in `zonelist`: who finds a zone finds what is in it.
+                // Pairs with the Acquire in `zonelist`: a CPU that finds a zone there also finds its pages.
                 self.nodes[node.index()].zonelists[list].store(zonelist.0, Release);
             }
         }
@@ -148,19 +148,18 @@ impl Nodes {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Says that CPU `cpu` is on `node`. Before [`Mm::boot`]; a CPU of which nothing is said is on the
-    /// first node.
+    /// Sets the node of CPU `cpu`, before [`Mm::boot`]. A CPU whose node is not set is on the first node.
     pub fn set_cpu_node(&self, cpu: usize, node: NodeId) {
         self.per_cpu[cpu].set_node(node);
     }
 
-    /// Says how far `to` is from `from`, in tenths of the distance of a node to itself. Before
-    /// [`Mm::boot`]; two nodes of which nothing is said are twice as far.
+    /// Sets the distance from `from` to `to`, in tenths of the distance from a node to itself, before
+    /// [`Mm::boot`]. Two nodes whose distance is not set are twice as far.
     pub fn set_distance(&self, from: NodeId, to: NodeId, distance: u8) {
         self.nodes.nodes[from.index()].distance[to.index()].store(distance, Relaxed);
     }
 
-    /// How far `to` is from `from`, likewise.
+    /// The distance from `from` to `to`, in tenths of the distance from a node to itself.
     pub fn distance(&self, from: NodeId, to: NodeId) -> u8 {
         match from == to {
             true => LOCAL_DISTANCE,
@@ -176,7 +175,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// The zones that have memory, or could: those of all nodes.
+    /// All zones of the nodes in use, with or without memory.
     pub(crate) fn zones(&self) -> core::slice::Iter<'_, Zone> {
         self.zones[..self.nodes.ids().count() * ZoneType::COUNT].iter()
     }
@@ -202,7 +201,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Rebuilds the zonelists, whatever has changed.
+    /// Rebuilds the zonelists, whether a zone has changed or not.
     pub(crate) fn rebuild_zonelists(&self) {
         self.nodes.build_zonelists(&self.zones);
     }
@@ -244,8 +243,8 @@ mod tests {
         .boot()
     }
 
-    /// Per-CPU lists may keep what is below the low watermark, shared by the CPUs of the node, or by all
-    /// when it has none.
+    /// The per-CPU lists of a zone may keep as many pages as its low watermark, shared by the CPUs of the
+    /// node, or by all CPUs when it has none.
     #[test]
     fn limits_of_lists_are_shared_by_the_cpus_of_the_node() {
         let mm = machine();
@@ -263,8 +262,8 @@ mod tests {
         }
     }
 
-    /// The least free memory is one number for the machine, shared by size; reserves are for zones of the
-    /// same node.
+    /// The least free memory is one number for the machine, and zones share it by size. Reserves are for
+    /// zones of the same node.
     #[test]
     fn watermarks_and_reserves_of_nodes() {
         let mm = machine();
