@@ -37,7 +37,7 @@ struct Mm {
     claims: Mutex<()>,
     left: AtomicUsize,
     grow: AtomicBool,
-    /// `Buddy`, and the copy of its count that is read without the lock.
+    /// `FreeLists`, and the copy of its count that is read without the lock.
     buddy: Mutex<usize>,
     free: AtomicUsize,
     initialised: [AtomicUsize; SECTIONS],

@@ -22,7 +22,7 @@ fn frames(range: PfnRange) -> impl Iterator<Item = tidevm_mm::Pfn> {
     (0..range.pages()).map(move |page| range.start.add(page))
 }
 
-/// What is in the range moves, and keeps its content.
+/// Pages in use in the range move, and keep their content.
 #[test]
 fn a_range_in_use_is_emptied_first() {
     let mm = machine(1);
@@ -42,7 +42,7 @@ fn a_range_in_use_is_emptied_first() {
     mm.check();
 }
 
-/// The pages are single ones, each to be held and freed for itself.
+/// The allocated pages are single ones, each with a holder of its own and freed by itself.
 #[test]
 fn its_pages_are_single_ones() {
     let mm = machine(1);
@@ -60,7 +60,7 @@ fn its_pages_are_single_ones() {
     mm.offline(BLOCK).unwrap();
 }
 
-/// What cannot be had is refused, with its reason, and nothing has changed.
+/// A range that cannot be allocated is refused with the reason, and nothing has changed.
 #[test]
 fn refusals() {
     let mm = machine(1);
@@ -77,7 +77,7 @@ fn refusals() {
     mm.platform().inject(FaultStep::Isolate, 2);
     assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
     mm.check();
-    // In boot memory as well, but not what is in use there.
+    // Boot memory can be allocated too, but not where the kernel uses it.
     assert!(matches!(
         mm.alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
         Err(OfflineError::Unmovable(_))
@@ -105,7 +105,7 @@ fn lists_stay_in_play() {
     mm.free_contig_range(range);
 }
 
-/// S3.12: beside CPUs that allocate and free it may fail, and never takes what somebody has.
+/// S3.12: while other CPUs allocate and free, it may fail, and never takes a page that is in use.
 #[test]
 fn it_may_fail_and_never_corrupts() {
     let mm = machine(3);

@@ -34,14 +34,14 @@ fn data_moves_to_boot_memory() {
         assert_eq!(tenant.held_in(BLOCK), 0);
         assert_eq!((mm.stats().pages_migrated, mm.stats().migrate_failed), (20_000, 0));
         mm.remove_memory(BLOCK).unwrap();
-        // The block's content is lost now: this reads the copies.
+        // The memory block's content is lost now: this reads the copies.
         tenant.verify_all();
         assert_eq!(tenant.release_all(), 20_000);
         mm.check();
     }
 }
 
-/// Scattered pages of one block go to the holes of another one before boot memory is touched.
+/// Scattered pages of one memory block go to the holes of another one before boot memory is used.
 #[test]
 fn movable_memory_is_preferred() {
     let mm = machine(2, true);
@@ -64,8 +64,8 @@ fn movable_memory_is_preferred() {
     mm.check();
 }
 
-/// Taking several blocks away from the top down moves no page twice as long as there is room
-/// below: pages go to the lowest free addresses.
+/// Taking several memory blocks away from the top down moves no page twice as long as there is room
+/// below, because pages go to the lowest free addresses.
 #[test]
 fn no_page_moves_twice() {
     let mm = machine(8, true);
@@ -90,8 +90,8 @@ fn no_page_moves_twice() {
     assert!(moved <= to_move + to_move / 20, "{moved} migrations of {to_move} pages");
 }
 
-/// Pages whose holder cannot let go fail the attempt before anything is migrated; the error counts
-/// them all and names four.
+/// Pages whose holder cannot give them up fail the attempt before anything is migrated. The error counts
+/// all of them and names four.
 #[test]
 fn pinned_pages_are_named() {
     let mm = machine(1, true);
@@ -120,7 +120,7 @@ fn pinned_pages_are_named() {
     mm.check();
 }
 
-/// What nobody claims is met late, after a bounded number of rounds; the rest has moved.
+/// A page without an owner ends the attempt only after a bounded number of rounds; all others have moved.
 #[test]
 fn unclaimed_page_ends_the_attempt() {
     for pcp_disable in [true, false] {
@@ -134,7 +134,7 @@ fn unclaimed_page_ends_the_attempt() {
         assert!((8..64).contains(&rounds), "{rounds} rounds");
         mm.check();
         tenant.verify_all();
-        // The block is as usable as before.
+        // The memory block is as usable as before.
         let stats = mm.stats().zones[2];
         assert_eq!((stats.managed, stats.nr_isolate_pageblock), (32256, 0));
         assert_eq!(stats.free + stats.pcp, 32255);
@@ -239,7 +239,7 @@ fn pages_on_per_cpu_lists() {
     }
 }
 
-/// A split block's pages can be owned and moved one by one.
+/// The pages of a split buddy block can be owned and moved one by one.
 #[test]
 fn split_pages_move() {
     let mm = machine(1, true);

@@ -1,4 +1,5 @@
-//! The allocator against a model: who owns which page is known outside, and every page says so.
+//! The allocator against a model: a table outside of the allocator and the content of every page name its
+//! owner.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -9,7 +10,7 @@ use tidevm_mm::{
 
 use crate::workload::{BLOCK, POLICIES, Random, zones};
 
-/// By frame: who owns it. Sees overlaps between threads.
+/// The owner of each frame. Finds allocations of two threads that overlap.
 struct Owners(Vec<AtomicU32>);
 
 impl Owners {
@@ -26,7 +27,7 @@ impl Owners {
     }
 }
 
-/// One thread's blocks.
+/// One thread's buddy blocks.
 struct Player<'a> {
     mm: &'static Mm<Sim>,
     owners: &'a Owners,

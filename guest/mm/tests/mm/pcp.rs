@@ -1,4 +1,4 @@
-//! Per-CPU lists and what disabling them promises.
+//! Per-CPU lists, and the guarantees of disabling them.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -75,7 +75,7 @@ fn disabled_lists_stay_empty() {
     mm.check();
 }
 
-/// Disabling lists drains once for a whole block; the older way drains again and again.
+/// Disabling lists drains once for a whole memory block; the older way drains in every round.
 #[test]
 fn drains_of_an_offline() {
     for (pcp_disable, expected) in [(true, 1..2), (false, 2..64)] {
@@ -117,7 +117,7 @@ fn unchanged_limits_are_not_published() {
     assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
 }
 
-/// Who disables lists is alone: others who want to, and those who change limits, wait.
+/// One CPU at a time disables lists: other CPUs that disable lists or change limits wait.
 #[test]
 fn disablers_wait_for_each_other() {
     let mm = machine(2, true);
@@ -149,8 +149,8 @@ fn disabling_one_zone_leaves_the_others() {
     assert!(mm.stats().zones[0].pcp > 0);
 }
 
-/// S3.8, S3.12: a whole memory block of 63 pageblocks and a few sub-sections of it, each way disables
-/// lists once and drains them once.
+/// S3.8, S3.12: taking a whole memory block of 63 pageblocks, or a few pageblocks of it, disables lists once
+/// and drains them once.
 #[test]
 fn both_ways_to_take_memory_away_disable_once() {
     let mm = machine(2, true);
@@ -167,7 +167,7 @@ fn both_ways_to_take_memory_away_disable_once() {
     }
 }
 
-/// S3.9: limits are not recomputed while lists are disabled: whoever brings memory waits.
+/// S3.9: limits are not recomputed while lists are disabled: a CPU that onlines memory waits.
 #[test]
 fn who_changes_limits_waits_while_disabled() {
     let mm = machine(2, true);
