@@ -19,7 +19,7 @@ use crate::zone::ZoneGuard;
 impl<'m> ZoneGuard<'m> {
     /// Frees the block of `order` at `pfn`, merging it with its buddies as far as they are free
     /// (Linux `__free_one_page`). The page's state is anything but `Free`.
-    pub(crate) fn free_block(&mut self, pages: SectionPages<'_>, pfn: Pfn, order: Order, place: Place) {
+    pub(crate) fn free_and_merge(&mut self, pages: SectionPages<'_>, pfn: Pfn, order: Order, place: Place) {
         let flags = &pages.section().pageblocks;
         let mut block = FreeBlock::of_pageblock(pages, pfn, order);
         let mt = block.migrate_type();
@@ -57,7 +57,7 @@ impl<'m> ZoneGuard<'m> {
                 self.append_largest(pages, largest, MigrateType::Movable);
                 rest = PfnRange::new(end, range.end.since(end));
             } else {
-                self.free_block(pages, pfn, order, Place::Tail);
+                self.free_and_merge(pages, pfn, order, Place::Tail);
                 let next = pfn.add(order.pages());
                 rest = PfnRange::new(next, range.end.since(next));
             }
@@ -68,7 +68,7 @@ impl<'m> ZoneGuard<'m> {
     pub(crate) fn free_offline_pageblock(&mut self, pages: SectionPages<'_>, pageblock: u32) {
         pages.section().pageblocks.set_type(pageblock, MigrateType::Movable);
         let (first, _) = pages.covering(pageblock);
-        self.free_block(pages, first, Order::PAGEBLOCK, Place::Tail);
+        self.free_and_merge(pages, first, Order::PAGEBLOCK, Place::Tail);
     }
 
     /// Keeps the first 2^`to` pages of `block`, which is on no list, and frees the rest (Linux `expand`).

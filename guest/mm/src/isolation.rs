@@ -183,7 +183,7 @@ impl ZoneGuard<'_> {
                 let block = FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate);
                 // Freed anew rather than moved: a whole pageblock merges with its buddy.
                 let block = self.remove(block);
-                self.free_block(pages, block.pfn(), block.order(), Place::Tail);
+                self.free_and_merge(pages, block.pfn(), block.order(), Place::Tail);
             }
         }
     }

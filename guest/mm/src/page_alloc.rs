@@ -150,14 +150,14 @@ impl<P: Platform> Mm<P> {
     ) -> Option<Pfn> {
         match order {
             Order::PAGE => self.alloc_page_in(zone, request, mark),
-            _ => self.alloc_block_in(zone, order, request, mark),
+            _ => self.alloc_buddy_block_in(zone, order, request, mark),
         }
     }
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
     fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
         let Some(mut lists) = self.try_lock_pcp(self.this_cpu(), zone) else {
-            return self.alloc_block_in(zone, Order::PAGE, request, mark);
+            return self.alloc_buddy_block_in(zone, Order::PAGE, request, mark);
         };
         if let Some(pfn) = lists.allocate(request.mt, request.holder) {
             return Some(pfn);
@@ -170,7 +170,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// A buddy block of `order` from the free lists.
-    pub(crate) fn alloc_block_in(
+    pub(crate) fn alloc_buddy_block_in(
         &self,
         zone: ZoneId,
         order: Order,
@@ -220,7 +220,7 @@ impl<P: Platform> Mm<P> {
     #[inline(never)]
     fn free_to_buddy(&self, zone: ZoneId, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
-        self.lock_zone(zone).free_block(pages, pfn, order, Place::Head);
+        self.lock_zone(zone).free_and_merge(pages, pfn, order, Place::Head);
     }
 
     /// Gives single pages back that lie side by side, in buddy blocks as large as they make. This is a
@@ -251,7 +251,7 @@ impl<P: Platform> Mm<P> {
                 assert_allocated(pfn, page.state(), Order::PAGE);
                 page.set_state(tail);
             }
-            guard.free_block(pages, first, order, Place::Head);
+            guard.free_and_merge(pages, first, order, Place::Head);
         }
     }
 

@@ -91,7 +91,7 @@ impl<'m, P: Platform> Targets<'m, P> {
         let (mm, request) = (self.mm, Gfp::Movable.request());
         let take = || {
             (0..=STOCK.get()).rev().map(Order::new).find_map(|order| {
-                let first = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min))?;
+                let first = mm.alloc_buddy_block_in(zone, order, &request, Some(Watermark::Min))?;
                 mm.split_page(first, order);
                 Some(PfnRange::new(first, order.pages()))
             })

@@ -1,5 +1,5 @@
-//! S2.14: a page that was overwritten while it was free is found when it is taken, on every way out of
-//! the allocator, and the panic says what is there and what should be.
+//! S2.14 (`docs/features.toml`): a page that was overwritten while it was free is found when it is taken, on
+//! every way out of the allocator. The panic names the state found and the state expected.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
@@ -16,7 +16,7 @@ use crate::{Mm, ZoneId};
 const BLOCK: SectionNr = SectionNr::new(32);
 const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
-/// With lazy initialisation, because nothing else could take a bad page for one that is new.
+/// A machine with lazy initialisation: no other policy could mistake a bad page for a new one.
 fn machine() -> &'static Mm<Sim> {
     let lazy = Machine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..Machine::default() };
     let mm = lazy.boot();
@@ -25,7 +25,7 @@ fn machine() -> &'static Mm<Sim> {
     mm
 }
 
-/// What a page can have become.
+/// States that an overwritten page can have.
 fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 4] {
     let other_order = Order::new(order.get() ^ 1);
     [
@@ -36,7 +36,7 @@ fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 4] {
     ]
 }
 
-/// The panic of `run`.
+/// The message of the panic of `run`.
 #[track_caller]
 fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
     let Err(panic) = catch_unwind(AssertUnwindSafe(run)) else { panic!("{what}: not noticed") };
@@ -50,18 +50,18 @@ fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, &Page) {
 
 type Taking = (&'static str, fn(&Mm<Sim>));
 
-/// All that take a block off a free list.
+/// Every operation that takes a buddy block off a free list.
 const WAYS: [Taking; 4] = [
     ("refill of a per-CPU list", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
     ("a block of the order", |mm| _ = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable)),
     ("isolation", |mm| _ = mm.offline(BLOCK)),
     ("merging", |mm| {
-        // The only block of its order is the buddy of the memmap's: pretend that this is freed.
+        // The only buddy block of its order is the buddy of the memmap's: pretend that the memmap is freed.
         let (pfn, _) = head_of_any(mm);
         let pages = mm.sparse.pages(BLOCK).unwrap();
         let buddy = pfn.buddy(Order::PAGEBLOCK);
         let mut lists = mm.lock_zone(ZONE);
-        lists.free_block(pages, buddy, Order::PAGEBLOCK, crate::free_lists::Place::Head);
+        lists.free_and_merge(pages, buddy, Order::PAGEBLOCK, crate::free_lists::Place::Head);
     }),
 ];
 
@@ -73,8 +73,8 @@ fn head_of_any(mm: &Mm<Sim>) -> (Pfn, &Page) {
 fn a_corrupt_free_block_is_found_however_it_is_taken() {
     for (way, take) in WAYS {
         for (what, state) in corruptions(Kind::Free, Order::PAGEBLOCK) {
-            // These two go by the states of pages and not by lists: what is no free block is none of
-            // their business.
+            // These two go by the states of pages and not by lists, so they ignore a page that is not the
+            // head of a free block.
             if ["isolation", "merging"].contains(&way) && what != "zone" {
                 continue;
             }
@@ -131,7 +131,7 @@ fn a_corrupt_page_on_a_per_cpu_list_is_found() {
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
         mm.free_pages(pfn, Order::PAGE);
         mm.sparse.page(pfn).set_next(Link::to(pfn.add(4096)));
-        // The page itself is in order; what its link leads to is not.
+        // The page itself is valid, but the page that its link leads to is not.
         let text = panic_of("link of a per-CPU list", || (take(mm), take(mm)));
         assert!(text.contains("on a per-CPU list"), "{way}: {text}");
     }

@@ -151,7 +151,7 @@ fn flush<P: Platform>(mm: &Mm<P>, lists: &mut PcpLists, zone: ZoneId, pages: u32
         else {
             break;
         };
-        guard.free_block(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
+        guard.free_and_merge(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
     }
 }
 

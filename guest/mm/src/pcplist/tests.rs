@@ -1,5 +1,5 @@
-//! The races between freeing, refilling and taking memory away, each played step by step in the
-//! order in which a lock-free step would lose a page.
+//! The races between freeing, refilling and taking memory away, each run step by step in the order in
+//! which a lock-free step would lose a page.
 
 use std::sync::mpsc::channel;
 use std::thread;
@@ -29,8 +29,8 @@ fn pageblock_of(pfn: Pfn) -> PageblockSet {
     PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1)
 }
 
-/// A freer read the pageblock's type before it was isolated, and goes on after that: the page must
-/// end on the isolated list, not on a CPU's list and not among what can be allocated.
+/// A CPU that frees a page read the pageblock's type before it was isolated, and goes on after that. The
+/// page must end on the isolated list, not on a CPU's list and not where it can be allocated.
 #[test]
 fn free_with_a_stale_type() {
     let mm = machine();
@@ -52,8 +52,8 @@ fn free_with_a_stale_type() {
     mm.check();
 }
 
-/// The same without disabling: the page hides on the list until the next drain. This is what
-/// repeated draining is for.
+/// The same without disabling: the page stays on the list until the next drain. This is the reason for
+/// repeated draining.
 #[test]
 fn free_with_a_stale_type_hides_from_a_single_drain() {
     let mm = machine();
@@ -69,8 +69,8 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.check();
 }
 
-/// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
-/// must wait for it, and find the pages.
+/// A CPU is refilling its list, which counts as empty until the refill is done. Disabling must wait for it,
+/// and find the pages.
 #[test]
 fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();

@@ -113,7 +113,7 @@ impl Mm {
         true
     }
 
-    /// `alloc_block_in`: the look at the watermark without the lock, then the buddy.
+    /// `alloc_buddy_block_in`: the look at the watermark without the lock, then the buddy.
     fn alloc_in(&self) -> bool {
         if self.free.load(Ordering::Relaxed) == 0 {
             return false;

@@ -80,7 +80,7 @@ impl Mm {
         Some(pfn)
     }
 
-    /// `Mm::alloc_block_in`, `ZoneGuard::allocate`.
+    /// `Mm::alloc_buddy_block_in`, `ZoneGuard::allocate`.
     fn alloc(&self) -> Option<usize> {
         let lock = self.rules.takes_under_lock.then(|| self.zone.lock().unwrap());
         let pfn = self.take()?;
