@@ -117,6 +117,16 @@ impl<P: Platform> Mm<P> {
         &self.per_cpu[..self.nr_cpus.load(Relaxed)]
     }
 
+    /// Sets the node of CPU `cpu`, before [`Mm::boot`]. A CPU whose node is not set is on the first node.
+    pub fn set_cpu_node(&self, cpu: usize, node: NodeId) {
+        self.per_cpu[cpu].set_node(node);
+    }
+
+    /// Counts the CPUs of each node.
+    pub(crate) fn count_cpus(&self) {
+        self.cpus().iter().for_each(|cpu| self.nodes.add_cpu(cpu.node()));
+    }
+
     /// Takes the lock of the lists of `zone` that `cpu` has, if it is free.
     #[inline]
     pub(crate) fn try_lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> Option<PcpGuard<'m, P>> {

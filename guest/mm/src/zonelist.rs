@@ -99,6 +99,12 @@ impl Nodes {
         self.nodes[node.index()].nr_cpus.load(Relaxed) as usize
     }
 
+    /// Counts one more CPU on `node`.
+    pub(crate) fn add_cpu(&self, node: NodeId) {
+        self.nodes[node.index()].nr_cpus.fetch_add(1, Relaxed);
+        self.include(node);
+    }
+
     /// The nodes up to the highest that has or had CPUs or memory, ascending.
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
         NodeId::all().take(self.end.load(Relaxed).into())
@@ -148,11 +154,6 @@ impl Nodes {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Sets the node of CPU `cpu`, before [`Mm::boot`]. A CPU whose node is not set is on the first node.
-    pub fn set_cpu_node(&self, cpu: usize, node: NodeId) {
-        self.per_cpu[cpu].set_node(node);
-    }
-
     /// Sets the distance from `from` to `to`, in tenths of the distance from a node to itself, before
     /// [`Mm::boot`]. Two nodes whose distance is not set are twice as far.
     pub fn set_distance(&self, from: NodeId, to: NodeId, distance: u8) {
@@ -164,14 +165,6 @@ impl<P: Platform> Mm<P> {
         match from == to {
             true => LOCAL_DISTANCE,
             false => self.nodes.nodes[from.index()].distance[to.index()].load(Relaxed),
-        }
-    }
-
-    /// Counts the CPUs of each node.
-    pub(crate) fn count_cpus(&self) {
-        for cpu in self.cpus() {
-            self.nodes.nodes[cpu.node().index()].nr_cpus.fetch_add(1, Relaxed);
-            self.nodes.include(cpu.node());
         }
     }
 
