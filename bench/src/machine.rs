@@ -263,8 +263,9 @@ impl Machine {
     /// When it cannot be added.
     pub fn plug(&self, block: SectionNr) {
         self.mm
+            .hotplug()
             .add_memory(NodeId::FIRST, block, PageblockSet::ALL, self.spec.content)
             .expect("a block that is not there");
-        self.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+        self.mm.hotplug().online(block, ZoneType::Movable).expect("a block that is not online");
     }
 }

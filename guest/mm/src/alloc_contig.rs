@@ -13,16 +13,17 @@ use core::iter::once;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
-use crate::contig::PcpPolicy;
+use crate::hotplug::Hotplug;
 use crate::isolation::OfflineError;
-use crate::memory_block::memmap_blocks;
+use crate::memory_block::memmap_pageblocks;
+use crate::options::PcpPolicy;
 use crate::page::{Holder, Kind, ZoneType};
 use crate::page_alloc::AllocError;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState};
 
-impl<P: Platform> Mm<P> {
+impl<P: Platform> Hotplug<'_, P> {
     /// Allocates the pageblocks `blocks` of online section `nr`, one single page beside the other, whatever
     /// is in them now (Linux `alloc_contig_range`); [`Mm::free_contig_range`] gives them back. They are
     /// nobody's until [`Mm::set_holder`].
@@ -30,21 +31,21 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
     pub fn alloc_contig_range(&self, nr: SectionNr, blocks: PageblockSet) -> Result<(), OfflineError> {
-        let _hotplug = self.lock_hotplug();
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages.section().zone(), once((pages, blocks)), PcpPolicy::DrainAgain, Kind::Allocated)?;
+        let (zone, parts) = (pages.section().zone(), once((pages, blocks)));
+        self.mm.take(zone, parts, PcpPolicy::DrainAgain, Kind::Allocated, self.held())?;
         for block in blocks.iter() {
-            self.split_page(nr.pageblocks(&(block..block + 1)).start, Order::PAGEBLOCK);
+            self.mm.split_page(nr.pageblocks(&(block..block + 1)).start(), Order::PAGEBLOCK);
         }
         Ok(())
     }
 
     /// The pages of section `nr`, if all of `blocks` are ones that the allocator manages.
     fn contig_target(&self, nr: SectionNr, blocks: PageblockSet) -> Result<SectionPages<'_>, OfflineError> {
-        let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
+        let pages = self.mm.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
-        if memmap_blocks(nr, section).intersects(blocks) {
+        if memmap_pageblocks(nr, section).intersects(blocks) {
             return Err(OfflineError::HoldsMemmap);
         }
         if !section.is_boot() && !section.plugged().contains_all(blocks) {
@@ -60,15 +61,17 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`OfflineError`].
     pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
-        let _hotplug = self.lock_hotplug();
         let (nr, block) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
         let blocks = PageblockSet::range(block.clone());
         let pages = self.contig_target(nr, blocks)?;
-        self.take(pages.section().zone(), once((pages, blocks)), self.pcp_policy.get(), Kind::Allocated)?;
-        pages.page(nr.pageblocks(&block).start).set_holder(Holder::Kernel.word());
+        let (zone, parts) = (pages.section().zone(), once((pages, blocks)));
+        self.mm.take(zone, parts, self.mm.options.get().pcp, Kind::Allocated, self.held())?;
+        pages.page(nr.pageblocks(&block).start()).set_holder(Holder::Kernel.word());
         Ok(())
     }
+}
 
+impl<P: Platform> Mm<P> {
     /// Allocates `count` pageblocks that lie side by side, in Movable memory, aligned to their size if
     /// that is a power of two (Linux `alloc_contig_pages`). The first range is taken that can be had.
     ///
@@ -87,7 +90,7 @@ impl<P: Platform> Mm<P> {
             }
             for first in (0..=last).step_by(step as usize) {
                 let blocks = first..first + count;
-                if self.alloc_contig_range(nr, PageblockSet::range(blocks.clone())).is_ok() {
+                if self.hotplug().alloc_contig_range(nr, PageblockSet::range(blocks.clone())).is_ok() {
                     return Ok(nr.pageblocks(&blocks));
                 }
             }

@@ -216,7 +216,7 @@ impl<P: Platform> Mm<P> {
             }
             self.set_isolated(pages, &window, false);
             for block in window {
-                let head = pages.page(pages.nr().pageblocks(&(block..block + 1)).start);
+                let head = pages.page(pages.nr().pageblocks(&(block..block + 1)).start());
                 head.set_holder(Holder::Unclaimed.word());
                 head.set_state(taken);
             }

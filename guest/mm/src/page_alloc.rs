@@ -255,12 +255,12 @@ impl<P: Platform> Mm<P> {
     pub fn free_contig_range(&self, range: PfnRange) {
         let mut rest = range;
         while !rest.is_empty() {
-            let pages = self.sparse.pages(rest.start.section()).expect("an allocated page has a section");
-            let block = rest.start.pageblock();
+            let pages = self.sparse.pages(rest.start().section()).expect("an allocated page has a section");
+            let block = rest.start().pageblock();
             // A pageblock at a time, because the next one may be of another type.
             let here = rest.intersect(pages.nr().pageblocks(&(block..block + 1)));
             self.free_in_pageblock(pages, here);
-            rest.start = here.end;
+            rest = rest.from(here.end());
         }
     }
 

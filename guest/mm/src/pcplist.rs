@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::buddy::Place;
+use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::node::{NodeId, ZoneId};
 use crate::page::{Kind, Link, Page, PageState};
@@ -182,7 +183,7 @@ impl<P: Platform> Mm<P> {
 
     /// What every CPU that the machine may have keeps to itself.
     pub(crate) fn cpus(&self) -> &'static [PerCpu] {
-        &self.per_cpu[..self.nr_cpus.load(Relaxed)]
+        &self.per_cpu[..self.options.get().nr_cpus]
     }
 
     /// Frees one page to this CPU's list. False when the list is in use by another CPU: the page
@@ -252,20 +253,6 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Recomputes the limits of every zone and publishes those that changed. Waits while lists are
-    /// disabled, so it must not be called by who disabled them.
-    pub(crate) fn update_pcp_limits(&self) {
-        let _lock = self.pcp_disable.lock_with(|| self.platform.relax());
-        for zone in self.zones() {
-            let limits = self.pcp_limits_of(zone);
-            if limits != zone.pcp_limits() {
-                zone.set_pcp_limits(limits);
-                self.publish_pcp_limits(zone.id(), limits);
-                self.counters.pcp_limit_updates.fetch_add(1, Relaxed);
-            }
-        }
-    }
-
     /// The limits that follow from the size of `zone`.
     pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> (u32, u32) {
         // The CPUs of its node are who mostly uses it; without any, all do (Linux `zone_highsize`).
@@ -276,6 +263,23 @@ impl<P: Platform> Mm<P> {
     /// Pages on the lists of `zone`, all CPUs together.
     pub(crate) fn pcp_pages(&self, zone: ZoneId) -> u64 {
         self.cpus().iter().map(|cpu| u64::from(cpu.zone(zone).lock().count())).sum()
+    }
+}
+
+impl<P: Platform> Hotplug<'_, P> {
+    /// Recomputes the limits of every zone and publishes the ones that changed. Waits while lists are
+    /// disabled, so the CPU that disabled them must not call it.
+    pub(crate) fn update_pcp_limits(&self) {
+        let mm = self.mm;
+        let _lock = mm.pcp_disable.lock_with(|| mm.platform.relax());
+        for zone in mm.zones() {
+            let limits = mm.pcp_limits_of(zone);
+            if limits != zone.pcp_limits() {
+                zone.set_pcp_limits(limits);
+                mm.publish_pcp_limits(zone.id(), limits);
+                mm.counters.pcp_limit_updates.fetch_add(1, Relaxed);
+            }
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
     SectionNr,
 };
-use crate::memmap_init::{InitPolicy, MemoryContent};
+use crate::options::{InitPolicy, MemoryContent};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, Sparse};
 use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
@@ -327,8 +327,8 @@ impl Sim {
 
     /// Boot memory is in the direct map before `mm` exists.
     fn map_boot(&self, range: PfnRange) {
-        let first = range.start.get() / PAGEBLOCK_PAGES;
-        let last = range.end.get().div_ceil(PAGEBLOCK_PAGES);
+        let first = range.start().get() / PAGEBLOCK_PAGES;
+        let last = range.end().get().div_ceil(PAGEBLOCK_PAGES);
         for block in &self.direct[first as usize..last as usize] {
             block.store(true, SeqCst);
         }
@@ -339,10 +339,10 @@ impl Sim {
     }
 
     fn blocks(&self, range: PfnRange) -> &[AtomicBool] {
-        assert!(range.start.is_aligned(Order::PAGEBLOCK) && range.end.is_aligned(Order::PAGEBLOCK));
-        assert!(!range.is_empty(), "maps nothing at {:?}", range.start);
+        assert!(range.start().is_aligned(Order::PAGEBLOCK) && range.end().is_aligned(Order::PAGEBLOCK));
+        assert!(!range.is_empty(), "maps nothing at {:?}", range.start());
         let index = |pfn: Pfn| (pfn.get() / PAGEBLOCK_PAGES) as usize;
-        &self.direct[index(range.start)..index(range.end)]
+        &self.direct[index(range.start())..index(range.end())]
     }
 
     /// A page-table page for a new mapping.
@@ -493,8 +493,8 @@ unsafe impl Platform for Sim {
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
         }
-        let content = self.section_content(range.start.section());
-        for word in &content[range.start.in_section()..][..range.pages() as usize] {
+        let content = self.section_content(range.start().section());
+        for word in &content[range.start().in_section()..][..range.pages() as usize] {
             word.store(LOST, SeqCst);
         }
         drop(memmaps);

@@ -8,9 +8,9 @@
 //! Boot memory counts wholly from boot on, in watermarks and limits too; what of it is not initialised yet
 //! is free memory that is not on the free lists (see `deferred`).
 //!
-//! Invariant: spans, counters and watermarks change under the memory hotplug lock (and the zone
-//! lock where the free lists change with them), but for the number of deferred pages, which whoever
-//! initialises them takes down; everyone may read them.
+//! Invariant: spans, counters and watermarks change under the memory hotplug lock, which a [`HotplugHeld`]
+//! proves, and under the zone lock where the free lists change with them. The exception is the number of
+//! deferred pages, from which the CPU that initialises pages subtracts. Every CPU may read all of them.
 
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{
@@ -20,6 +20,7 @@ use core::sync::atomic::{
 
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::buddy::Buddy;
+use crate::hotplug::HotplugHeld;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::node::ZoneId;
 use crate::page::ZoneType;
@@ -145,24 +146,24 @@ impl Zone {
     }
 
     /// Makes the zone reach over `range` as well.
-    pub(crate) fn grow_span(&self, range: PfnRange) {
+    pub(crate) fn grow_span(&self, range: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             self.set_span(range);
         } else {
-            self.set_span(PfnRange { start: span.start.min(range.start), end: span.end.max(range.end) });
+            self.set_span(span.hull(range));
         }
     }
 
     /// Remembers the span as that of boot memory.
-    pub(crate) fn keep_boot_span(&self) {
+    pub(crate) fn keep_boot_span(&self, _held: &HotplugHeld) {
         self.boot_span.store(self.span.load(Relaxed), Relaxed);
     }
 
     /// Draws the zone's ends in after the memory block of the frames `gone` left it, or did not come
     /// in wholly (Linux `shrink_zone_span`): an end that was in the block moves to the next section
     /// that is online in the zone.
-    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange) {
+    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             return;
@@ -175,19 +176,19 @@ impl Zone {
             ours.then(|| nr.frames())
         };
         let boot = Some(unpacked(self.boot_span.load(Relaxed))).filter(|boot| !boot.is_empty());
-        if gone.contains(span.start) {
-            let first =
-                boot.map_or(Pfn::new(span.end.get() - 1).section().get() + 1, |b| b.start.section().get());
-            let next = (gone.end.section().get()..first).find_map(ours).or(boot);
+        if gone.contains(span.start()) {
+            let end = Pfn::new(span.end().get() - 1).section().get() + 1;
+            let first = boot.map_or(end, |boot| boot.start().section().get());
+            let next = (gone.end().section().get()..first).find_map(ours).or(boot);
             self.set_span(match next {
-                Some(next) => PfnRange { start: next.start, end: span.end },
+                Some(next) => span.from(next.start()),
                 None => PfnRange::new(Pfn::new(0), 0),
             });
-        } else if gone.start < span.end && span.end <= gone.end {
-            let last = boot.map_or(span.start, |boot| boot.end.add(SECTION_PAGES - 1)).section().get();
-            let before = (last..gone.start.section().get()).rev().find_map(ours).or(boot);
+        } else if gone.start() < span.end() && span.end() <= gone.end() {
+            let last = boot.map_or(span.start(), |boot| boot.end().add(SECTION_PAGES - 1)).section().get();
+            let before = (last..gone.start().section().get()).rev().find_map(ours).or(boot);
             let before = before.expect("the span's first section is ours");
-            self.set_span(PfnRange { start: span.start, end: before.end });
+            self.set_span(span.before(before.end()));
         }
     }
 
@@ -195,20 +196,20 @@ impl Zone {
         self.span.store(packed(span), Relaxed);
     }
 
-    pub(crate) fn add_present(&self, pages: u64) {
+    pub(crate) fn add_present(&self, pages: u64, _held: &HotplugHeld) {
         self.present.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_present(&self, pages: u64) {
+    pub(crate) fn sub_present(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.present.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.id);
     }
 
-    pub(crate) fn add_managed(&self, pages: u64) {
+    pub(crate) fn add_managed(&self, pages: u64, _held: &HotplugHeld) {
         self.managed.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_managed(&self, pages: u64) {
+    pub(crate) fn sub_managed(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.managed.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.id);
     }
@@ -263,11 +264,12 @@ impl Zone {
 
 /// A range in one word: the first frame in the low half, the one behind the last in the high half.
 fn packed(range: PfnRange) -> u64 {
-    u64::from(range.start.get()) | u64::from(range.end.get()) << 32
+    u64::from(range.start().get()) | u64::from(range.end().get()) << 32
 }
 
 fn unpacked(word: u64) -> PfnRange {
-    PfnRange { start: Pfn::new(word as u32), end: Pfn::new((word >> 32) as u32) }
+    let [start, end] = [word, word >> 32].map(|half| Pfn::new(half as u32));
+    PfnRange::between(start, end).expect("`packed` made it of a range")
 }
 
 /// The right to a zone's free lists. On release it publishes the number of free pages.
@@ -307,7 +309,7 @@ const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
 /// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`). The least
 /// free memory is of the machine, and zones share in it by size; a reserve is for the higher zones of
 /// the same node.
-pub(crate) fn setup_watermarks(zones: &[Zone]) {
+pub(crate) fn setup_watermarks(zones: &[Zone], _held: &HotplugHeld) {
     let for_kernel = |zone: &&Zone| zone.id.zone_type() != ZoneType::Movable;
     let lowmem: u64 = zones.iter().filter(for_kernel).map(Zone::managed).sum();
     let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);

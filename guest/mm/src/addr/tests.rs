@@ -4,7 +4,7 @@ use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
 use crate::pageblock_set::PageblockSet;
 
 fn range(start: u32, end: u32) -> PfnRange {
-    PfnRange { start: Pfn::new(start), end: Pfn::new(end) }
+    PfnRange::between(Pfn::new(start), Pfn::new(end)).unwrap()
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn sections_and_pageblocks() {
     assert_eq!(pfn.section(), SectionNr::new(3));
     assert_eq!((pfn.in_section(), pfn.pageblock()), (513, 1));
     assert_eq!(SectionNr::of(pfn.address()), SectionNr::new(3));
-    assert_eq!(SectionNr::new(3).pageblocks(&(63..64)).end, SectionNr::new(4).start());
+    assert_eq!(SectionNr::new(3).pageblocks(&(63..64)).end(), SectionNr::new(4).start());
     assert_eq!(pfn.align_down(Order::MAX), SectionNr::new(3).start());
     assert_eq!(Pfn::new(512).buddy(Order::PAGEBLOCK), Pfn::new(0));
 }

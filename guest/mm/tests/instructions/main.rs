@@ -63,8 +63,8 @@ fn work(name: &str) {
     let mm = machine.boot();
     while mm.init_deferred() {}
     assert!(mm.is_all_initialised());
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.content).expect("added");
-    mm.online(BLOCK, ZoneType::Movable).expect("online");
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.content).expect("added");
+    mm.hotplug().online(BLOCK, ZoneType::Movable).expect("online");
     let written = mm.stats().memmaps_written;
     assert_eq!(written == 0, machine.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
     let mut held = Vec::with_capacity(2 * PAGES);

@@ -72,14 +72,14 @@ fn page_tables_come_from_the_allocator() {
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
-    mm.add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(block, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(block, ZoneType::Movable).unwrap();
     let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
     assert_eq!(taken, 2, "one for the memmap, one for the direct map");
-    mm.offline_pageblocks(block, PageblockSet::range(8..16)).unwrap();
-    mm.online_pageblocks(block, PageblockSet::range(8..16)).unwrap();
-    mm.offline(block).unwrap();
-    mm.remove_memory(block).unwrap();
+    mm.hotplug().offline_pageblocks(block, PageblockSet::range(8..16)).unwrap();
+    mm.hotplug().online_pageblocks(block, PageblockSet::range(8..16)).unwrap();
+    mm.hotplug().offline(block).unwrap();
+    mm.hotplug().remove_memory(block).unwrap();
     mm.check();
 }
 
@@ -90,15 +90,15 @@ fn growing_out_of_memory() {
     let mm = Machine { page_tables: true, ..Machine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
-    mm.add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(block, ZoneType::Normal).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(block, ZoneType::Normal).unwrap();
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
     mm.check();
     while mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok() {}
     let before = mm.stats();
     let next = SectionNr::new(33);
     assert_eq!(
-        mm.add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown),
+        mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown),
         Err(tidevm_mm::AddError::NoPageTable)
     );
     assert_eq!(mm.stats().zones, before.zones);
@@ -111,7 +111,7 @@ fn range(start: u64, size: u64) -> PhysRange {
 }
 
 fn spans(ranges: impl Iterator<Item = PhysRange>) -> Vec<(u64, u64)> {
-    ranges.map(|range| (range.start.get(), range.end.get())).collect()
+    ranges.map(|range| (range.start().get(), range.end().get())).collect()
 }
 
 #[test]

@@ -122,8 +122,8 @@ fn deferred_and_eager_end_in_the_same_state() {
     };
     same("initialised");
     for mm in [mm, eager] {
-        mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     }
     same("grown");
     let [pages, others] = [mm, eager].map(|mm| take(mm, 3 * SECTION_PAGES));
@@ -230,21 +230,21 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
     let mm = deferred(1);
     let low = SectionNr::new(SECTIONS + 2);
     for nr in [3, SECTIONS - 1].map(SectionNr::new) {
-        assert_eq!(mm.online(nr, ZoneType::Dma32), Err(OnlineError::Online));
-        assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
-        assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+        assert_eq!(mm.hotplug().online(nr, ZoneType::Dma32), Err(OnlineError::Online));
+        assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::BootMemory));
+        assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::Online));
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
+            mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::Exists)
         );
     }
     let spanned = mm.stats().zones[0].spanned;
-    mm.add_memory(NodeId::FIRST, low, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(low, ZoneType::Dma32).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, low, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(low, ZoneType::Dma32).unwrap();
     mm.check();
     assert_eq!(mm.stats().zones[0].spanned, spanned + 3 * u64::from(SECTION_PAGES));
-    mm.offline(low).unwrap();
-    mm.remove_memory(low).unwrap();
+    mm.hotplug().offline(low).unwrap();
+    mm.hotplug().remove_memory(low).unwrap();
     assert_eq!(mm.stats().zones[0].spanned, spanned);
     mm.check();
     finish(mm);

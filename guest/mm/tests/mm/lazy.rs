@@ -15,8 +15,8 @@ fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
 }
 
 fn add(mm: &Mm<Sim>, content: MemoryContent) {
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
 }
 
 fn written(mm: &Mm<Sim>, nr: SectionNr) -> usize {
@@ -83,12 +83,12 @@ fn boot_memory_to_come_is_not_vacant() {
     let nr = SectionNr::new(3);
     assert_eq!(mm.section_state(nr), SectionState::Absent);
     assert_eq!(
-        mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero),
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero),
         Err(AddError::Exists)
     );
-    assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::Online));
-    assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
-    assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+    assert_eq!(mm.hotplug().online(nr, ZoneType::Movable), Err(OnlineError::Online));
+    assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::BootMemory));
+    assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::Online));
     mm.check();
     assert_eq!(mm.section_state(nr), SectionState::Absent);
 }
@@ -131,8 +131,8 @@ fn migration_makes_boot_memory_come() {
     }
     .boot();
     let block = SectionNr::new(40);
-    mm.add_memory(node, block, PageblockSet::ALL, MemoryContent::Zero).unwrap();
-    mm.online(block, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, block, PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    mm.hotplug().online(block, ZoneType::Movable).unwrap();
     let tenant = Tenant::new(mm, 0, 30_000);
     Sim::run_on(1, || (0..30_000).for_each(|slot| _ = tenant.fill(slot, slot as u64).unwrap()));
     assert_eq!(tenant.held_in(block), 30_000);
@@ -142,7 +142,7 @@ fn migration_makes_boot_memory_come() {
         Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)).unwrap();
     }
     let before = normal().deferred;
-    mm.offline(block).unwrap();
+    mm.hotplug().offline(block).unwrap();
     let held: usize = (HIGH..HIGH + 4).map(|nr| tenant.held_in(SectionNr::new(nr))).sum();
     assert_eq!(held, 30_000, "none went to the other node");
     assert!(normal().deferred < before);
@@ -248,8 +248,8 @@ fn what_was_used_is_not_zero() {
     add(mm, MemoryContent::Zero);
     let pages = take_all(mm);
     pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
-    mm.offline(BLOCK).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
     mm.check();
 
@@ -314,8 +314,8 @@ fn eager_and_lazy_end_in_the_same_state() {
     }
     same("all free");
     for mm in [eager, lazy] {
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
     }
     same("removed");
 }

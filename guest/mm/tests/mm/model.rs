@@ -128,8 +128,8 @@ fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node:
     let memory = [(0, 8 * 1024)].into();
     let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
     let mm = Machine { memory, cpus, cpu_nodes, init, content, ..Machine::default() }.boot();
-    mm.add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -323,5 +323,5 @@ fn free_with_wrong_order() {
 #[test]
 #[should_panic(expected = "has no page")]
 fn free_of_absent_memory() {
-    machine(1).free_pages(BLOCK.frames().end, Order::PAGE);
+    machine(1).free_pages(BLOCK.frames().end(), Order::PAGE);
 }

@@ -35,8 +35,8 @@ fn two_nodes() -> Machine {
 const HOT: SectionNr = SectionNr::new(36);
 
 fn add_movable(mm: &Mm<Sim>, node: NodeId, nr: SectionNr) {
-    mm.add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(nr, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(nr, ZoneType::Movable).unwrap();
 }
 
 /// Takes all pages that CPU `cpu` gets for `gfp`, and returns them with the sections that they came
@@ -158,8 +158,8 @@ fn a_node_that_is_movable_only() {
     assert_eq!(sections, [BLOCK.get()], "the rest is full");
     free_all(mm, kernel);
     free_all(mm, movable);
-    mm.offline(BLOCK).unwrap();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     mm.check();
 }
 
@@ -172,8 +172,8 @@ fn a_memmap_elsewhere_is_near() {
         mm.check();
         let memmap = mm.platform().memmap_of(HOT).expect("it was added");
         assert_eq!(memmap.get() / FOUR_GIB, home, "for {node:?} it lies at {memmap:?}");
-        mm.offline(HOT).unwrap();
-        mm.remove_memory(HOT).unwrap();
+        mm.hotplug().offline(HOT).unwrap();
+        mm.hotplug().remove_memory(HOT).unwrap();
     }
     assert_eq!(mm.stats().memmap_boot_pages, 0);
 }
@@ -199,14 +199,14 @@ fn a_node_appears_and_goes() {
     for zone in [ZoneType::Movable, ZoneType::Normal] {
         for round in 0..2 {
             for nr in [36, 38].map(SectionNr::new) {
-                mm.add_memory(N2, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+                mm.hotplug().add_memory(N2, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
                 assert_eq!(mm.stats().nodes, before.nodes, "added, not online");
-                mm.online(nr, zone).unwrap();
+                mm.hotplug().online(nr, zone).unwrap();
                 mm.check();
-                mm.offline(nr).unwrap();
+                mm.hotplug().offline(nr).unwrap();
                 mm.check();
                 assert_eq!(mm.stats().nodes, before.nodes, "offline");
-                mm.remove_memory(nr).unwrap();
+                mm.hotplug().remove_memory(nr).unwrap();
             }
             add_to(mm, N2, zone, [36, 38]);
             let all = mm.stats().nodes[2][zone.index()];
@@ -215,8 +215,8 @@ fn a_node_appears_and_goes() {
             let kernel: &[u32] = if zone == ZoneType::Normal { &[1, 2, 0] } else { &[1, 0] };
             assert_eq!(fallback(), [&[0, 2, 1], kernel], "{zone:?}, round {round}");
             for nr in [38, 36].map(SectionNr::new) {
-                mm.offline(nr).unwrap();
-                mm.remove_memory(nr).unwrap();
+                mm.hotplug().offline(nr).unwrap();
+                mm.hotplug().remove_memory(nr).unwrap();
                 mm.check();
             }
             assert_eq!((mm.stats().zones, mm.stats().nodes), (before.zones, before.nodes), "gone");
@@ -227,8 +227,8 @@ fn a_node_appears_and_goes() {
 
 fn add_to(mm: &Mm<Sim>, node: NodeId, zone: ZoneType, sections: [u32; 2]) {
     for nr in sections.map(SectionNr::new) {
-        mm.add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-        mm.online(nr, zone).unwrap();
+        mm.hotplug().add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(nr, zone).unwrap();
     }
     mm.check();
 }
@@ -245,13 +245,13 @@ fn migration_stays_on_the_node() {
     add_movable(mm, N0, other);
     add_movable(mm, N1, here);
     // On a CPU of node 0, as the driver of memory may be.
-    mm.offline(own).unwrap();
+    mm.hotplug().offline(own).unwrap();
     assert_eq!((tenant.held_in(here), tenant.held_in(other)), (20_000, 0));
     mm.check();
     // The rest of the node is its Normal zone; when that is full too, the next node.
     let (kernel, sections) = take_all(mm, 1, Gfp::Kernel);
     assert_eq!(sections, [32, 33, 0, 1]);
-    mm.offline(here).unwrap();
+    mm.hotplug().offline(here).unwrap();
     assert_eq!(tenant.held_in(other), 20_000);
     tenant.verify_all();
     free_all(mm, kernel);
@@ -380,7 +380,7 @@ fn the_node_of_a_section() {
     assert_eq!(memblock.node_of(SectionNr::new(2)), N0);
     assert_eq!(
         memblock.alloc_on(N1, 4096, 4096),
-        memblock.memory().last().map(|ram| PhysAddr::new(ram.end.get() - 4096))
+        memblock.memory().last().map(|ram| PhysAddr::new(ram.end().get() - 4096))
     );
 }
 

@@ -10,8 +10,8 @@ use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
     let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -37,17 +37,17 @@ fn boundaries() {
         assert_plugged(mm, PageblockSet::FIRST);
         for set in [one(1), one(63), one(31), PageblockSet::range(2..63), PageblockSet::range(1..64)] {
             let set = set.without(mm.plugged(BLOCK));
-            mm.online_pageblocks(BLOCK, set).unwrap();
+            mm.hotplug().online_pageblocks(BLOCK, set).unwrap();
             assert_plugged(mm, set.union(PageblockSet::FIRST));
-            mm.offline_pageblocks(BLOCK, set).unwrap();
+            mm.hotplug().offline_pageblocks(BLOCK, set).unwrap();
             assert_plugged(mm, PageblockSet::FIRST);
         }
-        assert_eq!(mm.online_pageblocks(BLOCK, PageblockSet::FIRST), Err(OnlineError::Plugged));
-        assert_eq!(mm.offline_pageblocks(BLOCK, one(5)), Err(OfflineError::NotPlugged));
-        let first = mm.offline_pageblocks(BLOCK, PageblockSet::FIRST);
+        assert_eq!(mm.hotplug().online_pageblocks(BLOCK, PageblockSet::FIRST), Err(OnlineError::Plugged));
+        assert_eq!(mm.hotplug().offline_pageblocks(BLOCK, one(5)), Err(OfflineError::NotPlugged));
+        let first = mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::FIRST);
         assert_eq!(first, if on { Err(OfflineError::HoldsMemmap) } else { Ok(()) });
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         mm.check();
         assert!(!mm.platform().is_mapped(BLOCK.start()));
     }
@@ -61,14 +61,14 @@ fn largest_blocks_are_cut_and_merged() {
         |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(NodeId::FIRST.zone(ZoneType::Movable))[order][1]);
     assert_eq!(large(mm), [1, 31]);
     for block in [2, 3, 62, 63] {
-        mm.offline_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
+        mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [2, 30], "without {block}");
-        mm.online_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
+        mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [1, 31]);
     }
-    mm.offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
     assert_eq!(large(mm), [3, 28], "one whole, a half on either side");
     mm.check();
 }
@@ -88,7 +88,7 @@ fn random_sets() {
             let set = PageblockSet::range(start..end);
             if random.chance(55) {
                 let set = set.without(plugged);
-                mm.online_pageblocks(BLOCK, set).unwrap();
+                mm.hotplug().online_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.union(set);
                 for _ in 0..200.min(mm.stats().zones[2].free) {
                     if tenant.fill(next_slot, random.next()).is_ok() {
@@ -97,14 +97,14 @@ fn random_sets() {
                 }
             } else {
                 let set = PageblockSet::new(set.bits() & plugged.bits());
-                mm.offline_pageblocks(BLOCK, set).unwrap();
+                mm.hotplug().offline_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.without(set);
             }
             assert_plugged(mm, plugged);
             tenant.verify_all();
         }
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         tenant.verify_all();
         assert_eq!(tenant.release_all(), next_slot);
         mm.check();
@@ -119,14 +119,16 @@ fn pinned_pageblock() {
     mm.set_holder(pinned, 9);
     let home = pinned.pageblock();
     let all = PageblockSet::range(1..64);
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline_pageblocks(BLOCK, all) else { panic!("pinned") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline_pageblocks(BLOCK, all) else {
+        panic!("pinned")
+    };
     assert_eq!((stuck.pages, stuck.first[0]), (1, Some((pinned, Holder::Tagged(9)))));
     assert_plugged(mm, PageblockSet::ALL);
     let others = all.without(PageblockSet::range(home..home + 1));
-    mm.offline_pageblocks(BLOCK, others).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, others).unwrap();
     assert_plugged(mm, PageblockSet::ALL.without(others));
     mm.free_pages(pinned, Order::PAGE);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     mm.check();
 }
 
@@ -137,13 +139,13 @@ fn a_block_over_two_sub_sections() {
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     let first = block.pageblock();
     for half in [first, first + 1] {
-        let result = mm.offline_pageblocks(BLOCK, PageblockSet::range(half..half + 1));
+        let result = mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(half..half + 1));
         let Err(OfflineError::Unmovable(stuck)) = result else { panic!("{result:?}") };
         assert_eq!((stuck.pages, stuck.first[0]), (512, Some((block, Holder::Unclaimed))));
         assert_plugged(mm, PageblockSet::ALL);
     }
     mm.free_pages(block, Order::MAX);
-    mm.offline_pageblocks(BLOCK, PageblockSet::range(first..first + 1)).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(first..first + 1)).unwrap();
     assert_plugged(mm, PageblockSet::ALL.without(PageblockSet::range(first..first + 1)));
 }
 
@@ -155,12 +157,12 @@ fn offline_of_a_partly_plugged_block() {
         let mm = machine(on, plugged);
         for _ in 0..2 {
             assert_plugged(mm, plugged);
-            mm.offline(BLOCK).unwrap();
+            mm.hotplug().offline(BLOCK).unwrap();
             mm.check();
-            mm.online(BLOCK, ZoneType::Movable).unwrap();
+            mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         }
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         mm.check();
     }
 }

@@ -18,17 +18,17 @@ const NEXT: SectionNr = SectionNr::new(33);
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn add(mm: &Mm<Sim>, nr: SectionNr) -> Result<(), AddError> {
-    mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown)
+    mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown)
 }
 
 fn grow(mm: &Mm<Sim>, nr: SectionNr) {
     add(mm, nr).unwrap();
-    mm.online(nr, ZoneType::Movable).unwrap();
+    mm.hotplug().online(nr, ZoneType::Movable).unwrap();
 }
 
 fn shrink(mm: &Mm<Sim>, nr: SectionNr) {
-    mm.offline(nr).unwrap();
-    mm.remove_memory(nr).unwrap();
+    mm.hotplug().offline(nr).unwrap();
+    mm.hotplug().remove_memory(nr).unwrap();
 }
 
 /// Free pages, those on per-CPU lists included.
@@ -113,10 +113,12 @@ fn pitfall_6_offline_ends() {
             pages[0]
         });
         assert!(mm.stats().zones[2].pcp > 0);
-        assert!(matches!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 1));
+        assert!(
+            matches!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 1)
+        );
         assert!(mm.platform().grace_periods() < 64, "rounds");
         Sim::run_on(1, || mm.free_pages(kept, Order::PAGE));
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         mm.check();
     }
 }
@@ -134,12 +136,12 @@ fn pitfall_7_nobody_looks_at_what_is_not_online() {
     assert_eq!(tenant.fill_all(), 40_000);
     (0..30_000).for_each(|slot| assert!(tenant.release(slot)));
     for nr in [last, BLOCK] {
-        mm.offline(nr).unwrap();
+        mm.hotplug().offline(nr).unwrap();
         mm.check();
         tenant.verify_all();
     }
     assert_eq!(mm.stats().zones[2].spanned, 0);
-    mm.remove_memory(NEXT).unwrap();
+    mm.hotplug().remove_memory(NEXT).unwrap();
     mm.check();
 }
 
@@ -186,7 +188,7 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
     for (step, attempts) in steps {
         for attempt in 0..attempts {
             mm.platform().inject(step, attempt);
-            mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap_err();
+            mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap_err();
             assert_eq!(account(mm), before, "{step:?} {attempt}");
             assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
             assert_eq!(mm.platform().memmap_of(BLOCK), None);
@@ -206,7 +208,7 @@ fn pitfall_13_a_memmap_goes_after_a_grace_period() {
     for _ in 0..3 {
         add(mm, BLOCK).unwrap();
         let before = mm.platform().grace_periods();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         assert_eq!(mm.platform().grace_periods(), before + 1);
         assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
     }
@@ -248,7 +250,7 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     QUICK.page.store(page.get(), SeqCst);
     mm.set_owner(page, OwnerId(0), 0);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!((QUICK.asked.load(SeqCst), mm.stats().pages_migrated), (1, 0));
     mm.check();
 }
@@ -267,15 +269,15 @@ fn pitfall_21_memmap_pages_are_counted_as_they_are() {
             mm.platform().inject(step, 0);
             // One of the three fails, those after it do nothing.
             let added = add(mm, BLOCK).is_ok();
-            let online = added && mm.online(BLOCK, ZoneType::Movable).is_ok();
-            assert!(!online || mm.offline(BLOCK).is_err(), "{step:?} was to fail");
+            let online = added && mm.hotplug().online(BLOCK, ZoneType::Movable).is_ok();
+            assert!(!online || mm.hotplug().offline(BLOCK).is_err(), "{step:?} was to fail");
             assert_eq!(found(), counts(pages), "after {step:?} failed");
             mm.check();
             if online {
-                mm.offline(BLOCK).unwrap();
+                mm.hotplug().offline(BLOCK).unwrap();
             }
             if added {
-                mm.remove_memory(BLOCK).unwrap();
+                mm.hotplug().remove_memory(BLOCK).unwrap();
             }
             assert_eq!((found(), account(mm)), ([0, 0], before.clone()));
         }
@@ -297,7 +299,7 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
         refused += 1;
     }
     assert_eq!(refused, 2, "one for the direct map, one for the memmap");
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
 }
 
@@ -319,7 +321,7 @@ fn pitfall_24_what_does_not_fit_is_taken_back() {
     }
     assert_eq!(account(mm), before);
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("the machine is alive");
-    (32..32 + added).for_each(|nr| mm.remove_memory(SectionNr::new(nr)).unwrap());
+    (32..32 + added).for_each(|nr| mm.hotplug().remove_memory(SectionNr::new(nr)).unwrap());
     assert_eq!(mm.stats().memmap_boot_pages, 0);
     mm.check();
 }
@@ -331,8 +333,8 @@ fn pitfall_25_removing_what_is_online_is_refused() {
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.platform().write(page, 1);
     let before = account(mm);
-    assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
-    assert_eq!(mm.remove_memory(SectionNr::new(0)), Err(RemoveError::Online), "boot memory");
+    assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::Online));
+    assert_eq!(mm.hotplug().remove_memory(SectionNr::new(0)), Err(RemoveError::Online), "boot memory");
     assert_eq!((account(mm), mm.platform().read(page)), (before, 1));
 }
 
@@ -342,12 +344,12 @@ fn pitfall_27_unplugged_pages_are_not_managed() {
     let mm = Machine::default().boot();
     let plugged = PageblockSet::range(0..20);
     for _ in 0..3 {
-        mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
         grow(mm, NEXT);
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         let managed = || mm.stats().zones[2].managed;
         assert_eq!(managed(), 32_256 + 19 * 512);
-        mm.offline_pageblocks(BLOCK, PageblockSet::range(10..20)).unwrap();
+        mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(10..20)).unwrap();
         assert_eq!(managed(), 32_256 + 9 * 512);
         shrink(mm, BLOCK);
         assert_eq!(managed(), 32_256);
