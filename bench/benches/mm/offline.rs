@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{Machine, Mapping, Spec};
+use tidevm_bench::machine::{BenchMachine, Mapping, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
     Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, PageblockSet, Pfn, SectionNr,
@@ -68,7 +68,7 @@ fn count_every_other() {
     });
 }
 
-fn offline(machine: &Machine) {
+fn offline(machine: &BenchMachine) {
     machine.blocks().rev().for_each(|block| machine.mm.hotplug().offline(block).expect("nothing is in use"));
 }
 

@@ -7,6 +7,8 @@
 //!
 //! Invariant: a section of boot memory is Present only after its memmap is mapped.
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 
 use crate::Mm;
@@ -36,6 +38,25 @@ pub enum BootError {
     /// The memmap could not be mapped.
     NoPageTable(SectionNr),
 }
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpus => f.write_str("there are no CPUs, or more than the kernel has room for"),
+            Self::OutOfRange(address) => {
+                write!(f, "there is RAM beyond the last section, at {:#x}", address.get())
+            }
+            Self::NoMemory => f.write_str("no room for the memmap, or too many ranges of memory"),
+            Self::NoPageTable(nr) => write!(
+                f,
+                "no page for a page table to map the memmap of the section at {:#x}",
+                nr.start().address().get()
+            ),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}
 
 impl<P: Platform> Mm<P> {
     /// Builds the zones from `memblock`: memory below 4 GiB is Dma32, above it Normal, each of its node. Free

@@ -147,12 +147,12 @@ mod tests {
     use crate::page::{Holder, ZoneType};
     use crate::page_alloc::Gfp;
     use crate::pageblock_set::PageblockSet;
-    use crate::sim::{Machine, Sim};
+    use crate::sim::{Sim, SimMachine};
 
     const BLOCK: SectionNr = SectionNr::new(33);
 
     fn movable() -> (&'static Mm<Sim>, SectionNr) {
-        let mm = Machine { cpus: 2, ..Machine::default() }.boot();
+        let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
         mm.hotplug()
             .add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown)
             .expect("a new block");

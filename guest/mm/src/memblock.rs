@@ -10,6 +10,8 @@
 //! Invariants: both tables are sorted, their ranges do not touch or overlap; ranges of different nodes
 //! do not overlap.
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SECTION_PAGES, SECTION_SIZE, SectionNr};
@@ -23,6 +25,14 @@ pub const MEMBLOCK_RANGES: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemblockFull;
 
+impl fmt::Display for MemblockFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "more than {MEMBLOCK_RANGES} ranges of memory")
+    }
+}
+
+impl core::error::Error for MemblockFull {}
+
 /// Most ranges with a known node.
 const NODE_RANGES: usize = 32;
 
@@ -34,6 +44,23 @@ pub enum NodeOverlap {
     /// The table of ranges is full.
     Full,
 }
+
+impl fmt::Display for NodeOverlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::With(range, node) => write!(
+                f,
+                "{:#x} to {:#x} belongs to node {} already",
+                range.start().get(),
+                range.end().get(),
+                node.get()
+            ),
+            Self::Full => f.write_str("too many ranges of addresses with a node"),
+        }
+    }
+}
+
+impl core::error::Error for NodeOverlap {}
 
 /// Consecutive sections with RAM, all of one zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

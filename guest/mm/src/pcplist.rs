@@ -293,9 +293,9 @@ fn bad_page(pfn: Pfn, state: PageState, expected: PageState) -> ! {
 /// back. So they are enabled by who disabled them, once:
 ///
 /// ```compile_fail,E0382
-/// use tidevm_mm::{NodeId, ZoneType, sim::Machine};
+/// use tidevm_mm::{NodeId, ZoneType, sim::SimMachine};
 ///
-/// let disabled = Machine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
+/// let disabled = SimMachine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
 /// drop(disabled);
 /// drop(disabled);
 /// ```

@@ -37,6 +37,8 @@ mod users;
 pub use unmap::MemunmapError;
 pub use users::{DevPage, DevPageError};
 
+use core::fmt;
+
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
@@ -97,9 +99,37 @@ pub enum MemremapError {
     NoMemory,
 }
 
+impl fmt::Display for MemremapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the range is empty"),
+            Self::Misaligned => {
+                f.write_str("the range is not whole sections, or the altmap not whole pageblocks")
+            }
+            Self::OutOfRange => f.write_str("the section table has no entry for the range"),
+            Self::Conflict(nr) => write!(f, "there is memory at {:#x} already", nr.start().address().get()),
+            Self::AltmapTooSmall { needed } => write!(f, "the memmap needs an altmap of {needed} pages"),
+            Self::AltmapTooLarge => f.write_str("the altmap leaves nothing of the range"),
+            Self::TooMany => f.write_str("too many ranges are mapped"),
+            Self::NoPageTable => f.write_str("no page for a page table"),
+            Self::NoMemory => f.write_str("no memory for the memmap"),
+        }
+    }
+}
+
+impl core::error::Error for MemremapError {}
+
 /// There is no such pgmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPgmap;
+
+impl fmt::Display for NoPgmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no device memory is mapped by this number")
+    }
+}
+
+impl core::error::Error for NoPgmap {}
 
 impl From<MemmapError> for MemremapError {
     fn from(error: MemmapError) -> Self {

@@ -213,7 +213,7 @@ mod tests {
     use crate::addr::SECTION_PAGES;
     use crate::node::{NodeId, ZoneId};
     use crate::page::ZoneType;
-    use crate::sim::{Machine, Sim};
+    use crate::sim::{Sim, SimMachine};
     use crate::zone::Watermark;
     use crate::{MemoryContent, Mm, PageblockSet, SectionNr};
 
@@ -234,12 +234,12 @@ mod tests {
     /// and one of Dma32 on node 0.
     fn machine() -> &'static Mm<Sim> {
         let section = |nr: u32, node: u8| (nr * SECTION_PAGES, SECTION_PAGES, node);
-        Machine {
+        SimMachine {
             memory: [0, 32, 33].map(|nr| (nr * SECTION_PAGES, SECTION_PAGES)).into(),
             nodes: [section(32, 0), section(33, 1)].into(),
             cpus: 4,
             cpu_nodes: [0, 0, 0, 1].into(),
-            ..Machine::default()
+            ..SimMachine::default()
         }
         .boot()
     }

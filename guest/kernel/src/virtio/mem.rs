@@ -338,9 +338,9 @@ fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Re
 /// Offlines a memory block and removes it; all or nothing.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    let hotplug = MM.hotplug();
-    hotplug.offline(section).map_err(offline_failed)?;
-    hotplug.remove_memory(section).expect("a block that is offline can be removed");
+    let offline = MM.hotplug().offline(section);
+    offline.map_err(offline_failed)?;
+    MM.hotplug().remove_memory(section).expect("a block that is offline can be removed");
     Ok(())
 }
 

@@ -47,7 +47,7 @@ fn sections_and_pageblocks() {
 }
 
 #[test]
-fn sub_section_sets() {
+fn pageblock_sets() {
     assert_eq!(PageblockSet::range(0..64), PageblockSet::ALL);
     assert_eq!(PageblockSet::range(64..64), PageblockSet::NONE);
     assert_eq!(PageblockSet::range(0..1), PageblockSet::FIRST);

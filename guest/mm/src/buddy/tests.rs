@@ -10,7 +10,7 @@ use crate::options::{InitPolicy, MemoryContent};
 use crate::page::{Kind, Link, Page, PageState, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock_set::PageblockSet;
-use crate::sim::{Machine, Sim};
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, ZoneId};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -18,7 +18,7 @@ const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 /// With lazy initialisation, because nothing else could take a bad page for one that is new.
 fn machine() -> &'static Mm<Sim> {
-    let lazy = Machine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..Machine::default() };
+    let lazy = SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::default() };
     let mm = lazy.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();

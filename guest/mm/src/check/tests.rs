@@ -12,7 +12,7 @@ use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
-use crate::sim::{Machine, Sim};
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -20,7 +20,7 @@ const BLOCK: SectionNr = SectionNr::new(32);
 /// With a block on memory, one whose memmap lies in older memory, and boot memory to come.
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
-    let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+    let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.options.change(|options| options.memmap_on_memory = false);

@@ -13,6 +13,8 @@
 //!
 //! Invariant: a section is Present only while its memmap and its plugged pageblocks are mapped.
 
+use core::fmt;
+
 use crate::addr::{SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -42,6 +44,22 @@ pub enum AddError {
     /// No memory for the memmap.
     NoMemory,
 }
+
+impl fmt::Display for AddError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Misaligned => "no memory block of this size can begin there",
+            Self::OutOfRange => "the section table has no entry for the memory block",
+            Self::Exists => "there is memory in the memory block already",
+            Self::NothingPlugged => "no pageblock of the memory block is plugged",
+            Self::NoMemmap => "the pageblocks that are to hold the memmap are not plugged",
+            Self::NoPageTable => "no page for a page table",
+            Self::NoMemory => "no memory for the memmap",
+        })
+    }
+}
+
+impl core::error::Error for AddError {}
 
 impl From<MemmapError> for AddError {
     fn from(error: MemmapError) -> Self {

@@ -15,6 +15,8 @@
 //! Differs from Linux on purpose: when a memory block of the range does not go offline, the ones that did go
 //! back online in the zone that they were in.
 
+use core::fmt;
+
 use crate::addr::{SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -31,6 +33,21 @@ pub enum OfflineAndRemoveError {
     /// This memory block did not go offline.
     Offline(SectionNr, OfflineError),
 }
+
+impl fmt::Display for OfflineAndRemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remove(error) => write!(f, "the memory blocks cannot be removed together: {error}"),
+            Self::Offline(first, error) => write!(
+                f,
+                "the memory block at {:#x} does not go offline: {error:?}",
+                first.start().address().get()
+            ),
+        }
+    }
+}
+
+impl core::error::Error for OfflineAndRemoveError {}
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Removes the memory blocks of `range`, which are offline: all of them or none.

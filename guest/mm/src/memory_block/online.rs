@@ -16,6 +16,8 @@
 //! Differs from Linux on purpose: memory that comes online is not isolated first, because it becomes visible
 //! to the allocator after everything that can fail.
 
+use core::fmt;
+
 use crate::addr::{PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -46,6 +48,23 @@ pub enum OnlineError {
     /// It is device memory, which is never in a zone of the allocator.
     Device,
 }
+
+impl fmt::Display for OnlineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotPresent => "no memory block that was added begins there",
+            Self::Online => "the memory block is online already",
+            Self::NotOnline => "the memory block is not online",
+            Self::WrongZone => "the zone cannot hold memory at this address",
+            Self::Plugged => "some of the pageblocks are plugged already or belong to boot memory",
+            Self::NoPageTable => "no page for a page table",
+            Self::Vetoed => "the platform stopped it",
+            Self::Device => "it is device memory",
+        })
+    }
+}
+
+impl core::error::Error for OnlineError {}
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Puts the memory block that begins with section `nr` into `zone` of its node: its plugged pageblocks

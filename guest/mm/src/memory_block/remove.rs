@@ -5,6 +5,8 @@
 //! Invariant: no page of the memory block is looked at any more when its memmap is unmapped, because the
 //! sections are Absent before [`Platform::synchronize`] is called.
 
+use core::fmt;
+
 use crate::addr::SectionNr;
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -29,6 +31,20 @@ pub enum RemoveError {
     /// Some of the range's memory blocks have their memmap on them, and some have not.
     Mixed,
 }
+
+impl fmt::Display for RemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotPresent => "no memory block that was added begins there",
+            Self::Online => "the memory block is online or boot memory",
+            Self::Device => "it is device memory",
+            Self::Granularity => "memory blocks whose memmap lies on them must be removed one by one",
+            Self::Mixed => "some of the memory blocks have their memmap on them and some have not",
+        })
+    }
+}
+
+impl core::error::Error for RemoveError {}
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Removes the memory block that begins with section `nr` and is offline: nothing of it is mapped

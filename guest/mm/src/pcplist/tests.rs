@@ -13,14 +13,14 @@ use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
-use crate::sim::{Machine, Sim};
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, PerCpu, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 fn machine() -> &'static Mm<Sim> {
-    let mm = Machine { cpus: 2, ..Machine::default() }.boot();
+    let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

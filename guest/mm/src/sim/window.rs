@@ -1,4 +1,4 @@
-//! What tests may see of a simulated machine's sections, and do to them, that a kernel has no use for.
+//! Views of a simulated machine's sections, and damage to them, for tests only.
 
 use crate::Mm;
 use crate::addr::{Pfn, SECTION_PAGEBLOCKS, SectionNr};

@@ -6,6 +6,8 @@
 //! Invariant: the gate of the pgmap is closed before its sections become Absent, so no CPU takes a reference
 //! to a page afterwards.
 
+use core::fmt;
+
 use crate::addr::Pfn;
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -31,6 +33,18 @@ pub enum MemunmapError {
         first: Option<(Pfn, DevUser)>,
     },
 }
+
+impl fmt::Display for MemunmapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMapped => f.write_str("no device memory is mapped by this number"),
+            Self::Initialising => f.write_str("its pages are still being initialised"),
+            Self::InUse { refs, .. } => write!(f, "{refs} references to its pages are taken"),
+        }
+    }
+}
+
+impl core::error::Error for MemunmapError {}
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Unmaps the device memory of pgmap `nr`, which has no users, and its memmap, and gives the memmap's

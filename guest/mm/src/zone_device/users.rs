@@ -5,6 +5,8 @@
 //!
 //! Invariant: the references of a pgmap are its own, one per page, and the ones counted in its pages.
 
+use core::fmt;
+
 use crate::Mm;
 use crate::addr::Pfn;
 use crate::page::DevUser;
@@ -22,6 +24,18 @@ pub enum DevPageError {
     /// The user has no reference to it, or as many as can be counted.
     Count,
 }
+
+impl fmt::Display for DevPageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDevice => f.write_str("it is not a page of device memory that is mapped"),
+            Self::UsedBy(user) => write!(f, "user {user} has the page"),
+            Self::Count => f.write_str("the user has no reference to the page, or as many as can be counted"),
+        }
+    }
+}
+
+impl core::error::Error for DevPageError {}
 
 /// A page of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, SECTION_PAGES, SectionNr, ZoneType,
 };
@@ -32,13 +32,13 @@ const WORK: [(&str, usize); 4] = [
 const FIRST_USE: usize = 0;
 const LATER_USES: Range<usize> = 1..4;
 
-fn machine(name: &str) -> Machine {
-    let machine = Machine { memory: [(0, 3 * SECTION_PAGES)].into(), ..Machine::default() };
+fn machine(name: &str) -> SimMachine {
+    let machine = SimMachine { memory: [(0, 3 * SECTION_PAGES)].into(), ..SimMachine::default() };
     match name {
         "eager" => machine,
-        "lazy" => Machine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..machine },
-        "deferred" => Machine { init: InitPolicy::Deferred, ..machine },
-        "drains" => Machine { pcp_disable: false, ..machine },
+        "lazy" => SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..machine },
+        "deferred" => SimMachine { init: InitPolicy::Deferred, ..machine },
+        "drains" => SimMachine { pcp_disable: false, ..machine },
         _ => panic!("no machine is called {name}"),
     }
 }

@@ -30,7 +30,7 @@ struct Rules {
 
 const CORRECT: Rules = Rules { publishes_last: true, synchronizes: true, fences: true };
 
-struct Machine {
+struct SimMachine {
     rules: Rules,
     state: AtomicUsize,
     pages: [AtomicUsize; 2],
@@ -40,7 +40,7 @@ struct Machine {
     idle: AtomicBool,
 }
 
-impl Machine {
+impl SimMachine {
     fn new(rules: Rules, state: usize) -> Arc<Self> {
         let page = if state == INITIALISED { 1 } else { 0 };
         Arc::new(Self {
@@ -108,7 +108,7 @@ impl Machine {
     }
 }
 
-fn with_a_reader(witness: &Witness, machine: &Arc<Machine>, writer: fn(&Machine)) {
+fn with_a_reader(witness: &Witness, machine: &Arc<SimMachine>, writer: fn(&SimMachine)) {
     let reader = thread::spawn({
         let (machine, witness) = (machine.clone(), witness.clone());
         move || machine.run(&witness)
@@ -118,11 +118,11 @@ fn with_a_reader(witness: &Witness, machine: &Arc<Machine>, writer: fn(&Machine)
 }
 
 fn a_section_comes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &Machine::new(rules, PRESENT), Machine::initialise);
+    with_a_reader(witness, &SimMachine::new(rules, PRESENT), SimMachine::initialise);
 }
 
 fn a_section_goes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &Machine::new(rules, INITIALISED), Machine::remove);
+    with_a_reader(witness, &SimMachine::new(rules, INITIALISED), SimMachine::remove);
 }
 
 /// Published last: D17, S5.8, S5.15.

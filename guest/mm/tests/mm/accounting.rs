@@ -1,7 +1,7 @@
 //! Add, online, offline, remove: states, numbers and errors. The numbers are those that Linux
 //! 6.12 shows for one 128 MiB block at 4 GiB.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
     PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
@@ -11,7 +11,7 @@ use crate::faults::state_of;
 use crate::workload::BLOCK;
 
 pub fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    Machine { memmap_on_memory, ..Machine::default() }.boot()
+    SimMachine { memmap_on_memory, ..SimMachine::default() }.boot()
 }
 
 /// Counters of `zone`: spanned, present, managed, free.
@@ -116,7 +116,7 @@ fn holes_and_spans() {
 fn span_of_boot_memory() {
     // 4 GiB is sections 0..32: boot memory ends inside of section 1, and inside of section 33.
     let memory = [(16, 40_000), (33 * 32768 + 100, 1000)].into();
-    let mm = Machine { memory, ..Machine::default() }.boot();
+    let mm = SimMachine { memory, ..SimMachine::default() }.boot();
     mm.check();
     let at_boot = mm.stats().zones;
     assert_eq!([at_boot[0].spanned, at_boot[1].spanned], [40_000, 1000]);
@@ -239,8 +239,13 @@ fn memmap_from_boot_memory_runs_out() {
     // 16 MiB free at boot.
     let memory: Vec<_> = [(0, 6 * 1024)].into();
     for on in [true, false] {
-        let mm = Machine { memory: memory.clone(), sections: 80, memmap_on_memory: on, ..Machine::default() }
-            .boot();
+        let mm = SimMachine {
+            memory: memory.clone(),
+            sections: 80,
+            memmap_on_memory: on,
+            ..SimMachine::default()
+        }
+        .boot();
         let all_free = |mm: &Mm<Sim>| mm.stats().zones[0].free + mm.stats().zones[0].pcp;
         let free = all_free(mm);
         let mut added = 0;

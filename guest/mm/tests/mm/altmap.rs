@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
     OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
@@ -21,11 +21,11 @@ const SECTIONS: u32 = 48;
 const GIB: usize = 8;
 
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    Machine { memmap_on_memory, sections: SECTIONS, ..Machine::default() }.boot()
+    SimMachine { memmap_on_memory, sections: SECTIONS, ..SimMachine::default() }.boot()
 }
 
 fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
-    Machine { removal, sections: SECTIONS, ..Machine::default() }.boot()
+    SimMachine { removal, sections: SECTIONS, ..SimMachine::default() }.boot()
 }
 
 /// Adds a memory block of `sections` sections, wholly plugged.
@@ -119,13 +119,13 @@ fn s4_accounting_is_linuxs_table() {
 fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     for on in [false, true] {
         let content = MemoryContent::Zero;
-        let machine = Machine {
+        let machine = SimMachine {
             memmap_on_memory: on,
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
             content,
             init: InitPolicy::Lazy,
-            ..Machine::default()
+            ..SimMachine::default()
         };
         let mm = machine.boot();
         while mm.init_deferred() {}
@@ -168,9 +168,13 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
 #[test]
 fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
     for on in [true, false] {
-        let mm =
-            Machine { memmap_on_memory: on, sections: SECTIONS, page_tables: true, ..Machine::default() }
-                .boot();
+        let mm = SimMachine {
+            memmap_on_memory: on,
+            sections: SECTIONS,
+            page_tables: true,
+            ..SimMachine::default()
+        }
+        .boot();
         // Every second page is in use: no two that are free lie side by side.
         let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
         for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
@@ -233,7 +237,7 @@ fn s4_6_one_common_reserve_at_the_start() {
 /// S4.8: the memmap comes and goes with add and remove; it is written with online.
 #[test]
 fn s4_8_allocated_at_add_and_initialised_at_online() {
-    let machine = Machine { content: MemoryContent::Zero, sections: SECTIONS, ..Machine::default() };
+    let machine = SimMachine { content: MemoryContent::Zero, sections: SECTIONS, ..SimMachine::default() };
     let mm = machine.boot();
     let start = state_of(mm, SECTIONS);
     for online in [false, true] {
@@ -296,7 +300,7 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
     let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
-    let mm = Machine { content, init, sections: 64 + sections, ..Machine::default() }.boot();
+    let mm = SimMachine { content, init, sections: 64 + sections, ..SimMachine::default() }.boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
     mm.hotplug().add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();
@@ -484,7 +488,7 @@ fn s4_20_geometry_falls_back_or_is_refused() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
     let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
-    // The reserve of four sections is four sub-sections, of which one is missing.
+    // The reserve of four sections is four pageblocks, of which one is missing.
     let mut plugged = [PageblockSet::ALL; 4];
     plugged[0] = PageblockSet::ALL.without(PageblockSet::range(3..4));
     assert_eq!(
@@ -525,7 +529,7 @@ fn s4_20_geometry_falls_back_or_is_refused() {
 /// Sub-blocks of a large memory block: the reserve is plugged as a whole, the others one by one and over
 /// the borders of sections.
 #[test]
-fn sub_sections_of_a_large_block() {
+fn pageblocks_of_a_large_block() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
     let mut plugged = [PageblockSet::NONE; GIB];

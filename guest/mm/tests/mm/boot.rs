@@ -1,6 +1,6 @@
 //! From a memory map to zones.
 
-use tidevm_mm::sim::Machine;
+use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
     BootError, FaultStep, Gfp, Memblock, MemoryContent, NodeId, Order, PageblockSet, PhysAddr, PhysRange,
     SectionNr, ZoneType,
@@ -10,11 +10,11 @@ use tidevm_mm::{
 #[test]
 fn holes_and_reserved_ranges() {
     let four_gib = 1 << 20;
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 159), (256, 40_000), (four_gib + 7, 33_000)].into(),
         reserved: [(0, 1), (256, 1000), (1300, 3), (20_000, 1), (four_gib + 7, 1)].into(),
         sections: 40,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
@@ -45,16 +45,17 @@ fn holes_and_reserved_ranges() {
 
 #[test]
 fn memory_map_that_does_not_fit() {
-    let boot =
-        |machine: &Machine| machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options());
-    let beyond = Machine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..Machine::default() };
+    let boot = |machine: &SimMachine| {
+        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options())
+    };
+    let beyond = SimMachine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..SimMachine::default() };
     let address = PhysAddr::new(36 << 27);
     assert_eq!(boot(&beyond), Err(BootError::OutOfRange(address)));
-    let tiny = Machine { memory: [(0, 1023)].into(), reserved: Vec::new(), ..Machine::default() };
+    let tiny = SimMachine { memory: [(0, 1023)].into(), reserved: Vec::new(), ..SimMachine::default() };
     assert_eq!(boot(&tiny), Err(BootError::NoMemory), "512 aligned pages, and not at 0");
-    let full = Machine { reserved: [(0, 65_000)].into(), ..Machine::default() };
+    let full = SimMachine { reserved: [(0, 65_000)].into(), ..SimMachine::default() };
     assert_eq!(boot(&full), Err(BootError::NoMemory));
-    let machine = Machine::default();
+    let machine = SimMachine::default();
     for nr_cpus in [0, 2] {
         let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
         assert_eq!(
@@ -68,7 +69,7 @@ fn memory_map_that_does_not_fit() {
 /// boot on, and in every hotplug operation.
 #[test]
 fn page_tables_come_from_the_allocator() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
@@ -87,7 +88,7 @@ fn page_tables_come_from_the_allocator() {
 /// even that is gone, adding fails cleanly.
 #[test]
 fn growing_out_of_memory() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
     mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AllocError, FaultStep, Gfp, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet, PfnRange,
     SectionNr, ZoneType,
@@ -12,7 +12,7 @@ use tidevm_mm::{
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
-    let mm = Machine { cpus, ..Machine::default() }.boot();
+    let mm = SimMachine { cpus, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

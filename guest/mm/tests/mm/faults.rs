@@ -1,6 +1,6 @@
 //! Every step of every operation fails once: everything must be as before, and work afterwards.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
 };
@@ -93,7 +93,7 @@ fn undo(mm: &Mm<Sim>, name: &str) {
     }
 }
 
-/// Runs of sub-sections with gaps between them.
+/// Runs of pageblocks with gaps between them.
 fn gaps() -> PageblockSet {
     [3..7, 9..10, 40..64].map(PageblockSet::range).into_iter().fold(PageblockSet::NONE, PageblockSet::union)
 }
@@ -105,7 +105,7 @@ fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
 #[test]
 fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
-        let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
+        let mm = SimMachine { memmap_on_memory, cpus: 2, ..SimMachine::default() }.boot();
         let partly = PageblockSet::ALL.without(gaps());
         let mut failures = Vec::new();
         failures.push(fail_everywhere(mm, "add", || {
@@ -132,7 +132,7 @@ fn every_step_rolls_back() {
 /// An added block whose onlining fails can be removed, and one whose offlining fails works on.
 #[test]
 fn way_out_after_a_failure() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     let start = state(mm);
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);

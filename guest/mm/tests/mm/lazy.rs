@@ -1,6 +1,6 @@
 //! Struct pages that are initialised when they are first used.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
     Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
@@ -11,7 +11,7 @@ use crate::workload::{BLOCK, Tenant};
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
 fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
-    Machine { init, content, ..Machine::default() }.boot()
+    SimMachine { init, content, ..SimMachine::default() }.boot()
 }
 
 fn add(mm: &Mm<Sim>, content: MemoryContent) {
@@ -36,7 +36,7 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
         let machine = |init, content| {
-            Machine { memory: memory.clone(), init, content, sections: 48, ..Machine::default() }.boot()
+            SimMachine { memory: memory.clone(), init, content, sections: 48, ..SimMachine::default() }.boot()
         };
         let eager = machine(InitPolicy::Eager, MemoryContent::Unknown);
         let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
@@ -73,11 +73,11 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
 /// Whatever is done with a section of boot memory that nobody wanted yet is refused as if it was there.
 #[test]
 fn boot_memory_to_come_is_not_vacant() {
-    let mm = Machine {
+    let mm = SimMachine {
         memory: [(0, 6 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let nr = SectionNr::new(3);
@@ -98,12 +98,12 @@ fn boot_memory_to_come_is_not_vacant() {
 #[test]
 fn what_is_kept_from_a_request_does_not_come() {
     // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let lowest = mm.stats().zones[0].deferred;
@@ -119,7 +119,7 @@ fn what_is_kept_from_a_request_does_not_come() {
 fn migration_makes_boot_memory_come() {
     const HIGH: u32 = 32;
     let node = NodeId::new(1);
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2 * SECTION_PAGES), (HIGH * SECTION_PAGES, 4 * SECTION_PAGES)].into(),
         nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
@@ -127,7 +127,7 @@ fn migration_makes_boot_memory_come() {
         cpu_nodes: vec![0, 1],
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let block = SectionNr::new(40);
@@ -155,12 +155,12 @@ fn migration_makes_boot_memory_come() {
 fn fragmented_memory_is_not_left_for_later() {
     // Between any two of these there is room for one memmap, and not for two.
     let reserved = (0..3 * SECTION_PAGES).step_by(1024).map(|pfn| (pfn, 1)).collect();
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 3 * SECTION_PAGES)].into(),
         reserved,
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
@@ -253,11 +253,11 @@ fn what_was_used_is_not_zero() {
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
     mm.check();
 
-    let machine = Machine {
+    let machine = SimMachine {
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
         memmap_on_memory: false,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     let used: Vec<Pfn> = take_all(mm);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Order, OwnerId, PageblockSet, SectionNr,
     SectionState, Stuck, ZoneType,
@@ -14,7 +14,7 @@ const NEXT: SectionNr = SectionNr::new(33);
 
 /// A default machine with `blocks` online in Movable.
 fn machine(blocks: u32, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = Machine { pcp_disable, cpus: 2, sections: 48, ..Machine::default() }.boot();
+    let mm = SimMachine { pcp_disable, cpus: 2, sections: 48, ..SimMachine::default() }.boot();
     for nr in (32..32 + blocks).map(SectionNr::new) {
         mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.hotplug().online(nr, ZoneType::Movable).unwrap();

@@ -1,7 +1,7 @@
 //! Nodes: whose memory is asked first, what a node with nothing but hot-added memory can be used for,
 //! how nodes appear and go, and who initialises their boot memory.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
     Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
@@ -20,14 +20,14 @@ fn section(nr: u32) -> (u32, u32) {
 }
 
 /// Two nodes with a CPU each: two sections below 4 GiB, and two above.
-fn two_nodes() -> Machine {
-    Machine {
+fn two_nodes() -> SimMachine {
+    SimMachine {
         memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 2 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 2 * SECTION_PAGES, 1)].into(),
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         sections: 40,
-        ..Machine::default()
+        ..SimMachine::default()
     }
 }
 
@@ -69,7 +69,7 @@ fn free(mm: &Mm<Sim>, node: NodeId) -> u64 {
 /// All zones of the own node come first, from the top, then those of the next node by distance.
 #[test]
 fn fallback_by_distance() {
-    let mm = Machine {
+    let mm = SimMachine {
         memory: [(0, 8192), section(33), section(34), section(35)].into(),
         nodes: [section(33), section(34), section(35)]
             .map(|(at, len)| (at, len, (at >> 15) as u8 - 33))
@@ -77,7 +77,7 @@ fn fallback_by_distance() {
         cpus: 3,
         cpu_nodes: [0, 1, 2].into(),
         distances: [(0, 1, 30), (0, 2, 15), (2, 0, 40)].into(),
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     add_movable(mm, N1, SectionNr::new(32));
@@ -140,7 +140,7 @@ fn memmaps_of_boot_memory_are_node_local() {
 /// kernel; and only movable pages lie there.
 #[test]
 fn a_node_that_is_movable_only() {
-    let mm = Machine { cpus: 2, cpu_nodes: [0, 2].into(), ..Machine::default() }.boot();
+    let mm = SimMachine { cpus: 2, cpu_nodes: [0, 2].into(), ..SimMachine::default() }.boot();
     let before = mm.stats();
     add_movable(mm, N2, BLOCK);
     mm.check();
@@ -166,7 +166,7 @@ fn a_node_that_is_movable_only() {
 /// Without memmap on memory it comes from the block's node, or from the nearest one that has any.
 #[test]
 fn a_memmap_elsewhere_is_near() {
-    let mm = Machine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
     for (node, home) in [(N0, 0), (N1, 1), (N2, 1)] {
         add_movable(mm, node, HOT);
         mm.check();
@@ -265,7 +265,7 @@ fn initialised(mm: &Mm<Sim>, first: u32) -> usize {
 
 /// Two nodes of four sections each, a CPU on each.
 fn deferred() -> &'static Mm<Sim> {
-    Machine {
+    SimMachine {
         memory: [(0, 4 * SECTION_PAGES), (FOUR_GIB, 4 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 4 * SECTION_PAGES, 1)].into(),
         init: InitPolicy::Deferred,
@@ -339,7 +339,7 @@ fn workers_of_two_nodes_race() {
 /// CPUs on a node without memory, and a node that has neither, work as if they were on the next one.
 #[test]
 fn a_node_without_memory() {
-    let mm = Machine { cpus: 3, cpu_nodes: [0, 3, 1].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { cpus: 3, cpu_nodes: [0, 3, 1].into(), ..two_nodes() }.boot();
     mm.check();
     let (pages, sections) = take_all(mm, 1, Gfp::Movable);
     assert_eq!(sections, [0, 1, 32, 33]);
@@ -388,7 +388,7 @@ fn the_node_of_a_section() {
 #[test]
 fn a_node_too_small_for_its_memmap() {
     // The node has 256 pages, and its memmap 512.
-    let mm = Machine { memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 256)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 256)].into(), ..two_nodes() }.boot();
     mm.check();
     let memmap = mm.platform().memmap_of(SectionNr::new(32)).expect("boot memory");
     assert!(memmap.get() + MEMMAP_PAGES <= 2 * SECTION_PAGES, "{memmap:?}");

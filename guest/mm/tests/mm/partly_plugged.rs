@@ -1,6 +1,6 @@
 //! Memory blocks that are plugged in part, in both directions.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
     ZoneType,
@@ -9,7 +9,7 @@ use tidevm_mm::{
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
-    let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
+    let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
@@ -25,7 +25,7 @@ fn assert_plugged(mm: &Mm<Sim>, plugged: PageblockSet) {
     assert_eq!(zone.managed, u64::from(plugged.pages()) - memmap);
     for block in 0..64 {
         let first = BLOCK.start().add(block * PAGEBLOCK_PAGES);
-        assert_eq!(mm.platform().is_mapped(first), plugged.contains(block), "sub-section {block}");
+        assert_eq!(mm.platform().is_mapped(first), plugged.contains(block), "pageblock {block}");
     }
 }
 
@@ -53,7 +53,7 @@ fn boundaries() {
     }
 }
 
-/// Free memory in 4 MiB blocks is cut where a sub-section leaves, and whole again when it returns.
+/// Free memory in 4 MiB blocks is cut where a pageblock leaves, and whole again when it returns.
 #[test]
 fn largest_blocks_are_cut_and_merged() {
     let mm = machine(true, PageblockSet::ALL);
@@ -111,7 +111,7 @@ fn random_sets() {
     }
 }
 
-/// A page in the way keeps its sub-section; others can go.
+/// A page in the way keeps its pageblock; others can go.
 #[test]
 fn pinned_pageblock() {
     let mm = machine(true, PageblockSet::ALL);
@@ -132,9 +132,9 @@ fn pinned_pageblock() {
     mm.check();
 }
 
-/// An allocated block of two sub-sections keeps each of them, and goes with both.
+/// An allocated block of two pageblocks keeps each of them, and goes with both.
 #[test]
-fn a_block_over_two_sub_sections() {
+fn a_block_over_two_pageblocks() {
     let mm = machine(true, PageblockSet::ALL);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     let first = block.pageblock();
@@ -149,7 +149,7 @@ fn a_block_over_two_sub_sections() {
     assert_plugged(mm, PageblockSet::ALL.without(PageblockSet::range(first..first + 1)));
 }
 
-/// Unplugged sub-sections do not stand in the way of the block, and stay unplugged over a round.
+/// Unplugged pageblocks do not stand in the way of the block, and stay unplugged over a round.
 #[test]
 fn offline_of_a_partly_plugged_block() {
     let plugged = PageblockSet::new(0x5555_0000_ffff_0f0f);

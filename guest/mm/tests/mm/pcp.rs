@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{FaultStep, Gfp, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, ZoneType};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
+    let mm = SimMachine { cpus, pcp_disable, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
@@ -149,7 +149,7 @@ fn disabling_one_zone_leaves_the_others() {
     assert!(mm.stats().zones[0].pcp > 0);
 }
 
-/// S3.8, S3.12: a whole memory block of 63 pageblocks and a few sub-sections of it, each way disables
+/// S3.8, S3.12: a whole memory block of 63 pageblocks and a few pageblocks of it, each way disables
 /// lists once and drains them once.
 #[test]
 fn both_ways_to_take_memory_away_disable_once() {

@@ -6,7 +6,7 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
     OwnerId, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
@@ -52,7 +52,7 @@ fn pitfall_1_growing_ends() {
     thread::spawn(move || {
         let reserved = [(0, 1024), (SECTION_PAGES, 3 * SECTION_PAGES)].into();
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
         // No watermark refuses these, which would know that there is nothing to come.
         while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {}
         let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::PageTable).is_err());
@@ -67,7 +67,7 @@ fn pitfall_1_growing_ends() {
 fn pitfall_4_limits_follow_the_whole_zone() {
     let held = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        let mm = Machine { memory, init, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, init, ..SimMachine::default() }.boot();
         while mm.init_deferred() {}
         assert!(mm.is_all_initialised());
         // Pages that one CPU keeps at most, and pages that are left when nothing more is to be had.
@@ -88,7 +88,7 @@ fn pitfall_4_limits_follow_the_whole_zone() {
 fn pitfall_5_memory_to_come_counts() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        Machine { memory, init, ..Machine::default() }.boot()
+        SimMachine { memory, init, ..SimMachine::default() }.boot()
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
@@ -105,7 +105,7 @@ fn pitfall_5_memory_to_come_counts() {
 #[test]
 fn pitfall_6_offline_ends() {
     for pcp_disable in [true, false] {
-        let mm = Machine { pcp_disable, cpus: 2, ..Machine::default() }.boot();
+        let mm = SimMachine { pcp_disable, cpus: 2, ..SimMachine::default() }.boot();
         grow(mm, BLOCK);
         let kept = Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -127,7 +127,7 @@ fn pitfall_6_offline_ends() {
 /// passes them by: spans that shrink, migration that looks for room, checks, counters.
 #[test]
 fn pitfall_7_nobody_looks_at_what_is_not_online() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     add(mm, NEXT).unwrap();
     let last = SectionNr::new(34);
@@ -149,7 +149,7 @@ fn pitfall_7_nobody_looks_at_what_is_not_online() {
 /// step for everybody else.
 #[test]
 fn pitfall_8_the_lock_is_held_for_all_of_it() {
-    let mm = Machine { cpus: 3, ..Machine::default() }.boot();
+    let mm = SimMachine { cpus: 3, ..SimMachine::default() }.boot();
     let before = account(mm);
     thread::scope(|scope| {
         for cpu in 0..2 {
@@ -179,7 +179,7 @@ fn pitfall_8_the_lock_is_held_for_all_of_it() {
 /// nothing ends in a free list, and nothing is recorded of it.
 #[test]
 fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     let before = account(mm);
     // Three runs, so that there is a second and a third one to fail.
     let plugged = [0..3, 9..12, 40..64].map(PageblockSet::range);
@@ -204,7 +204,7 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
 /// sight. Removing has exactly one.
 #[test]
 fn pitfall_13_a_memmap_goes_after_a_grace_period() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     for _ in 0..3 {
         add(mm, BLOCK).unwrap();
         let before = mm.platform().grace_periods();
@@ -243,7 +243,7 @@ impl MovableOwner for Quick {
 
 #[test]
 fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     QUICK.mm.set(mm).ok().expect("one test");
     mm.register_owner(OwnerId(0), &QUICK);
@@ -260,7 +260,7 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
 #[test]
 fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     for memmap_on_memory in [true, false] {
-        let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
+        let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
         let before = account(mm);
         let counts = |pages| if memmap_on_memory { [0, pages] } else { [pages, 0] };
         let found = || [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
@@ -288,7 +288,7 @@ fn pitfall_21_memmap_pages_are_counted_as_they_are() {
 /// comes a step further.
 #[test]
 fn pitfall_23_growing_without_a_page_for_page_tables() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     let mut all: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::PageTable).ok()).collect();
     let mut refused = 0;
     while let Err(error) = add(mm, BLOCK) {
@@ -306,11 +306,11 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
 /// A machine that cannot hold the memmap of all that it is given keeps what it got, and works on.
 #[test]
 fn pitfall_24_what_does_not_fit_is_taken_back() {
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
         memmap_on_memory: false,
         sections: 80,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     let added = (32..80).map(SectionNr::new).take_while(|&nr| add(mm, nr).is_ok()).count() as u32;
@@ -328,7 +328,7 @@ fn pitfall_24_what_does_not_fit_is_taken_back() {
 
 #[test]
 fn pitfall_25_removing_what_is_online_is_refused() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.platform().write(page, 1);
@@ -341,7 +341,7 @@ fn pitfall_25_removing_what_is_online_is_refused() {
 /// Sub-sections that are not plugged were never managed: taking their block away does not subtract them.
 #[test]
 fn pitfall_27_unplugged_pages_are_not_managed() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     let plugged = PageblockSet::range(0..20);
     for _ in 0..3 {
         mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
@@ -369,7 +369,7 @@ fn pitfall_29_counters_are_right_before_the_first_allocation() {
         (InitPolicy::Lazy, MemoryContent::Zero),
     ] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = Machine { memory, init, content, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, init, content, ..SimMachine::default() }.boot();
         mm.check();
         let zone = mm.stats().zones[0];
         assert_eq!((zone.spanned, zone.present), (4 * 32_768, 4 * 32_768), "{init:?}");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, SectionNr, ZoneType};
 
 use crate::workload::{POLICIES, Random, Tenant};
@@ -58,7 +58,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, M
     let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
     let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
-    let machine = Machine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..Machine::default() };
+    let machine = SimMachine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..SimMachine::default() };
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {

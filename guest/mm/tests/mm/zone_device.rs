@@ -5,7 +5,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, Gfp,
     MAX_PGMAPS, MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError,
@@ -17,8 +17,8 @@ use tidevm_mm::{
 const FIRST: u32 = 32;
 const GIB: u32 = 8;
 
-fn machine() -> Machine {
-    Machine { sections: 72, cpus: 4, ..Machine::default() }
+fn machine() -> SimMachine {
+    SimMachine { sections: 72, cpus: 4, ..SimMachine::default() }
 }
 
 /// `sections` sections from the `first`-th.
@@ -87,7 +87,7 @@ fn numbers_of_one_gib() {
 fn s5_1_two_passes_write_every_page_twice() {
     for map in both() {
         let locked = |device_init| {
-            let mm = Machine { device_init, ..machine() }.boot();
+            let mm = SimMachine { device_init, ..machine() }.boot();
             let nr = mm.memremap_pages(map).unwrap();
             mm.check();
             let info = info(mm, nr);
@@ -196,7 +196,7 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
 #[test]
 fn s5_6_reserve_pages_are_left_alone() {
     for device_init in [DeviceInit::Once, DeviceInit::Twice] {
-        let mm = Machine { device_init, ..machine() }.boot();
+        let mm = SimMachine { device_init, ..machine() }.boot();
         let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 2, 1024)).unwrap();
         let reserve = || pfns(PfnRange::new(range(FIRST, 2).start(), 1024));
         let words = || reserve().map(|pfn| mm.platform().struct_page(pfn)).collect::<Vec<_>>();
@@ -564,7 +564,7 @@ fn d20_wrong_ranges_are_refused() {
 #[test]
 fn every_step_rolls_back() {
     for map in [plain(FIRST, 3), with_altmap(FIRST, 3, 512)] {
-        let mm = Machine { page_tables: true, ..machine() }.boot();
+        let mm = SimMachine { page_tables: true, ..machine() }.boot();
         let sim = mm.platform();
         let state = || {
             mm.check();
@@ -605,7 +605,7 @@ fn every_step_rolls_back() {
 /// Without altmap the memmap can be more than there is: an error, and nothing is lost.
 #[test]
 fn memmap_from_boot_memory_runs_out() {
-    let mm = Machine { memory: [(0, 6 * 1024)].into(), ..machine() }.boot();
+    let mm = SimMachine { memory: [(0, 6 * 1024)].into(), ..machine() }.boot();
     let start = mm.stats();
     assert_eq!(mm.memremap_pages(plain(FIRST, 16)), Err(MemremapError::NoMemory));
     mm.check();
@@ -622,7 +622,7 @@ fn memmap_from_boot_memory_runs_out() {
 /// and all of them come back.
 #[test]
 fn fragmented_memory_gives_single_pages() {
-    let mm = Machine { page_tables: true, ..machine() }.boot();
+    let mm = SimMachine { page_tables: true, ..machine() }.boot();
     // Every second page is in use: no two that are free lie side by side.
     let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
     for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
