@@ -165,7 +165,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
 fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
     if let Holder::Owned { owner, index } = pages.page(pfn).holder() {
         assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
-        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, whom nobody knows");
+        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, which is not registered");
     }
 }
 

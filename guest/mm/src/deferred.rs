@@ -14,6 +14,8 @@
 //!   memory for all such memmaps of a zone is set aside in one piece. So boot takes as long for a gibibyte as
 //!   for terabytes.
 //!
+//! Numbers such as S1.5 in the tests are those of the claims in `docs/features.md`.
+//!
 //! Invariants: every section of a zone that has RAM, from `next` on, is Absent, and memory for its memmap is
 //! set aside. A section below `next` that is not online is being initialised by the CPU that claimed it.
 //! Spans, present and managed pages count all of them from boot on.
@@ -276,7 +278,7 @@ mod tests {
         SimMachine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..SimMachine::default() }
     }
 
-    /// S1.12, S1.13: only the highest zone grows, and only as long as there is something left.
+    /// S1.12, S1.13: only the highest zone grows, and only while sections are left.
     #[test]
     fn only_the_highest_zone_grows() {
         let memory = [(0, 2 * SECTION_PAGES), (32 * SECTION_PAGES, 3 * SECTION_PAGES)].into();
@@ -297,7 +299,7 @@ mod tests {
         mm.check();
     }
 
-    /// S1.5: with the last section claimed and not there yet, who finds nothing waits for it.
+    /// S1.5: when the last section is claimed and not online yet, an allocation that finds nothing waits for it.
     #[test]
     fn an_allocation_waits_for_memory_that_is_on_its_way() {
         let mm = machine(InitPolicy::Deferred, 3).boot();
@@ -327,8 +329,8 @@ mod tests {
         mm.check();
     }
 
-    /// S1.17: watermarks, reserves and limits of per-CPU lists are those of an eager boot, from the first
-    /// moment to the end.
+    /// S1.17: watermarks, reserves and limits of per-CPU lists are those of an eager boot, before and after
+    /// initialisation.
     #[test]
     fn limits_are_those_of_all_memory() {
         let [mm, eager] = [InitPolicy::Deferred, InitPolicy::Eager].map(|init| machine(init, 6).boot());

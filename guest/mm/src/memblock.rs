@@ -1,7 +1,7 @@
-//! Boot memory before there is a page allocator: what there is and what is taken.
+//! Boot memory before there is a page allocator: the RAM, and the ranges of it that are in use.
 //!
 //! Mirrors Linux `mm/memblock.c` with fixed tables: a microVM's memory map has a handful of
-//! entries. Allocations come from the top of memory, so that low memory stays for what needs it.
+//! entries. Allocations come from the top of memory, so that low memory stays for users that need it.
 //!
 //! Nodes are kept apart from memory: [`Memblock::set_node`] gives a range of addresses to a node, RAM or
 //! not. Differs from Linux on purpose: a section belongs to one node as a whole, because zones are made of
@@ -119,8 +119,8 @@ impl Memblock {
         self.memory.insert(range)
     }
 
-    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap what is
-    /// reserved already.
+    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap ranges that are reserved
+    /// already.
     ///
     /// # Errors
     /// [`MemblockFull`].
@@ -322,7 +322,7 @@ mod tests {
         PhysRange::between(PhysAddr::new(start), PhysAddr::new(end)).unwrap()
     }
 
-    /// Runs say of each section with RAM, once and in order, what is said of it alone.
+    /// Runs hold each section with RAM, once and in order, with the zone that it has alone.
     #[test]
     fn runs_are_the_sections() {
         let half = SECTION_SIZE / 2;

@@ -70,7 +70,7 @@ pub struct Sim {
     direct: Vec<AtomicBool>,
     /// By section: whether its memmap can be mapped without a page for a table.
     prepared: Vec<AtomicBool>,
-    /// By section: what backs its memmap.
+    /// By section: its memmap, while that is mapped.
     memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative when it does not fail.
     faults: [AtomicI64; STEPS],
@@ -162,7 +162,7 @@ impl SimMachine {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
         let per_cpu: Vec<PerCpu> = (0..self.cpus).map(|_| PerCpu::new()).collect();
         let sim = Sim::new(self.sections, self.content);
-        // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
+        // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
         for (cpu, &node) in self.cpu_nodes.iter().enumerate() {
@@ -228,7 +228,7 @@ fn window(pages: usize) -> NonNull<Page> {
     // SAFETY: the layout is not empty.
     let start = unsafe { alloc_zeroed(layout) };
     let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-    // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in what was allocated.
+    // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in the allocation.
     unsafe { start.add(start.as_ptr().align_offset(ALIGN)) }.cast()
 }
 
@@ -255,7 +255,7 @@ impl Sim {
         }
     }
 
-    /// Runs `body` as CPU `cpu`, which no other thread may be meanwhile.
+    /// Runs `body` as CPU `cpu`. No other thread may be that CPU meanwhile.
     pub fn run_on<R>(cpu: usize, body: impl FnOnce() -> R) -> R {
         let before = CPU.replace(cpu);
         let result = body();
@@ -439,7 +439,7 @@ impl Sim {
 }
 
 // SAFETY: `map_memmap` makes nothing readable that is not, because the window is one allocation
-// that is always mapped; what it returns and what is mapped agree. `this_cpu` is a thread's own.
+// that is always mapped; results and mappings agree. `this_cpu` is a thread's own.
 // `synchronize` need not wait: nothing is ever unmapped, and a look that comes too late finds garbage.
 unsafe impl Platform for Sim {
     fn this_cpu(&self) -> usize {

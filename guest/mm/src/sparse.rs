@@ -6,8 +6,8 @@
 //!
 //! # Why a look-up is sound
 //! A reference to a [`Page`] needs one thing: that its place in the window is mapped, for as long as the
-//! reference lives. A `Page` is made of atomics, so any bits in it are valid, and what they say is not a
-//! question of soundness.
+//! reference lives. A `Page` is made of atomics, so any bits in it are valid: their
+//! meaning does not matter for soundness.
 //!
 //! 1. A section that is not [`Absent`](SectionState::Absent) has its memmap mapped. [`Sparse::set_state`]
 //!    is called by the [`SectionOwner`] only, which makes the section Present after
@@ -269,8 +269,8 @@ impl Sparse {
     ///
     /// # Safety
     /// `window`, 2 MiB aligned, starts a range of `sections.len()` x 2 MiB of virtual addresses,
-    /// the same on every CPU, that is used for nothing else. The n-th 2 MiB of it are what
-    /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps for section `n`.
+    /// the same on every CPU, that is used for nothing else. For section `n`,
+    /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps the n-th 2 MiB of it.
     #[must_use]
     pub const unsafe fn new(window: NonNull<Page>, sections: &'static [Section]) -> Self {
         Self { window, sections, end: AtomicU32::new(0), blocks_online: AtomicU32::new(0) }

@@ -1,5 +1,7 @@
 //! S2.14: a page that was overwritten while it was free is found when it is taken, on every way out of
 //! the allocator, and the panic says what is there and what should be.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;

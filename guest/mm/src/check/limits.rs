@@ -33,8 +33,8 @@ impl Levels {
 }
 
 impl<P: Platform> Hotplug<'_, P> {
-    /// Checks that watermarks, limits of per-CPU lists and zonelists are what follows from the sizes of the
-    /// zones, and that every CPU has the same limits.
+    /// Checks that watermarks, limits of per-CPU lists and zonelists follow from the sizes of the zones, and that
+    /// every CPU has the same limits.
     pub(super) fn check_limits(&self) {
         let mm = self.mm;
         // No CPU has lists disabled or changes limits meanwhile.
@@ -77,13 +77,13 @@ impl<P: Platform> Mm<P> {
     pub(super) fn check_deferred(&self, claims: &Claims) {
         for zone in ZoneId::all() {
             let left: u32 = claims.runs(zone).map(Run::len).sum();
-            assert_eq!(claims.count(zone), left, "{zone:?}: sections that nobody has claimed");
+            assert_eq!(claims.count(zone), left, "{zone:?}: sections that no CPU has claimed");
             assert_eq!(self.deferred.left(zone), left, "{zone:?}: sections that are not online yet");
             assert_eq!(self.zone(zone).deferred(), claims.free(zone), "{zone:?}: pages that will be free");
             // Sections above the highest that was ever Present are Absent.
             let known = self.sparse.numbers().filter_map(|nr| Some((nr, self.sparse.section(nr)?)));
             for (nr, section) in known.filter(|&(nr, _)| claims.runs(zone).any(|run| run.contains(nr))) {
-                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which nobody has claimed");
+                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which no CPU has claimed");
             }
         }
     }

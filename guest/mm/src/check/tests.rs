@@ -1,4 +1,4 @@
-//! A check that finds nothing proves something only if it finds what is wrong: each lie in turn.
+//! Proves that `check` finds faults: each invariant is broken in turn.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
@@ -17,7 +17,7 @@ use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 
-/// With a block on memory, one whose memmap lies in older memory, and boot memory to come.
+/// With a memory block that holds its memmap, one whose memmap lies in older memory, and deferred boot memory.
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
     let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
@@ -30,7 +30,7 @@ fn machine() -> &'static Mm<Sim> {
     mm
 }
 
-/// What `check` says of a machine of which `lie` is told.
+/// The panic message of `check` on a machine in which `lie` broke an invariant.
 fn found(lie: impl FnOnce(&'static Mm<Sim>)) -> String {
     let mm = machine();
     mm.check();
@@ -72,7 +72,7 @@ fn limits() {
 
 #[test]
 fn memory_to_come() {
-    finds("which nobody has claimed", |mm| {
+    finds("which no CPU has claimed", |mm| {
         mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Initialised, mm.hotplug().held());
     });
 }
@@ -92,7 +92,7 @@ fn counters() {
 
 #[test]
 fn pages() {
-    finds("whom nobody knows", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
+    finds("which is not registered", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
     finds("is no single page", |mm| {
         let block = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
         mm.sparse.page(block).set_holder(Holder::Owned { owner: OwnerId(0), index: 0 }.word());

@@ -9,8 +9,8 @@
 //! | all, several memory blocks | [`RemoveError::Granularity`] | removed, each with its altmap |
 //! | some | [`RemoveError::Granularity`] | [`RemoveError::Mixed`] |
 //!
-//! `Range` is what Linux 5.14 did: a removal knew one altmap, so several memory blocks left one by one.
-//! `PerBlock` is what Linux does since 6.8.
+//! Linux 5.14 had `Range`: a removal knew one altmap, so several memory blocks left one by one. Linux has
+//! `PerBlock` since 6.8.
 //!
 //! Differs from Linux on purpose: when a memory block of the range does not go offline, the ones that did go
 //! back online in the zone that they were in.

@@ -11,7 +11,7 @@
 //! | the memmap counts as `present` | it does not (first; again if the rest stays) |
 //!
 //! Accounting, in pages of the memory block's zone: `present` counts the whole memory block while it is
-//! online; `managed` counts what the allocator got of it, which is its plugged pageblocks without the memmap.
+//! online; `managed` counts the pages that the allocator got: plugged pageblocks without the memmap.
 //!
 //! Differs from Linux on purpose: memory that comes online is not isolated first, because it becomes visible
 //! to the allocator after everything that can fail.

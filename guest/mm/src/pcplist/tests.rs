@@ -1,5 +1,7 @@
 //! The races between freeing, refilling and taking memory away, each played step by step in the
 //! order in which a lock-free step would lose a page.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::mpsc::channel;
 use std::thread;

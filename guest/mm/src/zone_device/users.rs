@@ -1,7 +1,7 @@
 //! References to pages of device memory: a page with a user stays mapped.
 //!
 //! Mirrors Linux `get_dev_pagemap`, `put_dev_pagemap` and the reference count of a device page. Differs from
-//! Linux on purpose: a page knows its user, who can be named when the range cannot be unmapped.
+//! Linux on purpose: a page knows its user, which can be named when the range cannot be unmapped.
 //!
 //! Invariant: the references of a pgmap are its own, one per page, and the ones counted in its pages.
 

@@ -4,6 +4,8 @@
 //! Counted by callgrind: this program runs itself under valgrind, once a machine. Counts are exact, so
 //! they are compared for equality. They are of this build with the hosted platform, whose locks check
 //! their order: what counts is the difference between two machines, not the number.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::collections::BTreeMap;
 use std::env;

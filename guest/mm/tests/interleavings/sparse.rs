@@ -2,9 +2,11 @@
 //!
 //! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
 //! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (D13). The wait
-//! in between is the guest's `job::synchronize`. What must hold: who sees `Initialised` sees initialised
-//! pages (also what device memory needs: a reader never meets half of them), and nothing is unmapped
-//! while somebody looks at it.
+//! in between is the guest's `job::synchronize`. What must hold: a CPU that reads `Initialised` reads
+//! initialised pages (for device memory too: a reader never finds a part of them), and nothing is unmapped
+//! while a CPU looks at it.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`, and D13 is row 13 of `docs/pitfalls.md`.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};

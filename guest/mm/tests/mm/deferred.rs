@@ -1,4 +1,6 @@
 //! Boot memory whose struct pages are initialised on demand, or later by all CPUs.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;

@@ -1,4 +1,6 @@
 //! Memory that is wanted before all of it is initialised: however much it is, wherever it lies.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{

@@ -1,4 +1,6 @@
 //! Struct pages that are initialised when they are first used.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{

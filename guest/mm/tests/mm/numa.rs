@@ -1,5 +1,7 @@
 //! Nodes: whose memory is asked first, what a node with nothing but hot-added memory can be used for,
 //! how nodes appear and go, and who initialises their boot memory.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{

@@ -1,4 +1,6 @@
 //! Per-CPU lists and what disabling them promises.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;

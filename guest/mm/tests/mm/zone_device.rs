@@ -1,5 +1,7 @@
-//! Device memory: mapped, initialised once and outside of the lock, used, unmapped. Tests are named
-//! after the claim that they prove.
+//! Device memory: mapped, initialised once and outside of the lock, used, unmapped.
+//!
+//! A test is named after the claim that it proves: `s5_5` is S5.5 of `docs/features.md`, `d20` is row 20 of
+//! `docs/pitfalls.md`.
 
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
