@@ -226,6 +226,8 @@ impl<P: Platform> Mm<P> {
 
     /// Initialises a section of `zone` for an allocation that found too little when [`Deferred::left`] was
     /// `before`, or waits for another CPU to. `false` when nothing is deferred, so that a retry is useless.
+    #[cold]
+    #[inline(never)]
     fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
         if before == 0 || !self.options.get().grow {
             return false;
