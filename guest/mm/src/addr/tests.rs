@@ -1,6 +1,6 @@
 use std::vec::Vec;
 
-use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
+use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr, SectionRange};
 use crate::pageblock_set::PageblockSet;
 
 fn range(start: u32, end: u32) -> PfnRange {
@@ -61,4 +61,30 @@ fn pageblock_sets() {
     assert_eq!(PageblockSet::ALL.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(0, 64)]);
     assert!(set.contains(63) && !set.contains(2));
     assert_eq!(set.without(PageblockSet::range(5..64)).bits(), 0b11000);
+}
+
+#[test]
+fn a_range_does_not_end_before_it_starts() {
+    let [low, high] = [3, 7].map(Pfn::new);
+    assert_eq!(PfnRange::between(high, low), None);
+    assert_eq!(PfnRange::between(low, low), Some(PfnRange::new(low, 0)));
+    assert_eq!(PhysRange::between(high.address(), low.address()), None);
+    // Whatever the bound, what is cut off leaves a range in the range.
+    let whole = range(3, 7);
+    for (pfn, before, from) in [(0, 0, 4), (3, 0, 4), (5, 2, 2), (7, 4, 0), (9, 4, 0)] {
+        let pfn = Pfn::new(pfn);
+        assert_eq!((whole.before(pfn).pages(), whole.from(pfn).pages()), (before, from), "{pfn:?}");
+        assert_eq!(whole.before(pfn).hull(whole.from(pfn)), whole, "{pfn:?}");
+    }
+}
+
+#[test]
+fn sections_of_a_range_have_numbers() {
+    let last = SectionNr::new(u32::MAX);
+    assert_eq!(SectionRange::new(last, 1), None);
+    let range = SectionRange::new(SectionNr::new(5), 3).unwrap();
+    assert_eq!((range.len(), range.end()), (3, SectionNr::new(8)));
+    assert!(range.sections().eq([5, 6, 7].map(SectionNr::new)));
+    assert_eq!(range.before(SectionNr::new(6)).len(), 1);
+    assert!(range.before(SectionNr::new(2)).is_empty());
 }
