@@ -175,7 +175,7 @@ impl Spec {
     }
 
     /// Makes the machine, has `work` use it, and unmakes it.
-    pub fn with<R: 'static>(self, work: impl FnOnce(&Machine) -> R) -> R {
+    pub fn with<R: 'static>(self, work: impl FnOnce(&BenchMachine) -> R) -> R {
         let sections = ((self.boot + self.region) / SECTION_SIZE) as usize;
         let window = Mapping::new(sections * MEMMAP_SIZE);
         if self.warm {
@@ -191,18 +191,18 @@ impl Spec {
         // longer than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
         let mm = Mm::new(Host { memory }, sparse, per_cpu);
-        work(&Machine { spec: self, mm })
+        work(&BenchMachine { spec: self, mm })
     }
 }
 
 /// A machine, and what it was made of.
-pub struct Machine {
+pub struct BenchMachine {
     spec: Spec,
     /// Its memory management, before boot.
     pub mm: Mm<Host>,
 }
 
-impl Machine {
+impl BenchMachine {
     /// Boots it. The first 4 MiB are in use.
     ///
     /// # Panics
@@ -263,8 +263,9 @@ impl Machine {
     /// When it cannot be added.
     pub fn plug(&self, block: SectionNr) {
         self.mm
+            .hotplug()
             .add_memory(NodeId::FIRST, block, PageblockSet::ALL, self.spec.content)
             .expect("a block that is not there");
-        self.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+        self.mm.hotplug().online(block, ZoneType::Movable).expect("a block that is not online");
     }
 }

@@ -3,7 +3,7 @@
 
 use tidevm_bench::clock::{cpu, in_turns, median, wall};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{Machine, Spec};
+use tidevm_bench::machine::{BenchMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
 use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Order, PAGE_SIZE, Pfn};
 
@@ -40,7 +40,7 @@ pub fn run(table: &mut Table) {
     debt(table);
 }
 
-fn booted<R: 'static>(spec: Spec, work: impl FnOnce(&Machine) -> R) -> R {
+fn booted<R: 'static>(spec: Spec, work: impl FnOnce(&BenchMachine) -> R) -> R {
     spec.with(|machine| {
         machine.boot();
         work(machine)
@@ -103,7 +103,7 @@ fn all_used(init: InitPolicy) -> Use {
     })
 }
 
-fn take(machine: &Machine, pages: &mut [Pfn]) {
+fn take(machine: &BenchMachine, pages: &mut [Pfn]) {
     for page in pages {
         *page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
     }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{Machine, Mapping, Spec};
+use tidevm_bench::machine::{BenchMachine, Mapping, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
     Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, PageblockSet, Pfn, SectionNr,
@@ -59,16 +59,17 @@ fn count_every_other() {
         for block in machine.blocks() {
             machine
                 .mm
+                .hotplug()
                 .add_memory(NodeId::FIRST, block, plugged, MemoryContent::Zero)
                 .expect("a block that is not there");
-            machine.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+            machine.mm.hotplug().online(block, ZoneType::Movable).expect("a block that is not online");
         }
         counted(|| offline(machine));
     });
 }
 
-fn offline(machine: &Machine) {
-    machine.blocks().rev().for_each(|block| machine.mm.offline(block).expect("nothing is in use"));
+fn offline(machine: &BenchMachine) {
+    machine.blocks().rev().for_each(|block| machine.mm.hotplug().offline(block).expect("nothing is in use"));
 }
 
 /// Holds pages, each known by its place in the list.
@@ -120,7 +121,8 @@ fn migrate() -> f64 {
         machine.populate_content();
         lower.iter().for_each(|&block| machine.plug(block));
         let share = (GIB / PAGE_SIZE) as f64 / (GIB / PAGE_SIZE - 8 * 512) as f64;
-        share * cpu(|| upper.iter().rev().for_each(|&block| machine.mm.offline(block).expect("room")))
+        share
+            * cpu(|| upper.iter().rev().for_each(|&block| machine.mm.hotplug().offline(block).expect("room")))
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{Machine, Spec};
+use tidevm_bench::machine::{BenchMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
 use tidevm_mm::{Gfp, Order};
 
@@ -47,13 +47,13 @@ pub fn run(table: &mut Table) {
     }
 }
 
-fn prepare(machine: &Machine) {
+fn prepare(machine: &BenchMachine) {
     machine.boot();
     machine.blocks().for_each(|block| machine.plug(block));
     pairs(machine, 1000);
 }
 
-fn pairs(machine: &Machine, count: u32) {
+fn pairs(machine: &BenchMachine, count: u32) {
     for _ in 0..count {
         let page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
         machine.mm.free_pages(black_box(page), Order::PAGE);

@@ -44,11 +44,11 @@ impl Hog {
         }
         if self.held == 0 {
             let blocks = MM.alloc_contig_pages(self.wanted.div_ceil(PAGEBLOCK_PAGES)).ok()?;
-            self.buffer = PfnRange::new(blocks.start, self.wanted);
-            MM.free_contig_range(PfnRange { start: self.buffer.end, end: blocks.end });
+            self.buffer = PfnRange::new(blocks.start(), self.wanted);
+            MM.free_contig_range(blocks.from(self.buffer.end()));
         }
-        let first = self.buffer.start;
-        self.buffer.start = first.add(1);
+        let first = self.buffer.start();
+        self.buffer = self.buffer.from(first.add(1));
         Some(first)
     }
 
@@ -173,11 +173,9 @@ impl EachPage {
             }
             Task::Release { run } => {
                 self.workload.give_up(index);
-                if pfn == run.end {
-                    run.end = pfn.add(1);
-                } else if pfn.add(1) == run.start {
-                    // Per-CPU lists hand pages out downwards.
-                    run.start = pfn;
+                // Per-CPU lists hand pages out downwards.
+                if pfn == run.end() || pfn.add(1) == run.start() {
+                    *run = run.hull(PfnRange::new(pfn, 1));
                 } else {
                     MM.free_contig_range(*run);
                     *run = PfnRange::new(pfn, 1);

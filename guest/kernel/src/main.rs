@@ -179,11 +179,12 @@ fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
     const FULL: &str = "the memory map has too many entries";
     let taken = [
         PhysRange::new(PhysAddr::new(0), LOW_MEMORY),
-        PhysRange {
+        PhysRange::between(
             // The linker places these at physical and at kernel addresses, as they stand here.
-            start: PhysAddr::new((&raw const __image_start) as u64),
-            end: PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
-        },
+            PhysAddr::new((&raw const __image_start) as u64),
+            PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
+        )
+        .expect("the image ends behind its start"),
     ];
     // Tables come from the first GiB, which is mapped, until all memory is.
     let mut low = Memblock::new();

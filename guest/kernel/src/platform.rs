@@ -127,13 +127,13 @@ unsafe impl Platform for Machine {
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        let (start, end) = (range.start.address().get(), range.end.address().get());
+        let (start, end) = (range.start().address().get(), range.end().address().get());
         Tables::fill(|tables| paging::map_direct(start, end, tables))
     }
 
     fn unmap_direct(&self, range: PfnRange) {
         let mut tables = Tables::new();
-        paging::unmap_direct(range.start.address().get(), range.end.address().get(), &mut tables);
+        paging::unmap_direct(range.start().address().get(), range.end().address().get(), &mut tables);
         tables.flush();
     }
 

@@ -52,14 +52,12 @@ impl<'m> ZoneGuard<'m> {
         let mut rest = range;
         while let Some((pfn, order)) = rest.chunks().next() {
             if order == Order::MAX {
-                let end = range.end.align_down(order);
-                let largest = PfnRange::new(pfn, end.since(pfn));
+                let largest = rest.before(range.end().align_down(order));
                 self.append_largest(pages, largest, MigrateType::Movable);
-                rest = PfnRange::new(end, range.end.since(end));
+                rest = range.from(largest.end());
             } else {
                 self.free_and_merge(pages, pfn, order, Place::Tail);
-                let next = pfn.add(order.pages());
-                rest = PfnRange::new(next, range.end.since(next));
+                rest = range.from(pfn.add(order.pages()));
             }
         }
     }

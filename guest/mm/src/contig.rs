@@ -14,17 +14,18 @@ use core::iter::once;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
-use crate::evacuate::PcpPolicy;
+use crate::hotplug::Hotplug;
 use crate::isolation::OfflineError;
-use crate::memory_block::memmap_blocks;
+use crate::memory_block::memmap_pageblocks;
 use crate::node::ZoneType;
+use crate::options::PcpPolicy;
 use crate::page::{Holder, Kind};
 use crate::page_alloc::AllocError;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState};
 
-impl<P: Platform> Mm<P> {
+impl<P: Platform> Hotplug<'_, P> {
     /// Allocates the pageblocks `pageblocks` of online section `nr` as single pages, after the pages in use
     /// there moved elsewhere (Linux `alloc_contig_range`). [`Mm::free_contig_range`] gives them back. They
     /// have no holder until [`Mm::set_holder`].
@@ -32,16 +33,11 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
     pub fn alloc_contig_range(&self, nr: SectionNr, pageblocks: PageblockSet) -> Result<(), OfflineError> {
-        let _hotplug = self.lock_hotplug();
         let pages = self.contig_target(nr, pageblocks)?;
-        self.take_pageblocks_as(
-            pages.section().zone(),
-            once((pages, pageblocks)),
-            PcpPolicy::DrainAgain,
-            Kind::Allocated,
-        )?;
+        let (zone, parts) = (pages.section().zone(), once((pages, pageblocks)));
+        self.mm.take_pageblocks_as(zone, parts, PcpPolicy::DrainAgain, Kind::Allocated, self.held())?;
         for pageblock in pageblocks.iter() {
-            self.split_page(nr.pageblocks(&(pageblock..pageblock + 1)).start, Order::PAGEBLOCK);
+            self.mm.split_page(nr.pageblocks(&(pageblock..pageblock + 1)).start(), Order::PAGEBLOCK);
         }
         Ok(())
     }
@@ -52,10 +48,10 @@ impl<P: Platform> Mm<P> {
         nr: SectionNr,
         pageblocks: PageblockSet,
     ) -> Result<SectionPages<'_>, OfflineError> {
-        let pages = self.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
+        let pages = self.mm.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
-        if memmap_blocks(nr, section).intersects(pageblocks) {
+        if memmap_pageblocks(nr, section).intersects(pageblocks) {
             return Err(OfflineError::HoldsMemmap);
         }
         if !section.is_boot() && !section.plugged().contains_all(pageblocks) {
@@ -71,20 +67,18 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`OfflineError`].
     pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
-        let _hotplug = self.lock_hotplug();
         let (nr, pageblock) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
         let pageblocks = PageblockSet::range(pageblock.clone());
         let pages = self.contig_target(nr, pageblocks)?;
-        self.take_pageblocks_as(
-            pages.section().zone(),
-            once((pages, pageblocks)),
-            self.pcp_policy.get(),
-            Kind::Allocated,
-        )?;
-        pages.page(nr.pageblocks(&pageblock).start).set_holder(Holder::Kernel.word());
+        let (zone, parts, policy) =
+            (pages.section().zone(), once((pages, pageblocks)), self.mm.options.get().pcp);
+        self.mm.take_pageblocks_as(zone, parts, policy, Kind::Allocated, self.held())?;
+        pages.page(nr.pageblocks(&pageblock).start()).set_holder(Holder::Kernel.word());
         Ok(())
     }
+}
 
+impl<P: Platform> Mm<P> {
     /// Allocates `count` pageblocks that lie side by side in Movable memory, aligned to their size if that
     /// is a power of two (Linux `alloc_contig_pages`). Takes the first range that can be evacuated.
     ///
@@ -102,9 +96,9 @@ impl<P: Platform> Mm<P> {
                 continue;
             }
             for first in (0..=last).step_by(step as usize) {
-                let range = first..first + count;
-                if self.alloc_contig_range(nr, PageblockSet::range(range.clone())).is_ok() {
-                    return Ok(nr.pageblocks(&range));
+                let pageblocks = first..first + count;
+                if self.hotplug().alloc_contig_range(nr, PageblockSet::range(pageblocks.clone())).is_ok() {
+                    return Ok(nr.pageblocks(&pageblocks));
                 }
             }
         }

@@ -11,11 +11,13 @@
 //!
 //! Invariant: after an error no pageblock is isolated that was not before, and none is taken.
 
-use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
+use crate::hotplug::HotplugHeld;
 use crate::isolation::{OfflineError, Stuck};
 use crate::node::ZoneId;
+use crate::options::PcpPolicy;
 use crate::page::Kind;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
@@ -24,39 +26,6 @@ use crate::target::Targets;
 
 /// Rounds without progress before the pageblocks are given up.
 const IDLE_ROUNDS: u32 = 16;
-
-/// How the pages on per-CPU lists are dealt with while pageblocks are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum PcpPolicy {
-    /// The lists are disabled meanwhile (Linux `zone_pcp_disable`).
-    Disable,
-    /// The lists are drained before isolation and again in every round (Linux before 5.11).
-    DrainAgain,
-    /// The lists are drained once, before isolation, and not disabled. A page that is freed between drain
-    /// and isolation stays on a list: the pageblocks are not taken, or the page is allocated again
-    /// although its pageblock is isolated. This policy exists to show that. (Linux before 5.9 drained
-    /// once after isolation, which leaves a narrower gap.)
-    DrainOnce,
-}
-
-/// A [`PcpPolicy`] that is set at boot.
-pub(crate) struct BootPcpPolicy(AtomicU8);
-
-impl BootPcpPolicy {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU8::new(PcpPolicy::Disable as u8))
-    }
-
-    pub(crate) fn set(&self, policy: PcpPolicy) {
-        self.0.store(policy as u8, Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> PcpPolicy {
-        const ALL: [PcpPolicy; 3] = [PcpPolicy::Disable, PcpPolicy::DrainAgain, PcpPolicy::DrainOnce];
-        ALL[usize::from(self.0.load(Relaxed))]
-    }
-}
 
 /// Pageblocks of one section.
 pub(crate) type Part<'s> = (SectionPages<'s>, PageblockSet);
@@ -68,8 +37,9 @@ impl<P: Platform> Mm<P> {
         &self,
         zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
+        held: &HotplugHeld,
     ) -> Result<(), OfflineError> {
-        self.take_pageblocks_as(zone, parts, self.pcp_policy.get(), Kind::Offline)
+        self.take_pageblocks_as(zone, parts, self.options.get().pcp, Kind::Offline, held)
     }
 
     /// The same with a policy of the caller's. Each pageblock is one buddy block of `kind` afterwards.
@@ -79,6 +49,7 @@ impl<P: Platform> Mm<P> {
         parts: impl Iterator<Item = Part<'s>> + Clone,
         policy: PcpPolicy,
         kind: Kind,
+        _held: &HotplugHeld,
     ) -> Result<(), OfflineError> {
         let _disabled = (policy == PcpPolicy::Disable).then(|| self.zone_pcp_disable(zone));
         if policy != PcpPolicy::Disable {
@@ -171,19 +142,21 @@ mod tests {
     use crate::Mm;
     use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
     use crate::isolation::OfflineError;
-    use crate::memmap_init::MemoryContent;
     use crate::node::{NodeId, ZoneType};
+    use crate::options::MemoryContent;
     use crate::page::Holder;
     use crate::page_alloc::Gfp;
     use crate::pageblock_set::PageblockSet;
-    use crate::sim::{Machine, Sim};
+    use crate::sim::{Sim, SimMachine};
 
     const BLOCK: SectionNr = SectionNr::new(33);
 
     fn movable() -> (&'static Mm<Sim>, SectionNr) {
-        let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-        mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).expect("a new block");
-        mm.online(BLOCK, ZoneType::Movable).expect("it goes online");
+        let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
+        mm.hotplug()
+            .add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown)
+            .expect("a new block");
+        mm.hotplug().online(BLOCK, ZoneType::Movable).expect("it goes online");
         (mm, BLOCK)
     }
 
@@ -192,11 +165,11 @@ mod tests {
         let (mm, nr) = movable();
         let before = mm.stats().zones[ZoneType::Movable.index()];
         let pfn = nr.start().add(7 * PAGEBLOCK_PAGES);
-        mm.alloc_contig_pageblock(pfn.add(3)).expect("it is free");
+        mm.hotplug().alloc_contig_pageblock(pfn.add(3)).expect("it is free");
         mm.check();
         let taken = mm.stats().zones[ZoneType::Movable.index()];
         assert_eq!((taken.managed, taken.free), (before.managed, before.free - u64::from(PAGEBLOCK_PAGES)));
-        let again = mm.alloc_contig_pageblock(pfn);
+        let again = mm.hotplug().alloc_contig_pageblock(pfn);
         mm.free_pages(pfn, Order::PAGEBLOCK);
         mm.check();
         assert_eq!(mm.stats().zones[ZoneType::Movable.index()], before);
@@ -204,14 +177,17 @@ mod tests {
             matches!(again, Err(OfflineError::Unmovable(stuck)) if stuck.pages == PAGEBLOCK_PAGES),
             "{again:?}"
         );
-        assert_eq!(mm.alloc_contig_pageblock(SectionNr::new(34).start()), Err(OfflineError::NotOnline));
+        assert_eq!(
+            mm.hotplug().alloc_contig_pageblock(SectionNr::new(34).start()),
+            Err(OfflineError::NotOnline)
+        );
     }
 
     /// Step by step: the lists are drained, a page is freed to its list, and its pageblock is isolated.
     #[test]
     fn a_page_that_is_freed_after_a_single_drain_is_stranded() {
         let (mm, nr) = movable();
-        mm.pcp_policy.set(PcpPolicy::DrainOnce);
+        mm.options.change(|options| options.pcp = PcpPolicy::DrainOnce);
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
         let pageblocks = PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1);
 

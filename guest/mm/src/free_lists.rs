@@ -187,11 +187,11 @@ impl FreeLists {
         let state = PageState::new(Kind::Free, Order::MAX, self.zone);
         let list = &mut self.lists[mt.index()][Order::MAX.index()];
         match list.last.pfn() {
-            Some(last) => sparse.page(last).set_next(Link::to(range.start)),
-            None => list.first = Link::to(range.start),
+            Some(last) => sparse.page(last).set_next(Link::to(range.start())),
+            None => list.first = Link::to(range.start()),
         }
-        let (mut prev, mut pfn) = (list.last, range.start);
-        let first = range.start.in_section();
+        let (mut prev, mut pfn) = (list.last, range.start());
+        let first = range.start().in_section();
         let heads = &pages.all()[first..first + range.pages() as usize];
         for page in heads.iter().step_by(Order::MAX.pages() as usize) {
             page.set_prev(prev);

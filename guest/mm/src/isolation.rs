@@ -200,7 +200,7 @@ impl ZoneGuard<'_> {
         }
         self.set_isolated(pages, window, false);
         for pageblock in window.clone() {
-            let head = pages.page(pages.nr().pageblocks(&(pageblock..pageblock + 1)).start);
+            let head = pages.page(pages.nr().pageblocks(&(pageblock..pageblock + 1)).start());
             head.set_holder(Holder::Unclaimed.word());
             head.set_state(taken);
         }

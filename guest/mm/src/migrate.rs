@@ -117,8 +117,8 @@ impl<P: Platform> Mm<P> {
         batch: &mut ArrayVec<Move, BATCH>,
         targets: &mut Targets<'_, P>,
     ) -> bool {
-        let mut pfn = range.start;
-        while pfn < range.end {
+        let mut pfn = range.start();
+        while pfn < range.end() {
             let page = pages.page(pfn);
             let state = page.state();
             if state.is(Kind::Allocated, Order::PAGE)
@@ -168,11 +168,11 @@ impl<P: Platform> Mm<P> {
                 continue;
             }
             moved += 1;
-            if from != freed.end {
+            if from != freed.end() {
                 self.free_contig_range(freed);
                 freed = PfnRange::new(from, 0);
             }
-            freed = PfnRange::new(freed.start, freed.pages() + 1);
+            freed = PfnRange::new(freed.start(), freed.pages() + 1);
         }
         self.free_contig_range(freed);
         self.counters.pages_migrated.fetch_add(moved, Relaxed);

@@ -231,12 +231,12 @@ impl<P: Platform> Mm<P> {
     pub fn free_contig_range(&self, range: PfnRange) {
         let mut rest = range;
         while !rest.is_empty() {
-            let pages = self.sparse.pages(rest.start.section()).expect("an allocated page has a section");
-            let pageblock = rest.start.pageblock();
+            let pages = self.sparse.pages(rest.start().section()).expect("an allocated page has a section");
+            let pageblock = rest.start().pageblock();
             // One pageblock at a time, because the next one may be of another type.
             let here = rest.intersect(pages.nr().pageblocks(&(pageblock..pageblock + 1)));
             self.free_in_pageblock(pages, here);
-            rest = PfnRange::new(here.end, rest.end.since(here.end));
+            rest = rest.from(here.end());
         }
     }
 

@@ -27,6 +27,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use crate::Mm;
 use crate::addr::Pfn;
+use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::node::{NodeId, ZoneId};
 use crate::page::{Link, Page};
@@ -114,7 +115,7 @@ impl<P: Platform> Mm<P> {
 
     /// The lists of every CPU that the machine may have.
     pub(crate) fn cpus(&self) -> &'static [PerCpuPages] {
-        &self.per_cpu[..self.nr_cpus.load(Relaxed)]
+        &self.per_cpu[..self.options.get().nr_cpus]
     }
 
     /// Sets the node of CPU `cpu`, before [`Mm::boot`]. A CPU whose node is not set is on the first node.
@@ -179,13 +180,6 @@ impl<P: Platform> Mm<P> {
         PcpLimits { mm: self, _lock: self.pcp_disable.lock_with(|| self.platform.relax()) }
     }
 
-    /// Recomputes the limits of every zone and publishes those that changed. Waits while lists are
-    /// disabled, so the CPU that disabled them must not call it.
-    pub(crate) fn update_pcp_limits(&self) {
-        let limits = self.lock_pcp_limits();
-        self.zones().for_each(|zone| limits.update(zone));
-    }
-
     /// The limits that follow from the size of `zone`.
     pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> (u32, u32) {
         // The CPUs of its node use it most. Without any, all CPUs use it (Linux `zone_highsize`).
@@ -196,6 +190,15 @@ impl<P: Platform> Mm<P> {
     /// Pages on the lists of `zone`, all CPUs together.
     pub(crate) fn pcp_pages(&self, zone: ZoneId) -> u64 {
         self.cpus().iter().map(|cpu| u64::from(self.lock_pcp(cpu, zone).count())).sum()
+    }
+}
+
+impl<P: Platform> Hotplug<'_, P> {
+    /// Recomputes the limits of every zone and publishes those that changed. Waits while lists are
+    /// disabled, so the CPU that disabled them must not call it.
+    pub(crate) fn update_pcp_limits(&self) {
+        let limits = self.mm.lock_pcp_limits();
+        self.mm.zones().for_each(|zone| limits.update(zone));
     }
 }
 
@@ -228,9 +231,9 @@ impl<P: Platform> PcpLimits<'_, P> {
 /// lists are enabled once, by the holder that disabled them:
 ///
 /// ```compile_fail,E0382
-/// use tidevm_mm::{NodeId, ZoneType, sim::Machine};
+/// use tidevm_mm::{NodeId, ZoneType, sim::SimMachine};
 ///
-/// let disabled = Machine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
+/// let disabled = SimMachine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
 /// drop(disabled);
 /// drop(disabled);
 /// ```

@@ -62,7 +62,7 @@ impl<'m, P: Platform> Targets<'m, P> {
 
     fn next_zone(&mut self) {
         self.zone = self.rest.next();
-        self.at = self.zone.map_or(self.at, |zone| self.mm.zone(zone).spanned().start);
+        self.at = self.zone.map_or(self.at, |zone| self.mm.zone(zone).spanned().start());
     }
 
     /// A single page, allocated; `None` when there is no memory.
@@ -70,8 +70,8 @@ impl<'m, P: Platform> Targets<'m, P> {
         if self.stock.is_empty() {
             self.stock = self.restock()?;
         }
-        let pfn = self.stock.start;
-        self.stock = PfnRange::new(pfn.add(1), self.stock.pages() - 1);
+        let pfn = self.stock.start();
+        self.stock = self.stock.from(pfn.add(1));
         Some(pfn)
     }
 
@@ -104,19 +104,19 @@ impl<'m, P: Platform> Targets<'m, P> {
         if zone.zone_type() != ZoneType::Movable {
             return None;
         }
-        while self.at < self.mm.zone(zone).spanned().end {
+        while self.at < self.mm.zone(zone).spanned().end() {
             let nr = self.at.section();
             match self.mm.sparse.pages(nr).filter(|&pages| is_worth_a_search(pages, zone)) {
                 Some(pages) => {
                     for pageblock in self.at.pageblock()..SECTION_PAGEBLOCKS {
                         if let Some(found) = self.take_in(pages, pageblock) {
-                            self.at = found.end;
+                            self.at = found.end();
                             return Some(found);
                         }
-                        self.at = nr.pageblocks(&(pageblock..pageblock + 1)).end;
+                        self.at = nr.pageblocks(&(pageblock..pageblock + 1)).end();
                     }
                 }
-                None => self.at = nr.frames().end,
+                None => self.at = nr.frames().end(),
             }
         }
         None
@@ -131,10 +131,10 @@ impl<'m, P: Platform> Targets<'m, P> {
         let mt = pages.section().pageblocks.open_type(pageblock)?;
         // Since the last search the page at `at` may have become part of a larger buddy block.
         let mut pfn = self.at;
-        if pfn == range.start || pages.page(pfn).state().is_tail() {
+        if pfn == range.start() || pages.page(pfn).state().is_tail() {
             pfn = pages.covering(pageblock).0;
         }
-        while pfn < range.end {
+        while pfn < range.end() {
             let state = pages.page(pfn).state();
             if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);

@@ -220,7 +220,7 @@ impl<P: Platform> Mm<P> {
             min: zone.watermark(Watermark::Min),
             low: zone.watermark(Watermark::Low),
             protection: ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest)),
-            start_pfn: zone.spanned().start,
+            start_pfn: zone.spanned().start(),
         }
     }
 

@@ -8,9 +8,10 @@
 //! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not
 //! initialised yet is free memory that is not on the free lists (see `deferred`).
 //!
-//! Invariants: spans, counters and watermarks change under the memory hotplug lock. Two counters do not:
-//! the CPU that initialises deferred pages takes their number down, and the numbers of free pages and of
-//! isolated pageblocks change under the zone lock ([`ZoneGuard`]). Every CPU may read all of them.
+//! Invariants: spans, counters and watermarks change under the memory hotplug lock, which a [`HotplugHeld`]
+//! proves. Three counters do not: the CPU that initialises deferred pages takes their number down, and the
+//! numbers of free pages and of isolated pageblocks change under the zone lock ([`ZoneGuard`]). Every CPU
+//! may read all of them.
 
 mod guard;
 
@@ -21,6 +22,7 @@ use core::sync::atomic::{
 
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::free_lists::FreeLists;
+use crate::hotplug::HotplugHeld;
 use crate::lock::{Rank, SpinLock};
 use crate::node::{ZoneId, ZoneType};
 use crate::sparse::{SectionState, Sparse};
@@ -141,24 +143,24 @@ impl Zone {
     }
 
     /// Makes the zone reach over `range` as well.
-    pub(crate) fn grow_span(&self, range: PfnRange) {
+    pub(crate) fn grow_span(&self, range: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             self.set_span(range);
         } else {
-            self.set_span(between(span.start.min(range.start), span.end.max(range.end)));
+            self.set_span(span.hull(range));
         }
     }
 
     /// Remembers the span as that of boot memory.
-    pub(crate) fn keep_boot_span(&self) {
+    pub(crate) fn keep_boot_span(&self, _held: &HotplugHeld) {
         self.boot_span.store(self.span.load(Relaxed), Relaxed);
     }
 
     /// Draws the zone's ends in after the memory block of the frames `gone` left it, or failed to join it
     /// (Linux `shrink_zone_span`). An end that was in the memory block moves to the next section that is
     /// online in the zone.
-    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange) {
+    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             return;
@@ -171,19 +173,19 @@ impl Zone {
             ours.then(|| nr.frames())
         };
         let boot = Some(unpacked(self.boot_span.load(Relaxed))).filter(|boot| !boot.is_empty());
-        if gone.contains(span.start) {
-            let first =
-                boot.map_or(Pfn::new(span.end.get() - 1).section().get() + 1, |b| b.start.section().get());
-            let next = (gone.end.section().get()..first).find_map(ours).or(boot);
+        if gone.contains(span.start()) {
+            let end = Pfn::new(span.end().get() - 1).section().get() + 1;
+            let first = boot.map_or(end, |boot| boot.start().section().get());
+            let next = (gone.end().section().get()..first).find_map(ours).or(boot);
             self.set_span(match next {
-                Some(next) => between(next.start, span.end),
+                Some(next) => span.from(next.start()),
                 None => PfnRange::new(Pfn::new(0), 0),
             });
-        } else if gone.start < span.end && span.end <= gone.end {
-            let last = boot.map_or(span.start, |boot| boot.end.add(SECTION_PAGES - 1)).section().get();
-            let before = (last..gone.start.section().get()).rev().find_map(ours).or(boot);
+        } else if gone.start() < span.end() && span.end() <= gone.end() {
+            let last = boot.map_or(span.start(), |boot| boot.end().add(SECTION_PAGES - 1)).section().get();
+            let before = (last..gone.start().section().get()).rev().find_map(ours).or(boot);
             let before = before.expect("the span's first section is ours");
-            self.set_span(between(span.start, before.end));
+            self.set_span(span.before(before.end()));
         }
     }
 
@@ -191,20 +193,20 @@ impl Zone {
         self.span.store(packed(span), Relaxed);
     }
 
-    pub(crate) fn add_present(&self, pages: u64) {
+    pub(crate) fn add_present(&self, pages: u64, _held: &HotplugHeld) {
         self.present.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_present(&self, pages: u64) {
+    pub(crate) fn sub_present(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.present.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.id);
     }
 
-    pub(crate) fn add_managed(&self, pages: u64) {
+    pub(crate) fn add_managed(&self, pages: u64, _held: &HotplugHeld) {
         self.managed.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_managed(&self, pages: u64) {
+    pub(crate) fn sub_managed(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.managed.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.id);
     }
@@ -250,16 +252,12 @@ impl Zone {
 
 /// A range in one word: the first frame in the low half, the frame after the last in the high half.
 fn packed(range: PfnRange) -> u64 {
-    u64::from(range.start.get()) | u64::from(range.end.get()) << 32
+    u64::from(range.start().get()) | u64::from(range.end().get()) << 32
 }
 
 fn unpacked(word: u64) -> PfnRange {
-    between(Pfn::new(word as u32), Pfn::new((word >> 32) as u32))
-}
-
-/// From `start` to the frame before `end`, which is not below `start`.
-fn between(start: Pfn, end: Pfn) -> PfnRange {
-    PfnRange::new(start, end.since(start))
+    let [start, end] = [word, word >> 32].map(|half| Pfn::new(half as u32));
+    PfnRange::between(start, end).expect("`packed` made it of a range")
 }
 
 /// Requests for a higher zone leave 1/256 of that zone's pages in Dma32, and 1/32 in Normal
@@ -270,7 +268,7 @@ const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
 /// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`). The least
 /// free memory is one number for the machine, and zones share in it by size. A reserve is for the higher
 /// zones of the same node.
-pub(crate) fn setup_watermarks(zones: &[Zone]) {
+pub(crate) fn setup_watermarks(zones: &[Zone], _held: &HotplugHeld) {
     let for_kernel = |zone: &&Zone| zone.id.zone_type() != ZoneType::Movable;
     let lowmem: u64 = zones.iter().filter(for_kernel).map(Zone::managed).sum();
     let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);

@@ -16,6 +16,7 @@ use core::sync::atomic::{
 };
 
 use crate::Mm;
+use crate::hotplug::Hotplug;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::zone::{Zone, ZoneGuard};
@@ -183,20 +184,23 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn lock_zone(&self, id: ZoneId) -> ZoneGuard<'_> {
         self.zone(id).lock(&self.sparse)
     }
+}
 
+impl<P: Platform> Hotplug<'_, P> {
     /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.
     pub(crate) fn build_zonelists(&self) {
         let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
-        let populated = self.zones().map(bit).fold(0, |all, bit| all | bit);
-        if self.nodes.built_from.load(Relaxed) != populated {
-            self.nodes.built_from.store(populated, Relaxed);
+        let populated = self.mm.zones().map(bit).fold(0, |all, bit| all | bit);
+        let built_from = &self.mm.nodes.built_from;
+        if built_from.load(Relaxed) != populated {
+            built_from.store(populated, Relaxed);
             self.rebuild_zonelists();
         }
     }
 
     /// Rebuilds the zonelists, whether a zone has changed or not.
     pub(crate) fn rebuild_zonelists(&self) {
-        self.nodes.build_zonelists(&self.zones);
+        self.mm.nodes.build_zonelists(&self.mm.zones);
     }
 }
 
@@ -205,7 +209,7 @@ mod tests {
     use super::Zonelist;
     use crate::addr::SECTION_PAGES;
     use crate::node::{NodeId, ZoneId, ZoneType};
-    use crate::sim::{Machine, Sim};
+    use crate::sim::{Sim, SimMachine};
     use crate::zone::Watermark;
     use crate::{MemoryContent, Mm, PageblockSet, SectionNr};
 
@@ -226,12 +230,12 @@ mod tests {
     /// and one of Dma32 on node 0.
     fn machine() -> &'static Mm<Sim> {
         let section = |nr: u32, node: u8| (nr * SECTION_PAGES, SECTION_PAGES, node);
-        Machine {
+        SimMachine {
             memory: [0, 32, 33].map(|nr| (nr * SECTION_PAGES, SECTION_PAGES)).into(),
             nodes: [section(32, 0), section(33, 1)].into(),
             cpus: 4,
             cpu_nodes: [0, 0, 0, 1].into(),
-            ..Machine::default()
+            ..SimMachine::default()
         }
         .boot()
     }
@@ -241,8 +245,10 @@ mod tests {
     #[test]
     fn limits_of_lists_are_shared_by_the_cpus_of_the_node() {
         let mm = machine();
-        mm.add_memory(NodeId::new(2), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-        mm.online(SectionNr::new(34), ZoneType::Normal).unwrap();
+        mm.hotplug()
+            .add_memory(NodeId::new(2), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown)
+            .unwrap();
+        mm.hotplug().online(SectionNr::new(34), ZoneType::Normal).unwrap();
         let zones = [0, 1, 2].map(|node| mm.zone(NodeId::new(node).zone(ZoneType::Normal)));
         let lows = zones.map(|zone| zone.watermark(Watermark::Low));
         assert!(lows.iter().all(|&low| low > 4 * 28), "shares of it, not the least that there is: {lows:?}");
@@ -272,8 +278,10 @@ mod tests {
         assert_eq!(dma32.lowmem_reserve(ZoneType::Normal), normal.managed() / 256);
         assert_eq!(dma32.lowmem_reserve(ZoneType::Dma32), 0);
         assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0);
-        mm.add_memory(NodeId::new(1), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-        mm.online(SectionNr::new(34), ZoneType::Movable).unwrap();
+        mm.hotplug()
+            .add_memory(NodeId::new(1), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown)
+            .unwrap();
+        mm.hotplug().online(SectionNr::new(34), ZoneType::Movable).unwrap();
         let movable = zone(1, ZoneType::Movable);
         assert_eq!(other.lowmem_reserve(ZoneType::Movable), movable.managed() / 32);
         assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0, "another node's");

@@ -78,7 +78,7 @@ pub fn release(asker: Asker, handle: Handle) -> bool {
 }
 
 fn spawn(asker: Asker, task: Task, hold: Hold, wanted: u64) {
-    let next = hold.range.start;
+    let next = hold.range.start();
     let walk = Walk { asker, task, hold, next, wanted, pages: 0, corrupt: 0, first_corrupt: None };
     job::spawn(workload_cpu(), Box::new(walk));
 }
@@ -118,7 +118,7 @@ impl Walk {
         match self.task {
             Task::Take => {
                 // No page of it lies behind the last one that was taken.
-                let taken = PfnRange { end: self.next, ..self.hold.range };
+                let taken = self.hold.range.before(self.next);
                 let mut holds = HOLDS.lock();
                 holds
                     .iter_mut()
@@ -138,7 +138,7 @@ impl Walk {
 impl Job for Walk {
     fn step(&mut self) -> Step {
         for _ in 0..BATCH {
-            if self.next == self.hold.range.end || self.pages == self.wanted {
+            if self.next == self.hold.range.end() || self.pages == self.wanted {
                 self.asker.answer(self.end());
                 return Step::Done;
             }

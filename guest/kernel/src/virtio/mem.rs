@@ -156,12 +156,12 @@ impl<T: Transport> MemDriver<T> {
             }
             Action::OnlineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let online = MM.online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(online.map_err(|_| ResizeState::NoMemory))
             }
             Action::OfflineSubBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let offline = MM.offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(offline_failed))
             }
             Action::RemoveBlock { addr } => self.note(remove(addr)),
@@ -327,9 +327,10 @@ impl AsRef<[PageblockSet]> for Parts {
 /// Adds a memory block to `node` and onlines it; all or nothing.
 fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
-    MM.online(section, ZoneType::Movable).map_err(|_| {
-        MM.remove_memory(section).expect("a block that is not online can be removed");
+    let hotplug = MM.hotplug();
+    hotplug.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
+    hotplug.online(section, ZoneType::Movable).map_err(|_| {
+        hotplug.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory
     })
 }
@@ -337,8 +338,9 @@ fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Re
 /// Offlines a memory block and removes it; all or nothing.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.offline(section).map_err(offline_failed)?;
-    MM.remove_memory(section).expect("a block that is offline can be removed");
+    let offline = MM.hotplug().offline(section);
+    offline.map_err(offline_failed)?;
+    MM.hotplug().remove_memory(section).expect("a block that is offline can be removed");
     Ok(())
 }
 

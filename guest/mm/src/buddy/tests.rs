@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
-use crate::memmap_init::{InitPolicy, MemoryContent};
 use crate::node::{NodeId, ZoneType};
+use crate::options::{InitPolicy, MemoryContent};
 use crate::page::{Kind, Link, Page, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock_set::PageblockSet;
-use crate::sim::{Machine, Sim};
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, ZoneId};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -18,10 +18,10 @@ const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 /// A machine with lazy initialisation: no other policy could mistake a bad page for a new one.
 fn machine() -> &'static Mm<Sim> {
-    let lazy = Machine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..Machine::default() };
+    let lazy = SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::default() };
     let mm = lazy.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -54,7 +54,7 @@ type Taking = (&'static str, fn(&Mm<Sim>));
 const WAYS: [Taking; 4] = [
     ("refill of a per-CPU list", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
     ("a block of the order", |mm| _ = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable)),
-    ("isolation", |mm| _ = mm.offline(BLOCK)),
+    ("isolation", |mm| _ = mm.hotplug().offline(BLOCK)),
     ("merging", |mm| {
         // The only buddy block of its order is the buddy of the memmap's: pretend that the memmap is freed.
         let (pfn, _) = head_of_any(mm);

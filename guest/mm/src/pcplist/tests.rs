@@ -6,22 +6,22 @@ use std::thread;
 use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
-use crate::memmap_init::MemoryContent;
 use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::options::MemoryContent;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
-use crate::sim::{Machine, Sim};
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, PerCpuPages, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 fn machine() -> &'static Mm<Sim> {
-    let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -168,16 +168,16 @@ fn limits_are_those_of_before() {
     assert_ne!(before[0], crate::zone::PCP_OFF);
     for after in [0, 1, 20, 31] {
         mm.platform().inject(FaultStep::Isolate, after);
-        mm.offline(BLOCK).unwrap_err();
+        mm.hotplug().offline(BLOCK).unwrap_err();
         assert_eq!(limits(), before, "isolation fails at {after}");
     }
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.set_holder(pfn, 1);
-    mm.offline(BLOCK).unwrap_err();
+    mm.hotplug().offline(BLOCK).unwrap_err();
     assert_eq!(limits(), before, "a page that cannot move");
     mm.free_pages(pfn, Order::PAGE);
-    mm.offline(BLOCK).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(limits(), before, "there and back");
     mm.check();
 }

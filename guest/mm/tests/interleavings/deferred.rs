@@ -3,6 +3,8 @@
 //! Two sections of one page each, both left for later, and two allocations of one page: all there is is
 //! wanted. What must hold: no allocation fails (S1.5), every section is initialised once
 //! (S1.9), and nobody waits for ever (S1.6; loom finds it).
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::{Arc, Mutex};
 use std::collections::BTreeSet;

@@ -3,6 +3,8 @@
 //!
 //! What must hold (S2.13): every page goes from "never initialised" to another state once, and before
 //! somebody holds it; nobody gets a page that another one has.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};

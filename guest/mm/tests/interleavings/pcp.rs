@@ -7,6 +7,8 @@
 //! - I2: once the pageblock is isolated, none of its pages can be allocated;
 //! - I3: no page is lost;
 //! - I4: after the last page in use was freed, the first look finds all of them free.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use loom::sync::{Arc, Mutex, MutexGuard};

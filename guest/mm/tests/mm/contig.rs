@@ -1,9 +1,11 @@
 //! Allocations of whole pageblocks that lie side by side.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AllocError, FaultStep, Gfp, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet, PfnRange,
     SectionNr, ZoneType,
@@ -12,14 +14,14 @@ use tidevm_mm::{
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
-    let mm = Machine { cpus, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { cpus, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
 fn frames(range: PfnRange) -> impl Iterator<Item = tidevm_mm::Pfn> {
-    (0..range.pages()).map(move |page| range.start.add(page))
+    (0..range.pages()).map(move |page| range.start().add(page))
 }
 
 /// Pages in use in the range move, and keep their content.
@@ -30,7 +32,7 @@ fn a_range_in_use_is_emptied_first() {
     (0..20_000).for_each(|slot| assert!(tenant.fill(slot, slot as u64).is_ok()));
     let before = mm.stats();
     let range = mm.alloc_contig_pages(12).unwrap();
-    assert_eq!((range.pages(), range.start.section()), (12 * 512, BLOCK));
+    assert_eq!((range.pages(), range.start().section()), (12 * 512, BLOCK));
     assert!(mm.stats().pages_migrated > before.pages_migrated, "nothing was in the way");
     assert_eq!(mm.stats().zones[2].managed, before.zones[2].managed);
     frames(range).for_each(|pfn| mm.platform().write(pfn, 7));
@@ -52,12 +54,14 @@ fn its_pages_are_single_ones() {
     assert_eq!(mm.alloc_contig_pages(1), Err(AllocError), "all of it is taken");
     frames(range).for_each(|pfn| mm.set_holder(pfn, 5));
     mm.check();
-    assert!(matches!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 63 * 512));
+    assert!(
+        matches!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 63 * 512)
+    );
     frames(range).for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
     mm.check();
     let after = mm.stats().zones[2];
     assert_eq!((after.free + after.pcp, after.managed), (free.free + free.pcp, free.managed));
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
 }
 
 /// A range that cannot be allocated is refused with the reason, and nothing has changed.
@@ -65,24 +69,27 @@ fn its_pages_are_single_ones() {
 fn refusals() {
     let mm = machine(1);
     let some = PageblockSet::range(4..8);
-    assert_eq!(mm.alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
-    assert_eq!(mm.alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
-    assert_eq!(mm.alloc_contig_range(BLOCK, PageblockSet::range(0..4)), Err(OfflineError::HoldsMemmap));
-    mm.offline_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
-    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
-    mm.online_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
+    assert_eq!(mm.hotplug().alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
+    assert_eq!(mm.hotplug().alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
+    assert_eq!(
+        mm.hotplug().alloc_contig_range(BLOCK, PageblockSet::range(0..4)),
+        Err(OfflineError::HoldsMemmap)
+    );
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
+    assert_eq!(mm.hotplug().alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
+    mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
     for count in [0, 65, u32::MAX] {
         assert_eq!(mm.alloc_contig_pages(count), Err(AllocError), "{count}");
     }
     mm.platform().inject(FaultStep::Isolate, 2);
-    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
+    assert_eq!(mm.hotplug().alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
     mm.check();
     // Boot memory can be allocated too, but not where the kernel uses it.
     assert!(matches!(
-        mm.alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
+        mm.hotplug().alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
         Err(OfflineError::Unmovable(_))
     ));
-    mm.alloc_contig_range(SectionNr::new(0), some).unwrap();
+    mm.hotplug().alloc_contig_range(SectionNr::new(0), some).unwrap();
     mm.check();
 }
 

@@ -1,6 +1,8 @@
 //! Struct pages that are initialised when they are first used.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
     Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
@@ -11,12 +13,12 @@ use crate::workload::{BLOCK, Tenant};
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
 fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
-    Machine { init, content, ..Machine::default() }.boot()
+    SimMachine { init, content, ..SimMachine::default() }.boot()
 }
 
 fn add(mm: &Mm<Sim>, content: MemoryContent) {
-    mm.add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
 }
 
 fn written(mm: &Mm<Sim>, nr: SectionNr) -> usize {
@@ -36,7 +38,7 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
         let machine = |init, content| {
-            Machine { memory: memory.clone(), init, content, sections: 48, ..Machine::default() }.boot()
+            SimMachine { memory: memory.clone(), init, content, sections: 48, ..SimMachine::default() }.boot()
         };
         let eager = machine(InitPolicy::Eager, MemoryContent::Unknown);
         let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
@@ -73,22 +75,22 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
 /// Whatever is done with a section of boot memory that nobody wanted yet is refused as if it was there.
 #[test]
 fn boot_memory_to_come_is_not_vacant() {
-    let mm = Machine {
+    let mm = SimMachine {
         memory: [(0, 6 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let nr = SectionNr::new(3);
     assert_eq!(mm.section_state(nr), SectionState::Absent);
     assert_eq!(
-        mm.add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero),
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero),
         Err(AddError::Exists)
     );
-    assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::Online));
-    assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
-    assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+    assert_eq!(mm.hotplug().online(nr, ZoneType::Movable), Err(OnlineError::Online));
+    assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::BootMemory));
+    assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::Online));
     mm.check();
     assert_eq!(mm.section_state(nr), SectionState::Absent);
 }
@@ -98,12 +100,12 @@ fn boot_memory_to_come_is_not_vacant() {
 #[test]
 fn what_is_kept_from_a_request_does_not_come() {
     // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let lowest = mm.stats().zones[0].deferred;
@@ -119,7 +121,7 @@ fn what_is_kept_from_a_request_does_not_come() {
 fn migration_makes_boot_memory_come() {
     const HIGH: u32 = 32;
     let node = NodeId::new(1);
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2 * SECTION_PAGES), (HIGH * SECTION_PAGES, 4 * SECTION_PAGES)].into(),
         nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
@@ -127,12 +129,12 @@ fn migration_makes_boot_memory_come() {
         cpu_nodes: vec![0, 1],
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     let block = SectionNr::new(40);
-    mm.add_memory(node, block, PageblockSet::ALL, MemoryContent::Zero).unwrap();
-    mm.online(block, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, block, PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    mm.hotplug().online(block, ZoneType::Movable).unwrap();
     let tenant = Tenant::new(mm, 0, 30_000);
     Sim::run_on(1, || (0..30_000).for_each(|slot| _ = tenant.fill(slot, slot as u64).unwrap()));
     assert_eq!(tenant.held_in(block), 30_000);
@@ -142,7 +144,7 @@ fn migration_makes_boot_memory_come() {
         Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)).unwrap();
     }
     let before = normal().deferred;
-    mm.offline(block).unwrap();
+    mm.hotplug().offline(block).unwrap();
     let held: usize = (HIGH..HIGH + 4).map(|nr| tenant.held_in(SectionNr::new(nr))).sum();
     assert_eq!(held, 30_000, "none went to the other node");
     assert!(normal().deferred < before);
@@ -155,12 +157,12 @@ fn migration_makes_boot_memory_come() {
 fn fragmented_memory_is_not_left_for_later() {
     // Between any two of these there is room for one memmap, and not for two.
     let reserved = (0..3 * SECTION_PAGES).step_by(1024).map(|pfn| (pfn, 1)).collect();
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 3 * SECTION_PAGES)].into(),
         reserved,
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
@@ -248,16 +250,16 @@ fn what_was_used_is_not_zero() {
     add(mm, MemoryContent::Zero);
     let pages = take_all(mm);
     pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
-    mm.offline(BLOCK).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
     mm.check();
 
-    let machine = Machine {
+    let machine = SimMachine {
         init: InitPolicy::Lazy,
         content: MemoryContent::Zero,
         memmap_on_memory: false,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     let used: Vec<Pfn> = take_all(mm);
@@ -314,8 +316,8 @@ fn eager_and_lazy_end_in_the_same_state() {
     }
     same("all free");
     for mm in [eager, lazy] {
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
     }
     same("removed");
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, PfnRange, ZoneType,
 };
@@ -128,9 +128,9 @@ fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node:
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
-    let mm = Machine { memory, cpus, cpu_nodes, init, content, ..Machine::default() }.boot();
-    mm.add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { memory, cpus, cpu_nodes, init, content, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -324,5 +324,5 @@ fn free_with_wrong_order() {
 #[test]
 #[should_panic(expected = "has no page")]
 fn free_of_absent_memory() {
-    machine(1).free_pages(BLOCK.frames().end, Order::PAGE);
+    machine(1).free_pages(BLOCK.frames().end(), Order::PAGE);
 }

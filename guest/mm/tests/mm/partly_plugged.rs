@@ -1,6 +1,6 @@
 //! Memory blocks that are plugged in part, in both directions.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
     ZoneType,
@@ -9,9 +9,9 @@ use tidevm_mm::{
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
-    let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -25,7 +25,7 @@ fn assert_plugged(mm: &Mm<Sim>, plugged: PageblockSet) {
     assert_eq!(zone.managed, u64::from(plugged.pages()) - memmap);
     for block in 0..64 {
         let first = BLOCK.start().add(block * PAGEBLOCK_PAGES);
-        assert_eq!(mm.platform().is_mapped(first), plugged.contains(block), "sub-section {block}");
+        assert_eq!(mm.platform().is_mapped(first), plugged.contains(block), "pageblock {block}");
     }
 }
 
@@ -37,23 +37,23 @@ fn boundaries() {
         assert_plugged(mm, PageblockSet::FIRST);
         for set in [one(1), one(63), one(31), PageblockSet::range(2..63), PageblockSet::range(1..64)] {
             let set = set.without(mm.plugged(BLOCK));
-            mm.online_pageblocks(BLOCK, set).unwrap();
+            mm.hotplug().online_pageblocks(BLOCK, set).unwrap();
             assert_plugged(mm, set.union(PageblockSet::FIRST));
-            mm.offline_pageblocks(BLOCK, set).unwrap();
+            mm.hotplug().offline_pageblocks(BLOCK, set).unwrap();
             assert_plugged(mm, PageblockSet::FIRST);
         }
-        assert_eq!(mm.online_pageblocks(BLOCK, PageblockSet::FIRST), Err(OnlineError::Plugged));
-        assert_eq!(mm.offline_pageblocks(BLOCK, one(5)), Err(OfflineError::NotPlugged));
-        let first = mm.offline_pageblocks(BLOCK, PageblockSet::FIRST);
+        assert_eq!(mm.hotplug().online_pageblocks(BLOCK, PageblockSet::FIRST), Err(OnlineError::Plugged));
+        assert_eq!(mm.hotplug().offline_pageblocks(BLOCK, one(5)), Err(OfflineError::NotPlugged));
+        let first = mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::FIRST);
         assert_eq!(first, if on { Err(OfflineError::HoldsMemmap) } else { Ok(()) });
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         mm.check();
         assert!(!mm.platform().is_mapped(BLOCK.start()));
     }
 }
 
-/// Free memory in 4 MiB blocks is cut where a sub-section leaves, and whole again when it returns.
+/// Free memory in 4 MiB blocks is cut where a pageblock leaves, and whole again when it returns.
 #[test]
 fn largest_blocks_are_cut_and_merged() {
     let mm = machine(true, PageblockSet::ALL);
@@ -61,14 +61,14 @@ fn largest_blocks_are_cut_and_merged() {
         |mm: &Mm<Sim>| [9, 10].map(|order| mm.free_blocks(NodeId::FIRST.zone(ZoneType::Movable))[order][1]);
     assert_eq!(large(mm), [1, 31]);
     for block in [2, 3, 62, 63] {
-        mm.offline_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
+        mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [2, 30], "without {block}");
-        mm.online_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
+        mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(block..block + 1)).unwrap();
         mm.check();
         assert_eq!(large(mm), [1, 31]);
     }
-    mm.offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
     assert_eq!(large(mm), [3, 28], "one whole, a half on either side");
     mm.check();
 }
@@ -88,7 +88,7 @@ fn random_sets() {
             let set = PageblockSet::range(start..end);
             if random.chance(55) {
                 let set = set.without(plugged);
-                mm.online_pageblocks(BLOCK, set).unwrap();
+                mm.hotplug().online_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.union(set);
                 for _ in 0..200.min(mm.stats().zones[2].free) {
                     if tenant.fill(next_slot, random.next()).is_ok() {
@@ -97,21 +97,21 @@ fn random_sets() {
                 }
             } else {
                 let set = PageblockSet::new(set.bits() & plugged.bits());
-                mm.offline_pageblocks(BLOCK, set).unwrap();
+                mm.hotplug().offline_pageblocks(BLOCK, set).unwrap();
                 plugged = plugged.without(set);
             }
             assert_plugged(mm, plugged);
             tenant.verify_all();
         }
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         tenant.verify_all();
         assert_eq!(tenant.release_all(), next_slot);
         mm.check();
     }
 }
 
-/// A page in the way keeps its sub-section; others can go.
+/// A page in the way keeps its pageblock; others can go.
 #[test]
 fn pinned_pageblock() {
     let mm = machine(true, PageblockSet::ALL);
@@ -119,35 +119,37 @@ fn pinned_pageblock() {
     mm.set_holder(pinned, 9);
     let home = pinned.pageblock();
     let all = PageblockSet::range(1..64);
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline_pageblocks(BLOCK, all) else { panic!("pinned") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline_pageblocks(BLOCK, all) else {
+        panic!("pinned")
+    };
     assert_eq!((stuck.pages, stuck.first[0]), (1, Some((pinned, Holder::Tagged(9)))));
     assert_plugged(mm, PageblockSet::ALL);
     let others = all.without(PageblockSet::range(home..home + 1));
-    mm.offline_pageblocks(BLOCK, others).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, others).unwrap();
     assert_plugged(mm, PageblockSet::ALL.without(others));
     mm.free_pages(pinned, Order::PAGE);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     mm.check();
 }
 
-/// An allocated block of two sub-sections keeps each of them, and goes with both.
+/// An allocated block of two pageblocks keeps each of them, and goes with both.
 #[test]
-fn a_block_over_two_sub_sections() {
+fn a_block_over_two_pageblocks() {
     let mm = machine(true, PageblockSet::ALL);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     let first = block.pageblock();
     for half in [first, first + 1] {
-        let result = mm.offline_pageblocks(BLOCK, PageblockSet::range(half..half + 1));
+        let result = mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(half..half + 1));
         let Err(OfflineError::Unmovable(stuck)) = result else { panic!("{result:?}") };
         assert_eq!((stuck.pages, stuck.first[0]), (512, Some((block, Holder::Unclaimed))));
         assert_plugged(mm, PageblockSet::ALL);
     }
     mm.free_pages(block, Order::MAX);
-    mm.offline_pageblocks(BLOCK, PageblockSet::range(first..first + 1)).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(first..first + 1)).unwrap();
     assert_plugged(mm, PageblockSet::ALL.without(PageblockSet::range(first..first + 1)));
 }
 
-/// Unplugged sub-sections do not stand in the way of the block, and stay unplugged over a round.
+/// Unplugged pageblocks do not stand in the way of the block, and stay unplugged over a round.
 #[test]
 fn offline_of_a_partly_plugged_block() {
     let plugged = PageblockSet::new(0x5555_0000_ffff_0f0f);
@@ -155,12 +157,12 @@ fn offline_of_a_partly_plugged_block() {
         let mm = machine(on, plugged);
         for _ in 0..2 {
             assert_plugged(mm, plugged);
-            mm.offline(BLOCK).unwrap();
+            mm.hotplug().offline(BLOCK).unwrap();
             mm.check();
-            mm.online(BLOCK, ZoneType::Movable).unwrap();
+            mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         }
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         mm.check();
     }
 }
