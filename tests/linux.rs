@@ -1,9 +1,10 @@
-//! Stock Linux as a guest. Its virtio_mem driver is the judge of our device: nobody here wrote it.
+//! Stock Linux as a guest. Its virtio_mem driver is an independent check of our device.
 //!
-//! The kernel, a bzImage and an ELF file, and its initrd are named by TIDEVM_LINUX_KERNEL,
-//! TIDEVM_LINUX_ELF and TIDEVM_LINUX_INITRD, which the nested host sets; on other hosts these tests are skipped. The initrd prints, a few times a second, how
-//! much memory the kernel has more than at boot, how many pages its Movable zones manage, how much
-//! lies on node 1, whether a file that it keeps in memory is intact, and how far node 0 is from each node.
+//! The environment variables TIDEVM_LINUX_KERNEL, TIDEVM_LINUX_ELF and TIDEVM_LINUX_INITRD name the kernel as a
+//! bzImage, the kernel as an ELF file, and the initrd. The nested host sets them; on other hosts these tests are
+//! skipped. Several times a second the initrd prints: how much more memory the kernel has than at boot, how many pages
+//! the Movable zones manage, how much memory is on node 1, whether a file in memory is intact, and the distances
+//! of node 0.
 
 #[path = "linux/faults.rs"]
 mod faults;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use guest::{KIB_PER_MIB, Linux, MIB, PAGES_PER_MIB};
-use tidevm::HotplugConfig;
+use tidevm_machine::HotplugConfig;
 use tidevm_tests::{Test, run_if};
 
 const TESTS: &[Test] = &[
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     run_if(&[TESTS, faults::TESTS].concat(), |_| missing.clone())
 }
 
-/// To each of `sizes` in turn, and the counters of the guest each time.
+/// Resizes to each of `sizes` in turn, and checks the counters of the guest each time.
 fn follow(linux: &Linux, sizes: &[u64]) {
     for &mib in sizes {
         linux.resize(0, mib);
@@ -90,12 +91,12 @@ fn linux_cycles() {
     assert_eq!(linux.vm.held(0).unwrap(), 0);
 }
 
-/// Linux decides which zone the memory goes to; it can only be told that it is there.
+/// Linux decides which zone gets the memory. The test can only check that Linux has it.
 fn grows(words: &str) {
     let linux = Linux::boot(words, |_| ());
     linux.resize(0, 1026);
     linux.await_size(1026);
-    // How far it follows down is its own affair.
+    // How far Linux shrinks depends on its own policy.
     linux.vm.resize(0, 0).unwrap();
     linux.resize(0, 1026);
     linux.await_size(1026);
@@ -108,7 +109,7 @@ fn linux_on_four_cpus() {
     assert!(linux.text().contains("Brought up 1 node, 4 CPUs"), "{}", linux.text());
 }
 
-/// By PVH, where a bzImage comes by Linux's own protocol.
+/// The ELF kernel boots by PVH; the bzImage of the other tests boots by Linux's own protocol.
 fn linux_as_an_elf_file() {
     let linux = Linux::boot("", |config| config.kernel = guest::file("TIDEVM_LINUX_ELF"));
     follow(&linux, &[258, 0]);
@@ -132,7 +133,7 @@ fn linux_drives_two_devices_on_two_nodes() {
     linux.assert_content();
 }
 
-/// By Linux's own protocol and by PVH: as what its pmem driver takes, and not as memory.
+/// By both boot protocols, Linux takes the range for its pmem driver and not as memory.
 fn linux_sees_device_memory() {
     for kernel in ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF"] {
         let linux = Linux::boot("", |config| {
@@ -140,7 +141,7 @@ fn linux_sees_device_memory() {
             config.pmem = vec![256 * MIB];
         });
         let text = linux.text();
-        // Behind 512 MiB of boot memory and a region of 2 GiB at 4 GiB.
+        // The range follows 512 MiB of boot memory and a region of 2 GiB at 4 GiB.
         let line = "BIOS-e820: [mem 0x0000000180000000-0x000000018fffffff] persistent (type 12)";
         assert!(text.contains(line), "{kernel}: {text}");
         linux.resize(0, 128);

@@ -1,5 +1,5 @@
-//! Sessions in a booted guest, on this host's KVM. Sizes are small: there are hosts on which a guest
-//! kernel runs three instructions in a microsecond.
+//! Sessions in a booted guest, on this host's KVM. Sizes are small, because on some hosts a guest kernel runs three
+//! instructions per microsecond. In all files, identifiers such as S3.1 are claims of `docs/features.toml`.
 
 #[path = "sessions/blocked.rs"]
 mod blocked;

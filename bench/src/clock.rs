@@ -1,16 +1,16 @@
-//! Times: of this thread for what takes milliseconds, of the wall for what takes microseconds.
+//! Clocks: the CPU time of this thread for work of milliseconds, the wall clock for work of microseconds.
 #![expect(unsafe_code, reason = "asks the system for the thread's own time")]
 
 use std::time::Instant;
 
-/// Nanoseconds of CPU time that `work` takes on this thread. Asking costs a fraction of a microsecond.
+/// Nanoseconds of CPU time that `work` takes on this thread. Reading the clock takes a fraction of a microsecond.
 pub fn cpu<R>(work: impl FnOnce() -> R) -> f64 {
     let start = thread_time();
     std::hint::black_box(work());
     thread_time() - start
 }
 
-/// Nanoseconds that `work` takes, other threads' share of the CPU included.
+/// Nanoseconds that `work` takes, including the time in which other threads have the CPU.
 pub fn wall<R>(work: impl FnOnce() -> R) -> f64 {
     let start = Instant::now();
     std::hint::black_box(work());
@@ -19,24 +19,24 @@ pub fn wall<R>(work: impl FnOnce() -> R) -> f64 {
 
 fn thread_time() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists on every Linux, and `time` is there to be written.
+    // SAFETY: `time` is a local variable that the call may write.
     let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(status, 0, "no clock of the thread");
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
-/// The middle one of `values`.
+/// The median of `values`.
 ///
 /// # Panics
-/// When there is none.
+/// When `values` is empty.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// Runs the variants in turns, `rounds` times, and returns the median of each: what disturbs one round
-/// disturbs all of them.
+/// Runs the variants in turns, `rounds` times, and returns the median of each. In turns, a disturbance of the host
+/// hits all variants alike.
 pub fn in_turns<const N: usize>(rounds: usize, mut variants: [&mut dyn FnMut() -> f64; N]) -> [f64; N] {
     let mut times = [const { Vec::new() }; N];
     for _ in 0..rounds {

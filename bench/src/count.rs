@@ -1,18 +1,18 @@
 //! Instructions, by callgrind: a program counts its own work by running itself under valgrind.
 //!
-//! A benchmark gives the work a name. Counting starts the program anew with `count NAME`, and what runs
-//! inside of [`counted`] there is what counts.
+//! A benchmark gives the work a name. To count it, the program starts itself again with `count NAME`. There, the
+//! instructions inside [`counted`] are counted.
 
 use std::env;
 use std::process::Command;
 
-/// Runs `work`, whose instructions are the ones that are counted.
+/// Runs `work`. Under valgrind its instructions are counted.
 #[inline(never)]
 pub fn counted<R>(work: impl FnOnce() -> R) -> R {
     std::hint::black_box(work())
 }
 
-/// The work that this process is to do under valgrind, if that is what it was started for.
+/// The name of the work, if this process was started to count one.
 #[must_use]
 pub fn wanted() -> Option<String> {
     let mut arguments = env::args().skip(1);
@@ -22,7 +22,7 @@ pub fn wanted() -> Option<String> {
 /// Instructions of the work called `name`.
 ///
 /// # Errors
-/// There is no valgrind, or it does not run the work; with the last that it said.
+/// There is no valgrind, or it does not run the work; the text has its last message.
 pub fn instructions(name: &str) -> Result<u64, String> {
     let program = env::current_exe().map_err(|error| format!("this program has no name: {error}"))?;
     let output = Command::new("valgrind")

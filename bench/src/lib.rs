@@ -1,8 +1,7 @@
-//! What benchmarks share: a machine without a simulation in it, clocks, counts of instructions, a table.
+//! Tools for benchmarks of `guest/mm`: a machine of plain memory, clocks, instruction counts, a table.
 //!
-//! Every figure stands beside a reference of the same run, measured in turns with it, because the
-//! machine is somebody else's too: the ratio of both says more than either. Targets are
-//! reported, never asserted.
+//! Each figure stands beside a reference that was measured in the same run, in turns with it. The host runs other
+//! work too, so the ratio of the two says more than either figure. Targets are reported, never asserted.
 
 pub mod clock;
 pub mod count;

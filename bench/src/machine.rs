@@ -1,9 +1,11 @@
-//! A machine that costs nothing: the memory management on plain memory of this process.
+//! A machine of plain memory: the memory management on memory of this process.
 //!
-//! It stands in for the guest kernel where that would only add its own cost. Unlike `tidevm_mm::sim`
-//! it checks nothing, and hot paths are as they are in the guest. The memmap window is one mapping, of
-//! which only what is touched takes memory, so machines of terabytes fit.
-#![expect(unsafe_code, reason = "maps memory, and stands for the machine, whose contract is unsafe")]
+//! It takes the place of the guest kernel and adds no cost of its own. Unlike `tidevm_mm::sim` it checks nothing,
+//! so the hot paths are those of the guest. The memmap window is one mapping that takes memory only where it is
+//! touched, so machines of terabytes fit.
+//!
+//! Invariant: the window and the table of sections live longer than the `Mm` that refers to them.
+#![expect(unsafe_code, reason = "maps memory, and implements the platform, whose contract is unsafe")]
 
 use std::ptr::{self, NonNull};
 
@@ -13,7 +15,7 @@ use tidevm_mm::{
     RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
 };
 
-/// Bytes of the memmap of one section.
+/// Size in bytes of the memmap of one section.
 pub const MEMMAP_SIZE: usize = SECTION_PAGES as usize * size_of::<Page>();
 const LARGE_PAGE: usize = 2 << 20;
 
@@ -24,31 +26,31 @@ pub struct Mapping {
     base: *mut libc::c_void,
 }
 
-// SAFETY: it is memory of the process, not of a thread.
+// SAFETY: the mapping belongs to the process, not to a thread.
 unsafe impl Sync for Mapping {}
 // SAFETY: as for Sync.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// `len` bytes, none of which takes memory before it is touched.
+    /// A mapping of `len` bytes that takes memory only where it is touched.
     ///
     /// # Panics
-    /// When the process cannot have so many addresses.
+    /// When the process has not enough address space.
     #[must_use]
     pub fn new(len: usize) -> Self {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping, of which nobody has a part.
+        // SAFETY: the kernel chooses the addresses of the new mapping, so it overlaps no other one.
         let base = unsafe { libc::mmap(ptr::null_mut(), len + LARGE_PAGE, access, flags, -1, 0) };
         assert_ne!(base, libc::MAP_FAILED, "no addresses for {len} bytes");
         let start = base.cast::<u8>().wrapping_add(base.cast::<u8>().align_offset(LARGE_PAGE));
         Self { start: NonNull::new(start).expect("not at 0"), len, base }
     }
 
-    /// The same, and all of it is there, in pages of 2 MiB where the host has them.
+    /// A mapping of `len` bytes that has all its memory, in pages of 2 MiB where the host has them.
     ///
     /// # Panics
-    /// As [`new`](Self::new), and when there is too little memory.
+    /// As [`new`](Self::new), and when the host has too little memory.
     #[must_use]
     pub fn populated(len: usize) -> Self {
         let this = Self::new(len);
@@ -56,11 +58,11 @@ impl Mapping {
         this
     }
 
-    /// Makes the first `len` bytes be there.
+    /// Gives the first `len` bytes their memory.
     fn populate(&self, len: usize) {
         let start = self.start.as_ptr().cast();
-        // SAFETY: the range is our own; neither call changes what is in it. That there are large pages
-        // is only wished for.
+        // SAFETY: the range belongs to this mapping, and neither call changes its content. The first call is
+        // only a hint, so its result does not matter.
         let status = unsafe {
             libc::madvise(start, len, libc::MADV_HUGEPAGE);
             libc::madvise(start, len, libc::MADV_POPULATE_WRITE)
@@ -68,34 +70,34 @@ impl Mapping {
         assert_eq!(status, 0, "no memory for {len} bytes: {}", std::io::Error::last_os_error());
     }
 
-    /// Its first byte.
+    /// The first byte.
     #[must_use]
     pub fn start(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// Its bytes.
+    /// All bytes.
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is ours and initialised, and `&mut self` keeps others away.
+        // SAFETY: the mapping is initialised by the kernel, and `&mut self` excludes other users.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped exactly this, and whoever used it has borrowed the value.
+        // SAFETY: `new` mapped exactly this range, and its users borrow `self`.
         unsafe { libc::munmap(self.base, self.len + LARGE_PAGE) };
     }
 }
 
-/// The machine below.
+/// The platform under the memory management.
 pub struct Host {
-    /// Where the content of pages is, if anybody wants to have it copied.
+    /// The content of pages; `None` on machines whose pages are never copied.
     memory: Option<Mapping>,
 }
 
-// SAFETY: the window is readable and writable all the time, and distinct pages of it for every section;
-// there is one CPU, which is outside of `mm` whenever nobody calls.
+// SAFETY: the whole window is always readable and writable, and each section has its own part of it. There is one
+// CPU, so it is outside of `mm` whenever it is not in a call.
 unsafe impl Platform for Host {
     fn this_cpu(&self) -> usize {
         0
@@ -108,7 +110,7 @@ unsafe impl Platform for Host {
         let memory = self.memory.as_ref().expect("a machine whose pages have content").start();
         for &(to, from) in pages {
             let at = |pfn: Pfn| memory.wrapping_add(pfn.address().get() as usize);
-            // SAFETY: the mapping has a place for every frame, and `to` and `from` differ.
+            // SAFETY: the mapping has `PAGE_SIZE` bytes for each frame, and `to` and `from` differ.
             unsafe { ptr::copy_nonoverlapping(at(from), at(to), PAGE_SIZE as usize) };
         }
     }
@@ -126,7 +128,7 @@ unsafe impl Platform for Host {
     fn unmap_memmap(&self, _: SectionNr) {}
 
     fn map_memmap_base(&self, _: SectionNr, _: &MemmapFrames) -> Result<(), NoPageTable> {
-        // Memmaps lie on the memory here, where they are one piece.
+        // Memmaps lie in the added memory here, so they are never made of base pages.
         Err(NoPageTable)
     }
 
@@ -143,25 +145,25 @@ unsafe impl Platform for Host {
     fn synchronize(&self) {}
 }
 
-/// What a machine is made of.
+/// The properties of a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// Bytes of memory at boot, whole sections.
+    /// Boot memory in bytes, whole sections.
     pub boot: u64,
-    /// Bytes that can be added behind it, likewise.
+    /// Memory after boot memory that can be added, in bytes, whole sections.
     pub region: u64,
     /// When struct pages are initialised.
     pub init: InitPolicy,
-    /// What they and the rest of memory hold before.
+    /// The content of memory before it is used.
     pub content: MemoryContent,
-    /// Whether memory for the memmap is there before it is touched. Terabytes have to do without.
+    /// Whether the memmap has its memory before it is touched. The memmap of terabytes is too large for that.
     pub warm: bool,
     /// Whether pages have content.
     pub with_content: bool,
 }
 
 impl Spec {
-    /// A machine of `boot` bytes, lazy, known to be zero, its memmap in memory that is there.
+    /// A machine with `boot` bytes of memory that is known to be zero, initialised lazily, with a warm memmap.
     #[must_use]
     pub const fn new(boot: u64) -> Self {
         Self {
@@ -174,44 +176,44 @@ impl Spec {
         }
     }
 
-    /// Makes the machine, has `work` use it, and unmakes it.
-    pub fn with<R: 'static>(self, work: impl FnOnce(&BenchMachine) -> R) -> R {
+    /// Makes the machine, runs `work` on it, and drops it.
+    pub fn with<R: 'static>(self, work: impl FnOnce(&PlainMachine) -> R) -> R {
         let sections = ((self.boot + self.region) / SECTION_SIZE) as usize;
         let window = Mapping::new(sections * MEMMAP_SIZE);
         if self.warm {
             window.populate(sections * MEMMAP_SIZE);
         }
         let table = Mapping::new(sections * size_of::<Section>());
-        // SAFETY: a section that is all zero is an absent one, so this is a table of them. `table` lives
-        // longer than whoever has the reference, which is `mm` in this function alone.
+        // SAFETY: a section that is all zero is a valid absent section. `table` lives longer than `mm`, the only
+        // user of the reference.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
         let per_cpu: &'static [PerCpuPages] = Box::leak(Box::new([PerCpuPages::new()]));
-        // SAFETY: the window is a mapping of its own with room for so many sections, which lives
-        // longer than `mm`.
+        // SAFETY: the window is a mapping of its own with room for the memmaps of all sections, and it lives longer
+        // than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
         let mm = Mm::new(Host { memory }, sparse, per_cpu);
-        work(&BenchMachine { spec: self, mm })
+        work(&PlainMachine { spec: self, mm })
     }
 }
 
-/// A machine, and what it was made of.
-pub struct BenchMachine {
+/// A machine with its memory management.
+pub struct PlainMachine {
     spec: Spec,
-    /// Its memory management, before boot.
+    /// The memory management, before boot.
     pub mm: Mm<Host>,
 }
 
-impl BenchMachine {
-    /// Boots it. The first 4 MiB are in use.
+impl PlainMachine {
+    /// Boots the machine. The first 4 MiB are in use.
     ///
     /// # Panics
-    /// When it does not boot.
+    /// When the boot fails.
     pub fn boot(&self) {
         self.boot_from(self.memblock());
     }
 
-    /// What it has at boot, for [`boot_from`](Self::boot_from).
+    /// The memory at boot, for [`boot_from`](Self::boot_from).
     ///
     /// # Panics
     /// Never: the table has room for two ranges.
@@ -223,10 +225,10 @@ impl BenchMachine {
         memblock
     }
 
-    /// Boots it: what of booting is the memory management's.
+    /// Boots the memory management from `memblock`.
     ///
     /// # Panics
-    /// When it does not boot.
+    /// When the boot fails.
     pub fn boot_from(&self, memblock: &'static mut Memblock) {
         let options = Options {
             nr_cpus: 1,
@@ -248,19 +250,19 @@ impl BenchMachine {
         (first..first + count).map(SectionNr::new)
     }
 
-    /// Makes memory be there for the content of all pages.
+    /// Gives the content of all pages its memory.
     ///
     /// # Panics
-    /// When there is too little, or pages have no content.
+    /// When the host has too little memory, or pages have no content.
     pub fn populate_content(&self) {
         let memory = self.mm.platform().memory.as_ref().expect("a machine whose pages have content");
         memory.populate(memory.len);
     }
 
-    /// Adds a memory block, onto the Movable zone.
+    /// Adds a memory block and brings it online in the Movable zone.
     ///
     /// # Panics
-    /// When it cannot be added.
+    /// When the memory block cannot be added or brought online.
     pub fn plug(&self, block: SectionNr) {
         self.mm
             .hotplug()

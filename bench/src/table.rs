@@ -1,4 +1,4 @@
-//! The table of figures, held against references and targets.
+//! The table of figures, with references and targets.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ pub struct Row {
     met: Option<bool>,
 }
 
-/// The figures, in the order in which they came.
+/// The figures, in the order in which they were added.
 #[derive(Default)]
 pub struct Table(Vec<Row>);
 
 impl Row {
-    /// `what` is `ours`.
+    /// The figure `ours` for `what`.
     pub fn new(what: impl Into<String>, ours: impl Into<String>) -> Self {
         let dash = || "-".to_owned();
         Self {
@@ -30,7 +30,7 @@ impl Row {
         }
     }
 
-    /// Measured beside it.
+    /// Adds the reference that was measured beside it.
     #[must_use]
     pub fn beside(mut self, reference: impl Into<String>, ratio: f64) -> Self {
         self.reference = reference.into();
@@ -38,7 +38,7 @@ impl Row {
         self
     }
 
-    /// To be reached.
+    /// Adds the target, and whether the figure meets it.
     #[must_use]
     pub fn target(mut self, target: impl Into<String>, met: bool) -> Self {
         self.target = target.into();
@@ -57,7 +57,7 @@ impl Row {
 }
 
 impl Table {
-    /// Adds a figure, and shows on standard error that it is there.
+    /// Adds a figure, and prints it to standard error at once.
     pub fn add(&mut self, row: Row) {
         eprintln!("    {}: {}", row.what, row.ours);
         self.0.push(row);
@@ -92,7 +92,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Nanoseconds, in the unit that suits them.
+/// A text for `ns` nanoseconds in a suitable unit.
 #[must_use]
 pub fn time(ns: f64) -> String {
     match ns {

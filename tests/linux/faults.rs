@@ -1,10 +1,10 @@
-//! Linux that reboots, powers off, or has no driver for a while.
+//! Linux that reboots, powers off, or temporarily has no driver.
 
 use std::io;
 
-use tidevm::json::JsonLines;
-use tidevm::session::{self, Ended};
-use tidevm::{MemStatus, Vm};
+use tidevm_machine::{MemStatus, Vm};
+use tidevm_session::Ended;
+use tidevm_session::json::JsonLines;
 use tidevm_tests::{Test, run};
 
 use super::follow;
@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
     ("linux_lets_the_driver_go_half_way", linux_lets_the_driver_go_half_way),
 ];
 
-/// The device at the moment of reset number `resets`.
+/// The state of the device at reset number `resets`.
 #[track_caller]
 fn await_reset(linux: &Linux, resets: u64) -> MemStatus {
     let at_reset =
@@ -33,7 +33,7 @@ fn linux_reboots_with_memory_plugged() {
     let linux = Linux::boot("at=768:reboot", |config| config.reboot = true);
     linux.vm.resize(0, 768 * MIB).unwrap();
     for resets in 1..=3 {
-        // From the second on, because the kernel that booted again followed to the target again.
+        // Each reset after the first needs the kernel that booted again to follow the target again.
         assert_eq!(await_reset(&linux, resets).requested, 768 * MIB);
     }
     linux.vm.resize(0, 386 * MIB).unwrap();
@@ -47,7 +47,7 @@ fn linux_reboots_with_memory_plugged() {
 fn linux_keeps_time_and_powers_off() {
     let (console, config) = config("at=0:poweroff");
     let vm = Vm::start(config).unwrap();
-    let summary = session::stay(vm, &mut JsonLines(io::sink())).unwrap();
+    let summary = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap();
     let text = std::fs::read_to_string(&console).unwrap();
     std::fs::remove_file(&console).unwrap();
     assert_eq!((summary.ended, summary.resets), (Ended::Done, 0), "{text}");
@@ -69,7 +69,7 @@ fn linux_lets_the_driver_go_and_takes_it_again() {
     let linux = Linux::boot("at=0:wait at=0:unbind at=0:wait at=0:bind", |_| ());
     linux.await_state("no driver", |state| (!state.mem[0].driver).then_some(()));
     linux.vm.resize(0, 258 * MIB).unwrap();
-    // Its first plug may come with it: what it has plugged already says nothing.
+    // The first plug may come together with the driver, so the plugged size says nothing yet.
     let early = linux.await_state("the driver", |state| {
         let mem = &state.mem[0];
         (mem.driver || mem.plugged > 0).then_some(!mem.driver)
@@ -78,7 +78,7 @@ fn linux_lets_the_driver_go_and_takes_it_again() {
     follow(&linux, &[258, 0]);
 }
 
-/// Linux keeps the memory of a driver that goes, and lets no driver have the device again.
+/// Linux keeps the memory when its driver is unbound, and then refuses to bind a driver to the device again.
 fn linux_lets_the_driver_go_with_memory_plugged() {
     let plan = "at=512:wait at=512:unbind at=512:wait at=512:bind at=512:wait at=512:reboot";
     let linux = Linux::boot(&format!("data=64 {plan}"), |config| config.reboot = true);
@@ -101,7 +101,7 @@ fn linux_lets_the_driver_go_half_way() {
         (!mem.driver && mem.plugged > 0).then_some(mem.plugged)
     });
     assert!(plugged < 2048 * MIB, "it was there already");
-    // What was plugged while the driver went is not online, but there.
+    // Memory that was plugged during the unbind exists, but is not online.
     linux.await_size(plugged / MIB);
     assert_eq!(linux.vm.state().mem[0].plugged, plugged);
     linux.assert_content();

@@ -1,19 +1,18 @@
-//! A stock Linux in a machine, and what it prints of itself.
+//! A stock Linux as a guest, and the state that it prints.
 
 use std::env;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm::{Config, ConsoleMode, HotplugConfig, State, Vm};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, State, Vm};
 
 pub const MIB: u64 = 1 << 20;
 pub const KIB_PER_MIB: u64 = 1024;
 pub const PAGES_PER_MIB: u64 = 256;
-/// QEMU's emulator does not tell KVM when a guest sets XCR0, so the sizes that CPUID gives are wrong
-/// there.
+/// Avoids XSAVE: QEMU's emulator does not tell KVM when a guest sets XCR0, so the sizes in CPUID are wrong there.
 const QUIRKS: &str = "noxsave";
-/// Generous, since everything is emulated twice.
+/// A generous limit, because everything is emulated twice.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A booted Linux.
@@ -22,7 +21,7 @@ pub struct Linux {
     console: PathBuf,
 }
 
-/// What the guest printed last.
+/// The last state that the guest printed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
     pub kib_more: u64,
@@ -32,13 +31,13 @@ pub struct Seen {
     pub distances: String,
 }
 
-/// The file that a variable of the environment names.
+/// The file that an environment variable names.
 pub fn file(name: &str) -> Option<PathBuf> {
     Some(PathBuf::from(env::var_os(name).expect("checked by main")))
 }
 
-/// A machine that boots Linux with `words` on its command line, once: a kernel that panics shall not
-/// boot again. Its console is the file at the path.
+/// A VM that boots Linux with `words` on its command line. It boots once, so that a kernel that panics does not boot
+/// again. Its console is the file at the path.
 pub fn config(words: &str) -> (PathBuf, Config) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -64,7 +63,7 @@ impl Drop for Linux {
 }
 
 impl Linux {
-    /// Boots, and waits for the driver.
+    /// Boots Linux, and waits for its driver.
     pub fn boot(words: &str, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(words);
         let console = config.0.clone();
@@ -75,19 +74,19 @@ impl Linux {
         linux
     }
 
-    /// Waits until `find` finds something in what is known of the machine.
+    /// Waits until `find` finds something in the state of the VM.
     #[track_caller]
     pub fn await_state<T>(&self, what: &str, find: impl FnMut(&State) -> Option<T>) -> T {
         let found = self.vm.wait(LIMIT, what, find);
         found.unwrap_or_else(|error| panic!("{error}; the console:\n{}", self.text()))
     }
 
-    /// All that was printed.
+    /// The whole console output.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    /// The last complete line of the guest's own.
+    /// The last complete line of the guest's initrd.
     pub fn seen(&self) -> Option<Seen> {
         let text = self.text();
         let (complete, _) = text.rsplit_once('\n')?;
@@ -107,7 +106,7 @@ impl Linux {
         self.await_state(&format!("Linux at {mib} MiB"), |state| arrived(state.mem[device].plugged));
     }
 
-    /// Waits until the guest sees what `is_it` wants.
+    /// Waits until `is_it` accepts the state of the guest.
     #[track_caller]
     pub fn await_seen(&self, what: &str, is_it: impl Fn(&Seen) -> bool) {
         let deadline = Instant::now() + LIMIT;
@@ -132,19 +131,19 @@ impl Linux {
         }
     }
 
-    /// The counters of the guest, to the page.
+    /// Waits until the guest has exactly `mib` MiB more than at boot.
     #[track_caller]
     pub fn await_size(&self, mib: u64) {
         self.await_seen(&format!("{mib} MiB more"), |seen| seen.kib_more == mib * KIB_PER_MIB);
     }
 
-    /// No complaint in all that the kernel printed.
+    /// Asserts that the kernel printed no complaint.
     #[track_caller]
     pub fn assert_content(&self) {
         let text = self.text();
         let bad = |line: &&str| {
             let driver = line.contains("virtio_mem") && (line.contains("failed") || line.contains("error"));
-            // Said of a device whose memory is still in use from an earlier driver, and right.
+            // The kernel prints this for a device whose memory is in use since an earlier driver, and is right.
             let busy = line.ends_with("failed with error -16");
             driver && !busy
                 || ["BUG:", "WARNING: CPU", "Oops", "Call Trace", "data LOST"]

@@ -1,4 +1,4 @@
-//! A shrink that cannot reach its target stops at what it got, says why, and loses nothing.
+//! Blocked shrinks: a shrink that cannot reach its target stops, says why, and loses nothing.
 
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
@@ -56,7 +56,7 @@ fn unmovable_pages_do_not_live_in_movable_memory() {
     assert_eq!(session.at_the_end().plugged, [0]);
 }
 
-/// More movable data than boot memory can take in.
+/// The movable data is larger than boot memory.
 fn a_shrink_without_room_stops() {
     let mut config = machine(512 << 20);
     config.memory = 32 << 20;

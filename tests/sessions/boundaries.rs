@@ -1,6 +1,6 @@
-//! Plug and unplug at every boundary of blocks: device blocks of 2 MiB, memory blocks of 128 MiB,
-//! and the region's end. Every size has exact counters, because a block's present pages are there
-//! as a whole, and its managed ones are what is plugged without its memmap.
+//! Boundaries: plug and unplug to sizes at the ends of device blocks (2 MiB), of memory blocks (128 MiB) and of the
+//! region. The counters of every size are exact: all pages of a memory block are present, and its plugged pages
+//! without the memmap are managed.
 
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, machine, run_checked};
@@ -36,7 +36,7 @@ fn assert_counters(account: &Account, mib: u64) {
     assert_eq!(account.memmap, (0, blocks * MEMMAP_PAGES), "{account:?}");
 }
 
-/// From nothing to `mib` MiB and back, twice: the second time is as good as the first.
+/// Grows to `mib` MiB and shrinks to 0, twice, with the same counters.
 fn from_zero(mib: u64, region_mib: u64) {
     let script = format!("repeat 2 {{\nresize {mib}M\nresize 0\n}}");
     let session = run_checked(machine(region_mib << 20), &script);
@@ -48,7 +48,7 @@ fn from_zero(mib: u64, region_mib: u64) {
     assert_gave_back(&session);
 }
 
-/// Nothing is left: not in the guest's zone, not on the host.
+/// Asserts that nothing is left in the guest's zone and on the host.
 #[track_caller]
 fn assert_gave_back(session: &Session) {
     let (start, end) = (account(&session.boot.sample), session.at_the_end());
@@ -70,7 +70,10 @@ fn from_boundary_to_boundary() {
 
 fn two_devices_do_not_mix() {
     let mut config = machine(256 << 20);
-    config.hotplug.push(tidevm::HotplugConfig { block: 4 << 20, ..tidevm::HotplugConfig::new(128 << 20) });
+    config.hotplug.push(tidevm_machine::HotplugConfig {
+        block: 4 << 20,
+        ..tidevm_machine::HotplugConfig::new(128 << 20)
+    });
     let session = run_checked(
         config,
         "resize 130M

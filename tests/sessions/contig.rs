@@ -1,7 +1,7 @@
-//! Memory that lies side by side, taken from under data that moves; and what per-CPU lists are drained
-//! for, counted in a booted guest.
+//! Contiguous allocations that move data out of their way, and the number of drains of per-CPU lists, in a booted
+//! guest.
 
-use tidevm::Config;
+use tidevm_machine::Config;
 use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -10,14 +10,14 @@ pub const TESTS: &[Test] = &[
     ("offlining_drains_once", offlining_drains_once),
 ];
 
-/// Forced drains since boot, after the first step whose text is `command`.
+/// Number of forced drains since boot, after the first step whose text is `command`.
 #[track_caller]
 fn drains(session: &Session, command: &str) -> u64 {
     let step = session.steps.iter().find(|step| step.command.to_string() == command);
     step.and_then(|step| step.sample.guest).expect("a guest to ask").pcp_drains
 }
 
-/// S3.12. The data is spread over all of Movable memory, so there is no free range of that size.
+/// S3.12: the data is spread over all Movable memory, so no free range is large enough.
 fn a_buffer_takes_the_place_of_data_that_moves() {
     let session = run_checked(
         machine(256 << 20),
@@ -39,7 +39,8 @@ fn a_buffer_takes_the_place_of_data_that_moves() {
     assert_eq!(session.at_the_end().plugged, [0]);
 }
 
-/// S3.12: whether it comes is chance; either way nothing is corrupted, and what came is as it was filled.
+/// S3.12: whether the allocation succeeds is chance. In both cases no data is corrupted, and an allocated range has
+/// the content that was written.
 fn a_buffer_beside_churn_comes_or_does_not() {
     let mut script = String::from("plug 128M\nhog 2M movable scattered as data\n");
     script.push_str("churn 2 threads for 3s as storm\n");
@@ -56,7 +57,7 @@ fn a_buffer_beside_churn_comes_or_does_not() {
     assert_eq!(session.at_the_end().plugged, [0]);
 }
 
-/// S3.7, S3.8: a memory block goes with one drain, not with one a pageblock, on two CPUs under load.
+/// S3.7, S3.8: taking a memory block offline needs one drain, not one per pageblock, with load on two CPUs.
 fn offlining_drains_once() {
     let session = run(
         Config { cpus: 2, ..machine(512 << 20) },

@@ -1,6 +1,6 @@
-//! Memory that comes and goes many times while CPUs allocate and free loses no page, on either side.
+//! Cycles: memory that is plugged and unplugged many times under load loses no page, in the guest or on the host.
 
-use tidevm::Config;
+use tidevm_machine::Config;
 use tidevm_tests::{Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -8,8 +8,8 @@ pub const TESTS: &[Test] = &[
     ("data_moves_as_often_as_it_has_to", data_moves_as_often_as_it_has_to),
 ];
 
-/// The first cycle lets the guest build what it keeps (page tables); it is the measure of the rest. A check
-/// takes time by the block, and scattered data makes blocks: of 2 MiB it leaves a few thousand.
+/// The later cycles are compared with the first one, in which the guest makes page tables that it keeps. A `check`
+/// takes time per free buddy block, and scattered data leaves many: a few thousand with 2 MiB of data.
 fn a_hundred_cycles_under_churn_lose_nothing() {
     let config = Config { cpus: 2, ..machine(512 << 20) };
     let session = run_checked(

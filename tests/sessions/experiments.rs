@@ -1,9 +1,9 @@
-//! Experiments that are quick enough for every run, and the race of another one in short.
+//! Experiments that are quick enough for every run, and a short form of the race experiment.
 
-use tidevm::experiment::host::Host;
-use tidevm::experiment::{ALL, text};
-use tidevm::{Config, HotplugConfig};
 use tidevm_abi::Answer;
+use tidevm_lab::experiment::host::Host;
+use tidevm_lab::experiment::{ALL, text};
+use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Session, Test, machine, run};
 
 pub const TESTS: &[Test] = &[
@@ -17,17 +17,17 @@ pub const TESTS: &[Test] = &[
     ("a_race_needs_cpus_and_memory", a_race_needs_cpus_and_memory),
 ];
 
-/// Those that show nothing where CPUs only take turns.
+/// Experiments that show nothing on a host where vCPUs take turns.
 pub const CONCURRENT: &[&str] = &["a_race_strands_pages_of_a_single_drain"];
 
-/// S1.2, S4.16, S5.1, S5.3: off shows the failure, on does not.
+/// S1.2, S4.16, S5.1, S5.3: with the mechanism off the failure appears, with it on it does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
     let outcome = experiment.run(&mut Host(std::io::sink())).expect("the host can");
     assert!(outcome.passed(), "{}", text::text(&[outcome]));
 }
 
-/// A session that races so many times, and what came of it: cycles, failures, stranded pages.
+/// Runs a race of `cycles` cycles. Returns the numbers of cycles, of failures and of stranded pages.
 fn race(policy: &str, cycles: u32) -> (Session, (u32, u32, u64)) {
     let config = Config {
         cpus: 3,
@@ -43,17 +43,17 @@ fn race(policy: &str, cycles: u32) -> (Session, (u32, u32, u64)) {
     }
 }
 
-/// The negative control of S3.1: without it the next two would prove nothing.
+/// The negative control of S3.1: without it the next two tests would prove nothing.
 fn a_race_strands_pages_of_a_single_drain() {
     let (session, (cycles, failures, stranded)) = race("once", 400);
     assert!(cycles == 400 && failures > 0 && stranded > 0, "{failures} of {cycles}, {stranded} pages");
-    // The guest is none the worse for it.
+    // The guest goes on without damage.
     assert_eq!(session.failures().len(), 1, "{:?}", session.failures());
     let stats = session.steps[1].sample.guest.expect("a guest");
     assert_eq!(stats.pcp_stranded, stranded);
 }
 
-/// S3.1.
+/// S3.1: under `policy` no page is stranded.
 fn no_race(policy: &str) {
     let (session, raced) = race(policy, 100);
     session.assert_done();

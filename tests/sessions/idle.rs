@@ -1,16 +1,16 @@
-//! A machine in which nothing happens costs nothing.
+//! An idle VM takes no CPU time.
 
 use std::fs;
 use std::io;
 
-use tidevm::Vm;
-use tidevm::script::Script;
-use tidevm::session::{self, BootReport, Ended, Observer, StepReport, Summary};
+use tidevm_machine::Vm;
+use tidevm_session::script::Script;
+use tidevm_session::{BootReport, Ended, Observer, StepReport, Summary};
 use tidevm_tests::{Test, machine};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
 
-/// The CPU time of this process after each step, in ticks of which a second has 100.
+/// The CPU time of this process after each step, in ticks of 10 ms.
 struct Ticks(Vec<u64>);
 
 impl Observer for Ticks {
@@ -28,16 +28,16 @@ impl Observer for Ticks {
     }
 }
 
-/// `utime` and `stime` of `/proc/self/stat`: all threads, and what vCPUs ran in the guest.
+/// `utime` and `stime` of `/proc/self/stat`: the time of all threads, including the time of vCPUs in the guest.
 fn cpu_ticks() -> io::Result<u64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // The name, in parentheses, is the only field with spaces; after it comes field 3.
+    // The name in parentheses is the only field with spaces. Field 3 follows it.
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
     Ok(fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum())
 }
 
-/// A tenth of one CPU is far more than the questions around the step take, and far less than any
-/// loop that does not sleep.
+/// The limit of a tenth of a CPU is far above the cost of the sampling around the step, and far below a loop that
+/// does not sleep.
 fn an_idle_machine_takes_no_cpu_time() {
     let mut config = machine(256 << 20);
     config.cpus = 2;
@@ -45,7 +45,7 @@ fn an_idle_machine_takes_no_cpu_time() {
         Script::parse("test", "plug 128M\nsleep 1s\nsleep 2s").unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
     let mut ticks = Ticks(Vec::new());
-    let summary = session::run(vm, &script, &mut ticks).expect("a recorder always writes");
+    let summary = tidevm_session::run(vm, &script, &mut ticks).expect("a recorder always writes");
     assert_eq!(summary.ended, Ended::Done);
     let Ticks(ticks) = ticks;
     assert!(ticks[0] > 0, "a boot takes CPU time: {ticks:?}");

@@ -1,8 +1,8 @@
-//! The ways to initialise struct pages, in a booted guest: they end in the same state, and early demands
-//! are met.
+//! The policies of initialising struct pages, in a booted guest: they end in the same state, and early allocations
+//! succeed.
 
-use tidevm::{Config, ConsoleMode, InitPolicy, Vm};
 use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_machine::{Config, ConsoleMode, InitPolicy, Vm};
 use tidevm_tests::{Account, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -16,7 +16,7 @@ pub const TESTS: &[Test] = &[
 
 const MIB: u64 = 1 << 20;
 
-/// Three memory blocks at boot, so that two can be left for later.
+/// Boot memory of three memory blocks, so that two can be deferred.
 fn config(init: InitPolicy) -> Config {
     Config { init, cpus: 2, memory: 3 * MEMORY_BLOCK_SIZE, ..machine(512 * MIB) }
 }
@@ -29,7 +29,7 @@ fn every_policy_ends_in_the_same_state() {
         verify data
         release data";
     let accounts = |init, written: u64| -> [Account; 2] {
-        // Boot memory that was left for later may come shortly after the guest is ready; or not at all.
+        // Deferred boot memory may come shortly after the guest is ready, or not at all.
         let all_there = "expect blocks.online == 3 within 60s";
         let script = if init == InitPolicy::Lazy { script } else { &format!("{all_there}{script}") };
         let session = run_checked(config(init), script);
@@ -38,13 +38,13 @@ fn every_policy_ends_in_the_same_state() {
         assert_eq!(last.memmaps_written, written, "{init}");
         [session.after("plug 130M"), session.at_the_end()]
     };
-    // Three at boot, and two that are plugged.
+    // Three memory blocks at boot, and two that are plugged.
     let eager = accounts(InitPolicy::Eager, 5);
     for (init, written) in [(InitPolicy::Deferred, 5), (InitPolicy::Lazy, 0)] {
         let other = accounts(init, written);
         for (eager, other) in eager.iter().zip(other) {
             assert_eq!(eager.zones, other.zones, "{init}");
-            // Two of the three at boot nobody has wanted yet.
+            // Two of the three memory blocks at boot are not needed yet.
             let unwanted = if init == InitPolicy::Lazy { 2 } else { 0 };
             let blocks = other.blocks_online + unwanted;
             assert_eq!((eager.memmap, eager.blocks_online), (other.memmap, blocks), "{init}");
@@ -52,8 +52,8 @@ fn every_policy_ends_in_the_same_state() {
     }
 }
 
-/// S2.7: on two nodes of three memory blocks each, of which the first is there at once. All others are
-/// initialised by the node's own CPU, which with workers on both is so only most of the time.
+/// S2.7: two nodes have three memory blocks each, and the first memory block of each is initialised at once. The
+/// node's own CPU initialises the others. With workers on both nodes this holds most of the time, not always.
 fn one_worker_initialises_all_that_was_deferred() {
     let cmdline = |words: &str| Some(format!("tidevm.numa=384M:1,384M:1 {words}"));
     let config =
@@ -69,20 +69,20 @@ fn one_worker_initialises_all_that_was_deferred() {
     assert_eq!(one.after("plug 130M").zones, eager.after("plug 130M").zones);
 }
 
-/// Four CPUs that take 64 MiB each while they are brought up, of 384 MiB of which 128 are initialised.
+/// Four CPUs take 64 MiB each while they start, in a guest with 384 MiB of which 128 MiB are initialised.
 fn early(words: &str) -> Config {
     Config { cpus: 4, cmdline: Some(format!("percpu_buf=64M {words}")), ..config(InitPolicy::Deferred) }
 }
 
-/// S1.2.
+/// S1.2: early buffers make deferred memory come.
 fn early_buffers_make_deferred_memory_come() {
     let session = run_checked(early(""), "expect blocks.online == 3 within 60s\nplug 128M");
     session.assert_done();
     assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(4));
 }
 
-/// S1.2: eight CPUs with 100 MiB each of 4 GiB, which Linux can, and with 200 MiB each of 2 GiB, where it
-/// brings up one of the eight.
+/// S1.2: eight CPUs take 100 MiB each in 4 GiB, which Linux can do, and 200 MiB each in 2 GiB, where Linux starts
+/// one of the eight CPUs.
 fn early_buffers_at_the_scale_of_tracing() {
     for (memory, buffer) in [(4 << 30, "100M"), (2 << 30, "200M")] {
         let cmdline = Some(format!("percpu_buf={buffer}"));
@@ -98,7 +98,7 @@ fn early_buffers_at_the_scale_of_tracing() {
     }
 }
 
-/// What the guest says as it dies of `config`.
+/// The console output of a guest that dies because of `config`.
 #[track_caller]
 fn death(config: Config) -> String {
     let name = format!("tidevm-death-{}", std::process::id());

@@ -1,5 +1,5 @@
-//! One failure at every step of hotplug, at its first, second and later attempts: the guest is as it
-//! was before, and the next try works.
+//! Injected failures: each step of hotplug fails once, at its first, second or a later attempt. The guest is then as
+//! it was before, and the next attempt succeeds.
 
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
@@ -12,7 +12,7 @@ pub const TESTS: &[Test] = &[
     ("migration_fails", || shrinking("migrate")),
 ];
 
-/// A failed growth stops where it is or is tried again; either way nothing of it is left at 0.
+/// A failed growth stops or is tried again. In both cases nothing of it is left after a shrink to 0.
 fn growing(step: &str, memmap_on_memory: bool) {
     for after in 0..3 {
         let mut config = machine(512 << 20);
@@ -36,7 +36,7 @@ fn growing(step: &str, memmap_on_memory: bool) {
     }
 }
 
-/// A failed shrink leaves the block as it was: its data, its counters; the next one works.
+/// A failed shrink leaves the data and the counters of the memory block as they were, and the next shrink works.
 fn shrinking(step: &str) {
     for after in 0..3 {
         let script = format!(
@@ -59,7 +59,7 @@ fn shrinking(step: &str) {
     }
 }
 
-/// At most the one command that met the failure did not do what it says.
+/// At most the command that met the failure failed.
 #[track_caller]
 fn assert_only_injected(session: &Session, command: &str) {
     session.assert_alive();

@@ -1,8 +1,8 @@
-//! Memory blocks of several sections in a booted guest: sizes at every boundary, sub-blocks, geometry that
-//! does not fit, and ranges under both policies of removal.
+//! Memory blocks of several sections in a booted guest: sizes at every boundary, single device blocks, regions that
+//! the memory blocks do not fit, and ranges under both removal policies.
 
-use tidevm::{Config, HotplugConfig};
 use tidevm_abi::ZoneName;
+use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -26,7 +26,7 @@ fn large(block: u64, region: u64) -> Config {
 #[track_caller]
 fn assert_counters(account: &Account, block: u64, mib: u64) {
     let memmap = block / 64;
-    // A memmap that is not plugged wholly is no memory block yet.
+    // While its memmap is plugged in part only, a memory block is not added.
     let blocks = mib / block + u64::from(mib % block >= memmap);
     let usable = mib - mib.min(blocks * memmap + if mib % block < memmap { mib % block } else { 0 });
     assert_eq!(account.plugged.iter().sum::<u64>(), mib * MIB);
@@ -61,7 +61,7 @@ fn large_blocks_without_memmap_on_memory() {
     let [little, more, all, none] = [0, 1, 2, 3].map(|step| account(&session.steps[step].sample));
     assert_eq!(little.memmap, (4096, 0));
     assert_eq!((more.memmap, more.managed(ZoneName::Movable)), ((8192, 0), 1026 * PAGES_PER_MIB));
-    // Linux's table: two blocks of 1 GiB.
+    // As in Linux's documentation: two memory blocks of 1 GiB.
     assert_eq!((all.present(ZoneName::Movable), all.managed(ZoneName::Movable)), (524_288, 524_288));
     assert_eq!(none.memmap, (0, 0));
 }
@@ -104,7 +104,7 @@ fn large_blocks_roll_back() {
     assert_eq!(session.at_the_end().held, account(&session.boot.sample).held);
 }
 
-/// S4.20: the second region is not made of blocks of 2 GiB.
+/// S4.20: the second region is not a multiple of 2 GiB.
 fn blocks_that_do_not_fit_a_region_are_smaller_there() {
     let mut config = large(2 << 30, 2 << 30);
     config.hotplug.push(HotplugConfig::new(1 << 30));
@@ -123,12 +123,13 @@ fn blocks_that_do_not_fit_a_region_are_smaller_there() {
 
 fn note(session: &Session, step: usize) -> &str {
     match &session.steps[step].verdict {
-        tidevm::session::Verdict::Done { note: Some(note) } => note,
+        tidevm_session::Verdict::Done { note: Some(note) } => note,
         other => panic!("{other:?}"),
     }
 }
 
-/// S4.16: two memory blocks of 256 MiB were added one by one. Whether they go together is the policy's.
+/// S4.16: two memory blocks of 256 MiB were added one by one. The removal policy decides whether they can be removed
+/// together.
 fn same_granularity(policy: &str) {
     let mut config = large(256 << 20, 512 << 20);
     config.cmdline = Some(format!("tidevm.memmap_removal={policy}"));

@@ -1,8 +1,8 @@
-//! Nodes in a booted guest: told by ACPI or on the command line, with memory that comes and goes on one of
-//! them.
+//! NUMA nodes in a booted guest: described by ACPI or on the command line, with memory that comes and goes on one
+//! node.
 
-use tidevm::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, NodeStats};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 use tidevm_tests::{Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -18,7 +18,7 @@ pub const TESTS: &[Test] = &[
 const MIB: u64 = 1 << 20;
 const BLOCK_PAGES: u64 = MEMORY_BLOCK_SIZE >> 12;
 
-/// A node each: memory blocks of boot memory and CPUs. The hotplug region is on node 1.
+/// A VM with the given memory blocks of boot memory and CPUs per node. The hotplug region is on node 1.
 fn on_nodes(nodes: &[(u64, u8)]) -> Config {
     let numa: Vec<NodeConfig> =
         nodes.iter().map(|&(blocks, cpus)| NodeConfig { memory: blocks * MEMORY_BLOCK_SIZE, cpus }).collect();
@@ -39,7 +39,7 @@ fn nodes_after(session: &Session, command: &str) -> Vec<NodeStats> {
     guest.nodes[..guest.nr_nodes.into()].to_vec()
 }
 
-/// Grows and shrinks node 1 under use, with data that has to move in between.
+/// Grows and shrinks node 1 while it is in use, so that data has to move.
 const GROW_NODE_1: &str = "
     expect node.0.zone.DMA32.present >= 32000
     expect node.1.zone.DMA32.present == 32768
@@ -73,15 +73,15 @@ fn two_nodes_by_srat() {
     assert_two_nodes(&run_checked(on_nodes(&[(1, 1), (1, 1)]), GROW_NODE_1));
 }
 
-/// The same machine without a word of it in ACPI's tables but the region's node, which then is another
-/// name for the command line's.
+/// The same nodes, described on the command line. ACPI's tables have only the node of the region, which names the same
+/// node as the command line.
 fn two_nodes_by_the_command_line() {
     let cmdline = Some("tidevm.numa=128M:1,128M:1".to_owned());
     let config = Config { numa: Vec::new(), cmdline, ..on_nodes(&[(1, 1), (1, 1)]) };
     assert_two_nodes(&run_checked(config, GROW_NODE_1));
 }
 
-/// S4.3: node 1 has nothing at boot; its memmap lies in its own memory, and node 0 gives nothing.
+/// S4.3: node 1 has no memory at boot. Its memmap lies in its own memory, and takes none of node 0.
 fn a_node_that_is_movable_only() {
     let script = "plug 256M\nhog 4M unmovable as kernel\nrelease kernel\nresize 0 within 60s";
     let session = run_checked(Config { numa: Vec::new(), ..on_nodes(&[(1, 1)]) }, script);
@@ -104,7 +104,8 @@ fn a_cpu_on_a_node_without_memory() {
     assert_eq!(nodes[1].zones.map(|zone| zone.present), [0, 0, BLOCK_PAGES]);
 }
 
-/// What is left for later is the second and third block of each node; who does it is told.
+/// The second and third memory block of each node are deferred. The guest counts which of them a CPU of the
+/// node initialised.
 fn every_node_is_initialised_in_the_end() {
     let config = Config { init: InitPolicy::Deferred, ..on_nodes(&[(3, 1), (3, 1)]) };
     let session = run_checked(config, "expect blocks.online == 6 within 60s\nstats\nplug 128M");
@@ -114,7 +115,7 @@ fn every_node_is_initialised_in_the_end() {
     }
 }
 
-/// What the guest says while it carries out `script`, which succeeds.
+/// The console output of the guest during `script`, which must succeed.
 #[track_caller]
 fn says(config: Config, script: &str) -> (Session, String) {
     let console = std::env::temp_dir().join(format!("tidevm-numa-{}", std::process::id()));
@@ -125,7 +126,7 @@ fn says(config: Config, script: &str) -> (Session, String) {
     (session, text)
 }
 
-/// Five proximity domains, numbered as one likes; the fifth counts to node 0.
+/// Five proximity domains with arbitrary numbers. The fifth counts as node 0.
 fn more_nodes_than_there_can_be() {
     let region = |node| HotplugConfig { node: Some(node), ..HotplugConfig::new(128 * MIB) };
     let hotplug = [40, 2, 7, 63].map(region).into();
@@ -140,7 +141,7 @@ fn more_nodes_than_there_can_be() {
         let nodes = nodes_after(&session, command);
         nodes.iter().map(|node| node.zones[2].present).collect::<Vec<u64>>()
     };
-    // In the order of domains, 40 is the fourth.
+    // In ascending order, domain 40 is the fourth.
     assert_eq!(present("plug 64M"), [0, 0, 0, BLOCK_PAGES]);
     assert_eq!(present("plug 64M device 3"), [BLOCK_PAGES, 0, 0, BLOCK_PAGES]);
 }

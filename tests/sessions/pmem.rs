@@ -1,7 +1,7 @@
-//! Device memory in a booted guest: mapped with its memmap here and there, used, refused, unmapped.
+//! Device memory in a booted guest: mapped with its memmap in either place, used, refused, unmapped.
 
-use tidevm::{Config, ConsoleMode};
 use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_machine::{Config, ConsoleMode};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = &[
     ("pmem_beside_hotplug", beside_hotplug),
 ];
 
-/// Two vCPUs and ranges of device memory of so many memory blocks.
+/// A VM with two vCPUs and a range of device memory per number of memory blocks.
 fn machine(blocks: &[u64]) -> Config {
     Config {
         cpus: 2,
@@ -29,12 +29,13 @@ fn guest(session: &Session, step: usize) -> tidevm_abi::Stats {
     session.steps[step].sample.guest.expect("a guest to ask")
 }
 
-/// The account of the machine after step `step`.
+/// The account after step `step`.
 fn after(session: &Session, step: usize) -> Account {
     account(&session.steps[step].sample)
 }
 
-/// What there was before and is after unmapping, page tables of the kernel's own apart, which stay.
+/// The counters that must be the same before mapping and after unmapping. The kernel keeps its page tables, so they
+/// are left out.
 #[track_caller]
 fn assert_as_before(session: &Session, last: usize) {
     let (before, now) = (account(&session.boot.sample), after(session, last));
@@ -47,13 +48,13 @@ fn assert_as_before(session: &Session, last: usize) {
     assert_eq!(guest(session, last).device_refs, 0);
 }
 
-/// Free pages of the kernel's zones.
+/// Number of free pages in the kernel's zones.
 fn kernel_free(session: &Session, step: usize) -> u64 {
     after(session, step).zones.iter().map(|zone| zone.4).sum()
 }
 
-/// Twice each: the second time is as good as the first. The numbers are Linux's: the Device zone spans
-/// the range and has nothing; without altmap the memmap comes out of RAM.
+/// Maps and unmaps twice, with the same counters. As in Linux, the Device zone spans the range and has no present
+/// pages, and without altmap the memmap is in RAM.
 fn with_and_without_altmap() {
     let script = "repeat 2 {
                   pmem map 0
@@ -84,7 +85,7 @@ fn with_and_without_altmap() {
     }
 }
 
-/// More than one range at once, and both CPUs at each.
+/// Several ranges at once, each with both CPUs.
 fn several_ranges_on_two_cpus() {
     let script = "pmem map 0 1 2 altmap on 2 cpus
                   expect device.pages == 129024
@@ -129,7 +130,8 @@ fn in_use_stays_mapped() {
     assert_as_before(&session, 13);
 }
 
-/// Two passes, one of them under the lock: the same in the end, and every struct page is written there.
+/// With two passes, one of them under the lock, the end is the same, and the lock is held while every struct page is
+/// written.
 fn initialised_twice_ends_the_same() {
     let script = "pmem map 0 altmap on 2 cpus\npmem hold 64K of 0 as a\nverify a\nrelease a\npmem unmap 0";
     let once = run_checked(machine(&[1]), script);
@@ -172,7 +174,7 @@ fn what_cannot_be_mapped_changes_nothing() {
     assert_as_before(&session, 7);
 }
 
-/// Every step fails once, of either of two ranges: neither is mapped then.
+/// Each step fails once for either of two ranges. Neither range is mapped then.
 fn failures_roll_back() {
     let mut script = String::new();
     let steps = ["map-direct", "map-memmap", "alloc-memmap"];
@@ -191,9 +193,9 @@ fn failures_roll_back() {
     assert_as_before(&session, last);
 }
 
-/// Device memory and hotplug share the lock and the section table, and nothing else.
+/// Device memory and hotplug share only the lock and the section table.
 fn beside_hotplug() {
-    let hotplug = vec![tidevm::HotplugConfig::new(256 << 20)];
+    let hotplug = vec![tidevm_machine::HotplugConfig::new(256 << 20)];
     let script = "resize 128M
                   pmem map 0 altmap
                   pmem hold 64K of 0 as a

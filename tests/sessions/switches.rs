@@ -1,8 +1,8 @@
-//! The same session on one and two CPUs and with each switch on and off: it gives the same result,
-//! and the counters show which way it took.
+//! Switches: the same session on one and two CPUs, with each switch on and off. The result is the same, and the counters
+//! show which mechanism was used.
 
-use tidevm::Config;
 use tidevm_abi::ZoneName;
+use tidevm_machine::Config;
 use tidevm_tests::{BOOT_BLOCKS, Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -63,7 +63,7 @@ fn without_pcp_disable_lists_are_drained_instead() {
     assert!(drained > disabled, "{drained} drains, and {disabled} with the lists out of play");
 }
 
-/// 64 MiB of boot memory cannot hold the 128 MiB of memmap that 8 GiB need.
+/// 64 MiB of boot memory cannot hold the memmap of 8 GiB, which is 128 MiB.
 fn a_guest_too_small_for_the_memmap_says_so() {
     let mut config = machine(8 << 30);
     config.memory = 64 << 20;

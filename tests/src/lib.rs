@@ -1,27 +1,22 @@
-//! Runs sessions on real machines for tests.
+//! Runs sessions in booted guests for tests.
 //!
-//! What a test needs and a host does not have, a usable /dev/kvm for one, [`run_if`] says by name and
-//! reason, and the test counts as ignored, never as passed.
-
-pub mod compare;
-pub mod console;
-pub mod qemu;
-pub mod zoneinfo;
+//! Invariant: a test that this host cannot run is reported as `SKIP` with its name and the reason, and counts as
+//! ignored, never as passed ([`run_if`]).
 
 use std::fs::OpenOptions;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm::script::Script;
-use tidevm::session::{self, BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
-use tidevm::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
+use tidevm_session::script::Script;
+use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
 
-/// Runs `tests` one after another, as a test binary's `main`: sessions share the host's CPUs, and
-/// have deadlines. Skips those for which something is `missing`.
+/// Runs `tests` one after another, as the `main` of a test program: sessions have deadlines, so they do not share
+/// the host's CPUs. Skips a test for which `missing` returns a reason.
 pub fn run_if(tests: &[Test], missing: impl Fn(&str) -> Option<String>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
@@ -40,23 +35,22 @@ pub fn run_if(tests: &[Test], missing: impl Fn(&str) -> Option<String>) -> ExitC
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Why this host cannot run a machine, if it cannot.
+/// Why this host cannot run a VM, or `None`.
 pub fn missing_kvm() -> Option<String> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     device.err().map(|error| format!("/dev/kvm cannot be used: {error}"))
 }
 
-/// Why this host cannot run two CPUs of a machine at the same time, if it cannot.
+/// Why this host cannot run two vCPUs at the same time, or `None`.
 pub fn missing_cpus() -> Option<String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     (cpus < 2).then(|| format!("two CPUs of a machine have to run at once, and this host has {cpus}"))
 }
 
-/// Memory blocks that are online in a [`machine`] before anything is plugged.
+/// Number of memory blocks that are online in a [`machine`] before anything is plugged.
 pub const BOOT_BLOCKS: u64 = 1;
 
-/// A machine with one hotplug region of `region` bytes and the least that a guest is comfortable
-/// with besides.
+/// A configuration with one hotplug region of `region` bytes, and as little else as a guest needs.
 pub fn machine(region: u64) -> Config {
     Config {
         memory: BOOT_BLOCKS * MEMORY_BLOCK_SIZE,
@@ -66,31 +60,31 @@ pub fn machine(region: u64) -> Config {
     }
 }
 
-/// Everything a session told.
+/// The reports of a session.
 #[derive(Debug)]
 pub struct Session {
-    /// When the guest was up.
+    /// The report of the boot.
     pub boot: BootReport,
-    /// Step by step, checks left out.
+    /// The report of each step; [`run_checked`] leaves out its checks.
     pub steps: Vec<StepReport>,
-    /// How it ended.
+    /// The end of the session.
     pub summary: Summary,
 }
 
-/// Runs `script` on a machine.
+/// Runs `script` in a VM.
 ///
 /// # Panics
-/// When the script is wrong, or the machine does not start.
+/// When the script has an error, or the VM or its guest does not start.
 pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
     let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
-    let Record { boot, steps, summary } = session::record(vm, &script);
+    let Record { boot, steps, summary } = tidevm_session::record(vm, &script);
     let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
     Session { boot, steps, summary }
 }
 
-/// Runs `script` with a `check` of every invariant in the guest after each of its commands.
+/// Runs `script` with a `check` after each of its commands, which verifies every invariant in the guest.
 ///
 /// # Panics
 /// As [`run`], and when a check fails.
@@ -104,7 +98,7 @@ pub fn run_checked(config: Config, script: &str) -> Session {
         }
     }
     let mut session = run(config, &checked);
-    let checks = |step: &StepReport| step.command == tidevm::command::Command::Check;
+    let checks = |step: &StepReport| step.command == tidevm_session::command::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
         assert!(matches!(check.verdict, Verdict::Done { .. }), "{check:?}\n{:?}", session.summary.ended);
     }
@@ -113,10 +107,10 @@ pub fn run_checked(config: Config, script: &str) -> Session {
 }
 
 impl Session {
-    /// Asserts that every step did what it says.
+    /// Asserts that every step succeeded.
     ///
     /// # Panics
-    /// When one did not, with its reason.
+    /// When a step failed, with its reason.
     #[track_caller]
     pub fn assert_done(&self) {
         self.assert_alive();
@@ -126,7 +120,7 @@ impl Session {
     /// Asserts that the guest did not die.
     ///
     /// # Panics
-    /// When it did, with its report.
+    /// When the guest died, with the text about its death.
     #[track_caller]
     pub fn assert_alive(&self) {
         if let Ended::Died { report } = &self.summary.ended {
@@ -135,7 +129,7 @@ impl Session {
         }
     }
 
-    /// Steps that failed, with their reasons.
+    /// The steps that failed, with their reasons.
     pub fn failures(&self) -> Vec<(String, String)> {
         let failure = |step: &StepReport| match &step.verdict {
             Verdict::Failed { reason } => Some((step.command.to_string(), reason.clone())),
@@ -144,7 +138,7 @@ impl Session {
         self.steps.iter().filter_map(failure).collect()
     }
 
-    /// The machine after the first step whose text is `command`.
+    /// The account after the first step whose text is `command`.
     ///
     /// # Panics
     /// When there is no such step.
@@ -154,7 +148,7 @@ impl Session {
         account(&step.unwrap_or_else(|| panic!("no step `{command}`")).sample)
     }
 
-    /// The machine after the last step.
+    /// The account after the last step.
     ///
     /// # Panics
     /// When there was no step.
@@ -164,19 +158,19 @@ impl Session {
     }
 }
 
-/// What has to be the same before and after what undoes itself. Free pages include those on per-CPU
-/// lists: which of the two a page lies on is nobody's promise.
+/// The counters that must be the same before and after steps that undo each other. Free pages include pages on
+/// per-CPU lists, because the list on which a free page lies is not defined.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Account {
-    /// A zone each: spanned, present, managed, free; in pages.
+    /// Per zone: spanned, present, managed, free; in pages.
     pub zones: Vec<(ZoneName, u64, u64, u64, u64)>,
-    /// Memmap pages in boot memory and in hot-added memory.
+    /// Number of memmap pages in boot memory and in hot-added memory.
     pub memmap: (u64, u64),
-    /// Memory blocks online, those of boot memory included.
+    /// Number of online memory blocks, including those of boot memory.
     pub blocks_online: u64,
-    /// Bytes plugged, a device each.
+    /// Plugged bytes per device.
     pub plugged: Vec<u64>,
-    /// Bytes of host memory held, a device each.
+    /// Bytes of host memory held per device.
     pub held: Vec<Option<u64>>,
 }
 
@@ -192,10 +186,10 @@ impl Account {
     }
 }
 
-/// The account of a sample that has a guest.
+/// The account of a sample.
 ///
 /// # Panics
-/// When there was no guest to ask.
+/// When the sample has no answer of a guest.
 #[track_caller]
 pub fn account(sample: &Sample) -> Account {
     let guest = sample.guest.expect("a guest to ask");

@@ -1,11 +1,15 @@
-//! The repository's files, and Rust text without its comments and literals.
+//! The files of the repository, and Rust code without its comments and literals.
+//!
+//! Code is searched as text by most rules, so what looks like code inside a comment or a literal has to go first.
+//! Rust's own lexical rules for that are few: nested block comments, raw strings, and `'` for characters and
+//! lifetimes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A file of the repository.
 pub struct Source {
-    /// Relative to the repository, with `/` between the parts.
+    /// Path from the top of the repository, with `/` between the parts.
     pub path: String,
     pub text: String,
 }
@@ -15,13 +19,13 @@ impl Source {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Whether the file is there for tests only.
+    /// Whether only tests and benchmarks use the file.
     pub fn is_test(&self) -> bool {
         self.path.split('/').any(|part| matches!(part, "tests" | "benches"))
             || matches!(self.name(), "tests.rs" | "fake.rs" | "sim.rs")
     }
 
-    /// Code without comments, literals and what follows the first inline test module.
+    /// The code without comments, without literals, and only up to the first inline test module.
     pub fn production_code(&self) -> String {
         let code = code(&self.text);
         let end = code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len());
@@ -29,13 +33,13 @@ impl Source {
     }
 }
 
-/// Top of the repository.
+/// The top folder of the repository.
 pub fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().expect("the package lies in the repository").to_owned()
 }
 
-/// Every text file that people write, by path.
+/// Every text file of the repository that is not generated, by path.
 pub fn all() -> Vec<Source> {
     let mut sources = Vec::new();
     collect(&root(), "", &mut sources);
@@ -53,7 +57,7 @@ fn collect(folder: &Path, prefix: &str, sources: &mut Vec<Source>) {
         let entry = entry.expect("a readable entry");
         let name = entry.file_name().into_string().expect("file names are UTF-8");
         let path = format!("{prefix}{name}");
-        // `target` folders are built; `.git` is git's, and a file in a second worktree.
+        // `target` is built. `.git` is a folder, or in a second worktree a file.
         if name == "target" || name == ".git" {
             continue;
         }
@@ -67,7 +71,7 @@ fn collect(folder: &Path, prefix: &str, sources: &mut Vec<Source>) {
     }
 }
 
-/// `text` with every comment gone and every literal empty. Lines stay where they are.
+/// `text` with a space in place of each comment and literal. Line breaks stay, so lines keep their numbers.
 pub fn code(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -97,7 +101,7 @@ pub fn code(text: &str) -> String {
     out
 }
 
-/// Length of the comment that `text` starts with; they nest.
+/// Length of the block comment at the start of `text`. Block comments nest.
 fn block_comment(text: &str) -> usize {
     let (mut depth, mut at) = (0_usize, 0);
     while at < text.len() {
@@ -121,7 +125,8 @@ fn block_comment(text: &str) -> usize {
     at
 }
 
-/// Length of the raw string that `text` starts with, unless the `r` ends a word of `before`.
+/// Length of the raw string at the start of `text`; `None` if there is none, as when the `r` ends a word of
+/// `before`.
 fn raw_string(text: &str, before: &str) -> Option<usize> {
     let hashes = text.strip_prefix('r')?;
     if before.ends_with(|c: char| c.is_alphanumeric() && c != 'b' || c == '_') {
@@ -134,7 +139,7 @@ fn raw_string(text: &str, before: &str) -> Option<usize> {
     Some(1 + fence.len() + 1 + end + 1 + fence.len())
 }
 
-/// Length of the quoted text that `text` starts with.
+/// Length of the quoted text at the start of `text`.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -148,7 +153,7 @@ fn quoted(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Length of the character that `text` starts with; 0 for a lifetime.
+/// Length of the character literal at the start of `text`; 0 for a lifetime.
 fn character(text: &str) -> usize {
     let mut inside = text.chars().skip(1);
     match (inside.next(), inside.next()) {
@@ -158,7 +163,15 @@ fn character(text: &str) -> usize {
     }
 }
 
-/// The words of `code`: identifiers and numbers.
+/// The identifiers and numbers of `code`.
 pub fn words(code: &str) -> impl Iterator<Item = &str> {
     code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
+
+#[test]
+fn comments_and_literals_are_no_code() {
+    let text =
+        "a // unsafe\n/* unsafe /* x */ */ b \"unsafe \\\" x\" 'c' '\\'' r#\"unsafe \" \"# br\"x\" 'life d";
+    assert_eq!(words(&code(text)).collect::<Vec<_>>(), ["a", "b", "b", "life", "d"]);
+    assert_eq!(code("a\n\"b\nc\"\nd").lines().count(), 4);
 }

@@ -1,32 +1,52 @@
-//! Ranges and sets of a region's blocks, named by their index in the region.
+//! Ranges and sets of device blocks. A device block is named by its index in the region.
 //!
-//! [`BlockBitmap`] holds one bit a block and works in words, so that a request of 65535 blocks
-//! costs a thousand steps and not 65535; it is what the device knows, and what the driver works with.
+//! Mirrors the bitmaps of QEMU's `hw/virtio/virtio-mem.c` and of Linux's `virtio_mem.c`. Device and driver
+//! both use [`BlockBitmap`]: the device for the plugged blocks, the driver for what it believes. The bitmap works
+//! on whole words, so a request for 65535 blocks costs a thousand steps. In this file "block" means device
+//! block.
 //!
-//! Invariants of [`BlockBitmap`]: `count` is the number of set bits; bits at and above `len` are
-//! clear.
+//! Invariants of [`BlockBitmap`]: `count` is the number of set bits; bits at and above `len` are clear.
 
 use alloc::collections::TryReserveError;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// Consecutive blocks of a region.
+/// Consecutive device blocks of a region.
+///
+/// Invariant: the range ends below 2^64, so [`BlockRange::end`] does not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRange {
-    /// Index of the first block; block 0 starts at the region's address.
-    pub first: u64,
-    /// Number of blocks.
-    pub count: u64,
+    first: u64,
+    count: u64,
 }
 
 impl BlockRange {
-    /// Index of the block after the last one.
+    /// The `count` blocks from block `first` on. Block 0 starts at the region's address.
     ///
     /// # Panics
-    /// When that is more than `u64::MAX`: no region is that large.
+    /// When the range would end above `u64::MAX`, which no region reaches.
+    #[must_use]
+    pub const fn new(first: u64, count: u64) -> Self {
+        assert!(first.checked_add(count).is_some(), "block range ends below 2^64");
+        Self { first, count }
+    }
+
+    /// Index of the first block.
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.first
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub const fn count(self) -> u64 {
+        self.count
+    }
+
+    /// Index of the block after the last one.
     #[must_use]
     pub const fn end(self) -> u64 {
-        self.first.checked_add(self.count).expect("block range ends below 2^64")
+        self.first + self.count
     }
 }
 
@@ -40,7 +60,7 @@ const fn mask(first: u32, count: u32) -> u64 {
     }
 }
 
-/// A set of blocks of one region.
+/// A set of device blocks of one region.
 #[derive(Clone, Debug)]
 pub struct BlockBitmap {
     words: Vec<u64>,
@@ -99,12 +119,12 @@ impl BlockBitmap {
         }
     }
 
-    /// The first set block at or after `from`, with the set blocks that follow it directly.
+    /// The first run of set blocks at or after `from`. A run that began before `from` is cut off there.
     #[must_use]
     pub fn next_run(&self, from: u64) -> Option<BlockRange> {
         let first = self.next_bit(from, true)?;
         let end = self.next_bit(first, false).unwrap_or(self.len);
-        Some(BlockRange { first, count: end - first })
+        Some(BlockRange::new(first, end - first))
     }
 
     /// The maximal runs of set blocks, ascending.
@@ -117,10 +137,10 @@ impl BlockBitmap {
         })
     }
 
-    /// Makes it a set for a region of `len` blocks, if it is for a smaller one.
+    /// Extends the set to a region of `len` blocks, unless it covers that many already.
     pub(crate) fn try_grow(&mut self, len: u64) -> Result<(), TryReserveError> {
         if len > self.len {
-            // Of a length that no memory holds, this fails as well.
+            // A length beyond `usize` fails in the reservation.
             let words = usize::try_from(len.div_ceil(WORD)).unwrap_or(usize::MAX);
             self.words.try_reserve(words - self.words.len())?;
             self.words.resize(words, 0);
@@ -139,7 +159,7 @@ impl BlockBitmap {
         self.next_bit(from, true)
     }
 
-    /// The first block at or after `from` that is not in the set, be it beyond the region.
+    /// The first block at or after `from` that is not in the set. It may lie beyond the region.
     pub(crate) fn next_clear(&self, from: u64) -> u64 {
         self.next_bit(from, false).unwrap_or(from.max(self.len))
     }
@@ -157,7 +177,7 @@ impl BlockBitmap {
         }
     }
 
-    /// The last block below `end`, which is in the region or its end, whose bit is `value`.
+    /// The last block below `end` whose bit is `value`. `end` is at most the region's length.
     fn last_bit(&self, end: u64, value: bool) -> Option<u64> {
         let flip = if value { 0 } else { u64::MAX };
         let mut above = end.div_ceil(WORD) * WORD - end;
@@ -171,8 +191,8 @@ impl BlockBitmap {
         None
     }
 
-    /// The first block at or after `from` whose bit is `value`. A clear one may be the one after
-    /// the region's last.
+    /// The first block at or after `from` whose bit is `value`. For a clear bit this may be the block after the
+    /// region's last.
     fn next_bit(&self, from: u64, value: bool) -> Option<u64> {
         if from >= self.len {
             return None;
@@ -189,11 +209,11 @@ impl BlockBitmap {
         None
     }
 
-    /// The words that hold `range`, each with the mask of the range's bits in it.
+    /// The words that hold `range`, each with the mask of the bits that belong to `range`.
     fn spans(&self, range: BlockRange) -> impl Iterator<Item = (usize, u64)> + use<> {
         let end = range.end();
-        assert!(end <= self.len, "blocks {}..{end} of a region of {} blocks", range.first, self.len);
-        let mut next = range.first;
+        assert!(end <= self.len, "blocks {}..{end} of a region of {} blocks", range.first(), self.len);
+        let mut next = range.first();
         core::iter::from_fn(move || {
             if next >= end {
                 return None;

@@ -1,17 +1,19 @@
-//! The device: what the host wants, what is plugged, and how requests are answered.
+//! The device: how much memory the host wants plugged, which blocks are plugged, and the answer to each
+//! request.
 //!
 //! Mirrors virtio 1.3, section 5.15.6 (device requirements) and QEMU's `hw/virtio/virtio-mem.c`.
-//! Differs from QEMU on purpose: a request of unknown type is answered with ERROR rather than
-//! breaking the device, and every refusal is kept with its reason for the host to show.
+//! Differs from QEMU on purpose: a request of unknown type is answered with ERROR instead of putting the
+//! device into a broken state, and the last refused request is kept with its reason, for the host to show.
 //!
-//! Every request is validated first (range, then block states, then quota), then the [`Backing`]
-//! does what can fail, then the state is committed. So the answers are: ERROR for a request that
-//! is wrong whatever the host does meanwhile, NACK for a well-formed one that asks for more than
-//! is wanted, BUSY when the host could not, with nothing changed.
+//! A request goes through three stages. It is validated: first the range, then the states of the blocks, then
+//! the quota. The [`Backing`] then does everything that can fail. Last, the device changes its own state.
+//! So ERROR means that the request is wrong, NACK that it is well-formed and asks for more than the host
+//! wants, and BUSY that the host could not do it and nothing has changed.
 //!
-//! Invariants, after every call: plugged blocks lie below `usable`; `requested <= usable <=
-//! region`; all sizes are multiples of the block size; `usable` shrinks in UNPLUG_ALL and in
-//! [`Device::reset`] only.
+//! "Block" means device block in this file.
+//!
+//! Invariants, after every call: plugged blocks lie below `usable`; `requested <= usable <= region`; all sizes
+//! are multiples of the block size; `usable` shrinks in UNPLUG_ALL and in [`Device::reset`] only.
 
 mod refusal;
 
@@ -23,14 +25,14 @@ use crate::wire::{
     BlockState, Config, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, Request, RequestKind, Response, ResponseType,
 };
 
-/// By how much the usable part of the region exceeds the requested size, so that the driver has
-/// whole memory blocks to choose from (QEMU's extent on x86).
+/// How far the usable part of the region reaches beyond the requested size. It gives the driver whole memory
+/// blocks to choose from. QEMU uses the same value on x86.
 const USABLE_EXTENT: u64 = 256 << 20;
 
-/// What makes blocks usable for the guest and takes them away again.
+/// The memory behind a device: makes blocks accessible to the guest, and takes them away again.
 ///
-/// The device calls it after a request was found to be right and before it changes its own state.
-/// Block `n` starts `n` block sizes after the region's address.
+/// The device calls it after it has validated a request and before it changes its own state. Block `n` starts
+/// `n` block sizes after the region's address.
 pub trait Backing {
     /// Makes `range`, which is unplugged, readable and writable for the guest.
     ///
@@ -38,16 +40,16 @@ pub trait Backing {
     /// [`Busy`] when that cannot be done now; then nothing has changed.
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy>;
 
-    /// Puts `range`, which is plugged, out of the guest's reach and gives its memory back. Only
-    /// ever called for what is plugged. Its content is lost.
+    /// Makes `range`, all of which is plugged, inaccessible to the guest and gives its memory back. The content
+    /// is lost.
     ///
     /// # Errors
     /// [`Busy`] when that cannot be done now; then nothing has changed.
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy>;
 }
 
-/// The host cannot do it now. The driver is told so and tries again; a config notification with
-/// nothing changed makes it try at once, so send one when the cause is gone.
+/// The host cannot do it at the moment. The device answers BUSY, and the driver tries again after a pause. A
+/// config notification makes the driver try at once, so the host may send one when the cause is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
@@ -59,16 +61,16 @@ impl fmt::Display for Busy {
 
 impl core::error::Error for Busy {}
 
-/// What never changes about a device.
+/// The fixed properties of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// Guest-physical address of the region; a multiple of `block_size`.
     pub addr: u64,
     /// Size of the region in bytes; a multiple of `block_size`.
     pub region_size: u64,
-    /// Size and alignment of a block in bytes; a power of two.
+    /// Size and alignment of a device block in bytes; a power of two.
     pub block_size: u64,
-    /// ACPI proximity domain of the region, if the machine has such.
+    /// ACPI proximity domain of the region; `None` on a machine without proximity domains.
     pub node_id: Option<u16>,
 }
 
@@ -109,7 +111,7 @@ impl Device {
         })
     }
 
-    /// The configuration space as it is now.
+    /// The current configuration space.
     #[must_use]
     pub fn config(&self) -> Config {
         Config {
@@ -123,27 +125,26 @@ impl Device {
         }
     }
 
-    /// Changes whenever [`Device::config`] does: the transport's configuration generation, but for
-    /// the transport's own number of bits.
+    /// A number that changes whenever [`Device::config`] changes. The transport's configuration generation is
+    /// this number, truncated to the transport's width.
     #[must_use]
     pub const fn config_generation(&self) -> u32 {
         self.generation
     }
 
-    /// The feature bits of the device type; those of the transport (`VERSION_1`) are not among
-    /// them. The device relies on [`F_UNPLUGGED_INACCESSIBLE`] being accepted.
+    /// The feature bits of the device type, without those of the transport (`VERSION_1`). The device
+    /// relies on the driver accepting [`F_UNPLUGGED_INACCESSIBLE`].
     #[must_use]
     pub const fn features(&self) -> u64 {
         let pxm = if self.fixed.node_id.is_some() { 1 << F_ACPI_PXM } else { 0 };
         pxm | 1 << F_UNPLUGGED_INACCESSIBLE
     }
 
-    /// Sets the size that the host wants to be plugged, in bytes, and makes more of the region
-    /// usable if that needs it. Returns whether the driver is due a config notification: not when
-    /// nothing has changed.
+    /// Sets the size in bytes that the host wants plugged, and extends the usable part of the region where the
+    /// size needs it. Returns whether the driver is due a config notification, which is when anything changed.
     ///
     /// # Errors
-    /// [`ResizeError`] when there is no such size; then nothing has changed.
+    /// [`ResizeError`] when the device cannot have that size; then nothing has changed.
     pub fn resize(&mut self, requested_size: u64) -> Result<bool, ResizeError> {
         let DeviceConfig { block_size, region_size, .. } = self.fixed;
         if !requested_size.is_multiple_of(block_size) {
@@ -162,9 +163,9 @@ impl Device {
         Ok(changed)
     }
 
-    /// Serves one request, given as the bytes that the driver made readable for the device; bytes
-    /// after [`REQUEST_SIZE`](crate::wire::REQUEST_SIZE) are ignored. There is an answer to
-    /// everything. No request makes a config notification due.
+    /// Serves one request, given as the bytes that the driver made readable for the device. Bytes after
+    /// [`REQUEST_SIZE`](crate::wire::REQUEST_SIZE) are ignored. Every request gets an answer, and none makes a
+    /// config notification due.
     pub fn handle(&mut self, request: &[u8], backing: &mut impl Backing) -> Response {
         let request = Request::from_bytes(request);
         let answer = match request {
@@ -182,9 +183,9 @@ impl Device {
         })
     }
 
-    /// System reset: nothing is plugged any more, and the requested size stays. The caller takes back
-    /// the memory of the whole region at once, without a [`Backing`]. Not for device reset, which
-    /// changes nothing here. No notification is due: no driver survives a system reset.
+    /// System reset: unplugs everything; the requested size stays. The caller takes back the memory of the whole
+    /// region itself, not through a [`Backing`]. No notification is due, because no driver survives a system
+    /// reset. A device reset must not call this: it changes nothing here.
     pub fn reset(&mut self) {
         let before = self.config();
         self.plugged = BlockBitmap::new(self.fixed.region_size / self.fixed.block_size);
@@ -200,25 +201,25 @@ impl Device {
         &self.plugged
     }
 
-    /// Bytes that are plugged.
+    /// Number of plugged bytes.
     #[must_use]
     pub const fn plugged_size(&self) -> u64 {
         self.plugged.count() * self.fixed.block_size
     }
 
-    /// Bytes that the host wants to be plugged.
+    /// Number of bytes that the host wants plugged.
     #[must_use]
     pub const fn requested_size(&self) -> u64 {
         self.requested_size
     }
 
-    /// Bytes from the region's start on in which blocks may be plugged.
+    /// Length in bytes of the first part of the region, in which blocks may be plugged.
     #[must_use]
     pub const fn usable_region_size(&self) -> u64 {
         self.usable_region_size
     }
 
-    /// The last request that was not served, of whatever kind.
+    /// The last refused request.
     #[must_use]
     pub const fn refused(&self) -> Option<&Refused> {
         self.refused.as_ref()
@@ -229,7 +230,7 @@ impl Device {
         if self.plugged.count_in(range) != 0 {
             return Err(Refusal::AlreadyPlugged);
         }
-        if self.plugged.count() + range.count > self.requested_size / self.fixed.block_size {
+        if self.plugged.count() + range.count() > self.requested_size / self.fixed.block_size {
             return Err(Refusal::OverAsk);
         }
         backing.plug(range).map_err(|Busy| Refusal::Busy)?;
@@ -240,7 +241,7 @@ impl Device {
 
     fn unplug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
-        if self.plugged.count_in(range) != range.count {
+        if self.plugged.count_in(range) != range.count() {
             return Err(Refusal::AlreadyUnplugged);
         }
         backing.unplug(range).map_err(|Busy| Refusal::Busy)?;
@@ -249,8 +250,8 @@ impl Device {
         Ok(Response::new(ResponseType::Ack))
     }
 
-    /// Content that is gone cannot be brought back, so each run of plugged blocks commits by
-    /// itself: after BUSY some may be unplugged, which `plugged_size` tells.
+    /// Each run of plugged blocks is unplugged and recorded by itself, because the content of an unplugged run
+    /// cannot be restored when a later run fails. After BUSY some runs may be unplugged; `plugged_size` says so.
     fn unplug_all(&mut self, backing: &mut impl Backing) -> Result<Response, Refusal> {
         let mut from = 0;
         while let Some(run) = self.plugged.next_run(from) {
@@ -270,7 +271,7 @@ impl Device {
     fn state(&self, addr: u64, nb_blocks: u16) -> Result<Response, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
         let plugged = self.plugged.count_in(range);
-        Ok(Response::with_state(if plugged == range.count {
+        Ok(Response::with_state(if plugged == range.count() {
             BlockState::Plugged
         } else if plugged == 0 {
             BlockState::Unplugged
@@ -279,7 +280,7 @@ impl Device {
         }))
     }
 
-    /// The blocks that a request names, if they are all usable.
+    /// The blocks that a request names, provided that all of them are usable.
     fn usable_range(&self, addr: u64, nb_blocks: u16) -> Result<BlockRange, Refusal> {
         let DeviceConfig { addr: start, block_size, .. } = self.fixed;
         if !addr.is_multiple_of(block_size) {
@@ -288,17 +289,17 @@ impl Device {
         if nb_blocks == 0 {
             return Err(Refusal::NoBlocks);
         }
-        // The region and its blocks are aligned alike, so the offset is aligned when `addr` is.
+        // The region starts at a multiple of the block size, so the offset is aligned when `addr` is.
         let first = addr.checked_sub(start).ok_or(Refusal::NotUsable)? / block_size;
         let count = u64::from(nb_blocks);
-        // `first` is below 2^64 / block_size, and with blocks of one byte the sum could still wrap.
+        // `first` is below 2^64 / block_size, so with blocks of one byte the sum could wrap.
         match first.checked_add(count) {
-            Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange { first, count }),
+            Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange::new(first, count)),
             _ => Err(Refusal::NotUsable),
         }
     }
 
-    /// How much of the region must be usable for the requested size; nothing for nothing.
+    /// The usable size that the requested size needs; 0 when nothing is requested.
     fn needed_usable_size(&self) -> u64 {
         let DeviceConfig { block_size, region_size, .. } = self.fixed;
         if self.requested_size == 0 {

@@ -1,113 +1,113 @@
-//! The driver: brings the guest's memory to the size that the host wants, one step at a time.
+//! The driver: brings the guest's memory to the size that the host wants, one action at a time.
 //!
-//! Mirrors virtio 1.3, section 5.15.6 (driver requirements) and the sub-block mode of Linux's
-//! `drivers/virtio/virtio_mem.c`: the policy, not the code. It is a step machine. [`Driver::next`]
-//! says what to do, the guest does it and tells [`Driver::complete`] what came of it. The driver
-//! knows nothing of zones and pages, queues and timers, so a failure is but an outcome.
+//! Mirrors virtio 1.3, section 5.15.6 (driver requirements) and the policy, not the code, of the mode of
+//! Linux's `drivers/virtio/virtio_mem.c` in which a device block is smaller than a memory block. It is a state
+//! machine. [`Driver::next`] returns an action, the guest carries it out, and the guest passes the outcome to
+//! [`Driver::complete`]. The driver knows no zones, pages, queues and timers.
 //!
-//! Differs from Linux on purpose: the memmap of a memory block may lie in the memory block, whose
-//! first sub-blocks then are plugged first and unplugged last; after NACK the configuration is read
-//! again before anything is repeated; after ERROR the driver finds out what is true and goes on; no
-//! failure is for ever.
+//! Differs from Linux on purpose:
+//! - The memmap of a memory block may lie in the memory block. The device blocks that hold it are plugged first
+//!   and unplugged last.
+//! - After NACK the driver reads the configuration again before it repeats anything.
+//! - After ERROR the driver asks the device which blocks are plugged, and goes on.
+//! - No failure stops the driver for good.
 //!
-//! Where things are: `geometry` divides the region, `region` is what the driver believes, `plan`
-//! picks the step, `outcome` turns what came of it into beliefs, `doubt` restores them, `rest` says
-//! when to try again.
+//! The files: `geometry` divides the region, `region` is the driver's view of the blocks, `plan` picks the next
+//! action, `outcome` applies the outcome of an action to the view, `doubt` restores the view after an error,
+//! `idle` says when to try again. "Block" alone means device block in all of them.
 //!
-//! Invariants: one action at a time; what the driver believes is plugged is what the device has
-//! plugged, whenever no request is under way and none went wrong; a block is unplugged only when
-//! the guest does not use it.
+//! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
+//! under way and none went wrong; a block is unplugged only when the guest does not use it.
 
 mod doubt;
 mod geometry;
+mod idle;
 mod outcome;
 mod plan;
 mod region;
-mod rest;
 
 use self::doubt::Doubt;
 pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
+use self::idle::BackOff;
+pub use self::idle::{Idle, IdleReason};
 use self::region::Region;
-use self::rest::BackOff;
-pub use self::rest::{Rest, Why};
 use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind, Response};
 
-/// What the driver must know of the guest.
+/// The properties of the guest that the driver needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriverConfig {
-    /// Size and alignment in bytes of a memory block, the unit in which the guest adds and
-    /// removes memory; at most as many device blocks as a request can name.
+    /// Size and alignment in bytes of a memory block, the unit in which the guest adds and removes memory. A
+    /// memory block has at most as many device blocks as one request can name.
     pub memory_block_size: u64,
-    /// Bytes at the start of every memory block that hold its memmap; 0 when the memmap lies
-    /// elsewhere.
+    /// Number of bytes at the start of every memory block that hold its memmap; 0 when the memmap lies elsewhere.
     pub memmap_size: u64,
-    /// The least part of a memory block, in bytes, that the guest can plug or unplug.
+    /// Size in bytes of the smallest part of a memory block that the guest can take in or give up.
     pub min_block_size: u64,
 }
 
-/// What to do next.
+/// An action that the driver asks the guest to carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the configuration space as one snapshot. Completed by [`Outcome::Config`] or
+    /// Read the whole configuration space under one configuration generation. Completed by [`Outcome::Config`] or
     /// [`Outcome::Failed`].
     ReadConfig,
     /// Send the request and wait for the response. Completed by [`Outcome::Response`],
     /// [`Outcome::NoResponse`] or, only when it was not sent, [`Outcome::Failed`].
     Send(Request),
-    /// Add a memory block and bring it online. Completed, as are those below, by
-    /// [`Outcome::Done`] or, with nothing changed, [`Outcome::Failed`].
-    AddBlock {
-        /// Its guest-physical address.
+    /// Add a memory block and bring it online. Completed, as are the actions below, by [`Outcome::Done`] or,
+    /// with nothing changed, [`Outcome::Failed`].
+    AddMemoryBlock {
+        /// Guest-physical address of the memory block.
         addr: u64,
-        /// Where the part of it begins that the guest may use, with the memmap if that lies in it. The
-        /// rest must not be touched.
+        /// Guest-physical address of the plugged part, which includes the memmap if that lies in the memory
+        /// block. The guest must not access the other parts.
         start: u64,
-        /// Size of that part in bytes.
+        /// Size of the plugged part in bytes.
         size: u64,
-        /// Nobody has used what holds the memmap since the device plugged it, so it still
-        /// holds what the device left there: zeros, if the device's maker promises them.
+        /// Whether the part that holds the memmap is unused since the device plugged it. Then it still has the
+        /// content that the device gave it, which is zeros on devices that promise zeros.
         fresh: bool,
     },
     /// Give newly plugged memory of an online memory block to the allocator.
-    OnlineSubBlocks {
-        /// Its guest-physical address.
+    OnlineDeviceBlocks {
+        /// Guest-physical address.
         addr: u64,
-        /// Its size in bytes.
+        /// Size in bytes.
         size: u64,
     },
-    /// Take memory of an online memory block out of the allocator, and never touch it again.
-    OfflineSubBlocks {
-        /// Its guest-physical address.
+    /// Take memory of an online memory block out of the allocator, and do not access it any more.
+    OfflineDeviceBlocks {
+        /// Guest-physical address.
         addr: u64,
-        /// Its size in bytes.
+        /// Size in bytes.
         size: u64,
     },
     /// Take a memory block offline and remove it.
-    RemoveBlock {
-        /// Its guest-physical address.
+    RemoveMemoryBlock {
+        /// Guest-physical address.
         addr: u64,
     },
-    /// Nothing, until [`Driver::config_changed`] or [`Driver::retry`].
-    Rest(Rest),
+    /// Do nothing until [`Driver::config_changed`] or [`Driver::retry`].
+    Idle(Idle),
 }
 
-/// What came of an [`Action`].
+/// The outcome of an [`Action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The configuration space.
+    /// The configuration space was read.
     Config(Config),
-    /// The device's answer.
+    /// The device answered.
     Response(Response),
-    /// The request was sent, and there is no telling whether it was served: no answer in time, or
-    /// one that is none. Its buffers still belong to the device if it was not answered; a device
-    /// that wakes up late must serve it before the requests that follow.
+    /// The request was sent, and it is unknown whether the device served it: there was no answer in time, or the
+    /// answer was malformed. Without an answer, the buffers of the request still belong to the device. A device
+    /// that goes on late must serve the request before the requests after it.
     NoResponse,
-    /// Done.
+    /// The action was carried out.
     Done,
-    /// Not done, and nothing changed.
-    Failed(Why),
+    /// The action was not carried out, and nothing changed.
+    Failed(IdleReason),
 }
 
 /// The driver of one virtio-mem device.
@@ -115,43 +115,44 @@ pub enum Outcome {
 pub struct Driver {
     config: Config,
     region: Region,
-    /// The action that [`Driver::complete`] has yet to hear of.
+    /// The action that waits for [`Driver::complete`].
     under_way: Option<Action>,
-    /// The answer of [`Driver::next`] while nothing happens.
-    resting: Option<Rest>,
-    /// The configuration must be read before anything else.
+    /// The driver is idle, and [`Driver::next`] returns this.
+    idle: Option<Idle>,
+    /// The configuration must be read before any other action.
     read_config: bool,
-    /// Memory was plugged before there was a driver.
+    /// Memory was plugged before this driver existed.
     unplug_all: bool,
-    /// Blocks of which the driver does not know whether they are plugged.
+    /// The blocks for which the driver does not know whether they are plugged.
     doubt: Option<Doubt>,
-    /// Nothing goes on until the pause is over.
-    paused: Option<Why>,
-    /// Memory could not be put to use in this pass: what is plugged and unused goes back.
+    /// The driver must pause before the next action.
+    paused: Option<IdleReason>,
+    /// The guest could not take in memory in this pass: unused blocks are unplugged again.
     stop_growing: bool,
-    /// What went wrong last in this pass.
-    failed: Option<Why>,
-    /// NACKs in a row.
+    /// The last failure of this pass.
+    failed: Option<IdleReason>,
+    /// Number of consecutive NACKs.
     nacks: u32,
-    /// Blocks in one PLUG: fewer after BUSY, since the host may have some though not all, and
-    /// after the guest had no use for what came, so that little goes to and fro.
+    /// Most blocks in one PLUG. It falls after BUSY, because the host may have fewer blocks than were asked for.
+    /// It also falls when the guest could not take in what was plugged, so that fewer blocks are plugged in
+    /// vain.
     most_to_plug: u16,
     back_off: BackOff,
     device_errors: u64,
 }
 
 impl Driver {
-    /// A driver for the device whose configuration space reads `config`. If memory is plugged
-    /// already, nobody knows what it is used for: the driver unplugs it first.
+    /// A driver for the device whose configuration space reads `config`. If memory is plugged already, it belongs
+    /// to a guest kernel that is gone, and the driver unplugs it first.
     ///
     /// # Errors
-    /// [`ConfigError`] when `config` contradicts itself or does not go with `driver`.
+    /// [`ConfigError`] when `config` contradicts itself or does not fit `driver`.
     pub fn new(driver: DriverConfig, config: Config) -> Result<Driver, ConfigError> {
         Ok(Driver {
             config,
             region: Region::new(Geometry::new(driver, &config)?),
             under_way: None,
-            resting: None,
+            idle: None,
             read_config: false,
             unplug_all: config.plugged_size > 0,
             doubt: None,
@@ -165,19 +166,19 @@ impl Driver {
         })
     }
 
-    /// What to do next. The same again until it is completed or, for [`Action::Rest`], until
+    /// The next action. Returns the same action until it is completed or, for [`Action::Idle`], until
     /// [`Driver::config_changed`] or [`Driver::retry`].
-    #[expect(clippy::should_implement_trait, reason = "each step must be completed before the next")]
+    #[expect(clippy::should_implement_trait, reason = "each action must be completed before the next")]
     pub fn next(&mut self) -> Action {
-        if let Some(rest) = self.resting {
-            return Action::Rest(rest);
+        if let Some(idle) = self.idle {
+            return Action::Idle(idle);
         }
         if let Some(action) = self.under_way {
             return action;
         }
         let action = self.decide();
-        if let Action::Rest(rest) = action {
-            self.resting = Some(rest);
+        if let Action::Idle(idle) = action {
+            self.idle = Some(idle);
         } else {
             self.under_way = Some(action);
         }
@@ -188,8 +189,8 @@ impl Driver {
         if self.read_config {
             self.read_config = false;
             Action::ReadConfig
-        } else if let Some(why) = self.paused {
-            Action::Rest(self.back_off.rest(why))
+        } else if let Some(reason) = self.paused {
+            Action::Idle(self.back_off.idle(reason))
         } else if self.unplug_all {
             Action::Send(Request { kind: RequestKind::UnplugAll, addr: 0, nb_blocks: 0 })
         } else if let Some(question) = self.question() {
@@ -199,21 +200,20 @@ impl Driver {
         }
     }
 
-    /// The device gave a config notification, for whatever reason. What is under way should be
-    /// completed, if need be as failed; then the driver looks at the configuration and tries again
-    /// whatever failed.
+    /// The device gave a config notification. The action under way should be completed, if necessary as failed.
+    /// The driver then reads the configuration and tries every failed action again.
     pub fn config_changed(&mut self) {
-        self.resting = None;
+        self.idle = None;
         self.read_config = true;
         self.new_pass();
     }
 
-    /// The pause that was asked for is over, or memory was freed.
+    /// The requested pause is over, or memory was freed.
     pub fn retry(&mut self) {
-        match self.resting {
-            Some(Rest::Reached) => {}
-            Some(Rest::Retry { .. } | Rest::Blocked(_)) => {
-                self.resting = None;
+        match self.idle {
+            Some(Idle::Reached) => {}
+            Some(Idle::Retry { .. } | Idle::Blocked(_)) => {
+                self.idle = None;
                 self.read_config = true;
                 self.new_pass();
                 self.back_off.retry();
@@ -222,16 +222,16 @@ impl Driver {
         }
     }
 
-    /// Tells what came of the action that [`Driver::next`] returned last.
+    /// Takes the outcome of the action that [`Driver::next`] returned last.
     ///
     /// # Panics
-    /// When no action is under way, or `outcome` is none of its outcomes.
+    /// When no action is under way, or `outcome` is not a possible outcome of it.
     pub fn complete(&mut self, outcome: Outcome) {
         let action = self.under_way.take().expect("an action is under way");
-        self.believe(action, outcome);
+        self.apply(action, outcome);
     }
 
-    /// Bytes that are plugged, to the driver's knowledge.
+    /// Number of plugged bytes, in the driver's view.
     #[must_use]
     pub const fn plugged_size(&self) -> u64 {
         if self.unplug_all {
@@ -241,24 +241,24 @@ impl Driver {
         }
     }
 
-    /// Bytes that the host wanted to be plugged when the configuration was read last.
+    /// Number of bytes that the host wanted plugged when the configuration was last read.
     #[must_use]
     pub const fn requested_size(&self) -> u64 {
         self.config.requested_size
     }
 
-    /// How often the device has broken the rules or has not answered.
+    /// How often the device has violated the specification or has not answered.
     #[must_use]
     pub const fn device_errors(&self) -> u64 {
         self.device_errors
     }
 
-    /// The runs of blocks that are plugged, to the driver's knowledge, ascending.
+    /// The runs of plugged blocks in the driver's view, ascending.
     pub fn plugged(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.region.plugged_runs()
     }
 
-    /// Whatever failed may be tried again.
+    /// Begins a new pass: every failed action may be tried again.
     fn new_pass(&mut self) {
         self.paused = None;
         self.stop_growing = false;
@@ -281,22 +281,22 @@ impl Driver {
     }
 
     fn request(&self, kind: RequestKind, range: BlockRange) -> Request {
-        let nb_blocks = u16::try_from(range.count).expect("the range fits into a request");
-        Request { kind, addr: self.region.geometry.addr(range.first), nb_blocks }
+        let nb_blocks = u16::try_from(range.count()).expect("the range fits into a request");
+        Request { kind, addr: self.region.geometry.addr(range.first()), nb_blocks }
     }
 
-    /// The blocks of a request that the driver has sent.
+    /// The blocks of a request of this driver.
     const fn range(&self, request: Request) -> BlockRange {
-        BlockRange { first: self.region.geometry.block(request.addr), count: request.nb_blocks as u64 }
+        BlockRange::new(self.region.geometry.block(request.addr), request.nb_blocks as u64)
     }
 
-    /// The blocks of an action.
+    /// The blocks of an action on `size` bytes at `addr`.
     fn blocks(&self, addr: u64, size: u64) -> BlockRange {
         let geometry = &self.region.geometry;
-        BlockRange { first: geometry.block(addr), count: geometry.blocks(size) }
+        BlockRange::new(geometry.block(addr), geometry.blocks(size))
     }
 
-    /// The memory block of an action.
+    /// The memory block of an action at `addr`.
     fn memory_block(&self, addr: u64) -> usize {
         self.region.geometry.place(self.region.geometry.block(addr)).0
     }

@@ -1,10 +1,12 @@
-//! The virtio memory device (virtio 1.3, section 5.15), both ends of it, as state machines that do
-//! no I/O: they can be run against each other in one test, and so they are.
+//! The virtio memory device (virtio 1.3, section 5.15): the device and the driver, as state machines.
 //!
-//! One virtqueue carries requests of the driver; the device answers each. What the host wants
-//! stands in the configuration space, and a config notification says that it has changed. Growing
-//! by 1 GiB and shrinking by a memory block look like this (`mm` is the guest's memory
-//! management, KVM stands for whatever is behind [`device::Backing`]):
+//! Neither end does I/O, so tests run one against the other without a guest. One virtqueue carries the
+//! driver's requests, and the device answers each. The configuration space says how much memory the host
+//! wants plugged, and a config notification says that this has changed.
+//!
+//! The unit of plugging is the *device block* of `block_size` bytes. The guest adds and removes *memory blocks*,
+//! each of which is made of device blocks. Growing by 1 GiB and then shrinking by one memory block looks like
+//! this (`mm` is the guest's memory management, KVM is one implementation of [`device::Backing`]):
 //!
 //! ```text
 //!   mm          driver::Driver                       device::Device        KVM
@@ -16,12 +18,12 @@
 //!    |                 | --------------------------------->|  plug(range)   |
 //!    |                 |                                   |--------------->|
 //!    |                 |   Ack                             |                |
-//!    |  AddBlock       | <---------------------------------|                |
-//!    | <---------------|      (once a memory block)        |                |
+//!    | AddMemoryBlock  | <---------------------------------|                |
+//!    | <---------------|   (once per memory block)         |                |
 //!    |                 |                                   |                |
 //!    |                 |   config notification             |  resize(896M)  |
 //!    |                 | <---------------------------------|                |
-//!    |  RemoveBlock    |   ReadConfig: requested = 896M    |                |
+//!    |RemoveMemoryBlock|   ReadConfig: requested = 896M    |                |
 //!    | <---------------| --------------------------------->|                |
 //!    |                 |   Send(Unplug, addr, 64 blocks)   |                |
 //!    |                 | --------------------------------->|  unplug(range) |
@@ -29,8 +31,8 @@
 //!    |                 | <---------------------------------|                |
 //! ```
 //!
-//! [`device`] and [`driver`] never import each other: they meet in [`wire`] and [`blocks`], or a
-//! misunderstanding of the one would hide in the other. Neither knows queues, clocks or logs.
+//! [`device`] and [`driver`] never import each other. They share only [`wire`] and [`blocks`], so that a
+//! misreading of the specification at one end fails at the other. Neither knows queues, clocks or logs.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -43,5 +45,5 @@ pub mod wire;
 
 pub use blocks::{BlockBitmap, BlockRange};
 pub use device::{Backing, Busy, Device, DeviceConfig};
-pub use driver::{Action, ConfigError, Driver, DriverConfig, Outcome, Rest, Why};
+pub use driver::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome};
 pub use wire::{BlockState, Config, Request, RequestKind, Response, ResponseType};

@@ -1,12 +1,14 @@
-//! What device and driver exchange: the configuration space, the requests and the responses.
+//! The wire format: the configuration space, the requests and the responses.
 //!
-//! Mirrors virtio 1.3, sections 5.15.3 to 5.15.6, and Linux's `include/uapi/linux/virtio_mem.h`:
-//! layouts, constants and conversions between bytes and types, no behaviour. Everything is little
-//! endian. Padding is written as zero and never looked at.
+//! Mirrors virtio 1.3, sections 5.15.3 to 5.15.6, and Linux's `include/uapi/linux/virtio_mem.h`. This file has
+//! layouts, constants and conversions between bytes and types, and no behaviour. Everything is little
+//! endian. Padding is written as zero and ignored when read. "Block" means device block here.
 //!
-//! Reading is strict where a device reads (an unknown request is a [`BadRequest`]) and forgiving
-//! where a driver reads: a response that the specification does not know means "not now"
-//! ([`ResponseType::Busy`]), so that a newer device never stops an older driver for good.
+//! The device reads strictly: an unknown request is a [`BadRequest`]. The driver reads leniently: a response
+//! type that the specification does not define counts as [`ResponseType::Busy`], so that a newer device never
+//! stops an older driver for good.
+//!
+//! Invariant: the sizes and offsets of the layouts are asserted at compile time.
 
 use core::fmt;
 use core::mem::{offset_of, size_of};
@@ -20,25 +22,25 @@ pub const DEVICE_ID: u32 = 24;
 /// Feature bit: [`Config::node_id`] is valid and is an ACPI proximity domain.
 pub const F_ACPI_PXM: u32 = 0;
 
-/// Feature bit: the driver must not touch unplugged memory at all.
+/// Feature bit: the driver must not access unplugged memory at all.
 pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 
-/// Bytes of the configuration space.
+/// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 
-/// Bytes of a request.
+/// Size of a request in bytes.
 pub const REQUEST_SIZE: usize = size_of::<RequestBytes>();
 
-/// Bytes of a response.
+/// Size of a response in bytes.
 pub const RESPONSE_SIZE: usize = size_of::<ResponseBytes>();
 
 /// The device's configuration space, read-only to the driver.
 ///
-/// All sizes are in bytes. The last three fields change at run time, so a driver reads the whole
-/// under the transport's configuration generation, as one snapshot.
+/// All sizes are in bytes. The last three fields change at run time, so a driver reads all fields under one
+/// value of the transport's configuration generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Size and alignment of a block; a power of two.
+    /// Size and alignment of a device block; a power of two.
     pub block_size: u64,
     /// ACPI proximity domain of the region; meaningless unless [`F_ACPI_PXM`] was negotiated.
     pub node_id: u16,
@@ -46,11 +48,11 @@ pub struct Config {
     pub addr: u64,
     /// Size of the region, the most that can ever be plugged; a multiple of `block_size`.
     pub region_size: u64,
-    /// Length of the region's prefix in which blocks may be plugged now.
+    /// Length of the first part of the region, in which blocks may be plugged.
     pub usable_region_size: u64,
-    /// What is plugged.
+    /// Number of plugged bytes.
     pub plugged_size: u64,
-    /// What the host wants to be plugged.
+    /// Number of bytes that the host wants plugged.
     pub requested_size: u64,
 }
 
@@ -93,7 +95,7 @@ impl Config {
         })
     }
 
-    /// Reads a configuration space. Nothing is checked but the layout.
+    /// Reads a configuration space. The values are not checked.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; CONFIG_SIZE]) -> Config {
         let raw: ConfigBytes = transmute!(*bytes);
@@ -109,7 +111,7 @@ impl Config {
     }
 }
 
-/// What a driver can ask for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum RequestKind {
@@ -117,20 +119,20 @@ pub enum RequestKind {
     Plug = 0,
     /// Unplug blocks that are all plugged.
     Unplug = 1,
-    /// Unplug whatever is plugged.
+    /// Unplug all plugged blocks.
     UnplugAll = 2,
-    /// Tell whether blocks are plugged.
+    /// Report whether blocks are plugged.
     State = 3,
 }
 
 /// A request, written by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What to do.
+    /// The kind of the request.
     pub kind: RequestKind,
-    /// Guest-physical address of the first block; not looked at by [`RequestKind::UnplugAll`].
+    /// Guest-physical address of the first block; ignored for [`RequestKind::UnplugAll`].
     pub addr: u64,
-    /// Number of blocks; not looked at by [`RequestKind::UnplugAll`].
+    /// Number of blocks; ignored for [`RequestKind::UnplugAll`].
     pub nb_blocks: u16,
 }
 
@@ -150,15 +152,15 @@ const _: () = {
     assert!(offset_of!(RequestBytes, nb_blocks) == 16);
 };
 
-/// Bytes that are no [`Request`].
+/// Why bytes are not a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadRequest {
     /// Fewer than [`REQUEST_SIZE`] bytes.
     Short {
-        /// How many.
+        /// Their number.
         len: usize,
     },
-    /// A type that the specification does not know.
+    /// A type that the specification does not define.
     UnknownType(u16),
 }
 
@@ -204,15 +206,15 @@ impl Request {
     }
 }
 
-/// How a device answers.
+/// The type of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ResponseType {
-    /// Done.
+    /// The request was carried out.
     Ack = 0,
-    /// Well-formed, but more than the host wants to be plugged.
+    /// The request is well-formed, but asks for more than the host wants plugged.
     Nack = 1,
-    /// Not now; nothing was changed.
+    /// The device cannot do it at the moment; nothing has changed.
     Busy = 2,
     /// The request is wrong.
     Error = 3,
@@ -226,17 +228,16 @@ pub enum BlockState {
     Plugged = 0,
     /// All blocks are unplugged.
     Unplugged = 1,
-    /// Some are, some are not.
+    /// Some blocks are plugged, some are not.
     Mixed = 2,
 }
 
 /// A response, written by the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The answer.
+    /// The type of the response.
     pub kind: ResponseType,
-    /// Means something only when `kind` is [`ResponseType::Ack`] and the request was
-    /// [`RequestKind::State`].
+    /// Meaningful only when `kind` is [`ResponseType::Ack`] and the request was [`RequestKind::State`].
     pub state: BlockState,
 }
 
@@ -254,7 +255,7 @@ const _: () = {
 };
 
 impl Response {
-    /// A response without a state: its bytes are zero.
+    /// A response without a state: the bytes of the state are zero.
     #[must_use]
     pub const fn new(kind: ResponseType) -> Response {
         Response { kind, state: BlockState::Plugged }
@@ -276,8 +277,8 @@ impl Response {
         })
     }
 
-    /// Reads a response. An unknown type is [`ResponseType::Busy`]; an unknown state is
-    /// [`BlockState::Mixed`], which makes the driver look closer.
+    /// Reads a response. An unknown type is read as [`ResponseType::Busy`]. An unknown state is read as
+    /// [`BlockState::Mixed`], which makes the driver ask for smaller ranges.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; RESPONSE_SIZE]) -> Response {
         let raw: ResponseBytes = transmute!(*bytes);

@@ -1,14 +1,13 @@
 //! The same session on stock Linux and on tidevm's guest, on the same emulated machines, side by side.
 //!
-//! A program of its own measures and shows it (`tests/src/bin/compare.rs`), because this one must build
-//! before the guest's compiler is there. Here is what it needs, where it runs, and what it printed.
+//! The lab's program `compare` (`vmm/lab/src/bin/compare.rs`) does all of it but for one thing: it cannot
+//! run itself on the nested host. Nor can it be a part of this program, which must build before the guest's
+//! compiler is there.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::Result;
 use tidevm_guest_image::workspace_root;
 
 use crate::nested::{self, Host};
@@ -16,7 +15,6 @@ use crate::nested::{self, Host};
 /// Boot memory and plugged memory of a guest of the nested host, and the host's own.
 const NESTED_MEMORY_MIB: u32 = 8 * 1024;
 
-const HOSTS: [&str; 3] = ["qemu", "qemu-counting", "tidevm"];
 const GUESTS: [&str; 2] = ["linux", "tidevm"];
 
 /// Runs all sessions and prints the table; its status.
@@ -27,40 +25,23 @@ pub fn run() -> Result<ExitCode> {
     let nested = Host::prepare()?;
     let program = nested::program("compare")?;
     let target = workspace_root().join("target");
-    let [initrd, file] = ["nested/agent-initrd", "compare.json"].map(|name| target.join(name));
+    let [initrd, file] = ["nested/agent-initrd", "compare.jsonl"].map(|name| target.join(name));
     fs::write(&initrd, nested.stock.agent()?)?;
-    let mut records = Vec::new();
-    for host in HOSTS {
-        for guest in GUESTS {
-            eprintln!("{guest} on {host}");
-            let files = [&nested.stock.kernel, &initrd].map(|path| path.display().to_string());
-            let words = ["measure", host, guest].map(str::to_owned);
-            let record = match host {
-                "tidevm" => measure_nested(&nested, &program, &[&words[..], &files[..]].concat()),
-                _ => measure_here(&program, &[&words[..], &files[..]].concat()),
-            };
-            let record = record.with_context(|| format!("nothing was measured of {guest} on {host}"))?;
-            if let Some(error) = record["error"].as_str() {
-                eprintln!("{error}");
+    let files = [&nested.stock.kernel, &initrd].map(|path| path.display().to_string());
+    let mut records = String::new();
+    for guest in GUESTS {
+        eprintln!("{guest} on the nested host");
+        let words = ["measure", guest].map(str::to_owned);
+        nested.run_for(&program, &[&words[..], &files[..]].concat(), NESTED_MEMORY_MIB, |line| {
+            // What it says on standard error comes the same way as its record, a JSON object.
+            if line.starts_with('{') {
+                records.push_str(line);
+                records.push('\n');
+            } else {
+                eprintln!("{line}");
             }
-            records.push(record);
-        }
+        })?;
     }
-    fs::write(&file, format!("{:#}\n", Value::Array(records)))?;
-    crate::status(Command::new(&program).arg("table").arg(&file))
-}
-
-fn measure_here(program: &Path, arguments: &[String]) -> Result<Value> {
-    let output = Command::new(program).args(arguments).stderr(Stdio::inherit()).output()?;
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// There, what it says on standard error comes the same way as the record.
-fn measure_nested(host: &Host, program: &Path, arguments: &[String]) -> Result<Value> {
-    let mut record = None;
-    host.run_for(program, arguments, NESTED_MEMORY_MIB, |line| match serde_json::from_str(line) {
-        Ok(value) => record = Some(value),
-        Err(_) => eprintln!("{line}"),
-    })?;
-    record.context("it printed no record")
+    fs::write(&file, records)?;
+    crate::status(Command::new(&program).arg("run").args(files).arg(&file))
 }

@@ -1,9 +1,9 @@
-//! `docs/features.md`: what the mechanisms claim, and the test that proves each claim.
+//! `docs/features.md`: the claims of the mechanisms, and the tests that prove each claim.
 //!
-//! `docs/features.toml` says which test proves what. A run of all tests writes the document from it and
-//! from what became of those tests, so it says nothing that was not run. A run that had to skip some of them
-//! leaves the document alone, and says so. Neither times nor hosts are in it: as long as the tests pass it
-//! stays the same.
+//! `docs/features.toml` is the list of the claims and of their tests. A run of all tests writes the document from
+//! this list and from the results, so the document says nothing that was not run. A run that skipped a test of the
+//! list leaves the document alone, and says so. As long as the tests pass the document stays the same, including
+//! its record of the run that wrote it (see `recorded`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use tidevm_guest_image::workspace_root;
 
-use crate::results::{Outcome, Results};
+use crate::recorded;
+use crate::results::{Results, TestResult};
 
 /// `docs/features.toml`.
 #[derive(Deserialize)]
@@ -28,9 +29,9 @@ pub struct Features {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Suite {
-    /// As cargo names it.
+    /// Its name in cargo.
     name: String,
-    /// What its tests run on.
+    /// The kind of machine that its tests run on.
     runs: String,
     /// The folder or file of its sources.
     sources: String,
@@ -44,7 +45,7 @@ struct Mechanism {
     title: String,
 }
 
-/// A claim. It has tests, or a figure, or a reason why it cannot apply, or nothing yet.
+/// A claim. It has tests, or a figure, or a reason why it cannot apply; otherwise its proof is missing.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
@@ -54,15 +55,15 @@ struct Row {
     /// `suite::test`.
     #[serde(default)]
     tests: Vec<String>,
-    /// What prints the figure, for a claim about a quantity.
+    /// The command that prints the figure, for a claim about a quantity.
     figure: Option<String>,
-    /// Why it cannot apply.
+    /// Why the claim cannot apply here.
     cannot: Option<String>,
 }
 
-/// What is known of a row after a run.
+/// The result of a row after a run, the worse the larger.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
+enum RowResult {
     Proven,
     Measured,
     CannotApply,
@@ -72,17 +73,17 @@ enum Verdict {
 }
 
 impl Row {
-    fn verdict(&self, results: &Results) -> Verdict {
+    fn result(&self, results: &Results) -> RowResult {
         let of = |test: &String| match results.of(test) {
-            Some(Outcome::Passed) => Verdict::Proven,
-            Some(Outcome::Skipped(_)) => Verdict::Skipped,
-            Some(Outcome::Failed) | None => Verdict::Failed,
+            Some(TestResult::Passed) => RowResult::Proven,
+            Some(TestResult::Skipped(_)) => RowResult::Skipped,
+            Some(TestResult::Failed) | None => RowResult::Failed,
         };
         match self.tests.iter().map(of).max() {
             Some(worst) => worst,
-            None if self.cannot.is_some() => Verdict::CannotApply,
-            None if self.figure.is_some() => Verdict::Measured,
-            None => Verdict::Missing,
+            None if self.cannot.is_some() => RowResult::CannotApply,
+            None if self.figure.is_some() => RowResult::Measured,
+            None => RowResult::Missing,
         }
     }
 
@@ -90,31 +91,31 @@ impl Row {
         let mut proof: Vec<String> = self.tests.iter().map(|test| format!("`{test}`")).collect();
         proof.extend(self.figure.iter().map(|figure| format!("figure: {figure}")));
         proof.extend(self.cannot.clone());
-        let result = match self.verdict(results) {
-            Verdict::Proven => "passed",
-            Verdict::Measured => "measured",
-            Verdict::CannotApply => "cannot apply",
-            Verdict::Missing => "**missing**",
-            Verdict::Skipped => "skipped",
-            Verdict::Failed => "**FAILED**",
+        let result = match self.result(results) {
+            RowResult::Proven => "passed",
+            RowResult::Measured => "measured",
+            RowResult::CannotApply => "cannot apply",
+            RowResult::Missing => "**missing**",
+            RowResult::Skipped => "skipped",
+            RowResult::Failed => "**FAILED**",
         };
         [self.id.clone(), self.claim.clone(), proof.join("<br>"), result.to_owned()]
     }
 }
 
 impl Features {
-    /// Reads the table.
+    /// Reads the list.
     ///
     /// # Errors
-    /// It is not there, or not in its form.
+    /// The file is missing or malformed.
     pub fn read() -> Result<Self> {
         let path = path("features.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     }
 
-    /// Compares the table with a run of all tests, writes the document if all of them passed, and says
-    /// how it stands. `false` when a test that the table names failed, or was not there.
+    /// Compares the list with a run of all tests, prints a summary, and writes the document if every test of the
+    /// list passed. Returns `false` when a test of the list failed, or had no result.
     ///
     /// # Errors
     /// The document cannot be written.
@@ -124,17 +125,17 @@ impl Features {
         let mut skipped = 0;
         for (row, test) in self.tests() {
             match results.of(test) {
-                Some(Outcome::Passed) => {}
-                Some(Outcome::Skipped(reason)) => {
+                Some(TestResult::Passed) => {}
+                Some(TestResult::Skipped(reason)) => {
                     println!("{}: {test} was skipped: {reason}", row.id);
                     skipped += 1;
                 }
-                Some(Outcome::Failed) => {
+                Some(TestResult::Failed) => {
                     println!("{}: {test} FAILED", row.id);
                     good = false;
                 }
                 None => {
-                    println!("{}: {test} has told no result", row.id);
+                    println!("{}: {test} has no result", row.id);
                     good = false;
                 }
             }
@@ -144,10 +145,12 @@ impl Features {
         } else if skipped > 0 {
             println!("docs/features.md stays as it is: this run skipped {skipped} tests that it names");
         } else {
-            let (path, text) = (path("features.md"), self.render(results));
-            if fs::read_to_string(&path).is_ok_and(|known| known == text) {
+            let path = path("features.md");
+            let known = fs::read_to_string(&path).unwrap_or_default();
+            if recorded::without(&known) == (self.render(results, ""), true) {
                 println!("docs/features.md says the same");
             } else {
+                let text = self.render(results, &recorded::line());
                 fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
                 println!("docs/features.md has changed: look at the difference and commit it");
             }
@@ -158,27 +161,27 @@ impl Features {
     fn summary(&self, results: &Results) -> String {
         let mut counts = BTreeMap::new();
         for row in &self.row {
-            *counts.entry(row.verdict(results)).or_insert(0) += 1;
+            *counts.entry(row.result(results)).or_insert(0) += 1;
         }
-        let count = |verdict| counts.get(&verdict).copied().unwrap_or(0);
+        let count = |result| counts.get(&result).copied().unwrap_or(0);
         format!(
             "{} rows: {} proven by tests, {} measured, {} cannot apply, {} failed, {} skipped, {} missing",
             self.row.len(),
-            count(Verdict::Proven),
-            count(Verdict::Measured),
-            count(Verdict::CannotApply),
-            count(Verdict::Failed),
-            count(Verdict::Skipped),
-            count(Verdict::Missing),
+            count(RowResult::Proven),
+            count(RowResult::Measured),
+            count(RowResult::CannotApply),
+            count(RowResult::Failed),
+            count(RowResult::Skipped),
+            count(RowResult::Missing),
         )
     }
 
-    /// The document.
-    fn render(&self, results: &Results) -> String {
+    /// The document, with the line `record`.
+    fn render(&self, results: &Results, record: &str) -> String {
         let mut text = String::from(INTRODUCTION);
         let suites = self.suite.iter().map(|suite| [format!("`{}`", suite.name), suite.runs.clone()]);
         table(&mut text, ["suite", "its tests run on"], suites);
-        text += &format!("\n{}.\n", self.summary(results));
+        text += &format!("\n{}.\n{record}", self.summary(results));
         for Mechanism { id, title } in &self.mechanism {
             text += &format!("\n## {id}: {title}\n\n");
             let rows = self.row.iter().filter(|row| row.id.split('.').next() == Some(id));
@@ -187,7 +190,7 @@ impl Features {
         text
     }
 
-    /// Tests that the table names and no source has, a complaint each.
+    /// A complaint for each test of the list that no source has.
     ///
     /// # Errors
     /// Sources cannot be read.
@@ -199,7 +202,7 @@ impl Features {
         Ok(complaints)
     }
 
-    /// Why `test` is none, if it is.
+    /// Why `test` does not exist, or `None`.
     fn unknown(&self, test: &str) -> Result<Option<String>> {
         let (suite, name) = (test.split("::").next(), test.rsplit("::").next().unwrap_or_default());
         let Some(suite) = self.suite.iter().find(|known| suite == Some(&known.name)) else {
@@ -209,13 +212,13 @@ impl Features {
         Ok((!exists).then(|| format!("{test}: not in {}", suite.sources)))
     }
 
-    /// Every test that is named, and the row that names it.
+    /// Every test of the list, with the row that names it.
     fn tests(&self) -> impl Iterator<Item = (&Row, &String)> {
         self.row.iter().flat_map(|row| row.tests.iter().map(move |test| (row, test)))
     }
 }
 
-/// Whether a Rust file at or below `path` has a test `name`: as a function, or in a list of tests.
+/// Whether a Rust file at or below `path` has a test `name`, as a function or in a list of tests.
 fn declares(path: &Path, name: &str) -> Result<bool> {
     if path.is_dir() {
         for entry in fs::read_dir(path)? {
@@ -240,9 +243,9 @@ fn table<const N: usize>(text: &mut String, columns: [&str; N], rows: impl Itera
 const INTRODUCTION: &str = "\
 # Features
 
-Every claim of the five designs that tidevm realises, with the test that proves it and what became of
-that test. `cargo xtask test` writes this file from `docs/features.toml` when it has run every test; edit
-that one.
+Every claim of the five designs that tidevm implements, with the tests that prove it and their result.
+`cargo xtask test` writes this file from `docs/features.toml` after it has run every test; edit that file.
+Later runs than the recorded one had the same results, or they would have changed this file.
 
 ";
 
@@ -253,9 +256,10 @@ fn path(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::{Features, Row};
+    use crate::recorded;
     use crate::results::{Reader, Results};
 
-    /// Claims of each mechanism.
+    /// Number of claims of each mechanism.
     const ROWS: [usize; 5] = [18, 14, 15, 21, 15];
 
     fn results(text: &str) -> Results {
@@ -288,7 +292,7 @@ mod tests {
         assert!(unknown.is_empty(), "{unknown:#?}");
     }
 
-    /// What a run in which all tests pass would write.
+    /// A run in which all tests pass would write the committed document, but for the record.
     #[test]
     fn the_document_is_that_of_the_table() {
         let features = Features::read().unwrap();
@@ -301,12 +305,12 @@ mod tests {
         }
         let known = std::fs::read_to_string(super::path("features.md")).unwrap();
         assert!(
-            features.render(&all) == known,
+            features.render(&all, "") == recorded::without(&known).0,
             "docs/features.toml has changed: `cargo xtask test` writes docs/features.md anew, commit that"
         );
     }
 
-    /// A row for each pitfall, and a test in it or a reason why it cannot happen.
+    /// Each pitfall has a row, with a test or with the reason why it cannot happen.
     #[test]
     fn every_pitfall_has_a_test_that_exists_or_a_reason() {
         let features = Features::read().unwrap();
@@ -344,8 +348,8 @@ mod tests {
              ]",
         )
         .unwrap();
-        let text =
-            features.render(&results("test a ... ok\ntest b ... ok\ntest c ... ignored\ntest d ... FAILED"));
+        let text = features
+            .render(&results("test a ... ok\ntest b ... ok\ntest c ... ignored\ntest d ... FAILED"), "");
         for line in [
             "7 rows: 1 proven by tests, 1 measured, 1 cannot apply, 2 failed, 1 skipped, 1 missing.",
             "| S1.1 | a\\|b | `mm::a`<br>`mm::b` | passed |",

@@ -1,4 +1,5 @@
-//! An initramfs: the archive that a kernel unpacks as its first file system.
+//! An initramfs: the archive that a Linux kernel unpacks as its first file system (Linux:
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::fs;
 use std::io::Write;
@@ -7,23 +8,29 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
 
-use crate::stock::{Module, Stock};
-
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
+
+/// A kernel module.
+pub struct Module {
+    /// Name of its file.
+    pub file: String,
+    /// The unpacked content.
+    pub content: Vec<u8>,
+}
 
 /// An archive that is being made.
 pub struct Initramfs(Vec<u8>);
 
 impl Initramfs {
-    /// Folders and a shell.
-    pub fn new(stock: &Stock) -> Result<Self> {
+    /// An archive with the usual folders and `shell`, a static busybox.
+    pub fn new(shell: &Path) -> Result<Self> {
         let mut archive = Self(Vec::new());
         for folder in ["bin", "dev", "proc", "sys", "tmp", "lib", "files", "linux"] {
             archive.add(folder, FOLDER, b"")?;
         }
-        archive.program("bin/busybox", &stock.shell)?;
+        archive.program("bin/busybox", shell)?;
         Ok(archive)
     }
 
@@ -40,17 +47,17 @@ impl Initramfs {
         self.add(name, PROGRAM, &read(path)?)
     }
 
-    /// Adds a file that is there already.
+    /// Adds a copy of the file at `path`.
     pub fn copy(&mut self, name: &str, path: &Path) -> Result<()> {
         self.add(name, FILE, &read(path)?)
     }
 
-    /// Adds a file.
+    /// Adds a file with the content `bytes`.
     pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.add(name, FILE, bytes)
     }
 
-    /// Adds modules; returns the commands that load them.
+    /// Adds modules. Returns the shell commands that load them.
     pub fn modules(&mut self, modules: &[Module]) -> Result<String> {
         let mut load = String::new();
         for Module { file, content } in modules {
@@ -60,7 +67,7 @@ impl Initramfs {
         Ok(load)
     }
 
-    /// The whole, with the script that is the first process.
+    /// Ends the archive with `init`, the script that runs as the first process.
     pub fn finish(mut self, init: &str) -> Result<Vec<u8>> {
         self.add("init", PROGRAM, init.as_bytes())?;
         trailer(&mut self.0)?;

@@ -1,11 +1,15 @@
-//! What plain cargo cannot say: bring a fresh machine up, run the demo, run every test, run a
-//! program on a KVM host of our own.
+//! `cargo xtask`: the tasks of this repository that plain cargo cannot do. They set up a fresh machine, run the
+//! demo, run every test, and run a program on an emulated KVM host.
+//!
+//! This program must build before a compiler for the guest exists, so it does not depend on the packages that
+//! contain the guest.
 
 mod compare;
 mod features;
 mod initramfs;
 mod nested;
 mod packages;
+mod recorded;
 mod results;
 mod stock;
 mod suites;
@@ -32,7 +36,7 @@ usage: cargo xtask COMMAND
                                stock kernel as the guest), or a static executable
 ";
 
-/// Debian's compiler with the sources of its libraries; they have to be of one version.
+/// Debian's compiler and the sources of its libraries. Both must have the same version.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 
 fn main() -> Result<ExitCode> {
@@ -79,7 +83,7 @@ fn setup() -> Result<Toolchain> {
         eprintln!("the guest needs a compiler for its bare-metal target: Debian has one");
         packages::install(&COMPILER_PACKAGES)?;
     }
-    // Its error names both remedies.
+    // The error names both ways to get a compiler.
     Ok(find_toolchain()?)
 }
 
@@ -89,7 +93,7 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Runs a command whose exit status is this program's.
+/// Runs a command, and returns its exit status as the status of this program.
 fn status(command: &mut Command) -> Result<ExitCode> {
     let text = format!("{command:?}");
     let status = command.status().with_context(|| format!("cannot run {text}"))?;

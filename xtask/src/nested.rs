@@ -1,9 +1,11 @@
-//! A KVM host on any x86-64 Linux machine: QEMU emulates a CPU with SVM, a stock kernel runs on it
-//! and loads its own KVM, and a program runs there with nothing else around it.
+//! The nested host: a KVM host on any x86-64 Linux machine. QEMU emulates a CPU with SVM, a stock kernel runs on
+//! that CPU and loads its own KVM, and one program runs on that kernel.
 //!
-//! The program must be statically linked. It has one serial port for its output, the kernel has
-//! another one for its messages, and a third one carries the exit status. Beside the program there
-//! is a stock Linux guest for it to boot, which the environment names.
+//! The program must be statically linked. Its output goes to one serial port, the kernel's messages to a second,
+//! and the exit status to a third. The file system has a stock Linux guest for the program to boot; environment
+//! variables name its files.
+//!
+//! Invariant: one run at a time per working tree, because runs share the files that they leave.
 
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -20,52 +22,52 @@ use crate::packages;
 use crate::stock::Stock;
 
 const QEMU: &str = "qemu-system-x86_64";
-/// A CPU that exists, with what its hypervisor needs. QEMU emulates not all of it, and warns.
+/// A real CPU model, with the features that a hypervisor needs. QEMU warns about features that it does not emulate.
 const CPU: &str = "EPYC-Rome,+svm,+npt";
-/// Memory of the host, unless more is asked for.
+/// Memory of the host in most runs.
 pub const MEMORY_MIB: u32 = 4096;
-/// CPUs of the host. With two, QEMU 7.2 now and then (once in minutes) leaves both of them waiting for each
-/// other for ever; the guests' CPUs take turns on one as well.
+/// CPUs of the host. With two, QEMU 7.2 sometimes (once in minutes) leaves both waiting for each other for ever. One
+/// is enough, because the vCPUs of a guest can take turns.
 const CPUS: u32 = 1;
-/// The kernel's command line. The timer ticks periodically, because QEMU's emulator now and then loses an
-/// interrupt that comes while a CPU enters or leaves a guest: the next tick makes up for it, where a timer
-/// that is set anew each time would never be set again, and all that waits for time would wait for ever.
+/// The kernel's command line. It makes the timer periodic, because QEMU's emulator sometimes loses an interrupt that
+/// comes while a CPU enters or leaves a guest. A periodic timer ticks again. A one-shot timer would never be set
+/// again, and everything that waits for time would wait for ever.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet nohz=off highres=off";
-/// Longest run; nothing that is meant to run here takes as long.
+/// Longest run. Every intended run is shorter.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
-/// Longest silence of a program; after it the host is taken for dead.
+/// Longest silence of a program. After it the host counts as dead.
 const SILENCE: Duration = Duration::from_secs(3 * 60);
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What the host needs, ready to be started.
+/// A nested host that is ready to start.
 pub struct Host {
-    /// The kernel that it runs, and that its guests run.
+    /// The kernel of the host and of its guests.
     pub stock: Stock,
 }
 
-/// Where packages are unpacked and runs leave their traces.
+/// The folder for unpacked packages and for the files of runs.
 fn folder() -> PathBuf {
     workspace_root().join("target/nested")
 }
 
-/// What keeps QEMU from being used, if anything does.
+/// Why QEMU cannot be used, or `None`.
 pub fn missing_qemu() -> Option<String> {
     let output = Command::new(QEMU).arg("--version").output();
     output.err().map(|error| format!("{QEMU} cannot be run: {error}"))
 }
 
 impl Host {
-    /// Finds or fetches everything.
+    /// Finds or fetches QEMU and the stock Linux.
     ///
     /// # Errors
-    /// What is missing, and the command that brings it.
+    /// A part is missing; the text names the command that installs it.
     pub fn prepare() -> Result<Self> {
         packages::need_program(QEMU, "qemu-system-x86")?;
         Ok(Self { stock: Stock::prepare(&folder())? })
     }
 
-    /// Runs `program` with `arguments` and returns its exit status. Arguments that name files here
-    /// name the same files there.
+    /// Runs `program` with `arguments` and returns its exit status. An argument that names a file of this machine
+    /// is replaced by the name of a copy on the nested host.
     ///
     /// # Errors
     /// QEMU or the kernel does not start, or the program does not end within [`LIMIT`].
@@ -73,7 +75,7 @@ impl Host {
         self.boot(program, arguments, MEMORY_MIB, Stdio::inherit(), |_| ())
     }
 
-    /// As [`Host::run`] on a host with so much memory; the program's output goes to `each`, line by line.
+    /// As [`Host::run`] on a host with `memory_mib` of memory. The program's output goes to `each`, line by line.
     ///
     /// # Errors
     /// As [`Host::run`].
@@ -97,7 +99,7 @@ impl Host {
     ) -> Result<ExitCode> {
         let folder = folder();
         fs::create_dir_all(&folder)?;
-        // One run at a time: they share what they leave there.
+        // One run at a time: runs share the files in this folder.
         let lock = fs::File::create(folder.join("lock"))?;
         lock.lock()?;
         let [initramfs, console, output, status, warnings] =
@@ -124,7 +126,7 @@ impl Host {
         let piped = qemu.stdout.take();
         thread::scope(|scope| {
             if let Some(piped) = piped {
-                // A serial port may bring any byte.
+                // A serial port may deliver any byte.
                 let lines = BufReader::new(piped).split(b'\n').map_while(Result::ok);
                 scope.spawn(move || lines.for_each(|line| each(String::from_utf8_lossy(&line).trim_end())));
             }
@@ -142,7 +144,7 @@ impl Host {
 
     /// The host's file system.
     fn pack(&self, program: &Path, arguments: &[String]) -> Result<Vec<u8>> {
-        let mut archive = Initramfs::new(&self.stock)?;
+        let mut archive = Initramfs::new(&self.stock.shell)?;
         let load = archive.modules(&self.stock.modules(&["kvm-amd"])?)?;
         archive.program("bin/program", program)?;
         archive.copy("linux/vmlinuz", &self.stock.kernel)?;
@@ -171,14 +173,14 @@ impl Host {
     }
 }
 
-/// The file system of a stock Linux guest that shows what it knows of its memory.
+/// The file system of a stock Linux guest that prints the state of its memory.
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
-    let mut archive = Initramfs::new(stock)?;
+    let mut archive = Initramfs::new(&stock.shell)?;
     let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_mem"])?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 
-/// Waits for the host's end, as long as the file `output` grows.
+/// Waits until the host ends. Fails when the file `output` has not grown for too long.
 fn wait(mut qemu: std::process::Child, output: &Path) -> Result<()> {
     let start = Instant::now();
     let (mut written, mut last) = (0, start);
@@ -217,7 +219,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
         "tidevm" => ("tidevm", &["build", "--bin", "tidevm"]),
         "sessions" => ("tidevm-tests", &["test", "--no-run", "--test", "sessions"]),
         "linux" => ("tidevm-tests", &["test", "--no-run", "--test", "linux"]),
-        "compare" => ("tidevm-tests", &["build", "--bin", "compare"]),
+        "compare" => ("tidevm-lab", &["build", "--bin", "compare"]),
         file if Path::new(file).is_file() => return Ok(file.into()),
         other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor a file"),
     };

@@ -1,4 +1,4 @@
-//! Debian's packages: install them as root, or say how.
+//! Debian's packages: installs them as root, or says which command installs them.
 
 use std::env;
 use std::fs;
@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Makes sure that `program` can be run, by installing `package` if need be.
+/// Makes sure that `program` can be run. Installs `package` if it is missing.
 ///
 /// # Errors
-/// It cannot be installed; the text says what to do.
+/// The package cannot be installed; the text says what to do.
 pub fn need_program(program: &str, package: &str) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     if env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
@@ -22,14 +22,14 @@ pub fn need_program(program: &str, package: &str) -> Result<()> {
     install(&[package])
 }
 
-/// Whether [`install`] can work here: Debian's tools are there and we are root.
+/// Whether [`install`] can work: Debian's tools exist and this process is root.
 pub fn can_install() -> Result<bool> {
     let output = Command::new("id").arg("-u").output().context("cannot run `id -u`")?;
     let is_root = String::from_utf8_lossy(&output.stdout).trim() == "0";
     Ok(is_root && Path::new("/usr/bin/apt-get").exists())
 }
 
-/// Installs packages, saying so.
+/// Installs packages, and says so.
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("installing {}", packages.join(" "));
     update()?;
@@ -43,7 +43,7 @@ fn update() -> Result<()> {
     run(Command::new("apt-get").args(["update", "--quiet"]))
 }
 
-/// The package with this `prefix` that `package` depends on.
+/// The package that `package` depends on and whose name begins with `prefix`.
 pub fn depends(package: &str, prefix: &str) -> Result<String> {
     need_debian()?;
     if let Some(found) = look_up(package, prefix)? {
@@ -76,10 +76,10 @@ fn need_debian() -> Result<()> {
     Ok(())
 }
 
-/// Downloads `packages` to `downloads` and unpacks them to `root`. Needs no rights.
+/// Downloads `packages` to `downloads` and unpacks them to `root`. Needs no root rights.
 pub fn unpack(packages: &[&str], downloads: &Path, root: &Path) -> Result<()> {
     need_debian()?;
-    // What is half unpacked is never taken for the whole.
+    // Renamed at the end, so that a half-unpacked folder is never used.
     let partial = root.with_extension("partial");
     for folder in [downloads, &partial, root] {
         if folder.exists() {

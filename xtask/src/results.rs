@@ -1,22 +1,23 @@
-//! What became of each test: read from the output of test programs while they run.
+//! The results of tests, read from the output of test programs while they run.
 //!
-//! A test has the name of its suite (the test program, as cargo names it) in front of its own:
-//! `mm::lazy::what_was_used_is_not_zero`. Programs tell in libtest's form; one that runs its tests one by
-//! one prints a name first and its result later, and what the test says comes between the two.
+//! A test is named by its suite (the test program, as cargo names it) and its own name:
+//! `mm::lazy::what_was_used_is_not_zero`. The output has the form of libtest. A program that runs its tests one by
+//! one prints the name first and the result later, with the output of the test between the two.
+//!
+//! Invariant: a test that says that it skips itself never counts as passed.
 
 use std::collections::BTreeMap;
 
-/// What became of a test on one host, the worse the larger; on several hosts the largest counts, but for
-/// [`Outcome::Skipped`], which any other one is better than.
+/// The result of a test. With several hosts, a failure counts before a pass, and a pass before a skip.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Not run, and why.
+pub enum TestResult {
+    /// Not run, with the reason.
     Skipped(String),
     Passed,
     Failed,
 }
 
-impl Outcome {
+impl TestResult {
     fn weight(&self) -> u8 {
         match self {
             Self::Skipped(_) => 0,
@@ -26,33 +27,33 @@ impl Outcome {
     }
 }
 
-/// Outcomes by test.
+/// The result of each test.
 #[derive(Debug, Default)]
-pub struct Results(BTreeMap<String, Outcome>);
+pub struct Results(BTreeMap<String, TestResult>);
 
 impl Results {
-    /// What became of `test`; `None` when no program told of it.
-    pub fn of(&self, test: &str) -> Option<&Outcome> {
+    /// The result of `test`; `None` when no program printed one.
+    pub fn of(&self, test: &str) -> Option<&TestResult> {
         self.0.get(test)
     }
 
-    /// The tests of `suite` that passed, by their own names.
+    /// The names of the tests of `suite` that passed, without the suite.
     pub fn passed<'s>(&'s self, suite: &'s str) -> impl Iterator<Item = &'s str> {
-        let passed = self.0.iter().filter(|(_, outcome)| **outcome == Outcome::Passed);
+        let passed = self.0.iter().filter(|(_, result)| **result == TestResult::Passed);
         passed.filter_map(move |(test, _)| test.strip_prefix(suite)?.strip_prefix("::"))
     }
 
     /// Whether a test failed.
     pub fn any_failed(&self) -> bool {
-        self.0.values().any(|outcome| *outcome == Outcome::Failed)
+        self.0.values().any(|result| *result == TestResult::Failed)
     }
 
-    /// Takes what another host made of its tests.
+    /// Adds the results of another host.
     pub fn merge(&mut self, other: Self) {
-        for (test, outcome) in other.0 {
-            let known = self.0.entry(test).or_insert_with(|| outcome.clone());
-            if outcome.weight() > known.weight() {
-                *known = outcome;
+        for (test, result) in other.0 {
+            let known = self.0.entry(test).or_insert_with(|| result.clone());
+            if result.weight() > known.weight() {
+                *known = result;
             }
         }
     }
@@ -64,13 +65,13 @@ pub struct Reader {
     suite: Option<String>,
     /// A test whose result has not come yet.
     open: Option<String>,
-    /// Why tests skip themselves; they may say so before or after their result.
+    /// The reasons of tests that skip themselves. A test may print its reason before or after its result.
     skips: BTreeMap<String, String>,
-    outcomes: BTreeMap<String, Outcome>,
+    results: BTreeMap<String, TestResult>,
 }
 
 impl Reader {
-    /// For a program that is `suite`. Without one, cargo says which program runs.
+    /// A reader for the output of the program `suite`. `None` is for the output of cargo, which names each program.
     pub fn new(suite: Option<&str>) -> Self {
         Self { suite: suite.map(str::to_owned), ..Self::default() }
     }
@@ -90,23 +91,23 @@ impl Reader {
         }
     }
 
-    /// Takes what may be a result of the open test, or a word of a test that skips itself.
+    /// Takes a text that may be the result of the open test, or the reason of a test that skips itself.
     fn said(&mut self, text: &str) {
         if let Some((name, reason)) = text.strip_prefix("SKIP ").and_then(|rest| rest.split_once(": ")) {
             self.skips.insert(self.full_name(name), reason.to_owned());
             return;
         }
-        let outcome = match text {
-            "ok" => Outcome::Passed,
-            "FAILED" => Outcome::Failed,
-            "ignored" => Outcome::Skipped(String::new()),
+        let result = match text {
+            "ok" => TestResult::Passed,
+            "FAILED" => TestResult::Failed,
+            "ignored" => TestResult::Skipped(String::new()),
             _ => match text.strip_prefix("ignored, ") {
-                Some(reason) => Outcome::Skipped(reason.to_owned()),
+                Some(reason) => TestResult::Skipped(reason.to_owned()),
                 None => return,
             },
         };
         if let Some(test) = self.open.take() {
-            self.outcomes.insert(test, outcome);
+            self.results.insert(test, result);
         }
     }
 
@@ -115,33 +116,33 @@ impl Reader {
         format!("{suite}::{name}")
     }
 
-    /// The host is through.
+    /// Ends the output.
     pub fn finish(mut self) -> Results {
         for (test, reason) in self.skips {
-            // What says that it skips itself did not pass, whatever it is counted as.
-            if self.outcomes.get(&test).is_some_and(|outcome| *outcome != Outcome::Failed) {
-                self.outcomes.insert(test, Outcome::Skipped(reason));
+            // A test that says that it skips itself did not pass, even if libtest counts it as passed.
+            if self.results.get(&test).is_some_and(|result| *result != TestResult::Failed) {
+                self.results.insert(test, TestResult::Skipped(reason));
             }
         }
-        Results(self.outcomes)
+        Results(self.results)
     }
 }
 
-/// `test NAME ... RESULT`: the name, and what follows.
+/// The name and the text after it in a line `test NAME ... RESULT`.
 fn test_line(line: &str) -> Option<(&str, &str)> {
     let (name, result) = line.strip_prefix("test ")?.split_once(" ...")?;
     let name = name.trim_end();
     Some((name.strip_suffix(" - should panic").unwrap_or(name), result.trim()))
 }
 
-/// The name of a target, of the name of its program.
+/// The name of a target, from the name of its program.
 fn without_hash(program: &str) -> String {
     program.rsplit_once('-').map_or(program, |(name, _)| name).to_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, Reader, Results};
+    use super::{Reader, Results, TestResult};
 
     #[test]
     fn what_passed_is_known_by_its_own_name() {
@@ -174,14 +175,14 @@ mod tests {
                 Doc-tests tidevm_mm
              test src/lib.rs - x (line 3) ... ok",
         );
-        assert_eq!(results.of("tidevm_mm::altmap::tests::a"), Some(&Outcome::Passed));
-        assert_eq!(results.of("tidevm_mm::altmap::tests::b"), Some(&Outcome::Passed));
-        assert_eq!(results.of("mm::lazy::a"), Some(&Outcome::Failed));
-        assert_eq!(results.of("mm::lazy::b"), Some(&Outcome::Skipped("takes an hour".to_owned())));
+        assert_eq!(results.of("tidevm_mm::altmap::tests::a"), Some(&TestResult::Passed));
+        assert_eq!(results.of("tidevm_mm::altmap::tests::b"), Some(&TestResult::Passed));
+        assert_eq!(results.of("mm::lazy::a"), Some(&TestResult::Failed));
+        assert_eq!(results.of("mm::lazy::b"), Some(&TestResult::Skipped("takes an hour".to_owned())));
         assert_eq!(results.of("mm::lazy::c"), None);
     }
 
-    /// The harness of the sessions pads names, and what a test says comes before its result.
+    /// The harness of the sessions pads names, and prints the output of a test before its result.
     #[test]
     fn tests_that_talk() {
         let results = read(
@@ -193,17 +194,17 @@ mod tests {
              test late   ... ignored
              test died   ... thread 'main' panicked",
         );
-        assert_eq!(results.of("sessions::one"), Some(&Outcome::Passed));
-        assert_eq!(results.of("sessions::second"), Some(&Outcome::Passed));
-        assert_eq!(results.of("sessions::late"), Some(&Outcome::Skipped("no time".to_owned())));
+        assert_eq!(results.of("sessions::one"), Some(&TestResult::Passed));
+        assert_eq!(results.of("sessions::second"), Some(&TestResult::Passed));
+        assert_eq!(results.of("sessions::late"), Some(&TestResult::Skipped("no time".to_owned())));
         assert_eq!(results.of("sessions::died"), None);
     }
 
     #[test]
-    fn who_skips_itself_has_not_passed() {
+    fn a_test_that_skips_itself_has_not_passed() {
         let results = read(Some("cli"), "test a ... SKIP a: no KVM\nok\ntest b ... ok\nSKIP b: no KVM");
         for test in ["cli::a", "cli::b"] {
-            assert_eq!(results.of(test), Some(&Outcome::Skipped("no KVM".to_owned())), "{test}");
+            assert_eq!(results.of(test), Some(&TestResult::Skipped("no KVM".to_owned())), "{test}");
         }
     }
 
@@ -211,8 +212,8 @@ mod tests {
     fn hosts_make_up_for_each_other_but_not_for_a_failure() {
         let mut all = read(Some("s"), "test a ... ignored\ntest b ... ok\ntest c ... FAILED\ntest d ... ok");
         all.merge(read(Some("s"), "test a ... ok\ntest b ... ignored\ntest c ... ok\ntest d ... FAILED"));
-        let outcomes = ["s::a", "s::b", "s::c", "s::d"].map(|test| all.of(test).cloned());
-        use Outcome::{Failed, Passed};
-        assert_eq!(outcomes, [Passed, Passed, Failed, Failed].map(Some));
+        let results = ["s::a", "s::b", "s::c", "s::d"].map(|test| all.of(test).cloned());
+        use TestResult::{Failed, Passed};
+        assert_eq!(results, [Passed, Passed, Failed, Failed].map(Some));
     }
 }

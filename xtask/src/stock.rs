@@ -1,4 +1,5 @@
-//! A stock Linux kernel with its modules, and a shell: from Debian packages, unpacked, not installed.
+//! A stock Linux: a kernel with its modules, and a shell, from Debian packages that are unpacked and not
+//! installed.
 
 use std::fs;
 use std::io::Write;
@@ -8,15 +9,15 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use crate::initramfs::Initramfs;
+use crate::initramfs::{Initramfs, Module};
 use crate::packages;
 
-/// Stands for whatever kernel is current.
+/// A package that depends on the current kernel.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const SHELL_PACKAGE: &str = "busybox-static";
 
-/// How the kernel in a bzImage can be packed: the first bytes, the program that unpacks it, and the
-/// program's package.
+/// The compressions of the kernel in a bzImage: the first bytes, the program that decompresses, and the package
+/// of the program.
 const PACKERS: [(&[u8], &str, &str); 4] = [
     (b"\x1f\x8b", "gzip", "gzip"),
     (b"\xfd7zXZ\0", "xz", "xz-utils"),
@@ -24,15 +25,7 @@ const PACKERS: [(&[u8], &str, &str); 4] = [
     (b"\x28\xb5\x2f\xfd", "zstd", "zstd"),
 ];
 
-/// A kernel module.
-pub struct Module {
-    /// Name of its file.
-    pub file: String,
-    /// What is in it, unpacked.
-    pub content: Vec<u8>,
-}
-
-/// Where the parts are.
+/// The paths of the parts.
 pub struct Stock {
     /// A bzImage.
     pub kernel: PathBuf,
@@ -42,13 +35,13 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// Finds everything below `folder`, or fetches it there.
+    /// Finds the parts below `folder`, or fetches them to there.
     ///
     /// # Errors
-    /// What is missing, and what brings it.
+    /// A part is missing; the text says how to get it.
     pub fn prepare(folder: &Path) -> Result<Self> {
         let root = folder.join("root");
-        // Newer packages have everything but the kernel below usr.
+        // Newer packages have all files but the kernel below usr.
         let find = || Self::find(&root, &root).or_else(|| Self::find(&root, &root.join("usr")));
         if let Some(stock) = find() {
             return Ok(stock);
@@ -74,7 +67,7 @@ impl Stock {
     /// The kernel as an ELF file, out of the bzImage (Linux's `Documentation/arch/x86/boot.rst`).
     ///
     /// # Errors
-    /// It is packed in a way that is not known, or what unpacks it is missing.
+    /// The compression is unknown, or its program is missing.
     pub fn elf(&self) -> Result<Vec<u8>> {
         let image = fs::read(&self.kernel)?;
         let (packed, size) = payload(&image).context("the kernel is no bzImage")?;
@@ -88,8 +81,8 @@ impl Stock {
         Ok(elf)
     }
 
-    /// The modules `names` and all that they need, in the order in which to load them, without those that
-    /// are a part of the kernel.
+    /// The modules `names` and the modules that they need, in the order in which to load them. Modules that are
+    /// built into the kernel are left out.
     ///
     /// # Errors
     /// The kernel has no such module.
@@ -101,18 +94,18 @@ impl Stock {
         Ok(modules)
     }
 
-    /// A file system for this kernel as a guest: it takes commands on its console, with virtio-mem on
-    /// whichever transport there is.
+    /// A file system for this kernel as a guest. It takes commands on its console, and has virtio-mem on both
+    /// transports.
     ///
     /// # Errors
     /// As [`Stock::modules`].
     pub fn agent(&self) -> Result<Vec<u8>> {
-        let mut archive = Initramfs::new(self)?;
+        let mut archive = Initramfs::new(&self.shell)?;
         let load = archive.modules(&self.modules(&["virtio_mmio", "virtio_pci", "virtio_mem"])?)?;
         archive.finish(&include_str!("stock/agent-init.sh").replace("@LOAD@", &load))
     }
 
-    /// Whether what would be the module in `file` is a part of the kernel.
+    /// Whether the module in `file` is built into the kernel.
     fn has_built_in(&self, file: &str) -> bool {
         let list = fs::read_to_string(self.modules.with_file_name("modules.builtin")).unwrap_or_default();
         list.lines().any(|line| line.rsplit('/').next().unwrap_or_default().replace('_', "-") == file)
@@ -141,7 +134,7 @@ impl Stock {
     }
 }
 
-/// The packed kernel in a bzImage, and its size when it is unpacked, which is written behind it.
+/// The compressed kernel in a bzImage, and its size after decompression, which follows it.
 fn payload(image: &[u8]) -> Option<(&[u8], usize)> {
     const SECTOR: usize = 512;
     const SETUP_SECTORS_AT: usize = 0x1f1;
@@ -154,13 +147,13 @@ fn payload(image: &[u8]) -> Option<(&[u8], usize)> {
     Some((packed, number(size)?))
 }
 
-/// What a command that succeeds writes when it reads `input`.
+/// The output of a command that reads `input` and succeeds.
 fn filter(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let text = format!("{command:?}");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut pipe = child.stdin.take().context("a pipe")?;
     let output = thread::scope(|scope| {
-        // Fails when the command does, which says why.
+        // This fails when the command fails, and the command says why.
         scope.spawn(move || drop(pipe.write_all(input)));
         child.wait_with_output()
     })?;
@@ -170,7 +163,7 @@ fn filter(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What a command that succeeds writes.
+/// The output of a command that succeeds.
 fn output(command: &mut Command) -> Result<Vec<u8>> {
     let text = format!("{command:?}");
     let output = command.output().with_context(|| format!("cannot run {text}"))?;
@@ -188,7 +181,7 @@ fn needs(module: &[u8]) -> Vec<String> {
     line.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-/// The file of a module, packed or not. Module names are written with `-` or `_`, as it comes.
+/// The file of a module, compressed or not. File names have `-` or `_` in either place.
 fn search(folder: &Path, file: &str) -> Option<PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -1,5 +1,5 @@
-//! Every test on every host that there is here: this machine, and the nested host, whose KVM is another
-//! one. Ends with a table of which host ran what, and with what that says of the features.
+//! `cargo xtask test`: every test on every available host. The hosts are this machine and the nested host, which
+//! has a KVM of its own. Ends with a table of suites by host, and with the state of the features.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,34 +13,34 @@ use crate::nested::{self, Host};
 use crate::packages;
 use crate::results::{Reader, Results};
 
-/// Suites that need a KVM, and are run on the nested host as well.
+/// Suites that need a KVM. They also run on the nested host.
 const NESTED: [&str; 2] = ["sessions", "linux"];
 
-/// Hosts that may break under a suite before it counts as failed.
+/// Number of nested hosts that may break during a suite before the suite counts as failed.
 const ATTEMPTS: u32 = 8;
 
-/// What one host made of some tests.
+/// The result of some tests on one host.
 struct Row {
     host: &'static str,
     kvm: &'static str,
     tests: &'static str,
-    /// `None` when they were skipped.
+    /// `None` when the tests were skipped.
     passed: Option<bool>,
 }
 
-/// Runs everything.
+/// Runs all tests.
 ///
 /// # Errors
-/// Something could not even be started, or the table of features names tests that there are not.
+/// A program could not be started, or `docs/features.toml` names tests that do not exist.
 pub fn run() -> Result<ExitCode> {
     let features = Features::read()?;
     let unknown = features.unknown_tests()?;
     if !unknown.is_empty() {
-        bail!("docs/features.toml names tests that there are not:\n  {}", unknown.join("\n  "));
+        bail!("docs/features.toml names tests that do not exist:\n  {}", unknown.join("\n  "));
     }
-    // First, because it brings QEMU, on which tests of this host run too.
+    // First, because it installs QEMU, which tests on this host need too.
     let nested = Host::prepare();
-    // Tests that count instructions skip themselves without it.
+    // Tests that count instructions skip themselves without valgrind.
     if let Err(missing) = packages::need_program("valgrind", "valgrind") {
         println!("no instruction counts: {missing:#}");
     }
@@ -65,8 +65,8 @@ pub fn run() -> Result<ExitCode> {
     Ok(if failed || !proven { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs a suite on the nested host. When the host breaks, which its emulator brings about now and then, those
-/// of its tests that have not passed are run on another one. A test that breaks every host has failed.
+/// Runs a suite on the nested host. The emulator sometimes breaks the host. Then the tests that have not passed run
+/// on a new host. A test that breaks every host has failed.
 fn passes(host: &Host, suite: &str) -> (bool, Results) {
     let mut results = Results::default();
     let program = match nested::program(suite) {
@@ -77,7 +77,7 @@ fn passes(host: &Host, suite: &str) -> (bool, Results) {
         }
     };
     for attempt in 1..=ATTEMPTS {
-        // Its serial port looks like a terminal.
+        // The host's serial port looks like a terminal.
         let mut arguments = vec!["--color=never".to_owned(), "--exact".to_owned()];
         arguments.extend(results.passed(suite).flat_map(|test| ["--skip".to_owned(), test.to_owned()]));
         let mut reader = Reader::new(Some(suite));
@@ -94,7 +94,7 @@ fn passes(host: &Host, suite: &str) -> (bool, Results) {
     (false, results)
 }
 
-/// Runs all tests on this host. Those whose kind of machine it does not have skip themselves.
+/// Runs all tests on this host. A test skips itself when this host lacks what it needs.
 fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
@@ -107,13 +107,13 @@ fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     Ok((vec![needs_kvm, needs_qemu, row("not needed", "all others", Some(passed))], results))
 }
 
-/// Runs cargo's tests; their output is shown and read. Both of its streams are one here, because one says
-/// which program runs and the other what it found.
+/// Runs cargo's tests, and shows and reads their output. Both output streams are read as one, because one names the
+/// program and the other has its results.
 fn watch(mut command: Command) -> Result<(bool, Results)> {
     let (reader, writer) = io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
-    // It holds the pipe open.
+    // The command holds the pipe open.
     drop(command);
     let mut results = Reader::new(None);
     for line in BufReader::new(reader).split(b'\n') {

@@ -1,4 +1,4 @@
-//! From power-on to the first page: no more than the first pages take, however much memory there is.
+//! Boot: the time to the first page, which should not depend on the size of memory; and boot by policy.
 
 use tidevm_bench::clock::{cpu, in_turns, wall};
 use tidevm_bench::machine::{MEMMAP_SIZE, Mapping, Spec};
@@ -8,7 +8,7 @@ use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Order, SECTION_SIZE};
 const ROUNDS: usize = 15;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
-/// As far as frame numbers reach.
+/// The most memory that frame numbers can name.
 const MOST: u64 = 16 * TIB - SECTION_SIZE;
 
 pub fn run(table: &mut Table) {
@@ -30,7 +30,7 @@ pub fn run(table: &mut Table) {
     }
 }
 
-/// What of booting and allocating is the memory management's.
+/// Time of the memory management to boot and to allocate the first page.
 fn first_page(spec: Spec) -> f64 {
     spec.with(|machine| {
         let memblock = machine.memblock();

@@ -1,9 +1,8 @@
-//! Memory that comes: how soon its first page can be had, and what all of its pages cost later.
-//! Sections c1 and c2 of the anchors; S2.10, S2.11.
+//! Hot-added memory: the time to its first page, and the later cost of all its pages (S2.10, S2.11).
 
 use tidevm_bench::clock::{cpu, in_turns, median, wall};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{BenchMachine, Spec};
+use tidevm_bench::machine::{PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
 use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Order, PAGE_SIZE, Pfn};
 
@@ -15,7 +14,7 @@ const ROUNDS: usize = 15;
 pub const COUNTED: &[Counted] = &[("online", count_online)];
 
 pub fn run(table: &mut Table) {
-    table.section("Hot-add to first page (c1)");
+    table.section("Hot-add to first page");
     let region = |gib: u64| Spec { region: gib * GIB, warm: false, ..Spec::new(GIB) };
     let [small, middle, large] = in_turns(
         ROUNDS,
@@ -40,7 +39,7 @@ pub fn run(table: &mut Table) {
     debt(table);
 }
 
-fn booted<R: 'static>(spec: Spec, work: impl FnOnce(&BenchMachine) -> R) -> R {
+fn booted<R: 'static>(spec: Spec, work: impl FnOnce(&PlainMachine) -> R) -> R {
     spec.with(|machine| {
         machine.boot();
         work(machine)
@@ -61,7 +60,7 @@ fn all_blocks(spec: Spec) -> f64 {
     booted(spec, |machine| cpu(|| machine.blocks().for_each(|block| machine.plug(block))))
 }
 
-/// A block in the middle of a region, when others are there.
+/// Adds a memory block in the middle of a region after others.
 fn count_online() {
     let spec = Spec { region: GIB, warm: false, ..Spec::new(GIB) };
     booted(spec, |machine| {
@@ -72,7 +71,7 @@ fn count_online() {
     });
 }
 
-/// What 1 GiB costs when every page of it is used: at once, and again when all of them were.
+/// Times of using every page of 1 GiB: to add it, to take all pages, and to take all of them again.
 struct Use {
     add: f64,
     first: f64,
@@ -87,7 +86,7 @@ fn all_used(init: InitPolicy) -> Use {
         let add = cpu(|| machine.blocks().for_each(|block| machine.plug(block)));
         let mut pages = Vec::with_capacity((2 * GIB / PAGE_SIZE) as usize);
         let mut times = Vec::with_capacity(pages.capacity());
-        // Of Movable only: what boot memory has is not new.
+        // Only pages of Movable count: pages of boot memory are not new.
         let count = (GIB / PAGE_SIZE) as usize - 8 * 512;
         pages.resize(count, Pfn::new(0));
         times.resize(count, 0.0);
@@ -103,7 +102,7 @@ fn all_used(init: InitPolicy) -> Use {
     })
 }
 
-fn take(machine: &BenchMachine, pages: &mut [Pfn]) {
+fn take(machine: &PlainMachine, pages: &mut [Pfn]) {
     for page in pages {
         *page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
     }
@@ -128,7 +127,7 @@ fn debt(table: &mut Table) {
     let [first, eager] = of(|u| u.first).map(|ns| ns / pages);
     let row = Row::new("the first pass, a page", time(first));
     table.add(row.beside(format!("eager {}", time(eager)), first / eager));
-    // What takes the CPU away is in it, so the least disturbed round counts.
+    // The wall clock includes time in which other threads have the CPU, so the fastest round counts.
     let least = |get: fn(&Use) -> f64| uses[0].iter().map(get).fold(f64::INFINITY, f64::min);
     let worst = least(|u| u.worst);
     table.add(

@@ -1,6 +1,7 @@
-//! The memory management's figures on this machine, `cargo bench -p tidevm-bench`.
+//! Figures of `guest/mm` on this machine: `cargo bench -p tidevm-bench`.
 //!
-//! An argument runs the groups whose names begin with it. Instructions need valgrind.
+//! An argument runs the groups whose names begin with it. Instruction counts need valgrind. In all files,
+//! identifiers such as S2.9 are claims of `docs/features.toml`.
 
 mod boot;
 mod hotadd;

@@ -1,5 +1,5 @@
-//! Writing all struct pages of a section at once: as fast as memory takes them? (S2.5; a3 of the anchors)
-#![expect(unsafe_code, reason = "writes to a mapping in ways that Rust has no words for")]
+//! Eager initialisation: are all struct pages of a section written as fast as memory allows? (S2.5)
+#![expect(unsafe_code, reason = "writes to a mapping by instructions that Rust does not have")]
 
 use std::arch::asm;
 use std::cell::RefCell;
@@ -47,7 +47,7 @@ fn at(table: &mut Table, managed: u64) {
     }
 }
 
-/// Time to initialise and free all sections but the first, as if it were all of them.
+/// Time to initialise and free all sections, extrapolated from all but the first.
 fn eager(managed: u64) -> f64 {
     let spec = Spec { init: InitPolicy::Deferred, content: MemoryContent::Unknown, ..Spec::new(managed) };
     spec.with(|machine| {
@@ -57,19 +57,19 @@ fn eager(managed: u64) -> f64 {
     })
 }
 
-/// The fastest that one core can write, without SSE.
+/// The fastest way for one core to write without SSE.
 fn stream(bytes: &mut [u8]) {
     for word in bytes.as_chunks_mut::<8>().0 {
-        // SAFETY: `word` is eight bytes to be written, aligned as the mapping is.
+        // SAFETY: `word` is eight writable bytes, and aligned because the mapping is.
         unsafe { asm!("movnti [{}], {}", in(reg) word, in(reg) 1_u64, options(nostack, preserves_flags)) };
     }
-    // SAFETY: has no effect but that the stores above are done.
+    // SAFETY: the instruction only orders stores.
     unsafe { asm!("sfence", options(nostack, preserves_flags)) };
 }
 
 fn one_word_a_line(bytes: &mut [u8]) {
     for line in bytes.as_chunks_mut::<PAGE>().0 {
-        // SAFETY: the first word of the line, which is aligned as the mapping is.
+        // SAFETY: the line has at least eight bytes, and is aligned because the mapping is.
         unsafe { line.as_mut_ptr().cast::<u64>().write_volatile(1) };
     }
 }

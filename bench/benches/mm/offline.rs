@@ -1,10 +1,10 @@
-//! Memory that goes: free memory by its free blocks, memory in use by what memory takes to copy.
+//! Memory that goes offline: free memory should cost time per free buddy block, used memory the time of a copy.
 
 use std::sync::Mutex;
 
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{BenchMachine, Mapping, Spec};
+use tidevm_bench::machine::{Mapping, PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
     Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, PageblockSet, Pfn, SectionNr,
@@ -14,16 +14,16 @@ use tidevm_mm::{
 use crate::Counted;
 
 const GIB: u64 = 1 << 30;
-/// Free blocks in 1 GiB of which every other 2 MiB are plugged: all but the memmaps' own.
+/// Free buddy blocks in 1 GiB with every other pageblock plugged. The pageblocks of the memmaps are not free.
 const SMALL: f64 = 8.0 * 31.0;
-/// Free blocks where all is plugged: 31 of 4 MiB and one of 2 MiB a section.
+/// Free buddy blocks in 1 GiB with all pageblocks plugged: 31 of 4 MiB and one of 2 MiB per section.
 const LARGE: f64 = 8.0 * 32.0;
 
 pub const COUNTED: &[Counted] = &[("offline-4m", count_whole), ("offline-2m", count_every_other)];
 
 pub fn run(table: &mut Table) {
     table.section("1 GiB that is free goes offline, instructions");
-    // Blocks of twice the size take no more, if it goes by blocks.
+    // If the cost is per buddy block, blocks of twice the size cost no more.
     match (instructions("offline-2m"), instructions("offline-4m")) {
         (Ok(small), Ok(large)) => {
             let [small_each, large_each] = [small as f64 / SMALL, large as f64 / LARGE];
@@ -68,11 +68,11 @@ fn count_every_other() {
     });
 }
 
-fn offline(machine: &BenchMachine) {
+fn offline(machine: &PlainMachine) {
     machine.blocks().rev().for_each(|block| machine.mm.hotplug().offline(block).expect("nothing is in use"));
 }
 
-/// Holds pages, each known by its place in the list.
+/// An owner of pages. A page is known by its index in the list.
 struct Holder(Mutex<Vec<Pfn>>);
 
 impl MovableOwner for Holder {
@@ -100,7 +100,7 @@ fn full(table: &mut Table) {
     );
 }
 
-/// Time to empty the upper half of 2 GiB into the lower one.
+/// Time to move the upper half of 2 GiB into the lower half.
 fn migrate() -> f64 {
     let spec = Spec { region: 2 * GIB, with_content: true, ..Spec::new(GIB) };
     spec.with(|machine| {
@@ -111,7 +111,7 @@ fn migrate() -> f64 {
         let holder: &'static Holder = Box::leak(Box::new(Holder(Mutex::new(Vec::new()))));
         machine.mm.register_owner(OwnerId(0), holder);
         let mut pages = holder.0.lock().expect("no panic holds it");
-        // All but the memmaps'.
+        // All pages except those of the memmaps.
         for index in 0..GIB / PAGE_SIZE - 8 * 512 {
             let page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
             machine.mm.set_owner(page, OwnerId(0), index);
@@ -126,7 +126,7 @@ fn migrate() -> f64 {
     })
 }
 
-/// The same amount of memory copied page by page, without any bookkeeping.
+/// Time to copy the same amount of memory page by page, without bookkeeping.
 struct Copy {
     from: Mapping,
     to: Mapping,

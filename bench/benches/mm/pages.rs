@@ -1,11 +1,11 @@
-//! Single pages, taken and given back on one CPU. S3.2; c3 of the anchors.
+//! Single pages, allocated and freed on one CPU (S3.2).
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
-use tidevm_bench::machine::{BenchMachine, Spec};
+use tidevm_bench::machine::{PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
 use tidevm_mm::{Gfp, Order};
 
@@ -18,7 +18,7 @@ const COUNTED_PAIRS: u32 = 1000;
 pub const COUNTED: &[Counted] = &[("pair", count_pairs)];
 
 pub fn run(table: &mut Table) {
-    table.section("One page taken and given back, per-CPU list (c3, S3.2)");
+    table.section("One page taken and given back, per-CPU list (S3.2)");
     let [ours, stack, lock] = Spec { region: GIB, ..Spec::new(GIB) }.with(|machine| {
         prepare(machine);
         let mut floor = Vec::from_iter(0..4096_u32);
@@ -47,13 +47,13 @@ pub fn run(table: &mut Table) {
     }
 }
 
-fn prepare(machine: &BenchMachine) {
+fn prepare(machine: &PlainMachine) {
     machine.boot();
     machine.blocks().for_each(|block| machine.plug(block));
     pairs(machine, 1000);
 }
 
-fn pairs(machine: &BenchMachine, count: u32) {
+fn pairs(machine: &PlainMachine, count: u32) {
     for _ in 0..count {
         let page = machine.mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
         machine.mm.free_pages(black_box(page), Order::PAGE);

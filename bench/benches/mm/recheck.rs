@@ -1,8 +1,8 @@
-//! What closing the race between a free and isolation in the free path would cost each free. S3.14.
+//! The cost per free of a variant that was not chosen (S3.14).
 //!
-//! Linux considered to read the pageblock's type again with the list's lock held, and kept it out of the hot
-//! path by disabling the lists instead. No allocator here has that variant: this is a model of a free to a
-//! per-CPU list, in both ways.
+//! The variant closes the race between a free and isolation in the free path: it reads the pageblock's type again
+//! under the lock of the list. Linux rejected it and disables the lists instead, which keeps the hot path short. No
+//! allocator here has the variant, so this is a model of a free to a per-CPU list, with and without it.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::Counted;
 
 const FREES: u32 = 2_000_000;
 const COUNTED_FREES: u32 = 1000;
-/// Pages of 8 GiB.
+/// Number of pages in 8 GiB.
 const PAGES: u32 = 1 << 21;
 
 pub const COUNTED: &[Counted] = &[
@@ -24,7 +24,7 @@ pub const COUNTED: &[Counted] = &[
     ("free twice", || count_frees(Types::is_open_twice)),
 ];
 
-/// Which pageblocks are isolated, a bit each.
+/// One bit per pageblock: whether it is isolated.
 struct Types(Vec<AtomicU64>);
 
 impl Types {
@@ -51,7 +51,7 @@ impl Types {
     }
 }
 
-/// Frees pages all over memory to a list; `again` looks at the type under the list's lock.
+/// Frees pages from all over memory to a list. `again` reads the type under the lock of the list.
 fn frees(types: &Types, count: u32, again: impl Fn(&Types, u32) -> bool) {
     let lock = AtomicBool::new(false);
     let mut list = Vec::with_capacity(count as usize);

@@ -1,7 +1,7 @@
-//! Memory blocks, as the guest tells of them.
+//! The guest's memory blocks, as records and as text.
 //!
-//! Takes the place of Linux's `/sys/devices/system/memory`. Memory blocks that are alike are told of
-//! together, so that a large guest needs few records.
+//! Takes the place of Linux's `/sys/devices/system/memory`. One record describes all neighbours that are
+//! alike, so that a large guest needs few records.
 
 use core::fmt;
 
@@ -12,7 +12,7 @@ use crate::ZoneName;
 /// Most runs in one [`Answer::Blocks`](crate::Answer::Blocks).
 pub const BLOCK_RUNS: usize = 4;
 
-/// Memory blocks that lie side by side and are alike. Each 128 MiB of boot memory count as one.
+/// Memory blocks that lie side by side and are alike. Each 128 MiB of boot memory count as one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockRun {
     /// Address of the first.
@@ -27,9 +27,9 @@ pub struct BlockRun {
     pub zone: Option<ZoneName>,
     /// Their node.
     pub node: u8,
-    /// Bytes that are plugged of each; 0 of boot memory, of which nothing is.
+    /// Bytes that are plugged of each; 0 for boot memory, which is never plugged.
     pub plugged: u64,
-    /// Pages of the memmap of each; 0 of boot memory, where that is not told.
+    /// Pages of the memmap of each; 0 for boot memory, which does not report them.
     pub memmap_pages: u64,
     /// Whether the memmap of each lies on it.
     pub memmap_on_memory: bool,
@@ -39,13 +39,11 @@ impl fmt::Display for BlockRun {
     /// One line, in the words of Linux's `/sys/devices/system/memory`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes >> 20;
-        // Saturating: whoever shows it need not trust who says it.
+        // Saturating: the VMM shows this and does not trust the guest's numbers.
         let last = self.addr.saturating_add(self.count.saturating_mul(self.size).saturating_sub(1));
         write!(f, "{:#x}-{last:#x}: {} of {} MiB, ", self.addr, self.count, mib(self.size))?;
         match self.zone {
-            Some(ZoneName::Dma32) => write!(f, "online DMA32")?,
-            Some(ZoneName::Normal) => write!(f, "online Normal")?,
-            Some(ZoneName::Movable) => write!(f, "online Movable")?,
+            Some(zone) => write!(f, "online {zone}")?,
             None => write!(f, "offline")?,
         }
         if self.boot {

@@ -1,15 +1,17 @@
-//! Device memory: what the VMM can ask of the guest, and what the guest tells.
+//! Device memory: what the VMM can ask of the guest about it, and what the guest answers.
+
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Handle;
+use crate::{Handle, Size};
 
 /// What the VMM can ask of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PmemOp {
-    /// Tell what is known of a range of device memory: [`Answer::Pmem`](crate::Answer::Pmem).
+    /// Report what is known of a range of device memory: [`Answer::Pmem`](crate::Answer::Pmem).
     Look {
-        /// Which.
+        /// Which range.
         device: u8,
     },
     /// Map ranges of device memory, all or none: [`Answer::PmemMapped`](crate::Answer::PmemMapped).
@@ -25,11 +27,11 @@ pub enum PmemOp {
     },
     /// Unmap a range of device memory: [`Answer::PmemUnmapped`](crate::Answer::PmemUnmapped).
     Unmap {
-        /// Which.
+        /// Which range.
         device: u8,
     },
-    /// Use pages of a range of device memory that nobody uses, and fill them: [`Answer::Hogged`](crate::Answer::Hogged). The
-    /// handle is good for [`Op::Verify`](crate::Op::Verify) and [`Op::Release`](crate::Op::Release).
+    /// Use free pages of a range of device memory, and fill them: [`Answer::Hogged`](crate::Answer::Hogged).
+    /// The handle is good for [`Op::Verify`](crate::Op::Verify) and [`Op::Release`](crate::Op::Release).
     Hold {
         /// Name for later calls.
         handle: Handle,
@@ -47,7 +49,7 @@ pub struct Pmem {
     pub start: u64,
     /// Bytes.
     pub size: u64,
-    /// What it is mapped as, if it is.
+    /// How it is mapped, if it is.
     pub mapped: Option<PmemUse>,
 }
 
@@ -79,34 +81,66 @@ pub struct PmemMapped {
     pub cpus: u32,
 }
 
-/// Why nothing was done with a range of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PmemFailure {
-    /// The memory map has no such range.
-    NoDevice,
-    /// It is mapped already, or about to be.
-    Mapped,
-    /// It is not mapped.
-    NotMapped,
-    /// It is not whole memory blocks, or the reserve is not whole pageblocks.
-    Misaligned,
-    /// It lies beyond the addresses that the guest has struct pages for.
-    OutOfRange,
-    /// There is other memory.
-    Conflict,
-    /// Reserve and memmap leave nothing of it.
-    AltmapTooLarge,
-    /// Too many ranges are mapped.
-    TooMany,
-    /// No page for a page table.
-    NoPageTable,
-    /// No room for the memmap.
-    NoMemory,
-    /// Pages of it are in use.
-    InUse {
-        /// References.
-        refs: u64,
-        /// Frame number of the first such page, and who uses it.
-        first: Option<(u64, Handle)>,
-    },
+impl fmt::Display for Pmem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x}, ", Size(self.size), self.start)?;
+        let Some(PmemUse { pages, users, memmap_pages, altmap }) = self.mapped else {
+            return f.write_str("not mapped");
+        };
+        let place = if altmap { "its own" } else { "the kernel's memory" };
+        write!(f, "{pages} pages, {users} references by users, memmap in {memmap_pages} pages of {place}")
+    }
+}
+
+impl fmt::Display for PmemMapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pages, locked_pages, locked_ns, total_ns, cpus } = *self;
+        let plural = if cpus == 1 { "" } else { "s" };
+        let (total, locked) = (Millis(total_ns), Millis(locked_ns));
+        write!(
+            f,
+            "{pages} pages to use after {total} on {cpus} CPU{plural}; the hotplug lock was held for {locked}, \
+             and {locked_pages} struct pages written under it"
+        )
+    }
+}
+
+/// Nanoseconds, shown as milliseconds with three decimals.
+struct Millis(u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.saturating_add(500) / 1000;
+        write!(f, "{}.{:03} ms", micros / 1000, micros % 1000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pmem, PmemMapped, PmemUse};
+
+    #[test]
+    fn a_range_says_how_it_is_mapped() {
+        let range = Pmem { start: 0x1_4000_0000, size: 1 << 30, mapped: None };
+        assert_eq!(range.to_string(), "1G at 0x140000000, not mapped");
+        let mapped = PmemUse { pages: 258_048, users: 2, memmap_pages: 4096, altmap: true };
+        let text = "1G at 0x140000000, 258048 pages, 2 references by users, memmap in 4096 pages of its own";
+        assert_eq!(Pmem { mapped: Some(mapped), ..range }.to_string(), text);
+    }
+
+    #[test]
+    fn times_are_shown_in_milliseconds() {
+        let mapped = PmemMapped {
+            pages: 258_048,
+            locked_pages: 4096,
+            locked_ns: 1_500_499,
+            total_ns: 70_000_000,
+            cpus: 2,
+        };
+        let text = "258048 pages to use after 70.000 ms on 2 CPUs; the hotplug lock was held for 1.500 ms, and 4096 \
+                    struct pages written under it";
+        assert_eq!(mapped.to_string(), text);
+        let text = PmemMapped { cpus: 1, total_ns: 999_999_500, ..mapped }.to_string();
+        assert!(text.starts_with("258048 pages to use after 1000.000 ms on 1 CPU;"), "{text}");
+    }
 }

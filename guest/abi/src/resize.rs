@@ -1,11 +1,13 @@
-//! How far a virtio-mem driver is, and what is in its way.
+//! How far a virtio-mem driver has come, and what is in its way, as records and as text.
 //!
-//! Linux writes as much to its log at best; here it is a record, so that whoever wants a size can say why it
-//! is not reached.
+//! Linux writes this to its log at best. Here it is a record, so that the VMM can say why a size is not
+//! reached.
+
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Handle;
+use crate::{Handle, Named};
 
 /// Where a virtio-mem driver stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,11 +51,11 @@ pub enum ResizeState {
 pub struct UnmovablePage {
     /// Its frame number.
     pub pfn: u64,
-    /// Who holds it.
+    /// What holds it.
     pub owner: Owner,
 }
 
-/// Who holds a page.
+/// What holds a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Owner {
     /// Boot allocations: the kernel's image, the first memmap, holes.
@@ -66,4 +68,85 @@ pub enum Owner {
     Memmap,
     /// A workload of the session.
     Workload(Handle),
+}
+
+impl fmt::Display for ResizeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Named::new(self, &|_| None).fmt(f)
+    }
+}
+
+impl fmt::Display for Named<'_, ResizeState> {
+    /// Why the driver stands where it does: `3 pages cannot move: pfn 0x140200 (workload a) and 2 more`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.value {
+            ResizeState::Reached => "the guest takes this for the target",
+            ResizeState::Unmovable { pages, first } => return self.unmovable(f, *pages, first),
+            ResizeState::NoRoom => "no room to move the pages to that are in use there",
+            ResizeState::NoMemory => {
+                "the guest has no memory for page tables or for the memmap of new memory"
+            }
+            ResizeState::HostBusy => "the device answers BUSY",
+            ResizeState::DeviceError => "the device answered against the rules",
+        })
+    }
+}
+
+impl Named<'_, ResizeState> {
+    fn unmovable(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        pages: u64,
+        first: &[Option<UnmovablePage>],
+    ) -> fmt::Result {
+        write!(f, "{pages} page{} cannot move", if pages == 1 { "" } else { "s" })?;
+        let mut named = 0;
+        for page in first.iter().flatten() {
+            let separator = if named == 0 { ": " } else { ", " };
+            write!(f, "{separator}pfn {:#x} ({})", page.pfn, self.part(&page.owner))?;
+            named += 1;
+        }
+        match pages.saturating_sub(named) {
+            1.. if named == 0 => Ok(()),
+            0 => Ok(()),
+            rest => write!(f, " and {rest} more"),
+        }
+    }
+}
+
+impl fmt::Display for Named<'_, Owner> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.value {
+            Owner::Reserved => "reserved at boot",
+            Owner::Kernel => "the guest kernel's own",
+            Owner::PageTable => "a page table",
+            Owner::Memmap => "memmap of hot-added memory",
+            Owner::Workload(handle) => {
+                return match self.name_of(*handle) {
+                    Some(name) => write!(f, "workload {name}"),
+                    None => write!(f, "unknown workload {handle}"),
+                };
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Owner, ResizeState, UnmovablePage};
+    use crate::{Name, Named};
+
+    #[test]
+    fn pages_that_cannot_move_are_named() {
+        let page = |pfn, owner| Some(UnmovablePage { pfn, owner });
+        let first = [page(0x100, Owner::Workload(0)), page(0x101, Owner::Workload(1)), None, None];
+        let names = |handle| Name::new("pins").filter(|_| handle == 0);
+        let text = |pages, first| Named::new(&ResizeState::Unmovable { pages, first }, &names).to_string();
+        let both = "pfn 0x100 (workload pins), pfn 0x101 (unknown workload 1)";
+        assert_eq!(text(37, first), format!("37 pages cannot move: {both} and 35 more"));
+        assert_eq!(text(2, first), format!("2 pages cannot move: {both}"));
+        assert_eq!(text(1, [None; 4]), "1 page cannot move");
+        let first = [page(7, Owner::Memmap), None, None, None];
+        assert_eq!(text(1, first), "1 page cannot move: pfn 0x7 (memmap of hot-added memory)");
+    }
 }

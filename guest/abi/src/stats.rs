@@ -1,8 +1,14 @@
-//! Counters of the guest's memory management, in Linux's words.
+//! Counters of the guest's memory management, in Linux's words: the record, and the tables of its counters.
+//!
+//! A new counter is a field and a row of the table below it. Sessions, JSON, `expect` and the guest's shell
+//! iterate over the tables.
+
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::MAX_NODES;
+use crate::counter::{Counter, Group};
+use crate::limits::MAX_NODES;
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +23,27 @@ pub enum ZoneName {
 
 /// Number of zones in [`Stats`].
 pub const NR_ZONES: usize = 3;
+
+impl ZoneName {
+    /// All of them, in the order of [`Stats::zones`].
+    pub const ALL: [Self; NR_ZONES] = [Self::Dma32, Self::Normal, Self::Movable];
+
+    /// Linux's spelling, which scripts, tables and JSON use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dma32 => "DMA32",
+            Self::Normal => "Normal",
+            Self::Movable => "Movable",
+        }
+    }
+}
+
+impl fmt::Display for ZoneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
 
 /// Counters of one zone, in pages (Linux `/proc/zoneinfo`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,56 +62,167 @@ pub struct ZoneStats {
     pub pcp: u64,
 }
 
+impl ZoneStats {
+    /// Its counters. Tables show them in columns that are headed by their keys.
+    pub const COUNTERS: &[Counter<Self>] = &[
+        Counter::new("spanned", |zone: &Self| zone.spanned).word("spanned"),
+        Counter::new("present", |zone: &Self| zone.present).word("present"),
+        Counter::new("managed", |zone: &Self| zone.managed).word("managed"),
+        Counter::new("free", |zone: &Self| zone.free).word("free"),
+        Counter::new("pcp", |zone: &Self| zone.pcp),
+    ];
+
+    /// A zone without pages.
+    #[must_use]
+    pub fn empty(name: ZoneName) -> Self {
+        Self { name, spanned: 0, present: 0, managed: 0, free: 0, pcp: 0 }
+    }
+}
+
 /// Counters of one NUMA node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStats {
-    /// One entry a zone, in the order of [`ZoneName`].
+    /// One entry per zone, in the order of [`ZoneName`].
     pub zones: [ZoneStats; NR_ZONES],
     /// Sections of its boot memory that were left for later and initialised by CPUs of the node.
     pub init_local: u64,
-    /// Such sections that CPUs of other nodes initialised.
+    /// Sections of its boot memory that were left for later and initialised by CPUs of other nodes.
     pub init_remote: u64,
+}
+
+impl NodeStats {
+    /// Its counters, those of its zones excluded.
+    pub const COUNTERS: &[Counter<Self>] = &[
+        Counter::new("init_local", |node: &Self| node.init_local).word("init.local"),
+        Counter::new("init_remote", |node: &Self| node.init_remote).word("init.remote"),
+    ];
+}
+
+impl Default for NodeStats {
+    fn default() -> Self {
+        Self { zones: ZoneName::ALL.map(ZoneStats::empty), init_local: 0, init_remote: 0 }
+    }
 }
 
 /// Counters of the whole guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneName`]: the sums over all nodes.
+    /// One entry per zone, in the order of [`ZoneName`]: the sums over all nodes.
     pub zones: [ZoneStats; NR_ZONES],
-    /// The nodes that there are: the first of [`Stats::nodes`].
+    /// Number of nodes that exist: they are the first of [`Stats::nodes`].
     pub nr_nodes: u8,
-    /// One entry a node.
+    /// One entry per node.
     pub nodes: [NodeStats; MAX_NODES],
     /// Pages of hot-added memory's memmap that were taken from memory the guest already had.
     pub memmap_boot_pages: u64,
     /// Pages of hot-added memory's memmap that lie in the added memory itself.
     pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online.
+    /// Memory blocks that are online, those of boot memory included.
     pub blocks_online: u64,
     /// Pages migrated since boot.
     pub pages_migrated: u64,
     /// Migrations that failed since boot.
     pub migrate_failed: u64,
-    /// Forced drains of per-CPU lists since boot, counted once a zone, not once a CPU.
+    /// Forced drains of per-CPU lists since boot, counted once per zone, not once per CPU.
     pub pcp_drains: u64,
-    /// Pages of isolated ranges that were found on per-CPU lists since boot, where nobody looks for
-    /// them.
+    /// Pages of isolated ranges that were found on per-CPU lists since boot. Isolation does not look for
+    /// free pages there.
     pub pcp_stranded: u64,
-    /// Sections whose struct pages were all written at once, since boot; the others' are written when
-    /// their pages are first used.
+    /// Sections whose struct pages were all written at once, since boot. The struct pages of other sections
+    /// are written when their pages are first used.
     pub memmaps_written: u64,
-    /// Pages from the first range of device memory that is mapped to the last, which is all that the
-    /// Device zone has.
+    /// Pages from the first range of device memory that is mapped to the last: the span of the Device zone.
     pub device_spanned: u64,
     /// Pages of device memory that can be used.
     pub device_pages: u64,
-    /// References to them: each is one, and so is each use.
+    /// References to these pages: one for each page, and one for each use.
     pub device_refs: u64,
     /// How long boot took.
     pub boot: BootTimes,
 }
 
-/// When boot reached what it is measured by, in microseconds since the kernel's first instructions.
+impl Stats {
+    /// Its counters, those of zones, nodes and boot excluded.
+    pub const COUNTERS: &[Counter<Self>] = &[
+        Counter::new("memmap_boot_pages", |stats: &Self| stats.memmap_boot_pages)
+            .word("memmap.boot_pages")
+            .label(Group::Memmap, "pages in boot memory"),
+        Counter::new("memmap_altmap_pages", |stats: &Self| stats.memmap_altmap_pages)
+            .word("memmap.altmap_pages")
+            .label(Group::Memmap, "in hot-added memory"),
+        Counter::new("blocks_online", |stats: &Self| stats.blocks_online)
+            .word("blocks.online")
+            .label(Group::Blocks, "memory blocks online"),
+        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated)
+            .word("migrated")
+            .label(Group::Migration, "pages migrated"),
+        Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed)
+            .label(Group::Migration, "migrations failed"),
+        Counter::new("pcp_drains", |stats: &Self| stats.pcp_drains)
+            .word("pcp.drains")
+            .label(Group::PerCpuLists, "drains of per-CPU lists"),
+        Counter::new("pcp_stranded", |stats: &Self| stats.pcp_stranded).word("pcp.stranded"),
+        Counter::new("memmaps_written", |stats: &Self| stats.memmaps_written),
+        Counter::new("device_spanned", |stats: &Self| stats.device_spanned)
+            .word("zone.Device.spanned")
+            .label(Group::DeviceMemory, "pages spanned"),
+        Counter::new("device_pages", |stats: &Self| stats.device_pages)
+            .word("device.pages")
+            .label(Group::DeviceMemory, "to use"),
+        Counter::new("device_refs", |stats: &Self| stats.device_refs)
+            .word("device.refs")
+            .label(Group::DeviceMemory, "references"),
+    ];
+}
+
+/// No memory at all, on one node.
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            zones: ZoneName::ALL.map(ZoneStats::empty),
+            nr_nodes: 1,
+            nodes: [NodeStats::default(); MAX_NODES],
+            memmap_boot_pages: 0,
+            memmap_altmap_pages: 0,
+            blocks_online: 0,
+            pages_migrated: 0,
+            migrate_failed: 0,
+            pcp_drains: 0,
+            pcp_stranded: 0,
+            memmaps_written: 0,
+            device_spanned: 0,
+            device_pages: 0,
+            device_refs: 0,
+            boot: BootTimes::default(),
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    /// The labelled counters in one line, and in a second line those of device memory, if some is mapped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = None;
+        for counter in Self::COUNTERS {
+            let Some(label) = counter.label else { continue };
+            let group = label.group;
+            if group == Group::DeviceMemory && self.device_spanned == 0 {
+                continue;
+            }
+            let separator = match before {
+                None => "",
+                Some(before) if before == group => ", ",
+                Some(_) if group == Group::DeviceMemory => "\n",
+                Some(_) => "; ",
+            };
+            let title = if before == Some(group) { "" } else { group.title() };
+            write!(f, "{separator}{title}{} {}", (counter.read)(self), label.text)?;
+            before = Some(group);
+        }
+        Ok(())
+    }
+}
+
+/// When boot reached its milestones, in microseconds since the kernel's first instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTimes {
     /// All of boot memory is in the kernel's page tables.
@@ -96,3 +234,6 @@ pub struct BootTimes {
     /// Sections whose struct pages were all written before the first allocation.
     pub memmaps_written: u64,
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

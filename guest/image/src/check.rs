@@ -1,10 +1,9 @@
-//! Checks that an image holds only instructions that the guest may use in ring 0.
+//! Checks that an image has only instructions that the guest may use in ring 0.
 //!
-//! The list is of what is allowed, not of what is banned: plain integer instructions and a few
-//! named others. An instruction that it does not know fails the build, so that a new compiler
-//! cannot slip one in. Why: the target has no SSE state to save, and on hosts without hardware
-//! virtualisation ring 0 is emulated by KVM, which knows neither vector instructions nor `int3`
-//! nor `cmpxchg16b`.
+//! The list names the allowed instructions: plain integer instructions and a few others. An unknown instruction
+//! fails the build, so that a new compiler cannot introduce one unnoticed. The reasons: the guest does not save SSE
+//! state. And on hosts without hardware virtualisation KVM emulates ring 0, and its emulator knows neither vector
+//! instructions nor `int3` nor `cmpxchg16b`.
 
 use std::fmt;
 use std::path::Path;
@@ -14,17 +13,17 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 
 use crate::Error;
 
-/// Instructions of 16- and 32-bit start-up code live here; the decoder would misread them.
+/// Sections with 16- and 32-bit start-up code, which the decoder would misread.
 const START_UP_SECTIONS: &str = ".boot";
 
-/// An instruction that the guest must not hold.
+/// An instruction that the guest must not contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BannedInstruction {
-    /// Its virtual address.
+    /// The virtual address.
     pub address: u64,
-    /// Its text, in AT&T syntax.
+    /// The text in AT&T syntax.
     pub text: String,
-    /// The function that holds it, as far as symbols tell.
+    /// The function that contains it, if a symbol names one.
     pub function: String,
 }
 
@@ -34,10 +33,10 @@ impl fmt::Display for BannedInstruction {
     }
 }
 
-/// Lists the instructions of the ELF file at `path` that the guest must not hold.
+/// Lists the banned instructions in the ELF file at `path`.
 ///
 /// # Errors
-/// [`Error::Unreadable`] when it cannot be read, is not ELF, or holds no code at all.
+/// [`Error::Unreadable`] when the file cannot be read, is not ELF, or has no code.
 pub fn check(path: &Path) -> Result<Vec<BannedInstruction>, Error> {
     let unreadable = |reason: String| Error::Unreadable { path: path.to_owned(), reason };
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
@@ -72,8 +71,8 @@ fn is_allowed(instruction: &Instruction) -> bool {
         | Mnemonic::Sfence
         | Mnemonic::Movnti
         | Mnemonic::Clflush
-        // What the compiler means is `rep bsf`: the same where the argument is not zero, also on a
-        // CPU that does not know `tzcnt`.
+        // The compiler means `rep bsf`. Both give the same result for arguments other than zero, and a CPU without
+        // `tzcnt` executes `bsf`.
         | Mnemonic::Tzcnt => return true,
         _ => {}
     }

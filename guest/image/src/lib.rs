@@ -1,9 +1,9 @@
-//! Builds the guest kernel for `x86_64-unknown-none` and checks what came out. The one place that
-//! knows how; the VMM's build script and `xtask` both call it.
+//! The guest image: builds the guest kernel for `x86_64-unknown-none` and checks the result. The VMM's build script
+//! and `xtask` both call this crate.
 //!
-//! The guest kernel runs in ring 0 without SSE, so neither the workspace's ordinary target nor its
-//! flags will do. It is built by a nested cargo with its own target folder and an environment from
-//! which the caller's compiler flags and wrappers are removed.
+//! The guest kernel runs in ring 0 without SSE, so the workspace's ordinary target and flags do not fit. A nested
+//! cargo builds it, with a target folder of its own. The compiler flags and wrappers of the caller are removed from
+//! its environment.
 //!
 //! Invariant: a path returned by [`build`] names an ELF file that [`check`] has passed.
 
@@ -34,9 +34,9 @@ pub enum Error {
     /// The nested cargo could not be started.
     #[error("cannot run `{command}`: {source}")]
     Cargo {
-        /// What was run.
+        /// The command line.
         command: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The nested cargo failed; its own messages stand above this one.
@@ -47,10 +47,10 @@ pub enum Error {
     Unreadable {
         /// The image.
         path: PathBuf,
-        /// What was wrong.
+        /// The reason.
         reason: String,
     },
-    /// The image holds instructions that the guest must not use.
+    /// The image has instructions that the guest must not use.
     #[error("the guest image {path} holds instructions that ring 0 must not use:\n{}", list(.found))]
     Banned {
         /// The image.
@@ -64,25 +64,25 @@ fn list(found: &[BannedInstruction]) -> String {
     found.iter().map(|banned| format!("  {banned}\n")).collect()
 }
 
-/// Root of the workspace, where the guest's sources and the lock file are.
+/// The root of the workspace, with the guest's sources and the lock file.
 #[must_use]
 pub fn workspace_root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// Folders and files, relative to [`workspace_root`], that the image is made from.
+/// The folders and files, relative to [`workspace_root`], from which the image is built.
 pub const SOURCES: [&str; 6] =
     ["Cargo.toml", "Cargo.lock", "guest/abi", "guest/kernel", "guest/mm", "virtio-mem"];
 
-/// Builds the guest kernel below `target_dir` (its own target folder, not the caller's) and checks
-/// it. Returns the ELF file's path.
+/// Builds the guest kernel below `target_dir`, which must not be the caller's target folder, and checks it.
+/// Returns the path of the ELF file.
 ///
 /// # Errors
-/// See [`Error`]; nothing is returned that was not checked.
+/// See [`Error`].
 pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root());
-    // The caller's compiler flags, wrappers and profiles are for the host.
+    // Removes the caller's compiler flags, wrappers and profiles, which are for the host.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         let leaks = ["RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"]
@@ -104,7 +104,7 @@ pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error>
     cargo.args(["build", "--package", "tidevm-guest", "--profile", "guest", "--locked", "--target", TARGET]);
     cargo.arg("--target-dir").arg(target_dir);
     if let Toolchain::WithSources { rustc } = toolchain {
-        // Building `core` is an unstable feature of a compiler that is stable otherwise.
+        // A stable compiler builds `core` only when unstable features are allowed.
         cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
     }
     let script = workspace_root().join("guest/kernel/link.ld");

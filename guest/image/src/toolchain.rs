@@ -1,5 +1,5 @@
-//! Finds a compiler for the guest's target: one with the target installed, else one that has the
-//! sources of `core` beside it so that cargo can build them.
+//! Finds a compiler for the guest's target: one with the target installed, or else one with the sources of `core`,
+//! so that cargo can build `core` too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +12,8 @@ use crate::{Error, TARGET};
 pub enum Toolchain {
     /// The workspace's own compiler has the target's libraries.
     Installed,
-    /// This compiler has the sources of its own libraries; they are built along with the guest.
-    /// Sources of another version than the compiler's do not work.
+    /// This compiler has the sources of its own libraries, which are built together with the guest. The sources
+    /// must have the version of the compiler.
     WithSources {
         /// The compiler.
         rustc: PathBuf,
@@ -29,11 +29,11 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// Finds the first way that works: the installed target, then the workspace's compiler with
-/// sources, then every other `rustc` on `PATH` (Debian's among them) with sources.
+/// Finds the first way that works: the installed target, then the workspace's compiler with sources, then any other
+/// `rustc` on `PATH` with sources, such as Debian's.
 ///
 /// # Errors
-/// [`Error::NoToolchain`], whose text names both remedies.
+/// [`Error::NoToolchain`], whose text names both ways to get one.
 pub fn find() -> Result<Toolchain, Error> {
     let own = PathBuf::from(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     if sysroot(&own).is_some_and(|root| root.join("lib/rustlib").join(TARGET).join("lib").is_dir()) {

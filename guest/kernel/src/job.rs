@@ -1,6 +1,10 @@
-//! Kernel work as run-to-completion jobs: each CPU goes round its own list, lets every job take
-//! one step, and halts when none has more to do. There are no threads and there is no
-//! pre-emption, so a job holds no lock and no page reference between two steps.
+//! Kernel work as run-to-completion jobs: each CPU goes through its own list, lets every job take one step,
+//! and halts when no job has more to do.
+//!
+//! Takes the place of Linux's threads and workqueues. It differs on purpose: there is no pre-emption, so
+//! memory management needs no locks against its own CPU.
+//!
+//! Invariant: a job holds no lock and no page reference between two steps.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -10,35 +14,35 @@ use core::sync::atomic::{Ordering, fence};
 use spin::Mutex;
 use x86_64::instructions::interrupts;
 
+use crate::cpu::lapic;
+use crate::cpu::time::Instant;
 use crate::cpu::{self, MAX_CPUS};
-use crate::irq;
-use crate::time::Instant;
 
-/// What a job wants after a step.
+/// How a job goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The next step can follow at once.
+pub enum Progress {
+    /// The job has more to do: the next step can follow at once.
     Again,
     /// Nothing to do until the CPU is woken, or until the instant.
     Idle(Option<Instant>),
-    /// It is over; the job is dropped.
+    /// The job has ended and is dropped.
     Done,
 }
 
-/// A piece of work that is done in steps of at most a few milliseconds.
+/// A piece of work, in steps of at most a few milliseconds.
 pub trait Job: Send {
-    /// Takes one step. Called whenever its CPU goes round, also when the job was idle: whoever
-    /// wakes a CPU does not say for whom.
-    fn step(&mut self) -> Step;
+    /// Takes one step. Called in every pass of its CPU's job loop, also when the job is idle: a wake-up does
+    /// not name the job that it is for.
+    fn step(&mut self) -> Progress;
 }
 
-/// Jobs that were handed to a CPU and not yet picked up.
+/// Per CPU: jobs that were handed to it and that it has not taken into its list.
 static NEW: [Mutex<Vec<Box<dyn Job>>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }; MAX_CPUS];
 
 /// Hands `job` to CPU `index`.
 pub fn spawn(index: usize, job: Box<dyn Job>) {
     NEW[index].lock().push(job);
-    irq::wake(index);
+    lapic::wake(index);
 }
 
 /// The job loop of this CPU. Does not return.
@@ -49,23 +53,23 @@ pub fn run() -> ! {
     interrupts::enable();
     loop {
         area.passes.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fence of `synchronize`: either that sees this pass, or this pass sees what was
-        // made invisible before it (`guest/mm/tests/interleavings/sparse.rs`).
+        // Pairs with the fence in `synchronize`: either `synchronize` sees this pass, or this pass sees the
+        // memory that was made invisible before `synchronize` (`guest/mm/tests/interleavings/sparse.rs`).
         fence(Ordering::SeqCst);
         area.pending.store(false, Ordering::SeqCst);
         jobs.append(&mut NEW[me].lock());
         let mut again = false;
         let mut wake_at: Option<Instant> = None;
         jobs.retain_mut(|job| match job.step() {
-            Step::Again => {
+            Progress::Again => {
                 again = true;
                 true
             }
-            Step::Idle(until) => {
+            Progress::Idle(until) => {
                 wake_at = [wake_at, until].into_iter().flatten().min();
                 true
             }
-            Step::Done => false,
+            Progress::Done => false,
         });
         if !again {
             sleep(area, wake_at);
@@ -73,31 +77,30 @@ pub fn run() -> ! {
     }
 }
 
-/// Halts until an interrupt, unless there is something to do already.
+/// Halts until an interrupt, unless the CPU was woken since the pass began.
 fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     interrupts::disable();
     area.idle.store(true, Ordering::SeqCst);
-    // Pairs with `irq::wake`: `pending` is set before `idle` is looked at.
+    // Pairs with `lapic::wake`, which sets `pending` before it reads `idle`.
     if area.pending.load(Ordering::SeqCst) {
         interrupts::enable();
     } else {
         if let Some(instant) = wake_at {
-            irq::set_timer(instant);
+            lapic::set_timer(instant);
         }
         interrupts::enable_and_hlt();
     }
     area.idle.store(false, Ordering::SeqCst);
 }
 
-/// Returns when every other CPU has been between two jobs, or halted, since the call: whatever
-/// page references they held are gone. It is called by one CPU at a time, under the memory
-/// hotplug lock.
+/// Waits until every other CPU has been between two jobs, or halted, since the call. The page references that
+/// they held at the call are gone then. Called under the memory hotplug lock, so by one CPU at a time.
 ///
 /// # Panics
-/// When a CPU does not come round within a minute.
+/// When a CPU does not finish its step within a minute.
 pub fn synchronize() {
     const MILLIS: u64 = 60_000;
-    // What the caller has just made invisible is so before the others' passes are looked at.
+    // The memory that the caller made invisible is so before this CPU reads the others' passes.
     fence(Ordering::SeqCst);
     let me = cpu::this();
     let deadline = Instant::in_millis(MILLIS);

@@ -1,251 +1,158 @@
-//! The guest kernel: ring 0, no user space, memory management that is made for memory that comes
-//! and goes. This file is the order of boot.
+//! The guest kernel: ring 0, no user space, and memory management for memory that comes and goes.
+//!
+//! This file is the order of boot. The folders: `boot` learns from the VMM and from firmware, `cpu` and `mem`
+//! are the machine, `virtio` has the drivers, and `agent` carries out calls, which come in through `control`
+//! or `shell`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![expect(unsafe_code, reason = "the entry point, and statics that are set up once at boot")]
+#![expect(unsafe_code, reason = "the entry point, and the heap's arena")]
 
 extern crate alloc;
 
-mod acpi;
 mod agent;
-mod blocks;
 mod boot;
-mod churn;
-mod cmdline;
 mod console;
-mod content;
 mod control;
-mod copy;
 mod cpu;
-mod deferred;
-mod heap;
-mod hog;
-mod ioapic;
-mod irq;
 mod job;
-mod numa;
-mod paging;
-mod panic;
-mod pci;
-mod percpu_buf;
-mod platform;
-mod pmem;
+mod mailbox;
+mod mem;
 mod procfs;
-mod race;
 mod shell;
-mod smp;
-mod stamps;
-mod time;
 mod virtio;
-mod workload;
-
-use alloc::alloc::{Layout, alloc};
-
-use core::ptr::NonNull;
 
 use tidevm_abi::Report;
-use tidevm_mm::{
-    InitPolicy, Memblock, MemoryContent, Mm, PAGE_SIZE, Page, PerCpuPages, PhysAddr, PhysRange, Section,
-    Sparse,
-};
+use tidevm_mm::{InitPolicy, Memblock, MemoryContent, PAGE_SIZE};
 use virtio_drivers::transport::{DeviceType, Transport};
 
-use crate::boot::BootInfo;
-use crate::cmdline::Options;
+use crate::agent::{pmem, workload};
+use crate::boot::cmdline::CommandLine;
+use crate::boot::memory_map::{self, EarlyTables};
+use crate::boot::numa::Numa;
+use crate::boot::percpu_buf;
+use crate::boot::pvh::BootInfo;
 use crate::console::println;
 use crate::control::Control;
-use crate::numa::Numa;
-use crate::paging::{TableSource, VMEMMAP};
-use crate::platform::Machine;
-use crate::virtio::Device;
+use crate::cpu::{ioapic, lapic, smp, time, trap};
+use crate::mem::paging::VMEMMAP;
+use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::mem::MemDriver;
+use crate::virtio::{Device, pci};
 
-/// Sections of the physical address space that the guest can use: 2 TiB.
-const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
-/// What the start-up page tables map.
-const FIRST_GIB: u64 = 1 << 30;
-const LOW_MEMORY: u64 = 1 << 20;
-
-static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
-
-/// The memory management.
-static MM: Mm<Machine> = Mm::new(
-    Machine,
-    // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
-    // `Machine` maps anything there.
-    unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
-    &PER_CPU,
+core::arch::global_asm!(
+    include_str!("boot/entry.s"),
+    kernel_start = sym kernel_start,
+    boot_stack = sym BOOT_STACK,
+    stack_size = const smp::STACK_SIZE - cpu::FAULT_STACK_SIZE,
+    options(att_syntax)
 );
-static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cpu::MAX_CPUS];
 
 /// Stack of the boot CPU.
 #[repr(C, align(16))]
 struct Stack([u8; smp::STACK_SIZE]);
 static mut BOOT_STACK: Stack = Stack([0; smp::STACK_SIZE]);
 
-/// What boot knows of memory; `mm` keeps it.
-static mut MEMBLOCK: Memblock = Memblock::new();
-
-unsafe extern "C" {
-    static __image_start: u8;
-    static __image_end: u8;
-}
-
-/// Page tables while there is only memblock.
-struct EarlyTables<'m>(&'m mut Memblock);
-
-impl TableSource for EarlyTables<'_> {
-    fn alloc(&mut self) -> Option<u64> {
-        let table = self.0.alloc(PAGE_SIZE, PAGE_SIZE)?.get();
-        paging::clear_page(table);
-        Some(table)
-    }
-
-    fn free(&mut self, _table: u64) {
-        unreachable!("nothing is unmapped before the page allocator runs")
-    }
-}
-
-/// First Rust code of the boot CPU; `boot.s` passes the address that the PVH boot ABI names.
+/// First Rust code of the boot CPU; `boot/entry.s` passes the address that the PVH boot ABI names.
 extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::start();
     cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
-    // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up
-    // page tables map the first GiB.
+    // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up page
+    // tables map the first GiB.
     let info = unsafe { BootInfo::read(start_info) };
-    let options = cmdline::parse(info.cmdline());
-    time::init(options.tsc_khz);
-    // SAFETY: this runs once, and nothing else names the static.
-    let memblock: &'static mut Memblock = unsafe { (&raw mut MEMBLOCK).as_mut() }.expect("a static");
-    map_memory(&info, memblock);
+    let command_line = CommandLine::parse(info.cmdline());
+    time::init(command_line.tsc_khz);
+    let memblock = memory_map::map(&info);
     stamps::mapped();
-    let tables = &mut EarlyTables(memblock);
-    paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
-    irq::init(tables).expect("no memory for the APICs' page tables");
-    let mut numa = Numa::new();
-    let nr_cpus = smp::find_cpus(info.rsdp(), options.nr_cpus, tables, &mut numa);
-    // For the first ones, which are mapped before any page can be allocated.
-    paging::prepare_vmemmap(VMEMMAP, VMEMMAP + 1, tables).expect("no memory for the memmap's page tables");
-    numa.settle(&options.numa, memblock, nr_cpus);
-    let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
-    // SAFETY: memblock just gave this memory, and it is mapped.
-    unsafe { heap::init(arena.get()) };
-    let mm_options = tidevm_mm::Options {
-        nr_cpus,
-        memmap_on_memory: options.memmap_on_memory,
-        pcp: options.pcp,
-        removal: options.removal,
-        init: options.init,
-        grow: options.grow,
-        content: if options.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown },
-        device_init: options.device_init,
-    };
-    MM.boot(memblock, mm_options).expect("memory management does not start");
-    stamps::first_allocation();
-    MM.register_owner(workload::OWNER, &workload::Workloads);
+    let nr_cpus = find_hardware(&info, &command_line, memblock);
+    start_memory(&command_line, nr_cpus, memblock);
     pmem::find(info.pmem());
 
-    irq::init_cpu();
+    trap::init_cpu();
     cpu::set_online();
-    percpu_buf::allocate(0, options.percpu_buf);
-    smp::bring_up(nr_cpus, |index| {
-        percpu_buf::allocate(index, options.percpu_buf);
-        new_stack()
-    });
+    percpu_buf::allocate(0, command_line.percpu_buf);
+    smp::bring_up(nr_cpus, |index| percpu_buf::allocate(index, command_line.percpu_buf));
     copy::start();
-    // Where memory is zero, what is left is initialised when it is wanted, and not before.
-    if options.init != InitPolicy::Lazy || !options.zeroed || !options.grow {
-        deferred::start(options.one_worker);
+    // Lazy initialisation leaves boot memory alone until it is wanted. It needs memory that is zero, and
+    // allocations that have more of it initialised.
+    let mm = &command_line.mm;
+    if mm.init != InitPolicy::Lazy || mm.content != MemoryContent::Zero || !mm.grow {
+        deferred::start(command_line.one_worker);
     }
-    let mem_devices = bind_devices(&options);
-    control::report(Report::Ready { cpus: cpu::online() as u32, mem_devices });
-    shell::start();
+    let bound = bind_devices(&command_line);
+    mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });
+    if !bound.control {
+        shell::start();
+    }
     job::run()
 }
 
-/// Binds all devices to their drivers, and returns how many virtio-mem devices have one.
-fn bind_devices(options: &Options) -> u32 {
-    let mut mem_devices = 0;
-    for device in options.devices.iter().flatten().filter_map(Device::find) {
-        mem_devices += u32::from(bind(device, options));
-    }
-    if options.pci {
-        pci::each_mem_device(|device| mem_devices += u32::from(bind(device, options)));
-    }
-    mem_devices
+/// Protects the kernel's image, sets up interrupts, and finds CPUs and nodes. Returns the number of CPUs to
+/// run.
+fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Memblock) -> usize {
+    let tables = &mut EarlyTables(memblock);
+    paging::protect_kernel(tables).expect("no memory for the kernel's page tables");
+    lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
+    trap::init();
+    let mut numa = Numa::new();
+    let nr_cpus = smp::find_cpus(info.rsdp(), command_line.nr_cpus, tables, &mut numa);
+    // The first memmaps are mapped before any page can be allocated, so their page tables come from memblock.
+    paging::prepare_vmemmap(VMEMMAP, VMEMMAP + 1, tables).expect("no memory for the memmap's page tables");
+    numa.settle(&command_line.numa, memblock, nr_cpus);
+    nr_cpus
 }
 
-/// Maps all of memory, and tells `memblock` what there is and what of it is in use.
-fn map_memory(info: &BootInfo, memblock: &mut Memblock) {
-    const FULL: &str = "the memory map has too many entries";
-    let taken = [
-        PhysRange::new(PhysAddr::new(0), LOW_MEMORY),
-        PhysRange::between(
-            // The linker places these at physical and at kernel addresses, as they stand here.
-            PhysAddr::new((&raw const __image_start) as u64),
-            PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
-        )
-        .expect("the image ends behind its start"),
-    ];
-    // Tables come from the first GiB, which is mapped, until all memory is.
-    let mut low = Memblock::new();
-    for &(start, end) in info.ram() {
-        let low_end = end.min(FIRST_GIB);
-        if start < low_end {
-            low.add(PhysRange::new(PhysAddr::new(start), low_end - start)).expect(FULL);
-        }
-        memblock.add(PhysRange::new(PhysAddr::new(start), end - start)).expect(FULL);
-    }
-    for range in taken {
-        low.reserve(range).expect(FULL);
-    }
-    if let Some((start, end)) = info.module() {
-        let module = PhysRange::new(PhysAddr::new(start), end - start);
-        low.reserve(module).and_then(|()| memblock.reserve(module)).expect(FULL);
-    }
-    for &(start, end) in info.ram() {
-        paging::map_boot_memory(start, end, &mut EarlyTables(&mut low))
-            .expect("no memory for the direct map's page tables");
-    }
-    for range in low.reserved() {
-        memblock.reserve(range).expect(FULL);
-    }
+/// Starts the heap and memory management.
+fn start_memory(command_line: &CommandLine, nr_cpus: usize, memblock: &'static mut Memblock) {
+    let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
+    // SAFETY: memblock just gave this memory, and it is mapped.
+    unsafe { heap::init(arena.get()) };
+    let options = tidevm_mm::Options { nr_cpus, ..command_line.mm };
+    MM.boot(memblock, options).expect("memory management does not start");
+    stamps::first_allocation();
+    MM.register_owner(workload::OWNER, &workload::Workloads);
 }
 
-/// Binds a device to its driver. Whether it is a virtio-mem device that now has one.
-fn bind<T: Transport + Send + 'static>(device: Device<T>, options: &Options) -> bool {
-    let kind = device.transport.device_type();
-    match kind {
-        DeviceType::Console => {
-            match Control::new(device) {
-                Some(control) => job::spawn(0, control),
+/// Which devices have a driver.
+#[derive(Default)]
+struct Bound {
+    /// The control channel.
+    control: bool,
+    /// How many virtio-mem devices.
+    mem_devices: u32,
+}
+
+/// Binds all devices to their drivers.
+fn bind_devices(command_line: &CommandLine) -> Bound {
+    let mut bound = Bound::default();
+    for device in command_line.devices.iter().flatten().filter_map(Device::find) {
+        bound.bind(device, command_line);
+    }
+    if command_line.pci {
+        pci::each_mem_device(|device| bound.bind(device, command_line));
+    }
+    bound
+}
+
+impl Bound {
+    /// Binds a device to its driver, if there is one that can use it.
+    fn bind<T: Transport + Send + 'static>(&mut self, device: Device<T>, command_line: &CommandLine) {
+        match device.transport.device_type() {
+            DeviceType::Console => match Control::new(device) {
+                Some(control) => {
+                    job::spawn(0, control);
+                    self.control = true;
+                }
                 None => println!("the control channel cannot be used"),
-            }
-            false
-        }
-        DeviceType::Memory => match MemDriver::new(device, options) {
-            Ok(driver) => {
-                job::spawn(0, driver);
-                true
-            }
-            Err(reason) => {
-                println!("virtio-mem: {reason}");
-                false
-            }
-        },
-        _ => {
-            println!("no driver for a {kind:?} device");
-            false
+            },
+            DeviceType::Memory => match MemDriver::new(device, command_line) {
+                Ok(driver) => {
+                    job::spawn(0, driver);
+                    self.mem_devices += 1;
+                }
+                Err(reason) => println!("virtio-mem: {reason}"),
+            },
+            kind => println!("no driver for a {kind:?} device"),
         }
     }
-}
-
-/// Top of a new CPU's stack.
-fn new_stack() -> u64 {
-    let layout = Layout::from_size_align(smp::STACK_SIZE, 16).expect("16 is a power of two");
-    // SAFETY: the size is not zero. The stack is for good.
-    let stack = unsafe { alloc(layout) };
-    assert!(!stack.is_null(), "no memory for a stack");
-    stack as u64 + smp::STACK_SIZE as u64
 }
 
 #[cfg(not(target_os = "none"))]

@@ -1,13 +1,14 @@
-//! What Linux shows in `/proc/meminfo` and `/proc/zoneinfo`, line by line in its words and form.
+//! `/proc/meminfo` and `/proc/zoneinfo`, line by line in Linux's words and form.
 //!
-//! Mirrors `meminfo_proc_show` and `zoneinfo_show_print`. Lines for what does not exist here are left out:
-//! reclaim, boosts, the watermark `high`, a node's statistics. Differs from Linux on purpose:
-//! boot memory that is not initialised yet is free, because it will be when it is wanted.
+//! Mirrors `meminfo_proc_show` and `zoneinfo_show_print`. Lines about things that do not exist here are left
+//! out: reclaim, boosts, the watermark `high`, the statistics per node. It differs from Linux on purpose:
+//! boot memory that is not initialised yet counts as free, because it is initialised when it is wanted.
 
 use tidevm_mm::{NodeId, PAGE_SIZE, ZoneId, ZoneStats, ZoneType};
 
-use crate::MM;
+use crate::agent::translate;
 use crate::console::println;
+use crate::mem::MM;
 
 /// `/proc/meminfo`.
 pub fn meminfo() {
@@ -30,7 +31,7 @@ pub fn zoneinfo() {
         show_zone(zone, &stats.nodes[zone.node().index()][zone.zone_type().index()]);
     }
     if stats.device.spanned > 0 {
-        // Linux's zone of device memory has no page either.
+        // In Linux too, the zone of device memory has no present and no managed pages.
         println!("Node 0, zone   Device");
         println!("  pages free     0\n        min      0\n        low      0");
         println!("        spanned  {}", stats.device.spanned);
@@ -38,7 +39,7 @@ pub fn zoneinfo() {
     }
 }
 
-/// The zones of all nodes that have memory, and of the first one.
+/// The zones of the first node, and of all other nodes that have memory.
 fn zones() -> impl Iterator<Item = ZoneId> {
     let nodes = MM.stats().nodes;
     NodeId::all()
@@ -47,11 +48,7 @@ fn zones() -> impl Iterator<Item = ZoneId> {
 }
 
 fn show_zone(id: ZoneId, zone: &ZoneStats) {
-    let name = match id.zone_type() {
-        ZoneType::Dma32 => "DMA32",
-        ZoneType::Normal => "Normal",
-        ZoneType::Movable => "Movable",
-    };
+    let name = translate::zone_text(id.zone_type());
     let info = MM.zone_info(id);
     println!("Node {}, zone {name:>8}", id.node().get());
     println!("  pages free     {}", zone.all_free());
@@ -63,7 +60,7 @@ fn show_zone(id: ZoneId, zone: &ZoneStats) {
     let [dma32, normal, movable] = info.protection;
     println!("        protection: ({dma32}, {normal}, {movable})");
     if zone.present == 0 {
-        // Nothing else of an empty zone means anything.
+        // The other lines mean nothing for an empty zone.
         return;
     }
     println!("      nr_free_pages {}", zone.all_free());

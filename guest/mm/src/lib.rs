@@ -31,7 +31,7 @@
 //! under the first two locks only, so they may allocate and free too.
 //!
 //! A broken invariant panics with the values that differ; a mistake that a caller or the machine can make is
-//! an error.
+//! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
 #[cfg(any(test, feature = "sim"))]

@@ -1,22 +1,22 @@
-//! Both sets against the plain way to do it: a vector of bools, one block at a time.
+//! The bitmap against a plain implementation: a vector of bools, one block at a time.
 
 use super::*;
 
-/// Every range of a bitmap of `len` blocks that touches a word boundary from either side.
+/// The ranges of a bitmap of `len` blocks that begin and end at or beside a word boundary.
 fn ranges(len: u64) -> impl Iterator<Item = BlockRange> {
     let edges =
         move || [0, 1, 62, 63, 64, 65, 126, 127, 128, 129, len].into_iter().filter(move |&e| e <= len);
     edges().flat_map(move |first| {
-        edges().filter(move |&end| end >= first).map(move |end| BlockRange { first, count: end - first })
+        edges().filter(move |&end| end >= first).map(move |end| BlockRange::new(first, end - first))
     })
 }
 
 fn plain(len: u64, range: BlockRange) -> Vec<bool> {
-    (0..len).map(|block| (range.first..range.end()).contains(&block)).collect()
+    (0..len).map(|block| (range.first()..range.end()).contains(&block)).collect()
 }
 
 fn bits(bitmap: &BlockBitmap) -> Vec<bool> {
-    (0..bitmap.len).map(|first| bitmap.count_in(BlockRange { first, count: 1 }) == 1).collect()
+    (0..bitmap.len).map(|first| bitmap.count_in(BlockRange::new(first, 1)) == 1).collect()
 }
 
 #[test]
@@ -48,18 +48,18 @@ fn runs_are_maximal_and_ascending() {
     assert_eq!(bitmap.runs().next(), None);
     let runs = [(0, 1), (2, 62), (65, 63), (129, 1), (190, 10)];
     for (first, count) in runs {
-        bitmap.set(BlockRange { first, count });
+        bitmap.set(BlockRange::new(first, count));
     }
-    let found: Vec<_> = bitmap.runs().map(|run| (run.first, run.count)).collect();
+    let found: Vec<_> = bitmap.runs().map(|run| (run.first(), run.count())).collect();
     assert_eq!(found, runs);
-    assert_eq!(bitmap.next_run(60), Some(BlockRange { first: 60, count: 4 }));
+    assert_eq!(bitmap.next_run(60), Some(BlockRange::new(60, 4)));
     assert_eq!(bitmap.next_run(200), None);
 }
 
 #[test]
 #[should_panic(expected = "blocks 60..65 of a region of 64 blocks")]
 fn a_range_beyond_the_region_is_a_bug_of_the_caller() {
-    BlockBitmap::new(64).set(BlockRange { first: 60, count: 5 });
+    BlockBitmap::new(64).set(BlockRange::new(60, 5));
 }
 
 #[test]
@@ -91,9 +91,9 @@ fn a_set_grows_and_keeps_what_is_in_it() {
     let mut bitmap = BlockBitmap::new(0);
     for len in [1, 64, 65, 200, 10] {
         bitmap.try_grow(len).unwrap();
-        bitmap.set(BlockRange { first: len - 1, count: 1 });
+        bitmap.set(BlockRange::new(len - 1, 1));
     }
-    let found: Vec<_> = bitmap.runs().map(|run| (run.first, run.count)).collect();
+    let found: Vec<_> = bitmap.runs().map(|run| (run.first(), run.count())).collect();
     assert_eq!(found, [(0, 1), (9, 1), (63, 2), (199, 1)]);
     bitmap.try_grow(u64::MAX).unwrap_err();
     assert_eq!(bitmap.count(), 5);

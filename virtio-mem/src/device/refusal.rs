@@ -1,18 +1,18 @@
-//! Everything that a device says no to, and why: its own configuration, a size that the host
-//! wants, a request of the driver.
+//! The reasons for which a device refuses: a configuration, a size that the host wants, a request.
 //!
-//! What the driver is told of a refused request is one of three words, after which Linux's driver
-//! gives up for good or waits for a minute; so the reason is kept for the host to show.
+//! The wire format has only three answers for a refused request (virtio 1.3, section 5.15.6), after which
+//! Linux's driver gives up for good or waits for a minute. So the device keeps the exact reason, which the host
+//! can show.
 
 use core::fmt;
 
 use super::Busy;
 use crate::wire::{BadRequest, Request, ResponseType};
 
-/// Why a [`DeviceConfig`](super::DeviceConfig) describes no device.
+/// Why a [`DeviceConfig`](super::DeviceConfig) is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The block size is no power of two.
+    /// The block size is not a power of two.
     BlockSize,
     /// The address or the size of the region is not a multiple of the block size.
     Misaligned,
@@ -35,12 +35,12 @@ impl core::error::Error for ConfigError {}
 /// Why a size cannot be requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResizeError {
-    /// It is not a multiple of the block size.
+    /// The size is not a multiple of the block size.
     Misaligned {
         /// The block size in bytes.
         block_size: u64,
     },
-    /// It is more than the region holds.
+    /// The size is larger than the region.
     BeyondRegion {
         /// The region's size in bytes.
         region_size: u64,
@@ -62,29 +62,29 @@ impl fmt::Display for ResizeError {
 
 impl core::error::Error for ResizeError {}
 
-/// Why a request was not served.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is no request.
+    /// The bytes are not a request.
     BadRequest(BadRequest),
-    /// Its address is not a multiple of the block size.
+    /// The address is not a multiple of the block size.
     Misaligned,
-    /// It names no block.
+    /// The number of blocks is 0.
     NoBlocks,
     /// A block lies outside the usable part of the region.
     NotUsable,
-    /// A block to plug is plugged.
+    /// A block to plug is plugged already.
     AlreadyPlugged,
-    /// A block to unplug is unplugged.
+    /// A block to unplug is unplugged already.
     AlreadyUnplugged,
-    /// More would be plugged than is requested.
+    /// More than the requested size would be plugged.
     OverAsk,
-    /// The [`Backing`](super::Backing) could not.
+    /// The [`Backing`](super::Backing) could not do it.
     Busy,
 }
 
 impl Refusal {
-    /// How the driver is told.
+    /// The answer to the driver.
     pub(super) const fn response(self) -> ResponseType {
         match self {
             Refusal::BadRequest(_)
@@ -114,10 +114,10 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A request that was not served.
+/// A refused request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The request, if it is one.
+    /// The request; `None` when the bytes were not a request.
     pub request: Option<Request>,
     /// Why it was refused.
     pub why: Refusal,

@@ -1,48 +1,48 @@
-//! Finding out by STATE requests what is true of blocks after the device answered ERROR, or not
-//! at all. Linux's driver gives up for good instead.
+//! Blocks in doubt: after ERROR or no answer, STATE requests find out which blocks are plugged.
 //!
-//! The range is asked for as a whole; when the answer is "mixed", for its first half, until the
-//! answer is a definite one. Only blocks that the guest does not use are ever in doubt, since only
-//! those are plugged and unplugged.
+//! Linux's driver has no counterpart: it gives up for good after ERROR. The search asks for the whole range
+//! first. When the answer is "mixed", it asks for the first half, until the answer is definite.
+//!
+//! Invariant: the guest uses no block in doubt, because only unused blocks are plugged and unplugged.
 
 use super::Driver;
-use super::rest::Why;
+use super::idle::IdleReason;
 use crate::blocks::BlockRange;
 use crate::wire::{BlockState, Request, RequestKind, Response, ResponseType};
 
-/// Blocks of which the driver does not know whether they are plugged.
+/// A range of blocks for which the driver does not know whether they are plugged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
-    /// All of them; at most as many as one request can name, and never none.
+    /// At most as many blocks as one request can name, and at least one.
     range: BlockRange,
-    /// How many of the first to ask for.
+    /// The next question covers this many blocks from the start of the range.
     ask: u64,
 }
 
 impl Driver {
-    /// `range` may be plugged or not, whatever was known before.
+    /// Puts `range` in doubt, in place of any range before it.
     pub(super) fn doubt(&mut self, range: BlockRange) {
-        self.doubt = Some(Doubt { range, ask: range.count });
+        self.doubt = Some(Doubt { range, ask: range.count() });
     }
 
-    /// Blocks beyond the usable region cannot be plugged, and must not be asked for.
+    /// Settles the blocks beyond the usable region: they cannot be plugged, and the driver must not ask for them.
     pub(super) fn settle_unusable(&mut self) {
         let usable = self.usable_blocks();
         let Some(Doubt { range, .. }) = self.doubt else { return };
         if range.end() > usable {
-            let first = usable.max(range.first);
-            self.region.unplug(BlockRange { first, count: range.end() - first });
-            self.doubt_rest(BlockRange { first: range.first, count: first - range.first });
+            let first = usable.max(range.first());
+            self.region.unplug(BlockRange::new(first, range.end() - first));
+            self.doubt_rest(BlockRange::new(range.first(), first - range.first()));
         }
     }
 
-    /// The next question, if anything is in doubt.
+    /// The next STATE request, if blocks are in doubt.
     pub(super) fn question(&self) -> Option<Request> {
         let Doubt { range, ask } = self.doubt?;
-        Some(self.request(RequestKind::State, BlockRange { first: range.first, count: ask }))
+        Some(self.request(RequestKind::State, BlockRange::new(range.first(), ask)))
     }
 
-    /// The device has answered the question.
+    /// Takes the answer to the last STATE request.
     pub(super) fn learn(&mut self, response: Response) {
         let Some(Doubt { range, ask }) = self.doubt else { return };
         match (response.kind, response.state) {
@@ -51,23 +51,23 @@ impl Driver {
                 return;
             }
             (ResponseType::Ack, BlockState::Plugged) => {
-                self.region.plug(BlockRange { first: range.first, count: ask }, false);
+                self.region.plug(BlockRange::new(range.first(), ask), false);
             }
             (ResponseType::Ack, BlockState::Unplugged) => {
-                self.region.unplug(BlockRange { first: range.first, count: ask });
+                self.region.unplug(BlockRange::new(range.first(), ask));
             }
-            (ResponseType::Busy | ResponseType::Nack, _) => return self.pause(Why::HostBusy),
+            (ResponseType::Busy | ResponseType::Nack, _) => return self.pause(IdleReason::HostBusy),
             (ResponseType::Error, _) | (ResponseType::Ack, BlockState::Mixed) => return self.device_error(),
         }
-        self.doubt_rest(BlockRange { first: range.first + ask, count: range.count - ask });
+        self.doubt_rest(BlockRange::new(range.first() + ask, range.count() - ask));
     }
 
-    /// Only `range` is still in doubt. When that is nothing, the driver goes on after a pause: the
-    /// device may answer ERROR to the same request again.
+    /// Leaves only `range` in doubt. When `range` is empty, the driver pauses before it goes on, because the device
+    /// may answer ERROR to the same request again.
     fn doubt_rest(&mut self, range: BlockRange) {
-        if range.count == 0 {
+        if range.count() == 0 {
             self.doubt = None;
-            self.pause(Why::DeviceError);
+            self.pause(IdleReason::DeviceError);
         } else {
             self.doubt(range);
         }

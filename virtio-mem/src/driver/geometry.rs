@@ -1,8 +1,12 @@
-//! How a region divides into memory blocks and their sub-blocks, and the check that it does.
+//! Geometry: how a region divides into memory blocks and their device blocks.
 //!
-//! The check is stricter than Linux's, which warns about a misaligned region and wastes it: what
-//! the driver computes with is right, or there is no driver. What can be made to fit is
-//! ([`DriverConfig::fit`]), as Linux's `mhp_supports_memmap_on_memory` falls back.
+//! Mirrors the checks with which Linux's `virtio_mem.c` starts, and is stricter on purpose: Linux warns
+//! about a misaligned region and leaves the misaligned parts unused, whereas here such a region gets no driver.
+//! [`DriverConfig::fit`] first makes memory blocks smaller where that helps, as Linux's
+//! `mhp_supports_memmap_on_memory` falls back to a memmap elsewhere.
+//!
+//! Invariant: the fixed numbers of a `Geometry` passed all checks, so the arithmetic on blocks of the region
+//! does not overflow.
 
 use core::fmt;
 
@@ -10,23 +14,23 @@ use super::DriverConfig;
 use crate::blocks::BlockRange;
 use crate::wire::Config;
 
-/// Why the driver cannot work with a device, or with what a device says.
+/// Why the driver cannot work with a configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The block size is no power of two.
+    /// The block size is not a power of two.
     BlockSize,
-    /// The memory block is no power of two or smaller than the device's block, or that is smaller than
-    /// the guest can plug, or more than a request can name.
+    /// The size of a memory block is not a power of two, is smaller than a device block, or is more device blocks
+    /// than one request can name; or a device block is smaller than the guest supports.
     MemoryBlockSize,
-    /// The memmap of a memory block is all of it.
+    /// The memmap of a memory block fills the whole memory block.
     Memmap,
-    /// The region does not begin with a memory block, or a size of it is not made of whole blocks.
+    /// The region does not begin with a memory block, or a size is not a multiple of the block size.
     Misaligned,
     /// The region does not end below 2^64.
     Wraps,
-    /// More is plugged than usable, or more usable or requested than there is.
+    /// The plugged size exceeds the usable size, or the usable or requested size exceeds the region.
     Sizes,
-    /// What never changes about a device has changed.
+    /// A field that must never change has changed.
     Changed,
 }
 
@@ -51,9 +55,11 @@ impl fmt::Display for ConfigError {
 impl core::error::Error for ConfigError {}
 
 impl DriverConfig {
-    /// The same, made to fit the region that `config` describes: memory blocks are halved, down to
-    /// `least` bytes, until the region is made of whole ones, since what is beyond it may be another's; and
-    /// where the last of the least would be nothing but its memmap, memmaps lie elsewhere.
+    /// The same, changed to fit the region that `config` describes.
+    ///
+    /// Memory blocks are halved, down to `least` bytes, until the region consists of whole memory blocks: memory
+    /// beyond the region may belong to another device. If the last memory block would then be filled by its
+    /// memmap, memmaps lie elsewhere.
     #[must_use]
     pub const fn fit(mut self, config: &Config, least: u64) -> Self {
         while self.memory_block_size > least
@@ -76,14 +82,14 @@ pub(super) struct Geometry {
     addr: u64,
     region_size: u64,
     block_size: u64,
-    /// Blocks of a memory block; they fit into one request.
+    /// Device blocks per memory block. They fit into one request.
     pub(super) per_memory_block: u64,
-    /// The blocks at the start of each memory block that hold its memmap; 0 when it lies elsewhere.
+    /// Device blocks at the start of each memory block that hold its memmap; 0 when the memmap lies elsewhere.
     pub(super) memmap_blocks: u64,
 }
 
 impl Geometry {
-    /// Checks that `config` makes sense to a driver with `driver`'s memory blocks.
+    /// Checks `config` for a guest with the memory blocks of `driver`.
     pub(super) fn new(driver: DriverConfig, config: &Config) -> Result<Geometry, ConfigError> {
         let &Config { block_size, addr, region_size, .. } = config;
         let DriverConfig { memory_block_size, memmap_size, min_block_size } = driver;
@@ -101,7 +107,7 @@ impl Geometry {
         if memmap_size >= memory_block_size {
             return Err(ConfigError::Memmap);
         }
-        // A region may end within a memory block; what is beyond is never plugged.
+        // A region may end within a memory block. Blocks beyond its end are never plugged.
         if addr % memory_block_size != 0 || region_size % block_size != 0 {
             return Err(ConfigError::Misaligned);
         }
@@ -114,8 +120,8 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// Checks what a running device says. `requested` above `usable` is tolerated: it breaks the
-    /// specification and does no harm.
+    /// Checks the configuration of a running device. A requested size above the usable size violates the
+    /// specification, but does no harm and is accepted.
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
         let &Config { usable_region_size, plugged_size, requested_size, .. } = config;
         if (config.block_size, config.addr, config.region_size)
@@ -132,17 +138,17 @@ impl Geometry {
         Ok(())
     }
 
-    /// Bytes as a number of blocks.
+    /// The number of blocks in `bytes`.
     pub(super) const fn blocks(&self, bytes: u64) -> u64 {
         bytes / self.block_size
     }
 
-    /// A number of blocks as bytes.
+    /// The number of bytes in `blocks`.
     pub(super) const fn bytes(&self, blocks: u64) -> u64 {
         blocks * self.block_size
     }
 
-    /// The block's guest-physical address.
+    /// The guest-physical address of `block`.
     pub(super) const fn addr(&self, block: u64) -> u64 {
         self.addr + block * self.block_size
     }
@@ -154,26 +160,26 @@ impl Geometry {
 
     /// The blocks of a memory block.
     pub(super) const fn memory_block(&self, index: usize) -> BlockRange {
-        BlockRange { first: index as u64 * self.per_memory_block, count: self.per_memory_block }
+        BlockRange::new(index as u64 * self.per_memory_block, self.per_memory_block)
     }
 
     /// The blocks that hold a memory block's memmap.
     pub(super) const fn reserve(&self, index: usize) -> BlockRange {
-        BlockRange { first: self.memory_block(index).first, count: self.memmap_blocks }
+        BlockRange::new(self.memory_block(index).first(), self.memmap_blocks)
     }
 
-    /// The memory block that a block belongs to, and its place there.
+    /// The memory block of `block`, and the index of `block` in it.
     pub(super) const fn place(&self, block: u64) -> (usize, u64) {
         ((block / self.per_memory_block) as usize, block % self.per_memory_block)
     }
 
-    /// A range of blocks by memory block.
+    /// The parts of `range` by memory block.
     pub(super) fn pieces(self, range: BlockRange) -> impl Iterator<Item = (usize, BlockRange)> {
-        let mut first = range.first;
+        let mut first = range.first();
         core::iter::from_fn(move || {
             let (index, start) = self.place(first);
             let count = (self.per_memory_block - start).min(range.end() - first);
-            let piece = BlockRange { first, count };
+            let piece = BlockRange::new(first, count);
             first += count;
             (count > 0).then_some((index, piece))
         })

@@ -1,48 +1,52 @@
-//! What an outcome means: the answers of the device (virtio 1.3, section 5.15.6.3 and following)
-//! and the guest's successes and failures.
+//! Outcomes: how the answers of the device and the results of the guest change the driver's view.
 //!
-//! Of a response only its type is looked at, and the state of an acknowledged STATE.
+//! Mirrors virtio 1.3, section 5.15.6.3 and following, and `virtio_mem_send_plug_request` and its siblings
+//! in Linux's `virtio_mem.c`. Differs on purpose: after NACK the driver reads the configuration again. After ERROR it asks for
+//! the state of the blocks, where Linux's driver stops for good. The driver reads only the type of a response, and the
+//! state in an acknowledged STATE.
 
+use super::idle::IdleReason;
 use super::region::Region;
-use super::rest::Why;
 use super::{Action, Driver, Outcome};
 use crate::wire::{Config, Request, RequestKind, Response, ResponseType};
 
 impl Driver {
-    /// Takes in what came of `action`.
-    pub(super) fn believe(&mut self, action: Action, outcome: Outcome) {
-        if let Action::AddBlock { addr, .. } = action {
-            // Even if it failed: it may have come to the memmap.
+    /// Applies the outcome of `action`.
+    pub(super) fn apply(&mut self, action: Action, outcome: Outcome) {
+        if let Action::AddMemoryBlock { addr, .. } = action {
+            // A failed attempt may have written to the memmap too.
             self.region.update(self.memory_block(addr), |block| block.fresh = false);
         }
         match (action, outcome) {
             (Action::ReadConfig, Outcome::Config(config)) => self.configure(config),
             (Action::Send(request), Outcome::Response(response)) => self.answered(request, response),
             (Action::Send(request), Outcome::NoResponse) => self.unanswered(request),
-            (Action::ReadConfig | Action::Send(_), Outcome::Failed(why)) => self.pause(why),
-            (Action::AddBlock { .. } | Action::OnlineSubBlocks { .. }, Outcome::Failed(why)) => {
-                self.fail_growing(why);
+            (Action::ReadConfig | Action::Send(_), Outcome::Failed(reason)) => self.pause(reason),
+            (Action::AddMemoryBlock { .. } | Action::OnlineDeviceBlocks { .. }, Outcome::Failed(reason)) => {
+                self.fail_growing(reason);
             }
-            (Action::OfflineSubBlocks { addr, size }, Outcome::Failed(why)) => {
+            (Action::OfflineDeviceBlocks { addr, size }, Outcome::Failed(reason)) => {
                 let range = self.blocks(addr, size);
-                self.fail_shrinking(why, |region| region.mark_busy(range));
+                self.fail_shrinking(reason, |region| region.mark_busy(range));
             }
-            (Action::RemoveBlock { addr }, Outcome::Failed(why)) => {
+            (Action::RemoveMemoryBlock { addr }, Outcome::Failed(reason)) => {
                 let index = self.memory_block(addr);
-                self.fail_shrinking(why, |region| region.update(index, |block| block.keep = true));
+                self.fail_shrinking(reason, |region| {
+                    region.update(index, |block| block.removal_failed = true)
+                });
             }
             (
-                Action::AddBlock { start: addr, size, .. } | Action::OnlineSubBlocks { addr, size },
+                Action::AddMemoryBlock { start: addr, size, .. } | Action::OnlineDeviceBlocks { addr, size },
                 Outcome::Done,
             ) => {
                 self.region.gain(self.memory_block(addr), self.blocks(addr, size));
                 self.back_off.start_over();
             }
-            (Action::OfflineSubBlocks { addr, size }, Outcome::Done) => {
+            (Action::OfflineDeviceBlocks { addr, size }, Outcome::Done) => {
                 self.region.lose(self.memory_block(addr), self.blocks(addr, size));
                 self.back_off.start_over();
             }
-            (Action::RemoveBlock { addr }, Outcome::Done) => {
+            (Action::RemoveMemoryBlock { addr }, Outcome::Done) => {
                 self.region.remove(self.memory_block(addr));
                 self.back_off.start_over();
             }
@@ -80,24 +84,24 @@ impl Driver {
             }
             (RequestKind::UnplugAll, ResponseType::Ack) => {
                 self.unplug_all = false;
-                // The usable region may have shrunk.
+                // The device may have shrunk the usable region.
                 self.read_config = true;
                 self.back_off.start_over();
             }
             (RequestKind::Plug, ResponseType::Nack) => {
                 self.nacks += 1;
                 if self.nacks > 1 {
-                    self.pause(Why::HostBusy);
+                    self.pause(IdleReason::HostBusy);
                 }
                 self.read_config = true;
             }
             (RequestKind::Plug, ResponseType::Busy) => {
                 let per_memory_block = self.region.geometry.per_memory_block as u16;
                 self.most_to_plug = (request.nb_blocks / 2).clamp(1, per_memory_block);
-                self.pause(Why::HostBusy);
+                self.pause(IdleReason::HostBusy);
             }
             (RequestKind::Unplug | RequestKind::UnplugAll, ResponseType::Nack | ResponseType::Busy) => {
-                self.pause(Why::HostBusy);
+                self.pause(IdleReason::HostBusy);
             }
             (RequestKind::Plug | RequestKind::Unplug, ResponseType::Error) => {
                 self.device_errors += 1;
@@ -115,32 +119,34 @@ impl Driver {
         self.device_error();
     }
 
-    /// A device that breaks the rules is given time.
+    /// The device violated the specification: the driver counts this and pauses.
     pub(super) fn device_error(&mut self) {
         self.device_errors += 1;
-        self.pause(Why::DeviceError);
+        self.pause(IdleReason::DeviceError);
     }
 
-    /// Waits before going on. What failed while a new configuration was waiting to be read may
-    /// have failed because of it, and is tried again at once; so below.
-    pub(super) fn pause(&mut self, why: Why) {
+    /// Makes the driver pause before the next action.
+    ///
+    /// A failure while a new configuration waits to be read may be due to that configuration, so the driver
+    /// tries again at once. This holds for the functions below too.
+    pub(super) fn pause(&mut self, reason: IdleReason) {
         if !self.read_config {
-            self.paused = Some(why);
+            self.paused = Some(reason);
         }
     }
 
-    pub(super) fn fail_growing(&mut self, why: Why) {
+    pub(super) fn fail_growing(&mut self, reason: IdleReason) {
         self.most_to_plug = self.region.geometry.per_memory_block as u16;
         if !self.read_config {
             self.stop_growing = true;
-            self.failed = Some(why);
+            self.failed = Some(reason);
         }
     }
 
-    fn fail_shrinking(&mut self, why: Why, mark: impl FnOnce(&mut Region)) {
+    fn fail_shrinking(&mut self, reason: IdleReason, mark: impl FnOnce(&mut Region)) {
         if !self.read_config {
             mark(&mut self.region);
-            self.failed = Some(why);
+            self.failed = Some(reason);
         }
     }
 }

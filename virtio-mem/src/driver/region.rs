@@ -1,17 +1,18 @@
-//! What the driver believes about its region: which blocks are plugged, and which of them the
-//! guest uses.
+//! The driver's view of its region: which device blocks are plugged, and which of them the guest uses.
 //!
-//! Mirrors the per-memory-block states of sub-block mode in Linux's `virtio_mem.c`, but as two
-//! sets of blocks and a flag instead of nine named states: `plugged`, `online` and `added`.
+//! Mirrors the states that Linux's `virtio_mem.c` keeps per memory block (`VIRTIO_MEM_SBM_MB_*`). Differs on
+//! purpose: two sets of device blocks, `plugged` and `online`, and a flag `added` per memory block take the place
+//! of nine named states.
 //!
-//! A memory block can be added when the blocks that hold its memmap, its reserve, are plugged. While
-//! some of them are and nothing else, they are *parked*: nothing can be done with them but to plug the
-//! rest or to unplug them, and no other use of them would gain the guest a page.
+//! The device blocks that hold the memmap of a memory block are its *reserve*. A memory block can be added when
+//! its reserve is plugged. If only a part of the reserve is plugged, and no other block, that part is *parked*:
+//! the only uses of it are to plug the other part or to unplug it.
 //!
-//! Invariants: `online` is a part of `plugged`; nothing of a memory block that is not `added` is
-//! online; the reserve is online from add to remove. The numbers and sums are those of the two sets,
-//! because `update` follows each change of them. The last memory block is never vacant: the vector is
-//! as long as the guest reaches into the region; the sets may be longer.
+//! Invariants:
+//! - `online` is a subset of `plugged`. A memory block that is not `added` has no online block. The reserve is
+//!   online from add to remove.
+//! - The counts and sums follow from the two sets, because `update` runs after each change of a set.
+//! - The last memory block in the vector is not vacant. The sets may be longer than the vector.
 
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
@@ -19,25 +20,25 @@ use alloc::vec::Vec;
 use super::geometry::Geometry;
 use crate::blocks::{BlockBitmap, BlockRange};
 
-/// One memory block of the guest. Its blocks themselves are in the region's sets.
+/// One memory block of the guest: what follows from the region's sets, and flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MemoryBlock {
-    /// How many the device has plugged.
+    /// Number of plugged device blocks.
     pub(super) plugged: u64,
-    /// How many the guest uses: they belong to the allocator or hold the memmap.
+    /// Number of device blocks that the guest uses: they belong to the allocator or hold the memmap.
     pub(super) online: u64,
-    /// Whether the guest knows the memory block.
+    /// Whether the guest has added the memory block.
     pub(super) added: bool,
-    /// Whether the memmap's blocks were plugged by one request, and not used since.
+    /// Whether one request plugged the whole reserve, and the guest has not used it since.
     pub(super) fresh: bool,
-    /// Whether removing the whole failed in this pass.
-    pub(super) keep: bool,
-    /// Whether all that is plugged is a part of the reserve.
+    /// Whether removing the memory block failed in this pass.
+    pub(super) removal_failed: bool,
+    /// Whether the plugged blocks are parked.
     parked: bool,
 }
 
 impl MemoryBlock {
-    /// Plugged and not used: on the way in or on the way out.
+    /// Number of blocks that are plugged and not used: on their way in or on their way out.
     pub(super) const fn strays(&self) -> u64 {
         if self.parked { 0 } else { self.plugged - self.online }
     }
@@ -50,8 +51,8 @@ impl MemoryBlock {
         !self.added && self.plugged == 0
     }
 
-    /// The guest knows it, and has nothing of it.
-    pub(super) const fn is_idle(&self) -> bool {
+    /// Added, without a plugged block.
+    pub(super) const fn is_empty(&self) -> bool {
         self.added && self.plugged == 0
     }
 }
@@ -60,18 +61,18 @@ impl MemoryBlock {
 #[derive(Debug)]
 pub(super) struct Region {
     pub(super) geometry: Geometry,
-    /// What the device has plugged.
+    /// The plugged blocks.
     plugged: BlockBitmap,
-    /// What the guest uses.
+    /// The blocks that the guest uses.
     online: BlockBitmap,
-    /// What could not be taken offline in this pass.
+    /// The blocks that could not be taken offline in this pass.
     busy: BlockBitmap,
     blocks: Vec<MemoryBlock>,
     strays: u64,
     parked: u64,
     holes: u64,
-    idle: usize,
-    /// No memory block before the one with this block has strays.
+    empty: usize,
+    /// No memory block before the one of this device block has strays.
     strays_from: u64,
 }
 
@@ -81,11 +82,11 @@ impl Region {
         let nothing = || BlockBitmap::new(0);
         let (plugged, online, busy) = (nothing(), nothing(), nothing());
         let blocks = Vec::new();
-        let (strays, parked, holes, idle, strays_from) = (0, 0, 0, 0, 0);
-        Region { geometry, plugged, online, busy, blocks, strays, parked, holes, idle, strays_from }
+        let (strays, parked, holes, empty, strays_from) = (0, 0, 0, 0, 0);
+        Region { geometry, plugged, online, busy, blocks, strays, parked, holes, empty, strays_from }
     }
 
-    /// Blocks that are plugged.
+    /// Number of plugged blocks.
     pub(super) const fn plugged(&self) -> u64 {
         self.plugged.count()
     }
@@ -95,32 +96,32 @@ impl Region {
         self.plugged.runs()
     }
 
-    /// Blocks that are plugged and not used, those that are parked left out.
+    /// Number of blocks that are plugged, not used and not parked.
     pub(super) const fn strays(&self) -> u64 {
         self.strays
     }
 
-    /// Blocks that are parked.
+    /// Number of parked blocks.
     pub(super) const fn parked(&self) -> u64 {
         self.parked
     }
 
-    /// Blocks of added memory blocks that are not plugged.
+    /// Number of unplugged blocks in added memory blocks.
     pub(super) const fn holes(&self) -> u64 {
         self.holes
     }
 
-    /// Added memory blocks of which nothing is plugged.
-    pub(super) const fn idle(&self) -> usize {
-        self.idle
+    /// Number of added memory blocks without a plugged block.
+    pub(super) const fn empty(&self) -> usize {
+        self.empty
     }
 
-    /// Number of memory blocks from the region's start that are worth looking at.
+    /// Number of memory blocks from the region's start up to the last one that is not vacant.
     pub(super) const fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// The memory block, a vacant one beyond the end.
+    /// Memory block `index`; beyond the end a vacant one.
     pub(super) fn at(&self, index: usize) -> MemoryBlock {
         self.blocks.get(index).copied().unwrap_or_default()
     }
@@ -130,8 +131,8 @@ impl Region {
         self.blocks.iter().enumerate()
     }
 
-    /// Makes room for what plugging up to block `end` will have to remember, so that it cannot
-    /// fail when the device has already plugged.
+    /// Reserves memory for recording blocks up to `end` as plugged, so that recording cannot fail after the device
+    /// has plugged them.
     pub(super) fn reserve(&mut self, end: u64) -> Result<(), TryReserveError> {
         let (last, _) = self.geometry.place(end.saturating_sub(1));
         self.blocks.try_reserve((last + 1).saturating_sub(self.blocks.len()))?;
@@ -141,7 +142,7 @@ impl Region {
             .try_for_each(|set| set.try_grow(len))
     }
 
-    /// Counts anew what is in the sets of one memory block, and then changes it.
+    /// Counts the blocks of memory block `index` anew, applies `change`, and updates the sums.
     pub(super) fn update(&mut self, index: usize, change: impl FnOnce(&mut MemoryBlock)) {
         if index >= self.blocks.len() {
             self.blocks.resize(index + 1, MemoryBlock::default());
@@ -157,21 +158,22 @@ impl Region {
         self.strays = self.strays - old.strays() + new.strays();
         self.parked = self.parked - old.parked() + new.parked();
         self.holes = self.holes - self.holes_of(&old) + self.holes_of(&new);
-        self.idle = self.idle - usize::from(old.is_idle()) + usize::from(new.is_idle());
+        self.empty = self.empty - usize::from(old.is_empty()) + usize::from(new.is_empty());
         if new.strays() > 0 {
-            self.strays_from = self.strays_from.min(range.first);
+            self.strays_from = self.strays_from.min(range.first());
         }
         while self.blocks.last().is_some_and(MemoryBlock::is_vacant) {
             self.blocks.pop();
         }
     }
 
-    /// The device has plugged `range`; if `fresh`, just now, so that nobody has used it.
+    /// The device has plugged `range`. `fresh` says that it did so just now, so the guest has not used it.
     pub(super) fn plug(&mut self, range: BlockRange, fresh: bool) {
         self.plugged.set(range);
         for (index, piece) in self.geometry.pieces(range) {
             let reserve = self.geometry.reserve(index);
-            let whole = reserve.count > 0 && piece.first == reserve.first && piece.count >= reserve.count;
+            let whole =
+                reserve.count() > 0 && piece.first() == reserve.first() && piece.count() >= reserve.count();
             self.update(index, |block| block.fresh |= fresh && whole);
         }
     }
@@ -184,18 +186,18 @@ impl Region {
         }
     }
 
-    /// The guest has begun to use `range`, of memory block `index`, which it knows from now on.
+    /// The guest has begun to use `range` in memory block `index`, which is added from now on.
     pub(super) fn gain(&mut self, index: usize, range: BlockRange) {
         self.online.set(range);
         self.update(index, |block| block.added = true);
     }
 
-    /// The guest has stopped using `range`, of memory block `index`.
+    /// The guest has stopped using `range` in memory block `index`.
     pub(super) fn lose(&mut self, index: usize, range: BlockRange) {
         self.online.clear(range);
         let memmap_blocks = self.geometry.memmap_blocks;
-        // When the memmap is all that is left, the whole is worth another try.
-        self.update(index, |block| block.keep &= block.online != memmap_blocks);
+        // When only the memmap is left, removing the memory block is worth another try.
+        self.update(index, |block| block.removal_failed &= block.online != memmap_blocks);
     }
 
     /// The guest has removed memory block `index`.
@@ -211,12 +213,12 @@ impl Region {
         self.busy.set(range);
     }
 
-    /// What failed in the last pass may be tried again.
+    /// Forgets the failures of the last pass, so that the actions may be tried again.
     pub(super) fn forget_failures(&mut self) {
         while let Some(range) = self.busy.next_run(0) {
             self.busy.clear(range);
         }
-        self.blocks.iter_mut().for_each(|block| block.keep = false);
+        self.blocks.iter_mut().for_each(|block| block.removal_failed = false);
     }
 
     /// The lowest memory block with strays.
@@ -227,14 +229,14 @@ impl Region {
         let (from, _) = self.geometry.place(self.strays_from);
         let ahead = self.blocks[from..].iter().position(|block| block.strays() > 0);
         let index = from + ahead.expect("a memory block has the strays that were counted");
-        self.strays_from = self.geometry.memory_block(index).first;
+        self.strays_from = self.geometry.memory_block(index).first();
         Some(index)
     }
 
-    /// The lowest run of strays in memory block `index`, which has some.
+    /// The lowest run of strays in memory block `index`, which has at least one.
     pub(super) fn lowest_strays(&self, index: usize) -> BlockRange {
         let range = self.geometry.memory_block(index);
-        let mut first = range.first;
+        let mut first = range.first();
         loop {
             first = self.plugged.next_set(first).expect("a stray is plugged");
             if !self.online.contains(first) {
@@ -244,11 +246,10 @@ impl Region {
         }
         let end = self.plugged.next_clear(first).min(range.end());
         let end = self.online.next_set(first).map_or(end, |online| end.min(online));
-        BlockRange { first, count: end - first }
+        BlockRange::new(first, end - first)
     }
 
-    /// The highest run of strays or of parked blocks, over memory blocks, and of it the upper `limit`
-    /// blocks.
+    /// The last `limit` blocks of the highest run of strays or parked blocks. A run may span memory blocks.
     pub(super) fn highest_strays(&self, limit: u64) -> Option<BlockRange> {
         let mut end = u64::MAX;
         let last = loop {
@@ -261,26 +262,26 @@ impl Region {
         let after = |block: Option<u64>| block.map_or(0, |block| block + 1);
         let first = after(self.plugged.last_clear(last)).max(after(self.online.last_set(last)));
         let count = limit.min(last + 1 - first);
-        Some(BlockRange { first: last + 1 - count, count })
+        Some(BlockRange::new(last + 1 - count, count))
     }
 
-    /// The lowest run of blocks below `usable` that are not plugged in memory block `index`.
+    /// The lowest run of unplugged blocks below `usable` in memory block `index`.
     pub(super) fn lowest_hole(&self, index: usize, usable: u64) -> Option<BlockRange> {
         let range = self.geometry.memory_block(index);
-        let first = self.plugged.next_clear(range.first);
+        let first = self.plugged.next_clear(range.first());
         let end = range.end().min(usable);
         let end = self.plugged.next_set(first).map_or(end, |next| next.min(end));
-        (first < end).then(|| BlockRange { first, count: end - first })
+        (first < end).then(|| BlockRange::new(first, end - first))
     }
 
-    /// The first block at or after `from` that is not plugged, and the first one after it that is.
+    /// The first unplugged block at or after `from`, and the first plugged block after that one.
     pub(super) fn unplugged_from(&self, from: u64) -> (u64, Option<u64>) {
         let first = self.plugged.next_clear(from);
         (first, self.plugged.next_set(first))
     }
 
-    /// The highest block of memory block `index` that may go by itself, and did not refuse to in this
-    /// pass.
+    /// The highest online block of memory block `index` that is not in the reserve and has not failed to go
+    /// offline in this pass.
     pub(super) fn removable(&self, index: usize) -> Option<u64> {
         let reserve = self.geometry.reserve(index).end();
         let mut end = self.geometry.memory_block(index).end();

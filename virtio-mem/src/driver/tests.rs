@@ -1,5 +1,6 @@
-//! The policy, step by step, against outcomes that each test chooses: what is done when all goes
-//! well here, what becomes of failures below.
+//! The policy of the driver, action by action, against outcomes that each test chooses. This file has the runs
+//! without failures; the files in `tests/` have failures of the device and of the guest, and large memory
+//! blocks.
 
 mod device;
 mod guest;
@@ -21,7 +22,7 @@ const NACK: Outcome = Outcome::Response(Response::new(ResponseType::Nack));
 const BUSY: Outcome = Outcome::Response(Response::new(ResponseType::Busy));
 const ERROR: Outcome = Outcome::Response(Response::new(ResponseType::Error));
 
-/// A driver and the configuration space that it reads.
+/// A guest: a driver and the configuration space that it reads.
 struct Guest {
     driver: Driver,
     config: Config,
@@ -47,7 +48,7 @@ impl Guest {
     fn with(plugged: u64) -> Guest {
         let mut guest = Guest::new(8 << 30, BLOCK);
         guest.resize(plugged);
-        assert_eq!(guest.run(|_| None).1, Rest::Reached);
+        assert_eq!(guest.run(|_| None).1, Idle::Reached);
         guest
     }
 
@@ -59,10 +60,10 @@ impl Guest {
         self.driver.config_changed();
     }
 
-    /// Completes the next action: with success, unless `outcome` knows better.
+    /// Completes the next action with `outcome`, or with success where `outcome` returns `None`.
     fn step(&mut self, outcome: impl FnOnce(Action) -> Option<Outcome>) -> Action {
         let action = self.driver.next();
-        if let Action::Rest(_) = action {
+        if let Action::Idle(_) = action {
             return action;
         }
         assert_eq!(self.driver.next(), action, "the same until it is completed");
@@ -75,17 +76,17 @@ impl Guest {
         action
     }
 
-    /// Runs until the driver rests. Reading the configuration is not worth listing.
-    fn run(&mut self, mut outcome: impl FnMut(Action) -> Option<Outcome>) -> (Vec<Action>, Rest) {
+    /// Runs until the driver is idle. Returns the actions other than reads of the configuration.
+    fn run(&mut self, mut outcome: impl FnMut(Action) -> Option<Outcome>) -> (Vec<Action>, Idle) {
         let mut actions = Vec::new();
         for _ in 0..10_000 {
             match self.step(&mut outcome) {
-                Action::Rest(rest) => return (actions, rest),
+                Action::Idle(idle) => return (actions, idle),
                 Action::ReadConfig => {}
                 action => actions.push(action),
             }
         }
-        panic!("no rest after {actions:?}");
+        panic!("not idle after {actions:?}");
     }
 
     fn plugged(&self) -> u64 {
@@ -110,52 +111,52 @@ fn state(mib: u64, nb_blocks: u16) -> Action {
 }
 
 fn add(mib: u64, blocks: u64) -> Action {
-    Action::AddBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: true }
+    Action::AddMemoryBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: true }
 }
 
-/// The same once something has been there, or where no memmap lies in the memory block.
+/// The same for a memory block whose reserve was used before, or that has no reserve.
 fn add_used(mib: u64, blocks: u64) -> Action {
-    Action::AddBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: false }
+    Action::AddMemoryBlock { addr: addr(mib), start: addr(mib), size: blocks * BLOCK, fresh: false }
 }
 
 fn online(mib: u64, blocks: u64) -> Action {
-    Action::OnlineSubBlocks { addr: addr(mib), size: blocks * BLOCK }
+    Action::OnlineDeviceBlocks { addr: addr(mib), size: blocks * BLOCK }
 }
 
 fn offline(mib: u64) -> Action {
-    Action::OfflineSubBlocks { addr: addr(mib), size: BLOCK }
+    Action::OfflineDeviceBlocks { addr: addr(mib), size: BLOCK }
 }
 
 fn remove(mib: u64) -> Action {
-    Action::RemoveBlock { addr: addr(mib) }
+    Action::RemoveMemoryBlock { addr: addr(mib) }
 }
 
-fn retry(after_ms: u32, why: Why) -> Rest {
-    Rest::Retry { after_ms, why }
+fn retry(after_ms: u32, reason: IdleReason) -> Idle {
+    Idle::Retry { after_ms, reason }
 }
 
 fn unmovable(action: Action) -> Option<Outcome> {
-    let frees = matches!(action, Action::OfflineSubBlocks { .. } | Action::RemoveBlock { .. });
-    frees.then_some(Outcome::Failed(Why::Unmovable))
+    let frees = matches!(action, Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlock { .. });
+    frees.then_some(Outcome::Failed(IdleReason::Unmovable))
 }
 
 fn no_memory(action: Action) -> Option<Outcome> {
-    matches!(action, Action::AddBlock { .. }).then_some(Outcome::Failed(Why::NoMemory))
+    matches!(action, Action::AddMemoryBlock { .. }).then_some(Outcome::Failed(IdleReason::NoMemory))
 }
 
 #[test]
 fn grows_by_one_request_and_shrinks_from_the_top() {
     let mut guest = Guest::new(8 << 30, BLOCK);
-    assert_eq!(guest.driver.next(), Action::Rest(Rest::Reached));
+    assert_eq!(guest.driver.next(), Action::Idle(Idle::Reached));
     guest.resize(384);
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(actions, [plug(0, 192), add(0, 64), add(128, 64), add(256, 64)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 384));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 384));
 
     guest.resize(128);
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(actions, [remove(256), unplug(256, 64), remove(128), unplug(128, 64)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 128));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 128));
     assert_eq!(guest.driver.region.len(), 1, "what is not used costs nothing to look through");
 }
 
@@ -178,19 +179,19 @@ fn a_partial_memory_block_starts_with_its_memmap_and_ends_with_it() {
 fn holes_are_filled_lowest_first_and_before_new_memory_blocks() {
     let mut guest = Guest::with(256);
     guest.resize(128);
-    // Nothing goes but the sub-blocks at 10, 12, 20 and 200 MiB.
+    // Only the device blocks at 10, 12, 20 and 200 MiB can go offline.
     let loose = |action| match action {
-        Action::OfflineSubBlocks { addr: at, .. }
+        Action::OfflineDeviceBlocks { addr: at, .. }
             if [addr(10), addr(12), addr(20), addr(200)].contains(&at) =>
         {
             None
         }
         action => unmovable(action),
     };
-    let (actions, rest) = guest.run(loose);
+    let (actions, idle) = guest.run(loose);
     let unplugged: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
     assert_eq!(unplugged, [unplug(200, 1), unplug(20, 1), unplug(10, 2)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::Unmovable), 248));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::Unmovable), 248));
 
     guest.resize(384);
     let (actions, _) = guest.run(|_| None);
@@ -203,38 +204,38 @@ fn holes_are_filled_lowest_first_and_before_new_memory_blocks() {
 fn a_request_for_more_than_it_can_name_ends_with_a_whole_memory_block() {
     let mut guest = Guest::new(256 << 30, BLOCK);
     guest.resize(256 << 10);
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     let sent: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
     assert_eq!(sent, [plug(0, 65472), plug(65472 * 2, 65472), plug(65472 * 4, 128)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 256 << 10));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 256 << 10));
 }
 
 #[test]
 fn a_target_that_moves_turns_blocks_around() {
-    // On the way in, then not wanted any more.
+    // The target falls while blocks are on their way in.
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(512);
     while guest.step(|_| None) != add(0, 64) {}
     guest.resize(192);
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(actions, [unplug(192, 160), add(128, 32)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 192));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 192));
 
-    // On the way out, then wanted again.
+    // The target rises while blocks are on their way out.
     guest.resize(0);
     while guest.step(|_| None) != remove(128) {}
     guest.resize(192);
-    assert_eq!(guest.run(|_| None), (vec![add_used(128, 32)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![add_used(128, 32)], Idle::Reached));
     guest.resize(176);
     while guest.step(|_| None) != offline(190) {}
     guest.resize(192);
-    assert_eq!(guest.run(|_| None), (vec![online(190, 1)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![online(190, 1)], Idle::Reached));
 
-    // Deeper than before: the whole memory block goes, with what has left it already.
+    // The target falls further: the whole memory block goes, including its blocks that are offline already.
     guest.resize(176);
     while guest.step(|_| None) != offline(190) {}
     guest.resize(128);
-    assert_eq!(guest.run(|_| None), (vec![remove(128), unplug(128, 32)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![remove(128), unplug(128, 32)], Idle::Reached));
 }
 
 #[test]
@@ -244,26 +245,26 @@ fn a_failure_that_a_new_target_may_have_caused_is_not_held_against_a_block() {
     guest.step(|_| None);
     assert_eq!(guest.driver.next(), offline(254));
     guest.resize(250);
-    guest.driver.complete(Outcome::Failed(Why::Unmovable));
+    guest.driver.complete(Outcome::Failed(IdleReason::Unmovable));
     assert_eq!(guest.driver.next(), Action::ReadConfig);
     let (actions, _) = guest.run(|_| None);
     assert_eq!(actions, [offline(254), offline(252), offline(250), unplug(250, 3)]);
 }
 
 #[test]
-fn without_a_memmap_inside_the_last_sub_block_takes_the_memory_block_along() {
+fn without_a_memmap_inside_the_last_device_block_takes_the_memory_block_along() {
     let mut guest = Guest::new(1 << 30, 0);
     guest.resize(6);
     assert_eq!(guest.run(|_| None).0, [plug(0, 3), add_used(0, 3)]);
     guest.resize(4);
     assert_eq!(guest.run(|_| None).0, [offline(4), unplug(4, 1)]);
     guest.resize(0);
-    let first_removal = |action| (action == remove(0)).then_some(Outcome::Failed(Why::NoRoom));
-    let (actions, rest) = guest.run(first_removal);
+    let first_removal = |action| (action == remove(0)).then_some(Outcome::Failed(IdleReason::NoRoom));
+    let (actions, idle) = guest.run(first_removal);
     assert_eq!(actions, [remove(0), offline(2), offline(0), unplug(0, 2), remove(0)]);
-    assert_eq!(rest, Rest::Reached, "an empty memory block is nothing to the host");
+    assert_eq!(idle, Idle::Reached, "an empty memory block is nothing to the host");
     guest.driver.config_changed();
-    assert_eq!(guest.run(|_| None), (vec![remove(0)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![remove(0)], Idle::Reached));
 }
 
 #[test]
@@ -271,12 +272,12 @@ fn a_full_usable_region_blocks() {
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(512);
     guest.config.usable_region_size = 130 * MIB;
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(actions, [plug(0, 65), add(0, 64), add(128, 1)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Blocked(Why::NoRoom), 130));
+    assert_eq!((idle, guest.plugged()), (Idle::Blocked(IdleReason::NoRoom), 130));
     guest.config.usable_region_size = 512 * MIB;
     guest.driver.config_changed();
-    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+    assert_eq!(guest.run(|_| None).1, Idle::Reached);
 }
 
 #[test]

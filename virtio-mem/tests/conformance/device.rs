@@ -1,4 +1,4 @@
-//! What a device must do between and beside requests, and the rig to see it.
+//! Requirements on a device that concern no single kind of request, and the rig that the checks use.
 
 use virtio_mem::blocks::{BlockBitmap, BlockRange};
 use virtio_mem::device::{ConfigError, Refusal, ResizeError};
@@ -10,7 +10,7 @@ use super::Row;
 pub const MIB: u64 = 1 << 20;
 pub const BLOCK: u64 = 2 * MIB;
 pub const ADDR: u64 = 4 << 30;
-/// Large enough that it does not all become usable at once.
+/// Larger than the usable part of most tests.
 pub const REGION: u64 = 2 << 30;
 
 pub const PLUG: u16 = 0;
@@ -39,10 +39,10 @@ pub const ROWS: &[Row] = &[
     ("resize", "a refused size changes nothing and names its bound", bad_sizes),
 ];
 
-/// A backing that knows what is plugged, and refuses when told to.
+/// A backing that records the plugged blocks, and fails on demand.
 pub struct Memory {
     pub plugged: BlockBitmap,
-    /// Calls to let pass before one fails.
+    /// Number of calls that succeed before one fails.
     pub fail_after: Option<u32>,
 }
 
@@ -68,7 +68,7 @@ impl Backing for Memory {
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        assert_eq!(self.plugged.count_in(range), range.count, "unplug of {range:?}");
+        assert_eq!(self.plugged.count_in(range), range.count(), "unplug of {range:?}");
         self.call()?;
         self.plugged.clear(range);
         Ok(())
@@ -86,7 +86,7 @@ impl Rig {
         self.memory.plugged = BlockBitmap::new(REGION / BLOCK);
     }
 
-    /// A device of which `requested` MiB are requested.
+    /// A device with `requested` MiB requested and nothing plugged.
     pub fn new(requested: u64) -> Rig {
         let fixed = DeviceConfig { addr: ADDR, region_size: REGION, block_size: BLOCK, node_id: None };
         let mut device = Device::new(fixed).unwrap();
@@ -104,12 +104,12 @@ impl Rig {
         self.send(&bytes(kind, addr, nb_blocks)).kind
     }
 
-    /// Asks for something that is answered with ACK.
+    /// Sends a request that must be answered with ACK.
     pub fn ack(&mut self, kind: u16, mib: u64, nb_blocks: u16) {
         assert_eq!(self.ask(kind, ADDR + mib * MIB, nb_blocks), ResponseType::Ack);
     }
 
-    /// Asks for something that is not, and changes nothing.
+    /// Sends a request that must be refused with `answer` because of `why`, and must change nothing.
     pub fn refuse(&mut self, kind: u16, addr: u64, nb_blocks: u16, answer: ResponseType, why: Refusal) {
         let before = self.snapshot();
         assert_eq!(self.ask(kind, addr, nb_blocks), answer, "{kind} {addr:#x} {nb_blocks}");
@@ -150,7 +150,7 @@ pub fn bytes(kind: u16, addr: u64, nb_blocks: u16) -> [u8; REQUEST_SIZE] {
     bytes
 }
 
-/// Runs a short life of a device and shows it to `look` after each step.
+/// Runs a device through resizes and requests, and calls `look` after each.
 fn life(mut look: impl FnMut(&Rig)) {
     let mut rig = Rig::new(0);
     for requested in [64, 2048, 300, 0, 512] {
@@ -225,7 +225,7 @@ fn multiples() {
             assert!(size.is_multiple_of(BLOCK));
         }
     });
-    // Blocks larger than what the usable region exceeds the requested size by.
+    // Blocks larger than the amount by which the usable size exceeds the requested size.
     let fixed = DeviceConfig { addr: 0, region_size: 4 << 30, block_size: 1 << 30, node_id: None };
     let mut device = Device::new(fixed).unwrap();
     device.resize(1 << 30).unwrap();
@@ -269,8 +269,8 @@ fn notification() {
     assert!(due(32) && due(0) && !due(0) && due(2048));
 }
 
-/// Nothing that the driver does returns that one is due: only `resize` can, and it tells the truth
-/// when plugged changed before.
+/// Only `resize` returns whether a notification is due. It must not report one because the plugged size has
+/// changed.
 fn no_notification() {
     let mut rig = Rig::new(64);
     rig.ack(PLUG, 0, 8);
@@ -279,12 +279,12 @@ fn no_notification() {
     assert_eq!(rig.device.resize(64 * MIB), Ok(false));
 }
 
-/// The memory asserts that it is only called for what changes; here that nothing else does.
+/// `Memory` asserts that each call is for blocks that change. This checks that no other block changes.
 fn neighbours() {
     let mut rig = Rig::new(512);
     rig.ack(PLUG, 0, 200);
     rig.ack(UNPLUG, 130, 62);
-    let runs: Vec<_> = rig.memory.plugged.runs().map(|run| (run.first, run.count)).collect();
+    let runs: Vec<_> = rig.memory.plugged.runs().map(|run| (run.first(), run.count())).collect();
     assert_eq!(runs, [(0, 65), (127, 73)]);
 }
 
@@ -309,7 +309,7 @@ fn unknown() {
 }
 
 fn wrapping() {
-    // The largest region with the smallest blocks, and one that ends where addresses end.
+    // The smallest blocks, a region that ends at the last address, and the largest blocks.
     for (addr, region_size, block_size) in
         [(0, 1 << 20, 1), ((u64::MAX << 30) & !(1 << 30), 1 << 30, BLOCK), (0, 1 << 63, 1 << 62)]
     {

@@ -1,6 +1,6 @@
-//! What a driver must do, as far as it shows in what it sends.
+//! Requirements on a driver, checked by the requests that it sends.
 
-use virtio_mem::driver::{Action, ConfigError, Driver, DriverConfig, Outcome, Rest, Why};
+use virtio_mem::driver::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome};
 use virtio_mem::wire::{CONFIG_SIZE, Config, RESPONSE_SIZE, Request, RequestKind, Response};
 
 use super::Row;
@@ -44,7 +44,7 @@ fn config(requested: u64) -> Config {
     }
 }
 
-/// A response with garbage wherever nobody should look.
+/// A response with garbage in the padding.
 fn response(kind: u16, state: u16) -> Outcome {
     let mut bytes = [0xa5; RESPONSE_SIZE];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
@@ -52,29 +52,29 @@ fn response(kind: u16, state: u16) -> Outcome {
     Outcome::Response(Response::from_bytes(&bytes))
 }
 
-/// A driver on its way to `plugged` MiB: memory blocks are added as it asks, requests acknowledged.
+/// A driver with `plugged` MiB plugged and in use.
 fn driver_with(plugged: u64) -> Driver {
     let mut driver = Driver::new(GUEST, config(plugged)).unwrap();
     loop {
         match driver.next() {
             Action::Send(_) => driver.complete(response(ACK, 0)),
-            Action::AddBlock { .. } => driver.complete(Outcome::Done),
+            Action::AddMemoryBlock { .. } => driver.complete(Outcome::Done),
             action => {
-                assert_eq!(action, Action::Rest(Rest::Reached));
+                assert_eq!(action, Action::Idle(Idle::Reached));
                 return driver;
             }
         }
     }
 }
 
-/// Gives the driver a new configuration and returns the request that it then sends.
+/// Gives the driver a new configuration, and returns its next request.
 fn retarget(driver: &mut Driver, config: Config) -> Request {
     driver.config_changed();
     loop {
         match driver.next() {
             Action::ReadConfig => driver.complete(Outcome::Config(config)),
             Action::Send(request) => return request,
-            Action::Rest(rest) => panic!("rests: {rest:?}"),
+            Action::Idle(idle) => panic!("idle: {idle:?}"),
             _ => driver.complete(Outcome::Done),
         }
     }
@@ -108,8 +108,8 @@ fn asking(kind: RequestKind) -> Driver {
     driver
 }
 
-fn retry(after_ms: u32, why: Why) -> Action {
-    Action::Rest(Rest::Retry { after_ms, why })
+fn retry(after_ms: u32, reason: IdleReason) -> Action {
+    Action::Idle(Idle::Retry { after_ms, reason })
 }
 
 fn padding() {
@@ -119,7 +119,7 @@ fn padding() {
     assert_eq!(bytes.len(), CONFIG_SIZE);
     let mut driver = Driver::new(GUEST, read).unwrap();
     assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 64));
-    // A node that changes is of no interest either.
+    // Nor does the driver react to a changed node.
     assert_eq!(
         retarget(&mut driver_with(128), Config { plugged_size: 128 * MIB, ..config(256) }).nb_blocks,
         64
@@ -133,7 +133,7 @@ fn unplug_all_first() {
         assert_eq!(sent(&mut driver).0, RequestKind::UnplugAll);
         assert_eq!(driver.plugged_size(), 64 * MIB);
         driver.complete(response(BUSY, 0));
-        assert_eq!(driver.next(), retry(after_ms, Why::HostBusy));
+        assert_eq!(driver.next(), retry(after_ms, IdleReason::HostBusy));
         driver.retry();
         assert_eq!(driver.next(), Action::ReadConfig);
         driver.complete(Outcome::Config(plugged));
@@ -180,17 +180,19 @@ fn state_of_ack() {
         assert_eq!(driver.plugged_size(), plugged * MIB);
         match next {
             Some(nb_blocks) => assert_eq!(sent(&mut driver), (RequestKind::State, ADDR, nb_blocks)),
-            None => assert_eq!(driver.next(), retry(100, Why::DeviceError)),
+            None => assert_eq!(driver.next(), retry(100, IdleReason::DeviceError)),
         }
     }
 }
 
 fn state_without_ack() {
-    for (code, why) in [(NACK, Why::HostBusy), (BUSY, Why::HostBusy), (ERROR, Why::DeviceError)] {
+    for (code, reason) in
+        [(NACK, IdleReason::HostBusy), (BUSY, IdleReason::HostBusy), (ERROR, IdleReason::DeviceError)]
+    {
         for state in [0, 1, 2] {
             let mut driver = asking(RequestKind::State);
             driver.complete(response(code, state));
-            assert_eq!(driver.next(), retry(100, why));
+            assert_eq!(driver.next(), retry(100, reason));
             driver.retry();
             assert_eq!(driver.next(), Action::ReadConfig);
             driver.complete(Outcome::Config(config(128)));
@@ -215,7 +217,7 @@ fn nack() {
         }
         assert!(requests <= 2, "a tight loop");
     }
-    assert_eq!(driver.next(), retry(100, Why::HostBusy));
+    assert_eq!(driver.next(), retry(100, IdleReason::HostBusy));
 }
 
 fn unknown_response() {
@@ -223,7 +225,7 @@ fn unknown_response() {
         for code in [4, 0x103, u16::MAX] {
             let mut driver = asking(kind);
             driver.complete(response(code, 0));
-            assert_eq!(driver.next(), retry(100, Why::HostBusy));
+            assert_eq!(driver.next(), retry(100, IdleReason::HostBusy));
         }
     }
 }
@@ -239,7 +241,7 @@ fn error() {
             driver.complete(Outcome::Config(target));
             assert_eq!(driver.next(), Action::Send(Request { kind: RequestKind::State, ..refused }));
             driver.complete(response(ACK, u16::from(plugged == 0)));
-            assert_eq!(driver.next(), retry(after_ms, Why::DeviceError), "not in a tight loop");
+            assert_eq!(driver.next(), retry(after_ms, IdleReason::DeviceError), "not in a tight loop");
             assert_eq!(driver.plugged_size(), plugged * MIB);
             driver.retry();
             driver.next();
@@ -258,8 +260,8 @@ fn bad_configs() {
     assert_eq!(verdict(largest), Ok(()));
     let ends_within_a_memory_block = Config { region_size: good.region_size + BLOCK, ..good };
     assert_eq!(verdict(ends_within_a_memory_block), Ok(()));
-    assert_eq!(verdict(Config { usable_region_size: 0, ..good }), Ok(()), "breaks D4 and does no harm");
-    for (bad, why) in [
+    assert_eq!(verdict(Config { usable_region_size: 0, ..good }), Ok(()), "violates row D4 and does no harm");
+    for (bad, reason) in [
         (Config { block_size: 0, ..good }, ConfigError::BlockSize),
         (Config { block_size: 3 * MIB, ..good }, ConfigError::BlockSize),
         (Config { block_size: 256 * MIB, ..good }, ConfigError::MemoryBlockSize),
@@ -274,7 +276,7 @@ fn bad_configs() {
         (Config { requested_size: 2 << 30, ..good }, ConfigError::Sizes),
         (Config { plugged_size: good.usable_region_size + BLOCK, ..good }, ConfigError::Sizes),
     ] {
-        assert_eq!(verdict(bad), Err(why), "{bad:?}");
+        assert_eq!(verdict(bad), Err(reason), "{bad:?}");
     }
     let guest = |memory_block_size, memmap_size| {
         let guest = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };

@@ -1,11 +1,15 @@
-//! The requirements of virtio 1.3, section 5.15, as a table that is executed. Rows `D` are the
-//! specification's for a device, rows `G` those for a driver, in the order of their text; rows `X`
-//! and `Y` are the project's own for each.
+//! Conformance (`tests/conformance`): the requirements of virtio 1.3, section 5.15, as a table that is executed.
 //!
-//! Not here, because only a transport, a memory or a guest can show it: D1, D11, D17 and G1, G15
-//! (permissions and reads), D12 to D14 (negotiation, device reset: nothing of a [`Device`] is
-//! called by it), D15, D23, G16 (suspend), D16, D19, D20, G6 to G12 (memory access), X1, X2, X4, X9
-//! (queue), Y2, Y3 (reading the configuration, watching the clock).
+//! The tables `ROWS` in `device.rs`, `requests.rs` and `driver.rs` are the list of the requirements and of their
+//! identifiers. Rows `D` are the specification's requirements on a device and rows `G` those on a driver, numbered
+//! in the order of the text. Rows `X` and `Y` are this project's own requirements on device and driver.
+//!
+//! Numbers that are missing belong to requirements that need more than two state machines:
+//! - permissions ("MAY") and read-only access to the configuration space;
+//! - feature negotiation, and device reset, which calls nothing of a [`Device`];
+//! - suspend;
+//! - the content and the accessibility of plugged and unplugged memory;
+//! - the order of operations on the queue, and time limits.
 //!
 //! [`Device`]: virtio_mem::Device
 
@@ -15,7 +19,7 @@ mod requests;
 
 use std::panic::catch_unwind;
 
-/// Id, requirement, and the check that panics when it is not met.
+/// Identifier, requirement, and a check that panics when the requirement is not met.
 type Row = (&'static str, &'static str, fn());
 
 #[test]

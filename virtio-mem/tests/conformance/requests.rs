@@ -1,4 +1,4 @@
-//! What a device must answer to each request.
+//! Requirements on the answer of a device to each kind of request.
 
 use virtio_mem::device::Refusal;
 use virtio_mem::wire::REQUEST_SIZE;
@@ -102,7 +102,7 @@ fn over_ask() {
     rig.refuse(PLUG, ADDR, 33, ResponseType::Nack, Refusal::OverAsk);
     rig.ack(PLUG, 0, 32);
     rig.refuse(PLUG, ADDR + 64 * MIB, 1, ResponseType::Nack, Refusal::OverAsk);
-    // The target moved below what is plugged.
+    // The requested size falls below the plugged size.
     rig.device.resize(32 * MIB).unwrap();
     rig.ack(UNPLUG, 0, 1);
     rig.refuse(PLUG, ADDR, 1, ResponseType::Nack, Refusal::OverAsk);

@@ -1,27 +1,27 @@
-//! The guest's memory management, as far as the driver can tell: memory blocks with the blocks
-//! that are in use, and pages that cannot be moved.
+//! The guest's memory management as the driver sees it: memory blocks, their device blocks in use, and pages
+//! that cannot be moved. "Block" alone means device block.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use virtio_mem::{Action, BlockBitmap, BlockRange, Why};
+use virtio_mem::{Action, BlockBitmap, BlockRange, IdleReason};
 
 use super::random::Random;
 
-/// Blocks are numbers in the region; memory blocks are named by their address. Every step that may
-/// never be asked for is a failed test.
+/// A device block is named by its index in the region, a memory block by its address. An action that the driver
+/// must never ask for fails the test.
 pub struct Guest {
     region: u64,
     block_size: u64,
     memory_block: u64,
-    /// Blocks at the start of a memory block that hold its memmap; 0 when it lies elsewhere.
+    /// Number of blocks at the start of a memory block that hold its memmap; 0 when the memmap lies elsewhere.
     memmap_blocks: u64,
-    /// The memory blocks that the guest knows, with their blocks that are in use.
+    /// The added memory blocks, with their blocks in use.
     added: BTreeMap<u64, BTreeSet<u64>>,
-    /// Blocks that were used since they were plugged.
+    /// The blocks that were used since they were plugged.
     used: BTreeSet<u64>,
-    /// Blocks that hold a page which cannot be moved.
+    /// The blocks with a page that cannot be moved.
     pub pinned: BTreeSet<u64>,
-    /// Steps out of a hundred that fail for no reason.
+    /// Percentage of actions that fail for no reason.
     pub fails: u64,
 }
 
@@ -33,20 +33,25 @@ impl Guest {
         Guest { region, block_size, memory_block, memmap_blocks, added, used, pinned, fails: 0 }
     }
 
-    /// What the device has unplugged holds nothing of the guest's any more.
+    /// Forgets that unplugged blocks were used. `plugged` is the device's set.
     pub fn forget_unplugged(&mut self, plugged: &BlockBitmap) {
-        self.used.retain(|&block| plugged.count_in(BlockRange { first: block, count: 1 }) > 0);
+        self.used.retain(|&block| plugged.count_in(BlockRange::new(block, 1)) > 0);
     }
 
-    /// The memory blocks and their blocks in use.
+    /// The added memory blocks, with their blocks in use.
     pub const fn added(&self) -> &BTreeMap<u64, BTreeSet<u64>> {
         &self.added
     }
 
-    /// Takes a step, or fails and changes nothing. `plugged` is what the device has plugged.
-    pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), Why> {
+    /// Carries out `action`, or fails and changes nothing. `plugged` is the device's set.
+    pub fn step(
+        &mut self,
+        action: Action,
+        plugged: &BlockBitmap,
+        random: &mut Random,
+    ) -> Result<(), IdleReason> {
         match action {
-            Action::AddBlock { addr, start, size, fresh } => {
+            Action::AddMemoryBlock { addr, start, size, fresh } => {
                 assert_eq!(addr, self.memory_block(start), "begins with a memory block");
                 let blocks = self.blocks(start, size);
                 let memmap = self.memmap(addr);
@@ -57,17 +62,17 @@ impl Guest {
                 assert!(!fresh || !memmap.is_empty(), "has no memmap to be fresh");
                 assert!(!fresh || memmap.is_disjoint(&self.used), "was used since it was plugged");
                 self.used.extend(&blocks);
-                self.fail(random, &[Why::NoMemory])?;
+                self.fail(random, &[IdleReason::NoMemory])?;
                 self.added.insert(addr, blocks);
             }
-            Action::OnlineSubBlocks { addr, size } => {
+            Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
                 assert!(blocks.is_disjoint(&self.added[&self.memory_block(addr)]), "is in use already");
                 assert_plugged(&blocks, plugged);
-                self.fail(random, &[Why::NoMemory])?;
+                self.fail(random, &[IdleReason::NoMemory])?;
                 self.online(addr).extend(blocks);
             }
-            Action::OfflineSubBlocks { addr, size } => {
+            Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = self.blocks(addr, size);
                 let memmap = self.memmap(self.memory_block(addr));
                 assert!(blocks.is_subset(&self.added[&self.memory_block(addr)]), "is not in use");
@@ -75,7 +80,7 @@ impl Guest {
                 self.move_away(&blocks, random)?;
                 self.online(addr).retain(|block| !blocks.contains(block));
             }
-            Action::RemoveBlock { addr } => {
+            Action::RemoveMemoryBlock { addr } => {
                 self.move_away(&self.added[&addr], random)?;
                 self.added.remove(&addr);
             }
@@ -84,14 +89,14 @@ impl Guest {
         Ok(())
     }
 
-    fn move_away(&self, blocks: &BTreeSet<u64>, random: &mut Random) -> Result<(), Why> {
+    fn move_away(&self, blocks: &BTreeSet<u64>, random: &mut Random) -> Result<(), IdleReason> {
         if !blocks.is_disjoint(&self.pinned) {
-            return Err(Why::Unmovable);
+            return Err(IdleReason::Unmovable);
         }
-        self.fail(random, &[Why::Unmovable, Why::NoRoom])
+        self.fail(random, &[IdleReason::Unmovable, IdleReason::NoRoom])
     }
 
-    fn fail(&self, random: &mut Random, whys: &[Why]) -> Result<(), Why> {
+    fn fail(&self, random: &mut Random, whys: &[IdleReason]) -> Result<(), IdleReason> {
         if random.chance(self.fails) { Err(random.pick(whys)) } else { Ok(()) }
     }
 
@@ -118,12 +123,12 @@ impl Guest {
         addr - addr % self.memory_block
     }
 
-    /// Blocks in a memory block.
+    /// Number of blocks per memory block.
     pub const fn per_memory_block(&self) -> u64 {
         self.memory_block / self.block_size
     }
 
-    /// Blocks at the start of each that hold its memmap.
+    /// Number of blocks at the start of a memory block that hold its memmap.
     pub const fn memmap_blocks(&self) -> u64 {
         self.memmap_blocks
     }
@@ -137,6 +142,6 @@ impl Guest {
 
 fn assert_plugged(blocks: &BTreeSet<u64>, plugged: &BlockBitmap) {
     for &first in blocks {
-        assert_eq!(plugged.count_in(BlockRange { first, count: 1 }), 1, "block {first} is not plugged");
+        assert_eq!(plugged.count_in(BlockRange::new(first, 1)), 1, "block {first} is not plugged");
     }
 }

@@ -1,14 +1,14 @@
-//! The host's memory: which blocks it backs, and when it cannot.
+//! The host: which device blocks it backs, and which calls fail.
 
 use virtio_mem::blocks::{BlockBitmap, BlockRange};
 use virtio_mem::{Backing, Busy};
 
-/// Stricter than a real host: plugging twice, or unplugging what is not plugged, is a failed test.
+/// Stricter than a real host: plugging a plugged block, or unplugging an unplugged one, fails the test.
 pub struct Host {
     pub backed: BlockBitmap,
     /// The block that cannot be plugged.
     pub fails_at: Option<u64>,
-    /// The next call fails.
+    /// Whether the next call fails.
     pub fails_now: bool,
 }
 
@@ -21,7 +21,7 @@ impl Host {
 impl Backing for Host {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
         assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, of which some is plugged");
-        let fails = self.fails_at.is_some_and(|block| (range.first..range.end()).contains(&block));
+        let fails = self.fails_at.is_some_and(|block| (range.first()..range.end()).contains(&block));
         if std::mem::take(&mut self.fails_now) || fails {
             return Err(Busy);
         }
@@ -32,7 +32,7 @@ impl Backing for Host {
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
         assert_eq!(
             self.backed.count_in(range),
-            range.count,
+            range.count(),
             "unplug of {range:?}, of which some is not plugged"
         );
         if std::mem::take(&mut self.fails_now) {

@@ -1,31 +1,33 @@
-//! What must hold at every moment of a conversation.
+//! Invariants of a conversation, checked at every step. Identifiers are rows of the tables in
+//! `tests/conformance`.
 
-use virtio_mem::{Action, BlockRange, Request, RequestKind, Rest};
+use virtio_mem::{Action, BlockRange, Idle, Request, RequestKind};
 
 use super::world::{Shape, World};
 
 impl World {
-    /// Whatever the driver does to blocks, it knows what is true of them.
+    /// Checks before `action` that the driver's view of the blocks is true. Only reading, asking and waiting are
+    /// allowed while it may be wrong.
     pub fn check_beliefs(&mut self, action: Action) {
         let asks = |request: Request| matches!(request.kind, RequestKind::State | RequestKind::UnplugAll);
         match action {
-            Action::ReadConfig | Action::Rest(Rest::Retry { .. } | Rest::Blocked(_)) => {}
+            Action::ReadConfig | Action::Idle(Idle::Retry { .. } | Idle::Blocked(_)) => {}
             Action::Send(request) if asks(request) => {}
             _ => self.in_doubt = false,
         }
-        if action == Action::Rest(Rest::Reached) && !self.interrupt {
+        if action == Action::Idle(Idle::Reached) && !self.interrupt {
             assert_eq!(self.driver.plugged_size(), self.device.requested_size());
         }
         if self.in_doubt {
             return;
         }
-        let believed: Vec<_> = self.driver.plugged().flat_map(|run| run.first..run.end()).collect();
-        let plugged: Vec<_> = self.device.plugged().runs().flat_map(|run| run.first..run.end()).collect();
+        let believed: Vec<_> = self.driver.plugged().flat_map(|run| run.first()..run.end()).collect();
+        let plugged: Vec<_> = self.device.plugged().runs().flat_map(|run| run.first()..run.end()).collect();
         assert_eq!(believed, plugged, "what the driver believes is plugged");
         assert_eq!(self.driver.plugged_size(), self.device.plugged_size());
     }
 
-    /// What must hold after every step.
+    /// Checks the invariants of device and guest.
     pub fn check(&mut self) {
         let Shape { block_size, region_size, .. } = self.shape;
         let config = self.device.config();
@@ -39,7 +41,7 @@ impl World {
         assert!(config.usable_region_size >= self.usable, "D8");
         self.usable = config.usable_region_size;
 
-        let is_plugged = |first| plugged.count_in(BlockRange { first, count: 1 }) == 1;
+        let is_plugged = |first| plugged.count_in(BlockRange::new(first, 1)) == 1;
         for (addr, online) in self.guest.added() {
             assert!(online.iter().all(|block| is_plugged(*block)), "the guest uses an unplugged block");
             assert!(online.is_superset(&self.guest.memmap(*addr)), "a memory block without memmap");
@@ -49,7 +51,7 @@ impl World {
         }
         let end = config.region_size / block_size;
         for first in (0..end).step_by(self.guest.per_memory_block() as usize) {
-            let within = |count: u64| BlockRange { first, count: count.min(end - first) };
+            let within = |count: u64| BlockRange::new(first, count.min(end - first));
             let memmap_blocks = self.guest.memmap_blocks();
             let of_memmap = plugged.count_in(within(memmap_blocks));
             let waits = plugged.count_in(within(self.guest.per_memory_block())) == of_memmap;

@@ -1,7 +1,9 @@
-//! The driver against the device: random targets that move at random moments, a host whose memory
-//! runs out or whose blocks refuse, a guest whose steps fail, a device that answers wrongly or not
-//! at all. After every step the invariants of both ends hold (D3, D4, D6, D8, D9 of the
-//! conformance table, and more: `invariants`); when the faults stop, the driver reaches its target.
+//! Conversations: the driver against the device, with random targets and random faults.
+//!
+//! The host runs out of memory or cannot plug certain blocks, the actions of the guest fail, and the device
+//! answers wrongly or not at all. After every step the invariants of both ends must hold (`invariants.rs`). When
+//! the faults stop, the driver must reach its target. Identifiers such as D3 are rows of the tables in
+//! `tests/conformance`.
 //!
 //! Each run draws new seeds. A failure prints its seed and the last steps; `TIDEVM_SEED=seed`
 //! replays that conversation alone. `TIDEVM_CONVERSATIONS=n` sets how many there are.
@@ -20,16 +22,16 @@ use self::world::{Shape, World};
 
 const MIB: u64 = 1 << 20;
 
-/// Conversations of one run.
+/// Number of conversations per run.
 const CONVERSATIONS: u64 = 200;
 
-/// Steps with faults.
+/// Number of steps with faults per conversation.
 const STEPS: u32 = 600;
 
-/// Most steps until the target is reached when there are no faults.
+/// Most steps to a target without faults.
 ///
-/// A memory block takes four steps at most (offline or online, unplug or plug, and the same for a
-/// remainder), a sub-block two, and the region has at most 4096 sub-blocks.
+/// A memory block takes at most four steps (offline or online, unplug or plug, and the same for a remainder), a
+/// device block takes two, and the region has at most 4096 device blocks.
 const STEPS_TO_CONVERGE: u32 = 8 * 4 + 2 * 4096;
 
 fn number(name: &str) -> Option<u64> {
@@ -64,7 +66,7 @@ fn random_conversations() {
     }
 }
 
-/// A world without faults in which one thing happens.
+/// A world without faults.
 fn plain(block_mib: u64, memmap_inside: bool) -> World {
     plain_with(block_mib, 128, memmap_inside)
 }
@@ -96,10 +98,10 @@ fn one_request_for_1_gib_of_growth() {
     assert_eq!(world.requests, 1);
     world.resize(0);
     world.settle(STEPS_TO_CONVERGE);
-    assert_eq!(world.requests, 1 + 8, "and one a memory block to shrink");
+    assert_eq!(world.requests, 1 + 8, "and one request per memory block to shrink");
 }
 
-/// Memory blocks of several sections, to sizes that end in a memmap and beside one.
+/// Memory blocks of several sections, with targets that end inside a memmap and just after one.
 #[test]
 fn large_memory_blocks_reach_every_size_at_once() {
     for memory_block in [256, 1024, 2048] {
@@ -118,7 +120,7 @@ fn large_memory_blocks_reach_every_size_at_once() {
     }
 }
 
-/// Race R1: every PLUG of a burst meets a target that has just moved below it.
+/// A race: each PLUG of a burst arrives after the target has moved below it.
 #[test]
 fn a_target_that_moves_with_every_request() {
     let mut world = plain(2, true);
@@ -130,11 +132,11 @@ fn a_target_that_moves_with_every_request() {
         world.step();
     }
     world.settle(STEPS_TO_CONVERGE);
-    assert_eq!(world.driver.device_errors(), 0, "moving the target is nobody's fault");
+    assert_eq!(world.driver.device_errors(), 0, "a moving target is no error of the device");
 }
 
-/// Race R5: the host fails at block `k` for good. The driver asks for less and less, and gets all
-/// that there is below.
+/// The host can never plug one block. The driver asks for fewer and fewer blocks, and gets all blocks below that
+/// one.
 #[test]
 fn a_host_that_cannot_plug_one_block() {
     for bad in [0, 1, 63, 64, 200, 511] {

@@ -1,4 +1,4 @@
-//! SplitMix64: a random number generator of six lines, so that a seed means the same for ever.
+//! SplitMix64: a random number generator of six lines. A seed gives the same numbers in every version.
 
 pub struct Random(u64);
 
@@ -20,7 +20,7 @@ impl Random {
         self.next() % bound
     }
 
-    /// True in `percent` of a hundred cases.
+    /// True with a probability of `percent` in a hundred.
     pub const fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

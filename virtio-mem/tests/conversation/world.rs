@@ -1,11 +1,12 @@
-//! Driver and device with everything around them, one step at a time.
+//! The world of a conversation: driver, device, guest, host and the transport between them, one step at a time.
+//! Identifiers such as D9 are rows of the tables in `tests/conformance`.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use virtio_mem::blocks::BlockBitmap;
 use virtio_mem::{
-    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Outcome, Request, RequestKind,
-    Response, ResponseType, Rest, Why,
+    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Idle, IdleReason, Outcome,
+    Request, RequestKind, Response, ResponseType,
 };
 
 use super::MIB;
@@ -15,36 +16,36 @@ use super::random::Random;
 
 pub const REGION: u64 = 4 << 30;
 
-/// Steps to remember for a failure.
+/// Number of lines that a failure prints.
 const TRACE: usize = 60;
 
-/// What a conversation is about.
+/// The sizes and the fault rate of a conversation.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub block_size: u64,
     pub memory_block: u64,
     pub region_size: u64,
     pub memmap_inside: bool,
-    /// Chance of each kind of fault, in a hundred.
+    /// Percentage of each kind of fault.
     faults: u64,
 }
 
 impl Shape {
-    /// No faults, and 1 GiB, or four memory blocks if that is more.
+    /// No faults, and a region of 1 GiB or four memory blocks, whichever is more.
     pub fn plain(block_size: u64, memory_block: u64, memmap_inside: bool) -> Shape {
         let region_size = (1024 * MIB).max(4 * memory_block);
         Shape { block_size, memory_block, region_size, memmap_inside, faults: 0 }
     }
 
     pub fn random(random: &mut Random) -> Shape {
-        // Half of them with the blocks that x86 uses, and some that end within a memory block.
+        // Half of the regions have the device blocks of x86. Some regions end within a memory block.
         let block_size = random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB;
         let memory_block = random.pick(&[128, 128, 128, 128, 256, 512, 1024]) * MIB;
         let missing = if random.chance(30) { random.below(memory_block / block_size) } else { 0 };
         Shape {
             block_size,
             memory_block,
-            // Two of the large ones are as many blocks as the most of the small ones.
+            // Two of the largest memory blocks have as many device blocks as eight of the smallest.
             region_size: (1 + random.below((1024 * MIB / memory_block).max(2))) * memory_block
                 - missing * block_size,
             memmap_inside: random.chance(75),
@@ -52,8 +53,7 @@ impl Shape {
         }
     }
 
-    /// The guest's side of it. A last memory block that would be nothing but its memmap is no place for
-    /// it.
+    /// The configuration of the driver. The memmap lies elsewhere when it would fill the last memory block.
     fn fitted(&self) -> DriverConfig {
         let memmap_size = self.memory_block / 64;
         let last = self.region_size % self.memory_block;
@@ -76,24 +76,24 @@ impl Shape {
     }
 }
 
-/// What becomes of a request on its way.
+/// The fate of a request.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// The device answers.
+    /// The device serves and answers it.
     Through,
-    /// The host cannot.
+    /// The host cannot do it.
     HostFails,
     /// The guest could not send it.
     NotSent,
-    /// It is not served, and answered by these bytes.
+    /// It is not served, and answered with this response type.
     Answered(u16),
-    /// It is served, and answered by ERROR.
+    /// It is served, and answered with ERROR.
     ServedAndError,
-    /// It is not answered, and not served.
+    /// It is neither served nor answered.
     Lost,
     /// It is served, but the answer is lost.
     AnswerLost,
-    /// It is served before the next one, and not answered in time.
+    /// It is served before the next request, and not answered.
     Late,
 }
 
@@ -104,20 +104,20 @@ pub struct World {
     pub driver: Driver,
     pub host: Host,
     pub guest: Guest,
-    /// Chance of each kind of fault, in a hundred.
+    /// Percentage of each kind of fault.
     faults: u64,
-    /// A request that the device has yet to come to.
+    /// A request that the device has not served yet.
     late: Option<Request>,
-    /// The device has changed something that the driver cannot know of yet.
+    /// Whether the driver's view may be wrong: the device has changed something without an answer.
     pub in_doubt: bool,
     /// A config notification is on its way.
     pub interrupt: bool,
     /// The usable region of the last step.
     pub usable: u64,
     trace: VecDeque<String>,
-    /// Requests so far.
+    /// Number of requests so far.
     pub requests: u32,
-    /// How often the driver rested without having reached its target.
+    /// How often the driver was idle before it reached its target.
     pub pauses: u32,
 }
 
@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    /// `steps` steps with faults.
+    /// Takes `steps` steps with faults.
     pub fn converse(&mut self, steps: u32) {
         self.guest.fails = self.faults;
         for _ in 0..steps {
@@ -157,18 +157,18 @@ impl World {
             if self.random.chance(1) && self.random.chance(20) {
                 self.restart();
             }
-            let rest = self.step();
-            if rest.is_some() && self.random.chance(80) {
+            let idle = self.step();
+            if idle.is_some() && self.random.chance(80) {
                 self.driver.retry();
             }
             if self.random.chance(3) {
-                // Memory is freed, or a device says that nothing has changed (D11).
+                // Memory is freed, or the device notifies although nothing has changed, as it may.
                 if self.random.chance(50) { self.driver.retry() } else { self.interrupt = true }
             }
         }
     }
 
-    /// The faults stop: reaches the target, within `budget` steps.
+    /// Stops the faults and runs until the target is reached, for at most `budget` steps.
     pub fn settle(&mut self, budget: u32) {
         self.faults = 0;
         self.guest.fails = 0;
@@ -176,21 +176,22 @@ impl World {
         self.pauses = 0;
         for _ in 0..budget {
             match self.step() {
-                Some(Rest::Reached) if !self.interrupt => {
+                Some(Idle::Reached) if !self.interrupt => {
                     assert_eq!(self.device.plugged_size(), self.device.requested_size());
                     return self.check_use();
                 }
-                Some(Rest::Reached) | None => {}
-                Some(Rest::Retry { .. } | Rest::Blocked(_)) => self.driver.retry(),
+                Some(Idle::Reached) | None => {}
+                Some(Idle::Retry { .. } | Idle::Blocked(_)) => self.driver.retry(),
             }
         }
         panic!("the target is not reached after {budget} steps");
     }
 
-    /// All that is plugged is used, but for parts of memmaps: of one, unless something went wrong.
+    /// Checks that every plugged block is in use, except a part of a memmap. Without faults at most one memory
+    /// block has such a part.
     fn check_use(&self) {
         let used: BTreeSet<_> = self.guest.added().values().flatten().copied().collect();
-        let plugged = self.device.plugged().runs().flat_map(|run| run.first..run.end());
+        let plugged = self.device.plugged().runs().flat_map(|run| run.first()..run.end());
         let mut parts = BTreeSet::new();
         for unused in plugged.filter(|block| !used.contains(block)) {
             let memory_block = self.guest.memory_block(REGION + unused * self.shape.block_size);
@@ -200,18 +201,17 @@ impl World {
         assert!(parts.len() <= 1 || self.shape.faults > 0, "parts of memmaps at {parts:x?}");
     }
 
-    /// Gives everything back.
+    /// Runs until nothing is plugged and no memory block is added.
     pub fn empty(&mut self, budget: u32) {
         self.resize(0);
-        // Also where that was the target already: a driver that has reached it may have left an empty
-        // memory block behind, which serves nothing and costs the host nothing, and tries again to
-        // remove it when it is told of whatever change.
+        // A driver whose target was 0 already may have left a memory block without plugged blocks, which costs
+        // the host nothing. It tries again to remove it after a notification.
         self.interrupt = true;
         self.settle(budget);
         assert!(self.guest.added().is_empty() && self.host.backed.is_empty());
     }
 
-    /// Goes on until the driver has paused often with nothing gained.
+    /// Runs until the driver has paused often without a gain.
     pub fn until_it_pauses_often(&mut self, budget: u32) {
         let mut pauses = 0;
         let mut plugged = 0;
@@ -236,8 +236,7 @@ impl World {
         eprintln!("  {:?}, then it failed", self.device.config());
     }
 
-    /// The host wants something else. D9: the notification is due exactly if that changes
-    /// something.
+    /// The host changes the requested size. D9: a notification is due exactly if the configuration changes.
     pub fn resize(&mut self, requested: u64) {
         let before = self.device.config();
         let due = self.device.resize(requested).expect("a size that there is");
@@ -267,7 +266,7 @@ impl World {
         }
     }
 
-    /// A new guest kernel: after a system reset, or started by the old one.
+    /// Starts a new guest kernel: after a system reset, or directly from the old one.
     fn restart(&mut self) {
         let reset = self.random.chance(50);
         if reset {
@@ -283,9 +282,9 @@ impl World {
         self.remember(format!("a new kernel, reset {reset}"));
     }
 
-    /// One action of the driver, and what came of it. Returns how the driver rests, if it does.
-    pub fn step(&mut self) -> Option<Rest> {
-        // Interrupts take their time only while there are faults.
+    /// Carries out one action of the driver. Returns the state of an idle driver.
+    pub fn step(&mut self) -> Option<Idle> {
+        // Interrupts are late only while there are faults.
         if self.interrupt && (self.faults == 0 || self.random.chance(50)) {
             self.interrupt = false;
             self.driver.config_changed();
@@ -293,8 +292,8 @@ impl World {
         let action = self.driver.next();
         self.remember(format!("{action:x?}"));
         self.check_beliefs(action);
-        let rest = match action {
-            Action::Rest(rest) => Some(rest),
+        let idle = match action {
+            Action::Idle(idle) => Some(idle),
             Action::ReadConfig => {
                 let outcome = self.read_config();
                 self.complete(outcome);
@@ -311,14 +310,14 @@ impl World {
                 None
             }
         };
-        self.pauses += u32::from(rest.is_some_and(|rest| rest != Rest::Reached));
+        self.pauses += u32::from(idle.is_some_and(|idle| idle != Idle::Reached));
         self.check();
-        rest
+        idle
     }
 
     fn complete(&mut self, outcome: Outcome) {
         self.remember(format!("    {outcome:x?}"));
-        // What is under way is not disturbed by anything that happens meanwhile.
+        // Events during an action must not disturb the action.
         if self.random.chance(self.faults) {
             self.move_target();
             self.driver.config_changed();
@@ -332,7 +331,7 @@ impl World {
     fn read_config(&mut self) -> Outcome {
         let config = self.device.config();
         if self.random.chance(self.faults / 5) {
-            return Outcome::Failed(Why::DeviceError);
+            return Outcome::Failed(IdleReason::DeviceError);
         }
         if self.random.chance(self.faults / 5) {
             return Outcome::Config(Config { plugged_size: config.plugged_size + 1, ..config });
@@ -368,7 +367,7 @@ impl World {
             self.serve(late);
         }
         match way {
-            Way::NotSent => Outcome::Failed(Why::NoMemory),
+            Way::NotSent => Outcome::Failed(IdleReason::NoMemory),
             Way::Through => Outcome::Response(self.serve(request)),
             Way::HostFails => {
                 self.host.fails_now = true;
@@ -400,7 +399,7 @@ impl World {
         }
     }
 
-    /// The device serves a request. D8, D9: the usable region changes in UNPLUG_ALL only.
+    /// The device serves a request. D8, D9: only UNPLUG_ALL may change the usable region.
     fn serve(&mut self, request: Request) -> Response {
         let before = self.device.config();
         let response = self.device.handle(&request.to_bytes(), &mut self.host);
@@ -415,7 +414,7 @@ impl World {
         }
         match response.kind {
             ResponseType::Ack => {}
-            // A run that UNPLUG_ALL has unplugged stays unplugged.
+            // The runs that UNPLUG_ALL has unplugged before it failed stay unplugged.
             ResponseType::Busy if request.kind == RequestKind::UnplugAll => {}
             _ => assert_eq!(before, after, "what is refused changes nothing"),
         }
@@ -423,7 +422,7 @@ impl World {
     }
 
     fn remember(&mut self, line: String) {
-        // A driver at rest says the same again and again.
+        // An idle driver repeats itself.
         if self.trace.back() == Some(&line) {
             return;
         }

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# First process of the nested host. The words between @ are filled in when it is packed.
+# First process of the nested host. The words between @ are replaced when the file system is packed.
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc

@@ -1,10 +1,10 @@
 #!/bin/busybox sh
 # First process of a stock Linux guest. Words of the kernel's command line choose what it does:
 #   policy=P   how new memory is onlined (memory_hotplug.online_policy and auto_online_blocks)
-#   data=MIB   once there is memory for it, a file of so many MiB in memory, checked in every round
-#   driver=none  it is not loaded
-#   at=MIB:ACTION  once there are so many MiB more, in the order given, one a round: see `act`
-# Every round prints one line, so that whoever reads the console knows what the kernel knows.
+#   data=MIB   a file of MIB MiB in memory, made when there is memory for it and checked in every round
+#   driver=none  the virtio-mem driver is not loaded
+#   at=MIB:ACTION  an action (see `act`) when the memory has grown by MIB MiB; in the given order, one per round
+# Every round prints one line with the kernel's view of its memory.
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc

@@ -1,9 +1,9 @@
 #!/bin/busybox sh
 # First process of a stock Linux guest that takes commands on its console, one a line, as tidevm's own
-# guest does. It says `ready`, then answers each line with any number of lines and then a last one, `ok`
-# or `failed: REASON`. It echoes nothing. The words between @ are filled in when it is packed.
+# guest does. It prints `ready`. It answers each command with any number of lines, and a last line `ok` or
+# `failed: REASON`. It does not echo. The words between @ are replaced when the file system is packed.
 #   zoneinfo | meminfo
-#   hog SIZE [movable] [scattered] [full] as NAME    a file in memory; where its pages lie is Linux's affair
+#   hog SIZE [movable] [scattered] [full] as NAME    a file in memory; Linux decides where its pages lie
 #   verify NAME | release NAME | poweroff
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
@@ -24,7 +24,7 @@ mib() {
 }
 
 hog() {
-    # Its limit is a part of the memory that there is now.
+    # The limit is a part of the present memory.
     mount -o remount,size=90% /tmp
     if ! dd if=/dev/urandom of="/tmp/$2" bs=1M count="$(mib "$1")" 2> /dev/null; then
         rm "/tmp/$2"

@@ -1,4 +1,5 @@
-//! What `virtio-drivers` asks of the machine: memory for queues, and addresses of buffers.
+//! The services that `virtio-drivers` needs from the kernel: memory for queues, and addresses of buffers and
+//! registers.
 #![expect(unsafe_code, reason = "implements the library's unsafe porting trait")]
 
 use core::ptr::NonNull;
@@ -7,22 +8,22 @@ use tidevm_mm::{Gfp, Order};
 use virtio_drivers::transport::mmio::{MmioError, MmioTransport, VirtIOHeader};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use crate::paging::{clear_page, phys_to_virt, virt_to_phys};
-use crate::{MM, platform};
+use crate::mem::paging::{clear_page, phys_to_virt, virt_to_phys};
+use crate::mem::{MM, platform};
 
-/// The machine, for `virtio-drivers`.
-pub struct Machine;
+/// The kernel, for `virtio-drivers`.
+pub struct KernelHal;
 
 fn order(pages: usize) -> Order {
     Order::new(pages.next_power_of_two().trailing_zeros() as u8)
 }
 
-// SAFETY: `dma_alloc` returns pages that the page allocator gave to nobody else, cleared, through
-// the direct map; buffers are shared in place, since devices see all of memory; registers are mapped as
-// they are asked for, for good.
-unsafe impl Hal for Machine {
+// SAFETY: `dma_alloc` returns pages that the page allocator gave to this caller alone, cleared, through the
+// direct map; buffers are shared in place, since devices access all of memory; registers are mapped on
+// request, for good.
+unsafe impl Hal for KernelHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        // The library takes address 0 as "no memory".
+        // For the library, address 0 means that there is no memory.
         let Ok(pfn) = MM.alloc_pages(order(pages), Gfp::Kernel) else { return (0, NonNull::dangling()) };
         let phys = pfn.address().get();
         for page in 0..pages as u64 {
@@ -55,10 +56,10 @@ fn registers(address: u64, size: u64) -> NonNull<u8> {
 /// The transport of the virtio-mmio device with `size` bytes of registers at `address`.
 ///
 /// # Errors
-/// When there is no device that `virtio-drivers` knows.
+/// `virtio-drivers` does not recognise a device there.
 pub fn mmio_transport(address: u64, size: u64) -> Result<MmioTransport<'static>, MmioError> {
     let header = registers(address, size).cast::<VirtIOHeader>();
-    // SAFETY: the registers were just mapped for good, at the place that the command line names; each
-    // place is looked at once.
+    // SAFETY: the registers were just mapped for good, at the address that the command line names; boot makes
+    // one transport per address.
     unsafe { MmioTransport::new(header, size as usize) }
 }

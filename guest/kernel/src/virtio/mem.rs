@@ -1,64 +1,53 @@
-//! The virtio-mem driver: a loop around the step machine of `virtio_mem::Driver`. Requests go to
-//! the device, everything else to memory management.
+//! The virtio-mem driver (virtio 1.3, section 5.15): a loop around the step machine of `virtio_mem::Driver`.
+//! Requests go to the device, all other actions to memory management.
 //!
-//! It runs as a job of the boot CPU, one action a step. What stopped it last is kept here, in
-//! terms of memory management, for the report to the VMM: the step machine knows only of which
-//! kind it was.
+//! Mirrors Linux `drivers/virtio/virtio_mem.c`. It runs as a job of the boot CPU, one action per step. It
+//! keeps the last failure in terms of memory management, for the report to the VMM: the step machine only
+//! knows the failure's kind.
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
-use tidevm_mm::{
-    Holder, MemoryContent, MhpFlags, NodeId, OfflineError, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr,
-    ZoneType,
-};
+use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
-use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Outcome, Response, Rest, Why};
+use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
 
 use super::Device;
 use super::queue::Requests;
-use crate::cmdline::Options;
+use crate::agent::{translate, workload};
+use crate::boot::cmdline::CommandLine;
+use crate::boot::numa;
 use crate::console::println;
-use crate::control::report;
-use crate::job::{Job, Step};
-use crate::time::Instant;
-use crate::{MM, numa, workload};
+use crate::cpu::time::Instant;
+use crate::job::{Job, Progress};
+use crate::mailbox;
+use crate::mem::{MM, stamps};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
-/// A device that takes longer is reported.
+/// A device that takes longer to answer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
-const SUB_SECTION: u64 = SECTION_SIZE / 64;
+/// Bytes of a pageblock, the smallest part of a memory block that is plugged.
+const PAGEBLOCK_SIZE: u64 = SECTION_SIZE / 64;
 /// Most sections of a memory block.
 const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
-/// A memmap is this part of what it describes: 64 bytes a page.
+/// A memmap is this part of the memory that it describes: 64 bytes per page.
 const MEMMAP_SHARE: u64 = 64;
-
-/// Ticks of the time-stamp counter that the last memory block took, from when the device had plugged it
-/// to when its pages could be allocated, or it was found that they could not.
-static LAST_ADD: AtomicU64 = AtomicU64::new(0);
-
-/// What it took to add the last memory block, in ticks. Where instructions are the clock (QEMU's `-icount
-/// shift=0`), they are instructions.
-pub fn last_add() -> u64 {
-    LAST_ADD.load(Ordering::Relaxed)
-}
 
 /// Why a device cannot be used.
 #[derive(Debug)]
 pub enum Unusable {
-    /// It is not reset, or does not agree on features.
+    /// The device is not reset in time, or does not agree on features.
     Features,
     /// There is no request queue.
     Queue(virtio_drivers::Error),
-    /// Its configuration never holds still.
+    /// The configuration changes with every read.
     Restless,
-    /// Its configuration is none for this driver; with address and size of the region.
+    /// The driver cannot use the configuration; with address and size of the region.
     Config(ConfigError, u64, u64),
-    /// Its region ends beyond the addresses that the guest uses; with address and size of the region.
+    /// The region ends above the addresses that the guest uses; with address and size of the region.
     OutOfReach(u64, u64),
 }
 
@@ -85,20 +74,20 @@ pub struct MemDriver<T> {
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
     region: u64,
-    /// How the region is divided.
+    /// Sizes of the parts that the region is divided into.
     geometry: DriverConfig,
-    /// What the device plugs is on it.
+    /// The node of the memory that the device plugs.
     node: NodeId,
-    /// What the device plugs is zero.
+    /// The memory that the device plugs is zero.
     zeroed: bool,
     /// When to report that the device has not answered.
     patience: Option<Instant>,
-    /// When to try again by itself.
+    /// When to try again without an event.
     retry_at: Option<Instant>,
-    /// What the last failed step ran into.
+    /// The last failure.
     stuck: Option<ResizeState>,
     reported: Option<Resize>,
-    /// [`workload::ended`] when the driver last looked: when one ends, what was in the way may be
+    /// [`workload::ended`] at the last step. When a workload ends, the pages that stopped the driver may be
     /// gone.
     workloads_ended: u64,
 }
@@ -108,7 +97,7 @@ impl<T: Transport> MemDriver<T> {
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn new(mut device: Device<T>, options: &Options) -> Result<Box<Self>, Unusable> {
+    pub fn new(mut device: Device<T>, command_line: &CommandLine) -> Result<Box<Self>, Unusable> {
         let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
         let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
@@ -118,7 +107,7 @@ impl<T: Transport> MemDriver<T> {
             return Err(Unusable::OutOfReach(config.addr, config.region_size));
         }
         let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
-        let geometry = geometry(options, &config);
+        let geometry = geometry(command_line, &config);
         let driver = Driver::new(geometry, config)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
@@ -128,7 +117,7 @@ impl<T: Transport> MemDriver<T> {
             region: config.addr,
             geometry,
             node: numa::node_of(domain, config.addr),
-            zeroed: options.zeroed,
+            zeroed: command_line.mm.content == MemoryContent::Zero,
             patience: None,
             retry_at: None,
             stuck: None,
@@ -137,13 +126,13 @@ impl<T: Transport> MemDriver<T> {
         }))
     }
 
-    /// Carries out what needs no device.
+    /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
             Action::ReadConfig => {
-                read_config(&self.device).map_or(Outcome::Failed(Why::DeviceError), Outcome::Config)
+                read_config(&self.device).map_or(Outcome::Failed(IdleReason::DeviceError), Outcome::Config)
             }
-            Action::AddBlock { addr, start, size, fresh } => {
+            Action::AddMemoryBlock { addr, start, size, fresh } => {
                 let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
                 let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
                 let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
@@ -151,21 +140,21 @@ impl<T: Transport> MemDriver<T> {
                 let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
                 let began = Instant::now();
                 let added = add(self.node, addr, whole, flags);
-                LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
+                stamps::added(began);
                 self.note(added)
             }
-            Action::OnlineSubBlocks { addr, size } => {
+            Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(online.map_err(|_| ResizeState::NoMemory))
             }
-            Action::OfflineSubBlocks { addr, size } => {
+            Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
-                self.note(offline.map_err(offline_failed))
+                self.note(offline.map_err(translate::not_offline))
             }
-            Action::RemoveBlock { addr } => self.note(remove(addr)),
-            Action::Send(_) | Action::Rest(_) => unreachable!("handled by the step"),
+            Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
+            Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
     }
 
@@ -179,20 +168,20 @@ impl<T: Transport> MemDriver<T> {
         }
     }
 
-    fn rest(&mut self, rest: Rest) -> Step {
-        let (why, retry_at) = match rest {
-            Rest::Reached => (None, None),
-            Rest::Retry { after_ms, why } => (Some(why), Some(Instant::in_millis(u64::from(after_ms)))),
-            Rest::Blocked(why) => (Some(why), None),
+    fn idle(&mut self, idle: Idle) -> Progress {
+        let (reason, retry_at) = match idle {
+            Idle::Reached => (None, None),
+            Idle::Retry { after_ms, reason } => (Some(reason), Some(Instant::in_millis(u64::from(after_ms)))),
+            Idle::Blocked(reason) => (Some(reason), None),
         };
-        let state = match why {
+        let state = match reason {
             None => ResizeState::Reached,
-            Some(Why::HostBusy) => ResizeState::HostBusy,
-            Some(Why::DeviceError) => ResizeState::DeviceError,
-            // The step that failed knows more than its kind, such as which pages.
+            Some(IdleReason::HostBusy) => ResizeState::HostBusy,
+            Some(IdleReason::DeviceError) => ResizeState::DeviceError,
+            // The last failure has details that its kind does not have, such as page numbers.
             Some(kind) => self.stuck.filter(|&stuck| kind_of(stuck) == kind).unwrap_or(match kind {
-                Why::NoRoom => ResizeState::NoRoom,
-                Why::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
+                IdleReason::NoRoom => ResizeState::NoRoom,
+                IdleReason::Unmovable => ResizeState::Unmovable { pages: 0, first: [None; 4] },
                 _ => ResizeState::NoMemory,
             }),
         };
@@ -204,34 +193,34 @@ impl<T: Transport> MemDriver<T> {
         };
         if self.reported != Some(resize) {
             self.reported = Some(resize);
-            report(Report::Resize(resize));
+            mailbox::report(Report::Resize(resize));
         }
         self.retry_at = retry_at;
-        Step::Idle(retry_at)
+        Progress::Idle(retry_at)
     }
 
-    /// Looks for the response to the request that is under way. `None` when it is not there yet.
+    /// Passes the response to the request under way to the step machine. `None` when it is not there yet.
     fn poll_response(&mut self) -> Option<()> {
         let bytes = self.requests.poll()?;
         self.patience = None;
-        // A response that is too short says nothing of what the device did.
+        // A response that is too short does not tell whether the device carried the request out.
         let outcome =
             bytes.map_or(Outcome::NoResponse, |bytes| Outcome::Response(Response::from_bytes(&bytes)));
         self.driver.complete(outcome);
         Some(())
     }
 
-    fn wait_for_response(&mut self) -> Step {
+    fn wait_for_response(&mut self) -> Progress {
         if self.patience.is_some_and(Instant::has_passed) {
             println!("virtio-mem at {:#x}: no answer for {PATIENCE_MILLIS} ms; still waiting", self.region);
             self.patience = None;
         }
-        Step::Idle(self.patience)
+        Progress::Idle(self.patience)
     }
 }
 
 impl<T: Transport + Send> Job for MemDriver<T> {
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> Progress {
         if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
             self.driver.config_changed();
             self.retry_at = None;
@@ -246,22 +235,22 @@ impl<T: Transport + Send> Job for MemDriver<T> {
             self.driver.retry();
         }
         match self.driver.next() {
-            Action::Rest(rest) => self.rest(rest),
+            Action::Idle(idle) => self.idle(idle),
             Action::Send(request) => {
                 self.requests.send(&mut self.device.transport, request.to_bytes());
                 self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
-                Step::Idle(self.patience)
+                Progress::Idle(self.patience)
             }
             action => {
                 let outcome = self.carry_out(action);
                 self.driver.complete(outcome);
-                Step::Again
+                Progress::Again
             }
         }
     }
 }
 
-/// The configuration, all fields of one generation; `None` when it never holds still.
+/// The configuration, all fields of one generation. `None` when the generation changes with every read.
 fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
@@ -279,11 +268,16 @@ fn read_config(device: &Device<impl Transport>) -> Option<Config> {
     None
 }
 
-/// How to divide the device's region: as the command line says, as far as that fits.
-fn geometry(options: &Options, config: &Config) -> DriverConfig {
-    let memmap_size = if options.memmap_on_memory { options.memory_block / MEMMAP_SHARE } else { 0 };
-    let wanted =
-        DriverConfig { memory_block_size: options.memory_block, memmap_size, min_block_size: SUB_SECTION };
+/// The parts that the device's region is divided into: as the command line says, as far as that fits the
+/// region.
+fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
+    let memmap_size =
+        if command_line.mm.memmap_on_memory { command_line.memory_block / MEMMAP_SHARE } else { 0 };
+    let wanted = DriverConfig {
+        memory_block_size: command_line.memory_block,
+        memmap_size,
+        min_block_size: PAGEBLOCK_SIZE,
+    };
     let fit = wanted.fit(config, SECTION_SIZE);
     if fit != wanted {
         println!(
@@ -299,18 +293,18 @@ fn geometry(options: &Options, config: &Config) -> DriverConfig {
     fit
 }
 
-/// What of a memory block's sections is meant, an element a section, and how many of them it takes to say
-/// so.
+/// A part of a memory block: one set of pageblocks per section, and the number of sections up to the last one
+/// that is not empty.
 struct Parts([PageblockSet; MAX_SECTIONS], usize);
 
 impl Parts {
-    /// `size` bytes from `offset` on, which counts from the first section's start.
+    /// `size` bytes from `offset` on; the offset counts from the start of the first section.
     fn new(offset: u64, size: u64) -> Self {
-        let (first, end) = (offset / SUB_SECTION, (offset + size) / SUB_SECTION);
+        let (first, end) = (offset / PAGEBLOCK_SIZE, (offset + size) / PAGEBLOCK_SIZE);
         let used = end.div_ceil(64) as usize;
         let mut sections = [PageblockSet::NONE; _];
         for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
-            let at = |sub_section: u64| sub_section.saturating_sub(index * 64).min(64) as u32;
+            let at = |pageblock: u64| pageblock.saturating_sub(index * 64).min(64) as u32;
             *blocks = PageblockSet::range(at(first)..at(end));
         }
         Self(sections, used)
@@ -318,13 +312,13 @@ impl Parts {
 }
 
 impl AsRef<[PageblockSet]> for Parts {
-    /// Up to the last of them of which something is meant.
+    /// The sets up to the last one that is not empty.
     fn as_ref(&self) -> &[PageblockSet] {
         &self.0[..self.1]
     }
 }
 
-/// Adds a memory block to `node` and onlines it; all or nothing.
+/// Adds a memory block to `node` and onlines it. If that fails, the memory block is not added.
 fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     let hotplug = MM.hotplug();
@@ -335,51 +329,20 @@ fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Re
     })
 }
 
-/// Offlines a memory block and removes it; all or nothing.
+/// Offlines a memory block and removes it. If that fails, the memory block is online.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     let offline = MM.hotplug().offline(section);
-    offline.map_err(offline_failed)?;
+    offline.map_err(translate::not_offline)?;
     MM.hotplug().remove_memory(section).expect("a block that is offline can be removed");
     Ok(())
 }
 
-fn offline_failed(error: OfflineError) -> ResizeState {
-    match error {
-        OfflineError::Unmovable(stuck) => ResizeState::Unmovable {
-            pages: u64::from(stuck.pages),
-            first: stuck.first.map(|page| {
-                page.map(|(pfn, holder)| abi::UnmovablePage {
-                    pfn: u64::from(pfn.get()),
-                    owner: owner(holder),
-                })
-            }),
-        },
-        OfflineError::NoRoom(_) => ResizeState::NoRoom,
-        // Only a fault on purpose says so: isolations wait for each other.
-        OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
-        other => panic!("the driver asked for what cannot be: {other:?}"),
-    }
-}
-
-/// Of which kind a failure is, for the step machine.
-fn kind_of(state: ResizeState) -> Why {
+/// The kind of a failure, for the step machine.
+fn kind_of(state: ResizeState) -> IdleReason {
     match state {
-        ResizeState::Unmovable { .. } => Why::Unmovable,
-        ResizeState::NoRoom => Why::NoRoom,
-        _ => Why::NoMemory,
-    }
-}
-
-fn owner(holder: Holder) -> abi::Owner {
-    match holder {
-        Holder::Reserved => abi::Owner::Reserved,
-        Holder::Kernel | Holder::Unclaimed => abi::Owner::Kernel,
-        Holder::Tagged(handle) => abi::Owner::Workload(handle),
-        Holder::PageTable => abi::Owner::PageTable,
-        Holder::Memmap => abi::Owner::Memmap,
-        Holder::Owned { index, .. } => {
-            workload::handle_of(index).map_or(abi::Owner::Kernel, abi::Owner::Workload)
-        }
+        ResizeState::Unmovable { .. } => IdleReason::Unmovable,
+        ResizeState::NoRoom => IdleReason::NoRoom,
+        _ => IdleReason::NoMemory,
     }
 }

@@ -1,19 +1,20 @@
-//! virtio devices as the guest finds them: virtio-mmio at the places that the command line names, and
-//! PCI (see [`crate::pci`]); transports and queues by `virtio-drivers`.
+//! virtio devices (virtio 1.3): virtio-mmio at the addresses that the command line names, and PCI (see
+//! [`pci`]). `virtio-drivers` has the transports and the queues.
 
 pub mod hal;
 pub mod mem;
+pub mod pci;
 pub mod queue;
 
 use virtio_drivers::transport::mmio::MmioTransport;
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
-use crate::cmdline::MmioDevice;
+use crate::boot::cmdline::MmioDevice;
 use crate::console::println;
-use crate::ioapic::{Line, Trigger};
-use crate::time::Instant;
+use crate::cpu::ioapic::{Line, Trigger};
+use crate::cpu::time::Instant;
 
-/// A device that was found, and its interrupt.
+/// A device and its interrupt.
 pub struct Device<T> {
     /// Its registers.
     pub transport: T,
@@ -22,8 +23,8 @@ pub struct Device<T> {
 }
 
 impl Device<MmioTransport<'static>> {
-    /// The device of a `virtio_mmio.device=` word, or `None` (and a line for people) when there is
-    /// none that this guest can use.
+    /// The device of a `virtio_mmio.device=` word. `None`, and a line for people, when this guest cannot use
+    /// it.
     pub fn find(place: &MmioDevice) -> Option<Self> {
         let line = Line::route(place.irq, Trigger::Edge);
         match (hal::mmio_transport(place.address, place.size), line) {
@@ -41,9 +42,9 @@ impl Device<MmioTransport<'static>> {
 }
 
 impl<T: Transport> Device<T> {
-    /// Resets the device and negotiates features: all of `wanted` that it offers (virtio 1.3,
-    /// section 3.1.1, up to FEATURES_OK). Returns what was agreed on, or `None` when the device
-    /// does not agree, or is not reset within a second.
+    /// Resets the device and negotiates features: those of `wanted` that it offers (virtio 1.3, section
+    /// 3.1.1, up to FEATURES_OK). Returns the features agreed on, or `None` when the device does not agree,
+    /// or is not reset within a second.
     pub fn negotiate(&mut self, wanted: u64) -> Option<u64> {
         let transport = &mut self.transport;
         transport.set_status(DeviceStatus::empty());
@@ -62,14 +63,14 @@ impl<T: Transport> Device<T> {
         transport.get_status().contains(DeviceStatus::FEATURES_OK).then_some(features)
     }
 
-    /// Looks at the interrupt: why it was raised since the last call.
+    /// The reasons for which the interrupt was raised since the last call.
     pub fn interrupts(&mut self) -> InterruptStatus {
         if !self.line.fired() {
             return InterruptStatus::empty();
         }
         let mut all = InterruptStatus::empty();
-        // Until there is no more: a reason that came between the look and the acknowledgement holds an
-        // edge-triggered line, which would never change again.
+        // Repeat until there is no reason: one that comes between the read and the acknowledgement keeps the
+        // line raised, and an edge-triggered line would never change again.
         loop {
             let why = self.transport.ack_interrupt();
             if why.is_empty() {

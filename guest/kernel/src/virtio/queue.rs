@@ -1,5 +1,5 @@
-//! Queues with the buffers that travel through them. Each kind owns its buffers, so that a buffer
-//! lent to the device stays where it is and is touched by nobody until it comes back.
+//! Virtqueues with the buffers that travel through them. Each kind of queue owns its buffers, so a buffer
+//! that is lent to the device stays in place, and nothing accesses it until it comes back.
 //!
 //! Invariant: a buffer is in its queue exactly while `lent` holds its token.
 #![expect(unsafe_code, reason = "lends buffers to devices")]
@@ -10,11 +10,11 @@ use tidevm_abi::MAX_RECORD;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
-use super::hal::Machine;
+use super::hal::KernelHal;
 
-/// Requests with one response each, one at a time.
+/// A queue of requests with one response each, one at a time.
 pub struct Requests<const REQUEST: usize, const RESPONSE: usize> {
-    queue: VirtQueue<Machine, 4>,
+    queue: VirtQueue<KernelHal, 4>,
     index: u16,
     request: Box<[u8; REQUEST]>,
     response: Box<[u8; RESPONSE]>,
@@ -32,13 +32,13 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
         Ok(Self { queue, index, request, response, lent: None })
     }
 
-    /// Sends a request. None may be under way.
+    /// Sends a request. No other request may be under way.
     pub fn send(&mut self, transport: &mut impl Transport, request: [u8; REQUEST]) {
         assert!(self.lent.is_none(), "a request is under way");
         *self.request = request;
         self.response.fill(0);
-        // SAFETY: the buffers are this value's own boxes; `lent` keeps everybody off them until
-        // `poll` has them back.
+        // SAFETY: the buffers are this value's own boxes, and nothing accesses them while `lent` holds the
+        // token, until `poll` has them back.
         let token = unsafe { self.queue.add(&[&self.request[..]], &mut [&mut self.response[..]]) };
         self.lent = Some(token.expect("the queue has room for one request"));
         if self.queue.should_notify() {
@@ -46,8 +46,8 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
         }
     }
 
-    /// The response, once it is there: the bytes that the device wrote, or `None` in their place
-    /// when it wrote fewer than a response has.
+    /// The response, once it is there: the bytes that the device wrote, or `None` in their place when the
+    /// device wrote fewer bytes than a response has.
     pub fn poll(&mut self) -> Option<Option<[u8; RESPONSE]>> {
         let token = self.lent?;
         // SAFETY: these are the buffers that `send` added for this token.
@@ -65,17 +65,16 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
 
 const SLOTS: usize = 16;
 
-/// Records from the device.
+/// A queue of records from the device.
 pub struct Inbox {
-    queue: VirtQueue<Machine, SLOTS>,
+    queue: VirtQueue<KernelHal, SLOTS>,
     index: u16,
-    /// Buffers by their token.
+    /// Per token, its buffer.
     lent: [Option<Box<[u8; MAX_RECORD]>>; SLOTS],
 }
 
 impl Inbox {
-    /// Sets up queue `index` of the device, without buffers: [`Self::start`] gives them once the
-    /// device runs.
+    /// Sets up queue `index` of the device, without buffers: [`Self::start`] lends them once the device runs.
     ///
     /// # Errors
     /// When the device has no such queue or there is no memory.
@@ -84,7 +83,7 @@ impl Inbox {
         Ok(Self { queue, index, lent: [const { None }; SLOTS] })
     }
 
-    /// Gives the device its buffers.
+    /// Lends the device its buffers.
     pub fn start(&mut self, transport: &mut impl Transport) {
         for _ in 0..SLOTS {
             self.lend(Box::new([0; MAX_RECORD]));
@@ -94,12 +93,13 @@ impl Inbox {
 
     fn lend(&mut self, mut buffer: Box<[u8; MAX_RECORD]>) {
         // SAFETY: the box moves into `lent` at its token, and comes out in `take` only.
-        let token = unsafe { self.queue.add(&[], &mut [&mut buffer[..]]) }.expect("a slot a buffer");
+        let token = unsafe { self.queue.add(&[], &mut [&mut buffer[..]]) }
+            .expect("the queue has one slot per buffer");
         self.lent[usize::from(token)] = Some(buffer);
     }
 
-    /// Hands the next record to `read`, gives its buffer back to the device, and returns what
-    /// `read` returned.
+    /// Passes the next record to `read`, lends its buffer to the device again, and returns the result of
+    /// `read`. `None` when there is no record.
     pub fn take<T>(&mut self, transport: &mut impl Transport, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let token = self.queue.peek_used()?;
         let mut buffer = self.lent.get_mut(usize::from(token))?.take()?;
@@ -114,9 +114,9 @@ impl Inbox {
     }
 }
 
-/// Records to the device.
+/// A queue of records to the device.
 pub struct Outbox {
-    queue: VirtQueue<Machine, SLOTS>,
+    queue: VirtQueue<KernelHal, SLOTS>,
     index: u16,
     lent: [Option<(Box<[u8; MAX_RECORD]>, usize)>; SLOTS],
 }
@@ -128,12 +128,13 @@ impl Outbox {
     /// When the device has no such queue or there is no memory.
     pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
         let mut queue = VirtQueue::new(transport, index, false, false)?;
-        // Buffers are collected when the next record is sent, so the device need not interrupt.
+        // Buffers are collected when the next record is sent, so the device need not raise an interrupt for
+        // them.
         queue.set_dev_notify(false);
         Ok(Self { queue, index, lent: [const { None }; SLOTS] })
     }
 
-    /// Sends what `write` puts into a buffer; `false` when the device holds all of them.
+    /// Sends the record that `write` puts into a buffer. `false` when the device holds all buffers.
     pub fn send(
         &mut self,
         transport: &mut impl Transport,

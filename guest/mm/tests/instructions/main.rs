@@ -5,7 +5,7 @@
 //! they are compared for equality. They are of this build with the hosted platform, whose locks check
 //! their order: what counts is the difference between two machines, not the number.
 //!
-//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 use std::collections::BTreeMap;
 use std::env;

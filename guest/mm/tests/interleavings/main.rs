@@ -6,6 +6,8 @@
 //! allows. A change of a step there needs the same change here. Every rule that a comment there relies on is
 //! a switch here, and a test shows that the model breaks without it: a model that cannot fail proves
 //! nothing.
+//!
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod deferred;
 mod lazy;

@@ -380,7 +380,7 @@ fn v1_a_list_that_looks_empty_is_not() {
     breaks("V1, free", HIDES, |witness| meets_free(witness, V1));
 }
 
-/// V2, D3: the count is read before the lock is taken, and a refill is under way.
+/// V2, pitfall 3 of `docs/pitfalls.md`: the count is read before the lock is taken, and a refill is under way.
 #[test]
 fn v2_a_count_read_before_the_lock_misses_a_refill() {
     const V2: Rules = Rules { drain: Drain::CountsBefore, ..CORRECT };

@@ -1,12 +1,10 @@
 //! `src/sparse.rs`: a section's pages are looked at only while its memmap is mapped and initialised.
 //!
 //! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
-//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (D13). The wait
-//! in between is the guest's `job::synchronize`. What must hold: a CPU that reads `Initialised` reads
-//! initialised pages (for device memory too: a reader never finds a part of them), and nothing is unmapped
-//! while a CPU looks at it.
-//!
-//! Numbers such as S4.15 are those of the claims in `docs/features.md`, and D13 is row 13 of `docs/pitfalls.md`.
+//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (pitfall 13 of
+//! `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold: a CPU that
+//! reads `Initialised` reads initialised pages (for device memory too: a reader never finds a part of them),
+//! and nothing is unmapped while a CPU looks at it.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -127,7 +125,7 @@ fn a_section_goes(witness: &Witness, rules: Rules) {
     with_a_reader(witness, &SimMachine::new(rules, INITIALISED), SimMachine::remove);
 }
 
-/// Published last: D17, S5.8, S5.15.
+/// Published last: pitfall 17, S5.8, S5.15.
 #[test]
 fn a_section_is_published_with_its_pages() {
     holds("publish", |witness| a_section_comes(witness, CORRECT));
@@ -135,7 +133,7 @@ fn a_section_is_published_with_its_pages() {
     breaks("published first", GARBAGE, |witness| a_section_comes(witness, EARLY));
 }
 
-/// D13.
+/// Pitfall 13.
 #[test]
 fn a_section_is_unmapped_when_nobody_looks() {
     holds("unpublish", |witness| a_section_goes(witness, CORRECT));

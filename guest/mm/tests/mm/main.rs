@@ -1,4 +1,5 @@
 //! The memory management on simulated machines, through its public interface.
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod accounting;
 mod altmap;

@@ -1,4 +1,4 @@
-//! The device refuses, errs, or says nothing.
+//! Failures of the device: it refuses, answers ERROR, or does not answer.
 
 use super::*;
 
@@ -9,16 +9,16 @@ fn the_host_is_asked_again_for_ever_and_for_less() {
     let busy = |action| matches!(action, Action::Send(_)).then_some(BUSY);
     let mut asked = Vec::new();
     for _ in 0..20 {
-        let (actions, rest) = guest.run(busy);
+        let (actions, idle) = guest.run(busy);
         let [Action::Send(Request { nb_blocks, .. })] = actions[..] else { panic!("{actions:?}") };
         asked.push(nb_blocks);
-        assert!(matches!(rest, Rest::Retry { why: Why::HostBusy, .. }));
+        assert!(matches!(idle, Idle::Retry { reason: IdleReason::HostBusy, .. }));
         guest.driver.retry();
     }
     assert_eq!(asked[..9], [2048, 64, 32, 16, 8, 4, 2, 1, 1]);
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(actions[..6], [plug(0, 1), add(0, 1), plug(2, 2), online(2, 2), plug(6, 4), online(6, 4)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 4096));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 4096));
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn after_nack_the_configuration_is_read_and_then_there_is_a_pause() {
     assert_eq!(guest.step(|_| None), Action::ReadConfig);
     assert_eq!(guest.step(|_| Some(NACK)), plug(0, 64), "once more, since it is what the device wants");
     assert_eq!(guest.step(|_| None), Action::ReadConfig);
-    assert_eq!(guest.step(|_| None), Action::Rest(retry(100, Why::HostBusy)));
+    assert_eq!(guest.step(|_| None), Action::Idle(retry(100, IdleReason::HostBusy)));
 }
 
 #[test]
@@ -56,18 +56,18 @@ fn after_error_the_driver_finds_out() {
             _ => BlockState::Mixed,
         })))
     };
-    let (actions, rest) = guest.run(told);
+    let (actions, idle) = guest.run(told);
     assert_eq!(actions[..3], [state(0, 8), state(0, 4), state(0, 2)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::DeviceError), 6));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::DeviceError), 6));
     assert_eq!(guest.driver.device_errors(), 1);
 
     guest.driver.retry();
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(
         actions,
         [add_used(0, 2), online(10, 1), plug(4, 3), online(4, 3), plug(12, 2), online(12, 2)]
     );
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 16));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 16));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_memory_block_without_its_memmap_is_not_added() {
     }
     assert_eq!(guest.plugged(), 6);
     guest.driver.config_changed();
-    assert_eq!(guest.run(|_| None), (vec![unplug(2, 3), plug(0, 4), add(0, 4)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![unplug(2, 3), plug(0, 4), add(0, 4)], Idle::Reached));
 }
 
 #[test]
@@ -92,9 +92,9 @@ fn an_unanswered_request_is_in_doubt() {
     let mut guest = Guest::with(128);
     guest.resize(0);
     let lost = |action| matches!(action, Action::Send(_)).then_some(Outcome::NoResponse);
-    assert_eq!(guest.run(lost), (vec![remove(0), unplug(0, 64)], retry(100, Why::DeviceError)));
+    assert_eq!(guest.run(lost), (vec![remove(0), unplug(0, 64)], retry(100, IdleReason::DeviceError)));
     guest.driver.retry();
-    assert_eq!(guest.run(lost), (vec![state(0, 64)], retry(200, Why::DeviceError)));
+    assert_eq!(guest.run(lost), (vec![state(0, 64)], retry(200, IdleReason::DeviceError)));
     assert_eq!(guest.driver.device_errors(), 2);
     guest.driver.retry();
     let unplugged = |action| {
@@ -104,7 +104,7 @@ fn an_unanswered_request_is_in_doubt() {
     assert_eq!(guest.run(unplugged).0, [state(0, 64)]);
     assert_eq!(guest.plugged(), 0);
     guest.driver.retry();
-    assert_eq!(guest.run(|_| None), (vec![], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![], Idle::Reached));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn blocks_beyond_the_usable_region_are_not_asked_for() {
         assert_eq!(guest.step(|_| None), Action::ReadConfig);
         match asked {
             Some(question) => assert_eq!(guest.driver.next(), question),
-            None => assert_eq!(guest.driver.next(), Action::Rest(retry(100, Why::DeviceError))),
+            None => assert_eq!(guest.driver.next(), Action::Idle(retry(100, IdleReason::DeviceError))),
         }
     }
 }
@@ -135,13 +135,13 @@ fn a_configuration_that_makes_no_sense_is_read_again_later() {
     ] {
         guest.driver.config_changed();
         guest.config = bad;
-        assert_eq!(guest.run(|_| None), (vec![], retry(100, Why::DeviceError)));
+        assert_eq!(guest.run(|_| None), (vec![], retry(100, IdleReason::DeviceError)));
         assert_eq!(guest.driver.requested_size(), 128 * MIB);
         guest.config = good;
         guest.driver.retry();
-        assert_eq!(guest.run(|_| None), (vec![], Rest::Reached));
+        assert_eq!(guest.run(|_| None), (vec![], Idle::Reached));
     }
     guest.driver.config_changed();
-    let unread = |action| (action == Action::ReadConfig).then_some(Outcome::Failed(Why::DeviceError));
-    assert_eq!(guest.run(unread).1, retry(100, Why::DeviceError));
+    let unread = |action| (action == Action::ReadConfig).then_some(Outcome::Failed(IdleReason::DeviceError));
+    assert_eq!(guest.run(unread).1, retry(100, IdleReason::DeviceError));
 }

@@ -1,4 +1,4 @@
-//! The guest fails: no memory, pages that cannot move.
+//! Failures of the guest: no memory, or pages that cannot be moved.
 
 use super::*;
 
@@ -6,33 +6,34 @@ use super::*;
 fn what_could_not_be_added_goes_back() {
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(1024);
-    let third = |action| (action == add(256, 64)).then_some(Outcome::Failed(Why::NoMemory));
-    let (actions, rest) = guest.run(third);
+    let third = |action| (action == add(256, 64)).then_some(Outcome::Failed(IdleReason::NoMemory));
+    let (actions, idle) = guest.run(third);
     assert_eq!(actions, [plug(0, 512), add(0, 64), add(128, 64), add(256, 64), unplug(256, 384)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::NoMemory), 256));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::NoMemory), 256));
 
     guest.driver.retry();
-    let (actions, rest) = guest.run(third);
+    let (actions, idle) = guest.run(third);
     assert_eq!(
         actions,
         [plug(256, 64), add(256, 64), unplug(256, 64)],
         "no more than shows whether it works"
     );
-    assert_eq!(rest, retry(200, Why::NoMemory));
+    assert_eq!(idle, retry(200, IdleReason::NoMemory));
 
     guest.driver.retry();
-    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+    assert_eq!(guest.run(|_| None).1, Idle::Reached);
 }
 
 #[test]
 fn what_could_not_be_onlined_goes_back() {
     let mut guest = Guest::with(2);
     guest.resize(10);
-    let failing =
-        |action| matches!(action, Action::OnlineSubBlocks { .. }).then_some(Outcome::Failed(Why::NoMemory));
-    let (actions, rest) = guest.run(failing);
+    let failing = |action| {
+        matches!(action, Action::OnlineDeviceBlocks { .. }).then_some(Outcome::Failed(IdleReason::NoMemory))
+    };
+    let (actions, idle) = guest.run(failing);
     assert_eq!(actions, [plug(2, 4), online(2, 4), unplug(2, 4)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::NoMemory), 2));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::NoMemory), 2));
 }
 
 #[test]
@@ -40,11 +41,11 @@ fn what_cannot_be_unplugged_is_not_sent_again_before_the_pause_is_over() {
     let mut guest = Guest::with(128);
     guest.resize(0);
     let busy = |action| matches!(action, Action::Send(_)).then_some(BUSY);
-    assert_eq!(guest.run(busy), (vec![remove(0), unplug(0, 64)], retry(100, Why::HostBusy)));
+    assert_eq!(guest.run(busy), (vec![remove(0), unplug(0, 64)], retry(100, IdleReason::HostBusy)));
     guest.driver.retry();
-    assert_eq!(guest.run(busy), (vec![unplug(0, 64)], retry(200, Why::HostBusy)));
+    assert_eq!(guest.run(busy), (vec![unplug(0, 64)], retry(200, IdleReason::HostBusy)));
     guest.driver.config_changed();
-    assert_eq!(guest.run(|_| None), (vec![unplug(0, 64)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![unplug(0, 64)], Idle::Reached));
 }
 
 #[test]
@@ -52,14 +53,14 @@ fn what_is_busy_is_skipped_and_the_memmap_left_alone() {
     let mut guest = Guest::with(128);
     guest.resize(0);
     let one_page = |action| match action {
-        Action::OfflineSubBlocks { addr: at, .. } if at != addr(64) => None,
+        Action::OfflineDeviceBlocks { addr: at, .. } if at != addr(64) => None,
         action => unmovable(action),
     };
-    let (actions, rest) = guest.run(one_page);
+    let (actions, idle) = guest.run(one_page);
     assert_eq!(actions[0], remove(0));
     assert!(!actions.contains(&offline(0)), "the memmap goes with the whole only");
     assert_eq!(actions[64..], [unplug(66, 31), unplug(2, 31)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::Unmovable), 4));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::Unmovable), 4));
 
     guest.driver.retry();
     assert_eq!(guest.run(|_| None).0, [remove(0), unplug(64, 1), unplug(0, 1)]);
@@ -70,40 +71,41 @@ fn a_memory_block_that_only_holds_its_memmap_gets_another_try() {
     let mut guest = Guest::with(128);
     guest.resize(0);
     let mut removals = 0;
-    let (actions, rest) = guest.run(|action| {
+    let (actions, idle) = guest.run(|action| {
         removals += u32::from(action == remove(0));
-        (action == remove(0) && removals == 1).then_some(Outcome::Failed(Why::NoRoom))
+        (action == remove(0) && removals == 1).then_some(Outcome::Failed(IdleReason::NoRoom))
     });
     assert_eq!(actions[1], offline(126));
     assert_eq!(actions[64..], [remove(0), unplug(0, 64)]);
-    assert_eq!((rest, guest.plugged()), (Rest::Reached, 0));
+    assert_eq!((idle, guest.plugged()), (Idle::Reached, 0));
 }
 
 #[test]
 fn pauses_double_and_end_where_the_guest_will_notice() {
     let mut guest = Guest::with(128);
     guest.resize(64);
-    let mut rests = Vec::new();
+    let mut idles = Vec::new();
     for _ in 0..9 {
-        rests.push(guest.run(unmovable).1);
-        assert_eq!(guest.driver.next(), Action::Rest(rests[rests.len() - 1]), "the same again");
+        idles.push(guest.run(unmovable).1);
+        assert_eq!(guest.driver.next(), Action::Idle(idles[idles.len() - 1]), "the same again");
         guest.driver.retry();
     }
-    let pauses = [100, 200, 400, 800, 1600, 3200, 5000].map(|after_ms| retry(after_ms, Why::Unmovable));
-    assert_eq!(rests[..7], pauses);
-    assert_eq!(rests[7..], [Rest::Blocked(Why::Unmovable); 2]);
+    let pauses =
+        [100, 200, 400, 800, 1600, 3200, 5000].map(|after_ms| retry(after_ms, IdleReason::Unmovable));
+    assert_eq!(idles[..7], pauses);
+    assert_eq!(idles[7..], [Idle::Blocked(IdleReason::Unmovable); 2]);
 
-    // Memory is freed while the driver is busy failing: that failure may be out of date.
+    // Memory is freed during an action that fails: the failure may be out of date.
     guest.step(unmovable);
     guest.driver.retry();
-    assert_eq!(guest.run(unmovable).1, retry(5000, Why::Unmovable));
+    assert_eq!(guest.run(unmovable).1, retry(5000, IdleReason::Unmovable));
     guest.driver.retry();
-    assert_eq!(guest.run(unmovable).1, Rest::Blocked(Why::Unmovable));
+    assert_eq!(guest.run(unmovable).1, Idle::Blocked(IdleReason::Unmovable));
 
-    // Something is gained: the next pause is short.
+    // After a gain the next pause is short.
     guest.driver.retry();
     let one = |action| if action == offline(100) { None } else { unmovable(action) };
-    assert_eq!(guest.run(one).1, retry(100, Why::Unmovable));
+    assert_eq!(guest.run(one).1, retry(100, IdleReason::Unmovable));
 }
 
 #[test]
@@ -111,8 +113,8 @@ fn growing_again_after_no_memory_is_bounded() {
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(128);
     for _ in 0..7 {
-        assert!(matches!(guest.run(no_memory).1, Rest::Retry { why: Why::NoMemory, .. }));
+        assert!(matches!(guest.run(no_memory).1, Idle::Retry { reason: IdleReason::NoMemory, .. }));
         guest.driver.retry();
     }
-    assert_eq!(guest.run(no_memory).1, Rest::Blocked(Why::NoMemory), "a PLUG alone gains nothing");
+    assert_eq!(guest.run(no_memory).1, Idle::Blocked(IdleReason::NoMemory), "a PLUG alone gains nothing");
 }

@@ -8,7 +8,7 @@ const MEMMAP: u64 = 16 * MIB;
 fn with(plugged: u64) -> Guest {
     let mut guest = Guest::new(8 << 30, MEMMAP);
     guest.resize(plugged);
-    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+    assert_eq!(guest.run(|_| None).1, Idle::Reached);
     guest
 }
 
@@ -25,26 +25,27 @@ fn whole_memory_blocks_come_by_one_request_and_go_one_by_one() {
 #[test]
 fn the_memmap_is_plugged_first_and_unplugged_last() {
     let mut guest = with(1024);
-    // Not enough for a memmap: what there is of it is plugged, and waits.
+    // Not enough for a memmap: a part of the reserve is plugged and parked.
     guest.resize(1030);
-    assert_eq!(guest.run(|_| None), (vec![plug(1024, 3)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![plug(1024, 3)], Idle::Reached));
     guest.resize(1038);
-    assert_eq!(guest.run(|_| None), (vec![plug(1030, 4)], Rest::Reached));
-    // The rest of it, and two blocks more. It came in pieces, so that nobody vouches for its content.
+    assert_eq!(guest.run(|_| None), (vec![plug(1030, 4)], Idle::Reached));
+    // The other part of the reserve, and two blocks more. Several requests plugged the reserve, so it does not
+    // count as fresh.
     guest.resize(1044);
-    assert_eq!(guest.run(|_| None), (vec![plug(1038, 3), add_used(1024, 10)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![plug(1038, 3), add_used(1024, 10)], Idle::Reached));
     guest.resize(1050);
     assert_eq!(guest.run(|_| None).0, [plug(1044, 3), online(1044, 3)]);
-    // Single blocks go singly; when what stays would be memmap alone, it has to go first.
+    // Blocks go offline one by one. When only a part of the reserve would stay, the memory block goes as a whole.
     guest.resize(1042);
     assert_eq!(
         guest.run(|_| None).0,
         [offline(1048), offline(1046), offline(1044), offline(1042), unplug(1042, 4)]
     );
     guest.resize(1036);
-    assert_eq!(guest.run(|_| None), (vec![remove(1024), unplug(1036, 3)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![remove(1024), unplug(1036, 3)], Idle::Reached));
     guest.resize(1024);
-    assert_eq!(guest.run(|_| None), (vec![unplug(1024, 6)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![unplug(1024, 6)], Idle::Reached));
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn what_is_parked_goes_before_anything_in_use() {
     let mut guest = with(1024 + 10);
     guest.resize(1024 - 4);
     assert_eq!(guest.run(|_| None).0, [unplug(1024, 5), offline(1022), offline(1020), unplug(1020, 2)]);
-    // And it waits while holes are filled.
+    // Parked blocks stay parked until their memory block can be added.
     let mut guest = with(1024 + 10);
     guest.resize(1024 + 20);
     assert_eq!(guest.run(|_| None).0, [plug(1034, 5), add_used(1024, 10)]);
@@ -63,9 +64,9 @@ fn a_region_that_ends_in_a_memmap_is_full_there() {
     let mut guest = Guest::new((1 << 30) + 6 * MIB, MEMMAP);
     guest.config.usable_region_size = guest.config.region_size;
     guest.resize(1030);
-    assert_eq!(guest.run(|_| None), (vec![plug(0, 515), add(0, 512)], Rest::Reached));
+    assert_eq!(guest.run(|_| None), (vec![plug(0, 515), add(0, 512)], Idle::Reached));
     guest.resize(0);
-    assert_eq!(guest.run(|_| None).1, Rest::Reached);
+    assert_eq!(guest.run(|_| None).1, Idle::Reached);
 }
 
 #[test]
@@ -77,21 +78,21 @@ fn a_host_that_gives_single_blocks_fills_the_memmap_first() {
         guest.run(busy);
         guest.driver.retry();
     }
-    let (actions, rest) = guest.run(|_| None);
+    let (actions, idle) = guest.run(|_| None);
     assert_eq!(
         actions,
         [plug(0, 1), plug(2, 2), plug(6, 4), plug(14, 8), add_used(0, 15), plug(30, 5), online(30, 5)]
     );
-    assert_eq!(rest, Rest::Reached);
+    assert_eq!(idle, Idle::Reached);
 }
 
 #[test]
 fn what_could_not_be_added_goes_back_with_its_memmap() {
     let mut guest = with(1024);
     guest.resize(1100);
-    let (actions, rest) = guest.run(no_memory);
+    let (actions, idle) = guest.run(no_memory);
     assert_eq!(actions, [plug(1024, 38), add(1024, 38), unplug(1024, 38)]);
-    assert_eq!((rest, guest.plugged()), (retry(100, Why::NoMemory), 1024));
+    assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::NoMemory), 1024));
 }
 
 #[test]
@@ -107,7 +108,8 @@ fn without_memmap_inside_any_part_can_be_added() {
     assert_eq!(guest.run(|_| None).0, [plug(2, 511), online(2, 511), plug(1024, 1), add_used(1024, 1)]);
 }
 
-/// S4.20: what large memory blocks do not fit gets smaller ones, or memmaps elsewhere.
+/// Claim S4.20 of `docs/features.toml`: a region that large memory blocks do not fit gets smaller memory blocks,
+/// or memmaps elsewhere.
 #[test]
 fn geometry_that_does_not_fit_falls_back() {
     let guest = DriverConfig { memory_block_size: 1 << 30, memmap_size: MEMMAP, min_block_size: BLOCK };

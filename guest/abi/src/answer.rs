@@ -1,0 +1,139 @@
+//! The guest's answers to calls, as records and as text.
+//!
+//! The texts are the only ones: sessions and the guest's shell show them.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BLOCK_RUNS, BlockRun, Failure, Pmem, PmemMapped, Stats};
+
+/// The answer to a [`Call`](crate::Call).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap to put counters on, and few are under way")]
+pub enum Answer {
+    /// To [`Op::Stats`](crate::Op::Stats).
+    Stats(Stats),
+    /// To [`Op::Check`](crate::Op::Check).
+    Checked {
+        /// Pages whose struct pages were checked.
+        pages: u64,
+    },
+    /// To [`Op::Hog`](crate::Op::Hog): pages that fitted, at most the number asked for.
+    Hogged {
+        /// Pages held now.
+        pages: u64,
+    },
+    /// To [`Op::Verify`](crate::Op::Verify).
+    Verified {
+        /// Pages whose content was checked.
+        pages: u64,
+        /// Pages whose content was wrong.
+        corrupt: u64,
+        /// Frame number of the first wrong page, if any.
+        first_corrupt: Option<u64>,
+    },
+    /// To [`Op::Release`](crate::Op::Release).
+    Released {
+        /// Pages given back.
+        pages: u64,
+    },
+    /// To [`Op::Churn`](crate::Op::Churn).
+    Churned {
+        /// Successful allocations.
+        allocations: u64,
+        /// Allocations that found no memory.
+        failures: u64,
+    },
+    /// To [`Op::Blocks`](crate::Op::Blocks).
+    Blocks {
+        /// Ascending by address; entries that are not needed are `None`, at the end.
+        runs: [Option<BlockRun>; BLOCK_RUNS],
+        /// The address to ask for next, if there are more memory blocks.
+        next: Option<u64>,
+    },
+    /// To [`Op::Race`](crate::Op::Race).
+    Raced {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Cycles in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were found on per-CPU lists although they were isolated.
+        stranded: u64,
+    },
+    /// To [`Op::Inject`](crate::Op::Inject) and [`Op::Readd`](crate::Op::Readd).
+    Done,
+    /// To [`PmemOp::Look`](crate::PmemOp::Look).
+    Pmem(Pmem),
+    /// To [`PmemOp::Map`](crate::PmemOp::Map).
+    PmemMapped(PmemMapped),
+    /// To [`PmemOp::Unmap`](crate::PmemOp::Unmap).
+    PmemUnmapped {
+        /// Pages that could be used.
+        pages: u64,
+    },
+    /// The guest could not do it.
+    Failed(Failure),
+}
+
+impl fmt::Display for Answer {
+    /// One line; one line per memory block and one more for device memory in the answers that list them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Answer::Stats(stats) => stats.fmt(f),
+            Answer::Checked { pages } => write!(f, "{pages} pages checked"),
+            Answer::Hogged { pages } => write!(f, "{pages} pages held"),
+            Answer::Verified { pages, corrupt: 0, .. } => write!(f, "{pages} pages intact"),
+            Answer::Verified { pages, corrupt, first_corrupt } => {
+                write!(f, "{corrupt} of {pages} pages are corrupt")?;
+                first_corrupt.map_or(Ok(()), |pfn| write!(f, ", first pfn {pfn:#x}"))
+            }
+            Answer::Released { pages } => write!(f, "{pages} pages given back"),
+            Answer::Churned { allocations, failures } => {
+                write!(f, "{allocations} allocations, {failures} found no memory")
+            }
+            Answer::Blocks { runs, .. } => runs.iter().flatten().enumerate().try_for_each(|(index, run)| {
+                let separator = if index == 0 { "" } else { "\n" };
+                write!(f, "{separator}{run}")
+            }),
+            Answer::Raced { cycles, failures: 0, stranded: 0 } => write!(f, "{cycles} cycles, all done"),
+            Answer::Raced { cycles, failures, stranded } => {
+                write!(
+                    f,
+                    "{failures} of {cycles} cycles failed, {stranded} pages were stranded on per-CPU lists"
+                )
+            }
+            Answer::Done => f.write_str("done"),
+            Answer::Pmem(pmem) => pmem.fmt(f),
+            Answer::PmemMapped(mapped) => mapped.fmt(f),
+            Answer::PmemUnmapped { pages } => write!(f, "{pages} pages were usable"),
+            Answer::Failed(failure) => failure.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Answer;
+
+    #[test]
+    fn an_answer_has_one_text() {
+        let texts = [
+            (Answer::Verified { pages: 9, corrupt: 0, first_corrupt: None }, "9 pages intact"),
+            (
+                Answer::Verified { pages: 9, corrupt: 3, first_corrupt: Some(9) },
+                "3 of 9 pages are corrupt, first pfn 0x9",
+            ),
+            (Answer::Churned { allocations: 5000, failures: 0 }, "5000 allocations, 0 found no memory"),
+            (Answer::Raced { cycles: 2, failures: 0, stranded: 0 }, "2 cycles, all done"),
+            (
+                Answer::Raced { cycles: 2, failures: 1, stranded: 7 },
+                "1 of 2 cycles failed, 7 pages were stranded on per-CPU lists",
+            ),
+            (Answer::PmemUnmapped { pages: 4 }, "4 pages were usable"),
+        ];
+        for (answer, text) in texts {
+            assert_eq!(answer.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The one grammar: what a session and the guest's shell can be told to do, as values and as text.
+//!
+//! [`VERBS`] lists the commands. `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th
+//! `--hotplug`, 0 without it) and `within DURATION` at their end, in any order. Sizes are `512M`, `2G`,
+//! `2GiB` or plain bytes, durations `200ms`, `5s` or `2m`. METRIC is a [`Metric`](crate::Metric), STEP one
+//! of [`FaultStep`]. `#` starts a comment. A script may repeat commands: `repeat N { ... }` ([`Item`]).
+//!
+//! Invariant: every [`Command`] prints as text that parses to the same command, so that what a table shows
+//! can be typed in again.
+//!
+//! The grammar is that of the VMM's sessions and of the guest's shell. [`Verb::executor`] says which
+//! commands the guest can carry out by itself.
+
+mod expect;
+mod pmem;
+mod resize;
+mod suffix;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+
+use crate::words::{SyntaxError, Table, Word, Words, list, word_for};
+use crate::{FaultStep, Name, ShowDuration, Size};
+
+pub use expect::{Comparison, Expect};
+pub use pmem::{Pmem, PmemHold, PmemMap};
+pub use resize::{Resize, Target};
+pub use workload::{Churn, Hog};
+
+/// One line of a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Give a device a new target and wait until the guest is there.
+    Resize(Resize),
+    /// Let the guest allocate checksummed pages and hold them.
+    Hog(Hog),
+    /// Let the guest allocate and free pages in the background.
+    Churn(Churn),
+    /// Check the content of a hog's pages.
+    Verify(Name),
+    /// Free a hog's pages; for a churn, wait for its end.
+    Release(Name),
+    /// Wait for the end of a churn.
+    Wait(Name),
+    /// Compare a number with what it should be.
+    Expect(Expect),
+    /// Print every counter.
+    Stats,
+    /// Let the guest verify every invariant of its memory management.
+    Check,
+    /// Let the guest list its memory blocks.
+    Blocks,
+    /// Let the guest take memory blocks offline, remove them at once, and add them back.
+    Readd {
+        /// All of them.
+        size: Size,
+        /// Guest-physical address of the first, written like a size.
+        addr: u64,
+    },
+    /// Do something with device memory.
+    Pmem(Pmem),
+    /// Let time pass.
+    Sleep(Duration),
+    /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
+    /// while the others free pages of it.
+    Race {
+        /// How often, at least once.
+        cycles: u32,
+    },
+    /// Let one attempt of a step of memory hotplug fail, for tests.
+    Inject {
+        /// The step.
+        step: FaultStep,
+        /// How many attempts to let pass first.
+        after: u32,
+    },
+}
+
+/// A word that begins a command.
+#[derive(Debug)]
+pub struct Verb {
+    /// The word.
+    pub word: &'static str,
+    /// How the command is written.
+    pub usage: &'static str,
+    /// What it does, for people.
+    pub about: &'static str,
+    /// The side that can carry it out.
+    pub executor: Executor,
+    parse: fn(&mut Words<'_>) -> Result<Command, SyntaxError>,
+}
+
+/// The side that can carry out a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executor {
+    /// The guest, for the VMM or for its own shell.
+    Guest,
+    /// Only the VMM.
+    Vmm,
+}
+
+/// Every command, in the order of messages.
+pub const VERBS: &[Verb] = &[
+    Verb {
+        word: "resize",
+        usage: "resize SIZE [device N] [within DURATION]",
+        about: "set a new target and wait until the guest is there",
+        executor: Executor::Vmm,
+        parse: |words| resize::parse(words, Target::To).map(Command::Resize),
+    },
+    Verb {
+        word: "plug",
+        usage: "plug SIZE [device N] [within DURATION]",
+        about: "raise the target and wait until the guest is there",
+        executor: Executor::Vmm,
+        parse: |words| resize::parse(words, Target::Plug).map(Command::Resize),
+    },
+    Verb {
+        word: "unplug",
+        usage: "unplug SIZE [device N] [within DURATION]",
+        about: "lower the target and wait until the guest is there",
+        executor: Executor::Vmm,
+        parse: |words| resize::parse(words, Target::Unplug).map(Command::Resize),
+    },
+    Verb {
+        word: "hog",
+        usage: "hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME",
+        about: "allocate pages, fill them and hold them",
+        executor: Executor::Guest,
+        parse: |words| Hog::parse(words).map(Command::Hog),
+    },
+    Verb {
+        word: "churn",
+        usage: "churn N threads for 5s as NAME",
+        about: "allocate and free pages all the time",
+        executor: Executor::Guest,
+        parse: |words| Churn::parse(words).map(Command::Churn),
+    },
+    Verb {
+        word: "verify",
+        usage: "verify NAME",
+        about: "check the content of a workload's pages",
+        executor: Executor::Guest,
+        parse: |words| words.name().map(Command::Verify),
+    },
+    Verb {
+        word: "release",
+        usage: "release NAME",
+        about: "free a workload's pages",
+        executor: Executor::Guest,
+        parse: |words| words.name().map(Command::Release),
+    },
+    Verb {
+        word: "wait",
+        usage: "wait NAME",
+        about: "wait for the end of a churn",
+        executor: Executor::Vmm,
+        parse: |words| words.name().map(Command::Wait),
+    },
+    Verb {
+        word: "expect",
+        usage: "expect METRIC ==|!=|<=|>=|<|> VALUE [device N] [within DURATION]",
+        about: "compare a number with what it should be",
+        executor: Executor::Vmm,
+        parse: |words| Expect::parse(words).map(Command::Expect),
+    },
+    Verb {
+        word: "stats",
+        usage: "stats",
+        about: "counters of the memory management",
+        executor: Executor::Guest,
+        parse: |_| Ok(Command::Stats),
+    },
+    Verb {
+        word: "check",
+        usage: "check",
+        about: "verify every invariant of the memory management",
+        executor: Executor::Guest,
+        parse: |_| Ok(Command::Check),
+    },
+    Verb {
+        word: "blocks",
+        usage: "blocks",
+        about: "memory blocks: state, zone, what is plugged, memmap pages",
+        executor: Executor::Guest,
+        parse: |_| Ok(Command::Blocks),
+    },
+    Verb {
+        word: "readd",
+        usage: "readd SIZE at ADDRESS",
+        about: "offline and remove memory blocks, and add them back",
+        executor: Executor::Guest,
+        parse: readd,
+    },
+    Verb {
+        word: "sleep",
+        usage: "sleep DURATION",
+        about: "let time pass",
+        executor: Executor::Vmm,
+        parse: |words| words.duration().map(Command::Sleep),
+    },
+    Verb {
+        word: "race",
+        usage: "race N cycles",
+        about: "take a pageblock again and again while other CPUs free pages of it",
+        executor: Executor::Guest,
+        parse: race,
+    },
+    Verb {
+        word: "inject",
+        usage: "inject STEP [after N]",
+        about: "let one attempt of a step of memory hotplug fail",
+        executor: Executor::Vmm,
+        parse: inject,
+    },
+    Verb {
+        word: "pmem",
+        usage: "pmem [map N [N...] [altmap [reserve SIZE]] [on N cpus]|unmap N|hold SIZE of N as NAME]",
+        about: "list device memory, map it, unmap it, use it",
+        executor: Executor::Guest,
+        parse: |words| Pmem::parse(words).map(Command::Pmem),
+    },
+];
+
+/// The word that begins a repetition.
+const REPEAT: &str = "repeat";
+
+const FAULT_STEPS: Table<FaultStep> = &[
+    ("map-direct", FaultStep::MapDirect),
+    ("map-memmap", FaultStep::MapMemmap),
+    ("alloc-memmap", FaultStep::AllocMemmap),
+    ("online", FaultStep::Online),
+    ("isolate", FaultStep::Isolate),
+    ("migrate", FaultStep::Migrate),
+];
+
+impl Verb {
+    /// The verb that is written `word`.
+    #[must_use]
+    pub fn new(word: &str) -> Option<&'static Self> {
+        VERBS.iter().find(|verb| verb.word == word)
+    }
+}
+
+/// What may stand on a line of a script, where commands may be repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A command.
+    Command(Command),
+    /// `repeat N {`: the items up to the matching [`Item::End`], so many times, at least once.
+    Repeat(u32),
+    /// `}`.
+    End,
+}
+
+impl Item {
+    /// Reads one item and leaves what follows it.
+    ///
+    /// # Errors
+    /// The next words are none.
+    pub fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        if words.take("}") {
+            return Ok(Self::End);
+        }
+        if words.take(REPEAT) {
+            let times = words.count("a number of repetitions")?;
+            words.keyword("{")?;
+            return Ok(Self::Repeat(times));
+        }
+        Command::parse(words).map(Self::Command)
+    }
+}
+
+impl Command {
+    /// Reads one command and leaves what follows it.
+    fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        let word = words.next("a command")?;
+        match Verb::new(word.text) {
+            Some(verb) => (verb.parse)(words),
+            None => Err(unknown(&word)),
+        }
+    }
+}
+
+fn unknown(word: &Word<'_>) -> SyntaxError {
+    let verbs = VERBS.iter().map(|verb| verb.word).chain([REPEAT]);
+    word.error(&alloc::format!("a command ({})", list(verbs)))
+}
+
+impl FromStr for Command {
+    type Err = SyntaxError;
+
+    fn from_str(line: &str) -> Result<Self, SyntaxError> {
+        let mut words = Words::new(line);
+        let command = Self::parse(&mut words)?;
+        match words.peek() {
+            None => Ok(command),
+            Some(word) => Err(word.error("the end of the line")),
+        }
+    }
+}
+
+fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let size = words.size("a size above 0 such as 1G", |size| size.0 > 0)?;
+    words.keyword("at")?;
+    let Size(addr) = words.size("an address such as 4G", |_| true)?;
+    Ok(Command::Readd { size, addr })
+}
+
+fn race(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let cycles = words.count("a number of cycles")?;
+    words.plural("cycle", "cycles")?;
+    Ok(Command::Race { cycles })
+}
+
+fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let step = words.one_of("a step", FAULT_STEPS)?;
+    let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
+    let after = if words.take("after") { number(words)? } else { 0 };
+    Ok(Command::Inject { step, after })
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resize(resize) => resize.fmt(f),
+            Self::Hog(hog) => hog.fmt(f),
+            Self::Churn(churn) => churn.fmt(f),
+            Self::Verify(name) => write!(f, "verify {name}"),
+            Self::Release(name) => write!(f, "release {name}"),
+            Self::Wait(name) => write!(f, "wait {name}"),
+            Self::Expect(expect) => expect.fmt(f),
+            Self::Stats => f.write_str("stats"),
+            Self::Check => f.write_str("check"),
+            Self::Blocks => f.write_str("blocks"),
+            Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
+            Self::Pmem(pmem) => pmem.fmt(f),
+            Self::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
+            Self::Race { cycles } => {
+                write!(f, "race {cycles} cycle{}", if *cycles == 1 { "" } else { "s" })
+            }
+            Self::Inject { step, after } => {
+                write!(f, "inject {}", word_for(FAULT_STEPS, step))?;
+                if *after > 0 { write!(f, " after {after}") } else { Ok(()) }
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `expect`: a number compared with what it should be.
+
+use alloc::format;
+use core::fmt;
+use core::time::Duration;
+
+use super::suffix;
+use crate::metric::{Metric, Unit};
+use crate::words::{SyntaxError, Table, Words, word_for};
+
+/// `expect`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// The number to look at.
+    pub metric: Metric,
+    /// How to compare it.
+    pub comparison: Comparison,
+    /// What to compare it with: bytes or a count, as [`Metric::unit`] says.
+    pub value: u64,
+    /// Which device's number it is; plays no part for the guest's own counters.
+    pub device: usize,
+    /// How long it may take to become true.
+    pub within: Option<Duration>,
+}
+
+/// How `expect` compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `<=`
+    AtMost,
+    /// `>=`
+    AtLeast,
+    /// `<`
+    Below,
+    /// `>`
+    Above,
+}
+
+const COMPARISONS: Table<Comparison> = &[
+    ("==", Comparison::Equal),
+    ("!=", Comparison::NotEqual),
+    ("<=", Comparison::AtMost),
+    (">=", Comparison::AtLeast),
+    ("<", Comparison::Below),
+    (">", Comparison::Above),
+];
+
+impl Comparison {
+    /// Whether `left` stands to `right` as this says.
+    #[must_use]
+    pub fn holds(self, left: u64, right: u64) -> bool {
+        match self {
+            Self::Equal => left == right,
+            Self::NotEqual => left != right,
+            Self::AtMost => left <= right,
+            Self::AtLeast => left >= right,
+            Self::Below => left < right,
+            Self::Above => left > right,
+        }
+    }
+}
+
+impl Expect {
+    /// Reads what follows `expect`.
+    pub(super) fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        let metric = words.value(&format!("a metric ({})", Metric::names()), Metric::new)?;
+        let comparison = words.one_of("a comparison", COMPARISONS)?;
+        let value = match metric.unit() {
+            Unit::Bytes => words.size("a size such as 2G", |_| true)?.0,
+            Unit::Count => {
+                words.value(&format!("a number ({metric} is no size)"), |text| text.parse().ok())?
+            }
+        };
+        let (device, within) = suffix::parse(words)?;
+        Ok(Self { metric, comparison, value, device, within })
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let comparison = word_for(COMPARISONS, &self.comparison);
+        write!(f, "expect {} {comparison} {}", self.metric, self.metric.show(self.value))?;
+        suffix::write(f, self.device, self.within)
+    }
+}

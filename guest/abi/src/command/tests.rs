@@ -1,0 +1,331 @@
+use std::time::Duration;
+
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::{option, sample};
+
+use super::{
+    Churn, Command, Comparison, Executor, Expect, Hog, Item, Pmem, PmemHold, PmemMap, Resize, Target, VERBS,
+    Verb,
+};
+use crate::words::Words;
+use crate::{FaultStep, HogKind, Metric, Name, Op, PmemOp, Size, metric};
+
+fn durations() -> impl Strategy<Value = Duration> {
+    prop_oneof![0..200_000_u64, (0..5_000_u64).prop_map(|s| s * 1_000)].prop_map(Duration::from_millis)
+}
+
+fn sizes() -> impl Strategy<Value = Size> {
+    prop_oneof![1..u64::MAX, (1..5_000_u64).prop_map(|m| m << 20), (1..64_u64).prop_map(|g| g << 30)]
+        .prop_map(Size)
+}
+
+fn whole_pages() -> impl Strategy<Value = Size> {
+    (1..u64::MAX >> 12).prop_map(|pages| Size(pages << 12))
+}
+
+fn names() -> impl Strategy<Value = Name> {
+    "[A-Za-z][A-Za-z0-9_-]{0,8}".prop_map(|text| Name::new(&text).unwrap())
+}
+
+fn metrics() -> impl Strategy<Value = Metric> {
+    sample::select(metric::tests::all())
+}
+
+fn resizes() -> impl Strategy<Value = Command> {
+    let target = prop_oneof![
+        any::<u64>().prop_map(|bytes| Target::To(Size(bytes))),
+        sizes().prop_map(Target::Plug),
+        sizes().prop_map(Target::Unplug)
+    ];
+    (target, 0..3_usize, option::of(durations()))
+        .prop_map(|(target, device, within)| Command::Resize(Resize { target, device, within }))
+}
+
+fn hogs() -> impl Strategy<Value = Command> {
+    let kinds =
+        sample::select(vec![HogKind::Movable, HogKind::Unmovable, HogKind::Pinned, HogKind::Contiguous]);
+    (whole_pages(), kinds, any::<bool>(), any::<bool>(), names()).prop_map(
+        |(size, kind, scattered, full, name)| {
+            let scattered = scattered && kind != HogKind::Contiguous;
+            Command::Hog(Hog { size, kind, scattered, full, name })
+        },
+    )
+}
+
+fn expects() -> impl Strategy<Value = Command> {
+    let comparisons = sample::select(vec![
+        Comparison::Equal,
+        Comparison::NotEqual,
+        Comparison::AtMost,
+        Comparison::AtLeast,
+        Comparison::Below,
+        Comparison::Above,
+    ]);
+    (metrics(), comparisons, any::<u64>(), 0..3_usize, option::of(durations())).prop_map(
+        |(metric, comparison, value, device, within)| {
+            Command::Expect(Expect { metric, comparison, value, device, within })
+        },
+    )
+}
+
+fn pmem() -> impl Strategy<Value = Command> {
+    let altmap = option::of((0..9_u64).prop_map(|pages| Size(pages << 12)));
+    let map = (1..=u8::MAX, altmap, option::of(1..9_u32))
+        .prop_map(|(devices, altmap, cpus)| Pmem::Map(PmemMap { devices, altmap, cpus }));
+    let hold = (whole_pages(), 0..8_u8, names())
+        .prop_map(|(size, device, name)| Pmem::Hold(PmemHold { size, device, name }));
+    prop_oneof![Just(Pmem::List), map, (0..8_u8).prop_map(Pmem::Unmap), hold].prop_map(Command::Pmem)
+}
+
+fn commands() -> impl Strategy<Value = Command> {
+    let steps = sample::select(vec![
+        FaultStep::MapDirect,
+        FaultStep::MapMemmap,
+        FaultStep::AllocMemmap,
+        FaultStep::Online,
+        FaultStep::Isolate,
+        FaultStep::Migrate,
+    ]);
+    prop_oneof![
+        resizes(),
+        hogs(),
+        expects(),
+        pmem(),
+        (1..9_u32, 1..100_000_u64, names()).prop_map(|(threads, millis, name)| {
+            Command::Churn(Churn { threads, time: Duration::from_millis(millis), name })
+        }),
+        names().prop_map(Command::Verify),
+        names().prop_map(Command::Release),
+        names().prop_map(Command::Wait),
+        Just(Command::Stats),
+        Just(Command::Check),
+        Just(Command::Blocks),
+        (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size: Size(size), addr }),
+        durations().prop_map(Command::Sleep),
+        (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
+        (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn text_parses_to_the_command_it_was_made_from(command in commands()) {
+        let text = command.to_string();
+        assert_eq!(text.parse(), Ok(command), "{text}");
+    }
+
+    #[test]
+    fn no_line_makes_the_parser_panic(line in "\\PC{0,60}") {
+        if let Err(error) = line.parse::<Command>() {
+            assert!(error.column <= line.chars().count() + 1, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn no_row_of_words_makes_the_parser_panic(
+        words in proptest::collection::vec(sample::select(WORDS), 0..12)
+    ) {
+        let line = words.join(" ");
+        if let Ok(command) = line.parse::<Command>() {
+            assert_eq!(command.to_string().parse(), Ok(command));
+        }
+    }
+}
+
+const WORDS: &[&str] = &[
+    "resize",
+    "plug",
+    "hog",
+    "churn",
+    "expect",
+    "2G",
+    "4097",
+    "0",
+    "movable",
+    "pinned",
+    "scattered",
+    "full",
+    "as",
+    "a",
+    "2",
+    "threads",
+    "for",
+    "within",
+    "device",
+    "5s",
+    "plugged",
+    "zone.Movable.free",
+    "node.1.zone.Movable.free",
+    "node.0.init.remote",
+    "==",
+    "<",
+    "sleep",
+    "inject",
+    "readd",
+    "at",
+    "migrate",
+    "after",
+    "{",
+    "}",
+    "#",
+    "18446744073709551616",
+];
+
+#[test]
+fn lines_of_the_manual_are_commands() {
+    let lines = [
+        ("resize 2G within 10s", "resize 2G within 10s"),
+        ("  plug   512MiB # more", "plug 512M"),
+        ("unplug 1048576", "unplug 1M"),
+        ("resize 0 within 2m device 1", "resize 0 device 1 within 2m"),
+        ("hog 300M movable scattered full as a", "hog 300M movable scattered full as a"),
+        ("churn 1 threads for 1500ms as c", "churn 1 thread for 1500ms as c"),
+        ("expect plugged>=2G", "expect plugged >= 2G"),
+        ("expect zone.DMA32.free != 7 within 0s", "expect zone.DMA32.free != 7 within 0s"),
+        ("inject map-direct after 0", "inject map-direct"),
+        ("blocks # of the guest", "blocks"),
+        ("readd 1024M at 4GiB", "readd 1G at 4G"),
+    ];
+    for (line, shown) in lines {
+        assert_eq!(
+            line.parse::<Command>().map(|command| command.to_string()).as_deref(),
+            Ok(shown),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn wrong_lines_say_where_and_what() {
+    let lines = [
+        ("", 1, "a command"),
+        ("grow 2G", 1, "a command (resize, plug"),
+        ("resize", 7, "a size such as 2G, found the end of the line"),
+        ("resize  2X", 9, "a size such as 2G, found `2X`"),
+        ("resize -1", 8, "a size"),
+        ("resize 99999999T", 8, "a size"),
+        ("plug 0", 6, "a size above 0"),
+        ("resize 2G within", 17, "a duration"),
+        ("resize 2G within 10", 18, "a duration"),
+        ("resize 2G within 1s within 2s", 21, "the end of the line, found `within`"),
+        ("resize 2G device x", 18, "the number of a device"),
+        ("hog 5000 movable as a", 5, "whole pages"),
+        (
+            "hog 4M moveable as a",
+            8,
+            "a kind of pages (movable, unmovable, pinned, contiguous), found `moveable`",
+        ),
+        ("hog 4M contiguous scattered as a", 19, "`as`, found `scattered`"),
+        ("hog 4M movable full scattered as a", 21, "`as`, found `scattered`"),
+        ("hog 4M movable as 1a", 19, "a name"),
+        ("churn 0 threads for 1s as c", 7, "at least 1"),
+        ("churn 2 threads for 0s as c", 21, "above 0"),
+        ("expect memmap.boot_pages == 2M", 29, "a number (memmap.boot_pages is no size)"),
+        ("expect zone.Device.free == 2", 8, "a metric"),
+        ("expect node.4.zone.Movable.free == 2", 8, "a metric"),
+        ("expect node.1.init == 2", 8, "a metric"),
+        ("expect plugged => 2G", 16, "a comparison (==, !="),
+        ("sleep 1.5s", 7, "a duration"),
+        ("stats now", 7, "the end of the line, found `now`"),
+        ("inject boot", 8, "a step (map-direct"),
+        ("größe", 1, "a command"),
+        ("resize größe", 8, "found `größe`"),
+    ];
+    for (line, column, message) in lines {
+        let error = line.parse::<Command>().expect_err(line);
+        assert_eq!(error.column, column, "{line}: {error}");
+        assert!(error.message.contains(message), "{line}: {error}");
+    }
+}
+
+#[test]
+fn comparisons_hold_as_written() {
+    let truth = [
+        (Comparison::Equal, [false, true, false]),
+        (Comparison::NotEqual, [true, false, true]),
+        (Comparison::AtMost, [true, true, false]),
+        (Comparison::AtLeast, [false, true, true]),
+        (Comparison::Below, [true, false, false]),
+        (Comparison::Above, [false, false, true]),
+    ];
+    for (comparison, expected) in truth {
+        assert_eq!([1, 2, 3].map(|left| comparison.holds(left, 2)), expected, "{comparison:?}");
+    }
+}
+
+#[test]
+fn one_and_many_are_both_accepted() {
+    let lines = [
+        ("churn 1 thread for 1s as c", "churn 1 thread for 1s as c"),
+        ("churn 2 thread for 1s as c", "churn 2 threads for 1s as c"),
+        ("race 1 cycle", "race 1 cycle"),
+        ("race 1 cycles", "race 1 cycle"),
+        ("pmem map 0 on 1 cpus", "pmem map 0 on 1 cpu"),
+    ];
+    for (line, shown) in lines {
+        assert_eq!(line.parse::<Command>().map(|command| command.to_string()).as_deref(), Ok(shown));
+    }
+    for (line, message) in
+        [("race 2", "`cycles`, found the end"), ("race 2 times", "`cycles`, found `times`")]
+    {
+        let error = line.parse::<Command>().unwrap_err();
+        assert!(error.message.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn every_verb_is_listed_with_its_usage() {
+    let error = "grow 2G".parse::<Command>().unwrap_err();
+    let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, stats, \
+                  check, blocks, readd, sleep, race, inject, pmem, repeat), found `grow`";
+    assert_eq!(error.message, listed);
+    for verb in VERBS {
+        assert_eq!(verb.usage.split(' ').next(), Some(verb.word));
+    }
+    let vmm: Vec<_> = VERBS.iter().filter(|verb| verb.executor == Executor::Vmm).collect();
+    let words: Vec<_> = vmm.iter().map(|verb| verb.word).collect();
+    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "sleep", "inject"]);
+    assert!(Verb::new("meminfo").is_none());
+}
+
+#[test]
+fn items_nest_commands() {
+    let mut words = Words::new("repeat 2 { check }");
+    let mut items = Vec::new();
+    while words.peek().is_some() {
+        items.push(Item::parse(&mut words).unwrap());
+    }
+    assert_eq!(items, [Item::Repeat(2), Item::Command(Command::Check), Item::End]);
+    for (line, column, message) in [
+        ("repeat 2", 9, "expected `{`"),
+        ("repeat 0 {", 8, "at least 1"),
+        ("{", 1, "a command (resize"),
+        ("", 1, "a command"),
+    ] {
+        let error = Item::parse(&mut Words::new(line)).unwrap_err();
+        assert_eq!(error.column, column, "{line}");
+        assert!(error.message.contains(message), "{error}");
+    }
+    let error = "repeat 2 { check }".parse::<Command>().unwrap_err();
+    assert!(error.message.contains("a command (resize"), "a repetition is no command: {error}");
+}
+
+#[test]
+fn commands_become_calls() {
+    let call = |line: &str| match line.parse().unwrap() {
+        Command::Hog(hog) => hog.op(7),
+        Command::Churn(churn) => churn.op(7),
+        Command::Pmem(Pmem::Map(map)) => map.op(),
+        Command::Pmem(Pmem::Hold(hold)) => hold.op(7),
+        other => panic!("{other:?}"),
+    };
+    let hog = Op::Hog { handle: 7, pages: 256, kind: HogKind::Pinned, scattered: true, full: false };
+    assert_eq!(call("hog 1M pinned scattered as a"), hog);
+    assert_eq!(call("churn 3 threads for 2s as a"), Op::Churn { handle: 7, threads: 3, millis: 2000 });
+    let all = PmemOp::Map { devices: 0b101, altmap: false, reserve: 0, cpus: u32::MAX };
+    assert_eq!(call("pmem map 2 0"), Op::Pmem(all));
+    let some = PmemOp::Map { devices: 1, altmap: true, reserve: 512, cpus: 2 };
+    assert_eq!(call("pmem map 0 altmap reserve 2M on 2 cpus"), Op::Pmem(some));
+    let hold = PmemOp::Hold { handle: 7, device: 1, pages: 4096 };
+    assert_eq!(call("pmem hold 16M of 1 as a"), Op::Pmem(hold));
+}

@@ -1,0 +1,102 @@
+//! `hog` and `churn`: work for the guest's page allocator.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::duration::{ShowDuration, parse_duration};
+use crate::words::{SyntaxError, Table, Words, word_for};
+use crate::{Handle, HogKind, Name, Op, Size};
+
+/// `hog`: the guest allocates pages, fills them and holds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hog {
+    /// A multiple of 4 KiB, not 0. Pages that do not fit are reported and are no failure.
+    pub size: Size,
+    /// Which pages.
+    pub kind: HogKind,
+    /// Spread over all free memory instead of taken densely.
+    pub scattered: bool,
+    /// Fill and check every word of each page, not its start, middle and end.
+    pub full: bool,
+    /// Name for later commands.
+    pub name: Name,
+}
+
+/// `churn`: the guest allocates and frees pages in the background.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Churn {
+    /// Concurrent jobs, at least 1.
+    pub threads: u32,
+    /// How long; at least a millisecond, whole milliseconds.
+    pub time: Duration,
+    /// Name for later commands.
+    pub name: Name,
+}
+
+const HOG_KINDS: Table<HogKind> = &[
+    ("movable", HogKind::Movable),
+    ("unmovable", HogKind::Unmovable),
+    ("pinned", HogKind::Pinned),
+    ("contiguous", HogKind::Contiguous),
+];
+
+impl Hog {
+    /// The call to the guest, for a workload that records call `handle`.
+    #[must_use]
+    pub fn op(&self, handle: Handle) -> Op {
+        let &Self { size, kind, scattered, full, .. } = self;
+        Op::Hog { handle, pages: size.pages(), kind, scattered, full }
+    }
+
+    /// Reads what follows `hog`.
+    pub(super) fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        let size = words.size("a size in whole pages of 4 KiB such as 300M", |size| size.is_whole_pages())?;
+        let kind = words.one_of("a kind of pages", HOG_KINDS)?;
+        let scattered = kind != HogKind::Contiguous && words.take("scattered");
+        let full = words.take("full");
+        words.keyword("as")?;
+        Ok(Self { size, kind, scattered, full, name: words.name()? })
+    }
+}
+
+impl fmt::Display for Hog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hog {} {}", self.size, word_for(HOG_KINDS, &self.kind))?;
+        if self.scattered {
+            f.write_str(" scattered")?;
+        }
+        if self.full {
+            f.write_str(" full")?;
+        }
+        write!(f, " as {}", self.name)
+    }
+}
+
+impl Churn {
+    /// The call to the guest, for a workload that records call `handle`.
+    #[must_use]
+    pub fn op(&self, handle: Handle) -> Op {
+        let millis = u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX);
+        Op::Churn { handle, threads: self.threads, millis }
+    }
+
+    /// Reads what follows `churn`.
+    pub(super) fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        let threads = words.count("a number of threads")?;
+        words.plural("thread", "threads")?;
+        words.keyword("for")?;
+        let time = words.value("a duration above 0 such as 200ms, 5s or 2m", |text| {
+            parse_duration(text).filter(|time| !time.is_zero())
+        })?;
+        words.keyword("as")?;
+        Ok(Self { threads, time, name: words.name()? })
+    }
+}
+
+impl fmt::Display for Churn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { threads, time, name } = self;
+        let plural = if *threads == 1 { "" } else { "s" };
+        write!(f, "churn {threads} thread{plural} for {} as {name}", ShowDuration(*time))
+    }
+}

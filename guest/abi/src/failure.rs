@@ -1,0 +1,170 @@
+//! Why the guest did not do what it was asked, as records and as text.
+//!
+//! The texts are the only ones: sessions and the guest's shell show them. They are parts of a sentence, so
+//! that the side that shows them can say what it was about.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Handle, Named, Size};
+
+/// Why a [`Call`](crate::Call) was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// No workload has this handle.
+    UnknownHandle,
+    /// A workload with this handle exists.
+    HandleInUse,
+    /// Not even the bookkeeping fitted into memory.
+    NoMemory,
+    /// The record could not be read.
+    BadRecord,
+    /// The range is not made of whole memory blocks that were added and are online.
+    NotBlocks,
+    /// Memory blocks that hold their own memmaps can only be removed one at a time, as they were added
+    /// ([`MEMMAP_REMOVAL`](crate::cmdline::MEMMAP_REMOVAL)).
+    Granularity,
+    /// Some memory blocks of the range hold their own memmaps, and some do not.
+    Mixed,
+    /// Pages of a memory block could not be moved.
+    Stuck {
+        /// The memory block's address.
+        addr: u64,
+        /// How many pages.
+        pages: u64,
+    },
+    /// The range of device memory does not allow it.
+    Pmem(PmemFailure),
+    /// The call needs CPUs or plugged memory that this guest does not have.
+    Unfit,
+}
+
+/// Why nothing was done with a range of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PmemFailure {
+    /// The memory map has no such range.
+    NoDevice,
+    /// It is mapped already, or about to be.
+    Mapped,
+    /// It is not mapped.
+    NotMapped,
+    /// It is not whole memory blocks, or the reserve is not whole pageblocks.
+    Misaligned,
+    /// It lies beyond the addresses that the guest has struct pages for.
+    OutOfRange,
+    /// There is other memory.
+    Conflict,
+    /// Reserve and memmap leave nothing of it.
+    AltmapTooLarge,
+    /// Too many ranges are mapped.
+    TooMany,
+    /// No page for a page table.
+    NoPageTable,
+    /// No room for the memmap.
+    NoMemory,
+    /// Pages of it are in use.
+    InUse {
+        /// References.
+        refs: u64,
+        /// Frame number of the first such page, and the workload that uses it.
+        first: Option<(u64, Handle)>,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Named::new(self, &|_| None).fmt(f)
+    }
+}
+
+impl fmt::Display for Named<'_, Failure> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.value {
+            Failure::UnknownHandle => "the guest knows no such workload",
+            Failure::HandleInUse => "the guest has such a workload already",
+            Failure::NoMemory => "the guest has no memory for it",
+            Failure::BadRecord => "the guest could not read the question",
+            Failure::NotBlocks => "not made of whole memory blocks that were added and are online",
+            Failure::Granularity => {
+                "refused: memory blocks that hold their own memmap are removed one at a time, as they were added"
+            }
+            Failure::Mixed => "refused: some of the memory blocks hold their own memmap, and some do not",
+            Failure::Stuck { addr, pages } => {
+                // Addresses of memory blocks are round numbers: 4G says more than 0x100000000.
+                let addr = Size(*addr);
+                return write!(f, "blocked: {pages} pages of the memory block at {addr} cannot move");
+            }
+            Failure::Pmem(failure) => return self.part(failure).fmt(f),
+            Failure::Unfit => "this needs two CPUs and plugged memory",
+        })
+    }
+}
+
+impl fmt::Display for PmemFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Named::new(self, &|_| None).fmt(f)
+    }
+}
+
+impl fmt::Display for Named<'_, PmemFailure> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.value {
+            PmemFailure::NoDevice => "the guest found no such device memory; --pmem size=SIZE makes it",
+            PmemFailure::Mapped => "it is mapped already",
+            PmemFailure::NotMapped => "it is not mapped",
+            PmemFailure::Misaligned => {
+                "misaligned: device memory is whole memory blocks of 128M, a reserve whole pageblocks of 2M"
+            }
+            PmemFailure::OutOfRange => {
+                "it lies beyond the addresses that the guest can have struct pages for"
+            }
+            PmemFailure::Conflict => "there is other memory at its addresses",
+            PmemFailure::AltmapTooLarge => "reserve and memmap leave nothing of it: make the reserve smaller",
+            PmemFailure::TooMany => "too many ranges are mapped: unmap one",
+            PmemFailure::NoPageTable => "the guest has no memory for page tables",
+            PmemFailure::NoMemory => "the guest has no memory for its memmap; with `altmap` it needs none",
+            PmemFailure::InUse { refs, first } => {
+                write!(f, "{refs} references to its pages are held")?;
+                let Some((pfn, handle)) = first else { return Ok(()) };
+                return match self.name_of(*handle) {
+                    Some(name) => write!(f, ", the first is pfn {pfn:#x} ({name})"),
+                    None => write!(f, ", the first is pfn {pfn:#x} (unknown workload {handle})"),
+                };
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Failure, PmemFailure};
+    use crate::{Name, Named};
+
+    #[test]
+    fn a_failure_has_one_text() {
+        let texts = [
+            (Failure::NoMemory, "the guest has no memory for it"),
+            (Failure::NotBlocks, "not made of whole memory blocks that were added and are online"),
+            (
+                Failure::Stuck { addr: 4 << 30, pages: 3 },
+                "blocked: 3 pages of the memory block at 4G cannot move",
+            ),
+            (Failure::Pmem(PmemFailure::NotMapped), "it is not mapped"),
+        ];
+        for (failure, text) in texts {
+            assert_eq!(failure.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn users_of_device_memory_are_named() {
+        let failure = Failure::Pmem(PmemFailure::InUse { refs: 4, first: Some((0x140000, 7)) });
+        let known = |handle| Name::new("cache").filter(|_| handle == 7);
+        let text = "4 references to its pages are held, the first is pfn 0x140000";
+        assert_eq!(Named::new(&failure, &known).to_string(), format!("{text} (cache)"));
+        assert_eq!(failure.to_string(), format!("{text} (unknown workload 7)"));
+        let failure = PmemFailure::InUse { refs: 4, first: None };
+        assert_eq!(failure.to_string(), "4 references to its pages are held");
+    }
+}

@@ -1,0 +1,45 @@
+use crate::stats::tests::filled;
+use crate::{
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report, Resize,
+    ResizeState, UnmovablePage, ZoneName, decode, encode,
+};
+
+#[test]
+fn largest_record_fits() {
+    let page = Some(UnmovablePage { pfn: u64::MAX, owner: Owner::Workload(u32::MAX) });
+    let resize = Report::Resize(Resize {
+        region: u64::MAX,
+        plugged: u64::MAX,
+        requested: u64::MAX,
+        state: ResizeState::Unmovable { pages: u64::MAX, first: [page; 4] },
+    });
+    let stats = Report::Done { id: u32::MAX, answer: Answer::Stats(filled(|| u64::MAX)) };
+    let run = Some(BlockRun {
+        addr: u64::MAX,
+        count: u64::MAX,
+        size: u64::MAX,
+        boot: false,
+        zone: Some(ZoneName::Movable),
+        node: u8::MAX,
+        plugged: u64::MAX,
+        memmap_pages: u64::MAX,
+        memmap_on_memory: true,
+    });
+    let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
+    let blocks = Report::Done { id: u32::MAX, answer };
+    let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
+    let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+    let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
+    for report in [resize, stats, blocks, pmem] {
+        let mut buffer = [0; MAX_RECORD];
+        let bytes = encode(&report, &mut buffer).unwrap();
+        assert_eq!(decode::<Report>(bytes), Ok(report));
+    }
+}
+
+#[test]
+fn garbage_is_refused() {
+    assert_eq!(decode::<Report>(&[]), Err(BadRecord));
+    assert_eq!(decode::<Report>(&[0xff; 16]), Err(BadRecord));
+    assert_eq!(decode::<Call>(&[0; MAX_RECORD + 1]), Err(BadRecord));
+}

@@ -1,0 +1,90 @@
+use super::{BootTimes, NodeStats, Stats, ZoneName, ZoneStats};
+use crate::Counter;
+
+/// A record whose numbers come from `number`, in the order of the fields.
+pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
+    let mut zone = |name| ZoneStats {
+        name,
+        spanned: number(),
+        present: number(),
+        managed: number(),
+        free: number(),
+        pcp: number(),
+    };
+    let (zones, of_node) = (ZoneName::ALL.map(&mut zone), ZoneName::ALL.map(&mut zone));
+    let node = NodeStats { zones: of_node, init_local: number(), init_remote: number() };
+    Stats {
+        zones,
+        nr_nodes: u8::MAX,
+        nodes: [node; crate::MAX_NODES],
+        memmap_boot_pages: number(),
+        memmap_altmap_pages: number(),
+        blocks_online: number(),
+        pages_migrated: number(),
+        migrate_failed: number(),
+        pcp_drains: number(),
+        pcp_stranded: number(),
+        memmaps_written: number(),
+        device_spanned: number(),
+        device_pages: number(),
+        device_refs: number(),
+        boot: BootTimes {
+            mapped: number(),
+            first_allocation: number(),
+            initialised: Some(number()),
+            memmaps_written: number(),
+        },
+    }
+}
+
+/// Numbers from 1000 on, so that none is a part of another.
+fn distinct() -> Stats {
+    let mut last = 1000;
+    filled(|| {
+        last += 1;
+        last
+    })
+}
+
+#[track_caller]
+fn assert_reads_its_fields<T: core::fmt::Debug>(value: &T, counters: &[Counter<T>], fields: usize) {
+    let shown = format!("{value:?}");
+    for counter in counters {
+        let field = format!("{}: {}", counter.key, (counter.read)(value));
+        assert!(shown.contains(&field), "{field} is not in {shown}");
+    }
+    assert_eq!(counters.len(), fields, "a counter has no row");
+}
+
+#[test]
+fn every_counter_is_read_from_the_field_of_its_key() {
+    let stats = distinct();
+    // Numbers of the record: those of its zones and nodes, of boot, and the counters.
+    let numbers = |shown: &str| shown.split(|c: char| !c.is_ascii_digit()).filter(|n| n.len() == 4).count();
+    let [zone, node] =
+        [format!("{:?}", stats.zones[0]), format!("{:?}", stats.nodes[0])].map(|s| numbers(&s));
+    let all = numbers(&format!("{stats:?}"));
+    let boot = numbers(&format!("{:?}", stats.boot));
+    assert_reads_its_fields(&stats.zones[0], ZoneStats::COUNTERS, zone);
+    assert_reads_its_fields(&stats.nodes[0], NodeStats::COUNTERS, node - 3 * zone);
+    assert_reads_its_fields(&stats, Stats::COUNTERS, all - 3 * zone - 4 * node - boot);
+}
+
+#[test]
+fn counters_are_one_line_and_device_memory_another() {
+    let stats = Stats {
+        memmap_boot_pages: 1,
+        memmap_altmap_pages: 2,
+        blocks_online: 3,
+        pages_migrated: 4,
+        migrate_failed: 5,
+        pcp_drains: 6,
+        ..Stats::default()
+    };
+    let line = "memmap: 1 pages in boot memory, 2 in hot-added memory; 3 memory blocks online; 4 pages \
+                migrated, 5 migrations failed; 6 drains of per-CPU lists";
+    assert_eq!(stats.to_string(), line);
+    let stats = Stats { device_spanned: 7, device_pages: 8, device_refs: 9, ..stats };
+    let device = "device memory: 7 pages spanned, 8 to use, 9 references";
+    assert_eq!(stats.to_string(), format!("{line}\n{device}"));
+}

@@ -1,0 +1,197 @@
+//! A line of text as words with their columns, and the values that single words stand for.
+//!
+//! Errors say what was expected at which column; columns count characters from 1, as editors do. Word lists
+//! (zones, comparisons, ...) are [`Table`]s that parsing and printing share, so that the two cannot drift
+//! apart.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::{self, Vec};
+use core::fmt;
+use core::time::Duration;
+
+use crate::duration::parse_duration;
+use crate::{Name, Size};
+
+/// Why a line is not a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// Where, in characters from 1.
+    pub column: usize,
+    /// What is wrong and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl core::error::Error for SyntaxError {}
+
+/// Words of the grammar and the values that they stand for.
+pub(crate) type Table<T> = &'static [(&'static str, T)];
+
+/// The word for `value`. Every value of the grammar's enums is in its table; the round-trip test
+/// walks them all.
+pub(crate) fn word_for<T: PartialEq>(table: Table<T>, value: &T) -> &'static str {
+    table.iter().find(|(_, entry)| entry == value).map_or("?", |(word, _)| word)
+}
+
+/// The value that `word` stands for.
+pub(crate) fn value_of<T: Copy>(table: Table<T>, word: &str) -> Option<T> {
+    table.iter().find(|(entry, _)| *entry == word).map(|(_, value)| *value)
+}
+
+/// `a, b, c`.
+pub(crate) fn list(words: impl Iterator<Item = &'static str>) -> String {
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// A word and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Word<'t> {
+    /// Column of its first character, in characters from 1.
+    pub column: usize,
+    /// The word.
+    pub text: &'t str,
+}
+
+impl Word<'_> {
+    /// The error of a line that has this word where `expected` should be.
+    #[must_use]
+    pub fn error(&self, expected: &str) -> SyntaxError {
+        let found = self.text.escape_debug();
+        SyntaxError { column: self.column, message: format!("expected {expected}, found `{found}`") }
+    }
+}
+
+/// The words of one line that have not been read yet.
+#[derive(Debug)]
+pub struct Words<'t> {
+    words: vec::IntoIter<Word<'t>>,
+    end: usize,
+}
+
+/// What belongs together in one word: text, a comparison, or a brace alone.
+#[derive(PartialEq, Eq)]
+enum Class {
+    Space,
+    Comparison,
+    Brace,
+    Text,
+}
+
+fn class(c: char) -> Class {
+    match c {
+        _ if c.is_whitespace() => Class::Space,
+        '=' | '!' | '<' | '>' => Class::Comparison,
+        '{' | '}' => Class::Brace,
+        _ => Class::Text,
+    }
+}
+
+impl<'t> Words<'t> {
+    /// Splits `line`, without its comment.
+    #[must_use]
+    pub fn new(line: &'t str) -> Self {
+        let code = line.split('#').next().unwrap_or_default();
+        let mut words = Vec::new();
+        let (mut rest, mut column) = (code, 1);
+        while let Some(first) = rest.chars().next() {
+            let kind = class(first);
+            let same = |c: char| class(c) == kind;
+            let length = match kind {
+                Class::Brace => 1,
+                _ => rest.find(|c| !same(c)).unwrap_or(rest.len()),
+            };
+            let (text, tail) = rest.split_at(length);
+            if kind != Class::Space {
+                words.push(Word { column, text });
+            }
+            column += text.chars().count();
+            rest = tail;
+        }
+        Self { words: words.into_iter(), end: code.trim_end().chars().count() + 1 }
+    }
+
+    /// The next word, which stays.
+    #[must_use]
+    pub fn peek(&self) -> Option<Word<'t>> {
+        self.words.as_slice().first().copied()
+    }
+
+    /// Takes the next word; without one, an error that says what was expected.
+    ///
+    /// # Errors
+    /// At the end of the line.
+    pub fn next(&mut self, expected: &str) -> Result<Word<'t>, SyntaxError> {
+        self.words.next().ok_or_else(|| SyntaxError {
+            column: self.end,
+            message: format!("expected {expected}, found the end of the line"),
+        })
+    }
+
+    /// Takes the next word if it is `text`.
+    pub(crate) fn take(&mut self, text: &str) -> bool {
+        let found = self.peek().is_some_and(|word| word.text == text);
+        if found {
+            self.words.next();
+        }
+        found
+    }
+
+    /// Takes the next word, which has to be `text`.
+    pub(crate) fn keyword(&mut self, text: &str) -> Result<(), SyntaxError> {
+        self.plural(text, text)
+    }
+
+    /// Takes the next word, which has to be `many`, or `one` of them. The number before it says which is
+    /// right, and either is accepted.
+    pub(crate) fn plural(&mut self, one: &str, many: &str) -> Result<(), SyntaxError> {
+        let expected = format!("`{many}`");
+        let word = self.next(&expected)?;
+        if word.text == one || word.text == many { Ok(()) } else { Err(word.error(&expected)) }
+    }
+
+    /// The next word as `read` takes it.
+    pub(crate) fn value<T>(
+        &mut self,
+        expected: &str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, SyntaxError> {
+        let word = self.next(expected)?;
+        read(word.text).ok_or_else(|| word.error(expected))
+    }
+
+    /// One of the words of `table`.
+    pub(crate) fn one_of<T: Copy>(&mut self, what: &str, table: Table<T>) -> Result<T, SyntaxError> {
+        let expected = format!("{what} ({})", list(table.iter().map(|(word, _)| *word)));
+        self.value(&expected, |word| value_of(table, word))
+    }
+
+    /// A size that `fits`.
+    pub(crate) fn size(
+        &mut self,
+        expected: &str,
+        fits: impl FnOnce(&Size) -> bool,
+    ) -> Result<Size, SyntaxError> {
+        self.value(expected, |text| text.parse().ok().filter(fits))
+    }
+
+    /// A duration, of 0 or more.
+    pub(crate) fn duration(&mut self) -> Result<Duration, SyntaxError> {
+        self.value("a duration such as 200ms, 5s or 2m", parse_duration)
+    }
+
+    /// A whole number, at least 1.
+    pub(crate) fn count(&mut self, what: &str) -> Result<u32, SyntaxError> {
+        self.value(&format!("{what}, at least 1"), |text| text.parse().ok().filter(|count| *count > 0))
+    }
+
+    /// The name of a workload.
+    pub(crate) fn name(&mut self) -> Result<Name, SyntaxError> {
+        self.value("a name (a letter, then letters, digits, _ or -)", Name::new)
+    }
+}

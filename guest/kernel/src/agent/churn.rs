@@ -1,0 +1,157 @@
+//! A churn: jobs that allocate and free pages at random while memory is resized, movable pages mostly, and
+//! kernel blocks of several orders beside them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use tidevm_abi::Answer;
+use tidevm_mm::{Gfp, Order, Pfn};
+
+use crate::agent::workload::{Hold, Workload, home_cpu};
+use crate::cpu::time::Instant;
+use crate::job::{self, Job, Progress};
+use crate::mailbox::Requester;
+use crate::mem::MM;
+
+/// Operations of one step.
+const BATCH: u32 = 32;
+/// Most movable pages per thread.
+const SLOTS: u32 = 512;
+/// Most kernel blocks per thread.
+const BLOCKS: usize = 16;
+
+/// The part that the threads of one call share.
+struct Shared {
+    requester: Requester,
+    workload: Arc<Workload>,
+    /// Threads that have not ended; the last one answers.
+    running: AtomicU32,
+    allocations: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// One of the jobs.
+struct ChurnThread {
+    shared: Arc<Shared>,
+    /// The thread's first slot of the workload.
+    base: u32,
+    blocks: [Option<(Pfn, Order)>; BLOCKS],
+    random: u64,
+    until: Instant,
+}
+
+/// Slots that `threads` threads need.
+pub fn slots(threads: u32) -> u64 {
+    u64::from(threads) * u64::from(SLOTS)
+}
+
+/// Starts `threads` threads, spread over the CPUs, for `millis` milliseconds. They use the slots of
+/// `workload`.
+pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis: u64) {
+    let shared = Arc::new(Shared {
+        requester,
+        workload,
+        running: AtomicU32::new(threads),
+        allocations: AtomicU64::new(0),
+        failures: AtomicU64::new(0),
+    });
+    let until = Instant::in_millis(millis);
+    for thread in 0..threads {
+        let job = ChurnThread {
+            shared: shared.clone(),
+            base: thread * SLOTS,
+            blocks: [None; BLOCKS],
+            random: u64::from(thread) + 1,
+            until,
+        };
+        job::spawn(home_cpu(thread as usize), Box::new(job));
+    }
+}
+
+impl ChurnThread {
+    /// xorshift64: any sequence will do, as long as the low bits differ.
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn allocate(&self, order: Order, gfp: Gfp) -> Option<Pfn> {
+        let page = MM.alloc_pages(order, gfp).ok();
+        let counter = if page.is_some() { &self.shared.allocations } else { &self.shared.failures };
+        counter.fetch_add(1, Ordering::Relaxed);
+        page
+    }
+
+    fn turn_movable(&self, index: u32) {
+        let workload = &self.shared.workload;
+        match workload.hold(index) {
+            Hold::Empty => {
+                if let Some(pfn) = self.allocate(Order::PAGE, Gfp::Movable) {
+                    workload.put(index, pfn);
+                }
+            }
+            Hold::Held(pfn) => workload.free(index, pfn),
+            Hold::Busy => {}
+        }
+    }
+
+    fn turn_kernel(&mut self, index: usize, order: Order) {
+        self.blocks[index] = match self.blocks[index] {
+            Some((pfn, order)) => {
+                MM.free_pages(pfn, order);
+                None
+            }
+            None => self.allocate(order, Gfp::Kernel).map(|pfn| (pfn, order)),
+        };
+    }
+
+    /// Frees everything; `false` while a page is being moved.
+    fn free_all(&mut self) -> bool {
+        for (pfn, order) in self.blocks.iter_mut().filter_map(Option::take) {
+            MM.free_pages(pfn, order);
+        }
+        let workload = &self.shared.workload;
+        (self.base..self.base + SLOTS).all(|index| match workload.hold(index) {
+            Hold::Held(pfn) => {
+                workload.free(index, pfn);
+                true
+            }
+            Hold::Empty => true,
+            Hold::Busy => false,
+        })
+    }
+
+    fn end(&self) -> Progress {
+        let shared = &self.shared;
+        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            shared.workload.unregister();
+            let answer = Answer::Churned {
+                allocations: shared.allocations.load(Ordering::Relaxed),
+                failures: shared.failures.load(Ordering::Relaxed),
+            };
+            shared.requester.answer(answer);
+        }
+        Progress::Done
+    }
+}
+
+impl Job for ChurnThread {
+    fn step(&mut self) -> Progress {
+        if self.until.has_passed() {
+            return if self.free_all() { self.end() } else { Progress::Again };
+        }
+        for _ in 0..BATCH {
+            let random = self.next_random();
+            let pick = (random >> 8) as u32;
+            if random & 7 == 0 {
+                self.turn_kernel(pick as usize % BLOCKS, Order::new((random >> 4 & 3) as u8));
+            } else {
+                self.turn_movable(self.base + pick % SLOTS);
+            }
+        }
+        Progress::Again
+    }
+}

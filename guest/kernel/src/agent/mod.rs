@@ -1,0 +1,105 @@
+//! The agent carries out calls, the VMM's and those typed at the console: short ones at once, the rest as
+//! jobs that answer when they end.
+
+pub mod blocks;
+mod churn;
+mod pages;
+mod pattern;
+pub mod pmem;
+mod race;
+pub mod translate;
+mod walk;
+pub mod workload;
+
+use alloc::sync::Arc;
+
+use tidevm_abi::{Answer, Failure, Handle, HogKind, Op};
+
+use self::pages::SystemPages;
+use self::pmem::pages::DevicePages;
+use self::walk::Task;
+use self::workload::Workload;
+use crate::cpu::panic;
+use crate::mailbox::Requester;
+use crate::mem::{MM, platform, stamps};
+
+/// Most threads of one churn.
+const MAX_CHURN_THREADS: u32 = 64;
+
+/// Carries out `op`, or starts the job that does; either answers `requester`.
+pub fn carry_out(op: Op, requester: Requester) {
+    match begin(op, requester) {
+        Ok(Some(answer)) => requester.answer(answer),
+        Ok(None) => {}
+        Err(failure) => requester.answer(Answer::Failed(failure)),
+    }
+}
+
+/// Returns the answer, or `None` when a job that was started answers later.
+fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
+    let job_answers = |()| None;
+    match op {
+        Op::Stats => Ok(Some(Answer::Stats(translate::stats(&MM.stats(), stamps::times())))),
+        Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
+        Op::Hog { handle, pages, kind, scattered, full } => {
+            hog(requester, handle, pages, kind, scattered, full).map(job_answers)
+        }
+        Op::Verify { handle } => walk_pages(requester, handle, Task::VERIFY).map(job_answers),
+        Op::Release { handle } => walk_pages(requester, handle, Task::Release).map(job_answers),
+        Op::Churn { handle, threads, millis } => {
+            let threads = threads.clamp(1, MAX_CHURN_THREADS);
+            let (workload, _) = make_workload(handle, HogKind::Movable, false, churn::slots(threads))?;
+            churn::start(requester, workload, threads, millis);
+            Ok(None)
+        }
+        Op::Race { cycles } => race::start(requester, cycles).map(job_answers),
+        Op::Inject { step, after } => {
+            platform::inject(translate::fault_step(step), after);
+            Ok(Some(Answer::Done))
+        }
+        Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
+        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
+        Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::PowerOff => panic::power_off(),
+    }
+}
+
+fn hog(
+    requester: Requester,
+    handle: Handle,
+    pages: u64,
+    kind: HogKind,
+    scattered: bool,
+    full: bool,
+) -> Result<(), Failure> {
+    let (workload, wanted) = make_workload(handle, kind, full, pages)?;
+    let set = SystemPages::to_take(workload, wanted, scattered);
+    walk::start(requester, set, Task::Take { wanted: wanted.into() });
+    Ok(())
+}
+
+/// Starts `task` on the pages of `handle`, be they of the page allocator or of device memory.
+fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
+    if let Some(set) = DevicePages::find(handle) {
+        walk::start(requester, set, task);
+    } else {
+        let workload = workload::find(handle).ok_or(Failure::UnknownHandle)?;
+        walk::start(requester, SystemPages::of(workload), task);
+    }
+    Ok(())
+}
+
+/// Makes a workload with room for `pages` pages, or for all the memory that there is; returns it and for how
+/// many.
+fn make_workload(
+    handle: Handle,
+    kind: HogKind,
+    full: bool,
+    pages: u64,
+) -> Result<(Arc<Workload>, u32), Failure> {
+    // More pages than are managed cannot be taken, so the table needs no room for them.
+    let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
+    let pages = pages.min(managed);
+    let workload = Workload::new(handle, kind, full, pages)?;
+    Ok((workload, pages as u32))
+}

@@ -1,0 +1,110 @@
+//! Pages of device memory in use by a workload. A workload takes them from one range, the lowest first; their
+//! users are known by its handle.
+
+use alloc::vec::Vec;
+
+use spin::Mutex;
+use tidevm_abi::{Failure, Handle, PmemFailure};
+use tidevm_mm::{Pfn, PfnRange, PgmapNr};
+
+use crate::agent::pattern::PagePattern;
+use crate::agent::walk::PageSet;
+use crate::agent::workload::{self, Hold};
+use crate::mem::MM;
+
+/// One workload in device memory: the pages of `range` whose user is `handle`.
+#[derive(Clone, Copy)]
+struct Entry {
+    handle: Handle,
+    range: PfnRange,
+}
+
+static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+/// The pages of one workload in device memory. The place of a page counts from the start of the range.
+pub struct DevicePages {
+    entry: Entry,
+    /// While pages are taken: the next page to try.
+    next: Pfn,
+}
+
+impl DevicePages {
+    /// Registers the workload `handle` in the range that is mapped as `pgmap`, without any page yet.
+    ///
+    /// # Errors
+    /// The handle is in use, or the range is not mapped.
+    pub fn register(handle: Handle, pgmap: PgmapNr) -> Result<Self, Failure> {
+        if workload::find(handle).is_some() || Self::find(handle).is_some() {
+            return Err(Failure::HandleInUse);
+        }
+        let info = MM.pgmap(pgmap).ok_or(Failure::Pmem(PmemFailure::NotMapped))?;
+        let entry = Entry { handle, range: info.pages };
+        let mut entries = ENTRIES.lock();
+        entries.try_reserve(1).map_err(|_| Failure::NoMemory)?;
+        entries.push(entry);
+        Ok(Self::of(entry))
+    }
+
+    /// The pages of `handle`, if that is a workload in device memory.
+    pub fn find(handle: Handle) -> Option<Self> {
+        ENTRIES.lock().iter().find(|entry| entry.handle == handle).copied().map(Self::of)
+    }
+
+    fn of(entry: Entry) -> Self {
+        Self { entry, next: entry.range.start() }
+    }
+
+    fn page(&self, place: u32) -> Pfn {
+        self.entry.range.start().add(place)
+    }
+}
+
+impl PageSet for DevicePages {
+    fn take_some(&mut self, _wanted: u64) -> Option<u32> {
+        let Entry { handle, range } = self.entry;
+        let pfn = self.next;
+        if pfn == range.end() {
+            return None;
+        }
+        self.next = pfn.add(1);
+        let is_free = MM.dev_page(pfn).is_some_and(|page| page.user.is_none());
+        if !is_free || MM.get_dev_page(pfn, handle).is_err() {
+            return Some(0);
+        }
+        self.pattern(pfn.get() - range.start().get()).write(pfn);
+        Some(1)
+    }
+
+    fn end_take(&mut self) {
+        // The workload has no page behind the last one that was tried.
+        let handle = self.entry.handle;
+        for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.handle == handle) {
+            entry.range = entry.range.before(self.next);
+        }
+    }
+
+    fn places(&self) -> u32 {
+        self.entry.range.pages()
+    }
+
+    fn hold(&self, place: u32) -> Hold {
+        // Nothing moves a page of device memory, so its reference is hold enough.
+        let pfn = self.page(place);
+        let user = MM.dev_page(pfn).and_then(|page| page.user);
+        if user.is_some_and(|user| user.tag == self.entry.handle) { Hold::Held(pfn) } else { Hold::Empty }
+    }
+
+    fn pattern(&self, place: u32) -> PagePattern {
+        PagePattern::new(self.entry.handle, self.page(place).get(), false)
+    }
+
+    fn let_go(&self, _place: u32, _pfn: Pfn) {}
+
+    fn release(&mut self, _place: u32, pfn: Pfn) {
+        MM.put_dev_page(pfn, self.entry.handle).expect("the page's user is this workload");
+    }
+
+    fn forget(&self) {
+        ENTRIES.lock().retain(|entry| entry.handle != self.entry.handle);
+    }
+}

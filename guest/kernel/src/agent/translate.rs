@@ -1,0 +1,186 @@
+//! The one translation between the words of memory management (`tidevm_mm`) and the records that leave the
+//! guest (`tidevm_abi`). Neither crate knows the other; every match from one to the other is here.
+
+use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
+use tidevm_mm::{
+    self as mm, BlockStats, Holder, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
+    PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
+};
+
+use crate::agent::workload;
+
+/// The zone, as records name it.
+pub fn zone_name(zone: ZoneType) -> abi::ZoneName {
+    match zone {
+        ZoneType::Dma32 => abi::ZoneName::Dma32,
+        ZoneType::Normal => abi::ZoneName::Normal,
+        ZoneType::Movable => abi::ZoneName::Movable,
+    }
+}
+
+/// The zone in Linux's spelling, for text.
+pub fn zone_text(zone: ZoneType) -> &'static str {
+    match zone {
+        ZoneType::Dma32 => "DMA32",
+        ZoneType::Normal => "Normal",
+        ZoneType::Movable => "Movable",
+    }
+}
+
+/// The step that a test makes fail.
+pub fn fault_step(step: abi::FaultStep) -> mm::FaultStep {
+    match step {
+        abi::FaultStep::MapDirect => mm::FaultStep::MapDirect,
+        abi::FaultStep::MapMemmap => mm::FaultStep::MapMemmap,
+        abi::FaultStep::AllocMemmap => mm::FaultStep::AllocMemmap,
+        abi::FaultStep::Online => mm::FaultStep::Online,
+        abi::FaultStep::Isolate => mm::FaultStep::Isolate,
+        abi::FaultStep::Migrate => mm::FaultStep::Migrate,
+    }
+}
+
+/// The counters, with the milestones of boot.
+pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
+    let node = |node: usize| {
+        let initialised: u32 = stats.deferred_sections[node].iter().sum();
+        let local = stats.deferred_sections[node][node];
+        abi::NodeStats {
+            zones: stats.nodes[node].map(zone_stats),
+            init_local: local.into(),
+            init_remote: (initialised - local).into(),
+        }
+    };
+    abi::Stats {
+        zones: stats.zones.map(zone_stats),
+        nr_nodes: stats.nr_nodes as u8,
+        nodes: core::array::from_fn(node),
+        memmap_boot_pages: stats.memmap_boot_pages,
+        memmap_altmap_pages: stats.memmap_altmap_pages,
+        blocks_online: stats.blocks_online,
+        pages_migrated: stats.pages_migrated,
+        migrate_failed: stats.migrate_failed,
+        pcp_drains: stats.pcp_drains,
+        pcp_stranded: stats.pcp_stranded,
+        memmaps_written: stats.memmaps_written,
+        device_spanned: stats.device.spanned,
+        device_pages: stats.device.pages,
+        device_refs: stats.device.refs,
+        boot,
+    }
+}
+
+fn zone_stats(zone: mm::ZoneStats) -> abi::ZoneStats {
+    abi::ZoneStats {
+        name: zone_name(zone.zone),
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.all_free(),
+        pcp: zone.pcp,
+    }
+}
+
+/// One memory block, as a run of one.
+pub fn block_run(block: &BlockStats) -> abi::BlockRun {
+    abi::BlockRun {
+        addr: block.first.start().address().get(),
+        count: 1,
+        size: u64::from(block.sections) * SECTION_SIZE,
+        boot: block.boot,
+        zone: block.zone.map(|zone| zone_name(zone.zone_type())),
+        node: block.node.get(),
+        plugged: u64::from(block.plugged) * PAGE_SIZE,
+        memmap_pages: block.memmap.into(),
+        memmap_on_memory: block.memmap_on_memory,
+    }
+}
+
+/// Why a range of memory blocks was not removed.
+pub fn not_removed(error: OfflineAndRemoveError) -> Failure {
+    match error {
+        OfflineAndRemoveError::Remove(RemoveError::Granularity) => Failure::Granularity,
+        OfflineAndRemoveError::Remove(RemoveError::Mixed) => Failure::Mixed,
+        OfflineAndRemoveError::Remove(_) => Failure::NotBlocks,
+        OfflineAndRemoveError::Offline(nr, error) => {
+            let addr = nr.start().address().get();
+            match error {
+                OfflineError::Unmovable(stuck) | OfflineError::NoRoom(stuck) => {
+                    Failure::Stuck { addr, pages: stuck.pages.into() }
+                }
+                OfflineError::Busy => Failure::Stuck { addr, pages: 0 },
+                _ => Failure::NotBlocks,
+            }
+        }
+    }
+}
+
+/// Why the memory block of a virtio-mem device, or a part of it, was not taken offline.
+///
+/// # Panics
+/// When the driver asked for something that cannot be, such as a memory block that is not online.
+pub fn not_offline(error: OfflineError) -> ResizeState {
+    match error {
+        OfflineError::Unmovable(stuck) => ResizeState::Unmovable {
+            pages: u64::from(stuck.pages),
+            first: stuck.first.map(|page| {
+                page.map(|(pfn, holder)| abi::UnmovablePage {
+                    pfn: u64::from(pfn.get()),
+                    owner: owner(holder),
+                })
+            }),
+        },
+        OfflineError::NoRoom(_) => ResizeState::NoRoom,
+        // Isolations wait for each other, so only an injected fault leads here.
+        OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
+        other => panic!("the driver asked for what cannot be: {other:?}"),
+    }
+}
+
+fn owner(holder: Holder) -> abi::Owner {
+    match holder {
+        Holder::Reserved => abi::Owner::Reserved,
+        Holder::Kernel | Holder::Unclaimed => abi::Owner::Kernel,
+        Holder::Tagged(handle) => abi::Owner::Workload(handle),
+        Holder::PageTable => abi::Owner::PageTable,
+        Holder::Memmap => abi::Owner::Memmap,
+        Holder::Owned { index, .. } => {
+            workload::handle_of(index).map_or(abi::Owner::Kernel, abi::Owner::Workload)
+        }
+    }
+}
+
+/// A range of device memory that is mapped.
+pub fn pmem_use(info: &PgmapInfo) -> abi::PmemUse {
+    let pages = u64::from(info.pages.pages());
+    abi::PmemUse {
+        pages,
+        // Every page has one reference of its own.
+        users: info.refs.saturating_sub(pages),
+        memmap_pages: info.memmap_pages.into(),
+        altmap: info.altmap,
+    }
+}
+
+/// Why a range of device memory was not mapped.
+pub fn not_mapped(error: MemremapError) -> PmemFailure {
+    match error {
+        MemremapError::Empty | MemremapError::Misaligned => PmemFailure::Misaligned,
+        MemremapError::OutOfRange => PmemFailure::OutOfRange,
+        MemremapError::Conflict(_) => PmemFailure::Conflict,
+        // The kernel computes the memmap's part of the altmap; the rest is the caller's reserve.
+        MemremapError::AltmapTooSmall { .. } | MemremapError::AltmapTooLarge => PmemFailure::AltmapTooLarge,
+        MemremapError::TooMany => PmemFailure::TooMany,
+        MemremapError::NoPageTable => PmemFailure::NoPageTable,
+        MemremapError::NoMemory => PmemFailure::NoMemory,
+    }
+}
+
+/// Why a range of device memory was not unmapped.
+pub fn not_unmapped(error: MemunmapError) -> PmemFailure {
+    match error {
+        MemunmapError::NotMapped | MemunmapError::Initialising => PmemFailure::NotMapped,
+        MemunmapError::InUse { refs, first } => {
+            PmemFailure::InUse { refs, first: first.map(|(pfn, user)| (pfn.get().into(), user.tag)) }
+        }
+    }
+}

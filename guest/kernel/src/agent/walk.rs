@@ -1,0 +1,190 @@
+//! The walk over a workload's pages: one job that takes, verifies or releases them, a batch per step, so that
+//! the CPU's other jobs go on.
+//!
+//! A [`PageSet`] knows how a page is taken and given back: [`SystemPages`] in memory of the page allocator,
+//! [`DevicePages`] in device memory.
+//!
+//! Invariant: a walk holds no page from one step to the next.
+//!
+//! [`SystemPages`]: crate::agent::pages::SystemPages
+//! [`DevicePages`]: crate::agent::pmem::pages::DevicePages
+
+use alloc::boxed::Box;
+
+use tidevm_abi::Answer;
+use tidevm_mm::Pfn;
+
+use crate::agent::pattern::PagePattern;
+use crate::agent::workload::{Hold, home_cpu};
+use crate::job::{self, Job, Progress};
+use crate::mailbox::Requester;
+
+/// Pages of one step.
+const BATCH: u32 = 64;
+
+/// The pages of one workload, at places with numbers.
+pub trait PageSet: Send {
+    /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns.
+    /// Returns how many: 0 when the next page is in use elsewhere, `None` when there are no more.
+    fn take_some(&mut self, wanted: u64) -> Option<u32>;
+
+    /// No more pages are taken.
+    fn end_take(&mut self) {}
+
+    /// Number of places.
+    fn places(&self) -> u32;
+
+    /// Holds the page at `place`, so that it neither moves nor goes away.
+    fn hold(&self, place: u32) -> Hold;
+
+    /// The pattern of the page at `place`.
+    fn pattern(&self, place: u32) -> PagePattern;
+
+    /// Lets go of the page that [`hold`](Self::hold) gave.
+    fn let_go(&self, place: u32, pfn: Pfn);
+
+    /// Gives back the page that [`hold`](Self::hold) gave, at the latest in [`end_step`](Self::end_step).
+    fn release(&mut self, place: u32, pfn: Pfn);
+
+    /// A step ends.
+    fn end_step(&mut self) {}
+
+    /// Forgets the workload, which has no page left.
+    fn forget(&self);
+}
+
+/// The task of a walk.
+#[derive(Clone, Copy)]
+pub enum Task {
+    /// Take pages until there are `wanted`.
+    Take {
+        /// Number of pages.
+        wanted: u64,
+    },
+    /// Compare every page with its pattern.
+    Verify {
+        /// Pages that differ.
+        corrupt: u64,
+        /// The first page that differs.
+        first_corrupt: Option<Pfn>,
+    },
+    /// Give all pages back, and forget the workload.
+    Release,
+}
+
+impl Task {
+    /// The start of a verification.
+    pub const VERIFY: Self = Self::Verify { corrupt: 0, first_corrupt: None };
+}
+
+/// Starts the walk over `set`; it answers `requester` at its end.
+pub fn start(requester: Requester, set: impl PageSet + 'static, task: Task) {
+    job::spawn(home_cpu(0), Box::new(Walk { requester, set, task, next: 0, pages: 0 }));
+}
+
+struct Walk<S> {
+    requester: Requester,
+    set: S,
+    task: Task,
+    /// The next place.
+    next: u32,
+    /// Pages taken, verified or released so far.
+    pages: u64,
+}
+
+/// The result of one visit.
+enum Visit {
+    /// The walk goes on; the visit counts as this many pages of the step.
+    Counts(u32),
+    /// The page is being moved, by another CPU or between two steps of a job on this CPU.
+    Busy,
+    /// There is nothing more to visit.
+    End,
+}
+
+impl<S: PageSet> Walk<S> {
+    fn visit(&mut self) -> Visit {
+        match &mut self.task {
+            Task::Take { wanted } => {
+                let left = *wanted - self.pages;
+                let taken = if left == 0 { None } else { self.set.take_some(left) };
+                let Some(taken) = taken else { return Visit::End };
+                self.pages += u64::from(taken);
+                Visit::Counts(taken.max(1))
+            }
+            Task::Verify { corrupt, first_corrupt } => {
+                visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
+                    if !set.pattern(place).matches(pfn) {
+                        *corrupt += 1;
+                        first_corrupt.get_or_insert(pfn);
+                    }
+                    set.let_go(place, pfn);
+                })
+            }
+            Task::Release => {
+                visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
+                    set.release(place, pfn);
+                })
+            }
+        }
+    }
+
+    fn end(&mut self) -> Answer {
+        let pages = self.pages;
+        match self.task {
+            Task::Take { .. } => {
+                self.set.end_take();
+                Answer::Hogged { pages }
+            }
+            Task::Verify { corrupt, first_corrupt } => {
+                let first_corrupt = first_corrupt.map(|pfn| pfn.get().into());
+                Answer::Verified { pages, corrupt, first_corrupt }
+            }
+            Task::Release => {
+                self.set.forget();
+                Answer::Released { pages }
+            }
+        }
+    }
+}
+
+/// Holds the page at place `next` for `use_page`, and goes on to the following place unless the page is busy.
+fn visit_place<S: PageSet>(
+    set: &mut S,
+    next: &mut u32,
+    pages: &mut u64,
+    use_page: impl FnOnce(&mut S, u32, Pfn),
+) -> Visit {
+    if *next == set.places() {
+        return Visit::End;
+    }
+    match set.hold(*next) {
+        Hold::Held(pfn) => {
+            *pages += 1;
+            use_page(set, *next, pfn);
+        }
+        Hold::Empty => {}
+        Hold::Busy => return Visit::Busy,
+    }
+    *next += 1;
+    Visit::Counts(1)
+}
+
+impl<S: PageSet> Job for Walk<S> {
+    fn step(&mut self) -> Progress {
+        let mut left = BATCH;
+        let progress = loop {
+            match self.visit() {
+                Visit::Counts(pages) if pages < left => left -= pages,
+                Visit::Counts(_) | Visit::Busy => break Progress::Again,
+                Visit::End => break Progress::Done,
+            }
+        };
+        self.set.end_step();
+        if progress == Progress::Done {
+            let answer = self.end();
+            self.requester.answer(answer);
+        }
+        progress
+    }
+}

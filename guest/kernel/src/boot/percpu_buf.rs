@@ -1,0 +1,31 @@
+//! One large buffer per CPU, allocated while the CPUs are brought up: a user that wants much memory before
+//! all boot memory is initialised.
+//!
+//! Mirrors the ring buffers of Linux's tracer (`trace_buf_size=`). The buffers are never freed.
+
+use tidevm_mm::{Gfp, Order, PAGE_SIZE};
+
+use crate::mem::MM;
+
+/// Takes `size` bytes for CPU `index`.
+///
+/// # Panics
+/// When there is not enough memory; the message names the CPU, the pages wanted and the pages free.
+pub fn allocate(index: usize, size: u64) {
+    let wanted = size.div_ceil(PAGE_SIZE);
+    let stats = MM.stats();
+    // Memory that is not initialised yet counts as free: the allocations below have it initialised.
+    let there: u64 = stats.zones.iter().map(|zone| zone.all_free() + zone.pcp).sum();
+    assert!(wanted <= there, "percpu_buf: CPU {index} wants {wanted} pages, and {there} are free");
+    let mut left = wanted;
+    for order in (0..=Order::MAX.get()).rev().map(Order::new) {
+        let block = u64::from(order.pages());
+        while left >= block && MM.alloc_pages(order, Gfp::Kernel).is_ok() {
+            left -= block;
+        }
+    }
+    assert!(
+        left == 0,
+        "percpu_buf: out of memory on CPU {index}, {left} of {wanted} pages short; {there} were free"
+    );
+}

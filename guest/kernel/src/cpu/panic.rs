@@ -1,0 +1,39 @@
+//! The end of the guest: by a panic or an exception, with a report on the serial port, or by a power-off.
+//!
+//! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use tidevm_abi::{EXIT_PORT, ExitCode};
+
+use crate::console::print_in_panic;
+use crate::cpu::{self, port_write};
+
+/// Set by the CPU whose panic is reported; the other CPUs stop without a report.
+static PANICKING: AtomicBool = AtomicBool::new(false);
+
+/// Ends the guest for `reason`: reports it on the serial port, then writes [`ExitCode::Panic`].
+pub fn die(reason: fmt::Arguments<'_>) -> ! {
+    if !PANICKING.swap(true, Ordering::AcqRel) {
+        print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
+        port_write(EXIT_PORT, ExitCode::Panic as u8);
+    }
+    cpu::halt()
+}
+
+/// Ends the guest as it was asked to: writes [`ExitCode::PowerOff`].
+pub fn power_off() -> ! {
+    port_write(EXIT_PORT, ExitCode::PowerOff as u8);
+    print_in_panic(format_args!("the machine does not end; it is halted\n"));
+    cpu::halt()
+}
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(location) => die(format_args!("{} ({location})", info.message())),
+        None => die(format_args!("{}", info.message())),
+    }
+}

@@ -1,0 +1,11 @@
+//! Memory below and around `tidevm_mm`: page tables, the platform that `mm` runs on, the heap, and the jobs
+//! that copy pages and initialise boot memory.
+
+pub mod copy;
+pub mod deferred;
+pub mod heap;
+pub mod paging;
+pub mod platform;
+pub mod stamps;
+
+pub use platform::MM;

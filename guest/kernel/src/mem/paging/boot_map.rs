@@ -1,0 +1,76 @@
+//! The mappings that boot makes once: boot memory, and the kernel's image with the access rights of each
+//! part.
+//!
+//! Mirrors Linux `init_mem_mapping` and `mark_rodata_ro`. The parent's invariants about tables hold here. One
+//! CPU runs, so entries change without the lock. The identity map is removed later, when all CPUs run;
+//! nothing else changes its entry.
+#![expect(unsafe_code, reason = "declares the linker's symbols")]
+
+use core::arch::x86_64::__cpuid;
+use core::sync::atomic::Ordering;
+
+use super::{
+    ADDRESS, DIRECT_MAP, GLOBAL, KERNEL, MEMORY, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TABLE_SPAN,
+    TableSource, WRITABLE, entry, flush_tlb, index, map_direct, next_table, root,
+};
+
+unsafe extern "C" {
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+}
+
+/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them. Then it takes
+/// little time and few page tables, also for large memory.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let has_huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
+    let mut next = start;
+    while next < end {
+        let stop = end.min((next / TABLE_SPAN + 1) * TABLE_SPAN);
+        let virt = DIRECT_MAP + next;
+        let upper = next_table(entry(root(), index(virt, 3)), source)?;
+        let slot = entry(upper, index(virt, 2));
+        if has_huge_pages && stop - next == TABLE_SPAN && slot.load(Ordering::Relaxed) == 0 {
+            slot.store(next | MEMORY, Ordering::Release);
+        } else {
+            map_direct(next, stop, source)?;
+        }
+        next = stop;
+    }
+    Ok(())
+}
+
+/// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
+/// data not executable, and nothing outside of the image. The start-up tables allow all accesses to the first
+/// GiB until then.
+///
+/// # Errors
+/// [`NoPageTable`]; the start-up tables stay in use then.
+pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let text = (&raw const __text_start) as u64;
+    let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
+    let end = (&raw const __image_end) as u64;
+    let table_of_tables = source.alloc().ok_or(NoPageTable)?;
+    for virt in (text..end).step_by(SMALL_PAGE as usize) {
+        let access = match virt {
+            _ if virt < text_end => 0,
+            _ if virt < rodata_end => NO_EXECUTE,
+            _ => WRITABLE | NO_EXECUTE,
+        };
+        let table = next_table(entry(table_of_tables, index(virt, 1)), source)?;
+        entry(table, index(virt, 0)).store((virt - KERNEL) | PRESENT | GLOBAL | access, Ordering::Relaxed);
+    }
+    let upper = entry(root(), index(KERNEL, 3)).load(Ordering::Relaxed) & ADDRESS;
+    entry(upper, index(KERNEL, 2)).store(table_of_tables | PRESENT | WRITABLE, Ordering::Release);
+    flush_tlb();
+    Ok(())
+}
+
+/// Removes the identity map through which CPUs enter long mode, so that null pointers fault.
+pub fn drop_identity_map() {
+    entry(root(), 0).store(0, Ordering::Release);
+}

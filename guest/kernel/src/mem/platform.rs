@@ -1,0 +1,183 @@
+//! The platform that memory management runs on: page tables, TLB flushes, page copies and time, as
+//! `tidevm_mm::Platform` wants them. [`MM`] is here, because page tables come from its own page allocator.
+//!
+//! Takes the place of Linux's `arch/x86/mm/init_64.c`.
+//!
+//! Invariant: page-table pages are freed only after the TLBs of all CPUs are flushed.
+#![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use tidevm_mm::{
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
+    Platform, Section, SectionNr, Sparse,
+};
+
+use crate::cpu::time::Instant;
+use crate::cpu::{self, tlb};
+use crate::job;
+use crate::mem::copy;
+use crate::mem::paging::{self, TableSource, VMEMMAP};
+
+/// Sections of the physical address space that the guest can use: 2 TiB.
+const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
+static SECTION_TABLE: [Section; SECTIONS] = [const { Section::new() }; SECTIONS];
+
+/// The memory management.
+pub static MM: Mm<KernelPlatform> = Mm::new(
+    KernelPlatform,
+    // SAFETY: the vmemmap window has room for the `Page` of every frame below 2 TiB, and only
+    // `KernelPlatform` maps anything there.
+    unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
+    &PER_CPU,
+);
+static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cpu::MAX_CPUS];
+
+/// Per step: the number of attempts that succeed before the one that fails, plus one; 0 means that none
+/// fails.
+static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
+const FAULT_STEPS: usize = FaultStep::Migrate as usize + 1;
+
+/// Makes the `after`-th attempt of `step` fail; 0 is the next one.
+pub fn inject(step: FaultStep, after: u32) {
+    FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
+}
+
+/// Page tables from the page allocator. Tables that are freed are kept until the TLBs are flushed, because a
+/// CPU may still walk them.
+struct Tables {
+    freed: [Option<u64>; Self::MOST],
+}
+
+impl Tables {
+    /// Most tables that one call frees. A call unmaps at most one section, which empties at most one table,
+    /// and frees a second table where the memmap is mapped by small pages.
+    const MOST: usize = 2;
+
+    const fn new() -> Self {
+        Self { freed: [None; Self::MOST] }
+    }
+
+    /// Maps by `map`. Tables that a failed `map` gave back are freed.
+    fn fill<T>(map: impl FnOnce(&mut Self) -> Result<T, paging::NoPageTable>) -> Result<T, NoPageTable> {
+        let mut tables = Self::new();
+        map(&mut tables).map_err(|paging::NoPageTable| {
+            tables.flush();
+            NoPageTable
+        })
+    }
+
+    fn flush(self) {
+        tlb::flush_all();
+        for table in self.freed.into_iter().flatten() {
+            MM.free_pages(PhysAddr::new(table).pfn(), Order::PAGE);
+        }
+    }
+}
+
+impl TableSource for Tables {
+    fn alloc(&mut self) -> Option<u64> {
+        let table = MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get();
+        paging::clear_page(table);
+        Some(table)
+    }
+
+    fn free(&mut self, table: u64) {
+        let slot = self.freed.iter_mut().find(|slot| slot.is_none());
+        *slot.expect("one call frees at most two tables") = Some(table);
+    }
+}
+
+/// The hardware, as memory management uses it.
+pub struct KernelPlatform;
+
+/// Maps device registers: [`paging::map_device`] with tables from the page allocator.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_device(phys: u64, size: u64) -> Result<*mut u8, NoPageTable> {
+    Tables::fill(|tables| paging::map_device(phys, size, tables))
+}
+
+/// Address of the `Page` of the section's first frame.
+fn memmap(section: SectionNr) -> u64 {
+    VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
+}
+
+// SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or the small pages in its
+// place, and nothing else maps there; `%gs:0` is constant; `job::synchronize` waits until every other CPU has
+// been between two jobs, halted, or in `relax`.
+unsafe impl Platform for KernelPlatform {
+    fn this_cpu(&self) -> usize {
+        cpu::this()
+    }
+
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        copy::copy_pages(pages);
+    }
+
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
+    }
+
+    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
+        let (start, size) = (memmap(first), u64::from(count) * paging::LARGE_PAGE);
+        Tables::fill(|tables| paging::prepare_vmemmap(start, start + size, tables))
+    }
+
+    fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
+        paging::map_prepared_vmemmap(memmap(section), backing.address().get());
+    }
+
+    fn unmap_memmap(&self, section: SectionNr) {
+        let mut tables = Tables::new();
+        paging::unmap_vmemmap(memmap(section), &mut tables);
+        tables.flush();
+    }
+
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        let frames = frames.iter().map(|frame| frame.address().get());
+        Tables::fill(|tables| paging::map_vmemmap_base(memmap(section), frames, tables))
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        let mut frames: MemmapFrames = [Pfn::new(0); _];
+        let mut tables = Tables::new();
+        let back = |place: usize, frame| frames[place] = PhysAddr::new(frame).pfn();
+        paging::unmap_vmemmap_base(memmap(section), back, &mut tables);
+        tables.flush();
+        frames
+    }
+
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        let (start, end) = (range.start().address().get(), range.end().address().get());
+        Tables::fill(|tables| paging::map_direct(start, end, tables))
+    }
+
+    fn unmap_direct(&self, range: PfnRange) {
+        let mut tables = Tables::new();
+        paging::unmap_direct(range.start().address().get(), range.end().address().get(), &mut tables);
+        tables.flush();
+    }
+
+    fn synchronize(&self) {
+        job::synchronize();
+    }
+
+    fn relax(&self) {
+        cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
+        // Pairs with `job::synchronize`, as in the job loop.
+        core::sync::atomic::fence(Ordering::SeqCst);
+        core::hint::spin_loop();
+    }
+
+    fn clock(&self) -> u64 {
+        Instant::now().nanos()
+    }
+
+    fn fault(&self, step: FaultStep) -> bool {
+        let left = &FAULTS[step as usize];
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1)
+    }
+}

@@ -1,0 +1,77 @@
+//! Moments that the guest is measured by: when boot reached its milestones, in ticks of the time-stamp
+//! counter since the kernel's first instructions, and how long the last memory block took to add.
+//!
+//! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers
+//! tolerate a stamp that is not written yet.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use tidevm_abi::BootTimes;
+
+use crate::cpu::time::{self, Instant};
+use crate::mem::MM;
+
+/// The time-stamp counter at [`start`].
+static START: AtomicU64 = AtomicU64::new(0);
+/// Ticks from [`START`] on; 0 means "not yet".
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+static FIRST_ALLOCATION: AtomicU64 = AtomicU64::new(0);
+static INITIALISED: AtomicU64 = AtomicU64::new(0);
+/// Sections whose struct pages were written before the first allocation.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+/// Ticks that the last hot-added memory block took.
+static LAST_ADD: AtomicU64 = AtomicU64::new(0);
+
+/// The kernel starts.
+pub fn start() {
+    START.store(Instant::now().0, Ordering::Relaxed);
+}
+
+fn note(stamp: &AtomicU64) {
+    let ticks = Instant::now().0 - START.load(Ordering::Relaxed);
+    stamp.store(ticks.max(1), Ordering::Relaxed);
+}
+
+/// All boot memory is in the direct map.
+pub fn mapped() {
+    note(&MAPPED);
+}
+
+/// The page allocator gives pages.
+pub fn first_allocation() {
+    note(&FIRST_ALLOCATION);
+    let stats = MM.stats();
+    WRITTEN.store(stats.memmaps_written, Ordering::Relaxed);
+    if stats.deferred_pages() == 0 {
+        INITIALISED.store(FIRST_ALLOCATION.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// The page allocator has all boot memory, later than at the first allocation.
+pub fn initialised() {
+    note(&INITIALISED);
+}
+
+/// The milestones, in microseconds.
+pub fn times() -> BootTimes {
+    let micros = |stamp: &AtomicU64| stamp.load(Ordering::Relaxed).saturating_mul(1000) / time::khz().max(1);
+    let initialised = (INITIALISED.load(Ordering::Relaxed) != 0).then(|| micros(&INITIALISED));
+    BootTimes {
+        mapped: micros(&MAPPED),
+        first_allocation: micros(&FIRST_ALLOCATION),
+        initialised,
+        memmaps_written: WRITTEN.load(Ordering::Relaxed),
+    }
+}
+
+/// A memory block was added, or failed to be added, since `began`. The time counts from when the device had
+/// plugged the block.
+pub fn added(began: Instant) {
+    LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
+}
+
+/// Ticks that the last memory block took to add. Where instructions are the clock (QEMU's `-icount shift=0`),
+/// they are instructions.
+pub fn last_add() -> u64 {
+    LAST_ADD.load(Ordering::Relaxed)
+}

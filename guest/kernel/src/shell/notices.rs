@@ -1,0 +1,42 @@
+//! Reports as lines on the console, for people who run the guest on a VMM without a control channel.
+
+use tidevm_abi::{Report, ResizeState};
+
+use crate::console::{print, println};
+use crate::job::{Job, Progress};
+use crate::mailbox;
+
+/// The job that prints reports. It runs on the boot CPU, and only where no control channel takes them.
+pub struct Notices;
+
+impl Job for Notices {
+    fn step(&mut self) -> Progress {
+        print_waiting();
+        Progress::Idle(None)
+    }
+}
+
+/// Prints the reports that wait.
+pub fn print_waiting() {
+    mailbox::deliver_reports(|report| {
+        show(report);
+        true
+    });
+}
+
+fn show(report: Report) {
+    match report {
+        Report::Ready { cpus, mem_devices } => {
+            println!("tidevm guest: {cpus} CPUs, {mem_devices} virtio-mem devices");
+        }
+        Report::Resize(resize) => {
+            let (plugged, requested) = (resize.plugged >> 20, resize.requested >> 20);
+            print!("virtio-mem at {:#x}: {plugged} of {requested} MiB plugged", resize.region);
+            match resize.state {
+                ResizeState::Reached => println!(""),
+                why => println!(", stopped: {why:?}"),
+            }
+        }
+        Report::Done { .. } => unreachable!("only a VMM on the control channel makes such calls"),
+    }
+}

@@ -1,0 +1,332 @@
+//! The command line: options to a [`Config`], and where the session's script comes from.
+//!
+//! Only syntax is checked here; what cannot be built is refused by [`Config::validate`].
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_lab::experiment;
+use tidevm_machine::config::DEFAULT_MEMORY;
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
+use tidevm_session::command::parse_size;
+
+/// A microVM whose memory rises and falls.
+#[derive(Debug, Parser)]
+#[command(name = "tidevm", version, arg_required_else_help = true, after_help = STATUSES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+const STATUSES: &str = "\
+Exit status:
+  0  the session did what it asked
+  1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
+     show what it should
+  2  bad usage, configuration or script
+  3  the host cannot run it
+  4  the guest died
+  128 + N  a script was ended by signal N";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Boot, grow, use, shrink under use, verify, power off
+    Demo,
+    /// Run a machine, with a script or until it is ended
+    Run(Box<Run>),
+    /// Show what a mechanism prevents: the guest with it off and on, side by side
+    Experiment(Experiment),
+    /// Work with scripts, without a machine
+    Script {
+        /// What to do with one.
+        #[command(subcommand)]
+        action: ScriptAction,
+    },
+}
+
+/// `tidevm script`.
+#[derive(Debug, Subcommand)]
+pub enum ScriptAction {
+    /// Parse a script and report every error with its line and column
+    Check {
+        /// The script, - for standard input
+        file: PathBuf,
+    },
+}
+
+/// `tidevm experiment`.
+#[derive(Debug, Args)]
+pub struct Experiment {
+    /// Which one, or all of them
+    #[arg(value_name = "NAME|all", value_parser = experiments())]
+    pub name: String,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write experiments.txt, experiments.json and experiments.html; with `all` the current
+    /// directory if nothing is said
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+fn experiments() -> PossibleValuesParser {
+    PossibleValuesParser::new(experiment::ALL.iter().map(|experiment| experiment.name).chain(["all"]))
+}
+
+/// `tidevm run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Boot memory: 512M, 2G, 2GiB or bytes
+    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = size)]
+    memory: Size,
+    /// A NUMA node and its part of boot memory and vCPUs; once a node, in their order
+    #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
+    numa: Vec<NodeConfig>,
+    /// A hotplug region and its virtio-mem device; may be given several times
+    #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
+    hotplug: Vec<HotplugConfig>,
+    /// A range of device memory; may be given several times
+    #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
+    pmem: Vec<u64>,
+    /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Appended to the kernel's command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// When the guest initialises struct pages: eager, deferred or lazy
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    init: InitPolicy,
+    /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = size)]
+    memory_block: Size,
+    /// Whether the memmap of added memory lies in the added memory
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    memmap_on_memory: Switch,
+    /// Whether per-CPU lists are out of play while a range goes offline
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    pcp_disable: Switch,
+    /// What to do with the machine, one command a line; - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub script: Option<PathBuf>,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
+    console: ConsoleMode,
+    /// End when the guest resets the machine, instead of booting it again
+    #[arg(long)]
+    no_reboot: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Run {
+    /// The machine that the options describe.
+    ///
+    /// # Errors
+    /// Two options that want the same stream.
+    pub fn config(&self) -> Result<Config, String> {
+        if self.console == ConsoleMode::Stdio {
+            if self.json {
+                return Err("--console stdio and --json both write standard output".to_owned());
+            }
+            if self.script.as_deref().is_some_and(|file| file.as_os_str() == "-") {
+                return Err("--console stdio and --script - both read standard input".to_owned());
+            }
+        }
+        Ok(Config {
+            cpus: self.cpus,
+            memory: self.memory.0,
+            numa: self.numa.clone(),
+            hotplug: self.hotplug.clone(),
+            pmem: self.pmem.clone(),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            memory_block: self.memory_block.0,
+            memmap_on_memory: self.memmap_on_memory == Switch::On,
+            pcp_disable: self.pcp_disable == Switch::On,
+            init: self.init,
+            console: self.console.clone(),
+            reboot: !self.no_reboot,
+        })
+    }
+}
+
+/// The machine of `tidevm demo`.
+pub fn demo_config() -> Config {
+    Config {
+        cpus: 2,
+        memory: 256 << 20,
+        hotplug: vec![HotplugConfig::new(8 << 30)],
+        console: ConsoleMode::Off,
+        ..Config::default()
+    }
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    parse_size(text).map(Size).ok_or_else(|| "not a size such as 512M, 2G, 2GiB or bytes".to_owned())
+}
+
+fn hotplug(text: &str) -> Result<HotplugConfig, String> {
+    let mut config = HotplugConfig::new(0);
+    let mut seen = Vec::new();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+        let read = || size(value).map(|size| size.0).map_err(|error| format!("{key}={value}: {error}"));
+        match key {
+            "size" => config.size = read()?,
+            "block" => config.block = read()?,
+            "requested" => config.requested = read()?,
+            "node" => {
+                let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
+                config.node = Some(node);
+            }
+            _ => return Err(format!("unknown key `{key}`; the keys are size, block, requested and node")),
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
+    }
+    if seen.contains(&"size") { Ok(config) } else { Err("size=SIZE is missing".to_owned()) }
+}
+
+fn node(text: &str) -> Result<NodeConfig, String> {
+    let mut config = NodeConfig::default();
+    let mut seen = Vec::new();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+        match key {
+            "memory" => config.memory = size(value).map_err(|error| format!("memory={value}: {error}"))?.0,
+            "cpus" => config.cpus = value.parse().map_err(|error| format!("cpus={value}: {error}"))?,
+            _ => return Err(format!("unknown key `{key}`; the keys are memory and cpus")),
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
+    }
+    if seen.contains(&"memory") { Ok(config) } else { Err("memory=SIZE is missing (0 for none)".to_owned()) }
+}
+
+fn pmem(text: &str) -> Result<u64, String> {
+    let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
+    size(value).map(|size| size.0).map_err(|error| format!("size={value}: {error}"))
+}
+
+fn console(text: &str) -> Result<ConsoleMode, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
+        Some(("socket", path)) if !path.is_empty() => Ok(ConsoleMode::Socket(PathBuf::from(path))),
+        None if text == "off" => Ok(ConsoleMode::Off),
+        None if text == "stderr" => Ok(ConsoleMode::Stderr),
+        None if text == "stdio" => Ok(ConsoleMode::Stdio),
+        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Action, Cli, HotplugConfig, NodeConfig};
+    use clap::{CommandFactory, Parser};
+    use tidevm_machine::{Config, ConsoleMode};
+
+    fn config(options: &str) -> Result<Config, String> {
+        let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
+            Action::Run(run) => run.config(),
+            action => panic!("{action:?}"),
+        }
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_options_it_is_the_default_machine() {
+        assert_eq!(config(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let expected = Config {
+            cpus: 2,
+            memory: 512 << 20,
+            numa: vec![NodeConfig { memory: 512 << 20, cpus: 2 }, NodeConfig::default()],
+            hotplug: vec![
+                HotplugConfig::new(8 << 30),
+                HotplugConfig { size: 1 << 30, block: 4 << 20, requested: 128 << 20, node: Some(1) },
+            ],
+            pmem: vec![1 << 30, 128 << 20],
+            kernel: Some("k".into()),
+            initrd: Some("i".into()),
+            cmdline: Some("-a=b".to_owned()),
+            memory_block: 1 << 30,
+            memmap_on_memory: false,
+            init: tidevm_machine::InitPolicy::Eager,
+            pcp_disable: false,
+            console: ConsoleMode::File("a:b".into()),
+            reboot: false,
+        };
+        let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
+                       --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
+                       --pmem size=1G --pmem size=128M \
+                       --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
+                       --console file:a:b --no-reboot --script - --json";
+        assert_eq!(config(options), Ok(expected));
+    }
+
+    #[test]
+    fn bad_options_are_refused_with_what_would_be_right() {
+        let bad = [
+            ("--memory 2X", "not a size such as 512M"),
+            ("--memory 99999999T", "not a size"),
+            ("--cpus 300", "300 is not in 0..=255"),
+            ("--hotplug 8G", "`8G` is not KEY=VALUE"),
+            ("--hotplug block=2M", "size=SIZE is missing"),
+            ("--hotplug size=8G,size=9G", "size is given twice"),
+            ("--hotplug size=8G,slots=2", "the keys are size, block, requested and node"),
+            ("--hotplug size=8Q", "size=8Q: not a size"),
+            ("--hotplug size=8G,node=x", "node=x: invalid digit"),
+            ("--numa 512M", "`512M` is not KEY=VALUE"),
+            ("--numa cpus=2", "memory=SIZE is missing (0 for none)"),
+            ("--numa memory=1G,memory=1G", "memory is given twice"),
+            ("--numa memory=1G,node=1", "the keys are memory and cpus"),
+            ("--numa memory=1X", "memory=1X: not a size"),
+            ("--numa memory=1G,cpus=-1", "cpus=-1: invalid digit"),
+            ("--init sloth", "the policies are: eager, deferred, lazy"),
+            ("--memmap-on-memory yes", "possible values: on, off"),
+            ("--console tty", "off, stderr, stdio, file:PATH"),
+            ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console stdio --json", "both write standard output"),
+            ("--console stdio --script -", "both read standard input"),
+            ("--pmem 1G", "`1G` is not size=SIZE"),
+            ("--pmem size=1Q", "size=1Q: not a size"),
+            ("--pmem size=1G,path=x", "not a size"),
+        ];
+        for (options, message) in bad {
+            let error = config(options).expect_err(options);
+            assert!(error.contains(message), "{options}: {error}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `tidevm`: arguments to a machine and a script, a session to an exit status.
+
+mod cli;
+mod logger;
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use cli::{Action, Cli, Experiment, Run, ScriptAction};
+use tidevm_lab::experiment::host::Host;
+use tidevm_lab::experiment::{ALL, Halt, Outcome, data, html, text};
+use tidevm_machine::{Config, StartError, Vm};
+use tidevm_session::json::JsonLines;
+use tidevm_session::script::{Script, ScriptErrors};
+use tidevm_session::table::Table;
+use tidevm_session::{Ended, Observer, Summary};
+
+fn main() -> ExitCode {
+    logger::start();
+    let status = match execute(Cli::parse().action) {
+        Ok(status) => status,
+        Err(error) => {
+            match error.downcast_ref::<ScriptErrors>() {
+                Some(errors) => complain(errors),
+                None => complain(format_args!("tidevm: {error:#}")),
+            }
+            status_of(&error)
+        }
+    };
+    ExitCode::from(status)
+}
+
+/// To stderr, if that is there: after a hang-up it is not.
+fn complain(what: impl Display) {
+    drop(writeln!(io::stderr(), "{what}"));
+}
+
+/// 2 for bad usage, 3 when the host cannot; a session that could not be shown is a failed one.
+fn status_of(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit_status();
+    }
+    if error.is::<Unshown>() { 1 } else { 2 }
+}
+
+/// The session ended because standard output takes nothing any more.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+struct Unshown;
+
+fn execute(action: Action) -> anyhow::Result<u8> {
+    match action {
+        Action::Demo => {
+            let script = Script::parse("demo.script", include_str!("demo.script"))?;
+            run(cli::demo_config(), Some(&script), false)
+        }
+        Action::Run(options) => {
+            let script = options.script.as_deref().map(read).transpose()?;
+            run(machine(&options)?, script.as_ref(), options.json)
+        }
+        Action::Experiment(options) => run_experiments(&options),
+        Action::Script { action: ScriptAction::Check { file } } => {
+            let script = read(&file)?;
+            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
+            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(Unshown)?;
+            Ok(0)
+        }
+    }
+}
+
+fn machine(options: &Run) -> anyhow::Result<Config> {
+    options.config().map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// Reads and parses a whole script, before anything is started.
+fn read(file: &Path) -> anyhow::Result<Script> {
+    let (name, bytes) = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
+        ("<stdin>".to_owned(), bytes)
+    } else {
+        let name = file.display().to_string();
+        let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
+        (name, bytes)
+    };
+    let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
+    Ok(Script::parse(&name, &text)?)
+}
+
+/// Runs the experiments that `options` name, and gives the exit status.
+fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
+    let all = options.name == "all";
+    let folder = options.output.as_deref().or(all.then_some(Path::new(".")));
+    if let Some(folder) = folder {
+        // Before all that time is spent.
+        fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
+    }
+    let mut lab = Host(io::stderr());
+    let mut outcomes = Vec::new();
+    let mut halt = None;
+    for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
+        match experiment.run(&mut lab) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(reason) => {
+                halt = Some(reason);
+                break;
+            }
+        }
+    }
+    // What ended before a halt is not lost with it.
+    let written = folder.map_or(Ok(()), |folder| write_outcomes(folder, &outcomes));
+    let shown = if options.json { data::json(&outcomes) } else { text::text(&outcomes) };
+    io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
+    written?;
+    match halt {
+        Some(Halt::Start(error)) => Err(error.into()),
+        Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+        None => Ok(u8::from(!outcomes.iter().all(Outcome::passed))),
+    }
+}
+
+fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
+    for (name, content) in [
+        ("experiments.txt", text::text(outcomes)),
+        ("experiments.json", data::json(outcomes)),
+        ("experiments.html", html::page(outcomes)),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
+    config.validate().map_err(StartError::from)?;
+    if let Some(script) = script {
+        script.fit(&config)?;
+    }
+    let vm = Vm::start(config)?;
+    if json {
+        return observe(vm, script, &mut JsonLines(io::stdout()));
+    }
+    let stdout = anstream::stdout();
+    let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    let width = terminal.map(|(width, _)| usize::from(width.0));
+    observe(vm, script, &mut Table::new(stdout, width, script.map_or(0, Script::longest_step)))
+}
+
+fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let result = match script {
+        Some(script) => tidevm_session::run(vm, script, observer),
+        None => tidevm_session::stay(vm, observer),
+    };
+    let Summary { ended, .. } = result.context(Unshown)?;
+    if let Ended::Died { report } = &ended {
+        complain(report);
+    }
+    Ok(ended.status())
+}

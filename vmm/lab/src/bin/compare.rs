@@ -1,0 +1,68 @@
+//! Measures one session on two guests and holds them against each other; `cargo xtask compare` runs
+//! it. See [`tidevm_lab::compare`].
+
+use std::env;
+use std::fs;
+use std::process::ExitCode;
+
+use tidevm_lab::compare::machine::Linux;
+use tidevm_lab::compare::{Guest, Host, Record, measure, table};
+
+const USAGE: &str = "\
+usage: compare measure linux|tidevm KERNEL INITRD
+           runs the session on tidevm here, with Linux or with tidevm's own guest, and prints a
+           record of it, a line of JSON
+       compare run KERNEL INITRD FILE
+           runs the session under QEMU with both guests, adds the records to those that FILE has,
+           and shows them all; status 1 when there is a difference between the guests that nothing
+           explains, or a session that did not end
+";
+
+const GUESTS: [(&str, Guest); 2] = [("linux", Guest::Linux), ("tidevm", Guest::Tidevm)];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let linux = |kernel: &str, initrd: &str| Linux { kernel: kernel.into(), initrd: initrd.into() };
+    let result = match words[..] {
+        ["measure", guest, kernel, initrd] => measure_here(guest, &linux(kernel, initrd)),
+        ["run", kernel, initrd, file] => run(&linux(kernel, initrd), file),
+        _ => Err(USAGE.to_owned()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::from(2)
+    })
+}
+
+fn measure_here(guest: &str, linux: &Linux) -> Result<ExitCode, String> {
+    let (_, guest) = GUESTS.into_iter().find(|(name, _)| *name == guest).ok_or(USAGE)?;
+    let record = measure::session(Host::Tidevm, guest, linux);
+    println!("{}", line(&record)?);
+    Ok(if record.error.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(linux: &Linux, file: &str) -> Result<ExitCode, String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    let records = text.lines().map(serde_json::from_str).collect::<Result<Vec<Record>, _>>();
+    let mut records = records.map_err(|error| format!("{file}: {error}"))?;
+    for (host, emulator) in [(Host::Qemu, "QEMU"), (Host::QemuCounting, "QEMU, counting instructions")] {
+        for (name, guest) in GUESTS {
+            eprintln!("{name} on {emulator}");
+            records.push(measure::session(host, guest, linux));
+        }
+    }
+    for error in records.iter().filter_map(|record| record.error.as_ref()) {
+        eprintln!("{error}");
+    }
+    let lines = records.iter().map(line).collect::<Result<Vec<_>, _>>()?;
+    fs::write(file, lines.join("\n") + "\n").map_err(|error| format!("cannot write {file}: {error}"))?;
+    let (text, agree) = table::show(&records);
+    print!("{text}");
+    Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A record as one line of JSON.
+fn line(record: &Record) -> Result<String, String> {
+    serde_json::to_string(record).map_err(|error| error.to_string())
+}

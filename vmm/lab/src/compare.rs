@@ -1,0 +1,141 @@
+//! One session on two guests, Linux and tidevm's own, on the same machines: what plugging and unplugging
+//! costs each, and whether they count their memory alike.
+//!
+//! | module | what it is | what it does not know |
+//! | --- | --- | --- |
+//! | [`machine`] | the machines, as one | what is measured |
+//! | [`measure`] | the session on one machine: costs and counters | that there are others |
+//! | [`judge`] | the counters of two guests against each other | how it is shown |
+//! | [`table`] | what was measured, for people | machines |
+
+pub mod judge;
+pub mod machine;
+pub mod measure;
+pub mod table;
+
+use serde::{Deserialize, Serialize};
+use tidevm_abi::MEMORY_BLOCK_SIZE;
+
+use crate::zoneinfo::Zone;
+
+/// Bytes of a GiB.
+pub const GIB: u64 = 1 << 30;
+
+/// Sizes, in GiB, at which the guests are held against each other.
+const SIZES: [u64; 2] = [1, 4];
+
+const PAGE_SIZE: u64 = 4096;
+
+/// Pages of memmap that a memory block needs: 64 bytes for each of its pages.
+const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
+
+/// Where a session runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Host {
+    /// QEMU's emulator with its virtio-mem-pci.
+    Qemu,
+    /// The same, counting instructions: its times mean nothing.
+    QemuCounting,
+    /// tidevm with its virtio-mem on this host's KVM.
+    Tidevm,
+}
+
+/// Who runs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Guest {
+    /// A stock Linux.
+    Linux,
+    /// tidevm's own.
+    Tidevm,
+}
+
+/// A session as it went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Where.
+    pub host: Host,
+    /// Who.
+    pub guest: Guest,
+    /// The guest after boot, and after each step.
+    pub steps: Vec<Step>,
+    /// Why not all of [`steps`] are there.
+    pub error: Option<String>,
+}
+
+/// A step of a session, and the guest after it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done, as in [`Planned::name`].
+    pub name: String,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Instructions that it took the guest, where they are counted.
+    pub instructions: Option<u64>,
+    /// The guest's counters afterwards.
+    pub zones: Vec<Zone>,
+}
+
+/// What a step is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// For people; no two steps have the same.
+    pub name: String,
+    /// In the grammar of tidevm's scripts.
+    pub command: String,
+    /// Bytes that are plugged afterwards.
+    pub plugged: u64,
+    /// Bytes that hold data afterwards.
+    pub data: u64,
+    /// GiB that it plugs or unplugs, if its cost is of interest.
+    pub costs: Option<u64>,
+}
+
+impl Planned {
+    /// Whether it is the machine that does it, not the guest.
+    fn is_resize(&self) -> bool {
+        self.command.starts_with("resize ")
+    }
+}
+
+/// Name of the first entry of [`Record::steps`].
+pub const BOOT: &str = "boot";
+
+/// The session.
+#[must_use]
+pub fn steps() -> Vec<Planned> {
+    let mut steps = Vec::new();
+    for gib in SIZES {
+        let (size, half) = (gib * GIB, gib * GIB / 2);
+        let mut add = |name: &str, command: String, plugged, data, costs: bool| {
+            let costs = costs.then_some(gib);
+            steps.push(Planned { name: name.replace('N', &gib.to_string()), command, plugged, data, costs });
+        };
+        let resize = |gib| format!("resize {gib}G");
+        add("plug N GiB", resize(gib), size, 0, true);
+        add("unplug N GiB, empty", resize(0), 0, 0, true);
+        add("plug N GiB again", resize(gib), size, 0, false);
+        add("fill half of N GiB", format!("hog {}M movable full as data", half >> 20), size, half, false);
+        add("unplug N GiB, half full", resize(0), 0, half, true);
+        add("verify what filled N GiB", "verify data".to_owned(), 0, half, false);
+        add("release what filled N GiB", "release data".to_owned(), 0, 0, false);
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tidevm_session::script::Script;
+
+    use super::steps;
+
+    #[test]
+    fn the_session_is_a_script() {
+        let steps = steps();
+        let text: Vec<_> = steps.iter().map(|step| step.command.as_str()).collect();
+        Script::parse("session", &text.join("\n")).unwrap();
+        let names: BTreeSet<_> = steps.iter().map(|step| &step.name).collect();
+        assert_eq!(names.len(), steps.len());
+    }
+}

@@ -1,0 +1,258 @@
+//! The counters of two guests against each other, after each step.
+//!
+//! The Movable zone is compared as it is. The other zones are boot memory: they are compared as one,
+//! since Linux has a zone for the first 16 MiB that tidevm has not, as they are at boot, and then by how
+//! they changed.
+//!
+//! Linux takes the memmap of a new memory block out of boot memory, tidevm out of the block itself (its
+//! altmap). So in Movable fewer pages are managed and free, and in boot memory more are free, by
+//! the pages of its memmap for each block. Whatever differs beside that must have a [`Reason`].
+
+use std::{array, fmt};
+
+use tidevm_abi::MEMORY_BLOCK_SIZE;
+
+use super::{BOOT, MEMMAP_PAGES, PAGE_SIZE, Planned, Record, Step, steps};
+use crate::zoneinfo::Zone;
+
+/// What is compared, in pages.
+pub const COUNTERS: [&str; 4] = ["spanned", "present", "managed", "free"];
+const SPANNED: usize = 0;
+const PRESENT: usize = 1;
+const MANAGED: usize = 2;
+const FREE: usize = 3;
+
+/// The counters of a zone, in the order of [`COUNTERS`].
+pub type Counters = [i64; 4];
+
+/// Pages of its own that a kernel may take or give back while a session runs: 1 MiB.
+const OWN: i64 = 256;
+/// A kernel may take one page for so many that it is told to hold.
+const HELD_BY_ONE: i64 = 256;
+/// The part of boot memory that may be a kernel's own from the start.
+const BOOT_PART: i64 = 16;
+/// Where one zone of boot memory ends and the next begins: 4 GiB.
+const BORDER: i64 = 1 << 20;
+
+/// Two guests after a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The step's name.
+    pub step: String,
+    /// Which zones.
+    pub zones: Zones,
+    /// Linux's counters.
+    pub linux: Counters,
+    /// tidevm's counters.
+    pub tidevm: Counters,
+    /// Pages of memmap in the plugged blocks.
+    pub altmap: i64,
+    /// What differs besides.
+    pub rests: Vec<Rest>,
+}
+
+/// Which zones are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zones {
+    /// The Movable zone.
+    Movable,
+    /// All others together.
+    Boot,
+    /// The same, since boot.
+    BootChange,
+}
+
+impl fmt::Display for Zones {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Movable => "Movable",
+            Self::Boot => "others",
+            Self::BootChange => "others, change",
+        })
+    }
+}
+
+/// A difference that altmap does not explain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Index in [`COUNTERS`].
+    pub counter: usize,
+    /// So many more pages in tidevm.
+    pub pages: i64,
+    /// [`None`] when there is none.
+    pub reason: Option<Reason>,
+}
+
+/// Why counters may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Linux's processes live in Movable as well.
+    Processes,
+    /// A kernel's own pages come and go.
+    Own,
+    /// Two kernels boot.
+    Boot,
+    /// Linux has a zone end where the next begins.
+    Border,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Processes, Self::Own, Self::Boot, Self::Border];
+
+    /// A letter for the table.
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Self::Processes => 'a',
+            Self::Own => 'b',
+            Self::Boot => 'c',
+            Self::Border => 'd',
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Processes => {
+                "Linux's processes have pages of Movable, too, and it counts free pages to within a \
+                 threshold for each CPU; at most 1 MiB"
+            }
+            Self::Own => {
+                "a kernel's own pages come and go: page tables, slab, lists of the pages that hold data; \
+                 at most 1 MiB, and 1/256 of the data"
+            }
+            Self::Boot => {
+                "two kernels boot: their images, their first memmap, what they leave of the firmware's \
+                 map; at most 1/16 of boot memory"
+            }
+            Self::Border => {
+                "at boot, Linux has a zone span all up to 4 GiB when there is memory above, tidevm up to \
+                 its last page"
+            }
+        })
+    }
+}
+
+/// Two sessions on one host, step by step, as far as both went.
+#[must_use]
+pub fn compare(linux: &Record, tidevm: &Record) -> Vec<Row> {
+    let mut both = linux.steps.iter().zip(&tidevm.steps);
+    let Some((linux_boot, tidevm_boot)) = both.next() else { return Vec::new() };
+    let boot = |step| counters(step, |zone| !is_movable(zone));
+    let mut rows = vec![row(BOOT, Zones::Boot, [boot(linux_boot), boot(tidevm_boot)], 0, 0)];
+    for ((linux, tidevm), Planned { name, plugged, data, .. }) in both.zip(&steps()) {
+        let movable = [linux, tidevm].map(|step| counters(step, is_movable));
+        rows.push(row(name, Zones::Movable, movable, *plugged, *data));
+        let change = [(linux, linux_boot), (tidevm, tidevm_boot)]
+            .map(|(now, then)| array::from_fn(|counter| boot(now)[counter] - boot(then)[counter]));
+        rows.push(row(name, Zones::BootChange, change, *plugged, *data));
+    }
+    rows
+}
+
+/// `plugged` and `data` are in bytes.
+fn row(step: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, data: u64) -> Row {
+    let altmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
+    let mut rests = Vec::new();
+    for counter in 0..COUNTERS.len() {
+        let explained = match (zones, counter) {
+            (Zones::Movable, MANAGED | FREE) => -altmap,
+            (Zones::BootChange, FREE) => altmap,
+            _ => 0,
+        };
+        let (reason, most) = match (zones, counter) {
+            (Zones::Movable, FREE) => (Some(Reason::Processes), OWN),
+            (Zones::BootChange, FREE) => (Some(Reason::Own), OWN + pages(data / PAGE_SIZE) / HELD_BY_ONE),
+            (Zones::Boot, SPANNED) => (Some(Reason::Border), BORDER),
+            (Zones::Boot, _) => (Some(Reason::Boot), linux[PRESENT] / BOOT_PART),
+            _ => (None, 0),
+        };
+        let rest = tidevm[counter] - linux[counter] - explained;
+        if rest != 0 {
+            rests.push(Rest { counter, pages: rest, reason: reason.filter(|_| rest.abs() <= most) });
+        }
+    }
+    Row { step: step.to_owned(), zones, linux, tidevm, altmap, rests }
+}
+
+/// Pages of boot memory that a plug of `plugged` bytes, done between two steps, took for memmap: what
+/// became less, to the nearest whole memmap of all blocks. The rest is a kernel's own.
+#[must_use]
+pub fn memmap_in_boot(before: &Step, after: &Step, plugged: u64) -> i64 {
+    let free = |step| counters(step, |zone| !is_movable(zone))[FREE];
+    let memmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
+    let taken = free(before) - free(after);
+    (taken + memmap / 2).div_euclid(memmap) * memmap
+}
+
+fn is_movable(zone: &Zone) -> bool {
+    zone.name == "Movable"
+}
+
+/// The sum of the zones that are wanted.
+fn counters(step: &Step, wanted: impl Fn(&Zone) -> bool) -> Counters {
+    let of = |zone: &Zone| [zone.spanned, zone.present, zone.managed, zone.free].map(pages);
+    let zones = step.zones.iter().filter(|zone| wanted(zone));
+    zones.map(of).fold([0; 4], |sum, zone| array::from_fn(|counter| sum[counter] + zone[counter]))
+}
+
+/// A count that may become a difference.
+fn pages(count: u64) -> i64 {
+    i64::try_from(count).expect("fewer pages than there are addresses")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BOOT, COUNTERS, Reason, compare, memmap_in_boot};
+    use crate::compare::{GIB, Guest, Host, Record, Step};
+    use crate::zoneinfo::Zone;
+
+    fn step(name: &str, boot_free: u64, movable: [u64; 4]) -> Step {
+        let zone = |name: &str, [spanned, present, managed, free]: [u64; 4]| Zone {
+            node: 0,
+            name: name.to_owned(),
+            spanned,
+            present,
+            managed,
+            free,
+        };
+        let boot = zone("DMA32", [786_432, 786_300, 760_000, boot_free]);
+        let zones = vec![boot, zone("Movable", movable)];
+        Step { name: name.to_owned(), seconds: 0.0, instructions: None, zones }
+    }
+
+    fn record(guest: Guest, boot_free: [u64; 2], movable: [u64; 4]) -> Record {
+        let steps = vec![step(BOOT, boot_free[0], [0; 4]), step("plug 1 GiB", boot_free[1], movable)];
+        Record { host: Host::Qemu, guest, steps, error: None }
+    }
+
+    /// Counter and pages of all that is left, with its reason.
+    fn rests(tidevm: &Record) -> Vec<(&'static str, i64, Option<Reason>)> {
+        let linux = record(Guest::Linux, [700_000, 695_800], [262_144, 262_144, 262_144, 262_100]);
+        let rows = compare(&linux, tidevm);
+        let rests = rows.iter().flat_map(|row| &row.rests);
+        rests.map(|rest| (COUNTERS[rest.counter], rest.pages, rest.reason)).collect()
+    }
+
+    #[test]
+    fn altmap_explains_what_it_takes() {
+        let tidevm = record(Guest::Tidevm, [700_000, 699_990], [262_144, 262_144, 258_048, 258_048]);
+        let expected = [("free", 44, Some(Reason::Processes)), ("free", 94, Some(Reason::Own))];
+        assert_eq!(rests(&tidevm), expected);
+        let [linux_took, tidevm_took] = [[700_000, 695_800], [700_000, 699_990]].map(|free| {
+            let record = record(Guest::Linux, free, [0; 4]);
+            memmap_in_boot(&record.steps[0], &record.steps[1], GIB)
+        });
+        assert_eq!((linux_took, tidevm_took), (4096, 0));
+    }
+
+    #[test]
+    fn what_nothing_explains_is_seen() {
+        let tidevm = record(Guest::Tidevm, [700_000, 690_000], [262_144, 262_143, 258_049, 240_000]);
+        let expected =
+            [("present", -1, None), ("managed", 1, None), ("free", -18_004, None), ("free", -9896, None)];
+        assert_eq!(rests(&tidevm), expected);
+    }
+}

@@ -1,0 +1,166 @@
+//! A session on one machine.
+//!
+//! The device has its size before the guest has made use of it. So a resize is over for the clock when
+//! the guest's counters have it, too, less the time that the guest takes to tell them. Where instructions
+//! are counted it is not asked, which would take some, but left alone until it has become quiet. What its
+//! timers take when it has nothing to do is not taken off the count.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{ZoneName, ZoneStats};
+use tidevm_machine::Vm;
+use tidevm_session::script::Script;
+use tidevm_session::{Ended, Sample, Verdict};
+
+use super::machine::{self, Linux, LinuxOnKvm, Machine, OnQemu};
+use super::{BOOT, Guest, Host, PAGE_SIZE, Planned, Record, Step, steps};
+use crate::zoneinfo::{self, Zone};
+
+/// Between two looks at the instructions.
+const LOOK: Duration = Duration::from_millis(250);
+/// Instructions between two looks by which a guest has become quiet. Linux with nothing to do takes 50
+/// thousand, a five-hundredth of what its quickest resize takes.
+const QUIET: u64 = 100_000;
+/// How long a guest may take to use what is plugged.
+const USE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a guest may take to become quiet.
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+/// What a guest is given to become quiet where nobody counts.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Runs the session on `host` with `guest`, telling the steps on standard error.
+pub fn session(host: Host, guest: Guest, linux: &Linux) -> Record {
+    let mut record = Record { host, guest, steps: Vec::new(), error: None };
+    let steps = &mut record.steps;
+    let result = match (host, guest) {
+        (Host::Tidevm, Guest::Tidevm) => on_own_machine(steps),
+        (Host::Tidevm, Guest::Linux) => LinuxOnKvm::start(linux).and_then(|mut linux| run(&mut linux, steps)),
+        _ => OnQemu::start(guest, linux, host == Host::QemuCounting)
+            .and_then(|mut machine| run(&mut machine, steps)),
+    };
+    record.error = result.err();
+    record
+}
+
+fn run(machine: &mut impl Machine, done: &mut Vec<Step>) -> Result<(), String> {
+    settle(machine)?;
+    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: zones(machine)? });
+    for planned in steps() {
+        let before = machine.instructions()?;
+        let start = Instant::now();
+        if planned.is_resize() {
+            machine.resize(planned.plugged)?;
+        } else {
+            machine.ask(&planned.command)?;
+        }
+        let mut took = start.elapsed();
+        if planned.is_resize() && before.is_none() {
+            await_use(machine, planned.plugged)?;
+            took = start.elapsed().saturating_sub(telling(machine)?).max(took);
+        }
+        let after = settle(machine)?;
+        let instructions = after.zip(before).map(|(after, before)| after - before);
+        let (seconds, zones) = (took.as_secs_f64(), zones(machine)?);
+        done.push(told(Step { name: planned.name, seconds, instructions, zones }));
+    }
+    Ok(())
+}
+
+/// How long the guest takes to tell its counters.
+fn telling(machine: &mut impl Machine) -> Result<Duration, String> {
+    let start = Instant::now();
+    zones(machine)?;
+    Ok(start.elapsed())
+}
+
+/// Waits until the guest's Movable zone has so many bytes.
+fn await_use(machine: &mut impl Machine, bytes: u64) -> Result<(), String> {
+    let deadline = Instant::now() + USE_LIMIT;
+    loop {
+        let zones = zones(machine)?;
+        let movable = zones.iter().filter(|zone| zone.name == "Movable");
+        let present: u64 = movable.map(|zone| zone.present).sum();
+        if present * PAGE_SIZE == bytes {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "waited {USE_LIMIT:?} for the guest to use {bytes} bytes; {present} pages are there"
+            ));
+        }
+    }
+}
+
+/// Says that a step is done.
+fn told(step: Step) -> Step {
+    let count = step.instructions.map_or_else(String::new, |count| format!(", {count} instructions"));
+    eprintln!("    {}: {:.3} s{count}", step.name, step.seconds);
+    step
+}
+
+fn zones(machine: &mut impl Machine) -> Result<Vec<Zone>, String> {
+    Ok(zoneinfo::parse(machine.ask("zoneinfo")?.iter().map(String::as_str)))
+}
+
+/// Waits until the guest is quiet; the instructions up to then.
+fn settle(machine: &mut impl Machine) -> Result<Option<u64>, String> {
+    let deadline = Instant::now() + QUIET_LIMIT;
+    let Some(mut last) = machine.instructions()? else {
+        thread::sleep(SETTLE);
+        return Ok(None);
+    };
+    while Instant::now() < deadline {
+        thread::sleep(LOOK);
+        match machine.instructions()? {
+            Some(now) if now - last < QUIET => return Ok(Some(now)),
+            now => last = now.unwrap_or(last),
+        }
+    }
+    Err(format!("waited {QUIET_LIMIT:?} for the guest to become quiet"))
+}
+
+/// tidevm's own guest on tidevm has no console to talk to, and needs none: the session is a script.
+fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
+    let planned = steps();
+    let within = |step: &Planned| {
+        let limit = if step.is_resize() { " within 20m" } else { "" };
+        format!("{}{limit}", step.command)
+    };
+    let lines: Vec<String> = planned.iter().map(within).collect();
+    let script = Script::parse("session", &lines.join("\n")).map_err(|errors| errors.to_string())?;
+    let vm = Vm::start(machine::config()).map_err(|error| error.to_string())?;
+    let session = tidevm_session::record(vm, &script);
+    let boot = session.boot.ok_or_else(|| format!("the guest never came up: {:?}", session.summary.ended))?;
+    let zones = zones_of(&boot.sample)?;
+    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });
+    for (planned, report) in planned.into_iter().zip(&session.steps) {
+        if let Verdict::Failed { reason } = &report.verdict {
+            return Err(format!("{}: {reason}", planned.name));
+        }
+        let (seconds, zones) = (report.took.as_secs_f64(), zones_of(&report.sample)?);
+        done.push(told(Step { name: planned.name, seconds, instructions: None, zones }));
+    }
+    match session.summary.ended {
+        Ended::Done => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn zones_of(sample: &Sample) -> Result<Vec<Zone>, String> {
+    let name = |name| match name {
+        ZoneName::Dma32 => "DMA32",
+        ZoneName::Normal => "Normal",
+        ZoneName::Movable => "Movable",
+    };
+    let zone = |zone: ZoneStats| Zone {
+        node: 0,
+        name: name(zone.name).to_owned(),
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.free + zone.pcp,
+    };
+    let guest = sample.guest.ok_or("the guest tells no counters")?;
+    Ok(guest.zones.into_iter().map(zone).collect())
+}

@@ -1,0 +1,234 @@
+//! Experiments: the guest with a mechanism off and on, and what comes of it side by side.
+//!
+//! Each experiment is a few sessions on real machines and one judgement that is the same for every
+//! side: from what the session told it finds a failure, a success, or neither. An experiment passes
+//! when every side with the mechanism off shows the failure and none with it on does. Every number is
+//! of the run that it is shown for.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `experiment/*.rs` named as an experiment | its machines, its script, its judgement |
+//! | [`host`] | sessions on this host, with progress on stderr |
+//! | [`text`], [`data`], [`html`] | outcomes for people, for programs, and as a page with charts |
+//!
+//! An experiment knows machines only as a [`Lab`], so that tests can let any session end in any way.
+//! Identifiers such as S3.1 are claims of `docs/features.toml`.
+
+mod boot_time;
+pub mod data;
+mod double_init;
+mod early_oom;
+pub mod host;
+pub mod html;
+mod memmap_oom;
+mod offline_race;
+mod parallel_init;
+mod same_granularity;
+#[cfg(test)]
+mod tests;
+pub mod text;
+
+use std::time::{Duration, Instant};
+
+use tidevm_abi::Stats;
+use tidevm_machine::{Config, Size, StartError};
+use tidevm_session::{Ended, Record, Verdict};
+
+/// All experiments, in the order in which `all` runs them.
+pub const ALL: &[Experiment] = &[
+    early_oom::EXPERIMENT,
+    memmap_oom::EXPERIMENT,
+    offline_race::EXPERIMENT,
+    double_init::EXPERIMENT,
+    parallel_init::EXPERIMENT,
+    same_granularity::EXPERIMENT,
+    boot_time::EXPERIMENT,
+];
+
+/// An experiment that can be run.
+pub struct Experiment {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// The question that it answers, one sentence.
+    pub about: &'static str,
+    run: fn(&mut dyn Lab) -> Result<Vec<Side>, Halt>,
+}
+
+/// What an experiment needs: somebody who runs sessions.
+pub trait Lab {
+    /// Runs `script` on the machine `config`; `label` names the session to who waits.
+    ///
+    /// # Errors
+    /// [`Halt`]: there is no session to judge.
+    fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt>;
+
+    /// Bytes of memory that the host could give now, if it tells.
+    fn available(&self) -> Option<u64>;
+}
+
+/// Why an experiment cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// The host cannot run the machine.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A termination signal came.
+    #[error("ended by signal {0}")]
+    Signal(i32),
+}
+
+/// What came of an experiment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The experiment.
+    pub name: &'static str,
+    /// The question that it answers.
+    pub about: &'static str,
+    /// Off first.
+    pub sides: Vec<Side>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The guest with the mechanism in one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side {
+    /// Whether the mechanism is on.
+    pub on: bool,
+    /// The position, in a few words.
+    pub setting: &'static str,
+    /// What was found.
+    pub finding: Finding,
+    /// What happened, one sentence.
+    pub what: String,
+    /// Numbers of this run. All sides of an experiment have the same ones, in the same order.
+    pub numbers: Vec<Number>,
+}
+
+/// What a judgement finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The failure that the mechanism prevents.
+    Failure,
+    /// What the mechanism promises.
+    Success,
+    /// Neither: something else happened, and the experiment shows nothing.
+    Neither,
+}
+
+/// A number of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Number {
+    /// What it counts.
+    pub name: String,
+    /// The number.
+    pub value: Value,
+    /// Whether it is drawn; all that are drawn of an experiment have one unit.
+    pub charted: bool,
+}
+
+/// A number with its unit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// So many.
+    Count(u64),
+    /// Bytes.
+    Bytes(u64),
+    /// A time.
+    Time(Duration),
+    /// There is none, for this reason.
+    Missing(String),
+}
+
+impl Experiment {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// [`Halt`].
+    pub fn run(&self, lab: &mut dyn Lab) -> Result<Outcome, Halt> {
+        let start = Instant::now();
+        let sides = (self.run)(lab)?;
+        Ok(Outcome { name: self.name, about: self.about, sides, took: start.elapsed() })
+    }
+}
+
+impl Outcome {
+    /// Whether every side with the mechanism off shows the failure and every one with it on does not.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        let expected = |side: &Side| if side.on { Finding::Success } else { Finding::Failure };
+        let both = [false, true].iter().all(|on| self.sides.iter().any(|side| side.on == *on));
+        both && self.sides.iter().all(|side| side.finding == expected(side))
+    }
+}
+
+impl Side {
+    /// `off` or `on`, and the position.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{}: {}", if self.on { "on" } else { "off" }, self.setting)
+    }
+}
+
+impl Number {
+    fn new(name: impl Into<String>, value: Value) -> Number {
+        Number { name: name.into(), value, charted: false }
+    }
+
+    fn charted(name: impl Into<String>, value: Value) -> Number {
+        Number { charted: true, ..Number::new(name, value) }
+    }
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Count(count) => write!(f, "{count}"),
+            Value::Bytes(bytes) => write!(f, "{}", Size(*bytes)),
+            Value::Time(time) if time.as_micros() < 1000 => write!(f, "{} us", time.as_micros()),
+            Value::Time(time) if time.as_millis() < 1000 => write!(f, "{:.1} ms", time.as_secs_f64() * 1e3),
+            Value::Time(time) => write!(f, "{:.2} s", time.as_secs_f64()),
+            Value::Missing(_) => f.write_str("-"),
+        }
+    }
+}
+
+impl Value {
+    /// In bytes, seconds, or as it is.
+    #[must_use]
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Value::Count(number) | Value::Bytes(number) => Some(*number as f64),
+            Value::Time(time) => Some(time.as_secs_f64()),
+            Value::Missing(_) => None,
+        }
+    }
+}
+
+/// How the session ended, for findings of [`Finding::Neither`].
+fn how_it_ended(record: &Record) -> String {
+    let failed = record.steps.iter().find_map(|step| match &step.verdict {
+        Verdict::Failed { reason } => Some(format!("`{}` failed: {reason}", step.command)),
+        Verdict::Done { .. } => None,
+    });
+    match (&record.summary.ended, failed) {
+        (Ended::Died { report }, _) => last_words(report),
+        (_, Some(failed)) => failed,
+        (Ended::Failed { reason: Some(reason) }, None) => reason.clone(),
+        (Ended::Done, None) => "the session ended as it should, but without what was to be seen".to_owned(),
+        (ended, None) => format!("the session ended with status {}", ended.status()),
+    }
+}
+
+/// What a dying guest said: the line of its panic, or the report's first.
+fn last_words(report: &str) -> String {
+    let line = report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
+    let line = line.map(|words| format!("the guest died, panic on {words}"));
+    line.or_else(|| report.lines().next().map(str::to_owned)).unwrap_or_default()
+}
+
+/// A number from the guest's counters, if there are any.
+fn count(stats: Option<Stats>, number: fn(&Stats) -> u64) -> Value {
+    let missing = || Value::Missing("the guest could not be asked".to_owned());
+    stats.as_ref().map_or_else(missing, |stats| Value::Count(number(stats)))
+}

@@ -1,0 +1,84 @@
+//! A small guest in use that is grown by 12 GiB, whose memmap takes 192 MiB (S4.2).
+//!
+//! With the memmap taken from memory that the guest has, it runs out of memory while it is given memory.
+//! That has to be a clean error: what was plugged works, and can be taken back to the page. (Linux's
+//! guest dies there.) With the memmap in the new memory it grows.
+
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
+use tidevm_session::{Ended, StepReport};
+
+use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "memmap-oom",
+    about: "Can a guest with 256 MiB, of which a workload uses 96, be grown by 12 GiB?",
+    run,
+};
+
+const GROWN: u64 = 12 << 30;
+const SCRIPT: &str = "
+    hog 96M unmovable as app
+    plug 12G
+    check
+    resize 0
+    check
+    verify app";
+
+fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
+    let sides = [(false, "memmap in boot memory"), (true, "memmap on memory")];
+    sides.into_iter().map(|(on, setting)| side(lab, on, setting)).collect()
+}
+
+fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt> {
+    let config = Config {
+        memory: 256 << 20,
+        hotplug: vec![HotplugConfig::new(16 << 30)],
+        memmap_on_memory: on,
+        console: ConsoleMode::Off,
+        ..Config::default()
+    };
+    let record = lab.session(&format!("memmap-oom, {setting}"), config, SCRIPT)?;
+    let (finding, what) = judge(&record);
+    let stats = record.stats_after("plug");
+    let missing = || Value::Missing("the guest did not come so far".to_owned());
+    let plug = record.step("plug");
+    let numbers = vec![
+        Number::charted("plugged", plug.map_or_else(missing, |step| Value::Bytes(plugged(step)))),
+        Number::new("pages of memmap in boot memory", count(stats, |stats| stats.memmap_boot_pages)),
+        Number::new("pages of memmap in the new memory", count(stats, |stats| stats.memmap_altmap_pages)),
+        Number::new("time of the plug", plug.map_or_else(missing, |step| Value::Time(step.took))),
+    ];
+    Ok(Side { on, setting, finding, what, numbers })
+}
+
+fn plugged(step: &StepReport) -> u64 {
+    step.sample.devices.iter().map(|device| device.plugged).sum()
+}
+
+fn judge(record: &Record) -> (Finding, String) {
+    let Some(plug) = record.step("plug") else { return (Finding::Neither, how_it_ended(record)) };
+    if matches!(record.summary.ended, Ended::Died { .. }) || !rolled_back(record) {
+        return (Finding::Neither, format!("not as clean as it should be: {}", how_it_ended(record)));
+    }
+    let plugged = plugged(plug);
+    match record.reason("plug") {
+        None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
+        Some(reason) if reason.contains("no memory") => {
+            (Finding::Failure, format!("{reason}; after that all of it could be taken back"))
+        }
+        _ => (Finding::Neither, how_it_ended(record)),
+    }
+}
+
+/// Whether everything but the plug was done, and the guest's zones were in the end as before it.
+fn rolled_back(record: &Record) -> bool {
+    let others = record.steps.iter().filter(|step| step.command.to_string() != "plug 12G");
+    let all_done = others.clone().count() == 5 && others.clone().all(StepReport::is_done);
+    let zones = |step: Option<&StepReport>| {
+        let guest = step?.sample.guest?;
+        let zones = guest.zones.map(|zone| (zone.present, zone.managed, zone.free + zone.pcp));
+        Some((zones, guest.memmap_boot_pages, guest.memmap_altmap_pages))
+    };
+    let (before, after) = (zones(record.step("hog")), zones(record.step("verify")));
+    all_done && before.is_some() && before == after
+}

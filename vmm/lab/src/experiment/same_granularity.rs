@@ -1,0 +1,65 @@
+//! Two memory blocks that hold their own memmaps, added one by one and removed as one range (S4.16).
+//!
+//! Where a range can only be removed the way it came, it is refused, loudly and with nothing changed.
+//! Where every block is removed with its own memmap, the range goes and comes back. Either way the data
+//! in it stays what it was.
+
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
+use tidevm_session::StepReport;
+
+use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, count, how_it_ended};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "same-granularity",
+    about: "Can memory blocks that were added one by one be removed as one range?",
+    run,
+};
+
+/// The region begins at 4 GiB.
+const SCRIPT: &str = "
+    plug 256M
+    hog 4M movable scattered as data
+    readd 256M at 4G
+    check
+    verify data
+    release data
+    resize 0
+    check";
+
+fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
+    let sides = [(false, "as a range", "range"), (true, "block by block", "per-block")];
+    sides.into_iter().map(|(on, setting, policy)| side(lab, on, setting, policy)).collect()
+}
+
+fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Result<Side, Halt> {
+    let config = Config {
+        hotplug: vec![HotplugConfig::new(256 << 20)],
+        cmdline: Some(format!("tidevm.memmap_removal={policy}")),
+        console: ConsoleMode::Off,
+        ..Config::default()
+    };
+    let record = lab.session(&format!("same-granularity, {setting}"), config, SCRIPT)?;
+    let (finding, what) = judge(&record);
+    let after = record.stats_after("readd");
+    let numbers = vec![
+        Number::charted("pages moved out of the way", count(after, |stats| stats.pages_migrated)),
+        Number::new("pages of memmap on memory afterwards", count(after, |stats| stats.memmap_altmap_pages)),
+    ];
+    Ok(Side { on, setting, finding, what, numbers })
+}
+
+fn judge(record: &Record) -> (Finding, String) {
+    let others = record.steps.iter().filter(|step| step.command.to_string() != "readd 256M at 4G");
+    let intact = record.steps.len() == 8 && others.clone().all(StepReport::is_done);
+    let memmap = |verb| record.stats_after(verb).map(|stats| stats.memmap_altmap_pages);
+    if !intact || memmap("readd") != memmap("hog") {
+        return (Finding::Neither, how_it_ended(record));
+    }
+    match record.reason("readd") {
+        None => (Finding::Success, "both went and came back, each with its memmap".to_owned()),
+        Some(reason) if reason.contains("one at a time") => {
+            (Finding::Failure, format!("{reason}; nothing was changed"))
+        }
+        Some(_) => (Finding::Neither, how_it_ended(record)),
+    }
+}

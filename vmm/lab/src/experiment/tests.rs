@@ -1,0 +1,303 @@
+use std::time::Duration;
+
+use tidevm_abi::{Answer, BootTimes, PmemMapped, Stats};
+use tidevm_machine::Ready;
+use tidevm_session::{BootReport, DeviceSample, Sample, StepReport, Summary};
+
+use super::*;
+
+mod pages;
+
+/// Enough for the struct pages of 1024 GiB.
+const AVAILABLE: u64 = 32 << 30;
+
+/// Sessions that end as a test wants, in the order in which they are asked for.
+struct Fake(Vec<Result<Record, Halt>>);
+
+impl Lab for Fake {
+    fn session(&mut self, _: &str, config: Config, script: &str) -> Result<Record, Halt> {
+        config.validate().expect("a machine that can be");
+        tidevm_session::script::Script::parse("fake", script)
+            .expect("a script")
+            .fit(&config)
+            .expect("it fits");
+        self.0.remove(0)
+    }
+
+    fn available(&self) -> Option<u64> {
+        Some(AVAILABLE)
+    }
+}
+
+fn stats() -> Stats {
+    let zone = |name| tidevm_abi::ZoneStats { name, spanned: 9, present: 9, managed: 9, free: 9, pcp: 0 };
+    use tidevm_abi::ZoneName::{Dma32, Movable, Normal};
+    let zones = [zone(Dma32), zone(Normal), zone(Movable)];
+    Stats {
+        zones,
+        nr_nodes: 1,
+        nodes: [tidevm_abi::NodeStats { zones, init_local: 0, init_remote: 0 }; tidevm_abi::MAX_NODES],
+        memmap_boot_pages: 0,
+        memmap_altmap_pages: 0,
+        blocks_online: 0,
+        pages_migrated: 0,
+        migrate_failed: 0,
+        pcp_drains: 7,
+        pcp_stranded: 0,
+        memmaps_written: 0,
+        device_spanned: 0,
+        device_pages: 0,
+        device_refs: 0,
+        boot: BootTimes::default(),
+    }
+}
+
+fn sample() -> Sample {
+    let device = DeviceSample { region_size: 0, requested: 0, plugged: 0, held: None };
+    Sample { devices: vec![device], guest: Some(stats()) }
+}
+
+fn step(command: &str) -> StepReport {
+    StepReport {
+        line: 1,
+        column: 1,
+        command: command.parse().expect("a command"),
+        took: Duration::from_millis(5),
+        verdict: Verdict::Done { note: None },
+        answer: None,
+        sample: sample(),
+    }
+}
+
+fn failed(command: &str, reason: &str) -> StepReport {
+    StepReport { verdict: Verdict::Failed { reason: reason.to_owned() }, ..step(command) }
+}
+
+fn record(steps: Vec<StepReport>) -> Record {
+    let ready = Ready { cpus: 8, mem_devices: 1, after: Duration::from_millis(80) };
+    let summary = Summary { boot: Some(ready.after), ..Summary::default() };
+    Record { boot: Some(BootReport { ready: Some(ready), sample: sample() }), steps, summary }
+}
+
+fn died(report: &str) -> Record {
+    let summary = Summary { ended: Ended::Died { report: report.to_owned() }, ..Summary::default() };
+    Record { boot: None, steps: Vec::new(), summary }
+}
+
+fn find(name: &str) -> &'static Experiment {
+    ALL.iter().find(|experiment| experiment.name == name).expect("an experiment")
+}
+
+/// Runs an experiment whose sessions end as given; what its sides find, and whether it passes.
+fn outcome(name: &str, records: Vec<Record>) -> (Vec<Finding>, bool) {
+    let mut lab = Fake(records.into_iter().map(Ok).collect());
+    let outcome = find(name).run(&mut lab).expect("an outcome");
+    assert!(lab.0.is_empty(), "{name} asked for too few sessions");
+    for side in &outcome.sides {
+        assert!(!side.what.is_empty());
+        assert_eq!(side.numbers.len(), outcome.sides[0].numbers.len());
+    }
+    (outcome.sides.iter().map(|side| side.finding).collect(), outcome.passed())
+}
+
+use Finding::{Failure, Neither, Success};
+
+#[test]
+fn both_sides_have_to_be_as_expected() {
+    let side = |on, finding| Side { on, setting: "", finding, what: String::new(), numbers: Vec::new() };
+    let passed = |sides: &[(bool, Finding)]| {
+        let sides = sides.iter().map(|(on, finding)| side(*on, *finding)).collect();
+        Outcome { name: "", about: "", sides, took: Duration::ZERO }.passed()
+    };
+    assert!(passed(&[(false, Failure), (true, Success)]));
+    assert!(passed(&[(false, Failure), (true, Success), (true, Success)]));
+    for sides in [
+        &[(false, Success), (true, Success)][..],
+        &[(false, Neither), (true, Success)],
+        &[(false, Failure), (true, Failure)],
+        &[(false, Failure), (true, Neither)],
+        &[(false, Failure), (true, Success), (true, Neither)],
+        &[(false, Failure)],
+        &[(true, Success)],
+        &[],
+    ] {
+        assert!(!passed(sides), "{sides:?}");
+    }
+}
+
+#[test]
+fn early_oom_is_a_death_of_memory_and_of_nothing_else() {
+    let oom =
+        "the guest panicked\n  | panic on CPU 0: percpu_buf: out of memory on CPU 1, 5 of 9 pages short";
+    let up = || record(vec![step("check")]);
+    assert_eq!(outcome("early-oom", vec![died(oom), up()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("early-oom", vec![up(), up()]), (vec![Success, Success], false));
+    assert_eq!(outcome("early-oom", vec![died("triple fault"), died(oom)]), (vec![Neither, Failure], false));
+    let mut fewer = up();
+    fewer.boot = None;
+    assert_eq!(outcome("early-oom", vec![died(oom), fewer]), (vec![Failure, Neither], false));
+}
+
+#[test]
+fn memmap_oom_has_to_be_clean() {
+    let steps = |plug: StepReport| {
+        let others = ["check", "resize 0", "check", "verify app"].map(step);
+        [step("hog 96M unmovable as app"), plug].into_iter().chain(others).collect::<Vec<_>>()
+    };
+    let refused = || record(steps(failed("plug 12G", "stopped at 9G: the guest has no memory for it")));
+    let grown = || {
+        let mut plug = step("plug 12G");
+        plug.sample.devices[0].plugged = 12 << 30;
+        record(steps(plug))
+    };
+    assert_eq!(outcome("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("memmap-oom", vec![grown(), grown()]), (vec![Success, Success], false));
+    // Pages that do not come back, a step that fails besides, and another reason.
+    let mut leaky = refused();
+    leaky.steps[5].sample.guest.as_mut().expect("a guest").zones[0].free -= 1;
+    let mut broken = refused();
+    broken.steps[4] = failed("check", "no answer");
+    let busy = record(steps(failed("plug 12G", "the device is busy")));
+    for record in [leaky, broken, busy, died("the guest panicked")] {
+        assert_eq!(outcome("memmap-oom", vec![record, grown()]), (vec![Neither, Success], false));
+    }
+}
+
+#[test]
+fn offline_race_counts_pages() {
+    let raced = |cycles, failures, stranded| {
+        let race = StepReport {
+            answer: Some(Answer::Raced { cycles, failures, stranded }),
+            ..step("race 9 cycles")
+        };
+        record(vec![race, step("check")])
+    };
+    let on = || raced(2000, 0, 0);
+    assert_eq!(outcome("offline-race", vec![raced(2000, 3, 17), on()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("offline-race", vec![on(), on()]), (vec![Success, Success], false));
+    assert_eq!(outcome("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
+    // A cycle that fails for another reason, too few cycles, and a broken guest.
+    let mut broken = raced(2000, 3, 17);
+    broken.steps[1] = failed("check", "no answer");
+    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died("the guest panicked")] {
+        assert_eq!(outcome("offline-race", vec![off, on()]), (vec![Neither, Success], false));
+    }
+}
+
+#[test]
+fn device_memory_is_judged_by_who_writes_and_when() {
+    let mapped = |locked_pages, cpus| {
+        let mapped = PmemMapped { pages: 258_048, locked_pages, locked_ns: 5, total_ns: 7, cpus };
+        let map = StepReport { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
+        record(vec![map, step("check")])
+    };
+    let none = || died("the guest panicked");
+    let mut broken = mapped(9, 1);
+    broken.steps[1] = failed("check", "no answer");
+    assert_eq!(
+        outcome("double-init", vec![mapped(262_144, 1), mapped(4096, 1)]),
+        (vec![Failure, Success], true)
+    );
+    assert_eq!(
+        outcome("double-init", vec![mapped(0, 1), mapped(262_144, 1)]),
+        (vec![Success, Failure], false)
+    );
+    assert_eq!(outcome("double-init", vec![mapped(4097, 1), none()]), (vec![Neither, Neither], false));
+    assert_eq!(outcome("parallel-init", vec![mapped(0, 1), mapped(0, 2)]), (vec![Failure, Success], true));
+    assert_eq!(outcome("parallel-init", vec![mapped(0, 2), mapped(0, 1)]), (vec![Success, Failure], false));
+    assert_eq!(outcome("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
+}
+
+#[test]
+fn same_granularity_changes_nothing_or_everything() {
+    let steps = |readd: StepReport| {
+        let before = ["plug 256M", "hog 4M movable scattered as data"].map(step);
+        let after = ["check", "verify data", "release data", "resize 0", "check"].map(step);
+        record(before.into_iter().chain([readd]).chain(after).collect())
+    };
+    let refused = || steps(failed("readd 256M at 4G", "refused: they are removed one at a time"));
+    let done = || steps(step("readd 256M at 4G"));
+    assert_eq!(outcome("same-granularity", vec![refused(), done()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("same-granularity", vec![done(), done()]), (vec![Success, Success], false));
+    let mut corrupt = refused();
+    corrupt.steps[4] = failed("verify data", "1 page is corrupt");
+    let mut lost = refused();
+    lost.steps[2].sample.guest.as_mut().expect("a guest").memmap_altmap_pages += 512;
+    let stuck = steps(failed("readd 256M at 4G", "blocked: 1 pages cannot move"));
+    for record in [corrupt, lost, stuck, died("the guest panicked")] {
+        assert_eq!(outcome("same-granularity", vec![record, done()]), (vec![Neither, Success], false));
+    }
+}
+
+/// Boots of 1, 8, 64 and 512 GiB with so many sections written first.
+fn boots(written: [u64; 4]) -> Vec<Record> {
+    let boot = |memmaps_written| {
+        let mut stats = step("stats");
+        let times = BootTimes { mapped: 1, first_allocation: 2, initialised: Some(3), memmaps_written };
+        stats.sample.guest.as_mut().expect("a guest").boot = times;
+        record(vec![stats])
+    };
+    written.map(boot).into()
+}
+
+#[test]
+fn boot_time_is_judged_by_what_is_written_first() {
+    let (eager, deferred, lazy) = ([8, 64, 512, 4096], [1, 25, 25, 25], [0; 4]);
+    let run = |sides: [[u64; 4]; 3]| outcome("boot-time", sides.map(boots).concat());
+    assert_eq!(run([eager, deferred, lazy]), (vec![Failure, Success, Success], true));
+    assert_eq!(run([lazy, deferred, lazy]), (vec![Success, Success, Success], false));
+    assert_eq!(run([eager, eager, lazy]), (vec![Failure, Failure, Success], false));
+    assert_eq!(run([eager, deferred, [0, 64, 0, 0]]), (vec![Failure, Success, Neither], false));
+}
+
+#[test]
+fn sizes_that_take_too_long_are_left_out_and_it_is_said() {
+    let mut slow = boots([8, 64, 512, 4096]);
+    slow.truncate(2);
+    let stats = slow[1].steps[0].sample.guest.as_mut().expect("a guest");
+    stats.boot.initialised = Some(100_000_000);
+    let records = slow.into_iter().chain(boots([1, 25, 25, 25])).chain(boots([0; 4]));
+    let mut lab = Fake(records.map(Ok).collect());
+    let outcome = find("boot-time").run(&mut lab).expect("an outcome");
+    assert!(outcome.passed() && lab.0.is_empty());
+    let missing = |value: &Value| matches!(value, Value::Missing(why) if why.contains("14 minutes"));
+    assert_eq!(outcome.sides[0].numbers.iter().filter(|number| missing(&number.value)).count(), 4);
+}
+
+/// A host with 2 GiB to give.
+struct Small(Fake);
+
+impl Lab for Small {
+    fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {
+        self.0.session(label, config, script)
+    }
+
+    fn available(&self) -> Option<u64> {
+        Some(2 << 30)
+    }
+}
+
+#[test]
+fn sizes_whose_struct_pages_the_host_has_no_room_for_are_left_out() {
+    // Lazily they are not written, and so need none.
+    let sides = [([8, 64, 512, 0], 3), ([1, 25, 25, 0], 3), ([0; 4], 4)];
+    let records = sides.into_iter().flat_map(|(written, count)| boots(written).into_iter().take(count));
+    let mut lab = Small(Fake(records.map(Ok).collect()));
+    let outcome = find("boot-time").run(&mut lab).expect("an outcome");
+    assert!(outcome.passed() && lab.0.0.is_empty());
+    let missing =
+        |value: &Value| matches!(value, Value::Missing(why) if why.contains("struct pages need 8G"));
+    let missing = |side: &Side| side.numbers.iter().filter(|number| missing(&number.value)).count();
+    assert_eq!(outcome.sides.iter().map(missing).collect::<Vec<_>>(), [4, 4, 0]);
+}
+
+#[test]
+fn a_host_that_cannot_and_a_signal_end_it() {
+    let none = || StartError::NoKvm { error: std::io::ErrorKind::NotFound.into() };
+    let result = find("early-oom").run(&mut Fake(vec![Err(Halt::Start(none()))]));
+    assert!(matches!(result, Err(Halt::Start(StartError::NoKvm { .. }))));
+    let result = find("boot-time").run(&mut Fake(vec![Err(Halt::Start(none()))]));
+    assert!(matches!(result, Err(Halt::Start(_))), "no size of memory has to do with that");
+    let result = find("boot-time").run(&mut Fake(vec![Err(Halt::Signal(2))]));
+    assert!(matches!(result, Err(Halt::Signal(2))));
+}

@@ -1,0 +1,393 @@
+//! Machines run by QEMU's emulator, which needs no KVM. They compare guests with each other, and run tidevm's guest on
+//! an independent virtio-mem device.
+//!
+//! A machine is a q35 with a serial console that takes commands (see [`crate::console`]). It has one `virtio-mem-pci`
+//! device per hotplug region, named `mem0`, `mem1` and so on. A guest ends the machine by writing a byte to the port
+//! [`tidevm_abi::EXIT_PORT`]; QEMU's exit status is twice that byte, plus one.
+//!
+//! Invariant: dropping a machine kills its QEMU and removes its files.
+
+mod qmp;
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tidevm_abi::EXIT_PORT;
+
+use crate::console::Console;
+use qmp::Qmp;
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// The first version whose virtio-mem device has the feature that unplugged memory is inaccessible.
+const OLDEST: (u32, u32) = (7, 0);
+
+/// Pause between two polls of a state that QEMU does not report.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Why this host cannot run a machine, or `None`.
+pub fn missing() -> Option<String> {
+    match Command::new(QEMU).arg("--version").output() {
+        Ok(output) => too_old(&String::from_utf8_lossy(&output.stdout)),
+        Err(error) => Some(format!("{QEMU} cannot be run: {error} (Debian's package is qemu-system-x86)")),
+    }
+}
+
+/// Why the QEMU that prints `text` about its version is too old, or `None`.
+fn too_old(text: &str) -> Option<String> {
+    let version = text.split_whitespace().skip_while(|&word| word != "version").nth(1).unwrap_or_default();
+    let mut numbers = version.split('.').map(str::parse::<u32>);
+    let (major, minor) = OLDEST;
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(has_major)), Some(Ok(has_minor))) if (has_major, has_minor) >= OLDEST => None,
+        (Some(Ok(_)), Some(Ok(_))) => {
+            Some(format!("{QEMU} has version {version}; version {major}.{minor} is needed"))
+        }
+        _ => Some(format!("{QEMU} does not tell its version; version {major}.{minor} is needed")),
+    }
+}
+
+/// The properties of a machine.
+#[derive(Clone, Debug)]
+pub struct QemuConfig {
+    /// A bzImage, or an ELF file with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Boot memory in bytes, a multiple of 1 MiB.
+    pub memory: u64,
+    /// The hotplug regions, each with a virtio-mem device.
+    pub hotplug: Vec<Hotplug>,
+    /// Whether to count instructions, for [`QemuMachine::instructions`]. CPUs then take turns, and the machine is
+    /// several times slower.
+    pub icount: bool,
+    /// The longest wait for one event: for the guest to be ready, for an answer, for a size.
+    pub limit: Duration,
+    /// Further arguments of QEMU.
+    pub extra: Vec<String>,
+}
+
+/// A hotplug region and its device.
+#[derive(Clone, Debug)]
+pub struct Hotplug {
+    /// Size of the region in bytes.
+    pub size: u64,
+    /// Size of a device block in bytes.
+    pub block: u64,
+    /// Bytes that the device asks the guest to plug at boot.
+    pub requested: u64,
+    /// A file with the region's memory, instead of anonymous memory of QEMU. QEMU creates it, or extends it to the
+    /// size of the region. A write to the file changes the guest's memory without the guest's knowledge.
+    pub backing: Option<PathBuf>,
+}
+
+impl QemuConfig {
+    /// A machine with one CPU and without a hotplug region.
+    #[must_use]
+    pub fn new(kernel: PathBuf, memory: u64) -> Self {
+        Self {
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            cpus: 1,
+            memory,
+            hotplug: Vec::new(),
+            icount: false,
+            limit: Duration::from_secs(120),
+            extra: Vec::new(),
+        }
+    }
+
+    fn arguments(&self, socket: &Path) -> Command {
+        let mut qemu = Command::new(QEMU);
+        qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", &self.cpus.to_string()])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")])
+            .args(["-qmp", &format!("unix:{}", socket.display())])
+            .args(["-append", &self.cmdline])
+            .arg("-kernel")
+            .arg(&self.kernel);
+        if let Some(initrd) = &self.initrd {
+            qemu.arg("-initrd").arg(initrd);
+        }
+        if self.icount {
+            // Without `sleep=off`, which would make an idle guest run from timer to timer without a pause. Without
+            // `rr=record`, with which QEMU 7.2 stops passing console input to the guest.
+            qemu.args(["-icount", "shift=0"]);
+        }
+        let (slots, regions) = (self.hotplug.len(), self.hotplug.iter().map(|region| region.size));
+        let most = self.memory + regions.sum::<u64>();
+        match slots {
+            0 => qemu.args(["-m", &format!("{}M", self.memory >> 20)]),
+            _ => qemu.args(["-m", &format!("{}M,slots={slots},maxmem={most}B", self.memory >> 20)]),
+        };
+        for (index, Hotplug { size, block, requested, backing }) in self.hotplug.iter().enumerate() {
+            let backend = match backing {
+                Some(path) => format!("memory-backend-file,share=on,mem-path={}", path.display()),
+                None => "memory-backend-ram,reserve=off".to_owned(),
+            };
+            qemu.args(["-object", &format!("{backend},id=backend{index},size={size}B")]);
+            let device = format!("virtio-mem-pci,id=mem{index},memdev=backend{index}");
+            qemu.args(["-device", &format!("{device},block-size={block}B,requested-size={requested}B")]);
+        }
+        qemu.args(&self.extra);
+        qemu
+    }
+}
+
+impl Hotplug {
+    /// An empty region of `size` bytes with blocks of 2 MiB.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        Self { size, block: 2 << 20, requested: 0, backing: None }
+    }
+}
+
+/// A folder that is removed when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("tidevm-qemu-{}-{number}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// A running QEMU. Dropping it kills QEMU.
+struct Process {
+    child: Child,
+    /// The file with its standard error.
+    complaints: PathBuf,
+}
+
+impl Process {
+    fn complaints(&self) -> String {
+        fs::read_to_string(&self.complaints).unwrap_or_default()
+    }
+
+    /// Calls `look` repeatedly, for at most `limit`, until it returns something.
+    fn poll<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut look: impl FnMut(&mut Child) -> Result<Option<T>, String>,
+    ) -> Result<T, String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(found) = look(&mut self.child)? {
+                return Ok(found);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("waited {limit:?} for {what}"));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// The connection that QEMU makes to `listener`.
+    fn accept(&mut self, listener: &UnixListener, limit: Duration) -> Result<UnixStream, String> {
+        let accept = |child: &mut Child| match listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => match child.try_wait() {
+                Ok(None) => Ok(None),
+                Ok(Some(status)) => Err(format!("{QEMU} did not start: {status}")),
+                Err(error) => Err(format!("cannot ask for {QEMU}: {error}")),
+            },
+            Err(error) => Err(format!("{QEMU} cannot connect: {error}")),
+        };
+        self.poll(limit, "QEMU to connect", accept)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A running machine. It is killed when this is dropped.
+pub struct QemuMachine {
+    // The order of the fields is the order in which they are dropped.
+    process: Process,
+    qmp: Qmp,
+    console: Console,
+    limit: Duration,
+    _folder: Folder,
+}
+
+impl QemuMachine {
+    /// Starts a machine and waits until its guest takes commands.
+    ///
+    /// # Errors
+    /// QEMU does not start, or the guest is not ready within the limit. The text has their last messages.
+    pub fn start(options: &QemuConfig) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot run {QEMU}: {error}");
+        let folder = Folder::new().map_err(failed)?;
+        let [socket, complaints] = ["qmp", "complaints"].map(|name| folder.0.join(name));
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let mut child = options
+            .arguments(&socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&complaints).map_err(failed)?)
+            .spawn()
+            .map_err(failed)?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let mut process = Process { child, complaints };
+        let console = Console::new(input.expect("a pipe"), output.expect("a pipe"));
+        let connected = process.accept(&listener, options.limit);
+        let qmp = connected
+            .and_then(|stream| Qmp::new(stream, options.limit))
+            .map_err(|error| format!("{error}; it says:\n{}", process.complaints()))?;
+        let machine = Self { process, qmp, console, limit: options.limit, _folder: folder };
+        machine.console.ready(options.limit).map_err(|error| machine.explain(&error))?;
+        Ok(machine)
+    }
+
+    /// Changes the longest wait for one event, which starts as [`QemuConfig::limit`].
+    pub fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// The whole console output.
+    pub fn text(&self) -> String {
+        self.console.text()
+    }
+
+    /// Sends the guest a command and returns its answer, see [`Console::command`].
+    ///
+    /// # Errors
+    /// The command failed. The text has the last lines of the console.
+    pub fn command(&mut self, line: &str) -> Result<Vec<String>, String> {
+        self.console.command(line, self.limit).map_err(|error| self.explain(&error))
+    }
+
+    /// Sets the target of device `mem{device}`, in bytes.
+    ///
+    /// # Errors
+    /// QEMU refuses it.
+    pub fn resize(&mut self, device: usize, bytes: u64) -> Result<(), String> {
+        let path = format!("/machine/peripheral/mem{device}");
+        let arguments = json!({ "path": path, "property": "requested-size", "value": bytes });
+        self.qmp.execute("qom-set", arguments).map(|_| ()).map_err(|error| self.explain(&error))
+    }
+
+    /// Number of plugged bytes of device `mem{device}`.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn plugged(&mut self, device: usize) -> Result<u64, String> {
+        self.property(device, "size")
+    }
+
+    /// The target of device `mem{device}`, in bytes.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn requested(&mut self, device: usize) -> Result<u64, String> {
+        self.property(device, "requested-size")
+    }
+
+    /// Waits until `bytes` bytes of device `mem{device}` are plugged.
+    ///
+    /// # Errors
+    /// They are not plugged within the limit. The text has the last lines of the console.
+    pub fn wait_plugged(&mut self, device: usize, bytes: u64) -> Result<(), String> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let plugged = self.plugged(device)?;
+            if plugged == bytes {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let error = format!(
+                    "waited {:?} for {bytes} bytes of mem{device} to be plugged; {plugged} are",
+                    self.limit
+                );
+                return Err(self.explain(&error));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Number of instructions that the CPUs have executed.
+    ///
+    /// # Errors
+    /// The machine does not count instructions.
+    pub fn instructions(&mut self) -> Result<u64, String> {
+        let state = self.qmp.execute("query-replay", json!({})).map_err(|error| self.explain(&error))?;
+        let count = state["icount"].as_u64().filter(|&count| count > 0);
+        count.ok_or_else(|| format!("this machine counts no instructions: {state}"))
+    }
+
+    /// Tells the guest to power off, and waits for the end of QEMU. The guest does not answer this command.
+    ///
+    /// # Errors
+    /// See [`QemuMachine::wait_exit`].
+    pub fn power_off(&mut self) -> Result<ExitStatus, String> {
+        self.console.send("poweroff").map_err(|error| self.explain(&error))?;
+        self.wait_exit()
+    }
+
+    /// Waits until the guest has ended the machine. After a power-off by ACPI the status is 0. The start of this file
+    /// explains the others.
+    ///
+    /// # Errors
+    /// The guest does not end the machine within the limit. The text has the last lines of the console.
+    pub fn wait_exit(&mut self) -> Result<ExitStatus, String> {
+        let look = |child: &mut Child| child.try_wait().map_err(|error| format!("cannot wait: {error}"));
+        let ended = self.process.poll(self.limit, "the guest to end the machine", look);
+        ended.map_err(|error| self.explain(&error))
+    }
+
+    fn property(&mut self, device: usize, name: &str) -> Result<u64, String> {
+        let arguments = json!({ "path": format!("/machine/peripheral/mem{device}"), "property": name });
+        let value = self.qmp.execute("qom-get", arguments);
+        let number = |value: Value| value.as_u64().ok_or_else(|| format!("mem{device} has {name} {value}"));
+        value.and_then(number).map_err(|error| self.explain(&error))
+    }
+
+    /// An error text with the last messages of QEMU and of the guest.
+    fn explain(&self, error: &str) -> String {
+        let (complaints, last) = (self.process.complaints(), self.console.last_lines());
+        format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::too_old;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(too_old("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"), None);
+        assert_eq!(too_old("QEMU emulator version 10.0.0\n"), None);
+        let old = too_old("QEMU emulator version 6.2.0\n").unwrap();
+        assert_eq!(old, "qemu-system-x86_64 has version 6.2.0; version 7.0 is needed");
+        assert!(too_old("").is_some());
+    }
+}

@@ -1,0 +1,348 @@
+//! What is known of a guest from outside, and waiting for it.
+//!
+//! One mutex and one condition variable: every change of a [`State`] notifies every waiter, so a
+//! wait is a predicate over the whole state and can neither miss nor poll.
+//!
+//! A [`State`] holds facts only, so that a machine of a test can be in any of them. What tells which
+//! message fits, the calls that are not answered yet, is beside it in [`Shared`].
+//!
+//! Invariant: a guest's messages change a bounded number of fields in place. Answers are kept only
+//! for calls that were made and not yet taken, so a guest cannot make the state grow.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
+use tidevm_abi::{Answer, Report, Resize, ResizeState};
+
+/// What is known of a guest.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The guest's message that it is up, once it came since the last reset.
+    pub ready: Option<Ready>,
+    /// How often the guest reset its machine, and it started again.
+    pub resets: u64,
+    /// One entry for each [`crate::HotplugConfig`], in the same order.
+    pub mem: Vec<MemStatus>,
+    /// How the guest died, if it did.
+    pub death: Option<Death>,
+    /// The guest ended by itself, as asked or not.
+    pub powered_off: bool,
+    /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
+    pub signal: Option<i32>,
+    /// Guest accesses to addresses at which there is nothing: reads gave all ones, writes were
+    /// dropped.
+    pub stray_accesses: u64,
+    /// Messages on the control channel that were no [`Report`], or one that fits no call.
+    pub bad_records: u64,
+}
+
+/// The guest is up: all its CPUs run and all its drivers are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// CPUs that run.
+    pub cpus: u32,
+    /// virtio-mem devices that the guest found.
+    pub mem_devices: u32,
+    /// Time from [`crate::Vm::start`], or from the last reset, to the message.
+    pub after: Duration,
+}
+
+/// A virtio-mem device and what its driver says. All sizes and addresses are in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemStatus {
+    /// Guest-physical address of the region.
+    pub region: u64,
+    /// Size of the region.
+    pub region_size: u64,
+    /// Size of a device block.
+    pub block_size: u64,
+    /// What the device asks for.
+    pub requested: u64,
+    /// What is plugged.
+    pub plugged: u64,
+    /// A driver runs the device (`DRIVER_OK`).
+    pub driver: bool,
+    /// The driver's last report.
+    pub report: Option<Resize>,
+    /// The last request that was not answered with ACK, and the answer.
+    pub refused: Option<String>,
+}
+
+impl MemStatus {
+    /// Where the driver stopped on its way to `target`, and why; `None` while it is on its way. It goes on
+    /// by itself from everything but [`ResizeState::Reached`] when the reason goes away.
+    ///
+    /// A report on another target, or on another size than is plugged now, is overtaken and does not count.
+    #[must_use]
+    pub fn stopped(&self, target: u64) -> Option<ResizeState> {
+        let current = |report: &Resize| report.requested == target && report.plugged == self.plugged;
+        let stopped = self.report.filter(current)?.state;
+        let there = self.plugged == target && self.requested == target;
+        (there || stopped != ResizeState::Reached).then_some(stopped)
+    }
+}
+
+/// How a guest died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// What happened.
+    pub kind: DeathKind,
+    /// For people: registers, the code at the instruction pointer, the symbol, the serial port's
+    /// last lines. Ends without a line break.
+    pub report: String,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.kind, self.report)
+    }
+}
+
+/// What a guest died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeathKind {
+    /// The guest said so, by [`tidevm_abi::ExitCode::Panic`].
+    #[error("the guest panicked")]
+    GuestPanic,
+    /// The guest wrote a code to the exit port that means nothing.
+    #[error("the guest ended with the unknown exit code {0}")]
+    UnknownExitCode(u8),
+    /// A fault while the double-fault handler was called.
+    #[error("the guest's CPU shut down (triple fault)")]
+    TripleFault,
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate
+    /// an instruction; the number is the suberror.
+    #[error("KVM cannot go on: {}", suberror(*.0))]
+    InternalError(u32),
+    /// The CPU's state cannot be entered.
+    #[error("the CPU refuses to enter the guest (reason {0:#x})")]
+    FailEntry(u64),
+    /// The guest touched memory that it may not touch, on a host where that cannot be resumed.
+    #[error("the guest touched memory that is not plugged{}", at(*.0))]
+    UnpluggedMemory(Option<u64>),
+    /// `KVM_RUN` failed.
+    #[error("KVM_RUN failed: errno {0}")]
+    RunFailed(i32),
+    /// It reset its machine, and the host could not start it again.
+    #[error("the machine could not be started again after a reset")]
+    ResetFailed,
+    /// An exit that this VMM never asks for.
+    #[error("KVM ended the run for an unexpected reason")]
+    UnexpectedExit,
+    /// A thread of the VMM ended by a panic, which is a defect of the VMM.
+    #[error("the VMM's own thread for this vCPU panicked")]
+    VmmPanic,
+}
+
+fn suberror(number: u32) -> String {
+    match number {
+        KVM_INTERNAL_ERROR_EMULATION => "it cannot emulate the instruction at rip".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered to the guest".to_owned(),
+        number => format!("internal error {number}"),
+    }
+}
+
+fn at(address: Option<u64>) -> String {
+    address.map_or_else(String::new, |address| format!(" (guest-physical address {address:#x})"))
+}
+
+/// Why a wait ended without what it waited for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// It took too long.
+    #[error("{what}: not within {after:?}")]
+    Deadline {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// The guest died meanwhile.
+    #[error("{0}")]
+    Died(Death),
+    /// The guest powered off meanwhile.
+    #[error("the guest powered off")]
+    PoweredOff,
+    /// The guest reset its machine, and whoever was to answer is gone.
+    #[error("the guest was reset before it answered")]
+    Reset,
+    /// A termination signal came meanwhile.
+    #[error("ended by signal {0}")]
+    Signal(i32),
+}
+
+impl State {
+    /// Whether the machine runs no more.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.death.is_some() || self.powered_off
+    }
+
+    /// What ends every wait.
+    fn interruption(&self) -> Option<WaitError> {
+        if let Some(death) = &self.death {
+            return Some(WaitError::Died(death.clone()));
+        }
+        match self.signal {
+            Some(signal) => Some(WaitError::Signal(signal)),
+            None => self.powered_off.then_some(WaitError::PoweredOff),
+        }
+    }
+
+    /// Notes that the machine ended as machines should, unless it ended before.
+    pub(crate) fn power_off(&mut self) {
+        self.powered_off |= !self.ended();
+    }
+
+    /// Notes how the machine ended; the first of several deaths counts.
+    pub(crate) fn died(&mut self, death: Death) {
+        if !self.ended() {
+            self.death = Some(death);
+        }
+    }
+}
+
+/// A [`State`] that threads share, and the answers that are waited for.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    known: Mutex<Known>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Known {
+    state: State,
+    /// When the machine was started or reset.
+    started: Instant,
+    /// By call: nothing yet, the guest's answer, or that the guest which it was made to is gone.
+    answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
+        let known = Known { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
+        Self { known: Mutex::new(known), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Every change is complete before anything can panic, so a poisoned state is a good one.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of the state as it is now.
+    pub(crate) fn snapshot(&self) -> State {
+        self.lock().state.clone()
+    }
+
+    /// Changes the state and wakes every waiter.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        self.learn(|known| change(&mut known.state))
+    }
+
+    fn learn<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Takes in one message of the guest. A message that fits nothing is counted.
+    pub(crate) fn report(&self, report: Report) {
+        self.learn(|Known { state, started, answers }| match report {
+            Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
+                state.ready = Some(Ready { cpus, mem_devices, after: started.elapsed() });
+            }
+            Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
+                answers.insert(id, Some(Ok(answer)));
+            }
+            Report::Resize(resize) => match state.mem.iter_mut().find(|mem| mem.region == resize.region) {
+                Some(mem) => mem.report = Some(resize),
+                None => state.bad_records += 1,
+            },
+            Report::Ready { .. } | Report::Done { .. } => state.bad_records += 1,
+        });
+    }
+
+    /// Notes that the guest is gone with a reset: it is not up, and will answer no call.
+    pub(crate) fn lose_guest(&self) {
+        self.learn(|known| {
+            known.state.ready = None;
+            for answer in known.answers.values_mut() {
+                answer.get_or_insert(Err(WaitError::Reset));
+            }
+        });
+    }
+
+    /// Notes that the machine is as at its start, and about to run.
+    pub(crate) fn restart(&self) {
+        self.learn(|known| {
+            known.started = Instant::now();
+            known.state.resets += 1;
+        });
+    }
+
+    /// Makes room for the answer to call `id`.
+    pub(crate) fn expect_answer(&self, id: u32) {
+        self.lock().answers.insert(id, None);
+    }
+
+    /// Takes back [`Shared::expect_answer`].
+    pub(crate) fn forget_answer(&self, id: u32) {
+        self.lock().answers.remove(&id);
+    }
+
+    /// Waits at most `limit` for `find` to find something; `what` names it in the error. What it
+    /// finds is returned even when the machine has ended.
+    pub(crate) fn wait<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut find: impl FnMut(&State) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.wait_known(limit, what, |known| find(&known.state))
+    }
+
+    fn wait_known<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut find: impl FnMut(&Known) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        let found = self.wait_for(limit, |known| match find(known) {
+            Some(found) => Some(Ok(found)),
+            None => known.state.interruption().map(Err),
+        });
+        found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
+    }
+
+    /// Waits at most `limit` for the machine to end, or to be reset more often than `resets`, signals
+    /// or not.
+    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
+        self.wait_for(limit, |Known { state, .. }| (state.ended() || state.resets != resets).then_some(()));
+    }
+
+    fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {
+        let start = Instant::now();
+        let mut known = self.lock();
+        loop {
+            if let Some(found) = find(&known) {
+                return Some(found);
+            }
+            let left = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
+            known = self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for the answer to call `id` and takes it, or forgets the call: a later answer is a
+    /// bad record.
+    pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
+        let answer = self.wait_known(limit, what, |known| known.answers.get(&id)?.clone());
+        self.forget_answer(id);
+        answer?
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{Answer, Report, Resize, ResizeState};
+
+use super::{Death, DeathKind, MemStatus, Shared, WaitError};
+
+const SOON: Duration = Duration::from_millis(20);
+const LATE: Duration = Duration::from_secs(20);
+
+fn shared() -> Shared {
+    Shared::new(Instant::now(), vec![MemStatus { region: 4 << 30, ..MemStatus::default() }])
+}
+
+#[test]
+fn a_wait_ends_by_the_change_it_waits_for() {
+    let shared = Arc::new(shared());
+    let changer = Arc::clone(&shared);
+    let thread = thread::spawn(move || changer.change(|state| state.mem[0].plugged = 5));
+    let plugged =
+        shared.wait(LATE, "memory", |state| (state.mem[0].plugged > 0).then_some(state.mem[0].plugged));
+    assert_eq!(plugged, Ok(5));
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_wait_that_is_too_long_says_what_for() {
+    let error = shared().wait(SOON, "2G plugged", |_| None::<()>).unwrap_err();
+    assert_eq!(error, WaitError::Deadline { what: "2G plugged".to_owned(), after: SOON });
+    assert_eq!(error.to_string(), "2G plugged: not within 20ms");
+}
+
+/// What was waited for counts, then the gravest reason why it will not come.
+#[test]
+fn an_end_ends_every_wait() {
+    let shared = shared();
+    let never = |shared: &Shared| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
+    shared.change(|state| state.signal = Some(2));
+    assert_eq!(never(&shared), WaitError::Signal(2));
+    shared.wait_for_end(SOON, 0);
+    let death = Death { kind: DeathKind::TripleFault, report: "rip".to_owned() };
+    shared.change(|state| state.died(death.clone()));
+    assert_eq!(never(&shared), WaitError::Died(death));
+    assert_eq!(shared.wait(SOON, "the end", |state| state.ended().then_some(())), Ok(()));
+    shared.wait_for_end(LATE, 0);
+}
+
+#[test]
+fn the_first_end_counts() {
+    let shared = shared();
+    shared.change(|state| state.powered_off = true);
+    shared.change(|state| state.died(Death { kind: DeathKind::VmmPanic, report: String::new() }));
+    assert_eq!(shared.snapshot().death, None);
+    assert_eq!(shared.wait(LATE, "nothing", |_| None::<()>), Err(WaitError::PoweredOff));
+}
+
+/// A guest cannot make the state grow: answers are kept only for calls that were made.
+#[test]
+fn answers_need_calls() {
+    let shared = shared();
+    let done = |id| Report::Done { id, answer: Answer::Done };
+    shared.expect_answer(1);
+    (0..1000).for_each(|id| shared.report(done(id)));
+    let kept = || shared.lock().answers.len();
+    assert_eq!((kept(), shared.snapshot().bad_records), (1, 999));
+    assert_eq!(shared.take_answer(1, SOON, "the answer"), Ok(Answer::Done));
+    assert!(shared.take_answer(1, Duration::ZERO, "the answer").is_err());
+    // A call that was given up is answered too late.
+    shared.expect_answer(2);
+    assert!(shared.take_answer(2, Duration::ZERO, "the answer").is_err());
+    shared.report(done(2));
+    assert_eq!((kept(), shared.snapshot().bad_records), (0, 1000));
+}
+
+/// There is nobody left to answer, so nobody waits.
+#[test]
+fn a_reset_ends_every_wait_for_an_answer() {
+    let shared = shared();
+    shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+    [1, 3].into_iter().for_each(|id| shared.expect_answer(id));
+    shared.report(Report::Done { id: 3, answer: Answer::Done });
+    shared.lose_guest();
+    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 0));
+    assert_eq!(shared.take_answer(1, LATE, "the answer"), Err(WaitError::Reset));
+    assert_eq!(shared.take_answer(3, LATE, "the answer"), Ok(Answer::Done), "it came before");
+    // A call that was never made was lost to no reset.
+    assert!(matches!(shared.take_answer(1, SOON, "the answer"), Err(WaitError::Deadline { .. })));
+    shared.restart();
+    shared.wait_for_end(LATE, 0);
+    // The next guest is up again, and what it answers to later calls arrives.
+    shared.report(Report::Ready { cpus: 2, mem_devices: 1 });
+    assert_eq!(shared.snapshot().ready.map(|ready| ready.cpus), Some(2));
+    shared.expect_answer(2);
+    shared.report(Report::Done { id: 2, answer: Answer::Done });
+    assert_eq!(shared.take_answer(2, SOON, "the answer"), Ok(Answer::Done));
+}
+
+#[test]
+fn resize_reports_belong_to_a_region() {
+    let shared = shared();
+    let resize = |region| Resize { region, plugged: 1, requested: 2, state: ResizeState::HostBusy };
+    shared.report(Report::Resize(resize(4 << 30)));
+    shared.report(Report::Resize(resize(5 << 30)));
+    let state = shared.snapshot();
+    assert_eq!((state.mem[0].report, state.bad_records), (Some(resize(4 << 30)), 1));
+}

@@ -1,0 +1,171 @@
+//! The control channel: calls to the guest, reports from it.
+//!
+//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries
+//! [`Call`]s to the driver, queue 1 [`Report`]s from it. Differs on purpose in what a buffer is:
+//! one buffer, one record, instead of a stream of bytes.
+//!
+//! Invariants: at most [`MAX_UNREAD`] calls wait, and nothing of a report is kept but what
+//! [`crate::State`] has a field for, so a guest that does not read or does not stop writing costs
+//! nothing.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use tidevm_abi::{Call, MAX_RECORD, Report, decode, encode};
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::Memory;
+use crate::state::Shared;
+use crate::virtio::mmio::{Effect, Registers};
+use crate::virtio::{Port, RegisterDevice};
+
+/// Most calls that may wait for the guest to read them.
+pub const MAX_UNREAD: usize = 64;
+
+/// Queue that carries calls to the guest.
+pub const CALLS: usize = 0;
+
+/// Queue that carries reports to the VMM.
+pub const REPORTS: usize = 1;
+
+const QUEUE_SIZE: u16 = 64;
+
+/// Columns, rows, number of ports, emergency write: all without their features, so without meaning.
+const CONFIG: [u8; 12] = [0; 12];
+
+/// The control channel's device.
+#[derive(Debug)]
+pub struct Console {
+    port: Port,
+    memory: Arc<Memory>,
+    shared: Arc<Shared>,
+    unread: VecDeque<Call>,
+    kicks: [EventFd; 2],
+}
+
+/// The guest has not read [`MAX_UNREAD`] calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Console {
+    /// A channel without calls. `interrupt` reaches the driver, `kicks` are written when a queue
+    /// has new buffers.
+    ///
+    /// # Errors
+    /// Never with the sizes of this device.
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        shared: Arc<Shared>,
+        interrupt: EventFd,
+        kicks: [EventFd; 2],
+    ) -> io::Result<Self> {
+        let registers =
+            Registers::new(VIRTIO_ID_CONSOLE, 0, 0, &[QUEUE_SIZE; 2], &CONFIG).map_err(io::Error::other)?;
+        let port = Port::new(registers, interrupt);
+        Ok(Self { port, memory, shared, unread: VecDeque::new(), kicks })
+    }
+
+    /// Hands a call to the guest, now or when it has a buffer for it.
+    ///
+    /// # Errors
+    /// [`Full`]; the call is not made.
+    pub fn call(&mut self, call: Call) -> Result<(), Full> {
+        if self.unread.len() >= MAX_UNREAD {
+            return Err(Full);
+        }
+        self.unread.push_back(call);
+        self.serve_calls();
+        Ok(())
+    }
+
+    /// System reset: no driver, and nobody who could answer the calls that were made.
+    pub fn reset(&mut self) {
+        self.port.registers.reset();
+        self.unread.clear();
+        self.shared.lose_guest();
+    }
+
+    /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be
+    /// more to do.
+    pub fn serve_calls(&mut self) -> bool {
+        let mut used = false;
+        let mut more = false;
+        for _ in 0..self.port.batch(CALLS) {
+            more = false;
+            let Some(call) = self.unread.front() else { break };
+            let mut record = [0; MAX_RECORD];
+            let Ok(record) = encode(call, &mut record) else {
+                // Longer than the longest record: a defect of the abi crate, tested there.
+                self.unread.pop_front();
+                continue;
+            };
+            let view = self.memory.view();
+            let Some(chain) = self.port.pop(&*view, CALLS, 0, record.len()) else { break };
+            let written = chain.write(&view, record);
+            if written > 0 {
+                self.unread.pop_front();
+            } else {
+                self.shared.change(|state| state.bad_records += 1);
+            }
+            self.port.push(&*view, CALLS, &chain, written);
+            used = true;
+            more = true;
+        }
+        if used {
+            self.port.notify_used();
+        }
+        more
+    }
+
+    /// Reads the reports that the driver wrote. Returns whether there may be more.
+    pub fn serve_reports(&mut self) -> bool {
+        let mut used = false;
+        let mut more = true;
+        for _ in 0..self.port.batch(REPORTS) {
+            let view = self.memory.view();
+            // One byte more than a record has, so that a longer one is seen as such.
+            let Some(chain) = self.port.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
+                more = false;
+                break;
+            };
+            match decode::<Report>(chain.request()) {
+                Ok(report) => self.shared.report(report),
+                Err(_) => self.shared.change(|state| state.bad_records += 1),
+            }
+            self.port.push(&*view, REPORTS, &chain, 0);
+            used = true;
+        }
+        if used {
+            self.port.notify_used();
+        }
+        more && used
+    }
+}
+
+impl RegisterDevice for Console {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.port.registers.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self.port.registers.write(offset, data) {
+            Effect::None => Ok(()),
+            // A driver may have filled its queue before it was ready.
+            Effect::StatusChanged => self.kicks[CALLS].write(1),
+            Effect::Notify(queue) => self.kicks[queue].write(1),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Console {
+    /// How many calls wait to be read.
+    pub(crate) fn unread(&self) -> usize {
+        self.unread.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

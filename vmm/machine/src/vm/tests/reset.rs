@@ -1,0 +1,293 @@
+//! Guests that reset their machine.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use tidevm_abi::Report;
+
+use super::*;
+use crate::bus::I8042_RESET;
+use crate::events::RESET_PAUSE;
+use crate::state::{MemStatus, WaitError};
+use crate::vcpu::STOP_LIMIT;
+use crate::vm::lock;
+
+/// mov al, 0xfe; out 0x64, al; hlt
+const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
+
+/// Resets at every [`go`].
+fn resetting() -> Kernel {
+    // WAIT ends with an absolute address, in 32-bit code without a SIB byte.
+    let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
+    code.extend(RESET);
+    Kernel::new(&code)
+}
+
+fn await_resets(vm: &Vm, count: u64) {
+    vm.wait(LIMIT, "a reset", |state| (state.resets >= count).then_some(())).unwrap();
+}
+
+/// Whether the machine has no more resets than that, and will have none.
+fn is_at_rest(vm: &Vm, resets: u64) -> bool {
+    std::thread::sleep(2 * RESET_PAUSE);
+    vm.state().resets == resets && !vm.state().ended()
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_with_fresh_memory() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    drop(kernel);
+    for count in 1..=3 {
+        let (started, room) = (vm.exits()[0].io, vm.serial.room());
+        vm.serial.input(b"to the guest that was");
+        go(&vm);
+        await_resets(&vm, count);
+        // Or it would reset again at once.
+        assert!(is_at_rest(&vm, count), "{:?}", vm.state());
+        assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
+    }
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+}
+
+#[test]
+fn without_reboot_a_reset_ends_the_machine() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&RESET);
+    let vm = Vm::start(Config { reboot: false, ..kernel.config() }).unwrap();
+    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
+    assert_eq!(vm.state().resets, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+#[test]
+fn calls_end_with_the_guest_that_they_were_made_to() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let call = vm.call(Op::Stats).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| vm.answer(call, LIMIT, "an answer"));
+        std::thread::sleep(Duration::from_millis(50));
+        go(&vm);
+        assert_eq!(waiter.join().unwrap(), Err(WaitError::Reset));
+    });
+    // The guest that starts now is not asked what another was asked.
+    await_resets(&vm, 1);
+    assert!(lock(&vm.console).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
+    assert_eq!(lock(&vm.console).unread(), 1);
+}
+
+#[test]
+fn several_vcpus_that_reset_reset_once() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let board = lock(&vm.board);
+    go(&vm);
+    // The event loop has taken note of the first when the second comes.
+    std::thread::sleep(Duration::from_millis(100));
+    vm.machine.reset.write(1).unwrap();
+    drop(board);
+    await_resets(&vm, 1);
+    assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
+}
+
+#[test]
+fn a_guest_that_resets_without_end_is_stopped_at_once() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&RESET);
+    for resets in [0, 1, 5] {
+        let started = Instant::now();
+        let vm = Vm::start(kernel.config()).unwrap();
+        await_resets(&vm, resets);
+        let start = Instant::now();
+        assert!(start - started >= RESET_PAUSE * resets.saturating_sub(1) as u32, "{:?}", start - started);
+        assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+/// As if it had asked for the reset, which it never does.
+#[test]
+fn tidevms_own_guest_is_up_again_and_follows_again() {
+    const SIZE: u64 = 128 * MIB;
+    const BOOT: Duration = Duration::from_secs(60);
+    if !kvm() {
+        return;
+    }
+    let hotplug = vec![HotplugConfig { requested: SIZE, ..HotplugConfig::new(1 << 30) }];
+    let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
+    for resets in 0..=1 {
+        let up = |state: &crate::state::State| {
+            let there =
+                state.ready.is_some() && state.mem[0].report.is_some_and(|report| report.plugged == SIZE);
+            (state.resets == resets && there).then(|| state.mem[0].plugged)
+        };
+        assert_eq!(vm.wait(BOOT, "the guest with its memory", up), Ok(SIZE));
+        let call = vm.call(Op::Check).unwrap();
+        assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
+        if resets == 0 {
+            vm.machine.reset.write(1).unwrap();
+        }
+    }
+    assert_eq!(vm.state().bad_records, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+/// A vCPU that waits for somebody to read its console is stopped as any other.
+#[test]
+fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
+    if !kvm() {
+        return;
+    }
+    // mov dx, 0x3f8; mov al, 10; out dx, al; jmp -3
+    let kernel = Kernel::new(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xeb, 0xfd]);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let console = ConsoleMode::File(format!("/proc/self/fd/{}", writer.as_raw_fd()).into());
+    let vm = Vm::start(Config { console, ..kernel.config() }).unwrap();
+    let await_stuck = || {
+        let start = Instant::now();
+        let grows = || {
+            let before = vm.exits()[0].io;
+            std::thread::sleep(Duration::from_millis(300));
+            before == 0 || vm.exits()[0].io != before
+        };
+        while grows() {
+            assert!(start.elapsed() < LIMIT, "{:?}", vm.exits());
+        }
+    };
+    await_stuck();
+    let start = Instant::now();
+    vm.machine.reset.write(1).unwrap();
+    await_resets(&vm, 1);
+    assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
+    await_stuck();
+    let start = Instant::now();
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let up = || {
+        let vm = Vm::start(kernel.config()).unwrap();
+        vm.machine.shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+        vm
+    };
+    assert_eq!(up().stop(Duration::from_millis(50)), End::Forced { asked: true });
+    let vm = up();
+    let machine = Arc::clone(&vm.machine);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| vm.stop(LIMIT));
+        std::thread::sleep(Duration::from_millis(50));
+        machine.reset.write(1).unwrap();
+        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+    });
+    assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
+}
+
+/// The driver is on its way to the target, and has it again to go to when it starts anew.
+#[test]
+fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
+    const TARGET: u64 = 4 << 30;
+    const BOOT: Duration = Duration::from_secs(60);
+    if !kvm() {
+        return;
+    }
+    let vm = Vm::start(Config {
+        console: ConsoleMode::Off,
+        hotplug: vec![HotplugConfig::new(TARGET)],
+        ..Config::default()
+    })
+    .unwrap();
+    vm.wait(BOOT, "the guest", |state| state.ready).unwrap();
+    let at = |size, mem: &MemStatus| mem.report.is_some_and(|report| report.plugged == size);
+    for resets in 1..=3 {
+        vm.resize(0, TARGET).unwrap();
+        // Plugged at one stroke, and not online for a while.
+        let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
+        let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
+        vm.machine.reset.write(1).unwrap();
+        assert!(under_way, "it was there already");
+        let at_reset =
+            vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
+        assert_eq!((at_reset.mem[0].plugged, at_reset.mem[0].requested, at_reset.ready), (0, TARGET, None));
+        vm.wait(BOOT, "all of it", |state| {
+            (state.ready.is_some() && at(TARGET, &state.mem[0])).then_some(())
+        })
+        .unwrap();
+        let call = vm.call(Op::Check).unwrap();
+        assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
+        vm.resize(0, 0).unwrap();
+        vm.wait(BOOT, "nothing", |state| at(0, &state.mem[0]).then_some(())).unwrap();
+    }
+    assert_eq!(vm.state().bad_records, 0);
+    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+}
+
+/// Whatever of its memory a guest used, none is held when the next one starts.
+#[test]
+fn resets_give_back_what_was_plugged() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    for resets in 1..=5 {
+        for run in 0..50 {
+            let start = HOLE_END + run * 8 * MIB;
+            vm.machine.memory.plug(0, start..start + 2 * MIB).unwrap();
+            vm.machine.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
+        }
+        assert_ne!(vm.held(0).unwrap(), 0);
+        go(&vm);
+        await_resets(&vm, resets);
+        assert_eq!(vm.held(0).unwrap(), 0);
+    }
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+}
+
+/// The end is told without the lock that a reset holds, and a reset that comes to see it is none.
+#[test]
+fn an_end_comes_before_a_reset_that_waits() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    let (machine, board) = (Arc::clone(&vm.machine), Arc::clone(&vm.board));
+    let busy = lock(&board);
+    go(&vm);
+    let until = |done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < LIMIT);
+            std::thread::yield_now();
+        }
+    };
+    until(&|| vm.exits()[0].io == 1);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| vm.stop(LIMIT));
+        until(&|| machine.over.load(Ordering::Acquire));
+        drop(busy);
+        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+    });
+    assert_eq!(machine.shared.snapshot().resets, 0);
+}

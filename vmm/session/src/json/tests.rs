@@ -1,0 +1,55 @@
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidevm_machine::Ready;
+
+use super::JsonLines;
+use crate::session::{BootReport, DeviceSample, Ended, Observer, Sample, StepReport, Summary, Verdict};
+
+#[test]
+fn every_line_is_one_object() {
+    let mut out = Vec::new();
+    let mut lines = JsonLines(&mut out);
+    let device = DeviceSample { region_size: 1 << 30, requested: 2 << 20, plugged: 0, held: None };
+    let sample = Sample { devices: vec![device], guest: None };
+    let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
+    lines.boot(&BootReport { ready: Some(ready), sample: sample.clone() }).unwrap();
+    let step = StepReport {
+        answer: None,
+        line: 3,
+        column: 5,
+        command: "plug 2M".parse().unwrap(),
+        took: Duration::from_millis(250),
+        verdict: Verdict::Failed { reason: "two\nlines, \"quoted\"".to_owned() },
+        sample,
+    };
+    lines.step(&step).unwrap();
+    lines.step(&StepReport { verdict: Verdict::Done { note: Some("well".to_owned()) }, ..step }).unwrap();
+    let ended = Ended::Died { report: "rip".to_owned() };
+    lines
+        .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
+        .unwrap();
+
+    let text = String::from_utf8(out).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let machine = json!({"region_size": 1 << 30, "requested": 2 << 20, "plugged": 0, "held": null});
+    assert_eq!(
+        events[0],
+        json!({"event": "ready", "seconds": 0.5, "cpus": 2, "mem_devices": 1, "devices": [machine], "guest": null})
+    );
+    assert_eq!(
+        events[1],
+        json!({"event": "step", "line": 3, "column": 5, "command": "plug 2M", "seconds": 0.25, "ok": false,
+               "note": null, "reason": "two\nlines, \"quoted\"", "devices": [machine], "guest": null})
+    );
+    assert_eq!(
+        (&events[2]["ok"], &events[2]["note"], &events[2]["reason"]),
+        (&json!(true), &json!("well"), &Value::Null)
+    );
+    assert_eq!((&events[3]["event"], &events[3]["status"]), (&json!("end"), &json!(4)));
+    assert_eq!((&events[3]["outcome"], &events[3]["reason"]), (&json!("died"), &json!("rip")));
+    assert_eq!(events[3]["plug_seconds_per_gib"], Value::Null);
+    assert_eq!(events[3]["resets"], json!(4));
+    assert_eq!((&events[3]["stray_accesses"], &events[3]["bad_records"]), (&json!(0), &json!(3)));
+    assert_eq!(events.len(), 4);
+}

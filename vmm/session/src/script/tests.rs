@@ -1,0 +1,111 @@
+use tidevm_machine::{Config, HotplugConfig};
+
+use super::{Script, Statement};
+
+fn errors(text: &str) -> Vec<(usize, usize, String)> {
+    match Script::parse("test", text) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.0.into_iter().map(|error| (error.line, error.column, error.message)).collect(),
+    }
+}
+
+#[track_caller]
+fn assert_errors(text: &str, expected: &[(usize, usize, &str)]) {
+    let found = errors(text);
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for ((line, column, message), (at_line, at_column, part)) in found.iter().zip(expected) {
+        assert_eq!((line, column), (at_line, at_column), "{message}");
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn steps_keep_their_places_and_repeats_count() {
+    let text = "# a session\n\nplug 1G  # grow\r\nrepeat 3 {\n\trepeat 2 { check }\n  unplug 2M\n}\nstats";
+    let script = Script::parse("test", text).unwrap();
+    assert_eq!(script.steps(), 1 + 3 * (2 + 1) + 1);
+    assert_eq!(script.longest_step(), "unplug 2M".len());
+    let Statement::Repeat { times: 3, body } = &script.body[1] else { panic!("{:?}", script.body) };
+    let Statement::Step(step) = &body[1] else { panic!("{body:?}") };
+    assert_eq!((step.line, step.column), (6, 3));
+}
+
+#[test]
+fn an_empty_script_has_no_steps() {
+    assert_eq!(Script::parse("test", "# nothing\n\n").unwrap().steps(), 0);
+}
+
+#[test]
+fn every_wrong_line_is_reported() {
+    assert_errors("plug 1G\n  grow 2G\nplug\nverify a\n", &[(2, 3, "a command"), (3, 5, "a size above 0")]);
+}
+
+#[test]
+fn braces_have_to_match() {
+    assert_errors("}", &[(1, 1, "without `repeat N {`")]);
+    assert_errors("check\nrepeat 2 {\ncheck", &[(2, 1, "has no `}`")]);
+    assert_errors("repeat 2\ncheck", &[(1, 9, "expected `{`")]);
+    assert_errors("repeat 0 {\ncheck\n}", &[(1, 8, "at least 1")]);
+    assert_errors("repeat x {\ncheck\n}", &[(1, 8, "a number of repetitions")]);
+    assert_errors("repeat {\ncheck\n}", &[(1, 8, "at least 1, found `{`")]);
+    assert_errors("check {\ncheck\n}", &[(1, 7, "the end of the line")]);
+    assert_errors("{\n}", &[(1, 1, "a command")]);
+    assert_errors("repeat 2 { check check }", &[(1, 18, "the end of the line")]);
+    assert_errors("repeat 2 { check } check", &[(1, 20, "the end of the line")]);
+    assert_eq!(errors("repeat 2 { repeat 2 { check } }"), []);
+}
+
+#[test]
+fn deep_nesting_is_refused_whatever_its_depth() {
+    assert_eq!(errors(&format!("{}check{}", "repeat 1 { ".repeat(8), " }".repeat(8))), []);
+    let deep = format!("{}check\n{}", "repeat 1 {\n".repeat(100_000), "}\n".repeat(100_000));
+    let found = errors(&deep);
+    assert_eq!(found.len(), 100_000 - 8);
+    assert!(found[0].2.contains("deeper than 8"), "{:?}", found[0]);
+}
+
+#[test]
+fn names_are_checked_in_the_order_of_the_run() {
+    assert_errors("verify a", &[(1, 1, "nothing is called `a`")]);
+    assert_errors("hog 4M movable as a\nhog 4M pinned as a", &[(2, 1, "`a` is in use since line 1")]);
+    assert_errors("hog 4M movable as a\nrelease a\nverify a", &[(3, 1, "nothing is called")]);
+    assert_errors("hog 4M movable as a\nwait a", &[(2, 1, "does not end by itself")]);
+    assert_errors("churn 1 thread for 1s as c\nverify c", &[(2, 1, "no content")]);
+    assert_eq!(errors("churn 1 thread for 1s as c\nwait c\nhog 4M movable as c\nrelease c"), []);
+    assert_eq!(errors("repeat 2 { check }\nrepeat 2 {\nhog 4M movable as a\nrelease a\n}"), []);
+    assert_errors("repeat 2 {\nhog 4M movable as a\n}", &[(2, 1, "in use since line 2")]);
+    assert_errors("hog 4M movable as a\nrepeat 2 { release a }", &[(2, 12, "nothing is called")]);
+    assert_eq!(errors("hog 4M movable as a\nrepeat 1 { release a }"), []);
+}
+
+#[test]
+fn targets_fit_the_devices() {
+    let fit = |text: &str, blocks: &[u64]| {
+        let device = |&block| HotplugConfig { block, ..HotplugConfig::new(1 << 30) };
+        let hotplug = blocks.iter().map(device).collect();
+        let config = Config { hotplug, pmem: vec![1 << 30; 2], ..Config::default() };
+        let fit = Script::parse("test", text).unwrap().fit(&config);
+        fit.map_err(|errors| errors.0.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; "))
+    };
+    let (small, large) = (2 << 20, 4 << 20);
+    assert_eq!(fit("resize 999T\nexpect host.held == 5\ncheck", &[small]), Ok(()));
+    assert_eq!(fit("expect migrated == 0", &[]), Ok(()));
+    assert_eq!(
+        fit("plug 3M", &[small]),
+        Err("3M is not a multiple of the block size 2M of device 0".to_owned())
+    );
+    assert!(fit("plug 2M\nplug 2M device 1", &[small, large]).unwrap_err().contains("4M of device 1"));
+    assert!(fit("plug 2M device 2", &[small, large]).unwrap_err().contains("the last of 2 is device 1"));
+    assert!(fit("expect plugged == 0", &[]).unwrap_err().contains("no --hotplug was given"));
+    assert_eq!(fit("pmem\npmem map 1 0\npmem hold 4K of 1 as a\npmem unmap 1", &[]), Ok(()));
+    for line in ["pmem map 0 2", "pmem unmap 2", "pmem hold 4K of 2 as a"] {
+        assert!(fit(line, &[]).unwrap_err().contains("no pmem 2: the last of 2 is pmem 1"), "{line}");
+    }
+}
+
+#[test]
+fn an_error_shows_the_line_and_points_at_the_place() {
+    let error = Script::parse("a.tide", "check\n\tresize 2X # why\n").unwrap_err();
+    let shown = "a.tide:2:9: expected a size such as 2G, found `2X`\n2 |  resize 2X # why\n  |         ^";
+    assert_eq!(error.to_string(), shown);
+}

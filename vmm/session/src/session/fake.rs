@@ -1,0 +1,512 @@
+//! A machine without KVM: a guest in simulated time, stricter than the real one.
+//!
+//! It panics on what a real machine would let pass or only refuse: a target that is not made of
+//! blocks, a handle used twice or unknown, a call before the guest is ready, a look at the machine
+//! from inside a wait (the real one would deadlock), and a stop with calls whose answers nobody took.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{
+    Answer, BLOCK_RUNS, BlockRun, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem,
+    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+};
+use tidevm_machine::{
+    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, State, WaitError,
+};
+
+use super::Machine;
+
+pub(super) const REGION: u64 = 8 << 30;
+pub(super) const BLOCK: u64 = 2 << 20;
+/// Not a whole number of GiB.
+pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
+pub(super) const DEVICE_MEMORY: u64 = 2 << 30;
+const REGION_START: u64 = 4 << 30;
+
+/// How the guest behaves, set before a session.
+pub(super) struct Nature {
+    /// It never says that it is ready.
+    pub(super) mute: bool,
+    /// It is somebody else's kernel: it reports nothing, and nothing can be asked of it.
+    pub(super) foreign: bool,
+    /// It drives no device.
+    pub(super) driverless: bool,
+    /// It never finishes a resize, and says nothing.
+    pub(super) stuck: bool,
+    /// Its device answers BUSY to everything.
+    pub(super) busy: bool,
+    /// It takes a moment to tell its counters.
+    pub(super) slow: bool,
+    /// Pages that hogs can have.
+    pub(super) room: u64,
+    /// Pages that a verify finds corrupt.
+    pub(super) corrupt: u64,
+    /// Pages that a race strands.
+    pub(super) stranded: u64,
+    /// Pages that a release does not give back.
+    pub(super) lose: u64,
+    /// It panics when it is asked to check.
+    pub(super) panics: bool,
+    /// It ignores a request to power off.
+    pub(super) deaf: bool,
+    /// It says of all its zones that they are Movable and as large as can be said.
+    pub(super) boasts: bool,
+}
+
+impl Default for Nature {
+    fn default() -> Nature {
+        Nature {
+            mute: false,
+            foreign: false,
+            driverless: false,
+            stuck: false,
+            busy: false,
+            slow: false,
+            room: u64::MAX,
+            corrupt: 0,
+            stranded: 0,
+            lose: 0,
+            panics: false,
+            deaf: false,
+            boasts: false,
+        }
+    }
+}
+
+/// What happens at a moment.
+pub(super) enum Event {
+    Ready,
+    Answer(u32, Box<Answer>),
+    /// A driver binds the device.
+    Bind,
+    /// The driver lets the device go, and follows no more.
+    Unbind,
+    /// The driver looks at its target.
+    Drive,
+    /// A pinned page is let go.
+    Unpin,
+    Signal(i32),
+    PowerOff,
+    /// The guest resets its machine, and is up again half a second later.
+    Reset,
+    /// The guest touches what is not there.
+    Stray,
+}
+
+pub(super) struct Fake {
+    state: RefCell<State>,
+    /// By call: nothing yet, the answer, or that the guest is gone.
+    answers: RefCell<BTreeMap<u32, Option<Result<Answer, WaitError>>>>,
+    nature: Nature,
+    now: Cell<Instant>,
+    events: RefCell<Vec<(Instant, Event)>>,
+    looking: Cell<bool>,
+    next_call: Cell<u32>,
+    untaken: RefCell<BTreeSet<u32>>,
+    hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
+    used: RefCell<BTreeSet<Handle>>,
+    stops: Rc<Cell<u32>>,
+}
+
+impl Fake {
+    pub(super) fn new(nature: Nature) -> Fake {
+        let mem = MemStatus {
+            region: REGION_START,
+            region_size: REGION,
+            block_size: BLOCK,
+            driver: !nature.driverless && !nature.foreign,
+            ..MemStatus::default()
+        };
+        let start = Instant::now();
+        let fake = Fake {
+            state: RefCell::new(State { mem: vec![mem], ..State::default() }),
+            answers: RefCell::default(),
+            nature,
+            now: Cell::new(start),
+            events: RefCell::new(Vec::new()),
+            looking: Cell::new(false),
+            next_call: Cell::new(7),
+            untaken: RefCell::default(),
+            hogs: RefCell::default(),
+            used: RefCell::default(),
+            stops: Rc::default(),
+        };
+        if fake.nature.foreign {
+            if !fake.nature.driverless {
+                fake.after(Duration::from_secs(3), Event::Bind);
+            }
+        } else if !fake.nature.mute {
+            fake.after(Duration::from_millis(400), Event::Ready);
+        }
+        fake
+    }
+
+    /// Lets `event` happen after `time`.
+    pub(super) fn after(&self, time: Duration, event: Event) {
+        let mut events = self.events.borrow_mut();
+        events.push((self.now.get() + time, event));
+        events.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Counts the stops, also when the machine is gone.
+    pub(super) fn stops(&self) -> Rc<Cell<u32>> {
+        Rc::clone(&self.stops)
+    }
+
+    fn look(&self) {
+        assert!(!self.looking.get(), "a look at the machine from inside a wait");
+    }
+
+    fn happen(&self, event: Event) {
+        match event {
+            Event::Ready => {
+                let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(400) };
+                self.state.borrow_mut().ready = Some(ready);
+            }
+            Event::Answer(id, answer) => match self.answers.borrow_mut().get_mut(&id) {
+                Some(open @ None) => *open = Some(Ok(*answer)),
+                _ => self.state.borrow_mut().bad_records += 1,
+            },
+            Event::Bind => self.state.borrow_mut().mem[0].driver = true,
+            Event::Unbind => {
+                self.state.borrow_mut().mem[0].driver = false;
+                self.events.borrow_mut().clear();
+            }
+            Event::Drive => self.drive(),
+            Event::Unpin => {
+                self.hogs.borrow_mut().retain(|_, (_, kind)| *kind == HogKind::Movable);
+                self.drive();
+            }
+            Event::Signal(signal) => self.state.borrow_mut().signal = Some(signal),
+            Event::PowerOff => self.state.borrow_mut().powered_off = true,
+            Event::Reset => {
+                let mut state = self.state.borrow_mut();
+                let mem = &mut state.mem[0];
+                (mem.plugged, mem.driver, mem.report) = (0, false, None);
+                state.ready = None;
+                state.resets += 1;
+                for answer in self.answers.borrow_mut().values_mut() {
+                    answer.get_or_insert(Err(WaitError::Reset));
+                }
+                self.events.borrow_mut().clear();
+                self.hogs.borrow_mut().clear();
+                self.after(Duration::from_millis(400), Event::Bind);
+                if !self.nature.foreign {
+                    self.after(Duration::from_millis(500), Event::Ready);
+                }
+                self.after(Duration::from_millis(600), Event::Drive);
+            }
+            Event::Stray => self.state.borrow_mut().stray_accesses += 1,
+        }
+    }
+
+    /// The driver comes to rest: at its target, or at one block a page that cannot move.
+    fn drive(&self) {
+        let pinned: Vec<_> =
+            self.hogs.borrow().iter().filter(|(_, hog)| hog.1 != HogKind::Movable).map(pin).collect();
+        let pages: u64 = pinned.iter().map(|(_, pages)| pages).sum();
+        let mut state = self.state.borrow_mut();
+        let mem = &mut state.mem[0];
+        let target = mem.requested;
+        let unmovable = |(index, (handle, _)): (usize, &(Handle, u64))| UnmovablePage {
+            pfn: (REGION_START >> 12) + 512 * index as u64,
+            owner: Owner::Workload(*handle),
+        };
+        let mut first = [None; 4];
+        for (slot, page) in first.iter_mut().zip(pinned.iter().enumerate().map(unmovable)) {
+            *slot = Some(page);
+        }
+        let outcome = match () {
+            () if self.nature.busy => ResizeState::HostBusy,
+            () if target < mem.plugged && target < pages * BLOCK => ResizeState::Unmovable { pages, first },
+            () => ResizeState::Reached,
+        };
+        mem.plugged = match outcome {
+            ResizeState::Unmovable { .. } => mem.plugged.min(pages * BLOCK),
+            ResizeState::Reached => target,
+            _ => mem.plugged,
+        };
+        let (region, plugged) = (mem.region, mem.plugged);
+        if !self.nature.foreign {
+            mem.report = Some(Resize { region, plugged, requested: target, state: outcome });
+        }
+    }
+
+    /// Lets events happen until `find` finds something, at most `limit`.
+    fn pass<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut find: impl FnMut() -> Option<T>,
+    ) -> Result<T, WaitError> {
+        let deadline = self.now.get() + limit;
+        loop {
+            if let Some(found) = find() {
+                return Ok(found);
+            }
+            let state = self.state.borrow().clone();
+            if let Some(death) = state.death {
+                return Err(WaitError::Died(death));
+            }
+            if let Some(signal) = state.signal {
+                return Err(WaitError::Signal(signal));
+            }
+            if state.powered_off {
+                return Err(WaitError::PoweredOff);
+            }
+            let due = self.events.borrow().first().map(|(at, _)| *at).filter(|at| *at <= deadline);
+            let Some(at) = due else {
+                self.now.set(deadline);
+                return Err(WaitError::Deadline { what: what.to_owned(), after: limit });
+            };
+            self.now.set(self.now.get().max(at));
+            let (_, event) = self.events.borrow_mut().remove(0);
+            self.happen(event);
+        }
+    }
+
+    fn hog(&self, handle: Handle, pages: u64, kind: HogKind) -> Answer {
+        let held: u64 = self.hogs.borrow().values().map(|(pages, _)| pages).sum();
+        let pages = pages.min(self.nature.room - held);
+        if self.nature.room == 0 {
+            return Answer::Failed(Failure::NoMemory);
+        }
+        self.hogs.borrow_mut().insert(handle, (pages, kind));
+        Answer::Hogged { pages }
+    }
+
+    /// Two memory blocks, the second of which it does not tell at once.
+    fn blocks(from: u64) -> Answer {
+        let first = BlockRun {
+            addr: 0,
+            count: 1,
+            size: 128 << 20,
+            boot: true,
+            zone: Some(ZoneName::Dma32),
+            node: 0,
+            plugged: 0,
+            memmap_pages: 0,
+            memmap_on_memory: false,
+        };
+        let second =
+            BlockRun { addr: REGION, boot: false, zone: None, plugged: 2 << 20, memmap_pages: 512, ..first };
+        let mut runs = [None; BLOCK_RUNS];
+        runs[0] = Some(if from == 0 { first } else { second });
+        Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
+    }
+
+    /// The guest has one range of device memory of 1 GiB. It is in use while any hog lives.
+    fn pmem(&self, op: PmemOp) -> Answer {
+        const PAGES: u64 = 1 << 18;
+        let refuse = |why| Answer::Failed(Failure::Pmem(why));
+        let user = self.hogs.borrow().first_key_value().map(pin);
+        match op {
+            PmemOp::Look { device: 0 } => Answer::Pmem(Pmem { start: 5 << 30, size: 1 << 30, mapped: None }),
+            PmemOp::Map { devices: 1, altmap: true, cpus, .. } => Answer::PmemMapped(PmemMapped {
+                pages: PAGES - 4096,
+                locked_pages: 4096,
+                locked_ns: 1_500_000,
+                total_ns: 70_000_000,
+                cpus: cpus.min(2),
+            }),
+            PmemOp::Map { .. } => refuse(PmemFailure::NoMemory),
+            PmemOp::Unmap { device: 0 } => match user {
+                Some((handle, refs)) => refuse(PmemFailure::InUse { refs, first: Some((0x14_0000, handle)) }),
+                None => Answer::PmemUnmapped { pages: PAGES },
+            },
+            _ => refuse(PmemFailure::NoDevice),
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let state = self.state.borrow().clone();
+        let plugged = state.mem[0].plugged >> 12;
+        let zone = |name, pages| ZoneStats {
+            name,
+            spanned: pages,
+            present: pages,
+            managed: pages,
+            free: pages,
+            pcp: 0,
+        };
+        let mut zones: [ZoneStats; NR_ZONES] =
+            [zone(ZoneName::Dma32, 60_000), zone(ZoneName::Normal, 0), zone(ZoneName::Movable, plugged)];
+        if self.nature.boasts {
+            zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
+        }
+        let node = |zones| NodeStats { zones, init_local: 0, init_remote: 0 };
+        let empty = zones.map(|ZoneStats { name, .. }| zone(name, 0));
+        Stats {
+            zones,
+            nr_nodes: 1,
+            nodes: [node(zones), node(empty), node(empty), node(empty)],
+            memmap_boot_pages: 0,
+            memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
+            blocks_online: plugged.div_ceil(32_768),
+            pages_migrated: 0,
+            migrate_failed: 0,
+            pcp_drains: 0,
+            pcp_stranded: 0,
+            memmaps_written: 0,
+            device_spanned: 0,
+            device_pages: 0,
+            device_refs: 0,
+            boot: BootTimes::default(),
+        }
+    }
+}
+
+fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
+    (*handle, *pages)
+}
+
+impl Machine for Fake {
+    fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    fn boot_memory(&self) -> u64 {
+        BOOT_MEMORY
+    }
+
+    fn device_memory(&self) -> u64 {
+        DEVICE_MEMORY
+    }
+
+    fn has_agent(&self) -> bool {
+        !self.nature.foreign
+    }
+
+    fn state(&self) -> State {
+        self.look();
+        self.state.borrow().clone()
+    }
+
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut find: impl FnMut(&State) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.look();
+        self.pass(limit, what, || {
+            let state = self.state.borrow();
+            self.looking.set(true);
+            let found = find(&state);
+            self.looking.set(false);
+            found
+        })
+    }
+
+    fn call(&self, op: Op) -> Result<u32, CallsUnread> {
+        self.look();
+        let state = self.state.borrow().clone();
+        assert!(state.ready.is_some() || state.resets > 0, "a call before the guest is ready: {op:?}");
+        let id = self.next_call.replace(self.next_call.get() + 1);
+        self.answers.borrow_mut().insert(id, None);
+        self.untaken.borrow_mut().insert(id);
+        let hog = |handle| *self.hogs.borrow().get(&handle).expect("a handle that the guest knows");
+        let fresh =
+            |handle| assert!(self.used.borrow_mut().insert(handle), "handle {handle} was used before");
+        let (millis, answer) = match op {
+            Op::Stats => (if self.nature.slow { 10 } else { 0 }, Answer::Stats(self.stats())),
+            Op::Check if self.nature.panics => {
+                let death = Death { kind: DeathKind::GuestPanic, report: "rip 0xdead".to_owned() };
+                self.state.borrow_mut().death = Some(death);
+                return Ok(id);
+            }
+            Op::Check => (10, Answer::Checked { pages: 60_000 }),
+            Op::Hog { handle, pages, kind, .. } => {
+                fresh(handle);
+                (pages / 100, self.hog(handle, pages, kind))
+            }
+            Op::Verify { handle } => {
+                let (pages, _) = hog(handle);
+                let corrupt = self.nature.corrupt;
+                (pages / 100, Answer::Verified { pages, corrupt, first_corrupt: (corrupt > 0).then_some(9) })
+            }
+            Op::Release { handle } => {
+                let (pages, kind) = hog(handle);
+                self.hogs.borrow_mut().remove(&handle);
+                if kind != HogKind::Movable {
+                    self.after(Duration::from_millis(50), Event::Drive);
+                }
+                (pages / 100, Answer::Released { pages: pages - self.nature.lose })
+            }
+            Op::Churn { handle, millis, .. } => {
+                fresh(handle);
+                (millis, Answer::Churned { allocations: millis, failures: 0 })
+            }
+            Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
+            Op::Inject { .. } => (0, Answer::Done),
+            Op::Blocks { from } => (0, Self::blocks(from)),
+            Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
+            Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
+            Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
+                fresh(handle);
+                (pages / 100, self.hog(handle, pages, HogKind::Pinned))
+            }
+            Op::Pmem(op) => (0, self.pmem(op)),
+            Op::PowerOff => panic!("a session stops its machine instead"),
+        };
+        self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
+        Ok(id)
+    }
+
+    fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
+        assert!(self.untaken.borrow_mut().remove(&id), "call {id} was not made, or its answer is taken");
+        self.look();
+        let answer = self.pass(limit, what, || self.answers.borrow().get(&id)?.clone())??;
+        self.answers.borrow_mut().remove(&id);
+        Ok(answer)
+    }
+
+    fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
+        self.look();
+        assert_eq!(device, 0, "the session looks before it resizes");
+        assert!(requested.is_multiple_of(BLOCK), "scripts are fitted to the devices before they run");
+        if requested > REGION {
+            return Err(ResizeError::TooLarge { requested, region_size: REGION });
+        }
+        let (before, from, fresh) = {
+            let mem = &mut self.state.borrow_mut().mem[0];
+            (std::mem::replace(&mut mem.requested, requested), mem.plugged, mem.report.is_none())
+        };
+        // The same target again is no news, and what the driver said of it stands.
+        let news = before != requested || fresh;
+        if news && !self.nature.stuck {
+            // One second a GiB.
+            let time = Duration::from_millis((from.abs_diff(requested) * 1000) >> 30);
+            self.after(time, Event::Drive);
+        }
+        Ok(())
+    }
+
+    fn held(&self, device: usize) -> io::Result<u64> {
+        self.look();
+        Ok(self.state.borrow().clone().mem[device].plugged / 8)
+    }
+
+    fn exits(&self) -> Vec<ExitCounts> {
+        vec![ExitCounts { io: 1, mmio: 2, ..ExitCounts::default() }; 2]
+    }
+
+    fn stop(self, _limit: Duration) -> End {
+        self.stops.set(self.stops.get() + 1);
+        let state = self.state.borrow().clone();
+        if let Some(death) = state.death {
+            return End::Died(death);
+        }
+        if self.nature.deaf || state.ready.is_none() {
+            return End::Forced { asked: state.ready.is_some() };
+        }
+        let early = state.signal.is_some() || state.powered_off || state.resets > 0;
+        let untaken = self.untaken.borrow();
+        assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
+        End::PoweredOff
+    }
+}

@@ -1,0 +1,378 @@
+//! A session for people: one aligned row a step, printed when the step is over.
+//!
+//! ```text
+//!                               ─── hotplug ──── ──── zone Movable, pages ───── kernel memmap ...
+//! step                     time requested plugged spanned present managed    free  free in boot ...
+//! ```
+//!
+//! `requested`, `plugged` and `held` are sums over all devices. `kernel free` are free pages of the
+//! zones DMA32 and Normal, `memmap in boot` pages of hot-added memory's memmap that lie in memory
+//! the guest already had. Columns are fixed when the header is printed. A terminal too narrow for
+//! one line a step gets two; a step's text that is too long for its column gets a line of its own.
+//!
+//! The text is styled; whoever owns the stream strips that where it does not belong.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use tidevm_abi::{NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_machine::Size;
+
+use crate::command::{Command, zone_text};
+use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const HEAD: Style = Style::new().bold();
+const SIDE: Style = Style::new().dimmed();
+
+/// Between columns of a group, between groups, before the mark.
+const GAP: usize = 1;
+const GROUP_GAP: usize = 2;
+const MARK: usize = 6;
+
+/// Least column for steps; below it a row takes two lines.
+const MIN_STEP: usize = 16;
+
+/// A number of a row.
+#[derive(Clone, Copy)]
+enum Cell {
+    Time,
+    Requested,
+    Plugged,
+    Spanned,
+    Present,
+    Managed,
+    Free,
+    KernelFree,
+    MemmapInBoot,
+    Migrated,
+    Held,
+}
+
+/// Columns under one title.
+struct Group {
+    title: &'static str,
+    columns: Vec<(Cell, &'static str, usize)>,
+}
+
+impl Group {
+    fn width(&self) -> usize {
+        let columns: usize = self.columns.iter().map(|(_, _, width)| width).sum();
+        columns + GAP * (self.columns.len() - 1)
+    }
+}
+
+/// One line of a row.
+struct Line {
+    /// Width of what stands before the first group.
+    lead: usize,
+    groups: Vec<Group>,
+}
+
+/// Shows a session as a table.
+pub struct Table<W> {
+    out: W,
+    terminal: Option<usize>,
+    longest_step: usize,
+    /// Fixed by the first report.
+    lines: Vec<Line>,
+}
+
+impl<W: Write> Table<W> {
+    /// A table on `out`, fitted to a terminal of that many columns (`None`: as wide as it likes),
+    /// for steps whose texts have at most `longest_step` characters.
+    pub fn new(out: W, terminal: Option<usize>, longest_step: usize) -> Table<W> {
+        Table { out, terminal, longest_step, lines: Vec::new() }
+    }
+
+    fn header(&mut self) -> io::Result<()> {
+        for (index, line) in self.lines.iter().enumerate() {
+            let (mut titles, mut heads) = (" ".repeat(line.lead), " ".repeat(line.lead));
+            if index == 0 {
+                heads = format!("{:lead$}", "step", lead = line.lead);
+            }
+            for group in &line.groups {
+                let (width, title) = (group.width(), group.title);
+                if group.columns.len() == 1 {
+                    let _ = write!(titles, "{:GROUP_GAP$}{title:>width$}", "");
+                } else {
+                    let _ = write!(titles, "{:GROUP_GAP$}{:─^width$}", "", format!(" {title} "));
+                }
+                for (column, (_, head, width)) in group.columns.iter().enumerate() {
+                    let gap = if column == 0 { GROUP_GAP } else { GAP };
+                    let _ = write!(heads, "{:gap$}{head:>width$}", "");
+                }
+            }
+            writeln!(self.out, "{HEAD}{}{HEAD:#}", titles.trim_end())?;
+            writeln!(self.out, "{HEAD}{}{HEAD:#}", heads.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, text: &str, took: Option<Duration>, sample: &Sample, good: bool) -> io::Result<()> {
+        for (index, line) in self.lines.iter().enumerate() {
+            let mut row = if index == 0 { text.to_owned() } else { String::new() };
+            if row.chars().count() > line.lead {
+                writeln!(self.out, "{row}")?;
+                row.clear();
+            }
+            row = format!("{row:lead$}", lead = line.lead);
+            for group in &line.groups {
+                for (column, (cell, _, width)) in group.columns.iter().enumerate() {
+                    let gap = if column == 0 { GROUP_GAP } else { GAP };
+                    let _ = write!(row, "{:gap$}{:>width$}", "", cell.show(took, sample));
+                }
+            }
+            if index == 0 {
+                let (style, mark) = if good { (GOOD, "ok") } else { (BAD, "FAIL") };
+                let _ = write!(row, "  {style}{mark}{style:#}");
+            }
+            writeln!(self.out, "{row}")?;
+        }
+        Ok(())
+    }
+
+    /// What a row has no room for.
+    fn aside(&mut self, style: Style, text: &str) -> io::Result<()> {
+        let width = self.terminal.unwrap_or(usize::MAX).saturating_sub(4).max(20);
+        for line in text.lines().flat_map(|line| wrap(line, width)) {
+            writeln!(self.out, "    {style}{line}{style:#}")?;
+        }
+        Ok(())
+    }
+
+    fn zones(&mut self, stats: &Stats) -> io::Result<()> {
+        let nodes = stats.nodes.iter().take(stats.nr_nodes.into());
+        // With one node it goes without saying.
+        let width = if nodes.len() > 1 { "node 0 Movable".len() } else { "Movable ".len() };
+        let line = |cells: [String; 6]| {
+            let [name, numbers @ ..] = cells;
+            numbers.iter().fold(format!("{name:width$}"), |line, number| format!("{line} {number:>9}"))
+        };
+        let head = ["zone", "spanned", "present", "managed", "free", "pcp"].map(str::to_owned);
+        self.aside(HEAD, &line(head))?;
+        let named = |zone: &ZoneStats| (zone_text(zone.name).to_owned(), *zone);
+        let zones: Vec<(String, ZoneStats)> = if nodes.len() > 1 {
+            let of_node = |(number, node): (usize, &NodeStats)| {
+                node.zones.map(|zone| (format!("node {number} {}", zone_text(zone.name)), zone))
+            };
+            nodes.enumerate().flat_map(of_node).collect()
+        } else {
+            stats.zones.iter().map(named).collect()
+        };
+        for (name, zone) in zones {
+            let numbers = [zone.spanned, zone.present, zone.managed, zone.free, zone.pcp];
+            let [a, b, c, d, e] = numbers.map(|number| number.to_string());
+            self.aside(Style::new(), &line([name, a, b, c, d, e]))?;
+        }
+        let text = format!(
+            "memmap: {} pages in boot memory, {} in hot-added memory; {} memory blocks online; {} pages \
+             migrated, {} migrations failed; {} drains of per-CPU lists",
+            stats.memmap_boot_pages,
+            stats.memmap_altmap_pages,
+            stats.blocks_online,
+            stats.pages_migrated,
+            stats.migrate_failed,
+            stats.pcp_drains
+        );
+        self.aside(Style::new(), &text)?;
+        if stats.device_spanned == 0 {
+            return Ok(());
+        }
+        let (spanned, pages, refs) = (stats.device_spanned, stats.device_pages, stats.device_refs);
+        let text = format!("device memory: {spanned} pages spanned, {pages} to use, {refs} references");
+        self.aside(Style::new(), &text)
+    }
+}
+
+impl<W: Write> Observer for Table<W> {
+    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+        self.lines = layout(self.terminal, self.longest_step, &report.sample);
+        self.header()?;
+        self.row("boot", report.ready.map(|ready| ready.after), &report.sample, true)?;
+        self.out.flush()
+    }
+
+    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+        let good = matches!(report.verdict, Verdict::Done { .. });
+        self.row(&report.command.to_string(), Some(report.took), &report.sample, good)?;
+        match &report.verdict {
+            Verdict::Done { note: Some(note) } => self.aside(SIDE, note)?,
+            Verdict::Done { note: None } => {}
+            Verdict::Failed { reason } => self.aside(BAD, reason)?,
+        }
+        if let (Command::Stats, Some(stats)) = (&report.command, &report.sample.guest) {
+            self.zones(stats)?;
+        }
+        self.out.flush()
+    }
+
+    fn end(&mut self, summary: &Summary) -> io::Result<()> {
+        writeln!(self.out)?;
+        let style = if summary.ended == Ended::Done { GOOD } else { BAD };
+        let text = outcome(summary);
+        for line in wrap(&text, self.terminal.unwrap_or(usize::MAX)) {
+            writeln!(self.out, "{style}{line}{style:#}")?;
+        }
+        for line in wrap(&numbers(summary), self.terminal.unwrap_or(usize::MAX)) {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+}
+
+/// The columns: all in one line if there is room for it, else in two.
+fn layout(terminal: Option<usize>, longest_step: usize, sample: &Sample) -> Vec<Line> {
+    let regions: u64 = sample.devices.iter().map(|device| device.region_size).sum();
+    let pages = (regions / 4096).to_string().len().max("spanned".len());
+    let group = |title, columns| Group { title, columns };
+    let time = || group("", vec![(Cell::Time, "time", 8)]);
+    let hotplug = || group("hotplug", vec![(Cell::Requested, "requested", 9), (Cell::Plugged, "plugged", 7)]);
+    let movable = || {
+        let columns = [
+            (Cell::Spanned, "spanned", pages),
+            (Cell::Present, "present", pages),
+            (Cell::Managed, "managed", pages),
+            (Cell::Free, "free", pages),
+        ];
+        group("zone Movable, pages", columns.to_vec())
+    };
+    let kernel = || group("kernel", vec![(Cell::KernelFree, "free", 7)]);
+    let memmap = || group("memmap", vec![(Cell::MemmapInBoot, "in boot", 7)]);
+    let migrated = || group("pages", vec![(Cell::Migrated, "migrated", 8)]);
+    let held = || group("host", vec![(Cell::Held, "held", 6)]);
+
+    let width = |groups: &[Group]| groups.iter().map(|group| GROUP_GAP + group.width()).sum::<usize>() + MARK;
+    let longest_step = longest_step.max(MIN_STEP);
+    let one = vec![time(), hotplug(), movable(), kernel(), memmap(), migrated(), held()];
+    match terminal.map(|terminal| terminal.saturating_sub(width(&one))) {
+        None => vec![Line { lead: longest_step, groups: one }],
+        Some(room) if room >= MIN_STEP => vec![Line { lead: longest_step.min(room), groups: one }],
+        Some(_) => {
+            let first = vec![time(), migrated(), held()];
+            let room = terminal.unwrap_or_default().saturating_sub(width(&first));
+            let second = vec![hotplug(), movable(), kernel(), memmap()];
+            let lead = longest_step.min(room).max(width(&second).saturating_sub(width(&first)) + 2);
+            vec![Line { lead, groups: first }, Line { lead: 2, groups: second }]
+        }
+    }
+}
+
+impl Cell {
+    fn show(self, took: Option<Duration>, sample: &Sample) -> String {
+        let movable = sample.zone(ZoneName::Movable);
+        let guest = sample.guest.as_ref();
+        let number = match self {
+            Cell::Time => return took.map_or_else(|| "-".to_owned(), seconds),
+            Cell::Requested => {
+                return Size(sample.devices.iter().map(|device| device.requested).sum()).to_string();
+            }
+            Cell::Plugged => {
+                return Size(sample.devices.iter().map(|device| device.plugged).sum()).to_string();
+            }
+            Cell::Held => {
+                let held: Option<u64> = sample.devices.iter().map(|device| device.held).sum();
+                return held.map_or_else(|| "-".to_owned(), about);
+            }
+            Cell::Spanned => movable.map(|zone| zone.spanned),
+            Cell::Present => movable.map(|zone| zone.present),
+            Cell::Managed => movable.map(|zone| zone.managed),
+            Cell::Free => movable.map(|zone| zone.free),
+            Cell::KernelFree => guest.map(|stats| {
+                let kernel = stats.zones.iter().filter(|zone| zone.name != ZoneName::Movable);
+                // A guest may say anything of itself.
+                kernel.map(|zone| zone.free).fold(0, u64::saturating_add)
+            }),
+            Cell::MemmapInBoot => guest.map(|stats| stats.memmap_boot_pages),
+            Cell::Migrated => guest.map(|stats| stats.pages_migrated),
+        };
+        number.map_or_else(|| "-".to_owned(), |number: u64| number.to_string())
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.3} s", time.as_secs_f64())
+}
+
+/// A size to about three digits: `0`, `12K`, `1.5M`, `130M`, `1.02G`.
+fn about(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let Some((shift, unit)) = units.into_iter().find(|(shift, _)| bytes >> shift > 0) else {
+        return bytes.to_string();
+    };
+    let value = bytes as f64 / (1_u64 << shift) as f64;
+    match value {
+        _ if value.fract() == 0.0 => format!("{value:.0}{unit}"),
+        _ if value >= 100.0 => format!("{value:.0}{unit}"),
+        _ if value >= 10.0 => format!("{value:.1}{unit}"),
+        _ => format!("{value:.2}{unit}"),
+    }
+}
+
+fn outcome(summary: &Summary) -> String {
+    let (steps, failed) = (summary.steps, summary.failed);
+    let plural = if steps == 1 { "" } else { "s" };
+    let time = seconds(summary.total);
+    match &summary.ended {
+        Ended::Done => format!("{steps} step{plural} done in {time}"),
+        Ended::Failed { reason: None } => format!("{failed} of {steps} step{plural} failed in {time}"),
+        Ended::Failed { reason: Some(reason) } => {
+            format!("ended after {steps} step{plural} in {time}: {reason}")
+        }
+        Ended::Died { .. } => format!("the guest died after {steps} step{plural} in {time}"),
+        Ended::Signal { signal } => format!("ended by signal {signal} after {steps} step{plural} in {time}"),
+    }
+}
+
+fn numbers(summary: &Summary) -> String {
+    let mut parts = Vec::new();
+    if let Some(boot) = summary.boot {
+        parts.push(format!("guest ready after {}", seconds(boot)));
+    }
+    for (what, rate) in [("plug", summary.plug), ("unplug", summary.unplug)] {
+        if let Some(per_gib) = rate.seconds_per_gib() {
+            parts.push(format!("{what} {per_gib:.3} s/GiB"));
+        }
+    }
+    let exits = summary.exits;
+    let total = exits.io + exits.mmio + exits.stray + exits.interrupted + exits.other;
+    let plural = if total == 1 { "" } else { "s" };
+    parts.push(format!("{total} exit{plural} ({} port, {} MMIO)", exits.io, exits.mmio + exits.stray));
+    for (count, one, more) in [
+        (summary.resets, "reset", "resets"),
+        (summary.stray_accesses, "access to nothing", "accesses to nothing"),
+        (summary.bad_records, "bad record", "bad records"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {}", if count == 1 { one } else { more }));
+        }
+    }
+    parts.join(", ")
+}
+
+/// Breaks `line` at spaces into pieces of at most `width` characters, where it can.
+fn wrap(line: &str, width: usize) -> Vec<String> {
+    if line.chars().count() <= width {
+        return vec![line.to_owned()];
+    }
+    let mut pieces = vec![String::new()];
+    for word in line.split(' ') {
+        let last = pieces.last_mut().map_or(0, |piece| piece.chars().count());
+        if last > 0 && last + 1 + word.chars().count() > width {
+            pieces.push(String::new());
+        }
+        if let Some(piece) = pieces.last_mut() {
+            if !piece.is_empty() {
+                piece.push(' ');
+            }
+            piece.push_str(word);
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests;

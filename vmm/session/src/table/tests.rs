@@ -1,0 +1,220 @@
+use std::time::Duration;
+
+use tidevm_abi::{BootTimes, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_machine::{ExitCounts, Ready};
+
+use super::{Table, about, numbers, wrap};
+use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+
+fn sample(plugged: u64, migrated: u64) -> Sample {
+    let zone =
+        |name, present, managed, free| ZoneStats { name, spanned: present, present, managed, free, pcp: 63 };
+    let pages = plugged >> 12;
+    let blocks = pages.div_ceil(32_768);
+    let zones = [
+        zone(ZoneName::Dma32, 65_409, 63_211, 61_034),
+        zone(ZoneName::Normal, 0, 0, 0),
+        zone(ZoneName::Movable, blocks * 32_768, pages - 512 * blocks, pages - 512 * blocks),
+    ];
+    let guest = Stats {
+        zones,
+        nr_nodes: 1,
+        nodes: [NodeStats { zones, init_local: 0, init_remote: 0 }; MAX_NODES],
+        memmap_boot_pages: 0,
+        memmap_altmap_pages: 512 * blocks,
+        blocks_online: blocks,
+        pages_migrated: migrated,
+        migrate_failed: 0,
+        pcp_drains: 3,
+        pcp_stranded: 0,
+        memmaps_written: 0,
+        device_spanned: 0,
+        device_pages: 0,
+        device_refs: 0,
+        boot: BootTimes::default(),
+    };
+    let held = Some(plugged / 64 * 9 + 4096);
+    let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
+    Sample { devices: vec![device], guest: Some(guest) }
+}
+
+/// A session with everything that a table can show.
+fn shown(terminal: Option<usize>) -> String {
+    let mut out = Vec::new();
+    let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
+    let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
+    table.boot(&BootReport { ready: Some(ready), sample: sample(0, 0) }).unwrap();
+    let done = || Verdict::Done { note: None };
+    let note = |text: &str| Verdict::Done { note: Some(text.to_owned()) };
+    let failed = |text: &str| Verdict::Failed { reason: text.to_owned() };
+    let blocked = "stopped at 200M, 200 MiB above the target: 100 pages cannot move: pfn 0x100000 (workload pins), \
+                   pfn 0x100200 (workload pins) and 98 more";
+    let steps = [
+        ("plug 1G", 310, done(), 1 << 30, 0),
+        ("hog 128M movable scattered as data", 4_210, note("32000 of 32768 pages fitted"), 1 << 30, 0),
+        ("resize 256M", 2_310, done(), 256 << 20, 24_001),
+        ("stats", 0, done(), 256 << 20, 24_001),
+        ("resize 0", 71_204, failed(blocked), 200 << 20, 32_768),
+    ];
+    for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
+        let report = StepReport {
+            answer: None,
+            line,
+            column: 1,
+            command: text.parse().unwrap(),
+            took: Duration::from_millis(millis),
+            verdict,
+            sample: sample(plugged, migrated),
+        };
+        table.step(&report).unwrap();
+    }
+    let gib = |millis| Rate { bytes: 1 << 30, time: Duration::from_millis(millis) };
+    let summary = Summary {
+        ended: Ended::Failed { reason: None },
+        boot: Some(ready.after),
+        total: Duration::from_millis(78_034),
+        steps: 5,
+        failed: 1,
+        plug: gib(310),
+        unplug: gib(3_100),
+        exits: ExitCounts { io: 1_234, mmio: 567, stray: 0, interrupted: 8, other: 90 },
+        ..Summary::default()
+    };
+    table.end(&summary).unwrap();
+    anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string()
+}
+
+/// Columns at which words of a line end.
+fn ends(line: &str) -> Vec<usize> {
+    let letters: Vec<char> = line.chars().collect();
+    let last =
+        |index: &usize| letters[*index] != ' ' && letters.get(index + 1).is_none_or(|next| *next == ' ');
+    (0..letters.len()).filter(last).collect()
+}
+
+#[test]
+fn numbers_stand_under_their_heads() {
+    for terminal in [None, Some(160), Some(120)] {
+        let text = shown(terminal);
+        let lines: Vec<&str> = text.lines().collect();
+        // The head `in boot` is two words for one number.
+        let heads = ends(lines[1]);
+        let row = ends(lines[3].trim_end_matches("ok").trim_end());
+        let numbers = &row[row.len() - 11..];
+        assert!(numbers.iter().all(|end| heads.contains(end)), "{text}");
+    }
+}
+
+#[test]
+fn a_table_fits_its_terminal() {
+    for width in [80, 100, 116, 120, 140, 160] {
+        let text = shown(Some(width));
+        let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(widest <= width, "{widest} columns in a terminal of {width}:\n{text}");
+    }
+}
+
+#[test]
+fn everything_is_said() {
+    for terminal in [None, Some(80), Some(120)] {
+        let text = shown(terminal);
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            "hog 128M movable scattered as data",
+            "32000 of 32768 pages fitted",
+            "71.204 s",
+            "FAIL",
+            "pfn 0x100200 (workload pins) and 98 more",
+            "DMA32 65409 65409 63211 61034 63",
+            "24001 pages migrated",
+            "1 of 5 steps failed in 78.034 s",
+            "guest ready after 0.412 s, plug 0.310 s/GiB, unplug 3.100 s/GiB, 1899 exits (1234 port, 567 MMIO)",
+        ] {
+            assert!(flat.contains(part), "{part}:\n{text}");
+        }
+    }
+}
+
+#[test]
+fn without_a_guest_its_numbers_are_dashes() {
+    let mut out = Vec::new();
+    let mut table = Table::new(&mut out, None, 5);
+    let ready = Ready { cpus: 1, mem_devices: 0, after: Duration::ZERO };
+    let nothing = Sample { devices: Vec::new(), guest: None };
+    table.boot(&BootReport { ready: Some(ready), sample: nothing }).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
+}
+
+/// With more than one node, `stats` shows each.
+#[test]
+fn zones_are_shown_by_node() {
+    let mut sample = sample(0, 0);
+    let guest = sample.guest.as_mut().unwrap();
+    guest.nr_nodes = 2;
+    guest.nodes[1].zones[2].free = 77;
+    let mut out = Vec::new();
+    let mut table = Table::new(&mut out, None, 5);
+    table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
+    let verdict = Verdict::Done { note: None };
+    let command = "stats".parse().unwrap();
+    table
+        .step(&StepReport {
+            line: 1,
+            column: 1,
+            command,
+            took: Duration::ZERO,
+            verdict,
+            answer: None,
+            sample,
+        })
+        .unwrap();
+    let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("node 0 DMA32 65409 65409 63211 61034 63 node 0 Normal"), "{text}");
+    assert!(flat.contains("node 1 Movable 0 0 0 77 63 memmap"), "{text}");
+    assert!(!flat.contains("node 2"), "{text}");
+}
+
+/// What a guest says of itself can be anything.
+#[test]
+fn absurd_numbers_are_shown() {
+    let mut sample = sample(0, 0);
+    sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
+    let mut out = Vec::new();
+    let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
+    Table::new(&mut out, None, 5).boot(&BootReport { ready: Some(ready), sample }).unwrap();
+    assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
+}
+
+#[test]
+fn what_the_guest_did_wrong_is_said_if_it_did() {
+    let line =
+        |stray_accesses, bad_records| numbers(&Summary { stray_accesses, bad_records, ..Summary::default() });
+    assert_eq!(line(0, 0), "0 exits (0 port, 0 MMIO)");
+    assert_eq!(numbers(&Summary { resets: 1, ..Summary::default() }), "0 exits (0 port, 0 MMIO), 1 reset");
+    assert_eq!(line(1, 2), "0 exits (0 port, 0 MMIO), 1 access to nothing, 2 bad records");
+}
+
+#[test]
+fn sizes_about() {
+    let sizes = [
+        (0, "0"),
+        (4096, "4K"),
+        (1_572_864, "1.50M"),
+        (130 << 20, "130M"),
+        ((130 << 20) + 4096, "130M"),
+        ((12 << 20) + 400_000, "12.4M"),
+        ((1 << 30) + (20 << 20), "1.02G"),
+    ];
+    for (bytes, text) in sizes {
+        assert_eq!(about(bytes), text);
+    }
+}
+
+#[test]
+fn lines_break_at_spaces() {
+    assert_eq!(wrap("one two three", 8), ["one two", "three"]);
+    assert_eq!(wrap("  indented table", 40), ["  indented table"]);
+    assert_eq!(wrap("overlongword x", 5), ["overlongword", "x"]);
+}
