@@ -112,12 +112,6 @@ impl Pfn {
         Self(self.0 + pages)
     }
 
-    /// Pages from `earlier` to this frame.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> u32 {
-        self.0 - earlier.0
-    }
-
     /// Whether a buddy block of `order` may start here.
     #[must_use]
     pub const fn is_aligned(self, order: Order) -> bool {

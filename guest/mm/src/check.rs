@@ -7,7 +7,7 @@
 //! | invariants of | are checked by |
 //! |---|---|
 //! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` in hosted builds |
-//! | `buddy` | `check_lists` |
+//! | `free_lists`, `buddy` | `check_lists` |
 //! | `pcplist` | `check_pcp`, `check_limits` |
 //! | `zone`, `zonelist` | `check_zone`, `check_limits` |
 //! | `sparse`, `altmap`, `memory_block` | `check_sections` |
@@ -23,6 +23,7 @@ mod limits;
 #[cfg(test)]
 mod tests;
 
+use self::blocks::Memmaps;
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
 use crate::deferred::Claims;
@@ -60,7 +61,9 @@ impl<P: Platform> Mm<P> {
         // From now on no CPU initialises boot memory.
         let deferred = self.deferred.freeze();
         self.check_deferred(&deferred);
-        self.check_sections();
+        let mut memmaps = Memmaps::default();
+        self.check_pgmaps(&mut memmaps);
+        self.check_sections(memmaps);
         self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
     }
 

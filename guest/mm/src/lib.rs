@@ -12,7 +12,7 @@
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
-//! | life cycle | `memmap`, `memmap_init`, `direct_map`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
+//! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
 //! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -40,6 +40,7 @@ extern crate std;
 mod addr;
 mod altmap;
 mod boot;
+mod boot_section;
 mod buddy;
 mod check;
 mod contig;

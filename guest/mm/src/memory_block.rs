@@ -38,7 +38,7 @@ use crate::hotplug::Hotplug;
 use crate::node::{NodeId, ZoneId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionState, Sparse};
+use crate::sparse::{Section, SectionPages, SectionState, Sparse};
 
 /// Most sections of a memory block: with more, its memmap would not fit into its first section.
 pub const MAX_BLOCK_SECTIONS: u32 = u64::BITS;
@@ -162,6 +162,11 @@ impl<P: Platform> Hotplug<'_, P> {
         let sparse = &self.mm.sparse;
         let blocks = sparse.numbers().skip_while(|nr| *nr < from);
         let _ = blocks.filter_map(|nr| BlockStats::at(sparse, nr)).all(tell);
+    }
+
+    /// The pages of section `nr`, which is online.
+    fn online_pages(&self, nr: SectionNr) -> SectionPages<'_> {
+        self.mm.sparse.online_pages(nr).expect("an online section has pages")
     }
 }
 

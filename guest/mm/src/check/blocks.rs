@@ -22,10 +22,9 @@ pub(super) struct Memmaps {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Checks that the sections make up memory blocks and device memory, and counts the memmap pages of these.
-    pub(super) fn check_sections(&self) {
-        let mut memmaps = Memmaps::default();
-        self.check_pgmaps(&mut memmaps);
+    /// Checks that the sections make up memory blocks, and compares the counters with the memmap pages of
+    /// these and those of device memory, which are in `memmaps` already.
+    pub(super) fn check_sections(&self, mut memmaps: Memmaps) {
         let (mut added, mut in_blocks, mut online) = (0, 0, 0);
         for nr in self.sparse.numbers() {
             let section = self.sparse.entry(nr);

@@ -13,7 +13,7 @@ use crate::isolation::OfflineError;
 use crate::memory_block::{MemoryBlock, usable};
 use crate::node::ZoneId;
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionPages, SectionState};
+use crate::sparse::{Section, SectionState};
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Takes the memory block that begins with section `nr` out of its zone. Its pages move elsewhere
@@ -64,10 +64,5 @@ impl<P: Platform> Hotplug<'_, P> {
             return Err(OfflineError::NotOnline);
         }
         Ok(section)
-    }
-
-    /// The pages of section `nr`, which is online.
-    pub(super) fn online_pages(&self, nr: SectionNr) -> SectionPages<'_> {
-        self.mm.sparse.online_pages(nr).expect("an online section has pages")
     }
 }

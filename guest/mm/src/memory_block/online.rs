@@ -177,7 +177,7 @@ impl<P: Platform> Hotplug<'_, P> {
             let usable = usable(nr, pages.section());
             of.add_managed(usable.pages().into(), self.held());
             for run in usable.runs() {
-                self.mm.free_range(pages, nr.pageblocks(&run));
+                self.mm.lock_zone(zone).free_range(pages, nr.pageblocks(&run));
             }
         }
         self.update_limits();
