@@ -10,9 +10,9 @@
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    Content, DeviceInit, InitPolicy, Memblock, MemmapFrames, Mm, NoPageTable, NodeId, Options, PAGE_SIZE,
-    Page, PcpPolicy, PerCpu, Pfn, PfnRange, PhysAddr, PhysRange, Platform, RemovalPolicy, SECTION_PAGES,
-    SECTION_SIZE, Section, SectionNr, Sparse, SubSections, ZoneType,
+    DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
+    PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
+    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
 };
 
 /// Size in bytes of the memmap of one section.
@@ -155,7 +155,7 @@ pub struct Spec {
     /// When struct pages are initialised.
     pub init: InitPolicy,
     /// The content of memory before it is used.
-    pub content: Content,
+    pub content: MemoryContent,
     /// Whether the memmap has its memory before it is touched. The memmap of terabytes is too large for that.
     pub warm: bool,
     /// Whether pages have content.
@@ -170,7 +170,7 @@ impl Spec {
             boot,
             region: 0,
             init: InitPolicy::Lazy,
-            content: Content::Zero,
+            content: MemoryContent::Zero,
             warm: true,
             with_content: false,
         }
@@ -188,7 +188,7 @@ impl Spec {
         // user of the reference.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
-        let per_cpu: &'static [PerCpu] = Box::leak(Box::new([PerCpu::new()]));
+        let per_cpu: &'static [PerCpuPages] = Box::leak(Box::new([PerCpuPages::new()]));
         // SAFETY: the window is a mapping of its own with room for the memmaps of all sections, and it lives longer
         // than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
@@ -265,8 +265,9 @@ impl PlainMachine {
     /// When the memory block cannot be added or brought online.
     pub fn plug(&self, block: SectionNr) {
         self.mm
-            .add_memory(NodeId::FIRST, block, SubSections::ALL, self.spec.content)
+            .hotplug()
+            .add_memory(NodeId::FIRST, block, PageblockSet::ALL, self.spec.content)
             .expect("a block that is not there");
-        self.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+        self.mm.hotplug().online(block, ZoneType::Movable).expect("a block that is not online");
     }
 }

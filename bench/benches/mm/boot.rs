@@ -3,7 +3,7 @@
 use tidevm_bench::clock::{cpu, in_turns, wall};
 use tidevm_bench::machine::{MEMMAP_SIZE, Mapping, Spec};
 use tidevm_bench::table::{Row, Table, time};
-use tidevm_mm::{Content, Gfp, InitPolicy, Order, SECTION_SIZE};
+use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Order, SECTION_SIZE};
 
 const ROUNDS: usize = 15;
 const GIB: u64 = 1 << 30;
@@ -43,7 +43,7 @@ fn first_page(spec: Spec) -> f64 {
 
 fn policies(table: &mut Table, gib: u64) {
     let spec = |init, content| Spec { init, content, ..Spec::new(gib * GIB) };
-    let lazy = || spec(InitPolicy::Lazy, Content::Zero);
+    let lazy = || spec(InitPolicy::Lazy, MemoryContent::Zero);
     let times = |spec: Spec| {
         spec.with(|machine| {
             let memblock = machine.memblock();
@@ -61,9 +61,9 @@ fn policies(table: &mut Table, gib: u64) {
     let [eager, deferred, deferred_all, lazy_first, memset, lazy_all] = in_turns(
         5,
         [
-            &mut first(InitPolicy::Eager, Content::Unknown),
-            &mut first(InitPolicy::Deferred, Content::Unknown),
-            &mut all(InitPolicy::Deferred, Content::Unknown),
+            &mut first(InitPolicy::Eager, MemoryContent::Unknown),
+            &mut first(InitPolicy::Deferred, MemoryContent::Unknown),
+            &mut all(InitPolicy::Deferred, MemoryContent::Unknown),
             &mut || times(lazy()).0,
             &mut cleared,
             &mut || times(lazy()).1,

@@ -4,7 +4,7 @@ use tidevm_bench::clock::{cpu, in_turns, median, wall};
 use tidevm_bench::count::{counted, instructions};
 use tidevm_bench::machine::{PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
-use tidevm_mm::{Content, Gfp, InitPolicy, Order, PAGE_SIZE, Pfn};
+use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Order, PAGE_SIZE, Pfn};
 
 use crate::Counted;
 
@@ -81,7 +81,7 @@ struct Use {
 }
 
 fn all_used(init: InitPolicy) -> Use {
-    let content = if init == InitPolicy::Lazy { Content::Zero } else { Content::Unknown };
+    let content = if init == InitPolicy::Lazy { MemoryContent::Zero } else { MemoryContent::Unknown };
     booted(Spec { region: GIB, init, content, ..Spec::new(GIB) }, |machine| {
         let add = cpu(|| machine.blocks().for_each(|block| machine.plug(block)));
         let mut pages = Vec::with_capacity((2 * GIB / PAGE_SIZE) as usize);

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::machine::{MEMMAP_SIZE, Mapping, Spec};
 use tidevm_bench::table::{Row, Table, time};
-use tidevm_mm::{Content, InitPolicy, PAGE_SIZE, SECTION_SIZE};
+use tidevm_mm::{InitPolicy, MemoryContent, PAGE_SIZE, SECTION_SIZE};
 
 const ROUNDS: usize = 7;
 const PAGE: usize = size_of::<tidevm_mm::Page>();
@@ -49,7 +49,7 @@ fn at(table: &mut Table, managed: u64) {
 
 /// Time to initialise and free all sections, extrapolated from all but the first.
 fn eager(managed: u64) -> f64 {
-    let spec = Spec { init: InitPolicy::Deferred, content: Content::Unknown, ..Spec::new(managed) };
+    let spec = Spec { init: InitPolicy::Deferred, content: MemoryContent::Unknown, ..Spec::new(managed) };
     spec.with(|machine| {
         machine.boot();
         let sections = (managed / SECTION_SIZE) as f64;

@@ -7,7 +7,8 @@ use tidevm_bench::count::{counted, instructions};
 use tidevm_bench::machine::{Mapping, PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table};
 use tidevm_mm::{
-    Content, Gfp, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, Pfn, SectionNr, SubSections, ZoneType,
+    Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PAGE_SIZE, PageblockSet, Pfn, SectionNr,
+    ZoneType,
 };
 
 use crate::Counted;
@@ -53,21 +54,22 @@ fn count_whole() {
 fn count_every_other() {
     region().with(|machine| {
         machine.boot();
-        let every_other = (0..32).map(|pair| SubSections::range(2 * pair..2 * pair + 1));
-        let plugged = every_other.fold(SubSections::NONE, SubSections::union);
+        let every_other = (0..32).map(|pair| PageblockSet::range(2 * pair..2 * pair + 1));
+        let plugged = every_other.fold(PageblockSet::NONE, PageblockSet::union);
         for block in machine.blocks() {
             machine
                 .mm
-                .add_memory(NodeId::FIRST, block, plugged, Content::Zero)
+                .hotplug()
+                .add_memory(NodeId::FIRST, block, plugged, MemoryContent::Zero)
                 .expect("a block that is not there");
-            machine.mm.online(block, ZoneType::Movable).expect("a block that is not online");
+            machine.mm.hotplug().online(block, ZoneType::Movable).expect("a block that is not online");
         }
         counted(|| offline(machine));
     });
 }
 
 fn offline(machine: &PlainMachine) {
-    machine.blocks().rev().for_each(|block| machine.mm.offline(block).expect("nothing is in use"));
+    machine.blocks().rev().for_each(|block| machine.mm.hotplug().offline(block).expect("nothing is in use"));
 }
 
 /// An owner of pages. A page is known by its index in the list.
@@ -119,7 +121,8 @@ fn migrate() -> f64 {
         machine.populate_content();
         lower.iter().for_each(|&block| machine.plug(block));
         let share = (GIB / PAGE_SIZE) as f64 / (GIB / PAGE_SIZE - 8 * 512) as f64;
-        share * cpu(|| upper.iter().rev().for_each(|&block| machine.mm.offline(block).expect("room")))
+        share
+            * cpu(|| upper.iter().rev().for_each(|&block| machine.mm.hotplug().offline(block).expect("room")))
     })
 }
 

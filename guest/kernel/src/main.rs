@@ -21,7 +21,7 @@ mod shell;
 mod virtio;
 
 use tidevm_abi::Report;
-use tidevm_mm::{Content, InitPolicy, Memblock, PAGE_SIZE};
+use tidevm_mm::{InitPolicy, Memblock, MemoryContent, PAGE_SIZE};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::agent::{pmem, workload};
@@ -74,7 +74,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     // Lazy initialisation leaves boot memory alone until it is wanted. It needs memory that is zero, and
     // allocations that have more of it initialised.
     let mm = &command_line.mm;
-    if mm.init != InitPolicy::Lazy || mm.content != Content::Zero || !mm.grow {
+    if mm.init != InitPolicy::Lazy || mm.content != MemoryContent::Zero || !mm.grow {
         deferred::start(command_line.one_worker);
     }
     let bound = bind_devices(&command_line);

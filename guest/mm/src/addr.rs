@@ -1,9 +1,14 @@
-//! Addresses, frame numbers and the sizes that everything else is counted in.
+//! Addresses, frame numbers, section numbers and the sizes that everything else is counted in.
 //!
-//! The only place where alignment arithmetic is done. Mirrors Linux `include/linux/pfn.h` and the
-//! section arithmetic of `include/linux/mmzone.h`, with one type a meaning instead of `unsigned
-//! long` for all of them. A [`Pfn`] has 32 bits, which reaches 16 TiB; that is what the links in
-//! [`Page`](crate::Page) can hold.
+//! Alignment arithmetic is done here and in [`range`] only. Mirrors Linux `include/linux/pfn.h` and the
+//! section arithmetic of `include/linux/mmzone.h`, with one type per meaning instead of `unsigned long` for
+//! all of them.
+//!
+//! Invariant: a [`Pfn`] has 32 bits, which reaches 16 TiB; the links in [`Page`](crate::Page) hold no more.
+
+mod range;
+
+pub use range::{PfnRange, PhysRange, SectionRange};
 
 use core::ops::Range;
 
@@ -13,13 +18,13 @@ pub const PAGE_SHIFT: u32 = 12;
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// Largest order of the buddy allocator: 4 MiB.
 pub const MAX_PAGE_ORDER: u8 = 10;
-/// Order of a pageblock, which is also a sub-section: 2 MiB.
+/// Order of a pageblock: 2 MiB.
 pub const PAGEBLOCK_ORDER: u8 = 9;
-/// Pages in a pageblock (and in a sub-section).
+/// Pages in a pageblock.
 pub const PAGEBLOCK_PAGES: u32 = 1 << PAGEBLOCK_ORDER;
 /// log2 of the pages in a section.
 pub const SECTION_PAGES_SHIFT: u32 = 15;
-/// Pages in a section, which is also a memory block: 128 MiB.
+/// Pages in a section: 128 MiB, the unit of the memmap. A memory block is one or more sections.
 pub const SECTION_PAGES: u32 = 1 << SECTION_PAGES_SHIFT;
 /// Bytes in a section.
 pub const SECTION_SIZE: u64 = (SECTION_PAGES as u64) << PAGE_SHIFT;
@@ -35,7 +40,7 @@ const _: () = assert!(SECTION_PAGEBLOCKS == u64::BITS);
 pub struct PhysAddr(u64);
 
 impl PhysAddr {
-    /// The address `bytes`, anything below 16 TiB.
+    /// The address `bytes`, which must be below 16 TiB.
     #[must_use]
     pub const fn new(bytes: u64) -> Self {
         assert!(bytes >> PAGE_SHIFT <= u32::MAX as u64, "beyond the 16 TiB that frame numbers reach");
@@ -76,50 +81,6 @@ impl PhysAddr {
     }
 }
 
-/// A range of guest-physical bytes, possibly empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PhysRange {
-    /// First byte.
-    pub start: PhysAddr,
-    /// First byte after the range; at least `start`.
-    pub end: PhysAddr,
-}
-
-impl PhysRange {
-    /// `size` bytes from `start`.
-    #[must_use]
-    pub const fn new(start: PhysAddr, size: u64) -> Self {
-        Self { start, end: PhysAddr::new(start.0 + size) }
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub const fn size(self) -> u64 {
-        self.end.0 - self.start.0
-    }
-
-    /// The bytes that are in both ranges.
-    #[must_use]
-    pub fn intersect(self, other: Self) -> Self {
-        let start = self.start.max(other.start);
-        Self { start, end: self.end.min(other.end).max(start) }
-    }
-
-    /// The frames that lie wholly inside the range: what can be given out.
-    #[must_use]
-    pub const fn inner_frames(self) -> PfnRange {
-        let start = self.start.align_up(PAGE_SIZE).pfn();
-        let end = self.end.pfn();
-        PfnRange { start, end: if end.0 < start.0 { start } else { end } }
-    }
-
-    /// The frames that hold any byte of the range: what must be kept back.
-    #[must_use]
-    pub const fn outer_frames(self) -> PfnRange {
-        PfnRange { start: self.start.pfn(), end: self.end.align_up(PAGE_SIZE).pfn() }
-    }
-}
-
 /// A page frame number: a guest-physical address divided by the page size.
 ///
 /// Frame 0 is never given to the allocator, so that the number 0 can mean "no page" in links.
@@ -151,25 +112,19 @@ impl Pfn {
         Self(self.0 + pages)
     }
 
-    /// Pages from `earlier` to this frame.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> u32 {
-        self.0 - earlier.0
-    }
-
-    /// Whether a block of `order` may start here.
+    /// Whether a buddy block of `order` may start here.
     #[must_use]
     pub const fn is_aligned(self, order: Order) -> bool {
         self.0 & (order.pages() - 1) == 0
     }
 
-    /// First frame of the naturally aligned block of `order` that holds this frame.
+    /// First frame of the naturally aligned buddy block of `order` that holds this frame.
     #[must_use]
     pub const fn align_down(self, order: Order) -> Self {
         Self(self.0 & !(order.pages() - 1))
     }
 
-    /// The other half of the next larger block (Linux `__find_buddy_pfn`).
+    /// The other half of the next larger buddy block (Linux `__find_buddy_pfn`).
     #[must_use]
     pub const fn buddy(self, order: Order) -> Self {
         Self(self.0 ^ order.pages())
@@ -194,64 +149,6 @@ impl Pfn {
     }
 }
 
-/// A range of frames, possibly empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PfnRange {
-    /// First frame.
-    pub start: Pfn,
-    /// First frame after the range; at least `start`.
-    pub end: Pfn,
-}
-
-impl PfnRange {
-    /// `pages` frames from `start`.
-    #[must_use]
-    pub const fn new(start: Pfn, pages: u32) -> Self {
-        Self { start, end: start.add(pages) }
-    }
-
-    /// Number of frames.
-    #[must_use]
-    pub const fn pages(self) -> u32 {
-        self.end.0 - self.start.0
-    }
-
-    /// Whether there is no frame in it.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.end.0 <= self.start.0
-    }
-
-    /// Whether `pfn` is one of the frames.
-    #[must_use]
-    pub const fn contains(self, pfn: Pfn) -> bool {
-        self.start.0 <= pfn.0 && pfn.0 < self.end.0
-    }
-
-    /// The frames that are in both ranges.
-    #[must_use]
-    pub fn intersect(self, other: Self) -> Self {
-        let start = self.start.max(other.start);
-        Self { start, end: self.end.min(other.end).max(start) }
-    }
-
-    /// The range cut into the largest naturally aligned blocks, at most [`Order::MAX`], in order.
-    pub fn chunks(self) -> impl Iterator<Item = (Pfn, Order)> {
-        let mut at = self.start.0;
-        let end = self.end.0;
-        core::iter::from_fn(move || {
-            if at >= end {
-                return None;
-            }
-            let fits = (end - at).ilog2().min(u32::from(MAX_PAGE_ORDER));
-            let order = Order((at.trailing_zeros().min(fits)) as u8);
-            let chunk = (Pfn(at), order);
-            at += order.pages();
-            Some(chunk)
-        })
-    }
-}
-
 /// log2 of a number of pages, at most [`MAX_PAGE_ORDER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Order(u8);
@@ -261,7 +158,7 @@ impl Order {
     pub const PAGE: Self = Self(0);
     /// A pageblock: 512 pages, 2 MiB.
     pub const PAGEBLOCK: Self = Self(PAGEBLOCK_ORDER);
-    /// The largest block: 1024 pages, 4 MiB.
+    /// The largest buddy block: 1024 pages, 4 MiB.
     pub const MAX: Self = Self(MAX_PAGE_ORDER);
     /// Number of orders.
     pub const COUNT: usize = MAX_PAGE_ORDER as usize + 1;
@@ -282,7 +179,7 @@ impl Order {
         self.0
     }
 
-    /// Pages in a block of this order.
+    /// Pages in a buddy block of this order.
     #[must_use]
     pub const fn pages(self) -> u32 {
         1 << self.0
@@ -298,13 +195,13 @@ impl Order {
         Self(self.0 - 1)
     }
 
-    /// For tables with one entry an order.
+    /// Index into tables with one entry per order.
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Number of a section of 128 MiB, which is also a memory block (Linux `section_nr`).
+/// Number of a section of 128 MiB (Linux `section_nr`): its first frame divided by the pages in a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SectionNr(u32);
 
@@ -339,7 +236,7 @@ impl SectionNr {
         PfnRange::new(self.start(), SECTION_PAGES)
     }
 
-    /// The frames of the pageblocks `blocks` (indices in the section).
+    /// The frames of the pageblocks `blocks`, which are indices in the section.
     #[must_use]
     pub const fn pageblocks(self, blocks: &Range<u32>) -> PfnRange {
         let start = self.start().add(blocks.start << PAGEBLOCK_ORDER);

@@ -1,16 +1,16 @@
 //! Memmap taken from the range that it describes.
 //!
-//! Mirrors Linux `struct vmem_altmap` and `altmap_alloc_block_buf`: a bump allocator over pages
-//! set aside at the start of the range. Nothing is recycled; freeing only counts, so that removal
-//! can prove that everything came back. Linux keeps it on the heap beside the memory block; here
-//! it is two counters in the table entry of the block's first section.
+//! Mirrors Linux `struct vmem_altmap` and `altmap_alloc_block_buf`: a bump allocator over pages set aside at
+//! the start of the range. Nothing is recycled; freeing only counts, so that removal can prove that
+//! everything came back. Differs from Linux on purpose: Linux keeps it on the heap beside the memory block;
+//! here it is two counters in the table entry of the memory block's first section, or in the pgmap.
 //!
-//! Invariant: `alloc <= free`; `alloc == 0` before a block is added and after it is removed.
+//! Invariant: `alloc <= free`; `alloc == 0` before the range is added and after it is removed.
 
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::sparse::Section;
 
-/// Pages at the start of a memory block that are set aside for the memmap of all its sections.
+/// Pages at the start of a range that are set aside for the memmap of all its sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VmemAltmap {
     base: Pfn,
@@ -31,34 +31,34 @@ impl VmemAltmap {
         Self { base, free, alloc: 0 }
     }
 
-    /// As it was when `alloc` pages of it were handed out.
+    /// The same with `alloc` pages handed out.
     pub(crate) fn with_allocated(self, alloc: u32) -> Self {
         Self { alloc, ..self }
     }
 
-    /// What `section`, number `nr`, has set aside, if it has.
+    /// The altmap of the memory block that begins with `section`, number `nr`, if it has one.
     pub(crate) fn of(nr: SectionNr, section: &Section) -> Option<Self> {
         let word = section.altmap_word();
         (word != 0).then(|| Self { base: nr.start(), free: word & 0xffff, alloc: word >> 16 })
     }
 
-    /// Records it in the table.
+    /// Records it in the table entry of the memory block's first section.
     pub(crate) fn store(self, section: &Section) {
         section.set_altmap_word(self.free | self.alloc << 16);
     }
 
-    /// Takes it out of the table, after everything was freed.
+    /// Takes it out of the table. Everything was freed.
     pub(crate) fn clear(self, section: &Section) {
         self.end();
         section.set_altmap_word(0);
     }
 
-    /// Everything was freed.
+    /// Checks at the end of its life that everything was freed.
     pub(crate) fn end(self) {
         assert_eq!(self.alloc, 0, "{} pages of memmap still in use in {:?}", self.alloc, self.base);
     }
 
-    /// Pages set aside: where the block's usable memory begins.
+    /// Pages set aside: the usable memory of a memory block begins behind them.
     pub(crate) fn offset(self) -> u32 {
         self.free
     }
@@ -71,7 +71,7 @@ impl VmemAltmap {
     /// Takes the next `order` pages, aligned to their size.
     pub(crate) fn alloc(&mut self, order: Order) -> Option<Pfn> {
         let next = self.base.add(self.alloc);
-        assert!(next.is_aligned(order), "altmap hands out blocks of one size");
+        assert!(next.is_aligned(order), "an altmap hands out pages in one order");
         if self.alloc + order.pages() > self.free {
             return None;
         }

@@ -1,56 +1,30 @@
 //! From memblock to zones.
 //!
-//! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. First every
-//! section with RAM gets memory for its memmap from memblock, then section after section is mapped,
-//! initialised and freed into its zone, or left for later (see `deferred`). So after the first
-//! section the platform can have page-table pages from the allocator to map the rest.
+//! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. First every section with RAM gets
+//! memory for its memmap from memblock. Then section after section is mapped, initialised and freed into its
+//! zone, or left for later (see `deferred`). So after the first section the platform can take page-table
+//! pages from the allocator to map the rest.
+//!
+//! Invariant: a section of boot memory is Present only after its memmap is mapped.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::fmt;
 
 use arrayvec::ArrayVec;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::buddy::Place;
-use crate::contig::PcpPolicy;
+use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PhysAddr, PhysRange, SectionNr};
 use crate::deferred::Unclaimed;
+use crate::hotplug::Hotplug;
 use crate::memblock::{Memblock, Run};
-use crate::memmap_init::{Content, InitPolicy, set_heads};
-use crate::node::ZoneId;
-use crate::page::{Kind, ZoneType};
-use crate::pageblock::MigrateType;
-use crate::pgmap::DeviceInit;
+use crate::node::{ZoneId, ZoneType};
+use crate::options::{InitPolicy, Options};
 use crate::platform::Platform;
-use crate::range::RemovalPolicy;
-use crate::sparse::{Section, SectionPages, SectionState};
-use crate::zone::{Zone, setup_watermarks};
-
-/// Choices made at boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// CPUs that will ever run, at least 1.
-    pub nr_cpus: usize,
-    /// Whether the memmap of hot-added memory lies in that memory.
-    pub memmap_on_memory: bool,
-    /// What is done about per-CPU lists while memory is taken away.
-    pub pcp: PcpPolicy,
-    /// How much hot-added memory may be removed at a time.
-    pub removal: RemovalPolicy,
-    /// When struct pages are initialised.
-    pub init: InitPolicy,
-    /// Whether allocations that find too little may have more of boot memory initialised, where that
-    /// was left for later.
-    pub grow: bool,
-    /// What is in memory at boot where nobody has written to it.
-    pub content: Content,
-    /// How struct pages of device memory are initialised.
-    pub device_init: DeviceInit,
-}
+use crate::zone::setup_watermarks;
 
 /// Why there is no allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootError {
-    /// No CPUs, or more than there are [`PerCpu`](crate::PerCpu)s.
+    /// No CPUs, or more than there are [`PerCpuPages`](crate::PerCpuPages)s.
     Cpus,
     /// There is RAM beyond the last section.
     OutOfRange(PhysAddr),
@@ -60,145 +34,119 @@ pub enum BootError {
     NoPageTable(SectionNr),
 }
 
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpus => f.write_str("there are no CPUs, or more than the kernel has room for"),
+            Self::OutOfRange(address) => {
+                write!(f, "there is RAM beyond the last section, at {:#x}", address.get())
+            }
+            Self::NoMemory => f.write_str("no room for the memmap, or too many ranges of memory"),
+            Self::NoPageTable(nr) => write!(
+                f,
+                "no page for a page table to map the memmap of the section at {:#x}",
+                nr.start().address().get()
+            ),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}
+
 impl<P: Platform> Mm<P> {
-    /// Builds the zones from what `memblock` knows: memory below 4 GiB is Dma32, above it Normal, each of
-    /// the node that it is on.
-    /// What is free there can be allocated afterwards, what is reserved never. Called once, by one
-    /// CPU.
+    /// Builds the zones from `memblock`: memory below 4 GiB is Dma32, above it Normal, each of its node. Free
+    /// memory can be allocated afterwards, reserved memory never. Called once, by one CPU.
     ///
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
     pub fn boot(&self, memblock: &'static mut Memblock, options: Options) -> Result<(), BootError> {
-        let Options { nr_cpus, memmap_on_memory, pcp, removal, init, grow, content, device_init } = options;
-        if nr_cpus == 0 || nr_cpus > self.per_cpu.len() {
+        if options.nr_cpus == 0 || options.nr_cpus > self.per_cpu.len() {
             return Err(BootError::Cpus);
         }
-        self.nr_cpus.store(nr_cpus, Relaxed);
+        self.options.set(options);
         self.count_cpus();
-        self.memmap_on_memory.store(memmap_on_memory, Relaxed);
-        self.pcp_policy.set(pcp);
-        self.remove_per_block.store(removal == RemovalPolicy::PerBlock, Relaxed);
-        self.init_lazily.store(init == InitPolicy::Lazy, Relaxed);
-        self.deferred.set_grow(grow);
-        self.pgmaps.set_policy(device_init);
-
         let page_zero = PhysRange::new(PhysAddr::new(0), PAGE_SIZE);
         memblock.reserve(page_zero).map_err(|_| BootError::NoMemory)?;
-        self.boot_memory_is_zero.store(content == Content::Zero, Relaxed);
-        let hotplug = self.lock_hotplug();
+        self.hotplug().boot(memblock)
+    }
+}
+
+impl<P: Platform> Hotplug<'_, P> {
+    fn boot(&self, memblock: &'static mut Memblock) -> Result<(), BootError> {
+        let mm = self.mm;
         let end = memblock.runs().last().map_or(SectionNr::new(0), |run| run.end);
-        if end.get() > self.sparse.len() {
-            return Err(BootError::OutOfRange(SectionNr::new(self.sparse.len()).start().address()));
+        if end.get() > mm.sparse.len() {
+            return Err(BootError::OutOfRange(SectionNr::new(mm.sparse.len()).start().address()));
         }
-        let later = self.take_boot_memmaps(memblock, init)?;
+        let later = self.take_boot_memmaps(memblock)?;
         let memblock: &'static Memblock = memblock;
         memblock.runs().for_each(|run| self.count_boot_memory(memblock, run));
-        self.zones().for_each(Zone::keep_boot_span);
+        mm.zones().for_each(|zone| zone.keep_boot_span(self.held()));
         self.build_zonelists();
-        for nr in memblock.runs().flat_map(|run| before(run, &later)) {
-            let memmap = self.sparse.section(nr).and_then(Section::memmap).expect("it got one above");
-            self.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
-            self.free_boot_section(memblock, nr);
+        for run in memblock.runs() {
+            for nr in before(run, &later) {
+                let memmap = mm.sparse.entry(nr).memmap().expect("it got one above");
+                mm.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
+                mm.make_present(nr, run.zone, memmap, self.held());
+                mm.free_boot_section(memblock, nr, self.held());
+            }
         }
         for (zone, unclaimed) in ZoneId::all().zip(later) {
             let Some(unclaimed) = unclaimed else { continue };
             for run in memblock.runs_of(zone, unclaimed.next) {
-                let prepared = self.platform.prepare_memmaps(run.first, run.len());
+                let prepared = mm.platform.prepare_memmaps(run.first, run.len());
                 prepared.map_err(|_| BootError::NoPageTable(run.first))?;
-                self.zone(zone).add_deferred(run.pages(memblock.free()));
+                mm.zone(zone).add_deferred(run.pages(memblock.free()));
             }
-            self.deferred.set(memblock, zone, unclaimed);
+            mm.deferred.set(memblock, zone, unclaimed);
         }
         self.update_limits();
-        drop(hotplug);
         Ok(())
     }
 
-    /// Takes memory for the memmap of every section with RAM, on the section's node if there is room: for each
-    /// by itself, and for all that are left for later in a zone, which are returned, in one piece. A zone for
-    /// which there is no such piece leaves none.
-    fn take_boot_memmaps(&self, memblock: &mut Memblock, init: InitPolicy) -> Result<Later, BootError> {
+    /// Takes memory for the memmap of every section with RAM, on the section's node if there is room. Each
+    /// section gets a piece of its own, except that all sections of a zone that are left for later share one
+    /// piece; they are returned. A zone for which there is no such piece leaves none for later.
+    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<Later, BootError> {
         const SIZE: u64 = MEMMAP_PAGES as u64 * PAGE_SIZE;
         let mut later = [None; ZoneId::COUNT];
-        for (zone, next) in first_deferred(memblock, init) {
+        for (zone, next) in first_deferred(memblock, self.mm.options.get().init) {
             let count = memblock.runs_of(zone, next).map(Run::len).sum();
             let memmap = memblock.alloc_on(zone.node(), u64::from(count) * SIZE, SIZE);
             later[zone.index()] = memmap.map(|memmap| Unclaimed { next, count, memmap: memmap.pfn() });
         }
         let mut from = SectionNr::new(0);
-        // Anew each time: the memmaps are reserved in the same table.
+        // Looked up again for each run: the memmaps are reserved in the same table.
         let next = |memblock: &Memblock, from| memblock.runs().find(|run| run.end > from);
         while let Some(run) = next(memblock, from) {
             for nr in before(run, &later) {
                 let memmap = memblock.alloc_on(run.zone.node(), SIZE, SIZE).ok_or(BootError::NoMemory)?;
-                self.make_present(nr, run.zone, memmap.pfn());
+                self.mm.sparse.entry(nr).set_memmap(Some(memmap.pfn()));
             }
             from = run.end;
         }
         Ok(later)
     }
 
-    /// Says of a section of boot memory what is known of it without its memmap, and where that is.
-    pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn) {
-        let section = self.sparse.section(nr).expect("boot memory is in the table");
-        section.set_memmap(Some(memmap));
-        section.set_zone(zone);
-        section.set_boot();
-        section.set_zeroed(self.boot_memory_is_zero.load(Relaxed));
-        self.sparse.set_state(nr, SectionState::Present);
-    }
-
     /// Makes the RAM of `run` part of its zone.
     fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
-        self.nodes.include(run.zone.node());
-        let zone = self.zone(run.zone);
-        run.parts(memblock.memory()).for_each(|ram| zone.grow_span(ram));
-        zone.add_present(run.pages(memblock.memory()));
-        zone.add_managed(run.pages(memblock.free()));
+        self.mm.nodes.include(run.zone.node());
+        let zone = self.mm.zone(run.zone);
+        run.parts(memblock.memory()).for_each(|ram| zone.grow_span(ram, self.held()));
+        zone.add_present(run.pages(memblock.memory()), self.held());
+        zone.add_managed(run.pages(memblock.free()), self.held());
     }
 
-    /// Initialises a section that is present, with its memmap mapped, and frees what of it is not in use: so
-    /// many pages.
-    pub(crate) fn free_boot_section(&self, memblock: &Memblock, nr: SectionNr) -> u64 {
-        let pages = self.sparse.pages_to_initialise(nr);
-        self.init_section(pages, pages.section().zone());
-        self.sparse.set_state(nr, SectionState::Initialised);
-        mark_taken(memblock, pages);
-        self.sparse.set_state(nr, SectionState::Online);
-        let mut freed = 0;
-        for free in memblock.free() {
-            let free = free.inner_frames().intersect(nr.frames());
-            self.free_range(pages, free);
-            freed += u64::from(free.pages());
-        }
-        freed
-    }
-
-    /// Gives `range`, in the section, whose pages are in no block and movable, to the allocator.
-    pub(crate) fn free_range(&self, pages: SectionPages<'_>, range: PfnRange) {
-        let mut buddy = self.zone(pages.section().zone()).lock();
-        let mut rest = range;
-        while let Some((pfn, order)) = rest.chunks().next() {
-            if order == Order::MAX {
-                let largest = PfnRange { start: pfn, end: range.end.align_down(order) };
-                buddy.append_largest(&self.sparse, pages, largest, MigrateType::Movable);
-                rest.start = largest.end;
-            } else {
-                buddy.free_block(&self.sparse, pages, pfn, order, Place::Tail);
-                rest.start = pfn.add(order.pages());
-            }
-        }
-    }
-
-    /// Recomputes what follows from the sizes of the zones.
+    /// Recomputes everything that follows from the sizes of the zones: zonelists, watermarks and the limits
+    /// of per-CPU lists. Waits while per-CPU lists are disabled.
     pub(crate) fn update_limits(&self) {
         self.build_zonelists();
-        setup_watermarks(self.zones().as_slice());
+        setup_watermarks(self.mm.zones().as_slice(), self.held());
         self.update_pcp_limits();
     }
 }
 
-/// What is left for later, by zone.
+/// The sections that are left for later, per zone.
 type Later = [Option<Unclaimed>; ZoneId::COUNT];
 
 /// The sections of a run that are not left for later.
@@ -207,9 +155,8 @@ fn before(run: Run, later: &Later) -> impl Iterator<Item = SectionNr> + use<> {
     run.sections().take_while(move |&nr| later.is_none_or(|later| nr < later))
 }
 
-/// The zones of which something can be left for later, and the first section of it: in a node's highest zone
-/// its second one (Linux `defer_init`), and when pages are initialised as late as can be, in the zones
-/// below their first one.
+/// The zones that can leave sections for later, and the first such section of each: in a node's highest zone
+/// its second section (Linux `defer_init`); under [`InitPolicy::Lazy`] also all sections of the zones below.
 fn first_deferred(memblock: &Memblock, init: InitPolicy) -> ArrayVec<(ZoneId, SectionNr), { ZoneId::COUNT }> {
     let in_zone = |zone: ZoneId| {
         let above = ZoneType::ALL.into_iter().skip(zone.zone_type().index() + 1);
@@ -224,31 +171,4 @@ fn first_deferred(memblock: &Memblock, init: InitPolicy) -> ArrayVec<(ZoneId, Se
         Some((zone, sections.nth(skip)?))
     };
     ZoneId::all().filter_map(in_zone).collect()
-}
-
-/// Marks the parts of a section that are not free: holes, and RAM that is reserved.
-fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
-    let frames = pages.nr().frames();
-    let ram = || memblock.memory().map(PhysRange::inner_frames);
-    let free = || memblock.free().map(PhysRange::inner_frames);
-    for hole in gaps(frames, ram()) {
-        set_heads(pages, hole, Kind::Hole);
-    }
-    for ram in ram() {
-        for reserved in gaps(ram.intersect(frames), free()) {
-            set_heads(pages, reserved, Kind::Reserved);
-        }
-    }
-}
-
-/// The parts of `range` that are in none of `covered`, which is ascending and disjoint.
-fn gaps(range: PfnRange, covered: impl Iterator<Item = PfnRange>) -> impl Iterator<Item = PfnRange> {
-    let mut at = range.start;
-    let last = PfnRange { start: range.end, end: range.end };
-    covered
-        .map(move |covered| covered.intersect(range))
-        .filter(|covered| !covered.is_empty())
-        .chain([last])
-        .map(move |covered| PfnRange { start: core::mem::replace(&mut at, covered.end), end: covered.start })
-        .filter(|gap| !gap.is_empty())
 }

@@ -1,43 +1,46 @@
 //! Verifies every invariant of the allocator, of the sections and of their accounting.
 //!
-//! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at
-//! under all its locks at once. It costs time in proportion to blocks, not to pages; hosted builds
-//! look at the tails of blocks as well.
+//! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at under all
+//! its locks at once. It costs time in proportion to buddy blocks, not to pages; hosted builds look at the
+//! tails of buddy blocks as well.
 //!
-//! | invariants of | are looked at by |
+//! | invariants of | are checked by |
 //! |---|---|
-//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` where it is hosted |
-//! | `buddy` | `check_lists` |
+//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` in hosted builds |
+//! | `free_lists`, `buddy` | `check_lists` |
 //! | `pcplist` | `check_pcp`, `check_limits` |
 //! | `zone`, `zonelist` | `check_zone`, `check_limits` |
 //! | `sparse`, `altmap`, `memory_block` | `check_sections` |
+//! | `pgmap`, `zone_device` | `check_pgmaps` |
 //! | `deferred` | `check_deferred` |
 //!
-//! The order of locks is checked whenever one is taken in a hosted build (`lock`); a memory map does not
+//! Not here: hosted builds check the order of locks whenever one is taken (`lock`), and a memory map does not
 //! change after boot.
 
 mod blocks;
+mod device;
 mod limits;
 #[cfg(test)]
 mod tests;
 
+use self::blocks::Memmaps;
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::buddy::Buddy;
 use crate::deferred::Claims;
-use crate::memory_block::memmap_blocks;
+use crate::free_lists::FreeLists;
+use crate::memory_block::memmap_pageblocks;
 use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::{PcpLists, PerCpu};
+use crate::pcplist::{PcpGuard, PerCpuPages};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
 
-/// What a zone's sections add up to, in pages unless said otherwise.
+/// Sums over a zone's sections, in pages unless said otherwise.
 #[derive(Default)]
 struct Tally {
-    /// Blocks by order and migrate type.
+    /// Free buddy blocks by order and migrate type.
     free: [[u32; MigrateType::COUNT]; Order::COUNT],
     pcp: u64,
     allocated: u64,
@@ -53,25 +56,27 @@ impl<P: Platform> Mm<P> {
     /// # Panics
     /// When an invariant does not hold, with the values that differ.
     pub fn check(&self) -> u64 {
-        let _hotplug = self.lock_hotplug();
-        self.check_limits();
-        // From now on no boot memory becomes initialised.
+        let hotplug = self.hotplug();
+        hotplug.check_limits();
+        // From now on no CPU initialises boot memory.
         let deferred = self.deferred.freeze();
         self.check_deferred(&deferred);
-        self.check_sections();
+        let mut memmaps = Memmaps::default();
+        self.check_pgmaps(&mut memmaps);
+        self.check_sections(memmaps);
         self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
     }
 
-    /// Locks the lists of `cpus` one after another, then looks at the zone. `listed` pages are on
-    /// the lists locked before.
-    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpu], listed: u64) -> u64 {
+    /// Locks the lists of `cpus` one after another, then checks the zone. `listed` pages are on the lists
+    /// locked before.
+    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpuPages], listed: u64) -> u64 {
         if let Some((cpu, rest)) = cpus.split_first() {
-            let lists = cpu.zone(zone).lock_next();
+            let lists = self.lock_next_pcp(cpu, zone);
             self.check_pcp(zone, &lists);
             return self.check_zone(zone, deferred, rest, listed + u64::from(lists.count()));
         }
         let of = self.zone(zone);
-        let buddy = of.lock();
+        let buddy = self.lock_zone(zone);
         let owners = *self.owners.lock();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
@@ -80,9 +85,7 @@ impl<P: Platform> Mm<P> {
         }
         for ram in deferred.ram(zone) {
             tally.present += u64::from(ram.pages());
-            let union =
-                |all: PfnRange| PfnRange { start: all.start.min(ram.start), end: all.end.max(ram.end) };
-            tally.span = Some(tally.span.map_or(ram, union));
+            tally.span = Some(tally.span.map_or(ram, |all| all.hull(ram)));
         }
         assert_eq!(tally.pcp, listed, "{zone:?}: pages in state Pcp, pages on lists");
         let in_buddy = buddy.free() + buddy.isolated();
@@ -98,9 +101,9 @@ impl<P: Platform> Mm<P> {
         tally.looked_at
     }
 
-    fn check_pcp(&self, zone: ZoneId, lists: &PcpLists) {
+    fn check_pcp(&self, zone: ZoneId, lists: &PcpGuard<'_, P>) {
         let mut count = 0;
-        for (pfn, page) in lists.iter(&self.sparse) {
+        for (pfn, page) in lists.iter() {
             let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
             assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
             count += 1;
@@ -109,13 +112,13 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-/// Walks an online section, which must be tiled by blocks.
+/// Walks an online section, which must be tiled by buddy blocks.
 fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: &mut Tally) {
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
-    let mut pfn = frames.start;
-    while pfn < frames.end {
+    let mut pfn = frames.start();
+    while pfn < frames.end() {
         let state = pages.page(pfn).state();
         let (kind, order) = (state.kind(), state.order());
         let block = u64::from(order.pages());
@@ -144,16 +147,16 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
         if kind != Kind::Hole {
             tally.present += block;
             let span = PfnRange::new(pfn, order.pages());
-            tally.span = Some(tally.span.map_or(span, |all| PfnRange { end: span.end, ..all }));
+            tally.span = Some(tally.span.map_or(span, |all| all.hull(span)));
         }
         check_tails(pages, pfn, order, zone);
         pfn = pfn.add(order.pages());
     }
     assert_eq!(section.free(), free, "free pages of {:?}", pages.nr());
-    let own = memmap_blocks(pages.nr(), section);
+    let own = memmap_pageblocks(pages.nr(), section);
     assert_eq!(memmap, u64::from(own.pages()), "memmap pages in {:?}", pages.nr());
     if !section.is_boot() {
-        let unplugged = crate::SubSections::ALL.without(section.plugged());
+        let unplugged = crate::PageblockSet::ALL.without(section.plugged());
         assert_eq!(offline, u64::from(unplugged.pages()), "unplugged pages in {:?}", pages.nr());
     }
     let isolated = (0..crate::SECTION_PAGEBLOCKS).filter(|&b| section.pageblocks.is_isolated(b));
@@ -161,15 +164,15 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     tally.looked_at += u64::from(frames.pages());
 }
 
-/// A block that somebody holds: its holder's word can be read, and an owner is one that is known.
+/// Checks an allocated buddy block: its holder's word can be read, and an owner is a registered one.
 fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
     if let Holder::Owned { owner, index } = pages.page(pfn).holder() {
         assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
-        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, whom nobody knows");
+        assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, which is not registered");
     }
 }
 
-/// A free block: all its pageblocks have one type, and it was merged as far as possible.
+/// Checks a free buddy block: all its pageblocks have one type, and it was merged as far as possible.
 fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
     let flags = &pages.section().pageblocks;
     let mt = flags.migrate_type(pfn.pageblock());
@@ -203,8 +206,8 @@ fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneId) {
 #[cfg(not(any(test, feature = "sim")))]
 fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneId) {}
 
-impl Buddy {
-    /// Follows every list and compares it with its pages.
+impl FreeLists {
+    /// Follows every list and compares the list with its pages.
     fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneId) {
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
             let mut total = 0;

@@ -1,237 +1,107 @@
-//! Taking a given range of pages: isolate, migrate, check, take.
+//! Contiguous allocation: pageblocks that lie side by side, more than the buddy allocator keeps together.
 //!
-//! Mirrors Linux `alloc_contig_range` and the loop of `offline_pages`, which is one loop here: a
-//! memory block that goes offline, a sub-section that is unplugged and an allocation (see
-//! `alloc_contig`) differ only in their size and in what becomes of the pages. A range is pageblocks of
-//! one section, or of several that lie in one zone.
+//! Mirrors Linux `alloc_contig_range` and `alloc_contig_pages` of `mm/page_alloc.c`: pages in use in the
+//! range move elsewhere first, as for going offline (see `evacuate`). Differs from Linux on purpose: the
+//! unit is the pageblock, and no range reaches from one section into the next.
 //!
-//! Differs from Linux on purpose: the loop ends. Isolated pageblocks only ever lose pages, so the
-//! number of those left falls or stands still; after [`IDLE_ROUNDS`] rounds in which it stood
-//! still the range is given up, with the pages that are left.
+//! Per-CPU lists are only drained for a range, not disabled (as in Linux, where the stronger guarantee is
+//! for offlining; a single pageblock is taken as for offlining). So a CPU that frees a page of the range
+//! meanwhile may keep it on its list for a while. Then the allocation fails, and can be tried again.
+//!
+//! Invariant: an allocation never takes a page that is in use.
 
-use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use core::iter::once;
 
 use crate::Mm;
-use crate::isolation::{OfflineError, Stuck};
-use crate::node::ZoneId;
-use crate::page::Kind;
+use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
+use crate::hotplug::Hotplug;
+use crate::isolation::OfflineError;
+use crate::memory_block::memmap_pageblocks;
+use crate::node::ZoneType;
+use crate::options::PcpPolicy;
+use crate::page::{Holder, Kind};
+use crate::page_alloc::AllocError;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
-use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
-use crate::target::Targets;
+use crate::sparse::{Section, SectionPages, SectionState};
 
-/// Rounds without a page less before the range is given up.
-const IDLE_ROUNDS: u32 = 16;
+impl<P: Platform> Hotplug<'_, P> {
+    /// Allocates the pageblocks `pageblocks` of online section `nr` as single pages, after the pages in use
+    /// there moved elsewhere (Linux `alloc_contig_range`). [`Mm::free_contig_range`] gives them back. They
+    /// have no holder until [`Mm::set_holder`].
+    ///
+    /// # Errors
+    /// See [`OfflineError`]; [`OfflineError::BootMemory`] does not occur.
+    pub fn alloc_contig_range(&self, nr: SectionNr, pageblocks: PageblockSet) -> Result<(), OfflineError> {
+        let pages = self.contig_target(nr, pageblocks)?;
+        let (zone, parts) = (pages.section().zone(), once((pages, pageblocks)));
+        self.mm.take_pageblocks_as(zone, parts, PcpPolicy::DrainAgain, Kind::Allocated, self.held())?;
+        for pageblock in pageblocks.iter() {
+            self.mm.split_page(nr.pageblocks(&(pageblock..pageblock + 1)).start(), Order::PAGEBLOCK);
+        }
+        Ok(())
+    }
 
-/// What is done about the pages on per-CPU lists while a range is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum PcpPolicy {
-    /// The lists are out of play meanwhile (Linux `zone_pcp_disable`).
-    Disable,
-    /// The lists are drained before isolation and again in every round (Linux before 5.11).
-    DrainAgain,
-    /// The lists are drained once, before isolation, and not disabled. A page that is freed between the
-    /// two lies on a list afterwards, where nobody looks for it: the range is not taken, or the page is
-    /// allocated again although it is isolated. This is here to show that. (Linux before 5.9 drained
-    /// once after isolation, which leaves a narrower gap.)
-    DrainOnce,
+    /// The pages of section `nr`, if the allocator manages all of `pageblocks`.
+    fn contig_target(
+        &self,
+        nr: SectionNr,
+        pageblocks: PageblockSet,
+    ) -> Result<SectionPages<'_>, OfflineError> {
+        let pages = self.mm.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
+        let pages = pages.ok_or(OfflineError::NotOnline)?;
+        let section = pages.section();
+        if memmap_pageblocks(nr, section).intersects(pageblocks) {
+            return Err(OfflineError::HoldsMemmap);
+        }
+        if !section.is_boot() && !section.plugged().contains_all(pageblocks) {
+            return Err(OfflineError::NotPlugged);
+        }
+        Ok(pages)
+    }
+
+    /// Takes the whole pageblock of `pfn`, after the pages in use there moved elsewhere, as one allocated
+    /// buddy block of [`Order::PAGEBLOCK`]. [`Mm::free_pages`] gives it back. Per-CPU lists are dealt with by
+    /// the policy that was chosen at boot, as for going offline.
+    ///
+    /// # Errors
+    /// See [`OfflineError`].
+    pub fn alloc_contig_pageblock(&self, pfn: Pfn) -> Result<(), OfflineError> {
+        let (nr, pageblock) = (pfn.section(), pfn.pageblock()..pfn.pageblock() + 1);
+        let pageblocks = PageblockSet::range(pageblock.clone());
+        let pages = self.contig_target(nr, pageblocks)?;
+        let (zone, parts, policy) =
+            (pages.section().zone(), once((pages, pageblocks)), self.mm.options.get().pcp);
+        self.mm.take_pageblocks_as(zone, parts, policy, Kind::Allocated, self.held())?;
+        pages.page(nr.pageblocks(&pageblock).start()).set_holder(Holder::Kernel.word());
+        Ok(())
+    }
 }
-
-/// A [`PcpPolicy`] that is set at boot.
-pub(crate) struct BootPcpPolicy(AtomicU8);
-
-impl BootPcpPolicy {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU8::new(PcpPolicy::Disable as u8))
-    }
-
-    pub(crate) fn set(&self, policy: PcpPolicy) {
-        self.0.store(policy as u8, Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> PcpPolicy {
-        const ALL: [PcpPolicy; 3] = [PcpPolicy::Disable, PcpPolicy::DrainAgain, PcpPolicy::DrainOnce];
-        ALL[usize::from(self.0.load(Relaxed))]
-    }
-}
-
-/// Pageblocks of one section.
-pub(crate) type Part<'s> = (SectionPages<'s>, SubSections);
 
 impl<P: Platform> Mm<P> {
-    /// Takes the pages of `parts`, all of them managed by the allocator, out of `zone`, all of them or
-    /// none.
+    /// Allocates `count` pageblocks that lie side by side in Movable memory, aligned to their size if that
+    /// is a power of two (Linux `alloc_contig_pages`). Takes the first range that can be evacuated.
     ///
-    /// Pages that CPUs keep on lists of their own are dealt with as was chosen at boot, by
-    /// [`PcpPolicy`].
-    pub(crate) fn take_pageblocks<'s>(
-        &self,
-        zone: ZoneId,
-        parts: impl Iterator<Item = Part<'s>> + Clone,
-    ) -> Result<(), OfflineError> {
-        self.take(zone, parts, self.pcp_policy.get(), Kind::Offline)
-    }
-
-    /// The same with a policy of the caller's; each pageblock is one block of `kind` then.
-    pub(crate) fn take<'s>(
-        &self,
-        zone: ZoneId,
-        parts: impl Iterator<Item = Part<'s>> + Clone,
-        policy: PcpPolicy,
-        kind: Kind,
-    ) -> Result<(), OfflineError> {
-        let _disabled = (policy == PcpPolicy::Disable).then(|| self.zone_pcp_disable(zone));
-        if policy != PcpPolicy::Disable {
-            self.drain_pcp(zone);
-        }
-        self.isolate_all(parts.clone())?;
-        if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain) {
-            parts.for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
-            return Err(error);
-        }
-        parts.for_each(|(pages, blocks)| self.take_isolated(pages, blocks, kind));
-        Ok(())
-    }
-
-    /// Isolates `parts`, all of them or none.
-    fn isolate_all<'s>(&self, parts: impl Iterator<Item = Part<'s>> + Clone) -> Result<(), OfflineError> {
-        let mut rest = parts.clone();
-        let mut isolated = 0;
-        while let Some((pages, blocks)) = rest.next() {
-            if let Err(mut error) = self.start_isolate(pages, blocks) {
-                parts.take(isolated).for_each(|(pages, blocks)| self.undo_isolate(pages, blocks));
-                if let OfflineError::Unmovable(stuck) = &mut error {
-                    rest.for_each(|(pages, blocks)| self.count_unmovable(pages, blocks, stuck));
+    /// # Errors
+    /// [`AllocError`] when there is none: every range has pages that do not move, or more pages in use than
+    /// there is room for elsewhere.
+    pub fn alloc_contig_pages(&self, count: u32) -> Result<PfnRange, AllocError> {
+        let last = SECTION_PAGEBLOCKS.checked_sub(count).filter(|_| count > 0).ok_or(AllocError)?;
+        let step = if count.is_power_of_two() { count } else { 1 };
+        for nr in self.sparse.numbers() {
+            let movable = |section: &&Section| {
+                section.state() == SectionState::Online && section.zone().zone_type() == ZoneType::Movable
+            };
+            if self.sparse.section(nr).filter(movable).is_none() {
+                continue;
+            }
+            for first in (0..=last).step_by(step as usize) {
+                let pageblocks = first..first + count;
+                if self.hotplug().alloc_contig_range(nr, PageblockSet::range(pageblocks.clone())).is_ok() {
+                    return Ok(nr.pageblocks(&pageblocks));
                 }
-                return Err(error);
             }
-            isolated += 1;
         }
-        Ok(())
-    }
-
-    /// Migrates what is in the isolated `parts`, until all of them are free. Nothing moves when there
-    /// is not room for all of it: what would move then would only be in the way elsewhere.
-    fn evacuate<'s>(
-        &self,
-        zone: ZoneId,
-        parts: impl Iterator<Item = Part<'s>> + Clone,
-        drain: bool,
-    ) -> Result<(), OfflineError> {
-        let left_in = |parts: &mut dyn Iterator<Item = Part<'s>>| {
-            let mut stuck = Stuck::none();
-            parts.for_each(|(pages, blocks)| stuck.append(self.test_pages_isolated(pages, blocks)));
-            stuck
-        };
-        let stuck = left_in(&mut parts.clone());
-        if u64::from(stuck.pages) > self.room_for_movable() {
-            return Err(OfflineError::NoRoom(stuck));
-        }
-        let mut targets = Targets::new(self, zone.node());
-        let mut left = u32::MAX;
-        let mut idle = 0;
-        let mut came_round = false;
-        let mut stranded = 0;
-        loop {
-            let no_room =
-                parts.clone().any(|(pages, blocks)| self.migrate_pageblocks(pages, blocks, &mut targets));
-            if drain {
-                self.drain_pcp(zone);
-            }
-            let stuck = left_in(&mut parts.clone());
-            if came_round && stuck.listed > stranded {
-                self.counters.pcp_stranded.fetch_add(u64::from(stuck.listed - stranded), Relaxed);
-                stranded = stuck.listed;
-            }
-            if stuck.pages == 0 {
-                return Ok(());
-            }
-            idle = if stuck.pages < left { 0 } else { idle + 1 };
-            left = stuck.pages;
-            if idle == IDLE_ROUNDS {
-                return Err(if no_room {
-                    OfflineError::NoRoom(stuck)
-                } else {
-                    OfflineError::Unmovable(stuck)
-                });
-            }
-            // Whoever held a page of the block for a moment only has let go of it then.
-            self.platform.synchronize();
-            // So was whoever began to free a page before the range was isolated: what is on a list now
-            // stays there, or is allocated from there.
-            came_round = true;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::PcpPolicy;
-    use crate::Mm;
-    use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
-    use crate::isolation::OfflineError;
-    use crate::memmap_init::Content;
-    use crate::node::NodeId;
-    use crate::page::{Holder, ZoneType};
-    use crate::page_alloc::Gfp;
-    use crate::sim::{Machine, Sim};
-    use crate::subsection::SubSections;
-
-    const BLOCK: SectionNr = SectionNr::new(33);
-
-    fn movable() -> (&'static Mm<Sim>, SectionNr) {
-        let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).expect("a new block");
-        mm.online(BLOCK, ZoneType::Movable).expect("it goes online");
-        (mm, BLOCK)
-    }
-
-    #[test]
-    fn a_pageblock_can_be_taken_whole_and_given_back() {
-        let (mm, nr) = movable();
-        let before = mm.stats().zones[ZoneType::Movable.index()];
-        let pfn = nr.start().add(7 * PAGEBLOCK_PAGES);
-        mm.alloc_contig_pageblock(pfn.add(3)).expect("it is free");
-        mm.check();
-        let taken = mm.stats().zones[ZoneType::Movable.index()];
-        assert_eq!((taken.managed, taken.free), (before.managed, before.free - u64::from(PAGEBLOCK_PAGES)));
-        let again = mm.alloc_contig_pageblock(pfn);
-        mm.free_pages(pfn, Order::PAGEBLOCK);
-        mm.check();
-        assert_eq!(mm.stats().zones[ZoneType::Movable.index()], before);
-        assert!(
-            matches!(again, Err(OfflineError::Unmovable(stuck)) if stuck.pages == PAGEBLOCK_PAGES),
-            "{again:?}"
-        );
-        assert_eq!(mm.alloc_contig_pageblock(SectionNr::new(34).start()), Err(OfflineError::NotOnline));
-    }
-
-    /// Step by step: the lists are drained, a page is freed to its list, and the range is isolated.
-    #[test]
-    fn a_page_that_is_freed_after_a_single_drain_is_stranded() {
-        let (mm, nr) = movable();
-        mm.pcp_policy.set(PcpPolicy::DrainOnce);
-        let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
-        let blocks = SubSections::range(pfn.pageblock()..pfn.pageblock() + 1);
-
-        let pages = mm.sparse.pages(nr).expect("a memmap");
-        let zone = NodeId::FIRST.zone(ZoneType::Movable);
-        mm.drain_pcp(zone);
-        mm.free_pages(pfn, Order::PAGE);
-        mm.start_isolate(pages, blocks).expect("nothing is in the way");
-        let Err(OfflineError::Unmovable(stuck)) = mm.evacuate(zone, core::iter::once((pages, blocks)), false)
-        else {
-            panic!("the range was taken with a page of it on a list")
-        };
-        assert_eq!((stuck.pages, stuck.listed), (1, 1));
-        assert_eq!(stuck.first[0], Some((pfn, Holder::Unclaimed)));
-        assert_eq!(mm.stats().pcp_stranded, 1);
-
-        // Draining again is what helps.
-        mm.evacuate(zone, core::iter::once((pages, blocks)), true).expect("it is free now");
-        mm.undo_isolate(pages, blocks);
-        mm.check();
-        assert_eq!(mm.stats().pcp_stranded, 1);
+        Err(AllocError)
     }
 }

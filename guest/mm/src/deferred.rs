@@ -1,68 +1,74 @@
-//! Boot memory whose struct pages are initialised later: by whoever runs out of memory before, and, unless
-//! it is to happen at first use only, by all CPUs in parallel once they run.
+//! Boot memory whose struct pages are initialised later: by a CPU that runs out of memory before, and, unless
+//! the policy is [`InitPolicy::Lazy`](crate::InitPolicy::Lazy), by all CPUs in parallel once they run.
 //!
-//! Mirrors Linux `deferred_init_memmap` and `deferred_grow_zone` in `mm/mm_init.c`, with sections as the
-//! unit of both. Each section is claimed under a lock and initialised outside of it. Differs from
-//! Linux on purpose: there, growing ends as soon as the parallel workers start, so an allocation can
-//! fail although memory is on its way; here growers and workers claim from the same counter to the
-//! end, and who finds nothing left to claim waits for what others still have at work. A worker that finds
-//! none left on its node helps the next one (Linux leaves that to the scheduler, which runs a node's
-//! workers on its CPUs). And a section that is left for later costs nothing at all before: nothing is
-//! written about it, and memory for all memmaps of a zone is set aside in one piece, so that boot takes as
-//! long for a gibibyte as for terabytes.
+//! Mirrors Linux `deferred_init_memmap` and `deferred_grow_zone` in `mm/mm_init.c`, with the section as the
+//! unit of both. A CPU claims a section under a lock and initialises it outside of the lock.
 //!
-//! Invariants: every section of a zone that has RAM, from `next` on, is `Absent`, and memory for its memmap is
-//! set aside; one below it that is not online is being initialised by the CPU that claimed it. Spans, present
-//! and managed pages count all of them from boot on.
+//! Differs from Linux on purpose:
+//! - In Linux growing ends as soon as the parallel workers start, so an allocation can fail although memory
+//!   is on its way. Here growers and workers claim from the same counter to the end, and a grower that finds
+//!   nothing left to claim waits for the sections that other CPUs have claimed.
+//! - A worker that finds no section left on its node helps the next node (Linux leaves that to the scheduler,
+//!   which runs a node's workers on its CPUs).
+//! - A section that is left for later costs nothing before it is claimed: nothing is written about it, and
+//!   memory for all such memmaps of a zone is set aside in one piece. So boot takes as long for a gibibyte as
+//!   for terabytes.
+//!
+//! Numbers such as S1.5 in the tests are those of the claims in `docs/features.md`.
+//!
+//! Invariants: every section of a zone that has RAM, from `next` on, is Absent, and memory for its memmap is
+//! set aside. A section below `next` that is not online is being initialised by the CPU that claimed it.
+//! Spans, present and managed pages count all of them from boot on.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
+use crate::grow::GrowZone;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
-use crate::node::{MAX_NODES, NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
-use crate::sparse::Section;
+use crate::sparse::{Section, SectionOwner};
 
 /// The sections of boot memory that are not initialised.
 pub(crate) struct Deferred {
     claims: SpinLock<Claims>,
-    /// Sections of each zone that are not online yet, those that are claimed included.
+    /// Sections of each zone that are not online yet, claimed ones included.
     left: [AtomicU32; ZoneId::COUNT],
-    /// Sections that were initialised, by their node and that of the CPU that did it.
+    /// Sections that were initialised, by the section's node and the node of the CPU that did it.
     by: [[AtomicU32; MAX_NODES]; MAX_NODES],
-    /// One behind the last section that was left for later.
+    /// One more than the last section that was left for later.
     end: AtomicU32,
-    /// Whether an allocation that finds too little may initialise more.
-    grow: AtomicBool,
 }
 
 pub(crate) struct Claims {
-    /// What boot knew of memory; `None` before boot.
+    /// The memory map at boot; `None` before boot.
     memblock: Option<&'static Memblock>,
     zones: [Option<Unclaimed>; ZoneId::COUNT],
 }
 
-/// The sections of a zone that nobody has claimed.
+/// The sections of a zone that no CPU has claimed.
 #[derive(Clone, Copy)]
 pub(crate) struct Unclaimed {
-    /// The first of them.
+    /// The first one.
     pub(crate) next: SectionNr,
-    /// How many there are.
+    /// Their number.
     pub(crate) count: u32,
-    /// Where the memmap of the first one goes; those of the others follow.
+    /// Where the memmap of the first one goes; the memmaps of the others follow.
     pub(crate) memmap: Pfn,
 }
 
-/// A section that somebody has claimed.
+/// A section that this CPU has claimed: no other CPU touches it until it is online.
 struct Claimed {
     nr: SectionNr,
     zone: ZoneId,
     memmap: Pfn,
     memblock: &'static Memblock,
 }
+
+// The claim was made under the lock, and a section is claimed once; it is boot memory, so it is never unmapped.
+impl SectionOwner for Claimed {}
 
 impl Deferred {
     pub(crate) const fn new() -> Self {
@@ -72,12 +78,10 @@ impl Deferred {
             left: [const { AtomicU32::new(0) }; ZoneId::COUNT],
             by: [const { [const { AtomicU32::new(0) }; MAX_NODES] }; MAX_NODES],
             end: AtomicU32::new(0),
-            grow: AtomicBool::new(true),
         }
     }
 
-    /// The sections of `zone` with RAM that `unclaimed` begins with, all of them to its end, are left for
-    /// later.
+    /// Leaves the sections of `zone` with RAM for later, from the first one of `unclaimed` to the zone's end.
     pub(crate) fn set(&self, memblock: &'static Memblock, zone: ZoneId, unclaimed: Unclaimed) {
         let mut claims = self.claims.lock();
         claims.memblock = Some(memblock);
@@ -87,26 +91,21 @@ impl Deferred {
         self.left[zone.index()].store(unclaimed.count, Ordering::Release);
     }
 
-    /// Whether an allocation that finds too little may initialise more; to show what happens else.
-    pub(crate) fn set_grow(&self, grow: bool) {
-        self.grow.store(grow, Ordering::Relaxed);
-    }
-
     /// Sections of `zone` that are not online yet.
     #[inline]
     pub(crate) fn left(&self, zone: ZoneId) -> u32 {
-        // Pairs with the decrement in `done`: who sees fewer finds the memory of those that came.
+        // Pairs with the decrement in `done`: a CPU that reads a smaller number finds the memory that came.
         self.left[zone.index()].load(Ordering::Acquire)
     }
 
-    /// Sections that were initialised since boot, by their node and the node of the CPU that did it.
+    /// Sections that were initialised since boot, by the section's node and the node of the CPU that did it.
     pub(crate) fn initialised(&self) -> [[u32; MAX_NODES]; MAX_NODES] {
         self.by.each_ref().map(|cpus| cpus.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 
-    /// Whether section `nr` is boot memory of a machine that leaves some for later, claimed or not.
+    /// Whether section `nr` is boot memory of a machine that leaves sections for later, claimed or not.
     fn holds(&self, nr: SectionNr) -> bool {
-        // Most memory that is added is behind all of boot memory.
+        // Most memory that is added lies above all boot memory.
         if nr.get() >= self.end.load(Ordering::Relaxed) {
             return false;
         }
@@ -114,8 +113,8 @@ impl Deferred {
         memblock.is_some_and(|memblock| memblock.runs().any(|run| run.contains(nr)))
     }
 
-    /// The next section of `zone`, for the caller to initialise. When there is none, those that are left
-    /// are others' and come by themselves.
+    /// Claims the next section of `zone`, for the caller to initialise. None when every section that is left
+    /// was claimed by another CPU, which is initialising it.
     fn claim(&self, zone: ZoneId) -> Option<Claimed> {
         let mut claims = self.claims.lock();
         let memblock = claims.memblock?;
@@ -127,16 +126,16 @@ impl Deferred {
         Some(Claimed { nr, zone, memmap, memblock })
     }
 
-    /// A section of `zone` that was claimed is online, by a CPU of node `by`.
+    /// Counts a claimed section of `zone` that a CPU of node `by` has put online.
     fn done(&self, zone: ZoneId, by: NodeId) {
         self.by[zone.node().index()][by.index()].fetch_add(1, Ordering::Relaxed);
         self.left[zone.index()].fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Keeps everybody from claiming sections, with none under way.
+    /// Waits until no claimed section is being initialised, and keeps all CPUs from claiming sections.
     pub(crate) fn freeze(&self) -> Guard<'_, Claims> {
         let claims = self.claims.lock();
-        // Who has claimed one needs no lock of this rank, nor the caller's, to be done with it.
+        // A CPU that has claimed a section needs neither this lock nor the memory hotplug lock to finish it.
         while ZoneId::all().any(|zone| self.left(zone) != claims.count(zone)) {
             core::hint::spin_loop();
         }
@@ -145,32 +144,32 @@ impl Deferred {
 }
 
 impl Claims {
-    /// Sections of `zone` that nobody has claimed.
+    /// Number of sections of `zone` that no CPU has claimed.
     pub(crate) fn count(&self, zone: ZoneId) -> u32 {
         self.zones[zone.index()].map_or(0, |unclaimed| unclaimed.count)
     }
 
-    /// The same, one after another.
+    /// The sections of `zone` that no CPU has claimed.
     pub(crate) fn runs(&self, zone: ZoneId) -> impl Iterator<Item = Run> {
         let unclaimed = self.memblock.zip(self.zones[zone.index()]);
         unclaimed.into_iter().flat_map(move |(memblock, unclaimed)| memblock.runs_of(zone, unclaimed.next))
     }
 
-    /// RAM of `zone` that is not initialised: ranges of frames, ascending.
+    /// RAM of `zone` in them: ranges of frames, ascending.
     pub(crate) fn ram(&self, zone: ZoneId) -> impl Iterator<Item = PfnRange> {
         self.runs(zone).flat_map(|run| run.parts(self.memblock.into_iter().flat_map(Memblock::memory)))
     }
 
-    /// Pages of it that will be free.
+    /// Pages of that RAM that will be free.
     pub(crate) fn free(&self, zone: ZoneId) -> u64 {
         self.runs(zone).map(|run| run.pages(self.memblock.into_iter().flat_map(Memblock::free))).sum()
     }
 }
 
 impl<P: Platform> Mm<P> {
-    /// Initialises one section whose struct pages were left for later, and frees its memory: one of this
-    /// CPU's node, or when they are all claimed, of the next node. `false` when none is left to claim.
-    /// For all CPUs, any number at a time.
+    /// Initialises one section that was left for later, and frees its memory: a section of this CPU's node,
+    /// or of the next node when they are all claimed. `false` when none is left to claim. Any number of
+    /// CPUs may call it at once.
     pub fn init_deferred(&self) -> bool {
         let nodes = self.nodes.by_distance(self.this_cpu().node());
         let claimed = nodes.flat_map(zones_of).find_map(|zone| self.deferred.claim(zone));
@@ -180,9 +179,9 @@ impl<P: Platform> Mm<P> {
         })
     }
 
-    /// The CPU on which one that initialises all by itself, calling [`init_deferred`](Self::init_deferred),
-    /// goes on so that it always writes near by: this one, as long as its node has sections to claim, then
-    /// the first one of another node that has. `None` when none is left to claim.
+    /// The CPU that should call [`init_deferred`](Self::init_deferred) next, when one caller at a time is to
+    /// initialise everything and always write to memory of its own node: this CPU as long as its node has
+    /// sections to claim, then the first CPU of another node that has. `None` when none is left to claim.
     pub fn next_deferred_cpu(&self) -> Option<usize> {
         let claims = self.deferred.claims.lock();
         let this = self.platform.this_cpu();
@@ -191,43 +190,45 @@ impl<P: Platform> Mm<P> {
         if node == self.this_cpu().node() {
             return Some(this);
         }
-        // Memory without CPUs is as far from all of them.
+        // A node without CPUs is as far from all of them.
         Some(self.cpus().iter().position(|cpu| cpu.node() == node).unwrap_or(this))
     }
 
-    /// Whether section `nr` was there at boot, be anything known of it yet or not.
+    /// Whether section `nr` is boot memory, initialised or not.
     pub(crate) fn is_boot_memory(&self, nr: SectionNr) -> bool {
         self.sparse.section(nr).is_some_and(Section::is_boot) || self.deferred.holds(nr)
     }
 
-    /// Whether nothing is left for later, nor being initialised just now.
+    /// Whether no section is left for later and none is being initialised.
     pub fn is_all_initialised(&self) -> bool {
         ZoneId::all().all(|zone| self.deferred.left(zone) == 0)
     }
 
-    /// What `take` finds in `zone`, which grows until it finds something, there is no more to come, or it
-    /// `may` not be taken: boot memory to come is free memory, so watermarks that refuse will go on to.
-    pub(crate) fn take_growing<T>(
-        &self,
-        zone: ZoneId,
-        take: impl Fn() -> Option<T>,
-        may: impl Fn() -> bool,
-    ) -> Option<T> {
-        loop {
-            let left = self.deferred.left(zone);
-            if let Some(found) = take() {
-                return Some(found);
-            }
-            if !may() || !self.grow_zone(zone, left) {
-                return None;
-            }
-        }
+    /// Initialises a claimed section. Takes no lock but the zone's, and allocates nothing: the allocation that
+    /// needs the section may hold any other lock.
+    fn init_claimed(&self, claimed: Claimed) {
+        let Claimed { nr, zone, memmap, memblock } = claimed;
+        self.platform.map_prepared_memmap(nr, memmap);
+        self.make_present(nr, zone, memmap, &claimed);
+        let pages = self.free_boot_section(memblock, nr, &claimed);
+        // For a moment the pages count twice. Watermarks may read too many pages, but not too few: a request
+        // that they refuse is not retried.
+        self.zone(zone).sub_deferred(pages);
+        self.deferred.done(zone, self.this_cpu().node());
+    }
+}
+
+impl<P: Platform> GrowZone for Mm<P> {
+    #[inline]
+    fn sections_to_come(&self, zone: ZoneId) -> u32 {
+        self.deferred.left(zone)
     }
 
-    /// Makes more of `zone` available to an allocation that found too little when [`Deferred::left`] was
-    /// `before`. `true` when it may find more now; `false` when there is no more to come.
+    /// Initialises a section of `zone` for an allocation that found too little, or waits for another CPU to.
+    #[cold]
+    #[inline(never)]
     fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
-        if before == 0 || !self.deferred.grow.load(Ordering::Relaxed) {
+        if before == 0 || !self.options.get().grow {
             return false;
         }
         while self.deferred.left(zone) == before {
@@ -236,25 +237,12 @@ impl<P: Platform> Mm<P> {
                 None => core::hint::spin_loop(),
             }
         }
-        // Some of it has come, by this CPU or others.
+        // At least one section came online, by this CPU or another.
         true
-    }
-
-    /// Takes no lock but the zone's, and no memory: an allocation may have come this far with any other
-    /// lock of its caller's.
-    fn init_claimed(&self, claimed: Claimed) {
-        let Claimed { nr, zone, memmap, memblock } = claimed;
-        self.platform.map_prepared_memmap(nr, memmap);
-        self.make_present(nr, zone, memmap);
-        let pages = self.free_boot_section(memblock, nr);
-        // For a moment they count twice. Too many is what watermarks may be told: who is refused is refused
-        // for good.
-        self.zone(zone).sub_deferred(pages);
-        self.deferred.done(zone, self.this_cpu().node());
     }
 }
 
-/// The zones of a node, from the top.
+/// The zones of a node, the highest first.
 fn zones_of(node: NodeId) -> impl Iterator<Item = ZoneId> {
     ZoneType::ALL.into_iter().rev().map(move |zone| node.zone(zone))
 }
@@ -266,23 +254,23 @@ mod tests {
     use std::time::Duration;
 
     use crate::addr::{Order, SECTION_PAGES, SectionNr};
-    use crate::memmap_init::InitPolicy;
-    use crate::node::NodeId;
-    use crate::page::ZoneType;
+    use crate::grow::GrowZone;
+    use crate::node::{NodeId, ZoneType};
+    use crate::options::InitPolicy;
     use crate::page_alloc::Gfp;
-    use crate::sim::{Machine, Sim};
+    use crate::sim::{Sim, SimMachine};
     use crate::sparse::SectionState;
     use crate::zone::Watermark;
 
-    fn machine(init: InitPolicy, sections: u32) -> Machine {
-        Machine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..Machine::default() }
+    fn machine(init: InitPolicy, sections: u32) -> SimMachine {
+        SimMachine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..SimMachine::default() }
     }
 
-    /// S1.12, S1.13: only the highest zone grows, and only as long as there is something left.
+    /// S1.12, S1.13: only the highest zone grows, and only while sections are left.
     #[test]
     fn only_the_highest_zone_grows() {
         let memory = [(0, 2 * SECTION_PAGES), (32 * SECTION_PAGES, 3 * SECTION_PAGES)].into();
-        let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
         let online =
             || [0, 1, 32, 33, 34].map(|nr| mm.section_state(SectionNr::new(nr)) == SectionState::Online);
         assert_eq!(online(), [true, true, true, false, false]);
@@ -299,7 +287,7 @@ mod tests {
         mm.check();
     }
 
-    /// S1.5: with the last section claimed and not there yet, who finds nothing waits for it.
+    /// S1.5: when the last section is claimed and not online yet, an allocation that finds nothing waits for it.
     #[test]
     fn an_allocation_waits_for_memory_that_is_on_its_way() {
         let mm = machine(InitPolicy::Deferred, 3).boot();
@@ -329,8 +317,8 @@ mod tests {
         mm.check();
     }
 
-    /// S1.17: watermarks, reserves and limits of per-CPU lists are those of an eager boot, from the first
-    /// moment to the end.
+    /// S1.17: watermarks, reserves and limits of per-CPU lists are those of an eager boot, before and after
+    /// initialisation.
     #[test]
     fn limits_are_those_of_all_memory() {
         let [mm, eager] = [InitPolicy::Deferred, InitPolicy::Eager].map(|init| machine(init, 6).boot());

@@ -1,26 +1,32 @@
-//! Isolation: nothing may be allocated from these pageblocks any more.
+//! Isolation: no page of these pageblocks can be allocated any more.
 //!
 //! Mirrors Linux `mm/page_isolation.c` (`start_isolate_page_range`, `undo_isolate_page_range`,
-//! `test_pages_isolated`, `has_unmovable_pages`) for pageblocks of one section. A pageblock is
-//! isolated under its zone's lock: its free pages move to the isolated lists, and whatever is
-//! freed later goes there too. All walks go from block to block, two pageblocks at a time where
-//! one block can cover both, so free memory costs next to nothing.
+//! `test_pages_isolated`, `has_unmovable_pages`) for pageblocks of one section. A pageblock is isolated
+//! under its zone's lock: its free pages move to the isolated lists, and pages that are freed later go
+//! there too. All walks go from buddy block to buddy block, so free memory costs next to nothing. They
+//! take one window at a time: two pageblocks where one buddy block can cover both, else one.
 //!
 //! Differs from Linux on purpose: a holder can say that it will never let go of a page
-//! ([`Mm::set_holder`]); such a page fails isolation at once in every zone, instead of after all
-//! other pages were migrated for nothing. And the error counts all unmovable pages of the range.
+//! ([`Mm::set_holder`]). Such a page fails isolation at once in every zone, instead of after all other
+//! pages were migrated for nothing. And the error counts all unmovable pages of the range.
+//!
+//! Invariants: an isolated pageblock's free pages are on the isolated lists, and no buddy block has
+//! pages of an isolated pageblock and of one that is not, except while the zone is locked.
 
+use core::fmt;
 use core::ops::Range;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
-use crate::buddy::Place;
-use crate::page::{Holder, Kind, PageState, ZoneType};
+use crate::free_block::FreeBlock;
+use crate::free_lists::Place;
+use crate::node::ZoneType;
+use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
-use crate::subsection::SubSections;
-use crate::zone::Zone;
+use crate::zone::ZoneGuard;
 
 /// Why memory could not be taken out of its zone. Nothing has changed then, except that pages may
 /// have moved elsewhere.
@@ -30,18 +36,34 @@ pub enum OfflineError {
     NotOnline,
     /// The memory block was there at boot.
     BootMemory,
-    /// Some of the sub-sections are not plugged.
+    /// Some of the pageblocks are not plugged.
     NotPlugged,
-    /// The sub-section holds the memmap of its memory block; it leaves last, with the whole.
+    /// The pageblock holds the memmap of its memory block, and leaves last, with the whole memory block.
     HoldsMemmap,
-    /// A pageblock is isolated already: [`Platform::fault`] said so. Others who isolate hold the memory
-    /// hotplug lock.
+    /// A pageblock is isolated already. Only [`Platform::fault`] causes this: other CPUs that isolate
+    /// hold the memory hotplug lock.
     Busy,
     /// These pages cannot move, or did not in all rounds.
     Unmovable(Stuck),
     /// There is no memory left to migrate these pages to.
     NoRoom(Stuck),
 }
+
+impl fmt::Display for OfflineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotOnline => f.write_str("the memory block is not online"),
+            Self::BootMemory => f.write_str("the memory block was there at boot"),
+            Self::NotPlugged => f.write_str("some of the pageblocks are not plugged"),
+            Self::HoldsMemmap => f.write_str("the pageblock holds the memmap of its memory block"),
+            Self::Busy => f.write_str("a pageblock is isolated already"),
+            Self::Unmovable(stuck) => write!(f, "pages cannot move: {stuck}"),
+            Self::NoRoom(stuck) => write!(f, "no memory left to migrate pages to: {stuck}"),
+        }
+    }
+}
+
+impl core::error::Error for OfflineError {}
 
 /// Pages that stand in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +72,18 @@ pub struct Stuck {
     pub pages: u32,
     /// How many of them are on per-CPU lists.
     pub listed: u32,
-    /// The first of them and who holds them; of blocks of pages, the first page.
+    /// The first of them and their holders; of a buddy block, its first page.
     pub first: [Option<(Pfn, Holder)>; 4],
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} pages, {} of them on per-CPU lists", self.pages, self.listed)?;
+        for (pfn, holder) in self.first.iter().flatten() {
+            write!(f, ", {:#x} held by {holder:?}", pfn.get())?;
+        }
+        Ok(())
+    }
 }
 
 impl Stuck {
@@ -67,10 +99,10 @@ impl Stuck {
         free.zip(later.first).for_each(|(entry, page)| *entry = page);
     }
 
-    /// Adds what of the block with head `pfn` lies in `window`.
+    /// Adds the pages of the buddy block with head `pfn` that lie in `window`.
     fn add(&mut self, pages: SectionPages<'_>, window: &Range<u32>, pfn: Pfn, state: PageState) {
-        let block = PfnRange::new(pfn, state.order().pages());
-        self.pages += block.intersect(pages.nr().pageblocks(window)).pages();
+        let buddy_block = PfnRange::new(pfn, state.order().pages());
+        self.pages += buddy_block.intersect(pages.nr().pageblocks(window)).pages();
         self.listed += u32::from(state.kind() == Kind::Pcp);
         let holder = holder_of(pages, pfn, state);
         if let Some(free) = self.first.iter_mut().find(|entry| entry.is_none()) {
@@ -79,7 +111,7 @@ impl Stuck {
     }
 }
 
-/// Who holds the block with head `pfn`, which is not free.
+/// The holder of the buddy block with head `pfn`, which is not free.
 fn holder_of(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> Holder {
     match state.kind() {
         Kind::Allocated => pages.page(pfn).holder(),
@@ -89,9 +121,9 @@ fn holder_of(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> Holder {
     }
 }
 
-/// Whether the block with head `pfn` will not move, as far as can be told without trying (Linux
-/// `has_unmovable_pages`). In Movable everything that is allocated moves or goes away sooner or
-/// later, unless its holder said otherwise.
+/// Whether the buddy block with head `pfn` will not move, as far as can be told without trying (Linux
+/// `has_unmovable_pages`). In Movable every allocated page moves or is freed sooner or later, unless its
+/// holder said otherwise.
 fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
     match state.kind() {
         Kind::Free | Kind::Pcp | Kind::Offline => false,
@@ -104,39 +136,97 @@ fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
     }
 }
 
-/// Adds what of a window will not move, under the zone lock. A block that reaches beyond the window is one
-/// of them: freed meanwhile, it would lie on one list with pageblocks of two types (Linux isolates the edges
-/// of a range first, and fails for what straddles them).
-fn add_unmovable(pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
-    for (pfn, state) in pages.blocks(window) {
-        let reaches_beyond =
-            state.kind() == Kind::Allocated && state.order() > Order::PAGEBLOCK && window.len() == 1;
-        if reaches_beyond || is_unmovable(pages, pfn, state) {
-            stuck.add(pages, window, pfn, state);
+/// The steps of isolation on one window of pageblocks.
+impl ZoneGuard<'_> {
+    /// Isolates the pageblocks of `window`, unless `stuck` has pages or gets some here.
+    fn isolate(&mut self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) -> bool {
+        self.add_unmovable(pages, window, stuck);
+        if stuck.pages > 0 {
+            return false;
+        }
+        if window.len() == 1 {
+            self.split_to_pageblocks(pages, window.start);
+        }
+        self.move_free(pages, window, MigrateType::Isolate);
+        self.set_isolated(pages, window, true);
+        true
+    }
+
+    /// Adds the pages of `window` that will not move. An allocated buddy block that reaches beyond the
+    /// window counts as one: freed meanwhile, it would lie on one list with pageblocks of two types (Linux
+    /// isolates the edges of a range first, and fails for blocks that straddle them).
+    fn add_unmovable(&self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
+        for (pfn, state) in pages.blocks(window) {
+            let reaches_beyond =
+                state.kind() == Kind::Allocated && state.order() > Order::PAGEBLOCK && window.len() == 1;
+            if reaches_beyond || is_unmovable(pages, pfn, state) {
+                stuck.add(pages, window, pfn, state);
+            }
+        }
+    }
+
+    /// Adds the pages of `window` that are not free.
+    fn add_not_free(&self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
+        for (pfn, state) in pages.blocks(window) {
+            if state.kind() != Kind::Free {
+                stuck.add(pages, window, pfn, state);
+            }
+        }
+    }
+
+    /// Ends the isolation of `window`: its pageblocks have their former types, and its free pages can be
+    /// allocated.
+    fn undo_isolate(&mut self, pages: SectionPages<'_>, window: &Range<u32>) {
+        self.set_isolated(pages, window, false);
+        for (pfn, state) in pages.blocks(window) {
+            if state.kind() == Kind::Free {
+                let block = FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate);
+                // Freed anew rather than moved: a whole pageblock merges with its buddy.
+                let block = self.remove(block);
+                self.free_and_merge(pages, block.pfn(), block.order(), Place::Tail);
+            }
+        }
+    }
+
+    /// Takes the pages of the isolated `window`, all of them free, off the free lists and ends the
+    /// isolation. Each pageblock is one buddy block of `kind` then, without a holder.
+    fn take_isolated(&mut self, pages: SectionPages<'_>, window: &Range<u32>, kind: Kind) {
+        let tail = PageState::new(Kind::Tail, Order::PAGE, self.zone());
+        let taken = PageState::new(kind, Order::PAGEBLOCK, self.zone());
+        for (pfn, state) in pages.blocks(window) {
+            assert_eq!(state.kind(), Kind::Free, "{pfn:?} of an isolated range is {state:?}");
+            let block = self.remove(FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate));
+            block.head().set_state(tail);
+        }
+        self.set_isolated(pages, window, false);
+        for pageblock in window.clone() {
+            let head = pages.page(pages.nr().pageblocks(&(pageblock..pageblock + 1)).start());
+            head.set_holder(Holder::Unclaimed.word());
+            head.set_state(taken);
         }
     }
 }
 
 impl<P: Platform> Mm<P> {
-    /// Isolates `blocks`, all of them or none.
+    /// Isolates `pageblocks`, all of them or none.
     pub(crate) fn start_isolate(
         &self,
         pages: SectionPages<'_>,
-        blocks: SubSections,
+        pageblocks: PageblockSet,
     ) -> Result<(), OfflineError> {
-        let mut isolated = SubSections::NONE;
+        let mut isolated = PageblockSet::NONE;
         let mut stuck = Stuck::none();
-        for window in blocks.windows() {
-            let busy = |block| {
-                self.platform.fault(FaultStep::Isolate) || pages.section().pageblocks.is_isolated(block)
+        for window in pageblocks.windows() {
+            let busy = |pageblock| {
+                self.platform.fault(FaultStep::Isolate) || pages.section().pageblocks.is_isolated(pageblock)
             };
             if window.clone().any(busy) {
                 self.undo_isolate(pages, isolated);
                 return Err(OfflineError::Busy);
             }
             // After the first unmovable page this only counts the others.
-            if self.isolate_window(pages, &window, &mut stuck) {
-                isolated = isolated.union(SubSections::range(window));
+            if self.lock_zone_of(pages).isolate(pages, &window, &mut stuck) {
+                isolated = isolated.union(PageblockSet::range(window));
             }
         }
         if stuck.pages > 0 {
@@ -146,96 +236,44 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    /// Isolates the pageblocks of a window, unless `stuck` has pages or gets some here.
-    fn isolate_window(&self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) -> bool {
-        let zone = self.zone_of(pages);
-        let mut buddy = zone.lock();
-        add_unmovable(pages, window, stuck);
-        if stuck.pages > 0 {
-            return false;
-        }
-        if window.len() == 1 {
-            buddy.split_to_pageblocks(&self.sparse, pages, window.start);
-        }
-        buddy.move_free(&self.sparse, pages, window, MigrateType::Isolate);
-        self.set_isolated(pages, window, true);
-        true
-    }
-
-    /// Adds what of `blocks` will not move.
-    pub(crate) fn count_unmovable(&self, pages: SectionPages<'_>, blocks: SubSections, stuck: &mut Stuck) {
-        for window in blocks.windows() {
-            let _buddy = self.zone_of(pages).lock();
-            add_unmovable(pages, &window, stuck);
+    /// Adds the pages of `pageblocks` that will not move.
+    pub(crate) fn count_unmovable(
+        &self,
+        pages: SectionPages<'_>,
+        pageblocks: PageblockSet,
+        stuck: &mut Stuck,
+    ) {
+        for window in pageblocks.windows() {
+            self.lock_zone_of(pages).add_unmovable(pages, &window, stuck);
         }
     }
 
-    /// Takes isolation back: the pageblocks have their former types, and what is free in them can
-    /// be allocated.
-    pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, blocks: SubSections) {
-        for window in blocks.windows() {
-            let mut buddy = self.zone_of(pages).lock();
-            self.set_isolated(pages, &window, false);
-            for (pfn, state) in pages.blocks(&window) {
-                if state.kind() == Kind::Free {
-                    // Freed anew rather than moved: a whole pageblock merges with its buddy.
-                    buddy.remove(&self.sparse, pages, pfn, state.order(), MigrateType::Isolate);
-                    buddy.free_block(&self.sparse, pages, pfn, state.order(), Place::Tail);
-                }
-            }
+    /// Ends the isolation of `pageblocks`.
+    pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) {
+        for window in pageblocks.windows() {
+            self.lock_zone_of(pages).undo_isolate(pages, &window);
         }
     }
 
-    /// What of the isolated `blocks` is not free yet (Linux `test_pages_isolated`).
-    pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, blocks: SubSections) -> Stuck {
+    /// The pages of the isolated `pageblocks` that are not free yet (Linux `test_pages_isolated`).
+    pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) -> Stuck {
         let mut stuck = Stuck::none();
-        for window in blocks.windows() {
-            let _buddy = self.zone_of(pages).lock();
-            for (pfn, state) in pages.blocks(&window) {
-                if state.kind() != Kind::Free {
-                    stuck.add(pages, &window, pfn, state);
-                }
-            }
+        for window in pageblocks.windows() {
+            self.lock_zone_of(pages).add_not_free(pages, &window, &mut stuck);
         }
         stuck
     }
 
-    /// Takes the pages of the isolated `blocks`, all of them free, off the free lists and ends the
-    /// isolation (Linux `__offline_isolated_pages`). Each pageblock is one block of `kind` then, that
-    /// nobody has said to hold.
-    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, blocks: SubSections, kind: Kind) {
-        let zone = pages.section().zone();
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let taken = PageState::new(kind, Order::PAGEBLOCK, zone);
-        for window in blocks.windows() {
-            let mut buddy = self.zone_of(pages).lock();
-            for (pfn, state) in pages.blocks(&window) {
-                assert_eq!(state.kind(), Kind::Free, "{pfn:?} of an isolated range is {state:?}");
-                buddy.remove(&self.sparse, pages, pfn, state.order(), MigrateType::Isolate);
-                pages.page(pfn).set_state(tail);
-            }
-            self.set_isolated(pages, &window, false);
-            for block in window {
-                let head = pages.page(pages.nr().pageblocks(&(block..block + 1)).start);
-                head.set_holder(Holder::Unclaimed.word());
-                head.set_state(taken);
-            }
+    /// Takes the pages of the isolated `pageblocks`, all of them free, off the free lists and ends the
+    /// isolation (Linux `__offline_isolated_pages`). Each pageblock is one buddy block of `kind` then,
+    /// without a holder.
+    pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet, kind: Kind) {
+        for window in pageblocks.windows() {
+            self.lock_zone_of(pages).take_isolated(pages, &window, kind);
         }
     }
 
-    /// Sets or clears the isolation of the pageblocks of a window, under the zone lock.
-    fn set_isolated(&self, pages: SectionPages<'_>, window: &Range<u32>, isolated: bool) {
-        for block in window.clone() {
-            pages.section().pageblocks.set_isolated(block, isolated);
-        }
-        let count = window.len() as u64;
-        match isolated {
-            true => self.zone_of(pages).add_isolated_pageblocks(count),
-            false => self.zone_of(pages).sub_isolated_pageblocks(count),
-        }
-    }
-
-    fn zone_of(&self, pages: SectionPages<'_>) -> &Zone {
-        self.zone(pages.section().zone())
+    fn lock_zone_of(&self, pages: SectionPages<'_>) -> ZoneGuard<'_> {
+        self.lock_zone(pages.section().zone())
     }
 }

@@ -2,68 +2,75 @@
 //!
 //! A page allocator in the manner of Linux (zones, buddy free lists, pageblocks with migrate
 //! types, per-CPU lists, watermarks) and the life cycle of memory blocks around it: add, online,
-//! offline with migration, remove; a block's memmap may lie in the block itself. The words are
-//! Linux's.
+//! offline with migration, remove; a memory block's memmap may lie in the memory block itself. The words
+//! are Linux's.
 //!
-//! # Map, lowest layer first; a file imports from its own layer and the ones above it here
+//! # Map, lowest layer first; a file imports only from its own layer and the layers above it in this table
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`subsection`](SubSections), `lock`, [`platform`](Platform) |
-//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, `memory_block`, `pgmap` |
-//! | allocation | [`memblock`](Memblock), `buddy`, `zone`, `zonelist`, `fallback`, `pcplist`, `page_alloc`, `vmstat` |
-//! | movement | `isolation`, `target`, `migrate`, `contig` |
-//! | life cycle | `memmap_init`, `deferred`, `boot`, `hotplug`, `online`, `range`, `alloc_contig`, `zone_device` |
-//! | beside | `check` (every invariant), `sim` (the hosted platform for tests) |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`options`](Options), [`platform`](Platform) |
+//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
+//! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
+//! | movement | `isolation`, `target`, `migrate`, `evacuate` |
+//! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
+//! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
-//! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. Nothing here knows where
-//! hot-added memory comes from: hotplug is called, it does not call.
+//! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. Everything that changes which memory
+//! there is, is a method of [`Hotplug`], the lock that [`Mm::hotplug`] takes. Nothing here knows where
+//! hot-added memory comes from: the life cycle is called, it does not call.
 //!
 //! # Lock order
 //! ```text
 //! memory hotplug  >  pcp disable  >  deferred  >  pcp (one CPU, one zone)  >  zone  >  owners
 //! ```
-//! A CPU that holds a lock takes only locks to the right of it (Linux: `mem_hotplug_lock`,
-//! `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`), never two of a kind. The platform's mapping
-//! calls are made under the first one only (`map_prepared_memmap`, which takes none, under any), calls to a [`MovableOwner`] under the first two only,
-//! so both may allocate and free.
+//! A CPU that holds a lock takes only locks to the right of it, and never two of a kind (Linux:
+//! `mem_hotplug_lock`, `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`). The
+//! platform's mapping calls are made under the first lock only, so they may allocate and free; the exception
+//! is `map_prepared_memmap`, which takes no lock and is called under any. Calls to a [`MovableOwner`] are made
+//! under the first two locks only, so they may allocate and free too.
 //!
-//! A broken invariant panics with the values that differ; what a caller or the machine can cause
-//! is an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
+//! A broken invariant panics with the values that differ; a mistake that a caller or the machine can make is
+//! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
 mod addr;
-mod alloc_contig;
 mod altmap;
 mod boot;
+mod boot_section;
 mod buddy;
 mod check;
 mod contig;
 mod deferred;
+mod direct_map;
+mod evacuate;
 mod fallback;
+mod free_block;
+mod free_lists;
+mod grow;
 mod hotplug;
 mod isolation;
 mod lock;
 mod memblock;
+mod memmap;
 mod memmap_init;
 mod memory_block;
 mod migrate;
 mod node;
-mod online;
+mod options;
 mod page;
 mod page_alloc;
 mod pageblock;
+mod pageblock_set;
 mod pcplist;
 mod pgmap;
 mod platform;
-mod range;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sparse;
-mod subsection;
 mod target;
 mod vmstat;
 mod zone;
@@ -72,36 +79,34 @@ mod zonelist;
 
 pub use addr::{
     MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
-    PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr,
+    PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr, SectionRange,
 };
-pub use boot::{BootError, Options};
-pub use contig::PcpPolicy;
-pub use hotplug::{AddError, MhpFlags, RemoveError};
+pub use boot::BootError;
+pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
-pub use memmap_init::{Content, InitPolicy};
-pub use memory_block::{BlockStats, MAX_BLOCK_SECTIONS};
+pub use memory_block::{
+    AddError, BlockStats, MAX_BLOCK_SECTIONS, MhpFlags, OfflineAndRemoveError, OnlineError, RemoveError,
+};
 pub use migrate::{MAX_OWNERS, MovableOwner};
-pub use node::{MAX_NODES, NodeId, ZoneId};
-pub use online::OnlineError;
-pub use page::{DevUser, Holder, OwnerId, Page, ZoneType};
+pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+pub use options::{DeviceInit, InitPolicy, MemoryContent, Options, PcpPolicy, RemovalPolicy};
+pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
-pub use pcplist::{PcpDisabled, PerCpu};
-pub use pgmap::{DeviceInit, DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
+pub use pageblock_set::PageblockSet;
+pub use pcplist::{PcpDisabled, PerCpuPages};
+pub use pgmap::{DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
-pub use range::{OfflineAndRemoveError, RemovalPolicy, SectionRange};
 pub use sparse::{Section, SectionState, Sparse};
-pub use subsection::SubSections;
 pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
 pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
-use core::sync::atomic::{AtomicBool, AtomicUsize};
-
-use contig::BootPcpPolicy;
 use deferred::Deferred;
+use hotplug::HotplugHeld;
 use lock::{Rank, SpinLock};
 use migrate::Owners;
+use options::OptionsWord;
 use pgmap::Pgmaps;
 use vmstat::Counters;
 use zone::Zone;
@@ -111,11 +116,11 @@ use zonelist::Nodes;
 pub struct Mm<P: Platform> {
     platform: P,
     sparse: Sparse,
-    per_cpu: &'static [PerCpu],
+    per_cpu: &'static [PerCpuPages],
     zones: [Zone; ZoneId::COUNT],
     nodes: Nodes,
     /// Serialises everything that changes which memory there is.
-    hotplug: SpinLock<()>,
+    hotplug: SpinLock<HotplugHeld>,
     /// Held while a zone's per-CPU lists are disabled, and while their limits change.
     pcp_disable: SpinLock<()>,
     owners: SpinLock<Owners>,
@@ -123,38 +128,27 @@ pub struct Mm<P: Platform> {
     deferred: Deferred,
     counters: Counters,
     pgmaps: Pgmaps,
-    /// [`Options`] given at boot.
-    nr_cpus: AtomicUsize,
-    memmap_on_memory: AtomicBool,
-    pcp_policy: BootPcpPolicy,
-    remove_per_block: AtomicBool,
-    init_lazily: AtomicBool,
-    boot_memory_is_zero: AtomicBool,
+    /// Given at boot.
+    options: OptionsWord,
 }
 
 impl<P: Platform> Mm<P> {
-    /// An `Mm` without memory, fit for a static. `per_cpu` has an element for every CPU that may
-    /// ever call.
+    /// An `Mm` without memory, for a static. `per_cpu` has one element per CPU that may ever call.
     #[must_use]
-    pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpu]) -> Self {
+    pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
         Self {
             platform,
             sparse,
             per_cpu,
             zones: Zone::all(),
             nodes: Nodes::new(),
-            hotplug: SpinLock::new(Rank::Hotplug, ()),
+            hotplug: SpinLock::new(Rank::Hotplug, HotplugHeld::new()),
             pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
             counters: Counters::new(),
             pgmaps: Pgmaps::new(),
-            nr_cpus: AtomicUsize::new(0),
-            memmap_on_memory: AtomicBool::new(false),
-            pcp_policy: BootPcpPolicy::new(),
-            remove_per_block: AtomicBool::new(true),
-            init_lazily: AtomicBool::new(false),
-            boot_memory_is_zero: AtomicBool::new(false),
+            options: OptionsWord::new(),
         }
     }
 

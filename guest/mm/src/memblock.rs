@@ -1,20 +1,21 @@
-//! Boot memory before there is a page allocator: what there is and what is taken.
+//! Boot memory before there is a page allocator: the RAM, and the ranges of it that are in use.
 //!
 //! Mirrors Linux `mm/memblock.c` with fixed tables: a microVM's memory map has a handful of
-//! entries. Allocations come from the top of memory, so that low memory stays for what needs it.
+//! entries. Allocations come from the top of memory, so that low memory stays for users that need it.
 //!
-//! Nodes are told apart from memory: [`Memblock::set_node`] says whose a range of addresses is, RAM or
-//! not. Differs from Linux on purpose: a section belongs to one node as a whole, that of its first RAM
-//! of which a node is known, because zones are made of sections here.
+//! Nodes are kept apart from memory: [`Memblock::set_node`] gives a range of addresses to a node, RAM or
+//! not. Differs from Linux on purpose: a section belongs to one node as a whole, because zones are made of
+//! sections here. It is the node of the section's first RAM with a known node.
 //!
 //! Invariants: both tables are sorted, their ranges do not touch or overlap; ranges of different nodes
 //! do not overlap.
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 
-use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::node::{NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SECTION_PAGES, SECTION_SIZE, SectionNr};
+use crate::node::{NodeId, ZoneId, ZoneType};
 
 /// Ranges that each table can hold.
 pub const MEMBLOCK_RANGES: usize = 128;
@@ -23,7 +24,15 @@ pub const MEMBLOCK_RANGES: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemblockFull;
 
-/// Ranges of which a node can be known.
+impl fmt::Display for MemblockFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "more than {MEMBLOCK_RANGES} ranges of memory")
+    }
+}
+
+impl core::error::Error for MemblockFull {}
+
+/// Most ranges with a known node.
 const NODE_RANGES: usize = 32;
 
 /// Why a range of addresses was not given to a node. Nothing has changed then.
@@ -35,11 +44,28 @@ pub enum NodeOverlap {
     Full,
 }
 
-/// Sections with RAM that lie side by side and are of one zone.
+impl fmt::Display for NodeOverlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::With(range, node) => write!(
+                f,
+                "{:#x} to {:#x} belongs to node {} already",
+                range.start().get(),
+                range.end().get(),
+                node.get()
+            ),
+            Self::Full => f.write_str("too many ranges of addresses with a node"),
+        }
+    }
+}
+
+impl core::error::Error for NodeOverlap {}
+
+/// Consecutive sections with RAM, all of one zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) first: SectionNr,
-    /// One behind the last.
+    /// The section after the last one.
     pub(crate) end: SectionNr,
     pub(crate) zone: ZoneId,
 }
@@ -57,14 +83,14 @@ impl Run {
         self.end.get() - self.first.get()
     }
 
-    /// How many pages of `ranges` are in it.
+    /// Number of pages of `ranges` that are in it.
     pub(crate) fn pages(self, ranges: impl Iterator<Item = PhysRange>) -> u64 {
         self.parts(ranges).map(|part| u64::from(part.pages())).sum()
     }
 
-    /// What of `ranges` is in it.
+    /// The parts of `ranges` that are in it.
     pub(crate) fn parts(self, ranges: impl Iterator<Item = PhysRange>) -> impl Iterator<Item = PfnRange> {
-        let frames = PfnRange { start: self.first.start(), end: self.end.start() };
+        let frames = PfnRange::new(self.first.start(), self.len() * SECTION_PAGES);
         ranges.map(move |range| range.inner_frames().intersect(frames)).filter(|part| !part.is_empty())
     }
 }
@@ -92,8 +118,8 @@ impl Memblock {
         self.memory.insert(range)
     }
 
-    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap what is
-    /// reserved already.
+    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap ranges that are reserved
+    /// already.
     ///
     /// # Errors
     /// [`MemblockFull`].
@@ -101,8 +127,8 @@ impl Memblock {
         self.reserved.insert(range)
     }
 
-    /// What of RAM is in `range` is on `node`, as is what may come there later. RAM of which nothing is
-    /// said is on the first node.
+    /// Gives `range` to `node`: RAM that is there, and memory that may be added there later. RAM in no such
+    /// range is on the first node.
     ///
     /// # Errors
     /// [`NodeOverlap`].
@@ -116,18 +142,18 @@ impl Memblock {
         self.nodes.try_push((range, node)).map_err(|_| NodeOverlap::Full)
     }
 
-    /// Forgets what was said of nodes: all RAM is on the first one.
+    /// Forgets all nodes: all RAM is on the first one.
     pub fn forget_nodes(&mut self) {
         self.nodes.clear();
     }
 
     /// The node that section `nr` belongs to.
     pub fn node_of(&self, nr: SectionNr) -> NodeId {
-        let section = PhysRange { start: nr.start().address(), end: nr.frames().end.address() };
-        let ram = || self.memory().map(|ram| ram.intersect(section)).filter(|ram| ram.size() > 0);
+        let section = PhysRange::new(nr.start().address(), SECTION_SIZE);
+        let ram = || self.memory().map(|ram| ram.intersect(section)).filter(|ram| !ram.is_empty());
         let known = self.nodes.iter().filter_map(|&(range, node)| {
-            let first = ram().map(|ram| ram.intersect(range)).find(|ram| ram.size() > 0)?;
-            Some((first.start, node))
+            let first = ram().map(|ram| ram.intersect(range)).find(|ram| !ram.is_empty())?;
+            Some((first.start(), node))
         });
         known.min_by_key(|&(start, _)| start).map_or(NodeId::FIRST, |(_, node)| node)
     }
@@ -135,11 +161,11 @@ impl Memblock {
     /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as
     /// possible. Never at address 0.
     pub fn alloc(&mut self, size: u64, align: u64) -> Option<PhysAddr> {
-        let everywhere = PhysRange { start: PhysAddr::new(0), end: PhysAddr::MAX };
+        let everywhere = PhysRange::new(PhysAddr::new(0), PhysAddr::MAX.get());
         self.alloc_in(everywhere, size, align)
     }
 
-    /// As [`alloc`](Self::alloc), on `node` if it has so much.
+    /// As [`alloc`](Self::alloc), on `node` if it has enough.
     pub fn alloc_on(&mut self, node: NodeId, size: u64, align: u64) -> Option<PhysAddr> {
         let ranges = self.nodes.clone();
         let mut of_node = ranges.iter().rev().filter(|&&(_, of)| of == node);
@@ -155,20 +181,20 @@ impl Memblock {
 
     fn find(&self, within: PhysRange, size: u64, align: u64) -> Option<PhysAddr> {
         let memory = self.memory.ranges().iter().rev().map(|memory| memory.intersect(within));
-        for memory in memory.filter(|memory| memory.size() > 0) {
-            let mut end = memory.end.get();
+        for memory in memory.filter(|memory| !memory.is_empty()) {
+            let mut end = memory.end().get();
             // Downwards through the gaps between reserved ranges.
             for index in (0..=self.reserved.len).rev() {
                 let gap_start = match index.checked_sub(1) {
-                    Some(below) => self.reserved.ranges[below].end.get().max(memory.start.get()),
-                    None => memory.start.get(),
+                    Some(below) => self.reserved.ranges[below].end().get().max(memory.start().get()),
+                    None => memory.start().get(),
                 }
                 .max(PAGE_SIZE);
                 if end >= size && (end - size) & !(align - 1) >= gap_start {
                     return Some(PhysAddr::new((end - size) & !(align - 1)));
                 }
                 if index > 0 {
-                    end = end.min(self.reserved.ranges[index - 1].start.get());
+                    end = end.min(self.reserved.ranges[index - 1].start().get());
                 }
             }
         }
@@ -184,34 +210,34 @@ impl Memblock {
     pub(crate) fn section_from(&self, from: SectionNr) -> Option<SectionNr> {
         let start = from.start();
         let mut ram = self.memory().map(PhysRange::inner_frames);
-        ram.find(|ram| !ram.is_empty() && ram.end > start).map(|ram| ram.start.max(start).section())
+        ram.find(|ram| !ram.is_empty() && ram.end() > start).map(|ram| ram.start().max(start).section())
     }
 
-    /// The sections with RAM in as long runs as there are, ascending. There are about as many as the tables
-    /// have entries, however much memory there is.
+    /// The sections with RAM, ascending, in runs as long as possible. The number of runs depends on the number
+    /// of entries in the tables, not on the amount of memory.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         let from = |nr: SectionNr| self.section_from(nr).map(|first| self.run_at(first));
         core::iter::successors(from(SectionNr::new(0)), move |run| from(run.end))
     }
 
-    /// The run that begins with section `first`. It ends at the next section in which something ends or
-    /// begins that could make a difference; such a section is a run of its own.
+    /// The run that begins with section `first`. It ends at the next section in which a range of RAM, of a
+    /// node or of a zone begins or ends; such a section is a run of its own.
     fn run_at(&self, first: SectionNr) -> Run {
         let zone = self.node_of(first).zone(ZoneType::of_boot_memory(first));
         let nodes = self.nodes.iter().map(|&(range, _)| range);
-        let ends = self.memory().chain(nodes).flat_map(|range| [range.start, range.end]);
+        let ends = self.memory().chain(nodes).flat_map(|range| [range.start(), range.end()]);
         let ends = ends.chain([ZoneType::NORMAL_FROM]).filter(|&end| end > first.start().address());
         let next = ends.min().map_or(first, SectionNr::of);
         Run { first, end: next.max(SectionNr::new(first.get() + 1)), zone }
     }
 
-    /// The runs of `zone`, without what is below section `from`.
+    /// The runs of `zone`, without the sections below `from`.
     pub(crate) fn runs_of(&self, zone: ZoneId, from: SectionNr) -> impl Iterator<Item = Run> + '_ {
         let of_zone = self.runs().filter(move |run| run.zone == zone && run.end > from);
         of_zone.map(move |run| Run { first: run.first.max(from), ..run })
     }
 
-    /// What is in use, ascending.
+    /// The reserved ranges, ascending.
     pub fn reserved(&self) -> impl Iterator<Item = PhysRange> + '_ {
         self.reserved.ranges().iter().copied()
     }
@@ -219,21 +245,16 @@ impl Memblock {
     /// The parts of memory that are not reserved, ascending.
     pub fn free(&self) -> impl Iterator<Item = PhysRange> + '_ {
         self.memory().flat_map(move |memory| {
-            let mut at = memory.start;
+            let mut rest = memory;
             let mut reserved = self.reserved.ranges().iter();
             core::iter::from_fn(move || {
-                while at < memory.end {
+                while !rest.is_empty() {
                     let Some(next) = reserved.next() else {
-                        let rest = PhysRange { start: at, end: memory.end };
-                        at = memory.end;
-                        return Some(rest);
+                        return Some(core::mem::replace(&mut rest, memory.from(memory.end())));
                     };
-                    if next.end <= at {
-                        continue;
-                    }
-                    let gap = PhysRange { start: at, end: next.start.max(at).min(memory.end) };
-                    at = next.end;
-                    if gap.start < gap.end {
+                    let gap = rest.before(next.start());
+                    rest = rest.from(next.end());
+                    if !gap.is_empty() {
                         return Some(gap);
                     }
                 }
@@ -256,7 +277,7 @@ struct Table {
 
 impl Table {
     const fn new() -> Self {
-        let empty = PhysRange { start: PhysAddr::new(0), end: PhysAddr::new(0) };
+        let empty = PhysRange::new(PhysAddr::new(0), 0);
         Self { ranges: [empty; MEMBLOCK_RANGES], len: 0 }
     }
 
@@ -266,11 +287,11 @@ impl Table {
 
     /// Adds `range`, merged with every range that it touches.
     fn insert(&mut self, range: PhysRange) -> Result<(), MemblockFull> {
-        if range.start >= range.end {
+        if range.is_empty() {
             return Ok(());
         }
-        let first = self.ranges().partition_point(|r| r.end < range.start);
-        let last = first + self.ranges()[first..].partition_point(|r| r.start <= range.end);
+        let first = self.ranges().partition_point(|known| known.end() < range.start());
+        let last = first + self.ranges()[first..].partition_point(|known| known.start() <= range.end());
         if first == last {
             if self.len == MEMBLOCK_RANGES {
                 return Err(MemblockFull);
@@ -279,11 +300,7 @@ impl Table {
             self.ranges[first] = range;
             self.len += 1;
         } else {
-            let merged = PhysRange {
-                start: range.start.min(self.ranges[first].start),
-                end: range.end.max(self.ranges[last - 1].end),
-            };
-            self.ranges[first] = merged;
+            self.ranges[first] = range.hull(self.ranges[first]).hull(self.ranges[last - 1]);
             self.ranges.copy_within(last..self.len, first + 1);
             self.len -= last - first - 1;
         }
@@ -295,16 +312,15 @@ impl Table {
 mod tests {
     use super::Memblock;
     use crate::addr::{PhysAddr, PhysRange, SECTION_SIZE, SectionNr};
-    use crate::node::NodeId;
-    use crate::page::ZoneType;
+    use crate::node::{NodeId, ZoneType};
 
     const GIB: u64 = 1 << 30;
 
     fn range(start: u64, end: u64) -> PhysRange {
-        PhysRange { start: PhysAddr::new(start), end: PhysAddr::new(end) }
+        PhysRange::between(PhysAddr::new(start), PhysAddr::new(end)).unwrap()
     }
 
-    /// Runs say of each section with RAM, once and in order, what is said of it alone.
+    /// Runs hold each section with RAM, once and in order, with the zone that it has alone.
     #[test]
     fn runs_are_the_sections() {
         let half = SECTION_SIZE / 2;

@@ -1,21 +1,44 @@
-//! Memory blocks: sections that are added, go online and offline, and are removed together.
+//! Memory blocks: the sections that are added, go online and offline, and are removed together.
 //!
 //! Mirrors Linux `struct memory_block` and the geometry rules of `mhp_supports_memmap_on_memory`. A
 //! memory block is a power of two of sections, aligned to its size. When its memmap lies on it, ONE
-//! reserve at its start holds that of all its sections, one pageblock for each.
+//! reserve at its start holds the memmap of all its sections, one pageblock per section.
 //!
-//! Differs from Linux on purpose: the size belongs to each memory block and not to the machine, so
-//! that a range that large blocks do not fit can have small ones.
+//! Differs from Linux on purpose: each memory block has its own size, so that a range that large memory
+//! blocks do not fit can have small ones.
+//!
+//! | step of its life | file |
+//! |---|---|
+//! | mapped, with a memmap | `add` |
+//! | put into a zone | `online` |
+//! | pageblocks plugged and unplugged while it is online | `pageblocks` |
+//! | taken out of its zone | `offline` |
+//! | unmapped | `remove`; several at once: `offline_and_remove` |
 //!
 //! Invariants: the table entry of a memory block's first section says how many sections it has, from
-//! add to remove; those of the others say 0. All its sections are in one state whenever the memory
-//! hotplug lock is free.
+//! add to remove; the entries of its other sections say 0. All its sections are in one state whenever the
+//! memory hotplug lock is free.
 
-use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr};
+mod add;
+mod offline;
+mod offline_and_remove;
+mod online;
+mod pageblocks;
+mod remove;
+
+pub use add::{AddError, MhpFlags};
+pub use offline_and_remove::OfflineAndRemoveError;
+pub use online::OnlineError;
+pub use remove::RemoveError;
+
+use crate::Mm;
+use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
+use crate::hotplug::Hotplug;
 use crate::node::{NodeId, ZoneId};
-use crate::sparse::{Section, SectionState, Sparse};
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
+use crate::platform::Platform;
+use crate::sparse::{Section, SectionPages, SectionState, Sparse};
 
 /// Most sections of a memory block: with more, its memmap would not fit into its first section.
 pub const MAX_BLOCK_SECTIONS: u32 = u64::BITS;
@@ -28,14 +51,14 @@ pub(crate) struct MemoryBlock {
 }
 
 impl MemoryBlock {
-    /// The block of `sections` sections from `first` on, if such a block can be.
+    /// The memory block of `sections` sections from `first` on, if there can be one.
     pub(crate) fn new(first: SectionNr, sections: usize) -> Option<Self> {
         let sections = u32::try_from(sections).ok().filter(|&sections| sections <= MAX_BLOCK_SECTIONS)?;
         let aligned = sections.is_power_of_two() && first.get().is_multiple_of(sections);
         aligned.then_some(Self { first, sections })
     }
 
-    /// The block that was added with `first` as its first section.
+    /// The memory block that was added with `first` as its first section.
     pub(crate) fn at(sparse: &Sparse, first: SectionNr) -> Option<Self> {
         let sections = sparse.section(first)?.block_sections();
         (sections > 0).then_some(Self { first, sections })
@@ -66,19 +89,24 @@ impl MemoryBlock {
         self.sections * MEMMAP_PAGES
     }
 
-    /// The sub-sections of the first section in which the memmap lies when it lies on the block.
-    pub(crate) fn reserve(self) -> SubSections {
-        SubSections::range(0..self.sections)
+    /// The pageblocks of the first section in which the memmap lies when it lies on the memory block.
+    pub(crate) fn reserve(self) -> PageblockSet {
+        PageblockSet::range(0..self.sections)
     }
 }
 
-/// The sub-sections of section `nr` that hold memmap of their own memory block.
-pub(crate) fn memmap_blocks(nr: SectionNr, section: &Section) -> SubSections {
+/// The pageblocks of section `nr` that hold the memmap of their own memory block.
+pub(crate) fn memmap_pageblocks(nr: SectionNr, section: &Section) -> PageblockSet {
     let pages = VmemAltmap::of(nr, section).map_or(0, VmemAltmap::offset);
-    SubSections::range(0..pages / MEMMAP_PAGES)
+    PageblockSet::range(0..pages / MEMMAP_PAGES)
 }
 
-/// What there is to know of a memory block. Each section of boot memory is one.
+/// What can be allocated of section `nr` when it is online.
+fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
+    section.plugged().without(memmap_pageblocks(nr, section))
+}
+
+/// What is known of a memory block. Each section of boot memory counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockStats {
     /// Its first section.
@@ -87,11 +115,11 @@ pub struct BlockStats {
     pub sections: u32,
     /// Its node.
     pub node: NodeId,
-    /// Whether it was there at boot.
+    /// Whether it is boot memory.
     pub boot: bool,
-    /// Present, which is offline, or online.
+    /// Present (which is offline) or Online.
     pub state: SectionState,
-    /// The zone that it is in, while it is online.
+    /// Its zone, while it is online.
     pub zone: Option<ZoneId>,
     /// Pages of a hot-added block that are plugged.
     pub plugged: u32,
@@ -102,7 +130,7 @@ pub struct BlockStats {
 }
 
 impl BlockStats {
-    /// Those of the memory block that begins with section `nr`, if one does.
+    /// What is known of the memory block that begins with section `nr`, if one does.
     pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
         let section = sparse.section(nr)?;
         let block = MemoryBlock::at(sparse, nr);
@@ -123,6 +151,45 @@ impl BlockStats {
             plugged: block.map_or(0, plugged),
             memmap: block.map_or(0, MemoryBlock::memmap_pages),
             memmap_on_memory: VmemAltmap::of(nr, section).is_some(),
+        })
+    }
+}
+
+impl<P: Platform> Hotplug<'_, P> {
+    /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot
+    /// memory that is not initialised is left out.
+    pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(BlockStats) -> bool) {
+        let sparse = &self.mm.sparse;
+        let blocks = sparse.numbers().skip_while(|nr| *nr < from);
+        let _ = blocks.filter_map(|nr| BlockStats::at(sparse, nr)).all(tell);
+    }
+
+    /// The pages of section `nr`, which is online.
+    fn online_pages(&self, nr: SectionNr) -> SectionPages<'_> {
+        self.mm.sparse.online_pages(nr).expect("an online section has pages")
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// The state of section `nr`.
+    pub fn section_state(&self, nr: SectionNr) -> SectionState {
+        self.sparse.section(nr).map_or(SectionState::Absent, Section::state)
+    }
+
+    /// The pageblocks of hot-added section `nr` that are plugged.
+    pub fn plugged(&self, nr: SectionNr) -> PageblockSet {
+        self.sparse.section(nr).map_or(PageblockSet::NONE, Section::plugged)
+    }
+
+    /// The memory blocks from the start of `range` on, up to the first gap or the end of `range`. The last
+    /// one may reach beyond the end.
+    fn blocks_in(&self, range: SectionRange) -> impl Iterator<Item = MemoryBlock> {
+        let mut rest = range.sections();
+        core::iter::from_fn(move || {
+            let block = MemoryBlock::at(&self.sparse, rest.next()?)?;
+            // The other sections of the memory block.
+            (1..block.len()).for_each(|_| _ = rest.next());
+            Some(block)
         })
     }
 }

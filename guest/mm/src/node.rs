@@ -1,10 +1,12 @@
-//! Nodes: memory and CPUs that are near to each other; and the zones of each.
+//! The names of nodes and zones. A node is memory and CPUs that are near to each other.
 //!
-//! Mirrors Linux `NODE_DATA(nid)->node_zones` and the `ZONEID` field of `page->flags`: every node has
-//! all zones, most of them empty, and node and zone of a page are one number. There are no more than
-//! [`MAX_NODES`] so that this number has four bits and a whole zonelist is one word (see `zonelist`).
+//! Mirrors Linux `enum zone_type`, `NODE_DATA(nid)->node_zones` and the `ZONEID` field of `page->flags`:
+//! every node has all zones, most of them empty, and the node and zone of a page are one number.
+//!
+//! Invariant: there are at most [`MAX_NODES`] nodes, so that this number has four bits and a whole
+//! zonelist is one word (see `zonelist`).
 
-use crate::page::ZoneType;
+use crate::addr::{PhysAddr, SectionNr};
 
 /// Most nodes that a machine can have (Linux `MAX_NUMNODES`).
 pub const MAX_NODES: usize = 4;
@@ -40,14 +42,15 @@ impl NodeId {
         self.0
     }
 
-    /// For tables with one entry a node.
+    /// For tables with one entry per node.
     #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// The number of its device zone: a zone's number, but of no zone of the allocator.
+    /// The number of its device zone. It has the form of a zone's number, but the allocator has no such
+    /// zone.
     pub(crate) const fn device_zone(self) -> u8 {
         self.0 << ZoneId::TYPE_BITS | ZoneId::NO_TYPE
     }
@@ -60,6 +63,39 @@ impl NodeId {
     }
 }
 
+/// Memory that serves one kind of request (Linux `enum zone_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ZoneType {
+    /// Memory below 4 GiB that the kernel may use.
+    Dma32 = 0,
+    /// Memory above 4 GiB that the kernel may use.
+    Normal = 1,
+    /// Memory for movable pages only, so that it can be taken away again.
+    Movable = 2,
+}
+
+impl ZoneType {
+    /// Number of zones.
+    pub const COUNT: usize = 3;
+    /// All zones, lowest first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
+
+    /// Where boot memory begins to be Normal.
+    pub(crate) const NORMAL_FROM: PhysAddr = PhysAddr::new(4 << 30);
+
+    /// The zone of boot memory in section `nr`.
+    pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
+        if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
+    }
+
+    /// For tables with one entry per zone.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// A zone of a node. Bits 0..=1 are the type, bits 2..=3 the node; the type is never 3, which is
 /// device memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,7 +104,7 @@ pub struct ZoneId(u8);
 impl ZoneId {
     const TYPE_BITS: u32 = 2;
     const NO_TYPE: u8 = (1 << Self::TYPE_BITS) - 1;
-    /// Bits that a zone's number has.
+    /// Number of bits of a zone's number.
     pub(crate) const BITS: u32 = 4;
     /// Number of zones, of all nodes.
     pub(crate) const COUNT: usize = MAX_NODES * ZoneType::COUNT;
@@ -85,7 +121,7 @@ impl ZoneId {
         self.0
     }
 
-    /// The zone at `index` of tables with one entry a zone.
+    /// The zone at `index` of tables with one entry per zone.
     pub(crate) const fn at(index: usize) -> Self {
         NodeId::new((index / ZoneType::COUNT) as u8).zone(ZoneType::ALL[index % ZoneType::COUNT])
     }
@@ -95,10 +131,10 @@ impl ZoneId {
         (0..Self::COUNT).map(Self::at)
     }
 
-    /// For tables with one entry a zone.
+    /// For tables with one entry per zone.
     #[inline]
     pub(crate) const fn index(self) -> usize {
-        // Four numbers a node, of which three are zones.
+        // Each node has four numbers, and three of them are zones.
         (self.0 - (self.0 >> Self::TYPE_BITS)) as usize
     }
 
@@ -132,8 +168,7 @@ impl core::fmt::Debug for ZoneId {
 
 #[cfg(test)]
 mod tests {
-    use super::{NodeId, ZoneId};
-    use crate::page::ZoneType;
+    use super::{NodeId, ZoneId, ZoneType};
 
     #[test]
     fn every_zone_has_a_number_and_a_place() {

@@ -1,25 +1,25 @@
 //! `Page`: what is known of one page frame (Linux `struct page`).
 //!
-//! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page. Only two
-//! words and two links are in use; the rest is there for the size.
+//! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page. Only two words and
+//! two links are in use; the rest pads the size to that of Linux.
 //!
 //! # The state word, bit by bit
 //!
 //! | bits | field | meaning |
 //! |---|---|---|
 //! | 0..=3 | kind | [`Kind`], see there for every state |
-//! | 4..=7 | order | of a head: log2 of the pages of its block; of a tail: 0 |
+//! | 4..=7 | order | of a head: log2 of the pages of its buddy block; of a tail: 0 |
 //! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node; type 3 is device memory |
 //! | 12..=63 | - | zero |
 //!
 //! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
-//! In an online section such a page is the tail of a block, because a head is always written; so a
-//! section whose memmap is known to be zero needs its heads written and nothing else, and each
-//! other page is initialised when it becomes a head, by the store that makes it one. That is all of
-//! lazy initialisation: nobody checks for it.
+//! In an online section such a page is the tail of a buddy block, because a head is always written. So a
+//! section whose memmap is known to be zero needs only its heads written. Each other page is initialised
+//! when it becomes a head, by the store that makes it one. That is all of lazy initialisation: no code
+//! checks for it.
 //!
-//! Initialising a page is the one store of its state word, because every other field is written
-//! when a state begins that gives it a meaning, and read only in that state:
+//! Initialising a page is the one store of its state word. Every other field is written when a state
+//! begins that gives it a meaning, and read only in that state:
 //!
 //! | field | has a meaning in |
 //! |---|---|
@@ -28,23 +28,23 @@
 //! | `holder` | `Allocated` heads; `Device`, where it is the driver's word ([`DevUser`]) |
 //!
 //! # Invariants of an online section
-//! - It is tiled by naturally aligned blocks of up to [`Order::MAX`]: the first page of each
-//!   block is a head (every kind but `Tail` and `Uninit`) whose order is the block's, all others are
-//!   tails.
-//!   So a walk by blocks that starts at a pageblock's first page sees every block, and only
-//!   blocks of the largest order can begin before a pageblock that they cover.
-//! - Kinds `Free` and `Pcp` change under the lock of the list that the page is on. Other heads
-//!   change only by whoever holds the page.
-//! - A walk under the zone lock may meet a block that its holder is splitting: the holder writes
-//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The
-//!   links mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
+//! - It is tiled by naturally aligned buddy blocks of up to [`Order::MAX`]. The first page of each buddy
+//!   block is a head (every kind but `Tail` and `Uninit`) whose order is that of the buddy block. All
+//!   other pages are tails.
+//!   So a walk by heads that starts at a pageblock's first page sees every buddy block, and only
+//!   buddy blocks of the largest order can begin before a pageblock that they cover.
+//! - Kinds `Free` and `Pcp` change under the lock of the list that the page is on. Other heads are
+//!   changed only by the holder of the page.
+//! - A walk under the zone lock may meet a buddy block that its holder is splitting. The holder writes
+//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The links
+//!   mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use crate::addr::{Order, Pfn, PhysAddr, SectionNr};
+use crate::addr::{Order, Pfn};
 use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
@@ -59,59 +59,26 @@ pub struct Page {
 
 const _: () = assert!(size_of::<Page>() == 64);
 
-/// Memory that serves one kind of request (Linux `enum zone_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum ZoneType {
-    /// Memory below 4 GiB that the kernel may use.
-    Dma32 = 0,
-    /// Memory above 4 GiB that the kernel may use.
-    Normal = 1,
-    /// Memory for movable pages only, so that it can be taken away again.
-    Movable = 2,
-}
-
-impl ZoneType {
-    /// Number of zones.
-    pub const COUNT: usize = 3;
-    /// All zones, lowest first.
-    pub const ALL: [Self; Self::COUNT] = [Self::Dma32, Self::Normal, Self::Movable];
-
-    /// Where boot memory begins to be Normal.
-    pub(crate) const NORMAL_FROM: PhysAddr = PhysAddr::new(4 << 30);
-
-    /// The zone of boot memory in section `nr`.
-    pub(crate) fn of_boot_memory(nr: SectionNr) -> Self {
-        if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
-    }
-
-    /// For tables with one entry a zone.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-}
-
 /// What a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// Nobody has written this page: its section is not online, or no block has begun here since it
-    /// is; it is a tail then.
+    /// Never written since the memmap was mapped. If its section is online, no buddy block has begun here
+    /// since, and the page is a tail.
     Uninit = 0,
-    /// Not the first page of its block; the block's head says what it is.
+    /// Not the first page of its buddy block; the head of the buddy block has the state.
     Tail = 1,
-    /// Head of a block on a zone's free list.
+    /// Head of a buddy block on a zone's free list.
     Free = 2,
     /// On a per-CPU list; its order is 0.
     Pcp = 3,
-    /// Head of a block that somebody holds; `holder` says who.
+    /// Head of a buddy block that is in use; `holder` names the user.
     Allocated = 4,
     /// Head of RAM that was taken before the allocator existed.
     Reserved = 5,
-    /// Head of a range of a section in which there is no RAM.
+    /// Head of frames of a section where there is no RAM.
     Hole = 6,
-    /// Head of a sub-section that is not plugged (Linux `PageOffline`).
+    /// Head of a pageblock that is not plugged (Linux `PageOffline`).
     Offline = 7,
     /// Head of the pages that hold their own section's memmap (Linux `PageVmemmapSelfHosted`).
     Memmap = 8,
@@ -153,7 +120,7 @@ impl PageState {
         Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
     }
 
-    /// In a range of device memory of `node`: its zone there is none of the allocator's.
+    /// The state of a page of device memory of `node`, whose zone is none of the allocator's.
     pub(crate) const fn device(kind: Kind, order: Order, node: NodeId) -> Self {
         let zone = (node.device_zone() as u64) << Self::ZONE_SHIFT;
         Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
@@ -164,7 +131,7 @@ impl PageState {
         Kind::from_bits(self.0 & Self::KIND)
     }
 
-    /// Whether this is not the first page of its block.
+    /// Whether this is not the first page of its buddy block.
     #[inline]
     pub(crate) const fn is_tail(self) -> bool {
         self.0 & Self::KIND <= Kind::Tail as u64
@@ -185,7 +152,7 @@ impl PageState {
         }
     }
 
-    /// Whether this is the head of a block of `order` in state `kind`, in whatever zone.
+    /// Whether this is the head of a buddy block of `order` in state `kind`, in any zone.
     #[inline]
     pub(crate) const fn is(self, kind: Kind, order: Order) -> bool {
         self.0 & ((1 << Self::ZONE_SHIFT) - 1) == kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT
@@ -194,7 +161,7 @@ impl PageState {
 
 impl core::fmt::Debug for PageState {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        // Also for words that are no state: this is for the panic that reports one.
+        // Prints also words that are no valid state, because the panic that reports one uses it.
         write!(
             f,
             "kind {} order {} zone {} ({:#x})",
@@ -239,7 +206,7 @@ impl Page {
         self.prev.store(link.0, Relaxed);
     }
 
-    /// Who holds the block of which this page is the `Allocated` head.
+    /// The holder of the buddy block whose `Allocated` head this page is.
     #[inline]
     pub(crate) fn holder(&self) -> Holder {
         Holder::from_bits(self.holder.load(Relaxed))
@@ -250,8 +217,8 @@ impl Page {
         self.holder.store(holder.0, Relaxed);
     }
 
-    /// Makes it a page of device memory that nobody uses. Nobody looks at it yet: its section is
-    /// published afterwards, so plain stores will do.
+    /// Makes it an unused page of device memory. Its section is published afterwards, so no CPU looks at
+    /// it yet and plain stores will do.
     #[inline]
     pub(crate) fn init_device(&self, state: PageState, pgmap: u32) {
         self.state.store(state.0, Relaxed);
@@ -264,12 +231,12 @@ impl Page {
         self.next.load(Relaxed)
     }
 
-    /// Who uses a page of device memory, and how many times.
+    /// The user of a page of device memory, and how many references it holds.
     pub(crate) fn dev_user(&self) -> Option<DevUser> {
         DevUser::from_bits(self.holder.load(Relaxed))
     }
 
-    /// Changes [`Self::dev_user`] to what `change` makes of it; on an error it stays.
+    /// Replaces [`Self::dev_user`] by the result of `change`; after an error it stays as it is.
     pub(crate) fn update_dev_user<E>(
         &self,
         change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, E>,
@@ -277,7 +244,7 @@ impl Page {
         let mut before = self.holder.load(Relaxed);
         loop {
             let after = change(DevUser::from_bits(before))?.map_or(0, DevUser::bits);
-            // Whoever sees the page free again sees what its user did to it.
+            // A CPU that sees the page free again also sees what its user did to it.
             match self.holder.compare_exchange_weak(before, after, AcqRel, Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => before = now,
@@ -289,7 +256,7 @@ impl Page {
 /// The user of a page of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DevUser {
-    /// What the user calls itself.
+    /// The number by which the user names itself.
     pub tag: u32,
     /// References that it holds, at least 1.
     pub count: u32,
@@ -305,7 +272,7 @@ impl DevUser {
     }
 }
 
-/// A page on a list, or none. Frame 0 is never on one, so 0 is "none".
+/// A page on a list, or none. Frame 0 is never on a list, so 0 means "none".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Link(u32);
 
@@ -327,10 +294,10 @@ impl Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnerId(pub u8);
 
-/// Who holds a page.
+/// The holder of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// Nobody has said: a movable page between its allocation and
+    /// Not named yet: a movable page between its allocation and
     /// [`Mm::set_owner`](crate::Mm::set_owner).
     Unclaimed,
     /// RAM taken before the allocator existed, or a hole.
@@ -341,14 +308,14 @@ pub enum Holder {
     PageTable,
     /// The memmap of hot-added memory.
     Memmap,
-    /// An owner that can let go of the page and take another one for it.
+    /// An owner that can give the page up and use another one instead.
     Owned {
-        /// Who.
+        /// The owner's number.
         owner: OwnerId,
-        /// What the owner knows the page by, below 2^48.
+        /// The owner's own name for the page, below 2^48.
         index: u64,
     },
-    /// Somebody who cannot let go of it; the tag is the holder's own.
+    /// A holder that cannot give it up; the tag is the holder's own.
     Tagged(u32),
 }
 

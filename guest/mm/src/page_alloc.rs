@@ -1,34 +1,37 @@
-//! Allocating and freeing: per-CPU list, then buddy, then the next zone.
+//! Allocating and freeing: per-CPU list, then buddy allocator, then the next zone.
 //!
-//! Mirrors Linux `get_page_from_freelist`, `rmqueue`, `free_frozen_pages` and `split_page`. There
-//! is no reclaim: a request that no zone can serve above its `min` watermark is an error at once.
+//! Mirrors Linux `get_page_from_freelist`, `rmqueue`, `free_frozen_pages` and `split_page`. Differs from
+//! Linux on purpose: there is no reclaim, so a request that no zone can serve above its `min` watermark
+//! is an error at once.
 //!
-//! Movable pages come from Movable, then Normal, then Dma32; everything else from Normal, then Dma32,
-//! and never from Movable: of the asking CPU's node first, then of the others (see `zonelist`). So
-//! kernel pages never stand in the way of taking Movable memory back, and movable pages find a place
-//! as long as there is any.
+//! Movable pages come from Movable, then Normal, then Dma32. All other pages come from Normal, then
+//! Dma32. Zones of the asking CPU's node come first, then those of the others (see `zonelist`).
+//!
+//! Invariants: an unmovable page is never in Movable, so kernel pages do not prevent taking Movable memory
+//! back. A movable page finds a place as long as any zone has one.
+
+use core::fmt;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
-use crate::buddy::Place;
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Holder, HolderWord, Kind, OwnerId, Page, PageState, ZoneType};
+use crate::free_lists::Place;
+use crate::grow::GrowZone;
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::{Holder, HolderWord, Kind, OwnerId, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::PcpLists;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::zone::Watermark;
 
-/// What pages are wanted for (Linux `gfp_t`).
+/// The purpose of a request for pages (Linux `gfp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gfp {
     /// Kernel data.
     Kernel,
-    /// Page tables. May take the last pages there are, so that memory can be added when none is
-    /// left.
+    /// Page tables. May take the last free pages, so that memory can be added when none is left.
     PageTable,
-    /// The memmap of memory that is added. Leaves what is below the low watermark to others: it takes as
-    /// much as it finds.
+    /// The memmap of memory that is added. Leaves the pages below the low watermark to other requests,
+    /// because a large memmap would use up all of them.
     Memmap,
     /// Pages whose holder will name an owner by [`Mm::set_owner`].
     Movable,
@@ -38,24 +41,23 @@ pub enum Gfp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllocError;
 
-/// What follows from a [`Gfp`].
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no zone that the request may use has room for it")
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+/// The parameters that follow from a [`Gfp`].
 pub(crate) struct Request {
-    /// The zones are this one and those below it, from the top.
+    /// The request may use zones of this type and below, from the top.
     highest: ZoneType,
     mt: MigrateType,
     holder: HolderWord,
-    /// Levels to keep above, tried in turn on all zones; none means down to the last page.
+    /// Levels that the zone must stay above, each tried on all zones in turn; none means down to the last
+    /// page.
     marks: [Option<Watermark>; 2],
-}
-
-impl Request {
-    /// Makes the page the head of an allocated block. The lock of the list that it came from is
-    /// still held, so that whoever looks next does not take it for a free one.
-    #[inline]
-    fn hand_out(&self, page: &Page, order: Order, zone: ZoneId) {
-        page.set_holder(self.holder);
-        page.set_state(PageState::new(Kind::Allocated, order, zone));
-    }
 }
 
 impl Gfp {
@@ -92,8 +94,7 @@ impl Gfp {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Takes 2^`order` contiguous pages, aligned to their size. Their content is whatever was
-    /// there before.
+    /// Takes 2^`order` contiguous pages, aligned to their size. Their content is undefined.
     ///
     /// # Errors
     /// [`AllocError`] when no zone has them.
@@ -113,16 +114,13 @@ impl<P: Platform> Mm<P> {
         self.alloc_from_zones(node, order, &gfp.request())
     }
 
-    /// A page from this CPU's list of the first zone that has memory: the short way. Pages on the
-    /// list passed the watermark when they came there.
+    /// A page from this CPU's list of the first zone that has memory: the common case. The watermark was
+    /// checked when the pages came to the list.
     #[inline]
     fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
         let cpu = self.this_cpu();
         let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
-        let mut lists = cpu.zone(zone).try_lock()?;
-        let (pfn, page) = lists.pop(&self.sparse, request.mt, zone)?;
-        request.hand_out(page, Order::PAGE, zone);
-        Some(pfn)
+        self.try_lock_pcp(cpu, zone)?.allocate(request.mt, request.holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
@@ -132,7 +130,7 @@ impl<P: Platform> Mm<P> {
         let zonelist = self.nodes.zonelist(node, request.highest);
         for mark in request.marks {
             for zone in zonelist {
-                // Rather more of this zone than a page of the next one.
+                // Growing this zone is better than a page of the next one.
                 let above = |mark| self.zone(zone).above(mark, order.pages(), request.highest);
                 let take = || self.alloc_in(zone, order, request, mark);
                 if let Some(pfn) = self.take_growing(zone, take, || mark.is_none_or(above)) {
@@ -152,47 +150,27 @@ impl<P: Platform> Mm<P> {
     ) -> Option<Pfn> {
         match order {
             Order::PAGE => self.alloc_page_in(zone, request, mark),
-            _ => self.alloc_block_in(zone, order, request, mark),
+            _ => self.alloc_buddy_block_in(zone, order, request, mark),
         }
     }
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
     fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
-        let pcp = self.this_cpu().zone(zone);
-        let Some(mut lists) = pcp.try_lock() else {
-            return self.alloc_block_in(zone, Order::PAGE, request, mark);
+        let Some(mut lists) = self.try_lock_pcp(self.this_cpu(), zone) else {
+            return self.alloc_buddy_block_in(zone, Order::PAGE, request, mark);
         };
-        let (pfn, page) = match lists.pop(&self.sparse, request.mt, zone) {
-            Some(listed) => listed,
-            None if self.may_take(zone, request, mark, 1) => {
-                self.refill(zone, request.mt, &mut lists, pcp.refill())?
-            }
-            None => return None,
-        };
-        request.hand_out(page, Order::PAGE, zone);
-        Some(pfn)
-    }
-
-    /// Moves up to `pages` pages from the buddy to `lists`, and takes one of them (Linux
-    /// `rmqueue_bulk`).
-    fn refill(
-        &self,
-        zone: ZoneId,
-        mt: MigrateType,
-        lists: &mut PcpLists,
-        pages: u32,
-    ) -> Option<(Pfn, &Page)> {
-        let mut buddy = self.zone(zone).lock();
-        for _ in 0..pages {
-            let Some(pfn) = buddy.rmqueue(&self.sparse, Order::PAGE, mt) else { break };
-            lists.push(self.sparse.page(pfn), pfn, mt, zone);
+        if let Some(pfn) = lists.allocate(request.mt, request.holder) {
+            return Some(pfn);
         }
-        drop(buddy);
-        lists.pop(&self.sparse, mt, zone)
+        if !self.may_take(zone, request, mark, 1) {
+            return None;
+        }
+        lists.refill(request.mt);
+        lists.allocate(request.mt, request.holder)
     }
 
-    /// A block of `order` straight from the buddy.
-    pub(crate) fn alloc_block_in(
+    /// A buddy block of `order` from the free lists.
+    pub(crate) fn alloc_buddy_block_in(
         &self,
         zone: ZoneId,
         order: Order,
@@ -202,13 +180,12 @@ impl<P: Platform> Mm<P> {
         if !self.may_take(zone, request, mark, order.pages()) {
             return None;
         }
-        let mut buddy = self.zone(zone).lock();
-        let pfn = buddy.rmqueue(&self.sparse, order, request.mt)?;
-        request.hand_out(self.sparse.page(pfn), order, zone);
-        Some(pfn)
+        let mut zone = self.lock_zone(zone);
+        let block = zone.rmqueue(order, request.mt)?;
+        Some(zone.allocate(block, request.holder))
     }
 
-    /// Whether the watermarks leave `pages` pages of `zone` to the request.
+    /// Whether the request may take `pages` pages of `zone` under its watermark.
     fn may_take(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>, pages: u32) -> bool {
         let of = self.zone(zone);
         match mark {
@@ -217,8 +194,8 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Gives the 2^`order` pages from `pfn` back. They were allocated, or made by splitting, with
-    /// this order.
+    /// Gives the 2^`order` pages from `pfn` back. They were allocated, or made by splitting, with this
+    /// order.
     ///
     /// # Panics
     /// When they were not, or are free already.
@@ -226,11 +203,11 @@ impl<P: Platform> Mm<P> {
     pub fn free_pages(&self, pfn: Pfn, order: Order) {
         let (page, section) = self.sparse.page_and_section(pfn);
         let (state, zone) = (page.state(), section.zone());
-        // All of the word: what was overwritten while it was in use is found here.
+        // Compares the whole word, so a page that was overwritten while it was in use is found here.
         if state != PageState::new(Kind::Allocated, order, zone) {
             not_allocated(pfn, state, order);
         }
-        // The type is read without the zone lock and may be stale; it only picks a list.
+        // The type is read without the zone lock and may be stale. It only selects a list.
         if order == Order::PAGE
             && let Some(mt) = section.pageblocks.open_type(pfn.pageblock())
             && self.free_to_pcp(page, pfn, mt, zone)
@@ -243,31 +220,30 @@ impl<P: Platform> Mm<P> {
     #[inline(never)]
     fn free_to_buddy(&self, zone: ZoneId, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
-        self.zone(zone).lock().free_block(&self.sparse, pages, pfn, order, Place::Head);
+        self.lock_zone(zone).free_and_merge(pages, pfn, order, Place::Head);
     }
 
-    /// Gives single pages back that lie side by side, in as large blocks as they make: a fraction
-    /// of the work of freeing them one by one (Linux has `free_contig_range` for the same use, and
-    /// frees them one by one).
+    /// Gives single pages back that lie side by side, in buddy blocks as large as they make. This is a
+    /// fraction of the work of freeing them one by one, as Linux `free_contig_range` does.
     ///
     /// # Panics
     /// When one of them is not an allocated single page.
     pub fn free_contig_range(&self, range: PfnRange) {
         let mut rest = range;
         while !rest.is_empty() {
-            let pages = self.sparse.pages(rest.start.section()).expect("an allocated page has a section");
-            let block = rest.start.pageblock();
-            // A pageblock at a time, because the next one may be of another type.
-            let here = rest.intersect(pages.nr().pageblocks(&(block..block + 1)));
+            let pages = self.sparse.pages(rest.start().section()).expect("an allocated page has a section");
+            let pageblock = rest.start().pageblock();
+            // One pageblock at a time, because the next one may be of another type.
+            let here = rest.intersect(pages.nr().pageblocks(&(pageblock..pageblock + 1)));
             self.free_in_pageblock(pages, here);
-            rest.start = here.end;
+            rest = rest.from(here.end());
         }
     }
 
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
         let zone = pages.section().zone();
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut buddy = self.zone(zone).lock();
+        let mut guard = self.lock_zone(zone);
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);
@@ -275,23 +251,23 @@ impl<P: Platform> Mm<P> {
                 assert_allocated(pfn, page.state(), Order::PAGE);
                 page.set_state(tail);
             }
-            buddy.free_block(&self.sparse, pages, first, order, Place::Head);
+            guard.free_and_merge(pages, first, order, Place::Head);
         }
     }
 
-    /// Makes 2^`order` single pages of an allocated block, each to be freed by itself. Each has
-    /// the block's holder.
+    /// Splits an allocated buddy block into 2^`order` single pages, each to be freed by itself. Each has
+    /// the holder of the buddy block.
     ///
     /// # Panics
-    /// When the block is not allocated with this order.
+    /// When the buddy block is not allocated with this order.
     pub fn split_page(&self, pfn: Pfn, order: Order) {
         self.split_page_to(pfn, order, Order::PAGE);
     }
 
-    /// Makes blocks of order `to` of an allocated block of order `from`.
+    /// Splits an allocated buddy block of order `from` into ones of order `to`.
     ///
     /// # Panics
-    /// When the block is not allocated with order `from`, or `to` is larger.
+    /// When the buddy block is not allocated with order `from`, or `to` is larger.
     pub fn split_page_to(&self, pfn: Pfn, from: Order, to: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
         let head = pages.page(pfn);
@@ -299,7 +275,7 @@ impl<P: Platform> Mm<P> {
         assert!(to <= from, "splits {from:?} into {to:?}");
         let state = PageState::new(Kind::Allocated, to, head.state().zone());
         let holder = head.holder().word();
-        // The old head last: a walk that sees it shrunk finds the heads behind it.
+        // The old head last: a walk that sees its new order finds the heads of the other parts.
         let mut offset = from.pages();
         while offset > 0 {
             offset -= to.pages();
@@ -309,8 +285,8 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts an allocated single page in the care of owner `owner`, who knows it by `index`: from
-    /// now on it may be migrated.
+    /// Makes `owner`, which knows the page by `index`, the owner of an allocated single page. From now on
+    /// the page may be migrated.
     ///
     /// # Panics
     /// When the page is not a single allocated one, or `index` does not fit in 48 bits.
@@ -322,10 +298,10 @@ impl<P: Platform> Mm<P> {
         page.set_holder(Holder::Owned { owner, index }.word());
     }
 
-    /// Says that the allocated block at `pfn` cannot move, and whose it is.
+    /// Marks the allocated buddy block at `pfn` as one that cannot move; `tag` names its holder.
     ///
     /// # Panics
-    /// When no allocated block begins there.
+    /// When no allocated buddy block begins there.
     pub fn set_holder(&self, pfn: Pfn, tag: u32) {
         let page = self.sparse.page(pfn);
         assert_allocated(pfn, page.state(), page.state().order());

@@ -1,58 +1,59 @@
 //! Per-CPU lists: single pages kept by the CPU that freed them.
 //!
-//! Mirrors Linux `struct per_cpu_pages` for order 0. The limits `high` and `batch` are computed
-//! once a zone, kept there, and published to the CPUs when they change.
+//! Mirrors Linux `struct per_cpu_pages` for order 0. The limits `high` and `batch` are computed once per
+//! zone, kept there, and published to the CPUs when they change.
 //!
 //! # Disabling a zone's lists
-//! While memory is taken away no page of it may hide on a list. [`Mm::zone_pcp_disable`] sets
-//! every CPU's limits to high 0 and batch 1, then drains every CPU. For each CPU the drain takes
-//! the list's lock and reads the count inside: an operation that held the lock before is seen by
-//! the drain, an operation after it sees the new limits (the stores come before the unlock that
-//! it acquires). With those limits a page that is freed to the list is flushed at once, and a
-//! refill takes exactly the page that it returns, so no list holds a page while its lock is free.
-//! A type read before the pageblock was isolated does no harm: flushing reads it again under the
-//! zone lock. `tests/interleavings/pcp.rs` is a model of all this that loom goes through; it repeats
-//! these functions step by step.
+//! While memory is taken away, no page of it may stay on a per-CPU list. [`Mm::zone_pcp_disable`] sets
+//! every CPU's limits to high 0 and batch 1, then drains every CPU. For each CPU the drain takes the
+//! list's lock and reads the count inside. An operation that held the lock before is seen by the drain.
+//! An operation after it sees the new limits, because the stores come before the unlock that the
+//! operation acquires. With those limits a page that is freed to the list is flushed at once, and a
+//! refill takes exactly the page that it returns, so no list holds a page while its lock is free. A
+//! migrate type that was read before the pageblock was isolated does no harm: flushing reads it again
+//! under the zone lock. `tests/interleavings/pcp.rs` is a model of all this that loom explores; it
+//! repeats these functions step by step.
 //!
 //! Differs from Linux on purpose: only single pages are kept; the lists are singly linked, newest
 //! first, and flushing takes the newest.
+//!
+//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists, count, and the limits
+//! that an operation goes by are read and written through [`PcpGuard`] only. Limits are written under
+//! the pcp disable lock only.
+
+mod guard;
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use crate::Mm;
-use crate::addr::{Order, Pfn};
-use crate::buddy::Place;
+use crate::addr::Pfn;
+use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Rank, SpinLock};
 use crate::node::{NodeId, ZoneId};
-use crate::page::{Kind, Link, Page, PageState};
+use crate::page::{Link, Page};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
-use crate::sparse::Sparse;
 use crate::zone::{PCP_OFF, Zone, pcp_limits};
 
-/// Longest drain under one hold of the zone lock, in batches.
-const DRAIN_BATCHES: u32 = 32;
+pub(crate) use guard::PcpGuard;
 
-/// What one CPU keeps to itself.
+/// The pages that one CPU keeps, and its node.
 #[repr(align(64))]
-pub struct PerCpu {
-    zones: [PerCpuPages; ZoneId::COUNT],
+pub struct PerCpuPages {
+    zones: [PcpZone; ZoneId::COUNT],
     /// The node that the CPU is on.
     node: AtomicU8,
 }
 
-impl PerCpu {
+impl PerCpuPages {
     /// Empty lists.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            zones: [const { PerCpuPages::new() }; ZoneId::COUNT],
-            node: AtomicU8::new(NodeId::FIRST.get()),
-        }
+        Self { zones: [const { PcpZone::new() }; ZoneId::COUNT], node: AtomicU8::new(NodeId::FIRST.get()) }
     }
 
     #[inline]
-    pub(crate) fn zone(&self, zone: ZoneId) -> &PerCpuPages {
+    pub(crate) fn zone(&self, zone: ZoneId) -> &PcpZone {
         &self.zones[zone.index()]
     }
 
@@ -66,20 +67,20 @@ impl PerCpu {
     }
 }
 
-impl Default for PerCpu {
+impl Default for PerCpuPages {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// One CPU's lists of one zone.
-pub(crate) struct PerCpuPages {
+/// One CPU's lists of one zone, and their limits.
+pub(crate) struct PcpZone {
     high: AtomicU32,
     batch: AtomicU32,
     lists: SpinLock<PcpLists>,
 }
 
-impl PerCpuPages {
+impl PcpZone {
     const fn new() -> Self {
         let (high, batch) = PCP_OFF;
         Self {
@@ -89,27 +90,7 @@ impl PerCpuPages {
         }
     }
 
-    #[inline]
-    pub(crate) fn try_lock(&self) -> Option<Guard<'_, PcpLists>> {
-        self.lists.try_lock()
-    }
-
-    pub(crate) fn lock(&self) -> Guard<'_, PcpLists> {
-        self.lists.lock()
-    }
-
-    /// Locks the lists while those of CPUs before this one are locked.
-    pub(crate) fn lock_next(&self) -> Guard<'_, PcpLists> {
-        self.lists.lock_next()
-    }
-
-    /// Pages that a refill brings (Linux `nr_pcp_alloc`).
-    #[inline]
-    pub(crate) fn refill(&self) -> u32 {
-        let (high, batch) = self.limits();
-        if high < batch { 1 } else { batch }
-    }
-
+    /// High and batch, to be told. An operation on the lists reads them under the lock.
     pub(crate) fn limits(&self) -> (u32, u32) {
         (self.high.load(Relaxed), self.batch.load(Relaxed))
     }
@@ -121,191 +102,151 @@ impl PerCpuPages {
 }
 
 /// The lists themselves: one for unmovable, one for movable pages.
-pub(crate) struct PcpLists {
+struct PcpLists {
     first: [Link; 2],
     count: u32,
 }
 
-impl PcpLists {
-    #[inline]
-    pub(crate) fn push(&mut self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) {
-        let first = &mut self.first[mt.index() & 1];
-        page.set_next(*first);
-        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, zone));
-        *first = Link::to(pfn);
-        self.count += 1;
-    }
-
-    /// Takes a page of type `mt`. Its state is the caller's to set; here it is looked at whether the
-    /// page was overwritten on the list (Linux `check_new_page`).
-    #[inline]
-    pub(crate) fn pop<'s>(
-        &mut self,
-        sparse: &'s Sparse,
-        mt: MigrateType,
-        zone: ZoneId,
-    ) -> Option<(Pfn, &'s Page)> {
-        let first = &mut self.first[mt.index() & 1];
-        let pfn = first.pfn()?;
-        let page = sparse.page(pfn);
-        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
-        if page.state() != expected {
-            bad_page(pfn, page.state(), expected);
-        }
-        *first = page.next();
-        self.count -= 1;
-        Some((pfn, page))
-    }
-
-    pub(crate) fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// The pages on the lists.
-    pub(crate) fn iter<'s>(&self, sparse: &'s Sparse) -> impl Iterator<Item = (Pfn, &'s Page)> {
-        let mut lists = self.first;
-        core::iter::from_fn(move || {
-            let list = lists.iter_mut().find(|first| **first != Link::NONE)?;
-            let pfn = list.pfn()?;
-            let page = sparse.page(pfn);
-            *list = page.next();
-            Some((pfn, page))
-        })
-    }
-}
-
 impl<P: Platform> Mm<P> {
     #[inline]
-    pub(crate) fn this_cpu(&self) -> &'static PerCpu {
+    pub(crate) fn this_cpu(&self) -> &'static PerCpuPages {
         &self.per_cpu[self.platform.this_cpu()]
     }
 
-    /// What every CPU that the machine may have keeps to itself.
-    pub(crate) fn cpus(&self) -> &'static [PerCpu] {
-        &self.per_cpu[..self.nr_cpus.load(Relaxed)]
+    /// The lists of every CPU that the machine may have.
+    pub(crate) fn cpus(&self) -> &'static [PerCpuPages] {
+        &self.per_cpu[..self.options.get().nr_cpus]
     }
 
-    /// Frees one page to this CPU's list. False when the list is in use by another CPU: the page
-    /// must go to the buddy then.
+    /// Sets the node of CPU `cpu`, before [`Mm::boot`]. A CPU whose node is not set is on the first node.
+    pub fn set_cpu_node(&self, cpu: usize, node: NodeId) {
+        self.per_cpu[cpu].set_node(node);
+    }
+
+    /// Counts the CPUs of each node.
+    pub(crate) fn count_cpus(&self) {
+        self.cpus().iter().for_each(|cpu| self.nodes.add_cpu(cpu.node()));
+    }
+
+    /// Takes the lock of the lists of `zone` that `cpu` has, if it is free.
+    #[inline]
+    pub(crate) fn try_lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> Option<PcpGuard<'m, P>> {
+        let pcp = cpu.zone(zone);
+        Some(PcpGuard::new(pcp.lists.try_lock()?, pcp, self, zone))
+    }
+
+    /// Waits for the lock of the lists of `zone` that `cpu` has.
+    pub(crate) fn lock_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m, P> {
+        let pcp = cpu.zone(zone);
+        PcpGuard::new(pcp.lists.lock(), pcp, self, zone)
+    }
+
+    /// The same while the lists of CPUs before this one are locked.
+    pub(crate) fn lock_next_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m, P> {
+        let pcp = cpu.zone(zone);
+        PcpGuard::new(pcp.lists.lock_next(), pcp, self, zone)
+    }
+
+    /// Frees one page to this CPU's list. False when another CPU uses the list: then the page must go to
+    /// the buddy allocator.
     #[inline]
     pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) -> bool {
-        let pcp = self.this_cpu().zone(zone);
-        let Some(mut lists) = pcp.try_lock() else { return false };
-        lists.push(page, pfn, mt, zone);
-        let high = pcp.high.load(Relaxed);
-        if lists.count >= high {
-            let batch = pcp.batch.load(Relaxed);
-            self.flush(zone, &mut lists, if high < batch { 1 } else { batch });
-        }
+        let Some(mut lists) = self.try_lock_pcp(self.this_cpu(), zone) else { return false };
+        lists.free(page, pfn, mt);
         true
-    }
-
-    /// Moves up to `pages` pages from `lists` to the buddy (Linux `free_pcppages_bulk`).
-    #[cold]
-    #[inline(never)]
-    fn flush(&self, zone: ZoneId, lists: &mut PcpLists, pages: u32) {
-        let mut buddy = self.zone(zone).lock();
-        for _ in 0..pages {
-            let Some((pfn, _)) = lists
-                .pop(&self.sparse, MigrateType::Movable, zone)
-                .or_else(|| lists.pop(&self.sparse, MigrateType::Unmovable, zone))
-            else {
-                break;
-            };
-            let pages = self.sparse.pages(pfn.section()).expect("a page on a list has a section");
-            buddy.free_block(&self.sparse, pages, pfn, Order::PAGE, Place::Head);
-        }
     }
 
     /// Empties the lists of `zone` on every CPU (Linux `__drain_all_pages`, forced).
     pub(crate) fn drain_pcp(&self, zone: ZoneId) {
         self.counters.pcp_drains.fetch_add(1, Relaxed);
         for cpu in self.cpus() {
-            let pcp = cpu.zone(zone);
-            loop {
-                let mut lists = pcp.lock();
-                // Read under the lock: a count read before it could miss a refill in progress.
-                let count = lists.count;
-                if count == 0 {
-                    break;
-                }
-                let (_, batch) = pcp.limits();
-                self.flush(zone, &mut lists, count.min(batch * DRAIN_BATCHES));
-            }
+            while self.lock_pcp(cpu, zone).drain_some() {}
         }
     }
 
-    /// Keeps the per-CPU lists of `zone` empty until the guard is dropped. Others who want to
-    /// disable lists, of whatever zone, or to change their limits wait meanwhile; so the holder of
-    /// the guard may allocate and free, but not call what changes or checks memory blocks.
+    /// Keeps the per-CPU lists of `zone` empty until the guard is dropped. Another CPU that wants to
+    /// disable lists, of any zone, or to change their limits waits meanwhile. So the holder of the guard
+    /// may allocate and free, but must not call functions that change or check memory blocks.
     pub fn zone_pcp_disable(&self, zone: ZoneId) -> PcpDisabled<'_, P> {
-        let lock = self.pcp_disable.lock_with(|| self.platform.relax());
+        let limits = self.lock_pcp_limits();
         self.counters.pcp_disables.fetch_add(1, Relaxed);
-        self.publish_pcp_limits(zone, PCP_OFF);
+        limits.publish(zone, PCP_OFF);
         self.drain_pcp(zone);
-        PcpDisabled { mm: self, zone, _lock: lock }
+        PcpDisabled { limits, zone }
     }
 
-    fn publish_pcp_limits(&self, zone: ZoneId, limits: (u32, u32)) {
-        for cpu in self.cpus() {
-            cpu.zone(zone).set_limits(limits);
-        }
-    }
-
-    /// Recomputes the limits of every zone and publishes those that changed. Waits while lists are
-    /// disabled, so it must not be called by who disabled them.
-    pub(crate) fn update_pcp_limits(&self) {
-        let _lock = self.pcp_disable.lock_with(|| self.platform.relax());
-        for zone in self.zones() {
-            let limits = self.pcp_limits_of(zone);
-            if limits != zone.pcp_limits() {
-                zone.set_pcp_limits(limits);
-                self.publish_pcp_limits(zone.id(), limits);
-                self.counters.pcp_limit_updates.fetch_add(1, Relaxed);
-            }
-        }
+    /// Takes the pcp disable lock.
+    fn lock_pcp_limits(&self) -> PcpLimits<'_, P> {
+        PcpLimits { mm: self, _lock: self.pcp_disable.lock_with(|| self.platform.relax()) }
     }
 
     /// The limits that follow from the size of `zone`.
     pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> (u32, u32) {
-        // The CPUs of its node are who mostly uses it; without any, all do (Linux `zone_highsize`).
+        // The CPUs of its node use it most. Without any, all CPUs use it (Linux `zone_highsize`).
         let near = self.nodes.nr_cpus(zone.id().node());
         pcp_limits(zone, if near > 0 { near } else { self.cpus().len() })
     }
 
     /// Pages on the lists of `zone`, all CPUs together.
     pub(crate) fn pcp_pages(&self, zone: ZoneId) -> u64 {
-        self.cpus().iter().map(|cpu| u64::from(cpu.zone(zone).lock().count())).sum()
+        self.cpus().iter().map(|cpu| u64::from(self.lock_pcp(cpu, zone).count())).sum()
     }
 }
 
-#[cold]
-#[inline(never)]
-fn bad_page(pfn: Pfn, state: PageState, expected: PageState) -> ! {
-    panic!("{pfn:?} on a per-CPU list: state is {state:?}, and should be {expected:?}")
+impl<P: Platform> Hotplug<'_, P> {
+    /// Recomputes the limits of every zone and publishes those that changed. Waits while lists are
+    /// disabled, so the CPU that disabled them must not call it.
+    pub(crate) fn update_pcp_limits(&self) {
+        let limits = self.mm.lock_pcp_limits();
+        self.mm.zones().for_each(|zone| limits.update(zone));
+    }
 }
 
-/// The per-CPU lists of a zone stay empty while this exists; dropping it puts the zone's limits
-/// back. So they are enabled by who disabled them, once:
+/// The right to change the limits of per-CPU lists: the pcp disable lock is held.
+struct PcpLimits<'m, P: Platform> {
+    mm: &'m Mm<P>,
+    _lock: Guard<'m, ()>,
+}
+
+impl<P: Platform> PcpLimits<'_, P> {
+    /// Gives every CPU's lists of `zone` these limits.
+    fn publish(&self, zone: ZoneId, limits: (u32, u32)) {
+        for cpu in self.mm.cpus() {
+            cpu.zone(zone).set_limits(limits);
+        }
+    }
+
+    /// Recomputes the limits of `zone`, and publishes them if they changed.
+    fn update(&self, zone: &Zone) {
+        let limits = self.mm.pcp_limits_of(zone);
+        if limits != zone.pcp_limits() {
+            zone.set_pcp_limits(limits);
+            self.publish(zone.id(), limits);
+            self.mm.counters.pcp_limit_updates.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// The per-CPU lists of a zone stay empty while this exists; dropping it restores the zone's limits. So
+/// lists are enabled once, by the holder that disabled them:
 ///
 /// ```compile_fail,E0382
-/// use tidevm_mm::{NodeId, ZoneType, sim::Machine};
+/// use tidevm_mm::{NodeId, ZoneType, sim::SimMachine};
 ///
-/// let disabled = Machine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
+/// let disabled = SimMachine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
 /// drop(disabled);
 /// drop(disabled);
 /// ```
 pub struct PcpDisabled<'m, P: Platform> {
-    mm: &'m Mm<P>,
+    // Its lock is released after `drop` ran, so no CPU changes limits before these are restored.
+    limits: PcpLimits<'m, P>,
     zone: ZoneId,
-    // Released after `drop` ran: nobody sees the lists enabled before they are.
-    _lock: Guard<'m, ()>,
 }
 
 impl<P: Platform> Drop for PcpDisabled<'_, P> {
     fn drop(&mut self) {
-        let limits = self.mm.zone(self.zone).pcp_limits();
-        self.mm.publish_pcp_limits(self.zone, limits);
+        let limits = self.limits.mm.zone(self.zone).pcp_limits();
+        self.limits.publish(self.zone, limits);
     }
 }
 

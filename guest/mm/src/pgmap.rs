@@ -1,32 +1,33 @@
-//! The table of device memory: one entry a mapped range, its pgmap.
+//! The table of device memory: one entry per mapped range, its pgmap.
 //!
 //! Mirrors Linux `struct dev_pagemap` and the tree in which `get_dev_pagemap` looks one up by frame
-//! number. Linux enters a pgmap there before its range has a memmap, and readers that followed it
-//! found nothing there; here it becomes visible last.
+//! number. Differs from Linux on purpose: Linux enters a pgmap before its range has a memmap, which readers
+//! then did not find; here a pgmap becomes visible last.
 //!
 //! # The life of an entry
 //! | stage | refs | written by |
 //! |---|---|---|
-//! | free | 0 | whoever holds the memory hotplug lock |
-//! | initialising | 0 | its memmap is mapped; any CPU takes a chunk of its pages, by [`Pgmap::claim`] |
-//! | live | pages + references to them | its pages can be looked at |
+//! | free | 0 | the CPU that holds the memory hotplug lock |
+//! | initialising | 0 | every CPU that claims a chunk of its pages by [`Pgmap::claim`]; its memmap is mapped |
+//! | live | pages + references to them | users of its pages, which count references |
 //!
-//! `refs` is the gate: who finds it above 0 (Acquire) sees everything that was written before it was
-//! set (Release), that is every page of the range and this entry. It goes back to 0 in one step, and
-//! only from `pages`, so nobody has a reference afterwards or gets one.
+//! `refs` is the gate: a CPU that reads a value above 0 (Acquire) sees everything that was written before it
+//! was set (Release): every page of the range, and this entry. It goes back to 0 in one step, and only from
+//! `pages`, so no reference exists afterwards and none can be taken.
 //!
-//! Invariant: `refs` of a live entry is its number of device pages and one for each reference to
-//! one of them.
+//! Invariant: `refs` of a live entry is its number of device pages plus the number of references to them.
 
 use core::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+    AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
+use crate::hotplug::HotplugHeld;
 use crate::node::{MAX_NODES, NodeId};
 use crate::page::{Kind, PageState};
+use crate::sparse::SectionOwner;
 
 /// Most ranges of device memory that are mapped at a time.
 pub const MAX_PGMAPS: usize = 16;
@@ -35,37 +36,28 @@ pub const MAX_PGMAPS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PgmapNr(pub(crate) u8);
 
-/// How struct pages of device memory are initialised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceInit {
-    /// Once, outside of the memory hotplug lock.
-    Once,
-    /// Once under the lock and once outside, as Linux did before 4.20: to compare.
-    Twice,
-}
-
 /// Totals of device memory, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStats {
-    /// From the first page of a node's first range to the last of its last, summed up over the nodes. This
-    /// is all that a Device zone has: nothing of it is present, managed or free.
+    /// From the first page of a node's first range to the last page of its last range, summed over the nodes.
+    /// This is all that a Device zone has: none of its pages is present, managed or free.
     pub spanned: u64,
-    /// Pages that can be used: those of the live ranges but for what is set aside at their start.
+    /// Pages that can be used: the pages of live ranges without the ones set aside at their start.
     pub pages: u64,
     /// References: [`pages`](Self::pages), and one for each use of a page.
     pub refs: u64,
-    /// Times that something was asked of a pgmap that does not exist, since boot.
+    /// Calls that named a pgmap that does not exist, since boot.
     pub invalid: u64,
 }
 
 /// What is known of one mapped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PgmapInfo {
-    /// All of it.
+    /// The whole range.
     pub range: PfnRange,
     /// The pages that can be used.
     pub pages: PfnRange,
-    /// Pages that its memmap takes, wherever they are.
+    /// Pages that its memmap takes, in the range or elsewhere.
     pub memmap_pages: u32,
     /// Whether the memmap lies in the range itself.
     pub altmap: bool,
@@ -75,7 +67,7 @@ pub struct PgmapInfo {
     pub refs: u64,
     /// Struct pages that were written under the memory hotplug lock.
     pub locked_pages: u64,
-    /// How long mapping it held the memory hotplug lock, in nanoseconds.
+    /// How long the mapping held the memory hotplug lock, in nanoseconds.
     pub locked_ns: u64,
     /// From then on until all pages were initialised, in nanoseconds.
     pub init_ns: u64,
@@ -95,7 +87,7 @@ pub(crate) enum Stage {
 pub(crate) struct Pgmap {
     stage: AtomicU8,
     start: AtomicU32,
-    end: AtomicU32,
+    pages: AtomicU32,
     node: AtomicU8,
     /// Pages at the start that are the device's own.
     reserve: AtomicU32,
@@ -104,9 +96,9 @@ pub(crate) struct Pgmap {
     altmap_free: AtomicU32,
     altmap_alloc: AtomicU32,
     refs: AtomicU64,
-    /// First page that nobody has begun to initialise.
+    /// First page that no CPU has claimed.
     next: AtomicU32,
-    /// Pages that are initialised.
+    /// Number of pages that are initialised.
     done: AtomicU32,
     cpus: AtomicU64,
     locked_pages: AtomicU64,
@@ -115,12 +107,26 @@ pub(crate) struct Pgmap {
     init_ns: AtomicU64,
 }
 
+/// A pageblock of device pages that this CPU has claimed to initialise. The range stays mapped and Present
+/// until all chunks are finished.
+pub(crate) struct Chunk(PfnRange);
+
+// A range that is initialising is not unmapped, and its sections change state when the last chunk is finished.
+impl SectionOwner for Chunk {}
+
+impl Chunk {
+    /// Its pages.
+    pub(crate) fn pages(&self) -> PfnRange {
+        self.0
+    }
+}
+
 impl Pgmap {
     const fn new() -> Self {
         Self {
             stage: AtomicU8::new(Stage::Free as u8),
             start: AtomicU32::new(0),
-            end: AtomicU32::new(0),
+            pages: AtomicU32::new(0),
             node: AtomicU8::new(0),
             reserve: AtomicU32::new(0),
             altmap_free: AtomicU32::new(0),
@@ -137,7 +143,7 @@ impl Pgmap {
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        // Pairs with the Release in `begin`: who sees Initialising sees the range.
+        // Pairs with the Release in `begin`: a CPU that reads Initialising sees the range.
         match self.stage.load(Acquire) {
             0 => Stage::Free,
             1 => Stage::Initialising,
@@ -147,7 +153,8 @@ impl Pgmap {
 
     /// All of the range.
     pub(crate) fn range(&self) -> PfnRange {
-        PfnRange { start: Pfn::new(self.start.load(Relaxed)), end: Pfn::new(self.end.load(Relaxed)) }
+        let start = Pfn::new(self.start.load(Relaxed));
+        PfnRange::new(start, self.pages.load(Relaxed))
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -164,19 +171,19 @@ impl Pgmap {
         sections(self.range())
     }
 
-    /// The pages that are set aside for the memmap, which need not hold any of it.
+    /// The pages that are set aside for the memmap; not all of them need to hold it.
     pub(crate) fn altmap_pages(&self) -> PfnRange {
-        PfnRange::new(self.range().start.add(self.reserve.load(Relaxed)), self.altmap_free.load(Relaxed))
+        PfnRange::new(self.range().start().add(self.reserve.load(Relaxed)), self.altmap_free.load(Relaxed))
     }
 
-    /// What is left for use.
+    /// The pages that can be used: the rest of the range.
     pub(crate) fn device_pages(&self) -> PfnRange {
-        PfnRange { start: self.altmap_pages().end, end: self.range().end }
+        self.range().from(self.altmap_pages().end())
     }
 
     pub(crate) fn altmap(&self) -> Option<VmemAltmap> {
         let pages = self.altmap_pages();
-        let whole = VmemAltmap::at(pages.start, pages.pages());
+        let whole = VmemAltmap::at(pages.start(), pages.pages());
         (!pages.is_empty()).then(|| whole.with_allocated(self.altmap_alloc.load(Relaxed)))
     }
 
@@ -184,23 +191,23 @@ impl Pgmap {
         self.range().pages() / SECTION_PAGES * crate::MEMMAP_PAGES
     }
 
-    /// Makes it the entry of `range`, of which `reserve` pages are left alone. Nobody sees it before
+    /// Makes it the entry of `range`, whose first `reserve` pages are left alone. No CPU sees it before
     /// [`begin`](Self::begin).
     pub(crate) fn describe(&self, range: PfnRange, node: NodeId, reserve: u32, altmap: Option<VmemAltmap>) {
         self.node.store(node.get(), Relaxed);
-        self.start.store(range.start.get(), Relaxed);
-        self.end.store(range.end.get(), Relaxed);
+        self.start.store(range.start().get(), Relaxed);
+        self.pages.store(range.pages(), Relaxed);
         self.reserve.store(reserve, Relaxed);
         self.altmap_free.store(altmap.map_or(0, VmemAltmap::offset), Relaxed);
         self.altmap_alloc.store(altmap.map_or(0, VmemAltmap::allocated), Relaxed);
-        self.next.store(self.device_pages().start.get(), Relaxed);
+        self.next.store(self.device_pages().start().get(), Relaxed);
         self.done.store(0, Relaxed);
         self.cpus.store(0, Relaxed);
         self.init_ns.store(0, Relaxed);
     }
 
-    /// Lets every CPU take its share of the pages. Under the lock so far `pages` struct pages were
-    /// written, in `nanoseconds` up to `now`.
+    /// Lets every CPU claim chunks. So far `pages` struct pages were written under the lock, in `nanoseconds`
+    /// up to `now`.
     pub(crate) fn begin(&self, pages: u64, nanoseconds: u64, now: u64) {
         self.locked_pages.store(pages, Relaxed);
         self.locked_ns.store(nanoseconds, Relaxed);
@@ -208,31 +215,31 @@ impl Pgmap {
         self.stage.store(Stage::Initialising as u8, Release);
     }
 
-    /// The next pageblock of pages that nobody has begun to initialise.
-    pub(crate) fn claim(&self, cpu: usize) -> Option<PfnRange> {
-        let end = self.range().end.get();
+    /// Claims the next pageblock of pages for `cpu`, if one is left.
+    pub(crate) fn claim(&self, cpu: usize) -> Option<Chunk> {
+        let end = self.range().end().get();
         let take = |next: u32| (next < end).then(|| next + PAGEBLOCK_PAGES);
         let first = self.next.fetch_update(Relaxed, Relaxed, take).ok()?;
         self.cpus.fetch_or(1 << (cpu % u64::BITS as usize), Relaxed);
-        Some(PfnRange::new(Pfn::new(first), PAGEBLOCK_PAGES))
+        Some(Chunk(PfnRange::new(Pfn::new(first), PAGEBLOCK_PAGES)))
     }
 
-    /// `pages` more are initialised; whether they were the last. Whoever is told so sees the writes of
-    /// all who were not.
-    pub(crate) fn finish(&self, pages: u32) -> bool {
+    /// Counts `chunk` as initialised. Returns true for the last one: that CPU sees the writes of all other
+    /// CPUs.
+    pub(crate) fn finish(&self, chunk: &Chunk) -> bool {
+        let pages = chunk.pages().pages();
         self.done.fetch_add(pages, AcqRel) + pages == self.device_pages().pages()
     }
 
-    /// Opens the gate. All pages are initialised, and their sections say so.
+    /// Opens the gate. All pages are initialised, and their sections are in state Initialised.
     pub(crate) fn publish(&self, now: u64) {
         self.init_ns.store(now.saturating_sub(self.init_began.load(Relaxed)), Relaxed);
-        // The references that the pages themselves are, all at once. This is the gate; the stage only says
-        // that it was opened.
+        // The pages' own references, all at once. This is the gate; the stage only says that it was opened.
         self.refs.store(self.device_pages().pages().into(), Release);
         self.stage.store(Stage::Live as u8, Release);
     }
 
-    /// Closes the gate for ever, if nobody has a reference; else how many there are.
+    /// Closes the gate, if no reference is taken; else returns the number of references.
     pub(crate) fn kill(&self) -> Result<(), u64> {
         let pages = u64::from(self.device_pages().pages());
         match self.refs.compare_exchange(pages, 0, AcqRel, Acquire) {
@@ -241,8 +248,10 @@ impl Pgmap {
         }
     }
 
-    /// The entry is for somebody else. Nobody has looked at it since it was killed and before this.
-    pub(crate) fn release(&self) {
+    /// Frees the entry for another range. Its gate was closed, and [`Platform::synchronize`] was called since.
+    ///
+    /// [`Platform::synchronize`]: crate::Platform::synchronize
+    pub(crate) fn release(&self, _held: &HotplugHeld) {
         self.stage.store(Stage::Free as u8, Release);
     }
 
@@ -281,31 +290,18 @@ impl Pgmap {
 
 /// The sections of `range`, which is whole sections.
 pub(crate) fn sections(range: PfnRange) -> impl Iterator<Item = SectionNr> + Clone + use<> {
-    (range.start.section().get()..range.end.section().get()).map(SectionNr::new)
+    (range.start().section().get()..range.end().section().get()).map(SectionNr::new)
 }
 
 /// All pgmaps.
 pub(crate) struct Pgmaps {
     table: [Pgmap; MAX_PGMAPS],
-    twice: AtomicBool,
     invalid: AtomicU64,
 }
 
 impl Pgmaps {
     pub(crate) const fn new() -> Self {
-        Self {
-            table: [const { Pgmap::new() }; MAX_PGMAPS],
-            twice: AtomicBool::new(false),
-            invalid: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn set_policy(&self, policy: DeviceInit) {
-        self.twice.store(policy == DeviceInit::Twice, Relaxed);
-    }
-
-    pub(crate) fn initialises_twice(&self) -> bool {
-        self.twice.load(Relaxed)
+        Self { table: [const { Pgmap::new() }; MAX_PGMAPS], invalid: AtomicU64::new(0) }
     }
 
     /// Entry `nr`.
@@ -313,8 +309,8 @@ impl Pgmaps {
         &self.table[usize::from(nr.0)]
     }
 
-    /// An entry that is free; the memory hotplug lock keeps it so.
-    pub(crate) fn vacant(&self) -> Option<PgmapNr> {
+    /// An entry that is free, and stays free as long as the lock is held.
+    pub(crate) fn vacant(&self, _held: &HotplugHeld) -> Option<PgmapNr> {
         let at = self.table.iter().position(|pgmap| pgmap.stage() == Stage::Free)?;
         Some(PgmapNr(at as u8))
     }
@@ -325,14 +321,13 @@ impl Pgmaps {
         used.map(|(at, pgmap)| (PgmapNr(at as u8), pgmap))
     }
 
-    /// The live entry whose device pages `pfn` is one of. It stays what it is until this CPU leaves
-    /// `mm`: see [`Platform::synchronize`](crate::Platform::synchronize).
+    /// The live entry that has device page `pfn`. It does not change until this CPU leaves `mm`: see [`Platform::synchronize`](crate::Platform::synchronize).
     pub(crate) fn of(&self, pfn: Pfn) -> Option<(PgmapNr, &Pgmap)> {
-        // The gate before what is behind it.
+        // Reads the gate first, then the fields that it protects.
         self.iter().find(|(_, pgmap)| pgmap.refs() > 0 && pgmap.device_pages().contains(pfn))
     }
 
-    /// Remembers that something was asked of a pgmap that does not exist.
+    /// Counts a call that named a pgmap that does not exist.
     pub(crate) fn count_invalid(&self) {
         self.invalid.fetch_add(1, Relaxed);
     }
@@ -348,7 +343,7 @@ impl Pgmaps {
         for (_, pgmap) in self.iter() {
             let range = pgmap.range();
             let (start, end) = &mut spans[pgmap.node().index()];
-            (*start, *end) = ((*start).min(range.start.get()), (*end).max(range.end.get()));
+            (*start, *end) = ((*start).min(range.start().get()), (*end).max(range.end().get()));
             stats.refs += pgmap.refs();
             if pgmap.stage() == Stage::Live {
                 stats.pages += u64::from(pgmap.device_pages().pages());
@@ -359,6 +354,6 @@ impl Pgmaps {
     }
 }
 
-// Chunks of initialisation do not cross sections.
+// A chunk does not cross sections.
 const _: () =
     assert!(SECTION_PAGES.is_multiple_of(PAGEBLOCK_PAGES) && Order::PAGEBLOCK.pages() == PAGEBLOCK_PAGES);

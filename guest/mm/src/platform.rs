@@ -5,6 +5,8 @@
 //! `sim::Sim` for tests, more strictly than hardware would.
 #![expect(unsafe_code, reason = "declares the contract that the memmap look-up rests on")]
 
+use core::fmt;
+
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 
 /// The machine below `mm`.
@@ -12,22 +14,23 @@ use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 /// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
 /// interrupt handlers never call `mm`.
 ///
-/// `mm` calls the other `map_*`, `unmap_*` and `prepare_memmaps` with the memory hotplug lock held and no
-/// other, so they may allocate and free page-table pages through `mm`.
+/// `mm` calls `map_*`, `unmap_*` and `prepare_memmaps` with the memory hotplug lock held and no other, so they
+/// may allocate and free page-table pages through `mm`. The exception is `map_prepared_memmap`.
 ///
 /// # Safety
-/// - `map_memmap`, `map_memmap_base` that returned `Ok`, or `map_prepared_memmap` makes the section's 2 MiB of the memmap window
-///   ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by exactly
-///   the frames given, until the matching unmapping for that section; nothing else maps or writes there.
+/// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
+///   of the memmap window ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by
+///   exactly the frames given, until the matching unmapping for that section; nothing else maps or writes
+///   there.
 /// - `this_cpu` returns the same number during a call into `mm`.
 /// - `synchronize` returns only after every CPU has been outside of `mm`, or in
 ///   [`relax`](Self::relax), since it was called.
 pub unsafe trait Platform: Sync {
-    /// Number of the CPU that runs this, below the number of CPUs given at boot.
+    /// Number of the CPU that makes the call, below the number of CPUs given at boot.
     fn this_cpu(&self) -> usize;
 
     /// Copies pages, each given as `(to, from)`; all are in the direct map and no two are the same.
-    /// Returns when all are copied; on which CPUs is the machine's affair.
+    /// Returns when all are copied; the machine chooses the CPUs that copy.
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]);
 
     /// Maps the memmap of `section` with one 2 MiB page onto the [`MEMMAP_PAGES`] frames from
@@ -39,15 +42,15 @@ pub unsafe trait Platform: Sync {
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
 
-    /// Makes ready what [`map_prepared_memmap`](Self::map_prepared_memmap) needs for `count` sections from
-    /// `first` on.
+    /// Prepares [`map_prepared_memmap`](Self::map_prepared_memmap) of `count` sections from `first` on: makes
+    /// the page tables.
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had.
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable>;
 
     /// As [`map_memmap`](Self::map_memmap), for a section that is prepared and never unmapped. `mm` calls it
-    /// with any lock held, its caller's among them, so it takes none, and no memory.
+    /// with any lock held, and so may its callers, so it takes no lock and allocates nothing.
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn);
 
     /// Takes the memmap of `section` out of the window and out of every CPU's TLB.
@@ -60,7 +63,7 @@ pub unsafe trait Platform: Sync {
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable>;
 
-    /// The way back of [`map_memmap_base`](Self::map_memmap_base). Returns the frames.
+    /// Undoes [`map_memmap_base`](Self::map_memmap_base). Returns the frames.
     fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames;
 
     /// Maps `range`, 2 MiB aligned, into the direct map.
@@ -72,24 +75,23 @@ pub unsafe trait Platform: Sync {
     /// Takes `range` out of the direct map and out of every CPU's TLB.
     fn unmap_direct(&self, range: PfnRange);
 
-    /// Waits until no other CPU can still hold a reference to a page that it looked up before the
-    /// call, or a page that it holds for a moment only. Called under the memory hotplug lock.
+    /// Waits until no other CPU can still hold a reference to a page that it looked up before the call, or a
+    /// page that it took for a moment only. Called under the memory hotplug lock.
     fn synchronize(&self);
 
-    /// One turn of waiting for the memory hotplug lock, or for one that nests in it. A CPU that
-    /// waits for the former holds no page references, and nobody who waits for the latter needs
-    /// [`synchronize`](Self::synchronize) on another CPU, for which the CPU counts as passed here.
+    /// One turn of waiting for the memory hotplug lock, or for the pcp disable lock, which nests in it. The
+    /// waiting CPU holds no reference to a page that could be unmapped, so [`synchronize`](Self::synchronize)
+    /// on another CPU does not wait for it.
     fn relax(&self) {
         core::hint::spin_loop();
     }
 
-    /// Nanoseconds since some moment, for reports; a machine without a clock says 0.
+    /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.
     fn clock(&self) -> u64 {
         0
     }
 
-    /// Whether to fail at `step`, so that the ways back can be tested. Asked once at every
-    /// attempt of the step.
+    /// Whether to fail at `step`, so that error paths can be tested. Called once per attempt of the step.
     fn fault(&self, step: FaultStep) -> bool {
         let _ = step;
         false
@@ -103,14 +105,22 @@ pub type MemmapFrames = [Pfn; MEMMAP_PAGES as usize];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPageTable;
 
+impl fmt::Display for NoPageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no page for a page table")
+    }
+}
+
+impl core::error::Error for NoPageTable {}
+
 /// Steps of memory hotplug that [`Platform::fault`] can make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultStep {
-    /// Mapping the direct map of a run of sub-sections.
+    /// Mapping a run of pageblocks into the direct map.
     MapDirect,
     /// Mapping the memmap of a section.
     MapMemmap,
-    /// Taking the memmap's pages, from the block itself or from existing memory.
+    /// Taking the memmap's pages, from the memory itself or from older memory.
     AllocMemmap,
     /// Onlining, after the memmap is initialised.
     Online,

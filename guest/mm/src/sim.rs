@@ -1,12 +1,15 @@
 //! The hosted platform: a machine for tests, stricter than a real one.
 //!
 //! Threads stand for CPUs ([`Sim::run_on`]). Every page has one word of content ([`Sim::write`],
-//! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a
-//! mistake pass, this panics: content outside of the direct map cannot be reached, content is
-//! lost when its page is unmapped, a memmap is filled with garbage when it is mapped (nobody may
-//! count on zeros, unless its backing is fresh from a host that promises them) and when it is unmapped
-//! (nobody may look at it later), its backing must be
-//! mapped and may not back two, and a memmap is only unmapped after a grace period.
+//! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a mistake
+//! pass, this panics or makes it visible:
+//! - content outside of the direct map cannot be reached, and is lost when its page is unmapped;
+//! - a memmap is filled with garbage when it is mapped (zeros may be relied on only when its backing is fresh
+//!   from a host that promises them), and when it is unmapped (a later look finds garbage);
+//! - the backing of a memmap must be mapped, and backs one memmap;
+//! - a section is Absent before its memmap is mapped and after it is unmapped (checked on machines with
+//!   [`SimMachine::page_tables`]);
+//! - a memmap is only unmapped after a grace period.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
 mod window;
@@ -24,10 +27,10 @@ use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
     SectionNr,
 };
-use crate::memmap_init::{Content, InitPolicy};
+use crate::options::{InitPolicy, MemoryContent};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
-use crate::sparse::{Section, Sparse};
-use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpu, RemovalPolicy};
+use crate::sparse::{Section, SectionState, Sparse};
+use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpuPages, RemovalPolicy};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -39,7 +42,7 @@ const STEPS: usize = 6;
 
 /// A memmap that is mapped.
 struct Mapped {
-    /// The frames behind it: of a large page the first, else all.
+    /// The frames behind it: the first one of a large page, or all base pages.
     frames: Vec<Pfn>,
 }
 
@@ -55,23 +58,23 @@ impl Mapped {
     }
 }
 
-/// What is called with the step that is attempted.
+/// Called with the step that is attempted.
 type Probe = Box<dyn Fn(FaultStep) + Send>;
 
-/// A machine of `sections` sections, of which nothing is mapped at first.
+/// A machine on which nothing is mapped at first.
 pub struct Sim {
     window: NonNull<Page>,
-    /// By section, from its first mapping on: one word a page.
+    /// By section, from its first mapping on: one word per page.
     content: Vec<OnceLock<Vec<AtomicU64>>>,
-    /// By sub-section: whether it is in the direct map.
+    /// By pageblock: whether it is in the direct map.
     direct: Vec<AtomicBool>,
     /// By section: whether its memmap can be mapped without a page for a table.
     prepared: Vec<AtomicBool>,
-    /// By section: what backs its memmap.
+    /// By section: its memmap, while that is mapped.
     memmaps: Mutex<Vec<Option<Mapped>>>,
-    /// Attempts to let pass before a step fails; negative: it does not.
+    /// Attempts to let pass before a step fails; negative when it does not fail.
     faults: [AtomicI64; STEPS],
-    /// Whether a step that has begun to fail goes on to.
+    /// Whether a step that has begun to fail goes on failing.
     lasting: [AtomicBool; STEPS],
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
@@ -81,7 +84,7 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
-    /// Nothing was mapped or unmapped since the last grace period but memmaps unmapped.
+    /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
     /// Where page-table pages come from, and those in use.
     tables: OnceLock<&'static Mm<Sim>>,
@@ -96,7 +99,7 @@ unsafe impl Send for Sim {}
 
 /// How a simulated machine is made.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct SimMachine {
     /// Sections that the table has.
     pub sections: u32,
     /// RAM at boot, in pages: first frame, number of frames.
@@ -105,15 +108,15 @@ pub struct Machine {
     pub reserved: Vec<(u32, u32)>,
     /// CPUs.
     pub cpus: usize,
-    /// The node of each CPU from the first on; of those that are not listed it is node 0.
+    /// The node of each CPU from the first on; CPUs that are not listed are on node 0.
     pub cpu_nodes: Vec<u8>,
-    /// Whose addresses are: first frame, number of frames, node. RAM that is in none is on node 0.
+    /// The nodes of addresses: first frame, number of frames, node. Other RAM is on node 0.
     pub nodes: Vec<(u32, u32, u8)>,
-    /// What differs from the default distance: from, to, distance, one way only.
+    /// Distances that differ from the default: from, to, distance, in this direction only.
     pub distances: Vec<(u8, u8, u8)>,
     /// [`Options::memmap_on_memory`].
     pub memmap_on_memory: bool,
-    /// [`Options::pcp`]: the lists are disabled, or drained again and again.
+    /// [`Options::pcp`]: whether the lists are disabled, or else drained again and again.
     pub pcp_disable: bool,
     /// [`Options::removal`].
     pub removal: RemovalPolicy,
@@ -121,8 +124,8 @@ pub struct Machine {
     pub init: InitPolicy,
     /// [`Options::grow`].
     pub grow: bool,
-    /// What is in memory at boot, and in memory that is mapped later until it is written to.
-    pub content: Content,
+    /// Content of memory at boot, and of memory that is mapped later until it is written to.
+    pub content: MemoryContent,
     /// [`Options::device_init`].
     pub device_init: DeviceInit,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
@@ -130,7 +133,7 @@ pub struct Machine {
     pub page_tables: bool,
 }
 
-impl Default for Machine {
+impl Default for SimMachine {
     /// 256 MiB at boot with the first 4 MiB in use, one CPU, both switches on, room for 4.5 GiB.
     fn default() -> Self {
         Self {
@@ -146,20 +149,20 @@ impl Default for Machine {
             removal: RemovalPolicy::PerBlock,
             init: InitPolicy::Eager,
             grow: true,
-            content: Content::Unknown,
+            content: MemoryContent::Unknown,
             device_init: DeviceInit::Once,
             page_tables: false,
         }
     }
 }
 
-impl Machine {
+impl SimMachine {
     /// The machine, before [`Mm::boot`]. It lives as long as the process does.
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
-        let per_cpu: Vec<PerCpu> = (0..self.cpus).map(|_| PerCpu::new()).collect();
+        let per_cpu: Vec<PerCpuPages> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
         let sim = Sim::new(self.sections, self.content);
-        // SAFETY: `Sim::new` made a window for this many sections, which nobody else uses.
+        // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
         for (cpu, &node) in self.cpu_nodes.iter().enumerate() {
@@ -174,7 +177,7 @@ impl Machine {
         mm
     }
 
-    /// What the machine has at boot.
+    /// The memory map of the machine at boot.
     pub fn memblock(&self) -> Memblock {
         let range = |&(first, pages): &(u32, u32)| {
             PhysRange::new(Pfn::new(first).address(), u64::from(pages) * PAGE_SIZE)
@@ -217,20 +220,20 @@ impl Machine {
     }
 }
 
-/// Zeroed pages, 2 MiB aligned. Asked for without alignment and aligned here: the allocator clears what
-/// it aligns by itself, and machines use a small part of theirs.
+/// Zeroed pages, 2 MiB aligned. The allocation has no alignment and is aligned here, because the host's
+/// allocator clears aligned memory by writing to it, and a machine uses a small part of its window.
 fn window(pages: usize) -> NonNull<Page> {
     const ALIGN: usize = 1 << 21;
     let layout = Layout::array::<u8>(pages * size_of::<Page>() + ALIGN).expect("fits");
     // SAFETY: the layout is not empty.
     let start = unsafe { alloc_zeroed(layout) };
     let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-    // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in what was allocated.
+    // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in the allocation.
     unsafe { start.add(start.as_ptr().align_offset(ALIGN)) }.cast()
 }
 
 impl Sim {
-    fn new(sections: u32, content: Content) -> Self {
+    fn new(sections: u32, content: MemoryContent) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         Self {
             window: window(pages),
@@ -242,7 +245,7 @@ impl Sim {
             lasting: [const { AtomicBool::new(false) }; STEPS],
             attempts: [const { AtomicU64::new(0) }; STEPS],
             probe: Mutex::new(None),
-            zeros: content == Content::Zero,
+            zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
             settled: AtomicBool::new(false),
@@ -252,7 +255,7 @@ impl Sim {
         }
     }
 
-    /// Runs `body` as CPU `cpu`, which no other thread may be meanwhile.
+    /// Runs `body` as CPU `cpu`. No other thread may be that CPU meanwhile.
     pub fn run_on<R>(cpu: usize, body: impl FnOnce() -> R) -> R {
         let before = CPU.replace(cpu);
         let result = body();
@@ -292,8 +295,8 @@ impl Sim {
         self.faults[step as usize].store(if on { 0 } else { -1 }, SeqCst);
     }
 
-    /// Calls `probe` at every attempt of every step from now on, before it fails if it is to. It may look
-    /// at the machine, and change nothing.
+    /// Calls `probe` at every attempt of every step from now on, before the step fails. The probe may look at
+    /// the machine and must change nothing.
     pub fn watch(&self, probe: impl Fn(FaultStep) + Send + 'static) {
         *self.probe.lock().expect("no panic holds it") = Some(Box::new(probe));
     }
@@ -308,12 +311,12 @@ impl Sim {
         self.direct[pfn.get() as usize / PAGEBLOCK_PAGES as usize].load(SeqCst)
     }
 
-    /// What backs the memmap of `section`.
+    /// The large page behind the memmap of `section`.
     pub fn memmap_of(&self, section: SectionNr) -> Option<Pfn> {
         self.memmaps.lock().expect("no panic holds it")[section.get() as usize].as_ref()?.large()
     }
 
-    /// The words of the `Page` of `pfn`, whatever they mean; its memmap is mapped.
+    /// The raw words of the `Page` of `pfn`, whose memmap is mapped.
     pub fn struct_page(&self, pfn: Pfn) -> [u64; 8] {
         assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
         let words = &self.memmap_words(pfn.section())[pfn.in_section() * 8..][..8];
@@ -327,8 +330,8 @@ impl Sim {
 
     /// Boot memory is in the direct map before `mm` exists.
     fn map_boot(&self, range: PfnRange) {
-        let first = range.start.get() / PAGEBLOCK_PAGES;
-        let last = range.end.get().div_ceil(PAGEBLOCK_PAGES);
+        let first = range.start().get() / PAGEBLOCK_PAGES;
+        let last = range.end().get().div_ceil(PAGEBLOCK_PAGES);
         for block in &self.direct[first as usize..last as usize] {
             block.store(true, SeqCst);
         }
@@ -339,10 +342,10 @@ impl Sim {
     }
 
     fn blocks(&self, range: PfnRange) -> &[AtomicBool] {
-        assert!(range.start.is_aligned(Order::PAGEBLOCK) && range.end.is_aligned(Order::PAGEBLOCK));
-        assert!(!range.is_empty(), "maps nothing at {:?}", range.start);
+        assert!(range.start().is_aligned(Order::PAGEBLOCK) && range.end().is_aligned(Order::PAGEBLOCK));
+        assert!(!range.is_empty(), "maps nothing at {:?}", range.start());
         let index = |pfn: Pfn| (pfn.get() / PAGEBLOCK_PAGES) as usize;
-        &self.direct[index(range.start)..index(range.end)]
+        &self.direct[index(range.start())..index(range.end())]
     }
 
     /// A page-table page for a new mapping.
@@ -365,12 +368,19 @@ impl Sim {
         }
     }
 
+    /// A section whose memmap is not mapped must be Absent, or a look-up of its pages would not be sound.
+    fn assert_absent(&self, section: SectionNr) {
+        let state = self.tables.get().map_or(SectionState::Absent, |mm| mm.section_state(section));
+        assert_eq!(state, SectionState::Absent, "{section:?} without a memmap");
+    }
+
     /// Maps the memmap of `section` onto `frames`.
     fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) {
+        self.assert_absent(section);
         let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
         self.settled.store(false, SeqCst);
-        // Whether nobody has written there since the host provided it.
+        // Whether nothing was written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
         let fresh = mapped.backing().all(|pfn| word(pfn).load(SeqCst) == LOST);
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
@@ -385,6 +395,7 @@ impl Sim {
 
     fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
         assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
+        self.assert_absent(section);
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         let mapped = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
         mapped.backing().for_each(|pfn| self.write(pfn, 0));
@@ -402,14 +413,14 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
-            // What was never written takes no memory of the host, and need not.
+            // A page that was never written takes no memory of the host, and shall not.
             if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
                 word.store(0, core::sync::atomic::Ordering::Relaxed);
             }
         }
     }
 
-    /// Fills the memmap of `section` with bits that mean nothing.
+    /// Fills the memmap of `section` with garbage.
     fn scribble(&self, section: SectionNr) {
         let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst) | 0xf;
         for at in self.memmap_words(section) {
@@ -428,8 +439,8 @@ impl Sim {
 }
 
 // SAFETY: `map_memmap` makes nothing readable that is not, because the window is one allocation
-// that is always mapped; what it returns and what is mapped agree. `this_cpu` is a thread's own.
-// `synchronize` need not wait: nothing is ever unmapped, what is looked at too late is garbage.
+// that is always mapped; results and mappings agree. `this_cpu` is a thread's own.
+// `synchronize` need not wait: nothing is ever unmapped, and a look that comes too late finds garbage.
 unsafe impl Platform for Sim {
     fn this_cpu(&self) -> usize {
         CPU.get()
@@ -493,8 +504,8 @@ unsafe impl Platform for Sim {
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(block.swap(false, SeqCst), "block {index} of {range:?} is not mapped");
         }
-        let content = self.section_content(range.start.section());
-        for word in &content[range.start.in_section()..][..range.pages() as usize] {
+        let content = self.section_content(range.start().section());
+        for word in &content[range.start().in_section()..][..range.pages() as usize] {
             word.store(LOST, SeqCst);
         }
         drop(memmaps);

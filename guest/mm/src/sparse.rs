@@ -2,14 +2,27 @@
 //!
 //! Mirrors Linux `mm/sparse.c` and `mm/sparse-vmemmap.c`. The memmap is one window of virtual
 //! addresses, indexed by frame number; a section's 2 MiB of it are mapped while the section has a
-//! memmap. One table entry a section (64 bytes) holds all that is known without the memmap.
+//! memmap. The table has one entry (64 bytes) per section, with all that is known without the memmap.
 //!
 //! # Why a look-up is sound
-//! [`Sparse::page`] checks that the section is [`Initialised`](SectionState::Initialised) or
-//! beyond. A section reaches that state only after [`Platform::map_memmap`] succeeded and every
-//! page of the section was initialised, and on the way back `hotplug` first publishes `Absent`
-//! (or `Present`), then calls [`Platform::synchronize`], and only then unmaps. References to pages
-//! are never stored: they end when the call into `mm` does, which is what `synchronize` waits for.
+//! A reference to a [`Page`] needs one thing: that its place in the window is mapped, for as long as the
+//! reference lives. A `Page` is made of atomics, so any bits in it are valid: their
+//! meaning does not matter for soundness.
+//!
+//! 1. A section that is not [`Absent`](SectionState::Absent) has its memmap mapped. [`Sparse::set_state`]
+//!    is called by the [`SectionOwner`] only, which makes the section Present after
+//!    [`Platform::map_memmap`], `map_memmap_base` or `map_prepared_memmap` returned. This holds for memory
+//!    blocks, device memory, boot memory and deferred boot memory alike.
+//! 2. [`Sparse::page`] and its kin check the state: Initialised or beyond. A section that is Present is
+//!    looked at only by its owner ([`Sparse::pages_to_initialise`]), which alone could unmap it.
+//! 3. The owner of a section first publishes Absent, then calls [`Platform::synchronize`], and only then
+//!    unmaps. References to pages are never stored: they end when the call into `mm` does, which
+//!    `synchronize` waits for.
+//!
+//! # What a page says
+//! From Initialised on, the words of a section's pages mean something. Either every page was written, or the
+//! memmap was known to be all zero, only the heads of its buddy blocks were written, and an all-zero page is
+//! one that no buddy block begins at ([`InitPolicy::Lazy`](crate::InitPolicy::Lazy)).
 //!
 //! [`Platform::map_memmap`]: crate::Platform::map_memmap
 //! [`Platform::synchronize`]: crate::Platform::synchronize
@@ -21,47 +34,52 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Pfn, SectionNr};
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Page, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::Page;
 use crate::pageblock::PageblockFlags;
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
 
 pub(crate) use section_pages::SectionPages;
 
-/// Where a section stands. Every policy of initialisation and every way in and out is a walk
-/// along these states, forth and back.
+/// How far a section is on its way into a zone. Every policy of initialisation and every life cycle is a
+/// walk along these states, forward and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum SectionState {
-    /// Nothing of it is mapped.
+    /// Its memmap is not mapped, or about to be unmapped.
     Absent = 0,
-    /// Its memory and its memmap are mapped; nothing is said about the memmap's content.
+    /// Its memory and its memmap are mapped; only the owner of the section looks at the memmap.
     Present = 1,
-    /// Its memmap can be looked at.
+    /// Every CPU may look at its memmap.
     Initialised = 2,
     /// Its pages are in a zone.
     Online = 3,
 }
 
-/// What is known of one section of 128 MiB. All zero is [`SectionState::Absent`].
+/// A proof that the caller is the only one that changes the state of a section, and that its memmap stays
+/// mapped meanwhile. There are three: the memory hotplug lock; a claim of a section of deferred boot memory,
+/// until that is online; and a chunk of device memory, until the whole range is initialised.
+pub(crate) trait SectionOwner {}
+
+/// What is known of one section of 128 MiB. All zero is a section that is Absent.
 #[repr(C, align(64))]
 pub struct Section {
     state: AtomicU8,
-    /// The [`ZoneId`]; of a section that is added and not online only the node means anything.
+    /// The [`ZoneId`]. While a section is added and not online, only the node in it means anything.
     zone: AtomicU8,
     /// Where its memory comes from: [`Section::HOT_ADDED`], [`Section::BOOT`] or [`Section::DEVICE`].
     origin: AtomicU8,
     /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
     /// [`Section::SPARSE`].
     memmap_content: AtomicU8,
-    /// First frame of the memmap's pages; 0 when they are single ones.
+    /// First frame of the large page behind the memmap; 0 when it is mapped by base pages.
     memmap: AtomicU32,
-    /// Sub-sections whose memory is there and mapped.
+    /// Pageblocks whose memory is there and mapped.
     plugged: AtomicU64,
-    /// Pages of the memmap taken from the memory block that begins here (low half: set aside, high
-    /// half: handed out), see `altmap`.
+    /// The altmap of the memory block that begins here (see `altmap`). Low half: pages set aside; high half:
+    /// pages handed out.
     altmap: AtomicU32,
-    /// Sections of the memory block that begins here, if one does.
+    /// Number of sections of the memory block that begins here; 0 when none does.
     block_sections: AtomicU8,
     /// Pages on free lists, isolated ones included; changes under the zone lock.
     free: AtomicU64,
@@ -88,10 +106,11 @@ impl Section {
         }
     }
 
-    /// Where the section stands.
+    /// The state.
     #[inline]
     pub(crate) fn state(&self) -> SectionState {
-        // Pairs with the Release in `Sparse::set_state`: who sees Initialised sees initialised pages.
+        // Pairs with the Release in `Sparse::set_state`: a CPU that reads Present reads a mapped memmap, and one
+        // that reads Initialised reads initialised pages.
         match self.state.load(Ordering::Acquire) {
             0 => SectionState::Absent,
             1 => SectionState::Present,
@@ -107,7 +126,7 @@ impl Section {
         self.state.load(Ordering::Acquire) >= SectionState::Initialised as u8
     }
 
-    /// The zone that its pages are in.
+    /// The zone of its pages.
     pub(crate) fn zone(&self) -> ZoneId {
         ZoneId::from_bits(self.zone.load(Ordering::Relaxed)).expect("set_zone is the only writer")
     }
@@ -116,7 +135,7 @@ impl Section {
         self.zone.store(zone.bits(), Ordering::Relaxed);
     }
 
-    /// The node that it belongs to, from the time on when it is added.
+    /// Its node, from the time on when it is added.
     pub(crate) fn node(&self) -> NodeId {
         self.zone().node()
     }
@@ -125,7 +144,7 @@ impl Section {
         self.set_zone(node.zone(ZoneType::Dma32));
     }
 
-    /// Whether the section was there at boot; such a section is never removed.
+    /// Whether it is boot memory, which is never removed.
     pub(crate) fn is_boot(&self) -> bool {
         self.origin.load(Ordering::Relaxed) == Self::BOOT
     }
@@ -134,12 +153,12 @@ impl Section {
         self.origin.store(Self::BOOT, Ordering::Relaxed);
     }
 
-    /// Whether it is device memory, whose life is a pgmap's affair (see `zone_device`).
+    /// Whether it is device memory, which belongs to a pgmap (see `zone_device`).
     pub(crate) fn is_device(&self) -> bool {
         self.origin.load(Ordering::Relaxed) == Self::DEVICE
     }
 
-    /// Says whether it is device memory; it is absent.
+    /// Says whether it is device memory. The section is Absent.
     pub(crate) fn set_device(&self, device: bool) {
         self.origin.store(if device { Self::DEVICE } else { Self::HOT_ADDED }, Ordering::Relaxed);
     }
@@ -150,9 +169,9 @@ impl Section {
 
     /// Nothing is known.
     const ANYTHING: u8 = 0;
-    /// It is in memory that is zero, and nobody has written to it.
+    /// It lies in memory that is zero, and nothing has written to it.
     const ZERO: u8 = 1;
-    /// It was zero when its heads were written, and nothing else of it was.
+    /// It was zero, and since then only heads of buddy blocks were written.
     const SPARSE: u8 = 2;
 
     /// Says whether the memmap is all zero.
@@ -160,22 +179,23 @@ impl Section {
         self.memmap_content.store(if zeroed { Self::ZERO } else { Self::ANYTHING }, Ordering::Relaxed);
     }
 
-    /// Whether the memmap is all zero. If so, the caller writes to its heads only, if it is `lazy`.
+    /// Begins the initialisation of the memmap. Returns true when it is all zero and the policy is `lazy`: the
+    /// caller writes only heads then, and all pages otherwise.
     pub(crate) fn start_memmap(&self, lazy: bool) -> bool {
         let sparse = lazy && self.memmap_content.load(Ordering::Relaxed) == Self::ZERO;
         self.memmap_content.store(if sparse { Self::SPARSE } else { Self::ANYTHING }, Ordering::Relaxed);
         sparse
     }
 
-    /// Whether pages may be all zero that are tails.
+    /// Whether a page that is a tail may be all zero.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn is_sparse(&self) -> bool {
         self.memmap_content.load(Ordering::Relaxed) == Self::SPARSE
     }
 
-    /// Where its memmap lies, which is mapped by one large page; none if it is mapped by small ones.
+    /// The large page behind its memmap; none when the memmap is mapped by base pages.
     pub(crate) fn memmap(&self) -> Option<Pfn> {
-        // Frame 0 is never given to anybody.
+        // Frame 0 is never given to the allocator.
         Some(Pfn::new(self.memmap.load(Ordering::Relaxed))).filter(|pfn| pfn.get() != 0)
     }
 
@@ -183,11 +203,11 @@ impl Section {
         self.memmap.store(pfn.map_or(0, Pfn::get), Ordering::Relaxed);
     }
 
-    pub(crate) fn plugged(&self) -> SubSections {
-        SubSections::new(self.plugged.load(Ordering::Relaxed))
+    pub(crate) fn plugged(&self) -> PageblockSet {
+        PageblockSet::new(self.plugged.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_plugged(&self, plugged: SubSections) {
+    pub(crate) fn set_plugged(&self, plugged: PageblockSet) {
         self.plugged.store(plugged.bits(), Ordering::Relaxed);
     }
 
@@ -195,7 +215,8 @@ impl Section {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// `pages` free pages more or, as a wrapped negative number, fewer. The zone lock excludes other writers.
+    /// Adds `pages` to the number of free pages; a wrapped negative number subtracts. The zone lock excludes
+    /// other writers.
     #[inline]
     pub(crate) fn add_free(&self, pages: u64) {
         self.free.store(self.free().wrapping_add(pages), Ordering::Relaxed);
@@ -230,9 +251,9 @@ impl Default for Section {
 pub struct Sparse {
     window: NonNull<Page>,
     sections: &'static [Section],
-    /// One more than the highest section that was ever present: the end of walks over all.
+    /// One more than the highest section that was ever Present: the end of walks over all.
     end: AtomicU32,
-    /// Memory blocks that are online; each section of boot memory is one.
+    /// Memory blocks that are online; each section of boot memory counts as one.
     blocks_online: AtomicU32,
 }
 
@@ -248,14 +269,14 @@ impl Sparse {
     ///
     /// # Safety
     /// `window`, 2 MiB aligned, starts a range of `sections.len()` x 2 MiB of virtual addresses,
-    /// the same on every CPU, that is used for nothing else. The n-th 2 MiB of it are what
-    /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps for section `n`.
+    /// the same on every CPU, that is used for nothing else. For section `n`,
+    /// [`Platform::map_memmap`](crate::Platform::map_memmap) maps the n-th 2 MiB of it.
     #[must_use]
     pub const unsafe fn new(window: NonNull<Page>, sections: &'static [Section]) -> Self {
         Self { window, sections, end: AtomicU32::new(0), blocks_online: AtomicU32::new(0) }
     }
 
-    /// Every section that was ever present, ascending.
+    /// Every section up to the highest that was ever Present, ascending.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = SectionNr> {
         (0..self.end.load(Ordering::Relaxed)).map(SectionNr::new)
     }
@@ -265,10 +286,10 @@ impl Sparse {
         self.blocks_online.load(Ordering::Relaxed)
     }
 
-    /// Moves section `nr`, which is in the table, to `state`. To reach `Initialised`, its memmap
-    /// must be mapped and its pages written; to become `Absent`, see the header of this file.
-    pub(crate) fn set_state(&self, nr: SectionNr, state: SectionState) {
-        let section = self.section(nr).expect("a section that is in the table");
+    /// Moves section `nr`, which is in the table, to `state`. The conditions are in the header of this file:
+    /// Present needs a mapped memmap, Initialised needs initialised pages, Absent comes before unmapping.
+    pub(crate) fn set_state(&self, nr: SectionNr, state: SectionState, _owner: &impl SectionOwner) {
+        let section = self.entry(nr);
         let before = section.state();
         // Pairs with the Acquire in `Section::state`.
         section.state.store(state as u8, Ordering::Release);
@@ -292,6 +313,11 @@ impl Sparse {
         self.sections.get(nr.get() as usize)
     }
 
+    /// The table's entry of section `nr`, which was found in the table before.
+    pub(crate) fn entry(&self, nr: SectionNr) -> &Section {
+        self.section(nr).expect("a section that is in the table")
+    }
+
     /// The page of `pfn` (Linux `pfn_to_page`).
     ///
     /// # Panics
@@ -308,9 +334,9 @@ impl Sparse {
             Some(section) if section.has_pages() => section,
             _ => no_page(pfn),
         };
-        // SAFETY: the section is in the table, so the offset lies in the window; it has pages, so
-        // they are mapped and hold atomics, and stay so until this CPU leaves `mm` (see the
-        // header: `synchronize` comes between the state's change and the unmapping).
+        // SAFETY: the section is in the table, so the offset lies in the window. `has_pages` read a state
+        // beyond Absent, so the memmap is mapped (point 1 of the header; contract of `Platform`), and stays
+        // so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
         (unsafe { self.window.add(pfn.get() as usize).as_ref() }, section)
     }
 
@@ -329,27 +355,29 @@ impl Sparse {
         self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
     }
 
-    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): what a walk over
-    /// frames of which it knows nothing may look at.
+    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
+    /// frames.
     pub(crate) fn online_page(&self, pfn: Pfn) -> Option<&Page> {
         Some(self.online_pages(pfn.section())?.page(pfn))
     }
 
-    /// The pages of section `nr`, whose memmap is mapped, for the one who initialises them.
+    /// The pages of section `nr`, which is Present, for the owner to initialise.
     ///
     /// # Panics
-    /// When the section is absent, or already has pages that others look at.
-    pub(crate) fn pages_to_initialise(&self, nr: SectionNr) -> SectionPages<'_> {
-        let section = self.section(nr).expect("a section that is in the table");
+    /// When the section is Absent, or other CPUs already look at its pages.
+    pub(crate) fn pages_to_initialise(&self, nr: SectionNr, _owner: &impl SectionOwner) -> SectionPages<'_> {
+        let section = self.entry(nr);
         assert_eq!(section.state(), SectionState::Present, "section {nr:?} is not ready for this");
         self.view(nr, section)
     }
 
     #[inline]
     fn view<'s>(&'s self, nr: SectionNr, section: &'s Section) -> SectionPages<'s> {
-        // SAFETY: both callers found the section in the table and in a state in which its memmap
-        // is mapped (Present and beyond); the rest as in `page`. A `Page` is valid with any bits
-        // in its atomics, so the pages may be referred to before they are initialised.
+        // SAFETY: both callers found the section in the table and in a state beyond Absent, in which its
+        // memmap is mapped (point 1 of the header). `pages` relies on point 3 for how long, as
+        // `page_and_section` does; `pages_to_initialise` on its caller, the owner of the section, which does
+        // not unmap it meanwhile (point 2). A `Page` is valid with any bits, so the pages may be referred to
+        // before they are initialised.
         let pages = unsafe { self.window.add(nr.start().get() as usize).cast().as_ref() };
         SectionPages { pages, section, nr }
     }

@@ -1,23 +1,29 @@
-//! Where migrated pages go.
+//! Targets: the pages to which migrated pages go.
 //!
-//! Takes the place of Linux `alloc_migration_target` and borrows from compaction's free scanner:
-//! Movable memory is filled from its lowest address up, because it is taken away from its highest
-//! address down. A page that moved once thus has the best chance not to be in the way again.
-//! Taking what the free lists offer would often move it into the very block that is next.
+//! Takes the place of Linux `alloc_migration_target` and borrows from compaction's free scanner. Movable
+//! memory is filled from its lowest address up, because it is taken away from its highest address down.
+//! So a page that moved once is the least likely to be in the way again. The free lists would often offer
+//! a page of the very memory block that is taken away next.
 //!
-//! Sections with few free pages are passed by, and so are small free blocks; when nothing else is
-//! left, what the free lists offer is taken: the rest of Movable, then the kernel's zones, then other
-//! nodes, the nearest first. Isolated pageblocks are never used.
+//! The search skips sections with few free pages, and small free buddy blocks. When it finds nothing,
+//! the free lists serve the request: first the rest of Movable, then the kernel's zones, then other
+//! nodes, the nearest first.
 //!
-//! Differs from Linux on purpose: it prefers other nodes when memory goes offline, because all of the
-//! node might; here a device takes its memory away block by block, and most of the node stays.
+//! Differs from Linux on purpose: Linux prefers other nodes when memory goes offline, because all of the
+//! node might. Here a device takes its memory away memory block by memory block, and most of the node
+//! stays.
 //!
-//! Pages come in stocks rather than one by one: a split and a look at the watermarks for each.
+//! Pages come in stocks rather than one by one, so that each stock costs one split and one look at the
+//! watermarks.
+//!
+//! Invariant: a page of an isolated pageblock is never a target.
 
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGEBLOCKS};
-use crate::node::{NodeId, ZoneId};
-use crate::page::{Holder, Kind, PageState, ZoneType};
+use crate::free_block::FreeBlock;
+use crate::grow::GrowZone;
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::page::{Holder, Kind};
 use crate::page_alloc::Gfp;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, SectionState};
@@ -26,25 +32,26 @@ use crate::zonelist::Zonelist;
 
 /// Pages taken off the free lists at a time.
 const STOCK: Order = Order::new(5);
-/// The search passes smaller free blocks by, and so needs to look at every eighth page only.
+/// The search skips smaller free buddy blocks, so it looks at every eighth page only.
 const STEP: Order = Order::new(3);
 /// A section must have this many free pages to be searched for them.
 const WORTH_A_SEARCH: u64 = PAGEBLOCK_PAGES as u64;
 
-/// A source of pages to migrate to, for one operation. Pages that are left over are freed with it.
+/// A source of pages to migrate to, for one operation. Dropping it frees the pages that are left over.
 pub(crate) struct Targets<'m, P: Platform> {
     mm: &'m Mm<P>,
     /// Allocated single pages.
     stock: PfnRange,
-    /// The zones that may have room, and those after it.
+    /// The zone that pages come from now.
     zone: Option<ZoneId>,
+    /// The zones after it.
     rest: Zonelist,
     /// Where the search in `zone` goes on.
     at: Pfn,
 }
 
 impl<'m, P: Platform> Targets<'m, P> {
-    /// Pages as near as possible to `node`, where those are that will move.
+    /// A source of pages as near as possible to `node`, the node of the pages that will move.
     pub(crate) fn new(mm: &'m Mm<P>, node: NodeId) -> Self {
         let rest = mm.nodes.zonelist(node, ZoneType::Movable);
         let mut targets =
@@ -55,7 +62,7 @@ impl<'m, P: Platform> Targets<'m, P> {
 
     fn next_zone(&mut self) {
         self.zone = self.rest.next();
-        self.at = self.zone.map_or(self.at, |zone| self.mm.zone(zone).spanned().start);
+        self.at = self.zone.map_or(self.at, |zone| self.mm.zone(zone).spanned().start());
     }
 
     /// A single page, allocated; `None` when there is no memory.
@@ -63,8 +70,8 @@ impl<'m, P: Platform> Targets<'m, P> {
         if self.stock.is_empty() {
             self.stock = self.restock()?;
         }
-        let pfn = self.stock.start;
-        self.stock.start = pfn.add(1);
+        let pfn = self.stock.start();
+        self.stock = self.stock.from(pfn.add(1));
         Some(pfn)
     }
 
@@ -75,16 +82,16 @@ impl<'m, P: Platform> Targets<'m, P> {
             }
             self.next_zone();
         }
-        // All that is left is what CPUs keep for themselves, and what came back meanwhile.
+        // The only pages left are on per-CPU lists, or were freed meanwhile.
         Some(PfnRange::new(self.mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()?, 1))
     }
 
-    /// The largest stock that the free lists of `zone` have, or will have.
+    /// The largest stock that the free lists of `zone` have, after deferred memory joined them if needed.
     fn allocate(&self, zone: ZoneId) -> Option<PfnRange> {
         let (mm, request) = (self.mm, Gfp::Movable.request());
         let take = || {
             (0..=STOCK.get()).rev().map(Order::new).find_map(|order| {
-                let first = mm.alloc_block_in(zone, order, &request, Some(Watermark::Min))?;
+                let first = mm.alloc_buddy_block_in(zone, order, &request, Some(Watermark::Min))?;
                 mm.split_page(first, order);
                 Some(PfnRange::new(first, order.pages()))
             })
@@ -92,59 +99,53 @@ impl<'m, P: Platform> Targets<'m, P> {
         mm.take_growing(zone, take, || mm.zone(zone).above(Watermark::Min, 1, ZoneType::Movable))
     }
 
-    /// Looks for free pages of `zone`, if that is a Movable one, from `at` on and takes some.
+    /// Takes free pages of `zone`, from `at` on, if it is a Movable zone.
     fn find(&mut self, zone: ZoneId) -> Option<PfnRange> {
         if zone.zone_type() != ZoneType::Movable {
             return None;
         }
-        while self.at < self.mm.zone(zone).spanned().end {
+        while self.at < self.mm.zone(zone).spanned().end() {
             let nr = self.at.section();
             match self.mm.sparse.pages(nr).filter(|&pages| is_worth_a_search(pages, zone)) {
                 Some(pages) => {
-                    for block in self.at.pageblock()..SECTION_PAGEBLOCKS {
-                        if let Some(found) = self.take_in(pages, block) {
-                            self.at = found.end;
+                    for pageblock in self.at.pageblock()..SECTION_PAGEBLOCKS {
+                        if let Some(found) = self.take_in(pages, pageblock) {
+                            self.at = found.end();
                             return Some(found);
                         }
-                        self.at = nr.pageblocks(&(block..block + 1)).end;
+                        self.at = nr.pageblocks(&(pageblock..pageblock + 1)).end();
                     }
                 }
-                None => self.at = nr.frames().end,
+                None => self.at = nr.frames().end(),
             }
         }
         None
     }
 
-    /// Takes the first free pages of pageblock `block`, from `at` on if that is in it.
-    fn take_in(&self, pages: SectionPages<'_>, block: u32) -> Option<PfnRange> {
+    /// Takes the first free pages of pageblock `pageblock`, from `at` on if that is in it.
+    fn take_in(&self, pages: SectionPages<'_>, pageblock: u32) -> Option<PfnRange> {
         let mm = self.mm;
         let id = pages.section().zone();
-        let zone = mm.zone(id);
-        let range = pages.nr().pageblocks(&(block..block + 1));
-        let mut buddy = zone.lock();
-        let mt = pages.section().pageblocks.open_type(block)?;
-        // Since the last search the pages there may have become part of a larger block.
+        let range = pages.nr().pageblocks(&(pageblock..pageblock + 1));
+        let mut zone = mm.lock_zone(id);
+        let mt = pages.section().pageblocks.open_type(pageblock)?;
+        // Since the last search the page at `at` may have become part of a larger buddy block.
         let mut pfn = self.at;
-        if pfn == range.start || pages.page(pfn).state().is_tail() {
-            pfn = pages.covering(block).0;
+        if pfn == range.start() || pages.page(pfn).state().is_tail() {
+            pfn = pages.covering(pageblock).0;
         }
-        while pfn < range.end {
+        while pfn < range.end() {
             let state = pages.page(pfn).state();
             if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);
-                if !zone.above(Watermark::Min, order.pages(), ZoneType::Movable) {
+                if !mm.zone(id).above(Watermark::Min, order.pages(), ZoneType::Movable) {
                     return None;
                 }
-                buddy.take(&mm.sparse, pages, pfn, state.order(), order, mt);
-                let found = PfnRange::new(pfn, order.pages());
-                for offset in 0..order.pages() {
-                    let page = pages.page(pfn.add(offset));
-                    page.set_holder(Holder::Unclaimed.word());
-                    page.set_state(PageState::new(Kind::Allocated, Order::PAGE, id));
-                }
-                return Some(found);
+                let block = zone.remove(FreeBlock::new(pages, pfn, state.order(), mt));
+                let block = zone.split_to(block, order);
+                return Some(zone.allocate_pages(block, Holder::Unclaimed.word()));
             }
-            // All that begins on the way there is smaller.
+            // Every buddy block that begins in between is smaller.
             pfn = pfn.add(state.order().max(STEP).pages());
         }
         None
@@ -152,7 +153,7 @@ impl<'m, P: Platform> Targets<'m, P> {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Pages that [`Targets`] could give now, isolated pageblocks left out.
+    /// Pages that [`Targets`] could give now, without isolated pageblocks.
     pub(crate) fn room_for_movable(&self) -> u64 {
         let room = |zone: &Zone| {
             let kept = zone.watermark(Watermark::Min) + zone.lowmem_reserve(ZoneType::Movable);

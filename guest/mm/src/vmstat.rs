@@ -1,11 +1,16 @@
-//! The numbers behind Linux's `/proc/zoneinfo`, `/proc/vmstat` and `/proc/buddyinfo`.
+//! Counters and sizes, as numbers to read: [`Stats`], [`ZoneInfo`], [`PcpInfo`].
+//!
+//! Mirrors the numbers behind Linux's `/proc/zoneinfo`, `/proc/vmstat` and `/proc/buddyinfo`. Differs from
+//! Linux on purpose: there are no per-CPU counters to be folded, because no hot path counts an event.
+//!
+//! Invariant: events only grow; all other numbers are those of the state they name, exact whenever no
+//! CPU is inside `mm`.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Mm;
 use crate::addr::{Order, Pfn};
-use crate::node::{MAX_NODES, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceStats;
 use crate::platform::Platform;
@@ -20,9 +25,9 @@ pub struct ZoneStats {
     pub spanned: u64,
     /// Pages that exist, plugged or not, memmap included.
     pub present: u64,
-    /// Pages that are the allocator's.
+    /// Pages that the allocator has, in use or free.
     pub managed: u64,
-    /// Those of them that are free and not initialised yet.
+    /// Managed pages that are free and not initialised yet.
     pub deferred: u64,
     /// Pages on the free lists, isolated ones excluded.
     pub free: u64,
@@ -67,17 +72,17 @@ impl ZoneStats {
     }
 }
 
-/// What follows from the size of one zone, and where it is.
+/// Levels that follow from the size of one zone, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZoneInfo {
-    /// Free pages below which ordinary requests get none.
+    /// Free pages below which the zone serves no ordinary request.
     pub min: u64,
-    /// Free pages below which they turn to another zone first.
+    /// Free pages below which ordinary requests try another zone first.
     pub low: u64,
     /// Pages kept from requests that could use a higher zone, by the highest zone that they may use (Linux
     /// `protection`).
     pub protection: [u64; ZoneType::COUNT],
-    /// Its first frame; 0 for a zone that spans nothing.
+    /// Its first frame; 0 for a zone without memory.
     pub start_pfn: Pfn,
 }
 
@@ -86,31 +91,31 @@ pub struct ZoneInfo {
 pub struct PcpInfo {
     /// Pages on them.
     pub count: u32,
-    /// Pages at which some go back.
+    /// Number of pages at which a batch of them is flushed.
     pub high: u32,
-    /// Pages that come and go together.
+    /// Pages that are refilled or flushed together.
     pub batch: u32,
 }
 
 /// Counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// One entry a zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
+    /// One entry per zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
     pub zones: [ZoneStats; ZoneType::COUNT],
-    /// Nodes that there are or were, one with memory or CPUs the last (Linux `nr_node_ids`).
+    /// One more than the highest node that has or had memory or CPUs (Linux `nr_node_ids`).
     pub nr_nodes: usize,
-    /// The same as `zones` for each of them, and zeros for others.
+    /// The same as `zones` per node, and zeros beyond `nr_nodes`.
     pub nodes: [[ZoneStats; ZoneType::COUNT]; MAX_NODES],
-    /// Sections of boot memory that were left for later and are initialised now: by their node, and by
-    /// the node of the CPU that did it.
+    /// Deferred sections of boot memory that are initialised now: by their node, and by the node of the CPU
+    /// that initialised them.
     pub deferred_sections: [[u32; MAX_NODES]; MAX_NODES],
-    /// Pages of hot-added and of device memory's memmap taken from memory that was there before.
+    /// Pages of the memmap of hot-added and of device memory that were allocated from older memory.
     pub memmap_boot_pages: u64,
-    /// Sections whose memmap is mapped by small pages, because memory was too fragmented for a large one.
+    /// Sections whose memmap is mapped by small pages, because memory was too fragmented for a large page.
     pub memmaps_by_base_pages: u64,
-    /// Pages of hot-added and of device memory's memmap that lie in that memory itself.
+    /// Pages of the memmap of hot-added and of device memory that lie in that memory itself.
     pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online; each section of boot memory is one.
+    /// Memory blocks that are online. Each section of boot memory is one.
     pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
     pub memmaps_written: u64,
@@ -122,25 +127,26 @@ pub struct Stats {
     pub pcp_drains: u64,
     /// Times that a zone's per-CPU lists were disabled, since boot.
     pub pcp_disables: u64,
-    /// Pages of isolated ranges that were found on per-CPU lists, where they should not have been any
-    /// more, since boot.
+    /// Pages of isolated pageblocks that were found on per-CPU lists after every free that began before the
+    /// isolation had ended, since boot.
     pub pcp_stranded: u64,
-    /// Times that per-CPU limits were written to the CPUs because they had changed, since boot.
+    /// Times that changed per-CPU limits were published to the CPUs, since boot.
     pub pcp_limit_updates: u64,
     /// Device memory.
     pub device: DeviceStats,
 }
 
 impl Stats {
-    /// Pages of boot memory that are free and not initialised yet, of all zones. Whoever asks whether there
-    /// is enough memory adds them to the free ones (Linux does not, and refuses what would fit).
+    /// Pages of boot memory that are free and not initialised yet, of all zones. A caller that asks whether
+    /// there is enough memory adds them to the free ones (Linux does not, and refuses requests that would
+    /// fit).
     #[must_use]
     pub fn deferred_pages(&self) -> u64 {
         self.zones.iter().map(|zone| zone.deferred).sum()
     }
 }
 
-/// Events and totals that belong to no zone.
+/// Events and totals of the whole machine, which no zone has.
 pub(crate) struct Counters {
     pub(crate) memmap_boot_pages: AtomicU64,
     pub(crate) memmap_altmap_pages: AtomicU64,
@@ -172,7 +178,7 @@ impl Counters {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Reads all counters. They are exact when nothing else runs, and each for itself otherwise.
+    /// Reads all counters. Together they are exact only when no other CPU is inside `mm`.
     pub fn stats(&self) -> Stats {
         let counters = &self.counters;
         let mut nodes = [ZoneType::ALL.map(ZoneStats::none); MAX_NODES];
@@ -202,28 +208,27 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Free blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
+    /// Free buddy blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
     pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.zone(zone).lock().free_blocks()
+        self.lock_zone(zone).free_blocks()
     }
 
-    /// What follows from the size of `zone`, and where it is.
+    /// Levels that follow from the size of `zone`, and its place.
     pub fn zone_info(&self, zone: ZoneId) -> ZoneInfo {
         let zone = self.zone(zone);
         ZoneInfo {
             min: zone.watermark(Watermark::Min),
             low: zone.watermark(Watermark::Low),
             protection: ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest)),
-            start_pfn: zone.spanned().start,
+            start_pfn: zone.spanned().start(),
         }
     }
 
-    /// The lists of `zone` of every CPU, in the order of their numbers.
+    /// The lists of `zone` of every CPU, in the order of the CPUs' numbers.
     pub fn pcp_info(&self, zone: ZoneId) -> impl Iterator<Item = PcpInfo> {
         self.cpus().iter().map(move |cpu| {
-            let pcp = cpu.zone(zone);
-            let (high, batch) = pcp.limits();
-            PcpInfo { count: pcp.lock().count(), high, batch }
+            let (high, batch) = cpu.zone(zone).limits();
+            PcpInfo { count: self.lock_pcp(cpu, zone).count(), high, batch }
         })
     }
 
@@ -234,7 +239,7 @@ impl<P: Platform> Mm<P> {
             spanned: zone.spanned().pages().into(),
             present: zone.present(),
             managed: zone.managed(),
-            // Before the free ones: see there.
+            // Read before the free ones, see `Zone::deferred`.
             deferred: zone.deferred(),
             free: zone.free(),
             pcp: self.pcp_pages(id),

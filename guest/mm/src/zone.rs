@@ -1,29 +1,33 @@
-//! Zones: what they span, how much they have, how low they may run.
+//! Zones: what they span, how many pages they have, and how low they may run.
 //!
-//! Mirrors Linux `struct zone` and the watermark part of `mm/page_alloc.c`. There is no reclaim,
-//! so the watermarks decide only who may still allocate: ordinary requests first look for a zone
-//! above `low`, then for one above `min`; what is below is for page tables, so that memory can
-//! still be added to a machine that has run out of it.
+//! Mirrors Linux `struct zone` and the watermark part of `mm/page_alloc.c`. Differs from Linux on purpose:
+//! there is no reclaim, so the watermarks decide only which requests may still allocate. Ordinary requests
+//! first look for a zone above `low`, then for one above `min`. What is below `min` is for page tables, so
+//! that memory can still be added to a machine that has run out of it.
 //!
-//! Boot memory counts wholly from boot on, in watermarks and limits too; what of it is not initialised yet
-//! is free memory that is not on the free lists (see `deferred`).
+//! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not
+//! initialised yet is free memory that is not on the free lists (see `deferred`).
 //!
-//! Invariant: spans, counters and watermarks change under the memory hotplug lock (and the zone
-//! lock where the free lists change with them), but for the number of deferred pages, which whoever
-//! initialises them takes down; everyone may read them.
+//! Invariants: spans, counters and watermarks change under the memory hotplug lock, which a [`HotplugHeld`]
+//! proves. Three counters do not: the CPU that initialises deferred pages takes their number down, and the
+//! numbers of free pages and of isolated pageblocks change under the zone lock ([`ZoneGuard`]). Every CPU
+//! may read all of them.
 
-use core::ops::{Deref, DerefMut};
+mod guard;
+
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
-use crate::buddy::Buddy;
-use crate::lock::{Guard, Rank, SpinLock};
-use crate::node::ZoneId;
-use crate::page::ZoneType;
+use crate::free_lists::FreeLists;
+use crate::hotplug::HotplugHeld;
+use crate::lock::{Rank, SpinLock};
+use crate::node::{ZoneId, ZoneType};
 use crate::sparse::{SectionState, Sparse};
+
+pub(crate) use guard::ZoneGuard;
 
 /// A level of free memory, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +42,16 @@ impl Watermark {
 
 /// One zone.
 pub(crate) struct Zone {
-    buddy: SpinLock<Buddy>,
-    /// Copy of [`Buddy::free`] for readers without the lock.
+    lists: SpinLock<FreeLists>,
+    /// Copy of [`FreeLists::free`] for readers without the lock.
     free: AtomicU64,
     /// Where it begins and ends, in one word (see [`packed`]), for readers without a lock.
     span: AtomicU64,
-    /// What boot memory spans of it; that never shrinks.
+    /// The part of the span that boot memory has; it never shrinks.
     boot_span: AtomicU64,
     present: AtomicU64,
     managed: AtomicU64,
-    /// Those of them that are not initialised yet.
+    /// Managed pages that are not initialised yet.
     deferred: AtomicU64,
     nr_isolate_pageblock: AtomicU64,
     watermarks: [AtomicU64; Watermark::COUNT],
@@ -74,7 +78,7 @@ impl Zone {
 
     const fn new(id: ZoneId) -> Self {
         Self {
-            buddy: SpinLock::new(Rank::Zone, Buddy::new(id)),
+            lists: SpinLock::new(Rank::Zone, FreeLists::new(id)),
             free: AtomicU64::new(0),
             span: AtomicU64::new(0),
             boot_span: AtomicU64::new(0),
@@ -94,12 +98,6 @@ impl Zone {
         self.id
     }
 
-    /// The free lists.
-    #[inline]
-    pub(crate) fn lock(&self) -> ZoneGuard<'_> {
-        ZoneGuard { buddy: self.buddy.lock(), zone: self }
-    }
-
     #[inline]
     pub(crate) fn free(&self) -> u64 {
         self.free.load(Relaxed)
@@ -113,8 +111,8 @@ impl Zone {
         self.managed.load(Relaxed)
     }
 
-    /// Pages that are free and not initialised yet. Whoever adds them to the free ones reads this first, or
-    /// may miss some that come meanwhile.
+    /// Pages that are free and not initialised yet. A caller that adds them to the free ones reads this
+    /// number first. Otherwise it may miss pages that are initialised meanwhile.
     pub(crate) fn deferred(&self) -> u64 {
         // Pairs with the Release in `sub_deferred`.
         self.deferred.load(Acquire)
@@ -124,13 +122,13 @@ impl Zone {
         self.deferred.fetch_add(pages, Relaxed);
     }
 
-    /// So many of them are on the free lists now.
+    /// `pages` deferred pages are on the free lists now.
     pub(crate) fn sub_deferred(&self, pages: u64) {
         let before = self.deferred.fetch_sub(pages, Release);
         assert!(pages <= before, "{:?} initialises {pages} of {before} deferred pages", self.id);
     }
 
-    /// Whether the zone has memory, be it all memmap (Linux `populated_zone`).
+    /// Whether the zone has memory, even if all of it is memmap (Linux `populated_zone`).
     pub(crate) fn is_populated(&self) -> bool {
         self.present() > 0
     }
@@ -145,29 +143,29 @@ impl Zone {
     }
 
     /// Makes the zone reach over `range` as well.
-    pub(crate) fn grow_span(&self, range: PfnRange) {
+    pub(crate) fn grow_span(&self, range: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             self.set_span(range);
         } else {
-            self.set_span(PfnRange { start: span.start.min(range.start), end: span.end.max(range.end) });
+            self.set_span(span.hull(range));
         }
     }
 
     /// Remembers the span as that of boot memory.
-    pub(crate) fn keep_boot_span(&self) {
+    pub(crate) fn keep_boot_span(&self, _held: &HotplugHeld) {
         self.boot_span.store(self.span.load(Relaxed), Relaxed);
     }
 
-    /// Draws the zone's ends in after the memory block of the frames `gone` left it, or did not come
-    /// in wholly (Linux `shrink_zone_span`): an end that was in the block moves to the next section
-    /// that is online in the zone.
-    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange) {
+    /// Draws the zone's ends in after the memory block of the frames `gone` left it, or failed to join it
+    /// (Linux `shrink_zone_span`). An end that was in the memory block moves to the next section that is
+    /// online in the zone.
+    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             return;
         }
-        // What is online of ours; boot memory, which stays, is not asked for.
+        // A section of this zone that is online. Boot memory stays, so its sections are not looked at.
         let ours = |nr: u32| {
             let nr = SectionNr::new(nr);
             let section = sparse.section(nr)?;
@@ -175,19 +173,19 @@ impl Zone {
             ours.then(|| nr.frames())
         };
         let boot = Some(unpacked(self.boot_span.load(Relaxed))).filter(|boot| !boot.is_empty());
-        if gone.contains(span.start) {
-            let first =
-                boot.map_or(Pfn::new(span.end.get() - 1).section().get() + 1, |b| b.start.section().get());
-            let next = (gone.end.section().get()..first).find_map(ours).or(boot);
+        if gone.contains(span.start()) {
+            let end = Pfn::new(span.end().get() - 1).section().get() + 1;
+            let first = boot.map_or(end, |boot| boot.start().section().get());
+            let next = (gone.end().section().get()..first).find_map(ours).or(boot);
             self.set_span(match next {
-                Some(next) => PfnRange { start: next.start, end: span.end },
+                Some(next) => span.from(next.start()),
                 None => PfnRange::new(Pfn::new(0), 0),
             });
-        } else if gone.start < span.end && span.end <= gone.end {
-            let last = boot.map_or(span.start, |boot| boot.end.add(SECTION_PAGES - 1)).section().get();
-            let before = (last..gone.start.section().get()).rev().find_map(ours).or(boot);
+        } else if gone.start() < span.end() && span.end() <= gone.end() {
+            let last = boot.map_or(span.start(), |boot| boot.end().add(SECTION_PAGES - 1)).section().get();
+            let before = (last..gone.start().section().get()).rev().find_map(ours).or(boot);
             let before = before.expect("the span's first section is ours");
-            self.set_span(PfnRange { start: span.start, end: before.end });
+            self.set_span(span.before(before.end()));
         }
     }
 
@@ -195,31 +193,22 @@ impl Zone {
         self.span.store(packed(span), Relaxed);
     }
 
-    pub(crate) fn add_present(&self, pages: u64) {
+    pub(crate) fn add_present(&self, pages: u64, _held: &HotplugHeld) {
         self.present.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_present(&self, pages: u64) {
+    pub(crate) fn sub_present(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.present.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.id);
     }
 
-    pub(crate) fn add_managed(&self, pages: u64) {
+    pub(crate) fn add_managed(&self, pages: u64, _held: &HotplugHeld) {
         self.managed.fetch_add(pages, Relaxed);
     }
 
-    pub(crate) fn sub_managed(&self, pages: u64) {
+    pub(crate) fn sub_managed(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.managed.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} managed pages", self.id);
-    }
-
-    pub(crate) fn add_isolated_pageblocks(&self, blocks: u64) {
-        self.nr_isolate_pageblock.fetch_add(blocks, Relaxed);
-    }
-
-    pub(crate) fn sub_isolated_pageblocks(&self, blocks: u64) {
-        let before = self.nr_isolate_pageblock.fetch_sub(blocks, Relaxed);
-        assert!(blocks <= before, "{:?} loses {blocks} of {before} isolated blocks", self.id);
     }
 
     pub(crate) fn watermark(&self, mark: Watermark) -> u64 {
@@ -235,11 +224,11 @@ impl Zone {
     #[inline]
     pub(crate) fn above(&self, mark: Watermark, pages: u32, highest: ZoneType) -> bool {
         let kept = self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages);
-        // Most often without the second one.
+        // Most often the first comparison decides, and the second counter is not read.
         self.free() >= kept || self.deferred() + self.free() >= kept
     }
 
-    /// Computes the watermarks; `share` is what of the machine's least free memory is this zone's.
+    /// Computes the watermarks; `share` is this zone's share of the machine's least free memory.
     fn set_watermarks(&self, share: u64) {
         let managed = self.managed();
         let is_movable = self.id.zone_type() == ZoneType::Movable;
@@ -261,53 +250,25 @@ impl Zone {
     }
 }
 
-/// A range in one word: the first frame in the low half, the one behind the last in the high half.
+/// A range in one word: the first frame in the low half, the frame after the last in the high half.
 fn packed(range: PfnRange) -> u64 {
-    u64::from(range.start.get()) | u64::from(range.end.get()) << 32
+    u64::from(range.start().get()) | u64::from(range.end().get()) << 32
 }
 
 fn unpacked(word: u64) -> PfnRange {
-    PfnRange { start: Pfn::new(word as u32), end: Pfn::new((word >> 32) as u32) }
-}
-
-/// The right to a zone's free lists. On release it publishes the number of free pages.
-pub(crate) struct ZoneGuard<'z> {
-    buddy: Guard<'z, Buddy>,
-    zone: &'z Zone,
-}
-
-impl Deref for ZoneGuard<'_> {
-    type Target = Buddy;
-
-    #[inline]
-    fn deref(&self) -> &Buddy {
-        &self.buddy
-    }
-}
-
-impl DerefMut for ZoneGuard<'_> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut Buddy {
-        &mut self.buddy
-    }
-}
-
-impl Drop for ZoneGuard<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.zone.free.store(self.buddy.free(), Relaxed);
-    }
+    let [start, end] = [word, word >> 32].map(|half| Pfn::new(half as u32));
+    PfnRange::between(start, end).expect("`packed` made it of a range")
 }
 
 /// Requests for a higher zone leave 1/256 of that zone's pages in Dma32, and 1/32 in Normal
 /// (Linux `sysctl_lowmem_reserve_ratio`).
 const LOWMEM_RESERVE_RATIO: [u64; ZoneType::COUNT] = [256, 32, 1];
 
-/// Computes watermarks and lowmem reserves of all zones from what they manage (Linux
+/// Computes watermarks and lowmem reserves of all zones from their managed pages (Linux
 /// `init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`). The least
-/// free memory is of the machine, and zones share in it by size; a reserve is for the higher zones of
-/// the same node.
-pub(crate) fn setup_watermarks(zones: &[Zone]) {
+/// free memory is one number for the machine, and zones share in it by size. A reserve is for the higher
+/// zones of the same node.
+pub(crate) fn setup_watermarks(zones: &[Zone], _held: &HotplugHeld) {
     let for_kernel = |zone: &&Zone| zone.id.zone_type() != ZoneType::Movable;
     let lowmem: u64 = zones.iter().filter(for_kernel).map(Zone::managed).sum();
     let min_free_kbytes = (lowmem * 4 * 16).isqrt().clamp(128, 262_144);
@@ -327,9 +288,9 @@ pub(crate) fn setup_watermarks(zones: &[Zone]) {
     }
 }
 
-/// High and batch of `zone`'s per-CPU lists, where `nr_cpus` CPUs are to share what it may keep on them
+/// High and batch of `zone`'s per-CPU lists, where `nr_cpus` CPUs share the pages that it may keep on them
 /// (Linux `zone_batchsize`, `zone_highsize`; high is not tuned later). A zone without memory has the
-/// limits of a disabled one.
+/// limits of disabled lists.
 pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
     let managed = zone.managed();
     if !zone.is_populated() {
@@ -341,5 +302,5 @@ pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
     (u32::try_from(share).unwrap_or(u32::MAX).max(4 * batch), batch)
 }
 
-/// Limits with which a per-CPU list never holds a page once its lock is free.
+/// Limits with which a per-CPU list never holds a page while its lock is free.
 pub(crate) const PCP_OFF: (u32, u32) = (0, 1);

@@ -1,56 +1,65 @@
-//! Device memory: ranges that a driver maps, with struct pages of their own that the allocator never
-//! gets.
+//! Device memory: ranges that a driver maps, with struct pages of their own. The allocator never gets them.
 //!
-//! Mirrors Linux `mm/memremap.c` and `memmap_init_zone_device` in `mm/mm_init.c`. Mapping has two
-//! phases. Under the memory hotplug lock, [`Mm::memremap_start`] maps the range and its memmap and writes
-//! the struct pages of the pages that hold the memmap, no others. The rest, which is what takes time,
-//! is done outside of it by whoever calls [`Mm::memremap_init`]: as many CPUs as want to, for as many
-//! ranges. Whoever is through last publishes.
+//! Mirrors Linux `mm/memremap.c` and `memmap_init_zone_device` in `mm/mm_init.c`. Mapping has two phases:
 //!
-//! A section of device memory goes from Absent by Present to Initialised and never gets Online, so
-//! nobody who looks for memory of the allocator finds it (Linux: `pfn_to_online_page` is NULL). While
-//! its pages are written it is Present, when no look-up of a page succeeds; a reader of device pages
-//! goes by the pgmap besides, which becomes visible after that (see `pgmap`). So a reader that walks
-//! frame numbers finds all of a range's pages or none.
+//! 1. Under the memory hotplug lock, [`Hotplug::memremap_start`] maps the range and its memmap, and writes
+//!    only the struct pages of the pages that hold the memmap.
+//! 2. Outside of the lock, [`Mm::memremap_init`] writes the rest, which takes most of the time. Any number of
+//!    CPUs may do so, for any number of ranges. The CPU that finishes the last chunk publishes the range.
+//!
+//! A section of device memory goes from Absent by Present to Initialised and is never Online, so a walk over
+//! the allocator's memory does not find it (Linux: `pfn_to_online_page` is NULL). While its pages are written
+//! it is Present, when no look-up of a page succeeds. A reader of device pages also looks at the pgmap, which
+//! becomes visible after that (see `pgmap`). So a reader that walks frame numbers finds all pages of a range
+//! or none.
 //!
 //! Differs from Linux on purpose:
 //! - the pgmap is published last, not first;
 //! - a range is whole sections, so no section has pages of two kinds;
-//! - a step that fails takes back all steps before it, and so does a wrong argument: nothing is
-//!   only warned about;
-//! - unmapping a range in use is refused, and says by whom; Linux waits for the users, for ever;
-//! - the zone's span is what the ranges that are mapped reach over, so it shrinks. Linux's never
-//!   does, because shrinking read struct pages that nobody had written; here no page is read for it.
+//! - a step that fails undoes all steps before it, and so does a wrong argument: nothing is only warned
+//!   about;
+//! - unmapping a range in use is refused, and the error names a user; Linux waits for the users for ever;
+//! - the zone's span covers exactly the ranges that are mapped, so it shrinks. Linux's never does, because
+//!   shrinking read struct pages that were never written; here no page is read for it.
 //!
-//! Invariant: pages at the start that the device keeps for itself (`reserve`) and their struct pages
-//! are never touched.
+//! | file | is |
+//! |---|---|
+//! | this one | mapping, both phases |
+//! | `users` | references to pages |
+//! | `unmap` | unmapping |
+//!
+//! Invariant: pages at the start that the device keeps for itself (`reserve`) and their struct pages are
+//! never touched.
 
-use core::sync::atomic::Ordering::Relaxed;
+mod unmap;
+mod users;
+
+pub use unmap::MemunmapError;
+pub use users::{DevPage, DevPageError};
+
+use core::fmt;
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
+use crate::hotplug::Hotplug;
+use crate::memmap::{MemmapError, MemmapSource};
 use crate::node::NodeId;
-use crate::page::{DevUser, Holder, Kind, PageState};
-use crate::page_alloc::Gfp;
-use crate::pageblock::MigrateType;
+use crate::options::DeviceInit;
+use crate::page::{Kind, PageState};
+use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
-use crate::platform::{FaultStep, Platform};
-use crate::sparse::SectionState;
-use crate::subsection::SubSections;
-
-mod teardown;
-
-pub use teardown::MemunmapError;
+use crate::platform::Platform;
+use crate::sparse::{SectionOwner, SectionState};
 
 /// Device memory to be mapped (Linux `struct dev_pagemap`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DevPagemap {
     /// Its frames: whole sections.
     pub range: PfnRange,
-    /// The node that it is near to, where its memmap comes from if it can.
+    /// Its node. A memmap in the kernel's memory comes from there, or from near there.
     pub node: NodeId,
-    /// Where its memmap lies: in the range itself, or else in memory of the kernel's.
+    /// Where its memmap lies: in the range itself, or else in the kernel's memory.
     pub altmap: Option<DevAltmap>,
 }
 
@@ -60,7 +69,7 @@ pub struct DevPagemap {
 pub struct DevAltmap {
     /// Pages at the start that are the device's own.
     pub reserve: u32,
-    /// Pages behind them for the memmap, at least 512 a section.
+    /// Pages behind them for the memmap, at least 512 per section.
     pub free: u32,
 }
 
@@ -73,7 +82,7 @@ pub enum MemremapError {
     Misaligned,
     /// The section table has no entry for it.
     OutOfRange,
-    /// There is memory already in this section.
+    /// This section has memory already.
     Conflict(SectionNr),
     /// The altmap is too small for the memmap.
     AltmapTooSmall {
@@ -82,49 +91,64 @@ pub enum MemremapError {
     },
     /// The altmap leaves nothing of the range.
     AltmapTooLarge,
-    /// [`MAX_PGMAPS`](crate::MAX_PGMAPS) ranges are mapped.
+    /// [`MAX_PGMAPS`](crate::MAX_PGMAPS) ranges are mapped already.
     TooMany,
     /// No page for a page table.
     NoPageTable,
-    /// No room for the memmap.
+    /// No memory for the memmap.
     NoMemory,
 }
 
-/// There is no such pgmap, or nothing is left to be initialised of it.
+impl fmt::Display for MemremapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the range is empty"),
+            Self::Misaligned => {
+                f.write_str("the range is not whole sections, or the altmap not whole pageblocks")
+            }
+            Self::OutOfRange => f.write_str("the section table has no entry for the range"),
+            Self::Conflict(nr) => write!(f, "there is memory at {:#x} already", nr.start().address().get()),
+            Self::AltmapTooSmall { needed } => write!(f, "the memmap needs an altmap of {needed} pages"),
+            Self::AltmapTooLarge => f.write_str("the altmap leaves nothing of the range"),
+            Self::TooMany => f.write_str("too many ranges are mapped"),
+            Self::NoPageTable => f.write_str("no page for a page table"),
+            Self::NoMemory => f.write_str("no memory for the memmap"),
+        }
+    }
+}
+
+impl core::error::Error for MemremapError {}
+
+/// There is no such pgmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPgmap;
 
-/// Why a page of device memory cannot be used, or given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DevPageError {
-    /// It is not a page of device memory that is mapped.
-    NotDevice,
-    /// This user has it.
-    UsedBy(u32),
-    /// The user has no reference to it, or as many as can be counted.
-    Count,
+impl fmt::Display for NoPgmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no device memory is mapped by this number")
+    }
 }
 
-/// A page of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DevPage {
-    /// Whose it is.
-    pub pgmap: PgmapNr,
-    /// Who uses it.
-    pub user: Option<DevUser>,
-    /// The type of its pageblock.
-    pub migrate_type: MigrateType,
+impl core::error::Error for NoPgmap {}
+
+impl From<MemmapError> for MemremapError {
+    fn from(error: MemmapError) -> Self {
+        match error {
+            MemmapError::NoMemory => Self::NoMemory,
+            MemmapError::NoPageTable => Self::NoPageTable,
+        }
+    }
 }
 
 impl DevPagemap {
     fn validate(&self) -> Result<(), MemremapError> {
         let range = self.range;
         let is_whole = |pages: u32, of: u32| pages.is_multiple_of(of);
-        let pages = range.end.get().saturating_sub(range.start.get());
+        let pages = range.pages();
         if pages == 0 {
             return Err(MemremapError::Empty);
         }
-        if !is_whole(range.start.get() | range.end.get(), SECTION_PAGES) {
+        if !is_whole(range.start().get() | range.end().get(), SECTION_PAGES) {
             return Err(MemremapError::Misaligned);
         }
         let Some(DevAltmap { reserve, free }) = self.altmap else { return Ok(()) };
@@ -144,122 +168,83 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// See [`MemremapError`].
     pub fn memremap_pages(&self, map: DevPagemap) -> Result<PgmapNr, MemremapError> {
-        let nr = self.memremap_start(map)?;
+        let nr = self.hotplug().memremap_start(map)?;
         while self.memremap_init(nr) == Ok(true) {}
         Ok(nr)
     }
+}
 
-    /// The phase under the memory hotplug lock: maps the range and its memmap. The pages can be used
-    /// when [`Self::memremap_init`] has nothing left to do.
+impl<P: Platform> Hotplug<'_, P> {
+    /// The phase under the memory hotplug lock: maps the range and its memmap. The pages can be used when
+    /// [`Mm::memremap_init`] has nothing left to do.
     ///
     /// # Errors
     /// See [`MemremapError`].
     pub fn memremap_start(&self, map: DevPagemap) -> Result<PgmapNr, MemremapError> {
         map.validate()?;
-        let _hotplug = self.lock_hotplug();
-        let began = self.platform.clock();
-        let taken = |nr: &SectionNr| match self.sparse.section(*nr) {
-            Some(section) => section.state() != SectionState::Absent || self.is_boot_memory(*nr),
+        let mm = self.mm;
+        let began = mm.platform.clock();
+        let taken = |nr: &SectionNr| match mm.sparse.section(*nr) {
+            Some(section) => section.state() != SectionState::Absent || mm.is_boot_memory(*nr),
             None => true,
         };
         if let Some(nr) = sections(map.range).find(taken) {
-            let is_there = self.sparse.section(nr).is_some();
+            let is_there = mm.sparse.section(nr).is_some();
             return Err(if is_there { MemremapError::Conflict(nr) } else { MemremapError::OutOfRange });
         }
-        let nr = self.pgmaps.vacant().ok_or(MemremapError::TooMany)?;
-        let mut altmap = map.altmap.map(|altmap| {
-            let base = map.range.start.add(altmap.reserve);
-            VmemAltmap::at(base, altmap.free)
+        let nr = mm.pgmaps.vacant(self.held()).ok_or(MemremapError::TooMany)?;
+        let altmap = map.altmap.map(|DevAltmap { reserve, free }| {
+            let base = map.range.start().add(reserve);
+            VmemAltmap::at(base, free)
         });
-        self.map_device(map, &mut altmap)?;
+        let mut source = MemmapSource::new(map.node, altmap);
+        self.map_device(map.range, &mut source)?;
         // From here on nothing fails.
-        let pgmap = self.pgmaps.get(nr);
-        pgmap.describe(map.range, map.node, map.altmap.map_or(0, |altmap| altmap.reserve), altmap);
+        let pgmap = mm.pgmaps.get(nr);
+        pgmap.describe(map.range, map.node, map.altmap.map_or(0, |altmap| altmap.reserve), source.altmap());
         for section in sections(map.range) {
-            let entry = self.sparse.section(section).expect("it was found above");
+            let entry = mm.sparse.entry(section);
             entry.set_device(true);
             entry.set_node(map.node);
-            entry.set_plugged(SubSections::ALL);
+            entry.set_plugged(PageblockSet::ALL);
             // All pageblocks, whatever begins in them.
             entry.pageblocks.reset();
-            self.sparse.set_state(section, SectionState::Present);
+            mm.sparse.set_state(section, SectionState::Present, self.held());
         }
         let written = self.init_locked(nr, pgmap);
-        let now = self.platform.clock();
+        let now = mm.platform.clock();
         pgmap.begin(written, now.saturating_sub(began), now);
         Ok(nr)
     }
 
-    /// Maps the range, then its memmap.
-    fn map_device(&self, map: DevPagemap, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
-        let range = map.range;
+    /// Maps `range`, then its memmap.
+    fn map_device(&self, range: PfnRange, source: &mut MemmapSource) -> Result<(), MemremapError> {
         let mut mapped = 0;
         let map_one = |nr| {
-            self.map_direct(nr, SubSections::ALL).map_err(|_| MemremapError::NoPageTable)?;
+            self.map_direct(nr, PageblockSet::ALL).map_err(|_| MemremapError::NoPageTable)?;
             mapped += 1;
             Ok(())
         };
-        let result = sections(range).try_for_each(map_one).and_then(|()| self.map_memmaps(map, altmap));
+        let map_memmaps = |()| Ok(self.map_memmaps(sections(range), source)?);
+        let result = sections(range).try_for_each(map_one).and_then(map_memmaps);
         if result.is_err() {
-            sections(range).take(mapped).for_each(|nr| self.unmap_direct(nr, SubSections::ALL));
+            sections(range).take(mapped).for_each(|nr| self.unmap_direct(nr, PageblockSet::ALL));
         }
         result
     }
 
-    fn map_memmaps(&self, map: DevPagemap, altmap: &mut Option<VmemAltmap>) -> Result<(), MemremapError> {
-        for (done, nr) in sections(map.range).enumerate() {
-            if let Err(error) = self.map_device_memmap(nr, map.node, altmap) {
-                self.unmap_memmaps(sections(map.range).take(done), altmap);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn map_device_memmap(
-        &self,
-        nr: SectionNr,
-        node: NodeId,
-        altmap: &mut Option<VmemAltmap>,
-    ) -> Result<(), MemremapError> {
-        let section = self.sparse.section(nr).expect("the range is in the table");
-        let memmap = self.alloc_device_memmap(node, altmap).ok_or(MemremapError::NoMemory)?;
-        section.set_memmap(Some(memmap));
-        if self.platform.fault(FaultStep::MapMemmap) || self.platform.map_memmap(nr, memmap).is_err() {
-            self.free_device_memmap(memmap, altmap);
-            return Err(MemremapError::NoPageTable);
-        }
-        Ok(())
-    }
-
-    fn alloc_device_memmap(&self, node: NodeId, altmap: &mut Option<VmemAltmap>) -> Option<Pfn> {
-        if self.platform.fault(FaultStep::AllocMemmap) {
-            return None;
-        }
-        let (pfn, counter) = match altmap {
-            Some(altmap) => (altmap.alloc(Order::PAGEBLOCK)?, &self.counters.memmap_altmap_pages),
-            None => {
-                let pfn = self.alloc_pages_node(node, Order::PAGEBLOCK, Gfp::Kernel).ok()?;
-                self.sparse.page(pfn).set_holder(Holder::Memmap.word());
-                (pfn, &self.counters.memmap_boot_pages)
-            }
-        };
-        counter.fetch_add(MEMMAP_PAGES.into(), Relaxed);
-        Some(pfn)
-    }
-
-    /// Writes the struct pages that are written under the lock, and says how many: those of the pages
-    /// that are set aside for the memmap. The others only where the policy is to write them twice.
+    /// Writes the struct pages that are written under the lock, and returns their number: the ones of the
+    /// pages that are set aside for the memmap. The others only when the policy is to write them twice.
     fn init_locked(&self, nr: PgmapNr, pgmap: &Pgmap) -> u64 {
         let aside = pgmap.altmap_pages();
-        for first in (aside.start.get()..aside.end.get()).step_by(PAGEBLOCK_PAGES as usize) {
-            self.init_memmap_block(Pfn::new(first), pgmap.node());
+        for first in aside.frames().step_by(PAGEBLOCK_PAGES as usize) {
+            self.init_memmap_pageblock(first, pgmap.node());
         }
         let mut written = u64::from(aside.pages());
-        if self.pgmaps.initialises_twice() {
+        if self.mm.options.get().device_init == DeviceInit::Twice {
             let all = pgmap.device_pages();
-            for first in (all.start.get()..all.end.get()).step_by(PAGEBLOCK_PAGES as usize) {
-                self.init_device_pages(PfnRange::new(Pfn::new(first), PAGEBLOCK_PAGES), nr);
+            for first in all.frames().step_by(PAGEBLOCK_PAGES as usize) {
+                self.mm.init_device_pages(PfnRange::new(first, PAGEBLOCK_PAGES), nr, self.held());
             }
             written += u64::from(all.pages());
         }
@@ -267,17 +252,19 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Marks a pageblock that is set aside for the memmap.
-    fn init_memmap_block(&self, first: Pfn, node: NodeId) {
-        let pages = self.sparse.pages_to_initialise(first.section());
+    fn init_memmap_pageblock(&self, first: Pfn, node: NodeId) {
+        let pages = self.mm.sparse.pages_to_initialise(first.section(), self.held());
         for offset in 1..PAGEBLOCK_PAGES {
             pages.page(first.add(offset)).set_state(PageState::device(Kind::Tail, Order::PAGE, node));
         }
         pages.page(first).set_state(PageState::device(Kind::Memmap, Order::PAGEBLOCK, node));
     }
+}
 
-    /// Initialises a pageblock's worth of the pages of pgmap `nr`, outside of all locks; any number
-    /// of CPUs may do so at once. `false` when there was nothing left to do; others may still be at
-    /// theirs, and the pages can be used when the last of them is through.
+impl<P: Platform> Mm<P> {
+    /// Initialises one pageblock of the pages of pgmap `nr`, outside of all locks. Any number of CPUs may do so
+    /// at once. `false` when there was nothing left to claim: other CPUs may still be initialising their
+    /// pageblocks, and the pages can be used when the last one is done.
     ///
     /// # Errors
     /// [`NoPgmap`]; it is counted in [`DeviceStats::invalid`](crate::DeviceStats::invalid).
@@ -291,11 +278,11 @@ impl<P: Platform> Mm<P> {
             Stage::Live => return Ok(false),
             Stage::Initialising => {}
         }
-        let Some(pages) = pgmap.claim(self.platform.this_cpu()) else { return Ok(false) };
-        self.init_device_pages(pages, nr);
-        if pgmap.finish(pages.pages()) {
+        let Some(chunk) = pgmap.claim(self.platform.this_cpu()) else { return Ok(false) };
+        self.init_device_pages(chunk.pages(), nr, &chunk);
+        if pgmap.finish(&chunk) {
             for section in pgmap.sections() {
-                self.sparse.set_state(section, SectionState::Initialised);
+                self.sparse.set_state(section, SectionState::Initialised, &chunk);
             }
             pgmap.publish(self.platform.clock());
         }
@@ -303,13 +290,13 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Writes struct pages of device memory, all in one section.
-    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr) {
-        let pages = self.sparse.pages_to_initialise(range.start.section());
-        let first = range.start.in_section();
+    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr, owner: &impl SectionOwner) {
+        let pages = self.sparse.pages_to_initialise(range.start().section(), owner);
+        let first = range.start().in_section();
         let state = self.pgmaps.get(nr).page_state();
         let (chunks, rest) = pages.all()[first..first + range.pages() as usize].as_chunks::<16>();
         debug_assert!(rest.is_empty(), "a pageblock is a multiple of 16 pages");
-        // Three stores a page and little else.
+        // Three stores per page and little else.
         for chunk in chunks {
             for page in chunk {
                 page.init_device(state, nr.0.into());
@@ -317,58 +304,8 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// What is known of pgmap `nr`, if it is one.
+    /// What is known of pgmap `nr`, if it exists.
     pub fn pgmap(&self, nr: PgmapNr) -> Option<PgmapInfo> {
         self.pgmaps.info(nr)
-    }
-
-    /// The page of device memory `pfn`, if it is one that can be used (Linux `get_dev_pagemap` and a
-    /// look at the page). Whatever is done meanwhile, it is initialised.
-    pub fn dev_page(&self, pfn: Pfn) -> Option<DevPage> {
-        let (nr, pgmap) = self.pgmaps.of(pfn)?;
-        let (page, section) = self.sparse.page_and_section(pfn);
-        assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
-        assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
-        let migrate_type = section.pageblocks.migrate_type(pfn.pageblock());
-        Some(DevPage { pgmap: nr, user: page.dev_user(), migrate_type })
-    }
-
-    /// Takes a reference to page of device memory `pfn` in the name of `user`: it stays mapped until
-    /// that is given back. A page has one user at a time, who may have many references.
-    ///
-    /// # Errors
-    /// See [`DevPageError`].
-    pub fn get_dev_page(&self, pfn: Pfn, user: u32) -> Result<(), DevPageError> {
-        let (_, pgmap) = self.pgmaps.of(pfn).ok_or(DevPageError::NotDevice)?;
-        if !pgmap.try_get() {
-            return Err(DevPageError::NotDevice);
-        }
-        let result = self.sparse.page(pfn).update_dev_user(|now| match now {
-            None => Ok(Some(DevUser { tag: user, count: 1 })),
-            Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
-            Some(DevUser { tag, count }) => match count.checked_add(1) {
-                Some(count) => Ok(Some(DevUser { tag, count })),
-                None => Err(DevPageError::Count),
-            },
-        });
-        if result.is_err() {
-            pgmap.put();
-        }
-        result
-    }
-
-    /// Gives back what [`Self::get_dev_page`] took.
-    ///
-    /// # Errors
-    /// See [`DevPageError`]; nothing has changed then.
-    pub fn put_dev_page(&self, pfn: Pfn, user: u32) -> Result<(), DevPageError> {
-        let (_, pgmap) = self.pgmaps.of(pfn).ok_or(DevPageError::NotDevice)?;
-        self.sparse.page(pfn).update_dev_user(|now| match now {
-            None => Err(DevPageError::Count),
-            Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
-            Some(DevUser { tag, count }) => Ok((count > 1).then(|| DevUser { tag, count: count - 1 })),
-        })?;
-        pgmap.put();
-        Ok(())
     }
 }

@@ -1,13 +1,13 @@
-//! Which zones serve a request, in which order: those of the nearest node first.
+//! Which zones serve a request, in which order: the zones of the nearest node first.
 //!
 //! Mirrors Linux `build_zonelists` and `find_next_best_node`: all zones of the asking CPU's node from
-//! the top, then all of the next node by distance. A zonelist is one word, replaced by one store when
-//! a zone gets its first memory or loses its last, so who reads it sees either the old or the new one.
+//! the top, then all of the next node by distance. A zonelist is one word. One store replaces it when a
+//! zone gets its first memory or loses its last, so a reader sees either the old or the new one.
 //!
-//! Differs from Linux on purpose: nodes at the same distance are not taken by turns (Linux
-//! `node_load`), because with four of them turns decide nothing.
+//! Differs from Linux on purpose: nodes at the same distance are not taken in turns (Linux
+//! `node_load`), because with four nodes turns decide nothing.
 //!
-//! Invariant: the words change under the memory hotplug lock; distances and the nodes of CPUs are set
+//! Invariants: the words change under the memory hotplug lock. Distances and the nodes of CPUs are set
 //! before boot.
 
 use core::sync::atomic::{
@@ -16,22 +16,22 @@ use core::sync::atomic::{
 };
 
 use crate::Mm;
-use crate::node::{MAX_NODES, NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::hotplug::Hotplug;
+use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
-use crate::zone::Zone;
+use crate::zone::{Zone, ZoneGuard};
 
-/// Distance of a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).
+/// Distance from a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).
 const LOCAL_DISTANCE: u8 = 10;
-/// Distance of two nodes of which nothing is known (Linux `REMOTE_DISTANCE`).
+/// Distance between two nodes for which none was set (Linux `REMOTE_DISTANCE`).
 const REMOTE_DISTANCE: u8 = 20;
 
-/// Zones in the order in which they are asked: four bits each, the first one lowest.
+/// Zones in the order in which they are tried: four bits each, the first one lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Zonelist(u64);
 
 impl Zonelist {
-    /// Four bits that are no zone end the list.
+    /// Four bits that name no zone end the list.
     const EMPTY: Self = Self(u64::MAX);
 
     #[inline]
@@ -55,11 +55,11 @@ impl Iterator for Zonelist {
     }
 }
 
-/// One node, as others see it.
+/// One node, seen from the others.
 struct Node {
     /// For requests that may use up to Normal, and up to Movable.
     zonelists: [AtomicU64; 2],
-    /// To every node, in tenths of the distance to itself.
+    /// The distance to every node, in tenths of the distance to itself.
     distance: [AtomicU8; MAX_NODES],
     nr_cpus: AtomicU32,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Nodes {
     nodes: [Node; MAX_NODES],
     /// One more than the highest node that has CPUs or memory (Linux `nr_node_ids`).
     end: AtomicU8,
-    /// The zones with memory that the zonelists were built from, a bit each.
+    /// The zones with memory that the zonelists were built from, one bit per zone.
     built_from: AtomicU32,
 }
 
@@ -88,7 +88,7 @@ impl Nodes {
         }
     }
 
-    /// The zones for a request of a CPU on `node` that may use `highest` and what is below.
+    /// The zones for a request of a CPU on `node` that may use zones of type `highest` and below.
     #[inline]
     pub(crate) fn zonelist(&self, node: NodeId, highest: ZoneType) -> Zonelist {
         let movable = usize::from(highest == ZoneType::Movable);
@@ -100,22 +100,28 @@ impl Nodes {
         self.nodes[node.index()].nr_cpus.load(Relaxed) as usize
     }
 
-    /// The nodes that have or had CPUs or memory, ascending, and those between.
+    /// Counts one more CPU on `node`.
+    pub(crate) fn add_cpu(&self, node: NodeId) {
+        self.nodes[node.index()].nr_cpus.fetch_add(1, Relaxed);
+        self.include(node);
+    }
+
+    /// The nodes up to the highest that has or had CPUs or memory, ascending.
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + Clone + use<> {
         NodeId::all().take(self.end.load(Relaxed).into())
     }
 
-    /// From now on `node` is one of them.
+    /// Makes `node` one of [`ids`](Self::ids).
     pub(crate) fn include(&self, node: NodeId) {
         self.end.fetch_max(node.get() + 1, Relaxed);
     }
 
-    /// The nodes, the nearest to `from` first, which is itself.
+    /// The nodes, from the nearest to `from`, which is itself, to the farthest.
     pub(crate) fn by_distance(&self, from: NodeId) -> impl Iterator<Item = NodeId> {
         let mut left: [Option<NodeId>; MAX_NODES] = [None; MAX_NODES];
         self.ids().for_each(|node| left[node.index()] = Some(node));
-        // The nearest; of equals one without CPUs, who would want their memory themselves, and of
-        // those the one that follows, so that not all turn to the first.
+        // The nearest. Ties: prefer a node without CPUs, then the next higher number, so that not every
+        // node falls back to node 0.
         let penalty = |node: NodeId| {
             let distance = self.nodes[from.index()].distance[node.index()].load(Relaxed);
             u32::from(distance) + u32::from(node < from) + u32::from(self.nr_cpus(node) > 0)
@@ -128,20 +134,20 @@ impl Nodes {
         })
     }
 
-    /// Rebuilds all zonelists from which zones have memory (Linux `build_all_zonelists`).
+    /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`).
     pub(crate) fn build_zonelists(&self, zones: &[Zone; ZoneId::COUNT]) {
         for node in NodeId::all() {
             for (highest, list) in [ZoneType::Normal, ZoneType::Movable].into_iter().zip(0..) {
                 let mut nearest = [None; MAX_NODES];
                 self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
-                // From the end, because each is put in front.
+                // From the farthest to the nearest, because each zone is put in front of the list.
                 let order = nearest.into_iter().rev().flatten();
                 let zonelist = order
                     .flat_map(|node| ZoneType::ALL.into_iter().map(move |zone| node.zone(zone)))
                     .filter(|zone| zone.zone_type() <= highest && zones[zone.index()].present() > 0)
                     .fold(Zonelist::EMPTY, Zonelist::push_front);
                 let list: usize = list;
-                // Pairs with the Acquire in `zonelist`: who finds a zone finds what is in it.
+                // Pairs with the Acquire in `zonelist`: a CPU that finds a zone there also finds its pages.
                 self.nodes[node.index()].zonelists[list].store(zonelist.0, Release);
             }
         }
@@ -149,19 +155,13 @@ impl Nodes {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Says that CPU `cpu` is on `node`. Before [`Mm::boot`]; a CPU of which nothing is said is on the
-    /// first node.
-    pub fn set_cpu_node(&self, cpu: usize, node: NodeId) {
-        self.per_cpu[cpu].set_node(node);
-    }
-
-    /// Says how far `to` is from `from`, in tenths of the distance of a node to itself. Before
-    /// [`Mm::boot`]; two nodes of which nothing is said are twice as far.
+    /// Sets the distance from `from` to `to`, in tenths of the distance from a node to itself, before
+    /// [`Mm::boot`]. Two nodes whose distance is not set are twice as far.
     pub fn set_distance(&self, from: NodeId, to: NodeId, distance: u8) {
         self.nodes.nodes[from.index()].distance[to.index()].store(distance, Relaxed);
     }
 
-    /// How far `to` is from `from`, likewise.
+    /// The distance from `from` to `to`, in tenths of the distance from a node to itself.
     pub fn distance(&self, from: NodeId, to: NodeId) -> u8 {
         match from == to {
             true => LOCAL_DISTANCE,
@@ -169,15 +169,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Counts the CPUs of each node.
-    pub(crate) fn count_cpus(&self) {
-        for cpu in self.cpus() {
-            self.nodes.nodes[cpu.node().index()].nr_cpus.fetch_add(1, Relaxed);
-            self.nodes.include(cpu.node());
-        }
-    }
-
-    /// The zones that have memory, or could: those of all nodes.
+    /// All zones of the nodes in use, with or without memory.
     pub(crate) fn zones(&self) -> core::slice::Iter<'_, Zone> {
         self.zones[..self.nodes.ids().count() * ZoneType::COUNT].iter()
     }
@@ -187,19 +179,28 @@ impl<P: Platform> Mm<P> {
         &self.zones[id.index()]
     }
 
+    /// Takes the lock of zone `id`.
+    #[inline]
+    pub(crate) fn lock_zone(&self, id: ZoneId) -> ZoneGuard<'_> {
+        self.zone(id).lock(&self.sparse)
+    }
+}
+
+impl<P: Platform> Hotplug<'_, P> {
     /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.
     pub(crate) fn build_zonelists(&self) {
         let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
-        let populated = self.zones().map(bit).fold(0, |all, bit| all | bit);
-        if self.nodes.built_from.load(Relaxed) != populated {
-            self.nodes.built_from.store(populated, Relaxed);
+        let populated = self.mm.zones().map(bit).fold(0, |all, bit| all | bit);
+        let built_from = &self.mm.nodes.built_from;
+        if built_from.load(Relaxed) != populated {
+            built_from.store(populated, Relaxed);
             self.rebuild_zonelists();
         }
     }
 
-    /// Rebuilds the zonelists, whatever has changed.
+    /// Rebuilds the zonelists, whether a zone has changed or not.
     pub(crate) fn rebuild_zonelists(&self) {
-        self.nodes.build_zonelists(&self.zones);
+        self.mm.nodes.build_zonelists(&self.mm.zones);
     }
 }
 
@@ -207,11 +208,10 @@ impl<P: Platform> Mm<P> {
 mod tests {
     use super::Zonelist;
     use crate::addr::SECTION_PAGES;
-    use crate::node::{NodeId, ZoneId};
-    use crate::page::ZoneType;
-    use crate::sim::{Machine, Sim};
+    use crate::node::{NodeId, ZoneId, ZoneType};
+    use crate::sim::{Sim, SimMachine};
     use crate::zone::Watermark;
-    use crate::{Content, Mm, SectionNr, SubSections};
+    use crate::{MemoryContent, Mm, PageblockSet, SectionNr};
 
     #[test]
     fn a_zonelist_has_room_for_all_zones() {
@@ -230,23 +230,25 @@ mod tests {
     /// and one of Dma32 on node 0.
     fn machine() -> &'static Mm<Sim> {
         let section = |nr: u32, node: u8| (nr * SECTION_PAGES, SECTION_PAGES, node);
-        Machine {
+        SimMachine {
             memory: [0, 32, 33].map(|nr| (nr * SECTION_PAGES, SECTION_PAGES)).into(),
             nodes: [section(32, 0), section(33, 1)].into(),
             cpus: 4,
             cpu_nodes: [0, 0, 0, 1].into(),
-            ..Machine::default()
+            ..SimMachine::default()
         }
         .boot()
     }
 
-    /// Per-CPU lists may keep what is below the low watermark, shared by the CPUs of the node, or by all
-    /// when it has none.
+    /// The per-CPU lists of a zone may keep as many pages as its low watermark, shared by the CPUs of the
+    /// node, or by all CPUs when it has none.
     #[test]
     fn limits_of_lists_are_shared_by_the_cpus_of_the_node() {
         let mm = machine();
-        mm.add_memory(NodeId::new(2), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(SectionNr::new(34), ZoneType::Normal).unwrap();
+        mm.hotplug()
+            .add_memory(NodeId::new(2), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown)
+            .unwrap();
+        mm.hotplug().online(SectionNr::new(34), ZoneType::Normal).unwrap();
         let zones = [0, 1, 2].map(|node| mm.zone(NodeId::new(node).zone(ZoneType::Normal)));
         let lows = zones.map(|zone| zone.watermark(Watermark::Low));
         assert!(lows.iter().all(|&low| low > 4 * 28), "shares of it, not the least that there is: {lows:?}");
@@ -259,8 +261,8 @@ mod tests {
         }
     }
 
-    /// The least free memory is one number for the machine, shared by size; reserves are for zones of the
-    /// same node.
+    /// The least free memory is one number for the machine, and zones share it by size. Reserves are for
+    /// zones of the same node.
     #[test]
     fn watermarks_and_reserves_of_nodes() {
         let mm = machine();
@@ -276,8 +278,10 @@ mod tests {
         assert_eq!(dma32.lowmem_reserve(ZoneType::Normal), normal.managed() / 256);
         assert_eq!(dma32.lowmem_reserve(ZoneType::Dma32), 0);
         assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0);
-        mm.add_memory(NodeId::new(1), SectionNr::new(34), SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(SectionNr::new(34), ZoneType::Movable).unwrap();
+        mm.hotplug()
+            .add_memory(NodeId::new(1), SectionNr::new(34), PageblockSet::ALL, MemoryContent::Unknown)
+            .unwrap();
+        mm.hotplug().online(SectionNr::new(34), ZoneType::Movable).unwrap();
         let movable = zone(1, ZoneType::Movable);
         assert_eq!(other.lowmem_reserve(ZoneType::Movable), movable.managed() / 32);
         assert_eq!(normal.lowmem_reserve(ZoneType::Movable), 0, "another node's");

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure};
 use tidevm_mm::{
-    BlockStats, Content, MhpFlags, PhysAddr, Platform, SECTION_SIZE, SectionNr, SectionRange, SubSections,
+    BlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
+    SectionRange,
 };
 
 use crate::agent::translate;
@@ -20,7 +21,7 @@ pub fn blocks(from: u64) -> Answer {
     let mut used = 0;
     let mut next = None;
     if from < tidevm_abi::MAX_PHYS_ADDR {
-        MM.each_memory_block(SectionNr::of(PhysAddr::new(from)), |block| {
+        MM.hotplug().each_memory_block(SectionNr::of(PhysAddr::new(from)), |block| {
             let run = translate::block_run(&block);
             let last: Option<&mut BlockRun> = runs[..used].last_mut().and_then(Option::as_mut);
             match last.filter(|last| continues(last, &run)) {
@@ -56,24 +57,23 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     if end.is_none() || !(addr | size).is_multiple_of(SECTION_SIZE) {
         return Err(Failure::NotBlocks);
     }
-    let range =
-        SectionRange { first: SectionNr::of(PhysAddr::new(addr)), count: (size / SECTION_SIZE) as u32 };
-    let mut before: Vec<(BlockStats, Vec<SubSections>)> = Vec::new();
-    let last = range.first.get() + range.count;
-    MM.each_memory_block(range.first, |block| {
+    let first = SectionNr::of(PhysAddr::new(addr));
+    let range = SectionRange::new(first, (size / SECTION_SIZE) as u32).expect("the end is an address");
+    let mut before: Vec<(BlockStats, Vec<PageblockSet>)> = Vec::new();
+    MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
-        let inside = sections.end <= last;
+        let inside = sections.end <= range.end().get();
         if inside {
             before.push((block, sections.map(|nr| MM.plugged(SectionNr::new(nr))).collect()));
         }
         inside
     });
-    MM.offline_and_remove_memory(range).map_err(translate::not_removed)?;
+    MM.hotplug().offline_and_remove_memory(range).map_err(translate::not_removed)?;
     for (block, plugged) in before {
         let zone = block.zone.expect("a block that was offlined was online").zone_type();
-        let flags = MhpFlags { content: Content::Unknown, memmap_on_memory: block.memmap_on_memory };
-        retry(|| MM.add_memory(block.node, block.first, &plugged, flags));
-        retry(|| MM.online(block.first, zone));
+        let flags = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: block.memmap_on_memory };
+        retry(|| MM.hotplug().add_memory(block.node, block.first, &plugged, flags));
+        retry(|| MM.hotplug().online(block.first, zone));
     }
     Ok(Answer::Done)
 }

@@ -52,11 +52,11 @@ impl SystemPages {
         if self.taken == 0 {
             let wanted = u32::try_from(wanted).ok()?;
             let range = MM.alloc_contig_pages(wanted.div_ceil(PAGEBLOCK_PAGES)).ok()?;
-            self.buffer = PfnRange::new(range.start, wanted);
-            MM.free_contig_range(PfnRange { start: self.buffer.end, end: range.end });
+            self.buffer = PfnRange::new(range.start(), wanted);
+            MM.free_contig_range(range.from(self.buffer.end()));
         }
-        let first = self.buffer.start;
-        self.buffer.start = first.add(1);
+        let first = self.buffer.start();
+        self.buffer = self.buffer.from(first.add(1));
         Some(first)
     }
 
@@ -117,11 +117,9 @@ impl PageSet for SystemPages {
     fn release(&mut self, place: u32, pfn: Pfn) {
         self.workload.give_up(place);
         let run = &mut self.released;
-        if pfn == run.end {
-            run.end = pfn.add(1);
-        } else if pfn.add(1) == run.start {
-            // Per-CPU lists hand pages out downwards.
-            run.start = pfn;
+        // Per-CPU lists hand pages out downwards.
+        if pfn == run.end() || pfn.add(1) == run.start() {
+            *run = run.hull(PfnRange::new(pfn, 1));
         } else {
             MM.free_contig_range(*run);
             *run = PfnRange::new(pfn, 1);

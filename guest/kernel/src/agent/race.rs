@@ -136,7 +136,7 @@ impl Race {
         let shared = &self.shared;
         await_freers(|| shared.arrived.load(Ordering::Relaxed) == self.freers);
         await_freers(|| shared.slots[moment].load(Ordering::Relaxed) == 0);
-        let taken = MM.alloc_contig_pageblock(block);
+        let taken = MM.hotplug().alloc_contig_pageblock(block);
         await_freers(|| shared.finished.load(Ordering::Acquire) == self.freers);
         match taken {
             Ok(()) => MM.free_pages(block, Order::PAGEBLOCK),

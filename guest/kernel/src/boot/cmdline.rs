@@ -5,7 +5,7 @@
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
-use tidevm_mm::{Content, DeviceInit, InitPolicy, MAX_NODES, PcpPolicy, RemovalPolicy, SECTION_SIZE};
+use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, MemoryContent, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
@@ -94,7 +94,7 @@ impl CommandLine {
                 removal: RemovalPolicy::PerBlock,
                 init: InitPolicy::Eager,
                 grow: true,
-                content: Content::Unknown,
+                content: MemoryContent::Unknown,
                 device_init: DeviceInit::Once,
             },
         }
@@ -141,8 +141,8 @@ fn switch(value: &str) -> Option<bool> {
     }
 }
 
-fn content(value: &str) -> Option<Content> {
-    switch(value).map(|is_zero| if is_zero { Content::Zero } else { Content::Unknown })
+fn content(value: &str) -> Option<MemoryContent> {
+    switch(value).map(|is_zero| if is_zero { MemoryContent::Zero } else { MemoryContent::Unknown })
 }
 
 fn memory_block(value: &str) -> Option<u64> {

@@ -77,8 +77,9 @@ pub fn map(info: &BootInfo) -> &'static mut Memblock {
 
 /// The kernel's image. The linker gives its start as a physical address and its end as a virtual one.
 fn image() -> PhysRange {
-    PhysRange {
-        start: PhysAddr::new((&raw const __image_start) as u64),
-        end: PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
-    }
+    PhysRange::between(
+        PhysAddr::new((&raw const __image_start) as u64),
+        PhysAddr::new(paging::virt_to_phys((&raw const __image_end) as u64)),
+    )
+    .expect("the image ends behind its start")
 }

@@ -118,8 +118,8 @@ impl Numa {
             self.note_domain(domain);
             for start in blocks.by_ref().take((memory / SECTION_SIZE) as usize) {
                 match self.memory.last_mut() {
-                    Some((range, last)) if *last == domain && range.end.get() == start => {
-                        range.end = PhysAddr::new(start + SECTION_SIZE);
+                    Some((range, last)) if *last == domain && range.end().get() == start => {
+                        *range = range.hull(PhysRange::new(PhysAddr::new(start), SECTION_SIZE));
                     }
                     _ => self.note_memory(PhysRange::new(PhysAddr::new(start), SECTION_SIZE), domain),
                 }
@@ -151,7 +151,7 @@ impl Numa {
         for &(range, domain) in &self.memory {
             let node = self.node(domain).unwrap_or(NodeId::FIRST);
             if let Err(error) = memblock.set_node(range, node) {
-                let (start, end) = (range.start.get(), range.end.get());
+                let (start, end) = (range.start().get(), range.end().get());
                 println!("NUMA: {start:#x}-{end:#x} cannot be on node {}: {error:?}", node.get());
                 println!("NUMA: everything is on node 0");
                 memblock.forget_nodes();
@@ -180,7 +180,7 @@ fn apic_id(index: usize) -> usize {
 pub fn node_of(domain: Option<u16>, address: u64) -> NodeId {
     let known = KNOWN.lock();
     let by_address = || {
-        let holds = |range: &PhysRange| (range.start.get()..range.end.get()).contains(&address);
+        let holds = |range: &PhysRange| (range.start().get()..range.end().get()).contains(&address);
         known.memory.iter().find(|(range, _)| holds(range)).map(|&(_, domain)| domain)
     };
     // A domain that the tables do not name is ignored.

@@ -10,8 +10,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use tidevm_mm::{
-    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpu, Pfn, PfnRange, PhysAddr, Platform,
-    Section, SectionNr, Sparse,
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
+    Platform, Section, SectionNr, Sparse,
 };
 
 use crate::cpu::time::Instant;
@@ -32,7 +32,7 @@ pub static MM: Mm<KernelPlatform> = Mm::new(
     unsafe { Sparse::new(NonNull::new(VMEMMAP as *mut Page).expect("not at 0"), &SECTION_TABLE) },
     &PER_CPU,
 );
-static PER_CPU: [PerCpu; cpu::MAX_CPUS] = [const { PerCpu::new() }; cpu::MAX_CPUS];
+static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cpu::MAX_CPUS];
 
 /// Per step: the number of attempts that succeed before the one that fails, plus one; 0 means that none
 /// fails.
@@ -151,13 +151,13 @@ unsafe impl Platform for KernelPlatform {
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        let (start, end) = (range.start.address().get(), range.end.address().get());
+        let (start, end) = (range.start().address().get(), range.end().address().get());
         Tables::fill(|tables| paging::map_direct(start, end, tables))
     }
 
     fn unmap_direct(&self, range: PfnRange) {
         let mut tables = Tables::new();
-        paging::unmap_direct(range.start.address().get(), range.end.address().get(), &mut tables);
+        paging::unmap_direct(range.start().address().get(), range.end().address().get(), &mut tables);
         tables.flush();
     }
 

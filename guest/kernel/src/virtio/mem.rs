@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
-use tidevm_mm::{Content, MhpFlags, NodeId, PhysAddr, SECTION_SIZE, SectionNr, SubSections, ZoneType};
+use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
@@ -117,7 +117,7 @@ impl<T: Transport> MemDriver<T> {
             region: config.addr,
             geometry,
             node: numa::node_of(domain, config.addr),
-            zeroed: command_line.mm.content == Content::Zero,
+            zeroed: command_line.mm.content == MemoryContent::Zero,
             patience: None,
             retry_at: None,
             stuck: None,
@@ -133,7 +133,7 @@ impl<T: Transport> MemDriver<T> {
                 read_config(&self.device).map_or(Outcome::Failed(IdleReason::DeviceError), Outcome::Config)
             }
             Action::AddMemoryBlock { addr, start, size, fresh } => {
-                let content = if fresh && self.zeroed { Content::Zero } else { Content::Unknown };
+                let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
                 let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
                 let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
                 let plugged = Parts::new(start - addr, size);
@@ -145,12 +145,12 @@ impl<T: Transport> MemDriver<T> {
             }
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let online = MM.online_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(online.map_err(|_| ResizeState::NoMemory))
             }
             Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
-                let offline = MM.offline_subsections(SectionNr::of(PhysAddr::new(addr)), blocks);
+                let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(translate::not_offline))
             }
             Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
@@ -295,35 +295,36 @@ fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
 
 /// A part of a memory block: one set of pageblocks per section, and the number of sections up to the last one
 /// that is not empty.
-struct Parts([SubSections; MAX_SECTIONS], usize);
+struct Parts([PageblockSet; MAX_SECTIONS], usize);
 
 impl Parts {
     /// `size` bytes from `offset` on; the offset counts from the start of the first section.
     fn new(offset: u64, size: u64) -> Self {
         let (first, end) = (offset / PAGEBLOCK_SIZE, (offset + size) / PAGEBLOCK_SIZE);
         let used = end.div_ceil(64) as usize;
-        let mut sections = [SubSections::NONE; _];
+        let mut sections = [PageblockSet::NONE; _];
         for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
             let at = |pageblock: u64| pageblock.saturating_sub(index * 64).min(64) as u32;
-            *blocks = SubSections::range(at(first)..at(end));
+            *blocks = PageblockSet::range(at(first)..at(end));
         }
         Self(sections, used)
     }
 }
 
-impl AsRef<[SubSections]> for Parts {
+impl AsRef<[PageblockSet]> for Parts {
     /// The sets up to the last one that is not empty.
-    fn as_ref(&self) -> &[SubSections] {
+    fn as_ref(&self) -> &[PageblockSet] {
         &self.0[..self.1]
     }
 }
 
 /// Adds a memory block to `node` and onlines it. If that fails, the memory block is not added.
-fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Result<(), ResizeState> {
+fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
-    MM.online(section, ZoneType::Movable).map_err(|_| {
-        MM.remove_memory(section).expect("a block that is not online can be removed");
+    let hotplug = MM.hotplug();
+    hotplug.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
+    hotplug.online(section, ZoneType::Movable).map_err(|_| {
+        hotplug.remove_memory(section).expect("a block that is not online can be removed");
         ResizeState::NoMemory
     })
 }
@@ -331,8 +332,9 @@ fn add(node: NodeId, addr: u64, plugged: &[SubSections], flags: MhpFlags) -> Res
 /// Offlines a memory block and removes it. If that fails, the memory block is online.
 fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
-    MM.offline(section).map_err(translate::not_offline)?;
-    MM.remove_memory(section).expect("a block that is offline can be removed");
+    let offline = MM.hotplug().offline(section);
+    offline.map_err(translate::not_offline)?;
+    MM.hotplug().remove_memory(section).expect("a block that is offline can be removed");
     Ok(())
 }
 

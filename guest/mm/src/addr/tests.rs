@@ -1,10 +1,10 @@
 use std::vec::Vec;
 
-use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr};
-use crate::subsection::SubSections;
+use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr, SectionRange};
+use crate::pageblock_set::PageblockSet;
 
 fn range(start: u32, end: u32) -> PfnRange {
-    PfnRange { start: Pfn::new(start), end: Pfn::new(end) }
+    PfnRange::between(Pfn::new(start), Pfn::new(end)).unwrap()
 }
 
 #[test]
@@ -41,24 +41,50 @@ fn sections_and_pageblocks() {
     assert_eq!(pfn.section(), SectionNr::new(3));
     assert_eq!((pfn.in_section(), pfn.pageblock()), (513, 1));
     assert_eq!(SectionNr::of(pfn.address()), SectionNr::new(3));
-    assert_eq!(SectionNr::new(3).pageblocks(&(63..64)).end, SectionNr::new(4).start());
+    assert_eq!(SectionNr::new(3).pageblocks(&(63..64)).end(), SectionNr::new(4).start());
     assert_eq!(pfn.align_down(Order::MAX), SectionNr::new(3).start());
     assert_eq!(Pfn::new(512).buddy(Order::PAGEBLOCK), Pfn::new(0));
 }
 
 #[test]
-fn sub_section_sets() {
-    assert_eq!(SubSections::range(0..64), SubSections::ALL);
-    assert_eq!(SubSections::range(64..64), SubSections::NONE);
-    assert_eq!(SubSections::range(0..1), SubSections::FIRST);
-    let set = SubSections::range(3..7).union(SubSections::range(60..64));
+fn pageblock_sets() {
+    assert_eq!(PageblockSet::range(0..64), PageblockSet::ALL);
+    assert_eq!(PageblockSet::range(64..64), PageblockSet::NONE);
+    assert_eq!(PageblockSet::range(0..1), PageblockSet::FIRST);
+    let set = PageblockSet::range(3..7).union(PageblockSet::range(60..64));
     assert_eq!(set.runs().collect::<Vec<_>>(), [3..7, 60..64]);
     assert_eq!(set.iter().collect::<Vec<_>>(), [3, 4, 5, 6, 60, 61, 62, 63]);
     let windows: Vec<_> = set.windows().map(|window| (window.start, window.end)).collect();
     assert_eq!(windows, [(3, 4), (4, 6), (6, 7), (60, 62), (62, 64)]);
-    assert_eq!(SubSections::ALL.windows().count(), 32);
+    assert_eq!(PageblockSet::ALL.windows().count(), 32);
     assert_eq!(set.pages(), 8 * 512);
-    assert_eq!(SubSections::ALL.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(0, 64)]);
+    assert_eq!(PageblockSet::ALL.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(0, 64)]);
     assert!(set.contains(63) && !set.contains(2));
-    assert_eq!(set.without(SubSections::range(5..64)).bits(), 0b11000);
+    assert_eq!(set.without(PageblockSet::range(5..64)).bits(), 0b11000);
+}
+
+#[test]
+fn a_range_does_not_end_before_it_starts() {
+    let [low, high] = [3, 7].map(Pfn::new);
+    assert_eq!(PfnRange::between(high, low), None);
+    assert_eq!(PfnRange::between(low, low), Some(PfnRange::new(low, 0)));
+    assert_eq!(PhysRange::between(high.address(), low.address()), None);
+    // Whatever the bound, what is cut off leaves a range in the range.
+    let whole = range(3, 7);
+    for (pfn, before, from) in [(0, 0, 4), (3, 0, 4), (5, 2, 2), (7, 4, 0), (9, 4, 0)] {
+        let pfn = Pfn::new(pfn);
+        assert_eq!((whole.before(pfn).pages(), whole.from(pfn).pages()), (before, from), "{pfn:?}");
+        assert_eq!(whole.before(pfn).hull(whole.from(pfn)), whole, "{pfn:?}");
+    }
+}
+
+#[test]
+fn sections_of_a_range_have_numbers() {
+    let last = SectionNr::new(u32::MAX);
+    assert_eq!(SectionRange::new(last, 1), None);
+    let range = SectionRange::new(SectionNr::new(5), 3).unwrap();
+    assert_eq!((range.len(), range.end()), (3, SectionNr::new(8)));
+    assert!(range.sections().eq([5, 6, 7].map(SectionNr::new)));
+    assert_eq!(range.before(SectionNr::new(6)).len(), 1);
+    assert!(range.before(SectionNr::new(2)).is_empty());
 }

@@ -1,31 +1,31 @@
-//! S2.14: a page that was overwritten while it was free is found when it is taken, on every way out of
-//! the allocator, and the panic says what is there and what should be.
+//! S2.14 (`docs/features.toml`): a page that was overwritten while it was free is found when it is taken, on
+//! every way out of the allocator. The panic names the state found and the state expected.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
-use crate::memmap_init::{Content, InitPolicy};
-use crate::node::NodeId;
-use crate::page::{Kind, Link, Page, PageState, ZoneType};
+use crate::node::{NodeId, ZoneType};
+use crate::options::{InitPolicy, MemoryContent};
+use crate::page::{Kind, Link, Page, PageState};
 use crate::page_alloc::Gfp;
-use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, ZoneId};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
-/// With lazy initialisation, because nothing else could take a bad page for one that is new.
+/// A machine with lazy initialisation: no other policy could mistake a bad page for a new one.
 fn machine() -> &'static Mm<Sim> {
-    let lazy = Machine { init: InitPolicy::Lazy, content: Content::Zero, ..Machine::default() };
+    let lazy = SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::default() };
     let mm = lazy.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Zero).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
-/// What a page can have become.
+/// States that an overwritten page can have.
 fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 4] {
     let other_order = Order::new(order.get() ^ 1);
     [
@@ -36,7 +36,7 @@ fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 4] {
     ]
 }
 
-/// The panic of `run`.
+/// The message of the panic of `run`.
 #[track_caller]
 fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
     let Err(panic) = catch_unwind(AssertUnwindSafe(run)) else { panic!("{what}: not noticed") };
@@ -44,24 +44,24 @@ fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
 }
 
 fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, &Page) {
-    let pfn = mm.zone(ZONE).lock().first(order, crate::MigrateType::Movable).unwrap();
+    let pfn = mm.lock_zone(ZONE).first(order, crate::MigrateType::Movable).unwrap();
     (pfn, mm.sparse.page(pfn))
 }
 
 type Taking = (&'static str, fn(&Mm<Sim>));
 
-/// All that take a block off a free list.
+/// Every operation that takes a buddy block off a free list.
 const WAYS: [Taking; 4] = [
     ("refill of a per-CPU list", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
     ("a block of the order", |mm| _ = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable)),
-    ("isolation", |mm| _ = mm.offline(BLOCK)),
+    ("isolation", |mm| _ = mm.hotplug().offline(BLOCK)),
     ("merging", |mm| {
-        // The only block of its order is the buddy of the memmap's: pretend that this is freed.
+        // The only buddy block of its order is the buddy of the memmap's: pretend that the memmap is freed.
         let (pfn, _) = head_of_any(mm);
         let pages = mm.sparse.pages(BLOCK).unwrap();
         let buddy = pfn.buddy(Order::PAGEBLOCK);
-        let mut lists = mm.zone(ZONE).lock();
-        lists.free_block(&mm.sparse, pages, buddy, Order::PAGEBLOCK, super::Place::Head);
+        let mut lists = mm.lock_zone(ZONE);
+        lists.free_and_merge(pages, buddy, Order::PAGEBLOCK, crate::free_lists::Place::Head);
     }),
 ];
 
@@ -73,8 +73,8 @@ fn head_of_any(mm: &Mm<Sim>) -> (Pfn, &Page) {
 fn a_corrupt_free_block_is_found_however_it_is_taken() {
     for (way, take) in WAYS {
         for (what, state) in corruptions(Kind::Free, Order::PAGEBLOCK) {
-            // These two go by the states of pages and not by lists: what is no free block is none of
-            // their business.
+            // These two go by the states of pages and not by lists, so they ignore a page that is not the
+            // head of a free block.
             if ["isolation", "merging"].contains(&way) && what != "zone" {
                 continue;
             }
@@ -131,7 +131,7 @@ fn a_corrupt_page_on_a_per_cpu_list_is_found() {
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
         mm.free_pages(pfn, Order::PAGE);
         mm.sparse.page(pfn).set_next(Link::to(pfn.add(4096)));
-        // The page itself is in order; what its link leads to is not.
+        // The page itself is valid, but the page that its link leads to is not.
         let text = panic_of("link of a per-CPU list", || (take(mm), take(mm)));
         assert!(text.contains("on a per-CPU list"), "{way}: {text}");
     }

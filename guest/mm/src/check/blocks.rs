@@ -1,34 +1,33 @@
-//! Memory blocks: that sections make them up, and where their memmaps lie.
+//! That sections make up memory blocks, and where the memmaps of these lie.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order};
+use crate::addr::{MEMMAP_PAGES, Order, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::memory_block::MemoryBlock;
 use crate::page::{Holder, Kind};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
 
-/// What the memmaps of memory blocks add up to.
+/// Sums over the memmaps of memory blocks and of device memory.
 #[derive(Default)]
-struct Memmaps {
+pub(super) struct Memmaps {
     /// Pages in older memory.
-    boot: u64,
+    pub(super) boot: u64,
     /// Pages on the memory itself.
-    altmap: u64,
-    /// Sections whose memmap is single pages.
-    by_base_pages: u64,
+    pub(super) altmap: u64,
+    /// Sections whose memmap is mapped by base pages.
+    pub(super) by_base_pages: u64,
 }
 
 impl<P: Platform> Mm<P> {
-    /// That the sections make up memory blocks and device memory, and the memmap pages of these.
-    pub(super) fn check_sections(&self) {
-        let (boot, altmap) = self.check_pgmaps();
-        let mut memmaps = Memmaps { boot, altmap, by_base_pages: 0 };
+    /// Checks that the sections make up memory blocks, and compares the counters with the memmap pages of
+    /// these and those of device memory, which are in `memmaps` already.
+    pub(super) fn check_sections(&self, mut memmaps: Memmaps) {
         let (mut added, mut in_blocks, mut online) = (0, 0, 0);
         for nr in self.sparse.numbers() {
-            let section = self.entry(nr);
+            let section = self.sparse.entry(nr);
             let block = MemoryBlock::at(&self.sparse, nr);
             match block {
                 Some(block) => {
@@ -61,9 +60,9 @@ impl<P: Platform> Mm<P> {
     }
 
     fn check_block(&self, block: MemoryBlock, memmaps: &mut Memmaps) {
-        let first = self.entry(block.first());
+        let first = self.sparse.entry(block.first());
         for nr in block.sections() {
-            let section = self.entry(nr);
+            let section = self.sparse.entry(nr);
             let states = (section.state(), first.state());
             assert_eq!(states.0, states.1, "state of {nr:?}, of its memory block {:?}", block.first());
             let alone = nr == block.first() || section.block_sections() == 0;
@@ -79,29 +78,34 @@ impl<P: Platform> Mm<P> {
                 memmaps.altmap += u64::from(block.memmap_pages());
             }
             None => {
-                memmaps.by_base_pages += self.check_older_memmap(block);
+                memmaps.by_base_pages += self.check_older_memmaps(block.sections());
                 memmaps.boot += u64::from(block.memmap_pages());
             }
         }
     }
 
-    /// A memory block that holds its memmap: all of it is in the reserve at the start, in order.
+    /// Checks a memory block that holds its memmap: all of it is in the reserve at the start, in order.
     fn check_altmap(&self, block: MemoryBlock, altmap: VmemAltmap) {
         let (found, needed) = ([altmap.allocated(), altmap.offset()], block.memmap_pages());
         assert_eq!(found, [needed; 2], "{:?}: memmap pages in use, set aside", block.first());
         let mut memmap = block.first().start();
         for nr in block.sections() {
-            assert_eq!(self.entry(nr).memmap(), Some(memmap), "memmap of {nr:?} on {:?}", block.first());
+            assert_eq!(
+                self.sparse.entry(nr).memmap(),
+                Some(memmap),
+                "memmap of {nr:?} on {:?}",
+                block.first()
+            );
             memmap = memmap.add(MEMMAP_PAGES);
         }
     }
 
-    /// A memory block whose memmap lies in older memory: each section's is an allocated block that says
-    /// so, or single pages. How many are those.
-    fn check_older_memmap(&self, block: MemoryBlock) -> u64 {
+    /// Checks `sections` whose memmap lies in older memory: each memmap is an allocated buddy block that says
+    /// so, or base pages. Returns the number of the latter.
+    pub(super) fn check_older_memmaps(&self, sections: impl Iterator<Item = SectionNr>) -> u64 {
         let mut by_base_pages = 0;
-        for nr in block.sections() {
-            let Some(memmap) = self.entry(nr).memmap() else {
+        for nr in sections {
+            let Some(memmap) = self.sparse.entry(nr).memmap() else {
                 by_base_pages += 1;
                 continue;
             };

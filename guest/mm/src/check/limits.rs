@@ -1,19 +1,19 @@
-//! What is computed once and kept: limits and zonelists that follow from the sizes of zones, and what is
-//! still to come of boot memory.
+//! Values that are computed once and kept: limits and zonelists, which follow from the sizes of zones; and
+//! the counts of deferred boot memory.
 
 use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::deferred::Claims;
+use crate::hotplug::Hotplug;
 use crate::memblock::Run;
-use crate::node::{MAX_NODES, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{MAX_NODES, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
 use crate::zone::{Watermark, Zone, setup_watermarks};
 use crate::zonelist::Zonelist;
 
-/// The levels of a zone below which it gives nothing away.
+/// The watermarks and reserves of a zone.
 #[derive(Debug, PartialEq)]
 struct Levels {
     zone: ZoneId,
@@ -31,56 +31,58 @@ impl Levels {
     }
 }
 
-impl<P: Platform> Mm<P> {
-    /// Watermarks, limits of per-CPU lists and zonelists are those of zones of these sizes, and every CPU
-    /// has them.
+impl<P: Platform> Hotplug<'_, P> {
+    /// Checks that watermarks, limits of per-CPU lists and zonelists follow from the sizes of the zones, and that
+    /// every CPU has the same limits.
     pub(super) fn check_limits(&self) {
-        // Nobody has lists disabled, nor changes limits meanwhile.
-        let _lists = self.pcp_disable.lock_with(|| self.platform.relax());
-        for zone in self.zones() {
+        let mm = self.mm;
+        // No CPU has lists disabled or changes limits meanwhile.
+        let _lists = mm.pcp_disable.lock_with(|| mm.platform.relax());
+        for zone in mm.zones() {
             let (id, limits) = (zone.id(), zone.pcp_limits());
-            for (cpu, pcp) in self.cpus().iter().enumerate() {
+            for (cpu, pcp) in mm.cpus().iter().enumerate() {
                 assert_eq!(pcp.zone(id).limits(), limits, "{id:?}: limits of CPU {cpu}, of the zone");
             }
             assert!(zone.managed() <= zone.present(), "{id:?}: {} pages managed", zone.managed());
             assert!(zone.present() <= zone.spanned().pages().into(), "{id:?}: {} present", zone.present());
         }
-        let before = self.zonelists();
-        // Under the lock under which they change, and to what they are.
+        let before = mm.zonelists();
+        // A rebuild changes nothing when they are right.
         self.rebuild_zonelists();
-        assert_eq!(before, self.zonelists(), "zonelists as they were, as they follow from the zones");
+        assert_eq!(before, mm.zonelists(), "zonelists as they were, as they follow from the zones");
         self.check_levels();
     }
 
     fn check_levels(&self) {
-        let levels = || self.zones().map(Levels::of).collect::<ArrayVec<_, { ZoneId::COUNT }>>();
+        let levels = || self.mm.zones().map(Levels::of).collect::<ArrayVec<_, { ZoneId::COUNT }>>();
         let before = levels();
-        // As above.
-        setup_watermarks(self.zones().as_slice());
+        setup_watermarks(self.mm.zones().as_slice(), self.held());
         assert_eq!(before, levels(), "watermarks as they were, as they follow from the zones");
-        for zone in self.zones() {
-            let follow = self.pcp_limits_of(zone);
+        for zone in self.mm.zones() {
+            let follow = self.mm.pcp_limits_of(zone);
             assert_eq!(zone.pcp_limits(), follow, "{:?}: limits of lists, those of its size", zone.id());
         }
     }
+}
 
+impl<P: Platform> Mm<P> {
     fn zonelists(&self) -> ArrayVec<[Zonelist; 2], MAX_NODES> {
         let of =
             |node| [ZoneType::Normal, ZoneType::Movable].map(|highest| self.nodes.zonelist(node, highest));
         self.nodes.ids().map(of).collect()
     }
 
-    /// What is left of boot memory: counted right, and nothing is known of it yet.
+    /// Checks that deferred boot memory is counted right, and that its sections are Absent.
     pub(super) fn check_deferred(&self, claims: &Claims) {
         for zone in ZoneId::all() {
             let left: u32 = claims.runs(zone).map(Run::len).sum();
-            assert_eq!(claims.count(zone), left, "{zone:?}: sections that nobody has claimed");
+            assert_eq!(claims.count(zone), left, "{zone:?}: sections that no CPU has claimed");
             assert_eq!(self.deferred.left(zone), left, "{zone:?}: sections that are not online yet");
             assert_eq!(self.zone(zone).deferred(), claims.free(zone), "{zone:?}: pages that will be free");
-            // Of those beyond the walks of this file there is nothing to see.
+            // Sections above the highest that was ever Present are Absent.
             let known = self.sparse.numbers().filter_map(|nr| Some((nr, self.sparse.section(nr)?)));
             for (nr, section) in known.filter(|&(nr, _)| claims.runs(zone).any(|run| run.contains(nr))) {
-                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which nobody has claimed");
+                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which no CPU has claimed");
             }
         }
     }

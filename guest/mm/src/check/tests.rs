@@ -1,4 +1,4 @@
-//! A check that finds nothing proves something only if it finds what is wrong: each lie in turn.
+//! Proves that `check` finds faults: each invariant is broken in turn.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
@@ -6,29 +6,31 @@ use std::string::String;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
-use crate::memmap_init::{Content, InitPolicy};
-use crate::node::NodeId;
-use crate::page::{Holder, Kind, OwnerId, PageState, ZoneType};
+use crate::node::{NodeId, ZoneType};
+use crate::options::{InitPolicy, MemoryContent};
+use crate::page::{Holder, Kind, OwnerId, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
-use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
+use crate::pageblock_set::PageblockSet;
+use crate::sim::{Sim, SimMachine};
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 
-/// With a block on memory, one whose memmap lies in older memory, and boot memory to come.
+/// With a memory block that holds its memmap, one whose memmap lies in older memory, and deferred boot memory.
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
-    let mm = Machine { memory, init: InitPolicy::Deferred, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
-    mm.memmap_on_memory.store(false, Relaxed);
-    mm.add_memory(NodeId::FIRST, SectionNr::new(33), SubSections::ALL, Content::Unknown).unwrap();
+    let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
+    mm.options.change(|options| options.memmap_on_memory = false);
+    mm.hotplug()
+        .add_memory(NodeId::FIRST, SectionNr::new(33), PageblockSet::ALL, MemoryContent::Unknown)
+        .unwrap();
     mm
 }
 
-/// What `check` says of a machine of which `lie` is told.
+/// The panic message of `check` on a machine in which `lie` broke an invariant.
 fn found(lie: impl FnOnce(&'static Mm<Sim>)) -> String {
     let mm = machine();
     mm.check();
@@ -52,25 +54,26 @@ fn limits() {
     let movable = NodeId::FIRST.zone(ZoneType::Movable);
     finds("limits of CPU 0", |mm| mm.zones[movable.index()].set_pcp_limits((5, 1)));
     finds("limits of lists", |mm| {
-        mm.zones[movable.index()].add_managed(4096);
-        mm.zones[movable.index()].add_present(4096);
-        mm.zones[movable.index()].grow_span(SectionNr::new(34).frames());
-        crate::zone::setup_watermarks(mm.zones().as_slice());
+        let hotplug = mm.hotplug();
+        mm.zones[movable.index()].add_managed(4096, hotplug.held());
+        mm.zones[movable.index()].add_present(4096, hotplug.held());
+        mm.zones[movable.index()].grow_span(SectionNr::new(34).frames(), hotplug.held());
+        crate::zone::setup_watermarks(mm.zones().as_slice(), hotplug.held());
     });
     finds("watermarks as they were", |mm| {
-        mm.zones[movable.index()].sub_managed(20_000);
+        mm.zones[movable.index()].sub_managed(20_000, mm.hotplug().held());
     });
     finds("zonelists as they were", |mm| {
         let normal = NodeId::FIRST.zone(ZoneType::Normal);
-        mm.zones[normal.index()].grow_span(SectionNr::new(34).frames());
-        mm.zones[normal.index()].add_present(1);
+        mm.zones[normal.index()].grow_span(SectionNr::new(34).frames(), mm.hotplug().held());
+        mm.zones[normal.index()].add_present(1, mm.hotplug().held());
     });
 }
 
 #[test]
 fn memory_to_come() {
-    finds("which nobody has claimed", |mm| {
-        mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Initialised);
+    finds("which no CPU has claimed", |mm| {
+        mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Initialised, mm.hotplug().held());
     });
 }
 
@@ -78,16 +81,21 @@ fn memory_to_come() {
 fn counters() {
     finds("memmap pages on memory", |mm| _ = mm.counters.memmap_altmap_pages.fetch_add(1, Relaxed));
     finds("memmap pages in older memory", |mm| _ = mm.counters.memmap_boot_pages.fetch_sub(1, Relaxed));
-    finds("managed, sum of uses", |mm| mm.zones[2].add_managed(1));
-    finds("present, sum of sections", |mm| mm.zones[0].sub_present(1));
-    finds("span, reach of sections", |mm| mm.zones[2].grow_span(SectionNr::new(33).frames()));
-    finds("isolated pageblocks", |mm| mm.zones[2].add_isolated_pageblocks(1));
+    finds("managed, sum of uses", |mm| mm.zones[2].add_managed(1, mm.hotplug().held()));
+    finds("present, sum of sections", |mm| mm.zones[0].sub_present(1, mm.hotplug().held()));
+    finds("span, reach of sections", |mm| {
+        mm.zones[2].grow_span(SectionNr::new(33).frames(), mm.hotplug().held())
+    });
+    finds("isolated pageblocks", |mm| {
+        let pfn = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+        mm.sparse.section(pfn.section()).unwrap().pageblocks.set_isolated(pfn.pageblock(), true);
+    });
     finds("free pages of", |mm| mm.sparse.section(BLOCK).unwrap().add_free(1));
 }
 
 #[test]
 fn pages() {
-    finds("whom nobody knows", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
+    finds("which is not registered", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
     finds("is no single page", |mm| {
         let block = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
         mm.sparse.page(block).set_holder(Holder::Owned { owner: OwnerId(0), index: 0 }.word());

@@ -1,37 +1,36 @@
-//! The races between freeing, refilling and taking memory away, each played step by step in the
-//! order in which a lock-free step would lose a page.
+//! The races between freeing, refilling and taking memory away, each run step by step in the order in
+//! which a lock-free step would lose a page.
 
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
 use crate::addr::{Order, SectionNr};
-use crate::memmap_init::Content;
-use crate::node::{NodeId, ZoneId};
-use crate::page::ZoneType;
+use crate::node::{NodeId, ZoneId, ZoneType};
+use crate::options::MemoryContent;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
-use crate::sim::{Machine, Sim};
-use crate::subsection::SubSections;
-use crate::{Mm, PerCpu, Pfn};
+use crate::sim::{Sim, SimMachine};
+use crate::{Mm, PerCpuPages, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 fn machine() -> &'static Mm<Sim> {
-    let mm = Machine { cpus: 2, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
-fn pageblock_of(pfn: Pfn) -> SubSections {
-    SubSections::range(pfn.pageblock()..pfn.pageblock() + 1)
+fn pageblock_of(pfn: Pfn) -> PageblockSet {
+    PageblockSet::range(pfn.pageblock()..pfn.pageblock() + 1)
 }
 
-/// A freer read the pageblock's type before it was isolated, and goes on after that: the page must
-/// end on the isolated list, not on a CPU's list and not among what can be allocated.
+/// A CPU that frees a page read the pageblock's type before it was isolated, and goes on after that. The
+/// page must end on the isolated list, not on a CPU's list and not where it can be allocated.
 #[test]
 fn free_with_a_stale_type() {
     let mm = machine();
@@ -47,14 +46,14 @@ fn free_with_a_stale_type() {
     assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE));
     assert_eq!(mm.pcp_pages(MOVABLE), 0, "flushed at once");
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
-    assert_eq!(mm.zone(MOVABLE).lock().isolated(), 512);
+    assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
     drop(disabled);
     mm.check();
 }
 
-/// The same without disabling: the page hides on the list until the next drain. This is what
-/// repeated draining is for.
+/// The same without disabling: the page stays on the list until the next drain. This is the reason for
+/// repeated draining.
 #[test]
 fn free_with_a_stale_type_hides_from_a_single_drain() {
     let mm = machine();
@@ -70,8 +69,8 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.check();
 }
 
-/// A CPU is in the middle of refilling its list, which counts as empty until it is done: disabling
-/// must wait for it, and find the pages.
+/// A CPU is refilling its list, which counts as empty until the refill is done. Disabling must wait for it,
+/// and find the pages.
 #[test]
 fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();
@@ -80,14 +79,14 @@ fn pitfall_3_drain_waits_for_a_refill() {
     let (disabled, wait_disabled) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut lists = mm.cpus()[1].zone(MOVABLE).lock();
+            let mut lists = mm.lock_pcp(&mm.cpus()[1], MOVABLE);
             assert_eq!(lists.count(), 0);
             held.send(()).unwrap();
             wait_refill.recv().unwrap();
-            let mut buddy = mm.zone(MOVABLE).lock();
+            let mut zone = mm.lock_zone(MOVABLE);
             for _ in 0..3 {
-                let pfn = buddy.rmqueue(&mm.sparse, Order::PAGE, MigrateType::Movable).unwrap();
-                lists.push(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE);
+                let block = zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap();
+                lists.push(block.head(), block.pfn(), MigrateType::Movable);
             }
         });
         wait_held.recv().unwrap();
@@ -108,7 +107,7 @@ fn pitfall_3_drain_waits_for_a_refill() {
 #[test]
 fn busy_list_is_passed_by() {
     let mm = machine();
-    let lists = mm.cpus()[0].zone(MOVABLE).lock();
+    let lists = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
     // On another thread, which is the same CPU: this one holds the lock.
     let free = mm.zone(MOVABLE).free();
     thread::scope(|scope| {
@@ -134,9 +133,9 @@ fn flush_reads_the_type_again() {
     mm.free_pages(pfn, Order::PAGE);
     let block = pfn.pageblock();
     {
-        let mut buddy = mm.zone(MOVABLE).lock();
-        buddy.split_to_pageblocks(&mm.sparse, pages, block);
-        buddy.move_free(&mm.sparse, pages, &(block..block + 1), MigrateType::Unmovable);
+        let mut buddy = mm.lock_zone(MOVABLE);
+        buddy.split_to_pageblocks(pages, block);
+        buddy.move_free(pages, &(block..block + 1), MigrateType::Unmovable);
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }
     mm.drain_pcp(MOVABLE);
@@ -147,7 +146,7 @@ fn flush_reads_the_type_again() {
 #[test]
 fn disabled_limits_are_those_of_a_new_list() {
     let zone = MOVABLE;
-    let new = PerCpu::new();
+    let new = PerCpuPages::new();
     let mm = machine();
     let limits = || [0, 1].map(|cpu| mm.cpus()[cpu].zone(zone).limits());
     let before = limits();
@@ -169,16 +168,16 @@ fn limits_are_those_of_before() {
     assert_ne!(before[0], crate::zone::PCP_OFF);
     for after in [0, 1, 20, 31] {
         mm.platform().inject(FaultStep::Isolate, after);
-        mm.offline(BLOCK).unwrap_err();
+        mm.hotplug().offline(BLOCK).unwrap_err();
         assert_eq!(limits(), before, "isolation fails at {after}");
     }
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.set_holder(pfn, 1);
-    mm.offline(BLOCK).unwrap_err();
+    mm.hotplug().offline(BLOCK).unwrap_err();
     assert_eq!(limits(), before, "a page that cannot move");
     mm.free_pages(pfn, Order::PAGE);
-    mm.offline(BLOCK).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(limits(), before, "there and back");
     mm.check();
 }

@@ -1,4 +1,4 @@
-//! What tests may see of a simulated machine's sections, and do to them, that a kernel has no use for.
+//! Views of a simulated machine's sections, and damage to them, for tests only.
 
 use crate::Mm;
 use crate::addr::{Pfn, SECTION_PAGEBLOCKS, SectionNr};
@@ -15,7 +15,7 @@ impl Mm<Sim> {
     pub fn pageblock_types(&self, nr: SectionNr) -> [u32; MigrateType::COUNT] {
         let mut count = [0; MigrateType::COUNT];
         for block in 0..SECTION_PAGEBLOCKS {
-            count[self.entry(nr).pageblocks.migrate_type(block).index()] += 1;
+            count[self.sparse.entry(nr).pageblocks.migrate_type(block).index()] += 1;
         }
         count
     }

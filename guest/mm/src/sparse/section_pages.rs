@@ -1,7 +1,8 @@
-//! The pages of one section: what walks from block to block go by.
+//! The pages of one section, for walks from buddy block to buddy block.
 //!
-//! Takes the place of Linux's walks by `pfn_to_page` and `buddy_order`. Only `sparse` makes one, of a
-//! section whose memmap is mapped.
+//! Takes the place of Linux's walks by `pfn_to_page` and `buddy_order`.
+//!
+//! Invariant: only `sparse` makes a [`SectionPages`], of a section whose memmap is mapped.
 
 use core::ops::Range;
 
@@ -9,7 +10,7 @@ use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
 use crate::page::{Page, PageState};
 use crate::sparse::Section;
 
-/// The pages of one section, which has them: look-ups in here check nothing.
+/// The pages of one section. The section was checked when this was made: a look-up checks nothing.
 #[derive(Clone, Copy)]
 pub(crate) struct SectionPages<'s> {
     pub(super) pages: &'s [Page; SECTION_PAGES as usize],
@@ -36,8 +37,8 @@ impl<'s> SectionPages<'s> {
         self.nr
     }
 
-    /// The block that covers pageblock `block`'s first page: its head and the head's state. Only
-    /// blocks of the largest order can begin in front of the pageblock.
+    /// The buddy block that covers pageblock `block`'s first page: its head and the head's state. Only a buddy
+    /// block of the largest order can begin before the pageblock.
     pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
         let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
         let state = self.page(first).state();
@@ -48,11 +49,11 @@ impl<'s> SectionPages<'s> {
         (head, self.page(head).state())
     }
 
-    /// The blocks that lie in the pageblocks `range` or reach into them, ascending: their heads
-    /// and the heads' states. The zone lock keeps free blocks from changing under the walk.
+    /// The buddy blocks that lie in the pageblocks `range` or reach into them, ascending: their heads and the
+    /// heads' states. The zone lock keeps free buddy blocks from changing during the walk.
     pub(crate) fn blocks(&self, range: &Range<u32>) -> impl Iterator<Item = (Pfn, PageState)> + use<'s> {
         let this = *self;
-        let end = this.nr.pageblocks(range).end;
+        let end = this.nr.pageblocks(range).end();
         let mut next = Some(this.covering(range.start));
         core::iter::from_fn(move || {
             let (head, state) = next.take()?;

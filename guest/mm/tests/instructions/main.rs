@@ -15,9 +15,9 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SubSections, ZoneType,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, SECTION_PAGES, SectionNr, ZoneType,
 };
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -34,13 +34,13 @@ const WORK: [(&str, usize); 4] = [
 const FIRST_USE: usize = 0;
 const LATER_USES: Range<usize> = 1..4;
 
-fn machine(name: &str) -> Machine {
-    let machine = Machine { memory: [(0, 3 * SECTION_PAGES)].into(), ..Machine::default() };
+fn machine(name: &str) -> SimMachine {
+    let machine = SimMachine { memory: [(0, 3 * SECTION_PAGES)].into(), ..SimMachine::default() };
     match name {
         "eager" => machine,
-        "lazy" => Machine { init: InitPolicy::Lazy, content: Content::Zero, ..machine },
-        "deferred" => Machine { init: InitPolicy::Deferred, ..machine },
-        "drains" => Machine { pcp_disable: false, ..machine },
+        "lazy" => SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..machine },
+        "deferred" => SimMachine { init: InitPolicy::Deferred, ..machine },
+        "drains" => SimMachine { pcp_disable: false, ..machine },
         _ => panic!("no machine is called {name}"),
     }
 }
@@ -65,8 +65,8 @@ fn work(name: &str) {
     let mm = machine.boot();
     while mm.init_deferred() {}
     assert!(mm.is_all_initialised());
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, machine.content).expect("added");
-    mm.online(BLOCK, ZoneType::Movable).expect("online");
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.content).expect("added");
+    mm.hotplug().online(BLOCK, ZoneType::Movable).expect("online");
     let written = mm.stats().memmaps_written;
     assert_eq!(written == 0, machine.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
     let mut held = Vec::with_capacity(2 * PAGES);

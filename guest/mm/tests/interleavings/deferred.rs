@@ -3,6 +3,8 @@
 //! Two sections of one page each, both left for later, and two allocations of one page: all there is is
 //! wanted. What must hold: no allocation fails (S1.5), every section is initialised once
 //! (S1.9), and nobody waits for ever (S1.6; loom finds it).
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::{Arc, Mutex};
 use std::collections::BTreeSet;
@@ -37,7 +39,7 @@ struct Mm {
     claims: Mutex<()>,
     left: AtomicUsize,
     grow: AtomicBool,
-    /// `Buddy`, and the copy of its count that is read without the lock.
+    /// `FreeLists`, and the copy of its count that is read without the lock.
     buddy: Mutex<usize>,
     free: AtomicUsize,
     initialised: [AtomicUsize; SECTIONS],
@@ -113,7 +115,7 @@ impl Mm {
         true
     }
 
-    /// `alloc_block_in`: the look at the watermark without the lock, then the buddy.
+    /// `alloc_buddy_block_in`: the look at the watermark without the lock, then the buddy.
     fn alloc_in(&self) -> bool {
         if self.free.load(Ordering::Relaxed) == 0 {
             return false;

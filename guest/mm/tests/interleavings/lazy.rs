@@ -1,8 +1,10 @@
-//! `src/page_alloc.rs` and `src/buddy.rs` on a memmap that is all zero: two CPUs take neighbours from
+//! `src/page_alloc.rs` and `src/free_lists.rs` on a memmap that is all zero: two CPUs take neighbours from
 //! one block of which only the head was written.
 //!
 //! What must hold (S2.13): every page goes from "never initialised" to another state once, and before
 //! somebody holds it; nobody gets a page that another one has.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
@@ -38,13 +40,13 @@ struct Page {
 }
 
 /// Free blocks by order: first frames. Two pages, so one block of order 1 or two of order 0.
-struct Buddy([Vec<usize>; 2]);
+struct FreeLists([Vec<usize>; 2]);
 
 struct Mm {
     rules: Rules,
     pages: [Page; 2],
     zone: Mutex<()>,
-    buddy: Mutex<Buddy>,
+    buddy: Mutex<FreeLists>,
 }
 
 impl Mm {
@@ -55,7 +57,7 @@ impl Mm {
             initialised: AtomicUsize::new(usize::from(state != UNINIT)),
             holders: AtomicUsize::new(0),
         };
-        let buddy = Mutex::new(Buddy(blocks));
+        let buddy = Mutex::new(FreeLists(blocks));
         Arc::new(Self { rules, pages: states.map(page), zone: Mutex::new(()), buddy })
     }
 
@@ -80,7 +82,7 @@ impl Mm {
         Some(pfn)
     }
 
-    /// `alloc_block_in`, `hand_out`.
+    /// `Mm::alloc_buddy_block_in`, `ZoneGuard::allocate`.
     fn alloc(&self) -> Option<usize> {
         let lock = self.rules.takes_under_lock.then(|| self.zone.lock().unwrap());
         let pfn = self.take()?;
@@ -154,7 +156,7 @@ fn one_takes_one_frees(witness: &Witness, rules: Rules) {
     other.join().unwrap();
 }
 
-/// The rule of `hand_out`: whoever looks next must not take the page for a free one.
+/// The rule of `ZoneGuard::allocate`: a CPU that takes the lock next must not take the page for a free one.
 #[test]
 fn a_page_is_handed_out_before_the_lock_is_released() {
     holds("hand out", |witness| one_takes_one_frees(witness, CORRECT));

@@ -3,8 +3,8 @@
 //!
 //! The code itself cannot run here: pages lie in raw memory, statics are made at compile time. So each
 //! model repeats the functions of one file, step by step and by name, on a machine as small as the race
-//! allows; whoever changes a step there changes it here. Every rule that a comment there relies on is a
-//! switch here, and a test shows that without it the model breaks: a model that cannot fail proves
+//! allows. A change of a step there needs the same change here. Every rule that a comment there relies on is
+//! a switch here, and a test shows that the model breaks without it: a model that cannot fail proves
 //! nothing.
 //!
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
@@ -20,12 +20,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-/// What went wrong in any of the interleavings.
+/// The violations seen in any of the interleavings.
 #[derive(Clone, Default)]
 struct Witness(Arc<Mutex<BTreeSet<&'static str>>>);
 
 impl Witness {
-    /// Notes `violation` unless `holds`. Not an assertion, so that a run that breaks ends in order.
+    /// Records `violation` unless `holds`. It does not panic, so that a run with a violation ends normally.
     fn expect(&self, holds: bool, violation: &'static str) {
         if !holds {
             self.0.lock().expect("no panic holds it").insert(violation);

@@ -1,11 +1,14 @@
-//! `src/pcplist.rs`: a page that is freed, or brought by a refill, while its pageblock is isolated.
+//! `src/pcplist.rs`, `src/pcplist/guard.rs`: a page is freed, or comes by a refill, while its pageblock is
+//! isolated.
 //!
-//! One pageblock of three pages. CPU 0 frees and allocates, CPU 1 takes the pageblock away, as
-//! `take_pageblocks` does. What must hold:
+//! There is one pageblock of three pages. CPU 0 frees and allocates, CPU 1 takes the pageblock away, as
+//! `take_pageblocks` does. These must hold:
 //! - I1: while lists are disabled, a list whose lock is free is empty;
 //! - I2: once the pageblock is isolated, none of its pages can be allocated;
 //! - I3: no page is lost;
-//! - I4: when the last page in use was freed, all of them are found free at the first look.
+//! - I4: after the last page in use was freed, the first look finds all of them free.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use loom::sync::{Arc, Mutex, MutexGuard};
@@ -29,18 +32,18 @@ enum MigrateType {
     Isolate = 1,
 }
 
-/// How a drain finds out how many pages a list has.
+/// When a drain reads the number of pages of a list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Drain {
     /// Under the list's lock.
     Forced,
-    /// A list that looks empty from outside is passed by.
+    /// Under the list's lock, but a list that looks empty without the lock is skipped.
     SkipsEmpty,
     /// Before it takes the list's lock (Linux 6.0 to 6.10).
     CountsBefore,
 }
 
-/// What the proof relies on; `CORRECT` is `pcplist.rs`.
+/// The rules that the proof relies on; `CORRECT` is `pcplist.rs`.
 #[derive(Clone, Copy)]
 struct Rules {
     disables: bool,
@@ -60,17 +63,18 @@ const CORRECT: Rules = Rules {
     publishes_to_all_cpus: true,
 };
 
-struct PerCpuPages {
+struct PcpZone {
     high: AtomicUsize,
     batch: AtomicUsize,
-    /// Of the lists, and written under their lock; outside of them because two variants read it there.
+    /// Number of pages on the lists, written under their lock. It is outside of the lock because two
+    /// variants read it without.
     count: AtomicUsize,
     /// Pages, with the type that they had when they were freed.
     lists: Mutex<Vec<(usize, MigrateType)>>,
     online: AtomicBool,
 }
 
-impl PerCpuPages {
+impl PcpZone {
     fn new(online: bool) -> Self {
         Self {
             high: AtomicUsize::new(ZONE.0),
@@ -95,16 +99,16 @@ impl PerCpuPages {
     }
 }
 
-struct Buddy {
+struct FreeLists {
     /// Free pages that can be allocated, and isolated ones.
     free: [Vec<usize>; 2],
 }
 
 struct Mm {
     rules: Rules,
-    cpus: Vec<PerCpuPages>,
-    /// The zone lock, and what it guards.
-    buddy: Mutex<Buddy>,
+    cpus: Vec<PcpZone>,
+    /// The zone lock, and the lists that it guards.
+    buddy: Mutex<FreeLists>,
     isolated: AtomicBool,
     pcp_disable: Mutex<()>,
     /// All pages, free or not.
@@ -114,12 +118,12 @@ struct Mm {
 type Lists<'m> = MutexGuard<'m, Vec<(usize, MigrateType)>>;
 
 impl Mm {
-    /// Page 0 is in use, those from 1 on are free. The last of `online` CPUs is not up yet if so said.
+    /// Page 0 is in use, those from 1 on are free. `online` says of each CPU whether it is up.
     fn new(rules: Rules, pages: usize, online: &[bool]) -> Arc<Self> {
         Arc::new(Self {
             rules,
-            cpus: online.iter().map(|&online| PerCpuPages::new(online)).collect(),
-            buddy: Mutex::new(Buddy { free: [(1..pages).collect(), Vec::new()] }),
+            cpus: online.iter().map(|&online| PcpZone::new(online)).collect(),
+            buddy: Mutex::new(FreeLists { free: [(1..pages).collect(), Vec::new()] }),
             isolated: AtomicBool::new(false),
             pcp_disable: Mutex::new(()),
             pages,
@@ -131,7 +135,7 @@ impl Mm {
     }
 
     fn free_pages(&self, cpu: usize, page: usize) {
-        // Without a lock: it may be stale by the next line.
+        // Read without a lock: it may be stale by the next line.
         let mt = self.migrate_type();
         if mt == MigrateType::Isolate || !self.free_to_pcp(cpu, page, mt) {
             let mut buddy = self.buddy.lock().unwrap();
@@ -139,6 +143,7 @@ impl Mm {
         }
     }
 
+    /// `Mm::free_to_pcp`, `PcpGuard::free`.
     fn free_to_pcp(&self, cpu: usize, page: usize, mt: MigrateType) -> bool {
         let pcp = &self.cpus[cpu];
         let Ok(mut lists) = pcp.lists.try_lock() else { return false };
@@ -152,7 +157,7 @@ impl Mm {
         true
     }
 
-    fn flush(&self, pcp: &PerCpuPages, lists: &mut Lists<'_>, pages: usize) {
+    fn flush(&self, pcp: &PcpZone, lists: &mut Lists<'_>, pages: usize) {
         let mut buddy = self.buddy.lock().unwrap();
         for _ in 0..pages {
             let Some((page, stale)) = lists.pop() else { break };
@@ -162,7 +167,7 @@ impl Mm {
         pcp.count.store(lists.len(), Relaxed);
     }
 
-    /// `alloc_page_in`, `refill`.
+    /// `Mm::alloc_page_in`, `PcpGuard::refill`.
     fn alloc_page(&self, cpu: usize) -> Option<usize> {
         let pcp = &self.cpus[cpu];
         let Ok(mut lists) = pcp.lists.try_lock() else {
@@ -176,7 +181,7 @@ impl Mm {
                 lists.push((page, MigrateType::Movable));
             }
             drop(buddy);
-            // As in Linux 6.0 to 6.10: counted once all are on the list.
+            // As in Linux 6.0 to 6.10: the count is written after all pages are on the list.
             pcp.count.store(lists.len(), Relaxed);
         }
         let page = lists.pop();
@@ -184,10 +189,11 @@ impl Mm {
         page.map(|(page, _)| page)
     }
 
-    fn published(&self) -> impl Iterator<Item = &PerCpuPages> {
+    fn published(&self) -> impl Iterator<Item = &PcpZone> {
         self.cpus.iter().filter(|pcp| self.rules.publishes_to_all_cpus || pcp.online.load(Relaxed))
     }
 
+    /// `Mm::drain_pcp`, `PcpGuard::drain_some`.
     fn drain_pcp(&self) {
         for pcp in self.published() {
             if self.rules.drain == Drain::SkipsEmpty && pcp.count() == 0 {
@@ -260,7 +266,7 @@ impl Mm {
         Some(disabled)
     }
 
-    /// All others are done and hold no page: I2, I3, I4, then the lists are enabled again.
+    /// All other CPUs are done and hold no page: checks I2, I3 and I4, then enables the lists again.
     fn end(&self, witness: &Witness, disabled: Option<MutexGuard<'_, ()>>) {
         self.look(witness);
         let listed: usize = self.cpus.iter().map(|pcp| pcp.lists.lock().unwrap().len()).sum();
@@ -322,7 +328,7 @@ fn meets_a_late_cpu(witness: &Witness, rules: Rules) {
     drop(disabled);
 }
 
-/// Somebody else disables lists too, and is done before or after; a page is freed meanwhile.
+/// Another CPU disables lists too, and enables them before or after; a page is freed meanwhile.
 fn meets_another_disabler(witness: &Witness, rules: Rules) {
     let mm = Mm::new(rules, 2, &[true]);
     let other = thread::spawn({
@@ -381,7 +387,7 @@ fn v2_a_count_read_before_the_lock_misses_a_refill() {
     breaks("V2, refill", HIDES, |witness| meets_refill(witness, V2));
 }
 
-/// V4: a flush believes the type that the freer read.
+/// V4: a flush goes by the type that the free read.
 #[test]
 fn v4_a_stale_type_puts_a_page_back_into_use() {
     const V4: Rules = Rules { flush_reads_type_again: false, ..CORRECT };
@@ -408,7 +414,7 @@ fn disablers_are_one_after_the_other() {
     });
 }
 
-/// S3.9: limits do not change while they are off.
+/// S3.9: limits do not change while lists are disabled.
 #[test]
 fn limits_are_not_updated_while_disabled() {
     holds("update", |witness| meets_an_update(witness, CORRECT));

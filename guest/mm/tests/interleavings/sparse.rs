@@ -1,10 +1,10 @@
 //! `src/sparse.rs`: a section's pages are looked at only while its memmap is mapped and initialised.
 //!
 //! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
-//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do
-//! (pitfall 13 of `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold:
-//! who sees `Initialised` sees initialised pages (also what device memory needs: a reader never meets half of
-//! them), and nothing is unmapped while somebody looks at it.
+//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (pitfall 13 of
+//! `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold: a CPU that
+//! reads `Initialised` reads initialised pages (for device memory too: a reader never finds a part of them),
+//! and nothing is unmapped while a CPU looks at it.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -30,7 +30,7 @@ struct Rules {
 
 const CORRECT: Rules = Rules { publishes_last: true, synchronizes: true, fences: true };
 
-struct Machine {
+struct SimMachine {
     rules: Rules,
     state: AtomicUsize,
     pages: [AtomicUsize; 2],
@@ -40,7 +40,7 @@ struct Machine {
     idle: AtomicBool,
 }
 
-impl Machine {
+impl SimMachine {
     fn new(rules: Rules, state: usize) -> Arc<Self> {
         let page = if state == INITIALISED { 1 } else { 0 };
         Arc::new(Self {
@@ -108,7 +108,7 @@ impl Machine {
     }
 }
 
-fn with_a_reader(witness: &Witness, machine: &Arc<Machine>, writer: fn(&Machine)) {
+fn with_a_reader(witness: &Witness, machine: &Arc<SimMachine>, writer: fn(&SimMachine)) {
     let reader = thread::spawn({
         let (machine, witness) = (machine.clone(), witness.clone());
         move || machine.run(&witness)
@@ -118,11 +118,11 @@ fn with_a_reader(witness: &Witness, machine: &Arc<Machine>, writer: fn(&Machine)
 }
 
 fn a_section_comes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &Machine::new(rules, PRESENT), Machine::initialise);
+    with_a_reader(witness, &SimMachine::new(rules, PRESENT), SimMachine::initialise);
 }
 
 fn a_section_goes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &Machine::new(rules, INITIALISED), Machine::remove);
+    with_a_reader(witness, &SimMachine::new(rules, INITIALISED), SimMachine::remove);
 }
 
 /// Published last: pitfall 17, S5.8, S5.15.

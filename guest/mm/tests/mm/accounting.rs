@@ -1,17 +1,17 @@
 //! Add, online, offline, remove: states, numbers and errors. The numbers are those that Linux
 //! 6.12 shows for one 128 MiB block at 4 GiB.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, Gfp, Holder, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order, RemoveError,
-    SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
+    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
+    PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
 use crate::workload::BLOCK;
 
 pub fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    Machine { memmap_on_memory, ..Machine::default() }.boot()
+    SimMachine { memmap_on_memory, ..SimMachine::default() }.boot()
 }
 
 /// Counters of `zone`: spanned, present, managed, free.
@@ -34,7 +34,9 @@ fn one_block() {
             let start = mm.stats();
             let memmap = |mm: &Mm<Sim>| [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
             for _ in 0..2 {
-                mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+                mm.hotplug()
+                    .add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown)
+                    .unwrap();
                 mm.check();
                 assert_eq!(counters(mm, zone), [0; 4], "added");
                 assert_eq!(memmap(mm), if on { [0, 512] } else { [512, 0] });
@@ -46,19 +48,19 @@ fn one_block() {
 
                 let managed = if on { 32256 } else { 32768 };
                 for _ in 0..2 {
-                    mm.online(BLOCK, zone).unwrap();
+                    mm.hotplug().online(BLOCK, zone).unwrap();
                     mm.check();
                     assert_eq!(counters(mm, zone), [32768, 32768, managed, managed], "online");
                     assert_eq!(large_blocks(mm, zone), if on { [1, 31] } else { [0, 32] });
                     assert_eq!(mm.stats().blocks_online, 3);
                     assert_eq!(memmap(mm), if on { [0, 512] } else { [512, 0] });
 
-                    mm.offline(BLOCK).unwrap();
+                    mm.hotplug().offline(BLOCK).unwrap();
                     mm.check();
                     assert_eq!(counters(mm, zone), [0; 4], "offline again");
                     assert_eq!(mm.section_state(BLOCK), SectionState::Present);
                 }
-                mm.remove_memory(BLOCK).unwrap();
+                mm.hotplug().remove_memory(BLOCK).unwrap();
                 mm.check();
                 assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
                 assert_eq!(mm.stats().zones, start.zones, "removed");
@@ -76,12 +78,14 @@ fn holes_and_spans() {
     let mm = machine(true);
     let block = |offset: u32| SectionNr::new(32 + offset);
     let online = |offset, zone| {
-        mm.add_memory(NodeId::FIRST, block(offset), SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(block(offset), zone).unwrap();
+        mm.hotplug()
+            .add_memory(NodeId::FIRST, block(offset), PageblockSet::ALL, MemoryContent::Unknown)
+            .unwrap();
+        mm.hotplug().online(block(offset), zone).unwrap();
         mm.check();
     };
     let offline = |offset| {
-        mm.offline(block(offset)).unwrap();
+        mm.hotplug().offline(block(offset)).unwrap();
         mm.check();
     };
     let span = |zone| [counters(mm, zone)[0], counters(mm, zone)[1]];
@@ -93,7 +97,7 @@ fn holes_and_spans() {
     assert_eq!(span(ZoneType::Normal), [3 * 32768, 2 * 32768]);
     offline(0);
     assert_eq!(span(ZoneType::Movable), [32768, 32768], "the start moves over the hole");
-    mm.online(block(0), ZoneType::Movable).unwrap();
+    mm.hotplug().online(block(0), ZoneType::Movable).unwrap();
     offline(2);
     assert_eq!(span(ZoneType::Movable), [32768, 32768], "the end moves over the hole");
     offline(0);
@@ -102,7 +106,7 @@ fn holes_and_spans() {
     offline(3);
     assert_eq!(span(ZoneType::Normal), [0, 0]);
     for offset in 0..4 {
-        mm.remove_memory(block(offset)).unwrap();
+        mm.hotplug().remove_memory(block(offset)).unwrap();
     }
     mm.check();
 }
@@ -112,19 +116,19 @@ fn holes_and_spans() {
 fn span_of_boot_memory() {
     // 4 GiB is sections 0..32: boot memory ends inside of section 1, and inside of section 33.
     let memory = [(16, 40_000), (33 * 32768 + 100, 1000)].into();
-    let mm = Machine { memory, ..Machine::default() }.boot();
+    let mm = SimMachine { memory, ..SimMachine::default() }.boot();
     mm.check();
     let at_boot = mm.stats().zones;
     assert_eq!([at_boot[0].spanned, at_boot[1].spanned], [40_000, 1000]);
     for nr in [2, 3, 31, 32, 34].map(SectionNr::new) {
-        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         let zone = if nr.get() < 32 { ZoneType::Dma32 } else { ZoneType::Normal };
-        mm.online(nr, zone).unwrap();
+        mm.hotplug().online(nr, zone).unwrap();
         mm.check();
     }
     for nr in [31, 3, 2, 32, 34].map(SectionNr::new) {
-        mm.offline(nr).unwrap();
-        mm.remove_memory(nr).unwrap();
+        mm.hotplug().offline(nr).unwrap();
+        mm.hotplug().remove_memory(nr).unwrap();
         mm.check();
     }
     assert_eq!(mm.stats().zones.map(|zone| zone.spanned), at_boot.map(|zone| zone.spanned));
@@ -134,34 +138,39 @@ fn span_of_boot_memory() {
 #[test]
 fn table_boundaries() {
     let mm = machine(true);
-    let add = |nr| mm.add_memory(NodeId::FIRST, SectionNr::new(nr), SubSections::ALL, Content::Unknown);
+    let add = |nr| {
+        mm.hotplug().add_memory(NodeId::FIRST, SectionNr::new(nr), PageblockSet::ALL, MemoryContent::Unknown)
+    };
     for nr in [0, 1] {
         assert_eq!(add(nr), Err(AddError::Exists), "boot memory");
-        assert_eq!(mm.offline(SectionNr::new(nr)), Err(OfflineError::BootMemory));
-        assert_eq!(mm.remove_memory(SectionNr::new(nr)), Err(RemoveError::Online));
-        assert_eq!(mm.online_subsections(SectionNr::new(nr), SubSections::ALL), Err(OnlineError::Plugged));
+        assert_eq!(mm.hotplug().offline(SectionNr::new(nr)), Err(OfflineError::BootMemory));
+        assert_eq!(mm.hotplug().remove_memory(SectionNr::new(nr)), Err(RemoveError::Online));
+        assert_eq!(
+            mm.hotplug().online_pageblocks(SectionNr::new(nr), PageblockSet::ALL),
+            Err(OnlineError::Plugged)
+        );
     }
     for nr in [36, 37, u32::MAX >> 15, u32::MAX] {
         let nr = SectionNr::new(nr);
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown),
+            mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::OutOfRange)
         );
-        assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::NotPresent));
-        assert_eq!(mm.online_subsections(nr, SubSections::ALL), Err(OnlineError::NotOnline));
-        assert_eq!(mm.offline(nr), Err(OfflineError::NotOnline));
-        assert_eq!(mm.remove_memory(nr), Err(RemoveError::NotPresent));
+        assert_eq!(mm.hotplug().online(nr, ZoneType::Movable), Err(OnlineError::NotPresent));
+        assert_eq!(mm.hotplug().online_pageblocks(nr, PageblockSet::ALL), Err(OnlineError::NotOnline));
+        assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::NotOnline));
+        assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::NotPresent));
         assert_eq!(mm.section_state(nr), SectionState::Absent);
     }
     for nr in [2, 31, 32, 35] {
         add(nr).unwrap();
-        mm.online(SectionNr::new(nr), ZoneType::Movable).unwrap();
+        mm.hotplug().online(SectionNr::new(nr), ZoneType::Movable).unwrap();
         mm.check();
     }
     assert_eq!(counters(mm, ZoneType::Movable)[..2], [34 * 32768, 4 * 32768]);
     for nr in [31, 2, 35, 32] {
-        mm.offline(SectionNr::new(nr)).unwrap();
-        mm.remove_memory(SectionNr::new(nr)).unwrap();
+        mm.hotplug().offline(SectionNr::new(nr)).unwrap();
+        mm.hotplug().remove_memory(SectionNr::new(nr)).unwrap();
         mm.check();
     }
 }
@@ -171,48 +180,54 @@ fn table_boundaries() {
 fn wrong_states() {
     for on in [true, false] {
         let mm = machine(on);
-        let all = SubSections::ALL;
+        let all = PageblockSet::ALL;
         let start = mm.stats();
-        assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::NotPresent));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::NotOnline));
-        assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
-        assert_eq!(mm.offline_subsections(BLOCK, all), Err(OfflineError::NotOnline));
-        assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::NotPresent));
+        assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Movable), Err(OnlineError::NotPresent));
+        assert_eq!(mm.hotplug().online_pageblocks(BLOCK, all), Err(OnlineError::NotOnline));
+        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::NotOnline));
+        assert_eq!(mm.hotplug().offline_pageblocks(BLOCK, all), Err(OfflineError::NotOnline));
+        assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::NotPresent));
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, BLOCK, SubSections::NONE, Content::Unknown),
+            mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::NONE, MemoryContent::Unknown),
             Err(AddError::NothingPlugged)
         );
-        let without_first = SubSections::range(1..64);
+        let without_first = PageblockSet::range(1..64);
         if on {
             assert_eq!(
-                mm.add_memory(NodeId::FIRST, BLOCK, without_first, Content::Unknown),
+                mm.hotplug().add_memory(NodeId::FIRST, BLOCK, without_first, MemoryContent::Unknown),
                 Err(AddError::NoMemmap)
             );
         }
         assert_eq!(mm.stats(), start);
 
-        mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown).unwrap();
         let added = mm.stats();
-        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
-        assert_eq!(mm.online(BLOCK, ZoneType::Dma32), Err(OnlineError::WrongZone));
-        assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::NotOnline));
-        assert_eq!(mm.offline_subsections(BLOCK, all), Err(OfflineError::NotOnline));
+        assert_eq!(
+            mm.hotplug().add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown),
+            Err(AddError::Exists)
+        );
+        assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Dma32), Err(OnlineError::WrongZone));
+        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::NotOnline));
+        assert_eq!(mm.hotplug().online_pageblocks(BLOCK, all), Err(OnlineError::NotOnline));
+        assert_eq!(mm.hotplug().offline_pageblocks(BLOCK, all), Err(OfflineError::NotOnline));
         assert_eq!(mm.stats(), added);
 
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         let online = mm.stats();
-        assert_eq!(mm.add_memory(NodeId::FIRST, BLOCK, all, Content::Unknown), Err(AddError::Exists));
-        assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
-        assert_eq!(mm.online_subsections(BLOCK, all), Err(OnlineError::Plugged));
-        assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
+        assert_eq!(
+            mm.hotplug().add_memory(NodeId::FIRST, BLOCK, all, MemoryContent::Unknown),
+            Err(AddError::Exists)
+        );
+        assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
+        assert_eq!(mm.hotplug().online_pageblocks(BLOCK, all), Err(OnlineError::Plugged));
+        assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::Online));
         assert_eq!(mm.stats(), online);
         mm.check();
 
         let low = SectionNr::new(5);
-        mm.add_memory(NodeId::FIRST, low, all, Content::Unknown).unwrap();
-        assert_eq!(mm.online(low, ZoneType::Normal), Err(OnlineError::WrongZone));
-        mm.online(low, ZoneType::Dma32).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, low, all, MemoryContent::Unknown).unwrap();
+        assert_eq!(mm.hotplug().online(low, ZoneType::Normal), Err(OnlineError::WrongZone));
+        mm.hotplug().online(low, ZoneType::Dma32).unwrap();
         mm.check();
     }
 }
@@ -224,14 +239,20 @@ fn memmap_from_boot_memory_runs_out() {
     // 16 MiB free at boot.
     let memory: Vec<_> = [(0, 6 * 1024)].into();
     for on in [true, false] {
-        let mm = Machine { memory: memory.clone(), sections: 80, memmap_on_memory: on, ..Machine::default() }
-            .boot();
+        let mm = SimMachine {
+            memory: memory.clone(),
+            sections: 80,
+            memmap_on_memory: on,
+            ..SimMachine::default()
+        }
+        .boot();
         let all_free = |mm: &Mm<Sim>| mm.stats().zones[0].free + mm.stats().zones[0].pcp;
         let free = all_free(mm);
         let mut added = 0;
         let refused = (32..80).map(SectionNr::new).find_map(|nr| {
             let before = state_of(mm, 80);
-            let result = mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown);
+            let result =
+                mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown);
             if result.is_err() {
                 assert_eq!(state_of(mm, 80), before, "a refused block changes nothing");
                 assert!(!mm.platform().is_mapped(nr.start()));
@@ -247,7 +268,7 @@ fn memmap_from_boot_memory_runs_out() {
         } else {
             assert_eq!((refused, taken), (Some(AddError::NoMemory), added * 512));
             for nr in (32..32 + added as u32).map(SectionNr::new) {
-                mm.remove_memory(nr).unwrap();
+                mm.hotplug().remove_memory(nr).unwrap();
             }
             assert_eq!(all_free(mm), free);
             mm.check();
@@ -259,18 +280,20 @@ fn memmap_from_boot_memory_runs_out() {
 #[test]
 fn holder_of_a_memmap() {
     let mm = machine(false);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Normal).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Normal).unwrap();
     // Kernel memory comes from Normal first: the next block's memmap lies in this one.
     let next = SectionNr::new(33);
-    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let memmap = mm.platform().memmap_of(next).unwrap();
     assert!(BLOCK.frames().contains(memmap));
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("it holds a memmap") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else {
+        panic!("it holds a memmap")
+    };
     assert_eq!((stuck.pages, stuck.first[0]), (512, Some((memmap, Holder::Memmap))));
     assert_eq!(stuck.first[1], None);
-    mm.remove_memory(next).unwrap();
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(next).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     mm.check();
 }
 
@@ -278,12 +301,12 @@ fn holder_of_a_memmap() {
 #[test]
 fn kernel_page_in_normal() {
     let mm = machine(true);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Normal).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Normal).unwrap();
     let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).unwrap();
     let data = mm.alloc_pages(Order::new(4), Gfp::Kernel).unwrap();
     let before = mm.stats().zones;
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("pages in the way") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("pages in the way") };
     assert_eq!(stuck.pages, 17);
     let mut expected = [(table, Holder::PageTable), (data, Holder::Kernel)];
     expected.sort_by_key(|&(pfn, _)| pfn);
@@ -293,6 +316,6 @@ fn kernel_page_in_normal() {
     assert_eq!(drained(mm.stats().zones), drained(before));
     mm.free_pages(table, Order::PAGE);
     mm.free_pages(data, Order::new(4));
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     mm.check();
 }

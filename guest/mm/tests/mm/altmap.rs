@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, Holder, InitPolicy, MhpFlags, MigrateType, Mm, NodeId,
-    OfflineAndRemoveError, OfflineError, OnlineError, Order, Pfn, RemovalPolicy, RemoveError, SectionNr,
-    SectionRange, SectionState, SubSections, ZoneStats, ZoneType,
+    AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
+    OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
+    SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -21,16 +21,16 @@ const SECTIONS: u32 = 48;
 const GIB: usize = 8;
 
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    Machine { memmap_on_memory, sections: SECTIONS, ..Machine::default() }.boot()
+    SimMachine { memmap_on_memory, sections: SECTIONS, ..SimMachine::default() }.boot()
 }
 
 fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
-    Machine { removal, sections: SECTIONS, ..Machine::default() }.boot()
+    SimMachine { removal, sections: SECTIONS, ..SimMachine::default() }.boot()
 }
 
 /// Adds a memory block of `sections` sections, wholly plugged.
 fn add(mm: &Mm<Sim>, nr: SectionNr, sections: usize) -> Result<(), AddError> {
-    mm.add_memory(NODE, nr, vec![SubSections::ALL; sections], Content::Unknown)
+    mm.hotplug().add_memory(NODE, nr, vec![PageblockSet::ALL; sections], MemoryContent::Unknown)
 }
 
 fn movable(mm: &Mm<Sim>) -> ZoneStats {
@@ -42,7 +42,7 @@ fn section(offset: u32) -> SectionNr {
 }
 
 fn range(offset: u32, count: u32) -> SectionRange {
-    SectionRange { first: section(offset), count }
+    SectionRange::new(section(offset), count).expect("it has numbers")
 }
 
 /// Free blocks of Movable by order, with the pages on per-CPU lists back in the buddy.
@@ -88,7 +88,7 @@ fn s4_accounting_is_linuxs_table() {
         assert_eq!(free - mm.stats().zones[0].free, if on { 0 } else { pages }, "{name}");
         assert_eq!([movable(mm).spanned, movable(mm).present, movable(mm).managed], [0; 3], "{name}");
 
-        firsts().for_each(|nr| mm.online(nr, ZoneType::Movable).unwrap());
+        firsts().for_each(|nr| mm.hotplug().online(nr, ZoneType::Movable).unwrap());
         mm.check();
         let ZoneStats { spanned, free, .. } = movable(mm);
         assert_eq!(
@@ -106,9 +106,9 @@ fn s4_accounting_is_linuxs_table() {
         assert_eq!(sum, types, "{name}");
         assert_eq!(mm.stats().blocks_online, 2 + count as u64, "{name}");
 
-        firsts().for_each(|nr| mm.offline(nr).unwrap());
+        firsts().for_each(|nr| mm.hotplug().offline(nr).unwrap());
         assert_eq!(state_of(mm, SECTIONS), added, "{name}: the values of an added block exactly");
-        firsts().for_each(|nr| mm.remove_memory(nr).unwrap());
+        firsts().for_each(|nr| mm.hotplug().remove_memory(nr).unwrap());
         assert_eq!(state_of(mm, SECTIONS), start, "{name}: removed");
     }
 }
@@ -118,24 +118,24 @@ fn s4_accounting_is_linuxs_table() {
 #[test]
 fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     for on in [false, true] {
-        let content = Content::Zero;
-        let machine = Machine {
+        let content = MemoryContent::Zero;
+        let machine = SimMachine {
             memmap_on_memory: on,
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
             content,
             init: InitPolicy::Lazy,
-            ..Machine::default()
+            ..SimMachine::default()
         };
         let mm = machine.boot();
         while mm.init_deferred() {}
         let start = state_of(mm, 32 + 96);
         let free = mm.stats().zones[0].free;
-        let result = mm.add_memory_range(NODE, range(0, 96), 1, content);
+        let result = mm.hotplug().add_memory_range(NODE, range(0, 96), 1, content);
         if on {
             assert_eq!(result, Ok(()));
             assert_eq!(mm.stats().zones[0].free, free, "nothing of what there was");
-            (0..96).for_each(|offset| mm.online(section(offset), ZoneType::Movable).unwrap());
+            (0..96).for_each(|offset| mm.hotplug().online(section(offset), ZoneType::Movable).unwrap());
             mm.check();
             assert_eq!([movable(mm).present, movable(mm).managed], [3_145_728, 3_096_576]);
         } else {
@@ -151,11 +151,11 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
     for on in [false, true] {
         let mm = machine(on);
         let far = NodeId::new(1);
-        mm.add_memory(far, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().add_memory(far, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         mm.check();
         let next = section(1);
-        mm.add_memory(far, next, SubSections::ALL, Content::Unknown).unwrap();
+        mm.hotplug().add_memory(far, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         let memmap = mm.platform().memmap_of(next).unwrap();
         // Without it there is no page on the node that it may lie in: all of them are movable.
         assert_eq!(memmap >= BLOCK.start(), on, "memmap at {memmap:?}");
@@ -168,9 +168,13 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
 #[test]
 fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
     for on in [true, false] {
-        let mm =
-            Machine { memmap_on_memory: on, sections: SECTIONS, page_tables: true, ..Machine::default() }
-                .boot();
+        let mm = SimMachine {
+            memmap_on_memory: on,
+            sections: SECTIONS,
+            page_tables: true,
+            ..SimMachine::default()
+        }
+        .boot();
         // Every second page is in use: no two that are free lie side by side.
         let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
         for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
@@ -182,12 +186,12 @@ fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
         assert_eq!(mm.stats().memmaps_by_base_pages, if on { 0 } else { 4 });
         assert_eq!(memmap(mm), if on { [0, 2048] } else { [2048, 0] });
         assert!((0..4).all(|offset| mm.platform().memmap_of(section(offset)).is_some() == on));
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         mm.check();
         let managed = if on { 4 * 32_256 } else { 4 * 32_768 };
         assert_eq!(movable(mm).managed, managed);
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         assert_eq!(state_of(mm, SECTIONS), before);
 
         // Each attempt fails once, and then memory runs out in the middle.
@@ -222,7 +226,7 @@ fn s4_6_one_common_reserve_at_the_start() {
             let backing = mm.platform().memmap_of(section(offset)).unwrap();
             assert_eq!(backing, BLOCK.start().add(512 * offset), "section {offset} of {sections}");
         }
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         mm.check();
         let unmovable = |offset| mm.pageblock_types(section(offset))[MigrateType::Unmovable.index()] as usize;
         assert_eq!(unmovable(0), sections);
@@ -233,20 +237,20 @@ fn s4_6_one_common_reserve_at_the_start() {
 /// S4.8: the memmap comes and goes with add and remove; it is written with online.
 #[test]
 fn s4_8_allocated_at_add_and_initialised_at_online() {
-    let machine = Machine { content: Content::Zero, sections: SECTIONS, ..Machine::default() };
+    let machine = SimMachine { content: MemoryContent::Zero, sections: SECTIONS, ..SimMachine::default() };
     let mm = machine.boot();
     let start = state_of(mm, SECTIONS);
     for online in [false, true] {
-        mm.add_memory(NODE, BLOCK, [SubSections::ALL; GIB], Content::Zero).unwrap();
+        mm.hotplug().add_memory(NODE, BLOCK, [PageblockSet::ALL; GIB], MemoryContent::Zero).unwrap();
         assert_eq!(memmap(mm), [0, 4096]);
         if !online {
             let written: usize = (0..8).map(|offset| mm.platform().written_pages(section(offset))).sum();
             assert_eq!(written, 0, "nobody has written to a memmap that is only added");
         } else {
-            mm.online(BLOCK, ZoneType::Movable).unwrap();
-            mm.offline(BLOCK).unwrap();
+            mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
+            mm.hotplug().offline(BLOCK).unwrap();
         }
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         assert_eq!(state_of(mm, SECTIONS), start, "no trace");
     }
 }
@@ -263,11 +267,11 @@ fn s4_9_no_online_page_before_online() {
     assert_eq!(visible(mm), 0, "absent");
     add(mm, BLOCK, GIB).unwrap();
     assert_eq!(visible(mm), 0, "added");
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(visible(mm), 8 * 64, "online");
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!(visible(mm), 0, "offline again");
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!(visible(mm), 0, "removed");
     assert!(mm.is_online_page(SectionNr::new(1).start()), "boot memory");
 }
@@ -280,14 +284,14 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
     let lose = || (0..8).for_each(|offset| mm.lose_memmap(section(offset)));
     for _ in 0..2 {
         lose();
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         // Looks at every page.
         mm.check();
         assert_eq!(buddy(mm)[10], 252);
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
     }
     lose();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     mm.check();
 }
 
@@ -295,22 +299,22 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
 #[test]
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
-    let (content, init) = (Content::Zero, InitPolicy::Lazy);
-    let mm = Machine { content, init, sections: 64 + sections, ..Machine::default() }.boot();
+    let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
+    let mm = SimMachine { content, init, sections: 64 + sections, ..SimMachine::default() }.boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
-    mm.add_memory(NODE, first, vec![SubSections::ALL; 64], Content::Zero).unwrap();
+    mm.hotplug().add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();
     let added = state_of(mm, 64 + sections);
     mm.platform().inject(FaultStep::Online, 0);
-    assert_eq!(mm.online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
+    assert_eq!(mm.hotplug().online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
     assert_eq!(state_of(mm, 64 + sections), added, "and back");
-    mm.online(first, ZoneType::Movable).unwrap();
+    mm.hotplug().online(first, ZoneType::Movable).unwrap();
     mm.check();
     assert!(mm.is_online_page(first.start()));
     assert_eq!([movable(mm).present, movable(mm).managed], [64 * 32_768, 63 * 32_768]);
     assert_eq!(mm.pageblock_types(first)[MigrateType::Unmovable.index()], 64);
-    mm.offline(first).unwrap();
-    mm.remove_memory(first).unwrap();
+    mm.hotplug().offline(first).unwrap();
+    mm.hotplug().remove_memory(first).unwrap();
     assert_eq!(state_of(mm, 64 + sections), start);
 }
 
@@ -337,12 +341,12 @@ fn s4_13_present_counts_the_memmap_after_the_rest() {
     for _ in 0..2 {
         mm.platform().inject(FaultStep::Online, 0);
         let veto = watched(mm, FaultStep::Online, || {
-            assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::Vetoed));
+            assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Movable), Err(OnlineError::Vetoed));
         });
         assert_eq!(veto, [[4096, 0]], "the memmap is in the span, and counts for nothing");
         assert_eq!(state_of(mm, SECTIONS), added, "S4.12: deinit is the inverse of init");
     }
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!([movable(mm).spanned, movable(mm).present], [262_144; 2]);
 }
 
@@ -352,12 +356,14 @@ fn s4_13_present_counts_the_memmap_after_the_rest() {
 fn s4_14_offline_takes_the_memmap_from_present_first() {
     let mm = machine(true);
     add(mm, BLOCK, GIB).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     let online = state_of(mm, SECTIONS);
     let pinned = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.set_holder(pinned, 7);
     let seen = watched(mm, FaultStep::Isolate, || {
-        let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("a page is pinned") };
+        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else {
+            panic!("a page is pinned")
+        };
         assert_eq!((stuck.pages, stuck.first[0]), (1, Some((pinned, Holder::Tagged(7)))));
     });
     assert!(!seen.is_empty() && seen.iter().all(|&seen| seen == [262_144, 258_048]), "{seen:?}");
@@ -366,10 +372,10 @@ fn s4_14_offline_takes_the_memmap_from_present_first() {
 
     for attempt in [0, 1, 100, 503] {
         mm.platform().inject(FaultStep::Isolate, attempt);
-        assert_eq!(mm.offline(BLOCK), Err(OfflineError::Busy));
+        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::Busy));
         assert_eq!(state_of(mm, SECTIONS), online, "isolation that fails at pageblock {attempt}");
     }
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!([movable(mm).spanned, movable(mm).present], [0; 2]);
 }
 
@@ -380,21 +386,22 @@ fn s4_16_removal_has_the_granularity_of_adding() {
     for policy in [RemovalPolicy::Range, RemovalPolicy::PerBlock] {
         let mm = machine_with(policy);
         let start = state_of(mm, SECTIONS);
-        mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
+        mm.hotplug().add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
         let added = state_of(mm, SECTIONS);
-        let online = || (0..16).step_by(4).for_each(|at| mm.online(section(at), ZoneType::Movable).unwrap());
+        let online =
+            || (0..16).step_by(4).for_each(|at| mm.hotplug().online(section(at), ZoneType::Movable).unwrap());
         online();
         let tenant = Tenant::new(mm, 0, 2000);
         tenant.fill_all();
         let used = mm.stats().zones;
-        let result = mm.offline_and_remove_memory(range(0, 16));
+        let result = mm.hotplug().offline_and_remove_memory(range(0, 16));
         if policy == RemovalPolicy::Range {
             assert_eq!(result, Err(refused));
             assert_eq!(mm.stats().zones, used, "nothing has changed, nothing has moved");
             assert_eq!(mm.stats().pages_migrated, 0);
             // One by one it is as it came.
             for at in (0..16).step_by(4) {
-                assert_eq!(mm.offline_and_remove_memory(range(at, 4)), Ok(()));
+                assert_eq!(mm.hotplug().offline_and_remove_memory(range(at, 4)), Ok(()));
             }
         } else {
             assert_eq!(result, Ok(()));
@@ -403,14 +410,14 @@ fn s4_16_removal_has_the_granularity_of_adding() {
         tenant.release_all();
         assert_eq!(state_of(mm, SECTIONS), start);
 
-        mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
-        let result = mm.remove_memory_range(range(4, 8));
+        mm.hotplug().add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
+        let result = mm.hotplug().remove_memory_range(range(4, 8));
         assert_eq!(
             result,
             if policy == RemovalPolicy::Range { Err(RemoveError::Granularity) } else { Ok(()) }
         );
         if result.is_ok() {
-            mm.add_memory_range(NODE, range(4, 8), 4, Content::Unknown).unwrap();
+            mm.hotplug().add_memory_range(NODE, range(4, 8), 4, MemoryContent::Unknown).unwrap();
         }
         assert_eq!(state_of(mm, SECTIONS), added);
     }
@@ -420,21 +427,21 @@ fn s4_16_removal_has_the_granularity_of_adding() {
 #[test]
 fn s4_16_mixed_ranges_are_refused() {
     let mm = machine(true);
-    let elsewhere = MhpFlags { content: Content::Unknown, memmap_on_memory: false };
-    mm.add_memory_range(NODE, range(0, 4), 2, elsewhere).unwrap();
-    mm.add_memory_range(NODE, range(4, 4), 2, Content::Unknown).unwrap();
+    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
+    mm.hotplug().add_memory_range(NODE, range(0, 4), 2, elsewhere).unwrap();
+    mm.hotplug().add_memory_range(NODE, range(4, 4), 2, MemoryContent::Unknown).unwrap();
     let added = state_of(mm, SECTIONS);
-    assert_eq!(mm.remove_memory_range(range(0, 8)), Err(RemoveError::Mixed));
+    assert_eq!(mm.hotplug().remove_memory_range(range(0, 8)), Err(RemoveError::Mixed));
     assert_eq!(state_of(mm, SECTIONS), added);
     for part in [range(0, 4), range(4, 4)] {
-        mm.remove_memory_range(part).unwrap();
+        mm.hotplug().remove_memory_range(part).unwrap();
     }
     mm.check();
     assert_eq!(memmap(mm), [0, 0]);
     // Where no memmap is on memory, even the strict policy has nothing against a range.
     let mm = machine_with(RemovalPolicy::Range);
-    mm.add_memory_range(NODE, range(0, 8), 2, elsewhere).unwrap();
-    assert_eq!(mm.remove_memory_range(range(0, 8)), Ok(()));
+    mm.hotplug().add_memory_range(NODE, range(0, 8), 2, elsewhere).unwrap();
+    assert_eq!(mm.hotplug().remove_memory_range(range(0, 8)), Ok(()));
 }
 
 /// S4.17: the memmap's pages go back to the altmap, and never to the allocator.
@@ -444,7 +451,7 @@ fn s4_17_removal_frees_into_the_altmap() {
     let free = |mm: &Mm<Sim>| mm.stats().zones.map(|zone| zone.free + zone.pcp);
     add(mm, BLOCK, GIB).unwrap();
     let before = free(mm);
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!((free(mm), memmap(mm)), (before, [0, 0]));
     // Half-way, too: the sixth section's memmap cannot be mapped.
     let state = state_of(mm, SECTIONS);
@@ -459,7 +466,7 @@ fn s4_17_removal_frees_into_the_altmap() {
 fn s4_18_memmap_pages_are_nobodys() {
     let mm = machine(true);
     add(mm, BLOCK, GIB).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     let mut held = Vec::new();
     while let Ok(pfn) = mm.alloc_pages(Order::PAGE, Gfp::Movable) {
         held.push(pfn);
@@ -470,7 +477,7 @@ fn s4_18_memmap_pages_are_nobodys() {
     assert!(in_block.count() > 257_000, "all but what the watermark keeps");
     held.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
     let attempts = mm.platform().attempts(FaultStep::Isolate);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     // Linux's trace begins at 0x100200 for one section; here a pageblock each behind the memmap.
     assert_eq!(mm.platform().attempts(FaultStep::Isolate) - attempts, 504);
 }
@@ -480,26 +487,29 @@ fn s4_18_memmap_pages_are_nobodys() {
 fn s4_20_geometry_falls_back_or_is_refused() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
-    let elsewhere = MhpFlags { content: Content::Unknown, memmap_on_memory: false };
-    // The reserve of four sections is four sub-sections, of which one is missing.
-    let mut plugged = [SubSections::ALL; 4];
-    plugged[0] = SubSections::ALL.without(SubSections::range(3..4));
-    assert_eq!(mm.add_memory(NODE, BLOCK, plugged, Content::Unknown), Err(AddError::NoMemmap));
+    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
+    // The reserve of four sections is four pageblocks, of which one is missing.
+    let mut plugged = [PageblockSet::ALL; 4];
+    plugged[0] = PageblockSet::ALL.without(PageblockSet::range(3..4));
+    assert_eq!(
+        mm.hotplug().add_memory(NODE, BLOCK, plugged, MemoryContent::Unknown),
+        Err(AddError::NoMemmap)
+    );
     assert_eq!(state_of(mm, SECTIONS), start);
-    mm.add_memory(NODE, BLOCK, plugged, elsewhere).unwrap();
+    mm.hotplug().add_memory(NODE, BLOCK, plugged, elsewhere).unwrap();
     assert_eq!(memmap(mm), [4 * 512, 0]);
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
     assert_eq!(movable(mm).managed, 4 * 32_768 - 512);
-    mm.offline(BLOCK).unwrap();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!(state_of(mm, SECTIONS), start);
 
     for (offset, sections) in [(0, 0), (0, 3), (1, 2), (2, 4), (4, 8)] {
         assert_eq!(add(mm, section(offset), sections), Err(AddError::Misaligned), "{sections} at {offset}");
     }
     assert_eq!(
-        mm.add_memory(NODE, SectionNr::new(0), [SubSections::ALL; 65], Content::Unknown),
+        mm.hotplug().add_memory(NODE, SectionNr::new(0), [PageblockSet::ALL; 65], MemoryContent::Unknown),
         Err(AddError::Misaligned)
     );
     assert_eq!(add(mm, SectionNr::new(0), 2), Err(AddError::Exists), "boot memory");
@@ -508,7 +518,7 @@ fn s4_20_geometry_falls_back_or_is_refused() {
         [(range(0, 0), 1), (range(0, 4), 0), (range(0, 6), 4), (range(2, 4), 4), (range(0, 128), 128)]
     {
         assert_eq!(
-            mm.add_memory_range(NODE, range, block, Content::Unknown),
+            mm.hotplug().add_memory_range(NODE, range, block, MemoryContent::Unknown),
             Err(AddError::Misaligned),
             "{range:?}"
         );
@@ -519,41 +529,50 @@ fn s4_20_geometry_falls_back_or_is_refused() {
 /// Sub-blocks of a large memory block: the reserve is plugged as a whole, the others one by one and over
 /// the borders of sections.
 #[test]
-fn sub_sections_of_a_large_block() {
+fn pageblocks_of_a_large_block() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
-    let mut plugged = [SubSections::NONE; GIB];
-    plugged[0] = SubSections::range(0..8);
-    mm.add_memory(NODE, BLOCK, plugged, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mut plugged = [PageblockSet::NONE; GIB];
+    plugged[0] = PageblockSet::range(0..8);
+    mm.hotplug().add_memory(NODE, BLOCK, plugged, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
     assert_eq!([movable(mm).present, movable(mm).managed], [262_144, 0], "all memmap, and populated");
-    let pieces = [SubSections::range(60..64), SubSections::ALL, SubSections::range(0..1)];
-    mm.online_subsections(section(2), pieces).unwrap();
+    let pieces = [PageblockSet::range(60..64), PageblockSet::ALL, PageblockSet::range(0..1)];
+    mm.hotplug().online_pageblocks(section(2), pieces).unwrap();
     mm.check();
     assert_eq!(movable(mm).managed, 69 * 512);
-    assert_eq!(mm.online_subsections(section(3), SubSections::range(5..6)), Err(OnlineError::Plugged));
     assert_eq!(
-        mm.offline_subsections(section(2), pieces.map(|_| SubSections::ALL)),
+        mm.hotplug().online_pageblocks(section(3), PageblockSet::range(5..6)),
+        Err(OnlineError::Plugged)
+    );
+    assert_eq!(
+        mm.hotplug().offline_pageblocks(section(2), pieces.map(|_| PageblockSet::ALL)),
         Err(OfflineError::NotPlugged)
     );
-    assert_eq!(mm.offline_subsections(section(0), SubSections::range(7..8)), Err(OfflineError::HoldsMemmap));
-    assert_eq!(mm.offline_subsections(section(7), [SubSections::NONE; 2]), Err(OfflineError::NotOnline));
+    assert_eq!(
+        mm.hotplug().offline_pageblocks(section(0), PageblockSet::range(7..8)),
+        Err(OfflineError::HoldsMemmap)
+    );
+    assert_eq!(
+        mm.hotplug().offline_pageblocks(section(7), [PageblockSet::NONE; 2]),
+        Err(OfflineError::NotOnline)
+    );
 
     let tenant = Tenant::new(mm, 0, 1000);
     tenant.fill_all();
     let before = state_of(mm, SECTIONS);
     for attempt in [0, 1, 2] {
         mm.platform().inject(FaultStep::MapDirect, attempt);
-        let more = [SubSections::range(1..3), SubSections::FIRST, SubSections::FIRST];
-        assert_eq!(mm.online_subsections(section(4), more), Err(OnlineError::NoPageTable));
+        let more = [PageblockSet::range(1..3), PageblockSet::FIRST, PageblockSet::FIRST];
+        assert_eq!(mm.hotplug().online_pageblocks(section(4), more), Err(OnlineError::NoPageTable));
         assert_eq!(state_of(mm, SECTIONS), before, "mapping fails at {attempt}");
     }
-    mm.offline_subsections(section(2), pieces).unwrap();
+    mm.hotplug().offline_pageblocks(section(2), pieces).unwrap();
     tenant.verify_all();
     tenant.release_all();
-    mm.offline(BLOCK).unwrap();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!(state_of(mm, SECTIONS), start);
 }
 
@@ -567,14 +586,14 @@ fn every_step_of_a_range_rolls_back() {
         for step in [FaultStep::MapDirect, FaultStep::AllocMemmap, FaultStep::MapMemmap] {
             for attempt in 0.. {
                 mm.platform().inject(step, attempt);
-                if mm.add_memory_range(NODE, range(4, 8), 4, Content::Unknown).is_ok() {
+                if mm.hotplug().add_memory_range(NODE, range(4, 8), 4, MemoryContent::Unknown).is_ok() {
                     break;
                 }
                 assert_eq!(state_of(mm, SECTIONS), start, "{step:?} {attempt}");
                 failures += 1;
             }
             mm.platform().inject_always(step, false);
-            mm.remove_memory_range(range(4, 8)).unwrap();
+            mm.hotplug().remove_memory_range(range(4, 8)).unwrap();
         }
         assert_eq!(failures, 3 * 8, "each of them for each section");
     }
@@ -584,10 +603,10 @@ fn every_step_of_a_range_rolls_back() {
 #[test]
 fn a_range_that_cannot_leave_comes_back() {
     let mm = machine(true);
-    mm.add_memory_range(NODE, range(0, 16), 4, Content::Unknown).unwrap();
+    mm.hotplug().add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
     for at in (0..16).step_by(4) {
         let zone = if at == 0 { ZoneType::Normal } else { ZoneType::Movable };
-        mm.online(section(at), zone).unwrap();
+        mm.hotplug().online(section(at), zone).unwrap();
     }
     // A page of the third block.
     let mut held = Vec::new();
@@ -603,7 +622,7 @@ fn a_range_that_cannot_leave_comes_back() {
     let before = mm.stats().zones.map(|zone| (zone.spanned, zone.present, zone.managed));
     // Not even a veto of onlining keeps the others from coming back.
     mm.platform().inject(FaultStep::Online, 0);
-    let result = mm.offline_and_remove_memory(range(0, 16));
+    let result = mm.hotplug().offline_and_remove_memory(range(0, 16));
     let Err(OfflineAndRemoveError::Offline(nr, OfflineError::Unmovable(stuck))) = result else {
         panic!("{result:?}")
     };
@@ -611,7 +630,7 @@ fn a_range_that_cannot_leave_comes_back() {
     assert_eq!(mm.stats().zones.map(|zone| (zone.spanned, zone.present, zone.managed)), before);
     mm.check();
     mm.free_pages(pinned, Order::MAX);
-    mm.offline_and_remove_memory(range(0, 16)).unwrap();
+    mm.hotplug().offline_and_remove_memory(range(0, 16)).unwrap();
     mm.check();
 }
 
@@ -621,31 +640,31 @@ fn remove_of_an_online_block_and_double_online() {
     for sections in [1, GIB] {
         let mm = machine(true);
         add(mm, BLOCK, sections).unwrap();
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         let online = state_of(mm, SECTIONS);
-        assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
-        assert_eq!(mm.remove_memory_range(range(0, sections as u32)), Err(RemoveError::Online));
-        assert_eq!(mm.online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
-        assert_eq!(mm.online(BLOCK, ZoneType::Normal), Err(OnlineError::Online));
+        assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::Online));
+        assert_eq!(mm.hotplug().remove_memory_range(range(0, sections as u32)), Err(RemoveError::Online));
+        assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Movable), Err(OnlineError::Online));
+        assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Normal), Err(OnlineError::Online));
         assert_eq!(add(mm, BLOCK, sections), Err(AddError::Exists));
         if sections > 1 {
             let inside = section(1);
-            assert_eq!(mm.online(inside, ZoneType::Movable), Err(OnlineError::NotPresent));
-            assert_eq!(mm.offline(inside), Err(OfflineError::NotOnline));
-            assert_eq!(mm.remove_memory(inside), Err(RemoveError::NotPresent));
+            assert_eq!(mm.hotplug().online(inside, ZoneType::Movable), Err(OnlineError::NotPresent));
+            assert_eq!(mm.hotplug().offline(inside), Err(OfflineError::NotOnline));
+            assert_eq!(mm.hotplug().remove_memory(inside), Err(RemoveError::NotPresent));
             assert_eq!(add(mm, inside, 1), Err(AddError::Exists));
         }
         for range in [range(0, 0), range(0, sections as u32 + 1), range(0, 17), range(9, 1)] {
-            assert_eq!(mm.remove_memory_range(range), Err(RemoveError::NotPresent), "{range:?}");
+            assert_eq!(mm.hotplug().remove_memory_range(range), Err(RemoveError::NotPresent), "{range:?}");
         }
-        let boot = SectionRange { first: SectionNr::new(0), count: 1 };
-        assert_eq!(mm.remove_memory_range(boot), Err(RemoveError::Online));
+        let boot = SectionRange::new(SectionNr::new(0), 1).unwrap();
+        assert_eq!(mm.hotplug().remove_memory_range(boot), Err(RemoveError::Online));
         assert_eq!(state_of(mm, SECTIONS), online);
-        mm.offline(BLOCK).unwrap();
-        assert_eq!(mm.offline(BLOCK), Err(OfflineError::NotOnline));
+        mm.hotplug().offline(BLOCK).unwrap();
+        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::NotOnline));
         assert_eq!(mm.section_state(BLOCK), SectionState::Present);
-        mm.remove_memory(BLOCK).unwrap();
-        assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::NotPresent));
+        mm.hotplug().remove_memory(BLOCK).unwrap();
+        assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::NotPresent));
         mm.check();
     }
 }

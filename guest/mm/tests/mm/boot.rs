@@ -1,20 +1,20 @@
 //! From a memory map to zones.
 
-use tidevm_mm::sim::Machine;
+use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
-    BootError, Content, FaultStep, Gfp, Memblock, NodeId, Order, PhysAddr, PhysRange, SectionNr, SubSections,
-    ZoneType,
+    BootError, FaultStep, Gfp, Memblock, MemoryContent, NodeId, Order, PageblockSet, PhysAddr, PhysRange,
+    SectionNr, ZoneType,
 };
 
 /// A PC's memory map in small: a hole at 640 KiB, odd ends, some reserved, memory above 4 GiB.
 #[test]
 fn holes_and_reserved_ranges() {
     let four_gib = 1 << 20;
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 159), (256, 40_000), (four_gib + 7, 33_000)].into(),
         reserved: [(0, 1), (256, 1000), (1300, 3), (20_000, 1), (four_gib + 7, 1)].into(),
         sections: 40,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
@@ -45,16 +45,17 @@ fn holes_and_reserved_ranges() {
 
 #[test]
 fn memory_map_that_does_not_fit() {
-    let boot =
-        |machine: &Machine| machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options());
-    let beyond = Machine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..Machine::default() };
+    let boot = |machine: &SimMachine| {
+        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options())
+    };
+    let beyond = SimMachine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..SimMachine::default() };
     let address = PhysAddr::new(36 << 27);
     assert_eq!(boot(&beyond), Err(BootError::OutOfRange(address)));
-    let tiny = Machine { memory: [(0, 1023)].into(), reserved: Vec::new(), ..Machine::default() };
+    let tiny = SimMachine { memory: [(0, 1023)].into(), reserved: Vec::new(), ..SimMachine::default() };
     assert_eq!(boot(&tiny), Err(BootError::NoMemory), "512 aligned pages, and not at 0");
-    let full = Machine { reserved: [(0, 65_000)].into(), ..Machine::default() };
+    let full = SimMachine { reserved: [(0, 65_000)].into(), ..SimMachine::default() };
     assert_eq!(boot(&full), Err(BootError::NoMemory));
-    let machine = Machine::default();
+    let machine = SimMachine::default();
     for nr_cpus in [0, 2] {
         let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
         assert_eq!(
@@ -68,18 +69,18 @@ fn memory_map_that_does_not_fit() {
 /// boot on, and in every hotplug operation.
 #[test]
 fn page_tables_come_from_the_allocator() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     mm.check();
     let block = SectionNr::new(32);
     let start = mm.stats().zones[0];
-    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(block, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(block, ZoneType::Movable).unwrap();
     let taken = start.free + start.pcp - mm.stats().zones[0].free - mm.stats().zones[0].pcp;
     assert_eq!(taken, 2, "one for the memmap, one for the direct map");
-    mm.offline_subsections(block, SubSections::range(8..16)).unwrap();
-    mm.online_subsections(block, SubSections::range(8..16)).unwrap();
-    mm.offline(block).unwrap();
-    mm.remove_memory(block).unwrap();
+    mm.hotplug().offline_pageblocks(block, PageblockSet::range(8..16)).unwrap();
+    mm.hotplug().online_pageblocks(block, PageblockSet::range(8..16)).unwrap();
+    mm.hotplug().offline(block).unwrap();
+    mm.hotplug().remove_memory(block).unwrap();
     mm.check();
 }
 
@@ -87,18 +88,18 @@ fn page_tables_come_from_the_allocator() {
 /// even that is gone, adding fails cleanly.
 #[test]
 fn growing_out_of_memory() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     while mm.alloc_pages(Order::PAGE, Gfp::Kernel).is_ok() {}
     let block = SectionNr::new(32);
-    mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(block, ZoneType::Normal).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(block, ZoneType::Normal).unwrap();
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("room in the new memory");
     mm.check();
     while mm.alloc_pages(Order::PAGE, Gfp::PageTable).is_ok() {}
     let before = mm.stats();
     let next = SectionNr::new(33);
     assert_eq!(
-        mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown),
+        mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown),
         Err(tidevm_mm::AddError::NoPageTable)
     );
     assert_eq!(mm.stats().zones, before.zones);
@@ -111,7 +112,7 @@ fn range(start: u64, size: u64) -> PhysRange {
 }
 
 fn spans(ranges: impl Iterator<Item = PhysRange>) -> Vec<(u64, u64)> {
-    ranges.map(|range| (range.start.get(), range.end.get())).collect()
+    ranges.map(|range| (range.start().get(), range.end().get())).collect()
 }
 
 #[test]

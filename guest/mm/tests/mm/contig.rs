@@ -1,28 +1,30 @@
 //! Allocations of whole pageblocks that lie side by side.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AllocError, Content, FaultStep, Gfp, Mm, NodeId, OfflineError, Order, PfnRange, SectionNr, SubSections,
-    ZoneType,
+    AllocError, FaultStep, Gfp, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet, PfnRange,
+    SectionNr, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
-    let mm = Machine { cpus, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { cpus, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
 fn frames(range: PfnRange) -> impl Iterator<Item = tidevm_mm::Pfn> {
-    (0..range.pages()).map(move |page| range.start.add(page))
+    (0..range.pages()).map(move |page| range.start().add(page))
 }
 
-/// What is in the range moves, and keeps its content.
+/// Pages in use in the range move, and keep their content.
 #[test]
 fn a_range_in_use_is_emptied_first() {
     let mm = machine(1);
@@ -30,7 +32,7 @@ fn a_range_in_use_is_emptied_first() {
     (0..20_000).for_each(|slot| assert!(tenant.fill(slot, slot as u64).is_ok()));
     let before = mm.stats();
     let range = mm.alloc_contig_pages(12).unwrap();
-    assert_eq!((range.pages(), range.start.section()), (12 * 512, BLOCK));
+    assert_eq!((range.pages(), range.start().section()), (12 * 512, BLOCK));
     assert!(mm.stats().pages_migrated > before.pages_migrated, "nothing was in the way");
     assert_eq!(mm.stats().zones[2].managed, before.zones[2].managed);
     frames(range).for_each(|pfn| mm.platform().write(pfn, 7));
@@ -42,7 +44,7 @@ fn a_range_in_use_is_emptied_first() {
     mm.check();
 }
 
-/// The pages are single ones, each to be held and freed for itself.
+/// The allocated pages are single ones, each with a holder of its own and freed by itself.
 #[test]
 fn its_pages_are_single_ones() {
     let mm = machine(1);
@@ -52,37 +54,42 @@ fn its_pages_are_single_ones() {
     assert_eq!(mm.alloc_contig_pages(1), Err(AllocError), "all of it is taken");
     frames(range).for_each(|pfn| mm.set_holder(pfn, 5));
     mm.check();
-    assert!(matches!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 63 * 512));
+    assert!(
+        matches!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 63 * 512)
+    );
     frames(range).for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
     mm.check();
     let after = mm.stats().zones[2];
     assert_eq!((after.free + after.pcp, after.managed), (free.free + free.pcp, free.managed));
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
 }
 
-/// What cannot be had is refused, with its reason, and nothing has changed.
+/// A range that cannot be allocated is refused with the reason, and nothing has changed.
 #[test]
 fn refusals() {
     let mm = machine(1);
-    let some = SubSections::range(4..8);
-    assert_eq!(mm.alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
-    assert_eq!(mm.alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
-    assert_eq!(mm.alloc_contig_range(BLOCK, SubSections::range(0..4)), Err(OfflineError::HoldsMemmap));
-    mm.offline_subsections(BLOCK, SubSections::range(7..9)).unwrap();
-    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
-    mm.online_subsections(BLOCK, SubSections::range(7..9)).unwrap();
+    let some = PageblockSet::range(4..8);
+    assert_eq!(mm.hotplug().alloc_contig_range(SectionNr::new(35), some), Err(OfflineError::NotOnline));
+    assert_eq!(mm.hotplug().alloc_contig_range(SectionNr::new(99), some), Err(OfflineError::NotOnline));
+    assert_eq!(
+        mm.hotplug().alloc_contig_range(BLOCK, PageblockSet::range(0..4)),
+        Err(OfflineError::HoldsMemmap)
+    );
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
+    assert_eq!(mm.hotplug().alloc_contig_range(BLOCK, some), Err(OfflineError::NotPlugged));
+    mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(7..9)).unwrap();
     for count in [0, 65, u32::MAX] {
         assert_eq!(mm.alloc_contig_pages(count), Err(AllocError), "{count}");
     }
     mm.platform().inject(FaultStep::Isolate, 2);
-    assert_eq!(mm.alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
+    assert_eq!(mm.hotplug().alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
     mm.check();
-    // In boot memory as well, but not what is in use there.
+    // Boot memory can be allocated too, but not where the kernel uses it.
     assert!(matches!(
-        mm.alloc_contig_range(SectionNr::new(0), SubSections::range(0..2)),
+        mm.hotplug().alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
         Err(OfflineError::Unmovable(_))
     ));
-    mm.alloc_contig_range(SectionNr::new(0), some).unwrap();
+    mm.hotplug().alloc_contig_range(SectionNr::new(0), some).unwrap();
     mm.check();
 }
 
@@ -105,7 +112,7 @@ fn lists_stay_in_play() {
     mm.free_contig_range(range);
 }
 
-/// S3.12: beside CPUs that allocate and free it may fail, and never takes what somebody has.
+/// S3.12: while other CPUs allocate and free, it may fail, and never takes a page that is in use.
 #[test]
 fn it_may_fail_and_never_corrupts() {
     let mm = machine(3);

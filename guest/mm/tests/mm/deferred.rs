@@ -1,12 +1,14 @@
 //! Boot memory whose struct pages are initialised on demand, or later by all CPUs.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, Gfp, InitPolicy, Mm, NodeId, OfflineError, OnlineError, Order, Pfn, RemoveError,
-    SECTION_PAGES, SectionNr, SectionState, SubSections, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
+    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -15,7 +17,8 @@ use crate::workload::BLOCK;
 const SECTIONS: u32 = 8;
 
 fn machine(cpus: usize, init: InitPolicy, grow: bool) -> &'static Mm<Sim> {
-    Machine { memory: [(0, SECTIONS * SECTION_PAGES)].into(), cpus, init, grow, ..Machine::default() }.boot()
+    SimMachine { memory: [(0, SECTIONS * SECTION_PAGES)].into(), cpus, init, grow, ..SimMachine::default() }
+        .boot()
 }
 
 fn deferred(cpus: usize) -> &'static Mm<Sim> {
@@ -122,8 +125,8 @@ fn deferred_and_eager_end_in_the_same_state() {
     };
     same("initialised");
     for mm in [mm, eager] {
-        mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     }
     same("grown");
     let [pages, others] = [mm, eager].map(|mm| take(mm, 3 * SECTION_PAGES));
@@ -134,13 +137,13 @@ fn deferred_and_eager_end_in_the_same_state() {
 /// Three nodes of three sections each, all but the first of each left for later. The last has no CPU.
 fn three_nodes() -> &'static Mm<Sim> {
     let node = |node: u32| (3 * node * SECTION_PAGES, 3 * SECTION_PAGES);
-    Machine {
+    SimMachine {
         memory: [(0, 9 * SECTION_PAGES)].into(),
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         nodes: (0..3).map(|nr| (node(nr).0, node(nr).1, nr as u8)).collect(),
         init: InitPolicy::Deferred,
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot()
 }
@@ -230,21 +233,21 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
     let mm = deferred(1);
     let low = SectionNr::new(SECTIONS + 2);
     for nr in [3, SECTIONS - 1].map(SectionNr::new) {
-        assert_eq!(mm.online(nr, ZoneType::Dma32), Err(OnlineError::Online));
-        assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
-        assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+        assert_eq!(mm.hotplug().online(nr, ZoneType::Dma32), Err(OnlineError::Online));
+        assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::BootMemory));
+        assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::Online));
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown),
+            mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::Exists)
         );
     }
     let spanned = mm.stats().zones[0].spanned;
-    mm.add_memory(NodeId::FIRST, low, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(low, ZoneType::Dma32).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, low, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(low, ZoneType::Dma32).unwrap();
     mm.check();
     assert_eq!(mm.stats().zones[0].spanned, spanned + 3 * u64::from(SECTION_PAGES));
-    mm.offline(low).unwrap();
-    mm.remove_memory(low).unwrap();
+    mm.hotplug().offline(low).unwrap();
+    mm.hotplug().remove_memory(low).unwrap();
     assert_eq!(mm.stats().zones[0].spanned, spanned);
     mm.check();
     finish(mm);
@@ -257,7 +260,7 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
 fn growing_less_than_was_asked_for_is_growing() {
     let memory = [(0, 3 * SECTION_PAGES)].into();
     let reserved = [(0, 1024), (SECTION_PAGES, SECTION_PAGES - 3)].into();
-    let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+    let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
     while initialised(mm) == 1 {
         mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("there is a section to come with free blocks");
     }
@@ -271,13 +274,13 @@ fn growing_less_than_was_asked_for_is_growing() {
 fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
     let section = |nr: u32| nr * SECTION_PAGES;
     let booted = || {
-        let machine = Machine {
+        let machine = SimMachine {
             memory: [(0, section(4)), (section(32), section(4))].into(),
             nodes: [(0, section(4), 0), (section(32), section(4), 1)].into(),
             cpus: 2,
             cpu_nodes: [0, 1].into(),
             init: InitPolicy::Deferred,
-            ..Machine::default()
+            ..SimMachine::default()
         };
         machine.boot()
     };

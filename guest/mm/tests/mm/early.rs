@@ -1,6 +1,8 @@
 //! Memory that is wanted before all of it is initialised: however much it is, wherever it lies.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats, ZoneType,
 };
@@ -9,7 +11,7 @@ use tidevm_mm::{
 const SECTIONS: u32 = 8;
 
 fn machine(init: InitPolicy, memory: &[(u32, u32)]) -> &'static Mm<Sim> {
-    Machine { memory: memory.to_vec(), init, ..Machine::default() }.boot()
+    SimMachine { memory: memory.to_vec(), init, ..SimMachine::default() }.boot()
 }
 
 fn deferred() -> &'static Mm<Sim> {

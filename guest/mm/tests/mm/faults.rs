@@ -1,8 +1,8 @@
 //! Every step of every operation fails once: everything must be as before, and work afterwards.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Content, FaultStep, Mm, NodeId, Order, SectionNr, SectionState, SubSections, ZoneStats, ZoneType,
+    FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -21,7 +21,7 @@ const STEPS: [FaultStep; 6] = [
 pub struct State {
     zones: [ZoneStats; 3],
     memmap_pages: [u64; 2],
-    sections: Vec<(SectionState, SubSections, Option<tidevm_mm::Pfn>)>,
+    sections: Vec<(SectionState, PageblockSet, Option<tidevm_mm::Pfn>)>,
     mapped: Vec<bool>,
     free_blocks: [[u32; Order::COUNT]; 3],
 }
@@ -84,18 +84,18 @@ fn fail_everywhere(mm: &'static Mm<Sim>, name: &str, operation: impl Fn() -> Res
 /// The way back from each operation, for its next round.
 fn undo(mm: &Mm<Sim>, name: &str) {
     match name {
-        "add" => mm.remove_memory(BLOCK).unwrap(),
-        "online" => mm.offline(BLOCK).unwrap(),
-        "plug" => mm.offline_subsections(BLOCK, gaps()).unwrap(),
-        "unplug" => mm.online_subsections(BLOCK, gaps()).unwrap(),
-        "offline" => mm.online(BLOCK, ZoneType::Movable).unwrap(),
+        "add" => mm.hotplug().remove_memory(BLOCK).unwrap(),
+        "online" => mm.hotplug().offline(BLOCK).unwrap(),
+        "plug" => mm.hotplug().offline_pageblocks(BLOCK, gaps()).unwrap(),
+        "unplug" => mm.hotplug().online_pageblocks(BLOCK, gaps()).unwrap(),
+        "offline" => mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap(),
         _ => unreachable!("no operation {name}"),
     }
 }
 
-/// Runs of sub-sections with gaps between them.
-fn gaps() -> SubSections {
-    [3..7, 9..10, 40..64].map(SubSections::range).into_iter().fold(SubSections::NONE, SubSections::union)
+/// Runs of pageblocks with gaps between them.
+fn gaps() -> PageblockSet {
+    [3..7, 9..10, 40..64].map(PageblockSet::range).into_iter().fold(PageblockSet::NONE, PageblockSet::union)
 }
 
 fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
@@ -105,24 +105,24 @@ fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
 #[test]
 fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
-        let mm = Machine { memmap_on_memory, cpus: 2, ..Machine::default() }.boot();
-        let partly = SubSections::ALL.without(gaps());
+        let mm = SimMachine { memmap_on_memory, cpus: 2, ..SimMachine::default() }.boot();
+        let partly = PageblockSet::ALL.without(gaps());
         let mut failures = Vec::new();
         failures.push(fail_everywhere(mm, "add", || {
-            text(mm.add_memory(NodeId::FIRST, BLOCK, partly, Content::Unknown))
+            text(mm.hotplug().add_memory(NodeId::FIRST, BLOCK, partly, MemoryContent::Unknown))
         }));
-        failures.push(fail_everywhere(mm, "online", || text(mm.online(BLOCK, ZoneType::Movable))));
-        failures.push(fail_everywhere(mm, "plug", || text(mm.online_subsections(BLOCK, gaps()))));
+        failures.push(fail_everywhere(mm, "online", || text(mm.hotplug().online(BLOCK, ZoneType::Movable))));
+        failures.push(fail_everywhere(mm, "plug", || text(mm.hotplug().online_pageblocks(BLOCK, gaps()))));
         let tenant = Tenant::new(mm, 1, 200);
         tenant.fill_all();
-        failures.push(fail_everywhere(mm, "unplug", || text(mm.offline_subsections(BLOCK, gaps()))));
-        mm.online_subsections(BLOCK, gaps()).unwrap();
-        failures.push(fail_everywhere(mm, "offline", || text(mm.offline(BLOCK))));
+        failures.push(fail_everywhere(mm, "unplug", || text(mm.hotplug().offline_pageblocks(BLOCK, gaps()))));
+        mm.hotplug().online_pageblocks(BLOCK, gaps()).unwrap();
+        failures.push(fail_everywhere(mm, "offline", || text(mm.hotplug().offline(BLOCK))));
         // add: 3 runs, memmap alloc and map; online: 1; plug: 3 runs and 1; unplug: 29 pageblocks;
         // offline: 63 or 64 pageblocks.
         let all = if memmap_on_memory { 63 } else { 64 };
         assert_eq!(failures, [5, 1, 4, 29, all]);
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         tenant.verify_all();
         assert_eq!(tenant.release_all(), 200);
         state(mm);
@@ -132,11 +132,11 @@ fn every_step_rolls_back() {
 /// An added block whose onlining fails can be removed, and one whose offlining fails works on.
 #[test]
 fn way_out_after_a_failure() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     let start = state(mm);
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);
-    mm.online(BLOCK, ZoneType::Movable).unwrap_err();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap_err();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!(state(mm), start);
 }

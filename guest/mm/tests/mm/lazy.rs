@@ -1,22 +1,24 @@
 //! Struct pages that are initialised when they are first used.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, Gfp, InitPolicy, Mm, NodeId, OfflineError, OnlineError, Order, Pfn, RemoveError,
-    SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
+    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
 
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
-fn machine(init: InitPolicy, content: Content) -> &'static Mm<Sim> {
-    Machine { init, content, ..Machine::default() }.boot()
+fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
+    SimMachine { init, content, ..SimMachine::default() }.boot()
 }
 
-fn add(mm: &Mm<Sim>, content: Content) {
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+fn add(mm: &Mm<Sim>, content: MemoryContent) {
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
 }
 
 fn written(mm: &Mm<Sim>, nr: SectionNr) -> usize {
@@ -36,10 +38,10 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
         let machine = |init, content| {
-            Machine { memory: memory.clone(), init, content, sections: 48, ..Machine::default() }.boot()
+            SimMachine { memory: memory.clone(), init, content, sections: 48, ..SimMachine::default() }.boot()
         };
-        let eager = machine(InitPolicy::Eager, Content::Unknown);
-        let mm = machine(InitPolicy::Lazy, Content::Zero);
+        let eager = machine(InitPolicy::Eager, MemoryContent::Unknown);
+        let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
         let online = |mm: &Mm<Sim>| {
             let online = |&nr: &u32| mm.section_state(SectionNr::new(nr)) == SectionState::Online;
             (0..48).filter(online).collect::<Vec<_>>()
@@ -73,19 +75,22 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
 /// Whatever is done with a section of boot memory that nobody wanted yet is refused as if it was there.
 #[test]
 fn boot_memory_to_come_is_not_vacant() {
-    let mm = Machine {
+    let mm = SimMachine {
         memory: [(0, 6 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
-        content: Content::Zero,
-        ..Machine::default()
+        content: MemoryContent::Zero,
+        ..SimMachine::default()
     }
     .boot();
     let nr = SectionNr::new(3);
     assert_eq!(mm.section_state(nr), SectionState::Absent);
-    assert_eq!(mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Zero), Err(AddError::Exists));
-    assert_eq!(mm.online(nr, ZoneType::Movable), Err(OnlineError::Online));
-    assert_eq!(mm.offline(nr), Err(OfflineError::BootMemory));
-    assert_eq!(mm.remove_memory(nr), Err(RemoveError::Online));
+    assert_eq!(
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero),
+        Err(AddError::Exists)
+    );
+    assert_eq!(mm.hotplug().online(nr, ZoneType::Movable), Err(OnlineError::Online));
+    assert_eq!(mm.hotplug().offline(nr), Err(OfflineError::BootMemory));
+    assert_eq!(mm.hotplug().remove_memory(nr), Err(RemoveError::Online));
     mm.check();
     assert_eq!(mm.section_state(nr), SectionState::Absent);
 }
@@ -95,12 +100,12 @@ fn boot_memory_to_come_is_not_vacant() {
 #[test]
 fn what_is_kept_from_a_request_does_not_come() {
     // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
         init: InitPolicy::Lazy,
-        content: Content::Zero,
-        ..Machine::default()
+        content: MemoryContent::Zero,
+        ..SimMachine::default()
     }
     .boot();
     let lowest = mm.stats().zones[0].deferred;
@@ -116,20 +121,20 @@ fn what_is_kept_from_a_request_does_not_come() {
 fn migration_makes_boot_memory_come() {
     const HIGH: u32 = 32;
     let node = NodeId::new(1);
-    let mm = Machine {
+    let mm = SimMachine {
         sections: 48,
         memory: [(0, 2 * SECTION_PAGES), (HIGH * SECTION_PAGES, 4 * SECTION_PAGES)].into(),
         nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
         cpus: 2,
         cpu_nodes: vec![0, 1],
         init: InitPolicy::Lazy,
-        content: Content::Zero,
-        ..Machine::default()
+        content: MemoryContent::Zero,
+        ..SimMachine::default()
     }
     .boot();
     let block = SectionNr::new(40);
-    mm.add_memory(node, block, SubSections::ALL, Content::Zero).unwrap();
-    mm.online(block, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, block, PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    mm.hotplug().online(block, ZoneType::Movable).unwrap();
     let tenant = Tenant::new(mm, 0, 30_000);
     Sim::run_on(1, || (0..30_000).for_each(|slot| _ = tenant.fill(slot, slot as u64).unwrap()));
     assert_eq!(tenant.held_in(block), 30_000);
@@ -139,7 +144,7 @@ fn migration_makes_boot_memory_come() {
         Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)).unwrap();
     }
     let before = normal().deferred;
-    mm.offline(block).unwrap();
+    mm.hotplug().offline(block).unwrap();
     let held: usize = (HIGH..HIGH + 4).map(|nr| tenant.held_in(SectionNr::new(nr))).sum();
     assert_eq!(held, 30_000, "none went to the other node");
     assert!(normal().deferred < before);
@@ -152,12 +157,12 @@ fn migration_makes_boot_memory_come() {
 fn fragmented_memory_is_not_left_for_later() {
     // Between any two of these there is room for one memmap, and not for two.
     let reserved = (0..3 * SECTION_PAGES).step_by(1024).map(|pfn| (pfn, 1)).collect();
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 3 * SECTION_PAGES)].into(),
         reserved,
         init: InitPolicy::Lazy,
-        content: Content::Zero,
-        ..Machine::default()
+        content: MemoryContent::Zero,
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
@@ -167,21 +172,21 @@ fn fragmented_memory_is_not_left_for_later() {
 /// S4.21: 31 free blocks of 1024 pages, one of 512, and the memmap's own.
 #[test]
 fn onlining_writes_the_heads_of_free_blocks_and_nothing_else() {
-    let mm = machine(InitPolicy::Lazy, Content::Zero);
-    add(mm, Content::Zero);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
+    add(mm, MemoryContent::Zero);
     assert_eq!(written(mm, BLOCK), 31 + 1 + 1);
     mm.check();
 
-    let mm = machine(InitPolicy::Eager, Content::Zero);
-    add(mm, Content::Zero);
+    let mm = machine(InitPolicy::Eager, MemoryContent::Zero);
+    add(mm, MemoryContent::Zero);
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
 }
 
 /// S2.3, S2.4: what is written beside heads of free blocks is what was handed out.
 #[test]
 fn a_page_is_initialised_when_it_is_handed_out() {
-    let mm = machine(InitPolicy::Lazy, Content::Zero);
-    add(mm, Content::Zero);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
+    add(mm, MemoryContent::Zero);
     let before = written(mm, BLOCK);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     assert_eq!(written(mm, BLOCK), before, "its head was written, and its tails need not be");
@@ -190,8 +195,8 @@ fn a_page_is_initialised_when_it_is_handed_out() {
     mm.free_contig_range(tidevm_mm::PfnRange::new(block, 1024));
     mm.check();
 
-    let mm = machine(InitPolicy::Lazy, Content::Zero);
-    add(mm, Content::Zero);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
+    add(mm, MemoryContent::Zero);
     let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
     // A refill takes 63 pages at most that nobody has asked for yet, and a split leaves ten heads.
     let touched = written(mm, BLOCK) - before;
@@ -215,8 +220,8 @@ fn every_way_out_initialises_what_it_hands_out() {
         ("a range", &|mm| _ = mm.alloc_contig_pages(2).unwrap(), 1023),
     ];
     for (what, take, expected) in ways {
-        let mm = machine(InitPolicy::Lazy, Content::Zero);
-        add(mm, Content::Zero);
+        let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
+        add(mm, MemoryContent::Zero);
         let before = written(mm, BLOCK);
         take(mm);
         assert_eq!(written(mm, BLOCK) - before, expected, "{what}");
@@ -227,12 +232,12 @@ fn every_way_out_initialises_what_it_hands_out() {
 /// Decision 3: one clearing, never two, where it is not known what is there.
 #[test]
 fn a_memmap_that_may_hold_anything_is_written_once() {
-    let mm = machine(InitPolicy::Lazy, Content::Unknown);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Unknown);
     // Boot memory is left for later then.
     assert_eq!(mm.stats().memmaps_written, 1);
     while mm.init_deferred() {}
     assert_eq!(mm.stats().memmaps_written, 2);
-    add(mm, Content::Unknown);
+    add(mm, MemoryContent::Unknown);
     assert_eq!((written(mm, BLOCK), mm.stats().memmaps_written), (ALL_PAGES, 3));
     mm.check();
 }
@@ -241,26 +246,26 @@ fn a_memmap_that_may_hold_anything_is_written_once() {
 /// none in pages of older memory.
 #[test]
 fn what_was_used_is_not_zero() {
-    let mm = machine(InitPolicy::Lazy, Content::Zero);
-    add(mm, Content::Zero);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
+    add(mm, MemoryContent::Zero);
     let pages = take_all(mm);
     pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
-    mm.offline(BLOCK).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
     mm.check();
 
-    let machine = Machine {
+    let machine = SimMachine {
         init: InitPolicy::Lazy,
-        content: Content::Zero,
+        content: MemoryContent::Zero,
         memmap_on_memory: false,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     let used: Vec<Pfn> = take_all(mm);
     used.iter().for_each(|&page| mm.platform().write(page, 1));
     used.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
-    add(mm, Content::Zero);
+    add(mm, MemoryContent::Zero);
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
     mm.check();
 }
@@ -270,7 +275,7 @@ fn what_was_used_is_not_zero() {
 #[test]
 fn eager_and_lazy_end_in_the_same_state() {
     let [eager, lazy] =
-        [machine(InitPolicy::Eager, Content::Unknown), machine(InitPolicy::Lazy, Content::Zero)];
+        [machine(InitPolicy::Eager, MemoryContent::Unknown), machine(InitPolicy::Lazy, MemoryContent::Zero)];
     let same = |what: &str| {
         for mm in [eager, lazy] {
             mm.check();
@@ -294,8 +299,8 @@ fn eager_and_lazy_end_in_the_same_state() {
     assert_eq!(sizes(eager)[0], sizes(lazy)[0], "with one section of two");
     while lazy.init_deferred() {}
     same("boot");
-    add(eager, Content::Unknown);
-    add(lazy, Content::Zero);
+    add(eager, MemoryContent::Unknown);
+    add(lazy, MemoryContent::Zero);
     same("online");
     let (of_eager, of_lazy) = (take_all(eager), take_all(lazy));
     assert!(of_eager == of_lazy, "pages come in the same order");
@@ -311,8 +316,8 @@ fn eager_and_lazy_end_in_the_same_state() {
     }
     same("all free");
     for mm in [eager, lazy] {
-        mm.offline(BLOCK).unwrap();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
     }
     same("removed");
 }
@@ -320,7 +325,7 @@ fn eager_and_lazy_end_in_the_same_state() {
 /// Boot memory: what is free is left alone there too.
 #[test]
 fn boot_writes_as_many_pages_as_there_are_blocks() {
-    let mm = machine(InitPolicy::Lazy, Content::Zero);
+    let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
     let heads: usize = [0, 1].map(|nr| written(mm, SectionNr::new(nr))).iter().sum();
     assert!(heads < 100, "{heads} pages were written of {}", 2 * ALL_PAGES);
 }

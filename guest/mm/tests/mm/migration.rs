@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Content, FaultStep, Gfp, Holder, Mm, NodeId, OfflineError, Order, OwnerId, SectionNr, SectionState,
-    Stuck, SubSections, ZoneType,
+    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Order, OwnerId, PageblockSet, SectionNr,
+    SectionState, Stuck, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
@@ -14,10 +14,10 @@ const NEXT: SectionNr = SectionNr::new(33);
 
 /// A default machine with `blocks` online in Movable.
 fn machine(blocks: u32, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = Machine { pcp_disable, cpus: 2, sections: 48, ..Machine::default() }.boot();
+    let mm = SimMachine { pcp_disable, cpus: 2, sections: 48, ..SimMachine::default() }.boot();
     for nr in (32..32 + blocks).map(SectionNr::new) {
-        mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(nr, ZoneType::Movable).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(nr, ZoneType::Movable).unwrap();
     }
     mm
 }
@@ -29,19 +29,19 @@ fn data_moves_to_boot_memory() {
         let tenant = Tenant::new(mm, 3, 20_000);
         assert_eq!(tenant.fill_all(), 20_000);
         assert_eq!(tenant.held_in(BLOCK), 20_000, "Movable is used first");
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         mm.check();
         assert_eq!(tenant.held_in(BLOCK), 0);
         assert_eq!((mm.stats().pages_migrated, mm.stats().migrate_failed), (20_000, 0));
-        mm.remove_memory(BLOCK).unwrap();
-        // The block's content is lost now: this reads the copies.
+        mm.hotplug().remove_memory(BLOCK).unwrap();
+        // The memory block's content is lost now: this reads the copies.
         tenant.verify_all();
         assert_eq!(tenant.release_all(), 20_000);
         mm.check();
     }
 }
 
-/// Scattered pages of one block go to the holes of another one before boot memory is touched.
+/// Scattered pages of one memory block go to the holes of another one before boot memory is used.
 #[test]
 fn movable_memory_is_preferred() {
     let mm = machine(2, true);
@@ -55,8 +55,8 @@ fn movable_memory_is_preferred() {
         }
     }
     assert!(tenant.held_in(NEXT) > 5000);
-    mm.offline(NEXT).unwrap();
-    mm.remove_memory(NEXT).unwrap();
+    mm.hotplug().offline(NEXT).unwrap();
+    mm.hotplug().remove_memory(NEXT).unwrap();
     mm.check();
     tenant.verify_all();
     assert!(mm.stats().zones[0].free >= boot_free, "boot memory was left alone");
@@ -64,8 +64,8 @@ fn movable_memory_is_preferred() {
     mm.check();
 }
 
-/// Taking several blocks away from the top down moves no page twice as long as there is room
-/// below: pages go to the lowest free addresses.
+/// Taking several memory blocks away from the top down moves no page twice as long as there is room
+/// below, because pages go to the lowest free addresses.
 #[test]
 fn no_page_moves_twice() {
     let mm = machine(8, true);
@@ -81,8 +81,8 @@ fn no_page_moves_twice() {
     let to_move: usize = blocks().map(|nr| tenant.held_in(nr)).sum();
     assert!(to_move > 15_000, "{to_move} pages to move");
     for nr in blocks() {
-        mm.offline(nr).unwrap();
-        mm.remove_memory(nr).unwrap();
+        mm.hotplug().offline(nr).unwrap();
+        mm.hotplug().remove_memory(nr).unwrap();
     }
     mm.check();
     tenant.verify_all();
@@ -90,8 +90,8 @@ fn no_page_moves_twice() {
     assert!(moved <= to_move + to_move / 20, "{moved} migrations of {to_move} pages");
 }
 
-/// Pages whose holder cannot let go fail the attempt before anything is migrated; the error counts
-/// them all and names four.
+/// Pages whose holder cannot give them up fail the attempt before anything is migrated. The error counts
+/// all of them and names four.
 #[test]
 fn pinned_pages_are_named() {
     let mm = machine(1, true);
@@ -107,7 +107,7 @@ fn pinned_pages_are_named() {
     let mut expected: Vec<_> = pinned.iter().map(|&(pfn, _, holder)| Some((pfn, holder))).collect();
     expected.sort_by_key(|entry| entry.map(|(pfn, _)| pfn));
     let before = mm.stats().zones[2].managed;
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("pages are pinned") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("pages are pinned") };
     assert_eq!(stuck.pages, 9);
     assert_eq!(stuck.first[..], expected[..4]);
     assert_eq!(mm.stats().pages_migrated, 0);
@@ -115,12 +115,12 @@ fn pinned_pages_are_named() {
     assert_eq!(mm.stats().zones[2].managed, before);
     mm.check();
     pinned.iter().for_each(|&(pfn, order, _)| mm.free_pages(pfn, order));
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     tenant.verify_all();
     mm.check();
 }
 
-/// What nobody claims is met late, after a bounded number of rounds; the rest has moved.
+/// A page without an owner ends the attempt only after a bounded number of rounds; all others have moved.
 #[test]
 fn unclaimed_page_ends_the_attempt() {
     for pcp_disable in [true, false] {
@@ -129,17 +129,17 @@ fn unclaimed_page_ends_the_attempt() {
         tenant.fill_all();
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
         let stuck = Stuck { pages: 1, listed: 0, first: [Some((pfn, Holder::Unclaimed)), None, None, None] };
-        assert_eq!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
+        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
         let rounds = mm.platform().grace_periods();
         assert!((8..64).contains(&rounds), "{rounds} rounds");
         mm.check();
         tenant.verify_all();
-        // The block is as usable as before.
+        // The memory block is as usable as before.
         let stats = mm.stats().zones[2];
         assert_eq!((stats.managed, stats.nr_isolate_pageblock), (32256, 0));
         assert_eq!(stats.free + stats.pcp, 32255);
         mm.free_pages(pfn, Order::PAGE);
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         tenant.release_all();
         mm.check();
     }
@@ -153,7 +153,7 @@ fn owner_that_refuses() {
     for flag in [&tenant.refuse_isolate, &tenant.refuse_hand_over] {
         flag.store(true, SeqCst);
         let before = mm.stats();
-        let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("it refuses") };
+        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("it refuses") };
         assert_eq!(stuck.pages, 50);
         for (pfn, holder) in stuck.first.into_iter().flatten() {
             let Holder::Owned { owner: OwnerId(7), index } = holder else { panic!("held by {holder:?}") };
@@ -166,7 +166,7 @@ fn owner_that_refuses() {
         tenant.verify_all();
         flag.store(false, SeqCst);
     }
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!(tenant.release_all(), 50);
     mm.check();
 }
@@ -179,7 +179,7 @@ fn no_room() {
     let filled = tenant.fill_all();
     assert!(filled > 90_000, "all memory is in use");
     let before = mm.stats().zones;
-    let Err(OfflineError::NoRoom(stuck)) = mm.offline(BLOCK) else { panic!("there is no room") };
+    let Err(OfflineError::NoRoom(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("there is no room") };
     assert!(stuck.pages > 30_000, "{} pages left", stuck.pages);
     assert!(matches!(stuck.first[3], Some((_, Holder::Owned { .. }))));
     mm.check();
@@ -189,15 +189,15 @@ fn no_room() {
     let in_boot = |slot: &usize| tenant.page(*slot).is_some_and(|pfn| pfn < BLOCK.start());
     let some: Vec<_> = (0..filled).filter(in_boot).take(32_000).collect();
     some.iter().for_each(|&slot| assert!(tenant.release(slot)));
-    assert!(matches!(mm.offline(BLOCK), Err(OfflineError::NoRoom(_))));
+    assert!(matches!(mm.hotplug().offline(BLOCK), Err(OfflineError::NoRoom(_))));
     assert_eq!(mm.stats().pages_migrated, 0);
     mm.check();
     tenant.verify_all();
     for slot in 0..filled / 2 {
         tenant.release(slot);
     }
-    mm.offline(BLOCK).unwrap();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     tenant.verify_all();
     tenant.release_all();
     mm.check();
@@ -212,12 +212,12 @@ fn failing_migrations() {
     tenant.fill_all();
     let sim = mm.platform();
     sim.inject_always(FaultStep::Migrate, true);
-    let Err(OfflineError::Unmovable(stuck)) = mm.offline(BLOCK) else { panic!("nothing moves") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("nothing moves") };
     assert_eq!(stuck.pages, 100);
     mm.check();
     sim.inject(FaultStep::Migrate, 50);
     let failed = mm.stats().migrate_failed;
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!(mm.stats().migrate_failed, failed + 1);
     tenant.verify_all();
     tenant.release_all();
@@ -234,12 +234,12 @@ fn pages_on_per_cpu_lists() {
             pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
         });
         assert!(mm.stats().zones[2].pcp > 0);
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         mm.check();
     }
 }
 
-/// A split block's pages can be owned and moved one by one.
+/// The pages of a split buddy block can be owned and moved one by one.
 #[test]
 fn split_pages_move() {
     let mm = machine(1, true);
@@ -254,7 +254,7 @@ fn split_pages_move() {
         mm.free_pages(block.add(32 * part), Order::new(5));
     }
     tenant.fill_all();
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     mm.check();
     tenant.release_all();
     mm.check();

@@ -1,15 +1,16 @@
-//! The allocator against a model: who owns which page is known outside, and every page says so.
+//! The allocator against a model: a table outside of the allocator and the content of every page name its
+//! owner.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AllocError, Content, Gfp, InitPolicy, Mm, NodeId, Order, Pfn, PfnRange, SubSections, ZoneType,
+    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, PfnRange, ZoneType,
 };
 
 use crate::workload::{BLOCK, POLICIES, Random, zones};
 
-/// By frame: who owns it. Sees overlaps between threads.
+/// The owner of each frame. Finds allocations of two threads that overlap.
 struct Owners(Vec<AtomicU32>);
 
 impl Owners {
@@ -26,7 +27,7 @@ impl Owners {
     }
 }
 
-/// One thread's blocks.
+/// One thread's buddy blocks.
 struct Player<'a> {
     mm: &'static Mm<Sim>,
     owners: &'a Owners,
@@ -123,13 +124,13 @@ fn machine(cpus: usize) -> &'static Mm<Sim> {
 }
 
 /// The block is on `node`, and so are all CPUs but the first.
-fn machine_with(cpus: usize, (init, content): (InitPolicy, Content), node: NodeId) -> &'static Mm<Sim> {
+fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node: NodeId) -> &'static Mm<Sim> {
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
-    let mm = Machine { memory, cpus, cpu_nodes, init, content, ..Machine::default() }.boot();
-    mm.add_memory(node, BLOCK, SubSections::range(0..20), content).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { memory, cpus, cpu_nodes, init, content, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -140,7 +141,7 @@ fn one_thread() {
     }
 }
 
-fn one_thread_with(policy: (InitPolicy, Content)) {
+fn one_thread_with(policy: (InitPolicy, MemoryContent)) {
     let mm = machine_with(1, policy, NodeId::FIRST);
     let before = histogram(mm);
     let owners = Owners::new(36);
@@ -165,7 +166,7 @@ fn two_threads() {
     }
 }
 
-fn two_threads_with(policy: (InitPolicy, Content), node: NodeId) {
+fn two_threads_with(policy: (InitPolicy, MemoryContent), node: NodeId) {
     let mm = machine_with(2, policy, node);
     let before = histogram(mm);
     let owners = Owners::new(36);
@@ -323,5 +324,5 @@ fn free_with_wrong_order() {
 #[test]
 #[should_panic(expected = "has no page")]
 fn free_of_absent_memory() {
-    machine(1).free_pages(BLOCK.frames().end, Order::PAGE);
+    machine(1).free_pages(BLOCK.frames().end(), Order::PAGE);
 }

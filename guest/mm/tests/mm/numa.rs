@@ -1,10 +1,12 @@
 //! Nodes: whose memory is asked first, what a node with nothing but hot-added memory can be used for,
 //! how nodes appear and go, and who initialises their boot memory.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Content, Gfp, InitPolicy, MEMMAP_PAGES, Memblock, Mm, NodeId, NodeOverlap, Order, Pfn, PhysAddr,
-    PhysRange, SECTION_PAGES, SectionNr, SectionState, SubSections, ZoneType,
+    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
+    Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant, zones};
@@ -20,14 +22,14 @@ fn section(nr: u32) -> (u32, u32) {
 }
 
 /// Two nodes with a CPU each: two sections below 4 GiB, and two above.
-fn two_nodes() -> Machine {
-    Machine {
+fn two_nodes() -> SimMachine {
+    SimMachine {
         memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 2 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 2 * SECTION_PAGES, 1)].into(),
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         sections: 40,
-        ..Machine::default()
+        ..SimMachine::default()
     }
 }
 
@@ -35,8 +37,8 @@ fn two_nodes() -> Machine {
 const HOT: SectionNr = SectionNr::new(36);
 
 fn add_movable(mm: &Mm<Sim>, node: NodeId, nr: SectionNr) {
-    mm.add_memory(node, nr, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(nr, ZoneType::Movable).unwrap();
+    mm.hotplug().add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(nr, ZoneType::Movable).unwrap();
 }
 
 /// Takes all pages that CPU `cpu` gets for `gfp`, and returns them with the sections that they came
@@ -69,7 +71,7 @@ fn free(mm: &Mm<Sim>, node: NodeId) -> u64 {
 /// All zones of the own node come first, from the top, then those of the next node by distance.
 #[test]
 fn fallback_by_distance() {
-    let mm = Machine {
+    let mm = SimMachine {
         memory: [(0, 8192), section(33), section(34), section(35)].into(),
         nodes: [section(33), section(34), section(35)]
             .map(|(at, len)| (at, len, (at >> 15) as u8 - 33))
@@ -77,7 +79,7 @@ fn fallback_by_distance() {
         cpus: 3,
         cpu_nodes: [0, 1, 2].into(),
         distances: [(0, 1, 30), (0, 2, 15), (2, 0, 40)].into(),
-        ..Machine::default()
+        ..SimMachine::default()
     }
     .boot();
     add_movable(mm, N1, SectionNr::new(32));
@@ -140,7 +142,7 @@ fn memmaps_of_boot_memory_are_node_local() {
 /// kernel; and only movable pages lie there.
 #[test]
 fn a_node_that_is_movable_only() {
-    let mm = Machine { cpus: 2, cpu_nodes: [0, 2].into(), ..Machine::default() }.boot();
+    let mm = SimMachine { cpus: 2, cpu_nodes: [0, 2].into(), ..SimMachine::default() }.boot();
     let before = mm.stats();
     add_movable(mm, N2, BLOCK);
     mm.check();
@@ -158,22 +160,22 @@ fn a_node_that_is_movable_only() {
     assert_eq!(sections, [BLOCK.get()], "the rest is full");
     free_all(mm, kernel);
     free_all(mm, movable);
-    mm.offline(BLOCK).unwrap();
-    mm.remove_memory(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.hotplug().remove_memory(BLOCK).unwrap();
     mm.check();
 }
 
 /// Without memmap on memory it comes from the block's node, or from the nearest one that has any.
 #[test]
 fn a_memmap_elsewhere_is_near() {
-    let mm = Machine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
     for (node, home) in [(N0, 0), (N1, 1), (N2, 1)] {
         add_movable(mm, node, HOT);
         mm.check();
         let memmap = mm.platform().memmap_of(HOT).expect("it was added");
         assert_eq!(memmap.get() / FOUR_GIB, home, "for {node:?} it lies at {memmap:?}");
-        mm.offline(HOT).unwrap();
-        mm.remove_memory(HOT).unwrap();
+        mm.hotplug().offline(HOT).unwrap();
+        mm.hotplug().remove_memory(HOT).unwrap();
     }
     assert_eq!(mm.stats().memmap_boot_pages, 0);
 }
@@ -199,14 +201,14 @@ fn a_node_appears_and_goes() {
     for zone in [ZoneType::Movable, ZoneType::Normal] {
         for round in 0..2 {
             for nr in [36, 38].map(SectionNr::new) {
-                mm.add_memory(N2, nr, SubSections::ALL, Content::Unknown).unwrap();
+                mm.hotplug().add_memory(N2, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
                 assert_eq!(mm.stats().nodes, before.nodes, "added, not online");
-                mm.online(nr, zone).unwrap();
+                mm.hotplug().online(nr, zone).unwrap();
                 mm.check();
-                mm.offline(nr).unwrap();
+                mm.hotplug().offline(nr).unwrap();
                 mm.check();
                 assert_eq!(mm.stats().nodes, before.nodes, "offline");
-                mm.remove_memory(nr).unwrap();
+                mm.hotplug().remove_memory(nr).unwrap();
             }
             add_to(mm, N2, zone, [36, 38]);
             let all = mm.stats().nodes[2][zone.index()];
@@ -215,8 +217,8 @@ fn a_node_appears_and_goes() {
             let kernel: &[u32] = if zone == ZoneType::Normal { &[1, 2, 0] } else { &[1, 0] };
             assert_eq!(fallback(), [&[0, 2, 1], kernel], "{zone:?}, round {round}");
             for nr in [38, 36].map(SectionNr::new) {
-                mm.offline(nr).unwrap();
-                mm.remove_memory(nr).unwrap();
+                mm.hotplug().offline(nr).unwrap();
+                mm.hotplug().remove_memory(nr).unwrap();
                 mm.check();
             }
             assert_eq!((mm.stats().zones, mm.stats().nodes), (before.zones, before.nodes), "gone");
@@ -227,8 +229,8 @@ fn a_node_appears_and_goes() {
 
 fn add_to(mm: &Mm<Sim>, node: NodeId, zone: ZoneType, sections: [u32; 2]) {
     for nr in sections.map(SectionNr::new) {
-        mm.add_memory(node, nr, SubSections::ALL, Content::Unknown).unwrap();
-        mm.online(nr, zone).unwrap();
+        mm.hotplug().add_memory(node, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(nr, zone).unwrap();
     }
     mm.check();
 }
@@ -245,13 +247,13 @@ fn migration_stays_on_the_node() {
     add_movable(mm, N0, other);
     add_movable(mm, N1, here);
     // On a CPU of node 0, as the driver of memory may be.
-    mm.offline(own).unwrap();
+    mm.hotplug().offline(own).unwrap();
     assert_eq!((tenant.held_in(here), tenant.held_in(other)), (20_000, 0));
     mm.check();
     // The rest of the node is its Normal zone; when that is full too, the next node.
     let (kernel, sections) = take_all(mm, 1, Gfp::Kernel);
     assert_eq!(sections, [32, 33, 0, 1]);
-    mm.offline(here).unwrap();
+    mm.hotplug().offline(here).unwrap();
     assert_eq!(tenant.held_in(other), 20_000);
     tenant.verify_all();
     free_all(mm, kernel);
@@ -265,7 +267,7 @@ fn initialised(mm: &Mm<Sim>, first: u32) -> usize {
 
 /// Two nodes of four sections each, a CPU on each.
 fn deferred() -> &'static Mm<Sim> {
-    Machine {
+    SimMachine {
         memory: [(0, 4 * SECTION_PAGES), (FOUR_GIB, 4 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 4 * SECTION_PAGES, 1)].into(),
         init: InitPolicy::Deferred,
@@ -339,7 +341,7 @@ fn workers_of_two_nodes_race() {
 /// CPUs on a node without memory, and a node that has neither, work as if they were on the next one.
 #[test]
 fn a_node_without_memory() {
-    let mm = Machine { cpus: 3, cpu_nodes: [0, 3, 1].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { cpus: 3, cpu_nodes: [0, 3, 1].into(), ..two_nodes() }.boot();
     mm.check();
     let (pages, sections) = take_all(mm, 1, Gfp::Movable);
     assert_eq!(sections, [0, 1, 32, 33]);
@@ -380,7 +382,7 @@ fn the_node_of_a_section() {
     assert_eq!(memblock.node_of(SectionNr::new(2)), N0);
     assert_eq!(
         memblock.alloc_on(N1, 4096, 4096),
-        memblock.memory().last().map(|ram| PhysAddr::new(ram.end.get() - 4096))
+        memblock.memory().last().map(|ram| PhysAddr::new(ram.end().get() - 4096))
     );
 }
 
@@ -388,7 +390,7 @@ fn the_node_of_a_section() {
 #[test]
 fn a_node_too_small_for_its_memmap() {
     // The node has 256 pages, and its memmap 512.
-    let mm = Machine { memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 256)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine { memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 256)].into(), ..two_nodes() }.boot();
     mm.check();
     let memmap = mm.platform().memmap_of(SectionNr::new(32)).expect("boot memory");
     assert!(memmap.get() + MEMMAP_PAGES <= 2 * SECTION_PAGES, "{memmap:?}");

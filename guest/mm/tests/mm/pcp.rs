@@ -1,18 +1,20 @@
-//! Per-CPU lists and what disabling them promises.
+//! Per-CPU lists, and the guarantees of disabling them.
+//!
+//! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, FaultStep, Gfp, Mm, NodeId, Order, Pfn, SubSections, ZoneType};
+use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::{FaultStep, Gfp, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, ZoneType};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = Machine { cpus, pcp_disable, ..Machine::default() }.boot();
-    mm.add_memory(NodeId::FIRST, BLOCK, SubSections::ALL, Content::Unknown).unwrap();
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    let mm = SimMachine { cpus, pcp_disable, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
@@ -75,13 +77,13 @@ fn disabled_lists_stay_empty() {
     mm.check();
 }
 
-/// Disabling lists drains once for a whole block; the older way drains again and again.
+/// Disabling lists drains once for a whole memory block; the older way drains in every round.
 #[test]
 fn drains_of_an_offline() {
     for (pcp_disable, expected) in [(true, 1..2), (false, 2..64)] {
         let mm = machine(2, pcp_disable);
         let before = mm.stats().pcp_drains;
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         let drains = mm.stats().pcp_drains - before;
         assert!(expected.contains(&drains), "{drains} drains, pcp_disable {pcp_disable}");
     }
@@ -98,7 +100,7 @@ fn limits_survive_a_failed_offline() {
     };
     let before = cached();
     mm.platform().inject(FaultStep::Isolate, 20);
-    mm.offline(BLOCK).unwrap_err();
+    mm.hotplug().offline(BLOCK).unwrap_err();
     assert_eq!(movable(mm).1, 0, "drained");
     assert_eq!(cached(), before);
     mm.check();
@@ -110,14 +112,14 @@ fn unchanged_limits_are_not_published() {
     // So many CPUs that a list's share is at its lower bound, whatever the zone's exact size.
     let mm = machine(8, true);
     let updates = mm.stats().pcp_limit_updates;
-    mm.offline_subsections(BLOCK, SubSections::range(60..64)).unwrap();
-    mm.online_subsections(BLOCK, SubSections::range(60..64)).unwrap();
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
+    mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
     assert_eq!(mm.stats().pcp_limit_updates, updates);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
 }
 
-/// Who disables lists is alone: others who want to, and those who change limits, wait.
+/// One CPU at a time disables lists: other CPUs that disable lists or change limits wait.
 #[test]
 fn disablers_wait_for_each_other() {
     let mm = machine(2, true);
@@ -125,7 +127,7 @@ fn disablers_wait_for_each_other() {
     let entered = AtomicBool::new(false);
     thread::scope(|scope| {
         let offline = scope.spawn(|| {
-            Sim::run_on(1, || mm.offline_subsections(BLOCK, SubSections::range(3..4))).unwrap();
+            Sim::run_on(1, || mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(3..4))).unwrap();
             entered.store(true, SeqCst);
         });
         thread::sleep(Duration::from_millis(30));
@@ -149,14 +151,14 @@ fn disabling_one_zone_leaves_the_others() {
     assert!(mm.stats().zones[0].pcp > 0);
 }
 
-/// S3.8, S3.12: a whole memory block of 63 pageblocks and a few sub-sections of it, each way disables
-/// lists once and drains them once.
+/// S3.8, S3.12: taking a whole memory block of 63 pageblocks, or a few pageblocks of it, disables lists once
+/// and drains them once.
 #[test]
 fn both_ways_to_take_memory_away_disable_once() {
     let mm = machine(2, true);
     let ways: [&dyn Fn(); 2] =
-        [&|| mm.offline_subsections(BLOCK, SubSections::range(10..30)).unwrap(), &|| {
-            mm.offline(BLOCK).unwrap()
+        [&|| mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(10..30)).unwrap(), &|| {
+            mm.hotplug().offline(BLOCK).unwrap()
         }];
     for way in ways {
         let before = mm.stats();
@@ -167,16 +169,16 @@ fn both_ways_to_take_memory_away_disable_once() {
     }
 }
 
-/// S3.9: limits are not recomputed while lists are disabled: whoever brings memory waits.
+/// S3.9: limits are not recomputed while lists are disabled: a CPU that onlines memory waits.
 #[test]
 fn who_changes_limits_waits_while_disabled() {
     let mm = machine(2, true);
     let next = tidevm_mm::SectionNr::new(33);
-    mm.add_memory(NodeId::FIRST, next, SubSections::ALL, Content::Unknown).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let updates = mm.stats().pcp_limit_updates;
     thread::scope(|scope| {
-        let online = scope.spawn(|| Sim::run_on(1, || mm.online(next, ZoneType::Movable)).unwrap());
+        let online = scope.spawn(|| Sim::run_on(1, || mm.hotplug().online(next, ZoneType::Movable)).unwrap());
         thread::sleep(Duration::from_millis(30));
         assert!(!online.is_finished(), "it did not wait");
         assert_eq!(mm.stats().pcp_limit_updates, updates);

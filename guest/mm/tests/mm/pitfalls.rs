@@ -6,10 +6,10 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, FaultStep, Gfp, InitPolicy, Mm, MovableOwner, NodeId, OfflineError, Order, OwnerId,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, SubSections, ZoneType,
+    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
+    OwnerId, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -18,17 +18,17 @@ const NEXT: SectionNr = SectionNr::new(33);
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn add(mm: &Mm<Sim>, nr: SectionNr) -> Result<(), AddError> {
-    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown)
+    mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown)
 }
 
 fn grow(mm: &Mm<Sim>, nr: SectionNr) {
     add(mm, nr).unwrap();
-    mm.online(nr, ZoneType::Movable).unwrap();
+    mm.hotplug().online(nr, ZoneType::Movable).unwrap();
 }
 
 fn shrink(mm: &Mm<Sim>, nr: SectionNr) {
-    mm.offline(nr).unwrap();
-    mm.remove_memory(nr).unwrap();
+    mm.hotplug().offline(nr).unwrap();
+    mm.hotplug().remove_memory(nr).unwrap();
 }
 
 /// Free pages, those on per-CPU lists included.
@@ -52,7 +52,7 @@ fn pitfall_1_growing_ends() {
     thread::spawn(move || {
         let reserved = [(0, 1024), (SECTION_PAGES, 3 * SECTION_PAGES)].into();
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = Machine { memory, reserved, init: InitPolicy::Deferred, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
         // No watermark refuses these, which would know that there is nothing to come.
         while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {}
         let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::PageTable).is_err());
@@ -67,7 +67,7 @@ fn pitfall_1_growing_ends() {
 fn pitfall_4_limits_follow_the_whole_zone() {
     let held = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        let mm = Machine { memory, init, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, init, ..SimMachine::default() }.boot();
         while mm.init_deferred() {}
         assert!(mm.is_all_initialised());
         // Pages that one CPU keeps at most, and pages that are left when nothing more is to be had.
@@ -88,7 +88,7 @@ fn pitfall_4_limits_follow_the_whole_zone() {
 fn pitfall_5_memory_to_come_counts() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        Machine { memory, init, ..Machine::default() }.boot()
+        SimMachine { memory, init, ..SimMachine::default() }.boot()
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
@@ -105,7 +105,7 @@ fn pitfall_5_memory_to_come_counts() {
 #[test]
 fn pitfall_6_offline_ends() {
     for pcp_disable in [true, false] {
-        let mm = Machine { pcp_disable, cpus: 2, ..Machine::default() }.boot();
+        let mm = SimMachine { pcp_disable, cpus: 2, ..SimMachine::default() }.boot();
         grow(mm, BLOCK);
         let kept = Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -113,10 +113,12 @@ fn pitfall_6_offline_ends() {
             pages[0]
         });
         assert!(mm.stats().zones[2].pcp > 0);
-        assert!(matches!(mm.offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 1));
+        assert!(
+            matches!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)) if stuck.pages == 1)
+        );
         assert!(mm.platform().grace_periods() < 64, "rounds");
         Sim::run_on(1, || mm.free_pages(kept, Order::PAGE));
-        mm.offline(BLOCK).unwrap();
+        mm.hotplug().offline(BLOCK).unwrap();
         mm.check();
     }
 }
@@ -125,7 +127,7 @@ fn pitfall_6_offline_ends() {
 /// passes them by: spans that shrink, migration that looks for room, checks, counters.
 #[test]
 fn pitfall_7_nobody_looks_at_what_is_not_online() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     add(mm, NEXT).unwrap();
     let last = SectionNr::new(34);
@@ -134,12 +136,12 @@ fn pitfall_7_nobody_looks_at_what_is_not_online() {
     assert_eq!(tenant.fill_all(), 40_000);
     (0..30_000).for_each(|slot| assert!(tenant.release(slot)));
     for nr in [last, BLOCK] {
-        mm.offline(nr).unwrap();
+        mm.hotplug().offline(nr).unwrap();
         mm.check();
         tenant.verify_all();
     }
     assert_eq!(mm.stats().zones[2].spanned, 0);
-    mm.remove_memory(NEXT).unwrap();
+    mm.hotplug().remove_memory(NEXT).unwrap();
     mm.check();
 }
 
@@ -147,7 +149,7 @@ fn pitfall_7_nobody_looks_at_what_is_not_online() {
 /// step for everybody else.
 #[test]
 fn pitfall_8_the_lock_is_held_for_all_of_it() {
-    let mm = Machine { cpus: 3, ..Machine::default() }.boot();
+    let mm = SimMachine { cpus: 3, ..SimMachine::default() }.boot();
     let before = account(mm);
     thread::scope(|scope| {
         for cpu in 0..2 {
@@ -177,16 +179,16 @@ fn pitfall_8_the_lock_is_held_for_all_of_it() {
 /// nothing ends in a free list, and nothing is recorded of it.
 #[test]
 fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     let before = account(mm);
     // Three runs, so that there is a second and a third one to fail.
-    let plugged = [0..3, 9..12, 40..64].map(SubSections::range);
-    let plugged = plugged.into_iter().fold(SubSections::NONE, SubSections::union);
+    let plugged = [0..3, 9..12, 40..64].map(PageblockSet::range);
+    let plugged = plugged.into_iter().fold(PageblockSet::NONE, PageblockSet::union);
     let steps = [(FaultStep::MapDirect, 3), (FaultStep::AllocMemmap, 1), (FaultStep::MapMemmap, 1)];
     for (step, attempts) in steps {
         for attempt in 0..attempts {
             mm.platform().inject(step, attempt);
-            mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap_err();
+            mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap_err();
             assert_eq!(account(mm), before, "{step:?} {attempt}");
             assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
             assert_eq!(mm.platform().memmap_of(BLOCK), None);
@@ -202,11 +204,11 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
 /// sight. Removing has exactly one.
 #[test]
 fn pitfall_13_a_memmap_goes_after_a_grace_period() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     for _ in 0..3 {
         add(mm, BLOCK).unwrap();
         let before = mm.platform().grace_periods();
-        mm.remove_memory(BLOCK).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         assert_eq!(mm.platform().grace_periods(), before + 1);
         assert_eq!(mm.section_state(BLOCK), SectionState::Absent);
     }
@@ -241,14 +243,14 @@ impl MovableOwner for Quick {
 
 #[test]
 fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     QUICK.mm.set(mm).ok().expect("one test");
     mm.register_owner(OwnerId(0), &QUICK);
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     QUICK.page.store(page.get(), SeqCst);
     mm.set_owner(page, OwnerId(0), 0);
-    mm.offline(BLOCK).unwrap();
+    mm.hotplug().offline(BLOCK).unwrap();
     assert_eq!((QUICK.asked.load(SeqCst), mm.stats().pages_migrated), (1, 0));
     mm.check();
 }
@@ -258,7 +260,7 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
 #[test]
 fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     for memmap_on_memory in [true, false] {
-        let mm = Machine { memmap_on_memory, ..Machine::default() }.boot();
+        let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
         let before = account(mm);
         let counts = |pages| if memmap_on_memory { [0, pages] } else { [pages, 0] };
         let found = || [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
@@ -267,15 +269,15 @@ fn pitfall_21_memmap_pages_are_counted_as_they_are() {
             mm.platform().inject(step, 0);
             // One of the three fails, those after it do nothing.
             let added = add(mm, BLOCK).is_ok();
-            let online = added && mm.online(BLOCK, ZoneType::Movable).is_ok();
-            assert!(!online || mm.offline(BLOCK).is_err(), "{step:?} was to fail");
+            let online = added && mm.hotplug().online(BLOCK, ZoneType::Movable).is_ok();
+            assert!(!online || mm.hotplug().offline(BLOCK).is_err(), "{step:?} was to fail");
             assert_eq!(found(), counts(pages), "after {step:?} failed");
             mm.check();
             if online {
-                mm.offline(BLOCK).unwrap();
+                mm.hotplug().offline(BLOCK).unwrap();
             }
             if added {
-                mm.remove_memory(BLOCK).unwrap();
+                mm.hotplug().remove_memory(BLOCK).unwrap();
             }
             assert_eq!((found(), account(mm)), ([0, 0], before.clone()));
         }
@@ -286,7 +288,7 @@ fn pitfall_21_memmap_pages_are_counted_as_they_are() {
 /// comes a step further.
 #[test]
 fn pitfall_23_growing_without_a_page_for_page_tables() {
-    let mm = Machine { page_tables: true, ..Machine::default() }.boot();
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
     let mut all: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::PageTable).ok()).collect();
     let mut refused = 0;
     while let Err(error) = add(mm, BLOCK) {
@@ -297,18 +299,18 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
         refused += 1;
     }
     assert_eq!(refused, 2, "one for the direct map, one for the memmap");
-    mm.online(BLOCK, ZoneType::Movable).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
 }
 
 /// A machine that cannot hold the memmap of all that it is given keeps what it got, and works on.
 #[test]
 fn pitfall_24_what_does_not_fit_is_taken_back() {
-    let machine = Machine {
+    let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
         memmap_on_memory: false,
         sections: 80,
-        ..Machine::default()
+        ..SimMachine::default()
     };
     let mm = machine.boot();
     let added = (32..80).map(SectionNr::new).take_while(|&nr| add(mm, nr).is_ok()).count() as u32;
@@ -319,35 +321,35 @@ fn pitfall_24_what_does_not_fit_is_taken_back() {
     }
     assert_eq!(account(mm), before);
     mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("the machine is alive");
-    (32..32 + added).for_each(|nr| mm.remove_memory(SectionNr::new(nr)).unwrap());
+    (32..32 + added).for_each(|nr| mm.hotplug().remove_memory(SectionNr::new(nr)).unwrap());
     assert_eq!(mm.stats().memmap_boot_pages, 0);
     mm.check();
 }
 
 #[test]
 fn pitfall_25_removing_what_is_online_is_refused() {
-    let mm = Machine::default().boot();
+    let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.platform().write(page, 1);
     let before = account(mm);
-    assert_eq!(mm.remove_memory(BLOCK), Err(RemoveError::Online));
-    assert_eq!(mm.remove_memory(SectionNr::new(0)), Err(RemoveError::Online), "boot memory");
+    assert_eq!(mm.hotplug().remove_memory(BLOCK), Err(RemoveError::Online));
+    assert_eq!(mm.hotplug().remove_memory(SectionNr::new(0)), Err(RemoveError::Online), "boot memory");
     assert_eq!((account(mm), mm.platform().read(page)), (before, 1));
 }
 
 /// Sub-sections that are not plugged were never managed: taking their block away does not subtract them.
 #[test]
 fn pitfall_27_unplugged_pages_are_not_managed() {
-    let mm = Machine::default().boot();
-    let plugged = SubSections::range(0..20);
+    let mm = SimMachine::default().boot();
+    let plugged = PageblockSet::range(0..20);
     for _ in 0..3 {
-        mm.add_memory(NodeId::FIRST, BLOCK, plugged, Content::Unknown).unwrap();
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
         grow(mm, NEXT);
-        mm.online(BLOCK, ZoneType::Movable).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
         let managed = || mm.stats().zones[2].managed;
         assert_eq!(managed(), 32_256 + 19 * 512);
-        mm.offline_subsections(BLOCK, SubSections::range(10..20)).unwrap();
+        mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(10..20)).unwrap();
         assert_eq!(managed(), 32_256 + 9 * 512);
         shrink(mm, BLOCK);
         assert_eq!(managed(), 32_256);
@@ -361,13 +363,13 @@ fn pitfall_27_unplugged_pages_are_not_managed() {
 #[test]
 fn pitfall_29_counters_are_right_before_the_first_allocation() {
     for (init, content) in [
-        (InitPolicy::Eager, Content::Unknown),
-        (InitPolicy::Deferred, Content::Unknown),
-        (InitPolicy::Lazy, Content::Unknown),
-        (InitPolicy::Lazy, Content::Zero),
+        (InitPolicy::Eager, MemoryContent::Unknown),
+        (InitPolicy::Deferred, MemoryContent::Unknown),
+        (InitPolicy::Lazy, MemoryContent::Unknown),
+        (InitPolicy::Lazy, MemoryContent::Zero),
     ] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = Machine { memory, init, content, ..Machine::default() }.boot();
+        let mm = SimMachine { memory, init, content, ..SimMachine::default() }.boot();
         mm.check();
         let zone = mm.stats().zones[0];
         assert_eq!((zone.spanned, zone.present), (4 * 32_768, 4 * 32_768), "{init:?}");

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_mm::sim::{Machine, Sim};
-use tidevm_mm::{Content, InitPolicy, Mm, NodeId, OfflineError, SectionNr, SubSections, ZoneType};
+use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::{InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, SectionNr, ZoneType};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -54,16 +54,16 @@ fn stress(pcp_disable: bool, cycles: usize) {
 }
 
 /// CPUs and memory blocks are on `nodes` nodes by turns.
-fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, Content), nodes: u32) {
+fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
     let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
     let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
-    let machine = Machine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..Machine::default() };
+    let machine = SimMachine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..SimMachine::default() };
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
-        mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
-        mm.online(nr, ZoneType::Movable).unwrap();
+        mm.hotplug().add_memory(node_of(nr), nr, PageblockSet::ALL, content).unwrap();
+        mm.hotplug().online(nr, ZoneType::Movable).unwrap();
     }
     let start = mm.stats();
     let tenant = Tenant::new(mm, 0, 16_000);
@@ -81,17 +81,17 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
         for cycle in (0..).take_while(|&cycle| cycle < cycles || !has_moved() && Instant::now() < limit) {
             let nr = SectionNr::new(32 + random.below(BLOCKS as usize) as u32);
             if random.chance(50) {
-                insist(|| mm.offline(nr));
+                insist(|| mm.hotplug().offline(nr));
                 if random.chance(50) {
-                    mm.remove_memory(nr).unwrap();
-                    mm.add_memory(node_of(nr), nr, SubSections::ALL, content).unwrap();
+                    mm.hotplug().remove_memory(nr).unwrap();
+                    mm.hotplug().add_memory(node_of(nr), nr, PageblockSet::ALL, content).unwrap();
                 }
-                mm.online(nr, ZoneType::Movable).unwrap();
+                mm.hotplug().online(nr, ZoneType::Movable).unwrap();
             } else {
                 let first = random.below(62) as u32 + 1;
-                let some = SubSections::range(first..64.min(first + 8));
-                insist(|| mm.offline_subsections(nr, some));
-                mm.online_subsections(nr, some).unwrap();
+                let some = PageblockSet::range(first..64.min(first + 8));
+                insist(|| mm.hotplug().offline_pageblocks(nr, some));
+                mm.hotplug().online_pageblocks(nr, some).unwrap();
             }
             if cycle % 8 == 0 {
                 mm.check();
@@ -101,8 +101,8 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, C
     tenant.verify_all();
     tenant.release_all();
     for nr in blocks() {
-        mm.offline(nr).unwrap();
-        mm.online(nr, ZoneType::Movable).unwrap();
+        mm.hotplug().offline(nr).unwrap();
+        mm.hotplug().online(nr, ZoneType::Movable).unwrap();
     }
     mm.check();
     for (now, before) in

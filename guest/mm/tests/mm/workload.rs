@@ -7,16 +7,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidevm_mm::sim::Sim;
 use tidevm_mm::{
-    AllocError, Content, Gfp, InitPolicy, Mm, MovableOwner, NodeId, Order, OwnerId, Pfn, SectionNr, ZoneId,
-    ZoneType,
+    AllocError, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, Order, OwnerId, Pfn, SectionNr,
+    ZoneId, ZoneType,
 };
 
 /// The first hot-added memory block of a default machine: at 4 GiB.
 pub const BLOCK: SectionNr = SectionNr::new(32);
 
 /// Struct pages written at once, and left alone where they are known to be zero.
-pub const POLICIES: [(InitPolicy, Content); 2] =
-    [(InitPolicy::Eager, Content::Unknown), (InitPolicy::Lazy, Content::Zero)];
+pub const POLICIES: [(InitPolicy, MemoryContent); 2] =
+    [(InitPolicy::Eager, MemoryContent::Unknown), (InitPolicy::Lazy, MemoryContent::Zero)];
 
 /// All zones that a machine can have.
 pub fn zones() -> impl Iterator<Item = ZoneId> {

@@ -1,28 +1,31 @@
-//! Device memory: mapped, initialised once and outside of the lock, used, unmapped. Tests are named
-//! after the claim that they prove.
+//! Device memory: mapped, initialised once and outside of the lock, used, unmapped.
+//!
+//! A test is named after the claim that it proves: `s5_5` is S5.5 of `docs/features.md`, `d20` is row 20 of
+//! `docs/pitfalls.md`.
 
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Machine, Sim};
+use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Content, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep,
-    MAX_PGMAPS, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError, OnlineError,
-    Order, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr, SectionState, SubSections, ZoneType,
+    AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, Gfp,
+    MAX_PGMAPS, MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError,
+    OnlineError, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
+    SectionState, ZoneType,
 };
 
 /// First section of device memory in these tests: 4 GiB.
 const FIRST: u32 = 32;
 const GIB: u32 = 8;
 
-fn machine() -> Machine {
-    Machine { sections: 72, cpus: 4, ..Machine::default() }
+fn machine() -> SimMachine {
+    SimMachine { sections: 72, cpus: 4, ..SimMachine::default() }
 }
 
 /// `sections` sections from the `first`-th.
 fn range(first: u32, sections: u32) -> PfnRange {
-    PfnRange { start: SectionNr::new(first).start(), end: SectionNr::new(first + sections).start() }
+    PfnRange::new(SectionNr::new(first).start(), sections * 32768)
 }
 
 fn plain(first: u32, sections: u32) -> DevPagemap {
@@ -43,7 +46,7 @@ fn info(mm: &Mm<Sim>, nr: PgmapNr) -> PgmapInfo {
 }
 
 fn pfns(range: PfnRange) -> impl Iterator<Item = Pfn> {
-    (range.start.get()..range.end.get()).map(Pfn::new)
+    (range.start().get()..range.end().get()).map(Pfn::new)
 }
 
 /// Initialises all that is left.
@@ -75,7 +78,7 @@ fn numbers_of_one_gib() {
                 [before.spanned, before.present, before.managed]
             );
         }
-        assert_eq!(u64::from(mm.memunmap_pages(nr).unwrap()), pages);
+        assert_eq!(u64::from(mm.hotplug().memunmap_pages(nr).unwrap()), pages);
         mm.check();
         assert_eq!(mm.stats(), start);
     }
@@ -86,11 +89,11 @@ fn numbers_of_one_gib() {
 fn s5_1_two_passes_write_every_page_twice() {
     for map in both() {
         let locked = |device_init| {
-            let mm = Machine { device_init, ..machine() }.boot();
+            let mm = SimMachine { device_init, ..machine() }.boot();
             let nr = mm.memremap_pages(map).unwrap();
             mm.check();
             let info = info(mm, nr);
-            mm.memunmap_pages(nr).unwrap();
+            mm.hotplug().memunmap_pages(nr).unwrap();
             (info.locked_pages, u64::from(info.pages.pages()))
         };
         let ((once, pages), (twice, _)) = (locked(DeviceInit::Once), locked(DeviceInit::Twice));
@@ -105,20 +108,20 @@ fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
     let mm = machine().boot();
     let block = SectionNr::new(60);
     for sections in [1, 8, 24] {
-        let nr = mm.memremap_start(plain(FIRST, sections)).unwrap();
+        let nr = mm.hotplug().memremap_start(plain(FIRST, sections)).unwrap();
         assert_eq!(info(mm, nr).locked_pages, 0, "{sections} sections");
         for _ in 0..3 {
             assert_eq!(mm.memremap_init(nr), Ok(true));
-            mm.add_memory(NodeId::FIRST, block, SubSections::ALL, Content::Unknown).unwrap();
-            mm.online(block, ZoneType::Movable).unwrap();
+            mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+            mm.hotplug().online(block, ZoneType::Movable).unwrap();
             mm.check();
-            mm.offline(block).unwrap();
-            mm.remove_memory(block).unwrap();
+            mm.hotplug().offline(block).unwrap();
+            mm.hotplug().remove_memory(block).unwrap();
         }
         assert!(!info(mm, nr).live);
         finish(mm, nr);
         mm.check();
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
     }
 }
 
@@ -127,7 +130,7 @@ fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
 fn s5_3_ranges_are_initialised_in_parallel() {
     let mm = machine().boot();
     let numbers: Vec<_> =
-        [0, 4, 8].map(|at| mm.memremap_start(plain(FIRST + at, 4)).unwrap()).into_iter().collect();
+        [0, 4, 8].map(|at| mm.hotplug().memremap_start(plain(FIRST + at, 4)).unwrap()).into_iter().collect();
     let turn = |nr| mm.memremap_init(nr) == Ok(true);
     // Every CPU takes chunks of every range in turn: none waits for another's end.
     thread::scope(|scope| {
@@ -143,10 +146,10 @@ fn s5_3_ranges_are_initialised_in_parallel() {
         let info = info(mm, nr);
         assert!(info.live && info.cpus != 0, "{info:?}");
         assert_eq!(info.refs, 4 * 32768);
-        assert_eq!(mm.memunmap_pages(nr), Ok(4 * 32768));
+        assert_eq!(mm.hotplug().memunmap_pages(nr), Ok(4 * 32768));
     }
     // Deterministically: each CPU of one range leaves its mark.
-    let nr = mm.memremap_start(plain(FIRST, 1)).unwrap();
+    let nr = mm.hotplug().memremap_start(plain(FIRST, 1)).unwrap();
     for cpu in [3, 1] {
         Sim::run_on(cpu, || mm.memremap_init(nr)).unwrap();
     }
@@ -160,15 +163,15 @@ fn s5_3_ranges_are_initialised_in_parallel() {
 fn s5_4_under_the_lock_only_memmap_pages_are_written() {
     let mm = machine().boot();
     for (map, locked) in [(plain(FIRST, 2), 0), (with_altmap(FIRST, 2, 512), 1024)] {
-        let nr = mm.memremap_start(map).unwrap();
+        let nr = mm.hotplug().memremap_start(map).unwrap();
         let info = info(mm, nr);
         assert_eq!(info.locked_pages, locked);
         if locked > 0 {
-            let held = mm.platform().struct_page(map.range.start.add(512));
+            let held = mm.platform().struct_page(map.range.start().add(512));
             assert_eq!(held[0] & 0xff, 8 | 9 << 4, "head of a pageblock of memmap");
         }
         finish(mm, nr);
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
     }
 }
 
@@ -179,15 +182,15 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
     for (reserve, free) in [(0, 1024), (512, 1024), (2048, 1024), (512, 4096)] {
         let map = DevPagemap { altmap: Some(DevAltmap { reserve, free }), ..plain(FIRST, 2) };
         let nr = mm.memremap_pages(map).unwrap();
-        let first = map.range.start.add(reserve + free);
-        assert_eq!(info(mm, nr).pages, PfnRange { start: first, end: map.range.end });
+        let first = map.range.start().add(reserve + free);
+        assert_eq!(info(mm, nr).pages, map.range.from(first));
         assert_eq!(mm.dev_page(Pfn::new(first.get() - 1)), None);
         assert!(mm.dev_page(first).is_some());
-        assert!(mm.dev_page(Pfn::new(map.range.end.get() - 1)).is_some());
-        assert_eq!(mm.dev_page(map.range.end), None);
+        assert!(mm.dev_page(Pfn::new(map.range.end().get() - 1)).is_some());
+        assert_eq!(mm.dev_page(map.range.end()), None);
         assert_eq!(mm.stats().device.refs, 2 * 32768 - u64::from(reserve + free));
         mm.check();
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
     }
 }
 
@@ -195,9 +198,9 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
 #[test]
 fn s5_6_reserve_pages_are_left_alone() {
     for device_init in [DeviceInit::Once, DeviceInit::Twice] {
-        let mm = Machine { device_init, ..machine() }.boot();
-        let nr = mm.memremap_start(with_altmap(FIRST, 2, 1024)).unwrap();
-        let reserve = || pfns(PfnRange::new(range(FIRST, 2).start, 1024));
+        let mm = SimMachine { device_init, ..machine() }.boot();
+        let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 2, 1024)).unwrap();
+        let reserve = || pfns(PfnRange::new(range(FIRST, 2).start(), 1024));
         let words = || reserve().map(|pfn| mm.platform().struct_page(pfn)).collect::<Vec<_>>();
         let before = words();
         // What a fresh memmap is filled with here is different for every page, and never zero.
@@ -224,7 +227,7 @@ fn s5_7_every_page_has_its_pgmap_and_an_empty_driver_word() {
             assert_eq!((page.pgmap, page.user), (nr, None), "{pfn:?}");
             assert_eq!(mm.platform().struct_page(pfn)[1], 0, "driver's word of {pfn:?}");
         }
-        assert_eq!(mm.dev_page(range(FIRST + 8, 1).start).unwrap().pgmap, other);
+        assert_eq!(mm.dev_page(range(FIRST + 8, 1).start()).unwrap().pgmap, other);
     }
 }
 
@@ -234,15 +237,15 @@ fn s5_8_pages_are_reserved_before_they_are_visible() {
     const RESERVED_IN_ZONE_DEVICE: u64 = 9 | 3 << 8;
     for map in both() {
         let mm = machine().boot();
-        let nr = mm.memremap_start(map).unwrap();
+        let nr = mm.hotplug().memremap_start(map).unwrap();
         let all = info(mm, nr).pages;
         while let Some(next) =
             pfns(all).find(|&pfn| mm.platform().struct_page(pfn)[0] != RESERVED_IN_ZONE_DEVICE)
         {
             assert!(pfns(all).step_by(512).all(|pfn| mm.dev_page(pfn).is_none()), "before {next:?}");
             assert!(
-                all.start.section() != next.section()
-                    || mm.section_state(all.start.section()) == SectionState::Present
+                all.start().section() != next.section()
+                    || mm.section_state(all.start().section()) == SectionState::Present
             );
             assert_eq!(mm.memremap_init(nr), Ok(true));
         }
@@ -253,7 +256,7 @@ fn s5_8_pages_are_reserved_before_they_are_visible() {
 fn device_page() -> (&'static Mm<Sim>, Pfn) {
     let mm = machine().boot();
     let nr = mm.memremap_pages(plain(FIRST, 1)).unwrap();
-    (mm, info(mm, nr).pages.start.add(7))
+    (mm, info(mm, nr).pages.start().add(7))
 }
 
 #[test]
@@ -290,7 +293,7 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
         let count = u64::from(pages.pages());
         let refs = || info(mm, nr).refs;
         assert_eq!(refs(), count);
-        let (low, high) = (pages.start.add(5), pages.start.add(700));
+        let (low, high) = (pages.start().add(5), pages.start().add(700));
 
         mm.get_dev_page(high, BOB).unwrap();
         mm.get_dev_page(low, ALICE).unwrap();
@@ -298,25 +301,25 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
         assert_eq!(refs(), count + 3);
         assert_eq!(mm.get_dev_page(low, BOB), Err(DevPageError::UsedBy(ALICE)));
         assert_eq!(mm.put_dev_page(low, BOB), Err(DevPageError::UsedBy(ALICE)));
-        assert_eq!(mm.put_dev_page(pages.start, BOB), Err(DevPageError::Count));
+        assert_eq!(mm.put_dev_page(pages.start(), BOB), Err(DevPageError::Count));
         assert_eq!(refs(), count + 3, "what is refused counts nothing");
         assert_eq!(mm.dev_page(low).unwrap().user, Some(DevUser { tag: ALICE, count: 2 }));
 
         let in_use = |refs, pfn, tag, count| {
             Err(MemunmapError::InUse { refs, first: Some((pfn, DevUser { tag, count })) })
         };
-        assert_eq!(mm.memunmap_pages(nr), in_use(3, low, ALICE, 2));
+        assert_eq!(mm.hotplug().memunmap_pages(nr), in_use(3, low, ALICE, 2));
         mm.check();
         for left in [2, 1] {
             mm.put_dev_page(low, ALICE).unwrap();
             let (pfn, tag) = if left == 2 { (low, ALICE) } else { (high, BOB) };
-            assert_eq!(mm.memunmap_pages(nr), in_use(left, pfn, tag, 1));
+            assert_eq!(mm.hotplug().memunmap_pages(nr), in_use(left, pfn, tag, 1));
         }
         assert_eq!(mm.put_dev_page(low, ALICE), Err(DevPageError::Count), "no underflow");
         mm.put_dev_page(high, BOB).unwrap();
         assert_eq!(refs(), count);
         mm.check();
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
         assert_eq!(mm.stats().device.refs, 0);
         assert_eq!(mm.get_dev_page(low, ALICE), Err(DevPageError::NotDevice));
         assert_eq!(mm.put_dev_page(low, ALICE), Err(DevPageError::NotDevice));
@@ -330,11 +333,11 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
 fn s5_11_d19_all_pageblocks_are_movable() {
     let mm = machine().boot();
     let nr = SectionNr::new(FIRST);
-    mm.add_memory(NodeId::FIRST, nr, SubSections::ALL, Content::Unknown).unwrap();
+    mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     // Its first pageblock is not movable then.
-    mm.online(nr, ZoneType::Movable).unwrap();
-    mm.offline(nr).unwrap();
-    mm.remove_memory(nr).unwrap();
+    mm.hotplug().online(nr, ZoneType::Movable).unwrap();
+    mm.hotplug().offline(nr).unwrap();
+    mm.hotplug().remove_memory(nr).unwrap();
     for map in [plain(FIRST, GIB), with_altmap(FIRST, GIB, 0)] {
         let pgmap = mm.memremap_pages(map).unwrap();
         let blocks = pfns(info(mm, pgmap).pages).step_by(512);
@@ -344,7 +347,7 @@ fn s5_11_d19_all_pageblocks_are_movable() {
             count += 1;
         }
         assert_eq!(count, if map.altmap.is_none() { 512 } else { 504 });
-        mm.memunmap_pages(pgmap).unwrap();
+        mm.hotplug().memunmap_pages(pgmap).unwrap();
     }
 }
 
@@ -352,7 +355,7 @@ fn s5_11_d19_all_pageblocks_are_movable() {
 #[test]
 fn s5_11_initialisation_can_be_left_after_every_pageblock() {
     let mm = machine().boot();
-    let nr = mm.memremap_start(plain(FIRST, 2)).unwrap();
+    let nr = mm.hotplug().memremap_start(plain(FIRST, 2)).unwrap();
     let mut steps = 0;
     while mm.memremap_init(nr) == Ok(true) {
         steps += 1;
@@ -367,27 +370,27 @@ fn s5_11_initialisation_can_be_left_after_every_pageblock() {
 fn s5_12_invalid_use_is_refused_and_counted() {
     let mm = machine().boot();
     let nr = mm.memremap_pages(plain(FIRST, 1)).unwrap();
-    mm.memunmap_pages(nr).unwrap();
+    mm.hotplug().memunmap_pages(nr).unwrap();
     let before = mm.stats();
     assert_eq!(mm.memremap_init(nr), Err(NoPgmap));
-    assert_eq!(mm.memunmap_pages(nr), Err(MemunmapError::NotMapped));
+    assert_eq!(mm.hotplug().memunmap_pages(nr), Err(MemunmapError::NotMapped));
     assert_eq!(mm.pgmap(nr), None);
     assert_eq!(mm.stats().device, DeviceStats { invalid: 2, ..before.device });
 
-    let nr = mm.memremap_start(plain(FIRST, 1)).unwrap();
+    let nr = mm.hotplug().memremap_start(plain(FIRST, 1)).unwrap();
     let section = SectionNr::new(FIRST);
     for live in [false, true] {
         assert_eq!(
-            mm.add_memory(NodeId::FIRST, section, SubSections::ALL, Content::Unknown),
+            mm.hotplug().add_memory(NodeId::FIRST, section, PageblockSet::ALL, MemoryContent::Unknown),
             Err(AddError::Exists)
         );
-        assert_eq!(mm.online(section, ZoneType::Movable), Err(OnlineError::Device));
-        assert_eq!(mm.online_subsections(section, SubSections::FIRST), Err(OnlineError::NotOnline));
-        assert_eq!(mm.offline(section), Err(OfflineError::NotOnline));
-        assert_eq!(mm.remove_memory(section), Err(RemoveError::Device));
+        assert_eq!(mm.hotplug().online(section, ZoneType::Movable), Err(OnlineError::Device));
+        assert_eq!(mm.hotplug().online_pageblocks(section, PageblockSet::FIRST), Err(OnlineError::NotOnline));
+        assert_eq!(mm.hotplug().offline(section), Err(OfflineError::NotOnline));
+        assert_eq!(mm.hotplug().remove_memory(section), Err(RemoveError::Device));
         mm.check();
         let unmapped = if live { Ok(32768) } else { Err(MemunmapError::Initialising) };
-        assert_eq!(mm.memunmap_pages(nr), unmapped);
+        assert_eq!(mm.hotplug().memunmap_pages(nr), unmapped);
         finish(mm, nr);
     }
     mm.check();
@@ -397,7 +400,7 @@ fn s5_12_invalid_use_is_refused_and_counted() {
 #[test]
 fn s5_13_pages_and_times_are_reported() {
     let mm = machine().boot();
-    let nr = mm.memremap_start(with_altmap(FIRST, 1, 512)).unwrap();
+    let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 1, 512)).unwrap();
     assert_eq!(info(mm, nr).init_ns, 0, "not over yet");
     finish(mm, nr);
     let info = info(mm, nr);
@@ -429,7 +432,7 @@ fn s5_15_readers_see_all_pages_or_none() {
                             pfns(walk).skip(1024).step_by(97).find(|&pfn| mm.dev_page(pfn).is_some());
                         // From the first that is seen on, all are.
                         let Some(first) = visible else { continue };
-                        let rest = PfnRange { start: first, end: walk.end };
+                        let rest = walk.from(first);
                         assert!(pfns(rest).all(|pfn| mm.dev_page(pfn).is_some()), "some of {walk:?}");
                         seen.fetch_add(1, SeqCst);
                     }
@@ -438,7 +441,7 @@ fn s5_15_readers_see_all_pages_or_none() {
         }
         for round in 0..ROUNDS {
             let map = if round % 2 == 0 { plain(FIRST, 2) } else { with_altmap(FIRST, 2, 0) };
-            let nr = mm.memremap_start(map).unwrap();
+            let nr = mm.hotplug().memremap_start(map).unwrap();
             thread::scope(|workers| {
                 workers.spawn(|| Sim::run_on(1, || finish(mm, nr)));
                 finish(mm, nr);
@@ -449,7 +452,7 @@ fn s5_15_readers_see_all_pages_or_none() {
                 thread::yield_now();
             }
             let _everybody = grace.write().unwrap();
-            mm.memunmap_pages(nr).unwrap();
+            mm.hotplug().memunmap_pages(nr).unwrap();
         }
         stop.store(true, SeqCst);
     });
@@ -461,8 +464,8 @@ fn s5_15_readers_see_all_pages_or_none() {
 #[test]
 fn d17_the_pgmap_is_published_last() {
     let mm = machine().boot();
-    let nr = mm.memremap_start(plain(FIRST, 1)).unwrap();
-    let (first, last) = (range(FIRST, 1).start, Pfn::new(range(FIRST, 1).end.get() - 1));
+    let nr = mm.hotplug().memremap_start(plain(FIRST, 1)).unwrap();
+    let (first, last) = (range(FIRST, 1).start(), Pfn::new(range(FIRST, 1).end().get() - 1));
     for _ in 0..64 {
         for pfn in [first, last] {
             assert_eq!(mm.dev_page(pfn), None);
@@ -486,11 +489,11 @@ fn d7_the_span_follows_the_ranges() {
     let (low, high) = (map(FIRST, 2), map(FIRST + 10, 1));
     assert_eq!(spanned(), 11, "a hole in the middle");
     let middle = map(FIRST + 4, 3);
-    mm.memunmap_pages(low).unwrap();
+    mm.hotplug().memunmap_pages(low).unwrap();
     assert_eq!(spanned(), 7);
-    mm.memunmap_pages(high).unwrap();
+    mm.hotplug().memunmap_pages(high).unwrap();
     assert_eq!(spanned(), 3);
-    mm.memunmap_pages(middle).unwrap();
+    mm.hotplug().memunmap_pages(middle).unwrap();
     assert_eq!(spanned(), 0);
     mm.check();
 }
@@ -502,14 +505,14 @@ fn ranges_belong_to_nodes() {
     let on = |node, first| DevPagemap { node: NodeId::new(node), ..plain(first, 1) };
     let numbers = [on(0, FIRST), on(3, FIRST + 4), on(0, FIRST + 2), on(3, FIRST + 5)].map(|map| {
         let nr = mm.memremap_pages(map).unwrap();
-        let state = mm.platform().struct_page(map.range.start)[0];
+        let state = mm.platform().struct_page(map.range.start())[0];
         assert_eq!(state >> 8, u64::from(map.node.get()) << 2 | 3, "{map:?}");
         nr
     });
     mm.check();
     assert_eq!(mm.stats().device.spanned, (3 + 2) * 32768);
     for nr in numbers {
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
     }
     mm.check();
 }
@@ -520,17 +523,17 @@ fn d20_wrong_ranges_are_refused() {
     let mm = machine().boot();
     let start = mm.stats();
     let at = |start: u32, end: u32| DevPagemap {
-        range: PfnRange { start: Pfn::new(start), end: Pfn::new(end) },
+        range: PfnRange::between(Pfn::new(start), Pfn::new(end)).expect("it does not end before it starts"),
         node: NodeId::FIRST,
         altmap: None,
     };
     let altmap = |reserve, free| DevPagemap { altmap: Some(DevAltmap { reserve, free }), ..plain(FIRST, 2) };
     let first = FIRST * 32768;
+    assert_eq!(PfnRange::between(Pfn::new(first), Pfn::new(first - 32768)), None);
     let mapped = mm.memremap_pages(plain(FIRST + 4, 1)).unwrap();
     let conflict = |nr| MemremapError::Conflict(SectionNr::new(nr));
     for (map, error) in [
         (at(first, first), MemremapError::Empty),
-        (at(first, first - 32768), MemremapError::Empty),
         (at(first, first + 512), MemremapError::Misaligned),
         (at(first + 512, first + 512 + 32768), MemremapError::Misaligned),
         (altmap(1, 1024), MemremapError::Misaligned),
@@ -548,13 +551,13 @@ fn d20_wrong_ranges_are_refused() {
         assert_eq!(mm.memremap_pages(map), Err(error), "{map:?}");
         mm.check();
     }
-    mm.memunmap_pages(mapped).unwrap();
+    mm.hotplug().memunmap_pages(mapped).unwrap();
     assert_eq!(mm.stats(), start);
     let all: Vec<_> = (0..MAX_PGMAPS as u32).map(|at| mm.memremap_pages(plain(FIRST + at, 1))).collect();
     assert_eq!(mm.memremap_pages(plain(FIRST + 20, 1)), Err(MemremapError::TooMany));
     mm.check();
     for nr in all {
-        mm.memunmap_pages(nr.unwrap()).unwrap();
+        mm.hotplug().memunmap_pages(nr.unwrap()).unwrap();
     }
     assert_eq!(mm.stats(), start);
 }
@@ -563,7 +566,7 @@ fn d20_wrong_ranges_are_refused() {
 #[test]
 fn every_step_rolls_back() {
     for map in [plain(FIRST, 3), with_altmap(FIRST, 3, 512)] {
-        let mm = Machine { page_tables: true, ..machine() }.boot();
+        let mm = SimMachine { page_tables: true, ..machine() }.boot();
         let sim = mm.platform();
         let state = || {
             mm.check();
@@ -596,7 +599,7 @@ fn every_step_rolls_back() {
         assert_eq!(failures, 9);
         let nr = mm.memremap_pages(map).unwrap();
         mm.check();
-        mm.memunmap_pages(nr).unwrap();
+        mm.hotplug().memunmap_pages(nr).unwrap();
         state();
     }
 }
@@ -604,13 +607,56 @@ fn every_step_rolls_back() {
 /// Without altmap the memmap can be more than there is: an error, and nothing is lost.
 #[test]
 fn memmap_from_boot_memory_runs_out() {
-    let mm = Machine { memory: [(0, 6 * 1024)].into(), ..machine() }.boot();
+    let mm = SimMachine { memory: [(0, 6 * 1024)].into(), ..machine() }.boot();
     let start = mm.stats();
     assert_eq!(mm.memremap_pages(plain(FIRST, 16)), Err(MemremapError::NoMemory));
     mm.check();
+    // Single pages that were tried for the memmap lie on lists of this CPU.
+    drop(mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32)));
     assert_eq!(mm.stats().zones, start.zones);
     let nr = mm.memremap_pages(with_altmap(FIRST, 16, 0)).unwrap();
     assert_eq!(mm.stats().zones, start.zones, "with altmap it takes nothing");
-    mm.memunmap_pages(nr).unwrap();
+    mm.hotplug().memunmap_pages(nr).unwrap();
+    mm.check();
+}
+
+/// As for memory blocks: in older memory that is fragmented the memmap is single pages, whose holder says so,
+/// and all of them come back.
+#[test]
+fn fragmented_memory_gives_single_pages() {
+    let mm = SimMachine { page_tables: true, ..machine() }.boot();
+    // Every second page is in use: no two that are free lie side by side.
+    let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
+    for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
+        mm.free_pages(pfn, Order::PAGE);
+    }
+    let state = || {
+        drop(mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32)));
+        let stats = mm.stats();
+        (stats.zones, stats.memmap_boot_pages, stats.memmaps_by_base_pages)
+    };
+    let before = state();
+    let nr = mm.memremap_pages(plain(FIRST, 2)).unwrap();
+    mm.check();
+    assert_eq!((mm.stats().memmap_boot_pages, mm.stats().memmaps_by_base_pages), (1024, 2));
+    assert!((FIRST..FIRST + 2).all(|nr| mm.platform().memmap_of(SectionNr::new(nr)).is_none()));
+    assert!(pfns(range(FIRST, 2)).all(|pfn| mm.dev_page(pfn).is_some()));
+    mm.hotplug().memunmap_pages(nr).unwrap();
+    mm.check();
+    assert_eq!(state(), before);
+
+    // Each attempt fails once, the second one after the first section has its memmap.
+    for step in [FaultStep::AllocMemmap, FaultStep::MapMemmap] {
+        for attempt in 0..2 {
+            mm.platform().inject(step, attempt);
+            mm.memremap_pages(plain(FIRST, 2)).unwrap_err();
+            mm.check();
+            assert_eq!(state(), before, "{step:?} {attempt}");
+        }
+    }
+    // With altmap it is one large page per section in any memory.
+    let nr = mm.memremap_pages(with_altmap(FIRST, 2, 0)).unwrap();
+    assert_eq!(mm.stats().memmaps_by_base_pages, 0);
+    mm.hotplug().memunmap_pages(nr).unwrap();
     mm.check();
 }

@@ -87,7 +87,8 @@ impl Device {
             }
             u32::try_from(address >> tidevm_mm::PAGE_SHIFT).map_err(|_| PmemFailure::OutOfRange)
         };
-        Ok(PfnRange { start: Pfn::new(frame(self.start)?), end: Pfn::new(frame(self.end)?) })
+        let [start, end] = [frame(self.start)?, frame(self.end)?].map(Pfn::new);
+        PfnRange::between(start, end).ok_or(PmemFailure::Misaligned)
     }
 
     fn pgmap(&self) -> Option<PgmapInfo> {
@@ -223,7 +224,8 @@ impl Mapping {
         let index = self.next.fetch_add(1, Ordering::Relaxed) as usize;
         let Some(wanted) = self.wanted.get(index) else { return false };
         let Some(map) = wanted else { return true };
-        match MM.memremap_start(*map) {
+        let started = MM.hotplug().memremap_start(*map);
+        match started {
             Ok(nr) => self.begun.lock()[index] = Some(nr),
             Err(error) => {
                 self.failure.lock().get_or_insert(translate::not_mapped(error));
@@ -248,7 +250,7 @@ impl Mapping {
         for index in (0..MAX_PMEM).filter(|&index| self.wanted[index].is_some()) {
             let Some(nr) = begun[index].filter(|_| failure.is_none()) else {
                 if let Some(nr) = begun[index] {
-                    MM.memunmap_pages(nr).expect("a range that is still busy has no user");
+                    MM.hotplug().memunmap_pages(nr).expect("a range that is still busy has no user");
                 }
                 set_state(index, State::Unmapped);
                 continue;
@@ -274,8 +276,9 @@ impl Mapping {
 /// # Errors
 /// There is no such range, or it is not mapped, or in use.
 fn unmap(index: u8) -> Result<u64, Failure> {
-    let pages =
-        MM.memunmap_pages(mapped(index)?).map_err(|error| Failure::Pmem(translate::not_unmapped(error)))?;
+    let nr = mapped(index)?;
+    let unmapped = MM.hotplug().memunmap_pages(nr);
+    let pages = unmapped.map_err(|error| Failure::Pmem(translate::not_unmapped(error)))?;
     set_state(usize::from(index), State::Unmapped);
     Ok(pages.into())
 }

@@ -51,11 +51,11 @@ impl DevicePages {
     }
 
     fn of(entry: Entry) -> Self {
-        Self { entry, next: entry.range.start }
+        Self { entry, next: entry.range.start() }
     }
 
     fn page(&self, place: u32) -> Pfn {
-        self.entry.range.start.add(place)
+        self.entry.range.start().add(place)
     }
 }
 
@@ -63,7 +63,7 @@ impl PageSet for DevicePages {
     fn take_some(&mut self, _wanted: u64) -> Option<u32> {
         let Entry { handle, range } = self.entry;
         let pfn = self.next;
-        if pfn == range.end {
+        if pfn == range.end() {
             return None;
         }
         self.next = pfn.add(1);
@@ -71,7 +71,7 @@ impl PageSet for DevicePages {
         if !is_free || MM.get_dev_page(pfn, handle).is_err() {
             return Some(0);
         }
-        self.pattern(pfn.get() - range.start.get()).write(pfn);
+        self.pattern(pfn.get() - range.start().get()).write(pfn);
         Some(1)
     }
 
@@ -79,7 +79,7 @@ impl PageSet for DevicePages {
         // The workload has no page behind the last one that was tried.
         let handle = self.entry.handle;
         for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.handle == handle) {
-            entry.range.end = self.next;
+            entry.range = entry.range.before(self.next);
         }
     }
 

@@ -1,22 +1,26 @@
-//! Sets of the sub-sections of one section.
+//! Sets of the pageblocks of one section.
 //!
-//! Mirrors the `subsection_map` of Linux's `struct mem_section_usage`. Everything that is done to a
-//! part of a memory block is done to such a set, so that one look-up of the section serves all.
+//! Mirrors the `subsection_map` of Linux's `struct mem_section_usage`: a pageblock (2 MiB) is the unit in
+//! which a part of a memory block is plugged, unplugged or allocated. One operation on a set looks the
+//! section up once.
+//!
+//! Invariant: a section has 64 pageblocks, so a set is one word (checked in `addr`).
 
 use core::ops::Range;
 
 use crate::addr::{PAGEBLOCK_ORDER, SECTION_PAGEBLOCKS};
 
-/// A set of the 64 sub-sections (pageblocks, 2 MiB each) of one section; bit `i` is the `i`-th.
+/// A set of the 64 pageblocks (2 MiB each) of one section. Bit `i` is the `i`-th pageblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SubSections(u64);
+pub struct PageblockSet(u64);
 
-impl SubSections {
-    /// None of them.
+impl PageblockSet {
+    /// The empty set.
     pub const NONE: Self = Self(0);
-    /// All of them.
+    /// All 64 pageblocks.
     pub const ALL: Self = Self(u64::MAX);
-    /// The first one, where the memmap of a memory block of one section lies, if it lies on it.
+    /// The first pageblock. It holds the memmap of a memory block of one section when the memmap lies on the
+    /// block.
     pub const FIRST: Self = Self(1);
 
     /// The set whose bit mask is `bits`.
@@ -25,7 +29,7 @@ impl SubSections {
         Self(bits)
     }
 
-    /// The sub-sections `range`, which ends at 64 at most.
+    /// The pageblocks `range`, which must end at or below 64.
     #[must_use]
     pub const fn range(range: Range<u32>) -> Self {
         assert!(range.start <= range.end && range.end <= SECTION_PAGEBLOCKS, "not in a section");
@@ -46,14 +50,14 @@ impl SubSections {
         self.0 == 0
     }
 
-    /// Pages in the sub-sections of the set.
+    /// Number of pages in the pageblocks of the set.
     #[must_use]
     pub const fn pages(self) -> u32 {
         let count = self.0.count_ones();
         count << PAGEBLOCK_ORDER
     }
 
-    /// Whether sub-section `index` is in the set.
+    /// Whether pageblock `index` is in the set.
     #[must_use]
     pub const fn contains(self, index: u32) -> bool {
         self.0 >> index & 1 != 0
@@ -71,7 +75,7 @@ impl SubSections {
         self.0 & other.0 != 0
     }
 
-    /// Both sets together.
+    /// The union of the two sets.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -97,8 +101,8 @@ impl SubSections {
         })
     }
 
-    /// The set cut into pairs where a block of the largest order covers both, and single
-    /// sub-sections elsewhere, in ascending order.
+    /// The set in ascending order, cut into aligned pairs where both pageblocks of a pair are in the set (a
+    /// buddy block of the largest order covers a pair), and single pageblocks elsewhere.
     pub(crate) fn windows(self) -> impl Iterator<Item = Range<u32>> {
         let mut bits = self.0;
         core::iter::from_fn(move || {
@@ -126,8 +130,8 @@ impl SubSections {
     }
 }
 
-impl AsRef<[Self]> for SubSections {
-    /// What of a memory block of one section is meant.
+impl AsRef<[Self]> for PageblockSet {
+    /// The set of a memory block of one section.
     fn as_ref(&self) -> &[Self] {
         core::slice::from_ref(self)
     }

@@ -1,0 +1,79 @@
+//! A section of boot memory, from its mapped memmap to its free pages.
+//!
+//! Mirrors Linux `memblock_free_pages` and `init_unavailable_range` for one section. Differs from Linux on
+//! purpose: the section is the unit. `boot` calls this for the sections that it initialises itself, and
+//! `deferred` for the ones that are left for later.
+//!
+//! Invariant: when the section is Online, the allocator has its RAM that is not reserved, and no other page of
+//! it. Holes and reserved RAM are marked before.
+
+use crate::Mm;
+use crate::addr::{Pfn, PfnRange, PhysRange, SectionNr};
+use crate::memblock::Memblock;
+use crate::memmap_init::set_heads;
+use crate::node::ZoneId;
+use crate::options::MemoryContent;
+use crate::page::Kind;
+use crate::platform::Platform;
+use crate::sparse::{SectionOwner, SectionPages, SectionState};
+
+impl<P: Platform> Mm<P> {
+    /// Makes a section of boot memory Present: its `memmap` is mapped.
+    pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn, owner: &impl SectionOwner) {
+        let section = self.sparse.entry(nr);
+        section.set_memmap(Some(memmap));
+        section.set_zone(zone);
+        section.set_boot();
+        section.set_zeroed(self.options.get().content == MemoryContent::Zero);
+        self.sparse.set_state(nr, SectionState::Present, owner);
+    }
+
+    /// Initialises a section that is Present, puts it online and frees the parts of it that are not in use.
+    /// Returns the number of pages freed.
+    pub(crate) fn free_boot_section(
+        &self,
+        memblock: &Memblock,
+        nr: SectionNr,
+        owner: &impl SectionOwner,
+    ) -> u64 {
+        let pages = self.sparse.pages_to_initialise(nr, owner);
+        self.init_section(pages, pages.section().zone());
+        self.sparse.set_state(nr, SectionState::Initialised, owner);
+        mark_taken(memblock, pages);
+        self.sparse.set_state(nr, SectionState::Online, owner);
+        let mut freed = 0;
+        for free in memblock.free() {
+            let free = free.inner_frames().intersect(nr.frames());
+            self.lock_zone(pages.section().zone()).free_range(pages, free);
+            freed += u64::from(free.pages());
+        }
+        freed
+    }
+}
+
+/// Marks the parts of a section that are not free: holes, and RAM that is reserved.
+fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
+    let frames = pages.nr().frames();
+    let ram = || memblock.memory().map(PhysRange::inner_frames);
+    let free = || memblock.free().map(PhysRange::inner_frames);
+    for hole in gaps(frames, ram()) {
+        set_heads(pages, hole, Kind::Hole);
+    }
+    for ram in ram() {
+        for reserved in gaps(ram.intersect(frames), free()) {
+            set_heads(pages, reserved, Kind::Reserved);
+        }
+    }
+}
+
+/// The parts of `range` that are in no range of `covered`, which are ascending and disjoint.
+fn gaps(range: PfnRange, covered: impl Iterator<Item = PfnRange>) -> impl Iterator<Item = PfnRange> {
+    let mut rest = range;
+    let last = range.from(range.end());
+    covered
+        .map(move |covered| covered.intersect(range))
+        .filter(|covered| !covered.is_empty())
+        .chain([last])
+        .map(move |covered| core::mem::replace(&mut rest, range.from(covered.end())).before(covered.start()))
+        .filter(|gap| !gap.is_empty())
+}

@@ -1,0 +1,38 @@
+//! What an allocation does when a zone has too little and more of it is still to come.
+//!
+//! Takes the place of the call of `deferred_grow_zone` in Linux `get_page_from_freelist`. Differs from
+//! Linux on purpose: the allocator does not call the code that initialises boot memory. It says here
+//! what it needs, and `deferred` implements it, so that no lower layer calls a higher one.
+
+use crate::node::ZoneId;
+
+/// Zones that can get more memory while an allocation runs.
+pub(crate) trait GrowZone {
+    /// Sections of `zone` that are not online yet.
+    fn sections_to_come(&self, zone: ZoneId) -> u32;
+
+    /// Makes more of `zone` available to an allocation that found too little when
+    /// [`sections_to_come`](Self::sections_to_come) was `before`. `true` when it may find more now;
+    /// `false` when there is no more to come.
+    fn grow_zone(&self, zone: ZoneId, before: u32) -> bool;
+
+    /// Retries `take`, initialising one more deferred section of `zone` after each failure, until
+    /// nothing is deferred or `may` refuses. Deferred memory counts as free memory, so watermarks that
+    /// refuse now would also refuse after it is initialised.
+    fn take_growing<T>(
+        &self,
+        zone: ZoneId,
+        take: impl Fn() -> Option<T>,
+        may: impl Fn() -> bool,
+    ) -> Option<T> {
+        loop {
+            let left = self.sections_to_come(zone);
+            if let Some(found) = take() {
+                return Some(found);
+            }
+            if !may() || !self.grow_zone(zone, left) {
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The right to a zone's free lists, and to everything else that the zone lock protects.
+//!
+//! Mirrors the code of Linux that runs with `zone->lock` held; `buddy`, `fallback` and `isolation` add
+//! their steps to this guard. Differs from Linux on purpose: a function that needs the lock is a method
+//! of the guard and cannot be called without it.
+//!
+//! Invariants: the free lists, a section's count of free pages, the types and isolation of the
+//! pageblocks of online sections, and the zone's number of isolated pageblocks change only through this
+//! guard. When it is dropped, the zone's published number of free pages is that of its lists.
+
+use core::ops::{Deref, Range};
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::Zone;
+use crate::addr::{Order, Pfn, PfnRange};
+use crate::free_block::FreeBlock;
+use crate::free_lists::{FreeLists, Place};
+use crate::lock::Guard;
+use crate::page::{HolderWord, Kind, PageState};
+use crate::pageblock::MigrateType;
+use crate::sparse::{SectionPages, Sparse};
+
+/// A zone whose lock this CPU holds.
+pub(crate) struct ZoneGuard<'m> {
+    lists: Guard<'m, FreeLists>,
+    zone: &'m Zone,
+    sparse: &'m Sparse,
+}
+
+impl Zone {
+    /// Takes the zone lock. `sparse` is the table that has the zone's sections.
+    #[inline]
+    pub(crate) fn lock<'m>(&'m self, sparse: &'m Sparse) -> ZoneGuard<'m> {
+        ZoneGuard { lists: self.lists.lock(), zone: self, sparse }
+    }
+}
+
+/// The lists can be read directly; they change by the guard's own methods.
+impl Deref for ZoneGuard<'_> {
+    type Target = FreeLists;
+
+    #[inline]
+    fn deref(&self) -> &FreeLists {
+        &self.lists
+    }
+}
+
+impl<'m> ZoneGuard<'m> {
+    /// The pages of the section of `pfn`, which is on a list.
+    #[inline]
+    pub(crate) fn section_pages(&self, pfn: Pfn) -> SectionPages<'m> {
+        self.sparse.pages(pfn.section()).expect("a page on a list has a section")
+    }
+
+    /// Puts `block`, which is on no list, on its list.
+    #[inline]
+    pub(crate) fn insert(&mut self, block: FreeBlock<'_>, place: Place) {
+        self.lists.insert(self.sparse, block, place);
+    }
+
+    /// Takes `block`, which is on its list, off it.
+    #[inline]
+    pub(crate) fn remove<'s>(&mut self, block: FreeBlock<'s>) -> FreeBlock<'s> {
+        self.lists.remove(self.sparse, block)
+    }
+
+    /// See [`FreeLists::append_largest`].
+    pub(crate) fn append_largest(&mut self, pages: SectionPages<'_>, range: PfnRange, mt: MigrateType) {
+        self.lists.append_largest(self.sparse, pages, range, mt);
+    }
+
+    /// Makes `block`, which is on no list, an allocated one. Its pages are not free for any walk that
+    /// takes the zone lock later.
+    #[inline]
+    pub(crate) fn allocate(&self, block: FreeBlock<'_>, holder: HolderWord) -> Pfn {
+        let head = block.head();
+        head.set_holder(holder);
+        head.set_state(PageState::new(Kind::Allocated, block.order(), self.zone()));
+        block.pfn()
+    }
+
+    /// Makes the pages of `block`, which is on no list, allocated single pages.
+    pub(crate) fn allocate_pages(&self, block: FreeBlock<'_>, holder: HolderWord) -> PfnRange {
+        let pages = block.section_pages();
+        for offset in 0..block.order().pages() {
+            let page = pages.page(block.pfn().add(offset));
+            page.set_holder(holder);
+            page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.zone()));
+        }
+        block.frames()
+    }
+
+    /// Sets or clears the isolation of `pageblocks`, which are not so already, and counts them.
+    pub(crate) fn set_isolated(&mut self, pages: SectionPages<'_>, pageblocks: &Range<u32>, isolated: bool) {
+        for pageblock in pageblocks.clone() {
+            pages.section().pageblocks.set_isolated(pageblock, isolated);
+        }
+        let count = pageblocks.len() as u64;
+        let before = self.zone.nr_isolate_pageblock.load(Relaxed);
+        let after = match isolated {
+            true => before + count,
+            false => before
+                .checked_sub(count)
+                .unwrap_or_else(|| panic!("{:?} loses {count} of {before} isolated pageblocks", self.zone())),
+        };
+        // A plain load and store: the lock excludes other writers.
+        self.zone.nr_isolate_pageblock.store(after, Relaxed);
+    }
+}
+
+impl Drop for ZoneGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.zone.free.store(self.lists.free(), Relaxed);
+    }
+}
