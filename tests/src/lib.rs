@@ -99,7 +99,7 @@ pub fn run_checked(config: Config, script: &str) -> Session {
         }
     }
     let mut session = run(config, &checked);
-    let checks = |step: &StepReport| step.command == tidevm_session::command::Command::Check;
+    let checks = |step: &StepReport| step.command == tidevm_abi::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
         assert!(matches!(check.verdict, Verdict::Done { .. }), "{check:?}\n{:?}", session.summary.ended);
     }

@@ -6,11 +6,10 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size, SizeError};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
-use tidevm_session::command::parse_size;
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
@@ -84,7 +83,7 @@ pub struct Run {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
     /// Boot memory: 512M, 2G, 2GiB or bytes
-    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = str::parse::<Size>)]
     memory: Size,
     /// A NUMA node and its part of boot memory and vCPUs; once a node, in their order
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
@@ -108,7 +107,7 @@ pub struct Run {
     #[arg(long, value_name = "POLICY", default_value_t)]
     init: InitPolicy,
     /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
-    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
     memory_block: Size,
     /// Whether the memmap of added memory lies in the added memory
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
@@ -180,16 +179,12 @@ pub fn demo_config() -> Config {
     }
 }
 
-fn size(text: &str) -> Result<Size, String> {
-    parse_size(text).map(Size).ok_or_else(|| "not a size such as 512M, 2G, 2GiB or bytes".to_owned())
-}
-
 fn hotplug(text: &str) -> Result<HotplugConfig, String> {
     let mut config = HotplugConfig::new(0);
     let mut seen = Vec::new();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
-        let read = || size(value).map(|size| size.0).map_err(|error| format!("{key}={value}: {error}"));
+        let read = || bytes(value).map_err(|error| format!("{key}={value}: {error}"));
         match key {
             "size" => config.size = read()?,
             "block" => config.block = read()?,
@@ -214,7 +209,7 @@ fn node(text: &str) -> Result<NodeConfig, String> {
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
         match key {
-            "memory" => config.memory = size(value).map_err(|error| format!("memory={value}: {error}"))?.0,
+            "memory" => config.memory = bytes(value).map_err(|error| format!("memory={value}: {error}"))?,
             "cpus" => config.cpus = value.parse().map_err(|error| format!("cpus={value}: {error}"))?,
             _ => return Err(format!("unknown key `{key}`; the keys are memory and cpus")),
         }
@@ -228,7 +223,11 @@ fn node(text: &str) -> Result<NodeConfig, String> {
 
 fn pmem(text: &str) -> Result<u64, String> {
     let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
-    size(value).map(|size| size.0).map_err(|error| format!("size={value}: {error}"))
+    bytes(value).map_err(|error| format!("size={value}: {error}"))
+}
+
+fn bytes(text: &str) -> Result<u64, SizeError> {
+    text.parse::<Size>().map(|Size(bytes)| bytes)
 }
 
 fn console(text: &str) -> Result<ConsoleMode, String> {

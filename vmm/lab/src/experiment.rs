@@ -29,8 +29,8 @@ pub mod text;
 
 use std::time::{Duration, Instant};
 
-use tidevm_abi::Stats;
-use tidevm_machine::{Config, Size, StartError};
+use tidevm_abi::{Size, Stats};
+use tidevm_machine::{Config, StartError};
 use tidevm_session::{Ended, Record, Verdict};
 
 /// All experiments, in the order in which `all` runs them.

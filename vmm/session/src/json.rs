@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::Serialize;
-use tidevm_abi::{BootTimes, Stats};
+use serde::{Serialize, Serializer};
+use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
 
-use crate::command::zone_text;
 use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
 
 /// Shows a session as lines of JSON.
@@ -25,7 +24,7 @@ enum Event<'r> {
         cpus: Option<u32>,
         mem_devices: Option<u32>,
         #[serde(flatten)]
-        machine: Machine,
+        machine: Machine<'r>,
     },
     Step {
         line: usize,
@@ -36,7 +35,7 @@ enum Event<'r> {
         note: Option<&'r str>,
         reason: Option<&'r str>,
         #[serde(flatten)]
-        machine: Machine,
+        machine: Machine<'r>,
     },
     End {
         status: u8,
@@ -56,9 +55,9 @@ enum Event<'r> {
 }
 
 #[derive(Serialize)]
-struct Machine {
+struct Machine<'s> {
     devices: Vec<Device>,
-    guest: Option<Guest>,
+    guest: Option<Guest<'s>>,
 }
 
 #[derive(Serialize)]
@@ -70,22 +69,16 @@ struct Device {
 }
 
 #[derive(Serialize)]
-struct Guest {
-    zones: BTreeMap<&'static str, Zone>,
-    nodes: Vec<Node>,
-    memmap_boot_pages: u64,
-    memmap_altmap_pages: u64,
-    blocks_online: u64,
-    pages_migrated: u64,
-    migrate_failed: u64,
-    pcp_drains: u64,
-    pcp_stranded: u64,
-    memmaps_written: u64,
-    device_spanned: u64,
-    device_pages: u64,
-    device_refs: u64,
+struct Guest<'s> {
+    zones: Zones<'s>,
+    nodes: Vec<Node<'s>>,
+    #[serde(flatten)]
+    counters: Counters<'s, Stats>,
     boot: Boot,
 }
+
+/// By name: a guest may report a zone twice, and a JSON object has each key once.
+type Zones<'s> = BTreeMap<&'static str, Counters<'s, ZoneStats>>;
 
 /// When boot reached what it is measured by, in seconds since the kernel's start.
 #[derive(Serialize)]
@@ -97,19 +90,22 @@ struct Boot {
 }
 
 #[derive(Serialize)]
-struct Node {
-    zones: BTreeMap<&'static str, Zone>,
-    init_local: u64,
-    init_remote: u64,
+struct Node<'s> {
+    zones: Zones<'s>,
+    #[serde(flatten)]
+    counters: Counters<'s, NodeStats>,
 }
 
-#[derive(Serialize)]
-struct Zone {
-    spanned: u64,
-    present: u64,
-    managed: u64,
-    free: u64,
-    pcp: u64,
+/// The counters that a table of the ABI lists, by their keys.
+struct Counters<'s, T: 'static> {
+    table: &'static [Counter<T>],
+    stats: &'s T,
+}
+
+impl<T> Serialize for Counters<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.table.iter().map(|counter| (counter.key, (counter.read)(self.stats))))
+    }
 }
 
 impl<W: Write> JsonLines<W> {
@@ -179,7 +175,7 @@ impl<W: Write> Observer for JsonLines<W> {
     }
 }
 
-fn machine(sample: &Sample) -> Machine {
+fn machine(sample: &Sample) -> Machine<'_> {
     let devices = sample.devices.iter().map(|device| Device {
         region_size: device.region_size,
         requested: device.requested,
@@ -189,36 +185,22 @@ fn machine(sample: &Sample) -> Machine {
     Machine { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
 }
 
-fn guest(stats: &Stats) -> Guest {
-    let zones = |zones: &[tidevm_abi::ZoneStats]| {
-        let zones = zones.iter().map(|zone| {
-            let name = zone_text(zone.name);
-            let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
-            (name, Zone { spanned, present, managed, free, pcp })
-        });
-        zones.collect()
-    };
-    let nodes = stats.nodes.iter().take(stats.nr_nodes.into()).map(|node| Node {
-        zones: zones(&node.zones),
-        init_local: node.init_local,
-        init_remote: node.init_remote,
-    });
+fn guest(stats: &Stats) -> Guest<'_> {
     Guest {
         zones: zones(&stats.zones),
-        nodes: nodes.collect(),
-        memmap_boot_pages: stats.memmap_boot_pages,
-        memmap_altmap_pages: stats.memmap_altmap_pages,
-        blocks_online: stats.blocks_online,
-        pages_migrated: stats.pages_migrated,
-        migrate_failed: stats.migrate_failed,
-        pcp_drains: stats.pcp_drains,
-        pcp_stranded: stats.pcp_stranded,
-        memmaps_written: stats.memmaps_written,
-        device_spanned: stats.device_spanned,
-        device_pages: stats.device_pages,
-        device_refs: stats.device_refs,
+        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(node).collect(),
+        counters: Counters { table: Stats::COUNTERS, stats },
         boot: boot(stats.boot),
     }
+}
+
+fn node(node: &NodeStats) -> Node<'_> {
+    Node { zones: zones(&node.zones), counters: Counters { table: NodeStats::COUNTERS, stats: node } }
+}
+
+fn zones(zones: &[ZoneStats]) -> Zones<'_> {
+    let counters = |stats| Counters { table: ZoneStats::COUNTERS, stats };
+    zones.iter().map(|zone| (zone.name.as_str(), counters(zone))).collect()
 }
 
 fn boot(times: BootTimes) -> Boot {

@@ -10,9 +10,10 @@ mod tests;
 
 use std::fmt;
 
-use tidevm_machine::{Config, Size};
-
-use crate::command::{self, Command, Pmem, SyntaxError, Target, Word, Words};
+use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
+use tidevm_abi::metric::Unit;
+use tidevm_abi::{Size, SyntaxError, Word, Words};
+use tidevm_machine::Config;
 
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
@@ -153,7 +154,7 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
         Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
         Command::Resize(resize) => (resize.device, Some(resize.target)),
         // The guest's own counters exist without any device.
-        Command::Expect(expect) if expect.metric.unit() == command::Unit::Bytes => (expect.device, None),
+        Command::Expect(expect) if expect.metric.unit() == Unit::Bytes => (expect.device, None),
         _ => return None,
     };
     let Some(device) = config.hotplug.get(index) else {
@@ -162,10 +163,10 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
             count => format!("there is no device {index}: the last of {count} is device {}", count - 1),
         });
     };
-    let size = target.map_or(0, Target::size);
-    (!size.is_multiple_of(device.block)).then(|| {
+    let size = target.map_or(Size(0), Target::size);
+    (!size.0.is_multiple_of(device.block)).then(|| {
         let block = Size(device.block);
-        format!("{} is not a multiple of the block size {block} of device {index}", Size(size))
+        format!("{size} is not a multiple of the block size {block} of device {index}")
     })
 }
 
@@ -174,7 +175,7 @@ fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
     let index = match pmem {
         Pmem::List => return None,
         Pmem::Map(map) => map.devices().last()?,
-        Pmem::Unmap(device) | Pmem::Hold { device, .. } => *device,
+        Pmem::Unmap(device) | Pmem::Hold(PmemHold { device, .. }) => *device,
     };
     match count {
         _ if usize::from(index) < count => None,
@@ -218,24 +219,24 @@ impl Reader {
 
     fn statements(&mut self, line: usize, words: &mut Words<'_>) -> Result<(), SyntaxError> {
         while let Some(Word { column, .. }) = words.peek() {
-            if words.take("repeat") {
-                let times = command::count(words, "a number of repetitions")?;
-                if self.open.len() >= MAX_DEPTH {
+            match Item::parse(words)? {
+                Item::Repeat(_) if self.open.len() >= MAX_DEPTH => {
                     let message = format!("repeat is nested deeper than {MAX_DEPTH}");
                     return Err(SyntaxError { column, message });
                 }
-                words.keyword("{")?;
-                self.open(line, column, times);
-                continue;
-            }
-            if words.take("}") {
-                let Some(open) = self.open.pop() else {
-                    return Err(SyntaxError { column, message: "`}` without `repeat N {`".to_owned() });
-                };
-                self.close(open);
-            } else {
-                let command = command::parse_command(words)?;
-                self.body.push(Statement::Step(Step { line, column, command }));
+                Item::Repeat(times) => {
+                    self.open(line, column, times);
+                    continue;
+                }
+                Item::End => {
+                    let Some(open) = self.open.pop() else {
+                        return Err(SyntaxError { column, message: "`}` without `repeat N {`".to_owned() });
+                    };
+                    self.close(open);
+                }
+                Item::Command(command) => {
+                    self.body.push(Statement::Step(Step { line, column, command }));
+                }
             }
             if let Some(word) = words.peek().filter(|word| word.text != "}") {
                 return Err(word.error("the end of the line"));

@@ -45,8 +45,8 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Op, Stats};
-use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, Size, WaitError};
+use tidevm_abi::{Answer, Command, Op, Size, Stats};
+use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
 pub use machine::Machine;
 pub use record::{Record, record};
@@ -54,7 +54,6 @@ pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepRe
 use trouble::{Done, Trouble, unfit};
 use workload::Workloads;
 
-use crate::command::Command;
 use crate::script::{Script, Statement, Step};
 
 /// How long the guest may take from its start to its first report, besides what its memory costs.
@@ -230,7 +229,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         match command {
             Command::Resize(resize) => self.resize(resize),
             Command::Hog(hog) => self.hog(hog),
-            Command::Churn { threads, time, name } => self.churn(*threads, *time, name),
+            Command::Churn(churn) => self.churn(churn),
             // Whatever has no name here has none for that reason.
             Command::Verify(name) => self.need_agent().and_then(|()| self.verify(name)),
             Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
@@ -238,7 +237,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Expect(expect) => self.expect(expect),
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
-                Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
+                answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),
                 other => Err(unfit(&other)),
             },
             Command::Blocks => self.blocks(),

@@ -17,10 +17,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use tidevm_abi::{NodeStats, Stats, ZoneName, ZoneStats};
-use tidevm_machine::Size;
+use tidevm_abi::{Command, NodeStats, Size, Stats, ZoneName, ZoneStats};
 
-use crate::command::{Command, zone_text};
 use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -148,43 +146,25 @@ impl<W: Write> Table<W> {
         let nodes = stats.nodes.iter().take(stats.nr_nodes.into());
         // With one node it goes without saying.
         let width = if nodes.len() > 1 { "node 0 Movable".len() } else { "Movable ".len() };
-        let line = |cells: [String; 6]| {
-            let [name, numbers @ ..] = cells;
-            numbers.iter().fold(format!("{name:width$}"), |line, number| format!("{line} {number:>9}"))
+        let mut row = |style: Style, name: &str, cells: &[String]| {
+            let line = cells.iter().fold(format!("{name:width$}"), |line, cell| format!("{line} {cell:>9}"));
+            self.aside(style, &line)
         };
-        let head = ["zone", "spanned", "present", "managed", "free", "pcp"].map(str::to_owned);
-        self.aside(HEAD, &line(head))?;
-        let named = |zone: &ZoneStats| (zone_text(zone.name).to_owned(), *zone);
+        let keys = ZoneStats::COUNTERS.iter().map(|counter| counter.key.to_owned());
+        row(HEAD, "zone", &keys.collect::<Vec<_>>())?;
         let zones: Vec<(String, ZoneStats)> = if nodes.len() > 1 {
             let of_node = |(number, node): (usize, &NodeStats)| {
-                node.zones.map(|zone| (format!("node {number} {}", zone_text(zone.name)), zone))
+                node.zones.map(|zone| (format!("node {number} {}", zone.name), zone))
             };
             nodes.enumerate().flat_map(of_node).collect()
         } else {
-            stats.zones.iter().map(named).collect()
+            stats.zones.iter().map(|zone| (zone.name.to_string(), *zone)).collect()
         };
         for (name, zone) in zones {
-            let numbers = [zone.spanned, zone.present, zone.managed, zone.free, zone.pcp];
-            let [a, b, c, d, e] = numbers.map(|number| number.to_string());
-            self.aside(Style::new(), &line([name, a, b, c, d, e]))?;
+            let numbers = ZoneStats::COUNTERS.iter().map(|counter| (counter.read)(&zone).to_string());
+            row(Style::new(), &name, &numbers.collect::<Vec<_>>())?;
         }
-        let text = format!(
-            "memmap: {} pages in boot memory, {} in hot-added memory; {} memory blocks online; {} pages \
-             migrated, {} migrations failed; {} drains of per-CPU lists",
-            stats.memmap_boot_pages,
-            stats.memmap_altmap_pages,
-            stats.blocks_online,
-            stats.pages_migrated,
-            stats.migrate_failed,
-            stats.pcp_drains
-        );
-        self.aside(Style::new(), &text)?;
-        if stats.device_spanned == 0 {
-            return Ok(());
-        }
-        let (spanned, pages, refs) = (stats.device_spanned, stats.device_pages, stats.device_refs);
-        let text = format!("device memory: {spanned} pages spanned, {pages} to use, {refs} references");
-        self.aside(Style::new(), &text)
+        self.aside(Style::new(), &stats.to_string())
     }
 }
 

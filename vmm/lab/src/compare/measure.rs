@@ -8,7 +8,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{ZoneName, ZoneStats};
+use tidevm_abi::ZoneStats;
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
 use tidevm_session::{Ended, Sample, Verdict};
@@ -148,14 +148,9 @@ fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
 }
 
 fn zones_of(sample: &Sample) -> Result<Vec<Zone>, String> {
-    let name = |name| match name {
-        ZoneName::Dma32 => "DMA32",
-        ZoneName::Normal => "Normal",
-        ZoneName::Movable => "Movable",
-    };
     let zone = |zone: ZoneStats| Zone {
         node: 0,
-        name: name(zone.name).to_owned(),
+        name: zone.name.to_string(),
         spanned: zone.spanned,
         present: zone.present,
         managed: zone.managed,

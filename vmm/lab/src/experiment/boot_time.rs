@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use tidevm_abi::{BootTimes, MEMORY_BLOCK_SIZE};
-use tidevm_machine::{Config, ConsoleMode, InitPolicy, Size, StartError};
+use tidevm_abi::{BootTimes, MEMORY_BLOCK_SIZE, Size};
+use tidevm_machine::{Config, ConsoleMode, InitPolicy, StartError};
 use tidevm_session::Ended;
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended};

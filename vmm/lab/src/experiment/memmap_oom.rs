@@ -4,7 +4,8 @@
 //! That has to be a clean error: what was plugged works, and can be taken back to the page. (Linux's
 //! guest dies there.) With the memmap in the new memory it grows.
 
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
+use tidevm_abi::Size;
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
 use tidevm_session::{Ended, StepReport};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};

@@ -33,23 +33,9 @@ fn stats() -> Stats {
     let zone = |name| tidevm_abi::ZoneStats { name, spanned: 9, present: 9, managed: 9, free: 9, pcp: 0 };
     use tidevm_abi::ZoneName::{Dma32, Movable, Normal};
     let zones = [zone(Dma32), zone(Normal), zone(Movable)];
-    Stats {
-        zones,
-        nr_nodes: 1,
-        nodes: [tidevm_abi::NodeStats { zones, init_local: 0, init_remote: 0 }; tidevm_abi::MAX_NODES],
-        memmap_boot_pages: 0,
-        memmap_altmap_pages: 0,
-        blocks_online: 0,
-        pages_migrated: 0,
-        migrate_failed: 0,
-        pcp_drains: 7,
-        pcp_stranded: 0,
-        memmaps_written: 0,
-        device_spanned: 0,
-        device_pages: 0,
-        device_refs: 0,
-        boot: BootTimes::default(),
-    }
+    let mut stats = Stats { zones, pcp_drains: 7, ..Stats::default() };
+    stats.nodes.fill(tidevm_abi::NodeStats { zones, ..Default::default() });
+    stats
 }
 
 fn sample() -> Sample {

@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use tidevm_abi::Name;
+use tidevm_abi::command::{Churn, Command, Pmem, PmemHold};
+
 use super::{Statement, Step};
-use crate::command::{Command, Name, Pmem};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -53,8 +55,8 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
     };
     match &step.command {
         Command::Hog(hog) => start(living, &hog.name, Kind::Hog),
-        Command::Pmem(Pmem::Hold { name, .. }) => start(living, name, Kind::Hog),
-        Command::Churn { name, .. } => start(living, name, Kind::Churn),
+        Command::Pmem(Pmem::Hold(PmemHold { name, .. })) => start(living, name, Kind::Hog),
+        Command::Churn(Churn { name, .. }) => start(living, name, Kind::Churn),
         Command::Verify(name) => match kind(living, name)? {
             Kind::Hog => Ok(()),
             Kind::Churn => Err(format!("`{name}` is a churn: it has no content to verify")),

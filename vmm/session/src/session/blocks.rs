@@ -1,9 +1,8 @@
 //! `blocks` and `readd`: the guest's memory blocks.
 
-use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op};
-use tidevm_machine::Size;
+use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
 
-use super::workload::{PAGE_SIZE, patience};
+use super::workload::patience;
 use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
 
 /// As many as it takes when no two memory blocks are alike.
@@ -33,27 +32,15 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     }
 
     /// Takes memory blocks away and brings them back.
-    pub(super) fn readd(&self, size: u64, addr: u64) -> Done {
-        match self.ask(Op::Readd { addr, size }, patience(size / PAGE_SIZE))? {
+    pub(super) fn readd(&self, size: Size, addr: u64) -> Done {
+        match self.ask(Op::Readd { addr, size: size.0 }, patience(size.pages()))? {
             Answer::Done => Ok(None),
-            Answer::Failed(failure) => Err(Trouble::Failed(match failure {
-                Failure::NotBlocks => {
-                    let (size, addr) = (Size(size), Size(addr));
-                    format!("{size} at {addr} is not made of whole memory blocks that were added and are online")
-                }
-                Failure::Granularity => {
-                    "refused: memory blocks that hold their own memmap are removed one at a time, as they were \
-                     added"
-                        .to_owned()
-                }
-                Failure::Mixed => {
-                    "refused: some of the memory blocks hold their own memmap, and some do not".to_owned()
-                }
-                Failure::Stuck { addr, pages } => {
-                    format!("blocked: {pages} pages of the memory block at {} cannot move", Size(addr))
-                }
-                _ => return Err(unfit(&Answer::Failed(failure))),
-            })),
+            Answer::Failed(failure @ Failure::NotBlocks) => {
+                Err(Trouble::Failed(format!("{size} at {} is {failure}", Size(addr))))
+            }
+            Answer::Failed(failure @ (Failure::Granularity | Failure::Mixed | Failure::Stuck { .. })) => {
+                Err(Trouble::Failed(failure.to_string()))
+            }
             other => Err(unfit(&other)),
         }
     }

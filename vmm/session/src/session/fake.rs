@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem,
-    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
+    PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, State, WaitError,
@@ -338,25 +338,14 @@ impl Fake {
         if self.nature.boasts {
             zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
         }
-        let node = |zones| NodeStats { zones, init_local: 0, init_remote: 0 };
-        let empty = zones.map(|ZoneStats { name, .. }| zone(name, 0));
-        Stats {
+        let mut stats = Stats {
             zones,
-            nr_nodes: 1,
-            nodes: [node(zones), node(empty), node(empty), node(empty)],
-            memmap_boot_pages: 0,
             memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
             blocks_online: plugged.div_ceil(32_768),
-            pages_migrated: 0,
-            migrate_failed: 0,
-            pcp_drains: 0,
-            pcp_stranded: 0,
-            memmaps_written: 0,
-            device_spanned: 0,
-            device_pages: 0,
-            device_refs: 0,
-            boot: BootTimes::default(),
-        }
+            ..Stats::default()
+        };
+        stats.nodes[0].zones = zones;
+        stats
     }
 }
 

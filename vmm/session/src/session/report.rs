@@ -3,10 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Stats, ZoneName};
+use tidevm_abi::{Answer, Command, Stats, ZoneName};
 use tidevm_machine::{ExitCounts, Ready};
-
-use crate::command::Command;
 
 /// Takes in the reports of a session as they come.
 pub trait Observer {

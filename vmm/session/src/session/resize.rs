@@ -4,11 +4,11 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use tidevm_abi::{Owner, ResizeState, UnmovablePage};
-use tidevm_machine::{MemStatus, Size, WaitError};
+use tidevm_abi::command::{Resize, Target};
+use tidevm_abi::{Named, ResizeState, Size};
+use tidevm_machine::{MemStatus, WaitError};
 
 use super::{Done, Machine, Observer, RESIZE_DEADLINE, Session, Trouble};
-use crate::command::{Resize, Target};
 
 /// How long what the guest said of a target stands, when the same target is set again: it may be
 /// about to get further because pages were freed since.
@@ -101,57 +101,16 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             return format!("{text}: {}", driver_absent(device));
         }
         let report = mem.report.filter(|report| report.requested == target);
-        let reason = report.map(|report| report.state);
-        match reason {
-            Some(ResizeState::Unmovable { pages, first }) => {
-                text.push_str(": ");
-                text.push_str(&self.name_pages(pages, &first));
-            }
-            Some(ResizeState::NoRoom) => {
-                text.push_str(": no room to move the pages to that are in use there")
-            }
-            Some(ResizeState::NoMemory) => {
-                text.push_str(": the guest has no memory for page tables or for the memmap of new memory");
-            }
-            Some(ResizeState::HostBusy) => {
-                text.push_str(": the device answers BUSY");
-                if let Some(refused) = &mem.refused {
-                    let _ = write!(text, " ({refused})");
-                }
-            }
-            Some(ResizeState::DeviceError) => text.push_str(": the device answered against the rules"),
-            Some(ResizeState::Reached) => text.push_str(": the guest takes this for the target"),
-            None => text.push_str(": the guest is still at it, and has not said why"),
+        let Some(state) = report.map(|report| report.state) else {
+            text.push_str(": the guest is still at it, and has not said why");
+            return text;
+        };
+        let name_of = |handle| self.workloads.name_of(handle).cloned();
+        let _ = write!(text, ": {}", Named::new(&state, &name_of));
+        if let (ResizeState::HostBusy, Some(refused)) = (state, &mem.refused) {
+            let _ = write!(text, " ({refused})");
         }
         text
-    }
-
-    /// `37 pages cannot move: pfn 0x140200 (workload a), ... and 33 more`.
-    fn name_pages(&self, pages: u64, first: &[Option<UnmovablePage>]) -> String {
-        let named: Vec<_> = first.iter().flatten().collect();
-        let mut text = format!("{pages} page{} cannot move", if pages == 1 { "" } else { "s" });
-        for (index, page) in named.iter().enumerate() {
-            let separator = if index == 0 { ": " } else { ", " };
-            let _ = write!(text, "{separator}pfn {:#x} ({})", page.pfn, self.owner(page.owner));
-        }
-        let rest = pages.saturating_sub(named.len() as u64);
-        if rest > 0 && !named.is_empty() {
-            let _ = write!(text, " and {rest} more");
-        }
-        text
-    }
-
-    fn owner(&self, owner: Owner) -> String {
-        match owner {
-            Owner::Reserved => "reserved at boot".to_owned(),
-            Owner::Kernel => "the guest kernel's own".to_owned(),
-            Owner::PageTable => "a page table".to_owned(),
-            Owner::Memmap => "memmap of hot-added memory".to_owned(),
-            Owner::Workload(handle) => match self.workloads.name_of(handle) {
-                Some(name) => format!("workload {name}"),
-                None => format!("unknown workload {handle}"),
-            },
-        }
     }
 }
 
@@ -161,12 +120,12 @@ fn driver_absent(device: usize) -> String {
 
 fn target(target: Target, requested: u64) -> Result<u64, Trouble> {
     match target {
-        Target::To(size) => Ok(size),
+        Target::To(size) => Ok(size.0),
         Target::Plug(size) => requested
-            .checked_add(size)
-            .ok_or_else(|| Trouble::Failed(format!("refused: {} more is no size", Size(size)))),
-        Target::Unplug(size) => requested.checked_sub(size).ok_or_else(|| {
-            let (size, requested) = (Size(size), Size(requested));
+            .checked_add(size.0)
+            .ok_or_else(|| Trouble::Failed(format!("refused: {size} more is no size"))),
+        Target::Unplug(size) => requested.checked_sub(size.0).ok_or_else(|| {
+            let requested = Size(requested);
             Trouble::Failed(format!("refused: cannot unplug {size}, only {requested} is requested"))
         }),
     }

@@ -50,11 +50,13 @@ impl Trouble {
 /// An answer that does not belong to the question, or a refusal.
 pub(super) fn unfit(answer: &Answer) -> Trouble {
     Trouble::Fatal(match answer {
-        Answer::Failed(Failure::UnknownHandle) => "the guest knows no such workload".to_owned(),
-        Answer::Failed(Failure::HandleInUse) => "the guest has such a workload already".to_owned(),
-        Answer::Failed(Failure::NoMemory) => "the guest has no memory for it".to_owned(),
-        Answer::Failed(Failure::Unfit) => "this needs two CPUs and plugged memory".to_owned(),
-        Answer::Failed(Failure::BadRecord) => "the guest could not read the question".to_owned(),
+        Answer::Failed(
+            failure @ (Failure::UnknownHandle
+            | Failure::HandleInUse
+            | Failure::NoMemory
+            | Failure::Unfit
+            | Failure::BadRecord),
+        ) => failure.to_string(),
         other => format!("the guest gave an answer to another question: {other:?}"),
     })
 }

@@ -5,16 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Failure, Handle, Op};
+use tidevm_abi::command::{Churn, Hog};
+use tidevm_abi::{Answer, Failure, Handle, Name, Op};
 
 use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
-use crate::command::{Hog, Name};
 
 /// Most that a page of a workload may add to the time of an answer: filling or checking every word
 /// of it on a host that emulates each instruction, several times over.
 const TIME_PER_PAGE: Duration = Duration::from_millis(2);
-
-pub(super) const PAGE_SIZE: u64 = 4096;
 
 /// Everything that was ever started, the handle being the index.
 #[derive(Default)]
@@ -90,16 +88,13 @@ impl Workloads {
 
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn hog(&mut self, hog: &Hog) -> Done {
-        let (kind, scattered, full) = (hog.kind, hog.scattered, hog.full);
-        let op = |handle, pages| Op::Hog { handle, pages, kind, scattered, full };
-        self.hold(hog.size / PAGE_SIZE, &hog.name, op)
+        self.hold(hog.size.pages(), &hog.name, |handle| hog.op(handle))
     }
 
     /// Has the guest take pages of whatever kind, and fill them.
-    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle, u64) -> Op) -> Done {
+    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle) -> Op) -> Done {
         let handle = self.workloads.next_handle();
-        let op = op(handle, wanted);
-        let (now, pages) = match self.ask(op, patience(wanted))? {
+        let (now, pages) = match self.ask(op(handle), patience(wanted))? {
             Answer::Hogged { pages } => (Now::Hog { pages }, pages),
             Answer::Failed(Failure::NoMemory) => (Now::Nothing, 0),
             Answer::Failed(Failure::Pmem(why)) => return Err(self.pmem_refused(why)),
@@ -109,12 +104,10 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
     }
 
-    pub(super) fn churn(&mut self, threads: u32, time: Duration, name: &Name) -> Done {
-        let handle = self.workloads.next_handle();
-        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let call = self.call(Op::Churn { handle, threads, millis })?;
-        let until = self.machine.now() + time;
-        self.workloads.start(name, Now::Churn { call, until });
+    pub(super) fn churn(&mut self, churn: &Churn) -> Done {
+        let call = self.call(churn.op(self.workloads.next_handle()))?;
+        let until = self.machine.now() + churn.time;
+        self.workloads.start(&churn.name, Now::Churn { call, until });
         Ok(None)
     }
 
@@ -124,8 +117,8 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             _ => return Ok(Some(format!("`{name}` holds no pages"))),
         };
         match self.ask(Op::Verify { handle }, patience(pages))? {
-            Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
-                Ok(Some(format!("{pages} pages intact")))
+            answer @ Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
+                Ok(Some(answer.to_string()))
             }
             Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
             Answer::Verified { pages: seen, corrupt, first_corrupt } => {
@@ -149,9 +142,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let answer = self.ask(Op::Release { handle }, patience(pages))?;
         self.workloads.end(handle);
         match answer {
-            Answer::Released { pages: back } if back == pages => {
-                Ok(Some(format!("{pages} pages given back")))
-            }
+            Answer::Released { pages: back } if back == pages => Ok(Some(answer.to_string())),
             Answer::Released { pages: back } => Err(lost(name, pages, back)),
             other => Err(unfit(&other)),
         }
@@ -160,12 +151,8 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn race(&self, cycles: u32) -> Done {
         let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
         match self.ask(Op::Race { cycles }, limit)? {
-            Answer::Raced { cycles, failures: 0, stranded: 0 } => {
-                Ok(Some(format!("{cycles} cycles, all done")))
-            }
-            Answer::Raced { cycles, failures, stranded } => Err(Trouble::Failed(format!(
-                "{failures} of {cycles} cycles failed, {stranded} pages were stranded on per-CPU lists"
-            ))),
+            answer @ Answer::Raced { failures: 0, stranded: 0, .. } => Ok(Some(answer.to_string())),
+            answer @ Answer::Raced { .. } => Err(Trouble::Failed(answer.to_string())),
             other => Err(unfit(&other)),
         }
     }
@@ -178,12 +165,8 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         // Whatever comes of it, it is not awaited twice.
         self.workloads.end(handle);
         match self.machine.answer(call, limit, "the end of the churn")? {
-            Answer::Churned { allocations, failures } => {
-                Ok(Some(format!("{allocations} allocations, {failures} found no memory")))
-            }
-            Answer::Failed(Failure::NoMemory) => {
-                Err(Trouble::Failed("the guest had no memory to start it".to_owned()))
-            }
+            answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
+            Answer::Failed(failure @ Failure::NoMemory) => Err(Trouble::Failed(failure.to_string())),
             other => Err(unfit(&other)),
         }
     }

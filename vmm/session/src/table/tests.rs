@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tidevm_abi::{BootTimes, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 use tidevm_machine::{ExitCounts, Ready};
 
 use super::{Table, about, numbers, wrap};
@@ -16,23 +16,15 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         zone(ZoneName::Normal, 0, 0, 0),
         zone(ZoneName::Movable, blocks * 32_768, pages - 512 * blocks, pages - 512 * blocks),
     ];
-    let guest = Stats {
+    let mut guest = Stats {
         zones,
-        nr_nodes: 1,
-        nodes: [NodeStats { zones, init_local: 0, init_remote: 0 }; MAX_NODES],
-        memmap_boot_pages: 0,
         memmap_altmap_pages: 512 * blocks,
         blocks_online: blocks,
         pages_migrated: migrated,
-        migrate_failed: 0,
         pcp_drains: 3,
-        pcp_stranded: 0,
-        memmaps_written: 0,
-        device_spanned: 0,
-        device_pages: 0,
-        device_refs: 0,
-        boot: BootTimes::default(),
+        ..Stats::default()
     };
+    guest.nodes = [NodeStats { zones, ..NodeStats::default() }; MAX_NODES];
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
     Sample { devices: vec![device], guest: Some(guest) }
