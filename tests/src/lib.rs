@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_session::script::Script;
-use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
+use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
@@ -101,7 +101,7 @@ pub fn run_checked(config: Config, script: &str) -> Session {
     let mut session = run(config, &checked);
     let checks = |step: &StepReport| step.command == tidevm_abi::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
-        assert!(matches!(check.verdict, Verdict::Done { .. }), "{check:?}\n{:?}", session.summary.ended);
+        assert!(check.is_done(), "{check:?}\n{:?}", session.summary.ended);
     }
     session.steps.retain(|step| !checks(step));
     session
@@ -124,17 +124,17 @@ impl Session {
     /// When it did, with its report.
     #[track_caller]
     pub fn assert_alive(&self) {
-        if let Ended::Died { report } = &self.summary.ended {
+        if let Ended::Died(death) = &self.summary.ended {
             let last = self.steps.last().map(|step| step.command.to_string());
-            panic!("died in {last:?}: {report}");
+            panic!("died in {last:?}: {death}");
         }
     }
 
     /// Steps that failed, with their reasons.
     pub fn failures(&self) -> Vec<(String, String)> {
-        let failure = |step: &StepReport| match &step.verdict {
-            Verdict::Failed { reason } => Some((step.command.to_string(), reason.clone())),
-            Verdict::Done { .. } => None,
+        let failure = |step: &StepReport| {
+            let failure = step.result.as_ref().err()?;
+            Some((step.command.to_string(), failure.to_string()))
         };
         self.steps.iter().filter_map(failure).collect()
     }

@@ -1,7 +1,8 @@
 //! The end of a guest that found itself broken: a report on the serial port, then
-//! [`ExitCode::Panic`]. Nothing here takes a lock or allocates.
+//! the [`ExitCode`] of a panic. Nothing here takes a lock or allocates.
 
 use core::fmt;
+use core::panic::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use tidevm_abi::{EXIT_PORT, ExitCode};
@@ -13,13 +14,20 @@ use crate::irq::Frame;
 /// Set by the CPU whose panic is reported; others stop without a word.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
-/// Ends the guest for `reason`.
-fn die(reason: fmt::Arguments<'_>) -> ! {
+/// Ends the guest for `reason`, with `code` for the VMM.
+fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::AcqRel) {
         print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
-        port_write(EXIT_PORT, ExitCode::Panic as u8);
+        port_write(EXIT_PORT, code as u8);
     }
     cpu::halt()
+}
+
+/// Ends the guest because boot cannot go on without memory that is not there. The VMM can tell this panic
+/// from every other one ([`ExitCode::OutOfMemory`]).
+#[track_caller]
+pub fn out_of_memory(reason: fmt::Arguments<'_>) -> ! {
+    die(ExitCode::OutOfMemory, format_args!("{reason} ({})", Location::caller()))
 }
 
 /// Ends the guest for an exception that nothing handles.
@@ -47,10 +55,13 @@ pub fn exception(frame: &Frame, fault_address: u64) -> ! {
         "SIMD floating point",
     ];
     let name = NAMES.get(frame.vector as usize).unwrap_or(&"unexpected interrupt");
-    die(format_args!(
-        "{name} (vector {}, error {:#x}) at {:#x}, stack {:#x}, fault address {fault_address:#x}\nregisters r15..rax {:x?}",
-        frame.vector, frame.error, frame.rip, frame.rsp, frame.registers
-    ))
+    die(
+        ExitCode::Panic,
+        format_args!(
+            "{name} (vector {}, error {:#x}) at {:#x}, stack {:#x}, fault address {fault_address:#x}\nregisters r15..rax {:x?}",
+            frame.vector, frame.error, frame.rip, frame.rsp, frame.registers
+        ),
+    )
 }
 
 /// Writes [`ExitCode::PowerOff`].
@@ -64,10 +75,10 @@ pub fn power_off() -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {
-        Some(location) => die(format_args!("{} ({location})", info.message())),
-        None => die(format_args!("{}", info.message())),
+        Some(location) => die(ExitCode::Panic, format_args!("{} ({location})", info.message())),
+        None => die(ExitCode::Panic, format_args!("{}", info.message())),
     }
 }
 
 #[cfg(not(target_os = "none"))]
-const _: fn(fmt::Arguments<'_>) -> ! = die;
+const _: fn(ExitCode, fmt::Arguments<'_>) -> ! = die;

@@ -157,8 +157,8 @@ fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> any
         None => tidevm_session::stay(vm, observer),
     };
     let Summary { ended, .. } = result.context(Unshown)?;
-    if let Ended::Died { report } = &ended {
-        complain(report);
+    if let Ended::Died(death) = &ended {
+        complain(death);
     }
     Ok(ended.status())
 }

@@ -313,7 +313,9 @@ fn input_that_is_a_file_is_no_input() {
 }
 
 fn a_guest_that_panics_is_status_4() {
-    for (name, code) in [("panic", kernel::exit_with(1)), ("fault", kernel::FAULT.to_vec())] {
+    for (name, code) in
+        [("panic", kernel::exit_with(1)), ("oom", kernel::exit_with(2)), ("fault", kernel::FAULT.to_vec())]
+    {
         let path = kernel::write(name, &code);
         let path = path.to_str().expect("UTF-8");
         let output = tidevm(&["run", "--kernel", path]);

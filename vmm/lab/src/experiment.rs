@@ -30,8 +30,8 @@ pub mod text;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Size, Stats};
-use tidevm_machine::{Config, StartError};
-use tidevm_session::{Ended, Record, Verdict};
+use tidevm_machine::{Config, Death, StartError};
+use tidevm_session::{Ended, Record};
 
 /// All experiments, in the order in which `all` runs them.
 pub const ALL: &[Experiment] = &[
@@ -206,12 +206,12 @@ impl Value {
 
 /// How the session ended, for findings of [`Finding::Neither`].
 fn how_it_ended(record: &Record) -> String {
-    let failed = record.steps.iter().find_map(|step| match &step.verdict {
-        Verdict::Failed { reason } => Some(format!("`{}` failed: {reason}", step.command)),
-        Verdict::Done { .. } => None,
+    let failed = record.steps.iter().find_map(|step| {
+        let failure = step.result.as_ref().err()?;
+        Some(format!("`{}` failed: {failure}", step.command))
     });
     match (&record.summary.ended, failed) {
-        (Ended::Died { report }, _) => last_words(report),
+        (Ended::Died(death), _) => last_words(death),
         (_, Some(failed)) => failed,
         (Ended::Failed { reason: Some(reason) }, None) => reason.clone(),
         (Ended::Done, None) => "the session ended as it should, but without what was to be seen".to_owned(),
@@ -219,11 +219,10 @@ fn how_it_ended(record: &Record) -> String {
     }
 }
 
-/// What a dying guest said: the line of its panic, or the report's first.
-fn last_words(report: &str) -> String {
-    let line = report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
-    let line = line.map(|words| format!("the guest died, panic on {words}"));
-    line.or_else(|| report.lines().next().map(str::to_owned)).unwrap_or_default()
+/// For people: the line of the panic on the guest's console, or the kind of death. No judgement reads it.
+fn last_words(death: &Death) -> String {
+    let line = death.report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
+    line.map_or_else(|| death.kind.to_string(), |words| format!("the guest died, panic on {words}"))
 }
 
 /// A number from the guest's counters, if there are any.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
 
-use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary};
 
 /// Shows a session as lines of JSON.
 pub struct JsonLines<W>(pub W);
@@ -33,14 +33,14 @@ enum Event<'r> {
         seconds: f64,
         ok: bool,
         note: Option<&'r str>,
-        reason: Option<&'r str>,
+        reason: Option<String>,
         #[serde(flatten)]
         machine: Machine<'r>,
     },
     End {
         status: u8,
         outcome: &'static str,
-        reason: Option<&'r str>,
+        reason: Option<String>,
         seconds: f64,
         boot_seconds: Option<f64>,
         steps: u64,
@@ -127,9 +127,9 @@ impl<W: Write> Observer for JsonLines<W> {
     }
 
     fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        let (note, reason) = match &report.verdict {
-            Verdict::Done { note } => (note.as_deref(), None),
-            Verdict::Failed { reason } => (None, Some(reason.as_str())),
+        let (note, reason) = match &report.result {
+            Ok(note) => (note.as_deref(), None),
+            Err(failure) => (None, Some(failure.to_string())),
         };
         self.line(&Event::Step {
             line: report.line,
@@ -146,8 +146,8 @@ impl<W: Write> Observer for JsonLines<W> {
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
         let (outcome, reason) = match &summary.ended {
             Ended::Done => ("done", None),
-            Ended::Failed { reason } => ("failed", reason.as_deref()),
-            Ended::Died { report } => ("died", Some(report.as_str())),
+            Ended::Failed { reason } => ("failed", reason.clone()),
+            Ended::Died(death) => ("died", Some(death.to_string())),
             Ended::Signal { .. } => ("signal", None),
         };
         let exits = summary.exits;

@@ -16,6 +16,6 @@ pub mod table;
 
 pub use session::{
     ANSWER_DEADLINE, BOOT_DEADLINE, BOOT_DEADLINE_PER_GIB, BootReport, DeviceSample, Ended, Machine,
-    Observer, POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepReport, Summary, Verdict,
-    record, run, stay,
+    Observer, POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepFailure, StepReport, Stopped,
+    Summary, record, run, stay,
 };

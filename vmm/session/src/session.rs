@@ -29,6 +29,7 @@
 
 mod blocks;
 mod expect;
+mod failure;
 #[cfg(test)]
 mod fake;
 mod machine;
@@ -38,7 +39,6 @@ mod report;
 mod resize;
 #[cfg(test)]
 mod tests;
-mod trouble;
 mod workload;
 
 use std::cell::Cell;
@@ -48,10 +48,12 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Answer, Command, Op, Size, Stats};
 use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
+use failure::{Done, SessionError, StepError, unfit};
+pub use failure::{StepFailure, Stopped};
 pub use machine::Machine;
 pub use record::{Record, record};
-pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
-use trouble::{Done, Trouble, unfit};
+pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary};
+
 use workload::Workloads;
 
 use crate::script::{Script, Statement, Step};
@@ -83,8 +85,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Time between two looks of an `expect ... within`.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What the text of a step ends with in which the guest was reset.
-const AND_RESET: &str = "; the guest was reset";
+/// Note of a step during which the guest was reset.
+const RESET: &str = "the guest was reset";
 
 struct Session<'s, M, O> {
     machine: M,
@@ -118,8 +120,10 @@ pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut 
 pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result<Summary> {
     let mut session = Session::new(machine, observer);
     let start = session.machine.now();
-    let result = match session.boot(FOREVER).and_then(|()| session.pause(FOREVER)) {
-        Err(Trouble::Ended(WaitError::Signal(_) | WaitError::PoweredOff)) => Ok(()),
+    let result = match session.boot(FOREVER).and_then(|()| Ok(session.pause(FOREVER)?)) {
+        Err(SessionError::Step(StepError::Fatal(StepFailure::Ended(
+            WaitError::Signal(_) | WaitError::PoweredOff,
+        )))) => Ok(()),
         result => result,
     };
     session.end(start, result)
@@ -136,25 +140,25 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         BOOT_DEADLINE + BOOT_DEADLINE_PER_GIB.saturating_mul(u32::try_from(gib).unwrap_or(u32::MAX))
     }
 
-    fn boot(&mut self, limit: Duration) -> Result<(), Trouble> {
+    fn boot(&mut self, limit: Duration) -> Result<(), SessionError> {
         if !self.machine.has_agent() {
             let sample = self.outside();
-            return self.observer.boot(&BootReport { ready: None, sample }).map_err(Trouble::Output);
+            return self.observer.boot(&BootReport { ready: None, sample }).map_err(SessionError::Output);
         }
         let ready = self.await_ready(limit)?;
         self.summary.boot = Some(ready.after);
         let mut sample = self.outside();
         sample.guest = Some(self.inside()?);
-        self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(Trouble::Output)
+        self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(SessionError::Output)
     }
 
-    fn await_ready(&self, limit: Duration) -> Result<Ready, Trouble> {
+    fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
         let memory = Size(self.machine.boot_memory());
         let what = format!("the first report of a guest with {memory} of boot memory");
         Ok(self.machine.wait(limit, &what, |state| state.ready)?)
     }
 
-    fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
+    fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
         for statement in body {
             match statement {
                 Statement::Step(step) => self.step(step)?,
@@ -168,50 +172,44 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         Ok(())
     }
 
-    fn await_churns(&mut self) -> Result<(), Trouble> {
+    fn await_churns(&mut self) -> Result<(), SessionError> {
         while let Some(name) = self.workloads.running_churn() {
             self.step(&Step { line: 0, column: 0, command: Command::Wait(name) })?;
         }
         Ok(())
     }
 
-    /// Runs a step and reports it, whatever comes of it.
-    fn step(&mut self, step: &Step) -> Result<(), Trouble> {
+    /// Runs a step and tells the observer the result.
+    fn step(&mut self, step: &Step) -> Result<(), SessionError> {
         let start = self.machine.now();
         self.notice_resets();
         let mut result = self.execute(&step.command);
         let answer = self.answer.take();
         let took = self.machine.now() - start;
         let mut sample = self.outside();
-        if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
+        if self.machine.has_agent() && !matches!(result, Err(StepError::Fatal(StepFailure::Ended(_)))) {
             match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
-                Err(trouble) => result = result.and(Err(trouble)),
+                Err(error) => result = result.and(Err(error)),
             }
         }
         if self.notice_resets() {
-            match &mut result {
-                Ok(Some(text)) | Err(Trouble::Failed(text) | Trouble::Fatal(text)) => {
-                    text.push_str(AND_RESET)
+            result = match result {
+                Ok(note) => {
+                    Ok(Some(note.map_or_else(|| RESET.to_owned(), |note| format!("{note}; {RESET}"))))
                 }
-                Ok(note) => *note = Some("the guest was reset".to_owned()),
-                // Others end for a reason of which this is no part.
-                Err(Trouble::Ended(_) | Trouble::Output(_)) => {}
-            }
+                Err(error) => Err(error.with_reset()),
+            };
         }
-        let verdict = match &result {
-            Ok(note) => Verdict::Done { note: note.clone() },
-            Err(trouble) => Verdict::Failed { reason: trouble.reason() },
-        };
         self.summary.steps += 1;
         self.summary.failed += u64::from(result.is_err());
-        let command = step.command.clone();
-        let report =
-            StepReport { line: step.line, column: step.column, command, took, verdict, answer, sample };
-        self.observer.step(&report).map_err(Trouble::Output)?;
+        let (line, column, command) = (step.line, step.column, step.command.clone());
+        let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
+        let report = StepReport { line, column, command, took, result: told, answer, sample };
+        self.observer.step(&report).map_err(SessionError::Output)?;
         match result {
-            Ok(_) | Err(Trouble::Failed(_)) => Ok(()),
-            Err(trouble) => Err(trouble),
+            Ok(_) | Err(StepError::Failed(_)) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -238,7 +236,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
                 answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),
-                other => Err(unfit(&other)),
+                other => Err(unfit(other)),
             },
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
@@ -248,29 +246,28 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
                     Answer::Done => Ok(None),
-                    other => Err(unfit(&other)),
+                    other => Err(unfit(other)),
                 }
             }
         }
     }
 
     /// Whether there is somebody in the guest who does what a session asks for.
-    fn need_agent(&self) -> Result<(), Trouble> {
+    fn need_agent(&self) -> Result<(), StepError> {
         if self.machine.has_agent() {
             return Ok(());
         }
-        let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
-        Err(Trouble::Failed(text.to_owned()))
+        Err(StepError::Failed(StepFailure::NoAgent))
     }
 
     /// Calls the guest, if there is somebody to hear it.
-    fn call(&self, op: Op) -> Result<u32, Trouble> {
+    fn call(&self, op: Op) -> Result<u32, StepError> {
         self.need_agent()?;
         Ok(self.machine.call(op)?)
     }
 
     /// Calls the guest and waits for the answer.
-    fn ask(&self, op: Op, limit: Duration) -> Result<Answer, Trouble> {
+    fn ask(&self, op: Op, limit: Duration) -> Result<Answer, StepError> {
         let id = self.call(op)?;
         let answer = self.machine.answer(id, limit, "the guest's answer")?;
         if !matches!(answer, Answer::Stats(_)) {
@@ -280,7 +277,7 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
     }
 
     /// Lets time pass, attentive to the guest's end and to signals.
-    fn pause(&self, time: Duration) -> Result<(), Trouble> {
+    fn pause(&self, time: Duration) -> Result<(), StepError> {
         match self.machine.wait(time, "the end of a pause", |_| None::<()>) {
             Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -301,25 +298,26 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
 
     /// The counters of the guest, for the session's own sake: a guest that resets is asked again when it
     /// is up.
-    fn inside(&self) -> Result<Stats, Trouble> {
+    fn inside(&self) -> Result<Stats, StepError> {
         let deadline = self.machine.now() + self.boot_deadline();
         loop {
             self.await_ready(deadline.saturating_duration_since(self.machine.now()))?;
             match self.guest_stats() {
-                Err(Trouble::Ended(WaitError::Reset)) if self.machine.now() < deadline => {}
+                Err(StepError::Fatal(StepFailure::Ended(WaitError::Reset)))
+                    if self.machine.now() < deadline => {}
                 result => return result,
             }
         }
     }
 
-    fn guest_stats(&self) -> Result<Stats, Trouble> {
+    fn guest_stats(&self) -> Result<Stats, StepError> {
         match self.ask(Op::Stats, ANSWER_DEADLINE)? {
             Answer::Stats(stats) => Ok(stats),
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
-    fn end(self, start: Instant, result: Result<(), Trouble>) -> io::Result<Summary> {
+    fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
         let Session { machine, observer, mut summary, .. } = self;
         summary.total = machine.now() - start;
         summary.exits = machine.exits().iter().fold(ExitCounts::default(), add);
@@ -331,18 +329,20 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         let ended = match result {
             Ok(()) if summary.failed == 0 => Ended::Done,
             Ok(()) => Ended::Failed { reason: None },
-            Err(Trouble::Ended(WaitError::Died(death))) => Ended::Died { report: death.to_string() },
-            Err(Trouble::Ended(WaitError::Signal(signal))) => Ended::Signal { signal },
-            Err(Trouble::Output(error)) => {
+            Err(SessionError::Output(error)) => {
                 let reason = Some(error.to_string());
                 output = Err(error);
                 Ended::Failed { reason }
             }
-            Err(trouble) => Ended::Failed { reason: Some(trouble.reason()) },
+            Err(SessionError::Step(error)) => match error.failure() {
+                StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
+                StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },
+                failure => Ended::Failed { reason: Some(failure.to_string()) },
+            },
         };
         summary.ended = match (ended, end) {
-            (ended @ Ended::Died { .. }, _) => ended,
-            (_, End::Died(death)) => Ended::Died { report: death.to_string() },
+            (ended @ Ended::Died(_), _) => ended,
+            (_, End::Died(death)) => Ended::Died(death),
             (Ended::Done, End::Forced { asked: true }) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use tidevm_abi::{Command, NodeStats, Size, Stats, ZoneName, ZoneStats};
 
-use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -177,12 +177,11 @@ impl<W: Write> Observer for Table<W> {
     }
 
     fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        let good = matches!(report.verdict, Verdict::Done { .. });
-        self.row(&report.command.to_string(), Some(report.took), &report.sample, good)?;
-        match &report.verdict {
-            Verdict::Done { note: Some(note) } => self.aside(SIDE, note)?,
-            Verdict::Done { note: None } => {}
-            Verdict::Failed { reason } => self.aside(BAD, reason)?,
+        self.row(&report.command.to_string(), Some(report.took), &report.sample, report.is_done())?;
+        match &report.result {
+            Ok(Some(note)) => self.aside(SIDE, note)?,
+            Ok(None) => {}
+            Err(failure) => self.aside(BAD, &failure.to_string())?,
         }
         if let (Command::Stats, Some(stats)) = (&report.command, &report.sample.guest) {
             self.zones(stats)?;
@@ -302,7 +301,7 @@ fn outcome(summary: &Summary) -> String {
         Ended::Failed { reason: Some(reason) } => {
             format!("ended after {steps} step{plural} in {time}: {reason}")
         }
-        Ended::Died { .. } => format!("the guest died after {steps} step{plural} in {time}"),
+        Ended::Died(_) => format!("the guest died after {steps} step{plural} in {time}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {steps} step{plural} in {time}"),
     }
 }

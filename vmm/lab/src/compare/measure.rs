@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::ZoneStats;
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
-use tidevm_session::{Ended, Sample, Verdict};
+use tidevm_session::{Ended, Sample};
 
 use super::machine::{self, Linux, LinuxOnKvm, Machine, OnQemu};
 use super::{BOOT, Guest, Host, PAGE_SIZE, Planned, Record, Step, steps};
@@ -135,8 +135,8 @@ fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
     let zones = zones_of(&boot.sample)?;
     done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });
     for (planned, report) in planned.into_iter().zip(&session.steps) {
-        if let Verdict::Failed { reason } = &report.verdict {
-            return Err(format!("{}: {reason}", planned.name));
+        if let Err(failure) = &report.result {
+            return Err(format!("{}: {failure}", planned.name));
         }
         let (seconds, zones) = (report.took.as_secs_f64(), zones_of(&report.sample)?);
         done.push(told(Step { name: planned.name, seconds, instructions: None, zones }));

@@ -3,7 +3,7 @@
 //! Eight CPUs that take 200 MiB each want 1.6 of 2 GiB, of which 128 MiB are initialised at that time.
 //! Unless allocations have more of it initialised, boot ends in out of memory.
 
-use tidevm_machine::{Config, ConsoleMode, InitPolicy};
+use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy};
 use tidevm_session::Ended;
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended, last_words};
@@ -48,9 +48,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, words: &str) -> Resu
 fn judge(record: &Record) -> (Finding, String) {
     let up = record.boot.as_ref().and_then(|boot| boot.ready);
     match &record.summary.ended {
-        Ended::Died { report } if report.contains("percpu_buf: out of memory") => {
-            (Finding::Failure, last_words(report))
-        }
+        Ended::Died(death) if death.kind == DeathKind::OutOfMemory => (Finding::Failure, last_words(death)),
         Ended::Done if up.is_some_and(|ready| ready.cpus == u32::from(CPUS)) => {
             (Finding::Success, format!("all {CPUS} CPUs came up with 200 MiB each"))
         }

@@ -4,9 +4,9 @@
 //! That has to be a clean error: what was plugged works, and can be taken back to the page. (Linux's
 //! guest dies there.) With the memmap in the new memory it grows.
 
-use tidevm_abi::Size;
+use tidevm_abi::{ResizeState, Size};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::{Ended, StepReport};
+use tidevm_session::{Ended, StepFailure, StepReport, Stopped};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
 
@@ -58,14 +58,14 @@ fn plugged(step: &StepReport) -> u64 {
 
 fn judge(record: &Record) -> (Finding, String) {
     let Some(plug) = record.step("plug") else { return (Finding::Neither, how_it_ended(record)) };
-    if matches!(record.summary.ended, Ended::Died { .. }) || !rolled_back(record) {
+    if matches!(record.summary.ended, Ended::Died(_)) || !rolled_back(record) {
         return (Finding::Neither, format!("not as clean as it should be: {}", how_it_ended(record)));
     }
     let plugged = plugged(plug);
-    match record.reason("plug") {
+    match record.failure("plug") {
         None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
-        Some(reason) if reason.contains("no memory") => {
-            (Finding::Failure, format!("{reason}; after that all of it could be taken back"))
+        Some(failure @ StepFailure::Stopped(Stopped { state: Some(ResizeState::NoMemory), .. })) => {
+            (Finding::Failure, format!("{failure}; after that all of it could be taken back"))
         }
         _ => (Finding::Neither, how_it_ended(record)),
     }

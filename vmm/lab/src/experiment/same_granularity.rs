@@ -4,8 +4,9 @@
 //! Where every block is removed with its own memmap, the range goes and comes back. Either way the data
 //! in it stays what it was.
 
+use tidevm_abi::Failure;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::StepReport;
+use tidevm_session::{StepFailure, StepReport};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, count, how_it_ended};
 
@@ -55,10 +56,10 @@ fn judge(record: &Record) -> (Finding, String) {
     if !intact || memmap("readd") != memmap("hog") {
         return (Finding::Neither, how_it_ended(record));
     }
-    match record.reason("readd") {
+    match record.failure("readd") {
         None => (Finding::Success, "both went and came back, each with its memmap".to_owned()),
-        Some(reason) if reason.contains("one at a time") => {
-            (Finding::Failure, format!("{reason}; nothing was changed"))
+        Some(failure @ StepFailure::Refused { failure: Failure::Granularity, .. }) => {
+            (Finding::Failure, format!("{failure}; nothing was changed"))
         }
         Some(_) => (Finding::Neither, how_it_ended(record)),
     }

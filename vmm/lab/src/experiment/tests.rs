@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BootTimes, PmemMapped, Stats};
-use tidevm_machine::Ready;
-use tidevm_session::{BootReport, DeviceSample, Sample, StepReport, Summary};
+use tidevm_abi::{Answer, BootTimes, Failure as GuestFailure, Name, PmemMapped, ResizeState, Stats};
+use tidevm_machine::{DeathKind, Ready};
+use tidevm_session::{BootReport, DeviceSample, Sample, StepFailure, StepReport, Stopped, Summary};
 
 use super::*;
 
@@ -49,14 +49,25 @@ fn step(command: &str) -> StepReport {
         column: 1,
         command: command.parse().expect("a command"),
         took: Duration::from_millis(5),
-        verdict: Verdict::Done { note: None },
+        result: Ok(None),
         answer: None,
         sample: sample(),
     }
 }
 
-fn failed(command: &str, reason: &str) -> StepReport {
-    StepReport { verdict: Verdict::Failed { reason: reason.to_owned() }, ..step(command) }
+fn failed(command: &str, failure: StepFailure) -> StepReport {
+    StepReport { result: Err(failure), ..step(command) }
+}
+
+/// A failure that no experiment looks for.
+fn no_answer() -> StepFailure {
+    StepFailure::TooLate { what: "the guest's answer".to_owned(), after: Duration::from_secs(60) }
+}
+
+/// A resize that stopped, for `state` in facts and for `why` in prose.
+fn stopped(state: Option<ResizeState>, why: &str) -> StepFailure {
+    let (plugged, target, why) = (Size(9 << 30), Size(12 << 30), why.to_owned());
+    StepFailure::Stopped(Stopped { within: None, plugged, target, state, why })
 }
 
 fn record(steps: Vec<StepReport>) -> Record {
@@ -65,8 +76,9 @@ fn record(steps: Vec<StepReport>) -> Record {
     Record { boot: Some(BootReport { ready: Some(ready), sample: sample() }), steps, summary }
 }
 
-fn died(report: &str) -> Record {
-    let summary = Summary { ended: Ended::Died { report: report.to_owned() }, ..Summary::default() };
+fn died(kind: DeathKind, report: &str) -> Record {
+    let death = Death { kind, report: report.to_owned() };
+    let summary = Summary { ended: Ended::Died(death), ..Summary::default() };
     Record { boot: None, steps: Vec::new(), summary }
 }
 
@@ -113,15 +125,21 @@ fn both_sides_have_to_be_as_expected() {
 
 #[test]
 fn early_oom_is_a_death_of_memory_and_of_nothing_else() {
-    let oom =
-        "the guest panicked\n  | panic on CPU 0: percpu_buf: out of memory on CPU 1, 5 of 9 pages short";
+    let console = "  | panic on CPU 0: percpu_buf: out of memory on CPU 1, 5 of 9 pages short";
+    let oom = || died(DeathKind::OutOfMemory, console);
     let up = || record(vec![step("check")]);
-    assert_eq!(outcome("early-oom", vec![died(oom), up()]), (vec![Failure, Success], true));
+    assert_eq!(outcome("early-oom", vec![oom(), up()]), (vec![Failure, Success], true));
     assert_eq!(outcome("early-oom", vec![up(), up()]), (vec![Success, Success], false));
-    assert_eq!(outcome("early-oom", vec![died("triple fault"), died(oom)]), (vec![Neither, Failure], false));
+    let triple_fault = died(DeathKind::TripleFault, "");
+    assert_eq!(outcome("early-oom", vec![triple_fault, oom()]), (vec![Neither, Failure], false));
     let mut fewer = up();
     fewer.boot = None;
-    assert_eq!(outcome("early-oom", vec![died(oom), fewer]), (vec![Failure, Neither], false));
+    assert_eq!(outcome("early-oom", vec![oom(), fewer]), (vec![Failure, Neither], false));
+    // Another panic whose console has the words, and the right death whose console was lost.
+    let other = died(DeathKind::GuestPanic, console);
+    assert_eq!(outcome("early-oom", vec![other, up()]), (vec![Neither, Success], false));
+    let silent = died(DeathKind::OutOfMemory, "");
+    assert_eq!(outcome("early-oom", vec![silent, up()]), (vec![Failure, Success], true));
 }
 
 #[test]
@@ -130,7 +148,9 @@ fn memmap_oom_has_to_be_clean() {
         let others = ["check", "resize 0", "check", "verify app"].map(step);
         [step("hog 96M unmovable as app"), plug].into_iter().chain(others).collect::<Vec<_>>()
     };
-    let refused = || record(steps(failed("plug 12G", "stopped at 9G: the guest has no memory for it")));
+    let no_memory = || stopped(Some(ResizeState::NoMemory), "the guest has no memory for it");
+    let plug_failed = |failure| record(steps(failed("plug 12G", failure)));
+    let refused = || plug_failed(no_memory());
     let grown = || {
         let mut plug = step("plug 12G");
         plug.sample.devices[0].plugged = 12 << 30;
@@ -138,13 +158,18 @@ fn memmap_oom_has_to_be_clean() {
     };
     assert_eq!(outcome("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));
     assert_eq!(outcome("memmap-oom", vec![grown(), grown()]), (vec![Success, Success], false));
-    // Pages that do not come back, a step that fails besides, and another reason.
+    // Pages that do not come back, a step that fails besides, and other reasons, some of which speak of
+    // memory.
     let mut leaky = refused();
     leaky.steps[5].sample.guest.as_mut().expect("a guest").zones[0].free -= 1;
     let mut broken = refused();
-    broken.steps[4] = failed("check", "no answer");
-    let busy = record(steps(failed("plug 12G", "the device is busy")));
-    for record in [leaky, broken, busy, died("the guest panicked")] {
+    broken.steps[4] = failed("check", no_answer());
+    let busy = plug_failed(stopped(Some(ResizeState::HostBusy), "the device has no memory"));
+    let unsaid = plug_failed(stopped(None, "there may be no memory"));
+    let call = StepFailure::Refused { failure: GuestFailure::NoMemory, text: "no memory".to_owned() };
+    let reset = plug_failed(StepFailure::WithReset(Box::new(no_memory())));
+    let panicked = died(DeathKind::GuestPanic, "no memory");
+    for record in [leaky, broken, busy, unsaid, plug_failed(call), reset, panicked] {
         assert_eq!(outcome("memmap-oom", vec![record, grown()]), (vec![Neither, Success], false));
     }
 }
@@ -164,8 +189,8 @@ fn offline_race_counts_pages() {
     assert_eq!(outcome("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
     // A cycle that fails for another reason, too few cycles, and a broken guest.
     let mut broken = raced(2000, 3, 17);
-    broken.steps[1] = failed("check", "no answer");
-    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died("the guest panicked")] {
+    broken.steps[1] = failed("check", no_answer());
+    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died(DeathKind::GuestPanic, "")] {
         assert_eq!(outcome("offline-race", vec![off, on()]), (vec![Neither, Success], false));
     }
 }
@@ -177,9 +202,9 @@ fn device_memory_is_judged_by_who_writes_and_when() {
         let map = StepReport { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
         record(vec![map, step("check")])
     };
-    let none = || died("the guest panicked");
+    let none = || died(DeathKind::GuestPanic, "");
     let mut broken = mapped(9, 1);
-    broken.steps[1] = failed("check", "no answer");
+    broken.steps[1] = failed("check", no_answer());
     assert_eq!(
         outcome("double-init", vec![mapped(262_144, 1), mapped(4096, 1)]),
         (vec![Failure, Success], true)
@@ -201,16 +226,24 @@ fn same_granularity_changes_nothing_or_everything() {
         let after = ["check", "verify data", "release data", "resize 0", "check"].map(step);
         record(before.into_iter().chain([readd]).chain(after).collect())
     };
-    let refused = || steps(failed("readd 256M at 4G", "refused: they are removed one at a time"));
+    let readd_failed = |failure: GuestFailure| {
+        let text = "refused: they are removed one at a time".to_owned();
+        steps(failed("readd 256M at 4G", StepFailure::Refused { failure, text }))
+    };
+    let refused = || readd_failed(GuestFailure::Granularity);
     let done = || steps(step("readd 256M at 4G"));
     assert_eq!(outcome("same-granularity", vec![refused(), done()]), (vec![Failure, Success], true));
     assert_eq!(outcome("same-granularity", vec![done(), done()]), (vec![Success, Success], false));
     let mut corrupt = refused();
-    corrupt.steps[4] = failed("verify data", "1 page is corrupt");
+    let name = Name::new("data").expect("a name");
+    corrupt.steps[4] =
+        failed("verify data", StepFailure::Corrupt { name, pages: 1024, corrupt: 1, first: None });
     let mut lost = refused();
     lost.steps[2].sample.guest.as_mut().expect("a guest").memmap_altmap_pages += 512;
-    let stuck = steps(failed("readd 256M at 4G", "blocked: 1 pages cannot move"));
-    for record in [corrupt, lost, stuck, died("the guest panicked")] {
+    // Other failures, with the text of the right one.
+    let stuck = readd_failed(GuestFailure::Stuck { addr: 4 << 30, pages: 1 });
+    let mixed = readd_failed(GuestFailure::Mixed);
+    for record in [corrupt, lost, stuck, mixed, died(DeathKind::GuestPanic, "")] {
         assert_eq!(outcome("same-granularity", vec![record, done()]), (vec![Neither, Success], false));
     }
 }

@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidevm_abi::Stats;
-use tidevm_machine::Ready;
+use tidevm_machine::{Death, DeathKind, Ready};
 
 use super::{JsonLines, guest};
-use crate::session::{BootReport, DeviceSample, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use crate::session::{BootReport, DeviceSample, Ended, Observer, Sample, StepFailure, StepReport, Summary};
 
 #[test]
 fn every_line_is_one_object() {
@@ -21,12 +21,12 @@ fn every_line_is_one_object() {
         column: 5,
         command: "plug 2M".parse().unwrap(),
         took: Duration::from_millis(250),
-        verdict: Verdict::Failed { reason: "two\nlines, \"quoted\"".to_owned() },
+        result: Err(StepFailure::HostSilent("two\nlines, \"quoted\"".to_owned())),
         sample,
     };
     lines.step(&step).unwrap();
-    lines.step(&StepReport { verdict: Verdict::Done { note: Some("well".to_owned()) }, ..step }).unwrap();
-    let ended = Ended::Died { report: "rip".to_owned() };
+    lines.step(&StepReport { result: Ok(Some("well".to_owned())), ..step }).unwrap();
+    let ended = Ended::Died(Death { kind: DeathKind::GuestPanic, report: "rip".to_owned() });
     lines
         .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
         .unwrap();
@@ -41,14 +41,17 @@ fn every_line_is_one_object() {
     assert_eq!(
         events[1],
         json!({"event": "step", "line": 3, "column": 5, "command": "plug 2M", "seconds": 0.25, "ok": false,
-               "note": null, "reason": "two\nlines, \"quoted\"", "devices": [machine], "guest": null})
+               "note": null, "reason": "the host does not say what it holds: two\nlines, \"quoted\"", "devices": [machine], "guest": null})
     );
     assert_eq!(
         (&events[2]["ok"], &events[2]["note"], &events[2]["reason"]),
         (&json!(true), &json!("well"), &Value::Null)
     );
     assert_eq!((&events[3]["event"], &events[3]["status"]), (&json!("end"), &json!(4)));
-    assert_eq!((&events[3]["outcome"], &events[3]["reason"]), (&json!("died"), &json!("rip")));
+    assert_eq!(
+        (&events[3]["outcome"], &events[3]["reason"]),
+        (&json!("died"), &json!("the guest panicked\nrip"))
+    );
     assert_eq!(events[3]["plug_seconds_per_gib"], Value::Null);
     assert_eq!(events[3]["resets"], json!(4));
     assert_eq!((&events[3]["stray_accesses"], &events[3]["bad_records"]), (&json!(0), &json!(3)));

@@ -2,8 +2,9 @@
 
 use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
 
+use super::failure::{Done, StepError, StepFailure, unfit};
 use super::workload::patience;
-use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
+use super::{ANSWER_DEADLINE, Machine, Observer, Session};
 
 /// As many as it takes when no two memory blocks are alike.
 const MOST_ANSWERS: u64 = MAX_PHYS_ADDR / MEMORY_BLOCK_SIZE / BLOCK_RUNS as u64;
@@ -25,10 +26,10 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
                         None => return Ok(Some(lines.join("; "))),
                     }
                 }
-                other => return Err(unfit(&other)),
+                other => return Err(unfit(other)),
             }
         }
-        Err(Trouble::Fatal("the guest tells of memory blocks again and again".to_owned()))
+        Err(StepError::Fatal(StepFailure::EndlessBlocks))
     }
 
     /// Takes memory blocks away and brings them back.
@@ -36,12 +37,13 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         match self.ask(Op::Readd { addr, size: size.0 }, patience(size.pages()))? {
             Answer::Done => Ok(None),
             Answer::Failed(failure @ Failure::NotBlocks) => {
-                Err(Trouble::Failed(format!("{size} at {} is {failure}", Size(addr))))
+                let text = format!("{size} at {} is {failure}", Size(addr));
+                Err(StepError::Failed(StepFailure::Refused { failure, text }))
             }
             Answer::Failed(failure @ (Failure::Granularity | Failure::Mixed | Failure::Stuck { .. })) => {
-                Err(Trouble::Failed(failure.to_string()))
+                Err(StepError::refused(failure))
             }
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 }

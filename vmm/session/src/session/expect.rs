@@ -4,7 +4,8 @@ use tidevm_abi::Metric;
 use tidevm_abi::command::Expect;
 use tidevm_abi::metric::VmmMetric;
 
-use super::{Done, Machine, Observer, POLL, Session, Trouble};
+use super::failure::{Done, StepError, StepFailure};
+use super::{Machine, Observer, POLL, Session};
 
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn expect(&mut self, expect: &Expect) -> Done {
@@ -16,13 +17,14 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             }
             let left = deadline.saturating_duration_since(self.machine.now());
             if left.is_zero() {
-                return Err(Trouble::Fatal(format!("{} is {}", expect.metric, expect.metric.show(value))));
+                let failure = StepFailure::Unexpected { metric: expect.metric, value };
+                return Err(StepError::Fatal(failure));
             }
             self.pause(left.min(POLL))?;
         }
     }
 
-    fn metric(&self, metric: Metric, device: usize) -> Result<u64, Trouble> {
+    fn metric(&self, metric: Metric, device: usize) -> Result<u64, StepError> {
         match metric {
             Metric::Vmm(VmmMetric::Plugged) => Ok(self.mem(device)?.plugged),
             Metric::Vmm(VmmMetric::Requested) => Ok(self.mem(device)?.requested),
@@ -30,7 +32,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             Metric::Vmm(VmmMetric::HostHeld) => self
                 .machine
                 .held(device)
-                .map_err(|error| Trouble::Fatal(format!("the host does not say what it holds: {error}"))),
+                .map_err(|error| StepError::Fatal(StepFailure::HostSilent(error.to_string()))),
             Metric::Guest(metric) => Ok(metric.read(&self.guest_stats()?)),
         }
     }

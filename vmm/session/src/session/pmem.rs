@@ -3,8 +3,9 @@
 use tidevm_abi::command::{Pmem, PmemHold, PmemMap};
 use tidevm_abi::{Answer, Failure, MAX_PMEM, Named, Op, PmemFailure, PmemOp, Size};
 
+use super::failure::{Done, StepError, StepFailure, unfit};
 use super::workload::patience;
-use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
+use super::{ANSWER_DEADLINE, Machine, Observer, Session};
 
 impl<M: Machine, O: Observer> Session<'_, M, O> {
     pub(super) fn pmem(&mut self, pmem: &Pmem) -> Done {
@@ -22,7 +23,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             match self.ask(Op::Pmem(PmemOp::Look { device }), ANSWER_DEADLINE)? {
                 Answer::Pmem(pmem) => lines.push(format!("pmem {device}: {pmem}")),
                 Answer::Failed(Failure::Pmem(PmemFailure::NoDevice)) => break,
-                other => return Err(unfit(&other)),
+                other => return Err(unfit(other)),
             }
         }
         Ok(Some(if lines.is_empty() { "no device memory".to_owned() } else { lines.join("\n") }))
@@ -31,14 +32,14 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     fn pmem_map(&self, map: PmemMap) -> Done {
         match self.ask(map.op(), patience(Size(self.machine.device_memory()).pages()))? {
             answer @ Answer::PmemMapped(_) => Ok(Some(answer.to_string())),
-            other => Err(self.pmem_unfit(&other)),
+            other => Err(self.pmem_unfit(other)),
         }
     }
 
     fn pmem_unmap(&self, device: u8) -> Done {
         match self.ask(Op::Pmem(PmemOp::Unmap { device }), ANSWER_DEADLINE)? {
             answer @ Answer::PmemUnmapped { .. } => Ok(Some(answer.to_string())),
-            other => Err(self.pmem_unfit(&other)),
+            other => Err(self.pmem_unfit(other)),
         }
     }
 
@@ -46,16 +47,17 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         self.hold(hold.size.pages(), &hold.name, |handle| hold.op(handle))
     }
 
-    fn pmem_unfit(&self, answer: &Answer) -> Trouble {
+    fn pmem_unfit(&self, answer: Answer) -> StepError {
         match answer {
-            Answer::Failed(Failure::Pmem(why)) => self.pmem_refused(*why),
+            Answer::Failed(failure @ Failure::Pmem(_)) => self.pmem_refused(failure),
             other => unfit(other),
         }
     }
 
-    /// The guest did nothing, and says why.
-    pub(super) fn pmem_refused(&self, why: PmemFailure) -> Trouble {
+    /// The guest did nothing for `failure`, which may name a workload that uses the range.
+    pub(super) fn pmem_refused(&self, failure: Failure) -> StepError {
         let name_of = |handle| self.workloads.name_of(handle).cloned();
-        Trouble::Failed(Named::new(&why, &name_of).to_string())
+        let text = Named::new(&failure, &name_of).to_string();
+        StepError::Failed(StepFailure::Refused { failure, text })
     }
 }

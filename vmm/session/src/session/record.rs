@@ -4,7 +4,8 @@ use std::io;
 
 use tidevm_abi::Stats;
 
-use super::{BootReport, Machine, Observer, StepReport, Summary, Verdict, run};
+use super::failure::StepFailure;
+use super::{BootReport, Machine, Observer, StepReport, Summary, run};
 use crate::script::Script;
 
 /// Everything a session told.
@@ -32,13 +33,10 @@ impl Record {
         self.step(verb)?.sample.guest
     }
 
-    /// Why that step failed, if it did.
+    /// The reason why that step failed, if it did.
     #[must_use]
-    pub fn reason(&self, verb: &str) -> Option<&str> {
-        match &self.step(verb)?.verdict {
-            Verdict::Failed { reason } => Some(reason),
-            Verdict::Done { .. } => None,
-        }
+    pub fn failure(&self, verb: &str) -> Option<&StepFailure> {
+        self.step(verb)?.result.as_ref().err()
     }
 }
 

@@ -4,7 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Command, Stats, ZoneName};
-use tidevm_machine::{ExitCounts, Ready};
+use tidevm_machine::{Death, ExitCounts, Ready};
+
+use super::failure::StepFailure;
 
 /// Takes in the reports of a session as they come.
 pub trait Observer {
@@ -47,8 +49,8 @@ pub struct StepReport {
     pub command: Command,
     /// How long it took, without the look at the machine afterwards.
     pub took: Duration,
-    /// What came of it.
-    pub verdict: Verdict,
+    /// A note for people if the step is done, or the reason why it failed.
+    pub result: Result<Option<String>, StepFailure>,
     /// The guest's last answer to it, if it was asked anything but its counters.
     pub answer: Option<Answer>,
     /// The machine afterwards.
@@ -56,26 +58,11 @@ pub struct StepReport {
 }
 
 impl StepReport {
-    /// Whether it did what it says.
+    /// Whether the step did what its text says.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        matches!(self.verdict, Verdict::Done { .. })
+        self.result.is_ok()
     }
-}
-
-/// What came of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It did what it says.
-    Done {
-        /// What is worth knowing besides.
-        note: Option<String>,
-    },
-    /// It did not.
-    Failed {
-        /// Why.
-        reason: String,
-    },
 }
 
 /// The machine at one moment.
@@ -147,10 +134,7 @@ pub enum Ended {
         reason: Option<String>,
     },
     /// The guest died.
-    Died {
-        /// Registers, code bytes, symbol.
-        report: String,
-    },
+    Died(Death),
     /// A signal ended it.
     Signal {
         /// Its number.
@@ -165,7 +149,7 @@ impl Ended {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
-            Ended::Died { .. } => 4,
+            Ended::Died(_) => 4,
             Ended::Signal { signal } => {
                 u8::try_from(*signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }

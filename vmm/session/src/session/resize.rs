@@ -8,7 +8,8 @@ use tidevm_abi::command::{Resize, Target};
 use tidevm_abi::{Named, ResizeState, Size};
 use tidevm_machine::{MemStatus, WaitError};
 
-use super::{Done, Machine, Observer, RESIZE_DEADLINE, Session, Trouble};
+use super::failure::{Done, StepError, StepFailure, Stopped};
+use super::{Machine, Observer, RESIZE_DEADLINE, Session};
 
 /// How long what the guest said of a target stands, when the same target is set again: it may be
 /// about to get further because pages were freed since.
@@ -29,10 +30,9 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let target = target(resize.target, before.requested)?;
         let left = limit.saturating_sub(self.machine.now() - start);
         if let Err(refusal) = self.machine.resize(resize.device, target) {
-            return Err(Trouble::Failed(format!("refused: {refusal}")));
+            return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }
-        let at_rest = self.await_rest(resize, target, &before, left);
-        match at_rest {
+        match self.await_rest(resize, target, &before, left) {
             Ok(Rest::Reached) => {
                 // With a reset in it, it is not known what was moved, and the time is not that of a move.
                 if self.machine.state().resets == resets {
@@ -43,22 +43,21 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
                 }
                 Ok(None)
             }
-            Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(resize.device, &mem, target))),
+            Ok(Rest::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
             Err(WaitError::Deadline { .. }) => {
-                let why = self.why_stopped(resize.device, &self.mem(resize.device)?, target);
-                Err(Trouble::Failed(format!("not within {limit:?}: {why}")))
+                Err(self.stopped(resize.device, &self.mem(resize.device)?, target, Some(limit)))
             }
             Err(error) => Err(error.into()),
         }
     }
 
     /// The device, once the guest drives it. One that is up does so, if it ever does.
-    fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, Trouble> {
+    fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, StepError> {
         let limit = if self.machine.state().ready.is_some() { Duration::ZERO } else { limit };
         self.mem(device)?;
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
         match self.machine.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
-            Err(WaitError::Deadline { .. }) => Err(Trouble::Failed(driver_absent(device))),
+            Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
             result => Ok(result?),
         }
     }
@@ -87,46 +86,38 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         self.machine.wait(limit, "the resize", |state| rested(state.mem.get(resize.device)?))
     }
 
-    pub(super) fn mem(&self, device: usize) -> Result<MemStatus, Trouble> {
-        let missing = || Trouble::Failed(format!("there is no hotplug device {device}"));
+    pub(super) fn mem(&self, device: usize) -> Result<MemStatus, StepError> {
+        let missing = || StepError::Failed(StepFailure::NoDevice(device));
         self.machine.state().mem.get(device).cloned().ok_or_else(missing)
     }
 
-    /// Where the guest stopped, how much is missing and what it says about it, if it is there to say.
-    fn why_stopped(&self, device: usize, mem: &MemStatus, target: u64) -> String {
-        let missing = mem.plugged.abs_diff(target) >> 20;
-        let side = if mem.plugged > target { "above" } else { "below" };
-        let mut text = format!("stopped at {}, {missing} MiB {side} the target", Size(mem.plugged));
-        if !mem.driver {
-            return format!("{text}: {}", driver_absent(device));
-        }
-        let report = mem.report.filter(|report| report.requested == target);
-        let Some(state) = report.map(|report| report.state) else {
-            text.push_str(": the guest is still at it, and has not said why");
-            return text;
-        };
+    /// The failure of a resize that is at `mem` instead of `target`. `within` is the deadline, if it passed.
+    fn stopped(&self, device: usize, mem: &MemStatus, target: u64, within: Option<Duration>) -> StepError {
+        let report = mem.report.filter(|report| mem.driver && report.requested == target);
+        let state = report.map(|report| report.state);
         let name_of = |handle| self.workloads.name_of(handle).cloned();
-        let _ = write!(text, ": {}", Named::new(&state, &name_of));
-        if let (ResizeState::HostBusy, Some(refused)) = (state, &mem.refused) {
-            let _ = write!(text, " ({refused})");
+        let mut why = match &state {
+            _ if !mem.driver => StepFailure::NoDriver(device).to_string(),
+            None => "the guest is still at it, and has not said why".to_owned(),
+            Some(state) => Named::new(state, &name_of).to_string(),
+        };
+        if let (Some(ResizeState::HostBusy), Some(refused)) = (state, &mem.refused) {
+            let _ = write!(why, " ({refused})");
         }
-        text
+        let (plugged, target) = (Size(mem.plugged), Size(target));
+        StepError::Failed(StepFailure::Stopped(Stopped { within, plugged, target, state, why }))
     }
 }
 
-fn driver_absent(device: usize) -> String {
-    format!("driver absent: the guest drives no device {device}")
-}
-
-fn target(target: Target, requested: u64) -> Result<u64, Trouble> {
+fn target(target: Target, requested: u64) -> Result<u64, StepError> {
     match target {
         Target::To(size) => Ok(size.0),
-        Target::Plug(size) => requested
-            .checked_add(size.0)
-            .ok_or_else(|| Trouble::Failed(format!("refused: {size} more is no size"))),
+        Target::Plug(size) => {
+            requested.checked_add(size.0).ok_or(StepError::Failed(StepFailure::SizeTooLarge(size)))
+        }
         Target::Unplug(size) => requested.checked_sub(size.0).ok_or_else(|| {
             let requested = Size(requested);
-            Trouble::Failed(format!("refused: cannot unplug {size}, only {requested} is requested"))
+            StepError::Failed(StepFailure::SizeNegative { size, requested })
         }),
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tidevm_abi::{Answer, Failure};
 
 use super::fake::{Event, Fake, Nature, REGION};
-use super::{BootReport, Ended, Observer, StepReport, Summary, Verdict, run, stay};
+use super::{BootReport, Ended, Observer, StepFailure, StepReport, Summary, run, stay};
 use crate::script::Script;
 
 #[derive(Default)]
@@ -48,17 +48,19 @@ impl Outcome {
 
     /// The reason for which step `index` failed.
     #[track_caller]
-    fn reason(&self, index: usize) -> &str {
-        match &self.steps[index].verdict {
-            Verdict::Failed { reason } => reason,
-            done => panic!("step {index}: {done:?}"),
-        }
+    fn reason(&self, index: usize) -> String {
+        self.failure(index).to_string()
+    }
+
+    #[track_caller]
+    fn failure(&self, index: usize) -> &StepFailure {
+        self.steps[index].result.as_ref().expect_err("a step that failed")
     }
 
     fn note(&self, index: usize) -> Option<&str> {
-        match &self.steps[index].verdict {
-            Verdict::Done { note } => note.as_deref(),
-            Verdict::Failed { reason } => panic!("step {index}: {reason}"),
+        match &self.steps[index].result {
+            Ok(note) => note.as_deref(),
+            Err(failure) => panic!("step {index}: {failure}"),
         }
     }
 }
@@ -154,7 +156,7 @@ fn what_blocks_a_target_still_blocks_it_when_it_is_set_again() {
     assert_eq!(outcome.reason(3), outcome.reason(2));
     assert_eq!(outcome.steps[3].took, Duration::from_secs(3));
     assert_eq!(outcome.steps[4].took, Duration::from_secs(9));
-    assert!(outcome.reason(4).ends_with(outcome.reason(2)));
+    assert!(outcome.reason(4).ends_with(&outcome.reason(2)));
     assert_eq!(good("plug 1G\nresize 1G").steps[1].took, Duration::ZERO);
 }
 
@@ -193,7 +195,7 @@ fn other_kernels_are_resized_and_asked_nothing() {
     assert!(outcome.reason(1).contains("tidevm's own guest"), "{}", outcome.reason(1));
     for (index, plugged) in [(0, 1 << 30), (2, 1 << 30), (3, 0)] {
         let step = &outcome.steps[index];
-        assert!(matches!(step.verdict, Verdict::Done { .. }), "{step:?}");
+        assert!(step.is_done(), "{step:?}");
         assert_eq!((step.sample.devices[0].plugged, step.sample.guest), (plugged, None));
     }
     // The driver took three seconds to come.
@@ -208,7 +210,7 @@ fn what_other_kernels_cannot_do_fails_and_says_why() {
     let outcome = session(Nature { foreign: true, ..Nature::default() }, script);
     let needs_agent = |index: &usize| outcome.reason(*index).starts_with("this needs tidevm's own guest");
     assert_eq!((0..8).filter(needs_agent).count(), 8);
-    assert!(matches!(outcome.steps[8].verdict, Verdict::Done { .. }), "the session goes on");
+    assert!(outcome.steps[8].is_done(), "the session goes on");
 }
 
 #[test]
@@ -334,8 +336,8 @@ fn a_death_ends_the_session_with_its_report() {
     assert_eq!(outcome.reason(1), "the guest panicked");
     assert_eq!(outcome.steps[1].sample.guest, None);
     assert_eq!(outcome.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
-    let Ended::Died { report } = &outcome.summary.ended else { panic!("{:?}", outcome.summary.ended) };
-    assert!(report.contains("rip 0xdead"));
+    let Ended::Died(death) = &outcome.summary.ended else { panic!("{:?}", outcome.summary.ended) };
+    assert!(death.report.contains("rip 0xdead"));
 }
 
 #[test]
@@ -354,7 +356,7 @@ fn a_guest_that_leaves_early_is_a_failure() {
     let fake = Fake::new(Nature::default());
     fake.after(Duration::from_secs(5), Event::PowerOff);
     let outcome = session_on(fake, "sleep 1m\ncheck");
-    assert_eq!((outcome.status(), outcome.reason(0)), (1, "the guest powered off"));
+    assert_eq!((outcome.status(), outcome.reason(0).as_str()), (1, "the guest powered off"));
     let outcome = session(Nature { deaf: true, ..Nature::default() }, "check");
     assert_eq!(outcome.status(), 1);
     let Ended::Failed { reason: Some(reason) } = outcome.summary.ended else { panic!() };

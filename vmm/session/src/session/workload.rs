@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tidevm_abi::command::{Churn, Hog};
 use tidevm_abi::{Answer, Failure, Handle, Name, Op};
 
-use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
+use super::failure::{Done, StepError, StepFailure, unfit};
+use super::{ANSWER_DEADLINE, Machine, Observer, Session};
 
 /// Most that a page of a workload may add to the time of an answer: filling or checking every word
 /// of it on a host that emulates each instruction, several times over.
@@ -73,15 +74,15 @@ impl Workloads {
     }
 
     /// The living workload of this name. Scripts are checked for names before they run.
-    fn find(&self, name: &Name) -> Result<(Handle, Now), Trouble> {
+    fn find(&self, name: &Name) -> Result<(Handle, Now), StepError> {
         let lives =
             |(_, workload): &(usize, &Workload)| workload.name == *name && !matches!(workload.now, Now::Gone);
         match self.0.iter().enumerate().find(lives) {
             Some((_, Workload { now: Now::Lost, .. })) => {
-                Err(Trouble::Fatal(format!("`{name}` is gone: the guest was reset")))
+                Err(StepError::Fatal(StepFailure::WorkloadReset(name.clone())))
             }
             Some((index, workload)) => Ok((index as Handle, workload.now)),
-            None => Err(Trouble::Fatal(format!("nothing is called `{name}` here"))),
+            None => Err(StepError::Fatal(StepFailure::UnknownName(name.clone()))),
         }
     }
 }
@@ -97,8 +98,8 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let (now, pages) = match self.ask(op(handle), patience(wanted))? {
             Answer::Hogged { pages } => (Now::Hog { pages }, pages),
             Answer::Failed(Failure::NoMemory) => (Now::Nothing, 0),
-            Answer::Failed(Failure::Pmem(why)) => return Err(self.pmem_refused(why)),
-            other => return Err(unfit(&other)),
+            Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
+            other => return Err(unfit(other)),
         };
         self.workloads.start(name, now);
         Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
@@ -122,11 +123,10 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
             }
             Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
             Answer::Verified { pages: seen, corrupt, first_corrupt } => {
-                let first = first_corrupt.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"));
-                let text = format!("{corrupt} of {seen} pages of `{name}` are corrupt{first}");
-                Err(Trouble::Fatal(text))
+                let (name, pages, first) = (name.clone(), seen, first_corrupt);
+                Err(StepError::Fatal(StepFailure::Corrupt { name, pages, corrupt, first }))
             }
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
@@ -144,7 +144,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         match answer {
             Answer::Released { pages: back } if back == pages => Ok(Some(answer.to_string())),
             Answer::Released { pages: back } => Err(lost(name, pages, back)),
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
@@ -152,22 +152,24 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
         match self.ask(Op::Race { cycles }, limit)? {
             answer @ Answer::Raced { failures: 0, stranded: 0, .. } => Ok(Some(answer.to_string())),
-            answer @ Answer::Raced { .. } => Err(Trouble::Failed(answer.to_string())),
-            other => Err(unfit(&other)),
+            Answer::Raced { cycles, failures, stranded } => {
+                Err(StepError::Failed(StepFailure::RaceLost { cycles, failures, stranded }))
+            }
+            other => Err(unfit(other)),
         }
     }
 
     pub(super) fn await_churn(&mut self, name: &Name) -> Done {
         let (handle, Now::Churn { call, until }) = self.workloads.find(name)? else {
-            return Err(Trouble::Fatal(format!("`{name}` does not end by itself")));
+            return Err(StepError::Fatal(StepFailure::Endless(name.clone())));
         };
         let limit = until.saturating_duration_since(self.machine.now()) + ANSWER_DEADLINE;
         // Whatever comes of it, it is not awaited twice.
         self.workloads.end(handle);
         match self.machine.answer(call, limit, "the end of the churn")? {
             answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
-            Answer::Failed(failure @ Failure::NoMemory) => Err(Trouble::Failed(failure.to_string())),
-            other => Err(unfit(&other)),
+            Answer::Failed(failure @ Failure::NoMemory) => Err(StepError::refused(failure)),
+            other => Err(unfit(other)),
         }
     }
 }
@@ -180,6 +182,6 @@ pub(super) fn patience(pages: u64) -> Duration {
     ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
-fn lost(name: &Name, held: u64, seen: u64) -> Trouble {
-    Trouble::Fatal(format!("`{name}` held {held} pages, and now has {seen}"))
+fn lost(name: &Name, held: u64, seen: u64) -> StepError {
+    StepError::Fatal(StepFailure::PagesLost { name: name.clone(), held, seen })
 }

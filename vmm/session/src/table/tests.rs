@@ -1,10 +1,12 @@
 use std::time::Duration;
 
-use tidevm_abi::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{MAX_NODES, NodeStats, Size, Stats, ZoneName, ZoneStats};
 use tidevm_machine::{ExitCounts, Ready};
 
 use super::{Table, about, numbers, wrap};
-use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+use crate::session::{
+    BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepFailure, StepReport, Stopped, Summary,
+};
 
 fn sample(plugged: u64, migrated: u64) -> Sample {
     let zone =
@@ -36,10 +38,13 @@ fn shown(terminal: Option<usize>) -> String {
     let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
     table.boot(&BootReport { ready: Some(ready), sample: sample(0, 0) }).unwrap();
-    let done = || Verdict::Done { note: None };
-    let note = |text: &str| Verdict::Done { note: Some(text.to_owned()) };
-    let failed = |text: &str| Verdict::Failed { reason: text.to_owned() };
-    let blocked = "stopped at 200M, 200 MiB above the target: 100 pages cannot move: pfn 0x100000 (workload pins), \
+    let done = || Ok(None);
+    let note = |text: &str| Ok(Some(text.to_owned()));
+    let failed = |why: &str| {
+        let (plugged, target, why) = (Size(200 << 20), Size(0), why.to_owned());
+        Err(StepFailure::Stopped(Stopped { within: None, plugged, target, state: None, why }))
+    };
+    let blocked = "100 pages cannot move: pfn 0x100000 (workload pins), \
                    pfn 0x100200 (workload pins) and 98 more";
     let steps = [
         ("plug 1G", 310, done(), 1 << 30, 0),
@@ -48,14 +53,14 @@ fn shown(terminal: Option<usize>) -> String {
         ("stats", 0, done(), 256 << 20, 24_001),
         ("resize 0", 71_204, failed(blocked), 200 << 20, 32_768),
     ];
-    for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
+    for (line, (text, millis, result, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepReport {
             answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
             took: Duration::from_millis(millis),
-            verdict,
+            result,
             sample: sample(plugged, migrated),
         };
         table.step(&report).unwrap();
@@ -148,18 +153,10 @@ fn zones_are_shown_by_node() {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, None, 5);
     table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
-    let verdict = Verdict::Done { note: None };
+    let result = Ok(None);
     let command = "stats".parse().unwrap();
     table
-        .step(&StepReport {
-            line: 1,
-            column: 1,
-            command,
-            took: Duration::ZERO,
-            verdict,
-            answer: None,
-            sample,
-        })
+        .step(&StepReport { line: 1, column: 1, command, took: Duration::ZERO, result, answer: None, sample })
         .unwrap();
     let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
