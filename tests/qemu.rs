@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tidevm_lab::qemu::{self, Hotplug, Machine, Options};
+use tidevm_lab::qemu::{self, Hotplug, QemuConfig, QemuVm};
 use tidevm_lab::zoneinfo::{self, Zone};
 use tidevm_machine::GUEST_IMAGE;
 use tidevm_tests::{Test, run_if};
@@ -55,12 +55,12 @@ impl Guest {
         Self { folder }
     }
 
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> QemuConfig {
+        QemuConfig {
             cpus: 2,
             hotplug: vec![Hotplug::new(8192 * MIB)],
             limit: LIMIT,
-            ..Options::new(self.folder.join("kernel"), 512 * MIB)
+            ..QemuConfig::new(self.folder.join("kernel"), 512 * MIB)
         }
     }
 }
@@ -71,23 +71,23 @@ impl Drop for Guest {
     }
 }
 
-fn boot(name: &str, change: impl FnOnce(&mut Options)) -> Machine {
+fn boot(name: &str, change: impl FnOnce(&mut QemuConfig)) -> QemuVm {
     let guest = Guest::new(name);
     let mut options = guest.options();
     change(&mut options);
     // QEMU has read the image when the guest is up.
-    Machine::start(&options).unwrap_or_else(|error| panic!("{error}"))
+    QemuVm::start(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn command(machine: &mut Machine, line: &str) -> Vec<String> {
+fn command(machine: &mut QemuVm, line: &str) -> Vec<String> {
     machine.command(line).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn movable(machine: &mut Machine) -> Zone {
+fn movable(machine: &mut QemuVm) -> Zone {
     let lines = command(machine, "zoneinfo");
     let zones = zoneinfo::parse(lines.iter().map(String::as_str));
     zones.into_iter().find(|zone| zone.name == "Movable").expect("every zone is listed")
@@ -104,7 +104,7 @@ fn expected(mib: u64) -> Zone {
 
 /// Resizes device 0 of one that has no other, and waits until the guest has seen to all of it: the
 /// device knows what is plugged before the guest has made use of it.
-fn resize(machine: &mut Machine, mib: u64) {
+fn resize(machine: &mut QemuVm, mib: u64) {
     let done = machine.resize(0, mib * MIB).and_then(|()| machine.wait_plugged(0, mib * MIB));
     done.unwrap_or_else(|error| panic!("{mib} MiB: {error}"));
     let deadline = Instant::now() + LIMIT;
@@ -116,7 +116,7 @@ fn resize(machine: &mut Machine, mib: u64) {
 }
 
 /// Ends the machine. No interrupt was lost meanwhile: a driver that has to look by itself says so.
-fn power_off(mut machine: Machine) {
+fn power_off(mut machine: QemuVm) {
     let text = machine.text();
     assert!(!text.contains("no answer for"), "{text}");
     assert_eq!(machine.power_off().unwrap().code(), Some(1), "{}", machine.text());
@@ -168,7 +168,7 @@ fn guest_takes_memory_that_is_not_zero() {
     let backing = guest.folder.join("memory");
     let mut options = guest.options();
     options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(512 * MIB) }];
-    let mut machine = Machine::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut machine = QemuVm::start(&options).unwrap_or_else(|error| panic!("{error}"));
     let mut memory = OpenOptions::new().read(true).write(true).open(backing).unwrap();
     for mib in [512, 130, 0, 512] {
         // All of it that is not plugged; QEMU empties what is unplugged.

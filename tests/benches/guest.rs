@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use tidevm_bench::table::{Row, Table};
-use tidevm_lab::qemu::{Hotplug, Machine, Options, missing};
+use tidevm_lab::qemu::{Hotplug, QemuConfig, QemuVm, missing};
 use tidevm_machine::GUEST_IMAGE;
 
 const BLOCK: u64 = 128 << 20;
@@ -48,19 +48,19 @@ fn add(table: &mut Table, init: &str, counts: &[u64]) {
 fn onlining(init: &str) -> Result<Vec<u64>, String> {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
     fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
-    let mut options = Options::new(kernel.clone(), 512 << 20);
+    let mut options = QemuConfig::new(kernel.clone(), 512 << 20);
     options.hotplug = vec![Hotplug::new(2 << 30)];
     options.icount = true;
     // QEMU's memory is zero, though QEMU does not say so.
     options.cmdline = format!("tidevm.zeroed=on tidevm.init={init}");
-    let counts = Machine::start(&options)
+    let counts = QemuVm::start(&options)
         .and_then(|mut machine| (1..=BLOCKS).map(|blocks| one_more(&mut machine, blocks * BLOCK)).collect());
     drop(fs::remove_file(&kernel));
     counts
 }
 
 /// Plugs one more block, up to `bytes`; the instructions that the guest says it took.
-fn one_more(machine: &mut Machine, bytes: u64) -> Result<u64, String> {
+fn one_more(machine: &mut QemuVm, bytes: u64) -> Result<u64, String> {
     let before = stat(machine, "memory blocks online")?;
     machine.resize(0, bytes)?;
     machine.wait_plugged(0, bytes)?;
@@ -75,7 +75,7 @@ fn one_more(machine: &mut Machine, bytes: u64) -> Result<u64, String> {
 }
 
 /// The number that the guest's `stats` gives for `name`.
-fn stat(machine: &mut Machine, name: &str) -> Result<u64, String> {
+fn stat(machine: &mut QemuVm, name: &str) -> Result<u64, String> {
     let stats = machine.command("stats")?;
     let number = |line: &String| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok();
     stats.iter().find_map(number).ok_or_else(|| format!("the guest does not tell its {name}: {stats:?}"))

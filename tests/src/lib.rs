@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_session::script::Script;
-use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary};
+use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
@@ -65,9 +65,9 @@ pub fn machine(region: u64) -> Config {
 #[derive(Debug)]
 pub struct Session {
     /// When the guest was up.
-    pub boot: BootReport,
+    pub boot: Booted,
     /// Step by step, checks left out.
-    pub steps: Vec<StepReport>,
+    pub steps: Vec<StepRun>,
     /// How it ended.
     pub summary: Summary,
 }
@@ -99,7 +99,7 @@ pub fn run_checked(config: Config, script: &str) -> Session {
         }
     }
     let mut session = run(config, &checked);
-    let checks = |step: &StepReport| step.command == tidevm_abi::Command::Check;
+    let checks = |step: &StepRun| step.command == tidevm_abi::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
         assert!(check.is_done(), "{check:?}\n{:?}", session.summary.ended);
     }
@@ -132,7 +132,7 @@ impl Session {
 
     /// Steps that failed, with their reasons.
     pub fn failures(&self) -> Vec<(String, String)> {
-        let failure = |step: &StepReport| {
+        let failure = |step: &StepRun| {
             let failure = step.result.as_ref().err()?;
             Some((step.command.to_string(), failure.to_string()))
         };

@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
-use tidevm_lab::experiment::host::Host;
-use tidevm_lab::experiment::{ALL, Halt, Outcome, data, html, text};
+use tidevm_lab::experiment::kvm_lab::KvmLab;
+use tidevm_lab::experiment::{ALL, Halt, Verdict, data, html, text};
 use tidevm_machine::{Config, StartError, Vm};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
@@ -100,12 +100,12 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         // Before all that time is spent.
         fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
     }
-    let mut lab = Host(io::stderr());
-    let mut outcomes = Vec::new();
+    let mut lab = KvmLab(io::stderr());
+    let mut verdicts = Vec::new();
     let mut halt = None;
     for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
         match experiment.run(&mut lab) {
-            Ok(outcome) => outcomes.push(outcome),
+            Ok(verdict) => verdicts.push(verdict),
             Err(reason) => {
                 halt = Some(reason);
                 break;
@@ -113,22 +113,22 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         }
     }
     // What ended before a halt is not lost with it.
-    let written = folder.map_or(Ok(()), |folder| write_outcomes(folder, &outcomes));
-    let shown = if options.json { data::json(&outcomes) } else { text::text(&outcomes) };
+    let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
+    let shown = if options.json { data::json(&verdicts) } else { text::text(&verdicts) };
     io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
     written?;
     match halt {
         Some(Halt::Start(error)) => Err(error.into()),
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
-        None => Ok(u8::from(!outcomes.iter().all(Outcome::passed))),
+        None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
 }
 
-fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
+fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
     for (name, content) in [
-        ("experiments.txt", text::text(outcomes)),
-        ("experiments.json", data::json(outcomes)),
-        ("experiments.html", html::page(outcomes)),
+        ("experiments.txt", text::text(verdicts)),
+        ("experiments.json", data::json(verdicts)),
+        ("experiments.html", html::page(verdicts)),
     ] {
         let path = folder.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;

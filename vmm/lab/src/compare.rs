@@ -3,14 +3,14 @@
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
-//! | [`machine`] | the machines, as one | what is measured |
+//! | [`measured_vm`] | the machines, as one | what is measured |
 //! | [`measure`] | the session on one machine: costs and counters | that there are others |
 //! | [`judge`] | the counters of two guests against each other | how it is shown |
 //! | [`table`] | what was measured, for people | machines |
 
 pub mod judge;
-pub mod machine;
 pub mod measure;
+pub mod measured_vm;
 pub mod table;
 
 use serde::{Deserialize, Serialize};
@@ -51,21 +51,21 @@ pub enum Guest {
 
 /// A session as it went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub struct Measurement {
     /// Where.
     pub host: Host,
     /// Who.
     pub guest: Guest,
-    /// The guest after boot, and after each step.
-    pub steps: Vec<Step>,
-    /// Why not all of [`steps`] are there.
+    /// The guest after boot, and after each phase.
+    pub phases: Vec<Phase>,
+    /// Why not all of [`phases`] are there.
     pub error: Option<String>,
 }
 
-/// A step of a session, and the guest after it.
+/// A phase of a session, and the guest after it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
-    /// What was done, as in [`Planned::name`].
+pub struct Phase {
+    /// What was done, as in [`PlannedPhase::name`].
     pub name: String,
     /// How long it took, in seconds.
     pub seconds: f64,
@@ -75,10 +75,10 @@ pub struct Step {
     pub zones: Vec<Zone>,
 }
 
-/// What a step is to do.
+/// What a phase is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
-    /// For people; no two steps have the same.
+pub struct PlannedPhase {
+    /// For people; no two phases have the same.
     pub name: String,
     /// In the grammar of tidevm's scripts.
     pub command: String,
@@ -90,25 +90,31 @@ pub struct Planned {
     pub costs: Option<u64>,
 }
 
-impl Planned {
+impl PlannedPhase {
     /// Whether it is the machine that does it, not the guest.
     fn is_resize(&self) -> bool {
         self.command.starts_with("resize ")
     }
 }
 
-/// Name of the first entry of [`Record::steps`].
+/// Name of the first entry of [`Measurement::phases`].
 pub const BOOT: &str = "boot";
 
 /// The session.
 #[must_use]
-pub fn steps() -> Vec<Planned> {
-    let mut steps = Vec::new();
+pub fn phases() -> Vec<PlannedPhase> {
+    let mut phases = Vec::new();
     for gib in SIZES {
         let (size, half) = (gib * GIB, gib * GIB / 2);
         let mut add = |name: &str, command: String, plugged, data, costs: bool| {
             let costs = costs.then_some(gib);
-            steps.push(Planned { name: name.replace('N', &gib.to_string()), command, plugged, data, costs });
+            phases.push(PlannedPhase {
+                name: name.replace('N', &gib.to_string()),
+                command,
+                plugged,
+                data,
+                costs,
+            });
         };
         let resize = |gib| format!("resize {gib}G");
         add("plug N GiB", resize(gib), size, 0, true);
@@ -119,7 +125,7 @@ pub fn steps() -> Vec<Planned> {
         add("verify what filled N GiB", "verify data".to_owned(), 0, half, false);
         add("release what filled N GiB", "release data".to_owned(), 0, 0, false);
     }
-    steps
+    phases
 }
 
 #[cfg(test)]
@@ -128,14 +134,14 @@ mod tests {
 
     use tidevm_session::script::Script;
 
-    use super::steps;
+    use super::phases;
 
     #[test]
     fn the_session_is_a_script() {
-        let steps = steps();
-        let text: Vec<_> = steps.iter().map(|step| step.command.as_str()).collect();
+        let phases = phases();
+        let text: Vec<_> = phases.iter().map(|phase| phase.command.as_str()).collect();
         Script::parse("session", &text.join("\n")).unwrap();
-        let names: BTreeSet<_> = steps.iter().map(|step| &step.name).collect();
-        assert_eq!(names.len(), steps.len());
+        let names: BTreeSet<_> = phases.iter().map(|phase| &phase.name).collect();
+        assert_eq!(names.len(), phases.len());
     }
 }

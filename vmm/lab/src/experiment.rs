@@ -8,8 +8,8 @@
 //! | file | is |
 //! | --- | --- |
 //! | `experiment/*.rs` named as an experiment | its machines, its script, its judgement |
-//! | [`host`] | sessions on this host, with progress on stderr |
-//! | [`text`], [`data`], [`html`] | outcomes for people, for programs, and as a page with charts |
+//! | [`kvm_lab`] | sessions on this host, with progress on stderr |
+//! | [`text`], [`data`], [`html`] | verdicts for people, for programs, and as a page with charts |
 //!
 //! An experiment knows machines only as a [`Lab`], so that tests can let any session end in any way.
 
@@ -17,8 +17,8 @@ mod boot_time;
 pub mod data;
 mod double_init;
 mod early_oom;
-pub mod host;
 pub mod html;
+pub mod kvm_lab;
 mod memmap_oom;
 mod offline_race;
 mod parallel_init;
@@ -78,7 +78,7 @@ pub enum Halt {
 
 /// What came of an experiment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct Verdict {
     /// The experiment.
     pub name: &'static str,
     /// The question that it answers.
@@ -144,14 +144,14 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Halt`].
-    pub fn run(&self, lab: &mut dyn Lab) -> Result<Outcome, Halt> {
+    pub fn run(&self, lab: &mut dyn Lab) -> Result<Verdict, Halt> {
         let start = Instant::now();
         let sides = (self.run)(lab)?;
-        Ok(Outcome { name: self.name, about: self.about, sides, took: start.elapsed() })
+        Ok(Verdict { name: self.name, about: self.about, sides, took: start.elapsed() })
     }
 }
 
-impl Outcome {
+impl Verdict {
     /// Whether every side with the mechanism off shows the failure and every one with it on does not.
     #[must_use]
     pub fn passed(&self) -> bool {

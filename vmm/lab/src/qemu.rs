@@ -55,7 +55,7 @@ fn too_old(text: &str) -> Option<String> {
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct QemuConfig {
     /// A bzImage, or an ELF file with a PVH entry.
     pub kernel: PathBuf,
     /// Its initial RAM disk.
@@ -68,7 +68,7 @@ pub struct Options {
     pub memory: u64,
     /// One virtio-mem device each.
     pub hotplug: Vec<Hotplug>,
-    /// Count instructions, for [`Machine::instructions`]. CPUs then take turns, and the machine is
+    /// Count instructions, for [`QemuVm::instructions`]. CPUs then take turns, and the machine is
     /// several times slower.
     pub icount: bool,
     /// Longest wait for any one thing: to be ready, an answer, a size.
@@ -91,7 +91,7 @@ pub struct Hotplug {
     pub backing: Option<PathBuf>,
 }
 
-impl Options {
+impl QemuConfig {
     /// A machine with one CPU and without a hotplug region.
     #[must_use]
     pub fn new(kernel: PathBuf, memory: u64) -> Self {
@@ -227,7 +227,7 @@ impl Drop for Process {
 }
 
 /// A running machine. It is killed when this is dropped.
-pub struct Machine {
+pub struct QemuVm {
     // Dropped in this order.
     process: Process,
     qmp: Qmp,
@@ -236,12 +236,12 @@ pub struct Machine {
     _folder: Folder,
 }
 
-impl Machine {
+impl QemuVm {
     /// Starts a machine and waits until its guest takes commands.
     ///
     /// # Errors
     /// QEMU does not start, or the guest does not get there within the limit; with what they said last.
-    pub fn start(options: &Options) -> Result<Self, String> {
+    pub fn start(options: &QemuConfig) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot run {QEMU}: {error}");
         let folder = Folder::new().map_err(failed)?;
         let [socket, complaints] = ["qmp", "complaints"].map(|name| folder.0.join(name));
@@ -266,7 +266,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Changes the longest wait for any one thing, from [`Options::limit`].
+    /// Changes the longest wait for any one thing, from [`QemuConfig::limit`].
     pub fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
@@ -345,7 +345,7 @@ impl Machine {
     /// Tells the guest to power off, which it does without an answer, and waits until it has.
     ///
     /// # Errors
-    /// See [`Machine::wait_exit`].
+    /// See [`QemuVm::wait_exit`].
     pub fn power_off(&mut self) -> Result<ExitStatus, String> {
         self.console.send("poweroff").map_err(|error| self.explain(&error))?;
         self.wait_exit()

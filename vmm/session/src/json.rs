@@ -1,8 +1,8 @@
-//! A session for programs: one JSON object a line, nothing else.
+//! Shows a session to programs: one JSON object per line, nothing else.
 //!
-//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes
-//! are bytes, zone counters and memmap are pages, times are seconds. `devices` and `guest` tell of
-//! the machine at that moment; `guest` is null when there is none to ask.
+//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes are bytes,
+//! counters of zones and memmap are pages, times are seconds. `devices` and `guest` describe the VM at that
+//! moment. `guest` is null without a guest that answers. Its keys are those of the ABI's tables of counters.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
 
-use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary};
+use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
-/// Shows a session as lines of JSON.
+/// Writes a session as lines of JSON.
 pub struct JsonLines<W>(pub W);
 
 #[derive(Serialize)]
@@ -24,7 +24,7 @@ enum Event<'r> {
         cpus: Option<u32>,
         mem_devices: Option<u32>,
         #[serde(flatten)]
-        machine: Machine<'r>,
+        sample: Sampled<'r>,
     },
     Step {
         line: usize,
@@ -35,7 +35,7 @@ enum Event<'r> {
         note: Option<&'r str>,
         reason: Option<String>,
         #[serde(flatten)]
-        machine: Machine<'r>,
+        sample: Sampled<'r>,
     },
     End {
         status: u8,
@@ -55,7 +55,7 @@ enum Event<'r> {
 }
 
 #[derive(Serialize)]
-struct Machine<'s> {
+struct Sampled<'s> {
     devices: Vec<Device>,
     guest: Option<Guest<'s>>,
 }
@@ -80,7 +80,7 @@ struct Guest<'s> {
 /// By name: a guest may report a zone twice, and a JSON object has each key once.
 type Zones<'s> = BTreeMap<&'static str, Counters<'s, ZoneStats>>;
 
-/// When boot reached what it is measured by, in seconds since the kernel's start.
+/// The milestones of boot, in seconds since the kernel's start.
 #[derive(Serialize)]
 struct Boot {
     mapped_seconds: f64,
@@ -117,29 +117,29 @@ impl<W: Write> JsonLines<W> {
 }
 
 impl<W: Write> Observer for JsonLines<W> {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+    fn boot(&mut self, booted: &Booted) -> io::Result<()> {
         self.line(&Event::Ready {
-            seconds: report.ready.map(|ready| ready.after.as_secs_f64()),
-            cpus: report.ready.map(|ready| ready.cpus),
-            mem_devices: report.ready.map(|ready| ready.mem_devices),
-            machine: machine(&report.sample),
+            seconds: booted.ready.map(|ready| ready.after.as_secs_f64()),
+            cpus: booted.ready.map(|ready| ready.cpus),
+            mem_devices: booted.ready.map(|ready| ready.mem_devices),
+            sample: sampled(&booted.sample),
         })
     }
 
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        let (note, reason) = match &report.result {
+    fn step(&mut self, run: &StepRun) -> io::Result<()> {
+        let (note, reason) = match &run.result {
             Ok(note) => (note.as_deref(), None),
             Err(failure) => (None, Some(failure.to_string())),
         };
         self.line(&Event::Step {
-            line: report.line,
-            column: report.column,
-            command: report.command.to_string(),
-            seconds: report.took.as_secs_f64(),
+            line: run.line,
+            column: run.column,
+            command: run.command.to_string(),
+            seconds: run.took.as_secs_f64(),
             ok: reason.is_none(),
             note,
             reason,
-            machine: machine(&report.sample),
+            sample: sampled(&run.sample),
         })
     }
 
@@ -175,14 +175,14 @@ impl<W: Write> Observer for JsonLines<W> {
     }
 }
 
-fn machine(sample: &Sample) -> Machine<'_> {
+fn sampled(sample: &Sample) -> Sampled<'_> {
     let devices = sample.devices.iter().map(|device| Device {
         region_size: device.region_size,
         requested: device.requested,
         plugged: device.plugged,
         held: device.held,
     });
-    Machine { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
+    Sampled { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
 }
 
 fn guest(stats: &Stats) -> Guest<'_> {

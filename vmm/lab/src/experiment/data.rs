@@ -3,17 +3,17 @@
 
 use serde::Serialize;
 
-use super::{Number, Outcome, Side, Value};
+use super::{Number, Side, Value, Verdict};
 
-/// The outcomes as one line of JSON, with a line break at its end.
+/// The verdicts as one line of JSON, with a line break at its end.
 ///
 /// # Panics
-/// Never: there is nothing in an outcome that JSON has no words for.
+/// Never: there is nothing in an verdict that JSON has no words for.
 #[must_use]
-pub fn json(outcomes: &[Outcome]) -> String {
+pub fn json(verdicts: &[Verdict]) -> String {
     let data = All {
-        passed: outcomes.iter().all(Outcome::passed),
-        experiments: outcomes.iter().map(experiment).collect(),
+        passed: verdicts.iter().all(Verdict::passed),
+        experiments: verdicts.iter().map(experiment).collect(),
     };
     serde_json::to_string(&data).expect("strings, numbers and lists") + "\n"
 }
@@ -50,13 +50,13 @@ struct NumberData<'o> {
     why: Option<&'o str>,
 }
 
-fn experiment(outcome: &Outcome) -> ExperimentData<'_> {
+fn experiment(verdict: &Verdict) -> ExperimentData<'_> {
     ExperimentData {
-        name: outcome.name,
-        about: outcome.about,
-        passed: outcome.passed(),
-        seconds: outcome.took.as_secs_f64(),
-        sides: outcome.sides.iter().map(side).collect(),
+        name: verdict.name,
+        about: verdict.about,
+        passed: verdict.passed(),
+        seconds: verdict.took.as_secs_f64(),
+        sides: verdict.sides.iter().map(side).collect(),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use tidevm_abi::{ResizeState, Size};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::{Ended, StepFailure, StepReport, Stopped};
+use tidevm_session::{Ended, StepFailure, StepRun, Stopped};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
 
@@ -52,7 +52,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt
     Ok(Side { on, setting, finding, what, numbers })
 }
 
-fn plugged(step: &StepReport) -> u64 {
+fn plugged(step: &StepRun) -> u64 {
     step.sample.devices.iter().map(|device| device.plugged).sum()
 }
 
@@ -74,8 +74,8 @@ fn judge(record: &Record) -> (Finding, String) {
 /// Whether everything but the plug was done, and the guest's zones were in the end as before it.
 fn rolled_back(record: &Record) -> bool {
     let others = record.steps.iter().filter(|step| step.command.to_string() != "plug 12G");
-    let all_done = others.clone().count() == 5 && others.clone().all(StepReport::is_done);
-    let zones = |step: Option<&StepReport>| {
+    let all_done = others.clone().count() == 5 && others.clone().all(StepRun::is_done);
+    let zones = |step: Option<&StepRun>| {
         let guest = step?.sample.guest?;
         let zones = guest.zones.map(|zone| (zone.present, zone.managed, zone.free + zone.pcp));
         Some((zones, guest.memmap_boot_pages, guest.memmap_altmap_pages))

@@ -6,7 +6,7 @@
 
 use tidevm_abi::Failure;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::{StepFailure, StepReport};
+use tidevm_session::{StepFailure, StepRun};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, count, how_it_ended};
 
@@ -51,7 +51,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
 
 fn judge(record: &Record) -> (Finding, String) {
     let others = record.steps.iter().filter(|step| step.command.to_string() != "readd 256M at 4G");
-    let intact = record.steps.len() == 8 && others.clone().all(StepReport::is_done);
+    let intact = record.steps.len() == 8 && others.clone().all(StepRun::is_done);
     let memmap = |verb| record.stats_after(verb).map(|stats| stats.memmap_altmap_pages);
     if !intact || memmap("readd") != memmap("hog") {
         return (Finding::Neither, how_it_ended(record));

@@ -3,42 +3,42 @@
 
 use std::fmt::Write;
 
-use super::{Outcome, Side, Value};
+use super::{Side, Value, Verdict};
 
 /// Between columns.
 const GAP: usize = 2;
 
-/// The outcomes. Ends with a line break.
+/// The verdicts. Ends with a line break.
 #[must_use]
-pub fn text(outcomes: &[Outcome]) -> String {
+pub fn text(verdicts: &[Verdict]) -> String {
     let mut text = String::new();
-    for outcome in outcomes {
+    for verdict in verdicts {
         // Writing to a string does not fail.
-        let _ = one(&mut text, outcome);
+        let _ = one(&mut text, verdict);
         text.push('\n');
     }
-    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
-    let _ = writeln!(text, "{passed} of {} experiments show what they should", outcomes.len());
+    let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
+    let _ = writeln!(text, "{passed} of {} experiments show what they should", verdicts.len());
     text
 }
 
-fn one(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
-    let mark = if outcome.passed() { "ok" } else { "FAIL" };
-    writeln!(text, "{}  {mark}  {:.1} s", outcome.name, outcome.took.as_secs_f64())?;
-    writeln!(text, "  {}", outcome.about)?;
-    let titles = outcome.sides.iter().map(Side::title).collect::<Vec<_>>();
+fn one(text: &mut String, verdict: &Verdict) -> std::fmt::Result {
+    let mark = if verdict.passed() { "ok" } else { "FAIL" };
+    writeln!(text, "{}  {mark}  {:.1} s", verdict.name, verdict.took.as_secs_f64())?;
+    writeln!(text, "  {}", verdict.about)?;
+    let titles = verdict.sides.iter().map(Side::title).collect::<Vec<_>>();
     let widest = titles.iter().map(|title| title.chars().count()).max().unwrap_or(0);
-    for (side, title) in outcome.sides.iter().zip(&titles) {
+    for (side, title) in verdict.sides.iter().zip(&titles) {
         writeln!(text, "  {title:widest$}  {}: {}", side.finding.text(), side.what)?;
     }
     let mut rows = vec![row(String::new(), titles.iter().map(|title| Some(title.clone())))];
-    let names = outcome.sides.first().map_or(&[][..], |side| &side.numbers);
+    let names = verdict.sides.first().map_or(&[][..], |side| &side.numbers);
     for (index, name) in names.iter().enumerate() {
         let cell = |side: &Side| side.numbers.get(index).map(|number| number.value.to_string());
-        rows.push(row(name.name.clone(), outcome.sides.iter().map(cell)));
+        rows.push(row(name.name.clone(), verdict.sides.iter().map(cell)));
     }
     columns(text, &rows)?;
-    for (side, title) in outcome.sides.iter().zip(&titles) {
+    for (side, title) in verdict.sides.iter().zip(&titles) {
         for (why, names) in missing(side) {
             let more = match names.len() {
                 1 => String::new(),

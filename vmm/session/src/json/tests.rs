@@ -5,7 +5,7 @@ use tidevm_abi::Stats;
 use tidevm_machine::{Death, DeathKind, Ready};
 
 use super::{JsonLines, guest};
-use crate::session::{BootReport, DeviceSample, Ended, Observer, Sample, StepFailure, StepReport, Summary};
+use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
 
 #[test]
 fn every_line_is_one_object() {
@@ -14,8 +14,8 @@ fn every_line_is_one_object() {
     let device = DeviceSample { region_size: 1 << 30, requested: 2 << 20, plugged: 0, held: None };
     let sample = Sample { devices: vec![device], guest: None };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
-    lines.boot(&BootReport { ready: Some(ready), sample: sample.clone() }).unwrap();
-    let step = StepReport {
+    lines.boot(&Booted { ready: Some(ready), sample: sample.clone() }).unwrap();
+    let step = StepRun {
         answer: None,
         line: 3,
         column: 5,
@@ -25,7 +25,7 @@ fn every_line_is_one_object() {
         sample,
     };
     lines.step(&step).unwrap();
-    lines.step(&StepReport { result: Ok(Some("well".to_owned())), ..step }).unwrap();
+    lines.step(&StepRun { result: Ok(Some("well".to_owned())), ..step }).unwrap();
     let ended = Ended::Died(Death { kind: DeathKind::GuestPanic, report: "rip".to_owned() });
     lines
         .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })

@@ -1,6 +1,6 @@
-//! Which names are taken and of what, checked before anything runs.
+//! Checks the names of workloads in a script before anything runs.
 //!
-//! A repeated body is walked twice: the second walk finds what a second round would meet, such as a
+//! A repeated body is walked twice. The second walk finds the errors of a second round, such as a
 //! `hog ... as a` that no `release a` follows.
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,11 +16,11 @@ enum Kind {
     Churn,
 }
 
-/// What lives after the steps so far: its kind and the line that started it.
+/// The workloads after the steps so far: their kinds, and the lines that started them.
 type Living = HashMap<Name, (Kind, usize)>;
 type Errors = BTreeSet<(usize, usize, String)>;
 
-/// Walks `body` in the order it will run and returns (line, column, message) of every misused name.
+/// Walks `body` in the order of its run and returns (line, column, message) per misused name.
 pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
     let mut errors = Errors::new();
     walk(body, &mut Living::new(), &mut errors);

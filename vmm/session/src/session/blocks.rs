@@ -4,19 +4,19 @@ use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, 
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::workload::patience;
-use super::{ANSWER_DEADLINE, Machine, Observer, Session};
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
 
-/// As many as it takes when no two memory blocks are alike.
+/// The number of answers when no two neighbouring memory blocks are alike.
 const MOST_ANSWERS: u64 = MAX_PHYS_ADDR / MEMORY_BLOCK_SIZE / BLOCK_RUNS as u64;
 
-impl<M: Machine, O: Observer> Session<'_, M, O> {
-    /// Lists memory blocks, those that are alike together.
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
+    /// Lists memory blocks. Neighbours that are alike share an entry.
     pub(super) fn blocks(&self) -> Done {
-        let deadline = self.machine.now() + ANSWER_DEADLINE;
+        let deadline = self.vm.now() + ANSWER_DEADLINE;
         let mut lines = Vec::new();
         let mut from = 0;
         for _ in 0..MOST_ANSWERS {
-            let left = deadline.saturating_duration_since(self.machine.now());
+            let left = deadline.saturating_duration_since(self.vm.now());
             match self.ask(Op::Blocks { from }, left)? {
                 Answer::Blocks { runs, next } => {
                     lines.extend(runs.iter().flatten().map(ToString::to_string));
@@ -32,7 +32,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         Err(StepError::Fatal(StepFailure::EndlessBlocks))
     }
 
-    /// Takes memory blocks away and brings them back.
+    /// Lets the guest remove memory blocks and add them again.
     pub(super) fn readd(&self, size: Size, addr: u64) -> Done {
         match self.ask(Op::Readd { addr, size: size.0 }, patience(size.pages()))? {
             Answer::Done => Ok(None),

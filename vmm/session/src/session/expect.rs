@@ -1,21 +1,21 @@
-//! `expect`: a number of the machine against what it should be, now or within a time.
+//! `expect`: compares a number of the VM or of its guest with the expected one, now or within a time.
 
 use tidevm_abi::Metric;
 use tidevm_abi::command::Expect;
 use tidevm_abi::metric::VmmMetric;
 
 use super::failure::{Done, StepError, StepFailure};
-use super::{Machine, Observer, POLL, Session};
+use super::{Observer, POLL, Session, VmControl};
 
-impl<M: Machine, O: Observer> Session<'_, M, O> {
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn expect(&mut self, expect: &Expect) -> Done {
-        let deadline = self.machine.now() + expect.within.unwrap_or_default();
+        let deadline = self.vm.now() + expect.within.unwrap_or_default();
         loop {
             let value = self.metric(expect.metric, expect.device)?;
             if expect.comparison.holds(value, expect.value) {
                 return Ok(None);
             }
-            let left = deadline.saturating_duration_since(self.machine.now());
+            let left = deadline.saturating_duration_since(self.vm.now());
             if left.is_zero() {
                 let failure = StepFailure::Unexpected { metric: expect.metric, value };
                 return Err(StepError::Fatal(failure));
@@ -28,9 +28,9 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         match metric {
             Metric::Vmm(VmmMetric::Plugged) => Ok(self.mem(device)?.plugged),
             Metric::Vmm(VmmMetric::Requested) => Ok(self.mem(device)?.requested),
-            Metric::Vmm(VmmMetric::Resets) => Ok(self.machine.state().resets),
+            Metric::Vmm(VmmMetric::Resets) => Ok(self.vm.state().resets),
             Metric::Vmm(VmmMetric::HostHeld) => self
-                .machine
+                .vm
                 .held(device)
                 .map_err(|error| StepError::Fatal(StepFailure::HostSilent(error.to_string()))),
             Metric::Guest(metric) => Ok(metric.read(&self.guest_stats()?)),

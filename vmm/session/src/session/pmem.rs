@@ -1,13 +1,13 @@
-//! `pmem`: device memory in the guest.
+//! `pmem`: lists, maps, unmaps and uses device memory in the guest.
 
 use tidevm_abi::command::{Pmem, PmemHold, PmemMap};
 use tidevm_abi::{Answer, Failure, MAX_PMEM, Named, Op, PmemFailure, PmemOp, Size};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::workload::patience;
-use super::{ANSWER_DEADLINE, Machine, Observer, Session};
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
 
-impl<M: Machine, O: Observer> Session<'_, M, O> {
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn pmem(&mut self, pmem: &Pmem) -> Done {
         match pmem {
             Pmem::List => self.pmem_list(),
@@ -30,7 +30,7 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
     }
 
     fn pmem_map(&self, map: PmemMap) -> Done {
-        match self.ask(map.op(), patience(Size(self.machine.device_memory()).pages()))? {
+        match self.ask(map.op(), patience(Size(self.vm.device_memory()).pages()))? {
             answer @ Answer::PmemMapped(_) => Ok(Some(answer.to_string())),
             other => Err(self.pmem_unfit(other)),
         }

@@ -5,7 +5,7 @@ use tidevm_machine::{ExitCounts, Ready};
 
 use super::{Table, about, numbers, wrap};
 use crate::session::{
-    BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepFailure, StepReport, Stopped, Summary,
+    Booted, DeviceSample, Ended, Observer, Rate, Sample, StepFailure, StepRun, Stopped, Summary,
 };
 
 fn sample(plugged: u64, migrated: u64) -> Sample {
@@ -32,12 +32,12 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
     Sample { devices: vec![device], guest: Some(guest) }
 }
 
-/// A session with everything that a table can show.
+/// The table of a session with notes, failures and counters.
 fn shown(terminal: Option<usize>) -> String {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
-    table.boot(&BootReport { ready: Some(ready), sample: sample(0, 0) }).unwrap();
+    table.boot(&Booted { ready: Some(ready), sample: sample(0, 0) }).unwrap();
     let done = || Ok(None);
     let note = |text: &str| Ok(Some(text.to_owned()));
     let failed = |why: &str| {
@@ -54,7 +54,7 @@ fn shown(terminal: Option<usize>) -> String {
         ("resize 0", 71_204, failed(blocked), 200 << 20, 32_768),
     ];
     for (line, (text, millis, result, plugged, migrated)) in steps.into_iter().enumerate() {
-        let report = StepReport {
+        let report = StepRun {
             answer: None,
             line,
             column: 1,
@@ -94,7 +94,7 @@ fn numbers_stand_under_their_heads() {
     for terminal in [None, Some(160), Some(120)] {
         let text = shown(terminal);
         let lines: Vec<&str> = text.lines().collect();
-        // The head `in boot` is two words for one number.
+        // The head `in boot` has two words, so there are more ends of words than numbers.
         let heads = ends(lines[1]);
         let row = ends(lines[3].trim_end_matches("ok").trim_end());
         let numbers = &row[row.len() - 11..];
@@ -138,7 +138,7 @@ fn without_a_guest_its_numbers_are_dashes() {
     let mut table = Table::new(&mut out, None, 5);
     let ready = Ready { cpus: 1, mem_devices: 0, after: Duration::ZERO };
     let nothing = Sample { devices: Vec::new(), guest: None };
-    table.boot(&BootReport { ready: Some(ready), sample: nothing }).unwrap();
+    table.boot(&Booted { ready: Some(ready), sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
 }
@@ -152,11 +152,11 @@ fn zones_are_shown_by_node() {
     guest.nodes[1].zones[2].free = 77;
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, None, 5);
-    table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
+    table.boot(&Booted { ready: None, sample: sample.clone() }).unwrap();
     let result = Ok(None);
     let command = "stats".parse().unwrap();
     table
-        .step(&StepReport { line: 1, column: 1, command, took: Duration::ZERO, result, answer: None, sample })
+        .step(&StepRun { line: 1, column: 1, command, took: Duration::ZERO, result, answer: None, sample })
         .unwrap();
     let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -165,14 +165,14 @@ fn zones_are_shown_by_node() {
     assert!(!flat.contains("node 2"), "{text}");
 }
 
-/// What a guest says of itself can be anything.
+/// A guest may report any number.
 #[test]
 fn absurd_numbers_are_shown() {
     let mut sample = sample(0, 0);
     sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
     let mut out = Vec::new();
     let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
-    Table::new(&mut out, None, 5).boot(&BootReport { ready: Some(ready), sample }).unwrap();
+    Table::new(&mut out, None, 5).boot(&Booted { ready: Some(ready), sample }).unwrap();
     assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
 }
 

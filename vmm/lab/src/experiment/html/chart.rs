@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write};
 
-use super::super::{Outcome, Side, Value};
+use super::super::{Side, Value, Verdict};
 use super::Escaped;
 
 const WIDTH: f64 = 860.0;
@@ -22,9 +22,9 @@ const GROUP_GAP: f64 = 14.0;
 /// From this ratio of the largest to the smallest number on lengths are logarithmic.
 const FAR_APART: f64 = 100.0;
 
-/// Draws what of `outcome` is to be drawn.
-pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
-    let groups = groups(outcome);
+/// Draws what of `verdict` is to be drawn.
+pub(super) fn draw(page: &mut String, verdict: &Verdict) -> fmt::Result {
+    let groups = groups(verdict);
     let values: Vec<f64> = groups.iter().flat_map(|(_, values)| values).filter_map(|v| v.number()).collect();
     if values.is_empty() {
         return Ok(());
@@ -32,14 +32,14 @@ pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
     let scale = Scale::new(&values);
     let height = groups.iter().map(|(_, values)| HEAD + STEP * values.len() as f64 + GROUP_GAP).sum::<f64>();
     writeln!(page, "<figure>\n<figcaption>{}</figcaption>", scale.caption())?;
-    let name = Escaped(outcome.name);
+    let name = Escaped(verdict.name);
     writeln!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Chart of {name}\">")?;
     let mut top = 0.0;
     for (name, values) in &groups {
         writeln!(page, "<text class=\"group\" x=\"0\" y=\"{}\">{}</text>", top + 15.0, Escaped(name))?;
         top += HEAD;
-        for (index, (side, value)) in outcome.sides.iter().zip(values).enumerate() {
-            let first_on = outcome.sides.iter().position(|side| side.on);
+        for (index, (side, value)) in verdict.sides.iter().zip(values).enumerate() {
+            let first_on = verdict.sides.iter().position(|side| side.on);
             bar(page, top, class(side, first_on == Some(index)), side, value, &scale)?;
             top += STEP;
         }
@@ -51,11 +51,11 @@ pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
 }
 
 /// Each number that is drawn: its name, and its values, one a side.
-fn groups(outcome: &Outcome) -> Vec<(&str, Vec<&Value>)> {
-    let names = outcome.sides.first().map_or(&[][..], |side| &side.numbers);
+fn groups(verdict: &Verdict) -> Vec<(&str, Vec<&Value>)> {
+    let names = verdict.sides.first().map_or(&[][..], |side| &side.numbers);
     let charted = names.iter().enumerate().filter(|(_, number)| number.charted);
     let values = |index: usize| {
-        outcome.sides.iter().filter_map(move |side| side.numbers.get(index)).map(|number| &number.value)
+        verdict.sides.iter().filter_map(move |side| side.numbers.get(index)).map(|number| &number.value)
     };
     charted.map(|(index, number)| (number.name.as_str(), values(index).collect())).collect()
 }

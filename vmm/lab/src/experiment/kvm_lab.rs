@@ -11,16 +11,16 @@ use tidevm_session::script::Script;
 use super::{Halt, Lab, Record};
 
 /// Runs sessions on machines of this host, and tells `progress` of each, as they take their time.
-pub struct Host<W>(pub W);
+pub struct KvmLab<W>(pub W);
 
-impl<W: Write> Host<W> {
+impl<W: Write> KvmLab<W> {
     fn tell(&mut self, text: std::fmt::Arguments<'_>) {
         // Nobody may be there to hear it; the experiment is none the worse for that.
         drop(self.0.write_fmt(text).and_then(|()| self.0.flush()));
     }
 }
 
-impl<W: Write> Lab for Host<W> {
+impl<W: Write> Lab for KvmLab<W> {
     /// # Panics
     /// When an experiment's own script is wrong.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {

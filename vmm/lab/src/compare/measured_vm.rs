@@ -36,7 +36,7 @@ pub struct Linux {
 }
 
 /// A machine with a guest to be measured.
-pub trait Machine {
+pub trait MeasuredVm {
     /// Sets the plugged size in bytes and waits until it is reached.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ pub trait Machine {
 
 /// A machine of QEMU's.
 pub struct OnQemu {
-    machine: qemu::Machine,
+    machine: qemu::QemuVm,
     counts: bool,
     _kernel: Scratch,
 }
@@ -89,20 +89,20 @@ impl OnQemu {
         }
         let own = Scratch::new("guest");
         let mut options = match guest {
-            Guest::Linux => qemu::Options {
+            Guest::Linux => qemu::QemuConfig {
                 initrd: Some(linux.initrd.clone()),
                 cmdline: LINUX_CMDLINE.to_owned(),
-                ..qemu::Options::new(linux.kernel.clone(), MEMORY)
+                ..qemu::QemuConfig::new(linux.kernel.clone(), MEMORY)
             },
             Guest::Tidevm => {
                 write_own_guest(&own.0)?;
-                qemu::Options::new(own.0.clone(), MEMORY)
+                qemu::QemuConfig::new(own.0.clone(), MEMORY)
             }
         };
         options.cpus = CPUS.into();
         options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
-        let mut machine = qemu::Machine::start(&options)?;
+        let mut machine = qemu::QemuVm::start(&options)?;
         machine.set_limit(LIMIT);
         Ok(Self { machine, counts, _kernel: own })
     }
@@ -112,7 +112,7 @@ fn write_own_guest(path: &Path) -> Result<(), String> {
     fs::write(path, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-impl Machine for OnQemu {
+impl MeasuredVm for OnQemu {
     fn resize(&mut self, bytes: u64) -> Result<(), String> {
         self.machine.resize(0, bytes)?;
         self.machine.wait_plugged(0, bytes)
@@ -177,7 +177,7 @@ impl LinuxOnKvm {
     }
 }
 
-impl Machine for LinuxOnKvm {
+impl MeasuredVm for LinuxOnKvm {
     fn resize(&mut self, bytes: u64) -> Result<(), String> {
         self.vm.resize(0, bytes).map_err(|error| error.to_string())?;
         let reached =
