@@ -1,6 +1,6 @@
-//! The command line: options to a [`Config`], and where the session's script comes from.
+//! The command line: its options become a [`Config`] and the name of the session's script.
 //!
-//! Only syntax is checked here; what cannot be built is refused by [`Config::validate`].
+//! Only syntax is checked here. [`Config::validate`] refuses a VM that cannot be built.
 
 use std::path::PathBuf;
 
@@ -136,10 +136,10 @@ enum Switch {
 }
 
 impl Run {
-    /// The machine that the options describe.
+    /// The VM that the options describe.
     ///
     /// # Errors
-    /// Two options that want the same stream.
+    /// Two options use the same stream.
     pub fn config(&self) -> Result<Config, String> {
         if self.console == ConsoleMode::Stdio {
             if self.json {
@@ -168,7 +168,7 @@ impl Run {
     }
 }
 
-/// The machine of `tidevm demo`.
+/// The VM of `tidevm demo`.
 pub fn demo_config() -> Config {
     Config {
         cpus: 2,

@@ -1,4 +1,4 @@
-//! `tidevm`: arguments to a machine and a script, a session to an exit status.
+//! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
 mod cli;
 mod logger;
@@ -35,23 +35,23 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// To stderr, if that is there: after a hang-up it is not.
+/// Prints to stderr. After a hang-up stderr may be closed, which is ignored.
 fn complain(what: impl Display) {
     drop(writeln!(io::stderr(), "{what}"));
 }
 
-/// 2 for bad usage, 3 when the host cannot; a session that could not be shown is a failed one.
+/// 1 if standard output was closed, 2 for bad usage, 3 if the host cannot run the VM.
 fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
         return error.exit_status();
     }
-    if error.is::<Unshown>() { 1 } else { 2 }
+    if error.is::<OutputClosed>() { 1 } else { 2 }
 }
 
-/// The session ended because standard output takes nothing any more.
+/// The session ended because standard output is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
-struct Unshown;
+struct OutputClosed;
 
 fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
@@ -61,19 +61,19 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
-            run(machine(&options)?, script.as_ref(), options.json)
+            run(config(&options)?, script.as_ref(), options.json)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
             let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(Unshown)?;
+            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
             Ok(0)
         }
     }
 }
 
-fn machine(options: &Run) -> anyhow::Result<Config> {
+fn config(options: &Run) -> anyhow::Result<Config> {
     options.config().map_err(|conflict| anyhow!("{conflict}"))
 }
 
@@ -97,7 +97,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
     let all = options.name == "all";
     let folder = options.output.as_deref().or(all.then_some(Path::new(".")));
     if let Some(folder) = folder {
-        // Before all that time is spent.
+        // Before the experiments, which take their time.
         fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
     }
     let mut lab = KvmLab(io::stderr());
@@ -112,10 +112,10 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
             }
         }
     }
-    // What ended before a halt is not lost with it.
+    // Verdicts from before a halt are written as well.
     let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
     let shown = if options.json { data::json(&verdicts) } else { text::text(&verdicts) };
-    io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
+    io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;
     match halt {
         Some(Halt::Start(error)) => Err(error.into()),
@@ -156,7 +156,7 @@ fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> any
         Some(script) => tidevm_session::run(vm, script, observer),
         None => tidevm_session::stay(vm, observer),
     };
-    let Summary { ended, .. } = result.context(Unshown)?;
+    let Summary { ended, .. } = result.context(OutputClosed)?;
     if let Ended::Died(death) = &ended {
         complain(death);
     }

@@ -1,12 +1,12 @@
-//! One session on two guests, Linux and tidevm's own, on the same machines: what plugging and unplugging
-//! costs each, and whether they count their memory alike.
+//! One session on two guests, Linux and tidevm's own, on the same VMs: the cost of plugging and unplugging,
+//! and whether both count their memory alike.
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
-//! | [`measured_vm`] | the machines, as one | what is measured |
-//! | [`measure`] | the session on one machine: costs and counters | that there are others |
-//! | [`judge`] | the counters of two guests against each other | how it is shown |
-//! | [`table`] | what was measured, for people | machines |
+//! | [`measured_vm`] | one interface to all VMs | what is measured |
+//! | [`measure`] | the session on one VM: costs and counters | the other VMs |
+//! | [`judge`] | the differences between the counters of two guests | how they are shown |
+//! | [`table`] | measurements and differences, for people | VMs |
 
 pub mod judge;
 pub mod measure;
@@ -21,26 +21,26 @@ use crate::zoneinfo::Zone;
 /// Bytes of a GiB.
 pub const GIB: u64 = 1 << 30;
 
-/// Sizes, in GiB, at which the guests are held against each other.
+/// Sizes, in GiB, at which the guests are compared.
 const SIZES: [u64; 2] = [1, 4];
 
 const PAGE_SIZE: u64 = 4096;
 
-/// Pages of memmap that a memory block needs: 64 bytes for each of its pages.
+/// Pages of memmap per memory block: 64 bytes for each of its pages.
 const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
 
-/// Where a session runs.
+/// The host of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Host {
     /// QEMU's emulator with its virtio-mem-pci.
     Qemu,
-    /// The same, counting instructions: its times mean nothing.
+    /// The same, counting instructions. Its times mean nothing.
     QemuCounting,
     /// tidevm with its virtio-mem on this host's KVM.
     Tidevm,
 }
 
-/// Who runs there.
+/// The guest of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guest {
     /// A stock Linux.
@@ -49,38 +49,38 @@ pub enum Guest {
     Tidevm,
 }
 
-/// A session as it went.
+/// The measurement of a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measurement {
-    /// Where.
+    /// Its host.
     pub host: Host,
-    /// Who.
+    /// Its guest.
     pub guest: Guest,
-    /// The guest after boot, and after each phase.
+    /// The boot, and then each phase that was run.
     pub phases: Vec<Phase>,
-    /// Why not all of [`phases`] are there.
+    /// Why the session ended before the last of [`phases`], if it did.
     pub error: Option<String>,
 }
 
 /// A phase of a session, and the guest after it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Phase {
-    /// What was done, as in [`PlannedPhase::name`].
+    /// [`PlannedPhase::name`], or [`BOOT`].
     pub name: String,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// Instructions that it took the guest, where they are counted.
+    /// Instructions that the guest executed, where they are counted.
     pub instructions: Option<u64>,
     /// The guest's counters afterwards.
     pub zones: Vec<Zone>,
 }
 
-/// What a phase is to do.
+/// A phase as it is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedPhase {
-    /// For people; no two phases have the same.
+    /// For people. Unique.
     pub name: String,
-    /// In the grammar of tidevm's scripts.
+    /// A command of tidevm's scripts.
     pub command: String,
     /// Bytes that are plugged afterwards.
     pub plugged: u64,
@@ -91,7 +91,7 @@ pub struct PlannedPhase {
 }
 
 impl PlannedPhase {
-    /// Whether it is the machine that does it, not the guest.
+    /// Whether the host carries it out, not the guest.
     fn is_resize(&self) -> bool {
         self.command.starts_with("resize ")
     }

@@ -1,8 +1,8 @@
 //! The serial console of a guest that takes commands: lines go in, lines come out.
 //!
-//! The guest prints a line `ready` once it reads commands. It answers each line that it is sent with
-//! any number of lines and a last one, `ok` or `failed: REASON`. What it echoes, and the kernel's own
-//! messages, may come in between, so whoever reads an answer looks for lines by their form.
+//! The guest prints a line `ready` once it reads commands. It answers each command with any number of lines
+//! and a last one, `ok` or `failed: REASON`. The echo of the command and messages of the kernel may come in
+//! between, so the reader of an answer recognises lines by their form.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,11 +21,11 @@ struct Output {
     more: Condvar,
 }
 
-/// What has come out so far.
+/// The output so far.
 #[derive(Default)]
 struct Seen {
     bytes: Vec<u8>,
-    /// Nothing more will come.
+    /// The output has ended.
     ended: bool,
 }
 
@@ -56,7 +56,7 @@ impl Console {
         let seen = Arc::clone(&console.output);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An output that fails has ended.
+            // An error ends the output, too.
             while let Ok(length @ 1..) = output.read(&mut buffer) {
                 seen.add(&buffer[..length]);
             }
@@ -65,12 +65,12 @@ impl Console {
         console
     }
 
-    /// All that the guest has printed.
+    /// The guest's output so far.
     pub fn text(&self) -> String {
         self.output.lock().text_from(0)
     }
 
-    /// What the guest printed last, for an error.
+    /// The last lines of the output, for an error.
     pub fn last_lines(&self) -> String {
         let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
@@ -80,15 +80,15 @@ impl Console {
     /// Waits at most `limit` until the guest takes commands.
     ///
     /// # Errors
-    /// What it waited for, and for how long.
+    /// The limit passed, or the output ended.
     pub fn ready(&self, limit: Duration) -> Result<(), String> {
         self.lines_until(0, limit, "the guest to be ready", |line| line == "ready").map(|_| ())
     }
 
-    /// Sends a command; the lines of its answer but for the last one.
+    /// Sends a command. Returns the lines of its answer without the last one.
     ///
     /// # Errors
-    /// What the guest says has failed, or that it says nothing within `limit`.
+    /// The guest's reason for a failure, or no answer within `limit`.
     pub fn command(&mut self, line: &str, limit: Duration) -> Result<Vec<String>, String> {
         let start = self.output.lock().bytes.len();
         self.send(line)?;
@@ -103,13 +103,13 @@ impl Console {
     /// Sends a command that has no answer.
     ///
     /// # Errors
-    /// Nobody reads it.
+    /// The input is closed.
     pub fn send(&mut self, line: &str) -> Result<(), String> {
         let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         sent.map_err(|error| format!("cannot send `{line}`: {error}"))
     }
 
-    /// Complete lines from byte `start` on, up to and with the first that `is_last`.
+    /// Complete lines from byte `start` on, up to and including the first that `is_last`.
     fn lines_until(
         &self,
         start: usize,
@@ -138,10 +138,10 @@ impl Console {
     }
 }
 
-/// How much of a console an error shows. A panic's report fits.
+/// Lines of the console in an error. The text of a panic fits.
 const LAST_LINES: usize = 60;
 
-/// Begins the last line of an answer to a command that failed.
+/// Prefix of the last line of an answer to a command that failed.
 const FAILED: &str = "failed: ";
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// A guest that boots with a word of its kernel, and answers as `answers` say.
+    /// A guest that prints a message of its kernel while it boots, and then gives these answers.
     fn guest(answers: &'static [&'static str]) -> Console {
         let (host, guest) = UnixStream::pair().unwrap();
         thread::spawn(move || {

@@ -1,17 +1,18 @@
-//! Experiments: the guest with a mechanism off and on, and what comes of it side by side.
+//! Experiments: the guest with a mechanism off and on, side by side.
 //!
-//! Each experiment is a few sessions on real machines and one judgement that is the same for every
-//! side: from what the session told it finds a failure, a success, or neither. An experiment passes
-//! when every side with the mechanism off shows the failure and none with it on does. Every number is
-//! of the run that it is shown for.
+//! Each experiment is a few sessions on real VMs and one judgement that is the same for every side: from the
+//! record of the session it finds a failure, a success, or neither. An experiment passes when every side with
+//! the mechanism off shows the failure and every side with it on shows the success. A judgement reads typed
+//! failures, answers and counters, and no text for people. Every number comes from the run that it is shown
+//! for.
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `experiment/*.rs` named as an experiment | its machines, its script, its judgement |
+//! | `experiment/*.rs` named as an experiment | its VMs, its script, its judgement |
 //! | [`kvm_lab`] | sessions on this host, with progress on stderr |
 //! | [`text`], [`data`], [`html`] | verdicts for people, for programs, and as a page with charts |
 //!
-//! An experiment knows machines only as a [`Lab`], so that tests can let any session end in any way.
+//! An experiment runs sessions only through a [`Lab`], so that tests can let any session end in any way.
 
 mod boot_time;
 pub mod data;
@@ -46,29 +47,29 @@ pub const ALL: &[Experiment] = &[
 
 /// An experiment that can be run.
 pub struct Experiment {
-    /// What it is called on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
     /// The question that it answers, one sentence.
     pub about: &'static str,
     run: fn(&mut dyn Lab) -> Result<Vec<Side>, Halt>,
 }
 
-/// What an experiment needs: somebody who runs sessions.
+/// The part of the host that an experiment needs.
 pub trait Lab {
-    /// Runs `script` on the machine `config`; `label` names the session to who waits.
+    /// Runs `script` on the VM `config`; `label` names the session in the progress.
     ///
     /// # Errors
     /// [`Halt`]: there is no session to judge.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt>;
 
-    /// Bytes of memory that the host could give now, if it tells.
+    /// Bytes of memory that are available on the host now, if it reports them.
     fn available(&self) -> Option<u64>;
 }
 
 /// Why an experiment cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Halt {
-    /// The host cannot run the machine.
+    /// The host cannot run the VM.
     #[error(transparent)]
     Start(#[from] StartError),
     /// A termination signal came.
@@ -76,14 +77,14 @@ pub enum Halt {
     Signal(i32),
 }
 
-/// What came of an experiment.
+/// The result of an experiment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The experiment.
     pub name: &'static str,
     /// The question that it answers.
     pub about: &'static str,
-    /// Off first.
+    /// Sides with the mechanism off come first.
     pub sides: Vec<Side>,
     /// How long it took.
     pub took: Duration,
@@ -96,7 +97,7 @@ pub struct Side {
     pub on: bool,
     /// The position, in a few words.
     pub setting: &'static str,
-    /// What was found.
+    /// The finding.
     pub finding: Finding,
     /// What happened, one sentence.
     pub what: String,
@@ -104,12 +105,12 @@ pub struct Side {
     pub numbers: Vec<Number>,
 }
 
-/// What a judgement finds.
+/// The finding of a judgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// The failure that the mechanism prevents.
     Failure,
-    /// What the mechanism promises.
+    /// The promise of the mechanism.
     Success,
     /// Neither: something else happened, and the experiment shows nothing.
     Neither,
@@ -122,20 +123,20 @@ pub struct Number {
     pub name: String,
     /// The number.
     pub value: Value,
-    /// Whether it is drawn; all that are drawn of an experiment have one unit.
+    /// Whether it is drawn. All drawn numbers of an experiment have one unit.
     pub charted: bool,
 }
 
 /// A number with its unit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// So many.
+    /// A count.
     Count(u64),
     /// Bytes.
     Bytes(u64),
     /// A time.
     Time(Duration),
-    /// There is none, for this reason.
+    /// No number, for this reason.
     Missing(String),
 }
 
@@ -152,7 +153,7 @@ impl Experiment {
 }
 
 impl Verdict {
-    /// Whether every side with the mechanism off shows the failure and every one with it on does not.
+    /// Whether every side with the mechanism off shows the failure and every side with it on the success.
     #[must_use]
     pub fn passed(&self) -> bool {
         let expected = |side: &Side| if side.on { Finding::Success } else { Finding::Failure };
@@ -193,7 +194,7 @@ impl std::fmt::Display for Value {
 }
 
 impl Value {
-    /// In bytes, seconds, or as it is.
+    /// The number in bytes, in seconds, or as a count.
     #[must_use]
     pub fn number(&self) -> Option<f64> {
         match self {
@@ -204,7 +205,7 @@ impl Value {
     }
 }
 
-/// How the session ended, for findings of [`Finding::Neither`].
+/// For people: how the session ended, for findings of [`Finding::Neither`].
 fn how_it_ended(record: &Record) -> String {
     let failed = record.steps.iter().find_map(|step| {
         let failure = step.result.as_ref().err()?;

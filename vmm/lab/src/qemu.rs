@@ -1,9 +1,9 @@
-//! Machines run by QEMU's emulator, which needs no KVM: the place to hold guests against each other,
-//! and against a virtio-mem device that nobody here wrote.
+//! VMs of QEMU's emulator, which needs no KVM. On them, guests can be compared with each other, and tidevm's
+//! driver meets a virtio-mem device of another project.
 //!
-//! A machine is a q35 with a serial console that takes commands (see [`crate::console`]), and one
-//! `virtio-mem-pci` device a hotplug region, called `mem0`, `mem1` and so on. What a guest writes to
-//! the port of [`tidevm_abi::EXIT_PORT`] ends it: QEMU's exit status is twice that byte, plus one.
+//! A VM is a q35 with a serial console that takes commands (see [`crate::console`]), and one `virtio-mem-pci`
+//! device per hotplug region, with the names `mem0`, `mem1` and so on. A byte that the guest writes to
+//! [`tidevm_abi::EXIT_PORT`] ends the VM: QEMU's exit status is twice that byte, plus one.
 
 mod qmp;
 
@@ -25,13 +25,13 @@ use qmp::Qmp;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The first whose virtio-mem device tells its driver that unplugged memory is not to be touched.
+/// The first version whose virtio-mem device offers `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Between two looks at something that QEMU does not report.
+/// Time between two looks at a state that QEMU does not report by itself.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Why this host cannot run a machine, if it cannot.
+/// The reason why this host cannot run QEMU, if there is one.
 pub fn missing() -> Option<String> {
     match Command::new(QEMU).arg("--version").output() {
         Ok(output) => too_old(&String::from_utf8_lossy(&output.stdout)),
@@ -39,7 +39,7 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// What is wrong with the QEMU that says this of its version.
+/// The fault of a QEMU that prints this as its version, if there is one.
 fn too_old(text: &str) -> Option<String> {
     let version = text.split_whitespace().skip_while(|&word| word != "version").nth(1).unwrap_or_default();
     let mut numbers = version.split('.').map(str::parse::<u32>);
@@ -53,7 +53,7 @@ fn too_old(text: &str) -> Option<String> {
     }
 }
 
-/// What a machine is made of.
+/// The configuration of a VM.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// A bzImage, or an ELF file with a PVH entry.
@@ -66,12 +66,12 @@ pub struct QemuConfig {
     pub cpus: u32,
     /// Boot memory in bytes, a multiple of 1 MiB.
     pub memory: u64,
-    /// One virtio-mem device each.
+    /// Regions with one virtio-mem device each.
     pub hotplug: Vec<Hotplug>,
-    /// Count instructions, for [`QemuVm::instructions`]. CPUs then take turns, and the machine is
+    /// Count instructions, for [`QemuVm::instructions`]. CPUs then take turns, and the VM is
     /// several times slower.
     pub icount: bool,
-    /// Longest wait for any one thing: to be ready, an answer, a size.
+    /// Longest wait for one event: for the guest to be ready, for an answer, for a size.
     pub limit: Duration,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
@@ -86,13 +86,13 @@ pub struct Hotplug {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot.
     pub requested: u64,
-    /// A file that holds the region's memory, instead of memory of QEMU's own. It is made, or made as
-    /// long as the region; whoever writes to it writes behind the guest's back.
+    /// A file that holds the region's memory, instead of anonymous memory. QEMU makes it, or makes it as long
+    /// as the region. A write to it changes the guest's memory.
     pub backing: Option<PathBuf>,
 }
 
 impl QemuConfig {
-    /// A machine with one CPU and without a hotplug region.
+    /// A VM with one CPU and without a hotplug region.
     #[must_use]
     pub fn new(kernel: PathBuf, memory: u64) -> Self {
         Self {
@@ -122,8 +122,8 @@ impl QemuConfig {
             qemu.arg("-initrd").arg(initrd);
         }
         if self.icount {
-            // Without sleep=off, by which an idle guest would run from timer to timer without a pause.
-            // With rr=record, QEMU 7.2 gives the guest no input of the console any more.
+            // Not sleep=off: an idle guest would run from timer to timer without a pause. Not rr=record: with it,
+            // QEMU 7.2 passes no input of the console to the guest.
             qemu.args(["-icount", "shift=0"]);
         }
         let (slots, regions) = (self.hotplug.len(), self.hotplug.iter().map(|region| region.size));
@@ -154,7 +154,7 @@ impl Hotplug {
     }
 }
 
-/// A folder that is removed in the end.
+/// A folder that is removed when the value is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -173,10 +173,10 @@ impl Drop for Folder {
     }
 }
 
-/// QEMU, as long as this lives.
+/// A running QEMU. It is killed when the value is dropped.
 struct Process {
     child: Child,
-    /// Where its complaints go.
+    /// File of its standard error.
     complaints: PathBuf,
 }
 
@@ -185,7 +185,7 @@ impl Process {
         fs::read_to_string(&self.complaints).unwrap_or_default()
     }
 
-    /// Looks again and again, at most for `limit`, until `look` sees something.
+    /// Calls `look` again and again, at most for `limit`, until it returns a value.
     fn poll<T>(
         &mut self,
         limit: Duration,
@@ -226,7 +226,7 @@ impl Drop for Process {
     }
 }
 
-/// A running machine. It is killed when this is dropped.
+/// A running VM. It is killed when the value is dropped.
 pub struct QemuVm {
     // Dropped in this order.
     process: Process,
@@ -237,10 +237,10 @@ pub struct QemuVm {
 }
 
 impl QemuVm {
-    /// Starts a machine and waits until its guest takes commands.
+    /// Starts a VM and waits until its guest takes commands.
     ///
     /// # Errors
-    /// QEMU does not start, or the guest does not get there within the limit; with what they said last.
+    /// QEMU does not start, or the guest is not ready within the limit; with their last output.
     pub fn start(options: &QemuConfig) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot run {QEMU}: {error}");
         let folder = Folder::new().map_err(failed)?;
@@ -266,12 +266,12 @@ impl QemuVm {
         Ok(machine)
     }
 
-    /// Changes the longest wait for any one thing, from [`QemuConfig::limit`].
+    /// Changes the longest wait for one event, from [`QemuConfig::limit`].
     pub fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
 
-    /// All that the guest has printed.
+    /// The guest's output so far.
     pub fn text(&self) -> String {
         self.console.text()
     }
@@ -279,7 +279,7 @@ impl QemuVm {
     /// Sends the guest a command and returns its answer, see [`Console::command`].
     ///
     /// # Errors
-    /// What has failed, with what the guest printed last.
+    /// The guest's reason, with its last output.
     pub fn command(&mut self, line: &str) -> Result<Vec<String>, String> {
         self.console.command(line, self.limit).map_err(|error| self.explain(&error))
     }
@@ -313,7 +313,7 @@ impl QemuVm {
     /// Waits until so many bytes of device `mem{device}` are plugged.
     ///
     /// # Errors
-    /// They are not within the limit; with what the guest printed last.
+    /// They are not within the limit; with the guest's last output.
     pub fn wait_plugged(&mut self, device: usize, bytes: u64) -> Result<(), String> {
         let deadline = Instant::now() + self.limit;
         loop {
@@ -332,10 +332,10 @@ impl QemuVm {
         }
     }
 
-    /// Instructions that the CPUs have executed, on a machine that counts them.
+    /// Instructions that the CPUs have executed, on a VM that counts them.
     ///
     /// # Errors
-    /// It does not.
+    /// This VM does not count them.
     pub fn instructions(&mut self) -> Result<u64, String> {
         let state = self.qmp.execute("query-replay", json!({})).map_err(|error| self.explain(&error))?;
         let count = state["icount"].as_u64().filter(|&count| count > 0);
@@ -351,11 +351,11 @@ impl QemuVm {
         self.wait_exit()
     }
 
-    /// Waits until the guest has ended the machine. A power-off by ACPI is status 0; for the others
-    /// see above.
+    /// Waits until the guest has ended the VM. A power-off by ACPI is status 0. The other statuses are at the
+    /// top of this file.
     ///
     /// # Errors
-    /// It does not within the limit; with what it printed last.
+    /// The guest does not within the limit; with its last output.
     pub fn wait_exit(&mut self) -> Result<ExitStatus, String> {
         let look = |child: &mut Child| child.try_wait().map_err(|error| format!("cannot wait: {error}"));
         let ended = self.process.poll(self.limit, "the guest to end the machine", look);
@@ -369,7 +369,7 @@ impl QemuVm {
         value.and_then(number).map_err(|error| self.explain(&error))
     }
 
-    /// An error with what the machine said last.
+    /// The error, with the last output of QEMU and of the guest.
     fn explain(&self, error: &str) -> String {
         let (complaints, last) = (self.process.complaints(), self.console.last_lines());
         format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")

@@ -1,4 +1,4 @@
-//! What a guest says of its zones, in the form of Linux's /proc/zoneinfo.
+//! Reads the counters of a guest's zones from text in the form of Linux's /proc/zoneinfo.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Zone {
     /// Its NUMA node.
     pub node: u32,
-    /// As Linux calls it: `DMA32`, `Normal`, `Movable` ...
+    /// Its name in Linux: `DMA32`, `Normal`, `Movable` ...
     pub name: String,
     /// Pages between its first and last page, holes included.
     pub spanned: u64,
@@ -15,13 +15,12 @@ pub struct Zone {
     pub present: u64,
     /// Pages that the allocator manages.
     pub managed: u64,
-    /// Free pages, those on per-CPU lists included: which of the two a page lies on is nobody's
-    /// promise.
+    /// Free pages, including those on per-CPU lists. On which of the lists a free page lies can change at any
+    /// time.
     pub free: u64,
 }
 
-/// The zones of a /proc/zoneinfo, in its order; lines of any other form are passed over. Zones that a
-/// guest does not list are not there.
+/// The zones that a /proc/zoneinfo lists, in its order. Lines of any other form are skipped.
 pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
     let mut zones: Vec<Zone> = Vec::new();
     for line in lines {
@@ -37,7 +36,7 @@ pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
             "spanned" => zone.spanned = value,
             "present" => zone.present = value,
             "managed" => zone.managed = value,
-            // `count` is of one CPU's lists.
+            // `count` counts the pages on the lists of one CPU.
             "nr_free_pages" | "count:" => zone.free += value,
             _ => {}
         }

@@ -1,5 +1,5 @@
-//! Measures one session on two guests and holds them against each other; `cargo xtask compare` runs
-//! it. See [`tidevm_lab::compare`].
+//! Measures one session on two guests and compares them. `cargo xtask compare` runs it. See
+//! [`tidevm_lab::compare`].
 
 use std::env;
 use std::fs;

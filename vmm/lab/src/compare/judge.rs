@@ -1,12 +1,12 @@
-//! The counters of two guests against each other, after each phase.
+//! Compares the counters of two guests after each phase.
 //!
-//! The Movable zone is compared as it is. The other zones are boot memory: they are compared as one,
-//! since Linux has a zone for the first 16 MiB that tidevm has not, as they are at boot, and then by how
-//! they changed.
+//! The Movable zone is compared as it is. The other zones are boot memory. They are compared as one zone,
+//! because Linux has a zone for the first 16 MiB and tidevm has none: at boot by their counters, and after
+//! each phase by the change since boot.
 //!
-//! Linux takes the memmap of a new memory block out of boot memory, tidevm out of the block itself (its
-//! altmap). So in Movable fewer pages are managed and free, and in boot memory more are free, by
-//! [`MEMMAP_PAGES`] for each block. Whatever differs beside that must have a [`Reason`].
+//! Linux takes the memmap of a new memory block from boot memory, tidevm from the memory block itself (its
+//! altmap). So tidevm has fewer managed and free pages in Movable, and more free pages in boot memory, by
+//! [`MEMMAP_PAGES`] per memory block. Every other [`Difference`] must have a [`Reason`].
 
 use std::{array, fmt};
 
@@ -15,7 +15,7 @@ use tidevm_abi::MEMORY_BLOCK_SIZE;
 use super::{BOOT, MEMMAP_PAGES, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
 use crate::zoneinfo::Zone;
 
-/// What is compared, in pages.
+/// The compared counters, in pages.
 pub const COUNTERS: [&str; 4] = ["spanned", "present", "managed", "free"];
 const SPANNED: usize = 0;
 const PRESENT: usize = 1;
@@ -25,13 +25,13 @@ const FREE: usize = 3;
 /// The counters of a zone, in the order of [`COUNTERS`].
 pub type Counters = [i64; 4];
 
-/// Pages of its own that a kernel may take or give back while a session runs: 1 MiB.
+/// Pages that a kernel may take or give back for itself during a session: 1 MiB.
 const OWN: i64 = 256;
-/// A kernel may take one page for so many that it is told to hold.
+/// A kernel may take one page for itself per so many pages of data.
 const HELD_BY_ONE: i64 = 256;
-/// The part of boot memory that may be a kernel's own from the start.
+/// Boot memory divided by this may belong to the kernel from the start.
 const BOOT_PART: i64 = 16;
-/// Where one zone of boot memory ends and the next begins: 4 GiB.
+/// Pages below the border between two zones of boot memory: 4 GiB.
 const BORDER: i64 = 1 << 20;
 
 /// Two guests after a phase.
@@ -47,7 +47,7 @@ pub struct Row {
     pub tidevm: Counters,
     /// Pages of memmap in the plugged blocks.
     pub altmap: i64,
-    /// What differs besides.
+    /// Differences that altmap does not explain.
     pub differences: Vec<Difference>,
 }
 
@@ -77,9 +77,9 @@ impl fmt::Display for Zones {
 pub struct Difference {
     /// Index in [`COUNTERS`].
     pub counter: usize,
-    /// So many more pages in tidevm.
+    /// Pages that tidevm has more.
     pub pages: i64,
-    /// [`None`] when there is none.
+    /// `None` if nothing explains it.
     pub reason: Option<Reason>,
 }
 
@@ -92,7 +92,7 @@ pub enum Reason {
     Own,
     /// Two kernels boot.
     Boot,
-    /// Linux has a zone end where the next begins.
+    /// In Linux, a zone ends where the next one begins.
     Border,
 }
 
@@ -181,8 +181,8 @@ fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, 
     Row { phase: phase.to_owned(), zones, linux, tidevm, altmap, differences }
 }
 
-/// Pages of boot memory that a plug of `plugged` bytes, done between two phases, took for memmap: what
-/// became less, to the nearest whole memmap of all blocks. The rest is a kernel's own.
+/// Pages of boot memory that a plug of `plugged` bytes took for memmap: the loss of free pages between two
+/// phases, rounded to whole memmaps of all memory blocks. The remainder belongs to the kernel itself.
 #[must_use]
 pub fn memmap_in_boot(before: &Phase, after: &Phase, plugged: u64) -> i64 {
     let free = |phase| counters(phase, |zone| !is_movable(zone))[FREE];
@@ -195,14 +195,14 @@ fn is_movable(zone: &Zone) -> bool {
     zone.name == "Movable"
 }
 
-/// The sum of the zones that are wanted.
+/// The sum over the `wanted` zones.
 fn counters(phase: &Phase, wanted: impl Fn(&Zone) -> bool) -> Counters {
     let of = |zone: &Zone| [zone.spanned, zone.present, zone.managed, zone.free].map(pages);
     let zones = phase.zones.iter().filter(|zone| wanted(zone));
     zones.map(of).fold([0; 4], |sum, zone| array::from_fn(|counter| sum[counter] + zone[counter]))
 }
 
-/// A count that may become a difference.
+/// A count as a signed number, for differences.
 fn pages(count: u64) -> i64 {
     i64::try_from(count).expect("fewer pages than there are addresses")
 }
@@ -232,7 +232,7 @@ mod tests {
         Measurement { host: Host::Qemu, guest, phases, error: None }
     }
 
-    /// Counter and pages of all that is left, with its reason.
+    /// All differences: counter, pages and reason.
     fn differences(tidevm: &Measurement) -> Vec<(&'static str, i64, Option<Reason>)> {
         let linux = measurement(Guest::Linux, [700_000, 695_800], [262_144, 262_144, 262_144, 262_100]);
         let rows = compare(&linux, tidevm);

@@ -1,9 +1,9 @@
-//! A session on one machine.
+//! Measures a session on one VM.
 //!
-//! The device has its size before the guest has made use of it. So a resize is over for the clock when
-//! the guest's counters have it, too, less the time that the guest takes to tell them. Where instructions
-//! are counted it is not asked, which would take some, but left alone until it has become quiet. What its
-//! timers take when it has nothing to do is not taken off the count.
+//! The device reaches its size before the guest uses the memory. So the time of a resize ends when the guest's
+//! counters show the size. The time of the guest's answer is subtracted. Where instructions are counted, the
+//! guest is not asked, because an answer takes instructions. There the resize ends when the guest has become
+//! quiet. Instructions of the idle guest's timers are not subtracted.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,19 +17,19 @@ use super::measured_vm::{self, Linux, LinuxOnKvm, MeasuredVm, OnQemu};
 use super::{BOOT, Guest, Host, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
 use crate::zoneinfo::{self, Zone};
 
-/// Between two looks at the instructions.
+/// Time between two looks at the instructions.
 const LOOK: Duration = Duration::from_millis(250);
-/// Instructions between two looks by which a guest has become quiet. Linux with nothing to do takes 50
-/// thousand, a five-hundredth of what its quickest resize takes.
+/// A guest with fewer instructions between two looks is quiet. An idle Linux executes 50 thousand, a
+/// five-hundredth of its quickest resize.
 const QUIET: u64 = 100_000;
-/// How long a guest may take to use what is plugged.
+/// Longest time until the guest uses the plugged memory.
 const USE_LIMIT: Duration = Duration::from_secs(60);
-/// How long a guest may take to become quiet.
+/// Longest time until the guest is quiet.
 const QUIET_LIMIT: Duration = Duration::from_secs(60);
-/// What a guest is given to become quiet where nobody counts.
+/// Time for the guest to become quiet where instructions are not counted.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Runs the session on `host` with `guest`, telling the phases on standard error.
+/// Runs the session on `host` with `guest`, with progress on standard error.
 pub fn session(host: Host, guest: Guest, linux: &Linux) -> Measurement {
     let mut measurement = Measurement { host, guest, phases: Vec::new(), error: None };
     let phases = &mut measurement.phases;
@@ -69,7 +69,7 @@ fn run(machine: &mut impl MeasuredVm, done: &mut Vec<Phase>) -> Result<(), Strin
     Ok(())
 }
 
-/// How long the guest takes to tell its counters.
+/// The time of the guest's answer with its counters.
 fn telling(machine: &mut impl MeasuredVm) -> Result<Duration, String> {
     let start = Instant::now();
     zones(machine)?;
@@ -94,7 +94,7 @@ fn await_use(machine: &mut impl MeasuredVm, bytes: u64) -> Result<(), String> {
     }
 }
 
-/// Says that a phase is done.
+/// Prints a phase that is done.
 fn told(phase: Phase) -> Phase {
     let count = phase.instructions.map_or_else(String::new, |count| format!(", {count} instructions"));
     eprintln!("    {}: {:.3} s{count}", phase.name, phase.seconds);
@@ -105,7 +105,7 @@ fn zones(machine: &mut impl MeasuredVm) -> Result<Vec<Zone>, String> {
     Ok(zoneinfo::parse(machine.ask("zoneinfo")?.iter().map(String::as_str)))
 }
 
-/// Waits until the guest is quiet; the instructions up to then.
+/// Waits until the guest is quiet. Returns the instructions up to then, where they are counted.
 fn settle(machine: &mut impl MeasuredVm) -> Result<Option<u64>, String> {
     let deadline = Instant::now() + QUIET_LIMIT;
     let Some(mut last) = machine.instructions()? else {
@@ -122,7 +122,7 @@ fn settle(machine: &mut impl MeasuredVm) -> Result<Option<u64>, String> {
     Err(format!("waited {QUIET_LIMIT:?} for the guest to become quiet"))
 }
 
-/// tidevm's own guest on tidevm has no console to talk to, and needs none: the session is a script.
+/// For tidevm's own guest on tidevm, the session is a script. This guest needs no console.
 fn on_own_machine(done: &mut Vec<Phase>) -> Result<(), String> {
     let planned = phases();
     let within = |phase: &PlannedPhase| {

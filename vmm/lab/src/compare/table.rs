@@ -1,4 +1,4 @@
-//! What was measured, as text for people.
+//! Measurements and differences, as text for people.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::{GIB, Guest, Host, Measurement, Phase, PlannedPhase, phases};
 
 const GUESTS: [Guest; 2] = [Guest::Linux, Guest::Tidevm];
 
-/// The whole, and whether the guests agree as far as they have to.
+/// The whole text, and whether every session ended well and every difference has a reason.
 #[must_use]
 pub fn show(measurements: &[Measurement]) -> (String, bool) {
     let mut text = costs(measurements);
@@ -40,8 +40,8 @@ fn find(measurements: &[Measurement], host: Host, guest: Guest) -> Option<&Measu
     measurements.iter().find(|measurement| (measurement.host, measurement.guest) == (host, guest))
 }
 
-/// What a row of the costs shows: its name, where it is from, and how it is read off a phase, the one before
-/// it, and its GiB.
+/// A row of the costs: its name, its host, and a function that reads the cost from the phase before, the phase
+/// itself, and its GiB.
 type Cost = (&'static str, Host, fn(&Phase, &Phase, u64) -> Option<String>);
 
 const COSTS: [Cost; 4] = [
@@ -55,7 +55,7 @@ const COSTS: [Cost; 4] = [
     }),
 ];
 
-/// What plugging and unplugging costs.
+/// The cost of plugging and unplugging.
 fn costs(measurements: &[Measurement]) -> String {
     let mut rows = vec![["per GiB", "", "Linux", "tidevm"].map(str::to_owned).to_vec()];
     for (index, PlannedPhase { name, costs, .. }) in phases().iter().enumerate() {
@@ -121,7 +121,7 @@ rest    what tidevm has more after that
     text
 }
 
-/// Columns; those that are `left` to the left, the others to the right.
+/// Aligns columns: those that are `left` to the left, the others to the right.
 fn align(rows: &[Vec<String>], left: impl Fn(usize) -> bool) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let lengths =

@@ -1,5 +1,5 @@
-//! Outcomes for programs: one JSON object. Times are seconds, sizes bytes; a number that there is none
-//! of is null, and `why` says so.
+//! Verdicts for programs: one JSON object. Times are seconds, sizes are bytes. A missing number is null, with
+//! the reason in `why`.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::{Number, Side, Value, Verdict};
 /// The verdicts as one line of JSON, with a line break at its end.
 ///
 /// # Panics
-/// Never: there is nothing in an verdict that JSON has no words for.
+/// Never: a verdict consists of strings, numbers and lists.
 #[must_use]
 pub fn json(verdicts: &[Verdict]) -> String {
     let data = All {

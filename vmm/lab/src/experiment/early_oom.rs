@@ -1,7 +1,8 @@
-//! Large per-CPU buffers while CPUs are brought up, before most of boot memory is initialised (S1.2).
+//! Large per-CPU buffers while CPUs are brought up, before most of boot memory is initialised (feature S1.2
+//! of `docs/features.toml`).
 //!
-//! Eight CPUs that take 200 MiB each want 1.6 of 2 GiB, of which 128 MiB are initialised at that time.
-//! Unless allocations have more of it initialised, boot ends in out of memory.
+//! Eight CPUs with 200 MiB each need 1.6 of 2 GiB, and 128 MiB are initialised at that time. If allocations
+//! do not initialise more memory, the guest dies of [`DeathKind::OutOfMemory`].
 
 use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy};
 use tidevm_session::Ended;

@@ -1,7 +1,7 @@
-//! Outcomes as one page: a summary, and for each experiment what happened, its numbers and a chart.
+//! Verdicts as one page: a summary, and for each experiment its findings, its numbers and a chart.
 //!
-//! The page needs nothing else: no script, no font, no picture. It follows the reader's choice of a
-//! light or a dark scheme. Everything that is not written here is escaped.
+//! The page needs no other file: no script, no font, no picture. It follows the reader's choice of a light or
+//! a dark scheme. Text that does not come from this file is escaped.
 
 mod chart;
 
@@ -11,7 +11,7 @@ use super::{Finding, Side, Value, Verdict};
 
 const STYLE: &str = include_str!("html/style.css");
 
-/// Text that shows as it is, in an element or in a quoted attribute.
+/// Escapes text for an element or a quoted attribute.
 struct Escaped<T>(T);
 
 impl<T: Display> Display for Escaped<T> {

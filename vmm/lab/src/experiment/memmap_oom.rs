@@ -1,8 +1,9 @@
-//! A small guest in use that is grown by 12 GiB, whose memmap takes 192 MiB (S4.2).
+//! A small guest in use that is grown by 12 GiB, whose memmap takes 192 MiB (feature S4.2 of
+//! `docs/features.toml`).
 //!
-//! With the memmap taken from memory that the guest has, it runs out of memory while it is given memory.
-//! That has to be a clean error: what was plugged works, and can be taken back to the page. (Linux's
-//! guest dies there.) With the memmap in the new memory it grows.
+//! With the memmap in boot memory, the guest runs out of memory while memory is added to it. That has to be a
+//! clean error: the plugged part works, and all of it can be unplugged again. (A Linux guest dies there.) With
+//! the memmap in the new memory, the guest grows.
 
 use tidevm_abi::{ResizeState, Size};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
@@ -71,7 +72,7 @@ fn judge(record: &Record) -> (Finding, String) {
     }
 }
 
-/// Whether everything but the plug was done, and the guest's zones were in the end as before it.
+/// Whether every step except the plug was done, and the guest's zones in the end were as before the plug.
 fn rolled_back(record: &Record) -> bool {
     let others = record.steps.iter().filter(|step| step.command.to_string() != "plug 12G");
     let all_done = others.clone().count() == 5 && others.clone().all(StepRun::is_done);

@@ -1,8 +1,9 @@
-//! Two memory blocks that hold their own memmaps, added one by one and removed as one range (S4.16).
+//! Two memory blocks that hold their own memmaps, added one by one and removed as one range (feature S4.16 of
+//! `docs/features.toml`).
 //!
-//! Where a range can only be removed the way it came, it is refused, loudly and with nothing changed.
-//! Where every block is removed with its own memmap, the range goes and comes back. Either way the data
-//! in it stays what it was.
+//! If a range can only be removed the way it was added, the guest refuses and changes nothing. If every memory
+//! block is removed with its own memmap, the range is removed and added again. The data in the guest stays
+//! intact on both sides.
 
 use tidevm_abi::Failure;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};

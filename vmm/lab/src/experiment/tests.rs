@@ -8,10 +8,10 @@ use super::*;
 
 mod pages;
 
-/// Enough for the struct pages of 1024 GiB.
+/// Enough for the struct pages of 1024 GiB, twice.
 const AVAILABLE: u64 = 32 << 30;
 
-/// Sessions that end as a test wants, in the order in which they are asked for.
+/// A lab whose sessions have given records, in the order of the calls.
 struct Fake(Vec<Result<Record, Halt>>);
 
 impl Lab for Fake {
@@ -64,7 +64,7 @@ fn no_answer() -> StepFailure {
     StepFailure::TooLate { what: "the guest's answer".to_owned(), after: Duration::from_secs(60) }
 }
 
-/// A resize that stopped, for `state` in facts and for `why` in prose.
+/// A resize that stopped: `state` is the fact, and `why` the text for people.
 fn stopped(state: Option<ResizeState>, why: &str) -> StepFailure {
     let (plugged, target, why) = (Size(9 << 30), Size(12 << 30), why.to_owned());
     StepFailure::Stopped(Stopped { within: None, plugged, target, state, why })
@@ -86,7 +86,7 @@ fn find(name: &str) -> &'static Experiment {
     ALL.iter().find(|experiment| experiment.name == name).expect("an experiment")
 }
 
-/// Runs an experiment whose sessions end as given; what its sides find, and whether it passes.
+/// Runs an experiment whose sessions have these records. Returns the findings, and whether it passes.
 fn verdict(name: &str, records: Vec<Record>) -> (Vec<Finding>, bool) {
     let mut lab = Fake(records.into_iter().map(Ok).collect());
     let verdict = find(name).run(&mut lab).expect("an verdict");
@@ -158,8 +158,8 @@ fn memmap_oom_has_to_be_clean() {
     };
     assert_eq!(verdict("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));
     assert_eq!(verdict("memmap-oom", vec![grown(), grown()]), (vec![Success, Success], false));
-    // Pages that do not come back, a step that fails besides, and other reasons, some of which speak of
-    // memory.
+    // Pages that do not come back, another step that fails, and other failures. The text of most of them
+    // speaks of memory.
     let mut leaky = refused();
     leaky.steps[5].sample.guest.as_mut().expect("a guest").zones[0].free -= 1;
     let mut broken = refused();
@@ -185,7 +185,7 @@ fn offline_race_counts_pages() {
     assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), on()]), (vec![Failure, Success], true));
     assert_eq!(verdict("offline-race", vec![on(), on()]), (vec![Success, Success], false));
     assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
-    // A cycle that fails for another reason, too few cycles, and a broken guest.
+    // A cycle that fails for another reason, too few cycles, a failed check, and a guest that died.
     let mut broken = raced(2000, 3, 17);
     broken.steps[1] = failed("check", no_answer());
     for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died(DeathKind::GuestPanic, "")] {
@@ -246,7 +246,7 @@ fn same_granularity_changes_nothing_or_everything() {
     }
 }
 
-/// Boots of 1, 8, 64 and 512 GiB with so many sections written first.
+/// Records of boots of 1, 8, 64 and 512 GiB, with so many sections written first.
 fn boots(written: [u64; 4]) -> Vec<Record> {
     let boot = |memmaps_written| {
         let mut stats = step("stats");
@@ -281,7 +281,7 @@ fn sizes_that_take_too_long_are_left_out_and_it_is_said() {
     assert_eq!(verdict.sides[0].numbers.iter().filter(|number| missing(&number.value)).count(), 4);
 }
 
-/// A host with 2 GiB to give.
+/// A host with 2 GiB of available memory.
 struct Small(Fake);
 
 impl Lab for Small {
@@ -296,7 +296,7 @@ impl Lab for Small {
 
 #[test]
 fn sizes_whose_struct_pages_the_host_has_no_room_for_are_left_out() {
-    // Lazily they are not written, and so need none.
+    // With the lazy policy, struct pages are not written, and need no memory.
     let sides = [([8, 64, 512, 0], 3), ([1, 25, 25, 0], 3), ([0; 4], 4)];
     let records = sides.into_iter().flat_map(|(written, count)| boots(written).into_iter().take(count));
     let mut lab = Small(Fake(records.map(Ok).collect()));

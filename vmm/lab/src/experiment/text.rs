@@ -1,5 +1,4 @@
-//! Outcomes as text for people: for each experiment what happened on every side, and its numbers in
-//! columns.
+//! Verdicts as text for people: per experiment the finding of each side, and its numbers in columns.
 
 use std::fmt::Write;
 
@@ -50,7 +49,7 @@ fn one(text: &mut String, verdict: &Verdict) -> std::fmt::Result {
     Ok(())
 }
 
-/// The numbers that there are not, by reason.
+/// The names of missing numbers, by reason.
 fn missing(side: &Side) -> Vec<(&str, Vec<&str>)> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for number in &side.numbers {
@@ -68,7 +67,7 @@ fn row(name: String, cells: impl Iterator<Item = Option<String>>) -> Vec<String>
     [name].into_iter().chain(cells.map(Option::unwrap_or_default)).collect()
 }
 
-/// Aligned rows: the first column to the left, the others to the right.
+/// Aligned rows: the first column is left-aligned, the others are right-aligned.
 fn columns(text: &mut String, rows: &[Vec<String>]) -> std::fmt::Result {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: one JSON object a line, each way.
+//! QEMU's machine protocol: one JSON object per line, each way.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -13,10 +13,10 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Takes up the conversation. Each answer may take `limit`.
+    /// Reads the greeting and enters command mode. Each answer may take `limit`.
     ///
     /// # Errors
-    /// QEMU does not greet in time, or not as it should.
+    /// No greeting in time, or a wrong one.
     pub fn new(stream: UnixStream, limit: Duration) -> Result<Self, String> {
         let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(limit)));
         ready.map_err(|error| format!("cannot prepare the socket of QMP: {error}"))?;
@@ -29,7 +29,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes a command and returns what it returns. Events that come meanwhile are dropped.
+    /// Executes a command and returns its result. Events that come meanwhile are dropped.
     ///
     /// # Errors
     /// QEMU refuses, or does not answer in time.
@@ -71,7 +71,7 @@ mod tests {
 
     use super::Qmp;
 
-    /// A QEMU that has said all that it will ever say.
+    /// A connection to a QEMU that sends these lines and no others.
     fn conversation(lines: &[&str], limit: Duration) -> (Result<Qmp, String>, UnixStream) {
         let (host, mut qemu) = UnixStream::pair().unwrap();
         qemu.write_all(lines.concat().as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Outcomes as text, JSON and HTML.
+//! Verdicts as text, JSON and HTML.
 
 use serde_json::{Value as Json, json};
 
@@ -101,7 +101,7 @@ fn as_a_page() {
     {
         assert!(page.contains(shown), "no {shown}");
     }
-    // Nothing is fetched from elsewhere.
+    // The page fetches nothing from another place.
     for outside in ["http:", "https:", "src=", "<script", "<link", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
