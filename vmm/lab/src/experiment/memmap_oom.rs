@@ -7,7 +7,7 @@
 
 use tidevm_abi::{ResizeState, Size};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::{Ended, StepFailure, StepRun, Stopped};
+use tidevm_session::{Ended, StepFailure, StepRun};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
 
@@ -65,8 +65,8 @@ fn judge(record: &Record) -> (Finding, String) {
     let plugged = plugged(plug);
     match record.failure("plug") {
         None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
-        Some(failure @ StepFailure::Stopped(Stopped { state: Some(ResizeState::NoMemory), .. })) => {
-            (Finding::Failure, format!("{failure}; after that all of it could be taken back"))
+        Some(StepFailure::Stopped(stopped)) if stopped.state == Some(ResizeState::NoMemory) => {
+            (Finding::Failure, format!("{stopped}; after that all of it could be taken back"))
         }
         _ => (Finding::Neither, how_it_ended(record)),
     }

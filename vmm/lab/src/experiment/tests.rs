@@ -67,7 +67,7 @@ fn no_answer() -> StepFailure {
 /// A resize that stopped: `state` is the fact, and `why` the text for people.
 fn stopped(state: Option<ResizeState>, why: &str) -> StepFailure {
     let (plugged, target, why) = (Size(9 << 30), Size(12 << 30), why.to_owned());
-    StepFailure::Stopped(Stopped { within: None, plugged, target, state, why })
+    StepFailure::Stopped(Box::new(Stopped { within: None, plugged, target, state, why }))
 }
 
 fn record(steps: Vec<StepRun>) -> Record {

@@ -33,8 +33,8 @@ pub enum StepFailure {
     #[error("driver absent: the guest drives no device {0}")]
     NoDriver(usize),
     /// A resize did not reach its target.
-    #[error(transparent)]
-    Stopped(Stopped),
+    #[error("{0}")]
+    Stopped(Box<Stopped>),
     /// The guest refused a call, or could not carry it out.
     #[error("{text}")]
     Refused {

@@ -107,7 +107,8 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             let _ = write!(why, " ({refused})");
         }
         let (plugged, target) = (Size(mem.plugged), Size(target));
-        StepError::Failed(StepFailure::Stopped(Stopped { within, plugged, target, state, why }))
+        let stopped = Stopped { within, plugged, target, state, why };
+        StepError::Failed(StepFailure::Stopped(Box::new(stopped)))
     }
 }
 

@@ -42,7 +42,8 @@ fn shown(terminal: Option<usize>) -> String {
     let note = |text: &str| Ok(Some(text.to_owned()));
     let failed = |why: &str| {
         let (plugged, target, why) = (Size(200 << 20), Size(0), why.to_owned());
-        Err(StepFailure::Stopped(Stopped { within: None, plugged, target, state: None, why }))
+        let stopped = Stopped { within: None, plugged, target, state: None, why };
+        Err(StepFailure::Stopped(Box::new(stopped)))
     };
     let blocked = "100 pages cannot move: pfn 0x100000 (workload pins), \
                    pfn 0x100200 (workload pins) and 98 more";
