@@ -1,6 +1,6 @@
-//! tidevm's guest on QEMU, whose virtio-mem device nobody here wrote and which is on PCI.
+//! tidevm's guest on QEMU. QEMU's virtio-mem device is an independent check of our driver, and it is on PCI.
 //!
-//! QEMU emulates everything, so these tests need no KVM; without QEMU they are skipped.
+//! QEMU emulates the CPU, so these tests need no KVM. Without QEMU they are skipped.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -9,18 +9,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tidevm_lab::qemu::{self, Hotplug, QemuConfig, QemuVm};
+use tidevm_lab::qemu::{self, Hotplug, QemuConfig, QemuMachine};
 use tidevm_lab::zoneinfo::{self, Zone};
 use tidevm_machine::GUEST_IMAGE;
 use tidevm_tests::{Test, run_if};
 
 const MIB: u64 = 1 << 20;
 const PAGES_PER_MIB: u64 = 256;
-/// Pages of a memory block that hold its memmap, and how many MiB it has.
+/// Number of pages with the memmap of a memory block, and the size of a memory block in MiB.
 const MEMMAP_PAGES: u64 = 512;
 const MEMORY_BLOCK_MIB: u64 = 128;
 
-/// For any one thing; a busy host may take a while.
+/// The longest wait for one event. A busy host can be slow.
 const LIMIT: Duration = Duration::from_secs(60);
 
 const TESTS: &[Test] = &[
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     run_if(TESTS, |_| missing.clone())
 }
 
-/// A folder with the guest's image, for as long as it lives.
+/// A folder with the guest's image. Dropping it removes the folder.
 struct Guest {
     folder: PathBuf,
 }
@@ -71,30 +71,30 @@ impl Drop for Guest {
     }
 }
 
-fn boot(name: &str, change: impl FnOnce(&mut QemuConfig)) -> QemuVm {
+fn boot(name: &str, change: impl FnOnce(&mut QemuConfig)) -> QemuMachine {
     let guest = Guest::new(name);
     let mut options = guest.options();
     change(&mut options);
-    // QEMU has read the image when the guest is up.
-    QemuVm::start(&options).unwrap_or_else(|error| panic!("{error}"))
+    // The image may go now: QEMU has read it when the guest is up.
+    QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn command(machine: &mut QemuVm, line: &str) -> Vec<String> {
+fn command(machine: &mut QemuMachine, line: &str) -> Vec<String> {
     machine.command(line).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn movable(machine: &mut QemuVm) -> Zone {
+fn movable(machine: &mut QemuMachine) -> Zone {
     let lines = command(machine, "zoneinfo");
     let zones = zoneinfo::parse(lines.iter().map(String::as_str));
     zones.into_iter().find(|zone| zone.name == "Movable").expect("every zone is listed")
 }
 
-/// The Movable zone with `mib` plugged and nothing in it, all of it from the first block of the region
-/// on; every memory block holds its own memmap.
+/// The expected Movable zone with `mib` MiB plugged from the start of the region and no page in use. Every memory
+/// block holds its own memmap.
 fn expected(mib: u64) -> Zone {
     let blocks = mib.div_ceil(MEMORY_BLOCK_MIB);
     let present = blocks * MEMORY_BLOCK_MIB * PAGES_PER_MIB;
@@ -102,9 +102,9 @@ fn expected(mib: u64) -> Zone {
     Zone { node: 0, name: "Movable".to_owned(), spanned: present, present, managed, free: managed }
 }
 
-/// Resizes device 0 of one that has no other, and waits until the guest has seen to all of it: the
-/// device knows what is plugged before the guest has made use of it.
-fn resize(machine: &mut QemuVm, mib: u64) {
+/// Resizes the only device, and waits until the guest uses all of the memory. The device counts memory as plugged
+/// before the guest uses it.
+fn resize(machine: &mut QemuMachine, mib: u64) {
     let done = machine.resize(0, mib * MIB).and_then(|()| machine.wait_plugged(0, mib * MIB));
     done.unwrap_or_else(|error| panic!("{mib} MiB: {error}"));
     let deadline = Instant::now() + LIMIT;
@@ -115,8 +115,9 @@ fn resize(machine: &mut QemuVm, mib: u64) {
     command(machine, "check");
 }
 
-/// Ends the machine. No interrupt was lost meanwhile: a driver that has to look by itself says so.
-fn power_off(mut machine: QemuVm) {
+/// Ends the machine, and checks that no interrupt was lost: a driver that found work without an interrupt prints a
+/// message.
+fn power_off(mut machine: QemuMachine) {
     let text = machine.text();
     assert!(!text.contains("no answer for"), "{text}");
     assert_eq!(machine.power_off().unwrap().code(), Some(1), "{}", machine.text());
@@ -162,16 +163,16 @@ fn guest_moves_its_data() {
 
 const GARBAGE: u8 = 0xa5;
 
-/// QEMU says nothing of what is in memory that it plugs; here it is never zero.
+/// QEMU does not promise the content of memory that it plugs. Here the content is never zero.
 fn guest_takes_memory_that_is_not_zero() {
     let guest = Guest::new("garbage");
     let backing = guest.folder.join("memory");
     let mut options = guest.options();
     options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(512 * MIB) }];
-    let mut machine = QemuVm::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut machine = QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"));
     let mut memory = OpenOptions::new().read(true).write(true).open(backing).unwrap();
     for mib in [512, 130, 0, 512] {
-        // All of it that is not plugged; QEMU empties what is unplugged.
+        // Fills everything that is not plugged. QEMU empties unplugged memory.
         let plugged = machine.plugged(0).unwrap();
         memory.seek(SeekFrom::Start(plugged)).unwrap();
         for _ in plugged / MIB..512 {
@@ -192,7 +193,7 @@ fn guest_takes_memory_that_is_not_zero() {
 }
 
 fn guest_runs_on_cpus_whose_ids_have_gaps() {
-    // Three cores a socket: the APIC ids are 0, 1, 2, 4, 5, 6.
+    // With three cores per socket the APIC ids are 0, 1, 2, 4, 5, 6.
     let mut machine = boot("cpus", |options| {
         options.cpus = 6;
         options.extra = words("-smp sockets=2,cores=3,threads=1");
@@ -212,12 +213,12 @@ fn guest_brings_up_as_many_cpus_as_it_may() {
     assert!(text.contains("3 CPUs") && text.contains("1 CPUs are not used: the limit is 3"), "{text}");
 }
 
-/// Firmware gives a q35's slots two lines in all.
+/// The firmware of a q35 machine gives all slots together two interrupt lines.
 fn devices_share_interrupt_lines() {
     let mut machine = boot("lines", |options| options.hotplug = vec![Hotplug::new(256 * MIB); 6]);
     assert!(machine.text().contains("6 virtio-mem devices"), "{}", machine.text());
     for (size, round) in [(130, 1), (256, 2), (2, 3), (0, 4)] {
-        // All at once, so that their interrupts come together.
+        // Resizes all devices at once, so that their interrupts come together.
         for device in 0..6 {
             machine.resize(device, size * MIB).unwrap();
         }
@@ -225,13 +226,13 @@ fn devices_share_interrupt_lines() {
             machine.wait_plugged(device, size * MIB).unwrap_or_else(|error| panic!("round {round}: {error}"));
         }
     }
-    // The last of them may still be at it.
+    // The last device may still be at work.
     resize(&mut machine, 0);
     assert_eq!(movable(&mut machine), expected(0));
     power_off(machine);
 }
 
-/// On a bus of its own behind a port, and on one behind a second root.
+/// One device is on a bus behind a root port, another on a bus behind a second root.
 fn devices_lie_behind_bridges() {
     let mut machine = boot("bridges", |options| {
         options.hotplug.clear();
@@ -250,8 +251,8 @@ fn devices_lie_behind_bridges() {
     power_off(machine);
 }
 
-/// A region of 1000 MiB ends within its eighth memory block; QEMU puts the next one right behind it, which
-/// is no place where a memory block begins.
+/// A region of 1000 MiB ends within its eighth memory block. QEMU places the next region directly after it, where no
+/// memory block can begin.
 fn a_region_ends_where_it_likes() {
     let mut machine = boot("end", |options| {
         options.hotplug = vec![Hotplug::new(1000 * MIB), Hotplug::new(256 * MIB)];
@@ -265,7 +266,7 @@ fn a_region_ends_where_it_likes() {
     power_off(machine);
 }
 
-/// The names of Linux's files, in Linux's order; programs that read those can read these.
+/// The output has the names and the order of Linux's files, so programs for those files can read it.
 fn meminfo_and_zoneinfo_use_linux_words() {
     let mut machine = boot("words", |_| ());
     resize(&mut machine, 130);
@@ -292,7 +293,7 @@ fn meminfo_and_zoneinfo_use_linux_words() {
     assert_eq!(value("min"), 32, "what a movable zone of this size keeps");
     assert!(value("low") > 32 && value("batch:") == 7 && value("high:") >= 4 * 7, "{zoneinfo:#?}");
     assert_eq!(value("start_pfn:") % (MEMORY_BLOCK_MIB * PAGES_PER_MIB), 0);
-    // An empty zone ends after its first lines.
+    // An empty zone has only the first lines.
     assert!(zoneinfo.iter().any(|line| line.starts_with("Node 0, zone   Normal")));
 
     let zones = zoneinfo::parse(zoneinfo.iter().map(String::as_str));
@@ -326,7 +327,7 @@ fn the_shell_says_what_is_wrong() {
     command(&mut machine, "hog 1MiB unmovable as a");
     assert!(machine.command("release a b").unwrap_err().contains("words after"));
     assert!(machine.command("hog 1M movable as a").unwrap_err().contains("of this name"));
-    // A name can be used again; a correction on the line is taken.
+    // A name can be used again, and a line can be corrected while it is typed.
     command(&mut machine, "release b\u{8}a");
     command(&mut machine, "hog 1M pinned full as a");
     assert!(command(&mut machine, "help").len() > 5);

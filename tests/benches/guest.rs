@@ -1,4 +1,4 @@
-//! Instructions that the booted guest takes, `cargo bench -p tidevm-tests`: QEMU's emulator counts them.
+//! Instructions of the booted guest, counted by QEMU's emulator: `cargo bench -p tidevm-tests`.
 
 use std::env;
 use std::fs;
@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use tidevm_bench::table::{Row, Table};
-use tidevm_lab::qemu::{Hotplug, QemuConfig, QemuVm, missing};
+use tidevm_lab::qemu::{Hotplug, QemuConfig, QemuMachine, missing};
 use tidevm_machine::GUEST_IMAGE;
 
 const BLOCK: u64 = 128 << 20;
 const BLOCKS: u64 = 9;
-/// Instructions that a memory block may take, the device's requests aside.
+/// The most instructions per memory block, without the requests to the device.
 const MOST: u64 = 2000;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,27 +44,27 @@ fn add(table: &mut Table, init: &str, counts: &[u64]) {
     }
 }
 
-/// Instructions for each of the first blocks.
+/// The instructions of each of the first memory blocks.
 fn onlining(init: &str) -> Result<Vec<u64>, String> {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
     fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
     let mut options = QemuConfig::new(kernel.clone(), 512 << 20);
     options.hotplug = vec![Hotplug::new(2 << 30)];
     options.icount = true;
-    // QEMU's memory is zero, though QEMU does not say so.
+    // QEMU's memory is zero, although QEMU does not promise it.
     options.cmdline = format!("tidevm.zeroed=on tidevm.init={init}");
-    let counts = QemuVm::start(&options)
+    let counts = QemuMachine::start(&options)
         .and_then(|mut machine| (1..=BLOCKS).map(|blocks| one_more(&mut machine, blocks * BLOCK)).collect());
     drop(fs::remove_file(&kernel));
     counts
 }
 
-/// Plugs one more block, up to `bytes`; the instructions that the guest says it took.
-fn one_more(machine: &mut QemuVm, bytes: u64) -> Result<u64, String> {
+/// Plugs one more memory block, up to `bytes`. Returns the instructions that the guest reports.
+fn one_more(machine: &mut QemuMachine, bytes: u64) -> Result<u64, String> {
     let before = stat(machine, "memory blocks online")?;
     machine.resize(0, bytes)?;
     machine.wait_plugged(0, bytes)?;
-    // It is plugged before the guest has done with it.
+    // The device counts it as plugged before the guest is done.
     let deadline = Instant::now() + LIMIT;
     while stat(machine, "memory blocks online")? == before {
         if Instant::now() > deadline {
@@ -74,8 +74,8 @@ fn one_more(machine: &mut QemuVm, bytes: u64) -> Result<u64, String> {
     stat(machine, "last memory block")
 }
 
-/// The number that the guest's `stats` gives for `name`.
-fn stat(machine: &mut QemuVm, name: &str) -> Result<u64, String> {
+/// The number for `name` in the guest's `stats`.
+fn stat(machine: &mut QemuMachine, name: &str) -> Result<u64, String> {
     let stats = machine.command("stats")?;
     let number = |line: &String| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok();
     stats.iter().find_map(number).ok_or_else(|| format!("the guest does not tell its {name}: {stats:?}"))

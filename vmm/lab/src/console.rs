@@ -1,8 +1,8 @@
 //! The serial console of a guest that takes commands: lines go in, lines come out.
 //!
-//! The guest prints a line `ready` once it reads commands. It answers each command with any number of lines
-//! and a last one, `ok` or `failed: REASON`. The echo of the command and messages of the kernel may come in
-//! between, so the reader of an answer recognises lines by their form.
+//! The guest prints a line `ready` when it reads commands. It answers each command with any number of lines and a last
+//! line `ok` or `failed: REASON`. Echoed input and messages of the kernel may come in between, so the reader of an
+//! answer has to recognise its lines by their form.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ struct Output {
 #[derive(Default)]
 struct Seen {
     bytes: Vec<u8>,
-    /// The output has ended.
+    /// Whether the output has ended.
     ended: bool,
 }
 
@@ -56,7 +56,7 @@ impl Console {
         let seen = Arc::clone(&console.output);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An error ends the output, too.
+            // A failed read counts as the end.
             while let Ok(length @ 1..) = output.read(&mut buffer) {
                 seen.add(&buffer[..length]);
             }
@@ -65,7 +65,7 @@ impl Console {
         console
     }
 
-    /// The guest's output so far.
+    /// The whole output.
     pub fn text(&self) -> String {
         self.output.lock().text_from(0)
     }
@@ -80,15 +80,15 @@ impl Console {
     /// Waits at most `limit` until the guest takes commands.
     ///
     /// # Errors
-    /// The limit passed, or the output ended.
+    /// The guest is not ready in time.
     pub fn ready(&self, limit: Duration) -> Result<(), String> {
         self.lines_until(0, limit, "the guest to be ready", |line| line == "ready").map(|_| ())
     }
 
-    /// Sends a command. Returns the lines of its answer without the last one.
+    /// Sends a command, and returns the lines of its answer without the last one.
     ///
     /// # Errors
-    /// The guest's reason for a failure, or no answer within `limit`.
+    /// The command failed, or the answer did not end within `limit`.
     pub fn command(&mut self, line: &str, limit: Duration) -> Result<Vec<String>, String> {
         let start = self.output.lock().bytes.len();
         self.send(line)?;
@@ -103,13 +103,13 @@ impl Console {
     /// Sends a command that has no answer.
     ///
     /// # Errors
-    /// The input is closed.
+    /// The console has no reader any more.
     pub fn send(&mut self, line: &str) -> Result<(), String> {
         let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         sent.map_err(|error| format!("cannot send `{line}`: {error}"))
     }
 
-    /// Complete lines from byte `start` on, up to and including the first that `is_last`.
+    /// The complete lines from byte `start` on, up to and including the first line that `is_last` accepts.
     fn lines_until(
         &self,
         start: usize,
@@ -138,10 +138,10 @@ impl Console {
     }
 }
 
-/// Lines of the console in an error. The text of a panic fits.
+/// Number of lines in an error text. The report of a panic fits.
 const LAST_LINES: usize = 60;
 
-/// Prefix of the last line of an answer to a command that failed.
+/// The beginning of the last line after a failed command.
 const FAILED: &str = "failed: ";
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// A guest that prints a message of its kernel while it boots, and then gives these answers.
+    /// A guest that prints one kernel message and then `ready`, and answers with `answers`.
     fn guest(answers: &'static [&'static str]) -> Console {
         let (host, guest) = UnixStream::pair().unwrap();
         thread::spawn(move || {

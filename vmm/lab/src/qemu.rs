@@ -1,9 +1,11 @@
-//! VMs of QEMU's emulator, which needs no KVM. On them, guests can be compared with each other, and tidevm's
-//! driver meets a virtio-mem device of another project.
+//! Machines run by QEMU's emulator, which needs no KVM. They compare guests with each other, and run tidevm's guest on
+//! an independent virtio-mem device.
 //!
-//! A VM is a q35 with a serial console that takes commands (see [`crate::console`]), and one `virtio-mem-pci`
-//! device per hotplug region, with the names `mem0`, `mem1` and so on. A byte that the guest writes to
-//! [`tidevm_abi::EXIT_PORT`] ends the VM: QEMU's exit status is twice that byte, plus one.
+//! A machine is a q35 with a serial console that takes commands (see [`crate::console`]). It has one `virtio-mem-pci`
+//! device per hotplug region, named `mem0`, `mem1` and so on. A guest ends the machine by writing a byte to the port
+//! [`tidevm_abi::EXIT_PORT`]; QEMU's exit status is twice that byte, plus one.
+//!
+//! Invariant: dropping a machine kills its QEMU and removes its files.
 
 mod qmp;
 
@@ -25,13 +27,13 @@ use qmp::Qmp;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The first version whose virtio-mem device offers `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`.
+/// The first version whose virtio-mem device has the feature that unplugged memory is inaccessible.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Time between two looks at a state that QEMU does not report by itself.
+/// Pause between two polls of a state that QEMU does not report.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The reason why this host cannot run QEMU, if there is one.
+/// Why this host cannot run a machine, or `None`.
 pub fn missing() -> Option<String> {
     match Command::new(QEMU).arg("--version").output() {
         Ok(output) => too_old(&String::from_utf8_lossy(&output.stdout)),
@@ -39,7 +41,7 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// The fault of a QEMU that prints this as its version, if there is one.
+/// Why the QEMU that prints `text` about its version is too old, or `None`.
 fn too_old(text: &str) -> Option<String> {
     let version = text.split_whitespace().skip_while(|&word| word != "version").nth(1).unwrap_or_default();
     let mut numbers = version.split('.').map(str::parse::<u32>);
@@ -53,25 +55,25 @@ fn too_old(text: &str) -> Option<String> {
     }
 }
 
-/// The configuration of a VM.
+/// The properties of a machine.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// A bzImage, or an ELF file with a PVH entry.
     pub kernel: PathBuf,
-    /// Its initial RAM disk.
+    /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// Its command line.
+    /// The kernel's command line.
     pub cmdline: String,
     /// Number of CPUs.
     pub cpus: u32,
     /// Boot memory in bytes, a multiple of 1 MiB.
     pub memory: u64,
-    /// Regions with one virtio-mem device each.
+    /// The hotplug regions, each with a virtio-mem device.
     pub hotplug: Vec<Hotplug>,
-    /// Count instructions, for [`QemuVm::instructions`]. CPUs then take turns, and the VM is
+    /// Whether to count instructions, for [`QemuMachine::instructions`]. CPUs then take turns, and the machine is
     /// several times slower.
     pub icount: bool,
-    /// Longest wait for one event: for the guest to be ready, for an answer, for a size.
+    /// The longest wait for one event: for the guest to be ready, for an answer, for a size.
     pub limit: Duration,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
@@ -86,13 +88,13 @@ pub struct Hotplug {
     pub block: u64,
     /// Bytes that the device asks the guest to plug at boot.
     pub requested: u64,
-    /// A file that holds the region's memory, instead of anonymous memory. QEMU makes it, or makes it as long
-    /// as the region. A write to it changes the guest's memory.
+    /// A file with the region's memory, instead of anonymous memory of QEMU. QEMU creates it, or extends it to the
+    /// size of the region. A write to the file changes the guest's memory without the guest's knowledge.
     pub backing: Option<PathBuf>,
 }
 
 impl QemuConfig {
-    /// A VM with one CPU and without a hotplug region.
+    /// A machine with one CPU and without a hotplug region.
     #[must_use]
     pub fn new(kernel: PathBuf, memory: u64) -> Self {
         Self {
@@ -122,8 +124,8 @@ impl QemuConfig {
             qemu.arg("-initrd").arg(initrd);
         }
         if self.icount {
-            // Not sleep=off: an idle guest would run from timer to timer without a pause. Not rr=record: with it,
-            // QEMU 7.2 passes no input of the console to the guest.
+            // Without `sleep=off`, which would make an idle guest run from timer to timer without a pause. Without
+            // `rr=record`, with which QEMU 7.2 stops passing console input to the guest.
             qemu.args(["-icount", "shift=0"]);
         }
         let (slots, regions) = (self.hotplug.len(), self.hotplug.iter().map(|region| region.size));
@@ -154,7 +156,7 @@ impl Hotplug {
     }
 }
 
-/// A folder that is removed when the value is dropped.
+/// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -173,10 +175,10 @@ impl Drop for Folder {
     }
 }
 
-/// A running QEMU. It is killed when the value is dropped.
+/// A running QEMU. Dropping it kills QEMU.
 struct Process {
     child: Child,
-    /// File of its standard error.
+    /// The file with its standard error.
     complaints: PathBuf,
 }
 
@@ -185,7 +187,7 @@ impl Process {
         fs::read_to_string(&self.complaints).unwrap_or_default()
     }
 
-    /// Calls `look` again and again, at most for `limit`, until it returns a value.
+    /// Calls `look` repeatedly, for at most `limit`, until it returns something.
     fn poll<T>(
         &mut self,
         limit: Duration,
@@ -226,9 +228,9 @@ impl Drop for Process {
     }
 }
 
-/// A running VM. It is killed when the value is dropped.
-pub struct QemuVm {
-    // Dropped in this order.
+/// A running machine. It is killed when this is dropped.
+pub struct QemuMachine {
+    // The order of the fields is the order in which they are dropped.
     process: Process,
     qmp: Qmp,
     console: Console,
@@ -236,11 +238,11 @@ pub struct QemuVm {
     _folder: Folder,
 }
 
-impl QemuVm {
-    /// Starts a VM and waits until its guest takes commands.
+impl QemuMachine {
+    /// Starts a machine and waits until its guest takes commands.
     ///
     /// # Errors
-    /// QEMU does not start, or the guest is not ready within the limit; with their last output.
+    /// QEMU does not start, or the guest is not ready within the limit. The text has their last messages.
     pub fn start(options: &QemuConfig) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot run {QEMU}: {error}");
         let folder = Folder::new().map_err(failed)?;
@@ -266,12 +268,12 @@ impl QemuVm {
         Ok(machine)
     }
 
-    /// Changes the longest wait for one event, from [`QemuConfig::limit`].
+    /// Changes the longest wait for one event, which starts as [`QemuConfig::limit`].
     pub fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
 
-    /// The guest's output so far.
+    /// The whole console output.
     pub fn text(&self) -> String {
         self.console.text()
     }
@@ -279,7 +281,7 @@ impl QemuVm {
     /// Sends the guest a command and returns its answer, see [`Console::command`].
     ///
     /// # Errors
-    /// The guest's reason, with its last output.
+    /// The command failed. The text has the last lines of the console.
     pub fn command(&mut self, line: &str) -> Result<Vec<String>, String> {
         self.console.command(line, self.limit).map_err(|error| self.explain(&error))
     }
@@ -294,7 +296,7 @@ impl QemuVm {
         self.qmp.execute("qom-set", arguments).map(|_| ()).map_err(|error| self.explain(&error))
     }
 
-    /// Bytes that are plugged of device `mem{device}`.
+    /// Number of plugged bytes of device `mem{device}`.
     ///
     /// # Errors
     /// There is no such device.
@@ -310,10 +312,10 @@ impl QemuVm {
         self.property(device, "requested-size")
     }
 
-    /// Waits until so many bytes of device `mem{device}` are plugged.
+    /// Waits until `bytes` bytes of device `mem{device}` are plugged.
     ///
     /// # Errors
-    /// They are not within the limit; with the guest's last output.
+    /// They are not plugged within the limit. The text has the last lines of the console.
     pub fn wait_plugged(&mut self, device: usize, bytes: u64) -> Result<(), String> {
         let deadline = Instant::now() + self.limit;
         loop {
@@ -332,30 +334,30 @@ impl QemuVm {
         }
     }
 
-    /// Instructions that the CPUs have executed, on a VM that counts them.
+    /// Number of instructions that the CPUs have executed.
     ///
     /// # Errors
-    /// This VM does not count them.
+    /// The machine does not count instructions.
     pub fn instructions(&mut self) -> Result<u64, String> {
         let state = self.qmp.execute("query-replay", json!({})).map_err(|error| self.explain(&error))?;
         let count = state["icount"].as_u64().filter(|&count| count > 0);
         count.ok_or_else(|| format!("this machine counts no instructions: {state}"))
     }
 
-    /// Tells the guest to power off, which it does without an answer, and waits until it has.
+    /// Tells the guest to power off, and waits for the end of QEMU. The guest does not answer this command.
     ///
     /// # Errors
-    /// See [`QemuVm::wait_exit`].
+    /// See [`QemuMachine::wait_exit`].
     pub fn power_off(&mut self) -> Result<ExitStatus, String> {
         self.console.send("poweroff").map_err(|error| self.explain(&error))?;
         self.wait_exit()
     }
 
-    /// Waits until the guest has ended the VM. A power-off by ACPI is status 0. The other statuses are at the
-    /// top of this file.
+    /// Waits until the guest has ended the machine. After a power-off by ACPI the status is 0. The start of this file
+    /// explains the others.
     ///
     /// # Errors
-    /// The guest does not within the limit; with its last output.
+    /// The guest does not end the machine within the limit. The text has the last lines of the console.
     pub fn wait_exit(&mut self) -> Result<ExitStatus, String> {
         let look = |child: &mut Child| child.try_wait().map_err(|error| format!("cannot wait: {error}"));
         let ended = self.process.poll(self.limit, "the guest to end the machine", look);
@@ -369,7 +371,7 @@ impl QemuVm {
         value.and_then(number).map_err(|error| self.explain(&error))
     }
 
-    /// The error, with the last output of QEMU and of the guest.
+    /// An error text with the last messages of QEMU and of the guest.
     fn explain(&self, error: &str) -> String {
         let (complaints, last) = (self.process.complaints(), self.console.last_lines());
         format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")

@@ -1,26 +1,26 @@
-//! Reads the counters of a guest's zones from text in the form of Linux's /proc/zoneinfo.
+//! The counters of a guest's zones, read from text in the form of Linux's `/proc/zoneinfo`.
 
 use serde::{Deserialize, Serialize};
 
 /// Counters of one zone, in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
-    /// Its NUMA node.
+    /// The NUMA node.
     pub node: u32,
-    /// Its name in Linux: `DMA32`, `Normal`, `Movable` ...
+    /// Linux's name: `DMA32`, `Normal`, `Movable` ...
     pub name: String,
-    /// Pages between its first and last page, holes included.
+    /// Pages between the first and the last page, including holes.
     pub spanned: u64,
     /// Pages that exist.
     pub present: u64,
     /// Pages that the allocator manages.
     pub managed: u64,
-    /// Free pages, including those on per-CPU lists. On which of the lists a free page lies can change at any
-    /// time.
+    /// Free pages, including pages on per-CPU lists, because the list on which a free page lies is not defined.
     pub free: u64,
 }
 
-/// The zones that a /proc/zoneinfo lists, in its order. Lines of any other form are skipped.
+/// The zones in the order of the text. Lines of any other form are ignored. Zones that the text does not list are
+/// missing.
 pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
     let mut zones: Vec<Zone> = Vec::new();
     for line in lines {
@@ -36,7 +36,7 @@ pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
             "spanned" => zone.spanned = value,
             "present" => zone.present = value,
             "managed" => zone.managed = value,
-            // `count` counts the pages on the lists of one CPU.
+            // `count` is the number of pages on the lists of one CPU.
             "nr_free_pages" | "count:" => zone.free += value,
             _ => {}
         }

@@ -6,7 +6,7 @@
 //!
 //! Linux takes the memmap of a new memory block from boot memory, tidevm from the memory block itself (its
 //! altmap). So tidevm has fewer managed and free pages in Movable, and more free pages in boot memory, by
-//! [`MEMMAP_PAGES`] per memory block. Every other [`Difference`] must have a [`Reason`].
+//! the pages of its memmap per memory block. Every other [`Difference`] must have a [`Reason`].
 
 use std::{array, fmt};
 

@@ -58,7 +58,7 @@ pub trait MeasuredVm {
 
 /// A VM of QEMU's emulator.
 pub struct OnQemu {
-    machine: qemu::QemuVm,
+    machine: qemu::QemuMachine,
     counts: bool,
     _kernel: Scratch,
 }
@@ -102,7 +102,7 @@ impl OnQemu {
         options.cpus = CPUS.into();
         options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
-        let mut machine = qemu::QemuVm::start(&options)?;
+        let mut machine = qemu::QemuMachine::start(&options)?;
         machine.set_limit(LIMIT);
         Ok(Self { machine, counts, _kernel: own })
     }

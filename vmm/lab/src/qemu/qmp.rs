@@ -1,4 +1,5 @@
-//! QEMU's machine protocol: one JSON object per line, each way.
+//! QEMU's machine protocol (QMP): one JSON object per line in each direction. Mirrors the parts of QEMU's
+//! `docs/interop/qmp-spec.rst` that the tests need.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -16,7 +17,7 @@ impl Qmp {
     /// Reads the greeting and enters command mode. Each answer may take `limit`.
     ///
     /// # Errors
-    /// No greeting in time, or a wrong one.
+    /// QEMU sends no greeting in time, or an unexpected one.
     pub fn new(stream: UnixStream, limit: Duration) -> Result<Self, String> {
         let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(limit)));
         ready.map_err(|error| format!("cannot prepare the socket of QMP: {error}"))?;
@@ -29,10 +30,10 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes a command and returns its result. Events that come meanwhile are dropped.
+    /// Executes a command and returns its result. Events before the answer are dropped.
     ///
     /// # Errors
-    /// QEMU refuses, or does not answer in time.
+    /// QEMU refuses the command, or does not answer in time.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
         let sent = self.stream.get_mut().write_all(format!("{request}\n").as_bytes());
@@ -71,7 +72,7 @@ mod tests {
 
     use super::Qmp;
 
-    /// A connection to a QEMU that sends these lines and no others.
+    /// A connection to a QEMU that has sent `lines` and sends nothing more.
     fn conversation(lines: &[&str], limit: Duration) -> (Result<Qmp, String>, UnixStream) {
         let (host, mut qemu) = UnixStream::pair().unwrap();
         qemu.write_all(lines.concat().as_bytes()).unwrap();

@@ -1,9 +1,9 @@
 //! `pmem`: lists, maps, unmaps and uses device memory in the guest.
 
 use tidevm_abi::command::{Pmem, PmemHold, PmemMap};
-use tidevm_abi::{Answer, Failure, MAX_PMEM, Named, Op, PmemFailure, PmemOp, Size};
+use tidevm_abi::{Answer, Failure, MAX_PMEM, Op, PmemFailure, PmemOp, Size};
 
-use super::failure::{Done, StepError, StepFailure, unfit};
+use super::failure::{Done, StepError, unfit};
 use super::workload::patience;
 use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
 
@@ -52,12 +52,5 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             Answer::Failed(failure @ Failure::Pmem(_)) => self.pmem_refused(failure),
             other => unfit(other),
         }
-    }
-
-    /// The guest did nothing for `failure`, which may name a workload that uses the range.
-    pub(super) fn pmem_refused(&self, failure: Failure) -> StepError {
-        let name_of = |handle| self.workloads.name_of(handle).cloned();
-        let text = Named::new(&failure, &name_of).to_string();
-        StepError::Failed(StepFailure::Refused { failure, text })
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use tidevm_abi::command::{Resize, Target};
-use tidevm_abi::{Named, ResizeState, Size};
+use tidevm_abi::{ResizeState, Size};
 use tidevm_machine::{MemStatus, WaitError};
 
 use super::failure::{Done, StepError, StepFailure, Stopped};
@@ -97,11 +97,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     fn stopped(&self, device: usize, mem: &MemStatus, target: u64, within: Option<Duration>) -> StepError {
         let report = mem.report.filter(|report| mem.driver && report.requested == target);
         let state = report.map(|report| report.state);
-        let name_of = |handle| self.workloads.name_of(handle).cloned();
         let mut why = match &state {
             _ if !mem.driver => StepFailure::NoDriver(device).to_string(),
             None => "the guest is still at it, and has not said why".to_owned(),
-            Some(state) => Named::new(state, &name_of).to_string(),
+            Some(state) => self.workloads.text_of(state),
         };
         if let (Some(ResizeState::HostBusy), Some(refused)) = (state, &mem.refused) {
             let _ = write!(why, " ({refused})");

@@ -3,10 +3,11 @@
 //! Invariant: a handle is used for one workload and never again. So a page that the guest reports by a handle
 //! can be shown with the script's name even after the workload has ended.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::command::{Churn, Hog};
-use tidevm_abi::{Answer, Failure, Handle, Name, Op};
+use tidevm_abi::{Answer, Failure, Handle, Name, Named, Op};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
@@ -47,8 +48,16 @@ enum WorkloadState {
 
 impl Workloads {
     /// The name of the workload with this handle, whether it has ended or not.
-    pub(super) fn name_of(&self, handle: Handle) -> Option<&Name> {
+    fn name_of(&self, handle: Handle) -> Option<&Name> {
         self.0.get(handle as usize).map(|workload| &workload.name)
+    }
+
+    /// The text of a value of the guest, with the names of workloads.
+    pub(super) fn text_of<T>(&self, value: &T) -> String
+    where
+        for<'n> Named<'n, T>: Display,
+    {
+        Named::new(value, &|handle| self.name_of(handle).cloned()).to_string()
     }
 
     /// The oldest churn that was not awaited.
@@ -110,6 +119,12 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         };
         self.workloads.start(name, state);
         Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
+    }
+
+    /// The error for a range of device memory with which the guest did nothing. The failure may name a workload
+    /// that uses the range.
+    pub(super) fn pmem_refused(&self, failure: Failure) -> StepError {
+        StepError::Failed(StepFailure::Refused { failure, text: self.workloads.text_of(&failure) })
     }
 
     pub(super) fn churn(&mut self, churn: &Churn) -> Done {
