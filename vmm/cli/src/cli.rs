@@ -67,7 +67,7 @@ pub struct Experiment {
     #[arg(long)]
     pub json: bool,
     /// Where to write experiments.txt, experiments.json and experiments.html; with `all` the current
-    /// directory if nothing is said
+    /// directory by default
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
@@ -85,7 +85,7 @@ pub struct Run {
     /// Boot memory: 512M, 2G, 2GiB or bytes
     #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = str::parse::<Size>)]
     memory: Size,
-    /// A NUMA node and its part of boot memory and vCPUs; once a node, in their order
+    /// A NUMA node and its part of boot memory and vCPUs; once per node, in their order
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
     numa: Vec<NodeConfig>,
     /// A hotplug region and its virtio-mem device; may be given several times
@@ -112,13 +112,13 @@ pub struct Run {
     /// Whether the memmap of added memory lies in the added memory
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
     memmap_on_memory: Switch,
-    /// Whether per-CPU lists are out of play while a range goes offline
+    /// Whether per-CPU lists are disabled while a range goes offline
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
     pcp_disable: Switch,
-    /// What to do with the machine, one command a line; - for standard input
+    /// What to do with the machine, one command per line; - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub script: Option<PathBuf>,
-    /// One JSON object a line on standard output
+    /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files

@@ -258,7 +258,7 @@ fn a_user_who_may_not_use_kvm_is_status_3() {
             assert_eq!(assert_status(&output, 3, "(usermod -aG kvm USER, then log in again)"), "");
         }
         _ => eprintln!(
-            "SKIP a_user_who_may_not_use_kvm_is_status_3: only root can become somebody who may run this \
+            "SKIP a_user_who_may_not_use_kvm_is_status_3: only root can become a user who may run this \
              program but not use /dev/kvm"
         ),
     }
@@ -403,7 +403,7 @@ fn the_demo_does_what_it_shows() {
     for part in ["expect memmap.boot_pages == 0", "32768 pages intact", "32768 pages given back", "s/GiB"] {
         assert!(out.contains(part), "no `{part}`:\n{out}");
     }
-    assert!(!out.contains('\x1b'), "no colours where nobody sees them:\n{out}");
+    assert!(!out.contains('\x1b'), "no colours without a terminal:\n{out}");
 }
 
 fn json_is_one_object_a_line() {

@@ -43,7 +43,7 @@ pub enum StepFailure {
         /// The reason, with names of workloads.
         text: String,
     },
-    /// The guest's answer is none to what it was asked.
+    /// The guest's answer does not belong to the call.
     #[error("the guest gave an answer to another question: {0:?}")]
     WrongAnswer(Box<Answer>),
     /// The guest lists memory blocks without an end.
@@ -140,7 +140,7 @@ pub struct Stopped {
     pub target: Size,
     /// The driver's state, if it reported one for this target.
     pub state: Option<ResizeState>,
-    /// What is in the way, with names of workloads.
+    /// The obstacle, with names of workloads.
     pub why: String,
 }
 

@@ -495,7 +495,7 @@ impl VmControl for FakeVm {
         }
         let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();
-        assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
+        assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff
     }
 }

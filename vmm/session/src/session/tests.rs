@@ -70,7 +70,7 @@ fn session_on(fake: FakeVm, script: &str) -> Ran {
     let stops = fake.stops();
     let mut recorder = Recorder::default();
     let summary = run(fake, &script, &mut recorder).unwrap();
-    assert_eq!((stops.get(), recorder.ends), (1, 1), "stopped and reported once, whatever came of it");
+    assert_eq!((stops.get(), recorder.ends), (1, 1), "stopped and reported once, in any case");
     Ran { summary, steps: recorder.steps }
 }
 
