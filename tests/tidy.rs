@@ -77,7 +77,6 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("guest/mm/", "target_arch", "memory management knows no CPU; a platform does"),
     ("virtio-mem/", "std::", "runs in the guest"),
     ("vmm/session/src/session", "crate::table", "a session knows no way of being shown"),
-    ("vmm/session/src/command", "crate::session", "the grammar knows no machine"),
     ("vmm/session/src/script", "crate::session", "the grammar knows no machine"),
 ];
 

@@ -1,7 +1,7 @@
 //! Experiments that are quick enough for every run, and a short form of the race experiment.
 
 use tidevm_abi::Answer;
-use tidevm_lab::experiment::host::Host;
+use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, text};
 use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Session, Test, machine, run};
@@ -23,8 +23,8 @@ pub const CONCURRENT: &[&str] = &["a_race_strands_pages_of_a_single_drain"];
 /// S1.2, S4.16, S5.1, S5.3: with the mechanism off the failure appears, with it on it does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
-    let outcome = experiment.run(&mut Host(std::io::sink())).expect("the host can");
-    assert!(outcome.passed(), "{}", text::text(&[outcome]));
+    let verdict = experiment.run(&mut KvmLab(std::io::sink())).expect("the host can");
+    assert!(verdict.passed(), "{}", text::text(&[verdict]));
 }
 
 /// Runs a race of `cycles` cycles. Returns the numbers of cycles, of failures and of stranded pages.

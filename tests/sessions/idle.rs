@@ -5,7 +5,7 @@ use std::io;
 
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
-use tidevm_session::{BootReport, Ended, Observer, StepReport, Summary};
+use tidevm_session::{Booted, Ended, Observer, StepRun, Summary};
 use tidevm_tests::{Test, machine};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
@@ -14,11 +14,11 @@ pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machi
 struct Ticks(Vec<u64>);
 
 impl Observer for Ticks {
-    fn boot(&mut self, _: &BootReport) -> io::Result<()> {
+    fn boot(&mut self, _: &Booted) -> io::Result<()> {
         Ok(())
     }
 
-    fn step(&mut self, _: &StepReport) -> io::Result<()> {
+    fn step(&mut self, _: &StepRun) -> io::Result<()> {
         self.0.push(cpu_ticks()?);
         Ok(())
     }

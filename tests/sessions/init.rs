@@ -2,7 +2,7 @@
 //! succeed.
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
-use tidevm_machine::{Config, ConsoleMode, InitPolicy, Vm};
+use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Vm};
 use tidevm_tests::{Account, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -98,29 +98,30 @@ fn early_buffers_at_the_scale_of_tracing() {
     }
 }
 
-/// The console output of a guest that dies because of `config`.
+/// Boots a guest that dies, and returns the kind of its death and the text on its console.
 #[track_caller]
-fn death(config: Config) -> String {
+fn death(config: Config) -> (DeathKind, String) {
     let name = format!("tidevm-death-{}", std::process::id());
     let console = std::env::temp_dir().join(name);
     let vm = Vm::start(Config { console: ConsoleMode::File(console.clone()), ..config }).expect("a machine");
     let limit = std::time::Duration::from_secs(60);
-    let died = vm.wait(limit, "the guest to die", |state| state.death.as_ref().map(|_| ()));
+    let died = vm.wait(limit, "the guest to die", |state| Some(state.death.as_ref()?.kind));
     drop(vm);
     let text = std::fs::read_to_string(&console).unwrap_or_default();
     drop(std::fs::remove_file(&console));
-    died.unwrap_or_else(|error| panic!("{error}\n{text}"));
-    text
+    (died.unwrap_or_else(|error| panic!("{error}\n{text}")), text)
 }
 
 /// The negative control of S1.1 and S1.2.
 fn without_growing_early_buffers_are_too_much() {
-    let text = death(early("tidevm.deferred_grow=off"));
+    let (kind, text) = death(early("tidevm.deferred_grow=off"));
+    assert_eq!(kind, DeathKind::OutOfMemory, "{text}");
     assert!(text.contains("percpu_buf: out of memory on CPU 1"), "{text}");
 }
 
 fn a_buffer_that_cannot_fit_is_named() {
     let config = early("");
-    let text = death(Config { cmdline: Some("percpu_buf=300M".to_owned()), ..config });
+    let (kind, text) = death(Config { cmdline: Some("percpu_buf=300M".to_owned()), ..config });
+    assert_eq!(kind, DeathKind::GuestPanic, "{text}");
     assert!(text.contains("percpu_buf: CPU 1 wants 76800 pages"), "{text}");
 }

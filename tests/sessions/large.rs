@@ -122,8 +122,8 @@ fn blocks_that_do_not_fit_a_region_are_smaller_there() {
 }
 
 fn note(session: &Session, step: usize) -> &str {
-    match &session.steps[step].verdict {
-        tidevm_session::Verdict::Done { note: Some(note) } => note,
+    match &session.steps[step].result {
+        Ok(Some(note)) => note,
         other => panic!("{other:?}"),
     }
 }

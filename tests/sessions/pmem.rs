@@ -99,7 +99,7 @@ fn several_ranges_on_two_cpus() {
                   pmem unmap 1";
     let session = run_checked(machine(&[1, 1, 2]), script);
     session.assert_done();
-    let text = session.steps[0].verdict.clone();
+    let text = session.steps[0].result.clone();
     assert!(format!("{text:?}").contains("on 2 CPUs; the hotplug lock was held"), "{text:?}");
     assert_as_before(&session, 9);
 }
@@ -139,7 +139,7 @@ fn initialised_twice_ends_the_same() {
     let twice = run_checked(Config { cmdline, ..machine(&[1]) }, script);
     for (session, locked) in [(&once, 512), (&twice, 32_768)] {
         session.assert_done();
-        let text = format!("{:?}", session.steps[0].verdict);
+        let text = format!("{:?}", session.steps[0].result);
         assert!(text.contains(&format!("and {locked} struct pages written under it")), "{text}");
         assert_as_before(session, 4);
     }

@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
 use tidevm_session::script::Script;
-use tidevm_session::{BootReport, Ended, Record, Sample, StepReport, Summary, Verdict};
+use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
@@ -64,9 +64,9 @@ pub fn machine(region: u64) -> Config {
 #[derive(Debug)]
 pub struct Session {
     /// The report of the boot.
-    pub boot: BootReport,
+    pub boot: Booted,
     /// The report of each step; [`run_checked`] leaves out its checks.
-    pub steps: Vec<StepReport>,
+    pub steps: Vec<StepRun>,
     /// The end of the session.
     pub summary: Summary,
 }
@@ -98,9 +98,9 @@ pub fn run_checked(config: Config, script: &str) -> Session {
         }
     }
     let mut session = run(config, &checked);
-    let checks = |step: &StepReport| step.command == tidevm_session::command::Command::Check;
+    let checks = |step: &StepRun| step.command == tidevm_abi::Command::Check;
     for check in session.steps.iter().filter(|step| checks(step)) {
-        assert!(matches!(check.verdict, Verdict::Done { .. }), "{check:?}\n{:?}", session.summary.ended);
+        assert!(check.is_done(), "{check:?}\n{:?}", session.summary.ended);
     }
     session.steps.retain(|step| !checks(step));
     session
@@ -123,17 +123,17 @@ impl Session {
     /// When the guest died, with the text about its death.
     #[track_caller]
     pub fn assert_alive(&self) {
-        if let Ended::Died { report } = &self.summary.ended {
+        if let Ended::Died(death) = &self.summary.ended {
             let last = self.steps.last().map(|step| step.command.to_string());
-            panic!("died in {last:?}: {report}");
+            panic!("died in {last:?}: {death}");
         }
     }
 
     /// The steps that failed, with their reasons.
     pub fn failures(&self) -> Vec<(String, String)> {
-        let failure = |step: &StepReport| match &step.verdict {
-            Verdict::Failed { reason } => Some((step.command.to_string(), reason.clone())),
-            Verdict::Done { .. } => None,
+        let failure = |step: &StepRun| {
+            let failure = step.result.as_ref().err()?;
+            Some((step.command.to_string(), failure.to_string()))
         };
         self.steps.iter().filter_map(failure).collect()
     }

@@ -13,6 +13,9 @@ pub enum ExitCode {
     PowerOff = 0,
     /// The guest panicked; the reason is on the serial port.
     Panic = 1,
+    /// The guest panicked because the kernel found no memory for something that boot cannot do without; the
+    /// reason is on the serial port.
+    OutOfMemory = 2,
 }
 
 /// First I/O port of the serial console (COM1, a 16550).

@@ -1,16 +1,15 @@
-//! The command line: options to a [`Config`], and where the session's script comes from.
+//! The command line: its options become a [`Config`] and the name of the session's script.
 //!
-//! Only syntax is checked here; what cannot be built is refused by [`Config::validate`].
+//! Only syntax is checked here. [`Config::validate`] refuses a VM that cannot be built.
 
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size, SizeError};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
-use tidevm_session::command::parse_size;
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
@@ -68,7 +67,7 @@ pub struct Experiment {
     #[arg(long)]
     pub json: bool,
     /// Where to write experiments.txt, experiments.json and experiments.html; with `all` the current
-    /// directory if nothing is said
+    /// directory by default
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
@@ -84,9 +83,9 @@ pub struct Run {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
     /// Boot memory: 512M, 2G, 2GiB or bytes
-    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = str::parse::<Size>)]
     memory: Size,
-    /// A NUMA node and its part of boot memory and vCPUs; once a node, in their order
+    /// A NUMA node and its part of boot memory and vCPUs; once per node, in their order
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
     numa: Vec<NodeConfig>,
     /// A hotplug region and its virtio-mem device; may be given several times
@@ -108,18 +107,18 @@ pub struct Run {
     #[arg(long, value_name = "POLICY", default_value_t)]
     init: InitPolicy,
     /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
-    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
     memory_block: Size,
     /// Whether the memmap of added memory lies in the added memory
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
     memmap_on_memory: Switch,
-    /// Whether per-CPU lists are out of play while a range goes offline
+    /// Whether per-CPU lists are disabled while a range goes offline
     #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
     pcp_disable: Switch,
-    /// What to do with the machine, one command a line; - for standard input
+    /// What to do with the machine, one command per line; - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub script: Option<PathBuf>,
-    /// One JSON object a line on standard output
+    /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
@@ -137,10 +136,10 @@ enum Switch {
 }
 
 impl Run {
-    /// The machine that the options describe.
+    /// The VM that the options describe.
     ///
     /// # Errors
-    /// Two options that want the same stream.
+    /// Two options use the same stream.
     pub fn config(&self) -> Result<Config, String> {
         if self.console == ConsoleMode::Stdio {
             if self.json {
@@ -169,7 +168,7 @@ impl Run {
     }
 }
 
-/// The machine of `tidevm demo`.
+/// The VM of `tidevm demo`.
 pub fn demo_config() -> Config {
     Config {
         cpus: 2,
@@ -180,16 +179,12 @@ pub fn demo_config() -> Config {
     }
 }
 
-fn size(text: &str) -> Result<Size, String> {
-    parse_size(text).map(Size).ok_or_else(|| "not a size such as 512M, 2G, 2GiB or bytes".to_owned())
-}
-
 fn hotplug(text: &str) -> Result<HotplugConfig, String> {
     let mut config = HotplugConfig::new(0);
     let mut seen = Vec::new();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
-        let read = || size(value).map(|size| size.0).map_err(|error| format!("{key}={value}: {error}"));
+        let read = || bytes(value).map_err(|error| format!("{key}={value}: {error}"));
         match key {
             "size" => config.size = read()?,
             "block" => config.block = read()?,
@@ -214,7 +209,7 @@ fn node(text: &str) -> Result<NodeConfig, String> {
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
         match key {
-            "memory" => config.memory = size(value).map_err(|error| format!("memory={value}: {error}"))?.0,
+            "memory" => config.memory = bytes(value).map_err(|error| format!("memory={value}: {error}"))?,
             "cpus" => config.cpus = value.parse().map_err(|error| format!("cpus={value}: {error}"))?,
             _ => return Err(format!("unknown key `{key}`; the keys are memory and cpus")),
         }
@@ -228,7 +223,11 @@ fn node(text: &str) -> Result<NodeConfig, String> {
 
 fn pmem(text: &str) -> Result<u64, String> {
     let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
-    size(value).map(|size| size.0).map_err(|error| format!("size={value}: {error}"))
+    bytes(value).map_err(|error| format!("size={value}: {error}"))
+}
+
+fn bytes(text: &str) -> Result<u64, SizeError> {
+    text.parse::<Size>().map(|Size(bytes)| bytes)
 }
 
 fn console(text: &str) -> Result<ConsoleMode, String> {

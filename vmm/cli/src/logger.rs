@@ -1,5 +1,5 @@
-//! Warnings and errors of the library, on stderr. Only its own: what the crates below it have to
-//! say of a queue or a register is in the guest's hands, which could fill the terminal with it.
+//! Prints warnings and errors of tidevm's own crates on stderr. Warnings of other crates are dropped: the guest
+//! can cause them, for instance by a wrong queue, and could fill the terminal.
 
 use std::io::{self, Write};
 
@@ -14,7 +14,7 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            // A terminal that hung up is no reason to panic.
+            // A closed terminal must not cause a panic.
             drop(writeln!(io::stderr(), "tidevm: {}", record.args()));
         }
     }
@@ -22,9 +22,9 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Lets warnings be seen from here on.
+/// Prints warnings from now on.
 pub fn start() {
-    // It fails only where a logger was set before, and then that one is good enough.
+    // This fails only if a logger was set before. Then that one stays.
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }

@@ -1,4 +1,4 @@
-//! `tidevm`: arguments to a machine and a script, a session to an exit status.
+//! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
 mod cli;
 mod logger;
@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
-use tidevm_lab::experiment::host::Host;
-use tidevm_lab::experiment::{ALL, Halt, Outcome, data, html, text};
+use tidevm_lab::experiment::kvm_lab::KvmLab;
+use tidevm_lab::experiment::{ALL, Halt, Verdict, data, html, text};
 use tidevm_machine::{Config, StartError, Vm};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
@@ -35,23 +35,23 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// To stderr, if that is there: after a hang-up it is not.
+/// Prints to stderr. After a hang-up stderr may be closed, which is ignored.
 fn complain(what: impl Display) {
     drop(writeln!(io::stderr(), "{what}"));
 }
 
-/// 2 for bad usage, 3 when the host cannot; a session that could not be shown is a failed one.
+/// 1 if standard output was closed, 2 for bad usage, 3 if the host cannot run the VM.
 fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
         return error.exit_status();
     }
-    if error.is::<Unshown>() { 1 } else { 2 }
+    if error.is::<OutputClosed>() { 1 } else { 2 }
 }
 
-/// The session ended because standard output takes nothing any more.
+/// The session ended because standard output is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
-struct Unshown;
+struct OutputClosed;
 
 fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
@@ -61,19 +61,19 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
-            run(machine(&options)?, script.as_ref(), options.json)
+            run(config(&options)?, script.as_ref(), options.json)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
             let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(Unshown)?;
+            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
             Ok(0)
         }
     }
 }
 
-fn machine(options: &Run) -> anyhow::Result<Config> {
+fn config(options: &Run) -> anyhow::Result<Config> {
     options.config().map_err(|conflict| anyhow!("{conflict}"))
 }
 
@@ -97,38 +97,38 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
     let all = options.name == "all";
     let folder = options.output.as_deref().or(all.then_some(Path::new(".")));
     if let Some(folder) = folder {
-        // Before all that time is spent.
+        // Before the experiments, which take their time.
         fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
     }
-    let mut lab = Host(io::stderr());
-    let mut outcomes = Vec::new();
+    let mut lab = KvmLab(io::stderr());
+    let mut verdicts = Vec::new();
     let mut halt = None;
     for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
         match experiment.run(&mut lab) {
-            Ok(outcome) => outcomes.push(outcome),
+            Ok(verdict) => verdicts.push(verdict),
             Err(reason) => {
                 halt = Some(reason);
                 break;
             }
         }
     }
-    // What ended before a halt is not lost with it.
-    let written = folder.map_or(Ok(()), |folder| write_outcomes(folder, &outcomes));
-    let shown = if options.json { data::json(&outcomes) } else { text::text(&outcomes) };
-    io::stdout().write_all(shown.as_bytes()).context(Unshown)?;
+    // Verdicts from before a halt are written as well.
+    let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
+    let shown = if options.json { data::json(&verdicts) } else { text::text(&verdicts) };
+    io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;
     match halt {
         Some(Halt::Start(error)) => Err(error.into()),
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
-        None => Ok(u8::from(!outcomes.iter().all(Outcome::passed))),
+        None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
 }
 
-fn write_outcomes(folder: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
+fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
     for (name, content) in [
-        ("experiments.txt", text::text(outcomes)),
-        ("experiments.json", data::json(outcomes)),
-        ("experiments.html", html::page(outcomes)),
+        ("experiments.txt", text::text(verdicts)),
+        ("experiments.json", data::json(verdicts)),
+        ("experiments.html", html::page(verdicts)),
     ] {
         let path = folder.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
@@ -156,9 +156,9 @@ fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> any
         Some(script) => tidevm_session::run(vm, script, observer),
         None => tidevm_session::stay(vm, observer),
     };
-    let Summary { ended, .. } = result.context(Unshown)?;
-    if let Ended::Died { report } = &ended {
-        complain(report);
+    let Summary { ended, .. } = result.context(OutputClosed)?;
+    if let Ended::Died(death) = &ended {
+        complain(death);
     }
     Ok(ended.status())
 }

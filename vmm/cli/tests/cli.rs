@@ -1,6 +1,6 @@
-//! The program as a user meets it: arguments and scripts in, streams and exit statuses out.
+//! Tests of the program as a user runs it: arguments and scripts in, streams and exit statuses out.
 //!
-//! Tests that boot a machine are ignored, with a reason, where /dev/kvm cannot be used.
+//! Tests that boot a VM are ignored, with a reason, where /dev/kvm cannot be used.
 
 #[path = "cli/endings.rs"]
 mod endings;
@@ -55,7 +55,7 @@ const ON_KVM: &[Test] = &[
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Machines share the host's CPUs, and have deadlines.
+    // One at a time: VMs share the host's CPUs, and have deadlines.
     arguments.test_threads.get_or_insert(1);
     let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let missing = device.err().map(|error| format!("/dev/kvm cannot be used: {error}"));
@@ -104,7 +104,7 @@ fn scratch(name: &str, content: &str) -> PathBuf {
     path
 }
 
-/// Asserts the status and that stderr says something, and returns stdout.
+/// Asserts the status and that stderr contains `stderr`. Returns stdout.
 #[track_caller]
 fn assert_status(output: &Output, status: i32, stderr: &str) -> String {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -226,7 +226,7 @@ fn unusable_kernels_are_status_2() {
     assert_status(&output, 2, "beyond the first 32M of boot memory: make --memory larger");
 }
 
-/// In a mount namespace of its own, the device can be another one, or none.
+/// Runs in its own mount namespace, in which the device can be another one, or absent.
 fn a_host_without_kvm_is_status_3() {
     for (hide, message) in [
         ("mount --bind /dev/null /dev/kvm", "/dev/kvm"),
@@ -248,7 +248,7 @@ fn a_host_without_kvm_is_status_3() {
 }
 
 fn a_user_who_may_not_use_kvm_is_status_3() {
-    /// Nobody, on every Linux.
+    /// The user `nobody`, on every Linux.
     const NOBODY: u32 = 65534;
     let others = fs::metadata("/dev/kvm").expect("it was opened").permissions().mode() & 0o006;
     let probe = Command::new(env!("CARGO_BIN_EXE_tidevm")).arg("--version").uid(NOBODY).gid(NOBODY).output();
@@ -258,7 +258,7 @@ fn a_user_who_may_not_use_kvm_is_status_3() {
             assert_eq!(assert_status(&output, 3, "(usermod -aG kvm USER, then log in again)"), "");
         }
         _ => eprintln!(
-            "SKIP a_user_who_may_not_use_kvm_is_status_3: only root can become somebody who may run this \
+            "SKIP a_user_who_may_not_use_kvm_is_status_3: only root can become a user who may run this \
              program but not use /dev/kvm"
         ),
     }
@@ -280,7 +280,7 @@ fn an_experiment_is_told_and_written() {
     assert!(read("experiments.html").contains("percpu_buf: out of memory"));
 }
 
-/// The host is one that gives a process 4 GiB of addresses.
+/// Runs on a host that limits a process to 4 GiB of addresses.
 fn more_than_the_host_can_map_is_status_2() {
     let limited = |arguments: &str| {
         let script = format!("ulimit -v {} && exec \"$0\" run {arguments}", 4 << 20);
@@ -298,7 +298,7 @@ fn more_than_the_host_can_map_is_status_2() {
     }
 }
 
-/// Not even a warning: it cannot be waited for.
+/// There is not even a warning: a file cannot be waited for.
 fn input_that_is_a_file_is_no_input() {
     let kernel = kernel::write("poweroff-stdio", &kernel::exit_with(0));
     let file = scratch("input", "some text\n");
@@ -313,7 +313,9 @@ fn input_that_is_a_file_is_no_input() {
 }
 
 fn a_guest_that_panics_is_status_4() {
-    for (name, code) in [("panic", kernel::exit_with(1)), ("fault", kernel::FAULT.to_vec())] {
+    for (name, code) in
+        [("panic", kernel::exit_with(1)), ("oom", kernel::exit_with(2)), ("fault", kernel::FAULT.to_vec())]
+    {
         let path = kernel::write(name, &code);
         let path = path.to_str().expect("UTF-8");
         let output = tidevm(&["run", "--kernel", path]);
@@ -329,7 +331,7 @@ fn a_guest_that_powers_off_is_status_0() {
     let path = kernel::write("poweroff", &kernel::exit_with(0));
     let path = path.to_str().expect("UTF-8");
     assert_status(&tidevm(&["run", "--kernel", path]), 0, "");
-    // But it did not do what a script asks.
+    // With a script, the same end is a failure: not all steps were run.
     let output = with_input(&["run", "--kernel", path, "--script", "-"], "sleep 60s");
     assert!(assert_status(&output, 1, "").contains("the guest powered off"));
 }
@@ -341,11 +343,11 @@ fn a_reset_ends_the_machine_where_it_shall() {
     assert_eq!(text(&output.stderr), "\n");
 }
 
-/// What a process says on stderr, line by line, as a test can wait for it.
+/// The lines of a process's stderr, so that a test can wait for each.
 fn said(child: &mut Child) -> Receiver<String> {
     let (lines, said) = channel();
     let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    // Ends with the process, or when nobody listens any more.
+    // Ends with the process, or when the receiver is dropped.
     thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
     said
 }
@@ -362,7 +364,7 @@ fn resources(process: u32) -> [usize; 4] {
 }
 
 fn resets_without_end_cost_nothing() {
-    /// More than one that is under way makes a difference of, less than one would leave behind a time.
+    /// Larger than the use by one reset under way, smaller than a leak of one per reset.
     const UNDER_WAY: usize = 20;
     let path = kernel::write("resets", kernel::RESET);
     let mut command = program();
@@ -390,7 +392,7 @@ fn a_host_that_cannot_reset_is_told() {
     assert!(Command::new("prlimit").args(limit).status().expect("prlimit").success());
     assert_eq!(endings::end(&mut child).code(), Some(4));
     let said: Vec<_> = said.iter().filter(|line| !line.is_empty()).collect();
-    // The file that there is one too many of may be any of several.
+    // Any of several files may be the one beyond the limit.
     let [what, why] = &said[..] else { panic!("{said:?}") };
     assert_eq!(what, "the machine could not be started again after a reset");
     assert!(why.contains("cannot") && why.ends_with("Too many open files (os error 24)"), "{why}");
@@ -401,7 +403,7 @@ fn the_demo_does_what_it_shows() {
     for part in ["expect memmap.boot_pages == 0", "32768 pages intact", "32768 pages given back", "s/GiB"] {
         assert!(out.contains(part), "no `{part}`:\n{out}");
     }
-    assert!(!out.contains('\x1b'), "no colours where nobody sees them:\n{out}");
+    assert!(!out.contains('\x1b'), "no colours without a terminal:\n{out}");
 }
 
 fn json_is_one_object_a_line() {

@@ -1,16 +1,16 @@
-//! One session on two guests, Linux and tidevm's own, on the same machines: what plugging and unplugging
-//! costs each, and whether they count their memory alike.
+//! One session on two guests, Linux and tidevm's own, on the same VMs: the cost of plugging and unplugging,
+//! and whether both count their memory alike.
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
-//! | [`machine`] | the machines, as one | what is measured |
-//! | [`measure`] | the session on one machine: costs and counters | that there are others |
-//! | [`judge`] | the counters of two guests against each other | how it is shown |
-//! | [`table`] | what was measured, for people | machines |
+//! | [`measured_vm`] | one interface to all VMs | what is measured |
+//! | [`measure`] | the session on one VM: costs and counters | the other VMs |
+//! | [`judge`] | the differences between the counters of two guests | how they are shown |
+//! | [`table`] | measurements and differences, for people | VMs |
 
 pub mod judge;
-pub mod machine;
 pub mod measure;
+pub mod measured_vm;
 pub mod table;
 
 use serde::{Deserialize, Serialize};
@@ -21,26 +21,26 @@ use crate::zoneinfo::Zone;
 /// Bytes of a GiB.
 pub const GIB: u64 = 1 << 30;
 
-/// Sizes, in GiB, at which the guests are held against each other.
+/// Sizes, in GiB, at which the guests are compared.
 const SIZES: [u64; 2] = [1, 4];
 
 const PAGE_SIZE: u64 = 4096;
 
-/// Pages of memmap that a memory block needs: 64 bytes for each of its pages.
+/// Pages of memmap per memory block: 64 bytes for each of its pages.
 const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
 
-/// Where a session runs.
+/// The host of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Host {
     /// QEMU's emulator with its virtio-mem-pci.
     Qemu,
-    /// The same, counting instructions: its times mean nothing.
+    /// The same, counting instructions. Its times mean nothing.
     QemuCounting,
     /// tidevm with its virtio-mem on this host's KVM.
     Tidevm,
 }
 
-/// Who runs there.
+/// The guest of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guest {
     /// A stock Linux.
@@ -49,38 +49,38 @@ pub enum Guest {
     Tidevm,
 }
 
-/// A session as it went.
+/// The measurement of a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Where.
+pub struct Measurement {
+    /// Its host.
     pub host: Host,
-    /// Who.
+    /// Its guest.
     pub guest: Guest,
-    /// The guest after boot, and after each step.
-    pub steps: Vec<Step>,
-    /// Why not all of [`steps`] are there.
+    /// The boot, and then each phase that was run.
+    pub phases: Vec<Phase>,
+    /// Why the session ended before the last of [`phases`], if it did.
     pub error: Option<String>,
 }
 
-/// A step of a session, and the guest after it.
+/// A phase of a session, and the guest after it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
-    /// What was done, as in [`Planned::name`].
+pub struct Phase {
+    /// [`PlannedPhase::name`], or [`BOOT`].
     pub name: String,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// Instructions that it took the guest, where they are counted.
+    /// Instructions that the guest executed, where they are counted.
     pub instructions: Option<u64>,
     /// The guest's counters afterwards.
     pub zones: Vec<Zone>,
 }
 
-/// What a step is to do.
+/// A phase as it is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
-    /// For people; no two steps have the same.
+pub struct PlannedPhase {
+    /// For people. Unique.
     pub name: String,
-    /// In the grammar of tidevm's scripts.
+    /// A command of tidevm's scripts.
     pub command: String,
     /// Bytes that are plugged afterwards.
     pub plugged: u64,
@@ -90,25 +90,31 @@ pub struct Planned {
     pub costs: Option<u64>,
 }
 
-impl Planned {
-    /// Whether it is the machine that does it, not the guest.
+impl PlannedPhase {
+    /// Whether the host carries it out, not the guest.
     fn is_resize(&self) -> bool {
         self.command.starts_with("resize ")
     }
 }
 
-/// Name of the first entry of [`Record::steps`].
+/// Name of the first entry of [`Measurement::phases`].
 pub const BOOT: &str = "boot";
 
 /// The session.
 #[must_use]
-pub fn steps() -> Vec<Planned> {
-    let mut steps = Vec::new();
+pub fn phases() -> Vec<PlannedPhase> {
+    let mut phases = Vec::new();
     for gib in SIZES {
         let (size, half) = (gib * GIB, gib * GIB / 2);
         let mut add = |name: &str, command: String, plugged, data, costs: bool| {
             let costs = costs.then_some(gib);
-            steps.push(Planned { name: name.replace('N', &gib.to_string()), command, plugged, data, costs });
+            phases.push(PlannedPhase {
+                name: name.replace('N', &gib.to_string()),
+                command,
+                plugged,
+                data,
+                costs,
+            });
         };
         let resize = |gib| format!("resize {gib}G");
         add("plug N GiB", resize(gib), size, 0, true);
@@ -119,7 +125,7 @@ pub fn steps() -> Vec<Planned> {
         add("verify what filled N GiB", "verify data".to_owned(), 0, half, false);
         add("release what filled N GiB", "release data".to_owned(), 0, 0, false);
     }
-    steps
+    phases
 }
 
 #[cfg(test)]
@@ -128,14 +134,14 @@ mod tests {
 
     use tidevm_session::script::Script;
 
-    use super::steps;
+    use super::phases;
 
     #[test]
     fn the_session_is_a_script() {
-        let steps = steps();
-        let text: Vec<_> = steps.iter().map(|step| step.command.as_str()).collect();
+        let phases = phases();
+        let text: Vec<_> = phases.iter().map(|phase| phase.command.as_str()).collect();
         Script::parse("session", &text.join("\n")).unwrap();
-        let names: BTreeSet<_> = steps.iter().map(|step| &step.name).collect();
-        assert_eq!(names.len(), steps.len());
+        let names: BTreeSet<_> = phases.iter().map(|phase| &phase.name).collect();
+        assert_eq!(names.len(), phases.len());
     }
 }

@@ -1,25 +1,26 @@
-//! Experiments: the guest with a mechanism off and on, and what comes of it side by side.
+//! Experiments: the guest with a mechanism off and on, side by side.
 //!
-//! Each experiment is a few sessions on real machines and one judgement that is the same for every
-//! side: from what the session told it finds a failure, a success, or neither. An experiment passes
-//! when every side with the mechanism off shows the failure and none with it on does. Every number is
-//! of the run that it is shown for.
+//! Each experiment is a few sessions on real VMs and one judgement that is the same for every side: from the
+//! record of the session it finds a failure, a success, or neither. An experiment passes when every side with
+//! the mechanism off shows the failure and every side with it on shows the success. A judgement reads typed
+//! failures, answers and counters, and no text for people. Every number comes from the run that it is shown
+//! for.
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `experiment/*.rs` named as an experiment | its machines, its script, its judgement |
-//! | [`host`] | sessions on this host, with progress on stderr |
-//! | [`text`], [`data`], [`html`] | outcomes for people, for programs, and as a page with charts |
+//! | `experiment/*.rs` named as an experiment | its VMs, its script, its judgement |
+//! | [`kvm_lab`] | sessions on this host, with progress on stderr |
+//! | [`text`], [`data`], [`html`] | verdicts for people, for programs, and as a page with charts |
 //!
-//! An experiment knows machines only as a [`Lab`], so that tests can let any session end in any way.
+//! An experiment runs sessions only through a [`Lab`], so that tests can let any session end in any way.
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod boot_time;
 pub mod data;
 mod double_init;
 mod early_oom;
-pub mod host;
 pub mod html;
+pub mod kvm_lab;
 mod memmap_oom;
 mod offline_race;
 mod parallel_init;
@@ -30,9 +31,9 @@ pub mod text;
 
 use std::time::{Duration, Instant};
 
-use tidevm_abi::Stats;
-use tidevm_machine::{Config, Size, StartError};
-use tidevm_session::{Ended, Record, Verdict};
+use tidevm_abi::{Size, Stats};
+use tidevm_machine::{Config, Death, StartError};
+use tidevm_session::{Ended, Record};
 
 /// All experiments, in the order in which `all` runs them.
 pub const ALL: &[Experiment] = &[
@@ -47,29 +48,29 @@ pub const ALL: &[Experiment] = &[
 
 /// An experiment that can be run.
 pub struct Experiment {
-    /// What it is called on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
     /// The question that it answers, one sentence.
     pub about: &'static str,
     run: fn(&mut dyn Lab) -> Result<Vec<Side>, Halt>,
 }
 
-/// What an experiment needs: somebody who runs sessions.
+/// The part of the host that an experiment needs.
 pub trait Lab {
-    /// Runs `script` on the machine `config`; `label` names the session to who waits.
+    /// Runs `script` on the VM `config`; `label` names the session in the progress.
     ///
     /// # Errors
     /// [`Halt`]: there is no session to judge.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt>;
 
-    /// Bytes of memory that the host could give now, if it tells.
+    /// Bytes of memory that are available on the host now, if it reports them.
     fn available(&self) -> Option<u64>;
 }
 
 /// Why an experiment cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Halt {
-    /// The host cannot run the machine.
+    /// The host cannot run the VM.
     #[error(transparent)]
     Start(#[from] StartError),
     /// A termination signal came.
@@ -77,14 +78,14 @@ pub enum Halt {
     Signal(i32),
 }
 
-/// What came of an experiment.
+/// The result of an experiment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct Verdict {
     /// The experiment.
     pub name: &'static str,
     /// The question that it answers.
     pub about: &'static str,
-    /// Off first.
+    /// Sides with the mechanism off come first.
     pub sides: Vec<Side>,
     /// How long it took.
     pub took: Duration,
@@ -97,7 +98,7 @@ pub struct Side {
     pub on: bool,
     /// The position, in a few words.
     pub setting: &'static str,
-    /// What was found.
+    /// The finding.
     pub finding: Finding,
     /// What happened, one sentence.
     pub what: String,
@@ -105,12 +106,12 @@ pub struct Side {
     pub numbers: Vec<Number>,
 }
 
-/// What a judgement finds.
+/// The finding of a judgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// The failure that the mechanism prevents.
     Failure,
-    /// What the mechanism promises.
+    /// The promise of the mechanism.
     Success,
     /// Neither: something else happened, and the experiment shows nothing.
     Neither,
@@ -123,20 +124,20 @@ pub struct Number {
     pub name: String,
     /// The number.
     pub value: Value,
-    /// Whether it is drawn; all that are drawn of an experiment have one unit.
+    /// Whether it is drawn. All drawn numbers of an experiment have one unit.
     pub charted: bool,
 }
 
 /// A number with its unit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// So many.
+    /// A count.
     Count(u64),
     /// Bytes.
     Bytes(u64),
     /// A time.
     Time(Duration),
-    /// There is none, for this reason.
+    /// No number, for this reason.
     Missing(String),
 }
 
@@ -145,15 +146,15 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Halt`].
-    pub fn run(&self, lab: &mut dyn Lab) -> Result<Outcome, Halt> {
+    pub fn run(&self, lab: &mut dyn Lab) -> Result<Verdict, Halt> {
         let start = Instant::now();
         let sides = (self.run)(lab)?;
-        Ok(Outcome { name: self.name, about: self.about, sides, took: start.elapsed() })
+        Ok(Verdict { name: self.name, about: self.about, sides, took: start.elapsed() })
     }
 }
 
-impl Outcome {
-    /// Whether every side with the mechanism off shows the failure and every one with it on does not.
+impl Verdict {
+    /// Whether every side with the mechanism off shows the failure and every side with it on the success.
     #[must_use]
     pub fn passed(&self) -> bool {
         let expected = |side: &Side| if side.on { Finding::Success } else { Finding::Failure };
@@ -194,7 +195,7 @@ impl std::fmt::Display for Value {
 }
 
 impl Value {
-    /// In bytes, seconds, or as it is.
+    /// The number in bytes, in seconds, or as a count.
     #[must_use]
     pub fn number(&self) -> Option<f64> {
         match self {
@@ -205,14 +206,14 @@ impl Value {
     }
 }
 
-/// How the session ended, for findings of [`Finding::Neither`].
+/// For people: how the session ended, for findings of [`Finding::Neither`].
 fn how_it_ended(record: &Record) -> String {
-    let failed = record.steps.iter().find_map(|step| match &step.verdict {
-        Verdict::Failed { reason } => Some(format!("`{}` failed: {reason}", step.command)),
-        Verdict::Done { .. } => None,
+    let failed = record.steps.iter().find_map(|step| {
+        let failure = step.result.as_ref().err()?;
+        Some(format!("`{}` failed: {failure}", step.command))
     });
     match (&record.summary.ended, failed) {
-        (Ended::Died { report }, _) => last_words(report),
+        (Ended::Died(death), _) => last_words(death),
         (_, Some(failed)) => failed,
         (Ended::Failed { reason: Some(reason) }, None) => reason.clone(),
         (Ended::Done, None) => "the session ended as it should, but without what was to be seen".to_owned(),
@@ -220,11 +221,10 @@ fn how_it_ended(record: &Record) -> String {
     }
 }
 
-/// What a dying guest said: the line of its panic, or the report's first.
-fn last_words(report: &str) -> String {
-    let line = report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
-    let line = line.map(|words| format!("the guest died, panic on {words}"));
-    line.or_else(|| report.lines().next().map(str::to_owned)).unwrap_or_default()
+/// For people: the line of the panic on the guest's console, or the kind of death. No judgement reads it.
+fn last_words(death: &Death) -> String {
+    let line = death.report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
+    line.map_or_else(|| death.kind.to_string(), |words| format!("the guest died, panic on {words}"))
 }
 
 /// A number from the guest's counters, if there are any.

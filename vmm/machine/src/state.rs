@@ -107,6 +107,9 @@ pub enum DeathKind {
     /// The guest said so, by [`tidevm_abi::ExitCode::Panic`].
     #[error("the guest panicked")]
     GuestPanic,
+    /// The guest said that its boot found too little memory, by [`tidevm_abi::ExitCode::OutOfMemory`].
+    #[error("the guest panicked: out of memory")]
+    OutOfMemory,
     /// The guest wrote a code to the exit port that means nothing.
     #[error("the guest ended with the unknown exit code {0}")]
     UnknownExitCode(u8),

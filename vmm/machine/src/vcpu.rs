@@ -270,9 +270,11 @@ fn run(vcpu: &mut VcpuFd, machine: &Machine, counters: &Counters) -> End {
 fn exit(code: u8) -> End {
     const POWER_OFF: u8 = ExitCode::PowerOff as u8;
     const PANIC: u8 = ExitCode::Panic as u8;
+    const OUT_OF_MEMORY: u8 = ExitCode::OutOfMemory as u8;
     match code {
         POWER_OFF => End::PoweredOff,
         PANIC => End::Died(DeathKind::GuestPanic),
+        OUT_OF_MEMORY => End::Died(DeathKind::OutOfMemory),
         code => End::Died(DeathKind::UnknownExitCode(code)),
     }
 }

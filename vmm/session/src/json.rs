@@ -1,20 +1,19 @@
-//! A session for programs: one JSON object a line, nothing else.
+//! Shows a session to programs: one JSON object per line, nothing else.
 //!
-//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes
-//! are bytes, zone counters and memmap are pages, times are seconds. `devices` and `guest` tell of
-//! the machine at that moment; `guest` is null when there is none to ask.
+//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes are bytes,
+//! counters of zones and memmap are pages, times are seconds. `devices` and `guest` describe the VM at that
+//! moment. `guest` is null without a guest that answers. Its keys are those of the ABI's tables of counters.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::Serialize;
-use tidevm_abi::{BootTimes, Stats};
+use serde::{Serialize, Serializer};
+use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
 
-use crate::command::zone_text;
-use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
-/// Shows a session as lines of JSON.
+/// Writes a session as lines of JSON.
 pub struct JsonLines<W>(pub W);
 
 #[derive(Serialize)]
@@ -25,7 +24,7 @@ enum Event<'r> {
         cpus: Option<u32>,
         mem_devices: Option<u32>,
         #[serde(flatten)]
-        machine: Machine,
+        sample: Sampled<'r>,
     },
     Step {
         line: usize,
@@ -34,14 +33,14 @@ enum Event<'r> {
         seconds: f64,
         ok: bool,
         note: Option<&'r str>,
-        reason: Option<&'r str>,
+        reason: Option<String>,
         #[serde(flatten)]
-        machine: Machine,
+        sample: Sampled<'r>,
     },
     End {
         status: u8,
         outcome: &'static str,
-        reason: Option<&'r str>,
+        reason: Option<String>,
         seconds: f64,
         boot_seconds: Option<f64>,
         steps: u64,
@@ -56,9 +55,9 @@ enum Event<'r> {
 }
 
 #[derive(Serialize)]
-struct Machine {
+struct Sampled<'s> {
     devices: Vec<Device>,
-    guest: Option<Guest>,
+    guest: Option<Guest<'s>>,
 }
 
 #[derive(Serialize)]
@@ -70,24 +69,18 @@ struct Device {
 }
 
 #[derive(Serialize)]
-struct Guest {
-    zones: BTreeMap<&'static str, Zone>,
-    nodes: Vec<Node>,
-    memmap_boot_pages: u64,
-    memmap_altmap_pages: u64,
-    blocks_online: u64,
-    pages_migrated: u64,
-    migrate_failed: u64,
-    pcp_drains: u64,
-    pcp_stranded: u64,
-    memmaps_written: u64,
-    device_spanned: u64,
-    device_pages: u64,
-    device_refs: u64,
+struct Guest<'s> {
+    zones: Zones<'s>,
+    nodes: Vec<Node<'s>>,
+    #[serde(flatten)]
+    counters: Counters<'s, Stats>,
     boot: Boot,
 }
 
-/// When boot reached what it is measured by, in seconds since the kernel's start.
+/// By name: a guest may report a zone twice, and a JSON object has each key once.
+type Zones<'s> = BTreeMap<&'static str, Counters<'s, ZoneStats>>;
+
+/// The milestones of boot, in seconds since the kernel's start.
 #[derive(Serialize)]
 struct Boot {
     mapped_seconds: f64,
@@ -97,19 +90,22 @@ struct Boot {
 }
 
 #[derive(Serialize)]
-struct Node {
-    zones: BTreeMap<&'static str, Zone>,
-    init_local: u64,
-    init_remote: u64,
+struct Node<'s> {
+    zones: Zones<'s>,
+    #[serde(flatten)]
+    counters: Counters<'s, NodeStats>,
 }
 
-#[derive(Serialize)]
-struct Zone {
-    spanned: u64,
-    present: u64,
-    managed: u64,
-    free: u64,
-    pcp: u64,
+/// The counters that a table of the ABI lists, by their keys.
+struct Counters<'s, T: 'static> {
+    table: &'static [Counter<T>],
+    stats: &'s T,
+}
+
+impl<T> Serialize for Counters<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.table.iter().map(|counter| (counter.key, (counter.read)(self.stats))))
+    }
 }
 
 impl<W: Write> JsonLines<W> {
@@ -121,37 +117,37 @@ impl<W: Write> JsonLines<W> {
 }
 
 impl<W: Write> Observer for JsonLines<W> {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+    fn boot(&mut self, booted: &Booted) -> io::Result<()> {
         self.line(&Event::Ready {
-            seconds: report.ready.map(|ready| ready.after.as_secs_f64()),
-            cpus: report.ready.map(|ready| ready.cpus),
-            mem_devices: report.ready.map(|ready| ready.mem_devices),
-            machine: machine(&report.sample),
+            seconds: booted.ready.map(|ready| ready.after.as_secs_f64()),
+            cpus: booted.ready.map(|ready| ready.cpus),
+            mem_devices: booted.ready.map(|ready| ready.mem_devices),
+            sample: sampled(&booted.sample),
         })
     }
 
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        let (note, reason) = match &report.verdict {
-            Verdict::Done { note } => (note.as_deref(), None),
-            Verdict::Failed { reason } => (None, Some(reason.as_str())),
+    fn step(&mut self, run: &StepRun) -> io::Result<()> {
+        let (note, reason) = match &run.result {
+            Ok(note) => (note.as_deref(), None),
+            Err(failure) => (None, Some(failure.to_string())),
         };
         self.line(&Event::Step {
-            line: report.line,
-            column: report.column,
-            command: report.command.to_string(),
-            seconds: report.took.as_secs_f64(),
+            line: run.line,
+            column: run.column,
+            command: run.command.to_string(),
+            seconds: run.took.as_secs_f64(),
             ok: reason.is_none(),
             note,
             reason,
-            machine: machine(&report.sample),
+            sample: sampled(&run.sample),
         })
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
         let (outcome, reason) = match &summary.ended {
             Ended::Done => ("done", None),
-            Ended::Failed { reason } => ("failed", reason.as_deref()),
-            Ended::Died { report } => ("died", Some(report.as_str())),
+            Ended::Failed { reason } => ("failed", reason.clone()),
+            Ended::Died(death) => ("died", Some(death.to_string())),
             Ended::Signal { .. } => ("signal", None),
         };
         let exits = summary.exits;
@@ -179,46 +175,32 @@ impl<W: Write> Observer for JsonLines<W> {
     }
 }
 
-fn machine(sample: &Sample) -> Machine {
+fn sampled(sample: &Sample) -> Sampled<'_> {
     let devices = sample.devices.iter().map(|device| Device {
         region_size: device.region_size,
         requested: device.requested,
         plugged: device.plugged,
         held: device.held,
     });
-    Machine { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
+    Sampled { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
 }
 
-fn guest(stats: &Stats) -> Guest {
-    let zones = |zones: &[tidevm_abi::ZoneStats]| {
-        let zones = zones.iter().map(|zone| {
-            let name = zone_text(zone.name);
-            let &tidevm_abi::ZoneStats { name: _, spanned, present, managed, free, pcp } = zone;
-            (name, Zone { spanned, present, managed, free, pcp })
-        });
-        zones.collect()
-    };
-    let nodes = stats.nodes.iter().take(stats.nr_nodes.into()).map(|node| Node {
-        zones: zones(&node.zones),
-        init_local: node.init_local,
-        init_remote: node.init_remote,
-    });
+fn guest(stats: &Stats) -> Guest<'_> {
     Guest {
         zones: zones(&stats.zones),
-        nodes: nodes.collect(),
-        memmap_boot_pages: stats.memmap_boot_pages,
-        memmap_altmap_pages: stats.memmap_altmap_pages,
-        blocks_online: stats.blocks_online,
-        pages_migrated: stats.pages_migrated,
-        migrate_failed: stats.migrate_failed,
-        pcp_drains: stats.pcp_drains,
-        pcp_stranded: stats.pcp_stranded,
-        memmaps_written: stats.memmaps_written,
-        device_spanned: stats.device_spanned,
-        device_pages: stats.device_pages,
-        device_refs: stats.device_refs,
+        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(node).collect(),
+        counters: Counters { table: Stats::COUNTERS, stats },
         boot: boot(stats.boot),
     }
+}
+
+fn node(node: &NodeStats) -> Node<'_> {
+    Node { zones: zones(&node.zones), counters: Counters { table: NodeStats::COUNTERS, stats: node } }
+}
+
+fn zones(zones: &[ZoneStats]) -> Zones<'_> {
+    let counters = |stats| Counters { table: ZoneStats::COUNTERS, stats };
+    zones.iter().map(|zone| (zone.name.as_str(), counters(zone))).collect()
 }
 
 fn boot(times: BootTimes) -> Boot {

@@ -1,22 +1,21 @@
-//! Sessions: a script's steps on a running machine, and how what they told is shown.
+//! Sessions: runs the steps of a script on a running VM, and shows the results.
 //!
-//! [`Script::parse`](script::Script::parse) reads a script, [`run`] runs it on a machine, and an
-//! [`Observer`] is told of each step.
+//! [`Script::parse`](script::Script::parse) reads a script, [`run`] runs it on a VM, and an
+//! [`Observer`] is told of each step. The grammar of a single command is [`tidevm_abi::command`].
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
-//! | `session` | a script's steps on a running machine | how anything is shown |
-//! | [`script`], [`command`] | text to steps, every error with its place | machines |
-//! | [`table`], [`json`] | what a session tells, for people and for programs | machines |
+//! | `session` | runs the steps of a script on a running VM | how anything is shown |
+//! | [`script`] | text to steps, every error with its line and column | VMs |
+//! | [`table`], [`json`] | show a session, to people and to programs | VMs |
 
-pub mod command;
 pub mod json;
 pub mod script;
 mod session;
 pub mod table;
 
 pub use session::{
-    ANSWER_DEADLINE, BOOT_DEADLINE, BOOT_DEADLINE_PER_GIB, BootReport, DeviceSample, Ended, Machine,
-    Observer, POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepReport, Summary, Verdict,
-    record, run, stay,
+    ANSWER_DEADLINE, BOOT_DEADLINE, BOOT_DEADLINE_PER_GIB, Booted, DeviceSample, Ended, Observer,
+    POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepFailure, StepRun, Stopped, Summary,
+    VmControl, record, run, stay,
 };

@@ -1,8 +1,8 @@
-//! A session's text as steps: one command a line, `#` comments, `repeat N { ... }` nested.
+//! Scripts: the text of a session as steps. One command per line, `#` comments, nested `repeat N { ... }`.
 //!
-//! A script is read as a whole before anything runs. Every line with an error is reported, with its
-//! column; so are names that no workload has at that point (`script/names.rs`) and sizes that do
-//! not fit the devices ([`Script::fit`]).
+//! A script is read as a whole before anything runs. Every wrong line is reported, with its column. So are
+//! names that no workload has at that point (`script/names.rs`) and sizes that do not fit the devices
+//! ([`Script::fit`]).
 
 mod names;
 #[cfg(test)]
@@ -10,19 +10,20 @@ mod tests;
 
 use std::fmt;
 
-use tidevm_machine::{Config, Size};
-
-use crate::command::{self, Command, Pmem, SyntaxError, Target, Word, Words};
+use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
+use tidevm_abi::metric::Unit;
+use tidevm_abi::{Size, SyntaxError, Word, Words};
+use tidevm_machine::Config;
 
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
 
-/// A script whose every line is a command.
+/// A script without errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
-    /// Where it came from, for messages.
+    /// Name of its file, for messages.
     pub file: String,
-    /// What it says.
+    /// Its statements.
     pub body: Vec<Statement>,
     lines: Vec<String>,
 }
@@ -36,26 +37,26 @@ pub enum Statement {
     Repeat {
         /// How often, at least once.
         times: u32,
-        /// What.
+        /// The repeated statements.
         body: Vec<Statement>,
     },
 }
 
-/// A command and where it stands.
+/// A command and its place in the script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Line, from 1.
     pub line: usize,
     /// Column of its first character, in characters from 1.
     pub column: usize,
-    /// What to do.
+    /// The command.
     pub command: Command,
 }
 
 /// One wrong line. Shown as `FILE:LINE:COLUMN: message`, the line, and a caret under the place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ScriptError {
-    /// Where the script came from.
+    /// Name of the script's file.
     pub file: String,
     /// Line, from 1.
     pub line: usize,
@@ -72,7 +73,7 @@ pub struct ScriptError {
 pub struct ScriptErrors(pub Vec<ScriptError>);
 
 impl Script {
-    /// Reads `text`, which came from `file`.
+    /// Reads `text`, the content of `file`.
     ///
     /// # Errors
     /// All wrong lines.
@@ -91,7 +92,7 @@ impl Script {
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that every device a step names exists and that every target is made of its blocks.
+    /// Checks that the device of every step exists and that every target is a multiple of its block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors
@@ -106,7 +107,7 @@ impl Script {
         if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
     }
 
-    /// Number of steps that a run takes, repetitions counted.
+    /// Number of steps that a run takes, with repetitions.
     pub fn steps(&self) -> u64 {
         count_steps(&self.body)
     }
@@ -152,8 +153,8 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
     let (index, target) = match command {
         Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
         Command::Resize(resize) => (resize.device, Some(resize.target)),
-        // The guest's own counters exist without any device.
-        Command::Expect(expect) if expect.metric.unit() == command::Unit::Bytes => (expect.device, None),
+        // Counters of the guest exist without any device.
+        Command::Expect(expect) if expect.metric.unit() == Unit::Bytes => (expect.device, None),
         _ => return None,
     };
     let Some(device) = config.hotplug.get(index) else {
@@ -162,19 +163,19 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
             count => format!("there is no device {index}: the last of {count} is device {}", count - 1),
         });
     };
-    let size = target.map_or(0, Target::size);
-    (!size.is_multiple_of(device.block)).then(|| {
+    let size = target.map_or(Size(0), Target::size);
+    (!size.0.is_multiple_of(device.block)).then(|| {
         let block = Size(device.block);
-        format!("{} is not a multiple of the block size {block} of device {index}", Size(size))
+        format!("{size} is not a multiple of the block size {block} of device {index}")
     })
 }
 
-/// Whether a range of device memory is named that there is not.
+/// The error for a range of device memory that does not exist.
 fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
     let index = match pmem {
         Pmem::List => return None,
         Pmem::Map(map) => map.devices().last()?,
-        Pmem::Unmap(device) | Pmem::Hold { device, .. } => *device,
+        Pmem::Unmap(device) | Pmem::Hold(PmemHold { device, .. }) => *device,
     };
     match count {
         _ if usize::from(index) < count => None,
@@ -183,7 +184,7 @@ fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
     }
 }
 
-/// The blocks that are open while lines are read.
+/// The state between two lines: statements so far, open `repeat`s, errors.
 #[derive(Default)]
 struct Reader {
     body: Vec<Statement>,
@@ -191,7 +192,7 @@ struct Reader {
     errors: Vec<(usize, usize, String)>,
 }
 
-/// A `repeat` whose `}` has not come yet, with the statements around it put aside.
+/// A `repeat` before its `}`. `outer` holds the statements around it meanwhile.
 struct Open {
     line: usize,
     column: usize,
@@ -203,7 +204,7 @@ impl Reader {
     fn line(&mut self, line: usize, text: &str) -> Result<(), SyntaxError> {
         let result = self.statements(line, &mut Words::new(text));
         if let Err(error) = &result {
-            // Braces count even behind an error, so that one error is reported as one.
+            // Braces behind the error still count. Otherwise one error would be reported as several.
             let mut words = Words::new(text);
             while let Ok(word) = words.next("") {
                 match word.text {
@@ -218,24 +219,24 @@ impl Reader {
 
     fn statements(&mut self, line: usize, words: &mut Words<'_>) -> Result<(), SyntaxError> {
         while let Some(Word { column, .. }) = words.peek() {
-            if words.take("repeat") {
-                let times = command::count(words, "a number of repetitions")?;
-                if self.open.len() >= MAX_DEPTH {
+            match Item::parse(words)? {
+                Item::Repeat(_) if self.open.len() >= MAX_DEPTH => {
                     let message = format!("repeat is nested deeper than {MAX_DEPTH}");
                     return Err(SyntaxError { column, message });
                 }
-                words.keyword("{")?;
-                self.open(line, column, times);
-                continue;
-            }
-            if words.take("}") {
-                let Some(open) = self.open.pop() else {
-                    return Err(SyntaxError { column, message: "`}` without `repeat N {`".to_owned() });
-                };
-                self.close(open);
-            } else {
-                let command = command::parse_command(words)?;
-                self.body.push(Statement::Step(Step { line, column, command }));
+                Item::Repeat(times) => {
+                    self.open(line, column, times);
+                    continue;
+                }
+                Item::End => {
+                    let Some(open) = self.open.pop() else {
+                        return Err(SyntaxError { column, message: "`}` without `repeat N {`".to_owned() });
+                    };
+                    self.close(open);
+                }
+                Item::Command(command) => {
+                    self.body.push(Statement::Step(Step { line, column, command }));
+                }
             }
             if let Some(word) = words.peek().filter(|word| word.text != "}") {
                 return Err(word.error("the end of the line"));
@@ -251,7 +252,7 @@ impl Reader {
 
     fn close(&mut self, open: Open) {
         let body = std::mem::replace(&mut self.body, open.outer);
-        // Deeper ones are errors already; kept, they could overflow the stack of whoever walks them.
+        // A deeper one is an error already. It is dropped, because a recursive walk could overflow the stack.
         if self.open.len() < MAX_DEPTH {
             self.body.push(Statement::Repeat { times: open.times, body });
         }

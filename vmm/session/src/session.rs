@@ -1,4 +1,4 @@
-//! A session: the steps of a script on a running machine, one report a step.
+//! A session: runs the steps of a script on a running VM, and tells an observer of each.
 //!
 //! What a failure does to the session:
 //!
@@ -8,103 +8,104 @@
 //! | `expect` | it does not hold (at its deadline) | the guest is powered off, status 1 |
 //! | `verify`, `release` | a page's content is wrong or pages are missing | the guest is powered off, status 1 |
 //! | any | the guest does not answer in time | the guest is powered off, status 1 |
-//! | any | the guest dies | status 4 with the report |
+//! | any | the guest dies | status 4 with the text on the death |
 //! | any | the guest powers off by itself | status 1 |
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
-//! | `hog` and others | the guest resets before it answers, or the workload went with a reset | the guest is powered off, status 1 |
+//! | `hog` and others | the guest resets before it answers, or the workload ended with a reset | the guest is powered off, status 1 |
 //!
-//! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest says that it
-//! is blocked; with `within` it waits until then, because what blocks it may go away. Churns run
-//! while other steps do; those that no `wait` or `release` has awaited are awaited before the guest
-//! is powered off.
+//! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest reports that it is
+//! blocked. With `within` it waits until that deadline, because the obstacle may go away. Churns run beside
+//! other steps. A churn that no `wait` or `release` has awaited is awaited before the guest is powered off.
 //!
-//! A guest that resets boots again, and the session goes on: a resize that is under way is done when the
-//! new guest has come to rest at the target. The step says that there was a reset.
+//! A guest that resets boots again, and the session goes on. A resize during a reset is done when the new
+//! guest has reached the target. The note of the step says that there was a reset.
 //!
-//! A kernel that is not tidevm's own has no agent ([`Machine::has_agent`]): there is no first report to
-//! wait for, a resize is at rest when the device says so, what only an agent can do fails, and in the end the
-//! machine is stopped without asking.
+//! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]). Then there is no first report
+//! to wait for, a resize is done when the device has reached the target, steps that need the agent fail, and
+//! at the end the VM is stopped without a request to the guest.
 //!
-//! The session knows machines only as a [`Machine`], and shows nothing itself: an [`Observer`] does.
+//! Invariants: the session knows a VM only as a [`VmControl`], and shows nothing itself. Each step is told to
+//! the [`Observer`] once, and the VM is stopped once.
 
 mod blocks;
 mod expect;
+mod failure;
 #[cfg(test)]
 mod fake;
-mod machine;
+mod observer;
 mod pmem;
 mod record;
-mod report;
 mod resize;
 #[cfg(test)]
 mod tests;
-mod trouble;
+mod vm_control;
 mod workload;
 
 use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Op, Stats};
-use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, Size, WaitError};
+use tidevm_abi::{Answer, Command, Op, Size, Stats};
+use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
-pub use machine::Machine;
+use failure::{Done, SessionError, StepError, unfit};
+pub use failure::{StepFailure, Stopped};
+pub use observer::{Booted, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
-pub use report::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
-use trouble::{Done, Trouble, unfit};
+pub use vm_control::VmControl;
 use workload::Workloads;
 
-use crate::command::Command;
 use crate::script::{Script, Statement, Step};
 
-/// How long the guest may take from its start to its first report, besides what its memory costs.
+/// Longest time from the start of the guest to its first report, without the part that depends on its
+/// memory.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a GiB of boot memory adds to [`BOOT_DEADLINE`]: struct pages are initialised before the first
-/// report. On the slowest host known that takes half a second; this is ten times as long.
+/// Added to [`BOOT_DEADLINE`] per GiB of boot memory, because struct pages are initialised before the first
+/// report. On the slowest known host that takes half a second per GiB; this is ten times as long.
 pub const BOOT_DEADLINE_PER_GIB: Duration = Duration::from_secs(5);
 
-/// How long a resize may take that says nothing else.
+/// Longest time of a resize without `within`.
 pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the guest may take to answer, besides the work that the question asks for.
+/// Longest time until the guest answers a call, without the work that the call asks for.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the guest may take to power off before it is ended.
+/// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
-// Or a signal would end the process while the session still ends in good order. Of a reset that is under
-// way the end waits until the vCPUs have left the guest or memory was given back: the one within
-// STOP_LIMIT, and then no vCPU is left that the end would have to wait for; the other within what is left.
+// Otherwise the second stage of a signal would end the process while the session still ends in good order.
+// If a reset is under way, the stop waits until the vCPUs have left the guest (within STOP_LIMIT) or until
+// memory was given back (within POWER_OFF_DEADLINE; no vCPU is left to wait for then).
 const _: () = assert!(POWER_OFF_DEADLINE.as_secs() + STOP_LIMIT.as_secs() < GRACE.as_secs());
 
-/// Longer than any machine runs.
+/// Longer than any VM runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Time between two looks of an `expect ... within`.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What the text of a step ends with in which the guest was reset.
-const AND_RESET: &str = "; the guest was reset";
+/// Note of a step during which the guest was reset.
+const RESET: &str = "the guest was reset";
 
-struct Session<'s, M, O> {
-    machine: M,
+struct Session<'s, V, O> {
+    vm: V,
     observer: &'s mut O,
     workloads: Workloads,
-    /// What the guest answered last, but for its counters.
+    /// The guest's last answer during the current step, counters excluded.
     answer: Cell<Option<Answer>>,
-    /// Resets of the guest that the session knows of.
+    /// Resets of the guest that the session has noticed.
     resets: u64,
     summary: Summary,
 }
 
-/// Runs `script` on `machine`, and stops the machine whatever comes of it.
+/// Runs `script` on `vm`, and stops the VM in any case.
 ///
 /// # Errors
-/// When `observer` cannot write; the machine is stopped all the same.
-pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut O) -> io::Result<Summary> {
-    let mut session = Session::new(machine, observer);
-    let start = session.machine.now();
+/// When `observer` cannot write; the VM is stopped all the same.
+pub fn run<V: VmControl, O: Observer>(vm: V, script: &Script, observer: &mut O) -> io::Result<Summary> {
+    let mut session = Session::new(vm, observer);
+    let start = session.vm.now();
     let result = session
         .boot(session.boot_deadline())
         .and_then(|()| session.body(&script.body))
@@ -112,50 +113,50 @@ pub fn run<M: Machine, O: Observer>(machine: M, script: &Script, observer: &mut 
     session.end(start, result)
 }
 
-/// Stays with `machine` until its guest ends or a signal comes, and stops it.
+/// Waits until the guest of `vm` ends or a signal comes, and stops the VM.
 ///
 /// # Errors
-/// When `observer` cannot write; the machine is stopped all the same.
-pub fn stay<M: Machine, O: Observer>(machine: M, observer: &mut O) -> io::Result<Summary> {
-    let mut session = Session::new(machine, observer);
-    let start = session.machine.now();
-    let result = match session.boot(FOREVER).and_then(|()| session.pause(FOREVER)) {
-        Err(Trouble::Ended(WaitError::Signal(_) | WaitError::PoweredOff)) => Ok(()),
+/// When `observer` cannot write; the VM is stopped all the same.
+pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Summary> {
+    let mut session = Session::new(vm, observer);
+    let start = session.vm.now();
+    let result = match session.boot(FOREVER).and_then(|()| Ok(session.pause(FOREVER)?)) {
+        Err(SessionError::Step(StepError::Fatal(StepFailure::Ended(
+            WaitError::Signal(_) | WaitError::PoweredOff,
+        )))) => Ok(()),
         result => result,
     };
     session.end(start, result)
 }
 
-impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
-    fn new(machine: M, observer: &'s mut O) -> Self {
+impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
+    fn new(vm: V, observer: &'s mut O) -> Self {
         let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { machine, observer, workloads, answer: Cell::default(), resets: 0, summary }
+        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, summary }
     }
 
     fn boot_deadline(&self) -> Duration {
-        let gib = self.machine.boot_memory().div_ceil(1 << 30);
+        let gib = self.vm.boot_memory().div_ceil(1 << 30);
         BOOT_DEADLINE + BOOT_DEADLINE_PER_GIB.saturating_mul(u32::try_from(gib).unwrap_or(u32::MAX))
     }
 
-    fn boot(&mut self, limit: Duration) -> Result<(), Trouble> {
-        if !self.machine.has_agent() {
-            let sample = self.outside();
-            return self.observer.boot(&BootReport { ready: None, sample }).map_err(Trouble::Output);
-        }
-        let ready = self.await_ready(limit)?;
-        self.summary.boot = Some(ready.after);
+    fn boot(&mut self, limit: Duration) -> Result<(), SessionError> {
+        let ready = self.vm.has_agent().then(|| self.await_ready(limit)).transpose()?;
+        self.summary.boot = ready.map(|ready| ready.after);
         let mut sample = self.outside();
-        sample.guest = Some(self.inside()?);
-        self.observer.boot(&BootReport { ready: Some(ready), sample }).map_err(Trouble::Output)
+        if ready.is_some() {
+            sample.guest = Some(self.inside()?);
+        }
+        self.observer.boot(&Booted { ready, sample }).map_err(SessionError::Output)
     }
 
-    fn await_ready(&self, limit: Duration) -> Result<Ready, Trouble> {
-        let memory = Size(self.machine.boot_memory());
+    fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
+        let memory = Size(self.vm.boot_memory());
         let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.machine.wait(limit, &what, |state| state.ready)?)
+        Ok(self.vm.wait(limit, &what, |state| state.ready)?)
     }
 
-    fn body(&mut self, body: &[Statement]) -> Result<(), Trouble> {
+    fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
         for statement in body {
             match statement {
                 Statement::Step(step) => self.step(step)?,
@@ -169,56 +170,50 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         Ok(())
     }
 
-    fn await_churns(&mut self) -> Result<(), Trouble> {
+    fn await_churns(&mut self) -> Result<(), SessionError> {
         while let Some(name) = self.workloads.running_churn() {
             self.step(&Step { line: 0, column: 0, command: Command::Wait(name) })?;
         }
         Ok(())
     }
 
-    /// Runs a step and reports it, whatever comes of it.
-    fn step(&mut self, step: &Step) -> Result<(), Trouble> {
-        let start = self.machine.now();
+    /// Runs a step and tells the observer the result.
+    fn step(&mut self, step: &Step) -> Result<(), SessionError> {
+        let start = self.vm.now();
         self.notice_resets();
         let mut result = self.execute(&step.command);
         let answer = self.answer.take();
-        let took = self.machine.now() - start;
+        let took = self.vm.now() - start;
         let mut sample = self.outside();
-        if self.machine.has_agent() && !matches!(result, Err(Trouble::Ended(_))) {
+        if self.vm.has_agent() && !matches!(result, Err(StepError::Fatal(StepFailure::Ended(_)))) {
             match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
-                Err(trouble) => result = result.and(Err(trouble)),
+                Err(error) => result = result.and(Err(error)),
             }
         }
         if self.notice_resets() {
-            match &mut result {
-                Ok(Some(text)) | Err(Trouble::Failed(text) | Trouble::Fatal(text)) => {
-                    text.push_str(AND_RESET)
+            result = match result {
+                Ok(note) => {
+                    Ok(Some(note.map_or_else(|| RESET.to_owned(), |note| format!("{note}; {RESET}"))))
                 }
-                Ok(note) => *note = Some("the guest was reset".to_owned()),
-                // Others end for a reason of which this is no part.
-                Err(Trouble::Ended(_) | Trouble::Output(_)) => {}
-            }
+                Err(error) => Err(error.with_reset()),
+            };
         }
-        let verdict = match &result {
-            Ok(note) => Verdict::Done { note: note.clone() },
-            Err(trouble) => Verdict::Failed { reason: trouble.reason() },
-        };
         self.summary.steps += 1;
         self.summary.failed += u64::from(result.is_err());
-        let command = step.command.clone();
-        let report =
-            StepReport { line: step.line, column: step.column, command, took, verdict, answer, sample };
-        self.observer.step(&report).map_err(Trouble::Output)?;
+        let (line, column, command) = (step.line, step.column, step.command.clone());
+        let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
+        let run = StepRun { line, column, command, took, result: told, answer, sample };
+        self.observer.step(&run).map_err(SessionError::Output)?;
         match result {
-            Ok(_) | Err(Trouble::Failed(_)) => Ok(()),
-            Err(trouble) => Err(trouble),
+            Ok(_) | Err(StepError::Failed(_)) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Whether the guest was reset since the last look. Its workloads are gone then.
+    /// Whether the guest was reset since the last call. If so, its workloads are lost.
     fn notice_resets(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.resets, self.machine.state().resets);
+        let before = std::mem::replace(&mut self.resets, self.vm.state().resets);
         let reset = before != self.resets;
         if reset {
             self.workloads.lose();
@@ -230,16 +225,16 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
         match command {
             Command::Resize(resize) => self.resize(resize),
             Command::Hog(hog) => self.hog(hog),
-            Command::Churn { threads, time, name } => self.churn(*threads, *time, name),
-            // Whatever has no name here has none for that reason.
+            Command::Churn(churn) => self.churn(churn),
+            // Without an agent no workload has a name. The missing agent is the better reason.
             Command::Verify(name) => self.need_agent().and_then(|()| self.verify(name)),
             Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
             Command::Wait(name) => self.need_agent().and_then(|()| self.await_churn(name)),
             Command::Expect(expect) => self.expect(expect),
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
-                Answer::Checked { pages } => Ok(Some(format!("{pages} pages checked"))),
-                other => Err(unfit(&other)),
+                answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),
+                other => Err(unfit(other)),
             },
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
@@ -249,101 +244,98 @@ impl<'s, M: Machine, O: Observer> Session<'s, M, O> {
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
                     Answer::Done => Ok(None),
-                    other => Err(unfit(&other)),
+                    other => Err(unfit(other)),
                 }
             }
         }
     }
 
-    /// Whether there is somebody in the guest who does what a session asks for.
-    fn need_agent(&self) -> Result<(), Trouble> {
-        if self.machine.has_agent() {
-            return Ok(());
-        }
-        let text = "this needs tidevm's own guest: other kernels have nobody to carry it out";
-        Err(Trouble::Failed(text.to_owned()))
+    /// Fails for a guest without an agent.
+    fn need_agent(&self) -> Result<(), StepError> {
+        if self.vm.has_agent() { Ok(()) } else { Err(StepError::Failed(StepFailure::NoAgent)) }
     }
 
-    /// Calls the guest, if there is somebody to hear it.
-    fn call(&self, op: Op) -> Result<u32, Trouble> {
+    /// Calls the guest, if it has an agent.
+    fn call(&self, op: Op) -> Result<u32, StepError> {
         self.need_agent()?;
-        Ok(self.machine.call(op)?)
+        Ok(self.vm.call(op)?)
     }
 
     /// Calls the guest and waits for the answer.
-    fn ask(&self, op: Op, limit: Duration) -> Result<Answer, Trouble> {
+    fn ask(&self, op: Op, limit: Duration) -> Result<Answer, StepError> {
         let id = self.call(op)?;
-        let answer = self.machine.answer(id, limit, "the guest's answer")?;
+        let answer = self.vm.answer(id, limit, "the guest's answer")?;
         if !matches!(answer, Answer::Stats(_)) {
             self.answer.set(Some(answer));
         }
         Ok(answer)
     }
 
-    /// Lets time pass, attentive to the guest's end and to signals.
-    fn pause(&self, time: Duration) -> Result<(), Trouble> {
-        match self.machine.wait(time, "the end of a pause", |_| None::<()>) {
+    /// Lets time pass. The end of the guest and signals cut it short.
+    fn pause(&self, time: Duration) -> Result<(), StepError> {
+        match self.vm.wait(time, "the end of a pause", |_| None::<()>) {
             Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// What can be seen of the machine without its guest.
+    /// The state of the VM that can be seen without its guest.
     fn outside(&self) -> Sample {
-        let state = self.machine.state();
+        let state = self.vm.state();
         let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
             region_size: mem.region_size,
             requested: mem.requested,
             plugged: mem.plugged,
-            held: self.machine.held(index).ok(),
+            held: self.vm.held(index).ok(),
         });
         Sample { devices: devices.collect(), guest: None }
     }
 
-    /// The counters of the guest, for the session's own sake: a guest that resets is asked again when it
-    /// is up.
-    fn inside(&self) -> Result<Stats, Trouble> {
-        let deadline = self.machine.now() + self.boot_deadline();
+    /// The guest's counters for a sample. A guest that resets meanwhile is asked again after it has booted.
+    fn inside(&self) -> Result<Stats, StepError> {
+        let deadline = self.vm.now() + self.boot_deadline();
         loop {
-            self.await_ready(deadline.saturating_duration_since(self.machine.now()))?;
+            self.await_ready(deadline.saturating_duration_since(self.vm.now()))?;
             match self.guest_stats() {
-                Err(Trouble::Ended(WaitError::Reset)) if self.machine.now() < deadline => {}
+                Err(StepError::Fatal(StepFailure::Ended(WaitError::Reset))) if self.vm.now() < deadline => {}
                 result => return result,
             }
         }
     }
 
-    fn guest_stats(&self) -> Result<Stats, Trouble> {
+    fn guest_stats(&self) -> Result<Stats, StepError> {
         match self.ask(Op::Stats, ANSWER_DEADLINE)? {
             Answer::Stats(stats) => Ok(stats),
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
-    fn end(self, start: Instant, result: Result<(), Trouble>) -> io::Result<Summary> {
-        let Session { machine, observer, mut summary, .. } = self;
-        summary.total = machine.now() - start;
-        summary.exits = machine.exits().iter().fold(ExitCounts::default(), add);
-        let state = machine.state();
+    fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
+        let Session { vm, observer, mut summary, .. } = self;
+        summary.total = vm.now() - start;
+        summary.exits = vm.exits().iter().fold(ExitCounts::default(), add);
+        let state = vm.state();
         (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
         summary.resets = state.resets;
-        let end = machine.stop(POWER_OFF_DEADLINE);
+        let end = vm.stop(POWER_OFF_DEADLINE);
         let mut output = Ok(());
         let ended = match result {
             Ok(()) if summary.failed == 0 => Ended::Done,
             Ok(()) => Ended::Failed { reason: None },
-            Err(Trouble::Ended(WaitError::Died(death))) => Ended::Died { report: death.to_string() },
-            Err(Trouble::Ended(WaitError::Signal(signal))) => Ended::Signal { signal },
-            Err(Trouble::Output(error)) => {
+            Err(SessionError::Output(error)) => {
                 let reason = Some(error.to_string());
                 output = Err(error);
                 Ended::Failed { reason }
             }
-            Err(trouble) => Ended::Failed { reason: Some(trouble.reason()) },
+            Err(SessionError::Step(error)) => match error.failure() {
+                StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
+                StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },
+                failure => Ended::Failed { reason: Some(failure.to_string()) },
+            },
         };
         summary.ended = match (ended, end) {
-            (ended @ Ended::Died { .. }, _) => ended,
-            (_, End::Died(death)) => Ended::Died { report: death.to_string() },
+            (ended @ Ended::Died(_), _) => ended,
+            (_, End::Died(death)) => Ended::Died(death),
             (Ended::Done, End::Forced { asked: true }) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }

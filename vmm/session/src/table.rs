@@ -1,27 +1,25 @@
-//! A session for people: one aligned row a step, printed when the step is over.
+//! Shows a session to people: one aligned row per step, printed after the step.
 //!
 //! ```text
 //!                               ─── hotplug ──── ──── zone Movable, pages ───── kernel memmap ...
 //! step                     time requested plugged spanned present managed    free  free in boot ...
 //! ```
 //!
-//! `requested`, `plugged` and `held` are sums over all devices. `kernel free` are free pages of the
-//! zones DMA32 and Normal, `memmap in boot` pages of hot-added memory's memmap that lie in memory
-//! the guest already had. Columns are fixed when the header is printed. A terminal too narrow for
-//! one line a step gets two; a step's text that is too long for its column gets a line of its own.
+//! `requested`, `plugged` and `held` are sums over all devices. `kernel free` counts the free pages of the
+//! zones DMA32 and Normal. `memmap in boot` counts the pages of hot-added memory's memmap that lie in boot
+//! memory. Columns are fixed when the header is printed. A terminal too narrow for one line per step gets
+//! two. A step's text that is too long for its column gets a line of its own.
 //!
-//! The text is styled; whoever owns the stream strips that where it does not belong.
+//! The text is styled. The owner of the stream strips the styles where they do not belong.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use tidevm_abi::{NodeStats, Stats, ZoneName, ZoneStats};
-use tidevm_machine::Size;
+use tidevm_abi::{Command, NodeStats, Size, Stats, ZoneName, ZoneStats};
 
-use crate::command::{Command, zone_text};
-use crate::session::{BootReport, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -33,7 +31,7 @@ const GAP: usize = 1;
 const GROUP_GAP: usize = 2;
 const MARK: usize = 6;
 
-/// Least column for steps; below it a row takes two lines.
+/// Least width of the column of steps. Where it does not fit, a row takes two lines.
 const MIN_STEP: usize = 16;
 
 /// A number of a row.
@@ -67,7 +65,7 @@ impl Group {
 
 /// One line of a row.
 struct Line {
-    /// Width of what stands before the first group.
+    /// Width before the first group.
     lead: usize,
     groups: Vec<Group>,
 }
@@ -77,13 +75,13 @@ pub struct Table<W> {
     out: W,
     terminal: Option<usize>,
     longest_step: usize,
-    /// Fixed by the first report.
+    /// Empty until the boot is shown.
     lines: Vec<Line>,
 }
 
 impl<W: Write> Table<W> {
-    /// A table on `out`, fitted to a terminal of that many columns (`None`: as wide as it likes),
-    /// for steps whose texts have at most `longest_step` characters.
+    /// A table on `out` for a terminal with so many columns (`None`: of any width), and for steps whose texts
+    /// have at most `longest_step` characters.
     pub fn new(out: W, terminal: Option<usize>, longest_step: usize) -> Table<W> {
         Table { out, terminal, longest_step, lines: Vec::new() }
     }
@@ -135,7 +133,7 @@ impl<W: Write> Table<W> {
         Ok(())
     }
 
-    /// What a row has no room for.
+    /// Prints text for which a row has no room, indented.
     fn aside(&mut self, style: Style, text: &str) -> io::Result<()> {
         let width = self.terminal.unwrap_or(usize::MAX).saturating_sub(4).max(20);
         for line in text.lines().flat_map(|line| wrap(line, width)) {
@@ -146,65 +144,46 @@ impl<W: Write> Table<W> {
 
     fn zones(&mut self, stats: &Stats) -> io::Result<()> {
         let nodes = stats.nodes.iter().take(stats.nr_nodes.into());
-        // With one node it goes without saying.
+        // With one node, its number says nothing.
         let width = if nodes.len() > 1 { "node 0 Movable".len() } else { "Movable ".len() };
-        let line = |cells: [String; 6]| {
-            let [name, numbers @ ..] = cells;
-            numbers.iter().fold(format!("{name:width$}"), |line, number| format!("{line} {number:>9}"))
+        let mut row = |style: Style, name: &str, cells: &[String]| {
+            let line = cells.iter().fold(format!("{name:width$}"), |line, cell| format!("{line} {cell:>9}"));
+            self.aside(style, &line)
         };
-        let head = ["zone", "spanned", "present", "managed", "free", "pcp"].map(str::to_owned);
-        self.aside(HEAD, &line(head))?;
-        let named = |zone: &ZoneStats| (zone_text(zone.name).to_owned(), *zone);
+        let keys = ZoneStats::COUNTERS.iter().map(|counter| counter.key.to_owned());
+        row(HEAD, "zone", &keys.collect::<Vec<_>>())?;
         let zones: Vec<(String, ZoneStats)> = if nodes.len() > 1 {
             let of_node = |(number, node): (usize, &NodeStats)| {
-                node.zones.map(|zone| (format!("node {number} {}", zone_text(zone.name)), zone))
+                node.zones.map(|zone| (format!("node {number} {}", zone.name), zone))
             };
             nodes.enumerate().flat_map(of_node).collect()
         } else {
-            stats.zones.iter().map(named).collect()
+            stats.zones.iter().map(|zone| (zone.name.to_string(), *zone)).collect()
         };
         for (name, zone) in zones {
-            let numbers = [zone.spanned, zone.present, zone.managed, zone.free, zone.pcp];
-            let [a, b, c, d, e] = numbers.map(|number| number.to_string());
-            self.aside(Style::new(), &line([name, a, b, c, d, e]))?;
+            let numbers = ZoneStats::COUNTERS.iter().map(|counter| (counter.read)(&zone).to_string());
+            row(Style::new(), &name, &numbers.collect::<Vec<_>>())?;
         }
-        let text = format!(
-            "memmap: {} pages in boot memory, {} in hot-added memory; {} memory blocks online; {} pages \
-             migrated, {} migrations failed; {} drains of per-CPU lists",
-            stats.memmap_boot_pages,
-            stats.memmap_altmap_pages,
-            stats.blocks_online,
-            stats.pages_migrated,
-            stats.migrate_failed,
-            stats.pcp_drains
-        );
-        self.aside(Style::new(), &text)?;
-        if stats.device_spanned == 0 {
-            return Ok(());
-        }
-        let (spanned, pages, refs) = (stats.device_spanned, stats.device_pages, stats.device_refs);
-        let text = format!("device memory: {spanned} pages spanned, {pages} to use, {refs} references");
-        self.aside(Style::new(), &text)
+        self.aside(Style::new(), &stats.to_string())
     }
 }
 
 impl<W: Write> Observer for Table<W> {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
-        self.lines = layout(self.terminal, self.longest_step, &report.sample);
+    fn boot(&mut self, booted: &Booted) -> io::Result<()> {
+        self.lines = layout(self.terminal, self.longest_step, &booted.sample);
         self.header()?;
-        self.row("boot", report.ready.map(|ready| ready.after), &report.sample, true)?;
+        self.row("boot", booted.ready.map(|ready| ready.after), &booted.sample, true)?;
         self.out.flush()
     }
 
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        let good = matches!(report.verdict, Verdict::Done { .. });
-        self.row(&report.command.to_string(), Some(report.took), &report.sample, good)?;
-        match &report.verdict {
-            Verdict::Done { note: Some(note) } => self.aside(SIDE, note)?,
-            Verdict::Done { note: None } => {}
-            Verdict::Failed { reason } => self.aside(BAD, reason)?,
+    fn step(&mut self, run: &StepRun) -> io::Result<()> {
+        self.row(&run.command.to_string(), Some(run.took), &run.sample, run.is_done())?;
+        match &run.result {
+            Ok(Some(note)) => self.aside(SIDE, note)?,
+            Ok(None) => {}
+            Err(failure) => self.aside(BAD, &failure.to_string())?,
         }
-        if let (Command::Stats, Some(stats)) = (&report.command, &report.sample.guest) {
+        if let (Command::Stats, Some(stats)) = (&run.command, &run.sample.guest) {
             self.zones(stats)?;
         }
         self.out.flush()
@@ -213,7 +192,7 @@ impl<W: Write> Observer for Table<W> {
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
         writeln!(self.out)?;
         let style = if summary.ended == Ended::Done { GOOD } else { BAD };
-        let text = outcome(summary);
+        let text = ending(summary);
         for line in wrap(&text, self.terminal.unwrap_or(usize::MAX)) {
             writeln!(self.out, "{style}{line}{style:#}")?;
         }
@@ -224,7 +203,7 @@ impl<W: Write> Observer for Table<W> {
     }
 }
 
-/// The columns: all in one line if there is room for it, else in two.
+/// The columns: in one line if there is room, otherwise in two.
 fn layout(terminal: Option<usize>, longest_step: usize, sample: &Sample) -> Vec<Line> {
     let regions: u64 = sample.devices.iter().map(|device| device.region_size).sum();
     let pages = (regions / 4096).to_string().len().max("spanned".len());
@@ -283,7 +262,7 @@ impl Cell {
             Cell::Free => movable.map(|zone| zone.free),
             Cell::KernelFree => guest.map(|stats| {
                 let kernel = stats.zones.iter().filter(|zone| zone.name != ZoneName::Movable);
-                // A guest may say anything of itself.
+                // Saturating: a guest may report any number.
                 kernel.map(|zone| zone.free).fold(0, u64::saturating_add)
             }),
             Cell::MemmapInBoot => guest.map(|stats| stats.memmap_boot_pages),
@@ -312,7 +291,7 @@ fn about(bytes: u64) -> String {
     }
 }
 
-fn outcome(summary: &Summary) -> String {
+fn ending(summary: &Summary) -> String {
     let (steps, failed) = (summary.steps, summary.failed);
     let plural = if steps == 1 { "" } else { "s" };
     let time = seconds(summary.total);
@@ -322,7 +301,7 @@ fn outcome(summary: &Summary) -> String {
         Ended::Failed { reason: Some(reason) } => {
             format!("ended after {steps} step{plural} in {time}: {reason}")
         }
-        Ended::Died { .. } => format!("the guest died after {steps} step{plural} in {time}"),
+        Ended::Died(_) => format!("the guest died after {steps} step{plural} in {time}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {steps} step{plural} in {time}"),
     }
 }
@@ -353,7 +332,7 @@ fn numbers(summary: &Summary) -> String {
     parts.join(", ")
 }
 
-/// Breaks `line` at spaces into pieces of at most `width` characters, where it can.
+/// Breaks `line` at spaces into pieces of at most `width` characters. A longer word stays whole.
 fn wrap(line: &str, width: usize) -> Vec<String> {
     if line.chars().count() <= width {
         return vec![line.to_owned()];

@@ -5,6 +5,7 @@
 
 use tidevm_mm::{Gfp, Order, PAGE_SIZE};
 
+use crate::cpu::panic::out_of_memory;
 use crate::mem::MM;
 
 /// Takes `size` bytes for CPU `index`.
@@ -24,8 +25,9 @@ pub fn allocate(index: usize, size: u64) {
             left -= block;
         }
     }
-    assert!(
-        left == 0,
-        "percpu_buf: out of memory on CPU {index}, {left} of {wanted} pages short; {there} were free"
-    );
+    if left > 0 {
+        out_of_memory(format_args!(
+            "percpu_buf: out of memory on CPU {index}, {left} of {wanted} pages short; {there} were free"
+        ));
+    }
 }

@@ -3,6 +3,7 @@
 //! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
 
 use core::fmt;
+use core::panic::Location;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use tidevm_abi::{EXIT_PORT, ExitCode};
@@ -13,13 +14,20 @@ use crate::cpu::{self, port_write};
 /// Set by the CPU whose panic is reported; the other CPUs stop without a report.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
-/// Ends the guest for `reason`: reports it on the serial port, then writes [`ExitCode::Panic`].
-pub fn die(reason: fmt::Arguments<'_>) -> ! {
+/// Ends the guest for `reason`: reports it on the serial port, then writes `code` for the VMM.
+pub fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::AcqRel) {
         print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
-        port_write(EXIT_PORT, ExitCode::Panic as u8);
+        port_write(EXIT_PORT, code as u8);
     }
     cpu::halt()
+}
+
+/// Ends the guest because the kernel has no memory for something that boot cannot go on without. The VMM can
+/// tell this panic from every other one ([`ExitCode::OutOfMemory`]).
+#[track_caller]
+pub fn out_of_memory(reason: fmt::Arguments<'_>) -> ! {
+    die(ExitCode::OutOfMemory, format_args!("{reason} ({})", Location::caller()))
 }
 
 /// Ends the guest as it was asked to: writes [`ExitCode::PowerOff`].
@@ -33,7 +41,7 @@ pub fn power_off() -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {
-        Some(location) => die(format_args!("{} ({location})", info.message())),
-        None => die(format_args!("{}", info.message())),
+        Some(location) => die(ExitCode::Panic, format_args!("{} ({location})", info.message())),
+        None => die(ExitCode::Panic, format_args!("{}", info.message())),
     }
 }

@@ -10,6 +10,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
+use tidevm_abi::ExitCode;
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::InterruptDescriptorTable;
@@ -145,7 +146,7 @@ extern "C" fn interrupt(frame: &mut Frame) {
         _ if u32::from(vector.wrapping_sub(FIRST_VECTOR)) < ioapic::NR_GSI => {
             ioapic::raise(u32::from(vector - FIRST_VECTOR));
         }
-        _ => panic::die(format_args!("{frame}")),
+        _ => panic::die(ExitCode::Panic, format_args!("{frame}")),
     }
     cpu::area(cpu::this()).pending.store(true, Ordering::Release);
     lapic::acknowledge();

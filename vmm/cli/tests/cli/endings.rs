@@ -1,4 +1,4 @@
-//! Machines that are ended by signals, also when nobody takes their output any more.
+//! Tests of VMs that are ended by signals, also while their output is stuck.
 #![expect(unsafe_code, reason = "pseudo-terminals and signal actions are bare system calls")]
 
 use std::fs::File;
@@ -22,7 +22,7 @@ pub const TESTS: &[Test] = &[
     ("a_hang_up_that_is_ignored_stays_so", a_hang_up_that_is_ignored_stays_so),
 ];
 
-/// Longer than the time that the program gives itself after a signal.
+/// Longer than the program runs after a signal.
 pub const LIMIT: Duration = Duration::from_secs(40);
 
 pub fn kill(signal: &str, child: &Child) {
@@ -30,7 +30,7 @@ pub fn kill(signal: &str, child: &Child) {
     assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
 }
 
-/// Waits for the end of `child`, which does not hold up the tests for longer than [`LIMIT`].
+/// Waits for the end of `child`, at most for [`LIMIT`].
 #[track_caller]
 pub fn end(child: &mut Child) -> ExitStatus {
     until("the end", || {
@@ -49,23 +49,23 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until a pipe has something in it and takes nothing more.
+/// Waits until a pipe is full.
 fn until_full(pipe: &impl AsRawFd) {
     let mut last = 0;
     let mut since = Instant::now();
     until("a full pipe", || {
         let mut waiting: libc::c_int = 0;
-        // SAFETY: the descriptor is open, and the call writes one number.
+        // SAFETY: `pipe` keeps the descriptor open, and the call writes one number to `waiting`.
         assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) }, 0);
         if waiting != last {
             (last, since) = (waiting, Instant::now());
         }
-        // 16 pages, of which each may have room for less than a line.
+        // A pipe has 16 pages. Each may have unused room for less than a line.
         waiting > 32 << 10 && since.elapsed() > Duration::from_millis(500)
     });
 }
 
-/// A pseudo-terminal: the side of the person, and the side of the program.
+/// A pseudo-terminal: the end of the person, and the end of the program.
 struct Pty {
     person: File,
     program: File,
@@ -75,31 +75,31 @@ impl Pty {
     fn open() -> Self {
         let (mut person, mut program) = (0, 0);
         let (name, state, size) = (ptr::null_mut(), ptr::null(), ptr::null());
-        // SAFETY: the call writes two descriptors; the rest is optional.
+        // SAFETY: the call writes to the two descriptors; the other pointers may be null.
         assert_eq!(unsafe { libc::openpty(&mut person, &mut program, name, state, size) }, 0);
-        // SAFETY: the descriptors were just made and nobody else has them.
+        // SAFETY: openpty has just made the descriptors, and no other value owns them.
         unsafe { Self { person: File::from_raw_fd(person), program: File::from_raw_fd(program) } }
     }
 
-    /// All that a program can set.
+    /// The settings that a program can change.
     fn state(&self) -> (u32, u32, u32, u32, [u8; 32]) {
         let mut state = MaybeUninit::<libc::termios>::uninit();
-        // SAFETY: the descriptor is open, and `state` has room for what is written there.
+        // SAFETY: `self.program` keeps the descriptor open, and `state` has room for one termios.
         assert_eq!(unsafe { libc::tcgetattr(self.program.as_raw_fd(), state.as_mut_ptr()) }, 0);
         // SAFETY: tcgetattr succeeded, so it filled `state`.
         let state = unsafe { state.assume_init() };
         (state.c_iflag, state.c_oflag, state.c_cflag, state.c_lflag, state.c_cc)
     }
 
-    /// Runs a kernel whose console is this terminal's input and a pipe, and waits until it has it.
+    /// Runs a kernel whose console reads this terminal and writes a pipe, and waits until it has the terminal.
     fn run(&self, kernel: &str, code: &[u8]) -> Child {
         let before = self.state();
         let mut command = program();
         command.args(["run", "--console", "stdio", "--kernel"]).arg(kernel::write(kernel, code));
         command.stdin(self.program.try_clone().expect("a descriptor"));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: between fork and exec only a signal's action is set. Who runs the tests may have
-        // ignored it, as `nohup` does.
+        // SAFETY: between fork and exec the closure only calls signal, which is async-signal-safe. The call
+        // is needed because the caller of the tests may ignore SIGHUP, as `nohup` does.
         unsafe {
             command.pre_exec(|| {
                 libc::signal(libc::SIGHUP, libc::SIG_DFL);
@@ -112,7 +112,7 @@ impl Pty {
     }
 }
 
-/// A guest whose output fills a pipe, while there is input for it.
+/// A guest whose output has filled a pipe, while input waits for it.
 fn stuck(pty: &mut Pty, kernel: &str) -> Child {
     let child = pty.run(kernel, kernel::FLOOD);
     until_full(child.stdout.as_ref().expect("a pipe"));
@@ -131,7 +131,7 @@ fn signals_end_a_session() {
     for (signal, script, status) in endings {
         let mut child = spawn(&small(script));
         drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
-        // The header comes when the guest is up.
+        // The row of the boot is printed when the guest is up.
         let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut line = String::new();
         while !line.contains("boot ") {
@@ -163,7 +163,7 @@ fn a_second_signal_ends_a_guest_that_is_stuck() {
     kill("-INT", &child);
     thread::sleep(Duration::from_millis(300));
     kill("-TERM", &child);
-    // By itself, or by the system when the machine is gone already and only its summary waits.
+    // The program ends by itself, or the system ends it if only its summary is left to print.
     let status = end(&mut child);
     assert!(status.code() == Some(143) || status.signal() == Some(libc::SIGTERM), "{status}");
     assert_eq!(pty.state(), before);

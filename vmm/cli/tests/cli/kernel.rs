@@ -1,4 +1,4 @@
-//! The smallest kernels there are: a few bytes of 32-bit code behind a PVH entry.
+//! Tiny kernels for tests: a few bytes of 32-bit code behind a PVH entry.
 
 use std::fs;
 use std::path::PathBuf;

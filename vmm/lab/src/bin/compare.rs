@@ -1,12 +1,12 @@
-//! Measures one session on two guests and holds them against each other; `cargo xtask compare` runs
-//! it. See [`tidevm_lab::compare`].
+//! Measures one session on two guests and compares them. `cargo xtask compare` runs it. See
+//! [`tidevm_lab::compare`].
 
 use std::env;
 use std::fs;
 use std::process::ExitCode;
 
-use tidevm_lab::compare::machine::Linux;
-use tidevm_lab::compare::{Guest, Host, Record, measure, table};
+use tidevm_lab::compare::measured_vm::Linux;
+use tidevm_lab::compare::{Guest, Host, Measurement, measure, table};
 
 const USAGE: &str = "\
 usage: compare measure linux|tidevm KERNEL INITRD
@@ -37,32 +37,32 @@ fn main() -> ExitCode {
 
 fn measure_here(guest: &str, linux: &Linux) -> Result<ExitCode, String> {
     let (_, guest) = GUESTS.into_iter().find(|(name, _)| *name == guest).ok_or(USAGE)?;
-    let record = measure::session(Host::Tidevm, guest, linux);
-    println!("{}", line(&record)?);
-    Ok(if record.error.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let measurement = measure::session(Host::Tidevm, guest, linux);
+    println!("{}", line(&measurement)?);
+    Ok(if measurement.error.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run(linux: &Linux, file: &str) -> Result<ExitCode, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))?;
-    let records = text.lines().map(serde_json::from_str).collect::<Result<Vec<Record>, _>>();
-    let mut records = records.map_err(|error| format!("{file}: {error}"))?;
+    let measurements = text.lines().map(serde_json::from_str).collect::<Result<Vec<Measurement>, _>>();
+    let mut measurements = measurements.map_err(|error| format!("{file}: {error}"))?;
     for (host, emulator) in [(Host::Qemu, "QEMU"), (Host::QemuCounting, "QEMU, counting instructions")] {
         for (name, guest) in GUESTS {
             eprintln!("{name} on {emulator}");
-            records.push(measure::session(host, guest, linux));
+            measurements.push(measure::session(host, guest, linux));
         }
     }
-    for error in records.iter().filter_map(|record| record.error.as_ref()) {
+    for error in measurements.iter().filter_map(|measurement| measurement.error.as_ref()) {
         eprintln!("{error}");
     }
-    let lines = records.iter().map(line).collect::<Result<Vec<_>, _>>()?;
+    let lines = measurements.iter().map(line).collect::<Result<Vec<_>, _>>()?;
     fs::write(file, lines.join("\n") + "\n").map_err(|error| format!("cannot write {file}: {error}"))?;
-    let (text, agree) = table::show(&records);
+    let (text, agree) = table::show(&measurements);
     print!("{text}");
     Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A record as one line of JSON.
-fn line(record: &Record) -> Result<String, String> {
-    serde_json::to_string(record).map_err(|error| error.to_string())
+/// A measurement as one line of JSON.
+fn line(measurement: &Measurement) -> Result<String, String> {
+    serde_json::to_string(measurement).map_err(|error| error.to_string())
 }

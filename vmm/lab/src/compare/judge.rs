@@ -1,21 +1,21 @@
-//! The counters of two guests against each other, after each step.
+//! Compares the counters of two guests after each phase.
 //!
-//! The Movable zone is compared as it is. The other zones are boot memory: they are compared as one,
-//! since Linux has a zone for the first 16 MiB that tidevm has not, as they are at boot, and then by how
-//! they changed.
+//! The Movable zone is compared as it is. The other zones are boot memory. They are compared as one zone,
+//! because Linux has a zone for the first 16 MiB and tidevm has none: at boot by their counters, and after
+//! each phase by the change since boot.
 //!
-//! Linux takes the memmap of a new memory block out of boot memory, tidevm out of the block itself (its
-//! altmap). So in Movable fewer pages are managed and free, and in boot memory more are free, by
-//! the pages of its memmap for each block. Whatever differs beside that must have a [`Reason`].
+//! Linux takes the memmap of a new memory block from boot memory, tidevm from the memory block itself (its
+//! altmap). So tidevm has fewer managed and free pages in Movable, and more free pages in boot memory, by
+//! the pages of its memmap per memory block. Every other [`Difference`] must have a [`Reason`].
 
 use std::{array, fmt};
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
-use super::{BOOT, MEMMAP_PAGES, PAGE_SIZE, Planned, Record, Step, steps};
+use super::{BOOT, MEMMAP_PAGES, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
 use crate::zoneinfo::Zone;
 
-/// What is compared, in pages.
+/// The compared counters, in pages.
 pub const COUNTERS: [&str; 4] = ["spanned", "present", "managed", "free"];
 const SPANNED: usize = 0;
 const PRESENT: usize = 1;
@@ -25,20 +25,20 @@ const FREE: usize = 3;
 /// The counters of a zone, in the order of [`COUNTERS`].
 pub type Counters = [i64; 4];
 
-/// Pages of its own that a kernel may take or give back while a session runs: 1 MiB.
+/// Pages that a kernel may take or give back for itself during a session: 1 MiB.
 const OWN: i64 = 256;
-/// A kernel may take one page for so many that it is told to hold.
+/// A kernel may take one page for itself per so many pages of data.
 const HELD_BY_ONE: i64 = 256;
-/// The part of boot memory that may be a kernel's own from the start.
+/// Boot memory divided by this may belong to the kernel from the start.
 const BOOT_PART: i64 = 16;
-/// Where one zone of boot memory ends and the next begins: 4 GiB.
+/// Pages below the border between two zones of boot memory: 4 GiB.
 const BORDER: i64 = 1 << 20;
 
-/// Two guests after a step.
+/// Two guests after a phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The step's name.
-    pub step: String,
+    /// The phase's name.
+    pub phase: String,
     /// Which zones.
     pub zones: Zones,
     /// Linux's counters.
@@ -47,8 +47,8 @@ pub struct Row {
     pub tidevm: Counters,
     /// Pages of memmap in the plugged blocks.
     pub altmap: i64,
-    /// What differs besides.
-    pub rests: Vec<Rest>,
+    /// Differences that altmap does not explain.
+    pub differences: Vec<Difference>,
 }
 
 /// Which zones are compared.
@@ -74,12 +74,12 @@ impl fmt::Display for Zones {
 
 /// A difference that altmap does not explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rest {
+pub struct Difference {
     /// Index in [`COUNTERS`].
     pub counter: usize,
-    /// So many more pages in tidevm.
+    /// Pages that tidevm has more.
     pub pages: i64,
-    /// [`None`] when there is none.
+    /// `None` if nothing explains it.
     pub reason: Option<Reason>,
 }
 
@@ -92,7 +92,7 @@ pub enum Reason {
     Own,
     /// Two kernels boot.
     Boot,
-    /// Linux has a zone end where the next begins.
+    /// In Linux, a zone ends where the next one begins.
     Border,
 }
 
@@ -135,15 +135,15 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Two sessions on one host, step by step, as far as both went.
+/// Two sessions on one host, phase by phase, as far as both went.
 #[must_use]
-pub fn compare(linux: &Record, tidevm: &Record) -> Vec<Row> {
-    let mut both = linux.steps.iter().zip(&tidevm.steps);
+pub fn compare(linux: &Measurement, tidevm: &Measurement) -> Vec<Row> {
+    let mut both = linux.phases.iter().zip(&tidevm.phases);
     let Some((linux_boot, tidevm_boot)) = both.next() else { return Vec::new() };
-    let boot = |step| counters(step, |zone| !is_movable(zone));
+    let boot = |phase| counters(phase, |zone| !is_movable(zone));
     let mut rows = vec![row(BOOT, Zones::Boot, [boot(linux_boot), boot(tidevm_boot)], 0, 0)];
-    for ((linux, tidevm), Planned { name, plugged, data, .. }) in both.zip(&steps()) {
-        let movable = [linux, tidevm].map(|step| counters(step, is_movable));
+    for ((linux, tidevm), PlannedPhase { name, plugged, data, .. }) in both.zip(&phases()) {
+        let movable = [linux, tidevm].map(|phase| counters(phase, is_movable));
         rows.push(row(name, Zones::Movable, movable, *plugged, *data));
         let change = [(linux, linux_boot), (tidevm, tidevm_boot)]
             .map(|(now, then)| array::from_fn(|counter| boot(now)[counter] - boot(then)[counter]));
@@ -153,9 +153,9 @@ pub fn compare(linux: &Record, tidevm: &Record) -> Vec<Row> {
 }
 
 /// `plugged` and `data` are in bytes.
-fn row(step: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, data: u64) -> Row {
+fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, data: u64) -> Row {
     let altmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
-    let mut rests = Vec::new();
+    let mut differences = Vec::new();
     for counter in 0..COUNTERS.len() {
         let explained = match (zones, counter) {
             (Zones::Movable, MANAGED | FREE) => -altmap,
@@ -171,17 +171,21 @@ fn row(step: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, d
         };
         let rest = tidevm[counter] - linux[counter] - explained;
         if rest != 0 {
-            rests.push(Rest { counter, pages: rest, reason: reason.filter(|_| rest.abs() <= most) });
+            differences.push(Difference {
+                counter,
+                pages: rest,
+                reason: reason.filter(|_| rest.abs() <= most),
+            });
         }
     }
-    Row { step: step.to_owned(), zones, linux, tidevm, altmap, rests }
+    Row { phase: phase.to_owned(), zones, linux, tidevm, altmap, differences }
 }
 
-/// Pages of boot memory that a plug of `plugged` bytes, done between two steps, took for memmap: what
-/// became less, to the nearest whole memmap of all blocks. The rest is a kernel's own.
+/// Pages of boot memory that a plug of `plugged` bytes took for memmap: the loss of free pages between two
+/// phases, rounded to whole memmaps of all memory blocks. The remainder belongs to the kernel itself.
 #[must_use]
-pub fn memmap_in_boot(before: &Step, after: &Step, plugged: u64) -> i64 {
-    let free = |step| counters(step, |zone| !is_movable(zone))[FREE];
+pub fn memmap_in_boot(before: &Phase, after: &Phase, plugged: u64) -> i64 {
+    let free = |phase| counters(phase, |zone| !is_movable(zone))[FREE];
     let memmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
     let taken = free(before) - free(after);
     (taken + memmap / 2).div_euclid(memmap) * memmap
@@ -191,14 +195,14 @@ fn is_movable(zone: &Zone) -> bool {
     zone.name == "Movable"
 }
 
-/// The sum of the zones that are wanted.
-fn counters(step: &Step, wanted: impl Fn(&Zone) -> bool) -> Counters {
+/// The sum over the `wanted` zones.
+fn counters(phase: &Phase, wanted: impl Fn(&Zone) -> bool) -> Counters {
     let of = |zone: &Zone| [zone.spanned, zone.present, zone.managed, zone.free].map(pages);
-    let zones = step.zones.iter().filter(|zone| wanted(zone));
+    let zones = phase.zones.iter().filter(|zone| wanted(zone));
     zones.map(of).fold([0; 4], |sum, zone| array::from_fn(|counter| sum[counter] + zone[counter]))
 }
 
-/// A count that may become a difference.
+/// A count as a signed number, for differences.
 fn pages(count: u64) -> i64 {
     i64::try_from(count).expect("fewer pages than there are addresses")
 }
@@ -206,10 +210,10 @@ fn pages(count: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::{BOOT, COUNTERS, Reason, compare, memmap_in_boot};
-    use crate::compare::{GIB, Guest, Host, Record, Step};
+    use crate::compare::{GIB, Guest, Host, Measurement, Phase};
     use crate::zoneinfo::Zone;
 
-    fn step(name: &str, boot_free: u64, movable: [u64; 4]) -> Step {
+    fn phase(name: &str, boot_free: u64, movable: [u64; 4]) -> Phase {
         let zone = |name: &str, [spanned, present, managed, free]: [u64; 4]| Zone {
             node: 0,
             name: name.to_owned(),
@@ -220,39 +224,39 @@ mod tests {
         };
         let boot = zone("DMA32", [786_432, 786_300, 760_000, boot_free]);
         let zones = vec![boot, zone("Movable", movable)];
-        Step { name: name.to_owned(), seconds: 0.0, instructions: None, zones }
+        Phase { name: name.to_owned(), seconds: 0.0, instructions: None, zones }
     }
 
-    fn record(guest: Guest, boot_free: [u64; 2], movable: [u64; 4]) -> Record {
-        let steps = vec![step(BOOT, boot_free[0], [0; 4]), step("plug 1 GiB", boot_free[1], movable)];
-        Record { host: Host::Qemu, guest, steps, error: None }
+    fn measurement(guest: Guest, boot_free: [u64; 2], movable: [u64; 4]) -> Measurement {
+        let phases = vec![phase(BOOT, boot_free[0], [0; 4]), phase("plug 1 GiB", boot_free[1], movable)];
+        Measurement { host: Host::Qemu, guest, phases, error: None }
     }
 
-    /// Counter and pages of all that is left, with its reason.
-    fn rests(tidevm: &Record) -> Vec<(&'static str, i64, Option<Reason>)> {
-        let linux = record(Guest::Linux, [700_000, 695_800], [262_144, 262_144, 262_144, 262_100]);
+    /// All differences: counter, pages and reason.
+    fn differences(tidevm: &Measurement) -> Vec<(&'static str, i64, Option<Reason>)> {
+        let linux = measurement(Guest::Linux, [700_000, 695_800], [262_144, 262_144, 262_144, 262_100]);
         let rows = compare(&linux, tidevm);
-        let rests = rows.iter().flat_map(|row| &row.rests);
-        rests.map(|rest| (COUNTERS[rest.counter], rest.pages, rest.reason)).collect()
+        let differences = rows.iter().flat_map(|row| &row.differences);
+        differences.map(|rest| (COUNTERS[rest.counter], rest.pages, rest.reason)).collect()
     }
 
     #[test]
     fn altmap_explains_what_it_takes() {
-        let tidevm = record(Guest::Tidevm, [700_000, 699_990], [262_144, 262_144, 258_048, 258_048]);
+        let tidevm = measurement(Guest::Tidevm, [700_000, 699_990], [262_144, 262_144, 258_048, 258_048]);
         let expected = [("free", 44, Some(Reason::Processes)), ("free", 94, Some(Reason::Own))];
-        assert_eq!(rests(&tidevm), expected);
+        assert_eq!(differences(&tidevm), expected);
         let [linux_took, tidevm_took] = [[700_000, 695_800], [700_000, 699_990]].map(|free| {
-            let record = record(Guest::Linux, free, [0; 4]);
-            memmap_in_boot(&record.steps[0], &record.steps[1], GIB)
+            let measurement = measurement(Guest::Linux, free, [0; 4]);
+            memmap_in_boot(&measurement.phases[0], &measurement.phases[1], GIB)
         });
         assert_eq!((linux_took, tidevm_took), (4096, 0));
     }
 
     #[test]
     fn what_nothing_explains_is_seen() {
-        let tidevm = record(Guest::Tidevm, [700_000, 690_000], [262_144, 262_143, 258_049, 240_000]);
+        let tidevm = measurement(Guest::Tidevm, [700_000, 690_000], [262_144, 262_143, 258_049, 240_000]);
         let expected =
             [("present", -1, None), ("managed", 1, None), ("free", -18_004, None), ("free", -9896, None)];
-        assert_eq!(rests(&tidevm), expected);
+        assert_eq!(differences(&tidevm), expected);
     }
 }

@@ -1,52 +1,54 @@
-//! A session on one machine.
+//! Measures a session on one VM.
 //!
-//! The device has its size before the guest has made use of it. So a resize is over for the clock when
-//! the guest's counters have it, too, less the time that the guest takes to tell them. Where instructions
-//! are counted it is not asked, which would take some, but left alone until it has become quiet. What its
-//! timers take when it has nothing to do is not taken off the count.
+//! The device reaches its size before the guest uses the memory. So the time of a resize ends when the guest's
+//! counters show the size. The time of the guest's answer is subtracted. Where instructions are counted, the
+//! guest is not asked, because an answer takes instructions. There the resize ends when the guest has become
+//! quiet. Instructions of the idle guest's timers are not subtracted.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{ZoneName, ZoneStats};
+use tidevm_abi::ZoneStats;
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
-use tidevm_session::{Ended, Sample, Verdict};
+use tidevm_session::{Ended, Sample};
 
-use super::machine::{self, Linux, LinuxOnKvm, Machine, OnQemu};
-use super::{BOOT, Guest, Host, PAGE_SIZE, Planned, Record, Step, steps};
+use super::measured_vm::{self, Linux, LinuxOnKvm, MeasuredVm, OnQemu};
+use super::{BOOT, Guest, Host, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
 use crate::zoneinfo::{self, Zone};
 
-/// Between two looks at the instructions.
+/// Time between two looks at the instructions.
 const LOOK: Duration = Duration::from_millis(250);
-/// Instructions between two looks by which a guest has become quiet. Linux with nothing to do takes 50
-/// thousand, a five-hundredth of what its quickest resize takes.
+/// A guest with fewer instructions between two looks is quiet. An idle Linux executes 50 thousand, a
+/// five-hundredth of its quickest resize.
 const QUIET: u64 = 100_000;
-/// How long a guest may take to use what is plugged.
+/// Longest time until the guest uses the plugged memory.
 const USE_LIMIT: Duration = Duration::from_secs(60);
-/// How long a guest may take to become quiet.
+/// Longest time until the guest is quiet.
 const QUIET_LIMIT: Duration = Duration::from_secs(60);
-/// What a guest is given to become quiet where nobody counts.
+/// Time for the guest to become quiet where instructions are not counted.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Runs the session on `host` with `guest`, telling the steps on standard error.
-pub fn session(host: Host, guest: Guest, linux: &Linux) -> Record {
-    let mut record = Record { host, guest, steps: Vec::new(), error: None };
-    let steps = &mut record.steps;
+/// Runs the session on `host` with `guest`, with progress on standard error.
+pub fn session(host: Host, guest: Guest, linux: &Linux) -> Measurement {
+    let mut measurement = Measurement { host, guest, phases: Vec::new(), error: None };
+    let phases = &mut measurement.phases;
     let result = match (host, guest) {
-        (Host::Tidevm, Guest::Tidevm) => on_own_machine(steps),
-        (Host::Tidevm, Guest::Linux) => LinuxOnKvm::start(linux).and_then(|mut linux| run(&mut linux, steps)),
+        (Host::Tidevm, Guest::Tidevm) => on_own_machine(phases),
+        (Host::Tidevm, Guest::Linux) => {
+            LinuxOnKvm::start(linux).and_then(|mut linux| run(&mut linux, phases))
+        }
         _ => OnQemu::start(guest, linux, host == Host::QemuCounting)
-            .and_then(|mut machine| run(&mut machine, steps)),
+            .and_then(|mut machine| run(&mut machine, phases)),
     };
-    record.error = result.err();
-    record
+    measurement.error = result.err();
+    measurement
 }
 
-fn run(machine: &mut impl Machine, done: &mut Vec<Step>) -> Result<(), String> {
+fn run(machine: &mut impl MeasuredVm, done: &mut Vec<Phase>) -> Result<(), String> {
     settle(machine)?;
-    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: zones(machine)? });
-    for planned in steps() {
+    done.push(Phase { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: zones(machine)? });
+    for planned in phases() {
         let before = machine.instructions()?;
         let start = Instant::now();
         if planned.is_resize() {
@@ -62,20 +64,20 @@ fn run(machine: &mut impl Machine, done: &mut Vec<Step>) -> Result<(), String> {
         let after = settle(machine)?;
         let instructions = after.zip(before).map(|(after, before)| after - before);
         let (seconds, zones) = (took.as_secs_f64(), zones(machine)?);
-        done.push(told(Step { name: planned.name, seconds, instructions, zones }));
+        done.push(told(Phase { name: planned.name, seconds, instructions, zones }));
     }
     Ok(())
 }
 
-/// How long the guest takes to tell its counters.
-fn telling(machine: &mut impl Machine) -> Result<Duration, String> {
+/// The time of the guest's answer with its counters.
+fn telling(machine: &mut impl MeasuredVm) -> Result<Duration, String> {
     let start = Instant::now();
     zones(machine)?;
     Ok(start.elapsed())
 }
 
 /// Waits until the guest's Movable zone has so many bytes.
-fn await_use(machine: &mut impl Machine, bytes: u64) -> Result<(), String> {
+fn await_use(machine: &mut impl MeasuredVm, bytes: u64) -> Result<(), String> {
     let deadline = Instant::now() + USE_LIMIT;
     loop {
         let zones = zones(machine)?;
@@ -92,19 +94,19 @@ fn await_use(machine: &mut impl Machine, bytes: u64) -> Result<(), String> {
     }
 }
 
-/// Says that a step is done.
-fn told(step: Step) -> Step {
-    let count = step.instructions.map_or_else(String::new, |count| format!(", {count} instructions"));
-    eprintln!("    {}: {:.3} s{count}", step.name, step.seconds);
-    step
+/// Prints a phase that is done.
+fn told(phase: Phase) -> Phase {
+    let count = phase.instructions.map_or_else(String::new, |count| format!(", {count} instructions"));
+    eprintln!("    {}: {:.3} s{count}", phase.name, phase.seconds);
+    phase
 }
 
-fn zones(machine: &mut impl Machine) -> Result<Vec<Zone>, String> {
+fn zones(machine: &mut impl MeasuredVm) -> Result<Vec<Zone>, String> {
     Ok(zoneinfo::parse(machine.ask("zoneinfo")?.iter().map(String::as_str)))
 }
 
-/// Waits until the guest is quiet; the instructions up to then.
-fn settle(machine: &mut impl Machine) -> Result<Option<u64>, String> {
+/// Waits until the guest is quiet. Returns the instructions up to then, where they are counted.
+fn settle(machine: &mut impl MeasuredVm) -> Result<Option<u64>, String> {
     let deadline = Instant::now() + QUIET_LIMIT;
     let Some(mut last) = machine.instructions()? else {
         thread::sleep(SETTLE);
@@ -120,26 +122,26 @@ fn settle(machine: &mut impl Machine) -> Result<Option<u64>, String> {
     Err(format!("waited {QUIET_LIMIT:?} for the guest to become quiet"))
 }
 
-/// tidevm's own guest on tidevm has no console to talk to, and needs none: the session is a script.
-fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
-    let planned = steps();
-    let within = |step: &Planned| {
-        let limit = if step.is_resize() { " within 20m" } else { "" };
-        format!("{}{limit}", step.command)
+/// For tidevm's own guest on tidevm, the session is a script. This guest needs no console.
+fn on_own_machine(done: &mut Vec<Phase>) -> Result<(), String> {
+    let planned = phases();
+    let within = |phase: &PlannedPhase| {
+        let limit = if phase.is_resize() { " within 20m" } else { "" };
+        format!("{}{limit}", phase.command)
     };
     let lines: Vec<String> = planned.iter().map(within).collect();
     let script = Script::parse("session", &lines.join("\n")).map_err(|errors| errors.to_string())?;
-    let vm = Vm::start(machine::config()).map_err(|error| error.to_string())?;
+    let vm = Vm::start(measured_vm::config()).map_err(|error| error.to_string())?;
     let session = tidevm_session::record(vm, &script);
     let boot = session.boot.ok_or_else(|| format!("the guest never came up: {:?}", session.summary.ended))?;
     let zones = zones_of(&boot.sample)?;
-    done.push(Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });
+    done.push(Phase { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });
     for (planned, report) in planned.into_iter().zip(&session.steps) {
-        if let Verdict::Failed { reason } = &report.verdict {
-            return Err(format!("{}: {reason}", planned.name));
+        if let Err(failure) = &report.result {
+            return Err(format!("{}: {failure}", planned.name));
         }
         let (seconds, zones) = (report.took.as_secs_f64(), zones_of(&report.sample)?);
-        done.push(told(Step { name: planned.name, seconds, instructions: None, zones }));
+        done.push(told(Phase { name: planned.name, seconds, instructions: None, zones }));
     }
     match session.summary.ended {
         Ended::Done => Ok(()),
@@ -148,14 +150,9 @@ fn on_own_machine(done: &mut Vec<Step>) -> Result<(), String> {
 }
 
 fn zones_of(sample: &Sample) -> Result<Vec<Zone>, String> {
-    let name = |name| match name {
-        ZoneName::Dma32 => "DMA32",
-        ZoneName::Normal => "Normal",
-        ZoneName::Movable => "Movable",
-    };
     let zone = |zone: ZoneStats| Zone {
         node: 0,
-        name: name(zone.name).to_owned(),
+        name: zone.name.to_string(),
         spanned: zone.spanned,
         present: zone.present,
         managed: zone.managed,

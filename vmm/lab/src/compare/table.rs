@@ -1,31 +1,31 @@
-//! What was measured, as text for people.
+//! Measurements and differences, as text for people.
 
 use std::fmt::Write;
 
-use super::judge::{self, COUNTERS, Reason, Rest, Row};
-use super::{GIB, Guest, Host, Planned, Record, Step, steps};
+use super::judge::{self, COUNTERS, Difference, Reason, Row};
+use super::{GIB, Guest, Host, Measurement, Phase, PlannedPhase, phases};
 
 const GUESTS: [Guest; 2] = [Guest::Linux, Guest::Tidevm];
 
-/// The whole, and whether the guests agree as far as they have to.
+/// The whole text, and whether every session ended well and every difference has a reason.
 #[must_use]
-pub fn show(records: &[Record]) -> (String, bool) {
-    let mut text = costs(records);
+pub fn show(measurements: &[Measurement]) -> (String, bool) {
+    let mut text = costs(measurements);
     let mut agree = true;
     for (host, name) in [
         (Host::Qemu, "QEMU's emulator and its virtio-mem-pci"),
         (Host::Tidevm, "tidevm and its virtio-mem, in the nested host"),
     ] {
-        let [linux, tidevm] = GUESTS.map(|guest| find(records, host, guest));
+        let [linux, tidevm] = GUESTS.map(|guest| find(measurements, host, guest));
         let rows = linux.zip(tidevm).map_or_else(Vec::new, |(linux, tidevm)| judge::compare(linux, tidevm));
         let _ = write!(text, "\nPages after each step: {name}\n\n{}", counters(&rows));
-        agree &= rows.iter().flat_map(|row| &row.rests).all(|rest| rest.reason.is_some());
+        agree &= rows.iter().flat_map(|row| &row.differences).all(|rest| rest.reason.is_some());
     }
     let _ = write!(text, "\n{}", reasons());
     for host in [Host::Qemu, Host::QemuCounting, Host::Tidevm] {
         for guest in GUESTS {
-            let record = find(records, host, guest);
-            let error = record.map_or(Some("was not run"), |record| record.error.as_deref());
+            let measurement = find(measurements, host, guest);
+            let error = measurement.map_or(Some("was not run"), |measurement| measurement.error.as_deref());
             if let Some(error) = error {
                 let first = error.lines().next().unwrap_or_default();
                 let _ = writeln!(text, "UNFINISHED {guest:?} on {host:?}: {first}");
@@ -36,37 +36,37 @@ pub fn show(records: &[Record]) -> (String, bool) {
     (text, agree)
 }
 
-fn find(records: &[Record], host: Host, guest: Guest) -> Option<&Record> {
-    records.iter().find(|record| (record.host, record.guest) == (host, guest))
+fn find(measurements: &[Measurement], host: Host, guest: Guest) -> Option<&Measurement> {
+    measurements.iter().find(|measurement| (measurement.host, measurement.guest) == (host, guest))
 }
 
-/// What a row of the costs shows: its name, where it is from, and how it is read off a step, the one before
-/// it, and its GiB.
-type Cost = (&'static str, Host, fn(&Step, &Step, u64) -> Option<String>);
+/// A row of the costs: its name, its host, and a function that reads the cost from the phase before, the phase
+/// itself, and its GiB.
+type Cost = (&'static str, Host, fn(&Phase, &Phase, u64) -> Option<String>);
 
 const COSTS: [Cost; 4] = [
-    ("instructions", Host::QemuCounting, |_, step, gib| Some(millions(step.instructions? / gib))),
-    ("time, QEMU", Host::Qemu, |_, step, gib| Some(seconds(step, gib))),
-    ("time, nested host", Host::Tidevm, |_, step, gib| Some(seconds(step, gib))),
-    ("memmap from boot memory", Host::Qemu, |before, step, gib| {
-        let plugs = step.name.starts_with("plug");
-        let pages = judge::memmap_in_boot(before, step, gib * GIB) / gib.cast_signed();
+    ("instructions", Host::QemuCounting, |_, phase, gib| Some(millions(phase.instructions? / gib))),
+    ("time, QEMU", Host::Qemu, |_, phase, gib| Some(seconds(phase, gib))),
+    ("time, nested host", Host::Tidevm, |_, phase, gib| Some(seconds(phase, gib))),
+    ("memmap from boot memory", Host::Qemu, |before, phase, gib| {
+        let plugs = phase.name.starts_with("plug");
+        let pages = judge::memmap_in_boot(before, phase, gib * GIB) / gib.cast_signed();
         plugs.then(|| format!("{pages} pages"))
     }),
 ];
 
-/// What plugging and unplugging costs.
-fn costs(records: &[Record]) -> String {
+/// The cost of plugging and unplugging.
+fn costs(measurements: &[Measurement]) -> String {
     let mut rows = vec![["per GiB", "", "Linux", "tidevm"].map(str::to_owned).to_vec()];
-    for (index, Planned { name, costs, .. }) in steps().iter().enumerate() {
+    for (index, PlannedPhase { name, costs, .. }) in phases().iter().enumerate() {
         let Some(gib) = *costs else { continue };
         for (what, host, read) in COSTS {
             let cell = |guest| {
-                // The first of a record's steps is the boot.
-                let [before, step] = find(records, host, guest)?.steps.get(index..index + 2)? else {
+                // The first of a measurement's phases is the boot.
+                let [before, phase] = find(measurements, host, guest)?.phases.get(index..index + 2)? else {
                     return None;
                 };
-                read(before, step, gib)
+                read(before, phase, gib)
             };
             let cells = GUESTS.map(cell);
             if cells.iter().any(Option::is_some) {
@@ -78,8 +78,8 @@ fn costs(records: &[Record]) -> String {
     align(&rows, |column| column < 2)
 }
 
-fn seconds(step: &Step, gib: u64) -> String {
-    format!("{:.3} s", step.seconds / gib as f64)
+fn seconds(phase: &Phase, gib: u64) -> String {
+    format!("{:.3} s", phase.seconds / gib as f64)
 }
 
 fn millions(count: u64) -> String {
@@ -91,16 +91,16 @@ fn counters(rows: &[Row]) -> String {
     let names = ["step", "zones"].into_iter().chain(COUNTERS).chain(COUNTERS).chain(["altmap", "rest"]);
     let mut table = vec![heads.map(str::to_owned).to_vec(), names.map(str::to_owned).collect()];
     for row in rows {
-        let words = [row.step.clone(), row.zones.to_string()].into_iter();
+        let words = [row.phase.clone(), row.zones.to_string()].into_iter();
         let numbers = row.linux.iter().chain(&row.tidevm).chain([&row.altmap]).map(ToString::to_string);
-        let rests: Vec<String> = row.rests.iter().map(rest).collect();
-        table.push(words.chain(numbers).chain([rests.join(", ")]).collect());
+        let differences: Vec<String> = row.differences.iter().map(rest).collect();
+        table.push(words.chain(numbers).chain([differences.join(", ")]).collect());
     }
     align(&table, |column| column < 2 || column == heads.len() - 1)
 }
 
 /// `free +15 (a)`.
-fn rest(rest: &Rest) -> String {
+fn rest(rest: &Difference) -> String {
     let name = COUNTERS[rest.counter];
     match rest.reason {
         Some(reason) => format!("{name} {:+} ({})", rest.pages, reason.letter()),
@@ -121,7 +121,7 @@ rest    what tidevm has more after that
     text
 }
 
-/// Columns; those that are `left` to the left, the others to the right.
+/// Aligns columns: those that are `left` to the left, the others to the right.
 fn align(rows: &[Vec<String>], left: impl Fn(usize) -> bool) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let lengths =
@@ -145,18 +145,19 @@ fn align(rows: &[Vec<String>], left: impl Fn(usize) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::show;
-    use crate::compare::{BOOT, Guest, Host, Record, Step};
+    use crate::compare::{BOOT, Guest, Host, Measurement, Phase};
 
     #[test]
     fn what_was_not_measured_is_told() {
-        let boot = Step { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: Vec::new() };
-        let record = |guest, error: Option<&str>| Record {
+        let boot = Phase { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones: Vec::new() };
+        let measurement = |guest, error: Option<&str>| Measurement {
             host: Host::Qemu,
             guest,
-            steps: vec![boot.clone()],
+            phases: vec![boot.clone()],
             error: error.map(str::to_owned),
         };
-        let (text, agree) = show(&[record(Guest::Linux, None), record(Guest::Tidevm, Some("no QEMU\nmore"))]);
+        let (text, agree) =
+            show(&[measurement(Guest::Linux, None), measurement(Guest::Tidevm, Some("no QEMU\nmore"))]);
         assert!(!agree);
         assert!(text.contains("UNFINISHED Tidevm on Qemu: no QEMU\n"), "{text}");
         assert!(text.contains("UNFINISHED Linux on Tidevm: was not run\n"), "{text}");

@@ -1,13 +1,14 @@
-//! What boot waits for: the struct pages of all memory, or of none (S1, S2).
+//! Whether boot waits until the struct pages of all memory are written (features S1 and S2 of
+//! `docs/features.toml`).
 //!
-//! Times are of this host. What is judged is not a time but a count that is the same everywhere: of how
-//! many sections all struct pages were written before the first page could be allocated. Sizes that
-//! would take longer than [`LIMIT`], or that the host cannot map, are left out, and it is said why.
+//! The times are those of this host. The judgement reads a count that is the same on every host: the sections
+//! whose struct pages were all written before the first page could be allocated. Sizes that would take longer
+//! than [`LIMIT`], or that the host cannot map, are left out, with the reason.
 
 use std::time::Duration;
 
-use tidevm_abi::{BootTimes, MEMORY_BLOCK_SIZE};
-use tidevm_machine::{Config, ConsoleMode, InitPolicy, Size, StartError};
+use tidevm_abi::{BootTimes, MEMORY_BLOCK_SIZE, Size};
+use tidevm_machine::{Config, ConsoleMode, InitPolicy, StartError};
 use tidevm_session::Ended;
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended};
@@ -21,10 +22,10 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 /// Boot memory, in GiB.
 const SIZES: [u64; 4] = [1, 8, 64, 512];
 
-/// Memory is so many times as large as its struct pages: 64 bytes of 4 KiB.
+/// Ratio of memory to its struct pages: 64 bytes per 4 KiB.
 const MEMMAP_SHARE: u64 = 64;
 
-/// Longest that one boot may take, as the next smaller one lets expect.
+/// Longest expected time of a boot. The boot of the next smaller size gives the expectation.
 const LIMIT: Duration = Duration::from_secs(180);
 
 fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
@@ -56,7 +57,7 @@ struct Boot {
     times: BootTimes,
 }
 
-/// Boots, or says why not.
+/// Boots, or gives the reason why this size is left out.
 fn boot(
     lab: &mut dyn Lab,
     setting: &str,
@@ -79,7 +80,7 @@ fn boot(
     let blocks = memory / MEMORY_BLOCK_SIZE;
     let script = match init {
         InitPolicy::Lazy => "stats".to_owned(),
-        // The last section is counted a moment before it is noted that it was the last.
+        // The guest counts the last section a moment before it notes the time of the last one.
         _ => format!("expect blocks.online == {blocks} within 10m\nsleep 1s\nstats"),
     };
     let label = format!("boot-time, {setting}, {}", Size(memory));
@@ -98,7 +99,7 @@ fn read(record: &Record) -> Result<BootTimes, String> {
 }
 
 impl Boot {
-    /// What goes on after the direct map is there, until `micros` after the start.
+    /// Time from the complete direct map until `micros` after the start.
     fn after_mapping(&self, micros: u64) -> Duration {
         Duration::from_micros(micros.saturating_sub(self.times.mapped))
     }

@@ -1,19 +1,19 @@
-//! Outcomes for programs: one JSON object. Times are seconds, sizes bytes; a number that there is none
-//! of is null, and `why` says so.
+//! Verdicts for programs: one JSON object. Times are seconds, sizes are bytes. A missing number is null, with
+//! the reason in `why`.
 
 use serde::Serialize;
 
-use super::{Number, Outcome, Side, Value};
+use super::{Number, Side, Value, Verdict};
 
-/// The outcomes as one line of JSON, with a line break at its end.
+/// The verdicts as one line of JSON, with a line break at its end.
 ///
 /// # Panics
-/// Never: there is nothing in an outcome that JSON has no words for.
+/// Never: a verdict consists of strings, numbers and lists.
 #[must_use]
-pub fn json(outcomes: &[Outcome]) -> String {
+pub fn json(verdicts: &[Verdict]) -> String {
     let data = All {
-        passed: outcomes.iter().all(Outcome::passed),
-        experiments: outcomes.iter().map(experiment).collect(),
+        passed: verdicts.iter().all(Verdict::passed),
+        experiments: verdicts.iter().map(experiment).collect(),
     };
     serde_json::to_string(&data).expect("strings, numbers and lists") + "\n"
 }
@@ -50,13 +50,13 @@ struct NumberData<'o> {
     why: Option<&'o str>,
 }
 
-fn experiment(outcome: &Outcome) -> ExperimentData<'_> {
+fn experiment(verdict: &Verdict) -> ExperimentData<'_> {
     ExperimentData {
-        name: outcome.name,
-        about: outcome.about,
-        passed: outcome.passed(),
-        seconds: outcome.took.as_secs_f64(),
-        sides: outcome.sides.iter().map(side).collect(),
+        name: verdict.name,
+        about: verdict.about,
+        passed: verdict.passed(),
+        seconds: verdict.took.as_secs_f64(),
+        sides: verdict.sides.iter().map(side).collect(),
     }
 }
 

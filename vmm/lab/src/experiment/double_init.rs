@@ -1,9 +1,9 @@
-//! Device memory whose struct pages are written twice, the first time under the memory hotplug lock
-//! (S5.1), as Linux did before 4.20.
+//! Device memory whose struct pages are written twice, the first time under the memory hotplug lock, as Linux
+//! did before 4.20 (feature S5.1 of `docs/features.toml`).
 //!
-//! What is judged is how many struct pages were written under the lock, a count that is the same
-//! everywhere; the times beside it are of this host. Those of the pages that hold the memmap are always
-//! written there: they are no device's pages.
+//! The judgement reads how many struct pages were written under the lock, a count that is the same on every
+//! host. The times beside it are those of this host. Struct pages of the pages that hold the memmap are
+//! always written under the lock, because those pages do not belong to the device.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
     Ok(Side { on, setting, finding, what, numbers })
 }
 
-/// The guest's account of what it mapped, if every step of the session was done.
+/// The guest's answer to `pmem map`, if every step of the session was done.
 pub(super) fn mapped(record: &Record) -> Option<PmemMapped> {
     if record.steps.iter().any(|step| !step.is_done()) {
         return None;

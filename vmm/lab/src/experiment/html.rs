@@ -1,17 +1,17 @@
-//! Outcomes as one page: a summary, and for each experiment what happened, its numbers and a chart.
+//! Verdicts as one page: a summary, and for each experiment its findings, its numbers and a chart.
 //!
-//! The page needs nothing else: no script, no font, no picture. It follows the reader's choice of a
-//! light or a dark scheme. Everything that is not written here is escaped.
+//! The page needs no other file: no script, no font, no picture. It follows the reader's choice of a light or
+//! a dark scheme. Text that does not come from this file is escaped.
 
 mod chart;
 
 use std::fmt::{self, Display, Write};
 
-use super::{Finding, Outcome, Side, Value};
+use super::{Finding, Side, Value, Verdict};
 
 const STYLE: &str = include_str!("html/style.css");
 
-/// Text that shows as it is, in an element or in a quoted attribute.
+/// Escapes text for an element or a quoted attribute.
 struct Escaped<T>(T);
 
 impl<T: Display> Display for Escaped<T> {
@@ -32,15 +32,15 @@ impl<T: Display> Display for Escaped<T> {
 
 /// The page.
 #[must_use]
-pub fn page(outcomes: &[Outcome]) -> String {
+pub fn page(verdicts: &[Verdict]) -> String {
     let mut page = String::new();
     // Writing to a string does not fail.
-    let _ = write(&mut page, outcomes);
+    let _ = write(&mut page, verdicts);
     page
 }
 
-fn write(page: &mut String, outcomes: &[Outcome]) -> fmt::Result {
-    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
+fn write(page: &mut String, verdicts: &[Verdict]) -> fmt::Result {
+    let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
     writeln!(page, "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
     writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
     writeln!(page, "<title>tidevm experiments</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>")?;
@@ -49,52 +49,52 @@ fn write(page: &mut String, outcomes: &[Outcome]) -> fmt::Result {
         page,
         "<p class=\"lead\">Each boots the guest with a mechanism off and on. {passed} of {} show the failure \
          when it is off, and only then. Every number is of this run.</p>",
-        outcomes.len()
+        verdicts.len()
     )?;
-    summary(page, outcomes)?;
-    for outcome in outcomes {
-        experiment(page, outcome)?;
+    summary(page, verdicts)?;
+    for verdict in verdicts {
+        experiment(page, verdict)?;
     }
     writeln!(page, "</main>\n</body>\n</html>")
 }
 
-fn summary(page: &mut String, outcomes: &[Outcome]) -> fmt::Result {
+fn summary(page: &mut String, verdicts: &[Verdict]) -> fmt::Result {
     writeln!(page, "<div class=\"scroll\"><table>\n<thead><tr><th>experiment</th><th>mechanism off</th>")?;
     writeln!(page, "<th>mechanism on</th><th>result</th><th class=\"n\">time</th></tr></thead>\n<tbody>")?;
-    for outcome in outcomes {
-        let name = Escaped(outcome.name);
+    for verdict in verdicts {
+        let name = Escaped(verdict.name);
         write!(page, "<tr><td><a href=\"#{name}\">{name}</a></td>")?;
         for on in [false, true] {
             write!(page, "<td>")?;
-            for side in outcome.sides.iter().filter(|side| side.on == on) {
+            for side in verdict.sides.iter().filter(|side| side.on == on) {
                 write!(page, "<div>{}: {}</div>", Escaped(side.setting), side.finding.text())?;
             }
             write!(page, "</td>")?;
         }
-        let took = outcome.took.as_secs_f64();
-        writeln!(page, "<td>{}</td><td class=\"n\">{took:.1} s</td></tr>", mark(outcome))?;
+        let took = verdict.took.as_secs_f64();
+        writeln!(page, "<td>{}</td><td class=\"n\">{took:.1} s</td></tr>", mark(verdict))?;
     }
     writeln!(page, "</tbody></table></div>")
 }
 
-fn mark(outcome: &Outcome) -> &'static str {
-    match outcome.passed() {
+fn mark(verdict: &Verdict) -> &'static str {
+    match verdict.passed() {
         true => "<span class=\"good\">\u{2713} ok</span>",
         false => "<span class=\"bad\">\u{2717} fail</span>",
     }
 }
 
-fn experiment(page: &mut String, outcome: &Outcome) -> fmt::Result {
-    let name = Escaped(outcome.name);
-    writeln!(page, "<section id=\"{name}\">\n<h2>{name} {}</h2>", mark(outcome))?;
-    writeln!(page, "<p>{}</p>\n<ul>", Escaped(outcome.about))?;
-    for side in &outcome.sides {
+fn experiment(page: &mut String, verdict: &Verdict) -> fmt::Result {
+    let name = Escaped(verdict.name);
+    writeln!(page, "<section id=\"{name}\">\n<h2>{name} {}</h2>", mark(verdict))?;
+    writeln!(page, "<p>{}</p>\n<ul>", Escaped(verdict.about))?;
+    for side in &verdict.sides {
         let (title, what) = (Escaped(side.title()), Escaped(&side.what));
         writeln!(page, "<li><strong>{title}</strong>, {}: {what}</li>", side.finding.text())?;
     }
     writeln!(page, "</ul>")?;
-    chart::draw(page, outcome)?;
-    numbers(page, &outcome.sides)?;
+    chart::draw(page, verdict)?;
+    numbers(page, &verdict.sides)?;
     writeln!(page, "</section>")
 }
 

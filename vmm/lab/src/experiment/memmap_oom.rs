@@ -1,11 +1,13 @@
-//! A small guest in use that is grown by 12 GiB, whose memmap takes 192 MiB (S4.2).
+//! A small guest in use that is grown by 12 GiB, whose memmap takes 192 MiB (feature S4.2 of
+//! `docs/features.toml`).
 //!
-//! With the memmap taken from memory that the guest has, it runs out of memory while it is given memory.
-//! That has to be a clean error: what was plugged works, and can be taken back to the page. (Linux's
-//! guest dies there.) With the memmap in the new memory it grows.
+//! With the memmap in boot memory, the guest runs out of memory while memory is added to it. That has to be a
+//! clean error: the plugged part works, and all of it can be unplugged again. (A Linux guest dies there.) With
+//! the memmap in the new memory, the guest grows.
 
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
-use tidevm_session::{Ended, StepReport};
+use tidevm_abi::{ResizeState, Size};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
+use tidevm_session::{Ended, StepFailure, StepRun};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
 
@@ -51,30 +53,30 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt
     Ok(Side { on, setting, finding, what, numbers })
 }
 
-fn plugged(step: &StepReport) -> u64 {
+fn plugged(step: &StepRun) -> u64 {
     step.sample.devices.iter().map(|device| device.plugged).sum()
 }
 
 fn judge(record: &Record) -> (Finding, String) {
     let Some(plug) = record.step("plug") else { return (Finding::Neither, how_it_ended(record)) };
-    if matches!(record.summary.ended, Ended::Died { .. }) || !rolled_back(record) {
+    if matches!(record.summary.ended, Ended::Died(_)) || !rolled_back(record) {
         return (Finding::Neither, format!("not as clean as it should be: {}", how_it_ended(record)));
     }
     let plugged = plugged(plug);
-    match record.reason("plug") {
+    match record.failure("plug") {
         None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
-        Some(reason) if reason.contains("no memory") => {
-            (Finding::Failure, format!("{reason}; after that all of it could be taken back"))
+        Some(StepFailure::Stopped(stopped)) if stopped.state == Some(ResizeState::NoMemory) => {
+            (Finding::Failure, format!("{stopped}; after that all of it could be taken back"))
         }
         _ => (Finding::Neither, how_it_ended(record)),
     }
 }
 
-/// Whether everything but the plug was done, and the guest's zones were in the end as before it.
+/// Whether every step except the plug was done, and the guest's zones in the end were as before the plug.
 fn rolled_back(record: &Record) -> bool {
     let others = record.steps.iter().filter(|step| step.command.to_string() != "plug 12G");
-    let all_done = others.clone().count() == 5 && others.clone().all(StepReport::is_done);
-    let zones = |step: Option<&StepReport>| {
+    let all_done = others.clone().count() == 5 && others.clone().all(StepRun::is_done);
+    let zones = |step: Option<&StepRun>| {
         let guest = step?.sample.guest?;
         let zones = guest.zones.map(|zone| (zone.present, zone.managed, zone.free + zone.pcp));
         Some((zones, guest.memmap_boot_pages, guest.memmap_altmap_pages))

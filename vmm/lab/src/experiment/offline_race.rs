@@ -1,8 +1,8 @@
-//! Frees on other CPUs while a range is isolated (S3).
+//! Frees on other CPUs while a range is isolated (feature S3 of `docs/features.toml`).
 //!
-//! One CPU takes a pageblock out of the allocator and gives it back, 2000 times, while two others free
-//! pages of it. When per-CPU lists are drained once instead of being out of play, pages are freed to
-//! them between the drain and the isolation, where nobody finds them.
+//! One CPU takes a pageblock out of the allocator and gives it back, 2000 times, while two other CPUs free
+//! pages of it. If per-CPU lists are drained once instead of being disabled, pages are freed to them between
+//! the drain and the isolation. Isolation does not find pages there.
 
 use tidevm_abi::Answer;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};

@@ -1,7 +1,8 @@
-//! Two ranges of device memory, initialised one after the other or at the same time (S5.3).
+//! Two ranges of device memory, initialised one after the other or at the same time (feature S5.3 of
+//! `docs/features.toml`).
 //!
-//! What is judged is how many CPUs initialised struct pages; on a host with a CPU to spare for each the
-//! time until all can be used is about that of one range.
+//! The judgement reads how many CPUs initialised struct pages. On a host with a spare CPU for each vCPU, both
+//! ranges take about the time of one.
 
 use tidevm_abi::PmemMapped;
 use tidevm_machine::{Config, ConsoleMode};

@@ -1,11 +1,13 @@
-//! Two memory blocks that hold their own memmaps, added one by one and removed as one range (S4.16).
+//! Two memory blocks that hold their own memmaps, added one by one and removed as one range (feature S4.16 of
+//! `docs/features.toml`).
 //!
-//! Where a range can only be removed the way it came, it is refused, loudly and with nothing changed.
-//! Where every block is removed with its own memmap, the range goes and comes back. Either way the data
-//! in it stays what it was.
+//! If a range can only be removed the way it was added, the guest refuses and changes nothing. If every memory
+//! block is removed with its own memmap, the range is removed and added again. The data in the guest stays
+//! intact on both sides.
 
+use tidevm_abi::Failure;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
-use tidevm_session::StepReport;
+use tidevm_session::{StepFailure, StepRun};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, count, how_it_ended};
 
@@ -50,15 +52,15 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
 
 fn judge(record: &Record) -> (Finding, String) {
     let others = record.steps.iter().filter(|step| step.command.to_string() != "readd 256M at 4G");
-    let intact = record.steps.len() == 8 && others.clone().all(StepReport::is_done);
+    let intact = record.steps.len() == 8 && others.clone().all(StepRun::is_done);
     let memmap = |verb| record.stats_after(verb).map(|stats| stats.memmap_altmap_pages);
     if !intact || memmap("readd") != memmap("hog") {
         return (Finding::Neither, how_it_ended(record));
     }
-    match record.reason("readd") {
+    match record.failure("readd") {
         None => (Finding::Success, "both went and came back, each with its memmap".to_owned()),
-        Some(reason) if reason.contains("one at a time") => {
-            (Finding::Failure, format!("{reason}; nothing was changed"))
+        Some(failure @ StepFailure::Refused { failure: Failure::Granularity, .. }) => {
+            (Finding::Failure, format!("{failure}; nothing was changed"))
         }
         Some(_) => (Finding::Neither, how_it_ended(record)),
     }

@@ -1,17 +1,17 @@
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BootTimes, PmemMapped, Stats};
-use tidevm_machine::Ready;
-use tidevm_session::{BootReport, DeviceSample, Sample, StepReport, Summary};
+use tidevm_abi::{Answer, BootTimes, Failure as GuestFailure, Name, PmemMapped, ResizeState, Stats};
+use tidevm_machine::{DeathKind, Ready};
+use tidevm_session::{Booted, DeviceSample, Sample, StepFailure, StepRun, Stopped, Summary};
 
 use super::*;
 
 mod pages;
 
-/// Enough for the struct pages of 1024 GiB.
+/// Enough for the struct pages of 1024 GiB, twice.
 const AVAILABLE: u64 = 32 << 30;
 
-/// Sessions that end as a test wants, in the order in which they are asked for.
+/// A lab whose sessions have given records, in the order of the calls.
 struct Fake(Vec<Result<Record, Halt>>);
 
 impl Lab for Fake {
@@ -33,23 +33,9 @@ fn stats() -> Stats {
     let zone = |name| tidevm_abi::ZoneStats { name, spanned: 9, present: 9, managed: 9, free: 9, pcp: 0 };
     use tidevm_abi::ZoneName::{Dma32, Movable, Normal};
     let zones = [zone(Dma32), zone(Normal), zone(Movable)];
-    Stats {
-        zones,
-        nr_nodes: 1,
-        nodes: [tidevm_abi::NodeStats { zones, init_local: 0, init_remote: 0 }; tidevm_abi::MAX_NODES],
-        memmap_boot_pages: 0,
-        memmap_altmap_pages: 0,
-        blocks_online: 0,
-        pages_migrated: 0,
-        migrate_failed: 0,
-        pcp_drains: 7,
-        pcp_stranded: 0,
-        memmaps_written: 0,
-        device_spanned: 0,
-        device_pages: 0,
-        device_refs: 0,
-        boot: BootTimes::default(),
-    }
+    let mut stats = Stats { zones, pcp_drains: 7, ..Stats::default() };
+    stats.nodes.fill(tidevm_abi::NodeStats { zones, ..Default::default() });
+    stats
 }
 
 fn sample() -> Sample {
@@ -57,30 +43,42 @@ fn sample() -> Sample {
     Sample { devices: vec![device], guest: Some(stats()) }
 }
 
-fn step(command: &str) -> StepReport {
-    StepReport {
+fn step(command: &str) -> StepRun {
+    StepRun {
         line: 1,
         column: 1,
         command: command.parse().expect("a command"),
         took: Duration::from_millis(5),
-        verdict: Verdict::Done { note: None },
+        result: Ok(None),
         answer: None,
         sample: sample(),
     }
 }
 
-fn failed(command: &str, reason: &str) -> StepReport {
-    StepReport { verdict: Verdict::Failed { reason: reason.to_owned() }, ..step(command) }
+fn failed(command: &str, failure: StepFailure) -> StepRun {
+    StepRun { result: Err(failure), ..step(command) }
 }
 
-fn record(steps: Vec<StepReport>) -> Record {
+/// A failure that no experiment looks for.
+fn no_answer() -> StepFailure {
+    StepFailure::TooLate { what: "the guest's answer".to_owned(), after: Duration::from_secs(60) }
+}
+
+/// A resize that stopped: `state` is the fact, and `why` the text for people.
+fn stopped(state: Option<ResizeState>, why: &str) -> StepFailure {
+    let (plugged, target, why) = (Size(9 << 30), Size(12 << 30), why.to_owned());
+    StepFailure::Stopped(Box::new(Stopped { within: None, plugged, target, state, why }))
+}
+
+fn record(steps: Vec<StepRun>) -> Record {
     let ready = Ready { cpus: 8, mem_devices: 1, after: Duration::from_millis(80) };
     let summary = Summary { boot: Some(ready.after), ..Summary::default() };
-    Record { boot: Some(BootReport { ready: Some(ready), sample: sample() }), steps, summary }
+    Record { boot: Some(Booted { ready: Some(ready), sample: sample() }), steps, summary }
 }
 
-fn died(report: &str) -> Record {
-    let summary = Summary { ended: Ended::Died { report: report.to_owned() }, ..Summary::default() };
+fn died(kind: DeathKind, report: &str) -> Record {
+    let death = Death { kind, report: report.to_owned() };
+    let summary = Summary { ended: Ended::Died(death), ..Summary::default() };
     Record { boot: None, steps: Vec::new(), summary }
 }
 
@@ -88,16 +86,16 @@ fn find(name: &str) -> &'static Experiment {
     ALL.iter().find(|experiment| experiment.name == name).expect("an experiment")
 }
 
-/// Runs an experiment whose sessions end as given; what its sides find, and whether it passes.
-fn outcome(name: &str, records: Vec<Record>) -> (Vec<Finding>, bool) {
+/// Runs an experiment whose sessions have these records. Returns the findings, and whether it passes.
+fn verdict(name: &str, records: Vec<Record>) -> (Vec<Finding>, bool) {
     let mut lab = Fake(records.into_iter().map(Ok).collect());
-    let outcome = find(name).run(&mut lab).expect("an outcome");
+    let verdict = find(name).run(&mut lab).expect("an verdict");
     assert!(lab.0.is_empty(), "{name} asked for too few sessions");
-    for side in &outcome.sides {
+    for side in &verdict.sides {
         assert!(!side.what.is_empty());
-        assert_eq!(side.numbers.len(), outcome.sides[0].numbers.len());
+        assert_eq!(side.numbers.len(), verdict.sides[0].numbers.len());
     }
-    (outcome.sides.iter().map(|side| side.finding).collect(), outcome.passed())
+    (verdict.sides.iter().map(|side| side.finding).collect(), verdict.passed())
 }
 
 use Finding::{Failure, Neither, Success};
@@ -107,7 +105,7 @@ fn both_sides_have_to_be_as_expected() {
     let side = |on, finding| Side { on, setting: "", finding, what: String::new(), numbers: Vec::new() };
     let passed = |sides: &[(bool, Finding)]| {
         let sides = sides.iter().map(|(on, finding)| side(*on, *finding)).collect();
-        Outcome { name: "", about: "", sides, took: Duration::ZERO }.passed()
+        Verdict { name: "", about: "", sides, took: Duration::ZERO }.passed()
     };
     assert!(passed(&[(false, Failure), (true, Success)]));
     assert!(passed(&[(false, Failure), (true, Success), (true, Success)]));
@@ -127,60 +125,71 @@ fn both_sides_have_to_be_as_expected() {
 
 #[test]
 fn early_oom_is_a_death_of_memory_and_of_nothing_else() {
-    let oom =
-        "the guest panicked\n  | panic on CPU 0: percpu_buf: out of memory on CPU 1, 5 of 9 pages short";
+    let console = "  | panic on CPU 0: percpu_buf: out of memory on CPU 1, 5 of 9 pages short";
+    let oom = || died(DeathKind::OutOfMemory, console);
     let up = || record(vec![step("check")]);
-    assert_eq!(outcome("early-oom", vec![died(oom), up()]), (vec![Failure, Success], true));
-    assert_eq!(outcome("early-oom", vec![up(), up()]), (vec![Success, Success], false));
-    assert_eq!(outcome("early-oom", vec![died("triple fault"), died(oom)]), (vec![Neither, Failure], false));
+    assert_eq!(verdict("early-oom", vec![oom(), up()]), (vec![Failure, Success], true));
+    assert_eq!(verdict("early-oom", vec![up(), up()]), (vec![Success, Success], false));
+    let triple_fault = died(DeathKind::TripleFault, "");
+    assert_eq!(verdict("early-oom", vec![triple_fault, oom()]), (vec![Neither, Failure], false));
     let mut fewer = up();
     fewer.boot = None;
-    assert_eq!(outcome("early-oom", vec![died(oom), fewer]), (vec![Failure, Neither], false));
+    assert_eq!(verdict("early-oom", vec![oom(), fewer]), (vec![Failure, Neither], false));
+    // Another panic whose console has the words, and the right death whose console was lost.
+    let other = died(DeathKind::GuestPanic, console);
+    assert_eq!(verdict("early-oom", vec![other, up()]), (vec![Neither, Success], false));
+    let silent = died(DeathKind::OutOfMemory, "");
+    assert_eq!(verdict("early-oom", vec![silent, up()]), (vec![Failure, Success], true));
 }
 
 #[test]
 fn memmap_oom_has_to_be_clean() {
-    let steps = |plug: StepReport| {
+    let steps = |plug: StepRun| {
         let others = ["check", "resize 0", "check", "verify app"].map(step);
         [step("hog 96M unmovable as app"), plug].into_iter().chain(others).collect::<Vec<_>>()
     };
-    let refused = || record(steps(failed("plug 12G", "stopped at 9G: the guest has no memory for it")));
+    let no_memory = || stopped(Some(ResizeState::NoMemory), "the guest has no memory for it");
+    let plug_failed = |failure| record(steps(failed("plug 12G", failure)));
+    let refused = || plug_failed(no_memory());
     let grown = || {
         let mut plug = step("plug 12G");
         plug.sample.devices[0].plugged = 12 << 30;
         record(steps(plug))
     };
-    assert_eq!(outcome("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));
-    assert_eq!(outcome("memmap-oom", vec![grown(), grown()]), (vec![Success, Success], false));
-    // Pages that do not come back, a step that fails besides, and another reason.
+    assert_eq!(verdict("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));
+    assert_eq!(verdict("memmap-oom", vec![grown(), grown()]), (vec![Success, Success], false));
+    // Pages that do not come back, another step that fails, and other failures. The text of most of them
+    // speaks of memory.
     let mut leaky = refused();
     leaky.steps[5].sample.guest.as_mut().expect("a guest").zones[0].free -= 1;
     let mut broken = refused();
-    broken.steps[4] = failed("check", "no answer");
-    let busy = record(steps(failed("plug 12G", "the device is busy")));
-    for record in [leaky, broken, busy, died("the guest panicked")] {
-        assert_eq!(outcome("memmap-oom", vec![record, grown()]), (vec![Neither, Success], false));
+    broken.steps[4] = failed("check", no_answer());
+    let busy = plug_failed(stopped(Some(ResizeState::HostBusy), "the device has no memory"));
+    let unsaid = plug_failed(stopped(None, "there may be no memory"));
+    let call = StepFailure::Refused { failure: GuestFailure::NoMemory, text: "no memory".to_owned() };
+    let reset = plug_failed(StepFailure::WithReset(Box::new(no_memory())));
+    let panicked = died(DeathKind::GuestPanic, "no memory");
+    for record in [leaky, broken, busy, unsaid, plug_failed(call), reset, panicked] {
+        assert_eq!(verdict("memmap-oom", vec![record, grown()]), (vec![Neither, Success], false));
     }
 }
 
 #[test]
 fn offline_race_counts_pages() {
     let raced = |cycles, failures, stranded| {
-        let race = StepReport {
-            answer: Some(Answer::Raced { cycles, failures, stranded }),
-            ..step("race 9 cycles")
-        };
+        let race =
+            StepRun { answer: Some(Answer::Raced { cycles, failures, stranded }), ..step("race 9 cycles") };
         record(vec![race, step("check")])
     };
     let on = || raced(2000, 0, 0);
-    assert_eq!(outcome("offline-race", vec![raced(2000, 3, 17), on()]), (vec![Failure, Success], true));
-    assert_eq!(outcome("offline-race", vec![on(), on()]), (vec![Success, Success], false));
-    assert_eq!(outcome("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
-    // A cycle that fails for another reason, too few cycles, and a broken guest.
+    assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), on()]), (vec![Failure, Success], true));
+    assert_eq!(verdict("offline-race", vec![on(), on()]), (vec![Success, Success], false));
+    assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
+    // A cycle that fails for another reason, too few cycles, a failed check, and a guest that died.
     let mut broken = raced(2000, 3, 17);
-    broken.steps[1] = failed("check", "no answer");
-    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died("the guest panicked")] {
-        assert_eq!(outcome("offline-race", vec![off, on()]), (vec![Neither, Success], false));
+    broken.steps[1] = failed("check", no_answer());
+    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died(DeathKind::GuestPanic, "")] {
+        assert_eq!(verdict("offline-race", vec![off, on()]), (vec![Neither, Success], false));
     }
 }
 
@@ -188,48 +197,56 @@ fn offline_race_counts_pages() {
 fn device_memory_is_judged_by_who_writes_and_when() {
     let mapped = |locked_pages, cpus| {
         let mapped = PmemMapped { pages: 258_048, locked_pages, locked_ns: 5, total_ns: 7, cpus };
-        let map = StepReport { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
+        let map = StepRun { answer: Some(Answer::PmemMapped(mapped)), ..step("pmem map 0 altmap") };
         record(vec![map, step("check")])
     };
-    let none = || died("the guest panicked");
+    let none = || died(DeathKind::GuestPanic, "");
     let mut broken = mapped(9, 1);
-    broken.steps[1] = failed("check", "no answer");
+    broken.steps[1] = failed("check", no_answer());
     assert_eq!(
-        outcome("double-init", vec![mapped(262_144, 1), mapped(4096, 1)]),
+        verdict("double-init", vec![mapped(262_144, 1), mapped(4096, 1)]),
         (vec![Failure, Success], true)
     );
     assert_eq!(
-        outcome("double-init", vec![mapped(0, 1), mapped(262_144, 1)]),
+        verdict("double-init", vec![mapped(0, 1), mapped(262_144, 1)]),
         (vec![Success, Failure], false)
     );
-    assert_eq!(outcome("double-init", vec![mapped(4097, 1), none()]), (vec![Neither, Neither], false));
-    assert_eq!(outcome("parallel-init", vec![mapped(0, 1), mapped(0, 2)]), (vec![Failure, Success], true));
-    assert_eq!(outcome("parallel-init", vec![mapped(0, 2), mapped(0, 1)]), (vec![Success, Failure], false));
-    assert_eq!(outcome("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
+    assert_eq!(verdict("double-init", vec![mapped(4097, 1), none()]), (vec![Neither, Neither], false));
+    assert_eq!(verdict("parallel-init", vec![mapped(0, 1), mapped(0, 2)]), (vec![Failure, Success], true));
+    assert_eq!(verdict("parallel-init", vec![mapped(0, 2), mapped(0, 1)]), (vec![Success, Failure], false));
+    assert_eq!(verdict("parallel-init", vec![broken, none()]), (vec![Neither, Neither], false));
 }
 
 #[test]
 fn same_granularity_changes_nothing_or_everything() {
-    let steps = |readd: StepReport| {
+    let steps = |readd: StepRun| {
         let before = ["plug 256M", "hog 4M movable scattered as data"].map(step);
         let after = ["check", "verify data", "release data", "resize 0", "check"].map(step);
         record(before.into_iter().chain([readd]).chain(after).collect())
     };
-    let refused = || steps(failed("readd 256M at 4G", "refused: they are removed one at a time"));
+    let readd_failed = |failure: GuestFailure| {
+        let text = "refused: they are removed one at a time".to_owned();
+        steps(failed("readd 256M at 4G", StepFailure::Refused { failure, text }))
+    };
+    let refused = || readd_failed(GuestFailure::Granularity);
     let done = || steps(step("readd 256M at 4G"));
-    assert_eq!(outcome("same-granularity", vec![refused(), done()]), (vec![Failure, Success], true));
-    assert_eq!(outcome("same-granularity", vec![done(), done()]), (vec![Success, Success], false));
+    assert_eq!(verdict("same-granularity", vec![refused(), done()]), (vec![Failure, Success], true));
+    assert_eq!(verdict("same-granularity", vec![done(), done()]), (vec![Success, Success], false));
     let mut corrupt = refused();
-    corrupt.steps[4] = failed("verify data", "1 page is corrupt");
+    let name = Name::new("data").expect("a name");
+    corrupt.steps[4] =
+        failed("verify data", StepFailure::Corrupt { name, pages: 1024, corrupt: 1, first: None });
     let mut lost = refused();
     lost.steps[2].sample.guest.as_mut().expect("a guest").memmap_altmap_pages += 512;
-    let stuck = steps(failed("readd 256M at 4G", "blocked: 1 pages cannot move"));
-    for record in [corrupt, lost, stuck, died("the guest panicked")] {
-        assert_eq!(outcome("same-granularity", vec![record, done()]), (vec![Neither, Success], false));
+    // Other failures, with the text of the right one.
+    let stuck = readd_failed(GuestFailure::Stuck { addr: 4 << 30, pages: 1 });
+    let mixed = readd_failed(GuestFailure::Mixed);
+    for record in [corrupt, lost, stuck, mixed, died(DeathKind::GuestPanic, "")] {
+        assert_eq!(verdict("same-granularity", vec![record, done()]), (vec![Neither, Success], false));
     }
 }
 
-/// Boots of 1, 8, 64 and 512 GiB with so many sections written first.
+/// Records of boots of 1, 8, 64 and 512 GiB, with so many sections written first.
 fn boots(written: [u64; 4]) -> Vec<Record> {
     let boot = |memmaps_written| {
         let mut stats = step("stats");
@@ -243,7 +260,7 @@ fn boots(written: [u64; 4]) -> Vec<Record> {
 #[test]
 fn boot_time_is_judged_by_what_is_written_first() {
     let (eager, deferred, lazy) = ([8, 64, 512, 4096], [1, 25, 25, 25], [0; 4]);
-    let run = |sides: [[u64; 4]; 3]| outcome("boot-time", sides.map(boots).concat());
+    let run = |sides: [[u64; 4]; 3]| verdict("boot-time", sides.map(boots).concat());
     assert_eq!(run([eager, deferred, lazy]), (vec![Failure, Success, Success], true));
     assert_eq!(run([lazy, deferred, lazy]), (vec![Success, Success, Success], false));
     assert_eq!(run([eager, eager, lazy]), (vec![Failure, Failure, Success], false));
@@ -258,13 +275,13 @@ fn sizes_that_take_too_long_are_left_out_and_it_is_said() {
     stats.boot.initialised = Some(100_000_000);
     let records = slow.into_iter().chain(boots([1, 25, 25, 25])).chain(boots([0; 4]));
     let mut lab = Fake(records.map(Ok).collect());
-    let outcome = find("boot-time").run(&mut lab).expect("an outcome");
-    assert!(outcome.passed() && lab.0.is_empty());
+    let verdict = find("boot-time").run(&mut lab).expect("an verdict");
+    assert!(verdict.passed() && lab.0.is_empty());
     let missing = |value: &Value| matches!(value, Value::Missing(why) if why.contains("14 minutes"));
-    assert_eq!(outcome.sides[0].numbers.iter().filter(|number| missing(&number.value)).count(), 4);
+    assert_eq!(verdict.sides[0].numbers.iter().filter(|number| missing(&number.value)).count(), 4);
 }
 
-/// A host with 2 GiB to give.
+/// A host with 2 GiB of available memory.
 struct Small(Fake);
 
 impl Lab for Small {
@@ -279,16 +296,16 @@ impl Lab for Small {
 
 #[test]
 fn sizes_whose_struct_pages_the_host_has_no_room_for_are_left_out() {
-    // Lazily they are not written, and so need none.
+    // With the lazy policy, struct pages are not written, and need no memory.
     let sides = [([8, 64, 512, 0], 3), ([1, 25, 25, 0], 3), ([0; 4], 4)];
     let records = sides.into_iter().flat_map(|(written, count)| boots(written).into_iter().take(count));
     let mut lab = Small(Fake(records.map(Ok).collect()));
-    let outcome = find("boot-time").run(&mut lab).expect("an outcome");
-    assert!(outcome.passed() && lab.0.0.is_empty());
+    let verdict = find("boot-time").run(&mut lab).expect("an verdict");
+    assert!(verdict.passed() && lab.0.0.is_empty());
     let missing =
         |value: &Value| matches!(value, Value::Missing(why) if why.contains("struct pages need 8G"));
     let missing = |side: &Side| side.numbers.iter().filter(|number| missing(&number.value)).count();
-    assert_eq!(outcome.sides.iter().map(missing).collect::<Vec<_>>(), [4, 4, 0]);
+    assert_eq!(verdict.sides.iter().map(missing).collect::<Vec<_>>(), [4, 4, 0]);
 }
 
 #[test]

@@ -1,44 +1,43 @@
-//! Outcomes as text for people: for each experiment what happened on every side, and its numbers in
-//! columns.
+//! Verdicts as text for people: per experiment the finding of each side, and its numbers in columns.
 
 use std::fmt::Write;
 
-use super::{Outcome, Side, Value};
+use super::{Side, Value, Verdict};
 
 /// Between columns.
 const GAP: usize = 2;
 
-/// The outcomes. Ends with a line break.
+/// The verdicts. Ends with a line break.
 #[must_use]
-pub fn text(outcomes: &[Outcome]) -> String {
+pub fn text(verdicts: &[Verdict]) -> String {
     let mut text = String::new();
-    for outcome in outcomes {
+    for verdict in verdicts {
         // Writing to a string does not fail.
-        let _ = one(&mut text, outcome);
+        let _ = one(&mut text, verdict);
         text.push('\n');
     }
-    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
-    let _ = writeln!(text, "{passed} of {} experiments show what they should", outcomes.len());
+    let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
+    let _ = writeln!(text, "{passed} of {} experiments show what they should", verdicts.len());
     text
 }
 
-fn one(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
-    let mark = if outcome.passed() { "ok" } else { "FAIL" };
-    writeln!(text, "{}  {mark}  {:.1} s", outcome.name, outcome.took.as_secs_f64())?;
-    writeln!(text, "  {}", outcome.about)?;
-    let titles = outcome.sides.iter().map(Side::title).collect::<Vec<_>>();
+fn one(text: &mut String, verdict: &Verdict) -> std::fmt::Result {
+    let mark = if verdict.passed() { "ok" } else { "FAIL" };
+    writeln!(text, "{}  {mark}  {:.1} s", verdict.name, verdict.took.as_secs_f64())?;
+    writeln!(text, "  {}", verdict.about)?;
+    let titles = verdict.sides.iter().map(Side::title).collect::<Vec<_>>();
     let widest = titles.iter().map(|title| title.chars().count()).max().unwrap_or(0);
-    for (side, title) in outcome.sides.iter().zip(&titles) {
+    for (side, title) in verdict.sides.iter().zip(&titles) {
         writeln!(text, "  {title:widest$}  {}: {}", side.finding.text(), side.what)?;
     }
     let mut rows = vec![row(String::new(), titles.iter().map(|title| Some(title.clone())))];
-    let names = outcome.sides.first().map_or(&[][..], |side| &side.numbers);
+    let names = verdict.sides.first().map_or(&[][..], |side| &side.numbers);
     for (index, name) in names.iter().enumerate() {
         let cell = |side: &Side| side.numbers.get(index).map(|number| number.value.to_string());
-        rows.push(row(name.name.clone(), outcome.sides.iter().map(cell)));
+        rows.push(row(name.name.clone(), verdict.sides.iter().map(cell)));
     }
     columns(text, &rows)?;
-    for (side, title) in outcome.sides.iter().zip(&titles) {
+    for (side, title) in verdict.sides.iter().zip(&titles) {
         for (why, names) in missing(side) {
             let more = match names.len() {
                 1 => String::new(),
@@ -50,7 +49,7 @@ fn one(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
     Ok(())
 }
 
-/// The numbers that there are not, by reason.
+/// The names of missing numbers, by reason.
 fn missing(side: &Side) -> Vec<(&str, Vec<&str>)> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for number in &side.numbers {
@@ -68,7 +67,7 @@ fn row(name: String, cells: impl Iterator<Item = Option<String>>) -> Vec<String>
     [name].into_iter().chain(cells.map(Option::unwrap_or_default)).collect()
 }
 
-/// Aligned rows: the first column to the left, the others to the right.
+/// Aligned rows: the first column is left-aligned, the others are right-aligned.
 fn columns(text: &mut String, rows: &[Vec<String>]) -> std::fmt::Result {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_machine::Ready;
+use tidevm_abi::Stats;
+use tidevm_machine::{Death, DeathKind, Ready};
 
-use super::JsonLines;
-use crate::session::{BootReport, DeviceSample, Ended, Observer, Sample, StepReport, Summary, Verdict};
+use super::{JsonLines, guest};
+use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
 
 #[test]
 fn every_line_is_one_object() {
@@ -13,19 +14,19 @@ fn every_line_is_one_object() {
     let device = DeviceSample { region_size: 1 << 30, requested: 2 << 20, plugged: 0, held: None };
     let sample = Sample { devices: vec![device], guest: None };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
-    lines.boot(&BootReport { ready: Some(ready), sample: sample.clone() }).unwrap();
-    let step = StepReport {
+    lines.boot(&Booted { ready: Some(ready), sample: sample.clone() }).unwrap();
+    let step = StepRun {
         answer: None,
         line: 3,
         column: 5,
         command: "plug 2M".parse().unwrap(),
         took: Duration::from_millis(250),
-        verdict: Verdict::Failed { reason: "two\nlines, \"quoted\"".to_owned() },
+        result: Err(StepFailure::HostSilent("two\nlines, \"quoted\"".to_owned())),
         sample,
     };
     lines.step(&step).unwrap();
-    lines.step(&StepReport { verdict: Verdict::Done { note: Some("well".to_owned()) }, ..step }).unwrap();
-    let ended = Ended::Died { report: "rip".to_owned() };
+    lines.step(&StepRun { result: Ok(Some("well".to_owned())), ..step }).unwrap();
+    let ended = Ended::Died(Death { kind: DeathKind::GuestPanic, report: "rip".to_owned() });
     lines
         .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
         .unwrap();
@@ -40,16 +41,31 @@ fn every_line_is_one_object() {
     assert_eq!(
         events[1],
         json!({"event": "step", "line": 3, "column": 5, "command": "plug 2M", "seconds": 0.25, "ok": false,
-               "note": null, "reason": "two\nlines, \"quoted\"", "devices": [machine], "guest": null})
+               "note": null, "reason": "the host does not say what it holds: two\nlines, \"quoted\"", "devices": [machine], "guest": null})
     );
     assert_eq!(
         (&events[2]["ok"], &events[2]["note"], &events[2]["reason"]),
         (&json!(true), &json!("well"), &Value::Null)
     );
     assert_eq!((&events[3]["event"], &events[3]["status"]), (&json!("end"), &json!(4)));
-    assert_eq!((&events[3]["outcome"], &events[3]["reason"]), (&json!("died"), &json!("rip")));
+    assert_eq!(
+        (&events[3]["outcome"], &events[3]["reason"]),
+        (&json!("died"), &json!("the guest panicked\nrip"))
+    );
     assert_eq!(events[3]["plug_seconds_per_gib"], Value::Null);
     assert_eq!(events[3]["resets"], json!(4));
     assert_eq!((&events[3]["stray_accesses"], &events[3]["bad_records"]), (&json!(0), &json!(3)));
     assert_eq!(events.len(), 4);
+}
+
+#[test]
+fn the_guest_has_a_key_for_each_counter() {
+    let zone = r#"{"spanned":0,"present":0,"managed":0,"free":0,"pcp":0}"#;
+    let zones = format!(r#""zones":{{"DMA32":{zone},"Movable":{zone},"Normal":{zone}}}"#);
+    let expected = format!(
+        r#"{{{zones},"nodes":[{{{zones},"init_local":0,"init_remote":0}}],"memmap_boot_pages":0,"memmap_altmap_pages":0,"blocks_online":0,"pages_migrated":7,"migrate_failed":0,"pcp_drains":0,"pcp_stranded":0,"memmaps_written":0,"device_spanned":0,"device_pages":0,"device_refs":0,"boot":{{"mapped_seconds":0.5,"first_allocation_seconds":0.0,"initialised_seconds":null,"memmaps_written":0}}}}"#
+    );
+    let mut stats = Stats { pages_migrated: 7, ..Stats::default() };
+    stats.boot.mapped = 500_000;
+    assert_eq!(serde_json::to_string(&guest(&stats)).unwrap(), expected);
 }

@@ -1,12 +1,14 @@
-//! Which names are taken and of what, checked before anything runs.
+//! Checks the names of workloads in a script before anything runs.
 //!
-//! A repeated body is walked twice: the second walk finds what a second round would meet, such as a
+//! A repeated body is walked twice. The second walk finds the errors of a second round, such as a
 //! `hog ... as a` that no `release a` follows.
 
 use std::collections::{BTreeSet, HashMap};
 
+use tidevm_abi::Name;
+use tidevm_abi::command::{Churn, Command, Pmem, PmemHold};
+
 use super::{Statement, Step};
-use crate::command::{Command, Name, Pmem};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -14,11 +16,11 @@ enum Kind {
     Churn,
 }
 
-/// What lives after the steps so far: its kind and the line that started it.
+/// The workloads after the steps so far: their kinds, and the lines that started them.
 type Living = HashMap<Name, (Kind, usize)>;
 type Errors = BTreeSet<(usize, usize, String)>;
 
-/// Walks `body` in the order it will run and returns (line, column, message) of every misused name.
+/// Walks `body` in the order of its run and returns (line, column, message) per misused name.
 pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
     let mut errors = Errors::new();
     walk(body, &mut Living::new(), &mut errors);
@@ -53,8 +55,8 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
     };
     match &step.command {
         Command::Hog(hog) => start(living, &hog.name, Kind::Hog),
-        Command::Pmem(Pmem::Hold { name, .. }) => start(living, name, Kind::Hog),
-        Command::Churn { name, .. } => start(living, name, Kind::Churn),
+        Command::Pmem(Pmem::Hold(PmemHold { name, .. })) => start(living, name, Kind::Hog),
+        Command::Churn(Churn { name, .. }) => start(living, name, Kind::Churn),
         Command::Verify(name) => match kind(living, name)? {
             Kind::Hog => Ok(()),
             Kind::Churn => Err(format!("`{name}` is a churn: it has no content to verify")),

@@ -1,8 +1,8 @@
-//! A machine without KVM: a guest in simulated time, stricter than the real one.
+//! [`FakeVm`]: a VM without KVM, whose guest lives in simulated time.
 //!
-//! It panics on what a real machine would let pass or only refuse: a target that is not made of
-//! blocks, a handle used twice or unknown, a call before the guest is ready, a look at the machine
-//! from inside a wait (the real one would deadlock), and a stop with calls whose answers nobody took.
+//! It is stricter than a real VM. It panics on use that a real VM would accept or only refuse: a target that
+//! is no multiple of the block size, a handle used twice or unknown, a call before the guest is ready, a call
+//! to the VM from inside a wait (a deadlock on a real VM), and a stop while answers are not taken.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,14 +11,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, BootTimes, Failure, Handle, HogKind, NR_ZONES, NodeStats, Op, Owner, Pmem,
-    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
+    PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, State, WaitError,
 };
 
-use super::Machine;
+use super::VmControl;
 
 pub(super) const REGION: u64 = 8 << 30;
 pub(super) const BLOCK: u64 = 2 << 20;
@@ -27,21 +27,21 @@ pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
 pub(super) const DEVICE_MEMORY: u64 = 2 << 30;
 const REGION_START: u64 = 4 << 30;
 
-/// How the guest behaves, set before a session.
+/// How the guest behaves; fixed before a session.
 pub(super) struct Nature {
-    /// It never says that it is ready.
+    /// It never reports that it is ready.
     pub(super) mute: bool,
-    /// It is somebody else's kernel: it reports nothing, and nothing can be asked of it.
+    /// It is a kernel without an agent: it reports nothing and answers no call.
     pub(super) foreign: bool,
     /// It drives no device.
     pub(super) driverless: bool,
-    /// It never finishes a resize, and says nothing.
+    /// It never finishes a resize, and reports nothing.
     pub(super) stuck: bool,
     /// Its device answers BUSY to everything.
     pub(super) busy: bool,
-    /// It takes a moment to tell its counters.
+    /// Its answer to a call for counters takes a moment.
     pub(super) slow: bool,
-    /// Pages that hogs can have.
+    /// Pages that are free for hogs.
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
     pub(super) corrupt: u64,
@@ -53,7 +53,7 @@ pub(super) struct Nature {
     pub(super) panics: bool,
     /// It ignores a request to power off.
     pub(super) deaf: bool,
-    /// It says of all its zones that they are Movable and as large as can be said.
+    /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
 }
 
@@ -77,29 +77,29 @@ impl Default for Nature {
     }
 }
 
-/// What happens at a moment.
+/// An event in simulated time.
 pub(super) enum Event {
     Ready,
     Answer(u32, Box<Answer>),
     /// A driver binds the device.
     Bind,
-    /// The driver lets the device go, and follows no more.
+    /// The driver unbinds the device, and no later event happens.
     Unbind,
     /// The driver looks at its target.
     Drive,
-    /// A pinned page is let go.
+    /// Pinned pages are released.
     Unpin,
     Signal(i32),
     PowerOff,
-    /// The guest resets its machine, and is up again half a second later.
+    /// The guest resets the VM, and is up again half a second later.
     Reset,
-    /// The guest touches what is not there.
+    /// The guest accesses an address without a device or memory.
     Stray,
 }
 
-pub(super) struct Fake {
+pub(super) struct FakeVm {
     state: RefCell<State>,
-    /// By call: nothing yet, the answer, or that the guest is gone.
+    /// By call: no answer yet, the answer, or an error after a reset.
     answers: RefCell<BTreeMap<u32, Option<Result<Answer, WaitError>>>>,
     nature: Nature,
     now: Cell<Instant>,
@@ -112,8 +112,8 @@ pub(super) struct Fake {
     stops: Rc<Cell<u32>>,
 }
 
-impl Fake {
-    pub(super) fn new(nature: Nature) -> Fake {
+impl FakeVm {
+    pub(super) fn new(nature: Nature) -> FakeVm {
         let mem = MemStatus {
             region: REGION_START,
             region_size: REGION,
@@ -122,7 +122,7 @@ impl Fake {
             ..MemStatus::default()
         };
         let start = Instant::now();
-        let fake = Fake {
+        let fake = FakeVm {
             state: RefCell::new(State { mem: vec![mem], ..State::default() }),
             answers: RefCell::default(),
             nature,
@@ -152,13 +152,13 @@ impl Fake {
         events.sort_by_key(|(at, _)| *at);
     }
 
-    /// Counts the stops, also when the machine is gone.
+    /// The counter of stops, which outlives the VM.
     pub(super) fn stops(&self) -> Rc<Cell<u32>> {
         Rc::clone(&self.stops)
     }
 
     fn look(&self) {
-        assert!(!self.looking.get(), "a look at the machine from inside a wait");
+        assert!(!self.looking.get(), "a call to the VM from inside a wait");
     }
 
     fn happen(&self, event: Event) {
@@ -204,7 +204,7 @@ impl Fake {
         }
     }
 
-    /// The driver comes to rest: at its target, or at one block a page that cannot move.
+    /// The driver settles: at its target, or at one block per page that cannot move.
     fn drive(&self) {
         let pinned: Vec<_> =
             self.hogs.borrow().iter().filter(|(_, hog)| hog.1 != HogKind::Movable).map(pin).collect();
@@ -279,7 +279,7 @@ impl Fake {
         Answer::Hogged { pages }
     }
 
-    /// Two memory blocks, the second of which it does not tell at once.
+    /// Two memory blocks, one per answer.
     fn blocks(from: u64) -> Answer {
         let first = BlockRun {
             addr: 0,
@@ -338,25 +338,14 @@ impl Fake {
         if self.nature.boasts {
             zones = [zone(ZoneName::Movable, u64::MAX); NR_ZONES];
         }
-        let node = |zones| NodeStats { zones, init_local: 0, init_remote: 0 };
-        let empty = zones.map(|ZoneStats { name, .. }| zone(name, 0));
-        Stats {
+        let mut stats = Stats {
             zones,
-            nr_nodes: 1,
-            nodes: [node(zones), node(empty), node(empty), node(empty)],
-            memmap_boot_pages: 0,
             memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
             blocks_online: plugged.div_ceil(32_768),
-            pages_migrated: 0,
-            migrate_failed: 0,
-            pcp_drains: 0,
-            pcp_stranded: 0,
-            memmaps_written: 0,
-            device_spanned: 0,
-            device_pages: 0,
-            device_refs: 0,
-            boot: BootTimes::default(),
-        }
+            ..Stats::default()
+        };
+        stats.nodes[0].zones = zones;
+        stats
     }
 }
 
@@ -364,7 +353,7 @@ fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
     (*handle, *pages)
 }
 
-impl Machine for Fake {
+impl VmControl for FakeVm {
     fn now(&self) -> Instant {
         self.now.get()
     }
@@ -476,10 +465,10 @@ impl Machine for Fake {
             let mem = &mut self.state.borrow_mut().mem[0];
             (std::mem::replace(&mut mem.requested, requested), mem.plugged, mem.report.is_none())
         };
-        // The same target again is no news, and what the driver said of it stands.
+        // The device does not notify the driver of the same target, so the driver's last report stands.
         let news = before != requested || fresh;
         if news && !self.nature.stuck {
-            // One second a GiB.
+            // One second per GiB.
             let time = Duration::from_millis((from.abs_diff(requested) * 1000) >> 30);
             self.after(time, Event::Drive);
         }
@@ -506,7 +495,7 @@ impl Machine for Fake {
         }
         let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();
-        assert!(early || untaken.is_empty(), "calls whose answers nobody took: {untaken:?}");
+        assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff
     }
 }

@@ -1,19 +1,20 @@
-//! A session whose reports are kept, for those who judge it when it is over.
+//! A whole session as one value, for judgements after its end.
 
 use std::io;
 
 use tidevm_abi::Stats;
 
-use super::{BootReport, Machine, Observer, StepReport, Summary, Verdict, run};
+use super::failure::StepFailure;
+use super::{Booted, Observer, StepRun, Summary, VmControl, run};
 use crate::script::Script;
 
-/// Everything a session told.
+/// Everything that a session told its observer.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// When the guest was up, if it came so far.
-    pub boot: Option<BootReport>,
-    /// Step by step.
-    pub steps: Vec<StepReport>,
+    /// The boot, if the guest came up.
+    pub boot: Option<Booted>,
+    /// The steps in their order.
+    pub steps: Vec<StepRun>,
     /// How it ended.
     pub summary: Summary,
 }
@@ -21,8 +22,8 @@ pub struct Record {
 impl Record {
     /// The step whose text begins with `verb`, the last of several.
     #[must_use]
-    pub fn step(&self, verb: &str) -> Option<&StepReport> {
-        let begins = |step: &&StepReport| step.command.to_string().split(' ').next() == Some(verb);
+    pub fn step(&self, verb: &str) -> Option<&StepRun> {
+        let begins = |step: &&StepRun| step.command.to_string().split(' ').next() == Some(verb);
         self.steps.iter().rev().find(begins)
     }
 
@@ -32,30 +33,27 @@ impl Record {
         self.step(verb)?.sample.guest
     }
 
-    /// Why that step failed, if it did.
+    /// The reason why that step failed, if it did.
     #[must_use]
-    pub fn reason(&self, verb: &str) -> Option<&str> {
-        match &self.step(verb)?.verdict {
-            Verdict::Failed { reason } => Some(reason),
-            Verdict::Done { .. } => None,
-        }
+    pub fn failure(&self, verb: &str) -> Option<&StepFailure> {
+        self.step(verb)?.result.as_ref().err()
     }
 }
 
 #[derive(Default)]
 struct Recorder {
-    boot: Option<BootReport>,
-    steps: Vec<StepReport>,
+    boot: Option<Booted>,
+    steps: Vec<StepRun>,
 }
 
 impl Observer for Recorder {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
-        self.boot = Some(report.clone());
+    fn boot(&mut self, booted: &Booted) -> io::Result<()> {
+        self.boot = Some(booted.clone());
         Ok(())
     }
 
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
-        self.steps.push(report.clone());
+    fn step(&mut self, run: &StepRun) -> io::Result<()> {
+        self.steps.push(run.clone());
         Ok(())
     }
 
@@ -64,9 +62,9 @@ impl Observer for Recorder {
     }
 }
 
-/// As [`run`], and keeps what the session tells.
-pub fn record<M: Machine>(machine: M, script: &Script) -> Record {
+/// As [`run`], with a record of what the session tells.
+pub fn record<V: VmControl>(vm: V, script: &Script) -> Record {
     let mut recorder = Recorder::default();
-    let summary = run(machine, script, &mut recorder).expect("a recorder always writes");
+    let summary = run(vm, script, &mut recorder).expect("a recorder always writes");
     Record { boot: recorder.boot, steps: recorder.steps, summary }
 }

@@ -1,190 +1,141 @@
-//! `resize`, `plug`, `unplug`: set a target, wait until the guest has come to rest there, and say
-//! exactly what is in the way when it has not.
+//! `resize`, `plug`, `unplug`: set a target, wait until the guest has settled, and tell exactly what is in
+//! the way if it is not at the target.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use tidevm_abi::{Owner, ResizeState, UnmovablePage};
-use tidevm_machine::{MemStatus, Size, WaitError};
+use tidevm_abi::command::{Resize, Target};
+use tidevm_abi::{ResizeState, Size};
+use tidevm_machine::{MemStatus, WaitError};
 
-use super::{Done, Machine, Observer, RESIZE_DEADLINE, Session, Trouble};
-use crate::command::{Resize, Target};
+use super::failure::{Done, StepError, StepFailure, Stopped};
+use super::{Observer, RESIZE_DEADLINE, Session, VmControl};
 
-/// How long what the guest said of a target stands, when the same target is set again: it may be
-/// about to get further because pages were freed since.
+/// When the same target is set again, how long the guest gets to report progress before its earlier report
+/// counts: it may be about to get further because pages were freed since.
 const AFTERTHOUGHT: Duration = Duration::from_secs(3);
 
-/// How a resize came to rest.
-enum Rest {
-    Reached,
+/// How a resize ended in the guest.
+enum Settled {
+    AtTarget,
+    /// The guest is blocked, with the device in this state.
     Blocked(MemStatus),
 }
 
-impl<M: Machine, O: Observer> Session<'_, M, O> {
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Done {
-        let start = self.machine.now();
-        let resets = self.machine.state().resets;
+        let start = self.vm.now();
+        let resets = self.vm.state().resets;
         let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
         let before = self.await_driver(resize.device, limit)?;
         let target = target(resize.target, before.requested)?;
-        let left = limit.saturating_sub(self.machine.now() - start);
-        if let Err(refusal) = self.machine.resize(resize.device, target) {
-            return Err(Trouble::Failed(format!("refused: {refusal}")));
+        let left = limit.saturating_sub(self.vm.now() - start);
+        if let Err(refusal) = self.vm.resize(resize.device, target) {
+            return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }
-        let at_rest = self.await_rest(resize, target, &before, left);
-        match at_rest {
-            Ok(Rest::Reached) => {
-                // With a reset in it, it is not known what was moved, and the time is not that of a move.
-                if self.machine.state().resets == resets {
-                    let took = self.machine.now() - start;
+        match self.await_settled(resize, target, &before, left) {
+            Ok(Settled::AtTarget) => {
+                // After a reset it is not known how much was moved, and the time includes a boot.
+                if self.vm.state().resets == resets {
+                    let took = self.vm.now() - start;
                     let (from, to) = (before.plugged, target);
                     self.summary.plug.add_move(to.saturating_sub(from), took);
                     self.summary.unplug.add_move(from.saturating_sub(to), took);
                 }
                 Ok(None)
             }
-            Ok(Rest::Blocked(mem)) => Err(Trouble::Failed(self.why_stopped(resize.device, &mem, target))),
+            Ok(Settled::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
             Err(WaitError::Deadline { .. }) => {
-                let why = self.why_stopped(resize.device, &self.mem(resize.device)?, target);
-                Err(Trouble::Failed(format!("not within {limit:?}: {why}")))
+                Err(self.stopped(resize.device, &self.mem(resize.device)?, target, Some(limit)))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The device, once the guest drives it. One that is up does so, if it ever does.
-    fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, Trouble> {
-        let limit = if self.machine.state().ready.is_some() { Duration::ZERO } else { limit };
+    /// The device, once the guest drives it. A guest that is up has bound its drivers already, so that there
+    /// is nothing to wait for.
+    fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, StepError> {
+        let limit = if self.vm.state().ready.is_some() { Duration::ZERO } else { limit };
         self.mem(device)?;
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
-        match self.machine.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
-            Err(WaitError::Deadline { .. }) => Err(Trouble::Failed(driver_absent(device))),
+        match self.vm.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
+            Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
             result => Ok(result?),
         }
     }
 
-    fn await_rest(
+    fn await_settled(
         &self,
         resize: &Resize,
         target: u64,
         before: &MemStatus,
         limit: Duration,
-    ) -> Result<Rest, WaitError> {
+    ) -> Result<Settled, WaitError> {
         let patient = resize.within.is_some();
-        let reports = self.machine.has_agent();
-        let rested =
-            |mem: &MemStatus| if reports { rest(mem, target, patient) } else { arrived(mem, target) };
-        if !patient && before.requested == target && matches!(rested(before), Some(Rest::Blocked(_))) {
-            // The guest hears nothing new. It is given time to say that it has got further.
+        let reports = self.vm.has_agent();
+        let settled =
+            |mem: &MemStatus| if reports { settled(mem, target, patient) } else { arrived(mem, target) };
+        if !patient && before.requested == target && matches!(settled(before), Some(Settled::Blocked(_))) {
+            // The device does not notify the guest of the same target. Give it time to report progress.
             let news = |mem: &MemStatus| (mem != before).then_some(());
-            let look = self.machine.wait(AFTERTHOUGHT, "news", |state| news(state.mem.get(resize.device)?));
+            let look = self.vm.wait(AFTERTHOUGHT, "news", |state| news(state.mem.get(resize.device)?));
             if let Err(error) = look
                 && !matches!(error, WaitError::Deadline { .. })
             {
                 return Err(error);
             }
         }
-        self.machine.wait(limit, "the resize", |state| rested(state.mem.get(resize.device)?))
+        self.vm.wait(limit, "the resize", |state| settled(state.mem.get(resize.device)?))
     }
 
-    pub(super) fn mem(&self, device: usize) -> Result<MemStatus, Trouble> {
-        let missing = || Trouble::Failed(format!("there is no hotplug device {device}"));
-        self.machine.state().mem.get(device).cloned().ok_or_else(missing)
+    pub(super) fn mem(&self, device: usize) -> Result<MemStatus, StepError> {
+        let missing = || StepError::Failed(StepFailure::NoDevice(device));
+        self.vm.state().mem.get(device).cloned().ok_or_else(missing)
     }
 
-    /// Where the guest stopped, how much is missing and what it says about it, if it is there to say.
-    fn why_stopped(&self, device: usize, mem: &MemStatus, target: u64) -> String {
-        let missing = mem.plugged.abs_diff(target) >> 20;
-        let side = if mem.plugged > target { "above" } else { "below" };
-        let mut text = format!("stopped at {}, {missing} MiB {side} the target", Size(mem.plugged));
-        if !mem.driver {
-            return format!("{text}: {}", driver_absent(device));
+    /// The failure of a resize that is at `mem` instead of `target`. `within` is the deadline, if it passed.
+    fn stopped(&self, device: usize, mem: &MemStatus, target: u64, within: Option<Duration>) -> StepError {
+        let report = mem.report.filter(|report| mem.driver && report.requested == target);
+        let state = report.map(|report| report.state);
+        let mut why = match &state {
+            _ if !mem.driver => StepFailure::NoDriver(device).to_string(),
+            None => "the guest is still at it, and has not said why".to_owned(),
+            Some(state) => self.workloads.text_of(state),
+        };
+        if let (Some(ResizeState::HostBusy), Some(refused)) = (state, &mem.refused) {
+            let _ = write!(why, " ({refused})");
         }
-        let report = mem.report.filter(|report| report.requested == target);
-        let reason = report.map(|report| report.state);
-        match reason {
-            Some(ResizeState::Unmovable { pages, first }) => {
-                text.push_str(": ");
-                text.push_str(&self.name_pages(pages, &first));
-            }
-            Some(ResizeState::NoRoom) => {
-                text.push_str(": no room to move the pages to that are in use there")
-            }
-            Some(ResizeState::NoMemory) => {
-                text.push_str(": the guest has no memory for page tables or for the memmap of new memory");
-            }
-            Some(ResizeState::HostBusy) => {
-                text.push_str(": the device answers BUSY");
-                if let Some(refused) = &mem.refused {
-                    let _ = write!(text, " ({refused})");
-                }
-            }
-            Some(ResizeState::DeviceError) => text.push_str(": the device answered against the rules"),
-            Some(ResizeState::Reached) => text.push_str(": the guest takes this for the target"),
-            None => text.push_str(": the guest is still at it, and has not said why"),
-        }
-        text
-    }
-
-    /// `37 pages cannot move: pfn 0x140200 (workload a), ... and 33 more`.
-    fn name_pages(&self, pages: u64, first: &[Option<UnmovablePage>]) -> String {
-        let named: Vec<_> = first.iter().flatten().collect();
-        let mut text = format!("{pages} page{} cannot move", if pages == 1 { "" } else { "s" });
-        for (index, page) in named.iter().enumerate() {
-            let separator = if index == 0 { ": " } else { ", " };
-            let _ = write!(text, "{separator}pfn {:#x} ({})", page.pfn, self.owner(page.owner));
-        }
-        let rest = pages.saturating_sub(named.len() as u64);
-        if rest > 0 && !named.is_empty() {
-            let _ = write!(text, " and {rest} more");
-        }
-        text
-    }
-
-    fn owner(&self, owner: Owner) -> String {
-        match owner {
-            Owner::Reserved => "reserved at boot".to_owned(),
-            Owner::Kernel => "the guest kernel's own".to_owned(),
-            Owner::PageTable => "a page table".to_owned(),
-            Owner::Memmap => "memmap of hot-added memory".to_owned(),
-            Owner::Workload(handle) => match self.workloads.name_of(handle) {
-                Some(name) => format!("workload {name}"),
-                None => format!("unknown workload {handle}"),
-            },
-        }
+        let (plugged, target) = (Size(mem.plugged), Size(target));
+        let stopped = Stopped { within, plugged, target, state, why };
+        StepError::Failed(StepFailure::Stopped(Box::new(stopped)))
     }
 }
 
-fn driver_absent(device: usize) -> String {
-    format!("driver absent: the guest drives no device {device}")
+/// The target in bytes, for a device that requests `requested` bytes now.
+fn target(target: Target, requested: u64) -> Result<u64, StepError> {
+    let (result, failure) = match target {
+        Target::To(size) => return Ok(size.0),
+        Target::Plug(size) => (requested.checked_add(size.0), StepFailure::SizeTooLarge(size)),
+        Target::Unplug(size) => {
+            let requested = Size(requested);
+            (requested.0.checked_sub(size.0), StepFailure::SizeNegative { size, requested })
+        }
+    };
+    result.ok_or(StepError::Failed(failure))
 }
 
-fn target(target: Target, requested: u64) -> Result<u64, Trouble> {
-    match target {
-        Target::To(size) => Ok(size),
-        Target::Plug(size) => requested
-            .checked_add(size)
-            .ok_or_else(|| Trouble::Failed(format!("refused: {} more is no size", Size(size)))),
-        Target::Unplug(size) => requested.checked_sub(size).ok_or_else(|| {
-            let (size, requested) = (Size(size), Size(requested));
-            Trouble::Failed(format!("refused: cannot unplug {size}, only {requested} is requested"))
-        }),
-    }
+/// Whether the device has reached the target. A guest without an agent reports nothing else.
+fn arrived(mem: &MemStatus, target: u64) -> Option<Settled> {
+    (mem.plugged == target && mem.requested == target).then_some(Settled::AtTarget)
 }
 
-/// Whether the target is reached, as far as the device can tell: all that there is of a guest that
-/// does not report.
-fn arrived(mem: &MemStatus, target: u64) -> Option<Rest> {
-    (mem.plugged == target && mem.requested == target).then_some(Rest::Reached)
-}
-
-/// Whether the driver rests, for this target. HostBusy and DeviceError are no rest: the driver goes on
-/// by itself. With `patient`, what blocks it is waited out.
-fn rest(mem: &MemStatus, target: u64, patient: bool) -> Option<Rest> {
+/// Whether the driver has settled for this target. In HostBusy and DeviceError it has not: it goes on by
+/// itself. With `patient`, obstacles are waited out.
+fn settled(mem: &MemStatus, target: u64, patient: bool) -> Option<Settled> {
     match mem.stopped(target)? {
-        ResizeState::Reached => Some(Rest::Reached),
+        ResizeState::Reached => Some(Settled::AtTarget),
         ResizeState::Unmovable { .. } | ResizeState::NoRoom | ResizeState::NoMemory if !patient => {
-            Some(Rest::Blocked(mem.clone()))
+            Some(Settled::Blocked(mem.clone()))
         }
         _ => None,
     }

@@ -3,27 +3,27 @@ use std::time::Duration;
 
 use tidevm_abi::{Answer, Failure};
 
-use super::fake::{Event, Fake, Nature, REGION};
-use super::{BootReport, Ended, Observer, StepReport, Summary, Verdict, run, stay};
+use super::fake::{Event, FakeVm, Nature, REGION};
+use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
 use crate::script::Script;
 
 #[derive(Default)]
 struct Recorder {
     boots: usize,
-    steps: Vec<StepReport>,
+    steps: Vec<StepRun>,
     ends: usize,
-    /// After so many steps nothing can be written any more.
+    /// Writing fails from this number of steps on.
     breaks_after: Option<usize>,
 }
 
 impl Observer for Recorder {
-    fn boot(&mut self, report: &BootReport) -> io::Result<()> {
+    fn boot(&mut self, report: &Booted) -> io::Result<()> {
         assert!(report.ready.is_none_or(|ready| ready.cpus == 2));
         self.boots += 1;
         Ok(())
     }
 
-    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+    fn step(&mut self, report: &StepRun) -> io::Result<()> {
         assert_eq!((self.boots, self.ends), (1, 0), "steps come between the boot and the end");
         self.steps.push(report.clone());
         let broken = self.breaks_after.is_some_and(|steps| self.steps.len() >= steps);
@@ -36,227 +36,227 @@ impl Observer for Recorder {
     }
 }
 
-struct Outcome {
+struct Ran {
     summary: Summary,
-    steps: Vec<StepReport>,
+    steps: Vec<StepRun>,
 }
 
-impl Outcome {
+impl Ran {
     fn status(&self) -> u8 {
         self.summary.ended.status()
     }
 
-    /// The reason for which step `index` failed.
+    /// The text of the failure of step `index`.
     #[track_caller]
-    fn reason(&self, index: usize) -> &str {
-        match &self.steps[index].verdict {
-            Verdict::Failed { reason } => reason,
-            done => panic!("step {index}: {done:?}"),
-        }
+    fn reason(&self, index: usize) -> String {
+        self.failure(index).to_string()
+    }
+
+    #[track_caller]
+    fn failure(&self, index: usize) -> &StepFailure {
+        self.steps[index].result.as_ref().expect_err("a step that failed")
     }
 
     fn note(&self, index: usize) -> Option<&str> {
-        match &self.steps[index].verdict {
-            Verdict::Done { note } => note.as_deref(),
-            Verdict::Failed { reason } => panic!("step {index}: {reason}"),
+        match &self.steps[index].result {
+            Ok(note) => note.as_deref(),
+            Err(failure) => panic!("step {index}: {failure}"),
         }
     }
 }
 
-fn session_on(fake: Fake, script: &str) -> Outcome {
+fn session_on(fake: FakeVm, script: &str) -> Ran {
     let script = Script::parse("test", script).unwrap();
     let stops = fake.stops();
     let mut recorder = Recorder::default();
     let summary = run(fake, &script, &mut recorder).unwrap();
-    assert_eq!((stops.get(), recorder.ends), (1, 1), "stopped and reported once, whatever came of it");
-    Outcome { summary, steps: recorder.steps }
+    assert_eq!((stops.get(), recorder.ends), (1, 1), "stopped and reported once, in any case");
+    Ran { summary, steps: recorder.steps }
 }
 
-fn session(nature: Nature, script: &str) -> Outcome {
-    session_on(Fake::new(nature), script)
+fn session(nature: Nature, script: &str) -> Ran {
+    session_on(FakeVm::new(nature), script)
 }
 
-fn good(script: &str) -> Outcome {
+fn good(script: &str) -> Ran {
     session(Nature::default(), script)
 }
 
 #[test]
 fn a_good_session_is_done() {
-    let outcome = good(
+    let ran = good(
         "plug 1G\nhog 128M movable scattered as data\nresize 256M\nverify data\nresize 0\nverify data\n\
          release data\ncheck\nexpect plugged == 0\ninject online\nstats",
     );
-    assert_eq!(outcome.summary.ended, Ended::Done);
-    assert_eq!((outcome.status(), outcome.summary.steps, outcome.summary.failed), (0, 11, 0));
-    assert!(outcome.summary.boot.is_some());
-    assert_eq!(outcome.note(1), None);
-    assert_eq!(outcome.note(3), Some("32768 pages intact"));
-    assert_eq!(outcome.note(6), Some("32768 pages given back"));
-    let sample = &outcome.steps[0].sample;
+    assert_eq!(ran.summary.ended, Ended::Done);
+    assert_eq!((ran.status(), ran.summary.steps, ran.summary.failed), (0, 11, 0));
+    assert!(ran.summary.boot.is_some());
+    assert_eq!(ran.note(1), None);
+    assert_eq!(ran.note(3), Some("32768 pages intact"));
+    assert_eq!(ran.note(6), Some("32768 pages given back"));
+    let sample = &ran.steps[0].sample;
     assert_eq!((sample.devices[0].requested, sample.devices[0].plugged), (1 << 30, 1 << 30));
     assert_eq!(sample.guest.unwrap().blocks_online, 8);
-    assert_eq!(outcome.summary.plug.seconds_per_gib(), Some(1.0));
-    assert_eq!(outcome.summary.unplug.bytes, 1 << 30);
-    assert_eq!(outcome.summary.exits.mmio, 4);
+    assert_eq!(ran.summary.plug.seconds_per_gib(), Some(1.0));
+    assert_eq!(ran.summary.unplug.bytes, 1 << 30);
+    assert_eq!(ran.summary.exits.mmio, 4);
 }
 
 #[test]
 fn repeats_run_that_often_and_rows_come_from_their_lines() {
-    let outcome = good("repeat 3 {\n  plug 2M\n  repeat 2 { check }\n}");
-    assert_eq!(outcome.summary.steps, 9);
-    assert_eq!(outcome.steps[8].line, 3);
-    assert_eq!(outcome.steps[8].sample.devices[0].plugged, 6 << 20);
+    let ran = good("repeat 3 {\n  plug 2M\n  repeat 2 { check }\n}");
+    assert_eq!(ran.summary.steps, 9);
+    assert_eq!(ran.steps[8].line, 3);
+    assert_eq!(ran.steps[8].sample.devices[0].plugged, 6 << 20);
 }
 
 #[test]
 fn memory_blocks_are_listed_and_readded() {
-    let outcome = good("blocks\nreadd 128M at 0\nreadd 2G at 4G\ncheck");
+    let ran = good("blocks\nreadd 128M at 0\nreadd 2G at 4G\ncheck");
     let listed = format!(
         "0x0-0x7ffffff: 1 of 128 MiB, online DMA32, boot memory; {REGION:#x}-{:#x}: 1 of 128 MiB, offline, \
          2 MiB plugged, 512 memmap pages elsewhere",
         REGION + (128 << 20) - 1
     );
-    assert_eq!(outcome.note(0), Some(listed.as_str()));
-    assert!(outcome.reason(1).contains("128M at 0 is not made of whole memory blocks"));
-    assert!(
-        outcome.reason(2).contains("refused: memory blocks that hold their own memmap are removed one at")
-    );
-    assert_eq!((outcome.status(), outcome.summary.failed), (1, 2), "and the session goes on");
+    assert_eq!(ran.note(0), Some(listed.as_str()));
+    assert!(ran.reason(1).contains("128M at 0 is not made of whole memory blocks"));
+    assert!(ran.reason(2).contains("refused: memory blocks that hold their own memmap are removed one at"));
+    assert_eq!((ran.status(), ran.summary.failed), (1, 2), "and the session goes on");
 }
 
 #[test]
 fn a_target_beyond_the_region_is_refused_and_the_session_goes_on() {
-    let outcome = good("plug 1G\nplug 8G\nexpect plugged == 1G\nunplug 2G\ncheck");
-    assert!(outcome.reason(1).contains("refused: 9G does not fit into the region of 8G"));
-    assert!(outcome.reason(3).contains("cannot unplug 2G, only 1G is requested"));
-    assert_eq!((outcome.status(), outcome.summary.failed, outcome.summary.steps), (1, 2, 5));
-    assert_eq!(outcome.summary.ended, Ended::Failed { reason: None });
+    let ran = good("plug 1G\nplug 8G\nexpect plugged == 1G\nunplug 2G\ncheck");
+    assert!(ran.reason(1).contains("refused: 9G does not fit into the region of 8G"));
+    assert!(ran.reason(3).contains("cannot unplug 2G, only 1G is requested"));
+    assert_eq!((ran.status(), ran.summary.failed, ran.summary.steps), (1, 2, 5));
+    assert_eq!(ran.summary.ended, Ended::Failed { reason: None });
     assert!(good(&format!("plug {}", (u64::MAX - REGION) >> 21 << 21)).reason(0).contains("refused"));
 }
 
 #[test]
 fn a_blocked_shrink_fails_at_once_and_says_what_is_in_the_way() {
-    let outcome = good("plug 1G\nhog 400K unmovable as pins\nresize 0\nverify pins\nrelease pins\nresize 0");
-    let reason = outcome.reason(2);
+    let ran = good("plug 1G\nhog 400K unmovable as pins\nresize 0\nverify pins\nrelease pins\nresize 0");
+    let reason = ran.reason(2);
     assert_eq!(
         reason,
         "stopped at 200M, 200 MiB above the target: 100 pages cannot move: pfn 0x100000 (workload pins) and 99 more"
     );
-    assert!(outcome.steps[2].took < Duration::from_secs(2));
-    assert_eq!(outcome.note(3), Some("100 pages intact"));
-    assert_eq!(outcome.note(5), None, "what was said of the same target before is overtaken");
-    assert_eq!((outcome.status(), outcome.summary.failed), (1, 1));
+    assert!(ran.steps[2].took < Duration::from_secs(2));
+    assert_eq!(ran.note(3), Some("100 pages intact"));
+    assert_eq!(ran.note(5), None, "what was said of the same target before is overtaken");
+    assert_eq!((ran.status(), ran.summary.failed), (1, 1));
 }
 
 #[test]
 fn what_blocks_a_target_still_blocks_it_when_it_is_set_again() {
-    let outcome = good("plug 1G\nhog 400K pinned as pins\nresize 0\nresize 0\nresize 0 within 9s");
-    assert_eq!(outcome.reason(3), outcome.reason(2));
-    assert_eq!(outcome.steps[3].took, Duration::from_secs(3));
-    assert_eq!(outcome.steps[4].took, Duration::from_secs(9));
-    assert!(outcome.reason(4).ends_with(outcome.reason(2)));
+    let ran = good("plug 1G\nhog 400K pinned as pins\nresize 0\nresize 0\nresize 0 within 9s");
+    assert_eq!(ran.reason(3), ran.reason(2));
+    assert_eq!(ran.steps[3].took, Duration::from_secs(3));
+    assert_eq!(ran.steps[4].took, Duration::from_secs(9));
+    assert!(ran.reason(4).ends_with(&ran.reason(2)));
     assert_eq!(good("plug 1G\nresize 1G").steps[1].took, Duration::ZERO);
 }
 
 #[test]
 fn with_a_deadline_a_blocked_shrink_is_waited_out() {
     let script = "plug 1G\nhog 8K pinned as a\nhog 4K pinned as b\nresize 0 within 20s\ncheck";
-    let outcome = good(script);
-    assert_eq!(outcome.steps[3].took, Duration::from_secs(20));
-    let reason = outcome.reason(3);
+    let ran = good(script);
+    assert_eq!(ran.steps[3].took, Duration::from_secs(20));
+    let reason = ran.reason(3);
     assert!(reason.starts_with("not within 20s: stopped at 6M, 6 MiB above"), "{reason}");
     assert!(reason.contains("pfn 0x100000 (workload a), pfn 0x100200 (workload b) and 1 more"), "{reason}");
 
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     fake.after(Duration::from_secs(10), Event::Unpin);
-    let outcome = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0 within 20s");
-    assert_eq!(outcome.status(), 0);
-    assert!(outcome.steps[2].took > Duration::from_secs(5));
+    let ran = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0 within 20s");
+    assert_eq!(ran.status(), 0);
+    assert!(ran.steps[2].took > Duration::from_secs(5));
 }
 
 #[test]
 fn a_silent_or_busy_guest_misses_the_deadline() {
-    let outcome = session(Nature { stuck: true, ..Nature::default() }, "plug 1G\nexpect requested == 1G");
-    assert_eq!(outcome.steps[0].took, super::RESIZE_DEADLINE);
-    assert!(outcome.reason(0).contains("not within 60s: stopped at 0, 1024 MiB below the target: the guest"));
-    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
+    let ran = session(Nature { stuck: true, ..Nature::default() }, "plug 1G\nexpect requested == 1G");
+    assert_eq!(ran.steps[0].took, super::RESIZE_DEADLINE);
+    assert!(ran.reason(0).contains("not within 60s: stopped at 0, 1024 MiB below the target: the guest"));
+    assert_eq!((ran.status(), ran.summary.steps), (1, 2));
 
-    let outcome = session(Nature { busy: true, ..Nature::default() }, "plug 1G within 3s");
-    assert!(outcome.reason(0).contains("not within 3s") && outcome.reason(0).contains("BUSY"));
+    let ran = session(Nature { busy: true, ..Nature::default() }, "plug 1G within 3s");
+    assert!(ran.reason(0).contains("not within 3s") && ran.reason(0).contains("BUSY"));
 }
 
 #[test]
 fn other_kernels_are_resized_and_asked_nothing() {
     let nature = Nature { foreign: true, ..Nature::default() };
-    let outcome = session(nature, "plug 1G\nhog 1M movable as a\nstats\nresize 0");
-    assert!(outcome.summary.boot.is_none());
-    assert!(outcome.reason(1).contains("tidevm's own guest"), "{}", outcome.reason(1));
+    let ran = session(nature, "plug 1G\nhog 1M movable as a\nstats\nresize 0");
+    assert!(ran.summary.boot.is_none());
+    assert!(ran.reason(1).contains("tidevm's own guest"), "{}", ran.reason(1));
     for (index, plugged) in [(0, 1 << 30), (2, 1 << 30), (3, 0)] {
-        let step = &outcome.steps[index];
-        assert!(matches!(step.verdict, Verdict::Done { .. }), "{step:?}");
+        let step = &ran.steps[index];
+        assert!(step.is_done(), "{step:?}");
         assert_eq!((step.sample.devices[0].plugged, step.sample.guest), (plugged, None));
     }
-    // The driver took three seconds to come.
-    assert_eq!(outcome.steps[0].took, Duration::from_secs(4));
-    assert_eq!(outcome.status(), 1);
+    // The driver binds after three seconds.
+    assert_eq!(ran.steps[0].took, Duration::from_secs(4));
+    assert_eq!(ran.status(), 1);
 }
 
 #[test]
 fn what_other_kernels_cannot_do_fails_and_says_why() {
     let script = "hog 1M movable as a\nverify a\nrelease a\nchurn 1 threads for 1s as c\nwait c\ncheck\n\
                   inject online\nexpect zone.Movable.free == 0\nplug 2M";
-    let outcome = session(Nature { foreign: true, ..Nature::default() }, script);
-    let needs_agent = |index: &usize| outcome.reason(*index).starts_with("this needs tidevm's own guest");
+    let ran = session(Nature { foreign: true, ..Nature::default() }, script);
+    let needs_agent = |index: &usize| ran.reason(*index).starts_with("this needs tidevm's own guest");
     assert_eq!((0..8).filter(needs_agent).count(), 8);
-    assert!(matches!(outcome.steps[8].verdict, Verdict::Done { .. }), "the session goes on");
+    assert!(ran.steps[8].is_done(), "the session goes on");
 }
 
 #[test]
 fn other_kernels_may_have_no_driver() {
     let nature = Nature { foreign: true, driverless: true, ..Nature::default() };
-    let outcome = session(nature, "plug 1G within 5s");
-    assert!(outcome.reason(0).starts_with("driver absent"));
-    assert_eq!(outcome.steps[0].took, Duration::from_secs(5));
+    let ran = session(nature, "plug 1G within 5s");
+    assert!(ran.reason(0).starts_with("driver absent"));
+    assert_eq!(ran.steps[0].took, Duration::from_secs(5));
 }
 
 #[test]
 fn a_driver_that_goes_is_the_reason_of_the_deadline() {
-    let fake = Fake::new(Nature { foreign: true, ..Nature::default() });
+    let fake = FakeVm::new(Nature { foreign: true, ..Nature::default() });
     fake.after(Duration::from_millis(3500), Event::Unbind);
-    let outcome = session_on(fake, "plug 1G within 10s");
+    let ran = session_on(fake, "plug 1G within 10s");
     let expected = "not within 10s: stopped at 0, 1024 MiB below the target: driver absent: the guest drives no \
                     device 0";
-    assert_eq!(outcome.reason(0), expected);
+    assert_eq!(ran.reason(0), expected);
 }
 
 #[test]
 fn a_resize_goes_on_after_a_reset() {
     for foreign in [false, true] {
-        let fake = Fake::new(Nature { foreign, ..Nature::default() });
-        // In the middle of the second.
+        let fake = FakeVm::new(Nature { foreign, ..Nature::default() });
+        // In the middle of the second step.
         fake.after(Duration::from_millis(if foreign { 5500 } else { 2900 }), Event::Reset);
-        let outcome = session_on(fake, "plug 1G\nplug 2G\nexpect resets == 1\nresize 0");
-        assert_eq!(outcome.summary.ended, Ended::Done, "{foreign}");
-        assert_eq!((outcome.note(0), outcome.note(1)), (None, Some("the guest was reset")));
-        assert_eq!(outcome.steps[1].sample.devices[0].plugged, 3 << 30);
-        assert_eq!(outcome.summary.resets, 1);
-        assert_eq!(outcome.summary.plug.bytes, 1 << 30, "a rate is only told of what one guest did");
+        let ran = session_on(fake, "plug 1G\nplug 2G\nexpect resets == 1\nresize 0");
+        assert_eq!(ran.summary.ended, Ended::Done, "{foreign}");
+        assert_eq!((ran.note(0), ran.note(1)), (None, Some("the guest was reset")));
+        assert_eq!(ran.steps[1].sample.devices[0].plugged, 3 << 30);
+        assert_eq!(ran.summary.resets, 1);
+        assert_eq!(ran.summary.plug.bytes, 1 << 30, "a rate is only told of what one guest did");
     }
 }
 
 #[test]
 fn a_step_that_fails_tells_of_a_reset_too() {
-    let fake = Fake::new(Nature { foreign: true, driverless: true, ..Nature::default() });
+    let fake = FakeVm::new(Nature { foreign: true, driverless: true, ..Nature::default() });
     fake.after(Duration::from_secs(3), Event::Reset);
-    let outcome = session_on(fake, "sleep 2s\nexpect plugged == 1G within 2s");
-    assert_eq!(outcome.reason(1), "plugged is 0; the guest was reset");
-    // At a look by the session itself, the guest that boots is waited for and asked again.
+    let ran = session_on(fake, "sleep 2s\nexpect plugged == 1G within 2s");
+    assert_eq!(ran.reason(1), "plugged is 0; the guest was reset");
+    // For its own sample, the session waits until the guest has booted and asks again.
     for (script, at) in [("check", 405), ("sleep 1s", 1415)] {
-        let fake = Fake::new(Nature { slow: true, ..Nature::default() });
+        let fake = FakeVm::new(Nature { slow: true, ..Nature::default() });
         fake.after(Duration::from_millis(at), Event::Reset);
-        let outcome = session_on(fake, script);
-        assert_eq!(outcome.summary.ended, Ended::Done, "{script}");
-        assert!(outcome.steps[0].sample.guest.is_some());
+        let ran = session_on(fake, script);
+        assert_eq!(ran.summary.ended, Ended::Done, "{script}");
+        assert!(ran.steps[0].sample.guest.is_some());
     }
 }
 
@@ -269,27 +269,27 @@ fn what_lived_in_the_guest_goes_with_a_reset() {
         ("churn 1 threads for 2s as a\nsleep 10s", "the guest was reset before it answered"),
     ];
     for (script, why) in waiting {
-        let fake = Fake::new(Nature::default());
+        let fake = FakeVm::new(Nature::default());
         fake.after(Duration::from_millis(1400), Event::Reset);
-        let outcome = session_on(fake, script);
-        assert_eq!(outcome.summary.ended, Ended::Failed { reason: Some(why.to_owned()) }, "{script}");
-        assert_eq!(outcome.status(), 1);
+        let ran = session_on(fake, script);
+        assert_eq!(ran.summary.ended, Ended::Failed { reason: Some(why.to_owned()) }, "{script}");
+        assert_eq!(ran.status(), 1);
     }
 }
 
 #[test]
 fn without_a_driver_nothing_is_asked_of_the_device() {
-    let outcome = session(Nature { driverless: true, ..Nature::default() }, "plug 1G\nexpect requested == 0");
-    assert!(outcome.reason(0).starts_with("driver absent"));
-    assert_eq!((outcome.status(), outcome.summary.failed), (1, 1));
+    let ran = session(Nature { driverless: true, ..Nature::default() }, "plug 1G\nexpect requested == 0");
+    assert!(ran.reason(0).starts_with("driver absent"));
+    assert_eq!((ran.status(), ran.summary.failed), (1, 1));
 }
 
 #[test]
 fn an_expectation_that_fails_ends_the_session() {
-    let outcome = good("plug 1G\nexpect plugged == 2G\ncheck");
-    assert_eq!(outcome.reason(1), "plugged is 1G");
-    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
-    assert_eq!(outcome.summary.ended, Ended::Failed { reason: Some("plugged is 1G".to_owned()) });
+    let ran = good("plug 1G\nexpect plugged == 2G\ncheck");
+    assert_eq!(ran.reason(1), "plugged is 1G");
+    assert_eq!((ran.status(), ran.summary.steps), (1, 2));
+    assert_eq!(ran.summary.ended, Ended::Failed { reason: Some("plugged is 1G".to_owned()) });
     assert_eq!(good("expect zone.Movable.present > 0").reason(0), "zone.Movable.present is 0");
     let all = "expect plugged == 0\nexpect requested == 0\nexpect host.held == 0\nexpect migrated == 0\n\
                expect zone.DMA32.free == 60000\nexpect memmap.boot_pages == 0\nexpect pcp.drains == 0\n\
@@ -300,116 +300,116 @@ fn an_expectation_that_fails_ends_the_session() {
 #[test]
 fn numbers_of_the_guest_may_be_absurd() {
     let boasts = Nature { boasts: true, ..Nature::default() };
-    let outcome = session(boasts, "expect zone.Movable.free == 18446744073709551615");
-    assert_eq!(outcome.status(), 0, "{:?}", outcome.steps);
+    let ran = session(boasts, "expect zone.Movable.free == 18446744073709551615");
+    assert_eq!(ran.status(), 0, "{:?}", ran.steps);
 }
 
 #[test]
 fn what_the_guest_did_wrong_is_counted() {
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     fake.after(Duration::from_secs(1), Event::Answer(0, Box::new(Answer::Failed(Failure::BadRecord))));
     fake.after(Duration::from_secs(1), Event::Stray);
-    let outcome = session_on(fake, "sleep 2s");
-    assert_eq!((outcome.summary.bad_records, outcome.summary.stray_accesses), (1, 1));
+    let ran = session_on(fake, "sleep 2s");
+    assert_eq!((ran.summary.bad_records, ran.summary.stray_accesses), (1, 1));
 }
 
 #[test]
 fn an_expectation_may_come_true_in_time() {
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     fake.after(Duration::from_secs(10), Event::Unpin);
     let script = "plug 1G\nhog 8K pinned as a\nresize 0\nexpect plugged == 0 within 1s";
     assert_eq!(session_on(fake, script).reason(3), "plugged is 4M");
 
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     fake.after(Duration::from_secs(10), Event::Unpin);
-    let outcome = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0\nexpect plugged == 0 within 1m");
-    assert_eq!(outcome.note(3), None);
-    assert!(outcome.steps[3].took < Duration::from_secs(10));
+    let ran = session_on(fake, "plug 1G\nhog 8K pinned as a\nresize 0\nexpect plugged == 0 within 1m");
+    assert_eq!(ran.note(3), None);
+    assert!(ran.steps[3].took < Duration::from_secs(10));
 }
 
 #[test]
 fn a_death_ends_the_session_with_its_report() {
-    let outcome = session(Nature { panics: true, ..Nature::default() }, "plug 1G\ncheck\nplug 1G");
-    assert_eq!((outcome.status(), outcome.summary.steps), (4, 2));
-    assert_eq!(outcome.reason(1), "the guest panicked");
-    assert_eq!(outcome.steps[1].sample.guest, None);
-    assert_eq!(outcome.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
-    let Ended::Died { report } = &outcome.summary.ended else { panic!("{:?}", outcome.summary.ended) };
-    assert!(report.contains("rip 0xdead"));
+    let ran = session(Nature { panics: true, ..Nature::default() }, "plug 1G\ncheck\nplug 1G");
+    assert_eq!((ran.status(), ran.summary.steps), (4, 2));
+    assert_eq!(ran.reason(1), "the guest panicked");
+    assert_eq!(ran.steps[1].sample.guest, None);
+    assert_eq!(ran.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
+    let Ended::Died(death) = &ran.summary.ended else { panic!("{:?}", ran.summary.ended) };
+    assert!(death.report.contains("rip 0xdead"));
 }
 
 #[test]
 fn a_signal_ends_the_session() {
     for (signal, status) in [(2, 130), (15, 143)] {
-        let fake = Fake::new(Nature::default());
+        let fake = FakeVm::new(Nature::default());
         fake.after(Duration::from_secs(5), Event::Signal(signal));
-        let outcome = session_on(fake, "churn 1 thread for 1m as c\nsleep 1m\ncheck");
-        assert_eq!((outcome.status(), outcome.summary.steps), (status, 2));
-        assert_eq!(outcome.reason(1), format!("ended by signal {signal}"));
+        let ran = session_on(fake, "churn 1 thread for 1m as c\nsleep 1m\ncheck");
+        assert_eq!((ran.status(), ran.summary.steps), (status, 2));
+        assert_eq!(ran.reason(1), format!("ended by signal {signal}"));
     }
 }
 
 #[test]
 fn a_guest_that_leaves_early_is_a_failure() {
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     fake.after(Duration::from_secs(5), Event::PowerOff);
-    let outcome = session_on(fake, "sleep 1m\ncheck");
-    assert_eq!((outcome.status(), outcome.reason(0)), (1, "the guest powered off"));
-    let outcome = session(Nature { deaf: true, ..Nature::default() }, "check");
-    assert_eq!(outcome.status(), 1);
-    let Ended::Failed { reason: Some(reason) } = outcome.summary.ended else { panic!() };
+    let ran = session_on(fake, "sleep 1m\ncheck");
+    assert_eq!((ran.status(), ran.reason(0).as_str()), (1, "the guest powered off"));
+    let ran = session(Nature { deaf: true, ..Nature::default() }, "check");
+    assert_eq!(ran.status(), 1);
+    let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!() };
     assert!(reason.contains("did not power off"));
 }
 
 #[test]
 fn a_guest_that_never_starts_is_a_failure() {
-    let outcome = session(Nature { mute: true, ..Nature::default() }, "check");
-    assert_eq!((outcome.status(), outcome.summary.steps, outcome.summary.boot), (1, 0, None));
-    assert_eq!(outcome.summary.total, super::BOOT_DEADLINE + 2 * super::BOOT_DEADLINE_PER_GIB);
-    let Ended::Failed { reason: Some(reason) } = outcome.summary.ended else { panic!() };
+    let ran = session(Nature { mute: true, ..Nature::default() }, "check");
+    assert_eq!((ran.status(), ran.summary.steps, ran.summary.boot), (1, 0, None));
+    assert_eq!(ran.summary.total, super::BOOT_DEADLINE + 2 * super::BOOT_DEADLINE_PER_GIB);
+    let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!() };
     assert_eq!(reason, "the first report of a guest with 1536M of boot memory: not within 70s");
 }
 
 #[test]
 fn churns_run_beside_other_steps_and_are_awaited() {
-    let outcome = good("churn 2 threads for 5s as c\nplug 1G\nwait c\ncheck");
-    assert_eq!(outcome.steps[1].took, Duration::from_secs(1));
-    assert_eq!(outcome.steps[2].took, Duration::from_secs(4));
-    assert_eq!(outcome.note(2), Some("5000 allocations, 0 found no memory"));
+    let ran = good("churn 2 threads for 5s as c\nplug 1G\nwait c\ncheck");
+    assert_eq!(ran.steps[1].took, Duration::from_secs(1));
+    assert_eq!(ran.steps[2].took, Duration::from_secs(4));
+    assert_eq!(ran.note(2), Some("5000 allocations, 0 found no memory"));
 
-    let outcome = good("churn 2 threads for 5s as c\nchurn 1 thread for 7s as d\nrelease d\ncheck");
-    assert_eq!(outcome.summary.steps, 5, "c is awaited at the end");
-    assert_eq!((outcome.steps[4].line, outcome.steps[4].command.to_string().as_str()), (0, "wait c"));
-    assert_eq!(outcome.summary.total, Duration::from_millis(7410));
+    let ran = good("churn 2 threads for 5s as c\nchurn 1 thread for 7s as d\nrelease d\ncheck");
+    assert_eq!(ran.summary.steps, 5, "c is awaited at the end");
+    assert_eq!((ran.steps[4].line, ran.steps[4].command.to_string().as_str()), (0, "wait c"));
+    assert_eq!(ran.summary.total, Duration::from_millis(7410));
 }
 
 #[test]
 fn what_does_not_fit_is_told_and_no_failure() {
-    let outcome = session(
+    let ran = session(
         Nature { room: 100, ..Nature::default() },
         "hog 1M movable as a\nverify a\nhog 1M movable as b\nverify b\nrelease a\nrelease b",
     );
-    assert_eq!(outcome.status(), 0);
-    assert_eq!(outcome.note(0), Some("100 of 256 pages fitted"));
-    assert_eq!(outcome.note(1), Some("100 pages intact"));
-    assert_eq!(outcome.note(3), Some("0 pages intact"));
+    assert_eq!(ran.status(), 0);
+    assert_eq!(ran.note(0), Some("100 of 256 pages fitted"));
+    assert_eq!(ran.note(1), Some("100 pages intact"));
+    assert_eq!(ran.note(3), Some("0 pages intact"));
     let none = session(Nature { room: 0, ..Nature::default() }, "hog 1M pinned as a\nverify a\nrelease a");
     assert_eq!((none.status(), none.note(0)), (0, Some("0 of 256 pages fitted")));
 }
 
 #[test]
 fn wrong_or_missing_pages_end_the_session() {
-    let outcome = session(Nature { corrupt: 3, ..Nature::default() }, "hog 1M movable as a\nverify a\ncheck");
-    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
-    assert_eq!(outcome.reason(1), "3 of 256 pages of `a` are corrupt, first pfn 0x9");
-    let outcome = session(Nature { lose: 1, ..Nature::default() }, "hog 1M movable as a\nrelease a\ncheck");
-    assert_eq!((outcome.status(), outcome.summary.steps), (1, 2));
-    assert_eq!(outcome.reason(1), "`a` held 256 pages, and now has 255");
+    let ran = session(Nature { corrupt: 3, ..Nature::default() }, "hog 1M movable as a\nverify a\ncheck");
+    assert_eq!((ran.status(), ran.summary.steps), (1, 2));
+    assert_eq!(ran.reason(1), "3 of 256 pages of `a` are corrupt, first pfn 0x9");
+    let ran = session(Nature { lose: 1, ..Nature::default() }, "hog 1M movable as a\nrelease a\ncheck");
+    assert_eq!((ran.status(), ran.summary.steps), (1, 2));
+    assert_eq!(ran.reason(1), "`a` held 256 pages, and now has 255");
 }
 
 #[test]
 fn when_nobody_can_read_on_the_machine_is_stopped() {
-    let fake = Fake::new(Nature::default());
+    let fake = FakeVm::new(Nature::default());
     let stops = fake.stops();
     let mut recorder = Recorder { breaks_after: Some(1), ..Recorder::default() };
     let script = Script::parse("test", "check\ncheck").unwrap();
@@ -421,13 +421,13 @@ fn when_nobody_can_read_on_the_machine_is_stopped() {
 #[test]
 fn staying_ends_well_by_a_signal_or_by_the_guest() {
     for event in [Event::Signal(2), Event::PowerOff] {
-        let fake = Fake::new(Nature::default());
+        let fake = FakeVm::new(Nature::default());
         fake.after(Duration::from_secs(9000), event);
         let summary = stay(fake, &mut Recorder::default()).unwrap();
         assert_eq!(summary.ended, Ended::Done);
         assert!(summary.total >= Duration::from_secs(8999));
     }
-    let fake = Fake::new(Nature { mute: true, ..Nature::default() });
+    let fake = FakeVm::new(Nature { mute: true, ..Nature::default() });
     fake.after(Duration::from_secs(9000), Event::Signal(15));
     let summary = stay(fake, &mut Recorder::default()).unwrap();
     assert_eq!((summary.ended, summary.boot), (Ended::Done, None), "another guest may never report");
@@ -444,15 +444,15 @@ fn device_memory_says_what_it_took_and_why_it_stays() {
                   pmem unmap 0
                   pmem map 0
                   pmem unmap 3";
-    let outcome = session(Nature::default(), script);
-    assert_eq!(outcome.note(0), Some("pmem 0: 1G at 0x140000000, not mapped"));
+    let ran = session(Nature::default(), script);
+    assert_eq!(ran.note(0), Some("pmem 0: 1G at 0x140000000, not mapped"));
     let mapped = "258048 pages to use after 70.000 ms on 2 CPUs; the hotplug lock was held for 1.500 ms, and 4096 \
                   struct pages written under it";
-    assert_eq!(outcome.note(1), Some(mapped));
-    assert_eq!(outcome.reason(3), "4 references to its pages are held, the first is pfn 0x140000 (cache)");
-    assert_eq!(outcome.note(4), Some("4 pages intact"));
-    assert_eq!(outcome.note(6), Some("262144 pages were usable"));
-    assert!(outcome.reason(7).contains("with `altmap` it needs none"), "{}", outcome.reason(7));
-    assert!(outcome.reason(8).contains("--pmem size=SIZE makes it"), "{}", outcome.reason(8));
-    assert_eq!((outcome.status(), outcome.summary.steps), (1, 9), "a refusal does not end the session");
+    assert_eq!(ran.note(1), Some(mapped));
+    assert_eq!(ran.reason(3), "4 references to its pages are held, the first is pfn 0x140000 (cache)");
+    assert_eq!(ran.note(4), Some("4 pages intact"));
+    assert_eq!(ran.note(6), Some("262144 pages were usable"));
+    assert!(ran.reason(7).contains("with `altmap` it needs none"), "{}", ran.reason(7));
+    assert!(ran.reason(8).contains("--pmem size=SIZE makes it"), "{}", ran.reason(8));
+    assert_eq!((ran.status(), ran.summary.steps), (1, 9), "a refusal does not end the session");
 }

@@ -1,55 +1,68 @@
-//! `hog`, `churn`, `verify`, `release`, `wait`: the guest's workloads under the names of the script.
+//! `hog`, `churn`, `verify`, `release`, `wait`, `race`: the guest's workloads under the names of the script.
 //!
-//! A handle is used for one workload and never again, so a page that a report names by its handle
-//! can be named by its script name even after the workload is gone.
+//! Invariant: a handle is used for one workload and never again. So a page that the guest reports by a handle
+//! can be shown with the script's name even after the workload has ended.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Failure, Handle, Op};
+use tidevm_abi::command::{Churn, Hog};
+use tidevm_abi::{Answer, Failure, Handle, Name, Named, Op};
 
-use super::{ANSWER_DEADLINE, Done, Machine, Observer, Session, Trouble, unfit};
-use crate::command::{Hog, Name};
+use super::failure::{Done, StepError, StepFailure, unfit};
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
 
-/// Most that a page of a workload may add to the time of an answer: filling or checking every word
-/// of it on a host that emulates each instruction, several times over.
+/// Added to the deadline of an answer per page of the workload: several times as long as it takes to fill or
+/// check every word of a page on a host that emulates each instruction.
 const TIME_PER_PAGE: Duration = Duration::from_millis(2);
 
-pub(super) const PAGE_SIZE: u64 = 4096;
+/// Added to the deadline of a race per cycle: several times the 50 ms that it takes on the slowest known host
+/// with more vCPUs than CPUs.
+const TIME_PER_CYCLE: Duration = Duration::from_millis(500);
 
-/// Everything that was ever started, the handle being the index.
+/// All workloads of the session, ended ones included. The handle is the index.
 #[derive(Default)]
 pub(super) struct Workloads(Vec<Workload>);
 
 struct Workload {
     name: Name,
-    now: Now,
+    state: WorkloadState,
 }
 
 #[derive(Clone, Copy)]
-enum Now {
+enum WorkloadState {
     Hog {
         pages: u64,
     },
-    /// A hog for which the guest had no memory at all: it does not know the handle.
-    Nothing,
+    /// A hog for which the guest had no memory at all. The guest does not know the handle.
+    Empty,
     Churn {
         call: u32,
         until: Instant,
     },
-    Gone,
-    /// The guest was reset.
+    /// Released or awaited.
+    Ended,
+    /// Gone with a reset of the guest.
     Lost,
 }
 
 impl Workloads {
-    /// The name of the workload with this handle, gone or not.
-    pub(super) fn name_of(&self, handle: Handle) -> Option<&Name> {
+    /// The name of the workload with this handle, whether it has ended or not.
+    fn name_of(&self, handle: Handle) -> Option<&Name> {
         self.0.get(handle as usize).map(|workload| &workload.name)
     }
 
-    /// A churn that nobody has awaited, the oldest first.
+    /// The text of a value of the guest, with the names of workloads.
+    pub(super) fn text_of<T>(&self, value: &T) -> String
+    where
+        for<'n> Named<'n, T>: Display,
+    {
+        Named::new(value, &|handle| self.name_of(handle).cloned()).to_string()
+    }
+
+    /// The oldest churn that was not awaited.
     pub(super) fn running_churn(&self) -> Option<Name> {
-        let running = |workload: &&Workload| matches!(workload.now, Now::Churn { .. });
+        let running = |workload: &&Workload| matches!(workload.state, WorkloadState::Churn { .. });
         self.0.iter().find(running).map(|workload| workload.name.clone())
     }
 
@@ -57,91 +70,92 @@ impl Workloads {
         self.0.len() as Handle
     }
 
-    fn start(&mut self, name: &Name, now: Now) {
-        self.0.push(Workload { name: name.clone(), now });
+    fn start(&mut self, name: &Name, state: WorkloadState) {
+        self.0.push(Workload { name: name.clone(), state });
     }
 
     fn end(&mut self, handle: Handle) {
-        self.0[handle as usize].now = Now::Gone;
+        self.0[handle as usize].state = WorkloadState::Ended;
     }
 
-    /// The guest was reset: its hogs live no more. Of its churns, whoever awaits them hears.
+    /// The guest was reset: its hogs are lost. A churn stays, because the wait for its answer tells of the
+    /// reset.
     pub(super) fn lose(&mut self) {
         for workload in &mut self.0 {
-            if matches!(workload.now, Now::Hog { .. } | Now::Nothing) {
-                workload.now = Now::Lost;
+            if matches!(workload.state, WorkloadState::Hog { .. } | WorkloadState::Empty) {
+                workload.state = WorkloadState::Lost;
             }
         }
     }
 
-    /// The living workload of this name. Scripts are checked for names before they run.
-    fn find(&self, name: &Name) -> Result<(Handle, Now), Trouble> {
-        let lives =
-            |(_, workload): &(usize, &Workload)| workload.name == *name && !matches!(workload.now, Now::Gone);
+    /// The workload of this name that has not ended. Scripts are checked for unknown names before they run.
+    fn find(&self, name: &Name) -> Result<(Handle, WorkloadState), StepError> {
+        let lives = |(_, workload): &(usize, &Workload)| {
+            workload.name == *name && !matches!(workload.state, WorkloadState::Ended)
+        };
         match self.0.iter().enumerate().find(lives) {
-            Some((_, Workload { now: Now::Lost, .. })) => {
-                Err(Trouble::Fatal(format!("`{name}` is gone: the guest was reset")))
+            Some((_, Workload { state: WorkloadState::Lost, .. })) => {
+                Err(StepError::Fatal(StepFailure::WorkloadReset(name.clone())))
             }
-            Some((index, workload)) => Ok((index as Handle, workload.now)),
-            None => Err(Trouble::Fatal(format!("nothing is called `{name}` here"))),
+            Some((index, workload)) => Ok((index as Handle, workload.state)),
+            None => Err(StepError::Fatal(StepFailure::UnknownName(name.clone()))),
         }
     }
 }
 
-impl<M: Machine, O: Observer> Session<'_, M, O> {
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn hog(&mut self, hog: &Hog) -> Done {
-        let (kind, scattered, full) = (hog.kind, hog.scattered, hog.full);
-        let op = |handle, pages| Op::Hog { handle, pages, kind, scattered, full };
-        self.hold(hog.size / PAGE_SIZE, &hog.name, op)
+        self.hold(hog.size.pages(), &hog.name, |handle| hog.op(handle))
     }
 
-    /// Has the guest take pages of whatever kind, and fill them.
-    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle, u64) -> Op) -> Done {
+    /// Lets the guest take and fill `wanted` pages by the call that `op` makes of the new handle.
+    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle) -> Op) -> Done {
         let handle = self.workloads.next_handle();
-        let op = op(handle, wanted);
-        let (now, pages) = match self.ask(op, patience(wanted))? {
-            Answer::Hogged { pages } => (Now::Hog { pages }, pages),
-            Answer::Failed(Failure::NoMemory) => (Now::Nothing, 0),
-            Answer::Failed(Failure::Pmem(why)) => return Err(self.pmem_refused(why)),
-            other => return Err(unfit(&other)),
+        let (state, pages) = match self.ask(op(handle), patience(wanted))? {
+            Answer::Hogged { pages } => (WorkloadState::Hog { pages }, pages),
+            Answer::Failed(Failure::NoMemory) => (WorkloadState::Empty, 0),
+            Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
+            other => return Err(unfit(other)),
         };
-        self.workloads.start(name, now);
+        self.workloads.start(name, state);
         Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
     }
 
-    pub(super) fn churn(&mut self, threads: u32, time: Duration, name: &Name) -> Done {
-        let handle = self.workloads.next_handle();
-        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let call = self.call(Op::Churn { handle, threads, millis })?;
-        let until = self.machine.now() + time;
-        self.workloads.start(name, Now::Churn { call, until });
+    /// The error for a range of device memory with which the guest did nothing. The failure may name a workload
+    /// that uses the range.
+    pub(super) fn pmem_refused(&self, failure: Failure) -> StepError {
+        StepError::Failed(StepFailure::Refused { failure, text: self.workloads.text_of(&failure) })
+    }
+
+    pub(super) fn churn(&mut self, churn: &Churn) -> Done {
+        let call = self.call(churn.op(self.workloads.next_handle()))?;
+        let until = self.vm.now() + churn.time;
+        self.workloads.start(&churn.name, WorkloadState::Churn { call, until });
         Ok(None)
     }
 
     pub(super) fn verify(&mut self, name: &Name) -> Done {
         let (handle, pages) = match self.workloads.find(name)? {
-            (handle, Now::Hog { pages }) => (handle, pages),
+            (handle, WorkloadState::Hog { pages }) => (handle, pages),
             _ => return Ok(Some(format!("`{name}` holds no pages"))),
         };
         match self.ask(Op::Verify { handle }, patience(pages))? {
-            Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
-                Ok(Some(format!("{pages} pages intact")))
+            answer @ Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
+                Ok(Some(answer.to_string()))
             }
             Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
-            Answer::Verified { pages: seen, corrupt, first_corrupt } => {
-                let first = first_corrupt.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"));
-                let text = format!("{corrupt} of {seen} pages of `{name}` are corrupt{first}");
-                Err(Trouble::Fatal(text))
+            Answer::Verified { pages, corrupt, first_corrupt: first } => {
+                Err(StepError::Fatal(StepFailure::Corrupt { name: name.clone(), pages, corrupt, first }))
             }
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
     pub(super) fn release(&mut self, name: &Name) -> Done {
         let (handle, pages) = match self.workloads.find(name)? {
-            (handle, Now::Hog { pages }) => (handle, pages),
-            (_, Now::Churn { .. }) => return self.await_churn(name),
-            (handle, Now::Nothing | Now::Gone | Now::Lost) => {
+            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+            (_, WorkloadState::Churn { .. }) => return self.await_churn(name),
+            (handle, WorkloadState::Empty | WorkloadState::Ended | WorkloadState::Lost) => {
                 self.workloads.end(handle);
                 return Ok(Some(format!("`{name}` held no pages")));
             }
@@ -149,54 +163,43 @@ impl<M: Machine, O: Observer> Session<'_, M, O> {
         let answer = self.ask(Op::Release { handle }, patience(pages))?;
         self.workloads.end(handle);
         match answer {
-            Answer::Released { pages: back } if back == pages => {
-                Ok(Some(format!("{pages} pages given back")))
-            }
+            Answer::Released { pages: back } if back == pages => Ok(Some(answer.to_string())),
             Answer::Released { pages: back } => Err(lost(name, pages, back)),
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
     pub(super) fn race(&self, cycles: u32) -> Done {
         let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
         match self.ask(Op::Race { cycles }, limit)? {
-            Answer::Raced { cycles, failures: 0, stranded: 0 } => {
-                Ok(Some(format!("{cycles} cycles, all done")))
+            answer @ Answer::Raced { failures: 0, stranded: 0, .. } => Ok(Some(answer.to_string())),
+            Answer::Raced { cycles, failures, stranded } => {
+                Err(StepError::Failed(StepFailure::RaceLost { cycles, failures, stranded }))
             }
-            Answer::Raced { cycles, failures, stranded } => Err(Trouble::Failed(format!(
-                "{failures} of {cycles} cycles failed, {stranded} pages were stranded on per-CPU lists"
-            ))),
-            other => Err(unfit(&other)),
+            other => Err(unfit(other)),
         }
     }
 
     pub(super) fn await_churn(&mut self, name: &Name) -> Done {
-        let (handle, Now::Churn { call, until }) = self.workloads.find(name)? else {
-            return Err(Trouble::Fatal(format!("`{name}` does not end by itself")));
+        let (handle, WorkloadState::Churn { call, until }) = self.workloads.find(name)? else {
+            return Err(StepError::Fatal(StepFailure::Endless(name.clone())));
         };
-        let limit = until.saturating_duration_since(self.machine.now()) + ANSWER_DEADLINE;
-        // Whatever comes of it, it is not awaited twice.
+        let limit = until.saturating_duration_since(self.vm.now()) + ANSWER_DEADLINE;
+        // Ended before the wait, so that a wait that fails is not repeated at the end of the session.
         self.workloads.end(handle);
-        match self.machine.answer(call, limit, "the end of the churn")? {
-            Answer::Churned { allocations, failures } => {
-                Ok(Some(format!("{allocations} allocations, {failures} found no memory")))
-            }
-            Answer::Failed(Failure::NoMemory) => {
-                Err(Trouble::Failed("the guest had no memory to start it".to_owned()))
-            }
-            other => Err(unfit(&other)),
+        match self.vm.answer(call, limit, "the end of the churn")? {
+            answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
+            Answer::Failed(failure @ Failure::NoMemory) => Err(StepError::refused(failure)),
+            other => Err(unfit(other)),
         }
     }
 }
 
-/// Most that a cycle of a race may take, several times over: on the slowest host known, with more vCPUs
-/// than CPUs, it takes some 50 ms.
-const TIME_PER_CYCLE: Duration = Duration::from_millis(500);
-
+/// The deadline of an answer for which the guest fills or checks so many pages.
 pub(super) fn patience(pages: u64) -> Duration {
     ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
-fn lost(name: &Name, held: u64, seen: u64) -> Trouble {
-    Trouble::Fatal(format!("`{name}` held {held} pages, and now has {seen}"))
+fn lost(name: &Name, held: u64, seen: u64) -> StepError {
+    StepError::Fatal(StepFailure::PagesLost { name: name.clone(), held, seen })
 }

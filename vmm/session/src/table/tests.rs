@@ -1,10 +1,12 @@
 use std::time::Duration;
 
-use tidevm_abi::{BootTimes, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{MAX_NODES, NodeStats, Size, Stats, ZoneName, ZoneStats};
 use tidevm_machine::{ExitCounts, Ready};
 
 use super::{Table, about, numbers, wrap};
-use crate::session::{BootReport, DeviceSample, Ended, Observer, Rate, Sample, StepReport, Summary, Verdict};
+use crate::session::{
+    Booted, DeviceSample, Ended, Observer, Rate, Sample, StepFailure, StepRun, Stopped, Summary,
+};
 
 fn sample(plugged: u64, migrated: u64) -> Sample {
     let zone =
@@ -16,38 +18,34 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         zone(ZoneName::Normal, 0, 0, 0),
         zone(ZoneName::Movable, blocks * 32_768, pages - 512 * blocks, pages - 512 * blocks),
     ];
-    let guest = Stats {
+    let mut guest = Stats {
         zones,
-        nr_nodes: 1,
-        nodes: [NodeStats { zones, init_local: 0, init_remote: 0 }; MAX_NODES],
-        memmap_boot_pages: 0,
         memmap_altmap_pages: 512 * blocks,
         blocks_online: blocks,
         pages_migrated: migrated,
-        migrate_failed: 0,
         pcp_drains: 3,
-        pcp_stranded: 0,
-        memmaps_written: 0,
-        device_spanned: 0,
-        device_pages: 0,
-        device_refs: 0,
-        boot: BootTimes::default(),
+        ..Stats::default()
     };
+    guest.nodes = [NodeStats { zones, ..NodeStats::default() }; MAX_NODES];
     let held = Some(plugged / 64 * 9 + 4096);
     let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
     Sample { devices: vec![device], guest: Some(guest) }
 }
 
-/// A session with everything that a table can show.
+/// The table of a session with notes, failures and counters.
 fn shown(terminal: Option<usize>) -> String {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
-    table.boot(&BootReport { ready: Some(ready), sample: sample(0, 0) }).unwrap();
-    let done = || Verdict::Done { note: None };
-    let note = |text: &str| Verdict::Done { note: Some(text.to_owned()) };
-    let failed = |text: &str| Verdict::Failed { reason: text.to_owned() };
-    let blocked = "stopped at 200M, 200 MiB above the target: 100 pages cannot move: pfn 0x100000 (workload pins), \
+    table.boot(&Booted { ready: Some(ready), sample: sample(0, 0) }).unwrap();
+    let done = || Ok(None);
+    let note = |text: &str| Ok(Some(text.to_owned()));
+    let failed = |why: &str| {
+        let (plugged, target, why) = (Size(200 << 20), Size(0), why.to_owned());
+        let stopped = Stopped { within: None, plugged, target, state: None, why };
+        Err(StepFailure::Stopped(Box::new(stopped)))
+    };
+    let blocked = "100 pages cannot move: pfn 0x100000 (workload pins), \
                    pfn 0x100200 (workload pins) and 98 more";
     let steps = [
         ("plug 1G", 310, done(), 1 << 30, 0),
@@ -56,14 +54,14 @@ fn shown(terminal: Option<usize>) -> String {
         ("stats", 0, done(), 256 << 20, 24_001),
         ("resize 0", 71_204, failed(blocked), 200 << 20, 32_768),
     ];
-    for (line, (text, millis, verdict, plugged, migrated)) in steps.into_iter().enumerate() {
-        let report = StepReport {
+    for (line, (text, millis, result, plugged, migrated)) in steps.into_iter().enumerate() {
+        let report = StepRun {
             answer: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
             took: Duration::from_millis(millis),
-            verdict,
+            result,
             sample: sample(plugged, migrated),
         };
         table.step(&report).unwrap();
@@ -97,7 +95,7 @@ fn numbers_stand_under_their_heads() {
     for terminal in [None, Some(160), Some(120)] {
         let text = shown(terminal);
         let lines: Vec<&str> = text.lines().collect();
-        // The head `in boot` is two words for one number.
+        // The head `in boot` has two words, so there are more ends of words than numbers.
         let heads = ends(lines[1]);
         let row = ends(lines[3].trim_end_matches("ok").trim_end());
         let numbers = &row[row.len() - 11..];
@@ -141,7 +139,7 @@ fn without_a_guest_its_numbers_are_dashes() {
     let mut table = Table::new(&mut out, None, 5);
     let ready = Ready { cpus: 1, mem_devices: 0, after: Duration::ZERO };
     let nothing = Sample { devices: Vec::new(), guest: None };
-    table.boot(&BootReport { ready: Some(ready), sample: nothing }).unwrap();
+    table.boot(&Booted { ready: Some(ready), sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
 }
@@ -155,19 +153,11 @@ fn zones_are_shown_by_node() {
     guest.nodes[1].zones[2].free = 77;
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, None, 5);
-    table.boot(&BootReport { ready: None, sample: sample.clone() }).unwrap();
-    let verdict = Verdict::Done { note: None };
+    table.boot(&Booted { ready: None, sample: sample.clone() }).unwrap();
+    let result = Ok(None);
     let command = "stats".parse().unwrap();
     table
-        .step(&StepReport {
-            line: 1,
-            column: 1,
-            command,
-            took: Duration::ZERO,
-            verdict,
-            answer: None,
-            sample,
-        })
+        .step(&StepRun { line: 1, column: 1, command, took: Duration::ZERO, result, answer: None, sample })
         .unwrap();
     let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -176,14 +166,14 @@ fn zones_are_shown_by_node() {
     assert!(!flat.contains("node 2"), "{text}");
 }
 
-/// What a guest says of itself can be anything.
+/// A guest may report any number.
 #[test]
 fn absurd_numbers_are_shown() {
     let mut sample = sample(0, 0);
     sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
     let mut out = Vec::new();
     let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
-    Table::new(&mut out, None, 5).boot(&BootReport { ready: Some(ready), sample }).unwrap();
+    Table::new(&mut out, None, 5).boot(&Booted { ready: Some(ready), sample }).unwrap();
     assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
 }
 

@@ -1,30 +1,30 @@
-//! An experiment's chart: for each number that is drawn a bar a side, with the number at its end.
+//! An experiment's chart: per drawn number one bar per side, with the number at its end.
 //!
-//! Lengths are proportional, or logarithmic where the numbers of one chart lie too far apart; the caption
+//! Lengths are proportional, or logarithmic where the numbers of one chart lie too far apart. The caption
 //! says which.
 
 use std::fmt::{self, Write};
 
-use super::super::{Outcome, Side, Value};
+use super::super::{Side, Value, Verdict};
 use super::Escaped;
 
 const WIDTH: f64 = 860.0;
-/// Where bars begin, and how long the longest is: behind it there is room for its number.
+/// The left end of bars, and the length of the longest one. The number fits behind it.
 const LEFT: f64 = 250.0;
 const LONGEST: f64 = 500.0;
-/// Of a number that is not 0.
+/// The length of the shortest bar, except that of 0.
 const SHORTEST: f64 = 3.0;
 const BAR: f64 = 18.0;
 const STEP: f64 = 23.0;
 const HEAD: f64 = 24.0;
 const GROUP_GAP: f64 = 14.0;
 
-/// From this ratio of the largest to the smallest number on lengths are logarithmic.
+/// Beyond this ratio of the largest to the smallest number, lengths are logarithmic.
 const FAR_APART: f64 = 100.0;
 
-/// Draws what of `outcome` is to be drawn.
-pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
-    let groups = groups(outcome);
+/// Draws the charted numbers of `verdict`.
+pub(super) fn draw(page: &mut String, verdict: &Verdict) -> fmt::Result {
+    let groups = groups(verdict);
     let values: Vec<f64> = groups.iter().flat_map(|(_, values)| values).filter_map(|v| v.number()).collect();
     if values.is_empty() {
         return Ok(());
@@ -32,14 +32,14 @@ pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
     let scale = Scale::new(&values);
     let height = groups.iter().map(|(_, values)| HEAD + STEP * values.len() as f64 + GROUP_GAP).sum::<f64>();
     writeln!(page, "<figure>\n<figcaption>{}</figcaption>", scale.caption())?;
-    let name = Escaped(outcome.name);
+    let name = Escaped(verdict.name);
     writeln!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Chart of {name}\">")?;
     let mut top = 0.0;
     for (name, values) in &groups {
         writeln!(page, "<text class=\"group\" x=\"0\" y=\"{}\">{}</text>", top + 15.0, Escaped(name))?;
         top += HEAD;
-        for (index, (side, value)) in outcome.sides.iter().zip(values).enumerate() {
-            let first_on = outcome.sides.iter().position(|side| side.on);
+        for (index, (side, value)) in verdict.sides.iter().zip(values).enumerate() {
+            let first_on = verdict.sides.iter().position(|side| side.on);
             bar(page, top, class(side, first_on == Some(index)), side, value, &scale)?;
             top += STEP;
         }
@@ -50,12 +50,12 @@ pub(super) fn draw(page: &mut String, outcome: &Outcome) -> fmt::Result {
     writeln!(page, "</svg>\n</figure>")
 }
 
-/// Each number that is drawn: its name, and its values, one a side.
-fn groups(outcome: &Outcome) -> Vec<(&str, Vec<&Value>)> {
-    let names = outcome.sides.first().map_or(&[][..], |side| &side.numbers);
+/// Each drawn number: its name, and its values, one per side.
+fn groups(verdict: &Verdict) -> Vec<(&str, Vec<&Value>)> {
+    let names = verdict.sides.first().map_or(&[][..], |side| &side.numbers);
     let charted = names.iter().enumerate().filter(|(_, number)| number.charted);
     let values = |index: usize| {
-        outcome.sides.iter().filter_map(move |side| side.numbers.get(index)).map(|number| &number.value)
+        verdict.sides.iter().filter_map(move |side| side.numbers.get(index)).map(|number| &number.value)
     };
     charted.map(|(index, number)| (number.name.as_str(), values(index).collect())).collect()
 }
@@ -87,7 +87,7 @@ fn bar(page: &mut String, top: f64, class: &str, side: &Side, value: &Value, sca
     writeln!(page, "<text x=\"{:.1}\" y=\"{baseline}\">{}</text>", LEFT + length + 8.0, Escaped(value))
 }
 
-/// From numbers to lengths.
+/// Converts numbers to lengths.
 struct Scale {
     least: f64,
     most: f64,
@@ -98,7 +98,7 @@ impl Scale {
     fn new(values: &[f64]) -> Scale {
         let most = values.iter().copied().fold(0.0, f64::max);
         let least = values.iter().copied().filter(|value| *value > 0.0).fold(most, f64::min);
-        // The smallest gets a tenth of a decade, so that it can be seen.
+        // Half of the smallest number has length 0, so that the smallest one can be seen.
         Scale { least: least / 2.0, most, logarithmic: most > least * FAR_APART }
     }
 

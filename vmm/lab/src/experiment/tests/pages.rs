@@ -1,11 +1,11 @@
-//! Outcomes as text, JSON and HTML.
+//! Verdicts as text, JSON and HTML.
 
 use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::experiment::{data, html, text};
 
-fn outcomes() -> [Outcome; 2] {
+fn verdicts() -> [Verdict; 2] {
     let side =
         |on, setting, finding, numbers| Side { on, setting, finding, what: "a < b & \"c\"".into(), numbers };
     let number = |value| Number::new("pages", value);
@@ -35,8 +35,8 @@ fn outcomes() -> [Outcome; 2] {
     let bad = vec![side(false, "slow", Success, Vec::new()), side(true, "fast", Success, Vec::new())];
     let took = Duration::from_millis(2500);
     [
-        Outcome { name: "good-one", about: "Is <this> so?", sides: good, took },
-        Outcome { name: "bad-one", about: "Is that so?", sides: bad, took },
+        Verdict { name: "good-one", about: "Is <this> so?", sides: good, took },
+        Verdict { name: "bad-one", about: "Is that so?", sides: bad, took },
     ]
 }
 
@@ -61,12 +61,12 @@ bad-one  FAIL  2.5 s
 
 1 of 2 experiments show what they should
 ";
-    assert_eq!(text::text(&outcomes()), expected);
+    assert_eq!(text::text(&verdicts()), expected);
 }
 
 #[test]
 fn as_json() {
-    let text = data::json(&outcomes());
+    let text = data::json(&verdicts());
     assert_eq!(text.lines().count(), 1);
     let data: Json = serde_json::from_str(&text).expect("JSON");
     assert_eq!(data["passed"], false);
@@ -92,7 +92,7 @@ fn as_json() {
 
 #[test]
 fn as_a_page() {
-    let page = html::page(&outcomes());
+    let page = html::page(&verdicts());
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
     for raw in ["<this>", "a < b", "& \"c\"", "<no>"] {
         assert!(!page.contains(raw), "{raw} is not escaped");
@@ -101,7 +101,7 @@ fn as_a_page() {
     {
         assert!(page.contains(shown), "no {shown}");
     }
-    // Nothing is fetched from elsewhere.
+    // The page fetches nothing from another place.
     for outside in ["http:", "https:", "src=", "<script", "<link", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
@@ -116,11 +116,11 @@ fn as_a_page() {
 #[test]
 fn lengths_of_bars_follow_the_numbers() {
     let widths = |values: [u64; 2]| {
-        let mut outcome = outcomes()[1].clone();
-        for (side, value) in outcome.sides.iter_mut().zip(values) {
+        let mut verdict = verdicts()[1].clone();
+        for (side, value) in verdict.sides.iter_mut().zip(values) {
             side.numbers = vec![Number::charted("pages", Value::Count(value))];
         }
-        let page = html::page(&[outcome]);
+        let page = html::page(&[verdict]);
         let rects = page.split("<rect ").skip(1);
         let width = |rect: &str| {
             let (_, rest) = rect.split_once("width=\"").expect("a width");

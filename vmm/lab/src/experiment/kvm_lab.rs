@@ -1,4 +1,4 @@
-//! Sessions of experiments on this host.
+//! [`KvmLab`]: runs the sessions of experiments on VMs of this host.
 
 use std::fs;
 use std::io::Write;
@@ -10,17 +10,17 @@ use tidevm_session::script::Script;
 
 use super::{Halt, Lab, Record};
 
-/// Runs sessions on machines of this host, and tells `progress` of each, as they take their time.
-pub struct Host<W>(pub W);
+/// Runs sessions on VMs of this host, and writes the progress, because sessions take their time.
+pub struct KvmLab<W>(pub W);
 
-impl<W: Write> Host<W> {
+impl<W: Write> KvmLab<W> {
     fn tell(&mut self, text: std::fmt::Arguments<'_>) {
-        // Nobody may be there to hear it; the experiment is none the worse for that.
+        // A closed stream must not end the experiment.
         drop(self.0.write_fmt(text).and_then(|()| self.0.flush()));
     }
 }
 
-impl<W: Write> Lab for Host<W> {
+impl<W: Write> Lab for KvmLab<W> {
     /// # Panics
     /// When an experiment's own script is wrong.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {

@@ -1,91 +1,76 @@
-//! What a session tells: one report a step and a summary at its end.
+//! [`Observer`] and the values that a session tells it: the boot, each step that was run, and a summary.
 
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Stats, ZoneName};
-use tidevm_machine::{ExitCounts, Ready};
+use tidevm_abi::{Answer, Command, Stats, ZoneName};
+use tidevm_machine::{Death, ExitCounts, Ready};
 
-use crate::command::Command;
+use super::failure::StepFailure;
 
-/// Takes in the reports of a session as they come.
+/// Is told of a session while it runs.
 pub trait Observer {
     /// The guest is up.
     ///
     /// # Errors
-    /// It cannot be shown; the session ends.
-    fn boot(&mut self, report: &BootReport) -> io::Result<()>;
+    /// The observer cannot write; the session ends.
+    fn boot(&mut self, booted: &Booted) -> io::Result<()>;
 
-    /// A step is over.
+    /// A step was run.
     ///
     /// # Errors
-    /// It cannot be shown; the session ends.
-    fn step(&mut self, report: &StepReport) -> io::Result<()>;
+    /// The observer cannot write; the session ends.
+    fn step(&mut self, run: &StepRun) -> io::Result<()>;
 
     /// The session is over.
     ///
     /// # Errors
-    /// It cannot be shown.
+    /// The observer cannot write.
     fn end(&mut self, summary: &Summary) -> io::Result<()>;
 }
 
-/// The guest is up, as far as can be told.
+/// The guest is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootReport {
-    /// The guest's first report and when it came; `None` of a kernel that makes none.
+pub struct Booted {
+    /// The guest's first report and its time; `None` for a kernel without an agent, which sends none.
     pub ready: Option<Ready>,
-    /// The machine then.
+    /// The VM at that moment.
     pub sample: Sample,
 }
 
-/// A step is over.
+/// A step that was run, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StepReport {
-    /// Line of the script, from 1; 0 for what the session does by itself at its end.
+pub struct StepRun {
+    /// Line of the script, from 1; 0 for a step that the session adds at its end.
     pub line: usize,
     /// Column, in characters from 1; 0 with line 0.
     pub column: usize,
-    /// What was done.
+    /// The command.
     pub command: Command,
-    /// How long it took, without the look at the machine afterwards.
+    /// How long it took, without the sample afterwards.
     pub took: Duration,
-    /// What came of it.
-    pub verdict: Verdict,
-    /// The guest's last answer to it, if it was asked anything but its counters.
+    /// A note for people if the step is done, or the reason why it failed.
+    pub result: Result<Option<String>, StepFailure>,
+    /// The guest's last answer, if the step asked it for anything but counters.
     pub answer: Option<Answer>,
-    /// The machine afterwards.
+    /// The VM afterwards.
     pub sample: Sample,
 }
 
-impl StepReport {
-    /// Whether it did what it says.
+impl StepRun {
+    /// Whether the step did what its text says.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        matches!(self.verdict, Verdict::Done { .. })
+        self.result.is_ok()
     }
 }
 
-/// What came of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It did what it says.
-    Done {
-        /// What is worth knowing besides.
-        note: Option<String>,
-    },
-    /// It did not.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-}
-
-/// The machine at one moment.
+/// The VM at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// One entry a hotplug device.
+    /// One entry per hotplug device.
     pub devices: Vec<DeviceSample>,
-    /// The guest's counters, if there is a guest to ask.
+    /// The guest's counters, if the guest has an agent and lives.
     pub guest: Option<Stats>,
 }
 
@@ -102,11 +87,11 @@ impl Sample {
 pub struct DeviceSample {
     /// Size of the region.
     pub region_size: u64,
-    /// What the device asks for.
+    /// Requested by the device.
     pub requested: u64,
-    /// What is plugged.
+    /// Plugged.
     pub plugged: u64,
-    /// Host memory that the region really holds, if the host tells.
+    /// Host memory that the region really holds, if the host reports it.
     pub held: Option<u64>,
 }
 
@@ -115,7 +100,7 @@ pub struct DeviceSample {
 pub struct Summary {
     /// How it ended.
     pub ended: Ended,
-    /// Time from the start of the machine to the guest's first report, if there was one.
+    /// Time from the start of the VM to the guest's first report, if there was one.
     pub boot: Option<Duration>,
     /// Time from the start of the session to its end, without powering off.
     pub total: Duration,
@@ -129,30 +114,27 @@ pub struct Summary {
     pub unplug: Rate,
     /// Exits of all vCPUs.
     pub exits: ExitCounts,
-    /// How often the guest reset its machine.
+    /// How often the guest reset the VM.
     pub resets: u64,
-    /// Accesses of the guest to addresses at which there is nothing.
+    /// Accesses of the guest to addresses without a device or memory.
     pub stray_accesses: u64,
-    /// Messages of the guest that made no sense.
+    /// Messages of the guest that were invalid or answered no call.
     pub bad_records: u64,
 }
 
 /// How a session ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ended {
-    /// Every step did what it says.
+    /// Every step did what its text says.
     #[default]
     Done,
     /// A step failed, or the guest did not power off.
     Failed {
-        /// What ended the session early, if it did not run to its end.
+        /// The failure that ended the session early; `None` if all steps were run.
         reason: Option<String>,
     },
     /// The guest died.
-    Died {
-        /// Registers, code bytes, symbol.
-        report: String,
-    },
+    Died(Death),
     /// A signal ended it.
     Signal {
         /// Its number.
@@ -167,7 +149,7 @@ impl Ended {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
-            Ended::Died { .. } => 4,
+            Ended::Died(_) => 4,
             Ended::Signal { signal } => {
                 u8::try_from(*signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }
@@ -178,14 +160,14 @@ impl Ended {
 /// Bytes moved in a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
-    /// How much.
+    /// The bytes.
     pub bytes: u64,
-    /// In what time.
+    /// The time.
     pub time: Duration,
 }
 
 impl Rate {
-    /// Counts a move, unless it moved nothing.
+    /// Adds a move, unless it moved nothing.
     pub(super) fn add_move(&mut self, bytes: u64, time: Duration) {
         if bytes == 0 {
             return;
@@ -194,7 +176,7 @@ impl Rate {
         self.time += time;
     }
 
-    /// Seconds for a GiB; `None` if nothing was moved.
+    /// Seconds per GiB; `None` if nothing was moved.
     #[must_use]
     pub fn seconds_per_gib(self) -> Option<f64> {
         (self.bytes > 0).then(|| self.time.as_secs_f64() * (1 << 30) as f64 / self.bytes as f64)

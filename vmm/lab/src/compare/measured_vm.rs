@@ -1,4 +1,4 @@
-//! Machines whose guests take commands on their consoles, as one: set a size, wait for it, ask.
+//! [`MeasuredVm`]: one interface to VMs whose guests take commands on their consoles.
 
 use std::env;
 use std::fs;
@@ -13,17 +13,17 @@ use super::{GIB, Guest};
 use crate::console::Console;
 use crate::qemu;
 
-/// Boot memory: what was in 2 GiB of plugged memory has room in it.
+/// Boot memory: the data of 2 GiB of plugged memory fits into it.
 const MEMORY: u64 = 3 * GIB;
-/// Plugged memory at most.
+/// Size of the hotplug region.
 const REGION: u64 = 4 * GIB;
 const BLOCK: u64 = 2 << 20;
-/// So that the host's other load disturbs least.
+/// One, so that other load on the host disturbs least.
 const CPUS: u8 = 1;
-/// Longest wait for one thing. Writing and summing up 2 GiB takes minutes where instructions are counted.
+/// Longest wait for one event. Writing and checking 2 GiB takes minutes where instructions are counted.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const BOOT_LIMIT: Duration = Duration::from_secs(5 * 60);
-/// The last word is for QEMU's emulator, see `tests/linux.rs`; it harms nowhere.
+/// The last word is for QEMU's emulator, see `tests/linux.rs`. It does no harm on other hosts.
 const LINUX_CMDLINE: &str = "console=ttyS0 panic=-1 quiet noxsave";
 
 /// A stock Linux.
@@ -35,35 +35,35 @@ pub struct Linux {
     pub initrd: PathBuf,
 }
 
-/// A machine with a guest to be measured.
-pub trait Machine {
+/// A VM whose guest is measured.
+pub trait MeasuredVm {
     /// Sets the plugged size in bytes and waits until it is reached.
     ///
     /// # Errors
-    /// It is not.
+    /// The size is not reached.
     fn resize(&mut self, bytes: u64) -> Result<(), String>;
 
     /// Sends the guest a command and returns its answer, see [`crate::console`].
     ///
     /// # Errors
-    /// What has failed.
+    /// The guest's reason, or no answer in time.
     fn ask(&mut self, command: &str) -> Result<Vec<String>, String>;
 
     /// Instructions executed since the start, where they are counted.
     ///
     /// # Errors
-    /// They are to be counted, and are not.
+    /// This VM should count them, and does not.
     fn instructions(&mut self) -> Result<Option<u64>, String>;
 }
 
-/// A machine of QEMU's.
+/// A VM of QEMU's emulator.
 pub struct OnQemu {
     machine: qemu::QemuMachine,
     counts: bool,
     _kernel: Scratch,
 }
 
-/// A file that is gone with the value.
+/// A file that is removed when the value is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -82,7 +82,7 @@ impl OnQemu {
     /// Starts it; returns when its guest is ready.
     ///
     /// # Errors
-    /// What is missing, or does not start.
+    /// A missing program, or a VM that does not start.
     pub fn start(guest: Guest, linux: &Linux, counts: bool) -> Result<Self, String> {
         if let Some(missing) = qemu::missing() {
             return Err(missing);
@@ -112,7 +112,7 @@ fn write_own_guest(path: &Path) -> Result<(), String> {
     fs::write(path, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-impl Machine for OnQemu {
+impl MeasuredVm for OnQemu {
     fn resize(&mut self, bytes: u64) -> Result<(), String> {
         self.machine.resize(0, bytes)?;
         self.machine.wait_plugged(0, bytes)
@@ -127,7 +127,7 @@ impl Machine for OnQemu {
     }
 }
 
-/// The same machine of tidevm's, with its own guest.
+/// The same VM on tidevm, with tidevm's own guest.
 #[must_use]
 pub fn config() -> Config {
     Config {
@@ -139,7 +139,7 @@ pub fn config() -> Config {
     }
 }
 
-/// A machine of tidevm's with Linux in it.
+/// A VM of tidevm with Linux as its guest.
 pub struct LinuxOnKvm {
     vm: Vm,
     console: Console,
@@ -149,7 +149,7 @@ impl LinuxOnKvm {
     /// Starts it; returns when Linux is ready.
     ///
     /// # Errors
-    /// What is missing, or does not start.
+    /// A missing program, or a VM that does not start.
     pub fn start(linux: &Linux) -> Result<Self, String> {
         let failed = |error: io::Error| format!("no console: {error}");
         let socket = Scratch::new("console");
@@ -162,7 +162,7 @@ impl LinuxOnKvm {
             ..config()
         });
         let vm = vm.map_err(|error| error.to_string())?;
-        // It has connected, or it would not have started.
+        // This does not block: the VM connects to the socket before its start returns.
         let (stream, _) = listener.accept().map_err(failed)?;
         let console = Console::new(stream.try_clone().map_err(failed)?, stream);
         let linux = Self { vm, console };
@@ -170,14 +170,14 @@ impl LinuxOnKvm {
         Ok(linux)
     }
 
-    /// An error with what can be known of the machine.
+    /// The error, with the state of the device and the end of the console.
     fn explain(&self, error: &str) -> String {
         let (device, last) = (&self.vm.state().mem[0], self.console.last_lines());
         format!("{error}; {device:?}; the console's last lines:\n{last}")
     }
 }
 
-impl Machine for LinuxOnKvm {
+impl MeasuredVm for LinuxOnKvm {
     fn resize(&mut self, bytes: u64) -> Result<(), String> {
         self.vm.resize(0, bytes).map_err(|error| error.to_string())?;
         let reached =

@@ -1,6 +1,7 @@
-//! What a session needs of a machine: the seam between [`Vm`] and the fake of the tests.
+//! [`VmControl`]: the part of a VM that a session uses, so that tests can put a fake in its place.
 //!
-//! Each method is [`Vm`]'s of the same name. `now` is here so that a fake can let hours pass.
+//! Each method forwards to the method of [`Vm`] with the same name. `now` is one of them so that a fake can
+//! simulate time.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Answer, Op};
 use tidevm_machine::{CallsUnread, End, ExitCounts, ResizeError, State, Vm, WaitError};
 
-/// A running machine.
-pub trait Machine {
-    /// The time by which this machine lives.
+/// A running VM.
+pub trait VmControl {
+    /// The current time of this VM.
     fn now(&self) -> Instant;
 
     /// Bytes of boot memory.
@@ -22,13 +23,13 @@ pub trait Machine {
     /// Whether the guest reports and answers calls.
     fn has_agent(&self) -> bool;
 
-    /// A copy of what is known of the guest now.
+    /// A copy of the state of the guest as the VMM knows it now.
     fn state(&self) -> State;
 
-    /// Waits at most `limit` for `find` to find something in the state.
+    /// Waits at most `limit` for `find` to find something in the state; `what` names it in the error.
     ///
     /// # Errors
-    /// Too late, or the machine ended first.
+    /// The limit passed, or the VM ended first.
     fn wait<T>(
         &self,
         limit: Duration,
@@ -45,7 +46,7 @@ pub trait Machine {
     /// Waits at most `limit` for the answer to a call and takes it.
     ///
     /// # Errors
-    /// Too late, or the machine ended first.
+    /// The limit passed, or the VM ended first.
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError>;
 
     /// Sets a device's target in bytes.
@@ -54,20 +55,20 @@ pub trait Machine {
     /// The device refuses; nothing changed.
     fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError>;
 
-    /// Bytes of host memory really held by a device's region.
+    /// Bytes of host memory that a device's region really holds.
     ///
     /// # Errors
-    /// The host does not tell.
+    /// The host does not report it.
     fn held(&self, device: usize) -> io::Result<u64>;
 
-    /// Exits since start, one entry a vCPU.
+    /// Exits since start, one entry per vCPU.
     fn exits(&self) -> Vec<ExitCounts>;
 
-    /// Ends the machine, orderly within `limit`.
+    /// Ends the VM: the guest is asked to power off, and ended by force after `limit`.
     fn stop(self, limit: Duration) -> End;
 }
 
-impl Machine for Vm {
+impl VmControl for Vm {
     fn now(&self) -> Instant {
         Instant::now()
     }

@@ -1,0 +1,239 @@
+//! Why a step failed, as facts: a judge matches on [`StepFailure`], and its `Display` is for people.
+//!
+//! The guest knows workloads by handles. A failure that may name one carries the finished text beside the
+//! guest's own words, because only the session knows the names of the script.
+
+use std::io;
+use std::time::Duration;
+
+use tidevm_abi::{Answer, Failure, Metric, Name, ResizeState, Size};
+use tidevm_machine::{CallsUnread, ResizeError, WaitError};
+
+/// Why a step did not do what its text says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepFailure {
+    /// The device refuses the new size.
+    #[error("refused: {0}")]
+    SizeRefused(ResizeError),
+    /// `plug`: the new size is beyond 64 bits.
+    #[error("refused: {0} more is no size")]
+    SizeTooLarge(Size),
+    /// `unplug`: the new size is below 0.
+    #[error("refused: cannot unplug {size}, only {requested} is requested")]
+    SizeNegative {
+        /// The size to unplug.
+        size: Size,
+        /// The size that is requested now.
+        requested: Size,
+    },
+    /// The VM has no such hotplug device.
+    #[error("there is no hotplug device {0}")]
+    NoDevice(usize),
+    /// The guest has no driver for this hotplug device.
+    #[error("driver absent: the guest drives no device {0}")]
+    NoDriver(usize),
+    /// A resize did not reach its target.
+    #[error("{0}")]
+    Stopped(Box<Stopped>),
+    /// The guest refused a call, or could not carry it out.
+    #[error("{text}")]
+    Refused {
+        /// The guest's reason.
+        failure: Failure,
+        /// The reason, with names of workloads.
+        text: String,
+    },
+    /// The guest's answer does not belong to the call.
+    #[error("the guest gave an answer to another question: {0:?}")]
+    WrongAnswer(Box<Answer>),
+    /// The guest lists memory blocks without an end.
+    #[error("the guest tells of memory blocks again and again")]
+    EndlessBlocks,
+    /// `expect`: the number is not as expected.
+    #[error("{metric} is {}", metric.show(*.value))]
+    Unexpected {
+        /// The number that was looked at.
+        metric: Metric,
+        /// Its value.
+        value: u64,
+    },
+    /// The host does not tell how much memory a region holds.
+    #[error("the host does not say what it holds: {0}")]
+    HostSilent(String),
+    /// Pages of a workload have a wrong content.
+    #[error("{corrupt} of {pages} pages of `{name}` are corrupt{}", first_pfn(*.first))]
+    Corrupt {
+        /// The workload.
+        name: Name,
+        /// Pages that were checked.
+        pages: u64,
+        /// Pages whose content is wrong.
+        corrupt: u64,
+        /// Frame number of the first wrong page, if the guest tells it.
+        first: Option<u64>,
+    },
+    /// A workload has another number of pages than it had.
+    #[error("`{name}` held {held} pages, and now has {seen}")]
+    PagesLost {
+        /// The workload.
+        name: Name,
+        /// Its pages when it started.
+        held: u64,
+        /// Its pages now.
+        seen: u64,
+    },
+    /// `race`: cycles failed, or pages were stranded on per-CPU lists.
+    #[error("{}", Answer::Raced { cycles: *.cycles, failures: *.failures, stranded: *.stranded })]
+    RaceLost {
+        /// Cycles that were run.
+        cycles: u32,
+        /// Cycles in which the pageblock could not be taken.
+        failures: u32,
+        /// Pages that were stranded.
+        stranded: u64,
+    },
+    /// No workload has this name now.
+    #[error("nothing is called `{0}` here")]
+    UnknownName(Name),
+    /// The workload ended with a reset of the guest.
+    #[error("`{0}` is gone: the guest was reset")]
+    WorkloadReset(Name),
+    /// `wait` for a workload that does not end by itself.
+    #[error("`{0}` does not end by itself")]
+    Endless(Name),
+    /// Only tidevm's own guest has an agent that carries this out.
+    #[error("this needs tidevm's own guest: other kernels have no agent to carry it out")]
+    NoAgent,
+    /// The guest does not read its calls.
+    #[error(transparent)]
+    CallsUnread(CallsUnread),
+    /// Nothing came within the deadline.
+    #[error("{what}: not within {after:?}")]
+    TooLate {
+        /// The event that was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// The guest died, powered off or was reset, or a signal came.
+    #[error("{}", end(.0))]
+    Ended(WaitError),
+    /// It failed, and the guest was reset meanwhile.
+    #[error("{0}; the guest was reset")]
+    WithReset(Box<StepFailure>),
+}
+
+/// A resize that did not reach its target.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{}stopped at {plugged}, {} MiB {} the target: {why}",
+    not_within(*.within),
+    plugged.0.abs_diff(target.0) >> 20,
+    if plugged > target { "above" } else { "below" }
+)]
+pub struct Stopped {
+    /// The deadline, if it passed.
+    pub within: Option<Duration>,
+    /// Bytes that are plugged.
+    pub plugged: Size,
+    /// The target.
+    pub target: Size,
+    /// The driver's state, if it reported one for this target.
+    pub state: Option<ResizeState>,
+    /// The obstacle, with names of workloads.
+    pub why: String,
+}
+
+fn first_pfn(pfn: Option<u64>) -> String {
+    pfn.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"))
+}
+
+fn not_within(limit: Option<Duration>) -> String {
+    limit.map_or_else(String::new, |limit| format!("not within {limit:?}: "))
+}
+
+/// One line: the text on a death stands in the summary, not in a step.
+fn end(error: &WaitError) -> String {
+    match error {
+        WaitError::Died(death) => death.kind.to_string(),
+        error => error.to_string(),
+    }
+}
+
+/// A step that failed, and whether the session goes on.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// The session goes on.
+    Failed(StepFailure),
+    /// The session ends: no later step makes sense.
+    Fatal(StepFailure),
+}
+
+/// A step that is done may have a note for people.
+pub(super) type Done = Result<Option<String>, StepError>;
+
+/// Why a session ends before its script does.
+pub(super) enum SessionError {
+    /// A step failed for good, or the guest did not come up.
+    Step(StepError),
+    /// The observer cannot write.
+    Output(io::Error),
+}
+
+impl StepError {
+    /// The guest refused a call for `failure`, which names no workload.
+    pub(super) fn refused(failure: Failure) -> Self {
+        Self::Failed(StepFailure::Refused { failure, text: failure.to_string() })
+    }
+
+    pub(super) fn failure(&self) -> &StepFailure {
+        match self {
+            Self::Failed(failure) | Self::Fatal(failure) => failure,
+        }
+    }
+
+    /// The same, with a reset of the guest meanwhile. The reset adds nothing when the guest or the VM ended.
+    pub(super) fn with_reset(self) -> Self {
+        match self {
+            Self::Fatal(StepFailure::Ended(_)) => self,
+            Self::Failed(failure) => Self::Failed(StepFailure::WithReset(Box::new(failure))),
+            Self::Fatal(failure) => Self::Fatal(StepFailure::WithReset(Box::new(failure))),
+        }
+    }
+}
+
+impl From<WaitError> for StepError {
+    fn from(error: WaitError) -> Self {
+        Self::Fatal(match error {
+            WaitError::Deadline { what, after } => StepFailure::TooLate { what, after },
+            error => StepFailure::Ended(error),
+        })
+    }
+}
+
+impl From<CallsUnread> for StepError {
+    fn from(error: CallsUnread) -> Self {
+        Self::Fatal(StepFailure::CallsUnread(error))
+    }
+}
+
+impl From<StepError> for SessionError {
+    fn from(error: StepError) -> Self {
+        Self::Step(error)
+    }
+}
+
+/// The error for an answer that the step has no use for: an answer to another question, or a refusal after
+/// which no later step makes sense.
+pub(super) fn unfit(answer: Answer) -> StepError {
+    StepError::Fatal(match answer {
+        Answer::Failed(
+            failure @ (Failure::UnknownHandle
+            | Failure::HandleInUse
+            | Failure::NoMemory
+            | Failure::Unfit
+            | Failure::BadRecord),
+        ) => StepFailure::Refused { failure, text: failure.to_string() },
+        answer => StepFailure::WrongAnswer(Box::new(answer)),
+    })
+}
