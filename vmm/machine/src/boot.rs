@@ -14,7 +14,10 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 mod acpi;
+mod entry;
 mod linux;
+
+pub use entry::Entry;
 
 use linux_loader::cmdline::Cmdline;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -54,17 +57,6 @@ const RESTART_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4, 0xeb,
 
 /// What old firmware kept for itself; kernels do not look for RAM there.
 const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
-
-/// How the first vCPU starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it starts, in flat 32-bit protected mode.
-    pub address: u64,
-    /// What it finds in `ebx`: the address of PVH's start info, or 0.
-    pub start_info: u64,
-    /// What it finds in `esi`: the address of Linux's boot parameters, or 0.
-    pub zero_page: u64,
-}
 
 /// An initrd in guest memory.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 
 use crate::memory::layout;
-use crate::serial;
+use crate::serial::Serial;
 use crate::virtio::RegisterDevice;
 
 /// Keyboard controller: command port, and the command that resets the machine.
@@ -27,7 +27,7 @@ const POWER_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 pub struct Bus {
     /// Device `n` has its registers at [`layout::mmio`]`(n)`.
     devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
-    serial: Arc<serial::Port>,
+    serial: Arc<Serial>,
 }
 
 /// What became of an access.
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Bus {
 impl Bus {
     /// A bus with the serial port and `devices` in the order of their registers.
     #[must_use]
-    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<serial::Port>) -> Self {
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Serial>) -> Self {
         Self { devices, serial }
     }
 

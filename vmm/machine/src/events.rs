@@ -16,9 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::process::{self, Signals, Terminal};
-use crate::serial;
-use crate::state::{Death, DeathKind, Shared};
-use crate::virtio::console::{CALLS, Console, REPORTS};
+use crate::serial::Serial;
+use crate::state::{Death, DeathKind, SharedState};
+use crate::virtio::control::{CALLS, Control, REPORTS};
 use crate::virtio::mem::{Mem, RETRY_AFTER};
 
 /// From one reset to the next at least: a guest that resets without end shall not keep the host busy with
@@ -27,10 +27,10 @@ pub(crate) const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that the loop listens to.
 pub(crate) struct Sources {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedState>,
     /// Each device and what is written when its queue has requests.
     pub(crate) mem: Vec<(Arc<Mutex<Mem>>, EventFd)>,
-    pub(crate) console: Arc<Mutex<Console>>,
+    pub(crate) console: Arc<Mutex<Control>>,
     /// Written when the queue with the same index has new buffers.
     pub(crate) console_kicks: [EventFd; 2],
     /// Written when the guest asks for a reset, and what resets the machine.
@@ -46,7 +46,7 @@ pub(crate) struct Sources {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) source: File,
-    pub(crate) serial: Arc<serial::Port>,
+    pub(crate) serial: Arc<Serial>,
     /// Written when the port has room again.
     pub(crate) drained: EventFd,
 }
@@ -187,7 +187,7 @@ impl MutEventSubscriber for MemQueue {
 }
 
 struct ConsoleQueues {
-    console: Arc<Mutex<Console>>,
+    console: Arc<Mutex<Control>>,
     kicks: [EventFd; 2],
 }
 
@@ -257,7 +257,7 @@ impl MutEventSubscriber for Reset {
 /// grace time, ends the process.
 struct Termination {
     signals: Signals,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     terminal: Weak<Terminal>,
     came: bool,
 }

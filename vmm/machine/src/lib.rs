@@ -13,9 +13,9 @@
 //! | `boot` | PVH: kernel, start info, memory map, command line | devices |
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
 //! | `bus`, `serial` | port and MMIO addresses to devices; the serial port | memory |
-//! | `vcpu`, `cpu` | one thread per vCPU: exits to devices, deaths to reports; CPUID and first registers | what devices do |
+//! | `vcpu`, `cpuid` | one thread per vCPU: exits to devices, deaths to texts; what CPUID says | what devices do |
 //! | `events`, `process` | the event loop; signals and the terminal | the guest's memory |
-//! | `report`, `symbols` | the text on a guest's death | why it died |
+//! | `death`, `symbols` | the text on a guest's death | why it died |
 //!
 //! Threads: the caller's; one event loop for queues, timers, signals, terminal input and resets; one per
 //! vCPU. Lock order: the board (what a reset makes anew), a device's transport, guest memory, the state.
@@ -25,11 +25,11 @@
 mod boot;
 mod bus;
 pub mod config;
-mod cpu;
+mod cpuid;
+mod death;
 mod events;
 mod memory;
 mod process;
-mod report;
 mod serial;
 mod state;
 mod symbols;

@@ -24,7 +24,7 @@ pub mod slots;
 mod view;
 
 use mapping::Mapping;
-use region::Region;
+use region::RamRegion;
 use slots::Slots;
 use view::BootWindows;
 
@@ -44,7 +44,7 @@ pub struct Memory {
 }
 
 struct Hotplug {
-    regions: Vec<Region>,
+    regions: Vec<RamRegion>,
     slots: Box<dyn Slots>,
 }
 
@@ -93,7 +93,7 @@ impl Memory {
         for (index, range) in ranges.iter().enumerate() {
             let size = range.end - range.start;
             let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
-            regions.push(Region::new(range.start, Arc::new(mapping)));
+            regions.push(RamRegion::new(range.start, Arc::new(mapping)));
         }
         let view = boot_windows.with(&regions, None);
         Ok(Self {

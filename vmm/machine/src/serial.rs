@@ -1,4 +1,4 @@
-//! The serial port: text for people, to and from the guest.
+//! The serial serial: text for people, to and from the guest.
 //!
 //! The UART itself is `vm-superio`'s. Here is where its bytes go and what is kept of them: the
 //! last [`TAIL`] bytes, so that a report of a death can show what the guest said last, whatever
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes of output that are kept.
@@ -23,10 +23,10 @@ const TAIL: usize = 4096;
 /// Longest line that is held back until it is complete.
 const LINE: usize = 1024;
 
-/// The serial port.
+/// The serial serial.
 #[derive(Debug)]
-pub struct Port {
-    uart: Mutex<Serial<Line, Drained, Output>>,
+pub struct Serial {
+    uart: Mutex<Uart<Line, Drained, Output>>,
     outlet: Mutex<Outlet>,
     /// vCPUs shall leave the guest, and wait for nothing.
     stop: Arc<AtomicBool>,
@@ -68,13 +68,13 @@ impl SerialEvents for Drained {
     }
 }
 
-impl Port {
+impl Serial {
     /// A port whose output goes to `sink`. `interrupt` reaches the guest, `drained` is written when
     /// there is room for input again. When `stop` is set, a signal ends a write that waits for the sink.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd, stop: Arc<AtomicBool>) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
-        let uart = Serial::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
+        let uart = Uart::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
         Self { uart: Mutex::new(uart), outlet: Mutex::new(Outlet { sink: Some(sink), stuck: false }), stop }
     }
 
@@ -82,7 +82,7 @@ impl Port {
     pub fn write(&self, offset: u8, value: u8) {
         let mut uart = self.uart();
         if let Err(error) = uart.write(offset, value) {
-            log::debug!("serial port: {error}");
+            log::debug!("serial serial: {error}");
         }
         let due = std::mem::take(&mut uart.writer_mut().due);
         drop(uart);
@@ -102,12 +102,12 @@ impl Port {
         self.uart().fifo_capacity()
     }
 
-    /// Gives the guest input, at most [`Port::room`] bytes.
+    /// Gives the guest input, at most [`Serial::room`] bytes.
     pub fn input(&self, bytes: &[u8]) {
         match self.uart().enqueue_raw_bytes(bytes) {
             Ok(_) => {}
             Err(Error::FullFifo) => log::debug!("console input is lost"),
-            Err(error) => log::debug!("serial port: {error}"),
+            Err(error) => log::debug!("serial serial: {error}"),
         }
     }
 
@@ -116,7 +116,7 @@ impl Port {
         let mut uart = self.uart();
         let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
         let output = std::mem::take(uart.writer_mut());
-        *uart = Serial::with_events(line, drained, output);
+        *uart = Uart::with_events(line, drained, output);
         uart.events().in_buffer_empty();
     }
 
@@ -140,7 +140,7 @@ impl Port {
         }
     }
 
-    fn uart(&self) -> MutexGuard<'_, Serial<Line, Drained, Output>> {
+    fn uart(&self) -> MutexGuard<'_, Uart<Line, Drained, Output>> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -253,19 +253,19 @@ mod tests {
     use std::sync::{Arc, Mutex, PoisonError};
     use std::thread;
 
-    use super::{EventFd, Port, Sink};
+    use super::{EventFd, Serial, Sink};
 
-    fn port_to(sink: Sink) -> Port {
+    fn serial_to(sink: Sink) -> Serial {
         let event = || EventFd::new(0).unwrap();
-        Port::new(sink, event(), event(), Arc::default())
+        Serial::new(sink, event(), event(), Arc::default())
     }
 
-    fn port() -> Port {
-        port_to(Sink::Lines(Box::new(io::sink())))
+    fn serial() -> Serial {
+        serial_to(Sink::Lines(Box::new(io::sink())))
     }
 
-    fn print(port: &Port, text: &[u8]) {
-        text.iter().for_each(|&byte| port.write(0, byte));
+    fn print(serial: &Serial, text: &[u8]) {
+        text.iter().for_each(|&byte| serial.write(0, byte));
     }
 
     /// Keeps what was written.
@@ -306,23 +306,23 @@ mod tests {
 
     #[test]
     fn the_tail_is_what_came_last() {
-        let port = port();
+        let serial = serial();
         for _ in 0..1000 {
-            print(&port, b"0123456789\r\n");
+            print(&serial, b"0123456789\r\n");
         }
-        print(&port, b"!");
-        let tail = port.tail();
+        print(&serial, b"!");
+        let tail = serial.tail();
         assert!(tail.ends_with("0123456789\n!") && tail.len() <= super::TAIL, "{tail}");
     }
 
     #[test]
     fn input_waits_in_the_fifo() {
-        let port = port();
-        let room = port.room();
-        port.input(b"ab");
-        assert_eq!(port.room(), room - 2);
-        assert_eq!((port.read(0), port.read(0)), (b'a', b'b'));
-        assert_eq!(port.room(), room);
+        let serial = serial();
+        let room = serial.room();
+        serial.input(b"ab");
+        assert_eq!(serial.room(), room - 2);
+        assert_eq!((serial.read(0), serial.read(0)), (b'a', b'b'));
+        assert_eq!(serial.room(), room);
     }
 
     #[test]
@@ -331,17 +331,17 @@ mod tests {
         let paper = Paper::default();
         let sink = Sink::Lines(Box::new(paper.clone()));
         let interrupt = EventFd::new(0).unwrap();
-        let port = Port::new(sink, interrupt, drained.try_clone().unwrap(), Arc::default());
-        let (scratch, room) = (7, port.room());
-        port.write(scratch, 0x55);
-        port.input(b"ab");
-        print(&port, b"one\ntw");
-        port.reset();
-        assert_eq!((port.room(), port.read(scratch)), (room, 0));
+        let serial = Serial::new(sink, interrupt, drained.try_clone().unwrap(), Arc::default());
+        let (scratch, room) = (7, serial.room());
+        serial.write(scratch, 0x55);
+        serial.input(b"ab");
+        print(&serial, b"one\ntw");
+        serial.reset();
+        assert_eq!((serial.room(), serial.read(scratch)), (room, 0));
         // Whoever waited for room hears of it.
         assert_eq!(drained.read().ok(), Some(1));
-        print(&port, b"o\n");
-        assert_eq!((paper.text().as_str(), port.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
+        print(&serial, b"o\n");
+        assert_eq!((paper.text().as_str(), serial.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
     }
 
     #[test]
@@ -350,32 +350,32 @@ mod tests {
         let safe = "\\u{1b}]0;mine\\u{7}\ttö\\u{9b}2J\u{fffd}\\u{7f}\nend";
         let paper = Paper::default();
         let writer = || Box::new(paper.clone());
-        let port = port_to(Sink::Lines(writer()));
-        print(&port, raw);
+        let serial = serial_to(Sink::Lines(writer()));
+        print(&serial, raw);
         assert!(safe.starts_with(&paper.text()) && paper.text().ends_with('\n'), "{:?}", paper.text());
-        port.flush();
-        assert_eq!((paper.text().as_str(), port.tail().as_str()), (safe, safe));
+        serial.flush();
+        assert_eq!((paper.text().as_str(), serial.tail().as_str()), (safe, safe));
         for sink in [Sink::RawLines(writer()), Sink::Bytes(writer())] {
             paper.0.lock().unwrap().clear();
-            let port = port_to(sink);
-            print(&port, raw);
-            port.flush();
+            let serial = serial_to(sink);
+            print(&serial, raw);
+            serial.flush();
             assert_eq!(*paper.0.lock().unwrap(), raw);
-            assert_eq!(port.tail(), safe);
+            assert_eq!(serial.tail(), safe);
         }
     }
 
     #[test]
     fn only_the_writer_waits_for_the_sink() {
         let ((reached, wait), (go, stuck)) = (sync_channel(0), sync_channel(0));
-        let port = Arc::new(port_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
-        let vcpu = Arc::clone(&port);
+        let serial = Arc::new(serial_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
+        let vcpu = Arc::clone(&serial);
         let writer = thread::spawn(move || vcpu.write(0, b'x'));
         wait.recv().unwrap();
-        port.input(b"a");
-        assert_eq!(port.read(0), b'a');
-        assert_eq!(port.tail(), "x");
-        port.flush();
+        serial.input(b"a");
+        assert_eq!(serial.read(0), b'a');
+        assert_eq!(serial.tail(), "x");
+        serial.flush();
         go.send(()).unwrap();
         writer.join().unwrap();
     }
@@ -399,9 +399,9 @@ mod tests {
     fn who_is_to_stop_waits_for_no_sink() {
         let event = || EventFd::new(0).unwrap();
         let sink = Sink::Lines(Box::new(Interrupted(0)));
-        let port = Port::new(sink, event(), event(), Arc::new(true.into()));
-        print(&port, b"a line\nand more");
-        assert_eq!(port.tail(), "a line\nand more");
-        port.flush();
+        let serial = Serial::new(sink, event(), event(), Arc::new(true.into()));
+        print(&serial, b"a line\nand more");
+        assert_eq!(serial.tail(), "a line\nand more");
+        serial.flush();
     }
 }

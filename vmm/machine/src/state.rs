@@ -4,7 +4,7 @@
 //! wait is a predicate over the whole state and can neither miss nor poll.
 //!
 //! A [`State`] holds facts only, so that a machine of a test can be in any of them. What tells which
-//! message fits, the calls that are not answered yet, is beside it in [`Shared`].
+//! message fits, the calls that are not answered yet, is beside it in [`SharedState`].
 //!
 //! Invariant: a guest's messages change a bounded number of fields in place. Answers are kept only
 //! for calls that were made and not yet taken, so a guest cannot make the state grow.
@@ -207,7 +207,7 @@ impl State {
 
 /// A [`State`] that threads share, and the answers that are waited for.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct SharedState {
     known: Mutex<Known>,
     changed: Condvar,
 }
@@ -221,7 +221,7 @@ struct Known {
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
 }
 
-impl Shared {
+impl SharedState {
     pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
         let known = Known { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
         Self { known: Mutex::new(known), changed: Condvar::new() }
@@ -288,7 +288,7 @@ impl Shared {
         self.lock().answers.insert(id, None);
     }
 
-    /// Takes back [`Shared::expect_answer`].
+    /// Takes back [`SharedState::expect_answer`].
     pub(crate) fn forget_answer(&self, id: u32) {
         self.lock().answers.remove(&id);
     }

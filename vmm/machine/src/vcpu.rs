@@ -23,9 +23,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::boot::Image;
 use crate::bus::{Access, Bus};
+use crate::death;
 use crate::memory::Memory;
-use crate::report;
-use crate::state::{Death, DeathKind, Shared, State};
+use crate::state::{Death, DeathKind, SharedState, State};
 use crate::symbols::Symbols;
 
 /// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
@@ -37,7 +37,7 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct Machine {
     pub(crate) bus: Bus,
     pub(crate) memory: Arc<Memory>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedState>,
     pub(crate) kernel: Image,
     /// Written when the guest resets the machine.
     pub(crate) reset: EventFd,
@@ -199,7 +199,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine) {
     };
     let serial_tail = machine.bus.serial_tail();
     let symbols = Symbols::of(machine.kernel.bytes());
-    let report = report::of(&vcpu, index, &machine.memory.view(), &symbols, &serial_tail);
+    let report = death::report(&vcpu, index, &machine.memory.view(), &symbols, &serial_tail);
     machine.shared.change(|state| state.died(Death { kind, report }));
 }
 

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::View;
 
 pub mod chain;
-pub mod console;
+pub mod control;
 #[cfg(test)]
 mod fake;
 pub mod mem;
@@ -24,13 +24,13 @@ use mmio::Registers;
 
 /// A device's registers and its interrupt line.
 #[derive(Debug)]
-pub struct Port {
+pub struct Transport {
     /// What the driver sees.
     pub registers: Registers,
     interrupt: EventFd,
 }
 
-impl Port {
+impl Transport {
     /// Registers whose interrupts are raised by writing to `interrupt`.
     #[must_use]
     pub fn new(registers: Registers, interrupt: EventFd) -> Self {

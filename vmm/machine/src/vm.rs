@@ -11,10 +11,10 @@ use virtio_mem::device::ResizeError as DeviceError;
 use crate::config::{Config, Size};
 use crate::events::EventLoop;
 use crate::process::{BlockedSignals, Terminal};
-use crate::serial;
+use crate::serial::Serial;
 use crate::state::{Death, State, WaitError};
 use crate::vcpu::Machine;
-use crate::virtio::console::{Console, Full, MAX_UNREAD};
+use crate::virtio::control::{Control, Full, MAX_UNREAD};
 use crate::virtio::mem::Mem;
 
 mod board;
@@ -38,9 +38,9 @@ const FIRST_CALL: u32 = 1;
 pub struct Vm {
     machine: Arc<Machine>,
     board: Arc<Mutex<Board>>,
-    console: Arc<Mutex<Console>>,
+    console: Arc<Mutex<Control>>,
     mem: Vec<Arc<Mutex<Mem>>>,
-    serial: Arc<serial::Port>,
+    serial: Arc<Serial>,
     boot_memory: u64,
     device_memory: u64,
     has_agent: bool,

@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Access, Bus, I8042, I8042_RESET, POWER_OFF, SLEEP_CONTROL, SLEEP_TYPE_OFF};
 use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
-use crate::serial::{Port, Sink};
+use crate::serial::{Serial, Sink};
 use crate::virtio::RegisterDevice;
 
 /// Reads as its number; keeps the offset that was written last.
@@ -25,7 +25,7 @@ impl RegisterDevice for Numbered {
 
 fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
     let event = || EventFd::new(0).unwrap();
-    let serial = Port::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
+    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];

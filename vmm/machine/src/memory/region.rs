@@ -36,7 +36,7 @@ use super::slots::Slots;
 
 /// A hotplug region. Ranges are offsets in bytes from its start.
 #[derive(Debug)]
-pub struct Region {
+pub struct RamRegion {
     start: u64,
     mapping: Arc<Mapping>,
     plugged: Runs,
@@ -50,7 +50,7 @@ struct Slot {
     number: u32,
 }
 
-impl Region {
+impl RamRegion {
     /// An empty region at guest-physical `start`; its size is that of `mapping`, which is closed.
     #[must_use]
     pub fn new(start: u64, mapping: Arc<Mapping>) -> Self {
@@ -99,7 +99,7 @@ impl Region {
     ///
     /// # Errors
     /// What the host says; nothing changed but, maybe, the contents of the range. It is no longer in
-    /// [`Region::plugged`] if the host does not open it again.
+    /// [`RamRegion::plugged`] if the host does not open it again.
     pub fn unplug(&mut self, range: Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
         let result = self.mapping.close(range.clone()).and_then(|()| self.mapping.discard(range.clone()));
         if let Err(error) = result {

@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestRegionCollection};
 
 use super::layout;
 use super::mapping::{Mapping, Window};
-use super::region::Region;
+use super::region::RamRegion;
 
 /// What of guest memory the VMM may touch.
 pub type View = GuestRegionCollection<Window>;
@@ -33,7 +33,7 @@ impl BootWindows {
 
     /// Boot memory and what is plugged of `regions`, but for `without`: offsets in one of them. The
     /// caller shows the result to others only while what it holds stays plugged.
-    pub(super) fn with(&self, regions: &[Region], without: Option<(usize, &Range<u64>)>) -> View {
+    pub(super) fn with(&self, regions: &[RamRegion], without: Option<(usize, &Range<u64>)>) -> View {
         let mut windows = self.0.clone();
         for (index, region) in regions.iter().enumerate() {
             let mut plugged = region.plugged().clone();
@@ -42,7 +42,7 @@ impl BootWindows {
             }
             for run in plugged.iter() {
                 let address = GuestAddress(region.start() + run.start);
-                // SAFETY: what is plugged is open. Only `Region::unplug` and `Region::reset` close it,
+                // SAFETY: what is plugged is open. Only `RamRegion::unplug` and `RamRegion::reset` close it,
                 // which only `Memory`'s methods of these names call, after they put a view without
                 // these windows in the place of every other, under a lock that nobody keeps a window
                 // beyond.

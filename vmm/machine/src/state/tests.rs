@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
-use super::{Death, DeathKind, MemStatus, Shared, WaitError};
+use super::{Death, DeathKind, MemStatus, SharedState, WaitError};
 
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(20);
 
-fn shared() -> Shared {
-    Shared::new(Instant::now(), vec![MemStatus { region: 4 << 30, ..MemStatus::default() }])
+fn shared() -> SharedState {
+    SharedState::new(Instant::now(), vec![MemStatus { region: 4 << 30, ..MemStatus::default() }])
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_wait_that_is_too_long_says_what_for() {
 #[test]
 fn an_end_ends_every_wait() {
     let shared = shared();
-    let never = |shared: &Shared| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
+    let never = |shared: &SharedState| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
     shared.change(|state| state.signal = Some(2));
     assert_eq!(never(&shared), WaitError::Signal(2));
     shared.wait_for_end(SOON, 0);

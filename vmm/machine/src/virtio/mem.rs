@@ -18,9 +18,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
 use crate::memory::Memory;
-use crate::state::{MemStatus, Shared};
+use crate::state::{MemStatus, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
-use crate::virtio::{Port, RegisterDevice};
+use crate::virtio::{RegisterDevice, Transport};
 
 /// Most requests that a driver can have under way.
 const QUEUE_SIZE: u16 = 128;
@@ -31,10 +31,10 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// One virtio-mem device.
 #[derive(Debug)]
 pub struct Mem {
-    port: Port,
+    transport: Transport,
     device: Device,
-    blocks: Blocks,
-    shared: Arc<Shared>,
+    blocks: RegionMemory,
+    shared: Arc<SharedState>,
     kick: EventFd,
     /// A request was answered BUSY, and the driver was not told to retry since.
     retry_due: bool,
@@ -51,7 +51,7 @@ pub struct Served {
 
 /// A region of guest memory as blocks.
 #[derive(Debug)]
-struct Blocks {
+struct RegionMemory {
     memory: Arc<Memory>,
     index: usize,
     start: u64,
@@ -70,7 +70,7 @@ impl Mem {
         index: usize,
         config: &HotplugConfig,
         memory: Arc<Memory>,
-        shared: Arc<Shared>,
+        shared: Arc<SharedState>,
         interrupt: EventFd,
         kick: EventFd,
     ) -> io::Result<Self> {
@@ -88,8 +88,15 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let blocks = Blocks { memory, index, start, block_size: config.block, refused: false };
-        Ok(Self { port: Port::new(registers, interrupt), device, blocks, shared, kick, retry_due: false })
+        let blocks = RegionMemory { memory, index, start, block_size: config.block, refused: false };
+        Ok(Self {
+            transport: Transport::new(registers, interrupt),
+            device,
+            blocks,
+            shared,
+            kick,
+            retry_due: false,
+        })
     }
 
     /// What is known of the device before the guest runs.
@@ -111,7 +118,7 @@ impl Mem {
         let changed = self.device.resize(requested)?;
         self.publish(None);
         if changed {
-            self.port.notify_config();
+            self.transport.notify_config();
         }
         Ok(())
     }
@@ -119,14 +126,14 @@ impl Mem {
     /// Tells a driver that was answered BUSY to try again. One that was reset since was not.
     pub fn retry(&mut self) {
         if std::mem::take(&mut self.retry_due) {
-            self.port.notify_config();
+            self.transport.notify_config();
         }
     }
 
     /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). The
     /// memory itself is taken by [`Memory::reset`].
     pub fn reset(&mut self) {
-        self.port.registers.reset();
+        self.transport.registers.reset();
         self.device.reset();
         self.retry_due = false;
         let index = self.blocks.index;
@@ -137,11 +144,11 @@ impl Mem {
     /// Serves the requests in the queue.
     pub fn serve(&mut self) -> Served {
         let mut served = Served { busy: false, more: true };
-        let driver = self.port.registers.running();
+        let driver = self.transport.registers.running();
         let mut used = false;
-        for _ in 0..self.port.batch(0) {
+        for _ in 0..self.transport.batch(0) {
             let memory = Arc::clone(&self.blocks.memory);
-            let Some(chain) = self.port.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
+            let Some(chain) = self.transport.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
                 served.more = false;
                 break;
             };
@@ -154,16 +161,16 @@ impl Mem {
             } else {
                 self.publish(Some(format!("no room for an answer: {} bytes", chain.room())));
             }
-            self.port.push(memory.view(), 0, &chain, written);
+            self.transport.push(memory.view(), 0, &chain, written);
             used = true;
         }
-        served.more &= self.port.batch(0) > 0;
+        served.more &= self.transport.batch(0) > 0;
         self.retry_due |= served.busy;
-        if driver && !self.port.registers.running() {
+        if driver && !self.transport.registers.running() {
             self.publish(Some("the queue cannot be used; the driver has to reset the device".to_owned()));
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         served
     }
@@ -178,9 +185,9 @@ impl Mem {
     /// Makes the device's state seen: by the driver in the configuration, by everyone else in the
     /// shared state.
     fn publish(&mut self, refused: Option<String>) {
-        self.port.registers.set_config(&self.device.config().to_bytes());
+        self.transport.registers.set_config(&self.device.config().to_bytes());
         let (plugged, requested) = (self.device.plugged_size(), self.device.requested_size());
-        let driver = self.port.registers.running();
+        let driver = self.transport.registers.running();
         let index = self.blocks.index;
         self.shared.change(|state| {
             let mem = &mut state.mem[index];
@@ -194,11 +201,11 @@ impl Mem {
 
 impl RegisterDevice for Mem {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.port.registers.read(offset, data);
+        self.transport.registers.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.port.registers.write(offset, data) {
+        match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 self.publish(None);
@@ -209,7 +216,7 @@ impl RegisterDevice for Mem {
     }
 }
 
-impl Backing for Blocks {
+impl Backing for RegionMemory {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
         let addresses = self.addresses(range);
         let result = self.memory.plug(self.index, addresses.clone());
@@ -223,7 +230,7 @@ impl Backing for Blocks {
     }
 }
 
-impl Blocks {
+impl RegionMemory {
     /// Says of the first of several failures what the host said.
     fn outcome(&mut self, what: &str, addresses: &Range<u64>, result: io::Result<()>) -> Result<(), Busy> {
         let before = std::mem::replace(&mut self.refused, result.is_err());

@@ -27,7 +27,7 @@ use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
 use crate::state::{Death, DeathKind, State};
 use crate::vcpu::{Machine, STOP_LIMIT, StillRunning, Vcpus};
-use crate::{boot, cpu};
+use crate::{boot, cpuid};
 
 /// A machine's hardware.
 #[derive(Debug)]
@@ -84,16 +84,16 @@ impl Board {
         if !self.config.reboot {
             self.initrd = None;
         }
-        cpu::enter_kernel(&vcpus[0], entry).map_err(kvm("set registers"))?;
+        entry.prepare(&vcpus[0]).map_err(kvm("set registers"))?;
         Ok(vcpus)
     }
 
     fn make_vcpus(&self, vm: &VmFd) -> Result<Vec<VcpuFd>, StartError> {
-        let cpuid = cpu::supported_cpuid(&self.kvm).map_err(kvm("tell its CPUID"))?;
+        let cpuid = cpuid::supported_cpuid(&self.kvm).map_err(kvm("tell its CPUID"))?;
         let count = self.config.cpus;
         let make = |id: u8| {
             let vcpu = vm.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
-            cpu::set_cpuid(&vcpu, &cpuid, id, count).map_err(kvm("set CPUID"))?;
+            cpuid::set_cpuid(&vcpu, &cpuid, id, count).map_err(kvm("set CPUID"))?;
             Ok(vcpu)
         };
         (0..count).map(make).collect()

@@ -13,21 +13,21 @@ use crate::bus::Bus;
 use crate::config::Config;
 use crate::events::Input;
 use crate::memory::{Memory, layout};
-use crate::serial;
-use crate::state::Shared;
+use crate::serial::Serial;
+use crate::state::SharedState;
 use crate::virtio::RegisterDevice;
-use crate::virtio::console::Console;
+use crate::virtio::control::Control;
 use crate::virtio::mem::Mem;
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
 /// All devices, and the events between them and KVM.
 #[derive(Debug)]
 pub(super) struct Devices {
-    pub(super) shared: Arc<Shared>,
-    pub(super) console: Arc<Mutex<Console>>,
+    pub(super) shared: Arc<SharedState>,
+    pub(super) console: Arc<Mutex<Control>>,
     pub(super) console_kicks: [EventFd; 2],
     pub(super) mem: Vec<MemDevice>,
-    pub(super) serial: Arc<serial::Port>,
+    pub(super) serial: Arc<Serial>,
     /// For the event loop, which takes it.
     pub(super) input: Option<Input>,
     serial_interrupt: EventFd,
@@ -64,12 +64,11 @@ impl Devices {
             .iter()
             .zip(regions)
             .map(|(hotplug, region)| Mem::status_at_start(hotplug, region.start));
-        let shared = Arc::new(Shared::new(started, status.collect()));
+        let shared = Arc::new(SharedState::new(started, status.collect()));
 
         let (serial_interrupt, serial_drained) = (event()?, event()?);
         let (sink, input) = console(&config.console)?;
-        let serial =
-            serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
+        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
         let serial = Arc::new(serial);
         let input =
             input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
@@ -77,7 +76,7 @@ impl Devices {
         let mut interrupts = vec![event()?];
         let console_kicks = [event()?, event()?];
         let kicks = [share(&console_kicks[0])?, share(&console_kicks[1])?];
-        let console = Console::new(Arc::clone(memory), Arc::clone(&shared), share(&interrupts[0])?, kicks)
+        let console = Control::new(Arc::clone(memory), Arc::clone(&shared), share(&interrupts[0])?, kicks)
             .map_err(host("make the control channel"))?;
 
         let mut mem = Vec::new();

@@ -17,7 +17,7 @@ use super::devices::Devices;
 use super::{FIRST_CALL, Vm, lock};
 use crate::boot::{BootError, Files};
 use crate::config::{Config, ConfigError, ConsoleMode, Size};
-use crate::cpu;
+use crate::cpuid;
 use crate::events::{EventLoop, Sources};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, MemoryError, layout};
@@ -241,8 +241,8 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     if usize::from(config.cpus) > most {
         return Err(StartError::TooManyCpus { asked: config.cpus, most });
     }
-    let cpuid = cpu::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
-    check_reach(config, cpu::address_bits(&cpuid))?;
+    let cpuid = cpuid::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
+    check_reach(config, cpuid::address_bits(&cpuid))?;
     Ok(kvm)
 }
 

@@ -37,10 +37,10 @@ fn skip(reason: &str) {
 #[test]
 fn memory_that_cannot_be_discarded_stays_plugged() {
     use crate::memory::fake::FakeSlots;
-    use crate::memory::region::Region;
+    use crate::memory::region::RamRegion;
 
     let mapping = Arc::new(Mapping::reserve(128 << 20).unwrap());
-    let mut region = Region::new(4 << 30, Arc::clone(&mapping));
+    let mut region = RamRegion::new(4 << 30, Arc::clone(&mapping));
     let mut slots = FakeSlots::default();
     region.plug(0..4 << 20, &mut slots).unwrap();
     let (start, size) = mapping.locate(2 << 20..(2 << 20) + 4096).unwrap();

@@ -17,7 +17,7 @@ const PAGE: u64 = 4096;
 
 /// A report, for people. Ends without a line break.
 #[must_use]
-pub fn of(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
+pub fn report(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
     let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
         (Ok(regs), Ok(sregs)) => {
             let mut text = registers(index, &regs, &sregs, symbols);

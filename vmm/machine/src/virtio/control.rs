@@ -17,9 +17,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Memory;
-use crate::state::Shared;
+use crate::state::SharedState;
 use crate::virtio::mmio::{Effect, Registers};
-use crate::virtio::{Port, RegisterDevice};
+use crate::virtio::{RegisterDevice, Transport};
 
 /// Most calls that may wait for the guest to read them.
 pub const MAX_UNREAD: usize = 64;
@@ -37,10 +37,10 @@ const CONFIG: [u8; 12] = [0; 12];
 
 /// The control channel's device.
 #[derive(Debug)]
-pub struct Console {
-    port: Port,
+pub struct Control {
+    transport: Transport,
     memory: Arc<Memory>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     unread: VecDeque<Call>,
     kicks: [EventFd; 2],
 }
@@ -49,7 +49,7 @@ pub struct Console {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-impl Console {
+impl Control {
     /// A channel without calls. `interrupt` reaches the driver, `kicks` are written when a queue
     /// has new buffers.
     ///
@@ -57,14 +57,14 @@ impl Console {
     /// Never with the sizes of this device.
     pub(crate) fn new(
         memory: Arc<Memory>,
-        shared: Arc<Shared>,
+        shared: Arc<SharedState>,
         interrupt: EventFd,
         kicks: [EventFd; 2],
     ) -> io::Result<Self> {
         let registers =
             Registers::new(VIRTIO_ID_CONSOLE, 0, 0, &[QUEUE_SIZE; 2], &CONFIG).map_err(io::Error::other)?;
-        let port = Port::new(registers, interrupt);
-        Ok(Self { port, memory, shared, unread: VecDeque::new(), kicks })
+        let transport = Transport::new(registers, interrupt);
+        Ok(Self { transport, memory, shared, unread: VecDeque::new(), kicks })
     }
 
     /// Hands a call to the guest, now or when it has a buffer for it.
@@ -82,7 +82,7 @@ impl Console {
 
     /// System reset: no driver, and nobody who could answer the calls that were made.
     pub fn reset(&mut self) {
-        self.port.registers.reset();
+        self.transport.registers.reset();
         self.unread.clear();
         self.shared.lose_guest();
     }
@@ -92,7 +92,7 @@ impl Console {
     pub fn serve_calls(&mut self) -> bool {
         let mut used = false;
         let mut more = false;
-        for _ in 0..self.port.batch(CALLS) {
+        for _ in 0..self.transport.batch(CALLS) {
             more = false;
             let Some(call) = self.unread.front() else { break };
             let mut record = [0; MAX_RECORD];
@@ -102,19 +102,19 @@ impl Console {
                 continue;
             };
             let view = self.memory.view();
-            let Some(chain) = self.port.pop(&*view, CALLS, 0, record.len()) else { break };
+            let Some(chain) = self.transport.pop(&*view, CALLS, 0, record.len()) else { break };
             let written = chain.write(&view, record);
             if written > 0 {
                 self.unread.pop_front();
             } else {
                 self.shared.change(|state| state.bad_records += 1);
             }
-            self.port.push(&*view, CALLS, &chain, written);
+            self.transport.push(&*view, CALLS, &chain, written);
             used = true;
             more = true;
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         more
     }
@@ -123,10 +123,10 @@ impl Console {
     pub fn serve_reports(&mut self) -> bool {
         let mut used = false;
         let mut more = true;
-        for _ in 0..self.port.batch(REPORTS) {
+        for _ in 0..self.transport.batch(REPORTS) {
             let view = self.memory.view();
             // One byte more than a record has, so that a longer one is seen as such.
-            let Some(chain) = self.port.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
+            let Some(chain) = self.transport.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
                 more = false;
                 break;
             };
@@ -134,23 +134,23 @@ impl Console {
                 Ok(report) => self.shared.report(report),
                 Err(_) => self.shared.change(|state| state.bad_records += 1),
             }
-            self.port.push(&*view, REPORTS, &chain, 0);
+            self.transport.push(&*view, REPORTS, &chain, 0);
             used = true;
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         more && used
     }
 }
 
-impl RegisterDevice for Console {
+impl RegisterDevice for Control {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.port.registers.read(offset, data);
+        self.transport.registers.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.port.registers.write(offset, data) {
+        match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             // A driver may have filled its queue before it was ready.
             Effect::StatusChanged => self.kicks[CALLS].write(1),
@@ -160,7 +160,7 @@ impl RegisterDevice for Console {
 }
 
 #[cfg(test)]
-impl Console {
+impl Control {
     /// How many calls wait to be read.
     pub(crate) fn unread(&self) -> usize {
         self.unread.len()
