@@ -2,14 +2,15 @@
 //!
 //! Where there is no device, reads give all ones and writes are dropped, as on a bus that nobody
 //! answers. It is counted, and the first one is reported. (Unplugged memory is no such place, though
-//! KVM may report an access there as one to a device: see [`crate::vcpu`].)
+//! KVM may report an access there as one to a device: see `vm/vcpu.rs`.)
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 
 use crate::memory::layout;
 use crate::serial::Serial;
+use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 
 /// Keyboard controller: command port, and the command that resets the machine.
@@ -124,11 +125,6 @@ impl Bus {
 /// Which register of the serial port a port is.
 fn uart_register(port: u16) -> Option<u8> {
     port.checked_sub(SERIAL_PORT).filter(|&register| register < 8).map(|register| register as u8)
-}
-
-/// A device whose thread panicked is as good as one that broke: it keeps answering.
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

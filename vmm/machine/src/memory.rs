@@ -11,9 +11,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::config::Size;
+use crate::sync::lock;
 
 pub mod held;
 pub mod layout;
@@ -125,7 +126,7 @@ impl Memory {
     /// What the host says; nothing changed.
     pub fn plug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
         let range = self.offsets(index, range)?;
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         regions[index].plug(range, &mut **slots)?;
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(regions, None);
@@ -140,7 +141,7 @@ impl Memory {
     /// host does not even open again is out of everybody's reach, and can be unplugged once more.
     pub fn unplug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
         let range = self.offsets(index, range)?;
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         // The windows go first: what they lead to is about to be closed.
@@ -159,7 +160,7 @@ impl Memory {
     /// # Errors
     /// The host refuses; the memory is of no use any more.
     pub fn reset(&self, slots: Box<dyn Slots>) -> Result<(), MemoryError> {
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots: current } = &mut *hotplug;
         // The old slots hold the old machine of KVM, which need not follow its memory's end.
         *current = slots;
@@ -182,10 +183,6 @@ impl Memory {
     pub fn held(&self, index: usize) -> io::Result<u64> {
         let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug region #{index}"));
         held::held(self.region_mappings.get(index).ok_or_else(no_such)?)
-    }
-
-    fn hotplug(&self) -> MutexGuard<'_, Hotplug> {
-        self.hotplug.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Guest-physical addresses to offsets in region `index`.

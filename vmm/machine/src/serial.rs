@@ -11,11 +11,13 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sync::lock;
 
 /// Bytes of output that are kept.
 const TAIL: usize = 4096;
@@ -87,7 +89,7 @@ impl Serial {
         let due = std::mem::take(&mut uart.writer_mut().due);
         drop(uart);
         if !due.is_empty() {
-            self.outlet.lock().unwrap_or_else(PoisonError::into_inner).pass_on(&due, &self.stop);
+            lock(&self.outlet).pass_on(&due, &self.stop);
         }
     }
 
@@ -141,7 +143,7 @@ impl Serial {
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart<Line, Drained, Output>> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.uart)
     }
 }
 

@@ -11,11 +11,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
+
+use crate::sync::lock;
 
 /// What is known of a guest.
 #[derive(Clone, Debug, Default)]
@@ -227,14 +229,9 @@ impl SharedState {
         Self { known: Mutex::new(known), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Every change is complete before anything can panic, so a poisoned state is a good one.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A copy of the state as it is now.
     pub(crate) fn snapshot(&self) -> State {
-        self.lock().state.clone()
+        lock(&self.known).state.clone()
     }
 
     /// Changes the state and wakes every waiter.
@@ -243,7 +240,7 @@ impl SharedState {
     }
 
     fn learn<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
-        let result = change(&mut self.lock());
+        let result = change(&mut lock(&self.known));
         self.changed.notify_all();
         result
     }
@@ -285,12 +282,12 @@ impl SharedState {
 
     /// Makes room for the answer to call `id`.
     pub(crate) fn expect_answer(&self, id: u32) {
-        self.lock().answers.insert(id, None);
+        lock(&self.known).answers.insert(id, None);
     }
 
     /// Takes back [`SharedState::expect_answer`].
     pub(crate) fn forget_answer(&self, id: u32) {
-        self.lock().answers.remove(&id);
+        lock(&self.known).answers.remove(&id);
     }
 
     /// Waits at most `limit` for `find` to find something; `what` names it in the error. What it
@@ -325,7 +322,7 @@ impl SharedState {
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {
         let start = Instant::now();
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         loop {
             if let Some(found) = find(&known) {
                 return Some(found);

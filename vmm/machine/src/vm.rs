@@ -1,51 +1,60 @@
-//! A running machine: start, resize, call, wait, stop.
+//! A running VM: start, resize, call, wait, stop.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `start` | the order in which a VM is made |
+//! | `shared` | what all its threads share; it lives as long as the VM |
+//! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
+//! | `devices` | the devices, and the event descriptors that connect them |
+//! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
+//! | `events` | the event loop |
+//! | `console` | where the serial port leads |
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Call, Op};
 use virtio_mem::device::ResizeError as DeviceError;
 
 use crate::config::{Config, Size};
-use crate::events::EventLoop;
+use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
-use crate::serial::Serial;
 use crate::state::{Death, State, WaitError};
-use crate::vcpu::Machine;
-use crate::virtio::control::{Control, Full, MAX_UNREAD};
-use crate::virtio::mem::Mem;
+use crate::sync::lock;
+use crate::virtio::control::{Full, MAX_UNREAD};
 
-mod board;
+mod console;
 mod devices;
+mod events;
+mod exits;
+mod hardware;
+mod shared;
 mod start;
+mod vcpu;
 
-use board::Board;
+use events::EventLoop;
+use hardware::Hardware;
+use shared::VmShared;
 
-pub use crate::vcpu::ExitCounts;
-pub use start::StartError;
+pub use exits::ExitCounts;
+pub use vcpu::STOP_LIMIT;
 
-/// Id of the first call: the guest answers to 0 when it cannot read a call.
+/// Id of the first call. The guest answers with id 0 when it cannot read a call.
 const FIRST_CALL: u32 = 1;
 
-/// A running machine. Dropping it ends the guest at once; [`Vm::stop`] asks it first.
+/// A running VM. Dropping it ends the guest at once; [`Vm::stop`] asks the guest to power off first.
 ///
-/// As long as it lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process: the first to
-/// come ends every wait with [`WaitError::Signal`]. From then on the process has 20 seconds to end
-/// by itself; after them, or at the next such signal, it is ended with status 128 + signal.
+/// As long as a VM lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process. The first of them
+/// ends every wait with [`WaitError::Signal`]. From then on the process has [`GRACE`](crate::GRACE) to end by
+/// itself. After that, or at the next such signal, it is ended with status 128 + signal.
 #[derive(Debug)]
 pub struct Vm {
-    machine: Arc<Machine>,
-    board: Arc<Mutex<Board>>,
-    console: Arc<Mutex<Control>>,
-    mem: Vec<Arc<Mutex<Mem>>>,
-    serial: Arc<Serial>,
-    boot_memory: u64,
-    device_memory: u64,
-    has_agent: bool,
+    shared: Arc<VmShared>,
+    hardware: Arc<Mutex<Hardware>>,
     next_call: AtomicU32,
-    // Dropped in this order, after the board's end.
+    // Dropped in this order, after the vCPUs have ended.
     _events: EventLoop,
     _terminal: Option<Arc<Terminal>>,
     _signals: BlockedSignals,
@@ -114,7 +123,7 @@ impl Vm {
     /// A copy of what is known of the guest now.
     #[must_use]
     pub fn state(&self) -> State {
-        self.machine.shared.snapshot()
+        self.shared.state.snapshot()
     }
 
     /// Waits at most `limit` for `find` to find something in the state; `what` names it in the
@@ -128,7 +137,7 @@ impl Vm {
         what: &str,
         find: impl FnMut(&State) -> Option<T>,
     ) -> Result<T, WaitError> {
-        self.machine.shared.wait(limit, what, find)
+        self.shared.state.wait(limit, what, find)
     }
 
     /// Sends a call to the guest and returns its id for [`Vm::answer`].
@@ -138,13 +147,13 @@ impl Vm {
     pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
         // A reset forgets both calls and answers, or neither.
-        let mut console = lock(&self.console);
+        let mut control = lock(&self.shared.devices.control);
         // The answer may come before the next line; to PowerOff there is none.
         if op != Op::PowerOff {
-            self.machine.shared.expect_answer(id);
+            self.shared.state.expect_answer(id);
         }
-        console.call(Call { id, op }).map_err(|Full| {
-            self.machine.shared.forget_answer(id);
+        control.call(Call { id, op }).map_err(|Full| {
+            self.shared.state.forget_answer(id);
             CallsUnread { unread: MAX_UNREAD }
         })?;
         Ok(id)
@@ -156,7 +165,7 @@ impl Vm {
     /// # Errors
     /// [`WaitError`]: too late, or the machine ended or was reset first.
     pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        self.machine.shared.take_answer(id, limit, what)
+        self.shared.state.take_answer(id, limit, what)
     }
 
     /// Sets a device's target in bytes and tells the guest. Returns at once; the state tells how
@@ -165,9 +174,10 @@ impl Vm {
     /// # Errors
     /// [`ResizeError`]; nothing changed.
     pub fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
-        let count = self.mem.len();
-        let mem = self.mem.get(device).ok_or(ResizeError::NoDevice { device, count })?;
-        lock(mem).resize(requested).map_err(|error| match error {
+        let devices = &self.shared.devices.mem;
+        let count = devices.len();
+        let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
+        lock(&mem.device).resize(requested).map_err(|error| match error {
             DeviceError::Misaligned { block_size } => ResizeError::Unaligned { requested, block: block_size },
             DeviceError::BeyondRegion { region_size } => ResizeError::TooLarge { requested, region_size },
         })
@@ -178,31 +188,31 @@ impl Vm {
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such device.
     pub fn held(&self, device: usize) -> io::Result<u64> {
-        self.machine.memory.held(device)
+        self.shared.memory.held(device)
     }
 
     /// Bytes of boot memory.
     #[must_use]
     pub fn boot_memory(&self) -> u64 {
-        self.boot_memory
+        self.shared.config.memory
     }
 
     /// Bytes of device memory, all ranges together.
     #[must_use]
     pub fn device_memory(&self) -> u64 {
-        self.device_memory
+        self.shared.config.pmem.iter().sum()
     }
 
     /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.
     #[must_use]
     pub fn has_agent(&self) -> bool {
-        self.has_agent
+        self.shared.kernel.is_own_guest()
     }
 
     /// Exits since start, one entry a vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
-        self.machine.exits()
+        self.shared.exits()
     }
 
     /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
@@ -210,7 +220,7 @@ impl Vm {
     pub fn stop(self, limit: Duration) -> End {
         let asked = self.ask_to_power_off(limit);
         self.end();
-        let state = self.machine.shared.snapshot();
+        let state = self.shared.state.snapshot();
         match state.death {
             Some(death) => End::Died(death),
             None if state.powered_off => End::PoweredOff,
@@ -225,28 +235,23 @@ impl Vm {
         if ready.is_none() || self.call(Op::PowerOff).is_err() {
             return false;
         }
-        self.machine.shared.wait_for_end(limit, resets);
+        self.shared.state.wait_for_end(limit, resets);
         self.state().resets == resets
     }
 
     /// Ends the vCPUs, for good.
     fn end(&self) {
         // Before the lock, which a reset holds as long as it takes: one that sees this stops at once.
-        self.machine.over.store(true, Ordering::Release);
-        lock(&self.board).end();
+        self.shared.over.store(true, Ordering::Release);
+        lock(&self.hardware).end();
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
         self.end();
-        self.serial.flush();
+        self.shared.devices.serial.flush();
     }
-}
-
-/// A device whose thread panicked is as good as one that broke: it keeps answering.
-fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ const CONFIG: [u8; 12] = [0; 12];
 pub struct Control {
     transport: Transport,
     memory: Arc<Memory>,
-    shared: Arc<SharedState>,
+    state: Arc<SharedState>,
     unread: VecDeque<Call>,
     kicks: [EventFd; 2],
 }
@@ -57,14 +57,14 @@ impl Control {
     /// Never with the sizes of this device.
     pub(crate) fn new(
         memory: Arc<Memory>,
-        shared: Arc<SharedState>,
+        state: Arc<SharedState>,
         interrupt: EventFd,
         kicks: [EventFd; 2],
     ) -> io::Result<Self> {
         let registers =
             Registers::new(VIRTIO_ID_CONSOLE, 0, 0, &[QUEUE_SIZE; 2], &CONFIG).map_err(io::Error::other)?;
         let transport = Transport::new(registers, interrupt);
-        Ok(Self { transport, memory, shared, unread: VecDeque::new(), kicks })
+        Ok(Self { transport, memory, state, unread: VecDeque::new(), kicks })
     }
 
     /// Hands a call to the guest, now or when it has a buffer for it.
@@ -84,7 +84,7 @@ impl Control {
     pub fn reset(&mut self) {
         self.transport.registers.reset();
         self.unread.clear();
-        self.shared.lose_guest();
+        self.state.lose_guest();
     }
 
     /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be
@@ -107,7 +107,7 @@ impl Control {
             if written > 0 {
                 self.unread.pop_front();
             } else {
-                self.shared.change(|state| state.bad_records += 1);
+                self.state.change(|state| state.bad_records += 1);
             }
             self.transport.push(&*view, CALLS, &chain, written);
             used = true;
@@ -131,8 +131,8 @@ impl Control {
                 break;
             };
             match decode::<Report>(chain.request()) {
-                Ok(report) => self.shared.report(report),
-                Err(_) => self.shared.change(|state| state.bad_records += 1),
+                Ok(report) => self.state.report(report),
+                Err(_) => self.state.change(|state| state.bad_records += 1),
             }
             self.transport.push(&*view, REPORTS, &chain, 0);
             used = true;

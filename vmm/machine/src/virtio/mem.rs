@@ -34,7 +34,7 @@ pub struct Mem {
     transport: Transport,
     device: Device,
     blocks: RegionMemory,
-    shared: Arc<SharedState>,
+    state: Arc<SharedState>,
     kick: EventFd,
     /// A request was answered BUSY, and the driver was not told to retry since.
     retry_due: bool,
@@ -70,7 +70,7 @@ impl Mem {
         index: usize,
         config: &HotplugConfig,
         memory: Arc<Memory>,
-        shared: Arc<SharedState>,
+        state: Arc<SharedState>,
         interrupt: EventFd,
         kick: EventFd,
     ) -> io::Result<Self> {
@@ -93,7 +93,7 @@ impl Mem {
             transport: Transport::new(registers, interrupt),
             device,
             blocks,
-            shared,
+            state,
             kick,
             retry_due: false,
         })
@@ -137,7 +137,7 @@ impl Mem {
         self.device.reset();
         self.retry_due = false;
         let index = self.blocks.index;
-        self.shared.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
+        self.state.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
         self.publish(None);
     }
 
@@ -189,7 +189,7 @@ impl Mem {
         let (plugged, requested) = (self.device.plugged_size(), self.device.requested_size());
         let driver = self.transport.registers.running();
         let index = self.blocks.index;
-        self.shared.change(|state| {
+        self.state.change(|state| {
             let mem = &mut state.mem[index];
             (mem.plugged, mem.requested, mem.driver) = (plugged, requested, driver);
             if refused.is_some() {

@@ -214,7 +214,7 @@ const GO: u64 = 0x18_0000;
 const WAIT: [u8; 11] = [0x8b, 0x04, 0x25, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf5];
 
 fn go(vm: &Vm) {
-    vm.machine.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
+    vm.shared.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
 }
 
 /// Waits for the guest's end by touching unplugged memory. KVM tells the address or not, depending on
@@ -253,7 +253,7 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
     let vm = Vm::start(kernel.config()).unwrap();
-    vm.machine.memory.plug(0, HOLE_END + 2 * MIB..HOLE_END + 4 * MIB).unwrap();
+    vm.shared.memory.plug(0, HOLE_END + 2 * MIB..HOLE_END + 4 * MIB).unwrap();
     go(&vm);
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
 }
@@ -271,14 +271,14 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
     let block = HOLE_END..HOLE_END + 2 * MIB;
     for round in 0..10 {
         let vm = Vm::start(kernel.config()).unwrap();
-        vm.machine.memory.plug(0, block.clone()).unwrap();
+        vm.shared.memory.plug(0, block.clone()).unwrap();
         go(&vm);
         let start = Instant::now();
         while vm.held(0).unwrap() == 0 && start.elapsed() < LIMIT {
             std::thread::yield_now();
         }
         assert_ne!(vm.held(0).unwrap(), 0, "round {round}");
-        vm.machine.memory.unplug(0, block.clone()).unwrap();
+        vm.shared.memory.unplug(0, block.clone()).unwrap();
         assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END), "round {round}");
         assert_eq!(vm.held(0).unwrap(), 0, "round {round}");
     }

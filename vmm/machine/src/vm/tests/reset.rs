@@ -7,10 +7,10 @@ use tidevm_abi::Report;
 
 use super::*;
 use crate::bus::I8042_RESET;
-use crate::events::RESET_PAUSE;
 use crate::state::{MemStatus, WaitError};
-use crate::vcpu::STOP_LIMIT;
-use crate::vm::lock;
+use crate::sync::lock;
+use crate::vm::STOP_LIMIT;
+use crate::vm::events::RESET_PAUSE;
 
 /// mov al, 0xfe; out 0x64, al; hlt
 const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
@@ -42,13 +42,13 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
     let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
     drop(kernel);
     for count in 1..=3 {
-        let (started, room) = (vm.exits()[0].io, vm.serial.room());
-        vm.serial.input(b"to the guest that was");
+        let (started, room) = (vm.exits()[0].io, vm.shared.devices.serial.room());
+        vm.shared.devices.serial.input(b"to the guest that was");
         go(&vm);
         await_resets(&vm, count);
         // Or it would reset again at once.
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
-        assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
+        assert_eq!((vm.exits()[0].io, vm.shared.devices.serial.room()), (started + 1, room));
     }
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
@@ -81,8 +81,8 @@ fn calls_end_with_the_guest_that_they_were_made_to() {
     });
     // The guest that starts now is not asked what another was asked.
     await_resets(&vm, 1);
-    assert!(lock(&vm.console).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
-    assert_eq!(lock(&vm.console).unread(), 1);
+    assert!(lock(&vm.shared.devices.control).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
+    assert_eq!(lock(&vm.shared.devices.control).unread(), 1);
 }
 
 #[test]
@@ -92,12 +92,12 @@ fn several_vcpus_that_reset_reset_once() {
     }
     let kernel = resetting();
     let vm = Vm::start(kernel.config()).unwrap();
-    let board = lock(&vm.board);
+    let hardware = lock(&vm.hardware);
     go(&vm);
     // The event loop has taken note of the first when the second comes.
     std::thread::sleep(Duration::from_millis(100));
-    vm.machine.reset.write(1).unwrap();
-    drop(board);
+    vm.shared.reset.write(1).unwrap();
+    drop(hardware);
     await_resets(&vm, 1);
     assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
 }
@@ -139,7 +139,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         if resets == 0 {
-            vm.machine.reset.write(1).unwrap();
+            vm.shared.reset.write(1).unwrap();
         }
     }
     assert_eq!(vm.state().bad_records, 0);
@@ -170,7 +170,7 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     };
     await_stuck();
     let start = Instant::now();
-    vm.machine.reset.write(1).unwrap();
+    vm.shared.reset.write(1).unwrap();
     await_resets(&vm, 1);
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
     await_stuck();
@@ -187,17 +187,17 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
     let kernel = resetting();
     let up = || {
         let vm = Vm::start(kernel.config()).unwrap();
-        vm.machine.shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+        vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
         vm
     };
     assert_eq!(up().stop(Duration::from_millis(50)), End::Forced { asked: true });
     let vm = up();
-    let machine = Arc::clone(&vm.machine);
+    let shared = Arc::clone(&vm.shared);
     let start = Instant::now();
     std::thread::scope(|scope| {
         let end = scope.spawn(|| vm.stop(LIMIT));
         std::thread::sleep(Duration::from_millis(50));
-        machine.reset.write(1).unwrap();
+        shared.reset.write(1).unwrap();
         assert_eq!(end.join().unwrap(), End::Forced { asked: false });
     });
     assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
@@ -224,7 +224,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
         // Plugged at one stroke, and not online for a while.
         let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
-        vm.machine.reset.write(1).unwrap();
+        vm.shared.reset.write(1).unwrap();
         assert!(under_way, "it was there already");
         let at_reset =
             vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
@@ -253,8 +253,8 @@ fn resets_give_back_what_was_plugged() {
     for resets in 1..=5 {
         for run in 0..50 {
             let start = HOLE_END + run * 8 * MIB;
-            vm.machine.memory.plug(0, start..start + 2 * MIB).unwrap();
-            vm.machine.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
+            vm.shared.memory.plug(0, start..start + 2 * MIB).unwrap();
+            vm.shared.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
         }
         assert_ne!(vm.held(0).unwrap(), 0);
         go(&vm);
@@ -272,8 +272,8 @@ fn an_end_comes_before_a_reset_that_waits() {
     }
     let kernel = resetting();
     let vm = Vm::start(kernel.config()).unwrap();
-    let (machine, board) = (Arc::clone(&vm.machine), Arc::clone(&vm.board));
-    let busy = lock(&board);
+    let (shared, hardware) = (Arc::clone(&vm.shared), Arc::clone(&vm.hardware));
+    let busy = lock(&hardware);
     go(&vm);
     let until = |done: &dyn Fn() -> bool| {
         let start = Instant::now();
@@ -285,9 +285,9 @@ fn an_end_comes_before_a_reset_that_waits() {
     until(&|| vm.exits()[0].io == 1);
     std::thread::scope(|scope| {
         let end = scope.spawn(|| vm.stop(LIMIT));
-        until(&|| machine.over.load(Ordering::Acquire));
+        until(&|| shared.over.load(Ordering::Acquire));
         drop(busy);
         assert_eq!(end.join().unwrap(), End::Forced { asked: false });
     });
-    assert_eq!(machine.shared.snapshot().resets, 0);
+    assert_eq!(shared.state.snapshot().resets, 0);
 }
