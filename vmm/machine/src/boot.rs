@@ -27,11 +27,11 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
 use object::Endianness;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use tidevm_abi::cmdline as keys;
+use tidevm_abi::{Size, cmdline as keys};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::bus::{I8042, I8042_RESET};
-use crate::config::{Config, Size};
+use crate::config::Config;
 use crate::memory::{View, layout};
 
 /// The guest that is part of this program: an ELF file with a PVH entry, for other VMMs too.
@@ -100,14 +100,16 @@ pub enum BootError {
     )]
     NoEntry(String),
     /// The kernel or the initrd does not fit into boot memory.
-    #[error("{what} needs memory up to {end:#x}, beyond the first {} of boot memory: make --memory larger", Size(*.low))]
+    #[error(
+        "{what} needs memory up to {end:#x}, beyond the first {low} of boot memory: make --memory larger"
+    )]
     NoRoom {
         /// What does not fit.
         what: String,
         /// Where it would end.
         end: u64,
-        /// Where usable boot memory ends.
-        low: u64,
+        /// The boot memory below the register hole.
+        low: Size,
     },
     /// The command line is too long.
     #[error("the kernel command line is longer than {CMDLINE_SIZE} bytes: make --cmdline shorter")]
@@ -226,7 +228,7 @@ pub fn load(
     tsc_khz: u32,
     view: &View,
 ) -> Result<Entry, BootError> {
-    let low = config.memory.min(layout::HOLE_START);
+    let low = config.memory.0.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
     view.write_slice(&RESTART_CODE, RESTART).map_err(|error| write("code to restart", &error))?;
@@ -253,7 +255,7 @@ pub fn load(
 fn load_elf(image: &Image, low: u64, view: &View) -> Result<(u64, u64), BootError> {
     let end = image.end()?;
     if end > low {
-        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end, low });
+        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end, low: Size(low) });
     }
     let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None)
         .map_err(|error| image.not_elf(&error.to_string()))?;
@@ -269,7 +271,7 @@ fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<I
     let start = low.checked_sub(size).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
     let Some(start) = start else {
         let end = kernel_end.saturating_add(size);
-        return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low });
+        return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low: Size(low) });
     };
     view.write_slice(bytes, GuestAddress(start)).map_err(|error| write("initrd", &error))?;
     Ok(Initrd { start, size })
@@ -286,7 +288,7 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
             (keys::NR_CPUS, config.cpus.to_string()),
             (keys::TSC_KHZ, tsc_khz.to_string()),
             (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
-            (keys::MEMORY_BLOCK, format!("{}M", config.memory_block >> 20)),
+            (keys::MEMORY_BLOCK, format!("{}M", config.memory_block.0 >> 20)),
             (keys::PCP_DISABLE, on_off(config.pcp_disable)),
             (keys::INIT, config.init.to_string()),
             // What the host gives, it gives as zeros, and gives again after it took it back.

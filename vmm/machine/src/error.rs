@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use tidevm_abi::Size;
+
 use crate::boot::BootError;
-use crate::config::{ConfigError, Size};
+use crate::config::ConfigError;
 use crate::memory::MemoryError;
 
 /// Why a VM did not start.
@@ -29,15 +31,14 @@ pub enum StartError {
     },
     /// More memory than the vCPUs can address.
     #[error(
-        "boot memory, hotplug regions and device memory end at {}, beyond the {} that this host's CPU can \
-         address: make --memory, --hotplug size= or --pmem size= smaller",
-        Size(*.end), Size(*.limit)
+        "boot memory, hotplug regions and device memory end at {end}, beyond the {limit} that this host's CPU can \
+         address: make --memory, --hotplug size= or --pmem size= smaller"
     )]
     Unaddressable {
         /// Where the last range would end.
-        end: u64,
+        end: Size,
         /// The end of the address space.
-        limit: u64,
+        limit: Size,
     },
     /// The console file cannot be written, or no process listens at the socket.
     #[error("--console {kind}:{path}: {error}")]

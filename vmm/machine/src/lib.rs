@@ -40,9 +40,10 @@ mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
+pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 pub use error::StartError;
 pub use memory::MemoryError;
 pub use process::GRACE;
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
+pub use tidevm_abi::Size;
 pub use vm::{CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Vm};

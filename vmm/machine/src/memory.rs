@@ -13,7 +13,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::config::Size;
+use tidevm_abi::Size;
+
 use crate::sync::lock;
 
 pub mod held;
@@ -57,13 +58,13 @@ impl std::fmt::Debug for Hotplug {
 
 /// Why a machine's memory could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the host refuses {what} of {}: {error}; make --memory, --hotplug size= or --pmem size= smaller", Size(*.size))]
+#[error("the host refuses {what} of {size}: {error}; make --memory, --hotplug size= or --pmem size= smaller")]
 pub struct MemoryError {
-    /// Which memory.
+    /// The memory, in words.
     pub what: String,
-    /// How much, in bytes.
-    pub size: u64,
-    /// What the host says.
+    /// Its size.
+    pub size: Size,
+    /// The host's error.
     pub error: io::Error,
 }
 
@@ -75,13 +76,13 @@ impl Memory {
     /// # Errors
     /// The host refuses a mapping or KVM a slot.
     pub fn new(
-        boot: u64,
-        sizes: &[u64],
-        pmem: &[u64],
+        boot: Size,
+        sizes: &[Size],
+        pmem: &[Size],
         mut slots: Box<dyn Slots>,
     ) -> Result<Self, MemoryError> {
-        let boot_mapping = Arc::new(Mapping::reserve(boot).map_err(fail("boot memory", boot))?);
-        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot))?;
+        let boot_mapping = Arc::new(Mapping::reserve(boot.0).map_err(fail("boot memory", boot.0))?);
+        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot.0))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
         let mut ranges = layout::regions(boot, sizes.iter().chain(pmem).copied())
@@ -198,12 +199,12 @@ impl Memory {
 
 /// For `map_err`: the host refused `size` bytes of `what`.
 fn fail(what: &str, size: u64) -> impl FnOnce(io::Error) -> MemoryError {
-    move |error| MemoryError { what: what.to_owned(), size, error }
+    move |error| MemoryError { what: what.to_owned(), size: Size(size), error }
 }
 
 fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), MemoryError> {
     let mut offset = 0;
-    for range in layout::ram(boot.size()) {
+    for range in layout::ram(Size(boot.size())) {
         let size = range.end - range.start;
         slots.add(range.start, boot, offset, size).map_err(fail("the memslot of boot memory", size))?;
         offset += size;

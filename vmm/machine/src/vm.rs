@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Call, Op};
+use tidevm_abi::{Answer, Call, Op, Size};
 use virtio_mem::device::ResizeError as DeviceError;
 
-use crate::config::{Config, Size};
+use crate::config::Config;
 use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
 use crate::state::{Death, State, WaitError};
@@ -66,26 +66,26 @@ pub enum ResizeError {
     /// There is no such device.
     #[error("there is no hotplug device {device}: the machine has {count}")]
     NoDevice {
-        /// The device asked for.
+        /// Index of the requested device.
         device: usize,
-        /// How many there are.
+        /// The number of devices.
         count: usize,
     },
-    /// The target is not made of blocks.
-    #[error("{} is not a multiple of the device's block, {}", Size(*.requested), Size(*.block))]
+    /// The target is not made of device blocks.
+    #[error("{requested} is not a multiple of the device's block, {block}")]
     Unaligned {
-        /// The target, in bytes.
-        requested: u64,
-        /// The block size, in bytes.
-        block: u64,
+        /// The target.
+        requested: Size,
+        /// The device block.
+        block: Size,
     },
     /// The target is larger than the region.
-    #[error("{} does not fit into the region of {}", Size(*.requested), Size(*.region_size))]
+    #[error("{requested} does not fit into the region of {region_size}")]
     TooLarge {
-        /// The target, in bytes.
-        requested: u64,
-        /// The region's size, in bytes.
-        region_size: u64,
+        /// The target.
+        requested: Size,
+        /// The region.
+        region_size: Size,
     },
 }
 
@@ -168,39 +168,42 @@ impl Vm {
         self.shared.state.take_answer(id, limit, what)
     }
 
-    /// Sets a device's target in bytes and tells the guest. Returns at once; the state tells how
-    /// far it is.
+    /// Sets a device's target and tells the guest. Returns at once; the state shows the guest's progress.
     ///
     /// # Errors
     /// [`ResizeError`]; nothing changed.
-    pub fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
+    pub fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
         let devices = &self.shared.devices.mem;
         let count = devices.len();
         let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
         lock(&mem.device).resize(requested).map_err(|error| match error {
-            DeviceError::Misaligned { block_size } => ResizeError::Unaligned { requested, block: block_size },
-            DeviceError::BeyondRegion { region_size } => ResizeError::TooLarge { requested, region_size },
+            DeviceError::Misaligned { block_size } => {
+                ResizeError::Unaligned { requested, block: Size(block_size) }
+            }
+            DeviceError::BeyondRegion { region_size } => {
+                ResizeError::TooLarge { requested, region_size: Size(region_size) }
+            }
         })
     }
 
-    /// Bytes of host memory really held by a device's region: resident and swapped out.
+    /// The host memory that a device's region really holds, resident and swapped out.
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such device.
-    pub fn held(&self, device: usize) -> io::Result<u64> {
-        self.shared.memory.held(device)
+    pub fn held(&self, device: usize) -> io::Result<Size> {
+        self.shared.memory.held(device).map(Size)
     }
 
-    /// Bytes of boot memory.
+    /// Boot memory.
     #[must_use]
-    pub fn boot_memory(&self) -> u64 {
+    pub fn boot_memory(&self) -> Size {
         self.shared.config.memory
     }
 
-    /// Bytes of device memory, all ranges together.
+    /// Device memory, all ranges together.
     #[must_use]
-    pub fn device_memory(&self) -> u64 {
-        self.shared.config.pmem.iter().sum()
+    pub fn device_memory(&self) -> Size {
+        Size(self.shared.config.pmem.iter().map(|size| size.0).sum())
     }
 
     /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.

@@ -163,8 +163,8 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
         });
     };
     let size = target.map_or(0, Target::size);
-    (!size.is_multiple_of(device.block)).then(|| {
-        let block = Size(device.block);
+    (!size.is_multiple_of(device.block.0)).then(|| {
+        let block = device.block;
         format!("{} is not a multiple of the block size {block} of device {index}", Size(size))
     })
 }

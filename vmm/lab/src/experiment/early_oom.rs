@@ -3,7 +3,7 @@
 //! Eight CPUs that take 200 MiB each want 1.6 of 2 GiB, of which 128 MiB are initialised at that time.
 //! Unless allocations have more of it initialised, boot ends in out of memory.
 
-use tidevm_machine::{Config, ConsoleMode, InitPolicy};
+use tidevm_machine::{Config, ConsoleMode, InitPolicy, Size};
 use tidevm_session::Ended;
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended, last_words};
@@ -29,7 +29,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, words: &str) -> Resu
     let config = Config {
         init: InitPolicy::Deferred,
         cpus: CPUS,
-        memory: 2 << 30,
+        memory: Size::gib(2),
         cmdline: Some(words.to_owned()),
         console: ConsoleMode::Off,
         ..Config::default()

@@ -140,7 +140,7 @@ fn srat(config: &Config) -> Sdt {
         body.extend([range.start, range.end - range.start].map(u64::to_le_bytes).concat());
         body.extend([0, ENABLED | flags, 0, 0].map(u32::to_le_bytes).concat());
     };
-    let mut sizes: Vec<u64> = config.numa.iter().map(|node| node.memory).collect();
+    let mut sizes: Vec<_> = config.numa.iter().map(|node| node.memory).collect();
     if sizes.is_empty() {
         sizes.push(config.memory);
     }
@@ -206,6 +206,8 @@ fn device(name: &str, id: &dyn Aml, number: u8, resources: Vec<&dyn Aml>, body: 
 
 #[cfg(test)]
 mod tests {
+    use tidevm_abi::Size;
+
     use super::*;
     use crate::config::{HotplugConfig, MAX_NODE, NodeConfig};
     use crate::memory::fake::memory;
@@ -223,15 +225,16 @@ mod tests {
     }
 
     /// 3.5 GiB of boot memory, of which node 1 has the larger part.
-    fn two_nodes() -> (u64, Vec<NodeConfig>) {
-        let nodes = [NodeConfig { memory: 1 << 30, cpus: 200 }, NodeConfig { memory: 5 << 29, cpus: 54 }];
-        (7 << 29, nodes.into())
+    fn two_nodes() -> (Size, Vec<NodeConfig>) {
+        let nodes =
+            [NodeConfig { memory: Size(1 << 30), cpus: 200 }, NodeConfig { memory: Size(5 << 29), cpus: 54 }];
+        (Size(7 << 29), nodes.into())
     }
 
     /// Follows the pointers as a kernel does, and checks every sum on the way.
     #[test]
     fn every_table_is_reached_and_its_bytes_add_up() {
-        let mut hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
+        let mut hotplug = vec![HotplugConfig::new(Size::gib(1)); tidevm_abi::MAX_MEM_DEVICES];
         hotplug[0].node = Some(1);
         hotplug[1].node = Some(MAX_NODE);
         let (memory, numa) = two_nodes();

@@ -11,6 +11,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
 use linux_loader::loader::{BzImage, KernelLoader};
+use tidevm_abi::Size;
 use vm_memory::{Address, GuestAddress};
 
 use super::{BootError, CMDLINE, Initrd};
@@ -49,7 +50,7 @@ pub(super) fn load(name: &str, bytes: &[u8], low: u64, view: &View) -> Result<Lo
     let size = bytes.len() as u64;
     if LOAD_ADDRESS.0 + size > low {
         let what = format!("the kernel {name}");
-        return Err(BootError::NoRoom { what, end: LOAD_ADDRESS.0 + size, low });
+        return Err(BootError::NoRoom { what, end: LOAD_ADDRESS.0 + size, low: Size(low) });
     }
     let loaded = BzImage::load(view, Some(LOAD_ADDRESS), &mut Cursor::new(bytes), None)
         .map_err(|error| BootError::NotBzImage { name: name.to_owned(), reason: error.to_string() })?;
@@ -61,7 +62,7 @@ pub(super) fn load(name: &str, bytes: &[u8], low: u64, view: &View) -> Result<Lo
     }
     let end = loaded.kernel_end.max(header.pref_address.saturating_add(header.init_size.into()));
     if end > low {
-        return Err(BootError::NoRoom { what: format!("the kernel {name}, unpacked,"), end, low });
+        return Err(BootError::NoRoom { what: format!("the kernel {name}, unpacked,"), end, low: Size(low) });
     }
     Ok(Loaded { header, entry: loaded.kernel_load.raw_value(), end })
 }

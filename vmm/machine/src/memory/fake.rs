@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 
 use super::Memory;
 use super::layout::HOLE_END;
@@ -39,7 +39,7 @@ impl FakeSlots {
 
     /// Address and size of the slots above boot memory, ascending.
     pub(crate) fn hotplug(&self, boot: u64) -> Vec<(u64, u64)> {
-        let end = super::layout::ram(boot).map(|range| range.end).max().unwrap_or(0);
+        let end = super::layout::ram(Size(boot)).map(|range| range.end).max().unwrap_or(0);
         let first = end.max(HOLE_END);
         let mut slots: Vec<_> = self
             .with(|table| table.slots.values().copied().filter(|&(address, _)| address >= first).collect());
@@ -112,6 +112,8 @@ pub(crate) fn memory(boot: u64, sizes: &[u64]) -> (Memory, FakeSlots) {
 /// As [`memory`], and device memory.
 pub(crate) fn memory_with_pmem(boot: u64, sizes: &[u64], pmem: &[u64]) -> (Memory, FakeSlots) {
     let slots = FakeSlots::default();
-    let memory = Memory::new(boot, sizes, pmem, Box::new(slots.clone())).expect("address space for a test");
+    let [sizes, pmem] = [sizes, pmem].map(|sizes| sizes.iter().copied().map(Size).collect::<Vec<_>>());
+    let memory = Memory::new(Size(boot), &sizes, &pmem, Box::new(slots.clone()));
+    let memory = memory.expect("address space for a test");
     (memory, slots)
 }

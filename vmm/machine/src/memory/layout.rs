@@ -12,6 +12,7 @@
 
 use std::ops::Range;
 
+use tidevm_abi::Size;
 use vm_memory::GuestAddress;
 
 /// End of boot memory's first part and start of the register hole.
@@ -44,18 +45,18 @@ const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize)
 /// Three pages in the hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
-/// Boot memory of `memory` bytes: its address ranges, ascending.
-pub fn ram(memory: u64) -> impl Iterator<Item = Range<u64>> {
-    let low = memory.min(HOLE_START);
-    [0..low, HOLE_END..HOLE_END + (memory - low)].into_iter().filter(|range| !range.is_empty())
+/// The address ranges of `memory` of boot memory, ascending.
+pub fn ram(memory: Size) -> impl Iterator<Item = Range<u64>> {
+    let low = memory.0.min(HOLE_START);
+    [0..low, HOLE_END..HOLE_END + (memory.0 - low)].into_iter().filter(|range| !range.is_empty())
 }
 
-/// The first `memory` bytes of such boot memory, cut behind each of the `sizes` of its parts: the ranges of
-/// each part, ascending, with the part's number.
-pub fn parts(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Vec<(usize, Range<u64>)> {
+/// Cuts boot memory into parts of `sizes`, from the lowest address up. Gives the ranges of each part, ascending,
+/// with the part's number.
+pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize, Range<u64>)> {
     let mut rest: Vec<Range<u64>> = ram(memory).collect();
     let mut parts = Vec::new();
-    for (part, mut left) in sizes.into_iter().enumerate() {
+    for (part, Size(mut left)) in sizes.into_iter().enumerate() {
         for range in &mut rest {
             let taken = left.min(range.end - range.start);
             if taken > 0 {
@@ -68,24 +69,24 @@ pub fn parts(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Vec<(usize, R
     parts
 }
 
-/// Places regions, of hotplug or of device memory, of the given sizes behind `memory` bytes of boot memory. [`None`] when an
+/// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when an
 /// address overflows.
-pub fn regions(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<Range<u64>>> {
-    let mut next = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
+pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<Range<u64>>> {
+    let mut next = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
     sizes
         .into_iter()
         .map(|size| {
             let start = next.checked_next_multiple_of(REGION_ALIGN)?;
-            next = start.checked_add(size)?;
+            next = start.checked_add(size.0)?;
             Some(start..next)
         })
         .collect()
 }
 
-/// End of the last region, or of boot memory when there is none. [`None`] when an address
-/// overflows.
-pub fn end(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<u64> {
-    let ram = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
+/// End of the last of these ranges, or 4 GiB or the end of boot memory when there is none. [`None`] when an
+/// address overflows.
+pub fn end(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<u64> {
+    let ram = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
     regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end))
 }
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use tidevm_abi::Size;
 use vm_memory::{GuestAddress, GuestRegionCollection};
 
 use super::layout;
@@ -22,7 +23,7 @@ impl BootWindows {
     pub(super) fn open(mapping: &Arc<Mapping>) -> std::io::Result<Self> {
         mapping.open(0..mapping.size())?;
         let mut offset = 0;
-        let windows = layout::ram(mapping.size()).map(|range| {
+        let windows = layout::ram(Size(mapping.size())).map(|range| {
             let offsets = offset..offset + (range.end - range.start);
             offset = offsets.end;
             // SAFETY: all of the mapping was opened above, and nobody closes boot memory.

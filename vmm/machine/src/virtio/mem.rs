@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_mem::blocks::BlockRange;
 use virtio_mem::device::{Backing, Busy, Device, DeviceConfig, ResizeError as DeviceError};
@@ -78,17 +79,17 @@ impl Mem {
         let start = region.start;
         let mut device = Device::new(DeviceConfig {
             addr: start,
-            region_size: config.size,
-            block_size: config.block,
+            region_size: config.size.0,
+            block_size: config.block.0,
             node_id: config.node,
         })
         .map_err(io::Error::other)?;
-        device.resize(config.requested).map_err(io::Error::other)?;
+        device.resize(config.requested.0).map_err(io::Error::other)?;
         let required = 1 << F_UNPLUGGED_INACCESSIBLE;
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let blocks = RegionMemory { memory, index, start, block_size: config.block, refused: false };
+        let blocks = RegionMemory { memory, index, start, block_size: config.block.0, refused: false };
         Ok(Self {
             transport: Transport::new(registers, interrupt),
             device,
@@ -103,19 +104,19 @@ impl Mem {
     pub(crate) fn status_at_start(config: &HotplugConfig, region: u64) -> MemStatus {
         MemStatus {
             region,
-            region_size: config.size,
-            block_size: config.block,
-            requested: config.requested,
+            region_size: config.size.0,
+            block_size: config.block.0,
+            requested: config.requested.0,
             ..MemStatus::default()
         }
     }
 
-    /// Sets the target in bytes and tells the driver.
+    /// Sets the target and tells the driver.
     ///
     /// # Errors
     /// There is no such size; nothing changed.
-    pub fn resize(&mut self, requested: u64) -> Result<(), DeviceError> {
-        let changed = self.device.resize(requested)?;
+    pub fn resize(&mut self, requested: Size) -> Result<(), DeviceError> {
+        let changed = self.device.resize(requested.0)?;
         self.publish(None);
         if changed {
             self.transport.notify_config();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use kvm_ioctls::{Cap, Kvm};
+use tidevm_abi::Size;
 
 use super::events::{EventLoop, Sources};
 use super::hardware::{self, Hardware};
@@ -97,8 +98,8 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
 
 /// Checks that addresses of `bits` bits reach all memory.
 pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
-    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
-    match layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX) {
+    let limit = Size(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
+    match Size(layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX)) {
         end if end > limit => Err(StartError::Unaddressable { end, limit }),
         _ => Ok(()),
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm_abi::Op;
+use tidevm_abi::{Op, Size};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{End, StartError, Vm, start};
@@ -67,9 +67,9 @@ impl Kernel {
     fn config(&self) -> Config {
         Config {
             kernel: Some(self.0.clone()),
-            memory: 32 * MIB,
+            memory: Size::mib(32),
             console: ConsoleMode::Off,
-            hotplug: vec![HotplugConfig::new(1 << 30)],
+            hotplug: vec![HotplugConfig::new(Size::gib(1))],
             ..Config::default()
         }
     }
@@ -274,13 +274,13 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
         vm.shared.memory.plug(0, block.clone()).unwrap();
         go(&vm);
         let start = Instant::now();
-        while vm.held(0).unwrap() == 0 && start.elapsed() < LIMIT {
+        while vm.held(0).unwrap() == Size(0) && start.elapsed() < LIMIT {
             std::thread::yield_now();
         }
-        assert_ne!(vm.held(0).unwrap(), 0, "round {round}");
+        assert_ne!(vm.held(0).unwrap(), Size(0), "round {round}");
         vm.shared.memory.unplug(0, block.clone()).unwrap();
         assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END), "round {round}");
-        assert_eq!(vm.held(0).unwrap(), 0, "round {round}");
+        assert_eq!(vm.held(0).unwrap(), Size(0), "round {round}");
     }
 }
 
@@ -334,9 +334,9 @@ fn tidevms_own_guest_has_its_limit_of_cpus() {
 
 #[test]
 fn memory_that_no_address_leads_to_is_refused() {
-    let config = Config { hotplug: vec![HotplugConfig::new(60 << 30)], ..Config::default() };
+    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(60))], ..Config::default() };
     assert!(start::check_reach(&config, 36).is_ok());
-    let config = Config { hotplug: vec![HotplugConfig::new(61 << 30)], ..config };
+    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(61))], ..config };
     let error = start::check_reach(&config, 36).unwrap_err();
     assert_eq!(error.exit_status(), 2);
     assert!(

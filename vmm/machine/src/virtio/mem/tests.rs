@@ -33,8 +33,8 @@ struct Rig {
 
 /// A device with `requested` bytes wanted of 1 GiB, and its driver up.
 fn rig(requested: u64) -> Rig {
-    let config = HotplugConfig { requested, ..HotplugConfig::new(1 << 30) };
-    let (memory, slots) = memory(64 * MIB, &[config.size]);
+    let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(Size::gib(1)) };
+    let (memory, slots) = memory(64 * MIB, &[config.size.0]);
     let memory = Arc::new(memory);
     let status = vec![Mem::status_at_start(&config, HOLE_END)];
     let shared = Arc::new(SharedState::new(Instant::now(), status));
@@ -167,9 +167,9 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
 fn every_runtime_change_moves_the_generation() {
     let mut rig = rig(0);
     let mut generations = vec![read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)];
-    rig.mem.resize(4 << 30).unwrap_err();
+    rig.mem.resize(Size(4 << 30)).unwrap_err();
     assert_eq!(interrupts(&mut rig.mem), 0);
-    rig.mem.resize(4 * MIB).unwrap();
+    rig.mem.resize(Size(4 * MIB)).unwrap();
     assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
     generations.push(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
     rig.ask(RequestKind::Plug, 0, 1);
@@ -323,7 +323,7 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
     assert!(!rig.shared.snapshot().mem[0].driver);
     assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
     let used = rig.ring.used();
-    rig.mem.resize(32 * MIB).unwrap();
+    rig.mem.resize(Size(32 * MIB)).unwrap();
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.driver), (16 * MIB, 32 * MIB, false));
     assert_eq!(

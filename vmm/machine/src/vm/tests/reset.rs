@@ -127,7 +127,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
     if !kvm() {
         return;
     }
-    let hotplug = vec![HotplugConfig { requested: SIZE, ..HotplugConfig::new(1 << 30) }];
+    let hotplug = vec![HotplugConfig { requested: Size(SIZE), ..HotplugConfig::new(Size::gib(1)) }];
     let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
     for resets in 0..=1 {
         let up = |state: &crate::state::State| {
@@ -213,14 +213,14 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     }
     let vm = Vm::start(Config {
         console: ConsoleMode::Off,
-        hotplug: vec![HotplugConfig::new(TARGET)],
+        hotplug: vec![HotplugConfig::new(Size(TARGET))],
         ..Config::default()
     })
     .unwrap();
     vm.wait(BOOT, "the guest", |state| state.ready).unwrap();
     let at = |size, mem: &MemStatus| mem.report.is_some_and(|report| report.plugged == size);
     for resets in 1..=3 {
-        vm.resize(0, TARGET).unwrap();
+        vm.resize(0, Size(TARGET)).unwrap();
         // Plugged at one stroke, and not online for a while.
         let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
@@ -235,7 +235,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
         .unwrap();
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
-        vm.resize(0, 0).unwrap();
+        vm.resize(0, Size(0)).unwrap();
         vm.wait(BOOT, "nothing", |state| at(0, &state.mem[0]).then_some(())).unwrap();
     }
     assert_eq!(vm.state().bad_records, 0);
@@ -256,10 +256,10 @@ fn resets_give_back_what_was_plugged() {
             vm.shared.memory.plug(0, start..start + 2 * MIB).unwrap();
             vm.shared.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
         }
-        assert_ne!(vm.held(0).unwrap(), 0);
+        assert_ne!(vm.held(0).unwrap(), Size(0));
         go(&vm);
         await_resets(&vm, resets);
-        assert_eq!(vm.held(0).unwrap(), 0);
+        assert_eq!(vm.held(0).unwrap(), Size(0));
     }
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
