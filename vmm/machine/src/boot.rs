@@ -309,20 +309,17 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
     Ok(line)
 }
 
-/// The guest's RAM: boot memory without the legacy hole; and its device memory, of the type that Linux
-/// makes a pmem device of without ACPI's tables for it.
+/// The guest's RAM, which is boot memory without the legacy hole, and its device memory. Device memory has the type
+/// from which Linux makes a pmem device without further ACPI tables.
 fn memory_map(config: &Config) -> Vec<hvm_memmap_table_entry> {
-    let ram = layout::ram(config.memory)
-        .flat_map(|range| {
-            [range.start..range.end.min(LEGACY_HOLE.start), range.start.max(LEGACY_HOLE.end)..range.end]
-        })
-        .filter(|range| range.start < range.end);
-    let pmem = config.pmem_ranges().into_iter();
+    let ram = layout::ram(config.memory).flat_map(|range| range.without(LEGACY_HOLE));
+    let regions = layout::regions(config.memory, config.region_sizes()).unwrap_or_default();
+    let pmem = regions.into_iter().skip(config.hotplug.len());
     ram.map(|range| (range, MEMMAP_RAM))
         .chain(pmem.map(|range| (range, tidevm_abi::E820_PRAM)))
         .map(|(range, type_)| hvm_memmap_table_entry {
-            addr: range.start,
-            size: range.end - range.start,
+            addr: range.start().0,
+            size: range.size(),
             type_,
             reserved: 0,
         })

@@ -5,7 +5,6 @@
 //! limits) is a [`StartError`](crate::StartError).
 
 use std::fmt;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -346,12 +345,6 @@ impl Config {
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.
     pub(crate) fn region_sizes(&self) -> impl Iterator<Item = Size> {
         self.hotplug.iter().map(|hotplug| hotplug.size).chain(self.pmem.iter().copied())
-    }
-
-    /// Address ranges of device memory; none of a configuration that is not valid.
-    pub(crate) fn pmem_ranges(&self) -> Vec<Range<u64>> {
-        let regions = layout::regions(self.memory, self.region_sizes()).unwrap_or_default();
-        regions.into_iter().skip(self.hotplug.len()).collect()
     }
 
     /// Checks the number of vCPUs against what the kernel brings up.

@@ -11,8 +11,6 @@
 //! | SRAT | which memory and which vCPU is on which node; only there when nodes are configured |
 //! | SLIT | that another node is twice as far as the own; there with SRAT |
 
-use std::ops::Range;
-
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
@@ -30,6 +28,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use super::{BootError, RESTART};
 use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
 use crate::config::Config;
+use crate::memory::range::GuestRange;
 use crate::memory::{View, layout};
 
 const OEM: [u8; 6] = *b"TIDEVM";
@@ -133,11 +132,11 @@ fn srat(config: &Config) -> Sdt {
         body.extend([0, 16, node, id]);
         body.extend([ENABLED, 0, 0].map(u32::to_le_bytes).concat());
     }
-    let mut memory = |range: Range<u64>, node: u16, flags: u32| {
+    let mut memory = |range: GuestRange, node: u16, flags: u32| {
         body.extend([1, 40]);
         body.extend(u32::from(node).to_le_bytes());
         body.extend([0; 2]);
-        body.extend([range.start, range.end - range.start].map(u64::to_le_bytes).concat());
+        body.extend([range.start().0, range.size()].map(u64::to_le_bytes).concat());
         body.extend([0, ENABLED | flags, 0, 0].map(u32::to_le_bytes).concat());
     };
     let mut sizes: Vec<_> = config.numa.iter().map(|node| node.memory).collect();

@@ -21,7 +21,7 @@ fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
     for memory in [32 * MIB, 3 * GIB, 3 * GIB + 2 * MIB, 64 * GIB] {
         let regions = layout::regions(Size(memory), [GIB, 128 * MIB].map(Size)).unwrap();
         for (start, end) in ranges(memory) {
-            assert!(regions.iter().all(|region| end <= region.start || region.end <= start));
+            assert!(regions.iter().all(|region| end <= region.start().0 || region.end().0 <= start));
         }
     }
 }

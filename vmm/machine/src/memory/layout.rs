@@ -7,13 +7,13 @@
 //! next GiB ..... hotplug region 0, then each next region at the next GiB, device memory last
 //! ```
 //!
-//! Invariants: no two ranges overlap; hotplug regions are never part of what a memory map for the
-//! guest is made from ([`ram`]).
-
-use std::ops::Range;
+//! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for the
+//! guest are made.
 
 use tidevm_abi::Size;
 use vm_memory::GuestAddress;
+
+use super::range::{GuestRange, OffsetRange};
 
 /// End of boot memory's first part and start of the register hole.
 pub const HOLE_START: u64 = 3 << 30;
@@ -46,39 +46,48 @@ const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize)
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
 /// The address ranges of `memory` of boot memory, ascending.
-pub fn ram(memory: Size) -> impl Iterator<Item = Range<u64>> {
+pub fn ram(memory: Size) -> impl Iterator<Item = GuestRange> {
     let low = memory.0.min(HOLE_START);
-    [0..low, HOLE_END..HOLE_END + (memory.0 - low)].into_iter().filter(|range| !range.is_empty())
+    [0..low, HOLE_END..HOLE_END + (memory.0 - low)].into_iter().filter_map(GuestRange::new)
+}
+
+/// The address ranges of boot memory, each with its offsets in the one mapping behind boot memory. `all` are the
+/// offsets of that mapping.
+pub fn boot_parts(all: OffsetRange) -> impl Iterator<Item = (GuestRange, OffsetRange)> {
+    let mut next = all.start();
+    ram(Size(all.size())).filter_map(move |range| {
+        let offsets = OffsetRange::new(next..next + range.size())?;
+        next = offsets.end();
+        Some((range, offsets))
+    })
 }
 
 /// Cuts boot memory into parts of `sizes`, from the lowest address up. Gives the ranges of each part, ascending,
 /// with the part's number.
-pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize, Range<u64>)> {
-    let mut rest: Vec<Range<u64>> = ram(memory).collect();
+pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize, GuestRange)> {
+    let mut rest: Vec<_> = ram(memory).map(|range| (range.start().0, range.end().0)).collect();
     let mut parts = Vec::new();
     for (part, Size(mut left)) in sizes.into_iter().enumerate() {
-        for range in &mut rest {
-            let taken = left.min(range.end - range.start);
-            if taken > 0 {
-                parts.push((part, range.start..range.start + taken));
-            }
-            range.start += taken;
-            left -= taken;
+        for (start, end) in &mut rest {
+            let cut = *start + left.min(*end - *start);
+            parts.extend(GuestRange::new(*start..cut).map(|range| (part, range)));
+            left -= cut - *start;
+            *start = cut;
         }
     }
     parts
 }
 
 /// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when an
-/// address overflows.
-pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<Range<u64>>> {
+/// address overflows or a size is 0.
+pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<GuestRange>> {
     let mut next = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
     sizes
         .into_iter()
         .map(|size| {
             let start = next.checked_next_multiple_of(REGION_ALIGN)?;
             next = start.checked_add(size.0)?;
-            Some(start..next)
+            GuestRange::new(start..next)
         })
         .collect()
 }
@@ -87,7 +96,7 @@ pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Ve
 /// address overflows.
 pub fn end(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<u64> {
     let ram = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
-    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end))
+    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end().0))
 }
 
 /// Address of the registers of virtio-mmio device `index`.

@@ -5,22 +5,23 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::fake::{FakeSlots, memory, memory_with_pmem};
+use super::fake::{FakeSlots, at, memory, memory_with_pmem};
+use super::range::GuestRange;
 use super::{Memory, layout};
 
 const MIB: u64 = 1 << 20;
 const BOOT: u64 = 64 * MIB;
 const START: u64 = layout::HOLE_END;
 
-/// `count` device blocks of 2 MiB from block `first` on of region 0.
-fn blocks(first: u64, count: u64) -> Range<u64> {
-    START + first * 2 * MIB..START + (first + count) * 2 * MIB
+/// `count` device blocks of 2 MiB of region 0, from block `first` on.
+fn blocks(first: u64, count: u64) -> GuestRange {
+    at(START + first * 2 * MIB..START + (first + count) * 2 * MIB)
 }
 
 /// The view without boot memory.
-fn plugged(memory: &Memory) -> Vec<Range<u64>> {
+fn plugged(memory: &Memory) -> Vec<GuestRange> {
     let view = memory.view();
-    let runs = view.iter().skip(1).map(|run| run.start_addr().0..run.start_addr().0 + run.len());
+    let runs = view.iter().skip(1).map(|run| at(run.start_addr().0..run.start_addr().0 + run.len()));
     runs.collect()
 }
 
@@ -82,9 +83,9 @@ fn a_slot_that_cannot_be_made_leaves_everything_as_it_was() {
     for successes in 0..3 {
         slots.fail_add_after(successes);
         for range in [blocks(0, 64), blocks(65, 127), blocks(3 * 64 + 1, 127)] {
-            let result = memory.plug(0, range.clone());
+            let result = memory.plug(0, range);
             if result.is_err() {
-                assert_eq!(protection(&memory, range.start - START), "---p");
+                assert_eq!(protection(&memory, range.start().0 - START), "---p");
             } else {
                 memory.unplug(0, range).unwrap();
             }
@@ -100,8 +101,8 @@ fn one_failing_slot_of_several_takes_the_others_back() {
     let before = slots.hotplug(BOOT);
     slots.fail_add_after(1);
     // Around the block in use: memory blocks 0 and 2, two slots.
-    let free = START..blocks(64, 1).start;
-    memory.plug(0, free.clone()).unwrap();
+    let free = at(START..blocks(64, 1).start().0);
+    memory.plug(0, free).unwrap();
     memory.unplug(0, free).unwrap();
     assert!(memory.plug(0, blocks(65, 127)).is_err());
     assert_eq!(slots.hotplug(BOOT), before);
@@ -147,7 +148,7 @@ fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
     memory.plug(0, blocks(0, 32)).unwrap();
     assert_eq!(memory.held(0).unwrap(), 0, "a plug populates nothing");
     for block in 0..32 {
-        memory.view().write_slice(&[0xa5; 4096], GuestAddress(blocks(block, 1).start)).unwrap();
+        memory.view().write_slice(&[0xa5; 4096], blocks(block, 1).start()).unwrap();
     }
     assert!(memory.held(0).unwrap() >= 32 * 4096);
     memory.unplug(0, blocks(8, 24)).unwrap();
@@ -162,13 +163,14 @@ fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
 #[test]
 fn ranges_outside_the_region_are_refused() {
     let (memory, _) = memory(BOOT, &[BLOCK, BLOCK]);
-    let second = memory.regions()[1].clone();
-    assert_eq!(second.start % layout::REGION_ALIGN, 0);
-    for range in [START - 2 * MIB..START, START..START + BLOCK + 2 * MIB, second.clone(), START..START] {
-        assert!(memory.plug(0, range.clone()).is_err() && memory.unplug(0, range).is_err());
+    let second = memory.regions()[1];
+    assert_eq!(second.start().0 % layout::REGION_ALIGN, 0);
+    assert_eq!(GuestRange::new(START..START), None);
+    for range in [at(START - 2 * MIB..START), at(START..START + BLOCK + 2 * MIB), second] {
+        assert!(memory.plug(0, range).is_err() && memory.unplug(0, range).is_err());
     }
     memory.plug(1, second).unwrap();
-    assert!(memory.plug(2, START..START + BLOCK).is_err());
+    assert!(memory.plug(2, at(START..START + BLOCK)).is_err());
     assert!(memory.held(2).is_err());
 }
 
@@ -237,14 +239,14 @@ proptest! {
             let expected = runs(&model, 0..COUNT, true);
             let expected: Vec<_> = expected.into_iter().map(|(first, count)| blocks(first, count)).collect();
             assert_eq!(plugged(&memory), expected);
-            let covered = |range: &Range<u64>| {
-                let mut next = range.start;
+            let covered = |range: &GuestRange| {
+                let mut next = range.start().0;
                 for (address, size) in slots.hotplug(BOOT) {
                     if (address..address + size).contains(&next) {
                         next = address + size;
                     }
                 }
-                next >= range.end
+                next >= range.end().0
             };
             assert!(expected.iter().all(covered), "{expected:x?} in {:x?}", slots.hotplug(BOOT));
         }
@@ -280,13 +282,13 @@ fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
 fn a_reset_takes_all_runs_at_once() {
     const RUNS: u64 = 1000;
     let (memory, old) = memory(BOOT, &[8 << 30, 1 << 30]);
-    let second = memory.regions()[1].start;
+    let second = memory.regions()[1].start().0;
     // Around them first, so that each needs no slot of its own.
     memory.plug(0, blocks(0, 2 * RUNS)).unwrap();
-    memory.plug(1, second..second + 2 * MIB).unwrap();
+    memory.plug(1, at(second..second + 2 * MIB)).unwrap();
     for run in 0..RUNS {
         memory.unplug(0, blocks(2 * run, 1)).unwrap();
-        memory.view().write_obj(7_u8, GuestAddress(blocks(2 * run + 1, 1).start)).unwrap();
+        memory.view().write_obj(7_u8, blocks(2 * run + 1, 1).start()).unwrap();
     }
     assert!(memory.held(0).unwrap() >= RUNS * 4096);
     assert_eq!(plugged(&memory).len() as u64, RUNS + 1);
@@ -297,7 +299,7 @@ fn a_reset_takes_all_runs_at_once() {
     assert_eq!((memory.held(0).unwrap(), memory.held(1).unwrap(), plugged(&memory)), (0, 0, vec![]));
     assert_eq!((new.count(), protection(&memory, 2 * MIB)), (1, "---p".to_owned()));
     memory.plug(0, blocks(1, 2)).unwrap();
-    assert_eq!(memory.view().read_obj::<u8>(GuestAddress(blocks(1, 1).start)).unwrap(), 0);
+    assert_eq!(memory.view().read_obj::<u8>(blocks(1, 1).start()).unwrap(), 0);
     assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
 }
 
@@ -309,7 +311,7 @@ fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
     let pmem = [(5 * gib, BLOCK), (6 * gib, 2 * BLOCK)];
     assert_eq!(slots.hotplug(BOOT), pmem);
     let region = &memory.regions()[0];
-    assert_eq!((region.start, region.end), (4 * gib, 4 * gib + BLOCK));
+    assert_eq!((region.start().0, region.end().0), (4 * gib, 4 * gib + BLOCK));
     assert!(memory.view().find_region(GuestAddress(5 * gib)).is_none(), "no device writes there");
     let new = FakeSlots::default();
     memory.reset(Box::new(new.clone())).unwrap();

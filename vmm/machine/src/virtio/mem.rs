@@ -1,12 +1,15 @@
 //! The virtio-mem device: its queue served by [`virtio_mem::device`], its blocks by
 //! [`crate::memory`].
 //!
-//! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device
-//! goes on: a request that is too short with ERROR, one whose answer does not fit, or whose buffers
-//! it unplugged itself, with length 0.
+//! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device goes on. A
+//! request that is too short is answered with ERROR. A chain without room for the answer, and one whose buffers the
+//! request itself unplugged, goes back with length 0.
+//!
+//! The bitmap of [`Device`] is the truth about the contract with the guest: see [`crate::memory`]. The configuration
+//! space that the driver reads and the [`MemStatus`] that the embedder reads are derived from it, in
+//! [`Mem::publish`] alone.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,14 +22,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
 use crate::memory::Memory;
+use crate::memory::range::GuestRange;
 use crate::state::{MemStatus, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
-/// Most requests that a driver can have under way.
+/// Most requests that a driver can have in the queue.
 const QUEUE_SIZE: u16 = 128;
 
-/// When to tell a driver that was answered BUSY to look again.
+/// When to tell a driver that was answered BUSY to try again.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// One virtio-mem device.
@@ -34,30 +38,31 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 pub struct Mem {
     transport: Transport,
     device: Device,
-    blocks: RegionMemory,
+    region: RegionMemory,
     state: Arc<SharedState>,
     kick: EventFd,
-    /// A request was answered BUSY, and the driver was not told to retry since.
+    /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
 
-/// What is to be done after a queue was served.
+/// What remains to be done after the queue was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
     /// A request was answered BUSY: see [`RETRY_AFTER`].
     pub busy: bool,
-    /// There may be more; others come first.
+    /// There may be more requests. Other devices have their turn first.
     pub more: bool,
 }
 
-/// A region of guest memory as blocks.
+/// The memory of one region, as the [`Backing`] of the device.
 #[derive(Debug)]
 struct RegionMemory {
     memory: Arc<Memory>,
     index: usize,
-    start: u64,
+    range: GuestRange,
     block_size: u64,
-    /// The host refused, and nothing succeeded since. A guest may ask without end.
+    /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest may ask
+    /// without end.
     refused: bool,
 }
 
@@ -75,10 +80,9 @@ impl Mem {
         interrupt: EventFd,
         kick: EventFd,
     ) -> io::Result<Self> {
-        let region = &memory.regions()[index];
-        let start = region.start;
+        let range = memory.regions()[index];
         let mut device = Device::new(DeviceConfig {
-            addr: start,
+            addr: range.start().0,
             region_size: config.size.0,
             block_size: config.block.0,
             node_id: config.node,
@@ -89,26 +93,11 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let blocks = RegionMemory { memory, index, start, block_size: config.block.0, refused: false };
-        Ok(Self {
-            transport: Transport::new(registers, interrupt),
-            device,
-            blocks,
-            state,
-            kick,
-            retry_due: false,
-        })
-    }
-
-    /// What is known of the device before the guest runs.
-    pub(crate) fn status_at_start(config: &HotplugConfig, region: u64) -> MemStatus {
-        MemStatus {
-            region,
-            region_size: config.size.0,
-            block_size: config.block.0,
-            requested: config.requested.0,
-            ..MemStatus::default()
-        }
+        let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
+        let transport = Transport::new(registers, interrupt);
+        let mut mem = Self { transport, device, region, state, kick, retry_due: false };
+        mem.publish(None);
+        Ok(mem)
     }
 
     /// Sets the target and tells the driver.
@@ -137,7 +126,7 @@ impl Mem {
         self.transport.registers.reset();
         self.device.reset();
         self.retry_due = false;
-        let index = self.blocks.index;
+        let index = self.region.index;
         self.state.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
         self.publish(None);
     }
@@ -148,7 +137,7 @@ impl Mem {
         let driver = self.transport.registers.running();
         let mut used = false;
         for _ in 0..self.transport.batch(0) {
-            let memory = Arc::clone(&self.blocks.memory);
+            let memory = Arc::clone(&self.region.memory);
             let Some(chain) = self.transport.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
                 served.more = false;
                 break;
@@ -177,25 +166,31 @@ impl Mem {
     }
 
     fn handle(&mut self, request: &[u8]) -> Response {
-        let response = self.device.handle(request, &mut self.blocks);
+        let response = self.device.handle(request, &mut self.region);
         let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
         self.publish(refused.map(|refused| format!("{:?}: {refused}", response.kind)));
         response
     }
 
-    /// Makes the device's state seen: by the driver in the configuration, by everyone else in the
-    /// shared state.
+    /// Derives from the device what others see: the configuration space that the driver reads, and the
+    /// [`MemStatus`] in the shared state.
     fn publish(&mut self, refused: Option<String>) {
-        self.transport.registers.set_config(&self.device.config().to_bytes());
-        let (plugged, requested) = (self.device.plugged_size(), self.device.requested_size());
+        let config = self.device.config();
+        self.transport.registers.set_config(&config.to_bytes());
         let driver = self.transport.registers.running();
-        let index = self.blocks.index;
+        let index = self.region.index;
         self.state.change(|state| {
             let mem = &mut state.mem[index];
-            (mem.plugged, mem.requested, mem.driver) = (plugged, requested, driver);
-            if refused.is_some() {
-                mem.refused = refused;
-            }
+            *mem = MemStatus {
+                region: config.addr,
+                region_size: config.region_size,
+                block_size: config.block_size,
+                requested: config.requested_size,
+                plugged: config.plugged_size,
+                driver,
+                report: mem.report.take(),
+                refused: refused.or(mem.refused.take()),
+            };
         });
     }
 }
@@ -219,34 +214,34 @@ impl RegisterDevice for Mem {
 
 impl Backing for RegionMemory {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let addresses = self.addresses(range);
-        let result = self.memory.plug(self.index, addresses.clone());
-        self.outcome("plug", &addresses, result)
+        let range = self.addresses(range)?;
+        let result = self.memory.plug(self.index, range);
+        self.outcome("plug", range, result)
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let addresses = self.addresses(range);
-        let result = self.memory.unplug(self.index, addresses.clone());
-        self.outcome("unplug", &addresses, result)
+        let range = self.addresses(range)?;
+        let result = self.memory.unplug(self.index, range);
+        self.outcome("unplug", range, result)
     }
 }
 
 impl RegionMemory {
-    /// Says of the first of several failures what the host said.
-    fn outcome(&mut self, what: &str, addresses: &Range<u64>, result: io::Result<()>) -> Result<(), Busy> {
+    /// Logs the host's error if it is the first of several.
+    fn outcome(&mut self, what: &str, range: GuestRange, result: io::Result<()>) -> Result<(), Busy> {
         let before = std::mem::replace(&mut self.refused, result.is_err());
         result.map_err(|error| {
             if !before {
-                log::warn!("cannot {what} {addresses:#x?}: {error}; silent until something succeeds");
+                log::warn!("cannot {what} {range}: {error}; silent until something succeeds");
             }
             Busy
         })
     }
 
-    /// The device checked that the blocks are in the region, so nothing overflows.
-    fn addresses(&self, range: BlockRange) -> Range<u64> {
-        let start = self.start + range.first * self.block_size;
-        start..start + range.count * self.block_size
+    /// The addresses of some device blocks. The device checked that they are in the region, so nothing overflows.
+    fn addresses(&self, range: BlockRange) -> Result<GuestRange, Busy> {
+        let start = self.range.start().0 + range.first * self.block_size;
+        GuestRange::new(start..start + range.count * self.block_size).ok_or(Busy)
     }
 }
 

@@ -17,8 +17,7 @@ use crate::config::Config;
 use crate::error::StartError;
 use crate::memory::Memory;
 use crate::serial::Sink;
-use crate::state::SharedState;
-use crate::virtio::mem::Mem;
+use crate::state::{MemStatus, SharedState};
 
 /// The parts of a VM that live as long as it.
 #[derive(Debug)]
@@ -53,9 +52,9 @@ impl VmShared {
         started: Instant,
     ) -> Result<Self, StartError> {
         let memory = Arc::new(memory);
-        let regions = config.hotplug.iter().zip(memory.regions());
-        let status = regions.map(|(hotplug, region)| Mem::status_at_start(hotplug, region.start));
-        let state = Arc::new(SharedState::new(started, status.collect()));
+        // Each device fills its entry in.
+        let mem = vec![MemStatus::default(); config.hotplug.len()];
+        let state = Arc::new(SharedState::new(started, mem));
         let stop = Arc::default();
         let devices = Devices::new(&config, &memory, &state, sink, &stop)?;
         Ok(Self {

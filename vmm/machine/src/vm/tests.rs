@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{End, StartError, Vm, start};
 use crate::boot::BootError;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 use crate::state::DeathKind;
 
@@ -253,7 +254,7 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
     let vm = Vm::start(kernel.config()).unwrap();
-    vm.shared.memory.plug(0, HOLE_END + 2 * MIB..HOLE_END + 4 * MIB).unwrap();
+    vm.shared.memory.plug(0, at(HOLE_END + 2 * MIB..HOLE_END + 4 * MIB)).unwrap();
     go(&vm);
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
 }
@@ -268,17 +269,17 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
     code.extend([0x89, 0x03, 0xeb, 0xfc]); // mov [rbx], eax; jmp -4
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
-    let block = HOLE_END..HOLE_END + 2 * MIB;
+    let block = at(HOLE_END..HOLE_END + 2 * MIB);
     for round in 0..10 {
         let vm = Vm::start(kernel.config()).unwrap();
-        vm.shared.memory.plug(0, block.clone()).unwrap();
+        vm.shared.memory.plug(0, block).unwrap();
         go(&vm);
         let start = Instant::now();
         while vm.held(0).unwrap() == Size(0) && start.elapsed() < LIMIT {
             std::thread::yield_now();
         }
         assert_ne!(vm.held(0).unwrap(), Size(0), "round {round}");
-        vm.shared.memory.unplug(0, block.clone()).unwrap();
+        vm.shared.memory.unplug(0, block).unwrap();
         assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END), "round {round}");
         assert_eq!(vm.held(0).unwrap(), Size(0), "round {round}");
     }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
+use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
@@ -179,7 +180,7 @@ fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
             Access::Stray => {
                 count(&counters.stray);
                 let address = address.unwrap_or(0);
-                if shared.memory.regions().iter().any(|region| region.contains(&address)) {
+                if shared.memory.regions().iter().any(|region| region.contains(GuestAddress(address))) {
                     return End::Died(DeathKind::UnpluggedMemory(Some(address)));
                 }
                 stray(shared, address);

@@ -36,7 +36,7 @@ fn rig(requested: u64) -> Rig {
     let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(Size::gib(1)) };
     let (memory, slots) = memory(64 * MIB, &[config.size.0]);
     let memory = Arc::new(memory);
-    let status = vec![Mem::status_at_start(&config, HOLE_END)];
+    let status = vec![MemStatus::default()];
     let shared = Arc::new(SharedState::new(Instant::now(), status));
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let kick = event();

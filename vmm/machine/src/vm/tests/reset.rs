@@ -253,7 +253,7 @@ fn resets_give_back_what_was_plugged() {
     for resets in 1..=5 {
         for run in 0..50 {
             let start = HOLE_END + run * 8 * MIB;
-            vm.shared.memory.plug(0, start..start + 2 * MIB).unwrap();
+            vm.shared.memory.plug(0, at(start..start + 2 * MIB)).unwrap();
             vm.shared.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
         }
         assert_ne!(vm.held(0).unwrap(), Size(0));
