@@ -1,12 +1,11 @@
-//! The serial serial: text for people, to and from the guest.
+//! The serial port: text for people, to and from the guest.
 //!
-//! The UART itself is `vm-superio`'s. Here is where its bytes go and what is kept of them: the
-//! last [`TAIL`] bytes, so that a report of a death can show what the guest said last, whatever
-//! the console mode.
+//! The UART itself is `vm-superio`'s. This file passes its output on, and keeps the last [`TAIL`] bytes in every
+//! console mode, so that the text about a death can show the guest's last lines.
 //!
-//! Two locks: the UART's is held for moments, the sink's as long as it takes to write. Whoever reads
-//! a pipe may stop doing so, and then the vCPU that writes waits there, until it is stopped; the event
-//! loop, other vCPUs' reports and the end of the machine do not wait with it.
+//! There are two locks. The UART's is held for moments, the sink's as long as a write takes. The process at the
+//! other end of a pipe may stop reading. Then the vCPU that writes waits in the write until it is stopped; the event
+//! loop, other vCPUs and the end of the VM do not wait with it.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -19,26 +18,26 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::sync::lock;
 
-/// Bytes of output that are kept.
+/// Bytes of output that are kept for [`Serial::tail`].
 const TAIL: usize = 4096;
 
 /// Longest line that is held back until it is complete.
 const LINE: usize = 1024;
 
-/// The serial serial.
+/// The serial port.
 #[derive(Debug)]
 pub struct Serial {
     uart: Mutex<Uart<Line, Drained, Output>>,
     outlet: Mutex<Outlet>,
-    /// vCPUs shall leave the guest, and wait for nothing.
+    /// While it is set, vCPUs do not wait for the sink.
     stop: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 struct Outlet {
-    /// [`None`] after it failed: a guest must not notice, nor fill a log.
+    /// [`None`] after it failed: the guest must not notice, and must not fill a log.
     sink: Option<Sink>,
-    /// It took nothing more when a vCPU had to go.
+    /// The sink accepted nothing more when a vCPU had to stop.
     stuck: bool,
 }
 
@@ -54,7 +53,7 @@ impl Trigger for Line {
     }
 }
 
-/// Written when the guest has read all input, and there is room for more.
+/// Written when the guest has read all input, so that there is room for more.
 #[derive(Clone, Debug)]
 struct Drained(Arc<EventFd>);
 
@@ -71,8 +70,8 @@ impl SerialEvents for Drained {
 }
 
 impl Serial {
-    /// A port whose output goes to `sink`. `interrupt` reaches the guest, `drained` is written when
-    /// there is room for input again. When `stop` is set, a signal ends a write that waits for the sink.
+    /// A serial port whose output goes to `sink`. `interrupt` reaches the guest. `drained` is written when there is
+    /// room for input again. While `stop` is set, a signal ends a write that waits for the sink.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd, stop: Arc<AtomicBool>) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
@@ -80,11 +79,11 @@ impl Serial {
         Self { uart: Mutex::new(uart), outlet: Mutex::new(Outlet { sink: Some(sink), stuck: false }), stop }
     }
 
-    /// A guest's write to the register at `offset`. Waits for the sink if it completes a line.
+    /// The guest writes the register at `offset`. Waits for the sink if the write completes a line.
     pub fn write(&self, offset: u8, value: u8) {
         let mut uart = self.uart();
         if let Err(error) = uart.write(offset, value) {
-            log::debug!("serial serial: {error}");
+            log::debug!("serial port: {error}");
         }
         let due = std::mem::take(&mut uart.writer_mut().due);
         drop(uart);
@@ -93,12 +92,12 @@ impl Serial {
         }
     }
 
-    /// A guest's read of the register at `offset`.
+    /// The guest reads the register at `offset`.
     pub fn read(&self, offset: u8) -> u8 {
         self.uart().read(offset)
     }
 
-    /// How many bytes of input fit.
+    /// Bytes of input that fit.
     #[must_use]
     pub fn room(&self) -> usize {
         self.uart().fifo_capacity()
@@ -109,11 +108,11 @@ impl Serial {
         match self.uart().enqueue_raw_bytes(bytes) {
             Ok(_) => {}
             Err(Error::FullFifo) => log::debug!("console input is lost"),
-            Err(error) => log::debug!("serial serial: {error}"),
+            Err(error) => log::debug!("serial port: {error}"),
         }
     }
 
-    /// System reset: the UART's registers are as at the start and input is gone; output goes on.
+    /// System reset: the UART's registers are as at the start and input is gone. Output continues.
     pub fn reset(&self) {
         let mut uart = self.uart();
         let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
@@ -129,7 +128,7 @@ impl Serial {
         printable(&bytes).trim_end().to_owned()
     }
 
-    /// Shows an incomplete last line, too, unless the sink takes nothing.
+    /// Shows the incomplete last line too, unless the sink is stuck.
     pub fn flush(&self) {
         let line = std::mem::take(&mut self.uart().writer_mut().line);
         let mut outlet = match self.outlet.try_lock() {
@@ -147,15 +146,15 @@ impl Serial {
     }
 }
 
-/// Where the guest's output goes. Writers tell of signals ([`io::ErrorKind::Interrupted`]), which those
-/// with a buffer keep to themselves.
+/// Where the guest's output goes. The writers must return [`io::ErrorKind::Interrupted`] when a signal ends a write;
+/// writers with a buffer of their own retry instead.
 pub enum Sink {
-    /// Whole lines, so that they do not mix with what the VMM prints; [`printable`], because a
+    /// Whole lines, so that they do not mix with the VMM's own output. They are made [`printable`], because a
     /// terminal may show them.
     Lines(Box<dyn Write + Send>),
-    /// Whole lines, byte by byte what the guest wrote.
+    /// Whole lines, exactly the bytes that the guest wrote.
     RawLines(Box<dyn Write + Send>),
-    /// Every byte at once, as a terminal needs it that the guest is given.
+    /// Every byte at once, for a terminal that the guest has to itself.
     Bytes(Box<dyn Write + Send>),
 }
 
@@ -182,8 +181,8 @@ impl Outlet {
     }
 }
 
-/// Writes all of `bytes`, unless a signal comes when `stop` is set: what is left is lost then, as what
-/// would have come after it. Returns whether all was written.
+/// Writes all of `bytes`, unless a signal comes while `stop` is set. Then the rest is lost. Returns whether all was
+/// written.
 fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io::Result<bool> {
     while !bytes.is_empty() {
         match writer.write(bytes) {
@@ -201,8 +200,8 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io
     Ok(true)
 }
 
-/// What a guest wrote as text that does nothing to a terminal: control characters but line feeds and
-/// tabs are escaped, carriage returns left out.
+/// The guest's bytes as text that cannot command a terminal. Control characters other than line feeds and tabs are
+/// escaped; carriage returns are left out.
 fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for char in String::from_utf8_lossy(bytes).chars() {
@@ -216,13 +215,13 @@ fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// The guest's output on its way.
+/// The guest's output between the UART and the sink.
 #[derive(Debug, Default)]
 struct Output {
     at_once: bool,
-    /// Not to be shown yet.
+    /// The current line, which is held back until it is complete.
     line: Vec<u8>,
-    /// To be shown; whoever wrote it takes it out.
+    /// To be passed on by the thread that wrote the last byte.
     due: Vec<u8>,
     tail: VecDeque<u8>,
 }
@@ -242,7 +241,7 @@ impl Write for Output {
         Ok(bytes.len())
     }
 
-    /// The UART flushes after every byte; lines are held back all the same.
+    /// The UART flushes after every byte. Lines are held back all the same.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -270,7 +269,7 @@ mod tests {
         text.iter().for_each(|&byte| serial.write(0, byte));
     }
 
-    /// Keeps what was written.
+    /// A writer that keeps everything.
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
 
@@ -291,7 +290,7 @@ mod tests {
         }
     }
 
-    /// A pipe that nobody reads: says that somebody writes, and has them wait.
+    /// A pipe that is not read: it announces a write, and lets the writer wait.
     struct Stuck(SyncSender<()>, Receiver<()>);
 
     impl Write for Stuck {
@@ -340,7 +339,7 @@ mod tests {
         print(&serial, b"one\ntw");
         serial.reset();
         assert_eq!((serial.room(), serial.read(scratch)), (room, 0));
-        // Whoever waited for room hears of it.
+        // The event loop, which waits for room, is told.
         assert_eq!(drained.read().ok(), Some(1));
         print(&serial, b"o\n");
         assert_eq!((paper.text().as_str(), serial.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
@@ -382,13 +381,13 @@ mod tests {
         writer.join().unwrap();
     }
 
-    /// Takes a byte, and then signals come.
+    /// Accepts one byte; then signals come.
     struct Interrupted(u32);
 
     impl Write for Interrupted {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             self.0 += 1;
-            assert!(self.0 < 3, "once after the vCPU was to stop");
+            assert!(self.0 < 3, "tried once after the vCPU was told to stop");
             if self.0 == 1 { Ok(1) } else { Err(io::ErrorKind::Interrupted.into()) }
         }
 
@@ -398,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_to_stop_waits_for_no_sink() {
+    fn a_stopped_vcpu_waits_for_no_sink() {
         let event = || EventFd::new(0).unwrap();
         let sink = Sink::Lines(Box::new(Interrupted(0)));
         let serial = Serial::new(sink, event(), event(), Arc::new(true.into()));

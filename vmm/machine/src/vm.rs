@@ -3,7 +3,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | `start` | the order in which a VM is made |
-//! | `shared` | what all its threads share; it lives as long as the VM |
+//! | `shared` | the parts that all threads of the VM share, and that live as long as the VM |
 //! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
 //! | `devices` | the devices, and the event descriptors that connect them |
 //! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
@@ -89,22 +89,22 @@ pub enum ResizeError {
     },
 }
 
-/// The guest has not read the calls that were made before.
+/// The guest has not read the earlier calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest has left {unread} calls unread")]
 pub struct CallsUnread {
-    /// How many wait.
+    /// The number of calls that wait.
     pub unread: usize,
 }
 
-/// How a machine ended.
+/// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// The guest powered off.
     PoweredOff,
-    /// The guest did not power off, and was ended.
+    /// The guest did not power off, and the VMM ended it.
     Forced {
-        /// Whether it had been asked to. One that is still starting, or starts again, is not.
+        /// Whether the guest had been asked to power off. A guest that is still starting, or starts again, is not asked.
         asked: bool,
     },
     /// The guest died.
@@ -112,7 +112,7 @@ pub enum End {
 }
 
 impl Vm {
-    /// Starts a machine. Returns when its vCPUs run; wait for [`State::ready`] next.
+    /// Starts a VM. Returns when its vCPUs run; wait for [`State::ready`] next.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind.
@@ -120,17 +120,17 @@ impl Vm {
         start::start(config)
     }
 
-    /// A copy of what is known of the guest now.
+    /// A copy of the guest's state as it is now.
     #[must_use]
     pub fn state(&self) -> State {
         self.shared.state.snapshot()
     }
 
-    /// Waits at most `limit` for `find` to find something in the state; `what` names it in the
-    /// error. What it finds is returned even when the machine has ended.
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned even when the
+    /// guest has ended.
     ///
     /// # Errors
-    /// [`WaitError`]: too late, or the machine ended first.
+    /// [`WaitError`]: too late, or the guest ended first, or a signal came.
     pub fn wait<T>(
         &self,
         limit: Duration,
@@ -146,9 +146,9 @@ impl Vm {
     /// [`CallsUnread`] when the guest does not read its calls.
     pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
-        // A reset forgets both calls and answers, or neither.
+        // Held over both steps, so that a reset forgets the call and its answer together.
         let mut control = lock(&self.shared.devices.control);
-        // The answer may come before the next line; to PowerOff there is none.
+        // Registered first, because the answer may come at once. PowerOff has no answer.
         if op != Op::PowerOff {
             self.shared.state.expect_answer(id);
         }
@@ -159,11 +159,10 @@ impl Vm {
         Ok(id)
     }
 
-    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is
-    /// forgotten.
+    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is forgotten.
     ///
     /// # Errors
-    /// [`WaitError`]: too late, or the machine ended or was reset first.
+    /// [`WaitError`]: too late, or the guest ended or was reset first, or a signal came.
     pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         self.shared.state.take_answer(id, limit, what)
     }
@@ -206,19 +205,19 @@ impl Vm {
         Size(self.shared.config.pmem.iter().map(|size| size.0).sum())
     }
 
-    /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.
+    /// Whether the kernel is tidevm's own guest. Other kernels do not report and do not answer calls.
     #[must_use]
     pub fn has_agent(&self) -> bool {
         self.shared.kernel.is_own_guest()
     }
 
-    /// Exits since start, one entry a vCPU.
+    /// Exits since the start, one entry per vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
         self.shared.exits()
     }
 
-    /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
+    /// Ends the VM: asks the guest to power off, waits at most `limit`, then ends it.
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
         let asked = self.ask_to_power_off(limit);
@@ -231,10 +230,11 @@ impl Vm {
         }
     }
 
-    /// Waits at most `limit` for the guest to power off. Whether the one that is there then was asked.
+    /// Asks the guest to power off and waits at most `limit` for it. Returns false when the guest could not be asked, or
+    /// was reset after it was asked.
     fn ask_to_power_off(&self, limit: Duration) -> bool {
         let State { ready, resets, .. } = self.state();
-        // A guest that is not up yet does not read calls, and has nothing to lose.
+        // A guest that is not up yet does not read calls, and has no state to lose.
         if ready.is_none() || self.call(Op::PowerOff).is_err() {
             return false;
         }
@@ -244,7 +244,7 @@ impl Vm {
 
     /// Ends the vCPUs, for good.
     fn end(&self) {
-        // Before the lock, which a reset holds as long as it takes: one that sees this stops at once.
+        // Set before the lock is taken, because a reset holds the lock while it works, and stops when it sees this.
         self.shared.over.store(true, Ordering::Release);
         lock(&self.hardware).end();
     }

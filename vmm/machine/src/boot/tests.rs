@@ -12,7 +12,7 @@ fn ranges(memory: u64) -> Vec<(u64, u64)> {
     memory_map(&config).into_iter().map(|entry| (entry.addr, entry.addr + entry.size)).collect()
 }
 
-/// A hotplug region that a firmware map shows is memory that the guest uses before it is plugged.
+/// If the memory map showed a hotplug region, the guest would use its memory before it is plugged.
 #[test]
 fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
     assert_eq!(ranges(256 * MIB), [(0, 0xa_0000), (MIB, 256 * MIB)]);
@@ -27,7 +27,7 @@ fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
 }
 
 #[test]
-fn device_memory_is_in_the_memory_map_as_such() {
+fn device_memory_is_in_the_memory_map_by_its_own_type() {
     let config = Config {
         hotplug: vec![HotplugConfig::new(Size(GIB))],
         pmem: vec![Size(GIB), Size(128 * MIB)],
@@ -39,7 +39,7 @@ fn device_memory_is_in_the_memory_map_as_such() {
 }
 
 #[test]
-fn the_command_line_says_what_the_machine_is() {
+fn the_command_line_describes_the_vm() {
     let config = Config {
         cpus: 2,
         hotplug: vec![HotplugConfig::new(Size(GIB))],
@@ -57,7 +57,7 @@ fn the_command_line_says_what_the_machine_is() {
 }
 
 #[test]
-fn a_full_machine_has_room_on_the_command_line() {
+fn the_largest_vm_fits_on_the_command_line() {
     let hotplug = vec![HotplugConfig::new(Size(GIB)); tidevm_abi::MAX_MEM_DEVICES];
     let config = Config { cpus: 254, hotplug, ..Config::default() };
     let length = |config: &Config| {
@@ -106,7 +106,7 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
     assert!(matches!(error, BootError::NoRoom { .. }), "{error}");
 }
 
-/// Where a kernel starts firmware again there is no firmware, but what firmware would come to.
+/// A kernel that jumps to the reset vector finds no firmware there, but code that resets, as firmware would.
 #[test]
 fn the_reset_vector_resets() {
     let config = Config { memory: Size(64 * MIB), ..Config::default() };

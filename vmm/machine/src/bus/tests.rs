@@ -9,7 +9,7 @@ use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
 use crate::serial::{Serial, Sink};
 use crate::virtio::RegisterDevice;
 
-/// Reads as its number; keeps the offset that was written last.
+/// A device that reads as its number and keeps the offset of the last write.
 struct Numbered(u8, u64);
 
 impl RegisterDevice for Numbered {
@@ -43,7 +43,7 @@ fn an_address_leads_to_its_device() {
 }
 
 #[test]
-fn where_nothing_is_reads_are_all_ones() {
+fn without_a_device_reads_are_all_ones() {
     let (bus, _) = bus();
     let across_the_end = mmio(1).0 + MMIO_SIZE - 2;
     for address in [0, mmio(0).0 - 1, mmio(2).0, across_the_end, HOLE_END, u64::MAX] {

@@ -7,14 +7,14 @@ fn with(hotplug: HotplugConfig) -> Config {
     Config { hotplug: vec![HotplugConfig::new(Size(GIB)), hotplug], ..Config::default() }
 }
 
-/// 512 MiB and 4 vCPUs on nodes with so many MiB and vCPUs.
+/// 512 MiB of boot memory and 4 vCPUs, on nodes with the given MiB and vCPUs.
 fn on_nodes(nodes: &[(u64, u8)]) -> Config {
     let numa = nodes.iter().map(|&(mib, cpus)| NodeConfig { memory: Size(mib * MIB), cpus }).collect();
     Config { cpus: 4, memory: Size(512 * MIB), numa, ..Config::default() }
 }
 
 #[test]
-fn what_can_be_is_accepted() {
+fn possible_configurations_are_accepted() {
     let good = [
         Config::default(),
         Config { cpus: 64, memory: Size(32 * MIB), cmdline: Some("a=b c".to_owned()), ..Config::default() },
@@ -39,9 +39,9 @@ fn what_can_be_is_accepted() {
     }
 }
 
-/// Every error names its place and the way out.
+/// Every error names its place and what would be right.
 #[test]
-fn what_cannot_be_is_refused_with_advice() {
+fn impossible_configurations_are_refused_with_advice() {
     let hotplug = |size, block, requested| {
         with(HotplugConfig { size: Size(size), block: Size(block), requested: Size(requested), node: None })
     };
@@ -122,7 +122,7 @@ fn what_cannot_be_is_refused_with_advice() {
 }
 
 #[test]
-fn nodes_that_cannot_be_are_refused_with_advice() {
+fn impossible_nodes_are_refused_with_advice() {
     for (config, message) in [
         (on_nodes(&[(0, 0); 65]), "--numa given 65 times: there can be 64 nodes"),
         (

@@ -1,10 +1,10 @@
-//! Where things lie in the guest-physical address space. Pure arithmetic.
+//! The guest-physical address space: where memory and device registers are. Pure arithmetic.
 //!
 //! ```text
-//! 0 ............ boot memory, first part (a hole from 640 KiB to 1 MiB for old firmware's sake)
-//! 3 GiB ........ nothing but device registers: virtio-mmio, IO-APIC, local APIC
+//! 0 ............ boot memory, first part (memory maps leave out 640 KiB to 1 MiB, as firmware does)
+//! 3 GiB ........ no RAM, only device registers: virtio-mmio, IO-APIC, local APIC
 //! 4 GiB ........ boot memory, second part
-//! next GiB ..... hotplug region 0, then each next region at the next GiB, device memory last
+//! next GiB ..... hotplug region 0, each further region at the next GiB, device memory last
 //! ```
 //!
 //! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for the
@@ -27,22 +27,22 @@ pub const REGION_ALIGN: u64 = 1 << 30;
 /// Registers of virtio-mmio device `n` start at this plus `n` times [`MMIO_SIZE`].
 pub const MMIO_BASE: u64 = 0xd000_0000;
 
-/// Bytes of one device's registers.
+/// Bytes of registers per device.
 pub const MMIO_SIZE: u64 = 0x1000;
 
 /// Interrupt of the serial port, as on every PC.
 pub const SERIAL_GSI: u32 = 4;
 
-/// Interrupt of virtio-mmio device 0; device `n` has the `n`-th next.
+/// Interrupt of virtio-mmio device 0. Device `n` has this plus `n`.
 pub const FIRST_GSI: u32 = 5;
 
 /// Pins of the IO-APIC.
 const GSIS: u32 = 24;
 
-// One interrupt each, and one for the control channel.
+// One interrupt per virtio-mem device, and one for the control channel.
 const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize);
 
-/// Three pages in the hole that KVM needs on Intel CPUs without unrestricted guest mode.
+/// Three pages in the register hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
 /// The address ranges of `memory` of boot memory, ascending.

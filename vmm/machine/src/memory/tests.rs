@@ -18,7 +18,7 @@ fn blocks(first: u64, count: u64) -> GuestRange {
     at(START + first * 2 * MIB..START + (first + count) * 2 * MIB)
 }
 
-/// The view without boot memory.
+/// The open runs: the view without boot memory.
 fn plugged(memory: &Memory) -> Vec<GuestRange> {
     let view = memory.view();
     let runs = view.iter().skip(1).map(|run| at(run.start_addr().0..run.start_addr().0 + run.len()));
@@ -40,11 +40,11 @@ fn protection(memory: &Memory, offset: u64) -> String {
 #[test]
 fn a_plug_makes_one_slot_for_all_new_memory_blocks() {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
-    // Three memory blocks, the first and last in part.
+    // In three memory blocks; the first and the last one are plugged in part.
     memory.plug(0, blocks(60, 74)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK)]);
     assert_eq!(plugged(&memory), [blocks(60, 74)]);
-    // Next to it, one block that has a slot and two that have none.
+    // Right behind it: in one memory block that has a slot and two that have none.
     memory.plug(0, blocks(134, 130)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK), (START + 3 * BLOCK, 2 * BLOCK)]);
     assert_eq!(plugged(&memory), [blocks(60, 204)]);
@@ -100,7 +100,7 @@ fn one_failing_slot_of_several_takes_the_others_back() {
     memory.plug(0, blocks(64, 1)).unwrap();
     let before = slots.hotplug(BOOT);
     slots.fail_add_after(1);
-    // Around the block in use: memory blocks 0 and 2, two slots.
+    // Memory blocks 0 and 2, around the one in use, need two slots.
     let free = at(START..blocks(64, 1).start().0);
     memory.plug(0, free).unwrap();
     memory.unplug(0, free).unwrap();
@@ -134,7 +134,7 @@ fn the_view_reaches_plugged_memory_and_nothing_else() {
     write(START).unwrap();
     write(START + 4 * MIB - 1).unwrap();
     assert!(write(START + 4 * MIB).is_err());
-    // A buffer that begins in plugged and ends in unplugged memory.
+    // A buffer that begins in plugged memory and ends in unplugged memory.
     assert!(memory.view().write_slice(&[0x5a; 2], GuestAddress(START + 4 * MIB - 1)).is_err());
     memory.unplug(0, blocks(0, 1)).unwrap();
     assert!(read(START).is_err());
@@ -196,7 +196,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// The runs of `model` that lie in `range` and are `state`, as block ranges.
+/// The runs of blocks in `range` whose `model` is `state`: first block and count.
 fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for block in range.filter(|&block| model[block] == state).map(|block| block as u64) {
@@ -211,8 +211,8 @@ fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
 proptest! {
     #![proptest_config(proptest::test_runner::Config { cases: 64, failure_persistence: None, ..Default::default() })]
 
-    /// The view is a model bitmap's runs; slots are whole memory blocks that cover it; a host that
-    /// fails changes nothing; and every step's memory is as open as it should be.
+    /// The view equals the runs of a model bitmap. Slots are whole memory blocks that cover it. A step at which the host
+    /// fails changes nothing. The protection of the memory agrees with the model.
     #[test]
     fn the_view_is_exactly_what_is_plugged(steps in steps(), at in any::<prop::sample::Index>()) {
         let (memory, slots) = memory(BOOT, &[COUNT as u64 * 2 * MIB]);
@@ -260,7 +260,7 @@ proptest! {
 fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     let (memory, old) = memory(BOOT, &[1 << 30]);
     memory.plug(0, blocks(0, 65)).unwrap();
-    // A slot that KVM kept: the new machine has none.
+    // KVM keeps this slot. The new machine does not have it.
     old.fail_remove_after(0);
     memory.unplug(0, blocks(0, 65)).unwrap();
     assert_eq!(old.hotplug(BOOT), [(START, 2 * BLOCK)]);
@@ -277,13 +277,13 @@ fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     assert!(error.contains("the memslot of boot memory of 64M"), "{error}");
 }
 
-/// One by one, each with a view of all that are left, they would take their square.
+/// Runs unplugged one by one, each with a new view of the rest, would take quadratic time.
 #[test]
 fn a_reset_takes_all_runs_at_once() {
     const RUNS: u64 = 1000;
     let (memory, old) = memory(BOOT, &[8 << 30, 1 << 30]);
     let second = memory.regions()[1].start().0;
-    // Around them first, so that each needs no slot of its own.
+    // Everything is plugged first, in one slot, so that no run needs its own.
     memory.plug(0, blocks(0, 2 * RUNS)).unwrap();
     memory.plug(1, at(second..second + 2 * MIB)).unwrap();
     for run in 0..RUNS {
@@ -292,7 +292,7 @@ fn a_reset_takes_all_runs_at_once() {
     }
     assert!(memory.held(0).unwrap() >= RUNS * 4096);
     assert_eq!(plugged(&memory).len() as u64, RUNS + 1);
-    // What goes with the old machine is not asked for one by one.
+    // Slots go with the old machine and are not removed one by one.
     old.fail_remove_after(0);
     let new = FakeSlots::default();
     memory.reset(Box::new(new.clone())).unwrap();
@@ -303,7 +303,7 @@ fn a_reset_takes_all_runs_at_once() {
     assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
 }
 
-/// Device memory is behind the regions, in a slot from the start, and a reset keeps what is in it.
+/// Device memory is behind the regions and in a slot from the start. A reset keeps its content.
 #[test]
 fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
     let (memory, slots) = memory_with_pmem(BOOT, &[BLOCK], &[BLOCK, 2 * BLOCK]);

@@ -1,12 +1,10 @@
-//! The control channel: calls to the guest, reports from it.
+//! The control channel: calls to the guest, and reports from the guest.
 //!
-//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries
-//! [`Call`]s to the driver, queue 1 [`Report`]s from it. Differs on purpose in what a buffer is:
-//! one buffer, one record, instead of a stream of bytes.
+//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries [`Call`]s to the
+//! driver, queue 1 [`Report`]s from it. Differs on purpose: each buffer is one record, not a part of a byte stream.
 //!
-//! Invariants: at most [`MAX_UNREAD`] calls wait, and nothing of a report is kept but what
-//! [`crate::State`] has a field for, so a guest that does not read or does not stop writing costs
-//! nothing.
+//! Invariants: at most [`MAX_UNREAD`] calls wait. Of a report only the fields of [`crate::State`] are kept. So a guest
+//! that does not read, or writes without end, takes no memory of the VMM.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,7 +30,7 @@ pub const REPORTS: usize = 1;
 
 const QUEUE_SIZE: u16 = 64;
 
-/// Columns, rows, number of ports, emergency write: all without their features, so without meaning.
+/// Columns, rows, number of ports, emergency write. Their features are not offered, so they have no meaning.
 const CONFIG: [u8; 12] = [0; 12];
 
 /// The control channel's device.
@@ -50,11 +48,11 @@ pub struct Control {
 pub struct Full;
 
 impl Control {
-    /// A channel without calls. `interrupt` reaches the driver, `kicks` are written when a queue
-    /// has new buffers.
+    /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue with the same
+    /// index has new buffers.
     ///
     /// # Errors
-    /// Never with the sizes of this device.
+    /// Never with this device's queue sizes.
     pub(crate) fn new(
         memory: Arc<Memory>,
         state: Arc<SharedState>,
@@ -67,10 +65,10 @@ impl Control {
         Ok(Self { transport, memory, state, unread: VecDeque::new(), kicks })
     }
 
-    /// Hands a call to the guest, now or when it has a buffer for it.
+    /// Sends a call to the guest, as soon as the guest has a buffer for it.
     ///
     /// # Errors
-    /// [`Full`]; the call is not made.
+    /// [`Full`]; the call is not sent.
     pub fn call(&mut self, call: Call) -> Result<(), Full> {
         if self.unread.len() >= MAX_UNREAD {
             return Err(Full);
@@ -80,15 +78,14 @@ impl Control {
         Ok(())
     }
 
-    /// System reset: no driver, and nobody who could answer the calls that were made.
+    /// System reset: there is no driver, and no guest that could answer the calls that were made.
     pub fn reset(&mut self) {
         self.transport.registers.reset();
         self.unread.clear();
         self.state.lose_guest();
     }
 
-    /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be
-    /// more to do.
+    /// Writes waiting calls to the buffers that the driver offers. Returns whether there may be more to do.
     pub fn serve_calls(&mut self) -> bool {
         let mut used = false;
         let mut more = false;
@@ -125,7 +122,7 @@ impl Control {
         let mut more = true;
         for _ in 0..self.transport.batch(REPORTS) {
             let view = self.memory.view();
-            // One byte more than a record has, so that a longer one is seen as such.
+            // One byte more than the longest record, so that a longer one is recognised.
             let Some(chain) = self.transport.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
                 more = false;
                 break;
@@ -161,7 +158,7 @@ impl RegisterDevice for Control {
 
 #[cfg(test)]
 impl Control {
-    /// How many calls wait to be read.
+    /// The number of calls that wait to be read.
     pub(crate) fn unread(&self) -> usize {
         self.unread.len()
     }

@@ -1,5 +1,4 @@
-//! The virtio-mem device: its queue served by [`virtio_mem::device`], its blocks by
-//! [`crate::memory`].
+//! The virtio-mem device: [`virtio_mem::device`] decides on its requests, [`crate::memory`] carries them out.
 //!
 //! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device goes on. A
 //! request that is too short is answered with ERROR. A chain without room for the answer, and one whose buffers the
@@ -67,11 +66,11 @@ struct RegionMemory {
 }
 
 impl Mem {
-    /// Device `index`, which runs hotplug region `index` of `memory`. `interrupt` reaches the
-    /// driver, `kick` is written when the queue has requests.
+    /// Device `index`, which serves hotplug region `index` of `memory`. `interrupt` reaches the driver. `kick` is written
+    /// when the queue has requests.
     ///
     /// # Errors
-    /// The configuration contradicts itself, which [`crate::Config::validate`] finds first.
+    /// The configuration contradicts itself; [`crate::Config::validate`] finds that first.
     pub(crate) fn new(
         index: usize,
         config: &HotplugConfig,
@@ -103,7 +102,7 @@ impl Mem {
     /// Sets the target and tells the driver.
     ///
     /// # Errors
-    /// There is no such size; nothing changed.
+    /// The size is not possible; nothing changed.
     pub fn resize(&mut self, requested: Size) -> Result<(), DeviceError> {
         let changed = self.device.resize(requested.0)?;
         self.publish(None);
@@ -113,15 +112,15 @@ impl Mem {
         Ok(())
     }
 
-    /// Tells a driver that was answered BUSY to try again. One that was reset since was not.
+    /// Tells a driver that was answered BUSY to try again. A system reset cancels that.
     pub fn retry(&mut self) {
         if std::mem::take(&mut self.retry_due) {
             self.transport.notify_config();
         }
     }
 
-    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). The
-    /// memory itself is taken by [`Memory::reset`].
+    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). [`Memory::reset`] takes
+    /// the memory itself.
     pub fn reset(&mut self) {
         self.transport.registers.reset();
         self.device.reset();
@@ -143,7 +142,7 @@ impl Mem {
                 break;
             };
             let mut written = 0;
-            // A request whose answer has no room is not served: its driver would never know.
+            // A request without room for its answer is not served: its driver would never learn the result.
             if chain.room() == RESPONSE_SIZE {
                 let response = self.handle(chain.request());
                 served.busy |= response.kind == ResponseType::Busy;

@@ -1,4 +1,4 @@
-//! Machines that run a few instructions each, on /dev/kvm.
+//! VMs that run a few instructions each, on /dev/kvm.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -21,7 +21,7 @@ mod reset;
 const LIMIT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
 
-/// A kernel in a file that is gone with the value.
+/// A kernel in a file. Dropping the value removes the file.
 struct Kernel(PathBuf);
 
 impl Drop for Kernel {
@@ -76,12 +76,12 @@ impl Kernel {
     }
 }
 
-/// Whether there is a KVM to test with; says so loudly if not.
+/// Whether /dev/kvm can be used. If not, the test reports loudly that it is skipped.
 fn kvm() -> bool {
     match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => true,
         Err(error) => {
-            // Not by a macro, whose output the test harness swallows.
+            // Not with a macro: the test harness captures the output of macros.
             let name = std::thread::current().name().unwrap_or("?").to_owned();
             writeln!(std::io::stderr(), "SKIP {name}: /dev/kvm: {error}").unwrap();
             false
@@ -89,7 +89,7 @@ fn kvm() -> bool {
     }
 }
 
-/// Runs `code` until the machine ends by itself.
+/// Runs `code` until the guest ends by itself.
 fn run(code: &[u8]) -> Option<End> {
     if !kvm() {
         return None;
@@ -114,13 +114,13 @@ const POWER_OFF: [u8; 5] = [0xb0, 0, 0xe6, 0xf4, 0xf4];
 const ECHO: [u8; 15] =
     [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee];
 
-/// ud2, without anything to handle it
+/// ud2, without a handler
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
 
-/// A kernel that runs `code`, 64-bit instructions, with memory mapped at its own address: the first
-/// 2 MiB, and 4 MiB from the start of the hotplug region on, where `rbx` points.
+/// A kernel that runs `code`, 64-bit instructions, with identity-mapped memory: the first 2 MiB, and 4 MiB from the start
+/// of the hotplug region on, where `rbx` points.
 fn long_mode(code: &[u8]) -> Vec<u8> {
-    /// Where the code after [`Kernel::new`]'s headers begins.
+    /// Address of the code behind the headers of [`Kernel::new`].
     const START: usize = 0x10_0000 + 196;
     const TABLES: usize = 0x10_1000;
     const ENTRY: usize = 0x10_0200;
@@ -147,7 +147,7 @@ fn long_mode(code: &[u8]) -> Vec<u8> {
     put(TABLES + 0x2000, 0x83);
     put(TABLES + 0x3000, HOLE_END | 0x83);
     put(TABLES + 0x3000 + 8, (HOLE_END + 2 * MIB) | 0x83);
-    // A table with one 64-bit code segment, and behind it what lgdt wants: its limit and base.
+    // A descriptor table with one 64-bit code segment. Behind it is the operand of lgdt: limit and base.
     put(TABLES + 0x4008, 0x00af_9a00_0000_ffff);
     put(TABLES + 0x4020, 0x0010_5000_000f);
     kernel
@@ -208,7 +208,7 @@ fn halted_and_spinning_guests_are_stopped_at_once() {
     }
 }
 
-/// A word of boot memory that is nobody's; guests wait until it is not 0.
+/// An unused word of boot memory. Guests wait until it is not 0.
 const GO: u64 = 0x18_0000;
 
 /// mov eax, [GO]; test eax, eax; jz -11
@@ -218,8 +218,8 @@ fn go(vm: &Vm) {
     vm.shared.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
 }
 
-/// Waits for the guest's end by touching unplugged memory. KVM tells the address or not, depending on
-/// whether the memory has a slot.
+/// Waits for the guest to die of touching unplugged memory. Whether KVM tells the address depends on whether the memory
+/// has a slot.
 fn wait_for_death(vm: &Vm) -> Option<u64> {
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     match vm.state().death.map(|death| death.kind) {
@@ -244,8 +244,7 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     if !kvm() {
         return;
     }
-    // Reads the second device block of the region, which is plugged, then the first, which shares its
-    // slot.
+    // Reads the second device block of the region, which is plugged, then the first one, which is not. They share a slot.
     let mut code = WAIT.to_vec();
     code.extend([0x8b, 0x83, 0x00, 0x00, 0x20, 0x00, 0x85, 0xc0, 0x75, 7]); // mov eax, [rbx + 2M]; test eax, eax; jnz
     code.extend([0x8b, 0x03]); // mov eax, [rbx]
@@ -259,7 +258,7 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
 }
 
-/// A guest that never stops writing to memory that is taken away dies, and does not bring it back.
+/// A guest that writes without end to memory that is unplugged dies, and does not make the host hold it again.
 #[test]
 fn a_writing_guest_cannot_hold_unplugged_memory() {
     if !kvm() {
@@ -285,7 +284,7 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
     }
 }
 
-/// What KVM runs by emulation it can fail at; most hosts run this natively, with or without a fault.
+/// Where KVM emulates this instruction, it can fail. Most hosts run it natively, with or without a fault.
 #[test]
 fn an_instruction_that_kvm_cannot_emulate_is_reported() {
     let mut code = vec![0x0f, 0x57, 0xc0]; // xorps xmm0, xmm0
@@ -301,7 +300,7 @@ fn an_instruction_that_kvm_cannot_emulate_is_reported() {
     }
 }
 
-/// The guest answers to call 0 what it cannot read.
+/// The guest uses id 0 in its answer to a call that it cannot read.
 #[test]
 fn no_call_is_call_0() {
     if !kvm() {
@@ -323,7 +322,7 @@ fn a_file_that_is_no_kernel_does_not_start() {
     assert_eq!(error.exit_status(), 2);
 }
 
-/// Whether it is the embedded guest or a file with the same in it.
+/// The limit holds for the embedded guest and for a file with the same content.
 #[test]
 fn tidevms_own_guest_has_its_limit_of_cpus() {
     let file = std::env::temp_dir().join(format!("tidevm-test-{}-own.elf", std::process::id()));

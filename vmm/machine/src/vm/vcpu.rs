@@ -134,7 +134,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
     };
     let serial_tail = shared.bus.serial_tail();
     let symbols = Symbols::of(shared.kernel.bytes());
-    let report = death::report(&vcpu, index, &shared.memory.view(), &symbols, &serial_tail);
+    let report = death::text(&vcpu, index, &shared.memory.view(), &symbols, &serial_tail);
     shared.state.change(|state| state.died(Death { kind, report }));
 }
 

@@ -30,13 +30,13 @@ fn more_than_there_are_addresses_is_an_error() {
     assert_eq!(Mapping::reserve(!0x1f_ffff).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
 }
 
-/// Says loudly that a test is not run: not by a macro, whose output the test harness swallows.
+/// Reports loudly that a test is skipped. Not with a macro: the test harness captures the output of macros.
 fn skip(reason: &str) {
     let name = std::thread::current().name().unwrap_or("?").to_owned();
     writeln!(std::io::stderr(), "SKIP {name}: {reason}").unwrap();
 }
 
-/// Linux refuses to discard locked memory: a failure in the middle of an unplug.
+/// Linux refuses to discard locked memory, so an unplug fails half way.
 #[test]
 fn memory_that_cannot_be_discarded_stays_plugged() {
     use crate::memory::fake::FakeSlots;
@@ -63,7 +63,7 @@ fn memory_that_cannot_be_discarded_stays_plugged() {
     assert_eq!(slots.count(), 0);
 }
 
-/// Linux refuses to change sealed memory: what an unplug closed cannot be opened again.
+/// Linux refuses to change sealed memory, so memory that an unplug closed cannot be opened again.
 #[test]
 fn memory_that_cannot_be_opened_again_is_out_of_view() {
     use tidevm_abi::MEMORY_BLOCK_SIZE;
@@ -87,7 +87,7 @@ fn memory_that_cannot_be_opened_again_is_out_of_view() {
     assert!(memory.unplug(0, lost).is_err());
     let windows: Vec<_> = memory.view().iter().skip(1).map(|run| (run.start_addr().0, run.len())).collect();
     assert_eq!(windows, [(plugged.start().0, 2 << 20), (lost.end().0, 2 << 20)]);
-    // It can be asked for again, and the rest goes as always.
+    // The unplug can be repeated, and the rest is unplugged as usual.
     assert!(memory.unplug(0, lost).is_err());
     memory.unplug(0, at(plugged.start().0..lost.start().0)).unwrap();
     memory.unplug(0, at(lost.end().0..plugged.end().0)).unwrap();

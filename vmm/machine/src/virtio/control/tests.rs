@@ -109,18 +109,18 @@ fn reports_change_the_state() {
 }
 
 #[test]
-fn what_fits_nothing_is_counted_and_ignored() {
+fn a_message_that_fits_nothing_is_counted_and_ignored() {
     let mut rig = rig();
     rig.report(&[0xff; 40]);
     rig.report(&[0; MAX_RECORD + 1]);
-    // An answer to nothing, an answer given twice, and a second Ready.
+    // An answer to no call, an answer given twice, and a second Ready.
     rig.shared.expect_answer(1);
     for _ in 0..2 {
         rig.report_record(&Report::Done { id: 1, answer: Answer::Done });
         rig.report_record(&Report::Ready { cpus: 1, mem_devices: 0 });
     }
     rig.report_record(&Report::Done { id: 2, answer: Answer::Done });
-    // A buffer that is not in memory is an empty record.
+    // A buffer outside memory is an empty record.
     rig.reports.offer(0, &[Buffer { address: 1 << 40, size: 16, writable: false }]);
     rig.control.serve_reports();
     assert_eq!(rig.shared.snapshot().bad_records, 6);
@@ -134,7 +134,7 @@ fn a_flood_is_served_in_batches() {
         let address = rig.reports.place(0);
         rig.reports.offer(head, &[Buffer { address, size: 4, writable: false }]);
     }
-    assert!(rig.control.serve_reports(), "others come first");
+    assert!(rig.control.serve_reports(), "other devices have their turn first");
     assert!(!rig.control.serve_reports());
     assert_eq!(rig.reports.used(), Ring::SIZE);
 }

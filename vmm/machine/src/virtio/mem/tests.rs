@@ -31,7 +31,7 @@ struct Rig {
     kick: EventFd,
 }
 
-/// A device with `requested` bytes wanted of 1 GiB, and its driver up.
+/// A device with a region of 1 GiB and a target of `requested` bytes. Its driver is initialised.
 fn rig(requested: u64) -> Rig {
     let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(Size::gib(1)) };
     let (memory, slots) = memory(64 * MIB, &[config.size.0]);
@@ -118,11 +118,11 @@ fn a_host_that_cannot_is_busy_and_then_can() {
     rig.mem.retry();
     assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
     rig.mem.retry();
-    assert_eq!(interrupts(&mut rig.mem), 0, "it was told");
+    assert_eq!(interrupts(&mut rig.mem), 0, "it was told once");
     assert_eq!(rig.ask(RequestKind::Plug, 0, 2).0, ACK);
 }
 
-/// Counts the warnings of a test: each has a thread of its own.
+/// Counts the warnings of a test. Each test has its own thread.
 struct Warnings;
 
 thread_local! {
@@ -155,14 +155,14 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
     (0..5).for_each(|_| fail(&mut rig, 0));
     assert_eq!(WARNINGS.get(), 1);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
-    // Another memory block, which needs a slot of its own.
+    // A block in another memory block, which needs its own slot.
     (0..5).for_each(|_| fail(&mut rig, 64));
     assert_eq!(WARNINGS.get(), 2);
     let refused = rig.shared.snapshot().mem[0].refused.clone();
     assert!(refused.is_some_and(|why| why.starts_with("Busy")), "the reason is kept all the same");
 }
 
-/// X7 of virtio 1.3, section 2.5.1: what is read in parts can be seen to have changed meanwhile.
+/// virtio 1.3, section 2.5.1: a driver that reads the configuration in parts can detect a change between them.
 #[test]
 fn every_runtime_change_moves_the_generation() {
     let mut rig = rig(0);
@@ -179,7 +179,7 @@ fn every_runtime_change_moves_the_generation() {
     assert!(generations.windows(2).all(|pair| pair[0] != pair[1]), "{generations:?}");
 }
 
-/// 2.6.4: framing is the driver's business.
+/// virtio 1.3, section 2.6.4: the driver chooses the framing.
 #[test]
 fn a_request_may_be_split_into_any_buffers() {
     let mut rig = rig(4 * MIB);
@@ -210,14 +210,14 @@ fn chains_without_room_for_an_answer_go_back_empty() {
     assert_eq!(rig.ring.used(), 3);
     assert_eq!([0, 1, 2].map(|n| rig.ring.written(n)), [0; 3]);
     assert_eq!(rig.shared.snapshot().mem[0].plugged, 0, "a request that cannot be answered is not served");
-    // Answers into memory that is not there are lost, and the device goes on.
+    // An answer into memory that is not plugged is lost, and the device goes on.
     rig.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
     rig.mem.serve();
     assert_eq!((rig.ring.used(), rig.ring.written(3)), (4, 0));
     assert_eq!(rig.ask(RequestKind::Plug, 1, 1).0, ACK);
 }
 
-/// The buffer of the answer lies in the very block that the request unplugs.
+/// The buffer for the answer lies in the block that the request unplugs.
 #[test]
 fn a_request_may_unplug_its_own_buffers() {
     let mut rig = rig(4 * MIB);
@@ -249,7 +249,7 @@ fn a_queue_outside_memory_breaks_the_device_until_its_reset() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
 }
 
-/// 5.15.6.2: a device reset changes no block.
+/// virtio 1.3, section 5.15.6.2: a device reset changes no block.
 #[test]
 fn a_device_reset_keeps_what_is_plugged() {
     let mut rig = rig(4 * MIB);
@@ -291,7 +291,7 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     rig.mem.reset();
     rig.slots = FakeSlots::default();
     rig.memory.reset(Box::new(rig.slots.clone())).unwrap();
-    // Whoever was to retry is gone.
+    // The driver that was to retry is gone.
     rig.mem.retry();
     assert_eq!(interrupts(&mut rig.mem), 0);
     let status = rig.shared.snapshot().mem[0].clone();
@@ -301,20 +301,20 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     assert_eq!(rig.slots.hotplug(64 * MIB), []);
     assert_eq!(rig.memory.held(0).unwrap(), 0);
     assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_STATUS), 0);
-    // The next driver finds it as the first did.
+    // The next driver finds the device as the first one did.
     rig.ring = Ring::new(&rig.memory, 2 * MIB);
     initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 32), (ACK, 0));
 }
 
-/// What a driver does when it is unbound: its memory is in use, driver or not (virtio 1.3, section
-/// 5.15.6.2).
+/// A driver resets its device when it is unbound. The guest goes on using the memory without a driver (virtio 1.3,
+/// section 5.15.6.2).
 #[test]
 fn a_device_reset_half_way_keeps_what_is_plugged() {
     let mut rig = rig(64 * MIB);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 8), (ACK, 0));
     rig.memory.view().write_obj(7_u8, GuestAddress(HOLE_END)).unwrap();
-    // One more is offered, and not served before the reset.
+    // One more request is offered, and not served before the reset.
     let (from, to) = (rig.ring.place(0), rig.ring.place(1));
     rig.ring.fill(from, &Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 }.to_bytes());
     let request = Buffer { address: from, size: REQUEST_SIZE as u32, writable: false };
@@ -330,7 +330,7 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
         (rig.ring.used(), rig.memory.view().read_obj(GuestAddress(HOLE_END)).ok()),
         (used, Some(7_u8))
     );
-    // The next driver finds what is plugged, and goes on from there.
+    // The next driver finds the plugged memory and goes on from there.
     rig.ring = Ring::new(&rig.memory, 2 * MIB);
     initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
     assert!(rig.shared.snapshot().mem[0].driver);

@@ -1,4 +1,4 @@
-//! Guests that reset their machine.
+//! Guests that ask for a reset.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
 
 /// Resets at every [`go`].
 fn resetting() -> Kernel {
-    // WAIT ends with an absolute address, in 32-bit code without a SIB byte.
+    // WAIT in 32-bit code, where an absolute address needs no SIB byte.
     let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
     code.extend(RESET);
     Kernel::new(&code)
@@ -27,7 +27,7 @@ fn await_resets(vm: &Vm, count: u64) {
     vm.wait(LIMIT, "a reset", |state| (state.resets >= count).then_some(())).unwrap();
 }
 
-/// Whether the machine has no more resets than that, and will have none.
+/// Whether the VM had `resets` resets and has no more.
 fn is_at_rest(vm: &Vm, resets: u64) -> bool {
     std::thread::sleep(2 * RESET_PAUSE);
     vm.state().resets == resets && !vm.state().ended()
@@ -43,10 +43,10 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
     drop(kernel);
     for count in 1..=3 {
         let (started, room) = (vm.exits()[0].io, vm.shared.devices.serial.room());
-        vm.shared.devices.serial.input(b"to the guest that was");
+        vm.shared.devices.serial.input(b"to the guest before the reset");
         go(&vm);
         await_resets(&vm, count);
-        // Or it would reset again at once.
+        // If memory were not fresh, the guest would reset again at once.
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
         assert_eq!((vm.exits()[0].io, vm.shared.devices.serial.room()), (started + 1, room));
     }
@@ -79,7 +79,7 @@ fn calls_end_with_the_guest_that_they_were_made_to() {
         go(&vm);
         assert_eq!(waiter.join().unwrap(), Err(WaitError::Reset));
     });
-    // The guest that starts now is not asked what another was asked.
+    // The restarted guest does not get the calls that were made to the guest before the reset.
     await_resets(&vm, 1);
     assert!(lock(&vm.shared.devices.control).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
     assert_eq!(lock(&vm.shared.devices.control).unread(), 1);
@@ -94,7 +94,7 @@ fn several_vcpus_that_reset_reset_once() {
     let vm = Vm::start(kernel.config()).unwrap();
     let hardware = lock(&vm.hardware);
     go(&vm);
-    // The event loop has taken note of the first when the second comes.
+    // The second request comes when the event loop has already acknowledged the first.
     std::thread::sleep(Duration::from_millis(100));
     vm.shared.reset.write(1).unwrap();
     drop(hardware);
@@ -119,7 +119,7 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
     }
 }
 
-/// As if it had asked for the reset, which it never does.
+/// The test asks for the reset, because tidevm's own guest never does.
 #[test]
 fn tidevms_own_guest_is_up_again_and_follows_again() {
     const SIZE: u64 = 128 * MIB;
@@ -146,7 +146,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
 
-/// A vCPU that waits for somebody to read its console is stopped as any other.
+/// A vCPU that waits for its console to be read is stopped like any other.
 #[test]
 fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     if !kvm() {
@@ -203,7 +203,7 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
     assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
 }
 
-/// The driver is on its way to the target, and has it again to go to when it starts anew.
+/// A reset interrupts the driver on its way to the target. The restarted driver has the same target.
 #[test]
 fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     const TARGET: u64 = 4 << 30;
@@ -221,7 +221,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     let at = |size, mem: &MemStatus| mem.report.is_some_and(|report| report.plugged == size);
     for resets in 1..=3 {
         vm.resize(0, Size(TARGET)).unwrap();
-        // Plugged at one stroke, and not online for a while.
+        // All is plugged at once, and is not online for a while.
         let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
         vm.shared.reset.write(1).unwrap();
@@ -242,7 +242,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
 
-/// Whatever of its memory a guest used, none is held when the next one starts.
+/// A reset gives back all memory that the guest used.
 #[test]
 fn resets_give_back_what_was_plugged() {
     if !kvm() {
@@ -264,7 +264,7 @@ fn resets_give_back_what_was_plugged() {
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
 
-/// The end is told without the lock that a reset holds, and a reset that comes to see it is none.
+/// Ending a VM does not wait for the lock that a reset holds, and a reset that sees the end does nothing.
 #[test]
 fn an_end_comes_before_a_reset_that_waits() {
     if !kvm() {
