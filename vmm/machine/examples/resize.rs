@@ -5,10 +5,10 @@
 //! ```
 //!
 //! A [`Config`] describes the VM; here it has one vCPU, 256 MiB of boot memory, and a region of 512 MiB in
-//! which a virtio-mem device plugs and unplugs memory. [`Vm::start`] returns as soon as the vCPU runs. From then
-//! on everything is asynchronous, as it is between a host and its guest: [`Vm::resize`] sets a target and
-//! [`Vm::call`] sends a question; [`Vm::wait`] and [`Vm::answer`] wait for the result. Each wait has a limit, and
-//! ends early when the guest dies or powers off, or when a signal comes.
+//! which a virtio-mem device plugs and unplugs memory. [`Vm::start`] returns as soon as the vCPU runs. From
+//! then on everything is asynchronous, as it is between a host and its guest: [`Vm::resize`] sets a target
+//! and [`Vm::call`] sends a question; [`Vm::wait`] and [`Vm::answer`] wait for the result. Each wait has a
+//! limit, and ends early when the guest dies or powers off, or when a signal comes.
 
 use std::error::Error;
 use std::time::Duration;

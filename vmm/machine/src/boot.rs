@@ -1,14 +1,15 @@
-//! Booting: the kernel, the initrd, and everything else that a kernel finds in memory at its first instruction.
+//! Booting: the kernel, the initrd, and everything else that a kernel finds in memory at its first
+//! instruction.
 //!
-//! ELF kernels boot by the x86/HVM direct boot ABI, PVH (Xen's `docs/misc/pvh.pandoc`): a note names a 32-bit entry
-//! point, which is entered in flat protected mode with the address of a start info in `ebx`. bzImages boot by Linux's
-//! own protocol (`boot/linux.rs`).
+//! ELF kernels boot by the x86/HVM direct boot ABI, PVH (Xen's `docs/misc/pvh.pandoc`): a note names a 32-bit
+//! entry point, which is entered in flat protected mode with the address of a start info in `ebx`. bzImages
+//! boot by Linux's own protocol (`boot/linux.rs`).
 //!
-//! tidevm's own guest, which identifies itself in a note, finds its devices on the command line, in Linux's syntax.
-//! Every other kernel finds them by ACPI (`boot/acpi.rs`). Both learn of NUMA nodes by ACPI.
+//! tidevm's own guest, which identifies itself in a note, finds its devices on the command line, in Linux's
+//! syntax. Every other kernel finds them by ACPI (`boot/acpi.rs`). Both learn of NUMA nodes by ACPI.
 //!
-//! Invariant: the memory map holds boot memory, and device memory by its own type. It holds nothing of a hotplug
-//! region: only the region's driver may use that memory.
+//! Invariant: the memory map holds boot memory, and device memory by its own type. It holds nothing of a
+//! hotplug region: only the region's driver may use that memory.
 
 use std::fs;
 use std::io::Cursor;
@@ -50,9 +51,9 @@ const MODULES: GuestAddress = GuestAddress(0x6800);
 const MEMMAP: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 
-/// The address at which PCs start after a reset, in real mode, and the code there instead of firmware:
-/// `mov al, 0xfe; out 0x64, al; hlt; jmp -3`. When ACPI is hardware-reduced, Linux without EFI jumps there to reboot and
-/// does not try ACPI's own reset register.
+/// The address at which PCs start after a reset, in real mode, and the code there instead of firmware: `mov
+/// al, 0xfe; out 0x64, al; hlt; jmp -3`. When ACPI is hardware-reduced, Linux without EFI jumps there to
+/// reboot and does not try ACPI's own reset register.
 const RESTART: GuestAddress = GuestAddress(0xf_fff0);
 const RESTART_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4, 0xeb, 0xfd];
 
@@ -125,8 +126,8 @@ pub enum BootError {
     },
 }
 
-/// The files from which a VM boots. They are kept as long as the VM may boot again, because the files on disk may have
-/// changed by then.
+/// The files from which a VM boots. They are kept as long as the VM may boot again, because the files on disk
+/// may have changed by then.
 #[derive(Debug)]
 pub struct Files {
     /// The kernel.
@@ -278,8 +279,8 @@ fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<I
     Ok(Initrd { start, size })
 }
 
-/// The kernel command line: first the description of the VM, then the user's addition. Only tidevm's own guest gets
-/// the description; other kernels find the devices by ACPI and do not know the switches.
+/// The kernel command line: first the description of the VM, then the user's addition. Only tidevm's own
+/// guest gets the description; other kernels find the devices by ACPI and do not know the switches.
 fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, BootError> {
     let too_long = |_| BootError::Cmdline;
     let on_off = |on| if on { "on" } else { "off" }.to_owned();
@@ -310,8 +311,8 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
     Ok(line)
 }
 
-/// The guest's RAM, which is boot memory without the legacy hole, and its device memory. Device memory has the type
-/// from which Linux makes a pmem device without further ACPI tables.
+/// The guest's RAM, which is boot memory without the legacy hole, and its device memory. Device memory has
+/// the type from which Linux makes a pmem device without further ACPI tables.
 fn memory_map(config: &Config) -> Vec<hvm_memmap_table_entry> {
     let ram = layout::ram(config.memory).flat_map(|range| range.without(LEGACY_HOLE));
     let regions = layout::regions(config.memory, config.region_sizes()).unwrap_or_default();

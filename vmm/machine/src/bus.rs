@@ -1,8 +1,8 @@
 //! From port and MMIO addresses to devices.
 //!
-//! At an address without a device, reads give all ones and writes are dropped, as on a bus where no device answers.
-//! Such accesses are counted, and the first one is logged. Unplugged memory is different, although KVM may report
-//! an access there like one to a device: see `vm/vcpu.rs`.
+//! At an address without a device, reads give all ones and writes are dropped, as on a bus where no device
+//! answers. Such accesses are counted, and the first one is logged. Unplugged memory is different, although
+//! KVM may report an access there like one to a device: see `vm/vcpu.rs`.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,8 +17,8 @@ use crate::virtio::RegisterDevice;
 pub(crate) const I8042: u16 = 0x64;
 pub(crate) const I8042_RESET: u8 = 0xfe;
 
-/// ACPI's sleep registers (ACPI 6.5, section 4.8.3.7). A write of the sleep type for "off", shifted, with the enable
-/// bit powers off.
+/// ACPI's sleep registers (ACPI 6.5, section 4.8.3.7). A write of the sleep type for "off", shifted, with the
+/// enable bit powers off.
 pub(crate) const SLEEP_CONTROL: u16 = 0x600;
 pub(crate) const SLEEP_STATUS: u16 = 0x601;
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;

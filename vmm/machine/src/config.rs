@@ -1,8 +1,8 @@
 //! The description of a VM, and whether such a VM is possible.
 //!
-//! Everything here is checked before the host is asked for anything. So the same mistake gives the same message on
-//! every host: what is wrong, where, and what would be right. What only the host can refuse (mappings, vCPU
-//! limits) is a [`StartError`](crate::StartError).
+//! Everything here is checked before the host is asked for anything. So the same mistake gives the same
+//! message on every host: what is wrong, where, and what would be right. What only the host can refuse
+//! (mappings, vCPU limits) is a [`StartError`](crate::StartError).
 
 use std::fmt;
 use std::path::PathBuf;

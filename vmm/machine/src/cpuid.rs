@@ -1,7 +1,7 @@
 //! What CPUID tells a guest about its vCPUs.
 //!
-//! KVM's own answer (`KVM_GET_SUPPORTED_CPUID`), completed where KVM leaves it to the VMM: the hypervisor bit,
-//! the TSC deadline timer, and the topology. All vCPUs are cores of one package.
+//! KVM's own answer (`KVM_GET_SUPPORTED_CPUID`), completed where KVM leaves it to the VMM: the hypervisor
+//! bit, the TSC deadline timer, and the topology. All vCPUs are cores of one package.
 //!
 //! Invariant: every leaf that holds a local APIC id holds the id of the vCPU that reads it.
 

@@ -1,5 +1,5 @@
-//! The text about a guest's death: the vCPU's registers, the code at its instruction pointer, and the last lines on
-//! the serial port.
+//! The text about a guest's death: the vCPU's registers, the code at its instruction pointer, and the last
+//! lines on the serial port.
 
 use std::fmt::Write;
 

@@ -1,14 +1,14 @@
 //! A virtual machine on KVM whose memory grows and shrinks, as a library.
 //!
-//! A [`Config`] describes the VM, [`Vm::start`] starts it, and [`Vm`] resizes it, waits for its guest, calls the
-//! guest, and stops it. Unless the configuration names a kernel, the VM boots [`GUEST_IMAGE`].
+//! A [`Config`] describes the VM, [`Vm::start`] starts it, and [`Vm`] resizes it, waits for its guest, calls
+//! the guest, and stops it. Unless the configuration names a kernel, the VM boots [`GUEST_IMAGE`].
 //! `examples/resize.rs` does all of it once.
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
 //! | [`config`] | the description of a VM, and whether such a VM is possible | the host |
 //! | `vm` | a running VM: its API, KVM, vCPU threads, event loop | scripts, tables |
-//! | `state` | what is known of the guest from outside, and waiting for it | KVM, queues |
+//! | `state` | the guest's state as known from outside, and waiting for changes | KVM, queues |
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
 //! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |

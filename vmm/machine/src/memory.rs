@@ -1,23 +1,23 @@
 //! Guest RAM: host mappings, KVM memslots, and the VMM's own view of the memory that the guest may use.
 //!
-//! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed; their
-//! memory comes and goes by [`Memory::plug`] and [`Memory::unplug`].
+//! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed;
+//! their memory comes and goes by [`Memory::plug`] and [`Memory::unplug`].
 //!
 //! "Plugged" is stated in two places, because it means two things:
 //!
 //! | question | answered by | derived from it |
 //! | --- | --- | --- |
-//! | What may the guest use, by the contract of virtio-mem? | the bitmap of [`virtio_mem::Device`] | the device's configuration space, [`MemStatus`](crate::MemStatus) |
-//! | What can be reached on this host? | the open runs of a [`region::RamRegion`] | the [`View`], which memslots are empty |
+//! | What may the guest use? | the bitmap of [`virtio_mem::Device`] | configuration space, [`crate::MemStatus`] |
+//! | What can be reached on this host? | the open runs of [`region::RamRegion`] | [`View`], memslots |
 //!
-//! The device changes its bitmap only after [`Memory::plug`] or [`Memory::unplug`] succeeded. So the two differ in
-//! one case only: an unplug failed and the host did not open the range again. Then the range is plugged by the
-//! contract and not open; see [`region`].
+//! The device changes its bitmap only after [`Memory::plug`] or [`Memory::unplug`] succeeded. So the two
+//! differ in one case only: an unplug failed and the host did not open the range again. Then the range is
+//! plugged by the contract and not open; see [`region`].
 //!
-//! Invariant: whenever a thread can see the [`View`], it holds boot memory and exactly the open runs. All accesses
-//! of the VMM to guest memory (queues, buffers, the text about a death) go through it, under its lock. So an
-//! address in unplugged memory is an error there and never a fault. Device memory is not in the view: devices
-//! reach RAM alone.
+//! Invariant: whenever a thread can see the [`View`], it holds boot memory and exactly the open runs. All
+//! accesses of the VMM to guest memory (queues, buffers, the text about a death) go through it, under its
+//! lock. So an address in unplugged memory is an error there and never a fault. Device memory is not in the
+//! view: devices reach RAM alone.
 //!
 //! Lock order: hotplug regions, then view.
 
@@ -82,8 +82,8 @@ pub struct MemoryError {
 }
 
 impl Memory {
-    /// Makes boot memory and device memory with their slots, and reserves a hotplug region of each of `sizes`.
-    /// [`crate::Config::validate`] has checked the sizes.
+    /// Makes boot memory and device memory with their slots, and reserves a hotplug region of each of
+    /// `sizes`. [`crate::Config::validate`] has checked the sizes.
     ///
     /// # Errors
     /// The host refuses a mapping, or KVM a slot.
@@ -145,12 +145,12 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes a range of hotplug region `index` unreachable and gives its memory back to the host. All of it is
-    /// plugged now.
+    /// Makes a range of hotplug region `index` unreachable and gives its memory back to the host. All of it
+    /// is plugged now.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even open
-    /// the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
+    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even
+    /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
     pub fn unplug(&self, index: usize, range: GuestRange) -> io::Result<()> {
         let range = self.offsets(index, range)?;
         let mut hotplug = lock(&self.hotplug);
@@ -165,16 +165,16 @@ impl Memory {
         result
     }
 
-    /// Brings all memory back to its state at the start, except for the content of device memory: boot memory is
-    /// zero, nothing is plugged, and boot memory and device memory are in `slots`, which belong to a new machine
-    /// of KVM. Each region is given back to the host as a whole, however many runs were plugged.
+    /// Brings all memory back to its state at the start, except for the content of device memory: boot memory
+    /// is zero, nothing is plugged, and boot memory and device memory are in `slots`, which belong to a new
+    /// machine of KVM. Each region is given back to the host as a whole, however many runs were plugged.
     ///
     /// # Errors
     /// The host refuses; the memory cannot be used any more.
     pub fn reset(&self, slots: Box<dyn Slots>) -> Result<(), MemoryError> {
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots: current } = &mut *hotplug;
-        // The old slots hold the old machine of KVM. It goes here, and need not follow what its memory becomes.
+        // Dropping the old slots closes the old machine of KVM, so that KVM need not follow the changes below.
         *current = slots;
         // The windows go before the memory that they lead to is closed.
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(&[], None);

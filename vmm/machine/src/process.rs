@@ -2,9 +2,10 @@
 //!
 //! Both are given back when the VM is dropped, whatever ended it.
 //!
-//! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not read, a
-//! stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`] ends the process
-//! at once: at the next signal, or when [`GRACE`] is over. No other code of this library exits.
+//! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not
+//! read, a stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`]
+//! ends the process at once: at the next signal, or when [`GRACE`] is over. No other code of this library
+//! exits.
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
@@ -20,25 +21,26 @@ use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
 const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
-/// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to power
-/// off and for its vCPUs to stop.
+/// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
+/// power off and for its vCPUs to stop.
 pub const GRACE: Duration = Duration::from_secs(20);
 
-/// Ends the process at once with the status of `signal`. It restores the terminal and waits for nothing. It logs
-/// nothing either, because logging would wait for the lock of stderr.
+/// Ends the process at once with the status of `signal`. It restores the terminal and waits for nothing. It
+/// logs nothing either, because logging would wait for the lock of stderr.
 pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
     // Kept alive to the end: dropping it could log.
     let terminal = terminal.upgrade();
     if let Some(terminal) = &terminal {
         drop(terminal.restore());
     }
-    // SAFETY: the call ends the process. It runs no exit handlers, so no handler can meet a lock that a blocked
-    // thread holds.
+    // SAFETY: the call ends the process. It runs no exit handlers, so no handler can meet a lock that a
+    // blocked thread holds.
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Ends the process by [`exit`] when [`GRACE`] is over, unless it has ended by then. The waiting thread outlives the
-/// VM, because what the process does after the VM's end (the summary of a session) can block as well.
+/// Ends the process by [`exit`] when [`GRACE`] is over, unless it has ended by then. The waiting thread
+/// outlives the VM, because what the process does after the VM's end (the summary of a session) can block as
+/// well.
 ///
 /// # Errors
 /// The host provides no thread.
@@ -50,22 +52,23 @@ pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()>
     thread::Builder::new().name("grace".to_owned()).spawn(end).map(drop)
 }
 
-/// The termination signals as a descriptor to read. They are blocked in the thread that made this value and in all
-/// threads that it starts afterwards.
+/// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
+/// in all threads that it starts afterwards.
 #[derive(Debug)]
 pub struct Signals {
     file: File,
 }
 
 impl Signals {
-    /// Takes over the termination signals. They act again in this thread when the second value is dropped in it.
+    /// Takes over the termination signals. They act again in this thread when the second value is dropped in
+    /// it.
     ///
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
         let mut blocked = BlockedSignals(Vec::new());
-        // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a process
-        // in the background, which is to end by them all the same.
+        // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
+        // process in the background, which is to end by them all the same.
         let signals: Vec<_> =
             TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
         for &signal in &signals {
@@ -126,8 +129,8 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// The terminal in a state for a guest's console: input comes byte by byte without echo, and Ctrl-C and the like
-/// still make signals. Dropping it restores the state from before.
+/// The terminal in a state for a guest's console: input comes byte by byte without echo, and Ctrl-C and the
+/// like still make signals. Dropping it restores the state from before.
 #[derive(Debug)]
 pub struct Terminal {
     input: File,

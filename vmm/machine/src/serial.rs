@@ -1,11 +1,11 @@
 //! The serial port: text for people, to and from the guest.
 //!
-//! The UART itself is `vm-superio`'s. This file passes its output on, and keeps the last [`TAIL`] bytes in every
-//! console mode, so that the text about a death can show the guest's last lines.
+//! The UART itself is `vm-superio`'s. This file passes its output on, and keeps the last [`TAIL`] bytes in
+//! every console mode, so that the text about a death can show the guest's last lines.
 //!
-//! There are two locks. The UART's is held for moments, the sink's as long as a write takes. The process at the
-//! other end of a pipe may stop reading. Then the vCPU that writes waits in the write until it is stopped; the event
-//! loop, other vCPUs and the end of the VM do not wait with it.
+//! There are two locks. The UART's is held for moments, the sink's as long as a write takes. The process at
+//! the other end of a pipe may stop reading. Then the vCPU that writes waits in the write until it is
+//! stopped; the event loop, other vCPUs and the end of the VM do not wait with it.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -70,8 +70,8 @@ impl SerialEvents for Drained {
 }
 
 impl Serial {
-    /// A serial port whose output goes to `sink`. `interrupt` reaches the guest. `drained` is written when there is
-    /// room for input again. While `stop` is set, a signal ends a write that waits for the sink.
+    /// A serial port whose output goes to `sink`. `interrupt` reaches the guest. `drained` is written when
+    /// there is room for input again. While `stop` is set, a signal ends a write that waits for the sink.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd, stop: Arc<AtomicBool>) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
@@ -146,8 +146,8 @@ impl Serial {
     }
 }
 
-/// Where the guest's output goes. The writers must return [`io::ErrorKind::Interrupted`] when a signal ends a write;
-/// writers with a buffer of their own retry instead.
+/// Where the guest's output goes. The writers must return [`io::ErrorKind::Interrupted`] when a signal ends a
+/// write; writers with a buffer of their own retry instead.
 pub enum Sink {
     /// Whole lines, so that they do not mix with the VMM's own output. They are made [`printable`], because a
     /// terminal may show them.
@@ -181,8 +181,8 @@ impl Outlet {
     }
 }
 
-/// Writes all of `bytes`, unless a signal comes while `stop` is set. Then the rest is lost. Returns whether all was
-/// written.
+/// Writes all of `bytes`, unless a signal comes while `stop` is set. Then the rest is lost. Returns whether
+/// all was written.
 fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io::Result<bool> {
     while !bytes.is_empty() {
         match writer.write(bytes) {
@@ -200,8 +200,8 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io
     Ok(true)
 }
 
-/// The guest's bytes as text that cannot command a terminal. Control characters other than line feeds and tabs are
-/// escaped; carriage returns are left out.
+/// The guest's bytes as text that cannot command a terminal. Control characters other than line feeds and
+/// tabs are escaped; carriage returns are left out.
 fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for char in String::from_utf8_lossy(bytes).chars() {

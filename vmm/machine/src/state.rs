@@ -1,13 +1,13 @@
 //! The guest's state as known from outside, and waiting for changes of it.
 //!
-//! There is one mutex and one condition variable. Every change of a [`State`] notifies every waiter, so a wait is a
-//! predicate over the whole state: it misses no change and does not poll.
+//! There is one mutex and one condition variable. Every change of a [`State`] notifies every waiter, so a
+//! wait is a predicate over the whole state: it misses no change and does not poll.
 //!
-//! A [`State`] holds facts only, so that a test can make any of them up. The calls that wait for an answer are not
-//! facts about the guest; [`SharedState`] keeps them beside the [`State`].
+//! A [`State`] holds facts only, so that a test can make any of them up. The calls that wait for an answer
+//! are not facts about the guest; [`SharedState`] keeps them beside the [`State`].
 //!
-//! Invariant: a guest's messages change a bounded number of fields in place. An answer is kept only for a call that
-//! was made and whose answer was not taken yet, so a guest cannot make the state grow.
+//! Invariant: a guest's messages change a bounded number of fields in place. An answer is kept only for a
+//! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,8 +79,8 @@ impl MemStatus {
     /// Why the driver stopped on its way to `target`; `None` while it is on its way. Unless the state is
     /// [`ResizeState::Reached`], the driver goes on by itself when the reason goes away.
     ///
-    /// A report about another target, or about another plugged size than the current one, is outdated and does not
-    /// count.
+    /// A report about another target, or about another plugged size than the current one, is outdated and
+    /// does not count.
     #[must_use]
     pub fn stopped(&self, target: u64) -> Option<ResizeState> {
         let current = |report: &Resize| report.requested == target && report.plugged == self.plugged;
@@ -95,8 +95,8 @@ impl MemStatus {
 pub struct Death {
     /// What happened.
     pub kind: DeathKind,
-    /// For people: registers, the code at the instruction pointer, the symbol, and the last lines on the serial port.
-    /// It ends without a line break.
+    /// For people: registers, the code at the instruction pointer, the symbol, and the last lines on the
+    /// serial port. It ends without a line break.
     pub report: String,
 }
 
@@ -118,15 +118,15 @@ pub enum DeathKind {
     /// A fault occurred while the CPU called the double-fault handler.
     #[error("the guest's CPU shut down (triple fault)")]
     TripleFault,
-    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate an instruction. The
-    /// number is the suberror.
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate an
+    /// instruction. The number is the suberror.
     #[error("KVM cannot go on: {}", suberror(*.0))]
     InternalError(u32),
     /// The CPU refuses to enter the guest with its current state.
     #[error("the CPU refuses to enter the guest (reason {0:#x})")]
     FailEntry(u64),
-    /// The guest touched unplugged memory, at this guest-physical address if KVM tells it. The access cannot be
-    /// resumed.
+    /// The guest touched unplugged memory, at this guest-physical address if KVM tells it. The access cannot
+    /// be resumed.
     #[error("the guest touched memory that is not plugged{}", at(*.0))]
     UnpluggedMemory(Option<u64>),
     /// `KVM_RUN` failed.
@@ -294,8 +294,8 @@ impl SharedState {
         lock(&self.known).answers.remove(&id);
     }
 
-    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned even when
-    /// the guest has ended.
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
+    /// even when the guest has ended.
     pub(crate) fn wait<T>(
         &self,
         limit: Duration,
@@ -318,8 +318,8 @@ impl SharedState {
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
 
-    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal does not
-    /// end this wait.
+    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal
+    /// does not end this wait.
     pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
         self.wait_for(limit, |Known { state, .. }| (state.ended() || state.resets != resets).then_some(()));
     }
@@ -336,7 +336,8 @@ impl SharedState {
         }
     }
 
-    /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad record.
+    /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
+    /// record.
     pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         let answer = self.wait_known(limit, what, |known| known.answers.get(&id)?.clone());
         self.forget_answer(id);

@@ -33,8 +33,8 @@ impl Symbols {
         Self { functions }
     }
 
-    /// `name+0x12` for an address in a function. Functions in assembly often have no size; such a function reaches to
-    /// the next one.
+    /// `name+0x12` for an address in a function. Functions in assembly often have no size; such a function
+    /// reaches to the next one.
     #[must_use]
     pub fn name(&self, address: u64) -> Option<String> {
         let after = self.functions.partition_point(|function| function.address <= address);

@@ -1,8 +1,8 @@
 //! Virtio devices behind MMIO registers.
 //!
-//! A device consists of its [`Transport`] and of its own handling of its queues. The transport is the registers
-//! ([`mmio::Registers`], pure) and the interrupt line. vCPU threads access the registers, the event loop serves the
-//! queues, and one mutex around the device orders the two.
+//! A device consists of its [`Transport`] and of its own handling of its queues. The transport is the
+//! registers ([`mmio::Registers`], pure) and the interrupt line. vCPU threads access the registers, the event
+//! loop serves the queues, and one mutex around the device orders the two.
 
 use std::io;
 use std::ops::Deref;
@@ -49,9 +49,9 @@ impl Transport {
         self.raise();
     }
 
-    /// Takes the next chain from queue `index`, reads its first `readable` bytes, and notes where its first `writable`
-    /// bytes can be written. A queue that cannot be read puts the device into `DEVICE_NEEDS_RESET`; there are no more
-    /// chains until the reset.
+    /// Takes the next chain from queue `index`, reads its first `readable` bytes, and notes where its first
+    /// `writable` bytes can be written. A queue that cannot be read puts the device into
+    /// `DEVICE_NEEDS_RESET`; there are no more chains until the reset.
     pub fn pop<M>(&mut self, view: M, index: usize, readable: usize, writable: usize) -> Option<Chain>
     where
         M: Deref<Target = View>,
@@ -69,8 +69,8 @@ impl Transport {
         }
     }
 
-    /// Gives a chain back to the driver with the number of bytes written to it. A used ring that cannot be written puts
-    /// the device into `DEVICE_NEEDS_RESET`.
+    /// Gives a chain back to the driver with the number of bytes written to it. A used ring that cannot be
+    /// written puts the device into `DEVICE_NEEDS_RESET`.
     pub fn push<M>(&mut self, view: M, index: usize, chain: &Chain, written: u32)
     where
         M: Deref<Target = View>,
@@ -81,8 +81,8 @@ impl Transport {
         }
     }
 
-    /// The number of chains to serve at a time. It is limited so that a driver that offers chains without end leaves time
-    /// for other devices.
+    /// The number of chains to serve at a time. It is limited so that a driver that offers chains without end
+    /// leaves time for other devices.
     #[must_use]
     pub fn batch(&self, index: usize) -> u16 {
         self.registers.queue(index).map_or(0, Queue::size)

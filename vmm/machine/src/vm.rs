@@ -104,7 +104,8 @@ pub enum End {
     PoweredOff,
     /// The guest did not power off, and the VMM ended it.
     Forced {
-        /// Whether the guest had been asked to power off. A guest that is still starting, or starts again, is not asked.
+        /// Whether the guest had been asked to power off. A guest that is still starting, or starts again, is
+        /// not asked.
         asked: bool,
     },
     /// The guest died.
@@ -126,8 +127,8 @@ impl Vm {
         self.shared.state.snapshot()
     }
 
-    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned even when the
-    /// guest has ended.
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
+    /// even when the guest has ended.
     ///
     /// # Errors
     /// [`WaitError`]: too late, or the guest ended first, or a signal came.
@@ -230,8 +231,8 @@ impl Vm {
         }
     }
 
-    /// Asks the guest to power off and waits at most `limit` for it. Returns false when the guest could not be asked, or
-    /// was reset after it was asked.
+    /// Asks the guest to power off and waits at most `limit` for it. Returns false when the guest could not
+    /// be asked, or was reset after it was asked.
     fn ask_to_power_off(&self, limit: Duration) -> bool {
         let State { ready, resets, .. } = self.state();
         // A guest that is not up yet does not read calls, and has no state to lose.
@@ -244,7 +245,8 @@ impl Vm {
 
     /// Ends the vCPUs, for good.
     fn end(&self) {
-        // Set before the lock is taken, because a reset holds the lock while it works, and stops when it sees this.
+        // Set before the lock is taken, because a reset holds the lock while it works, and stops when it sees
+        // this.
         self.shared.over.store(true, Ordering::Release);
         lock(&self.hardware).end();
     }

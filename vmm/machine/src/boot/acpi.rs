@@ -1,6 +1,7 @@
 //! ACPI tables, by which most kernels find CPUs, interrupt controllers and devices.
 //!
-//! Mirrors ACPI 6.5 in its hardware-reduced form: no power-management block, no legacy timer. virtio-mmio devices are `LNRO0005`, as in QEMU and Cloud Hypervisor.
+//! Mirrors ACPI 6.5 in its hardware-reduced form: no power-management block, no legacy timer. virtio-mmio
+//! devices are `LNRO0005`, as in QEMU and Cloud Hypervisor.
 //!
 //! | table | says |
 //! | --- | --- |
@@ -119,8 +120,9 @@ fn madt(cpus: u8) -> MADT {
     table
 }
 
-/// The nodes of vCPUs, boot memory and hotplug regions (ACPI 6.5, section 5.2.16). Without configured nodes, vCPUs and
-/// boot memory are on node 0. The entries are written by hand because the crate has none for local APICs.
+/// The nodes of vCPUs, boot memory and hotplug regions (ACPI 6.5, section 5.2.16). Without configured nodes,
+/// vCPUs and boot memory are on node 0. The entries are written by hand because the crate has none for local
+/// APICs.
 fn srat(config: &Config) -> Sdt {
     const ENABLED: u32 = 1;
     const HOT_PLUGGABLE: u32 = 1 << 1;

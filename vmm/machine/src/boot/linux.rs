@@ -1,8 +1,8 @@
 //! Booting a bzImage, the form in which distributions ship Linux.
 //!
-//! Mirrors Linux's 32-bit boot protocol (`Documentation/arch/x86/boot.rst`): the protected-mode part of the file is
-//! loaded at 1 MiB and entered there in the same flat mode as with PVH, with the address of the boot parameters ("zero
-//! page") in `esi`. The kernel unpacks itself.
+//! Mirrors Linux's 32-bit boot protocol (`Documentation/arch/x86/boot.rst`): the protected-mode part of the
+//! file is loaded at 1 MiB and entered there in the same flat mode as with PVH, with the address of the boot
+//! parameters ("zero page") in `esi`. The kernel unpacks itself.
 
 use std::io::Cursor;
 
@@ -25,8 +25,8 @@ const MAGIC_AT: usize = 0x202;
 const MAGIC: &[u8; 4] = b"HdrS";
 /// The boot loader type for boot loaders without an assigned number.
 const LOADER_OTHER: u8 = 0xff;
-/// `loadflags`: the kernel must not load segment registers. Kernels up to 5.6 would do that before they have a
-/// descriptor table; later kernels ignore the flag.
+/// `loadflags`: the kernel must not load segment registers. Kernels up to 5.6 would do that before they have
+/// a descriptor table; later kernels ignore the flag.
 const KEEP_SEGMENTS: u8 = 1 << 6;
 /// The first protocol version that states how much memory unpacking needs (Linux 2.6.31).
 const VERSION: u16 = 0x20a;

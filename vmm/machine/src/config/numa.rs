@@ -1,7 +1,7 @@
 //! Boot memory and vCPUs on NUMA nodes.
 //!
-//! The guest learns of nodes by ACPI (`boot/acpi.rs`). A node may have only memory, only vCPUs, or neither: then it is
-//! a place for memory that is plugged later.
+//! The guest learns of nodes by ACPI (`boot/acpi.rs`). A node may have only memory, only vCPUs, or neither:
+//! then it is a place for memory that is plugged later.
 
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 

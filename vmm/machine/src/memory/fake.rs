@@ -1,7 +1,7 @@
 //! Guest memory without KVM, for tests.
 //!
-//! The memslots are stricter than KVM's: slots that overlap, and slots above boot memory that are not made of whole
-//! memory blocks, are defects.
+//! The memslots are stricter than KVM's: slots that overlap, and slots above boot memory that are not made of
+//! whole memory blocks, are defects.
 
 use std::collections::BTreeMap;
 use std::io;

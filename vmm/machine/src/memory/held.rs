@@ -1,9 +1,9 @@
 //! How much host memory a mapping really holds.
 //!
-//! This is `Rss` plus `Swap` of the mapping's own VMAs in `/proc/self/smaps`. The process's resident size would mix in
-//! everything else, and `Rss` alone would count swapped-out memory as freed. Pages that the guest only read are the
-//! kernel's zero page and not counted. For private anonymous memory, the only kind that [`super::mapping`] makes, the
-//! sum is exact.
+//! This is `Rss` plus `Swap` of the mapping's own VMAs in `/proc/self/smaps`. The process's resident size
+//! would mix in everything else, and `Rss` alone would count swapped-out memory as freed. Pages that the
+//! guest only read are the kernel's zero page and not counted. For private anonymous memory, the only kind
+//! that [`super::mapping`] makes, the sum is exact.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

@@ -7,8 +7,8 @@
 //! next GiB ..... hotplug region 0, each further region at the next GiB, device memory last
 //! ```
 //!
-//! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for the
-//! guest are made.
+//! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for
+//! the guest are made.
 
 use tidevm_abi::Size;
 use vm_memory::GuestAddress;
@@ -51,8 +51,8 @@ pub fn ram(memory: Size) -> impl Iterator<Item = GuestRange> {
     [0..low, HOLE_END..HOLE_END + (memory.0 - low)].into_iter().filter_map(GuestRange::new)
 }
 
-/// The address ranges of boot memory, each with its offsets in the one mapping behind boot memory. `all` are the
-/// offsets of that mapping.
+/// The address ranges of boot memory, each with its offsets in the one mapping behind boot memory. `all` are
+/// the offsets of that mapping.
 pub fn boot_parts(all: OffsetRange) -> impl Iterator<Item = (GuestRange, OffsetRange)> {
     let mut next = all.start();
     ram(Size(all.size())).filter_map(move |range| {
@@ -62,8 +62,8 @@ pub fn boot_parts(all: OffsetRange) -> impl Iterator<Item = (GuestRange, OffsetR
     })
 }
 
-/// Cuts boot memory into parts of `sizes`, from the lowest address up. Gives the ranges of each part, ascending,
-/// with the part's number.
+/// Cuts boot memory into parts of `sizes`, from the lowest address up. Gives the ranges of each part,
+/// ascending, with the part's number.
 pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize, GuestRange)> {
     let mut rest: Vec<_> = ram(memory).map(|range| (range.start().0, range.end().0)).collect();
     let mut parts = Vec::new();
@@ -78,8 +78,8 @@ pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize,
     parts
 }
 
-/// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when an
-/// address overflows or a size is 0.
+/// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when
+/// an address overflows or a size is 0.
 pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<GuestRange>> {
     let mut next = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
     sizes

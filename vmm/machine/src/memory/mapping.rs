@@ -1,12 +1,12 @@
 //! Host memory behind guest memory: reserving, opening, closing and discarding it.
 //!
-//! A [`Mapping`] is anonymous private memory. It is reserved but not accounted for (`MAP_NORESERVE`), and asks for
-//! huge pages. It starts closed (`PROT_NONE`): neither the guest nor this process reaches a byte before
-//! [`Mapping::open`]. A [`Window`] is an open part of a mapping, as a region for `vm-memory`.
+//! A [`Mapping`] is anonymous private memory. It is reserved but not accounted for (`MAP_NORESERVE`), and
+//! asks for huge pages. It starts closed (`PROT_NONE`): neither the guest nor this process reaches a byte
+//! before [`Mapping::open`]. A [`Window`] is an open part of a mapping, as a region for `vm-memory`.
 //!
 //! Invariants: a mapping is not empty. Host addresses are aligned like guest addresses (1 GiB, or 2 MiB for
-//! mappings below that), so that both sides can use huge pages. An unused guard page lies on each side, so that no
-//! mapping's VMA merges with another's and `/proc/self/smaps` counts each by itself.
+//! mappings below that), so that both sides can use huge pages. An unused guard page lies on each side, so
+//! that no mapping's VMA merges with another's and `/proc/self/smaps` counts each by itself.
 #![expect(unsafe_code, reason = "maps, protects and discards memory, and hands out access to it")]
 
 use std::io;
@@ -94,8 +94,8 @@ impl Mapping {
         OffsetRange::new(0..self.size()).expect("a mapping is not empty")
     }
 
-    /// Makes a range readable and writable. Memory that was never written, or was discarded, is zero. Offsets are
-    /// multiples of the page size.
+    /// Makes a range readable and writable. Memory that was never written, or was discarded, is zero. Offsets
+    /// are multiples of the page size.
     ///
     /// # Errors
     /// The error of `mprotect`; part of the range may then be open.
@@ -103,8 +103,8 @@ impl Mapping {
         self.protect(range, libc::PROT_READ | libc::PROT_WRITE)
     }
 
-    /// Makes a range unreachable for this process, and for the guest, because KVM maps guest memory through this
-    /// process's page tables: KVM drops its mappings before this returns. Contents stay.
+    /// Makes a range unreachable for this process, and for the guest, because KVM maps guest memory through
+    /// this process's page tables: KVM drops its mappings before this returns. Contents stay.
     ///
     /// The caller removes every [`Window`] of the range first: an access through one would end the process.
     ///
@@ -130,8 +130,8 @@ impl Mapping {
 
     fn advise(&self, range: OffsetRange, advice: libc::c_int) -> io::Result<()> {
         let (start, size) = self.locate(range)?;
-        // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns. Only volatile slices
-        // point into it, no Rust reference, so contents may change at any time.
+        // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns. Only volatile
+        // slices point into it, no Rust reference, so contents may change at any time.
         check(unsafe { libc::madvise(start, size, advice) })
     }
 
@@ -147,9 +147,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the reservation was made in `reserve` and is unmapped only here. Windows hold an `Arc` of the
-        // mapping. KVM may still know the address, but looks it up in this process's page tables at every use and
-        // finds nothing.
+        // SAFETY: the reservation was made in `reserve` and is unmapped only here. Windows hold an `Arc` of
+        // the mapping. KVM may still know the address, but looks it up in this process's page tables at every
+        // use and finds nothing.
         let result = check(unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_size) });
         if let Err(error) = result {
             log::error!("cannot unmap guest memory: {error}");
@@ -207,8 +207,8 @@ impl GuestMemoryRegion for Window {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         let host = self.mapping.base.as_ptr().wrapping_add((self.offsets.start() + offset.0) as usize);
-        // SAFETY: offset + count <= the window's size, and `new` checked that the window is inside the mapping, which
-        // the `Arc` keeps. The caller of `new` promised that the window's range is open.
+        // SAFETY: offset + count <= the window's size, and `new` checked that the window is inside the
+        // mapping, which the `Arc` keeps. The caller of `new` promised that the window's range is open.
         Ok(unsafe { VolatileSlice::new(host, count) })
     }
 }

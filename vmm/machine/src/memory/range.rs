@@ -1,8 +1,8 @@
 //! The two kinds of ranges in which memory is named, and the only conversion between them.
 //!
-//! A [`GuestRange`] is what the guest sees: guest-physical addresses. An [`OffsetRange`] is where the bytes are on
-//! the host: offsets into a [`Mapping`](super::mapping::Mapping). Both are plain numbers, so only types keep one
-//! from being taken for the other.
+//! A [`GuestRange`] is what the guest sees: guest-physical addresses. An [`OffsetRange`] is where the bytes
+//! are on the host: offsets into a [`Mapping`](super::mapping::Mapping). Both are plain numbers, so only
+//! types keep one from being taken for the other.
 //!
 //! Invariants: no range is empty; a range ends at `u64::MAX` at most.
 
@@ -62,8 +62,8 @@ impl GuestRange {
         below.into_iter().chain(Self::new(self.start.max(hole.end)..self.end))
     }
 
-    /// The offsets of `part` in a mapping whose offset 0 the guest sees at the start of `self`. [`None`] when `part`
-    /// is not inside `self`.
+    /// The offsets of `part` in a mapping whose offset 0 the guest sees at the start of `self`. [`None`] when
+    /// `part` is not inside `self`.
     #[must_use]
     pub fn offsets_of(self, part: Self) -> Option<OffsetRange> {
         let inside = self.start <= part.start && part.end <= self.end;

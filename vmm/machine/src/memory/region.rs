@@ -6,24 +6,24 @@
 //! | unplugged, but something else in its slot is plugged | closed | yes | yes |
 //! | unplugged, as is everything in its memory block | closed | no, or an empty one that could not be removed | yes |
 //!
-//! So unplugged memory is out of the guest's reach down to the device block, whatever the slots are. Slots come
-//! with memory: one for each run of memory blocks that a plug is the first to use. A slot is never split or
-//! resized while something in it is plugged: KVM can do that only by removing the slot for a moment, while the
-//! guest's CPUs run.
+//! So unplugged memory is out of the guest's reach down to the device block, whatever the slots are. Slots
+//! come with memory: one for each run of memory blocks that a plug is the first to use. A slot is never split
+//! or resized while something in it is plugged: KVM can do that only by removing the slot for a moment, while
+//! the guest's CPUs run.
 //!
-//! Both operations do the steps that can fail first and the ones that cannot be taken back last, so that an error
-//! means that nothing changed:
+//! Both operations do the steps that can fail first and the ones that cannot be taken back last, so that an
+//! error means that nothing changed:
 //! - plug: open, then add slots;
-//! - unplug: close, then discard, then remove empty slots. From the close on the guest cannot reach the memory,
-//!   so it cannot fault discarded memory in again. A slot that KVM does not remove stays, closed, and serves the
-//!   next plug.
+//! - unplug: close, then discard, then remove empty slots. From the close on the guest cannot reach the
+//!   memory, so it cannot fault discarded memory in again. A slot that KVM does not remove stays, closed, and
+//!   serves the next plug.
 //!
-//! Taking back the close of a failed unplug can fail, too. Then the range is no longer in the open runs, so that
-//! no window leads to closed memory. The device was told of an error and still counts the range as plugged. A
-//! guest that uses the range dies; a guest that unplugs it again succeeds.
+//! Taking back the close of a failed unplug can fail, too. Then the range is no longer in the open runs, so
+//! that no window leads to closed memory. The device was told of an error and still counts the range as
+//! plugged. A guest that uses the range dies; a guest that unplugs it again succeeds.
 //!
-//! Invariants: the open runs are exactly the bytes that the host has open; slots are whole memory blocks, do not
-//! overlap, and cover the open runs.
+//! Invariants: the open runs are open on the host; neither slots nor windows lead to any other open memory.
+//! Slots are whole memory blocks, do not overlap, and cover the open runs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -85,8 +85,8 @@ impl RamRegion {
         let result = self.mapping.open(range).and_then(|()| self.cover(range, slots));
         match result {
             Ok(()) => self.open.insert(range),
-            // Closing merges VMAs back to what they were, which needs no resource that was not there before. If it
-            // fails all the same, some memory stays open that no slot and no window leads to.
+            // Closing merges VMAs back to what they were, which needs no resource that was not there before.
+            // If it fails all the same, some memory stays open that no slot and no window leads to.
             Err(_) => {
                 if let Err(error) = self.mapping.close(range) {
                     log::error!("cannot close memory whose plugging failed: {error}");
@@ -96,12 +96,12 @@ impl RamRegion {
         result
     }
 
-    /// Makes a range unreachable and gives its memory back. All of it is open now, or was lost by an unplug that
-    /// failed. No window leads there any more.
+    /// Makes a range unreachable and gives its memory back. All of it is open now, or was lost by an unplug
+    /// that failed. No window leads there any more.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open the
-    /// range again, it is no longer in [`RamRegion::open_runs`].
+    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open
+    /// the range again, it is no longer in [`RamRegion::open_runs`].
     pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
         let result = self.mapping.close(range).and_then(|()| self.mapping.discard(range));
         if let Err(error) = result {
@@ -116,8 +116,8 @@ impl RamRegion {
         Ok(())
     }
 
-    /// Closes everything. The slots are gone already, with the machine of KVM in which they were made. No window
-    /// leads here any more.
+    /// Closes everything. The slots are gone already, with the machine of KVM in which they were made. No
+    /// window leads here any more.
     ///
     /// # Errors
     /// The host's error; the memory may not have been given back.
@@ -136,7 +136,8 @@ impl RamRegion {
             match slots.add(address, &self.mapping, offsets) {
                 Ok(number) => added.push(Slot { offsets, number }),
                 Err(error) => {
-                    // A slot that cannot be removed is closed and empty, like one that an unplug leaves behind.
+                    // A slot that cannot be removed is closed and empty, like one that an unplug leaves
+                    // behind.
                     added.retain(|slot| slots.remove(slot.number).is_err());
                     self.keep(added);
                     return Err(error);

@@ -51,8 +51,9 @@ impl KvmSlots {
     }
 
     fn set(&self, region: kvm_userspace_memory_region) -> io::Result<()> {
-        // SAFETY: a slot of size 0 removes. Any other slot leads to a range that `add` checked to lie in a mapping,
-        // and `mappings` keeps that mapping until the slot is removed. Mappings hold nothing but guest memory.
+        // SAFETY: a slot of size 0 removes. Any other slot leads to a range that `add` checked to lie in a
+        // mapping, and `mappings` keeps that mapping until the slot is removed. Mappings hold nothing but
+        // guest memory.
         unsafe { self.vm.set_user_memory_region(region) }
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }

@@ -211,8 +211,8 @@ fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
 proptest! {
     #![proptest_config(proptest::test_runner::Config { cases: 64, failure_persistence: None, ..Default::default() })]
 
-    /// The view equals the runs of a model bitmap. Slots are whole memory blocks that cover it. A step at which the host
-    /// fails changes nothing. The protection of the memory agrees with the model.
+    /// The view equals the runs of a model bitmap. Slots are whole memory blocks that cover it. A step at
+    /// which the host fails changes nothing. The protection of the memory agrees with the model.
     #[test]
     fn the_view_is_exactly_what_is_plugged(steps in steps(), at in any::<prop::sample::Index>()) {
         let (memory, slots) = memory(BOOT, &[COUNT as u64 * 2 * MIB]);

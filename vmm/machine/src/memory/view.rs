@@ -30,8 +30,8 @@ impl BootWindows {
         Ok(Self(windows.collect()))
     }
 
-    /// Derives the view from the open runs of `regions`, leaving out `without`: offsets in one of them. The caller
-    /// shows the view to others only while everything in it stays open.
+    /// Derives the view from the open runs of `regions`, leaving out `without`: offsets in one of them. The
+    /// caller shows the view to others only while everything in it stays open.
     pub(super) fn with(&self, regions: &[RamRegion], without: Option<(usize, OffsetRange)>) -> View {
         let mut windows = self.0.clone();
         for (index, region) in regions.iter().enumerate() {
@@ -41,9 +41,9 @@ impl BootWindows {
             }
             for run in open.iter() {
                 let address = region.range().addresses_of(run).start();
-                // SAFETY: `open_runs` are open. Only `RamRegion::unplug` and `RamRegion::reset` close them. Only
-                // `Memory`'s methods of the same names call those, after they replaced the one shared view, under
-                // its lock, by a view without these windows; no window is used outside that lock.
+                // SAFETY: `open_runs` are open. Only `RamRegion::unplug` and `RamRegion::reset` close them.
+                // Only `Memory`'s methods of the same names call those, after they replaced the one shared
+                // view, under its lock, by a view without these windows; no window is used outside that lock.
                 let window = unsafe { Window::new(Arc::clone(region.mapping()), run, address) };
                 windows.push(Arc::new(window));
             }

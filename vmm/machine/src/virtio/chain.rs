@@ -1,8 +1,8 @@
 //! One chain of buffers that a driver offered, copied from guest memory.
 //!
-//! Mirrors virtio 1.3, section 2.6.4: the framing of messages is independent of descriptors, so a request may be split
-//! into any number of buffers. A [`Chain`] holds no reference to guest memory, because the memory may be unplugged
-//! between taking a chain and answering it, even by the request itself.
+//! Mirrors virtio 1.3, section 2.6.4: the framing of messages is independent of descriptors, so a request may
+//! be split into any number of buffers. A [`Chain`] holds no reference to guest memory, because the memory
+//! may be unplugged between taking a chain and answering it, even by the request itself.
 
 use virtio_queue::{Error, Queue, QueueOwnedT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -18,8 +18,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Takes the next chain, reads at most `readable` bytes of it, and notes where at most `writable` bytes can be
-    /// written. A buffer that cannot be read ends the request.
+    /// Takes the next chain, reads at most `readable` bytes of it, and notes where at most `writable` bytes
+    /// can be written. A buffer that cannot be read ends the request.
     ///
     /// # Errors
     /// The ring cannot be read or contradicts itself.
@@ -70,8 +70,8 @@ impl Chain {
         self.response.iter().map(|&(_, size)| size).sum()
     }
 
-    /// Writes all of `response` and returns its length. Returns 0 when it does not fit or a buffer is not in memory that
-    /// the guest may use; the chain then goes back empty.
+    /// Writes all of `response` and returns its length. Returns 0 when it does not fit or a buffer is not in
+    /// memory that the guest may use; the chain then goes back empty.
     #[must_use]
     pub fn write(&self, view: &View, response: &[u8]) -> u32 {
         if self.room() < response.len() {

@@ -1,10 +1,11 @@
 //! The control channel: calls to the guest, and reports from the guest.
 //!
-//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries [`Call`]s to the
-//! driver, queue 1 [`Report`]s from it. Differs on purpose: each buffer is one record, not a part of a byte stream.
+//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries [`Call`]s
+//! to the driver, queue 1 [`Report`]s from it. Differs on purpose: each buffer is one record, not a part of a
+//! byte stream.
 //!
-//! Invariants: at most [`MAX_UNREAD`] calls wait. Of a report only the fields of [`crate::State`] are kept. So a guest
-//! that does not read, or writes without end, takes no memory of the VMM.
+//! Invariants: at most [`MAX_UNREAD`] calls wait. Of a report only the fields of [`crate::State`] are kept.
+//! So a guest that does not read, or writes without end, takes no memory of the VMM.
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,8 +49,8 @@ pub struct Control {
 pub struct Full;
 
 impl Control {
-    /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue with the same
-    /// index has new buffers.
+    /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue
+    /// with the same index has new buffers.
     ///
     /// # Errors
     /// Never with this device's queue sizes.

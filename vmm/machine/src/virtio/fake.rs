@@ -1,4 +1,5 @@
-//! The driver's side of a device, for tests: register accesses as a guest makes them, and a queue in guest memory.
+//! The driver's side of a device, for tests: register accesses as a guest makes them, and a queue in guest
+//! memory.
 
 use std::sync::Arc;
 
@@ -61,8 +62,8 @@ pub(super) fn interrupts(device: &mut impl RegisterDevice) -> u32 {
     pending
 }
 
-/// A queue in boot memory, with buffers in the pages behind it. It keeps a view from before anything was plugged, so it
-/// can touch boot memory only.
+/// A queue in boot memory, with buffers in the pages behind it. It keeps a view from before anything was
+/// plugged, so it can touch boot memory only.
 pub(super) struct Ring {
     view: View,
     start: u64,

@@ -1,12 +1,12 @@
 //! The virtio-mem device: [`virtio_mem::device`] decides on its requests, [`crate::memory`] carries them out.
 //!
 //! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device goes on. A
-//! request that is too short is answered with ERROR. A chain without room for the answer, and one whose buffers the
-//! request itself unplugged, goes back with length 0.
+//! request that is too short is answered with ERROR. A chain without room for the answer, and one whose
+//! buffers the request itself unplugged, goes back with length 0.
 //!
-//! The bitmap of [`Device`] is the truth about the contract with the guest: see [`crate::memory`]. The configuration
-//! space that the driver reads and the [`MemStatus`] that the embedder reads are derived from it, in
-//! [`Mem::publish`] alone.
+//! The bitmap of [`Device`] is the truth about the contract with the guest: see [`crate::memory`]. The
+//! configuration space that the driver reads and the [`MemStatus`] that the embedder reads are derived from
+//! it, in [`Mem::publish`] alone.
 
 use std::io;
 use std::sync::Arc;
@@ -60,14 +60,14 @@ struct RegionMemory {
     index: usize,
     range: GuestRange,
     block_size: u64,
-    /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest may ask
-    /// without end.
+    /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest
+    /// may ask without end.
     refused: bool,
 }
 
 impl Mem {
-    /// Device `index`, which serves hotplug region `index` of `memory`. `interrupt` reaches the driver. `kick` is written
-    /// when the queue has requests.
+    /// Device `index`, which serves hotplug region `index` of `memory`. `interrupt` reaches the driver.
+    /// `kick` is written when the queue has requests.
     ///
     /// # Errors
     /// The configuration contradicts itself; [`crate::Config::validate`] finds that first.
@@ -119,8 +119,8 @@ impl Mem {
         }
     }
 
-    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). [`Memory::reset`] takes
-    /// the memory itself.
+    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
+    /// [`Memory::reset`] takes the memory itself.
     pub fn reset(&mut self) {
         self.transport.registers.reset();
         self.device.reset();
@@ -237,7 +237,8 @@ impl RegionMemory {
         })
     }
 
-    /// The addresses of some device blocks. The device checked that they are in the region, so nothing overflows.
+    /// The addresses of some device blocks. The device checked that they are in the region, so nothing
+    /// overflows.
     fn addresses(&self, range: BlockRange) -> Result<GuestRange, Busy> {
         let start = self.range.start().0 + range.first * self.block_size;
         GuestRange::new(start..start + range.count * self.block_size).ok_or(Busy)

@@ -1,11 +1,11 @@
 //! The MMIO registers of a virtio device: values in, values and [`Effect`]s out, no I/O.
 //!
-//! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status steps of section 3.1. A write that
-//! breaks the rules is ignored, so a driver cannot bring the device into a wrong state. Stricter on purpose: queues can
-//! be set up only between `FEATURES_OK` and `QueueReady`.
+//! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status steps of section 3.1. A
+//! write that breaks the rules is ignored, so a driver cannot bring the device into a wrong state. Stricter
+//! on purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`.
 //!
-//! Invariants: a queue's addresses and size do not change while it is ready. The configuration generation changes
-//! whenever a byte of the configuration does.
+//! Invariants: a queue's addresses and size do not change while it is ready. The configuration generation
+//! changes whenever a byte of the configuration does.
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -62,8 +62,8 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Registers of a device that offers `features` (`VERSION_1` is added) and insists on `required`. It has one queue
-    /// for each of `queue_sizes`, of at most so many entries.
+    /// Registers of a device that offers `features` (`VERSION_1` is added) and insists on `required`. It has
+    /// one queue for each of `queue_sizes`, of at most so many entries.
     ///
     /// # Errors
     /// A queue size is not a power of two, or too large.
@@ -134,15 +134,15 @@ impl Registers {
         self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
     }
 
-    /// Records that the device cannot go on before a reset. That is a change of configuration, for which the caller
-    /// raises the interrupt.
+    /// Records that the device cannot go on before a reset. That is a change of configuration, for which the
+    /// caller raises the interrupt.
     pub fn set_needs_reset(&mut self) {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.set_config_interrupt();
     }
 
-    /// The driver reads. Registers are 32 bits wide; accesses of other widths read as zero. The configuration can be read
-    /// in any width, and is zero beyond its end.
+    /// The driver reads. Registers are 32 bits wide; accesses of other widths read as zero. The configuration
+    /// can be read in any width, and is zero beyond its end.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(start) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
             for (index, byte) in (start..).zip(data) {
@@ -176,8 +176,8 @@ impl Registers {
         }
     }
 
-    /// The driver writes. Registers are 32 bits wide. Accesses of other widths are ignored, as are writes to the
-    /// configuration, which has no field that the driver may write.
+    /// The driver writes. Registers are 32 bits wide. Accesses of other widths are ignored, as are writes to
+    /// the configuration, which has no field that the driver may write.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let (Ok(register), Ok(bytes)) = (u32::try_from(offset), data.try_into()) else {
             return Effect::None;

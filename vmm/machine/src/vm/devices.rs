@@ -1,7 +1,7 @@
 //! A VM's devices, and the event descriptors between them, KVM and the event loop.
 //!
-//! Devices belong to the VMM and outlive the KVM machine: a reset registers the same descriptors with the next
-//! one.
+//! Devices belong to the VMM and outlive the KVM machine: a reset registers the same descriptors with the
+//! next one.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -54,8 +54,8 @@ fn share(event: &EventFd) -> Result<EventFd, StartError> {
 }
 
 impl Devices {
-    /// The devices of `config`. The serial port's output goes to `sink`; a vCPU does not wait for `sink` while
-    /// `stop` is set.
+    /// The devices of `config`. The serial port's output goes to `sink`; a vCPU does not wait for `sink`
+    /// while `stop` is set.
     pub(super) fn new(
         config: &Config,
         memory: &Arc<Memory>,

@@ -246,8 +246,8 @@ impl MutEventSubscriber for Reset {
     }
 }
 
-/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next signal,
-/// or the end of the grace time, ends the process.
+/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
+/// signal, or the end of the grace time, ends the process.
 struct Termination {
     shared: Arc<VmShared>,
     signals: Signals,

@@ -6,8 +6,8 @@
 //! resetting are one path, and every start tests it.
 //!
 //! Order of the KVM calls: boot memslots, ioeventfds, interrupt chip, vCPUs. Once the interrupt chip exists,
-//! each change of memslots or ioeventfds waits for a grace period of KVM; in another order the same calls take
-//! 50 times as long. There is no PIT: guests have their local APIC's timer.
+//! each change of memslots or ioeventfds waits for a grace period of KVM; in another order the same calls
+//! take 50 times as long. There is no PIT: guests have their local APIC's timer.
 //!
 //! The old machine of KVM is closed before the interrupts of the new one are registered: since Linux 6.17 an
 //! eventfd raises the interrupts of one machine only (EBUSY). The memslots hold the machine, and
@@ -59,8 +59,8 @@ impl Hardware {
         Self { kvm, shared, vcpus, initrd }
     }
 
-    /// Connects the devices to `machine`, which has nothing but boot memory yet, and loads the kernel. The vCPUs
-    /// are ready to run. From then on only the memslots hold `machine`.
+    /// Connects the devices to `machine`, which has nothing but boot memory yet, and loads the kernel. The
+    /// vCPUs are ready to run. From then on only the memslots hold `machine`.
     ///
     /// # Errors
     /// KVM or the host refuses, or the kernel cannot be booted.

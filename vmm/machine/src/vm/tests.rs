@@ -117,8 +117,8 @@ const ECHO: [u8; 15] =
 /// ud2, without a handler
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
 
-/// A kernel that runs `code`, 64-bit instructions, with identity-mapped memory: the first 2 MiB, and 4 MiB from the start
-/// of the hotplug region on, where `rbx` points.
+/// A kernel that runs `code`, 64-bit instructions, with identity-mapped memory: the first 2 MiB, and 4 MiB
+/// from the start of the hotplug region on, where `rbx` points.
 fn long_mode(code: &[u8]) -> Vec<u8> {
     /// Address of the code behind the headers of [`Kernel::new`].
     const START: usize = 0x10_0000 + 196;
@@ -218,8 +218,8 @@ fn go(vm: &Vm) {
     vm.shared.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
 }
 
-/// Waits for the guest to die of touching unplugged memory. Whether KVM tells the address depends on whether the memory
-/// has a slot.
+/// Waits for the guest to die of touching unplugged memory. Whether KVM tells the address depends on whether
+/// the memory has a slot.
 fn wait_for_death(vm: &Vm) -> Option<u64> {
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     match vm.state().death.map(|death| death.kind) {
@@ -244,7 +244,8 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     if !kvm() {
         return;
     }
-    // Reads the second device block of the region, which is plugged, then the first one, which is not. They share a slot.
+    // Reads the second device block of the region, which is plugged, then the first one, which is not. They
+    // share a slot.
     let mut code = WAIT.to_vec();
     code.extend([0x8b, 0x83, 0x00, 0x00, 0x20, 0x00, 0x85, 0xc0, 0x75, 7]); // mov eax, [rbx + 2M]; test eax, eax; jnz
     code.extend([0x8b, 0x03]); // mov eax, [rbx]
@@ -258,7 +259,8 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
 }
 
-/// A guest that writes without end to memory that is unplugged dies, and does not make the host hold it again.
+/// A guest that writes without end to memory that is unplugged dies, and does not make the host hold it
+/// again.
 #[test]
 fn a_writing_guest_cannot_hold_unplugged_memory() {
     if !kvm() {

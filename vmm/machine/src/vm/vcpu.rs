@@ -1,12 +1,12 @@
 //! One thread per vCPU: runs the guest, takes its exits to the devices, and records a death when the guest
 //! cannot go on.
 //!
-//! A vCPU that asks for a reset only ends its own thread. The event loop stops the other vCPUs and starts all of
-//! them again, because no vCPU thread can wait for its own end.
+//! A vCPU that asks for a reset only ends its own thread. The event loop stops the other vCPUs and starts all
+//! of them again, because no vCPU thread can wait for its own end.
 //!
-//! A vCPU thread is stopped by a flag and a signal. The thread reads the flag before every `KVM_RUN`. A signal
-//! between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended. An idle
-//! vCPU halts inside KVM: its thread sleeps.
+//! A vCPU thread is stopped by a flag and a signal. The thread reads the flag before every `KVM_RUN`. A
+//! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended.
+//! An idle vCPU halts inside KVM: its thread sleeps.
 //!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
 //! has a memslot, as an MMIO exit where it has none.

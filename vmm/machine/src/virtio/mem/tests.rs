@@ -162,7 +162,8 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
     assert!(refused.is_some_and(|why| why.starts_with("Busy")), "the reason is kept all the same");
 }
 
-/// virtio 1.3, section 2.5.1: a driver that reads the configuration in parts can detect a change between them.
+/// virtio 1.3, section 2.5.1: a driver that reads the configuration in parts can detect a change between
+/// them.
 #[test]
 fn every_runtime_change_moves_the_generation() {
     let mut rig = rig(0);
@@ -307,8 +308,8 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 32), (ACK, 0));
 }
 
-/// A driver resets its device when it is unbound. The guest goes on using the memory without a driver (virtio 1.3,
-/// section 5.15.6.2).
+/// A driver resets its device when it is unbound. The guest goes on using the memory without a driver (virtio
+/// 1.3, section 5.15.6.2).
 #[test]
 fn a_device_reset_half_way_keeps_what_is_plugged() {
     let mut rig = rig(64 * MIB);
