@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use guest::{KIB_PER_MIB, Linux, MIB, PAGES_PER_MIB};
-use tidevm_machine::HotplugConfig;
+use tidevm_machine::{HotplugConfig, Size};
 use tidevm_tests::{Test, run_if};
 
 const TESTS: &[Test] = &[
@@ -53,13 +53,13 @@ fn follow(linux: &Linux, sizes: &[u64]) {
 fn linux_follows_odd_sizes() {
     let linux = Linux::boot("", |_| ());
     follow(&linux, &[2, 126, 128, 130, 1026, 0, 1026, 126, 2, 0]);
-    assert_eq!(linux.vm.held(0).unwrap(), 0);
+    assert_eq!(linux.vm.held(0).unwrap(), Size(0));
 }
 
 fn linux_follows_a_target_that_moves() {
     let linux = Linux::boot("", |_| ());
     for round in 0..20 {
-        linux.vm.resize(0, (round * 7 % 12) * 128 * MIB).unwrap();
+        linux.vm.resize(0, Size((round * 7 % 12) * 128 * MIB)).unwrap();
         std::thread::sleep(Duration::from_millis(30 * (round % 5)));
     }
     follow(&linux, &[384, 0]);
@@ -88,7 +88,7 @@ fn linux_cycles() {
     }
     linux.await_size(0);
     linux.assert_content();
-    assert_eq!(linux.vm.held(0).unwrap(), 0);
+    assert_eq!(linux.vm.held(0).unwrap(), Size(0));
 }
 
 /// Linux decides which zone gets the memory. The test can only check that Linux has it.
@@ -97,7 +97,7 @@ fn grows(words: &str) {
     linux.resize(0, 1026);
     linux.await_size(1026);
     // How far Linux shrinks depends on its own policy.
-    linux.vm.resize(0, 0).unwrap();
+    linux.vm.resize(0, Size(0)).unwrap();
     linux.resize(0, 1026);
     linux.await_size(1026);
     linux.assert_content();
@@ -118,7 +118,11 @@ fn linux_as_an_elf_file() {
 
 fn linux_drives_two_devices_on_two_nodes() {
     let linux = Linux::boot("", |config| {
-        config.hotplug.push(HotplugConfig { block: 4 * MIB, node: Some(1), ..HotplugConfig::new(512 * MIB) });
+        config.hotplug.push(HotplugConfig {
+            block: Size::mib(4),
+            node: Some(1),
+            ..HotplugConfig::new(Size::mib(512))
+        });
     });
     linux.resize(0, 258);
     linux.resize(1, 132);
@@ -138,7 +142,7 @@ fn linux_sees_device_memory() {
     for kernel in ["TIDEVM_LINUX_KERNEL", "TIDEVM_LINUX_ELF"] {
         let linux = Linux::boot("", |config| {
             config.kernel = guest::file(kernel);
-            config.pmem = vec![256 * MIB];
+            config.pmem = vec![Size::mib(256)];
         });
         let text = linux.text();
         // The range follows 512 MiB of boot memory and a region of 2 GiB at 4 GiB.

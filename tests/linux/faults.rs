@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tidevm_machine::{MemStatus, Vm};
+use tidevm_machine::{MemStatus, Size, Vm};
 use tidevm_session::Ended;
 use tidevm_session::json::JsonLines;
 use tidevm_tests::{Test, run};
@@ -25,18 +25,18 @@ fn await_reset(linux: &Linux, resets: u64) -> MemStatus {
     let at_reset =
         linux.await_state("a reset", |state| (state.resets == resets).then(|| state.mem[0].clone()));
     assert_eq!((at_reset.plugged, at_reset.driver), (0, false), "{}", linux.text());
-    assert_eq!(linux.vm.held(0).unwrap(), 0);
+    assert_eq!(linux.vm.held(0).unwrap(), Size(0));
     at_reset
 }
 
 fn linux_reboots_with_memory_plugged() {
     let linux = Linux::boot("at=768:reboot", |config| config.reboot = true);
-    linux.vm.resize(0, 768 * MIB).unwrap();
+    linux.vm.resize(0, Size(768 * MIB)).unwrap();
     for resets in 1..=3 {
         // Each reset after the first needs the kernel that booted again to follow the target again.
         assert_eq!(await_reset(&linux, resets).requested, 768 * MIB);
     }
-    linux.vm.resize(0, 386 * MIB).unwrap();
+    linux.vm.resize(0, Size(386 * MIB)).unwrap();
     follow(&linux, &[386, 0, 258]);
     let text = linux.text();
     for line in ["Linux version", "Brought up 1 node, 2 CPUs"] {
@@ -68,7 +68,7 @@ fn linux_without_a_driver_is_told_apart() {
 fn linux_lets_the_driver_go_and_takes_it_again() {
     let linux = Linux::boot("at=0:wait at=0:unbind at=0:wait at=0:bind", |_| ());
     linux.await_state("no driver", |state| (!state.mem[0].driver).then_some(()));
-    linux.vm.resize(0, 258 * MIB).unwrap();
+    linux.vm.resize(0, Size(258 * MIB)).unwrap();
     // The first plug may come together with the driver, so the plugged size says nothing yet.
     let early = linux.await_state("the driver", |state| {
         let mem = &state.mem[0];
@@ -84,7 +84,7 @@ fn linux_lets_the_driver_go_with_memory_plugged() {
     let linux = Linux::boot(&format!("data=64 {plan}"), |config| config.reboot = true);
     linux.resize(0, 512);
     linux.await_state("no driver", |state| (!state.mem[0].driver).then_some(()));
-    linux.vm.resize(0, 256 * MIB).unwrap();
+    linux.vm.resize(0, Size(256 * MIB)).unwrap();
     linux.await_seen("its memory", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
     linux.await_text("guest cannot bind");
     linux.await_seen("its memory still", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
@@ -95,7 +95,7 @@ fn linux_lets_the_driver_go_with_memory_plugged() {
 
 fn linux_lets_the_driver_go_half_way() {
     let linux = Linux::boot("at=0:unbind_early at=0:online", |_| ());
-    linux.vm.resize(0, 2048 * MIB).unwrap();
+    linux.vm.resize(0, Size(2048 * MIB)).unwrap();
     let plugged = linux.await_state("no driver", |state| {
         let mem = &state.mem[0];
         (!mem.driver && mem.plugged > 0).then_some(mem.plugged)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, State, Vm};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size, State, Vm};
 
 pub const MIB: u64 = 1 << 20;
 pub const KIB_PER_MIB: u64 = 1024;
@@ -44,8 +44,8 @@ pub fn config(words: &str) -> (PathBuf, Config) {
     let console = env::temp_dir().join(format!("tidevm-linux-{}-{number}", std::process::id()));
     let config = Config {
         cpus: 2,
-        memory: 512 * MIB,
-        hotplug: vec![HotplugConfig::new(2048 * MIB)],
+        memory: Size::mib(512),
+        hotplug: vec![HotplugConfig::new(Size::gib(2))],
         kernel: file("TIDEVM_LINUX_KERNEL"),
         initrd: file("TIDEVM_LINUX_INITRD"),
         cmdline: Some(format!("console=ttyS0 panic=-1 {QUIRKS} {words}")),
@@ -101,7 +101,7 @@ impl Linux {
 
     #[track_caller]
     pub fn resize(&self, device: usize, mib: u64) {
-        self.vm.resize(device, mib * MIB).unwrap();
+        self.vm.resize(device, Size::mib(mib)).unwrap();
         let arrived = |plugged: u64| (plugged == mib * MIB).then_some(());
         self.await_state(&format!("Linux at {mib} MiB"), |state| arrived(state.mem[device].plugged));
     }

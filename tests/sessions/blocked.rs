@@ -1,5 +1,6 @@
 //! Blocked shrinks: a shrink that cannot reach its target stops, says why, and loses nothing.
 
+use tidevm_machine::Size;
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -59,7 +60,7 @@ fn unmovable_pages_do_not_live_in_movable_memory() {
 /// The movable data is larger than boot memory.
 fn a_shrink_without_room_stops() {
     let mut config = machine(512 << 20);
-    config.memory = 32 << 20;
+    config.memory = Size::mib(32);
     let session = run_checked(
         config,
         "plug 128M

@@ -3,6 +3,7 @@
 //! without the memmap are managed.
 
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
+use tidevm_machine::{HotplugConfig, Size};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -70,10 +71,7 @@ fn from_boundary_to_boundary() {
 
 fn two_devices_do_not_mix() {
     let mut config = machine(256 << 20);
-    config.hotplug.push(tidevm_machine::HotplugConfig {
-        block: 4 << 20,
-        ..tidevm_machine::HotplugConfig::new(128 << 20)
-    });
+    config.hotplug.push(HotplugConfig { block: Size::mib(4), ..HotplugConfig::new(Size::mib(128)) });
     let session = run_checked(
         config,
         "resize 130M
@@ -99,7 +97,7 @@ fn a_target_beyond_the_region_is_refused() {
 
 fn memory_asked_for_at_boot_is_plugged() {
     let mut config = machine(256 << 20);
-    config.hotplug[0].requested = 130 << 20;
+    config.hotplug[0].requested = Size::mib(130);
     let session = run_checked(config, "expect plugged == 130M within 20s\nresize 130M\nresize 0");
     session.assert_done();
     assert_counters(&session.after("resize 130M"), 130);

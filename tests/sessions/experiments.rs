@@ -3,7 +3,7 @@
 use tidevm_abi::Answer;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, text};
-use tidevm_machine::{Config, HotplugConfig};
+use tidevm_machine::{Config, HotplugConfig, Size};
 use tidevm_tests::{Session, Test, machine, run};
 
 pub const TESTS: &[Test] = &[
@@ -31,7 +31,7 @@ fn passes(name: &str) {
 fn race(policy: &str, cycles: u32) -> (Session, (u32, u32, u64)) {
     let config = Config {
         cpus: 3,
-        hotplug: vec![HotplugConfig::new(256 << 20)],
+        hotplug: vec![HotplugConfig::new(Size::mib(256))],
         cmdline: Some(format!("tidevm.pcp_disable={policy}")),
         ..machine(256 << 20)
     };

@@ -2,7 +2,7 @@
 //! succeed.
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
-use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Vm};
+use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Size, Vm};
 use tidevm_tests::{Account, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 
 /// Boot memory of three memory blocks, so that two can be deferred.
 fn config(init: InitPolicy) -> Config {
-    Config { init, cpus: 2, memory: 3 * MEMORY_BLOCK_SIZE, ..machine(512 * MIB) }
+    Config { init, cpus: 2, memory: Size(3 * MEMORY_BLOCK_SIZE), ..machine(512 * MIB) }
 }
 
 fn every_policy_ends_in_the_same_state() {
@@ -56,8 +56,11 @@ fn every_policy_ends_in_the_same_state() {
 /// node's own CPU initialises the others. With workers on both nodes this holds most of the time, not always.
 fn one_worker_initialises_all_that_was_deferred() {
     let cmdline = |words: &str| Some(format!("tidevm.numa=384M:1,384M:1 {words}"));
-    let config =
-        |words: &str, init| Config { cmdline: cmdline(words), memory: 6 * MEMORY_BLOCK_SIZE, ..config(init) };
+    let config = |words: &str, init| Config {
+        cmdline: cmdline(words),
+        memory: Size(6 * MEMORY_BLOCK_SIZE),
+        ..config(init)
+    };
     let script = "expect blocks.online == 6 within 60s\nplug 130M";
     let one = run_checked(config("tidevm.deferred_workers=one", InitPolicy::Deferred), script);
     one.assert_done();
@@ -84,10 +87,10 @@ fn early_buffers_make_deferred_memory_come() {
 /// S1.2: eight CPUs take 100 MiB each in 4 GiB, which Linux can do, and 200 MiB each in 2 GiB, where Linux starts
 /// one of the eight CPUs.
 fn early_buffers_at_the_scale_of_tracing() {
-    for (memory, buffer) in [(4 << 30, "100M"), (2 << 30, "200M")] {
+    for (memory, buffer) in [(Size::gib(4), "100M"), (Size::gib(2), "200M")] {
         let cmdline = Some(format!("percpu_buf={buffer}"));
         let config = Config { init: InitPolicy::Deferred, cpus: 8, memory, cmdline, ..machine(128 * MIB) };
-        let blocks = memory / MEMORY_BLOCK_SIZE;
+        let blocks = memory.0 / MEMORY_BLOCK_SIZE;
         let session = run_checked(config, &format!("expect blocks.online == {blocks} within 60s\nplug 128M"));
         session.assert_done();
         assert_eq!(session.boot.ready.map(|ready| ready.cpus), Some(8), "{buffer} of {memory}");

@@ -2,7 +2,7 @@
 //! the memory blocks do not fit, and ranges under both removal policies.
 
 use tidevm_abi::ZoneName;
-use tidevm_machine::{Config, HotplugConfig};
+use tidevm_machine::{Config, HotplugConfig, Size};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const PAGES_PER_MIB: u64 = 256;
 
 fn large(block: u64, region: u64) -> Config {
-    Config { memory_block: block, ..machine(region) }
+    Config { memory_block: Size(block), ..machine(region) }
 }
 
 /// Asserts the counters of a guest with `mib` MiB plugged in memory blocks of `block` MiB.
@@ -107,7 +107,7 @@ fn large_blocks_roll_back() {
 /// S4.20: the second region is not a multiple of 2 GiB.
 fn blocks_that_do_not_fit_a_region_are_smaller_there() {
     let mut config = large(2 << 30, 2 << 30);
-    config.hotplug.push(HotplugConfig::new(1 << 30));
+    config.hotplug.push(HotplugConfig::new(Size::gib(1)));
     let session = run_checked(config, "resize 1G\nresize 1G device 1\nblocks\nresize 0 device 1\nresize 0");
     session.assert_done();
     let blocks = note(&session, 2);

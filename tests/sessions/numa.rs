@@ -2,7 +2,7 @@
 //! node.
 
 use tidevm_abi::{MEMORY_BLOCK_SIZE, NodeStats};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
 use tidevm_tests::{Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -20,12 +20,14 @@ const BLOCK_PAGES: u64 = MEMORY_BLOCK_SIZE >> 12;
 
 /// A VM with the given memory blocks of boot memory and CPUs per node. The hotplug region is on node 1.
 fn on_nodes(nodes: &[(u64, u8)]) -> Config {
-    let numa: Vec<NodeConfig> =
-        nodes.iter().map(|&(blocks, cpus)| NodeConfig { memory: blocks * MEMORY_BLOCK_SIZE, cpus }).collect();
+    let numa: Vec<NodeConfig> = nodes
+        .iter()
+        .map(|&(blocks, cpus)| NodeConfig { memory: Size(blocks * MEMORY_BLOCK_SIZE), cpus })
+        .collect();
     Config {
         cpus: numa.iter().map(|node| node.cpus).sum(),
-        memory: numa.iter().map(|node| node.memory).sum(),
-        hotplug: vec![HotplugConfig { node: Some(1), ..HotplugConfig::new(512 * MIB) }],
+        memory: Size(numa.iter().map(|node| node.memory.0).sum()),
+        hotplug: vec![HotplugConfig { node: Some(1), ..HotplugConfig::new(Size::mib(512)) }],
         numa,
         ..machine(0)
     }
@@ -128,7 +130,7 @@ fn says(config: Config, script: &str) -> (Session, String) {
 
 /// Five proximity domains with arbitrary numbers. The fifth counts as node 0.
 fn more_nodes_than_there_can_be() {
-    let region = |node| HotplugConfig { node: Some(node), ..HotplugConfig::new(128 * MIB) };
+    let region = |node| HotplugConfig { node: Some(node), ..HotplugConfig::new(Size::mib(128)) };
     let hotplug = [40, 2, 7, 63].map(region).into();
     let config = Config { numa: Vec::new(), hotplug, ..on_nodes(&[(1, 1)]) };
     let script = "plug 64M\nplug 64M device 3\nresize 0 within 60s\nresize 0 device 3 within 60s";

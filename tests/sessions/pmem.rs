@@ -1,7 +1,7 @@
 //! Device memory in a booted guest: mapped with its memmap in either place, used, refused, unmapped.
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
-use tidevm_machine::{Config, ConsoleMode};
+use tidevm_machine::{Config, ConsoleMode, Size};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -18,8 +18,8 @@ pub const TESTS: &[Test] = &[
 fn machine(blocks: &[u64]) -> Config {
     Config {
         cpus: 2,
-        memory: BOOT_BLOCKS * MEMORY_BLOCK_SIZE,
-        pmem: blocks.iter().map(|blocks| blocks * MEMORY_BLOCK_SIZE).collect(),
+        memory: Size(BOOT_BLOCKS * MEMORY_BLOCK_SIZE),
+        pmem: blocks.iter().map(|blocks| Size(blocks * MEMORY_BLOCK_SIZE)).collect(),
         console: ConsoleMode::Off,
         ..Config::default()
     }
@@ -195,7 +195,7 @@ fn failures_roll_back() {
 
 /// Device memory and hotplug share only the lock and the section table.
 fn beside_hotplug() {
-    let hotplug = vec![tidevm_machine::HotplugConfig::new(256 << 20)];
+    let hotplug = vec![tidevm_machine::HotplugConfig::new(Size::mib(256))];
     let script = "resize 128M
                   pmem map 0 altmap
                   pmem hold 64K of 0 as a

@@ -2,7 +2,7 @@
 //! show which mechanism was used.
 
 use tidevm_abi::ZoneName;
-use tidevm_machine::Config;
+use tidevm_machine::{Config, Size};
 use tidevm_tests::{BOOT_BLOCKS, Session, Test, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -66,7 +66,7 @@ fn without_pcp_disable_lists_are_drained_instead() {
 /// 64 MiB of boot memory cannot hold the memmap of 8 GiB, which is 128 MiB.
 fn a_guest_too_small_for_the_memmap_says_so() {
     let mut config = machine(8 << 30);
-    config.memory = 64 << 20;
+    config.memory = Size::mib(64);
     config.memmap_on_memory = false;
     let session = run_checked(config, "plug 8G\nexpect plugged < 8G\nresize 0");
     let failures = session.failures();

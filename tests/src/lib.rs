@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Vm};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size, Vm};
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
 
@@ -53,8 +53,8 @@ pub const BOOT_BLOCKS: u64 = 1;
 /// A configuration with one hotplug region of `region` bytes, and as little else as a guest needs.
 pub fn machine(region: u64) -> Config {
     Config {
-        memory: BOOT_BLOCKS * MEMORY_BLOCK_SIZE,
-        hotplug: vec![HotplugConfig::new(region)],
+        memory: Size(BOOT_BLOCKS * MEMORY_BLOCK_SIZE),
+        hotplug: vec![HotplugConfig::new(Size(region))],
         console: ConsoleMode::Off,
         ..Config::default()
     }

@@ -1,6 +1,6 @@
-//! Has the guest kernel built and checked, and tells the compiler where it lies.
+//! Builds and checks the guest kernel, and tells the compiler where it is.
 //!
-//! The nested build has its own folder beside this one's profiles, so that all of them share it.
+//! The nested build has its own folder beside the profiles of this one, so that all profiles share it.
 
 use std::path::{Path, PathBuf};
 use std::{env, process};

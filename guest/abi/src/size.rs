@@ -25,6 +25,18 @@ pub enum SizeError {
 const MAX_DIGITS: usize = 20;
 
 impl Size {
+    /// `count` MiB.
+    #[must_use]
+    pub const fn mib(count: u64) -> Self {
+        Self(count * (1 << 20))
+    }
+
+    /// `count` GiB.
+    #[must_use]
+    pub const fn gib(count: u64) -> Self {
+        Self(count * (1 << 30))
+    }
+
     /// The pages that it takes, the last of which may be used in part.
     #[must_use]
     pub fn pages(self) -> u64 {

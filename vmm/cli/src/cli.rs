@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidevm_abi::{MEMORY_BLOCK_SIZE, Size, SizeError};
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
@@ -83,7 +83,7 @@ pub struct Run {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
     /// Boot memory: 512M, 2G, 2GiB or bytes
-    #[arg(long, value_name = "SIZE", default_value_t = Size(DEFAULT_MEMORY), value_parser = str::parse::<Size>)]
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY, value_parser = size)]
     memory: Size,
     /// A NUMA node and its part of boot memory and vCPUs; once per node, in their order
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
@@ -93,7 +93,7 @@ pub struct Run {
     hotplug: Vec<HotplugConfig>,
     /// A range of device memory; may be given several times
     #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
-    pmem: Vec<u64>,
+    pmem: Vec<Size>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -151,14 +151,14 @@ impl Run {
         }
         Ok(Config {
             cpus: self.cpus,
-            memory: self.memory.0,
+            memory: self.memory,
             numa: self.numa.clone(),
             hotplug: self.hotplug.clone(),
             pmem: self.pmem.clone(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
-            memory_block: self.memory_block.0,
+            memory_block: self.memory_block,
             memmap_on_memory: self.memmap_on_memory == Switch::On,
             pcp_disable: self.pcp_disable == Switch::On,
             init: self.init,
@@ -172,19 +172,23 @@ impl Run {
 pub fn demo_config() -> Config {
     Config {
         cpus: 2,
-        memory: 256 << 20,
-        hotplug: vec![HotplugConfig::new(8 << 30)],
+        memory: Size::mib(256),
+        hotplug: vec![HotplugConfig::new(Size::gib(8))],
         console: ConsoleMode::Off,
         ..Config::default()
     }
 }
 
+fn size(text: &str) -> Result<Size, String> {
+    text.parse::<Size>().map_err(|error| error.to_string())
+}
+
 fn hotplug(text: &str) -> Result<HotplugConfig, String> {
-    let mut config = HotplugConfig::new(0);
+    let mut config = HotplugConfig::new(Size(0));
     let mut seen = Vec::new();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
-        let read = || bytes(value).map_err(|error| format!("{key}={value}: {error}"));
+        let read = || size(value).map_err(|error| format!("{key}={value}: {error}"));
         match key {
             "size" => config.size = read()?,
             "block" => config.block = read()?,
@@ -209,7 +213,7 @@ fn node(text: &str) -> Result<NodeConfig, String> {
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
         match key {
-            "memory" => config.memory = bytes(value).map_err(|error| format!("memory={value}: {error}"))?,
+            "memory" => config.memory = size(value).map_err(|error| format!("memory={value}: {error}"))?,
             "cpus" => config.cpus = value.parse().map_err(|error| format!("cpus={value}: {error}"))?,
             _ => return Err(format!("unknown key `{key}`; the keys are memory and cpus")),
         }
@@ -221,13 +225,9 @@ fn node(text: &str) -> Result<NodeConfig, String> {
     if seen.contains(&"memory") { Ok(config) } else { Err("memory=SIZE is missing (0 for none)".to_owned()) }
 }
 
-fn pmem(text: &str) -> Result<u64, String> {
+fn pmem(text: &str) -> Result<Size, String> {
     let value = text.strip_prefix("size=").ok_or_else(|| format!("`{text}` is not size=SIZE"))?;
-    bytes(value).map_err(|error| format!("size={value}: {error}"))
-}
-
-fn bytes(text: &str) -> Result<u64, SizeError> {
-    text.parse::<Size>().map(|Size(bytes)| bytes)
+    size(value).map_err(|error| format!("size={value}: {error}"))
 }
 
 fn console(text: &str) -> Result<ConsoleMode, String> {
@@ -243,7 +243,7 @@ fn console(text: &str) -> Result<ConsoleMode, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Cli, HotplugConfig, NodeConfig};
+    use super::{Action, Cli, HotplugConfig, NodeConfig, Size};
     use clap::{CommandFactory, Parser};
     use tidevm_machine::{Config, ConsoleMode};
 
@@ -269,17 +269,22 @@ mod tests {
     fn every_option_arrives() {
         let expected = Config {
             cpus: 2,
-            memory: 512 << 20,
-            numa: vec![NodeConfig { memory: 512 << 20, cpus: 2 }, NodeConfig::default()],
+            memory: Size::mib(512),
+            numa: vec![NodeConfig { memory: Size::mib(512), cpus: 2 }, NodeConfig::default()],
             hotplug: vec![
-                HotplugConfig::new(8 << 30),
-                HotplugConfig { size: 1 << 30, block: 4 << 20, requested: 128 << 20, node: Some(1) },
+                HotplugConfig::new(Size::gib(8)),
+                HotplugConfig {
+                    size: Size::gib(1),
+                    block: Size::mib(4),
+                    requested: Size::mib(128),
+                    node: Some(1),
+                },
             ],
-            pmem: vec![1 << 30, 128 << 20],
+            pmem: vec![Size::gib(1), Size::mib(128)],
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
-            memory_block: 1 << 30,
+            memory_block: Size::gib(1),
             memmap_on_memory: false,
             init: tidevm_machine::InitPolicy::Eager,
             pcp_disable: false,

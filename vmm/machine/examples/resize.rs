@@ -4,68 +4,64 @@
 //! cargo run --release -p tidevm-machine --example resize
 //! ```
 //!
-//! A [`Config`] says what the machine is made of; here it is one vCPU, 256 MiB of boot memory, and a region
-//! of 512 MiB in which a virtio-mem device plugs and unplugs memory. [`Vm::start`] returns as soon as the vCPU
-//! runs. Everything that follows is asynchronous, as it is between a host and its guest: [`Vm::resize`] sets
-//! a target, [`Vm::call`] sends a question, and [`Vm::wait`] and [`Vm::answer`] wait for what becomes of
-//! them. Each wait has a limit, and ends early when the guest dies, powers off, or a signal comes.
+//! A [`Config`] describes the VM; here it has one vCPU, 256 MiB of boot memory, and a region of 512 MiB in
+//! which a virtio-mem device plugs and unplugs memory. [`Vm::start`] returns as soon as the vCPU runs. From
+//! then on everything is asynchronous, as it is between a host and its guest: [`Vm::resize`] sets a target
+//! and [`Vm::call`] sends a question; [`Vm::wait`] and [`Vm::answer`] wait for the result. Each wait has a
+//! limit, and ends early when the guest dies or powers off, or when a signal comes.
 
 use std::error::Error;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, HogKind, Op, ResizeState};
-use tidevm_machine::{Config, ConsoleMode, End, HotplugConfig, Vm};
+use tidevm_machine::{Config, ConsoleMode, End, HotplugConfig, Size, Vm};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-const MIB: u64 = 1 << 20;
-
-/// The machine has one device; devices are numbered in the order of [`Config::hotplug`].
+/// The VM has one device. Devices are numbered in the order of [`Config::hotplug`].
 const DEVICE: usize = 0;
 
-/// The embedder's name for the pages that the guest holds.
+/// The embedder's number for the pages that the guest allocates.
 const HANDLE: u32 = 1;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let config = Config {
-        memory: 256 * MIB,
-        hotplug: vec![HotplugConfig::new(512 * MIB)],
+    let vm = Vm::start(Config {
+        memory: Size::mib(256),
+        hotplug: vec![HotplugConfig::new(Size::mib(512))],
         console: ConsoleMode::Off,
         ..Config::default()
-    };
-    let vm = Vm::start(config)?;
+    })?;
     let ready = vm.wait(LIMIT, "the guest's first report", |state| state.ready)?;
     println!("up after {:.1?} with {} CPU", ready.after, ready.cpus);
 
-    resize(&vm, 512 * MIB)?;
+    resize(&vm, Size::mib(512))?;
 
-    // Movable data lies in plugged memory, as long as there is some. This is spread over all of it.
-    let pages = 64 * MIB / 4096;
+    // Movable pages, scattered over all plugged memory.
+    let pages = Size::mib(64).pages();
     let hog = Op::Hog { handle: HANDLE, pages, kind: HogKind::Movable, scattered: true, full: false };
     println!("allocate: {:?}", ask(&vm, hog)?);
 
-    // The upper half of the region goes. The guest first migrates the data out of it.
-    resize(&vm, 256 * MIB)?;
+    // The guest migrates the pages out of the upper half of the region before it gives that half up.
+    resize(&vm, Size::mib(256))?;
     println!("verify: {:?}", ask(&vm, Op::Verify { handle: HANDLE })?);
     println!("release: {:?}", ask(&vm, Op::Release { handle: HANDLE })?);
 
-    resize(&vm, 0)?;
+    resize(&vm, Size::mib(0))?;
     match vm.stop(LIMIT) {
         End::PoweredOff => Ok(()),
-        end => Err(format!("the machine ended otherwise: {end:?}").into()),
+        end => Err(format!("the guest did not power off: {end:?}").into()),
     }
 }
 
-/// Sets the device's target and waits until the guest is there.
-fn resize(vm: &Vm, size: u64) -> Result<(), Box<dyn Error>> {
+/// Sets the device's target and waits until the guest has reached it.
+fn resize(vm: &Vm, size: Size) -> Result<(), Box<dyn Error>> {
     vm.resize(DEVICE, size)?;
+    // A driver that stopped for any other reason goes on when the reason goes away.
     let reached = vm.wait(LIMIT, "the resize", |state| {
-        // Any other reason to stop may go away, so it is waited out.
-        (state.mem[DEVICE].stopped(size) == Some(ResizeState::Reached)).then_some(())
+        (state.mem[DEVICE].stopped(size.0) == Some(ResizeState::Reached)).then_some(())
     });
-    reached.map_err(|error| format!("{error}; the driver says: {:?}", vm.state().mem[DEVICE].report))?;
-    let held = vm.held(DEVICE)? / MIB;
-    println!("plugged {} MiB, of which the host holds {held} MiB", size / MIB);
+    reached.map_err(|error| format!("{error}; the driver reports: {:?}", vm.state().mem[DEVICE].report))?;
+    println!("plugged {size}, of which the host holds {}", vm.held(DEVICE)?);
     Ok(())
 }
 

@@ -1,20 +1,25 @@
-//! Booting: kernel, initrd, command line, memory map, and what else a kernel finds in memory.
+//! Booting: the kernel, the initrd, and everything else that a kernel finds in memory at its first
+//! instruction.
 //!
-//! ELF kernels boot by the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`): a note names a
-//! 32-bit entry point, which is entered in flat protected mode with the address of a start info in
-//! `ebx`. bzImages boot by Linux's own protocol (`boot/linux.rs`). tidevm's own guest, which says so
-//! in a note, finds its devices on the command line, in Linux's words; every other kernel finds them
-//! by ACPI (`boot/acpi.rs`), which tells both of NUMA nodes.
+//! ELF kernels boot by the x86/HVM direct boot ABI, PVH (Xen's `docs/misc/pvh.pandoc`): a note names a 32-bit
+//! entry point, which is entered in flat protected mode with the address of a start info in `ebx`. bzImages
+//! boot by Linux's own protocol (`boot/linux.rs`).
 //!
-//! Invariant: the memory map holds boot memory, device memory as such, and nothing of a hotplug region,
-//! which only the region's own driver may use.
+//! tidevm's own guest, which identifies itself in a note, finds its devices on the command line, in Linux's
+//! syntax. Every other kernel finds them by ACPI (`boot/acpi.rs`). Both learn of NUMA nodes by ACPI.
+//!
+//! Invariant: the memory map holds boot memory, and device memory by its own type. It holds nothing of a
+//! hotplug region: only the region's driver may use that memory.
 
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 mod acpi;
+mod entry;
 mod linux;
+
+pub use entry::Entry;
 
 use linux_loader::cmdline::Cmdline;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -24,14 +29,14 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
 use object::Endianness;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use tidevm_abi::cmdline as keys;
+use tidevm_abi::{Size, cmdline as keys};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::bus::{I8042, I8042_RESET};
-use crate::config::{Config, Size};
+use crate::config::Config;
 use crate::memory::{View, layout};
 
-/// The guest that is part of this program: an ELF file with a PVH entry, for other VMMs too.
+/// The guest that is part of this program: an ELF file with a PVH entry, which other VMMs can boot too.
 pub const GUEST_IMAGE: &[u8] = include_bytes!(env!("TIDEVM_GUEST"));
 
 /// "xEn3" with the high bit of the first letter set.
@@ -40,31 +45,20 @@ const MEMMAP_RAM: u32 = 1;
 /// Linux's limit on x86.
 const CMDLINE_SIZE: usize = 2048;
 
-// All below 640 KiB, in memory that the map calls RAM: a guest uses it up before reusing it.
+// All below 640 KiB, in memory that the map calls RAM. A guest reads all of it before it reuses that memory.
 const START_INFO: GuestAddress = GuestAddress(0x6000);
 const MODULES: GuestAddress = GuestAddress(0x6800);
 const MEMMAP: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 
-/// Where PCs start after a reset, in real mode, and what there is instead of firmware: `mov al, 0xfe; out
-/// 0x64, al; hlt; jmp -3`. Linux without EFI goes there to reboot when ACPI is hardware-reduced, without
-/// a try of ACPI's own reset register.
+/// The address at which PCs start after a reset, in real mode, and the code there instead of firmware: `mov
+/// al, 0xfe; out 0x64, al; hlt; jmp -3`. When ACPI is hardware-reduced, Linux without EFI jumps there to
+/// reboot and does not try ACPI's own reset register.
 const RESTART: GuestAddress = GuestAddress(0xf_fff0);
 const RESTART_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, I8042 as u8, 0xf4, 0xeb, 0xfd];
 
-/// What old firmware kept for itself; kernels do not look for RAM there.
+/// The range that old firmware kept for itself. Kernels do not look for RAM there.
 const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
-
-/// How the first vCPU starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it starts, in flat 32-bit protected mode.
-    pub address: u64,
-    /// What it finds in `ebx`: the address of PVH's start info, or 0.
-    pub start_info: u64,
-    /// What it finds in `esi`: the address of Linux's boot parameters, or 0.
-    pub zero_page: u64,
-}
 
 /// An initrd in guest memory.
 #[derive(Clone, Copy, Debug)]
@@ -83,23 +77,23 @@ pub enum BootError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// The kernel is not an ELF file for this machine.
+    /// The kernel is not an ELF file for x86-64.
     #[error("--kernel {name}: neither a bzImage nor a 64-bit x86 ELF file ({reason})")]
     NotElf {
         /// The kernel.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The kernel says that it is a bzImage, and is none that can be loaded.
+    /// The kernel claims to be a bzImage, but it cannot be loaded.
     #[error("--kernel {name}: not a bzImage that can be loaded: {reason}")]
     NotBzImage {
         /// The kernel.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// The kernel has no PVH entry.
@@ -108,14 +102,16 @@ pub enum BootError {
     )]
     NoEntry(String),
     /// The kernel or the initrd does not fit into boot memory.
-    #[error("{what} needs memory up to {end:#x}, beyond the first {} of boot memory: make --memory larger", Size(*.low))]
+    #[error(
+        "{what} needs memory up to {end:#x}, beyond the first {low} of boot memory: make --memory larger"
+    )]
     NoRoom {
-        /// What does not fit.
+        /// The part that does not fit.
         what: String,
         /// Where it would end.
         end: u64,
-        /// Where usable boot memory ends.
-        low: u64,
+        /// The boot memory below the register hole.
+        low: Size,
     },
     /// The command line is too long.
     #[error("the kernel command line is longer than {CMDLINE_SIZE} bytes: make --cmdline shorter")]
@@ -123,15 +119,15 @@ pub enum BootError {
     /// Boot memory cannot be written.
     #[error("cannot write the {what} to guest memory: {reason}")]
     Write {
-        /// What was to be written.
+        /// The part that was to be written.
         what: &'static str,
-        /// What went wrong.
+        /// The reason.
         reason: String,
     },
 }
 
-/// What a machine boots from. It is kept as long as the machine may boot again: the files may be others
-/// by then.
+/// The files from which a VM boots. They are kept as long as the VM may boot again, because the files on disk
+/// may have changed by then.
 #[derive(Debug)]
 pub struct Files {
     /// The kernel.
@@ -153,7 +149,7 @@ impl Files {
     }
 }
 
-/// A kernel file, and what to call it in messages.
+/// A kernel file and its name in messages.
 #[derive(Debug)]
 pub struct Image {
     name: String,
@@ -179,7 +175,7 @@ impl Image {
         &self.bytes
     }
 
-    /// Whether this is tidevm's own guest, with which the VMM can talk.
+    /// Whether this is tidevm's own guest, which reports and answers calls.
     #[must_use]
     pub fn is_own_guest(&self) -> bool {
         let Ok(file) = ElfFile64::<Endianness>::parse(self.bytes()) else { return false };
@@ -198,7 +194,7 @@ impl Image {
         BootError::NotElf { name: self.name.clone(), reason: reason.to_owned() }
     }
 
-    /// Where the kernel's segments end in memory.
+    /// The end of the kernel's segments in memory.
     fn end(&self) -> Result<u64, BootError> {
         let not_elf = |reason: &str| self.not_elf(reason);
         let file =
@@ -223,7 +219,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
     fs::read(path).map_err(|error| BootError::Unreadable { what, path: path.to_owned(), error })
 }
 
-/// Puts everything into boot memory that the guest finds there at its first instruction.
+/// Writes everything to boot memory that the guest finds there at its first instruction.
 ///
 /// # Errors
 /// [`BootError`]; boot memory may be partly written.
@@ -234,7 +230,7 @@ pub fn load(
     tsc_khz: u32,
     view: &View,
 ) -> Result<Entry, BootError> {
-    let low = config.memory.min(layout::HOLE_START);
+    let low = config.memory.0.min(layout::HOLE_START);
     let line = cmdline(config, tsc_khz, image.is_own_guest())?;
     acpi::write(config, view)?;
     view.write_slice(&RESTART_CODE, RESTART).map_err(|error| write("code to restart", &error))?;
@@ -257,11 +253,11 @@ pub fn load(
     Ok(entry)
 }
 
-/// Loads an ELF kernel; gives its PVH entry and its end.
+/// Loads an ELF kernel. Returns its PVH entry and its end.
 fn load_elf(image: &Image, low: u64, view: &View) -> Result<(u64, u64), BootError> {
     let end = image.end()?;
     if end > low {
-        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end, low });
+        return Err(BootError::NoRoom { what: format!("the kernel {}", image.name), end, low: Size(low) });
     }
     let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None)
         .map_err(|error| image.not_elf(&error.to_string()))?;
@@ -271,20 +267,20 @@ fn load_elf(image: &Image, low: u64, view: &View) -> Result<(u64, u64), BootErro
     }
 }
 
-/// At the very end of low memory, where the kernel is least likely to want to be.
+/// Loads the initrd at the end of low memory, where it is least likely to be in the kernel's way.
 fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<Initrd, BootError> {
     let size = bytes.len() as u64;
     let start = low.checked_sub(size).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
     let Some(start) = start else {
         let end = kernel_end.saturating_add(size);
-        return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low });
+        return Err(BootError::NoRoom { what: "--initrd behind the kernel".to_owned(), end, low: Size(low) });
     };
     view.write_slice(bytes, GuestAddress(start)).map_err(|error| write("initrd", &error))?;
     Ok(Initrd { start, size })
 }
 
-/// The kernel command line: first what the machine is, then what the user adds. Only tidevm's own
-/// guest is told all of it; others find the devices by ACPI, and have no use for its switches.
+/// The kernel command line: first the description of the VM, then the user's addition. Only tidevm's own
+/// guest gets the description; other kernels find the devices by ACPI and do not know the switches.
 fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, BootError> {
     let too_long = |_| BootError::Cmdline;
     let on_off = |on| if on { "on" } else { "off" }.to_owned();
@@ -294,16 +290,16 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
             (keys::NR_CPUS, config.cpus.to_string()),
             (keys::TSC_KHZ, tsc_khz.to_string()),
             (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
-            (keys::MEMORY_BLOCK, format!("{}M", config.memory_block >> 20)),
+            (keys::MEMORY_BLOCK, format!("{}M", config.memory_block.0 >> 20)),
             (keys::PCP_DISABLE, on_off(config.pcp_disable)),
             (keys::INIT, config.init.to_string()),
-            // What the host gives, it gives as zeros, and gives again after it took it back.
+            // The host provides zeroed memory, also when it provides it again after taking it back.
             (keys::ZEROED, "on".to_owned()),
             (keys::PCI, "off".to_owned()),
         ] {
             line.insert(key, &value).map_err(too_long)?;
         }
-        // The control channel and one device a region.
+        // The control channel, and one device per region.
         for index in 0..=config.hotplug.len() {
             line.add_virtio_mmio_device(layout::MMIO_SIZE, layout::mmio(index), layout::gsi(index), None)
                 .map_err(too_long)?;
@@ -315,20 +311,17 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
     Ok(line)
 }
 
-/// The guest's RAM: boot memory without the legacy hole; and its device memory, of the type that Linux
-/// makes a pmem device of without ACPI's tables for it.
+/// The guest's RAM, which is boot memory without the legacy hole, and its device memory. Device memory has
+/// the type from which Linux makes a pmem device without further ACPI tables.
 fn memory_map(config: &Config) -> Vec<hvm_memmap_table_entry> {
-    let ram = layout::ram(config.memory)
-        .flat_map(|range| {
-            [range.start..range.end.min(LEGACY_HOLE.start), range.start.max(LEGACY_HOLE.end)..range.end]
-        })
-        .filter(|range| range.start < range.end);
-    let pmem = config.pmem_ranges().into_iter();
+    let ram = layout::ram(config.memory).flat_map(|range| range.without(LEGACY_HOLE));
+    let regions = layout::regions(config.memory, config.region_sizes()).unwrap_or_default();
+    let pmem = regions.into_iter().skip(config.hotplug.len());
     ram.map(|range| (range, MEMMAP_RAM))
         .chain(pmem.map(|range| (range, tidevm_abi::E820_PRAM)))
         .map(|(range, type_)| hvm_memmap_table_entry {
-            addr: range.start,
-            size: range.end - range.start,
+            addr: range.start().0,
+            size: range.size(),
             type_,
             reserved: 0,
         })
@@ -352,7 +345,7 @@ fn write_start_info(
         cmdline_paddr: CMDLINE.raw_value(),
         memmap_paddr: MEMMAP.raw_value(),
         memmap_entries: map.len() as u32,
-        // The command line tells our own guest all that is in them but nodes.
+        // tidevm's own guest learns everything but nodes from the command line.
         rsdp_paddr: if own_guest && !config.has_nodes() { 0 } else { acpi::TABLES.raw_value() },
         ..Default::default()
     };

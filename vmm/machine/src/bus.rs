@@ -1,47 +1,48 @@
-//! Which device a vCPU's access goes to.
+//! From port and MMIO addresses to devices.
 //!
-//! Where there is no device, reads give all ones and writes are dropped, as on a bus that nobody
-//! answers. It is counted, and the first one is reported. (Unplugged memory is no such place, though
-//! KVM may report an access there as one to a device: see [`crate::vcpu`].)
+//! At an address without a device, reads give all ones and writes are dropped, as on a bus where no device
+//! answers. Such accesses are counted, and the first one is logged. Unplugged memory is different, although
+//! KVM may report an access there like one to a device: see `vm/vcpu.rs`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 
 use crate::memory::layout;
-use crate::serial;
+use crate::serial::Serial;
+use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 
-/// Keyboard controller: command port, and the command that resets the machine.
+/// The keyboard controller's command port, and the command that resets the machine.
 pub(crate) const I8042: u16 = 0x64;
 pub(crate) const I8042_RESET: u8 = 0xfe;
 
-/// ACPI's sleep registers (ACPI 6.5, section 4.8.3.7): a write of the type for "off", shifted, with
-/// the enable bit powers off.
+/// ACPI's sleep registers (ACPI 6.5, section 4.8.3.7). A write of the sleep type for "off", shifted, with the
+/// enable bit powers off.
 pub(crate) const SLEEP_CONTROL: u16 = 0x600;
 pub(crate) const SLEEP_STATUS: u16 = 0x601;
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 const POWER_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 
-/// All devices that vCPUs access themselves.
+/// All devices that vCPU threads access.
 pub struct Bus {
     /// Device `n` has its registers at [`layout::mmio`]`(n)`.
     devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
-    serial: Arc<serial::Port>,
+    serial: Arc<Serial>,
 }
 
-/// What became of an access.
+/// The result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// A device took it.
+    /// A device handled it.
     Done,
-    /// There is nothing.
+    /// There is no device at the address.
     Stray,
     /// The guest wrote an exit code.
     Exit(u8),
-    /// The guest powered its machine off.
+    /// The guest powered off.
     PowerOff,
-    /// The guest reset its machine.
+    /// The guest asked for a reset.
     Reset,
 }
 
@@ -54,7 +55,7 @@ impl std::fmt::Debug for Bus {
 impl Bus {
     /// A bus with the serial port and `devices` in the order of their registers.
     #[must_use]
-    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<serial::Port>) -> Self {
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Serial>) -> Self {
         Self { devices, serial }
     }
 
@@ -81,11 +82,11 @@ impl Bus {
         Access::Done
     }
 
-    /// Reads ports. Nothing is ever stray in port space: probing it is how PCs find devices.
+    /// Reads ports. No access in port space is stray: PCs find devices by probing ports.
     pub fn io_read(&self, port: u16, data: &mut [u8]) -> Access {
         match (port, uart_register(port)) {
             (_, Some(register)) => data.fill_with(|| self.serial.read(register)),
-            // No output waits, no input is refused: drivers that ask before a reset go on.
+            // 0 means "no output waits, input is accepted". Drivers poll for that before a reset.
             (I8042 | SLEEP_CONTROL | SLEEP_STATUS, _) => data.fill(0),
             _ => data.fill(0xff),
         }
@@ -112,7 +113,7 @@ impl Bus {
         self.serial.tail()
     }
 
-    /// The device that has registers from `address` on, and the offset there.
+    /// The device whose registers hold `size` bytes from `address` on, and the offset in its registers.
     fn device(&self, address: u64, size: usize) -> Option<(&Arc<Mutex<dyn RegisterDevice>>, u64)> {
         let offset = address.checked_sub(layout::MMIO_BASE)?;
         let (index, register) = (offset / layout::MMIO_SIZE, offset % layout::MMIO_SIZE);
@@ -121,14 +122,9 @@ impl Bus {
     }
 }
 
-/// Which register of the serial port a port is.
+/// The register of the serial port behind a port, if it is one.
 fn uart_register(port: u16) -> Option<u8> {
     port.checked_sub(SERIAL_PORT).filter(|&register| register < 8).map(|register| register as u8)
-}
-
-/// A device whose thread panicked is as good as one that broke: it keeps answering.
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,46 +1,49 @@
-//! A virtual machine on KVM whose memory rises and falls, as a library.
+//! A virtual machine on KVM whose memory grows and shrinks, as a library.
 //!
-//! A [`Config`] says what the machine is made of, [`Vm::start`] starts it, and [`Vm`] resizes it, waits for
-//! its guest, calls the guest, and stops it. Without a kernel of the embedder's the machine boots
-//! [`GUEST_IMAGE`]. `examples/resize.rs` does all of it once.
+//! A [`Config`] describes the VM, [`Vm::start`] starts it, and [`Vm`] resizes it, waits for its guest, calls
+//! the guest, and stops it. Unless the configuration names a kernel, the VM boots [`GUEST_IMAGE`].
+//! `examples/resize.rs` does all of it once.
 //!
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
-//! | [`config`] | what a machine is made of, and whether that can be | the host |
-//! | `vm` | a running machine: start, resize, call, wait, stop | scripts, tables |
-//! | `state` | what is known of the guest from outside, and waiting for it | KVM, queues |
+//! | [`config`] | the description of a VM, and whether such a VM is possible | the host |
+//! | `vm` | a running VM: its API, KVM, vCPU threads, event loop | scripts, tables |
+//! | `state` | the guest's state as known from outside, and waiting for changes | KVM, queues |
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
-//! | `boot` | PVH: kernel, start info, memory map, command line | devices |
+//! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
+//! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
-//! | `bus`, `serial` | port and MMIO addresses to devices; the serial port | memory |
-//! | `vcpu`, `cpu` | one thread per vCPU: exits to devices, deaths to reports; CPUID and first registers | what devices do |
-//! | `events`, `process` | the event loop; signals and the terminal | the guest's memory |
-//! | `report`, `symbols` | the text on a guest's death | why it died |
+//! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | `process` | termination signals and the terminal | guests |
+//! | `death`, `symbols` | the text about a guest's death | why it died |
+//! | `error`, `sync` | why a VM does not start; how this crate locks | |
 //!
-//! Threads: the caller's; one event loop for queues, timers, signals, terminal input and resets; one per
-//! vCPU. Lock order: the board (what a reset makes anew), a device's transport, guest memory, the state.
-//! Nothing that a guest does panics the VMM: what it writes is checked where it is read, or counted and
-//! ignored.
+//! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
+//! vCPU. Lock order: the hardware (what a reset makes anew), a device, guest memory, the state.
+//!
+//! No action of a guest panics the VMM: a value from the guest is checked where it is read; an invalid one is
+//! counted and ignored.
 
 mod boot;
 mod bus;
 pub mod config;
-mod cpu;
-mod events;
+mod cpuid;
+mod death;
+mod error;
 mod memory;
 mod process;
-mod report;
 mod serial;
 mod state;
 mod symbols;
-mod vcpu;
+mod sync;
 mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig, Size};
+pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use error::StartError;
 pub use memory::MemoryError;
 pub use process::GRACE;
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
-pub use vcpu::{ExitCounts, STOP_LIMIT};
-pub use vm::{CallsUnread, End, ResizeError, StartError, Vm};
+pub use tidevm_abi::Size;
+pub use vm::{CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Vm};

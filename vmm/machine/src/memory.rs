@@ -1,50 +1,65 @@
-//! Guest RAM: host mappings, KVM memslots, and the VMM's own view of what the guest may use.
+//! Guest RAM: host mappings, KVM memslots, and the VMM's own view of the memory that the guest may use.
 //!
-//! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed; their blocks
-//! come and go by [`Memory::plug`] and [`Memory::unplug`].
+//! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed;
+//! their memory comes and goes by [`Memory::plug`] and [`Memory::unplug`].
 //!
-//! Invariant: the [`View`] holds boot memory and exactly the plugged runs, whenever anyone can see
-//! it. All accesses of the VMM to guest memory (queues, buffers, reports) go through it, under its
-//! lock, so an address in unplugged memory is an error there and never a fault. Device memory is not in
-//! it: devices reach RAM alone. Lock order: hotplug
-//! regions, then view.
+//! "Plugged" is stated in two places, because it means two things:
+//!
+//! | question | answered by | derived from it |
+//! | --- | --- | --- |
+//! | What may the guest use? | the bitmap of [`virtio_mem::Device`] | configuration space, [`crate::MemStatus`] |
+//! | What can be reached on this host? | the open runs of [`region::RamRegion`] | [`View`], memslots |
+//!
+//! The device changes its bitmap only after [`Memory::plug`] or [`Memory::unplug`] succeeded. So the two
+//! differ in one case only: an unplug failed and the host did not open the range again. Then the range is
+//! plugged by the contract and not open; see [`region`].
+//!
+//! Invariant: whenever a thread can see the [`View`], it holds boot memory and exactly the open runs. All
+//! accesses of the VMM to guest memory (queues, buffers, the text about a death) go through it, under its
+//! lock. So an address in unplugged memory is an error there and never a fault. Device memory is not in the
+//! view: devices reach RAM alone.
+//!
+//! Lock order: hotplug regions, then view.
 
 use std::io;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::config::Size;
+use tidevm_abi::Size;
+
+use crate::sync::lock;
 
 pub mod held;
 pub mod layout;
 pub mod mapping;
+pub mod range;
 pub mod region;
 pub mod runs;
 pub mod slots;
 mod view;
 
 use mapping::Mapping;
-use region::Region;
+use range::{GuestRange, OffsetRange};
+use region::RamRegion;
 use slots::Slots;
 use view::BootWindows;
 
 pub use view::View;
 
-/// All RAM of a machine.
+/// All RAM of a VM.
 #[derive(Debug)]
 pub struct Memory {
     boot: Arc<Mapping>,
     boot_windows: BootWindows,
-    /// Device memory: its content outlives a reset.
-    pmem: Vec<(Range<u64>, Arc<Mapping>)>,
-    regions: Vec<Range<u64>>,
+    /// Device memory. Its content survives a reset.
+    pmem: Vec<(GuestRange, Arc<Mapping>)>,
+    regions: Vec<GuestRange>,
     region_mappings: Vec<Arc<Mapping>>,
     hotplug: Mutex<Hotplug>,
     view: RwLock<View>,
 }
 
 struct Hotplug {
-    regions: Vec<Region>,
+    regions: Vec<RamRegion>,
     slots: Box<dyn Slots>,
 }
 
@@ -54,33 +69,32 @@ impl std::fmt::Debug for Hotplug {
     }
 }
 
-/// Why a machine's memory could not be made.
+/// Why a VM's memory could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the host refuses {what} of {}: {error}; make --memory, --hotplug size= or --pmem size= smaller", Size(*.size))]
+#[error("the host refuses {what} of {size}: {error}; make --memory, --hotplug size= or --pmem size= smaller")]
 pub struct MemoryError {
-    /// Which memory.
+    /// The memory, in words.
     pub what: String,
-    /// How much, in bytes.
-    pub size: u64,
-    /// What the host says.
+    /// Its size.
+    pub size: Size,
+    /// The host's error.
     pub error: io::Error,
 }
 
 impl Memory {
-    /// Makes `boot` bytes of boot memory with its slots, and reserves a region of each of `sizes`. Each
-    /// of `pmem` is a range of device memory.
-    /// Sizes are checked by [`crate::Config::validate`].
+    /// Makes boot memory and device memory with their slots, and reserves a hotplug region of each of
+    /// `sizes`. [`crate::Config::validate`] has checked the sizes.
     ///
     /// # Errors
-    /// The host refuses a mapping or KVM a slot.
+    /// The host refuses a mapping, or KVM a slot.
     pub fn new(
-        boot: u64,
-        sizes: &[u64],
-        pmem: &[u64],
+        boot: Size,
+        sizes: &[Size],
+        pmem: &[Size],
         mut slots: Box<dyn Slots>,
     ) -> Result<Self, MemoryError> {
-        let boot_mapping = Arc::new(Mapping::reserve(boot).map_err(fail("boot memory", boot))?);
-        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot))?;
+        let boot_mapping = Arc::new(Mapping::reserve(boot.0).map_err(fail("boot memory", boot.0))?);
+        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot.0))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
         let mut ranges = layout::regions(boot, sizes.iter().chain(pmem).copied())
@@ -90,10 +104,10 @@ impl Memory {
         let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
         add_pmem_slots(&pmem, &mut *slots)?;
         let mut regions = Vec::new();
-        for (index, range) in ranges.iter().enumerate() {
-            let size = range.end - range.start;
+        for (index, &range) in ranges.iter().enumerate() {
+            let size = range.size();
             let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
-            regions.push(Region::new(range.start, Arc::new(mapping)));
+            regions.push(RamRegion::new(range, Arc::new(mapping)));
         }
         let view = boot_windows.with(&regions, None);
         Ok(Self {
@@ -107,44 +121,43 @@ impl Memory {
         })
     }
 
-    /// What the VMM may touch now. While the guard lives, nothing is unplugged.
+    /// The memory that the VMM may touch now. While the guard lives, nothing is unplugged.
     pub fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Address ranges of the hotplug regions.
+    /// The hotplug regions.
     #[must_use]
-    pub fn regions(&self) -> &[Range<u64>] {
+    pub fn regions(&self) -> &[GuestRange] {
         &self.regions
     }
 
-    /// Makes a range of guest-physical addresses of hotplug region `index` usable. All of it is
-    /// unplugged now.
+    /// Makes a range of hotplug region `index` usable. All of it is unplugged now.
     ///
     /// # Errors
-    /// What the host says; nothing changed.
-    pub fn plug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
+    /// The host's error; nothing changed.
+    pub fn plug(&self, index: usize, range: GuestRange) -> io::Result<()> {
         let range = self.offsets(index, range)?;
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         regions[index].plug(range, &mut **slots)?;
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(regions, None);
         Ok(())
     }
 
-    /// Makes a range of guest-physical addresses of hotplug region `index` unreachable and gives
-    /// its memory back to the host. All of it is plugged now.
+    /// Makes a range of hotplug region `index` unreachable and gives its memory back to the host. All of it
+    /// is plugged now.
     ///
     /// # Errors
-    /// What the host says; nothing changed but, maybe, the contents of the range. A range that the
-    /// host does not even open again is out of everybody's reach, and can be unplugged once more.
-    pub fn unplug(&self, index: usize, range: Range<u64>) -> io::Result<()> {
+    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even
+    /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
+    pub fn unplug(&self, index: usize, range: GuestRange) -> io::Result<()> {
         let range = self.offsets(index, range)?;
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        // The windows go first: what they lead to is about to be closed.
-        *view = self.boot_windows.with(regions, Some((index, &range)));
+        // The windows go before the memory that they lead to is closed.
+        *view = self.boot_windows.with(regions, Some((index, range)));
         let result = regions[index].unplug(range, &mut **slots);
         if result.is_err() {
             *view = self.boot_windows.with(regions, None);
@@ -152,30 +165,30 @@ impl Memory {
         result
     }
 
-    /// All memory as at the start but for the content of device memory: boot memory zero and in slots, of `slots`, which belong to a new
-    /// machine of KVM; nothing plugged. What the host held comes back whole, a region at a time, however
-    /// many runs were plugged.
+    /// Brings all memory back to its state at the start, except for the content of device memory: boot memory
+    /// is zero, nothing is plugged, and boot memory and device memory are in `slots`, which belong to a new
+    /// machine of KVM. Each region is given back to the host as a whole, however many runs were plugged.
     ///
     /// # Errors
-    /// The host refuses; the memory is of no use any more.
+    /// The host refuses; the memory cannot be used any more.
     pub fn reset(&self, slots: Box<dyn Slots>) -> Result<(), MemoryError> {
-        let mut hotplug = self.hotplug();
+        let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots: current } = &mut *hotplug;
-        // The old slots hold the old machine of KVM, which need not follow its memory's end.
+        // Dropping the old slots closes the old machine of KVM, so that KVM need not follow the changes below.
         *current = slots;
-        // The windows go before what they lead to.
+        // The windows go before the memory that they lead to is closed.
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(&[], None);
         for (index, region) in regions.iter_mut().enumerate() {
-            let size = region.mapping().size();
+            let size = region.range().size();
             region.reset().map_err(fail(&format!("to take back hotplug region #{index}"), size))?;
         }
         let size = self.boot.size();
-        self.boot.discard(0..size).map_err(fail("fresh boot memory", size))?;
+        self.boot.discard(self.boot.all()).map_err(fail("fresh boot memory", size))?;
         add_boot_slots(&self.boot, &mut **current)?;
         add_pmem_slots(&self.pmem, &mut **current)
     }
 
-    /// Bytes of host memory held by hotplug region `index`; see [`held`].
+    /// Bytes of host memory that hotplug region `index` holds; see [`held`].
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such region.
@@ -184,48 +197,38 @@ impl Memory {
         held::held(self.region_mappings.get(index).ok_or_else(no_such)?)
     }
 
-    fn hotplug(&self) -> MutexGuard<'_, Hotplug> {
-        self.hotplug.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Guest-physical addresses to offsets in region `index`.
-    fn offsets(&self, index: usize, range: Range<u64>) -> io::Result<Range<u64>> {
-        match self.regions.get(index) {
-            Some(region) if region.start <= range.start && range.end <= region.end && !range.is_empty() => {
-                Ok(range.start - region.start..range.end - region.start)
-            }
-            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-        }
+    /// The offsets of guest-physical addresses in region `index`.
+    fn offsets(&self, index: usize, range: GuestRange) -> io::Result<OffsetRange> {
+        let offsets = self.regions.get(index).and_then(|region| region.offsets_of(range));
+        offsets.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
     }
 }
 
 /// For `map_err`: the host refused `size` bytes of `what`.
 fn fail(what: &str, size: u64) -> impl FnOnce(io::Error) -> MemoryError {
-    move |error| MemoryError { what: what.to_owned(), size, error }
+    move |error| MemoryError { what: what.to_owned(), size: Size(size), error }
 }
 
 fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), MemoryError> {
-    let mut offset = 0;
-    for range in layout::ram(boot.size()) {
-        let size = range.end - range.start;
-        slots.add(range.start, boot, offset, size).map_err(fail("the memslot of boot memory", size))?;
-        offset += size;
+    for (range, offsets) in layout::boot_parts(boot.all()) {
+        let refused = fail("the memslot of boot memory", range.size());
+        slots.add(range.start(), boot, offsets).map_err(refused)?;
     }
     Ok(())
 }
 
-/// Memory behind a range of device memory, which is the guest's from the start.
-fn open_pmem((index, range): (usize, Range<u64>)) -> Result<(Range<u64>, Arc<Mapping>), MemoryError> {
-    let (what, size) = (format!("device memory #{index}"), range.end - range.start);
+/// The memory behind a range of device memory, open from the start.
+fn open_pmem((index, range): (usize, GuestRange)) -> Result<(GuestRange, Arc<Mapping>), MemoryError> {
+    let (what, size) = (format!("device memory #{index}"), range.size());
     let mapping = Mapping::reserve(size).map_err(fail(&what, size))?;
-    mapping.open(0..size).map_err(fail(&what, size))?;
+    mapping.open(mapping.all()).map_err(fail(&what, size))?;
     Ok((range, Arc::new(mapping)))
 }
 
-fn add_pmem_slots(pmem: &[(Range<u64>, Arc<Mapping>)], slots: &mut dyn Slots) -> Result<(), MemoryError> {
+fn add_pmem_slots(pmem: &[(GuestRange, Arc<Mapping>)], slots: &mut dyn Slots) -> Result<(), MemoryError> {
     for (range, mapping) in pmem {
-        let size = range.end - range.start;
-        slots.add(range.start, mapping, 0, size).map_err(fail("the memslot of device memory", size))?;
+        let refused = fail("the memslot of device memory", range.size());
+        slots.add(range.start(), mapping, mapping.all()).map_err(refused)?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! What a machine borrows from its process: termination signals and the terminal.
+//! What a VM borrows from its process: termination signals and the terminal.
 //!
-//! Both are given back when the machine is dropped, whatever ended it.
+//! Both are given back when the VM is dropped, whatever ended it.
 //!
-//! A signal that was only noted would not end a process whose threads sit in a write that nobody
-//! takes (a pipe without a reader, a terminal that was stopped). So the first termination signal
-//! asks for an orderly end, and after that [`exit`] ends the process where it stands: at the next
-//! signal, or by itself when [`GRACE`] is over. No other code of this library exits.
+//! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not
+//! read, a stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`]
+//! ends the process at once: at the next signal, or when [`GRACE`] is over. No other code of this library
+//! exits.
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
@@ -21,28 +21,29 @@ use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
 const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
-/// How long an orderly end may take after a termination signal: more than to wait for the guest to
+/// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
 /// power off and for its vCPUs to stop.
 pub const GRACE: Duration = Duration::from_secs(20);
 
-/// Ends the process with the status of `signal`, at once: the terminal is restored, and nothing else
-/// is waited for. Nothing is logged either, which would wait for the lock of stderr.
+/// Ends the process at once with the status of `signal`. It restores the terminal and waits for nothing. It
+/// logs nothing either, because logging would wait for the lock of stderr.
 pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
-    // Kept to the end: dropping it could log.
+    // Kept alive to the end: dropping it could log.
     let terminal = terminal.upgrade();
     if let Some(terminal) = &terminal {
         drop(terminal.restore());
     }
-    // SAFETY: the call ends the process. It runs no exit handlers, and so none that could meet a
-    // lock which a blocked thread holds.
+    // SAFETY: the call ends the process. It runs no exit handlers, so no handler can meet a lock that a
+    // blocked thread holds.
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Ends the process by [`exit`] when [`GRACE`] is over, if it has not ended then. The thread that
-/// waits outlives the machine: what comes after it (the summary of a session) can block as well.
+/// Ends the process by [`exit`] when [`GRACE`] is over, unless it has ended by then. The waiting thread
+/// outlives the VM, because what the process does after the VM's end (the summary of a session) can block as
+/// well.
 ///
 /// # Errors
-/// The host gives no thread.
+/// The host provides no thread.
 pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()> {
     let end = move || {
         thread::sleep(GRACE);
@@ -51,29 +52,29 @@ pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()>
     thread::Builder::new().name("grace".to_owned()).spawn(end).map(drop)
 }
 
-/// The termination signals as something to read instead of something that interrupts. They are
-/// blocked in the thread that made this and in all threads that it starts afterwards.
+/// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
+/// in all threads that it starts afterwards.
 #[derive(Debug)]
 pub struct Signals {
     file: File,
 }
 
 impl Signals {
-    /// Takes the termination signals. They act again in this thread when the second value is
-    /// dropped in it.
+    /// Takes over the termination signals. They act again in this thread when the second value is dropped in
+    /// it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
         let mut blocked = BlockedSignals(Vec::new());
-        // `nohup` has it ignored; a blocked signal would come all the same. The others are for a machine
-        // in the background, too.
+        // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
+        // process in the background, which is to end by them all the same.
         let signals: Vec<_> =
             TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
         for &signal in &signals {
             match block_signal(signal) {
                 Ok(()) => blocked.0.push(signal),
-                // Somebody else did, and will unblock it.
+                // The embedder blocked it, and will unblock it.
                 Err(Error::SignalAlreadyBlocked(_)) => {}
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
@@ -84,12 +85,12 @@ impl Signals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor was just made and nobody else has it.
+        // SAFETY: the descriptor was just made, and no other value owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         Ok((Self { file }, blocked))
     }
 
-    /// The next signal that came, if one did.
+    /// The next signal, if one came.
     pub fn next(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         (&self.file).read_exact(&mut info).ok()?;
@@ -105,16 +106,16 @@ impl AsRawFd for Signals {
     }
 }
 
-/// Whether whoever started this process had it ignore a signal.
+/// Whether the process was started with a signal ignored.
 fn ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action nothing changes, and `action` has room for the one there is.
+    // SAFETY: without a new action nothing changes, and `action` has room for the current one.
     let result = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: all bytes are 0 or were written by the call; both are valid for its plain members.
+    // SAFETY: all bytes are 0 or were written by the call. Both are valid for its plain members.
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Signals that [`Signals::take`] blocked; they are unblocked on drop.
+/// The signals that [`Signals::take`] blocked. Dropping this unblocks them.
 #[derive(Debug)]
 pub struct BlockedSignals(Vec<libc::c_int>);
 
@@ -128,8 +129,8 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// The terminal in a state for a guest's console: input comes byte by byte and is not echoed, but
-/// Ctrl-C and the like still make signals. Dropping it restores what was before.
+/// The terminal in a state for a guest's console: input comes byte by byte without echo, and Ctrl-C and the
+/// like still make signals. Dropping it restores the state from before.
 #[derive(Debug)]
 pub struct Terminal {
     input: File,
@@ -137,14 +138,14 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes the terminal on standard input. [`None`] when standard input is no terminal.
+    /// Takes over the terminal on standard input. [`None`] when standard input is no terminal.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn take() -> io::Result<Option<Self>> {
         let input = standard_input()?;
         let mut before = MaybeUninit::uninit();
-        // SAFETY: the descriptor is open, and `before` has room for what is written there.
+        // SAFETY: the descriptor is open, and `before` has room for a `termios`.
         if unsafe { libc::tcgetattr(input.as_raw_fd(), before.as_mut_ptr()) } != 0 {
             return Ok(None);
         }
@@ -157,16 +158,16 @@ impl Terminal {
         Ok(Some(terminal))
     }
 
-    /// Puts the terminal back to what it was.
+    /// Restores the state from before.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn restore(&self) -> io::Result<()> {
         self.set(&self.before)
     }
 
     fn set(&self, state: &libc::termios) -> io::Result<()> {
-        // A process in the background would be stopped for this, and never end.
+        // Otherwise the system would stop a process in the background, and it would never end.
         let blocked = block_signal(libc::SIGTTOU).is_ok();
         // SAFETY: the descriptor is open and `state` came from tcgetattr.
         let result = match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
@@ -191,7 +192,7 @@ impl Drop for Terminal {
 /// Standard input without a buffer, for an event loop.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn standard_input() -> io::Result<File> {
     Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
 }

@@ -1,23 +1,24 @@
 //! The serial port: text for people, to and from the guest.
 //!
-//! The UART itself is `vm-superio`'s. Here is where its bytes go and what is kept of them: the
-//! last [`TAIL`] bytes, so that a report of a death can show what the guest said last, whatever
-//! the console mode.
+//! The UART itself is `vm-superio`'s. This file passes its output on, and keeps the last [`TAIL`] bytes in
+//! every console mode, so that the text about a death can show the guest's last lines.
 //!
-//! Two locks: the UART's is held for moments, the sink's as long as it takes to write. Whoever reads
-//! a pipe may stop doing so, and then the vCPU that writes waits there, until it is stopped; the event
-//! loop, other vCPUs' reports and the end of the machine do not wait with it.
+//! There are two locks. The UART's is held for moments, the sink's as long as a write takes. The process at
+//! the other end of a pipe may stop reading. Then the vCPU that writes waits in the write until it is
+//! stopped; the event loop, other vCPUs and the end of the VM do not wait with it.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use vm_superio::serial::{Error, SerialEvents};
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Bytes of output that are kept.
+use crate::sync::lock;
+
+/// Bytes of output that are kept for [`Serial::tail`].
 const TAIL: usize = 4096;
 
 /// Longest line that is held back until it is complete.
@@ -25,18 +26,18 @@ const LINE: usize = 1024;
 
 /// The serial port.
 #[derive(Debug)]
-pub struct Port {
-    uart: Mutex<Serial<Line, Drained, Output>>,
+pub struct Serial {
+    uart: Mutex<Uart<Line, Drained, Output>>,
     outlet: Mutex<Outlet>,
-    /// vCPUs shall leave the guest, and wait for nothing.
+    /// While it is set, vCPUs do not wait for the sink.
     stop: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 struct Outlet {
-    /// [`None`] after it failed: a guest must not notice, nor fill a log.
+    /// [`None`] after it failed: the guest must not notice, and must not fill a log.
     sink: Option<Sink>,
-    /// It took nothing more when a vCPU had to go.
+    /// The sink accepted nothing more when a vCPU had to stop.
     stuck: bool,
 }
 
@@ -52,7 +53,7 @@ impl Trigger for Line {
     }
 }
 
-/// Written when the guest has read all input, and there is room for more.
+/// Written when the guest has read all input, so that there is room for more.
 #[derive(Clone, Debug)]
 struct Drained(Arc<EventFd>);
 
@@ -68,17 +69,17 @@ impl SerialEvents for Drained {
     }
 }
 
-impl Port {
-    /// A port whose output goes to `sink`. `interrupt` reaches the guest, `drained` is written when
-    /// there is room for input again. When `stop` is set, a signal ends a write that waits for the sink.
+impl Serial {
+    /// A serial port whose output goes to `sink`. `interrupt` reaches the guest. `drained` is written when
+    /// there is room for input again. While `stop` is set, a signal ends a write that waits for the sink.
     pub fn new(sink: Sink, interrupt: EventFd, drained: EventFd, stop: Arc<AtomicBool>) -> Self {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
-        let uart = Serial::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
+        let uart = Uart::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
         Self { uart: Mutex::new(uart), outlet: Mutex::new(Outlet { sink: Some(sink), stuck: false }), stop }
     }
 
-    /// A guest's write to the register at `offset`. Waits for the sink if it completes a line.
+    /// The guest writes the register at `offset`. Waits for the sink if the write completes a line.
     pub fn write(&self, offset: u8, value: u8) {
         let mut uart = self.uart();
         if let Err(error) = uart.write(offset, value) {
@@ -87,22 +88,22 @@ impl Port {
         let due = std::mem::take(&mut uart.writer_mut().due);
         drop(uart);
         if !due.is_empty() {
-            self.outlet.lock().unwrap_or_else(PoisonError::into_inner).pass_on(&due, &self.stop);
+            lock(&self.outlet).pass_on(&due, &self.stop);
         }
     }
 
-    /// A guest's read of the register at `offset`.
+    /// The guest reads the register at `offset`.
     pub fn read(&self, offset: u8) -> u8 {
         self.uart().read(offset)
     }
 
-    /// How many bytes of input fit.
+    /// Bytes of input that fit.
     #[must_use]
     pub fn room(&self) -> usize {
         self.uart().fifo_capacity()
     }
 
-    /// Gives the guest input, at most [`Port::room`] bytes.
+    /// Gives the guest input, at most [`Serial::room`] bytes.
     pub fn input(&self, bytes: &[u8]) {
         match self.uart().enqueue_raw_bytes(bytes) {
             Ok(_) => {}
@@ -111,12 +112,12 @@ impl Port {
         }
     }
 
-    /// System reset: the UART's registers are as at the start and input is gone; output goes on.
+    /// System reset: the UART's registers are as at the start and input is gone. Output continues.
     pub fn reset(&self) {
         let mut uart = self.uart();
         let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
         let output = std::mem::take(uart.writer_mut());
-        *uart = Serial::with_events(line, drained, output);
+        *uart = Uart::with_events(line, drained, output);
         uart.events().in_buffer_empty();
     }
 
@@ -127,7 +128,7 @@ impl Port {
         printable(&bytes).trim_end().to_owned()
     }
 
-    /// Shows an incomplete last line, too, unless the sink takes nothing.
+    /// Shows the incomplete last line too, unless the sink is stuck.
     pub fn flush(&self) {
         let line = std::mem::take(&mut self.uart().writer_mut().line);
         let mut outlet = match self.outlet.try_lock() {
@@ -140,20 +141,20 @@ impl Port {
         }
     }
 
-    fn uart(&self) -> MutexGuard<'_, Serial<Line, Drained, Output>> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    fn uart(&self) -> MutexGuard<'_, Uart<Line, Drained, Output>> {
+        lock(&self.uart)
     }
 }
 
-/// Where the guest's output goes. Writers tell of signals ([`io::ErrorKind::Interrupted`]), which those
-/// with a buffer keep to themselves.
+/// Where the guest's output goes. The writers must return [`io::ErrorKind::Interrupted`] when a signal ends a
+/// write; writers with a buffer of their own retry instead.
 pub enum Sink {
-    /// Whole lines, so that they do not mix with what the VMM prints; [`printable`], because a
+    /// Whole lines, so that they do not mix with the VMM's own output. They are made [`printable`], because a
     /// terminal may show them.
     Lines(Box<dyn Write + Send>),
-    /// Whole lines, byte by byte what the guest wrote.
+    /// Whole lines, exactly the bytes that the guest wrote.
     RawLines(Box<dyn Write + Send>),
-    /// Every byte at once, as a terminal needs it that the guest is given.
+    /// Every byte at once, for a terminal that the guest has to itself.
     Bytes(Box<dyn Write + Send>),
 }
 
@@ -180,8 +181,8 @@ impl Outlet {
     }
 }
 
-/// Writes all of `bytes`, unless a signal comes when `stop` is set: what is left is lost then, as what
-/// would have come after it. Returns whether all was written.
+/// Writes all of `bytes`, unless a signal comes while `stop` is set. Then the rest is lost. Returns whether
+/// all was written.
 fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io::Result<bool> {
     while !bytes.is_empty() {
         match writer.write(bytes) {
@@ -199,8 +200,8 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io
     Ok(true)
 }
 
-/// What a guest wrote as text that does nothing to a terminal: control characters but line feeds and
-/// tabs are escaped, carriage returns left out.
+/// The guest's bytes as text that cannot command a terminal. Control characters other than line feeds and
+/// tabs are escaped; carriage returns are left out.
 fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for char in String::from_utf8_lossy(bytes).chars() {
@@ -214,13 +215,13 @@ fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// The guest's output on its way.
+/// The guest's output between the UART and the sink.
 #[derive(Debug, Default)]
 struct Output {
     at_once: bool,
-    /// Not to be shown yet.
+    /// The current line, which is held back until it is complete.
     line: Vec<u8>,
-    /// To be shown; whoever wrote it takes it out.
+    /// To be passed on by the thread that wrote the last byte.
     due: Vec<u8>,
     tail: VecDeque<u8>,
 }
@@ -240,7 +241,7 @@ impl Write for Output {
         Ok(bytes.len())
     }
 
-    /// The UART flushes after every byte; lines are held back all the same.
+    /// The UART flushes after every byte. Lines are held back all the same.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -253,22 +254,22 @@ mod tests {
     use std::sync::{Arc, Mutex, PoisonError};
     use std::thread;
 
-    use super::{EventFd, Port, Sink};
+    use super::{EventFd, Serial, Sink};
 
-    fn port_to(sink: Sink) -> Port {
+    fn serial_to(sink: Sink) -> Serial {
         let event = || EventFd::new(0).unwrap();
-        Port::new(sink, event(), event(), Arc::default())
+        Serial::new(sink, event(), event(), Arc::default())
     }
 
-    fn port() -> Port {
-        port_to(Sink::Lines(Box::new(io::sink())))
+    fn serial() -> Serial {
+        serial_to(Sink::Lines(Box::new(io::sink())))
     }
 
-    fn print(port: &Port, text: &[u8]) {
-        text.iter().for_each(|&byte| port.write(0, byte));
+    fn print(serial: &Serial, text: &[u8]) {
+        text.iter().for_each(|&byte| serial.write(0, byte));
     }
 
-    /// Keeps what was written.
+    /// A writer that keeps everything.
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
 
@@ -289,7 +290,7 @@ mod tests {
         }
     }
 
-    /// A pipe that nobody reads: says that somebody writes, and has them wait.
+    /// A pipe that is not read: it announces a write, and lets the writer wait.
     struct Stuck(SyncSender<()>, Receiver<()>);
 
     impl Write for Stuck {
@@ -306,23 +307,23 @@ mod tests {
 
     #[test]
     fn the_tail_is_what_came_last() {
-        let port = port();
+        let serial = serial();
         for _ in 0..1000 {
-            print(&port, b"0123456789\r\n");
+            print(&serial, b"0123456789\r\n");
         }
-        print(&port, b"!");
-        let tail = port.tail();
+        print(&serial, b"!");
+        let tail = serial.tail();
         assert!(tail.ends_with("0123456789\n!") && tail.len() <= super::TAIL, "{tail}");
     }
 
     #[test]
     fn input_waits_in_the_fifo() {
-        let port = port();
-        let room = port.room();
-        port.input(b"ab");
-        assert_eq!(port.room(), room - 2);
-        assert_eq!((port.read(0), port.read(0)), (b'a', b'b'));
-        assert_eq!(port.room(), room);
+        let serial = serial();
+        let room = serial.room();
+        serial.input(b"ab");
+        assert_eq!(serial.room(), room - 2);
+        assert_eq!((serial.read(0), serial.read(0)), (b'a', b'b'));
+        assert_eq!(serial.room(), room);
     }
 
     #[test]
@@ -331,17 +332,17 @@ mod tests {
         let paper = Paper::default();
         let sink = Sink::Lines(Box::new(paper.clone()));
         let interrupt = EventFd::new(0).unwrap();
-        let port = Port::new(sink, interrupt, drained.try_clone().unwrap(), Arc::default());
-        let (scratch, room) = (7, port.room());
-        port.write(scratch, 0x55);
-        port.input(b"ab");
-        print(&port, b"one\ntw");
-        port.reset();
-        assert_eq!((port.room(), port.read(scratch)), (room, 0));
-        // Whoever waited for room hears of it.
+        let serial = Serial::new(sink, interrupt, drained.try_clone().unwrap(), Arc::default());
+        let (scratch, room) = (7, serial.room());
+        serial.write(scratch, 0x55);
+        serial.input(b"ab");
+        print(&serial, b"one\ntw");
+        serial.reset();
+        assert_eq!((serial.room(), serial.read(scratch)), (room, 0));
+        // The event loop, which waits for room, is told.
         assert_eq!(drained.read().ok(), Some(1));
-        print(&port, b"o\n");
-        assert_eq!((paper.text().as_str(), port.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
+        print(&serial, b"o\n");
+        assert_eq!((paper.text().as_str(), serial.tail().as_str()), ("one\ntwo\n", "one\ntwo"));
     }
 
     #[test]
@@ -350,43 +351,43 @@ mod tests {
         let safe = "\\u{1b}]0;mine\\u{7}\ttö\\u{9b}2J\u{fffd}\\u{7f}\nend";
         let paper = Paper::default();
         let writer = || Box::new(paper.clone());
-        let port = port_to(Sink::Lines(writer()));
-        print(&port, raw);
+        let serial = serial_to(Sink::Lines(writer()));
+        print(&serial, raw);
         assert!(safe.starts_with(&paper.text()) && paper.text().ends_with('\n'), "{:?}", paper.text());
-        port.flush();
-        assert_eq!((paper.text().as_str(), port.tail().as_str()), (safe, safe));
+        serial.flush();
+        assert_eq!((paper.text().as_str(), serial.tail().as_str()), (safe, safe));
         for sink in [Sink::RawLines(writer()), Sink::Bytes(writer())] {
             paper.0.lock().unwrap().clear();
-            let port = port_to(sink);
-            print(&port, raw);
-            port.flush();
+            let serial = serial_to(sink);
+            print(&serial, raw);
+            serial.flush();
             assert_eq!(*paper.0.lock().unwrap(), raw);
-            assert_eq!(port.tail(), safe);
+            assert_eq!(serial.tail(), safe);
         }
     }
 
     #[test]
     fn only_the_writer_waits_for_the_sink() {
         let ((reached, wait), (go, stuck)) = (sync_channel(0), sync_channel(0));
-        let port = Arc::new(port_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
-        let vcpu = Arc::clone(&port);
+        let serial = Arc::new(serial_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
+        let vcpu = Arc::clone(&serial);
         let writer = thread::spawn(move || vcpu.write(0, b'x'));
         wait.recv().unwrap();
-        port.input(b"a");
-        assert_eq!(port.read(0), b'a');
-        assert_eq!(port.tail(), "x");
-        port.flush();
+        serial.input(b"a");
+        assert_eq!(serial.read(0), b'a');
+        assert_eq!(serial.tail(), "x");
+        serial.flush();
         go.send(()).unwrap();
         writer.join().unwrap();
     }
 
-    /// Takes a byte, and then signals come.
+    /// Accepts one byte; then signals come.
     struct Interrupted(u32);
 
     impl Write for Interrupted {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             self.0 += 1;
-            assert!(self.0 < 3, "once after the vCPU was to stop");
+            assert!(self.0 < 3, "tried once after the vCPU was told to stop");
             if self.0 == 1 { Ok(1) } else { Err(io::ErrorKind::Interrupted.into()) }
         }
 
@@ -396,12 +397,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_to_stop_waits_for_no_sink() {
+    fn a_stopped_vcpu_waits_for_no_sink() {
         let event = || EventFd::new(0).unwrap();
         let sink = Sink::Lines(Box::new(Interrupted(0)));
-        let port = Port::new(sink, event(), event(), Arc::new(true.into()));
-        print(&port, b"a line\nand more");
-        assert_eq!(port.tail(), "a line\nand more");
-        port.flush();
+        let serial = Serial::new(sink, event(), event(), Arc::new(true.into()));
+        print(&serial, b"a line\nand more");
+        assert_eq!(serial.tail(), "a line\nand more");
+        serial.flush();
     }
 }

@@ -1,56 +1,60 @@
-//! What is known of a guest from outside, and waiting for it.
+//! The guest's state as known from outside, and waiting for changes of it.
 //!
-//! One mutex and one condition variable: every change of a [`State`] notifies every waiter, so a
-//! wait is a predicate over the whole state and can neither miss nor poll.
+//! There is one mutex and one condition variable. Every change of a [`State`] notifies every waiter, so a
+//! wait is a predicate over the whole state: it misses no change and does not poll.
 //!
-//! A [`State`] holds facts only, so that a machine of a test can be in any of them. What tells which
-//! message fits, the calls that are not answered yet, is beside it in [`Shared`].
+//! A [`State`] holds facts only, so that a test can make any of them up. The calls that wait for an answer
+//! are not facts about the guest; [`SharedState`] keeps them beside the [`State`].
 //!
-//! Invariant: a guest's messages change a bounded number of fields in place. Answers are kept only
-//! for calls that were made and not yet taken, so a guest cannot make the state grow.
+//! Invariant: a guest's messages change a bounded number of fields in place. An answer is kept only for a
+//! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
-/// What is known of a guest.
+use crate::sync::lock;
+
+/// The facts known about a guest.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// The guest's message that it is up, once it came since the last reset.
+    /// The guest's message that it is up, if it has come since the last reset.
     pub ready: Option<Ready>,
-    /// How often the guest reset its machine, and it started again.
+    /// How often the guest was reset and started again.
     pub resets: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
     /// How the guest died, if it did.
     pub death: Option<Death>,
-    /// The guest ended by itself, as asked or not.
+    /// The guest powered off, whether it was asked to or not.
     pub powered_off: bool,
     /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
-    /// Guest accesses to addresses at which there is nothing: reads gave all ones, writes were
-    /// dropped.
+    /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
     pub stray_accesses: u64,
-    /// Messages on the control channel that were no [`Report`], or one that fits no call.
+    /// Messages on the control channel that were no [`Report`], or a report that fits no call.
     pub bad_records: u64,
 }
 
-/// The guest is up: all its CPUs run and all its drivers are bound.
+/// The guest's message that it is up: all its CPUs run and all its drivers are bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// CPUs that run.
     pub cpus: u32,
     /// virtio-mem devices that the guest found.
     pub mem_devices: u32,
-    /// Time from [`crate::Vm::start`], or from the last reset, to the message.
+    /// Time from [`crate::Vm::start`] or from the last reset to the message.
     pub after: Duration,
 }
 
-/// A virtio-mem device and what its driver says. All sizes and addresses are in bytes.
+/// A virtio-mem device and its driver's last report. All sizes and addresses are in bytes, as in the report.
+///
+/// Everything but `report` and `refused` is derived from the device itself, whenever it changes: see
+/// `virtio/mem.rs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemStatus {
     /// Guest-physical address of the region.
@@ -59,23 +63,24 @@ pub struct MemStatus {
     pub region_size: u64,
     /// Size of a device block.
     pub block_size: u64,
-    /// What the device asks for.
+    /// How much the device asks the guest to plug.
     pub requested: u64,
-    /// What is plugged.
+    /// How much is plugged.
     pub plugged: u64,
     /// A driver runs the device (`DRIVER_OK`).
     pub driver: bool,
     /// The driver's last report.
     pub report: Option<Resize>,
-    /// The last request that was not answered with ACK, and the answer.
+    /// The last request that was not answered with ACK, and the answer, in words.
     pub refused: Option<String>,
 }
 
 impl MemStatus {
-    /// Where the driver stopped on its way to `target`, and why; `None` while it is on its way. It goes on
-    /// by itself from everything but [`ResizeState::Reached`] when the reason goes away.
+    /// Why the driver stopped on its way to `target`; `None` while it is on its way. Unless the state is
+    /// [`ResizeState::Reached`], the driver goes on by itself when the reason goes away.
     ///
-    /// A report on another target, or on another size than is plugged now, is overtaken and does not count.
+    /// A report about another target, or about another plugged size than the current one, is outdated and
+    /// does not count.
     #[must_use]
     pub fn stopped(&self, target: u64) -> Option<ResizeState> {
         let current = |report: &Resize| report.requested == target && report.plugged == self.plugged;
@@ -90,8 +95,8 @@ impl MemStatus {
 pub struct Death {
     /// What happened.
     pub kind: DeathKind,
-    /// For people: registers, the code at the instruction pointer, the symbol, the serial port's
-    /// last lines. Ends without a line break.
+    /// For people: registers, the code at the instruction pointer, the symbol, and the last lines on the
+    /// serial port. It ends without a line break.
     pub report: String,
 }
 
@@ -101,41 +106,42 @@ impl fmt::Display for Death {
     }
 }
 
-/// What a guest died of.
+/// The kinds of deaths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeathKind {
-    /// The guest said so, by [`tidevm_abi::ExitCode::Panic`].
+    /// The guest reported a panic, by [`tidevm_abi::ExitCode::Panic`].
     #[error("the guest panicked")]
     GuestPanic,
     /// The guest said that its boot found too little memory, by [`tidevm_abi::ExitCode::OutOfMemory`].
     #[error("the guest panicked: out of memory")]
     OutOfMemory,
-    /// The guest wrote a code to the exit port that means nothing.
+    /// The guest wrote a code without a meaning to the exit port.
     #[error("the guest ended with the unknown exit code {0}")]
     UnknownExitCode(u8),
-    /// A fault while the double-fault handler was called.
+    /// A fault occurred while the CPU called the double-fault handler.
     #[error("the guest's CPU shut down (triple fault)")]
     TripleFault,
-    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate
-    /// an instruction; the number is the suberror.
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate an
+    /// instruction. The number is the suberror.
     #[error("KVM cannot go on: {}", suberror(*.0))]
     InternalError(u32),
-    /// The CPU's state cannot be entered.
+    /// The CPU refuses to enter the guest with its current state.
     #[error("the CPU refuses to enter the guest (reason {0:#x})")]
     FailEntry(u64),
-    /// The guest touched memory that it may not touch, on a host where that cannot be resumed.
+    /// The guest touched unplugged memory, at this guest-physical address if KVM tells it. The access cannot
+    /// be resumed.
     #[error("the guest touched memory that is not plugged{}", at(*.0))]
     UnpluggedMemory(Option<u64>),
     /// `KVM_RUN` failed.
     #[error("KVM_RUN failed: errno {0}")]
     RunFailed(i32),
-    /// It reset its machine, and the host could not start it again.
+    /// The guest was reset, and the host could not start it again.
     #[error("the machine could not be started again after a reset")]
     ResetFailed,
-    /// An exit that this VMM never asks for.
+    /// KVM ended the run with an exit that this VMM never enables.
     #[error("KVM ended the run for an unexpected reason")]
     UnexpectedExit,
-    /// A thread of the VMM ended by a panic, which is a defect of the VMM.
+    /// A thread of the VMM panicked, which is a defect of the VMM.
     #[error("the VMM's own thread for this vCPU panicked")]
     VmmPanic,
 }
@@ -152,15 +158,15 @@ fn at(address: Option<u64>) -> String {
     address.map_or_else(String::new, |address| format!(" (guest-physical address {address:#x})"))
 }
 
-/// Why a wait ended without what it waited for.
+/// Why a wait ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// It took too long.
     #[error("{what}: not within {after:?}")]
     Deadline {
-        /// What was waited for.
+        /// The awaited event, in words.
         what: String,
-        /// How long.
+        /// The limit.
         after: Duration,
     },
     /// The guest died meanwhile.
@@ -169,7 +175,7 @@ pub enum WaitError {
     /// The guest powered off meanwhile.
     #[error("the guest powered off")]
     PoweredOff,
-    /// The guest reset its machine, and whoever was to answer is gone.
+    /// The guest was reset, so the call will not be answered.
     #[error("the guest was reset before it answered")]
     Reset,
     /// A termination signal came meanwhile.
@@ -178,13 +184,13 @@ pub enum WaitError {
 }
 
 impl State {
-    /// Whether the machine runs no more.
+    /// Whether the guest has ended.
     #[must_use]
     pub fn ended(&self) -> bool {
         self.death.is_some() || self.powered_off
     }
 
-    /// What ends every wait.
+    /// The reason that ends every wait, if there is one.
     fn interruption(&self) -> Option<WaitError> {
         if let Some(death) = &self.death {
             return Some(WaitError::Died(death.clone()));
@@ -195,12 +201,12 @@ impl State {
         }
     }
 
-    /// Notes that the machine ended as machines should, unless it ended before.
+    /// Records that the guest powered off, unless it ended before.
     pub(crate) fn power_off(&mut self) {
         self.powered_off |= !self.ended();
     }
 
-    /// Notes how the machine ended; the first of several deaths counts.
+    /// Records a death, unless the guest ended before.
     pub(crate) fn died(&mut self, death: Death) {
         if !self.ended() {
             self.death = Some(death);
@@ -208,9 +214,9 @@ impl State {
     }
 }
 
-/// A [`State`] that threads share, and the answers that are waited for.
+/// A [`State`] that threads share, and the calls that wait for an answer.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct SharedState {
     known: Mutex<Known>,
     changed: Condvar,
 }
@@ -218,26 +224,21 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct Known {
     state: State,
-    /// When the machine was started or reset.
+    /// When the VM was started or last reset.
     started: Instant,
-    /// By call: nothing yet, the guest's answer, or that the guest which it was made to is gone.
+    /// By call: no answer yet, the guest's answer, or the error that the guest was reset.
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
 }
 
-impl Shared {
+impl SharedState {
     pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
         let known = Known { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
         Self { known: Mutex::new(known), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Every change is complete before anything can panic, so a poisoned state is a good one.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A copy of the state as it is now.
     pub(crate) fn snapshot(&self) -> State {
-        self.lock().state.clone()
+        lock(&self.known).state.clone()
     }
 
     /// Changes the state and wakes every waiter.
@@ -246,12 +247,12 @@ impl Shared {
     }
 
     fn learn<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
-        let result = change(&mut self.lock());
+        let result = change(&mut lock(&self.known));
         self.changed.notify_all();
         result
     }
 
-    /// Takes in one message of the guest. A message that fits nothing is counted.
+    /// Processes one message of the guest. A message that fits no call or device is counted.
     pub(crate) fn report(&self, report: Report) {
         self.learn(|Known { state, started, answers }| match report {
             Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
@@ -268,7 +269,7 @@ impl Shared {
         });
     }
 
-    /// Notes that the guest is gone with a reset: it is not up, and will answer no call.
+    /// Records that the guest is gone by a reset: it is not up and will answer no call.
     pub(crate) fn lose_guest(&self) {
         self.learn(|known| {
             known.state.ready = None;
@@ -278,7 +279,7 @@ impl Shared {
         });
     }
 
-    /// Notes that the machine is as at its start, and about to run.
+    /// Records that the VM is reset and about to run again.
     pub(crate) fn restart(&self) {
         self.learn(|known| {
             known.started = Instant::now();
@@ -288,16 +289,16 @@ impl Shared {
 
     /// Makes room for the answer to call `id`.
     pub(crate) fn expect_answer(&self, id: u32) {
-        self.lock().answers.insert(id, None);
+        lock(&self.known).answers.insert(id, None);
     }
 
-    /// Takes back [`Shared::expect_answer`].
+    /// Undoes [`SharedState::expect_answer`].
     pub(crate) fn forget_answer(&self, id: u32) {
-        self.lock().answers.remove(&id);
+        lock(&self.known).answers.remove(&id);
     }
 
-    /// Waits at most `limit` for `find` to find something; `what` names it in the error. What it
-    /// finds is returned even when the machine has ended.
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
+    /// even when the guest has ended.
     pub(crate) fn wait<T>(
         &self,
         limit: Duration,
@@ -320,15 +321,15 @@ impl Shared {
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
 
-    /// Waits at most `limit` for the machine to end, or to be reset more often than `resets`, signals
-    /// or not.
+    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal
+    /// does not end this wait.
     pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
         self.wait_for(limit, |Known { state, .. }| (state.ended() || state.resets != resets).then_some(()));
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {
         let start = Instant::now();
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         loop {
             if let Some(found) = find(&known) {
                 return Some(found);
@@ -338,8 +339,8 @@ impl Shared {
         }
     }
 
-    /// Waits for the answer to call `id` and takes it, or forgets the call: a later answer is a
-    /// bad record.
+    /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
+    /// record.
     pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         let answer = self.wait_known(limit, what, |known| known.answers.get(&id)?.clone());
         self.forget_answer(id);

@@ -1,4 +1,4 @@
-//! Names for a guest kernel's addresses, from its ELF symbol table.
+//! Names of a guest kernel's functions, from its ELF symbol table.
 
 use object::{Object, ObjectSymbol, SymbolKind};
 
@@ -17,7 +17,7 @@ struct Function {
 }
 
 impl Symbols {
-    /// The functions of an ELF file; none when it was stripped or cannot be read.
+    /// The functions of an ELF file. There are none when the file is stripped or cannot be read.
     #[must_use]
     pub fn of(image: &[u8]) -> Self {
         let Ok(file) = object::File::parse(image) else { return Self::default() };
@@ -33,7 +33,7 @@ impl Symbols {
         Self { functions }
     }
 
-    /// `name+0x12` for an address in a function. Assembly often gives no size: such a function
+    /// `name+0x12` for an address in a function. Functions in assembly often have no size; such a function
     /// reaches to the next one.
     #[must_use]
     pub fn name(&self, address: u64) -> Option<String> {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_elf_has_no_names() {
+    fn a_file_that_is_not_elf_has_no_names() {
         assert_eq!(Symbols::of(b"not an ELF file").name(0), None);
     }
 }

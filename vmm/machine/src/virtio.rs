@@ -1,8 +1,8 @@
 //! Virtio devices behind MMIO registers.
 //!
-//! A device is its registers ([`mmio::Registers`], pure), its interrupt line, and what it does with
-//! its queues. Registers are accessed by vCPU threads, queues are served by the event loop; one
-//! mutex around the device orders the two.
+//! A device consists of its [`Transport`] and of its own handling of its queues. The transport is the
+//! registers ([`mmio::Registers`], pure) and the interrupt line. vCPU threads access the registers, the event
+//! loop serves the queues, and one mutex around the device orders the two.
 
 use std::io;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::View;
 
 pub mod chain;
-pub mod console;
+pub mod control;
 #[cfg(test)]
 mod fake;
 pub mod mem;
@@ -22,16 +22,16 @@ pub mod mmio;
 use chain::Chain;
 use mmio::Registers;
 
-/// A device's registers and its interrupt line.
+/// How a device and its driver reach each other: registers, queues and an interrupt line.
 #[derive(Debug)]
-pub struct Port {
-    /// What the driver sees.
+pub struct Transport {
+    /// The registers, as the driver sees them.
     pub registers: Registers,
     interrupt: EventFd,
 }
 
-impl Port {
-    /// Registers whose interrupts are raised by writing to `interrupt`.
+impl Transport {
+    /// A transport that raises interrupts by writing to `interrupt`.
     #[must_use]
     pub fn new(registers: Registers, interrupt: EventFd) -> Self {
         Self { registers, interrupt }
@@ -43,15 +43,15 @@ impl Port {
         self.raise();
     }
 
-    /// Tells the driver to look at the configuration again.
+    /// Tells the driver that the configuration changed.
     pub fn notify_config(&mut self) {
         self.registers.set_config_interrupt();
         self.raise();
     }
 
-    /// Takes the next chain of at most `writable` useful writable bytes from queue `index`, and
-    /// reads its first `readable` bytes. A queue that cannot be read puts the device into
-    /// `DEVICE_NEEDS_RESET`; until then there are no more chains.
+    /// Takes the next chain from queue `index`, reads its first `readable` bytes, and notes where its first
+    /// `writable` bytes can be written. A queue that cannot be read puts the device into
+    /// `DEVICE_NEEDS_RESET`; there are no more chains until the reset.
     pub fn pop<M>(&mut self, view: M, index: usize, readable: usize, writable: usize) -> Option<Chain>
     where
         M: Deref<Target = View>,
@@ -69,7 +69,7 @@ impl Port {
         }
     }
 
-    /// Gives a chain back with the number of bytes written to it. A used ring that cannot be
+    /// Gives a chain back to the driver with the number of bytes written to it. A used ring that cannot be
     /// written puts the device into `DEVICE_NEEDS_RESET`.
     pub fn push<M>(&mut self, view: M, index: usize, chain: &Chain, written: u32)
     where
@@ -81,8 +81,8 @@ impl Port {
         }
     }
 
-    /// How many chains to serve at a time, so that a driver that never stops offering them leaves
-    /// time for other devices.
+    /// The number of chains to serve at a time. It is limited so that a driver that offers chains without end
+    /// leaves time for other devices.
     #[must_use]
     pub fn batch(&self, index: usize) -> u16 {
         self.registers.queue(index).map_or(0, Queue::size)
@@ -95,14 +95,14 @@ impl Port {
     }
 
     fn raise(&self) {
-        // Fails only when the counter is full, and then the interrupt is already pending.
+        // Fails only when the counter is full. The interrupt is pending then.
         if let Err(error) = self.interrupt.write(1) {
             log::debug!("interrupt not raised: {error}");
         }
     }
 }
 
-/// An access of a vCPU to a device's registers.
+/// Registers that vCPUs access.
 pub trait RegisterDevice: Send {
     /// Reads `data.len()` bytes at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -110,6 +110,6 @@ pub trait RegisterDevice: Send {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// The device could not be told; it then waits for the next notification.
+    /// The event loop could not be notified. The device waits for the next notification.
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
 }

@@ -1,51 +1,60 @@
-//! A running machine: start, resize, call, wait, stop.
+//! A running VM: start, resize, call, wait, stop.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `start` | the order in which a VM is made |
+//! | `shared` | the parts that all threads of the VM share, and that live as long as the VM |
+//! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
+//! | `devices` | the devices, and the event descriptors that connect them |
+//! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
+//! | `events` | the event loop |
+//! | `console` | where the serial port leads |
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Call, Op};
+use tidevm_abi::{Answer, Call, Op, Size};
 use virtio_mem::device::ResizeError as DeviceError;
 
-use crate::config::{Config, Size};
-use crate::events::EventLoop;
+use crate::config::Config;
+use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
-use crate::serial;
 use crate::state::{Death, State, WaitError};
-use crate::vcpu::Machine;
-use crate::virtio::console::{Console, Full, MAX_UNREAD};
-use crate::virtio::mem::Mem;
+use crate::sync::lock;
+use crate::virtio::control::{Full, MAX_UNREAD};
 
-mod board;
+mod console;
 mod devices;
+mod events;
+mod exits;
+mod hardware;
+mod shared;
 mod start;
+mod vcpu;
 
-use board::Board;
+use events::EventLoop;
+use hardware::Hardware;
+use shared::VmShared;
 
-pub use crate::vcpu::ExitCounts;
-pub use start::StartError;
+pub use exits::ExitCounts;
+pub use vcpu::STOP_LIMIT;
 
-/// Id of the first call: the guest answers to 0 when it cannot read a call.
+/// Id of the first call. The guest answers with id 0 when it cannot read a call.
 const FIRST_CALL: u32 = 1;
 
-/// A running machine. Dropping it ends the guest at once; [`Vm::stop`] asks it first.
+/// A running VM. Dropping it ends the guest at once; [`Vm::stop`] asks the guest to power off first.
 ///
-/// As long as it lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process: the first to
-/// come ends every wait with [`WaitError::Signal`]. From then on the process has 20 seconds to end
-/// by itself; after them, or at the next such signal, it is ended with status 128 + signal.
+/// As long as a VM lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process. The first of them
+/// ends every wait with [`WaitError::Signal`]. From then on the process has [`GRACE`](crate::GRACE) to end by
+/// itself. After that, or at the next such signal, it is ended with status 128 + signal.
 #[derive(Debug)]
 pub struct Vm {
-    machine: Arc<Machine>,
-    board: Arc<Mutex<Board>>,
-    console: Arc<Mutex<Console>>,
-    mem: Vec<Arc<Mutex<Mem>>>,
-    serial: Arc<serial::Port>,
-    boot_memory: u64,
-    device_memory: u64,
-    has_agent: bool,
+    shared: Arc<VmShared>,
+    hardware: Arc<Mutex<Hardware>>,
     next_call: AtomicU32,
-    // Dropped in this order, after the board's end.
+    // Dropped in this order, after the vCPUs have ended.
     _events: EventLoop,
     _terminal: Option<Arc<Terminal>>,
     _signals: BlockedSignals,
@@ -57,45 +66,46 @@ pub enum ResizeError {
     /// There is no such device.
     #[error("there is no hotplug device {device}: the machine has {count}")]
     NoDevice {
-        /// The device asked for.
+        /// Index of the requested device.
         device: usize,
-        /// How many there are.
+        /// The number of devices.
         count: usize,
     },
-    /// The target is not made of blocks.
-    #[error("{} is not a multiple of the device's block, {}", Size(*.requested), Size(*.block))]
+    /// The target is not made of device blocks.
+    #[error("{requested} is not a multiple of the device's block, {block}")]
     Unaligned {
-        /// The target, in bytes.
-        requested: u64,
-        /// The block size, in bytes.
-        block: u64,
+        /// The target.
+        requested: Size,
+        /// The device block.
+        block: Size,
     },
     /// The target is larger than the region.
-    #[error("{} does not fit into the region of {}", Size(*.requested), Size(*.region_size))]
+    #[error("{requested} does not fit into the region of {region_size}")]
     TooLarge {
-        /// The target, in bytes.
-        requested: u64,
-        /// The region's size, in bytes.
-        region_size: u64,
+        /// The target.
+        requested: Size,
+        /// The region.
+        region_size: Size,
     },
 }
 
-/// The guest has not read the calls that were made before.
+/// The guest has not read the earlier calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest has left {unread} calls unread")]
 pub struct CallsUnread {
-    /// How many wait.
+    /// The number of calls that wait.
     pub unread: usize,
 }
 
-/// How a machine ended.
+/// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// The guest powered off.
     PoweredOff,
-    /// The guest did not power off, and was ended.
+    /// The guest did not power off, and the VMM ended it.
     Forced {
-        /// Whether it had been asked to. One that is still starting, or starts again, is not.
+        /// Whether the guest had been asked to power off. A guest that is still starting, or starts again, is
+        /// not asked.
         asked: bool,
     },
     /// The guest died.
@@ -103,7 +113,7 @@ pub enum End {
 }
 
 impl Vm {
-    /// Starts a machine. Returns when its vCPUs run; wait for [`State::ready`] next.
+    /// Starts a VM. Returns when its vCPUs run; wait for [`State::ready`] next.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind.
@@ -111,24 +121,24 @@ impl Vm {
         start::start(config)
     }
 
-    /// A copy of what is known of the guest now.
+    /// A copy of the guest's state as it is now.
     #[must_use]
     pub fn state(&self) -> State {
-        self.machine.shared.snapshot()
+        self.shared.state.snapshot()
     }
 
-    /// Waits at most `limit` for `find` to find something in the state; `what` names it in the
-    /// error. What it finds is returned even when the machine has ended.
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
+    /// even when the guest has ended.
     ///
     /// # Errors
-    /// [`WaitError`]: too late, or the machine ended first.
+    /// [`WaitError`]: too late, or the guest ended first, or a signal came.
     pub fn wait<T>(
         &self,
         limit: Duration,
         what: &str,
         find: impl FnMut(&State) -> Option<T>,
     ) -> Result<T, WaitError> {
-        self.machine.shared.wait(limit, what, find)
+        self.shared.state.wait(limit, what, find)
     }
 
     /// Sends a call to the guest and returns its id for [`Vm::answer`].
@@ -137,80 +147,83 @@ impl Vm {
     /// [`CallsUnread`] when the guest does not read its calls.
     pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
-        // A reset forgets both calls and answers, or neither.
-        let mut console = lock(&self.console);
-        // The answer may come before the next line; to PowerOff there is none.
+        // Held over both steps, so that a reset forgets the call and its answer together.
+        let mut control = lock(&self.shared.devices.control);
+        // Registered first, because the answer may come at once. PowerOff has no answer.
         if op != Op::PowerOff {
-            self.machine.shared.expect_answer(id);
+            self.shared.state.expect_answer(id);
         }
-        console.call(Call { id, op }).map_err(|Full| {
-            self.machine.shared.forget_answer(id);
+        control.call(Call { id, op }).map_err(|Full| {
+            self.shared.state.forget_answer(id);
             CallsUnread { unread: MAX_UNREAD }
         })?;
         Ok(id)
     }
 
-    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is
-    /// forgotten.
+    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is forgotten.
     ///
     /// # Errors
-    /// [`WaitError`]: too late, or the machine ended or was reset first.
+    /// [`WaitError`]: too late, or the guest ended or was reset first, or a signal came.
     pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        self.machine.shared.take_answer(id, limit, what)
+        self.shared.state.take_answer(id, limit, what)
     }
 
-    /// Sets a device's target in bytes and tells the guest. Returns at once; the state tells how
-    /// far it is.
+    /// Sets a device's target and tells the guest. Returns at once; the state shows the guest's progress.
     ///
     /// # Errors
     /// [`ResizeError`]; nothing changed.
-    pub fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
-        let count = self.mem.len();
-        let mem = self.mem.get(device).ok_or(ResizeError::NoDevice { device, count })?;
-        lock(mem).resize(requested).map_err(|error| match error {
-            DeviceError::Misaligned { block_size } => ResizeError::Unaligned { requested, block: block_size },
-            DeviceError::BeyondRegion { region_size } => ResizeError::TooLarge { requested, region_size },
+    pub fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
+        let devices = &self.shared.devices.mem;
+        let count = devices.len();
+        let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
+        lock(&mem.device).resize(requested).map_err(|error| match error {
+            DeviceError::Misaligned { block_size } => {
+                ResizeError::Unaligned { requested, block: Size(block_size) }
+            }
+            DeviceError::BeyondRegion { region_size } => {
+                ResizeError::TooLarge { requested, region_size: Size(region_size) }
+            }
         })
     }
 
-    /// Bytes of host memory really held by a device's region: resident and swapped out.
+    /// The host memory that a device's region really holds, resident and swapped out.
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such device.
-    pub fn held(&self, device: usize) -> io::Result<u64> {
-        self.machine.memory.held(device)
+    pub fn held(&self, device: usize) -> io::Result<Size> {
+        self.shared.memory.held(device).map(Size)
     }
 
-    /// Bytes of boot memory.
+    /// Boot memory.
     #[must_use]
-    pub fn boot_memory(&self) -> u64 {
-        self.boot_memory
+    pub fn boot_memory(&self) -> Size {
+        self.shared.config.memory
     }
 
-    /// Bytes of device memory, all ranges together.
+    /// Device memory, all ranges together.
     #[must_use]
-    pub fn device_memory(&self) -> u64 {
-        self.device_memory
+    pub fn device_memory(&self) -> Size {
+        Size(self.shared.config.pmem.iter().map(|size| size.0).sum())
     }
 
-    /// Whether the kernel is tidevm's own guest, which reports and answers calls. Others do not.
+    /// Whether the kernel is tidevm's own guest. Other kernels do not report and do not answer calls.
     #[must_use]
     pub fn has_agent(&self) -> bool {
-        self.has_agent
+        self.shared.kernel.is_own_guest()
     }
 
-    /// Exits since start, one entry a vCPU.
+    /// Exits since the start, one entry per vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
-        self.machine.exits()
+        self.shared.exits()
     }
 
-    /// Ends the machine: asks the guest to power off, waits at most `limit`, then ends it.
+    /// Ends the VM: asks the guest to power off, waits at most `limit`, then ends it.
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
         let asked = self.ask_to_power_off(limit);
         self.end();
-        let state = self.machine.shared.snapshot();
+        let state = self.shared.state.snapshot();
         match state.death {
             Some(death) => End::Died(death),
             None if state.powered_off => End::PoweredOff,
@@ -218,35 +231,32 @@ impl Vm {
         }
     }
 
-    /// Waits at most `limit` for the guest to power off. Whether the one that is there then was asked.
+    /// Asks the guest to power off and waits at most `limit` for it. Returns false when the guest could not
+    /// be asked, or was reset after it was asked.
     fn ask_to_power_off(&self, limit: Duration) -> bool {
         let State { ready, resets, .. } = self.state();
-        // A guest that is not up yet does not read calls, and has nothing to lose.
+        // A guest that is not up yet does not read calls, and has no state to lose.
         if ready.is_none() || self.call(Op::PowerOff).is_err() {
             return false;
         }
-        self.machine.shared.wait_for_end(limit, resets);
+        self.shared.state.wait_for_end(limit, resets);
         self.state().resets == resets
     }
 
     /// Ends the vCPUs, for good.
     fn end(&self) {
-        // Before the lock, which a reset holds as long as it takes: one that sees this stops at once.
-        self.machine.over.store(true, Ordering::Release);
-        lock(&self.board).end();
+        // Set before the lock is taken, because a reset holds the lock while it works, and stops when it sees
+        // this.
+        self.shared.over.store(true, Ordering::Release);
+        lock(&self.hardware).end();
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
         self.end();
-        self.serial.flush();
+        self.shared.devices.serial.flush();
     }
-}
-
-/// A device whose thread panicked is as good as one that broke: it keeps answering.
-fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tidevm_machine::{Config, ConsoleMode, GUEST_IMAGE, HotplugConfig, Vm};
+use tidevm_machine::{Config, ConsoleMode, GUEST_IMAGE, HotplugConfig, Size, Vm};
 
 use super::{GIB, Guest};
 use crate::console::Console;
@@ -132,8 +132,8 @@ impl MeasuredVm for OnQemu {
 pub fn config() -> Config {
     Config {
         cpus: CPUS,
-        memory: MEMORY,
-        hotplug: vec![HotplugConfig { block: BLOCK, ..HotplugConfig::new(REGION) }],
+        memory: Size(MEMORY),
+        hotplug: vec![HotplugConfig { block: Size(BLOCK), ..HotplugConfig::new(Size(REGION)) }],
         console: ConsoleMode::Off,
         ..Config::default()
     }
@@ -179,7 +179,7 @@ impl LinuxOnKvm {
 
 impl MeasuredVm for LinuxOnKvm {
     fn resize(&mut self, bytes: u64) -> Result<(), String> {
-        self.vm.resize(0, bytes).map_err(|error| error.to_string())?;
+        self.vm.resize(0, Size(bytes)).map_err(|error| error.to_string())?;
         let reached =
             self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == bytes).then_some(()));
         reached.map_err(|error| self.explain(&error.to_string()))

@@ -76,7 +76,8 @@ fn boot(
     if is_written && lab.available().is_some_and(|available| memmap > available / 2) {
         return Ok(Err(format!("its struct pages need {} of this host's memory", Size(memmap))));
     }
-    let config = Config { init, cpus: 2, memory, console: ConsoleMode::Off, ..Config::default() };
+    let config =
+        Config { init, cpus: 2, memory: Size(memory), console: ConsoleMode::Off, ..Config::default() };
     let blocks = memory / MEMORY_BLOCK_SIZE;
     let script = match init {
         InitPolicy::Lazy => "stats".to_owned(),

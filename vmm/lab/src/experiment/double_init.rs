@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use tidevm_abi::{Answer, PmemMapped};
-use tidevm_machine::{Config, ConsoleMode};
+use tidevm_machine::{Config, ConsoleMode, Size};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended};
 
@@ -29,7 +29,7 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Result<Side, Halt> {
     let config = Config {
-        pmem: vec![SIZE],
+        pmem: vec![Size(SIZE)],
         cmdline: Some(format!("tidevm.device_init={policy}")),
         console: ConsoleMode::Off,
         ..Config::default()

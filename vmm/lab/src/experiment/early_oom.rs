@@ -4,7 +4,7 @@
 //! Eight CPUs with 200 MiB each need 1.6 of 2 GiB, and 128 MiB are initialised at that time. If allocations
 //! do not initialise more memory, the guest dies of [`DeathKind::OutOfMemory`].
 
-use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy};
+use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Size};
 use tidevm_session::Ended;
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended, last_words};
@@ -30,7 +30,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, words: &str) -> Resu
     let config = Config {
         init: InitPolicy::Deferred,
         cpus: CPUS,
-        memory: 2 << 30,
+        memory: Size::gib(2),
         cmdline: Some(words.to_owned()),
         console: ConsoleMode::Off,
         ..Config::default()

@@ -33,8 +33,8 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt> {
     let config = Config {
-        memory: 256 << 20,
-        hotplug: vec![HotplugConfig::new(16 << 30)],
+        memory: Size::mib(256),
+        hotplug: vec![HotplugConfig::new(Size::gib(16))],
         memmap_on_memory: on,
         console: ConsoleMode::Off,
         ..Config::default()

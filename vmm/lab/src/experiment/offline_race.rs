@@ -5,7 +5,7 @@
 //! the drain and the isolation. Isolation does not find pages there.
 
 use tidevm_abi::Answer;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
 
@@ -25,7 +25,7 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Result<Side, Halt> {
     let config = Config {
         cpus: 3,
-        hotplug: vec![HotplugConfig::new(256 << 20)],
+        hotplug: vec![HotplugConfig::new(Size::mib(256))],
         cmdline: Some(format!("tidevm.pcp_disable={policy}")),
         console: ConsoleMode::Off,
         ..Config::default()

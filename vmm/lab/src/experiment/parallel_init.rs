@@ -5,7 +5,7 @@
 //! ranges take about the time of one.
 
 use tidevm_abi::PmemMapped;
-use tidevm_machine::{Config, ConsoleMode};
+use tidevm_machine::{Config, ConsoleMode, Size};
 
 use super::double_init::{mapped, nanos};
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, how_it_ended};
@@ -22,7 +22,8 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 }
 
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, cpus: u32) -> Result<Side, Halt> {
-    let config = Config { cpus: 2, pmem: vec![1 << 30; 2], console: ConsoleMode::Off, ..Config::default() };
+    let config =
+        Config { cpus: 2, pmem: vec![Size::gib(1); 2], console: ConsoleMode::Off, ..Config::default() };
     let script = format!("pmem map 0 1 altmap on {cpus} cpus\ncheck\npmem unmap 0\npmem unmap 1\ncheck");
     let record = lab.session(&format!("parallel-init, {setting}"), config, &script)?;
     let (finding, what) = judge(&record);

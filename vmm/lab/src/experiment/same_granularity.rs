@@ -6,7 +6,7 @@
 //! intact on both sides.
 
 use tidevm_abi::Failure;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
 use tidevm_session::{StepFailure, StepRun};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, count, how_it_ended};
@@ -35,7 +35,7 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Result<Side, Halt> {
     let config = Config {
-        hotplug: vec![HotplugConfig::new(256 << 20)],
+        hotplug: vec![HotplugConfig::new(Size::mib(256))],
         cmdline: Some(format!("tidevm.memmap_removal={policy}")),
         console: ConsoleMode::Off,
         ..Config::default()

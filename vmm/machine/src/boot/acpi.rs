@@ -1,17 +1,15 @@
-//! ACPI tables, for kernels that find CPUs, interrupt controllers and devices by them.
+//! ACPI tables, by which most kernels find CPUs, interrupt controllers and devices.
 //!
-//! ACPI 6.5 in its hardware-reduced form: no power-management block, no legacy timer, nothing but
-//! what describes the machine. virtio-mmio devices are `LNRO0005`, as in QEMU and Cloud Hypervisor.
+//! Mirrors ACPI 6.5 in its hardware-reduced form: no power-management block, no legacy timer. virtio-mmio
+//! devices are `LNRO0005`, as in QEMU and Cloud Hypervisor.
 //!
 //! | table | says |
 //! | --- | --- |
-//! | MADT | a local APIC a vCPU, the I/O APIC |
+//! | MADT | a local APIC per vCPU, the I/O APIC |
 //! | FADT | how to reset and power off |
 //! | DSDT | the serial port and the virtio-mmio devices |
-//! | SRAT | which memory and which vCPU is on which node; only there when nodes are configured |
-//! | SLIT | that another node is twice as far as the own; there with SRAT |
-
-use std::ops::Range;
+//! | SRAT | the node of each vCPU and of each range of memory; only when nodes are configured |
+//! | SLIT | memory of another node is twice as far away as memory of the own; only with SRAT |
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -30,20 +28,21 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use super::{BootError, RESTART};
 use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
 use crate::config::Config;
+use crate::memory::range::GuestRange;
 use crate::memory::{View, layout};
 
 const OEM: [u8; 6] = *b"TIDEVM";
 const OEM_TABLE: [u8; 8] = *b"TIDEVM  ";
 const OEM_REVISION: u32 = 1;
 
-/// Where the tables start: where firmware has them, outside of what the memory map calls RAM.
+/// Start of the tables: where firmware has them, outside of the RAM in the memory map.
 pub const TABLES: GuestAddress = GuestAddress(0xe_0000);
 const END: GuestAddress = RESTART;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 const HEADER: u32 = 36;
-/// FADT boot architecture flags: what PCs have and this machine has not.
+/// FADT boot architecture flags: parts of a PC that this VM lacks.
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 const DSDT_REVISION: u8 = 2;
@@ -54,7 +53,7 @@ const SRAT_REVISION: u8 = 3;
 /// # Errors
 /// Guest memory cannot be written.
 pub fn write(config: &Config, view: &View) -> Result<(), BootError> {
-    // The root pointer leads to what is written after it.
+    // The root pointer comes first, and is written last because it leads to the other tables.
     let mut at = TABLES.unchecked_add(64);
     let mut put = |table: &dyn Aml| {
         let mut bytes = Vec::new();
@@ -121,26 +120,27 @@ fn madt(cpus: u8) -> MADT {
     table
 }
 
-/// vCPUs and boot memory are on the nodes that have them, or all on node 0; a hotplug region is where it
-/// says (ACPI 6.5, section 5.2.16). Entries are by hand because the crate has none for local APICs.
+/// The nodes of vCPUs, boot memory and hotplug regions (ACPI 6.5, section 5.2.16). Without configured nodes,
+/// vCPUs and boot memory are on node 0. The entries are written by hand because the crate has none for local
+/// APICs.
 fn srat(config: &Config) -> Sdt {
     const ENABLED: u32 = 1;
     const HOT_PLUGGABLE: u32 = 1 << 1;
     let mut body = Vec::new();
-    // Reserved, and the first of it always 1.
+    // Reserved fields. The first one is always 1.
     body.extend([1_u32, 0, 0].map(u32::to_le_bytes).concat());
     for (node, id) in config.cpu_nodes().zip(0..) {
         body.extend([0, 16, node, id]);
         body.extend([ENABLED, 0, 0].map(u32::to_le_bytes).concat());
     }
-    let mut memory = |range: Range<u64>, node: u16, flags: u32| {
+    let mut memory = |range: GuestRange, node: u16, flags: u32| {
         body.extend([1, 40]);
         body.extend(u32::from(node).to_le_bytes());
         body.extend([0; 2]);
-        body.extend([range.start, range.end - range.start].map(u64::to_le_bytes).concat());
+        body.extend([range.start().0, range.size()].map(u64::to_le_bytes).concat());
         body.extend([0, ENABLED | flags, 0, 0].map(u32::to_le_bytes).concat());
     };
-    let mut sizes: Vec<u64> = config.numa.iter().map(|node| node.memory).collect();
+    let mut sizes: Vec<_> = config.numa.iter().map(|node| node.memory).collect();
     if sizes.is_empty() {
         sizes.push(config.memory);
     }
@@ -157,7 +157,7 @@ fn srat(config: &Config) -> Sdt {
     table
 }
 
-/// Distances between `nodes` nodes, in tenths of the distance to the own memory.
+/// Distances between `nodes` nodes, in tenths of the distance from a node to its own memory.
 fn slit(nodes: usize) -> SLIT {
     const OTHER: u8 = 20;
     let mut table = SLIT::new(OEM, OEM_TABLE, OEM_REVISION, nodes as u32);
@@ -169,7 +169,7 @@ fn slit(nodes: usize) -> SLIT {
 
 fn dsdt(config: &Config) -> Sdt {
     let mut body = Vec::new();
-    // What to write to power off.
+    // The sleep type that powers off.
     let power_off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
     Name::new("_S5_".into(), &power_off).to_aml_bytes(&mut body);
     device(
@@ -189,7 +189,7 @@ fn dsdt(config: &Config) -> Sdt {
     table
 }
 
-/// Edge-triggered, because it is raised through an eventfd and never lowered.
+/// An edge-triggered interrupt: an eventfd raises it and never lowers it.
 fn interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }
@@ -206,6 +206,8 @@ fn device(name: &str, id: &dyn Aml, number: u8, resources: Vec<&dyn Aml>, body: 
 
 #[cfg(test)]
 mod tests {
+    use tidevm_abi::Size;
+
     use super::*;
     use crate::config::{HotplugConfig, MAX_NODE, NodeConfig};
     use crate::memory::fake::memory;
@@ -222,16 +224,17 @@ mod tests {
         bytes[at..at + size].iter().rev().fold(0, |value, &byte| value << 8 | usize::from(byte))
     }
 
-    /// 3.5 GiB of boot memory, of which node 1 has the larger part.
-    fn two_nodes() -> (u64, Vec<NodeConfig>) {
-        let nodes = [NodeConfig { memory: 1 << 30, cpus: 200 }, NodeConfig { memory: 5 << 29, cpus: 54 }];
-        (7 << 29, nodes.into())
+    /// 3.5 GiB of boot memory on two nodes. Node 1 has the larger part.
+    fn two_nodes() -> (Size, Vec<NodeConfig>) {
+        let nodes =
+            [NodeConfig { memory: Size(1 << 30), cpus: 200 }, NodeConfig { memory: Size(5 << 29), cpus: 54 }];
+        (Size(7 << 29), nodes.into())
     }
 
-    /// Follows the pointers as a kernel does, and checks every sum on the way.
+    /// Follows the pointers as a kernel does, and checks every checksum on the way.
     #[test]
     fn every_table_is_reached_and_its_bytes_add_up() {
-        let mut hotplug = vec![HotplugConfig::new(1 << 30); tidevm_abi::MAX_MEM_DEVICES];
+        let mut hotplug = vec![HotplugConfig::new(Size::gib(1)); tidevm_abi::MAX_MEM_DEVICES];
         hotplug[0].node = Some(1);
         hotplug[1].node = Some(MAX_NODE);
         let (memory, numa) = two_nodes();

@@ -8,38 +8,41 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 fn ranges(memory: u64) -> Vec<(u64, u64)> {
-    let config = Config { memory, ..Config::default() };
+    let config = Config { memory: Size(memory), ..Config::default() };
     memory_map(&config).into_iter().map(|entry| (entry.addr, entry.addr + entry.size)).collect()
 }
 
-/// A hotplug region that a firmware map shows is memory that the guest uses before it is plugged.
+/// If the memory map showed a hotplug region, the guest would use its memory before it is plugged.
 #[test]
 fn the_memory_map_holds_boot_memory_and_no_hotplug_region() {
     assert_eq!(ranges(256 * MIB), [(0, 0xa_0000), (MIB, 256 * MIB)]);
     assert_eq!(ranges(3 * GIB), [(0, 0xa_0000), (MIB, 3 * GIB)]);
     assert_eq!(ranges(4 * GIB), [(0, 0xa_0000), (MIB, 3 * GIB), (4 * GIB, 5 * GIB)]);
     for memory in [32 * MIB, 3 * GIB, 3 * GIB + 2 * MIB, 64 * GIB] {
-        let regions = layout::regions(memory, [GIB, 128 * MIB]).unwrap();
+        let regions = layout::regions(Size(memory), [GIB, 128 * MIB].map(Size)).unwrap();
         for (start, end) in ranges(memory) {
-            assert!(regions.iter().all(|region| end <= region.start || region.end <= start));
+            assert!(regions.iter().all(|region| end <= region.start().0 || region.end().0 <= start));
         }
     }
 }
 
 #[test]
-fn device_memory_is_in_the_memory_map_as_such() {
-    let config =
-        Config { hotplug: vec![HotplugConfig::new(GIB)], pmem: vec![GIB, 128 * MIB], ..Config::default() };
+fn device_memory_is_in_the_memory_map_by_its_own_type() {
+    let config = Config {
+        hotplug: vec![HotplugConfig::new(Size(GIB))],
+        pmem: vec![Size(GIB), Size(128 * MIB)],
+        ..Config::default()
+    };
     let map = memory_map(&config).into_iter().map(|entry| (entry.addr, entry.size, entry.type_));
     let device: Vec<_> = map.filter(|&(_, _, kind)| kind != MEMMAP_RAM).collect();
     assert_eq!(device, [(5 * GIB, GIB, 12), (6 * GIB, 128 * MIB, 12)]);
 }
 
 #[test]
-fn the_command_line_says_what_the_machine_is() {
+fn the_command_line_describes_the_vm() {
     let config = Config {
         cpus: 2,
-        hotplug: vec![HotplugConfig::new(GIB)],
+        hotplug: vec![HotplugConfig::new(Size(GIB))],
         memmap_on_memory: false,
         cmdline: Some("mine=1".to_owned()),
         ..Config::default()
@@ -54,8 +57,8 @@ fn the_command_line_says_what_the_machine_is() {
 }
 
 #[test]
-fn a_full_machine_has_room_on_the_command_line() {
-    let hotplug = vec![HotplugConfig::new(GIB); tidevm_abi::MAX_MEM_DEVICES];
+fn the_largest_vm_fits_on_the_command_line() {
+    let hotplug = vec![HotplugConfig::new(Size(GIB)); tidevm_abi::MAX_MEM_DEVICES];
     let config = Config { cpus: 254, hotplug, ..Config::default() };
     let length = |config: &Config| {
         cmdline(config, u32::MAX, true).map(|line| line.as_cstring().unwrap().as_bytes().len())
@@ -67,7 +70,7 @@ fn a_full_machine_has_room_on_the_command_line() {
 
 fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
     let kernel = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
-    let config = Config { memory: memory_size, ..Config::default() };
+    let config = Config { memory: Size(memory_size), ..Config::default() };
     load(&config, &kernel, None, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
 }
 
@@ -103,15 +106,15 @@ fn an_initrd_goes_to_the_end_of_low_memory_or_is_refused() {
     assert!(matches!(error, BootError::NoRoom { .. }), "{error}");
 }
 
-/// Where a kernel starts firmware again there is no firmware, but what firmware would come to.
+/// A kernel that jumps to the reset vector finds no firmware there, but code that resets, as firmware would.
 #[test]
 fn the_reset_vector_resets() {
-    let config = Config { memory: 64 * MIB, ..Config::default() };
-    let (memory, _) = memory(config.memory, &[]);
+    let config = Config { memory: Size(64 * MIB), ..Config::default() };
+    let (memory, _) = memory(config.memory.0, &[]);
     let Files { kernel, initrd } = Files::open(&config).unwrap();
     load(&config, &kernel, initrd.as_deref(), 1, &memory.view()).unwrap();
     let mut code = [0; 4];
     memory.view().read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
     assert_eq!(code, [0xb0, 0xfe, 0xe6, 0x64], "mov al, 0xfe; out 0x64, al");
-    assert!(ranges(config.memory).iter().all(|&(start, end)| end <= 0xf_fff0 || start >= MIB));
+    assert!(ranges(config.memory.0).iter().all(|&(start, end)| end <= 0xf_fff0 || start >= MIB));
 }

@@ -6,10 +6,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Access, Bus, I8042, I8042_RESET, POWER_OFF, SLEEP_CONTROL, SLEEP_TYPE_OFF};
 use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
-use crate::serial::{Port, Sink};
+use crate::serial::{Serial, Sink};
 use crate::virtio::RegisterDevice;
 
-/// Reads as its number; keeps the offset that was written last.
+/// A device that reads as its number and keeps the offset of the last write.
 struct Numbered(u8, u64);
 
 impl RegisterDevice for Numbered {
@@ -25,7 +25,7 @@ impl RegisterDevice for Numbered {
 
 fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
     let event = || EventFd::new(0).unwrap();
-    let serial = Port::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
+    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];
@@ -43,7 +43,7 @@ fn an_address_leads_to_its_device() {
 }
 
 #[test]
-fn where_nothing_is_reads_are_all_ones() {
+fn without_a_device_reads_are_all_ones() {
     let (bus, _) = bus();
     let across_the_end = mmio(1).0 + MMIO_SIZE - 2;
     for address in [0, mmio(0).0 - 1, mmio(2).0, across_the_end, HOLE_END, u64::MAX] {

@@ -1,62 +1,62 @@
 //! Boot memory and vCPUs on NUMA nodes.
 //!
-//! Nodes are told to the guest by ACPI (`boot/acpi.rs`). A node may have memory and no vCPUs, vCPUs and no
-//! memory, or neither, for memory that is plugged later.
+//! The guest learns of nodes by ACPI (`boot/acpi.rs`). A node may have only memory, only vCPUs, or neither:
+//! then it is a place for memory that is plugged later.
 
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 
-use super::{Config, MAX_NODE, Size, nearest};
+use super::{Config, MAX_NODE, MEMORY_BLOCK, nearest};
 
-/// What of the machine is on one NUMA node at boot.
+/// The part of a VM that is on one NUMA node at boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// Boot memory in bytes, a multiple of 128 MiB unless no later node has any; possibly none.
-    pub memory: u64,
-    /// vCPUs, possibly none.
+    /// Boot memory, possibly none: a multiple of 128 MiB unless no later node has boot memory.
+    pub memory: Size,
+    /// Number of vCPUs, possibly 0.
     pub cpus: u8,
 }
 
-/// Why nodes cannot be as a [`Config`] has them.
+/// Why the nodes of a [`Config`] are not possible.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NumaError {
-    /// More nodes than numbers for them.
+    /// More nodes than node numbers.
     #[error("--numa given {given} times: there can be {} nodes", MAX_NODE + 1)]
     TooManyNodes {
-        /// Nodes wanted.
+        /// The configured number of nodes.
         given: usize,
     },
-    /// The nodes' memory is not all of boot memory, or more.
-    #[error("--numa memory=: the nodes have {} together, and --memory is {}", Size(*.nodes), Size(*.memory))]
+    /// The nodes' memory does not add up to boot memory.
+    #[error("--numa memory=: the nodes have {nodes} together, and --memory is {memory}")]
     NodesMemory {
-        /// What the nodes have together.
-        nodes: u64,
+        /// The sum over the nodes.
+        nodes: Size,
         /// Boot memory.
-        memory: u64,
+        memory: Size,
     },
-    /// The nodes' vCPUs are not all that there are, or more.
+    /// The nodes' vCPUs do not add up to the VM's.
     #[error("--numa cpus=: the nodes have {nodes} vCPUs together, and --cpus is {cpus}")]
     NodesCpus {
-        /// How many the nodes have together.
+        /// The sum over the nodes.
         nodes: u64,
-        /// How many there are.
+        /// The VM's number of vCPUs.
         cpus: u8,
     },
-    /// A node would begin within a memory block.
+    /// A node would begin in the middle of a memory block.
     #[error(
-        "--numa #{node} memory={}: must be a multiple of the guest's memory block, {}{}, because another \
-         node's memory follows",
-        Size(*.memory), Size(MEMORY_BLOCK_SIZE), nearest(*.memory, MEMORY_BLOCK_SIZE)
+        "--numa #{node} memory={memory}: must be a multiple of the guest's memory block, {MEMORY_BLOCK}{}, \
+         because another node's memory follows",
+        nearest(*.memory, MEMORY_BLOCK)
     )]
     NodeUnaligned {
-        /// Which `--numa`, from 0.
+        /// Index of the `--numa`, from 0.
         node: usize,
         /// Its memory.
-        memory: u64,
+        memory: Size,
     },
 }
 
 impl Config {
-    /// Whether anything is said of nodes, so that the guest must be told.
+    /// Whether the configuration names a node. Only then the guest is told about nodes.
     pub(crate) fn has_nodes(&self) -> bool {
         !self.numa.is_empty() || self.hotplug.iter().any(|hotplug| hotplug.node.is_some())
     }
@@ -79,12 +79,12 @@ impl Config {
         if nodes != u64::from(self.cpus) {
             return Err(NumaError::NodesCpus { nodes, cpus: self.cpus });
         }
-        let nodes = self.numa.iter().fold(0_u64, |sum, node| sum.saturating_add(node.memory));
+        let nodes = Size(self.numa.iter().fold(0, |sum: u64, node| sum.saturating_add(node.memory.0)));
         if nodes != self.memory {
             return Err(NumaError::NodesMemory { nodes, memory: self.memory });
         }
-        let last = self.numa.iter().rposition(|node| node.memory > 0).unwrap_or(0);
-        let split = |node: &usize| !self.numa[*node].memory.is_multiple_of(MEMORY_BLOCK_SIZE);
+        let last = self.numa.iter().rposition(|node| node.memory > Size(0)).unwrap_or(0);
+        let split = |node: &usize| !self.numa[*node].memory.0.is_multiple_of(MEMORY_BLOCK_SIZE);
         match (0..last).find(split) {
             Some(node) => Err(NumaError::NodeUnaligned { node, memory: self.numa[node].memory }),
             None => Ok(()),

@@ -4,40 +4,47 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 fn with(hotplug: HotplugConfig) -> Config {
-    Config { hotplug: vec![HotplugConfig::new(GIB), hotplug], ..Config::default() }
+    Config { hotplug: vec![HotplugConfig::new(Size(GIB)), hotplug], ..Config::default() }
 }
 
-/// 512 MiB and 4 vCPUs on nodes with so many MiB and vCPUs.
+/// 512 MiB of boot memory and 4 vCPUs, on nodes with the given MiB and vCPUs.
 fn on_nodes(nodes: &[(u64, u8)]) -> Config {
-    let numa = nodes.iter().map(|&(mib, cpus)| NodeConfig { memory: mib * MIB, cpus }).collect();
-    Config { cpus: 4, memory: 512 * MIB, numa, ..Config::default() }
+    let numa = nodes.iter().map(|&(mib, cpus)| NodeConfig { memory: Size(mib * MIB), cpus }).collect();
+    Config { cpus: 4, memory: Size(512 * MIB), numa, ..Config::default() }
 }
 
 #[test]
-fn what_can_be_is_accepted() {
+fn possible_configurations_are_accepted() {
     let good = [
         Config::default(),
-        Config { cpus: 64, memory: 32 * MIB, cmdline: Some("a=b c".to_owned()), ..Config::default() },
-        Config { memory: 5 * GIB + 2 * MIB, ..Config::default() },
-        Config { memory_block: 2 * GIB, ..with(HotplugConfig::new(128 * MIB)) },
-        with(HotplugConfig::new(128 * MIB)),
-        with(HotplugConfig { size: 2 * GIB, block: 128 * MIB, requested: 2 * GIB, node: Some(1) }),
-        with(HotplugConfig { size: GIB, block: 4 * MIB, requested: 12 * MIB, node: None }),
-        Config { hotplug: vec![HotplugConfig::new(128 * MIB); 16], ..Config::default() },
+        Config { cpus: 64, memory: Size(32 * MIB), cmdline: Some("a=b c".to_owned()), ..Config::default() },
+        Config { memory: Size(5 * GIB + 2 * MIB), ..Config::default() },
+        Config { memory_block: Size(2 * GIB), ..with(HotplugConfig::new(Size(128 * MIB))) },
+        with(HotplugConfig::new(Size(128 * MIB))),
+        with(HotplugConfig {
+            size: Size(2 * GIB),
+            block: Size(128 * MIB),
+            requested: Size(2 * GIB),
+            node: Some(1),
+        }),
+        with(HotplugConfig { size: Size(GIB), block: Size(4 * MIB), requested: Size(12 * MIB), node: None }),
+        Config { hotplug: vec![HotplugConfig::new(Size(128 * MIB)); 16], ..Config::default() },
         on_nodes(&[(512, 4)]),
         on_nodes(&[(0, 1), (128, 0), (384, 3), (0, 0)]),
-        Config { memory: 514 * MIB, ..on_nodes(&[(128, 4), (386, 0), (0, 0)]) },
-        Config { pmem: vec![128 * MIB; 8], ..Config::default() },
+        Config { memory: Size(514 * MIB), ..on_nodes(&[(128, 4), (386, 0), (0, 0)]) },
+        Config { pmem: vec![Size(128 * MIB); 8], ..Config::default() },
     ];
     for config in good {
         assert_eq!(config.validate(), Ok(()), "{config:?}");
     }
 }
 
-/// Every error names its place and the way out.
+/// Every error names its place and what would be right.
 #[test]
-fn what_cannot_be_is_refused_with_advice() {
-    let hotplug = |size, block, requested| with(HotplugConfig { size, block, requested, node: None });
+fn impossible_configurations_are_refused_with_advice() {
+    let hotplug = |size, block, requested| {
+        with(HotplugConfig { size: Size(size), block: Size(block), requested: Size(requested), node: None })
+    };
     let table: [(Config, &str); 22] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
@@ -45,60 +52,63 @@ fn what_cannot_be_is_refused_with_advice() {
             Config { cpus: 255, kernel: Some("vmlinux".into()), ..Config::default() },
             "--cpus 255: there can be 1 to 254 vCPUs",
         ),
-        (Config { memory: 30 * MIB, ..Config::default() }, "--memory 30M: the guest needs at least 32M"),
-        (Config { memory: 33 * MIB, ..Config::default() }, "--memory 33M: must be a multiple of 2M"),
         (
-            Config { memory_block: 64 * MIB, ..Config::default() },
+            Config { memory: Size(30 * MIB), ..Config::default() },
+            "--memory 30M: the guest needs at least 32M",
+        ),
+        (Config { memory: Size(33 * MIB), ..Config::default() }, "--memory 33M: must be a multiple of 2M"),
+        (
+            Config { memory_block: Size(64 * MIB), ..Config::default() },
             "--memory-block 64M: must be a power of two from 128M to 2G",
         ),
         (
-            Config { memory_block: 384 * MIB, ..Config::default() },
+            Config { memory_block: Size(384 * MIB), ..Config::default() },
             "--memory-block 384M: must be a power of two from 128M to 2G",
         ),
         (
-            hotplug(1000 * MIB, MIN_BLOCK, 0),
+            hotplug(1000 * MIB, MIN_BLOCK.0, 0),
             "--hotplug #1 size=1000M: must be a multiple of the guest's memory block, 128M (try 896M or 1G)",
         ),
         (
-            hotplug(0, MIN_BLOCK, 0),
+            hotplug(0, MIN_BLOCK.0, 0),
             "--hotplug #1 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
         ),
         (hotplug(GIB, 3 * MIB, 0), "--hotplug #1 block=3M: must be a power of two from 2M to 128M"),
         (hotplug(GIB, MIB, 0), "--hotplug #1 block=1M: must be a power of two from 2M to 128M"),
         (hotplug(GIB, 256 * MIB, 0), "--hotplug #1 block=256M: must be a power of two from 2M to 128M"),
         (
-            hotplug(GIB, MIN_BLOCK, 3 * MIB),
+            hotplug(GIB, MIN_BLOCK.0, 3 * MIB),
             "--hotplug #1 requested=3M: must be a multiple of its block, 2M (try 2M or 4M)",
         ),
-        (hotplug(GIB, MIN_BLOCK, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
+        (hotplug(GIB, MIN_BLOCK.0, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
         (
-            with(HotplugConfig { node: Some(64), ..HotplugConfig::new(GIB) }),
+            with(HotplugConfig { node: Some(64), ..HotplugConfig::new(Size(GIB)) }),
             "--hotplug #1 node=64: nodes are numbered from 0 to 63",
         ),
         (
-            Config { hotplug: vec![HotplugConfig::new(GIB); 19], ..Config::default() },
+            Config { hotplug: vec![HotplugConfig::new(Size(GIB)); 19], ..Config::default() },
             "--hotplug given 19 times: the guest drives 16 devices at most",
         ),
         (
-            Config { memory: 3 << 40, ..Config::default() },
+            Config { memory: Size(3 << 40), ..Config::default() },
             "boot memory, hotplug regions and device memory end at 3073G, beyond the 2T that a guest can address: \
              make --memory, --hotplug size= or --pmem size= smaller",
         ),
         (
-            Config { pmem: vec![GIB, 2 << 40], ..Config::default() },
+            Config { pmem: vec![Size(GIB), Size(2 << 40)], ..Config::default() },
             "boot memory, hotplug regions and device memory end at 2053G, beyond the 2T that a guest can address: \
              make --memory, --hotplug size= or --pmem size= smaller",
         ),
         (
-            Config { pmem: vec![GIB, 130 * MIB], ..Config::default() },
+            Config { pmem: vec![Size(GIB), Size(130 * MIB)], ..Config::default() },
             "--pmem #1 size=130M: must be a multiple of the guest's memory block, 128M (try 128M or 256M)",
         ),
         (
-            Config { pmem: vec![0], ..Config::default() },
+            Config { pmem: vec![Size(0)], ..Config::default() },
             "--pmem #0 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
         ),
         (
-            Config { pmem: vec![GIB; 9], ..Config::default() },
+            Config { pmem: vec![Size(GIB); 9], ..Config::default() },
             "--pmem given 9 times: the guest looks for 8 at most",
         ),
         (
@@ -112,7 +122,7 @@ fn what_cannot_be_is_refused_with_advice() {
 }
 
 #[test]
-fn nodes_that_cannot_be_are_refused_with_advice() {
+fn impossible_nodes_are_refused_with_advice() {
     for (config, message) in [
         (on_nodes(&[(0, 0); 65]), "--numa given 65 times: there can be 64 nodes"),
         (
@@ -145,9 +155,9 @@ fn cpus_are_on_nodes_in_their_order() {
 fn sizes_near_the_end_of_64_bits_do_not_wrap() {
     let huge = !(128 * MIB - 1);
     for config in [
-        Config { memory: huge, ..Config::default() },
-        with(HotplugConfig::new(huge)),
-        Config { memory: huge, hotplug: vec![HotplugConfig::new(huge); 2], ..Config::default() },
+        Config { memory: Size(huge), ..Config::default() },
+        with(HotplugConfig::new(Size(huge))),
+        Config { memory: Size(huge), hotplug: vec![HotplugConfig::new(Size(huge)); 2], ..Config::default() },
     ] {
         assert!(matches!(config.validate(), Err(ConfigError::TooLarge { .. })), "{config:?}");
     }

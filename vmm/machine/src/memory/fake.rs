@@ -1,18 +1,24 @@
-//! Memslots without KVM. Stricter than KVM: slots that overlap, or are not made of whole memory
-//! blocks above boot memory, are defects.
+//! Guest memory without KVM, for tests.
+//!
+//! The memslots are stricter than KVM's: slots that overlap, and slots above boot memory that are not made of
+//! whole memory blocks, are defects.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
+
+use vm_memory::GuestAddress;
 
 use super::Memory;
 use super::layout::HOLE_END;
 use super::mapping::Mapping;
+use super::range::{GuestRange, OffsetRange};
 use super::slots::Slots;
 
-/// Slots that can be looked at from outside while a [`Memory`] owns them.
+/// Slots that a test can look at while a [`Memory`] owns them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FakeSlots(Arc<Mutex<Table>>);
 
@@ -27,19 +33,19 @@ struct Table {
 }
 
 impl FakeSlots {
-    /// After `successes` more, the next addition fails, and then none.
+    /// After `successes` more additions, one fails. Later ones succeed.
     pub(crate) fn fail_add_after(&self, successes: u32) {
         self.with(|table| table.add_budget = Some(successes));
     }
 
-    /// After `successes` more, the next removal fails, and then none.
+    /// After `successes` more removals, one fails. Later ones succeed.
     pub(crate) fn fail_remove_after(&self, successes: u32) {
         self.with(|table| table.remove_budget = Some(successes));
     }
 
     /// Address and size of the slots above boot memory, ascending.
     pub(crate) fn hotplug(&self, boot: u64) -> Vec<(u64, u64)> {
-        let end = super::layout::ram(boot).map(|range| range.end).max().unwrap_or(0);
+        let end = super::layout::ram(Size(boot)).map(|range| range.end().0).max().unwrap_or(0);
         let first = end.max(HOLE_END);
         let mut slots: Vec<_> = self
             .with(|table| table.slots.values().copied().filter(|&(address, _)| address >= first).collect());
@@ -57,7 +63,7 @@ impl FakeSlots {
     }
 }
 
-/// Takes one from a budget; whether the call is the one that fails.
+/// Takes one from a budget. Returns whether this call has to fail.
 fn fails(budget: &mut Option<u32>) -> bool {
     match budget {
         Some(0) => {
@@ -73,8 +79,14 @@ fn fails(budget: &mut Option<u32>) -> bool {
 }
 
 impl Slots for FakeSlots {
-    fn add(&mut self, address: u64, mapping: &Arc<Mapping>, offset: u64, size: u64) -> io::Result<u32> {
-        assert!(size > 0 && offset + size <= mapping.size());
+    fn add(
+        &mut self,
+        address: GuestAddress,
+        mapping: &Arc<Mapping>,
+        offsets: OffsetRange,
+    ) -> io::Result<u32> {
+        assert!(offsets.end() <= mapping.size());
+        let (address, size) = (address.0, offsets.size());
         self.with(|table| {
             if fails(&mut table.add_budget) {
                 return Err(io::Error::from_raw_os_error(libc::ENOMEM));
@@ -104,14 +116,26 @@ impl Slots for FakeSlots {
     }
 }
 
+/// A range of guest-physical addresses.
+pub(crate) fn at(addresses: Range<u64>) -> GuestRange {
+    GuestRange::new(addresses).expect("a range that is not empty")
+}
+
+/// A range of offsets into a mapping.
+pub(crate) fn offsets(offsets: Range<u64>) -> OffsetRange {
+    OffsetRange::new(offsets).expect("a range that is not empty")
+}
+
 /// Boot memory of `boot` bytes and regions of `sizes`, without KVM.
 pub(crate) fn memory(boot: u64, sizes: &[u64]) -> (Memory, FakeSlots) {
     memory_with_pmem(boot, sizes, &[])
 }
 
-/// As [`memory`], and device memory.
+/// The same with device memory.
 pub(crate) fn memory_with_pmem(boot: u64, sizes: &[u64], pmem: &[u64]) -> (Memory, FakeSlots) {
     let slots = FakeSlots::default();
-    let memory = Memory::new(boot, sizes, pmem, Box::new(slots.clone())).expect("address space for a test");
+    let [sizes, pmem] = [sizes, pmem].map(|sizes| sizes.iter().copied().map(Size).collect::<Vec<_>>());
+    let memory = Memory::new(Size(boot), &sizes, &pmem, Box::new(slots.clone()));
+    let memory = memory.expect("address space for a test");
     (memory, slots)
 }

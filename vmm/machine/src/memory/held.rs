@@ -1,9 +1,9 @@
 //! How much host memory a mapping really holds.
 //!
-//! Counted from `/proc/self/smaps`: `Rss` plus `Swap` of the mapping's own VMAs. The process's
-//! resident size would mix in everything else, and `Rss` alone would call memory freed that was
-//! only swapped out. Pages that the guest only read are the kernel's zero page and not counted.
-//! For private anonymous memory, the only kind that [`super::mapping`] makes, this is exact.
+//! This is `Rss` plus `Swap` of the mapping's own VMAs in `/proc/self/smaps`. The process's resident size
+//! would mix in everything else, and `Rss` alone would count swapped-out memory as freed. Pages that the
+//! guest only read are the kernel's zero page and not counted. For private anonymous memory, the only kind
+//! that [`super::mapping`] makes, the sum is exact.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -20,7 +20,7 @@ pub fn held(mapping: &Mapping) -> io::Result<u64> {
     sum(BufReader::new(File::open("/proc/self/smaps")?), &(base..base + mapping.size()))
 }
 
-/// Sums over the VMAs that begin in `addresses`; a mapping's VMAs never reach over its ends.
+/// Sums over the VMAs that begin in `addresses`. No VMA of a mapping reaches beyond the mapping.
 fn sum(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<u64> {
     let mut inside = false;
     let mut kib = 0;

@@ -1,18 +1,19 @@
-//! Where things lie in the guest-physical address space. Pure arithmetic.
+//! The guest-physical address space: where memory and device registers are. Pure arithmetic.
 //!
 //! ```text
-//! 0 ............ boot memory, first part (a hole from 640 KiB to 1 MiB for old firmware's sake)
-//! 3 GiB ........ nothing but device registers: virtio-mmio, IO-APIC, local APIC
+//! 0 ............ boot memory, first part (memory maps leave out 640 KiB to 1 MiB, as firmware does)
+//! 3 GiB ........ no RAM, only device registers: virtio-mmio, IO-APIC, local APIC
 //! 4 GiB ........ boot memory, second part
-//! next GiB ..... hotplug region 0, then each next region at the next GiB, device memory last
+//! next GiB ..... hotplug region 0, each further region at the next GiB, device memory last
 //! ```
 //!
-//! Invariants: no two ranges overlap; hotplug regions are never part of what a memory map for the
-//! guest is made from ([`ram`]).
+//! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for
+//! the guest are made.
 
-use std::ops::Range;
-
+use tidevm_abi::Size;
 use vm_memory::GuestAddress;
+
+use super::range::{GuestRange, OffsetRange};
 
 /// End of boot memory's first part and start of the register hole.
 pub const HOLE_START: u64 = 3 << 30;
@@ -26,67 +27,76 @@ pub const REGION_ALIGN: u64 = 1 << 30;
 /// Registers of virtio-mmio device `n` start at this plus `n` times [`MMIO_SIZE`].
 pub const MMIO_BASE: u64 = 0xd000_0000;
 
-/// Bytes of one device's registers.
+/// Bytes of registers per device.
 pub const MMIO_SIZE: u64 = 0x1000;
 
 /// Interrupt of the serial port, as on every PC.
 pub const SERIAL_GSI: u32 = 4;
 
-/// Interrupt of virtio-mmio device 0; device `n` has the `n`-th next.
+/// Interrupt of virtio-mmio device 0. Device `n` has this plus `n`.
 pub const FIRST_GSI: u32 = 5;
 
 /// Pins of the IO-APIC.
 const GSIS: u32 = 24;
 
-// One interrupt each, and one for the control channel.
+// One interrupt per virtio-mem device, and one for the control channel.
 const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize);
 
-/// Three pages in the hole that KVM needs on Intel CPUs without unrestricted guest mode.
+/// Three pages in the register hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
-/// Boot memory of `memory` bytes: its address ranges, ascending.
-pub fn ram(memory: u64) -> impl Iterator<Item = Range<u64>> {
-    let low = memory.min(HOLE_START);
-    [0..low, HOLE_END..HOLE_END + (memory - low)].into_iter().filter(|range| !range.is_empty())
+/// The address ranges of `memory` of boot memory, ascending.
+pub fn ram(memory: Size) -> impl Iterator<Item = GuestRange> {
+    let low = memory.0.min(HOLE_START);
+    [0..low, HOLE_END..HOLE_END + (memory.0 - low)].into_iter().filter_map(GuestRange::new)
 }
 
-/// The first `memory` bytes of such boot memory, cut behind each of the `sizes` of its parts: the ranges of
-/// each part, ascending, with the part's number.
-pub fn parts(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Vec<(usize, Range<u64>)> {
-    let mut rest: Vec<Range<u64>> = ram(memory).collect();
+/// The address ranges of boot memory, each with its offsets in the one mapping behind boot memory. `all` are
+/// the offsets of that mapping.
+pub fn boot_parts(all: OffsetRange) -> impl Iterator<Item = (GuestRange, OffsetRange)> {
+    let mut next = all.start();
+    ram(Size(all.size())).filter_map(move |range| {
+        let offsets = OffsetRange::new(next..next + range.size())?;
+        next = offsets.end();
+        Some((range, offsets))
+    })
+}
+
+/// Cuts boot memory into parts of `sizes`, from the lowest address up. Gives the ranges of each part,
+/// ascending, with the part's number.
+pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize, GuestRange)> {
+    let mut rest: Vec<_> = ram(memory).map(|range| (range.start().0, range.end().0)).collect();
     let mut parts = Vec::new();
-    for (part, mut left) in sizes.into_iter().enumerate() {
-        for range in &mut rest {
-            let taken = left.min(range.end - range.start);
-            if taken > 0 {
-                parts.push((part, range.start..range.start + taken));
-            }
-            range.start += taken;
-            left -= taken;
+    for (part, Size(mut left)) in sizes.into_iter().enumerate() {
+        for (start, end) in &mut rest {
+            let cut = *start + left.min(*end - *start);
+            parts.extend(GuestRange::new(*start..cut).map(|range| (part, range)));
+            left -= cut - *start;
+            *start = cut;
         }
     }
     parts
 }
 
-/// Places regions, of hotplug or of device memory, of the given sizes behind `memory` bytes of boot memory. [`None`] when an
-/// address overflows.
-pub fn regions(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<Range<u64>>> {
-    let mut next = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
+/// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when
+/// an address overflows or a size is 0.
+pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<GuestRange>> {
+    let mut next = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
     sizes
         .into_iter()
         .map(|size| {
             let start = next.checked_next_multiple_of(REGION_ALIGN)?;
-            next = start.checked_add(size)?;
-            Some(start..next)
+            next = start.checked_add(size.0)?;
+            GuestRange::new(start..next)
         })
         .collect()
 }
 
-/// End of the last region, or of boot memory when there is none. [`None`] when an address
-/// overflows.
-pub fn end(memory: u64, sizes: impl IntoIterator<Item = u64>) -> Option<u64> {
-    let ram = HOLE_END.checked_add(memory.saturating_sub(HOLE_START))?;
-    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end))
+/// End of the last of these ranges, or 4 GiB or the end of boot memory when there is none. [`None`] when an
+/// address overflows.
+pub fn end(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<u64> {
+    let ram = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
+    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end().0))
 }
 
 /// Address of the registers of virtio-mmio device `index`.

@@ -1,17 +1,15 @@
 //! Host memory behind guest memory: reserving, opening, closing and discarding it.
 //!
-//! A [`Mapping`] is anonymous private memory that is reserved but not accounted for
-//! (`MAP_NORESERVE`) and asks for huge pages. It is born closed (`PROT_NONE`): nobody, neither the
-//! guest nor this process, reaches a byte before [`Mapping::open`]. A [`Window`] is an open part of
-//! a mapping, as a region for `vm-memory`.
+//! A [`Mapping`] is anonymous private memory. It is reserved but not accounted for (`MAP_NORESERVE`), and
+//! asks for huge pages. It starts closed (`PROT_NONE`): neither the guest nor this process reaches a byte
+//! before [`Mapping::open`]. A [`Window`] is an open part of a mapping, as a region for `vm-memory`.
 //!
-//! Invariants: host addresses are aligned like guest addresses (1 GiB, or 2 MiB for mappings below
-//! that), so that both sides can use huge pages; a page that belongs to nobody lies on each side,
-//! so that no mapping's VMA merges with another's and `/proc/self/smaps` counts each alone.
+//! Invariants: a mapping is not empty. Host addresses are aligned like guest addresses (1 GiB, or 2 MiB for
+//! mappings below that), so that both sides can use huge pages. An unused guard page lies on each side, so
+//! that no mapping's VMA merges with another's and `/proc/self/smaps` counts each by itself.
 #![expect(unsafe_code, reason = "maps, protects and discards memory, and hands out access to it")]
 
 use std::io;
-use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -19,6 +17,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, MemoryRegionAddress,
     VolatileSlice,
 };
+
+use super::range::OffsetRange;
 
 const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
@@ -34,24 +34,27 @@ pub struct Mapping {
     size: usize,
 }
 
-// SAFETY: a mapping is an address range, not tied to a thread. What is behind it is only reached
-// through volatile slices, which guest CPUs write at the same time anyway.
+// SAFETY: a mapping is an address range, not tied to a thread. Its memory is reached only through volatile
+// slices, because guest CPUs write it at the same time.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; the system calls on a range need no exclusive access.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `size` bytes, closed. `size` is a multiple of 2 MiB and not 0.
+    /// Reserves `size` bytes, closed. `size` is a multiple of 2 MiB.
     ///
     /// # Errors
-    /// What `mmap` says; `ENOMEM` when the host has no such address range.
+    /// The error of `mmap`: `ENOMEM` when the host has no such address range. `EINVAL` when `size` is 0.
     pub fn reserve(size: u64) -> io::Result<Self> {
         let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
         let size = usize::try_from(size).map_err(|_| too_large())?;
+        if size == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let align = if size >= GIANT { GIANT } else { HUGE };
         let reserved_size = size.checked_add(align + 2 * PAGE).ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: without MAP_FIXED the kernel chooses a range that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel chooses an unused range.
         let start = unsafe { libc::mmap(ptr::null_mut(), reserved_size, libc::PROT_NONE, flags, -1, 0) };
         let reserved = match NonNull::new(start) {
             Some(start) if start.as_ptr() != libc::MAP_FAILED => start,
@@ -63,8 +66,8 @@ impl Mapping {
         // and the guard page behind its end are in the reservation.
         let base = unsafe { reserved.cast::<u8>().add(offset) };
         let mapping = Self { reserved, reserved_size, base, size };
-        // Refused where the kernel has no transparent huge pages; then there are none.
-        if let Err(error) = mapping.advise(0..size as u64, libc::MADV_HUGEPAGE) {
+        // Kernels without transparent huge pages refuse; the guest runs without them then.
+        if let Err(error) = mapping.advise(mapping.all(), libc::MADV_HUGEPAGE) {
             log::debug!("no transparent huge pages for guest memory: {error}");
         }
         Ok(mapping)
@@ -82,64 +85,71 @@ impl Mapping {
         self.size as u64
     }
 
-    /// Makes a range readable and writable. What was never written there, or was discarded, is
-    /// zero. Offsets are multiples of the page size.
+    /// All of it.
+    ///
+    /// # Panics
+    /// Never: see [`Mapping::reserve`].
+    #[must_use]
+    pub fn all(&self) -> OffsetRange {
+        OffsetRange::new(0..self.size()).expect("a mapping is not empty")
+    }
+
+    /// Makes a range readable and writable. Memory that was never written, or was discarded, is zero. Offsets
+    /// are multiples of the page size.
     ///
     /// # Errors
-    /// What `mprotect` says; part of the range may then be open.
-    pub fn open(&self, range: Range<u64>) -> io::Result<()> {
+    /// The error of `mprotect`; part of the range may then be open.
+    pub fn open(&self, range: OffsetRange) -> io::Result<()> {
         self.protect(range, libc::PROT_READ | libc::PROT_WRITE)
     }
 
-    /// Makes a range unreachable, for this process and, as KVM maps guest memory through this
-    /// process's page tables, for the guest: KVM drops its mappings before this returns. Contents
-    /// stay.
+    /// Makes a range unreachable for this process, and for the guest, because KVM maps guest memory through
+    /// this process's page tables: KVM drops its mappings before this returns. Contents stay.
     ///
-    /// The caller takes the range out of every [`Window`] first: an access through one would end
-    /// the process.
+    /// The caller removes every [`Window`] of the range first: an access through one would end the process.
     ///
     /// # Errors
-    /// What `mprotect` says; part of the range may then be closed.
-    pub fn close(&self, range: Range<u64>) -> io::Result<()> {
+    /// The error of `mprotect`; part of the range may then be closed.
+    pub fn close(&self, range: OffsetRange) -> io::Result<()> {
         self.protect(range, libc::PROT_NONE)
     }
 
-    /// Gives a range's memory back to the host; it reads as zero from now on.
+    /// Gives a range's memory back to the host. It reads as zero from now on.
     ///
     /// # Errors
-    /// What `madvise` says.
-    pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
+    /// The error of `madvise`.
+    pub fn discard(&self, range: OffsetRange) -> io::Result<()> {
         self.advise(range, libc::MADV_DONTNEED)
     }
 
-    fn protect(&self, range: Range<u64>, protection: libc::c_int) -> io::Result<()> {
+    fn protect(&self, range: OffsetRange, protection: libc::c_int) -> io::Result<()> {
         let (start, size) = self.locate(range)?;
         // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns.
         check(unsafe { libc::mprotect(start, size, protection) })
     }
 
-    fn advise(&self, range: Range<u64>, advice: libc::c_int) -> io::Result<()> {
+    fn advise(&self, range: OffsetRange, advice: libc::c_int) -> io::Result<()> {
         let (start, size) = self.locate(range)?;
-        // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns. No
-        // Rust reference points into it, only volatile slices, so contents may change at any time.
+        // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns. Only volatile
+        // slices point into it, no Rust reference, so contents may change at any time.
         check(unsafe { libc::madvise(start, size, advice) })
     }
 
     /// Host address and size of a range of offsets, if it is in the mapping.
-    fn locate(&self, range: Range<u64>) -> io::Result<(*mut libc::c_void, usize)> {
-        if range.start > range.end || range.end > self.size() {
+    fn locate(&self, range: OffsetRange) -> io::Result<(*mut libc::c_void, usize)> {
+        if range.end() > self.size() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let start = self.base.as_ptr().wrapping_add(range.start as usize);
-        Ok((start.cast(), (range.end - range.start) as usize))
+        let start = self.base.as_ptr().wrapping_add(range.start() as usize);
+        Ok((start.cast(), range.size() as usize))
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the reservation was made in `reserve` and is unmapped only here. Windows hold an
-        // `Arc` of the mapping, and KVM, which may still know the address, looks it up in this
-        // process's page tables at every use and finds nothing.
+        // SAFETY: the reservation was made in `reserve` and is unmapped only here. Windows hold an `Arc` of
+        // the mapping. KVM may still know the address, but looks it up in this process's page tables at every
+        // use and finds nothing.
         let result = check(unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_size) });
         if let Err(error) = result {
             log::error!("cannot unmap guest memory: {error}");
@@ -155,8 +165,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct Window {
     mapping: Arc<Mapping>,
-    offset: u64,
-    size: u64,
+    offsets: OffsetRange,
     start: GuestAddress,
 }
 
@@ -167,11 +176,11 @@ impl Window {
     /// The range was opened, and is not closed as long as the window exists.
     ///
     /// # Panics
-    /// When the range is empty or not in the mapping: both are made by this crate.
+    /// When the range is not in the mapping: both are made by this crate.
     #[must_use]
-    pub unsafe fn new(mapping: Arc<Mapping>, offsets: Range<u64>, start: GuestAddress) -> Self {
-        assert!(!offsets.is_empty() && offsets.end <= mapping.size(), "{offsets:x?} of {mapping:x?}");
-        Self { mapping, offset: offsets.start, size: offsets.end - offsets.start, start }
+    pub unsafe fn new(mapping: Arc<Mapping>, offsets: OffsetRange, start: GuestAddress) -> Self {
+        assert!(offsets.end() <= mapping.size(), "{offsets} of {mapping:x?}");
+        Self { mapping, offsets, start }
     }
 }
 
@@ -179,7 +188,7 @@ impl GuestMemoryRegion for Window {
     type B = ();
 
     fn len(&self) -> u64 {
-        self.size
+        self.offsets.size()
     }
 
     fn start_addr(&self) -> GuestAddress {
@@ -193,13 +202,13 @@ impl GuestMemoryRegion for Window {
         offset: MemoryRegionAddress,
         count: usize,
     ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
-        let end = offset.0.checked_add(count as u64).filter(|&end| end <= self.size);
+        let end = offset.0.checked_add(count as u64).filter(|&end| end <= self.offsets.size());
         if end.is_none() {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
-        let host = self.mapping.base.as_ptr().wrapping_add((self.offset + offset.0) as usize);
-        // SAFETY: offset + count <= size, and `new` checked that the window is inside the mapping,
-        // which the `Arc` keeps. Its caller promised that the window's range is open.
+        let host = self.mapping.base.as_ptr().wrapping_add((self.offsets.start() + offset.0) as usize);
+        // SAFETY: offset + count <= the window's size, and `new` checked that the window is inside the
+        // mapping, which the `Arc` keeps. The caller of `new` promised that the window's range is open.
         Ok(unsafe { VolatileSlice::new(host, count) })
     }
 }

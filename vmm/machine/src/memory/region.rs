@@ -1,66 +1,68 @@
-//! One hotplug region: which of its bytes are plugged, and what follows from that on the host.
+//! One hotplug region on the host: which of its bytes are open, and the memslots that lead to them.
 //!
 //! | a byte of the region | host page tables | memslot | discarded |
 //! | --- | --- | --- | --- |
 //! | plugged | open | yes | no |
 //! | unplugged, but something else in its slot is plugged | closed | yes | yes |
-//! | unplugged, and so is everything in its memory block | closed | no, or an empty one that could not be removed | yes |
+//! | unplugged, as is everything in its memory block | closed | no, or an empty one that could not be removed | yes |
 //!
-//! So unplugged memory is out of the guest's reach down to the device block, whatever the slots.
-//! Slots come with memory: one for each run of memory blocks that a plug is the first to use. A
-//! slot is never split or resized while something in it is plugged, because KVM can only do that
-//! by removing it for a moment under the guest's running CPUs.
+//! So unplugged memory is out of the guest's reach down to the device block, whatever the slots are. Slots
+//! come with memory: one for each run of memory blocks that a plug is the first to use. A slot is never split
+//! or resized while something in it is plugged: KVM can do that only by removing the slot for a moment, while
+//! the guest's CPUs run.
 //!
-//! Both operations do the steps that can fail first and the ones that cannot be taken back last,
-//! so that an error means that nothing changed:
+//! Both operations do the steps that can fail first and the ones that cannot be taken back last, so that an
+//! error means that nothing changed:
 //! - plug: open, then add slots;
-//! - unplug: close (from here on the guest cannot reach the memory, so it cannot fault it in
-//!   again), then discard, then remove empty slots. A slot that KVM does not remove stays, closed,
-//!   and serves the next plug.
+//! - unplug: close, then discard, then remove empty slots. From the close on the guest cannot reach the
+//!   memory, so it cannot fault discarded memory in again. A slot that KVM does not remove stays, closed, and
+//!   serves the next plug.
 //!
-//! Taking back what an unplug closed is a step that can fail, too. Then the range counts as
-//! unplugged here, so that nobody's window leads to closed memory; the device, which was told of an
-//! error, goes on to count it as plugged. A guest that uses it dies of that, one that unplugs it
-//! again succeeds.
+//! Taking back the close of a failed unplug can fail, too. Then the range is no longer in the open runs, so
+//! that no window leads to closed memory. The device was told of an error and still counts the range as
+//! plugged. A guest that uses the range dies; a guest that unplugs it again succeeds.
+//!
+//! Invariants: the open runs are open on the host; neither slots nor windows lead to any other open memory.
+//! Slots are whole memory blocks, do not overlap, and cover the open runs.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
 use super::mapping::Mapping;
+use super::range::{GuestRange, OffsetRange};
 use super::runs::Runs;
 use super::slots::Slots;
 
-/// A hotplug region. Ranges are offsets in bytes from its start.
+/// The host memory behind a hotplug region.
 #[derive(Debug)]
-pub struct Region {
-    start: u64,
+pub struct RamRegion {
+    range: GuestRange,
     mapping: Arc<Mapping>,
-    plugged: Runs,
-    /// Slots by their first byte; their ranges are whole memory blocks and do not overlap.
+    open: Runs,
+    /// Slots by their first offset.
     slots: BTreeMap<u64, Slot>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    end: u64,
+    offsets: OffsetRange,
     number: u32,
 }
 
-impl Region {
-    /// An empty region at guest-physical `start`; its size is that of `mapping`, which is closed.
+impl RamRegion {
+    /// An empty region at `range`. `mapping` is closed and has the size of `range`.
     #[must_use]
-    pub fn new(start: u64, mapping: Arc<Mapping>) -> Self {
-        Self { start, mapping, plugged: Runs::default(), slots: BTreeMap::new() }
+    pub fn new(range: GuestRange, mapping: Arc<Mapping>) -> Self {
+        Self { range, mapping, open: Runs::default(), slots: BTreeMap::new() }
     }
 
-    /// Guest-physical address of the first byte.
+    /// Where the guest sees the region.
     #[must_use]
-    pub fn start(&self) -> u64 {
-        self.start
+    pub fn range(&self) -> GuestRange {
+        self.range
     }
 
     /// The host memory behind the region.
@@ -69,22 +71,22 @@ impl Region {
         &self.mapping
     }
 
-    /// What is plugged.
+    /// The runs of open memory.
     #[must_use]
-    pub fn plugged(&self) -> &Runs {
-        &self.plugged
+    pub fn open_runs(&self) -> &Runs {
+        &self.open
     }
 
-    /// Makes a range usable that is wholly unplugged.
+    /// Makes a range usable. All of it is closed now.
     ///
     /// # Errors
-    /// What the host says; nothing changed.
-    pub fn plug(&mut self, range: Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
-        let result = self.mapping.open(range.clone()).and_then(|()| self.cover(&range, slots));
+    /// The host's error; nothing changed.
+    pub fn plug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+        let result = self.mapping.open(range).and_then(|()| self.cover(range, slots));
         match result {
-            Ok(()) => self.plugged.insert(range),
-            // Closing merges VMAs back to what they were, which needs nothing that was not there. If
-            // it fails all the same, memory is open to which nothing leads.
+            Ok(()) => self.open.insert(range),
+            // Closing merges VMAs back to what they were, which needs no resource that was not there before.
+            // If it fails all the same, some memory stays open that no slot and no window leads to.
             Err(_) => {
                 if let Err(error) = self.mapping.close(range) {
                     log::error!("cannot close memory whose plugging failed: {error}");
@@ -94,92 +96,87 @@ impl Region {
         result
     }
 
-    /// Makes a range unreachable that is wholly plugged, or was not opened again when it should have
-    /// been, and gives its memory back. No window leads there any more.
+    /// Makes a range unreachable and gives its memory back. All of it is open now, or was lost by an unplug
+    /// that failed. No window leads there any more.
     ///
     /// # Errors
-    /// What the host says; nothing changed but, maybe, the contents of the range. It is no longer in
-    /// [`Region::plugged`] if the host does not open it again.
-    pub fn unplug(&mut self, range: Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
-        let result = self.mapping.close(range.clone()).and_then(|()| self.mapping.discard(range.clone()));
+    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open
+    /// the range again, it is no longer in [`RamRegion::open_runs`].
+    pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+        let result = self.mapping.close(range).and_then(|()| self.mapping.discard(range));
         if let Err(error) = result {
-            if let Err(error) = self.mapping.open(range.clone()) {
+            if let Err(error) = self.mapping.open(range) {
                 log::error!("cannot open memory whose unplugging failed; it is lost to the guest: {error}");
-                self.plugged.remove(range);
+                self.open.remove(range);
             }
             return Err(error);
         }
-        self.plugged.remove(range.clone());
-        self.remove_empty(&range, slots);
+        self.open.remove(range);
+        self.remove_empty(range, slots);
         Ok(())
     }
 
-    /// Unplugs everything, with the slots already gone: so did the machine that they were made in. No
+    /// Closes everything. The slots are gone already, with the machine of KVM in which they were made. No
     /// window leads here any more.
     ///
     /// # Errors
-    /// What the host says; its memory may not have come back.
+    /// The host's error; the memory may not have been given back.
     pub fn reset(&mut self) -> io::Result<()> {
-        self.plugged = Runs::default();
+        self.open = Runs::default();
         self.slots.clear();
-        let all = 0..self.mapping.size();
-        self.mapping.close(all.clone()).and_then(|()| self.mapping.discard(all))
+        let all = self.mapping.all();
+        self.mapping.close(all).and_then(|()| self.mapping.discard(all))
     }
 
-    /// Adds a slot for every run of memory blocks of `range` that has none.
-    fn cover(&mut self, range: &Range<u64>, slots: &mut dyn Slots) -> io::Result<()> {
-        let mut added = Vec::new();
-        for run in self.uncovered(range) {
-            match slots.add(self.start + run.start, &self.mapping, run.start, run.end - run.start) {
-                Ok(number) => added.push((run, number)),
+    /// Adds a slot for every run of memory blocks around `range` that has none.
+    fn cover(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+        let mut added: Vec<Slot> = Vec::new();
+        for offsets in self.uncovered(range) {
+            let address = self.range.addresses_of(offsets).start();
+            match slots.add(address, &self.mapping, offsets) {
+                Ok(number) => added.push(Slot { offsets, number }),
                 Err(error) => {
-                    for (run, number) in added {
-                        if slots.remove(number).is_err() {
-                            // Closed and empty, as one that could not be removed by an unplug.
-                            self.slots.insert(run.start, Slot { end: run.end, number });
-                        }
-                    }
+                    // A slot that cannot be removed is closed and empty, like one that an unplug leaves
+                    // behind.
+                    added.retain(|slot| slots.remove(slot.number).is_err());
+                    self.keep(added);
                     return Err(error);
                 }
             }
         }
-        self.slots.extend(added.into_iter().map(|(run, number)| (run.start, Slot { end: run.end, number })));
+        self.keep(added);
         Ok(())
     }
 
-    /// The runs of memory blocks of `range` that are in no slot, ascending.
-    fn uncovered(&self, range: &Range<u64>) -> Vec<Range<u64>> {
-        let blocks =
-            range.start - range.start % MEMORY_BLOCK_SIZE..range.end.next_multiple_of(MEMORY_BLOCK_SIZE);
+    fn keep(&mut self, slots: Vec<Slot>) {
+        self.slots.extend(slots.into_iter().map(|slot| (slot.offsets.start(), slot)));
+    }
+
+    /// The runs of memory blocks around `range` that are in no slot, ascending.
+    fn uncovered(&self, range: OffsetRange) -> Vec<OffsetRange> {
+        let blocks = range.widened_to(MEMORY_BLOCK_SIZE);
         let mut runs = Runs::default();
-        runs.insert(blocks.clone());
-        for (start, slot) in self.slots_in(&blocks) {
-            runs.remove(start..slot.end);
+        runs.insert(blocks);
+        for slot in self.slots_in(blocks) {
+            runs.remove(slot.offsets);
         }
         runs.iter().collect()
     }
 
-    /// Removes the slots that overlap `range` and in which nothing is plugged.
-    fn remove_empty(&mut self, range: &Range<u64>, slots: &mut dyn Slots) {
-        let empty: Vec<_> = self
-            .slots_in(range)
-            .filter(|&(start, slot)| !self.plugged.overlaps(&(start..slot.end)))
-            .collect();
-        for (start, slot) in empty {
+    /// Removes the slots that overlap `range` and have nothing open.
+    fn remove_empty(&mut self, range: OffsetRange, slots: &mut dyn Slots) {
+        let empty: Vec<_> = self.slots_in(range).filter(|slot| !self.open.overlaps(slot.offsets)).collect();
+        for slot in empty {
             match slots.remove(slot.number) {
-                Ok(()) => drop(self.slots.remove(&start)),
+                Ok(()) => drop(self.slots.remove(&slot.offsets.start())),
                 Err(error) => log::warn!("KVM keeps the empty memslot {}: {error}", slot.number),
             }
         }
     }
 
     /// The slots that overlap `range`.
-    fn slots_in(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, Slot)> {
-        let start = range.start;
-        self.slots
-            .range(..range.end)
-            .rev()
-            .map(|(&first, &slot)| (first, slot))
-            .take_while(move |(_, slot)| slot.end > start)
+    fn slots_in(&self, range: OffsetRange) -> impl Iterator<Item = Slot> {
+        let before_end = self.slots.range(..range.end()).rev().map(|(_, &slot)| slot);
+        before_end.take_while(move |slot| slot.offsets.end() > range.start())
     }
 }

@@ -1,99 +1,93 @@
-//! A set of addresses as ascending, disjoint ranges that never touch: two that would are one.
+//! A set of offsets into a mapping as runs: ascending ranges that neither overlap nor touch.
 //!
-//! The VMM's view of plugged memory is made from these, one mapping a run; a bitmap would have to
-//! be searched for them.
+//! The VMM's view of guest memory has one window per run. Making it from a bitmap would take a search of the
+//! whole bitmap after each change.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-/// A set of addresses.
+use super::range::OffsetRange;
+
+/// A set of offsets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// Start to end.
-    runs: BTreeMap<u64, u64>,
+    /// The runs by their first offset.
+    runs: BTreeMap<u64, OffsetRange>,
 }
 
 impl Runs {
-    /// Adds a range that may overlap what is there.
-    pub fn insert(&mut self, range: Range<u64>) {
-        if range.is_empty() {
-            return;
-        }
+    /// Adds a range. Parts of it may be in the set already.
+    pub fn insert(&mut self, range: OffsetRange) {
         let mut merged = range;
-        // Every run that overlaps or touches becomes part of the new one.
-        while let Some((start, end)) = self.last_before(merged.end.saturating_add(1)) {
-            if end < merged.start {
+        // Every run that overlaps or touches the range becomes part of it.
+        while let Some(run) = self.last_before(merged.end().saturating_add(1)) {
+            if run.end() < merged.start() {
                 break;
             }
-            self.runs.remove(&start);
-            merged = merged.start.min(start)..merged.end.max(end);
+            self.runs.remove(&run.start());
+            merged = merged.hull(run);
         }
-        self.runs.insert(merged.start, merged.end);
+        self.runs.insert(merged.start(), merged);
     }
 
-    /// Takes a range out, whatever of it is there.
-    pub fn remove(&mut self, range: Range<u64>) {
-        if range.is_empty() {
-            return;
-        }
-        while let Some((start, end)) = self.last_before(range.end) {
-            if end <= range.start {
+    /// Removes a range. Parts of it may not be in the set.
+    pub fn remove(&mut self, range: OffsetRange) {
+        while let Some(run) = self.last_before(range.end()) {
+            if run.end() <= range.start() {
                 break;
             }
-            self.runs.remove(&start);
-            if end > range.end {
-                self.runs.insert(range.end, end);
-            }
-            if start < range.start {
-                self.runs.insert(start, range.start);
+            self.runs.remove(&run.start());
+            let rest = [run.start()..range.start(), range.end()..run.end()];
+            for rest in rest.into_iter().filter_map(OffsetRange::new) {
+                self.runs.insert(rest.start(), rest);
             }
         }
     }
 
-    /// Whether any address of `range` is in the set.
+    /// Whether any offset of `range` is in the set.
     #[must_use]
-    pub fn overlaps(&self, range: &Range<u64>) -> bool {
-        !range.is_empty() && self.last_before(range.end).is_some_and(|(_, end)| end > range.start)
+    pub fn overlaps(&self, range: OffsetRange) -> bool {
+        self.last_before(range.end()).is_some_and(|run| run.end() > range.start())
     }
 
-    /// The ranges, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.runs.iter().map(|(&start, &end)| start..end)
+    /// The runs, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = OffsetRange> + '_ {
+        self.runs.values().copied()
     }
 
-    /// The last run that starts before `address`.
-    fn last_before(&self, address: u64) -> Option<(u64, u64)> {
-        self.runs.range(..address).next_back().map(|(&start, &end)| (start, end))
+    /// The last run that starts before `offset`.
+    fn last_before(&self, offset: u64) -> Option<OffsetRange> {
+        self.runs.range(..offset).next_back().map(|(_, &run)| run)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Runs;
+    use crate::memory::fake::offsets;
 
     fn runs(ranges: &[(u64, u64)]) -> Runs {
-        Runs { runs: ranges.iter().copied().collect() }
+        Runs { runs: ranges.iter().map(|&(start, end)| (start, offsets(start..end))).collect() }
     }
 
     #[test]
     fn neighbours_become_one() {
         let mut set = Runs::default();
-        set.insert(10..20);
-        set.insert(30..40);
+        set.insert(offsets(10..20));
+        set.insert(offsets(30..40));
         assert_eq!(set, runs(&[(10, 20), (30, 40)]));
-        set.insert(20..30);
+        set.insert(offsets(20..30));
         assert_eq!(set, runs(&[(10, 40)]));
-        set.insert(5..50);
+        set.insert(offsets(5..50));
         assert_eq!(set, runs(&[(5, 50)]));
     }
 
     #[test]
     fn a_hole_makes_two() {
         let mut set = runs(&[(0, 100), (200, 300)]);
-        set.remove(40..60);
+        set.remove(offsets(40..60));
         assert_eq!(set, runs(&[(0, 40), (60, 100), (200, 300)]));
-        set.remove(80..250);
+        set.remove(offsets(80..250));
         assert_eq!(set, runs(&[(0, 40), (60, 80), (250, 300)]));
-        assert!(set.overlaps(&(79..90)) && !set.overlaps(&(80..250)) && !set.overlaps(&(70..70)));
+        assert!(set.overlaps(offsets(79..90)) && !set.overlaps(offsets(80..250)));
     }
 }

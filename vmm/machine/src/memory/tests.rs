@@ -5,22 +5,23 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::fake::{FakeSlots, memory, memory_with_pmem};
+use super::fake::{FakeSlots, at, memory, memory_with_pmem};
+use super::range::GuestRange;
 use super::{Memory, layout};
 
 const MIB: u64 = 1 << 20;
 const BOOT: u64 = 64 * MIB;
 const START: u64 = layout::HOLE_END;
 
-/// `count` device blocks of 2 MiB from block `first` on of region 0.
-fn blocks(first: u64, count: u64) -> Range<u64> {
-    START + first * 2 * MIB..START + (first + count) * 2 * MIB
+/// `count` device blocks of 2 MiB of region 0, from block `first` on.
+fn blocks(first: u64, count: u64) -> GuestRange {
+    at(START + first * 2 * MIB..START + (first + count) * 2 * MIB)
 }
 
-/// The view without boot memory.
-fn plugged(memory: &Memory) -> Vec<Range<u64>> {
+/// The open runs: the view without boot memory.
+fn plugged(memory: &Memory) -> Vec<GuestRange> {
     let view = memory.view();
-    let runs = view.iter().skip(1).map(|run| run.start_addr().0..run.start_addr().0 + run.len());
+    let runs = view.iter().skip(1).map(|run| at(run.start_addr().0..run.start_addr().0 + run.len()));
     runs.collect()
 }
 
@@ -39,11 +40,11 @@ fn protection(memory: &Memory, offset: u64) -> String {
 #[test]
 fn a_plug_makes_one_slot_for_all_new_memory_blocks() {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
-    // Three memory blocks, the first and last in part.
+    // In three memory blocks; the first and the last one are plugged in part.
     memory.plug(0, blocks(60, 74)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK)]);
     assert_eq!(plugged(&memory), [blocks(60, 74)]);
-    // Next to it, one block that has a slot and two that have none.
+    // Right behind it: in one memory block that has a slot and two that have none.
     memory.plug(0, blocks(134, 130)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, 3 * BLOCK), (START + 3 * BLOCK, 2 * BLOCK)]);
     assert_eq!(plugged(&memory), [blocks(60, 204)]);
@@ -82,9 +83,9 @@ fn a_slot_that_cannot_be_made_leaves_everything_as_it_was() {
     for successes in 0..3 {
         slots.fail_add_after(successes);
         for range in [blocks(0, 64), blocks(65, 127), blocks(3 * 64 + 1, 127)] {
-            let result = memory.plug(0, range.clone());
+            let result = memory.plug(0, range);
             if result.is_err() {
-                assert_eq!(protection(&memory, range.start - START), "---p");
+                assert_eq!(protection(&memory, range.start().0 - START), "---p");
             } else {
                 memory.unplug(0, range).unwrap();
             }
@@ -99,9 +100,9 @@ fn one_failing_slot_of_several_takes_the_others_back() {
     memory.plug(0, blocks(64, 1)).unwrap();
     let before = slots.hotplug(BOOT);
     slots.fail_add_after(1);
-    // Around the block in use: memory blocks 0 and 2, two slots.
-    let free = START..blocks(64, 1).start;
-    memory.plug(0, free.clone()).unwrap();
+    // Memory blocks 0 and 2, around the one in use, need two slots.
+    let free = at(START..blocks(64, 1).start().0);
+    memory.plug(0, free).unwrap();
     memory.unplug(0, free).unwrap();
     assert!(memory.plug(0, blocks(65, 127)).is_err());
     assert_eq!(slots.hotplug(BOOT), before);
@@ -133,7 +134,7 @@ fn the_view_reaches_plugged_memory_and_nothing_else() {
     write(START).unwrap();
     write(START + 4 * MIB - 1).unwrap();
     assert!(write(START + 4 * MIB).is_err());
-    // A buffer that begins in plugged and ends in unplugged memory.
+    // A buffer that begins in plugged memory and ends in unplugged memory.
     assert!(memory.view().write_slice(&[0x5a; 2], GuestAddress(START + 4 * MIB - 1)).is_err());
     memory.unplug(0, blocks(0, 1)).unwrap();
     assert!(read(START).is_err());
@@ -147,7 +148,7 @@ fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
     memory.plug(0, blocks(0, 32)).unwrap();
     assert_eq!(memory.held(0).unwrap(), 0, "a plug populates nothing");
     for block in 0..32 {
-        memory.view().write_slice(&[0xa5; 4096], GuestAddress(blocks(block, 1).start)).unwrap();
+        memory.view().write_slice(&[0xa5; 4096], blocks(block, 1).start()).unwrap();
     }
     assert!(memory.held(0).unwrap() >= 32 * 4096);
     memory.unplug(0, blocks(8, 24)).unwrap();
@@ -162,13 +163,14 @@ fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
 #[test]
 fn ranges_outside_the_region_are_refused() {
     let (memory, _) = memory(BOOT, &[BLOCK, BLOCK]);
-    let second = memory.regions()[1].clone();
-    assert_eq!(second.start % layout::REGION_ALIGN, 0);
-    for range in [START - 2 * MIB..START, START..START + BLOCK + 2 * MIB, second.clone(), START..START] {
-        assert!(memory.plug(0, range.clone()).is_err() && memory.unplug(0, range).is_err());
+    let second = memory.regions()[1];
+    assert_eq!(second.start().0 % layout::REGION_ALIGN, 0);
+    assert_eq!(GuestRange::new(START..START), None);
+    for range in [at(START - 2 * MIB..START), at(START..START + BLOCK + 2 * MIB), second] {
+        assert!(memory.plug(0, range).is_err() && memory.unplug(0, range).is_err());
     }
     memory.plug(1, second).unwrap();
-    assert!(memory.plug(2, START..START + BLOCK).is_err());
+    assert!(memory.plug(2, at(START..START + BLOCK)).is_err());
     assert!(memory.held(2).is_err());
 }
 
@@ -194,7 +196,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// The runs of `model` that lie in `range` and are `state`, as block ranges.
+/// The runs of blocks in `range` whose `model` is `state`: first block and count.
 fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for block in range.filter(|&block| model[block] == state).map(|block| block as u64) {
@@ -209,8 +211,8 @@ fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
 proptest! {
     #![proptest_config(proptest::test_runner::Config { cases: 64, failure_persistence: None, ..Default::default() })]
 
-    /// The view is a model bitmap's runs; slots are whole memory blocks that cover it; a host that
-    /// fails changes nothing; and every step's memory is as open as it should be.
+    /// The view equals the runs of a model bitmap. Slots are whole memory blocks that cover it. A step at
+    /// which the host fails changes nothing. The protection of the memory agrees with the model.
     #[test]
     fn the_view_is_exactly_what_is_plugged(steps in steps(), at in any::<prop::sample::Index>()) {
         let (memory, slots) = memory(BOOT, &[COUNT as u64 * 2 * MIB]);
@@ -237,14 +239,14 @@ proptest! {
             let expected = runs(&model, 0..COUNT, true);
             let expected: Vec<_> = expected.into_iter().map(|(first, count)| blocks(first, count)).collect();
             assert_eq!(plugged(&memory), expected);
-            let covered = |range: &Range<u64>| {
-                let mut next = range.start;
+            let covered = |range: &GuestRange| {
+                let mut next = range.start().0;
                 for (address, size) in slots.hotplug(BOOT) {
                     if (address..address + size).contains(&next) {
                         next = address + size;
                     }
                 }
-                next >= range.end
+                next >= range.end().0
             };
             assert!(expected.iter().all(covered), "{expected:x?} in {:x?}", slots.hotplug(BOOT));
         }
@@ -258,7 +260,7 @@ proptest! {
 fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     let (memory, old) = memory(BOOT, &[1 << 30]);
     memory.plug(0, blocks(0, 65)).unwrap();
-    // A slot that KVM kept: the new machine has none.
+    // KVM keeps this slot. The new machine does not have it.
     old.fail_remove_after(0);
     memory.unplug(0, blocks(0, 65)).unwrap();
     assert_eq!(old.hotplug(BOOT), [(START, 2 * BLOCK)]);
@@ -275,33 +277,33 @@ fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     assert!(error.contains("the memslot of boot memory of 64M"), "{error}");
 }
 
-/// One by one, each with a view of all that are left, they would take their square.
+/// Runs unplugged one by one, each with a new view of the rest, would take quadratic time.
 #[test]
 fn a_reset_takes_all_runs_at_once() {
     const RUNS: u64 = 1000;
     let (memory, old) = memory(BOOT, &[8 << 30, 1 << 30]);
-    let second = memory.regions()[1].start;
-    // Around them first, so that each needs no slot of its own.
+    let second = memory.regions()[1].start().0;
+    // Everything is plugged first, in one slot, so that no run needs its own.
     memory.plug(0, blocks(0, 2 * RUNS)).unwrap();
-    memory.plug(1, second..second + 2 * MIB).unwrap();
+    memory.plug(1, at(second..second + 2 * MIB)).unwrap();
     for run in 0..RUNS {
         memory.unplug(0, blocks(2 * run, 1)).unwrap();
-        memory.view().write_obj(7_u8, GuestAddress(blocks(2 * run + 1, 1).start)).unwrap();
+        memory.view().write_obj(7_u8, blocks(2 * run + 1, 1).start()).unwrap();
     }
     assert!(memory.held(0).unwrap() >= RUNS * 4096);
     assert_eq!(plugged(&memory).len() as u64, RUNS + 1);
-    // What goes with the old machine is not asked for one by one.
+    // Slots go with the old machine and are not removed one by one.
     old.fail_remove_after(0);
     let new = FakeSlots::default();
     memory.reset(Box::new(new.clone())).unwrap();
     assert_eq!((memory.held(0).unwrap(), memory.held(1).unwrap(), plugged(&memory)), (0, 0, vec![]));
     assert_eq!((new.count(), protection(&memory, 2 * MIB)), (1, "---p".to_owned()));
     memory.plug(0, blocks(1, 2)).unwrap();
-    assert_eq!(memory.view().read_obj::<u8>(GuestAddress(blocks(1, 1).start)).unwrap(), 0);
+    assert_eq!(memory.view().read_obj::<u8>(blocks(1, 1).start()).unwrap(), 0);
     assert_eq!(new.hotplug(BOOT), [(START, BLOCK)]);
 }
 
-/// Device memory is behind the regions, in a slot from the start, and a reset keeps what is in it.
+/// Device memory is behind the regions and in a slot from the start. A reset keeps its content.
 #[test]
 fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
     let (memory, slots) = memory_with_pmem(BOOT, &[BLOCK], &[BLOCK, 2 * BLOCK]);
@@ -309,7 +311,7 @@ fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
     let pmem = [(5 * gib, BLOCK), (6 * gib, 2 * BLOCK)];
     assert_eq!(slots.hotplug(BOOT), pmem);
     let region = &memory.regions()[0];
-    assert_eq!((region.start, region.end), (4 * gib, 4 * gib + BLOCK));
+    assert_eq!((region.start().0, region.end().0), (4 * gib, 4 * gib + BLOCK));
     assert!(memory.view().find_region(GuestAddress(5 * gib)).is_none(), "no device writes there");
     let new = FakeSlots::default();
     memory.reset(Box::new(new.clone())).unwrap();

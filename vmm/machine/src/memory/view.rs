@@ -1,16 +1,18 @@
-//! The VMM's own view of guest memory: boot memory and exactly the plugged runs.
+//! The VMM's own view of guest memory: boot memory and exactly the open runs of the hotplug regions.
+//!
+//! A view is derived anew from the runs after each change of them. Nothing else is kept.
 #![expect(unsafe_code, reason = "makes windows into mappings; see the invariant of the parent module")]
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestRegionCollection};
+use vm_memory::GuestRegionCollection;
 
 use super::layout;
 use super::mapping::{Mapping, Window};
-use super::region::Region;
+use super::range::OffsetRange;
+use super::region::RamRegion;
 
-/// What of guest memory the VMM may touch.
+/// The guest memory that the VMM may touch.
 pub type View = GuestRegionCollection<Window>;
 
 /// Boot memory, which never changes, as windows at its guest-physical addresses.
@@ -20,32 +22,28 @@ pub(super) struct BootWindows(Vec<Arc<Window>>);
 impl BootWindows {
     /// Opens all of `mapping`, which is all of boot memory.
     pub(super) fn open(mapping: &Arc<Mapping>) -> std::io::Result<Self> {
-        mapping.open(0..mapping.size())?;
-        let mut offset = 0;
-        let windows = layout::ram(mapping.size()).map(|range| {
-            let offsets = offset..offset + (range.end - range.start);
-            offset = offsets.end;
-            // SAFETY: all of the mapping was opened above, and nobody closes boot memory.
-            Arc::new(unsafe { Window::new(Arc::clone(mapping), offsets, GuestAddress(range.start)) })
+        mapping.open(mapping.all())?;
+        let windows = layout::boot_parts(mapping.all()).map(|(range, offsets)| {
+            // SAFETY: all of the mapping was opened above, and no code closes boot memory.
+            Arc::new(unsafe { Window::new(Arc::clone(mapping), offsets, range.start()) })
         });
         Ok(Self(windows.collect()))
     }
 
-    /// Boot memory and what is plugged of `regions`, but for `without`: offsets in one of them. The
-    /// caller shows the result to others only while what it holds stays plugged.
-    pub(super) fn with(&self, regions: &[Region], without: Option<(usize, &Range<u64>)>) -> View {
+    /// Derives the view from the open runs of `regions`, leaving out `without`: offsets in one of them. The
+    /// caller shows the view to others only while everything in it stays open.
+    pub(super) fn with(&self, regions: &[RamRegion], without: Option<(usize, OffsetRange)>) -> View {
         let mut windows = self.0.clone();
         for (index, region) in regions.iter().enumerate() {
-            let mut plugged = region.plugged().clone();
+            let mut open = region.open_runs().clone();
             if let Some((_, range)) = without.filter(|&(of, _)| of == index) {
-                plugged.remove(range.clone());
+                open.remove(range);
             }
-            for run in plugged.iter() {
-                let address = GuestAddress(region.start() + run.start);
-                // SAFETY: what is plugged is open. Only `Region::unplug` and `Region::reset` close it,
-                // which only `Memory`'s methods of these names call, after they put a view without
-                // these windows in the place of every other, under a lock that nobody keeps a window
-                // beyond.
+            for run in open.iter() {
+                let address = region.range().addresses_of(run).start();
+                // SAFETY: `open_runs` are open. Only `RamRegion::unplug` and `RamRegion::reset` close them.
+                // Only `Memory`'s methods of the same names call those, after they replaced the one shared
+                // view, under its lock, by a view without these windows; no window is used outside that lock.
                 let window = unsafe { Window::new(Arc::clone(region.mapping()), run, address) };
                 windows.push(Arc::new(window));
             }

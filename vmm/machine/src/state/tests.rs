@@ -4,17 +4,17 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
-use super::{Death, DeathKind, MemStatus, Shared, WaitError};
+use super::{Death, DeathKind, MemStatus, SharedState, WaitError, lock};
 
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(20);
 
-fn shared() -> Shared {
-    Shared::new(Instant::now(), vec![MemStatus { region: 4 << 30, ..MemStatus::default() }])
+fn shared() -> SharedState {
+    SharedState::new(Instant::now(), vec![MemStatus { region: 4 << 30, ..MemStatus::default() }])
 }
 
 #[test]
-fn a_wait_ends_by_the_change_it_waits_for() {
+fn a_wait_ends_by_the_awaited_change() {
     let shared = Arc::new(shared());
     let changer = Arc::clone(&shared);
     let thread = thread::spawn(move || changer.change(|state| state.mem[0].plugged = 5));
@@ -25,17 +25,17 @@ fn a_wait_ends_by_the_change_it_waits_for() {
 }
 
 #[test]
-fn a_wait_that_is_too_long_says_what_for() {
+fn a_wait_that_is_too_long_names_the_awaited_event() {
     let error = shared().wait(SOON, "2G plugged", |_| None::<()>).unwrap_err();
     assert_eq!(error, WaitError::Deadline { what: "2G plugged".to_owned(), after: SOON });
     assert_eq!(error.to_string(), "2G plugged: not within 20ms");
 }
 
-/// What was waited for counts, then the gravest reason why it will not come.
+/// The awaited event has precedence. Otherwise the gravest reason why it will not come is returned.
 #[test]
 fn an_end_ends_every_wait() {
     let shared = shared();
-    let never = |shared: &Shared| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
+    let never = |shared: &SharedState| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
     shared.change(|state| state.signal = Some(2));
     assert_eq!(never(&shared), WaitError::Signal(2));
     shared.wait_for_end(SOON, 0);
@@ -62,18 +62,18 @@ fn answers_need_calls() {
     let done = |id| Report::Done { id, answer: Answer::Done };
     shared.expect_answer(1);
     (0..1000).for_each(|id| shared.report(done(id)));
-    let kept = || shared.lock().answers.len();
+    let kept = || lock(&shared.known).answers.len();
     assert_eq!((kept(), shared.snapshot().bad_records), (1, 999));
     assert_eq!(shared.take_answer(1, SOON, "the answer"), Ok(Answer::Done));
     assert!(shared.take_answer(1, Duration::ZERO, "the answer").is_err());
-    // A call that was given up is answered too late.
+    // The answer to a call that was given up comes too late.
     shared.expect_answer(2);
     assert!(shared.take_answer(2, Duration::ZERO, "the answer").is_err());
     shared.report(done(2));
     assert_eq!((kept(), shared.snapshot().bad_records), (0, 1000));
 }
 
-/// There is nobody left to answer, so nobody waits.
+/// The guest that would answer is gone, so no thread may go on waiting.
 #[test]
 fn a_reset_ends_every_wait_for_an_answer() {
     let shared = shared();
@@ -84,11 +84,11 @@ fn a_reset_ends_every_wait_for_an_answer() {
     assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 0));
     assert_eq!(shared.take_answer(1, LATE, "the answer"), Err(WaitError::Reset));
     assert_eq!(shared.take_answer(3, LATE, "the answer"), Ok(Answer::Done), "it came before");
-    // A call that was never made was lost to no reset.
+    // A call that was never made was not lost by the reset.
     assert!(matches!(shared.take_answer(1, SOON, "the answer"), Err(WaitError::Deadline { .. })));
     shared.restart();
     shared.wait_for_end(LATE, 0);
-    // The next guest is up again, and what it answers to later calls arrives.
+    // The guest is up again, and its answers to later calls arrive.
     shared.report(Report::Ready { cpus: 2, mem_devices: 1 });
     assert_eq!(shared.snapshot().ready.map(|ready| ready.cpus), Some(2));
     shared.expect_answer(2);

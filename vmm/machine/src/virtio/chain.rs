@@ -1,8 +1,8 @@
-//! One chain of buffers that a driver offered, copied out of guest memory.
+//! One chain of buffers that a driver offered, copied from guest memory.
 //!
-//! Mirrors virtio 1.3, section 2.6.4: the framing of messages is independent of descriptors, so a
-//! request may be split into any number of buffers. Nothing here refers to guest memory: between
-//! taking a chain and answering it, the memory may be unplugged, by this very request.
+//! Mirrors virtio 1.3, section 2.6.4: the framing of messages is independent of descriptors, so a request may
+//! be split into any number of buffers. A [`Chain`] holds no reference to guest memory, because the memory
+//! may be unplugged between taking a chain and answering it, even by the request itself.
 
 use virtio_queue::{Error, Queue, QueueOwnedT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -18,8 +18,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Takes the next chain, reads at most `readable` bytes of it and notes where at most
-    /// `writable` bytes can be written. Buffers that cannot be read end the request.
+    /// Takes the next chain, reads at most `readable` bytes of it, and notes where at most `writable` bytes
+    /// can be written. A buffer that cannot be read ends the request.
     ///
     /// # Errors
     /// The ring cannot be read or contradicts itself.
@@ -52,7 +52,7 @@ impl Chain {
         Ok(Some(chain))
     }
 
-    /// Index that names the chain in the used ring.
+    /// The chain's index for the used ring.
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head
@@ -64,14 +64,14 @@ impl Chain {
         &self.request
     }
 
-    /// How many bytes can be written, of those asked for.
+    /// The number of bytes that can be written, at most the requested ones.
     #[must_use]
     pub fn room(&self) -> usize {
         self.response.iter().map(|&(_, size)| size).sum()
     }
 
-    /// Writes all of `response` and returns its length, or 0 when it does not fit or a buffer is
-    /// not in memory that the guest may use: the chain then goes back empty.
+    /// Writes all of `response` and returns its length. Returns 0 when it does not fit or a buffer is not in
+    /// memory that the guest may use; the chain then goes back empty.
     #[must_use]
     pub fn write(&self, view: &View, response: &[u8]) -> u32 {
         if self.room() < response.len() {

@@ -1,5 +1,5 @@
-//! A driver's side of a device, for tests: register accesses as a guest makes them, and a queue in
-//! guest memory.
+//! The driver's side of a device, for tests: register accesses as a guest makes them, and a queue in guest
+//! memory.
 
 use std::sync::Arc;
 
@@ -62,8 +62,8 @@ pub(super) fn interrupts(device: &mut impl RegisterDevice) -> u32 {
     pending
 }
 
-/// A queue in boot memory, with buffers in the pages behind it. It keeps its own view, in which
-/// boot memory is all that may be touched.
+/// A queue in boot memory, with buffers in the pages behind it. It keeps a view from before anything was
+/// plugged, so it can touch boot memory only.
 pub(super) struct Ring {
     view: View,
     start: u64,
@@ -81,7 +81,7 @@ pub(super) struct Buffer {
 impl Ring {
     pub(super) const SIZE: u16 = 16;
 
-    /// A queue in the 64 KiB from `start` on; buffers go in the 64 KiB after them.
+    /// A queue in the 64 KiB from `start` on. Buffers go into the 64 KiB after those.
     pub(super) fn new(memory: &Arc<Memory>, start: u64) -> Self {
         Self { view: memory.view().clone(), start, offered: 0 }
     }
@@ -91,7 +91,7 @@ impl Ring {
         self.start + 0x1_0000 + n * 2048
     }
 
-    /// Puts bytes into guest memory.
+    /// Writes bytes to guest memory.
     pub(super) fn fill(&self, address: u64, bytes: &[u8]) {
         self.view.write_slice(bytes, GuestAddress(address)).unwrap();
     }
@@ -121,12 +121,12 @@ impl Ring {
         self.offered - 1
     }
 
-    /// Number of chains given back.
+    /// The number of chains that the device gave back.
     pub(super) fn used(&self) -> u16 {
         self.view.read_obj(GuestAddress(self.used_ring() + 2)).unwrap()
     }
 
-    /// Bytes written to the `n`-th chain given back.
+    /// The number of bytes that the device wrote to the `n`-th chain it gave back.
     pub(super) fn written(&self, n: u16) -> u32 {
         let slot = u64::from(n % Self::SIZE);
         self.view.read_obj(GuestAddress(self.used_ring() + 4 + 8 * slot + 4)).unwrap()

@@ -1,15 +1,18 @@
-//! The virtio-mem device: its queue served by [`virtio_mem::device`], its blocks by
-//! [`crate::memory`].
+//! The virtio-mem device: [`virtio_mem::device`] decides on its requests, [`crate::memory`] carries them out.
 //!
-//! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device
-//! goes on: a request that is too short with ERROR, one whose answer does not fit, or whose buffers
-//! it unplugged itself, with length 0.
+//! Mirrors virtio 1.3, section 5.15. Every chain that can be read at all goes back, and the device goes on. A
+//! request that is too short is answered with ERROR. A chain without room for the answer, and one whose
+//! buffers the request itself unplugged, goes back with length 0.
+//!
+//! The bitmap of [`Device`] is the truth about the contract with the guest: see [`crate::memory`]. The
+//! configuration space that the driver reads and the [`MemStatus`] that the embedder reads are derived from
+//! it, in [`Mem::publish`] alone.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_mem::blocks::BlockRange;
 use virtio_mem::device::{Backing, Busy, Device, DeviceConfig, ResizeError as DeviceError};
@@ -18,135 +21,128 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
 use crate::memory::Memory;
-use crate::state::{MemStatus, Shared};
+use crate::memory::range::GuestRange;
+use crate::state::{MemStatus, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
-use crate::virtio::{Port, RegisterDevice};
+use crate::virtio::{RegisterDevice, Transport};
 
-/// Most requests that a driver can have under way.
+/// Most requests that a driver can have in the queue.
 const QUEUE_SIZE: u16 = 128;
 
-/// When to tell a driver that was answered BUSY to look again.
+/// When to tell a driver that was answered BUSY to try again.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// One virtio-mem device.
 #[derive(Debug)]
 pub struct Mem {
-    port: Port,
+    transport: Transport,
     device: Device,
-    blocks: Blocks,
-    shared: Arc<Shared>,
+    region: RegionMemory,
+    state: Arc<SharedState>,
     kick: EventFd,
-    /// A request was answered BUSY, and the driver was not told to retry since.
+    /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
 
-/// What is to be done after a queue was served.
+/// What remains to be done after the queue was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
     /// A request was answered BUSY: see [`RETRY_AFTER`].
     pub busy: bool,
-    /// There may be more; others come first.
+    /// There may be more requests. Other devices have their turn first.
     pub more: bool,
 }
 
-/// A region of guest memory as blocks.
+/// The memory of one region, as the [`Backing`] of the device.
 #[derive(Debug)]
-struct Blocks {
+struct RegionMemory {
     memory: Arc<Memory>,
     index: usize,
-    start: u64,
+    range: GuestRange,
     block_size: u64,
-    /// The host refused, and nothing succeeded since. A guest may ask without end.
+    /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest
+    /// may ask without end.
     refused: bool,
 }
 
 impl Mem {
-    /// Device `index`, which runs hotplug region `index` of `memory`. `interrupt` reaches the
-    /// driver, `kick` is written when the queue has requests.
+    /// Device `index`, which serves hotplug region `index` of `memory`. `interrupt` reaches the driver.
+    /// `kick` is written when the queue has requests.
     ///
     /// # Errors
-    /// The configuration contradicts itself, which [`crate::Config::validate`] finds first.
+    /// The configuration contradicts itself; [`crate::Config::validate`] finds that first.
     pub(crate) fn new(
         index: usize,
         config: &HotplugConfig,
         memory: Arc<Memory>,
-        shared: Arc<Shared>,
+        state: Arc<SharedState>,
         interrupt: EventFd,
         kick: EventFd,
     ) -> io::Result<Self> {
-        let region = &memory.regions()[index];
-        let start = region.start;
+        let range = memory.regions()[index];
         let mut device = Device::new(DeviceConfig {
-            addr: start,
-            region_size: config.size,
-            block_size: config.block,
+            addr: range.start().0,
+            region_size: config.size.0,
+            block_size: config.block.0,
             node_id: config.node,
         })
         .map_err(io::Error::other)?;
-        device.resize(config.requested).map_err(io::Error::other)?;
+        device.resize(config.requested.0).map_err(io::Error::other)?;
         let required = 1 << F_UNPLUGGED_INACCESSIBLE;
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let blocks = Blocks { memory, index, start, block_size: config.block, refused: false };
-        Ok(Self { port: Port::new(registers, interrupt), device, blocks, shared, kick, retry_due: false })
+        let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
+        let transport = Transport::new(registers, interrupt);
+        let mut mem = Self { transport, device, region, state, kick, retry_due: false };
+        mem.publish(None);
+        Ok(mem)
     }
 
-    /// What is known of the device before the guest runs.
-    pub(crate) fn status_at_start(config: &HotplugConfig, region: u64) -> MemStatus {
-        MemStatus {
-            region,
-            region_size: config.size,
-            block_size: config.block,
-            requested: config.requested,
-            ..MemStatus::default()
-        }
-    }
-
-    /// Sets the target in bytes and tells the driver.
+    /// Sets the target and tells the driver.
     ///
     /// # Errors
-    /// There is no such size; nothing changed.
-    pub fn resize(&mut self, requested: u64) -> Result<(), DeviceError> {
-        let changed = self.device.resize(requested)?;
+    /// The size is not possible; nothing changed.
+    pub fn resize(&mut self, requested: Size) -> Result<(), DeviceError> {
+        let changed = self.device.resize(requested.0)?;
         self.publish(None);
         if changed {
-            self.port.notify_config();
+            self.transport.notify_config();
         }
         Ok(())
     }
 
-    /// Tells a driver that was answered BUSY to try again. One that was reset since was not.
+    /// Tells a driver that was answered BUSY to try again. A system reset cancels that.
     pub fn retry(&mut self) {
         if std::mem::take(&mut self.retry_due) {
-            self.port.notify_config();
+            self.transport.notify_config();
         }
     }
 
-    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2). The
-    /// memory itself is taken by [`Memory::reset`].
+    /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
+    /// [`Memory::reset`] takes the memory itself.
     pub fn reset(&mut self) {
-        self.port.registers.reset();
+        self.transport.registers.reset();
         self.device.reset();
         self.retry_due = false;
-        let index = self.blocks.index;
-        self.shared.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
+        let index = self.region.index;
+        self.state.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
         self.publish(None);
     }
 
     /// Serves the requests in the queue.
     pub fn serve(&mut self) -> Served {
         let mut served = Served { busy: false, more: true };
-        let driver = self.port.registers.running();
+        let driver = self.transport.registers.running();
         let mut used = false;
-        for _ in 0..self.port.batch(0) {
-            let memory = Arc::clone(&self.blocks.memory);
-            let Some(chain) = self.port.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
+        for _ in 0..self.transport.batch(0) {
+            let memory = Arc::clone(&self.region.memory);
+            let Some(chain) = self.transport.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
                 served.more = false;
                 break;
             };
             let mut written = 0;
-            // A request whose answer has no room is not served: its driver would never know.
+            // A request without room for its answer is not served: its driver would never learn the result.
             if chain.room() == RESPONSE_SIZE {
                 let response = self.handle(chain.request());
                 served.busy |= response.kind == ResponseType::Busy;
@@ -154,51 +150,57 @@ impl Mem {
             } else {
                 self.publish(Some(format!("no room for an answer: {} bytes", chain.room())));
             }
-            self.port.push(memory.view(), 0, &chain, written);
+            self.transport.push(memory.view(), 0, &chain, written);
             used = true;
         }
-        served.more &= self.port.batch(0) > 0;
+        served.more &= self.transport.batch(0) > 0;
         self.retry_due |= served.busy;
-        if driver && !self.port.registers.running() {
+        if driver && !self.transport.registers.running() {
             self.publish(Some("the queue cannot be used; the driver has to reset the device".to_owned()));
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         served
     }
 
     fn handle(&mut self, request: &[u8]) -> Response {
-        let response = self.device.handle(request, &mut self.blocks);
+        let response = self.device.handle(request, &mut self.region);
         let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
         self.publish(refused.map(|refused| format!("{:?}: {refused}", response.kind)));
         response
     }
 
-    /// Makes the device's state seen: by the driver in the configuration, by everyone else in the
-    /// shared state.
+    /// Derives from the device what others see: the configuration space that the driver reads, and the
+    /// [`MemStatus`] in the shared state.
     fn publish(&mut self, refused: Option<String>) {
-        self.port.registers.set_config(&self.device.config().to_bytes());
-        let (plugged, requested) = (self.device.plugged_size(), self.device.requested_size());
-        let driver = self.port.registers.running();
-        let index = self.blocks.index;
-        self.shared.change(|state| {
+        let config = self.device.config();
+        self.transport.registers.set_config(&config.to_bytes());
+        let driver = self.transport.registers.running();
+        let index = self.region.index;
+        self.state.change(|state| {
             let mem = &mut state.mem[index];
-            (mem.plugged, mem.requested, mem.driver) = (plugged, requested, driver);
-            if refused.is_some() {
-                mem.refused = refused;
-            }
+            *mem = MemStatus {
+                region: config.addr,
+                region_size: config.region_size,
+                block_size: config.block_size,
+                requested: config.requested_size,
+                plugged: config.plugged_size,
+                driver,
+                report: mem.report.take(),
+                refused: refused.or(mem.refused.take()),
+            };
         });
     }
 }
 
 impl RegisterDevice for Mem {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.port.registers.read(offset, data);
+        self.transport.registers.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.port.registers.write(offset, data) {
+        match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 self.publish(None);
@@ -209,36 +211,37 @@ impl RegisterDevice for Mem {
     }
 }
 
-impl Backing for Blocks {
+impl Backing for RegionMemory {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let addresses = self.addresses(range);
-        let result = self.memory.plug(self.index, addresses.clone());
-        self.outcome("plug", &addresses, result)
+        let range = self.addresses(range)?;
+        let result = self.memory.plug(self.index, range);
+        self.outcome("plug", range, result)
     }
 
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let addresses = self.addresses(range);
-        let result = self.memory.unplug(self.index, addresses.clone());
-        self.outcome("unplug", &addresses, result)
+        let range = self.addresses(range)?;
+        let result = self.memory.unplug(self.index, range);
+        self.outcome("unplug", range, result)
     }
 }
 
-impl Blocks {
-    /// Says of the first of several failures what the host said.
-    fn outcome(&mut self, what: &str, addresses: &Range<u64>, result: io::Result<()>) -> Result<(), Busy> {
+impl RegionMemory {
+    /// Logs the host's error if it is the first of several.
+    fn outcome(&mut self, what: &str, range: GuestRange, result: io::Result<()>) -> Result<(), Busy> {
         let before = std::mem::replace(&mut self.refused, result.is_err());
         result.map_err(|error| {
             if !before {
-                log::warn!("cannot {what} {addresses:#x?}: {error}; silent until something succeeds");
+                log::warn!("cannot {what} {range}: {error}; silent until something succeeds");
             }
             Busy
         })
     }
 
-    /// The device checked that the blocks are in the region, so nothing overflows.
-    fn addresses(&self, range: BlockRange) -> Range<u64> {
-        let start = self.start + range.first() * self.block_size;
-        start..start + range.count() * self.block_size
+    /// The addresses of some device blocks. The device checked that they are in the region, so nothing
+    /// overflows.
+    fn addresses(&self, range: BlockRange) -> Result<GuestRange, Busy> {
+        let start = self.range.start().0 + range.first() * self.block_size;
+        GuestRange::new(start..start + range.count() * self.block_size).ok_or(Busy)
     }
 }
 

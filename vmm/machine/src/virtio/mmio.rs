@@ -1,11 +1,11 @@
-//! The registers of a virtio device over MMIO: values in, values and [`Effect`]s out, no I/O.
+//! The MMIO registers of a virtio device: values in, values and [`Effect`]s out, no I/O.
 //!
-//! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status machine of
-//! section 3.1. Where a driver breaks the rules, the write is ignored; it cannot bring the device
-//! out of order. On purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`.
+//! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status steps of section 3.1. A
+//! write that breaks the rules is ignored, so a driver cannot bring the device into a wrong state. Stricter
+//! on purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`.
 //!
-//! Invariants: a queue's addresses and size do not change while it is ready; the configuration
-//! generation changes whenever a byte of the configuration does.
+//! Invariants: a queue's addresses and size do not change while it is ready. The configuration generation
+//! changes whenever a byte of the configuration does.
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -33,12 +33,12 @@ const VENDOR: u32 = 0x6564_6974;
 /// Offset of the register to which a driver writes the index of a queue with new buffers.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
-/// What a write asks for beside a new register value.
+/// What has to follow a write, beside the new register value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing.
     None,
-    /// The driver is ready, or no longer is: see [`Registers::running`].
+    /// The driver became ready, or is no longer ready: see [`Registers::running`].
     StatusChanged,
     /// There are new buffers in this queue.
     Notify(usize),
@@ -62,11 +62,11 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Registers of a device that offers `features` (`VERSION_1` is added) and needs `required` of
-    /// them to be accepted, with one queue of each of `queue_sizes` entries at most.
+    /// Registers of a device that offers `features` (`VERSION_1` is added) and insists on `required`. It has
+    /// one queue for each of `queue_sizes`, of at most so many entries.
     ///
     /// # Errors
-    /// A queue size is not a power of two or too large.
+    /// A queue size is not a power of two, or too large.
     pub fn new(
         device_id: u32,
         features: u64,
@@ -116,7 +116,7 @@ impl Registers {
         self.queues.get_mut(index)
     }
 
-    /// Changes the configuration space, which has the length it was made with.
+    /// Changes the content of the configuration space; the length stays.
     pub fn set_config(&mut self, config: &[u8]) {
         if self.config != config {
             self.config.copy_from_slice(config);
@@ -124,25 +124,25 @@ impl Registers {
         }
     }
 
-    /// Notes that buffers were used; the interrupt is the caller's to raise.
+    /// Records that buffers were used. The caller raises the interrupt.
     pub fn set_used_buffer_interrupt(&mut self) {
         self.interrupt |= VIRTIO_MMIO_INT_VRING;
     }
 
-    /// Notes that the configuration changed; the interrupt is the caller's to raise.
+    /// Records that the configuration changed. The caller raises the interrupt.
     pub fn set_config_interrupt(&mut self) {
         self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
     }
 
-    /// Notes that the device cannot go on before it is reset, a change of configuration; the
-    /// interrupt is the caller's to raise.
+    /// Records that the device cannot go on before a reset. That is a change of configuration, for which the
+    /// caller raises the interrupt.
     pub fn set_needs_reset(&mut self) {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.set_config_interrupt();
     }
 
-    /// A driver's read. Registers are 32 bits wide; accesses of other widths read as zero, but
-    /// the configuration can be read in any width. Beyond its end it is zero, too.
+    /// The driver reads. Registers are 32 bits wide; accesses of other widths read as zero. The configuration
+    /// can be read in any width, and is zero beyond its end.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(start) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
             for (index, byte) in (start..).zip(data) {
@@ -169,15 +169,15 @@ impl Registers {
             VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(Queue::ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt,
             VIRTIO_MMIO_STATUS => self.status,
-            // A shared memory region that does not exist has length and address -1.
+            // The length and the address of a shared memory region that does not exist are -1.
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
             _ => 0,
         }
     }
 
-    /// A driver's write. Registers are 32 bits wide; other widths are ignored, as are writes to
-    /// the configuration, which is the device's.
+    /// The driver writes. Registers are 32 bits wide. Accesses of other widths are ignored, as are writes to
+    /// the configuration, which has no field that the driver may write.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let (Ok(register), Ok(bytes)) = (u32::try_from(offset), data.try_into()) else {
             return Effect::None;
@@ -205,13 +205,13 @@ impl Registers {
         match self.driver_features_word {
             0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
             1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
-            // Features above 63 are not offered; accepting one must fail at FEATURES_OK.
+            // Features above 63 are not offered. Accepting one must fail at FEATURES_OK.
             _ if value != 0 => self.driver_features = u64::MAX,
             _ => {}
         }
     }
 
-    /// Steps of section 3.1.1: bits are only ever added, each after the one before; 0 resets.
+    /// The steps of section 3.1.1: bits are only added, in their order; 0 resets.
     fn write_status(&mut self, value: u32) -> Effect {
         let was_running = self.running();
         if value == 0 {
@@ -239,7 +239,7 @@ impl Registers {
             && self.driver_features & self.required_features == self.required_features
     }
 
-    /// As at the start, but for the configuration: what writing 0 to the status does.
+    /// Device reset, as by writing 0 to the status: everything is as at the start except the configuration.
     pub fn reset(&mut self) {
         for queue in &mut self.queues {
             queue.reset();
@@ -279,7 +279,7 @@ impl Registers {
     }
 }
 
-/// 32-bit word `index` of a feature set; there are no features above the second.
+/// 32-bit word `index` of a feature set. There are no features above the second word.
 fn word(features: u64, index: u32) -> u32 {
     match index {
         0 => features as u32,

@@ -1,124 +1,107 @@
-//! A machine's devices, and the events between them and KVM.
+//! A VM's devices, and the event descriptors between them, KVM and the event loop.
+//!
+//! Devices belong to the VMM and outlive the KVM machine: a reset registers the same descriptors with the
+//! next one.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lock;
-use super::start::{StartError, console, event, host, kvm, share};
-use crate::bus::Bus;
 use crate::config::Config;
-use crate::events::Input;
+use crate::error::{StartError, host, kvm};
 use crate::memory::{Memory, layout};
-use crate::serial;
-use crate::state::Shared;
+use crate::serial::{Serial, Sink};
+use crate::state::SharedState;
+use crate::sync::lock;
 use crate::virtio::RegisterDevice;
-use crate::virtio::console::Console;
+use crate::virtio::control::Control;
 use crate::virtio::mem::Mem;
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
-/// All devices, and the events between them and KVM.
+/// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`.
 #[derive(Debug)]
 pub(super) struct Devices {
-    pub(super) shared: Arc<Shared>,
-    pub(super) console: Arc<Mutex<Console>>,
-    pub(super) console_kicks: [EventFd; 2],
+    pub(super) control: Arc<Mutex<Control>>,
+    /// Written when the control channel's queue with the same index has new buffers.
+    pub(super) control_kicks: [EventFd; 2],
+    /// One entry per hotplug region.
     pub(super) mem: Vec<MemDevice>,
-    pub(super) serial: Arc<serial::Port>,
-    /// For the event loop, which takes it.
-    pub(super) input: Option<Input>,
+    pub(super) serial: Arc<Serial>,
+    /// Written when the serial port has room for input again.
+    pub(super) serial_drained: EventFd,
     serial_interrupt: EventFd,
     /// Interrupt of the virtio-mmio device with the same index.
     interrupts: Vec<EventFd>,
 }
 
+/// A virtio-mem device.
 #[derive(Debug)]
 pub(super) struct MemDevice {
     pub(super) device: Arc<Mutex<Mem>>,
+    /// Written when the queue has requests.
     pub(super) kick: EventFd,
 }
 
-/// What is written when a queue has requests.
-pub(super) struct Kicks {
-    /// One a virtio-mem device.
-    pub(super) mem: Vec<EventFd>,
-    /// One a queue of the control channel.
-    pub(super) console: [EventFd; 2],
+/// A new event descriptor.
+pub(super) fn event() -> Result<EventFd, StartError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
+}
+
+fn share(event: &EventFd) -> Result<EventFd, StartError> {
+    event.try_clone().map_err(host("share an eventfd"))
 }
 
 impl Devices {
-    /// virtio-mmio device 0 is the control channel, device `n + 1` runs hotplug region `n`. vCPUs do not
-    /// wait for the console once `stop` is set.
+    /// The devices of `config`. The serial port's output goes to `sink`; a vCPU does not wait for `sink`
+    /// while `stop` is set.
     pub(super) fn new(
         config: &Config,
         memory: &Arc<Memory>,
-        started: Instant,
+        state: &Arc<SharedState>,
+        sink: Sink,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
-        let regions = memory.regions().iter();
-        let status = config
-            .hotplug
-            .iter()
-            .zip(regions)
-            .map(|(hotplug, region)| Mem::status_at_start(hotplug, region.start));
-        let shared = Arc::new(Shared::new(started, status.collect()));
-
         let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let (sink, input) = console(&config.console)?;
-        let serial =
-            serial::Port::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
-        let serial = Arc::new(serial);
-        let input =
-            input.map(|source| Input { source, serial: Arc::clone(&serial), drained: serial_drained });
+        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
 
         let mut interrupts = vec![event()?];
-        let console_kicks = [event()?, event()?];
-        let kicks = [share(&console_kicks[0])?, share(&console_kicks[1])?];
-        let console = Console::new(Arc::clone(memory), Arc::clone(&shared), share(&interrupts[0])?, kicks)
+        let control_kicks = [event()?, event()?];
+        let kicks = [share(&control_kicks[0])?, share(&control_kicks[1])?];
+        let control = Control::new(Arc::clone(memory), Arc::clone(state), share(&interrupts[0])?, kicks)
             .map_err(host("make the control channel"))?;
 
         let mut mem = Vec::new();
         for (index, hotplug) in config.hotplug.iter().enumerate() {
             let (interrupt, kick) = (event()?, event()?);
-            let (memory, shared) = (Arc::clone(memory), Arc::clone(&shared));
-            let device = Mem::new(index, hotplug, memory, shared, share(&interrupt)?, share(&kick)?)
+            let (memory, state) = (Arc::clone(memory), Arc::clone(state));
+            let device = Mem::new(index, hotplug, memory, state, share(&interrupt)?, share(&kick)?)
                 .map_err(host("make a virtio-mem device"))?;
             interrupts.push(interrupt);
             mem.push(MemDevice { device: Arc::new(Mutex::new(device)), kick });
         }
         Ok(Self {
-            shared,
-            console: Arc::new(Mutex::new(console)),
-            console_kicks,
+            control: Arc::new(Mutex::new(control)),
+            control_kicks,
             mem,
-            serial,
-            input,
+            serial: Arc::new(serial),
+            serial_drained,
             serial_interrupt,
             interrupts,
         })
     }
 
-    /// The events by which drivers tell of requests, for who serves them.
-    pub(super) fn kicks(&self) -> Result<Kicks, StartError> {
-        Ok(Kicks {
-            mem: self.mem.iter().map(|mem| share(&mem.kick)).collect::<Result<_, _>>()?,
-            console: [share(&self.console_kicks[0])?, share(&self.console_kicks[1])?],
-        })
+    /// The virtio-mmio devices in the order of their registers.
+    pub(super) fn in_order(&self) -> Vec<Arc<Mutex<dyn RegisterDevice>>> {
+        let mem = self.mem.iter().map(|mem| Arc::clone(&mem.device) as _);
+        std::iter::once(Arc::clone(&self.control) as _).chain(mem).collect()
     }
 
-    pub(super) fn bus(&self) -> Bus {
-        let mut devices: Vec<Arc<Mutex<dyn RegisterDevice>>> = vec![Arc::clone(&self.console) as _];
-        devices.extend(self.mem.iter().map(|mem| Arc::clone(&mem.device) as _));
-        Bus::new(devices, Arc::clone(&self.serial))
-    }
-
-    /// System reset, without a running vCPU.
+    /// System reset. No vCPU runs.
     pub(super) fn reset(&self) {
-        // First, since this one tells that the guest is gone.
-        lock(&self.console).reset();
+        // The control channel goes first: it records that the guest is gone.
+        lock(&self.control).reset();
         for mem in &self.mem {
             lock(&mem.device).reset();
         }
@@ -127,9 +110,9 @@ impl Devices {
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
     pub(super) fn register_kicks(&self, vm: &VmFd) -> Result<(), StartError> {
-        let console = self.console_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
+        let control = self.control_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
         let mem = self.mem.iter().enumerate().map(|(index, mem)| (index + 1, 0, &mem.kick));
-        for (device, queue, kick) in console.chain(mem) {
+        for (device, queue, kick) in control.chain(mem) {
             let address = IoEventAddress::Mmio(layout::mmio(device).0 + QUEUE_NOTIFY);
             vm.register_ioevent(kick, &address, queue as u32).map_err(kvm("register an ioeventfd"))?;
         }

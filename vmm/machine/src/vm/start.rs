@@ -1,34 +1,29 @@
-//! Starting a machine, and what can be in the way.
+//! Starting a VM.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use kvm_ioctls::{Cap, Kvm};
-use vmm_sys_util::eventfd::EventFd;
+use tidevm_abi::Size;
 
-use super::board::{self, Board};
-use super::devices::Devices;
-use super::{FIRST_CALL, Vm, lock};
-use crate::boot::{BootError, Files};
-use crate::config::{Config, ConfigError, ConsoleMode, Size};
-use crate::cpu;
-use crate::events::{EventLoop, Sources};
+use super::events::{EventLoop, Sources};
+use super::hardware::{self, Hardware};
+use super::shared::VmShared;
+use super::{FIRST_CALL, Vm, console};
+use crate::boot::Files;
+use crate::config::{Config, ConsoleMode};
+use crate::cpuid;
+use crate::error::{StartError, host, kvm};
 use crate::memory::slots::KvmSlots;
-use crate::memory::{Memory, MemoryError, layout};
-use crate::process::{Signals, Terminal, standard_input};
-use crate::serial::Sink;
-use crate::vcpu::{Counters, Machine};
+use crate::memory::{Memory, layout};
+use crate::process::{Signals, Terminal};
+use crate::sync::lock;
 
-/// The only version of the KVM interface there will be.
+/// The version of KVM's interface. It has been the only one since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// What this VMM needs of KVM, beside what every KVM has.
+/// The extensions of KVM that this VMM relies on.
 const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
@@ -38,187 +33,42 @@ const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
 ];
 
-/// Why a machine did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The kernel cannot be booted.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// More memory than the host can map.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// More vCPUs than KVM has.
-    #[error("--cpus {asked}: this host's KVM has at most {most}")]
-    TooManyCpus {
-        /// vCPUs wanted.
-        asked: u8,
-        /// vCPUs possible.
-        most: usize,
-    },
-    /// More memory than the vCPUs can address.
-    #[error(
-        "boot memory, hotplug regions and device memory end at {}, beyond the {} that this host's CPU can \
-         address: make --memory, --hotplug size= or --pmem size= smaller",
-        Size(*.end), Size(*.limit)
-    )]
-    Unaddressable {
-        /// Where the last of them would end.
-        end: u64,
-        /// Where addresses end.
-        limit: u64,
-    },
-    /// The console file cannot be written, or nobody listens at its socket.
-    #[error("--console {kind}:{path}: {error}")]
-    Console {
-        /// `file` or `socket`.
-        kind: &'static str,
-        /// The file or the socket.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// There is no KVM, or not for this user.
-    #[error("cannot open /dev/kvm: {error}. {}", advice(.error))]
-    NoKvm {
-        /// What the system says.
-        error: io::Error,
-    },
-    /// KVM is too old, or not really KVM.
-    #[error("/dev/kvm lacks {0}; a Linux kernel of this decade has it")]
-    Capability(&'static str),
-    /// A step of setting up KVM failed.
-    #[error("KVM cannot {what}: {error}")]
-    Kvm {
-        /// The step.
-        what: &'static str,
-        /// What KVM says.
-        error: io::Error,
-    },
-    /// The host gives no thread, descriptor or the like.
-    #[error("the host cannot {what}: {error}")]
-    Host {
-        /// The step.
-        what: &'static str,
-        /// What the system says.
-        error: io::Error,
-    },
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            "Load the module of your CPU (modprobe kvm_intel or kvm_amd) and enable virtualization in the \
-             firmware; inside a virtual machine or container, have it give you nested virtualization or the device. \
-             From tidevm's sources, `cargo xtask nested -- tidevm ...` runs it on an emulated host"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "Add your user to the device's group (usermod -aG kvm USER, then log in again), or run as root"
-        }
-        _ => "See whether another hypervisor uses the CPU",
-    }
-}
-
-impl StartError {
-    /// The process's exit status: 2 when something else must be asked for, 3 when the host cannot.
-    #[must_use]
-    pub fn exit_status(&self) -> u8 {
-        match self {
-            Self::Config(_)
-            | Self::Boot(_)
-            | Self::Memory(_)
-            | Self::TooManyCpus { .. }
-            | Self::Unaddressable { .. }
-            | Self::Console { .. } => 2,
-            Self::NoKvm { .. } | Self::Capability(_) | Self::Kvm { .. } | Self::Host { .. } => 3,
-        }
-    }
-}
-
-/// For `map_err`: KVM failed at `what`.
-pub(super) fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StartError {
-    move |error| StartError::Kvm { what, error: io::Error::from_raw_os_error(error.errno()) }
-}
-
-/// For `map_err`: the host failed at `what`.
-pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> StartError {
-    move |error| StartError::Host { what, error }
-}
-
-pub(super) fn event() -> Result<EventFd, StartError> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
-}
-
-pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
-    event.try_clone().map_err(host("share an eventfd"))
-}
-
+/// [`Vm::start`].
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let started = Instant::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
-    let has_agent = kernel.is_own_guest();
-    if has_agent {
+    if kernel.is_own_guest() {
         config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
     }
-    let kvm_device = open_kvm(&config)?;
+    let kvm = open_kvm(&config)?;
+    // Before any thread is started: threads inherit the blocked signals.
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
-    let vm = board::new_vm(&kvm_device)?;
+    let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
-    let slots = Box::new(KvmSlots::new(Arc::clone(&vm)));
-    let memory = Arc::new(Memory::new(config.memory, &sizes, &config.pmem, slots)?);
-    let stop = Arc::default();
-    let mut devices = Devices::new(&config, &memory, started, &stop)?;
-    let shared = Arc::clone(&devices.shared);
-    let console = Arc::clone(&devices.console);
-    let mem: Vec<_> = devices.mem.iter().map(|mem| Arc::clone(&mem.device)).collect();
-    let serial = Arc::clone(&devices.serial);
-    let boot_memory = config.memory;
-    let device_memory = config.pmem.iter().sum();
-
-    let stdio = config.console == ConsoleMode::Stdio;
-    let reset = event()?;
-    let machine = Arc::new(Machine {
-        bus: devices.bus(),
-        memory,
-        shared: Arc::clone(&shared),
-        kernel,
-        reset: share(&reset)?,
-        stop,
-        over: AtomicBool::new(false),
-        counters: (0..config.cpus).map(|_| Counters::default()).collect(),
-    });
-    let input = devices.input.take();
-    let kicks = devices.kicks()?;
-    let mut board = Board::new(config, kvm_device, devices, Arc::clone(&machine), initrd);
-    let vcpus = board.assemble(vm)?;
-    let terminal = if stdio { Terminal::take().map_err(host("take over the terminal"))? } else { None };
-    let terminal = terminal.map(Arc::new);
-    let board = Arc::new(Mutex::new(board));
-    let resetting = Arc::clone(&board);
+    let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
+    let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
+    let (sink, input) = console::open(&config.console)?;
+    let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
+    let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
+    let vcpus = hardware.assemble(machine)?;
+    let hardware = Arc::new(Mutex::new(hardware));
+    let terminal = match shared.config.console {
+        ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
+        _ => None,
+    };
     let sources = Sources {
-        shared,
-        mem: mem.iter().cloned().zip(kicks.mem).collect(),
-        console: Arc::clone(&console),
-        console_kicks: kicks.console,
-        reset: (reset, Box::new(move || lock(&resetting).reset())),
+        shared: Arc::clone(&shared),
+        hardware: Arc::clone(&hardware),
         signals,
         terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
         input,
     };
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
-    lock(&board).run(vcpus)?;
+    lock(&hardware).run(vcpus)?;
     Ok(Vm {
-        machine,
-        board,
-        console,
-        mem,
-        serial,
-        boot_memory,
-        device_memory,
-        has_agent,
+        shared,
+        hardware,
         next_call: AtomicU32::new(FIRST_CALL),
         _events: events,
         _terminal: terminal,
@@ -228,7 +78,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
 
 fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     let kvm = Kvm::new()
-        .map_err(|error| StartError::NoKvm { error: io::Error::from_raw_os_error(error.errno()) })?;
+        .map_err(|error| StartError::NoKvm { error: std::io::Error::from_raw_os_error(error.errno()) })?;
     if kvm.get_api_version() != KVM_API_VERSION {
         return Err(StartError::Capability("version 12 of its interface"));
     }
@@ -241,42 +91,16 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     if usize::from(config.cpus) > most {
         return Err(StartError::TooManyCpus { asked: config.cpus, most });
     }
-    let cpuid = cpu::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
-    check_reach(config, cpu::address_bits(&cpuid))?;
+    let cpuid = cpuid::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
+    check_reach(config, cpuid::address_bits(&cpuid))?;
     Ok(kvm)
 }
 
-/// Whether all memory has addresses of so many bits.
+/// Checks that addresses of `bits` bits reach all memory.
 pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
-    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
-    match layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX) {
+    let limit = Size(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
+    match Size(layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX)) {
         end if end > limit => Err(StartError::Unaddressable { end, limit }),
         _ => Ok(()),
     }
-}
-
-/// Where the serial port's output goes, and where its input comes from.
-pub(super) fn console(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
-    let failed = |kind, path: &PathBuf| {
-        let path = path.clone();
-        move |error| StartError::Console { kind, path, error }
-    };
-    Ok(match mode {
-        ConsoleMode::Off => (Sink::Lines(Box::new(io::sink())), None),
-        ConsoleMode::Stderr => (Sink::Lines(Box::new(io::stderr())), None),
-        ConsoleMode::Stdio => {
-            let input = standard_input().map_err(host("open standard input"))?;
-            let output = io::stdout().as_fd().try_clone_to_owned().map_err(host("share standard output"))?;
-            (Sink::Bytes(Box::new(File::from(output))), Some(input))
-        }
-        ConsoleMode::File(path) => {
-            let file = File::create(path).map_err(failed("file", path))?;
-            (Sink::RawLines(Box::new(file)), None)
-        }
-        ConsoleMode::Socket(path) => {
-            let output = UnixStream::connect(path).map_err(failed("socket", path))?;
-            let input = output.try_clone().map_err(host("share a socket"))?;
-            (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
-        }
-    })
 }

@@ -1,4 +1,4 @@
-//! Machines that run a few instructions each, on /dev/kvm.
+//! VMs that run a few instructions each, on /dev/kvm.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm_abi::Op;
+use tidevm_abi::{Op, Size};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{End, StartError, Vm, start};
 use crate::boot::BootError;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 use crate::state::DeathKind;
 
@@ -20,7 +21,7 @@ mod reset;
 const LIMIT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
 
-/// A kernel in a file that is gone with the value.
+/// A kernel in a file. Dropping the value removes the file.
 struct Kernel(PathBuf);
 
 impl Drop for Kernel {
@@ -67,20 +68,20 @@ impl Kernel {
     fn config(&self) -> Config {
         Config {
             kernel: Some(self.0.clone()),
-            memory: 32 * MIB,
+            memory: Size::mib(32),
             console: ConsoleMode::Off,
-            hotplug: vec![HotplugConfig::new(1 << 30)],
+            hotplug: vec![HotplugConfig::new(Size::gib(1))],
             ..Config::default()
         }
     }
 }
 
-/// Whether there is a KVM to test with; says so loudly if not.
+/// Whether /dev/kvm can be used. If not, the test reports loudly that it is skipped.
 fn kvm() -> bool {
     match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => true,
         Err(error) => {
-            // Not by a macro, whose output the test harness swallows.
+            // Not with a macro: the test harness captures the output of macros.
             let name = std::thread::current().name().unwrap_or("?").to_owned();
             writeln!(std::io::stderr(), "SKIP {name}: /dev/kvm: {error}").unwrap();
             false
@@ -88,7 +89,7 @@ fn kvm() -> bool {
     }
 }
 
-/// Runs `code` until the machine ends by itself.
+/// Runs `code` until the guest ends by itself.
 fn run(code: &[u8]) -> Option<End> {
     if !kvm() {
         return None;
@@ -113,13 +114,13 @@ const POWER_OFF: [u8; 5] = [0xb0, 0, 0xe6, 0xf4, 0xf4];
 const ECHO: [u8; 15] =
     [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee];
 
-/// ud2, without anything to handle it
+/// ud2, without a handler
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
 
-/// A kernel that runs `code`, 64-bit instructions, with memory mapped at its own address: the first
-/// 2 MiB, and 4 MiB from the start of the hotplug region on, where `rbx` points.
+/// A kernel that runs `code`, 64-bit instructions, with identity-mapped memory: the first 2 MiB, and 4 MiB
+/// from the start of the hotplug region on, where `rbx` points.
 fn long_mode(code: &[u8]) -> Vec<u8> {
-    /// Where the code after [`Kernel::new`]'s headers begins.
+    /// Address of the code behind the headers of [`Kernel::new`].
     const START: usize = 0x10_0000 + 196;
     const TABLES: usize = 0x10_1000;
     const ENTRY: usize = 0x10_0200;
@@ -146,7 +147,7 @@ fn long_mode(code: &[u8]) -> Vec<u8> {
     put(TABLES + 0x2000, 0x83);
     put(TABLES + 0x3000, HOLE_END | 0x83);
     put(TABLES + 0x3000 + 8, (HOLE_END + 2 * MIB) | 0x83);
-    // A table with one 64-bit code segment, and behind it what lgdt wants: its limit and base.
+    // A descriptor table with one 64-bit code segment. Behind it is the operand of lgdt: limit and base.
     put(TABLES + 0x4008, 0x00af_9a00_0000_ffff);
     put(TABLES + 0x4020, 0x0010_5000_000f);
     kernel
@@ -207,18 +208,18 @@ fn halted_and_spinning_guests_are_stopped_at_once() {
     }
 }
 
-/// A word of boot memory that is nobody's; guests wait until it is not 0.
+/// An unused word of boot memory. Guests wait until it is not 0.
 const GO: u64 = 0x18_0000;
 
 /// mov eax, [GO]; test eax, eax; jz -11
 const WAIT: [u8; 11] = [0x8b, 0x04, 0x25, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf5];
 
 fn go(vm: &Vm) {
-    vm.machine.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
+    vm.shared.memory.view().write_obj(1_u32, GuestAddress(GO)).unwrap();
 }
 
-/// Waits for the guest's end by touching unplugged memory. KVM tells the address or not, depending on
-/// whether the memory has a slot.
+/// Waits for the guest to die of touching unplugged memory. Whether KVM tells the address depends on whether
+/// the memory has a slot.
 fn wait_for_death(vm: &Vm) -> Option<u64> {
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     match vm.state().death.map(|death| death.kind) {
@@ -243,8 +244,8 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     if !kvm() {
         return;
     }
-    // Reads the second device block of the region, which is plugged, then the first, which shares its
-    // slot.
+    // Reads the second device block of the region, which is plugged, then the first one, which is not. They
+    // share a slot.
     let mut code = WAIT.to_vec();
     code.extend([0x8b, 0x83, 0x00, 0x00, 0x20, 0x00, 0x85, 0xc0, 0x75, 7]); // mov eax, [rbx + 2M]; test eax, eax; jnz
     code.extend([0x8b, 0x03]); // mov eax, [rbx]
@@ -253,12 +254,13 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
     let vm = Vm::start(kernel.config()).unwrap();
-    vm.machine.memory.plug(0, HOLE_END + 2 * MIB..HOLE_END + 4 * MIB).unwrap();
+    vm.shared.memory.plug(0, at(HOLE_END + 2 * MIB..HOLE_END + 4 * MIB)).unwrap();
     go(&vm);
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
 }
 
-/// A guest that never stops writing to memory that is taken away dies, and does not bring it back.
+/// A guest that writes without end to memory that is unplugged dies, and does not make the host hold it
+/// again.
 #[test]
 fn a_writing_guest_cannot_hold_unplugged_memory() {
     if !kvm() {
@@ -268,23 +270,23 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
     code.extend([0x89, 0x03, 0xeb, 0xfc]); // mov [rbx], eax; jmp -4
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
-    let block = HOLE_END..HOLE_END + 2 * MIB;
+    let block = at(HOLE_END..HOLE_END + 2 * MIB);
     for round in 0..10 {
         let vm = Vm::start(kernel.config()).unwrap();
-        vm.machine.memory.plug(0, block.clone()).unwrap();
+        vm.shared.memory.plug(0, block).unwrap();
         go(&vm);
         let start = Instant::now();
-        while vm.held(0).unwrap() == 0 && start.elapsed() < LIMIT {
+        while vm.held(0).unwrap() == Size(0) && start.elapsed() < LIMIT {
             std::thread::yield_now();
         }
-        assert_ne!(vm.held(0).unwrap(), 0, "round {round}");
-        vm.machine.memory.unplug(0, block.clone()).unwrap();
+        assert_ne!(vm.held(0).unwrap(), Size(0), "round {round}");
+        vm.shared.memory.unplug(0, block).unwrap();
         assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END), "round {round}");
-        assert_eq!(vm.held(0).unwrap(), 0, "round {round}");
+        assert_eq!(vm.held(0).unwrap(), Size(0), "round {round}");
     }
 }
 
-/// What KVM runs by emulation it can fail at; most hosts run this natively, with or without a fault.
+/// Where KVM emulates this instruction, it can fail. Most hosts run it natively, with or without a fault.
 #[test]
 fn an_instruction_that_kvm_cannot_emulate_is_reported() {
     let mut code = vec![0x0f, 0x57, 0xc0]; // xorps xmm0, xmm0
@@ -300,7 +302,7 @@ fn an_instruction_that_kvm_cannot_emulate_is_reported() {
     }
 }
 
-/// The guest answers to call 0 what it cannot read.
+/// The guest uses id 0 in its answer to a call that it cannot read.
 #[test]
 fn no_call_is_call_0() {
     if !kvm() {
@@ -322,7 +324,7 @@ fn a_file_that_is_no_kernel_does_not_start() {
     assert_eq!(error.exit_status(), 2);
 }
 
-/// Whether it is the embedded guest or a file with the same in it.
+/// The limit holds for the embedded guest and for a file with the same content.
 #[test]
 fn tidevms_own_guest_has_its_limit_of_cpus() {
     let file = std::env::temp_dir().join(format!("tidevm-test-{}-own.elf", std::process::id()));
@@ -334,9 +336,9 @@ fn tidevms_own_guest_has_its_limit_of_cpus() {
 
 #[test]
 fn memory_that_no_address_leads_to_is_refused() {
-    let config = Config { hotplug: vec![HotplugConfig::new(60 << 30)], ..Config::default() };
+    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(60))], ..Config::default() };
     assert!(start::check_reach(&config, 36).is_ok());
-    let config = Config { hotplug: vec![HotplugConfig::new(61 << 30)], ..config };
+    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(61))], ..config };
     let error = start::check_reach(&config, 36).unwrap_err();
     assert_eq!(error.exit_status(), 2);
     assert!(

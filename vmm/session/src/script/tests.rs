@@ -1,4 +1,4 @@
-use tidevm_machine::{Config, HotplugConfig};
+use tidevm_machine::{Config, HotplugConfig, Size};
 
 use super::{Script, Statement};
 
@@ -81,9 +81,9 @@ fn names_are_checked_in_the_order_of_the_run() {
 #[test]
 fn targets_fit_the_devices() {
     let fit = |text: &str, blocks: &[u64]| {
-        let device = |&block| HotplugConfig { block, ..HotplugConfig::new(1 << 30) };
+        let device = |&block| HotplugConfig { block: Size(block), ..HotplugConfig::new(Size::gib(1)) };
         let hotplug = blocks.iter().map(device).collect();
-        let config = Config { hotplug, pmem: vec![1 << 30; 2], ..Config::default() };
+        let config = Config { hotplug, pmem: vec![Size::gib(1); 2], ..Config::default() };
         let fit = Script::parse("test", text).unwrap().fit(&config);
         fit.map_err(|errors| errors.0.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; "))
     };

@@ -15,7 +15,7 @@ use tidevm_abi::{
     PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, State, WaitError,
+    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Size, State, WaitError,
 };
 
 use super::VmControl;
@@ -459,7 +459,7 @@ impl VmControl for FakeVm {
         assert_eq!(device, 0, "the session looks before it resizes");
         assert!(requested.is_multiple_of(BLOCK), "scripts are fitted to the devices before they run");
         if requested > REGION {
-            return Err(ResizeError::TooLarge { requested, region_size: REGION });
+            return Err(ResizeError::TooLarge { requested: Size(requested), region_size: Size(REGION) });
         }
         let (before, from, fresh) = {
             let mem = &mut self.state.borrow_mut().mem[0];

@@ -6,7 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Op};
+use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{CallsUnread, End, ExitCounts, ResizeError, State, Vm, WaitError};
 
 /// A running VM.
@@ -74,11 +74,11 @@ impl VmControl for Vm {
     }
 
     fn boot_memory(&self) -> u64 {
-        Vm::boot_memory(self)
+        Vm::boot_memory(self).0
     }
 
     fn device_memory(&self) -> u64 {
-        Vm::device_memory(self)
+        Vm::device_memory(self).0
     }
 
     fn has_agent(&self) -> bool {
@@ -107,11 +107,11 @@ impl VmControl for Vm {
     }
 
     fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
-        Vm::resize(self, device, requested)
+        Vm::resize(self, device, Size(requested))
     }
 
     fn held(&self, device: usize) -> io::Result<u64> {
-        Vm::held(self, device)
+        Vm::held(self, device).map(|size| size.0)
     }
 
     fn exits(&self) -> Vec<ExitCounts> {

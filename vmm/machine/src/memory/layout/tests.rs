@@ -1,41 +1,48 @@
+use tidevm_abi::{MAX_MEM_DEVICES, Size};
+
 use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, parts, ram, regions};
+use crate::memory::fake::at;
 
 const GIB: u64 = 1 << 30;
 
-use tidevm_abi::MAX_MEM_DEVICES;
-
 #[test]
 fn boot_memory_leaves_the_hole_alone() {
-    assert!(ram(GIB).eq(std::iter::once(0..GIB)));
-    assert!(ram(3 * GIB).eq(std::iter::once(0..3 * GIB)));
-    assert!(ram(5 * GIB).eq([0..3 * GIB, 4 * GIB..6 * GIB]));
+    assert!(ram(Size(GIB)).eq(std::iter::once(at(0..GIB))));
+    assert!(ram(Size(3 * GIB)).eq(std::iter::once(at(0..3 * GIB))));
+    assert!(ram(Size(5 * GIB)).eq([at(0..3 * GIB), at(4 * GIB..6 * GIB)]));
 }
 
 #[test]
 fn parts_of_boot_memory_go_around_the_hole() {
-    assert_eq!(parts(GIB, [GIB]), [(0, 0..GIB)]);
+    assert_eq!(parts(Size(GIB), [Size(GIB)]), [(0, at(0..GIB))]);
     assert_eq!(
-        parts(5 * GIB, [GIB, 0, 3 * GIB, GIB]),
-        [(0, 0..GIB), (2, GIB..3 * GIB), (2, 4 * GIB..5 * GIB), (3, 5 * GIB..6 * GIB)]
+        parts(Size(5 * GIB), [GIB, 0, 3 * GIB, GIB].map(Size)),
+        [(0, at(0..GIB)), (2, at(GIB..3 * GIB)), (2, at(4 * GIB..5 * GIB)), (3, at(5 * GIB..6 * GIB))]
     );
-    assert_eq!(parts(4 * GIB, [3 * GIB, GIB]), [(0, 0..3 * GIB), (1, 4 * GIB..5 * GIB)]);
+    assert_eq!(
+        parts(Size(4 * GIB), [3 * GIB, GIB].map(Size)),
+        [(0, at(0..3 * GIB)), (1, at(4 * GIB..5 * GIB))]
+    );
 }
 
 #[test]
 fn regions_follow_at_whole_gibibytes() {
     let small = 128 << 20;
-    assert_eq!(regions(GIB, [small, GIB]).unwrap(), [4 * GIB..4 * GIB + small, 5 * GIB..6 * GIB]);
+    assert_eq!(
+        regions(Size(GIB), [small, GIB].map(Size)).unwrap(),
+        [at(4 * GIB..4 * GIB + small), at(5 * GIB..6 * GIB)]
+    );
     // One page of boot memory above 4 GiB moves the region up.
-    assert_eq!(regions(HOLE_START + 4096, [small]).unwrap()[0].start, 5 * GIB);
-    assert_eq!(end(GIB, []), Some(HOLE_END));
-    assert_eq!(end(GIB, [small]), Some(4 * GIB + small));
+    assert_eq!(regions(Size(HOLE_START + 4096), [small].map(Size)).unwrap()[0].start().0, 5 * GIB);
+    assert_eq!(end(Size(GIB), []), Some(HOLE_END));
+    assert_eq!(end(Size(GIB), [small].map(Size)), Some(4 * GIB + small));
 }
 
 #[test]
 fn addresses_that_overflow_are_no_layout() {
-    assert_eq!(regions(GIB, [u64::MAX]), None);
-    assert_eq!(regions(u64::MAX, [GIB]), None);
-    assert_eq!(end(GIB, [u64::MAX - 5 * GIB, GIB]), None);
+    assert_eq!(regions(Size(GIB), [u64::MAX].map(Size)), None);
+    assert_eq!(regions(Size(u64::MAX), [GIB].map(Size)), None);
+    assert_eq!(end(Size(GIB), [u64::MAX - 5 * GIB, GIB].map(Size)), None);
 }
 
 #[test]

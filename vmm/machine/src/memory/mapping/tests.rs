@@ -1,7 +1,8 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use super::{GIANT, HUGE, Mapping, check};
+use super::{GIANT, HUGE, Mapping, OffsetRange, check};
+use crate::memory::fake::{at, offsets};
 
 #[test]
 fn host_and_guest_are_aligned_alike() {
@@ -16,51 +17,53 @@ fn host_and_guest_are_aligned_alike() {
 fn ranges_outside_are_refused() {
     let mapping = Mapping::reserve(4 << 20).unwrap();
     let backwards = std::ops::Range { start: 8192, end: 4096 };
-    for range in [0..(4 << 20) + 4096, u64::MAX - 4095..u64::MAX, backwards] {
-        assert!(mapping.open(range.clone()).is_err() && mapping.discard(range).is_err());
+    assert_eq!(OffsetRange::new(backwards), None);
+    for range in [0..(4 << 20) + 4096, u64::MAX - 4095..u64::MAX].map(offsets) {
+        assert!(mapping.open(range).is_err() && mapping.discard(range).is_err());
     }
 }
 
 #[test]
 fn more_than_there_are_addresses_is_an_error() {
     assert_eq!(Mapping::reserve(1 << 60).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+    assert_eq!(Mapping::reserve(0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     assert_eq!(Mapping::reserve(!0x1f_ffff).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
 }
 
-/// Says loudly that a test is not run: not by a macro, whose output the test harness swallows.
+/// Reports loudly that a test is skipped. Not with a macro: the test harness captures the output of macros.
 fn skip(reason: &str) {
     let name = std::thread::current().name().unwrap_or("?").to_owned();
     writeln!(std::io::stderr(), "SKIP {name}: {reason}").unwrap();
 }
 
-/// Linux refuses to discard locked memory: a failure in the middle of an unplug.
+/// Linux refuses to discard locked memory, so an unplug fails half way.
 #[test]
 fn memory_that_cannot_be_discarded_stays_plugged() {
     use crate::memory::fake::FakeSlots;
-    use crate::memory::region::Region;
+    use crate::memory::region::RamRegion;
 
     let mapping = Arc::new(Mapping::reserve(128 << 20).unwrap());
-    let mut region = Region::new(4 << 30, Arc::clone(&mapping));
+    let mut region = RamRegion::new(at(4 << 30..(4 << 30) + (128 << 20)), Arc::clone(&mapping));
     let mut slots = FakeSlots::default();
-    region.plug(0..4 << 20, &mut slots).unwrap();
-    let (start, size) = mapping.locate(2 << 20..(2 << 20) + 4096).unwrap();
+    region.plug(offsets(0..4 << 20), &mut slots).unwrap();
+    let (start, size) = mapping.locate(offsets(2 << 20..(2 << 20) + 4096)).unwrap();
     // SAFETY: the page is in the mapping and open.
     if check(unsafe { libc::mlock(start, size) }).is_err() {
         skip("this user may not lock a page");
         return;
     }
-    assert!(region.unplug(0..4 << 20, &mut slots).is_err());
-    assert!(region.plugged().iter().eq(std::iter::once(0..4 << 20)));
+    assert!(region.unplug(offsets(0..4 << 20), &mut slots).is_err());
+    assert!(region.open_runs().iter().eq([offsets(0..4 << 20)]));
     assert_eq!(slots.count(), 1);
     // SAFETY: the page is in the mapping; it is open, or this fails.
     unsafe { start.cast::<u8>().write_volatile(1) };
     // SAFETY: as for mlock.
     check(unsafe { libc::munlock(start, size) }).unwrap();
-    region.unplug(0..4 << 20, &mut slots).unwrap();
+    region.unplug(offsets(0..4 << 20), &mut slots).unwrap();
     assert_eq!(slots.count(), 0);
 }
 
-/// Linux refuses to change sealed memory: what an unplug closed cannot be opened again.
+/// Linux refuses to change sealed memory, so memory that an unplug closed cannot be opened again.
 #[test]
 fn memory_that_cannot_be_opened_again_is_out_of_view() {
     use tidevm_abi::MEMORY_BLOCK_SIZE;
@@ -72,21 +75,21 @@ fn memory_that_cannot_be_opened_again_is_out_of_view() {
     /// Number of `mseal`, since Linux 6.10.
     const MSEAL: libc::c_long = 462;
     let (memory, slots) = memory(64 << 20, &[MEMORY_BLOCK_SIZE]);
-    let plugged = HOLE_END..HOLE_END + (6 << 20);
-    memory.plug(0, plugged.clone()).unwrap();
-    let (start, size) = memory.region_mappings[0].locate(2 << 20..(2 << 20) + 4096).unwrap();
+    let plugged = at(HOLE_END..HOLE_END + (6 << 20));
+    memory.plug(0, plugged).unwrap();
+    let (start, size) = memory.region_mappings[0].locate(offsets(2 << 20..(2 << 20) + 4096)).unwrap();
     // SAFETY: the page is in the mapping. It stays mapped to the end of the process.
     if unsafe { libc::syscall(MSEAL, start, size, 0) } != 0 {
         skip(&format!("mseal: {}", std::io::Error::last_os_error()));
         return;
     }
-    let lost = HOLE_END + (2 << 20)..HOLE_END + (4 << 20);
-    assert!(memory.unplug(0, lost.clone()).is_err());
+    let lost = at(HOLE_END + (2 << 20)..HOLE_END + (4 << 20));
+    assert!(memory.unplug(0, lost).is_err());
     let windows: Vec<_> = memory.view().iter().skip(1).map(|run| (run.start_addr().0, run.len())).collect();
-    assert_eq!(windows, [(plugged.start, 2 << 20), (lost.end, 2 << 20)]);
-    // It can be asked for again, and the rest goes as always.
-    assert!(memory.unplug(0, lost.clone()).is_err());
-    memory.unplug(0, plugged.start..lost.start).unwrap();
-    memory.unplug(0, lost.end..plugged.end).unwrap();
+    assert_eq!(windows, [(plugged.start().0, 2 << 20), (lost.end().0, 2 << 20)]);
+    // The unplug can be repeated, and the rest is unplugged as usual.
+    assert!(memory.unplug(0, lost).is_err());
+    memory.unplug(0, at(plugged.start().0..lost.start().0)).unwrap();
+    memory.unplug(0, at(lost.end().0..plugged.end().0)).unwrap();
     assert_eq!((memory.view().iter().count(), slots.count()), (1, 1));
 }

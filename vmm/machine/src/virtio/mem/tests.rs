@@ -22,32 +22,32 @@ const NACK: u16 = 1;
 const BUSY: u16 = 2;
 const ERROR: u16 = 3;
 
-struct Machine {
+struct Rig {
     mem: Mem,
     ring: Ring,
     memory: Arc<Memory>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     slots: FakeSlots,
     kick: EventFd,
 }
 
-/// A device with `requested` bytes wanted of 1 GiB, and its driver up.
-fn machine(requested: u64) -> Machine {
-    let config = HotplugConfig { requested, ..HotplugConfig::new(1 << 30) };
-    let (memory, slots) = memory(64 * MIB, &[config.size]);
+/// A device with a region of 1 GiB and a target of `requested` bytes. Its driver is initialised.
+fn rig(requested: u64) -> Rig {
+    let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(Size::gib(1)) };
+    let (memory, slots) = memory(64 * MIB, &[config.size.0]);
     let memory = Arc::new(memory);
-    let status = vec![Mem::status_at_start(&config, HOLE_END)];
-    let shared = Arc::new(Shared::new(Instant::now(), status));
+    let status = vec![MemStatus::default()];
+    let shared = Arc::new(SharedState::new(Instant::now(), status));
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let kick = event();
     let (on_memory, on_shared) = (Arc::clone(&memory), Arc::clone(&shared));
     let mut mem = Mem::new(0, &config, on_memory, on_shared, event(), kick.try_clone().unwrap()).unwrap();
     let ring = Ring::new(&memory, MIB);
     initialise(&mut mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&ring]);
-    Machine { mem, ring, memory, shared, slots, kick }
+    Rig { mem, ring, memory, shared, slots, kick }
 }
 
-impl Machine {
+impl Rig {
     fn config(&mut self) -> Config {
         let mut bytes = [0; 56];
         self.mem.read(VIRTIO_MMIO_CONFIG.into(), &mut bytes);
@@ -74,55 +74,55 @@ impl Machine {
 
 #[test]
 fn requests_move_memory_and_show_in_the_state() {
-    let mut machine = machine(64 * MIB);
-    assert!(machine.shared.snapshot().mem[0].driver);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 16), (ACK, 0));
-    assert_eq!(machine.shared.snapshot().mem[0].plugged, 32 * MIB);
-    assert_eq!(machine.config().plugged_size, 32 * MIB);
-    assert_eq!(interrupts(&mut machine.mem), VIRTIO_MMIO_INT_VRING);
-    machine.memory.view().write_obj(1_u8, GuestAddress(HOLE_END + 32 * MIB - 1)).unwrap();
-    assert_eq!(machine.ask(RequestKind::State, 8, 16), (ACK, 2));
-    assert_eq!(machine.ask(RequestKind::Unplug, 0, 16), (ACK, 0));
-    assert!(machine.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).is_err());
-    assert_eq!(machine.memory.held(0).unwrap(), 0);
-    assert_eq!(machine.shared.snapshot().mem[0].refused, None);
+    let mut rig = rig(64 * MIB);
+    assert!(rig.shared.snapshot().mem[0].driver);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 16), (ACK, 0));
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, 32 * MIB);
+    assert_eq!(rig.config().plugged_size, 32 * MIB);
+    assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_VRING);
+    rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END + 32 * MIB - 1)).unwrap();
+    assert_eq!(rig.ask(RequestKind::State, 8, 16), (ACK, 2));
+    assert_eq!(rig.ask(RequestKind::Unplug, 0, 16), (ACK, 0));
+    assert!(rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).is_err());
+    assert_eq!(rig.memory.held(0).unwrap(), 0);
+    assert_eq!(rig.shared.snapshot().mem[0].refused, None);
 }
 
 #[test]
 fn refusals_are_answered_and_kept_with_their_reason() {
-    let mut machine = machine(4 * MIB);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 3).0, NACK);
-    let refused = machine.shared.snapshot().mem[0].refused.clone().unwrap();
+    let mut rig = rig(4 * MIB);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 3).0, NACK);
+    let refused = rig.shared.snapshot().mem[0].refused.clone().unwrap();
     assert!(refused.starts_with("Nack: Plug of 3 blocks at 0x100000000"), "{refused}");
-    assert_eq!(machine.ask(RequestKind::Unplug, 0, 1).0, ERROR);
-    assert_eq!(machine.ask(RequestKind::Plug, 511, 1).0, ERROR, "not usable");
-    assert_eq!(machine.ask_bytes(&[9; 24]).0, ERROR, "unknown type");
-    assert_eq!(machine.ask_bytes(&[0; 7]).0, ERROR, "too short");
+    assert_eq!(rig.ask(RequestKind::Unplug, 0, 1).0, ERROR);
+    assert_eq!(rig.ask(RequestKind::Plug, 511, 1).0, ERROR, "not usable");
+    assert_eq!(rig.ask_bytes(&[9; 24]).0, ERROR, "unknown type");
+    assert_eq!(rig.ask_bytes(&[0; 7]).0, ERROR, "too short");
 }
 
 #[test]
 fn a_host_that_cannot_is_busy_and_then_can() {
-    let mut machine = machine(4 * MIB);
-    machine.slots.fail_add_after(0);
-    let (from, to) = (machine.ring.place(0), machine.ring.place(1));
+    let mut rig = rig(4 * MIB);
+    rig.slots.fail_add_after(0);
+    let (from, to) = (rig.ring.place(0), rig.ring.place(1));
     let request = Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 2 };
-    machine.ring.fill(from, &request.to_bytes());
+    rig.ring.fill(from, &request.to_bytes());
     let buffers = [
         Buffer { address: from, size: 24, writable: false },
         Buffer { address: to, size: 10, writable: true },
     ];
-    machine.ring.offer(0, &buffers);
-    assert!(machine.mem.serve().busy);
-    assert_eq!(machine.ring.bytes(to, 2), BUSY.to_le_bytes());
-    interrupts(&mut machine.mem);
-    machine.mem.retry();
-    assert_eq!(interrupts(&mut machine.mem), VIRTIO_MMIO_INT_CONFIG);
-    machine.mem.retry();
-    assert_eq!(interrupts(&mut machine.mem), 0, "it was told");
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 2).0, ACK);
+    rig.ring.offer(0, &buffers);
+    assert!(rig.mem.serve().busy);
+    assert_eq!(rig.ring.bytes(to, 2), BUSY.to_le_bytes());
+    interrupts(&mut rig.mem);
+    rig.mem.retry();
+    assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
+    rig.mem.retry();
+    assert_eq!(interrupts(&mut rig.mem), 0, "it was told once");
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 2).0, ACK);
 }
 
-/// Counts the warnings of a test: each has a thread of its own.
+/// Counts the warnings of a test. Each test has its own thread.
 struct Warnings;
 
 thread_local! {
@@ -147,198 +147,195 @@ impl log::Log for Warnings {
 fn a_guest_that_asks_on_and_on_fills_no_log() {
     log::set_logger(&Warnings).expect("no other test has a logger");
     log::set_max_level(log::LevelFilter::Warn);
-    let mut machine = machine(256 * MIB);
-    let fail = |machine: &mut Machine, block| {
-        machine.slots.fail_add_after(0);
-        assert_eq!(machine.ask(RequestKind::Plug, block, 1).0, BUSY);
+    let mut rig = rig(256 * MIB);
+    let fail = |rig: &mut Rig, block| {
+        rig.slots.fail_add_after(0);
+        assert_eq!(rig.ask(RequestKind::Plug, block, 1).0, BUSY);
     };
-    (0..5).for_each(|_| fail(&mut machine, 0));
+    (0..5).for_each(|_| fail(&mut rig, 0));
     assert_eq!(WARNINGS.get(), 1);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 1).0, ACK);
-    // Another memory block, which needs a slot of its own.
-    (0..5).for_each(|_| fail(&mut machine, 64));
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+    // A block in another memory block, which needs its own slot.
+    (0..5).for_each(|_| fail(&mut rig, 64));
     assert_eq!(WARNINGS.get(), 2);
-    let refused = machine.shared.snapshot().mem[0].refused.clone();
+    let refused = rig.shared.snapshot().mem[0].refused.clone();
     assert!(refused.is_some_and(|why| why.starts_with("Busy")), "the reason is kept all the same");
 }
 
-/// X7 of virtio 1.3, section 2.5.1: what is read in parts can be seen to have changed meanwhile.
+/// virtio 1.3, section 2.5.1: a driver that reads the configuration in parts can detect a change between
+/// them.
 #[test]
 fn every_runtime_change_moves_the_generation() {
-    let mut machine = machine(0);
-    let mut generations = vec![read(&mut machine.mem, VIRTIO_MMIO_CONFIG_GENERATION)];
-    machine.mem.resize(4 << 30).unwrap_err();
-    assert_eq!(interrupts(&mut machine.mem), 0);
-    machine.mem.resize(4 * MIB).unwrap();
-    assert_eq!(interrupts(&mut machine.mem), VIRTIO_MMIO_INT_CONFIG);
-    generations.push(read(&mut machine.mem, VIRTIO_MMIO_CONFIG_GENERATION));
-    machine.ask(RequestKind::Plug, 0, 1);
-    generations.push(read(&mut machine.mem, VIRTIO_MMIO_CONFIG_GENERATION));
-    machine.ask(RequestKind::UnplugAll, 0, 0);
-    generations.push(read(&mut machine.mem, VIRTIO_MMIO_CONFIG_GENERATION));
+    let mut rig = rig(0);
+    let mut generations = vec![read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)];
+    rig.mem.resize(Size(4 << 30)).unwrap_err();
+    assert_eq!(interrupts(&mut rig.mem), 0);
+    rig.mem.resize(Size(4 * MIB)).unwrap();
+    assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
+    generations.push(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
+    rig.ask(RequestKind::Plug, 0, 1);
+    generations.push(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
+    rig.ask(RequestKind::UnplugAll, 0, 0);
+    generations.push(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
     assert!(generations.windows(2).all(|pair| pair[0] != pair[1]), "{generations:?}");
 }
 
-/// 2.6.4: framing is the driver's business.
+/// virtio 1.3, section 2.6.4: the driver chooses the framing.
 #[test]
 fn a_request_may_be_split_into_any_buffers() {
-    let mut machine = machine(4 * MIB);
-    let (from, to) = (machine.ring.place(0), machine.ring.place(1));
+    let mut rig = rig(4 * MIB);
+    let (from, to) = (rig.ring.place(0), rig.ring.place(1));
     let request = Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 };
-    machine.ring.fill(from, &request.to_bytes());
+    rig.ring.fill(from, &request.to_bytes());
     let parts =
         [(from, 1, false), (from + 1, 9, false), (from + 10, 100, false), (to, 3, true), (to + 3, 64, true)];
     let buffers = parts.map(|(address, size, writable)| Buffer { address, size, writable });
-    let n = machine.ring.offer(0, &buffers);
-    machine.mem.serve();
-    assert_eq!(machine.ring.written(n), 10);
-    assert_eq!(machine.shared.snapshot().mem[0].plugged, BLOCK);
+    let n = rig.ring.offer(0, &buffers);
+    rig.mem.serve();
+    assert_eq!(rig.ring.written(n), 10);
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, BLOCK);
 }
 
 #[test]
 fn chains_without_room_for_an_answer_go_back_empty() {
-    let mut machine = machine(4 * MIB);
-    let (from, to) = (machine.ring.place(0), machine.ring.place(1));
+    let mut rig = rig(4 * MIB);
+    let (from, to) = (rig.ring.place(0), rig.ring.place(1));
     let request = Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 };
-    machine.ring.fill(from, &request.to_bytes());
+    rig.ring.fill(from, &request.to_bytes());
     let readable = Buffer { address: from, size: 24, writable: false };
     let writable = |address, size| Buffer { address, size, writable: true };
-    machine.ring.offer(0, &[readable]);
-    machine.ring.offer(2, &[readable, writable(to, 9)]);
-    machine.ring.offer(4, &[writable(to, 9)]);
-    machine.mem.serve();
-    assert_eq!(machine.ring.used(), 3);
-    assert_eq!([0, 1, 2].map(|n| machine.ring.written(n)), [0; 3]);
-    assert_eq!(
-        machine.shared.snapshot().mem[0].plugged,
-        0,
-        "a request that cannot be answered is not served"
-    );
-    // Answers into memory that is not there are lost, and the device goes on.
-    machine.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
-    machine.mem.serve();
-    assert_eq!((machine.ring.used(), machine.ring.written(3)), (4, 0));
-    assert_eq!(machine.ask(RequestKind::Plug, 1, 1).0, ACK);
+    rig.ring.offer(0, &[readable]);
+    rig.ring.offer(2, &[readable, writable(to, 9)]);
+    rig.ring.offer(4, &[writable(to, 9)]);
+    rig.mem.serve();
+    assert_eq!(rig.ring.used(), 3);
+    assert_eq!([0, 1, 2].map(|n| rig.ring.written(n)), [0; 3]);
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, 0, "a request that cannot be answered is not served");
+    // An answer into memory that is not plugged is lost, and the device goes on.
+    rig.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
+    rig.mem.serve();
+    assert_eq!((rig.ring.used(), rig.ring.written(3)), (4, 0));
+    assert_eq!(rig.ask(RequestKind::Plug, 1, 1).0, ACK);
 }
 
-/// The buffer of the answer lies in the very block that the request unplugs.
+/// The buffer for the answer lies in the block that the request unplugs.
 #[test]
 fn a_request_may_unplug_its_own_buffers() {
-    let mut machine = machine(4 * MIB);
-    machine.ask(RequestKind::Plug, 0, 2);
+    let mut rig = rig(4 * MIB);
+    rig.ask(RequestKind::Plug, 0, 2);
     let request = Request { kind: RequestKind::Unplug, addr: HOLE_END, nb_blocks: 2 };
-    machine.memory.view().write_slice(&request.to_bytes(), GuestAddress(HOLE_END)).unwrap();
+    rig.memory.view().write_slice(&request.to_bytes(), GuestAddress(HOLE_END)).unwrap();
     let buffers = [
         Buffer { address: HOLE_END, size: 24, writable: false },
         Buffer { address: HOLE_END + BLOCK, size: 10, writable: true },
     ];
-    let n = machine.ring.offer(0, &buffers);
-    machine.mem.serve();
-    assert_eq!((machine.ring.used(), machine.ring.written(n)), (n + 1, 0));
-    assert_eq!(machine.shared.snapshot().mem[0].plugged, 0);
+    let n = rig.ring.offer(0, &buffers);
+    rig.mem.serve();
+    assert_eq!((rig.ring.used(), rig.ring.written(n)), (n + 1, 0));
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, 0);
 }
 
 #[test]
 fn a_queue_outside_memory_breaks_the_device_until_its_reset() {
-    let mut machine = machine(4 * MIB);
+    let mut rig = rig(4 * MIB);
     // The available index runs ahead by more than the queue holds.
-    machine.ring.fill(MIB + 16 * u64::from(Ring::SIZE) + 2, &200_u16.to_le_bytes());
-    let served = machine.mem.serve();
+    rig.ring.fill(MIB + 16 * u64::from(Ring::SIZE) + 2, &200_u16.to_le_bytes());
+    let served = rig.mem.serve();
     assert!(!served.busy && !served.more);
-    let status = machine.shared.snapshot().mem[0].clone();
+    let status = rig.shared.snapshot().mem[0].clone();
     assert!(!status.driver && status.refused.is_some_and(|why| why.contains("reset")));
-    assert_ne!(read(&mut machine.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
-    machine.ring = Ring::new(&machine.memory, 4 * MIB);
-    initialise(&mut machine.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&machine.ring]);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 1).0, ACK);
+    assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    rig.ring = Ring::new(&rig.memory, 4 * MIB);
+    initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
 }
 
-/// 5.15.6.2: a device reset changes no block.
+/// virtio 1.3, section 5.15.6.2: a device reset changes no block.
 #[test]
 fn a_device_reset_keeps_what_is_plugged() {
-    let mut machine = machine(4 * MIB);
-    machine.ask(RequestKind::Plug, 0, 2);
-    write(&mut machine.mem, VIRTIO_MMIO_STATUS, 0);
-    assert!(!machine.shared.snapshot().mem[0].driver);
-    assert_eq!(machine.config().plugged_size, 4 * MIB);
+    let mut rig = rig(4 * MIB);
+    rig.ask(RequestKind::Plug, 0, 2);
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    assert!(!rig.shared.snapshot().mem[0].driver);
+    assert_eq!(rig.config().plugged_size, 4 * MIB);
     // A kick of a device without a driver does nothing.
-    assert!(!machine.mem.serve().more);
+    assert!(!rig.mem.serve().more);
 }
 
 #[test]
 fn a_driver_must_promise_not_to_touch_unplugged_memory() {
-    let mut machine = machine(4 * MIB);
-    initialise(&mut machine.mem, 0, &[&machine.ring]);
-    assert!(!machine.shared.snapshot().mem[0].driver);
+    let mut rig = rig(4 * MIB);
+    initialise(&mut rig.mem, 0, &[&rig.ring]);
+    assert!(!rig.shared.snapshot().mem[0].driver);
 }
 
 #[test]
 fn a_notification_that_kvm_does_not_take_reaches_the_event_loop() {
-    let mut machine = machine(4 * MIB);
-    write(&mut machine.mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
-    assert_eq!(machine.kick.read().unwrap(), 1);
+    let mut rig = rig(4 * MIB);
+    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    assert_eq!(rig.kick.read().unwrap(), 1);
 }
 
 #[test]
 fn a_system_reset_unplugs_and_keeps_the_target() {
-    let mut machine = machine(64 * MIB);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 8), (ACK, 0));
-    assert_eq!(machine.ask(RequestKind::Plug, 100, 2), (ACK, 0));
-    assert_eq!(machine.ask(RequestKind::Unplug, 511, 1).0, ERROR);
-    machine.slots.fail_add_after(0);
-    assert_eq!(machine.ask(RequestKind::Plug, 130, 1).0, BUSY);
-    machine.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
-    let region = machine.shared.snapshot().mem[0].region;
+    let mut rig = rig(64 * MIB);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 8), (ACK, 0));
+    assert_eq!(rig.ask(RequestKind::Plug, 100, 2), (ACK, 0));
+    assert_eq!(rig.ask(RequestKind::Unplug, 511, 1).0, ERROR);
+    rig.slots.fail_add_after(0);
+    assert_eq!(rig.ask(RequestKind::Plug, 130, 1).0, BUSY);
+    rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
+    let region = rig.shared.snapshot().mem[0].region;
     let reached = tidevm_abi::ResizeState::Reached;
     let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, state: reached };
-    machine.shared.report(tidevm_abi::Report::Resize(report));
-    machine.mem.reset();
-    machine.slots = FakeSlots::default();
-    machine.memory.reset(Box::new(machine.slots.clone())).unwrap();
-    // Whoever was to retry is gone.
-    machine.mem.retry();
-    assert_eq!(interrupts(&mut machine.mem), 0);
-    let status = machine.shared.snapshot().mem[0].clone();
+    rig.shared.report(tidevm_abi::Report::Resize(report));
+    rig.mem.reset();
+    rig.slots = FakeSlots::default();
+    rig.memory.reset(Box::new(rig.slots.clone())).unwrap();
+    // The driver that was to retry is gone.
+    rig.mem.retry();
+    assert_eq!(interrupts(&mut rig.mem), 0);
+    let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.driver), (0, 64 * MIB, false));
     assert_eq!((status.report, status.refused), (None, None));
-    assert_eq!(machine.config().requested_size, 64 * MIB);
-    assert_eq!(machine.slots.hotplug(64 * MIB), []);
-    assert_eq!(machine.memory.held(0).unwrap(), 0);
-    assert_eq!(read(&mut machine.mem, VIRTIO_MMIO_STATUS), 0);
-    // The next driver finds it as the first did.
-    machine.ring = Ring::new(&machine.memory, 2 * MIB);
-    initialise(&mut machine.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&machine.ring]);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 32), (ACK, 0));
+    assert_eq!(rig.config().requested_size, 64 * MIB);
+    assert_eq!(rig.slots.hotplug(64 * MIB), []);
+    assert_eq!(rig.memory.held(0).unwrap(), 0);
+    assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_STATUS), 0);
+    // The next driver finds the device as the first one did.
+    rig.ring = Ring::new(&rig.memory, 2 * MIB);
+    initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 32), (ACK, 0));
 }
 
-/// What a driver does when it is unbound: its memory is in use, driver or not (virtio 1.3, section
-/// 5.15.6.2).
+/// A driver resets its device when it is unbound. The guest goes on using the memory without a driver (virtio
+/// 1.3, section 5.15.6.2).
 #[test]
 fn a_device_reset_half_way_keeps_what_is_plugged() {
-    let mut machine = machine(64 * MIB);
-    assert_eq!(machine.ask(RequestKind::Plug, 0, 8), (ACK, 0));
-    machine.memory.view().write_obj(7_u8, GuestAddress(HOLE_END)).unwrap();
-    // One more is offered, and not served before the reset.
-    let (from, to) = (machine.ring.place(0), machine.ring.place(1));
-    machine.ring.fill(from, &Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 }.to_bytes());
+    let mut rig = rig(64 * MIB);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 8), (ACK, 0));
+    rig.memory.view().write_obj(7_u8, GuestAddress(HOLE_END)).unwrap();
+    // One more request is offered, and not served before the reset.
+    let (from, to) = (rig.ring.place(0), rig.ring.place(1));
+    rig.ring.fill(from, &Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 }.to_bytes());
     let request = Buffer { address: from, size: REQUEST_SIZE as u32, writable: false };
-    machine.ring.offer(0, &[request, Buffer { address: to, size: 10, writable: true }]);
-    write(&mut machine.mem, VIRTIO_MMIO_STATUS, 0);
-    assert!(!machine.shared.snapshot().mem[0].driver);
-    assert_eq!(machine.mem.serve(), Served { busy: false, more: false });
-    let used = machine.ring.used();
-    machine.mem.resize(32 * MIB).unwrap();
-    let status = machine.shared.snapshot().mem[0].clone();
+    rig.ring.offer(0, &[request, Buffer { address: to, size: 10, writable: true }]);
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    assert!(!rig.shared.snapshot().mem[0].driver);
+    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    let used = rig.ring.used();
+    rig.mem.resize(Size(32 * MIB)).unwrap();
+    let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.driver), (16 * MIB, 32 * MIB, false));
     assert_eq!(
-        (machine.ring.used(), machine.memory.view().read_obj(GuestAddress(HOLE_END)).ok()),
+        (rig.ring.used(), rig.memory.view().read_obj(GuestAddress(HOLE_END)).ok()),
         (used, Some(7_u8))
     );
-    // The next driver finds what is plugged, and goes on from there.
-    machine.ring = Ring::new(&machine.memory, 2 * MIB);
-    initialise(&mut machine.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&machine.ring]);
-    assert!(machine.shared.snapshot().mem[0].driver);
-    assert_eq!(machine.config().plugged_size, 16 * MIB);
-    assert_eq!(machine.ask(RequestKind::State, 0, 8), (ACK, 0));
-    assert_eq!(machine.ask(RequestKind::Plug, 8, 8), (ACK, 0));
+    // The next driver finds the plugged memory and goes on from there.
+    rig.ring = Ring::new(&rig.memory, 2 * MIB);
+    initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+    assert!(rig.shared.snapshot().mem[0].driver);
+    assert_eq!(rig.config().plugged_size, 16 * MIB);
+    assert_eq!(rig.ask(RequestKind::State, 0, 8), (ACK, 0));
+    assert_eq!(rig.ask(RequestKind::Plug, 8, 8), (ACK, 0));
 }

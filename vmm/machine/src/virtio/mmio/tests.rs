@@ -1,4 +1,4 @@
-//! What a driver sees, register by register; numbers are sections of virtio 1.3.
+//! The driver's view, register by register. Numbers are sections of virtio 1.3.
 
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_ALIGN, VIRTIO_MMIO_QUEUE_PFN, VIRTIO_MMIO_SHM_LEN_HIGH,
@@ -11,7 +11,7 @@ const DRIVER: u32 = ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
 const FEATURES_OK: u32 = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 const DRIVER_OK: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
-/// A device of type 24 that offers bits 0 and 1 and needs bit 1, with two queues.
+/// A device of type 24 with two queues, which offers bits 0 and 1 and insists on bit 1.
 fn registers() -> Registers {
     Registers::new(24, 0b11, 0b10, &[128, 64], &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap()
 }
@@ -60,7 +60,7 @@ fn the_device_says_what_it_is() {
     assert_eq!(read(&registers, VIRTIO_MMIO_SHM_LEN_HIGH), u32::MAX);
 }
 
-/// 2.2: feature bits in words of 32, nothing above what is defined.
+/// 2.2: feature bits are read in words of 32, and are 0 above the defined ones.
 #[test]
 fn features_are_read_by_words() {
     let mut registers = registers();
@@ -73,7 +73,7 @@ fn features_are_read_by_words() {
     assert_eq!(words, [0b11, 1, 0, 0]);
 }
 
-/// 3.1.1: `FEATURES_OK` reads back only when the device can work with what was accepted.
+/// 3.1.1: `FEATURES_OK` reads back only when the device can work with the accepted features.
 #[test]
 fn features_must_be_offered_and_enough() {
     let version_1 = 1 << 32;
@@ -108,7 +108,7 @@ fn features_cannot_change_later() {
     assert!(registers.running());
 }
 
-/// 2.1.1: bits are set in order and never cleared but by a reset.
+/// 2.1.1: bits are set in order, and only a reset clears them.
 #[test]
 fn status_only_ever_grows() {
     let mut registers = registers();
@@ -125,7 +125,7 @@ fn status_only_ever_grows() {
     assert!(!registers.running());
 }
 
-/// 2.4.1 and 4.2.2.1: a reset brings everything back but the configuration.
+/// 2.4.1 and 4.2.2.1: a reset restores everything except the configuration.
 #[test]
 fn reset_forgets_the_driver() {
     let mut registers = negotiated();
@@ -205,7 +205,7 @@ fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 2);
 }
 
-/// 2.1.2 and 2.5.3: a broken device says so, and that is a change of configuration.
+/// 2.1.2 and 2.5.3: a broken device reports it, which is a change of configuration.
 #[test]
 fn a_broken_device_asks_for_a_reset() {
     let mut registers = negotiated();
@@ -216,7 +216,7 @@ fn a_broken_device_asks_for_a_reset() {
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
 }
 
-/// 2.5.1 and 4.2.2: any width, and a generation for what is read in parts.
+/// 2.5.1 and 4.2.2: the configuration is read in any width; a generation detects changes between two reads.
 #[test]
 fn configuration_is_read_in_any_width_and_never_written() {
     let mut registers = registers();

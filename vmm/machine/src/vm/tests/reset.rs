@@ -1,4 +1,4 @@
-//! Guests that reset their machine.
+//! Guests that ask for a reset.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -7,17 +7,17 @@ use tidevm_abi::Report;
 
 use super::*;
 use crate::bus::I8042_RESET;
-use crate::events::RESET_PAUSE;
 use crate::state::{MemStatus, WaitError};
-use crate::vcpu::STOP_LIMIT;
-use crate::vm::lock;
+use crate::sync::lock;
+use crate::vm::STOP_LIMIT;
+use crate::vm::events::RESET_PAUSE;
 
 /// mov al, 0xfe; out 0x64, al; hlt
 const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
 
 /// Resets at every [`go`].
 fn resetting() -> Kernel {
-    // WAIT ends with an absolute address, in 32-bit code without a SIB byte.
+    // WAIT in 32-bit code, where an absolute address needs no SIB byte.
     let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
     code.extend(RESET);
     Kernel::new(&code)
@@ -27,7 +27,7 @@ fn await_resets(vm: &Vm, count: u64) {
     vm.wait(LIMIT, "a reset", |state| (state.resets >= count).then_some(())).unwrap();
 }
 
-/// Whether the machine has no more resets than that, and will have none.
+/// Whether the VM had `resets` resets and has no more.
 fn is_at_rest(vm: &Vm, resets: u64) -> bool {
     std::thread::sleep(2 * RESET_PAUSE);
     vm.state().resets == resets && !vm.state().ended()
@@ -42,13 +42,13 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
     let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
     drop(kernel);
     for count in 1..=3 {
-        let (started, room) = (vm.exits()[0].io, vm.serial.room());
-        vm.serial.input(b"to the guest that was");
+        let (started, room) = (vm.exits()[0].io, vm.shared.devices.serial.room());
+        vm.shared.devices.serial.input(b"to the guest before the reset");
         go(&vm);
         await_resets(&vm, count);
-        // Or it would reset again at once.
+        // If memory were not fresh, the guest would reset again at once.
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
-        assert_eq!((vm.exits()[0].io, vm.serial.room()), (started + 1, room));
+        assert_eq!((vm.exits()[0].io, vm.shared.devices.serial.room()), (started + 1, room));
     }
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
@@ -79,10 +79,10 @@ fn calls_end_with_the_guest_that_they_were_made_to() {
         go(&vm);
         assert_eq!(waiter.join().unwrap(), Err(WaitError::Reset));
     });
-    // The guest that starts now is not asked what another was asked.
+    // The restarted guest does not get the calls that were made to the guest before the reset.
     await_resets(&vm, 1);
-    assert!(lock(&vm.console).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
-    assert_eq!(lock(&vm.console).unread(), 1);
+    assert!(lock(&vm.shared.devices.control).call(tidevm_abi::Call { id: 9, op: Op::Stats }).is_ok());
+    assert_eq!(lock(&vm.shared.devices.control).unread(), 1);
 }
 
 #[test]
@@ -92,12 +92,12 @@ fn several_vcpus_that_reset_reset_once() {
     }
     let kernel = resetting();
     let vm = Vm::start(kernel.config()).unwrap();
-    let board = lock(&vm.board);
+    let hardware = lock(&vm.hardware);
     go(&vm);
-    // The event loop has taken note of the first when the second comes.
+    // The second request comes when the event loop has already acknowledged the first.
     std::thread::sleep(Duration::from_millis(100));
-    vm.machine.reset.write(1).unwrap();
-    drop(board);
+    vm.shared.reset.write(1).unwrap();
+    drop(hardware);
     await_resets(&vm, 1);
     assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
 }
@@ -119,7 +119,7 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
     }
 }
 
-/// As if it had asked for the reset, which it never does.
+/// The test asks for the reset, because tidevm's own guest never does.
 #[test]
 fn tidevms_own_guest_is_up_again_and_follows_again() {
     const SIZE: u64 = 128 * MIB;
@@ -127,7 +127,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
     if !kvm() {
         return;
     }
-    let hotplug = vec![HotplugConfig { requested: SIZE, ..HotplugConfig::new(1 << 30) }];
+    let hotplug = vec![HotplugConfig { requested: Size(SIZE), ..HotplugConfig::new(Size::gib(1)) }];
     let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
     for resets in 0..=1 {
         let up = |state: &crate::state::State| {
@@ -139,14 +139,14 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         if resets == 0 {
-            vm.machine.reset.write(1).unwrap();
+            vm.shared.reset.write(1).unwrap();
         }
     }
     assert_eq!(vm.state().bad_records, 0);
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
 
-/// A vCPU that waits for somebody to read its console is stopped as any other.
+/// A vCPU that waits for its console to be read is stopped like any other.
 #[test]
 fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     if !kvm() {
@@ -170,7 +170,7 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     };
     await_stuck();
     let start = Instant::now();
-    vm.machine.reset.write(1).unwrap();
+    vm.shared.reset.write(1).unwrap();
     await_resets(&vm, 1);
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
     await_stuck();
@@ -187,23 +187,23 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
     let kernel = resetting();
     let up = || {
         let vm = Vm::start(kernel.config()).unwrap();
-        vm.machine.shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+        vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
         vm
     };
     assert_eq!(up().stop(Duration::from_millis(50)), End::Forced { asked: true });
     let vm = up();
-    let machine = Arc::clone(&vm.machine);
+    let shared = Arc::clone(&vm.shared);
     let start = Instant::now();
     std::thread::scope(|scope| {
         let end = scope.spawn(|| vm.stop(LIMIT));
         std::thread::sleep(Duration::from_millis(50));
-        machine.reset.write(1).unwrap();
+        shared.reset.write(1).unwrap();
         assert_eq!(end.join().unwrap(), End::Forced { asked: false });
     });
     assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
 }
 
-/// The driver is on its way to the target, and has it again to go to when it starts anew.
+/// A reset interrupts the driver on its way to the target. The restarted driver has the same target.
 #[test]
 fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     const TARGET: u64 = 4 << 30;
@@ -213,18 +213,18 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     }
     let vm = Vm::start(Config {
         console: ConsoleMode::Off,
-        hotplug: vec![HotplugConfig::new(TARGET)],
+        hotplug: vec![HotplugConfig::new(Size(TARGET))],
         ..Config::default()
     })
     .unwrap();
     vm.wait(BOOT, "the guest", |state| state.ready).unwrap();
     let at = |size, mem: &MemStatus| mem.report.is_some_and(|report| report.plugged == size);
     for resets in 1..=3 {
-        vm.resize(0, TARGET).unwrap();
-        // Plugged at one stroke, and not online for a while.
+        vm.resize(0, Size(TARGET)).unwrap();
+        // All is plugged at once, and is not online for a while.
         let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
-        vm.machine.reset.write(1).unwrap();
+        vm.shared.reset.write(1).unwrap();
         assert!(under_way, "it was there already");
         let at_reset =
             vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
@@ -235,14 +235,14 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
         .unwrap();
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
-        vm.resize(0, 0).unwrap();
+        vm.resize(0, Size(0)).unwrap();
         vm.wait(BOOT, "nothing", |state| at(0, &state.mem[0]).then_some(())).unwrap();
     }
     assert_eq!(vm.state().bad_records, 0);
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
 
-/// Whatever of its memory a guest used, none is held when the next one starts.
+/// A reset gives back all memory that the guest used.
 #[test]
 fn resets_give_back_what_was_plugged() {
     if !kvm() {
@@ -253,18 +253,18 @@ fn resets_give_back_what_was_plugged() {
     for resets in 1..=5 {
         for run in 0..50 {
             let start = HOLE_END + run * 8 * MIB;
-            vm.machine.memory.plug(0, start..start + 2 * MIB).unwrap();
-            vm.machine.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
+            vm.shared.memory.plug(0, at(start..start + 2 * MIB)).unwrap();
+            vm.shared.memory.view().write_obj(resets, GuestAddress(start)).unwrap();
         }
-        assert_ne!(vm.held(0).unwrap(), 0);
+        assert_ne!(vm.held(0).unwrap(), Size(0));
         go(&vm);
         await_resets(&vm, resets);
-        assert_eq!(vm.held(0).unwrap(), 0);
+        assert_eq!(vm.held(0).unwrap(), Size(0));
     }
     assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
 }
 
-/// The end is told without the lock that a reset holds, and a reset that comes to see it is none.
+/// Ending a VM does not wait for the lock that a reset holds, and a reset that sees the end does nothing.
 #[test]
 fn an_end_comes_before_a_reset_that_waits() {
     if !kvm() {
@@ -272,8 +272,8 @@ fn an_end_comes_before_a_reset_that_waits() {
     }
     let kernel = resetting();
     let vm = Vm::start(kernel.config()).unwrap();
-    let (machine, board) = (Arc::clone(&vm.machine), Arc::clone(&vm.board));
-    let busy = lock(&board);
+    let (shared, hardware) = (Arc::clone(&vm.shared), Arc::clone(&vm.hardware));
+    let busy = lock(&hardware);
     go(&vm);
     let until = |done: &dyn Fn() -> bool| {
         let start = Instant::now();
@@ -285,9 +285,9 @@ fn an_end_comes_before_a_reset_that_waits() {
     until(&|| vm.exits()[0].io == 1);
     std::thread::scope(|scope| {
         let end = scope.spawn(|| vm.stop(LIMIT));
-        until(&|| machine.over.load(Ordering::Acquire));
+        until(&|| shared.over.load(Ordering::Acquire));
         drop(busy);
         assert_eq!(end.join().unwrap(), End::Forced { asked: false });
     });
-    assert_eq!(machine.shared.snapshot().resets, 0);
+    assert_eq!(shared.state.snapshot().resets, 0);
 }

@@ -1,12 +1,11 @@
-//! The control channel: calls to the guest, reports from it.
+//! The control channel: calls to the guest, and reports from the guest.
 //!
-//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries
-//! [`Call`]s to the driver, queue 1 [`Report`]s from it. Differs on purpose in what a buffer is:
-//! one buffer, one record, instead of a stream of bytes.
+//! Mirrors the virtio-console device without `MULTIPORT` (virtio 1.3, section 5.3): queue 0 carries [`Call`]s
+//! to the driver, queue 1 [`Report`]s from it. Differs on purpose: each buffer is one record, not a part of a
+//! byte stream.
 //!
-//! Invariants: at most [`MAX_UNREAD`] calls wait, and nothing of a report is kept but what
-//! [`crate::State`] has a field for, so a guest that does not read or does not stop writing costs
-//! nothing.
+//! Invariants: at most [`MAX_UNREAD`] calls wait. Of a report only the fields of [`crate::State`] are kept.
+//! So a guest that does not read, or writes without end, takes no memory of the VMM.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,9 +16,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Memory;
-use crate::state::Shared;
+use crate::state::SharedState;
 use crate::virtio::mmio::{Effect, Registers};
-use crate::virtio::{Port, RegisterDevice};
+use crate::virtio::{RegisterDevice, Transport};
 
 /// Most calls that may wait for the guest to read them.
 pub const MAX_UNREAD: usize = 64;
@@ -32,15 +31,15 @@ pub const REPORTS: usize = 1;
 
 const QUEUE_SIZE: u16 = 64;
 
-/// Columns, rows, number of ports, emergency write: all without their features, so without meaning.
+/// Columns, rows, number of ports, emergency write. Their features are not offered, so they have no meaning.
 const CONFIG: [u8; 12] = [0; 12];
 
 /// The control channel's device.
 #[derive(Debug)]
-pub struct Console {
-    port: Port,
+pub struct Control {
+    transport: Transport,
     memory: Arc<Memory>,
-    shared: Arc<Shared>,
+    state: Arc<SharedState>,
     unread: VecDeque<Call>,
     kicks: [EventFd; 2],
 }
@@ -49,28 +48,28 @@ pub struct Console {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-impl Console {
-    /// A channel without calls. `interrupt` reaches the driver, `kicks` are written when a queue
-    /// has new buffers.
+impl Control {
+    /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue
+    /// with the same index has new buffers.
     ///
     /// # Errors
-    /// Never with the sizes of this device.
+    /// Never with this device's queue sizes.
     pub(crate) fn new(
         memory: Arc<Memory>,
-        shared: Arc<Shared>,
+        state: Arc<SharedState>,
         interrupt: EventFd,
         kicks: [EventFd; 2],
     ) -> io::Result<Self> {
         let registers =
             Registers::new(VIRTIO_ID_CONSOLE, 0, 0, &[QUEUE_SIZE; 2], &CONFIG).map_err(io::Error::other)?;
-        let port = Port::new(registers, interrupt);
-        Ok(Self { port, memory, shared, unread: VecDeque::new(), kicks })
+        let transport = Transport::new(registers, interrupt);
+        Ok(Self { transport, memory, state, unread: VecDeque::new(), kicks })
     }
 
-    /// Hands a call to the guest, now or when it has a buffer for it.
+    /// Sends a call to the guest, as soon as the guest has a buffer for it.
     ///
     /// # Errors
-    /// [`Full`]; the call is not made.
+    /// [`Full`]; the call is not sent.
     pub fn call(&mut self, call: Call) -> Result<(), Full> {
         if self.unread.len() >= MAX_UNREAD {
             return Err(Full);
@@ -80,19 +79,18 @@ impl Console {
         Ok(())
     }
 
-    /// System reset: no driver, and nobody who could answer the calls that were made.
+    /// System reset: there is no driver, and no guest that could answer the calls that were made.
     pub fn reset(&mut self) {
-        self.port.registers.reset();
+        self.transport.registers.reset();
         self.unread.clear();
-        self.shared.lose_guest();
+        self.state.lose_guest();
     }
 
-    /// Writes waiting calls into the buffers that the driver offers. Returns whether there may be
-    /// more to do.
+    /// Writes waiting calls to the buffers that the driver offers. Returns whether there may be more to do.
     pub fn serve_calls(&mut self) -> bool {
         let mut used = false;
         let mut more = false;
-        for _ in 0..self.port.batch(CALLS) {
+        for _ in 0..self.transport.batch(CALLS) {
             more = false;
             let Some(call) = self.unread.front() else { break };
             let mut record = [0; MAX_RECORD];
@@ -102,19 +100,19 @@ impl Console {
                 continue;
             };
             let view = self.memory.view();
-            let Some(chain) = self.port.pop(&*view, CALLS, 0, record.len()) else { break };
+            let Some(chain) = self.transport.pop(&*view, CALLS, 0, record.len()) else { break };
             let written = chain.write(&view, record);
             if written > 0 {
                 self.unread.pop_front();
             } else {
-                self.shared.change(|state| state.bad_records += 1);
+                self.state.change(|state| state.bad_records += 1);
             }
-            self.port.push(&*view, CALLS, &chain, written);
+            self.transport.push(&*view, CALLS, &chain, written);
             used = true;
             more = true;
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         more
     }
@@ -123,34 +121,34 @@ impl Console {
     pub fn serve_reports(&mut self) -> bool {
         let mut used = false;
         let mut more = true;
-        for _ in 0..self.port.batch(REPORTS) {
+        for _ in 0..self.transport.batch(REPORTS) {
             let view = self.memory.view();
-            // One byte more than a record has, so that a longer one is seen as such.
-            let Some(chain) = self.port.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
+            // One byte more than the longest record, so that a longer one is recognised.
+            let Some(chain) = self.transport.pop(&*view, REPORTS, MAX_RECORD + 1, 0) else {
                 more = false;
                 break;
             };
             match decode::<Report>(chain.request()) {
-                Ok(report) => self.shared.report(report),
-                Err(_) => self.shared.change(|state| state.bad_records += 1),
+                Ok(report) => self.state.report(report),
+                Err(_) => self.state.change(|state| state.bad_records += 1),
             }
-            self.port.push(&*view, REPORTS, &chain, 0);
+            self.transport.push(&*view, REPORTS, &chain, 0);
             used = true;
         }
         if used {
-            self.port.notify_used();
+            self.transport.notify_used();
         }
         more && used
     }
 }
 
-impl RegisterDevice for Console {
+impl RegisterDevice for Control {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.port.registers.read(offset, data);
+        self.transport.registers.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.port.registers.write(offset, data) {
+        match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             // A driver may have filled its queue before it was ready.
             Effect::StatusChanged => self.kicks[CALLS].write(1),
@@ -160,8 +158,8 @@ impl RegisterDevice for Console {
 }
 
 #[cfg(test)]
-impl Console {
-    /// How many calls wait to be read.
+impl Control {
+    /// The number of calls that wait to be read.
     pub(crate) fn unread(&self) -> usize {
         self.unread.len()
     }

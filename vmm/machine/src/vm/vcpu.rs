@@ -1,138 +1,73 @@
-//! One thread a vCPU: runs the guest, takes its exits to the devices, and ends with a report when
-//! the guest cannot go on.
+//! One thread per vCPU: runs the guest, takes its exits to the devices, and records a death when the guest
+//! cannot go on.
 //!
-//! A vCPU that resets the machine ends alone: what stops the others and starts all again must be none
-//! of them. A vCPU thread is stopped by a flag and a signal. The flag is read before every `KVM_RUN`; a
-//! signal between that and the entry is lost, so [`Vcpus::stop`] repeats it until the thread is
-//! gone. An idle vCPU halts inside KVM: its thread sleeps.
+//! A vCPU that asks for a reset only ends its own thread. The event loop stops the other vCPUs and starts all
+//! of them again, because no vCPU thread can wait for its own end.
 //!
-//! A guest that touches unplugged memory dies of it. KVM says so in two ways: EFAULT where the memory
-//! has a slot, an MMIO exit where it has none.
+//! A vCPU thread is stopped by a flag and a signal. The thread reads the flag before every `KVM_RUN`. A
+//! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended.
+//! An idle vCPU halts inside KVM: its thread sleeps.
+//!
+//! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
+//! has a memslot, as an MMIO exit where it has none.
 #![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
-use vmm_sys_util::eventfd::EventFd;
+use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::boot::Image;
-use crate::bus::{Access, Bus};
-use crate::memory::Memory;
-use crate::report;
-use crate::state::{Death, DeathKind, Shared, State};
+use super::exits::{ExitCounters, count};
+use super::shared::VmShared;
+use crate::bus::Access;
+use crate::death;
+use crate::state::{Death, DeathKind, State};
 use crate::symbols::Symbols;
 
-/// How long a vCPU may take to leave the guest. It takes microseconds; a host that needs longer is
-/// broken or overloaded beyond use.
+/// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
+/// this limit is broken or unusably overloaded.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// What all vCPUs of a machine use.
+/// The vCPU threads of a VM, if they run.
 #[derive(Debug)]
-pub(crate) struct Machine {
-    pub(crate) bus: Bus,
-    pub(crate) memory: Arc<Memory>,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) kernel: Image,
-    /// Written when the guest resets the machine.
-    pub(crate) reset: EventFd,
-    /// vCPUs shall leave the guest.
-    pub(crate) stop: Arc<AtomicBool>,
-    /// The VMM ends the machine: a guest's reset does not start it again.
-    pub(crate) over: AtomicBool,
-    /// One entry a vCPU, over all resets.
-    pub(crate) counters: Vec<Counters>,
-}
-
-impl Machine {
-    /// Exits since the machine was first started, one entry a vCPU.
-    pub(crate) fn exits(&self) -> Vec<ExitCounts> {
-        self.counters.iter().map(Counters::read).collect()
-    }
-}
-
-/// How often a vCPU came out of the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExitCounts {
-    /// Port reads and writes.
-    pub io: u64,
-    /// Reads and writes of device registers in memory space.
-    pub mmio: u64,
-    /// Accesses to addresses at which there is nothing.
-    pub stray: u64,
-    /// Interrupted by a signal.
-    pub interrupted: u64,
-    /// Everything else.
-    pub other: u64,
-}
-
-/// [`ExitCounts`] while they are counted. Only their own thread writes them; others read them at
-/// any time, in no order with anything.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    io: AtomicU64,
-    mmio: AtomicU64,
-    stray: AtomicU64,
-    interrupted: AtomicU64,
-    other: AtomicU64,
-}
-
-impl Counters {
-    fn read(&self) -> ExitCounts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ExitCounts {
-            io: read(&self.io),
-            mmio: read(&self.mmio),
-            stray: read(&self.stray),
-            interrupted: read(&self.interrupted),
-            other: read(&self.other),
-        }
-    }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// The vCPUs of a machine, running or not.
-#[derive(Debug)]
-pub(crate) struct Vcpus {
-    machine: Arc<Machine>,
+pub(super) struct Vcpus {
+    shared: Arc<VmShared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// vCPUs that are still in the guest, or held up on the way out.
+/// vCPUs that are still in the guest, or blocked on the way out.
 #[derive(Debug, thiserror::Error)]
 #[error("waited {limit:?} for {names} to leave the guest")]
-pub(crate) struct StillRunning {
+pub(super) struct StillRunning {
     names: String,
     limit: Duration,
 }
 
 impl Vcpus {
-    /// The vCPUs of `machine`, none of which runs.
-    pub(crate) fn new(machine: Arc<Machine>) -> Self {
-        Self { machine, threads: Vec::new() }
+    /// No vCPU of `shared` runs yet.
+    pub(super) fn new(shared: Arc<VmShared>) -> Self {
+        Self { shared, threads: Vec::new() }
     }
 
-    /// Starts one thread for each of `vcpus`; none runs now.
+    /// Starts one thread for each of `vcpus`. No thread runs before.
     ///
     /// # Errors
-    /// The host gives no thread; those that were started have ended.
-    pub(crate) fn start(&mut self, vcpus: Vec<VcpuFd>) -> std::io::Result<()> {
+    /// The host provides no thread. The threads that were started have ended again.
+    pub(super) fn start(&mut self, vcpus: Vec<VcpuFd>) -> std::io::Result<()> {
         // Without a handler the signal would end the process; with one it ends a system call.
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
-        self.machine.stop.store(false, Ordering::Relaxed);
+        self.shared.stop.store(false, Ordering::Relaxed);
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let machine = Arc::clone(&self.machine);
+            let shared = Arc::clone(&self.shared);
             let name = format!("vcpu{index}");
-            let thread = thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &machine));
+            let thread = thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &shared));
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {
@@ -147,10 +82,10 @@ impl Vcpus {
     /// Ends all threads.
     ///
     /// # Errors
-    /// Threads that are not out of the guest within `limit`; they are left behind.
-    pub(crate) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
+    /// Some threads did not leave the guest within `limit`. They are abandoned.
+    pub(super) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
         // Pairs with the load before each KVM_RUN; the signal brings a running vCPU there.
-        self.machine.stop.store(true, Ordering::Release);
+        self.shared.stop.store(true, Ordering::Release);
         let deadline = Instant::now() + limit;
         let mut threads = std::mem::take(&mut self.threads);
         while !threads.is_empty() {
@@ -179,17 +114,17 @@ impl Vcpus {
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine) {
-    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, machine, &machine.counters[index])));
+fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
+    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, shared, &shared.exits[index])));
     let kind = match end {
         Ok(End::Stopped) => return,
         Ok(End::PoweredOff) => {
-            machine.shared.change(State::power_off);
+            shared.state.change(State::power_off);
             return;
         }
         Ok(End::Reset) => {
-            // Fails only when the counter is full, and then the reset is on its way.
-            if let Err(error) = machine.reset.write(1) {
+            // Fails only when the counter is full. A reset is pending then.
+            if let Err(error) = shared.reset.write(1) {
                 log::debug!("reset: {error}");
             }
             return;
@@ -197,13 +132,13 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, machine: &Machine) {
         Ok(End::Died(kind)) => kind,
         Err(_) => DeathKind::VmmPanic,
     };
-    let serial_tail = machine.bus.serial_tail();
-    let symbols = Symbols::of(machine.kernel.bytes());
-    let report = report::of(&vcpu, index, &machine.memory.view(), &symbols, &serial_tail);
-    machine.shared.change(|state| state.died(Death { kind, report }));
+    let serial_tail = shared.bus.serial_tail();
+    let symbols = Symbols::of(shared.kernel.bytes());
+    let report = death::text(&vcpu, index, &shared.memory.view(), &symbols, &serial_tail);
+    shared.state.change(|state| state.died(Death { kind, report }));
 }
 
-/// Why a vCPU runs no more.
+/// Why a vCPU's run ended.
 enum End {
     Stopped,
     PoweredOff,
@@ -211,24 +146,24 @@ enum End {
     Died(DeathKind),
 }
 
-fn run(vcpu: &mut VcpuFd, machine: &Machine, counters: &Counters) -> End {
-    while !machine.stop.load(Ordering::Acquire) {
+fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
+    while !shared.stop.load(Ordering::Acquire) {
         let step = match vcpu.run() {
-            Ok(VcpuExit::IoOut(port, data)) => (&counters.io, machine.bus.io_write(port, data), None),
-            Ok(VcpuExit::IoIn(port, data)) => (&counters.io, machine.bus.io_read(port, data), None),
+            Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
+            Ok(VcpuExit::IoIn(port, data)) => (&counters.io, shared.bus.io_read(port, data), None),
             Ok(VcpuExit::MmioRead(address, data)) => {
-                (&counters.mmio, machine.bus.mmio_read(address, data), Some(address))
+                (&counters.mmio, shared.bus.mmio_read(address, data), Some(address))
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                (&counters.mmio, machine.bus.mmio_write(address, data), Some(address))
+                (&counters.mmio, shared.bus.mmio_write(address, data), Some(address))
             }
-            // Nothing to do; KVM wants the loop to come round.
+            // Nothing to do: KVM only wants to be entered again.
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::IoapicEoi(_)) => {
                 (&counters.other, Access::Done, None)
             }
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
-            // A vCPU that waited for its SIPI: it came.
+            // A vCPU waited for its SIPI, and the SIPI came.
             Err(error) if error.errno() == libc::EAGAIN => (&counters.other, Access::Done, None),
             other => {
                 count(&counters.other);
@@ -245,10 +180,10 @@ fn run(vcpu: &mut VcpuFd, machine: &Machine, counters: &Counters) -> End {
             Access::Stray => {
                 count(&counters.stray);
                 let address = address.unwrap_or(0);
-                if machine.memory.regions().iter().any(|region| region.contains(&address)) {
+                if shared.memory.regions().iter().any(|region| region.contains(GuestAddress(address))) {
                     return End::Died(DeathKind::UnpluggedMemory(Some(address)));
                 }
-                stray(machine, address);
+                stray(shared, address);
             }
             Access::Exit(code) => {
                 count(counter);
@@ -279,9 +214,9 @@ fn exit(code: u8) -> End {
     }
 }
 
-/// Counts an access to nothing, and says so the first time.
-fn stray(machine: &Machine, address: u64) {
-    let before = machine.shared.change(|state| {
+/// Counts an access to an address without a device, and logs the first one.
+fn stray(shared: &VmShared, address: u64) {
+    let before = shared.state.change(|state| {
         state.stray_accesses += 1;
         state.stray_accesses - 1
     });
@@ -290,7 +225,7 @@ fn stray(machine: &Machine, address: u64) {
     }
 }
 
-/// What the guest dies of when `KVM_RUN` ends like this.
+/// The death that follows from this end of `KVM_RUN`.
 fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
     match exit {
         Ok(VcpuExit::Shutdown) => DeathKind::TripleFault,
@@ -298,14 +233,14 @@ fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
         Ok(VcpuExit::FailEntry(reason, _)) => DeathKind::FailEntry(*reason),
         Ok(VcpuExit::MemoryFault { gpa, .. }) => DeathKind::UnpluggedMemory(Some(*gpa)),
         Ok(_) => DeathKind::UnexpectedExit,
-        // Guest memory that KVM cannot reach is memory that this process closed.
+        // The only guest memory that KVM cannot reach is memory that this process closed.
         Err(error) if error.errno() == libc::EFAULT => DeathKind::UnpluggedMemory(None),
         Err(error) => DeathKind::RunFailed(error.errno()),
     }
 }
 
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
-    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it; that
-    // they mean this one follows from the exit reason, KVM_EXIT_INTERNAL_ERROR, of the last run.
+    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is
+    // the current one follows from the exit reason of the last run, KVM_EXIT_INTERNAL_ERROR.
     unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
 }

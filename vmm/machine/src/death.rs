@@ -1,4 +1,5 @@
-//! What can be said of a vCPU whose guest died: registers, where it was, what it said last.
+//! The text about a guest's death: the vCPU's registers, the code at its instruction pointer, and the last
+//! lines on the serial port.
 
 use std::fmt::Write;
 
@@ -9,15 +10,15 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::memory::View;
 use crate::symbols::Symbols;
 
-/// Bytes shown at the instruction pointer: no instruction is longer than 15.
+/// Bytes shown at the instruction pointer. An instruction has at most 15.
 const CODE: usize = 16;
 
 /// Bytes in the smallest page.
 const PAGE: u64 = 4096;
 
-/// A report, for people. Ends without a line break.
+/// The text, for people. It ends without a line break.
 #[must_use]
-pub fn of(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
+pub fn text(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
     let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
         (Ok(regs), Ok(sregs)) => {
             let mut text = registers(index, &regs, &sregs, symbols);
@@ -78,7 +79,7 @@ fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, symbols: &Symbols
     text
 }
 
-/// The bytes from `address` on, through the guest's page tables, up to the first that is not there.
+/// The bytes from `address` on, read through the guest's page tables, up to the first one that is not mapped.
 fn code(vcpu: &VcpuFd, address: u64, view: &View) -> Vec<u8> {
     let mut code = Vec::new();
     while code.len() < CODE {

@@ -1,12 +1,12 @@
-//! What a vCPU is before its first instruction: CPUID and registers.
+//! What CPUID tells a guest about its vCPUs.
 //!
-//! Mirrors the x86/HVM direct boot ABI for the first vCPU; the others wait for INIT and SIPI in the
-//! state that KVM resets them to.
+//! KVM's own answer (`KVM_GET_SUPPORTED_CPUID`), completed where KVM leaves it to the VMM: the hypervisor
+//! bit, the TSC deadline timer, and the topology. All vCPUs are cores of one package.
+//!
+//! Invariant: every leaf that holds a local APIC id holds the id of the vCPU that reads it.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_segment};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
-
-use crate::boot::Entry;
 
 /// CPUID leaf 1, ECX: the local APIC timer counts to a TSC value.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -15,20 +15,15 @@ const HYPERVISOR: u32 = 1 << 31;
 /// CPUID leaf 1, EDX: EBX names the number of logical processors.
 const HTT: u32 = 1 << 28;
 
-/// CPUID leaves that hold the topology, one level a sub-leaf.
+/// CPUID leaves that hold the topology, one level per sub-leaf.
 const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
-/// CPUID leaf whose EAX has the number of physical address bits in its lowest byte, and that number
-/// where there is no such leaf.
+/// CPUID leaf with the number of physical address bits, in the lowest byte of EAX.
 const ADDRESS_SIZES: u32 = 0x8000_0008;
+/// The number of physical address bits of a CPU without that leaf.
 const LEAST_ADDRESS_BITS: u32 = 36;
 
-/// RFLAGS: the bit that is always set.
-const RFLAGS: u64 = 1 << 1;
-/// CR0: protected mode; the x87 kind that is always there.
-const CR0: u64 = 1 << 0 | 1 << 4;
-
-/// What CPUID says on all vCPUs, but for what names the vCPU.
+/// The CPUID leaves that all vCPUs have in common. [`set_cpuid`] adds each vCPU's own identity.
 ///
 /// # Errors
 /// What KVM says.
@@ -47,26 +42,26 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     Ok(cpuid)
 }
 
-/// How many bits the physical addresses of vCPUs have.
+/// The number of bits of a vCPU's physical addresses.
 pub fn address_bits(cpuid: &CpuId) -> u32 {
     let leaf = cpuid.as_slice().iter().find(|entry| entry.function == ADDRESS_SIZES);
     leaf.map_or(LEAST_ADDRESS_BITS, |leaf| leaf.eax & 0xff)
 }
 
-/// KVM gives the first level of a topology leaf only, and leaves the others to the VMM.
+/// Adds levels 1 and 2 to a topology leaf. KVM gives level 0 only and leaves the others to the VMM.
 fn add_levels(cpuid: &mut CpuId, function: u32) {
     let levels: Vec<_> =
         cpuid.as_slice().iter().filter(|entry| entry.function == function).copied().collect();
     let Some(first) = levels.iter().find(|entry| entry.index == 0).copied() else { return };
     for index in [1, 2] {
         if levels.iter().all(|entry| entry.index != index) {
-            // Fails when the list is full, and then there is no room for these leaves.
+            // Fails when the list is full. The guest then sees one level fewer.
             drop(cpuid.push(kvm_cpuid_entry2 { index, ..first }));
         }
     }
 }
 
-/// Tells vCPU `id` of `count` who it is: its local APIC id is `id`, all vCPUs are cores of one
+/// Sets the CPUID of vCPU `id` of `count`. Its local APIC id is `id`, and all vCPUs are cores of one
 /// package.
 ///
 /// # Errors
@@ -87,11 +82,11 @@ fn identify(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
                 entry.edx |= HTT;
             }
         }
-        // Deterministic cache parameters: bits 31-26 are the cores of the package less one.
+        // Deterministic cache parameters: bits 31-26 are the number of cores of the package, minus one.
         0x4 if entry.eax & 0x1f != 0 => {
             entry.eax = entry.eax & 0x3ff_ffff | (u32::from(count) - 1).min(0x3f) << 26;
         }
-        // Extended topology: level 0 is threads (one a core), level 1 cores.
+        // Extended topology: level 0 is threads (one per core), level 1 is cores.
         0xb | 0x1f => {
             let core_bits = u8::BITS - (count - 1).leading_zeros();
             let (shift, threads, kind) = match entry.index {
@@ -106,44 +101,6 @@ fn identify(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
         }
         0x8000_001e => entry.eax = id.into(),
         _ => {}
-    }
-}
-
-/// Puts the first vCPU to the kernel's entry: flat 32-bit protected mode, paging off, `ebx` or `esi`
-/// leads to what the boot protocol wants.
-///
-/// # Errors
-/// What KVM says.
-pub fn enter_kernel(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
-    let mut regs = vcpu.get_regs()?;
-    (regs.rip, regs.rflags) = (entry.address, RFLAGS);
-    (regs.rbx, regs.rsi) = (entry.start_info, entry.zero_page);
-    vcpu.set_regs(&regs)?;
-    let mut sregs = vcpu.get_sregs()?;
-    // Selectors are arbitrary: a guest loads no segment before it has a table of its own.
-    let code = flat(0x8, 0xb);
-    let data = flat(0x10, 0x3);
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, present: 1, ..Default::default() };
-    (sregs.cr0, sregs.cr4, sregs.efer) = (CR0, 0, 0);
-    vcpu.set_sregs(&sregs)
-}
-
-/// A 32-bit segment of 4 GiB from 0, readable and writable or executable, touched before.
-fn flat(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: 1,
-        s: 1,
-        l: 0,
-        g: 1,
-        ..Default::default()
     }
 }
 

@@ -1,13 +1,13 @@
 //! The event loop: one thread that serves all queues, timers, signals, terminal input and resets.
 //!
-//! It waits in `epoll` without a timeout, so a machine in which nothing happens costs nothing.
+//! The loop waits in `epoll` without a timeout, so an idle VM costs no CPU time.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,45 +15,34 @@ use event_manager::{Error, EventManager, EventOps, EventSet, Events, MutEventSub
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::devices::MemDevice;
+use super::hardware::Hardware;
+use super::shared::VmShared;
 use crate::process::{self, Signals, Terminal};
-use crate::serial;
-use crate::state::{Death, DeathKind, Shared};
-use crate::virtio::console::{CALLS, Console, REPORTS};
-use crate::virtio::mem::{Mem, RETRY_AFTER};
+use crate::state::{Death, DeathKind};
+use crate::sync::lock;
+use crate::virtio::control::{CALLS, REPORTS};
+use crate::virtio::mem::RETRY_AFTER;
 
-/// From one reset to the next at least: a guest that resets without end shall not keep the host busy with
-/// making machines of KVM. vCPUs that did not ask for the next run until it comes.
-pub(crate) const RESET_PAUSE: Duration = Duration::from_millis(100);
+/// Least time from one reset to the next: a guest that resets without end must not keep the host busy with
+/// making machines of KVM. vCPUs that did not ask for the next reset run until it comes.
+pub(super) const RESET_PAUSE: Duration = Duration::from_millis(100);
 
-/// Everything that the loop listens to.
-pub(crate) struct Sources {
-    pub(crate) shared: Arc<Shared>,
-    /// Each device and what is written when its queue has requests.
-    pub(crate) mem: Vec<(Arc<Mutex<Mem>>, EventFd)>,
-    pub(crate) console: Arc<Mutex<Console>>,
-    /// Written when the queue with the same index has new buffers.
-    pub(crate) console_kicks: [EventFd; 2],
-    /// Written when the guest asks for a reset, and what resets the machine.
-    pub(crate) reset: (EventFd, Box<dyn FnMut() + Send>),
-    pub(crate) signals: Signals,
-    /// To be restored when a signal has to end the process; the machine owns it.
-    pub(crate) terminal: Weak<Terminal>,
-    pub(crate) input: Option<Input>,
-}
-
-/// Input for the serial port, from a terminal or whatever is in its place. What cannot be waited for (a
-/// regular file, `/dev/null`) is no input.
-#[derive(Debug)]
-pub(crate) struct Input {
-    pub(crate) source: File,
-    pub(crate) serial: Arc<serial::Port>,
-    /// Written when the port has room again.
-    pub(crate) drained: EventFd,
+/// Everything that the loop serves.
+pub(super) struct Sources {
+    pub(super) shared: Arc<VmShared>,
+    /// For resets: the loop performs them, since it is not a vCPU and serves no queue meanwhile.
+    pub(super) hardware: Arc<Mutex<Hardware>>,
+    pub(super) signals: Signals,
+    /// Restored when a signal has to end the process. The VM owns it.
+    pub(super) terminal: Weak<Terminal>,
+    /// Input for the serial port.
+    pub(super) input: Option<File>,
 }
 
 /// The running loop.
 #[derive(Debug)]
-pub(crate) struct EventLoop {
+pub(super) struct EventLoop {
     thread: Option<JoinHandle<()>>,
     stop: EventFd,
 }
@@ -62,14 +51,14 @@ impl EventLoop {
     /// Starts the loop's thread.
     ///
     /// # Errors
-    /// The host gives no thread or descriptor.
-    pub(crate) fn start(sources: Sources) -> io::Result<Self> {
+    /// The host provides no thread or descriptor.
+    pub(super) fn start(sources: Sources) -> io::Result<Self> {
         let stop = EventFd::new(libc::EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let timers =
-            sources.mem.iter().map(|_| TimerFd::new().map_err(io::Error::from)).collect::<Result<_, _>>()?;
+        let mem = &sources.shared.devices.mem;
+        let timers = mem.iter().map(|_| TimerFd::new()).collect::<Result<_, _>>()?;
         let pause = TimerFd::new()?;
-        let shared = Arc::clone(&sources.shared);
+        let state = Arc::clone(&sources.shared.state);
         let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, pause, stopped)));
             let (kind, report) = match result {
@@ -77,7 +66,7 @@ impl EventLoop {
                 Ok(Err(error)) => (DeathKind::VmmPanic, format!("  the event loop failed: {error}")),
                 Err(_) => (DeathKind::VmmPanic, "  the event loop panicked".to_owned()),
             };
-            shared.change(|state| state.died(Death { kind, report }));
+            state.change(|state| state.died(Death { kind, report }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }
@@ -98,17 +87,17 @@ impl Drop for EventLoop {
 
 fn run(sources: Sources, timers: Vec<TimerFd>, pause: TimerFd, stop: EventFd) -> Result<(), Error> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
-    for ((device, kick), timer) in sources.mem.into_iter().zip(timers) {
-        manager.add_subscriber(Box::new(MemQueue { device, kick, timer }));
+    let Sources { shared, hardware, signals, terminal, input } = sources;
+    let share = || Arc::clone(&shared);
+    for (index, timer) in timers.into_iter().enumerate() {
+        manager.add_subscriber(Box::new(MemQueue { shared: share(), index, timer }));
     }
-    let (console, kicks) = (sources.console, sources.console_kicks);
-    manager.add_subscriber(Box::new(ConsoleQueues { console, kicks }));
-    let (request, act) = sources.reset;
-    manager.add_subscriber(Box::new(Reset { request, act, last: None, timer: pause, waiting: false }));
-    let (signals, shared, terminal) = (sources.signals, sources.shared, sources.terminal);
-    manager.add_subscriber(Box::new(Termination { signals, shared, terminal, came: false }));
-    if let Some(input) = sources.input {
-        manager.add_subscriber(Box::new(input));
+    manager.add_subscriber(Box::new(ControlQueues { shared: share() }));
+    let reset = Reset { shared: share(), hardware, last: None, timer: pause, waiting: false };
+    manager.add_subscriber(Box::new(reset));
+    manager.add_subscriber(Box::new(Termination { shared: share(), signals, terminal, came: false }));
+    if let Some(source) = input {
+        manager.add_subscriber(Box::new(Input { shared: share(), source }));
     }
     let stopped = Rc::new(Cell::new(false));
     manager.add_subscriber(Box::new(Stop { event: stop, stopped: Rc::clone(&stopped) }));
@@ -118,104 +107,108 @@ fn run(sources: Sources, timers: Vec<TimerFd>, pause: TimerFd, stop: EventFd) ->
     Ok(())
 }
 
-/// Listens to `source` and calls it `data`. A source that cannot be listened to is reported.
+/// Listens to `source` and calls it `data`. Failures are logged.
 fn listen(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32) {
     if let Err(error) = ops.add(Events::with_data(source, data, EventSet::IN)) {
         log::error!("an event source is not listened to: {error}");
     }
 }
 
-/// Has an event come again after the others had their turn.
+/// Raises an event again, so that its subscriber continues after the others had their turn.
 fn again(event: &EventFd) {
     if let Err(error) = event.write(1) {
         log::debug!("event: {error}");
     }
 }
 
-/// Takes note of an event. It does not matter how often it was raised.
+/// Acknowledges an event, however often it was raised.
 fn clear(event: &EventFd) {
     if let Err(error) = event.read() {
         log::debug!("event: {error}");
     }
 }
 
-/// Takes note of the end of a time.
+/// Acknowledges the end of a timer.
 fn expire(timer: &mut TimerFd) {
     if let Err(error) = timer.wait() {
         log::debug!("timer: {error}");
     }
 }
 
-fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
+/// The queue of virtio-mem device `index`.
 struct MemQueue {
-    device: Arc<Mutex<Mem>>,
-    kick: EventFd,
+    shared: Arc<VmShared>,
+    index: usize,
+    /// Ends when a driver that was answered BUSY is to be told to retry.
     timer: TimerFd,
 }
 
 impl MemQueue {
     const KICK: u32 = 0;
     const TIMER: u32 = 1;
+
+    fn mem(&self) -> &MemDevice {
+        &self.shared.devices.mem[self.index]
+    }
 }
 
 impl MutEventSubscriber for MemQueue {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.kick, Self::KICK);
+        listen(ops, &self.mem().kick, Self::KICK);
         listen(ops, &self.timer, Self::TIMER);
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         if events.data() == Self::TIMER {
             expire(&mut self.timer);
-            lock(&self.device).retry();
+            lock(&self.mem().device).retry();
             return;
         }
-        clear(&self.kick);
-        let served = lock(&self.device).serve();
+        clear(&self.mem().kick);
+        let served = lock(&self.mem().device).serve();
         if served.busy
             && let Err(error) = self.timer.reset(RETRY_AFTER, None)
         {
             log::warn!("the driver is not told when to retry: {error}");
         }
         if served.more {
-            again(&self.kick);
+            again(&self.mem().kick);
         }
     }
 }
 
-struct ConsoleQueues {
-    console: Arc<Mutex<Console>>,
-    kicks: [EventFd; 2],
+/// The queues of the control channel.
+struct ControlQueues {
+    shared: Arc<VmShared>,
 }
 
-impl MutEventSubscriber for ConsoleQueues {
+impl MutEventSubscriber for ControlQueues {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.kicks[CALLS], CALLS as u32);
-        listen(ops, &self.kicks[REPORTS], REPORTS as u32);
+        let kicks = &self.shared.devices.control_kicks;
+        listen(ops, &kicks[CALLS], CALLS as u32);
+        listen(ops, &kicks[REPORTS], REPORTS as u32);
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         let queue = events.data() as usize;
-        clear(&self.kicks[queue]);
-        let mut console = lock(&self.console);
-        let more = if queue == CALLS { console.serve_calls() } else { console.serve_reports() };
-        drop(console);
+        let kick = &self.shared.devices.control_kicks[queue];
+        clear(kick);
+        let mut control = lock(&self.shared.devices.control);
+        let more = if queue == CALLS { control.serve_calls() } else { control.serve_reports() };
+        drop(control);
         if more {
-            again(&self.kicks[queue]);
+            again(kick);
         }
     }
 }
 
-/// The machine is reset by the loop: with no queue being served, and by none of the vCPUs.
+/// Resets of the VM.
 struct Reset {
-    request: EventFd,
-    act: Box<dyn FnMut() + Send>,
-    /// When the last one was over.
+    shared: Arc<VmShared>,
+    hardware: Arc<Mutex<Hardware>>,
+    /// When the last reset was complete.
     last: Option<Instant>,
-    /// Runs while a request waits for its time.
+    /// Runs while a request waits for the pause to end.
     timer: TimerFd,
     waiting: bool,
 }
@@ -227,7 +220,7 @@ impl Reset {
 
 impl MutEventSubscriber for Reset {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.request, Self::REQUEST);
+        listen(ops, &self.shared.reset, Self::REQUEST);
         listen(ops, &self.timer, Self::TIMER);
     }
 
@@ -236,7 +229,7 @@ impl MutEventSubscriber for Reset {
             expire(&mut self.timer);
             self.waiting = false;
         } else {
-            clear(&self.request);
+            clear(&self.shared.reset);
         }
         if self.waiting {
             return;
@@ -248,16 +241,16 @@ impl MutEventSubscriber for Reset {
                 Err(error) => log::warn!("a reset comes without a pause: {error}"),
             }
         }
-        (self.act)();
+        lock(&self.hardware).reset();
         self.last = Some(Instant::now());
     }
 }
 
-/// The first signal is noted, and whoever runs the machine ends it; the next, or the end of the
-/// grace time, ends the process.
+/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
+/// signal, or the end of the grace time, ends the process.
 struct Termination {
+    shared: Arc<VmShared>,
     signals: Signals,
-    shared: Arc<Shared>,
     terminal: Weak<Terminal>,
     came: bool,
 }
@@ -273,7 +266,7 @@ impl MutEventSubscriber for Termination {
                 process::exit(signal, &self.terminal);
             }
             self.came = true;
-            self.shared.change(|state| state.signal = Some(signal));
+            self.shared.state.change(|state| state.signal = Some(signal));
             if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
                 log::warn!("only another signal will end a session that is stuck: {error}");
             }
@@ -281,20 +274,28 @@ impl MutEventSubscriber for Termination {
     }
 }
 
+/// Input for the serial port, from a terminal, a pipe or a socket. A source that `epoll` cannot wait for (a
+/// regular file, `/dev/null`) is no input.
+struct Input {
+    shared: Arc<VmShared>,
+    source: File,
+}
+
 impl Input {
     const SOURCE: u32 = 0;
     const DRAINED: u32 = 1;
 
-    /// Reads what fits into the port.
+    /// Reads as much as fits into the serial port.
     fn pass_on(&mut self) -> Reading {
-        let mut bytes = vec![0; self.serial.room()];
+        let serial = &self.shared.devices.serial;
+        let mut bytes = vec![0; serial.room()];
         if bytes.is_empty() {
             return Reading::Full;
         }
         match self.source.read(&mut bytes) {
             Ok(0) => Reading::Ended,
             Ok(size) => {
-                self.serial.input(&bytes[..size]);
+                serial.input(&bytes[..size]);
                 Reading::On
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Reading::On,
@@ -303,8 +304,8 @@ impl Input {
     }
 }
 
-/// Whether there is any use in listening to the source. When there is none it is not listened to
-/// at all: an input at its end, or one that is not read, would wake the loop for ever.
+/// Whether to go on listening to the source. A source at its end, and one that is not read because the serial
+/// port is full, would wake the loop for ever.
 enum Reading {
     On,
     Full,
@@ -314,7 +315,7 @@ enum Reading {
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         match ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)) {
-            Ok(()) => listen(ops, &self.drained, Self::DRAINED),
+            Ok(()) => listen(ops, &self.shared.devices.serial_drained, Self::DRAINED),
             Err(Error::Epoll(error)) if error.errno() == libc::EPERM => {}
             Err(error) => log::error!("console input is not listened to: {error}"),
         }
@@ -322,8 +323,8 @@ impl MutEventSubscriber for Input {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.data() == Self::DRAINED {
-            clear(&self.drained);
-            // Fails when it is being listened to already, which is as good.
+            clear(&self.shared.devices.serial_drained);
+            // Fails when the loop listens to the source already.
             drop(ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)));
             return;
         }
@@ -332,7 +333,8 @@ impl MutEventSubscriber for Input {
             Reading::On => Ok(()),
             Reading::Full => ops.remove(Events::empty(&self.source)),
             Reading::Ended => {
-                ops.remove(Events::empty(&self.source)).and(ops.remove(Events::empty(&self.drained)))
+                let drained = &self.shared.devices.serial_drained;
+                ops.remove(Events::empty(&self.source)).and(ops.remove(Events::empty(drained)))
             }
         };
         if let Err(error) = removed {
@@ -341,6 +343,7 @@ impl MutEventSubscriber for Input {
     }
 }
 
+/// The end of the loop.
 struct Stop {
     event: EventFd,
     stopped: Rc<Cell<bool>>,

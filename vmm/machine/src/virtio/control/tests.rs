@@ -1,0 +1,153 @@
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{Answer, Op};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+
+use super::*;
+use crate::memory::fake::memory;
+use crate::state::WaitError;
+use crate::virtio::fake::{Buffer, Ring, initialise, interrupts};
+
+const MIB: u64 = 1 << 20;
+
+struct Rig {
+    control: Control,
+    calls: Ring,
+    reports: Ring,
+    shared: Arc<SharedState>,
+}
+
+fn rig() -> Rig {
+    let memory = Arc::new(memory(64 * MIB, &[]).0);
+    let shared = Arc::new(SharedState::new(Instant::now(), Vec::new()));
+    let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let kicks = [event(), event()];
+    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicks).unwrap();
+    let (calls, reports) = (Ring::new(&memory, MIB), Ring::new(&memory, 2 * MIB));
+    initialise(&mut control, 0, &[&calls, &reports]);
+    Rig { control, calls, reports, shared }
+}
+
+impl Rig {
+    fn offer_room(&mut self, head: u16, size: u32) -> u16 {
+        let address = self.calls.place(head.into());
+        self.calls.offer(head, &[Buffer { address, size, writable: true }])
+    }
+
+    fn report(&mut self, bytes: &[u8]) {
+        let address = self.reports.place(0);
+        self.reports.fill(address, bytes);
+        self.reports.offer(0, &[Buffer { address, size: bytes.len() as u32, writable: false }]);
+        self.control.serve_reports();
+    }
+
+    fn report_record(&mut self, report: &Report) {
+        let mut buffer = [0; MAX_RECORD];
+        let bytes = encode(report, &mut buffer).unwrap().to_vec();
+        self.report(&bytes);
+    }
+}
+
+#[test]
+fn a_call_waits_for_a_buffer_and_fills_one() {
+    let mut rig = rig();
+    let call = Call { id: 7, op: Op::Stats };
+    rig.control.call(call).unwrap();
+    assert_eq!(rig.calls.used(), 0);
+    rig.offer_room(0, MAX_RECORD as u32);
+    rig.control.serve_calls();
+    assert_eq!(rig.calls.used(), 1);
+    let size = rig.calls.written(0) as usize;
+    assert_eq!(decode(&rig.calls.bytes(rig.calls.place(0), size)), Ok(call));
+    assert_eq!(interrupts(&mut rig.control), VIRTIO_MMIO_INT_VRING);
+}
+
+#[test]
+fn calls_keep_their_order_and_their_number_is_limited() {
+    let mut rig = rig();
+    for id in 0..MAX_UNREAD as u32 {
+        rig.control.call(Call { id, op: Op::Check }).unwrap();
+    }
+    assert_eq!(rig.control.call(Call { id: 999, op: Op::Check }), Err(Full));
+    for n in 0..10 {
+        rig.offer_room(n, 64);
+    }
+    rig.control.serve_calls();
+    assert_eq!(rig.calls.used(), 10);
+    for n in 0..10 {
+        let size = rig.calls.written(n) as usize;
+        let call: Call = decode(&rig.calls.bytes(rig.calls.place(n.into()), size)).unwrap();
+        assert_eq!(call.id, u32::from(n));
+    }
+    rig.control.call(Call { id: 999, op: Op::Check }).unwrap();
+}
+
+#[test]
+fn a_buffer_that_is_too_short_goes_back_and_the_call_stays() {
+    let mut rig = rig();
+    rig.offer_room(0, 1);
+    rig.offer_room(1, 64);
+    rig.control.call(Call { id: 300, op: Op::Check }).unwrap();
+    assert_eq!(rig.calls.used(), 2);
+    assert_eq!(rig.calls.written(0), 0);
+    let size = rig.calls.written(1) as usize;
+    let call: Call = decode(&rig.calls.bytes(rig.calls.place(1), size)).unwrap();
+    assert_eq!(call.id, 300);
+    assert_eq!(rig.shared.snapshot().bad_records, 1);
+}
+
+#[test]
+fn reports_change_the_state() {
+    let mut rig = rig();
+    rig.report_record(&Report::Ready { cpus: 2, mem_devices: 1 });
+    assert_eq!(rig.shared.snapshot().ready.map(|ready| (ready.cpus, ready.mem_devices)), Some((2, 1)));
+    rig.shared.expect_answer(5);
+    rig.report_record(&Report::Done { id: 5, answer: Answer::Checked { pages: 9 } });
+    let answer = rig.shared.take_answer(5, Duration::ZERO, "the answer");
+    assert_eq!(answer, Ok(Answer::Checked { pages: 9 }));
+    assert_eq!(rig.shared.snapshot().bad_records, 0);
+}
+
+#[test]
+fn a_message_that_fits_nothing_is_counted_and_ignored() {
+    let mut rig = rig();
+    rig.report(&[0xff; 40]);
+    rig.report(&[0; MAX_RECORD + 1]);
+    // An answer to no call, an answer given twice, and a second Ready.
+    rig.shared.expect_answer(1);
+    for _ in 0..2 {
+        rig.report_record(&Report::Done { id: 1, answer: Answer::Done });
+        rig.report_record(&Report::Ready { cpus: 1, mem_devices: 0 });
+    }
+    rig.report_record(&Report::Done { id: 2, answer: Answer::Done });
+    // A buffer outside memory is an empty record.
+    rig.reports.offer(0, &[Buffer { address: 1 << 40, size: 16, writable: false }]);
+    rig.control.serve_reports();
+    assert_eq!(rig.shared.snapshot().bad_records, 6);
+    assert_eq!(rig.reports.used(), 8);
+}
+
+#[test]
+fn a_flood_is_served_in_batches() {
+    let mut rig = rig();
+    for head in 0..Ring::SIZE {
+        let address = rig.reports.place(0);
+        rig.reports.offer(head, &[Buffer { address, size: 4, writable: false }]);
+    }
+    assert!(rig.control.serve_reports(), "other devices have their turn first");
+    assert!(!rig.control.serve_reports());
+    assert_eq!(rig.reports.used(), Ring::SIZE);
+}
+
+#[test]
+fn a_system_reset_forgets_calls_and_driver() {
+    let mut rig = rig();
+    rig.control.call(Call { id: 1, op: Op::Stats }).unwrap();
+    rig.shared.expect_answer(1);
+    rig.control.reset();
+    rig.offer_room(0, MAX_RECORD as u32);
+    initialise(&mut rig.control, 0, &[&rig.calls, &rig.reports]);
+    rig.control.serve_calls();
+    assert_eq!(rig.calls.used(), 0);
+    assert_eq!(rig.shared.take_answer(1, Duration::ZERO, "the answer"), Err(WaitError::Reset));
+}

@@ -1,0 +1,151 @@
+//! What a reset makes anew: the machine of KVM and its vCPUs.
+//!
+//! A reset keeps the devices, which belong to the VMM and reset themselves, and the host memory behind guest
+//! memory. It keeps nothing of KVM. A new machine of KVM, with new memslots, interrupt chips and vCPUs, is in
+//! the state in which a machine starts, including state that KVM's interface cannot name. So starting and
+//! resetting are one path, and every start tests it.
+//!
+//! Order of the KVM calls: boot memslots, ioeventfds, interrupt chip, vCPUs. Once the interrupt chip exists,
+//! each change of memslots or ioeventfds waits for a grace period of KVM; in another order the same calls
+//! take 50 times as long. There is no PIT: guests have their local APIC's timer.
+//!
+//! The old machine of KVM is closed before the interrupts of the new one are registered: since Linux 6.17 an
+//! eventfd raises the interrupts of one machine only (EBUSY). The memslots hold the machine, and
+//! [`Memory::reset`](crate::memory::Memory::reset) drops them; the vCPUs hold it too, and their threads have
+//! ended by then.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::shared::VmShared;
+use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
+use crate::error::{StartError, host, kvm};
+use crate::memory::layout;
+use crate::memory::slots::KvmSlots;
+use crate::state::{Death, DeathKind, State};
+use crate::{boot, cpuid};
+
+/// The machine of KVM behind a VM.
+#[derive(Debug)]
+pub(super) struct Hardware {
+    kvm: Kvm,
+    shared: Arc<VmShared>,
+    vcpus: Vcpus,
+    /// Kept as long as the VM may start again.
+    initrd: Option<Vec<u8>>,
+}
+
+/// Why a VM that was reset does not start again.
+#[derive(Debug, thiserror::Error)]
+enum ResetError {
+    #[error(transparent)]
+    Vcpus(#[from] StillRunning),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// An empty machine of KVM.
+pub(super) fn new_machine(kvm_device: &Kvm) -> Result<Arc<VmFd>, StartError> {
+    kvm_device.create_vm().map(Arc::new).map_err(kvm("make a machine"))
+}
+
+impl Hardware {
+    /// Hardware without vCPUs.
+    pub(super) fn new(kvm: Kvm, shared: Arc<VmShared>, initrd: Option<Vec<u8>>) -> Self {
+        let vcpus = Vcpus::new(Arc::clone(&shared));
+        Self { kvm, shared, vcpus, initrd }
+    }
+
+    /// Connects the devices to `machine`, which has nothing but boot memory yet, and loads the kernel. The
+    /// vCPUs are ready to run. From then on only the memslots hold `machine`.
+    ///
+    /// # Errors
+    /// KVM or the host refuses, or the kernel cannot be booted.
+    pub(super) fn assemble(&mut self, machine: Arc<VmFd>) -> Result<Vec<VcpuFd>, StartError> {
+        let VmShared { config, kernel, memory, devices, .. } = &*self.shared;
+        devices.register_kicks(&machine)?;
+        machine.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place its own pages"))?;
+        machine.create_irq_chip().map_err(kvm("make an interrupt chip"))?;
+        let vcpus = self.make_vcpus(&machine)?;
+        devices.register_interrupts(&machine)?;
+        let tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
+        let entry = boot::load(config, kernel, self.initrd.as_deref(), tsc_khz, &memory.view())?;
+        entry.prepare(&vcpus[0]).map_err(kvm("set registers"))?;
+        if !config.reboot {
+            self.initrd = None;
+        }
+        Ok(vcpus)
+    }
+
+    fn make_vcpus(&self, machine: &VmFd) -> Result<Vec<VcpuFd>, StartError> {
+        let cpuid = cpuid::supported_cpuid(&self.kvm).map_err(kvm("tell its CPUID"))?;
+        let count = self.shared.config.cpus;
+        let make = |id: u8| {
+            let vcpu = machine.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
+            cpuid::set_cpuid(&vcpu, &cpuid, id, count).map_err(kvm("set CPUID"))?;
+            Ok(vcpu)
+        };
+        (0..count).map(make).collect()
+    }
+
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// The host provides no thread. The VM is over then, even if a vCPU that ran for a moment reset it.
+    pub(super) fn run(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), StartError> {
+        let started = self.vcpus.start(vcpus);
+        if started.is_err() {
+            self.end();
+        }
+        started.map_err(host("start a vCPU thread"))
+    }
+
+    /// The guest asked for a reset: starts again, or ends the VM if the configuration says so. The event loop
+    /// calls this, so no queue is served meanwhile.
+    pub(super) fn reset(&mut self) {
+        if !self.shared.config.reboot {
+            self.shared.state.change(State::power_off);
+        } else if let Err(error) = self.restart() {
+            let death = Death { kind: DeathKind::ResetFailed, report: format!("  {error}") };
+            self.shared.state.change(|state| state.died(death));
+        }
+    }
+
+    fn restart(&mut self) -> Result<(), ResetError> {
+        self.vcpus.stop(STOP_LIMIT)?;
+        // Only now no vCPU can ask any more: requests of several vCPUs are one reset.
+        if let Err(error) = self.shared.reset.read()
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            log::debug!("reset: {error}");
+        }
+        if self.is_over() {
+            return Ok(());
+        }
+        // Devices reset before memory does, so that none writes to the old guest's buffers.
+        self.shared.devices.reset();
+        let machine = new_machine(&self.kvm)?;
+        let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
+        self.shared.memory.reset(slots).map_err(StartError::from)?;
+        // Taking back much memory takes the host a while, in which the embedder may have ended the VM.
+        if self.is_over() {
+            return Ok(());
+        }
+        let vcpus = self.assemble(machine)?;
+        self.shared.state.restart();
+        Ok(self.run(vcpus)?)
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.over.load(Ordering::Acquire) || self.shared.state.snapshot().ended()
+    }
+
+    /// Ends the vCPUs, for good.
+    pub(super) fn end(&mut self) {
+        self.shared.over.store(true, Ordering::Release);
+        self.vcpus.stop(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
+    }
+}

@@ -1,0 +1,78 @@
+//! What the threads of a VM share.
+//!
+//! The embedder's thread, the event loop and each vCPU have an `Arc` of one [`VmShared`]. It owns everything
+//! that outlives a reset. The parts that a reset makes anew belong to [`super::hardware`].
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::devices::{Devices, event};
+use super::exits::{ExitCounters, ExitCounts};
+use crate::boot::Image;
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::error::StartError;
+use crate::memory::Memory;
+use crate::serial::Sink;
+use crate::state::{MemStatus, SharedState};
+
+/// The parts of a VM that live as long as it.
+#[derive(Debug)]
+pub(super) struct VmShared {
+    pub(super) config: Config,
+    pub(super) kernel: Image,
+    pub(super) memory: Arc<Memory>,
+    pub(super) state: Arc<SharedState>,
+    pub(super) devices: Devices,
+    /// Leads from addresses to `devices`.
+    pub(super) bus: Bus,
+    /// Written when the guest asks for a reset.
+    pub(super) reset: EventFd,
+    /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
+    pub(super) stop: Arc<AtomicBool>,
+    /// The embedder ends the VM: a reset does not start it again.
+    pub(super) over: AtomicBool,
+    /// One entry per vCPU, counted over all resets.
+    pub(super) exits: Vec<ExitCounters>,
+}
+
+impl VmShared {
+    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`.
+    ///
+    /// # Errors
+    /// The host provides no event descriptors.
+    pub(super) fn new(
+        config: Config,
+        kernel: Image,
+        memory: Memory,
+        sink: Sink,
+        started: Instant,
+    ) -> Result<Self, StartError> {
+        let memory = Arc::new(memory);
+        // Each device fills its entry in.
+        let mem = vec![MemStatus::default(); config.hotplug.len()];
+        let state = Arc::new(SharedState::new(started, mem));
+        let stop = Arc::default();
+        let devices = Devices::new(&config, &memory, &state, sink, &stop)?;
+        Ok(Self {
+            bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
+            reset: event()?,
+            over: AtomicBool::new(false),
+            exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
+            config,
+            kernel,
+            memory,
+            state,
+            devices,
+            stop,
+        })
+    }
+
+    /// Exits since the VM was first started, one entry per vCPU.
+    pub(super) fn exits(&self) -> Vec<ExitCounts> {
+        self.exits.iter().map(ExitCounters::read).collect()
+    }
+}
