@@ -46,6 +46,13 @@ pub trait Backing {
     /// # Errors
     /// [`Busy`] when that cannot be done now; then nothing has changed.
     fn unplug(&mut self, range: BlockRange) -> Result<(), Busy>;
+
+    /// Makes the whole region inaccessible to the guest and gives all of its memory back, in one operation,
+    /// however many runs are plugged. The content is lost.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then everything is plugged that was plugged before.
+    fn unplug_all(&mut self) -> Result<(), Busy>;
 }
 
 /// The host cannot do it at the moment. The device answers BUSY, and the driver tries again after a pause. A
@@ -72,6 +79,24 @@ pub struct DeviceConfig {
     pub block_size: u64,
     /// ACPI proximity domain of the region; `None` on a machine without proximity domains.
     pub node_id: Option<u16>,
+}
+
+impl DeviceConfig {
+    /// Checks that a device can have `requested_size` bytes plugged. It needs no device, so a host can check a
+    /// size while another thread has the device.
+    ///
+    /// # Errors
+    /// [`ResizeError`] when it cannot.
+    pub const fn check_size(&self, requested_size: u64) -> Result<(), ResizeError> {
+        let DeviceConfig { block_size, region_size, .. } = *self;
+        if !requested_size.is_multiple_of(block_size) {
+            return Err(ResizeError::Misaligned { block_size });
+        }
+        if requested_size > region_size {
+            return Err(ResizeError::BeyondRegion { region_size });
+        }
+        Ok(())
+    }
 }
 
 /// One virtio-mem device, without its transport.
@@ -146,13 +171,7 @@ impl Device {
     /// # Errors
     /// [`ResizeError`] when the device cannot have that size; then nothing has changed.
     pub fn resize(&mut self, requested_size: u64) -> Result<bool, ResizeError> {
-        let DeviceConfig { block_size, region_size, .. } = self.fixed;
-        if !requested_size.is_multiple_of(block_size) {
-            return Err(ResizeError::Misaligned { block_size });
-        }
-        if requested_size > region_size {
-            return Err(ResizeError::BeyondRegion { region_size });
-        }
+        self.fixed.check_size(requested_size)?;
         let before = (self.requested_size, self.usable_region_size);
         self.requested_size = requested_size;
         self.usable_region_size = self.usable_region_size.max(self.needed_usable_size());
@@ -250,15 +269,13 @@ impl Device {
         Ok(Response::new(ResponseType::Ack))
     }
 
-    /// Each run of plugged blocks is unplugged and recorded by itself, because the content of an unplugged run
-    /// cannot be restored when a later run fails. After BUSY some runs may be unplugged; `plugged_size` says so.
+    /// The backing takes the region as a whole, because a guest decides how many runs there are. After BUSY all
+    /// blocks are plugged that were plugged before.
     fn unplug_all(&mut self, backing: &mut impl Backing) -> Result<Response, Refusal> {
-        let mut from = 0;
-        while let Some(run) = self.plugged.next_run(from) {
-            backing.unplug(run).map_err(|Busy| Refusal::Busy)?;
-            self.plugged.clear(run);
+        if !self.plugged.is_empty() {
+            backing.unplug_all().map_err(|Busy| Refusal::Busy)?;
+            self.plugged = BlockBitmap::new(self.fixed.region_size / self.fixed.block_size);
             self.generation = self.generation.wrapping_add(1);
-            from = run.end();
         }
         let usable = self.needed_usable_size();
         if usable != self.usable_region_size {

@@ -73,6 +73,12 @@ impl Backing for Memory {
         self.plugged.clear(range);
         Ok(())
     }
+
+    fn unplug_all(&mut self) -> Result<(), Busy> {
+        self.call()?;
+        self.plugged = BlockBitmap::new(REGION / BLOCK);
+        Ok(())
+    }
 }
 
 pub struct Rig {

@@ -149,10 +149,9 @@ fn unplug_all_busy() {
     let usable = rig.usable();
     rig.memory.fail_after = Some(0);
     rig.refuse(UNPLUG_ALL, 0, 0, ResponseType::Busy, Refusal::Busy);
+    assert_eq!((rig.plugged(), rig.usable()), (16, usable), "nothing has changed");
+    // There is no second operation that could fail.
     rig.memory.fail_after = Some(1);
-    assert_eq!(rig.ask(UNPLUG_ALL, 0, 0), ResponseType::Busy);
-    assert_eq!((rig.plugged(), rig.usable()), (8, usable), "the first run is gone, and counted so");
-    rig.memory.fail_after = None;
     rig.ack(UNPLUG_ALL, 0, 0);
 }
 

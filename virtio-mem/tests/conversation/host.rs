@@ -41,4 +41,14 @@ impl Backing for Host {
         self.backed.clear(range);
         Ok(())
     }
+
+    fn unplug_all(&mut self) -> Result<(), Busy> {
+        if std::mem::take(&mut self.fails_now) {
+            return Err(Busy);
+        }
+        for run in self.backed.clone().runs() {
+            self.backed.clear(run);
+        }
+        Ok(())
+    }
 }

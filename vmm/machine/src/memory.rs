@@ -1,7 +1,7 @@
 //! Guest RAM: host mappings, KVM memslots, and the VMM's own view of the memory that the guest may use.
 //!
 //! Boot memory and device memory are open and in their slots from the start. Hotplug regions start closed;
-//! their memory comes and goes by [`Memory::plug`] and [`Memory::unplug`].
+//! their memory comes and goes by [`Memory::plug`], [`Memory::unplug`] and [`Memory::unplug_all`].
 //!
 //! "Plugged" is stated in two places, because it means two things:
 //!
@@ -22,7 +22,7 @@
 //! Lock order: hotplug regions, then view.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tidevm_abi::Size;
 
@@ -35,21 +35,18 @@ pub mod range;
 pub mod region;
 pub mod runs;
 pub mod slots;
-mod view;
+pub mod view;
 
 use mapping::Mapping;
 use range::{GuestRange, OffsetRange};
 use region::RamRegion;
 use slots::Slots;
-use view::BootWindows;
-
 pub use view::View;
 
 /// All RAM of a VM.
 #[derive(Debug)]
 pub struct Memory {
     boot: Arc<Mapping>,
-    boot_windows: BootWindows,
     /// Device memory. Its content survives a reset.
     pmem: Vec<(GuestRange, Arc<Mapping>)>,
     regions: Vec<GuestRange>,
@@ -94,7 +91,7 @@ impl Memory {
         mut slots: Box<dyn Slots>,
     ) -> Result<Self, MemoryError> {
         let boot_mapping = Arc::new(Mapping::reserve(boot.0).map_err(fail("boot memory", boot.0))?);
-        let boot_windows = BootWindows::open(&boot_mapping).map_err(fail("boot memory", boot.0))?;
+        let view = View::of_boot_memory(&boot_mapping).map_err(fail("boot memory", boot.0))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
         let mut ranges = layout::regions(boot, sizes.iter().chain(pmem).copied())
@@ -109,10 +106,8 @@ impl Memory {
             let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
             regions.push(RamRegion::new(range, Arc::new(mapping)));
         }
-        let view = boot_windows.with(&regions, None);
         Ok(Self {
             boot: boot_mapping,
-            boot_windows,
             pmem,
             regions: ranges,
             region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
@@ -141,7 +136,7 @@ impl Memory {
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         regions[index].plug(range, &mut **slots)?;
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(regions, None);
+        self.change_view().show(&regions[index], range);
         Ok(())
     }
 
@@ -152,15 +147,36 @@ impl Memory {
     /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even
     /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
     pub fn unplug(&self, index: usize, range: GuestRange) -> io::Result<()> {
-        let range = self.offsets(index, range)?;
+        let offsets = self.offsets(index, range)?;
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.change_view();
         // The windows go before the memory that they lead to is closed.
-        *view = self.boot_windows.with(regions, Some((index, range)));
-        let result = regions[index].unplug(range, &mut **slots);
+        view.hide(range);
+        let result = regions[index].unplug(offsets, &mut **slots);
         if result.is_err() {
-            *view = self.boot_windows.with(regions, None);
+            view.show(&regions[index], offsets);
+        }
+        result
+    }
+
+    /// Makes all of hotplug region `index` unreachable and gives its memory back to the host, as one operation,
+    /// however many runs are plugged.
+    ///
+    /// # Errors
+    /// The host's error. Nothing changed except, maybe, contents; for runs that the host does not open again,
+    /// what [`Memory::unplug`] says holds.
+    pub fn unplug_all(&self, index: usize) -> io::Result<()> {
+        let no_such = || io::Error::from_raw_os_error(libc::EINVAL);
+        let range = *self.regions.get(index).ok_or_else(no_such)?;
+        let mut hotplug = lock(&self.hotplug);
+        let Hotplug { regions, slots } = &mut *hotplug;
+        let mut view = self.change_view();
+        // The windows go before the memory that they lead to is closed.
+        view.hide(range);
+        let result = regions[index].unplug_all(&mut **slots);
+        if result.is_err() {
+            view.show(&regions[index], self.region_mappings[index].all());
         }
         result
     }
@@ -177,7 +193,9 @@ impl Memory {
         // Dropping the old slots closes the old machine of KVM, so that KVM need not follow the changes below.
         *current = slots;
         // The windows go before the memory that they lead to is closed.
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = self.boot_windows.with(&[], None);
+        let mut view = self.change_view();
+        self.regions.iter().for_each(|&region| view.hide(region));
+        drop(view);
         for (index, region) in regions.iter_mut().enumerate() {
             let size = region.range().size();
             region.reset().map_err(fail(&format!("to take back hotplug region #{index}"), size))?;
@@ -188,13 +206,16 @@ impl Memory {
         add_pmem_slots(&self.pmem, &mut **current)
     }
 
-    /// Bytes of host memory that hotplug region `index` holds; see [`held`].
+    /// Bytes of host memory that each hotplug region holds; see [`held`].
     ///
     /// # Errors
-    /// `/proc/self/smaps` cannot be read, or there is no such region.
-    pub fn held(&self, index: usize) -> io::Result<u64> {
-        let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug region #{index}"));
-        held::held(self.region_mappings.get(index).ok_or_else(no_such)?)
+    /// `/proc/self/smaps` cannot be read.
+    pub fn held(&self) -> io::Result<Vec<u64>> {
+        held::held(&self.region_mappings)
+    }
+
+    fn change_view(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The offsets of guest-physical addresses in region `index`.

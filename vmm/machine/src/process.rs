@@ -90,6 +90,12 @@ impl Signals {
         Ok((Self { file }, blocked))
     }
 
+    /// Signals that a test writes to `file`: their numbers, each filled up to the size of a record.
+    #[cfg(test)]
+    pub(crate) fn from_test(file: File) -> Self {
+        Self { file }
+    }
+
     /// The next signal, if one came.
     pub fn next(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];

@@ -8,6 +8,7 @@
 //! | `devices` | the devices, and the event descriptors that connect them |
 //! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
 //! | `events` | the event loop |
+//! | `signals` | the thread for termination signals |
 //! | `console` | where the serial port leads |
 
 use std::io;
@@ -31,6 +32,7 @@ mod events;
 mod exits;
 mod hardware;
 mod shared;
+mod signals;
 mod start;
 mod vcpu;
 
@@ -56,6 +58,7 @@ pub struct Vm {
     next_call: AtomicU32,
     // Dropped in this order, after the vCPUs have ended.
     _events: EventLoop,
+    _signal_loop: EventLoop,
     _terminal: Option<Arc<Terminal>>,
     _signals: BlockedSignals,
 }
@@ -168,7 +171,8 @@ impl Vm {
         self.shared.state.take_answer(id, limit, what)
     }
 
-    /// Sets a device's target and tells the guest. Returns at once; the state shows the guest's progress.
+    /// Sets a device's target and has the guest told. Returns at once, also while the device serves requests;
+    /// the state shows the guest's progress.
     ///
     /// # Errors
     /// [`ResizeError`]; nothing changed.
@@ -176,7 +180,7 @@ impl Vm {
         let devices = &self.shared.devices.mem;
         let count = devices.len();
         let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
-        lock(&mem.device).resize(requested).map_err(|error| match error {
+        mem.target.set(&mem.device, requested).map_err(|error| match error {
             DeviceError::Misaligned { block_size } => {
                 ResizeError::Unaligned { requested, block: Size(block_size) }
             }
@@ -186,12 +190,22 @@ impl Vm {
         })
     }
 
-    /// The host memory that a device's region really holds, resident and swapped out.
+    /// The host memory that a device's region really holds, resident and swapped out. To ask for several
+    /// devices, use [`Vm::held_by_each`]: the host's answer is about all of them.
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read, or there is no such device.
     pub fn held(&self, device: usize) -> io::Result<Size> {
-        self.shared.memory.held(device).map(Size)
+        let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug device #{device}"));
+        self.held_by_each()?.get(device).copied().ok_or_else(no_such)
+    }
+
+    /// The host memory that the region of each device really holds, read at once.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn held_by_each(&self) -> io::Result<Vec<Size>> {
+        Ok(self.shared.memory.held()?.into_iter().map(Size).collect())
     }
 
     /// Boot memory.

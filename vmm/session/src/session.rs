@@ -282,11 +282,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     /// The state of the VM that can be seen without its guest.
     fn outside(&self) -> Sample {
         let state = self.vm.state();
+        let held = self.vm.held().ok();
         let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
             region_size: mem.region_size,
             requested: mem.requested,
             plugged: mem.plugged,
-            held: self.vm.held(index).ok(),
+            held: held.as_ref().and_then(|held| held.get(index).copied()),
         });
         Sample { devices: devices.collect(), guest: None }
     }

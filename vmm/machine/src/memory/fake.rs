@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 
@@ -30,12 +31,19 @@ struct Table {
     /// How many more calls succeed before one fails.
     add_budget: Option<u32>,
     remove_budget: Option<u32>,
+    /// How long an addition takes.
+    add_delay: Duration,
 }
 
 impl FakeSlots {
     /// After `successes` more additions, one fails. Later ones succeed.
     pub(crate) fn fail_add_after(&self, successes: u32) {
         self.with(|table| table.add_budget = Some(successes));
+    }
+
+    /// From now on each addition takes `time`.
+    pub(crate) fn delay_adds(&self, time: Duration) {
+        self.with(|table| table.add_delay = time);
     }
 
     /// After `successes` more removals, one fails. Later ones succeed.
@@ -87,6 +95,7 @@ impl Slots for FakeSlots {
     ) -> io::Result<u32> {
         assert!(offsets.end() <= mapping.size());
         let (address, size) = (address.0, offsets.size());
+        std::thread::sleep(self.with(|table| table.add_delay));
         self.with(|table| {
             if fails(&mut table.add_budget) {
                 return Err(io::Error::from_raw_os_error(libc::ENOMEM));

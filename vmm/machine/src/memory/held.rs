@@ -8,37 +8,42 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::mapping::Mapping;
 
-/// Bytes of host memory that `mapping` holds now.
+/// Bytes of host memory that each of `mappings` holds now. The file is read once for all of them: it has a
+/// paragraph for each VMA of the process, and a guest decides how many there are.
 ///
 /// # Errors
 /// `/proc/self/smaps` cannot be read.
-pub fn held(mapping: &Mapping) -> io::Result<u64> {
-    let base = mapping.host_address();
-    sum(BufReader::new(File::open("/proc/self/smaps")?), &(base..base + mapping.size()))
+pub fn held(mappings: &[Arc<Mapping>]) -> io::Result<Vec<u64>> {
+    let addresses = |mapping: &Arc<Mapping>| mapping.host_address()..mapping.host_address() + mapping.size();
+    let addresses: Vec<_> = mappings.iter().map(addresses).collect();
+    sum(BufReader::with_capacity(1 << 16, File::open("/proc/self/smaps")?), &addresses)
 }
 
-/// Sums over the VMAs that begin in `addresses`. No VMA of a mapping reaches beyond the mapping.
-fn sum(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<u64> {
-    let mut inside = false;
-    let mut kib = 0;
-    for line in smaps.lines() {
-        let line = line?;
+/// Sums over the VMAs that begin in each of `addresses`. No VMA of a mapping reaches beyond the mapping.
+fn sum(mut smaps: impl BufRead, addresses: &[Range<u64>]) -> io::Result<Vec<u64>> {
+    let mut held = vec![0; addresses.len()];
+    let mut inside = None;
+    let mut line = String::new();
+    while smaps.read_line(&mut line)? > 0 {
         let mut words = line.split_ascii_whitespace();
-        let (Some(first), second) = (words.next(), words.next()) else { continue };
+        let (first, second) = (words.next().unwrap_or_default(), words.next());
         if matches!(first, "Rss:" | "Swap:") {
-            if inside {
-                kib += second.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+            if let Some(index) = inside {
+                let kib = second.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+                held[index] += kib * 1024;
             }
         } else if let Some((start, _)) = first.split_once('-')
             && let Ok(start) = u64::from_str_radix(start, 16)
         {
-            inside = addresses.contains(&start);
+            inside = addresses.iter().position(|addresses| addresses.contains(&start));
         }
+        line.clear();
     }
-    Ok(kib * 1024)
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -59,7 +64,20 @@ Rss:                1000 kB\n";
 
     #[test]
     fn counts_resident_and_swapped_of_the_range_alone() {
-        assert_eq!(sum(SMAPS.as_bytes(), &(0x7f00_0000_0000..0x7f00_0040_0000)).unwrap(), 24 << 10);
-        assert_eq!(sum(SMAPS.as_bytes(), &(0x7f00_0020_0000..0x7f00_0040_0000)).unwrap(), 8 << 10);
+        let sum = |addresses| sum(SMAPS.as_bytes(), &[addresses]).unwrap();
+        assert_eq!(sum(0x7f00_0000_0000..0x7f00_0040_0000), [24 << 10]);
+        assert_eq!(sum(0x7f00_0020_0000..0x7f00_0040_0000), [8 << 10]);
+    }
+
+    /// The reader can be read only once.
+    #[test]
+    fn one_reading_counts_every_region() {
+        let regions = [
+            0x7f00_0020_0000..0x7f00_0040_0000,
+            0x7f00_0000_0000..0x7f00_0020_0000,
+            0x7f00_0040_0000..0x7f00_0050_0000,
+            0x1000..0x2000,
+        ];
+        assert_eq!(sum(SMAPS.as_bytes(), &regions).unwrap(), [8 << 10, 16 << 10, 1000 << 10, 0]);
     }
 }

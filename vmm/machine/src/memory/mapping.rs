@@ -137,6 +137,8 @@ impl Mapping {
 
     /// Host address and size of a range of offsets, if it is in the mapping.
     fn locate(&self, range: OffsetRange) -> io::Result<(*mut libc::c_void, usize)> {
+        #[cfg(test)]
+        SYSTEM_CALLS.set(SYSTEM_CALLS.get() + 1);
         if range.end() > self.size() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -214,6 +216,12 @@ impl GuestMemoryRegion for Window {
 }
 
 impl GuestMemoryRegionBytes for Window {}
+
+#[cfg(test)]
+thread_local! {
+    /// System calls of this thread that change a range of a mapping.
+    pub(crate) static SYSTEM_CALLS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
 
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,9 @@
 //!   memory, so it cannot fault discarded memory in again. A slot that KVM does not remove stays, closed, and
 //!   serves the next plug.
 //!
+//! [`RamRegion::unplug_all`] does the same with the whole region: one close and one discard, however many runs
+//! the guest made.
+//!
 //! Taking back the close of a failed unplug can fail, too. Then the range is no longer in the open runs, so
 //! that no window leads to closed memory. The device was told of an error and still counts the range as
 //! plugged. A guest that uses the range dies; a guest that unplugs it again succeeds.
@@ -113,6 +116,30 @@ impl RamRegion {
         }
         self.open.remove(range);
         self.remove_empty(range, slots);
+        Ok(())
+    }
+
+    /// Makes the whole region unreachable and gives its memory back. No window leads here any more.
+    ///
+    /// # Errors
+    /// The host's error. Nothing changed except, maybe, contents. Runs that the host does not open again are no
+    /// longer in [`RamRegion::open_runs`].
+    pub fn unplug_all(&mut self, slots: &mut dyn Slots) -> io::Result<()> {
+        let all = self.mapping.all();
+        if let Err(error) = self.mapping.close(all).and_then(|()| self.mapping.discard(all)) {
+            let runs: Vec<_> = self.open.iter().collect();
+            let lost: Vec<_> = runs.into_iter().filter(|&run| self.mapping.open(run).is_err()).collect();
+            if !lost.is_empty() {
+                log::error!(
+                    "cannot open {} runs whose unplugging failed; they are lost to the guest",
+                    lost.len()
+                );
+            }
+            lost.into_iter().for_each(|run| self.open.remove(run));
+            return Err(error);
+        }
+        self.open = Runs::default();
+        self.remove_empty(all, slots);
         Ok(())
     }
 

@@ -10,12 +10,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_mem::blocks::BlockRange;
-use virtio_mem::device::{Backing, Busy, Device, DeviceConfig, ResizeError as DeviceError};
+use virtio_mem::device::{Backing, Busy, Device, DeviceConfig};
 use virtio_mem::wire::{F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, Response, ResponseType};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,8 +25,20 @@ use crate::state::{MemStatus, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
+mod target;
+
+pub use target::Target;
+
 /// Most requests that a driver can have in the queue.
 const QUEUE_SIZE: u16 = 128;
+
+/// Most requests that are served in one turn of the event loop. Then everything else that the loop waits for has
+/// its turn.
+const REQUESTS_PER_TURN: u16 = 8;
+
+/// The time after which no further request is served in the same turn. One request may take longer: it is not
+/// divided.
+const TURN: Duration = Duration::from_millis(5);
 
 /// When to tell a driver that was answered BUSY to try again.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -40,6 +51,7 @@ pub struct Mem {
     region: RegionMemory,
     state: Arc<SharedState>,
     kick: EventFd,
+    target: Arc<Target>,
     /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
@@ -80,13 +92,14 @@ impl Mem {
         kick: EventFd,
     ) -> io::Result<Self> {
         let range = memory.regions()[index];
-        let mut device = Device::new(DeviceConfig {
+        let fixed = DeviceConfig {
             addr: range.start().0,
             region_size: config.size.0,
             block_size: config.block.0,
             node_id: config.node,
-        })
-        .map_err(io::Error::other)?;
+        };
+        let mut device = Device::new(fixed).map_err(io::Error::other)?;
+        let target = Arc::new(Target::new(index, fixed, Arc::clone(&state), kick.try_clone()?));
         device.resize(config.requested.0).map_err(io::Error::other)?;
         let required = 1 << F_UNPLUGGED_INACCESSIBLE;
         let bytes = device.config().to_bytes();
@@ -94,22 +107,33 @@ impl Mem {
             .map_err(io::Error::other)?;
         let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
         let transport = Transport::new(registers, interrupt);
-        let mut mem = Self { transport, device, region, state, kick, retry_due: false };
+        let mut mem = Self { transport, device, region, state, kick, target, retry_due: false };
         mem.publish(None);
         Ok(mem)
     }
 
-    /// Sets the target and tells the driver.
-    ///
-    /// # Errors
-    /// The size is not possible; nothing changed.
-    pub fn resize(&mut self, requested: Size) -> Result<(), DeviceError> {
-        let changed = self.device.resize(requested.0)?;
-        self.publish(None);
-        if changed {
+    /// Where others set the target.
+    #[must_use]
+    pub fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target)
+    }
+
+    /// Takes the target that was set last, if there is a new one, and tells the driver.
+    fn apply_target(&mut self) {
+        if self.take_target() {
             self.transport.notify_config();
         }
-        Ok(())
+    }
+
+    /// Takes the target that was set last. Returns whether the driver has to be told.
+    fn take_target(&mut self) -> bool {
+        let Some(requested) = self.target.take() else { return false };
+        let changed = self.device.resize(requested).unwrap_or_else(|error| {
+            log::error!("a target that was checked is refused: {error}");
+            false
+        });
+        self.publish(None);
+        changed
     }
 
     /// Tells a driver that was answered BUSY to try again. A system reset cancels that.
@@ -122,6 +146,8 @@ impl Mem {
     /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
     /// [`Memory::reset`] takes the memory itself.
     pub fn reset(&mut self) {
+        // The driver that would be told is gone.
+        self.take_target();
         self.transport.registers.reset();
         self.device.reset();
         self.retry_due = false;
@@ -130,12 +156,17 @@ impl Mem {
         self.publish(None);
     }
 
-    /// Serves the requests in the queue.
+    /// Serves requests in the queue, as many as are due in one turn of the event loop.
     pub fn serve(&mut self) -> Served {
         let mut served = Served { busy: false, more: true };
+        let start = Instant::now();
         let driver = self.transport.registers.running();
         let mut used = false;
-        for _ in 0..self.transport.batch(0) {
+        self.apply_target();
+        for request in 0..self.transport.batch(0).min(REQUESTS_PER_TURN) {
+            if request > 0 && start.elapsed() >= TURN {
+                break;
+            }
             let memory = Arc::clone(&self.region.memory);
             let Some(chain) = self.transport.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
                 served.more = false;
@@ -152,6 +183,7 @@ impl Mem {
             }
             self.transport.push(memory.view(), 0, &chain, written);
             used = true;
+            self.apply_target();
         }
         served.more &= self.transport.batch(0) > 0;
         self.retry_due |= served.busy;
@@ -179,12 +211,13 @@ impl Mem {
         let driver = self.transport.registers.running();
         let index = self.region.index;
         self.state.change(|state| {
+            let requested = self.target.pending().unwrap_or(config.requested_size);
             let mem = &mut state.mem[index];
             *mem = MemStatus {
                 region: config.addr,
                 region_size: config.region_size,
                 block_size: config.block_size,
-                requested: config.requested_size,
+                requested,
                 plugged: config.plugged_size,
                 driver,
                 report: mem.report.take(),
@@ -222,6 +255,11 @@ impl Backing for RegionMemory {
         let range = self.addresses(range)?;
         let result = self.memory.unplug(self.index, range);
         self.outcome("unplug", range, result)
+    }
+
+    fn unplug_all(&mut self) -> Result<(), Busy> {
+        let result = self.memory.unplug_all(self.index);
+        self.outcome("unplug", self.range, result)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 use crate::virtio::control::Control;
-use crate::virtio::mem::Mem;
+use crate::virtio::mem::{Mem, Target};
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
 /// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`.
@@ -40,6 +40,8 @@ pub(super) struct Devices {
 #[derive(Debug)]
 pub(super) struct MemDevice {
     pub(super) device: Arc<Mutex<Mem>>,
+    /// Set without the mutex of `device`, which is held while requests are served.
+    pub(super) target: Arc<Target>,
     /// Written when the queue has requests.
     pub(super) kick: EventFd,
 }
@@ -79,7 +81,8 @@ impl Devices {
             let device = Mem::new(index, hotplug, memory, state, share(&interrupt)?, share(&kick)?)
                 .map_err(host("make a virtio-mem device"))?;
             interrupts.push(interrupt);
-            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), kick });
+            let target = device.target();
+            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), target, kick });
         }
         Ok(Self {
             control: Arc::new(Mutex::new(control)),

@@ -1,4 +1,5 @@
-//! The event loop: one thread that serves all queues, timers, signals, terminal input and resets.
+//! The event loop: one thread that serves all queues, timers, terminal input and resets. Signals have a loop of
+//! their own: see [`super::signals`].
 //!
 //! The loop waits in `epoll` without a timeout, so an idle VM costs no CPU time.
 
@@ -7,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::devices::MemDevice;
 use super::hardware::Hardware;
 use super::shared::VmShared;
-use crate::process::{self, Signals, Terminal};
-use crate::state::{Death, DeathKind};
+use crate::state::{Death, DeathKind, SharedState};
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
@@ -33,14 +33,34 @@ pub(super) struct Sources {
     pub(super) shared: Arc<VmShared>,
     /// For resets: the loop performs them, since it is not a vCPU and serves no queue meanwhile.
     pub(super) hardware: Arc<Mutex<Hardware>>,
-    pub(super) signals: Signals,
-    /// Restored when a signal has to end the process. The VM owns it.
-    pub(super) terminal: Weak<Terminal>,
     /// Input for the serial port.
     pub(super) input: Option<File>,
 }
 
-/// The running loop.
+/// Starts the loop that serves `sources`.
+///
+/// # Errors
+/// The host provides no thread or descriptor.
+pub(super) fn start(sources: Sources) -> io::Result<EventLoop> {
+    let Sources { shared, hardware, input } = sources;
+    let share = || Arc::clone(&shared);
+    let mut subscribers: Vec<Subscriber> = Vec::new();
+    for index in 0..shared.devices.mem.len() {
+        subscribers.push(Box::new(MemQueue { shared: share(), index, timer: TimerFd::new()? }));
+    }
+    subscribers.push(Box::new(ControlQueues { shared: share() }));
+    let timer = TimerFd::new()?;
+    subscribers.push(Box::new(Reset { shared: share(), hardware, last: None, timer, waiting: false }));
+    if let Some(source) = input {
+        subscribers.push(Box::new(Input { shared: share(), source }));
+    }
+    EventLoop::start("events", Arc::clone(&shared.state), subscribers)
+}
+
+/// What a loop serves.
+pub(super) type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// A running loop.
 #[derive(Debug)]
 pub(super) struct EventLoop {
     thread: Option<JoinHandle<()>>,
@@ -48,25 +68,26 @@ pub(super) struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts the loop's thread.
+    /// Starts a thread called `name` that serves `subscribers` until the value is dropped. A failure of the
+    /// thread ends the VM.
     ///
     /// # Errors
     /// The host provides no thread or descriptor.
-    pub(super) fn start(sources: Sources) -> io::Result<Self> {
+    pub(super) fn start(
+        name: &'static str,
+        state: Arc<SharedState>,
+        subscribers: Vec<Subscriber>,
+    ) -> io::Result<Self> {
         let stop = EventFd::new(libc::EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let mem = &sources.shared.devices.mem;
-        let timers = mem.iter().map(|_| TimerFd::new()).collect::<Result<_, _>>()?;
-        let pause = TimerFd::new()?;
-        let state = Arc::clone(&sources.shared.state);
-        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, pause, stopped)));
-            let (kind, report) = match result {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped)));
+            let report = match result {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => (DeathKind::VmmPanic, format!("  the event loop failed: {error}")),
-                Err(_) => (DeathKind::VmmPanic, "  the event loop panicked".to_owned()),
+                Ok(Err(error)) => format!("  the event loop ({name}) failed: {error}"),
+                Err(_) => format!("  the event loop ({name}) panicked"),
             };
-            state.change(|state| state.died(Death { kind, report }));
+            state.change(|state| state.died(Death { kind: DeathKind::VmmPanic, report }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }
@@ -85,19 +106,10 @@ impl Drop for EventLoop {
     }
 }
 
-fn run(sources: Sources, timers: Vec<TimerFd>, pause: TimerFd, stop: EventFd) -> Result<(), Error> {
+fn run(subscribers: Vec<Subscriber>, stop: EventFd) -> Result<(), Error> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
-    let Sources { shared, hardware, signals, terminal, input } = sources;
-    let share = || Arc::clone(&shared);
-    for (index, timer) in timers.into_iter().enumerate() {
-        manager.add_subscriber(Box::new(MemQueue { shared: share(), index, timer }));
-    }
-    manager.add_subscriber(Box::new(ControlQueues { shared: share() }));
-    let reset = Reset { shared: share(), hardware, last: None, timer: pause, waiting: false };
-    manager.add_subscriber(Box::new(reset));
-    manager.add_subscriber(Box::new(Termination { shared: share(), signals, terminal, came: false }));
-    if let Some(source) = input {
-        manager.add_subscriber(Box::new(Input { shared: share(), source }));
+    for subscriber in subscribers {
+        manager.add_subscriber(subscriber);
     }
     let stopped = Rc::new(Cell::new(false));
     manager.add_subscriber(Box::new(Stop { event: stop, stopped: Rc::clone(&stopped) }));
@@ -108,7 +120,7 @@ fn run(sources: Sources, timers: Vec<TimerFd>, pause: TimerFd, stop: EventFd) ->
 }
 
 /// Listens to `source` and calls it `data`. Failures are logged.
-fn listen(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32) {
+pub(super) fn listen(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32) {
     if let Err(error) = ops.add(Events::with_data(source, data, EventSet::IN)) {
         log::error!("an event source is not listened to: {error}");
     }
@@ -246,34 +258,6 @@ impl MutEventSubscriber for Reset {
     }
 }
 
-/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
-/// signal, or the end of the grace time, ends the process.
-struct Termination {
-    shared: Arc<VmShared>,
-    signals: Signals,
-    terminal: Weak<Terminal>,
-    came: bool,
-}
-
-impl MutEventSubscriber for Termination {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.signals, 0);
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        while let Some(signal) = self.signals.next() {
-            if self.came {
-                process::exit(signal, &self.terminal);
-            }
-            self.came = true;
-            self.shared.state.change(|state| state.signal = Some(signal));
-            if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
-                log::warn!("only another signal will end a session that is stuck: {error}");
-            }
-        }
-    }
-}
-
 /// Input for the serial port, from a terminal, a pipe or a socket. A source that `epoll` cannot wait for (a
 /// regular file, `/dev/null`) is no input.
 struct Input {
@@ -343,7 +327,7 @@ impl MutEventSubscriber for Input {
     }
 }
 
-/// The end of the loop.
+/// The end of a loop.
 struct Stop {
     event: EventFd,
     stopped: Rc<Cell<bool>>,

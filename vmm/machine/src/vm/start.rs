@@ -7,10 +7,10 @@ use std::time::Instant;
 use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
 
-use super::events::{EventLoop, Sources};
+use super::events::{self, Sources};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
-use super::{FIRST_CALL, Vm, console};
+use super::{FIRST_CALL, Vm, console, signals};
 use crate::boot::Files;
 use crate::config::{Config, ConsoleMode};
 use crate::cpuid;
@@ -43,7 +43,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     }
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
-    let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
+    let (taken_signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -57,20 +57,18 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
-    let sources = Sources {
-        shared: Arc::clone(&shared),
-        hardware: Arc::clone(&hardware),
-        signals,
-        terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
-        input,
-    };
-    let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
+    let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
+    let signal_loop = signals::start(Arc::clone(&shared.state), taken_signals, for_signals)
+        .map_err(host("start the thread for signals"))?;
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
+    let events = events::start(sources).map_err(host("start the event loop"))?;
     lock(&hardware).run(vcpus)?;
     Ok(Vm {
         shared,
         hardware,
         next_call: AtomicU32::new(FIRST_CALL),
         _events: events,
+        _signal_loop: signal_loop,
         _terminal: terminal,
         _signals: blocked_signals,
     })

@@ -475,9 +475,9 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
-    fn held(&self, device: usize) -> io::Result<u64> {
+    fn held(&self) -> io::Result<Vec<u64>> {
         self.look();
-        Ok(self.state.borrow().clone().mem[device].plugged / 8)
+        Ok(self.state.borrow().mem.iter().map(|mem| mem.plugged / 8).collect())
     }
 
     fn exits(&self) -> Vec<ExitCounts> {

@@ -55,11 +55,12 @@ pub trait VmControl {
     /// The device refuses; nothing changed.
     fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError>;
 
-    /// Bytes of host memory that a device's region really holds.
+    /// Bytes of host memory that the region of each device really holds. The host takes as long for all of them
+    /// as for one.
     ///
     /// # Errors
     /// The host does not report it.
-    fn held(&self, device: usize) -> io::Result<u64>;
+    fn held(&self) -> io::Result<Vec<u64>>;
 
     /// Exits since start, one entry per vCPU.
     fn exits(&self) -> Vec<ExitCounts>;
@@ -110,8 +111,8 @@ impl VmControl for Vm {
         Vm::resize(self, device, Size(requested))
     }
 
-    fn held(&self, device: usize) -> io::Result<u64> {
-        Vm::held(self, device).map(|size| size.0)
+    fn held(&self) -> io::Result<Vec<u64>> {
+        Ok(self.held_by_each()?.into_iter().map(|size| size.0).collect())
     }
 
     fn exits(&self) -> Vec<ExitCounts> {

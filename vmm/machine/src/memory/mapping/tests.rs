@@ -93,3 +93,37 @@ fn memory_that_cannot_be_opened_again_is_out_of_view() {
     memory.unplug(0, at(lost.end().0..plugged.end().0)).unwrap();
     assert_eq!((memory.view().iter().count(), slots.count()), (1, 1));
 }
+
+/// Linux refuses to discard locked memory, so the close of the whole region is taken back, run by run.
+#[test]
+fn an_unplug_of_all_that_fails_leaves_every_run_plugged() {
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    use crate::memory::fake::memory;
+    use crate::memory::layout::HOLE_END;
+
+    let (memory, slots) = memory(64 << 20, &[128 << 20]);
+    let blocks = [0, 4, 8].map(|mib| at(HOLE_END + (mib << 20)..HOLE_END + ((mib + 2) << 20)));
+    blocks.iter().for_each(|&block| memory.plug(0, block).unwrap());
+    let (start, size) = memory.region_mappings[0].locate(offsets(4 << 20..(4 << 20) + 4096)).unwrap();
+    // SAFETY: the page is in the mapping and open.
+    if check(unsafe { libc::mlock(start, size) }).is_err() {
+        skip("this user may not lock a page");
+        return;
+    }
+    let windows = || -> Vec<_> {
+        memory
+            .view()
+            .iter()
+            .skip(1)
+            .map(|run| at(run.start_addr().0..run.start_addr().0 + run.len()))
+            .collect()
+    };
+    assert!(memory.unplug_all(0).is_err());
+    assert_eq!((windows(), slots.count()), (blocks.to_vec(), 2));
+    blocks.iter().for_each(|block| memory.view().write_obj(1_u8, block.start()).unwrap());
+    // SAFETY: as for mlock.
+    check(unsafe { libc::munlock(start, size) }).unwrap();
+    memory.unplug_all(0).unwrap();
+    assert_eq!((windows(), slots.count()), (vec![], 1));
+}

@@ -1,12 +1,16 @@
+mod turns;
+
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tidevm_abi::Size;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
     VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_STATUS,
 };
+use virtio_mem::device::ResizeError;
 use virtio_mem::wire::{Config, Request, RequestKind};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -33,7 +37,12 @@ struct Rig {
 
 /// A device with a region of 1 GiB and a target of `requested` bytes. Its driver is initialised.
 fn rig(requested: u64) -> Rig {
-    let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(Size::gib(1)) };
+    rig_of(Size::gib(1), requested)
+}
+
+/// The same with a region of `size`.
+fn rig_of(size: Size, requested: u64) -> Rig {
+    let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(size) };
     let (memory, slots) = memory(64 * MIB, &[config.size.0]);
     let memory = Arc::new(memory);
     let status = vec![MemStatus::default()];
@@ -52,6 +61,12 @@ impl Rig {
         let mut bytes = [0; 56];
         self.mem.read(VIRTIO_MMIO_CONFIG.into(), &mut bytes);
         Config::from_bytes(&bytes)
+    }
+
+    fn resize(&mut self, requested: u64) -> Result<(), ResizeError> {
+        self.mem.target.leave(Size(requested))?;
+        self.mem.apply_target();
+        Ok(())
     }
 
     /// Sends a request in one buffer each way and returns the answer's type and state.
@@ -84,7 +99,7 @@ fn requests_move_memory_and_show_in_the_state() {
     assert_eq!(rig.ask(RequestKind::State, 8, 16), (ACK, 2));
     assert_eq!(rig.ask(RequestKind::Unplug, 0, 16), (ACK, 0));
     assert!(rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).is_err());
-    assert_eq!(rig.memory.held(0).unwrap(), 0);
+    assert_eq!(rig.memory.held().unwrap()[0], 0);
     assert_eq!(rig.shared.snapshot().mem[0].refused, None);
 }
 
@@ -168,9 +183,9 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
 fn every_runtime_change_moves_the_generation() {
     let mut rig = rig(0);
     let mut generations = vec![read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)];
-    rig.mem.resize(Size(4 << 30)).unwrap_err();
+    rig.resize(4 << 30).unwrap_err();
     assert_eq!(interrupts(&mut rig.mem), 0);
-    rig.mem.resize(Size(4 * MIB)).unwrap();
+    rig.resize(4 * MIB).unwrap();
     assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
     generations.push(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
     rig.ask(RequestKind::Plug, 0, 1);
@@ -300,7 +315,7 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     assert_eq!((status.report, status.refused), (None, None));
     assert_eq!(rig.config().requested_size, 64 * MIB);
     assert_eq!(rig.slots.hotplug(64 * MIB), []);
-    assert_eq!(rig.memory.held(0).unwrap(), 0);
+    assert_eq!(rig.memory.held().unwrap()[0], 0);
     assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_STATUS), 0);
     // The next driver finds the device as the first one did.
     rig.ring = Ring::new(&rig.memory, 2 * MIB);
@@ -324,7 +339,7 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
     assert!(!rig.shared.snapshot().mem[0].driver);
     assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
     let used = rig.ring.used();
-    rig.mem.resize(Size(32 * MIB)).unwrap();
+    rig.resize(32 * MIB).unwrap();
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.driver), (16 * MIB, 32 * MIB, false));
     assert_eq!(

@@ -1,0 +1,75 @@
+//! A device's target on its way from the embedder to the device.
+//!
+//! The device's mutex is held while requests are served, for as long as the host takes. An embedder that sets a
+//! target must not wait for that. So it leaves the target here. It applies the target itself if the device is
+//! free. Otherwise the event loop applies it before the next request.
+//!
+//! Invariant: [`MemStatus::requested`](crate::MemStatus) is the target that was set last, whether the device has
+//! it yet or not. Both are written under the lock of the state. Lock order: device, state, target.
+
+use std::sync::{Arc, Mutex, TryLockError};
+
+use tidevm_abi::Size;
+use virtio_mem::device::{DeviceConfig, ResizeError};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Mem;
+use crate::state::SharedState;
+use crate::sync::lock;
+
+/// The target of device `index`.
+#[derive(Debug)]
+pub struct Target {
+    index: usize,
+    fixed: DeviceConfig,
+    state: Arc<SharedState>,
+    /// Written when the event loop has to apply the target.
+    kick: EventFd,
+    /// Bytes; set and not yet taken by the device.
+    pending: Mutex<Option<u64>>,
+}
+
+impl Target {
+    pub(super) fn new(index: usize, fixed: DeviceConfig, state: Arc<SharedState>, kick: EventFd) -> Self {
+        Self { index, fixed, state, kick, pending: Mutex::new(None) }
+    }
+
+    /// Sets the target of `device` and has the driver told. Never waits for requests that are being served.
+    ///
+    /// # Errors
+    /// The size is not possible; nothing changed.
+    pub fn set(&self, device: &Mutex<Mem>, requested: Size) -> Result<(), ResizeError> {
+        self.leave(requested)?;
+        match device.try_lock() {
+            Ok(mut device) => device.apply_target(),
+            Err(TryLockError::Poisoned(device)) => device.into_inner().apply_target(),
+            Err(TryLockError::WouldBlock) => {
+                // Fails only when the counter is full. The event is pending then.
+                if let Err(error) = self.kick.write(1) {
+                    log::debug!("event: {error}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a target for the device.
+    pub(super) fn leave(&self, requested: Size) -> Result<(), ResizeError> {
+        self.fixed.check_size(requested.0)?;
+        self.state.change(|state| {
+            *lock(&self.pending) = Some(requested.0);
+            state.mem[self.index].requested = requested.0;
+        });
+        Ok(())
+    }
+
+    /// The target that is set and not yet taken.
+    pub(super) fn pending(&self) -> Option<u64> {
+        *lock(&self.pending)
+    }
+
+    /// Takes the target that is set and not yet taken.
+    pub(super) fn take(&self) -> Option<u64> {
+        lock(&self.pending).take()
+    }
+}

@@ -1,0 +1,128 @@
+//! The thread for termination signals.
+//!
+//! Signals have an event loop of their own, because the other one serves requests of the guest and performs
+//! resets. Each of those can take as long as the host wants, and a signal has to act meanwhile.
+
+use std::io;
+use std::sync::{Arc, Weak};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+
+use super::events::{EventLoop, listen};
+use crate::process::{self, Signals, Terminal};
+use crate::state::SharedState;
+
+/// Starts the thread. `terminal` is restored when a signal has to end the process; the VM owns it.
+///
+/// # Errors
+/// The host provides no thread or descriptor.
+pub(super) fn start(
+    state: Arc<SharedState>,
+    signals: Signals,
+    terminal: Weak<Terminal>,
+) -> io::Result<EventLoop> {
+    let termination = Termination { state: Arc::clone(&state), signals, terminal, came: false };
+    EventLoop::start("signals", state, vec![Box::new(termination)])
+}
+
+/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
+/// signal, or the end of the grace time, ends the process.
+struct Termination {
+    state: Arc<SharedState>,
+    signals: Signals,
+    terminal: Weak<Terminal>,
+    came: bool,
+}
+
+impl MutEventSubscriber for Termination {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        listen(ops, &self.signals, 0);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        while let Some(signal) = self.signals.next() {
+            if self.came {
+                process::exit(signal, &self.terminal);
+            }
+            self.came = true;
+            self.state.change(|state| state.signal = Some(signal));
+            if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
+                log::warn!("only another signal will end a session that is stuck: {error}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use event_manager::EventOps;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    /// Serves an event that takes for ever.
+    struct Stuck {
+        event: EventFd,
+        entered: mpsc::Sender<()>,
+    }
+
+    impl MutEventSubscriber for Stuck {
+        fn init(&mut self, ops: &mut EventOps<'_>) {
+            listen(ops, &self.event, 0);
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+            self.entered.send(()).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// The first signal is recorded and the second one ends the process. Both happen in a process of their own.
+    #[test]
+    fn signals_act_while_the_event_loop_is_busy() {
+        let name = "vm::signals::tests::a_process_with_a_busy_event_loop";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(128 + libc::SIGTERM), "{text}");
+    }
+
+    #[test]
+    #[ignore = "ends its process; signals_act_while_the_event_loop_is_busy starts it"]
+    fn a_process_with_a_busy_event_loop() {
+        let state = Arc::new(SharedState::new(Instant::now(), Vec::new()));
+        let (entered, is_entered) = mpsc::channel();
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let stuck = Stuck { event: event.try_clone().unwrap(), entered };
+        let _events = EventLoop::start("events", Arc::clone(&state), vec![Box::new(stuck)]).unwrap();
+        let (mut sender, receiver) = UnixStream::pair().unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let signals = Signals::from_test(File::from(OwnedFd::from(receiver)));
+        let _signals = start(Arc::clone(&state), signals, Weak::new()).unwrap();
+        event.write(1).unwrap();
+        is_entered.recv().unwrap();
+        let mut record = [0; size_of::<libc::signalfd_siginfo>()];
+        record[..4].copy_from_slice(&libc::SIGTERM.to_ne_bytes());
+        sender.write_all(&record).unwrap();
+        let waited = state.wait(Duration::from_secs(15), "a signal", |_| None::<()>);
+        if waited != Err(crate::state::WaitError::Signal(libc::SIGTERM)) {
+            // Dropping the loops would wait for the one that is stuck.
+            eprintln!("{waited:?}");
+            std::process::exit(1);
+        }
+        sender.write_all(&record).unwrap();
+        std::thread::sleep(Duration::from_secs(15));
+        std::process::exit(2);
+    }
+}
