@@ -35,13 +35,15 @@ pub mod range;
 pub mod region;
 pub mod runs;
 pub mod slots;
-pub mod view;
+mod view;
 
 use mapping::Mapping;
 use range::{GuestRange, OffsetRange};
 use region::RamRegion;
 use slots::Slots;
 pub use view::View;
+#[cfg(test)]
+pub(crate) use view::WINDOWS_MADE;
 
 /// All RAM of a VM.
 #[derive(Debug)]

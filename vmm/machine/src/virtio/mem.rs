@@ -52,6 +52,8 @@ pub struct Mem {
     state: Arc<SharedState>,
     kick: EventFd,
     target: Arc<Target>,
+    /// See [`TURN`].
+    turn: Duration,
     /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
@@ -107,7 +109,7 @@ impl Mem {
             .map_err(io::Error::other)?;
         let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
         let transport = Transport::new(registers, interrupt);
-        let mut mem = Self { transport, device, region, state, kick, target, retry_due: false };
+        let mut mem = Self { transport, device, region, state, kick, target, turn: TURN, retry_due: false };
         mem.publish(None);
         Ok(mem)
     }
@@ -164,7 +166,7 @@ impl Mem {
         let mut used = false;
         self.apply_target();
         for request in 0..self.transport.batch(0).min(REQUESTS_PER_TURN) {
-            if request > 0 && start.elapsed() >= TURN {
+            if request > 0 && start.elapsed() >= self.turn {
                 break;
             }
             let memory = Arc::clone(&self.region.memory);

@@ -1,4 +1,4 @@
-//! How much work one turn of the event loop does, counted, and that nothing waits for it.
+//! The work of one turn of the event loop, counted, and targets that do not wait for it.
 
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -7,8 +7,8 @@ use std::thread;
 use vm_memory::GuestMemoryBackend;
 
 use super::*;
+use crate::memory::WINDOWS_MADE;
 use crate::memory::mapping::SYSTEM_CALLS;
-use crate::memory::view::WINDOWS_MADE;
 
 /// Plugs every second block of the region.
 fn fragment(rig: &mut Rig, blocks: u64) {
@@ -82,10 +82,12 @@ fn a_turn_serves_a_few_requests_and_leaves_the_rest() {
 fn a_slow_request_ends_the_turn() {
     let mut rig = rig(1 << 30);
     rig.slots.delay_adds(TURN);
+    rig.mem.turn = TURN;
     // The first request needs a slot.
     offer_plugs(&mut rig, 0, 3);
     assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
     assert_eq!(rig.ring.used(), 1, "the other requests come in the next turn");
+    rig.mem.turn = Duration::MAX;
     rig.mem.serve();
     assert_eq!(rig.ring.used(), 3);
 }
@@ -105,7 +107,7 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     });
     assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(())));
     embedder.join().unwrap();
-    assert_eq!(shared.snapshot().mem[0].requested, 8 * MIB, "whoever looks sees the newest target");
+    assert_eq!(shared.snapshot().mem[0].requested, 8 * MIB, "the state shows the newest target");
     assert_eq!(kick.read().unwrap(), 1, "the event loop has to apply it");
     drop(taken);
     let mut device = device.lock().unwrap();
