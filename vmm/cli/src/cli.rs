@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
@@ -104,7 +105,7 @@ pub struct Run {
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// When the guest initialises struct pages: eager, deferred or lazy
-    #[arg(long, value_name = "POLICY", default_value_t)]
+    #[arg(long, value_name = "POLICY", default_value_t, value_parser = init_policy)]
     init: InitPolicy,
     /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
     #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
@@ -177,6 +178,13 @@ pub fn demo_config() -> Config {
         console: ConsoleMode::Off,
         ..Config::default()
     }
+}
+
+fn init_policy(text: &str) -> Result<InitPolicy, String> {
+    tidevm_abi::value_of(INIT_POLICIES, text).ok_or_else(|| {
+        let words: Vec<_> = INIT_POLICIES.iter().map(|(word, _)| *word).collect();
+        format!("unknown; the policies are: {}", words.join(", "))
+    })
 }
 
 fn size(text: &str) -> Result<Size, String> {

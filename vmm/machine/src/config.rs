@@ -4,9 +4,7 @@
 //! message on every host: what is wrong, where, and what would be right. What only the host can refuse
 //! (mappings, vCPU limits) is a [`StartError`](crate::StartError).
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
@@ -15,6 +13,7 @@ use crate::memory::layout;
 mod numa;
 
 pub use numa::{NodeConfig, NumaError};
+pub use tidevm_abi::cmdline::InitPolicy;
 
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: Size = Size::mib(32);
@@ -110,44 +109,6 @@ impl HotplugConfig {
         Self { size, block: MIN_BLOCK, requested: Size(0), node: None }
     }
 }
-
-/// When the guest initialises struct pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InitPolicy {
-    /// All struct pages of a memory block before the memory block is used.
-    Eager,
-    /// Those of boot memory on demand or in the background; those of added memory as with `Eager`.
-    Deferred,
-    /// Each struct page when its page is first used.
-    #[default]
-    Lazy,
-}
-
-impl InitPolicy {
-    const ALL: [(Self, &str); 3] =
-        [(Self::Eager, "eager"), (Self::Deferred, "deferred"), (Self::Lazy, "lazy")];
-}
-
-impl fmt::Display for InitPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL.iter().find(|(policy, _)| policy == self).map_or("", |(_, name)| name);
-        f.write_str(name)
-    }
-}
-
-impl FromStr for InitPolicy {
-    type Err = UnknownInitPolicy;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let known = Self::ALL.into_iter().find(|(_, known)| *known == name);
-        known.map(|(policy, _)| policy).ok_or(UnknownInitPolicy)
-    }
-}
-
-/// The name of an [`InitPolicy`] that does not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown; the policies are: eager, deferred, lazy")]
-pub struct UnknownInitPolicy;
 
 /// Where the guest's serial port leads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

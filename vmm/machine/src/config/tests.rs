@@ -1,4 +1,4 @@
-use super::{Config, ConfigError, HotplugConfig, InitPolicy, MIN_BLOCK, NodeConfig, Size};
+use super::{Config, ConfigError, HotplugConfig, MIN_BLOCK, NodeConfig, Size};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -170,15 +170,4 @@ fn sizes_are_shown_as_they_are_given() {
     {
         assert_eq!(Size(bytes).to_string(), text);
     }
-}
-
-#[test]
-fn init_policies_have_names() {
-    for (name, policy) in
-        [("eager", InitPolicy::Eager), ("deferred", InitPolicy::Deferred), ("lazy", InitPolicy::Lazy)]
-    {
-        assert_eq!(name.parse(), Ok(policy));
-        assert_eq!(policy.to_string(), name);
-    }
-    assert!("lazy-ish".parse::<InitPolicy>().is_err());
 }
