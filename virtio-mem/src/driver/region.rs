@@ -178,7 +178,7 @@ impl Region {
         }
     }
 
-    /// The device has unplugged `range`, none of which is online.
+    /// The device has unplugged `range`. No block of it is online.
     pub(super) fn unplug(&mut self, range: BlockRange) {
         self.plugged.clear(range);
         for (index, _) in self.geometry.pieces(range) {
