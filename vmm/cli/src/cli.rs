@@ -199,7 +199,7 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
         let read = || size(value).map_err(|error| format!("{key}={value}: {error}"));
         match key {
             "size" => config.size = read()?,
-            "block" => config.block = read()?,
+            "block" => config.device_block = read()?,
             "requested" => config.requested = read()?,
             "node" => {
                 let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
@@ -283,7 +283,7 @@ mod tests {
                 HotplugConfig::new(Size::gib(8)),
                 HotplugConfig {
                     size: Size::gib(1),
-                    block: Size::mib(4),
+                    device_block: Size::mib(4),
                     requested: Size::mib(128),
                     node: Some(1),
                 },

@@ -133,7 +133,7 @@ pub fn config() -> Config {
     Config {
         cpus: CPUS,
         memory: Size(MEMORY),
-        hotplug: vec![HotplugConfig { block: Size(BLOCK), ..HotplugConfig::new(Size(REGION)) }],
+        hotplug: vec![HotplugConfig { device_block: Size(BLOCK), ..HotplugConfig::new(Size(REGION)) }],
         console: ConsoleMode::Off,
         ..Config::default()
     }
