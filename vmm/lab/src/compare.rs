@@ -14,17 +14,12 @@ pub mod measured_vm;
 pub mod table;
 
 use serde::{Deserialize, Serialize};
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, PAGE_SIZE, Size};
 
 use crate::zoneinfo::Zone;
 
-/// Bytes of a GiB.
-pub const GIB: u64 = 1 << 30;
-
 /// Sizes, in GiB, at which the guests are compared.
 const SIZES: [u64; 2] = [1, 4];
-
-const PAGE_SIZE: u64 = 4096;
 
 /// Pages of memmap per memory block: 64 bytes for each of its pages.
 const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
@@ -95,10 +90,10 @@ pub struct PlannedPhase {
     pub kind: PhaseKind,
     /// A command of tidevm's scripts.
     pub command: String,
-    /// Bytes that are plugged afterwards.
-    pub plugged: u64,
-    /// Bytes that hold data afterwards.
-    pub data: u64,
+    /// How much is plugged afterwards.
+    pub plugged: Size,
+    /// How much holds data afterwards.
+    pub data: Size,
     /// GiB that it plugs or unplugs, if its cost is of interest.
     pub costs: Option<u64>,
 }
@@ -118,7 +113,7 @@ pub const BOOT: &str = "boot";
 pub fn phases() -> Vec<PlannedPhase> {
     let mut phases = Vec::new();
     for gib in SIZES {
-        let (size, half) = (gib * GIB, gib * GIB / 2);
+        let (size, half, none) = (Size::gib(gib), Size::mib(gib * 512), Size(0));
         let mut add = |name: &str, kind, command: String, plugged, data, costs: bool| {
             let costs = costs.then_some(gib);
             phases.push(PlannedPhase {
@@ -131,20 +126,20 @@ pub fn phases() -> Vec<PlannedPhase> {
             });
         };
         let resize = |gib| format!("resize {gib}G");
-        add("plug N GiB", PhaseKind::Plug, resize(gib), size, 0, true);
-        add("unplug N GiB, empty", PhaseKind::Unplug, resize(0), 0, 0, true);
-        add("plug N GiB again", PhaseKind::Plug, resize(gib), size, 0, false);
+        add("plug N GiB", PhaseKind::Plug, resize(gib), size, none, true);
+        add("unplug N GiB, empty", PhaseKind::Unplug, resize(0), none, none, true);
+        add("plug N GiB again", PhaseKind::Plug, resize(gib), size, none, false);
         add(
             "fill half of N GiB",
             PhaseKind::Guest,
-            format!("hog {}M movable full as data", half >> 20),
+            format!("hog {}M movable full as data", half.0 >> 20),
             size,
             half,
             false,
         );
-        add("unplug N GiB, half full", PhaseKind::Unplug, resize(0), 0, half, true);
-        add("verify what filled N GiB", PhaseKind::Guest, "verify data".to_owned(), 0, half, false);
-        add("release what filled N GiB", PhaseKind::Guest, "release data".to_owned(), 0, 0, false);
+        add("unplug N GiB, half full", PhaseKind::Unplug, resize(0), none, half, true);
+        add("verify what filled N GiB", PhaseKind::Guest, "verify data".to_owned(), none, half, false);
+        add("release what filled N GiB", PhaseKind::Guest, "release data".to_owned(), none, none, false);
     }
     phases
 }

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use tidevm_abi::Size;
+
 use super::judge::{self, COUNTERS, Difference, Reason, Row};
-use super::{GIB, Guest, Host, Measurement, Phase, PhaseKind, PlannedPhase, phases};
+use super::{Guest, Host, Measurement, Phase, PhaseKind, PlannedPhase, phases};
 
 const GUESTS: [Guest; 2] = [Guest::Linux, Guest::Tidevm];
 
@@ -49,7 +51,7 @@ const COSTS: [Cost; 4] = [
     ("time, QEMU", Host::Qemu, |_, phase, _, gib| Some(seconds(phase, gib))),
     ("time, nested host", Host::Tidevm, |_, phase, _, gib| Some(seconds(phase, gib))),
     ("memmap from boot memory", Host::Qemu, |before, phase, kind, gib| {
-        let pages = judge::memmap_in_boot(before, phase, gib * GIB) / gib.cast_signed();
+        let pages = judge::memmap_in_boot(before, phase, Size::gib(gib)) / gib.cast_signed();
         (kind == PhaseKind::Plug).then(|| format!("{pages} pages"))
     }),
 ];
