@@ -72,7 +72,7 @@ fn one_worker_initialises_all_that_was_deferred() {
     assert_eq!(one.after("plug 130M").zones, eager.after("plug 130M").zones);
 }
 
-/// Four CPUs take 64 MiB each while they start, in a guest with 384 MiB of which 128 MiB are initialised.
+/// Four CPUs take 64 MiB each while they start, in a guest with 384 MiB. Boot initialises 128 MiB of them.
 fn early(words: &str) -> Config {
     Config { cpus: 4, cmdline: Some(format!("percpu_buf=64M {words}")), ..config(InitPolicy::Deferred) }
 }

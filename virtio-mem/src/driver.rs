@@ -13,25 +13,25 @@
 //! - No failure stops the driver for good.
 //!
 //! The files: `geometry` divides the region, `region` is the driver's view of the blocks, `plan` picks the next
-//! action, `outcome` applies the outcome of an action to the view, `doubt` restores the view after an error,
+//! action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an error,
 //! `idle` says when to try again. "Block" alone means device block in all of them.
 //!
 //! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
 //! under way and none went wrong; a block is unplugged only when the guest does not use it.
 
-mod doubt;
 mod geometry;
 mod idle;
 mod outcome;
 mod plan;
 mod region;
+mod uncertain;
 
-use self::doubt::Doubt;
 pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
 use self::idle::BackOff;
 pub use self::idle::{Idle, IdleReason};
 use self::region::Region;
+use self::uncertain::UncertainRange;
 use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind, Response};
 
@@ -124,7 +124,7 @@ pub struct Driver {
     /// Memory was plugged before this driver existed.
     unplug_all: bool,
     /// The blocks for which the driver does not know whether they are plugged.
-    doubt: Option<Doubt>,
+    uncertain: Option<UncertainRange>,
     /// The driver must pause before the next action.
     paused: Option<IdleReason>,
     /// The guest could not take in memory in this pass: unused blocks are unplugged again.
@@ -155,7 +155,7 @@ impl Driver {
             idle: None,
             read_config: false,
             unplug_all: config.plugged_size > 0,
-            doubt: None,
+            uncertain: None,
             paused: None,
             stop_growing: false,
             failed: None,

@@ -75,7 +75,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     // allocations that have more of it initialised.
     let mm = &command_line.mm;
     if mm.init != InitPolicy::Lazy || mm.content != MemoryContent::Zero || !mm.grow {
-        deferred::start(command_line.one_worker);
+        deferred::start(command_line.deferred_workers);
     }
     let bound = bind_devices(&command_line);
     mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });

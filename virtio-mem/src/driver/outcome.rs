@@ -105,7 +105,7 @@ impl Driver {
             }
             (RequestKind::Plug | RequestKind::Unplug, ResponseType::Error) => {
                 self.device_errors += 1;
-                self.doubt(self.range(request));
+                self.set_uncertain(self.range(request));
                 self.read_config = true;
             }
             (RequestKind::UnplugAll, ResponseType::Error) => self.device_error(),
@@ -114,7 +114,7 @@ impl Driver {
 
     fn unanswered(&mut self, request: Request) {
         if let RequestKind::Plug | RequestKind::Unplug = request.kind {
-            self.doubt(self.range(request));
+            self.set_uncertain(self.range(request));
         }
         self.device_error();
     }

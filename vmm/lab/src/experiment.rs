@@ -216,7 +216,7 @@ fn how_it_ended(record: &Record) -> String {
         (Ended::Died(death), _) => last_words(death),
         (_, Some(failed)) => failed,
         (Ended::Failed { reason: Some(reason) }, None) => reason.clone(),
-        (Ended::Done, None) => "the session ended as it should, but without what was to be seen".to_owned(),
+        (Ended::Done, None) => "the session ended well, but did not show the expected result".to_owned(),
         (ended, None) => format!("the session ended with status {}", ended.status()),
     }
 }

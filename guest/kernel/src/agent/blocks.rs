@@ -87,7 +87,10 @@ fn retry<E: core::fmt::Debug>(step: impl Fn() -> Result<(), E>) {
     const MILLIS: u64 = 1000;
     let deadline = Instant::in_millis(MILLIS);
     while let Err(error) = step() {
-        assert!(!deadline.has_passed(), "what was removed does not come back within {MILLIS} ms: {error:?}");
+        assert!(
+            !deadline.has_passed(),
+            "a removed memory block is not added again within {MILLIS} ms: {error:?}"
+        );
         MM.platform().relax();
     }
 }

@@ -78,7 +78,7 @@ fn hog(
     Ok(())
 }
 
-/// Starts `task` on the pages of `handle`, be they of the page allocator or of device memory.
+/// Starts `task` on the pages of `handle`, in system or device memory.
 fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
     if let Some(set) = DevicePages::find(handle) {
         walk::start(requester, set, task);

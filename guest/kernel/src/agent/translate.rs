@@ -1,5 +1,9 @@
 //! The one translation between the words of memory management (`tidevm_mm`) and the records that leave the
-//! guest (`tidevm_abi`). Neither crate knows the other; every match from one to the other is here.
+//! guest (`tidevm_abi`). Neither crate knows the other. Every match from one to the other is here, except those
+//! of the command line's values, which `boot::cmdline` translates before there is an agent.
+//!
+//! Invariant: a wrong request of the virtio-mem driver, such as to take a memory block offline that is not
+//! online, is a bug of the guest and panics. Every failure that the host or a user can cause is a record.
 
 use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
 use tidevm_mm::{
@@ -123,7 +127,7 @@ pub fn not_offline(error: OfflineError) -> ResizeState {
         OfflineError::NoRoom(_) => ResizeState::NoRoom,
         // Isolations wait for each other, so only an injected fault leads here.
         OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
-        other => panic!("the driver asked for what cannot be: {other:?}"),
+        other => panic!("the driver asked for an impossible offline: {other:?}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The end of the guest: by a panic or an exception, with a report on the serial port, or by a power-off.
+//! The end of the guest: by a panic or an exception, with a panic text on the serial port, or by a power-off.
 //!
 //! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
 
@@ -11,10 +11,10 @@ use tidevm_abi::{EXIT_PORT, ExitCode};
 use crate::console::print_in_panic;
 use crate::cpu::{self, port_write};
 
-/// Set by the CPU whose panic is reported; the other CPUs stop without a report.
+/// Set by the CPU that writes the panic text; the other CPUs stop without one.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
-/// Ends the guest for `reason`: reports it on the serial port, then writes `code` for the VMM.
+/// Ends the guest for `reason`: writes the panic text on the serial port, then `code` for the VMM.
 pub fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::AcqRel) {
         print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));

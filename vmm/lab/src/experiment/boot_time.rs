@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tidevm_abi::{BootTimes, MEMORY_BLOCK_SIZE, Size};
+use tidevm_abi::{BootTimes, Command, MEMORY_BLOCK_SIZE, Size};
 use tidevm_machine::{Config, ConsoleMode, InitPolicy, StartError};
 use tidevm_session::Ended;
 
@@ -95,7 +95,7 @@ fn boot(
 }
 
 fn read(record: &Record) -> Result<BootTimes, String> {
-    let times = record.stats_after("stats").map(|stats| stats.boot);
+    let times = record.stats_after(|command| *command == Command::Stats).map(|stats| stats.boot);
     times.filter(|_| record.summary.ended == Ended::Done).ok_or_else(|| how_it_ended(record))
 }
 

@@ -46,7 +46,7 @@ pub struct Control {
 
 /// The guest has not read [`MAX_UNREAD`] calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+pub struct CallsQueueFull;
 
 impl Control {
     /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue
@@ -69,10 +69,10 @@ impl Control {
     /// Sends a call to the guest, as soon as the guest has a buffer for it.
     ///
     /// # Errors
-    /// [`Full`]; the call is not sent.
-    pub fn call(&mut self, call: Call) -> Result<(), Full> {
+    /// [`CallsQueueFull`]; the call is not sent.
+    pub fn call(&mut self, call: Call) -> Result<(), CallsQueueFull> {
         if self.unread.len() >= MAX_UNREAD {
-            return Err(Full);
+            return Err(CallsQueueFull);
         }
         self.unread.push_back(call);
         self.serve_calls();

@@ -83,7 +83,7 @@ impl Mem {
         let mut device = Device::new(DeviceConfig {
             addr: range.start().0,
             region_size: config.size.0,
-            block_size: config.block.0,
+            block_size: config.device_block.0,
             node_id: config.node,
         })
         .map_err(io::Error::other)?;
@@ -92,7 +92,7 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
+        let region = RegionMemory { memory, index, range, block_size: config.device_block.0, refused: false };
         let transport = Transport::new(registers, interrupt);
         let mut mem = Self { transport, device, region, state, kick, retry_due: false };
         mem.publish(None);

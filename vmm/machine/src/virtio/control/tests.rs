@@ -68,7 +68,7 @@ fn calls_keep_their_order_and_their_number_is_limited() {
     for id in 0..MAX_UNREAD as u32 {
         rig.control.call(Call { id, op: Op::Check }).unwrap();
     }
-    assert_eq!(rig.control.call(Call { id: 999, op: Op::Check }), Err(Full));
+    assert_eq!(rig.control.call(Call { id: 999, op: Op::Check }), Err(CallsQueueFull));
     for n in 0..10 {
         rig.offer_room(n, 64);
     }
