@@ -40,7 +40,7 @@ mod stats;
 mod words;
 
 pub use answer::Answer;
-pub use blocks::{BLOCK_RUNS, BlockRun};
+pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
 pub use command::Command;
 pub use counter::{Counter, Group, Label};
 pub use duration::ShowDuration;

@@ -42,6 +42,8 @@ pub(crate) struct Deferred {
     end: AtomicU32,
 }
 
+/// Which sections no CPU has claimed.
+#[derive(Clone, Copy)]
 pub(crate) struct Claims {
     /// The memory map at boot; `None` before boot.
     memblock: Option<&'static Memblock>,
@@ -153,6 +155,13 @@ impl Claims {
     pub(crate) fn runs(&self, zone: ZoneId) -> impl Iterator<Item = Run> {
         let unclaimed = self.memblock.zip(self.zones[zone.index()]);
         unclaimed.into_iter().flat_map(move |(memblock, unclaimed)| memblock.runs_of(zone, unclaimed.next))
+    }
+
+    /// The lowest run of such sections from section `from` on, of any zone.
+    pub(crate) fn run_from(&self, from: SectionNr) -> Option<Run> {
+        let runs = ZoneId::all().flat_map(|zone| self.runs(zone)).filter(|run| run.end > from);
+        let lowest = runs.min_by_key(|run| run.first)?;
+        Some(Run { first: lowest.first.max(from), ..lowest })
     }
 
     /// RAM of `zone` in them: ranges of frames, ascending.

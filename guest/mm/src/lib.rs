@@ -82,11 +82,13 @@ pub use addr::{
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr, SectionRange,
 };
 pub use boot::BootError;
+pub use check::Checked;
 pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memory_block::{
-    AddError, BlockStats, MAX_BLOCK_SECTIONS, MhpFlags, OfflineAndRemoveError, OnlineError, RemoveError,
+    AddError, BlockState, BlockStats, MAX_BLOCK_SECTIONS, MhpFlags, OfflineAndRemoveError, OnlineError,
+    RemoveError,
 };
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
@@ -95,7 +97,7 @@ pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pageblock_set::PageblockSet;
-pub use pcplist::{PcpDisabled, PerCpuPages};
+pub use pcplist::{MAX_CPUS, PcpDisabled, PerCpuPages};
 pub use pgmap::{DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
@@ -134,8 +136,12 @@ pub struct Mm<P: Platform> {
 
 impl<P: Platform> Mm<P> {
     /// An `Mm` without memory, for a static. `per_cpu` has one element per CPU that may ever call.
+    ///
+    /// # Panics
+    /// When there are more than [`MAX_CPUS`].
     #[must_use]
     pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
+        assert!(per_cpu.len() <= MAX_CPUS);
         Self {
             platform,
             sparse,

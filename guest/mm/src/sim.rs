@@ -351,7 +351,7 @@ impl Sim {
     /// A page-table page for a new mapping.
     fn take_table(&self) -> Result<(), NoPageTable> {
         let Some(mm) = self.tables.get() else { return Ok(()) };
-        if mm.stats().blocks_online == 0 {
+        if mm.sparse.blocks_online() == 0 {
             return Ok(());
         }
         let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;

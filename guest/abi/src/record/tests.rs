@@ -1,7 +1,7 @@
 use crate::stats::tests::filled;
 use crate::{
-    Answer, BLOCK_RUNS, BadRecord, BlockRun, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report, Resize,
-    ResizeState, UnmovablePage, ZoneName, decode, encode,
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report,
+    Resize, ResizeState, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]
@@ -19,6 +19,7 @@ fn largest_record_fits() {
         count: u64::MAX,
         size: u64::MAX,
         boot: false,
+        state: BlockState::Deferred,
         zone: Some(ZoneName::Movable),
         node: u8::MAX,
         plugged: u64::MAX,

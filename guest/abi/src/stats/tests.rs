@@ -20,6 +20,7 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
         memmap_boot_pages: number(),
         memmap_altmap_pages: number(),
         blocks_online: number(),
+        deferred_pages: number(),
         pages_migrated: number(),
         migrate_failed: number(),
         pcp_drains: number(),

@@ -25,7 +25,7 @@ pub fn blocks(from: u64) -> Answer {
             let run = translate::block_run(&block);
             let last: Option<&mut BlockRun> = runs[..used].last_mut().and_then(Option::as_mut);
             match last.filter(|last| continues(last, &run)) {
-                Some(last) => last.count += 1,
+                Some(last) => last.count += run.count,
                 None if used == BLOCK_RUNS => {
                     next = Some(run.addr);
                     return false;
@@ -43,7 +43,7 @@ pub fn blocks(from: u64) -> Answer {
 
 /// Whether `run` begins where `before` ends, and is otherwise alike.
 fn continues(before: &BlockRun, run: &BlockRun) -> bool {
-    let expected = BlockRun { addr: before.addr + before.count * before.size, count: 1, ..*before };
+    let expected = BlockRun { addr: before.addr + before.count * before.size, count: run.count, ..*before };
     *run == expected
 }
 
@@ -62,7 +62,8 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     let mut before: Vec<(BlockStats, Vec<PageblockSet>)> = Vec::new();
     MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
-        let inside = sections.end <= range.end().get();
+        // Boot memory ends the walk: it cannot be removed, and the removal says so.
+        let inside = !block.boot && sections.end <= range.end().get();
         if inside {
             before.push((block, sections.map(|nr| MM.plugged(SectionNr::new(nr))).collect()));
         }

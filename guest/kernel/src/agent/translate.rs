@@ -52,6 +52,7 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.blocks_online,
+        deferred_pages: stats.deferred_pages(),
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
@@ -75,13 +76,18 @@ fn zone_stats(zone: mm::ZoneStats) -> abi::ZoneStats {
     }
 }
 
-/// One memory block, as a run of one.
+/// Memory blocks as a run: one, or neighbours that are deferred.
 pub fn block_run(block: &BlockStats) -> abi::BlockRun {
     abi::BlockRun {
         addr: block.first.start().address().get(),
-        count: 1,
+        count: block.count.into(),
         size: u64::from(block.sections) * SECTION_SIZE,
         boot: block.boot,
+        state: match block.state {
+            mm::BlockState::Online => abi::BlockState::Online,
+            mm::BlockState::Offline => abi::BlockState::Offline,
+            mm::BlockState::Deferred => abi::BlockState::Deferred,
+        },
         zone: block.zone.map(|zone| zone_name(zone.zone_type())),
         node: block.node.get(),
         plugged: u64::from(block.plugged) * PAGE_SIZE,

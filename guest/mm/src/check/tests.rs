@@ -70,6 +70,22 @@ fn limits() {
     });
 }
 
+/// `check` holds the lists of all CPUs together. Its need of stack must not grow with their number: 24 KiB are
+/// enough for as many CPUs as there can be. Less than the kernel's stacks have, although this build does not
+/// optimise.
+#[test]
+fn check_of_most_cpus_needs_no_more_stack_than_of_one() {
+    const STACK: usize = 24 << 10;
+    let mm = SimMachine { cpus: crate::MAX_CPUS, ..SimMachine::default() }.boot();
+    let pages: u64 = crate::MAX_CPUS as u64;
+    for cpu in 0..crate::MAX_CPUS {
+        Sim::run_on(cpu, || mm.free_pages(allocated(mm), Order::PAGE));
+    }
+    let zone = NodeId::FIRST.zone(ZoneType::Dma32);
+    assert!(mm.pcp_pages(zone) >= pages, "each list has pages");
+    std::thread::Builder::new().stack_size(STACK).spawn(|| mm.check()).unwrap().join().unwrap();
+}
+
 #[test]
 fn memory_to_come() {
     finds("which no CPU has claimed", |mm| {

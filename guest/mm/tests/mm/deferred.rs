@@ -217,7 +217,7 @@ fn workers_and_allocations_race() {
                     });
                 });
             }
-            scope.spawn(move || (0..3).map(|_| mm.check()).sum::<u64>());
+            scope.spawn(move || (0..3).map(|_| mm.check().pages).sum::<u64>());
         });
         assert_eq!(taken.load(SeqCst), u64::from(each) * TAKERS as u64);
         finish(mm);

@@ -167,6 +167,7 @@ fn fragmented_memory_is_not_left_for_later() {
     let mm = machine.boot();
     mm.check();
     assert_eq!((mm.stats().blocks_online, mm.stats().deferred_pages()), (3, 0));
+    assert!(mm.is_all_initialised());
 }
 
 /// S4.21: 31 free blocks of 1024 pages, one of 512, and the memmap's own.

@@ -327,7 +327,7 @@ fn workers_of_two_nodes_race() {
         for cpu in [0, 1] {
             scope.spawn(move || Sim::run_on(cpu, || while mm.init_deferred() {}));
         }
-        scope.spawn(|| (0..3).map(|_| mm.check()).sum::<u64>());
+        scope.spawn(|| (0..3).map(|_| mm.check().pages).sum::<u64>());
     });
     assert!(mm.is_all_initialised());
     mm.check();

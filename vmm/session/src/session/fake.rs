@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
-    PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, BlockState, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem,
+    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Size, State, WaitError,
@@ -286,14 +286,22 @@ impl FakeVm {
             count: 1,
             size: 128 << 20,
             boot: true,
+            state: BlockState::Online,
             zone: Some(ZoneName::Dma32),
             node: 0,
             plugged: 0,
             memmap_pages: 0,
             memmap_on_memory: false,
         };
-        let second =
-            BlockRun { addr: REGION, boot: false, zone: None, plugged: 2 << 20, memmap_pages: 512, ..first };
+        let second = BlockRun {
+            addr: REGION,
+            boot: false,
+            state: BlockState::Offline,
+            zone: None,
+            plugged: 2 << 20,
+            memmap_pages: 512,
+            ..first
+        };
         let mut runs = [None; BLOCK_RUNS];
         runs[0] = Some(if from == 0 { first } else { second });
         Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
@@ -408,7 +416,7 @@ impl VmControl for FakeVm {
                 self.state.borrow_mut().death = Some(death);
                 return Ok(id);
             }
-            Op::Check => (10, Answer::Checked { pages: 60_000 }),
+            Op::Check => (10, Answer::Checked { pages: 60_000, deferred: 0 }),
             Op::Hog { handle, pages, kind, .. } => {
                 fresh(handle);
                 (pages / 100, self.hog(handle, pages, kind))

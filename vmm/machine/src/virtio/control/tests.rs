@@ -102,9 +102,9 @@ fn reports_change_the_state() {
     rig.report_record(&Report::Ready { cpus: 2, mem_devices: 1 });
     assert_eq!(rig.shared.snapshot().ready.map(|ready| (ready.cpus, ready.mem_devices)), Some((2, 1)));
     rig.shared.expect_answer(5);
-    rig.report_record(&Report::Done { id: 5, answer: Answer::Checked { pages: 9 } });
+    rig.report_record(&Report::Done { id: 5, answer: Answer::Checked { pages: 9, deferred: 0 } });
     let answer = rig.shared.take_answer(5, Duration::ZERO, "the answer");
-    assert_eq!(answer, Ok(Answer::Checked { pages: 9 }));
+    assert_eq!(answer, Ok(Answer::Checked { pages: 9, deferred: 0 }));
     assert_eq!(rig.shared.snapshot().bad_records, 0);
 }
 
