@@ -169,9 +169,10 @@ fn what_was_said_of_an_earlier_target_of_the_same_size_does_not_count() {
 
         let script = "plug 2M\nresize 0\nresize 1G within 8ms\nresize 0 within 0s\nresize 0";
         let ran = session(nature(), script);
-        let silent = |target| format!("stopped at 0{target}: the guest is still at it, and has not said why");
-        assert_eq!(ran.reason(2), format!("not within 8ms: {}", silent(", 1024 MiB below the target")));
-        assert_eq!(ran.reason(3), format!("not within 0ns: {}", silent("")));
+        let silent =
+            |target| format!("stopped at 0, {target}: the guest is still at it, and has not said why");
+        assert_eq!(ran.reason(2), format!("not within 8ms: {}", silent("1024 MiB below the target")));
+        assert_eq!(ran.reason(3), format!("not within 0ns: {}", silent("not settled at the target")));
         assert_eq!((ran.note(4), ran.steps[4].took), (None, Duration::from_millis(992)));
     }
 }
