@@ -96,8 +96,8 @@ pub enum Action {
 /// The outcome of an [`Action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The configuration space was read.
-    Config(Config),
+    /// The configuration space was read, all of it under this configuration generation.
+    Config(Config, u32),
     /// The device answered.
     Response(Response),
     /// The request was sent, and it is unknown whether the device served it: there was no answer in time, or the
@@ -114,6 +114,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Driver {
     config: Config,
+    /// The configuration generation of `config`.
+    generation: u32,
     region: Region,
     /// The action that waits for [`Driver::complete`].
     under_way: Option<Action>,
@@ -142,14 +144,15 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for the device whose configuration space reads `config`. If memory is plugged already, it belongs
+    /// A driver for the device whose configuration space reads `config` under `generation`. If memory is plugged already, it belongs
     /// to a guest kernel that is gone, and the driver unplugs it first.
     ///
     /// # Errors
     /// [`ConfigError`] when `config` contradicts itself or does not fit `driver`.
-    pub fn new(driver: DriverConfig, config: Config) -> Result<Driver, ConfigError> {
+    pub fn new(driver: DriverConfig, config: Config, generation: u32) -> Result<Driver, ConfigError> {
         Ok(Driver {
             config,
+            generation,
             region: Region::new(Geometry::new(driver, &config)?),
             under_way: None,
             idle: None,
@@ -245,6 +248,13 @@ impl Driver {
     #[must_use]
     pub const fn requested_size(&self) -> u64 {
         self.config.requested_size
+    }
+
+    /// The configuration generation under which [`Driver::requested_size`] was read. The size alone does not tell a
+    /// target from an earlier one of the same size.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// How often the device has violated the specification or has not answered.

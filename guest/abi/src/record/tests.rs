@@ -11,6 +11,7 @@ fn largest_record_fits() {
         region: u64::MAX,
         plugged: u64::MAX,
         requested: u64::MAX,
+        generation: u32::MAX,
         state: ResizeState::Unmovable { pages: u64::MAX, first: [page; 4] },
     });
     let stats = Report::Done { id: u32::MAX, answer: Answer::Stats(filled(|| u64::MAX)) };

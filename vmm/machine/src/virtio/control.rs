@@ -79,11 +79,14 @@ impl Control {
         Ok(())
     }
 
-    /// System reset: there is no driver, and no guest that could answer the calls that were made.
-    pub fn reset(&mut self) {
+    /// First part of a system reset: there is no driver. Calls that are still made wait.
+    pub fn disconnect(&mut self) {
         self.transport.registers.reset();
+    }
+
+    /// Last part of a system reset: the guest that could have answered the calls that wait is gone.
+    pub fn forget_calls(&mut self) {
         self.unread.clear();
-        self.state.lose_guest();
     }
 
     /// Writes waiting calls to the buffers that the driver offers. Returns whether there may be more to do.

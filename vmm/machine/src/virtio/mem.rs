@@ -14,9 +14,12 @@ use std::time::Duration;
 
 use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_mem::blocks::BlockRange;
 use virtio_mem::device::{Backing, Busy, Device, DeviceConfig, ResizeError as DeviceError};
-use virtio_mem::wire::{F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, Response, ResponseType};
+use virtio_mem::wire::{
+    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Response, ResponseType,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
@@ -29,6 +32,9 @@ use crate::virtio::{RegisterDevice, Transport};
 /// Most requests that a driver can have in the queue.
 const QUEUE_SIZE: u16 = 128;
 
+/// Where the driver reads the target.
+const TARGET: u64 = VIRTIO_MMIO_CONFIG as u64 + REQUESTED_SIZE_OFFSET as u64;
+
 /// When to tell a driver that was answered BUSY to try again.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -40,6 +46,10 @@ pub struct Mem {
     region: RegionMemory,
     state: Arc<SharedState>,
     kick: EventFd,
+    /// See [`MemStatus::generation`].
+    generation: u32,
+    /// See [`MemStatus::seen`].
+    seen: Option<u32>,
     /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
@@ -94,21 +104,22 @@ impl Mem {
             .map_err(io::Error::other)?;
         let region = RegionMemory { memory, index, range, block_size: config.device_block.0, refused: false };
         let transport = Transport::new(registers, interrupt);
-        let mut mem = Self { transport, device, region, state, kick, retry_due: false };
+        let mut mem =
+            Self { transport, device, region, state, kick, generation: 0, seen: None, retry_due: false };
         mem.publish(None);
         Ok(mem)
     }
 
-    /// Sets the target and tells the driver.
+    /// Sets the target and tells the driver. The same size again is a target of its own: the driver looks at it
+    /// anew, and tries again what had failed.
     ///
     /// # Errors
     /// The size is not possible; nothing changed.
     pub fn resize(&mut self, requested: Size) -> Result<(), DeviceError> {
-        let changed = self.device.resize(requested.0)?;
+        self.device.resize(requested.0)?;
+        self.generation = self.transport.registers.next_generation();
         self.publish(None);
-        if changed {
-            self.transport.notify_config();
-        }
+        self.transport.notify_config();
         Ok(())
     }
 
@@ -120,14 +131,15 @@ impl Mem {
     }
 
     /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
-    /// [`Memory::reset`] takes the memory itself.
-    pub fn reset(&mut self) {
+    /// [`Memory::reset`] takes the memory itself. Returns what others see from now on; the caller puts it into the
+    /// shared state, in one step with all else that a reset changes.
+    pub fn reset(&mut self) -> MemStatus {
         self.transport.registers.reset();
         self.device.reset();
+        self.seen = None;
         self.retry_due = false;
-        let index = self.region.index;
-        self.state.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
-        self.publish(None);
+        self.transport.registers.set_config(&self.device.config().to_bytes());
+        self.status()
     }
 
     /// Serves the requests in the queue.
@@ -174,35 +186,52 @@ impl Mem {
     /// Derives from the device what others see: the configuration space that the driver reads, and the
     /// [`MemStatus`] in the shared state.
     fn publish(&mut self, refused: Option<String>) {
-        let config = self.device.config();
-        self.transport.registers.set_config(&config.to_bytes());
-        let driver = self.transport.registers.running();
-        let index = self.region.index;
+        self.transport.registers.set_config(&self.device.config().to_bytes());
+        let (status, index) = (self.status(), self.region.index);
         self.state.change(|state| {
             let mem = &mut state.mem[index];
-            *mem = MemStatus {
-                region: config.addr,
-                region_size: config.region_size,
-                block_size: config.block_size,
-                requested: config.requested_size,
-                plugged: config.plugged_size,
-                driver,
-                report: mem.report.take(),
-                refused: refused.or(mem.refused.take()),
-            };
+            let (report, refused) = (mem.report.take(), refused.or(mem.refused.take()));
+            *mem = MemStatus { report, refused, ..status };
         });
+    }
+
+    /// The device as it is now, without reports and refusals.
+    fn status(&self) -> MemStatus {
+        let config = self.device.config();
+        MemStatus {
+            region: config.addr,
+            region_size: config.region_size,
+            block_size: config.block_size,
+            requested: config.requested_size,
+            generation: self.generation,
+            seen: self.seen,
+            plugged: config.plugged_size,
+            driver: self.transport.registers.running(),
+            report: None,
+            refused: None,
+        }
     }
 }
 
 impl RegisterDevice for Mem {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.transport.registers.read(offset, data);
+        // A target that is read in parts is seen with its first part. If it changes before the last part is read,
+        // the driver has to look again.
+        let seen = Some(self.transport.registers.generation());
+        if (offset..offset.saturating_add(data.len() as u64)).contains(&TARGET) && self.seen != seen {
+            self.seen = seen;
+            self.publish(None);
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
+                if !self.transport.registers.running() {
+                    self.seen = None;
+                }
                 self.publish(None);
                 Ok(())
             }

@@ -144,7 +144,11 @@ fn a_system_reset_forgets_calls_and_driver() {
     let mut rig = rig();
     rig.control.call(Call { id: 1, op: Op::Stats }).unwrap();
     rig.shared.expect_answer(1);
-    rig.control.reset();
+    rig.control.disconnect();
+    // Made while the reset is under way.
+    rig.control.call(Call { id: 2, op: Op::Stats }).unwrap();
+    rig.control.forget_calls();
+    rig.shared.restart(Vec::new());
     rig.offer_room(0, MAX_RECORD as u32);
     initialise(&mut rig.control, 0, &[&rig.calls, &rig.reports]);
     rig.control.serve_calls();
