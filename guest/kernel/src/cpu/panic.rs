@@ -22,7 +22,7 @@ pub fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
             print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
             port_write(EXIT_PORT, code as u8);
         }
-        // A fault while this CPU reports another one: what was printed has to do.
+        // This CPU faulted while it wrote its panic text. The text so far has to do.
         Err(reporting) if reporting == me => port_write(EXIT_PORT, code as u8),
         Err(_) => {}
     }
