@@ -256,21 +256,31 @@ mod tests {
     use crate::addr::{Order, SECTION_PAGES, SectionNr};
     use crate::grow::GrowZone;
     use crate::node::{NodeId, ZoneType};
-    use crate::options::InitPolicy;
+    use crate::options::{InitPolicy, Options};
     use crate::page_alloc::Gfp;
     use crate::sim::{Sim, SimMachine};
     use crate::sparse::SectionState;
     use crate::zone::Watermark;
 
     fn machine(init: InitPolicy, sections: u32) -> SimMachine {
-        SimMachine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..SimMachine::default() }
+        SimMachine {
+            memory: [(0, sections * SECTION_PAGES)].into(),
+            cpus: 2,
+            options: Options { init, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
     }
 
     /// S1.12, S1.13: only the highest zone grows, and only while sections are left.
     #[test]
     fn only_the_highest_zone_grows() {
         let memory = [(0, 2 * SECTION_PAGES), (32 * SECTION_PAGES, 3 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            memory,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let online =
             || [0, 1, 32, 33, 34].map(|nr| mm.section_state(SectionNr::new(nr)) == SectionState::Online);
         assert_eq!(online(), [true, true, true, false, false]);

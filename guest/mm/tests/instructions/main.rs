@@ -17,7 +17,8 @@ use std::sync::{Mutex, PoisonError};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, SECTION_PAGES, SectionNr, ZoneType,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, PcpPolicy, Pfn, SECTION_PAGES,
+    SectionNr, ZoneType,
 };
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -38,9 +39,16 @@ fn machine(name: &str) -> SimMachine {
     let machine = SimMachine { memory: [(0, 3 * SECTION_PAGES)].into(), ..SimMachine::default() };
     match name {
         "eager" => machine,
-        "lazy" => SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..machine },
-        "deferred" => SimMachine { init: InitPolicy::Deferred, ..machine },
-        "drains" => SimMachine { pcp_disable: false, ..machine },
+        "lazy" => SimMachine {
+            options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+            ..machine
+        },
+        "deferred" => {
+            SimMachine { options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS }, ..machine }
+        }
+        "drains" => {
+            SimMachine { options: Options { pcp: PcpPolicy::DrainAgain, ..SimMachine::OPTIONS }, ..machine }
+        }
         _ => panic!("no machine is called {name}"),
     }
 }
@@ -65,10 +73,10 @@ fn work(name: &str) {
     let mm = machine.boot();
     while mm.init_deferred() {}
     assert!(mm.is_all_initialised());
-    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.content).expect("added");
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.options.content).expect("added");
     mm.hotplug().online(BLOCK, ZoneType::Movable).expect("online");
     let written = mm.stats().memmaps_written;
-    assert_eq!(written == 0, machine.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
+    assert_eq!(written == 0, machine.options.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
     let mut held = Vec::with_capacity(2 * PAGES);
     counted(&mut || use_pages(mm, &mut held, Order::PAGE, PAGES));
     counted(&mut || use_pages(mm, &mut held, Order::PAGE, PAGES));

@@ -3,7 +3,7 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
+    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Options, Order,
     PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
@@ -11,7 +11,8 @@ use crate::faults::state_of;
 use crate::workload::BLOCK;
 
 pub fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { memmap_on_memory, ..SimMachine::default() }.boot()
+    SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+        .boot()
 }
 
 /// Counters of `zone`: spanned, present, managed, free.
@@ -242,7 +243,7 @@ fn memmap_from_boot_memory_runs_out() {
         let mm = SimMachine {
             memory: memory.clone(),
             sections: 80,
-            memmap_on_memory: on,
+            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         }
         .boot();

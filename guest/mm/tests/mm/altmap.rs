@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
-    OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
-    SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
+    OfflineAndRemoveError, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn, RemovalPolicy,
+    RemoveError, SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -21,11 +21,21 @@ const SECTIONS: u32 = 48;
 const GIB: usize = 8;
 
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { memmap_on_memory, sections: SECTIONS, ..SimMachine::default() }.boot()
+    SimMachine {
+        sections: SECTIONS,
+        options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
-    SimMachine { removal, sections: SECTIONS, ..SimMachine::default() }.boot()
+    SimMachine {
+        sections: SECTIONS,
+        options: Options { removal, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 /// Adds a memory block of `sections` sections, wholly plugged.
@@ -120,11 +130,9 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     for on in [false, true] {
         let content = MemoryContent::Zero;
         let machine = SimMachine {
-            memmap_on_memory: on,
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
-            content,
-            init: InitPolicy::Lazy,
+            options: Options { memmap_on_memory: on, content, init: InitPolicy::Lazy, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         };
         let mm = machine.boot();
@@ -169,9 +177,9 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
 fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
     for on in [true, false] {
         let mm = SimMachine {
-            memmap_on_memory: on,
             sections: SECTIONS,
             page_tables: true,
+            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         }
         .boot();
@@ -237,7 +245,11 @@ fn s4_6_one_common_reserve_at_the_start() {
 /// S4.8: the memmap comes and goes with add and remove; it is written with online.
 #[test]
 fn s4_8_allocated_at_add_and_initialised_at_online() {
-    let machine = SimMachine { content: MemoryContent::Zero, sections: SECTIONS, ..SimMachine::default() };
+    let machine = SimMachine {
+        sections: SECTIONS,
+        options: Options { content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
     let mm = machine.boot();
     let start = state_of(mm, SECTIONS);
     for online in [false, true] {
@@ -300,7 +312,12 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
     let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
-    let mm = SimMachine { content, init, sections: 64 + sections, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        sections: 64 + sections,
+        options: Options { content, init, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
     mm.hotplug().add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();

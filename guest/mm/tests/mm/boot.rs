@@ -46,7 +46,7 @@ fn holes_and_reserved_ranges() {
 #[test]
 fn memory_map_that_does_not_fit() {
     let boot = |machine: &SimMachine| {
-        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options())
+        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.boot_options())
     };
     let beyond = SimMachine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..SimMachine::default() };
     let address = PhysAddr::new(36 << 27);
@@ -57,7 +57,7 @@ fn memory_map_that_does_not_fit() {
     assert_eq!(boot(&full), Err(BootError::NoMemory));
     let machine = SimMachine::default();
     for nr_cpus in [0, 2] {
-        let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
+        let options = tidevm_mm::Options { nr_cpus, ..machine.boot_options() };
         assert_eq!(
             machine.build().boot(Box::leak(Box::new(machine.memblock())), options),
             Err(BootError::Cpus)

@@ -7,8 +7,8 @@ use std::thread;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order,
+    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -17,8 +17,13 @@ use crate::workload::BLOCK;
 const SECTIONS: u32 = 8;
 
 fn machine(cpus: usize, init: InitPolicy, grow: bool) -> &'static Mm<Sim> {
-    SimMachine { memory: [(0, SECTIONS * SECTION_PAGES)].into(), cpus, init, grow, ..SimMachine::default() }
-        .boot()
+    SimMachine {
+        memory: [(0, SECTIONS * SECTION_PAGES)].into(),
+        cpus,
+        options: Options { init, grow, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn deferred(cpus: usize) -> &'static Mm<Sim> {
@@ -142,7 +147,7 @@ fn three_nodes() -> &'static Mm<Sim> {
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         nodes: (0..3).map(|nr| (node(nr).0, node(nr).1, nr as u8)).collect(),
-        init: InitPolicy::Deferred,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot()
@@ -260,7 +265,13 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
 fn growing_less_than_was_asked_for_is_growing() {
     let memory = [(0, 3 * SECTION_PAGES)].into();
     let reserved = [(0, 1024), (SECTION_PAGES, SECTION_PAGES - 3)].into();
-    let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        memory,
+        reserved,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     while initialised(mm) == 1 {
         mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("there is a section to come with free blocks");
     }
@@ -279,7 +290,7 @@ fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
             nodes: [(0, section(4), 0), (section(32), section(4), 1)].into(),
             cpus: 2,
             cpu_nodes: [0, 1].into(),
-            init: InitPolicy::Deferred,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         };
         machine.boot()

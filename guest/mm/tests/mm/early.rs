@@ -4,14 +4,20 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats, ZoneType,
+    Gfp, InitPolicy, Mm, NodeId, Options, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats,
+    ZoneType,
 };
 
 /// Sections of boot memory.
 const SECTIONS: u32 = 8;
 
 fn machine(init: InitPolicy, memory: &[(u32, u32)]) -> &'static Mm<Sim> {
-    SimMachine { memory: memory.to_vec(), init, ..SimMachine::default() }.boot()
+    SimMachine {
+        memory: memory.to_vec(),
+        options: Options { init, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn deferred() -> &'static Mm<Sim> {

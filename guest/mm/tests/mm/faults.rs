@@ -2,7 +2,8 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
+    FaultStep, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, SectionNr, SectionState, ZoneStats,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -105,7 +106,12 @@ fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
 #[test]
 fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
-        let mm = SimMachine { memmap_on_memory, cpus: 2, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            cpus: 2,
+            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let partly = PageblockSet::ALL.without(gaps());
         let mut failures = Vec::new();
         failures.push(fail_everywhere(mm, "add", || {

@@ -4,8 +4,8 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order,
+    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -13,7 +13,7 @@ use crate::workload::{BLOCK, Tenant};
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
 fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
-    SimMachine { init, content, ..SimMachine::default() }.boot()
+    SimMachine { options: Options { init, content, ..SimMachine::OPTIONS }, ..SimMachine::default() }.boot()
 }
 
 fn add(mm: &Mm<Sim>, content: MemoryContent) {
@@ -38,7 +38,13 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
         let machine = |init, content| {
-            SimMachine { memory: memory.clone(), init, content, sections: 48, ..SimMachine::default() }.boot()
+            SimMachine {
+                memory: memory.clone(),
+                sections: 48,
+                options: Options { init, content, ..SimMachine::OPTIONS },
+                ..SimMachine::default()
+            }
+            .boot()
         };
         let eager = machine(InitPolicy::Eager, MemoryContent::Unknown);
         let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
@@ -77,8 +83,7 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
 fn boot_memory_to_come_is_not_vacant() {
     let mm = SimMachine {
         memory: [(0, 6 * SECTION_PAGES)].into(),
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -103,8 +108,7 @@ fn what_is_kept_from_a_request_does_not_come() {
     let mm = SimMachine {
         sections: 48,
         memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -127,8 +131,7 @@ fn migration_makes_boot_memory_come() {
         nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
         cpus: 2,
         cpu_nodes: vec![0, 1],
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -160,8 +163,7 @@ fn fragmented_memory_is_not_left_for_later() {
     let machine = SimMachine {
         memory: [(0, 3 * SECTION_PAGES)].into(),
         reserved,
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -256,9 +258,12 @@ fn what_was_used_is_not_zero() {
     mm.check();
 
     let machine = SimMachine {
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
-        memmap_on_memory: false,
+        options: Options {
+            init: InitPolicy::Lazy,
+            content: MemoryContent::Zero,
+            memmap_on_memory: false,
+            ..SimMachine::OPTIONS
+        },
         ..SimMachine::default()
     };
     let mm = machine.boot();

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, PfnRange, ZoneType,
+    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, Pfn, PfnRange,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, POLICIES, Random, zones};
@@ -128,7 +129,14 @@ fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node:
     // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
-    let mm = SimMachine { memory, cpus, cpu_nodes, init, content, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        memory,
+        cpus,
+        cpu_nodes,
+        options: Options { init, content, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     mm.hotplug().add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

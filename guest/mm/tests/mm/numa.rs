@@ -5,8 +5,8 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
-    Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Options, Order,
+    PageblockSet, Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant, zones};
@@ -168,7 +168,12 @@ fn a_node_that_is_movable_only() {
 /// Without memmap on memory it comes from the block's node, or from the nearest one that has any.
 #[test]
 fn a_memmap_elsewhere_is_near() {
-    let mm = SimMachine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine {
+        distances: [(2, 0, 40)].into(),
+        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
+        ..two_nodes()
+    }
+    .boot();
     for (node, home) in [(N0, 0), (N1, 1), (N2, 1)] {
         add_movable(mm, node, HOT);
         mm.check();
@@ -270,7 +275,7 @@ fn deferred() -> &'static Mm<Sim> {
     SimMachine {
         memory: [(0, 4 * SECTION_PAGES), (FOUR_GIB, 4 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 4 * SECTION_PAGES, 1)].into(),
-        init: InitPolicy::Deferred,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
         ..two_nodes()
     }
     .boot()

@@ -2,14 +2,16 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
-    ZoneType,
+    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order, PAGEBLOCK_PAGES,
+    PageblockSet, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
-    let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
+    let mm =
+        SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+            .boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

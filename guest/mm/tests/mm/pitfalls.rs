@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
-    OwnerId, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
+    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Options,
+    Order, OwnerId, PageblockSet, PcpPolicy, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -52,7 +53,13 @@ fn pitfall_1_growing_ends() {
     thread::spawn(move || {
         let reserved = [(0, 1024), (SECTION_PAGES, 3 * SECTION_PAGES)].into();
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            memory,
+            reserved,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         // No watermark refuses these, which would know that there is nothing to come.
         while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {}
         let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::PageTable).is_err());
@@ -67,7 +74,9 @@ fn pitfall_1_growing_ends() {
 fn pitfall_4_limits_follow_the_whole_zone() {
     let held = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init, ..SimMachine::default() }.boot();
+        let mm =
+            SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+                .boot();
         while mm.init_deferred() {}
         assert!(mm.is_all_initialised());
         // Pages that one CPU keeps at most, and pages that are left when nothing more is to be had.
@@ -88,7 +97,8 @@ fn pitfall_4_limits_follow_the_whole_zone() {
 fn pitfall_5_memory_to_come_counts() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        SimMachine { memory, init, ..SimMachine::default() }.boot()
+        SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+            .boot()
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
@@ -104,8 +114,10 @@ fn pitfall_5_memory_to_come_counts() {
 /// another CPU's list, and with an error when somebody keeps one.
 #[test]
 fn pitfall_6_offline_ends() {
-    for pcp_disable in [true, false] {
-        let mm = SimMachine { pcp_disable, cpus: 2, ..SimMachine::default() }.boot();
+    for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
+        let mm =
+            SimMachine { cpus: 2, options: Options { pcp, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+                .boot();
         grow(mm, BLOCK);
         let kept = Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -260,7 +272,11 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
 #[test]
 fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     for memmap_on_memory in [true, false] {
-        let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let before = account(mm);
         let counts = |pages| if memmap_on_memory { [0, pages] } else { [pages, 0] };
         let found = || [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
@@ -308,8 +324,8 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
 fn pitfall_24_what_does_not_fit_is_taken_back() {
     let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
-        memmap_on_memory: false,
         sections: 80,
+        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -369,7 +385,12 @@ fn pitfall_29_counters_are_right_before_the_first_allocation() {
         (InitPolicy::Lazy, MemoryContent::Zero),
     ] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init, content, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            memory,
+            options: Options { init, content, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         mm.check();
         let zone = mm.stats().zones[0];
         assert_eq!((zone.spanned, zone.present), (4 * 32_768, 4 * 32_768), "{init:?}");

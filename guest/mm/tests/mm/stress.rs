@@ -5,7 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, SectionNr, ZoneType};
+use tidevm_mm::{
+    InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, PageblockSet, PcpPolicy, SectionNr,
+    ZoneType,
+};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -45,20 +48,25 @@ fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
     }
 }
 
-fn stress(pcp_disable: bool, cycles: usize) {
+fn stress(pcp: PcpPolicy, cycles: usize) {
     for policy in POLICIES {
         for nodes in [1, 2] {
-            stress_with(pcp_disable, cycles / 2, policy, nodes);
+            stress_with(pcp, cycles / 2, policy, nodes);
         }
     }
 }
 
 /// CPUs and memory blocks are on `nodes` nodes by turns.
-fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
-    let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
+fn stress_with(pcp: PcpPolicy, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
+    let name = format!("stress, {pcp:?}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
     let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
-    let machine = SimMachine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..SimMachine::default() };
+    let machine = SimMachine {
+        cpus: 3,
+        cpu_nodes,
+        options: Options { pcp, init, content, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
@@ -117,10 +125,10 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, M
 
 #[test]
 fn with_lists_disabled() {
-    stress(true, 60);
+    stress(PcpPolicy::Disable, 60);
 }
 
 #[test]
 fn with_repeated_drains() {
-    stress(false, 40);
+    stress(PcpPolicy::DrainAgain, 40);
 }

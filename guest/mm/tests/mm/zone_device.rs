@@ -11,7 +11,7 @@ use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, Gfp,
     MAX_PGMAPS, MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError,
-    OnlineError, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
+    OnlineError, Options, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
     SectionState, ZoneType,
 };
 
@@ -89,7 +89,8 @@ fn numbers_of_one_gib() {
 fn s5_1_two_passes_write_every_page_twice() {
     for map in both() {
         let locked = |device_init| {
-            let mm = SimMachine { device_init, ..machine() }.boot();
+            let mm =
+                SimMachine { options: Options { device_init, ..SimMachine::OPTIONS }, ..machine() }.boot();
             let nr = mm.memremap_pages(map).unwrap();
             mm.check();
             let info = info(mm, nr);
@@ -198,7 +199,7 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
 #[test]
 fn s5_6_reserve_pages_are_left_alone() {
     for device_init in [DeviceInit::Once, DeviceInit::Twice] {
-        let mm = SimMachine { device_init, ..machine() }.boot();
+        let mm = SimMachine { options: Options { device_init, ..SimMachine::OPTIONS }, ..machine() }.boot();
         let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 2, 1024)).unwrap();
         let reserve = || pfns(PfnRange::new(range(FIRST, 2).start(), 1024));
         let words = || reserve().map(|pfn| mm.platform().struct_page(pfn)).collect::<Vec<_>>();
