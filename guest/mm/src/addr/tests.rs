@@ -1,3 +1,5 @@
+//! Arithmetic of addresses, and ranges and sets at their ends.
+
 use std::vec::Vec;
 
 use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr, SectionRange};
@@ -87,4 +89,16 @@ fn sections_of_a_range_have_numbers() {
     assert!(range.sections().eq([5, 6, 7].map(SectionNr::new)));
     assert_eq!(range.before(SectionNr::new(6)).len(), 1);
     assert!(range.before(SectionNr::new(2)).is_empty());
+}
+
+#[test]
+#[should_panic(expected = "beyond the largest address")]
+fn a_range_of_bytes_does_not_wrap() {
+    let _ = PhysRange::new(PhysAddr::new(PAGE_SIZE), u64::MAX);
+}
+
+#[test]
+#[should_panic(expected = "beyond the largest frame number")]
+fn a_range_of_frames_does_not_wrap() {
+    let _ = PfnRange::new(Pfn::new(1), u32::MAX);
 }
