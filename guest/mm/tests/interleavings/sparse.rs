@@ -135,7 +135,7 @@ fn a_section_is_published_with_its_pages() {
 
 /// Pitfall 13.
 #[test]
-fn a_section_is_unmapped_when_nobody_looks() {
+fn a_section_is_unmapped_after_its_last_reader() {
     holds("unpublish", |witness| a_section_goes(witness, CORRECT));
     const AT_ONCE: Rules = Rules { synchronizes: false, ..CORRECT };
     breaks("unmapped at once", FAULT, |witness| a_section_goes(witness, AT_ONCE));

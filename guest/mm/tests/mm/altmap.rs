@@ -480,7 +480,7 @@ fn s4_17_removal_frees_into_the_altmap() {
 
 /// S4.18, S4.19: the memmap's pages are never handed out, never isolated, and stand in nobody's way.
 #[test]
-fn s4_18_memmap_pages_are_nobodys() {
+fn s4_18_memmap_pages_are_never_allocated() {
     let mm = machine(true);
     add(mm, BLOCK, GIB).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();

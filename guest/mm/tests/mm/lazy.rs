@@ -33,7 +33,7 @@ fn take_all(mm: &Mm<Sim>) -> Vec<Pfn> {
 /// Of two zones, and of as much memory as there may be, boot looks at one section: nothing is known of the
 /// others, and nothing written for them, before somebody wants them. Then all of it can be had, once.
 #[test]
-fn boot_memory_that_nobody_wants_costs_nothing() {
+fn boot_writes_nothing_for_sections_that_are_not_claimed() {
     const HIGH: u32 = 32;
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
@@ -103,7 +103,7 @@ fn boot_memory_to_come_is_not_vacant() {
 /// A zone that is kept from a request does not grow for it: nothing of it is looked at, up to the last page
 /// that the request can have.
 #[test]
-fn what_is_kept_from_a_request_does_not_come() {
+fn a_zone_does_not_grow_for_a_request_that_its_reserve_refuses() {
     // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
     let mm = SimMachine {
         sections: 48,

@@ -174,7 +174,7 @@ fn both_ways_to_take_memory_away_disable_once() {
 
 /// S3.9: limits are not recomputed while lists are disabled: a CPU that onlines memory waits.
 #[test]
-fn who_changes_limits_waits_while_disabled() {
+fn changes_of_limits_wait_while_lists_are_disabled() {
     let mm = machine(2, PcpPolicy::Disable);
     let next = tidevm_mm::SectionNr::new(33);
     mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();

@@ -138,7 +138,7 @@ fn pitfall_6_offline_ends() {
 /// Struct pages of a block that is added and not online are garbage here. Whoever walks over all sections
 /// passes them by: spans that shrink, migration that looks for room, checks, counters.
 #[test]
-fn pitfall_7_nobody_looks_at_what_is_not_online() {
+fn pitfall_7_walks_skip_sections_that_are_not_online() {
     let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     add(mm, NEXT).unwrap();
