@@ -1,8 +1,11 @@
-//! What an allocation does when a zone has too little and more of it is still to come.
+//! How an allocation gets more of a zone: it initialises deferred memory when the zone has too little.
 //!
 //! Takes the place of the call of `deferred_grow_zone` in Linux `get_page_from_freelist`. Differs from
 //! Linux on purpose: the allocator does not call the code that initialises boot memory. It says here
 //! what it needs, and `deferred` implements it, so that no lower layer calls a higher one.
+//!
+//! Invariant: a zone that a request may use refuses it for lack of memory only when none of its sections is
+//! deferred, unless growing is switched off.
 
 use crate::node::ZoneId;
 

@@ -24,6 +24,9 @@
 //! memmap was known to be all zero, only the heads of its buddy blocks were written, and an all-zero page is
 //! one that no buddy block begins at ([`InitPolicy::Lazy`](crate::InitPolicy::Lazy)).
 //!
+//! Invariant: a reader finds a section Present only while its memmap is mapped, and Initialised only after
+//! its pages mean something.
+//!
 //! [`Platform::map_memmap`]: crate::Platform::map_memmap
 //! [`Platform::synchronize`]: crate::Platform::synchronize
 #![expect(unsafe_code, reason = "turns a mapped range of the memmap window into pages")]
