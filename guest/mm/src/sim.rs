@@ -3,13 +3,15 @@
 //! Threads stand for CPUs ([`Sim::run_on`]). Every page has one word of content ([`Sim::write`],
 //! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a mistake
 //! pass, this panics or makes it visible:
-//! - content outside of the direct map cannot be reached, and is lost when its page is unmapped;
+//! - content outside the direct map cannot be reached, and is lost when its page is unmapped;
 //! - a memmap is filled with garbage when it is mapped (zeros may be relied on only when its backing is fresh
 //!   from a host that promises them), and when it is unmapped (a later look finds garbage);
 //! - the backing of a memmap must be mapped, and backs one memmap;
 //! - a section is Absent before its memmap is mapped and after it is unmapped (checked on machines with
 //!   [`SimMachine::page_tables`]);
 //! - a memmap is only unmapped after a grace period.
+//!
+//! Invariant: the window, the table of sections and the `Mm` live as long as the process.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
 mod window;
@@ -400,7 +402,7 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
-            // A page that was never written takes no memory of the host, and shall not.
+            // A page that was never written must take no host memory.
             if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
                 word.store(0, core::sync::atomic::Ordering::Relaxed);
             }
