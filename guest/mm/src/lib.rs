@@ -88,7 +88,7 @@ pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memory_block::{
-    AddError, BlockStats, MAX_BLOCK_SECTIONS, MhpFlags, OfflineAndRemoveError, OnlineError, RemoveError,
+    AddError, MAX_BLOCK_SECTIONS, MemoryBlockStats, MhpFlags, OfflineAndRemoveError, OnlineError, RemoveError,
 };
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};

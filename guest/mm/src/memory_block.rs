@@ -108,7 +108,7 @@ fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
 
 /// What is known of a memory block. Each section of boot memory counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockStats {
+pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,
     /// How many sections it has.
@@ -129,7 +129,7 @@ pub struct BlockStats {
     pub memmap_on_memory: bool,
 }
 
-impl BlockStats {
+impl MemoryBlockStats {
     /// What is known of the memory block that begins with section `nr`, if one does.
     pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
         let section = sparse.section(nr)?;
@@ -158,10 +158,10 @@ impl BlockStats {
 impl<P: Platform> Hotplug<'_, P> {
     /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot
     /// memory that is not initialised is left out.
-    pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(BlockStats) -> bool) {
+    pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(MemoryBlockStats) -> bool) {
         let sparse = &self.mm.sparse;
         let blocks = sparse.numbers().skip_while(|nr| *nr < from);
-        let _ = blocks.filter_map(|nr| BlockStats::at(sparse, nr)).all(tell);
+        let _ = blocks.filter_map(|nr| MemoryBlockStats::at(sparse, nr)).all(tell);
     }
 
     /// The pages of section `nr`, which is online.
