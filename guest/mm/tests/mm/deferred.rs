@@ -175,7 +175,8 @@ fn a_single_worker_migrates_from_node_to_node() {
     mm.check();
 }
 
-/// S2.6: with a worker on every CPU, each initialises memory of its own node as long as sections are left there.
+/// S2.6: with a worker on every CPU, each initialises memory of its own node as long as sections are left
+/// there.
 #[test]
 fn workers_initialise_the_memory_of_their_own_nodes() {
     let mm = three_nodes();
