@@ -1,5 +1,5 @@
-//! memmap on memory: a test has the name of the row of S4 that it proves (`docs/features.md`). Memory blocks have
-//! one section or several, and are added one at a time or in ranges.
+//! memmap on memory: a test has the name of the row of S4 that it proves (`docs/features.md`). Memory blocks
+//! have one section or several, and are added one at a time or in ranges.
 
 use std::sync::{Arc, Mutex};
 
@@ -171,8 +171,8 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
     }
 }
 
-/// S4.4: a memmap on memory is always one large page. In fragmented older memory it is single pages, whose holder
-/// is a memmap, and removal frees all of them.
+/// S4.4: a memmap on memory is always one large page. In fragmented older memory it is single pages, whose
+/// holder is a memmap, and removal frees all of them.
 #[test]
 fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
     for on in [true, false] {

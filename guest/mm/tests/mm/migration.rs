@@ -1,4 +1,4 @@
-//! Pages that move when their memory is taken away, and pages that do not.
+//! Pages that migrate when their memory is taken away, and pages that cannot.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -12,7 +12,7 @@ use crate::workload::{BLOCK, Random, Tenant};
 
 const NEXT: SectionNr = SectionNr::new(33);
 
-/// A default machine with `blocks` online in Movable.
+/// A default machine with `blocks` memory blocks online in Movable.
 fn machine(blocks: u32, pcp: PcpPolicy) -> &'static Mm<Sim> {
     let mm = SimMachine {
         cpus: 2,
@@ -47,7 +47,7 @@ fn data_moves_to_boot_memory() {
     }
 }
 
-/// Scattered pages of one memory block go to the holes of another one before boot memory is used.
+/// Scattered pages of one memory block move to the holes of another memory block before boot memory is used.
 #[test]
 fn movable_memory_is_preferred() {
     let mm = machine(2, PcpPolicy::Disable);
@@ -65,7 +65,7 @@ fn movable_memory_is_preferred() {
     mm.hotplug().remove_memory(NEXT).unwrap();
     mm.check();
     tenant.verify_all();
-    assert!(mm.stats().zones[0].free >= boot_free, "boot memory was left alone");
+    assert!(mm.stats().zones[0].free >= boot_free, "boot memory was not used");
     tenant.release_all();
     mm.check();
 }
@@ -159,7 +159,9 @@ fn owner_that_refuses() {
     for flag in [&tenant.refuse_isolate, &tenant.refuse_hand_over] {
         flag.store(true, SeqCst);
         let before = mm.stats();
-        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("it refuses") };
+        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else {
+            panic!("the owner refuses")
+        };
         assert_eq!(stuck.pages, 50);
         for (pfn, holder) in stuck.first.into_iter().flatten() {
             let Holder::Owned { owner: OwnerId(7), index } = holder else { panic!("held by {holder:?}") };
@@ -177,7 +179,8 @@ fn owner_that_refuses() {
     mm.check();
 }
 
-/// No room is told apart from pages that cannot move; nothing is lost, and nothing moves in vain.
+/// The error for lack of room differs from the error for pages that cannot move. No page is lost, and no page
+/// moves in vain.
 #[test]
 fn no_room() {
     let mm = machine(1, PcpPolicy::Disable);
@@ -191,7 +194,7 @@ fn no_room() {
     mm.check();
     tenant.verify_all();
     assert_eq!(mm.stats().zones.map(|z| z.managed), before.map(|z| z.managed));
-    // Room for all but a few.
+    // There is room for all pages but a few.
     let in_boot = |slot: &usize| tenant.page(*slot).is_some_and(|pfn| pfn < BLOCK.start());
     let some: Vec<_> = (0..filled).filter(in_boot).take(32_000).collect();
     some.iter().for_each(|&slot| assert!(tenant.release(slot)));
@@ -230,7 +233,7 @@ fn failing_migrations() {
     mm.check();
 }
 
-/// Pages on another CPU's lists are no obstacle, in either mode.
+/// Pages on another CPU's lists do not prevent offlining, under either policy.
 #[test]
 fn pages_on_per_cpu_lists() {
     for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {

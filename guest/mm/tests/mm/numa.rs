@@ -186,8 +186,8 @@ fn a_memmap_elsewhere_is_near() {
     assert_eq!(mm.stats().memmap_boot_pages, 0);
 }
 
-/// S4.14, for a whole node: the node appears with its first memory block and goes with its last one. Counters and
-/// orders of fallback follow.
+/// S4.14, for a whole node: the node appears with its first memory block and goes with its last one. Counters
+/// and orders of fallback follow.
 #[test]
 fn a_node_appears_and_goes() {
     let mm = two_nodes().boot();

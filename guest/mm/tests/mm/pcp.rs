@@ -41,7 +41,7 @@ fn limits() {
     let mm = machine(1, PcpPolicy::Disable);
     let held = pages(mm, 600);
     let (_, pcp) = movable(mm);
-    assert!(pcp < 7, "a refill brings 7: {pcp} left of it");
+    assert!(pcp < 7, "a refill takes 7 pages, and {pcp} are left");
     let mut most = 0;
     for &pfn in &held {
         let (_, before) = movable(mm);
@@ -55,7 +55,7 @@ fn limits() {
     mm.check();
 }
 
-/// While disabled, freeing leaves nothing on the lists, and allocating takes just its page.
+/// While lists are disabled, freeing leaves no page on them, and an allocation takes only its own page.
 #[test]
 fn disabled_lists_stay_empty() {
     let mm = machine(2, PcpPolicy::Disable);
@@ -73,7 +73,7 @@ fn disabled_lists_stay_empty() {
     free(mm, &again);
     drop(guard);
     mm.check();
-    // Lists cache again.
+    // Lists hold pages again.
     let again = pages(mm, 50);
     free(mm, &again);
     assert!(movable(mm).1 >= 20);
@@ -92,7 +92,7 @@ fn drains_of_an_offline() {
     }
 }
 
-/// Limits after an offline that failed are those of before.
+/// A failed offline leaves the limits as they were.
 #[test]
 fn limits_survive_a_failed_offline() {
     let mm = machine(1, PcpPolicy::Disable);
@@ -112,7 +112,7 @@ fn limits_survive_a_failed_offline() {
 /// Limits are published when they change, and only then.
 #[test]
 fn unchanged_limits_are_not_published() {
-    // So many CPUs that a list's share is at its lower bound, whatever the zone's exact size.
+    // With so many CPUs a list's share is at its lower bound, whatever the zone's exact size.
     let mm = machine(8, PcpPolicy::Disable);
     let updates = mm.stats().pcp_limit_updates;
     mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
@@ -134,7 +134,7 @@ fn disablers_wait_for_each_other() {
             entered.store(true, SeqCst);
         });
         thread::sleep(Duration::from_millis(30));
-        assert!(!entered.load(SeqCst), "the second one did not wait");
+        assert!(!entered.load(SeqCst), "the second CPU did not wait");
         let held = pages(mm, 5);
         free(mm, &held);
         assert_eq!(movable(mm).1, 0, "still disabled");
@@ -144,7 +144,7 @@ fn disablers_wait_for_each_other() {
     mm.check();
 }
 
-/// Only the lists of the one zone are disabled.
+/// Only the lists of one zone are disabled.
 #[test]
 fn disabling_one_zone_leaves_the_others() {
     let mm = machine(1, PcpPolicy::Disable);
@@ -172,7 +172,7 @@ fn both_ways_to_take_memory_away_disable_once() {
     }
 }
 
-/// S3.9: limits are not recomputed while lists are disabled: a CPU that onlines memory waits.
+/// S3.9: limits are not recomputed while lists are disabled, so a CPU that onlines memory waits.
 #[test]
 fn changes_of_limits_wait_while_lists_are_disabled() {
     let mm = machine(2, PcpPolicy::Disable);
@@ -183,7 +183,7 @@ fn changes_of_limits_wait_while_lists_are_disabled() {
     thread::scope(|scope| {
         let online = scope.spawn(|| Sim::run_on(1, || mm.hotplug().online(next, ZoneType::Movable)).unwrap());
         thread::sleep(Duration::from_millis(30));
-        assert!(!online.is_finished(), "it did not wait");
+        assert!(!online.is_finished(), "the CPU that onlines memory did not wait");
         assert_eq!(mm.stats().pcp_limit_updates, updates);
         let held = pages(mm, 5);
         free(mm, &held);
@@ -195,7 +195,7 @@ fn changes_of_limits_wait_while_lists_are_disabled() {
     mm.check();
 }
 
-/// S3.15: a CPU that runs for the first time while lists are disabled keeps none.
+/// S3.15: a CPU that runs for the first time while lists are disabled keeps no pages.
 #[test]
 fn a_cpu_that_comes_late_keeps_no_pages() {
     let mm = machine(3, PcpPolicy::Disable);
@@ -208,6 +208,6 @@ fn a_cpu_that_comes_late_keeps_no_pages() {
     assert_eq!(movable(mm).1, 0);
     drop(guard);
     Sim::run_on(2, || free(mm, &held[20..]));
-    assert!(movable(mm).1 > 0, "from now on it does");
+    assert!(movable(mm).1 > 0, "the CPU keeps pages once lists are enabled");
     mm.check();
 }
