@@ -220,7 +220,7 @@ impl<P: Platform> Mm<P> {
 
 impl<P: Platform> GrowZone for Mm<P> {
     #[inline]
-    fn sections_to_come(&self, zone: ZoneId) -> u32 {
+    fn deferred_sections_left(&self, zone: ZoneId) -> u32 {
         self.deferred.left(zone)
     }
 

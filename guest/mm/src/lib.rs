@@ -1,4 +1,4 @@
-//! Memory management for a kernel whose memory comes and goes.
+//! Memory management for a kernel whose memory is added and removed while it runs.
 //!
 //! A page allocator in the manner of Linux (zones, buddy free lists, pageblocks with migrate
 //! types, per-CPU lists, watermarks) and the life cycle of memory blocks around it: add, online,

@@ -101,12 +101,12 @@ pub(crate) fn memmap_pageblocks(nr: SectionNr, section: &Section) -> PageblockSe
     PageblockSet::range(0..pages / MEMMAP_PAGES)
 }
 
-/// What can be allocated of section `nr` when it is online.
+/// The pageblocks of section `nr` that can be allocated when it is online.
 fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
     section.plugged().without(memmap_pageblocks(nr, section))
 }
 
-/// What is known of a memory block. Each section of boot memory counts as one.
+/// The facts about a memory block. Each section of boot memory counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryBlockStats {
     /// Its first section.
@@ -130,7 +130,7 @@ pub struct MemoryBlockStats {
 }
 
 impl MemoryBlockStats {
-    /// What is known of the memory block that begins with section `nr`, if one does.
+    /// The facts about the memory block that begins with section `nr`, if one does.
     pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
         let section = sparse.section(nr)?;
         let block = MemoryBlock::at(sparse, nr);

@@ -69,7 +69,7 @@ pub enum InitPolicy {
     Lazy = 2,
 }
 
-/// What memory contains when it is added, or at boot.
+/// The content of memory when it is added, or at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MemoryContent {

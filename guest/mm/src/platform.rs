@@ -1,4 +1,4 @@
-//! What the page allocator and memory hotplug need from the machine.
+//! The services that the page allocator and memory hotplug need from the machine.
 //!
 //! Takes the place of Linux's `arch_add_memory`, `vmemmap_populate`, `copy_highpage`,
 //! `smp_processor_id` and `synchronize_rcu`. The kernel implements it on hardware,

@@ -38,7 +38,7 @@ std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What content reads as after its page was unmapped.
+/// The content of a page after it was unmapped.
 const LOST: u64 = 0xdead_dead_dead_dead;
 const STEPS: usize = 6;
 

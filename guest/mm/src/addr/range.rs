@@ -7,7 +7,7 @@
 
 use crate::addr::{MAX_PAGE_ORDER, Order, PAGE_SIZE, Pfn, PhysAddr, SectionNr};
 
-/// What ranges of addresses and ranges of frames have in common: cutting and joining them.
+/// The methods that ranges of addresses and ranges of frames have in common.
 macro_rules! impl_range {
     ($Range:ident of $Point:ident) => {
         impl $Range {

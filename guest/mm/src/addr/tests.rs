@@ -71,7 +71,7 @@ fn a_range_does_not_end_before_it_starts() {
     assert_eq!(PfnRange::between(high, low), None);
     assert_eq!(PfnRange::between(low, low), Some(PfnRange::new(low, 0)));
     assert_eq!(PhysRange::between(high.address(), low.address()), None);
-    // Whatever the bound, what is cut off leaves a range in the range.
+    // For every bound, both parts are ranges and make up the whole.
     let whole = range(3, 7);
     for (pfn, before, from) in [(0, 0, 4), (3, 0, 4), (5, 2, 2), (7, 4, 0), (9, 4, 0)] {
         let pfn = Pfn::new(pfn);

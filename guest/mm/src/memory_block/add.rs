@@ -79,7 +79,7 @@ impl From<NoPageTable> for AddError {
 /// How memory is added (Linux `mhp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MhpFlags {
-    /// What is in the memory.
+    /// The content of the memory.
     pub content: MemoryContent,
     /// Whether the memmap may lie in the memory, if that was chosen at boot (Linux
     /// `MHP_MEMMAP_ON_MEMORY`).

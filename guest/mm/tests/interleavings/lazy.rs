@@ -1,5 +1,5 @@
 //! `src/page_alloc.rs` and `src/free_lists.rs` on a memmap that is all zero: two CPUs take neighbouring pages
-//! of one buddy block, of which only the head was written.
+//! of one buddy block. Only its head was written before.
 //!
 //! Must hold (S2.13): every page leaves "never initialised" once, before a CPU owns it, and no page has two
 //! owners.

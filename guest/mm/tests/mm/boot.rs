@@ -116,7 +116,7 @@ fn spans(ranges: impl Iterator<Item = PhysRange>) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn memblock_merges_what_touches() {
+fn memblock_merges_ranges_that_touch() {
     let mut memblock = Memblock::new();
     for (start, size) in [(100, 10), (0, 10), (50, 10), (110, 5), (10, 40), (200, 0), (58, 50)] {
         memblock.add(range(start, size)).unwrap();

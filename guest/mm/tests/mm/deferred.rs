@@ -61,7 +61,7 @@ fn boot_initialises_one_section() {
 /// S1.1: an early demand beyond the first section is met, and only as many sections as needed are initialised
 /// for it.
 #[test]
-fn early_allocations_initialise_what_they_need() {
+fn early_allocations_initialise_the_sections_they_need() {
     let mm = deferred(1);
     let demand = 4 * SECTION_PAGES;
     let pages = take(mm, demand);

@@ -209,7 +209,7 @@ fn a_page_is_initialised_when_it_is_handed_out() {
 
 /// S2.2: a page is initialised on every path out of the allocator, and its neighbours are not.
 #[test]
-fn every_way_out_initialises_what_it_hands_out() {
+fn every_way_out_initialises_the_pages_it_returns() {
     let order = |order| move |mm: &Mm<Sim>| _ = mm.alloc_pages(Order::new(order), Gfp::Movable).unwrap();
     // The buddy blocks come from the one of 512 pages. Each split leaves a new head per level: nine down to a
     // page, six down to eight pages. A list is refilled with pages 0 to 6; page 7 is the other half of the

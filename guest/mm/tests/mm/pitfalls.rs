@@ -94,7 +94,7 @@ fn pitfall_4_limits_follow_the_whole_zone() {
 
 /// The free count includes pages that are not initialised yet.
 #[test]
-fn pitfall_5_memory_to_come_counts() {
+fn pitfall_5_deferred_memory_counts_as_free() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
         SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
@@ -325,7 +325,7 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
 
 /// A machine that cannot hold the memmap of all the memory it is given keeps the part that was added.
 #[test]
-fn pitfall_24_what_does_not_fit_is_taken_back() {
+fn pitfall_24_memory_without_room_for_its_memmap_is_refused() {
     let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
         sections: 80,
@@ -347,7 +347,7 @@ fn pitfall_24_what_does_not_fit_is_taken_back() {
 }
 
 #[test]
-fn pitfall_25_removing_what_is_online_is_refused() {
+fn pitfall_25_removing_online_memory_is_refused() {
     let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
