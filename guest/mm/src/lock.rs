@@ -41,7 +41,7 @@ pub(crate) struct SpinLock<T> {
 }
 
 // SAFETY: `value` is only reached through a `Guard`, and `locked` lets one guard exist at a time
-// (the Acquire exchange in `try_lock` pairs with the Release store in `Guard::drop`), so sharing
+// (the Acquire swap in `try_lock` pairs with the Release store in `Guard::drop`), so sharing
 // the lock moves `T` between CPUs but never shares it.
 unsafe impl<T: Send> Sync for SpinLock<T> {}
 

@@ -121,9 +121,9 @@ pub struct MemoryBlockStats {
     pub state: SectionState,
     /// Its zone, while it is online.
     pub zone: Option<ZoneId>,
-    /// Pages of a hot-added block that are plugged.
+    /// Pages of a hot-added memory block that are plugged.
     pub plugged: u32,
-    /// Pages of a hot-added block's memmap.
+    /// Pages of a hot-added memory block's memmap.
     pub memmap: u32,
     /// Whether its memmap lies on it.
     pub memmap_on_memory: bool,

@@ -98,7 +98,7 @@ impl<P: Platform> Hotplug<'_, P> {
         }
     }
 
-    /// Puts `block`, which is offline, into `zone`. Only `veto`, asked half way, can keep it from that.
+    /// Puts `block`, which is offline, into `zone`. Only `veto`, which is called half-way, can prevent that.
     pub(super) fn online_block(
         &self,
         block: MemoryBlock,
