@@ -3,9 +3,9 @@
 //! Mirrors Linux `__rmqueue`, `__rmqueue_claim`, `__rmqueue_steal` and `try_to_claim_block`. A
 //! request for a type whose lists are empty first tries to claim a whole pageblock for its type, the
 //! largest free buddy block first, so that foreign pages stay together. Only if that does not pay, it takes
-//! the smallest fitting block of the other type and leaves the pageblock as it is.
+//! the smallest fitting buddy block of the other type and leaves the pageblock as it is.
 //!
-//! Invariant: a pageblock's type changes together with the lists of its free blocks.
+//! Invariant: a pageblock's type changes together with the lists of its free buddy blocks.
 
 use core::ops::Range;
 
