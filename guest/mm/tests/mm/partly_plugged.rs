@@ -135,7 +135,7 @@ fn pinned_pageblock() {
     mm.check();
 }
 
-/// An allocated buddy block of two pageblocks keeps each of them plugged, and moves when both are unplugged.
+/// An allocated buddy block of two pageblocks keeps each of them plugged until it is freed.
 #[test]
 fn a_buddy_block_over_two_pageblocks() {
     let mm = machine(true, PageblockSet::ALL);
