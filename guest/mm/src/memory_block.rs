@@ -102,7 +102,7 @@ pub(crate) fn memmap_pageblocks(nr: SectionNr, section: &Section) -> PageblockSe
     PageblockSet::range(0..pages / MEMMAP_PAGES)
 }
 
-/// What can be allocated of section `nr` when it is online.
+/// The pageblocks of section `nr` that can be allocated when it is online.
 fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
     section.plugged().without(memmap_pageblocks(nr, section))
 }
@@ -119,9 +119,9 @@ pub enum BlockState {
     Deferred,
 }
 
-/// What is known of a memory block. Each section of boot memory counts as one.
+/// The facts about a memory block. Each section of boot memory counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockStats {
+pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,
     /// How many memory blocks like it lie side by side, this one included. More than one for deferred boot memory
@@ -137,16 +137,16 @@ pub struct BlockStats {
     pub state: BlockState,
     /// Its zone, unless it is offline.
     pub zone: Option<ZoneId>,
-    /// Pages of a hot-added block that are plugged.
+    /// Pages of a hot-added memory block that are plugged.
     pub plugged: u32,
-    /// Pages of a hot-added block's memmap.
+    /// Pages of a hot-added memory block's memmap.
     pub memmap: u32,
     /// Whether its memmap lies on it.
     pub memmap_on_memory: bool,
 }
 
-impl BlockStats {
-    /// What is known of the memory block that begins with section `nr`, if one does.
+impl MemoryBlockStats {
+    /// The facts about the memory block that begins with section `nr`, if one does.
     pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
         let section = sparse.section(nr)?;
         let block = MemoryBlock::at(sparse, nr);
@@ -191,7 +191,7 @@ impl BlockStats {
 impl<P: Platform> Hotplug<'_, P> {
     /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot memory
     /// that was deferred when the walk began is told as such, a whole run at once.
-    pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(BlockStats) -> bool) {
+    pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(MemoryBlockStats) -> bool) {
         let sparse = &self.mm.sparse;
         // A copy, because `tell` may allocate, and an allocation may claim what is deferred.
         let deferred = *self.mm.deferred.freeze();
@@ -200,11 +200,11 @@ impl<P: Platform> Hotplug<'_, P> {
             let run = deferred.run_from(next);
             let before_run = |nr: &SectionNr| *nr >= next && run.is_none_or(|run| *nr < run.first);
             let known = sparse.numbers().filter(before_run);
-            if !known.filter_map(|nr| BlockStats::at(sparse, nr)).all(&mut tell) {
+            if !known.filter_map(|nr| MemoryBlockStats::at(sparse, nr)).all(&mut tell) {
                 return;
             }
             let Some(run) = run else { return };
-            if !tell(BlockStats::deferred(run)) {
+            if !tell(MemoryBlockStats::deferred(run)) {
                 return;
             }
             next = run.end;

@@ -1,3 +1,5 @@
+//! Every metric: its name in scripts, its unit, and the counter that its value comes from.
+
 use super::{GuestMetric, Metric, NodeNumber, Unit, VMM_METRICS, VmmMetric, find};
 use crate::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 

@@ -1,3 +1,5 @@
+//! Records of the control device: the largest one fits, and garbage is refused.
+
 use crate::stats::tests::filled;
 use crate::{
     Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report,

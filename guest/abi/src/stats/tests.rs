@@ -1,3 +1,5 @@
+//! The tables of counters: each counter reads the field that its key names.
+
 use super::{BootTimes, NodeStats, Stats, ZoneName, ZoneStats};
 use crate::Counter;
 

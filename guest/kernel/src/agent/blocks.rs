@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure};
 use tidevm_mm::{
-    BlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
+    MemoryBlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
     SectionRange,
 };
 
@@ -59,7 +59,7 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     }
     let first = SectionNr::of(PhysAddr::new(addr));
     let range = SectionRange::new(first, (size / SECTION_SIZE) as u32).expect("the end is an address");
-    let mut before: Vec<(BlockStats, Vec<PageblockSet>)> = Vec::new();
+    let mut before: Vec<(MemoryBlockStats, Vec<PageblockSet>)> = Vec::new();
     MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
         // Boot memory ends the walk: it cannot be removed, and the removal says so.

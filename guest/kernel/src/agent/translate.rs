@@ -7,7 +7,7 @@
 
 use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
 use tidevm_mm::{
-    self as mm, BlockStats, Holder, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
+    self as mm, Holder, MemoryBlockStats, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
     PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
 };
 
@@ -77,7 +77,7 @@ fn zone_stats(zone: mm::ZoneStats) -> abi::ZoneStats {
 }
 
 /// Memory blocks as a run: one, or neighbours that are deferred.
-pub fn block_run(block: &BlockStats) -> abi::BlockRun {
+pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
     abi::BlockRun {
         addr: block.first.start().address().get(),
         count: block.count.into(),

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
 use crate::node::{NodeId, ZoneType};
-use crate::options::{InitPolicy, MemoryContent};
+use crate::options::{InitPolicy, MemoryContent, Options};
 use crate::page::{Holder, Kind, OwnerId, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -20,7 +20,12 @@ const BLOCK: SectionNr = SectionNr::new(32);
 /// With a memory block that holds its memmap, one whose memmap lies in older memory, and deferred boot memory.
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
-    let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        memory,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.options.change(|options| options.memmap_on_memory = false);

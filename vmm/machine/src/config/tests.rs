@@ -1,3 +1,5 @@
+//! Configurations that are accepted, and ones that are refused with advice.
+
 use super::{Config, ConfigError, HotplugConfig, MIN_DEVICE_BLOCK, NodeConfig, Size};
 
 const MIB: u64 = 1 << 20;

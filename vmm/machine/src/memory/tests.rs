@@ -1,3 +1,6 @@
+//! Plugging and unplugging: slots, view and held memory follow the plugged blocks, also after failures and
+//! resets.
+
 use std::ops::Range;
 
 use proptest::prelude::prop;

@@ -1,3 +1,5 @@
+//! Waits for the guest: what ends a wait, and what an end or a reset does to the others.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};

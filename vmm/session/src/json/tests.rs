@@ -1,3 +1,5 @@
+//! The JSON output: one object per line, with a key for each counter.
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Scripts: statements, repeats, and errors that show the line and the place.
+
 use tidevm_machine::{Config, HotplugConfig, Size};
 
 use super::{Script, Statement};

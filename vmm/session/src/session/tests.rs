@@ -1,3 +1,5 @@
+//! Sessions on a played VM: steps, deadlines, blocked resizes, resets and other kernels.
+
 use std::io;
 use std::time::Duration;
 

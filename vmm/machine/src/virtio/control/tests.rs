@@ -1,3 +1,5 @@
+//! The control device: calls wait for buffers, and reports of the guest change the state or are ignored.
+
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op};

@@ -1,3 +1,5 @@
+//! The virtio-mem device on real queues: requests, refusals and resets.
+
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
