@@ -119,7 +119,7 @@ fn linux_as_an_elf_file() {
 fn linux_drives_two_devices_on_two_nodes() {
     let linux = Linux::boot("", |config| {
         config.hotplug.push(HotplugConfig {
-            block: Size::mib(4),
+            device_block: Size::mib(4),
             node: Some(1),
             ..HotplugConfig::new(Size::mib(512))
         });

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_lab::qemu::{self, Hotplug, QemuConfig, QemuMachine};
 use tidevm_lab::zoneinfo::{self, Zone};
-use tidevm_machine::GUEST_IMAGE;
+use tidevm_machine::{GUEST_IMAGE, Size};
 use tidevm_tests::{Test, run_if};
 
 const MIB: u64 = 1 << 20;
@@ -59,9 +59,9 @@ impl Guest {
     fn options(&self) -> QemuConfig {
         QemuConfig {
             cpus: 2,
-            hotplug: vec![Hotplug::new(8192 * MIB)],
+            hotplug: vec![Hotplug::new(Size::mib(8192))],
             limit: LIMIT,
-            ..QemuConfig::new(self.folder.join("kernel"), 512 * MIB)
+            ..QemuConfig::new(self.folder.join("kernel"), Size::mib(512))
         }
     }
 }
@@ -106,7 +106,7 @@ fn expected(mib: u64) -> Zone {
 /// Resizes the only device, and waits until the guest uses all of the memory. The device counts memory as plugged
 /// before the guest uses it.
 fn resize(machine: &mut QemuMachine, mib: u64) {
-    let done = machine.resize(0, mib * MIB).and_then(|()| machine.wait_plugged(0, mib * MIB));
+    let done = machine.resize(0, Size::mib(mib)).and_then(|()| machine.wait_plugged(0, Size::mib(mib)));
     done.unwrap_or_else(|error| panic!("{mib} MiB: {error}"));
     let deadline = Instant::now() + LIMIT;
     while movable(machine).managed != expected(mib).managed {
@@ -125,8 +125,8 @@ fn power_off(mut machine: QemuMachine) {
 }
 
 fn guest_follows_qemu() {
-    let mut machine = boot("sizes", |options| options.hotplug[0].requested = 256 * MIB);
-    machine.wait_plugged(0, 256 * MIB).unwrap();
+    let mut machine = boot("sizes", |options| options.hotplug[0].requested = Size::mib(256));
+    machine.wait_plugged(0, Size::mib(256)).unwrap();
     for mib in [130, 2, 0, 2, 126, 128, 1026, 0, 4096, 8192, 258, 0] {
         resize(&mut machine, mib);
         assert_eq!(movable(&mut machine), expected(mib), "{mib} MiB\n{}", machine.text());
@@ -138,7 +138,7 @@ fn guest_follows_qemu() {
 fn guest_follows_a_target_that_moves() {
     let mut machine = boot("moves", |_| ());
     for round in 0..40 {
-        machine.resize(0, round * 7 % 12 * 130 * MIB).unwrap();
+        machine.resize(0, Size::mib(round * 7 % 12 * 130)).unwrap();
         std::thread::sleep(Duration::from_millis(3 * (round % 5)));
     }
     resize(&mut machine, 386);
@@ -169,12 +169,12 @@ fn guest_takes_memory_that_is_not_zero() {
     let guest = Guest::new("garbage");
     let backing = guest.folder.join("memory");
     let mut options = guest.options();
-    options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(512 * MIB) }];
+    options.hotplug = vec![Hotplug { backing: Some(backing.clone()), ..Hotplug::new(Size::mib(512)) }];
     let mut machine = QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"));
     let mut memory = OpenOptions::new().read(true).write(true).open(backing).unwrap();
     for mib in [512, 130, 0, 512] {
         // Fills everything that is not plugged. QEMU empties unplugged memory.
-        let plugged = machine.plugged(0).unwrap();
+        let plugged = machine.plugged(0).unwrap().0;
         memory.seek(SeekFrom::Start(plugged)).unwrap();
         for _ in plugged / MIB..512 {
             memory.write_all(&[GARBAGE; MIB as usize]).unwrap();
@@ -216,15 +216,17 @@ fn guest_brings_up_as_many_cpus_as_it_may() {
 
 /// The firmware of a q35 machine gives all slots together two interrupt lines.
 fn devices_share_interrupt_lines() {
-    let mut machine = boot("lines", |options| options.hotplug = vec![Hotplug::new(256 * MIB); 6]);
+    let mut machine = boot("lines", |options| options.hotplug = vec![Hotplug::new(Size::mib(256)); 6]);
     assert!(machine.text().contains("6 virtio-mem devices"), "{}", machine.text());
     for (size, round) in [(130, 1), (256, 2), (2, 3), (0, 4)] {
         // Resizes all devices at once, so that their interrupts come together.
         for device in 0..6 {
-            machine.resize(device, size * MIB).unwrap();
+            machine.resize(device, Size::mib(size)).unwrap();
         }
         for device in 0..6 {
-            machine.wait_plugged(device, size * MIB).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            machine
+                .wait_plugged(device, Size::mib(size))
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
         }
     }
     // The last device may still be at work.
@@ -248,7 +250,7 @@ fn devices_lie_behind_bridges() {
     assert!(machine.text().contains("2 virtio-mem devices"), "{}", machine.text());
     resize(&mut machine, 130);
     assert_eq!(movable(&mut machine), expected(130));
-    machine.resize(1, 256 * MIB).and_then(|()| machine.wait_plugged(1, 256 * MIB)).unwrap();
+    machine.resize(1, Size::mib(256)).and_then(|()| machine.wait_plugged(1, Size::mib(256))).unwrap();
     power_off(machine);
 }
 
@@ -256,7 +258,7 @@ fn devices_lie_behind_bridges() {
 /// memory block can begin.
 fn a_region_ends_where_it_likes() {
     let mut machine = boot("end", |options| {
-        options.hotplug = vec![Hotplug::new(1000 * MIB), Hotplug::new(256 * MIB)];
+        options.hotplug = vec![Hotplug::new(Size::mib(1000)), Hotplug::new(Size::mib(256))];
     });
     for mib in [1000, 898, 0, 1000] {
         resize(&mut machine, mib);

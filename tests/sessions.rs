@@ -25,6 +25,8 @@ mod numa;
 mod pmem;
 #[path = "sessions/switches.rs"]
 mod switches;
+#[path = "sessions/targets.rs"]
+mod targets;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         numa::TESTS,
         pmem::TESTS,
         switches::TESTS,
+        targets::TESTS,
     ];
     let (no_kvm, no_cpus) = (missing_kvm(), missing_cpus());
     let concurrent = |name: &str| experiments::CONCURRENT.contains(&name);

@@ -101,7 +101,8 @@ fn packages_depend_on_what_the_design_allows() {
     assert_none("dependencies that the design does not have", &complaints);
 }
 
-/// The dependencies in the manifest of the package in `folder` that the tables do not allow.
+/// The dependencies in the manifest of the package in `folder` that the tables do not allow. A dependency may
+/// have another name here than its package has (`cli = { package = "clap" }`); both count.
 fn wrong_dependencies(folder: &str, manifest: &str) -> Vec<String> {
     let allowed = PACKAGES.iter().find(|(package, _)| *package == folder).map_or(&[][..], |row| row.1);
     let mut complaints = Vec::new();
@@ -115,16 +116,26 @@ fn wrong_dependencies(folder: &str, manifest: &str) -> Vec<String> {
             None if depends => line.split(['.', ' ', '=']).next().unwrap_or_default(),
             None => "",
         };
-        if OURS.contains(&name) && !allowed.contains(&name) {
-            complaints.push(format!("{folder}/Cargo.toml: {name}"));
-        }
-        for (package, never, why) in NEVER_DEPENDS {
-            if *package == folder && never.contains(&name) {
-                complaints.push(format!("{folder}/Cargo.toml: {name}: {why}"));
+        for name in [Some(name), renamed_package(line)].into_iter().flatten() {
+            if OURS.contains(&name) && !allowed.contains(&name) {
+                complaints.push(format!("{folder}/Cargo.toml: {name}"));
+            }
+            for (package, never, why) in NEVER_DEPENDS {
+                if *package == folder && never.contains(&name) {
+                    complaints.push(format!("{folder}/Cargo.toml: {name}: {why}"));
+                }
             }
         }
     }
     complaints
+}
+
+/// `NAME` of `package = "NAME"` in a line of a manifest, alone or in an inline table.
+fn renamed_package(line: &str) -> Option<&str> {
+    let (before, after) = line.split_once("package")?;
+    let is_key = before.is_empty() || before.ends_with([' ', '{', ',']);
+    let value = after.trim_start().strip_prefix('=').filter(|_| is_key)?;
+    value.trim_start().strip_prefix('"')?.split('"').next()
 }
 
 /// The folders of the packages of a workspace.
@@ -145,6 +156,9 @@ fn a_forbidden_dependency_is_found() {
         ("[target.'cfg(unix)'.dependencies]\nterminal_size = \"1\"", "terminal_size"),
         ("[dev-dependencies]\ntidevm-mm.workspace = true", "tidevm-mm"),
         ("[build-dependencies]\ntidevm-session.workspace = true", "tidevm-session"),
+        ("cli = { package = \"clap\", version = \"4\" }", "clap"),
+        ("cli = {version=\"4\",package=\"clap\"}", "clap"),
+        ("[dependencies.cli]\npackage = \"clap\"", "clap"),
     ] {
         let found = wrong_dependencies("vmm/machine", &format!("{manifest}{line}\n[lints]\nclap = 1\n"));
         assert_eq!(found.len(), 1, "{line}: {found:?}");

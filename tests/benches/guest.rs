@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tidevm_bench::table::{Row, Table};
 use tidevm_lab::qemu::{Hotplug, QemuConfig, QemuMachine, missing};
-use tidevm_machine::GUEST_IMAGE;
+use tidevm_machine::{GUEST_IMAGE, Size};
 
-const BLOCK: u64 = 128 << 20;
+const MEMORY_BLOCK_MIB: u64 = 128;
 const BLOCKS: u64 = 9;
 /// The most instructions per memory block, without the requests to the device.
 const MOST: u64 = 2000;
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut table = Table::default();
-    table.section("Add and online a block of 128 MiB in the booted guest, page tables included");
+    table.section("Add and online a memory block of 128 MiB in the booted guest, page tables included");
     for init in ["lazy", "eager"] {
         match onlining(init) {
             Ok(counts) => add(&mut table, init, &counts),
@@ -48,22 +48,23 @@ fn add(table: &mut Table, init: &str, counts: &[u64]) {
 fn onlining(init: &str) -> Result<Vec<u64>, String> {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
     fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
-    let mut options = QemuConfig::new(kernel.clone(), 512 << 20);
-    options.hotplug = vec![Hotplug::new(2 << 30)];
+    let mut options = QemuConfig::new(kernel.clone(), Size::mib(512));
+    options.hotplug = vec![Hotplug::new(Size::gib(2))];
     options.icount = true;
     // QEMU's memory is zero, although QEMU does not promise it.
     options.cmdline = format!("tidevm.zeroed=on tidevm.init={init}");
-    let counts = QemuMachine::start(&options)
-        .and_then(|mut machine| (1..=BLOCKS).map(|blocks| one_more(&mut machine, blocks * BLOCK)).collect());
+    let counts = QemuMachine::start(&options).and_then(|mut machine| {
+        (1..=BLOCKS).map(|blocks| one_more(&mut machine, Size::mib(blocks * MEMORY_BLOCK_MIB))).collect()
+    });
     drop(fs::remove_file(&kernel));
     counts
 }
 
-/// Plugs one more memory block, up to `bytes`. Returns the instructions that the guest reports.
-fn one_more(machine: &mut QemuMachine, bytes: u64) -> Result<u64, String> {
+/// Plugs one more memory block, up to `size`. Returns the instructions that the guest reports.
+fn one_more(machine: &mut QemuMachine, size: Size) -> Result<u64, String> {
     let before = stat(machine, "blocks.online")?;
-    machine.resize(0, bytes)?;
-    machine.wait_plugged(0, bytes)?;
+    machine.resize(0, size)?;
+    machine.wait_plugged(0, size)?;
     // The device counts it as plugged before the guest is done.
     let deadline = Instant::now() + LIMIT;
     while stat(machine, "blocks.online")? == before {

@@ -74,7 +74,7 @@ fn linux_lets_the_driver_go_and_takes_it_again() {
         let mem = &state.mem[0];
         (mem.driver || mem.plugged > 0).then_some(!mem.driver)
     });
-    assert!(!early, "nobody plugs before there is a driver");
+    assert!(!early, "no memory is plugged before there is a driver");
     follow(&linux, &[258, 0]);
 }
 

@@ -71,7 +71,7 @@ fn from_boundary_to_boundary() {
 
 fn two_devices_do_not_mix() {
     let mut config = machine(256 << 20);
-    config.hotplug.push(HotplugConfig { block: Size::mib(4), ..HotplugConfig::new(Size::mib(128)) });
+    config.hotplug.push(HotplugConfig { device_block: Size::mib(4), ..HotplugConfig::new(Size::mib(128)) });
     let session = run_checked(
         config,
         "resize 130M

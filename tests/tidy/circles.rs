@@ -35,7 +35,7 @@ fn circles(one: &Crate<'_>) -> Vec<String> {
     found.iter().map(|circle| describe(one, circle, &edges)).collect()
 }
 
-/// The sets of modules of which each imports each, directly or through others.
+/// The sets of modules that import each other, directly or through others.
 fn loops(edges: &Edges) -> BTreeSet<Circle> {
     let mut next: BTreeMap<&ModulePath, Vec<&ModulePath>> = BTreeMap::new();
     for (from, to) in edges.keys() {

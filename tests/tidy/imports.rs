@@ -1,4 +1,4 @@
-//! What each file of a crate takes from which other file of it: the paths of its code, resolved.
+//! The imports between the files of a crate, resolved to the defining file.
 //!
 //! A path counts wherever it stands: in a `use`, or in an expression or a type. A name is followed through
 //! the `use` declarations of the modules on its way, so that `crate::memory::Region` belongs to the file that

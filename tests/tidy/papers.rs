@@ -1,8 +1,8 @@
 //! The rule about the papers: commands, options and scripts in `README.md` and `docs/` are those of today.
 //!
-//! Commands are read from code blocks and from `code` in sentences. What there is stands in the sources: the
-//! command line of `tidevm` in the `cli.rs` below `vmm/` (clap's derive, as rustfmt lays it out), that of
-//! `xtask` in the patterns of its `main`. Nothing is built or run. Not checked: the values of options.
+//! Commands are read from code blocks and from `code` in sentences. The known commands are read from the
+//! sources: those of `tidevm` from the `cli.rs` below `vmm/` (clap's derive, as rustfmt lays it out), those of
+//! `xtask` from the patterns of its `main`. Nothing is built or run. Not checked: the values of options.
 
 use std::collections::{BTreeMap, BTreeSet};
 

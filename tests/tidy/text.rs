@@ -1,4 +1,4 @@
-//! The rules about the text of files: length, names, leftovers, and paths of the author's machine.
+//! The rules about the text of files: headers, length, names, leftovers, and paths of the author's machine.
 
 use crate::assert_none;
 use crate::source::{Source, all, rust, words};
@@ -17,6 +17,35 @@ fn files_stay_small() {
         }
     }
     assert_none("too long to be read at once", &complaints);
+}
+
+/// The Rust files of `sources` whose first line does not say what the file is.
+fn without_header(sources: &[Source]) -> Vec<String> {
+    let says_nothing = |text: &str| {
+        let first = text.lines().next().unwrap_or_default();
+        first.strip_prefix("//!").is_none_or(|header| header.trim().is_empty())
+    };
+    let rust = sources.iter().filter(|file| file.path.ends_with(".rs"));
+    rust.filter(|file| says_nothing(&file.text)).map(|file| file.path.clone()).collect()
+}
+
+#[test]
+fn every_file_begins_with_a_header() {
+    assert_none("a `//!` header has to say what the file is", &without_header(&rust()));
+}
+
+#[test]
+fn a_file_without_a_header_is_found() {
+    let file = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
+    let files = [
+        file("good.rs", "//! What it is.\n\nuse std::fs;\n"),
+        file("late.rs", "use std::fs;\n//! What it is.\n"),
+        file("item.rs", "/// What the first item is.\nfn main() {}\n"),
+        file("blank.rs", "//!\nfn main() {}\n"),
+        file("empty.rs", ""),
+        file("paper.md", "# No code\n"),
+    ];
+    assert_eq!(without_header(&files), ["late.rs", "item.rs", "blank.rs", "empty.rs"]);
 }
 
 #[test]

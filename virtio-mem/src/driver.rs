@@ -13,25 +13,25 @@
 //! - No failure stops the driver for good.
 //!
 //! The files: `geometry` divides the region, `region` is the driver's view of the blocks, `plan` picks the next
-//! action, `outcome` applies the outcome of an action to the view, `doubt` restores the view after an error,
+//! action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an error,
 //! `idle` says when to try again. "Block" alone means device block in all of them.
 //!
 //! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
 //! under way and none went wrong; a block is unplugged only when the guest does not use it.
 
-mod doubt;
 mod geometry;
 mod idle;
 mod outcome;
 mod plan;
 mod region;
+mod uncertain;
 
-use self::doubt::Doubt;
 pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
 use self::idle::BackOff;
 pub use self::idle::{Idle, IdleReason};
 use self::region::Region;
+use self::uncertain::UncertainRange;
 use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind, Response};
 
@@ -96,8 +96,8 @@ pub enum Action {
 /// The outcome of an [`Action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The configuration space was read.
-    Config(Config),
+    /// The configuration space was read, all of it under this configuration generation.
+    Config(Config, u32),
     /// The device answered.
     Response(Response),
     /// The request was sent, and it is unknown whether the device served it: there was no answer in time, or the
@@ -114,6 +114,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Driver {
     config: Config,
+    /// The configuration generation of `config`.
+    generation: u32,
     region: Region,
     /// The action that waits for [`Driver::complete`].
     under_way: Option<Action>,
@@ -124,7 +126,7 @@ pub struct Driver {
     /// Memory was plugged before this driver existed.
     unplug_all: bool,
     /// The blocks for which the driver does not know whether they are plugged.
-    doubt: Option<Doubt>,
+    uncertain: Option<UncertainRange>,
     /// The driver must pause before the next action.
     paused: Option<IdleReason>,
     /// The guest could not take in memory in this pass: unused blocks are unplugged again.
@@ -142,20 +144,21 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for the device whose configuration space reads `config`. If memory is plugged already, it belongs
+    /// A driver for the device whose configuration space reads `config` under `generation`. If memory is plugged already, it belongs
     /// to a guest kernel that is gone, and the driver unplugs it first.
     ///
     /// # Errors
     /// [`ConfigError`] when `config` contradicts itself or does not fit `driver`.
-    pub fn new(driver: DriverConfig, config: Config) -> Result<Driver, ConfigError> {
+    pub fn new(driver: DriverConfig, config: Config, generation: u32) -> Result<Driver, ConfigError> {
         Ok(Driver {
             config,
+            generation,
             region: Region::new(Geometry::new(driver, &config)?),
             under_way: None,
             idle: None,
             read_config: false,
             unplug_all: config.plugged_size > 0,
-            doubt: None,
+            uncertain: None,
             paused: None,
             stop_growing: false,
             failed: None,
@@ -245,6 +248,13 @@ impl Driver {
     #[must_use]
     pub const fn requested_size(&self) -> u64 {
         self.config.requested_size
+    }
+
+    /// The configuration generation under which [`Driver::requested_size`] was read. The size alone does not tell a
+    /// target from an earlier one of the same size.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// How often the device has violated the specification or has not answered.

@@ -28,6 +28,9 @@ pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 /// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 
+/// Offset of [`Config::requested_size`] in the configuration space.
+pub const REQUESTED_SIZE_OFFSET: usize = offset_of!(ConfigBytes, requested_size);
+
 /// Size of a request in bytes.
 pub const REQUEST_SIZE: usize = size_of::<RequestBytes>();
 
@@ -76,7 +79,7 @@ const _: () = {
     assert!(offset_of!(ConfigBytes, region_size) == 24);
     assert!(offset_of!(ConfigBytes, usable_region_size) == 32);
     assert!(offset_of!(ConfigBytes, plugged_size) == 40);
-    assert!(offset_of!(ConfigBytes, requested_size) == 48);
+    assert!(REQUESTED_SIZE_OFFSET == 48);
 };
 
 impl Config {

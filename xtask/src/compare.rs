@@ -1,8 +1,7 @@
 //! The same session on stock Linux and on tidevm's guest, on the same emulated machines, side by side.
 //!
-//! The lab's program `compare` (`vmm/lab/src/bin/compare.rs`) does all of it but for one thing: it cannot
-//! run itself on the nested host. Nor can it be a part of this program, which must build before the guest's
-//! compiler is there.
+//! The lab's program `compare` (`vmm/lab/src/bin/compare.rs`) does all of it, except running itself on the
+//! nested host. It is a separate program because xtask must build before the guest's compiler is installed.
 
 use std::fs;
 use std::process::{Command, ExitCode};

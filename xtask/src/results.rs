@@ -1,7 +1,7 @@
 //! The results of tests, read from the output of test programs while they run.
 //!
 //! A test is named by its suite (the test program, as cargo names it) and its own name:
-//! `mm::lazy::what_was_used_is_not_zero`. The output has the form of libtest. A program that runs its tests one by
+//! `mm::lazy::a_memmap_that_was_used_is_not_zero`. The output has the form of libtest. A program that runs its tests one by
 //! one prints the name first and the result later, with the output of the test between the two.
 //!
 //! Invariant: a test that says that it skips itself never counts as passed.

@@ -18,6 +18,8 @@ pub enum Answer {
     Checked {
         /// Pages whose struct pages were checked.
         pages: u64,
+        /// Pages of deferred boot memory: their struct pages are not written yet.
+        deferred: u64,
     },
     /// To [`Op::Hog`](crate::Op::Hog): pages that fitted, at most the number asked for.
     Hogged {
@@ -81,7 +83,10 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Answer::Stats(stats) => stats.fmt(f),
-            Answer::Checked { pages } => write!(f, "{pages} pages checked"),
+            Answer::Checked { pages, deferred: 0 } => write!(f, "{pages} pages checked"),
+            Answer::Checked { pages, deferred } => {
+                write!(f, "{pages} pages checked, {deferred} more are deferred")
+            }
             Answer::Hogged { pages } => write!(f, "{pages} pages held"),
             Answer::Verified { pages, corrupt: 0, .. } => write!(f, "{pages} pages intact"),
             Answer::Verified { pages, corrupt, first_corrupt } => {

@@ -12,6 +12,29 @@ use crate::ZoneName;
 /// Most runs in one [`Answer::Blocks`](crate::Answer::Blocks).
 pub const BLOCK_RUNS: usize = 4;
 
+/// The state of a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockState {
+    /// Its memory can be used.
+    Online,
+    /// It was added, and no zone has it.
+    Offline,
+    /// Boot memory that is initialised when it is wanted. It belongs to its zone already.
+    Deferred,
+}
+
+impl BlockState {
+    /// The word for it. The first two are Linux's.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::Deferred => "deferred",
+        }
+    }
+}
+
 /// Memory blocks that lie side by side and are alike. Each 128 MiB of boot memory count as one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockRun {
@@ -23,7 +46,9 @@ pub struct BlockRun {
     pub size: u64,
     /// Whether they were there at boot.
     pub boot: bool,
-    /// The zone that they are in, if they are online.
+    /// Their state.
+    pub state: BlockState,
+    /// The zone that they are in, unless they are offline.
     pub zone: Option<ZoneName>,
     /// Their node.
     pub node: u8,
@@ -42,9 +67,9 @@ impl fmt::Display for BlockRun {
         // Saturating: the VMM shows this and does not trust the guest's numbers.
         let last = self.addr.saturating_add(self.count.saturating_mul(self.size).saturating_sub(1));
         write!(f, "{:#x}-{last:#x}: {} of {} MiB, ", self.addr, self.count, mib(self.size))?;
-        match self.zone {
-            Some(zone) => write!(f, "online {zone}")?,
-            None => write!(f, "offline")?,
+        f.write_str(self.state.as_str())?;
+        if let Some(zone) = self.zone {
+            write!(f, " {zone}")?;
         }
         if self.boot {
             return write!(f, ", boot memory");

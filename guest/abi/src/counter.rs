@@ -1,4 +1,10 @@
 //! A counter of the guest as a row of a table: its names, its place in texts, and how it is read.
+//!
+//! This file is the form of a row. The rows are beside the records that hold the numbers:
+//! [`Stats::COUNTERS`](crate::Stats::COUNTERS), [`NodeStats::COUNTERS`](crate::NodeStats::COUNTERS) and
+//! [`ZoneStats::COUNTERS`](crate::ZoneStats::COUNTERS).
+//!
+//! Invariant: in one table each key is unique, and so is each word.
 
 /// A counter of a `T`: of the guest, of a NUMA node or of a zone.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! | room | holds |
 //! | --- | --- |
 //! | [`limits`] | ports, addresses and the most that there can be of something |
-//! | [`cmdline`] | keys of the guest's command line |
+//! | [`cmdline`] | keys of the guest's command line, and the words of their values |
 //! | [`record`] | calls and reports, and their bytes |
 //! | [`answer`], [`failure`], `blocks`, `pmem`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
@@ -40,7 +40,7 @@ mod stats;
 mod words;
 
 pub use answer::Answer;
-pub use blocks::{BLOCK_RUNS, BlockRun};
+pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
 pub use command::Command;
 pub use counter::{Counter, Group, Label};
 pub use duration::ShowDuration;
@@ -56,4 +56,4 @@ pub use record::{BadRecord, Call, FaultStep, HogKind, MAX_RECORD, Op, Report, de
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 pub use size::{Size, SizeError};
 pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};
-pub use words::{SyntaxError, Word, Words};
+pub use words::{SyntaxError, Table, Word, Words, value_of, word_for};

@@ -1,5 +1,5 @@
-//! Numbers and names that both sides are built for: ports, addresses and the most that there can be of
-//! something.
+//! Constants that the VMM and the guest kernel are both compiled with: I/O ports and what is written to them,
+//! memory map types, and upper limits (addresses, CPUs, nodes, devices, sizes).
 
 /// I/O port to which the guest writes an [`ExitCode`] byte to end the machine. It is the port of
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.

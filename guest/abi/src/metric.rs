@@ -46,7 +46,7 @@ pub enum VmmMetric {
     Resets,
 }
 
-/// A number that the guest is asked for: a counter, and of which zone or node it is.
+/// A number that the guest is asked for: a counter of the whole guest, of a zone or of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestMetric {
     /// Of the whole guest.

@@ -18,6 +18,9 @@ pub struct Resize {
     pub plugged: u64,
     /// Bytes that the device asked for when the driver last looked.
     pub requested: u64,
+    /// The device's configuration generation when the driver last looked. It says which of several equal
+    /// targets the driver has seen.
+    pub generation: u32,
     /// Whether and why it stopped.
     pub state: ResizeState,
 }
@@ -80,7 +83,7 @@ impl fmt::Display for Named<'_, ResizeState> {
     /// Why the driver stands where it does: `3 pages cannot move: pfn 0x140200 (workload a) and 2 more`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.value {
-            ResizeState::Reached => "the guest takes this for the target",
+            ResizeState::Reached => "the guest is at the target",
             ResizeState::Unmovable { pages, first } => return self.unmovable(f, *pages, first),
             ResizeState::NoRoom => "no room to move the pages to that are in use there",
             ResizeState::NoMemory => {

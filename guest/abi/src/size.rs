@@ -37,7 +37,7 @@ impl Size {
         Self(count * (1 << 30))
     }
 
-    /// The pages that it takes, the last of which may be used in part.
+    /// The pages that it takes. The last page may be used in part.
     #[must_use]
     pub fn pages(self) -> u64 {
         self.0.div_ceil(PAGE_SIZE)
@@ -71,7 +71,7 @@ impl FromStr for Size {
 }
 
 impl fmt::Display for Size {
-    /// In the largest unit of which it is a multiple.
+    /// In the largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
         match units.into_iter().find(|&(unit, _)| self.0 >= unit && self.0.is_multiple_of(unit)) {

@@ -117,8 +117,10 @@ pub struct Stats {
     pub memmap_boot_pages: u64,
     /// Pages of hot-added memory's memmap that lie in the added memory itself.
     pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online, those of boot memory included.
+    /// Memory blocks that are online, those of boot memory included, initialised or deferred.
     pub blocks_online: u64,
+    /// Pages of boot memory that are free and deferred: not initialised yet. Free pages include them.
+    pub deferred_pages: u64,
     /// Pages migrated since boot.
     pub pages_migrated: u64,
     /// Migrations that failed since boot.
@@ -153,6 +155,7 @@ impl Stats {
         Counter::new("blocks_online", |stats: &Self| stats.blocks_online)
             .word("blocks.online")
             .label(Group::Blocks, "memory blocks online"),
+        Counter::new("deferred_pages", |stats: &Self| stats.deferred_pages).word("deferred"),
         Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated)
             .word("migrated")
             .label(Group::Migration, "pages migrated"),
@@ -185,6 +188,7 @@ impl Default for Stats {
             memmap_boot_pages: 0,
             memmap_altmap_pages: 0,
             blocks_online: 0,
+            deferred_pages: 0,
             pages_migrated: 0,
             migrate_failed: 0,
             pcp_drains: 0,

@@ -1,8 +1,8 @@
 //! A line of text as words with their columns, and the values that single words stand for.
 //!
 //! Errors say what was expected at which column; columns count characters from 1, as editors do. Word lists
-//! (zones, comparisons, ...) are [`Table`]s that parsing and printing share, so that the two cannot drift
-//! apart.
+//! (zones, comparisons, policies of the command line, ...) are [`Table`]s that parsing and printing share, so
+//! that the two cannot drift apart.
 
 use alloc::format;
 use alloc::string::String;
@@ -30,17 +30,19 @@ impl fmt::Display for SyntaxError {
 
 impl core::error::Error for SyntaxError {}
 
-/// Words of the grammar and the values that they stand for.
-pub(crate) type Table<T> = &'static [(&'static str, T)];
+/// Words and the values that they stand for. Of several words for one value, the first is the one that is
+/// written.
+pub type Table<T> = &'static [(&'static str, T)];
 
-/// The word for `value`. Every value of the grammar's enums is in its table; the round-trip test
-/// walks them all.
-pub(crate) fn word_for<T: PartialEq>(table: Table<T>, value: &T) -> &'static str {
+/// The word for `value`. Every value of an enum is in its table; the round-trip tests walk them all.
+#[must_use]
+pub fn word_for<T: PartialEq>(table: Table<T>, value: &T) -> &'static str {
     table.iter().find(|(_, entry)| entry == value).map_or("?", |(word, _)| word)
 }
 
 /// The value that `word` stands for.
-pub(crate) fn value_of<T: Copy>(table: Table<T>, word: &str) -> Option<T> {
+#[must_use]
+pub fn value_of<T: Copy>(table: Table<T>, word: &str) -> Option<T> {
     table.iter().find(|(entry, _)| *entry == word).map(|(_, value)| *value)
 }
 

@@ -32,7 +32,7 @@ use crate::boot::percpu_buf;
 use crate::boot::pvh::BootInfo;
 use crate::console::println;
 use crate::control::Control;
-use crate::cpu::{ioapic, lapic, smp, time, trap};
+use crate::cpu::{ioapic, lapic, smp, stack, time, trap};
 use crate::mem::paging::VMEMMAP;
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::mem::MemDriver;
@@ -41,20 +41,15 @@ use crate::virtio::{Device, pci};
 core::arch::global_asm!(
     include_str!("boot/entry.s"),
     kernel_start = sym kernel_start,
-    boot_stack = sym BOOT_STACK,
-    stack_size = const smp::STACK_SIZE - cpu::FAULT_STACK_SIZE,
+    boot_area = sym stack::BOOT_AREA,
+    stack_top = const stack::Stack::Ordinary.top(),
     options(att_syntax)
 );
-
-/// Stack of the boot CPU.
-#[repr(C, align(16))]
-struct Stack([u8; smp::STACK_SIZE]);
-static mut BOOT_STACK: Stack = Stack([0; smp::STACK_SIZE]);
 
 /// First Rust code of the boot CPU; `boot/entry.s` passes the address that the PVH boot ABI names.
 extern "C" fn kernel_start(start_info: u64) -> ! {
     stamps::start();
-    cpu::init(0, (&raw const BOOT_STACK) as u64 + smp::STACK_SIZE as u64);
+    cpu::init(0);
     // SAFETY: this is the address that the VMM passed, nothing was written since, and the start-up page
     // tables map the first GiB.
     let info = unsafe { BootInfo::read(start_info) };
@@ -75,7 +70,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     // allocations that have more of it initialised.
     let mm = &command_line.mm;
     if mm.init != InitPolicy::Lazy || mm.content != MemoryContent::Zero || !mm.grow {
-        deferred::start(command_line.one_worker);
+        deferred::start(command_line.deferred_workers);
     }
     let bound = bind_devices(&command_line);
     mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });
@@ -159,5 +154,4 @@ impl Bound {
 fn main() {
     eprintln!("this is the guest kernel; it runs on x86_64-unknown-none only (see guest/image)");
     let _ = kernel_start as extern "C" fn(u64) -> !;
-    let _ = &raw const BOOT_STACK;
 }

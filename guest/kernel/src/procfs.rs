@@ -48,7 +48,9 @@ pub fn vmstat() {
     for counter in abi::Stats::COUNTERS {
         println!("{} {}", counter.name(), (counter.read)(&record));
     }
-    // These are in no record.
+    // These four stand in no table of `tidevm_abi`: JSON shows every row of its tables, and the control channel
+    // carries every field of its records. Only a person at the console and the benchmark of the booted guest
+    // (`tests/benches/guest.rs`) read them.
     for (name, value) in [
         ("memmaps_by_base_pages", stats.memmaps_by_base_pages),
         ("deferred_pages", stats.deferred_pages()),

@@ -16,7 +16,7 @@ pub(crate) struct VmemAltmap {
     base: Pfn,
     /// Pages set aside.
     free: u32,
-    /// Pages handed out.
+    /// Pages that are allocated.
     alloc: u32,
 }
 
@@ -31,7 +31,7 @@ impl VmemAltmap {
         Self { base, free, alloc: 0 }
     }
 
-    /// The same with `alloc` pages handed out.
+    /// The same with `alloc` pages allocated.
     pub(crate) fn with_allocated(self, alloc: u32) -> Self {
         Self { alloc, ..self }
     }
@@ -63,7 +63,7 @@ impl VmemAltmap {
         self.free
     }
 
-    /// Pages handed out.
+    /// Pages that are allocated.
     pub(crate) fn allocated(self) -> u32 {
         self.alloc
     }
@@ -93,7 +93,7 @@ mod tests {
     use crate::sparse::Section;
 
     #[test]
-    fn hands_out_what_was_set_aside() {
+    fn allocates_the_pages_that_were_set_aside() {
         let (nr, section) = (SectionNr::new(5), Section::new());
         assert_eq!(VmemAltmap::of(nr, &section), None);
         let mut altmap = VmemAltmap::new(nr, 1024);

@@ -1,9 +1,10 @@
-//! From memblock to zones.
+//! Boot: the zones are built from the memory map in memblock.
 //!
 //! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. First every section with RAM gets
-//! memory for its memmap from memblock. Then section after section is mapped, initialised and freed into its
-//! zone, or left for later (see `deferred`). So after the first section the platform can take page-table
-//! pages from the allocator to map the rest.
+//! memory for its memmap from memblock. Then the memmap of each section is mapped and initialised, and the
+//! section is freed into its zone, or the section is left for later (see `deferred`). Differs from Linux on
+//! purpose: sections are freed one by one, so that after the first section the platform can take page-table
+//! pages from the allocator to map the others.
 //!
 //! Invariant: a section of boot memory is Present only after its memmap is mapped.
 
@@ -21,10 +22,10 @@ use crate::options::{InitPolicy, Options};
 use crate::platform::Platform;
 use crate::zone::setup_watermarks;
 
-/// Why there is no allocator.
+/// Why boot failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootError {
-    /// No CPUs, or more than there are [`PerCpuPages`](crate::PerCpuPages)s.
+    /// There are no CPUs, or more CPUs than [`PerCpuPages`](crate::PerCpuPages)s.
     Cpus,
     /// There is RAM beyond the last section.
     OutOfRange(PhysAddr),
@@ -54,8 +55,8 @@ impl fmt::Display for BootError {
 impl core::error::Error for BootError {}
 
 impl<P: Platform> Mm<P> {
-    /// Builds the zones from `memblock`: memory below 4 GiB is Dma32, above it Normal, each of its node. Free
-    /// memory can be allocated afterwards, reserved memory never. Called once, by one CPU.
+    /// Builds the zones from `memblock`. In each node, memory below 4 GiB is Dma32 and memory above is Normal.
+    /// Free memory can be allocated afterwards, reserved memory never. Called once, by one CPU.
     ///
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
@@ -85,7 +86,7 @@ impl<P: Platform> Hotplug<'_, P> {
         self.build_zonelists();
         for run in memblock.runs() {
             for nr in before(run, &later) {
-                let memmap = mm.sparse.entry(nr).memmap().expect("it got one above");
+                let memmap = mm.sparse.entry(nr).memmap().expect("`take_boot_memmaps` gave it one");
                 mm.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
                 mm.make_present(nr, run.zone, memmap, self.held());
                 mm.free_boot_section(memblock, nr, self.held());
@@ -106,7 +107,7 @@ impl<P: Platform> Hotplug<'_, P> {
 
     /// Takes memory for the memmap of every section with RAM, on the section's node if there is room. Each
     /// section gets a piece of its own, except that all sections of a zone that are left for later share one
-    /// piece; they are returned. A zone for which there is no such piece leaves none for later.
+    /// piece. Returns the sections that are left for later. A zone for which there is no such piece leaves none.
     fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<Later, BootError> {
         const SIZE: u64 = MEMMAP_PAGES as u64 * PAGE_SIZE;
         let mut later = [None; ZoneId::COUNT];
@@ -116,7 +117,7 @@ impl<P: Platform> Hotplug<'_, P> {
             later[zone.index()] = memmap.map(|memmap| Unclaimed { next, count, memmap: memmap.pfn() });
         }
         let mut from = SectionNr::new(0);
-        // Looked up again for each run: the memmaps are reserved in the same table.
+        // Runs are looked up again each time, because `alloc_on` changes the memblock that they borrow.
         let next = |memblock: &Memblock, from| memblock.runs().find(|run| run.end > from);
         while let Some(run) = next(memblock, from) {
             for nr in before(run, &later) {
@@ -128,7 +129,7 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(later)
     }
 
-    /// Makes the RAM of `run` part of its zone.
+    /// Counts the RAM of `run` as part of its zone.
     fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
         self.mm.nodes.include(run.zone.node());
         let zone = self.mm.zone(run.zone);
@@ -155,8 +156,9 @@ fn before(run: Run, later: &Later) -> impl Iterator<Item = SectionNr> + use<> {
     run.sections().take_while(move |&nr| later.is_none_or(|later| nr < later))
 }
 
-/// The zones that can leave sections for later, and the first such section of each: in a node's highest zone
-/// its second section (Linux `defer_init`); under [`InitPolicy::Lazy`] also all sections of the zones below.
+/// The zones that can leave sections for later, and the first such section of each. In a node's highest zone
+/// it is the second section (Linux `defer_init`). Under [`InitPolicy::Lazy`] the zones below leave all their
+/// sections for later.
 fn first_deferred(memblock: &Memblock, init: InitPolicy) -> ArrayVec<(ZoneId, SectionNr), { ZoneId::COUNT }> {
     let in_zone = |zone: ZoneId| {
         let above = ZoneType::ALL.into_iter().skip(zone.zone_type().index() + 1);

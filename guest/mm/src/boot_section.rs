@@ -2,10 +2,10 @@
 //!
 //! Mirrors Linux `memblock_free_pages` and `init_unavailable_range` for one section. Differs from Linux on
 //! purpose: the section is the unit. `boot` calls this for the sections that it initialises itself, and
-//! `deferred` for the ones that are left for later.
+//! `deferred` for the sections that are left for later.
 //!
-//! Invariant: when the section is Online, the allocator has its RAM that is not reserved, and no other page of
-//! it. Holes and reserved RAM are marked before.
+//! Invariant: the allocator gets the RAM of the section that is not reserved, and no other page of it. Holes
+//! and reserved RAM are marked before the section is Online.
 
 use crate::Mm;
 use crate::addr::{Pfn, PfnRange, PhysRange, SectionNr};
@@ -18,7 +18,7 @@ use crate::platform::Platform;
 use crate::sparse::{SectionOwner, SectionPages, SectionState};
 
 impl<P: Platform> Mm<P> {
-    /// Makes a section of boot memory Present: its `memmap` is mapped.
+    /// Makes a section of boot memory Present. Its `memmap` is mapped already.
     pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn, owner: &impl SectionOwner) {
         let section = self.sparse.entry(nr);
         section.set_memmap(Some(memmap));
@@ -51,7 +51,7 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-/// Marks the parts of a section that are not free: holes, and RAM that is reserved.
+/// Marks the parts of a section that are not free: holes and reserved RAM.
 fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
     let frames = pages.nr().frames();
     let ram = || memblock.memory().map(PhysRange::inner_frames);

@@ -1,7 +1,8 @@
 //! The buddy allocator: splitting free blocks, and merging them with their buddies.
 //!
 //! Mirrors the core of Linux `mm/page_alloc.c` (`__free_one_page`, `expand`, `page_del_and_expand`).
-//! Every step touches heads only: merging or splitting a block of any size is one store per level.
+//! Every step touches heads only: merging or splitting a block of any size is one store per level. A block in
+//! this file is a buddy block.
 //!
 //! Invariants, under the zone lock: a free block is on the list of its pageblock's type; two free
 //! buddies never exist side by side, unless one of them is in an isolated pageblock.

@@ -25,7 +25,7 @@ mod tests;
 
 use self::blocks::Memmaps;
 use crate::Mm;
-use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
+use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES};
 use crate::deferred::Claims;
 use crate::free_lists::FreeLists;
 use crate::memory_block::memmap_pageblocks;
@@ -33,9 +33,19 @@ use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::{PcpGuard, PerCpuPages};
+use crate::pcplist::PcpGuard;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
+
+/// The memory that [`Mm::check`] knows of, in pages. A page is a place for a struct page, so holes in a section
+/// count too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Pages whose struct pages were checked.
+    pub pages: u64,
+    /// Pages of boot memory that is deferred: their struct pages are not written yet.
+    pub deferred: u64,
+}
 
 /// Sums over a zone's sections, in pages unless said otherwise.
 #[derive(Default)]
@@ -51,11 +61,11 @@ struct Tally {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Checks everything and returns the number of pages that were looked at.
+    /// Checks everything and returns the number of pages that were looked at, and of those that cannot be yet.
     ///
     /// # Panics
     /// When an invariant does not hold, with the values that differ.
-    pub fn check(&self) -> u64 {
+    pub fn check(&self) -> Checked {
         let hotplug = self.hotplug();
         hotplug.check_limits();
         // From now on no CPU initialises boot memory.
@@ -64,17 +74,18 @@ impl<P: Platform> Mm<P> {
         let mut memmaps = Memmaps::default();
         self.check_pgmaps(&mut memmaps);
         self.check_sections(memmaps);
-        self.zones().map(|zone| self.check_zone(zone.id(), &deferred, self.cpus(), 0)).sum()
+        let sections: u64 = ZoneId::all().map(|zone| u64::from(deferred.count(zone))).sum();
+        Checked {
+            pages: self.zones().map(|zone| self.check_zone(zone.id(), &deferred)).sum(),
+            deferred: sections * u64::from(SECTION_PAGES),
+        }
     }
 
-    /// Locks the lists of `cpus` one after another, then checks the zone. `listed` pages are on the lists
-    /// locked before.
-    fn check_zone(&self, zone: ZoneId, deferred: &Claims, cpus: &[PerCpuPages], listed: u64) -> u64 {
-        if let Some((cpu, rest)) = cpus.split_first() {
-            let lists = self.lock_next_pcp(cpu, zone);
-            self.check_pcp(zone, &lists);
-            return self.check_zone(zone, deferred, rest, listed + u64::from(lists.count()));
-        }
+    /// Checks one zone while all its locks are held.
+    fn check_zone(&self, zone: ZoneId, deferred: &Claims) -> u64 {
+        let lists = self.lock_all_pcp(zone);
+        lists.iter().for_each(|lists| check_pcp(zone, lists));
+        let listed: u64 = lists.iter().map(|lists| u64::from(lists.count())).sum();
         let of = self.zone(zone);
         let buddy = self.lock_zone(zone);
         let owners = *self.owners.lock();
@@ -100,16 +111,16 @@ impl<P: Platform> Mm<P> {
         buddy.check_lists(&self.sparse, zone);
         tally.looked_at
     }
+}
 
-    fn check_pcp(&self, zone: ZoneId, lists: &PcpGuard<'_, P>) {
-        let mut count = 0;
-        for (pfn, page) in lists.iter() {
-            let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
-            assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
-            count += 1;
-        }
-        assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
+fn check_pcp<P: Platform>(zone: ZoneId, lists: &PcpGuard<'_, P>) {
+    let mut count = 0;
+    for (pfn, page) in lists.iter() {
+        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
+        assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
+        count += 1;
     }
+    assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
 }
 
 /// Walks an online section, which must be tiled by buddy blocks.

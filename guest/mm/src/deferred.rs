@@ -1,5 +1,5 @@
-//! Boot memory whose struct pages are initialised later: by a CPU that runs out of memory before, and, unless
-//! the policy is [`InitPolicy::Lazy`](crate::InitPolicy::Lazy), by all CPUs in parallel once they run.
+//! Boot memory whose struct pages are initialised later: by an allocation that finds too little memory, and,
+//! unless the policy is [`InitPolicy::Lazy`](crate::InitPolicy::Lazy), by all CPUs in parallel once they run.
 //!
 //! Mirrors Linux `deferred_init_memmap` and `deferred_grow_zone` in `mm/mm_init.c`, with the section as the
 //! unit of both. A CPU claims a section under a lock and initialises it outside of the lock.
@@ -10,9 +10,9 @@
 //!   nothing left to claim waits for the sections that other CPUs have claimed.
 //! - A worker that finds no section left on its node helps the next node (Linux leaves that to the scheduler,
 //!   which runs a node's workers on its CPUs).
-//! - A section that is left for later costs nothing before it is claimed: nothing is written about it, and
-//!   memory for all such memmaps of a zone is set aside in one piece. So boot takes as long for a gibibyte as
-//!   for terabytes.
+//! - Boot writes nothing about a section that is left for later. It sets memory for all such memmaps of a zone
+//!   aside in one piece, and takes one page-table page per 64 GiB. So with EPT or NPT the time to the first
+//!   page hardly depends on the size of memory.
 //!
 //! Numbers such as S1.5 in the tests are those of the claims in `docs/features.md`.
 //!
@@ -42,6 +42,8 @@ pub(crate) struct Deferred {
     end: AtomicU32,
 }
 
+/// Which sections no CPU has claimed.
+#[derive(Clone, Copy)]
 pub(crate) struct Claims {
     /// The memory map at boot; `None` before boot.
     memblock: Option<&'static Memblock>,
@@ -155,6 +157,13 @@ impl Claims {
         unclaimed.into_iter().flat_map(move |(memblock, unclaimed)| memblock.runs_of(zone, unclaimed.next))
     }
 
+    /// The lowest run of such sections from section `from` on, of any zone.
+    pub(crate) fn run_from(&self, from: SectionNr) -> Option<Run> {
+        let runs = ZoneId::all().flat_map(|zone| self.runs(zone)).filter(|run| run.end > from);
+        let lowest = runs.min_by_key(|run| run.first)?;
+        Some(Run { first: lowest.first.max(from), ..lowest })
+    }
+
     /// RAM of `zone` in them: ranges of frames, ascending.
     pub(crate) fn ram(&self, zone: ZoneId) -> impl Iterator<Item = PfnRange> {
         self.runs(zone).flat_map(|run| run.parts(self.memblock.into_iter().flat_map(Memblock::memory)))
@@ -220,7 +229,7 @@ impl<P: Platform> Mm<P> {
 
 impl<P: Platform> GrowZone for Mm<P> {
     #[inline]
-    fn sections_to_come(&self, zone: ZoneId) -> u32 {
+    fn deferred_sections_left(&self, zone: ZoneId) -> u32 {
         self.deferred.left(zone)
     }
 
@@ -256,21 +265,31 @@ mod tests {
     use crate::addr::{Order, SECTION_PAGES, SectionNr};
     use crate::grow::GrowZone;
     use crate::node::{NodeId, ZoneType};
-    use crate::options::InitPolicy;
+    use crate::options::{InitPolicy, Options};
     use crate::page_alloc::Gfp;
     use crate::sim::{Sim, SimMachine};
     use crate::sparse::SectionState;
     use crate::zone::Watermark;
 
     fn machine(init: InitPolicy, sections: u32) -> SimMachine {
-        SimMachine { memory: [(0, sections * SECTION_PAGES)].into(), cpus: 2, init, ..SimMachine::default() }
+        SimMachine {
+            memory: [(0, sections * SECTION_PAGES)].into(),
+            cpus: 2,
+            options: Options { init, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
     }
 
     /// S1.12, S1.13: only the highest zone grows, and only while sections are left.
     #[test]
     fn only_the_highest_zone_grows() {
         let memory = [(0, 2 * SECTION_PAGES), (32 * SECTION_PAGES, 3 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            memory,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let online =
             || [0, 1, 32, 33, 34].map(|nr| mm.section_state(SectionNr::new(nr)) == SectionState::Online);
         assert_eq!(online(), [true, true, true, false, false]);
@@ -281,7 +300,7 @@ mod tests {
         assert!(!grow(ZoneType::Dma32) && !grow(ZoneType::Movable));
         assert_eq!(online(), [true, true, true, false, false]);
         assert!(grow(ZoneType::Normal) && grow(ZoneType::Normal));
-        assert!(mm.grow_zone(NodeId::FIRST.zone(ZoneType::Normal), 1), "others have been here meanwhile");
+        assert!(mm.grow_zone(NodeId::FIRST.zone(ZoneType::Normal), 1), "another CPU has grown it");
         assert_eq!(online(), [true; 5]);
         assert!(!grow(ZoneType::Normal));
         mm.check();
@@ -295,7 +314,7 @@ mod tests {
         let zone = NodeId::FIRST.zone(ZoneType::Dma32);
         let claimed = mm.deferred.claim(zone).expect("one is left");
         assert!(mm.deferred.claim(zone).is_none() && !mm.init_deferred() && !mm.is_all_initialised());
-        // As far as it goes without it: below the low watermark this would wait for itself.
+        // Stops above the low watermark: below it this thread would wait for the section that it has claimed.
         let zone = &mm.zones[0];
         let low = zone.watermark(Watermark::Low) + zone.lowmem_reserve(ZoneType::Normal);
         while zone.free() > low + 100 {
@@ -308,9 +327,9 @@ mod tests {
                 done.send(pages.filter(Result::is_ok).count()).unwrap();
             });
             let early = came.recv_timeout(Duration::from_millis(200));
-            assert!(early.is_err(), "{early:?} pages came from nowhere");
+            assert!(early.is_err(), "{early:?} pages were allocated before the section was online");
             mm.init_claimed(claimed);
-            let count = came.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+            let count = came.recv_timeout(Duration::from_secs(60)).expect("the allocations go on");
             assert_eq!(count, 1000);
         });
         assert!(mm.is_all_initialised());

@@ -2,10 +2,10 @@
 //!
 //! Mirrors Linux `__rmqueue`, `__rmqueue_claim`, `__rmqueue_steal` and `try_to_claim_block`. A
 //! request for a type whose lists are empty first tries to claim a whole pageblock for its type, the
-//! largest free block first, so that foreign pages stay together. Only if that does not pay, it takes
-//! the smallest fitting block of the other type and leaves the pageblock as it is.
+//! largest free buddy block first, so that foreign pages stay together. Only if that does not pay, it takes
+//! the smallest fitting buddy block of the other type and leaves the pageblock as it is.
 //!
-//! Invariant: a pageblock's type changes together with the lists of its free blocks.
+//! Invariant: a pageblock's type changes together with the lists of its free buddy blocks.
 
 use core::ops::Range;
 
@@ -20,7 +20,7 @@ use crate::zone::ZoneGuard;
 const CLAIM_ORDER: Order = Order::new(Order::PAGEBLOCK.get() / 2);
 
 impl<'m> ZoneGuard<'m> {
-    /// Takes a block of `order` for pages of type `mt` off the free lists.
+    /// Takes a buddy block of `order` for pages of type `mt` off the free lists.
     #[inline]
     pub(crate) fn rmqueue(&mut self, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
         self.rmqueue_smallest(order, mt).or_else(|| self.rmqueue_fallback(order, mt))

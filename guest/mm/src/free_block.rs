@@ -1,11 +1,11 @@
 //! One free buddy block as a value: where it begins, its order, and the list that it belongs on.
 //!
 //! Takes the place of the arguments that Linux hands down through `__free_one_page`, `expand` and
-//! `__move_freepages_block` one by one.
+//! `__move_freepages_block` one by one. A block in this file is a buddy block.
 //!
 //! Invariants, under the zone lock: a value that [`FreeLists::remove`] returned is on no list, and
-//! nothing else refers to its pages. It ends as a block on a list or as an allocated block before the
-//! zone is unlocked.
+//! nothing else refers to its pages. The block is put on a list or allocated before the zone is
+//! unlocked.
 //!
 //! [`FreeLists::remove`]: crate::free_lists::FreeLists::remove
 

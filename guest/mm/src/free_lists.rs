@@ -4,6 +4,8 @@
 //! `__del_page_from_free_list`). Differs from Linux on purpose: links are frame numbers in the pages
 //! themselves, so that they take half the room of pointers.
 //!
+//! A block in this file is a buddy block.
+//!
 //! Invariants, under the zone lock: a page is `Free` exactly when it is on one list of its order;
 //! `nonempty` says which lists have a block; a section's count of free pages counts the blocks of all
 //! types on these lists.
@@ -19,7 +21,7 @@ use crate::sparse::{SectionPages, Sparse};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Head,
-    /// For memory that just came: memory that is in use already should be used up first.
+    /// For memory that was just added: older memory should be used up first.
     Tail,
 }
 
@@ -135,8 +137,8 @@ impl FreeLists {
         page.set_state(PageState::new(Kind::Free, order, self.zone));
     }
 
-    /// Takes `block`, which is on its list, off it. Every page that leaves the free lists comes by here,
-    /// so this is the check for a block that was overwritten while it was free (Linux `check_new_page`,
+    /// Takes `block`, which is on its list, off it. Every page that leaves the free lists passes through this
+    /// function, so it checks that the block was not overwritten while it was free (Linux `check_new_page`,
     /// and the checks of `list_del`; Linux leaves such a page out and takes the next one).
     #[inline]
     pub(crate) fn remove<'s>(&mut self, sparse: &Sparse, block: FreeBlock<'s>) -> FreeBlock<'s> {

@@ -1,19 +1,22 @@
-//! What an allocation does when a zone has too little and more of it is still to come.
+//! How an allocation gets more of a zone: it initialises deferred memory when the zone has too little.
 //!
 //! Takes the place of the call of `deferred_grow_zone` in Linux `get_page_from_freelist`. Differs from
 //! Linux on purpose: the allocator does not call the code that initialises boot memory. It says here
-//! what it needs, and `deferred` implements it, so that no lower layer calls a higher one.
+//! which calls it needs, and `deferred` implements it, so that no lower layer calls a higher one.
+//!
+//! Invariant: a zone that a request may use refuses it for lack of memory only when none of its sections is
+//! deferred, unless growing is switched off.
 
 use crate::node::ZoneId;
 
 /// Zones that can get more memory while an allocation runs.
 pub(crate) trait GrowZone {
     /// Sections of `zone` that are not online yet.
-    fn sections_to_come(&self, zone: ZoneId) -> u32;
+    fn deferred_sections_left(&self, zone: ZoneId) -> u32;
 
     /// Makes more of `zone` available to an allocation that found too little when
-    /// [`sections_to_come`](Self::sections_to_come) was `before`. `true` when it may find more now;
-    /// `false` when there is no more to come.
+    /// [`deferred_sections_left`](Self::deferred_sections_left) was `before`. `true` when it may find more now;
+    /// `false` when no section is deferred.
     fn grow_zone(&self, zone: ZoneId, before: u32) -> bool;
 
     /// Retries `take`, initialising one more deferred section of `zone` after each failure, until
@@ -26,7 +29,7 @@ pub(crate) trait GrowZone {
         may: impl Fn() -> bool,
     ) -> Option<T> {
         loop {
-            let left = self.sections_to_come(zone);
+            let left = self.deferred_sections_left(zone);
             if let Some(found) = take() {
                 return Some(found);
             }

@@ -16,7 +16,7 @@ use crate::lock::Guard;
 use crate::platform::Platform;
 use crate::sparse::SectionOwner;
 
-/// What the memory hotplug lock protects has no single place, so the value behind the lock is empty: a
+/// The data that the memory hotplug lock protects has no single place, so the value behind the lock is empty: a
 /// reference to it proves that the lock is held.
 pub(crate) struct HotplugHeld(());
 

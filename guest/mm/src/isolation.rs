@@ -152,9 +152,9 @@ impl ZoneGuard<'_> {
         true
     }
 
-    /// Adds the pages of `window` that will not move. An allocated buddy block that reaches beyond the
-    /// window counts as one: freed meanwhile, it would lie on one list with pageblocks of two types (Linux
-    /// isolates the edges of a range first, and fails for blocks that straddle them).
+    /// Adds the pages of `window` that will not move. An allocated buddy block across the edge of the window
+    /// counts as one. If it were freed now, it would be on one list with pageblocks of two types. (Linux
+    /// isolates the edges of a range first, and fails for buddy blocks that straddle them.)
     fn add_unmovable(&self, pages: SectionPages<'_>, window: &Range<u32>, stuck: &mut Stuck) {
         for (pfn, state) in pages.blocks(window) {
             let reaches_beyond =

@@ -1,11 +1,13 @@
-//! Memory management for a kernel whose memory comes and goes.
+//! Memory management for a kernel whose memory is added and removed while it runs.
 //!
 //! A page allocator in the manner of Linux (zones, buddy free lists, pageblocks with migrate
 //! types, per-CPU lists, watermarks) and the life cycle of memory blocks around it: add, online,
 //! offline with migration, remove; a memory block's memmap may lie in the memory block itself. The words
 //! are Linux's.
 //!
-//! # Map, lowest layer first; a file imports only from its own layer and the layers above it in this table
+//! # Map
+//! The table begins with the lowest layer; a file imports only from its own row and the rows before it.
+//!
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`options`](Options), [`platform`](Platform) |
@@ -16,9 +18,9 @@
 //! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
-//! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. Everything that changes which memory
-//! there is, is a method of [`Hotplug`], the lock that [`Mm::hotplug`] takes. Nothing here knows where
-//! hot-added memory comes from: the life cycle is called, it does not call.
+//! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. The steps that add and remove memory are
+//! methods of [`Hotplug`], the guard of the lock that [`Mm::hotplug`] takes. Nothing here knows where
+//! hot-added memory comes from: the driver of a memory device calls these steps, and `mm` never calls it.
 //!
 //! # Lock order
 //! ```text
@@ -30,7 +32,7 @@
 //! is `map_prepared_memmap`, which takes no lock and is called under any. Calls to a [`MovableOwner`] are made
 //! under the first two locks only, so they may allocate and free too.
 //!
-//! A broken invariant panics with the values that differ; a mistake that a caller or the machine can make is
+//! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
 //! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
@@ -82,11 +84,13 @@ pub use addr::{
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr, SectionRange,
 };
 pub use boot::BootError;
+pub use check::Checked;
 pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memory_block::{
-    AddError, BlockStats, MAX_BLOCK_SECTIONS, MhpFlags, OfflineAndRemoveError, OnlineError, RemoveError,
+    AddError, BlockState, MAX_BLOCK_SECTIONS, MemoryBlockStats, MhpFlags, OfflineAndRemoveError, OnlineError,
+    RemoveError,
 };
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
@@ -95,7 +99,7 @@ pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
 pub use pageblock::MigrateType;
 pub use pageblock_set::PageblockSet;
-pub use pcplist::{PcpDisabled, PerCpuPages};
+pub use pcplist::{MAX_CPUS, PcpDisabled, PerCpuPages};
 pub use pgmap::{DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
@@ -134,8 +138,12 @@ pub struct Mm<P: Platform> {
 
 impl<P: Platform> Mm<P> {
     /// An `Mm` without memory, for a static. `per_cpu` has one element per CPU that may ever call.
+    ///
+    /// # Panics
+    /// When there are more than [`MAX_CPUS`].
     #[must_use]
     pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
+        assert!(per_cpu.len() <= MAX_CPUS);
         Self {
             platform,
             sparse,

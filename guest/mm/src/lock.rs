@@ -1,13 +1,13 @@
 //! Spin locks, and the order in which they may be taken.
 //!
 //! Mirrors Linux `spinlock_t` as far as this kernel needs it: code that calls `mm` is never
-//! preempted and interrupt handlers never call it, so no lock saves interrupt flags. The locks
-//! that Linux makes mutexes (memory hotplug, pcp disable) spin too, because there is nothing to
-//! switch to; waiting for them goes through [`Platform::relax`](crate::Platform::relax).
+//! preempted and interrupt handlers never call it, so no lock saves interrupt flags. Differs from Linux on
+//! purpose: locks that Linux makes mutexes (memory hotplug, pcp disable) spin too, because there is
+//! nothing to switch to. A CPU that waits for them calls [`Platform::relax`](crate::Platform::relax).
 //!
-//! `tests/interleavings/` has models of this file and of those whose lock-free steps need an argument.
+//! `tests/interleavings/` has models of this file and of the files whose lock-free steps need an argument.
 //!
-//! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check it on every
+//! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check the order on every
 //! lock operation.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]
 
@@ -23,11 +23,11 @@ pub(crate) enum Rank {
     Hotplug,
     /// The limits of per-CPU lists (Linux `pcp_batch_high_lock`).
     PcpDisable,
-    /// What of boot memory is still to be initialised (Linux `pgdat_resize_lock`).
+    /// The sections of boot memory that no CPU has claimed (Linux `pgdat_resize_lock`).
     Deferred,
-    /// One CPU's lists of one zone (Linux `pcp->lock`).
+    /// The lists of one CPU for one zone (Linux `pcp->lock`).
     Pcp,
-    /// One zone's free lists, pageblock types and counters (Linux `zone->lock`).
+    /// The free lists, pageblock types and counters of one zone (Linux `zone->lock`).
     Zone,
     /// The table of owners of movable pages.
     Owners,
@@ -41,7 +41,7 @@ pub(crate) struct SpinLock<T> {
 }
 
 // SAFETY: `value` is only reached through a `Guard`, and `locked` lets one guard exist at a time
-// (the Acquire exchange in `try_lock` pairs with the Release store in `Guard::drop`), so sharing
+// (the Acquire swap in `try_lock` pairs with the Release store in `Guard::drop`), so sharing
 // the lock moves `T` between CPUs but never shares it.
 unsafe impl<T: Send> Sync for SpinLock<T> {}
 
@@ -56,7 +56,7 @@ impl<T> SpinLock<T> {
         self.lock_with(core::hint::spin_loop)
     }
 
-    /// Waits for the lock, calling `relax` in every turn.
+    /// Waits for the lock and calls `relax` in every turn.
     #[inline]
     pub(crate) fn lock_with(&self, relax: impl Fn()) -> Guard<'_, T> {
         order::check(self.rank);
@@ -64,15 +64,15 @@ impl<T> SpinLock<T> {
             if let Some(guard) = self.try_lock() {
                 return guard;
             }
-            // Wait on a plain load: it does not take the cache line away from the holder.
+            // A plain load does not take the cache line away from the CPU that holds the lock.
             while self.locked.load(Ordering::Relaxed) {
                 relax();
             }
         }
     }
 
-    /// Waits for the lock as the next of several of one rank, which only one function may hold
-    /// together.
+    /// Waits for the lock while other locks of the same rank are held. Only one function may do so, and it
+    /// takes them in one order.
     pub(crate) fn lock_next(&self) -> Guard<'_, T> {
         loop {
             if let Some(guard) = self.try_lock() {
@@ -94,7 +94,7 @@ impl<T> SpinLock<T> {
     }
 }
 
-/// The right to the value of a [`SpinLock`], until dropped.
+/// The right to the value of a [`SpinLock`]. The lock is released when the guard is dropped.
 pub(crate) struct Guard<'l, T> {
     lock: &'l SpinLock<T>,
 }
@@ -104,8 +104,8 @@ impl<T> Deref for Guard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this guard exists, so `locked` was won by `try_lock` and not released since; no
-        // other guard, and thus no `&mut T` but one borrowed from this guard, exists.
+        // SAFETY: this guard exists, so `try_lock` set `locked` and nothing has cleared it since. No other
+        // guard exists, so every `&mut T` is borrowed from this guard.
         unsafe { &*self.lock.value.get() }
     }
 }
@@ -152,7 +152,7 @@ mod order {
 
     pub(super) fn pop(rank: Rank) {
         HELD.with_borrow_mut(|held| {
-            let at = held.iter().rposition(|&r| r == rank).expect("releases a lock it does not hold");
+            let at = held.iter().rposition(|&r| r == rank).expect("only a lock that is held is released");
             held.remove(at);
         });
     }

@@ -1,14 +1,14 @@
 //! Boot memory before there is a page allocator: the RAM, and the ranges of it that are in use.
 //!
 //! Mirrors Linux `mm/memblock.c` with fixed tables: a microVM's memory map has a handful of
-//! entries. Allocations come from the top of memory, so that low memory stays for users that need it.
+//! entries. Allocations come from the top of memory, so that low memory is left for users that need it.
 //!
-//! Nodes are kept apart from memory: [`Memblock::set_node`] gives a range of addresses to a node, RAM or
-//! not. Differs from Linux on purpose: a section belongs to one node as a whole, because zones are made of
-//! sections here. It is the node of the section's first RAM with a known node.
+//! Nodes are kept apart from memory: [`Memblock::set_node`] gives a range of addresses to a node, whether it
+//! is RAM or not. Differs from Linux on purpose: a section belongs to one node as a whole, because zones are
+//! made of sections here. It belongs to the node of its first RAM with a known node, or else to node 0.
 //!
-//! Invariants: both tables are sorted, their ranges do not touch or overlap; ranges of different nodes
-//! do not overlap.
+//! Invariants: both tables are sorted, and the ranges of a table do not touch or overlap. Ranges of different
+//! nodes do not overlap.
 
 use core::fmt;
 
@@ -32,13 +32,13 @@ impl fmt::Display for MemblockFull {
 
 impl core::error::Error for MemblockFull {}
 
-/// Most ranges with a known node.
+/// The largest number of ranges with a known node.
 const NODE_RANGES: usize = 32;
 
-/// Why a range of addresses was not given to a node. Nothing has changed then.
+/// Why a range of addresses was not given to a node. The error leaves everything as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeOverlap {
-    /// This part of it belongs to another node.
+    /// This part of the range belongs to that other node.
     With(PhysRange, NodeId),
     /// The table of ranges is full.
     Full,
@@ -65,7 +65,7 @@ impl core::error::Error for NodeOverlap {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) first: SectionNr,
-    /// The section after the last one.
+    /// The section after the last section.
     pub(crate) end: SectionNr,
     pub(crate) zone: ZoneId,
 }
@@ -83,12 +83,12 @@ impl Run {
         self.end.get() - self.first.get()
     }
 
-    /// Number of pages of `ranges` that are in it.
+    /// Number of pages of `ranges` that are in the run.
     pub(crate) fn pages(self, ranges: impl Iterator<Item = PhysRange>) -> u64 {
         self.parts(ranges).map(|part| u64::from(part.pages())).sum()
     }
 
-    /// The parts of `ranges` that are in it.
+    /// The parts of `ranges` that are in the run.
     pub(crate) fn parts(self, ranges: impl Iterator<Item = PhysRange>) -> impl Iterator<Item = PfnRange> {
         let frames = PfnRange::new(self.first.start(), self.len() * SECTION_PAGES);
         ranges.map(move |range| range.inner_frames().intersect(frames)).filter(|part| !part.is_empty())
@@ -110,7 +110,7 @@ impl Memblock {
         Self { memory: Table::new(), reserved: Table::new(), nodes: ArrayVec::new_const() }
     }
 
-    /// `range` is RAM.
+    /// Adds `range` as RAM.
     ///
     /// # Errors
     /// [`MemblockFull`].
@@ -118,8 +118,8 @@ impl Memblock {
         self.memory.insert(range)
     }
 
-    /// `range` is in use: it never becomes free. It need not be RAM, and may overlap ranges that are reserved
-    /// already.
+    /// Reserves `range`, which is in use: it never becomes free. It need not be RAM, and may overlap reserved
+    /// ranges.
     ///
     /// # Errors
     /// [`MemblockFull`].
@@ -127,8 +127,8 @@ impl Memblock {
         self.reserved.insert(range)
     }
 
-    /// Gives `range` to `node`: RAM that is there, and memory that may be added there later. RAM in no such
-    /// range is on the first node.
+    /// Gives `range` to `node`: the RAM in it, and memory that may be added there later. RAM outside all such
+    /// ranges is on the first node.
     ///
     /// # Errors
     /// [`NodeOverlap`].
@@ -142,7 +142,7 @@ impl Memblock {
         self.nodes.try_push((range, node)).map_err(|_| NodeOverlap::Full)
     }
 
-    /// Forgets all nodes: all RAM is on the first one.
+    /// Forgets all nodes: all RAM is then on the first node.
     pub fn forget_nodes(&mut self) {
         self.nodes.clear();
     }
@@ -158,14 +158,14 @@ impl Memblock {
         known.min_by_key(|&(start, _)| start).map_or(NodeId::FIRST, |(_, node)| node)
     }
 
-    /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as
-    /// possible. Never at address 0.
+    /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as possible and never at
+    /// address 0.
     pub fn alloc(&mut self, size: u64, align: u64) -> Option<PhysAddr> {
         let everywhere = PhysRange::new(PhysAddr::new(0), PhysAddr::MAX.get());
         self.alloc_in(everywhere, size, align)
     }
 
-    /// As [`alloc`](Self::alloc), on `node` if it has enough.
+    /// As [`alloc`](Self::alloc), but on `node` if the node has enough memory.
     pub fn alloc_on(&mut self, node: NodeId, size: u64, align: u64) -> Option<PhysAddr> {
         let ranges = self.nodes.clone();
         let mut of_node = ranges.iter().rev().filter(|&&(_, of)| of == node);
@@ -183,7 +183,7 @@ impl Memblock {
         let memory = self.memory.ranges().iter().rev().map(|memory| memory.intersect(within));
         for memory in memory.filter(|memory| !memory.is_empty()) {
             let mut end = memory.end().get();
-            // Downwards through the gaps between reserved ranges.
+            // Looks at the gaps between reserved ranges, the highest first.
             for index in (0..=self.reserved.len).rev() {
                 let gap_start = match index.checked_sub(1) {
                     Some(below) => self.reserved.ranges[below].end().get().max(memory.start().get()),
@@ -213,8 +213,8 @@ impl Memblock {
         ram.find(|ram| !ram.is_empty() && ram.end() > start).map(|ram| ram.start().max(start).section())
     }
 
-    /// The sections with RAM, ascending, in runs as long as possible. The number of runs depends on the number
-    /// of entries in the tables, not on the amount of memory.
+    /// The sections with RAM, ascending, in runs. The number of runs depends on the number of entries in the
+    /// tables, not on the amount of memory.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         let from = |nr: SectionNr| self.section_from(nr).map(|first| self.run_at(first));
         core::iter::successors(from(SectionNr::new(0)), move |run| from(run.end))
@@ -320,7 +320,7 @@ mod tests {
         PhysRange::between(PhysAddr::new(start), PhysAddr::new(end)).unwrap()
     }
 
-    /// Runs hold each section with RAM, once and in order, with the zone that it has alone.
+    /// Runs hold each section with RAM once, in order, and with the zone that the section has by itself.
     #[test]
     fn runs_are_the_sections() {
         let half = SECTION_SIZE / 2;

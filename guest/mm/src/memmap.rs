@@ -1,4 +1,4 @@
-//! Where the memmap of memory that is added lies: taken, mapped, unmapped and given back.
+//! Takes the pages for the memmap of new memory and maps them there; unmaps them and gives them back.
 //!
 //! Mirrors Linux `mm/sparse-vmemmap.c` (`vmemmap_populate_hugepages`, `vmemmap_populate_basepages`,
 //! `vmemmap_free`). Memory blocks and device memory use the same source:

@@ -1,12 +1,13 @@
 //! Initialising struct pages: the step of a section from Present to Initialised.
 //!
-//! Mirrors Linux `memmap_init_range` in `mm/mm_init.c`. A page is its state word (see `page`), so
-//! initialising it is one store; where something else than free memory lies, the head of the buddy block
-//! says so. A memmap that is known to be zero can be left as it is: its pages are tails until a buddy block
-//! begins at them. A memmap that is not zero is written once, whatever the policy: clearing it would take
-//! as many stores.
+//! Mirrors Linux `memmap_init_range` in `mm/mm_init.c`. The state of a page is one word (see `page`), so
+//! initialising a page is one store. Where memory is not free, the head of its buddy block says why. A memmap
+//! that is known to be zero can be left as it is: an all-zero page is a tail until a buddy block begins at it.
+//! Any other memmap is written once, under every policy: clearing it instead would take as many stores.
 //!
-//! Invariant: pageblocks of a section that joins a zone are movable, except for the ones with memmap.
+//! Differs from Linux on purpose: a memmap that is known to be zero is not written.
+//!
+//! Invariant: pageblocks of a section that joins a zone are movable, except those that hold memmap.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -20,7 +21,7 @@ use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 
-/// Makes buddy blocks of `kind` of `range`, which is in the section.
+/// Cuts `range`, which is in the section, into buddy blocks of `kind`.
 pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {
     let zone = pages.section().zone();
     for (pfn, order) in range.chunks() {
@@ -28,8 +29,8 @@ pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {
     }
 }
 
-/// Marks the pageblocks of a hot-added section that are not for the allocator: `memmap`, which holds the
-/// memory block's own memmap, and the ones that are not plugged.
+/// Marks the pageblocks of a hot-added section that the allocator does not get: `memmap`, which holds the
+/// memory block's own memmap, and the pageblocks that are not plugged.
 pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: PageblockSet) {
     let zone = pages.section().zone();
     let mark = |blocks: PageblockSet, kind| {
@@ -46,8 +47,8 @@ pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: PageblockSet) {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Initialises the pages of a section that joins `zone`: no page belongs to a buddy block yet, all
-    /// pageblocks are movable. The caller sets the heads.
+    /// Initialises the pages of a section that joins `zone`. Afterwards no page belongs to a buddy block, and
+    /// all pageblocks are movable. The caller sets the heads.
     pub(crate) fn init_section(&self, pages: SectionPages<'_>, zone: ZoneId) {
         pages.section().set_zone(zone);
         pages.section().pageblocks.reset();
@@ -57,7 +58,7 @@ impl<P: Platform> Mm<P> {
         }
         self.counters.memmaps_written.fetch_add(1, Relaxed);
         let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        // One store per page and little else: this loop is most of the cost of onlining a memory block.
+        // This loop is most of the cost of onlining a memory block, so it does one store per page.
         let (chunks, rest) = pages.all().as_chunks::<16>();
         debug_assert!(rest.is_empty(), "a section is a multiple of 16 pages");
         for chunk in chunks {

@@ -35,6 +35,7 @@ use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
+use crate::memblock::Run;
 use crate::node::{NodeId, ZoneId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
@@ -101,67 +102,113 @@ pub(crate) fn memmap_pageblocks(nr: SectionNr, section: &Section) -> PageblockSe
     PageblockSet::range(0..pages / MEMMAP_PAGES)
 }
 
-/// What can be allocated of section `nr` when it is online.
+/// The pageblocks of section `nr` that can be allocated when it is online.
 fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
     section.plugged().without(memmap_pageblocks(nr, section))
 }
 
-/// What is known of a memory block. Each section of boot memory counts as one.
+/// The state of a memory block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockStats {
+pub enum BlockState {
+    /// Its memory can be allocated.
+    Online,
+    /// It was added, and no zone has it.
+    Offline,
+    /// Boot memory whose struct pages are not initialised yet: it belongs to its zone, and becomes Online when its
+    /// memory is wanted.
+    Deferred,
+}
+
+/// The facts about a memory block. Each section of boot memory counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,
+    /// How many memory blocks like it lie side by side, this one included. More than one for deferred boot memory
+    /// only: it is known by ranges.
+    pub count: u32,
     /// How many sections it has.
     pub sections: u32,
     /// Its node.
     pub node: NodeId,
     /// Whether it is boot memory.
     pub boot: bool,
-    /// Present (which is offline) or Online.
-    pub state: SectionState,
-    /// Its zone, while it is online.
+    /// Its state.
+    pub state: BlockState,
+    /// Its zone, unless it is offline.
     pub zone: Option<ZoneId>,
-    /// Pages of a hot-added block that are plugged.
+    /// Pages of a hot-added memory block that are plugged.
     pub plugged: u32,
-    /// Pages of a hot-added block's memmap.
+    /// Pages of a hot-added memory block's memmap.
     pub memmap: u32,
     /// Whether its memmap lies on it.
     pub memmap_on_memory: bool,
 }
 
-impl BlockStats {
-    /// What is known of the memory block that begins with section `nr`, if one does.
+impl MemoryBlockStats {
+    /// The facts about the memory block that begins with section `nr`, if one does.
     pub(crate) fn at(sparse: &Sparse, nr: SectionNr) -> Option<Self> {
         let section = sparse.section(nr)?;
         let block = MemoryBlock::at(sparse, nr);
         if block.is_none() && !section.is_boot() {
             return None;
         }
-        let state = section.state();
+        let is_online = section.state() == SectionState::Online;
         let plugged = |block: MemoryBlock| {
             block.sections().filter_map(|nr| Some(sparse.section(nr)?.plugged().pages())).sum()
         };
         Some(Self {
             first: nr,
+            count: 1,
             sections: block.map_or(1, MemoryBlock::len),
             node: section.node(),
             boot: section.is_boot(),
-            state,
-            zone: (state == SectionState::Online).then(|| section.zone()),
+            state: if is_online { BlockState::Online } else { BlockState::Offline },
+            zone: is_online.then(|| section.zone()),
             plugged: block.map_or(0, plugged),
             memmap: block.map_or(0, MemoryBlock::memmap_pages),
             memmap_on_memory: VmemAltmap::of(nr, section).is_some(),
         })
     }
+
+    /// What is known of deferred boot memory.
+    fn deferred(run: Run) -> Self {
+        Self {
+            first: run.first,
+            count: run.len(),
+            sections: 1,
+            node: run.zone.node(),
+            boot: true,
+            state: BlockState::Deferred,
+            zone: Some(run.zone),
+            plugged: 0,
+            memmap: 0,
+            memmap_on_memory: false,
+        }
+    }
 }
 
 impl<P: Platform> Hotplug<'_, P> {
-    /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot
-    /// memory that is not initialised is left out.
-    pub fn each_memory_block(&self, from: SectionNr, tell: impl FnMut(BlockStats) -> bool) {
+    /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot memory
+    /// that was deferred when the walk began is told as such, a whole run at once.
+    pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(MemoryBlockStats) -> bool) {
         let sparse = &self.mm.sparse;
-        let blocks = sparse.numbers().skip_while(|nr| *nr < from);
-        let _ = blocks.filter_map(|nr| BlockStats::at(sparse, nr)).all(tell);
+        // A copy, because `tell` may allocate, and an allocation may claim what is deferred.
+        let deferred = *self.mm.deferred.freeze();
+        let mut next = from;
+        loop {
+            let run = deferred.run_from(next);
+            let before_run = |nr: &SectionNr| *nr >= next && run.is_none_or(|run| *nr < run.first);
+            let known = sparse.numbers().filter(before_run);
+            if !known.filter_map(|nr| MemoryBlockStats::at(sparse, nr)).all(&mut tell) {
+                return;
+            }
+            let Some(run) = run else { return };
+            if !tell(MemoryBlockStats::deferred(run)) {
+                return;
+            }
+            next = run.end;
+        }
     }
 
     /// The pages of section `nr`, which is online.

@@ -16,7 +16,7 @@ pub struct Options {
     pub nr_cpus: usize,
     /// Whether the memmap of hot-added memory lies in that memory.
     pub memmap_on_memory: bool,
-    /// What is done about per-CPU lists while memory is taken away.
+    /// How per-CPU lists are treated while memory is taken away.
     pub pcp: PcpPolicy,
     /// How much hot-added memory may be removed at a time.
     pub removal: RemovalPolicy,
@@ -45,7 +45,7 @@ pub enum PcpPolicy {
     DrainOnce = 2,
 }
 
-/// What may be removed at a time when the memmap lies on the memory.
+/// How much may be removed at a time when the memmap lies on the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RemovalPolicy {
@@ -61,15 +61,15 @@ pub enum RemovalPolicy {
 pub enum InitPolicy {
     /// All of a section, before any of its pages is used.
     Eager = 0,
-    /// As `Eager`, but of the boot memory of each node's highest zone only the first section is initialised
-    /// before pages are allocated (see `deferred`).
+    /// As `Eager`, but in each node's highest zone only the first section of boot memory is initialised before
+    /// pages are allocated (see `deferred`).
     Deferred = 1,
-    /// Where the memmap is known to be zero, each page when a buddy block begins at it; else as `Eager`.
-    /// Of boot memory, one section per node is initialised before pages are allocated (see `deferred`).
+    /// Where the memmap is known to be zero, each page when a buddy block begins at it; else as `Eager`. One
+    /// section of boot memory per node is initialised before pages are allocated (see `deferred`).
     Lazy = 2,
 }
 
-/// What memory contains when it is added, or at boot.
+/// The content of memory when it is added, or at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MemoryContent {
@@ -83,9 +83,9 @@ pub enum MemoryContent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DeviceInit {
-    /// Once, outside of the memory hotplug lock.
+    /// Once, outside the memory hotplug lock.
     Once = 0,
-    /// Once under the lock and once outside, as Linux did before 4.20: to compare.
+    /// Once under the lock and once outside, as Linux did before 4.20. This policy exists to be compared.
     Twice = 1,
 }
 
@@ -101,12 +101,12 @@ impl OptionsWord {
     const CONTENT: u32 = 39;
     const DEVICE_INIT: u32 = 40;
 
-    /// Those before boot: there are no CPUs yet.
+    /// The options before boot: there are no CPUs yet.
     pub(crate) const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// Makes `options` the ones that count.
+    /// Makes `options` the current ones.
     pub(crate) fn set(&self, options: Options) {
         let Options { nr_cpus, memmap_on_memory, pcp, removal, init, grow, content, device_init } = options;
         let cpus = u32::try_from(nr_cpus).expect("there are fewer than 2^32 CPUs");

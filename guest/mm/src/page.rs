@@ -1,4 +1,4 @@
-//! `Page`: what is known of one page frame (Linux `struct page`).
+//! `Page`: the descriptor of one page frame (Linux `struct page`).
 //!
 //! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page. Only two words and
 //! two links are in use; the rest pads the size to that of Linux.
@@ -59,7 +59,7 @@ pub struct Page {
 
 const _: () = assert!(size_of::<Page>() == 64);
 
-/// What a page is.
+/// The kind of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -244,7 +244,7 @@ impl Page {
         let mut before = self.holder.load(Relaxed);
         loop {
             let after = change(DevUser::from_bits(before))?.map_or(0, DevUser::bits);
-            // A CPU that sees the page free again also sees what its user did to it.
+            // A CPU that sees the page free again also sees the writes of its user.
             match self.holder.compare_exchange_weak(before, after, AcqRel, Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => before = now,

@@ -25,6 +25,8 @@ mod guard;
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
+use arrayvec::ArrayVec;
+
 use crate::Mm;
 use crate::addr::Pfn;
 use crate::hotplug::Hotplug;
@@ -36,6 +38,9 @@ use crate::platform::Platform;
 use crate::zone::{PCP_OFF, Zone, pcp_limits};
 
 pub(crate) use guard::PcpGuard;
+
+/// Most CPUs that a machine can have.
+pub const MAX_CPUS: usize = 64;
 
 /// The pages that one CPU keeps, and its node.
 #[repr(align(64))]
@@ -141,10 +146,14 @@ impl<P: Platform> Mm<P> {
         PcpGuard::new(pcp.lists.lock(), pcp, self, zone)
     }
 
-    /// The same while the lists of CPUs before this one are locked.
-    pub(crate) fn lock_next_pcp<'m>(&'m self, cpu: &'m PerCpuPages, zone: ZoneId) -> PcpGuard<'m, P> {
-        let pcp = cpu.zone(zone);
-        PcpGuard::new(pcp.lists.lock_next(), pcp, self, zone)
+    /// Waits for the locks of the lists of `zone` that all CPUs have, and holds them together. Like
+    /// [`SpinLock::lock_next`], only one function may do so.
+    pub(crate) fn lock_all_pcp(&self, zone: ZoneId) -> ArrayVec<PcpGuard<'_, P>, MAX_CPUS> {
+        let guard = |cpu: &'static PerCpuPages| {
+            let pcp = cpu.zone(zone);
+            PcpGuard::new(pcp.lists.lock_next(), pcp, self, zone)
+        };
+        self.cpus().iter().map(guard).collect()
     }
 
     /// Frees one page to this CPU's list. False when another CPU uses the list: then the page must go to

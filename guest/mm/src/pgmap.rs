@@ -50,7 +50,7 @@ pub struct DeviceStats {
     pub invalid: u64,
 }
 
-/// What is known of one mapped range.
+/// The entry of one mapped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PgmapInfo {
     /// The whole range.

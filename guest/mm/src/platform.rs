@@ -1,8 +1,11 @@
-//! What the page allocator and memory hotplug need from the machine.
+//! The services that the page allocator and memory hotplug need from the machine.
 //!
 //! Takes the place of Linux's `arch_add_memory`, `vmemmap_populate`, `copy_highpage`,
 //! `smp_processor_id` and `synchronize_rcu`. The kernel implements it on hardware,
 //! `sim::Sim` for tests, more strictly than hardware would.
+//!
+//! Invariants: a memmap that `mm` has had mapped stays mapped until `mm` unmaps it; a step that fails has
+//! changed nothing.
 #![expect(unsafe_code, reason = "declares the contract that the memmap look-up rests on")]
 
 use core::fmt;

@@ -3,13 +3,15 @@
 //! Threads stand for CPUs ([`Sim::run_on`]). Every page has one word of content ([`Sim::write`],
 //! [`Sim::read`]), so that tests see whether data survives migration. Where hardware would let a mistake
 //! pass, this panics or makes it visible:
-//! - content outside of the direct map cannot be reached, and is lost when its page is unmapped;
+//! - content outside the direct map cannot be reached, and is lost when its page is unmapped;
 //! - a memmap is filled with garbage when it is mapped (zeros may be relied on only when its backing is fresh
 //!   from a host that promises them), and when it is unmapped (a later look finds garbage);
 //! - the backing of a memmap must be mapped, and backs one memmap;
 //! - a section is Absent before its memmap is mapped and after it is unmapped (checked on machines with
 //!   [`SimMachine::page_tables`]);
 //! - a memmap is only unmapped after a grace period.
+//!
+//! Invariant: the window, the table of sections and the `Mm` live as long as the process.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
 mod window;
@@ -36,7 +38,7 @@ std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What content reads as after its page was unmapped.
+/// The content of a page after it was unmapped.
 const LOST: u64 = 0xdead_dead_dead_dead;
 const STEPS: usize = 6;
 
@@ -114,27 +116,16 @@ pub struct SimMachine {
     pub nodes: Vec<(u32, u32, u8)>,
     /// Distances that differ from the default: from, to, distance, in this direction only.
     pub distances: Vec<(u8, u8, u8)>,
-    /// [`Options::memmap_on_memory`].
-    pub memmap_on_memory: bool,
-    /// [`Options::pcp`]: whether the lists are disabled, or else drained again and again.
-    pub pcp_disable: bool,
-    /// [`Options::removal`].
-    pub removal: RemovalPolicy,
-    /// [`Options::init`].
-    pub init: InitPolicy,
-    /// [`Options::grow`].
-    pub grow: bool,
-    /// Content of memory at boot, and of memory that is mapped later until it is written to.
-    pub content: MemoryContent,
-    /// [`Options::device_init`].
-    pub device_init: DeviceInit,
+    /// The options to boot with, except that [`Options::nr_cpus`] is taken from `cpus`. The content holds for
+    /// memory that is mapped later too, until the memory is written to.
+    pub options: Options,
     /// Whether each `map_*` takes a page-table page from the allocator, which the matching
     /// `unmap_*` gives back. Maps made before the allocator works take none.
     pub page_tables: bool,
 }
 
 impl Default for SimMachine {
-    /// 256 MiB at boot with the first 4 MiB in use, one CPU, both switches on, room for 4.5 GiB.
+    /// 256 MiB at boot with the first 4 MiB in use, one CPU, [`OPTIONS`](Self::OPTIONS), room for 4.5 GiB.
     fn default() -> Self {
         Self {
             sections: 36,
@@ -144,24 +135,31 @@ impl Default for SimMachine {
             cpu_nodes: Vec::new(),
             nodes: Vec::new(),
             distances: Vec::new(),
-            memmap_on_memory: true,
-            pcp_disable: true,
-            removal: RemovalPolicy::PerBlock,
-            init: InitPolicy::Eager,
-            grow: true,
-            content: MemoryContent::Unknown,
-            device_init: DeviceInit::Once,
+            options: Self::OPTIONS,
             page_tables: false,
         }
     }
 }
 
 impl SimMachine {
+    /// The options of a default machine: memmap on memory, lists disabled while memory is taken away, eager
+    /// initialisation, memory of unknown content.
+    pub const OPTIONS: Options = Options {
+        nr_cpus: 1,
+        memmap_on_memory: true,
+        pcp: PcpPolicy::Disable,
+        removal: RemovalPolicy::PerBlock,
+        init: InitPolicy::Eager,
+        grow: true,
+        content: MemoryContent::Unknown,
+        device_init: DeviceInit::Once,
+    };
+
     /// The machine, before [`Mm::boot`]. It lives as long as the process does.
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
         let per_cpu: Vec<PerCpuPages> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
-        let sim = Sim::new(self.sections, self.content);
+        let sim = Sim::new(self.sections, self.options.content);
         // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
@@ -195,18 +193,9 @@ impl SimMachine {
         memblock
     }
 
-    /// The options to boot with.
-    pub fn options(&self) -> Options {
-        Options {
-            nr_cpus: self.cpus,
-            memmap_on_memory: self.memmap_on_memory,
-            pcp: if self.pcp_disable { PcpPolicy::Disable } else { PcpPolicy::DrainAgain },
-            removal: self.removal,
-            init: self.init,
-            grow: self.grow,
-            content: self.content,
-            device_init: self.device_init,
-        }
+    /// The options that [`boot`](Self::boot) passes on.
+    pub fn boot_options(&self) -> Options {
+        Options { nr_cpus: self.cpus, ..self.options }
     }
 
     /// The machine, booted.
@@ -215,7 +204,7 @@ impl SimMachine {
         for &(first, pages) in &self.memory {
             mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
         }
-        mm.boot(Box::leak(Box::new(self.memblock())), self.options()).expect("the machine boots");
+        mm.boot(Box::leak(Box::new(self.memblock())), self.boot_options()).expect("the machine boots");
         mm
     }
 }
@@ -351,7 +340,7 @@ impl Sim {
     /// A page-table page for a new mapping.
     fn take_table(&self) -> Result<(), NoPageTable> {
         let Some(mm) = self.tables.get() else { return Ok(()) };
-        if mm.stats().blocks_online == 0 {
+        if mm.sparse.blocks_online() == 0 {
             return Ok(());
         }
         let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
@@ -413,7 +402,7 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for word in self.memmap_words(section) {
-            // A page that was never written takes no memory of the host, and shall not.
+            // A page that was never written must take no host memory.
             if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
                 word.store(0, core::sync::atomic::Ordering::Relaxed);
             }

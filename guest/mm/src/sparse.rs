@@ -19,10 +19,13 @@
 //!    unmaps. References to pages are never stored: they end when the call into `mm` does, which
 //!    `synchronize` waits for.
 //!
-//! # What a page says
+//! # When a page means something
 //! From Initialised on, the words of a section's pages mean something. Either every page was written, or the
 //! memmap was known to be all zero, only the heads of its buddy blocks were written, and an all-zero page is
 //! one that no buddy block begins at ([`InitPolicy::Lazy`](crate::InitPolicy::Lazy)).
+//!
+//! Invariant: a reader finds a section Present only while its memmap is mapped, and Initialised only after
+//! its pages mean something.
 //!
 //! [`Platform::map_memmap`]: crate::Platform::map_memmap
 //! [`Platform::synchronize`]: crate::Platform::synchronize
@@ -61,7 +64,7 @@ pub enum SectionState {
 /// until that is online; and a chunk of device memory, until the whole range is initialised.
 pub(crate) trait SectionOwner {}
 
-/// What is known of one section of 128 MiB. All zero is a section that is Absent.
+/// The entry of one section of 128 MiB in the table. All zero is a section that is Absent.
 #[repr(C, align(64))]
 pub struct Section {
     state: AtomicU8,
@@ -69,7 +72,7 @@ pub struct Section {
     zone: AtomicU8,
     /// Where its memory comes from: [`Section::HOT_ADDED`], [`Section::BOOT`] or [`Section::DEVICE`].
     origin: AtomicU8,
-    /// What is known of the memmap's content: [`Section::ANYTHING`], [`Section::ZERO`] or
+    /// Whether the memmap's content is known: [`Section::ANYTHING`], [`Section::ZERO`] or
     /// [`Section::SPARSE`].
     memmap_content: AtomicU8,
     /// First frame of the large page behind the memmap; 0 when it is mapped by base pages.

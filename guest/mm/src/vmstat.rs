@@ -115,7 +115,8 @@ pub struct Stats {
     pub memmaps_by_base_pages: u64,
     /// Pages of the memmap of hot-added and of device memory that lie in that memory itself.
     pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online. Each section of boot memory is one.
+    /// Memory blocks that are online. Each section of boot memory is one, initialised or deferred. A section that a
+    /// CPU initialises just now may count twice.
     pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
     pub memmaps_written: u64,
@@ -197,7 +198,8 @@ impl<P: Platform> Mm<P> {
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
-            blocks_online: self.sparse.blocks_online().into(),
+            // Deferred ones first: a section that leaves them meanwhile is online then.
+            blocks_online: self.deferred_sections() + u64::from(self.sparse.blocks_online()),
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
@@ -230,6 +232,11 @@ impl<P: Platform> Mm<P> {
             let (high, batch) = cpu.zone(zone).limits();
             PcpInfo { count: self.lock_pcp(cpu, zone).count(), high, batch }
         })
+    }
+
+    /// Sections of boot memory that are not online yet.
+    fn deferred_sections(&self) -> u64 {
+        ZoneId::all().map(|zone| u64::from(self.deferred.left(zone))).sum()
     }
 
     fn zone_stats(&self, id: ZoneId) -> ZoneStats {

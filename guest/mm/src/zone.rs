@@ -2,7 +2,7 @@
 //!
 //! Mirrors Linux `struct zone` and the watermark part of `mm/page_alloc.c`. Differs from Linux on purpose:
 //! there is no reclaim, so the watermarks decide only which requests may still allocate. Ordinary requests
-//! first look for a zone above `low`, then for one above `min`. What is below `min` is for page tables, so
+//! first look for a zone above `low`, then for one above `min`. The pages below `min` are for page tables, so
 //! that memory can still be added to a machine that has run out of it.
 //!
 //! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not

@@ -207,7 +207,7 @@ impl<P: Platform> Hotplug<'_, P> {
             entry.set_device(true);
             entry.set_node(map.node);
             entry.set_plugged(PageblockSet::ALL);
-            // All pageblocks, whatever begins in them.
+            // All pageblocks, including those in which no buddy block begins.
             entry.pageblocks.reset();
             mm.sparse.set_state(section, SectionState::Present, self.held());
         }
@@ -304,7 +304,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// What is known of pgmap `nr`, if it exists.
+    /// The facts about pgmap `nr`, if it exists.
     pub fn pgmap(&self, nr: PgmapNr) -> Option<PgmapInfo> {
         self.pgmaps.info(nr)
     }

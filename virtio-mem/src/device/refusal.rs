@@ -2,7 +2,7 @@
 //!
 //! The wire format has only three answers for a refused request (virtio 1.3, section 5.15.6), after which
 //! Linux's driver gives up for good or waits for a minute. So the device keeps the exact reason, which the host
-//! can show.
+//! can show. In this file "block" means device block, and "block size" its size.
 
 use core::fmt;
 

@@ -3,7 +3,8 @@
 //! Mirrors the checks with which Linux's `virtio_mem.c` starts, and is stricter on purpose: Linux warns
 //! about a misaligned region and leaves the misaligned parts unused, whereas here such a region gets no driver.
 //! [`DriverConfig::fit`] first makes memory blocks smaller where that helps, as Linux's
-//! `mhp_supports_memmap_on_memory` falls back to a memmap elsewhere.
+//! `mhp_supports_memmap_on_memory` falls back to a memmap elsewhere. In this file "block" alone means device
+//! block, and "block size" its size.
 //!
 //! Invariant: the fixed numbers of a `Geometry` passed all checks, so the arithmetic on blocks of the region
 //! does not overflow.

@@ -18,7 +18,7 @@ impl Driver {
             self.region.update(self.memory_block(addr), |block| block.fresh = false);
         }
         match (action, outcome) {
-            (Action::ReadConfig, Outcome::Config(config)) => self.configure(config),
+            (Action::ReadConfig, Outcome::Config(config, generation)) => self.configure(config, generation),
             (Action::Send(request), Outcome::Response(response)) => self.answered(request, response),
             (Action::Send(request), Outcome::NoResponse) => self.unanswered(request),
             (Action::ReadConfig | Action::Send(_), Outcome::Failed(reason)) => self.pause(reason),
@@ -54,7 +54,7 @@ impl Driver {
         }
     }
 
-    fn configure(&mut self, config: Config) {
+    fn configure(&mut self, config: Config, generation: u32) {
         if self.region.geometry.check(&config).is_err() {
             return self.device_error();
         }
@@ -64,7 +64,7 @@ impl Driver {
             self.back_off.start_over();
             self.most_to_plug = u16::MAX;
         }
-        self.config = config;
+        (self.config, self.generation) = (config, generation);
         self.settle_unusable();
     }
 
@@ -105,7 +105,7 @@ impl Driver {
             }
             (RequestKind::Plug | RequestKind::Unplug, ResponseType::Error) => {
                 self.device_errors += 1;
-                self.doubt(self.range(request));
+                self.set_uncertain(self.range(request));
                 self.read_config = true;
             }
             (RequestKind::UnplugAll, ResponseType::Error) => self.device_error(),
@@ -114,7 +114,7 @@ impl Driver {
 
     fn unanswered(&mut self, request: Request) {
         if let RequestKind::Plug | RequestKind::Unplug = request.kind {
-            self.doubt(self.range(request));
+            self.set_uncertain(self.range(request));
         }
         self.device_error();
     }

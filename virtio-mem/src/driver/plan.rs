@@ -17,7 +17,7 @@
 //! | the same, without parked blocks | `RemoveMemoryBlock` of the highest that fits, else `OfflineDeviceBlocks` of the highest device block |
 //! | an added memory block with nothing plugged | `RemoveMemoryBlock` |
 //!
-//! A stray is a device block that is plugged and that the guest does not use. `region` explains parked blocks.
+//! In this file "block" alone means device block. A stray is a block that is plugged and that the guest does not use. `region` explains parked blocks.
 //!
 //! A memory block fits the excess if at most a part of its memmap would stay plugged. That part would be of no
 //! use to the guest, and stays parked.
@@ -29,7 +29,7 @@ use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
 
 impl Driver {
-    /// The next action. No block is in doubt, and the configuration has been read.
+    /// The next action. No block is uncertain, and the configuration has been read.
     pub(super) fn plan(&mut self) -> Action {
         let (plugged, requested) = (self.region.plugged(), self.requested_blocks());
         let step = if let Some(index) = self.region.lowest_stray() {

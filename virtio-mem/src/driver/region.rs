@@ -6,7 +6,7 @@
 //!
 //! The device blocks that hold the memmap of a memory block are its *reserve*. A memory block can be added when
 //! its reserve is plugged. If only a part of the reserve is plugged, and no other block, that part is *parked*:
-//! the only uses of it are to plug the other part or to unplug it.
+//! the only uses of it are to plug the other part or to unplug it. In this file "block" alone means device block.
 //!
 //! Invariants:
 //! - `online` is a subset of `plugged`. A memory block that is not `added` has no online block. The reserve is
@@ -178,7 +178,7 @@ impl Region {
         }
     }
 
-    /// The device has unplugged `range`, none of which is online.
+    /// The device has unplugged `range`. No block of it is online.
     pub(super) fn unplug(&mut self, range: BlockRange) {
         self.plugged.clear(range);
         for (index, _) in self.geometry.pieces(range) {

@@ -26,6 +26,7 @@ const ERROR: Outcome = Outcome::Response(Response::new(ResponseType::Error));
 struct Guest {
     driver: Driver,
     config: Config,
+    generation: u32,
 }
 
 impl Guest {
@@ -41,7 +42,7 @@ impl Guest {
         };
         let memory_block_size = if memmap_size > BLOCK { memmap_size * 64 } else { MEMORY_BLOCK };
         let driver = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
-        Guest { driver: Driver::new(driver, config).unwrap(), config }
+        Guest { driver: Driver::new(driver, config, 0).unwrap(), config, generation: 0 }
     }
 
     /// A guest of 8 GiB with `plugged` MiB plugged and in use.
@@ -54,6 +55,7 @@ impl Guest {
 
     fn resize(&mut self, mib: u64) {
         self.config.requested_size = mib * MIB;
+        self.generation += 1;
         let usable = (mib + 256) * MIB;
         self.config.usable_region_size =
             self.config.usable_region_size.max(usable.min(self.config.region_size));
@@ -68,7 +70,7 @@ impl Guest {
         }
         assert_eq!(self.driver.next(), action, "the same until it is completed");
         let outcome = outcome(action).unwrap_or(match action {
-            Action::ReadConfig => Outcome::Config(self.config),
+            Action::ReadConfig => Outcome::Config(self.config, self.generation),
             Action::Send(_) => ACK,
             _ => Outcome::Done,
         });
@@ -286,4 +288,27 @@ fn an_outcome_of_another_action_is_a_bug_of_the_caller() {
     let mut guest = Guest::new(1 << 30, BLOCK);
     guest.driver.config_changed();
     guest.step(|_| Some(Outcome::Done));
+}
+
+/// A target that is set while an action is under way is read after the action. Until then the driver speaks of the
+/// target before, even if both have the same size.
+#[test]
+fn the_driver_names_the_generation_of_the_target_that_it_read() {
+    let mut guest = Guest::with(256);
+    let first = guest.driver.generation();
+    assert_eq!(first, guest.generation);
+    guest.resize(0);
+    assert_eq!(guest.step(|_| None), Action::ReadConfig);
+    let shrinking = guest.driver.next();
+    assert!(matches!(shrinking, Action::RemoveMemoryBlock { .. }), "{shrinking:?}");
+    guest.resize(256);
+    assert_eq!((guest.driver.generation(), guest.generation), (first + 1, first + 2));
+    assert_eq!(guest.step(|_| None), shrinking);
+    assert_eq!((guest.driver.requested_size(), guest.driver.generation()), (0, first + 1));
+    assert_eq!(guest.run(|_| None).1, Idle::Reached);
+    assert_eq!((guest.driver.generation(), guest.plugged()), (first + 2, 256));
+    // The same size again is read all the same.
+    guest.resize(256);
+    assert_eq!(guest.run(|_| None), (vec![], Idle::Reached));
+    assert_eq!(guest.driver.generation(), first + 3);
 }

@@ -54,7 +54,7 @@ fn response(kind: u16, state: u16) -> Outcome {
 
 /// A driver with `plugged` MiB plugged and in use.
 fn driver_with(plugged: u64) -> Driver {
-    let mut driver = Driver::new(GUEST, config(plugged)).unwrap();
+    let mut driver = Driver::new(GUEST, config(plugged), 0).unwrap();
     loop {
         match driver.next() {
             Action::Send(_) => driver.complete(response(ACK, 0)),
@@ -72,7 +72,7 @@ fn retarget(driver: &mut Driver, config: Config) -> Request {
     driver.config_changed();
     loop {
         match driver.next() {
-            Action::ReadConfig => driver.complete(Outcome::Config(config)),
+            Action::ReadConfig => driver.complete(Outcome::Config(config, 0)),
             Action::Send(request) => return request,
             Action::Idle(idle) => panic!("idle: {idle:?}"),
             _ => driver.complete(Outcome::Done),
@@ -90,19 +90,21 @@ fn sent(driver: &mut Driver) -> (RequestKind, u64, u16) {
 /// A driver that waits for the answer to a request of `kind`.
 fn asking(kind: RequestKind) -> Driver {
     let mut driver = match kind {
-        RequestKind::Plug | RequestKind::State => Driver::new(GUEST, config(128)).unwrap(),
+        RequestKind::Plug | RequestKind::State => Driver::new(GUEST, config(128), 0).unwrap(),
         RequestKind::Unplug => {
             let mut driver = driver_with(128);
             retarget(&mut driver, Config { plugged_size: 128 * MIB, ..config(0) });
             driver
         }
-        RequestKind::UnplugAll => Driver::new(GUEST, Config { plugged_size: BLOCK, ..config(128) }).unwrap(),
+        RequestKind::UnplugAll => {
+            Driver::new(GUEST, Config { plugged_size: BLOCK, ..config(128) }, 0).unwrap()
+        }
     };
     if kind == RequestKind::State {
         sent(&mut driver);
         driver.complete(response(ERROR, 0));
         assert_eq!(driver.next(), Action::ReadConfig);
-        driver.complete(Outcome::Config(config(128)));
+        driver.complete(Outcome::Config(config(128), 0));
     }
     assert_eq!(sent(&mut driver).0, kind);
     driver
@@ -117,7 +119,7 @@ fn padding() {
     bytes[8..16].fill(0xa5);
     let read = Config::from_bytes(&bytes);
     assert_eq!(bytes.len(), CONFIG_SIZE);
-    let mut driver = Driver::new(GUEST, read).unwrap();
+    let mut driver = Driver::new(GUEST, read, 0).unwrap();
     assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 64));
     // Nor does the driver react to a changed node.
     assert_eq!(
@@ -128,7 +130,7 @@ fn padding() {
 
 fn unplug_all_first() {
     let plugged = Config { plugged_size: 64 * MIB, ..config(128) };
-    let mut driver = Driver::new(GUEST, plugged).unwrap();
+    let mut driver = Driver::new(GUEST, plugged, 0).unwrap();
     for after_ms in [100, 200, 400] {
         assert_eq!(sent(&mut driver).0, RequestKind::UnplugAll);
         assert_eq!(driver.plugged_size(), 64 * MIB);
@@ -136,12 +138,12 @@ fn unplug_all_first() {
         assert_eq!(driver.next(), retry(after_ms, IdleReason::HostBusy));
         driver.retry();
         assert_eq!(driver.next(), Action::ReadConfig);
-        driver.complete(Outcome::Config(plugged));
+        driver.complete(Outcome::Config(plugged, 0));
     }
     assert_eq!(sent(&mut driver).0, RequestKind::UnplugAll);
     driver.complete(response(ACK, 0));
     assert_eq!(driver.next(), Action::ReadConfig, "the usable region may have shrunk");
-    driver.complete(Outcome::Config(Config { usable_region_size: 130 * MIB, ..config(136) }));
+    driver.complete(Outcome::Config(Config { usable_region_size: 130 * MIB, ..config(136) }, 0));
     assert_eq!(driver.plugged_size(), 0);
     assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 65));
 }
@@ -156,7 +158,7 @@ fn reacts() {
 }
 
 fn usable_only() {
-    let mut driver = Driver::new(GUEST, Config { usable_region_size: 256 * MIB, ..config(1024) }).unwrap();
+    let mut driver = Driver::new(GUEST, Config { usable_region_size: 256 * MIB, ..config(1024) }, 0).unwrap();
     assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 128));
 }
 
@@ -195,7 +197,7 @@ fn state_without_ack() {
             assert_eq!(driver.next(), retry(100, reason));
             driver.retry();
             assert_eq!(driver.next(), Action::ReadConfig);
-            driver.complete(Outcome::Config(config(128)));
+            driver.complete(Outcome::Config(config(128), 0));
             assert_eq!(sent(&mut driver), (RequestKind::State, ADDR, 64), "nothing was learned");
         }
     }
@@ -205,11 +207,11 @@ fn nack() {
     let mut driver = asking(RequestKind::Plug);
     driver.complete(response(NACK, 0));
     assert_eq!(driver.next(), Action::ReadConfig);
-    driver.complete(Outcome::Config(config(64)));
+    driver.complete(Outcome::Config(config(64), 0));
     let mut requests = 0;
     while let action @ (Action::Send(_) | Action::ReadConfig) = driver.next() {
         if action == Action::ReadConfig {
-            driver.complete(Outcome::Config(config(64)));
+            driver.complete(Outcome::Config(config(64), 0));
         } else {
             assert_eq!(sent(&mut driver), (RequestKind::Plug, ADDR, 32));
             driver.complete(response(NACK, 0));
@@ -238,14 +240,14 @@ fn error() {
         for after_ms in [100, 200] {
             driver.complete(response(ERROR, 0));
             assert_eq!(driver.next(), Action::ReadConfig);
-            driver.complete(Outcome::Config(target));
+            driver.complete(Outcome::Config(target, 0));
             assert_eq!(driver.next(), Action::Send(Request { kind: RequestKind::State, ..refused }));
             driver.complete(response(ACK, u16::from(plugged == 0)));
             assert_eq!(driver.next(), retry(after_ms, IdleReason::DeviceError), "not in a tight loop");
             assert_eq!(driver.plugged_size(), plugged * MIB);
             driver.retry();
             driver.next();
-            driver.complete(Outcome::Config(target));
+            driver.complete(Outcome::Config(target, 0));
             assert_eq!(driver.next(), Action::Send(refused), "and not broken for ever");
         }
         assert_eq!(driver.device_errors(), 2);
@@ -254,7 +256,7 @@ fn error() {
 
 fn bad_configs() {
     let good = config(128);
-    let verdict = |config| Driver::new(GUEST, config).map(|_| ());
+    let verdict = |config| Driver::new(GUEST, config, 0).map(|_| ());
     assert_eq!(verdict(good), Ok(()));
     let largest = Config { block_size: 128 * MIB, usable_region_size: 384 * MIB, ..good };
     assert_eq!(verdict(largest), Ok(()));
@@ -280,7 +282,7 @@ fn bad_configs() {
     }
     let guest = |memory_block_size, memmap_size| {
         let guest = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
-        Driver::new(guest, good).map(|_| ())
+        Driver::new(guest, good, 0).map(|_| ())
     };
     assert_eq!(guest(0, 0), Err(ConfigError::MemoryBlockSize));
     assert_eq!(guest(96 * MIB, 0), Err(ConfigError::MemoryBlockSize));

@@ -20,7 +20,7 @@ impl Host {
 
 impl Backing for Host {
     fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, of which some is plugged");
+        assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, which is partly plugged");
         let fails = self.fails_at.is_some_and(|block| (range.first()..range.end()).contains(&block));
         if std::mem::take(&mut self.fails_now) || fails {
             return Err(Busy);

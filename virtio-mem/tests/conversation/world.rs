@@ -66,7 +66,7 @@ impl Shape {
     }
 
     fn driver(&self, config: Config) -> Driver {
-        Driver::new(self.fitted(), config).expect("the device's configuration is good")
+        Driver::new(self.fitted(), config, 0).expect("the device's configuration is good")
     }
 
     fn guest(&self) -> Guest {
@@ -334,9 +334,10 @@ impl World {
             return Outcome::Failed(IdleReason::DeviceError);
         }
         if self.random.chance(self.faults / 5) {
-            return Outcome::Config(Config { plugged_size: config.plugged_size + 1, ..config });
+            let other = Config { plugged_size: config.plugged_size + 1, ..config };
+            return Outcome::Config(other, self.device.config_generation());
         }
-        Outcome::Config(Config::from_bytes(&config.to_bytes()))
+        Outcome::Config(Config::from_bytes(&config.to_bytes()), self.device.config_generation())
     }
 
     fn way(&mut self) -> Way {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
@@ -104,7 +105,7 @@ pub struct Run {
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// When the guest initialises struct pages: eager, deferred or lazy
-    #[arg(long, value_name = "POLICY", default_value_t)]
+    #[arg(long, value_name = "POLICY", default_value_t, value_parser = init_policy)]
     init: InitPolicy,
     /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
     #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
@@ -179,6 +180,13 @@ pub fn demo_config() -> Config {
     }
 }
 
+fn init_policy(text: &str) -> Result<InitPolicy, String> {
+    tidevm_abi::value_of(INIT_POLICIES, text).ok_or_else(|| {
+        let words: Vec<_> = INIT_POLICIES.iter().map(|(word, _)| *word).collect();
+        format!("unknown; the policies are: {}", words.join(", "))
+    })
+}
+
 fn size(text: &str) -> Result<Size, String> {
     text.parse::<Size>().map_err(|error| error.to_string())
 }
@@ -191,7 +199,7 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
         let read = || size(value).map_err(|error| format!("{key}={value}: {error}"));
         match key {
             "size" => config.size = read()?,
-            "block" => config.block = read()?,
+            "block" => config.device_block = read()?,
             "requested" => config.requested = read()?,
             "node" => {
                 let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
@@ -275,7 +283,7 @@ mod tests {
                 HotplugConfig::new(Size::gib(8)),
                 HotplugConfig {
                     size: Size::gib(1),
-                    block: Size::mib(4),
+                    device_block: Size::mib(4),
                     requested: Size::mib(128),
                     node: Some(1),
                 },

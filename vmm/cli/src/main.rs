@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
-use tidevm_lab::experiment::{ALL, Halt, Verdict, data, html, text};
+use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, StartError, Vm};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
@@ -114,7 +114,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
     }
     // Verdicts from before a halt are written as well.
     let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
-    let shown = if options.json { data::json(&verdicts) } else { text::text(&verdicts) };
+    let shown = if options.json { json::json(&verdicts) } else { text::text(&verdicts) };
     io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;
     match halt {
@@ -127,7 +127,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
 fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
     for (name, content) in [
         ("experiments.txt", text::text(verdicts)),
-        ("experiments.json", data::json(verdicts)),
+        ("experiments.json", json::json(verdicts)),
         ("experiments.html", html::page(verdicts)),
     ] {
         let path = folder.join(name);

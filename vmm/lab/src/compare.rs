@@ -14,17 +14,12 @@ pub mod measured_vm;
 pub mod table;
 
 use serde::{Deserialize, Serialize};
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, PAGE_SIZE, Size};
 
 use crate::zoneinfo::Zone;
 
-/// Bytes of a GiB.
-pub const GIB: u64 = 1 << 30;
-
 /// Sizes, in GiB, at which the guests are compared.
 const SIZES: [u64; 2] = [1, 4];
-
-const PAGE_SIZE: u64 = 4096;
 
 /// Pages of memmap per memory block: 64 bytes for each of its pages.
 const MEMMAP_PAGES: u64 = MEMORY_BLOCK_SIZE / PAGE_SIZE * 64 / PAGE_SIZE;
@@ -75,17 +70,30 @@ pub struct Phase {
     pub zones: Vec<Zone>,
 }
 
+/// What a phase does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PhaseKind {
+    /// The host plugs memory.
+    Plug,
+    /// The host unplugs memory.
+    Unplug,
+    /// The guest carries out a command.
+    Guest,
+}
+
 /// A phase as it is planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedPhase {
     /// For people. Unique.
     pub name: String,
+    /// What it does.
+    pub kind: PhaseKind,
     /// A command of tidevm's scripts.
     pub command: String,
-    /// Bytes that are plugged afterwards.
-    pub plugged: u64,
-    /// Bytes that hold data afterwards.
-    pub data: u64,
+    /// How much is plugged afterwards.
+    pub plugged: Size,
+    /// How much holds data afterwards.
+    pub data: Size,
     /// GiB that it plugs or unplugs, if its cost is of interest.
     pub costs: Option<u64>,
 }
@@ -93,7 +101,7 @@ pub struct PlannedPhase {
 impl PlannedPhase {
     /// Whether the host carries it out, not the guest.
     fn is_resize(&self) -> bool {
-        self.command.starts_with("resize ")
+        matches!(self.kind, PhaseKind::Plug | PhaseKind::Unplug)
     }
 }
 
@@ -105,11 +113,12 @@ pub const BOOT: &str = "boot";
 pub fn phases() -> Vec<PlannedPhase> {
     let mut phases = Vec::new();
     for gib in SIZES {
-        let (size, half) = (gib * GIB, gib * GIB / 2);
-        let mut add = |name: &str, command: String, plugged, data, costs: bool| {
+        let (size, half, none) = (Size::gib(gib), Size::mib(gib * 512), Size(0));
+        let mut add = |name: &str, kind, command: String, plugged, data, costs: bool| {
             let costs = costs.then_some(gib);
             phases.push(PlannedPhase {
                 name: name.replace('N', &gib.to_string()),
+                kind,
                 command,
                 plugged,
                 data,
@@ -117,13 +126,20 @@ pub fn phases() -> Vec<PlannedPhase> {
             });
         };
         let resize = |gib| format!("resize {gib}G");
-        add("plug N GiB", resize(gib), size, 0, true);
-        add("unplug N GiB, empty", resize(0), 0, 0, true);
-        add("plug N GiB again", resize(gib), size, 0, false);
-        add("fill half of N GiB", format!("hog {}M movable full as data", half >> 20), size, half, false);
-        add("unplug N GiB, half full", resize(0), 0, half, true);
-        add("verify what filled N GiB", "verify data".to_owned(), 0, half, false);
-        add("release what filled N GiB", "release data".to_owned(), 0, 0, false);
+        add("plug N GiB", PhaseKind::Plug, resize(gib), size, none, true);
+        add("unplug N GiB, empty", PhaseKind::Unplug, resize(0), none, none, true);
+        add("plug N GiB again", PhaseKind::Plug, resize(gib), size, none, false);
+        add(
+            "fill half of N GiB",
+            PhaseKind::Guest,
+            format!("hog {}M movable full as data", half.0 >> 20),
+            size,
+            half,
+            false,
+        );
+        add("unplug N GiB, half full", PhaseKind::Unplug, resize(0), none, half, true);
+        add("verify what filled N GiB", PhaseKind::Guest, "verify data".to_owned(), none, half, false);
+        add("release what filled N GiB", PhaseKind::Guest, "release data".to_owned(), none, none, false);
     }
     phases
 }
@@ -132,6 +148,7 @@ pub fn phases() -> Vec<PlannedPhase> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use tidevm_abi::Command;
     use tidevm_session::script::Script;
 
     use super::phases;
@@ -143,5 +160,9 @@ mod tests {
         Script::parse("session", &text.join("\n")).unwrap();
         let names: BTreeSet<_> = phases.iter().map(|phase| &phase.name).collect();
         assert_eq!(names.len(), phases.len());
+        for phase in &phases {
+            let resizes = matches!(phase.command.parse(), Ok(Command::Resize(_)));
+            assert_eq!(phase.is_resize(), resizes, "{}", phase.name);
+        }
     }
 }

@@ -10,16 +10,16 @@
 //! | --- | --- |
 //! | `experiment/*.rs` named as an experiment | its VMs, its script, its judgement |
 //! | [`kvm_lab`] | sessions on this host, with progress on stderr |
-//! | [`text`], [`data`], [`html`] | verdicts for people, for programs, and as a page with charts |
+//! | [`text`], [`json`], [`html`] | verdicts for people, for programs, and as a page with charts |
 //!
 //! An experiment runs sessions only through a [`Lab`], so that tests can let any session end in any way.
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
 mod boot_time;
-pub mod data;
 mod double_init;
 mod early_oom;
 pub mod html;
+pub mod json;
 pub mod kvm_lab;
 mod memmap_oom;
 mod offline_race;
@@ -216,7 +216,7 @@ fn how_it_ended(record: &Record) -> String {
         (Ended::Died(death), _) => last_words(death),
         (_, Some(failed)) => failed,
         (Ended::Failed { reason: Some(reason) }, None) => reason.clone(),
-        (Ended::Done, None) => "the session ended as it should, but without what was to be seen".to_owned(),
+        (Ended::Done, None) => "the session ended well, but did not show the expected result".to_owned(),
         (ended, None) => format!("the session ended with status {}", ended.status()),
     }
 }

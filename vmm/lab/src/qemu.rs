@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidevm_abi::EXIT_PORT;
+use tidevm_abi::{EXIT_PORT, Size};
 
 use crate::console::Console;
 use qmp::Qmp;
@@ -66,8 +66,8 @@ pub struct QemuConfig {
     pub cmdline: String,
     /// Number of CPUs.
     pub cpus: u32,
-    /// Boot memory in bytes, a multiple of 1 MiB.
-    pub memory: u64,
+    /// Boot memory, a multiple of 1 MiB.
+    pub memory: Size,
     /// The hotplug regions, each with a virtio-mem device.
     pub hotplug: Vec<Hotplug>,
     /// Whether to count instructions, for [`QemuMachine::instructions`]. CPUs then take turns, and the machine is
@@ -82,12 +82,12 @@ pub struct QemuConfig {
 /// A hotplug region and its device.
 #[derive(Clone, Debug)]
 pub struct Hotplug {
-    /// Size of the region in bytes.
-    pub size: u64,
-    /// Size of a device block in bytes.
-    pub block: u64,
-    /// Bytes that the device asks the guest to plug at boot.
-    pub requested: u64,
+    /// Size of the region.
+    pub size: Size,
+    /// Size of a device block.
+    pub device_block: Size,
+    /// How much the device asks the guest to plug at boot.
+    pub requested: Size,
     /// A file with the region's memory, instead of anonymous memory of QEMU. QEMU creates it, or extends it to the
     /// size of the region. A write to the file changes the guest's memory without the guest's knowledge.
     pub backing: Option<PathBuf>,
@@ -96,7 +96,7 @@ pub struct Hotplug {
 impl QemuConfig {
     /// A machine with one CPU and without a hotplug region.
     #[must_use]
-    pub fn new(kernel: PathBuf, memory: u64) -> Self {
+    pub fn new(kernel: PathBuf, memory: Size) -> Self {
         Self {
             kernel,
             initrd: None,
@@ -128,19 +128,20 @@ impl QemuConfig {
             // `rr=record`, with which QEMU 7.2 stops passing console input to the guest.
             qemu.args(["-icount", "shift=0"]);
         }
-        let (slots, regions) = (self.hotplug.len(), self.hotplug.iter().map(|region| region.size));
-        let most = self.memory + regions.sum::<u64>();
+        let (slots, regions) = (self.hotplug.len(), self.hotplug.iter().map(|region| region.size.0));
+        let most = self.memory.0 + regions.sum::<u64>();
         match slots {
-            0 => qemu.args(["-m", &format!("{}M", self.memory >> 20)]),
-            _ => qemu.args(["-m", &format!("{}M,slots={slots},maxmem={most}B", self.memory >> 20)]),
+            0 => qemu.args(["-m", &format!("{}M", self.memory.0 >> 20)]),
+            _ => qemu.args(["-m", &format!("{}M,slots={slots},maxmem={most}B", self.memory.0 >> 20)]),
         };
-        for (index, Hotplug { size, block, requested, backing }) in self.hotplug.iter().enumerate() {
+        for (index, Hotplug { size, device_block, requested, backing }) in self.hotplug.iter().enumerate() {
             let backend = match backing {
                 Some(path) => format!("memory-backend-file,share=on,mem-path={}", path.display()),
                 None => "memory-backend-ram,reserve=off".to_owned(),
             };
-            qemu.args(["-object", &format!("{backend},id=backend{index},size={size}B")]);
+            qemu.args(["-object", &format!("{backend},id=backend{index},size={}B", size.0)]);
             let device = format!("virtio-mem-pci,id=mem{index},memdev=backend{index}");
+            let (block, requested) = (device_block.0, requested.0);
             qemu.args(["-device", &format!("{device},block-size={block}B,requested-size={requested}B")]);
         }
         qemu.args(&self.extra);
@@ -149,10 +150,10 @@ impl QemuConfig {
 }
 
 impl Hotplug {
-    /// An empty region of `size` bytes with blocks of 2 MiB.
+    /// An empty region with device blocks of 2 MiB.
     #[must_use]
-    pub fn new(size: u64) -> Self {
-        Self { size, block: 2 << 20, requested: 0, backing: None }
+    pub fn new(size: Size) -> Self {
+        Self { size, device_block: Size::mib(2), requested: Size(0), backing: None }
     }
 }
 
@@ -286,48 +287,46 @@ impl QemuMachine {
         self.console.command(line, self.limit).map_err(|error| self.explain(&error))
     }
 
-    /// Sets the target of device `mem{device}`, in bytes.
+    /// Sets the target of device `mem{device}`.
     ///
     /// # Errors
     /// QEMU refuses it.
-    pub fn resize(&mut self, device: usize, bytes: u64) -> Result<(), String> {
+    pub fn resize(&mut self, device: usize, size: Size) -> Result<(), String> {
         let path = format!("/machine/peripheral/mem{device}");
-        let arguments = json!({ "path": path, "property": "requested-size", "value": bytes });
+        let arguments = json!({ "path": path, "property": "requested-size", "value": size.0 });
         self.qmp.execute("qom-set", arguments).map(|_| ()).map_err(|error| self.explain(&error))
     }
 
-    /// Number of plugged bytes of device `mem{device}`.
+    /// How much of device `mem{device}` is plugged.
     ///
     /// # Errors
     /// There is no such device.
-    pub fn plugged(&mut self, device: usize) -> Result<u64, String> {
+    pub fn plugged(&mut self, device: usize) -> Result<Size, String> {
         self.property(device, "size")
     }
 
-    /// The target of device `mem{device}`, in bytes.
+    /// The target of device `mem{device}`.
     ///
     /// # Errors
     /// There is no such device.
-    pub fn requested(&mut self, device: usize) -> Result<u64, String> {
+    pub fn requested(&mut self, device: usize) -> Result<Size, String> {
         self.property(device, "requested-size")
     }
 
-    /// Waits until `bytes` bytes of device `mem{device}` are plugged.
+    /// Waits until `size` of device `mem{device}` is plugged.
     ///
     /// # Errors
-    /// They are not plugged within the limit. The text has the last lines of the console.
-    pub fn wait_plugged(&mut self, device: usize, bytes: u64) -> Result<(), String> {
+    /// It is not plugged within the limit. The text has the last lines of the console.
+    pub fn wait_plugged(&mut self, device: usize, size: Size) -> Result<(), String> {
         let deadline = Instant::now() + self.limit;
         loop {
             let plugged = self.plugged(device)?;
-            if plugged == bytes {
+            if plugged == size {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let error = format!(
-                    "waited {:?} for {bytes} bytes of mem{device} to be plugged; {plugged} are",
-                    self.limit
-                );
+                let error =
+                    format!("waited {:?} for {size} of mem{device} to be plugged; {plugged} is", self.limit);
                 return Err(self.explain(&error));
             }
             thread::sleep(PAUSE);
@@ -364,11 +363,12 @@ impl QemuMachine {
         ended.map_err(|error| self.explain(&error))
     }
 
-    fn property(&mut self, device: usize, name: &str) -> Result<u64, String> {
+    fn property(&mut self, device: usize, name: &str) -> Result<Size, String> {
         let arguments = json!({ "path": format!("/machine/peripheral/mem{device}"), "property": name });
         let value = self.qmp.execute("qom-get", arguments);
-        let number = |value: Value| value.as_u64().ok_or_else(|| format!("mem{device} has {name} {value}"));
-        value.and_then(number).map_err(|error| self.explain(&error))
+        let size =
+            |value: Value| value.as_u64().map(Size).ok_or_else(|| format!("mem{device} has {name} {value}"));
+        value.and_then(size).map_err(|error| self.explain(&error))
     }
 
     /// An error text with the last messages of QEMU and of the guest.

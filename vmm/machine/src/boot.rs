@@ -29,7 +29,8 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
 use object::Endianness;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use tidevm_abi::{Size, cmdline as keys};
+use tidevm_abi::cmdline as keys;
+use tidevm_abi::{Size, word_for};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::bus::{I8042, I8042_RESET};
@@ -283,18 +284,19 @@ fn load_initrd(bytes: &[u8], kernel_end: u64, low: u64, view: &View) -> Result<I
 /// guest gets the description; other kernels find the devices by ACPI and do not know the switches.
 fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, BootError> {
     let too_long = |_| BootError::Cmdline;
-    let on_off = |on| if on { "on" } else { "off" }.to_owned();
+    let switch = |on| word_for(keys::SWITCHES, &on).to_owned();
+    let pcp_disable = word_for(keys::PCP_DISABLES, &config.pcp_disable.into());
     let mut line = Cmdline::new(CMDLINE_SIZE).map_err(too_long)?;
     if own_guest {
         for (key, value) in [
             (keys::NR_CPUS, config.cpus.to_string()),
             (keys::TSC_KHZ, tsc_khz.to_string()),
-            (keys::MEMMAP_ON_MEMORY, on_off(config.memmap_on_memory)),
+            (keys::MEMMAP_ON_MEMORY, switch(config.memmap_on_memory)),
             (keys::MEMORY_BLOCK, format!("{}M", config.memory_block.0 >> 20)),
-            (keys::PCP_DISABLE, on_off(config.pcp_disable)),
+            (keys::PCP_DISABLE, pcp_disable.to_owned()),
             (keys::INIT, config.init.to_string()),
             // The host provides zeroed memory, also when it provides it again after taking it back.
-            (keys::ZEROED, "on".to_owned()),
+            (keys::ZEROED, switch(true)),
             (keys::PCI, "off".to_owned()),
         ] {
             line.insert(key, &value).map_err(too_long)?;

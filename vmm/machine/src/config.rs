@@ -4,9 +4,7 @@
 //! message on every host: what is wrong, where, and what would be right. What only the host can refuse
 //! (mappings, vCPU limits) is a [`StartError`](crate::StartError).
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
@@ -15,6 +13,7 @@ use crate::memory::layout;
 mod numa;
 
 pub use numa::{NodeConfig, NumaError};
+pub use tidevm_abi::cmdline::InitPolicy;
 
 /// Least boot memory: below it the embedded guest has no room for its own tables.
 pub const MIN_MEMORY: Size = Size::mib(32);
@@ -23,7 +22,7 @@ pub const MIN_MEMORY: Size = Size::mib(32);
 pub const MAX_CPUS: u8 = 254;
 
 /// Least device block of a virtio-mem device: a pageblock of the guest and a huge page of the host.
-pub const MIN_BLOCK: Size = Size::mib(2);
+pub const MIN_DEVICE_BLOCK: Size = Size::mib(2);
 
 /// Highest number of a NUMA node: a Linux kernel built for few nodes supports 64.
 pub const MAX_NODE: u16 = 63;
@@ -96,8 +95,8 @@ pub struct HotplugConfig {
     /// The region, a multiple of 128 MiB.
     pub size: Size,
     /// The device block, a power of two from 2 MiB to 128 MiB.
-    pub block: Size,
-    /// How much the device asks the guest to plug at boot, a multiple of `block`.
+    pub device_block: Size,
+    /// How much the device asks the guest to plug at boot, a multiple of `device_block`.
     pub requested: Size,
     /// NUMA node to which the guest adds the memory, up to [`MAX_NODE`]. The node may be empty at boot.
     pub node: Option<u16>,
@@ -107,47 +106,9 @@ impl HotplugConfig {
     /// A region of `size` with device blocks of 2 MiB. Nothing is requested at boot.
     #[must_use]
     pub const fn new(size: Size) -> Self {
-        Self { size, block: MIN_BLOCK, requested: Size(0), node: None }
+        Self { size, device_block: MIN_DEVICE_BLOCK, requested: Size(0), node: None }
     }
 }
-
-/// When the guest initialises struct pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InitPolicy {
-    /// All struct pages of a memory block before the memory block is used.
-    Eager,
-    /// Those of boot memory on demand or in the background; those of added memory as with `Eager`.
-    Deferred,
-    /// Each struct page when its page is first used.
-    #[default]
-    Lazy,
-}
-
-impl InitPolicy {
-    const ALL: [(Self, &str); 3] =
-        [(Self::Eager, "eager"), (Self::Deferred, "deferred"), (Self::Lazy, "lazy")];
-}
-
-impl fmt::Display for InitPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL.iter().find(|(policy, _)| policy == self).map_or("", |(_, name)| name);
-        f.write_str(name)
-    }
-}
-
-impl FromStr for InitPolicy {
-    type Err = UnknownInitPolicy;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let known = Self::ALL.into_iter().find(|(_, known)| *known == name);
-        known.map(|(policy, _)| policy).ok_or(UnknownInitPolicy)
-    }
-}
-
-/// The name of an [`InitPolicy`] that does not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown; the policies are: eager, deferred, lazy")]
-pub struct UnknownInitPolicy;
 
 /// Where the guest's serial port leads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,7 +141,7 @@ pub enum ConfigError {
     #[error("--memory {0}: the guest needs at least {MIN_MEMORY}")]
     MemoryTooSmall(Size),
     /// Boot memory is not made of huge pages.
-    #[error("--memory {0}: must be a multiple of {MIN_BLOCK}")]
+    #[error("--memory {0}: must be a multiple of {MIN_DEVICE_BLOCK}")]
     MemoryUnaligned(Size),
     /// The memory block is not a supported one.
     #[error(
@@ -235,17 +196,19 @@ pub enum ConfigError {
         size: Size,
     },
     /// The device block is not a supported one.
-    #[error("--hotplug #{device} block={block}: must be a power of two from {MIN_BLOCK} to {MEMORY_BLOCK}")]
-    Block {
+    #[error(
+        "--hotplug #{device} block={device_block}: must be a power of two from {MIN_DEVICE_BLOCK} to {MEMORY_BLOCK}"
+    )]
+    DeviceBlock {
         /// Index of the `--hotplug`, from 0.
         device: usize,
         /// Its device block.
-        block: Size,
+        device_block: Size,
     },
     /// The target is not made of device blocks.
     #[error(
-        "--hotplug #{device} requested={requested}: must be a multiple of its block, {block}{}",
-        nearest(*.requested, *.block)
+        "--hotplug #{device} requested={requested}: must be a multiple of its block, {device_block}{}",
+        nearest(*.requested, *.device_block)
     )]
     RequestedUnaligned {
         /// Index of the `--hotplug`, from 0.
@@ -253,7 +216,7 @@ pub enum ConfigError {
         /// Its target.
         requested: Size,
         /// Its device block.
-        block: Size,
+        device_block: Size,
     },
     /// There is no such node.
     #[error("--hotplug #{device} node={node}: nodes are numbered from 0 to {MAX_NODE}")]
@@ -310,7 +273,7 @@ impl Config {
         if self.memory < MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall(self.memory));
         }
-        if !self.memory.0.is_multiple_of(MIN_BLOCK.0) {
+        if !self.memory.0.is_multiple_of(MIN_DEVICE_BLOCK.0) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
         let block = self.memory_block;
@@ -359,15 +322,15 @@ impl Config {
 
 impl HotplugConfig {
     fn validate(&self, device: usize) -> Result<(), ConfigError> {
-        let Self { size, block, requested, node } = *self;
+        let Self { size, device_block, requested, node } = *self;
         if !is_memory_blocks(size) {
             return Err(ConfigError::RegionUnaligned { device, size });
         }
-        if !block.0.is_power_of_two() || !(MIN_BLOCK..=MEMORY_BLOCK).contains(&block) {
-            return Err(ConfigError::Block { device, block });
+        if !device_block.0.is_power_of_two() || !(MIN_DEVICE_BLOCK..=MEMORY_BLOCK).contains(&device_block) {
+            return Err(ConfigError::DeviceBlock { device, device_block });
         }
-        if !requested.0.is_multiple_of(block.0) {
-            return Err(ConfigError::RequestedUnaligned { device, requested, block });
+        if !requested.0.is_multiple_of(device_block.0) {
+            return Err(ConfigError::RequestedUnaligned { device, requested, device_block });
         }
         if requested > size {
             return Err(ConfigError::RequestedTooLarge { device, requested, size });

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use tidevm_abi::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::View;
@@ -12,9 +13,6 @@ use crate::symbols::Symbols;
 
 /// Bytes shown at the instruction pointer. An instruction has at most 15.
 const CODE: usize = 16;
-
-/// Bytes in the smallest page.
-const PAGE: u64 = 4096;
 
 /// The text, for people. It ends without a line break.
 #[must_use]
@@ -88,7 +86,7 @@ fn code(vcpu: &VcpuFd, address: u64, view: &View) -> Vec<u8> {
         if translation.valid == 0 {
             break;
         }
-        let in_page = (PAGE - linear % PAGE) as usize;
+        let in_page = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
         let mut bytes = vec![0; in_page.min(CODE - code.len())];
         if view.read_slice(&mut bytes, GuestAddress(translation.physical_address)).is_err() {
             break;

@@ -24,7 +24,8 @@ use crate::sync::lock;
 pub struct State {
     /// The guest's message that it is up, if it has come since the last reset.
     pub ready: Option<Ready>,
-    /// How often the guest was reset and started again.
+    /// How often the guest was reset and started again. A reset is one change of the state: the guest is gone, the
+    /// devices are as at the start, and the reset is counted.
     pub resets: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
@@ -65,6 +66,14 @@ pub struct MemStatus {
     pub block_size: u64,
     /// How much the device asks the guest to plug.
     pub requested: u64,
+    /// The device has not taken `requested` yet, because it is at work. No driver has read it then, and
+    /// `generation` is still that of an earlier target.
+    pub target_pending: bool,
+    /// The device's configuration generation when it took its target. Each target has its own, whether or not its
+    /// size is that of the target before.
+    pub generation: u32,
+    /// The configuration generation when the driver last read the target.
+    pub seen: Option<u32>,
     /// How much is plugged.
     pub plugged: u64,
     /// A driver runs the device (`DRIVER_OK`).
@@ -80,13 +89,33 @@ impl MemStatus {
     /// [`ResizeState::Reached`], the driver goes on by itself when the reason goes away.
     ///
     /// A report about another target, or about another plugged size than the current one, is outdated and
-    /// does not count.
+    /// does not count. An earlier target of the same size is another target.
     #[must_use]
     pub fn stopped(&self, target: u64) -> Option<ResizeState> {
-        let current = |report: &Resize| report.requested == target && report.plugged == self.plugged;
-        let stopped = self.report.filter(current)?.state;
+        let report = self.answer(target).filter(|report| report.plugged == self.plugged)?;
         let there = self.plugged == target && self.requested == target;
-        (there || stopped != ResizeState::Reached).then_some(stopped)
+        (there || report.state != ResizeState::Reached).then_some(report.state)
+    }
+
+    /// The driver's last report, if the driver had read the current target and that is `target`. It may be about
+    /// an earlier plugged size.
+    #[must_use]
+    pub fn answer(&self, target: u64) -> Option<Resize> {
+        self.report.filter(|report| report.requested == target && self.is_current(report.generation))
+    }
+
+    /// Whether the driver has read the current target, `target`, and as much is plugged. Drivers that do not
+    /// report can be asked nothing else. A driver that reads the target is not at work for an earlier one.
+    #[must_use]
+    pub fn arrived(&self, target: u64) -> bool {
+        let seen = self.seen.is_some_and(|seen| self.is_current(seen));
+        seen && self.plugged == target && self.requested == target
+    }
+
+    /// Whether a driver that read the configuration in `generation` has read the current target. Generations wrap
+    /// around.
+    const fn is_current(&self, generation: u32) -> bool {
+        !self.target_pending && generation.wrapping_sub(self.generation) <= u32::MAX / 2
     }
 }
 
@@ -269,21 +298,16 @@ impl SharedState {
         });
     }
 
-    /// Records that the guest is gone by a reset: it is not up and will answer no call.
-    pub(crate) fn lose_guest(&self) {
-        self.learn(|known| {
-            known.state.ready = None;
-            for answer in known.answers.values_mut() {
+    /// Records that the VM is reset and about to run again, with its devices as `mem` says, which is called under
+    /// the lock of the state. The guest of before is not up any more and will answer no call.
+    pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
+        self.learn(|Known { state, started, answers }| {
+            *started = Instant::now();
+            (state.ready, state.mem) = (None, mem());
+            state.resets += 1;
+            for answer in answers.values_mut() {
                 answer.get_or_insert(Err(WaitError::Reset));
             }
-        });
-    }
-
-    /// Records that the VM is reset and about to run again.
-    pub(crate) fn restart(&self) {
-        self.learn(|known| {
-            known.started = Instant::now();
-            known.state.resets += 1;
         });
     }
 

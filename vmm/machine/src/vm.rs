@@ -24,7 +24,7 @@ use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
 use crate::state::{Death, State, WaitError};
 use crate::sync::lock;
-use crate::virtio::control::{Full, MAX_UNREAD};
+use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 
 mod console;
 mod devices;
@@ -156,7 +156,7 @@ impl Vm {
         if op != Op::PowerOff {
             self.shared.state.expect_answer(id);
         }
-        control.call(Call { id, op }).map_err(|Full| {
+        control.call(Call { id, op }).map_err(|CallsQueueFull| {
             self.shared.state.forget_answer(id);
             CallsUnread { unread: MAX_UNREAD }
         })?;

@@ -164,8 +164,8 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
         });
     };
     let size = target.map_or(Size(0), Target::size);
-    (!size.0.is_multiple_of(device.block.0)).then(|| {
-        let block = device.block;
+    (!size.0.is_multiple_of(device.device_block.0)).then(|| {
+        let block = device.device_block;
         format!("{size} is not a multiple of the block size {block} of device {index}")
     })
 }

@@ -1,3 +1,5 @@
+//! The grammar of scripts and shells: text parses to the command that it was made from, and errors say where.
+
 use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};

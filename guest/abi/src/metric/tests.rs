@@ -1,3 +1,5 @@
+//! Every metric: its name in scripts, its unit, and the counter that its value comes from.
+
 use super::{GuestMetric, Metric, NodeNumber, Unit, VMM_METRICS, VmmMetric, find};
 use crate::{MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
 
@@ -29,7 +31,7 @@ fn every_metric_has_a_name_of_its_own() {
         assert_eq!(Metric::new(&name), Some(*metric), "{name}");
         assert!(all[..index].iter().all(|other| other.to_string() != name), "{name} stands for two");
     }
-    assert_eq!(all.len(), 4 + 9 + 3 * 4 + 4 * (2 + 3 * 4));
+    assert_eq!(all.len(), 4 + 10 + 3 * 4 + 4 * (2 + 3 * 4));
 }
 
 #[test]
@@ -43,6 +45,7 @@ fn names_are_those_of_scripts() {
         "memmap.altmap_pages",
         "migrated",
         "blocks.online",
+        "deferred",
         "zone.Device.spanned",
         "device.pages",
         "device.refs",
@@ -63,7 +66,7 @@ fn names_are_those_of_scripts() {
         assert_eq!(Metric::new(name), None, "{name}");
     }
     let listed = "plugged, requested, host.held, resets, memmap.boot_pages, memmap.altmap_pages, blocks.online, \
-                  migrated, pcp.drains, pcp.stranded, zone.Device.spanned, device.pages, device.refs, \
+                  deferred, migrated, pcp.drains, pcp.stranded, zone.Device.spanned, device.pages, device.refs, \
                   [node.N.]zone.{DMA32,Normal,Movable}.{spanned,present,managed,free}, \
                   node.N.{init.local,init.remote}";
     assert_eq!(Metric::names(), listed);

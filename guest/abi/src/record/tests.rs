@@ -1,7 +1,9 @@
+//! Records of the control device: the largest one fits, and garbage is refused.
+
 use crate::stats::tests::filled;
 use crate::{
-    Answer, BLOCK_RUNS, BadRecord, BlockRun, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report, Resize,
-    ResizeState, UnmovablePage, ZoneName, decode, encode,
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report,
+    Resize, ResizeState, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]
@@ -11,6 +13,7 @@ fn largest_record_fits() {
         region: u64::MAX,
         plugged: u64::MAX,
         requested: u64::MAX,
+        generation: u32::MAX,
         state: ResizeState::Unmovable { pages: u64::MAX, first: [page; 4] },
     });
     let stats = Report::Done { id: u32::MAX, answer: Answer::Stats(filled(|| u64::MAX)) };
@@ -19,6 +22,7 @@ fn largest_record_fits() {
         count: u64::MAX,
         size: u64::MAX,
         boot: false,
+        state: BlockState::Deferred,
         zone: Some(ZoneName::Movable),
         node: u8::MAX,
         plugged: u64::MAX,

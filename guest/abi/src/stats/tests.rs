@@ -1,3 +1,5 @@
+//! The tables of counters: each counter reads the field that its key names.
+
 use super::{BootTimes, NodeStats, Stats, ZoneName, ZoneStats};
 use crate::Counter;
 
@@ -20,6 +22,7 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
         memmap_boot_pages: number(),
         memmap_altmap_pages: number(),
         blocks_online: number(),
+        deferred_pages: number(),
         pages_migrated: number(),
         migrate_failed: number(),
         pcp_drains: number(),

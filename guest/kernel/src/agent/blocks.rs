@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure};
 use tidevm_mm::{
-    BlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
+    MemoryBlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
     SectionRange,
 };
 
@@ -25,7 +25,7 @@ pub fn blocks(from: u64) -> Answer {
             let run = translate::block_run(&block);
             let last: Option<&mut BlockRun> = runs[..used].last_mut().and_then(Option::as_mut);
             match last.filter(|last| continues(last, &run)) {
-                Some(last) => last.count += 1,
+                Some(last) => last.count += run.count,
                 None if used == BLOCK_RUNS => {
                     next = Some(run.addr);
                     return false;
@@ -43,7 +43,7 @@ pub fn blocks(from: u64) -> Answer {
 
 /// Whether `run` begins where `before` ends, and is otherwise alike.
 fn continues(before: &BlockRun, run: &BlockRun) -> bool {
-    let expected = BlockRun { addr: before.addr + before.count * before.size, count: 1, ..*before };
+    let expected = BlockRun { addr: before.addr + before.count * before.size, count: run.count, ..*before };
     *run == expected
 }
 
@@ -59,10 +59,11 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     }
     let first = SectionNr::of(PhysAddr::new(addr));
     let range = SectionRange::new(first, (size / SECTION_SIZE) as u32).expect("the end is an address");
-    let mut before: Vec<(BlockStats, Vec<PageblockSet>)> = Vec::new();
+    let mut before: Vec<(MemoryBlockStats, Vec<PageblockSet>)> = Vec::new();
     MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
-        let inside = sections.end <= range.end().get();
+        // Boot memory ends the walk: it cannot be removed, and the removal says so.
+        let inside = !block.boot && sections.end <= range.end().get();
         if inside {
             before.push((block, sections.map(|nr| MM.plugged(SectionNr::new(nr))).collect()));
         }
@@ -87,7 +88,10 @@ fn retry<E: core::fmt::Debug>(step: impl Fn() -> Result<(), E>) {
     const MILLIS: u64 = 1000;
     let deadline = Instant::in_millis(MILLIS);
     while let Err(error) = step() {
-        assert!(!deadline.has_passed(), "what was removed does not come back within {MILLIS} ms: {error:?}");
+        assert!(
+            !deadline.has_passed(),
+            "a removed memory block is not added again within {MILLIS} ms: {error:?}"
+        );
         MM.platform().relax();
     }
 }

@@ -1,5 +1,10 @@
 //! A churn: jobs that allocate and free pages at random while memory is resized, movable pages mostly, and
-//! kernel blocks of several orders beside them.
+//! buddy blocks of several orders for the kernel beside them. Linux has no counterpart in the kernel; its tests
+//! do this from processes.
+//!
+//! Invariant: each thread uses its own [`SLOTS`] slots of the shared workload, and no other, so threads never
+//! compete for a slot. A thread ends when it has freed all its pages. The last one unregisters the workload and
+//! answers the call.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -18,7 +23,7 @@ use crate::mem::MM;
 const BATCH: u32 = 32;
 /// Most movable pages per thread.
 const SLOTS: u32 = 512;
-/// Most kernel blocks per thread.
+/// Most buddy blocks for the kernel per thread.
 const BLOCKS: usize = 16;
 
 /// The part that the threads of one call share.

@@ -14,12 +14,13 @@ pub mod workload;
 use alloc::sync::Arc;
 
 use tidevm_abi::{Answer, Failure, Handle, HogKind, Op};
+use tidevm_mm::Checked;
 
 use self::pages::SystemPages;
 use self::pmem::pages::DevicePages;
 use self::walk::Task;
 use self::workload::Workload;
-use crate::cpu::panic;
+use crate::cpu::{panic, stack};
 use crate::mailbox::Requester;
 use crate::mem::{MM, platform, stamps};
 
@@ -40,7 +41,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
     let job_answers = |()| None;
     match op {
         Op::Stats => Ok(Some(Answer::Stats(translate::stats(&MM.stats(), stamps::times())))),
-        Op::Check => Ok(Some(Answer::Checked { pages: MM.check() })),
+        Op::Check => Ok(Some(check())),
         Op::Hog { handle, pages, kind, scattered, full } => {
             hog(requester, handle, pages, kind, scattered, full).map(job_answers)
         }
@@ -64,6 +65,13 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
     }
 }
 
+/// Checks the memory management and the stacks.
+fn check() -> Answer {
+    stack::check();
+    let Checked { pages, deferred } = MM.check();
+    Answer::Checked { pages, deferred }
+}
+
 fn hog(
     requester: Requester,
     handle: Handle,
@@ -78,7 +86,7 @@ fn hog(
     Ok(())
 }
 
-/// Starts `task` on the pages of `handle`, be they of the page allocator or of device memory.
+/// Starts `task` on the pages of `handle`, in system or device memory.
 fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
     if let Some(set) = DevicePages::find(handle) {
         walk::start(requester, set, task);

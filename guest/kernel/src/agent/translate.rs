@@ -1,9 +1,13 @@
 //! The one translation between the words of memory management (`tidevm_mm`) and the records that leave the
-//! guest (`tidevm_abi`). Neither crate knows the other; every match from one to the other is here.
+//! guest (`tidevm_abi`). Neither crate knows the other. Every match from one to the other is here, except those
+//! of the command line's values, which `boot::cmdline` translates before there is an agent.
+//!
+//! Invariant: a wrong request of the virtio-mem driver, such as to take a memory block offline that is not
+//! online, is a bug of the guest and panics. Every failure that the host or a user can cause is a record.
 
 use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
 use tidevm_mm::{
-    self as mm, BlockStats, Holder, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
+    self as mm, Holder, MemoryBlockStats, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
     PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
 };
 
@@ -48,6 +52,7 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         memmap_boot_pages: stats.memmap_boot_pages,
         memmap_altmap_pages: stats.memmap_altmap_pages,
         blocks_online: stats.blocks_online,
+        deferred_pages: stats.deferred_pages(),
         pages_migrated: stats.pages_migrated,
         migrate_failed: stats.migrate_failed,
         pcp_drains: stats.pcp_drains,
@@ -71,13 +76,18 @@ fn zone_stats(zone: mm::ZoneStats) -> abi::ZoneStats {
     }
 }
 
-/// One memory block, as a run of one.
-pub fn block_run(block: &BlockStats) -> abi::BlockRun {
+/// Memory blocks as a run: one, or neighbours that are deferred.
+pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
     abi::BlockRun {
         addr: block.first.start().address().get(),
-        count: 1,
+        count: block.count.into(),
         size: u64::from(block.sections) * SECTION_SIZE,
         boot: block.boot,
+        state: match block.state {
+            mm::BlockState::Online => abi::BlockState::Online,
+            mm::BlockState::Offline => abi::BlockState::Offline,
+            mm::BlockState::Deferred => abi::BlockState::Deferred,
+        },
         zone: block.zone.map(|zone| zone_name(zone.zone_type())),
         node: block.node.get(),
         plugged: u64::from(block.plugged) * PAGE_SIZE,
@@ -123,7 +133,7 @@ pub fn not_offline(error: OfflineError) -> ResizeState {
         OfflineError::NoRoom(_) => ResizeState::NoRoom,
         // Isolations wait for each other, so only an injected fault leads here.
         OfflineError::Busy => ResizeState::Unmovable { pages: 0, first: [None; 4] },
-        other => panic!("the driver asked for what cannot be: {other:?}"),
+        other => panic!("the driver asked for an impossible offline: {other:?}"),
     }
 }
 

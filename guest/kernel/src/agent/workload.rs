@@ -4,9 +4,8 @@
 //! Takes the place of Linux's `struct movable_operations`, which drivers with movable pages implement. A slot
 //! of the table holds a page's frame number, or zero.
 //!
-//! Invariant: a CPU sets [`HELD`] in the slot before it touches the page, be it to migrate, to verify or to
-//! release it. So a page has one user at a time without a lock, and a page that is held is not movable
-//! meanwhile.
+//! Invariant: a CPU sets [`HELD`] in the slot before it migrates, verifies or releases the page. So a page has
+//! one user at a time without a lock, and a page that is held is not movable meanwhile.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -2,9 +2,13 @@
 //! `tidevm_abi::cmdline`).
 //!
 //! As in Linux, unknown words are ignored. A value that cannot be parsed is reported, and the default holds.
+//!
+//! The words of values stand in tables beside the keys, which the VMM uses too. What a word means to memory
+//! management (`tidevm_mm`) is said here.
 
 use arrayvec::ArrayVec;
 use tidevm_abi::cmdline as keys;
+use tidevm_abi::value_of;
 use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, MemoryContent, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
 use crate::console::println;
@@ -44,9 +48,11 @@ pub struct CommandLine {
     pub memory_block: u64,
     /// The nodes in their order; empty when the command line names none.
     pub numa: ArrayVec<NodeSpec, MAX_NODES>,
-    /// Whether one worker initialises deferred boot memory, rather than every CPU.
-    pub one_worker: bool,
-    /// Bytes that every CPU takes before it is brought up.
+    /// The CPUs that initialise deferred boot memory. It is not among the options of memory management, which
+    /// starts no jobs: the kernel does.
+    pub deferred_workers: keys::DeferredWorkers,
+    /// Size in bytes of a workload of boot: the buffer that every CPU takes while it is brought up. It changes
+    /// nothing in memory management, so it is not among its options.
     pub percpu_buf: u64,
     /// Whether to look for devices on PCI.
     pub pci: bool,
@@ -83,7 +89,7 @@ impl CommandLine {
             tsc_khz: None,
             memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
             numa: ArrayVec::new(),
-            one_worker: false,
+            deferred_workers: keys::DeferredWorkers::All,
             percpu_buf: 0,
             pci: true,
             devices: [None; MAX_DEVICES],
@@ -109,14 +115,18 @@ impl CommandLine {
             keys::TSC_KHZ => set(&mut self.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMORY_BLOCK => set(&mut self.memory_block, memory_block(value)),
             keys::NUMA => set(&mut self.numa, numa(value)),
-            keys::DEFERRED_WORKERS => set(&mut self.one_worker, is_one(value)),
+            keys::DEFERRED_WORKERS => {
+                set(&mut self.deferred_workers, value_of(keys::DEFERRED_WORKERS_WORDS, value))
+            }
             keys::PERCPU_BUF => set(&mut self.percpu_buf, number(value)),
             keys::MEMMAP_ON_MEMORY => set(&mut mm.memmap_on_memory, switch(value)),
-            keys::MEMMAP_REMOVAL => set(&mut mm.removal, removal(value)),
+            keys::MEMMAP_REMOVAL => set(&mut mm.removal, value_of(keys::MEMMAP_REMOVALS, value).map(removal)),
             keys::PCP_DISABLE => set(&mut mm.pcp, pcp(value)),
-            keys::INIT => set(&mut mm.init, init(value)),
+            keys::INIT => set(&mut mm.init, value_of(keys::INIT_POLICIES, value).map(init)),
             keys::DEFERRED_GROW => set(&mut mm.grow, switch(value)),
-            keys::DEVICE_INIT => set(&mut mm.device_init, device_init(value)),
+            keys::DEVICE_INIT => {
+                set(&mut mm.device_init, value_of(keys::DEVICE_INITS, value).map(device_init))
+            }
             keys::ZEROED => set(&mut mm.content, content(value)),
             _ => true,
         }
@@ -134,11 +144,7 @@ fn set<T>(option: &mut T, value: Option<T>) -> bool {
 }
 
 fn switch(value: &str) -> Option<bool> {
-    match value {
-        "on" | "1" | "Y" | "y" => Some(true),
-        "off" | "0" | "N" | "n" => Some(false),
-        _ => None,
-    }
+    value_of(keys::SWITCHES, value)
 }
 
 fn content(value: &str) -> Option<MemoryContent> {
@@ -150,37 +156,34 @@ fn memory_block(value: &str) -> Option<u64> {
     number(value).filter(|size| size.is_power_of_two() && range.contains(size))
 }
 
-fn removal(value: &str) -> Option<RemovalPolicy> {
-    match value {
-        "per-block" => Some(RemovalPolicy::PerBlock),
-        "range" => Some(RemovalPolicy::Range),
-        _ => None,
-    }
-}
-
-fn is_one(value: &str) -> Option<bool> {
-    match value {
-        "one" => Some(true),
-        "all" => Some(false),
-        _ => None,
+fn removal(word: keys::MemmapRemoval) -> RemovalPolicy {
+    match word {
+        keys::MemmapRemoval::PerBlock => RemovalPolicy::PerBlock,
+        keys::MemmapRemoval::Range => RemovalPolicy::Range,
     }
 }
 
 fn pcp(value: &str) -> Option<PcpPolicy> {
-    match (value, switch(value)) {
-        ("once", _) => Some(PcpPolicy::DrainOnce),
-        (_, Some(true)) => Some(PcpPolicy::Disable),
-        (_, Some(false)) => Some(PcpPolicy::DrainAgain),
-        (_, None) => None,
+    let word = value_of(keys::PCP_DISABLES, value).or_else(|| switch(value).map(keys::PcpDisable::from));
+    word.map(|word| match word {
+        keys::PcpDisable::On => PcpPolicy::Disable,
+        keys::PcpDisable::Off => PcpPolicy::DrainAgain,
+        keys::PcpDisable::Once => PcpPolicy::DrainOnce,
+    })
+}
+
+fn init(word: keys::InitPolicy) -> InitPolicy {
+    match word {
+        keys::InitPolicy::Eager => InitPolicy::Eager,
+        keys::InitPolicy::Deferred => InitPolicy::Deferred,
+        keys::InitPolicy::Lazy => InitPolicy::Lazy,
     }
 }
 
-fn init(value: &str) -> Option<InitPolicy> {
-    match value {
-        "eager" => Some(InitPolicy::Eager),
-        "deferred" => Some(InitPolicy::Deferred),
-        "lazy" => Some(InitPolicy::Lazy),
-        _ => None,
+fn device_init(word: keys::DeviceInit) -> DeviceInit {
+    match word {
+        keys::DeviceInit::Once => DeviceInit::Once,
+        keys::DeviceInit::Twice => DeviceInit::Twice,
     }
 }
 
@@ -194,14 +197,6 @@ fn numa(value: &str) -> Option<ArrayVec<NodeSpec, MAX_NODES>> {
         nodes.try_push(NodeSpec { memory, cpus }).ok()?;
     }
     Some(nodes)
-}
-
-fn device_init(value: &str) -> Option<DeviceInit> {
-    match value {
-        "once" => Some(DeviceInit::Once),
-        "twice" => Some(DeviceInit::Twice),
-        _ => None,
-    }
 }
 
 fn device(value: &str) -> Option<MmioDevice> {

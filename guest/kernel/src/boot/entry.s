@@ -70,7 +70,7 @@ boot_gdt_pointer:
     .balign 8
     .global boot_stack
 boot_stack:
-    .quad {boot_stack} + {stack_size}
+    .quad {boot_area} + {stack_top}
     .global boot_entry
 boot_entry:
     .quad {kernel_start}

@@ -8,6 +8,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod panic;
 pub mod smp;
+pub mod stack;
 pub mod time;
 pub mod tlb;
 pub mod trap;
@@ -23,14 +24,15 @@ use x86_64::registers::model_specific::GsBase;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
+use self::stack::Stack;
+
 /// Most CPUs that can be brought up.
 pub const MAX_CPUS: usize = tidevm_abi::MAX_CPUS;
 
 /// Interrupt stack of faults that may come from a broken stack.
 pub const FAULT_STACK: u16 = 0;
-
-/// Bytes of that stack.
-pub const FAULT_STACK_SIZE: usize = 8 << 10;
+/// Interrupt stack of double faults.
+pub const DOUBLE_FAULT_STACK: u16 = 1;
 
 /// The area of one CPU. Its address is the `%gs` base.
 #[repr(C, align(64))]
@@ -73,14 +75,15 @@ struct Tables {
 static mut TABLES: [Tables; MAX_CPUS] =
     [const { Tables { gdt: GlobalDescriptorTable::new(), tss: TaskStateSegment::new() } }; MAX_CPUS];
 
-/// Sets up CPU `index`, which is the one that runs this. `fault_stack` is the top of
-/// [`FAULT_STACK_SIZE`] bytes.
-pub fn init(index: usize, fault_stack: u64) {
+/// Sets up CPU `index`, which is the one that runs this, on stacks of its own.
+pub fn init(index: usize) {
     assert!(index < MAX_CPUS, "CPU {index}, but there is room for {MAX_CPUS}");
     // SAFETY: entry `index` belongs to this CPU, and `init` runs once per CPU, before anything else refers to
     // the entry.
     let tables = unsafe { &mut *addr_of_mut!(TABLES[index]) };
-    tables.tss.interrupt_stack_table[usize::from(FAULT_STACK)] = VirtAddr::new(fault_stack);
+    for (number, stack) in [(FAULT_STACK, Stack::Fault), (DOUBLE_FAULT_STACK, Stack::DoubleFault)] {
+        tables.tss.interrupt_stack_table[usize::from(number)] = VirtAddr::new(stack::top(index, stack));
+    }
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
     let data = tables.gdt.append(Descriptor::kernel_data_segment());
     // SAFETY: the table is in a static and is not written again.

@@ -1,24 +1,30 @@
-//! The end of the guest: by a panic or an exception, with a report on the serial port, or by a power-off.
+//! The end of the guest: by a panic or an exception, with a panic text on the serial port, or by a power-off.
 //!
 //! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
 
 use core::fmt;
 use core::panic::Location;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tidevm_abi::{EXIT_PORT, ExitCode};
 
 use crate::console::print_in_panic;
 use crate::cpu::{self, port_write};
 
-/// Set by the CPU whose panic is reported; the other CPUs stop without a report.
-static PANICKING: AtomicBool = AtomicBool::new(false);
+/// One more than the number of the CPU that writes the panic text; the other CPUs stop without one.
+static PANICKING: AtomicUsize = AtomicUsize::new(0);
 
-/// Ends the guest for `reason`: reports it on the serial port, then writes `code` for the VMM.
+/// Ends the guest for `reason`: writes the panic text on the serial port, then `code` for the VMM.
 pub fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
-    if !PANICKING.swap(true, Ordering::AcqRel) {
-        print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
-        port_write(EXIT_PORT, code as u8);
+    let me = cpu::this() + 1;
+    match PANICKING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            print_in_panic(format_args!("\npanic on CPU {}: {reason}\n", cpu::this()));
+            port_write(EXIT_PORT, code as u8);
+        }
+        // This CPU faulted while it wrote its panic text. The text so far has to do.
+        Err(reporting) if reporting == me => port_write(EXIT_PORT, code as u8),
+        Err(_) => {}
     }
     cpu::halt()
 }

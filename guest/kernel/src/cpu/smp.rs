@@ -3,10 +3,9 @@
 //! Mirrors Linux `smp_init` with the classic start-up sequence. SIPI starts a CPU in real mode below 1 MiB;
 //! the trampoline of `boot/entry.s` is copied there and takes the CPU to [`start`] on a stack of its own.
 //!
-//! Invariant: one CPU starts at a time, so the start-up words and [`NEXT_FAULT_STACK`] belong to that CPU.
-#![expect(unsafe_code, reason = "places start-up code and stacks")]
+//! Invariant: one CPU starts at a time, so the start-up words belong to that CPU.
+#![expect(unsafe_code, reason = "places start-up code")]
 
-use alloc::alloc::{Layout, alloc};
 use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +15,7 @@ use crate::boot::acpi;
 use crate::boot::acpi::Entry;
 use crate::boot::numa::Numa;
 use crate::console::println;
+use crate::cpu::stack::{self, Stack};
 use crate::cpu::time::Instant;
 use crate::cpu::{self, lapic, tlb, trap};
 use crate::job;
@@ -23,8 +23,6 @@ use crate::mem::paging::{self, TableSource, phys_to_virt};
 
 /// Physical page of the trampoline; boot keeps the first MiB out of the allocator.
 const TRAMPOLINE: u64 = 0x8000;
-/// Bytes of stack per CPU; the highest [`cpu::FAULT_STACK_SIZE`] of them are for faults.
-pub const STACK_SIZE: usize = 64 << 10;
 const MILLIS_TO_START: u64 = 2000;
 
 /// The local APIC id that addresses all CPUs.
@@ -78,21 +76,17 @@ unsafe extern "C" {
     static boot_entry: u8;
 }
 
-/// Top of the fault stack of the CPU that is starting.
-static NEXT_FAULT_STACK: AtomicU64 = AtomicU64::new(0);
-
 /// Starts CPUs until `nr_cpus` run. `before_start` is called with the index of each CPU before it starts.
 ///
 /// # Panics
-/// When a CPU does not come up within 2 s, or there is no memory for a stack.
+/// When a CPU does not come up within 2 s, or there is no memory for its stacks.
 pub fn bring_up(nr_cpus: usize, mut before_start: impl FnMut(usize)) {
     copy_trampoline();
     for index in cpu::online()..nr_cpus {
         before_start(index);
-        let top = new_stack();
-        NEXT_FAULT_STACK.store(top, Ordering::Relaxed);
-        let ordinary_top = top - cpu::FAULT_STACK_SIZE as u64;
-        start_up_word((&raw const boot_stack) as u64).store(ordinary_top, Ordering::Relaxed);
+        stack::map(index);
+        let top = stack::top(index, Stack::Ordinary);
+        start_up_word((&raw const boot_stack) as u64).store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);
         lapic::start_cpu(index, (TRAMPOLINE >> 12) as u8);
         let deadline = Instant::in_millis(MILLIS_TO_START);
@@ -103,15 +97,6 @@ pub fn bring_up(nr_cpus: usize, mut before_start: impl FnMut(usize)) {
     }
     paging::drop_identity_map();
     tlb::flush_all();
-}
-
-/// Allocates the stack of one CPU, which keeps it for good. Returns the stack's top.
-fn new_stack() -> u64 {
-    let layout = Layout::from_size_align(STACK_SIZE, 16).expect("16 is a power of two");
-    // SAFETY: the size is not zero.
-    let stack = unsafe { alloc(layout) };
-    assert!(!stack.is_null(), "no memory for a stack");
-    stack as u64 + STACK_SIZE as u64
 }
 
 fn copy_trampoline() {
@@ -132,7 +117,7 @@ fn start_up_word(phys: u64) -> &'static AtomicU64 {
 /// First Rust code of every CPU but the boot CPU.
 extern "C" fn start() -> ! {
     // One CPU starts at a time, and the CPUs that are online have the lower indices.
-    cpu::init(cpu::online(), NEXT_FAULT_STACK.load(Ordering::Acquire));
+    cpu::init(cpu::online());
     trap::init_cpu();
     cpu::set_online();
     job::run()

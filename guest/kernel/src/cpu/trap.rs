@@ -16,7 +16,7 @@ use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::cpu::ioapic::{self, FIRST_VECTOR};
-use crate::cpu::{self, lapic, panic, tlb};
+use crate::cpu::{self, lapic, panic, stack, tlb};
 
 global_asm!(
     include_str!("trap.s"),
@@ -46,16 +46,15 @@ struct Frame {
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = Cr2::read_raw();
+        if let (8 | 14, Some((cpu, stack))) = (self.vector, stack::guard_at(address)) {
+            write!(f, "stack overflow: CPU {cpu} has used up {stack}, ")?;
+        }
         let name = EXCEPTIONS.get(self.vector as usize).unwrap_or(&"unexpected interrupt");
         write!(
             f,
             "{name} (vector {}, error {:#x}) at {:#x}, stack {:#x}, fault address {:#x}\nregisters r15..rax {:x?}",
-            self.vector,
-            self.error,
-            self.rip,
-            self.rsp,
-            Cr2::read_raw(),
-            self.registers
+            self.vector, self.error, self.rip, self.rsp, address, self.registers
         )
     }
 }
@@ -113,7 +112,7 @@ pub fn init() {
         idt.bound_range_exceeded.set_handler_addr(entry(5));
         idt.invalid_opcode.set_handler_addr(entry(6));
         idt.device_not_available.set_handler_addr(entry(7));
-        idt.double_fault.set_handler_addr(entry(8)).set_stack_index(cpu::FAULT_STACK);
+        idt.double_fault.set_handler_addr(entry(8)).set_stack_index(cpu::DOUBLE_FAULT_STACK);
         idt.invalid_tss.set_handler_addr(entry(10));
         idt.segment_not_present.set_handler_addr(entry(11));
         idt.stack_segment_fault.set_handler_addr(entry(12)).set_stack_index(cpu::FAULT_STACK);

@@ -6,6 +6,8 @@
 
 use alloc::boxed::Box;
 
+use tidevm_abi::cmdline::DeferredWorkers;
+
 use crate::cpu;
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
@@ -20,16 +22,15 @@ struct InitDeferred {
 /// The one worker. It moves to a CPU of the node whose memory is next.
 struct Worker;
 
-/// Starts a job on every CPU, or with `one_worker` a single one, if anything is left to initialise.
-pub fn start(one_worker: bool) {
+/// Starts a job on every CPU, or a single worker, if anything is left to initialise.
+pub fn start(workers: DeferredWorkers) {
     if MM.is_all_initialised() {
         return;
     }
-    if one_worker {
-        return job::spawn(0, Box::new(Worker));
-    }
-    for index in 0..cpu::online() {
-        job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }));
+    match workers {
+        DeferredWorkers::One => job::spawn(0, Box::new(Worker)),
+        DeferredWorkers::All => (0..cpu::online())
+            .for_each(|index| job::spawn(index, Box::new(InitDeferred { finishes: index == 0 }))),
     }
 }
 

@@ -100,6 +100,14 @@ pub fn map_device(phys: u64, size: u64) -> Result<*mut u8, NoPageTable> {
     Tables::fill(|tables| paging::map_device(phys, size, tables))
 }
 
+/// Maps one page of a stack: [`paging::map_stack_page`] with tables from the page allocator.
+///
+/// # Errors
+/// [`NoPageTable`].
+pub fn map_stack_page(virt: u64, phys: u64) -> Result<(), NoPageTable> {
+    Tables::fill(|tables| paging::map_stack_page(virt, phys, tables))
+}
+
 /// Address of the `Page` of the section's first frame.
 fn memmap(section: SectionNr) -> u64 {
     VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64

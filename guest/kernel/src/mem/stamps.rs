@@ -1,5 +1,5 @@
-//! Moments that the guest is measured by: when boot reached its milestones, in ticks of the time-stamp
-//! counter since the kernel's first instructions, and how long the last memory block took to add.
+//! Time stamps for measurements: when boot reached its milestones, in ticks of the time-stamp counter since the
+//! kernel's first instructions, and how many ticks it took to add the last memory block.
 //!
 //! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers
 //! tolerate a stamp that is not written yet.

@@ -1,4 +1,4 @@
-//! Reports as lines on the console, for people who run the guest on a VMM without a control channel.
+//! Reports as lines on the console, for a guest on a VMM without a control channel.
 
 use tidevm_abi::{Named, Report, ResizeState};
 

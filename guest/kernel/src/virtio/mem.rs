@@ -102,13 +102,13 @@ impl<T: Transport> MemDriver<T> {
         let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
-        let config = read_config(&device).ok_or(Unusable::Restless)?;
+        let (config, generation) = read_config(&device).ok_or(Unusable::Restless)?;
         if config.addr.checked_add(config.region_size).is_none_or(|end| end > MAX_PHYS_ADDR) {
             return Err(Unusable::OutOfReach(config.addr, config.region_size));
         }
         let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
         let geometry = geometry(command_line, &config);
-        let driver = Driver::new(geometry, config)
+        let driver = Driver::new(geometry, config, generation)
             .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
         Ok(Box::new(Self {
             device,
@@ -129,9 +129,10 @@ impl<T: Transport> MemDriver<T> {
     /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            Action::ReadConfig => {
-                read_config(&self.device).map_or(Outcome::Failed(IdleReason::DeviceError), Outcome::Config)
-            }
+            Action::ReadConfig => read_config(&self.device)
+                .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
+                    Outcome::Config(config, generation)
+                }),
             Action::AddMemoryBlock { addr, start, size, fresh } => {
                 let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
                 let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
@@ -189,6 +190,7 @@ impl<T: Transport> MemDriver<T> {
             region: self.region,
             plugged: self.driver.plugged_size(),
             requested: self.driver.requested_size(),
+            generation: self.driver.generation(),
             state,
         };
         if self.reported != Some(resize) {
@@ -250,8 +252,9 @@ impl<T: Transport + Send> Job for MemDriver<T> {
     }
 }
 
-/// The configuration, all fields of one generation. `None` when the generation changes with every read.
-fn read_config(device: &Device<impl Transport>) -> Option<Config> {
+/// The configuration and its generation, which is that of all fields. `None` when the generation changes with
+/// every read.
+fn read_config(device: &Device<impl Transport>) -> Option<(Config, u32)> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
     for _ in 0..TRIES {
@@ -262,7 +265,7 @@ fn read_config(device: &Device<impl Transport>) -> Option<Config> {
             word.copy_from_slice(&value.to_le_bytes());
         }
         if transport.read_config_generation() == before {
-            return Some(Config::from_bytes(&bytes));
+            return Some((Config::from_bytes(&bytes), before));
         }
     }
     None

@@ -3,9 +3,70 @@
 //! Takes the place of pairs of `start` and `end` or `nr_pages` in Linux. Differs from Linux on purpose: the
 //! fields are private, so that a range that ends before it starts cannot be made.
 //!
-//! Invariant: the start is not above the end, and the end can be told as a number.
+//! Invariant: the start is not above the end, and the end is a valid address or number.
 
 use crate::addr::{MAX_PAGE_ORDER, Order, PAGE_SIZE, Pfn, PhysAddr, SectionNr};
+
+/// The methods that ranges of addresses and ranges of frames have in common.
+macro_rules! impl_range {
+    ($Range:ident of $Point:ident) => {
+        impl $Range {
+            /// From `start` to just before `end`; none if `end` lies before `start`.
+            #[must_use]
+            pub const fn between(start: $Point, end: $Point) -> Option<Self> {
+                if start.0 <= end.0 { Some(Self { start, end }) } else { None }
+            }
+
+            /// The start of the range.
+            #[inline]
+            #[must_use]
+            pub const fn start(self) -> $Point {
+                self.start
+            }
+
+            /// The end of the range, which is not part of it.
+            #[inline]
+            #[must_use]
+            pub const fn end(self) -> $Point {
+                self.end
+            }
+
+            /// Whether nothing is in the range.
+            #[must_use]
+            pub const fn is_empty(self) -> bool {
+                self.end.0 == self.start.0
+            }
+
+            /// The part that both ranges have.
+            #[must_use]
+            pub fn intersect(self, other: Self) -> Self {
+                let start = self.start.max(other.start);
+                Self { start, end: self.end.min(other.end).max(start) }
+            }
+
+            /// The smallest range that holds both ranges.
+            #[must_use]
+            pub fn hull(self, other: Self) -> Self {
+                Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+            }
+
+            /// The part below `at`.
+            #[must_use]
+            pub fn before(self, at: $Point) -> Self {
+                Self { start: self.start, end: self.end.min(at).max(self.start) }
+            }
+
+            /// The part from `at` on.
+            #[must_use]
+            pub fn from(self, at: $Point) -> Self {
+                Self { start: self.start.max(at).min(self.end), end: self.end }
+            }
+        }
+    };
+}
+
+impl_range!(PhysRange of PhysAddr);
+impl_range!(PfnRange of Pfn);
 
 /// A range of guest-physical bytes, possibly empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,64 +77,19 @@ pub struct PhysRange {
 
 impl PhysRange {
     /// `size` bytes from `start`.
+    ///
+    /// # Panics
+    /// When the range ends beyond the 16 TiB that frame numbers reach.
     #[must_use]
     pub const fn new(start: PhysAddr, size: u64) -> Self {
-        Self { start, end: PhysAddr::new(start.0 + size) }
-    }
-
-    /// From `start` to the byte before `end`; none if `end` lies before `start`.
-    #[must_use]
-    pub const fn between(start: PhysAddr, end: PhysAddr) -> Option<Self> {
-        if start.0 <= end.0 { Some(Self { start, end }) } else { None }
-    }
-
-    /// First byte.
-    #[must_use]
-    pub const fn start(self) -> PhysAddr {
-        self.start
-    }
-
-    /// First byte after the range.
-    #[must_use]
-    pub const fn end(self) -> PhysAddr {
-        self.end
+        let end = start.0.checked_add(size).expect("the range ends beyond the largest address");
+        Self { start, end: PhysAddr::new(end) }
     }
 
     /// Length in bytes.
     #[must_use]
     pub const fn size(self) -> u64 {
         self.end.0 - self.start.0
-    }
-
-    /// Whether there is no byte in it.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.end.0 == self.start.0
-    }
-
-    /// The bytes that are in both ranges.
-    #[must_use]
-    pub fn intersect(self, other: Self) -> Self {
-        let start = self.start.max(other.start);
-        Self { start, end: self.end.min(other.end).max(start) }
-    }
-
-    /// The smallest range that holds both ranges.
-    #[must_use]
-    pub fn hull(self, other: Self) -> Self {
-        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
-    }
-
-    /// The bytes below `address`.
-    #[must_use]
-    pub fn before(self, address: PhysAddr) -> Self {
-        Self { start: self.start, end: self.end.min(address).max(self.start) }
-    }
-
-    /// The bytes from `address` on.
-    #[must_use]
-    pub fn from(self, address: PhysAddr) -> Self {
-        Self { start: self.start.max(address).min(self.end), end: self.end }
     }
 
     /// The frames that lie wholly inside the range: the ones that can be given out.
@@ -100,29 +116,13 @@ pub struct PfnRange {
 
 impl PfnRange {
     /// `pages` frames from `start`.
+    ///
+    /// # Panics
+    /// When the range ends beyond the largest frame number.
     #[must_use]
     pub const fn new(start: Pfn, pages: u32) -> Self {
-        Self { start, end: start.add(pages) }
-    }
-
-    /// From `start` to the frame before `end`; none if `end` lies before `start`.
-    #[must_use]
-    pub const fn between(start: Pfn, end: Pfn) -> Option<Self> {
-        if start.0 <= end.0 { Some(Self { start, end }) } else { None }
-    }
-
-    /// First frame.
-    #[inline]
-    #[must_use]
-    pub const fn start(self) -> Pfn {
-        self.start
-    }
-
-    /// First frame after the range.
-    #[inline]
-    #[must_use]
-    pub const fn end(self) -> Pfn {
-        self.end
+        let end = start.0.checked_add(pages).expect("the range ends beyond the largest frame number");
+        Self { start, end: Pfn(end) }
     }
 
     /// Number of frames.
@@ -131,41 +131,10 @@ impl PfnRange {
         self.end.0 - self.start.0
     }
 
-    /// Whether there is no frame in it.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.end.0 == self.start.0
-    }
-
     /// Whether `pfn` is one of the frames.
     #[must_use]
     pub const fn contains(self, pfn: Pfn) -> bool {
         self.start.0 <= pfn.0 && pfn.0 < self.end.0
-    }
-
-    /// The frames that are in both ranges.
-    #[must_use]
-    pub fn intersect(self, other: Self) -> Self {
-        let start = self.start.max(other.start);
-        Self { start, end: self.end.min(other.end).max(start) }
-    }
-
-    /// The smallest range that holds both ranges.
-    #[must_use]
-    pub fn hull(self, other: Self) -> Self {
-        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
-    }
-
-    /// The frames below `pfn`.
-    #[must_use]
-    pub fn before(self, pfn: Pfn) -> Self {
-        Self { start: self.start, end: self.end.min(pfn).max(self.start) }
-    }
-
-    /// The frames from `pfn` on.
-    #[must_use]
-    pub fn from(self, pfn: Pfn) -> Self {
-        Self { start: self.start.max(pfn).min(self.end), end: self.end }
     }
 
     /// All frames, ascending.
@@ -198,7 +167,7 @@ pub struct SectionRange {
 }
 
 impl SectionRange {
-    /// `count` sections from `first` on; none if they do not have numbers.
+    /// `count` sections from `first` on; none if a section would have too large a number.
     #[must_use]
     pub const fn new(first: SectionNr, count: u32) -> Option<Self> {
         match first.0.checked_add(count) {

@@ -1,3 +1,5 @@
+//! Arithmetic of addresses, and ranges and sets at their ends.
+
 use std::vec::Vec;
 
 use super::{Order, PAGE_SIZE, Pfn, PfnRange, PhysAddr, PhysRange, SectionNr, SectionRange};
@@ -69,7 +71,7 @@ fn a_range_does_not_end_before_it_starts() {
     assert_eq!(PfnRange::between(high, low), None);
     assert_eq!(PfnRange::between(low, low), Some(PfnRange::new(low, 0)));
     assert_eq!(PhysRange::between(high.address(), low.address()), None);
-    // Whatever the bound, what is cut off leaves a range in the range.
+    // For every bound, both parts are ranges and make up the whole.
     let whole = range(3, 7);
     for (pfn, before, from) in [(0, 0, 4), (3, 0, 4), (5, 2, 2), (7, 4, 0), (9, 4, 0)] {
         let pfn = Pfn::new(pfn);
@@ -87,4 +89,16 @@ fn sections_of_a_range_have_numbers() {
     assert!(range.sections().eq([5, 6, 7].map(SectionNr::new)));
     assert_eq!(range.before(SectionNr::new(6)).len(), 1);
     assert!(range.before(SectionNr::new(2)).is_empty());
+}
+
+#[test]
+#[should_panic(expected = "beyond the largest address")]
+fn a_range_of_bytes_does_not_wrap() {
+    let _ = PhysRange::new(PhysAddr::new(PAGE_SIZE), u64::MAX);
+}
+
+#[test]
+#[should_panic(expected = "beyond the largest frame number")]
+fn a_range_of_frames_does_not_wrap() {
+    let _ = PfnRange::new(Pfn::new(1), u32::MAX);
 }

@@ -6,7 +6,7 @@ use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::node::{NodeId, ZoneType};
-use crate::options::{InitPolicy, MemoryContent};
+use crate::options::{InitPolicy, MemoryContent, Options};
 use crate::page::{Kind, Link, Page, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock_set::PageblockSet;
@@ -18,7 +18,10 @@ const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
 /// A machine with lazy initialisation: no other policy could mistake a bad page for a new one.
 fn machine() -> &'static Mm<Sim> {
-    let lazy = SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::default() };
+    let lazy = SimMachine {
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
     let mm = lazy.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Zero).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();

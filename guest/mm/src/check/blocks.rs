@@ -1,4 +1,10 @@
-//! That sections make up memory blocks, and where the memmaps of these lie.
+//! Memory blocks: their sections, and where their memmaps lie.
+//!
+//! Mirrors nothing of Linux, which does not check memory blocks as a whole.
+//!
+//! Invariants checked: each section that was added is in one memory block and has its state; a memmap lies in
+//! the reserve at the start of its memory block, or in allocated older memory whose holder is a memmap; the
+//! counters of memmap pages and of online sections are the sums over all memory blocks.
 
 use core::sync::atomic::Ordering::Relaxed;
 

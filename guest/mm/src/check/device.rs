@@ -1,4 +1,10 @@
 //! Device memory: its sections, its pages and where its memmaps lie.
+//!
+//! Mirrors nothing of Linux, which does not check device memory as a whole.
+//!
+//! Invariants checked: the sections of a pgmap are wholly plugged device memory, Initialised once the pgmap is
+//! live and Present before; a live pgmap has at least one reference per page; each of its pages names the
+//! pgmap and is in the pgmap's state; the memmap fills the altmap exactly, or lies in allocated older memory.
 
 use crate::Mm;
 use crate::addr::PAGEBLOCK_PAGES;
@@ -30,7 +36,7 @@ impl<P: Platform> Mm<P> {
                 assert_eq!(entry.plugged(), PageblockSet::ALL, "{section:?} of pgmap {nr:?}");
                 let state = entry.state();
                 let ready = if live { SectionState::Initialised } else { SectionState::Present };
-                // A range that is being published just now may be further.
+                // A range that is being published at this moment may be Initialised before its pgmap is live.
                 assert!(
                     state == ready || !live && state == SectionState::Initialised,
                     "{section:?}: {state:?}"

@@ -1,5 +1,11 @@
-//! Values that are computed once and kept: limits and zonelists, which follow from the sizes of zones; and
-//! the counts of deferred boot memory.
+//! Values that are computed once and kept: watermarks, limits and zonelists; and the counts of deferred boot
+//! memory.
+//!
+//! Mirrors nothing of Linux, which does not compare these values with their sources.
+//!
+//! Invariants checked: watermarks, limits and zonelists are what the sizes of the zones give; all CPUs have
+//! the limits of the zone; the counts of deferred sections and pages are those of the sections that no CPU
+//! has claimed, and those sections are Absent.
 
 use arrayvec::ArrayVec;
 

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
 use crate::node::{NodeId, ZoneType};
-use crate::options::{InitPolicy, MemoryContent};
+use crate::options::{InitPolicy, MemoryContent, Options};
 use crate::page::{Holder, Kind, OwnerId, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
@@ -20,7 +20,12 @@ const BLOCK: SectionNr = SectionNr::new(32);
 /// With a memory block that holds its memmap, one whose memmap lies in older memory, and deferred boot memory.
 fn machine() -> &'static Mm<Sim> {
     let memory = [(0, 4 * SECTION_PAGES)].into();
-    let mm = SimMachine { memory, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        memory,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.options.change(|options| options.memmap_on_memory = false);
@@ -68,6 +73,22 @@ fn limits() {
         mm.zones[normal.index()].grow_span(SectionNr::new(34).frames(), mm.hotplug().held());
         mm.zones[normal.index()].add_present(1, mm.hotplug().held());
     });
+}
+
+/// `check` holds the lists of all CPUs together. Its need of stack must not grow with their number: 24 KiB are
+/// enough for as many CPUs as there can be. Less than the kernel's stacks have, although this build does not
+/// optimise.
+#[test]
+fn check_of_most_cpus_needs_no_more_stack_than_of_one() {
+    const STACK: usize = 24 << 10;
+    let mm = SimMachine { cpus: crate::MAX_CPUS, ..SimMachine::default() }.boot();
+    let pages: u64 = crate::MAX_CPUS as u64;
+    for cpu in 0..crate::MAX_CPUS {
+        Sim::run_on(cpu, || mm.free_pages(allocated(mm), Order::PAGE));
+    }
+    let zone = NodeId::FIRST.zone(ZoneType::Dma32);
+    assert!(mm.pcp_pages(zone) >= pages, "each list has pages");
+    std::thread::Builder::new().stack_size(STACK).spawn(|| mm.check()).unwrap().join().unwrap();
 }
 
 #[test]

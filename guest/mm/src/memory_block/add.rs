@@ -5,8 +5,8 @@
 //! memory; a caller whose memory block cannot hold it asks for older memory.
 //!
 //! Differs from Linux on purpose:
-//! - a step that fails undoes all steps before it, in a range of memory blocks those of the other memory
-//!   blocks too (Linux leaves what it has added);
+//! - a failed step undoes all steps before it, including those of earlier memory blocks of the range (Linux
+//!   leaves them);
 //! - a memory block may be plugged in part;
 //! - where the memmap lies on the memory, each memory block of a range has an altmap of its own, so that each
 //!   can be removed alone.
@@ -79,7 +79,7 @@ impl From<NoPageTable> for AddError {
 /// How memory is added (Linux `mhp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MhpFlags {
-    /// What is in the memory.
+    /// The content of the memory.
     pub content: MemoryContent,
     /// Whether the memmap may lie in the memory, if that was chosen at boot (Linux
     /// `MHP_MEMMAP_ON_MEMORY`).

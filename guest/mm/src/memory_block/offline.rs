@@ -48,7 +48,7 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(())
     }
 
-    /// What the allocator has of an online section.
+    /// The part of an online section that the allocator manages.
     fn usable_part(&self, nr: SectionNr) -> Part<'_> {
         let pages = self.online_pages(nr);
         (pages, usable(nr, pages.section()))

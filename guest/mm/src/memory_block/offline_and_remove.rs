@@ -14,6 +14,8 @@
 //!
 //! Differs from Linux on purpose: when a memory block of the range does not go offline, the ones that did go
 //! back online in the zone that they were in.
+//!
+//! Invariant: a call removes all memory blocks of its range, or none of them.
 
 use core::fmt;
 

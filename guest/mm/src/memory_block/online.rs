@@ -10,8 +10,8 @@
 //! | the rest counts as `present`, its plugged part as `managed`, and can be allocated | migrated, isolated, taken (second) |
 //! | the memmap counts as `present` | it does not (first; again if the rest stays) |
 //!
-//! Accounting, in pages of the memory block's zone: `present` counts the whole memory block while it is
-//! online; `managed` counts the pages that the allocator got: plugged pageblocks without the memmap.
+//! Invariants, in pages of the memory block's zone: `present` counts the whole memory block while it is
+//! online; `managed` counts the pages that the allocator manages: plugged pageblocks without the memmap.
 //!
 //! Differs from Linux on purpose: memory that comes online is not isolated first, because it becomes visible
 //! to the allocator after everything that can fail.
@@ -98,7 +98,7 @@ impl<P: Platform> Hotplug<'_, P> {
         }
     }
 
-    /// Puts `block`, which is offline, into `zone`. Only `veto`, asked half way, can keep it from that.
+    /// Puts `block`, which is offline, into `zone`. Only `veto`, which is called half-way, can prevent that.
     pub(super) fn online_block(
         &self,
         block: MemoryBlock,

@@ -1,4 +1,6 @@
 //! Views of a simulated machine's sections, and damage to them, for tests only.
+//!
+//! Invariant: a view changes nothing, and only a memmap that is not in use can be damaged.
 
 use crate::Mm;
 use crate::addr::{Pfn, SECTION_PAGEBLOCKS, SectionNr};
@@ -20,8 +22,8 @@ impl Mm<Sim> {
         count
     }
 
-    /// Overwrites the memmap of section `nr`, which is not online, as a hibernation that does not save it
-    /// would.
+    /// Overwrites the memmap of section `nr`, which is not online, as happens in a hibernation that does not
+    /// save it.
     pub fn lose_memmap(&self, nr: SectionNr) {
         assert!(!self.is_online_page(nr.start()), "the memmap of {nr:?} is in use");
         self.platform().scribble(nr);

@@ -1,9 +1,9 @@
-//! What allocating costs, in instructions: the same however struct pages were initialised, and whatever
-//! mechanisms are switched on but idle.
+//! Instructions per allocation do not depend on how struct pages were initialised, nor on mechanisms that are
+//! switched on but idle.
 //!
-//! Counted by callgrind: this program runs itself under valgrind, once a machine. Counts are exact, so
-//! they are compared for equality. They are of this build with the hosted platform, whose locks check
-//! their order: what counts is the difference between two machines, not the number.
+//! This program runs itself under valgrind, once per machine, and callgrind counts instructions. Counts are
+//! exact, so they are compared for equality. They are counts of this build with the hosted platform, whose
+//! locks check their order, so only the difference between two machines means something.
 //!
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
@@ -17,19 +17,20 @@ use std::sync::{Mutex, PoisonError};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, SECTION_PAGES, SectionNr, ZoneType,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, PcpPolicy, Pfn, SECTION_PAGES,
+    SectionNr, ZoneType,
 };
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const PAGES: usize = 2000;
 const BLOCKS: usize = 20;
 
-/// What is counted, in this order.
+/// The work whose instructions are counted, in this order.
 const WORK: [(&str, usize); 4] = [
     ("first use of a page, and freeing it", 2 * PAGES),
     ("later uses of a page, and freeing it", 2 * PAGES),
     ("the same page again and again", 2 * PAGES),
-    ("blocks of 512 pages", 2 * BLOCKS),
+    ("buddy blocks of 512 pages", 2 * BLOCKS),
 ];
 const FIRST_USE: usize = 0;
 const LATER_USES: Range<usize> = 1..4;
@@ -38,20 +39,27 @@ fn machine(name: &str) -> SimMachine {
     let machine = SimMachine { memory: [(0, 3 * SECTION_PAGES)].into(), ..SimMachine::default() };
     match name {
         "eager" => machine,
-        "lazy" => SimMachine { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..machine },
-        "deferred" => SimMachine { init: InitPolicy::Deferred, ..machine },
-        "drains" => SimMachine { pcp_disable: false, ..machine },
+        "lazy" => SimMachine {
+            options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+            ..machine
+        },
+        "deferred" => {
+            SimMachine { options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS }, ..machine }
+        }
+        "drains" => {
+            SimMachine { options: Options { pcp: PcpPolicy::DrainAgain, ..SimMachine::OPTIONS }, ..machine }
+        }
         _ => panic!("no machine is called {name}"),
     }
 }
 
-/// Instructions within are counted.
+/// Instructions of `work` are counted.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
     work();
 }
 
-/// Pages of Movable memory, which was hot-added, and of boot memory.
+/// Allocates and frees pages of Movable memory, which was hot-added, and of boot memory.
 fn use_pages(mm: &Mm<Sim>, held: &mut Vec<Pfn>, order: Order, count: usize) {
     for gfp in [Gfp::Movable, Gfp::Kernel] {
         held.extend((0..count).map(|_| mm.alloc_pages(order, gfp).expect("enough memory")));
@@ -65,20 +73,20 @@ fn work(name: &str) {
     let mm = machine.boot();
     while mm.init_deferred() {}
     assert!(mm.is_all_initialised());
-    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.content).expect("added");
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, machine.options.content).expect("added");
     mm.hotplug().online(BLOCK, ZoneType::Movable).expect("online");
     let written = mm.stats().memmaps_written;
-    assert_eq!(written == 0, machine.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
+    assert_eq!(written == 0, machine.options.init == InitPolicy::Lazy, "{name} wrote {written} memmaps");
     let mut held = Vec::with_capacity(2 * PAGES);
     counted(&mut || use_pages(mm, &mut held, Order::PAGE, PAGES));
     counted(&mut || use_pages(mm, &mut held, Order::PAGE, PAGES));
     counted(&mut || (0..PAGES).for_each(|_| use_pages(mm, &mut held, Order::PAGE, 1)));
     counted(&mut || use_pages(mm, &mut held, Order::PAGEBLOCK, BLOCKS));
-    // The count of each is written when the next one begins.
+    // Each count is written when the next call begins.
     counted(&mut || ());
 }
 
-/// Instructions of each of [`WORK`] on a machine.
+/// Counts the instructions of each of [`WORK`] on a machine.
 fn count(name: &str) -> Vec<u64> {
     let folder = env::temp_dir().join(format!("tidevm-instructions-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("a folder for counts");
@@ -94,7 +102,7 @@ fn count(name: &str) -> Vec<u64> {
         .output()
         .expect("valgrind runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // The first part is what was before.
+    // The first part is the time before the first call.
     let counts = (0..WORK.len()).map(|work| {
         let text = fs::read_to_string(folder.join(format!("out.{}", work + 2))).expect("a count");
         let total = text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
@@ -111,7 +119,7 @@ fn count(name: &str) -> Vec<u64> {
 /// As [`count`], once for each machine.
 fn counts(name: &'static str) -> Vec<u64> {
     static COUNTS: Mutex<BTreeMap<&str, Vec<u64>>> = Mutex::new(BTreeMap::new());
-    // Locked while it counts: the next test waits for the same machine.
+    // Locked while counting, so that a machine that two tests need is counted once.
     let mut counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
     counts.entry(name).or_insert_with(|| count(name)).clone()
 }
@@ -138,17 +146,18 @@ fn main() -> ExitCode {
     let tests: [(&str, fn()); 4] = [
         // S2.1, S2.11.
         ("lazily_initialised_pages_cost_nothing_later", || same("eager", "lazy", LATER_USES)),
-        // S2.10: nor does the store that initialises them cost anything: it is the one that is there anyway.
+        // S2.10: the store that initialises a page costs nothing extra: allocation makes that store in any
+        // case.
         ("lazily_initialised_pages_cost_nothing_at_first", || {
             same("eager", "lazy", FIRST_USE..FIRST_USE + 1);
         }),
         // S1.14.
-        ("deferred_memory_costs_nothing_once_it_is_there", || same("eager", "deferred", LATER_USES)),
+        ("deferred_memory_costs_nothing_once_it_is_initialised", || same("eager", "deferred", LATER_USES)),
         // S3.2.
         ("disabling_lists_costs_nothing_while_they_are_not", || same("eager", "drains", LATER_USES)),
     ];
     let mut arguments = Arguments::from_args();
-    // What a test says must not split another one's result.
+    // Tests that run at the same time would print into each other's results.
     arguments.test_threads.get_or_insert(1);
     let trial = |(name, test): (&'static str, fn())| {
         if missing && !arguments.list {

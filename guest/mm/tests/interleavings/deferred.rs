@@ -1,8 +1,8 @@
 //! `src/deferred.rs`: workers and allocations that initialise sections of boot memory.
 //!
-//! Two sections of one page each, both left for later, and two allocations of one page: all there is is
-//! wanted. What must hold: no allocation fails (S1.5), every section is initialised once
-//! (S1.9), and nobody waits for ever (S1.6; loom finds it).
+//! There are two sections of one page each, both left for later, and two allocations of one page. The two
+//! allocations want all memory. Must hold: no allocation fails (S1.5), every section is initialised once
+//! (S1.9), and no CPU waits for ever (S1.6; loom finds it).
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
@@ -14,18 +14,18 @@ use loom::thread;
 
 use crate::{Witness, breaks, explore, holds};
 
-const FAILED: &str = "an allocation fails while memory is on its way";
+const FAILED: &str = "an allocation fails while another CPU initialises memory";
 const TWICE: &str = "a section is initialised twice";
 const SECTIONS: usize = 2;
 
-/// What the proof relies on; `CORRECT` is `deferred.rs`.
+/// The rules that the proof relies on; `CORRECT` is `deferred.rs`.
 #[derive(Clone, Copy)]
 struct Rules {
-    /// Which section is next is read and written under one hold of the lock.
+    /// The number of the next section is read and written under one hold of the lock.
     claims_under_lock: bool,
-    /// Growing goes on while workers are at work (in Linux it does not).
+    /// Growing goes on while workers run (in Linux it does not).
     grows_to_the_end: bool,
-    /// The orders of reading and of counting down the sections that are left.
+    /// The memory orders of reading and of counting down the sections that are left.
     left: (Ordering, Ordering),
 }
 
@@ -34,7 +34,7 @@ const CORRECT: Rules =
 
 struct Mm {
     rules: Rules,
-    /// The first section that nobody has claimed.
+    /// The first section that is not claimed.
     next: AtomicUsize,
     claims: Mutex<()>,
     left: AtomicUsize,
@@ -92,7 +92,7 @@ impl Mm {
         }
     }
 
-    /// A worker: `init_deferred` until it says that there is no more.
+    /// A worker: calls `init_deferred` until it returns that no section is left.
     fn work(&self, witness: &Witness) {
         if !self.rules.grows_to_the_end {
             self.grow.store(false, Ordering::Relaxed);
@@ -115,7 +115,7 @@ impl Mm {
         true
     }
 
-    /// `alloc_buddy_block_in`: the look at the watermark without the lock, then the buddy.
+    /// `alloc_buddy_block_in`: checks the watermark without the lock, then takes a buddy block.
     fn alloc_in(&self) -> bool {
         if self.free.load(Ordering::Relaxed) == 0 {
             return false;
@@ -143,7 +143,7 @@ impl Mm {
         }
     }
 
-    /// `freeze`: nobody claims, and nothing is under way.
+    /// `freeze`: no CPU claims, and no section is being initialised.
     fn freeze(&self) {
         let _claims = self.claims.lock().unwrap();
         while self.left() != SECTIONS - self.next.load(Ordering::Relaxed) {
@@ -157,7 +157,7 @@ fn alloc_twice(mm: &Mm, witness: &Witness) {
     mm.alloc(witness);
 }
 
-/// The CPUs other than this one do `others`, this one `mine`.
+/// The other CPUs run `others`, and this CPU runs `mine`.
 fn with_others(witness: &Witness, rules: Rules, others: &[fn(&Mm, &Witness)], mine: fn(&Mm, &Witness)) {
     let mm = Mm::new(rules);
     let spawn = |&run: &fn(&Mm, &Witness)| {
@@ -175,14 +175,14 @@ fn worker_and_allocations(witness: &Witness, rules: Rules) {
 
 /// S1.5, S1.9.
 #[test]
-fn no_allocation_fails_and_no_section_comes_twice() {
+fn no_allocation_fails_and_no_section_is_initialised_twice() {
     holds("worker, allocations", |witness| worker_and_allocations(witness, CORRECT));
     holds("growers", |witness| with_others(witness, CORRECT, &[Mm::alloc], Mm::alloc));
     let three = |witness: &Witness| with_others(witness, CORRECT, &[Mm::work, Mm::alloc], Mm::alloc);
     assert_eq!(explore("worker, growers", 1, true, three), BTreeSet::new());
 }
 
-/// S1.9: the section to come next is chosen under the lock.
+/// S1.9: the next section is chosen under the lock.
 #[test]
 fn claims_without_the_lock_initialise_twice() {
     const UNLOCKED: Rules = Rules { claims_under_lock: false, ..CORRECT };
@@ -191,22 +191,22 @@ fn claims_without_the_lock_initialise_twice() {
     });
 }
 
-/// S1.5: the window that Linux has since its workers run with interrupts on.
+/// S1.5: Linux has this window since its workers run with interrupts on.
 #[test]
 fn growing_that_ends_with_the_workers_start_fails_allocations() {
     const WINDOW: Rules = Rules { grows_to_the_end: false, ..CORRECT };
     breaks("growing ends early", FAILED, |witness| worker_and_allocations(witness, WINDOW));
 }
 
-/// Who sees that a section came must find its pages.
+/// A CPU that sees the count of deferred sections fall must find the new pages.
 #[test]
 fn a_count_without_order_fails_allocations() {
     const RELAXED: Rules = Rules { left: (Ordering::Relaxed, Ordering::Relaxed), ..CORRECT };
     breaks("sections counted relaxed", FAILED, |witness| worker_and_allocations(witness, RELAXED));
 }
 
-/// S1.6: `check` stops everybody from claiming, and waits for what is under way; nobody waits for it
-/// with what it waits for.
+/// S1.6: `check` stops all claims and waits for sections being initialised. No CPU waits for the checker while
+/// it holds such a section.
 #[test]
 fn freezing_neither_deadlocks_nor_fails_allocations() {
     holds("freeze", |witness| {

@@ -1,8 +1,8 @@
-//! `src/page_alloc.rs` and `src/free_lists.rs` on a memmap that is all zero: two CPUs take neighbours from
-//! one block of which only the head was written.
+//! `src/page_alloc.rs` and `src/free_lists.rs` on a memmap that is all zero: two CPUs take neighbouring pages
+//! of one buddy block. Only its head was written before.
 //!
-//! What must hold (S2.13): every page goes from "never initialised" to another state once, and before
-//! somebody holds it; nobody gets a page that another one has.
+//! Must hold (S2.13): every page leaves "never initialised" once, before a CPU owns it, and no page has two
+//! owners.
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
@@ -13,19 +13,19 @@ use loom::thread;
 use crate::{Witness, breaks, holds};
 
 const TWICE: &str = "a page is initialised twice";
-const NEVER: &str = "a page is used that nobody initialised";
+const NEVER: &str = "a page is used before it is initialised";
 const SHARED: &str = "two CPUs have one page";
-const MERGED: &str = "a page in use is merged into a free block";
+const MERGED: &str = "a page in use is merged into a free buddy block";
 
 const UNINIT: usize = 0;
 const TAIL: usize = 1;
 const ALLOCATED: usize = 2;
-/// The head of a free block, by order.
+/// The head of a free buddy block, by order.
 const FREE: [usize; 2] = [3, 4];
 
 #[derive(Clone, Copy)]
 struct Rules {
-    /// A block is taken off its list under the zone lock.
+    /// A buddy block is taken off its list under the zone lock.
     takes_under_lock: bool,
     /// A page's new state is written before the zone lock is released.
     hands_out_under_lock: bool,
@@ -39,7 +39,8 @@ struct Page {
     holders: AtomicUsize,
 }
 
-/// Free blocks by order: first frames. Two pages, so one block of order 1 or two of order 0.
+/// First frames of free buddy blocks, by order. There are two pages, so one buddy block of order 1 or two of
+/// order 0.
 struct FreeLists([Vec<usize>; 2]);
 
 struct Mm {
@@ -50,7 +51,7 @@ struct Mm {
 }
 
 impl Mm {
-    /// With the free list `blocks`; a page with state 0 was never written.
+    /// A machine with the free lists `blocks`. A page in state 0 was never written.
     fn new(rules: Rules, states: [usize; 2], blocks: [Vec<usize>; 2]) -> Arc<Self> {
         let page = |state| Page {
             state: AtomicUsize::new(state),
@@ -68,9 +69,9 @@ impl Mm {
         }
     }
 
-    /// `rmqueue`, `take`: the smallest block, split.
+    /// `rmqueue_smallest`, `split_to`: takes the smallest buddy block and splits it.
     fn take(&self) -> Option<usize> {
-        // One look at the lists, a second to change them: whole only under the zone lock.
+        // The lists are read first and changed later: only the zone lock makes one step of both.
         let found = { self.buddy.lock().unwrap().0.iter().position(|list| !list.is_empty())? };
         let pfn = { *self.buddy.lock().unwrap().0[found].last()? };
         let mut buddy = self.buddy.lock().unwrap();
@@ -96,7 +97,7 @@ impl Mm {
         Some(pfn)
     }
 
-    /// `free_block`.
+    /// `ZoneGuard::free_and_merge`.
     fn free(&self, pfn: usize, witness: &Witness) {
         let _zone = self.zone.lock().unwrap();
         let mut buddy = self.buddy.lock().unwrap();
@@ -113,7 +114,7 @@ impl Mm {
         }
     }
 
-    /// The holder of a page looks at it.
+    /// The holder of a page reads its state.
     fn hold(&self, pfn: usize, witness: &Witness) {
         let page = &self.pages[pfn];
         witness.expect(page.state.load(Ordering::Acquire) != UNINIT, NEVER);
@@ -129,7 +130,7 @@ fn two_take_neighbours(witness: &Witness, rules: Rules) {
     });
     let mine = mm.alloc().map(|pfn| mm.hold(pfn, witness));
     let theirs = other.join().unwrap();
-    witness.expect(mine.is_some() && theirs.is_some(), "there was a page for each");
+    witness.expect(mine.is_some() && theirs.is_some(), "each CPU gets a page");
     for page in &mm.pages {
         witness.expect(page.initialised.load(Ordering::Relaxed) == 1, TWICE);
     }
@@ -137,13 +138,13 @@ fn two_take_neighbours(witness: &Witness, rules: Rules) {
 
 /// S2.13.
 #[test]
-fn neighbours_of_a_zeroed_block_are_initialised_once_each() {
+fn neighbours_of_a_zeroed_buddy_block_are_initialised_once_each() {
     holds("neighbours", |witness| two_take_neighbours(witness, CORRECT));
     const UNLOCKED: Rules = Rules { takes_under_lock: false, ..CORRECT };
     breaks("neighbours without the zone lock", SHARED, |witness| two_take_neighbours(witness, UNLOCKED));
 }
 
-/// CPU 0 is handed page 0 while page 1, its buddy, is freed.
+/// CPU 0 allocates page 0 while page 1, its buddy, is freed.
 fn one_takes_one_frees(witness: &Witness, rules: Rules) {
     let mm = Mm::new(rules, [FREE[0], ALLOCATED], [vec![0], vec![]]);
     let other = thread::spawn({

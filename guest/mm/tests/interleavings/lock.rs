@@ -1,4 +1,4 @@
-//! `src/lock.rs`: a spin lock excludes, and what one holder wrote the next one sees.
+//! `src/lock.rs`: a spin lock has one holder at a time, and a holder sees the writes of the holder before it.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -6,19 +6,19 @@ use loom::thread;
 
 use crate::{Witness, breaks, holds};
 
-const LOST: &str = "a holder does not see what the one before it wrote";
+const LOST: &str = "a holder does not see the writes of the holder before it";
 
 struct SpinLock {
     locked: AtomicBool,
     /// Stands for the cell: one holder at a time, so relaxed accesses are enough for it.
     value: AtomicUsize,
-    /// The orders of `try_lock`'s exchange and of the store in `Guard::drop`.
+    /// The memory orders of `try_lock`'s swap and of the store in `Guard::drop`.
     orders: (Ordering, Ordering),
 }
 
 impl SpinLock {
-    /// The code's swap writes what is there already when the lock is taken; here that writes nothing,
-    /// for loom lets a later swap read it as if it came after the unlock.
+    /// The code's swap on a taken lock rewrites the same value. The model writes nothing there, because loom
+    /// could let a later swap read that write as if it followed the unlock.
     fn try_lock(&self) -> bool {
         self.locked.compare_exchange(false, true, self.orders.0, Ordering::Relaxed).is_ok()
     }
@@ -28,7 +28,7 @@ impl SpinLock {
     }
 
     fn lock(&self) {
-        // The plain load on which the code waits in between decides nothing.
+        // The code waits on a plain load in between. That load decides nothing.
         while !self.try_lock() {
             thread::yield_now();
         }
@@ -40,7 +40,7 @@ impl SpinLock {
     }
 }
 
-/// One CPU waits for the lock, another goes away when it is taken.
+/// One CPU waits for the lock. Another CPU tries once and does without it.
 fn two_holders(witness: &Witness, orders: (Ordering, Ordering)) {
     let lock = Arc::new(SpinLock { locked: AtomicBool::new(false), value: AtomicUsize::new(0), orders });
     let other = {

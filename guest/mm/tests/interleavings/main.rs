@@ -1,11 +1,10 @@
 //! Models of the lock-free steps of `guest/mm`, run through every interleaving of their CPUs and every
 //! value that a relaxed load may return (by loom, up to a number of preemptions).
 //!
-//! The code itself cannot run here: pages lie in raw memory, statics are made at compile time. So each
-//! model repeats the functions of one file, step by step and by name, on a machine as small as the race
-//! allows. A change of a step there needs the same change here. Every rule that a comment there relies on is
-//! a switch here, and a test shows that the model breaks without it: a model that cannot fail proves
-//! nothing.
+//! The code itself cannot run here, because pages lie in raw memory and statics are made at compile time. So
+//! each model repeats the functions of one file, step by step and by name, on a machine as small as the race
+//! allows. A change of a step in the code needs the same change here. Every rule that the code relies on is a
+//! switch here, and a test shows that the model breaks without it: a model that cannot fail proves nothing.
 //!
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
@@ -33,11 +32,11 @@ impl Witness {
     }
 }
 
-/// Ends the exploration; there is no other way to.
+/// The payload of the panic that ends an exploration. Loom has no other way to end one.
 struct Seen;
 
-/// Switches between CPUs at points where neither waits. The races here need two or three; a third CPU
-/// makes for so many interleavings that models with one have a lower bound of their own.
+/// The largest number of switches between CPUs at points where neither waits. The races here need two or three.
+/// A third CPU gives so many interleavings that a model with three CPUs has a lower bound of its own.
 const PREEMPTIONS: usize = 3;
 
 /// Runs `model` in every interleaving, or up to the first violation; returns the violations seen.
@@ -82,6 +81,6 @@ fn breaks(name: &str, violation: &'static str, model: impl Fn(&Witness) + Send +
     let violations = explore(name, PREEMPTIONS, false, model);
     assert!(
         violations.contains(violation),
-        "{name}: no interleaving shows {violation:?}, but {violations:?}"
+        "{name}: no interleaving shows {violation:?}; violations are {violations:?}"
     );
 }

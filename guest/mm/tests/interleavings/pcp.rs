@@ -1,4 +1,4 @@
-//! `src/pcplist.rs`, `src/pcplist/guard.rs`: a page is freed, or comes by a refill, while its pageblock is
+//! `src/pcplist.rs`, `src/pcplist/guard.rs`: a page is freed, or taken by a refill, while its pageblock is
 //! isolated.
 //!
 //! There is one pageblock of three pages. CPU 0 frees and allocates, CPU 1 takes the pageblock away, as
@@ -19,7 +19,7 @@ use crate::{Witness, breaks, holds};
 const HIDES: &str = "a page hides on a per-CPU list";
 const REUSED: &str = "a page of an isolated pageblock can be allocated";
 const LOST: &str = "pages are lost";
-const LIMITS: &str = "limits are not those of before";
+const LIMITS: &str = "limits are not as they were before";
 
 /// High and batch.
 type Limits = (usize, usize);
@@ -118,7 +118,7 @@ struct Mm {
 type Lists<'m> = MutexGuard<'m, Vec<(usize, MigrateType)>>;
 
 impl Mm {
-    /// Page 0 is in use, those from 1 on are free. `online` says of each CPU whether it is up.
+    /// Page 0 is in use, and the pages from 1 on are free. `online` says for each CPU whether it runs.
     fn new(rules: Rules, pages: usize, online: &[bool]) -> Arc<Self> {
         Arc::new(Self {
             rules,
@@ -295,7 +295,7 @@ fn meets_free(witness: &Witness, rules: Rules) {
     mm.end(witness, disabled);
 }
 
-/// CPU 0's list is empty and it wants a page; later it frees it, and another one.
+/// CPU 0's list is empty. The CPU allocates a page, and later frees it and another one.
 fn meets_refill(witness: &Witness, rules: Rules) {
     let mm = Mm::new(rules, 3, &[true]);
     let cpu0 = thread::spawn({
@@ -312,7 +312,7 @@ fn meets_refill(witness: &Witness, rules: Rules) {
     mm.end(witness, disabled);
 }
 
-/// CPU 1 was not up when the lists were disabled, comes up and frees a page.
+/// CPU 1 starts while lists are being disabled, and frees a page.
 fn meets_a_late_cpu(witness: &Witness, rules: Rules) {
     let mm = Mm::new(rules, 2, &[true, false]);
     let cpu1 = thread::spawn({
@@ -328,7 +328,7 @@ fn meets_a_late_cpu(witness: &Witness, rules: Rules) {
     drop(disabled);
 }
 
-/// Another CPU disables lists too, and enables them before or after; a page is freed meanwhile.
+/// Another CPU disables and enables lists before or after this CPU does. A page is freed meanwhile.
 fn meets_another_disabler(witness: &Witness, rules: Rules) {
     let mm = Mm::new(rules, 2, &[true]);
     let other = thread::spawn({
@@ -380,14 +380,14 @@ fn v1_a_list_that_looks_empty_is_not() {
     breaks("V1, free", HIDES, |witness| meets_free(witness, V1));
 }
 
-/// V2, pitfall 3 of `docs/pitfalls.md`: the count is read before the lock is taken, and a refill is under way.
+/// V2, pitfall 3 of `docs/pitfalls.md`: the count is read before the lock is taken, while a refill runs.
 #[test]
 fn v2_a_count_read_before_the_lock_misses_a_refill() {
     const V2: Rules = Rules { drain: Drain::CountsBefore, ..CORRECT };
     breaks("V2, refill", HIDES, |witness| meets_refill(witness, V2));
 }
 
-/// V4: a flush goes by the type that the free read.
+/// V4: a flush uses the type that the free read.
 #[test]
 fn v4_a_stale_type_puts_a_page_back_into_use() {
     const V4: Rules = Rules { flush_reads_type_again: false, ..CORRECT };
@@ -396,10 +396,10 @@ fn v4_a_stale_type_puts_a_page_back_into_use() {
 
 /// S3.15.
 #[test]
-fn a_cpu_that_comes_up_meanwhile_has_no_limits() {
+fn a_cpu_that_starts_meanwhile_has_no_limits() {
     holds("late CPU", |witness| meets_a_late_cpu(witness, CORRECT));
     const ONLINE_ONLY: Rules = Rules { publishes_to_all_cpus: false, ..CORRECT };
-    breaks("late CPU, published to those that are up", HIDES, |witness| {
+    breaks("late CPU, published to running CPUs only", HIDES, |witness| {
         meets_a_late_cpu(witness, ONLINE_ONLY);
     });
 }

@@ -1,10 +1,10 @@
-//! `src/sparse.rs`: a section's pages are looked at only while its memmap is mapped and initialised.
+//! `src/sparse.rs`: a section's pages are read only while its memmap is mapped and initialised.
 //!
-//! One CPU makes a memory block's pages and takes them away again (`online`, `remove_memory`); another
-//! looks a page up in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (pitfall 13 of
-//! `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. What must hold: a CPU that
-//! reads `Initialised` reads initialised pages (for device memory too: a reader never finds a part of them),
-//! and nothing is unmapped while a CPU looks at it.
+//! One CPU initialises the pages of a memory block and removes them again (`online`, `remove_memory`). Another
+//! CPU looks up a page in each pass of its job loop, as `migrate_range` and `pfn_to_page` do (pitfall 13 of
+//! `docs/pitfalls.md`). The wait in between is the guest's `job::synchronize`. Must hold: a CPU that reads
+//! `Initialised` reads initialised pages (for device memory too: a reader never finds only a part of them), and
+//! no page is unmapped while a CPU reads it.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -12,8 +12,8 @@ use loom::thread;
 
 use crate::{Witness, breaks, holds};
 
-const GARBAGE: &str = "a page is looked at that is not initialised";
-const FAULT: &str = "a page is looked at that is not mapped";
+const GARBAGE: &str = "a page is read that is not initialised";
+const FAULT: &str = "a page is read that is not mapped";
 
 const PRESENT: usize = 1;
 const INITIALISED: usize = 2;
@@ -24,23 +24,24 @@ struct Rules {
     /// The state is written with Release, after the pages.
     publishes_last: bool,
     synchronizes: bool,
-    /// Both sides of `synchronize` have their fence.
+    /// Both sides of `synchronize` have a fence.
     fences: bool,
 }
 
 const CORRECT: Rules = Rules { publishes_last: true, synchronizes: true, fences: true };
 
-struct SimMachine {
+struct Model {
     rules: Rules,
     state: AtomicUsize,
     pages: [AtomicUsize; 2],
     mapped: AtomicBool,
-    /// Of the CPU that looks: its passes, and whether it is between two of them for long.
+    /// The passes of the reading CPU.
     passes: AtomicUsize,
+    /// Whether the reading CPU has no more passes to do.
     idle: AtomicBool,
 }
 
-impl SimMachine {
+impl Model {
     fn new(rules: Rules, state: usize) -> Arc<Self> {
         let page = if state == INITIALISED { 1 } else { 0 };
         Arc::new(Self {
@@ -84,7 +85,7 @@ impl SimMachine {
         }
     }
 
-    /// `job::run`: a few passes, then nothing more to do.
+    /// `job::run`: a few passes, then no more work.
     fn run(&self, witness: &Witness) {
         for _ in 0..PASSES {
             self.passes.fetch_add(1, Ordering::SeqCst);
@@ -96,7 +97,7 @@ impl SimMachine {
         self.idle.store(true, Ordering::SeqCst);
     }
 
-    /// `Sparse::page` and what its caller does with it.
+    /// `Sparse::page`, and a caller that reads the page.
     fn look(&self, witness: &Witness) {
         if self.state.load(Ordering::Acquire) < INITIALISED {
             return;
@@ -108,37 +109,37 @@ impl SimMachine {
     }
 }
 
-fn with_a_reader(witness: &Witness, machine: &Arc<SimMachine>, writer: fn(&SimMachine)) {
+fn with_a_reader(witness: &Witness, model: &Arc<Model>, writer: fn(&Model)) {
     let reader = thread::spawn({
-        let (machine, witness) = (machine.clone(), witness.clone());
-        move || machine.run(&witness)
+        let (model, witness) = (model.clone(), witness.clone());
+        move || model.run(&witness)
     });
-    writer(machine);
+    writer(model);
     reader.join().unwrap();
 }
 
-fn a_section_comes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &SimMachine::new(rules, PRESENT), SimMachine::initialise);
+fn a_section_is_published(witness: &Witness, rules: Rules) {
+    with_a_reader(witness, &Model::new(rules, PRESENT), Model::initialise);
 }
 
-fn a_section_goes(witness: &Witness, rules: Rules) {
-    with_a_reader(witness, &SimMachine::new(rules, INITIALISED), SimMachine::remove);
+fn a_section_is_removed(witness: &Witness, rules: Rules) {
+    with_a_reader(witness, &Model::new(rules, INITIALISED), Model::remove);
 }
 
 /// Published last: pitfall 17, S5.8, S5.15.
 #[test]
 fn a_section_is_published_with_its_pages() {
-    holds("publish", |witness| a_section_comes(witness, CORRECT));
+    holds("publish", |witness| a_section_is_published(witness, CORRECT));
     const EARLY: Rules = Rules { publishes_last: false, ..CORRECT };
-    breaks("published first", GARBAGE, |witness| a_section_comes(witness, EARLY));
+    breaks("published first", GARBAGE, |witness| a_section_is_published(witness, EARLY));
 }
 
 /// Pitfall 13.
 #[test]
-fn a_section_is_unmapped_when_nobody_looks() {
-    holds("unpublish", |witness| a_section_goes(witness, CORRECT));
+fn a_section_is_unmapped_after_its_last_reader() {
+    holds("unpublish", |witness| a_section_is_removed(witness, CORRECT));
     const AT_ONCE: Rules = Rules { synchronizes: false, ..CORRECT };
-    breaks("unmapped at once", FAULT, |witness| a_section_goes(witness, AT_ONCE));
+    breaks("unmapped at once", FAULT, |witness| a_section_is_removed(witness, AT_ONCE));
     const NO_FENCE: Rules = Rules { fences: false, ..CORRECT };
-    breaks("no fences", FAULT, |witness| a_section_goes(witness, NO_FENCE));
+    breaks("no fences", FAULT, |witness| a_section_is_removed(witness, NO_FENCE));
 }

@@ -1,9 +1,9 @@
-//! Add, online, offline, remove: states, numbers and errors. The numbers are those that Linux
-//! 6.12 shows for one 128 MiB block at 4 GiB.
+//! Add, online, offline, remove: states, counters and errors. The counters are those that Linux
+//! 6.12 shows for one memory block of 128 MiB at 4 GiB.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
+    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Options, Order,
     PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
 };
 
@@ -11,7 +11,8 @@ use crate::faults::state_of;
 use crate::workload::BLOCK;
 
 pub fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { memmap_on_memory, ..SimMachine::default() }.boot()
+    SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+        .boot()
 }
 
 /// Counters of `zone`: spanned, present, managed, free.
@@ -20,7 +21,7 @@ fn counters(mm: &Mm<Sim>, zone: ZoneType) -> [u64; 4] {
     [spanned, present, managed, free]
 }
 
-/// Blocks of `zone` that are movable and free, of the two largest orders.
+/// Free movable buddy blocks of `zone`, of the two largest orders.
 fn large_blocks(mm: &Mm<Sim>, zone: ZoneType) -> [u32; 2] {
     let blocks = mm.free_blocks(NodeId::FIRST.zone(zone));
     [blocks[9], blocks[10]].map(|types| types[MigrateType::Movable.index()])
@@ -72,7 +73,7 @@ fn one_block() {
     }
 }
 
-/// Holes count in the span alone, and an end of the span that leaves takes the hole along.
+/// Holes count only in the span. When memory at an end of the span goes, the hole beside it goes too.
 #[test]
 fn holes_and_spans() {
     let mm = machine(true);
@@ -111,10 +112,10 @@ fn holes_and_spans() {
     mm.check();
 }
 
-/// Boot memory's own span stays, however far hot-added memory reached.
+/// The span of boot memory stays, however far hot-added memory reached.
 #[test]
 fn span_of_boot_memory() {
-    // 4 GiB is sections 0..32: boot memory ends inside of section 1, and inside of section 33.
+    // 4 GiB is sections 0..32: boot memory ends inside section 1, and inside section 33.
     let memory = [(16, 40_000), (33 * 32768 + 100, 1000)].into();
     let mm = SimMachine { memory, ..SimMachine::default() }.boot();
     mm.check();
@@ -134,7 +135,7 @@ fn span_of_boot_memory() {
     assert_eq!(mm.stats().zones.map(|zone| zone.spanned), at_boot.map(|zone| zone.spanned));
 }
 
-/// Every section that the table can hold, the first and the last included.
+/// Every section that the table can hold, including the first and the last.
 #[test]
 fn table_boundaries() {
     let mm = machine(true);
@@ -175,7 +176,7 @@ fn table_boundaries() {
     }
 }
 
-/// Each operation in each state where it makes no sense is an error that changes nothing.
+/// Each operation in each state that does not allow it is an error that changes nothing.
 #[test]
 fn wrong_states() {
     for on in [true, false] {
@@ -232,8 +233,8 @@ fn wrong_states() {
     }
 }
 
-/// Without memmap on memory, growing takes from what there is, and stops cleanly when that is
-/// used up; with it, it takes nothing.
+/// Without memmap on memory, growing takes pages of boot memory, and fails cleanly when they are used up. With
+/// it, growing takes none.
 #[test]
 fn memmap_from_boot_memory_runs_out() {
     // 16 MiB free at boot.
@@ -242,7 +243,7 @@ fn memmap_from_boot_memory_runs_out() {
         let mm = SimMachine {
             memory: memory.clone(),
             sections: 80,
-            memmap_on_memory: on,
+            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         }
         .boot();
@@ -254,7 +255,7 @@ fn memmap_from_boot_memory_runs_out() {
             let result =
                 mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown);
             if result.is_err() {
-                assert_eq!(state_of(mm, 80), before, "a refused block changes nothing");
+                assert_eq!(state_of(mm, 80), before, "a refused memory block changes nothing");
                 assert!(!mm.platform().is_mapped(nr.start()));
             } else {
                 added += 1;
@@ -276,13 +277,13 @@ fn memmap_from_boot_memory_runs_out() {
     }
 }
 
-/// The pages of a memmap in older memory say so when they stand in the way.
+/// When the pages of a memmap in older memory prevent offlining, the error names their holder.
 #[test]
 fn holder_of_a_memmap() {
     let mm = machine(false);
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Normal).unwrap();
-    // Kernel memory comes from Normal first: the next block's memmap lies in this one.
+    // Kernel memory comes from Normal first, so the memmap of the next memory block lies in this one.
     let next = SectionNr::new(33);
     mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let memmap = mm.platform().memmap_of(next).unwrap();
@@ -297,7 +298,7 @@ fn holder_of_a_memmap() {
     mm.check();
 }
 
-/// In a kernel zone a kernel page makes a block unmovable, at once and by name.
+/// In a kernel zone a kernel page makes its memory block unmovable. Offlining fails at once and names the page.
 #[test]
 fn kernel_page_in_normal() {
     let mm = machine(true);
@@ -306,7 +307,9 @@ fn kernel_page_in_normal() {
     let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).unwrap();
     let data = mm.alloc_pages(Order::new(4), Gfp::Kernel).unwrap();
     let before = mm.stats().zones;
-    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("pages in the way") };
+    let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else {
+        panic!("pages cannot move")
+    };
     assert_eq!(stuck.pages, 17);
     let mut expected = [(table, Holder::PageTable), (data, Holder::Kernel)];
     expected.sort_by_key(|&(pfn, _)| pfn);

@@ -1,13 +1,13 @@
-//! memmap on memory, row by row: the names of tests are those of the rows of S4 that they prove
-//! (`docs/features.md`). Memory blocks of one section and of several, one at a time and in ranges.
+//! memmap on memory: a test has the name of the row of S4 that it proves (`docs/features.md`). Memory blocks
+//! have one section or several, and are added one at a time or in ranges.
 
 use std::sync::{Arc, Mutex};
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
-    OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
-    SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
+    OfflineAndRemoveError, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn, RemovalPolicy,
+    RemoveError, SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -17,15 +17,25 @@ const NODE: NodeId = NodeId::FIRST;
 const MOVABLE: usize = ZoneType::Movable as usize;
 /// Sections of the machines here: room for 2 GiB at 4 GiB.
 const SECTIONS: u32 = 48;
-/// Sections of a 1 GiB block.
+/// Sections of a memory block of 1 GiB.
 const GIB: usize = 8;
 
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { memmap_on_memory, sections: SECTIONS, ..SimMachine::default() }.boot()
+    SimMachine {
+        sections: SECTIONS,
+        options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
-    SimMachine { removal, sections: SECTIONS, ..SimMachine::default() }.boot()
+    SimMachine {
+        sections: SECTIONS,
+        options: Options { removal, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 /// Adds a memory block of `sections` sections, wholly plugged.
@@ -42,10 +52,10 @@ fn section(offset: u32) -> SectionNr {
 }
 
 fn range(offset: u32, count: u32) -> SectionRange {
-    SectionRange::new(section(offset), count).expect("it has numbers")
+    SectionRange::new(section(offset), count).expect("the numbers are small")
 }
 
-/// Free blocks of Movable by order, with the pages on per-CPU lists back in the buddy.
+/// Free buddy blocks of Movable by order, after the per-CPU lists are drained.
 fn buddy(mm: &Mm<Sim>) -> [u32; Order::COUNT] {
     drop(mm.zone_pcp_disable(NODE.zone(ZoneType::Movable)));
     mm.free_blocks(NODE.zone(ZoneType::Movable)).map(|types| types.iter().sum())
@@ -58,9 +68,9 @@ fn memmap(mm: &Mm<Sim>) -> [u64; 2] {
 
 type Row = (usize, usize, bool, [u64; 3], [u32; 2], [u32; 2]);
 
-/// What E.2 of the reference says of Linux 6.12: memory blocks of `block` sections, `count` of them,
-/// memmap on memory or not; then present, managed, memmap pages, free blocks of order 10 and 9,
-/// pageblocks that are unmovable and movable.
+/// Counters of Linux 6.12. Input: sections per memory block, number of memory blocks, memmap on memory or not.
+/// Output: present, managed and memmap pages; free buddy blocks of order 10 and 9; unmovable and movable
+/// pageblocks.
 const LINUX: [Row; 8] = [
     (1, 1, false, [32_768, 32_768, 512], [32, 0], [0, 64]),
     (1, 1, true, [32_768, 32_256, 512], [31, 1], [1, 63]),
@@ -72,7 +82,7 @@ const LINUX: [Row; 8] = [
     (1, 16, true, [524_288, 516_096, 8192], [496, 16], [16, 1008]),
 ];
 
-/// S4.1, S4.6, S4.21: the accounting is Linux's to the page, in every state.
+/// S4.1, S4.6, S4.21: the counters are those of Linux to the page, in every state.
 #[test]
 fn s4_accounting_is_linuxs_table() {
     for (block, count, on, [present, managed, pages], [order_10, order_9], types) in LINUX {
@@ -84,7 +94,7 @@ fn s4_accounting_is_linuxs_table() {
         firsts().for_each(|nr| add(mm, nr, block).unwrap());
         let added = state_of(mm, SECTIONS);
         assert_eq!(memmap(mm), if on { [0, pages] } else { [pages, 0] }, "{name}");
-        // S4.1: 512 pages a section of what there was.
+        // S4.1: 512 pages of older memory per section.
         assert_eq!(free - mm.stats().zones[0].free, if on { 0 } else { pages }, "{name}");
         assert_eq!([movable(mm).spanned, movable(mm).present, movable(mm).managed], [0; 3], "{name}");
 
@@ -107,24 +117,22 @@ fn s4_accounting_is_linuxs_table() {
         assert_eq!(mm.stats().blocks_online, 2 + count as u64, "{name}");
 
         firsts().for_each(|nr| mm.hotplug().offline(nr).unwrap());
-        assert_eq!(state_of(mm, SECTIONS), added, "{name}: the values of an added block exactly");
+        assert_eq!(state_of(mm, SECTIONS), added, "{name}: the counters of an added memory block");
         firsts().for_each(|nr| mm.hotplug().remove_memory(nr).unwrap());
         assert_eq!(state_of(mm, SECTIONS), start, "{name}: removed");
     }
 }
 
-/// S4.2: a guest of 256 MiB, half of it in use, grows by 12 GiB in 96 memory blocks. Linux is out of memory
+/// S4.2: a guest of 256 MiB, half of it in use, grows by 12 GiB in 96 memory blocks. Linux runs out of memory
 /// after 62, rolls nothing back and panics.
 #[test]
 fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     for on in [false, true] {
         let content = MemoryContent::Zero;
         let machine = SimMachine {
-            memmap_on_memory: on,
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
-            content,
-            init: InitPolicy::Lazy,
+            options: Options { memmap_on_memory: on, content, init: InitPolicy::Lazy, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         };
         let mm = machine.boot();
@@ -134,7 +142,7 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
         let result = mm.hotplug().add_memory_range(NODE, range(0, 96), 1, content);
         if on {
             assert_eq!(result, Ok(()));
-            assert_eq!(mm.stats().zones[0].free, free, "nothing of what there was");
+            assert_eq!(mm.stats().zones[0].free, free, "no page of older memory is used");
             (0..96).for_each(|offset| mm.hotplug().online(section(offset), ZoneType::Movable).unwrap());
             mm.check();
             assert_eq!([movable(mm).present, movable(mm).managed], [3_145_728, 3_096_576]);
@@ -145,7 +153,7 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
     }
 }
 
-/// S4.3: on a node that has movable memory only, the memmap lies on the node all the same.
+/// S4.3: also on a node that has only movable memory, the memmap lies on the node.
 #[test]
 fn s4_3_memmap_is_on_the_node_of_its_memory() {
     for on in [false, true] {
@@ -157,25 +165,25 @@ fn s4_3_memmap_is_on_the_node_of_its_memory() {
         let next = section(1);
         mm.hotplug().add_memory(far, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         let memmap = mm.platform().memmap_of(next).unwrap();
-        // Without it there is no page on the node that it may lie in: all of them are movable.
+        // Without memmap on memory no page of the node can hold the memmap: all of them are movable.
         assert_eq!(memmap >= BLOCK.start(), on, "memmap at {memmap:?}");
         assert_eq!(mm.stats().nodes[1][MOVABLE].present, 32_768);
     }
 }
 
-/// S4.4: on memory a memmap is always one large page; in older memory that is fragmented it is single
-/// pages, whose holder says so, and all of them come back.
+/// S4.4: a memmap on memory is always one large page. In fragmented older memory it is single pages, whose
+/// holder is a memmap, and removal frees all of them.
 #[test]
 fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
     for on in [true, false] {
         let mm = SimMachine {
-            memmap_on_memory: on,
             sections: SECTIONS,
             page_tables: true,
+            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         }
         .boot();
-        // Every second page is in use: no two that are free lie side by side.
+        // Every second page is in use, so no two free pages lie side by side.
         let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
         for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
             mm.free_pages(pfn, Order::PAGE);
@@ -194,7 +202,7 @@ fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
         mm.hotplug().remove_memory(BLOCK).unwrap();
         assert_eq!(state_of(mm, SECTIONS), before);
 
-        // Each attempt fails once, and then memory runs out in the middle.
+        // Each attempt fails once. Then memory runs out half-way.
         for step in [FaultStep::AllocMemmap, FaultStep::MapMemmap] {
             for attempt in 0..4 {
                 mm.platform().inject(step, attempt);
@@ -234,10 +242,14 @@ fn s4_6_one_common_reserve_at_the_start() {
     }
 }
 
-/// S4.8: the memmap comes and goes with add and remove; it is written with online.
+/// S4.8: the memmap is allocated by add, written by online and freed by remove.
 #[test]
 fn s4_8_allocated_at_add_and_initialised_at_online() {
-    let machine = SimMachine { content: MemoryContent::Zero, sections: SECTIONS, ..SimMachine::default() };
+    let machine = SimMachine {
+        sections: SECTIONS,
+        options: Options { content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
     let mm = machine.boot();
     let start = state_of(mm, SECTIONS);
     for online in [false, true] {
@@ -245,7 +257,7 @@ fn s4_8_allocated_at_add_and_initialised_at_online() {
         assert_eq!(memmap(mm), [0, 4096]);
         if !online {
             let written: usize = (0..8).map(|offset| mm.platform().written_pages(section(offset))).sum();
-            assert_eq!(written, 0, "nobody has written to a memmap that is only added");
+            assert_eq!(written, 0, "a memmap that is only added is not written");
         } else {
             mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
             mm.hotplug().offline(BLOCK).unwrap();
@@ -255,7 +267,8 @@ fn s4_8_allocated_at_add_and_initialised_at_online() {
     }
 }
 
-/// S4.9: no page of a memory block can be looked at unless the block is online, its memmap's own neither.
+/// S4.9: a page of a memory block, including the pages of its memmap, is visible only while the memory block is
+/// online.
 #[test]
 fn s4_9_no_online_page_before_online() {
     let mm = machine(true);
@@ -276,7 +289,7 @@ fn s4_9_no_online_page_before_online() {
     assert!(mm.is_online_page(SectionNr::new(1).start()), "boot memory");
 }
 
-/// S4.10: what a memmap held before online does not matter.
+/// S4.10: the content of a memmap before online does not matter.
 #[test]
 fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
     let mm = machine(true);
@@ -285,7 +298,7 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
     for _ in 0..2 {
         lose();
         mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
-        // Looks at every page.
+        // `check` reads every page.
         mm.check();
         assert_eq!(buddy(mm)[10], 252);
         mm.hotplug().offline(BLOCK).unwrap();
@@ -295,19 +308,24 @@ fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
     mm.check();
 }
 
-/// S4.11: of a memory block of 8 GiB the memmap covers a section wholly, which is online as all others.
+/// S4.11: the memmap of a memory block of 8 GiB fills a whole section, which is online as all others.
 #[test]
 fn s4_11_a_section_of_nothing_but_memmap() {
     let sections = 64;
     let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
-    let mm = SimMachine { content, init, sections: 64 + sections, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        sections: 64 + sections,
+        options: Options { content, init, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     let start = state_of(mm, 64 + sections);
     let first = SectionNr::new(64);
     mm.hotplug().add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();
     let added = state_of(mm, 64 + sections);
     mm.platform().inject(FaultStep::Online, 0);
     assert_eq!(mm.hotplug().online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
-    assert_eq!(state_of(mm, 64 + sections), added, "and back");
+    assert_eq!(state_of(mm, 64 + sections), added, "rolled back");
     mm.hotplug().online(first, ZoneType::Movable).unwrap();
     mm.check();
     assert!(mm.is_online_page(first.start()));
@@ -318,7 +336,7 @@ fn s4_11_a_section_of_nothing_but_memmap() {
     assert_eq!(state_of(mm, 64 + sections), start);
 }
 
-/// Where the zone's pages were counted at each attempt of `step`: spanned and present.
+/// The zone's spanned and present pages at each attempt of `step`.
 fn watched(mm: &'static Mm<Sim>, step: FaultStep, operation: impl FnOnce()) -> Vec<[u64; 2]> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&seen);
@@ -332,7 +350,8 @@ fn watched(mm: &'static Mm<Sim>, step: FaultStep, operation: impl FnOnce()) -> V
     Arc::try_unwrap(seen).map_or_else(|seen| seen.lock().unwrap().clone(), |seen| seen.into_inner().unwrap())
 }
 
-/// S4.12, S4.13: the memmap's pages join the zone first and count last; a veto in between leaves no trace.
+/// S4.12, S4.13: the memmap's pages join the zone first and count as present last. A veto in between changes
+/// nothing.
 #[test]
 fn s4_13_present_counts_the_memmap_after_the_rest() {
     let mm = machine(true);
@@ -343,15 +362,15 @@ fn s4_13_present_counts_the_memmap_after_the_rest() {
         let veto = watched(mm, FaultStep::Online, || {
             assert_eq!(mm.hotplug().online(BLOCK, ZoneType::Movable), Err(OnlineError::Vetoed));
         });
-        assert_eq!(veto, [[4096, 0]], "the memmap is in the span, and counts for nothing");
+        assert_eq!(veto, [[4096, 0]], "the memmap is in the span and not present");
         assert_eq!(state_of(mm, SECTIONS), added, "S4.12: deinit is the inverse of init");
     }
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!([movable(mm).spanned, movable(mm).present], [262_144; 2]);
 }
 
-/// S4.14, S4.15: the memmap stops counting before anything else happens, and counts again if the rest
-/// stays.
+/// S4.14, S4.15: the memmap stops counting as present before any other step, and counts again if the rest stays
+/// online.
 #[test]
 fn s4_14_offline_takes_the_memmap_from_present_first() {
     let mm = machine(true);
@@ -379,7 +398,8 @@ fn s4_14_offline_takes_the_memmap_from_present_first() {
     assert_eq!([movable(mm).spanned, movable(mm).present], [0; 2]);
 }
 
-/// S4.16: a range of several memory blocks that hold their memmaps leaves block by block, or not at all.
+/// S4.16: a range of memory blocks that hold their memmaps is removed memory block by memory block, or not at
+/// all.
 #[test]
 fn s4_16_removal_has_the_granularity_of_adding() {
     let refused = OfflineAndRemoveError::Remove(RemoveError::Granularity);
@@ -397,9 +417,9 @@ fn s4_16_removal_has_the_granularity_of_adding() {
         let result = mm.hotplug().offline_and_remove_memory(range(0, 16));
         if policy == RemovalPolicy::Range {
             assert_eq!(result, Err(refused));
-            assert_eq!(mm.stats().zones, used, "nothing has changed, nothing has moved");
+            assert_eq!(mm.stats().zones, used, "no counter has changed");
             assert_eq!(mm.stats().pages_migrated, 0);
-            // One by one it is as it came.
+            // Removed one by one, as the memory blocks were added.
             for at in (0..16).step_by(4) {
                 assert_eq!(mm.hotplug().offline_and_remove_memory(range(at, 4)), Ok(()));
             }
@@ -423,7 +443,7 @@ fn s4_16_removal_has_the_granularity_of_adding() {
     }
 }
 
-/// S4.16: blocks with their memmap on them and blocks without do not go together.
+/// S4.16: memory blocks with their memmap on them and memory blocks without are not removed together.
 #[test]
 fn s4_16_mixed_ranges_are_refused() {
     let mm = machine(true);
@@ -438,7 +458,7 @@ fn s4_16_mixed_ranges_are_refused() {
     }
     mm.check();
     assert_eq!(memmap(mm), [0, 0]);
-    // Where no memmap is on memory, even the strict policy has nothing against a range.
+    // Where no memmap is on memory, even the strict policy allows a range.
     let mm = machine_with(RemovalPolicy::Range);
     mm.hotplug().add_memory_range(NODE, range(0, 8), 2, elsewhere).unwrap();
     assert_eq!(mm.hotplug().remove_memory_range(range(0, 8)), Ok(()));
@@ -453,7 +473,7 @@ fn s4_17_removal_frees_into_the_altmap() {
     let before = free(mm);
     mm.hotplug().remove_memory(BLOCK).unwrap();
     assert_eq!((free(mm), memmap(mm)), (before, [0, 0]));
-    // Half-way, too: the sixth section's memmap cannot be mapped.
+    // The same when adding fails half-way: the sixth section's memmap cannot be mapped.
     let state = state_of(mm, SECTIONS);
     mm.platform().inject(FaultStep::MapMemmap, 5);
     assert_eq!(add(mm, BLOCK, GIB), Err(AddError::NoPageTable));
@@ -461,9 +481,9 @@ fn s4_17_removal_frees_into_the_altmap() {
     assert_eq!(state_of(mm, SECTIONS), state);
 }
 
-/// S4.18, S4.19: the memmap's pages are never handed out, never isolated, and stand in nobody's way.
+/// S4.18, S4.19: the memmap's pages are never allocated or isolated, and do not prevent offlining.
 #[test]
-fn s4_18_memmap_pages_are_nobodys() {
+fn s4_18_memmap_pages_are_never_allocated() {
     let mm = machine(true);
     add(mm, BLOCK, GIB).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
@@ -474,21 +494,21 @@ fn s4_18_memmap_pages_are_nobodys() {
     let in_block = held.iter().filter(|&&pfn| pfn >= BLOCK.start());
     let lowest = in_block.clone().min();
     assert_eq!(lowest, Some(&BLOCK.start().add(4096)), "the first page behind the memmap");
-    assert!(in_block.count() > 257_000, "all but what the watermark keeps");
+    assert!(in_block.count() > 257_000, "all but the pages that the watermark keeps");
     held.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
     let attempts = mm.platform().attempts(FaultStep::Isolate);
     mm.hotplug().offline(BLOCK).unwrap();
-    // Linux's trace begins at 0x100200 for one section; here a pageblock each behind the memmap.
+    // One attempt for each pageblock behind the memmap. (For one section, Linux's trace begins at 0x100200.)
     assert_eq!(mm.platform().attempts(FaultStep::Isolate) - attempts, 504);
 }
 
-/// S4.20: memory that is not fit for it has its memmap in older memory, and what cannot be is an error.
+/// S4.20: a memory block that cannot hold its memmap has it in older memory; an impossible request is an error.
 #[test]
 fn s4_20_geometry_falls_back_or_is_refused() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
     let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
-    // The reserve of four sections is four pageblocks, of which one is missing.
+    // The reserve of four sections is four pageblocks, and one of them is not plugged.
     let mut plugged = [PageblockSet::ALL; 4];
     plugged[0] = PageblockSet::ALL.without(PageblockSet::range(3..4));
     assert_eq!(
@@ -526,10 +546,10 @@ fn s4_20_geometry_falls_back_or_is_refused() {
     assert_eq!(state_of(mm, SECTIONS), start);
 }
 
-/// Sub-blocks of a large memory block: the reserve is plugged as a whole, the others one by one and over
-/// the borders of sections.
+/// Pageblocks of a large memory block: the reserve is plugged as a whole, the others one by one and across
+/// sections.
 #[test]
-fn pageblocks_of_a_large_block() {
+fn pageblocks_of_a_large_memory_block() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
     let mut plugged = [PageblockSet::NONE; GIB];
@@ -537,7 +557,11 @@ fn pageblocks_of_a_large_block() {
     mm.hotplug().add_memory(NODE, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm.check();
-    assert_eq!([movable(mm).present, movable(mm).managed], [262_144, 0], "all memmap, and populated");
+    assert_eq!(
+        [movable(mm).present, movable(mm).managed],
+        [262_144, 0],
+        "all plugged pageblocks hold memmap"
+    );
     let pieces = [PageblockSet::range(60..64), PageblockSet::ALL, PageblockSet::range(0..1)];
     mm.hotplug().online_pageblocks(section(2), pieces).unwrap();
     mm.check();
@@ -576,7 +600,7 @@ fn pageblocks_of_a_large_block() {
     assert_eq!(state_of(mm, SECTIONS), start);
 }
 
-/// Every step of adding a range of memory blocks fails once: all of it is as before.
+/// Every step of adding a range of memory blocks fails once. Afterwards everything is as before.
 #[test]
 fn every_step_of_a_range_rolls_back() {
     for on in [true, false] {
@@ -595,20 +619,20 @@ fn every_step_of_a_range_rolls_back() {
             mm.platform().inject_always(step, false);
             mm.hotplug().remove_memory_range(range(4, 8)).unwrap();
         }
-        assert_eq!(failures, 3 * 8, "each of them for each section");
+        assert_eq!(failures, 3 * 8, "each step fails for each section");
     }
 }
 
-/// A range of which a memory block stays comes back whole, to the zone that it was in.
+/// If one memory block of a range stays online, the whole range returns to its zone.
 #[test]
-fn a_range_that_cannot_leave_comes_back() {
+fn a_range_that_cannot_go_offline_returns_to_its_zone() {
     let mm = machine(true);
     mm.hotplug().add_memory_range(NODE, range(0, 16), 4, MemoryContent::Unknown).unwrap();
     for at in (0..16).step_by(4) {
         let zone = if at == 0 { ZoneType::Normal } else { ZoneType::Movable };
         mm.hotplug().online(section(at), zone).unwrap();
     }
-    // A page of the third block.
+    // A page of the third memory block.
     let mut held = Vec::new();
     while held
         .last()
@@ -620,7 +644,7 @@ fn a_range_that_cannot_leave_comes_back() {
     mm.set_holder(pinned, 1);
     held.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::MAX));
     let before = mm.stats().zones.map(|zone| (zone.spanned, zone.present, zone.managed));
-    // Not even a veto of onlining keeps the others from coming back.
+    // Even when onlining is vetoed, the others return.
     mm.platform().inject(FaultStep::Online, 0);
     let result = mm.hotplug().offline_and_remove_memory(range(0, 16));
     let Err(OfflineAndRemoveError::Offline(nr, OfflineError::Unmovable(stuck))) = result else {
@@ -634,7 +658,7 @@ fn a_range_that_cannot_leave_comes_back() {
     mm.check();
 }
 
-/// Bad input: removal of what is online, online of what is, and ranges that are none.
+/// Removing online memory, onlining online memory, and invalid ranges are errors.
 #[test]
 fn remove_of_an_online_block_and_double_online() {
     for sections in [1, GIB] {

@@ -1,4 +1,4 @@
-//! From a memory map to zones.
+//! Boot: the zones that a memory map gives, and memblock.
 
 use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
@@ -6,7 +6,7 @@ use tidevm_mm::{
     SectionNr, ZoneType,
 };
 
-/// A PC's memory map in small: a hole at 640 KiB, odd ends, some reserved, memory above 4 GiB.
+/// A small PC memory map: a hole at 640 KiB, odd ends, reserved ranges, memory above 4 GiB.
 #[test]
 fn holes_and_reserved_ranges() {
     let four_gib = 1 << 20;
@@ -21,14 +21,14 @@ fn holes_and_reserved_ranges() {
     let [dma32, normal, movable] = mm.stats().zones;
     assert_eq!((dma32.spanned, dma32.present), (40_256, 40_159));
     assert_eq!((normal.spanned, normal.present), (33_000, 33_000));
-    // All four sections' memmap comes from the top, which is Normal.
+    // The memmaps of all four sections come from the top of memory, which is Normal.
     assert_eq!(dma32.managed, 40_159 - 1005);
     assert_eq!(normal.managed, 33_000 - 1 - 4 * 512);
     assert_eq!((movable.spanned, movable.present, movable.managed), (0, 0, 0));
     assert_eq!(dma32.free, dma32.managed);
-    assert_eq!(mm.stats().memmap_boot_pages, 0, "that counts hot-added memory's");
+    assert_eq!(mm.stats().memmap_boot_pages, 0, "only memmaps of hot-added memory count");
 
-    // Everything that is free can be had, nothing else.
+    // Every free page can be allocated, and no other page.
     let mut pages = Vec::new();
     while let Ok(pfn) = mm.alloc_pages(Order::PAGE, Gfp::PageTable) {
         pages.push(pfn.get());
@@ -46,7 +46,7 @@ fn holes_and_reserved_ranges() {
 #[test]
 fn memory_map_that_does_not_fit() {
     let boot = |machine: &SimMachine| {
-        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.options())
+        machine.build().boot(Box::leak(Box::new(machine.memblock())), machine.boot_options())
     };
     let beyond = SimMachine { memory: [(0, 10_000), (36 * 32768, 10)].into(), ..SimMachine::default() };
     let address = PhysAddr::new(36 << 27);
@@ -57,7 +57,7 @@ fn memory_map_that_does_not_fit() {
     assert_eq!(boot(&full), Err(BootError::NoMemory));
     let machine = SimMachine::default();
     for nr_cpus in [0, 2] {
-        let options = tidevm_mm::Options { nr_cpus, ..machine.options() };
+        let options = tidevm_mm::Options { nr_cpus, ..machine.boot_options() };
         assert_eq!(
             machine.build().boot(Box::leak(Box::new(machine.memblock())), options),
             Err(BootError::Cpus)
@@ -65,8 +65,8 @@ fn memory_map_that_does_not_fit() {
     }
 }
 
-/// The platform takes page tables from the allocator while it maps: from the second section of
-/// boot on, and in every hotplug operation.
+/// The platform takes page tables from the allocator while it maps: from the second section of boot memory on,
+/// and in every hotplug operation.
 #[test]
 fn page_tables_come_from_the_allocator() {
     let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
@@ -84,8 +84,8 @@ fn page_tables_come_from_the_allocator() {
     mm.check();
 }
 
-/// A machine without a free page can still be given memory: page tables may take the reserve. When
-/// even that is gone, adding fails cleanly.
+/// Memory can be added to a machine without a free page, because page tables may take the reserve. When the
+/// reserve is used up too, adding fails cleanly.
 #[test]
 fn growing_out_of_memory() {
     let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
@@ -103,7 +103,7 @@ fn growing_out_of_memory() {
         Err(tidevm_mm::AddError::NoPageTable)
     );
     assert_eq!(mm.stats().zones, before.zones);
-    assert_eq!(mm.platform().attempts(FaultStep::MapMemmap), 1, "it did not come that far");
+    assert_eq!(mm.platform().attempts(FaultStep::MapMemmap), 1, "the memmap was not mapped the second time");
     mm.check();
 }
 
@@ -116,7 +116,7 @@ fn spans(ranges: impl Iterator<Item = PhysRange>) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn memblock_merges_what_touches() {
+fn memblock_merges_ranges_that_touch() {
     let mut memblock = Memblock::new();
     for (start, size) in [(100, 10), (0, 10), (50, 10), (110, 5), (10, 40), (200, 0), (58, 50)] {
         memblock.add(range(start, size)).unwrap();

@@ -1,4 +1,4 @@
-//! Allocations of whole pageblocks that lie side by side.
+//! Allocations of several pageblocks that lie side by side.
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
@@ -44,14 +44,14 @@ fn a_range_in_use_is_emptied_first() {
     mm.check();
 }
 
-/// The allocated pages are single ones, each with a holder of its own and freed by itself.
+/// The allocated pages are single pages. Each has its own holder and is freed by itself.
 #[test]
 fn its_pages_are_single_ones() {
     let mm = machine(1);
     let free = mm.stats().zones[2];
     let range = mm.alloc_contig_pages(63).unwrap();
     assert_eq!(range.pages(), 63 * 512);
-    assert_eq!(mm.alloc_contig_pages(1), Err(AllocError), "all of it is taken");
+    assert_eq!(mm.alloc_contig_pages(1), Err(AllocError), "every pageblock is taken");
     frames(range).for_each(|pfn| mm.set_holder(pfn, 5));
     mm.check();
     assert!(
@@ -64,7 +64,7 @@ fn its_pages_are_single_ones() {
     mm.hotplug().offline(BLOCK).unwrap();
 }
 
-/// A range that cannot be allocated is refused with the reason, and nothing has changed.
+/// A range that cannot be allocated is refused with the reason, and nothing changes.
 #[test]
 fn refusals() {
     let mm = machine(1);
@@ -84,7 +84,7 @@ fn refusals() {
     mm.platform().inject(FaultStep::Isolate, 2);
     assert_eq!(mm.hotplug().alloc_contig_range(BLOCK, some), Err(OfflineError::Busy));
     mm.check();
-    // Boot memory can be allocated too, but not where the kernel uses it.
+    // Boot memory can be allocated too, except where it is reserved.
     assert!(matches!(
         mm.hotplug().alloc_contig_range(SectionNr::new(0), PageblockSet::range(0..2)),
         Err(OfflineError::Unmovable(_))
@@ -95,7 +95,7 @@ fn refusals() {
 
 /// S3.12: lists are drained and not disabled.
 #[test]
-fn lists_stay_in_play() {
+fn lists_are_drained_and_stay_enabled() {
     let mm = machine(1);
     let cached = || {
         let held: Vec<_> = (0..100).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -112,7 +112,7 @@ fn lists_stay_in_play() {
     mm.free_contig_range(range);
 }
 
-/// S3.12: while other CPUs allocate and free, it may fail, and never takes a page that is in use.
+/// S3.12: while other CPUs allocate and free, the allocation may fail, and never takes a page that is in use.
 #[test]
 fn it_may_fail_and_never_corrupts() {
     let mm = machine(3);
@@ -152,7 +152,7 @@ fn it_may_fail_and_never_corrupts() {
         }
         stop.store(true, SeqCst);
     });
-    assert!(got > 0, "never had one");
+    assert!(got > 0, "no allocation succeeded");
     tenant.verify_all();
     tenant.release_all();
     mm.check();

@@ -7,8 +7,8 @@ use std::thread;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order,
+    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -17,8 +17,13 @@ use crate::workload::BLOCK;
 const SECTIONS: u32 = 8;
 
 fn machine(cpus: usize, init: InitPolicy, grow: bool) -> &'static Mm<Sim> {
-    SimMachine { memory: [(0, SECTIONS * SECTION_PAGES)].into(), cpus, init, grow, ..SimMachine::default() }
-        .boot()
+    SimMachine {
+        memory: [(0, SECTIONS * SECTION_PAGES)].into(),
+        cpus,
+        options: Options { init, grow, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn deferred(cpus: usize) -> &'static Mm<Sim> {
@@ -39,7 +44,8 @@ fn finish(mm: &Mm<Sim>) {
     assert!(mm.is_all_initialised());
 }
 
-/// S1.18: one section at first; present and spanned count all, and what is to come is known.
+/// S1.18: boot initialises one section; present and spanned pages count all sections, and the deferred ones are
+/// counted.
 #[test]
 fn boot_initialises_one_section() {
     let mm = deferred(1);
@@ -52,15 +58,15 @@ fn boot_initialises_one_section() {
     assert!(!mm.is_all_initialised());
 }
 
-/// S1.1: an early demand beyond the first section is met, by as many sections as it
-/// takes.
+/// S1.1: an early demand beyond the first section is met, and only as many sections as needed are initialised
+/// for it.
 #[test]
-fn early_allocations_initialise_what_they_need() {
+fn early_allocations_initialise_the_sections_they_need() {
     let mm = deferred(1);
     let demand = 4 * SECTION_PAGES;
     let pages = take(mm, demand);
     assert_eq!(pages.len() as u32, demand);
-    // One that was there, those of the demand, and one for watermarks and what boot had taken.
+    // The first one, those of the demand, and one for watermarks and pages that boot has taken.
     assert!((5..=6).contains(&initialised(mm)), "{} sections", initialised(mm));
     mm.check();
     finish(mm);
@@ -69,7 +75,7 @@ fn early_allocations_initialise_what_they_need() {
     mm.check();
 }
 
-/// The same with growing switched off: out of memory, with most of it there.
+/// The same with growing off: the allocation fails although most memory is free.
 #[test]
 fn without_growing_early_allocations_fail() {
     let mm = machine(1, InitPolicy::Deferred, false);
@@ -81,9 +87,9 @@ fn without_growing_early_allocations_fail() {
     assert_eq!(take(mm, SECTION_PAGES).len() as u32, SECTION_PAGES);
 }
 
-/// S1.13: all of memory can be had this way, and then there is an end.
+/// S1.13: all of memory can be allocated this way, and then allocations fail.
 #[test]
-fn all_of_memory_can_be_had_early() {
+fn all_of_memory_can_be_allocated_early() {
     let [mm, eager] = [deferred(1), machine(1, InitPolicy::Eager, true)];
     let [all, whole] = [mm, eager].map(|mm| take(mm, u32::MAX).len());
     // Watermarks follow the size of zones, and are those of one section until all are initialised.
@@ -93,7 +99,7 @@ fn all_of_memory_can_be_had_early() {
     mm.check();
 }
 
-/// Large blocks grow the zone too.
+/// Allocations of large buddy blocks grow the zone too.
 #[test]
 fn blocks_of_the_largest_order_grow_the_zone() {
     let mm = deferred(1);
@@ -102,7 +108,7 @@ fn blocks_of_the_largest_order_grow_the_zone() {
     mm.check();
 }
 
-/// The section state machine: deferred and eager end in the same state.
+/// Deferred and eager end in the same state: every counter and every allocation is the same.
 #[test]
 fn deferred_and_eager_end_in_the_same_state() {
     let [mm, eager] = [deferred(2), machine(2, InitPolicy::Eager, true)];
@@ -130,11 +136,11 @@ fn deferred_and_eager_end_in_the_same_state() {
     }
     same("grown");
     let [pages, others] = [mm, eager].map(|mm| take(mm, 3 * SECTION_PAGES));
-    assert!(pages == others, "pages come in the same order");
+    assert!(pages == others, "pages are allocated in the same order");
     same("used");
 }
 
-/// Three nodes of three sections each, all but the first of each left for later. The last has no CPU.
+/// Three nodes of three sections; only the first section of each is initialised. The last node has no CPU.
 fn three_nodes() -> &'static Mm<Sim> {
     let node = |node: u32| (3 * node * SECTION_PAGES, 3 * SECTION_PAGES);
     SimMachine {
@@ -142,13 +148,14 @@ fn three_nodes() -> &'static Mm<Sim> {
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         nodes: (0..3).map(|nr| (node(nr).0, node(nr).1, nr as u8)).collect(),
-        init: InitPolicy::Deferred,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot()
 }
 
-/// S2.7: one worker goes where the memory is, and is done with a node before it goes to the next.
+/// S2.7: one worker migrates to a CPU of the node whose memory it initialises, and finishes a node before the
+/// next.
 #[test]
 fn a_single_worker_migrates_from_node_to_node() {
     let mm = three_nodes();
@@ -158,21 +165,22 @@ fn a_single_worker_migrates_from_node_to_node() {
             moves.push((cpu, next));
             cpu = next;
         }
-        assert!(Sim::run_on(cpu, || mm.init_deferred()), "there is something left to claim");
+        assert!(Sim::run_on(cpu, || mm.init_deferred()), "a section is left to claim");
     }
     assert_eq!(moves, [(0, 1)]);
     let by = mm.stats().deferred_sections;
-    assert_eq!([by[0], by[1]], [[2, 0, 0, 0], [0, 2, 0, 0]], "each by a CPU of its own");
-    assert_eq!(by[2].iter().sum::<u32>(), 2, "somebody has to");
+    assert_eq!([by[0], by[1]], [[2, 0, 0, 0], [0, 2, 0, 0]], "each node's sections by a CPU of that node");
+    assert_eq!(by[2].iter().sum::<u32>(), 2, "node 2's sections by a CPU of another node");
     assert!(mm.is_all_initialised());
     mm.check();
 }
 
-/// S2.6: with a worker on every CPU, each is at its own node's memory as long as there is some.
+/// S2.6: with a worker on every CPU, each initialises memory of its own node as long as sections are left
+/// there.
 #[test]
 fn workers_initialise_the_memory_of_their_own_nodes() {
     let mm = three_nodes();
-    // In turns, so that neither is done with its own before the other.
+    // In turns, so that both workers finish their own node at the same time.
     for _ in 0..2 {
         for cpu in 0..2 {
             assert!(Sim::run_on(cpu, || mm.init_deferred()));
@@ -181,13 +189,13 @@ fn workers_initialise_the_memory_of_their_own_nodes() {
     let by = mm.stats().deferred_sections;
     assert_eq!(by, [[2, 0, 0, 0], [0, 2, 0, 0], [0; 4], [0; 4]]);
     while Sim::run_on(1, || mm.init_deferred()) {}
-    assert_eq!(mm.stats().deferred_sections[2], [0, 2, 0, 0], "the rest by whoever has time");
+    assert_eq!(mm.stats().deferred_sections[2], [0, 2, 0, 0], "node 2's sections by the CPU that was free");
     assert!(mm.is_all_initialised());
     mm.check();
 }
 
-/// While workers initialise and others allocate nearly all there is, no allocation fails, and no page is
-/// had twice.
+/// While workers initialise and other CPUs allocate nearly all memory, no allocation fails and no page is
+/// allocated twice.
 #[test]
 fn workers_and_allocations_race() {
     const WORKERS: usize = 2;
@@ -195,7 +203,7 @@ fn workers_and_allocations_race() {
     for _ in 0..4 {
         let mm = deferred(WORKERS + TAKERS);
         let taken = AtomicU64::new(0);
-        // Less than there is by a third of a section: watermarks and per-CPU lists keep some.
+        // All but a third of a section: watermarks and per-CPU lists keep some pages.
         let all = mm.stats().zones[0].managed;
         let each = (all as u32 - SECTION_PAGES / 3) / TAKERS as u32;
         thread::scope(|scope| {
@@ -217,17 +225,17 @@ fn workers_and_allocations_race() {
                     });
                 });
             }
-            scope.spawn(move || (0..3).map(|_| mm.check()).sum::<u64>());
+            scope.spawn(move || (0..3).map(|_| mm.check().pages).sum::<u64>());
         });
         assert_eq!(taken.load(SeqCst), u64::from(each) * TAKERS as u64);
         finish(mm);
-        // S1.9: every struct page of every section, once.
+        // S1.9: every struct page of every section is written once.
         assert_eq!(mm.stats().memmaps_written, u64::from(SECTIONS));
         mm.check();
     }
 }
 
-/// S1.10, and hotplug beside it: memory blocks come and go in the zone that is not all there yet.
+/// S1.10: memory blocks are added and removed in a zone that is partly deferred.
 #[test]
 fn memory_blocks_join_a_zone_that_is_deferred() {
     let mm = deferred(1);
@@ -254,22 +262,28 @@ fn memory_blocks_join_a_zone_that_is_deferred() {
     mm.check();
 }
 
-/// S1.8: a section with three free pages is growth too, though not enough for the one who asked: it asks
-/// again, and gets its block from the next one.
+/// S1.8: growing by a section with three free pages counts as growth. The allocation tries again and gets its
+/// buddy block from the next section.
 #[test]
 fn growing_less_than_was_asked_for_is_growing() {
     let memory = [(0, 3 * SECTION_PAGES)].into();
     let reserved = [(0, 1024), (SECTION_PAGES, SECTION_PAGES - 3)].into();
-    let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
-    while initialised(mm) == 1 {
-        mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("there is a section to come with free blocks");
+    let mm = SimMachine {
+        memory,
+        reserved,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
     }
-    assert_eq!(initialised(mm), 3, "the one with three free pages, and the one after it");
+    .boot();
+    while initialised(mm) == 1 {
+        mm.alloc_pages(Order::MAX, Gfp::Kernel).expect("a deferred section has free buddy blocks");
+    }
+    assert_eq!(initialised(mm), 3, "the section with three free pages, and the one after it");
     mm.check();
 }
 
-/// S2.6 and S2.7: CPUs of all nodes, each at its own node's memory; or one that goes from node to node. Either
-/// way no section is initialised from afar, and the end is the same.
+/// S2.6 and S2.7: a worker per node, or one worker that migrates from node to node. Either way every section is
+/// initialised by a CPU of its node, and the end state is the same.
 #[test]
 fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
     let section = |nr: u32| nr * SECTION_PAGES;
@@ -279,7 +293,7 @@ fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
             nodes: [(0, section(4), 0), (section(32), section(4), 1)].into(),
             cpus: 2,
             cpu_nodes: [0, 1].into(),
-            init: InitPolicy::Deferred,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
             ..SimMachine::default()
         };
         machine.boot()
@@ -289,7 +303,8 @@ fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
     thread::scope(|scope| {
         for cpu in 0..2 {
             let of_node = move || own_node(parallel)[cpu].iter().sum::<u32>();
-            // As many as its node has; who is through early would help the other.
+            // Each CPU initialises as many sections as its node has. A CPU that finishes early would help
+            // another node.
             scope.spawn(move || Sim::run_on(cpu, || while of_node() < 3 && parallel.init_deferred() {}));
         }
     });

@@ -1,17 +1,23 @@
-//! Memory that is wanted before all of it is initialised: however much it is, wherever it lies.
+//! Allocations that need more memory than boot has initialised.
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats, ZoneType,
+    Gfp, InitPolicy, Mm, NodeId, Options, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats,
+    ZoneType,
 };
 
 /// Sections of boot memory.
 const SECTIONS: u32 = 8;
 
 fn machine(init: InitPolicy, memory: &[(u32, u32)]) -> &'static Mm<Sim> {
-    SimMachine { memory: memory.to_vec(), init, ..SimMachine::default() }.boot()
+    SimMachine {
+        memory: memory.to_vec(),
+        options: Options { init, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 fn deferred() -> &'static Mm<Sim> {
@@ -32,10 +38,10 @@ fn finish(mm: &Mm<Sim>) {
     assert!(mm.is_all_initialised());
 }
 
-/// S1.3, S1.4: from nothing to nine tenths of memory, nothing to set: what is wanted is there, and no more
-/// than it takes was initialised for it; workers do the rest.
+/// S1.3, S1.4: demands from nothing to nine tenths of memory are met, and only as many sections as needed are
+/// initialised for them. Workers initialise the rest.
 #[test]
-fn any_early_demand_is_met_by_as_little_as_it_takes() {
+fn any_early_demand_initialises_only_the_sections_it_needs() {
     for tenths in 0..=9 {
         let mm = deferred();
         let demand = SECTIONS * SECTION_PAGES * tenths / 10;
@@ -46,14 +52,18 @@ fn any_early_demand_is_met_by_as_little_as_it_takes() {
         mm.check();
         finish(mm);
         let by_workers = mm.stats().deferred_sections[0][0];
-        assert_eq!(by_workers, SECTIONS - 1, "all but the first came later, by growing or by workers");
-        assert_eq!(mm.stats().memmaps_written, u64::from(SECTIONS), "S1.9: each of them once");
+        assert_eq!(
+            by_workers,
+            SECTIONS - 1,
+            "all but the first were initialised after boot, by growing or by workers"
+        );
+        assert_eq!(mm.stats().memmaps_written, u64::from(SECTIONS), "S1.9: each memmap is written once");
         mm.check();
     }
 }
 
-/// S1.8: what is left is less than is asked for. Growing says that it got somewhere, the allocation tries
-/// again and finds that it is not enough; who asks for less gets it.
+/// S1.8: less memory is left than requested. Growing reports progress, the allocation tries again and fails; a
+/// smaller request succeeds.
 #[test]
 fn a_zone_that_grows_by_too_little_is_tried_again() {
     let mm = machine(InitPolicy::Deferred, &[(0, SECTION_PAGES), (SECTION_PAGES, 3)]);
@@ -61,7 +71,7 @@ fn a_zone_that_grows_by_too_little_is_tried_again() {
     while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {
         blocks += 1;
     }
-    assert!(blocks > 20, "{blocks} blocks");
+    assert!(blocks > 20, "{blocks} buddy blocks");
     assert_eq!((initialised(mm), mm.stats().deferred_pages()), (2, 0));
     mm.check();
     let last: Vec<Pfn> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::PageTable).ok()).collect();
@@ -70,8 +80,8 @@ fn a_zone_that_grows_by_too_little_is_tried_again() {
     mm.check();
 }
 
-/// S1.10: memory maps with one zone and two, with holes, with a little in the last section, and with
-/// nothing to leave for later.
+/// S1.10: memory maps with one zone and with two, with holes, with few pages in the last section, and with no
+/// section to leave for later.
 #[test]
 fn memory_maps_of_all_kinds_boot() {
     const HIGH: u32 = 1 << 20;
@@ -97,8 +107,8 @@ fn memory_maps_of_all_kinds_boot() {
     }
 }
 
-/// S1.11: a zone grows by whole sections, in blocks of the largest order. That no page is read before it
-/// was written is seen to by the machine: its memmaps are full of garbage, of which no word is a state.
+/// S1.11: a zone grows by whole sections, in buddy blocks of the largest order. The simulated memmap is full of
+/// garbage, so reading a page before it is written panics.
 #[test]
 fn growth_is_by_whole_sections_in_the_largest_blocks() {
     let mm = deferred();
@@ -109,7 +119,7 @@ fn growth_is_by_whole_sections_in_the_largest_blocks() {
         assert!(mm.init_deferred());
         let (sections, to_come, blocks) = (initialised(mm), mm.stats().deferred_pages(), largest());
         assert_eq!(sections, before.0 + 1);
-        // The last one holds the memmaps of all.
+        // The last section holds the memmaps of all sections.
         let pages = if section == SECTIONS - 1 { SECTION_PAGES - SECTIONS * 512 } else { SECTION_PAGES };
         assert_eq!(before.1 - to_come, u64::from(pages));
         assert_eq!(blocks - before.2, pages / Order::MAX.pages());
@@ -117,10 +127,10 @@ fn growth_is_by_whole_sections_in_the_largest_blocks() {
     }
 }
 
-/// S1.18: while memory comes and is used, managed, present and spanned pages stay, and what is free, what is
-/// in use and what is to come make up what is managed (`check` adds them up).
+/// S1.18: while memory is initialised and used, managed, present and spanned pages are constant. Free, used and
+/// deferred pages add up to managed ones (`check`).
 #[test]
-fn accounts_balance_while_memory_comes() {
+fn accounts_balance_while_memory_is_initialised() {
     let mm = deferred();
     let start = mm.stats().zones[0];
     let (first, mut held) = (mm.stats().deferred_pages(), Vec::new());
@@ -139,5 +149,5 @@ fn accounts_balance_while_memory_comes() {
         assert_eq!(sizes(zone), sizes(start));
         assert_eq!(zone.free + zone.pcp + held.len() as u64 + to_come, zone.managed);
     }
-    assert!(mm.stats().deferred_pages() < first, "nothing came");
+    assert!(mm.stats().deferred_pages() < first, "no section was initialised");
 }

@@ -1,8 +1,9 @@
-//! Every step of every operation fails once: everything must be as before, and work afterwards.
+//! Every step of every operation fails once. Afterwards everything must be as before, and work.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
+    FaultStep, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, SectionNr, SectionState, ZoneStats,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -16,7 +17,7 @@ const STEPS: [FaultStep; 6] = [
     FaultStep::Migrate,
 ];
 
-/// All that can be seen of a machine, but for counters that only grow.
+/// The visible state of a machine, without counters that only grow.
 #[derive(Debug, PartialEq)]
 pub struct State {
     zones: [ZoneStats; 3],
@@ -30,7 +31,7 @@ fn state(mm: &Mm<Sim>) -> State {
     state_of(mm, 36)
 }
 
-/// The same of a machine with `sections` sections.
+/// The same for a machine with `sections` sections.
 pub fn state_of(mm: &Mm<Sim>, sections: u32) -> State {
     for zone in ZoneType::ALL {
         drop(mm.zone_pcp_disable(NodeId::FIRST.zone(zone)));
@@ -65,7 +66,7 @@ fn fail_everywhere(mm: &'static Mm<Sim>, name: &str, operation: impl Fn() -> Res
             let attempts = sim.attempts(step);
             let result = operation();
             if sim.attempts(step) - attempts <= u64::from(attempt) {
-                // It never came that far: it succeeded without this attempt. Take it back.
+                // The operation has fewer attempts, so it succeeded. Undo it.
                 assert_eq!(result, Ok(()), "{name} without a failure");
                 sim.inject_always(step, false);
                 break;
@@ -81,7 +82,7 @@ fn fail_everywhere(mm: &'static Mm<Sim>, name: &str, operation: impl Fn() -> Res
     failures
 }
 
-/// The way back from each operation, for its next round.
+/// Undoes each operation, for its next round.
 fn undo(mm: &Mm<Sim>, name: &str) {
     match name {
         "add" => mm.hotplug().remove_memory(BLOCK).unwrap(),
@@ -105,7 +106,12 @@ fn text<E: std::fmt::Debug>(result: Result<(), E>) -> Result<(), String> {
 #[test]
 fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
-        let mm = SimMachine { memmap_on_memory, cpus: 2, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            cpus: 2,
+            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let partly = PageblockSet::ALL.without(gaps());
         let mut failures = Vec::new();
         failures.push(fail_everywhere(mm, "add", || {
@@ -129,7 +135,7 @@ fn every_step_rolls_back() {
     }
 }
 
-/// An added block whose onlining fails can be removed, and one whose offlining fails works on.
+/// An added memory block whose onlining fails can be removed, and one whose offlining fails can be used.
 #[test]
 fn way_out_after_a_failure() {
     let mm = SimMachine::default().boot();

@@ -4,8 +4,8 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet,
-    Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
+    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order,
+    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -13,7 +13,7 @@ use crate::workload::{BLOCK, Tenant};
 const ALL_PAGES: usize = SECTION_PAGES as usize;
 
 fn machine(init: InitPolicy, content: MemoryContent) -> &'static Mm<Sim> {
-    SimMachine { init, content, ..SimMachine::default() }.boot()
+    SimMachine { options: Options { init, content, ..SimMachine::OPTIONS }, ..SimMachine::default() }.boot()
 }
 
 fn add(mm: &Mm<Sim>, content: MemoryContent) {
@@ -25,20 +25,26 @@ fn written(mm: &Mm<Sim>, nr: SectionNr) -> usize {
     mm.platform().written_pages(nr)
 }
 
-/// Every page that can be had, in the order in which they come.
+/// Allocates all pages, and returns them in order of allocation.
 fn take_all(mm: &Mm<Sim>) -> Vec<Pfn> {
     std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()).collect()
 }
 
-/// Of two zones, and of as much memory as there may be, boot looks at one section: nothing is known of the
-/// others, and nothing written for them, before somebody wants them. Then all of it can be had, once.
+/// Boot initialises one section of two zones, however large memory is, and writes nothing for the others before
+/// they are claimed. Then every page can be allocated, once.
 #[test]
-fn boot_memory_that_nobody_wants_costs_nothing() {
+fn boot_writes_nothing_for_sections_that_are_not_claimed() {
     const HIGH: u32 = 32;
     for sections in [3, 12] {
         let memory = vec![(0, 3 * SECTION_PAGES), (HIGH * SECTION_PAGES, sections * SECTION_PAGES)];
         let machine = |init, content| {
-            SimMachine { memory: memory.clone(), init, content, sections: 48, ..SimMachine::default() }.boot()
+            SimMachine {
+                memory: memory.clone(),
+                sections: 48,
+                options: Options { init, content, ..SimMachine::OPTIONS },
+                ..SimMachine::default()
+            }
+            .boot()
         };
         let eager = machine(InitPolicy::Eager, MemoryContent::Unknown);
         let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
@@ -64,7 +70,7 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
         some.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
 
         let (all, of_eager) = (take_all(mm), take_all(eager));
-        // The last pages of a zone come to a CPU's list 63 at a time, or do not.
+        // A CPU's list takes the last pages of a zone 63 at a time, or not at all.
         assert!(all.len().abs_diff(of_eager.len()) < 63, "{} pages, {} eagerly", all.len(), of_eager.len());
         assert_eq!((online(mm), mm.stats().deferred_pages()), (online(eager), 0));
         assert!(all.iter().collect::<std::collections::HashSet<_>>().len() == all.len(), "each page once");
@@ -72,13 +78,12 @@ fn boot_memory_that_nobody_wants_costs_nothing() {
     }
 }
 
-/// Whatever is done with a section of boot memory that nobody wanted yet is refused as if it was there.
+/// Operations on a section of boot memory that is not claimed are refused as for other boot memory.
 #[test]
-fn boot_memory_to_come_is_not_vacant() {
+fn boot_memory_that_is_not_claimed_is_not_vacant() {
     let mm = SimMachine {
         memory: [(0, 6 * SECTION_PAGES)].into(),
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -95,16 +100,14 @@ fn boot_memory_to_come_is_not_vacant() {
     assert_eq!(mm.section_state(nr), SectionState::Absent);
 }
 
-/// A zone that is kept from a request does not grow for it: nothing of it is looked at, up to the last page
-/// that the request can have.
+/// A zone that its reserve keeps from a request does not grow for that request.
 #[test]
-fn what_is_kept_from_a_request_does_not_come() {
-    // Of Dma32 there is less than what Normal's size has it keep from requests that could use that.
+fn a_zone_does_not_grow_for_a_request_that_its_reserve_refuses() {
+    // Dma32 has fewer pages than its reserve against requests that may use Normal.
     let mm = SimMachine {
         sections: 48,
         memory: [(0, 2560), (32 * SECTION_PAGES, 16 * SECTION_PAGES)].into(),
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -116,9 +119,9 @@ fn what_is_kept_from_a_request_does_not_come() {
     mm.check();
 }
 
-/// What moves off a memory block stays on its node, in boot memory that nobody wanted before.
+/// Pages that migrate off a memory block stay on its node, in boot memory that was not claimed before.
 #[test]
-fn migration_makes_boot_memory_come() {
+fn migration_initialises_boot_memory() {
     const HIGH: u32 = 32;
     let node = NodeId::new(1);
     let mm = SimMachine {
@@ -127,8 +130,7 @@ fn migration_makes_boot_memory_come() {
         nodes: [(0, HIGH * SECTION_PAGES, 0), (HIGH * SECTION_PAGES, 16 * SECTION_PAGES, 1)].into(),
         cpus: 2,
         cpu_nodes: vec![0, 1],
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     }
     .boot();
@@ -139,37 +141,37 @@ fn migration_makes_boot_memory_come() {
     Sim::run_on(1, || (0..30_000).for_each(|slot| _ = tenant.fill(slot, slot as u64).unwrap()));
     assert_eq!(tenant.held_in(block), 30_000);
     let normal = || mm.stats().nodes[1][ZoneType::Normal as usize];
-    // What of it is there has no room for all of that.
+    // The initialised part has no room for all of those pages.
     while normal().free > 10_000 {
         Sim::run_on(1, || mm.alloc_pages(Order::PAGE, Gfp::Kernel)).unwrap();
     }
     let before = normal().deferred;
     mm.hotplug().offline(block).unwrap();
     let held: usize = (HIGH..HIGH + 4).map(|nr| tenant.held_in(SectionNr::new(nr))).sum();
-    assert_eq!(held, 30_000, "none went to the other node");
+    assert_eq!(held, 30_000, "no page went to the other node");
     assert!(normal().deferred < before);
     tenant.verify_all();
     mm.check();
 }
 
-/// Where there is no one piece of memory for the memmaps of all that could be left for later, nothing is.
+/// If no contiguous piece can hold the memmaps of all sections to defer, none is deferred.
 #[test]
 fn fragmented_memory_is_not_left_for_later() {
-    // Between any two of these there is room for one memmap, and not for two.
+    // Between any two reserved pages there is room for one memmap, and not for two.
     let reserved = (0..3 * SECTION_PAGES).step_by(1024).map(|pfn| (pfn, 1)).collect();
     let machine = SimMachine {
         memory: [(0, 3 * SECTION_PAGES)].into(),
         reserved,
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
+        options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     };
     let mm = machine.boot();
     mm.check();
     assert_eq!((mm.stats().blocks_online, mm.stats().deferred_pages()), (3, 0));
+    assert!(mm.is_all_initialised());
 }
 
-/// S4.21: 31 free blocks of 1024 pages, one of 512, and the memmap's own.
+/// S4.21: 31 free buddy blocks of 1024 pages, one of 512, and the one that holds the memmap.
 #[test]
 fn onlining_writes_the_heads_of_free_blocks_and_nothing_else() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
@@ -182,14 +184,14 @@ fn onlining_writes_the_heads_of_free_blocks_and_nothing_else() {
     assert_eq!(written(mm, BLOCK), ALL_PAGES);
 }
 
-/// S2.3, S2.4: what is written beside heads of free blocks is what was handed out.
+/// S2.3, S2.4: beside heads of free buddy blocks, only pages that were allocated are written.
 #[test]
 fn a_page_is_initialised_when_it_is_handed_out() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
     add(mm, MemoryContent::Zero);
     let before = written(mm, BLOCK);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
-    assert_eq!(written(mm, BLOCK), before, "its head was written, and its tails need not be");
+    assert_eq!(written(mm, BLOCK), before, "its head was written before, and its tails need not be");
     mm.split_page(block, Order::MAX);
     assert_eq!(written(mm, BLOCK), before + 1023);
     mm.free_contig_range(tidevm_mm::PfnRange::new(block, 1024));
@@ -198,7 +200,7 @@ fn a_page_is_initialised_when_it_is_handed_out() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
     add(mm, MemoryContent::Zero);
     let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
-    // A refill takes 63 pages at most that nobody has asked for yet, and a split leaves ten heads.
+    // A refill takes at most 63 pages that were not requested yet, and a split leaves ten heads.
     let touched = written(mm, BLOCK) - before;
     assert!((590..600 + 63 + 10).contains(&touched), "{touched} pages");
     mm.check();
@@ -206,17 +208,18 @@ fn a_page_is_initialised_when_it_is_handed_out() {
     mm.check();
 }
 
-/// S2.2: whichever way a page leaves the allocator, it is initialised then, and its neighbours are not.
+/// S2.2: a page is initialised on every path out of the allocator, and its neighbours are not.
 #[test]
-fn every_way_out_initialises_what_it_hands_out() {
+fn every_way_out_initialises_the_pages_it_returns() {
     let order = |order| move |mm: &Mm<Sim>| _ = mm.alloc_pages(Order::new(order), Gfp::Movable).unwrap();
-    // Blocks come from the one of 512 pages, whose split leaves a new head a level: nine down to a page,
-    // six down to eight pages. A list is refilled with 7 pages: 0 to 6, and 7 is the half left of 6.
+    // The buddy blocks come from the one of 512 pages. Each split leaves a new head per level: nine down to a
+    // page, six down to eight pages. A list is refilled with pages 0 to 6; page 7 is the other half of the
+    // buddy block that page 6 comes from.
     type Way<'w> = (&'static str, &'w dyn Fn(&Mm<Sim>), usize);
     let ways: [Way<'_>; 4] = [
         ("refill", &order(0), 9 + 4),
-        ("a block", &order(3), 6),
-        ("the largest block", &order(10), 0),
+        ("a buddy block", &order(3), 6),
+        ("the largest buddy block", &order(10), 0),
         ("a range", &|mm| _ = mm.alloc_contig_pages(2).unwrap(), 1023),
     ];
     for (what, take, expected) in ways {
@@ -229,11 +232,11 @@ fn every_way_out_initialises_what_it_hands_out() {
     }
 }
 
-/// Decision 3: one clearing, never two, where it is not known what is there.
+/// Decision 7 (`docs/decisions`): a memmap of unknown content is written once, never twice.
 #[test]
 fn a_memmap_that_may_hold_anything_is_written_once() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Unknown);
-    // Boot memory is left for later then.
+    // The second section of boot memory is left for later.
     assert_eq!(mm.stats().memmaps_written, 1);
     while mm.init_deferred() {}
     assert_eq!(mm.stats().memmaps_written, 2);
@@ -242,10 +245,9 @@ fn a_memmap_that_may_hold_anything_is_written_once() {
     mm.check();
 }
 
-/// Only what is fresh from its provider is known to be zero: not a memmap that was used before, and
-/// none in pages of older memory.
+/// Only a memmap in memory fresh from its provider is known to be zero, not a used one or one in older memory.
 #[test]
-fn what_was_used_is_not_zero() {
+fn a_memmap_that_was_used_is_not_zero() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
     add(mm, MemoryContent::Zero);
     let pages = take_all(mm);
@@ -256,9 +258,12 @@ fn what_was_used_is_not_zero() {
     mm.check();
 
     let machine = SimMachine {
-        init: InitPolicy::Lazy,
-        content: MemoryContent::Zero,
-        memmap_on_memory: false,
+        options: Options {
+            init: InitPolicy::Lazy,
+            content: MemoryContent::Zero,
+            memmap_on_memory: false,
+            ..SimMachine::OPTIONS
+        },
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -270,8 +275,8 @@ fn what_was_used_is_not_zero() {
     mm.check();
 }
 
-/// S2.12 and the section state machine: whoever does not look at the memmap sees no difference, from
-/// boot to the last page and back.
+/// S2.12: every counter and every allocation is the same under eager and lazy, from boot to the last page and
+/// back.
 #[test]
 fn eager_and_lazy_end_in_the_same_state() {
     let [eager, lazy] =
@@ -296,14 +301,14 @@ fn eager_and_lazy_end_in_the_same_state() {
         let stats = mm.stats();
         stats.zones.map(|zone| (zone.spanned, zone.present, zone.managed, zone.free + stats.deferred_pages()))
     };
-    assert_eq!(sizes(eager)[0], sizes(lazy)[0], "with one section of two");
+    assert_eq!(sizes(eager)[0], sizes(lazy)[0], "with one section of two initialised");
     while lazy.init_deferred() {}
     same("boot");
     add(eager, MemoryContent::Unknown);
     add(lazy, MemoryContent::Zero);
     same("online");
     let (of_eager, of_lazy) = (take_all(eager), take_all(lazy));
-    assert!(of_eager == of_lazy, "pages come in the same order");
+    assert!(of_eager == of_lazy, "pages are allocated in the same order");
     assert_eq!(
         of_eager.len() as u64,
         eager.stats().zones.iter().map(|zone| zone.managed).sum::<u64>()
@@ -322,7 +327,7 @@ fn eager_and_lazy_end_in_the_same_state() {
     same("removed");
 }
 
-/// Boot memory: what is free is left alone there too.
+/// The same for boot memory: struct pages of free pages are not written.
 #[test]
 fn boot_writes_as_many_pages_as_there_are_blocks() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);

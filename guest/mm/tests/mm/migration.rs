@@ -1,20 +1,26 @@
-//! Pages that move when their memory is taken away, and pages that do not.
+//! Pages that migrate when their memory is taken away, and pages that cannot.
 
 use std::sync::atomic::Ordering::SeqCst;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Order, OwnerId, PageblockSet, SectionNr,
-    SectionState, Stuck, ZoneType,
+    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Options, Order, OwnerId, PageblockSet,
+    PcpPolicy, SectionNr, SectionState, Stuck, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 const NEXT: SectionNr = SectionNr::new(33);
 
-/// A default machine with `blocks` online in Movable.
-fn machine(blocks: u32, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = SimMachine { pcp_disable, cpus: 2, sections: 48, ..SimMachine::default() }.boot();
+/// A default machine with `blocks` memory blocks online in Movable.
+fn machine(blocks: u32, pcp: PcpPolicy) -> &'static Mm<Sim> {
+    let mm = SimMachine {
+        cpus: 2,
+        sections: 48,
+        options: Options { pcp, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     for nr in (32..32 + blocks).map(SectionNr::new) {
         mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
         mm.hotplug().online(nr, ZoneType::Movable).unwrap();
@@ -24,8 +30,8 @@ fn machine(blocks: u32, pcp_disable: bool) -> &'static Mm<Sim> {
 
 #[test]
 fn data_moves_to_boot_memory() {
-    for pcp_disable in [true, false] {
-        let mm = machine(1, pcp_disable);
+    for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
+        let mm = machine(1, pcp);
         let tenant = Tenant::new(mm, 3, 20_000);
         assert_eq!(tenant.fill_all(), 20_000);
         assert_eq!(tenant.held_in(BLOCK), 20_000, "Movable is used first");
@@ -41,10 +47,10 @@ fn data_moves_to_boot_memory() {
     }
 }
 
-/// Scattered pages of one memory block go to the holes of another one before boot memory is used.
+/// Scattered pages of one memory block move to the holes of another memory block before boot memory is used.
 #[test]
 fn movable_memory_is_preferred() {
-    let mm = machine(2, true);
+    let mm = machine(2, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 70_000);
     let filled = tenant.fill_all();
     let boot_free = mm.stats().zones[0].free;
@@ -59,7 +65,7 @@ fn movable_memory_is_preferred() {
     mm.hotplug().remove_memory(NEXT).unwrap();
     mm.check();
     tenant.verify_all();
-    assert!(mm.stats().zones[0].free >= boot_free, "boot memory was left alone");
+    assert!(mm.stats().zones[0].free >= boot_free, "boot memory was not used");
     tenant.release_all();
     mm.check();
 }
@@ -68,7 +74,7 @@ fn movable_memory_is_preferred() {
 /// below, because pages go to the lowest free addresses.
 #[test]
 fn no_page_moves_twice() {
-    let mm = machine(8, true);
+    let mm = machine(8, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 8 * 32_256);
     let filled = tenant.fill_all().min(8 * 32_256);
     let mut random = Random::new("migration::no_page_moves_twice");
@@ -94,7 +100,7 @@ fn no_page_moves_twice() {
 /// all of them and names four.
 #[test]
 fn pinned_pages_are_named() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 3000);
     tenant.fill_all();
     let pinned: Vec<_> = (0..6)
@@ -123,8 +129,8 @@ fn pinned_pages_are_named() {
 /// A page without an owner ends the attempt only after a bounded number of rounds; all others have moved.
 #[test]
 fn unclaimed_page_ends_the_attempt() {
-    for pcp_disable in [true, false] {
-        let mm = machine(1, pcp_disable);
+    for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
+        let mm = machine(1, pcp);
         let tenant = Tenant::new(mm, 0, 500);
         tenant.fill_all();
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
@@ -147,13 +153,15 @@ fn unclaimed_page_ends_the_attempt() {
 
 #[test]
 fn owner_that_refuses() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 7, 50);
     tenant.fill_all();
     for flag in [&tenant.refuse_isolate, &tenant.refuse_hand_over] {
         flag.store(true, SeqCst);
         let before = mm.stats();
-        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else { panic!("it refuses") };
+        let Err(OfflineError::Unmovable(stuck)) = mm.hotplug().offline(BLOCK) else {
+            panic!("the owner refuses")
+        };
         assert_eq!(stuck.pages, 50);
         for (pfn, holder) in stuck.first.into_iter().flatten() {
             let Holder::Owned { owner: OwnerId(7), index } = holder else { panic!("held by {holder:?}") };
@@ -171,10 +179,11 @@ fn owner_that_refuses() {
     mm.check();
 }
 
-/// No room is told apart from pages that cannot move; nothing is lost, and nothing moves in vain.
+/// The error for lack of room differs from the error for pages that cannot move. No page is lost, and no page
+/// moves in vain.
 #[test]
 fn no_room() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 100_000);
     let filled = tenant.fill_all();
     assert!(filled > 90_000, "all memory is in use");
@@ -185,7 +194,7 @@ fn no_room() {
     mm.check();
     tenant.verify_all();
     assert_eq!(mm.stats().zones.map(|z| z.managed), before.map(|z| z.managed));
-    // Room for all but a few.
+    // There is room for all pages but a few.
     let in_boot = |slot: &usize| tenant.page(*slot).is_some_and(|pfn| pfn < BLOCK.start());
     let some: Vec<_> = (0..filled).filter(in_boot).take(32_000).collect();
     some.iter().for_each(|&slot| assert!(tenant.release(slot)));
@@ -207,7 +216,7 @@ fn no_room() {
 /// One migration that fails is tried again in the next round; if all fail, the pages stay.
 #[test]
 fn failing_migrations() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 100);
     tenant.fill_all();
     let sim = mm.platform();
@@ -224,11 +233,11 @@ fn failing_migrations() {
     mm.check();
 }
 
-/// Pages on another CPU's lists are no obstacle, in either mode.
+/// Pages on another CPU's lists do not prevent offlining, under either policy.
 #[test]
 fn pages_on_per_cpu_lists() {
-    for pcp_disable in [true, false] {
-        let mm = machine(1, pcp_disable);
+    for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
+        let mm = machine(1, pcp);
         Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
             pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
@@ -242,7 +251,7 @@ fn pages_on_per_cpu_lists() {
 /// The pages of a split buddy block can be owned and moved one by one.
 #[test]
 fn split_pages_move() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 0, 10);
     let block = mm.alloc_pages(Order::new(10), Gfp::Movable).unwrap();
     mm.split_page_to(block, Order::new(10), Order::new(5));

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, PfnRange, ZoneType,
+    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, Pfn, PfnRange,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, POLICIES, Random, zones};
@@ -22,7 +23,7 @@ impl Owners {
         for offset in 0..order.pages() {
             let entry = &self.0[pfn.add(offset).get() as usize];
             let found = entry.compare_exchange(from, to, SeqCst, SeqCst);
-            assert_eq!(found, Ok(from), "{:?} of a block of {order:?}", pfn.add(offset));
+            assert_eq!(found, Ok(from), "{:?} of a buddy block of {order:?}", pfn.add(offset));
         }
     }
 }
@@ -85,7 +86,7 @@ impl Player<'_> {
         }
     }
 
-    /// Phases that lean to allocating and to freeing by turns, so that memory is sometimes full
+    /// Phases with mostly allocations and phases with mostly frees take turns, so that memory is sometimes full
     /// and sometimes empty.
     fn play(&mut self, steps: usize) -> usize {
         let mut refused = 0;
@@ -107,28 +108,35 @@ impl Player<'_> {
     }
 }
 
-/// Free blocks of each zone by order.
+/// Free buddy blocks of each zone by order.
 fn histogram(mm: &Mm<Sim>) -> Vec<[u32; Order::COUNT]> {
     zones().map(|zone| mm.free_blocks(zone).map(|types| types.iter().sum())).collect()
 }
 
-/// Everything is free, and merged as it was at first.
+/// All pages are free, and merged as at the start.
 fn assert_all_returned(mm: &Mm<Sim>, before: &[[u32; Order::COUNT]]) {
     zones().for_each(|zone| drop(mm.zone_pcp_disable(zone)));
     mm.check();
-    assert_eq!(histogram(mm), before, "free blocks by zone and order");
+    assert_eq!(histogram(mm), before, "free buddy blocks by zone and order");
 }
 
 fn machine(cpus: usize) -> &'static Mm<Sim> {
     machine_with(cpus, POLICIES[0], NodeId::FIRST)
 }
 
-/// The block is on `node`, and so are all CPUs but the first.
+/// The memory block is on `node`, and so are all CPUs but the first.
 fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node: NodeId) -> &'static Mm<Sim> {
-    // Small, so that it is full now and then: 24 MiB of Dma32, 128 MiB of Movable.
+    // Small, so that memory is full at times: 24 MiB of Dma32, 128 MiB of Movable.
     let memory = [(0, 8 * 1024)].into();
     let cpu_nodes = (0..cpus).map(|cpu| if cpu == 0 { 0 } else { node.get() }).collect();
-    let mm = SimMachine { memory, cpus, cpu_nodes, init, content, ..SimMachine::default() }.boot();
+    let mm = SimMachine {
+        memory,
+        cpus,
+        cpu_nodes,
+        options: Options { init, content, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
     mm.hotplug().add_memory(node, BLOCK, PageblockSet::range(0..20), content).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
@@ -191,7 +199,7 @@ fn two_threads_with(policy: (InitPolicy, MemoryContent), node: NodeId) {
     assert_all_returned(mm, &before);
 }
 
-/// Pages freed by another CPU than the one that allocated them.
+/// Pages are freed by another CPU than the CPU that allocated them.
 #[test]
 fn freed_elsewhere() {
     let mm = machine(2);
@@ -203,7 +211,7 @@ fn freed_elsewhere() {
     assert_all_returned(mm, &before);
 }
 
-/// Pages freed as ranges, in pieces that fit neither blocks nor pageblocks.
+/// Pages are freed as ranges, in pieces that fit neither buddy blocks nor pageblocks.
 #[test]
 fn freed_as_ranges() {
     let mm = machine(1);
@@ -271,7 +279,7 @@ fn page_tables_get_the_reserve() {
     mm.check();
 }
 
-/// Kernel pages never come from Movable, movable ones from everywhere, Movable first.
+/// Kernel pages never come from Movable. Movable pages come from Movable first, and then from all zones.
 #[test]
 fn zonelists() {
     let mm = machine(1);

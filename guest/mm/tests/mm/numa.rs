@@ -1,12 +1,12 @@
-//! Nodes: whose memory is asked first, what a node with nothing but hot-added memory can be used for,
-//! how nodes appear and go, and who initialises their boot memory.
+//! Nodes: zone order, uses of a node with hot-added memory only, nodes that appear and go, and the CPUs that
+//! initialise their boot memory.
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
-    Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Options, Order,
+    PageblockSet, Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant, zones};
@@ -33,7 +33,7 @@ fn two_nodes() -> SimMachine {
     }
 }
 
-/// A block that is no boot memory of any machine here.
+/// A memory block that is not boot memory of any machine here.
 const HOT: SectionNr = SectionNr::new(36);
 
 fn add_movable(mm: &Mm<Sim>, node: NodeId, nr: SectionNr) {
@@ -63,12 +63,12 @@ fn free_all(mm: &Mm<Sim>, pages: Vec<Pfn>) {
     mm.check();
 }
 
-/// Free pages of a node, those on per-CPU lists included.
+/// Free pages of a node, including those on per-CPU lists.
 fn free(mm: &Mm<Sim>, node: NodeId) -> u64 {
     mm.stats().nodes[node.index()].iter().map(|zone| zone.free + zone.pcp).sum()
 }
 
-/// All zones of the own node come first, from the top, then those of the next node by distance.
+/// All zones of the CPU's own node come first, from the top, then those of the next node by distance.
 #[test]
 fn fallback_by_distance() {
     let mm = SimMachine {
@@ -89,7 +89,7 @@ fn fallback_by_distance() {
     for (cpu, gfp, order) in [
         (0, Gfp::Kernel, &[33, 0, 35, 34][..]),
         (0, Gfp::Movable, &[33, 0, 35, 32, 34]),
-        // Nodes 0 and 2 are as far: the one that follows comes first.
+        // Nodes 0 and 2 are equally far: the next higher number comes first.
         (1, Gfp::Kernel, &[34, 35, 33, 0]),
         (1, Gfp::Movable, &[32, 34, 35, 33, 0]),
         (2, Gfp::Movable, &[35, 32, 34, 33, 0]),
@@ -100,7 +100,7 @@ fn fallback_by_distance() {
     }
 }
 
-/// Pages come from the asking CPU's node and go back to where they came from, whoever frees them.
+/// Pages come from the node of the asking CPU and return to their own node, whichever CPU frees them.
 #[test]
 fn pages_are_of_the_own_node() {
     let mm = two_nodes().boot();
@@ -138,8 +138,8 @@ fn memmaps_of_boot_memory_are_node_local() {
     assert_eq!([nodes[0][0].managed, nodes[1][1].managed], [65536 - 1024 - 1024, 65536 - 1024]);
 }
 
-/// S4.3: nothing of a node's memmap lies on another node, also when the node has no memory for the
-/// kernel; and only movable pages lie there.
+/// S4.3: no part of a node's memmap lies on another node, also when the node has no memory for the kernel. Only
+/// movable pages are allocated on such a node.
 #[test]
 fn a_node_that_is_movable_only() {
     let mm = SimMachine { cpus: 2, cpu_nodes: [0, 2].into(), ..SimMachine::default() }.boot();
@@ -148,7 +148,7 @@ fn a_node_that_is_movable_only() {
     mm.check();
     assert_eq!(mm.platform().memmap_of(BLOCK), Some(BLOCK.start()));
     let now = mm.stats();
-    assert_eq!(now.nodes[0], before.nodes[0], "the other node gave nothing");
+    assert_eq!(now.nodes[0], before.nodes[0], "no page of the other node is used");
     let movable = now.nodes[2][ZoneType::Movable.index()];
     assert_eq!((movable.spanned, movable.present, movable.managed), (32768, 32768, 32768 - 512));
     assert_eq!(now.zones[ZoneType::Movable.index()], movable, "the sum over all nodes");
@@ -165,10 +165,16 @@ fn a_node_that_is_movable_only() {
     mm.check();
 }
 
-/// Without memmap on memory it comes from the block's node, or from the nearest one that has any.
+/// Without memmap on memory, the memmap comes from the memory block's node, or from the nearest node that has
+/// memory for the kernel.
 #[test]
 fn a_memmap_elsewhere_is_near() {
-    let mm = SimMachine { memmap_on_memory: false, distances: [(2, 0, 40)].into(), ..two_nodes() }.boot();
+    let mm = SimMachine {
+        distances: [(2, 0, 40)].into(),
+        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
+        ..two_nodes()
+    }
+    .boot();
     for (node, home) in [(N0, 0), (N1, 1), (N2, 1)] {
         add_movable(mm, node, HOT);
         mm.check();
@@ -180,8 +186,8 @@ fn a_memmap_elsewhere_is_near() {
     assert_eq!(mm.stats().memmap_boot_pages, 0);
 }
 
-/// S4.14, for a whole node: with its first block it is there, with its last one it is gone, and both
-/// leave all counters and every order of fallback as they should be.
+/// S4.14, for a whole node: the node appears with its first memory block and goes with its last one. Counters
+/// and orders of fallback follow.
 #[test]
 fn a_node_appears_and_goes() {
     let mm = two_nodes().boot();
@@ -213,7 +219,7 @@ fn a_node_appears_and_goes() {
             add_to(mm, N2, zone, [36, 38]);
             let all = mm.stats().nodes[2][zone.index()];
             assert_eq!((all.spanned, all.present, all.managed), (3 * 32768, 2 * 32768, 2 * 32256));
-            // Those without CPUs come before others that are as far.
+            // A node without CPUs comes before other nodes at the same distance.
             let kernel: &[u32] = if zone == ZoneType::Normal { &[1, 2, 0] } else { &[1, 0] };
             assert_eq!(fallback(), [&[0, 2, 1], kernel], "{zone:?}, round {round}");
             for nr in [38, 36].map(SectionNr::new) {
@@ -246,11 +252,11 @@ fn migration_stays_on_the_node() {
     assert_eq!(tenant.held_in(own), 20_000);
     add_movable(mm, N0, other);
     add_movable(mm, N1, here);
-    // On a CPU of node 0, as the driver of memory may be.
+    // The CPU that offlines the memory block is on node 0.
     mm.hotplug().offline(own).unwrap();
     assert_eq!((tenant.held_in(here), tenant.held_in(other)), (20_000, 0));
     mm.check();
-    // The rest of the node is its Normal zone; when that is full too, the next node.
+    // The rest of the node is its Normal zone. When that is full too, pages go to the next node.
     let (kernel, sections) = take_all(mm, 1, Gfp::Kernel);
     assert_eq!(sections, [32, 33, 0, 1]);
     mm.hotplug().offline(here).unwrap();
@@ -260,7 +266,7 @@ fn migration_stays_on_the_node() {
     assert_eq!(tenant.release_all(), 20_000);
 }
 
-/// Sections of boot memory that are initialised, of those from `first` on.
+/// Number of initialised sections among the four from `first` on.
 fn initialised(mm: &Mm<Sim>, first: u32) -> usize {
     (first..first + 4).filter(|&nr| mm.section_state(SectionNr::new(nr)) == SectionState::Online).count()
 }
@@ -270,13 +276,13 @@ fn deferred() -> &'static Mm<Sim> {
     SimMachine {
         memory: [(0, 4 * SECTION_PAGES), (FOUR_GIB, 4 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 4 * SECTION_PAGES, 1)].into(),
-        init: InitPolicy::Deferred,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
         ..two_nodes()
     }
     .boot()
 }
 
-/// S1.12 for each node: its highest zone has one section at first, and grows when CPUs ask that node.
+/// S1.12 for each node: its highest zone has one section at first, and grows when allocations need it.
 #[test]
 fn every_node_is_deferred_and_grows_by_itself() {
     let mm = deferred();
@@ -285,8 +291,8 @@ fn every_node_is_deferred_and_grows_by_itself() {
     let pages: Vec<Pfn> = Sim::run_on(1, || {
         (0..2 * SECTION_PAGES).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap()).collect()
     });
-    assert!(pages.iter().all(|pfn| pfn.get() >= FOUR_GIB), "node 1 grows before node 0 is asked");
-    assert_eq!([0, 32].map(|first| initialised(mm, first)), [1, 2], "as little as it takes");
+    assert!(pages.iter().all(|pfn| pfn.get() >= FOUR_GIB), "node 1 grows before node 0 is used");
+    assert_eq!([0, 32].map(|first| initialised(mm, first)), [1, 2], "only as many sections as needed");
     assert_eq!(mm.stats().deferred_sections[1], [0, 1, 0, 0]);
     mm.check();
     free_all(mm, pages);
@@ -297,7 +303,7 @@ fn every_node_is_deferred_and_grows_by_itself() {
     mm.check();
 }
 
-/// S1.4 and S2.6: workers initialise memory of their own node, and when that is done, help others.
+/// S1.4 and S2.6: workers initialise memory of their own node first, and then help other nodes.
 #[test]
 fn workers_begin_with_their_own_node() {
     let mm = deferred();
@@ -318,7 +324,7 @@ fn workers_begin_with_their_own_node() {
     mm.check();
 }
 
-/// Workers of both nodes and allocations at the same time: what is deferred comes once, all of it.
+/// While workers of both nodes run at the same time, every deferred section is initialised once.
 #[test]
 fn workers_of_two_nodes_race() {
     let mm = deferred();
@@ -327,7 +333,7 @@ fn workers_of_two_nodes_race() {
         for cpu in [0, 1] {
             scope.spawn(move || Sim::run_on(cpu, || while mm.init_deferred() {}));
         }
-        scope.spawn(|| (0..3).map(|_| mm.check()).sum::<u64>());
+        scope.spawn(|| (0..3).map(|_| mm.check().pages).sum::<u64>());
     });
     assert!(mm.is_all_initialised());
     mm.check();
@@ -338,7 +344,7 @@ fn workers_of_two_nodes_race() {
     }
 }
 
-/// CPUs on a node without memory, and a node that has neither, work as if they were on the next one.
+/// CPUs on a node without memory allocate from the next node. A node without CPUs and memory changes nothing.
 #[test]
 fn a_node_without_memory() {
     let mm = SimMachine { cpus: 3, cpu_nodes: [0, 3, 1].into(), ..two_nodes() }.boot();
@@ -361,12 +367,12 @@ fn ranges_of_two_nodes_may_not_overlap() {
     memblock.set_node(range(4, 4), N1).unwrap();
     let common = NodeOverlap::With(range(3, 1), N0);
     assert_eq!(memblock.set_node(range(3, 2), N1), Err(common));
-    memblock.set_node(range(2, 2), N0).expect("the same node says it twice");
+    memblock.set_node(range(2, 2), N0).expect("ranges of one node may overlap");
     let more = (8..).find_map(|nr| memblock.set_node(range(nr, 1), N2).err());
     assert_eq!(more, Some(NodeOverlap::Full));
 }
 
-/// A section belongs to one node: that of its first RAM of which a node is known, or else the first.
+/// A section belongs to the node of its first RAM with a known node, or else to node 0.
 #[test]
 fn the_node_of_a_section() {
     let mut memblock = Memblock::new();
@@ -376,7 +382,7 @@ fn the_node_of_a_section() {
         memblock.set_node(range, node).unwrap();
     }
     let nodes = [0, 1, 2, 3, 4, 5].map(|nr| memblock.node_of(SectionNr::new(nr)));
-    // Of section 3, from 384 MiB on, 16 are on node 1; section 5 has no RAM.
+    // Section 3 begins at 384 MiB, and its first 16 MiB are on node 1. Section 5 has no RAM.
     assert_eq!(nodes, [N0, N0, N1, N1, N2, N0]);
     memblock.forget_nodes();
     assert_eq!(memblock.node_of(SectionNr::new(2)), N0);
@@ -386,10 +392,10 @@ fn the_node_of_a_section() {
     );
 }
 
-/// Boot memory whose node is full lies elsewhere rather than not at all.
+/// If a node is too small for the memmap of its boot memory, the memmap lies on another node.
 #[test]
 fn a_node_too_small_for_its_memmap() {
-    // The node has 256 pages, and its memmap 512.
+    // The node has 256 pages, and its memmap needs 512.
     let mm = SimMachine { memory: [(0, 2 * SECTION_PAGES), (FOUR_GIB, 256)].into(), ..two_nodes() }.boot();
     mm.check();
     let memmap = mm.platform().memmap_of(SectionNr::new(32)).expect("boot memory");

@@ -2,20 +2,22 @@
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
-    ZoneType,
+    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order, PAGEBLOCK_PAGES,
+    PageblockSet, ZoneType,
 };
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
-    let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
+    let mm =
+        SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+            .boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
 }
 
-/// The block is plugged exactly in `plugged`: in the accounting and in what is mapped.
+/// Exactly the pageblocks `plugged` of the memory block are plugged, by the counters and by the direct map.
 fn assert_plugged(mm: &Mm<Sim>, plugged: PageblockSet) {
     mm.check();
     assert_eq!(mm.plugged(BLOCK), plugged);
@@ -53,7 +55,8 @@ fn boundaries() {
     }
 }
 
-/// Free memory in 4 MiB blocks is cut where a pageblock leaves, and whole again when it returns.
+/// A free buddy block of 4 MiB is split when a pageblock of it is unplugged, and merged when the pageblock
+/// returns.
 #[test]
 fn largest_blocks_are_cut_and_merged() {
     let mm = machine(true, PageblockSet::ALL);
@@ -69,11 +72,11 @@ fn largest_blocks_are_cut_and_merged() {
         assert_eq!(large(mm), [1, 31]);
     }
     mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(5..9)).unwrap();
-    assert_eq!(large(mm), [3, 28], "one whole, a half on either side");
+    assert_eq!(large(mm), [3, 28], "one whole, and a half on either side");
     mm.check();
 }
 
-/// Random plugging and unplugging with data in the block: the model is the set itself.
+/// Random plugging and unplugging while the memory block holds data. The model is the set itself.
 #[test]
 fn random_sets() {
     for on in [true, false] {
@@ -111,7 +114,7 @@ fn random_sets() {
     }
 }
 
-/// A page in the way keeps its pageblock; others can go.
+/// A page that cannot move keeps its pageblock plugged; other pageblocks can be unplugged.
 #[test]
 fn pinned_pageblock() {
     let mm = machine(true, PageblockSet::ALL);
@@ -132,9 +135,9 @@ fn pinned_pageblock() {
     mm.check();
 }
 
-/// An allocated block of two pageblocks keeps each of them, and goes with both.
+/// An allocated buddy block of two pageblocks keeps each of them plugged until it is freed.
 #[test]
-fn a_block_over_two_pageblocks() {
+fn a_buddy_block_over_two_pageblocks() {
     let mm = machine(true, PageblockSet::ALL);
     let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
     let first = block.pageblock();
@@ -149,7 +152,8 @@ fn a_block_over_two_pageblocks() {
     assert_plugged(mm, PageblockSet::ALL.without(PageblockSet::range(first..first + 1)));
 }
 
-/// Unplugged pageblocks do not stand in the way of the block, and stay unplugged over a round.
+/// Unplugged pageblocks do not prevent offlining of their memory block, and are unplugged when it is online
+/// again.
 #[test]
 fn offline_of_a_partly_plugged_block() {
     let plugged = PageblockSet::new(0x5555_0000_ffff_0f0f);

@@ -7,12 +7,15 @@ use std::thread;
 use std::time::Duration;
 
 use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{FaultStep, Gfp, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, ZoneType};
+use tidevm_mm::{
+    FaultStep, Gfp, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, PcpPolicy, Pfn, ZoneType,
+};
 
 use crate::workload::BLOCK;
 
-fn machine(cpus: usize, pcp_disable: bool) -> &'static Mm<Sim> {
-    let mm = SimMachine { cpus, pcp_disable, ..SimMachine::default() }.boot();
+fn machine(cpus: usize, pcp: PcpPolicy) -> &'static Mm<Sim> {
+    let mm =
+        SimMachine { cpus, options: Options { pcp, ..SimMachine::OPTIONS }, ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm
@@ -35,10 +38,10 @@ fn movable(mm: &Mm<Sim>) -> (u64, u64) {
 /// and then loses a batch.
 #[test]
 fn limits() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let held = pages(mm, 600);
     let (_, pcp) = movable(mm);
-    assert!(pcp < 7, "a refill brings 7: {pcp} left of it");
+    assert!(pcp < 7, "a refill takes 7 pages, and {pcp} are left");
     let mut most = 0;
     for &pfn in &held {
         let (_, before) = movable(mm);
@@ -52,10 +55,10 @@ fn limits() {
     mm.check();
 }
 
-/// While disabled, freeing leaves nothing on the lists, and allocating takes just its page.
+/// While lists are disabled, freeing leaves no page on them, and an allocation takes only its own page.
 #[test]
 fn disabled_lists_stay_empty() {
-    let mm = machine(2, true);
+    let mm = machine(2, PcpPolicy::Disable);
     let held = pages(mm, 100);
     Sim::run_on(1, || free(mm, &pages(mm, 30)));
     assert!(movable(mm).1 > 0);
@@ -70,7 +73,7 @@ fn disabled_lists_stay_empty() {
     free(mm, &again);
     drop(guard);
     mm.check();
-    // Lists cache again.
+    // Lists hold pages again.
     let again = pages(mm, 50);
     free(mm, &again);
     assert!(movable(mm).1 >= 20);
@@ -80,19 +83,19 @@ fn disabled_lists_stay_empty() {
 /// Disabling lists drains once for a whole memory block; the older way drains in every round.
 #[test]
 fn drains_of_an_offline() {
-    for (pcp_disable, expected) in [(true, 1..2), (false, 2..64)] {
-        let mm = machine(2, pcp_disable);
+    for (pcp, expected) in [(PcpPolicy::Disable, 1..2), (PcpPolicy::DrainAgain, 2..64)] {
+        let mm = machine(2, pcp);
         let before = mm.stats().pcp_drains;
         mm.hotplug().offline(BLOCK).unwrap();
         let drains = mm.stats().pcp_drains - before;
-        assert!(expected.contains(&drains), "{drains} drains, pcp_disable {pcp_disable}");
+        assert!(expected.contains(&drains), "{drains} drains under {pcp:?}");
     }
 }
 
-/// Limits after an offline that failed are those of before.
+/// A failed offline leaves the limits as they were.
 #[test]
 fn limits_survive_a_failed_offline() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let cached = || {
         let held = pages(mm, 300);
         free(mm, &held);
@@ -109,8 +112,8 @@ fn limits_survive_a_failed_offline() {
 /// Limits are published when they change, and only then.
 #[test]
 fn unchanged_limits_are_not_published() {
-    // So many CPUs that a list's share is at its lower bound, whatever the zone's exact size.
-    let mm = machine(8, true);
+    // With so many CPUs a list's share is at its lower bound, whatever the zone's exact size.
+    let mm = machine(8, PcpPolicy::Disable);
     let updates = mm.stats().pcp_limit_updates;
     mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
     mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
@@ -122,7 +125,7 @@ fn unchanged_limits_are_not_published() {
 /// One CPU at a time disables lists: other CPUs that disable lists or change limits wait.
 #[test]
 fn disablers_wait_for_each_other() {
-    let mm = machine(2, true);
+    let mm = machine(2, PcpPolicy::Disable);
     let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let entered = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -131,7 +134,7 @@ fn disablers_wait_for_each_other() {
             entered.store(true, SeqCst);
         });
         thread::sleep(Duration::from_millis(30));
-        assert!(!entered.load(SeqCst), "the second one did not wait");
+        assert!(!entered.load(SeqCst), "the second CPU did not wait");
         let held = pages(mm, 5);
         free(mm, &held);
         assert_eq!(movable(mm).1, 0, "still disabled");
@@ -141,10 +144,10 @@ fn disablers_wait_for_each_other() {
     mm.check();
 }
 
-/// Only the lists of the one zone are disabled.
+/// Only the lists of one zone are disabled.
 #[test]
 fn disabling_one_zone_leaves_the_others() {
-    let mm = machine(1, true);
+    let mm = machine(1, PcpPolicy::Disable);
     let _guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap();
     mm.free_pages(pfn, Order::PAGE);
@@ -155,7 +158,7 @@ fn disabling_one_zone_leaves_the_others() {
 /// and drains them once.
 #[test]
 fn both_ways_to_take_memory_away_disable_once() {
-    let mm = machine(2, true);
+    let mm = machine(2, PcpPolicy::Disable);
     let ways: [&dyn Fn(); 2] =
         [&|| mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(10..30)).unwrap(), &|| {
             mm.hotplug().offline(BLOCK).unwrap()
@@ -169,10 +172,10 @@ fn both_ways_to_take_memory_away_disable_once() {
     }
 }
 
-/// S3.9: limits are not recomputed while lists are disabled: a CPU that onlines memory waits.
+/// S3.9: limits are not recomputed while lists are disabled, so a CPU that onlines memory waits.
 #[test]
-fn who_changes_limits_waits_while_disabled() {
-    let mm = machine(2, true);
+fn changes_of_limits_wait_while_lists_are_disabled() {
+    let mm = machine(2, PcpPolicy::Disable);
     let next = tidevm_mm::SectionNr::new(33);
     mm.hotplug().add_memory(NodeId::FIRST, next, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
@@ -180,7 +183,7 @@ fn who_changes_limits_waits_while_disabled() {
     thread::scope(|scope| {
         let online = scope.spawn(|| Sim::run_on(1, || mm.hotplug().online(next, ZoneType::Movable)).unwrap());
         thread::sleep(Duration::from_millis(30));
-        assert!(!online.is_finished(), "it did not wait");
+        assert!(!online.is_finished(), "the CPU that onlines memory did not wait");
         assert_eq!(mm.stats().pcp_limit_updates, updates);
         let held = pages(mm, 5);
         free(mm, &held);
@@ -192,10 +195,10 @@ fn who_changes_limits_waits_while_disabled() {
     mm.check();
 }
 
-/// S3.15: a CPU that runs for the first time while lists are disabled keeps none.
+/// S3.15: a CPU that runs for the first time while lists are disabled keeps no pages.
 #[test]
 fn a_cpu_that_comes_late_keeps_no_pages() {
-    let mm = machine(3, true);
+    let mm = machine(3, PcpPolicy::Disable);
     let held = pages(mm, 40);
     let guard = mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable));
     Sim::run_on(2, || {
@@ -205,6 +208,6 @@ fn a_cpu_that_comes_late_keeps_no_pages() {
     assert_eq!(movable(mm).1, 0);
     drop(guard);
     Sim::run_on(2, || free(mm, &held[20..]));
-    assert!(movable(mm).1 > 0, "from now on it does");
+    assert!(movable(mm).1 > 0, "the CPU keeps pages once lists are enabled");
     mm.check();
 }

@@ -1,5 +1,5 @@
-//! Bugs that Linux had after such mechanisms were merged, played here; `docs/pitfalls.md` lists them all.
-//! Each test has the number that its bug has there.
+//! Bugs that Linux had after mechanisms like these were merged, played here. `docs/pitfalls.md` lists them all,
+//! and each test has the number of its bug there.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{OnceLock, mpsc};
@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
-    OwnerId, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats, ZoneType,
+    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Options,
+    Order, OwnerId, PageblockSet, PcpPolicy, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats,
+    ZoneType,
 };
 
 use crate::workload::{BLOCK, Tenant};
@@ -31,12 +32,12 @@ fn shrink(mm: &Mm<Sim>, nr: SectionNr) {
     mm.hotplug().remove_memory(nr).unwrap();
 }
 
-/// Free pages, those on per-CPU lists included.
+/// Free pages, including those on per-CPU lists.
 fn free(mm: &Mm<Sim>) -> u64 {
     mm.stats().zones.iter().map(|zone| zone.free + zone.pcp).sum()
 }
 
-/// What is the same before and after something that was taken back.
+/// The state that must be equal before an operation and after it was undone.
 fn account(mm: &Mm<Sim>) -> (Vec<[u64; 4]>, [u64; 3]) {
     mm.check();
     let Stats { zones, memmap_boot_pages, memmap_altmap_pages, blocks_online, .. } = mm.stats();
@@ -44,33 +45,41 @@ fn account(mm: &Mm<Sim>) -> (Vec<[u64; 4]>, [u64; 3]) {
     (zones.to_vec(), [memmap_boot_pages, memmap_altmap_pages, blocks_online])
 }
 
-/// A zone whose uninitialised rest has not one free page: an allocation that finds too little looks at all of
-/// it, and then there is an end.
+/// In the uninitialised rest of this zone no page is free. An allocation that finds too little initialises all
+/// of it and then fails.
 #[test]
 fn pitfall_1_growing_ends() {
     let (done, ended) = mpsc::channel();
     thread::spawn(move || {
         let reserved = [(0, 1024), (SECTION_PAGES, 3 * SECTION_PAGES)].into();
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, reserved, init: InitPolicy::Deferred, ..SimMachine::default() }.boot();
-        // No watermark refuses these, which would know that there is nothing to come.
+        let mm = SimMachine {
+            memory,
+            reserved,
+            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
+        // The watermarks, which count deferred pages, do not refuse these allocations.
         while mm.alloc_pages(Order::MAX, Gfp::PageTable).is_ok() {}
         let refused = (0..100).all(|_| mm.alloc_pages(Order::MAX, Gfp::PageTable).is_err());
         mm.check();
-        done.send((refused, mm.stats().blocks_online)).unwrap();
+        done.send((refused, mm.is_all_initialised())).unwrap();
     });
-    assert_eq!(ended.recv_timeout(LIMIT), Ok((true, 4)), "all of it was looked at");
+    assert_eq!(ended.recv_timeout(LIMIT), Ok((true, true)), "all sections were initialised");
 }
 
-/// What a zone may keep, and what it must have left, follows from all of its memory in the end.
+/// Watermarks and reserves follow from the size of the whole zone in the end.
 #[test]
 fn pitfall_4_limits_follow_the_whole_zone() {
     let held = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init, ..SimMachine::default() }.boot();
+        let mm =
+            SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+                .boot();
         while mm.init_deferred() {}
         assert!(mm.is_all_initialised());
-        // Pages that one CPU keeps at most, and pages that are left when nothing more is to be had.
+        // The most pages on a CPU's list, and the free pages when allocations begin to fail.
         let pages: Vec<Pfn> = (0..4000).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).unwrap()).collect();
         let most = pages.into_iter().map(|page| {
             mm.free_pages(page, Order::PAGE);
@@ -83,12 +92,13 @@ fn pitfall_4_limits_follow_the_whole_zone() {
     assert_eq!(held(InitPolicy::Deferred), held(InitPolicy::Eager));
 }
 
-/// Whoever asks whether there is enough memory is told of what is not initialised yet.
+/// The free count includes pages that are not initialised yet.
 #[test]
-fn pitfall_5_memory_to_come_counts() {
+fn pitfall_5_deferred_memory_counts_as_free() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        SimMachine { memory, init, ..SimMachine::default() }.boot()
+        SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+            .boot()
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
@@ -100,12 +110,14 @@ fn pitfall_5_memory_to_come_counts() {
     assert_eq!(mm.stats().deferred_pages(), 0);
 }
 
-/// Going offline ends, with lists disabled and with lists that are drained: well, when pages were only on
-/// another CPU's list, and with an error when somebody keeps one.
+/// Offlining ends, with lists disabled and with lists drained. It succeeds when the pages were only on another
+/// CPU's list, and fails when a CPU holds one.
 #[test]
 fn pitfall_6_offline_ends() {
-    for pcp_disable in [true, false] {
-        let mm = SimMachine { pcp_disable, cpus: 2, ..SimMachine::default() }.boot();
+    for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
+        let mm =
+            SimMachine { cpus: 2, options: Options { pcp, ..SimMachine::OPTIONS }, ..SimMachine::default() }
+                .boot();
         grow(mm, BLOCK);
         let kept = Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -123,10 +135,10 @@ fn pitfall_6_offline_ends() {
     }
 }
 
-/// Struct pages of a block that is added and not online are garbage here. Whoever walks over all sections
-/// passes them by: spans that shrink, migration that looks for room, checks, counters.
+/// Struct pages of a memory block that is added and not online are garbage here. Every walk over all sections
+/// skips them: shrinking spans, migration targets, checks, counters.
 #[test]
-fn pitfall_7_nobody_looks_at_what_is_not_online() {
+fn pitfall_7_walks_skip_sections_that_are_not_online() {
     let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     add(mm, NEXT).unwrap();
@@ -145,8 +157,8 @@ fn pitfall_7_nobody_looks_at_what_is_not_online() {
     mm.check();
 }
 
-/// Two CPUs change blocks of one zone at the same time, and others look on: going online and offline is one
-/// step for everybody else.
+/// Two CPUs change memory blocks of one zone while another CPU checks all of memory. The reader sees offline
+/// and online as one step each.
 #[test]
 fn pitfall_8_the_lock_is_held_for_all_of_it() {
     let mm = SimMachine { cpus: 3, ..SimMachine::default() }.boot();
@@ -175,13 +187,13 @@ fn pitfall_8_the_lock_is_held_for_all_of_it() {
     assert_eq!(account(mm), before);
 }
 
-/// A step of adding fails, the first and later ones: of the memmap that was taken from the block itself
-/// nothing ends in a free list, and nothing is recorded of it.
+/// Each step of adding fails once. No page of the memmap that was taken from the memory block reaches a free
+/// list, and the section keeps no record.
 #[test]
 fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
     let mm = SimMachine::default().boot();
     let before = account(mm);
-    // Three runs, so that there is a second and a third one to fail.
+    // Three runs, so that the second and the third can fail too.
     let plugged = [0..3, 9..12, 40..64].map(PageblockSet::range);
     let plugged = plugged.into_iter().fold(PageblockSet::NONE, PageblockSet::union);
     let steps = [(FaultStep::MapDirect, 3), (FaultStep::AllocMemmap, 1), (FaultStep::MapMemmap, 1)];
@@ -194,14 +206,14 @@ fn pitfall_9_10_12_a_failed_add_leaves_nothing() {
             assert_eq!(mm.platform().memmap_of(BLOCK), None);
         }
     }
-    // The record is as new: the block can come in another shape.
+    // The section entry is as new, so the memory block can be added with another size.
     grow(mm, BLOCK);
     shrink(mm, BLOCK);
     assert_eq!(account(mm), before);
 }
 
-/// The simulated machine panics when a memmap goes without a grace period after its section was taken out of
-/// sight. Removing has exactly one.
+/// The simulated machine panics if a memmap is unmapped without a grace period after Absent was published.
+/// Removal has exactly one.
 #[test]
 fn pitfall_13_a_memmap_goes_after_a_grace_period() {
     let mm = SimMachine::default().boot();
@@ -214,8 +226,8 @@ fn pitfall_13_a_memmap_goes_after_a_grace_period() {
     }
 }
 
-/// Holds one page, and frees it when it is asked to leave it alone: between migration's look at the struct
-/// page and its question the page has gone.
+/// Holds one page, and frees it when migration asks for it, between migration's look at the struct page and
+/// its call.
 struct Quick {
     mm: OnceLock<&'static Mm<Sim>>,
     page: AtomicU32,
@@ -227,7 +239,11 @@ static QUICK: Quick = Quick { mm: OnceLock::new(), page: AtomicU32::new(0), aske
 impl MovableOwner for Quick {
     fn isolate(&self, pfn: Pfn, _: u64) -> bool {
         self.asked.fetch_add(1, SeqCst);
-        assert_eq!(self.page.swap(0, SeqCst), pfn.get(), "asked for a page that it does not hold");
+        assert_eq!(
+            self.page.swap(0, SeqCst),
+            pfn.get(),
+            "the owner is asked for a page that it does not hold"
+        );
         self.mm.get().expect("set first").free_pages(pfn, Order::PAGE);
         false
     }
@@ -255,22 +271,26 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
     mm.check();
 }
 
-/// Where memmaps lie is counted where they are taken and where they are given back, also when what comes
-/// between fails.
+/// The counters of memmap pages change where memmaps are taken and given back, also when a step in between
+/// fails.
 #[test]
 fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     for memmap_on_memory in [true, false] {
-        let mm = SimMachine { memmap_on_memory, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         let before = account(mm);
         let counts = |pages| if memmap_on_memory { [0, pages] } else { [pages, 0] };
         let found = || [mm.stats().memmap_boot_pages, mm.stats().memmap_altmap_pages];
         for (step, pages) in [(FaultStep::MapMemmap, 0), (FaultStep::Online, 512), (FaultStep::Isolate, 512)]
         {
             mm.platform().inject(step, 0);
-            // One of the three fails, those after it do nothing.
+            // One of the three operations fails, and the operations after it are not tried.
             let added = add(mm, BLOCK).is_ok();
             let online = added && mm.hotplug().online(BLOCK, ZoneType::Movable).is_ok();
-            assert!(!online || mm.hotplug().offline(BLOCK).is_err(), "{step:?} was to fail");
+            assert!(!online || mm.hotplug().offline(BLOCK).is_err(), "{step:?} should have failed");
             assert_eq!(found(), counts(pages), "after {step:?} failed");
             mm.check();
             if online {
@@ -284,8 +304,8 @@ fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     }
 }
 
-/// No page is left for page tables: memory is refused, and the refusal costs nothing. With each page more it
-/// comes a step further.
+/// Without a page for page tables, adding memory is refused and no page is lost. With each page that is freed,
+/// adding gets one step further.
 #[test]
 fn pitfall_23_growing_without_a_page_for_page_tables() {
     let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
@@ -303,13 +323,13 @@ fn pitfall_23_growing_without_a_page_for_page_tables() {
     mm.check();
 }
 
-/// A machine that cannot hold the memmap of all that it is given keeps what it got, and works on.
+/// A machine that cannot hold the memmap of all the memory it is given keeps the part that was added.
 #[test]
-fn pitfall_24_what_does_not_fit_is_taken_back() {
+fn pitfall_24_memory_without_room_for_its_memmap_is_refused() {
     let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
-        memmap_on_memory: false,
         sections: 80,
+        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -320,14 +340,14 @@ fn pitfall_24_what_does_not_fit_is_taken_back() {
         assert_eq!(add(mm, refused), Err(AddError::NoMemory));
     }
     assert_eq!(account(mm), before);
-    mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("the machine is alive");
+    mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("allocations still work");
     (32..32 + added).for_each(|nr| mm.hotplug().remove_memory(SectionNr::new(nr)).unwrap());
     assert_eq!(mm.stats().memmap_boot_pages, 0);
     mm.check();
 }
 
 #[test]
-fn pitfall_25_removing_what_is_online_is_refused() {
+fn pitfall_25_removing_online_memory_is_refused() {
     let mm = SimMachine::default().boot();
     grow(mm, BLOCK);
     let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
@@ -338,7 +358,8 @@ fn pitfall_25_removing_what_is_online_is_refused() {
     assert_eq!((account(mm), mm.platform().read(page)), (before, 1));
 }
 
-/// Sub-sections that are not plugged were never managed: taking their block away does not subtract them.
+/// Pageblocks that are not plugged were never managed: taking their memory block offline does not subtract
+/// them.
 #[test]
 fn pitfall_27_unplugged_pages_are_not_managed() {
     let mm = SimMachine::default().boot();
@@ -359,7 +380,7 @@ fn pitfall_27_unplugged_pages_are_not_managed() {
     }
 }
 
-/// The very first allocation after boot, and all counters before it, whatever the policy.
+/// Under every policy, the counters are right before the first allocation after boot, and it succeeds.
 #[test]
 fn pitfall_29_counters_are_right_before_the_first_allocation() {
     for (init, content) in [
@@ -369,7 +390,12 @@ fn pitfall_29_counters_are_right_before_the_first_allocation() {
         (InitPolicy::Lazy, MemoryContent::Zero),
     ] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
-        let mm = SimMachine { memory, init, content, ..SimMachine::default() }.boot();
+        let mm = SimMachine {
+            memory,
+            options: Options { init, content, ..SimMachine::OPTIONS },
+            ..SimMachine::default()
+        }
+        .boot();
         mm.check();
         let zone = mm.stats().zones[0];
         assert_eq!((zone.spanned, zone.present), (4 * 32_768, 4 * 32_768), "{init:?}");

@@ -1,11 +1,14 @@
-//! Memory taken away and given back while other CPUs allocate, use and free it.
+//! Memory is taken away and given back while other CPUs allocate, use and free it.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, SectionNr, ZoneType};
+use tidevm_mm::{
+    InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, PageblockSet, PcpPolicy, SectionNr,
+    ZoneType,
+};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -20,13 +23,13 @@ fn churn(tenant: &Tenant, slots: std::ops::Range<usize>, random: &mut Random, st
     while !stop.load(SeqCst) {
         let slot = slots.start + random.below(slots.len());
         if !tenant.release(slot) {
-            // Out of memory is possible here, and no error.
+            // Running out of memory is expected here.
             let _ = tenant.fill(slot, random.next());
         }
     }
 }
 
-/// Stops the churn, also when the test panics: the threads would be waited for for ever.
+/// Stops the churn, also when the test panics: otherwise the scope would wait for the threads for ever.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -35,8 +38,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Repeats until it succeeds: a page on its way from one holder to the next may belong to a
-/// thread that does not run just now. A page that was lost would never come.
+/// Repeats `operation` until it succeeds: a page that is being allocated or freed may belong to a thread that
+/// the host does not run at the moment. With a lost page the operation would never succeed.
 fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
     let start = Instant::now();
     while let Err(error) = operation() {
@@ -45,20 +48,25 @@ fn insist(mut operation: impl FnMut() -> Result<(), OfflineError>) {
     }
 }
 
-fn stress(pcp_disable: bool, cycles: usize) {
+fn stress(pcp: PcpPolicy, cycles: usize) {
     for policy in POLICIES {
         for nodes in [1, 2] {
-            stress_with(pcp_disable, cycles / 2, policy, nodes);
+            stress_with(pcp, cycles / 2, policy, nodes);
         }
     }
 }
 
-/// CPUs and memory blocks are on `nodes` nodes by turns.
-fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
-    let name = format!("stress, pcp_disable {pcp_disable}, {init:?}, {nodes} nodes");
+/// CPUs and memory blocks are spread over `nodes` nodes in turn.
+fn stress_with(pcp: PcpPolicy, cycles: usize, (init, content): (InitPolicy, MemoryContent), nodes: u32) {
+    let name = format!("stress, {pcp:?}, {init:?}, {nodes} nodes");
     let mut random = Random::new(&name);
     let cpu_nodes = (0..3).map(|cpu| (cpu % nodes) as u8).collect();
-    let machine = SimMachine { cpus: 3, cpu_nodes, pcp_disable, init, content, ..SimMachine::default() };
+    let machine = SimMachine {
+        cpus: 3,
+        cpu_nodes,
+        options: Options { pcp, init, content, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);
     let mm: &'static Mm<Sim> = machine.boot();
     for nr in blocks() {
@@ -75,7 +83,7 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, M
             scope.spawn(move || Sim::run_on(cpu, || churn(tenant, slots, &mut random, stop)));
         }
         let _stop = Stop(&stop);
-        // On a busy host the other threads may not have run yet; then there is nothing to move.
+        // On a busy host the other threads may not have run yet, and then no page has to move.
         let has_moved = || mm.stats().pages_migrated > 0;
         let limit = Instant::now() + Duration::from_secs(20);
         for cycle in (0..).take_while(|&cycle| cycle < cycles || !has_moved() && Instant::now() < limit) {
@@ -112,15 +120,15 @@ fn stress_with(pcp_disable: bool, cycles: usize, (init, content): (InitPolicy, M
             |zone: tidevm_mm::ZoneStats| (zone.managed, zone.present, zone.spanned, zone.free + zone.pcp);
         assert_eq!(counts(now), counts(before), "no page of {:?} is lost", now.zone);
     }
-    assert!(mm.stats().pages_migrated > 0, "nothing had to move");
+    assert!(mm.stats().pages_migrated > 0, "no page had to move");
 }
 
 #[test]
 fn with_lists_disabled() {
-    stress(true, 60);
+    stress(PcpPolicy::Disable, 60);
 }
 
 #[test]
 fn with_repeated_drains() {
-    stress(false, 40);
+    stress(PcpPolicy::DrainAgain, 40);
 }

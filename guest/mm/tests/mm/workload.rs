@@ -1,5 +1,5 @@
-//! What the tests have in common: random numbers with a seed to replay, and a holder of movable
-//! pages that knows what their content should be.
+//! Parts that the tests share: random numbers with a seed to replay, and an owner of movable pages that knows
+//! their content.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -14,7 +14,7 @@ use tidevm_mm::{
 /// The first hot-added memory block of a default machine: at 4 GiB.
 pub const BLOCK: SectionNr = SectionNr::new(32);
 
-/// Struct pages written at once, and left alone where they are known to be zero.
+/// Struct pages are written at once, or not written where they are known to be zero.
 pub const POLICIES: [(InitPolicy, MemoryContent); 2] =
     [(InitPolicy::Eager, MemoryContent::Unknown), (InitPolicy::Lazy, MemoryContent::Zero)];
 
@@ -27,7 +27,7 @@ pub fn zones() -> impl Iterator<Item = ZoneId> {
 pub struct Random(u64);
 
 impl Random {
-    /// A new seed every run, or that of `TIDEVM_SEED`; printed, which a failing test shows.
+    /// A new seed for every run, or the seed in `TIDEVM_SEED`. It is printed, so a failing test shows it.
     pub fn new(test: &str) -> Self {
         let seed = match std::env::var("TIDEVM_SEED") {
             Ok(seed) => seed.parse().expect("TIDEVM_SEED is a number"),
@@ -71,7 +71,7 @@ pub struct Tenant {
     mm: &'static Mm<Sim>,
     id: OwnerId,
     slots: Vec<Mutex<Slot>>,
-    /// Whether it refuses to let go of pages, and at which point.
+    /// Whether the tenant refuses to give up pages, and at which step.
     pub refuse_isolate: AtomicBool,
     pub refuse_hand_over: AtomicBool,
 }
@@ -123,7 +123,7 @@ impl Tenant {
         (0..self.slots.len()).for_each(|slot| self.verify(slot));
     }
 
-    /// Checks and frees a slot, waiting while its page is on its way. False when it was empty.
+    /// Checks and frees a slot, after waiting until migration is done with its page. False when it was empty.
     pub fn release(&self, slot: usize) -> bool {
         loop {
             self.verify(slot);

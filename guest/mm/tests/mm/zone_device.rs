@@ -1,4 +1,4 @@
-//! Device memory: mapped, initialised once and outside of the lock, used, unmapped.
+//! Device memory: mapped, initialised once and outside the lock, used, unmapped.
 //!
 //! A test is named after the claim that it proves: `s5_5` is S5.5 of `docs/features.md`, `d20` is row 20 of
 //! `docs/pitfalls.md`.
@@ -11,7 +11,7 @@ use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, Gfp,
     MAX_PGMAPS, MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError,
-    OnlineError, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
+    OnlineError, Options, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
     SectionState, ZoneType,
 };
 
@@ -32,7 +32,7 @@ fn plain(first: u32, sections: u32) -> DevPagemap {
     DevPagemap { range: range(first, sections), node: NodeId::FIRST, altmap: None }
 }
 
-/// With its memmap in itself, behind `reserve` pages.
+/// The same with the memmap in the range itself, behind `reserve` pages.
 fn with_altmap(first: u32, sections: u32, reserve: u32) -> DevPagemap {
     DevPagemap { altmap: Some(DevAltmap { reserve, free: 512 * sections }), ..plain(first, sections) }
 }
@@ -49,14 +49,14 @@ fn pfns(range: PfnRange) -> impl Iterator<Item = Pfn> {
     (range.start().get()..range.end().get()).map(Pfn::new)
 }
 
-/// Initialises all that is left.
+/// Initialises all pages that are left.
 fn finish(mm: &Mm<Sim>, nr: PgmapNr) {
     while mm.memremap_init(nr) == Ok(true) {}
 }
 
-/// The counters for 1 GiB are those that Linux 6.12 shows: without altmap 262144 pages are
-/// initialised and the memmap takes 4096 pages of RAM; with reserve and altmap of 18 MiB 257536 are,
-/// and RAM is left alone. The zone spans 262144 pages, and has none.
+/// The counters for 1 GiB are those that Linux 6.12 shows. Without altmap 262144 pages are initialised and the
+/// memmap takes 4096 pages of RAM. With reserve and altmap of 18 MiB 257536 pages are initialised, and no RAM
+/// is used. The zone spans 262144 pages, and none is present.
 #[test]
 fn numbers_of_one_gib() {
     let mm = machine().boot();
@@ -89,7 +89,8 @@ fn numbers_of_one_gib() {
 fn s5_1_two_passes_write_every_page_twice() {
     for map in both() {
         let locked = |device_init| {
-            let mm = SimMachine { device_init, ..machine() }.boot();
+            let mm =
+                SimMachine { options: Options { device_init, ..SimMachine::OPTIONS }, ..machine() }.boot();
             let nr = mm.memremap_pages(map).unwrap();
             mm.check();
             let info = info(mm, nr);
@@ -101,8 +102,8 @@ fn s5_1_two_passes_write_every_page_twice() {
     }
 }
 
-/// What is under the lock does not grow with the range; while its pages are initialised, memory is
-/// plugged, used and unplugged, which takes the lock at every step.
+/// The work under the lock does not grow with the range. While struct pages are initialised, memory is plugged,
+/// used and unplugged, which takes the lock at every step.
 #[test]
 fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
     let mm = machine().boot();
@@ -125,14 +126,14 @@ fn s5_2_pages_are_initialised_outside_of_the_hotplug_lock() {
     }
 }
 
-/// Several ranges are between start and end at once, and several CPUs are at one.
+/// Several ranges are initialised at once, and several CPUs initialise one range.
 #[test]
 fn s5_3_ranges_are_initialised_in_parallel() {
     let mm = machine().boot();
     let numbers: Vec<_> =
         [0, 4, 8].map(|at| mm.hotplug().memremap_start(plain(FIRST + at, 4)).unwrap()).into_iter().collect();
     let turn = |nr| mm.memremap_init(nr) == Ok(true);
-    // Every CPU takes chunks of every range in turn: none waits for another's end.
+    // Every CPU takes chunks of every range in turn: no range waits for another one to be finished.
     thread::scope(|scope| {
         for cpu in 0..4 {
             let numbers = &numbers;
@@ -148,7 +149,7 @@ fn s5_3_ranges_are_initialised_in_parallel() {
         assert_eq!(info.refs, 4 * 32768);
         assert_eq!(mm.hotplug().memunmap_pages(nr), Ok(4 * 32768));
     }
-    // Deterministically: each CPU of one range leaves its mark.
+    // One CPU after another takes a chunk of one range, and each CPU is counted.
     let nr = mm.hotplug().memremap_start(plain(FIRST, 1)).unwrap();
     for cpu in [3, 1] {
         Sim::run_on(cpu, || mm.memremap_init(nr)).unwrap();
@@ -158,7 +159,7 @@ fn s5_3_ranges_are_initialised_in_parallel() {
     mm.check();
 }
 
-/// Under the lock only the pages are written that hold the memmap: none without altmap.
+/// Under the lock only the struct pages of the pages that hold the memmap are written: none without altmap.
 #[test]
 fn s5_4_under_the_lock_only_memmap_pages_are_written() {
     let mm = machine().boot();
@@ -194,16 +195,16 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
     }
 }
 
-/// The struct pages of what the device keeps for itself, and its content, stay what they were.
+/// The reserve's struct pages and content do not change.
 #[test]
 fn s5_6_reserve_pages_are_left_alone() {
     for device_init in [DeviceInit::Once, DeviceInit::Twice] {
-        let mm = SimMachine { device_init, ..machine() }.boot();
+        let mm = SimMachine { options: Options { device_init, ..SimMachine::OPTIONS }, ..machine() }.boot();
         let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 2, 1024)).unwrap();
         let reserve = || pfns(PfnRange::new(range(FIRST, 2).start(), 1024));
         let words = || reserve().map(|pfn| mm.platform().struct_page(pfn)).collect::<Vec<_>>();
         let before = words();
-        // What a fresh memmap is filled with here is different for every page, and never zero.
+        // The garbage of a fresh memmap differs from page to page, and is never zero.
         assert!(before.windows(2).all(|pair| pair[0] != pair[1]));
         reserve().for_each(|pfn| mm.platform().write(pfn, u64::from(pfn.get())));
         finish(mm, nr);
@@ -214,7 +215,7 @@ fn s5_6_reserve_pages_are_left_alone() {
     }
 }
 
-/// Every page knows its pgmap, and the driver's word is 0: nothing of what was in the memmap before.
+/// Every page knows its pgmap and has driver word 0, so no old memmap content is left.
 #[test]
 fn s5_7_every_page_has_its_pgmap_and_an_empty_driver_word() {
     for map in both() {
@@ -231,7 +232,7 @@ fn s5_7_every_page_has_its_pgmap_and_an_empty_driver_word() {
     }
 }
 
-/// Every page is a reserved one of the device zone, and nobody can look at it before.
+/// Every page is a reserved page of the Device zone and cannot be looked up before the pgmap is open.
 #[test]
 fn s5_8_pages_are_reserved_before_they_are_visible() {
     const RESERVED_IN_ZONE_DEVICE: u64 = 9 | 3 << 8;
@@ -280,8 +281,8 @@ fn s5_9_nor_given_to_an_owner() {
     mm.set_holder(pfn, 1);
 }
 
-/// As many references as pages after mapping, one more for each use, none after unmapping; what is in
-/// use stays mapped, and the refusal says whose it is.
+/// There are as many references as pages after mapping, one more for each use, and none after unmapping. A
+/// range in use stays mapped, and the refusal names the user.
 #[test]
 fn s5_10_references_are_counted_in_bulk_and_come_back() {
     const ALICE: u32 = 0xa11ce;
@@ -302,7 +303,7 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
         assert_eq!(mm.get_dev_page(low, BOB), Err(DevPageError::UsedBy(ALICE)));
         assert_eq!(mm.put_dev_page(low, BOB), Err(DevPageError::UsedBy(ALICE)));
         assert_eq!(mm.put_dev_page(pages.start(), BOB), Err(DevPageError::Count));
-        assert_eq!(refs(), count + 3, "what is refused counts nothing");
+        assert_eq!(refs(), count + 3, "a refused call counts no reference");
         assert_eq!(mm.dev_page(low).unwrap().user, Some(DevUser { tag: ALICE, count: 2 }));
 
         let in_use = |refs, pfn, tag, count| {
@@ -327,14 +328,14 @@ fn s5_10_references_are_counted_in_bulk_and_come_back() {
     }
 }
 
-/// All pageblocks of the range are movable, whatever the section was before (Linux set the type of
-/// the first one of a large folio only).
+/// All pageblocks of the range are movable, whatever their types were before (Linux set only the type of the
+/// first pageblock of a large folio).
 #[test]
 fn s5_11_d19_all_pageblocks_are_movable() {
     let mm = machine().boot();
     let nr = SectionNr::new(FIRST);
     mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
-    // Its first pageblock is not movable then.
+    // The first pageblock of the section is not movable afterwards.
     mm.hotplug().online(nr, ZoneType::Movable).unwrap();
     mm.hotplug().offline(nr).unwrap();
     mm.hotplug().remove_memory(nr).unwrap();
@@ -351,7 +352,7 @@ fn s5_11_d19_all_pageblocks_are_movable() {
     }
 }
 
-/// A step is a pageblock: whoever initialises a range can do something else after each.
+/// A step is one pageblock, so the initialising CPU can do other work in between.
 #[test]
 fn s5_11_initialisation_can_be_left_after_every_pageblock() {
     let mm = machine().boot();
@@ -364,8 +365,8 @@ fn s5_11_initialisation_can_be_left_after_every_pageblock() {
     assert_eq!(steps, 128);
 }
 
-/// What is asked of a pgmap that does not exist, or of a section that is device memory by those who
-/// care for others, is refused and counted; nothing changes.
+/// Calls for a pgmap that does not exist, and memory-block calls on device memory, are refused and change
+/// nothing.
 #[test]
 fn s5_12_invalid_use_is_refused_and_counted() {
     let mm = machine().boot();
@@ -396,12 +397,12 @@ fn s5_12_invalid_use_is_refused_and_counted() {
     mm.check();
 }
 
-/// The two phases are told apart, in pages and in time.
+/// Pages and time are counted per phase.
 #[test]
 fn s5_13_pages_and_times_are_reported() {
     let mm = machine().boot();
     let nr = mm.hotplug().memremap_start(with_altmap(FIRST, 1, 512)).unwrap();
-    assert_eq!(info(mm, nr).init_ns, 0, "not over yet");
+    assert_eq!(info(mm, nr).init_ns, 0, "initialising is not finished");
     finish(mm, nr);
     let info = info(mm, nr);
     assert_eq!((info.locked_pages, info.pages.pages()), (512, 32768 - 1024));
@@ -409,16 +410,16 @@ fn s5_13_pages_and_times_are_reported() {
     assert_eq!((info.memmap_pages, info.altmap, info.cpus), (512, true, 1));
 }
 
-/// Readers that walk frame numbers while ranges are mapped see all of a range's pages or none, each of
-/// them whole: `dev_page` panics on one that is not.
+/// Readers that walk frame numbers while ranges are mapped see all pages of a range or none, and each page
+/// whole: `dev_page` panics on a page that is not.
 #[test]
 fn s5_15_readers_see_all_pages_or_none() {
     const ROUNDS: u32 = 12;
     let mm = machine().boot();
     let stop = AtomicBool::new(false);
     let seen = AtomicU32::new(0);
-    // A reader is in `mm` for as long as it holds this; unmapping waits for it, as on hardware
-    // `Platform::synchronize` does.
+    // A reader holds this while it is in `mm`. Unmapping waits for it, as `Platform::synchronize` does on
+    // hardware.
     let grace = RwLock::new(());
     thread::scope(|scope| {
         for cpu in 2..4 {
@@ -430,7 +431,7 @@ fn s5_15_readers_see_all_pages_or_none() {
                         let walk = range(FIRST, 2);
                         let visible =
                             pfns(walk).skip(1024).step_by(97).find(|&pfn| mm.dev_page(pfn).is_some());
-                        // From the first that is seen on, all are.
+                        // Once one page is visible, all pages behind it are.
                         let Some(first) = visible else { continue };
                         let rest = walk.from(first);
                         assert!(pfns(rest).all(|pfn| mm.dev_page(pfn).is_some()), "some of {walk:?}");
@@ -460,7 +461,7 @@ fn s5_15_readers_see_all_pages_or_none() {
     mm.check();
 }
 
-/// Step by step: whatever is initialised already, nothing of it is visible before the last page is.
+/// Step by step: no page is visible before the last page is initialised.
 #[test]
 fn d17_the_pgmap_is_published_last() {
     let mm = machine().boot();
@@ -480,7 +481,7 @@ fn d17_the_pgmap_is_published_last() {
     mm.check();
 }
 
-/// The span follows the ranges, without a look at any struct page.
+/// The span follows the ranges, and no struct page is read for it.
 #[test]
 fn d7_the_span_follows_the_ranges() {
     let mm = machine().boot();
@@ -498,7 +499,7 @@ fn d7_the_span_follows_the_ranges() {
     mm.check();
 }
 
-/// Every node has a device zone of its own, and every page knows its own.
+/// Every node has a Device zone of its own, and every page names its zone.
 #[test]
 fn ranges_belong_to_nodes() {
     let mm = machine().boot();
@@ -517,13 +518,14 @@ fn ranges_belong_to_nodes() {
     mm.check();
 }
 
-/// No section has pages of two kinds, so there is no range whose pages could be initialised in part.
+/// A range is whole sections that are not other memory, so no section has pages of two kinds.
 #[test]
 fn d20_wrong_ranges_are_refused() {
     let mm = machine().boot();
     let start = mm.stats();
     let at = |start: u32, end: u32| DevPagemap {
-        range: PfnRange::between(Pfn::new(start), Pfn::new(end)).expect("it does not end before it starts"),
+        range: PfnRange::between(Pfn::new(start), Pfn::new(end))
+            .expect("the range does not end before it starts"),
         node: NodeId::FIRST,
         altmap: None,
     };
@@ -562,7 +564,7 @@ fn d20_wrong_ranges_are_refused() {
     assert_eq!(mm.stats(), start);
 }
 
-/// Every attempt of every step fails once; afterwards everything is as before, page tables included.
+/// Every attempt of every step fails once. Afterwards everything is as before, including page tables.
 #[test]
 fn every_step_rolls_back() {
     for map in [plain(FIRST, 3), with_altmap(FIRST, 3, 512)] {
@@ -604,28 +606,28 @@ fn every_step_rolls_back() {
     }
 }
 
-/// Without altmap the memmap can be more than there is: an error, and nothing is lost.
+/// Without altmap, a memmap that is larger than free memory is an error, and no page is lost.
 #[test]
 fn memmap_from_boot_memory_runs_out() {
     let mm = SimMachine { memory: [(0, 6 * 1024)].into(), ..machine() }.boot();
     let start = mm.stats();
     assert_eq!(mm.memremap_pages(plain(FIRST, 16)), Err(MemremapError::NoMemory));
     mm.check();
-    // Single pages that were tried for the memmap lie on lists of this CPU.
+    // Single pages that were allocated for the memmap and freed again lie on lists of this CPU.
     drop(mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32)));
     assert_eq!(mm.stats().zones, start.zones);
     let nr = mm.memremap_pages(with_altmap(FIRST, 16, 0)).unwrap();
-    assert_eq!(mm.stats().zones, start.zones, "with altmap it takes nothing");
+    assert_eq!(mm.stats().zones, start.zones, "with altmap no RAM is used");
     mm.hotplug().memunmap_pages(nr).unwrap();
     mm.check();
 }
 
-/// As for memory blocks: in older memory that is fragmented the memmap is single pages, whose holder says so,
-/// and all of them come back.
+/// As for memory blocks: in fragmented older memory the memmap is single pages, whose holder is a memmap, and
+/// unmapping frees all of them.
 #[test]
 fn fragmented_memory_gives_single_pages() {
     let mm = SimMachine { page_tables: true, ..machine() }.boot();
-    // Every second page is in use: no two that are free lie side by side.
+    // Every second page is in use, so no two free pages lie side by side.
     let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
     for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
         mm.free_pages(pfn, Order::PAGE);
@@ -645,7 +647,7 @@ fn fragmented_memory_gives_single_pages() {
     mm.check();
     assert_eq!(state(), before);
 
-    // Each attempt fails once, the second one after the first section has its memmap.
+    // Each attempt fails once, the second attempt after the first section has its memmap.
     for step in [FaultStep::AllocMemmap, FaultStep::MapMemmap] {
         for attempt in 0..2 {
             mm.platform().inject(step, attempt);

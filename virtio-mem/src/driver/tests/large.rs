@@ -100,7 +100,7 @@ fn without_memmap_inside_any_part_can_be_added() {
     let mut guest = Guest::new(8 << 30, 0);
     guest.driver = {
         let driver = DriverConfig { memory_block_size: 1 << 30, memmap_size: 0, min_block_size: BLOCK };
-        Driver::new(driver, guest.config).unwrap()
+        Driver::new(driver, guest.config, 0).unwrap()
     };
     guest.resize(2);
     assert_eq!(guest.run(|_| None).0, [plug(0, 1), add_used(0, 1)]);

@@ -10,9 +10,9 @@
 
 use std::{array, fmt};
 
-use tidevm_abi::MEMORY_BLOCK_SIZE;
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 
-use super::{BOOT, MEMMAP_PAGES, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
+use super::{BOOT, MEMMAP_PAGES, Measurement, Phase, PlannedPhase, phases};
 use crate::zoneinfo::Zone;
 
 /// The compared counters, in pages.
@@ -141,7 +141,7 @@ pub fn compare(linux: &Measurement, tidevm: &Measurement) -> Vec<Row> {
     let mut both = linux.phases.iter().zip(&tidevm.phases);
     let Some((linux_boot, tidevm_boot)) = both.next() else { return Vec::new() };
     let boot = |phase| counters(phase, |zone| !is_movable(zone));
-    let mut rows = vec![row(BOOT, Zones::Boot, [boot(linux_boot), boot(tidevm_boot)], 0, 0)];
+    let mut rows = vec![row(BOOT, Zones::Boot, [boot(linux_boot), boot(tidevm_boot)], Size(0), Size(0))];
     for ((linux, tidevm), PlannedPhase { name, plugged, data, .. }) in both.zip(&phases()) {
         let movable = [linux, tidevm].map(|phase| counters(phase, is_movable));
         rows.push(row(name, Zones::Movable, movable, *plugged, *data));
@@ -152,9 +152,8 @@ pub fn compare(linux: &Measurement, tidevm: &Measurement) -> Vec<Row> {
     rows
 }
 
-/// `plugged` and `data` are in bytes.
-fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, data: u64) -> Row {
-    let altmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
+fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: Size, data: Size) -> Row {
+    let altmap = pages(plugged.0 / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
     let mut differences = Vec::new();
     for counter in 0..COUNTERS.len() {
         let explained = match (zones, counter) {
@@ -164,7 +163,7 @@ fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, 
         };
         let (reason, most) = match (zones, counter) {
             (Zones::Movable, FREE) => (Some(Reason::Processes), OWN),
-            (Zones::BootChange, FREE) => (Some(Reason::Own), OWN + pages(data / PAGE_SIZE) / HELD_BY_ONE),
+            (Zones::BootChange, FREE) => (Some(Reason::Own), OWN + pages(data.pages()) / HELD_BY_ONE),
             (Zones::Boot, SPANNED) => (Some(Reason::Border), BORDER),
             (Zones::Boot, _) => (Some(Reason::Boot), linux[PRESENT] / BOOT_PART),
             _ => (None, 0),
@@ -181,12 +180,12 @@ fn row(phase: &str, zones: Zones, [linux, tidevm]: [Counters; 2], plugged: u64, 
     Row { phase: phase.to_owned(), zones, linux, tidevm, altmap, differences }
 }
 
-/// Pages of boot memory that a plug of `plugged` bytes took for memmap: the loss of free pages between two
+/// Pages of boot memory that a plug of `plugged` took for memmap: the loss of free pages between two
 /// phases, rounded to whole memmaps of all memory blocks. The remainder belongs to the kernel itself.
 #[must_use]
-pub fn memmap_in_boot(before: &Phase, after: &Phase, plugged: u64) -> i64 {
+pub fn memmap_in_boot(before: &Phase, after: &Phase, plugged: Size) -> i64 {
     let free = |phase| counters(phase, |zone| !is_movable(zone))[FREE];
-    let memmap = pages(plugged / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
+    let memmap = pages(plugged.0 / MEMORY_BLOCK_SIZE * MEMMAP_PAGES);
     let taken = free(before) - free(after);
     (taken + memmap / 2).div_euclid(memmap) * memmap
 }
@@ -209,8 +208,10 @@ fn pages(count: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use tidevm_abi::Size;
+
     use super::{BOOT, COUNTERS, Reason, compare, memmap_in_boot};
-    use crate::compare::{GIB, Guest, Host, Measurement, Phase};
+    use crate::compare::{Guest, Host, Measurement, Phase};
     use crate::zoneinfo::Zone;
 
     fn phase(name: &str, boot_free: u64, movable: [u64; 4]) -> Phase {
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(differences(&tidevm), expected);
         let [linux_took, tidevm_took] = [[700_000, 695_800], [700_000, 699_990]].map(|free| {
             let measurement = measurement(Guest::Linux, free, [0; 4]);
-            memmap_in_boot(&measurement.phases[0], &measurement.phases[1], GIB)
+            memmap_in_boot(&measurement.phases[0], &measurement.phases[1], Size::gib(1))
         });
         assert_eq!((linux_took, tidevm_took), (4096, 0));
     }

@@ -8,13 +8,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::ZoneStats;
+use tidevm_abi::{PAGE_SIZE, Size, ZoneStats};
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
 use tidevm_session::{Ended, Sample};
 
 use super::measured_vm::{self, Linux, LinuxOnKvm, MeasuredVm, OnQemu};
-use super::{BOOT, Guest, Host, Measurement, PAGE_SIZE, Phase, PlannedPhase, phases};
+use super::{BOOT, Guest, Host, Measurement, Phase, PlannedPhase, phases};
 use crate::zoneinfo::{self, Zone};
 
 /// Time between two looks at the instructions.
@@ -76,19 +76,19 @@ fn telling(machine: &mut impl MeasuredVm) -> Result<Duration, String> {
     Ok(start.elapsed())
 }
 
-/// Waits until the guest's Movable zone has so many bytes.
-fn await_use(machine: &mut impl MeasuredVm, bytes: u64) -> Result<(), String> {
+/// Waits until the guest's Movable zone has this size.
+fn await_use(machine: &mut impl MeasuredVm, size: Size) -> Result<(), String> {
     let deadline = Instant::now() + USE_LIMIT;
     loop {
         let zones = zones(machine)?;
         let movable = zones.iter().filter(|zone| zone.name == "Movable");
         let present: u64 = movable.map(|zone| zone.present).sum();
-        if present * PAGE_SIZE == bytes {
+        if present * PAGE_SIZE == size.0 {
             return Ok(());
         }
         if Instant::now() > deadline {
             return Err(format!(
-                "waited {USE_LIMIT:?} for the guest to use {bytes} bytes; {present} pages are there"
+                "waited {USE_LIMIT:?} for the guest to use {size}; {present} pages are there"
             ));
         }
     }

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tidevm_machine::{Config, ConsoleMode, GUEST_IMAGE, HotplugConfig, Size, Vm};
 
-use super::{GIB, Guest};
+use super::Guest;
 use crate::console::Console;
 use crate::qemu;
 
 /// Boot memory: the data of 2 GiB of plugged memory fits into it.
-const MEMORY: u64 = 3 * GIB;
+const MEMORY: Size = Size::gib(3);
 /// Size of the hotplug region.
-const REGION: u64 = 4 * GIB;
-const BLOCK: u64 = 2 << 20;
+const REGION: Size = Size::gib(4);
+const DEVICE_BLOCK: Size = Size::mib(2);
 /// One, so that other load on the host disturbs least.
 const CPUS: u8 = 1;
 /// Longest wait for one event. Writing and checking 2 GiB takes minutes where instructions are counted.
@@ -37,11 +37,11 @@ pub struct Linux {
 
 /// A VM whose guest is measured.
 pub trait MeasuredVm {
-    /// Sets the plugged size in bytes and waits until it is reached.
+    /// Sets the plugged size and waits until it is reached.
     ///
     /// # Errors
     /// The size is not reached.
-    fn resize(&mut self, bytes: u64) -> Result<(), String>;
+    fn resize(&mut self, size: Size) -> Result<(), String>;
 
     /// Sends the guest a command and returns its answer, see [`crate::console`].
     ///
@@ -100,7 +100,7 @@ impl OnQemu {
             }
         };
         options.cpus = CPUS.into();
-        options.hotplug = vec![qemu::Hotplug { block: BLOCK, ..qemu::Hotplug::new(REGION) }];
+        options.hotplug = vec![qemu::Hotplug { device_block: DEVICE_BLOCK, ..qemu::Hotplug::new(REGION) }];
         options.icount = counts;
         let mut machine = qemu::QemuMachine::start(&options)?;
         machine.set_limit(LIMIT);
@@ -113,9 +113,9 @@ fn write_own_guest(path: &Path) -> Result<(), String> {
 }
 
 impl MeasuredVm for OnQemu {
-    fn resize(&mut self, bytes: u64) -> Result<(), String> {
-        self.machine.resize(0, bytes)?;
-        self.machine.wait_plugged(0, bytes)
+    fn resize(&mut self, size: Size) -> Result<(), String> {
+        self.machine.resize(0, size)?;
+        self.machine.wait_plugged(0, size)
     }
 
     fn ask(&mut self, command: &str) -> Result<Vec<String>, String> {
@@ -132,8 +132,8 @@ impl MeasuredVm for OnQemu {
 pub fn config() -> Config {
     Config {
         cpus: CPUS,
-        memory: Size(MEMORY),
-        hotplug: vec![HotplugConfig { block: Size(BLOCK), ..HotplugConfig::new(Size(REGION)) }],
+        memory: MEMORY,
+        hotplug: vec![HotplugConfig { device_block: DEVICE_BLOCK, ..HotplugConfig::new(REGION) }],
         console: ConsoleMode::Off,
         ..Config::default()
     }
@@ -178,10 +178,10 @@ impl LinuxOnKvm {
 }
 
 impl MeasuredVm for LinuxOnKvm {
-    fn resize(&mut self, bytes: u64) -> Result<(), String> {
-        self.vm.resize(0, Size(bytes)).map_err(|error| error.to_string())?;
+    fn resize(&mut self, size: Size) -> Result<(), String> {
+        self.vm.resize(0, size).map_err(|error| error.to_string())?;
         let reached =
-            self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == bytes).then_some(()));
+            self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == size.0).then_some(()));
         reached.map_err(|error| self.explain(&error.to_string()))
     }
 

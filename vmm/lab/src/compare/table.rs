@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use tidevm_abi::Size;
+
 use super::judge::{self, COUNTERS, Difference, Reason, Row};
-use super::{GIB, Guest, Host, Measurement, Phase, PlannedPhase, phases};
+use super::{Guest, Host, Measurement, Phase, PhaseKind, PlannedPhase, phases};
 
 const GUESTS: [Guest; 2] = [Guest::Linux, Guest::Tidevm];
 
@@ -41,24 +43,23 @@ fn find(measurements: &[Measurement], host: Host, guest: Guest) -> Option<&Measu
 }
 
 /// A row of the costs: its name, its host, and a function that reads the cost from the phase before, the phase
-/// itself, and its GiB.
-type Cost = (&'static str, Host, fn(&Phase, &Phase, u64) -> Option<String>);
+/// itself, its kind and its GiB.
+type Cost = (&'static str, Host, fn(&Phase, &Phase, PhaseKind, u64) -> Option<String>);
 
 const COSTS: [Cost; 4] = [
-    ("instructions", Host::QemuCounting, |_, phase, gib| Some(millions(phase.instructions? / gib))),
-    ("time, QEMU", Host::Qemu, |_, phase, gib| Some(seconds(phase, gib))),
-    ("time, nested host", Host::Tidevm, |_, phase, gib| Some(seconds(phase, gib))),
-    ("memmap from boot memory", Host::Qemu, |before, phase, gib| {
-        let plugs = phase.name.starts_with("plug");
-        let pages = judge::memmap_in_boot(before, phase, gib * GIB) / gib.cast_signed();
-        plugs.then(|| format!("{pages} pages"))
+    ("instructions", Host::QemuCounting, |_, phase, _, gib| Some(millions(phase.instructions? / gib))),
+    ("time, QEMU", Host::Qemu, |_, phase, _, gib| Some(seconds(phase, gib))),
+    ("time, nested host", Host::Tidevm, |_, phase, _, gib| Some(seconds(phase, gib))),
+    ("memmap from boot memory", Host::Qemu, |before, phase, kind, gib| {
+        let pages = judge::memmap_in_boot(before, phase, Size::gib(gib)) / gib.cast_signed();
+        (kind == PhaseKind::Plug).then(|| format!("{pages} pages"))
     }),
 ];
 
 /// The cost of plugging and unplugging.
 fn costs(measurements: &[Measurement]) -> String {
     let mut rows = vec![["per GiB", "", "Linux", "tidevm"].map(str::to_owned).to_vec()];
-    for (index, PlannedPhase { name, costs, .. }) in phases().iter().enumerate() {
+    for (index, PlannedPhase { name, kind, costs, .. }) in phases().iter().enumerate() {
         let Some(gib) = *costs else { continue };
         for (what, host, read) in COSTS {
             let cell = |guest| {
@@ -66,7 +67,7 @@ fn costs(measurements: &[Measurement]) -> String {
                 let [before, phase] = find(measurements, host, guest)?.phases.get(index..index + 2)? else {
                     return None;
                 };
-                read(before, phase, gib)
+                read(before, phase, *kind, gib)
             };
             let cells = GUESTS.map(cell);
             if cells.iter().any(Option::is_some) {

@@ -18,8 +18,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     run,
 };
 
-const SIZE: u64 = 1 << 30;
-const PAGES: u64 = SIZE / 4096;
+const SIZE: Size = Size::gib(1);
 const SCRIPT: &str = "pmem map 0 altmap on 1 cpus\ncheck\npmem unmap 0\ncheck";
 
 fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
@@ -29,7 +28,7 @@ fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
 
 fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Result<Side, Halt> {
     let config = Config {
-        pmem: vec![Size(SIZE)],
+        pmem: vec![SIZE],
         cmdline: Some(format!("tidevm.device_init={policy}")),
         console: ConsoleMode::Off,
         ..Config::default()
@@ -67,7 +66,7 @@ pub(super) fn nanos(nanos: u64) -> Value {
 fn judge(record: &Record) -> (Finding, String) {
     match mapped(record) {
         Some(PmemMapped { pages: pages @ 1.., locked_pages, .. })
-            if locked_pages <= PAGES.saturating_sub(pages) =>
+            if locked_pages <= SIZE.pages().saturating_sub(pages) =>
         {
             (
                 Finding::Success,

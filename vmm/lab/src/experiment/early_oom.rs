@@ -16,7 +16,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 };
 
 const CPUS: u8 = 8;
-const SCRIPT: &str = "expect blocks.online == 16 within 60s\ncheck";
+const SCRIPT: &str = "expect deferred == 0 within 60s\ncheck";
 
 fn run(lab: &mut dyn Lab) -> Result<Vec<Side>, Halt> {
     let sides = [

@@ -5,7 +5,8 @@
 //! clean error: the plugged part works, and all of it can be unplugged again. (A Linux guest dies there.) With
 //! the memmap in the new memory, the guest grows.
 
-use tidevm_abi::{ResizeState, Size};
+use tidevm_abi::command::{Resize, Target};
+use tidevm_abi::{Command, ResizeState, Size};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig};
 use tidevm_session::{Ended, StepFailure, StepRun};
 
@@ -41,9 +42,9 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt
     };
     let record = lab.session(&format!("memmap-oom, {setting}"), config, SCRIPT)?;
     let (finding, what) = judge(&record);
-    let stats = record.stats_after("plug");
+    let stats = record.stats_after(is_plug);
     let missing = || Value::Missing("the guest did not come so far".to_owned());
-    let plug = record.step("plug");
+    let plug = record.step(is_plug);
     let numbers = vec![
         Number::charted("plugged", plug.map_or_else(missing, |step| Value::Bytes(plugged(step)))),
         Number::new("pages of memmap in boot memory", count(stats, |stats| stats.memmap_boot_pages)),
@@ -53,17 +54,21 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt
     Ok(Side { on, setting, finding, what, numbers })
 }
 
+fn is_plug(command: &Command) -> bool {
+    matches!(command, Command::Resize(Resize { target: Target::Plug(_), .. }))
+}
+
 fn plugged(step: &StepRun) -> u64 {
     step.sample.devices.iter().map(|device| device.plugged).sum()
 }
 
 fn judge(record: &Record) -> (Finding, String) {
-    let Some(plug) = record.step("plug") else { return (Finding::Neither, how_it_ended(record)) };
+    let Some(plug) = record.step(is_plug) else { return (Finding::Neither, how_it_ended(record)) };
     if matches!(record.summary.ended, Ended::Died(_)) || !rolled_back(record) {
         return (Finding::Neither, format!("not as clean as it should be: {}", how_it_ended(record)));
     }
     let plugged = plugged(plug);
-    match record.failure("plug") {
+    match record.failure(is_plug) {
         None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
         Some(StepFailure::Stopped(stopped)) if stopped.state == Some(ResizeState::NoMemory) => {
             (Finding::Failure, format!("{stopped}; after that all of it could be taken back"))
@@ -74,13 +79,14 @@ fn judge(record: &Record) -> (Finding, String) {
 
 /// Whether every step except the plug was done, and the guest's zones in the end were as before the plug.
 fn rolled_back(record: &Record) -> bool {
-    let others = record.steps.iter().filter(|step| step.command.to_string() != "plug 12G");
+    let others = record.steps.iter().filter(|step| !is_plug(&step.command));
     let all_done = others.clone().count() == 5 && others.clone().all(StepRun::is_done);
     let zones = |step: Option<&StepRun>| {
         let guest = step?.sample.guest?;
         let zones = guest.zones.map(|zone| (zone.present, zone.managed, zone.free + zone.pcp));
         Some((zones, guest.memmap_boot_pages, guest.memmap_altmap_pages))
     };
-    let (before, after) = (zones(record.step("hog")), zones(record.step("verify")));
+    let before = zones(record.step(|command| matches!(command, Command::Hog(_))));
+    let after = zones(record.step(|command| matches!(command, Command::Verify(_))));
     all_done && before.is_some() && before == after
 }

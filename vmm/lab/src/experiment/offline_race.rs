@@ -4,7 +4,7 @@
 //! pages of it. If per-CPU lists are drained once instead of being disabled, pages are freed to them between
 //! the drain and the isolation. Isolation does not find pages there.
 
-use tidevm_abi::Answer;
+use tidevm_abi::{Answer, Command};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
 
 use super::{Experiment, Finding, Halt, Lab, Number, Record, Side, Value, count, how_it_ended};
@@ -40,10 +40,14 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
         Number::charted("pages stranded", number(|raced| raced.stranded)),
         Number::new("cycles", number(|raced| raced.cycles)),
         Number::new("cycles that failed", number(|raced| raced.failures)),
-        Number::new("drains of per-CPU lists", count(record.stats_after("race"), |stats| stats.pcp_drains)),
-        Number::new("time", record.step("race").map_or_else(missing, |step| Value::Time(step.took))),
+        Number::new("drains of per-CPU lists", count(record.stats_after(is_race), |stats| stats.pcp_drains)),
+        Number::new("time", record.step(is_race).map_or_else(missing, |step| Value::Time(step.took))),
     ];
     Ok(Side { on, setting, finding, what, numbers })
+}
+
+fn is_race(command: &Command) -> bool {
+    matches!(command, Command::Race { .. })
 }
 
 #[derive(Clone, Copy)]
@@ -54,7 +58,7 @@ struct Raced {
 }
 
 fn raced(record: &Record) -> Option<Raced> {
-    match record.step("race")?.answer? {
+    match record.step(is_race)?.answer? {
         Answer::Raced { cycles, failures, stranded } => {
             Some(Raced { cycles: cycles.into(), failures: failures.into(), stranded })
         }
@@ -63,7 +67,7 @@ fn raced(record: &Record) -> Option<Raced> {
 }
 
 fn judge(record: &Record) -> (Finding, String) {
-    let intact = record.step("check").is_some_and(|step| step.is_done());
+    let intact = record.step(|command| *command == Command::Check).is_some_and(|step| step.is_done());
     match raced(record).filter(|raced| intact && raced.cycles == u64::from(CYCLES)) {
         Some(Raced { cycles, failures, stranded: 1.. }) => {
             (Finding::Failure, format!("{failures} of {cycles} cycles failed over pages on per-CPU lists"))

@@ -5,7 +5,7 @@
 //! block is removed with its own memmap, the range is removed and added again. The data in the guest stays
 //! intact on both sides.
 
-use tidevm_abi::Failure;
+use tidevm_abi::{Command, Failure};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
 use tidevm_session::{StepFailure, StepRun};
 
@@ -42,7 +42,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
     };
     let record = lab.session(&format!("same-granularity, {setting}"), config, SCRIPT)?;
     let (finding, what) = judge(&record);
-    let after = record.stats_after("readd");
+    let after = record.stats_after(is_readd);
     let numbers = vec![
         Number::charted("pages moved out of the way", count(after, |stats| stats.pages_migrated)),
         Number::new("pages of memmap on memory afterwards", count(after, |stats| stats.memmap_altmap_pages)),
@@ -50,14 +50,24 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str, policy: &str) -> Res
     Ok(Side { on, setting, finding, what, numbers })
 }
 
+fn is_readd(command: &Command) -> bool {
+    matches!(command, Command::Readd { .. })
+}
+
+fn is_hog(command: &Command) -> bool {
+    matches!(command, Command::Hog(_))
+}
+
 fn judge(record: &Record) -> (Finding, String) {
-    let others = record.steps.iter().filter(|step| step.command.to_string() != "readd 256M at 4G");
+    let others = record.steps.iter().filter(|step| !is_readd(&step.command));
     let intact = record.steps.len() == 8 && others.clone().all(StepRun::is_done);
-    let memmap = |verb| record.stats_after(verb).map(|stats| stats.memmap_altmap_pages);
-    if !intact || memmap("readd") != memmap("hog") {
+    let memmap = |is_wanted: fn(&Command) -> bool| {
+        record.stats_after(is_wanted).map(|stats| stats.memmap_altmap_pages)
+    };
+    if !intact || memmap(is_readd) != memmap(is_hog) {
         return (Finding::Neither, how_it_ended(record));
     }
-    match record.failure("readd") {
+    match record.failure(is_readd) {
         None => (Finding::Success, "both went and came back, each with its memmap".to_owned()),
         Some(failure @ StepFailure::Refused { failure: Failure::Granularity, .. }) => {
             (Finding::Failure, format!("{failure}; nothing was changed"))

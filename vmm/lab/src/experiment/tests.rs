@@ -1,3 +1,5 @@
+//! How experiments judge results, played with made-up runs of both sides.
+
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BootTimes, Failure as GuestFailure, Name, PmemMapped, ResizeState, Stats};

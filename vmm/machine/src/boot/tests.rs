@@ -1,3 +1,5 @@
+//! Files in guest memory at boot: memory map, command line, initrd, and images that are refused.
+
 use std::borrow::Cow;
 
 use super::*;

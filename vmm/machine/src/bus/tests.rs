@@ -1,3 +1,5 @@
+//! Addresses and ports lead to their devices; without a device, reads are all ones.
+
 use std::io;
 use std::sync::{Arc, Mutex};
 

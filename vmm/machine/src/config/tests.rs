@@ -1,4 +1,6 @@
-use super::{Config, ConfigError, HotplugConfig, InitPolicy, MIN_BLOCK, NodeConfig, Size};
+//! Configurations that are accepted, and ones that are refused with advice.
+
+use super::{Config, ConfigError, HotplugConfig, MIN_DEVICE_BLOCK, NodeConfig, Size};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -23,11 +25,16 @@ fn possible_configurations_are_accepted() {
         with(HotplugConfig::new(Size(128 * MIB))),
         with(HotplugConfig {
             size: Size(2 * GIB),
-            block: Size(128 * MIB),
+            device_block: Size(128 * MIB),
             requested: Size(2 * GIB),
             node: Some(1),
         }),
-        with(HotplugConfig { size: Size(GIB), block: Size(4 * MIB), requested: Size(12 * MIB), node: None }),
+        with(HotplugConfig {
+            size: Size(GIB),
+            device_block: Size(4 * MIB),
+            requested: Size(12 * MIB),
+            node: None,
+        }),
         Config { hotplug: vec![HotplugConfig::new(Size(128 * MIB)); 16], ..Config::default() },
         on_nodes(&[(512, 4)]),
         on_nodes(&[(0, 1), (128, 0), (384, 3), (0, 0)]),
@@ -43,7 +50,12 @@ fn possible_configurations_are_accepted() {
 #[test]
 fn impossible_configurations_are_refused_with_advice() {
     let hotplug = |size, block, requested| {
-        with(HotplugConfig { size: Size(size), block: Size(block), requested: Size(requested), node: None })
+        with(HotplugConfig {
+            size: Size(size),
+            device_block: Size(block),
+            requested: Size(requested),
+            node: None,
+        })
     };
     let table: [(Config, &str); 22] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
@@ -66,21 +78,21 @@ fn impossible_configurations_are_refused_with_advice() {
             "--memory-block 384M: must be a power of two from 128M to 2G",
         ),
         (
-            hotplug(1000 * MIB, MIN_BLOCK.0, 0),
+            hotplug(1000 * MIB, MIN_DEVICE_BLOCK.0, 0),
             "--hotplug #1 size=1000M: must be a multiple of the guest's memory block, 128M (try 896M or 1G)",
         ),
         (
-            hotplug(0, MIN_BLOCK.0, 0),
+            hotplug(0, MIN_DEVICE_BLOCK.0, 0),
             "--hotplug #1 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
         ),
         (hotplug(GIB, 3 * MIB, 0), "--hotplug #1 block=3M: must be a power of two from 2M to 128M"),
         (hotplug(GIB, MIB, 0), "--hotplug #1 block=1M: must be a power of two from 2M to 128M"),
         (hotplug(GIB, 256 * MIB, 0), "--hotplug #1 block=256M: must be a power of two from 2M to 128M"),
         (
-            hotplug(GIB, MIN_BLOCK.0, 3 * MIB),
+            hotplug(GIB, MIN_DEVICE_BLOCK.0, 3 * MIB),
             "--hotplug #1 requested=3M: must be a multiple of its block, 2M (try 2M or 4M)",
         ),
-        (hotplug(GIB, MIN_BLOCK.0, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
+        (hotplug(GIB, MIN_DEVICE_BLOCK.0, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
         (
             with(HotplugConfig { node: Some(64), ..HotplugConfig::new(Size(GIB)) }),
             "--hotplug #1 node=64: nodes are numbered from 0 to 63",
@@ -170,15 +182,4 @@ fn sizes_are_shown_as_they_are_given() {
     {
         assert_eq!(Size(bytes).to_string(), text);
     }
-}
-
-#[test]
-fn init_policies_have_names() {
-    for (name, policy) in
-        [("eager", InitPolicy::Eager), ("deferred", InitPolicy::Deferred), ("lazy", InitPolicy::Lazy)]
-    {
-        assert_eq!(name.parse(), Ok(policy));
-        assert_eq!(policy.to_string(), name);
-    }
-    assert!("lazy-ish".parse::<InitPolicy>().is_err());
 }

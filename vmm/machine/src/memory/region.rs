@@ -6,7 +6,7 @@
 //! | unplugged, but something else in its slot is plugged | closed | yes | yes |
 //! | unplugged, as is everything in its memory block | closed | no, or an empty one that could not be removed | yes |
 //!
-//! So unplugged memory is out of the guest's reach down to the device block, whatever the slots are. Slots
+//! So unplugged memory is out of the guest's reach down to the device block, independent of the slots. Slots
 //! come with memory: one for each run of memory blocks that a plug is the first to use. A slot is never split
 //! or resized while something in it is plugged: KVM can do that only by removing the slot for a moment, while
 //! the guest's CPUs run.

@@ -1,3 +1,6 @@
+//! Plugging and unplugging: slots, view and held memory follow the plugged blocks, also after failures and
+//! resets.
+
 use std::ops::Range;
 
 use proptest::prelude::prop;
@@ -176,7 +179,7 @@ fn ranges_outside_the_region_are_refused() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum MemoryStep {
     Plug { first: u64, count: u64 },
     Unplug { first: u64, count: u64 },
     FailAdd(u32),
@@ -186,13 +189,13 @@ enum Step {
 /// Device blocks in the region of the model test: four memory blocks.
 const COUNT: usize = 256;
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<MemoryStep>> {
     let range = || (0..COUNT as u64, prop_oneof![Just(64), Just(1), 1..128_u64]);
     let step = prop_oneof![
-        6 => range().prop_map(|(first, count)| Step::Plug { first, count }),
-        6 => range().prop_map(|(first, count)| Step::Unplug { first, count }),
-        1 => (0..3_u32).prop_map(Step::FailAdd),
-        1 => (0..3_u32).prop_map(Step::FailRemove),
+        6 => range().prop_map(|(first, count)| MemoryStep::Plug { first, count }),
+        6 => range().prop_map(|(first, count)| MemoryStep::Unplug { first, count }),
+        1 => (0..3_u32).prop_map(MemoryStep::FailAdd),
+        1 => (0..3_u32).prop_map(MemoryStep::FailRemove),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -220,10 +223,10 @@ proptest! {
         let mut model = [false; COUNT];
         for step in steps {
             match step {
-                Step::FailAdd(after) => slots.fail_add_after(after),
-                Step::FailRemove(after) => slots.fail_remove_after(after),
-                Step::Plug { first, count } | Step::Unplug { first, count } => {
-                    let plug = matches!(step, Step::Plug { .. });
+                MemoryStep::FailAdd(after) => slots.fail_add_after(after),
+                MemoryStep::FailRemove(after) => slots.fail_remove_after(after),
+                MemoryStep::Plug { first, count } | MemoryStep::Unplug { first, count } => {
+                    let plug = matches!(step, MemoryStep::Plug { .. });
                     let range = first as usize..COUNT.min((first + count) as usize);
                     for (first, count) in runs(&model, range, !plug) {
                         let done = if plug {

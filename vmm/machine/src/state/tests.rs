@@ -1,3 +1,5 @@
+//! Waits for the guest: what ends a wait, and what an end or a reset does to the others.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,13 +82,12 @@ fn a_reset_ends_every_wait_for_an_answer() {
     shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
     [1, 3].into_iter().for_each(|id| shared.expect_answer(id));
     shared.report(Report::Done { id: 3, answer: Answer::Done });
-    shared.lose_guest();
-    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 0));
+    shared.restart(|| vec![MemStatus::default()]);
+    assert_eq!((shared.snapshot().ready, shared.snapshot().resets), (None, 1));
     assert_eq!(shared.take_answer(1, LATE, "the answer"), Err(WaitError::Reset));
     assert_eq!(shared.take_answer(3, LATE, "the answer"), Ok(Answer::Done), "it came before");
     // A call that was never made was not lost by the reset.
     assert!(matches!(shared.take_answer(1, SOON, "the answer"), Err(WaitError::Deadline { .. })));
-    shared.restart();
     shared.wait_for_end(LATE, 0);
     // The guest is up again, and its answers to later calls arrive.
     shared.report(Report::Ready { cpus: 2, mem_devices: 1 });
@@ -99,9 +100,47 @@ fn a_reset_ends_every_wait_for_an_answer() {
 #[test]
 fn resize_reports_belong_to_a_region() {
     let shared = shared();
-    let resize = |region| Resize { region, plugged: 1, requested: 2, state: ResizeState::HostBusy };
+    let state = ResizeState::HostBusy;
+    let resize = |region| Resize { region, plugged: 1, requested: 2, generation: 3, state };
     shared.report(Report::Resize(resize(4 << 30)));
     shared.report(Report::Resize(resize(5 << 30)));
     let state = shared.snapshot();
     assert_eq!((state.mem[0].report, state.bad_records), (Some(resize(4 << 30)), 1));
+}
+
+/// A target of the same size as an earlier one is another target. What the driver said of the earlier one says
+/// nothing of the new one.
+#[test]
+fn a_report_answers_only_the_generation_of_its_target() {
+    let reached = |generation| Resize {
+        region: 4 << 30,
+        plugged: 8,
+        requested: 8,
+        generation,
+        state: ResizeState::Reached,
+    };
+    for current in [5, 0, u32::MAX] {
+        let at = |generation| MemStatus {
+            requested: 8,
+            plugged: 8,
+            generation: current,
+            seen: Some(generation),
+            report: Some(reached(generation)),
+            ..MemStatus::default()
+        };
+        for later in [0, 1, 1000] {
+            let mem = at(current.wrapping_add(later));
+            assert_eq!((mem.stopped(8), mem.arrived(8)), (Some(ResizeState::Reached), true));
+            assert_eq!((mem.stopped(4), mem.arrived(4)), (None, false), "another target");
+            let moving = MemStatus { plugged: 6, ..mem };
+            assert_eq!((moving.stopped(8), moving.arrived(8)), (None, false), "something moved since");
+        }
+        for earlier in [1, 2, 1000] {
+            let mem = at(current.wrapping_sub(earlier));
+            assert_eq!((mem.stopped(8), mem.answer(8), mem.arrived(8)), (None, None, false), "{earlier}");
+        }
+        assert!(!MemStatus { seen: None, ..at(current) }.arrived(8), "no driver has read it");
+        let pending = MemStatus { target_pending: true, ..at(current) };
+        assert_eq!((pending.stopped(8), pending.answer(8), pending.arrived(8)), (None, None, false));
+    }
 }

@@ -46,7 +46,7 @@ pub struct Control {
 
 /// The guest has not read [`MAX_UNREAD`] calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+pub struct CallsQueueFull;
 
 impl Control {
     /// A channel without calls. `interrupt` reaches the driver. Each of `kicks` is written when the queue
@@ -69,21 +69,24 @@ impl Control {
     /// Sends a call to the guest, as soon as the guest has a buffer for it.
     ///
     /// # Errors
-    /// [`Full`]; the call is not sent.
-    pub fn call(&mut self, call: Call) -> Result<(), Full> {
+    /// [`CallsQueueFull`]; the call is not sent.
+    pub fn call(&mut self, call: Call) -> Result<(), CallsQueueFull> {
         if self.unread.len() >= MAX_UNREAD {
-            return Err(Full);
+            return Err(CallsQueueFull);
         }
         self.unread.push_back(call);
         self.serve_calls();
         Ok(())
     }
 
-    /// System reset: there is no driver, and no guest that could answer the calls that were made.
-    pub fn reset(&mut self) {
+    /// First part of a system reset: there is no driver. Calls that are still made wait.
+    pub fn disconnect(&mut self) {
         self.transport.registers.reset();
+    }
+
+    /// Last part of a system reset: the guest that could have answered the calls that wait is gone.
+    pub fn forget_calls(&mut self) {
         self.unread.clear();
-        self.state.lose_guest();
     }
 
     /// Writes waiting calls to the buffers that the driver offers. Returns whether there may be more to do.

@@ -13,9 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_mem::blocks::BlockRange;
 use virtio_mem::device::{Backing, Busy, Device, DeviceConfig};
-use virtio_mem::wire::{F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, Response, ResponseType};
+use virtio_mem::wire::{
+    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Response, ResponseType,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
@@ -31,6 +34,9 @@ pub use target::Target;
 
 /// Most requests that a driver can have in the queue.
 const QUEUE_SIZE: u16 = 128;
+
+/// Where the driver reads the target.
+const TARGET: u64 = VIRTIO_MMIO_CONFIG as u64 + REQUESTED_SIZE_OFFSET as u64;
 
 /// Most requests that are served in one turn of the event loop. Then everything else that the loop waits for has
 /// its turn.
@@ -54,6 +60,10 @@ pub struct Mem {
     target: Arc<Target>,
     /// See [`TURN`].
     turn: Duration,
+    /// See [`MemStatus::generation`].
+    generation: u32,
+    /// See [`MemStatus::seen`].
+    seen: Option<u32>,
     /// A request was answered BUSY, and the driver has not been told to retry since.
     retry_due: bool,
 }
@@ -97,7 +107,7 @@ impl Mem {
         let fixed = DeviceConfig {
             addr: range.start().0,
             region_size: config.size.0,
-            block_size: config.block.0,
+            block_size: config.device_block.0,
             node_id: config.node,
         };
         let mut device = Device::new(fixed).map_err(io::Error::other)?;
@@ -107,9 +117,20 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let region = RegionMemory { memory, index, range, block_size: config.block.0, refused: false };
+        let region = RegionMemory { memory, index, range, block_size: config.device_block.0, refused: false };
         let transport = Transport::new(registers, interrupt);
-        let mut mem = Self { transport, device, region, state, kick, target, turn: TURN, retry_due: false };
+        let mut mem = Self {
+            transport,
+            device,
+            region,
+            state,
+            kick,
+            target,
+            turn: TURN,
+            generation: 0,
+            seen: None,
+            retry_due: false,
+        };
         mem.publish(None);
         Ok(mem)
     }
@@ -120,22 +141,23 @@ impl Mem {
         Arc::clone(&self.target)
     }
 
-    /// Takes the target that was set last, if there is a new one, and tells the driver.
+    /// Takes the target that was set last, if there is a new one, and tells the driver. The same size again is a
+    /// target of its own: the driver looks at it anew, and tries again what had failed.
     fn apply_target(&mut self) {
         if self.take_target() {
+            self.publish(None);
             self.transport.notify_config();
         }
     }
 
-    /// Takes the target that was set last. Returns whether the driver has to be told.
+    /// Takes the target that was set last, with a generation of its own. Returns whether there was a new one.
     fn take_target(&mut self) -> bool {
         let Some(requested) = self.target.take() else { return false };
-        let changed = self.device.resize(requested).unwrap_or_else(|error| {
+        if let Err(error) = self.device.resize(requested) {
             log::error!("a target that was checked is refused: {error}");
-            false
-        });
-        self.publish(None);
-        changed
+        }
+        self.generation = self.transport.registers.next_generation();
+        true
     }
 
     /// Tells a driver that was answered BUSY to try again. A system reset cancels that.
@@ -146,16 +168,18 @@ impl Mem {
     }
 
     /// System reset: no driver, nothing plugged, the same target (virtio 1.3, section 5.15.6.2).
-    /// [`Memory::reset`] takes the memory itself.
-    pub fn reset(&mut self) {
+    /// [`Memory::reset`] takes the memory itself. Returns what others see from now on; the caller puts it into the
+    /// shared state, in one step with all else that a reset changes. The caller holds the lock of the state, so
+    /// that no target comes between.
+    pub fn reset(&mut self) -> MemStatus {
         // The driver that would be told is gone.
         self.take_target();
         self.transport.registers.reset();
         self.device.reset();
+        self.seen = None;
         self.retry_due = false;
-        let index = self.region.index;
-        self.state.change(|state| (state.mem[index].report, state.mem[index].refused) = (None, None));
-        self.publish(None);
+        self.transport.registers.set_config(&self.device.config().to_bytes());
+        self.status()
     }
 
     /// Serves requests in the queue, as many as are due in one turn of the event loop.
@@ -208,36 +232,56 @@ impl Mem {
     /// Derives from the device what others see: the configuration space that the driver reads, and the
     /// [`MemStatus`] in the shared state.
     fn publish(&mut self, refused: Option<String>) {
-        let config = self.device.config();
-        self.transport.registers.set_config(&config.to_bytes());
-        let driver = self.transport.registers.running();
+        self.transport.registers.set_config(&self.device.config().to_bytes());
         let index = self.region.index;
         self.state.change(|state| {
-            let requested = self.target.pending().unwrap_or(config.requested_size);
+            let status = self.status();
             let mem = &mut state.mem[index];
-            *mem = MemStatus {
-                region: config.addr,
-                region_size: config.region_size,
-                block_size: config.block_size,
-                requested,
-                plugged: config.plugged_size,
-                driver,
-                report: mem.report.take(),
-                refused: refused.or(mem.refused.take()),
-            };
+            let (report, refused) = (mem.report.take(), refused.or(mem.refused.take()));
+            *mem = MemStatus { report, refused, ..status };
         });
+    }
+
+    /// The device as it is now, without reports and refusals. The caller holds the lock of the state: see
+    /// [`Target`].
+    fn status(&self) -> MemStatus {
+        let config = self.device.config();
+        let pending = self.target.pending();
+        MemStatus {
+            region: config.addr,
+            region_size: config.region_size,
+            block_size: config.block_size,
+            requested: pending.unwrap_or(config.requested_size),
+            target_pending: pending.is_some(),
+            generation: self.generation,
+            seen: self.seen,
+            plugged: config.plugged_size,
+            driver: self.transport.registers.running(),
+            report: None,
+            refused: None,
+        }
     }
 }
 
 impl RegisterDevice for Mem {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.transport.registers.read(offset, data);
+        // A target that is read in parts is seen with its first part. If it changes before the last part is read,
+        // the driver has to look again.
+        let seen = Some(self.transport.registers.generation());
+        if (offset..offset.saturating_add(data.len() as u64)).contains(&TARGET) && self.seen != seen {
+            self.seen = seen;
+            self.publish(None);
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         match self.transport.registers.write(offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
+                if !self.transport.registers.running() {
+                    self.seen = None;
+                }
                 self.publish(None);
                 Ok(())
             }

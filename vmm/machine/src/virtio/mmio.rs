@@ -120,8 +120,21 @@ impl Registers {
     pub fn set_config(&mut self, config: &[u8]) {
         if self.config != config {
             self.config.copy_from_slice(config);
-            self.generation = self.generation.wrapping_add(1);
+            self.next_generation();
         }
+    }
+
+    /// Begins a new configuration generation, even if no byte of the configuration changes, and returns it. The
+    /// caller does that for what a driver has to look at anew.
+    pub fn next_generation(&mut self) -> u32 {
+        self.generation = self.generation.wrapping_add(1);
+        self.generation
+    }
+
+    /// The configuration generation.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Records that buffers were used. The caller raises the interrupt.

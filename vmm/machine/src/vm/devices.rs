@@ -101,14 +101,21 @@ impl Devices {
         std::iter::once(Arc::clone(&self.control) as _).chain(mem).collect()
     }
 
-    /// System reset. No vCPU runs.
-    pub(super) fn reset(&self) {
-        // The control channel goes first: it records that the guest is gone.
-        lock(&self.control).reset();
-        for mem in &self.mem {
-            lock(&mem.device).reset();
-        }
+    /// First part of a system reset, before memory is reset: no device writes to the old guest's buffers any
+    /// more. No vCPU runs, and no queue is served, so that only a call could. What others see of the guest stays.
+    pub(super) fn disconnect(&self) {
+        lock(&self.control).disconnect();
         self.serial.reset();
+    }
+
+    /// Last part of a system reset, after memory was reset: the devices are as at the start, and so they and the
+    /// guest are seen in `state`, in one step. No call comes between, as the locks of all devices are held, and no
+    /// target, as the lock of the state is held.
+    pub(super) fn reset(&self, state: &SharedState) {
+        let mut control = lock(&self.control);
+        let mut devices: Vec<_> = self.mem.iter().map(|mem| lock(&mem.device)).collect();
+        control.forget_calls();
+        state.restart(|| devices.iter_mut().map(|device| device.reset()).collect());
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.

@@ -125,8 +125,7 @@ impl Hardware {
         if self.is_over() {
             return Ok(());
         }
-        // Devices reset before memory does, so that none writes to the old guest's buffers.
-        self.shared.devices.reset();
+        self.shared.devices.disconnect();
         let machine = new_machine(&self.kvm)?;
         let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
         self.shared.memory.reset(slots).map_err(StartError::from)?;
@@ -135,7 +134,7 @@ impl Hardware {
             return Ok(());
         }
         let vcpus = self.assemble(machine)?;
-        self.shared.state.restart();
+        self.shared.devices.reset(&self.shared.state);
         Ok(self.run(vcpus)?)
     }
 

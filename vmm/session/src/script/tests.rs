@@ -1,3 +1,5 @@
+//! Scripts: statements, repeats, and errors that show the line and the place.
+
 use tidevm_machine::{Config, HotplugConfig, Size};
 
 use super::{Script, Statement};
@@ -81,7 +83,7 @@ fn names_are_checked_in_the_order_of_the_run() {
 #[test]
 fn targets_fit_the_devices() {
     let fit = |text: &str, blocks: &[u64]| {
-        let device = |&block| HotplugConfig { block: Size(block), ..HotplugConfig::new(Size::gib(1)) };
+        let device = |&block| HotplugConfig { device_block: Size(block), ..HotplugConfig::new(Size::gib(1)) };
         let hotplug = blocks.iter().map(device).collect();
         let config = Config { hotplug, pmem: vec![Size::gib(1); 2], ..Config::default() };
         let fit = Script::parse("test", text).unwrap().fit(&config);

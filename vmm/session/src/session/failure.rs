@@ -3,6 +3,7 @@
 //! The guest knows workloads by handles. A failure that may name one carries the finished text beside the
 //! guest's own words, because only the session knows the names of the script.
 
+use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
@@ -126,10 +127,9 @@ pub enum StepFailure {
 /// A resize that did not reach its target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{}stopped at {plugged}, {} MiB {} the target: {why}",
+    "{}stopped at {plugged}, {}: {why}",
     not_within(*.within),
-    plugged.0.abs_diff(target.0) >> 20,
-    if plugged > target { "above" } else { "below" }
+    distance(*.plugged, *.target)
 )]
 pub struct Stopped {
     /// The deadline, if it passed.
@@ -146,6 +146,16 @@ pub struct Stopped {
 
 fn first_pfn(pfn: Option<u64>) -> String {
     pfn.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"))
+}
+
+/// How far it is from `plugged` to `target`. A guest that is at work for an earlier target may pass by the target.
+fn distance(plugged: Size, target: Size) -> String {
+    let side = match plugged.cmp(&target) {
+        Ordering::Less => "below",
+        Ordering::Equal => return "not settled at the target".to_owned(),
+        Ordering::Greater => "above",
+    };
+    format!("{} MiB {side} the target", plugged.0.abs_diff(target.0) >> 20)
 }
 
 fn not_within(limit: Option<Duration>) -> String {

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem, PmemFailure,
-    PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BlockRun, BlockState, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem,
+    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Size, State, WaitError,
@@ -105,6 +105,8 @@ pub(super) struct FakeVm {
     now: Cell<Instant>,
     events: RefCell<Vec<(Instant, Event)>>,
     looking: Cell<bool>,
+    /// Until when the driver is at work for a target that it has read.
+    busy_until: Cell<Instant>,
     next_call: Cell<u32>,
     untaken: RefCell<BTreeSet<u32>>,
     hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
@@ -129,6 +131,7 @@ impl FakeVm {
             now: Cell::new(start),
             events: RefCell::new(Vec::new()),
             looking: Cell::new(false),
+            busy_until: Cell::new(start),
             next_call: Cell::new(7),
             untaken: RefCell::default(),
             hogs: RefCell::default(),
@@ -186,7 +189,7 @@ impl FakeVm {
             Event::Reset => {
                 let mut state = self.state.borrow_mut();
                 let mem = &mut state.mem[0];
-                (mem.plugged, mem.driver, mem.report) = (0, false, None);
+                (mem.plugged, mem.driver, mem.report, mem.seen) = (0, false, None, None);
                 state.ready = None;
                 state.resets += 1;
                 for answer in self.answers.borrow_mut().values_mut() {
@@ -230,9 +233,10 @@ impl FakeVm {
             ResizeState::Reached => target,
             _ => mem.plugged,
         };
-        let (region, plugged) = (mem.region, mem.plugged);
+        let (region, plugged, generation) = (mem.region, mem.plugged, mem.generation);
+        mem.seen = Some(generation);
         if !self.nature.foreign {
-            mem.report = Some(Resize { region, plugged, requested: target, state: outcome });
+            mem.report = Some(Resize { region, plugged, requested: target, generation, state: outcome });
         }
     }
 
@@ -286,14 +290,22 @@ impl FakeVm {
             count: 1,
             size: 128 << 20,
             boot: true,
+            state: BlockState::Online,
             zone: Some(ZoneName::Dma32),
             node: 0,
             plugged: 0,
             memmap_pages: 0,
             memmap_on_memory: false,
         };
-        let second =
-            BlockRun { addr: REGION, boot: false, zone: None, plugged: 2 << 20, memmap_pages: 512, ..first };
+        let second = BlockRun {
+            addr: REGION,
+            boot: false,
+            state: BlockState::Offline,
+            zone: None,
+            plugged: 2 << 20,
+            memmap_pages: 512,
+            ..first
+        };
         let mut runs = [None; BLOCK_RUNS];
         runs[0] = Some(if from == 0 { first } else { second });
         Answer::Blocks { runs, next: (from == 0).then_some(REGION) }
@@ -408,7 +420,7 @@ impl VmControl for FakeVm {
                 self.state.borrow_mut().death = Some(death);
                 return Ok(id);
             }
-            Op::Check => (10, Answer::Checked { pages: 60_000 }),
+            Op::Check => (10, Answer::Checked { pages: 60_000, deferred: 0 }),
             Op::Hog { handle, pages, kind, .. } => {
                 fresh(handle);
                 (pages / 100, self.hog(handle, pages, kind))
@@ -461,16 +473,19 @@ impl VmControl for FakeVm {
         if requested > REGION {
             return Err(ResizeError::TooLarge { requested: Size(requested), region_size: Size(REGION) });
         }
-        let (before, from, fresh) = {
+        let from = {
             let mem = &mut self.state.borrow_mut().mem[0];
-            (std::mem::replace(&mut mem.requested, requested), mem.plugged, mem.report.is_none())
+            mem.requested = requested;
+            mem.generation += 1;
+            mem.plugged
         };
-        // The device does not notify the driver of the same target, so the driver's last report stands.
-        let news = before != requested || fresh;
-        if news && !self.nature.stuck {
-            // One second per GiB.
+        if !self.nature.stuck {
+            // One second per GiB. The driver does not look at the target before it is through with the last one.
             let time = Duration::from_millis((from.abs_diff(requested) * 1000) >> 30);
-            self.after(time, Event::Drive);
+            let now = self.now.get();
+            let due = self.busy_until.get().max(now + time);
+            self.busy_until.set(due);
+            self.after(due - now, Event::Drive);
         }
         Ok(())
     }

@@ -1,4 +1,10 @@
 //! [`Observer`] and the values that a session tells it: the boot, each step that was run, and a summary.
+//!
+//! The table for people (`table`), the JSON lines (`json`) and the record for judges ([`Record`](super::Record))
+//! are observers. They get values and never see the VM, so a text cannot differ from the facts behind it.
+//!
+//! Invariants: the boot comes first, and at most once; the steps come in the order in which they were run; the
+//! summary comes last, and once. An observer that cannot write ends the session and is told nothing more.
 
 use std::io;
 use std::time::Duration;

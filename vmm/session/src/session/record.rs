@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tidevm_abi::Stats;
+use tidevm_abi::{Command, Stats};
 
 use super::failure::StepFailure;
 use super::{Booted, Observer, StepRun, Summary, VmControl, run};
@@ -20,23 +20,22 @@ pub struct Record {
 }
 
 impl Record {
-    /// The step whose text begins with `verb`, the last of several.
+    /// The step whose command `is_wanted`, the last of several.
     #[must_use]
-    pub fn step(&self, verb: &str) -> Option<&StepRun> {
-        let begins = |step: &&StepRun| step.command.to_string().split(' ').next() == Some(verb);
-        self.steps.iter().rev().find(begins)
+    pub fn step(&self, is_wanted: impl Fn(&Command) -> bool) -> Option<&StepRun> {
+        self.steps.iter().rev().find(|step| is_wanted(&step.command))
     }
 
     /// The guest's counters after that step.
     #[must_use]
-    pub fn stats_after(&self, verb: &str) -> Option<Stats> {
-        self.step(verb)?.sample.guest
+    pub fn stats_after(&self, is_wanted: impl Fn(&Command) -> bool) -> Option<Stats> {
+        self.step(is_wanted)?.sample.guest
     }
 
     /// The reason why that step failed, if it did.
     #[must_use]
-    pub fn failure(&self, verb: &str) -> Option<&StepFailure> {
-        self.step(verb)?.result.as_ref().err()
+    pub fn failure(&self, is_wanted: impl Fn(&Command) -> bool) -> Option<&StepFailure> {
+        self.step(is_wanted)?.result.as_ref().err()
     }
 }
 

@@ -11,15 +11,13 @@ use tidevm_machine::{MemStatus, WaitError};
 use super::failure::{Done, StepError, StepFailure, Stopped};
 use super::{Observer, RESIZE_DEADLINE, Session, VmControl};
 
-/// When the same target is set again, how long the guest gets to report progress before its earlier report
-/// counts: it may be about to get further because pages were freed since.
-const AFTERTHOUGHT: Duration = Duration::from_secs(3);
-
 /// How a resize ended in the guest.
 enum Settled {
     AtTarget,
     /// The guest is blocked, with the device in this state.
     Blocked(MemStatus),
+    /// The deadline passed, with the device in this state.
+    Late(MemStatus),
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
@@ -33,7 +31,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         if let Err(refusal) = self.vm.resize(resize.device, target) {
             return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }
-        match self.await_settled(resize, target, &before, left) {
+        match self.await_settled(resize, target, left) {
             Ok(Settled::AtTarget) => {
                 // After a reset it is not known how much was moved, and the time includes a boot.
                 if self.vm.state().resets == resets {
@@ -45,9 +43,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 Ok(None)
             }
             Ok(Settled::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
-            Err(WaitError::Deadline { .. }) => {
-                Err(self.stopped(resize.device, &self.mem(resize.device)?, target, Some(limit)))
-            }
+            Ok(Settled::Late(mem)) => Err(self.stopped(resize.device, &mem, target, Some(limit))),
             Err(error) => Err(error.into()),
         }
     }
@@ -64,28 +60,24 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         }
     }
 
-    fn await_settled(
-        &self,
-        resize: &Resize,
-        target: u64,
-        before: &MemStatus,
-        limit: Duration,
-    ) -> Result<Settled, WaitError> {
+    /// Waits for the guest to settle for `target`, which is the device's current target. What the guest said about
+    /// earlier targets does not count, even if they were of the same size.
+    fn await_settled(&self, resize: &Resize, target: u64, limit: Duration) -> Result<Settled, WaitError> {
         let patient = resize.within.is_some();
         let reports = self.vm.has_agent();
-        let settled =
-            |mem: &MemStatus| if reports { settled(mem, target, patient) } else { arrived(mem, target) };
-        if !patient && before.requested == target && matches!(settled(before), Some(Settled::Blocked(_))) {
-            // The device does not notify the guest of the same target. Give it time to report progress.
-            let news = |mem: &MemStatus| (mem != before).then_some(());
-            let look = self.vm.wait(AFTERTHOUGHT, "news", |state| news(state.mem.get(resize.device)?));
-            if let Err(error) = look
-                && !matches!(error, WaitError::Deadline { .. })
-            {
-                return Err(error);
+        // The failure tells what this wait saw last. A later look might find the guest at the target.
+        let mut last = MemStatus::default();
+        let settled = self.vm.wait(limit, "the resize", |state| {
+            last = state.mem.get(resize.device)?.clone();
+            if reports {
+                return settled(&last, target, patient);
             }
+            last.arrived(target).then_some(Settled::AtTarget)
+        });
+        match settled {
+            Err(WaitError::Deadline { .. }) => Ok(Settled::Late(last)),
+            settled => settled,
         }
-        self.vm.wait(limit, "the resize", |state| settled(state.mem.get(resize.device)?))
     }
 
     pub(super) fn mem(&self, device: usize) -> Result<MemStatus, StepError> {
@@ -95,8 +87,9 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// The failure of a resize that is at `mem` instead of `target`. `within` is the deadline, if it passed.
     fn stopped(&self, device: usize, mem: &MemStatus, target: u64, within: Option<Duration>) -> StepError {
-        let report = mem.report.filter(|report| mem.driver && report.requested == target);
-        let state = report.map(|report| report.state);
+        let report = mem.answer(target).filter(|_| mem.driver);
+        // A driver that claims to be at the target, and is not, has not said why.
+        let state = report.map(|report| report.state).filter(|state| *state != ResizeState::Reached);
         let mut why = match &state {
             _ if !mem.driver => StepFailure::NoDriver(device).to_string(),
             None => "the guest is still at it, and has not said why".to_owned(),
@@ -122,11 +115,6 @@ fn target(target: Target, requested: u64) -> Result<u64, StepError> {
         }
     };
     result.ok_or(StepError::Failed(failure))
-}
-
-/// Whether the device has reached the target. A guest without an agent reports nothing else.
-fn arrived(mem: &MemStatus, target: u64) -> Option<Settled> {
-    (mem.plugged == target && mem.requested == target).then_some(Settled::AtTarget)
 }
 
 /// Whether the driver has settled for this target. In HostBusy and DeviceError it has not: it goes on by

@@ -1,3 +1,5 @@
+//! The table: columns, widths, and guests with absurd numbers or none.
+
 use std::time::Duration;
 
 use tidevm_abi::{MAX_NODES, NodeStats, Size, Stats, ZoneName, ZoneStats};

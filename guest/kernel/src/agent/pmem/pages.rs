@@ -1,5 +1,10 @@
-//! Pages of device memory in use by a workload. A workload takes them from one range, the lowest first; their
-//! users are known by its handle.
+//! The pages of device memory that a workload uses: the [`PageSet`] of device memory, which `agent/walk.rs`
+//! takes, verifies and releases a batch at a time.
+//!
+//! A workload takes pages of one range, the lowest first, with its handle as their user tag.
+//!
+//! Invariant: a handle has at most one entry in `ENTRIES`, and the pages of that entry's range whose user tag is
+//! the handle are exactly the pages that the workload uses.
 
 use alloc::vec::Vec;
 

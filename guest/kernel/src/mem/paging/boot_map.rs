@@ -13,6 +13,7 @@ use super::{
     ADDRESS, DIRECT_MAP, GLOBAL, KERNEL, MEMORY, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TABLE_SPAN,
     TableSource, WRITABLE, entry, flush_tlb, index, map_direct, next_table, root,
 };
+use crate::cpu::stack;
 
 unsafe extern "C" {
     static __text_start: u8;
@@ -45,7 +46,7 @@ pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Re
 }
 
 /// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
-/// data not executable, and nothing outside of the image. The start-up tables allow all accesses to the first
+/// data not executable, and nothing outside of the image or under the boot CPU's stacks. The start-up tables allow all accesses to the first
 /// GiB until then.
 ///
 /// # Errors
@@ -55,7 +56,7 @@ pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
     let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
     let end = (&raw const __image_end) as u64;
     let table_of_tables = source.alloc().ok_or(NoPageTable)?;
-    for virt in (text..end).step_by(SMALL_PAGE as usize) {
+    for virt in (text..end).step_by(SMALL_PAGE as usize).filter(|&virt| !stack::is_boot_guard(virt)) {
         let access = match virt {
             _ if virt < text_end => 0,
             _ if virt < rodata_end => NO_EXECUTE,

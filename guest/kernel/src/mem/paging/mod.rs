@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `0xffff_8880_0000_0000` | direct map of all memory that may be accessed |
 //! | `0xffff_c900_0000_0000` | windows: device registers, uncached, and firmware's tables |
+//! | `0xffff_e900_0000_0000` | stacks of all CPUs but the boot CPU, see `cpu/stack.rs` |
 //! | `0xffff_ea00_0000_0000` | vmemmap: one `Page` for every frame number |
 //! | `0xffff_ffff_8000_0000` | the kernel, in the first GiB |
 //!
@@ -23,6 +24,7 @@
 
 mod base_pages;
 mod boot_map;
+mod stack_pages;
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +33,7 @@ use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
+pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
@@ -39,6 +42,8 @@ pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
 /// Virtual address of the kernel's physical address 0.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 const WINDOWS: u64 = 0xffff_c900_0000_0000;
+/// Virtual address of the stacks of all CPUs but the boot CPU.
+pub const STACKS: u64 = 0xffff_e900_0000_0000;
 
 /// Size of the pages that most mappings use.
 pub const LARGE_PAGE: u64 = 2 << 20;
@@ -305,7 +310,7 @@ fn map_window(
     let (first, end) = (phys & !(LARGE_PAGE - 1), (phys + size).next_multiple_of(LARGE_PAGE));
     let virt = NEXT_WINDOW.fetch_add(end - first, Ordering::Relaxed);
     assert!(
-        virt + (end - first) <= VMEMMAP,
+        virt + (end - first) <= STACKS,
         "no addresses left for {size:#x} bytes of registers at {phys:#x}"
     );
     map(virt, first, end - first, flags, source)?;

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::experiment::{data, html, text};
+use crate::experiment::{html, json, text};
 
 fn verdicts() -> [Verdict; 2] {
     let side =
@@ -66,7 +66,7 @@ bad-one  FAIL  2.5 s
 
 #[test]
 fn as_json() {
-    let text = data::json(&verdicts());
+    let text = json::json(&verdicts());
     assert_eq!(text.lines().count(), 1);
     let data: Json = serde_json::from_str(&text).expect("JSON");
     assert_eq!(data["passed"], false);

@@ -1,3 +1,5 @@
+//! Where RAM, regions and the registers of devices lie in guest-physical memory.
+
 use tidevm_abi::{MAX_MEM_DEVICES, Size};
 
 use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, parts, ram, regions};

@@ -1,3 +1,5 @@
+//! Host mappings: alignment, bounds, discarding memory and taking it out of the view.
+
 use std::io::Write;
 use std::sync::Arc;
 

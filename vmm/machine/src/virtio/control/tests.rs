@@ -1,3 +1,5 @@
+//! The control device: calls wait for buffers, and reports of the guest change the state or are ignored.
+
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op};
@@ -68,7 +70,7 @@ fn calls_keep_their_order_and_their_number_is_limited() {
     for id in 0..MAX_UNREAD as u32 {
         rig.control.call(Call { id, op: Op::Check }).unwrap();
     }
-    assert_eq!(rig.control.call(Call { id: 999, op: Op::Check }), Err(Full));
+    assert_eq!(rig.control.call(Call { id: 999, op: Op::Check }), Err(CallsQueueFull));
     for n in 0..10 {
         rig.offer_room(n, 64);
     }
@@ -102,9 +104,9 @@ fn reports_change_the_state() {
     rig.report_record(&Report::Ready { cpus: 2, mem_devices: 1 });
     assert_eq!(rig.shared.snapshot().ready.map(|ready| (ready.cpus, ready.mem_devices)), Some((2, 1)));
     rig.shared.expect_answer(5);
-    rig.report_record(&Report::Done { id: 5, answer: Answer::Checked { pages: 9 } });
+    rig.report_record(&Report::Done { id: 5, answer: Answer::Checked { pages: 9, deferred: 0 } });
     let answer = rig.shared.take_answer(5, Duration::ZERO, "the answer");
-    assert_eq!(answer, Ok(Answer::Checked { pages: 9 }));
+    assert_eq!(answer, Ok(Answer::Checked { pages: 9, deferred: 0 }));
     assert_eq!(rig.shared.snapshot().bad_records, 0);
 }
 
@@ -144,7 +146,11 @@ fn a_system_reset_forgets_calls_and_driver() {
     let mut rig = rig();
     rig.control.call(Call { id: 1, op: Op::Stats }).unwrap();
     rig.shared.expect_answer(1);
-    rig.control.reset();
+    rig.control.disconnect();
+    // Made while the reset is under way.
+    rig.control.call(Call { id: 2, op: Op::Stats }).unwrap();
+    rig.control.forget_calls();
+    rig.shared.restart(Vec::new);
     rig.offer_room(0, MAX_RECORD as u32);
     initialise(&mut rig.control, 0, &[&rig.calls, &rig.reports]);
     rig.control.serve_calls();

@@ -4,8 +4,12 @@
 //! target must not wait for that. So it leaves the target here. It applies the target itself if the device is
 //! free. Otherwise the event loop applies it before the next request.
 //!
-//! Invariant: [`MemStatus::requested`](crate::MemStatus) is the target that was set last, whether the device has
-//! it yet or not. Both are written under the lock of the state. Lock order: device, state, target.
+//! A target gets its generation when the device takes it, because the generation belongs to the configuration that
+//! the driver reads.
+//!
+//! Invariants: [`MemStatus::requested`](crate::MemStatus) is the target that was set last, whether the device has
+//! it yet or not. `MemStatus::target_pending` is set from then until the state has the target's generation. All
+//! are written under the lock of the state. Lock order: device, state, target.
 
 use std::sync::{Arc, Mutex, TryLockError};
 
@@ -58,7 +62,8 @@ impl Target {
         self.fixed.check_size(requested.0)?;
         self.state.change(|state| {
             *lock(&self.pending) = Some(requested.0);
-            state.mem[self.index].requested = requested.0;
+            let mem = &mut state.mem[self.index];
+            (mem.requested, mem.target_pending) = (requested.0, true);
         });
         Ok(())
     }

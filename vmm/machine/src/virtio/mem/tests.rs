@@ -1,3 +1,5 @@
+//! The virtio-mem device on real queues: requests, refusals and resets.
+
 mod turns;
 
 use std::cell::Cell;
@@ -197,6 +199,33 @@ fn every_runtime_change_moves_the_generation() {
     assert!(generations.windows(2).all(|pair| pair[0] != pair[1]), "{generations:?}");
 }
 
+/// The same size again is a target of its own: the driver is told, and what it read before is outdated.
+#[test]
+fn every_target_has_a_generation_of_its_own() {
+    let mut rig = rig(4 * MIB);
+    let status = |rig: &Rig| rig.shared.snapshot().mem[0].clone();
+    assert_eq!((status(&rig).generation, status(&rig).seen), (0, None));
+    rig.ask(RequestKind::Plug, 0, 2);
+    for _ in 0..3 {
+        let before = status(&rig);
+        interrupts(&mut rig.mem);
+        rig.resize(4 * MIB).unwrap();
+        assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
+        let told = status(&rig);
+        assert!(told.generation > before.generation && !told.arrived(4 * MIB), "{told:?}");
+        // Another field, and the second half of the target.
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 40);
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 52);
+        assert_eq!(status(&rig).seen, before.seen);
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 48);
+        assert_eq!(status(&rig).seen, Some(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)));
+        assert!(status(&rig).arrived(4 * MIB));
+    }
+    // The next driver has read nothing.
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(status(&rig).seen, None);
+}
+
 /// virtio 1.3, section 2.6.4: the driver chooses the framing.
 #[test]
 fn a_request_may_be_split_into_any_buffers() {
@@ -304,9 +333,12 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
     let region = rig.shared.snapshot().mem[0].region;
     let reached = tidevm_abi::ResizeState::Reached;
-    let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, state: reached };
+    let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, generation: 0, state: reached };
     rig.shared.report(tidevm_abi::Report::Resize(report));
-    rig.mem.reset();
+    let before = rig.shared.snapshot();
+    let status = rig.mem.reset();
+    assert_eq!(rig.shared.snapshot().mem, before.mem, "no part of a reset is seen before the rest");
+    rig.shared.restart(|| vec![status]);
     rig.slots = FakeSlots::default();
     rig.memory.reset(Box::new(rig.slots.clone())).unwrap();
     // The driver that was to retry is gone.

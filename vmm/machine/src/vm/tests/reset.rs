@@ -242,6 +242,36 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
 }
 
+/// Before the step the guest is up with its devices as they were; after it the guest is gone, its devices are as at
+/// the start, and the reset is counted. A `resize 0` once met the devices of a reset whose memory was still held.
+#[test]
+fn a_reset_is_one_step_for_a_waiter() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    let vm = Vm::start(kernel.config()).unwrap();
+    vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
+    // Facts that a driver would have brought about. The memory makes the reset take a moment.
+    vm.shared.memory.plug(0, at(HOLE_END..HOLE_END + 2 * MIB)).unwrap();
+    let started = MemStatus { generation: 0, ..vm.state().mem[0].clone() };
+    vm.shared.state.change(|state| {
+        (state.mem[0].plugged, state.mem[0].driver, state.mem[0].seen) = (2 * MIB, true, Some(0));
+    });
+    let call = vm.call(Op::Stats).unwrap();
+    let before = vm.state();
+    go(&vm);
+    let after = vm.wait(LIMIT, "a change", |state| {
+        let same = state.mem == before.mem && state.ready == before.ready && state.resets == 0;
+        (!same).then(|| state.clone())
+    });
+    let after = after.unwrap();
+    assert_eq!((after.resets, after.ready, &after.mem[0]), (1, None, &started));
+    assert_eq!(vm.held(0).unwrap(), Size(0));
+    assert_eq!(vm.answer(call, Duration::ZERO, "an answer"), Err(WaitError::Reset));
+    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+}
+
 /// A reset gives back all memory that the guest used.
 #[test]
 fn resets_give_back_what_was_plugged() {

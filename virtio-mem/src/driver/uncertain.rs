@@ -1,9 +1,10 @@
-//! Blocks in doubt: after ERROR or no answer, STATE requests find out which blocks are plugged.
+//! Uncertain device blocks: after ERROR or no answer, STATE requests find out which of them are plugged.
 //!
 //! Linux's driver has no counterpart: it gives up for good after ERROR. The search asks for the whole range
-//! first. When the answer is "mixed", it asks for the first half, until the answer is definite.
+//! first. When the answer is "mixed", it asks for the first half, until the answer is definite. In this file
+//! "block" means device block.
 //!
-//! Invariant: the guest uses no block in doubt, because only unused blocks are plugged and unplugged.
+//! Invariant: the guest uses no uncertain block, because only unused blocks are plugged and unplugged.
 
 use super::Driver;
 use super::idle::IdleReason;
@@ -12,7 +13,7 @@ use crate::wire::{BlockState, Request, RequestKind, Response, ResponseType};
 
 /// A range of blocks for which the driver does not know whether they are plugged.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Doubt {
+pub(super) struct UncertainRange {
     /// At most as many blocks as one request can name, and at least one.
     range: BlockRange,
     /// The next question covers this many blocks from the start of the range.
@@ -20,34 +21,34 @@ pub(super) struct Doubt {
 }
 
 impl Driver {
-    /// Puts `range` in doubt, in place of any range before it.
-    pub(super) fn doubt(&mut self, range: BlockRange) {
-        self.doubt = Some(Doubt { range, ask: range.count() });
+    /// Makes `range` the uncertain range, in place of any range before it.
+    pub(super) fn set_uncertain(&mut self, range: BlockRange) {
+        self.uncertain = Some(UncertainRange { range, ask: range.count() });
     }
 
     /// Settles the blocks beyond the usable region: they cannot be plugged, and the driver must not ask for them.
     pub(super) fn settle_unusable(&mut self) {
         let usable = self.usable_blocks();
-        let Some(Doubt { range, .. }) = self.doubt else { return };
+        let Some(UncertainRange { range, .. }) = self.uncertain else { return };
         if range.end() > usable {
             let first = usable.max(range.first());
             self.region.unplug(BlockRange::new(first, range.end() - first));
-            self.doubt_rest(BlockRange::new(range.first(), first - range.first()));
+            self.leave_uncertain(BlockRange::new(range.first(), first - range.first()));
         }
     }
 
-    /// The next STATE request, if blocks are in doubt.
+    /// The next STATE request, if blocks are uncertain.
     pub(super) fn question(&self) -> Option<Request> {
-        let Doubt { range, ask } = self.doubt?;
+        let UncertainRange { range, ask } = self.uncertain?;
         Some(self.request(RequestKind::State, BlockRange::new(range.first(), ask)))
     }
 
     /// Takes the answer to the last STATE request.
     pub(super) fn learn(&mut self, response: Response) {
-        let Some(Doubt { range, ask }) = self.doubt else { return };
+        let Some(UncertainRange { range, ask }) = self.uncertain else { return };
         match (response.kind, response.state) {
             (ResponseType::Ack, BlockState::Mixed) if ask > 1 => {
-                self.doubt = Some(Doubt { range, ask: ask.div_ceil(2) });
+                self.uncertain = Some(UncertainRange { range, ask: ask.div_ceil(2) });
                 return;
             }
             (ResponseType::Ack, BlockState::Plugged) => {
@@ -59,17 +60,17 @@ impl Driver {
             (ResponseType::Busy | ResponseType::Nack, _) => return self.pause(IdleReason::HostBusy),
             (ResponseType::Error, _) | (ResponseType::Ack, BlockState::Mixed) => return self.device_error(),
         }
-        self.doubt_rest(BlockRange::new(range.first() + ask, range.count() - ask));
+        self.leave_uncertain(BlockRange::new(range.first() + ask, range.count() - ask));
     }
 
-    /// Leaves only `range` in doubt. When `range` is empty, the driver pauses before it goes on, because the device
+    /// Leaves only `range` uncertain. When `range` is empty, the driver pauses before it goes on, because the device
     /// may answer ERROR to the same request again.
-    fn doubt_rest(&mut self, range: BlockRange) {
+    fn leave_uncertain(&mut self, range: BlockRange) {
         if range.count() == 0 {
-            self.doubt = None;
+            self.uncertain = None;
             self.pause(IdleReason::DeviceError);
         } else {
-            self.doubt(range);
+            self.set_uncertain(range);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Verdicts for programs: one JSON object. Times are seconds, sizes are bytes. A missing number is null, with
-//! the reason in `why`.
+//! Writes verdicts as one JSON object, for programs. Times are seconds, sizes are bytes. A missing number is
+//! null, with the reason in `why`.
 
 use serde::Serialize;
 
