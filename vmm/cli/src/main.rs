@@ -14,7 +14,7 @@ use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, data, html, text};
-use tidevm_machine::{Config, StartError, Vm};
+use tidevm_machine::{Config, StartError, Vm, printable};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -35,9 +35,10 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Prints to stderr. After a hang-up stderr may be closed, which is ignored.
+/// Prints to stderr, without what could command a terminal: the text may repeat a guest or a file. After a
+/// hang-up stderr may be closed, which is ignored.
 fn complain(what: impl Display) {
-    drop(writeln!(io::stderr(), "{what}"));
+    drop(writeln!(io::stderr(), "{}", printable(what.to_string().as_bytes())));
 }
 
 /// 1 if standard output was closed, 2 for bad usage, 3 if the host cannot run the VM.

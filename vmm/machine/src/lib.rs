@@ -15,7 +15,7 @@
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
-//! | `death`, `symbols` | the text about a guest's death | why it died |
+//! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `error`, `sync` | why a VM does not start; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
@@ -31,6 +31,7 @@ mod cpuid;
 mod death;
 mod error;
 mod memory;
+mod printable;
 mod process;
 mod serial;
 mod state;
@@ -43,6 +44,7 @@ pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 pub use error::StartError;
 pub use memory::MemoryError;
+pub use printable::printable;
 pub use process::GRACE;
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;

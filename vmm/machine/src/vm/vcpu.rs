@@ -28,7 +28,6 @@ use super::shared::VmShared;
 use crate::bus::Access;
 use crate::death;
 use crate::state::{Death, DeathKind, State};
-use crate::symbols::Symbols;
 
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
 /// this limit is broken or unusably overloaded.
@@ -133,8 +132,8 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
         Err(_) => DeathKind::VmmPanic,
     };
     let serial_tail = shared.bus.serial_tail();
-    let symbols = Symbols::of(shared.kernel.bytes());
-    let report = death::text(&vcpu, index, &shared.memory.view(), &symbols, &serial_tail);
+    let image = shared.kernel.bytes();
+    let report = death::text(&vcpu, index, &shared.memory.view(), image, &serial_tail);
     shared.state.change(|state| state.died(Death { kind, report }));
 }
 
