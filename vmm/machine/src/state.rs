@@ -135,6 +135,12 @@ pub enum DeathKind {
     /// `KVM_RUN` failed.
     #[error("KVM_RUN failed: errno {0}")]
     RunFailed(i32),
+    /// A limit of tasks forbids the thread that KVM starts for a machine.
+    #[error(
+        "the host allows no more tasks, and KVM needs one for the machine: raise the limit of this user \
+         (ulimit -u) or of the control group (pids.max)"
+    )]
+    TaskLimit,
     /// The guest was reset, and the host could not start it again.
     #[error("the machine could not be started again after a reset")]
     ResetFailed,

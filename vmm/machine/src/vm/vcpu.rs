@@ -8,6 +8,9 @@
 //! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended.
 //! An idle vCPU halts inside KVM: its thread sleeps.
 //!
+//! EAGAIN has two meanings. Only for a vCPU that waits for its SIPI is it part of the wait; from any other
+//! vCPU it is the host's refusal and ends the VM, and with it the wait.
+//!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
 //! has a memslot, as an MMIO exit where it has none.
 #![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
@@ -18,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
 use vm_memory::GuestAddress;
@@ -32,6 +36,9 @@ use crate::state::{Death, DeathKind, State};
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
 /// this limit is broken or unusably overloaded.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pause before a vCPU that waits for its SIPI runs again after an EAGAIN that was not the SIPI's.
+const SIPI_PAUSE: Duration = Duration::from_millis(1);
 
 /// The vCPU threads of a VM, if they run.
 #[derive(Debug)]
@@ -146,6 +153,7 @@ enum End {
 }
 
 fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
+    let mut waits_for_sipi = is_uninitialized(vcpu);
     while !shared.stop.load(Ordering::Acquire) {
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
@@ -162,8 +170,14 @@ fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
             }
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
-            // A vCPU waited for its SIPI, and the SIPI came.
-            Err(error) if error.errno() == libc::EAGAIN => (&counters.other, Access::Done, None),
+            Err(error) if error.errno() == libc::EAGAIN && waits_for_sipi => {
+                // Read after the error: when the SIPI has come, this was the last such error.
+                waits_for_sipi = is_uninitialized(vcpu);
+                if waits_for_sipi {
+                    thread::sleep(SIPI_PAUSE);
+                }
+                (&counters.other, Access::Done, None)
+            }
             other => {
                 count(&counters.other);
                 let death = fatal(&other);
@@ -234,12 +248,36 @@ fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
         Ok(_) => DeathKind::UnexpectedExit,
         // The only guest memory that KVM cannot reach is memory that this process closed.
         Err(error) if error.errno() == libc::EFAULT => DeathKind::UnpluggedMemory(None),
+        // Not from a vCPU that waits for its SIPI; see `run`.
+        Err(error) if error.errno() == libc::EAGAIN => DeathKind::TaskLimit,
         Err(error) => DeathKind::RunFailed(error.errno()),
     }
+}
+
+/// Whether a vCPU waits for its first INIT and SIPI. KVM_RUN ends with EAGAIN whenever the wait ends.
+///
+/// KVM starts a thread of its own in the first KVM_RUN of a machine (`kvm_mmu_post_init_vm`). KVM_RUN ends with
+/// EAGAIN, also for a vCPU that waits, when a limit of tasks forbids that thread.
+fn is_uninitialized(vcpu: &VcpuFd) -> bool {
+    vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
 }
 
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is
     // the current one follows from the exit reason of the last run, KVM_EXIT_INTERNAL_ERROR.
     unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DeathKind, fatal};
+
+    #[test]
+    fn an_eagain_without_a_sipi_names_the_limit() {
+        let refused = |errno| fatal(&Err(kvm_ioctls::Error::new(errno)));
+        assert_eq!(refused(libc::EAGAIN), DeathKind::TaskLimit);
+        let text = refused(libc::EAGAIN).to_string();
+        assert!(text.contains("ulimit -u") && text.contains("pids.max"), "{text}");
+        assert_eq!(refused(libc::EINVAL), DeathKind::RunFailed(libc::EINVAL));
+    }
 }
