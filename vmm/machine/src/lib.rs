@@ -16,7 +16,7 @@
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
-//! | `error`, `sync` | why a VM does not start; how this crate locks | |
+//! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
 //! vCPU. Lock order: the hardware (what a reset makes anew), a device, guest memory, the state.
@@ -30,6 +30,7 @@ pub mod config;
 mod cpuid;
 mod death;
 mod error;
+mod hint;
 mod memory;
 mod printable;
 mod process;
@@ -42,7 +43,7 @@ mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
-pub use error::StartError;
+pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::GRACE;

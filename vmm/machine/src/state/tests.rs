@@ -105,3 +105,22 @@ fn resize_reports_belong_to_a_region() {
     let state = shared.snapshot();
     assert_eq!((state.mem[0].report, state.bad_records), (Some(resize(4 << 30)), 1));
 }
+
+#[test]
+fn a_death_that_the_host_caused_is_told_apart() {
+    let refused = [
+        DeathKind::TaskLimit,
+        DeathKind::ResetFailed { refused: true },
+        DeathKind::RunFailed(libc::ENOMEM),
+        DeathKind::RunFailed(libc::EMFILE),
+    ];
+    assert!(refused.iter().all(|kind| kind.exit_status() == 3), "{refused:?}");
+    let own = [
+        DeathKind::GuestPanic,
+        DeathKind::TripleFault,
+        DeathKind::ResetFailed { refused: false },
+        DeathKind::RunFailed(libc::EINVAL),
+        DeathKind::VmmPanic,
+    ];
+    assert!(own.iter().all(|kind| kind.exit_status() == 4), "{own:?}");
+}
