@@ -18,7 +18,7 @@ use crate::cpuid;
 use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
-use crate::process::{Signals, Terminal};
+use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
 use crate::sync::lock;
 
 /// The version of KVM's interface. It has been the only one since Linux 2.6.22.
@@ -49,6 +49,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
     let (signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
+    prepare_grace().map_err(host("start a thread"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -70,6 +71,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         terminal: terminal.as_ref().map_or_else(Weak::new, Arc::downgrade),
         input,
     };
+    room_for_threads(1).map_err(host("map a thread's stack"))?;
     let events = EventLoop::start(sources).map_err(host("start the event loop"))?;
     lock(&hardware).run(vcpus)?;
     Ok(Vm {

@@ -31,6 +31,7 @@ use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
 use crate::death;
+use crate::process::room_for_threads;
 use crate::state::{Death, DeathKind, State};
 
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
@@ -69,6 +70,7 @@ impl Vcpus {
         // Without a handler the signal would end the process; with one it ends a system call.
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+        room_for_threads(vcpus.len())?;
         self.shared.stop.store(false, Ordering::Relaxed);
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let shared = Arc::clone(&self.shared);
