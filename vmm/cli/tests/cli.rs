@@ -285,6 +285,7 @@ fn an_experiment_is_told_and_written() {
     assert!(read("experiments.html").contains("percpu_buf: out of memory"));
 }
 
+/// There is not even a warning: a file cannot be waited for.
 fn input_that_is_a_file_is_no_input() {
     let kernel = kernel::write("poweroff-stdio", &kernel::exit_with(0));
     let file = scratch("input", "some text\n");

@@ -42,7 +42,10 @@ pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
 }
 
 /// The way to the thread that waits for the end of the grace, once it was made.
-static GRACE_THREAD: Mutex<Option<SyncSender<(i32, Weak<Terminal>)>>> = Mutex::new(None);
+static GRACE_THREAD: Mutex<Option<SyncSender<Due>>> = Mutex::new(None);
+
+/// A signal by which the process is to end, and the terminal to restore.
+type Due = (i32, Weak<Terminal>);
 
 /// Makes the thread that [`exit_after_grace`] needs, once per process. It is made before there is a signal,
 /// because the host may refuse a thread later.

@@ -155,7 +155,7 @@ enum End {
 }
 
 fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
-    let mut waits_for_sipi = is_uninitialized(vcpu);
+    let mut wait = SipiWait(is_uninitialized(vcpu));
     while !shared.stop.load(Ordering::Acquire) {
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
@@ -172,11 +172,10 @@ fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
             }
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
-            Err(error) if error.errno() == libc::EAGAIN && waits_for_sipi => {
-                // Read after the error: when the SIPI has come, this was the last such error.
-                waits_for_sipi = is_uninitialized(vcpu);
-                if waits_for_sipi {
-                    thread::sleep(SIPI_PAUSE);
+            Err(error) if error.errno() == libc::EAGAIN => {
+                if !wait.explains_eagain(|| is_uninitialized(vcpu)) {
+                    count(&counters.other);
+                    return End::Died(DeathKind::TaskLimit);
                 }
                 (&counters.other, Access::Done, None)
             }
@@ -250,16 +249,31 @@ fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
         Ok(_) => DeathKind::UnexpectedExit,
         // The only guest memory that KVM cannot reach is memory that this process closed.
         Err(error) if error.errno() == libc::EFAULT => DeathKind::UnpluggedMemory(None),
-        // Not from a vCPU that waits for its SIPI; see `run`.
-        Err(error) if error.errno() == libc::EAGAIN => DeathKind::TaskLimit,
         Err(error) => DeathKind::RunFailed(error.errno()),
     }
 }
 
-/// Whether a vCPU waits for its first INIT and SIPI. KVM_RUN ends with EAGAIN whenever the wait ends.
+/// Whether a vCPU waits for its first INIT and SIPI, as far as its thread knows.
 ///
-/// KVM starts a thread of its own in the first KVM_RUN of a machine (`kvm_mmu_post_init_vm`). KVM_RUN ends with
-/// EAGAIN, also for a vCPU that waits, when a limit of tasks forbids that thread.
+/// KVM_RUN ends with EAGAIN whenever the wait ends. There is one other reason: KVM starts a thread of its own in
+/// the first KVM_RUN of a machine (`kvm_mmu_post_init_vm`), and a limit of tasks forbids it. A vCPU that waits
+/// gets that error too. It goes on waiting, until the first vCPU's error ends the VM.
+struct SipiWait(bool);
+
+impl SipiWait {
+    /// Whether an EAGAIN belongs to the wait. `uninitialized` tells whether the wait goes on.
+    fn explains_eagain(&mut self, uninitialized: impl FnOnce() -> bool) -> bool {
+        let explained = self.0;
+        if explained {
+            self.0 = uninitialized();
+            if self.0 {
+                thread::sleep(SIPI_PAUSE);
+            }
+        }
+        explained
+    }
+}
+
 fn is_uninitialized(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
 }
@@ -272,14 +286,20 @@ fn suberror(vcpu: &mut VcpuFd) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeathKind, fatal};
+    use super::{DeathKind, SipiWait};
 
     #[test]
-    fn an_eagain_without_a_sipi_names_the_limit() {
-        let refused = |errno| fatal(&Err(kvm_ioctls::Error::new(errno)));
-        assert_eq!(refused(libc::EAGAIN), DeathKind::TaskLimit);
-        let text = refused(libc::EAGAIN).to_string();
+    fn an_eagain_belongs_to_the_wait_for_a_sipi_and_to_nothing_else() {
+        let mut wait = SipiWait(true);
+        assert!(wait.explains_eagain(|| true) && wait.explains_eagain(|| true), "it goes on waiting");
+        assert!(wait.explains_eagain(|| false), "the SIPI came");
+        assert!(!wait.explains_eagain(|| panic!("a vCPU waits once")));
+        assert!(!SipiWait(false).explains_eagain(|| true), "the first vCPU never waits");
+    }
+
+    #[test]
+    fn a_limit_of_tasks_is_named() {
+        let text = DeathKind::TaskLimit.to_string();
         assert!(text.contains("ulimit -u") && text.contains("pids.max"), "{text}");
-        assert_eq!(refused(libc::EINVAL), DeathKind::RunFailed(libc::EINVAL));
     }
 }
