@@ -27,7 +27,7 @@ Exit status:
   1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
      show what it should
   2  bad usage, configuration or script
-  3  the host cannot run it
+  3  the host cannot run it, or refuses what it needs to go on
   4  the guest died
   128 + N  a script was ended by signal N";
 

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tidevm_machine::printable;
 
 struct Stderr;
 
@@ -14,8 +15,9 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
+            let text = printable(record.args().to_string().as_bytes());
             // A closed terminal must not cause a panic.
-            drop(writeln!(io::stderr(), "tidevm: {}", record.args()));
+            drop(writeln!(io::stderr(), "tidevm: {text}"));
         }
     }
 

@@ -13,11 +13,14 @@ use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::ptr;
-use std::sync::Weak;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
+
+use crate::sync::lock;
 
 const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
@@ -38,18 +41,78 @@ pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
     unsafe { libc::_exit(128 + signal) }
 }
 
+/// The way to the thread that waits for the end of the grace, once it was made.
+static GRACE_THREAD: Mutex<Option<SyncSender<Due>>> = Mutex::new(None);
+
+/// A signal by which the process is to end, and the terminal to restore.
+type Due = (i32, Weak<Terminal>);
+
+/// Makes the thread that [`exit_after_grace`] needs, once per process. It is made before there is a signal,
+/// because the host may refuse a thread later.
+///
+/// # Errors
+/// The host provides no thread.
+pub fn prepare_grace() -> io::Result<()> {
+    let mut thread = lock(&GRACE_THREAD);
+    if thread.is_none() {
+        let (sender, due) = sync_channel(1);
+        let end = move || {
+            if let Ok((signal, terminal)) = due.recv() {
+                thread::sleep(GRACE);
+                exit(signal, &terminal)
+            }
+        };
+        room_for_threads(1)?;
+        thread::Builder::new().name("grace".to_owned()).spawn(end)?;
+        *thread = Some(sender);
+    }
+    Ok(())
+}
+
 /// Ends the process by [`exit`] when [`GRACE`] is over, unless it has ended by then. The waiting thread
 /// outlives the VM, because what the process does after the VM's end (the summary of a session) can block as
 /// well.
 ///
 /// # Errors
-/// The host provides no thread.
+/// [`prepare_grace`] was not called.
 pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()> {
-    let end = move || {
-        thread::sleep(GRACE);
-        exit(signal, &terminal)
-    };
-    thread::Builder::new().name("grace".to_owned()).spawn(end).map(drop)
+    let thread = lock(&GRACE_THREAD);
+    let sender = thread.as_ref().ok_or(io::ErrorKind::NotFound)?;
+    // A full channel holds an earlier signal, whose grace ends earlier.
+    drop(sender.try_send((signal, terminal)));
+    Ok(())
+}
+
+/// Checks that the host maps what `count` new threads need. When a thread that has started finds no memory for
+/// its signal stack, Rust's standard library ends the process.
+///
+/// # Errors
+/// `ENOMEM`: a limit of addresses or of mappings is near.
+pub fn room_for_threads(count: usize) -> io::Result<()> {
+    /// Areas of a stack, a signal stack and an arena of the allocator, each with a guard, and some to spare.
+    const AREAS: usize = 10;
+    /// A stack of the standard library's default size, and the rest of the areas.
+    const SIZE: usize = 3 << 20;
+    const PAGE: usize = 4096;
+    let size = count * SIZE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses an unused range.
+    let start = unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // Each page of another protection is an area, and so is the gap behind it.
+    let result = (0..count * AREAS / 2).try_for_each(|pair| {
+        let page = start.wrapping_byte_add((2 * pair + 1) * PAGE);
+        // SAFETY: the page is in the range that was just mapped, because AREAS pages are less than SIZE.
+        match unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    // SAFETY: the range was mapped above, and nothing points to it.
+    unsafe { libc::munmap(start, size) };
+    result
 }
 
 /// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
@@ -195,4 +258,55 @@ impl Drop for Terminal {
 /// The system's error.
 pub fn standard_input() -> io::Result<File> {
     Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::Weak;
+    use std::{io, ptr};
+
+    use super::{exit_after_grace, prepare_grace, room_for_threads};
+
+    const NAME: &str = "process::tests::near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused";
+    const INNER: &str = "TIDEVM_TEST_INNER";
+
+    /// Runs in a process of its own, which uses all its mappings up. A new thread would abort it.
+    #[test]
+    fn near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused() {
+        if std::env::var_os(INNER).is_none() {
+            let program = std::env::current_exe().unwrap();
+            let output = Command::new(program).args(["--exact", NAME]).env(INNER, "").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+            return;
+        }
+        prepare_grace().unwrap();
+        room_for_threads(8).unwrap();
+        // More than Linux's limits of areas, 65,530 by default and 1,048,576 in some distributions.
+        const PAGES: usize = 1 << 21;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses an unused range.
+        let start = unsafe { libc::mmap(ptr::null_mut(), PAGES * 4096, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: `page` is in the range.
+        let protect = |page: usize| unsafe {
+            libc::mprotect(start.wrapping_byte_add(page * 4096), 4096, libc::PROT_READ)
+        };
+        let limited = (1..PAGES).step_by(2).any(|page| protect(page) != 0);
+        // A thread's stack fits, but not its signal stack.
+        // SAFETY: the pages are in the range; two areas become free.
+        unsafe { libc::mprotect(start, 3 * 4096, libc::PROT_NONE) };
+        let refused = room_for_threads(1).map_err(|error| error.raw_os_error());
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        let kept = exit_after_grace(libc::SIGTERM, Weak::new()).map_err(|error: io::Error| error.kind());
+        let more = threads() - before;
+        // SAFETY: nothing points to the range.
+        unsafe { libc::munmap(start, PAGES * 4096) };
+        assert_eq!((kept, more), (Ok(()), 0), "the thread is there already");
+        if limited {
+            assert_eq!(refused, Err(Some(libc::ENOMEM)));
+        }
+    }
 }

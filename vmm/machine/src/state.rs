@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
+use crate::error::{REFUSED, is_shortage};
 use crate::sync::lock;
 
 /// The facts known about a guest.
@@ -161,15 +162,38 @@ pub enum DeathKind {
     /// `KVM_RUN` failed.
     #[error("KVM_RUN failed: errno {0}")]
     RunFailed(i32),
+    /// A limit of tasks forbids the thread that KVM starts for a machine.
+    #[error(
+        "the host allows no more tasks, and KVM needs one for the machine: raise the limit of this user \
+         (ulimit -u) or of the control group (pids.max)"
+    )]
+    TaskLimit,
     /// The guest was reset, and the host could not start it again.
     #[error("the machine could not be started again after a reset")]
-    ResetFailed,
+    ResetFailed {
+        /// The host refused it. Otherwise the VMM or KVM failed.
+        refused: bool,
+    },
     /// KVM ended the run with an exit that this VMM never enables.
     #[error("KVM ended the run for an unexpected reason")]
     UnexpectedExit,
     /// A thread of the VMM panicked, which is a defect of the VMM.
     #[error("the VMM's own thread for this vCPU panicked")]
     VmmPanic,
+}
+
+impl DeathKind {
+    /// The process's exit status: 3 when the host refused what the VM needed to go on, otherwise 4.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        let refused = match self {
+            Self::TaskLimit => true,
+            Self::ResetFailed { refused } => refused,
+            Self::RunFailed(errno) => is_shortage(errno),
+            _ => false,
+        };
+        if refused { REFUSED } else { 4 }
+    }
 }
 
 fn suberror(number: u32) -> String {

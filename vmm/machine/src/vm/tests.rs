@@ -12,6 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{End, StartError, Vm, start};
 use crate::boot::BootError;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::error::no_kvm;
+use crate::memory::MemoryError;
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 use crate::state::DeathKind;
@@ -340,22 +342,40 @@ fn memory_that_no_address_leads_to_is_refused() {
     assert!(start::check_reach(&config, 36).is_ok());
     let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(61))], ..config };
     let error = start::check_reach(&config, 36).unwrap_err();
-    assert_eq!(error.exit_status(), 2);
+    assert_eq!(error.exit_status(), 3);
     assert!(
         error.to_string().contains("end at 65G, beyond the 64G that this host's CPU can address"),
         "{error}"
     );
 }
 
+/// The cause decides, not the place.
 #[test]
 fn a_host_that_cannot_is_told_apart_from_a_wrong_configuration() {
-    let no_kvm = |code| StartError::NoKvm { error: std::io::Error::from_raw_os_error(code) };
-    assert_eq!(no_kvm(libc::ENOENT).exit_status(), 3);
-    assert!(no_kvm(libc::ENOENT).to_string().contains("modprobe kvm_intel"));
-    assert!(no_kvm(libc::EACCES).to_string().contains("usermod -aG kvm"));
-    assert_eq!(StartError::TooManyCpus { asked: 9, most: 4 }.exit_status(), 2);
+    let error = |code| std::io::Error::from_raw_os_error(code);
+    let console = |code| StartError::Console { kind: "file", path: PathBuf::new(), error: error(code) };
+    let unreadable = |code| {
+        StartError::from(BootError::Unreadable { what: "--kernel", path: PathBuf::new(), error: error(code) })
+    };
+    let no_addresses = MemoryError { what: String::new(), size: Size(0), error: error(libc::ENOMEM) };
+    let limit = Size::gib(64);
+    for refused in [
+        no_kvm(error(libc::ENOENT)),
+        no_addresses.into(),
+        StartError::TooManyCpus { asked: 9, most: 4 },
+        StartError::Unaddressable { end: limit, limit },
+        console(libc::ENOSPC),
+        console(libc::EMFILE),
+        unreadable(libc::ENOMEM),
+        unreadable(libc::ENFILE),
+    ] {
+        assert_eq!(refused.exit_status(), 3, "{refused:?}");
+    }
+    assert!(no_kvm(error(libc::ENOENT)).to_string().contains("modprobe kvm_intel"));
     let wrong = Vm::start(Config { cpus: 0, ..Config::default() }).unwrap_err();
-    assert_eq!(wrong.exit_status(), 2);
+    for wrong in [wrong, console(libc::ENOENT), unreadable(libc::EACCES)] {
+        assert_eq!(wrong.exit_status(), 2, "{wrong:?}");
+    }
 }
 
 #[test]
