@@ -124,7 +124,7 @@ pub struct Run {
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
-    /// End when the guest resets the machine, instead of booting it again
+    /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
     no_reboot: bool,
 }

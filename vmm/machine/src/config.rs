@@ -65,7 +65,7 @@ pub struct Config {
     pub init: InitPolicy,
     /// Where the serial port leads.
     pub console: ConsoleMode,
-    /// A reset by the guest starts it again. Otherwise a reset ends the VM, as powering off does.
+    /// A reset by the guest starts it again. Otherwise a reset is a death of the guest.
     pub reboot: bool,
 }
 

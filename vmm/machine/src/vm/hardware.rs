@@ -25,8 +25,8 @@ use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::error::{StartError, host, kvm};
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
-use crate::state::{Death, DeathKind, State};
-use crate::{boot, cpuid};
+use crate::state::{Death, DeathKind};
+use crate::{boot, cpuid, death};
 
 /// The machine of KVM behind a VM.
 #[derive(Debug)]
@@ -107,7 +107,9 @@ impl Hardware {
     /// calls this, so no queue is served meanwhile.
     pub(super) fn reset(&mut self) {
         if !self.shared.config.reboot {
-            self.shared.state.change(State::power_off);
+            let report = death::last_lines(&self.shared.bus.serial_tail());
+            let death = Death { kind: DeathKind::UnwantedReset, report };
+            self.shared.state.change(|state| state.died(death));
         } else if let Err(error) = self.restart() {
             let death = Death { kind: DeathKind::ResetFailed, report: format!("  {error}") };
             self.shared.state.change(|state| state.died(death));

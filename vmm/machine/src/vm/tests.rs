@@ -14,7 +14,7 @@ use crate::boot::BootError;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
-use crate::state::DeathKind;
+use crate::state::{Death, DeathKind};
 
 mod reset;
 
