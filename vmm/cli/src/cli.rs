@@ -121,7 +121,7 @@ pub struct Run {
     /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
-    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
+    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
     /// Take a reset for a death of the guest (status 4), instead of booting it again

@@ -159,7 +159,7 @@ pub enum ConsoleMode {
     Stderr,
     /// The guest has the terminal: input byte by byte without echo; Ctrl-C still ends the VM.
     Stdio,
-    /// Output goes to a file, which is created or emptied.
+    /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
     /// Output goes to the process that listens at this UNIX socket, and input comes from there.
     Socket(PathBuf),
