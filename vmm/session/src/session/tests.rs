@@ -111,6 +111,25 @@ fn repeats_run_that_often_and_rows_come_from_their_lines() {
 }
 
 #[test]
+fn a_loop_without_steps_costs_nothing() {
+    // Long enough that a session that runs the rounds does not come to its end.
+    let ran =
+        good("repeat 4294967295 { repeat 4294967295 { } }\nrepeat 2 {\nrepeat 4294967295 { }\ncheck\n}");
+    assert_eq!((ran.status(), ran.summary.steps), (0, 2));
+}
+
+#[test]
+fn every_round_of_a_loop_looks_for_signals_and_for_the_end_of_the_guest() {
+    // On a guest without an agent, these steps wait for nothing.
+    for (event, status) in [(Event::Signal(15), 143), (Event::PowerOff, 1)] {
+        let fake = FakeVm::new(Nature { foreign: true, ..Nature::default() });
+        fake.after(Duration::ZERO, event);
+        let ran = session_on(fake, "stats\nrepeat 1000 { stats }");
+        assert_eq!((ran.status(), ran.summary.steps), (status, 1));
+    }
+}
+
+#[test]
 fn memory_blocks_are_listed_and_readded() {
     let ran = good("blocks\nreadd 128M at 0\nreadd 2G at 4G\ncheck");
     let listed = format!(
