@@ -27,7 +27,7 @@ Exit status:
      show what it should
   2  bad usage, configuration or script
   3  the host cannot run it
-  4  the guest died
+  4  the guest died, or reset the machine under --no-reboot
   128 + N  a script was ended by signal N";
 
 /// The subcommands.
