@@ -41,7 +41,7 @@ const ON_KVM: &[Test] = &[
     ("input_that_is_a_file_is_no_input", input_that_is_a_file_is_no_input),
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
-    ("a_reset_ends_the_machine_where_it_shall", a_reset_ends_the_machine_where_it_shall),
+    ("a_reset_that_was_not_wanted_is_status_4", a_reset_that_was_not_wanted_is_status_4),
     ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
     ("a_host_that_cannot_reset_is_told", a_host_that_cannot_reset_is_told),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
@@ -323,11 +323,16 @@ fn a_guest_that_powers_off_is_status_0() {
     assert!(assert_status(&output, 1, "").contains("the guest powered off"));
 }
 
-fn a_reset_ends_the_machine_where_it_shall() {
+fn a_reset_that_was_not_wanted_is_status_4() {
     let path = kernel::write("reset-once", kernel::RESET);
-    let output = tidevm(&["run", "--no-reboot", "--kernel", path.to_str().expect("UTF-8")]);
-    assert_status(&output, 0, "");
-    assert_eq!(text(&output.stderr), "\n");
+    let path = path.to_str().expect("UTF-8");
+    let why = "the guest reset the machine, and rebooting is off";
+    assert_status(&tidevm(&["run", "--no-reboot", "--kernel", path]), 4, why);
+    let output =
+        with_input(&["run", "--no-reboot", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
+    let out = assert_status(&output, 4, why);
+    let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
+    assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
 }
 
 /// The lines of a process's stderr, so that a test can wait for each.

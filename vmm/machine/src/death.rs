@@ -30,10 +30,21 @@ pub fn text(vcpu: &VcpuFd, index: usize, view: &View, image: &[u8], serial_tail:
         }
     };
     if !serial_tail.is_empty() {
-        text += "\n  last on the serial port:";
-        for line in serial_tail.lines() {
-            text += &format!("\n  | {line}");
-        }
+        text += "\n";
+        text += &last_lines(serial_tail);
+    }
+    text
+}
+
+/// The last lines on the serial port, for people. It ends without a line break.
+#[must_use]
+pub fn last_lines(serial_tail: &str) -> String {
+    if serial_tail.is_empty() {
+        return "  nothing is on the serial port".to_owned();
+    }
+    let mut text = "  last on the serial port:".to_owned();
+    for line in serial_tail.lines() {
+        text += &format!("\n  | {line}");
     }
     text
 }

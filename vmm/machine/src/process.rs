@@ -5,7 +5,7 @@
 //! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not
 //! read, a stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`]
 //! ends the process at once: at the next signal, or when [`GRACE`] is over. No other code of this library
-//! exits.
+//! exits. The same signal twice within [`ONE_WISH`] counts once: see [`Wish`].
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
@@ -14,9 +14,9 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::ptr;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
@@ -27,6 +27,9 @@ const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT
 /// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
 /// power off and for its vCPUs to stop.
 pub const GRACE: Duration = Duration::from_secs(20);
+
+/// The time in which the same signal again is the same wish.
+const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Ends the process at once with the status of `signal`. It restores the terminal and waits for nothing. It
 /// logs nothing either, because logging would wait for the lock of stderr.
@@ -120,6 +123,25 @@ pub fn room_for_threads(count: usize) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Signals {
     file: File,
+    wish: Arc<Mutex<Wish>>,
+}
+
+/// The first signal that came. Some programs send one wish as two signals: `timeout` signals its process and
+/// then the process's group.
+#[derive(Debug, Default)]
+struct Wish(Option<(i32, Instant)>);
+
+impl Wish {
+    /// Whether a `signal` that comes `now` is the first one again. Remembers the first one.
+    fn is_repeated(&mut self, signal: i32, now: Instant) -> bool {
+        match self.0 {
+            Some((first, since)) => first == signal && now.duration_since(since) < ONE_WISH,
+            None => {
+                self.0 = Some((signal, now));
+                false
+            }
+        }
+    }
 }
 
 impl Signals {
@@ -129,14 +151,15 @@ impl Signals {
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
-        let mut blocked = BlockedSignals(Vec::new());
+        let wish = Arc::default();
+        let mut blocked = BlockedSignals { signals: Vec::new(), wish: Arc::clone(&wish) };
         // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
         // process in the background, which is to end by them all the same.
         let signals: Vec<_> =
             TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
         for &signal in &signals {
             match block_signal(signal) {
-                Ok(()) => blocked.0.push(signal),
+                Ok(()) => blocked.signals.push(signal),
                 // The embedder blocked it, and will unblock it.
                 Err(Error::SignalAlreadyBlocked(_)) => {}
                 Err(error) => return Err(io::Error::other(error.to_string())),
@@ -150,11 +173,20 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made, and no other value owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok((Self { file }, blocked))
+        Ok((Self { file, wish }, blocked))
     }
 
-    /// The next signal, if one came.
+    /// The next signal, if one came. A repetition of the first one is left out.
     pub fn next(&self) -> Option<i32> {
+        loop {
+            let signal = self.read()?;
+            if !lock(&self.wish).is_repeated(signal, Instant::now()) {
+                return Some(signal);
+            }
+        }
+    }
+
+    fn read(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         (&self.file).read_exact(&mut info).ok()?;
         // The signal's number is the first member.
@@ -180,11 +212,29 @@ fn ignored(signal: libc::c_int) -> bool {
 
 /// The signals that [`Signals::take`] blocked. Dropping this unblocks them.
 #[derive(Debug)]
-pub struct BlockedSignals(Vec<libc::c_int>);
+pub struct BlockedSignals {
+    signals: Vec<libc::c_int>,
+    wish: Arc<Mutex<Wish>>,
+}
+
+impl BlockedSignals {
+    /// Takes away the first signal if it waits to act again: it is the wish by which the process ends now.
+    fn take_repeated(&self) {
+        let Some((signal, since)) = lock(&self.wish).0 else { return };
+        if since.elapsed() < ONE_WISH
+            && let Ok(set) = create_sigset(&[signal])
+        {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: the set and the time are initialised and outlive the call; no details are asked for.
+            unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &at_once) };
+        }
+    }
+}
 
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        for &signal in &self.0 {
+        self.take_repeated();
+        for &signal in &self.signals {
             if let Err(error) = unblock_signal(signal) {
                 log::debug!("signal {signal} stays blocked: {error}");
             }
@@ -264,9 +314,10 @@ pub fn standard_input() -> io::Result<File> {
 mod tests {
     use std::process::Command;
     use std::sync::Weak;
+    use std::time::{Duration, Instant};
     use std::{io, ptr};
 
-    use super::{exit_after_grace, prepare_grace, room_for_threads};
+    use super::{ONE_WISH, Signals, Wish, exit_after_grace, prepare_grace, room_for_threads};
 
     const NAME: &str = "process::tests::near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused";
     const INNER: &str = "TIDEVM_TEST_INNER";
@@ -308,5 +359,35 @@ mod tests {
         if limited {
             assert_eq!(refused, Err(Some(libc::ENOMEM)));
         }
+    }
+
+    /// Sends a signal to this thread alone, because other tests run beside it.
+    fn raise(signal: i32) {
+        // SAFETY: the call has no requirements; the signal is blocked in this thread.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    }
+
+    #[test]
+    fn the_same_signal_twice_within_a_second_is_one_wish() {
+        let (signals, blocked) = Signals::take().unwrap();
+        assert_eq!(signals.next(), None);
+        raise(libc::SIGTERM);
+        assert_eq!(signals.next(), Some(libc::SIGTERM));
+        raise(libc::SIGTERM);
+        assert_eq!(signals.next(), None);
+        raise(libc::SIGINT);
+        assert_eq!(signals.next(), Some(libc::SIGINT), "another signal is another wish");
+        // One that nothing reads any more would end this process when it is unblocked.
+        raise(libc::SIGTERM);
+        drop(blocked);
+    }
+
+    #[test]
+    fn the_same_signal_after_a_second_is_another_wish() {
+        let (mut wish, start) = (Wish::default(), Instant::now());
+        assert!(!wish.is_repeated(15, start));
+        let almost = start + ONE_WISH - Duration::from_millis(1);
+        assert!(wish.is_repeated(15, almost) && !wish.is_repeated(2, almost));
+        assert!(!wish.is_repeated(15, start + ONE_WISH));
     }
 }

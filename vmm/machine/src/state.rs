@@ -168,6 +168,10 @@ pub enum DeathKind {
          (ulimit -u) or of the control group (pids.max)"
     )]
     TaskLimit,
+    /// The guest reset the machine, and [`crate::Config::reboot`] is off. Kernels with `panic=-1` do this when
+    /// they panic.
+    #[error("the guest reset the machine, and rebooting is off")]
+    UnwantedReset,
     /// The guest was reset, and the host could not start it again.
     #[error("the machine could not be started again after a reset")]
     ResetFailed {

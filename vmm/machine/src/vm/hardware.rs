@@ -26,8 +26,8 @@ use crate::error::{REFUSED, StartError, host, kvm};
 use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
-use crate::state::{Death, DeathKind, State};
-use crate::{boot, cpuid};
+use crate::state::{Death, DeathKind};
+use crate::{boot, cpuid, death};
 
 /// The machine of KVM behind a VM.
 #[derive(Debug)]
@@ -108,7 +108,9 @@ impl Hardware {
     /// calls this, so no queue is served meanwhile.
     pub(super) fn reset(&mut self) {
         if !self.shared.config.reboot {
-            self.shared.state.change(State::power_off);
+            let report = death::last_lines(&self.shared.bus.serial_tail());
+            let death = Death { kind: DeathKind::UnwantedReset, report };
+            self.shared.state.change(|state| state.died(death));
         } else if let Err(error) = self.restart() {
             let refused = matches!(&error, ResetError::Start(error) if error.exit_status() == REFUSED);
             let kind = DeathKind::ResetFailed { refused };

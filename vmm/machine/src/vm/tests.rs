@@ -16,7 +16,7 @@ use crate::error::no_kvm;
 use crate::memory::MemoryError;
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
-use crate::state::DeathKind;
+use crate::state::{Death, DeathKind};
 
 mod reset;
 

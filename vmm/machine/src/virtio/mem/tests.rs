@@ -1,7 +1,7 @@
 //! The virtio-mem device on real queues: requests, refusals and resets.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -145,10 +145,17 @@ impl log::Log for Warnings {
     fn flush(&self) {}
 }
 
+fn count_warnings() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Warnings).expect("no other test has a logger");
+        log::set_max_level(log::LevelFilter::Warn);
+    });
+}
+
 #[test]
 fn a_guest_that_asks_on_and_on_fills_no_log() {
-    log::set_logger(&Warnings).expect("no other test has a logger");
-    log::set_max_level(log::LevelFilter::Warn);
+    count_warnings();
     let mut rig = rig(256 * MIB);
     let fail = |rig: &mut Rig, block| {
         rig.slots.fail_add_after(0);
@@ -370,4 +377,17 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
     assert_eq!(rig.config().plugged_size, 16 * MIB);
     assert_eq!(rig.ask(RequestKind::State, 0, 8), (ACK, 0));
     assert_eq!(rig.ask(RequestKind::Plug, 8, 8), (ACK, 0));
+}
+
+#[test]
+fn a_guest_that_lets_the_host_fail_and_succeed_in_turn_fills_no_log() {
+    count_warnings();
+    let mut rig = rig(64 * MIB);
+    for _ in 0..3 * MAX_WARNINGS {
+        rig.slots.fail_add_after(0);
+        assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
+        assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+        assert_eq!(rig.ask(RequestKind::UnplugAll, 0, 0).0, ACK);
+    }
+    assert_eq!(WARNINGS.get(), MAX_WARNINGS);
 }
