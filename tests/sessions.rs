@@ -23,6 +23,8 @@ mod large;
 mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
+#[path = "sessions/stacks.rs"]
+mod stacks;
 #[path = "sessions/switches.rs"]
 mod switches;
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         large::TESTS,
         numa::TESTS,
         pmem::TESTS,
+        stacks::TESTS,
         switches::TESTS,
     ];
     let (no_kvm, no_cpus) = (missing_kvm(), missing_cpus());
