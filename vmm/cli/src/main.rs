@@ -163,7 +163,6 @@ fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> any
     let Summary { ended, .. } = result.context(OutputClosed)?;
     if let Ended::Died(death) = &ended {
         complain(death);
-        return Ok(death.kind.exit_status());
     }
     Ok(ended.status())
 }
