@@ -23,6 +23,8 @@ mod large;
 mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
+#[path = "sessions/stacks.rs"]
+mod stacks;
 #[path = "sessions/switches.rs"]
 mod switches;
 #[path = "sessions/targets.rs"]
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         large::TESTS,
         numa::TESTS,
         pmem::TESTS,
+        stacks::TESTS,
         switches::TESTS,
         targets::TESTS,
     ];

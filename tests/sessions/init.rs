@@ -3,7 +3,7 @@
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Size, Vm};
-use tidevm_tests::{Account, Test, machine, run_checked};
+use tidevm_tests::{Account, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
     ("every_policy_ends_in_the_same_state", every_policy_ends_in_the_same_state),
@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("without_growing_early_buffers_are_too_much", without_growing_early_buffers_are_too_much),
     ("one_worker_initialises_all_that_was_deferred", one_worker_initialises_all_that_was_deferred),
     ("a_buffer_that_cannot_fit_is_named", a_buffer_that_cannot_fit_is_named),
+    ("deferred_memory_blocks_are_listed_and_counted", deferred_memory_blocks_are_listed_and_counted),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -102,7 +103,7 @@ fn early_buffers_at_the_scale_of_tracing() {
 
 /// Boots a guest that dies, and returns the kind of its death and the text on its console.
 #[track_caller]
-fn death(config: Config) -> (DeathKind, String) {
+pub fn death(config: Config) -> (DeathKind, String) {
     let name = format!("tidevm-death-{}", std::process::id());
     let console = std::env::temp_dir().join(name);
     let vm = Vm::start(Config { console: ConsoleMode::File(console.clone()), ..config }).expect("a machine");
@@ -126,4 +127,20 @@ fn a_buffer_that_cannot_fit_is_named() {
     let (kind, text) = death(Config { cmdline: Some("percpu_buf=300M".to_owned()), ..config });
     assert_eq!(kind, DeathKind::GuestPanic, "{text}");
     assert!(text.contains("percpu_buf: CPU 1 wants 76800 pages"), "{text}");
+}
+
+/// Boot memory that no allocation has wanted is memory like any other in lists and numbers, with a state of its own.
+fn deferred_memory_blocks_are_listed_and_counted() {
+    let script = "blocks\ncheck\nexpect blocks.online == 3\nexpect deferred != 0";
+    let session = run(config(InitPolicy::Lazy), script);
+    session.assert_done();
+    let note = |step: usize| match &session.steps[step].result {
+        Ok(Some(note)) => note.clone(),
+        other => panic!("{other:?}"),
+    };
+    let blocks = note(0);
+    assert!(blocks.starts_with("0x0-0x7ffffff: 1 of 128 MiB, online DMA32, boot memory; "), "{blocks}");
+    let deferred = "0x8000000-0x17ffffff: 2 of 128 MiB, deferred DMA32, boot memory";
+    assert!(blocks.contains(deferred), "{blocks}");
+    assert_eq!(note(1), "32768 pages checked, 65536 more are deferred");
 }

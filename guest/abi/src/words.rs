@@ -13,6 +13,9 @@ use core::time::Duration;
 use crate::duration::parse_duration;
 use crate::{Name, Size};
 
+/// Most characters of a wrong word that an error shows.
+const SHOWN: usize = 64;
+
 /// Why a line is not a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
@@ -64,8 +67,12 @@ impl Word<'_> {
     /// The error of a line that has this word where `expected` should be.
     #[must_use]
     pub fn error(&self, expected: &str) -> SyntaxError {
-        let found = self.text.escape_debug();
-        SyntaxError { column: self.column, message: format!("expected {expected}, found `{found}`") }
+        let (shown, rest) = match self.text.char_indices().nth(SHOWN) {
+            Some((end, _)) => (&self.text[..end], "..."),
+            None => (self.text, ""),
+        };
+        let found = shown.escape_debug();
+        SyntaxError { column: self.column, message: format!("expected {expected}, found `{found}{rest}`") }
     }
 }
 
@@ -195,5 +202,20 @@ impl<'t> Words<'t> {
     /// The name of a workload.
     pub(crate) fn name(&mut self) -> Result<Name, SyntaxError> {
         self.value("a name (a letter, then letters, digits, _ or -)", Name::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Words;
+
+    #[test]
+    fn an_error_does_not_grow_with_a_word() {
+        let long = "ö".repeat(100_000);
+        let error = Words::new(&long).count("a number").unwrap_err();
+        let shown = "ö".repeat(super::SHOWN);
+        assert_eq!(error.message, format!("expected a number, at least 1, found `{shown}...`"));
+        let error = Words::new(&shown).count("a number").unwrap_err();
+        assert!(error.message.ends_with("ö`"), "{error}");
     }
 }

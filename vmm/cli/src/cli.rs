@@ -27,8 +27,8 @@ Exit status:
   1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
      show what it should
   2  bad usage, configuration or script
-  3  the host cannot run it
-  4  the guest died
+  3  the host cannot run it, or refuses what it needs to go on
+  4  the guest died, or reset the machine under --no-reboot
   128 + N  a script was ended by signal N";
 
 /// The subcommands.
@@ -122,10 +122,10 @@ pub struct Run {
     /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
-    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files
+    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
-    /// End when the guest resets the machine, instead of booting it again
+    /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
     no_reboot: bool,
 }

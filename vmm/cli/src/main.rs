@@ -14,7 +14,7 @@ use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
-use tidevm_machine::{Config, StartError, Vm};
+use tidevm_machine::{Config, StartError, Vm, is_refusal, printable};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -35,15 +35,19 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Prints to stderr. After a hang-up stderr may be closed, which is ignored.
+/// Prints to stderr, without what could command a terminal: the text may repeat a guest or a file. After a
+/// hang-up stderr may be closed, which is ignored.
 fn complain(what: impl Display) {
-    drop(writeln!(io::stderr(), "{what}"));
+    drop(writeln!(io::stderr(), "{}", printable(what.to_string().as_bytes())));
 }
 
-/// 1 if standard output was closed, 2 for bad usage, 3 if the host cannot run the VM.
+/// By the cause, wherever it is met: 3 if the host refuses, 1 if standard output was closed, 2 for bad usage.
 fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
         return error.exit_status();
+    }
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
+        return 3;
     }
     if error.is::<OutputClosed>() { 1 } else { 2 }
 }

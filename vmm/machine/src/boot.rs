@@ -3,7 +3,7 @@
 //!
 //! ELF kernels boot by the x86/HVM direct boot ABI, PVH (Xen's `docs/misc/pvh.pandoc`): a note names a 32-bit
 //! entry point, which is entered in flat protected mode with the address of a start info in `ebx`. bzImages
-//! boot by Linux's own protocol (`boot/linux.rs`).
+//! boot by Linux's own protocol (`boot/linux.rs`). `boot/image.rs` reads the files.
 //!
 //! tidevm's own guest, which identifies itself in a note, finds its devices on the command line, in Linux's
 //! syntax. Every other kernel finds them by ACPI (`boot/acpi.rs`). Both learn of NUMA nodes by ACPI.
@@ -11,15 +11,16 @@
 //! Invariant: the memory map holds boot memory, and device memory by its own type. It holds nothing of a
 //! hotplug region: only the region's driver may use that memory.
 
-use std::fs;
-use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::io::{self, Cursor};
+use std::path::PathBuf;
 
 mod acpi;
 mod entry;
+mod image;
 mod linux;
 
 pub use entry::Entry;
+pub use image::Image;
 
 use linux_loader::cmdline::Cmdline;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -27,8 +28,6 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::{Elf, KernelLoader, load_cmdline};
-use object::Endianness;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use tidevm_abi::cmdline as keys;
 use tidevm_abi::{Size, word_for};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -79,7 +78,7 @@ pub enum BootError {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The kernel is not an ELF file for x86-64.
     #[error("--kernel {name}: neither a bzImage nor a 64-bit x86 ELF file ({reason})")]
@@ -145,79 +144,9 @@ impl Files {
     pub fn open(config: &Config) -> Result<Self, BootError> {
         Ok(Self {
             kernel: Image::open(config.kernel.as_deref())?,
-            initrd: config.initrd.as_deref().map(|path| read("--initrd", path)).transpose()?,
+            initrd: config.initrd.as_deref().map(|path| image::read("--initrd", path)).transpose()?,
         })
     }
-}
-
-/// A kernel file and its name in messages.
-#[derive(Debug)]
-pub struct Image {
-    name: String,
-    bytes: std::borrow::Cow<'static, [u8]>,
-}
-
-impl Image {
-    /// The kernel that `path` names, or the embedded one.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn open(path: Option<&Path>) -> Result<Self, BootError> {
-        let Some(path) = path else {
-            return Ok(Self { name: "(embedded guest)".to_owned(), bytes: GUEST_IMAGE.into() });
-        };
-        let name = path.display().to_string();
-        Ok(Self { name, bytes: read("--kernel", path)?.into() })
-    }
-
-    /// The file's content.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Whether this is tidevm's own guest, which reports and answers calls.
-    #[must_use]
-    pub fn is_own_guest(&self) -> bool {
-        let Ok(file) = ElfFile64::<Endianness>::parse(self.bytes()) else { return false };
-        let segments = file.elf_program_headers().iter();
-        let notes = segments.filter_map(|segment| segment.notes(file.endian(), file.data()).ok()?);
-        let mut named = false;
-        for mut notes in notes {
-            while let Ok(Some(note)) = notes.next() {
-                named |= note.name() == tidevm_abi::NOTE_NAME.as_bytes();
-            }
-        }
-        named
-    }
-
-    fn not_elf(&self, reason: &str) -> BootError {
-        BootError::NotElf { name: self.name.clone(), reason: reason.to_owned() }
-    }
-
-    /// The end of the kernel's segments in memory.
-    fn end(&self) -> Result<u64, BootError> {
-        let not_elf = |reason: &str| self.not_elf(reason);
-        let file =
-            ElfFile64::<Endianness>::parse(self.bytes()).map_err(|error| not_elf(&error.to_string()))?;
-        let machine = file.elf_header().e_machine(file.endian());
-        if machine != object::elf::EM_X86_64 {
-            return Err(not_elf(&format!("machine {machine}")));
-        }
-        let ends = file
-            .elf_program_headers()
-            .iter()
-            .filter(|header| header.p_type.get(file.endian()) == object::elf::PT_LOAD)
-            .map(|header| {
-                let start = header.p_paddr.get(file.endian());
-                start.saturating_add(header.p_memsz.get(file.endian()))
-            });
-        ends.max().ok_or_else(|| not_elf("no segments to load"))
-    }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
-    fs::read(path).map_err(|error| BootError::Unreadable { what, path: path.to_owned(), error })
 }
 
 /// Writes everything to boot memory that the guest finds there at its first instruction.

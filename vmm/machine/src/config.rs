@@ -64,7 +64,7 @@ pub struct Config {
     pub init: InitPolicy,
     /// Where the serial port leads.
     pub console: ConsoleMode,
-    /// A reset by the guest starts it again. Otherwise a reset ends the VM, as powering off does.
+    /// A reset by the guest starts it again. Otherwise a reset is a death of the guest.
     pub reboot: bool,
 }
 
@@ -120,7 +120,7 @@ pub enum ConsoleMode {
     Stderr,
     /// The guest has the terminal: input byte by byte without echo; Ctrl-C still ends the VM.
     Stdio,
-    /// Output goes to a file, which is created or emptied.
+    /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
     /// Output goes to the process that listens at this UNIX socket, and input comes from there.
     Socket(PathBuf),

@@ -9,17 +9,18 @@ use tidevm_abi::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::View;
-use crate::symbols::Symbols;
+use crate::symbols;
 
 /// Bytes shown at the instruction pointer. An instruction has at most 15.
 const CODE: usize = 16;
 
-/// The text, for people. It ends without a line break.
+/// The text, for people. `image` is the kernel file, and `serial_tail` is printable. It ends without a line
+/// break.
 #[must_use]
-pub fn text(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_tail: &str) -> String {
+pub fn text(vcpu: &VcpuFd, index: usize, view: &View, image: &[u8], serial_tail: &str) -> String {
     let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
         (Ok(regs), Ok(sregs)) => {
-            let mut text = registers(index, &regs, &sregs, symbols);
+            let mut text = registers(index, &regs, &sregs, image);
             let code = code(vcpu, sregs.cs.base.wrapping_add(regs.rip), view);
             text += &format!("\n  code at rip: {}", hex(&code));
             text
@@ -29,17 +30,28 @@ pub fn text(vcpu: &VcpuFd, index: usize, view: &View, symbols: &Symbols, serial_
         }
     };
     if !serial_tail.is_empty() {
-        text += "\n  last on the serial port:";
-        for line in serial_tail.lines() {
-            text += &format!("\n  | {line}");
-        }
+        text += "\n";
+        text += &last_lines(serial_tail);
     }
     text
 }
 
-fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, symbols: &Symbols) -> String {
+/// The last lines on the serial port, for people. It ends without a line break.
+#[must_use]
+pub fn last_lines(serial_tail: &str) -> String {
+    if serial_tail.is_empty() {
+        return "  nothing is on the serial port".to_owned();
+    }
+    let mut text = "  last on the serial port:".to_owned();
+    for line in serial_tail.lines() {
+        text += &format!("\n  | {line}");
+    }
+    text
+}
+
+fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, image: &[u8]) -> String {
     let mut text = format!("  vcpu{index} at rip {:#018x}", regs.rip);
-    if let Some(name) = symbols.name(regs.rip) {
+    if let Some(name) = symbols::name_at(image, regs.rip) {
         text += &format!(" in {name}");
     }
     let named = [

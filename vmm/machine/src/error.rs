@@ -7,6 +7,7 @@ use tidevm_abi::Size;
 
 use crate::boot::BootError;
 use crate::config::ConfigError;
+use crate::hint;
 use crate::memory::MemoryError;
 
 /// Why a VM did not start.
@@ -51,16 +52,18 @@ pub enum StartError {
         error: io::Error,
     },
     /// There is no KVM, or this user may not use it.
-    #[error("cannot open /dev/kvm: {error}. {}", advice(.error))]
+    #[error("cannot open /dev/kvm: {error}{hint}")]
     NoKvm {
         /// The system's error.
         error: io::Error,
+        /// What would help, as the end of the message; empty when nothing is known to help.
+        hint: String,
     },
     /// KVM is too old, or the device is not KVM.
     #[error("/dev/kvm lacks {0}; a Linux kernel of this decade has it")]
     Capability(&'static str),
     /// A step of setting up KVM failed.
-    #[error("KVM cannot {what}: {error}")]
+    #[error("KVM cannot {what}: {error}{}", hint::for_step(.what, .error))]
     Kvm {
         /// The step.
         what: &'static str,
@@ -77,34 +80,47 @@ pub enum StartError {
     },
 }
 
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            "Load the module of your CPU (modprobe kvm_intel or kvm_amd) and enable virtualization in the \
-             firmware; inside a virtual machine or container, have it give you nested virtualization or the device. \
-             From tidevm's sources, `cargo xtask nested -- tidevm ...` runs it on an emulated host"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "Add your user to the device's group (usermod -aG kvm USER, then log in again), or run as root"
-        }
-        _ => "See whether another hypervisor uses the CPU",
+impl StartError {
+    /// The process's exit status, by the cause: 3 when the host refuses, and another host or another limit
+    /// could run the same VM; 2 when the request has to change.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        let refused = match self {
+            Self::Boot(BootError::Unreadable { error, .. }) | Self::Console { error, .. } => {
+                is_refusal(error)
+            }
+            Self::Config(_) | Self::Boot(_) => false,
+            Self::Memory(_)
+            | Self::TooManyCpus { .. }
+            | Self::Unaddressable { .. }
+            | Self::NoKvm { .. }
+            | Self::Capability(_)
+            | Self::Kvm { .. }
+            | Self::Host { .. } => true,
+        };
+        if refused { REFUSED } else { 2 }
     }
 }
 
-impl StartError {
-    /// The process's exit status: 2 when the request has to change, 3 when the host cannot run it.
-    #[must_use]
-    pub fn exit_status(&self) -> u8 {
-        match self {
-            Self::Config(_)
-            | Self::Boot(_)
-            | Self::Memory(_)
-            | Self::TooManyCpus { .. }
-            | Self::Unaddressable { .. }
-            | Self::Console { .. } => 2,
-            Self::NoKvm { .. } | Self::Capability(_) | Self::Kvm { .. } | Self::Host { .. } => 3,
-        }
-    }
+/// The process's exit status when the host refuses what the VM needs.
+pub(crate) const REFUSED: u8 = 3;
+
+/// Whether the host refuses because it, or a limit of the process, has no more of something. No other request
+/// of the same kind would succeed.
+#[must_use]
+pub fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || error.raw_os_error().is_some_and(is_shortage)
+}
+
+/// [`is_refusal`] of an error number.
+pub(crate) fn is_shortage(errno: i32) -> bool {
+    matches!(errno, libc::EAGAIN | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOSPC)
+}
+
+/// /dev/kvm cannot be opened.
+pub(crate) fn no_kvm(error: io::Error) -> StartError {
+    let hint = hint::for_open(&error, hint::Access::of_process().as_ref());
+    StartError::NoKvm { error, hint }
 }
 
 /// For `map_err`: KVM failed at the step `what`.

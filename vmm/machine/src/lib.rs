@@ -15,8 +15,8 @@
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
-//! | `death`, `symbols` | the text about a guest's death | why it died |
-//! | `error`, `sync` | why a VM does not start; how this crate locks | |
+//! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
+//! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
 //! vCPU. Lock order: the hardware (what a reset makes anew), a device, guest memory, the state.
@@ -30,7 +30,9 @@ pub mod config;
 mod cpuid;
 mod death;
 mod error;
+mod hint;
 mod memory;
+mod printable;
 mod process;
 mod serial;
 mod state;
@@ -41,8 +43,9 @@ mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
-pub use error::StartError;
+pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
+pub use printable::printable;
 pub use process::GRACE;
 pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;

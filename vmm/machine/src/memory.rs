@@ -70,7 +70,10 @@ impl std::fmt::Debug for Hotplug {
 
 /// Why a VM's memory could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the host refuses {what} of {size}: {error}; make --memory, --hotplug size= or --pmem size= smaller")]
+#[error(
+    "the host refuses {what} of {size}: {error}; make --memory, --hotplug size= or --pmem size= smaller, \
+     or raise the limit of addresses (ulimit -v)"
+)]
 pub struct MemoryError {
     /// The memory, in words.
     pub what: String,

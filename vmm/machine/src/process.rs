@@ -5,7 +5,7 @@
 //! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not
 //! read, a stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`]
 //! ends the process at once: at the next signal, or when [`GRACE`] is over. No other code of this library
-//! exits.
+//! exits. The same signal twice within [`ONE_WISH`] counts once: see [`Wish`].
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
@@ -13,17 +13,23 @@ use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::ptr;
-use std::sync::Weak;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
+
+use crate::sync::lock;
 
 const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
 /// power off and for its vCPUs to stop.
 pub const GRACE: Duration = Duration::from_secs(20);
+
+/// The time in which the same signal again is the same wish.
+pub const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Ends the process at once with the status of `signal`. It restores the terminal and waits for nothing. It
 /// logs nothing either, because logging would wait for the lock of stderr.
@@ -38,18 +44,78 @@ pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
     unsafe { libc::_exit(128 + signal) }
 }
 
+/// The way to the thread that waits for the end of the grace, once it was made.
+static GRACE_THREAD: Mutex<Option<SyncSender<Due>>> = Mutex::new(None);
+
+/// A signal by which the process is to end, and the terminal to restore.
+type Due = (i32, Weak<Terminal>);
+
+/// Makes the thread that [`exit_after_grace`] needs, once per process. It is made before there is a signal,
+/// because the host may refuse a thread later.
+///
+/// # Errors
+/// The host provides no thread.
+pub fn prepare_grace() -> io::Result<()> {
+    let mut thread = lock(&GRACE_THREAD);
+    if thread.is_none() {
+        let (sender, due) = sync_channel(1);
+        let end = move || {
+            if let Ok((signal, terminal)) = due.recv() {
+                thread::sleep(GRACE);
+                exit(signal, &terminal)
+            }
+        };
+        room_for_threads(1)?;
+        thread::Builder::new().name("grace".to_owned()).spawn(end)?;
+        *thread = Some(sender);
+    }
+    Ok(())
+}
+
 /// Ends the process by [`exit`] when [`GRACE`] is over, unless it has ended by then. The waiting thread
 /// outlives the VM, because what the process does after the VM's end (the summary of a session) can block as
 /// well.
 ///
 /// # Errors
-/// The host provides no thread.
+/// [`prepare_grace`] was not called.
 pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()> {
-    let end = move || {
-        thread::sleep(GRACE);
-        exit(signal, &terminal)
-    };
-    thread::Builder::new().name("grace".to_owned()).spawn(end).map(drop)
+    let thread = lock(&GRACE_THREAD);
+    let sender = thread.as_ref().ok_or(io::ErrorKind::NotFound)?;
+    // A full channel holds an earlier signal, whose grace ends earlier.
+    drop(sender.try_send((signal, terminal)));
+    Ok(())
+}
+
+/// Checks that the host maps what `count` new threads need. When a thread that has started finds no memory for
+/// its signal stack, Rust's standard library ends the process.
+///
+/// # Errors
+/// `ENOMEM`: a limit of addresses or of mappings is near.
+pub fn room_for_threads(count: usize) -> io::Result<()> {
+    /// Areas of a stack, a signal stack and an arena of the allocator, each with a guard, and some to spare.
+    const AREAS: usize = 10;
+    /// A stack of the standard library's default size, and the rest of the areas.
+    const SIZE: usize = 3 << 20;
+    const PAGE: usize = 4096;
+    let size = count * SIZE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses an unused range.
+    let start = unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // Each page of another protection is an area, and so is the gap behind it.
+    let result = (0..count * AREAS / 2).try_for_each(|pair| {
+        let page = start.wrapping_byte_add((2 * pair + 1) * PAGE);
+        // SAFETY: the page is in the range that was just mapped, because AREAS pages are less than SIZE.
+        match unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    // SAFETY: the range was mapped above, and nothing points to it.
+    unsafe { libc::munmap(start, size) };
+    result
 }
 
 /// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
@@ -57,6 +123,25 @@ pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()>
 #[derive(Debug)]
 pub struct Signals {
     file: File,
+    wish: Arc<Mutex<Wish>>,
+}
+
+/// The first signal that came. Some programs send one wish as two signals: `timeout` signals its process and
+/// then the process's group.
+#[derive(Debug, Default)]
+struct Wish(Option<(i32, Instant)>);
+
+impl Wish {
+    /// Whether a `signal` that comes `now` is the first one again. Remembers the first one.
+    fn is_repeated(&mut self, signal: i32, now: Instant) -> bool {
+        match self.0 {
+            Some((first, since)) => first == signal && now.duration_since(since) < ONE_WISH,
+            None => {
+                self.0 = Some((signal, now));
+                false
+            }
+        }
+    }
 }
 
 impl Signals {
@@ -66,14 +151,15 @@ impl Signals {
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
-        let mut blocked = BlockedSignals(Vec::new());
+        let wish = Arc::default();
+        let mut blocked = BlockedSignals { signals: Vec::new(), wish: Arc::clone(&wish) };
         // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
         // process in the background, which is to end by them all the same.
         let signals: Vec<_> =
             TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
         for &signal in &signals {
             match block_signal(signal) {
-                Ok(()) => blocked.0.push(signal),
+                Ok(()) => blocked.signals.push(signal),
                 // The embedder blocked it, and will unblock it.
                 Err(Error::SignalAlreadyBlocked(_)) => {}
                 Err(error) => return Err(io::Error::other(error.to_string())),
@@ -87,17 +173,26 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made, and no other value owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok((Self { file }, blocked))
+        Ok((Self { file, wish }, blocked))
     }
 
     /// Signals that a test writes to `file`: their numbers, each filled up to the size of a record.
     #[cfg(test)]
     pub(crate) fn from_test(file: File) -> Self {
-        Self { file }
+        Self { file, wish: Arc::default() }
     }
 
-    /// The next signal, if one came.
+    /// The next signal, if one came. A repetition of the first one is left out.
     pub fn next(&self) -> Option<i32> {
+        loop {
+            let signal = self.read()?;
+            if !lock(&self.wish).is_repeated(signal, Instant::now()) {
+                return Some(signal);
+            }
+        }
+    }
+
+    fn read(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         (&self.file).read_exact(&mut info).ok()?;
         // The signal's number is the first member.
@@ -123,11 +218,29 @@ fn ignored(signal: libc::c_int) -> bool {
 
 /// The signals that [`Signals::take`] blocked. Dropping this unblocks them.
 #[derive(Debug)]
-pub struct BlockedSignals(Vec<libc::c_int>);
+pub struct BlockedSignals {
+    signals: Vec<libc::c_int>,
+    wish: Arc<Mutex<Wish>>,
+}
+
+impl BlockedSignals {
+    /// Takes away the first signal if it waits to act again: it is the wish by which the process ends now.
+    fn take_repeated(&self) {
+        let Some((signal, since)) = lock(&self.wish).0 else { return };
+        if since.elapsed() < ONE_WISH
+            && let Ok(set) = create_sigset(&[signal])
+        {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: the set and the time are initialised and outlive the call; no details are asked for.
+            unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &at_once) };
+        }
+    }
+}
 
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        for &signal in &self.0 {
+        self.take_repeated();
+        for &signal in &self.signals {
             if let Err(error) = unblock_signal(signal) {
                 log::debug!("signal {signal} stays blocked: {error}");
             }
@@ -201,4 +314,86 @@ impl Drop for Terminal {
 /// The system's error.
 pub fn standard_input() -> io::Result<File> {
     Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::Weak;
+    use std::time::{Duration, Instant};
+    use std::{io, ptr};
+
+    use super::{ONE_WISH, Signals, Wish, exit_after_grace, prepare_grace, room_for_threads};
+
+    const NAME: &str = "process::tests::near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused";
+    const INNER: &str = "TIDEVM_TEST_INNER";
+
+    /// Runs in a process of its own, which uses all its mappings up. A new thread would abort it.
+    #[test]
+    fn near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused() {
+        if std::env::var_os(INNER).is_none() {
+            let program = std::env::current_exe().unwrap();
+            let output = Command::new(program).args(["--exact", NAME]).env(INNER, "").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+            return;
+        }
+        prepare_grace().unwrap();
+        room_for_threads(8).unwrap();
+        // More than Linux's limits of areas, 65,530 by default and 1,048,576 in some distributions.
+        const PAGES: usize = 1 << 21;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses an unused range.
+        let start = unsafe { libc::mmap(ptr::null_mut(), PAGES * 4096, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: `page` is in the range.
+        let protect = |page: usize| unsafe {
+            libc::mprotect(start.wrapping_byte_add(page * 4096), 4096, libc::PROT_READ)
+        };
+        let limited = (1..PAGES).step_by(2).any(|page| protect(page) != 0);
+        // A thread's stack fits, but not its signal stack.
+        // SAFETY: the pages are in the range; two areas become free.
+        unsafe { libc::mprotect(start, 3 * 4096, libc::PROT_NONE) };
+        let refused = room_for_threads(1).map_err(|error| error.raw_os_error());
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        let kept = exit_after_grace(libc::SIGTERM, Weak::new()).map_err(|error: io::Error| error.kind());
+        let more = threads() - before;
+        // SAFETY: nothing points to the range.
+        unsafe { libc::munmap(start, PAGES * 4096) };
+        assert_eq!((kept, more), (Ok(()), 0), "the thread is there already");
+        if limited {
+            assert_eq!(refused, Err(Some(libc::ENOMEM)));
+        }
+    }
+
+    /// Sends a signal to this thread alone, because other tests run beside it.
+    fn raise(signal: i32) {
+        // SAFETY: the call has no requirements; the signal is blocked in this thread.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    }
+
+    #[test]
+    fn the_same_signal_twice_within_a_second_is_one_wish() {
+        let (signals, blocked) = Signals::take().unwrap();
+        assert_eq!(signals.next(), None);
+        raise(libc::SIGTERM);
+        assert_eq!(signals.next(), Some(libc::SIGTERM));
+        raise(libc::SIGTERM);
+        assert_eq!(signals.next(), None);
+        raise(libc::SIGINT);
+        assert_eq!(signals.next(), Some(libc::SIGINT), "another signal is another wish");
+        // One that nothing reads any more would end this process when it is unblocked.
+        raise(libc::SIGTERM);
+        drop(blocked);
+    }
+
+    #[test]
+    fn the_same_signal_after_a_second_is_another_wish() {
+        let (mut wish, start) = (Wish::default(), Instant::now());
+        assert!(!wish.is_repeated(15, start));
+        let almost = start + ONE_WISH - Duration::from_millis(1);
+        assert!(wish.is_repeated(15, almost) && !wish.is_repeated(2, almost));
+        assert!(!wish.is_repeated(15, start + ONE_WISH));
+    }
 }

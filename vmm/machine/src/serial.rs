@@ -16,6 +16,7 @@ use vm_superio::serial::{Error, SerialEvents};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::printable::printable;
 use crate::sync::lock;
 
 /// Bytes of output that are kept for [`Serial::tail`].
@@ -198,21 +199,6 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], stop: &AtomicBool) -> io
     }
     writer.flush()?;
     Ok(true)
-}
-
-/// The guest's bytes as text that cannot command a terminal. Control characters other than line feeds and
-/// tabs are escaped; carriage returns are left out.
-fn printable(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for char in String::from_utf8_lossy(bytes).chars() {
-        match char {
-            '\r' => {}
-            '\n' | '\t' => text.push(char),
-            _ if char.is_control() => text.extend(char.escape_default()),
-            _ => text.push(char),
-        }
-    }
-    text
 }
 
 /// The guest's output between the UART and the sink.

@@ -50,7 +50,8 @@ const FIRST_CALL: u32 = 1;
 ///
 /// As long as a VM lives, SIGHUP, SIGINT, SIGQUIT and SIGTERM do not act on the process. The first of them
 /// ends every wait with [`WaitError::Signal`]. From then on the process has [`GRACE`](crate::GRACE) to end by
-/// itself. After that, or at the next such signal, it is ended with status 128 + signal.
+/// itself. After that, or at the next such signal, it is ended with status 128 + signal. The same signal within
+/// a second of the first is not the next one, because `timeout` sends its signal twice.
 #[derive(Debug)]
 pub struct Vm {
     shared: Arc<VmShared>,

@@ -18,6 +18,13 @@ use tidevm_machine::Config;
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
 
+/// Most errors of a script that are shown. One wrong line may have as many as it has words.
+const MAX_SHOWN: usize = 100;
+
+/// Most characters of a line that an error shows before its place, and from its place on.
+const BEFORE: usize = 80;
+const BEHIND: usize = 40;
+
 /// A script without errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
@@ -53,7 +60,8 @@ pub struct Step {
     pub command: Command,
 }
 
-/// One wrong line. Shown as `FILE:LINE:COLUMN: message`, the line, and a caret under the place.
+/// One wrong line. Shown as `FILE:LINE:COLUMN: message`, the line (of a long one, the part around the place),
+/// and a caret under the place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ScriptError {
     /// Name of the script's file.
@@ -64,11 +72,31 @@ pub struct ScriptError {
     pub column: usize,
     /// What is wrong.
     pub message: String,
-    /// The whole line.
-    pub text: String,
+    /// The line around the place; nothing behind the first errors, which alone are shown.
+    text: Excerpt,
 }
 
-/// Every error of a script, in the order of its lines.
+/// A part of a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Excerpt {
+    text: String,
+    /// Characters of `text` before the place that it shows.
+    before: usize,
+}
+
+impl Excerpt {
+    fn new(line: &str, column: usize) -> Self {
+        let skipped = (column - 1).saturating_sub(BEFORE);
+        let before = column - 1 - skipped;
+        let mut chars = line.chars().skip(skipped);
+        let shown: String = chars.by_ref().take(before + BEHIND).collect();
+        let (left, right) =
+            (if skipped > 0 { "..." } else { "" }, if chars.next().is_some() { "..." } else { "" });
+        Self { text: format!("{left}{shown}{right}"), before: left.len() + before }
+    }
+}
+
+/// Every error of a script, in the order of its lines. The first [`MAX_SHOWN`] of them are shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ScriptErrors(pub Vec<ScriptError>);
 
@@ -121,18 +149,22 @@ impl Script {
 
     fn errors(&self, mut errors: Vec<(usize, usize, String)>) -> ScriptErrors {
         errors.sort();
-        let located = errors.into_iter().map(|(line, column, message)| ScriptError {
+        let located = errors.into_iter().enumerate().map(|(index, (line, column, message))| ScriptError {
             file: self.file.clone(),
             line,
             column,
             message,
-            text: self.lines.get(line - 1).cloned().unwrap_or_default(),
+            text: match self.lines.get(line - 1) {
+                Some(text) if index < MAX_SHOWN => Excerpt::new(text, column),
+                _ => Excerpt::default(),
+            },
         });
         ScriptErrors(located.collect())
     }
 }
 
-fn count_steps(body: &[Statement]) -> u64 {
+/// Number of steps that a run of `body` takes, with repetitions.
+pub(crate) fn count_steps(body: &[Statement]) -> u64 {
     let count = |statement: &Statement| match statement {
         Statement::Step(_) => 1,
         Statement::Repeat { times, body } => u64::from(*times).saturating_mul(count_steps(body)),
@@ -271,20 +303,23 @@ impl fmt::Display for ScriptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
         // Control characters would move the caret or the terminal; a tab takes one column.
-        let visible = self.text.chars().map(|c| if c.is_control() { ' ' } else { c });
+        let visible = self.text.text.chars().map(|c| if c.is_control() { ' ' } else { c });
         let number = self.line.to_string();
         writeln!(f, "{number} | {}", visible.collect::<String>().trim_end())?;
-        let before = " ".repeat(self.column - 1);
+        let before = " ".repeat(self.text.before);
         write!(f, "{:width$} | {before}^", "", width = number.len())
     }
 }
 
 impl fmt::Display for ScriptErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().take(MAX_SHOWN).enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
             write!(f, "{separator}{error}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(MAX_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n{more} more errors are not shown"),
+        }
     }
 }

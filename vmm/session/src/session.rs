@@ -55,7 +55,7 @@ pub use record::{Record, record};
 pub use vm_control::VmControl;
 use workload::Workloads;
 
-use crate::script::{Script, Statement, Step};
+use crate::script::{Script, Statement, Step, count_steps};
 
 /// Longest time from the start of the guest to its first report, without the part that depends on its
 /// memory.
@@ -160,14 +160,22 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         for statement in body {
             match statement {
                 Statement::Step(step) => self.step(step)?,
+                // Without a step there is nothing that a round could do.
+                Statement::Repeat { body, .. } if count_steps(body) == 0 => {}
                 Statement::Repeat { times, body } => {
                     for _ in 0..*times {
+                        self.look_up()?;
                         self.body(body)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Fails when a signal came or the guest ended. Not every step waits for the guest and so looks itself.
+    fn look_up(&self) -> Result<(), StepError> {
+        self.pause(Duration::ZERO)
     }
 
     fn await_churns(&mut self) -> Result<(), SessionError> {

@@ -20,9 +20,9 @@ use self::pages::SystemPages;
 use self::pmem::pages::DevicePages;
 use self::walk::Task;
 use self::workload::Workload;
-use crate::cpu::{panic, stack};
+use crate::cpu::panic;
 use crate::mailbox::Requester;
-use crate::mem::{MM, platform, stamps};
+use crate::mem::{MM, platform, stacks, stamps};
 
 /// Most threads of one churn.
 const MAX_CHURN_THREADS: u32 = 64;
@@ -67,7 +67,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
 
 /// Checks the memory management and the stacks.
 fn check() -> Answer {
-    stack::check();
+    stacks::check();
     let Checked { pages, deferred } = MM.check();
     Answer::Checked { pages, deferred }
 }

@@ -20,6 +20,7 @@ use crate::cpu::time::Instant;
 use crate::cpu::{self, lapic, tlb, trap};
 use crate::job;
 use crate::mem::paging::{self, TableSource, phys_to_virt};
+use crate::mem::stacks;
 
 /// Physical page of the trampoline; boot keeps the first MiB out of the allocator.
 const TRAMPOLINE: u64 = 0x8000;
@@ -84,7 +85,7 @@ pub fn bring_up(nr_cpus: usize, mut before_start: impl FnMut(usize)) {
     copy_trampoline();
     for index in cpu::online()..nr_cpus {
         before_start(index);
-        stack::map(index);
+        stacks::map(index);
         let top = stack::top(index, Stack::Ordinary);
         start_up_word((&raw const boot_stack) as u64).store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);

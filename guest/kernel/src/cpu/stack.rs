@@ -1,4 +1,4 @@
-//! The stacks of each CPU, and the unmapped page under each of them.
+//! Where the stacks of each CPU are, with an unmapped page under each of them.
 //!
 //! Mirrors Linux `VMAP_STACK` and the guard pages of `cea_exception_stacks`. An overflow is a page fault on the
 //! guard page. The handler has a stack of its own, so it can report the overflow. The compiler touches every page
@@ -13,18 +13,16 @@
 //! The boot CPU's area is in the kernel's image, because it is in use before there are page tables to edit. The
 //! areas of the other CPUs are neighbours in a window of the address space ([`STACKS`]).
 //!
-//! Invariants: from [`paging::protect_kernel`] on the guard pages of the boot CPU are unmapped, and no page is ever
-//! mapped at another guard page. [`check`] verifies it. Stacks are never freed.
+//! `mem/stacks.rs` maps them and checks the guard pages.
 #![expect(unsafe_code, reason = "reserves the boot CPU's stacks")]
 
 use core::cell::UnsafeCell;
 use core::fmt;
 
-use tidevm_mm::{Gfp, Order, PAGE_SIZE, Pfn};
+use tidevm_abi::MAX_CPUS;
+use tidevm_mm::PAGE_SIZE;
 
-use crate::cpu::{self, MAX_CPUS, panic};
-use crate::mem::paging::{self, STACKS};
-use crate::mem::{MM, platform};
+use crate::mem::paging::STACKS;
 
 /// A stack that a CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,17 +36,19 @@ pub enum Stack {
 }
 
 impl Stack {
-    const ALL: [Self; 3] = [Self::Ordinary, Self::Fault, Self::DoubleFault];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ordinary, Self::Fault, Self::DoubleFault];
 
     /// Order of the buddy block behind it.
-    const fn order(self) -> u8 {
+    pub const fn order(self) -> u8 {
         match self {
             Self::Ordinary => 4,
             Self::Fault | Self::DoubleFault => 1,
         }
     }
 
-    const fn size(self) -> u64 {
+    /// Its bytes.
+    pub const fn size(self) -> u64 {
         PAGE_SIZE << self.order()
     }
 
@@ -96,25 +96,14 @@ fn area(index: usize) -> u64 {
     }
 }
 
+/// The lowest address of a stack of CPU `index`. The page below it is the guard page.
+pub fn bottom(index: usize, stack: Stack) -> u64 {
+    area(index) + stack.bottom()
+}
+
 /// The end of a stack of CPU `index`, where the stack pointer begins.
 pub fn top(index: usize, stack: Stack) -> u64 {
     area(index) + stack.top()
-}
-
-/// Allocates and maps the stacks of CPU `index`, which is not the boot CPU.
-pub fn map(index: usize) {
-    for stack in Stack::ALL {
-        let block: Option<Pfn> = MM.alloc_pages(Order::new(stack.order()), Gfp::Kernel).ok();
-        let mapped = block.is_some_and(|block| {
-            let bottom = area(index) + stack.bottom();
-            let mut offsets = (0..stack.size()).step_by(PAGE_SIZE as usize);
-            let start = block.address().get();
-            offsets.all(|offset| platform::map_stack_page(bottom + offset, start + offset).is_ok())
-        });
-        if !mapped {
-            panic::out_of_memory(format_args!("no memory for the stacks of CPU {index}"));
-        }
-    }
 }
 
 /// Whether `address` is in a guard page of the boot CPU.
@@ -129,18 +118,4 @@ pub fn guard_at(address: u64) -> Option<(usize, Stack)> {
         let below = |stack: &Stack| (stack.bottom() - PAGE_SIZE..stack.bottom()).contains(&offset);
         Some((index, Stack::ALL.into_iter().find(below)?))
     })
-}
-
-/// Checks that every page of every stack is mapped, and that no guard page is.
-///
-/// # Panics
-/// When it is not so.
-pub fn check() {
-    for (index, stack) in (0..cpu::online()).flat_map(|index| Stack::ALL.map(|stack| (index, stack))) {
-        let bottom = area(index) + stack.bottom();
-        assert!(!paging::is_mapped(bottom - PAGE_SIZE), "CPU {index}: a page is mapped under {stack}");
-        for offset in (0..stack.size()).step_by(PAGE_SIZE as usize) {
-            assert!(paging::is_mapped(bottom + offset), "CPU {index}: a page of {stack} is not mapped");
-        }
-    }
 }

@@ -6,6 +6,7 @@ pub mod deferred;
 pub mod heap;
 pub mod paging;
 pub mod platform;
+pub mod stacks;
 pub mod stamps;
 
 pub use platform::MM;

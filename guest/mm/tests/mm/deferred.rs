@@ -7,8 +7,8 @@ use std::thread;
 
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order,
-    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    AddError, BlockState, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options,
+    Order, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 use crate::workload::BLOCK;
@@ -321,4 +321,57 @@ fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
     }
     let [one, other] = [parallel, migrating].map(|mm| mm.stats().nodes);
     assert_eq!(one, other);
+}
+
+/// The memory blocks of `mm` from section `from` on: first section, number of blocks, state.
+fn listed(mm: &Mm<Sim>, from: u32) -> Vec<(u32, u32, BlockState)> {
+    let mut listed = Vec::new();
+    mm.hotplug().each_memory_block(SectionNr::new(from), |block| {
+        assert!(block.boot && block.zone.is_some_and(|zone| zone.node() == block.node));
+        listed.push((block.first.get(), block.count, block.state));
+        true
+    });
+    listed
+}
+
+/// Boot memory is listed and counted from boot on: what is deferred by ranges, with its state and zone.
+#[test]
+fn deferred_memory_is_listed_and_counted() {
+    use BlockState::{Deferred, Online};
+    let memory = [(0, 3 * SECTION_PAGES), (32 * SECTION_PAGES, 4 * SECTION_PAGES)].into();
+    let machine = SimMachine {
+        memory,
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
+    let mm = machine.boot();
+    let all = u64::from(7 * SECTION_PAGES);
+    let online = listed(mm, 0).iter().filter(|block| block.2 == Online).count();
+    assert!(online < 7 && listed(mm, 0).contains(&(33, 3, Deferred)), "{:?}", listed(mm, 0));
+    assert_eq!(listed(mm, 34), [(34, 2, Deferred)], "the list can begin inside of a range");
+    let mut told = 0;
+    loop {
+        let list = listed(mm, 0);
+        let blocks: Vec<u32> = list.iter().flat_map(|&(first, count, _)| first..first + count).collect();
+        assert_eq!(blocks, [0, 1, 2, 32, 33, 34, 35], "each once: {list:?}");
+        assert_eq!(mm.stats().blocks_online, 7);
+        let checked = mm.check();
+        let deferred = list.iter().filter(|block| block.2 == Deferred).map(|block| u64::from(block.1));
+        assert_eq!(checked.deferred, deferred.sum::<u64>() * u64::from(SECTION_PAGES));
+        assert_eq!(checked.pages + checked.deferred, all);
+        told += 1;
+        if !mm.init_deferred() {
+            break;
+        }
+    }
+    assert!(told > 1 && listed(mm, 0).iter().all(|block| block.2 == Online));
+
+    // A listener may allocate, also what is deferred.
+    let mm = machine.boot();
+    let mut taken = Vec::new();
+    mm.hotplug().each_memory_block(SectionNr::new(0), |_| {
+        taken.extend((0..SECTION_PAGES / 1024).filter_map(|_| mm.alloc_pages(Order::MAX, Gfp::Kernel).ok()));
+        true
+    });
+    assert!(!taken.is_empty());
 }

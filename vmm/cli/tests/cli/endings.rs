@@ -15,6 +15,7 @@ use super::{Test, kernel, program, small, spawn};
 
 pub const TESTS: &[Test] = &[
     ("signals_end_a_session", signals_end_a_session),
+    ("a_signal_that_comes_twice_is_one_wish", a_signal_that_comes_twice_is_one_wish),
     ("a_second_signal_ends_a_session_that_is_stuck", a_second_signal_ends_a_session_that_is_stuck),
     ("a_second_signal_ends_a_guest_that_is_stuck", a_second_signal_ends_a_guest_that_is_stuck),
     ("one_signal_ends_a_guest_that_is_stuck_in_time", one_signal_ends_a_guest_that_is_stuck_in_time),
@@ -140,6 +141,26 @@ fn signals_end_a_session() {
         }
         kill(signal, &child);
         assert_eq!(end(&mut child).code(), Some(*status), "{signal} {script:?}");
+    }
+}
+
+/// As `timeout` does it: the process is signalled, and then its group.
+fn a_signal_that_comes_twice_is_one_wish() {
+    for _ in 0..3 {
+        let mut child = spawn(&small(&["--json", "--script", "-"]));
+        drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut text = String::new();
+        assert!(out.read_line(&mut text).expect("text") > 0, "the guest never came up");
+        let pid = libc::pid_t::try_from(child.id()).expect("a process");
+        for pause in [1, 0] {
+            // SAFETY: the call has no requirements. The child was not waited for, so the number is still its.
+            assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+            thread::sleep(Duration::from_millis(pause));
+        }
+        out.read_to_string(&mut text).expect("text");
+        assert_eq!(end(&mut child).code(), Some(143));
+        assert!(text.lines().last().is_some_and(|end| end.contains("\"status\":143")), "{text}");
     }
 }
 

@@ -30,9 +30,14 @@ fn main() -> ExitCode {
         _ => Err(USAGE.to_owned()),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("{error}");
+        complain(&error);
         ExitCode::from(2)
     })
+}
+
+/// Prints an error, which can repeat what a guest wrote to its console.
+fn complain(error: &str) {
+    eprintln!("{}", tidevm_machine::printable(error.as_bytes()));
 }
 
 fn measure_here(guest: &str, linux: &Linux) -> Result<ExitCode, String> {
@@ -53,7 +58,7 @@ fn run(linux: &Linux, file: &str) -> Result<ExitCode, String> {
         }
     }
     for error in measurements.iter().filter_map(|measurement| measurement.error.as_ref()) {
-        eprintln!("{error}");
+        complain(error);
     }
     let lines = measurements.iter().map(line).collect::<Result<Vec<_>, _>>()?;
     fs::write(file, lines.join("\n") + "\n").map_err(|error| format!("cannot write {file}: {error}"))?;

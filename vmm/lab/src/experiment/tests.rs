@@ -312,7 +312,7 @@ fn sizes_whose_struct_pages_the_host_has_no_room_for_are_left_out() {
 
 #[test]
 fn a_host_that_cannot_and_a_signal_end_it() {
-    let none = || StartError::NoKvm { error: std::io::ErrorKind::NotFound.into() };
+    let none = || StartError::NoKvm { error: std::io::ErrorKind::NotFound.into(), hint: String::new() };
     let result = find("early-oom").run(&mut Fake(vec![Err(Halt::Start(none()))]));
     assert!(matches!(result, Err(Halt::Start(StartError::NoKvm { .. }))));
     let result = find("boot-time").run(&mut Fake(vec![Err(Halt::Start(none()))]));

@@ -1,6 +1,6 @@
 //! Files in guest memory at boot: memory map, command line, initrd, and images that are refused.
 
-use std::borrow::Cow;
+use std::path::Path;
 
 use super::*;
 use crate::config::HotplugConfig;
@@ -71,7 +71,7 @@ fn the_largest_vm_fits_on_the_command_line() {
 }
 
 fn load_image(bytes: &[u8], memory_size: u64) -> BootError {
-    let kernel = Image { name: "k".to_owned(), bytes: Cow::Owned(bytes.to_vec()) };
+    let kernel = Image::new("k".to_owned(), bytes.to_vec().into());
     let config = Config { memory: Size(memory_size), ..Config::default() };
     load(&config, &kernel, None, 1, &memory(memory_size, &[]).0.view()).unwrap_err()
 }
@@ -94,6 +94,41 @@ fn files_that_are_no_kernel_are_refused() {
     assert!(text.starts_with("--kernel k: "), "{text}");
     let error = Image::open(Some(Path::new("/nonexistent/kernel"))).unwrap_err().to_string();
     assert_eq!(error, "cannot read --kernel /nonexistent/kernel: No such file or directory (os error 2)");
+}
+
+/// Each header can name the whole file, so that work would grow with the square of the file's size.
+#[test]
+fn a_kernel_of_headers_or_notes_without_end_is_refused() {
+    // A program header of the type PT_NOTE, with `size` bytes in the file.
+    let header = |size: u64| {
+        let mut header = [0; 56];
+        header[0] = 4;
+        header[32..40].copy_from_slice(&size.to_le_bytes());
+        header
+    };
+    let elf = |headers: Vec<[u8; 56]>| {
+        let mut elf = [0; 64];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        (elf[16], elf[18], elf[20], elf[32]) = (2, 62, 1, 64);
+        elf[52..58].copy_from_slice(&[64, 0, 56, 0, headers.len() as u8, 0]);
+        elf[58] = 64;
+        [elf.to_vec(), headers.concat()].concat()
+    };
+    let refused = |headers| load_image(&elf(headers), 32 * MIB).to_string();
+    assert!(refused(vec![header(12); 64]).contains("no segments to load"));
+    assert!(refused(vec![header(12); 65]).contains("65 program headers, 64 are the most"));
+    let text = refused(vec![header(1 << 19); 3]);
+    assert!(text.contains("1572864 bytes of notes, 1048576 are the most"), "{text}");
+}
+
+#[test]
+fn a_kernel_file_without_end_is_refused() {
+    // A file of holes, which costs no disk.
+    let path = std::env::temp_dir().join(format!("tidevm-test-{}-endless", std::process::id()));
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let error = Image::open(Some(&path)).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(error.to_string().ends_with("file too large"), "{error}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ const GIANT: usize = 1 << 30;
 /// Host memory, owned.
 #[derive(Debug)]
 pub struct Mapping {
-    /// Start of the reservation, guard pages and alignment slack included.
+    /// Start of the reservation, guard pages included.
     reserved: NonNull<libc::c_void>,
     reserved_size: usize,
     base: NonNull<u8>,
@@ -65,12 +65,35 @@ impl Mapping {
         // SAFETY: offset <= PAGE + align - 1, so offset + size + PAGE <= reserved_size: the result
         // and the guard page behind its end are in the reservation.
         let base = unsafe { reserved.cast::<u8>().add(offset) };
-        let mapping = Self { reserved, reserved_size, base, size };
+        let mapping = Self::without_slack(reserved, reserved_size, base, size);
         // Kernels without transparent huge pages refuse; the guest runs without them then.
         if let Err(error) = mapping.advise(mapping.all(), libc::MADV_HUGEPAGE) {
             log::debug!("no transparent huge pages for guest memory: {error}");
         }
         Ok(mapping)
+    }
+
+    /// Gives the slack that the alignment needed back to the host: it counts for the limit of addresses. Slack
+    /// that the host keeps (a page of it can be in a VMA with a neighbour) stays reserved.
+    fn without_slack(
+        reserved: NonNull<libc::c_void>,
+        reserved_size: usize,
+        base: NonNull<u8>,
+        size: usize,
+    ) -> Self {
+        let offset = base.as_ptr() as usize - reserved.as_ptr() as usize;
+        let (head, guarded) = (offset - PAGE, offset + size + PAGE);
+        let mut mapping = Self { reserved, reserved_size, base, size };
+        let tail = reserved.as_ptr().wrapping_byte_add(guarded);
+        if reserved_size > guarded && unmap(tail, reserved_size - guarded) {
+            mapping.reserved_size = guarded;
+        }
+        if head > 0 && unmap(reserved.as_ptr(), head) {
+            // SAFETY: head < reserved_size, so the result is in the reservation.
+            mapping.reserved = unsafe { reserved.byte_add(head) };
+            mapping.reserved_size -= head;
+        }
+        mapping
     }
 
     /// Host address of the first byte.
@@ -157,6 +180,17 @@ impl Drop for Mapping {
             log::error!("cannot unmap guest memory: {error}");
         }
     }
+}
+
+/// Unmaps slack of a new reservation. Returns whether the host did it.
+fn unmap(start: *mut libc::c_void, size: usize) -> bool {
+    // SAFETY: called by `without_slack` only, for pages outside the mapping and its guard pages, which no other
+    // value knows of.
+    let result = check(unsafe { libc::munmap(start, size) });
+    if let Err(error) = &result {
+        log::debug!("{size} bytes of address space stay reserved: {error}");
+    }
+    result.is_ok()
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

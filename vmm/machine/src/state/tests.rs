@@ -144,3 +144,22 @@ fn a_report_answers_only_the_generation_of_its_target() {
         assert_eq!((pending.stopped(8), pending.answer(8), pending.arrived(8)), (None, None, false));
     }
 }
+
+#[test]
+fn a_death_that_the_host_caused_is_told_apart() {
+    let refused = [
+        DeathKind::TaskLimit,
+        DeathKind::ResetFailed { refused: true },
+        DeathKind::RunFailed(libc::ENOMEM),
+        DeathKind::RunFailed(libc::EMFILE),
+    ];
+    assert!(refused.iter().all(|kind| kind.exit_status() == 3), "{refused:?}");
+    let own = [
+        DeathKind::GuestPanic,
+        DeathKind::TripleFault,
+        DeathKind::ResetFailed { refused: false },
+        DeathKind::RunFailed(libc::EINVAL),
+        DeathKind::VmmPanic,
+    ];
+    assert!(own.iter().all(|kind| kind.exit_status() == 4), "{own:?}");
+}

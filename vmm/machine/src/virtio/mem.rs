@@ -49,6 +49,11 @@ const TURN: Duration = Duration::from_millis(5);
 /// When to tell a driver that was answered BUSY to try again.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// Most warnings about a host that refuses, in one [`WARNING_PERIOD`].
+const MAX_WARNINGS: u32 = 4;
+
+const WARNING_PERIOD: Duration = Duration::from_secs(60);
+
 /// One virtio-mem device.
 #[derive(Debug)]
 pub struct Mem {
@@ -87,6 +92,8 @@ struct RegionMemory {
     /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest
     /// may ask without end.
     refused: bool,
+    /// Start of a [`WARNING_PERIOD`] and the warnings in it. A guest may let requests fail and succeed in turn.
+    warned: Option<(Instant, u32)>,
 }
 
 impl Mem {
@@ -117,7 +124,8 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let region = RegionMemory { memory, index, range, block_size: config.device_block.0, refused: false };
+        let block_size = config.device_block.0;
+        let region = RegionMemory { memory, index, range, block_size, refused: false, warned: None };
         let transport = Transport::new(registers, interrupt);
         let mut mem = Self {
             transport,
@@ -314,11 +322,19 @@ impl RegionMemory {
     fn outcome(&mut self, what: &str, range: GuestRange, result: io::Result<()>) -> Result<(), Busy> {
         let before = std::mem::replace(&mut self.refused, result.is_err());
         result.map_err(|error| {
-            if !before {
+            if !before && self.may_warn() {
                 log::warn!("cannot {what} {range}: {error}; silent until something succeeds");
             }
             Busy
         })
+    }
+
+    /// Counts a warning, and returns whether it is one of the first in its period.
+    fn may_warn(&mut self) -> bool {
+        let period = self.warned.filter(|(since, _)| since.elapsed() < WARNING_PERIOD);
+        let (since, count) = period.unwrap_or((Instant::now(), 0));
+        self.warned = Some((since, count.saturating_add(1)));
+        count < MAX_WARNINGS
     }
 
     /// The addresses of some device blocks. The device checked that they are in the region, so nothing

@@ -1,7 +1,7 @@
 //! Opening what [`ConsoleMode`] names: where the serial port's output goes, and where its input comes from.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,6 +10,12 @@ use crate::config::ConsoleMode;
 use crate::error::{StartError, host};
 use crate::process::standard_input;
 use crate::serial::Sink;
+
+/// Most bytes of a guest's output that a file gets. A guest can write without end, and the host's disk has one.
+const FILE_LIMIT: u64 = 64 << 20;
+
+/// What a file that is full ends with.
+const LAST_LINE: &[u8] = b"\n[tidevm: the console's output ends here: a file gets at most 64 MiB]\n";
 
 /// The sink of the serial port's output, and the source of its input if there is one.
 pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
@@ -27,7 +33,7 @@ pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartErro
         }
         ConsoleMode::File(path) => {
             let file = File::create(path).map_err(failed("file", path))?;
-            (Sink::RawLines(Box::new(file)), None)
+            (Sink::RawLines(Box::new(Limited { writer: file, left: FILE_LIMIT, last_line: LAST_LINE })), None)
         }
         ConsoleMode::Socket(path) => {
             let output = UnixStream::connect(path).map_err(failed("socket", path))?;
@@ -35,4 +41,57 @@ pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartErro
             (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
         }
     })
+}
+
+/// A writer that takes a number of bytes and a last line. Further bytes are lost.
+struct Limited<W> {
+    writer: W,
+    left: u64,
+    /// The rest of the last line that was not written yet.
+    last_line: &'static [u8],
+}
+
+impl<W: Write> Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            while !self.last_line.is_empty() {
+                match self.writer.write(self.last_line)? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    size => self.last_line = &self.last_line[size..],
+                }
+            }
+            return Ok(bytes.len());
+        }
+        let fits = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let size = self.writer.write(&bytes[..fits])?;
+        self.left -= size as u64;
+        Ok(size)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tidevm_abi::Size;
+
+    use super::{FILE_LIMIT, LAST_LINE, Limited};
+
+    #[test]
+    fn a_file_gets_so_much_and_a_last_line_that_says_so() {
+        let mut file = Limited { writer: Vec::new(), left: 10, last_line: LAST_LINE };
+        file.write_all(b"1234567\n").unwrap();
+        file.write_all(b"90").unwrap();
+        assert_eq!(file.writer, b"1234567\n90", "all of it fits");
+        for _ in 0..1000 {
+            file.write_all(b"and more\n").unwrap();
+        }
+        assert_eq!(file.writer, [b"1234567\n90", LAST_LINE].concat());
+        let limit = format!("at most {} MiB", FILE_LIMIT / Size::mib(1).0);
+        assert!(String::from_utf8_lossy(LAST_LINE).contains(&limit));
+    }
 }

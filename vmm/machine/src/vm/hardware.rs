@@ -22,11 +22,12 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
-use crate::error::{StartError, host, kvm};
+use crate::error::{REFUSED, StartError, host, kvm};
+use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
-use crate::state::{Death, DeathKind, State};
-use crate::{boot, cpuid};
+use crate::state::{Death, DeathKind};
+use crate::{boot, cpuid, death};
 
 /// The machine of KVM behind a VM.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ enum ResetError {
 
 /// An empty machine of KVM.
 pub(super) fn new_machine(kvm_device: &Kvm) -> Result<Arc<VmFd>, StartError> {
-    kvm_device.create_vm().map(Arc::new).map_err(kvm("make a machine"))
+    kvm_device.create_vm().map(Arc::new).map_err(kvm(MAKE_A_MACHINE))
 }
 
 impl Hardware {
@@ -107,9 +108,13 @@ impl Hardware {
     /// calls this, so no queue is served meanwhile.
     pub(super) fn reset(&mut self) {
         if !self.shared.config.reboot {
-            self.shared.state.change(State::power_off);
+            let report = death::last_lines(&self.shared.bus.serial_tail());
+            let death = Death { kind: DeathKind::UnwantedReset, report };
+            self.shared.state.change(|state| state.died(death));
         } else if let Err(error) = self.restart() {
-            let death = Death { kind: DeathKind::ResetFailed, report: format!("  {error}") };
+            let refused = matches!(&error, ResetError::Start(error) if error.exit_status() == REFUSED);
+            let kind = DeathKind::ResetFailed { refused };
+            let death = Death { kind, report: format!("  {error}") };
             self.shared.state.change(|state| state.died(death));
         }
     }

@@ -121,6 +121,8 @@ mod tests {
             eprintln!("{waited:?}");
             std::process::exit(1);
         }
+        // The same signal at once would be the same wish.
+        std::thread::sleep(process::ONE_WISH);
         sender.write_all(&record).unwrap();
         std::thread::sleep(Duration::from_secs(15));
         std::process::exit(2);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
 
+use super::devices::event;
 use super::events::{self, Sources};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
@@ -14,10 +15,10 @@ use super::{FIRST_CALL, Vm, console, signals};
 use crate::boot::Files;
 use crate::config::{Config, ConsoleMode};
 use crate::cpuid;
-use crate::error::{StartError, host, kvm};
+use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
-use crate::process::{Signals, Terminal};
+use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
 use crate::sync::lock;
 
 /// The version of KVM's interface. It has been the only one since Linux 2.6.22.
@@ -33,6 +34,11 @@ const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
 ];
 
+/// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
+/// event, twice, and epoll, the pause of the event loop, and `/proc/self/smaps`. A few more let the embedder open a
+/// file.
+const SPARE_DESCRIPTORS: usize = 11;
+
 /// [`Vm::start`].
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let started = Instant::now();
@@ -44,6 +50,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
     let (taken_signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
+    prepare_grace().map_err(host("start a thread"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -57,6 +64,8 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
+    check_descriptors(shared.config.hotplug.len())?;
+    room_for_threads(2).map_err(host("map a thread's stack"))?;
     let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let signal_loop = signals::start(Arc::clone(&shared.state), taken_signals, for_signals)
         .map_err(host("start the thread for signals"))?;
@@ -74,9 +83,15 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     })
 }
 
+/// Checks that the process may open what the event loop and a look at the memory need. Their threads can only
+/// die of a limit, so it is met here.
+fn check_descriptors(devices: usize) -> Result<(), StartError> {
+    let spare = (0..devices + SPARE_DESCRIPTORS).map(|_| event());
+    spare.collect::<Result<Vec<_>, _>>().map(drop)
+}
+
 fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
-    let kvm = Kvm::new()
-        .map_err(|error| StartError::NoKvm { error: std::io::Error::from_raw_os_error(error.errno()) })?;
+    let kvm = Kvm::new().map_err(|error| no_kvm(std::io::Error::from_raw_os_error(error.errno())))?;
     if kvm.get_api_version() != KVM_API_VERSION {
         return Err(StartError::Capability("version 12 of its interface"));
     }

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Op, Size};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{End, StartError, Vm, start};
-use crate::boot::BootError;
+use super::{End, Vm};
 use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
-use crate::state::DeathKind;
+use crate::state::{Death, DeathKind};
 
+mod refused;
 mod reset;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -311,51 +311,6 @@ fn no_call_is_call_0() {
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
     let vm = Vm::start(kernel.config()).unwrap();
     assert_eq!([vm.call(Op::Stats).unwrap(), vm.call(Op::Stats).unwrap()], [1, 2]);
-}
-
-#[test]
-fn a_file_that_is_no_kernel_does_not_start() {
-    if !kvm() {
-        return;
-    }
-    let config = Config { kernel: Some("/nonexistent".into()), ..Config::default() };
-    let error = Vm::start(config).unwrap_err();
-    assert!(matches!(error, StartError::Boot(BootError::Unreadable { .. })), "{error}");
-    assert_eq!(error.exit_status(), 2);
-}
-
-/// The limit holds for the embedded guest and for a file with the same content.
-#[test]
-fn tidevms_own_guest_has_its_limit_of_cpus() {
-    let file = std::env::temp_dir().join(format!("tidevm-test-{}-own.elf", std::process::id()));
-    std::fs::write(&file, crate::boot::Image::open(None).unwrap().bytes()).unwrap();
-    let error = Vm::start(Config { cpus: 65, kernel: Some(file.clone()), ..Config::default() }).unwrap_err();
-    std::fs::remove_file(file).unwrap();
-    assert_eq!(error.to_string(), "--cpus 65: there can be 1 to 64 vCPUs");
-}
-
-#[test]
-fn memory_that_no_address_leads_to_is_refused() {
-    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(60))], ..Config::default() };
-    assert!(start::check_reach(&config, 36).is_ok());
-    let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(61))], ..config };
-    let error = start::check_reach(&config, 36).unwrap_err();
-    assert_eq!(error.exit_status(), 2);
-    assert!(
-        error.to_string().contains("end at 65G, beyond the 64G that this host's CPU can address"),
-        "{error}"
-    );
-}
-
-#[test]
-fn a_host_that_cannot_is_told_apart_from_a_wrong_configuration() {
-    let no_kvm = |code| StartError::NoKvm { error: std::io::Error::from_raw_os_error(code) };
-    assert_eq!(no_kvm(libc::ENOENT).exit_status(), 3);
-    assert!(no_kvm(libc::ENOENT).to_string().contains("modprobe kvm_intel"));
-    assert!(no_kvm(libc::EACCES).to_string().contains("usermod -aG kvm"));
-    assert_eq!(StartError::TooManyCpus { asked: 9, most: 4 }.exit_status(), 2);
-    let wrong = Vm::start(Config { cpus: 0, ..Config::default() }).unwrap_err();
-    assert_eq!(wrong.exit_status(), 2);
 }
 
 #[test]

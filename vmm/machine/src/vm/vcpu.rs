@@ -8,6 +8,9 @@
 //! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended.
 //! An idle vCPU halts inside KVM: its thread sleeps.
 //!
+//! EAGAIN has two meanings. Only for a vCPU that waits for its SIPI is it part of the wait; from any other
+//! vCPU it is the host's refusal and ends the VM, and with it the wait.
+//!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
 //! has a memslot, as an MMIO exit where it has none.
 #![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
@@ -18,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
 use vm_memory::GuestAddress;
@@ -27,12 +31,15 @@ use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
 use crate::death;
+use crate::process::room_for_threads;
 use crate::state::{Death, DeathKind, State};
-use crate::symbols::Symbols;
 
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
 /// this limit is broken or unusably overloaded.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pause before a vCPU that waits for its SIPI runs again after an EAGAIN that was not the SIPI's.
+const SIPI_PAUSE: Duration = Duration::from_millis(1);
 
 /// The vCPU threads of a VM, if they run.
 #[derive(Debug)]
@@ -63,6 +70,7 @@ impl Vcpus {
         // Without a handler the signal would end the process; with one it ends a system call.
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+        room_for_threads(vcpus.len())?;
         self.shared.stop.store(false, Ordering::Relaxed);
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let shared = Arc::clone(&self.shared);
@@ -133,8 +141,8 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
         Err(_) => DeathKind::VmmPanic,
     };
     let serial_tail = shared.bus.serial_tail();
-    let symbols = Symbols::of(shared.kernel.bytes());
-    let report = death::text(&vcpu, index, &shared.memory.view(), &symbols, &serial_tail);
+    let image = shared.kernel.bytes();
+    let report = death::text(&vcpu, index, &shared.memory.view(), image, &serial_tail);
     shared.state.change(|state| state.died(Death { kind, report }));
 }
 
@@ -147,6 +155,7 @@ enum End {
 }
 
 fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
+    let mut wait = SipiWait(is_uninitialized(vcpu));
     while !shared.stop.load(Ordering::Acquire) {
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
@@ -163,8 +172,13 @@ fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
             }
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
-            // A vCPU waited for its SIPI, and the SIPI came.
-            Err(error) if error.errno() == libc::EAGAIN => (&counters.other, Access::Done, None),
+            Err(error) if error.errno() == libc::EAGAIN => {
+                if !wait.explains_eagain(|| is_uninitialized(vcpu)) {
+                    count(&counters.other);
+                    return End::Died(DeathKind::TaskLimit);
+                }
+                (&counters.other, Access::Done, None)
+            }
             other => {
                 count(&counters.other);
                 let death = fatal(&other);
@@ -239,8 +253,53 @@ fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
     }
 }
 
+/// Whether a vCPU waits for its first INIT and SIPI, as far as its thread knows.
+///
+/// KVM_RUN ends with EAGAIN whenever the wait ends. There is one other reason: KVM starts a thread of its own in
+/// the first KVM_RUN of a machine (`kvm_mmu_post_init_vm`), and a limit of tasks forbids it. A vCPU that waits
+/// gets that error too. It goes on waiting, until the first vCPU's error ends the VM.
+struct SipiWait(bool);
+
+impl SipiWait {
+    /// Whether an EAGAIN belongs to the wait. `uninitialized` tells whether the wait goes on.
+    fn explains_eagain(&mut self, uninitialized: impl FnOnce() -> bool) -> bool {
+        let explained = self.0;
+        if explained {
+            self.0 = uninitialized();
+            if self.0 {
+                thread::sleep(SIPI_PAUSE);
+            }
+        }
+        explained
+    }
+}
+
+fn is_uninitialized(vcpu: &VcpuFd) -> bool {
+    vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
+}
+
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is
     // the current one follows from the exit reason of the last run, KVM_EXIT_INTERNAL_ERROR.
     unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DeathKind, SipiWait};
+
+    #[test]
+    fn an_eagain_belongs_to_the_wait_for_a_sipi_and_to_nothing_else() {
+        let mut wait = SipiWait(true);
+        assert!(wait.explains_eagain(|| true) && wait.explains_eagain(|| true), "it goes on waiting");
+        assert!(wait.explains_eagain(|| false), "the SIPI came");
+        assert!(!wait.explains_eagain(|| panic!("a vCPU waits once")));
+        assert!(!SipiWait(false).explains_eagain(|| true), "the first vCPU never waits");
+    }
+
+    #[test]
+    fn a_limit_of_tasks_is_named() {
+        let text = DeathKind::TaskLimit.to_string();
+        assert!(text.contains("ulimit -u") && text.contains("pids.max"), "{text}");
+    }
 }

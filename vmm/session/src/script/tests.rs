@@ -111,3 +111,24 @@ fn an_error_shows_the_line_and_points_at_the_place() {
     let shown = "a.tide:2:9: expected a size such as 2G, found `2X`\n2 |  resize 2X # why\n  |         ^";
     assert_eq!(error.to_string(), shown);
 }
+
+#[test]
+fn errors_do_not_grow_with_the_line() {
+    // One error for the first brace, and one for each that is open behind it.
+    let shown = |braces: usize| Script::parse("test", &"{ ".repeat(braces)).unwrap_err().to_string();
+    let (short, long) = (shown(1000), shown(100_000));
+    assert!(long.len() < short.len() + 1000, "{} and {}", short.len(), long.len());
+    assert!(long.ends_with("more errors are not shown"), "{}", &long[long.len() - 100..]);
+    assert_eq!(long.lines().filter(|line| line.starts_with("test:1:")).count(), super::MAX_SHOWN);
+}
+
+#[test]
+fn an_error_shows_the_part_of_a_long_line_around_its_place() {
+    let line = format!("{}resize 2X {}", " ".repeat(1000), "x".repeat(1000));
+    let error = Script::parse("test", &line).unwrap_err().to_string();
+    let lines: Vec<&str> = error.lines().collect();
+    assert!(lines[0].starts_with("test:1:1008: expected a size"), "{error}");
+    assert!(lines[1].starts_with("1 | ...  ") && lines[1].ends_with("xx..."), "{error}");
+    assert_eq!(lines[1].find("2X"), lines[2].find('^'));
+    assert!(lines.iter().all(|line| line.len() < 200), "{error}");
+}

@@ -1,6 +1,6 @@
 //! `blocks` and `readd`: the guest's memory blocks.
 
-use tidevm_abi::{Answer, BLOCK_RUNS, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
+use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::workload::patience;
@@ -18,7 +18,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         for _ in 0..MOST_ANSWERS {
             let left = deadline.saturating_duration_since(self.vm.now());
             match self.ask(Op::Blocks { from }, left)? {
-                Answer::Blocks { runs, next } => {
+                Answer::Blocks { runs, next } if runs.iter().flatten().all(exists) => {
                     lines.extend(runs.iter().flatten().map(ToString::to_string));
                     match next {
                         Some(next) if next > from => from = next,
@@ -46,4 +46,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             other => Err(unfit(other)),
         }
     }
+}
+
+/// Whether memory blocks can be where the guest says that they are.
+fn exists(run: &BlockRun) -> bool {
+    let size = run.count.checked_mul(run.size);
+    size.and_then(|size| run.addr.checked_add(size)).is_some_and(|end| end <= MAX_PHYS_ADDR)
 }

@@ -55,6 +55,8 @@ pub(super) struct Nature {
     pub(super) deaf: bool,
     /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
+    /// What it answers to a call, in place of the true answer.
+    pub(super) lies: fn(&Op) -> Option<Answer>,
 }
 
 impl Default for Nature {
@@ -73,6 +75,7 @@ impl Default for Nature {
             panics: false,
             deaf: false,
             boasts: false,
+            lies: |_| None,
         }
     }
 }
@@ -284,7 +287,7 @@ impl FakeVm {
     }
 
     /// Two memory blocks, one per answer.
-    fn blocks(from: u64) -> Answer {
+    pub(super) fn blocks(from: u64) -> Answer {
         let first = BlockRun {
             addr: 0,
             count: 1,
@@ -454,6 +457,7 @@ impl VmControl for FakeVm {
             Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
+        let answer = (self.nature.lies)(&op).unwrap_or(answer);
         self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
         Ok(id)
     }

@@ -155,7 +155,7 @@ impl Ended {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
-            Ended::Died(_) => 4,
+            Ended::Died(death) => death.kind.exit_status(),
             Ended::Signal { signal } => {
                 u8::try_from(*signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }

@@ -30,15 +30,18 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     fn pmem_map(&self, map: PmemMap) -> Done {
-        match self.ask(map.op(), patience(Size(self.vm.device_memory()).pages()))? {
-            answer @ Answer::PmemMapped(_) => Ok(Some(answer.to_string())),
+        let most = Size(self.vm.device_memory()).pages();
+        match self.ask(map.op(), patience(most))? {
+            answer @ Answer::PmemMapped(mapped) if mapped.pages <= most => Ok(Some(answer.to_string())),
             other => Err(self.pmem_unfit(other)),
         }
     }
 
     fn pmem_unmap(&self, device: u8) -> Done {
         match self.ask(Op::Pmem(PmemOp::Unmap { device }), ANSWER_DEADLINE)? {
-            answer @ Answer::PmemUnmapped { .. } => Ok(Some(answer.to_string())),
+            answer @ Answer::PmemUnmapped { pages } if pages <= Size(self.vm.device_memory()).pages() => {
+                Ok(Some(answer.to_string()))
+            }
             other => Err(self.pmem_unfit(other)),
         }
     }

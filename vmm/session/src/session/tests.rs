@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure};
+use tidevm_abi::{Answer, Failure, Op, PmemMapped};
 
 use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
@@ -110,6 +110,25 @@ fn repeats_run_that_often_and_rows_come_from_their_lines() {
     assert_eq!(ran.summary.steps, 9);
     assert_eq!(ran.steps[8].line, 3);
     assert_eq!(ran.steps[8].sample.devices[0].plugged, 6 << 20);
+}
+
+#[test]
+fn a_loop_without_steps_costs_nothing() {
+    // Long enough that a session that runs the rounds does not come to its end.
+    let ran =
+        good("repeat 4294967295 { repeat 4294967295 { } }\nrepeat 2 {\nrepeat 4294967295 { }\ncheck\n}");
+    assert_eq!((ran.status(), ran.summary.steps), (0, 2));
+}
+
+#[test]
+fn every_round_of_a_loop_looks_for_signals_and_for_the_end_of_the_guest() {
+    // On a guest without an agent, these steps wait for nothing.
+    for (event, status) in [(Event::Signal(15), 143), (Event::PowerOff, 1)] {
+        let fake = FakeVm::new(Nature { foreign: true, ..Nature::default() });
+        fake.after(Duration::ZERO, event);
+        let ran = session_on(fake, "stats\nrepeat 1000 { stats }");
+        assert_eq!((ran.status(), ran.summary.steps), (status, 1));
+    }
 }
 
 #[test]
@@ -323,6 +342,57 @@ fn numbers_of_the_guest_may_be_absurd() {
     let boasts = Nature { boasts: true, ..Nature::default() };
     let ran = session(boasts, "expect zone.Movable.free == 18446744073709551615");
     assert_eq!(ran.status(), 0, "{:?}", ran.steps);
+}
+
+/// Runs `script` on a guest whose answer to the last step's call is a lie, and expects that the session ends by
+/// it.
+#[track_caller]
+fn assert_unfit(script: &str, lies: fn(&Op) -> Option<Answer>) {
+    let ran = session(Nature { lies, ..Nature::default() }, script);
+    let last = ran.steps.len() - 1;
+    assert!(matches!(ran.failure(last), StepFailure::WrongAnswer(_)), "{script}: {:?}", ran.steps[last]);
+    assert_eq!((last + 1, ran.status()), (script.lines().count(), 1), "{script}");
+}
+
+#[test]
+fn a_guest_that_holds_more_pages_than_asked_sets_no_deadline() {
+    let holds = |op: &Op| matches!(op, Op::Hog { .. }).then_some(Answer::Hogged { pages: 257 });
+    assert_unfit("hog 1M movable as a", holds);
+    let holds = |op: &Op| matches!(op, Op::Pmem(_)).then_some(Answer::Hogged { pages: u64::MAX });
+    assert_unfit("pmem hold 16K of 0 as a", holds);
+    // The deadline of a verify is the one of the pages that were asked for, even if the guest holds them all.
+    let silent = |op: &Op| match op {
+        Op::Hog { pages, .. } => Some(Answer::Hogged { pages: *pages }),
+        Op::Verify { .. } => Some(Answer::Verified { pages: 256, corrupt: 257, first_corrupt: None }),
+        _ => None,
+    };
+    assert_unfit("hog 1M movable as a\nverify a", silent);
+}
+
+#[test]
+fn numbers_that_cannot_be_are_answers_to_another_question() {
+    let raced = |op: &Op| {
+        matches!(op, Op::Race { .. }).then_some(Answer::Raced { cycles: 1, failures: 0, stranded: 0 })
+    };
+    assert_unfit("race 2 cycles", raced);
+    let raced = |op: &Op| {
+        matches!(op, Op::Race { .. }).then_some(Answer::Raced { cycles: 2, failures: 3, stranded: 0 })
+    };
+    assert_unfit("race 2 cycles", raced);
+    let blocks = |op: &Op| {
+        let Op::Blocks { from } = op else { return None };
+        let Answer::Blocks { mut runs, next } = FakeVm::blocks(*from) else { return None };
+        runs.iter_mut().flatten().for_each(|run| run.count = u64::MAX / 2);
+        Some(Answer::Blocks { runs, next })
+    };
+    assert_unfit("blocks", blocks);
+    let unmapped = |op: &Op| matches!(op, Op::Pmem(_)).then_some(Answer::PmemUnmapped { pages: u64::MAX });
+    assert_unfit("pmem unmap 0", unmapped);
+    let mapped = |op: &Op| {
+        let mapped = PmemMapped { pages: u64::MAX, locked_pages: 0, locked_ns: 0, total_ns: 0, cpus: 1 };
+        matches!(op, Op::Pmem(_)).then_some(Answer::PmemMapped(mapped))
+    };
+    assert_unfit("pmem map 0 altmap", mapped);
 }
 
 #[test]

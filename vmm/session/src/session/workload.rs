@@ -112,7 +112,8 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle) -> Op) -> Done {
         let handle = self.workloads.next_handle();
         let (state, pages) = match self.ask(op(handle), patience(wanted))? {
-            Answer::Hogged { pages } => (WorkloadState::Hog { pages }, pages),
+            // Deadlines of later steps follow from this number, so it must not be the guest's choice.
+            Answer::Hogged { pages } if pages <= wanted => (WorkloadState::Hog { pages }, pages),
             Answer::Failed(Failure::NoMemory) => (WorkloadState::Empty, 0),
             Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
             other => return Err(unfit(other)),
@@ -144,7 +145,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 Ok(Some(answer.to_string()))
             }
             Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
-            Answer::Verified { pages, corrupt, first_corrupt: first } => {
+            Answer::Verified { pages, corrupt, first_corrupt: first } if corrupt <= pages => {
                 Err(StepError::Fatal(StepFailure::Corrupt { name: name.clone(), pages, corrupt, first }))
             }
             other => Err(unfit(other)),
@@ -172,6 +173,9 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn race(&self, cycles: u32) -> Done {
         let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
         match self.ask(Op::Race { cycles }, limit)? {
+            answer @ Answer::Raced { cycles: run, failures, .. } if run != cycles || failures > run => {
+                Err(unfit(answer))
+            }
             answer @ Answer::Raced { failures: 0, stranded: 0, .. } => Ok(Some(answer.to_string())),
             Answer::Raced { cycles, failures, stranded } => {
                 Err(StepError::Failed(StepFailure::RaceLost { cycles, failures, stranded }))

@@ -13,7 +13,6 @@ use super::{
     ADDRESS, DIRECT_MAP, GLOBAL, KERNEL, MEMORY, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TABLE_SPAN,
     TableSource, WRITABLE, entry, flush_tlb, index, map_direct, next_table, root,
 };
-use crate::cpu::stack;
 
 unsafe extern "C" {
     static __text_start: u8;
@@ -46,17 +45,20 @@ pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Re
 }
 
 /// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
-/// data not executable, and nothing outside of the image or under the boot CPU's stacks. The start-up tables allow all accesses to the first
-/// GiB until then.
+/// data not executable, and nothing outside of the image or where `is_guard` says so: under the boot CPU's
+/// stacks. The start-up tables allow all accesses to the first GiB until then.
 ///
 /// # Errors
 /// [`NoPageTable`]; the start-up tables stay in use then.
-pub fn protect_kernel(source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+pub fn protect_kernel(
+    is_guard: impl Fn(u64) -> bool,
+    source: &mut dyn TableSource,
+) -> Result<(), NoPageTable> {
     let text = (&raw const __text_start) as u64;
     let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
     let end = (&raw const __image_end) as u64;
     let table_of_tables = source.alloc().ok_or(NoPageTable)?;
-    for virt in (text..end).step_by(SMALL_PAGE as usize).filter(|&virt| !stack::is_boot_guard(virt)) {
+    for virt in (text..end).step_by(SMALL_PAGE as usize).filter(|&virt| !is_guard(virt)) {
         let access = match virt {
             _ if virt < text_end => 0,
             _ if virt < rodata_end => NO_EXECUTE,

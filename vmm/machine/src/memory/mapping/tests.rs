@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use super::{GIANT, HUGE, Mapping, OffsetRange, check};
+use super::{GIANT, HUGE, Mapping, OffsetRange, PAGE, check};
 use crate::memory::fake::{at, offsets};
 
 #[test]
@@ -12,6 +12,20 @@ fn host_and_guest_are_aligned_alike() {
         let mapping = Mapping::reserve(size).unwrap();
         assert_eq!(mapping.host_address() % align as u64, 0);
         assert_eq!(mapping.size(), size);
+    }
+}
+
+#[test]
+fn a_mapping_reserves_its_size_and_two_guard_pages() {
+    for size in [2 << 20, 1 << 30, (1 << 30) + (128 << 20)] {
+        let mapping = Mapping::reserve(size).unwrap();
+        let guards = (mapping.host_address() - PAGE as u64, size as usize + 2 * PAGE);
+        assert_eq!((mapping.reserved.as_ptr() as u64, mapping.reserved_size), guards);
+        // The guard pages are mapped: only such pages can be protected.
+        for page in [guards.0, mapping.host_address() + size] {
+            // SAFETY: the page belongs to the mapping, and stays out of reach.
+            check(unsafe { libc::mprotect(page as *mut _, PAGE, libc::PROT_NONE) }).unwrap();
+        }
     }
 }
 

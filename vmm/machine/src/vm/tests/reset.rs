@@ -54,15 +54,19 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
 }
 
 #[test]
-fn without_reboot_a_reset_ends_the_machine() {
+fn without_reboot_a_reset_is_a_death() {
     if !kvm() {
         return;
     }
-    let kernel = Kernel::new(&RESET);
+    // mov dx, 0x3f8; mov al, '!'; out dx, al
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
+    code.extend(RESET);
+    let kernel = Kernel::new(&code);
     let vm = Vm::start(Config { reboot: false, ..kernel.config() }).unwrap();
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     assert_eq!(vm.state().resets, 0);
-    assert_eq!(vm.stop(LIMIT), End::PoweredOff);
+    let report = "  last on the serial port:\n  | !".to_owned();
+    assert_eq!(vm.stop(LIMIT), End::Died(Death { kind: DeathKind::UnwantedReset, report }));
 }
 
 #[test]

@@ -1,8 +1,4 @@
-//! The work of one turn of the event loop, counted, and targets that do not wait for it.
-
-use std::sync::Mutex;
-use std::sync::mpsc;
-use std::thread;
+//! The work of one turn of the event loop, counted.
 
 use vm_memory::GuestMemoryBackend;
 
@@ -90,87 +86,6 @@ fn a_slow_request_ends_the_turn() {
     rig.mem.turn = Duration::MAX;
     rig.mem.serve();
     assert_eq!(rig.ring.used(), 3);
-}
-
-/// The device is taken by another thread, as while it serves requests.
-#[test]
-fn a_target_does_not_wait_for_the_requests_that_are_served() {
-    let rig = rig(4 * MIB);
-    let (target, kick, shared) = (rig.mem.target(), rig.kick, rig.shared);
-    let device = Arc::new(Mutex::new(rig.mem));
-    let taken = device.lock().unwrap();
-    let (done, is_done) = mpsc::channel();
-    let of_embedder = Arc::clone(&device);
-    let embedder = thread::spawn(move || {
-        assert!(target.set(&of_embedder, Size(MIB)).is_err(), "half a block");
-        done.send(target.set(&of_embedder, Size(8 * MIB))).unwrap();
-    });
-    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(())));
-    embedder.join().unwrap();
-    let status = shared.snapshot().mem[0].clone();
-    assert_eq!(
-        (status.requested, status.target_pending),
-        (8 * MIB, true),
-        "the state shows the newest target"
-    );
-    assert_eq!(kick.read().unwrap(), 1, "the event loop has to apply it");
-    drop(taken);
-    let mut device = device.lock().unwrap();
-    interrupts(&mut *device);
-    device.publish(None);
-    let status = shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, true));
-    device.serve();
-    let status = shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
-    assert_eq!(interrupts(&mut *device), VIRTIO_MMIO_INT_CONFIG);
-    assert_eq!(device.device.requested_size(), 8 * MIB);
-}
-
-/// What the driver read and reported before the device took the target does not count for it, even if both
-/// targets have the same size. The driver reads once more between the two.
-#[test]
-fn a_target_that_the_device_has_not_taken_is_not_reached() {
-    let mut rig = rig(4 * MIB);
-    let status = |rig: &Rig| rig.shared.snapshot().mem[0].clone();
-    let accepted = |mem: MemStatus| (mem.stopped(4 * MIB).is_some(), mem.arrived(4 * MIB));
-    let report = |rig: &mut Rig| {
-        rig.config();
-        let (region, state) = (status(rig).region, tidevm_abi::ResizeState::Reached);
-        let (size, generation) = (4 * MIB, read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
-        let resize = tidevm_abi::Resize { region, plugged: size, requested: size, generation, state };
-        rig.shared.report(tidevm_abi::Report::Resize(resize));
-    };
-    rig.ask(RequestKind::Plug, 0, 2);
-    report(&mut rig);
-    assert_eq!(accepted(status(&rig)), (true, true));
-    for _ in 0..3 {
-        rig.mem.target.leave(Size(4 * MIB)).unwrap();
-        assert_eq!(accepted(status(&rig)), (false, false));
-        report(&mut rig);
-        rig.mem.publish(None);
-        assert_eq!(accepted(status(&rig)), (false, false), "the driver reads the target before");
-        interrupts(&mut rig.mem);
-        rig.mem.serve();
-        assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
-        assert_eq!(accepted(status(&rig)), (false, false), "the device has taken it");
-        report(&mut rig);
-        assert_eq!(accepted(status(&rig)), (true, true));
-    }
-}
-
-/// A system reset keeps the target that was set last, also one that the device has not taken.
-#[test]
-fn a_system_reset_takes_the_newest_target() {
-    let mut rig = rig(4 * MIB);
-    rig.mem.target.leave(Size(8 * MIB)).unwrap();
-    let before = rig.shared.snapshot().mem[0].generation;
-    let (mem, shared) = (&mut rig.mem, &rig.shared);
-    shared.restart(|| vec![mem.reset()]);
-    assert_eq!((rig.config().requested_size, interrupts(&mut rig.mem)), (8 * MIB, 0));
-    let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
-    assert!(status.generation > before, "a target of its own");
 }
 
 /// Figures for people: `cargo test -p tidevm-machine --release -- --ignored --nocapture every_second`.

@@ -1,0 +1,102 @@
+//! Tests of a host that refuses: whatever is refused, and whenever, the status is 3, and the message names it.
+
+use std::fs::{self, OpenOptions};
+use std::process::{Command, Output, Stdio};
+
+use super::{Test, assert_status, kernel, program, scratch};
+
+pub const TESTS: &[Test] = &[
+    ("more_than_the_host_can_map_is_status_3", more_than_the_host_can_map_is_status_3),
+    ("a_region_needs_no_more_addresses_than_its_size", a_region_needs_no_more_addresses_than_its_size),
+    (
+        "a_limit_of_descriptors_is_status_3_wherever_it_is_met",
+        a_limit_of_descriptors_is_status_3_wherever_it_is_met,
+    ),
+    ("a_limit_of_tasks_is_status_3_wherever_it_is_met", a_limit_of_tasks_is_status_3_wherever_it_is_met),
+    ("a_full_disk_is_status_3", a_full_disk_is_status_3),
+];
+
+/// Runs the program from a shell that has set a limit.
+fn under(limit: &str, arguments: &str) -> Output {
+    let script = format!("{limit} && exec \"$0\" {arguments}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_tidevm")]).stdin(Stdio::null());
+    command.output().expect("there is a shell")
+}
+
+/// Runs on a host that limits a process to 4 GiB of addresses.
+fn more_than_the_host_can_map_is_status_3() {
+    let limited = |arguments: &str| under(&format!("ulimit -v {}", 4 << 20), &format!("run {arguments}"));
+    for (arguments, what) in [
+        ("--hotplug size=64G", "the host refuses hotplug region #0 of 64G: Cannot allocate memory"),
+        ("--memory 8G", "the host refuses boot memory of 8G: Cannot allocate memory"),
+    ] {
+        let output = limited(arguments);
+        assert_eq!(assert_status(&output, 3, what), "");
+        assert_status(&output, 3, "make --memory, --hotplug size= or --pmem size= smaller");
+    }
+}
+
+/// 16 regions of 1 GiB, on a host that limits a process to 19 GiB of addresses.
+fn a_region_needs_no_more_addresses_than_its_size() {
+    let path = kernel::write("sixteen-regions", &kernel::exit_with(0));
+    let regions = " --hotplug size=1G".repeat(16);
+    let output =
+        under(&format!("ulimit -v {}", 19 << 20), &format!("run --kernel {}{regions}", path.display()));
+    assert_status(&output, 0, "");
+}
+
+/// Raises a limit from 1 on until the program runs to its end. Every run before was refused.
+#[track_caller]
+fn until_it_runs(most: u32, run: impl Fn(u32) -> Output) {
+    for limit in 1..=most {
+        let output = run(limit);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => {
+                assert!(limit > 1, "the limit does not act");
+                return;
+            }
+            // The dynamic linker could not even start the program.
+            Some(127) if text.contains("error while loading shared libraries") => {}
+            code => assert_eq!(code, Some(3), "limit {limit}: {text}"),
+        }
+    }
+    panic!("still refused with {most}");
+}
+
+fn a_limit_of_descriptors_is_status_3_wherever_it_is_met() {
+    let path = kernel::write("descriptors", &kernel::exit_with(0));
+    let arguments = format!("run --kernel {} --cpus 2 --hotplug size=128M", path.display());
+    until_it_runs(64, |limit| under(&format!("ulimit -n {limit}"), &arguments));
+}
+
+/// KVM starts a thread of its own, late: in the first run of a vCPU. Limits do not act on root, so the program
+/// runs as another user, with only the capability to open /dev/kvm.
+fn a_limit_of_tasks_is_status_3_wherever_it_is_met() {
+    const NOBODY: &str =
+        "--reuid=65534 --clear-groups --inh-caps=-all,+dac_override --ambient-caps=+dac_override";
+    let path = kernel::write("tasks", &kernel::exit_with(0));
+    let run = |limit: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["20", "setpriv"]).args(NOBODY.split(' ')).args(["prlimit", limit]);
+        command.arg(env!("CARGO_BIN_EXE_tidevm")).args(["run", "--cpus", "2", "--kernel"]).arg(&path);
+        command.stdin(Stdio::null()).output().expect("there is a shell")
+    };
+    let probe = run("--nproc=512:");
+    if probe.status.success() {
+        until_it_runs(32, |limit| run(&format!("--nproc={limit}:")));
+    } else {
+        eprintln!("SKIP a_limit_of_tasks_is_status_3_wherever_it_is_met: {probe:?}");
+    }
+}
+
+/// `/dev/full` is a disk without space.
+fn a_full_disk_is_status_3() {
+    let script = scratch("full.script", "stats\n");
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("every Linux has it");
+    let path = script.to_str().expect("UTF-8");
+    let output = program().args(["script", "check", path]).stdout(full).output().expect("the program runs");
+    assert_status(&output, 3, "No space left on device");
+    drop(fs::remove_file(script));
+}

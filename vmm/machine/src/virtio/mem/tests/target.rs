@@ -1,0 +1,114 @@
+//! Targets on their way to the device: each has a generation of its own, and none waits for requests.
+
+use std::sync::{Mutex, mpsc};
+use std::thread;
+
+use super::*;
+
+/// The same size again is a target of its own: the driver is told, and what it read before is outdated.
+#[test]
+fn every_target_has_a_generation_of_its_own() {
+    let mut rig = rig(4 * MIB);
+    let status = |rig: &Rig| rig.shared.snapshot().mem[0].clone();
+    assert_eq!((status(&rig).generation, status(&rig).seen), (0, None));
+    rig.ask(RequestKind::Plug, 0, 2);
+    for _ in 0..3 {
+        let before = status(&rig);
+        interrupts(&mut rig.mem);
+        rig.resize(4 * MIB).unwrap();
+        assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
+        let told = status(&rig);
+        assert!(told.generation > before.generation && !told.arrived(4 * MIB), "{told:?}");
+        // Another field, and the second half of the target.
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 40);
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 52);
+        assert_eq!(status(&rig).seen, before.seen);
+        read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 48);
+        assert_eq!(status(&rig).seen, Some(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)));
+        assert!(status(&rig).arrived(4 * MIB));
+    }
+    // The next driver has read nothing.
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(status(&rig).seen, None);
+}
+
+/// The device is taken by another thread, as while it serves requests.
+#[test]
+fn a_target_does_not_wait_for_the_requests_that_are_served() {
+    let rig = rig(4 * MIB);
+    let (target, kick, shared) = (rig.mem.target(), rig.kick, rig.shared);
+    let device = Arc::new(Mutex::new(rig.mem));
+    let taken = device.lock().unwrap();
+    let (done, is_done) = mpsc::channel();
+    let of_embedder = Arc::clone(&device);
+    let embedder = thread::spawn(move || {
+        assert!(target.set(&of_embedder, Size(MIB)).is_err(), "half a block");
+        done.send(target.set(&of_embedder, Size(8 * MIB))).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(())));
+    embedder.join().unwrap();
+    let status = shared.snapshot().mem[0].clone();
+    assert_eq!(
+        (status.requested, status.target_pending),
+        (8 * MIB, true),
+        "the state shows the newest target"
+    );
+    assert_eq!(kick.read().unwrap(), 1, "the event loop has to apply it");
+    drop(taken);
+    let mut device = device.lock().unwrap();
+    interrupts(&mut *device);
+    device.publish(None);
+    let status = shared.snapshot().mem[0].clone();
+    assert_eq!((status.requested, status.target_pending), (8 * MIB, true));
+    device.serve();
+    let status = shared.snapshot().mem[0].clone();
+    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
+    assert_eq!(interrupts(&mut *device), VIRTIO_MMIO_INT_CONFIG);
+    assert_eq!(device.device.requested_size(), 8 * MIB);
+}
+
+/// What the driver read and reported before the device took the target does not count for it, even if both
+/// targets have the same size. The driver reads once more between the two.
+#[test]
+fn a_target_that_the_device_has_not_taken_is_not_reached() {
+    let mut rig = rig(4 * MIB);
+    let status = |rig: &Rig| rig.shared.snapshot().mem[0].clone();
+    let accepted = |mem: MemStatus| (mem.stopped(4 * MIB).is_some(), mem.arrived(4 * MIB));
+    let report = |rig: &mut Rig| {
+        rig.config();
+        let (region, state) = (status(rig).region, tidevm_abi::ResizeState::Reached);
+        let (size, generation) = (4 * MIB, read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
+        let resize = tidevm_abi::Resize { region, plugged: size, requested: size, generation, state };
+        rig.shared.report(tidevm_abi::Report::Resize(resize));
+    };
+    rig.ask(RequestKind::Plug, 0, 2);
+    report(&mut rig);
+    assert_eq!(accepted(status(&rig)), (true, true));
+    for _ in 0..3 {
+        rig.mem.target.leave(Size(4 * MIB)).unwrap();
+        assert_eq!(accepted(status(&rig)), (false, false));
+        report(&mut rig);
+        rig.mem.publish(None);
+        assert_eq!(accepted(status(&rig)), (false, false), "the driver reads the target before");
+        interrupts(&mut rig.mem);
+        rig.mem.serve();
+        assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
+        assert_eq!(accepted(status(&rig)), (false, false), "the device has taken it");
+        report(&mut rig);
+        assert_eq!(accepted(status(&rig)), (true, true));
+    }
+}
+
+/// A system reset keeps the target that was set last, also one that the device has not taken.
+#[test]
+fn a_system_reset_takes_the_newest_target() {
+    let mut rig = rig(4 * MIB);
+    rig.mem.target.leave(Size(8 * MIB)).unwrap();
+    let before = rig.shared.snapshot().mem[0].generation;
+    let (mem, shared) = (&mut rig.mem, &rig.shared);
+    shared.restart(|| vec![mem.reset()]);
+    assert_eq!((rig.config().requested_size, interrupts(&mut rig.mem)), (8 * MIB, 0));
+    let status = rig.shared.snapshot().mem[0].clone();
+    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
+    assert!(status.generation > before, "a target of its own");
+}
