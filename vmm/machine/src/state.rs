@@ -10,14 +10,12 @@
 //! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
-use crate::error::{REFUSED, is_shortage};
+use crate::death::Death;
 use crate::sync::lock;
 
 /// The facts known about a guest.
@@ -115,101 +113,6 @@ impl MemStatus {
     const fn is_current(&self, generation: u32) -> bool {
         generation.wrapping_sub(self.generation) <= u32::MAX / 2
     }
-}
-
-/// How a guest died.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Death {
-    /// What happened.
-    pub kind: DeathKind,
-    /// For people: registers, the code at the instruction pointer, the symbol, and the last lines on the
-    /// serial port. It ends without a line break.
-    pub report: String,
-}
-
-impl fmt::Display for Death {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n{}", self.kind, self.report)
-    }
-}
-
-/// The kinds of deaths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeathKind {
-    /// The guest reported a panic, by [`tidevm_abi::ExitCode::Panic`].
-    #[error("the guest panicked")]
-    GuestPanic,
-    /// The guest said that its boot found too little memory, by [`tidevm_abi::ExitCode::OutOfMemory`].
-    #[error("the guest panicked: out of memory")]
-    OutOfMemory,
-    /// The guest wrote a code without a meaning to the exit port.
-    #[error("the guest ended with the unknown exit code {0}")]
-    UnknownExitCode(u8),
-    /// A fault occurred while the CPU called the double-fault handler.
-    #[error("the guest's CPU shut down (triple fault)")]
-    TripleFault,
-    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate an
-    /// instruction. The number is the suberror.
-    #[error("KVM cannot go on: {}", suberror(*.0))]
-    InternalError(u32),
-    /// The CPU refuses to enter the guest with its current state.
-    #[error("the CPU refuses to enter the guest (reason {0:#x})")]
-    FailEntry(u64),
-    /// The guest touched unplugged memory, at this guest-physical address if KVM tells it. The access cannot
-    /// be resumed.
-    #[error("the guest touched memory that is not plugged{}", at(*.0))]
-    UnpluggedMemory(Option<u64>),
-    /// `KVM_RUN` failed.
-    #[error("KVM_RUN failed: errno {0}")]
-    RunFailed(i32),
-    /// A limit of tasks forbids the thread that KVM starts for a machine.
-    #[error(
-        "the host allows no more tasks, and KVM needs one for the machine: raise the limit of this user \
-         (ulimit -u) or of the control group (pids.max)"
-    )]
-    TaskLimit,
-    /// The guest reset the machine, and [`crate::Config::reboot`] is off. Kernels with `panic=-1` do this when
-    /// they panic.
-    #[error("the guest reset the machine, and rebooting is off")]
-    UnwantedReset,
-    /// The guest was reset, and the host could not start it again.
-    #[error("the machine could not be started again after a reset")]
-    ResetFailed {
-        /// The host refused it. Otherwise the VMM or KVM failed.
-        refused: bool,
-    },
-    /// KVM ended the run with an exit that this VMM never enables.
-    #[error("KVM ended the run for an unexpected reason")]
-    UnexpectedExit,
-    /// A thread of the VMM panicked, which is a defect of the VMM.
-    #[error("the VMM's own thread for this vCPU panicked")]
-    VmmPanic,
-}
-
-impl DeathKind {
-    /// The process's exit status: 3 when the host refused what the VM needed to go on, otherwise 4.
-    #[must_use]
-    pub fn exit_status(self) -> u8 {
-        let refused = match self {
-            Self::TaskLimit => true,
-            Self::ResetFailed { refused } => refused,
-            Self::RunFailed(errno) => is_shortage(errno),
-            _ => false,
-        };
-        if refused { REFUSED } else { 4 }
-    }
-}
-
-fn suberror(number: u32) -> String {
-    match number {
-        KVM_INTERNAL_ERROR_EMULATION => "it cannot emulate the instruction at rip".to_owned(),
-        KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered to the guest".to_owned(),
-        number => format!("internal error {number}"),
-    }
-}
-
-fn at(address: Option<u64>) -> String {
-    address.map_or_else(String::new, |address| format!(" (guest-physical address {address:#x})"))
 }
 
 /// Why a wait ended without success.

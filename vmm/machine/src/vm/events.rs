@@ -18,8 +18,8 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::devices::MemDevice;
 use super::hardware::Hardware;
 use super::shared::VmShared;
+use crate::death::{Death, DeathKind};
 use crate::process::{self, Signals, Terminal};
-use crate::state::{Death, DeathKind};
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
@@ -61,12 +61,12 @@ impl EventLoop {
         let state = Arc::clone(&sources.shared.state);
         let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(sources, timers, pause, stopped)));
-            let (kind, report) = match result {
+            let (kind, text) = match result {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => (DeathKind::VmmPanic, format!("  the event loop failed: {error}")),
                 Err(_) => (DeathKind::VmmPanic, "  the event loop panicked".to_owned()),
             };
-            state.change(|state| state.died(Death { kind, report }));
+            state.change(|state| state.died(Death { kind, text }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }
