@@ -223,7 +223,7 @@ fn how_it_ended(record: &Record) -> String {
 
 /// For people: the line of the panic on the guest's console, or the kind of death. No judgement reads it.
 fn last_words(death: &Death) -> String {
-    let line = death.report.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
+    let line = death.text.lines().find_map(|line| line.split_once("| panic on ").map(|(_, words)| words));
     line.map_or_else(|| death.kind.to_string(), |words| format!("the guest died, panic on {words}"))
 }
 

@@ -1,116 +1,106 @@
-//! The text about a guest's death: the vCPU's registers, the code at its instruction pointer, and the last
-//! lines on the serial port.
+//! How a guest died: the kinds of deaths, the exit status that follows from each, and ([`text`]) the text for people.
+//!
+//! A death ends the VM. The first one counts: [`SharedState`](crate::state::SharedState) keeps no later one.
 
-use std::fmt::Write;
+use std::fmt;
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
-use kvm_ioctls::VcpuFd;
-use tidevm_abi::PAGE_SIZE;
-use vm_memory::{Bytes, GuestAddress};
+use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 
-use crate::memory::View;
-use crate::symbols;
+use crate::error::{REFUSED, is_shortage};
 
-/// Bytes shown at the instruction pointer. An instruction has at most 15.
-const CODE: usize = 16;
+pub mod text;
 
-/// The text, for people. `image` is the kernel file, and `serial_tail` is printable. It ends without a line
-/// break.
-#[must_use]
-pub fn text(vcpu: &VcpuFd, index: usize, view: &View, image: &[u8], serial_tail: &str) -> String {
-    let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
-        (Ok(regs), Ok(sregs)) => {
-            let mut text = registers(index, &regs, &sregs, image);
-            let code = code(vcpu, sregs.cs.base.wrapping_add(regs.rip), view);
-            text += &format!("\n  code at rip: {}", hex(&code));
-            text
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            format!("  vcpu{index}: KVM does not give its registers: {error}")
-        }
-    };
-    if !serial_tail.is_empty() {
-        text += "\n";
-        text += &last_lines(serial_tail);
-    }
-    text
+/// How a guest died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// What happened.
+    pub kind: DeathKind,
+    /// For people: registers, the code at the instruction pointer, the symbol, and the last lines on the
+    /// serial port. It ends without a line break.
+    pub text: String,
 }
 
-/// The last lines on the serial port, for people. It ends without a line break.
-#[must_use]
-pub fn last_lines(serial_tail: &str) -> String {
-    if serial_tail.is_empty() {
-        return "  nothing is on the serial port".to_owned();
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.kind, self.text)
     }
-    let mut text = "  last on the serial port:".to_owned();
-    for line in serial_tail.lines() {
-        text += &format!("\n  | {line}");
-    }
-    text
 }
 
-fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, image: &[u8]) -> String {
-    let mut text = format!("  vcpu{index} at rip {:#018x}", regs.rip);
-    if let Some(name) = symbols::name_at(image, regs.rip) {
-        text += &format!(" in {name}");
-    }
-    let named = [
-        ("rax", regs.rax),
-        ("rbx", regs.rbx),
-        ("rcx", regs.rcx),
-        ("rdx", regs.rdx),
-        ("rsi", regs.rsi),
-        ("rdi", regs.rdi),
-        ("rsp", regs.rsp),
-        ("rbp", regs.rbp),
-        ("r8", regs.r8),
-        ("r9", regs.r9),
-        ("r10", regs.r10),
-        ("r11", regs.r11),
-        ("r12", regs.r12),
-        ("r13", regs.r13),
-        ("r14", regs.r14),
-        ("r15", regs.r15),
-        ("rfl", regs.rflags),
-        ("cs", sregs.cs.selector.into()),
-        ("efer", sregs.efer),
-        ("cr0", sregs.cr0),
-        ("cr2", sregs.cr2),
-        ("cr3", sregs.cr3),
-        ("cr4", sregs.cr4),
-        ("gdt", sregs.gdt.base),
-        ("idt", sregs.idt.base),
-    ];
-    for (position, (name, value)) in named.into_iter().enumerate() {
-        text += if position % 4 == 0 { "\n  " } else { "  " };
-        // Writing to a string does not fail.
-        let _ = write!(text, "{name:>4} {value:016x}");
-    }
-    text
+/// The kinds of deaths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeathKind {
+    /// The guest reported a panic, by [`tidevm_abi::ExitCode::Panic`].
+    #[error("the guest panicked")]
+    GuestPanic,
+    /// The guest said that its boot found too little memory, by [`tidevm_abi::ExitCode::OutOfMemory`].
+    #[error("the guest panicked: out of memory")]
+    OutOfMemory,
+    /// The guest wrote a code without a meaning to the exit port.
+    #[error("the guest ended with the unknown exit code {0}")]
+    UnknownExitCode(u8),
+    /// A fault occurred while the CPU called the double-fault handler.
+    #[error("the guest's CPU shut down (triple fault)")]
+    TripleFault,
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`), for instance because it could not emulate an
+    /// instruction. The number is the suberror.
+    #[error("KVM cannot go on: {}", suberror(*.0))]
+    InternalError(u32),
+    /// The CPU refuses to enter the guest with its current state.
+    #[error("the CPU refuses to enter the guest (reason {0:#x})")]
+    FailEntry(u64),
+    /// The guest touched unplugged memory, at this guest-physical address if KVM tells it. The access cannot
+    /// be resumed.
+    #[error("the guest touched memory that is not plugged{}", at(*.0))]
+    UnpluggedMemory(Option<u64>),
+    /// `KVM_RUN` failed.
+    #[error("KVM_RUN failed: errno {0}")]
+    RunFailed(i32),
+    /// A limit of tasks forbids the thread that KVM starts for a machine.
+    #[error(
+        "the host allows no more tasks, and KVM needs one for the machine: raise the limit of this user \
+         (ulimit -u) or of the control group (pids.max)"
+    )]
+    TaskLimit,
+    /// The guest reset the machine, and [`crate::Config::reboot`] is off. Kernels with `panic=-1` do this when
+    /// they panic.
+    #[error("the guest reset the machine, and rebooting is off")]
+    UnwantedReset,
+    /// The guest was reset, and the host could not start it again.
+    #[error("the machine could not be started again after a reset")]
+    ResetFailed {
+        /// The host refused it. Otherwise the VMM or KVM failed.
+        refused: bool,
+    },
+    /// KVM ended the run with an exit that this VMM never enables.
+    #[error("KVM ended the run for an unexpected reason")]
+    UnexpectedExit,
+    /// A thread of the VMM panicked, which is a defect of the VMM.
+    #[error("the VMM's own thread for this vCPU panicked")]
+    VmmPanic,
 }
 
-/// The bytes from `address` on, read through the guest's page tables, up to the first one that is not mapped.
-fn code(vcpu: &VcpuFd, address: u64, view: &View) -> Vec<u8> {
-    let mut code = Vec::new();
-    while code.len() < CODE {
-        let linear = address.wrapping_add(code.len() as u64);
-        let Ok(translation) = vcpu.translate_gva(linear) else { break };
-        if translation.valid == 0 {
-            break;
-        }
-        let in_page = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
-        let mut bytes = vec![0; in_page.min(CODE - code.len())];
-        if view.read_slice(&mut bytes, GuestAddress(translation.physical_address)).is_err() {
-            break;
-        }
-        code.append(&mut bytes);
+impl DeathKind {
+    /// The process's exit status: 3 when the host refused what the VM needed to go on, otherwise 4.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        let refused = match self {
+            Self::TaskLimit => true,
+            Self::ResetFailed { refused } => refused,
+            Self::RunFailed(errno) => is_shortage(errno),
+            _ => false,
+        };
+        if refused { REFUSED } else { 4 }
     }
-    code
 }
 
-fn hex(bytes: &[u8]) -> String {
-    if bytes.is_empty() {
-        return "not mapped, or not in memory".to_owned();
+fn suberror(number: u32) -> String {
+    match number {
+        KVM_INTERNAL_ERROR_EMULATION => "it cannot emulate the instruction at rip".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered to the guest".to_owned(),
+        number => format!("internal error {number}"),
     }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+fn at(address: Option<u64>) -> String {
+    address.map_or_else(String::new, |address| format!(" (guest-physical address {address:#x})"))
 }

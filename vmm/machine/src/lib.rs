@@ -43,10 +43,11 @@ mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use death::{Death, DeathKind};
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::GRACE;
-pub use state::{Death, DeathKind, MemStatus, Ready, State, WaitError};
+pub use state::{MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;
 pub use vm::{CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Vm};

@@ -15,11 +15,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
+use crate::death::Death;
 use crate::sync::lock;
-
-mod death;
-
-pub use death::{Death, DeathKind};
 
 /// The facts known about a guest.
 #[derive(Clone, Debug, Default)]

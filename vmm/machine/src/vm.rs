@@ -20,9 +20,10 @@ use tidevm_abi::{Answer, Call, Op, Size};
 use virtio_mem::device::ResizeError as DeviceError;
 
 use crate::config::Config;
+use crate::death::Death;
 use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
-use crate::state::{Death, State, WaitError};
+use crate::state::{State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 

@@ -79,7 +79,7 @@ fn record(steps: Vec<StepRun>) -> Record {
 }
 
 fn died(kind: DeathKind, report: &str) -> Record {
-    let death = Death { kind, report: report.to_owned() };
+    let death = Death { kind, text: report.to_owned() };
     let summary = Summary { ended: Ended::Died(death), ..Summary::default() };
     Record { boot: None, steps: Vec::new(), summary }
 }

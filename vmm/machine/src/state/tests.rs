@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
-use super::{Death, DeathKind, MemStatus, SharedState, WaitError, lock};
+use super::{MemStatus, SharedState, WaitError, lock};
+use crate::death::{Death, DeathKind};
 
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(20);
@@ -41,7 +42,7 @@ fn an_end_ends_every_wait() {
     shared.change(|state| state.signal = Some(2));
     assert_eq!(never(&shared), WaitError::Signal(2));
     shared.wait_for_end(SOON, 0);
-    let death = Death { kind: DeathKind::TripleFault, report: "rip".to_owned() };
+    let death = Death { kind: DeathKind::TripleFault, text: "rip".to_owned() };
     shared.change(|state| state.died(death.clone()));
     assert_eq!(never(&shared), WaitError::Died(death));
     assert_eq!(shared.wait(SOON, "the end", |state| state.ended().then_some(())), Ok(()));
@@ -52,7 +53,7 @@ fn an_end_ends_every_wait() {
 fn the_first_end_counts() {
     let shared = shared();
     shared.change(|state| state.powered_off = true);
-    shared.change(|state| state.died(Death { kind: DeathKind::VmmPanic, report: String::new() }));
+    shared.change(|state| state.died(Death { kind: DeathKind::VmmPanic, text: String::new() }));
     assert_eq!(shared.snapshot().death, None);
     assert_eq!(shared.wait(LATE, "nothing", |_| None::<()>), Err(WaitError::PoweredOff));
 }

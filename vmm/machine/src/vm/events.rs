@@ -19,7 +19,8 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::devices::MemDevice;
 use super::hardware::Hardware;
 use super::shared::VmShared;
-use crate::state::{Death, DeathKind, SharedState};
+use crate::death::{Death, DeathKind};
+use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
@@ -82,12 +83,12 @@ impl EventLoop {
         let stopped = stop.try_clone()?;
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped)));
-            let report = match result {
+            let text = match result {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => format!("  the event loop ({name}) failed: {error}"),
                 Err(_) => format!("  the event loop ({name}) panicked"),
             };
-            state.change(|state| state.died(Death { kind: DeathKind::VmmPanic, report }));
+            state.change(|state| state.died(Death { kind: DeathKind::VmmPanic, text }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }

@@ -22,12 +22,12 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
+use crate::death::{Death, DeathKind, text};
 use crate::error::{REFUSED, StartError, host, kvm};
 use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
-use crate::state::{Death, DeathKind};
-use crate::{boot, cpuid, death};
+use crate::{boot, cpuid};
 
 /// The machine of KVM behind a VM.
 #[derive(Debug)]
@@ -108,13 +108,13 @@ impl Hardware {
     /// calls this, so no queue is served meanwhile.
     pub(super) fn reset(&mut self) {
         if !self.shared.config.reboot {
-            let report = death::last_lines(&self.shared.bus.serial_tail());
-            let death = Death { kind: DeathKind::UnwantedReset, report };
+            let text = text::last_lines(&self.shared.bus.serial_tail());
+            let death = Death { kind: DeathKind::UnwantedReset, text };
             self.shared.state.change(|state| state.died(death));
         } else if let Err(error) = self.restart() {
             let refused = matches!(&error, ResetError::Start(error) if error.exit_status() == REFUSED);
             let kind = DeathKind::ResetFailed { refused };
-            let death = Death { kind, report: format!("  {error}") };
+            let death = Death { kind, text: format!("  {error}") };
             self.shared.state.change(|state| state.died(death));
         }
     }

@@ -11,9 +11,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{End, Vm};
 use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::death::{Death, DeathKind};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
-use crate::state::{Death, DeathKind};
 
 mod refused;
 mod reset;
@@ -102,7 +102,7 @@ fn run(code: &[u8]) -> Option<End> {
 
 fn died(code: &[u8]) -> Option<(DeathKind, String)> {
     run(code).map(|end| match end {
-        End::Died(death) => (death.kind, death.report),
+        End::Died(death) => (death.kind, death.text),
         other => panic!("{other:?}"),
     })
 }
@@ -296,7 +296,7 @@ fn an_instruction_that_kvm_cannot_emulate_is_reported() {
         Some(End::Died(death)) if death.kind == DeathKind::TripleFault => {}
         Some(End::Died(death)) => {
             assert!(matches!(death.kind, DeathKind::InternalError(_)), "{death}");
-            assert!(death.report.contains("code at rip: 0f 57 c0 b0"), "{death}");
+            assert!(death.text.contains("code at rip: 0f 57 c0 b0"), "{death}");
         }
         Some(End::Forced { .. }) => panic!("the guest did not end"),
     }

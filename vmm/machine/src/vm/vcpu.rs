@@ -30,9 +30,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
-use crate::death;
+use crate::death::{Death, DeathKind, text};
 use crate::process::room_for_threads;
-use crate::state::{Death, DeathKind, State};
+use crate::state::State;
 
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
 /// this limit is broken or unusably overloaded.
@@ -142,8 +142,8 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
     };
     let serial_tail = shared.bus.serial_tail();
     let image = shared.kernel.bytes();
-    let report = death::text(&vcpu, index, &shared.memory.view(), image, &serial_tail);
-    shared.state.change(|state| state.died(Death { kind, report }));
+    let text = text::of_vcpu(&vcpu, index, &shared.memory.view(), image, &serial_tail);
+    shared.state.change(|state| state.died(Death { kind, text }));
 }
 
 /// Why a vCPU's run ended.

@@ -28,7 +28,7 @@ fn every_line_is_one_object() {
     };
     lines.step(&step).unwrap();
     lines.step(&StepRun { result: Ok(Some("well".to_owned())), ..step }).unwrap();
-    let ended = Ended::Died(Death { kind: DeathKind::GuestPanic, report: "rip".to_owned() });
+    let ended = Ended::Died(Death { kind: DeathKind::GuestPanic, text: "rip".to_owned() });
     lines
         .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
         .unwrap();

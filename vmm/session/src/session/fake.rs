@@ -419,7 +419,7 @@ impl VmControl for FakeVm {
         let (millis, answer) = match op {
             Op::Stats => (if self.nature.slow { 10 } else { 0 }, Answer::Stats(self.stats())),
             Op::Check if self.nature.panics => {
-                let death = Death { kind: DeathKind::GuestPanic, report: "rip 0xdead".to_owned() };
+                let death = Death { kind: DeathKind::GuestPanic, text: "rip 0xdead".to_owned() };
                 self.state.borrow_mut().death = Some(death);
                 return Ok(id);
             }

@@ -426,7 +426,7 @@ fn a_death_ends_the_session_with_its_report() {
     assert_eq!(ran.steps[1].sample.guest, None);
     assert_eq!(ran.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
     let Ended::Died(death) = &ran.summary.ended else { panic!("{:?}", ran.summary.ended) };
-    assert!(death.report.contains("rip 0xdead"));
+    assert!(death.text.contains("rip 0xdead"));
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn without_reboot_a_reset_is_a_death() {
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     assert_eq!(vm.state().resets, 0);
     let report = "  last on the serial port:\n  | !".to_owned();
-    assert_eq!(vm.stop(LIMIT), End::Died(Death { kind: DeathKind::UnwantedReset, report }));
+    assert_eq!(vm.stop(LIMIT), End::Died(Death { kind: DeathKind::UnwantedReset, text: report }));
 }
 
 #[test]
