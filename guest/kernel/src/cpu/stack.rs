@@ -108,14 +108,20 @@ pub fn top(index: usize, stack: Stack) -> u64 {
 
 /// Whether `address` is in a guard page of the boot CPU.
 pub fn is_boot_guard(address: u64) -> bool {
-    matches!(guard_at(address), Some((0, _)))
+    guard_of(0, address).is_some()
 }
 
 /// The CPU and its stack above the guard page that `address` is in.
 pub fn guard_at(address: u64) -> Option<(usize, Stack)> {
-    (0..MAX_CPUS).find_map(|index| {
-        let offset = address.checked_sub(area(index))?;
-        let below = |stack: &Stack| (stack.bottom() - PAGE_SIZE..stack.bottom()).contains(&offset);
-        Some((index, Stack::ALL.into_iter().find(below)?))
-    })
+    // The areas of the other CPUs are neighbours, so the address says which CPU it can be.
+    let beyond_boot = address.checked_sub(STACKS).map(|offset| (offset / AREA_SIZE) as usize + 1);
+    let other = beyond_boot.filter(|&index| index < MAX_CPUS);
+    [Some(0), other].into_iter().flatten().find_map(|index| Some((index, guard_of(index, address)?)))
+}
+
+/// The stack of CPU `index` above the guard page that `address` is in.
+fn guard_of(index: usize, address: u64) -> Option<Stack> {
+    let offset = address.checked_sub(area(index))?;
+    let is_below = |stack: &Stack| (stack.bottom() - PAGE_SIZE..stack.bottom()).contains(&offset);
+    Stack::ALL.into_iter().find(is_below)
 }
