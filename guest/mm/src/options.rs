@@ -30,6 +30,21 @@ pub struct Options {
     pub device_init: DeviceInit,
 }
 
+impl Options {
+    /// The options of a machine about which nothing is said: one CPU, memmap on memory, per-CPU lists disabled while
+    /// memory is taken away, eager initialisation, memory of unknown content.
+    pub const DEFAULT: Self = Self {
+        nr_cpus: 1,
+        memmap_on_memory: true,
+        pcp: PcpPolicy::Disable,
+        removal: RemovalPolicy::PerBlock,
+        init: InitPolicy::Eager,
+        grow: true,
+        content: MemoryContent::Unknown,
+        device_init: DeviceInit::Once,
+    };
+}
+
 /// How the pages on per-CPU lists are dealt with while pageblocks are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

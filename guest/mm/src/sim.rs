@@ -29,10 +29,10 @@ use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
     SectionNr,
 };
-use crate::options::{InitPolicy, MemoryContent};
+use crate::options::MemoryContent;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
-use crate::{DeviceInit, Gfp, Memblock, Mm, NodeId, Options, Page, PcpPolicy, PerCpuPages, RemovalPolicy};
+use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -144,16 +144,7 @@ impl Default for SimMachine {
 impl SimMachine {
     /// The options of a default machine: memmap on memory, lists disabled while memory is taken away, eager
     /// initialisation, memory of unknown content.
-    pub const OPTIONS: Options = Options {
-        nr_cpus: 1,
-        memmap_on_memory: true,
-        pcp: PcpPolicy::Disable,
-        removal: RemovalPolicy::PerBlock,
-        init: InitPolicy::Eager,
-        grow: true,
-        content: MemoryContent::Unknown,
-        device_init: DeviceInit::Once,
-    };
+    pub const OPTIONS: Options = Options::DEFAULT;
 
     /// The machine, before [`Mm::boot`]. It lives as long as the process does.
     pub fn build(&self) -> &'static Mm<Sim> {

@@ -93,16 +93,7 @@ impl CommandLine {
             percpu_buf: 0,
             pci: true,
             devices: [None; MAX_DEVICES],
-            mm: tidevm_mm::Options {
-                nr_cpus: 1,
-                memmap_on_memory: true,
-                pcp: PcpPolicy::Disable,
-                removal: RemovalPolicy::PerBlock,
-                init: InitPolicy::Eager,
-                grow: true,
-                content: MemoryContent::Unknown,
-                device_init: DeviceInit::Once,
-            },
+            mm: tidevm_mm::Options::DEFAULT,
         }
     }
 
