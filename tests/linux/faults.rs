@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
 fn await_reset(linux: &Linux, resets: u64) -> MemStatus {
     let at_reset =
         linux.await_state("a reset", |state| (state.resets == resets).then(|| state.mem[0].clone()));
-    assert_eq!((at_reset.plugged, at_reset.driver), (0, false), "{}", linux.text());
+    assert_eq!((at_reset.plugged, at_reset.driver), (Size(0), false), "{}", linux.text());
     assert_eq!(linux.vm.held(0).unwrap(), Size(0));
     at_reset
 }
@@ -34,7 +34,7 @@ fn linux_reboots_with_memory_plugged() {
     linux.vm.resize(0, Size(768 * MIB)).unwrap();
     for resets in 1..=3 {
         // Each reset after the first needs the kernel that booted again to follow the target again.
-        assert_eq!(await_reset(&linux, resets).requested, 768 * MIB);
+        assert_eq!(await_reset(&linux, resets).requested, tidevm_machine::Size(768 * MIB));
     }
     linux.vm.resize(0, Size(386 * MIB)).unwrap();
     follow(&linux, &[386, 0, 258]);
@@ -72,7 +72,7 @@ fn linux_lets_the_driver_go_and_takes_it_again() {
     // The first plug may come together with the driver, so the plugged size says nothing yet.
     let early = linux.await_state("the driver", |state| {
         let mem = &state.mem[0];
-        (mem.driver || mem.plugged > 0).then_some(!mem.driver)
+        (mem.driver || mem.plugged > tidevm_machine::Size(0)).then_some(!mem.driver)
     });
     assert!(!early, "no memory is plugged before there is a driver");
     follow(&linux, &[258, 0]);
@@ -88,7 +88,7 @@ fn linux_lets_the_driver_go_with_memory_plugged() {
     linux.await_seen("its memory", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
     linux.await_text("guest cannot bind");
     linux.await_seen("its memory still", |seen| seen.kib_more == 512 << 10 && seen.data == "intact");
-    assert_eq!(linux.vm.state().mem[0].plugged, 512 * MIB);
+    assert_eq!(linux.vm.state().mem[0].plugged, tidevm_machine::Size(512 * MIB));
     await_reset(&linux, 1);
     follow(&linux, &[256, 0]);
 }
@@ -98,11 +98,11 @@ fn linux_lets_the_driver_go_half_way() {
     linux.vm.resize(0, Size(2048 * MIB)).unwrap();
     let plugged = linux.await_state("no driver", |state| {
         let mem = &state.mem[0];
-        (!mem.driver && mem.plugged > 0).then_some(mem.plugged)
+        (!mem.driver && mem.plugged > tidevm_machine::Size(0)).then_some(mem.plugged)
     });
-    assert!(plugged < 2048 * MIB, "it was there already");
+    assert!(plugged < tidevm_machine::Size(2048 * MIB), "it was there already");
     // Memory that was plugged during the unbind exists, but is not online.
-    linux.await_size(plugged / MIB);
+    linux.await_size(plugged.0 / MIB);
     assert_eq!(linux.vm.state().mem[0].plugged, plugged);
     linux.assert_content();
 }

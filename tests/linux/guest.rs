@@ -102,7 +102,7 @@ impl Linux {
     #[track_caller]
     pub fn resize(&self, device: usize, mib: u64) {
         self.vm.resize(device, Size::mib(mib)).unwrap();
-        let arrived = |plugged: u64| (plugged == mib * MIB).then_some(());
+        let arrived = |plugged: Size| (plugged == Size::mib(mib)).then_some(());
         self.await_state(&format!("Linux at {mib} MiB"), |state| arrived(state.mem[device].plugged));
     }
 

@@ -200,7 +200,7 @@ pub fn account(sample: &Sample) -> Account {
             .collect(),
         memmap: (guest.memmap_boot_pages, guest.memmap_altmap_pages),
         blocks_online: guest.blocks_online,
-        plugged: sample.devices.iter().map(|device| device.plugged).collect(),
-        held: sample.devices.iter().map(|device| device.held).collect(),
+        plugged: sample.devices.iter().map(|device| device.plugged.0).collect(),
+        held: sample.devices.iter().map(|device| device.held.map(|size| size.0)).collect(),
     }
 }

@@ -7,17 +7,17 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Handle, Named};
+use crate::{Handle, Named, Size};
 
 /// Where a virtio-mem driver stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resize {
     /// Guest-physical address of the device's region; names the device.
     pub region: u64,
-    /// Bytes plugged.
-    pub plugged: u64,
-    /// Bytes that the device asked for when the driver last looked.
-    pub requested: u64,
+    /// How much is plugged.
+    pub plugged: Size,
+    /// The device's target when the driver last looked.
+    pub requested: Size,
     /// The device's configuration generation when the driver last looked. It says which of several equal
     /// targets the driver has seen.
     pub generation: u32,

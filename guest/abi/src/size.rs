@@ -6,10 +6,14 @@
 use core::fmt;
 use core::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::PAGE_SIZE;
 
 /// A number of bytes, written as `512M`, `2G`, `2GiB` or plain bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// In a record it is encoded as the bare number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Size(pub u64);
 
 /// Why a text is no size.
@@ -43,9 +47,39 @@ impl Size {
         self.0.div_ceil(PAGE_SIZE)
     }
 
+    /// Both together, or `None` if 64 bits cannot hold that.
+    #[must_use]
+    pub const fn checked_add(self, other: Self) -> Option<Self> {
+        match self.0.checked_add(other.0) {
+            Some(sum) => Some(Self(sum)),
+            None => None,
+        }
+    }
+
+    /// What is left without `other`, or `None` if `other` is larger.
+    #[must_use]
+    pub const fn checked_sub(self, other: Self) -> Option<Self> {
+        match self.0.checked_sub(other.0) {
+            Some(rest) => Some(Self(rest)),
+            None => None,
+        }
+    }
+
+    /// What is left without `other`; nothing if `other` is larger.
+    #[must_use]
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// Whether it is whole pages, and at least one.
     pub(crate) fn is_whole_pages(self) -> bool {
         self.0 > 0 && self.0.is_multiple_of(PAGE_SIZE)
+    }
+}
+
+impl core::iter::Sum for Size {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        Self(sizes.map(|size| size.0).sum())
     }
 }
 

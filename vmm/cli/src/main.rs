@@ -44,7 +44,7 @@ fn complain(what: impl Display) {
 /// By the cause, wherever it is met: 3 if the host refuses, 1 if standard output was closed, 2 for bad usage.
 fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
-        return error.exit_status();
+        return if error.is_refusal() { 3 } else { 2 };
     }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;

@@ -133,8 +133,8 @@ pub struct Number {
 pub enum Value {
     /// A count.
     Count(u64),
-    /// Bytes.
-    Bytes(u64),
+    /// A size in bytes.
+    Size(Size),
     /// A time.
     Time(Duration),
     /// No number, for this reason.
@@ -185,7 +185,7 @@ impl std::fmt::Display for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Value::Count(count) => write!(f, "{count}"),
-            Value::Bytes(bytes) => write!(f, "{}", Size(*bytes)),
+            Value::Size(size) => write!(f, "{size}"),
             Value::Time(time) if time.as_micros() < 1000 => write!(f, "{} us", time.as_micros()),
             Value::Time(time) if time.as_millis() < 1000 => write!(f, "{:.1} ms", time.as_secs_f64() * 1e3),
             Value::Time(time) => write!(f, "{:.2} s", time.as_secs_f64()),
@@ -199,7 +199,7 @@ impl Value {
     #[must_use]
     pub fn number(&self) -> Option<f64> {
         match self {
-            Value::Count(number) | Value::Bytes(number) => Some(*number as f64),
+            Value::Count(number) | Value::Size(Size(number)) => Some(*number as f64),
             Value::Time(time) => Some(time.as_secs_f64()),
             Value::Missing(_) => None,
         }

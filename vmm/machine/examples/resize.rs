@@ -58,7 +58,7 @@ fn resize(vm: &Vm, size: Size) -> Result<(), Box<dyn Error>> {
     vm.resize(DEVICE, size)?;
     // A driver that stopped for any other reason goes on when the reason goes away.
     let reached = vm.wait(LIMIT, "the resize", |state| {
-        (state.mem[DEVICE].stopped(size.0) == Some(ResizeState::Reached)).then_some(())
+        (state.mem[DEVICE].stopped(size) == Some(ResizeState::Reached)).then_some(())
     });
     reached.map_err(|error| format!("{error}; the driver reports: {:?}", vm.state().mem[DEVICE].report))?;
     println!("plugged {size}, of which the host holds {}", vm.held(DEVICE)?);

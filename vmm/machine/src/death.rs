@@ -6,7 +6,7 @@ use std::fmt;
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 
-use crate::error::{REFUSED, is_shortage};
+use crate::error::is_shortage;
 
 pub mod text;
 
@@ -80,16 +80,15 @@ pub enum DeathKind {
 }
 
 impl DeathKind {
-    /// The process's exit status: 3 when the host refused what the VM needed to go on, otherwise 4.
+    /// Whether the host refused what the VM needed to go on. Otherwise the guest, KVM or the VMM is the cause.
     #[must_use]
-    pub fn exit_status(self) -> u8 {
-        let refused = match self {
+    pub fn is_refusal(self) -> bool {
+        match self {
             Self::TaskLimit => true,
             Self::ResetFailed { refused } => refused,
             Self::RunFailed(errno) => is_shortage(errno),
             _ => false,
-        };
-        if refused { REFUSED } else { 4 }
+        }
     }
 }
 

@@ -81,11 +81,11 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The process's exit status, by the cause: 3 when the host refuses, and another host or another limit
-    /// could run the same VM; 2 when the request has to change.
+    /// Whether the host refuses, and another host or another limit could run the same VM. Otherwise the
+    /// configuration has to change.
     #[must_use]
-    pub fn exit_status(&self) -> u8 {
-        let refused = match self {
+    pub fn is_refusal(&self) -> bool {
+        match self {
             Self::Boot(BootError::Unreadable { error, .. }) | Self::Console { error, .. } => {
                 is_refusal(error)
             }
@@ -97,13 +97,9 @@ impl StartError {
             | Self::Capability(_)
             | Self::Kvm { .. }
             | Self::Host { .. } => true,
-        };
-        if refused { REFUSED } else { 2 }
+        }
     }
 }
-
-/// The process's exit status when the host refuses what the VM needs.
-pub(crate) const REFUSED: u8 = 3;
 
 /// Whether the host refuses because it, or a limit of the process, has no more of something. No other request
 /// of the same kind would succeed.

@@ -215,7 +215,7 @@ impl Memory {
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read.
-    pub fn held(&self) -> io::Result<Vec<u64>> {
+    pub fn held(&self) -> io::Result<Vec<Size>> {
         held::held(&self.region_mappings)
     }
 

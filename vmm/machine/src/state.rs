@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Report, Resize, ResizeState};
+use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
 
 use crate::death::Death;
 use crate::sync::lock;
@@ -51,7 +51,7 @@ pub struct Ready {
     pub after: Duration,
 }
 
-/// A virtio-mem device and its driver's last report. All sizes and addresses are in bytes, as in the report.
+/// A virtio-mem device and its driver's last report.
 ///
 /// Everything but `report` and `refused` is derived from the device itself, whenever it changes: see
 /// `virtio/mem.rs`.
@@ -60,11 +60,11 @@ pub struct MemStatus {
     /// Guest-physical address of the region.
     pub region: u64,
     /// Size of the region.
-    pub region_size: u64,
+    pub region_size: Size,
     /// Size of a device block.
-    pub block_size: u64,
+    pub block_size: Size,
     /// How much the device asks the guest to plug.
-    pub requested: u64,
+    pub requested: Size,
     /// The device has not taken `requested` yet, because it is at work. No driver has read it then, and
     /// `generation` is still that of an earlier target.
     pub target_pending: bool,
@@ -74,7 +74,7 @@ pub struct MemStatus {
     /// The configuration generation when the driver last read the target.
     pub seen: Option<u32>,
     /// How much is plugged.
-    pub plugged: u64,
+    pub plugged: Size,
     /// A driver runs the device (`DRIVER_OK`).
     pub driver: bool,
     /// The driver's last report.
@@ -90,7 +90,7 @@ impl MemStatus {
     /// A report about another target, or about another plugged size than the current one, is outdated and
     /// does not count. An earlier target of the same size is another target.
     #[must_use]
-    pub fn stopped(&self, target: u64) -> Option<ResizeState> {
+    pub fn stopped(&self, target: Size) -> Option<ResizeState> {
         let report = self.answer(target).filter(|report| report.plugged == self.plugged)?;
         let there = self.plugged == target && self.requested == target;
         (there || report.state != ResizeState::Reached).then_some(report.state)
@@ -99,14 +99,14 @@ impl MemStatus {
     /// The driver's last report, if the driver had read the current target and that is `target`. It may be about
     /// an earlier plugged size.
     #[must_use]
-    pub fn answer(&self, target: u64) -> Option<Resize> {
+    pub fn answer(&self, target: Size) -> Option<Resize> {
         self.report.filter(|report| report.requested == target && self.is_current(report.generation))
     }
 
     /// Whether the driver has read the current target, `target`, and as much is plugged. Drivers that do not
     /// report can be asked nothing else. A driver that reads the target is not at work for an earlier one.
     #[must_use]
-    pub fn arrived(&self, target: u64) -> bool {
+    pub fn arrived(&self, target: Size) -> bool {
         let seen = self.seen.is_some_and(|seen| self.is_current(seen));
         seen && self.plugged == target && self.requested == target
     }
@@ -177,12 +177,12 @@ impl State {
 /// A [`State`] that threads share, and the calls that wait for an answer.
 #[derive(Debug)]
 pub(crate) struct SharedState {
-    known: Mutex<Known>,
+    inner: Mutex<StateAndAnswers>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Known {
+struct StateAndAnswers {
     state: State,
     /// When the VM was started or last reset.
     started: Instant,
@@ -192,29 +192,30 @@ struct Known {
 
 impl SharedState {
     pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
-        let known = Known { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
-        Self { known: Mutex::new(known), changed: Condvar::new() }
+        let inner =
+            StateAndAnswers { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
     /// A copy of the state as it is now.
     pub(crate) fn snapshot(&self) -> State {
-        lock(&self.known).state.clone()
+        lock(&self.inner).state.clone()
     }
 
     /// Changes the state and wakes every waiter.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        self.learn(|known| change(&mut known.state))
+        self.learn(|inner| change(&mut inner.state))
     }
 
-    fn learn<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
-        let result = change(&mut lock(&self.known));
+    fn learn<T>(&self, change: impl FnOnce(&mut StateAndAnswers) -> T) -> T {
+        let result = change(&mut lock(&self.inner));
         self.changed.notify_all();
         result
     }
 
     /// Processes one message of the guest. A message that fits no call or device is counted.
     pub(crate) fn report(&self, report: Report) {
-        self.learn(|Known { state, started, answers }| match report {
+        self.learn(|StateAndAnswers { state, started, answers }| match report {
             Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
                 state.ready = Some(Ready { cpus, mem_devices, after: started.elapsed() });
             }
@@ -232,7 +233,7 @@ impl SharedState {
     /// Records that the VM is reset and about to run again, with its devices as `mem` says, which is called under
     /// the lock of the state. The guest of before is not up any more and will answer no call.
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
-        self.learn(|Known { state, started, answers }| {
+        self.learn(|StateAndAnswers { state, started, answers }| {
             *started = Instant::now();
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
@@ -244,12 +245,12 @@ impl SharedState {
 
     /// Makes room for the answer to call `id`.
     pub(crate) fn expect_answer(&self, id: u32) {
-        lock(&self.known).answers.insert(id, None);
+        lock(&self.inner).answers.insert(id, None);
     }
 
     /// Undoes [`SharedState::expect_answer`].
     pub(crate) fn forget_answer(&self, id: u32) {
-        lock(&self.known).answers.remove(&id);
+        lock(&self.inner).answers.remove(&id);
     }
 
     /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
@@ -260,18 +261,18 @@ impl SharedState {
         what: &str,
         mut find: impl FnMut(&State) -> Option<T>,
     ) -> Result<T, WaitError> {
-        self.wait_known(limit, what, |known| find(&known.state))
+        self.wait_inner(limit, what, |inner| find(&inner.state))
     }
 
-    fn wait_known<T>(
+    fn wait_inner<T>(
         &self,
         limit: Duration,
         what: &str,
-        mut find: impl FnMut(&Known) -> Option<T>,
+        mut find: impl FnMut(&StateAndAnswers) -> Option<T>,
     ) -> Result<T, WaitError> {
-        let found = self.wait_for(limit, |known| match find(known) {
+        let found = self.wait_for(limit, |inner| match find(inner) {
             Some(found) => Some(Ok(found)),
-            None => known.state.interruption().map(Err),
+            None => inner.state.interruption().map(Err),
         });
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
@@ -279,25 +280,27 @@ impl SharedState {
     /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal
     /// does not end this wait.
     pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
-        self.wait_for(limit, |Known { state, .. }| (state.ended() || state.resets != resets).then_some(()));
+        self.wait_for(limit, |StateAndAnswers { state, .. }| {
+            (state.ended() || state.resets != resets).then_some(())
+        });
     }
 
-    fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {
+    fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&StateAndAnswers) -> Option<T>) -> Option<T> {
         let start = Instant::now();
-        let mut known = lock(&self.known);
+        let mut inner = lock(&self.inner);
         loop {
-            if let Some(found) = find(&known) {
+            if let Some(found) = find(&inner) {
                 return Some(found);
             }
             let left = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
-            known = self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
     /// record.
     pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        let answer = self.wait_known(limit, what, |known| known.answers.get(&id)?.clone());
+        let answer = self.wait_inner(limit, what, |inner| inner.answers.get(&id)?.clone());
         self.forget_answer(id);
         answer?
     }

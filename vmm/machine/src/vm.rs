@@ -207,7 +207,7 @@ impl Vm {
     /// # Errors
     /// `/proc/self/smaps` cannot be read.
     pub fn held_by_each(&self) -> io::Result<Vec<Size>> {
-        Ok(self.shared.memory.held()?.into_iter().map(Size).collect())
+        self.shared.memory.held()
     }
 
     /// Boot memory.

@@ -177,10 +177,10 @@ impl<W: Write> Observer for JsonLines<W> {
 
 fn sampled(sample: &Sample) -> Sampled<'_> {
     let devices = sample.devices.iter().map(|device| Device {
-        region_size: device.region_size,
-        requested: device.requested,
-        plugged: device.plugged,
-        held: device.held,
+        region_size: device.region_size.0,
+        requested: device.requested.0,
+        plugged: device.plugged.0,
+        held: device.held.map(|size| size.0),
     });
     Sampled { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
 }

@@ -205,8 +205,8 @@ impl<W: Write> Observer for Table<W> {
 
 /// The columns: in one line if there is room, otherwise in two.
 fn layout(terminal: Option<usize>, longest_step: usize, sample: &Sample) -> Vec<Line> {
-    let regions: u64 = sample.devices.iter().map(|device| device.region_size).sum();
-    let pages = (regions / 4096).to_string().len().max("spanned".len());
+    let regions: Size = sample.devices.iter().map(|device| device.region_size).sum();
+    let pages = regions.pages().to_string().len().max("spanned".len());
     let group = |title, columns| Group { title, columns };
     let time = || group("", vec![(Cell::Time, "time", 8)]);
     let hotplug = || group("hotplug", vec![(Cell::Requested, "requested", 9), (Cell::Plugged, "plugged", 7)]);
@@ -247,13 +247,13 @@ impl Cell {
         let number = match self {
             Cell::Time => return took.map_or_else(|| "-".to_owned(), seconds),
             Cell::Requested => {
-                return Size(sample.devices.iter().map(|device| device.requested).sum()).to_string();
+                return sample.devices.iter().map(|device| device.requested).sum::<Size>().to_string();
             }
             Cell::Plugged => {
-                return Size(sample.devices.iter().map(|device| device.plugged).sum()).to_string();
+                return sample.devices.iter().map(|device| device.plugged).sum::<Size>().to_string();
             }
             Cell::Held => {
-                let held: Option<u64> = sample.devices.iter().map(|device| device.held).sum();
+                let held: Option<Size> = sample.devices.iter().map(|device| device.held).sum();
                 return held.map_or_else(|| "-".to_owned(), about);
             }
             Cell::Spanned => movable.map(|zone| zone.spanned),
@@ -277,7 +277,8 @@ fn seconds(time: Duration) -> String {
 }
 
 /// A size to about three digits: `0`, `12K`, `1.5M`, `130M`, `1.02G`.
-fn about(bytes: u64) -> String {
+fn about(size: Size) -> String {
+    let bytes = size.0;
     let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
     let Some((shift, unit)) = units.into_iter().find(|(shift, _)| bytes >> shift > 0) else {
         return bytes.to_string();

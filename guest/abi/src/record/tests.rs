@@ -3,7 +3,7 @@
 use crate::stats::tests::filled;
 use crate::{
     Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report,
-    Resize, ResizeState, UnmovablePage, ZoneName, decode, encode,
+    Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]
@@ -11,8 +11,8 @@ fn largest_record_fits() {
     let page = Some(UnmovablePage { pfn: u64::MAX, owner: Owner::Workload(u32::MAX) });
     let resize = Report::Resize(Resize {
         region: u64::MAX,
-        plugged: u64::MAX,
-        requested: u64::MAX,
+        plugged: Size(u64::MAX),
+        requested: Size(u64::MAX),
         generation: u32::MAX,
         state: ResizeState::Unmovable { pages: u64::MAX, first: [page; 4] },
     });

@@ -31,7 +31,7 @@ fn show(report: Report) {
             println!("tidevm guest: {cpus} CPUs, {mem_devices} virtio-mem devices");
         }
         Report::Resize(resize) => {
-            let (plugged, requested) = (resize.plugged >> 20, resize.requested >> 20);
+            let (plugged, requested) = (resize.plugged.0 >> 20, resize.requested.0 >> 20);
             print!("virtio-mem at {:#x}: {plugged} of {requested} MiB plugged", resize.region);
             match resize.state {
                 ResizeState::Reached => println!(""),

@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState};
+use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState, Size};
 use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr, ZoneType};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
@@ -188,8 +188,8 @@ impl<T: Transport> MemDriver<T> {
         };
         let resize = Resize {
             region: self.region,
-            plugged: self.driver.plugged_size(),
-            requested: self.driver.requested_size(),
+            plugged: Size(self.driver.plugged_size()),
+            requested: Size(self.driver.requested_size()),
             generation: self.driver.generation(),
             state,
         };

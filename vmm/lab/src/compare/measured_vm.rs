@@ -181,7 +181,7 @@ impl MeasuredVm for LinuxOnKvm {
     fn resize(&mut self, size: Size) -> Result<(), String> {
         self.vm.resize(0, size).map_err(|error| error.to_string())?;
         let reached =
-            self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == size.0).then_some(()));
+            self.vm.wait(LIMIT, "Linux to follow", |state| (state.mem[0].plugged == size).then_some(()));
         reached.map_err(|error| self.explain(&error.to_string()))
     }
 

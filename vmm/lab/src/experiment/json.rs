@@ -73,7 +73,7 @@ fn side(side: &Side) -> SideData<'_> {
 fn number(number: &Number) -> NumberData<'_> {
     let (unit, value, why) = match &number.value {
         Value::Count(count) => (Some("count"), Some((*count).into()), None),
-        Value::Bytes(bytes) => (Some("bytes"), Some((*bytes).into()), None),
+        Value::Size(size) => (Some("bytes"), Some(size.0.into()), None),
         Value::Time(time) => (Some("seconds"), Some(time.as_secs_f64().into()), None),
         Value::Missing(why) => (None, None, Some(why.as_str())),
     };

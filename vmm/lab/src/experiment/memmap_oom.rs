@@ -18,7 +18,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     run,
 };
 
-const GROWN: u64 = 12 << 30;
+const GROWN: Size = Size::gib(12);
 const SCRIPT: &str = "
     hog 96M unmovable as app
     plug 12G
@@ -46,7 +46,7 @@ fn side(lab: &mut dyn Lab, on: bool, setting: &'static str) -> Result<Side, Halt
     let missing = || Value::Missing("the guest did not come so far".to_owned());
     let plug = record.step(is_plug);
     let numbers = vec![
-        Number::charted("plugged", plug.map_or_else(missing, |step| Value::Bytes(plugged(step)))),
+        Number::charted("plugged", plug.map_or_else(missing, |step| Value::Size(plugged(step)))),
         Number::new("pages of memmap in boot memory", count(stats, |stats| stats.memmap_boot_pages)),
         Number::new("pages of memmap in the new memory", count(stats, |stats| stats.memmap_altmap_pages)),
         Number::new("time of the plug", plug.map_or_else(missing, |step| Value::Time(step.took))),
@@ -58,7 +58,7 @@ fn is_plug(command: &Command) -> bool {
     matches!(command, Command::Resize(Resize { target: Target::Plug(_), .. }))
 }
 
-fn plugged(step: &StepRun) -> u64 {
+fn plugged(step: &StepRun) -> Size {
     step.sample.devices.iter().map(|device| device.plugged).sum()
 }
 
@@ -69,7 +69,7 @@ fn judge(record: &Record) -> (Finding, String) {
     }
     let plugged = plugged(plug);
     match record.failure(is_plug) {
-        None if plugged == GROWN => (Finding::Success, format!("grown by {} and back", Size(plugged))),
+        None if plugged == GROWN => (Finding::Success, format!("grown by {plugged} and back")),
         Some(StepFailure::Stopped(stopped)) if stopped.state == Some(ResizeState::NoMemory) => {
             (Finding::Failure, format!("{stopped}; after that all of it could be taken back"))
         }

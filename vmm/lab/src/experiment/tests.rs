@@ -41,7 +41,7 @@ fn stats() -> Stats {
 }
 
 fn sample() -> Sample {
-    let device = DeviceSample { region_size: 0, requested: 0, plugged: 0, held: None };
+    let device = DeviceSample { region_size: Size(0), requested: Size(0), plugged: Size(0), held: None };
     Sample { devices: vec![device], guest: Some(stats()) }
 }
 
@@ -155,7 +155,7 @@ fn memmap_oom_has_to_be_clean() {
     let refused = || plug_failed(no_memory());
     let grown = || {
         let mut plug = step("plug 12G");
-        plug.sample.devices[0].plugged = 12 << 30;
+        plug.sample.devices[0].plugged = Size::gib(12);
         record(steps(plug))
     };
     assert_eq!(verdict("memmap-oom", vec![refused(), grown()]), (vec![Failure, Success], true));

@@ -10,6 +10,8 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::sync::Arc;
 
+use tidevm_abi::Size;
+
 use super::mapping::Mapping;
 
 /// Bytes of host memory that each of `mappings` holds now. The file is read once for all of them: it has a
@@ -17,14 +19,14 @@ use super::mapping::Mapping;
 ///
 /// # Errors
 /// `/proc/self/smaps` cannot be read.
-pub fn held(mappings: &[Arc<Mapping>]) -> io::Result<Vec<u64>> {
+pub fn held(mappings: &[Arc<Mapping>]) -> io::Result<Vec<Size>> {
     let addresses = |mapping: &Arc<Mapping>| mapping.host_address()..mapping.host_address() + mapping.size();
     let addresses: Vec<_> = mappings.iter().map(addresses).collect();
     sum(BufReader::with_capacity(1 << 16, File::open("/proc/self/smaps")?), &addresses)
 }
 
 /// Sums over the VMAs that begin in each of `addresses`. No VMA of a mapping reaches beyond the mapping.
-fn sum(mut smaps: impl BufRead, addresses: &[Range<u64>]) -> io::Result<Vec<u64>> {
+fn sum(mut smaps: impl BufRead, addresses: &[Range<u64>]) -> io::Result<Vec<Size>> {
     let mut held = vec![0; addresses.len()];
     let mut inside = None;
     let mut line = String::new();
@@ -43,12 +45,12 @@ fn sum(mut smaps: impl BufRead, addresses: &[Range<u64>]) -> io::Result<Vec<u64>
         }
         line.clear();
     }
-    Ok(held)
+    Ok(held.into_iter().map(Size).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::sum;
+    use super::{Size, sum};
 
     const SMAPS: &str = "\
 7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \n\
@@ -65,8 +67,8 @@ Rss:                1000 kB\n";
     #[test]
     fn counts_resident_and_swapped_of_the_range_alone() {
         let sum = |addresses| sum(SMAPS.as_bytes(), &[addresses]).unwrap();
-        assert_eq!(sum(0x7f00_0000_0000..0x7f00_0040_0000), [24 << 10]);
-        assert_eq!(sum(0x7f00_0020_0000..0x7f00_0040_0000), [8 << 10]);
+        assert_eq!(sum(0x7f00_0000_0000..0x7f00_0040_0000), [Size(24 << 10)]);
+        assert_eq!(sum(0x7f00_0020_0000..0x7f00_0040_0000), [Size(8 << 10)]);
     }
 
     /// The reader can be read only once.
@@ -78,6 +80,6 @@ Rss:                1000 kB\n";
             0x7f00_0040_0000..0x7f00_0050_0000,
             0x1000..0x2000,
         ];
-        assert_eq!(sum(SMAPS.as_bytes(), &regions).unwrap(), [8 << 10, 16 << 10, 1000 << 10, 0]);
+        assert_eq!(sum(SMAPS.as_bytes(), &regions).unwrap(), [8, 16, 1000, 0].map(|kib| Size(kib << 10)));
     }
 }

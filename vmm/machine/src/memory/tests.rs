@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use proptest::prelude::prop;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
-use tidevm_abi::MEMORY_BLOCK_SIZE as BLOCK;
+use tidevm_abi::{MEMORY_BLOCK_SIZE as BLOCK, Size};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::fake::{FakeSlots, at, memory, memory_with_pmem};
@@ -147,18 +147,18 @@ fn the_view_reaches_plugged_memory_and_nothing_else() {
 #[test]
 fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
     let (memory, _) = memory(BOOT, &[1 << 30]);
-    assert_eq!(memory.held().unwrap()[0], 0);
+    assert_eq!(memory.held().unwrap()[0], Size(0));
     memory.plug(0, blocks(0, 32)).unwrap();
-    assert_eq!(memory.held().unwrap()[0], 0, "a plug populates nothing");
+    assert_eq!(memory.held().unwrap()[0], Size(0), "a plug populates nothing");
     for block in 0..32 {
         memory.view().write_slice(&[0xa5; 4096], blocks(block, 1).start()).unwrap();
     }
-    assert!(memory.held().unwrap()[0] >= 32 * 4096);
+    assert!(memory.held().unwrap()[0] >= Size(32 * 4096));
     memory.unplug(0, blocks(8, 24)).unwrap();
     let left = memory.held().unwrap()[0];
-    assert!((8 * 4096..=16 * MIB).contains(&left), "{left}");
+    assert!((Size(8 * 4096)..=Size(16 * MIB)).contains(&left), "{left}");
     memory.unplug(0, blocks(0, 8)).unwrap();
-    assert_eq!(memory.held().unwrap()[0], 0);
+    assert_eq!(memory.held().unwrap()[0], Size(0));
     memory.plug(0, blocks(0, 1)).unwrap();
     assert_eq!(memory.view().read_obj::<u64>(GuestAddress(START)).unwrap(), 0);
 }
@@ -294,13 +294,16 @@ fn a_reset_takes_all_runs_at_once() {
         memory.unplug(0, blocks(2 * run, 1)).unwrap();
         memory.view().write_obj(7_u8, blocks(2 * run + 1, 1).start()).unwrap();
     }
-    assert!(memory.held().unwrap()[0] >= RUNS * 4096);
+    assert!(memory.held().unwrap()[0] >= Size(RUNS * 4096));
     assert_eq!(plugged(&memory).len() as u64, RUNS + 1);
     // Slots go with the old machine and are not removed one by one.
     old.fail_remove_after(0);
     let new = FakeSlots::default();
     memory.reset(Box::new(new.clone())).unwrap();
-    assert_eq!((memory.held().unwrap()[0], memory.held().unwrap()[1], plugged(&memory)), (0, 0, vec![]));
+    assert_eq!(
+        (memory.held().unwrap()[0], memory.held().unwrap()[1], plugged(&memory)),
+        (Size(0), Size(0), vec![])
+    );
     assert_eq!((new.count(), protection(&memory, 2 * MIB)), (1, "---p".to_owned()));
     memory.plug(0, blocks(1, 2)).unwrap();
     assert_eq!(memory.view().read_obj::<u8>(blocks(1, 1).start()).unwrap(), 0);

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_mem::blocks::BlockRange;
@@ -257,13 +258,13 @@ impl Mem {
         let pending = self.target.pending();
         MemStatus {
             region: config.addr,
-            region_size: config.region_size,
-            block_size: config.block_size,
-            requested: pending.unwrap_or(config.requested_size),
+            region_size: Size(config.region_size),
+            block_size: Size(config.block_size),
+            requested: Size(pending.unwrap_or(config.requested_size)),
             target_pending: pending.is_some(),
             generation: self.generation,
             seen: self.seen,
-            plugged: config.plugged_size,
+            plugged: Size(config.plugged_size),
             driver: self.transport.registers.running(),
             report: None,
             refused: None,

@@ -23,7 +23,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::death::{Death, DeathKind, text};
-use crate::error::{REFUSED, StartError, host, kvm};
+use crate::error::{StartError, host, kvm};
 use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
@@ -112,7 +112,7 @@ impl Hardware {
             let death = Death { kind: DeathKind::UnwantedReset, text };
             self.shared.state.change(|state| state.died(death));
         } else if let Err(error) = self.restart() {
-            let refused = matches!(&error, ResetError::Start(error) if error.exit_status() == REFUSED);
+            let refused = matches!(&error, ResetError::Start(error) if error.is_refusal());
             let kind = DeathKind::ResetFailed { refused };
             let death = Death { kind, text: format!("  {error}") };
             self.shared.state.change(|state| state.died(death));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_abi::Stats;
+use tidevm_abi::{Size, Stats};
 use tidevm_machine::{Death, DeathKind, Ready};
 
 use super::{JsonLines, guest};
@@ -13,7 +13,8 @@ use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure,
 fn every_line_is_one_object() {
     let mut out = Vec::new();
     let mut lines = JsonLines(&mut out);
-    let device = DeviceSample { region_size: 1 << 30, requested: 2 << 20, plugged: 0, held: None };
+    let device =
+        DeviceSample { region_size: Size(1 << 30), requested: Size(2 << 20), plugged: Size(0), held: None };
     let sample = Sample { devices: vec![device], guest: None };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
     lines.boot(&Booted { ready: Some(ready), sample: sample.clone() }).unwrap();

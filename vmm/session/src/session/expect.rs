@@ -26,15 +26,15 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     fn metric(&self, metric: Metric, device: usize) -> Result<u64, StepError> {
         match metric {
-            Metric::Vmm(VmmMetric::Plugged) => Ok(self.mem(device)?.plugged),
-            Metric::Vmm(VmmMetric::Requested) => Ok(self.mem(device)?.requested),
+            Metric::Vmm(VmmMetric::Plugged) => Ok(self.mem(device)?.plugged.0),
+            Metric::Vmm(VmmMetric::Requested) => Ok(self.mem(device)?.requested.0),
             Metric::Vmm(VmmMetric::Resets) => Ok(self.vm.state().resets),
             Metric::Vmm(VmmMetric::HostHeld) => {
                 // The device exists, or this fails.
                 self.mem(device)?;
                 let silent = |error: String| StepError::Fatal(StepFailure::HostSilent(error));
                 let held = self.vm.held().map_err(|error| silent(error.to_string()))?;
-                held.get(device).copied().ok_or_else(|| silent("no such device".to_owned()))
+                held.get(device).map(|size| size.0).ok_or_else(|| silent("no such device".to_owned()))
             }
             Metric::Guest(metric) => Ok(metric.read(&self.guest_stats()?)),
         }

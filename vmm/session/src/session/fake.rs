@@ -121,8 +121,8 @@ impl FakeVm {
     pub(super) fn new(nature: Nature) -> FakeVm {
         let mem = MemStatus {
             region: REGION_START,
-            region_size: REGION,
-            block_size: BLOCK,
+            region_size: Size(REGION),
+            block_size: Size(BLOCK),
             driver: !nature.driverless && !nature.foreign,
             ..MemStatus::default()
         };
@@ -192,7 +192,7 @@ impl FakeVm {
             Event::Reset => {
                 let mut state = self.state.borrow_mut();
                 let mem = &mut state.mem[0];
-                (mem.plugged, mem.driver, mem.report, mem.seen) = (0, false, None, None);
+                (mem.plugged, mem.driver, mem.report, mem.seen) = (Size(0), false, None, None);
                 state.ready = None;
                 state.resets += 1;
                 for answer in self.answers.borrow_mut().values_mut() {
@@ -228,11 +228,13 @@ impl FakeVm {
         }
         let outcome = match () {
             () if self.nature.busy => ResizeState::HostBusy,
-            () if target < mem.plugged && target < pages * BLOCK => ResizeState::Unmovable { pages, first },
+            () if target < mem.plugged && target < Size(pages * BLOCK) => {
+                ResizeState::Unmovable { pages, first }
+            }
             () => ResizeState::Reached,
         };
         mem.plugged = match outcome {
-            ResizeState::Unmovable { .. } => mem.plugged.min(pages * BLOCK),
+            ResizeState::Unmovable { .. } => mem.plugged.min(Size(pages * BLOCK)),
             ResizeState::Reached => target,
             _ => mem.plugged,
         };
@@ -339,7 +341,7 @@ impl FakeVm {
 
     fn stats(&self) -> Stats {
         let state = self.state.borrow().clone();
-        let plugged = state.mem[0].plugged >> 12;
+        let plugged = state.mem[0].plugged.pages();
         let zone = |name, pages| ZoneStats {
             name,
             spanned: pages,
@@ -470,12 +472,12 @@ impl VmControl for FakeVm {
         Ok(answer)
     }
 
-    fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
+    fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
         self.look();
         assert_eq!(device, 0, "the session looks before it resizes");
-        assert!(requested.is_multiple_of(BLOCK), "scripts are fitted to the devices before they run");
-        if requested > REGION {
-            return Err(ResizeError::TooLarge { requested: Size(requested), region_size: Size(REGION) });
+        assert!(requested.0.is_multiple_of(BLOCK), "scripts are fitted to the devices before they run");
+        if requested > Size(REGION) {
+            return Err(ResizeError::TooLarge { requested, region_size: Size(REGION) });
         }
         let from = {
             let mem = &mut self.state.borrow_mut().mem[0];
@@ -485,7 +487,7 @@ impl VmControl for FakeVm {
         };
         if !self.nature.stuck {
             // One second per GiB. The driver does not look at the target before it is through with the last one.
-            let time = Duration::from_millis((from.abs_diff(requested) * 1000) >> 30);
+            let time = Duration::from_millis((from.0.abs_diff(requested.0) * 1000) >> 30);
             let now = self.now.get();
             let due = self.busy_until.get().max(now + time);
             self.busy_until.set(due);
@@ -494,9 +496,9 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
-    fn held(&self) -> io::Result<Vec<u64>> {
+    fn held(&self) -> io::Result<Vec<Size>> {
         self.look();
-        Ok(self.state.borrow().mem.iter().map(|mem| mem.plugged / 8).collect())
+        Ok(self.state.borrow().mem.iter().map(|mem| Size(mem.plugged.0 / 8)).collect())
     }
 
     fn exits(&self) -> Vec<ExitCounts> {

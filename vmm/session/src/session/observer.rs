@@ -9,7 +9,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Command, Stats, ZoneName};
+use tidevm_abi::{Answer, Command, Size, Stats, ZoneName};
 use tidevm_machine::{Death, ExitCounts, Ready};
 
 use super::failure::StepFailure;
@@ -88,17 +88,17 @@ impl Sample {
     }
 }
 
-/// A hotplug device at one moment; all in bytes.
+/// A hotplug device at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSample {
     /// Size of the region.
-    pub region_size: u64,
+    pub region_size: Size,
     /// Requested by the device.
-    pub requested: u64,
+    pub requested: Size,
     /// Plugged.
-    pub plugged: u64,
+    pub plugged: Size,
     /// Host memory that the region really holds, if the host reports it.
-    pub held: Option<u64>,
+    pub held: Option<Size>,
 }
 
 /// A session in numbers.
@@ -149,13 +149,14 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// The process's exit status.
+    /// The exit status of `tidevm`, which is also in the JSON line `end`. `docs/scripts.md` lists them all.
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
-            Ended::Died(death) => death.kind.exit_status(),
+            Ended::Died(death) if death.kind.is_refusal() => 3,
+            Ended::Died(_) => 4,
             Ended::Signal { signal } => {
                 u8::try_from(*signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }
@@ -174,11 +175,11 @@ pub struct Rate {
 
 impl Rate {
     /// Adds a move, unless it moved nothing.
-    pub(super) fn add_move(&mut self, bytes: u64, time: Duration) {
-        if bytes == 0 {
+    pub(super) fn add_move(&mut self, moved: Size, time: Duration) {
+        if moved == Size(0) {
             return;
         }
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes = self.bytes.saturating_add(moved.0);
         self.time += time;
     }
 

@@ -62,7 +62,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// Waits for the guest to settle for `target`, which is the device's current target. What the guest said about
     /// earlier targets does not count, even if they were of the same size.
-    fn await_settled(&self, resize: &Resize, target: u64, limit: Duration) -> Result<Settled, WaitError> {
+    fn await_settled(&self, resize: &Resize, target: Size, limit: Duration) -> Result<Settled, WaitError> {
         let patient = resize.within.is_some();
         let reports = self.vm.has_agent();
         // The failure tells what this wait saw last. A later look might find the guest at the target.
@@ -86,7 +86,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     /// The failure of a resize that is at `mem` instead of `target`. `within` is the deadline, if it passed.
-    fn stopped(&self, device: usize, mem: &MemStatus, target: u64, within: Option<Duration>) -> StepError {
+    fn stopped(&self, device: usize, mem: &MemStatus, target: Size, within: Option<Duration>) -> StepError {
         let report = mem.answer(target).filter(|_| mem.driver);
         // A driver that claims to be at the target, and is not, has not said why.
         let state = report.map(|report| report.state).filter(|state| *state != ResizeState::Reached);
@@ -98,28 +98,24 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         if let (Some(ResizeState::HostBusy), Some(refused)) = (state, &mem.refused) {
             let _ = write!(why, " ({refused})");
         }
-        let (plugged, target) = (Size(mem.plugged), Size(target));
-        let stopped = Stopped { within, plugged, target, state, why };
+        let stopped = Stopped { within, plugged: mem.plugged, target, state, why };
         StepError::Failed(StepFailure::Stopped(Box::new(stopped)))
     }
 }
 
-/// The target in bytes, for a device that requests `requested` bytes now.
-fn target(target: Target, requested: u64) -> Result<u64, StepError> {
+/// The target, for a device that requests `requested` now.
+fn target(target: Target, requested: Size) -> Result<Size, StepError> {
     let (result, failure) = match target {
-        Target::To(size) => return Ok(size.0),
-        Target::Plug(size) => (requested.checked_add(size.0), StepFailure::SizeTooLarge(size)),
-        Target::Unplug(size) => {
-            let requested = Size(requested);
-            (requested.0.checked_sub(size.0), StepFailure::SizeNegative { size, requested })
-        }
+        Target::To(size) => return Ok(size),
+        Target::Plug(size) => (requested.checked_add(size), StepFailure::SizeTooLarge(size)),
+        Target::Unplug(size) => (requested.checked_sub(size), StepFailure::SizeNegative { size, requested }),
     };
     result.ok_or(StepError::Failed(failure))
 }
 
 /// Whether the driver has settled for this target. In HostBusy and DeviceError it has not: it goes on by
 /// itself. With `patient`, obstacles are waited out.
-fn settled(mem: &MemStatus, target: u64, patient: bool) -> Option<Settled> {
+fn settled(mem: &MemStatus, target: Size, patient: bool) -> Option<Settled> {
     match mem.stopped(target)? {
         ResizeState::Reached => Some(Settled::AtTarget),
         ResizeState::Unmovable { .. } | ResizeState::NoRoom | ResizeState::NoMemory if !patient => {

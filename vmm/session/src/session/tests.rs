@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure, Op, PmemMapped};
+use tidevm_abi::{Answer, Failure, Op, PmemMapped, Size};
 
 use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
@@ -97,7 +97,7 @@ fn a_good_session_is_done() {
     assert_eq!(ran.note(3), Some("32768 pages intact"));
     assert_eq!(ran.note(6), Some("32768 pages given back"));
     let sample = &ran.steps[0].sample;
-    assert_eq!((sample.devices[0].requested, sample.devices[0].plugged), (1 << 30, 1 << 30));
+    assert_eq!((sample.devices[0].requested, sample.devices[0].plugged), (Size::gib(1), Size::gib(1)));
     assert_eq!(sample.guest.unwrap().blocks_online, 8);
     assert_eq!(ran.summary.plug.seconds_per_gib(), Some(1.0));
     assert_eq!(ran.summary.unplug.bytes, 1 << 30);
@@ -109,7 +109,7 @@ fn repeats_run_that_often_and_rows_come_from_their_lines() {
     let ran = good("repeat 3 {\n  plug 2M\n  repeat 2 { check }\n}");
     assert_eq!(ran.summary.steps, 9);
     assert_eq!(ran.steps[8].line, 3);
-    assert_eq!(ran.steps[8].sample.devices[0].plugged, 6 << 20);
+    assert_eq!(ran.steps[8].sample.devices[0].plugged, Size(6 << 20));
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn other_kernels_are_resized_and_asked_nothing() {
     for (index, plugged) in [(0, 1 << 30), (2, 1 << 30), (3, 0)] {
         let step = &ran.steps[index];
         assert!(step.is_done(), "{step:?}");
-        assert_eq!((step.sample.devices[0].plugged, step.sample.guest), (plugged, None));
+        assert_eq!((step.sample.devices[0].plugged, step.sample.guest), (Size(plugged), None));
     }
     // The driver binds after three seconds.
     assert_eq!(ran.steps[0].took, Duration::from_secs(4));
@@ -278,7 +278,7 @@ fn a_resize_goes_on_after_a_reset() {
         let ran = session_on(fake, "plug 1G\nplug 2G\nexpect resets == 1\nresize 0");
         assert_eq!(ran.summary.ended, Ended::Done, "{foreign}");
         assert_eq!((ran.note(0), ran.note(1)), (None, Some("the guest was reset")));
-        assert_eq!(ran.steps[1].sample.devices[0].plugged, 3 << 30);
+        assert_eq!(ran.steps[1].sample.devices[0].plugged, Size(3 << 30));
         assert_eq!(ran.summary.resets, 1);
         assert_eq!(ran.summary.plug.bytes, 1 << 30, "a rate is only told of what one guest did");
     }
@@ -424,7 +424,7 @@ fn a_death_ends_the_session_with_its_report() {
     assert_eq!((ran.status(), ran.summary.steps), (4, 2));
     assert_eq!(ran.reason(1), "the guest panicked");
     assert_eq!(ran.steps[1].sample.guest, None);
-    assert_eq!(ran.steps[1].sample.devices[0].plugged, 1 << 30, "the outside can still be seen");
+    assert_eq!(ran.steps[1].sample.devices[0].plugged, Size(1 << 30), "the outside can still be seen");
     let Ended::Died(death) = &ran.summary.ended else { panic!("{:?}", ran.summary.ended) };
     assert!(death.text.contains("rip 0xdead"));
 }

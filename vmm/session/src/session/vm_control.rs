@@ -53,14 +53,14 @@ pub trait VmControl {
     ///
     /// # Errors
     /// The device refuses; nothing changed.
-    fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError>;
+    fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError>;
 
     /// Bytes of host memory that the region of each device really holds. The host takes as long for all of them
     /// as for one.
     ///
     /// # Errors
     /// The host does not report it.
-    fn held(&self) -> io::Result<Vec<u64>>;
+    fn held(&self) -> io::Result<Vec<Size>>;
 
     /// Exits since start, one entry per vCPU.
     fn exits(&self) -> Vec<ExitCounts>;
@@ -107,12 +107,12 @@ impl VmControl for Vm {
         Vm::answer(self, id, limit, what)
     }
 
-    fn resize(&self, device: usize, requested: u64) -> Result<(), ResizeError> {
-        Vm::resize(self, device, Size(requested))
+    fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
+        Vm::resize(self, device, requested)
     }
 
-    fn held(&self) -> io::Result<Vec<u64>> {
-        Ok(self.held_by_each()?.into_iter().map(|size| size.0).collect())
+    fn held(&self) -> io::Result<Vec<Size>> {
+        self.held_by_each()
     }
 
     fn exits(&self) -> Vec<ExitCounts> {

@@ -29,8 +29,9 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         ..Stats::default()
     };
     guest.nodes = [NodeStats { zones, ..NodeStats::default() }; MAX_NODES];
-    let held = Some(plugged / 64 * 9 + 4096);
-    let device = DeviceSample { region_size: 8 << 30, requested: plugged, plugged, held };
+    let held = Some(Size(plugged / 64 * 9 + 4096));
+    let device =
+        DeviceSample { region_size: Size(8 << 30), requested: Size(plugged), plugged: Size(plugged), held };
     Sample { devices: vec![device], guest: Some(guest) }
 }
 
@@ -200,7 +201,7 @@ fn sizes_about() {
         ((1 << 30) + (20 << 20), "1.02G"),
     ];
     for (bytes, text) in sizes {
-        assert_eq!(about(bytes), text);
+        assert_eq!(about(Size(bytes)), text);
     }
 }
 

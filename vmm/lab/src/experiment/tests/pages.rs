@@ -26,7 +26,7 @@ fn verdicts() -> [Verdict; 2] {
             "fast",
             Success,
             vec![
-                number(Value::Bytes(3 << 30)),
+                number(Value::Size(Size::gib(3))),
                 Number::charted("1G", Value::Time(Duration::from_micros(17))),
                 number(Value::Count(0)),
             ],

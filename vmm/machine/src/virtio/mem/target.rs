@@ -63,7 +63,7 @@ impl Target {
         self.state.change(|state| {
             *lock(&self.pending) = Some(requested.0);
             let mem = &mut state.mem[self.index];
-            (mem.requested, mem.target_pending) = (requested.0, true);
+            (mem.requested, mem.target_pending) = (requested, true);
         });
         Ok(())
     }

@@ -97,14 +97,14 @@ fn requests_move_memory_and_show_in_the_state() {
     let mut rig = rig(64 * MIB);
     assert!(rig.shared.snapshot().mem[0].driver);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 16), (ACK, 0));
-    assert_eq!(rig.shared.snapshot().mem[0].plugged, 32 * MIB);
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, Size(32 * MIB));
     assert_eq!(rig.config().plugged_size, 32 * MIB);
     assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_VRING);
     rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END + 32 * MIB - 1)).unwrap();
     assert_eq!(rig.ask(RequestKind::State, 8, 16), (ACK, 2));
     assert_eq!(rig.ask(RequestKind::Unplug, 0, 16), (ACK, 0));
     assert!(rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).is_err());
-    assert_eq!(rig.memory.held().unwrap()[0], 0);
+    assert_eq!(rig.memory.held().unwrap()[0], Size(0));
     assert_eq!(rig.shared.snapshot().mem[0].refused, None);
 }
 
@@ -220,7 +220,7 @@ fn a_request_may_be_split_into_any_buffers() {
     let n = rig.ring.offer(0, &buffers);
     rig.mem.serve();
     assert_eq!(rig.ring.written(n), 10);
-    assert_eq!(rig.shared.snapshot().mem[0].plugged, BLOCK);
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, Size(BLOCK));
 }
 
 #[test]
@@ -237,7 +237,11 @@ fn chains_without_room_for_an_answer_go_back_empty() {
     rig.mem.serve();
     assert_eq!(rig.ring.used(), 3);
     assert_eq!([0, 1, 2].map(|n| rig.ring.written(n)), [0; 3]);
-    assert_eq!(rig.shared.snapshot().mem[0].plugged, 0, "a request that cannot be answered is not served");
+    assert_eq!(
+        rig.shared.snapshot().mem[0].plugged,
+        Size(0),
+        "a request that cannot be answered is not served"
+    );
     // An answer into memory that is not plugged is lost, and the device goes on.
     rig.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
     rig.mem.serve();
@@ -259,7 +263,7 @@ fn a_request_may_unplug_its_own_buffers() {
     let n = rig.ring.offer(0, &buffers);
     rig.mem.serve();
     assert_eq!((rig.ring.used(), rig.ring.written(n)), (n + 1, 0));
-    assert_eq!(rig.shared.snapshot().mem[0].plugged, 0);
+    assert_eq!(rig.shared.snapshot().mem[0].plugged, Size(0));
 }
 
 #[test]
@@ -314,7 +318,8 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     rig.memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
     let region = rig.shared.snapshot().mem[0].region;
     let reached = tidevm_abi::ResizeState::Reached;
-    let report = tidevm_abi::Resize { region, plugged: 0, requested: 0, generation: 0, state: reached };
+    let report =
+        tidevm_abi::Resize { region, plugged: Size(0), requested: Size(0), generation: 0, state: reached };
     rig.shared.report(tidevm_abi::Report::Resize(report));
     let before = rig.shared.snapshot();
     let status = rig.mem.reset();
@@ -326,11 +331,11 @@ fn a_system_reset_unplugs_and_keeps_the_target() {
     rig.mem.retry();
     assert_eq!(interrupts(&mut rig.mem), 0);
     let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.plugged, status.requested, status.driver), (0, 64 * MIB, false));
+    assert_eq!((status.plugged, status.requested, status.driver), (Size(0), Size(64 * MIB), false));
     assert_eq!((status.report, status.refused), (None, None));
     assert_eq!(rig.config().requested_size, 64 * MIB);
     assert_eq!(rig.slots.hotplug(64 * MIB), []);
-    assert_eq!(rig.memory.held().unwrap()[0], 0);
+    assert_eq!(rig.memory.held().unwrap()[0], Size(0));
     assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_STATUS), 0);
     // The next driver finds the device as the first one did.
     rig.ring = Ring::new(&rig.memory, 2 * MIB);
@@ -356,7 +361,7 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
     let used = rig.ring.used();
     rig.resize(32 * MIB).unwrap();
     let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.plugged, status.requested, status.driver), (16 * MIB, 32 * MIB, false));
+    assert_eq!((status.plugged, status.requested, status.driver), (Size(16 * MIB), Size(32 * MIB), false));
     assert_eq!(
         (rig.ring.used(), rig.memory.view().read_obj(GuestAddress(HOLE_END)).ok()),
         (used, Some(7_u8))

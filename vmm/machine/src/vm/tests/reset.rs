@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use tidevm_abi::Report;
+use tidevm_abi::{Report, Size};
 
 use super::*;
 use crate::bus::I8042_RESET;
@@ -135,11 +135,11 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
     let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
     for resets in 0..=1 {
         let up = |state: &crate::state::State| {
-            let there =
-                state.ready.is_some() && state.mem[0].report.is_some_and(|report| report.plugged == SIZE);
+            let there = state.ready.is_some()
+                && state.mem[0].report.is_some_and(|report| report.plugged == Size(SIZE));
             (state.resets == resets && there).then(|| state.mem[0].plugged)
         };
-        assert_eq!(vm.wait(BOOT, "the guest with its memory", up), Ok(SIZE));
+        assert_eq!(vm.wait(BOOT, "the guest with its memory", up), Ok(Size(SIZE)));
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         if resets == 0 {
@@ -226,21 +226,24 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     for resets in 1..=3 {
         vm.resize(0, Size(TARGET)).unwrap();
         // All is plugged at once, and is not online for a while.
-        let under_way = |mem: &MemStatus| (mem.plugged > 0).then(|| !at(TARGET, mem));
+        let under_way = |mem: &MemStatus| (mem.plugged > Size(0)).then(|| !at(Size(TARGET), mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
         vm.shared.reset.write(1).unwrap();
         assert!(under_way, "it was there already");
         let at_reset =
             vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
-        assert_eq!((at_reset.mem[0].plugged, at_reset.mem[0].requested, at_reset.ready), (0, TARGET, None));
+        assert_eq!(
+            (at_reset.mem[0].plugged, at_reset.mem[0].requested, at_reset.ready),
+            (Size(0), Size(TARGET), None)
+        );
         vm.wait(BOOT, "all of it", |state| {
-            (state.ready.is_some() && at(TARGET, &state.mem[0])).then_some(())
+            (state.ready.is_some() && at(Size(TARGET), &state.mem[0])).then_some(())
         })
         .unwrap();
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         vm.resize(0, Size(0)).unwrap();
-        vm.wait(BOOT, "nothing", |state| at(0, &state.mem[0]).then_some(())).unwrap();
+        vm.wait(BOOT, "nothing", |state| at(Size(0), &state.mem[0]).then_some(())).unwrap();
     }
     assert_eq!(vm.state().bad_records, 0);
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
@@ -260,7 +263,7 @@ fn a_reset_is_one_step_for_a_waiter() {
     vm.shared.memory.plug(0, at(HOLE_END..HOLE_END + 2 * MIB)).unwrap();
     let started = MemStatus { generation: 0, ..vm.state().mem[0].clone() };
     vm.shared.state.change(|state| {
-        (state.mem[0].plugged, state.mem[0].driver, state.mem[0].seen) = (2 * MIB, true, Some(0));
+        (state.mem[0].plugged, state.mem[0].driver, state.mem[0].seen) = (Size(2 * MIB), true, Some(0));
     });
     let call = vm.call(Op::Stats).unwrap();
     let before = vm.state();

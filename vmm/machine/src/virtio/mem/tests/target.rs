@@ -1,5 +1,7 @@
 //! Targets on their way to the device: each has a generation of its own, and none waits for requests.
 
+use tidevm_abi::Size;
+
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
@@ -18,14 +20,14 @@ fn every_target_has_a_generation_of_its_own() {
         rig.resize(4 * MIB).unwrap();
         assert_eq!(interrupts(&mut rig.mem), VIRTIO_MMIO_INT_CONFIG);
         let told = status(&rig);
-        assert!(told.generation > before.generation && !told.arrived(4 * MIB), "{told:?}");
+        assert!(told.generation > before.generation && !told.arrived(Size(4 * MIB)), "{told:?}");
         // Another field, and the second half of the target.
         read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 40);
         read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 52);
         assert_eq!(status(&rig).seen, before.seen);
         read(&mut rig.mem, VIRTIO_MMIO_CONFIG + 48);
         assert_eq!(status(&rig).seen, Some(read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION)));
-        assert!(status(&rig).arrived(4 * MIB));
+        assert!(status(&rig).arrived(Size(4 * MIB)));
     }
     // The next driver has read nothing.
     write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
@@ -50,7 +52,7 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     let status = shared.snapshot().mem[0].clone();
     assert_eq!(
         (status.requested, status.target_pending),
-        (8 * MIB, true),
+        (Size(8 * MIB), true),
         "the state shows the newest target"
     );
     assert_eq!(kick.read().unwrap(), 1, "the event loop has to apply it");
@@ -59,10 +61,10 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     interrupts(&mut *device);
     device.publish(None);
     let status = shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, true));
+    assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), true));
     device.serve();
     let status = shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
+    assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));
     assert_eq!(interrupts(&mut *device), VIRTIO_MMIO_INT_CONFIG);
     assert_eq!(device.device.requested_size(), 8 * MIB);
 }
@@ -73,12 +75,13 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
 fn a_target_that_the_device_has_not_taken_is_not_reached() {
     let mut rig = rig(4 * MIB);
     let status = |rig: &Rig| rig.shared.snapshot().mem[0].clone();
-    let accepted = |mem: MemStatus| (mem.stopped(4 * MIB).is_some(), mem.arrived(4 * MIB));
+    let accepted = |mem: MemStatus| (mem.stopped(Size(4 * MIB)).is_some(), mem.arrived(Size(4 * MIB)));
     let report = |rig: &mut Rig| {
         rig.config();
         let (region, state) = (status(rig).region, tidevm_abi::ResizeState::Reached);
         let (size, generation) = (4 * MIB, read(&mut rig.mem, VIRTIO_MMIO_CONFIG_GENERATION));
-        let resize = tidevm_abi::Resize { region, plugged: size, requested: size, generation, state };
+        let resize =
+            tidevm_abi::Resize { region, plugged: Size(size), requested: Size(size), generation, state };
         rig.shared.report(tidevm_abi::Report::Resize(resize));
     };
     rig.ask(RequestKind::Plug, 0, 2);
@@ -109,6 +112,6 @@ fn a_system_reset_takes_the_newest_target() {
     shared.restart(|| vec![mem.reset()]);
     assert_eq!((rig.config().requested_size, interrupts(&mut rig.mem)), (8 * MIB, 0));
     let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (8 * MIB, false));
+    assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));
     assert!(status.generation > before, "a target of its own");
 }
