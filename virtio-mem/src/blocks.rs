@@ -1,9 +1,8 @@
 //! Ranges and sets of device blocks. A device block is named by its index in the region.
 //!
 //! Mirrors the bitmaps of QEMU's `hw/virtio/virtio-mem.c` and of Linux's `virtio_mem.c`. Device and driver
-//! both use [`BlockBitmap`]: the device for the plugged blocks, the driver for what it believes. The bitmap works
-//! on whole words, so a request for 65535 blocks costs a thousand steps. In this file "block" means device
-//! block.
+//! both use [`BlockBitmap`]: the device for the plugged device blocks, the driver for what it believes. The bitmap
+//! works on whole words, so a request for 65535 device blocks costs a thousand steps.
 //!
 //! Invariants of [`BlockBitmap`]: `count` is the number of set bits; bits at and above `len` are clear.
 
@@ -21,7 +20,7 @@ pub struct BlockRange {
 }
 
 impl BlockRange {
-    /// The `count` blocks from block `first` on. Block 0 starts at the region's address.
+    /// The `count` device blocks from device block `first` on. Device block 0 starts at the region's address.
     ///
     /// # Panics
     /// When the range would end above `u64::MAX`, which no region reaches.
@@ -31,19 +30,19 @@ impl BlockRange {
         Self { first, count }
     }
 
-    /// Index of the first block.
+    /// Index of the first device block.
     #[must_use]
     pub const fn first(self) -> u64 {
         self.first
     }
 
-    /// Number of blocks.
+    /// Number of device blocks.
     #[must_use]
     pub const fn count(self) -> u64 {
         self.count
     }
 
-    /// Index of the block after the last one.
+    /// Index of the device block after the last one.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.first + self.count
@@ -69,26 +68,26 @@ pub struct BlockBitmap {
 }
 
 impl BlockBitmap {
-    /// An empty set for a region of `len` blocks.
+    /// An empty set for a region of `len` device blocks.
     #[must_use]
     pub fn new(len: u64) -> BlockBitmap {
         let words = usize::try_from(len.div_ceil(WORD)).expect("a region's bitmap fits into memory");
         BlockBitmap { words: vec![0; words], len, count: 0 }
     }
 
-    /// Whether no block is in the set.
+    /// Whether no device block is in the set.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Number of blocks in the set.
+    /// Number of device blocks in the set.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// Number of blocks of `range` in the set.
+    /// Number of device blocks of `range` in the set.
     ///
     /// # Panics
     /// When `range` reaches beyond the region.
@@ -97,7 +96,7 @@ impl BlockBitmap {
         self.spans(range).map(|(word, mask)| u64::from((self.words[word] & mask).count_ones())).sum()
     }
 
-    /// Puts the blocks of `range` into the set.
+    /// Puts the device blocks of `range` into the set.
     ///
     /// # Panics
     /// When `range` reaches beyond the region.
@@ -108,7 +107,7 @@ impl BlockBitmap {
         }
     }
 
-    /// Takes the blocks of `range` out of the set.
+    /// Takes the device blocks of `range` out of the set.
     ///
     /// # Panics
     /// When `range` reaches beyond the region.
@@ -119,7 +118,7 @@ impl BlockBitmap {
         }
     }
 
-    /// The first run of set blocks at or after `from`. A run that began before `from` is cut off there.
+    /// The first run of set device blocks at or after `from`. A run that began before `from` is cut off there.
     #[must_use]
     pub fn next_run(&self, from: u64) -> Option<BlockRange> {
         let first = self.next_bit(from, true)?;
@@ -127,7 +126,7 @@ impl BlockBitmap {
         Some(BlockRange::new(first, end - first))
     }
 
-    /// The maximal runs of set blocks, ascending.
+    /// The maximal runs of set device blocks, ascending.
     pub fn runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
         let mut from = 0;
         core::iter::from_fn(move || {
@@ -137,7 +136,7 @@ impl BlockBitmap {
         })
     }
 
-    /// Extends the set to a region of `len` blocks, unless it covers that many already.
+    /// Extends the set to a region of `len` device blocks, unless it covers that many already.
     pub(crate) fn try_grow(&mut self, len: u64) -> Result<(), TryReserveError> {
         if len > self.len {
             // A length beyond `usize` fails in the reservation.
@@ -154,22 +153,22 @@ impl BlockBitmap {
         self.words.get((block / WORD) as usize).is_some_and(|word| word >> (block % WORD) & 1 != 0)
     }
 
-    /// The first block at or after `from` that is in the set.
+    /// The first device block at or after `from` that is in the set.
     pub(crate) fn next_set(&self, from: u64) -> Option<u64> {
         self.next_bit(from, true)
     }
 
-    /// The first block at or after `from` that is not in the set. It may lie beyond the region.
+    /// The first device block at or after `from` that is not in the set. It may lie beyond the region.
     pub(crate) fn next_clear(&self, from: u64) -> u64 {
         self.next_bit(from, false).unwrap_or(from.max(self.len))
     }
 
-    /// The last block below `end` that is in the set.
+    /// The last device block below `end` that is in the set.
     pub(crate) fn last_set(&self, end: u64) -> Option<u64> {
         self.last_bit(end.min(self.len), true)
     }
 
-    /// The last block below `end` that is not in the set.
+    /// The last device block below `end` that is not in the set.
     pub(crate) fn last_clear(&self, end: u64) -> Option<u64> {
         match end.checked_sub(1) {
             Some(last) if last >= self.len => Some(last),
@@ -177,7 +176,7 @@ impl BlockBitmap {
         }
     }
 
-    /// The last block below `end` whose bit is `value`. `end` is at most the region's length.
+    /// The last device block below `end` whose bit is `value`. `end` is at most the region's length.
     fn last_bit(&self, end: u64, value: bool) -> Option<u64> {
         let flip = if value { 0 } else { u64::MAX };
         let mut above = end.div_ceil(WORD) * WORD - end;
@@ -191,8 +190,8 @@ impl BlockBitmap {
         None
     }
 
-    /// The first block at or after `from` whose bit is `value`. For a clear bit this may be the block after the
-    /// region's last.
+    /// The first device block at or after `from` whose bit is `value`. For a clear bit this may be the device
+    /// block after the region's last.
     fn next_bit(&self, from: u64, value: bool) -> Option<u64> {
         if from >= self.len {
             return None;

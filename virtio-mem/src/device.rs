@@ -1,19 +1,17 @@
-//! The device: how much memory the host wants plugged, which blocks are plugged, and the answer to each
+//! The device: how much memory the host wants plugged, which device blocks are plugged, and the answer to each
 //! request.
 //!
 //! Mirrors virtio 1.3, section 5.15.6 (device requirements) and QEMU's `hw/virtio/virtio-mem.c`.
 //! Differs from QEMU on purpose: a request of unknown type is answered with ERROR instead of putting the
 //! device into a broken state, and the last refused request is kept with its reason, for the host to show.
 //!
-//! A request goes through three stages. It is validated: first the range, then the states of the blocks, then
-//! the quota. The [`Backing`] then does everything that can fail. Last, the device changes its own state.
+//! A request goes through three stages. It is validated: first the range, then the states of the device blocks,
+//! then the quota. The [`Backing`] then does everything that can fail. Last, the device changes its own state.
 //! So ERROR means that the request is wrong, NACK that it is well-formed and asks for more than the host
 //! wants, and BUSY that the host could not do it and nothing has changed.
 //!
-//! "Block" means device block in this file.
-//!
-//! Invariants, after every call: plugged blocks lie below `usable`; `requested <= usable <= region`; all sizes
-//! are multiples of the block size; `usable` shrinks in UNPLUG_ALL and in [`Device::reset`] only.
+//! Invariants, after every call: plugged device blocks lie below `usable`; `requested <= usable <= region`; all
+//! sizes are multiples of the device block size; `usable` shrinks in UNPLUG_ALL and in [`Device::reset`] only.
 
 mod refusal;
 
@@ -26,13 +24,13 @@ use crate::wire::{
 };
 
 /// How far the usable part of the region reaches beyond the requested size. It gives the driver whole memory
-/// blocks to choose from. QEMU uses the same value on x86.
+/// device blocks to choose from. QEMU uses the same value on x86.
 const USABLE_EXTENT: u64 = 256 << 20;
 
-/// The memory behind a device: makes blocks accessible to the guest, and takes them away again.
+/// The memory behind a device: makes device blocks accessible to the guest, and takes them away again.
 ///
-/// The device calls it after it has validated a request and before it changes its own state. Block `n` starts
-/// `n` block sizes after the region's address.
+/// The device calls it after it has validated a request and before it changes its own state. Device block `n`
+/// starts `n` device block sizes after the region's address.
 pub trait Backing {
     /// Makes `range`, which is unplugged, readable and writable for the guest.
     ///
@@ -214,7 +212,7 @@ impl Device {
         }
     }
 
-    /// The plugged blocks.
+    /// The plugged device blocks.
     #[must_use]
     pub const fn plugged(&self) -> &BlockBitmap {
         &self.plugged
@@ -232,7 +230,7 @@ impl Device {
         self.requested_size
     }
 
-    /// Length in bytes of the first part of the region, in which blocks may be plugged.
+    /// Length in bytes of the first part of the region, in which device blocks may be plugged.
     #[must_use]
     pub const fn usable_region_size(&self) -> u64 {
         self.usable_region_size
@@ -270,7 +268,7 @@ impl Device {
     }
 
     /// The backing takes the region as a whole, because a guest decides how many runs there are. After BUSY all
-    /// blocks are plugged that were plugged before.
+    /// device blocks are plugged that were plugged before.
     fn unplug_all(&mut self, backing: &mut impl Backing) -> Result<Response, Refusal> {
         if !self.plugged.is_empty() {
             backing.unplug_all().map_err(|Busy| Refusal::Busy)?;
@@ -297,7 +295,7 @@ impl Device {
         }))
     }
 
-    /// The blocks that a request names, provided that all of them are usable.
+    /// The device blocks that a request names, provided that all of them are usable.
     fn usable_range(&self, addr: u64, nb_blocks: u16) -> Result<BlockRange, Refusal> {
         let DeviceConfig { addr: start, block_size, .. } = self.fixed;
         if !addr.is_multiple_of(block_size) {
@@ -306,10 +304,10 @@ impl Device {
         if nb_blocks == 0 {
             return Err(Refusal::NoBlocks);
         }
-        // The region starts at a multiple of the block size, so the offset is aligned when `addr` is.
+        // The region starts at a multiple of the device block size, so the offset is aligned when `addr` is.
         let first = addr.checked_sub(start).ok_or(Refusal::NotUsable)? / block_size;
         let count = u64::from(nb_blocks);
-        // `first` is below 2^64 / block_size, so with blocks of one byte the sum could wrap.
+        // `first` is below 2^64 / block_size, so with device blocks of one byte the sum could wrap.
         match first.checked_add(count) {
             Some(end) if end <= self.usable_region_size / block_size => Ok(BlockRange::new(first, count)),
             _ => Err(Refusal::NotUsable),
@@ -323,7 +321,7 @@ impl Device {
             return 0;
         }
         let wanted = self.requested_size.saturating_add(USABLE_EXTENT);
-        // Both bounds are multiples of the block size, so rounding up never leaves the region.
+        // Both bounds are multiples of the device block size, so rounding up never leaves the region.
         wanted.checked_next_multiple_of(block_size).map_or(region_size, |usable| usable.min(region_size))
     }
 }

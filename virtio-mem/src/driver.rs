@@ -9,15 +9,15 @@
 //! - The memmap of a memory block may lie in the memory block. The device blocks that hold it are plugged first
 //!   and unplugged last.
 //! - After NACK the driver reads the configuration again before it repeats anything.
-//! - After ERROR the driver asks the device which blocks are plugged, and goes on.
+//! - After ERROR the driver asks the device which device blocks are plugged, and goes on.
 //! - No failure stops the driver for good.
 //!
-//! The files: `geometry` divides the region, `region` is the driver's view of the blocks, `plan` picks the next
-//! action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an error,
-//! `idle` says when to try again. "Block" alone means device block in all of them.
+//! The files: `geometry` divides the region, `region` is the driver's view of the device blocks, `plan` picks the
+//! next action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an
+//! error, `idle` says when to try again.
 //!
 //! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
-//! under way and none went wrong; a block is unplugged only when the guest does not use it.
+//! under way and none went wrong; a device block is unplugged only when the guest does not use it.
 
 mod geometry;
 mod idle;
@@ -62,7 +62,7 @@ pub enum Action {
         /// Guest-physical address of the memory block.
         addr: u64,
         /// Guest-physical address of the plugged part, which includes the memmap if that lies in the memory
-        /// block. The guest must not access the other parts.
+        /// device block. The guest must not access the other parts.
         start: u64,
         /// Size of the plugged part in bytes.
         size: u64,
@@ -125,27 +125,27 @@ pub struct Driver {
     read_config: bool,
     /// Memory was plugged before this driver existed.
     unplug_all: bool,
-    /// The blocks for which the driver does not know whether they are plugged.
+    /// The device blocks for which the driver does not know whether they are plugged.
     uncertain: Option<UncertainRange>,
     /// The driver must pause before the next action.
     paused: Option<IdleReason>,
-    /// The guest could not take in memory in this pass: unused blocks are unplugged again.
+    /// The guest could not take in memory in this pass: unused device blocks are unplugged again.
     stop_growing: bool,
     /// The last failure of this pass.
     failed: Option<IdleReason>,
     /// Number of consecutive NACKs.
     nacks: u32,
-    /// Most blocks in one PLUG. It falls after BUSY, because the host may have fewer blocks than were asked for.
-    /// It also falls when the guest could not take in what was plugged, so that fewer blocks are plugged in
-    /// vain.
+    /// Most device blocks in one PLUG. It falls after BUSY, because the host may have fewer device blocks than
+    /// were asked for. It also falls when the guest could not take in what was plugged, so that fewer device
+    /// blocks are plugged in vain.
     most_to_plug: u16,
     back_off: BackOff,
     device_errors: u64,
 }
 
 impl Driver {
-    /// A driver for the device whose configuration space reads `config` under `generation`. If memory is plugged already, it belongs
-    /// to a guest kernel that is gone, and the driver unplugs it first.
+    /// A driver for the device whose configuration space reads `config` under `generation`. If memory is plugged
+    /// already, it belongs to a guest kernel that is gone, and the driver unplugs it first.
     ///
     /// # Errors
     /// [`ConfigError`] when `config` contradicts itself or does not fit `driver`.
@@ -250,8 +250,8 @@ impl Driver {
         self.config.requested_size
     }
 
-    /// The configuration generation under which [`Driver::requested_size`] was read. The size alone does not tell a
-    /// target from an earlier one of the same size.
+    /// The configuration generation under which [`Driver::requested_size`] was read. The size alone does not tell
+    /// a target from an earlier one of the same size.
     #[must_use]
     pub const fn generation(&self) -> u32 {
         self.generation
@@ -263,7 +263,7 @@ impl Driver {
         self.device_errors
     }
 
-    /// The runs of plugged blocks in the driver's view, ascending.
+    /// The runs of plugged device blocks in the driver's view, ascending.
     pub fn plugged(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.region.plugged_runs()
     }
@@ -295,12 +295,12 @@ impl Driver {
         Request { kind, addr: self.region.geometry.addr(range.first()), nb_blocks }
     }
 
-    /// The blocks of a request of this driver.
+    /// The device blocks of a request of this driver.
     const fn range(&self, request: Request) -> BlockRange {
         BlockRange::new(self.region.geometry.block(request.addr), request.nb_blocks as u64)
     }
 
-    /// The blocks of an action on `size` bytes at `addr`.
+    /// The device blocks of an action on `size` bytes at `addr`.
     fn blocks(&self, addr: u64, size: u64) -> BlockRange {
         let geometry = &self.region.geometry;
         BlockRange::new(geometry.block(addr), geometry.blocks(size))

@@ -2,7 +2,7 @@
 //!
 //! Mirrors virtio 1.3, sections 5.15.3 to 5.15.6, and Linux's `include/uapi/linux/virtio_mem.h`. This file has
 //! layouts, constants and conversions between bytes and types, and no behaviour. Everything is little
-//! endian. Padding is written as zero and ignored when read. "Block" means device block here.
+//! endian. Padding is written as zero and ignored when read.
 //!
 //! The device reads strictly: an unknown request is a [`BadRequest`]. The driver reads leniently: a response
 //! type that the specification does not define counts as [`ResponseType::Busy`], so that a newer device never
@@ -51,7 +51,7 @@ pub struct Config {
     pub addr: u64,
     /// Size of the region, the most that can ever be plugged; a multiple of `block_size`.
     pub region_size: u64,
-    /// Length of the first part of the region, in which blocks may be plugged.
+    /// Length of the first part of the region, in which device blocks may be plugged.
     pub usable_region_size: u64,
     /// Number of plugged bytes.
     pub plugged_size: u64,
@@ -118,13 +118,13 @@ impl Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum RequestKind {
-    /// Plug blocks that are all unplugged.
+    /// Plug device blocks that are all unplugged.
     Plug = 0,
-    /// Unplug blocks that are all plugged.
+    /// Unplug device blocks that are all plugged.
     Unplug = 1,
-    /// Unplug all plugged blocks.
+    /// Unplug all plugged device blocks.
     UnplugAll = 2,
-    /// Report whether blocks are plugged.
+    /// Report whether device blocks are plugged.
     State = 3,
 }
 
@@ -133,9 +133,9 @@ pub enum RequestKind {
 pub struct Request {
     /// The kind of the request.
     pub kind: RequestKind,
-    /// Guest-physical address of the first block; ignored for [`RequestKind::UnplugAll`].
+    /// Guest-physical address of the first device block; ignored for [`RequestKind::UnplugAll`].
     pub addr: u64,
-    /// Number of blocks; ignored for [`RequestKind::UnplugAll`].
+    /// Number of device blocks; ignored for [`RequestKind::UnplugAll`].
     pub nb_blocks: u16,
 }
 
@@ -223,15 +223,15 @@ pub enum ResponseType {
     Error = 3,
 }
 
-/// Whether a range of blocks is plugged.
+/// Whether a range of device blocks is plugged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum BlockState {
-    /// All blocks are plugged.
+    /// All device blocks are plugged.
     Plugged = 0,
-    /// All blocks are unplugged.
+    /// All device blocks are unplugged.
     Unplugged = 1,
-    /// Some blocks are plugged, some are not.
+    /// Some device blocks are plugged, some are not.
     Mixed = 2,
 }
 

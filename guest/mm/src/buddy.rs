@@ -1,8 +1,7 @@
 //! The buddy allocator: splitting free blocks, and merging them with their buddies.
 //!
 //! Mirrors the core of Linux `mm/page_alloc.c` (`__free_one_page`, `expand`, `page_del_and_expand`).
-//! Every step touches heads only: merging or splitting a block of any size is one store per level. A block in
-//! this file is a buddy block.
+//! Every step touches heads only: merging or splitting a buddy block of any size is one store per level.
 //!
 //! Invariants, under the zone lock: a free block is on the list of its pageblock's type; two free
 //! buddies never exist side by side, unless one of them is in an isolated pageblock.
@@ -18,7 +17,7 @@ use crate::sparse::SectionPages;
 use crate::zone::ZoneGuard;
 
 impl<'m> ZoneGuard<'m> {
-    /// Frees the block of `order` at `pfn`, merging it with its buddies as far as they are free
+    /// Frees the buddy block of `order` at `pfn`, merging it with its buddies as far as they are free
     /// (Linux `__free_one_page`). The page's state is anything but `Free`.
     pub(crate) fn free_and_merge(&mut self, pages: SectionPages<'_>, pfn: Pfn, order: Order, place: Place) {
         let flags = &pages.section().pageblocks;
@@ -47,7 +46,7 @@ impl<'m> ZoneGuard<'m> {
         self.insert(block, place);
     }
 
-    /// Gives `range`, which is in the section, to the allocator. Its pages are in no block yet and its
+    /// Gives `range`, which is in the section, to the allocator. Its pages are in no buddy block yet and its
     /// pageblocks are movable.
     pub(crate) fn free_range(&mut self, pages: SectionPages<'_>, range: PfnRange) {
         let mut rest = range;
@@ -63,7 +62,7 @@ impl<'m> ZoneGuard<'m> {
         }
     }
 
-    /// Gives pageblock `pageblock`, which is one `Offline` block, to the allocator as a movable one.
+    /// Gives pageblock `pageblock`, which is one `Offline` buddy block, to the allocator as a movable one.
     pub(crate) fn free_offline_pageblock(&mut self, pages: SectionPages<'_>, pageblock: u32) {
         pages.section().pageblocks.set_type(pageblock, MigrateType::Movable);
         let (first, _) = pages.covering(pageblock);
@@ -82,7 +81,7 @@ impl<'m> ZoneGuard<'m> {
         kept
     }
 
-    /// Takes the first block on the list of `order` and type `mt` off it.
+    /// Takes the first buddy block on the list of `order` and type `mt` off it.
     #[inline]
     pub(crate) fn take_first(&mut self, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
         let pfn = self.first(order, mt)?;

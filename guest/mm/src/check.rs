@@ -207,7 +207,7 @@ fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneId) {
     for offset in 1..order.pages() {
         let pfn = head.add(offset);
         let state = pages.page(pfn).state();
-        // The holder of a block may be splitting it just now: new heads first, the old one last.
+        // The holder of a buddy block may be splitting it just now: new heads first, the old one last.
         let split = state.kind() == Kind::Allocated && pages.page(head).state().kind() == Kind::Allocated;
         let untouched = state.kind() == Kind::Uninit && pages.section().is_sparse();
         assert!(split || untouched || state == tail, "{pfn:?}, behind {head:?} of {order:?}, is {state:?}");

@@ -1,10 +1,10 @@
 //! One free buddy block as a value: where it begins, its order, and the list that it belongs on.
 //!
 //! Takes the place of the arguments that Linux hands down through `__free_one_page`, `expand` and
-//! `__move_freepages_block` one by one. A block in this file is a buddy block.
+//! `__move_freepages_block` one by one.
 //!
 //! Invariants, under the zone lock: a value that [`FreeLists::remove`] returned is on no list, and
-//! nothing else refers to its pages. The block is put on a list or allocated before the zone is
+//! nothing else refers to its pages. The buddy block is put on a list or allocated before the zone is
 //! unlocked.
 //!
 //! [`FreeLists::remove`]: crate::free_lists::FreeLists::remove
@@ -26,13 +26,13 @@ pub(crate) struct FreeBlock<'s> {
 }
 
 impl<'s> FreeBlock<'s> {
-    /// The block of `order` at `pfn`, which is in the section, as one of type `mt`.
+    /// The buddy block of `order` at `pfn`, which is in the section, as one of type `mt`.
     #[inline]
     pub(crate) fn new(pages: SectionPages<'s>, pfn: Pfn, order: Order, mt: MigrateType) -> Self {
         Self { pages, pfn, order, mt }
     }
 
-    /// The block of `order` at `pfn`, which is in the section, as one of its pageblock's type.
+    /// The buddy block of `order` at `pfn`, which is in the section, as one of its pageblock's type.
     #[inline]
     pub(crate) fn of_pageblock(pages: SectionPages<'s>, pfn: Pfn, order: Order) -> Self {
         Self::new(pages, pfn, order, pages.section().pageblocks.migrate_type(pfn.pageblock()))
@@ -86,7 +86,7 @@ impl<'s> FreeBlock<'s> {
         (Self { order, ..self }, Self { order, pfn: self.pfn.add(order.pages()), ..self })
     }
 
-    /// The block that it makes with its buddy, which begins at `buddy`, and the head of the upper half,
+    /// The buddy block that it makes with its buddy, which begins at `buddy`, and the head of the upper half,
     /// which becomes a tail.
     #[inline]
     pub(crate) fn merge(self, buddy: Pfn) -> (Self, &'s Page) {
@@ -94,7 +94,7 @@ impl<'s> FreeBlock<'s> {
         (Self { pfn: self.pfn.min(buddy), order: self.order.up(), ..self }, upper)
     }
 
-    /// The same block as one of type `mt`.
+    /// The same buddy block as one of type `mt`.
     pub(crate) fn retyped(self, mt: MigrateType) -> Self {
         Self { mt, ..self }
     }

@@ -4,10 +4,8 @@
 //! `__del_page_from_free_list`). Differs from Linux on purpose: links are frame numbers in the pages
 //! themselves, so that they take half the room of pointers.
 //!
-//! A block in this file is a buddy block.
-//!
 //! Invariants, under the zone lock: a page is `Free` exactly when it is on one list of its order;
-//! `nonempty` says which lists have a block; a section's count of free pages counts the blocks of all
+//! `nonempty` says which lists have a buddy block; a section's count of free pages counts the buddy blocks of all
 //! types on these lists.
 
 use crate::addr::{Order, Pfn, PfnRange};
@@ -17,7 +15,7 @@ use crate::page::{Kind, Link, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 
-/// At which end of its list a freed block goes: allocations take the head first.
+/// At which end of its list a freed buddy block goes: allocations take the head first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Head,
@@ -53,7 +51,7 @@ impl FreeLists {
         }
     }
 
-    /// The zone whose blocks these are.
+    /// The zone whose buddy blocks these are.
     #[inline]
     pub(crate) fn zone(&self) -> ZoneId {
         self.zone
@@ -75,31 +73,31 @@ impl FreeLists {
         self.pages[mt.index()]
     }
 
-    /// Number of blocks by order and migrate type.
+    /// Number of buddy blocks by order and migrate type.
     pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
         core::array::from_fn(|order| core::array::from_fn(|mt| self.lists[mt][order].len))
     }
 
-    /// Smallest order of at least `order` that has a block of type `mt`.
+    /// Smallest order of at least `order` that has a buddy block of type `mt`.
     #[inline]
     pub(crate) fn smallest(&self, order: Order, mt: MigrateType) -> Option<Order> {
         let candidates = self.nonempty[mt.index()] >> order.get();
         (candidates != 0).then(|| Order::new(order.get() + candidates.trailing_zeros() as u8))
     }
 
-    /// Largest order of at least `order` that has a block of type `mt`.
+    /// Largest order of at least `order` that has a buddy block of type `mt`.
     pub(crate) fn largest(&self, order: Order, mt: MigrateType) -> Option<Order> {
         let candidates = self.nonempty[mt.index()] >> order.get();
         (candidates != 0).then(|| Order::new(order.get() + candidates.ilog2() as u8))
     }
 
-    /// First block on a list.
+    /// First buddy block on a list.
     #[inline]
     pub(crate) fn first(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
         self.lists[mt.index()][order.index()].first.pfn()
     }
 
-    /// Last block on a list.
+    /// Last buddy block on a list.
     pub(crate) fn last(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
         self.lists[mt.index()][order.index()].last.pfn()
     }
@@ -138,7 +136,7 @@ impl FreeLists {
     }
 
     /// Takes `block`, which is on its list, off it. Every page that leaves the free lists passes through this
-    /// function, so it checks that the block was not overwritten while it was free (Linux `check_new_page`,
+    /// function, so it checks that the buddy block was not overwritten while it was free (Linux `check_new_page`,
     /// and the checks of `list_del`; Linux leaves such a page out and takes the next one).
     #[inline]
     pub(crate) fn remove<'s>(&mut self, sparse: &Sparse, block: FreeBlock<'s>) -> FreeBlock<'s> {
@@ -175,9 +173,9 @@ impl FreeLists {
         block
     }
 
-    /// Puts `range`, which is in the section, at the end of a list as blocks of the largest order. Its
-    /// pages are in no block yet and its pageblocks are of type `mt`. Such blocks have nothing to merge
-    /// with, so one pass over their heads is enough. It takes a fifth of the time of freeing them one by
+    /// Puts `range`, which is in the section, at the end of a list as buddy blocks of the largest order. Its
+    /// pages are in no buddy block yet and its pageblocks are of type `mt`. Such buddy blocks have nothing to
+    /// merge with, so one pass over their heads is enough. It takes a fifth of the time of freeing them one by
     /// one.
     pub(crate) fn append_largest(
         &mut self,

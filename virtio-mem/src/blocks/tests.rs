@@ -1,8 +1,8 @@
-//! The bitmap against a plain implementation: a vector of bools, one block at a time.
+//! The bitmap against a plain implementation: a vector of bools, one device block at a time.
 
 use super::*;
 
-/// The ranges of a bitmap of `len` blocks that begin and end at or beside a word boundary.
+/// The ranges of a bitmap of `len` device blocks that begin and end at or beside a word boundary.
 fn ranges(len: u64) -> impl Iterator<Item = BlockRange> {
     let edges =
         move || [0, 1, 62, 63, 64, 65, 126, 127, 128, 129, len].into_iter().filter(move |&e| e <= len);

@@ -2,7 +2,7 @@
 //!
 //! The wire format has only three answers for a refused request (virtio 1.3, section 5.15.6), after which
 //! Linux's driver gives up for good or waits for a minute. So the device keeps the exact reason, which the host
-//! can show. In this file "block" means device block, and "block size" its size.
+//! can show.
 
 use core::fmt;
 
@@ -12,9 +12,9 @@ use crate::wire::{BadRequest, Request, ResponseType};
 /// Why a [`DeviceConfig`](super::DeviceConfig) is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The block size is not a power of two.
+    /// The device block size is not a power of two.
     BlockSize,
-    /// The address or the size of the region is not a multiple of the block size.
+    /// The address or the size of the region is not a multiple of the device block size.
     Misaligned,
     /// The region does not end below 2^64.
     Wraps,
@@ -35,9 +35,9 @@ impl core::error::Error for ConfigError {}
 /// Why a size cannot be requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResizeError {
-    /// The size is not a multiple of the block size.
+    /// The size is not a multiple of the device block size.
     Misaligned {
-        /// The block size in bytes.
+        /// The device block size in bytes.
         block_size: u64,
     },
     /// The size is larger than the region.
@@ -67,15 +67,15 @@ impl core::error::Error for ResizeError {}
 pub enum Refusal {
     /// The bytes are not a request.
     BadRequest(BadRequest),
-    /// The address is not a multiple of the block size.
+    /// The address is not a multiple of the device block size.
     Misaligned,
-    /// The number of blocks is 0.
+    /// The number of device blocks is 0.
     NoBlocks,
-    /// A block lies outside the usable part of the region.
+    /// A device block lies outside the usable part of the region.
     NotUsable,
-    /// A block to plug is plugged already.
+    /// A device block to plug is plugged already.
     AlreadyPlugged,
-    /// A block to unplug is unplugged already.
+    /// A device block to unplug is unplugged already.
     AlreadyUnplugged,
     /// More than the requested size would be plugged.
     OverAsk,

@@ -3,11 +3,10 @@
 //! Mirrors the checks with which Linux's `virtio_mem.c` starts, and is stricter on purpose: Linux warns
 //! about a misaligned region and leaves the misaligned parts unused, whereas here such a region gets no driver.
 //! [`DriverConfig::fit`] first makes memory blocks smaller where that helps, as Linux's
-//! `mhp_supports_memmap_on_memory` falls back to a memmap elsewhere. In this file "block" alone means device
-//! block, and "block size" its size.
+//! `mhp_supports_memmap_on_memory` falls back to a memmap elsewhere.
 //!
-//! Invariant: the fixed numbers of a `Geometry` passed all checks, so the arithmetic on blocks of the region
-//! does not overflow.
+//! Invariant: the fixed numbers of a `Geometry` passed all checks, so the arithmetic on device blocks of the
+//! region does not overflow.
 
 use core::fmt;
 
@@ -18,14 +17,14 @@ use crate::wire::Config;
 /// Why the driver cannot work with a configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The block size is not a power of two.
+    /// The device block size is not a power of two.
     BlockSize,
     /// The size of a memory block is not a power of two, is smaller than a device block, or is more device blocks
     /// than one request can name; or a device block is smaller than the guest supports.
     MemoryBlockSize,
     /// The memmap of a memory block fills the whole memory block.
     Memmap,
-    /// The region does not begin with a memory block, or a size is not a multiple of the block size.
+    /// The region does not begin with a memory block, or a size is not a multiple of the device block size.
     Misaligned,
     /// The region does not end below 2^64.
     Wraps,
@@ -58,8 +57,8 @@ impl core::error::Error for ConfigError {}
 impl DriverConfig {
     /// The same, changed to fit the region that `config` describes.
     ///
-    /// Memory blocks are halved, down to `least` bytes, until the region consists of whole memory blocks: memory
-    /// beyond the region may belong to another device. If the last memory block would then be filled by its
+    /// Memory blocks are halved, down to `least` bytes, until the region consists of whole memory blocks:
+    /// memory beyond the region may belong to another device. If the last memory block would then be filled by its
     /// memmap, memmaps lie elsewhere.
     #[must_use]
     pub const fn fit(mut self, config: &Config, least: u64) -> Self {
@@ -85,7 +84,8 @@ pub(super) struct Geometry {
     block_size: u64,
     /// Device blocks per memory block. They fit into one request.
     pub(super) per_memory_block: u64,
-    /// Device blocks at the start of each memory block that hold its memmap; 0 when the memmap lies elsewhere.
+    /// Device blocks at the start of each memory block that hold its memmap; 0 when the memmap lies
+    /// elsewhere.
     pub(super) memmap_blocks: u64,
 }
 
@@ -108,7 +108,7 @@ impl Geometry {
         if memmap_size >= memory_block_size {
             return Err(ConfigError::Memmap);
         }
-        // A region may end within a memory block. Blocks beyond its end are never plugged.
+        // A region may end within a memory block. Device blocks beyond its end are never plugged.
         if addr % memory_block_size != 0 || region_size % block_size != 0 {
             return Err(ConfigError::Misaligned);
         }
@@ -139,7 +139,7 @@ impl Geometry {
         Ok(())
     }
 
-    /// The number of blocks in `bytes`.
+    /// The number of device blocks in `bytes`.
     pub(super) const fn blocks(&self, bytes: u64) -> u64 {
         bytes / self.block_size
     }
@@ -154,17 +154,17 @@ impl Geometry {
         self.addr + block * self.block_size
     }
 
-    /// The block at a guest-physical address in the region.
+    /// The device block at a guest-physical address in the region.
     pub(super) const fn block(&self, addr: u64) -> u64 {
         (addr - self.addr) / self.block_size
     }
 
-    /// The blocks of a memory block.
+    /// The device blocks of a memory block.
     pub(super) const fn memory_block(&self, index: usize) -> BlockRange {
         BlockRange::new(index as u64 * self.per_memory_block, self.per_memory_block)
     }
 
-    /// The blocks that hold a memory block's memmap.
+    /// The device blocks that hold a memory block's memmap.
     pub(super) const fn reserve(&self, index: usize) -> BlockRange {
         BlockRange::new(self.memory_block(index).first(), self.memmap_blocks)
     }

@@ -25,7 +25,7 @@ pub enum IdleReason {
     Unmovable,
     /// The guest has no memory for page tables or a memmap.
     NoMemory,
-    /// When shrinking: there is no memory to move pages to. When growing: no usable block is left.
+    /// When shrinking: there is no memory to move pages to. When growing: no usable device block is left.
     NoRoom,
     /// The device violated the specification, or does not answer.
     DeviceError,

@@ -1,9 +1,9 @@
 //! Outcomes: how the answers of the device and the results of the guest change the driver's view.
 //!
 //! Mirrors virtio 1.3, section 5.15.6.3 and following, and `virtio_mem_send_plug_request` and its siblings
-//! in Linux's `virtio_mem.c`. Differs on purpose: after NACK the driver reads the configuration again. After ERROR it asks for
-//! the state of the blocks, where Linux's driver stops for good. The driver reads only the type of a response, and the
-//! state in an acknowledged STATE.
+//! in Linux's `virtio_mem.c`. Differs on purpose: after NACK the driver reads the configuration again. After ERROR
+//! it asks for the state of the device blocks, where Linux's driver stops for good. The driver reads only the type
+//! of a response, and the state in an acknowledged STATE.
 
 use super::idle::IdleReason;
 use super::region::Region;

@@ -1,9 +1,9 @@
-//! The plan: picks the next action from the blocks that are plugged, used and requested.
+//! The plan: picks the next action from the device blocks that are plugged, used and requested.
 //!
 //! Mirrors the order of Linux's `virtio_mem_sbm_plug_request` and `virtio_mem_sbm_unplug_request`. Differs on
 //! purpose: one PLUG covers as many memory blocks as it can. Only the present state decides, so a target that
-//! changes in the middle needs no code of its own: blocks on their way in are unplugged again, and blocks on
-//! their way out are put back to use.
+//! changes in the middle needs no code of its own: device blocks on their way in are unplugged again, and device
+//! blocks on their way out are put back to use.
 //!
 //! In the order of precedence:
 //!
@@ -13,11 +13,12 @@
 //! | strays, and more plugged than requested | take more of their memory block out of use, then unplug the strays |
 //! | strays, otherwise | put the strays to use: `AddMemoryBlock`, `OnlineDeviceBlocks` |
 //! | less plugged than requested | fill the lowest hole of an added memory block, else plug new memory blocks |
-//! | more plugged than requested | unplug parked blocks |
-//! | the same, without parked blocks | `RemoveMemoryBlock` of the highest that fits, else `OfflineDeviceBlocks` of the highest device block |
+//! | more plugged than requested | unplug parked device blocks |
+//! | the same, without parked device blocks | `RemoveMemoryBlock` of the highest that fits, else `OfflineDeviceBlocks` of the highest device block |
 //! | an added memory block with nothing plugged | `RemoveMemoryBlock` |
 //!
-//! In this file "block" alone means device block. A stray is a block that is plugged and that the guest does not use. `region` explains parked blocks.
+//! A stray is a device block that is plugged and that the
+//! guest does not use. `region` explains parked device blocks.
 //!
 //! A memory block fits the excess if at most a part of its memmap would stay plugged. That part would be of no
 //! use to the guest, and stays parked.
@@ -29,7 +30,7 @@ use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
 
 impl Driver {
-    /// The next action. No block is uncertain, and the configuration has been read.
+    /// The next action. No device block is uncertain, and the configuration has been read.
     pub(super) fn plan(&mut self) -> Action {
         let (plugged, requested) = (self.region.plugged(), self.requested_blocks());
         let step = if let Some(index) = self.region.lowest_stray() {
@@ -51,7 +52,8 @@ impl Driver {
             return self.unplug_strays(u64::MAX);
         }
         if excess > 0 {
-            // First takes more blocks of this memory block out of use, so that one request unplugs all of them.
+            // First takes more device blocks of this memory block out of use, so that one request unplugs all of
+            // them.
             let here = block.strays();
             let budget = excess.saturating_sub(self.region.strays() - here);
             if block.added && budget > here {
@@ -79,13 +81,13 @@ impl Driver {
         Action::AddMemoryBlock { addr, start, size, fresh: block.fresh }
     }
 
-    /// Unplugs the highest run of strays, at most `limit` blocks of it.
+    /// Unplugs the highest run of strays, at most `limit` device blocks of it.
     fn unplug_strays(&self, limit: u64) -> Action {
         let range = self.region.highest_strays(limit.min(u64::from(u16::MAX)));
         self.send(RequestKind::Unplug, range.expect("strays are left"))
     }
 
-    /// Plugs up to `need` blocks, if the usable region has room for them.
+    /// Plugs up to `need` device blocks, if the usable region has room for them.
     fn grow(&mut self, need: u64) -> Option<Action> {
         let range = self.hole(need).or_else(|| self.vacancy(need))?;
         if self.region.reserve(range.end()).is_err() {
@@ -95,7 +97,7 @@ impl Driver {
         Some(self.send(RequestKind::Plug, range))
     }
 
-    /// The lowest unplugged blocks of an added memory block.
+    /// The lowest unplugged device blocks of an added memory block.
     fn hole(&self, need: u64) -> Option<BlockRange> {
         if self.region.holes() == 0 {
             return None;
@@ -107,14 +109,14 @@ impl Driver {
         Some(BlockRange::new(run.first(), count))
     }
 
-    /// Up to `need` blocks at the start of the lowest run of memory blocks that are not added.
+    /// Up to `need` device blocks at the start of the lowest run of memory blocks that are not added.
     fn vacancy(&self, need: u64) -> Option<BlockRange> {
         let geometry = &self.region.geometry;
         let mut blocks = self.region.iter();
         let index = blocks.find(|(_, block)| !block.added).map_or(self.region.len(), |(index, _)| index);
         let next_added =
             blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.memory_block(index).first());
-        // Starts after the blocks that are parked there, and ends before the next parked blocks.
+        // Starts after the device blocks that are parked there, and ends before the next parked device blocks.
         let (first, parked) = self.region.unplugged_from(geometry.memory_block(index).first());
         let end = next_added.unwrap_or(u64::MAX).min(parked.unwrap_or(u64::MAX)).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
@@ -126,7 +128,7 @@ impl Driver {
         (count > 0).then_some(BlockRange::new(first, count))
     }
 
-    /// Takes at most `excess` blocks out of use.
+    /// Takes at most `excess` device blocks out of use.
     fn shrink(&mut self, excess: u64) -> Option<Action> {
         if self.region.parked() > 0 {
             return Some(self.unplug_strays(excess));
@@ -139,7 +141,7 @@ impl Driver {
         Some(self.offline(device_block))
     }
 
-    /// Removes memory blocks without a plugged block. They exist only where the memmap lies elsewhere.
+    /// Removes memory blocks without a plugged device block. They exist only where the memmap lies elsewhere.
     fn remove_empty(&self) -> Option<Action> {
         if self.region.empty() == 0 {
             return None;
@@ -165,7 +167,7 @@ impl Driver {
         Action::RemoveMemoryBlock { addr }
     }
 
-    /// Address and size of blocks.
+    /// Address and size of device blocks.
     fn span(&self, range: BlockRange) -> (u64, u64) {
         let geometry = &self.region.geometry;
         (geometry.addr(range.first()), geometry.bytes(range.count()))

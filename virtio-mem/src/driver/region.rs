@@ -5,12 +5,12 @@
 //! of nine named states.
 //!
 //! The device blocks that hold the memmap of a memory block are its *reserve*. A memory block can be added when
-//! its reserve is plugged. If only a part of the reserve is plugged, and no other block, that part is *parked*:
-//! the only uses of it are to plug the other part or to unplug it. In this file "block" alone means device block.
+//! its reserve is plugged. If only a part of the reserve is plugged, and no other device block, that part is
+//! *parked*: the only uses of it are to plug the other part or to unplug it.
 //!
 //! Invariants:
-//! - `online` is a subset of `plugged`. A memory block that is not `added` has no online block. The reserve is
-//!   online from add to remove.
+//! - `online` is a subset of `plugged`. A memory block that is not `added` has no online device block. The reserve
+//!   is online from add to remove.
 //! - The counts and sums follow from the two sets, because `update` runs after each change of a set.
 //! - The last memory block in the vector is not vacant. The sets may be longer than the vector.
 
@@ -33,12 +33,12 @@ pub(super) struct MemoryBlock {
     pub(super) fresh: bool,
     /// Whether removing the memory block failed in this pass.
     pub(super) removal_failed: bool,
-    /// Whether the plugged blocks are parked.
+    /// Whether the plugged device blocks are parked.
     parked: bool,
 }
 
 impl MemoryBlock {
-    /// Number of blocks that are plugged and not used: on their way in or on their way out.
+    /// Number of device blocks that are plugged and not used: on their way in or on their way out.
     pub(super) const fn strays(&self) -> u64 {
         if self.parked { 0 } else { self.plugged - self.online }
     }
@@ -51,7 +51,7 @@ impl MemoryBlock {
         !self.added && self.plugged == 0
     }
 
-    /// Added, without a plugged block.
+    /// Added, without a plugged device block.
     pub(super) const fn is_empty(&self) -> bool {
         self.added && self.plugged == 0
     }
@@ -61,11 +61,11 @@ impl MemoryBlock {
 #[derive(Debug)]
 pub(super) struct Region {
     pub(super) geometry: Geometry,
-    /// The plugged blocks.
+    /// The plugged device blocks.
     plugged: BlockBitmap,
-    /// The blocks that the guest uses.
+    /// The device blocks that the guest uses.
     online: BlockBitmap,
-    /// The blocks that could not be taken offline in this pass.
+    /// The device blocks that could not be taken offline in this pass.
     busy: BlockBitmap,
     blocks: Vec<MemoryBlock>,
     strays: u64,
@@ -86,32 +86,32 @@ impl Region {
         Region { geometry, plugged, online, busy, blocks, strays, parked, holes, empty, strays_from }
     }
 
-    /// Number of plugged blocks.
+    /// Number of plugged device blocks.
     pub(super) const fn plugged(&self) -> u64 {
         self.plugged.count()
     }
 
-    /// The runs of plugged blocks, ascending.
+    /// The runs of plugged device blocks, ascending.
     pub(super) fn plugged_runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.plugged.runs()
     }
 
-    /// Number of blocks that are plugged, not used and not parked.
+    /// Number of device blocks that are plugged, not used and not parked.
     pub(super) const fn strays(&self) -> u64 {
         self.strays
     }
 
-    /// Number of parked blocks.
+    /// Number of parked device blocks.
     pub(super) const fn parked(&self) -> u64 {
         self.parked
     }
 
-    /// Number of unplugged blocks in added memory blocks.
+    /// Number of unplugged device blocks in added memory blocks.
     pub(super) const fn holes(&self) -> u64 {
         self.holes
     }
 
-    /// Number of added memory blocks without a plugged block.
+    /// Number of added memory blocks without a plugged device block.
     pub(super) const fn empty(&self) -> usize {
         self.empty
     }
@@ -131,8 +131,8 @@ impl Region {
         self.blocks.iter().enumerate()
     }
 
-    /// Reserves memory for recording blocks up to `end` as plugged, so that recording cannot fail after the device
-    /// has plugged them.
+    /// Reserves memory for recording device blocks up to `end` as plugged, so that recording cannot fail after the
+    /// device has plugged them.
     pub(super) fn reserve(&mut self, end: u64) -> Result<(), TryReserveError> {
         let (last, _) = self.geometry.place(end.saturating_sub(1));
         self.blocks.try_reserve((last + 1).saturating_sub(self.blocks.len()))?;
@@ -142,7 +142,7 @@ impl Region {
             .try_for_each(|set| set.try_grow(len))
     }
 
-    /// Counts the blocks of memory block `index` anew, applies `change`, and updates the sums.
+    /// Counts the device blocks of memory block `index` anew, applies `change`, and updates the sums.
     pub(super) fn update(&mut self, index: usize, change: impl FnOnce(&mut MemoryBlock)) {
         if index >= self.blocks.len() {
             self.blocks.resize(index + 1, MemoryBlock::default());
@@ -178,7 +178,7 @@ impl Region {
         }
     }
 
-    /// The device has unplugged `range`. No block of it is online.
+    /// The device has unplugged `range`. No device block of it is online.
     pub(super) fn unplug(&mut self, range: BlockRange) {
         self.plugged.clear(range);
         for (index, _) in self.geometry.pieces(range) {
@@ -249,7 +249,8 @@ impl Region {
         BlockRange::new(first, end - first)
     }
 
-    /// The last `limit` blocks of the highest run of strays or parked blocks. A run may span memory blocks.
+    /// The last `limit` device blocks of the highest run of strays or parked device blocks. A run may span memory
+    /// blocks.
     pub(super) fn highest_strays(&self, limit: u64) -> Option<BlockRange> {
         let mut end = u64::MAX;
         let last = loop {
@@ -265,7 +266,7 @@ impl Region {
         Some(BlockRange::new(last + 1 - count, count))
     }
 
-    /// The lowest run of unplugged blocks below `usable` in memory block `index`.
+    /// The lowest run of unplugged device blocks below `usable` in memory block `index`.
     pub(super) fn lowest_hole(&self, index: usize, usable: u64) -> Option<BlockRange> {
         let range = self.geometry.memory_block(index);
         let first = self.plugged.next_clear(range.first());
@@ -274,13 +275,13 @@ impl Region {
         (first < end).then(|| BlockRange::new(first, end - first))
     }
 
-    /// The first unplugged block at or after `from`, and the first plugged block after that one.
+    /// The first unplugged device block at or after `from`, and the first plugged device block after that one.
     pub(super) fn unplugged_from(&self, from: u64) -> (u64, Option<u64>) {
         let first = self.plugged.next_clear(from);
         (first, self.plugged.next_set(first))
     }
 
-    /// The highest online block of memory block `index` that is not in the reserve and has not failed to go
+    /// The highest online device block of memory block `index` that is not in the reserve and has not failed to go
     /// offline in this pass.
     pub(super) fn removable(&self, index: usize) -> Option<u64> {
         let reserve = self.geometry.reserve(index).end();

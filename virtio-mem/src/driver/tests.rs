@@ -1,6 +1,6 @@
 //! The policy of the driver, action by action, against outcomes that each test chooses. This file has the runs
 //! without failures; the files in `tests/` have failures of the device and of the guest, and large memory
-//! blocks.
+//! device blocks.
 
 mod device;
 mod guest;
@@ -214,7 +214,7 @@ fn a_request_for_more_than_it_can_name_ends_with_a_whole_memory_block() {
 
 #[test]
 fn a_target_that_moves_turns_blocks_around() {
-    // The target falls while blocks are on their way in.
+    // The target falls while device blocks are on their way in.
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.resize(512);
     while guest.step(|_| None) != add(0, 64) {}
@@ -223,7 +223,7 @@ fn a_target_that_moves_turns_blocks_around() {
     assert_eq!(actions, [unplug(192, 160), add(128, 32)]);
     assert_eq!((idle, guest.plugged()), (Idle::Reached, 192));
 
-    // The target rises while blocks are on their way out.
+    // The target rises while device blocks are on their way out.
     guest.resize(0);
     while guest.step(|_| None) != remove(128) {}
     guest.resize(192);
@@ -233,7 +233,7 @@ fn a_target_that_moves_turns_blocks_around() {
     guest.resize(192);
     assert_eq!(guest.run(|_| None), (vec![online(190, 1)], Idle::Reached));
 
-    // The target falls further: the whole memory block goes, including its blocks that are offline already.
+    // The target falls further: the whole memory block goes, including its device blocks that are offline already.
     guest.resize(176);
     while guest.step(|_| None) != offline(190) {}
     guest.resize(128);

@@ -1,22 +1,22 @@
 //! Uncertain device blocks: after ERROR or no answer, STATE requests find out which of them are plugged.
 //!
 //! Linux's driver has no counterpart: it gives up for good after ERROR. The search asks for the whole range
-//! first. When the answer is "mixed", it asks for the first half, until the answer is definite. In this file
-//! "block" means device block.
+//! first. When the answer is "mixed", it asks for the first half, until the answer is definite.
 //!
-//! Invariant: the guest uses no uncertain block, because only unused blocks are plugged and unplugged.
+//! Invariant: the guest uses no uncertain device block, because only unused device blocks are plugged and
+//! unplugged.
 
 use super::Driver;
 use super::idle::IdleReason;
 use crate::blocks::BlockRange;
 use crate::wire::{BlockState, Request, RequestKind, Response, ResponseType};
 
-/// A range of blocks for which the driver does not know whether they are plugged.
+/// A range of device blocks for which the driver does not know whether they are plugged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UncertainRange {
-    /// At most as many blocks as one request can name, and at least one.
+    /// At most as many device blocks as one request can name, and at least one.
     range: BlockRange,
-    /// The next question covers this many blocks from the start of the range.
+    /// The next question covers this many device blocks from the start of the range.
     ask: u64,
 }
 
@@ -26,7 +26,8 @@ impl Driver {
         self.uncertain = Some(UncertainRange { range, ask: range.count() });
     }
 
-    /// Settles the blocks beyond the usable region: they cannot be plugged, and the driver must not ask for them.
+    /// Settles the device blocks beyond the usable region: they cannot be plugged, and the driver must not ask for
+    /// them.
     pub(super) fn settle_unusable(&mut self) {
         let usable = self.usable_blocks();
         let Some(UncertainRange { range, .. }) = self.uncertain else { return };
@@ -37,7 +38,7 @@ impl Driver {
         }
     }
 
-    /// The next STATE request, if blocks are uncertain.
+    /// The next STATE request, if device blocks are uncertain.
     pub(super) fn question(&self) -> Option<Request> {
         let UncertainRange { range, ask } = self.uncertain?;
         Some(self.request(RequestKind::State, BlockRange::new(range.first(), ask)))
@@ -63,8 +64,8 @@ impl Driver {
         self.leave_uncertain(BlockRange::new(range.first() + ask, range.count() - ask));
     }
 
-    /// Leaves only `range` uncertain. When `range` is empty, the driver pauses before it goes on, because the device
-    /// may answer ERROR to the same request again.
+    /// Leaves only `range` uncertain. When `range` is empty, the driver pauses before it goes on, because the
+    /// device may answer ERROR to the same request again.
     fn leave_uncertain(&mut self, range: BlockRange) {
         if range.count() == 0 {
             self.uncertain = None;

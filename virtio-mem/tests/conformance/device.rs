@@ -39,7 +39,7 @@ pub const ROWS: &[Row] = &[
     ("resize", "a refused size changes nothing and names its bound", bad_sizes),
 ];
 
-/// A backing that records the plugged blocks, and fails on demand.
+/// A backing that records the plugged device blocks, and fails on demand.
 pub struct Memory {
     pub plugged: BlockBitmap,
     /// Number of calls that succeed before one fails.
@@ -231,7 +231,7 @@ fn multiples() {
             assert!(size.is_multiple_of(BLOCK));
         }
     });
-    // Blocks larger than the amount by which the usable size exceeds the requested size.
+    // Device blocks larger than the amount by which the usable size exceeds the requested size.
     let fixed = DeviceConfig { addr: 0, region_size: 4 << 30, block_size: 1 << 30, node_id: None };
     let mut device = Device::new(fixed).unwrap();
     device.resize(1 << 30).unwrap();
@@ -285,7 +285,8 @@ fn no_notification() {
     assert_eq!(rig.device.resize(64 * MIB), Ok(false));
 }
 
-/// `Memory` asserts that each call is for blocks that change. This checks that no other block changes.
+/// `Memory` asserts that each call is for device blocks that change. This checks that no other device block
+/// changes.
 fn neighbours() {
     let mut rig = Rig::new(512);
     rig.ack(PLUG, 0, 200);
@@ -315,7 +316,7 @@ fn unknown() {
 }
 
 fn wrapping() {
-    // The smallest blocks, a region that ends at the last address, and the largest blocks.
+    // The smallest device blocks, a region that ends at the last address, and the largest device blocks.
     for (addr, region_size, block_size) in
         [(0, 1 << 20, 1), ((u64::MAX << 30) & !(1 << 30), 1 << 30, BLOCK), (0, 1 << 63, 1 << 62)]
     {

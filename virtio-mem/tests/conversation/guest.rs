@@ -1,5 +1,5 @@
 //! The guest's memory management as the driver sees it: memory blocks, their device blocks in use, and pages
-//! that cannot be moved. "Block" alone means device block.
+//! that cannot be moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +13,14 @@ pub struct Guest {
     region: u64,
     block_size: u64,
     memory_block: u64,
-    /// Number of blocks at the start of a memory block that hold its memmap; 0 when the memmap lies elsewhere.
+    /// Number of device blocks at the start of a memory block that hold its memmap; 0 when the memmap lies
+    /// elsewhere.
     memmap_blocks: u64,
-    /// The added memory blocks, with their blocks in use.
+    /// The added memory blocks, with their device blocks in use.
     added: BTreeMap<u64, BTreeSet<u64>>,
-    /// The blocks that were used since they were plugged.
+    /// The device blocks that were used since they were plugged.
     used: BTreeSet<u64>,
-    /// The blocks with a page that cannot be moved.
+    /// The device blocks with a page that cannot be moved.
     pub pinned: BTreeSet<u64>,
     /// Percentage of actions that fail for no reason.
     pub fails: u64,
@@ -33,12 +34,12 @@ impl Guest {
         Guest { region, block_size, memory_block, memmap_blocks, added, used, pinned, fails: 0 }
     }
 
-    /// Forgets that unplugged blocks were used. `plugged` is the device's set.
+    /// Forgets that unplugged device blocks were used. `plugged` is the device's set.
     pub fn forget_unplugged(&mut self, plugged: &BlockBitmap) {
         self.used.retain(|&block| plugged.count_in(BlockRange::new(block, 1)) > 0);
     }
 
-    /// The added memory blocks, with their blocks in use.
+    /// The added memory blocks, with their device blocks in use.
     pub const fn added(&self) -> &BTreeMap<u64, BTreeSet<u64>> {
         &self.added
     }
@@ -123,17 +124,17 @@ impl Guest {
         addr - addr % self.memory_block
     }
 
-    /// Number of blocks per memory block.
+    /// Number of device blocks per memory block.
     pub const fn per_memory_block(&self) -> u64 {
         self.memory_block / self.block_size
     }
 
-    /// Number of blocks at the start of a memory block that hold its memmap.
+    /// Number of device blocks at the start of a memory block that hold its memmap.
     pub const fn memmap_blocks(&self) -> u64 {
         self.memmap_blocks
     }
 
-    /// The blocks that hold the memmap of the memory block at `addr`.
+    /// The device blocks that hold the memmap of the memory block at `addr`.
     pub fn memmap(&self, addr: u64) -> BTreeSet<u64> {
         let first = self.block(addr);
         (first..first + self.memmap_blocks).collect()

@@ -3,10 +3,10 @@
 use virtio_mem::blocks::{BlockBitmap, BlockRange};
 use virtio_mem::{Backing, Busy};
 
-/// Stricter than a real host: plugging a plugged block, or unplugging an unplugged one, fails the test.
+/// Stricter than a real host: plugging a plugged device block, or unplugging an unplugged one, fails the test.
 pub struct Host {
     pub backed: BlockBitmap,
-    /// The block that cannot be plugged.
+    /// The device block that cannot be plugged.
     pub fails_at: Option<u64>,
     /// Whether the next call fails.
     pub fails_now: bool,

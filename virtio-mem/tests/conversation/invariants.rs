@@ -6,8 +6,8 @@ use virtio_mem::{Action, BlockRange, Idle, Request, RequestKind};
 use super::world::{Shape, World};
 
 impl World {
-    /// Checks before `action` that the driver's view of the blocks is true. Only reading, asking and waiting are
-    /// allowed while it may be wrong.
+    /// Checks before `action` that the driver's view of the device blocks is true. Only reading, asking and
+    /// waiting are allowed while it may be wrong.
     pub fn check_beliefs(&mut self, action: Action) {
         let asks = |request: Request| matches!(request.kind, RequestKind::State | RequestKind::UnplugAll);
         match action {

@@ -1,6 +1,6 @@
 //! Conversations: the driver against the device, with random targets and random faults.
 //!
-//! The host runs out of memory or cannot plug certain blocks, the actions of the guest fail, and the device
+//! The host runs out of memory or cannot plug certain device blocks, the actions of the guest fail, and the device
 //! answers wrongly or not at all. After every step the invariants of both ends must hold (`invariants.rs`). When
 //! the faults stop, the driver must reach its target. Identifiers such as D3 are rows of the tables in
 //! `tests/conformance`.
@@ -101,7 +101,7 @@ fn one_request_for_1_gib_of_growth() {
     assert_eq!(world.requests, 1 + 8, "and one request per memory block to shrink");
 }
 
-/// Memory blocks of several sections, with targets that end inside a memmap and just after one.
+/// Memory device blocks of several sections, with targets that end inside a memmap and just after one.
 #[test]
 fn large_memory_blocks_reach_every_size_at_once() {
     for memory_block in [256, 1024, 2048] {
@@ -135,8 +135,8 @@ fn a_target_that_moves_with_every_request() {
     assert_eq!(world.driver.device_errors(), 0, "a moving target is no error of the device");
 }
 
-/// The host can never plug one block. The driver asks for fewer and fewer blocks, and gets all blocks below that
-/// one.
+/// The host can never plug one device block. The driver asks for fewer and fewer device blocks, and gets all
+/// device blocks below that one.
 #[test]
 fn a_host_that_cannot_plug_one_block() {
     for bad in [0, 1, 63, 64, 200, 511] {

@@ -187,8 +187,8 @@ impl World {
         panic!("the target is not reached after {budget} steps");
     }
 
-    /// Checks that every plugged block is in use, except a part of a memmap. Without faults at most one memory
-    /// block has such a part.
+    /// Checks that every plugged device block is in use, except a part of a memmap. Without faults at most one
+    /// memory device block has such a part.
     fn check_use(&self) {
         let used: BTreeSet<_> = self.guest.added().values().flatten().copied().collect();
         let plugged = self.device.plugged().runs().flat_map(|run| run.first()..run.end());
@@ -204,8 +204,8 @@ impl World {
     /// Runs until nothing is plugged and no memory block is added.
     pub fn empty(&mut self, budget: u32) {
         self.resize(0);
-        // A driver whose target was 0 already may have left a memory block without plugged blocks, which costs
-        // the host nothing. It tries again to remove it after a notification.
+        // A driver whose target was 0 already may have left a memory block without plugged device blocks, which
+        // costs the host nothing. It tries again to remove it after a notification.
         self.interrupt = true;
         self.settle(budget);
         assert!(self.guest.added().is_empty() && self.host.backed.is_empty());

@@ -120,7 +120,7 @@ impl Script {
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that the device of every step exists and that every target is a multiple of its block size.
+    /// Checks that the device of every step exists and that every target is a multiple of its device block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors

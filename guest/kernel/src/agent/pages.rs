@@ -61,7 +61,7 @@ impl SystemPages {
     }
 
     /// Allocates a buddy block of order `block`, keeps its first run and frees the rest. `false` when there
-    /// is no such block.
+    /// is no such buddy block.
     fn take_run(&mut self, block: Order) -> bool {
         let Ok(first) = MM.alloc_pages(block, gfp(self.workload.kind())) else { return false };
         let mut order = block;
@@ -90,7 +90,7 @@ impl PageSet for SystemPages {
             if wanted >= u64::from(RUN.pages()) && self.take_run(block) {
                 return Some(RUN.pages());
             }
-            // Take single pages from now on: fewer than a run are wanted, or there is no whole block left.
+            // Take single pages from now on: fewer than a run are wanted, or there is no whole buddy block left.
             self.scatter = None;
         }
         let pfn = self.alloc(wanted)?;

@@ -67,7 +67,7 @@ unsafe impl GlobalAlloc for KernelHeap {
             }
             None => {
                 let Some(block) = NonNull::new(block) else { return };
-                // SAFETY: `alloc` got this block from the arena, for the same layout.
+                // SAFETY: `alloc` got this allocation from the arena, for the same layout.
                 unsafe { self.arena.lock().deallocate(block, layout) };
             }
         }

@@ -65,7 +65,7 @@ pub fn times() -> BootTimes {
 }
 
 /// A memory block was added, or failed to be added, since `began`. The time counts from when the device had
-/// plugged the block.
+/// plugged the device block.
 pub fn added(began: Instant) {
     LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
 }

@@ -43,7 +43,7 @@ fn after_error_the_driver_finds_out() {
     guest.step(|_| None);
     assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 8));
     assert_eq!(guest.step(|_| None), Action::ReadConfig);
-    // Blocks 0, 1 and 5 are plugged.
+    // Device blocks 0, 1 and 5 are plugged.
     let told = |action| {
         let Action::Send(Request { kind: RequestKind::State, addr: at, nb_blocks }) = action else {
             return None;
@@ -77,7 +77,7 @@ fn a_memory_block_without_its_memmap_is_not_added() {
     guest.step(|_| None);
     guest.step(|_| Some(ERROR));
     guest.step(|_| None);
-    // All but the first of the four blocks are plugged.
+    // All but the first of the four device blocks are plugged.
     let mixed = [BlockState::Mixed, BlockState::Mixed, BlockState::Unplugged, BlockState::Plugged];
     for answer in mixed {
         guest.step(|_| Some(Outcome::Response(Response::with_state(answer))));

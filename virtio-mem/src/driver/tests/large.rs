@@ -1,4 +1,4 @@
-//! Memory blocks of several sections: 1 GiB, whose memmap takes the first eight blocks of 2 MiB.
+//! Memory device blocks of several sections: 1 GiB, whose memmap takes the first eight device blocks of 2 MiB.
 
 use super::*;
 
@@ -30,13 +30,14 @@ fn the_memmap_is_plugged_first_and_unplugged_last() {
     assert_eq!(guest.run(|_| None), (vec![plug(1024, 3)], Idle::Reached));
     guest.resize(1038);
     assert_eq!(guest.run(|_| None), (vec![plug(1030, 4)], Idle::Reached));
-    // The other part of the reserve, and two blocks more. Several requests plugged the reserve, so it does not
-    // count as fresh.
+    // The other part of the reserve, and two device blocks more. Several requests plugged the reserve, so it does
+    // not count as fresh.
     guest.resize(1044);
     assert_eq!(guest.run(|_| None), (vec![plug(1038, 3), add_used(1024, 10)], Idle::Reached));
     guest.resize(1050);
     assert_eq!(guest.run(|_| None).0, [plug(1044, 3), online(1044, 3)]);
-    // Blocks go offline one by one. When only a part of the reserve would stay, the memory block goes as a whole.
+    // Device blocks go offline one by one. When only a part of the reserve would stay, the memory block goes as a
+    // whole.
     guest.resize(1042);
     assert_eq!(
         guest.run(|_| None).0,
@@ -53,7 +54,7 @@ fn what_is_parked_goes_before_anything_in_use() {
     let mut guest = with(1024 + 10);
     guest.resize(1024 - 4);
     assert_eq!(guest.run(|_| None).0, [unplug(1024, 5), offline(1022), offline(1020), unplug(1020, 2)]);
-    // Parked blocks stay parked until their memory block can be added.
+    // Parked device blocks stay parked until their memory block can be added.
     let mut guest = with(1024 + 10);
     guest.resize(1024 + 20);
     assert_eq!(guest.run(|_| None).0, [plug(1034, 5), add_used(1024, 10)]);

@@ -45,7 +45,7 @@ pub struct Row {
     pub linux: Counters,
     /// tidevm's counters.
     pub tidevm: Counters,
-    /// Pages of memmap in the plugged blocks.
+    /// Pages of memmap in the plugged memory blocks.
     pub altmap: i64,
     /// Differences that altmap does not explain.
     pub differences: Vec<Difference>,

@@ -1,4 +1,4 @@
-//! Plugging and unplugging: slots, view and held memory follow the plugged blocks, also after failures and
+//! Plugging and unplugging: slots, view and held memory follow the plugged device blocks, also after failures and
 //! resets.
 
 use std::ops::Range;
@@ -200,7 +200,7 @@ fn steps() -> impl Strategy<Value = Vec<MemoryStep>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// The runs of blocks in `range` whose `model` is `state`: first block and count.
+/// The runs of device blocks in `range` whose `model` is `state`: first device block and count.
 fn runs(model: &[bool], range: Range<usize>, state: bool) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for block in range.filter(|&block| model[block] == state).map(|block| block as u64) {

@@ -1,7 +1,7 @@
 //! [`FakeVm`]: a VM without KVM, whose guest lives in simulated time.
 //!
 //! It is stricter than a real VM. It panics on use that a real VM would accept or only refuse: a target that
-//! is no multiple of the block size, a handle used twice or unknown, a call before the guest is ready, a call
+//! is no multiple of the device block size, a handle used twice or unknown, a call before the guest is ready, a call
 //! to the VM from inside a wait (a deadlock on a real VM), and a stop while answers are not taken.
 
 use std::cell::{Cell, RefCell};
@@ -210,7 +210,7 @@ impl FakeVm {
         }
     }
 
-    /// The driver settles: at its target, or at one block per page that cannot move.
+    /// The driver settles: at its target, or at one device block per page that cannot move.
     fn drive(&self) {
         let pinned: Vec<_> =
             self.hogs.borrow().iter().filter(|(_, hog)| hog.1 != HogKind::Movable).map(pin).collect();

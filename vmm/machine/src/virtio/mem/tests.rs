@@ -249,7 +249,7 @@ fn chains_without_room_for_an_answer_go_back_empty() {
     assert_eq!(rig.ask(RequestKind::Plug, 1, 1).0, ACK);
 }
 
-/// The buffer for the answer lies in the block that the request unplugs.
+/// The buffer for the answer lies in the device block that the request unplugs.
 #[test]
 fn a_request_may_unplug_its_own_buffers() {
     let mut rig = rig(4 * MIB);
@@ -281,7 +281,7 @@ fn a_queue_outside_memory_breaks_the_device_until_its_reset() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
 }
 
-/// virtio 1.3, section 5.15.6.2: a device reset changes no block.
+/// virtio 1.3, section 5.15.6.2: a device reset changes no device block.
 #[test]
 fn a_device_reset_keeps_what_is_plugged() {
     let mut rig = rig(4 * MIB);

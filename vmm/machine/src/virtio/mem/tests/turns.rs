@@ -8,7 +8,7 @@ use super::*;
 use crate::memory::WINDOWS_MADE;
 use crate::memory::mapping::SYSTEM_CALLS;
 
-/// Plugs every second block of the region.
+/// Plugs every second device block of the region.
 fn fragment(rig: &mut Rig, blocks: u64) {
     for first in (0..blocks).step_by(32 << 10) {
         assert_eq!(rig.ask(RequestKind::Plug, first, (blocks - first).min(32 << 10) as u16), (ACK, 0));
@@ -46,14 +46,14 @@ fn unplug_all_of_every_second_block_is_one_operation() {
 fn a_change_of_one_run_leaves_the_windows_of_all_others() {
     let mut rig = rig(1 << 30);
     fragment(&mut rig, 512);
-    // Two runs and the block between them become one run, and two again.
+    // Two runs and the device block between them become one run, and two again.
     let plug = work(|| assert_eq!(rig.ask(RequestKind::Plug, 255, 1), (ACK, 0)));
     assert_eq!((plug, rig.memory.view().num_regions()), ((1, 1), 1 + 255));
     let unplug = work(|| assert_eq!(rig.ask(RequestKind::Unplug, 255, 1), (ACK, 0)));
     assert_eq!((unplug, rig.memory.view().num_regions()), ((2, 2), 1 + 256));
 }
 
-/// Offers `count` requests that plug one block each, from block `first` on.
+/// Offers `count` requests that plug one device block each, from device block `first` on.
 fn offer_plugs(rig: &mut Rig, first: u64, count: u16) {
     for n in 0..count {
         let (from, to) = (rig.ring.place(u64::from(n)), rig.ring.place(u64::from(n)) + 1024);
