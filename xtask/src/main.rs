@@ -7,6 +7,7 @@
 mod compare;
 mod features;
 mod initramfs;
+mod mutants;
 mod nested;
 mod packages;
 mod recorded;
@@ -31,6 +32,8 @@ usage: cargo xtask COMMAND
   test                         setup, then every test that this machine can run; writes docs/features.md
   compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
                                and on the nested host, side by side; takes half an hour
+  mutants [PATH]               breaks the code as a maintainer could by mistake, one change at a time, and looks
+                               whether a hosted test fails; writes docs/mutants.md
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
                                `tidevm`, `sessions` (the session tests), `linux` (tests with a
                                stock kernel as the guest), or a static executable
@@ -63,6 +66,8 @@ fn main() -> Result<ExitCode> {
             setup()?;
             compare::run()
         }
+        ["mutants"] => mutants::run(""),
+        ["mutants", path] => mutants::run(path),
         ["nested", "--", program, ..] => {
             setup()?;
             Host::prepare()?.run(&nested::program(program)?, &arguments[3..])

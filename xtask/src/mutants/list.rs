@@ -1,0 +1,93 @@
+//! The lists of mutants, `tests/mutants/*.toml`.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tidevm_guest_image::workspace_root;
+
+/// The mutants of one package.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    /// The package whose hosted tests judge.
+    pub package: String,
+    /// The folder of its sources, relative to the repository. It contains `lib.rs`.
+    pub sources: String,
+    /// Its test programs, in the order in which they run: `lib` for the unit tests, otherwise the name of the test.
+    pub suites: Vec<String>,
+    /// Arguments of every test program.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// Seconds after which a run of one test program counts as hanging.
+    pub limit: u64,
+    /// Changes that the switches need and that mean nothing themselves, such as a `const fn` that becomes a `fn`.
+    #[serde(default, rename = "edit")]
+    pub edits: Vec<Edit>,
+    /// The mutants.
+    #[serde(default, rename = "mutant")]
+    pub mutants: Vec<Mutant>,
+}
+
+/// A change of the code that means nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edit {
+    /// Below the sources.
+    pub file: String,
+    pub find: String,
+    pub replace: String,
+}
+
+/// A mistake.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mutant {
+    /// What the mistake is, as a phrase. Names one mutant of all lists.
+    pub name: String,
+    /// Below the sources.
+    pub file: String,
+    /// The text that is replaced. It occurs exactly once, unless `at` says which one is meant.
+    pub find: String,
+    /// The text in its place. If it contains `MUTANT`, that is a condition which is true in this mutant, and the text
+    /// stands there in every mutant. Otherwise an `if` chooses between the two texts.
+    pub replace: String,
+    /// Which occurrence is meant, counted from 0.
+    pub at: Option<usize>,
+    /// Why no test needs to notice it.
+    pub lives: Option<String>,
+}
+
+impl List {
+    /// The file of a mutant, relative to the repository.
+    pub fn file(&self, mutant: &Mutant) -> String {
+        format!("{}/{}", self.sources, mutant.file)
+    }
+}
+
+/// The number that selects the mutant at `index` of its list. 0 selects none.
+pub fn number(index: usize) -> usize {
+    index + 1
+}
+
+/// All lists, by the names of their files.
+pub fn read_all() -> Result<Vec<List>> {
+    let folder = workspace_root().join("tests/mutants");
+    let mut files: Vec<_> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    let mut lists: Vec<List> = Vec::new();
+    let mut names = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        let list: List = toml::from_str(&text).with_context(|| file.display().to_string())?;
+        for mutant in &list.mutants {
+            if !names.insert(mutant.name.clone()) {
+                bail!("{}: two mutants are called {:?}", file.display(), mutant.name);
+            }
+        }
+        lists.push(list);
+    }
+    Ok(lists)
+}

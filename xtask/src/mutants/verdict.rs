@@ -1,0 +1,164 @@
+//! The test programs with the mutants inside, and what they say about one mutant.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{sync, thread};
+
+use anyhow::{Context, Result, bail};
+
+use super::list::List;
+use crate::cargo;
+
+/// Whether a test noticed a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The suite and the test that failed first, or how the suite ended otherwise.
+    Killed(String),
+    /// All tests passed.
+    Lives,
+}
+
+/// The test programs of a list, in its order.
+pub struct Programs {
+    /// Suite, program, and the folder in which cargo would run it.
+    suites: Vec<(String, PathBuf, PathBuf)>,
+    arguments: Vec<String>,
+    limit: Duration,
+}
+
+impl Programs {
+    /// Builds the tests of a copy.
+    pub fn build(tree: &Path, list: &List) -> Result<Self> {
+        let mut command = cargo();
+        command.current_dir(tree).args(["test", "--no-run", "--quiet", "--message-format=json", "--package"]);
+        command.arg(&list.package).arg("--target-dir").arg(tree.join("target"));
+        for suite in &list.suites {
+            match suite.as_str() {
+                "lib" => command.arg("--lib"),
+                test => command.args(["--test", test]),
+            };
+        }
+        let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let messages =
+            || text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        if !output.status.success() {
+            let errors = messages().filter(|message| message["message"]["level"] == "error");
+            let errors: String = errors
+                .filter_map(|message| Some(message["message"]["rendered"].as_str()?.to_owned()))
+                .collect();
+            bail!("the tests of {} with their mutants do not build:\n{errors}", list.package);
+        }
+        let mut built = BTreeMap::new();
+        for message in messages() {
+            if let (Some(program), Some(manifest)) =
+                (message["executable"].as_str(), message["manifest_path"].as_str())
+            {
+                let is_lib = message["target"]["kind"][0] == "lib";
+                let name =
+                    if is_lib { "lib" } else { message["target"]["name"].as_str().unwrap_or_default() };
+                let folder = Path::new(manifest).parent().unwrap_or(tree);
+                built.insert(name.to_owned(), (PathBuf::from(program), folder.to_owned()));
+            }
+        }
+        let suites = list.suites.iter().map(|suite| {
+            let (program, folder) =
+                built.remove(suite).with_context(|| format!("no test program {suite}"))?;
+            Ok((suite.clone(), program, folder))
+        });
+        let limit = Duration::from_secs(list.limit);
+        Ok(Self { suites: suites.collect::<Result<_>>()?, arguments: list.arguments.clone(), limit })
+    }
+
+    /// Runs the tests with mutant `number`, up to the first failure.
+    pub fn run(&self, number: usize) -> Result<Verdict> {
+        for (suite, program, folder) in &self.suites {
+            let mut command = Command::new(program);
+            command.args(&self.arguments).current_dir(folder);
+            command.env("TIDEVM_MUTANT", number.to_string()).env("RUST_BACKTRACE", "0");
+            if let Some(by) = failure(command, self.limit).with_context(|| program.display().to_string())? {
+                return Ok(Verdict::Killed(format!("{suite} {by}")));
+            }
+        }
+        Ok(Verdict::Lives)
+    }
+}
+
+/// The first failure of a test program, which is ended there. A program that does not end within `limit` hangs.
+fn failure(mut command: Command, limit: Duration) -> io::Result<Option<String>> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn()?;
+    let output = child.stdout.take().map(BufReader::new);
+    let child = &Mutex::new(child);
+    let (ended, wait) = sync::mpsc::channel::<()>();
+    let (failed, hung) = thread::scope(|scope| {
+        let watch = scope.spawn(move || {
+            let hung = wait.recv_timeout(limit) == Err(sync::mpsc::RecvTimeoutError::Timeout);
+            if hung {
+                end(child);
+            }
+            hung
+        });
+        let mut failed = None;
+        for line in output.into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
+            if let Some(test) = failed_test(&line) {
+                failed = Some(test.to_owned());
+                end(child);
+                break;
+            }
+        }
+        drop(ended);
+        (failed, watch.join().unwrap_or(false))
+    });
+    let status = child.lock().unwrap_or_else(sync::PoisonError::into_inner).wait()?;
+    Ok(match failed {
+        Some(test) => Some(test),
+        None if hung => Some(format!("does not end within {} s", limit.as_secs())),
+        None => (!status.success()).then(|| format!("ends with {status}")),
+    })
+}
+
+/// Ends a test program. It may have ended already.
+fn end(child: &Mutex<Child>) {
+    drop(child.lock().unwrap_or_else(sync::PoisonError::into_inner).kill());
+}
+
+/// The test in a line of libtest that says that it failed. Tests that run beside each other can print between the
+/// name and the result.
+fn failed_test(line: &str) -> Option<&str> {
+    let (name, _) = line.strip_prefix("test ")?.trim_end().strip_suffix("FAILED")?.split_once(" ... ")?;
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::{failed_test, failure};
+
+    #[test]
+    fn a_failed_test_is_named() {
+        assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
+        for other in ["test a::b ... ok", "test result: FAILED. 1 passed", "FAILED", "test a::b ... ignored"]
+        {
+            assert_eq!(failed_test(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_fails_hangs_or_dies_has_noticed() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            failure(command, Duration::from_secs(1)).unwrap()
+        };
+        assert_eq!(shell("echo 'test x ... ok'"), None);
+        assert_eq!(shell("echo 'test x ... FAILED'; exec sleep 100").as_deref(), Some("x"));
+        assert_eq!(shell("exec sleep 100").as_deref(), Some("does not end within 1 s"));
+        assert_eq!(shell("exit 3").as_deref(), Some("ends with exit status: 3"));
+    }
+}
