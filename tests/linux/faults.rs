@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tidevm_machine::{MemStatus, Size, Vm};
+use tidevm_machine::{MemStatus, Size};
 use tidevm_session::Ended;
 use tidevm_session::json::JsonLines;
 use tidevm_tests::{Test, run};
@@ -46,7 +46,7 @@ fn linux_reboots_with_memory_plugged() {
 
 fn linux_keeps_time_and_powers_off() {
     let (console, config) = config("at=0:poweroff");
-    let vm = Vm::start(config).unwrap();
+    let vm = tidevm_tests::start(config);
     let summary = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap();
     let text = std::fs::read_to_string(&console).unwrap();
     std::fs::remove_file(&console).unwrap();

@@ -68,7 +68,7 @@ impl Linux {
         let mut config = config(words);
         let console = config.0.clone();
         change(&mut config.1);
-        let vm = Vm::start(config.1).unwrap_or_else(|error| panic!("no machine: {error}"));
+        let vm = tidevm_tests::start(config.1);
         let linux = Self { vm, console };
         linux.await_state("Linux's driver", |state| state.mem[0].driver.then_some(()));
         linux

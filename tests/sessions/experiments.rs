@@ -3,7 +3,7 @@
 use tidevm_abi::Answer;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, text};
-use tidevm_machine::{Config, HotplugConfig, Size};
+use tidevm_machine::{Config, Confinement, HotplugConfig, Size};
 use tidevm_tests::{Session, Test, machine, run};
 
 pub const TESTS: &[Test] = &[
@@ -23,7 +23,8 @@ pub const CONCURRENT: &[&str] = &["a_race_strands_pages_of_a_single_drain"];
 /// S1.2, S4.16, S5.1, S5.3: with the mechanism off the failure appears, with it on it does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
-    let verdict = experiment.run(&mut KvmLab(std::io::sink())).expect("the host can");
+    let mut lab = KvmLab { progress: std::io::sink(), confinement: Confinement::STRICT };
+    let verdict = experiment.run(&mut lab).expect("the host can");
     assert!(verdict.passed(), "{}", text::text(&[verdict]));
 }
 

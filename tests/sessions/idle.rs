@@ -3,10 +3,9 @@
 use std::fs;
 use std::io;
 
-use tidevm_machine::Vm;
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Observer, StepRun, Summary};
-use tidevm_tests::{Test, machine};
+use tidevm_tests::{Test, machine, start};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
 
@@ -43,7 +42,7 @@ fn an_idle_machine_takes_no_cpu_time() {
     config.cpus = 2;
     let script =
         Script::parse("test", "plug 128M\nsleep 1s\nsleep 2s").unwrap_or_else(|errors| panic!("{errors}"));
-    let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
+    let vm = start(config);
     let mut ticks = Ticks(Vec::new());
     let summary = tidevm_session::run(vm, &script, &mut ticks).expect("a recorder always writes");
     assert_eq!(summary.ended, Ended::Done);

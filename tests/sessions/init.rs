@@ -2,8 +2,8 @@
 //! succeed.
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
-use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Size, Vm};
-use tidevm_tests::{Account, Test, machine, run, run_checked};
+use tidevm_machine::{Config, ConsoleMode, DeathKind, InitPolicy, Size};
+use tidevm_tests::{Account, Test, machine, run, run_checked, start};
 
 pub const TESTS: &[Test] = &[
     ("every_policy_ends_in_the_same_state", every_policy_ends_in_the_same_state),
@@ -106,7 +106,7 @@ fn early_buffers_at_the_scale_of_tracing() {
 pub fn death(config: Config) -> (DeathKind, String) {
     let name = format!("tidevm-death-{}", std::process::id());
     let console = std::env::temp_dir().join(name);
-    let vm = Vm::start(Config { console: ConsoleMode::File(console.clone()), ..config }).expect("a machine");
+    let vm = start(Config { console: ConsoleMode::File(console.clone()), ..config });
     let limit = std::time::Duration::from_secs(60);
     let died = vm.wait(limit, "the guest to die", |state| Some(state.death.as_ref()?.kind));
     drop(vm);

@@ -4,11 +4,13 @@
 //! ignored, never as passed ([`run_if`]).
 
 use std::fs::OpenOptions;
+use std::panic::resume_unwind;
 use std::process::ExitCode;
+use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size, Vm};
+use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, Size, StartError, Vm};
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
 
@@ -71,15 +73,32 @@ pub struct Session {
     pub summary: Summary,
 }
 
-/// Runs `script` in a VM.
+/// Starts a VM that is locked in as `tidevm` does it. The calling thread is not: a thread that ends starts the VM.
+///
+/// # Panics
+/// When the VM does not start.
+pub fn start(config: Config) -> Vm {
+    locked_in(config, |vm| vm).unwrap_or_else(|error| panic!("no machine: {error}"))
+}
+
+/// Starts a VM and passes it to `session`, in a thread that is locked in with the VM.
+fn locked_in<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> Result<T, StartError> {
+    let config = Config { confinement: Confinement::STRICT, ..config };
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| Vm::start(config).map(session));
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// Runs `script` in a VM. The VM and its session are locked in as `tidevm` does it.
 ///
 /// # Panics
 /// When the script has an error, or the VM or its guest does not start.
 pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
-    let vm = Vm::start(config).unwrap_or_else(|error| panic!("no machine: {error}"));
-    let Record { boot, steps, summary } = tidevm_session::record(vm, &script);
+    let record = locked_in(config, |vm| tidevm_session::record(vm, &script));
+    let Record { boot, steps, summary } = record.unwrap_or_else(|error| panic!("no machine: {error}"));
     let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
     Session { boot, steps, summary }
 }

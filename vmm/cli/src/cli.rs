@@ -10,7 +10,9 @@ use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+use tidevm_machine::{
+    Config, Confinement, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig, Seccomp,
+};
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
@@ -29,13 +31,14 @@ Exit status:
   2  bad usage, configuration or script
   3  the host cannot run it, or refuses what it needs to go on
   4  the guest died, or reset the machine under --no-reboot
-  128 + N  a script was ended by signal N";
+  128 + N  a script was ended by signal N
+  159  a thread made a system call that it has no use for: a fault of tidevm, or an attack";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Boot, grow, use, shrink under use, verify, power off
-    Demo,
+    Demo(Demo),
     /// Run a machine, with a script or until it is ended
     Run(Box<Run>),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
@@ -46,6 +49,14 @@ pub enum Action {
         #[command(subcommand)]
         action: ScriptAction,
     },
+}
+
+/// `tidevm demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// At a system call that a thread has no use for: nothing, let the kernel log it, or end with a report (status 159)
+    #[arg(long, value_name = "off|log|on", value_enum, hide_possible_values = true, default_value_t = Filter::On)]
+    seccomp: Filter,
 }
 
 /// `tidevm script`.
@@ -71,6 +82,16 @@ pub struct Experiment {
     /// directory by default
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// At a system call that a thread has no use for: nothing, let the kernel log it, or end with a report (status 159)
+    #[arg(long, value_name = "off|log|on", value_enum, hide_possible_values = true, default_value_t = Filter::On)]
+    seccomp: Filter,
+}
+
+impl Experiment {
+    /// What the process and each session give away.
+    pub fn confinement(&self) -> Confinement {
+        confinement(self.seccomp)
+    }
 }
 
 fn experiments() -> PossibleValuesParser {
@@ -128,6 +149,43 @@ pub struct Run {
     /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
     no_reboot: bool,
+    /// At a system call that a thread has no use for: nothing, let the kernel log it, or end with a report (status 159)
+    #[arg(long, value_name = "off|log|on", value_enum, hide_possible_values = true, default_value_t = Filter::On)]
+    seccomp: Filter,
+    /// For root: a folder that becomes the root of the process, which is alone in it
+    #[arg(long, value_name = "DIR", requires_all = ["uid", "gid"])]
+    jail: Option<PathBuf>,
+    /// The user that the process in the jail becomes
+    #[arg(long, value_name = "N", requires = "jail", value_parser = clap::value_parser!(u32).range(1..))]
+    uid: Option<u32>,
+    /// The group that the process in the jail becomes
+    #[arg(long, value_name = "N", requires = "jail", value_parser = clap::value_parser!(u32).range(1..))]
+    gid: Option<u32>,
+}
+
+impl Run {
+    /// The jail, which clap gives all three or none of its options.
+    fn jail(&self) -> Option<Jail> {
+        Some(Jail { folder: self.jail.clone()?, uid: self.uid?, gid: self.gid? })
+    }
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Filter {
+    Off,
+    Log,
+    On,
+}
+
+/// Everything is given away, system calls as `filter` says.
+fn confinement(filter: Filter) -> Confinement {
+    let seccomp = match filter {
+        Filter::Off => Seccomp::Off,
+        Filter::Log => Seccomp::Log,
+        Filter::On => Seccomp::On,
+    };
+    Confinement { seccomp, ..Confinement::STRICT }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -165,18 +223,23 @@ impl Run {
             init: self.init,
             console: self.console.clone(),
             reboot: !self.no_reboot,
+            confinement: confinement(self.seccomp),
+            jail: self.jail(),
         })
     }
 }
 
-/// The VM of `tidevm demo`.
-pub fn demo_config() -> Config {
-    Config {
-        cpus: 2,
-        memory: Size::mib(256),
-        hotplug: vec![HotplugConfig::new(Size::gib(8))],
-        console: ConsoleMode::Off,
-        ..Config::default()
+impl Demo {
+    /// The VM of `tidevm demo`.
+    pub fn config(&self) -> Config {
+        Config {
+            cpus: 2,
+            memory: Size::mib(256),
+            hotplug: vec![HotplugConfig::new(Size::gib(8))],
+            console: ConsoleMode::Off,
+            confinement: confinement(self.seccomp),
+            ..Config::default()
+        }
     }
 }
 
@@ -251,7 +314,7 @@ fn console(text: &str) -> Result<ConsoleMode, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Cli, HotplugConfig, NodeConfig, Size};
+    use super::{Action, Cli, Confinement, HotplugConfig, Jail, NodeConfig, Seccomp, Size};
     use clap::{CommandFactory, Parser};
     use tidevm_machine::{Config, ConsoleMode};
 
@@ -270,7 +333,8 @@ mod tests {
 
     #[test]
     fn without_options_it_is_the_default_machine() {
-        assert_eq!(config(""), Ok(Config::default()));
+        let locked_in = Config { confinement: Confinement::STRICT, ..Config::default() };
+        assert_eq!(config(""), Ok(locked_in));
     }
 
     #[test]
@@ -298,12 +362,14 @@ mod tests {
             pcp_disable: false,
             console: ConsoleMode::File("a:b".into()),
             reboot: false,
+            confinement: Confinement { seccomp: Seccomp::Log, ..Confinement::STRICT },
+            jail: Some(Jail { folder: "/j".into(), uid: 7, gid: 8 }),
         };
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
                        --pmem size=1G --pmem size=128M \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
-                       --console file:a:b --no-reboot --script - --json";
+                       --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
         assert_eq!(config(options), Ok(expected));
     }
 
@@ -327,6 +393,10 @@ mod tests {
             ("--numa memory=1G,cpus=-1", "cpus=-1: invalid digit"),
             ("--init sloth", "the policies are: eager, deferred, lazy"),
             ("--memmap-on-memory yes", "possible values: on, off"),
+            ("--seccomp yes", "possible values: off, log, on"),
+            ("--jail /j --uid 7", "--gid <N>"),
+            ("--uid 7", "--jail <DIR>"),
+            ("--jail /j --uid 0 --gid 7", "0 is not in 1.."),
             ("--console tty", "off, stderr, stdio, file:PATH"),
             ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),

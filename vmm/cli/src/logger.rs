@@ -53,7 +53,7 @@ impl Budget {
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= Level::Warn && metadata.target().starts_with("tidevm")
+        metadata.level() <= Level::Info && metadata.target().starts_with("tidevm")
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -71,6 +71,11 @@ impl Log for Stderr {
     }
 
     fn flush(&self) {}
+}
+
+/// Prints messages of tidevm's own crates too that are no warnings.
+pub fn tell_all() {
+    log::set_max_level(LevelFilter::Info);
 }
 
 /// Prints warnings from now on.

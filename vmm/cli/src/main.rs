@@ -14,7 +14,7 @@ use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
-use tidevm_machine::{Config, StartError, Vm, is_refusal, printable};
+use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -59,9 +59,9 @@ struct OutputClosed;
 
 fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
-        Action::Demo => {
+        Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(cli::demo_config(), Some(&script), false)
+            run(options.config(), Some(&script), false)
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
@@ -104,7 +104,10 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         // Before the experiments, which take their time.
         fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
     }
-    let mut lab = KvmLab(io::stderr());
+    let confinement = options.confinement();
+    tell_of(confinement);
+    confinement.of_starter(folder.as_slice()).map_err(StartError::from)?;
+    let mut lab = KvmLab { progress: io::stderr(), confinement };
     let mut verdicts = Vec::new();
     let mut halt = None;
     for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
@@ -145,14 +148,26 @@ fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8
     if let Some(script) = script {
         script.fit(&config)?;
     }
-    let vm = Vm::start(config)?;
-    if json {
-        return observe(vm, script, &mut JsonLines(io::stdout()));
+    tell_of(config.confinement);
+    if let Some(jail) = &config.jail {
+        jail.fork().map_err(StartError::from)?;
     }
+    if json {
+        return observe(Vm::start(config)?, script, &mut JsonLines(io::stdout()));
+    }
+    // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
-    observe(vm, script, &mut Table::new(stdout, width, script.map_or(0, Script::longest_step)))
+    let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
+    observe(Vm::start(config)?, script, &mut table)
+}
+
+/// Under `--seccomp log` the log tells too what this host cannot enforce.
+fn tell_of(confinement: Confinement) {
+    if confinement.seccomp == Seccomp::Log {
+        logger::tell_all();
+    }
 }
 
 fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {

@@ -2,6 +2,8 @@
 //!
 //! Tests that boot a VM are ignored, with a reason, where /dev/kvm cannot be used.
 
+#[path = "cli/confinement.rs"]
+mod confinement;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/kernel.rs"]
@@ -71,8 +73,12 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
     let hosted = HOSTED.iter().map(|test| trial(test, None));
-    let on_kvm =
-        ON_KVM.iter().chain(endings::TESTS).chain(limits::TESTS).map(|test| trial(test, missing.as_ref()));
+    let on_kvm = ON_KVM
+        .iter()
+        .chain(confinement::TESTS)
+        .chain(endings::TESTS)
+        .chain(limits::TESTS)
+        .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
 }
 

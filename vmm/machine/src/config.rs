@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
+use crate::confine::Confinement;
+use crate::confine::jail::Jail;
 use crate::memory::layout;
 
 mod numa;
@@ -66,6 +68,10 @@ pub struct Config {
     pub console: ConsoleMode,
     /// A reset by the guest starts it again. Otherwise a reset is a death of the guest.
     pub reboot: bool,
+    /// What the process gives away before the guest runs.
+    pub confinement: Confinement,
+    /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
+    pub jail: Option<Jail>,
 }
 
 impl Default for Config {
@@ -85,6 +91,8 @@ impl Default for Config {
             init: InitPolicy::default(),
             console: ConsoleMode::Stderr,
             reboot: true,
+            confinement: Confinement::default(),
+            jail: None,
         }
     }
 }

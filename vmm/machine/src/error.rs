@@ -7,6 +7,8 @@ use tidevm_abi::Size;
 
 use crate::boot::BootError;
 use crate::config::ConfigError;
+use crate::confine::ConfinementError;
+use crate::confine::jail::JailError;
 use crate::hint;
 use crate::memory::MemoryError;
 
@@ -70,6 +72,12 @@ pub enum StartError {
         /// KVM's error.
         error: io::Error,
     },
+    /// The process cannot be locked in.
+    #[error(transparent)]
+    Confinement(#[from] ConfinementError),
+    /// The process cannot move into its jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The host provides no thread, descriptor or the like.
     #[error("the host cannot {what}: {error}")]
     Host {
@@ -89,6 +97,7 @@ impl StartError {
             Self::Boot(BootError::Unreadable { error, .. }) | Self::Console { error, .. } => {
                 is_refusal(error)
             }
+            Self::Jail(error) => error.is_refusal(),
             Self::Config(_) | Self::Boot(_) => false,
             Self::Memory(_)
             | Self::TooManyCpus { .. }
@@ -96,6 +105,7 @@ impl StartError {
             | Self::NoKvm { .. }
             | Self::Capability(_)
             | Self::Kvm { .. }
+            | Self::Confinement(_)
             | Self::Host { .. } => true,
         }
     }

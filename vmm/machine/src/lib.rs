@@ -14,7 +14,8 @@
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
-//! | `process` | termination signals and the terminal | guests |
+//! | `process`, `termination` | termination signals and the terminal | guests |
+//! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
@@ -27,6 +28,7 @@
 mod boot;
 mod bus;
 pub mod config;
+mod confine;
 mod cpuid;
 mod death;
 mod error;
@@ -38,11 +40,14 @@ mod serial;
 mod state;
 mod symbols;
 mod sync;
+mod termination;
 mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use confine::jail::{Jail, JailError};
+pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
 pub use death::{Death, DeathKind};
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;

@@ -55,6 +55,7 @@ pub struct Memory {
     region_mappings: Vec<Arc<Mapping>>,
     hotplug: Mutex<Hotplug>,
     view: RwLock<View>,
+    account: held::Account,
 }
 
 struct Hotplug {
@@ -118,6 +119,7 @@ impl Memory {
             region_mappings: regions.iter().map(|region| Arc::clone(region.mapping())).collect(),
             hotplug: Mutex::new(Hotplug { regions, slots }),
             view: RwLock::new(view),
+            account: held::Account::open(),
         })
     }
 
@@ -216,7 +218,7 @@ impl Memory {
     /// # Errors
     /// `/proc/self/smaps` cannot be read.
     pub fn held(&self) -> io::Result<Vec<Size>> {
-        held::held(&self.region_mappings)
+        self.account.held(&self.region_mappings)
     }
 
     fn change_view(&self) -> RwLockWriteGuard<'_, View> {

@@ -20,9 +20,12 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
+use crate::confine::rules::Kind;
+use crate::confine::thread::spawn;
+use crate::confine::{Confinement, trap};
+use crate::error::{StartError, host};
 use crate::sync::lock;
-
-const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+use crate::termination::TERMINATION;
 
 /// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
 /// power off and for its vCPUs to stop.
@@ -44,30 +47,33 @@ pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// The way to the thread that waits for the end of the grace, once it was made.
-static GRACE_THREAD: Mutex<Option<SyncSender<Due>>> = Mutex::new(None);
+/// The way to the thread that waits for the end of the grace, once it was made, and how that thread is locked in.
+static GRACE_THREAD: Mutex<Option<(Confinement, SyncSender<Due>)>> = Mutex::new(None);
 
 /// A signal by which the process is to end, and the terminal to restore.
 type Due = (i32, Weak<Terminal>);
 
-/// Makes the thread that [`exit_after_grace`] needs, once per process. It is made before there is a signal,
-/// because the host may refuse a thread later.
+/// Makes the thread that [`exit_after_grace`] needs, once per process, and once more for a VM with another
+/// `confinement`. It is made before there is a signal, because the host may refuse a thread later.
 ///
 /// # Errors
-/// The host provides no thread.
-pub fn prepare_grace() -> io::Result<()> {
+/// The host provides no thread, or the thread cannot be locked in.
+pub fn prepare_grace(confinement: Confinement) -> Result<(), StartError> {
+    const WHAT: &str = "start the thread for the grace";
     let mut thread = lock(&GRACE_THREAD);
-    if thread.is_none() {
-        let (sender, due) = sync_channel(1);
-        let end = move || {
-            if let Ok((signal, terminal)) = due.recv() {
+    if thread.as_ref().is_none_or(|(current, _)| *current != confinement) {
+        let (sender, due) = sync_channel::<Due>(1);
+        room_for_threads(1).map_err(host(WHAT))?;
+        spawn(WHAT, "grace".to_owned(), confinement, Kind::Grace, move |gate| {
+            // When another thread takes over, the sender is dropped.
+            if gate.pass()
+                && let Ok((signal, terminal)) = due.recv()
+            {
                 thread::sleep(GRACE);
                 exit(signal, &terminal)
             }
-        };
-        room_for_threads(1)?;
-        thread::Builder::new().name("grace".to_owned()).spawn(end)?;
-        *thread = Some(sender);
+        })?;
+        *thread = Some((confinement, sender));
     }
     Ok(())
 }
@@ -80,7 +86,7 @@ pub fn prepare_grace() -> io::Result<()> {
 /// [`prepare_grace`] was not called.
 pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()> {
     let thread = lock(&GRACE_THREAD);
-    let sender = thread.as_ref().ok_or(io::ErrorKind::NotFound)?;
+    let (_, sender) = thread.as_ref().ok_or(io::ErrorKind::NotFound)?;
     // A full channel holds an earlier signal, whose grace ends earlier.
     drop(sender.try_send((signal, terminal)));
     Ok(())
@@ -273,6 +279,7 @@ impl Terminal {
         let mut console = before;
         console.c_lflag &= !(libc::ICANON | libc::ECHO);
         let terminal = Self { input, before };
+        trap::restore_at_trap(terminal.input.as_raw_fd(), before);
         terminal.set(&console)?;
         Ok(Some(terminal))
     }
@@ -305,6 +312,7 @@ impl Drop for Terminal {
         if let Err(error) = self.restore() {
             log::warn!("the terminal stays as the guest's console left it: {error}");
         }
+        trap::forget_terminal();
     }
 }
 
@@ -323,7 +331,7 @@ mod tests {
     use std::time::{Duration, Instant};
     use std::{io, ptr};
 
-    use super::{ONE_WISH, Signals, Wish, exit_after_grace, prepare_grace, room_for_threads};
+    use super::{Confinement, ONE_WISH, Signals, Wish, exit_after_grace, prepare_grace, room_for_threads};
 
     const NAME: &str = "process::tests::near_the_limit_of_mappings_a_signal_is_kept_and_a_thread_is_refused";
     const INNER: &str = "TIDEVM_TEST_INNER";
@@ -338,7 +346,7 @@ mod tests {
             assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
             return;
         }
-        prepare_grace().unwrap();
+        prepare_grace(Confinement::default()).unwrap();
         room_for_threads(8).unwrap();
         // More than Linux's limits of areas, 65,530 by default and 1,048,576 in some distributions.
         const PAGES: usize = 1 << 21;

@@ -42,7 +42,7 @@ pub fn end(child: &mut Child) -> ExitStatus {
 }
 
 #[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");

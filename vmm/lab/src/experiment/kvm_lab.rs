@@ -2,22 +2,39 @@
 
 use std::fs;
 use std::io::Write;
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Instant;
 
-use tidevm_machine::{Config, StartError, Vm};
+use tidevm_machine::{Config, Confinement, StartError, Vm};
 use tidevm_session::Ended;
 use tidevm_session::script::Script;
 
 use super::{Halt, Lab, Record};
 
-/// Runs sessions on VMs of this host, and writes the progress, because sessions take their time.
-pub struct KvmLab<W>(pub W);
+/// Runs sessions on VMs of this host. Each has a thread of its own, which is locked in with its VM.
+pub struct KvmLab<W> {
+    /// Where the progress is written, because sessions take their time.
+    pub progress: W,
+    /// What each session gives away.
+    pub confinement: Confinement,
+}
 
 impl<W: Write> KvmLab<W> {
     fn tell(&mut self, text: std::fmt::Arguments<'_>) {
         // A closed stream must not end the experiment.
-        drop(self.0.write_fmt(text).and_then(|()| self.0.flush()));
+        drop(self.progress.write_fmt(text).and_then(|()| self.progress.flush()));
     }
+}
+
+/// Runs a session in a thread of its own.
+fn run_apart(config: Config, script: &Script) -> Result<Record, StartError> {
+    let refused = |error| StartError::Host { what: "start the thread of a session", error };
+    thread::scope(|scope| {
+        let session = || Vm::start(config).map(|vm| tidevm_session::record(vm, script));
+        let thread = thread::Builder::new().name("session".to_owned()).spawn_scoped(scope, session);
+        thread.map_err(refused)?.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 impl<W: Write> Lab for KvmLab<W> {
@@ -29,7 +46,7 @@ impl<W: Write> Lab for KvmLab<W> {
         config.validate().map_err(StartError::from)?;
         self.tell(format_args!("{label} ... "));
         let start = Instant::now();
-        let record = Vm::start(config).map(|vm| tidevm_session::record(vm, &script));
+        let record = run_apart(Config { confinement: self.confinement, ..config }, &script);
         self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
         let record = record?;
         match record.summary.ended {

@@ -6,23 +6,59 @@
 //! that [`super::mapping`] makes, the sum is exact.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 
 use tidevm_abi::Size;
 
 use super::mapping::Mapping;
+use crate::sync::lock;
 
-/// Bytes of host memory that each of `mappings` holds now. The file is read once for all of them: it has a
-/// paragraph for each VMA of the process, and a guest decides how many there are.
-///
-/// # Errors
-/// `/proc/self/smaps` cannot be read.
-pub fn held(mappings: &[Arc<Mapping>]) -> io::Result<Vec<Size>> {
-    let addresses = |mapping: &Arc<Mapping>| mapping.host_address()..mapping.host_address() + mapping.size();
-    let addresses: Vec<_> = mappings.iter().map(addresses).collect();
-    sum(BufReader::with_capacity(1 << 16, File::open("/proc/self/smaps")?), &addresses)
+/// The account that the system keeps of this process's memory, kept open: a process that is locked in opens no file.
+#[derive(Debug)]
+pub struct Account {
+    /// The number of the error if the file could not be opened: a VM runs without it.
+    smaps: Mutex<Result<File, i32>>,
+}
+
+impl Account {
+    /// Opens the account of this process.
+    pub fn open() -> Self {
+        let smaps = File::open("/proc/self/smaps");
+        Self { smaps: Mutex::new(smaps.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))) }
+    }
+
+    /// Bytes of host memory that each of `mappings` holds now. The file is read once for all of them: it has a
+    /// paragraph for each VMA of the process, and a guest decides how many there are.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn held(&self, mappings: &[Arc<Mapping>]) -> io::Result<Vec<Size>> {
+        let addresses =
+            |mapping: &Arc<Mapping>| mapping.host_address()..mapping.host_address() + mapping.size();
+        let addresses: Vec<_> = mappings.iter().map(addresses).collect();
+        // One reading at a time: the kernel finds its place again after another reading only by starting over.
+        match &*lock(&self.smaps) {
+            Ok(smaps) => sum(BufReader::with_capacity(1 << 16, FromStart { smaps, at: 0 }), &addresses),
+            Err(errno) => Err(io::Error::from_raw_os_error(*errno)),
+        }
+    }
+}
+
+/// Reads a file from its start, whatever was read before.
+struct FromStart<'f> {
+    smaps: &'f File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let size = self.smaps.read_at(bytes, self.at)?;
+        self.at += size as u64;
+        Ok(size)
+    }
 }
 
 /// Sums over the VMAs that begin in each of `addresses`. No VMA of a mapping reaches beyond the mapping.

@@ -51,7 +51,8 @@ pub(super) fn event() -> Result<EventFd, StartError> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
 }
 
-fn share(event: &EventFd) -> Result<EventFd, StartError> {
+/// Another descriptor of the same event.
+pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
     event.try_clone().map_err(host("share an eventfd"))
 }
 

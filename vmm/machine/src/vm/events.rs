@@ -9,17 +9,21 @@ use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_manager::{Error, EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::devices::MemDevice;
+use super::devices::{MemDevice, event, share};
 use super::hardware::Hardware;
 use super::shared::VmShared;
+use crate::confine::Confinement;
+use crate::confine::rules::Kind;
+use crate::confine::thread::{Gate, spawn};
 use crate::death::{Death, DeathKind};
+use crate::error::{StartError, host};
 use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
@@ -41,21 +45,27 @@ pub(super) struct Sources {
 /// Starts the loop that serves `sources`.
 ///
 /// # Errors
-/// The host provides no thread or descriptor.
-pub(super) fn start(sources: Sources) -> io::Result<EventLoop> {
+/// The host provides no thread or descriptor, or the thread cannot be locked in.
+pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     let Sources { shared, hardware, input } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
-        subscribers.push(Box::new(MemQueue { shared: share(), index, timer: TimerFd::new()? }));
+        subscribers.push(Box::new(MemQueue { shared: share(), index, timer: timer()? }));
     }
     subscribers.push(Box::new(ControlQueues { shared: share() }));
-    let timer = TimerFd::new()?;
+    let timer = timer()?;
     subscribers.push(Box::new(Reset { shared: share(), hardware, last: None, timer, waiting: false }));
     if let Some(source) = input {
         subscribers.push(Box::new(Input { shared: share(), source }));
     }
-    EventLoop::start("events", Arc::clone(&shared.state), subscribers)
+    let config = &shared.config;
+    let kind = Kind::Events { resets: config.reboot };
+    EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
+}
+
+fn timer() -> Result<TimerFd, StartError> {
+    TimerFd::new().map_err(|error| host("make a timer")(error.into()))
 }
 
 /// What a loop serves.
@@ -69,20 +79,23 @@ pub(super) struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts a thread called `name` that serves `subscribers` until the value is dropped. A failure of the
-    /// thread ends the VM.
+    /// Starts a thread called `name` that serves `subscribers` until the value is dropped, locked in as `kind`. A
+    /// failure of the thread ends the VM.
     ///
     /// # Errors
-    /// The host provides no thread or descriptor.
+    /// The host provides no thread or descriptor, or the thread cannot be locked in.
     pub(super) fn start(
         name: &'static str,
+        confinement: Confinement,
+        kind: Kind,
         state: Arc<SharedState>,
         subscribers: Vec<Subscriber>,
-    ) -> io::Result<Self> {
-        let stop = EventFd::new(libc::EFD_NONBLOCK)?;
-        let stopped = stop.try_clone()?;
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped)));
+    ) -> Result<Self, StartError> {
+        let stop = event()?;
+        let stopped = share(&stop)?;
+        let what = "start the thread of an event loop";
+        let thread = spawn(what, name.to_owned(), confinement, kind, move |gate| {
+            let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped, gate)));
             let text = match result {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => format!("  the event loop ({name}) failed: {error}"),
@@ -107,13 +120,16 @@ impl Drop for EventLoop {
     }
 }
 
-fn run(subscribers: Vec<Subscriber>, stop: EventFd) -> Result<(), Error> {
+fn run(subscribers: Vec<Subscriber>, stop: EventFd, gate: Gate) -> Result<(), Error> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
     for subscriber in subscribers {
         manager.add_subscriber(subscriber);
     }
     let stopped = Rc::new(Cell::new(false));
     manager.add_subscriber(Box::new(Stop { event: stop, stopped: Rc::clone(&stopped) }));
+    if !gate.pass() {
+        return Ok(());
+    }
     while !stopped.get() {
         manager.run()?;
     }

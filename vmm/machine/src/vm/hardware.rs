@@ -12,7 +12,7 @@
 //! The old machine of KVM is closed before the interrupts of the new one are registered: since Linux 6.17 an
 //! eventfd raises the interrupts of one machine only (EBUSY). The memslots hold the machine, and
 //! [`Memory::reset`](crate::memory::Memory::reset) drops them; the vCPUs hold it too, and their threads have
-//! ended by then.
+//! closed them by then.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::death::{Death, DeathKind, text};
-use crate::error::{StartError, host, kvm};
+use crate::error::{StartError, kvm};
 use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
@@ -92,16 +92,17 @@ impl Hardware {
         (0..count).map(make).collect()
     }
 
-    /// Lets the vCPUs run.
+    /// Makes the threads of the vCPUs, for [`Hardware::run`].
     ///
     /// # Errors
-    /// The host provides no thread. The VM is over then, even if a vCPU that ran for a moment reset it.
-    pub(super) fn run(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), StartError> {
-        let started = self.vcpus.start(vcpus);
-        if started.is_err() {
-            self.end();
-        }
-        started.map_err(host("start a vCPU thread"))
+    /// The host provides no thread, or one cannot be locked in.
+    pub(super) fn prepare(&mut self) -> Result<(), StartError> {
+        self.vcpus.prepare()
+    }
+
+    /// Lets the vCPUs run.
+    pub(super) fn run(&mut self, vcpus: Vec<VcpuFd>) {
+        self.vcpus.start(vcpus);
     }
 
     /// The guest asked for a reset: starts again, or ends the VM if the configuration says so. The event loop
@@ -140,7 +141,8 @@ impl Hardware {
         }
         let vcpus = self.assemble(machine)?;
         self.shared.devices.reset(&self.shared.state);
-        Ok(self.run(vcpus)?)
+        self.run(vcpus);
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -150,6 +152,6 @@ impl Hardware {
     /// Ends the vCPUs, for good.
     pub(super) fn end(&mut self) {
         self.shared.over.store(true, Ordering::Release);
-        self.vcpus.stop(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
+        self.vcpus.end(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
     }
 }

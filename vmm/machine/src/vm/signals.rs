@@ -3,26 +3,29 @@
 //! Signals have an event loop of their own, because the other one serves requests of the guest and performs
 //! resets. Each of those can take as long as the host wants, and a signal has to act meanwhile.
 
-use std::io;
 use std::sync::{Arc, Weak};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 
 use super::events::{EventLoop, listen};
+use crate::confine::Confinement;
+use crate::confine::rules::Kind;
+use crate::error::StartError;
 use crate::process::{self, Signals, Terminal};
 use crate::state::SharedState;
 
 /// Starts the thread. `terminal` is restored when a signal has to end the process; the VM owns it.
 ///
 /// # Errors
-/// The host provides no thread or descriptor.
+/// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(
+    confinement: Confinement,
     state: Arc<SharedState>,
     signals: Signals,
     terminal: Weak<Terminal>,
-) -> io::Result<EventLoop> {
+) -> Result<EventLoop, StartError> {
     let termination = Termination { state: Arc::clone(&state), signals, terminal, came: false };
-    EventLoop::start("signals", state, vec![Box::new(termination)])
+    EventLoop::start("signals", confinement, Kind::Signals, state, vec![Box::new(termination)])
 }
 
 /// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
@@ -104,12 +107,14 @@ mod tests {
         let state = Arc::new(SharedState::new(Instant::now(), Vec::new()));
         let (entered, is_entered) = mpsc::channel();
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (off, kind) = (Confinement::default(), Kind::Events { resets: false });
         let stuck = Stuck { event: event.try_clone().unwrap(), entered };
-        let _events = EventLoop::start("events", Arc::clone(&state), vec![Box::new(stuck)]).unwrap();
+        let _events =
+            EventLoop::start("events", off, kind, Arc::clone(&state), vec![Box::new(stuck)]).unwrap();
         let (mut sender, receiver) = UnixStream::pair().unwrap();
         receiver.set_nonblocking(true).unwrap();
         let signals = Signals::from_test(File::from(OwnedFd::from(receiver)));
-        let _signals = start(Arc::clone(&state), signals, Weak::new()).unwrap();
+        let _signals = start(off, Arc::clone(&state), signals, Weak::new()).unwrap();
         event.write(1).unwrap();
         is_entered.recv().unwrap();
         let mut record = [0; size_of::<libc::signalfd_siginfo>()];

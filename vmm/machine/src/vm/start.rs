@@ -14,6 +14,7 @@ use super::shared::VmShared;
 use super::{FIRST_CALL, Vm, console, signals};
 use crate::boot::Files;
 use crate::config::{Config, ConsoleMode};
+use crate::confine::rules::Kind;
 use crate::cpuid;
 use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
@@ -35,9 +36,8 @@ const CAPABILITIES: [(Cap, &str); 6] = [
 ];
 
 /// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
-/// event, twice, and epoll, the pause of the event loop, and `/proc/self/smaps`. A few more let the embedder open a
-/// file.
-const SPARE_DESCRIPTORS: usize = 11;
+/// event, twice, and epoll, the pause of the event loop. A few more let the embedder open a file.
+const SPARE_DESCRIPTORS: usize = 10;
 
 /// [`Vm::start`].
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
@@ -50,7 +50,6 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
     let (taken_signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
-    prepare_grace().map_err(host("start a thread"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -66,12 +65,20 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     };
     check_descriptors(shared.config.hotplug.len())?;
     room_for_threads(2).map_err(host("map a thread's stack"))?;
+    // Every file is open now. What a thread gives away, the threads that it starts do not have either.
+    let confinement = shared.config.confinement;
+    if let Some(jail) = &shared.config.jail {
+        jail.lock()?;
+    }
+    confinement.before_threads()?;
+    prepare_grace(confinement)?;
     let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
-    let signal_loop = signals::start(Arc::clone(&shared.state), taken_signals, for_signals)
-        .map_err(host("start the thread for signals"))?;
+    let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
     let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
-    let events = events::start(sources).map_err(host("start the event loop"))?;
-    lock(&hardware).run(vcpus)?;
+    let events = events::start(sources)?;
+    lock(&hardware).prepare()?;
+    confinement.filter(Kind::Session)?;
+    lock(&hardware).run(vcpus);
     Ok(Vm {
         shared,
         hardware,

@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{End, Vm};
 use crate::config::{Config, ConsoleMode, HotplugConfig};
+use crate::confine::Confinement;
 use crate::death::{Death, DeathKind};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
@@ -89,15 +90,21 @@ fn kvm() -> bool {
     }
 }
 
-/// Runs `code` until the guest ends by itself.
+/// Runs `code` until the guest ends by itself. The VM is locked in, with the thread that starts it.
 fn run(code: &[u8]) -> Option<End> {
     if !kvm() {
         return None;
     }
     let kernel = Kernel::new(code);
-    let vm = Vm::start(kernel.config()).unwrap();
-    vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
-    Some(vm.stop(LIMIT))
+    let config = Config { confinement: Confinement::STRICT, ..kernel.config() };
+    let session = std::thread::spawn(|| {
+        let vm = Vm::start(config).unwrap();
+        let ended = vm.wait(LIMIT, "the end", |state| state.ended().then_some(()));
+        (ended, vm.stop(LIMIT))
+    });
+    let (ended, end) = session.join().unwrap();
+    ended.unwrap();
+    Some(end)
 }
 
 fn died(code: &[u8]) -> Option<(DeathKind, String)> {

@@ -1,11 +1,11 @@
 //! One thread per vCPU: runs the guest, takes its exits to the devices, and records a death when the guest
 //! cannot go on.
 //!
-//! A vCPU that asks for a reset only ends its own thread. The event loop stops the other vCPUs and starts all
-//! of them again, because no vCPU thread can wait for its own end.
+//! A vCPU that asks for a reset only stops itself. The event loop stops the other vCPUs and starts all of them
+//! again, because no vCPU thread can wait for its own vCPU's end.
 //!
 //! A vCPU thread is stopped by a flag and a signal. The thread reads the flag before every `KVM_RUN`. A
-//! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the thread has ended.
+//! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the vCPU has stopped.
 //! An idle vCPU halts inside KVM: its thread sleeps.
 //!
 //! EAGAIN has two meanings. Only for a vCPU that waits for its SIPI is it part of the wait; from any other
@@ -17,7 +17,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
+use crate::confine::rules::Kind;
+use crate::confine::thread::spawn;
 use crate::death::{Death, DeathKind, text};
+use crate::error::{StartError, host};
 use crate::process::room_for_threads;
 use crate::state::State;
 
@@ -41,11 +45,29 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// The pause before a vCPU that waits for its SIPI runs again after an EAGAIN that was not the SIPI's.
 const SIPI_PAUSE: Duration = Duration::from_millis(1);
 
-/// The vCPU threads of a VM, if they run.
+/// The vCPU threads of a VM. They live as long as the VM: a reset hands them other vCPUs, because a thread that is
+/// locked in starts no other thread.
 #[derive(Debug)]
 pub(super) struct Vcpus {
     shared: Arc<VmShared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<VcpuThread>,
+}
+
+/// A thread that runs one vCPU after another.
+#[derive(Debug)]
+struct VcpuThread {
+    thread: JoinHandle<()>,
+    /// The vCPU to run next.
+    next: SyncSender<VcpuFd>,
+    /// Set by the starter; cleared by the thread when it has let go of the vCPU.
+    running: Arc<AtomicBool>,
+}
+
+impl VcpuThread {
+    fn is_running(&self) -> bool {
+        // A thread that panicked on its way out cleared nothing.
+        self.running.load(Ordering::Acquire) && !self.thread.is_finished()
+    }
 }
 
 /// vCPUs that are still in the guest, or blocked on the way out.
@@ -57,66 +79,97 @@ pub(super) struct StillRunning {
 }
 
 impl Vcpus {
-    /// No vCPU of `shared` runs yet.
+    /// `shared` has no threads for vCPUs yet.
     pub(super) fn new(shared: Arc<VmShared>) -> Self {
         Self { shared, threads: Vec::new() }
     }
 
-    /// Starts one thread for each of `vcpus`. No thread runs before.
+    /// Makes one thread for each vCPU of the VM, locked in and idle.
     ///
     /// # Errors
-    /// The host provides no thread. The threads that were started have ended again.
-    pub(super) fn start(&mut self, vcpus: Vec<VcpuFd>) -> std::io::Result<()> {
+    /// The host provides no thread, or one cannot be locked in. The threads that were made end with this value.
+    pub(super) fn prepare(&mut self) -> Result<(), StartError> {
+        const WHAT: &str = "start a vCPU thread";
+        let count = self.shared.config.cpus;
         // Without a handler the signal would end the process; with one it ends a system call.
         register_signal_handler(SIGRTMIN(), on_kick)
-            .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
-        room_for_threads(vcpus.len())?;
-        self.shared.stop.store(false, Ordering::Relaxed);
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let shared = Arc::clone(&self.shared);
+            .map_err(|error| host(WHAT)(std::io::Error::from_raw_os_error(error.errno())))?;
+        room_for_threads(count.into()).map_err(host(WHAT))?;
+        for index in 0..usize::from(count) {
+            let (next, vcpus) = sync_channel(1);
+            let running = Arc::<AtomicBool>::default();
+            let (shared, is_running) = (Arc::clone(&self.shared), Arc::clone(&running));
             let name = format!("vcpu{index}");
-            let thread = thread::Builder::new().name(name).spawn(move || run_to_end(vcpu, index, &shared));
-            match thread {
-                Ok(thread) => self.threads.push(thread),
-                Err(error) => {
-                    self.stop(STOP_LIMIT).unwrap_or_else(|running| log::error!("{running}"));
-                    return Err(error);
+            let thread = spawn(WHAT, name, self.shared.config.confinement, Kind::Vcpu, move |gate| {
+                if gate.pass() {
+                    serve(&vcpus, index, &shared, &is_running);
                 }
-            }
+            })?;
+            self.threads.push(VcpuThread { thread, next, running });
         }
         Ok(())
     }
 
-    /// Ends all threads.
+    /// Lets the threads run `vcpus`, one each. None runs now.
+    ///
+    /// # Panics
+    /// When there are not as many vCPUs as threads.
+    pub(super) fn start(&mut self, vcpus: Vec<VcpuFd>) {
+        assert_eq!(vcpus.len(), self.threads.len(), "vCPUs and threads");
+        self.shared.stop.store(false, Ordering::Relaxed);
+        for (vcpu, thread) in vcpus.into_iter().zip(&self.threads) {
+            thread.running.store(true, Ordering::Relaxed);
+            // Fails only when the thread has ended by a panic, which ended the VM.
+            drop(thread.next.send(vcpu));
+        }
+    }
+
+    /// Brings all vCPUs out of the guest. Their descriptors are closed then.
     ///
     /// # Errors
-    /// Some threads did not leave the guest within `limit`. They are abandoned.
+    /// Some threads did not leave the guest within `limit`.
     pub(super) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
         // Pairs with the load before each KVM_RUN; the signal brings a running vCPU there.
         self.shared.stop.store(true, Ordering::Release);
         let deadline = Instant::now() + limit;
-        let mut threads = std::mem::take(&mut self.threads);
-        while !threads.is_empty() {
-            for thread in &threads {
-                if !thread.is_finished()
-                    && let Err(error) = thread.kill(SIGRTMIN())
-                {
+        loop {
+            let running: Vec<_> = self.threads.iter().filter(|thread| thread.is_running()).collect();
+            if running.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let names: Vec<_> =
+                    running.iter().filter_map(|running| running.thread.thread().name()).collect();
+                return Err(StillRunning { names: names.join(", "), limit });
+            }
+            for running in running {
+                if let Err(error) = running.thread.kill(SIGRTMIN()) {
                     log::debug!("kick: {error}");
                 }
             }
             thread::sleep(Duration::from_micros(200));
-            let (finished, running) = threads.into_iter().partition(JoinHandle::is_finished);
-            threads = running;
-            for thread in finished {
+        }
+    }
+
+    /// As [`Vcpus::stop`], and ends the threads. Those that did not leave the guest are abandoned.
+    pub(super) fn end(&mut self, limit: Duration) -> Result<(), StillRunning> {
+        let stopped = self.stop(limit);
+        for VcpuThread { thread, next, running } in self.threads.drain(..) {
+            drop(next);
+            if !running.load(Ordering::Acquire) || thread.is_finished() {
                 // Panics were caught and reported in the thread itself.
                 drop(thread.join());
             }
-            if !threads.is_empty() && Instant::now() > deadline {
-                let names: Vec<_> = threads.iter().filter_map(|thread| thread.thread().name()).collect();
-                return Err(StillRunning { names: names.join(", "), limit });
-            }
         }
-        Ok(())
+        stopped
+    }
+}
+
+/// Runs `vcpus` one after another, until no further one can come.
+fn serve(vcpus: &Receiver<VcpuFd>, index: usize, shared: &VmShared, running: &AtomicBool) {
+    while let Ok(vcpu) = vcpus.recv() {
+        run_to_end(vcpu, index, shared);
+        running.store(false, Ordering::Release);
     }
 }
 

@@ -1,0 +1,209 @@
+//! Tests of what a running program gave away: by its threads as the system shows them, and in a jail.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use super::endings::{end, kill, until};
+use super::{Test, assert_status, kernel, program, scratch, text};
+
+pub const TESTS: &[Test] = &[
+    ("every_thread_is_locked_in", every_thread_is_locked_in),
+    ("filters_can_be_left_out", filters_can_be_left_out),
+    ("a_jail_has_nothing_else", a_jail_has_nothing_else),
+    ("a_jail_ends_with_its_parent", a_jail_ends_with_its_parent),
+    ("a_session_runs_in_a_jail", a_session_runs_in_a_jail),
+    ("a_jail_needs_root_and_a_folder", a_jail_needs_root_and_a_folder),
+];
+
+/// The user `nobody`, on every Linux.
+const NOBODY: u32 = 65534;
+
+const THREADS: [&str; 6] = ["events", "grace", "signals", "tidevm", "vcpu0", "vcpu1"];
+
+/// Starts a guest that halts. It has two vCPUs.
+fn spawn_halted(name: &str, more: &[&str]) -> Child {
+    let mut command = program();
+    command.args(["run", "--cpus", "2", "--kernel"]).arg(kernel::write(name, kernel::HALT)).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().expect("the program runs")
+}
+
+/// A value in `/proc/.../status`.
+fn value<'s>(status: &'s str, key: &str) -> &'s str {
+    let found = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"));
+    found.unwrap_or_else(|| panic!("no {key}:\n{status}"))
+}
+
+/// The status of each thread of a process, by name. KVM's own thread, which shows in the process, is left out.
+fn threads(process: u32) -> BTreeMap<String, String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return BTreeMap::new() };
+    let read = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+    let statuses = tasks.filter_map(|task| read(task.ok()?));
+    let named = statuses.map(|status| (value(&status, "Name").to_owned(), status));
+    named.filter(|(name, _)| !name.starts_with("kvm-")).collect()
+}
+
+/// The threads of a process when all of them exist and have as many filters as `mode` says.
+#[track_caller]
+fn await_threads(process: u32, mode: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    until("all threads, locked in", || {
+        found = threads(process);
+        found.keys().eq(THREADS.iter())
+            && found
+                .values()
+                .all(|status| value(status, "Seccomp") == mode && value(status, "NoNewPrivs") == "1")
+    });
+    found
+}
+
+#[track_caller]
+fn assert_without_privileges(threads: &BTreeMap<String, String>) {
+    for (name, status) in threads {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(value(status, set), "0000000000000000", "{name}: {set}");
+        }
+    }
+}
+
+fn every_thread_is_locked_in() {
+    let mut child = spawn_halted("halt-locked-in", &[]);
+    let threads = await_threads(child.id(), "2");
+    assert_without_privileges(&threads);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("a process");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..], ["0", "0", "bytes"], "{core}");
+    kill("-TERM", &child);
+    assert_eq!(end(&mut child).code(), Some(0));
+}
+
+fn filters_can_be_left_out() {
+    let mut child = spawn_halted("halt-unfiltered", &["--seccomp", "off"]);
+    assert_without_privileges(&await_threads(child.id(), "0"));
+    kill("-TERM", &child);
+    assert_eq!(end(&mut child).code(), Some(0));
+}
+
+/// A folder with one file in it, and the options of a jail there. Nothing, and a reason, without root.
+fn jail(test: &str) -> Option<(PathBuf, Vec<String>)> {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
+    drop(fs::remove_dir_all(&folder));
+    fs::create_dir_all(&folder).expect("the scratch folder is writable");
+    fs::write(folder.join("only"), "").expect("the scratch folder is writable");
+    let status = fs::read_to_string("/proc/self/status").expect("a process");
+    // Of the effective capabilities: CAP_SYS_ADMIN makes namespaces.
+    let capabilities = u64::from_str_radix(value(&status, "CapEff"), 16).expect("a number");
+    if capabilities & 1 << 21 == 0 {
+        eprintln!("SKIP {test}: only root with CAP_SYS_ADMIN makes a jail");
+        return None;
+    }
+    let id = NOBODY.to_string();
+    let options = ["--jail", folder.to_str().expect("UTF-8"), "--uid", &id, "--gid", &id];
+    Some((folder.clone(), options.map(str::to_owned).to_vec()))
+}
+
+/// The only child of a process.
+#[track_caller]
+fn child_of(parent: &Child) -> u32 {
+    let file = format!("/proc/{0}/task/{0}/children", parent.id());
+    let mut found = None;
+    until("the process in the jail", || {
+        found = fs::read_to_string(&file).expect("a process").trim().parse().ok();
+        found.is_some()
+    });
+    found.expect("it was found")
+}
+
+fn options(options: &[String]) -> Vec<&str> {
+    options.iter().map(String::as_str).collect()
+}
+
+fn a_jail_has_nothing_else() {
+    let Some((_, jail)) = jail("a_jail_has_nothing_else") else { return };
+    let mut parent = spawn_halted("halt-jail", &options(&jail));
+    let inside = child_of(&parent);
+    let threads = await_threads(inside, "2");
+    assert_without_privileges(&threads);
+    let ids = format!("{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}");
+    for (name, status) in &threads {
+        assert_eq!((value(status, "Uid"), value(status, "Gid")), (&*ids, &*ids), "{name}");
+        assert_eq!(value(status, "Groups").trim(), "", "{name}");
+    }
+    assert!(value(&threads["tidevm"], "NSpid").ends_with("\t1"), "the only process of its namespace");
+    let of = |file: &str| Path::new("/proc").join(inside.to_string()).join(file);
+    let root: Vec<_> =
+        fs::read_dir(of("root")).expect("a root").map(|file| file.expect("a file").file_name()).collect();
+    assert_eq!(root, ["only"]);
+    let mounts = fs::read_to_string(of("mountinfo")).expect("its mounts");
+    let fields: Vec<_> = mounts.split_whitespace().collect();
+    assert!(mounts.lines().count() == 1 && fields[4] == "/", "{mounts}");
+    assert_eq!(
+        fields[5].split(',').take(4).collect::<Vec<_>>(),
+        ["ro", "nosuid", "nodev", "noexec"],
+        "{mounts}"
+    );
+    kill("-TERM", &parent);
+    assert_eq!(end(&mut parent).code(), Some(0));
+}
+
+fn a_jail_ends_with_its_parent() {
+    let Some((_, jail)) = jail("a_jail_ends_with_its_parent") else { return };
+    let mut parent = spawn_halted("halt-orphan", &options(&jail));
+    let inside = child_of(&parent);
+    await_threads(inside, "2");
+    parent.kill().expect("it runs");
+    end(&mut parent);
+    until("the end of the process in the jail", || threads(inside).is_empty());
+}
+
+/// Resizes ask for the memory that the host holds, and a reset makes a machine of KVM: both without a file.
+fn a_session_runs_in_a_jail() {
+    let Some((_, jail)) = jail("a_session_runs_in_a_jail") else { return };
+    let script = scratch("jail.script", "plug 128M\nexpect host.held <= 128M\nresize 0\n");
+    let mut command = program();
+    command.args(["run", "--memory", "128M", "--hotplug", "size=256M", "--console", "off", "--script"]);
+    let output = command.arg(script).args(&jail).stdin(Stdio::null()).output().expect("the program runs");
+    let out = assert_status(&output, 0, "");
+    assert!(out.contains("3 steps done"), "{out}");
+
+    let mut command = program();
+    command.args(["run", "--kernel"]).arg(kernel::write("resets-jail", kernel::RESET)).args(&jail);
+    let mut parent =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let said = super::said(&mut parent);
+    for _ in 0..3 {
+        said.recv_timeout(super::LIMIT).expect("it goes on");
+    }
+    kill("-TERM", &parent);
+    assert_eq!(end(&mut parent).code(), Some(0));
+
+    let panic = kernel::write("panic-jail", &kernel::exit_with(1));
+    let output = program().args(["run", "--kernel"]).arg(panic).args(&jail).stdin(Stdio::null()).output();
+    assert_status(&output.expect("the program runs"), 4, "the guest panicked");
+}
+
+fn a_jail_needs_root_and_a_folder() {
+    let Some((_, mut jail)) = jail("a_jail_needs_root_and_a_folder") else { return };
+    let output = program().arg("run").args(&jail).uid(NOBODY).gid(NOBODY).output();
+    match output {
+        Ok(output) if !output.status.success() && text(&output.stderr).contains("--jail") => {
+            assert_status(
+                &output,
+                3,
+                "--jail needs root, and the user id is 65534: run as root, or without --jail",
+            );
+        }
+        other => eprintln!(
+            "SKIP a part of a_jail_needs_root_and_a_folder: nobody cannot run this program: {other:?}"
+        ),
+    }
+    for (folder, message) in [("/no/such", "No such file"), ("/dev/null", "not a directory")] {
+        jail[1] = folder.to_owned();
+        let output =
+            program().arg("run").args(&jail).stdin(Stdio::null()).output().expect("the program runs");
+        assert_status(&output, 2, &format!("--jail {folder}: {message}"));
+    }
+}
