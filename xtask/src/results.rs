@@ -6,7 +6,7 @@
 //!
 //! Invariant: a test that says that it skips itself never counts as passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The result of a test. With several hosts, a failure counts before a pass, and a pass before a skip.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,29 +29,42 @@ impl TestResult {
 
 /// The result of each test.
 #[derive(Debug, Default)]
-pub struct Results(BTreeMap<String, TestResult>);
+pub struct Results {
+    tests: BTreeMap<String, TestResult>,
+    /// Suites whose program ended in the middle of a test.
+    broken: BTreeSet<String>,
+}
 
 impl Results {
     /// The result of `test`; `None` when no program printed one.
     pub fn of(&self, test: &str) -> Option<&TestResult> {
-        self.0.get(test)
+        self.tests.get(test)
     }
 
     /// The names of the tests of `suite` that passed, without the suite.
     pub fn passed<'s>(&'s self, suite: &'s str) -> impl Iterator<Item = &'s str> {
-        let passed = self.0.iter().filter(|(_, result)| **result == TestResult::Passed);
+        let passed = self.tests.iter().filter(|(_, result)| **result == TestResult::Passed);
         passed.filter_map(move |(test, _)| test.strip_prefix(suite)?.strip_prefix("::"))
     }
 
     /// Whether a test failed.
     pub fn any_failed(&self) -> bool {
-        self.0.values().any(|result| *result == TestResult::Failed)
+        self.tests.values().any(|result| *result == TestResult::Failed)
+    }
+
+    /// Whether a test failed in a suite that is `wanted`, or the program of such a suite ended in the middle of a
+    /// test.
+    pub fn any_bad(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        let suite = |test: &str| test.split("::").next().is_some_and(&wanted);
+        let failed = |(test, result): (&String, &TestResult)| *result == TestResult::Failed && suite(test);
+        self.tests.iter().any(failed) || self.broken.iter().any(|suite| wanted(suite))
     }
 
     /// Adds the results of another host.
     pub fn merge(&mut self, other: Self) {
-        for (test, result) in other.0 {
-            let known = self.0.entry(test).or_insert_with(|| result.clone());
+        self.broken.extend(other.broken);
+        for (test, result) in other.tests {
+            let known = self.tests.entry(test).or_insert_with(|| result.clone());
             if result.weight() > known.weight() {
                 *known = result;
             }
@@ -68,6 +81,7 @@ pub struct Reader {
     /// The reasons of tests that skip themselves. A test may print its reason before or after its result.
     skips: BTreeMap<String, String>,
     results: BTreeMap<String, TestResult>,
+    broken: BTreeSet<String>,
 }
 
 impl Reader {
@@ -80,8 +94,10 @@ impl Reader {
     pub fn line(&mut self, line: &str) {
         let line = line.trim();
         if let Some(program) = line.strip_prefix("Running ").and_then(|rest| rest.strip_suffix(')')) {
+            self.end_program();
             self.suite = program.rsplit(['/', '(']).next().map(without_hash);
         } else if line.starts_with("Doc-tests ") {
+            self.end_program();
             self.suite = None;
         } else if let Some((name, rest)) = test_line(line) {
             self.open = Some(self.full_name(name));
@@ -111,6 +127,13 @@ impl Reader {
         }
     }
 
+    /// The program of the suite has ended. A test without a result ended it.
+    fn end_program(&mut self) {
+        if self.open.take().is_some() {
+            self.broken.insert(self.suite.clone().unwrap_or_default());
+        }
+    }
+
     fn full_name(&self, name: &str) -> String {
         let suite = self.suite.as_deref().unwrap_or_default();
         format!("{suite}::{name}")
@@ -118,13 +141,14 @@ impl Reader {
 
     /// Ends the output.
     pub fn finish(mut self) -> Results {
+        self.end_program();
         for (test, reason) in self.skips {
             // A test that says that it skips itself did not pass, even if libtest counts it as passed.
             if self.results.get(&test).is_some_and(|result| *result != TestResult::Failed) {
                 self.results.insert(test, TestResult::Skipped(reason));
             }
         }
-        Results(self.results)
+        Results { tests: self.results, broken: self.broken }
     }
 }
 
@@ -198,6 +222,25 @@ mod tests {
         assert_eq!(results.of("sessions::second"), Some(&TestResult::Passed));
         assert_eq!(results.of("sessions::late"), Some(&TestResult::Skipped("no time".to_owned())));
         assert_eq!(results.of("sessions::died"), None);
+    }
+
+    #[test]
+    fn a_failure_belongs_to_its_suite() {
+        let results = read(
+            None,
+            "     Running tests/sessions.rs (target/debug/deps/sessions-0a1b2c)
+             test a ... FAILED
+             test result: FAILED. 0 passed; 1 failed
+                  Running tests/mm/main.rs (target/debug/deps/mm-0a1b2c)
+             test a ... ok
+                  Running tests/cli.rs (target/debug/deps/cli-0a1b2c)
+             test a ... memory allocation of 9 bytes failed
+                Doc-tests tidevm_mm
+             test src/lib.rs - x (line 3) ... ok",
+        );
+        let bad = |suite: &str| results.any_bad(|known| known == suite);
+        assert_eq!(["sessions", "mm", "cli", "session", ""].map(bad), [true, false, true, false, false]);
+        assert!(read(Some("linux"), "test a ... ").any_bad(|suite| suite == "linux"));
     }
 
     #[test]

@@ -16,6 +16,12 @@ use crate::results::{Reader, Results};
 /// Suites that need a KVM. They also run on the nested host.
 const NESTED: [&str; 2] = ["sessions", "linux"];
 
+/// Suites with tests that need a KVM: sessions, stock Linux, and the VMM's own.
+const NEED_KVM: [&str; 4] = ["sessions", "linux", "tidevm_machine", "cli"];
+
+/// The suite that needs QEMU.
+const QEMU: &str = "qemu";
+
 /// Number of nested hosts that may break during a suite before the suite counts as failed.
 const ATTEMPTS: u32 = 8;
 
@@ -100,11 +106,23 @@ fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
     let (passed, results) = watch(command)?;
     let row = |kvm, tests, passed| Row { host: "this", kvm, tests, passed };
+    let good = |wanted: &dyn Fn(&str) -> bool| Some(are_good(passed, &results, wanted));
+    let needs_kvm = |suite: &str| NEED_KVM.contains(&suite);
     let no_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
     let kvm = if no_kvm { "none" } else { "/dev/kvm" };
-    let needs_kvm = row(kvm, "sessions, and the VMM's", if no_kvm { None } else { Some(passed) });
-    let needs_qemu = row("not needed", "qemu", if no_qemu { None } else { Some(passed) });
-    Ok((vec![needs_kvm, needs_qemu, row("not needed", "all others", Some(passed))], results))
+    let rows = vec![
+        row(kvm, "sessions, and the VMM's", if no_kvm { None } else { good(&needs_kvm) }),
+        row("not needed", QEMU, if no_qemu { None } else { good(&|suite| suite == QEMU) }),
+        // Without a KVM the first row is skipped, but a test of its suites that needs none may have failed.
+        row("not needed", "all others", good(&|suite| suite != QEMU && (no_kvm || !needs_kvm(suite)))),
+    ];
+    Ok((rows, results))
+}
+
+/// Whether the suites that are `wanted` are good after a run of cargo that `passed` as a whole, or not. A run that
+/// failed without a bad test did not run all tests: then no suite is good.
+fn are_good(passed: bool, results: &Results, wanted: impl Fn(&str) -> bool) -> bool {
+    !results.any_bad(wanted) && (passed || results.any_bad(|_| true))
 }
 
 /// Runs cargo's tests, and shows and reads their output. Both output streams are read as one, because one names the
@@ -134,5 +152,46 @@ fn print(rows: &[Row]) {
             None => "SKIPPED",
         };
         println!("{host:8}{kvm:15}{tests:25}{result}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NEED_KVM, are_good};
+    use crate::results::{Reader, Results};
+
+    fn results(text: &str) -> Results {
+        let mut reader = Reader::new(None);
+        text.lines().for_each(|line| reader.line(line));
+        reader.finish()
+    }
+
+    /// The rows `sessions, and the VMM's`, `qemu` and `all others` after a run of cargo that failed.
+    fn rows(text: &str) -> [bool; 3] {
+        let results = results(text);
+        let kvm = |suite: &str| NEED_KVM.contains(&suite);
+        [
+            are_good(false, &results, kvm),
+            are_good(false, &results, |suite| suite == "qemu"),
+            are_good(false, &results, |suite| suite != "qemu" && !kvm(suite)),
+        ]
+    }
+
+    #[test]
+    fn a_failed_session_fails_the_row_of_the_sessions_alone() {
+        let sessions = "Running tests/sessions.rs (target/debug/deps/sessions-0a)\ntest a ... FAILED\n";
+        let qemu = "Running tests/qemu.rs (target/debug/deps/qemu-0a)\ntest a ... ok\n";
+        let mm = "Running tests/mm/main.rs (target/debug/deps/mm-0a)\ntest a ... ok\n";
+        assert_eq!(rows(&format!("{mm}{qemu}{sessions}")), [false, true, true]);
+        let crash = "Running tests/qemu.rs (target/debug/deps/qemu-0a)\ntest a ... \n";
+        assert_eq!(rows(&format!("{crash}{mm}")), [true, false, true]);
+        let doctest = "Doc-tests tidevm_mm\ntest src/lib.rs - x (line 3) ... FAILED\n";
+        assert_eq!(rows(&format!("{mm}{doctest}")), [true, true, false]);
+    }
+
+    #[test]
+    fn a_run_that_failed_before_its_tests_fails_every_row() {
+        assert_eq!(rows("error: could not compile `tidevm-mm`"), [false; 3]);
+        assert!(are_good(true, &results(""), |_| true));
     }
 }
