@@ -258,6 +258,7 @@ fn zones_of(node: NodeId) -> impl Iterator<Item = ZoneId> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
@@ -270,6 +271,7 @@ mod tests {
     use crate::sim::{Sim, SimMachine};
     use crate::sparse::SectionState;
     use crate::zone::Watermark;
+    use crate::{Mm, watch};
 
     fn machine(init: InitPolicy, sections: u32) -> SimMachine {
         SimMachine {
@@ -341,7 +343,7 @@ mod tests {
     #[test]
     fn limits_are_those_of_all_memory() {
         let [mm, eager] = [InitPolicy::Deferred, InitPolicy::Eager].map(|init| machine(init, 6).boot());
-        let limits = |mm: &crate::Mm<Sim>| {
+        let limits = |mm: &Mm<Sim>| {
             let zone = &mm.zones[0];
             let reserves = ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest));
             (zone.watermark(Watermark::Min), zone.watermark(Watermark::Low), reserves, zone.pcp_limits())
@@ -352,5 +354,41 @@ mod tests {
         assert!(mm.is_all_initialised());
         assert_eq!(limits(mm), limits(eager));
         assert_eq!(mm.zones[0].deferred(), 0);
+    }
+
+    /// Wherever another CPU initialises a section between two reads, its pages are not missing from a sum of free and
+    /// deferred pages. They count once, or twice.
+    #[test]
+    fn pages_that_are_initialised_meanwhile_are_not_missed() {
+        // Each gets the number of all free pages.
+        type Sum = (&'static str, fn(&Mm<Sim>, u64) -> u64);
+        let sums: [Sum; 3] = [
+            ("whether the last page above a watermark may be taken", |mm, all| {
+                let zone = &mm.zones[0];
+                let kept = zone.watermark(Watermark::Min) + zone.lowmem_reserve(ZoneType::Dma32);
+                zone.above(Watermark::Min, (all - kept) as u32, ZoneType::Dma32).into()
+            }),
+            ("room for pages that move", |mm, _| mm.room_for_movable()),
+            ("counters of the zone", |mm, _| mm.stats().zones[0].all_free()),
+        ];
+        for (what, sum) in sums {
+            for at in 0.. {
+                let mm = machine(InitPolicy::Deferred, 3).boot();
+                let all = mm.stats().zones[0].all_free();
+                let before = sum(mm, all);
+                let (reads, mut found) = (Cell::new(0), 0);
+                let other_cpu = move || {
+                    if reads.replace(reads.get() + 1) == at {
+                        assert!(Sim::run_on(1, || mm.init_deferred()));
+                    }
+                };
+                let steps = watch::each_step(other_cpu, || found = sum(mm, all));
+                assert!(found >= before, "{what}: {found} of {before}, after read {at}");
+                assert!(steps > 1, "{what}: {steps} reads");
+                if steps <= at {
+                    break;
+                }
+            }
+        }
     }
 }

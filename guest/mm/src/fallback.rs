@@ -91,3 +91,6 @@ fn compatible_pages(pages: SectionPages<'_>, range: &Range<u32>, mt: MigrateType
         .map(|(_, state)| state.order().pages().min(PAGEBLOCK_PAGES))
         .sum()
 }
+
+#[cfg(test)]
+mod tests;

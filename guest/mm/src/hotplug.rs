@@ -54,3 +54,6 @@ impl<P: Platform> Mm<P> {
         Hotplug { mm: self, lock: self.hotplug.lock_with(|| self.platform.relax()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

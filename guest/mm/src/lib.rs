@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`options`](Options), [`platform`](Platform) |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `lock`, [`options`](Options), [`platform`](Platform), `watch` |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -75,6 +75,8 @@ pub mod sim;
 mod sparse;
 mod target;
 mod vmstat;
+#[cfg(test)]
+mod watch;
 mod zone;
 mod zone_device;
 mod zonelist;

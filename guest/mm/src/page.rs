@@ -182,6 +182,8 @@ impl Page {
     #[inline]
     pub(crate) fn set_state(&self, state: PageState) {
         self.state.store(state.0, Release);
+        #[cfg(test)]
+        crate::watch::step();
     }
 
     /// The page after this one on its list.
@@ -224,6 +226,8 @@ impl Page {
         self.state.store(state.0, Relaxed);
         self.next.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
+        #[cfg(test)]
+        crate::watch::step();
     }
 
     /// The pgmap of a page of device memory.

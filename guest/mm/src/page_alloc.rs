@@ -322,3 +322,6 @@ fn not_allocated(pfn: Pfn, state: PageState, order: Order) -> ! {
     let device = if state.kind() == Kind::Device { ", it is device memory" } else { "" };
     panic!("frame {:#x} is not an allocated block of {order:?}{device}: {state:?}", pfn.get())
 }
+
+#[cfg(test)]
+mod tests;

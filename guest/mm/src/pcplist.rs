@@ -19,11 +19,12 @@
 //!
 //! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists, count, and the limits
 //! that an operation goes by are read and written through [`PcpGuard`] only. Limits are written under
-//! the pcp disable lock only.
+//! the pcp disable lock only. High and batch are one word, so no operation goes by limits of two
+//! publications.
 
 mod guard;
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 
@@ -80,30 +81,36 @@ impl Default for PerCpuPages {
 
 /// One CPU's lists of one zone, and their limits.
 pub(crate) struct PcpZone {
-    high: AtomicU32,
-    batch: AtomicU32,
+    /// See [`packed`].
+    limits: AtomicU64,
     lists: SpinLock<PcpLists>,
 }
 
 impl PcpZone {
     const fn new() -> Self {
-        let (high, batch) = PCP_OFF;
         Self {
-            high: AtomicU32::new(high),
-            batch: AtomicU32::new(batch),
+            limits: AtomicU64::new(packed(PCP_OFF)),
             lists: SpinLock::new(Rank::Pcp, PcpLists { first: [Link::NONE; 2], count: 0 }),
         }
     }
 
     /// High and batch, to be told. An operation on the lists reads them under the lock.
+    #[inline]
     pub(crate) fn limits(&self) -> (u32, u32) {
-        (self.high.load(Relaxed), self.batch.load(Relaxed))
+        let word = self.limits.load(Relaxed);
+        (word as u32, (word >> 32) as u32)
     }
 
-    fn set_limits(&self, (high, batch): (u32, u32)) {
-        self.batch.store(batch, Relaxed);
-        self.high.store(high, Relaxed);
+    fn set_limits(&self, limits: (u32, u32)) {
+        self.limits.store(packed(limits), Relaxed);
+        #[cfg(test)]
+        crate::watch::step();
     }
+}
+
+/// High and batch in one word: high in the lower half.
+const fn packed((high, batch): (u32, u32)) -> u64 {
+    high as u64 | (batch as u64) << 32
 }
 
 /// The lists themselves: one for unmovable, one for movable pages.

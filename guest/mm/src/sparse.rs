@@ -303,6 +303,8 @@ impl Sparse {
             (SectionState::Online, _) => self.blocks_online.fetch_sub(block, Ordering::Relaxed),
             _ => 0,
         };
+        #[cfg(test)]
+        crate::watch::step();
     }
 
     /// Sections that the table has.

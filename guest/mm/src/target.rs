@@ -157,7 +157,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn room_for_movable(&self) -> u64 {
         let room = |zone: &Zone| {
             let kept = zone.watermark(Watermark::Min) + zone.lowmem_reserve(ZoneType::Movable);
-            (zone.deferred() + zone.free()).saturating_sub(kept) + self.pcp_pages(zone.id())
+            zone.deferred_and_free().iter().sum::<u64>().saturating_sub(kept) + self.pcp_pages(zone.id())
         };
         self.zones().map(room).sum()
     }

@@ -241,14 +241,14 @@ impl<P: Platform> Mm<P> {
 
     fn zone_stats(&self, id: ZoneId) -> ZoneStats {
         let zone = self.zone(id);
+        let [deferred, free] = zone.deferred_and_free();
         ZoneStats {
             zone: id.zone_type(),
             spanned: zone.spanned().pages().into(),
             present: zone.present(),
             managed: zone.managed(),
-            // Read before the free ones, see `Zone::deferred`.
-            deferred: zone.deferred(),
-            free: zone.free(),
+            deferred,
+            free,
             pcp: self.pcp_pages(id),
             nr_isolate_pageblock: zone.nr_isolate_pageblock(),
         }

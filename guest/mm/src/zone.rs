@@ -100,7 +100,10 @@ impl Zone {
 
     #[inline]
     pub(crate) fn free(&self) -> u64 {
-        self.free.load(Relaxed)
+        let free = self.free.load(Relaxed);
+        #[cfg(test)]
+        crate::watch::step();
+        free
     }
 
     pub(crate) fn present(&self) -> u64 {
@@ -111,11 +114,21 @@ impl Zone {
         self.managed.load(Relaxed)
     }
 
-    /// Pages that are free and not initialised yet. A caller that adds them to the free ones reads this
-    /// number first. Otherwise it may miss pages that are initialised meanwhile.
+    /// Pages that are free and not initialised yet. A caller that also needs the number of free ones calls
+    /// [`deferred_and_free`](Self::deferred_and_free).
     pub(crate) fn deferred(&self) -> u64 {
         // Pairs with the Release in `sub_deferred`.
-        self.deferred.load(Acquire)
+        let deferred = self.deferred.load(Acquire);
+        #[cfg(test)]
+        crate::watch::step();
+        deferred
+    }
+
+    /// Deferred pages, then free ones: in this order pages that are initialised between the two reads count
+    /// twice. In the other order they would be missing, and a request would be refused for lack of memory.
+    pub(crate) fn deferred_and_free(&self) -> [u64; 2] {
+        let deferred = self.deferred();
+        [deferred, self.free()]
     }
 
     pub(crate) fn add_deferred(&self, pages: u64) {
@@ -225,7 +238,7 @@ impl Zone {
     pub(crate) fn above(&self, mark: Watermark, pages: u32, highest: ZoneType) -> bool {
         let kept = self.watermark(mark) + self.lowmem_reserve(highest) + u64::from(pages);
         // Most often the first comparison decides, and the second counter is not read.
-        self.free() >= kept || self.deferred() + self.free() >= kept
+        self.free() >= kept || self.deferred_and_free().iter().sum::<u64>() >= kept
     }
 
     /// Computes the watermarks; `share` is this zone's share of the machine's least free memory.

@@ -309,3 +309,6 @@ impl<P: Platform> Mm<P> {
         self.pgmaps.info(nr)
     }
 }
+
+#[cfg(test)]
+mod tests;

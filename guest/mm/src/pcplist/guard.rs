@@ -7,8 +7,6 @@
 //! Invariant: the limits are read after the lock was taken, so an operation that begins after a drain
 //! goes by the limits that were published before that drain.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use super::{PcpLists, PcpZone};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
@@ -101,10 +99,9 @@ impl<'m, P: Platform> PcpGuard<'m, P> {
     #[inline]
     pub(crate) fn free(&mut self, page: &Page, pfn: Pfn, mt: MigrateType) {
         self.push(page, pfn, mt);
-        let high = self.pcp.high.load(Relaxed);
+        let (high, batch) = self.pcp.limits();
         if self.lists.count >= high {
-            let batch = self.pcp.batch.load(Relaxed);
-            self.flush(if high < batch { 1 } else { batch });
+            self.flush(batch);
         }
     }
 
@@ -117,9 +114,9 @@ impl<'m, P: Platform> PcpGuard<'m, P> {
     /// Moves pages of type `mt` from the buddy allocator to the list, as many as a refill brings (Linux
     /// `rmqueue_bulk`, `nr_pcp_alloc`).
     pub(crate) fn refill(&mut self, mt: MigrateType) {
-        let (high, batch) = self.pcp.limits();
+        let (_, batch) = self.pcp.limits();
         let mut zone = self.mm.lock_zone(self.zone);
-        for _ in 0..if high < batch { 1 } else { batch } {
+        for _ in 0..batch {
             let Some(block) = zone.rmqueue(Order::PAGE, mt) else { break };
             self.push(block.head(), block.pfn(), mt);
         }

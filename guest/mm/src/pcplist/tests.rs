@@ -1,11 +1,17 @@
 //! The races between freeing, refilling and taking memory away, each run step by step in the order in
 //! which a lock-free step would lose a page.
+//!
+//! Identifiers such as S3.4 are claims of `docs/features.toml`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::vec::Vec;
 
 use crate::addr::{Order, SectionNr};
+use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::options::MemoryContent;
 use crate::page_alloc::Gfp;
@@ -13,10 +19,12 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Sim, SimMachine};
-use crate::{Mm, PerCpuPages, Pfn};
+use crate::{Mm, PerCpuPages, Pfn, watch};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
+/// Longest wait for another thread.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn machine() -> &'static Mm<Sim> {
     let mm = SimMachine { cpus: 2, ..SimMachine::default() }.boot();
@@ -101,6 +109,142 @@ fn pitfall_3_drain_waits_for_a_refill() {
         assert_eq!(wait_disabled.recv(), Ok(0), "pages left on the lists");
     });
     mm.check();
+}
+
+/// S3.3: every CPU has the limits of disabled lists before the drain takes the first list. If a list were drained
+/// first, the CPU that it belongs to could fill it again.
+#[test]
+fn limits_are_published_before_the_drain() {
+    let mm = machine();
+    thread::scope(|scope| {
+        // The drain begins with this list, and waits for it.
+        let first = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
+        scope.spawn(|| Sim::run_on(1, || drop(mm.zone_pcp_disable(MOVABLE))));
+        let began = Instant::now();
+        let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
+        while limits() != [crate::zone::PCP_OFF; 2] {
+            assert!(began.elapsed() < LIMIT, "limits are {:?} when the drain begins", limits());
+            thread::yield_now();
+        }
+        assert_eq!(first.count(), 0);
+    });
+    assert_eq!(mm.cpus()[0].zone(MOVABLE).limits(), mm.zone(MOVABLE).pcp_limits());
+    mm.check();
+}
+
+/// S3.9: the pcp disable lock is held whenever the limits of a CPU change: when lists are disabled, when they are
+/// enabled again, and when the limits of a zone are computed anew.
+#[test]
+fn limits_change_under_the_pcp_disable_lock() {
+    let mm = machine();
+    let is_held = || mm.pcp_disable.try_lock().is_none();
+    let changes: [(&str, &dyn Fn()); 3] = [
+        ("disabled and enabled", &|| drop(mm.zone_pcp_disable(MOVABLE))),
+        ("a zone loses its memory", &|| mm.hotplug().offline(BLOCK).unwrap()),
+        ("a zone gets memory", &|| mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap()),
+    ];
+    for (what, change) in changes {
+        let limits = move || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
+        let seen = Rc::new(RefCell::new(std::vec![limits()]));
+        let look = {
+            let seen = Rc::clone(&seen);
+            move || {
+                let now = limits();
+                if seen.borrow().last() != Some(&now) {
+                    assert!(mm.pcp_disable.try_lock().is_none(), "limits become {now:?} without the lock");
+                    seen.borrow_mut().push(now);
+                }
+            }
+        };
+        assert!(!is_held());
+        watch::each_step(look, change);
+        assert!(!is_held());
+        // Of two CPUs, one after the other, at least once.
+        assert!(seen.borrow().len() > 2, "{what}: {seen:?}");
+    }
+    mm.check();
+}
+
+/// S3.10: limits are written to the CPUs when they change, and only then. Limits that no zone has stand for
+/// the ones of before, so a write is seen even if it writes the same value again.
+#[test]
+fn unchanged_limits_are_not_published() {
+    const PLANTED: (u32, u32) = (12_345, 6);
+    // With so many CPUs a list's share is at its lower bound, whatever the zone's exact size.
+    let mm = SimMachine { cpus: 8, ..SimMachine::default() }.boot();
+    let add = |nr| {
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(nr, ZoneType::Movable).unwrap();
+    };
+    add(BLOCK);
+    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
+    let zone = mm.zone(MOVABLE);
+    let (before, updates) = (zone.pcp_limits(), mm.stats().pcp_limit_updates);
+    let of_cpus = |limits: (u32, u32)| mm.cpus().iter().all(|cpu| cpu.zone(MOVABLE).limits() == limits);
+    assert!(of_cpus(before));
+    mm.cpus().iter().for_each(|cpu| cpu.zone(MOVABLE).set_limits(PLANTED));
+    mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
+    assert_eq!((zone.pcp_limits(), mm.stats().pcp_limit_updates), (before, updates));
+    assert!(of_cpus(PLANTED), "limits that did not change were written");
+    // The next memory block changes them.
+    add(SectionNr::new(33));
+    assert_ne!(zone.pcp_limits(), before);
+    assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
+    assert!(of_cpus(zone.pcp_limits()));
+    mm.check();
+}
+
+/// A list that reaches its limit loses a batch, no page earlier and none later. A refill brings a batch.
+#[test]
+fn a_list_keeps_less_than_high_and_moves_a_batch() {
+    let mm = machine();
+    let (high, batch) = mm.zone(MOVABLE).pcp_limits();
+    let count = || mm.lock_pcp(&mm.cpus()[0], MOVABLE).count();
+    let pages: Vec<Pfn> = (0..=high).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+    mm.drain_pcp(MOVABLE);
+    for (freed, &pfn) in (1..).zip(&pages[..high as usize]) {
+        mm.free_pages(pfn, Order::PAGE);
+        assert_eq!(count(), if freed < high { freed } else { high - batch });
+    }
+    mm.drain_pcp(MOVABLE);
+    let again = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    assert_eq!(count(), batch - 1, "one of the batch is allocated");
+    [again, pages[high as usize]].into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
+    mm.check();
+}
+
+/// A drain gives the zone lock up after 32 batches, so that other CPUs get it in between.
+#[test]
+fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
+    let mm = machine();
+    let (_, batch) = mm.zone(MOVABLE).pcp_limits();
+    let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+    mm.drain_pcp(MOVABLE);
+    let cpu = &mm.cpus()[0];
+    cpu.zone(MOVABLE).set_limits((10_000, batch));
+    pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+    let mut lists = mm.lock_pcp(cpu, MOVABLE);
+    for left in [600 - 32 * batch, 600 - 64 * batch, 0] {
+        assert!(lists.drain_some());
+        assert_eq!(lists.count(), left);
+    }
+    assert!(!lists.drain_some());
+}
+
+/// Pages that leave a list are used before others of their order, because they were freed a short time ago.
+#[test]
+fn flushed_pages_are_used_first() {
+    let mm = machine();
+    let pages: Vec<Pfn> = (0..6).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+    mm.drain_pcp(MOVABLE);
+    // Not side by side, so that they do not become one buddy block.
+    let section = mm.sparse.pages(BLOCK).unwrap();
+    mm.lock_zone(MOVABLE).free_and_merge(section, pages[1], Order::PAGE, Place::Head);
+    mm.free_pages(pages[3], Order::PAGE);
+    mm.drain_pcp(MOVABLE);
+    let mut zone = mm.lock_zone(MOVABLE);
+    let next = [(); 2].map(|()| zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap().pfn());
+    assert_eq!(next, [pages[3], pages[1]]);
 }
 
 /// A list in use by another CPU does not stop allocating or freeing: both go to the buddy.

@@ -7,6 +7,7 @@ mod boot;
 mod contig;
 mod deferred;
 mod early;
+mod evacuation;
 mod faults;
 mod lazy;
 mod migration;

@@ -109,19 +109,6 @@ fn limits_survive_a_failed_offline() {
     mm.check();
 }
 
-/// Limits are published when they change, and only then.
-#[test]
-fn unchanged_limits_are_not_published() {
-    // With so many CPUs a list's share is at its lower bound, whatever the zone's exact size.
-    let mm = machine(8, PcpPolicy::Disable);
-    let updates = mm.stats().pcp_limit_updates;
-    mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
-    mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
-    assert_eq!(mm.stats().pcp_limit_updates, updates);
-    mm.hotplug().offline(BLOCK).unwrap();
-    assert_eq!(mm.stats().pcp_limit_updates, updates + 1);
-}
-
 /// One CPU at a time disables lists: other CPUs that disable lists or change limits wait.
 #[test]
 fn disablers_wait_for_each_other() {

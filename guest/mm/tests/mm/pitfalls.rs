@@ -157,10 +157,10 @@ fn pitfall_7_walks_skip_sections_that_are_not_online() {
     mm.check();
 }
 
-/// Two CPUs change memory blocks of one zone while another CPU checks all of memory. The reader sees offline
-/// and online as one step each.
+/// Two CPUs change memory blocks of one zone while another CPU checks all of memory. The reader sees each operation
+/// as one step.
 #[test]
-fn pitfall_8_the_lock_is_held_for_all_of_it() {
+fn pitfall_8_a_check_sees_no_operation_half_done() {
     let mm = SimMachine { cpus: 3, ..SimMachine::default() }.boot();
     let before = account(mm);
     thread::scope(|scope| {
