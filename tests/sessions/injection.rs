@@ -6,6 +6,7 @@ use tidevm_tests::{Session, Test, account, machine, run_checked};
 pub const TESTS: &[Test] = &[
     ("no_page_table_for_the_direct_map", || growing("map-direct", true)),
     ("no_page_table_for_the_memmap", || growing("map-memmap", true)),
+    ("no_page_for_a_table_half_way", || growing("page-table", true)),
     ("no_memory_for_the_memmap", || growing("alloc-memmap", false)),
     ("onlining_fails", || growing("online", true)),
     ("isolation_fails", || shrinking("isolate")),

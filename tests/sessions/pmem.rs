@@ -177,7 +177,7 @@ fn what_cannot_be_mapped_changes_nothing() {
 /// Each step fails once for either of two ranges. Neither range is mapped then.
 fn failures_roll_back() {
     let mut script = String::new();
-    let steps = ["map-direct", "map-memmap", "alloc-memmap"];
+    let steps = ["map-direct", "map-memmap", "alloc-memmap", "page-table"];
     for step in steps {
         for after in [0, 1] {
             script.push_str(&format!("inject {step} after {after}\npmem map 0 1\nexpect device.refs == 0\n"));
@@ -186,9 +186,9 @@ fn failures_roll_back() {
     script.push_str("pmem map 0 1\nexpect device.pages == 65536\npmem unmap 0\npmem unmap 1");
     let session = run_checked(machine(&[1, 1]), &script);
     let failures = session.failures();
-    assert_eq!(failures.len(), 6, "{failures:?}");
+    assert_eq!(failures.len(), 8, "{failures:?}");
     let no_memory = |(_, reason): &&(String, String)| reason.starts_with("the guest has no memory for ");
-    assert_eq!(failures.iter().filter(no_memory).count(), 6, "{failures:?}");
+    assert_eq!(failures.iter().filter(no_memory).count(), 8, "{failures:?}");
     let last = session.steps.len() - 1;
     assert_as_before(&session, last);
 }

@@ -236,6 +236,7 @@ const FAULT_STEPS: Table<FaultStep> = &[
     ("online", FaultStep::Online),
     ("isolate", FaultStep::Isolate),
     ("migrate", FaultStep::Migrate),
+    ("page-table", FaultStep::PageTable),
 ];
 
 impl Verb {

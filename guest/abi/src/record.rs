@@ -120,6 +120,8 @@ pub enum FaultStep {
     Isolate,
     /// Migrating a page.
     Migrate,
+    /// Taking a page for a page table, while entries are written: no page.
+    PageTable,
 }
 
 /// Messages of the guest.

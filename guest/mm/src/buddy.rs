@@ -64,6 +64,8 @@ impl<'m> ZoneGuard<'m> {
 
     /// Gives pageblock `pageblock`, which is one `Offline` buddy block, to the allocator as a movable one.
     pub(crate) fn free_offline_pageblock(&mut self, pages: SectionPages<'_>, pageblock: u32) {
+        let plugged = pages.section().plugged();
+        assert!(plugged.contains(pageblock), "frees pageblock {pageblock} of {:?}: {plugged:?}", pages.nr());
         pages.section().pageblocks.set_type(pageblock, MigrateType::Movable);
         let (first, _) = pages.covering(pageblock);
         self.free_and_merge(pages, first, Order::PAGEBLOCK, Place::Tail);

@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 use crate::grow::GrowZone;
-use crate::lock::{Guard, Rank, SpinLock};
+use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
@@ -70,7 +70,10 @@ struct Claimed {
 }
 
 // The claim was made under the lock, and a section is claimed once; it is boot memory, so it is never unmapped.
-impl SectionOwner for Claimed {}
+impl SectionOwner for Claimed {
+    // Not the lock of `Deferred`: its holder may be waiting for this section in `freeze`.
+    const LOCKS: Locks = Locks::up_to(Rank::PcpDisable);
+}
 
 impl Deferred {
     pub(crate) const fn new() -> Self {

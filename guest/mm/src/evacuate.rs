@@ -195,6 +195,7 @@ mod tests {
         let zone = NodeId::FIRST.zone(ZoneType::Movable);
         mm.drain_pcp(zone);
         mm.free_pages(pfn, Order::PAGE);
+        let hotplug = mm.hotplug();
         mm.start_isolate(pages, pageblocks).expect("nothing is in the way");
         let Err(OfflineError::Unmovable(stuck)) =
             mm.evacuate(zone, core::iter::once((pages, pageblocks)), false)
@@ -208,6 +209,7 @@ mod tests {
         // Draining again frees it.
         mm.evacuate(zone, core::iter::once((pages, pageblocks)), true).expect("it is free now");
         mm.undo_isolate(pages, pageblocks);
+        drop(hotplug);
         mm.check();
         assert_eq!(mm.stats().pcp_stranded, 1);
     }

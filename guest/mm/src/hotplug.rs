@@ -9,10 +9,11 @@
 //! mm.hotplug().online(block, ZoneType::Movable)?;
 //! ```
 //!
-//! Invariants: the lock is the first of the lock order, and there is one [`HotplugHeld`] per [`Mm`].
+//! Invariants: the lock is the first of the lock order. There is one [`HotplugHeld`] per [`Mm`], behind the lock
+//! that [`hotplug_lock`] makes, and nothing else makes one: a reference to it is proof.
 
 use crate::Mm;
-use crate::lock::Guard;
+use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::platform::Platform;
 use crate::sparse::SectionOwner;
 
@@ -20,20 +21,34 @@ use crate::sparse::SectionOwner;
 /// reference to it proves that the lock is held.
 pub(crate) struct HotplugHeld(());
 
-impl HotplugHeld {
-    /// The value for a new lock.
-    pub(crate) const fn new() -> Self {
-        Self(())
-    }
+/// The memory hotplug lock of a new [`Mm`].
+pub(crate) const fn hotplug_lock() -> SpinLock<HotplugHeld> {
+    SpinLock::new(Rank::Hotplug, HotplugHeld(()))
 }
 
 // Sections that are neither deferred boot memory nor device memory on its way change state under this lock.
-impl SectionOwner for HotplugHeld {}
+impl SectionOwner for HotplugHeld {
+    const LOCKS: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
+}
 
 /// The memory hotplug lock of an [`Mm`], held until dropped. Its methods add memory blocks, put them
 /// online, take them offline and remove them; map and unmap device memory; and allocate ranges of frames.
 ///
 /// The holder may allocate and free pages. A second [`Mm::hotplug`] by the same CPU waits for ever.
+///
+/// There is no way to these methods without the lock:
+///
+/// ```compile_fail,E0599
+/// use tidevm_mm::{SectionNr, ZoneType, sim::SimMachine};
+///
+/// _ = SimMachine::default().boot().online(SectionNr::new(32), ZoneType::Movable);
+/// ```
+///
+/// ```compile_fail,E0451
+/// use tidevm_mm::{Hotplug, sim::SimMachine};
+///
+/// _ = Hotplug { mm: SimMachine::default().boot(), lock: () };
+/// ```
 #[must_use = "the lock is released at once"]
 pub struct Hotplug<'m, P: Platform> {
     pub(crate) mm: &'m Mm<P>,

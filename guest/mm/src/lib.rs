@@ -28,9 +28,8 @@
 //! ```
 //! A CPU that holds a lock takes only locks to the right of it, and never two of a kind (Linux:
 //! `mem_hotplug_lock`, `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`). The
-//! platform's mapping calls are made under the first lock only, so they may allocate and free; the exception
-//! is `map_prepared_memmap`, which takes no lock and is called under any. Calls to a [`MovableOwner`] are made
-//! under the first two locks only, so they may allocate and free too.
+//! locks under which `mm` calls the machine are those of the table at [`Platform`]. Calls to a
+//! [`MovableOwner`] are made under the first two locks only, so they may allocate and free too.
 //!
 //! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
 //! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
@@ -109,18 +108,19 @@ pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
 pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use deferred::Deferred;
-use hotplug::HotplugHeld;
+use hotplug::{HotplugHeld, hotplug_lock};
 use lock::{Rank, SpinLock};
 use migrate::Owners;
 use options::OptionsWord;
 use pgmap::Pgmaps;
+use platform::Calls;
 use vmstat::Counters;
 use zone::Zone;
 use zonelist::Nodes;
 
 /// The memory management of one machine.
 pub struct Mm<P: Platform> {
-    platform: P,
+    platform: Calls<P>,
     sparse: Sparse,
     per_cpu: &'static [PerCpuPages],
     zones: [Zone; ZoneId::COUNT],
@@ -147,12 +147,12 @@ impl<P: Platform> Mm<P> {
     pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
         assert!(per_cpu.len() <= MAX_CPUS);
         Self {
-            platform,
+            platform: Calls::new(platform),
             sparse,
             per_cpu,
             zones: Zone::all(),
             nodes: Nodes::new(),
-            hotplug: SpinLock::new(Rank::Hotplug, HotplugHeld::new()),
+            hotplug: hotplug_lock(),
             pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
@@ -164,6 +164,6 @@ impl<P: Platform> Mm<P> {
 
     /// The machine below.
     pub const fn platform(&self) -> &P {
-        &self.platform
+        self.platform.machine()
     }
 }

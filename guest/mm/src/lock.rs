@@ -8,7 +8,7 @@
 //! `tests/interleavings/` has models of this file and of the files whose lock-free steps need an argument.
 //!
 //! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check the order on every
-//! lock operation.
+//! lock operation, and check a [`Locks`] wherever one is stated.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]
 
 use core::cell::UnsafeCell;
@@ -31,6 +31,39 @@ pub(crate) enum Rank {
     Zone,
     /// The table of owners of movable pages.
     Owners,
+}
+
+/// The locks that a function may be called with. It is stated where the code cannot show it by a guard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Locks {
+    /// The CPU holds a lock of this rank.
+    must: Option<Rank>,
+    /// It holds no lock of a higher rank; `None` when it holds no lock at all.
+    highest: Option<Rank>,
+}
+
+impl Locks {
+    /// No lock is held.
+    pub(crate) const NONE: Self = Self { must: None, highest: None };
+    /// Any locks are held.
+    pub(crate) const ANY: Self = Self::up_to(Rank::Owners);
+
+    /// Any locks up to `highest`.
+    pub(crate) const fn up_to(highest: Rank) -> Self {
+        Self { must: None, highest: Some(highest) }
+    }
+
+    /// A lock of rank `must`, and any others up to `highest`.
+    pub(crate) const fn with(must: Rank, highest: Rank) -> Self {
+        Self { must: Some(must), highest: Some(highest) }
+    }
+
+    /// Checks in hosted builds that this CPU holds such locks; `call` is what it calls.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn assert(self, call: &str) {
+        order::assert_held(self, call);
+    }
 }
 
 /// A value behind a spin lock.
@@ -130,7 +163,7 @@ impl<T> Drop for Guard<'_, T> {
 /// Checks the lock order where threads stand for CPUs.
 #[cfg(any(test, feature = "sim"))]
 mod order {
-    use super::Rank;
+    use super::{Locks, Rank};
     use std::cell::RefCell;
     use std::vec::Vec;
 
@@ -143,6 +176,17 @@ mod order {
             if let Some(&highest) = held.iter().max() {
                 assert!(highest < wanted, "lock order: takes {wanted:?} while it holds {highest:?}");
             }
+        });
+    }
+
+    #[track_caller]
+    pub(super) fn assert_held(locks: Locks, call: &str) {
+        HELD.with_borrow(|held| {
+            let is_held = locks.must.is_none_or(|must| held.contains(&must));
+            assert!(is_held, "{call} needs {:?}, and the locks held are {held:?}", locks.must);
+            // `None` is below every rank.
+            let is_low = held.iter().max() <= locks.highest.as_ref();
+            assert!(is_low, "{call} allows locks up to {:?}, and the locks held are {held:?}", locks.highest);
         });
     }
 
@@ -160,10 +204,12 @@ mod order {
 
 #[cfg(not(any(test, feature = "sim")))]
 mod order {
-    use super::Rank;
+    use super::{Locks, Rank};
 
     #[inline(always)]
     pub(super) fn check(_: Rank) {}
+    #[inline(always)]
+    pub(super) fn assert_held(_: Locks, _: &str) {}
     #[inline(always)]
     pub(super) fn push(_: Rank) {}
     #[inline(always)]
@@ -172,7 +218,10 @@ mod order {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rank, SpinLock};
+    use std::panic::catch_unwind;
+    use std::string::String;
+
+    use super::{Locks, Rank, SpinLock};
 
     #[test]
     fn excludes() {
@@ -193,5 +242,29 @@ mod tests {
         let (zone, pcp) = (SpinLock::new(Rank::Zone, ()), SpinLock::new(Rank::Pcp, ()));
         let _zone = zone.lock();
         let _pcp = pcp.lock();
+    }
+
+    #[test]
+    fn the_locks_of_a_call_are_checked() {
+        let refused = |locks: Locks| {
+            let panic = catch_unwind(|| locks.assert("a call")).err()?;
+            panic.downcast_ref::<String>().cloned()
+        };
+        let (hotplug, pcp) = (SpinLock::new(Rank::Hotplug, ()), SpinLock::new(Rank::Pcp, ()));
+        let only_hotplug = Locks::with(Rank::Hotplug, Rank::Hotplug);
+        assert_eq!([Locks::NONE, Locks::ANY, Locks::up_to(Rank::Hotplug)].map(refused), [None, None, None]);
+        let none = "a call needs Some(Hotplug), and the locks held are []";
+        assert_eq!(refused(only_hotplug).as_deref(), Some(none));
+        let held = hotplug.lock();
+        assert_eq!([only_hotplug, Locks::ANY, Locks::up_to(Rank::Hotplug)].map(refused), [None, None, None]);
+        let one = "a call allows locks up to None, and the locks held are [Hotplug]";
+        assert_eq!(refused(Locks::NONE).as_deref(), Some(one));
+        let _pcp = pcp.lock();
+        let two = "a call allows locks up to Some(Hotplug), and the locks held are [Hotplug, Pcp]";
+        assert_eq!(refused(only_hotplug).as_deref(), Some(two));
+        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Pcp)), None);
+        drop(held);
+        let lost = "a call needs Some(Hotplug), and the locks held are [Pcp]";
+        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Pcp)).as_deref(), Some(lost));
     }
 }

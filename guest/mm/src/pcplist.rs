@@ -31,7 +31,7 @@ use arrayvec::ArrayVec;
 use crate::Mm;
 use crate::addr::Pfn;
 use crate::hotplug::Hotplug;
-use crate::lock::{Guard, Rank, SpinLock};
+use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::node::{NodeId, ZoneId};
 use crate::page::{Link, Page};
 use crate::pageblock::MigrateType;
@@ -227,6 +227,7 @@ struct PcpLimits<'m, P: Platform> {
 impl<P: Platform> PcpLimits<'_, P> {
     /// Gives every CPU's lists of `zone` these limits.
     fn publish(&self, zone: ZoneId, limits: (u32, u32)) {
+        Locks::with(Rank::PcpDisable, Rank::PcpDisable).assert("publishing the limits of per-CPU lists");
         for cpu in self.mm.cpus() {
             cpu.zone(zone).set_limits(limits);
         }

@@ -25,6 +25,7 @@ use core::sync::atomic::{
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::HotplugHeld;
+use crate::lock::Locks;
 use crate::node::{MAX_NODES, NodeId};
 use crate::page::{Kind, PageState};
 use crate::sparse::SectionOwner;
@@ -112,7 +113,9 @@ pub(crate) struct Pgmap {
 pub(crate) struct Chunk(PfnRange);
 
 // A range that is initialising is not unmapped, and its sections change state when the last chunk is finished.
-impl SectionOwner for Chunk {}
+impl SectionOwner for Chunk {
+    const LOCKS: Locks = Locks::NONE;
+}
 
 impl Chunk {
     /// Its pages.
@@ -143,7 +146,7 @@ impl Pgmap {
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        // Pairs with the Release in `begin`: a CPU that reads Initialising sees the range.
+        // Pairs with the Release in `Described::begin`: a CPU that reads Initialising sees the range.
         match self.stage.load(Acquire) {
             0 => Stage::Free,
             1 => Stage::Initialising,
@@ -192,8 +195,16 @@ impl Pgmap {
     }
 
     /// Makes it the entry of `range`, whose first `reserve` pages are left alone. No CPU sees it before
-    /// [`begin`](Self::begin).
-    pub(crate) fn describe(&self, range: PfnRange, node: NodeId, reserve: u32, altmap: Option<VmemAltmap>) {
+    /// [`Described::begin`].
+    pub(crate) fn describe(
+        &self,
+        range: PfnRange,
+        node: NodeId,
+        reserve: u32,
+        altmap: Option<VmemAltmap>,
+        _held: &HotplugHeld,
+    ) -> Described<'_> {
+        assert!(self.stage() == Stage::Free, "the entry of {range:?} is in use");
         self.node.store(node.get(), Relaxed);
         self.start.store(range.start().get(), Relaxed);
         self.pages.store(range.pages(), Relaxed);
@@ -204,15 +215,7 @@ impl Pgmap {
         self.done.store(0, Relaxed);
         self.cpus.store(0, Relaxed);
         self.init_ns.store(0, Relaxed);
-    }
-
-    /// Lets every CPU claim chunks. So far `pages` struct pages were written under the lock, in `nanoseconds`
-    /// up to `now`.
-    pub(crate) fn begin(&self, pages: u64, nanoseconds: u64, now: u64) {
-        self.locked_pages.store(pages, Relaxed);
-        self.locked_ns.store(nanoseconds, Relaxed);
-        self.init_began.store(now, Relaxed);
-        self.stage.store(Stage::Initialising as u8, Release);
+        Described(self)
     }
 
     /// Claims the next pageblock of pages for `cpu`, if one is left.
@@ -240,7 +243,7 @@ impl Pgmap {
     }
 
     /// Closes the gate, if no reference is taken; else returns the number of references.
-    pub(crate) fn kill(&self) -> Result<(), u64> {
+    pub(crate) fn kill(&self, _held: &HotplugHeld) -> Result<(), u64> {
         let pages = u64::from(self.device_pages().pages());
         match self.refs.compare_exchange(pages, 0, AcqRel, Acquire) {
             Ok(_) => Ok(()),
@@ -271,6 +274,12 @@ impl Pgmap {
         assert!(before > pages, "a reference too many is given back: {before} of {pages} pages");
     }
 
+    /// Checks that a reference to a page is taken: a page whose user changes stays mapped meanwhile.
+    pub(crate) fn assert_taken(&self) {
+        let (refs, pages) = (self.refs(), u64::from(self.device_pages().pages()));
+        assert!(refs > pages, "the user of a page changes with {refs} references to {pages} pages");
+    }
+
     fn info(&self) -> PgmapInfo {
         let live = self.stage() == Stage::Live;
         PgmapInfo {
@@ -285,6 +294,22 @@ impl Pgmap {
             init_ns: if live { self.init_ns.load(Relaxed) } else { 0 },
             cpus: self.cpus.load(Relaxed),
         }
+    }
+}
+
+/// An entry that is described, and that no other CPU sees yet.
+#[must_use]
+pub(crate) struct Described<'p>(&'p Pgmap);
+
+impl Described<'_> {
+    /// Lets every CPU claim chunks of the range, whose sections are Present. So far `pages` struct pages were
+    /// written under the lock, in `nanoseconds` up to `now`.
+    pub(crate) fn begin(self, pages: u64, nanoseconds: u64, now: u64) {
+        let Self(pgmap) = self;
+        pgmap.locked_pages.store(pages, Relaxed);
+        pgmap.locked_ns.store(nanoseconds, Relaxed);
+        pgmap.init_began.store(now, Relaxed);
+        pgmap.stage.store(Stage::Initialising as u8, Release);
     }
 }
 

@@ -8,17 +8,30 @@
 //! changed nothing.
 #![expect(unsafe_code, reason = "declares the contract that the memmap look-up rests on")]
 
+mod calls;
+
 use core::fmt;
 
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
+
+pub(crate) use calls::Calls;
 
 /// The machine below `mm`.
 ///
 /// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
 /// interrupt handlers never call `mm`.
 ///
-/// `mm` calls `map_*`, `unmap_*` and `prepare_memmaps` with the memory hotplug lock held and no other, so they
-/// may allocate and free page-table pages through `mm`. The exception is `map_prepared_memmap`.
+/// `mm` makes each call with these of its locks held (the lock order is in the documentation of the crate).
+/// Hosted builds check it:
+///
+/// | call | is made with | so it |
+/// |---|---|---|
+/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare_memmaps`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
+/// | `copy_pages`, `synchronize`; `fault` for `Isolate` and `Migrate` | the memory hotplug lock, and at most the pcp disable lock | may wait for jobs that allocate and free |
+/// | `fault` for other steps | the memory hotplug lock, and no other | |
+/// | `relax` | at most the memory hotplug lock | may not take it |
+/// | `clock` | at most the memory hotplug lock | |
+/// | `map_prepared_memmap`, `this_cpu` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
@@ -131,4 +144,7 @@ pub enum FaultStep {
     Isolate,
     /// Migrating a page.
     Migrate,
+    /// Taking a page for a page table, while entries are written. `mm` does not ask for this step: the machine
+    /// does, inside of `map_*` and `prepare_memmaps`.
+    PageTable,
 }

@@ -7,13 +7,17 @@
 //! - a memmap is filled with garbage when it is mapped (zeros may be relied on only when its backing is fresh
 //!   from a host that promises them), and when it is unmapped (a later look finds garbage);
 //! - the backing of a memmap must be mapped, and backs one memmap;
-//! - a section is Absent before its memmap is mapped and after it is unmapped (checked on machines with
-//!   [`SimMachine::page_tables`]);
-//! - a memmap is only unmapped after a grace period.
+//! - a section is Absent before its memmap is mapped and after it is unmapped;
+//! - a memmap is only unmapped after a grace period at whose beginning its section was Absent;
+//! - memory is mapped and unmapped only while its section is Absent, or while its pageblock is an unplugged one
+//!   of an online memory block.
+//!
+//! A test sees every call of `mm` by [`Sim::watch`] (see `watch`).
 //!
 //! Invariant: the window, the table of sections and the `Mm` live as long as the process.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
+mod watch;
 mod window;
 
 use core::cell::Cell;
@@ -30,9 +34,13 @@ use crate::addr::{
     SectionNr,
 };
 use crate::options::MemoryContent;
+use crate::page::Kind;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
 use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
+
+pub use watch::Call;
+use watch::Probe;
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -40,7 +48,7 @@ std::thread_local! {
 
 /// The content of a page after it was unmapped.
 const LOST: u64 = 0xdead_dead_dead_dead;
-const STEPS: usize = 6;
+const STEPS: usize = FaultStep::PageTable as usize + 1;
 
 /// A memmap that is mapped.
 struct Mapped {
@@ -60,9 +68,6 @@ impl Mapped {
     }
 }
 
-/// Called with the step that is attempted.
-type Probe = Box<dyn Fn(FaultStep) + Send>;
-
 /// A machine on which nothing is mapped at first.
 pub struct Sim {
     window: NonNull<Page>,
@@ -80,7 +85,7 @@ pub struct Sim {
     lasting: [AtomicBool; STEPS],
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
-    /// Called at every attempt.
+    /// Called at every call.
     probe: Mutex<Option<Probe>>,
     /// The host promises zeros.
     zeros: bool,
@@ -88,8 +93,12 @@ pub struct Sim {
     grace_periods: AtomicU64,
     /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
-    /// Where page-table pages come from, and those in use.
-    tables: OnceLock<&'static Mm<Sim>>,
+    /// By section: whether it was Absent when the last grace period began, and got no memmap since.
+    unseen: Vec<AtomicBool>,
+    /// The memory management that runs on this machine.
+    mm: OnceLock<&'static Mm<Sim>>,
+    /// Whether page-table pages come from it, and those in use.
+    page_tables: bool,
     tables_in_use: Mutex<Vec<Pfn>>,
     started: Instant,
 }
@@ -150,7 +159,7 @@ impl SimMachine {
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
         let per_cpu: Vec<PerCpuPages> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
-        let sim = Sim::new(self.sections, self.options.content);
+        let sim = Sim::new(self.sections, self.options.content, self.page_tables);
         // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
         let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
@@ -160,9 +169,7 @@ impl SimMachine {
         for &(from, to, distance) in &self.distances {
             mm.set_distance(NodeId::new(from), NodeId::new(to), distance);
         }
-        if self.page_tables {
-            mm.platform().tables.set(mm).ok().expect("a new machine");
-        }
+        mm.platform().mm.set(mm).ok().expect("a new machine");
         mm
     }
 
@@ -213,7 +220,7 @@ fn window(pages: usize) -> NonNull<Page> {
 }
 
 impl Sim {
-    fn new(sections: u32, content: MemoryContent) -> Self {
+    fn new(sections: u32, content: MemoryContent, page_tables: bool) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         Self {
             window: window(pages),
@@ -229,8 +236,10 @@ impl Sim {
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
             settled: AtomicBool::new(false),
+            unseen: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             started: Instant::now(),
-            tables: OnceLock::new(),
+            mm: OnceLock::new(),
+            page_tables,
             tables_in_use: Mutex::new(Vec::new()),
         }
     }
@@ -273,12 +282,6 @@ impl Sim {
     pub fn inject_always(&self, step: FaultStep, on: bool) {
         self.lasting[step as usize].store(on, SeqCst);
         self.faults[step as usize].store(if on { 0 } else { -1 }, SeqCst);
-    }
-
-    /// Calls `probe` at every attempt of every step from now on, before the step fails. The probe may look at
-    /// the machine and must change nothing.
-    pub fn watch(&self, probe: impl Fn(FaultStep) + Send + 'static) {
-        *self.probe.lock().expect("no panic holds it") = Some(Box::new(probe));
     }
 
     /// How often `step` was attempted.
@@ -330,8 +333,11 @@ impl Sim {
 
     /// A page-table page for a new mapping.
     fn take_table(&self) -> Result<(), NoPageTable> {
-        let Some(mm) = self.tables.get() else { return Ok(()) };
-        if mm.sparse.blocks_online() == 0 {
+        if self.fault(FaultStep::PageTable) {
+            return Err(NoPageTable);
+        }
+        let mm = self.mm();
+        if !self.page_tables || mm.sparse.blocks_online() == 0 {
             return Ok(());
         }
         let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
@@ -342,16 +348,37 @@ impl Sim {
 
     fn give_table_back(&self) {
         let table = self.tables_in_use.lock().expect("no panic holds it").pop();
-        if let (Some(mm), Some(table)) = (self.tables.get(), table) {
+        if let Some(table) = table {
             assert_eq!(self.read(table), u64::from(table.get()), "content of a page table");
-            mm.free_pages(table, Order::PAGE);
+            self.mm().free_pages(table, Order::PAGE);
         }
+    }
+
+    fn mm(&self) -> &'static Mm<Self> {
+        self.mm.get().expect("`SimMachine::build` set it")
     }
 
     /// A section whose memmap is not mapped must be Absent, or a look-up of its pages would not be sound.
     fn assert_absent(&self, section: SectionNr) {
-        let state = self.tables.get().map_or(SectionState::Absent, |mm| mm.section_state(section));
+        let state = self.mm().section_state(section);
         assert_eq!(state, SectionState::Absent, "{section:?} without a memmap");
+    }
+
+    /// Memory that is mapped or unmapped is in use by no CPU: its section is Absent, or it is an unplugged
+    /// pageblock of an online memory block.
+    fn assert_unused(&self, range: PfnRange) {
+        let nr = range.start().section();
+        if self.mm().section_state(nr) == SectionState::Absent {
+            return;
+        }
+        let pages =
+            self.mm().sparse.online_pages(nr).expect("memory changes while its section is Absent or Online");
+        for first in range.frames().step_by(PAGEBLOCK_PAGES as usize) {
+            let plugged = pages.section().plugged().contains(first.pageblock());
+            let state = pages.page(first).state();
+            let is_offline = state.is(Kind::Offline, Order::PAGEBLOCK);
+            assert!(!plugged && is_offline, "{first:?} changes while it is {state:?}, plugged: {plugged}");
+        }
     }
 
     /// Maps the memmap of `section` onto `frames`.
@@ -360,6 +387,7 @@ impl Sim {
         let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
         self.settled.store(false, SeqCst);
+        self.unseen[section.get() as usize].store(false, SeqCst);
         // Whether nothing was written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
         let fresh = mapped.backing().all(|pfn| word(pfn).load(SeqCst) == LOST);
@@ -375,6 +403,8 @@ impl Sim {
 
     fn unmap_frames(&self, section: SectionNr) -> Vec<Pfn> {
         assert!(self.settled.load(SeqCst), "{section:?}: no grace period");
+        let unseen = self.unseen[section.get() as usize].load(SeqCst);
+        assert!(unseen, "{section:?} was not Absent when the grace period began");
         self.assert_absent(section);
         let mut memmaps = self.memmaps.lock().expect("no panic holds it");
         let mapped = memmaps[section.get() as usize].take().expect("unmaps a memmap that is mapped");
@@ -427,12 +457,14 @@ unsafe impl Platform for Sim {
     }
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        self.tell(Call::CopyPages(pages.len()));
         for &(to, from) in pages {
             self.write(to, self.read(from));
         }
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        self.tell(Call::MapMemmap(section));
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         self.take_table()?;
         self.map_frames(section, std::vec![backing]);
@@ -440,10 +472,12 @@ unsafe impl Platform for Sim {
     }
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
+        self.tell(Call::PrepareMemmaps(first, count));
+        self.take_table()?;
         for section in &self.prepared[first.get() as usize..][..count as usize] {
             assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
         }
-        self.take_table()
+        Ok(())
     }
 
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
@@ -453,20 +487,25 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
+        self.tell(Call::UnmapMemmap(section));
         assert_eq!(self.unmap_frames(section).len(), 1, "{section:?} is not mapped by a large page");
     }
 
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        self.tell(Call::MapMemmap(section));
         self.take_table()?;
         self.map_frames(section, frames.to_vec());
         Ok(())
     }
 
     fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        self.tell(Call::UnmapMemmap(section));
         self.unmap_frames(section).try_into().expect("it is mapped by small pages")
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.tell(Call::MapDirect(range));
+        self.assert_unused(range);
         self.settled.store(false, SeqCst);
         self.take_table()?;
         for (index, block) in self.blocks(range).iter().enumerate() {
@@ -476,6 +515,8 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_direct(&self, range: PfnRange) {
+        self.tell(Call::UnmapDirect(range));
+        self.assert_unused(range);
         self.settled.store(false, SeqCst);
         let memmaps = self.memmaps.lock().expect("no panic holds it");
         let holds =
@@ -493,6 +534,10 @@ unsafe impl Platform for Sim {
     }
 
     fn synchronize(&self) {
+        self.tell(Call::Synchronize);
+        for (unseen, nr) in self.unseen.iter().zip((0..).map(SectionNr::new)) {
+            unseen.store(self.mm().section_state(nr) == SectionState::Absent, SeqCst);
+        }
         self.grace_periods.fetch_add(1, SeqCst);
         self.settled.store(true, SeqCst);
         std::thread::sleep(std::time::Duration::from_micros(50));
@@ -503,13 +548,12 @@ unsafe impl Platform for Sim {
     }
 
     fn clock(&self) -> u64 {
+        self.tell(Call::Clock);
         self.started.elapsed().as_nanos() as u64
     }
 
     fn fault(&self, step: FaultStep) -> bool {
-        if let Some(probe) = &*self.probe.lock().expect("no panic holds it") {
-            probe(step);
-        }
+        self.tell(Call::Fault(step));
         let step = step as usize;
         self.attempts[step].fetch_add(1, SeqCst);
         if self.lasting[step].load(SeqCst) {

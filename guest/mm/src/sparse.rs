@@ -32,6 +32,7 @@
 #![expect(unsafe_code, reason = "turns a mapped range of the memmap window into pages")]
 
 mod section_pages;
+mod state;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -43,26 +44,8 @@ use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
 
 pub(crate) use section_pages::SectionPages;
-
-/// How far a section is on its way into a zone. Every policy of initialisation and every life cycle is a
-/// walk along these states, forward and back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum SectionState {
-    /// Its memmap is not mapped, or about to be unmapped.
-    Absent = 0,
-    /// Its memory and its memmap are mapped; only the owner of the section looks at the memmap.
-    Present = 1,
-    /// Every CPU may look at its memmap.
-    Initialised = 2,
-    /// Its pages are in a zone.
-    Online = 3,
-}
-
-/// A proof that the caller is the only one that changes the state of a section, and that its memmap stays
-/// mapped meanwhile. There are three: the memory hotplug lock; a claim of a section of deferred boot memory,
-/// until that is online; and a chunk of device memory, until the whole range is initialised.
-pub(crate) trait SectionOwner {}
+pub(crate) use state::SectionOwner;
+pub use state::SectionState;
 
 /// The entry of one section of 128 MiB in the table. All zero is a section that is Absent.
 #[repr(C, align(64))]
@@ -161,8 +144,10 @@ impl Section {
         self.origin.load(Ordering::Relaxed) == Self::DEVICE
     }
 
-    /// Says whether it is device memory. The section is Absent.
-    pub(crate) fn set_device(&self, device: bool) {
+    /// Says whether it is device memory. The section is Absent: no CPU looks at it.
+    pub(crate) fn set_device<O: SectionOwner>(&self, device: bool, _owner: &O) {
+        assert_eq!(self.state(), SectionState::Absent, "a section changes between memory and device memory");
+        O::LOCKS.assert("a section becoming device memory");
         self.origin.store(if device { Self::DEVICE } else { Self::HOT_ADDED }, Ordering::Relaxed);
     }
 
@@ -210,7 +195,8 @@ impl Section {
         PageblockSet::new(self.plugged.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_plugged(&self, plugged: PageblockSet) {
+    pub(crate) fn set_plugged<O: SectionOwner>(&self, plugged: PageblockSet, _owner: &O) {
+        O::LOCKS.assert("a change of the plugged pageblocks");
         self.plugged.store(plugged.bits(), Ordering::Relaxed);
     }
 
@@ -238,7 +224,8 @@ impl Section {
         self.block_sections.load(Ordering::Relaxed).into()
     }
 
-    pub(crate) fn set_block_sections(&self, sections: u32) {
+    pub(crate) fn set_block_sections<O: SectionOwner>(&self, sections: u32, _owner: &O) {
+        O::LOCKS.assert("a change of a memory block");
         let sections = u8::try_from(sections).expect("a memory block has 64 sections at most");
         self.block_sections.store(sections, Ordering::Relaxed);
     }
@@ -291,9 +278,18 @@ impl Sparse {
 
     /// Moves section `nr`, which is in the table, to `state`. The conditions are in the header of this file:
     /// Present needs a mapped memmap, Initialised needs initialised pages, Absent comes before unmapping.
-    pub(crate) fn set_state(&self, nr: SectionNr, state: SectionState, _owner: &impl SectionOwner) {
+    ///
+    /// # Panics
+    /// When no life cycle has this step.
+    pub(crate) fn set_state<O: SectionOwner>(&self, nr: SectionNr, state: SectionState, _owner: &O) {
+        O::LOCKS.assert("a change of a section's state");
         let section = self.entry(nr);
         let before = section.state();
+        assert!(before.leads_to(state), "{nr:?} goes from {before:?} to {state:?}");
+        #[cfg(any(test, feature = "sim"))]
+        if state == SectionState::Initialised && !section.is_device() {
+            self.view(nr, section).assert_initialised();
+        }
         // Pairs with the Acquire in `Section::state`.
         section.state.store(state as u8, Ordering::Release);
         self.end.fetch_max(nr.get() + 1, Ordering::Relaxed);
@@ -370,7 +366,8 @@ impl Sparse {
     ///
     /// # Panics
     /// When the section is Absent, or other CPUs already look at its pages.
-    pub(crate) fn pages_to_initialise(&self, nr: SectionNr, _owner: &impl SectionOwner) -> SectionPages<'_> {
+    pub(crate) fn pages_to_initialise<O: SectionOwner>(&self, nr: SectionNr, _owner: &O) -> SectionPages<'_> {
+        O::LOCKS.assert("initialising pages");
         let section = self.entry(nr);
         assert_eq!(section.state(), SectionState::Present, "section {nr:?} is not ready for this");
         self.view(nr, section)

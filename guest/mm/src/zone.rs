@@ -8,8 +8,9 @@
 //! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not
 //! initialised yet is free memory that is not on the free lists (see `deferred`).
 //!
-//! Invariants: spans, counters and watermarks change under the memory hotplug lock, which a [`HotplugHeld`]
-//! proves. Three counters do not: the CPU that initialises deferred pages takes their number down, and the
+//! Invariants: every reader finds free <= managed <= present <= spanned. So a zone grows from the outside in and
+//! shrinks from the inside out. Spans, counters and watermarks change under the memory hotplug lock, which a
+//! [`HotplugHeld`] proves. Three counters do not: the CPU that initialises deferred pages takes their number down, and the
 //! numbers of free pages and of isolated pageblocks change under the zone lock ([`ZoneGuard`]). Every CPU
 //! may read all of them.
 
@@ -203,20 +204,28 @@ impl Zone {
     }
 
     fn set_span(&self, span: PfnRange) {
+        let (pages, present) = (span.pages(), self.present());
+        assert!(present <= pages.into(), "{:?} has {present} present pages and is to span {pages}", self.id);
         self.span.store(packed(span), Relaxed);
     }
 
     pub(crate) fn add_present(&self, pages: u64, _held: &HotplugHeld) {
-        self.present.fetch_add(pages, Relaxed);
+        let present = self.present.fetch_add(pages, Relaxed) + pages;
+        let spanned = self.spanned().pages();
+        assert!(present <= spanned.into(), "{:?} has {present} of {spanned} pages present", self.id);
     }
 
     pub(crate) fn sub_present(&self, pages: u64, _held: &HotplugHeld) {
         let before = self.present.fetch_sub(pages, Relaxed);
         assert!(pages <= before, "{:?} loses {pages} of {before} present pages", self.id);
+        let (managed, present) = (self.managed(), before - pages);
+        assert!(managed <= present, "{:?} has {managed} of {present} pages managed", self.id);
     }
 
     pub(crate) fn add_managed(&self, pages: u64, _held: &HotplugHeld) {
-        self.managed.fetch_add(pages, Relaxed);
+        let managed = self.managed.fetch_add(pages, Relaxed) + pages;
+        let present = self.present();
+        assert!(managed <= present, "{:?} has {managed} of {present} pages managed", self.id);
     }
 
     pub(crate) fn sub_managed(&self, pages: u64, _held: &HotplugHeld) {

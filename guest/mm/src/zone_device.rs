@@ -201,19 +201,20 @@ impl<P: Platform> Hotplug<'_, P> {
         self.map_device(map.range, &mut source)?;
         // From here on nothing fails.
         let pgmap = mm.pgmaps.get(nr);
-        pgmap.describe(map.range, map.node, map.altmap.map_or(0, |altmap| altmap.reserve), source.altmap());
+        let reserve = map.altmap.map_or(0, |altmap| altmap.reserve);
+        let described = pgmap.describe(map.range, map.node, reserve, source.altmap(), self.held());
         for section in sections(map.range) {
             let entry = mm.sparse.entry(section);
-            entry.set_device(true);
+            entry.set_device(true, self.held());
             entry.set_node(map.node);
-            entry.set_plugged(PageblockSet::ALL);
+            entry.set_plugged(PageblockSet::ALL, self.held());
             // All pageblocks, including those in which no buddy block begins.
             entry.pageblocks.reset();
             mm.sparse.set_state(section, SectionState::Present, self.held());
         }
         let written = self.init_locked(nr, pgmap);
         let now = mm.platform.clock();
-        pgmap.begin(written, now.saturating_sub(began), now);
+        described.begin(written, now.saturating_sub(began), now);
         Ok(nr)
     }
 

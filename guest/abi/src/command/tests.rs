@@ -87,6 +87,7 @@ fn commands() -> impl Strategy<Value = Command> {
         FaultStep::Online,
         FaultStep::Isolate,
         FaultStep::Migrate,
+        FaultStep::PageTable,
     ]);
     prop_oneof![
         resizes(),

@@ -31,6 +31,7 @@ pub fn fault_step(step: abi::FaultStep) -> mm::FaultStep {
         abi::FaultStep::Online => mm::FaultStep::Online,
         abi::FaultStep::Isolate => mm::FaultStep::Isolate,
         abi::FaultStep::Migrate => mm::FaultStep::Migrate,
+        abi::FaultStep::PageTable => mm::FaultStep::PageTable,
     }
 }
 

@@ -60,12 +60,14 @@ fn limits() {
     finds("limits of CPU 0", |mm| mm.zones[movable.index()].set_pcp_limits((5, 1)));
     finds("limits of lists", |mm| {
         let hotplug = mm.hotplug();
-        mm.zones[movable.index()].add_managed(4096, hotplug.held());
-        mm.zones[movable.index()].add_present(4096, hotplug.held());
         mm.zones[movable.index()].grow_span(SectionNr::new(34).frames(), hotplug.held());
+        mm.zones[movable.index()].add_present(4096, hotplug.held());
+        mm.zones[movable.index()].add_managed(4096, hotplug.held());
         crate::zone::setup_watermarks(mm.zones().as_slice(), hotplug.held());
     });
     finds("watermarks as they were", |mm| {
+        // As many pages are in use: no more are free than managed.
+        (0..20).for_each(|_| _ = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap());
         mm.zones[movable.index()].sub_managed(20_000, mm.hotplug().held());
     });
     finds("zonelists as they were", |mm| {
@@ -94,7 +96,7 @@ fn check_of_most_cpus_needs_no_more_stack_than_of_one() {
 #[test]
 fn memory_to_come() {
     finds("which no CPU has claimed", |mm| {
-        mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Initialised, mm.hotplug().held());
+        mm.sparse.set_state(SectionNr::new(3), crate::SectionState::Present, mm.hotplug().held());
     });
 }
 

@@ -129,12 +129,12 @@ impl<P: Platform> Hotplug<'_, P> {
         }
         for (nr, &plugged) in block.sections().zip(plugged) {
             let section = self.mm.sparse.entry(nr);
-            section.set_plugged(plugged);
+            section.set_plugged(plugged, self.held());
             // Pages of older memory have been used.
             section.set_zeroed(on_memory && flags.content == MemoryContent::Zero);
             self.mm.sparse.set_state(nr, SectionState::Present, self.held());
         }
-        first.set_block_sections(block.len());
+        first.set_block_sections(block.len(), self.held());
         Ok(())
     }
 

@@ -51,7 +51,7 @@ impl<P: Platform> Hotplug<'_, P> {
     /// Gives pageblocks that were not plugged so far to the allocator.
     fn free_pageblocks(&self, pages: SectionPages<'_>, blocks: PageblockSet) {
         let section = pages.section();
-        section.set_plugged(section.plugged().union(blocks));
+        section.set_plugged(section.plugged().union(blocks), self.held());
         let zone = self.mm.zone(section.zone());
         zone.add_managed(blocks.pages().into(), self.held());
         for block in blocks.iter() {
@@ -87,7 +87,7 @@ impl<P: Platform> Hotplug<'_, P> {
         for (pages, blocks) in parts {
             let section = pages.section();
             self.mm.zone(zone).sub_managed(blocks.pages().into(), self.held());
-            section.set_plugged(section.plugged().without(blocks));
+            section.set_plugged(section.plugged().without(blocks), self.held());
             self.unmap_direct(pages.nr(), blocks);
         }
         self.update_limits();

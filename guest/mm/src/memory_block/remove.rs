@@ -89,8 +89,8 @@ impl<P: Platform> Hotplug<'_, P> {
         for nr in block.sections() {
             let section = self.mm.sparse.entry(nr);
             self.unmap_direct(nr, section.plugged());
-            section.set_plugged(PageblockSet::NONE);
+            section.set_plugged(PageblockSet::NONE, self.held());
         }
-        first.set_block_sections(0);
+        first.set_block_sections(0, self.held());
     }
 }

@@ -46,6 +46,7 @@ fn free_with_a_stale_type() {
     let stale = mm.sparse.section(BLOCK).unwrap().pageblocks.migrate_type(pfn.pageblock());
     assert_eq!(stale, MigrateType::Movable);
 
+    let hotplug = mm.hotplug();
     let disabled = mm.zone_pcp_disable(MOVABLE);
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
@@ -56,7 +57,7 @@ fn free_with_a_stale_type() {
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
     assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
-    drop(disabled);
+    drop((disabled, hotplug));
     mm.check();
 }
 
@@ -67,6 +68,7 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     let mm = machine();
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.drain_pcp(MOVABLE);
+    let hotplug = mm.hotplug();
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE));
@@ -74,6 +76,7 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.drain_pcp(MOVABLE);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
     mm.undo_isolate(pages, pageblock_of(pfn));
+    drop(hotplug);
     mm.check();
 }
 

@@ -7,6 +7,8 @@
 use core::ops::Range;
 
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+#[cfg(any(test, feature = "sim"))]
+use crate::page::Kind;
 use crate::page::{Page, PageState};
 use crate::sparse::Section;
 
@@ -27,6 +29,21 @@ impl<'s> SectionPages<'s> {
 
     pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
         self.pages
+    }
+
+    /// Checks that every page means something: it was written for the section's zone, or the memmap is known to be
+    /// zero where it was not.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn assert_initialised(&self) {
+        let zone = self.section.zone();
+        for (page, pfn) in self.pages.iter().zip(self.nr.frames().frames()) {
+            let state = page.state();
+            let is_known = match state.kind() {
+                Kind::Uninit => self.section.is_sparse(),
+                _ => state.zone() == zone,
+            };
+            assert!(is_known, "{pfn:?} of a section that is called initialised is {state:?}");
+        }
     }
 
     pub(crate) fn section(&self) -> &'s Section {

@@ -111,6 +111,14 @@ impl<'m> ZoneGuard<'m> {
 impl Drop for ZoneGuard<'_> {
     #[inline]
     fn drop(&mut self) {
+        #[cfg(any(test, feature = "sim"))]
+        assert!(
+            self.lists.free() <= self.zone.managed(),
+            "{:?} has {} pages free and {} managed",
+            self.zone(),
+            self.lists.free(),
+            self.zone.managed()
+        );
         self.zone.free.store(self.lists.free(), Relaxed);
     }
 }

@@ -62,12 +62,13 @@ impl<P: Platform> Hotplug<'_, P> {
             Stage::Initialising => return Err(MemunmapError::Initialising),
             Stage::Live => {}
         }
-        pgmap.kill().map_err(|refs| MemunmapError::InUse { refs, first: self.first_user(pgmap) })?;
+        let in_use = |refs| MemunmapError::InUse { refs, first: self.first_user(pgmap) };
+        pgmap.kill(self.held()).map_err(in_use)?;
         for section in pgmap.sections() {
             self.mm.sparse.set_state(section, SectionState::Absent, self.held());
             let entry = self.mm.sparse.entry(section);
-            entry.set_plugged(PageblockSet::NONE);
-            entry.set_device(false);
+            entry.set_plugged(PageblockSet::NONE, self.held());
+            entry.set_device(false, self.held());
         }
         let mut source = MemmapSource::new(pgmap.node(), pgmap.altmap());
         self.unmap_memmaps(pgmap.sections(), &mut source);

@@ -11,7 +11,7 @@ use crate::Mm;
 use crate::addr::Pfn;
 use crate::page::DevUser;
 use crate::pageblock::MigrateType;
-use crate::pgmap::PgmapNr;
+use crate::pgmap::{Pgmap, PgmapNr};
 use crate::platform::Platform;
 
 /// Why a page of device memory cannot be used, or given back.
@@ -70,7 +70,7 @@ impl<P: Platform> Mm<P> {
         if !pgmap.try_get() {
             return Err(DevPageError::NotDevice);
         }
-        let result = self.sparse.page(pfn).update_dev_user(|now| match now {
+        let result = self.change_user(pgmap, pfn, |now| match now {
             None => Ok(Some(DevUser { tag: user, count: 1 })),
             Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
             Some(DevUser { tag, count }) => match count.checked_add(1) {
@@ -90,12 +90,27 @@ impl<P: Platform> Mm<P> {
     /// See [`DevPageError`]; nothing has changed then.
     pub fn put_dev_page(&self, pfn: Pfn, user: u32) -> Result<(), DevPageError> {
         let (_, pgmap) = self.pgmaps.of(pfn).ok_or(DevPageError::NotDevice)?;
-        self.sparse.page(pfn).update_dev_user(|now| match now {
+        self.change_user(pgmap, pfn, |now| match now {
             None => Err(DevPageError::Count),
             Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
             Some(DevUser { tag, count }) => Ok((count > 1).then(|| DevUser { tag, count: count - 1 })),
         })?;
         pgmap.put();
         Ok(())
+    }
+
+    /// Replaces the user of page `pfn` of `pgmap` by the result of `change`, while a reference keeps the page
+    /// mapped.
+    fn change_user(
+        &self,
+        pgmap: &Pgmap,
+        pfn: Pfn,
+        change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, DevPageError>,
+    ) -> Result<(), DevPageError> {
+        self.sparse.page(pfn).update_dev_user(|now| {
+            let after = change(now)?;
+            pgmap.assert_taken();
+            Ok(after)
+        })
     }
 }

@@ -144,6 +144,7 @@ fn table_boundaries() {
     };
     for nr in [0, 1] {
         assert_eq!(add(nr), Err(AddError::Exists), "boot memory");
+        assert_eq!(mm.hotplug().online(SectionNr::new(nr), ZoneType::Dma32), Err(OnlineError::Online));
         assert_eq!(mm.hotplug().offline(SectionNr::new(nr)), Err(OfflineError::BootMemory));
         assert_eq!(mm.hotplug().remove_memory(SectionNr::new(nr)), Err(RemoveError::Online));
         assert_eq!(

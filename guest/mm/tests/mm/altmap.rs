@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::sim::{Call, Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
     OfflineAndRemoveError, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn, RemovalPolicy,
@@ -203,8 +203,10 @@ fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
         assert_eq!(state_of(mm, SECTIONS), before);
 
         // Each attempt fails once. Then memory runs out half-way.
-        for step in [FaultStep::AllocMemmap, FaultStep::MapMemmap] {
-            for attempt in 0..4 {
+        for (step, attempts) in
+            [(FaultStep::AllocMemmap, 4), (FaultStep::MapMemmap, 4), (FaultStep::PageTable, 8)]
+        {
+            for attempt in 0..attempts {
                 mm.platform().inject(step, attempt);
                 add(mm, BLOCK, 4).unwrap_err();
                 assert_eq!(state_of(mm, SECTIONS), before, "{step:?} {attempt}");
@@ -340,13 +342,13 @@ fn s4_11_a_section_of_nothing_but_memmap() {
 fn watched(mm: &'static Mm<Sim>, step: FaultStep, operation: impl FnOnce()) -> Vec<[u64; 2]> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&seen);
-    mm.platform().watch(move |attempt| {
-        if attempt == step {
+    mm.platform().watch(move |call| {
+        if call == Call::Fault(step) {
             into.lock().unwrap().push([movable(mm).spanned, movable(mm).present]);
         }
     });
     operation();
-    mm.platform().watch(|_| ());
+    mm.platform().unwatch();
     Arc::try_unwrap(seen).map_or_else(|seen| seen.lock().unwrap().clone(), |seen| seen.into_inner().unwrap())
 }
 
@@ -607,7 +609,8 @@ fn every_step_of_a_range_rolls_back() {
         let mm = machine(on);
         let start = state_of(mm, SECTIONS);
         let mut failures = 0;
-        for step in [FaultStep::MapDirect, FaultStep::AllocMemmap, FaultStep::MapMemmap] {
+        for step in [FaultStep::MapDirect, FaultStep::AllocMemmap, FaultStep::MapMemmap, FaultStep::PageTable]
+        {
             for attempt in 0.. {
                 mm.platform().inject(step, attempt);
                 if mm.hotplug().add_memory_range(NODE, range(4, 8), 4, MemoryContent::Unknown).is_ok() {
@@ -619,7 +622,7 @@ fn every_step_of_a_range_rolls_back() {
             mm.platform().inject_always(step, false);
             mm.hotplug().remove_memory_range(range(4, 8)).unwrap();
         }
-        assert_eq!(failures, 3 * 8, "each step fails for each section");
+        assert_eq!(failures, 5 * 8, "each step fails for each section, and either of its tables");
     }
 }
 

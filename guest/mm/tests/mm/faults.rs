@@ -8,12 +8,13 @@ use tidevm_mm::{
 
 use crate::workload::{BLOCK, Tenant};
 
-const STEPS: [FaultStep; 6] = [
+const STEPS: [FaultStep; 7] = [
     FaultStep::MapDirect,
     FaultStep::MapMemmap,
     FaultStep::AllocMemmap,
     FaultStep::Online,
     FaultStep::Isolate,
+    FaultStep::PageTable,
     FaultStep::Migrate,
 ];
 
@@ -124,10 +125,10 @@ fn every_step_rolls_back() {
         failures.push(fail_everywhere(mm, "unplug", || text(mm.hotplug().offline_pageblocks(BLOCK, gaps()))));
         mm.hotplug().online_pageblocks(BLOCK, gaps()).unwrap();
         failures.push(fail_everywhere(mm, "offline", || text(mm.hotplug().offline(BLOCK))));
-        // add: 3 runs, memmap alloc and map; online: 1; plug: 3 runs and 1; unplug: 29 pageblocks;
-        // offline: 63 or 64 pageblocks.
+        // add: 3 runs and a table for each, memmap alloc and map and a table for it; online: 1; plug: 3 runs
+        // and a table for each, and 1; unplug: 29 pageblocks; offline: 63 or 64 pageblocks.
         let all = if memmap_on_memory { 63 } else { 64 };
-        assert_eq!(failures, [5, 1, 4, 29, all]);
+        assert_eq!(failures, [9, 1, 7, 29, all]);
         mm.hotplug().remove_memory(BLOCK).unwrap();
         tenant.verify_all();
         assert_eq!(tenant.release_all(), 200);

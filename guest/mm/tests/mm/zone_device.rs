@@ -571,8 +571,14 @@ fn every_step_rolls_back() {
             (mm.stats(), sections)
         };
         let mut failures = 0;
-        for step in [FaultStep::MapDirect, FaultStep::AllocMemmap, FaultStep::MapMemmap] {
-            for attempt in 0..3 {
+        // Each section needs a table for its memory, and one for its memmap.
+        for (step, attempts) in [
+            (FaultStep::MapDirect, 3),
+            (FaultStep::AllocMemmap, 3),
+            (FaultStep::MapMemmap, 3),
+            (FaultStep::PageTable, 6),
+        ] {
+            for attempt in 0..attempts {
                 let before = state();
                 sim.inject(step, attempt);
                 let error = mm.memremap_pages(map).unwrap_err();
@@ -587,7 +593,7 @@ fn every_step_rolls_back() {
                 failures += 1;
             }
         }
-        assert_eq!(failures, 9);
+        assert_eq!(failures, 15);
         let nr = mm.memremap_pages(map).unwrap();
         mm.check();
         mm.hotplug().memunmap_pages(nr).unwrap();

@@ -1,0 +1,106 @@
+//! The machine as the other files of `mm` call it.
+//!
+//! Takes the place of Linux's `lockdep_assert_held` and `might_sleep` in what `mm` calls. Hosted builds check
+//! before each call that the CPU holds the locks of the table at [`Platform`].
+//!
+//! Invariant: `mm` calls the machine through [`Calls`] only.
+#![expect(unsafe_code, reason = "passes on calls of a trait whose contract is unsafe")]
+
+use super::{FaultStep, MemmapFrames, NoPageTable, Platform};
+use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::lock::{Locks, Rank};
+
+/// A machine whose calls are checked.
+pub(crate) struct Calls<P>(P);
+
+impl<P> Calls<P> {
+    pub(crate) const fn new(machine: P) -> Self {
+        Self(machine)
+    }
+
+    /// The machine itself.
+    pub(crate) const fn machine(&self) -> &P {
+        &self.0
+    }
+}
+
+/// Calls that change what is mapped.
+const MAPPING: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
+/// Calls that are made while pages move.
+const MOVEMENT: Locks = Locks::with(Rank::Hotplug, Rank::PcpDisable);
+
+// SAFETY: every call is passed on unchanged, with its result, to a machine that keeps the contract.
+unsafe impl<P: Platform> Platform for Calls<P> {
+    #[inline]
+    fn this_cpu(&self) -> usize {
+        self.0.this_cpu()
+    }
+
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        MOVEMENT.assert("copy_pages");
+        self.0.copy_pages(pages);
+    }
+
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        MAPPING.assert("map_memmap");
+        self.0.map_memmap(section, backing)
+    }
+
+    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
+        MAPPING.assert("prepare_memmaps");
+        self.0.prepare_memmaps(first, count)
+    }
+
+    fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
+        Locks::ANY.assert("map_prepared_memmap");
+        self.0.map_prepared_memmap(section, backing);
+    }
+
+    fn unmap_memmap(&self, section: SectionNr) {
+        MAPPING.assert("unmap_memmap");
+        self.0.unmap_memmap(section);
+    }
+
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        MAPPING.assert("map_memmap_base");
+        self.0.map_memmap_base(section, frames)
+    }
+
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        MAPPING.assert("unmap_memmap_base");
+        self.0.unmap_memmap_base(section)
+    }
+
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        MAPPING.assert("map_direct");
+        self.0.map_direct(range)
+    }
+
+    fn unmap_direct(&self, range: PfnRange) {
+        MAPPING.assert("unmap_direct");
+        self.0.unmap_direct(range);
+    }
+
+    fn synchronize(&self) {
+        MOVEMENT.assert("synchronize");
+        self.0.synchronize();
+    }
+
+    fn relax(&self) {
+        Locks::up_to(Rank::Hotplug).assert("relax");
+        self.0.relax();
+    }
+
+    fn clock(&self) -> u64 {
+        Locks::up_to(Rank::Hotplug).assert("clock");
+        self.0.clock()
+    }
+
+    fn fault(&self, step: FaultStep) -> bool {
+        match step {
+            FaultStep::Isolate | FaultStep::Migrate => MOVEMENT.assert("fault"),
+            _ => MAPPING.assert("fault"),
+        }
+        self.0.fault(step)
+    }
+}
