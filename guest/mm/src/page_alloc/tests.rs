@@ -157,7 +157,9 @@ fn a_range_over_an_isolated_pageblock_is_freed() {
         };
         let [free, _] = counts();
         let pageblock = PageblockSet::range(isolated..isolated + 1);
+        let hotplug = mm.hotplug();
         mm.start_isolate(pages, pageblock).unwrap();
+        drop(hotplug);
         mm.free_contig_range(nr.pageblocks(&(10..12)));
         assert_eq!(counts(), [free + 512, 512], "pageblock {isolated} is isolated");
         mm.check();
