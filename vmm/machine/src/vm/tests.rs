@@ -15,6 +15,7 @@ use crate::death::{Death, DeathKind};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
+mod ports;
 mod refused;
 mod reset;
 

@@ -158,8 +158,14 @@ fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
     let mut wait = SipiWait(is_uninitialized(vcpu));
     while !shared.stop.load(Ordering::Acquire) {
         let step = match vcpu.run() {
-            Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
-            Ok(VcpuExit::IoIn(port, data)) => (&counters.io, shared.bus.io_read(port, data), None),
+            Ok(VcpuExit::IoOut(port, _)) => {
+                let (width, data) = port_access(vcpu);
+                (&counters.io, shared.bus.io_write(port, width, data), None)
+            }
+            Ok(VcpuExit::IoIn(port, _)) => {
+                let (width, data) = port_access(vcpu);
+                (&counters.io, shared.bus.io_read(port, width, data), None)
+            }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 (&counters.mmio, shared.bus.mmio_read(address, data), Some(address))
             }
@@ -276,6 +282,20 @@ impl SipiWait {
 
 fn is_uninitialized(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
+}
+
+/// The width of the port access for which the last run ended, and the bytes of all its repetitions. `kvm-ioctls`
+/// does not tell the width.
+fn port_access(vcpu: &mut VcpuFd) -> (usize, &mut [u8]) {
+    let run = std::ptr::from_mut(vcpu.get_kvm_run());
+    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is the
+    // current one follows from the exit reason of the last run, KVM_EXIT_IO.
+    let io = unsafe { (*run).__bindgen_anon_1.io };
+    let (width, size) = (usize::from(io.size), usize::from(io.size) * io.count as usize);
+    // SAFETY: KVM put `size` bytes at this offset into the mapping of the vCPU, which `kvm-ioctls` mapped as a whole
+    // and unmaps with the vCPU. The result borrows the vCPU, so nothing else uses the bytes meanwhile.
+    let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(io.data_offset as usize), size) };
+    (width, data)
 }
 
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
