@@ -16,6 +16,7 @@
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
+//! | `clock` | the time in which this process has run | what it is measured for |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
@@ -26,6 +27,7 @@
 
 mod boot;
 mod bus;
+mod clock;
 pub mod config;
 mod cpuid;
 mod death;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
+use crate::clock;
 use crate::sync::lock;
 
 const TERMINATION: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
@@ -61,7 +62,7 @@ pub fn prepare_grace() -> io::Result<()> {
         let (sender, due) = sync_channel(1);
         let end = move || {
             if let Ok((signal, terminal)) = due.recv() {
-                thread::sleep(GRACE);
+                clock::sleep(GRACE);
                 exit(signal, &terminal)
             }
         };

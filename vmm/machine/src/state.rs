@@ -1,7 +1,8 @@
 //! The guest's state as known from outside, and waiting for changes of it.
 //!
 //! There is one mutex and one condition variable. Every change of a [`State`] notifies every waiter, so a
-//! wait is a predicate over the whole state: it misses no change and does not poll.
+//! wait is a predicate over the whole state: it misses no change and does not poll. A wait that has a deadline wakes
+//! now and then to see that the process runs: see [`crate::clock`].
 //!
 //! A [`State`] holds facts only, so that a test can make any of them up. The calls that wait for an answer
 //! are not facts about the guest; [`SharedState`] keeps them beside the [`State`].
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState};
 
+use crate::clock::{self, Nap};
 use crate::death::Death;
 use crate::sync::lock;
 
@@ -184,7 +186,7 @@ pub(crate) struct SharedState {
 #[derive(Debug)]
 struct Known {
     state: State,
-    /// When the VM was started or last reset.
+    /// When the VM was started or last reset, by [`crate::clock`].
     started: Instant,
     /// By call: no answer yet, the guest's answer, or the error that the guest was reset.
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
@@ -216,7 +218,7 @@ impl SharedState {
     pub(crate) fn report(&self, report: Report) {
         self.learn(|Known { state, started, answers }| match report {
             Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
-                state.ready = Some(Ready { cpus, mem_devices, after: started.elapsed() });
+                state.ready = Some(Ready { cpus, mem_devices, after: clock::now() - *started });
             }
             Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
                 answers.insert(id, Some(Ok(answer)));
@@ -233,7 +235,7 @@ impl SharedState {
     /// the lock of the state. The guest of before is not up any more and will answer no call.
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
         self.learn(|Known { state, started, answers }| {
-            *started = Instant::now();
+            *started = clock::now();
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
             for answer in answers.values_mut() {
@@ -283,14 +285,16 @@ impl SharedState {
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {
-        let start = Instant::now();
+        let start = clock::now();
         let mut known = lock(&self.known);
         loop {
             if let Some(found) = find(&known) {
                 return Some(found);
             }
-            let left = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
-            known = self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+            let left = limit.checked_sub(clock::now() - start).filter(|left| !left.is_zero())?;
+            let nap = Nap::of(left);
+            known = self.changed.wait_timeout(known, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
+            nap.end();
         }
     }
 

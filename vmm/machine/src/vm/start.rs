@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
 
 use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
@@ -13,6 +12,7 @@ use super::hardware::{self, Hardware};
 use super::shared::VmShared;
 use super::{FIRST_CALL, Vm, console, signals};
 use crate::boot::Files;
+use crate::clock;
 use crate::config::{Config, ConsoleMode};
 use crate::cpuid;
 use crate::error::{StartError, host, kvm, no_kvm};
@@ -41,7 +41,7 @@ const SPARE_DESCRIPTORS: usize = 11;
 
 /// [`Vm::start`].
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
-    let started = Instant::now();
+    let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
     if kernel.is_own_guest() {

@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -30,6 +30,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
+use crate::clock;
 use crate::death::{Death, DeathKind, text};
 use crate::process::room_for_threads;
 use crate::state::State;
@@ -94,7 +95,7 @@ impl Vcpus {
     pub(super) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
         // Pairs with the load before each KVM_RUN; the signal brings a running vCPU there.
         self.shared.stop.store(true, Ordering::Release);
-        let deadline = Instant::now() + limit;
+        let start = clock::now();
         let mut threads = std::mem::take(&mut self.threads);
         while !threads.is_empty() {
             for thread in &threads {
@@ -104,14 +105,14 @@ impl Vcpus {
                     log::debug!("kick: {error}");
                 }
             }
-            thread::sleep(Duration::from_micros(200));
+            clock::sleep(Duration::from_micros(200));
             let (finished, running) = threads.into_iter().partition(JoinHandle::is_finished);
             threads = running;
             for thread in finished {
                 // Panics were caught and reported in the thread itself.
                 drop(thread.join());
             }
-            if !threads.is_empty() && Instant::now() > deadline {
+            if !threads.is_empty() && clock::now() - start > limit {
                 let names: Vec<_> = threads.iter().filter_map(|thread| thread.thread().name()).collect();
                 return Err(StillRunning { names: names.join(", "), limit });
             }
