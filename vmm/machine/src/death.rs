@@ -9,6 +9,7 @@ use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION}
 use crate::error::{REFUSED, is_shortage};
 
 pub mod text;
+pub mod unplugged;
 
 /// How a guest died.
 #[derive(Clone, Debug, PartialEq, Eq)]

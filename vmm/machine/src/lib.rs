@@ -16,6 +16,7 @@
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
+//! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
@@ -36,6 +37,7 @@ mod hint;
 mod memory;
 mod printable;
 mod process;
+mod registers;
 mod serial;
 mod state;
 mod symbols;

@@ -12,8 +12,8 @@
 //! vCPU it is the host's refusal and ends the VM, and with it the wait.
 //!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
-//! has a memslot, as an MMIO exit where it has none.
-#![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
+//! has a memslot, as an MMIO exit where it has none. What KVM does not report at all, [`unplugged`] finds.
+#![expect(unsafe_code, reason = "reads the parts of kvm_run that the exit reason names")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
 use vm_memory::GuestAddress;
@@ -31,7 +31,9 @@ use super::exits::{ExitCounters, count};
 use super::shared::VmShared;
 use crate::bus::Access;
 use crate::clock;
+use crate::death::unplugged::{self, Unplugged, VmMemory};
 use crate::death::{Death, DeathKind, text};
+use crate::memory::View;
 use crate::process::room_for_threads;
 use crate::state::State;
 
@@ -143,8 +145,34 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
     };
     let serial_tail = shared.bus.serial_tail();
     let image = shared.kernel.bytes();
-    let text = text::of_vcpu(&vcpu, index, &shared.memory.view(), image, &serial_tail);
+    let view = shared.memory.view();
+    let unplugged = unplugged(&vcpu, shared, &view);
+    let kind = with_cause(kind, &unplugged);
+    let text = text::of_vcpu(&vcpu, index, &view, &unplugged, image, &serial_tail);
+    drop(view);
     shared.state.change(|state| state.died(Death { kind, text }));
+}
+
+/// The addresses of a vCPU that lead to memory that is not plugged.
+fn unplugged(vcpu: &VcpuFd, shared: &VmShared, view: &View) -> Vec<Unplugged> {
+    match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            unplugged::find(regs.rip, regs.rsp, &sregs, &VmMemory { memory: &shared.memory, view })
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The kind of a death, after a look at the vCPU's addresses: KVM does not say that it could not fetch an instruction.
+fn with_cause(kind: DeathKind, unplugged: &[Unplugged]) -> DeathKind {
+    let fetch = unplugged.iter().find(|address| address.is_fetch());
+    match (kind, fetch) {
+        (
+            DeathKind::InternalError(KVM_INTERNAL_ERROR_EMULATION) | DeathKind::UnpluggedMemory(None),
+            Some(fetch),
+        ) => DeathKind::UnpluggedMemory(Some(fetch.physical)),
+        (kind, _) => kind,
+    }
 }
 
 /// Why a vCPU's run ended.
@@ -307,7 +335,7 @@ fn suberror(vcpu: &mut VcpuFd) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeathKind, SipiWait};
+    use super::{DeathKind, KVM_INTERNAL_ERROR_EMULATION, SipiWait, Unplugged, with_cause};
 
     #[test]
     fn an_eagain_belongs_to_the_wait_for_a_sipi_and_to_nothing_else() {
@@ -316,6 +344,19 @@ mod tests {
         assert!(wait.explains_eagain(|| false), "the SIPI came");
         assert!(!wait.explains_eagain(|| panic!("a vCPU waits once")));
         assert!(!SipiWait(false).explains_eagain(|| true), "the first vCPU never waits");
+    }
+
+    #[test]
+    fn a_fetch_from_memory_that_is_not_plugged_is_told_from_other_failures() {
+        let at = |what| Unplugged { what, linear: 1 << 40, physical: 1 << 32, table: false };
+        let fetch = [at("the instruction at")];
+        assert!(fetch[0].is_fetch());
+        let emulation = DeathKind::InternalError(KVM_INTERNAL_ERROR_EMULATION);
+        for kind in [emulation, DeathKind::UnpluggedMemory(None)] {
+            assert_eq!(with_cause(kind, &fetch), DeathKind::UnpluggedMemory(Some(1 << 32)));
+            assert_eq!(with_cause(kind, &[at("the stack below")]), kind);
+        }
+        assert_eq!(with_cause(DeathKind::GuestPanic, &fetch), DeathKind::GuestPanic);
     }
 
     #[test]
