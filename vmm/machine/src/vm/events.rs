@@ -83,15 +83,20 @@ impl EventLoop {
         let stopped = stop.try_clone()?;
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped)));
-            let text = match result {
+            let (kind, text) = match result {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => format!("  the event loop ({name}) failed: {error}"),
-                Err(_) => format!("  the event loop ({name}) panicked"),
+                Ok(Err(error)) => (failure(&error), format!("  the event loop ({name}) failed: {error}")),
+                Err(_) => (DeathKind::VmmPanic, format!("  the event loop ({name}) panicked")),
             };
-            state.change(|state| state.died(Death { kind: DeathKind::VmmPanic, text }));
+            state.change(|state| state.died(Death { kind, text }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }
+}
+
+/// The death that follows from a loop's error.
+fn failure(error: &Error) -> DeathKind {
+    DeathKind::EventLoop { errno: if let Error::Epoll(error) = error { error.errno() } else { 0 } }
 }
 
 impl Drop for EventLoop {
@@ -341,5 +346,21 @@ impl MutEventSubscriber for Stop {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         self.stopped.set(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DeathKind, Error, failure};
+
+    #[test]
+    fn a_loop_that_cannot_wait_is_no_panic() {
+        let epoll = |errno| failure(&Error::Epoll(vmm_sys_util::errno::Error::new(errno)));
+        let full = epoll(libc::EMFILE);
+        assert_eq!((full, full.exit_status()), (DeathKind::EventLoop { errno: libc::EMFILE }, 3));
+        let broken = epoll(libc::EBADF);
+        assert_eq!(broken.exit_status(), 4);
+        assert_eq!(broken.to_string(), format!("an event loop of the VMM failed: errno {}", libc::EBADF));
+        assert_eq!(failure(&Error::InvalidId), DeathKind::EventLoop { errno: 0 });
     }
 }
