@@ -8,6 +8,8 @@ mod endings;
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/silent.rs"]
+mod silent;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -71,8 +73,8 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
     let hosted = HOSTED.iter().map(|test| trial(test, None));
-    let on_kvm =
-        ON_KVM.iter().chain(endings::TESTS).chain(limits::TESTS).map(|test| trial(test, missing.as_ref()));
+    let on_kvm = ON_KVM.iter().chain(endings::TESTS).chain(limits::TESTS).chain(silent::TESTS);
+    let on_kvm = on_kvm.map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
 }
 

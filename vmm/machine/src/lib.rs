@@ -54,4 +54,6 @@ pub use printable::printable;
 pub use process::GRACE;
 pub use state::{MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;
-pub use vm::{CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Vm};
+pub use vm::{
+    Activity, CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Seen, VcpuReport, VcpuState, Vm,
+};

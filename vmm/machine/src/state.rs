@@ -278,10 +278,11 @@ impl SharedState {
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
 
-    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal
-    /// does not end this wait.
-    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
-        self.wait_for(limit, |Known { state, .. }| (state.ended() || state.resets != resets).then_some(()));
+    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. Returns whether
+    /// it did. A signal does not end this wait.
+    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) -> bool {
+        let over = |Known { state, .. }: &Known| (state.ended() || state.resets != resets).then_some(());
+        self.wait_for(limit, over).is_some()
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&Known) -> Option<T>) -> Option<T> {

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::look::Seen;
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::death::{Death, DeathKind, text};
@@ -130,6 +131,7 @@ impl Hardware {
         if self.is_over() {
             return Ok(());
         }
+        self.shared.reset_due.store(false, Ordering::Release);
         self.shared.devices.disconnect();
         let machine = new_machine(&self.kvm)?;
         let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -141,6 +143,11 @@ impl Hardware {
         let vcpus = self.assemble(machine)?;
         self.shared.devices.reset(&self.shared.state);
         Ok(self.run(vcpus)?)
+    }
+
+    /// Looks at all vCPUs.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        self.vcpus.look()
     }
 
     fn is_over(&self) -> bool {

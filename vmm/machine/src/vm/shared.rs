@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
+use super::look::Looks;
 use crate::boot::Image;
 use crate::bus::Bus;
 use crate::config::Config;
@@ -31,6 +32,10 @@ pub(super) struct VmShared {
     pub(super) bus: Bus,
     /// Written when the guest asks for a reset.
     pub(super) reset: EventFd,
+    /// The guest asked for a reset, and it was not carried out yet.
+    pub(super) reset_due: AtomicBool,
+    /// The state of vCPUs for embedders that ask for it.
+    pub(super) looks: Looks,
     /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
@@ -60,6 +65,8 @@ impl VmShared {
         Ok(Self {
             bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
             reset: event()?,
+            reset_due: AtomicBool::new(false),
+            looks: Looks::default(),
             over: AtomicBool::new(false),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             config,

@@ -28,6 +28,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
+use super::look::Seen;
 use super::shared::VmShared;
 use crate::bus::Access;
 use crate::clock;
@@ -121,12 +122,24 @@ impl Vcpus {
         }
         Ok(())
     }
+
+    /// Looks at all vCPUs.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        self.shared.looks.look(self.threads.len(), |index| {
+            let thread = &self.threads[index];
+            let ended = thread.is_finished();
+            if !ended && let Err(error) = thread.kill(SIGRTMIN()) {
+                log::debug!("kick: {error}");
+            }
+            ended
+        })
+    }
 }
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
-    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, shared, &shared.exits[index])));
+    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, index, shared)));
     let kind = match end {
         Ok(End::Stopped) => return,
         Ok(End::PoweredOff) => {
@@ -134,6 +147,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
             return;
         }
         Ok(End::Reset) => {
+            shared.reset_due.store(true, Ordering::Release);
             // Fails only when the counter is full. A reset is pending then.
             if let Err(error) = shared.reset.write(1) {
                 log::debug!("reset: {error}");
@@ -183,9 +197,12 @@ enum End {
     Died(DeathKind),
 }
 
-fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
+fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
+    let counters: &ExitCounters = &shared.exits[index];
     let mut wait = SipiWait(is_uninitialized(vcpu));
+    let mut last_look = 0;
     while !shared.stop.load(Ordering::Acquire) {
+        shared.looks.answer(index, vcpu, &shared.memory, &mut last_look);
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) => {
                 let (width, data) = port_access(vcpu);
