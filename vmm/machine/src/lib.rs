@@ -51,7 +51,7 @@ pub use death::{Death, DeathKind};
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
-pub use process::GRACE;
+pub use process::{GRACE, room_to_start};
 pub use state::{MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;
 pub use vm::{

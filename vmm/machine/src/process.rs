@@ -145,6 +145,14 @@ pub fn room_for_threads(count: usize) -> io::Result<()> {
     result
 }
 
+/// Checks that the host maps what the process needs before it can tell of an error: see [`room_for_threads`].
+///
+/// # Errors
+/// `ENOMEM`: a limit of addresses (`ulimit -v`) leaves no room.
+pub fn room_to_start() -> io::Result<()> {
+    room_for_threads(1)
+}
+
 /// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
 /// in all threads that it starts afterwards.
 #[derive(Debug)]
