@@ -17,6 +17,7 @@
 //! | `process` | termination signals and the terminal | guests |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
+//! | `budget` | the memory that the process's control group allows | who uses it |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
@@ -27,6 +28,7 @@
 //! counted and ignored.
 
 mod boot;
+mod budget;
 mod bus;
 mod clock;
 pub mod config;

@@ -195,7 +195,9 @@ impl Vm {
             DeviceError::BeyondRegion { region_size } => {
                 ResizeError::TooLarge { requested, region_size: Size(region_size) }
             }
-        })
+        })?;
+        self.shared.check_budget();
+        Ok(())
     }
 
     /// The host memory that a device's region really holds, resident and swapped out. To ask for several

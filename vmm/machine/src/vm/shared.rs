@@ -13,6 +13,7 @@ use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
 use super::look::Looks;
 use crate::boot::Image;
+use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::error::StartError;
@@ -40,6 +41,8 @@ pub(super) struct VmShared {
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
     pub(super) over: AtomicBool,
+    /// Asked whenever the guest may use more.
+    pub(super) budget: Budget,
     /// One entry per vCPU, counted over all resets.
     pub(super) exits: Vec<ExitCounters>,
 }
@@ -68,6 +71,7 @@ impl VmShared {
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),
             over: AtomicBool::new(false),
+            budget: Budget::of_process(),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             config,
             kernel,
@@ -76,6 +80,16 @@ impl VmShared {
             devices,
             stop,
         })
+    }
+
+    /// Warns if the guest may use more memory than the host's control group allows.
+    pub(super) fn check_budget(&self) {
+        let hotplug: u64 = self.state.snapshot().mem.iter().map(|mem| mem.requested).sum();
+        let fixed =
+            self.config.pmem.iter().fold(self.config.memory.0, |sum, size| sum.saturating_add(size.0));
+        if let Some(warning) = self.budget.warning(fixed.saturating_add(hotplug)) {
+            log::warn!("{warning}");
+        }
     }
 
     /// Exits since the VM was first started, one entry per vCPU.

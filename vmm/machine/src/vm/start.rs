@@ -71,6 +71,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         .map_err(host("start the thread for signals"))?;
     let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
     let events = events::start(sources).map_err(host("start the event loop"))?;
+    shared.check_budget();
     lock(&hardware).run(vcpus)?;
     Ok(Vm {
         shared,
