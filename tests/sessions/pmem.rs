@@ -1,7 +1,9 @@
 //! Device memory in a booted guest: mapped with its memmap in either place, used, refused, unmapped.
 
-use tidevm_abi::MEMORY_BLOCK_SIZE;
-use tidevm_machine::{Config, ConsoleMode, Size};
+use std::time::Duration;
+
+use tidevm_abi::{Answer, Failure, HogKind, MEMORY_BLOCK_SIZE, Op, PmemOp};
+use tidevm_machine::{Config, ConsoleMode, Size, Vm};
 use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -12,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("pmem_that_cannot_be_mapped_changes_nothing", what_cannot_be_mapped_changes_nothing),
     ("pmem_failures_roll_back", failures_roll_back),
     ("pmem_beside_hotplug", beside_hotplug),
+    ("pmem_shares_its_handles_with_workloads", shares_its_handles_with_workloads),
 ];
 
 /// A VM with two vCPUs and a range of device memory per number of memory blocks.
@@ -211,4 +214,33 @@ fn beside_hotplug() {
     let session = run_checked(Config { hotplug, ..machine(&[1]) }, script);
     session.assert_done();
     assert_as_before(&session, 11);
+}
+
+/// A session uses each handle once, so the calls are made here. A handle in use is refused, whichever memory its pages
+/// are in and whichever workload asks; nothing changes, and a handle that was released is free again.
+fn shares_its_handles_with_workloads() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let vm = Vm::start(machine(&[1])).unwrap_or_else(|error| panic!("no machine: {error}"));
+    vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
+    let ask = |op| {
+        vm.call(op).map(|id| vm.answer(id, LIMIT, "an answer")).expect("it reads calls").expect("an answer")
+    };
+    let hog = |handle| Op::Hog { handle, pages: 4, kind: HogKind::Movable, scattered: false, full: false };
+    let churn = |handle| Op::Churn { handle, threads: 1, millis: 1 };
+    let hold = |handle| Op::Pmem(PmemOp::Hold { handle, device: 0, pages: 4 });
+    let in_use = Answer::Failed(Failure::HandleInUse);
+    let map = ask(Op::Pmem(PmemOp::Map { devices: 1, altmap: true, reserve: 0, cpus: 1 }));
+    assert!(matches!(map, Answer::PmemMapped(_)), "{map:?}");
+    assert_eq!(ask(hold(1)), Answer::Hogged { pages: 4 });
+    assert_eq!(ask(hog(2)), Answer::Hogged { pages: 4 });
+    for taken in [hog(1), churn(1), hold(1), hold(2), hog(2)] {
+        assert_eq!(ask(taken), in_use, "{taken:?}");
+    }
+    for handle in [1, 2] {
+        let whole = Answer::Verified { pages: 4, corrupt: 0, first_corrupt: None };
+        assert_eq!(ask(Op::Verify { handle }), whole);
+        assert_eq!(ask(Op::Release { handle }), Answer::Released { pages: 4 });
+    }
+    assert_eq!(ask(hog(1)), Answer::Hogged { pages: 4 });
+    assert_eq!(ask(Op::Release { handle: 1 }), Answer::Released { pages: 4 });
 }

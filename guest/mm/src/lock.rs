@@ -35,6 +35,7 @@ pub(crate) enum Rank {
 
 /// The locks that a function may be called with. It is stated where the code cannot show it by a guard.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(any(test, feature = "sim")), expect(dead_code, reason = "hosted builds check it"))]
 pub(crate) struct Locks {
     /// The CPU holds a lock of this rank.
     must: Option<Rank>,

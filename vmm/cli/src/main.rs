@@ -14,13 +14,18 @@ use clap::Parser;
 use cli::{Action, Cli, Experiment, Run, ScriptAction};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
-use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable};
+use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
 use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
 use tidevm_session::{Ended, Observer, Summary};
 
 fn main() -> ExitCode {
+    // Before anything is allocated: an allocation that fails ends the process without a word of ours.
+    if room_to_start().is_err() {
+        drop(io::stderr().write_all(b"tidevm: no room to start: raise the limit of addresses (ulimit -v)\n"));
+        return ExitCode::from(3);
+    }
     logger::start();
     let status = match execute(Cli::parse().action) {
         Ok(status) => status,

@@ -10,12 +10,14 @@ mod endings;
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/silent.rs"]
+mod silent;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         .chain(confinement::TESTS)
         .chain(endings::TESTS)
         .chain(limits::TESTS)
+        .chain(silent::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
 }
@@ -238,7 +241,7 @@ fn unusable_kernels_are_status_2() {
 fn a_host_without_kvm_is_status_3() {
     for (hide, message) in [
         ("mount --bind /dev/null /dev/kvm", "/dev/kvm"),
-        ("mount -t tmpfs none /dev", "cannot open /dev/kvm: No such file or directory (os error 2). Load"),
+        ("mount -t tmpfs none /dev", "cannot open /dev/kvm: No such file or directory (os error 2). "),
     ] {
         let apart = |script: &str| {
             let mut command = Command::new("unshare");
@@ -261,7 +264,13 @@ fn a_user_who_may_not_use_kvm_is_status_3() {
     let mode = fs::metadata("/dev/kvm").expect("it was opened").permissions().mode();
     let others = mode & 0o006;
     // A group that may not use the device helps nobody who joins it.
-    let hint = if mode & 0o060 == 0o060 { "USER, then log in again)" } else { "chmod 660 /dev/kvm)" };
+    let group_may = mode & 0o060 == 0o060;
+    // In a container, groups are those of the host.
+    let hint = match (group_may, Path::new("/.dockerenv").exists()) {
+        (true, false) => "USER, then log in again)",
+        (false, false) => "chmod 660 /dev/kvm)",
+        (_, true) => "docker run --group-add",
+    };
     let probe = Command::new(env!("CARGO_BIN_EXE_tidevm")).arg("--version").uid(NOBODY).gid(NOBODY).output();
     match probe {
         Ok(probe) if probe.status.success() && others == 0 => {

@@ -3,6 +3,9 @@
 //! At an address without a device, reads give all ones and writes are dropped, as on a bus where no device
 //! answers. Such accesses are counted, and the first one is logged. Unplugged memory is different, although
 //! KVM may report an access there like one to a device: see `vm/vcpu.rs`.
+//!
+//! Every device in port space has registers of one byte. As on an ISA bus, an access of two or four bytes is divided:
+//! each byte goes to a port of its own, the lowest first.
 
 use std::sync::{Arc, Mutex};
 
@@ -82,27 +85,50 @@ impl Bus {
         Access::Done
     }
 
-    /// Reads ports. No access in port space is stray: PCs find devices by probing ports.
-    pub fn io_read(&self, port: u16, data: &mut [u8]) -> Access {
-        match (port, uart_register(port)) {
-            (_, Some(register)) => data.fill_with(|| self.serial.read(register)),
-            // 0 means "no output waits, input is accepted". Drivers poll for that before a reset.
-            (I8042 | SLEEP_CONTROL | SLEEP_STATUS, _) => data.fill(0),
-            _ => data.fill(0xff),
+    /// Reads ports: as many accesses of `width` bytes to `port` as `data` holds, as `rep ins` makes them. No access
+    /// in port space is stray: PCs find devices by probing ports.
+    pub fn io_read(&self, port: u16, width: usize, data: &mut [u8]) -> Access {
+        data.fill(0xff);
+        for access in data.chunks_mut(width.max(1)) {
+            for (port, byte) in (port..=u16::MAX).zip(access) {
+                *byte = self.read_port(port);
+            }
         }
         Access::Done
     }
 
-    /// Writes ports.
-    pub fn io_write(&self, port: u16, data: &[u8]) -> Access {
-        match (port, data) {
-            (EXIT_PORT, &[code, ..]) => return Access::Exit(code),
-            (I8042, &[I8042_RESET]) => return Access::Reset,
-            (SLEEP_CONTROL, &[POWER_OFF]) => return Access::PowerOff,
+    /// Writes ports: as many accesses of `width` bytes to `port` as `data` holds, as `rep outs` makes them. The first
+    /// that ends the machine is the last.
+    pub fn io_write(&self, port: u16, width: usize, data: &[u8]) -> Access {
+        for access in data.chunks(width.max(1)) {
+            for (port, &byte) in (port..=u16::MAX).zip(access) {
+                match self.write_port(port, byte) {
+                    Access::Done => {}
+                    end => return end,
+                }
+            }
+        }
+        Access::Done
+    }
+
+    fn read_port(&self, port: u16) -> u8 {
+        match (port, uart_register(port)) {
+            (_, Some(register)) => self.serial.read(register),
+            // 0 means "no output waits, input is accepted". Drivers poll for that before a reset.
+            (I8042 | SLEEP_CONTROL | SLEEP_STATUS, _) => 0,
+            _ => 0xff,
+        }
+    }
+
+    fn write_port(&self, port: u16, byte: u8) -> Access {
+        match (port, byte) {
+            (EXIT_PORT, code) => return Access::Exit(code),
+            (I8042, I8042_RESET) => return Access::Reset,
+            (SLEEP_CONTROL, POWER_OFF) => return Access::PowerOff,
             _ => {}
         }
         if let Some(register) = uart_register(port) {
-            data.iter().for_each(|&byte| self.serial.write(register, byte));
+            self.serial.write(register, byte);
         }
         Access::Done
     }

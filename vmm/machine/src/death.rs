@@ -9,6 +9,7 @@ use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION}
 use crate::error::is_shortage;
 
 pub mod text;
+pub mod unplugged;
 
 /// How a guest died.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +75,17 @@ pub enum DeathKind {
     /// KVM ended the run with an exit that this VMM never enables.
     #[error("KVM ended the run for an unexpected reason")]
     UnexpectedExit,
+    /// The guest reset the machine when it was to power off, so that the end of its work was not an orderly one.
+    #[error("the guest reset the machine instead of powering off")]
+    ResetAtEnd,
+    /// An event loop of the VMM cannot wait for events any more; `errno` is 0 when the system gave no reason.
+    #[error("an event loop of the VMM failed: errno {errno}")]
+    EventLoop {
+        /// The system's error.
+        errno: i32,
+    },
     /// A thread of the VMM panicked, which is a defect of the VMM.
-    #[error("the VMM's own thread for this vCPU panicked")]
+    #[error("a thread of the VMM panicked")]
     VmmPanic,
 }
 
@@ -86,7 +96,7 @@ impl DeathKind {
         match self {
             Self::TaskLimit => true,
             Self::ResetFailed { refused } => refused,
-            Self::RunFailed(errno) => is_shortage(errno),
+            Self::RunFailed(errno) | Self::EventLoop { errno } => is_shortage(errno),
             _ => false,
         }
     }

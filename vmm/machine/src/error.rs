@@ -125,7 +125,7 @@ pub(crate) fn is_shortage(errno: i32) -> bool {
 
 /// /dev/kvm cannot be opened.
 pub(crate) fn no_kvm(error: io::Error) -> StartError {
-    let hint = hint::for_open(&error, hint::Access::of_process().as_ref());
+    let hint = hint::for_open(&error, hint::Access::of_process().as_ref(), hint::Host::of_process());
     StartError::NoKvm { error, hint }
 }
 

@@ -17,6 +17,9 @@
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
+//! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
+//! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `clock` | the time in which this process has run | what it is measured for |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
@@ -26,7 +29,9 @@
 //! counted and ignored.
 
 mod boot;
+mod budget;
 mod bus;
+mod clock;
 pub mod config;
 mod confine;
 mod cpuid;
@@ -36,6 +41,7 @@ mod hint;
 mod memory;
 mod printable;
 mod process;
+mod registers;
 mod serial;
 mod state;
 mod symbols;
@@ -52,7 +58,9 @@ pub use death::{Death, DeathKind};
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
-pub use process::GRACE;
+pub use process::{GRACE, room_to_start};
 pub use state::{MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;
-pub use vm::{CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Vm};
+pub use vm::{
+    Activity, CallsUnread, End, ExitCounts, ResizeError, STOP_LIMIT, Seen, VcpuReport, VcpuState, Vm,
+};

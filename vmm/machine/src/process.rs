@@ -5,7 +5,8 @@
 //! Recording a signal is not enough to end a process whose threads sit in a blocked write (a pipe that is not
 //! read, a stopped terminal). So the first termination signal asks for an orderly end. After that [`exit`]
 //! ends the process at once: at the next signal, or when [`GRACE`] is over. No other code of this library
-//! exits. The same signal twice within [`ONE_WISH`] counts once: see [`Wish`].
+//! exits. The same signal twice within [`ONE_WISH`] counts once: see [`Wish`]. That holds after the VM was dropped,
+//! too.
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
 use std::fs::File;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
+use crate::clock::{self, Nap};
 use crate::confine::rules::Kind;
 use crate::confine::thread::spawn;
 use crate::confine::{Confinement, trap};
@@ -69,7 +71,7 @@ pub fn prepare_grace(confinement: Confinement) -> Result<(), StartError> {
             if gate.pass()
                 && let Ok((signal, terminal)) = due.recv()
             {
-                thread::sleep(GRACE);
+                wait_out_grace(signal);
                 exit(signal, &terminal)
             }
         })?;
@@ -90,6 +92,31 @@ pub fn exit_after_grace(signal: i32, terminal: Weak<Terminal>) -> io::Result<()>
     // A full channel holds an earlier signal, whose grace ends earlier.
     drop(sender.try_send((signal, terminal)));
     Ok(())
+}
+
+/// Waits until [`GRACE`] is over, or until `signal` comes again as another wish. While the VM lives, its loop for
+/// signals may take the signal instead.
+fn wait_out_grace(signal: i32) {
+    let start = clock::now();
+    while let Some(left) = GRACE.checked_sub(clock::now() - start).filter(|left| !left.is_zero()) {
+        let nap = Nap::of(left);
+        let came = take_pending(signal, nap.time());
+        nap.end();
+        if came && clock::now() - start >= ONE_WISH {
+            return;
+        }
+    }
+}
+
+/// Waits at most `time` for `signal`, which is blocked in all threads, and takes it. Returns whether it came.
+fn take_pending(signal: i32, time: Duration) -> bool {
+    let Ok(set) = create_sigset(&[signal]) else {
+        thread::sleep(time);
+        return false;
+    };
+    let time = libc::timespec { tv_sec: time.as_secs() as libc::time_t, tv_nsec: time.subsec_nanos().into() };
+    // SAFETY: the set and the time are initialised and outlive the call; no details are asked for.
+    unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &time) == signal }
 }
 
 /// Checks that the host maps what `count` new threads need. When a thread that has started finds no memory for
@@ -124,6 +151,14 @@ pub fn room_for_threads(count: usize) -> io::Result<()> {
     result
 }
 
+/// Checks that the host maps what the process needs before it can tell of an error: see [`room_for_threads`].
+///
+/// # Errors
+/// `ENOMEM`: a limit of addresses (`ulimit -v`) leaves no room.
+pub fn room_to_start() -> io::Result<()> {
+    room_for_threads(1)
+}
+
 /// The termination signals as a descriptor to read. They are blocked in the thread that made this value and
 /// in all threads that it starts afterwards.
 #[derive(Debug)]
@@ -152,7 +187,7 @@ impl Wish {
 
 impl Signals {
     /// Takes over the termination signals. They act again in this thread when the second value is dropped in
-    /// it.
+    /// it, as [`BlockedSignals`] says.
     ///
     /// # Errors
     /// The system's error.
@@ -222,31 +257,18 @@ fn ignored(signal: libc::c_int) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// The signals that [`Signals::take`] blocked. Dropping this unblocks them.
+/// The signals that [`Signals::take`] blocked. Dropping this unblocks them, except for the first one that came. The
+/// thread for the grace reads that one, so that a repetition of the same wish does not end the process.
 #[derive(Debug)]
 pub struct BlockedSignals {
     signals: Vec<libc::c_int>,
     wish: Arc<Mutex<Wish>>,
 }
 
-impl BlockedSignals {
-    /// Takes away the first signal if it waits to act again: it is the wish by which the process ends now.
-    fn take_repeated(&self) {
-        let Some((signal, since)) = lock(&self.wish).0 else { return };
-        if since.elapsed() < ONE_WISH
-            && let Ok(set) = create_sigset(&[signal])
-        {
-            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: the set and the time are initialised and outlive the call; no details are asked for.
-            unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &at_once) };
-        }
-    }
-}
-
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        self.take_repeated();
-        for &signal in &self.signals {
+        let first = lock(&self.wish).0.map(|(signal, _)| signal);
+        for &signal in self.signals.iter().filter(|&&signal| Some(signal) != first) {
             if let Err(error) = unblock_signal(signal) {
                 log::debug!("signal {signal} stays blocked: {error}");
             }
@@ -391,9 +413,11 @@ mod tests {
         assert_eq!(signals.next(), None);
         raise(libc::SIGINT);
         assert_eq!(signals.next(), Some(libc::SIGINT), "another signal is another wish");
-        // One that nothing reads any more would end this process when it is unblocked.
-        raise(libc::SIGTERM);
         drop(blocked);
+        // One that the thread for the grace did not read would end this process if it were not blocked.
+        raise(libc::SIGTERM);
+        assert!(super::take_pending(libc::SIGTERM, Duration::ZERO), "it waits to be read");
+        assert!(!super::take_pending(libc::SIGTERM, Duration::from_millis(1)));
     }
 
     #[test]

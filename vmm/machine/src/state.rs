@@ -1,7 +1,8 @@
 //! The guest's state as known from outside, and waiting for changes of it.
 //!
 //! There is one mutex and one condition variable. Every change of a [`State`] notifies every waiter, so a
-//! wait is a predicate over the whole state: it misses no change and does not poll.
+//! wait is a predicate over the whole state: it misses no change and does not poll. A wait that has a deadline wakes
+//! now and then to see that the process runs: see [`crate::clock`].
 //!
 //! A [`State`] holds facts only, so that a test can make any of them up. The calls that wait for an answer
 //! are not facts about the guest; [`SharedState`] keeps them beside the [`State`].
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
 
+use crate::clock::{self, Nap};
 use crate::death::Death;
 use crate::sync::lock;
 
@@ -184,7 +186,7 @@ pub(crate) struct SharedState {
 #[derive(Debug)]
 struct StateAndAnswers {
     state: State,
-    /// When the VM was started or last reset.
+    /// When the VM was started or last reset, by [`crate::clock`].
     started: Instant,
     /// By call: no answer yet, the guest's answer, or the error that the guest was reset.
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
@@ -217,7 +219,7 @@ impl SharedState {
     pub(crate) fn report(&self, report: Report) {
         self.learn(|StateAndAnswers { state, started, answers }| match report {
             Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
-                state.ready = Some(Ready { cpus, mem_devices, after: started.elapsed() });
+                state.ready = Some(Ready { cpus, mem_devices, after: clock::now() - *started });
             }
             Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
                 answers.insert(id, Some(Ok(answer)));
@@ -234,7 +236,7 @@ impl SharedState {
     /// the lock of the state. The guest of before is not up any more and will answer no call.
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
         self.learn(|StateAndAnswers { state, started, answers }| {
-            *started = Instant::now();
+            *started = clock::now();
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
             for answer in answers.values_mut() {
@@ -277,23 +279,26 @@ impl SharedState {
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
 
-    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. A signal
-    /// does not end this wait.
-    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) {
-        self.wait_for(limit, |StateAndAnswers { state, .. }| {
+    /// Waits at most `limit` for the guest to end or to have another number of resets than `resets`. Returns whether
+    /// it did. A signal does not end this wait.
+    pub(crate) fn wait_for_end(&self, limit: Duration, resets: u64) -> bool {
+        let over = |StateAndAnswers { state, .. }: &StateAndAnswers| {
             (state.ended() || state.resets != resets).then_some(())
-        });
+        };
+        self.wait_for(limit, over).is_some()
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&StateAndAnswers) -> Option<T>) -> Option<T> {
-        let start = Instant::now();
+        let start = clock::now();
         let mut inner = lock(&self.inner);
         loop {
             if let Some(found) = find(&inner) {
                 return Some(found);
             }
-            let left = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
-            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+            let left = limit.checked_sub(clock::now() - start).filter(|left| !left.is_zero())?;
+            let nap = Nap::of(left);
+            inner = self.changed.wait_timeout(inner, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
+            nap.end();
         }
     }
 

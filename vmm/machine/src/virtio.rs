@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::Deref;
 
-use virtio_queue::{Error as QueueError, Queue, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::View;
@@ -19,7 +19,7 @@ mod fake;
 pub mod mem;
 pub mod mmio;
 
-use chain::Chain;
+use chain::{Chain, ChainError};
 use mmio::Registers;
 
 /// How a device and its driver reach each other: registers, queues and an interrupt line.
@@ -77,7 +77,7 @@ impl Transport {
     {
         let Some(queue) = self.registers.queue_mut(index) else { return };
         if let Err(error) = queue.add_used(&*view, chain.head(), written) {
-            self.broken(index, &error);
+            self.broken(index, &error.into());
         }
     }
 
@@ -88,7 +88,7 @@ impl Transport {
         self.registers.queue(index).map_or(0, Queue::size)
     }
 
-    fn broken(&mut self, index: usize, error: &QueueError) {
+    fn broken(&mut self, index: usize, error: &ChainError) {
         log::debug!("virtio device {}: queue {index}: {error}", self.registers.device_id());
         self.registers.set_needs_reset();
         self.raise();

@@ -7,20 +7,22 @@
 //! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
 //! | `devices` | the devices, and the event descriptors that connect them |
 //! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
+//! | `look` | what the vCPUs do, for a report on a guest that does not answer |
 //! | `events` | the event loop |
 //! | `signals` | the thread for termination signals |
 //! | `console` | where the serial port leads |
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Call, Op, Size};
 use virtio_mem::device::ResizeError as DeviceError;
 
+use crate::clock;
 use crate::config::Config;
-use crate::death::Death;
+use crate::death::{Death, DeathKind, text};
 use crate::error::StartError;
 use crate::process::{BlockedSignals, Terminal};
 use crate::state::{State, WaitError};
@@ -32,6 +34,7 @@ mod devices;
 mod events;
 mod exits;
 mod hardware;
+mod look;
 mod shared;
 mod signals;
 mod start;
@@ -42,6 +45,7 @@ use hardware::Hardware;
 use shared::VmShared;
 
 pub use exits::ExitCounts;
+pub use look::{Activity, Seen, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 
 /// Id of the first call. The guest answers with id 0 when it cannot read a call.
@@ -112,6 +116,8 @@ pub enum End {
         /// Whether the guest had been asked to power off. A guest that is still starting, or starts again, is
         /// not asked.
         asked: bool,
+        /// The vCPUs of a guest that was asked and did not answer, before it was ended.
+        vcpus: Vec<VcpuReport>,
     },
     /// The guest died.
     Died(Death),
@@ -189,7 +195,9 @@ impl Vm {
             DeviceError::BeyondRegion { region_size } => {
                 ResizeError::TooLarge { requested, region_size: Size(region_size) }
             }
-        })
+        })?;
+        self.shared.check_budget();
+        Ok(())
     }
 
     /// The host memory that a device's region really holds, resident and swapped out. To ask for several
@@ -234,29 +242,59 @@ impl Vm {
         self.shared.exits()
     }
 
-    /// Ends the VM: asks the guest to power off, waits at most `limit`, then ends it.
+    /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is
+    /// reported as [`Seen::Silent`]. For a guest that does not answer.
+    #[must_use]
+    pub fn vcpus(&self) -> Vec<VcpuReport> {
+        let seen = match self.hardware.try_lock() {
+            Ok(hardware) => hardware.look(),
+            Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().look(),
+            Err(TryLockError::WouldBlock) => vec![Seen::Reset; self.shared.exits.len()],
+        };
+        look::reports(seen, self.shared.kernel.bytes())
+    }
+
+    /// The time now on the clock of all limits of this VM. It stands still while this process is stopped, so the
+    /// difference of two times is how long the process ran between them.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        clock::now()
+    }
+
+    /// Ends the VM: asks the guest to power off, waits at most `limit`, then ends it. A guest that resets instead
+    /// has died: [`DeathKind::ResetAtEnd`].
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
-        let asked = self.ask_to_power_off(limit);
+        let State { ready, resets, .. } = self.state();
+        // A guest that is not up yet does not read calls, and has no state to lose.
+        let asked = ready.is_some() && self.call(Op::PowerOff).is_ok();
+        let mut vcpus = Vec::new();
+        if asked && !self.shared.state.wait_for_end(limit, resets) {
+            vcpus = self.vcpus();
+        }
         self.end();
+        self.find_unseen_reset(asked, resets);
         let state = self.shared.state.snapshot();
         match state.death {
             Some(death) => End::Died(death),
             None if state.powered_off => End::PoweredOff,
-            None => End::Forced { asked },
+            None => End::Forced { asked, vcpus },
         }
     }
 
-    /// Asks the guest to power off and waits at most `limit` for it. Returns false when the guest could not
-    /// be asked, or was reset after it was asked.
-    fn ask_to_power_off(&self, limit: Duration) -> bool {
-        let State { ready, resets, .. } = self.state();
-        // A guest that is not up yet does not read calls, and has no state to lose.
-        if ready.is_none() || self.call(Op::PowerOff).is_err() {
-            return false;
-        }
-        self.shared.state.wait_for_end(limit, resets);
-        self.state().resets == resets
+    /// Records a reset that the guest made of the end, after `resets` earlier ones. The vCPUs have ended, so the event
+    /// loop may not have come to it.
+    fn find_unseen_reset(&self, asked: bool, resets: u64) {
+        let due = self.shared.reset_due.load(Ordering::Acquire);
+        let kind = if due && !self.shared.config.reboot {
+            DeathKind::UnwantedReset
+        } else if asked && (due || self.state().resets != resets) {
+            DeathKind::ResetAtEnd
+        } else {
+            return;
+        };
+        let text = text::last_lines(&self.shared.bus.serial_tail());
+        self.shared.state.change(|state| state.died(Death { kind, text }));
     }
 
     /// Ends the vCPUs, for good.

@@ -2,7 +2,9 @@
 //!
 //! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes are bytes,
 //! counters of zones and memmap are pages, times are seconds. `devices` and `guest` describe the VM at that
-//! moment. `guest` is null without a guest that answers. Its keys are those of the ABI's tables of counters.
+//! moment. `guest` is null without a guest that answers. Its keys are those of the ABI's tables of counters. `vcpus`
+//! is there only when the guest did not answer; registers are hexadecimal text there, because they do not fit into the
+//! numbers of JSON.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
+use tidevm_machine::{Seen, VcpuReport};
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
@@ -36,6 +39,8 @@ enum Event<'r> {
         reason: Option<String>,
         #[serde(flatten)]
         sample: Sampled<'r>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        vcpus: Vec<Vcpu<'r>>,
     },
     End {
         status: u8,
@@ -51,7 +56,32 @@ enum Event<'r> {
         resets: u64,
         stray_accesses: u64,
         bad_records: u64,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        vcpus: Vec<Vcpu<'r>>,
     },
+}
+
+/// A vCPU of a guest that did not answer.
+#[derive(Serialize)]
+struct Vcpu<'r> {
+    vcpu: usize,
+    state: String,
+    #[serde(flatten)]
+    details: Option<VcpuDetails<'r>>,
+}
+
+#[derive(Serialize)]
+struct VcpuDetails<'r> {
+    interrupts: bool,
+    rip: String,
+    symbol: Option<&'r str>,
+    irr: &'r [u8],
+    isr: &'r [u8],
+    exception: Option<u8>,
+    interrupt: Option<u8>,
+    nmi: bool,
+    unplugged: &'r [String],
+    registers: BTreeMap<&'static str, String>,
 }
 
 #[derive(Serialize)]
@@ -140,6 +170,7 @@ impl<W: Write> Observer for JsonLines<W> {
             note,
             reason,
             sample: sampled(&run.sample),
+            vcpus: run.vcpus.iter().map(vcpu).collect(),
         })
     }
 
@@ -171,8 +202,33 @@ impl<W: Write> Observer for JsonLines<W> {
             resets: summary.resets,
             stray_accesses: summary.stray_accesses,
             bad_records: summary.bad_records,
+            vcpus: summary.vcpus.iter().map(vcpu).collect(),
         })
     }
+}
+
+fn vcpu(report: &VcpuReport) -> Vcpu<'_> {
+    let hex = |number: u64| format!("{number:#x}");
+    let (state, details) = match &report.seen {
+        Seen::State(state) => (state.activity.to_string(), Some(state)),
+        Seen::Ended => ("ended".to_owned(), None),
+        Seen::Silent => ("in the guest".to_owned(), None),
+        Seen::Reset => ("being reset".to_owned(), None),
+        Seen::Unreadable(why) => (why.clone(), None),
+    };
+    let details = details.map(|state| VcpuDetails {
+        interrupts: state.interrupts,
+        rip: hex(state.rip),
+        symbol: state.symbol.as_deref(),
+        irr: &state.requested,
+        isr: &state.in_service,
+        exception: state.exception,
+        interrupt: state.interrupt,
+        nmi: state.nmi,
+        unplugged: &state.unplugged,
+        registers: state.registers.iter().map(|&(name, value)| (name, hex(value))).collect(),
+    });
+    Vcpu { vcpu: report.vcpu, state, details }
 }
 
 fn sampled(sample: &Sample) -> Sampled<'_> {

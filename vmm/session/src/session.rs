@@ -20,6 +20,8 @@
 //! A guest that resets boots again, and the session goes on. A resize during a reset is done when the new
 //! guest has reached the target. The note of the step says that there was a reset.
 //!
+//! When a wait for the guest reaches its deadline, the observer is told what every vCPU does.
+//!
 //! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]). Then there is no first report
 //! to wait for, a resize is done when the device has reached the target, steps that need the agent fail, and
 //! at the end the VM is stopped without a request to the guest.
@@ -36,6 +38,7 @@ mod observer;
 mod pmem;
 mod record;
 mod resize;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod vm_control;
@@ -52,6 +55,7 @@ use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
 pub use observer::{Booted, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
+use silence::look_at_silent;
 pub use vm_control::VmControl;
 use workload::Workloads;
 
@@ -190,13 +194,19 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let start = self.vm.now();
         self.notice_resets();
         let mut result = self.execute(&step.command);
+        let mut vcpus = look_at_silent(&self.vm, result.as_ref().err());
         let answer = self.answer.take();
         let took = self.vm.now() - start;
         let mut sample = self.outside();
         if self.vm.has_agent() && !matches!(result, Err(StepError::Fatal(StepFailure::Ended(_)))) {
             match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
-                Err(error) => result = result.and(Err(error)),
+                Err(error) => {
+                    if vcpus.is_empty() {
+                        vcpus = look_at_silent(&self.vm, Some(&error));
+                    }
+                    result = result.and(Err(error));
+                }
             }
         }
         if self.notice_resets() {
@@ -211,7 +221,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.failed += u64::from(result.is_err());
         let (line, column, command) = (step.line, step.column, step.command.clone());
         let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
-        let run = StepRun { line, column, command, took, result: told, answer, sample };
+        let run = StepRun { line, column, command, took, result: told, answer, sample, vcpus };
         self.observer.step(&run).map_err(SessionError::Output)?;
         match result {
             Ok(_) | Err(StepError::Failed(_)) => Ok(()),
@@ -326,7 +336,14 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let state = vm.state();
         (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
         summary.resets = state.resets;
-        let end = vm.stop(POWER_OFF_DEADLINE);
+        let error = if let Err(SessionError::Step(error)) = &result { Some(error) } else { None };
+        // A step has told of its vCPUs itself.
+        let vcpus = if summary.steps == 0 { look_at_silent(&vm, error) } else { Vec::new() };
+        let mut end = vm.stop(POWER_OFF_DEADLINE);
+        summary.vcpus = match &mut end {
+            End::Forced { vcpus, .. } if !error.is_some_and(silence::is_silent) => std::mem::take(vcpus),
+            _ => vcpus,
+        };
         let mut output = Ok(());
         let ended = match result {
             Ok(()) if summary.failed == 0 => Ended::Done,
@@ -345,7 +362,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         summary.ended = match (ended, end) {
             (ended @ Ended::Died(_), _) => ended,
             (_, End::Died(death)) => Ended::Died(death),
-            (Ended::Done, End::Forced { asked: true }) => {
+            (Ended::Done, End::Forced { asked: true, .. }) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }
             }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use tidevm_abi::{Command, NodeStats, Size, Stats, ZoneName, ZoneStats};
+use tidevm_machine::VcpuReport;
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
@@ -142,6 +143,11 @@ impl<W: Write> Table<W> {
         Ok(())
     }
 
+    /// The vCPUs of a guest that did not answer.
+    fn vcpus(&mut self, vcpus: &[VcpuReport]) -> io::Result<()> {
+        vcpus.iter().try_for_each(|vcpu| self.aside(Style::new(), &vcpu.to_string()))
+    }
+
     fn zones(&mut self, stats: &Stats) -> io::Result<()> {
         let nodes = stats.nodes.iter().take(stats.nr_nodes.into());
         // With one node, its number says nothing.
@@ -183,6 +189,7 @@ impl<W: Write> Observer for Table<W> {
             Ok(None) => {}
             Err(failure) => self.aside(BAD, &failure.to_string())?,
         }
+        self.vcpus(&run.vcpus)?;
         if let (Command::Stats, Some(stats)) = (&run.command, &run.sample.guest) {
             self.zones(stats)?;
         }
@@ -199,6 +206,7 @@ impl<W: Write> Observer for Table<W> {
         for line in wrap(&numbers(summary), self.terminal.unwrap_or(usize::MAX)) {
             writeln!(self.out, "{line}")?;
         }
+        self.vcpus(&summary.vcpus)?;
         self.out.flush()
     }
 }

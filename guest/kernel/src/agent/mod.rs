@@ -108,6 +108,10 @@ fn make_workload(
     // More pages than are managed cannot be taken, so the table needs no room for them.
     let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
     let pages = pages.min(managed);
+    // A handle has one meaning. `DevicePages::register` makes the same check for the other side.
+    if DevicePages::find(handle).is_some() {
+        return Err(Failure::HandleInUse);
+    }
     let workload = Workload::new(handle, kind, full, pages)?;
     Ok((workload, pages as u32))
 }

@@ -19,6 +19,14 @@ pub const TESTS: &[Test] = &[
     ("a_second_signal_ends_a_session_that_is_stuck", a_second_signal_ends_a_session_that_is_stuck),
     ("a_second_signal_ends_a_guest_that_is_stuck", a_second_signal_ends_a_guest_that_is_stuck),
     ("one_signal_ends_a_guest_that_is_stuck_in_time", one_signal_ends_a_guest_that_is_stuck_in_time),
+    (
+        "a_signal_that_comes_again_at_the_end_is_the_same_wish",
+        a_signal_that_comes_again_at_the_end_is_the_same_wish,
+    ),
+    (
+        "time_in_which_the_process_is_stopped_does_not_count",
+        time_in_which_the_process_is_stopped_does_not_count,
+    ),
     ("a_signal_restores_the_terminal", a_signal_restores_the_terminal),
     ("a_hang_up_that_is_ignored_stays_so", a_hang_up_that_is_ignored_stays_so),
 ];
@@ -162,6 +170,77 @@ fn a_signal_that_comes_twice_is_one_wish() {
         assert_eq!(end(&mut child).code(), Some(143));
         assert!(text.lines().last().is_some_and(|end| end.contains("\"status\":143")), "{text}");
     }
+}
+
+/// Runs a VM that the first SIGTERM ends, but whose summary waits for room in a pipe. Then SIGTERM comes again.
+/// Returns the time from the first signal to the second, the status, and what came out of the pipe.
+fn signalled_before_its_summary(kernel: &str) -> (Duration, ExitStatus, String) {
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = program();
+    command.args(["run", "--json", "--kernel", kernel]).stdin(Stdio::null());
+    let mut child = command.stdout(writer.try_clone().expect("a pipe")).spawn().expect("the program runs");
+    drop(command);
+    let mut ready = [0];
+    reader.read_exact(&mut ready).expect("the first object of the session");
+    // SAFETY: `writer` keeps the descriptor open. The flag is of the end of the pipe, which the child shares.
+    let set = |flags: libc::c_int| unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
+    assert_eq!(set(libc::O_NONBLOCK), 0);
+    while (&writer).write(b"\n").is_ok() {}
+    assert_eq!(set(0), 0);
+    kill("-TERM", &child);
+    let start = Instant::now();
+    let threads = format!("/proc/{}/task", child.id());
+    // Its main thread and the one for the grace: the VM was dropped.
+    until("the end of the VM", || std::fs::read_dir(&threads).is_ok_and(|threads| threads.count() == 2));
+    kill("-TERM", &child);
+    let between = start.elapsed();
+    thread::sleep(Duration::from_millis(100));
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("text");
+    (between, end(&mut child), text)
+}
+
+/// `timeout` and people send a signal twice. The second one may come when the VM is gone and its summary is not
+/// written yet.
+fn a_signal_that_comes_again_at_the_end_is_the_same_wish() {
+    let kernel = kernel::write("halt-twice", kernel::HALT);
+    let kernel = kernel.to_str().expect("UTF-8");
+    for _ in 0..5 {
+        let (between, status, text) = signalled_before_its_summary(kernel);
+        // On a busy host the second signal can come so late that it is another wish.
+        if between < Duration::from_millis(900) {
+            assert_eq!(status.code(), Some(0), "{status:?}");
+            assert!(text.lines().last().is_some_and(|end| end.contains("\"status\":0")), "{text}");
+            return;
+        }
+    }
+    panic!("the VM did not end within a second, 5 times");
+}
+
+/// The guest answers a `stats`, and then the process is stopped in the middle of a sleep.
+fn time_in_which_the_process_is_stopped_does_not_count() {
+    const STOPPED: Duration = Duration::from_secs(6);
+    let mut child = spawn(&small(&["--json", "--script", "-"]));
+    drop(child.stdin.take().map(|mut input| input.write_all(b"stats\nsleep 2s\nresize 128M within 60s")));
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("\"stats\"") {
+        line.clear();
+        assert!(out.read_line(&mut line).expect("text") > 0, "the guest never came up");
+    }
+    thread::sleep(Duration::from_millis(200));
+    kill("-STOP", &child);
+    thread::sleep(STOPPED);
+    kill("-CONT", &child);
+    line.clear();
+    out.read_line(&mut line).expect("text");
+    let step: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let seconds = step["seconds"].as_f64().expect("a time");
+    assert!((2.0..STOPPED.as_secs_f64()).contains(&seconds), "{step}");
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(end(&mut child).code(), Some(0), "{rest}");
 }
 
 fn a_second_signal_ends_a_session_that_is_stuck() {

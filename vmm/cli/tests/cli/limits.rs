@@ -1,6 +1,7 @@
 //! Tests of a host that refuses: whatever is refused, and whenever, the status is 3, and the message names it.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
 use super::{Test, assert_status, kernel, program, scratch};
@@ -8,6 +9,10 @@ use super::{Test, assert_status, kernel, program, scratch};
 pub const TESTS: &[Test] = &[
     ("more_than_the_host_can_map_is_status_3", more_than_the_host_can_map_is_status_3),
     ("a_region_needs_no_more_addresses_than_its_size", a_region_needs_no_more_addresses_than_its_size),
+    (
+        "a_limit_of_addresses_is_status_3_wherever_it_is_met",
+        a_limit_of_addresses_is_status_3_wherever_it_is_met,
+    ),
     (
         "a_limit_of_descriptors_is_status_3_wherever_it_is_met",
         a_limit_of_descriptors_is_status_3_wherever_it_is_met,
@@ -63,6 +68,30 @@ fn until_it_runs(most: u32, run: impl Fn(u32) -> Output) {
         }
     }
     panic!("still refused with {most}");
+}
+
+/// From a limit under which the system cannot even start the program, in steps of 64 KiB, to one under which the
+/// program tells that there is no room for the guest.
+fn a_limit_of_addresses_is_status_3_wherever_it_is_met() {
+    let path = kernel::write("addresses", &kernel::exit_with(0));
+    let arguments = format!("run --kernel {}", path.display());
+    let mut said = false;
+    for kib in (4 << 10..).step_by(64) {
+        let output = under(&format!("ulimit -v {kib}"), &arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => panic!("the limit does not act: {kib} KiB"),
+            Some(3) => said |= text.contains("no room to start"),
+            // The system ends a program whose file it cannot map, or its dynamic linker tells of a library.
+            None if output.status.signal() == Some(libc::SIGSEGV) && text.is_empty() && !said => {}
+            Some(127) if text.contains("error while loading shared libraries") && !said => {}
+            code => panic!("{kib} KiB: {code:?}, {:?}: {text}", output.status),
+        }
+        if text.contains("the host refuses boot memory") {
+            assert!(said, "a limit above {kib} KiB has its own message");
+            return;
+        }
+    }
 }
 
 fn a_limit_of_descriptors_is_status_3_wherever_it_is_met() {

@@ -54,6 +54,7 @@ fn step(command: &str) -> StepRun {
         result: Ok(None),
         answer: None,
         sample: sample(),
+        vcpus: Vec::new(),
     }
 }
 

@@ -58,15 +58,40 @@ fn without_a_device_reads_are_all_ones() {
 #[test]
 fn ports_write_text_and_end_the_machine() {
     let (bus, _) = bus();
-    assert_eq!(bus.io_write(SERIAL_PORT, b"hello"), Access::Done);
+    assert_eq!(bus.io_write(SERIAL_PORT, 1, b"hello"), Access::Done);
     assert_eq!(bus.serial_tail(), "hello");
     let mut data = [0];
-    assert_eq!((bus.io_read(SERIAL_PORT + 5, &mut data), data[0] & 0x20), (Access::Done, 0x20));
-    assert_eq!((bus.io_read(0x80, &mut data), data[0]), (Access::Done, 0xff));
-    assert_eq!((bus.io_read(I8042, &mut data), data[0]), (Access::Done, 0));
-    assert_eq!(bus.io_write(EXIT_PORT, &[7, 0]), Access::Exit(7));
-    assert_eq!(bus.io_write(I8042, &[I8042_RESET]), Access::Reset);
-    assert_eq!(bus.io_write(I8042, &[0xd1]), Access::Done);
-    assert_eq!(bus.io_write(SLEEP_CONTROL, &[POWER_OFF]), Access::PowerOff);
-    assert_eq!(bus.io_write(SLEEP_CONTROL, &[SLEEP_TYPE_OFF << 2]), Access::Done);
+    assert_eq!((bus.io_read(SERIAL_PORT + 5, 1, &mut data), data[0] & 0x20), (Access::Done, 0x20));
+    assert_eq!((bus.io_read(0x80, 1, &mut data), data[0]), (Access::Done, 0xff));
+    assert_eq!((bus.io_read(I8042, 1, &mut data), data[0]), (Access::Done, 0));
+    assert_eq!(bus.io_write(EXIT_PORT, 2, &[7, 0]), Access::Exit(7));
+    assert_eq!(bus.io_write(I8042, 1, &[I8042_RESET]), Access::Reset);
+    assert_eq!(bus.io_write(I8042, 1, &[0xd1]), Access::Done);
+    assert_eq!(bus.io_write(SLEEP_CONTROL, 1, &[POWER_OFF]), Access::PowerOff);
+    assert_eq!(bus.io_write(SLEEP_CONTROL, 1, &[SLEEP_TYPE_OFF << 2]), Access::Done);
+}
+
+/// The scratch register is port 7 of the serial port, and its line control is port 3.
+#[test]
+fn each_byte_of_an_access_goes_to_a_port_of_its_own() {
+    const SCRATCH: u16 = SERIAL_PORT + 7;
+    let (bus, _) = bus();
+    // The data of the port, the interrupts that are enabled, and two more ports: one letter is text.
+    assert_eq!(bus.io_write(SERIAL_PORT, 2, b"a\0b\0c\0"), Access::Done);
+    assert_eq!(bus.serial_tail(), "abc");
+    assert_eq!(bus.io_write(SCRATCH - 3, 4, &[0, 0, 0, 0x5a]), Access::Done);
+    let mut wide = [0; 4];
+    assert_eq!((bus.io_read(SCRATCH, 4, &mut wide), wide), (Access::Done, [0x5a, 0xff, 0xff, 0xff]));
+    assert_eq!((bus.io_read(SCRATCH - 1, 2, &mut wide), wide[1], wide[3]), (Access::Done, 0x5a, 0x5a));
+    // Repeated accesses of one byte stay at their port.
+    assert_eq!((bus.io_read(SCRATCH, 1, &mut wide), wide), (Access::Done, [0x5a; 4]));
+    // Ports that end the machine lie at their own addresses, in whatever access.
+    assert_eq!(bus.io_write(EXIT_PORT - 1, 2, &[7, 9]), Access::Exit(9));
+    assert_eq!(bus.io_write(EXIT_PORT - 1, 1, &[7, 9]), Access::Done);
+    assert_eq!(bus.io_write(I8042, 2, &[I8042_RESET, 0]), Access::Reset);
+    assert_eq!(bus.io_write(I8042 - 1, 1, &[0, I8042_RESET]), Access::Done);
+    assert_eq!(bus.io_write(SLEEP_CONTROL, 4, &[POWER_OFF, 0, 0, 0]), Access::PowerOff);
+    // Behind the last port there is none.
+    assert_eq!((bus.io_read(u16::MAX, 4, &mut wide), wide), (Access::Done, [0xff; 4]));
+    assert_eq!(bus.io_write(u16::MAX - 1, 4, &[0; 4]), Access::Done);
 }

@@ -11,8 +11,8 @@
 use std::fmt;
 
 use kvm_bindings::{
-    kvm_cpuid2, kvm_ioeventfd, kvm_irqfd, kvm_mp_state, kvm_regs, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region,
+    kvm_cpuid2, kvm_ioeventfd, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use syscalls::Sysno;
 
@@ -214,8 +214,10 @@ const VCPU: &[Rule] = &[
             (kvm(0x81, READ, size_of::<kvm_regs>()), "KVM_GET_REGS"),
             (kvm(0x83, READ, size_of::<kvm_sregs>()), "KVM_GET_SREGS"),
             (kvm(0x85, READ | WRITE, size_of::<kvm_translation>()), "KVM_TRANSLATE"),
+            (kvm(0x8e, READ, size_of::<kvm_lapic_state>()), "KVM_GET_LAPIC"),
+            (kvm(0x9f, READ, size_of::<kvm_vcpu_events>()), "KVM_GET_VCPU_EVENTS"),
         ],
-        "the text on a death",
+        "the text on a death; a look at a guest that does not answer",
     ),
     ioctl(&[(kvm(0x98, READ, size_of::<kvm_mp_state>()), "KVM_GET_MP_STATE")], "the wait for a SIPI"),
     any(Sysno::nanosleep, "the wait for a SIPI"),
@@ -275,7 +277,11 @@ const SIGNALS: &[Rule] = &[
     any(Sysno::read, "the signals; the event that stops the loop"),
 ];
 
-const GRACE: &[Rule] = &[any(Sysno::nanosleep, "the grace"), any(Sysno::clock_nanosleep, "the grace")];
+const GRACE: &[Rule] = &[
+    any(Sysno::rt_sigtimedwait, "the grace, and the signal that ends it early"),
+    any(Sysno::nanosleep, "the grace"),
+    any(Sysno::clock_nanosleep, "the grace"),
+];
 
 const SESSION: &[Rule] = &[
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),

@@ -1,28 +1,38 @@
 //! The text about a guest's death: the vCPU's registers, the code at its instruction pointer, and the last
 //! lines on the serial port.
 
-use std::fmt::Write;
-
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use tidevm_abi::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::unplugged::Unplugged;
 use crate::memory::View;
+use crate::registers;
 use crate::symbols;
 
 /// Bytes shown at the instruction pointer. An instruction has at most 15.
 const CODE: usize = 16;
 
-/// The text, for people. `image` is the kernel file, and `serial_tail` is printable. It ends without a line
-/// break.
+/// The text, for people. `unplugged` are the vCPU's addresses in memory that is not plugged, `image` is the kernel
+/// file, and `serial_tail` is printable. It ends without a line break.
 #[must_use]
-pub fn of_vcpu(vcpu: &VcpuFd, index: usize, view: &View, image: &[u8], serial_tail: &str) -> String {
+pub fn of_vcpu(
+    vcpu: &VcpuFd,
+    index: usize,
+    view: &View,
+    unplugged: &[Unplugged],
+    image: &[u8],
+    serial_tail: &str,
+) -> String {
     let mut text = match (vcpu.get_regs(), vcpu.get_sregs()) {
         (Ok(regs), Ok(sregs)) => {
-            let mut text = registers(index, &regs, &sregs, image);
+            let mut text = place(index, &regs, &sregs, image);
             let code = code(vcpu, sregs.cs.base.wrapping_add(regs.rip), view);
             text += &format!("\n  code at rip: {}", hex(&code));
+            for address in unplugged {
+                text += &format!("\n  {address}");
+            }
             text
         }
         (Err(error), _) | (_, Err(error)) => {
@@ -49,44 +59,12 @@ pub fn last_lines(serial_tail: &str) -> String {
     text
 }
 
-fn registers(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, image: &[u8]) -> String {
+fn place(index: usize, regs: &kvm_regs, sregs: &kvm_sregs, image: &[u8]) -> String {
     let mut text = format!("  vcpu{index} at rip {:#018x}", regs.rip);
     if let Some(name) = symbols::name_at(image, regs.rip) {
         text += &format!(" in {name}");
     }
-    let named = [
-        ("rax", regs.rax),
-        ("rbx", regs.rbx),
-        ("rcx", regs.rcx),
-        ("rdx", regs.rdx),
-        ("rsi", regs.rsi),
-        ("rdi", regs.rdi),
-        ("rsp", regs.rsp),
-        ("rbp", regs.rbp),
-        ("r8", regs.r8),
-        ("r9", regs.r9),
-        ("r10", regs.r10),
-        ("r11", regs.r11),
-        ("r12", regs.r12),
-        ("r13", regs.r13),
-        ("r14", regs.r14),
-        ("r15", regs.r15),
-        ("rfl", regs.rflags),
-        ("cs", sregs.cs.selector.into()),
-        ("efer", sregs.efer),
-        ("cr0", sregs.cr0),
-        ("cr2", sregs.cr2),
-        ("cr3", sregs.cr3),
-        ("cr4", sregs.cr4),
-        ("gdt", sregs.gdt.base),
-        ("idt", sregs.idt.base),
-    ];
-    for (position, (name, value)) in named.into_iter().enumerate() {
-        text += if position % 4 == 0 { "\n  " } else { "  " };
-        // Writing to a string does not fail.
-        let _ = write!(text, "{name:>4} {value:016x}");
-    }
-    text
+    text + &registers::rows(&registers::named(regs, sregs), 4, 2)
 }
 
 /// The bytes from `address` on, read through the guest's page tables, up to the first one that is not mapped.

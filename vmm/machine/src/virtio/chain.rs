@@ -3,8 +3,13 @@
 //! Mirrors virtio 1.3, section 2.6.4: the framing of messages is independent of descriptors, so a request may
 //! be split into any number of buffers. A [`Chain`] holds no reference to guest memory, because the memory
 //! may be unplugged between taking a chain and answering it, even by the request itself.
+//!
+//! The chain is followed here and not by `virtio-queue`, because that follows indirect descriptors in any case. No
+//! device here offers `VIRTIO_F_INDIRECT_DESC` (virtio 1.3, section 2.7.5.3), and a driver that uses one all the same
+//! has broken its queue. So a chain costs the reading of at most as many descriptors as its queue has.
 
-use virtio_queue::{Error, Queue, QueueOwnedT};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::memory::View;
@@ -17,22 +22,34 @@ pub struct Chain {
     response: Vec<(GuestAddress, usize)>,
 }
 
+/// Why a queue is broken: no chain after this one can be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// The ring cannot be read or contradicts itself.
+    #[error(transparent)]
+    Ring(#[from] virtio_queue::Error),
+    /// A descriptor refers to a table of descriptors, and the device offers no `VIRTIO_F_INDIRECT_DESC`.
+    #[error("descriptor {0} is indirect, and VIRTIO_F_INDIRECT_DESC is not offered")]
+    Indirect(u16),
+}
+
 impl Chain {
     /// Takes the next chain, reads at most `readable` bytes of it, and notes where at most `writable` bytes
-    /// can be written. A buffer that cannot be read ends the request.
+    /// can be written. A buffer or a descriptor that cannot be read ends the request.
     ///
     /// # Errors
-    /// The ring cannot be read or contradicts itself.
+    /// [`ChainError`]: the device cannot go on before a reset.
     pub fn pop(
         queue: &mut Queue,
         view: &View,
         readable: usize,
         writable: usize,
-    ) -> Result<Option<Self>, Error> {
-        let Some(descriptors) = queue.iter(view)?.next() else { return Ok(None) };
-        let mut chain = Self { head: descriptors.head_index(), request: Vec::new(), response: Vec::new() };
+    ) -> Result<Option<Self>, ChainError> {
+        let Some(head) = queue.iter(view)?.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        let mut chain = Self { head, request: Vec::new(), response: Vec::new() };
+        let mut descriptors = Descriptors::new(queue, view, head);
         let mut room = writable;
-        for descriptor in descriptors {
+        while let Some(descriptor) = descriptors.next()? {
             let size = descriptor.len() as usize;
             if descriptor.is_write_only() {
                 let used = size.min(room);
@@ -87,5 +104,43 @@ impl Chain {
             rest = later;
         }
         response.len() as u32
+    }
+}
+
+/// The descriptors of one chain, in the queue's own table.
+struct Descriptors<'v> {
+    view: &'v View,
+    table: GuestAddress,
+    size: u16,
+    /// The index of the next descriptor, unless the chain is over.
+    next: Option<u16>,
+    /// Descriptors that may still come. A chain that is longer than its table goes in a circle.
+    left: u16,
+    /// Bytes of all buffers so far. A chain has less than 4 GiB (virtio 1.3, section 2.7.5.2).
+    bytes: u32,
+}
+
+impl<'v> Descriptors<'v> {
+    fn new(queue: &Queue, view: &'v View, head: u16) -> Self {
+        let table = GuestAddress(queue.desc_table());
+        Self { view, table, size: queue.size(), next: Some(head), left: queue.size(), bytes: 0 }
+    }
+
+    /// The next descriptor. The chain is over at one that cannot be read, and at one too many.
+    fn next(&mut self) -> Result<Option<Descriptor>, ChainError> {
+        let Some(index) = self.next.take().filter(|&index| index < self.size && self.left > 0) else {
+            return Ok(None);
+        };
+        let address = self.table.checked_add(u64::from(index) * size_of::<Descriptor>() as u64);
+        let read = |address| self.view.read_obj::<Descriptor>(address).ok();
+        let Some(descriptor) = address.and_then(read) else { return Ok(None) };
+        if descriptor.refers_to_indirect_table() {
+            return Err(ChainError::Indirect(index));
+        }
+        let Some(bytes) = self.bytes.checked_add(descriptor.len()) else { return Ok(None) };
+        self.bytes = bytes;
+        self.left -= 1;
+        self.next = descriptor.has_next().then(|| descriptor.next());
+        Ok(Some(descriptor))
     }
 }

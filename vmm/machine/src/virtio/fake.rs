@@ -13,7 +13,7 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_LOW,
     VIRTIO_MMIO_STATUS,
 };
-use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
@@ -113,12 +113,24 @@ impl Ring {
             let descriptor = Descriptor::new(buffer.address, buffer.size, flags as u16, index + 1);
             self.view.write_obj(RawDescriptor::from(descriptor), self.descriptor(index)).unwrap();
         }
+        self.offer_head(head)
+    }
+
+    /// Offers the chain whose descriptors begin at index `head`, as they are. Returns its number.
+    pub(super) fn offer_head(&mut self, head: u16) -> u16 {
         let avail = self.avail();
         let slot = u64::from(self.offered % Self::SIZE);
         self.view.write_obj(head, GuestAddress(avail + 4 + 2 * slot)).unwrap();
         self.offered += 1;
         self.view.write_obj(self.offered, GuestAddress(avail + 2)).unwrap();
         self.offered - 1
+    }
+
+    /// Offers a chain of one descriptor at `head`, which refers to a table of `count` descriptors at `table`.
+    pub(super) fn offer_indirect(&mut self, head: u16, table: u64, count: u32) {
+        let descriptor = Descriptor::new(table, 16 * count, VRING_DESC_F_INDIRECT as u16, 0);
+        self.view.write_obj(RawDescriptor::from(descriptor), self.descriptor(head)).unwrap();
+        self.offer_head(head);
     }
 
     /// The number of chains that the device gave back.

@@ -96,15 +96,20 @@ impl EventLoop {
         let what = "start the thread of an event loop";
         let thread = spawn(what, name.to_owned(), confinement, kind, move |gate| {
             let result = catch_unwind(AssertUnwindSafe(|| run(subscribers, stopped, gate)));
-            let text = match result {
+            let (kind, text) = match result {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => format!("  the event loop ({name}) failed: {error}"),
-                Err(_) => format!("  the event loop ({name}) panicked"),
+                Ok(Err(error)) => (failure(&error), format!("  the event loop ({name}) failed: {error}")),
+                Err(_) => (DeathKind::VmmPanic, format!("  the event loop ({name}) panicked")),
             };
-            state.change(|state| state.died(Death { kind: DeathKind::VmmPanic, text }));
+            state.change(|state| state.died(Death { kind, text }));
         })?;
         Ok(Self { thread: Some(thread), stop })
     }
+}
+
+/// The death that follows from a loop's error.
+fn failure(error: &Error) -> DeathKind {
+    DeathKind::EventLoop { errno: if let Error::Epoll(error) = error { error.errno() } else { 0 } }
 }
 
 impl Drop for EventLoop {
@@ -357,5 +362,21 @@ impl MutEventSubscriber for Stop {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         self.stopped.set(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DeathKind, Error, failure};
+
+    #[test]
+    fn a_loop_that_cannot_wait_is_no_panic() {
+        let epoll = |errno| failure(&Error::Epoll(vmm_sys_util::errno::Error::new(errno)));
+        let full = epoll(libc::EMFILE);
+        assert_eq!((full, full.is_refusal()), (DeathKind::EventLoop { errno: libc::EMFILE }, true));
+        let broken = epoll(libc::EBADF);
+        assert!(!broken.is_refusal());
+        assert_eq!(broken.to_string(), format!("an event loop of the VMM failed: errno {}", libc::EBADF));
+        assert_eq!(failure(&Error::InvalidId), DeathKind::EventLoop { errno: 0 });
     }
 }

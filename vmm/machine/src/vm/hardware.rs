@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::look::Seen;
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::death::{Death, DeathKind, text};
@@ -131,6 +132,7 @@ impl Hardware {
         if self.is_over() {
             return Ok(());
         }
+        self.shared.reset_due.store(false, Ordering::Release);
         self.shared.devices.disconnect();
         let machine = new_machine(&self.kvm)?;
         let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -143,6 +145,11 @@ impl Hardware {
         self.shared.devices.reset(&self.shared.state);
         self.run(vcpus);
         Ok(())
+    }
+
+    /// Looks at all vCPUs.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        self.vcpus.look()
     }
 
     fn is_over(&self) -> bool {

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use tidevm_abi::Size;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
+use super::look::Looks;
 use crate::boot::Image;
+use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::error::StartError;
@@ -31,10 +34,16 @@ pub(super) struct VmShared {
     pub(super) bus: Bus,
     /// Written when the guest asks for a reset.
     pub(super) reset: EventFd,
+    /// The guest asked for a reset, and it was not carried out yet.
+    pub(super) reset_due: AtomicBool,
+    /// The state of vCPUs for embedders that ask for it.
+    pub(super) looks: Looks,
     /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
     pub(super) over: AtomicBool,
+    /// Asked whenever the guest may use more.
+    pub(super) budget: Budget,
     /// One entry per vCPU, counted over all resets.
     pub(super) exits: Vec<ExitCounters>,
 }
@@ -60,7 +69,10 @@ impl VmShared {
         Ok(Self {
             bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
             reset: event()?,
+            reset_due: AtomicBool::new(false),
+            looks: Looks::default(),
             over: AtomicBool::new(false),
+            budget: Budget::of_process(),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             config,
             kernel,
@@ -69,6 +81,16 @@ impl VmShared {
             devices,
             stop,
         })
+    }
+
+    /// Warns if the guest may use more memory than the host's control group allows.
+    pub(super) fn check_budget(&self) {
+        let hotplug: Size = self.state.snapshot().mem.iter().map(|mem| mem.requested).sum();
+        let fixed =
+            self.config.pmem.iter().fold(self.config.memory.0, |sum, size| sum.saturating_add(size.0));
+        if let Some(warning) = self.budget.warning(fixed.saturating_add(hotplug.0)) {
+            log::warn!("{warning}");
+        }
     }
 
     /// Exits since the VM was first started, one entry per vCPU.

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
 
 use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
@@ -13,6 +12,7 @@ use super::hardware::{self, Hardware};
 use super::shared::VmShared;
 use super::{FIRST_CALL, Vm, console, signals};
 use crate::boot::Files;
+use crate::clock;
 use crate::config::{Config, ConsoleMode};
 use crate::confine::rules::Kind;
 use crate::cpuid;
@@ -41,7 +41,7 @@ const SPARE_DESCRIPTORS: usize = 10;
 
 /// [`Vm::start`].
 pub(super) fn start(config: Config) -> Result<Vm, StartError> {
-    let started = Instant::now();
+    let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
     if kernel.is_own_guest() {
@@ -76,6 +76,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
     let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
     let events = events::start(sources)?;
+    shared.check_budget();
     lock(&hardware).prepare()?;
     confinement.filter(Kind::Session)?;
     lock(&hardware).run(vcpus);

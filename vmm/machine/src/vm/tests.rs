@@ -16,11 +16,17 @@ use crate::death::{Death, DeathKind};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
+mod look;
+mod ports;
 mod refused;
 mod reset;
+mod unplugged;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
+
+/// The end of a guest that was not asked.
+const FORCED: End = End::Forced { asked: false, vcpus: Vec::new() };
 
 /// A kernel in a file. Dropping the value removes the file.
 struct Kernel(PathBuf);
@@ -210,7 +216,7 @@ fn halted_and_spinning_guests_are_stopped_at_once() {
         let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         let start = Instant::now();
-        assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+        assert_eq!(vm.stop(LIMIT), FORCED);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }

@@ -12,29 +12,33 @@
 //! vCPU it is the host's refusal and ends the VM, and with it the wait.
 //!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
-//! has a memslot, as an MMIO exit where it has none.
-#![expect(unsafe_code, reason = "reads the member of kvm_run's union that the exit reason names")]
+//! has a memslot, as an MMIO exit where it has none. What KVM does not report at all, [`unplugged`] finds.
+#![expect(unsafe_code, reason = "reads the parts of kvm_run that the exit reason names")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
+use super::look::Seen;
 use super::shared::VmShared;
 use crate::bus::Access;
+use crate::clock;
 use crate::confine::rules::Kind;
 use crate::confine::thread::spawn;
+use crate::death::unplugged::{self, Unplugged, VmMemory};
 use crate::death::{Death, DeathKind, text};
 use crate::error::{StartError, host};
+use crate::memory::View;
 use crate::process::room_for_threads;
 use crate::state::State;
 
@@ -67,6 +71,13 @@ impl VcpuThread {
     fn is_running(&self) -> bool {
         // A thread that panicked on its way out cleared nothing.
         self.running.load(Ordering::Acquire) && !self.thread.is_finished()
+    }
+
+    /// Brings the thread out of a system call.
+    fn kick(&self) {
+        if let Err(error) = self.thread.kill(SIGRTMIN()) {
+            log::debug!("kick: {error}");
+        }
     }
 }
 
@@ -131,23 +142,21 @@ impl Vcpus {
     pub(super) fn stop(&mut self, limit: Duration) -> Result<(), StillRunning> {
         // Pairs with the load before each KVM_RUN; the signal brings a running vCPU there.
         self.shared.stop.store(true, Ordering::Release);
-        let deadline = Instant::now() + limit;
+        let start = clock::now();
         loop {
             let running: Vec<_> = self.threads.iter().filter(|thread| thread.is_running()).collect();
             if running.is_empty() {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if clock::now() - start > limit {
                 let names: Vec<_> =
                     running.iter().filter_map(|running| running.thread.thread().name()).collect();
                 return Err(StillRunning { names: names.join(", "), limit });
             }
             for running in running {
-                if let Err(error) = running.thread.kill(SIGRTMIN()) {
-                    log::debug!("kick: {error}");
-                }
+                running.kick();
             }
-            thread::sleep(Duration::from_micros(200));
+            clock::sleep(Duration::from_micros(200));
         }
     }
 
@@ -163,6 +172,18 @@ impl Vcpus {
         }
         stopped
     }
+
+    /// Looks at all vCPUs.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        self.shared.looks.look(self.threads.len(), |index| {
+            let thread = &self.threads[index];
+            let ended = !thread.is_running();
+            if !ended {
+                thread.kick();
+            }
+            ended
+        })
+    }
 }
 
 /// Runs `vcpus` one after another, until no further one can come.
@@ -176,7 +197,7 @@ fn serve(vcpus: &Receiver<VcpuFd>, index: usize, shared: &VmShared, running: &At
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
-    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, shared, &shared.exits[index])));
+    let end = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, index, shared)));
     let kind = match end {
         Ok(End::Stopped) => return,
         Ok(End::PoweredOff) => {
@@ -184,6 +205,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
             return;
         }
         Ok(End::Reset) => {
+            shared.reset_due.store(true, Ordering::Release);
             // Fails only when the counter is full. A reset is pending then.
             if let Err(error) = shared.reset.write(1) {
                 log::debug!("reset: {error}");
@@ -195,8 +217,34 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
     };
     let serial_tail = shared.bus.serial_tail();
     let image = shared.kernel.bytes();
-    let text = text::of_vcpu(&vcpu, index, &shared.memory.view(), image, &serial_tail);
+    let view = shared.memory.view();
+    let unplugged = unplugged(&vcpu, shared, &view);
+    let kind = with_cause(kind, &unplugged);
+    let text = text::of_vcpu(&vcpu, index, &view, &unplugged, image, &serial_tail);
+    drop(view);
     shared.state.change(|state| state.died(Death { kind, text }));
+}
+
+/// The addresses of a vCPU that lead to memory that is not plugged.
+fn unplugged(vcpu: &VcpuFd, shared: &VmShared, view: &View) -> Vec<Unplugged> {
+    match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            unplugged::find(regs.rip, regs.rsp, &sregs, &VmMemory { memory: &shared.memory, view })
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The kind of a death, after a look at the vCPU's addresses: KVM does not say that it could not fetch an instruction.
+fn with_cause(kind: DeathKind, unplugged: &[Unplugged]) -> DeathKind {
+    let fetch = unplugged.iter().find(|address| address.is_fetch());
+    match (kind, fetch) {
+        (
+            DeathKind::InternalError(KVM_INTERNAL_ERROR_EMULATION) | DeathKind::UnpluggedMemory(None),
+            Some(fetch),
+        ) => DeathKind::UnpluggedMemory(Some(fetch.physical)),
+        (kind, _) => kind,
+    }
 }
 
 /// Why a vCPU's run ended.
@@ -207,12 +255,21 @@ enum End {
     Died(DeathKind),
 }
 
-fn run(vcpu: &mut VcpuFd, shared: &VmShared, counters: &ExitCounters) -> End {
+fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
+    let counters: &ExitCounters = &shared.exits[index];
     let mut wait = SipiWait(is_uninitialized(vcpu));
+    let mut last_look = 0;
     while !shared.stop.load(Ordering::Acquire) {
+        shared.looks.answer(index, vcpu, &shared.memory, &mut last_look);
         let step = match vcpu.run() {
-            Ok(VcpuExit::IoOut(port, data)) => (&counters.io, shared.bus.io_write(port, data), None),
-            Ok(VcpuExit::IoIn(port, data)) => (&counters.io, shared.bus.io_read(port, data), None),
+            Ok(VcpuExit::IoOut(port, _)) => {
+                let (width, data) = port_access(vcpu);
+                (&counters.io, shared.bus.io_write(port, width, data), None)
+            }
+            Ok(VcpuExit::IoIn(port, _)) => {
+                let (width, data) = port_access(vcpu);
+                (&counters.io, shared.bus.io_read(port, width, data), None)
+            }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 (&counters.mmio, shared.bus.mmio_read(address, data), Some(address))
             }
@@ -331,6 +388,20 @@ fn is_uninitialized(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
 }
 
+/// The width of the port access for which the last run ended, and the bytes of all its repetitions. `kvm-ioctls`
+/// does not tell the width.
+fn port_access(vcpu: &mut VcpuFd) -> (usize, &mut [u8]) {
+    let run = std::ptr::from_mut(vcpu.get_kvm_run());
+    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is the
+    // current one follows from the exit reason of the last run, KVM_EXIT_IO.
+    let io = unsafe { (*run).__bindgen_anon_1.io };
+    let (width, size) = (usize::from(io.size), usize::from(io.size) * io.count as usize);
+    // SAFETY: KVM put `size` bytes at this offset into the mapping of the vCPU, which `kvm-ioctls` mapped as a whole
+    // and unmaps with the vCPU. The result borrows the vCPU, so nothing else uses the bytes meanwhile.
+    let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(io.data_offset as usize), size) };
+    (width, data)
+}
+
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is
     // the current one follows from the exit reason of the last run, KVM_EXIT_INTERNAL_ERROR.
@@ -339,7 +410,7 @@ fn suberror(vcpu: &mut VcpuFd) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeathKind, SipiWait};
+    use super::{DeathKind, KVM_INTERNAL_ERROR_EMULATION, SipiWait, Unplugged, with_cause};
 
     #[test]
     fn an_eagain_belongs_to_the_wait_for_a_sipi_and_to_nothing_else() {
@@ -348,6 +419,19 @@ mod tests {
         assert!(wait.explains_eagain(|| false), "the SIPI came");
         assert!(!wait.explains_eagain(|| panic!("a vCPU waits once")));
         assert!(!SipiWait(false).explains_eagain(|| true), "the first vCPU never waits");
+    }
+
+    #[test]
+    fn a_fetch_from_memory_that_is_not_plugged_is_told_from_other_failures() {
+        let at = |what| Unplugged { what, linear: 1 << 40, physical: 1 << 32, table: false };
+        let fetch = [at("the instruction at")];
+        assert!(fetch[0].is_fetch());
+        let emulation = DeathKind::InternalError(KVM_INTERNAL_ERROR_EMULATION);
+        for kind in [emulation, DeathKind::UnpluggedMemory(None)] {
+            assert_eq!(with_cause(kind, &fetch), DeathKind::UnpluggedMemory(Some(1 << 32)));
+            assert_eq!(with_cause(kind, &[at("the stack below")]), kind);
+        }
+        assert_eq!(with_cause(DeathKind::GuestPanic, &fetch), DeathKind::GuestPanic);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidevm_abi::{Size, Stats};
-use tidevm_machine::{Death, DeathKind, Ready};
+use tidevm_machine::{Activity, Death, DeathKind, Ready, Seen, VcpuReport, VcpuState};
 
 use super::{JsonLines, guest};
 use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
@@ -26,6 +26,7 @@ fn every_line_is_one_object() {
         took: Duration::from_millis(250),
         result: Err(StepFailure::HostSilent("two\nlines, \"quoted\"".to_owned())),
         sample,
+        vcpus: Vec::new(),
     };
     lines.step(&step).unwrap();
     lines.step(&StepRun { result: Ok(Some("well".to_owned())), ..step }).unwrap();
@@ -71,4 +72,38 @@ fn the_guest_has_a_key_for_each_counter() {
     let mut stats = Stats { pages_migrated: 7, ..Stats::default() };
     stats.boot.mapped = 500_000;
     assert_eq!(serde_json::to_string(&guest(&stats)).unwrap(), expected);
+}
+
+#[test]
+fn a_guest_that_did_not_answer_is_told_by_vcpu() {
+    let state = VcpuState {
+        activity: Activity::Halted,
+        interrupts: false,
+        rip: 0xffff_ffff_8000_1234,
+        symbol: Some("halt+0x2".to_owned()),
+        registers: vec![("rax", u64::MAX), ("cr2", 0)],
+        requested: vec![49],
+        in_service: vec![],
+        exception: None,
+        interrupt: Some(32),
+        nmi: false,
+        unplugged: vec![],
+    };
+    let vcpus = vec![
+        VcpuReport { vcpu: 0, seen: Seen::State(Box::new(state)) },
+        VcpuReport { vcpu: 1, seen: Seen::Ended },
+    ];
+    let mut out = Vec::new();
+    JsonLines(&mut out).end(&Summary { vcpus, ..Summary::default() }).unwrap();
+    let end: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(
+        end["vcpus"],
+        json!([{"vcpu": 0, "state": "halted", "interrupts": false, "rip": "0xffffffff80001234", "symbol": "halt+0x2",
+                "irr": [49], "isr": [], "exception": null, "interrupt": 32, "nmi": false, "unplugged": [],
+                "registers": {"rax": "0xffffffffffffffff", "cr2": "0x0"}},
+               {"vcpu": 1, "state": "ended"}])
+    );
+    let mut out = Vec::new();
+    JsonLines(&mut out).end(&Summary::default()).unwrap();
+    assert!(!String::from_utf8(out).unwrap().contains("vcpus"));
 }

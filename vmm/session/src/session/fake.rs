@@ -15,7 +15,8 @@ use tidevm_abi::{
     PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Size, State, WaitError,
+    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Seen, Size, State,
+    VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -55,6 +56,8 @@ pub(super) struct Nature {
     pub(super) deaf: bool,
     /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
+    /// Calls that it never answers.
+    pub(super) ignores: fn(&Op) -> bool,
     /// What it answers to a call, in place of the true answer.
     pub(super) lies: fn(&Op) -> Option<Answer>,
 }
@@ -75,6 +78,7 @@ impl Default for Nature {
             panics: false,
             deaf: false,
             boasts: false,
+            ignores: |_| false,
             lies: |_| None,
         }
     }
@@ -460,7 +464,9 @@ impl VmControl for FakeVm {
             Op::PowerOff => panic!("a session stops its machine instead"),
         };
         let answer = (self.nature.lies)(&op).unwrap_or(answer);
-        self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
+        if !(self.nature.ignores)(&op) {
+            self.after(Duration::from_millis(millis), Event::Answer(id, Box::new(answer)));
+        }
         Ok(id)
     }
 
@@ -505,6 +511,11 @@ impl VmControl for FakeVm {
         vec![ExitCounts { io: 1, mmio: 2, ..ExitCounts::default() }; 2]
     }
 
+    fn vcpus(&self) -> Vec<VcpuReport> {
+        self.look();
+        vec![VcpuReport { vcpu: 0, seen: Seen::Silent }]
+    }
+
     fn stop(self, _limit: Duration) -> End {
         self.stops.set(self.stops.get() + 1);
         let state = self.state.borrow().clone();
@@ -512,7 +523,8 @@ impl VmControl for FakeVm {
             return End::Died(death);
         }
         if self.nature.deaf || state.ready.is_none() {
-            return End::Forced { asked: state.ready.is_some() };
+            let asked = state.ready.is_some();
+            return End::Forced { asked, vcpus: if asked { self.vcpus() } else { Vec::new() } };
         }
         let early = state.signal.is_some() || state.powered_off || state.resets > 0;
         let untaken = self.untaken.borrow();

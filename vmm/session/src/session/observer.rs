@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Command, Size, Stats, ZoneName};
-use tidevm_machine::{Death, ExitCounts, Ready};
+use tidevm_machine::{Death, ExitCounts, Ready, VcpuReport};
 
 use super::failure::StepFailure;
 
@@ -61,6 +61,8 @@ pub struct StepRun {
     pub answer: Option<Answer>,
     /// The VM afterwards.
     pub sample: Sample,
+    /// Every vCPU, if the step failed because the guest did not answer.
+    pub vcpus: Vec<VcpuReport>,
 }
 
 impl StepRun {
@@ -126,6 +128,8 @@ pub struct Summary {
     pub stray_accesses: u64,
     /// Messages of the guest that were invalid or answered no call.
     pub bad_records: u64,
+    /// Every vCPU, if the guest did not answer before the first step, or when it was to power off.
+    pub vcpus: Vec<VcpuReport>,
 }
 
 /// How a session ended.

@@ -59,6 +59,11 @@ impl Ran {
         self.steps[index].result.as_ref().expect_err("a step that failed")
     }
 
+    /// By step, the number of vCPUs that were looked at.
+    fn looks(&self) -> Vec<usize> {
+        self.steps.iter().map(|step| step.vcpus.len()).collect()
+    }
+
     fn note(&self, index: usize) -> Option<&str> {
         match &self.steps[index].result {
             Ok(note) => note.as_deref(),
@@ -220,8 +225,10 @@ fn a_silent_or_busy_guest_misses_the_deadline() {
     assert_eq!(ran.steps[0].took, super::RESIZE_DEADLINE);
     assert!(ran.reason(0).contains("not within 60s: stopped at 0, 1024 MiB below the target: the guest"));
     assert_eq!((ran.status(), ran.summary.steps), (1, 2));
+    assert_eq!((ran.looks(), ran.summary.vcpus.len()), (vec![1, 0], 0), "its vCPUs are looked at once");
 
     let ran = session(Nature { busy: true, ..Nature::default() }, "plug 1G within 3s");
+    assert_eq!(ran.looks(), [0], "a guest that says why has answered");
     assert!(ran.reason(0).contains("not within 3s") && ran.reason(0).contains("BUSY"));
 }
 
@@ -448,8 +455,9 @@ fn a_guest_that_leaves_early_is_a_failure() {
     assert_eq!((ran.status(), ran.reason(0).as_str()), (1, "the guest powered off"));
     let ran = session(Nature { deaf: true, ..Nature::default() }, "check");
     assert_eq!(ran.status(), 1);
-    let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!() };
+    let Ended::Failed { reason: Some(reason) } = &ran.summary.ended else { panic!() };
     assert!(reason.contains("did not power off"));
+    assert_eq!((ran.looks(), ran.summary.vcpus.len()), (vec![0], 1));
 }
 
 #[test]
@@ -459,6 +467,22 @@ fn a_guest_that_never_starts_is_a_failure() {
     assert_eq!(ran.summary.total, super::BOOT_DEADLINE + 2 * super::BOOT_DEADLINE_PER_GIB);
     let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!() };
     assert_eq!(reason, "the first report of a guest with 1536M of boot memory: not within 70s");
+    assert_eq!(ran.summary.vcpus.len(), 1);
+}
+
+/// Its answer to `check` comes never. A guest that is asked for its counters again is still silent.
+#[test]
+fn a_guest_that_stops_answering_is_looked_at() {
+    let fake = FakeVm::new(Nature { ignores: |op| matches!(op, Op::Check), ..Nature::default() });
+    let ran = session_on(fake, "check\nstats");
+    assert_eq!((ran.reason(0).as_str(), ran.looks()), ("the guest's answer: not within 60s", vec![1]));
+    assert_eq!((ran.status(), ran.summary.vcpus.len()), (1, 0), "the step has told");
+    // A kernel without an agent, whose driver never comes.
+    let nature = Nature { foreign: true, driverless: true, ..Nature::default() };
+    let ran = session(nature, "resize 2M within 1s");
+    assert_eq!((ran.status(), ran.looks()), (1, vec![1]));
+    let ran = session(Nature { driverless: true, ..Nature::default() }, "resize 2M within 1s");
+    assert_eq!((ran.status(), ran.looks()), (1, vec![0]), "it is up, and has no driver");
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
-use tidevm_machine::{CallsUnread, End, ExitCounts, ResizeError, State, Vm, WaitError};
+use tidevm_machine::{CallsUnread, End, ExitCounts, ResizeError, State, VcpuReport, Vm, WaitError};
 
 /// A running VM.
 pub trait VmControl {
-    /// The current time of this VM.
+    /// The current time of this VM, on a clock that stands still while the VM's process is stopped.
     fn now(&self) -> Instant;
 
     /// Bytes of boot memory.
@@ -65,13 +65,16 @@ pub trait VmControl {
     /// Exits since start, one entry per vCPU.
     fn exits(&self) -> Vec<ExitCounts>;
 
+    /// What each vCPU does now, of a guest that does not answer.
+    fn vcpus(&self) -> Vec<VcpuReport>;
+
     /// Ends the VM: the guest is asked to power off, and ended by force after `limit`.
     fn stop(self, limit: Duration) -> End;
 }
 
 impl VmControl for Vm {
     fn now(&self) -> Instant {
-        Instant::now()
+        Vm::now(self)
     }
 
     fn boot_memory(&self) -> u64 {
@@ -117,6 +120,10 @@ impl VmControl for Vm {
 
     fn exits(&self) -> Vec<ExitCounts> {
         Vm::exits(self)
+    }
+
+    fn vcpus(&self) -> Vec<VcpuReport> {
+        Vm::vcpus(self)
     }
 
     fn stop(self, limit: Duration) -> End {

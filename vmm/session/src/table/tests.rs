@@ -66,6 +66,7 @@ fn shown(terminal: Option<usize>) -> String {
             took: Duration::from_millis(millis),
             result,
             sample: sample(plugged, migrated),
+            vcpus: Vec::new(),
         };
         table.step(&report).unwrap();
     }
@@ -160,7 +161,16 @@ fn zones_are_shown_by_node() {
     let result = Ok(None);
     let command = "stats".parse().unwrap();
     table
-        .step(&StepRun { line: 1, column: 1, command, took: Duration::ZERO, result, answer: None, sample })
+        .step(&StepRun {
+            line: 1,
+            column: 1,
+            command,
+            took: Duration::ZERO,
+            result,
+            answer: None,
+            sample,
+            vcpus: Vec::new(),
+        })
         .unwrap();
     let text = anstream::adapter::strip_str(std::str::from_utf8(&out).unwrap()).to_string();
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");

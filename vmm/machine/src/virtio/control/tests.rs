@@ -157,3 +157,15 @@ fn a_system_reset_forgets_calls_and_driver() {
     assert_eq!(rig.calls.used(), 0);
     assert_eq!(rig.shared.take_answer(1, Duration::ZERO, "the answer"), Err(WaitError::Reset));
 }
+
+#[test]
+fn an_indirect_descriptor_breaks_the_channel_until_its_reset() {
+    let mut rig = rig();
+    let table = 8 * MIB;
+    for head in 0..3 {
+        rig.reports.offer_indirect(head, table, 65_535);
+    }
+    assert!(!rig.control.serve_reports());
+    assert_eq!((rig.reports.used(), rig.shared.snapshot().bad_records), (0, 0));
+    assert!(!rig.control.transport.registers.running());
+}

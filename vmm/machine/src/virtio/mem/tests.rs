@@ -1,5 +1,6 @@
 //! The virtio-mem device on real queues: requests, refusals and resets.
 
+mod chains;
 mod target;
 mod turns;
 

@@ -9,8 +9,8 @@ use super::*;
 use crate::bus::I8042_RESET;
 use crate::state::{MemStatus, WaitError};
 use crate::sync::lock;
-use crate::vm::STOP_LIMIT;
 use crate::vm::events::RESET_PAUSE;
+use crate::vm::{STOP_LIMIT, Seen};
 
 /// mov al, 0xfe; out 0x64, al; hlt
 const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
@@ -50,7 +50,7 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
         assert!(is_at_rest(&vm, count), "{:?}", vm.state());
         assert_eq!((vm.exits()[0].io, vm.shared.devices.serial.room()), (started + 1, room));
     }
-    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert_eq!(vm.stop(LIMIT), FORCED);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
         await_resets(&vm, resets);
         let start = Instant::now();
         assert!(start - started >= RESET_PAUSE * resets.saturating_sub(1) as u32, "{:?}", start - started);
-        assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+        assert_eq!(vm.stop(LIMIT), FORCED);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }
@@ -179,7 +179,7 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
     await_stuck();
     let start = Instant::now();
-    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert_eq!(vm.stop(LIMIT), FORCED);
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
 }
 
@@ -194,7 +194,10 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
         vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
         vm
     };
-    assert_eq!(up().stop(Duration::from_millis(50)), End::Forced { asked: true });
+    match up().stop(Duration::from_millis(50)) {
+        End::Forced { asked: true, vcpus } => assert!(matches!(vcpus[0].seen, Seen::State(_)), "{vcpus:?}"),
+        other => panic!("{other:?}"),
+    }
     let vm = up();
     let shared = Arc::clone(&vm.shared);
     let start = Instant::now();
@@ -202,9 +205,49 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
         let end = scope.spawn(|| vm.stop(LIMIT));
         std::thread::sleep(Duration::from_millis(50));
         shared.reset.write(1).unwrap();
-        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+        let end = end.join().unwrap();
+        assert!(matches!(&end, End::Died(death) if death.kind == DeathKind::ResetAtEnd), "{end:?}");
     });
     assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
+}
+
+/// The event loop does not come to the reset any more, because it waits for the lock that the end of the VM needs.
+#[test]
+fn a_reset_that_the_end_overtakes_is_seen() {
+    if !kvm() {
+        return;
+    }
+    let kernel = resetting();
+    for (reboot, ready, wanted) in [
+        (false, false, Some(DeathKind::UnwantedReset)),
+        (true, true, Some(DeathKind::ResetAtEnd)),
+        // A guest that is not up is not asked for anything, and may start again as often as it wants.
+        (true, false, None),
+    ] {
+        let vm = Vm::start(Config { reboot, ..kernel.config() }).unwrap();
+        if ready {
+            vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
+        }
+        let (shared, hardware) = (Arc::clone(&vm.shared), Arc::clone(&vm.hardware));
+        let busy = lock(&hardware);
+        go(&vm);
+        let start = Instant::now();
+        while !shared.reset_due.load(Ordering::Acquire) {
+            assert!(start.elapsed() < LIMIT);
+            std::thread::yield_now();
+        }
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| vm.stop(Duration::from_millis(50)));
+            while !shared.over.load(Ordering::Acquire) {
+                assert!(start.elapsed() < LIMIT);
+                std::thread::yield_now();
+            }
+            drop(busy);
+            let end = end.join().unwrap();
+            let kind = if let End::Died(death) = &end { Some(death.kind) } else { None };
+            assert_eq!(kind, wanted, "{end:?}");
+        });
+    }
 }
 
 /// A reset interrupts the driver on its way to the target. The restarted driver has the same target.
@@ -276,7 +319,7 @@ fn a_reset_is_one_step_for_a_waiter() {
     assert_eq!((after.resets, after.ready, &after.mem[0]), (1, None, &started));
     assert_eq!(vm.held(0).unwrap(), Size(0));
     assert_eq!(vm.answer(call, Duration::ZERO, "an answer"), Err(WaitError::Reset));
-    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert_eq!(vm.stop(LIMIT), FORCED);
 }
 
 /// A reset gives back all memory that the guest used.
@@ -298,7 +341,7 @@ fn resets_give_back_what_was_plugged() {
         await_resets(&vm, resets);
         assert_eq!(vm.held(0).unwrap(), Size(0));
     }
-    assert_eq!(vm.stop(LIMIT), End::Forced { asked: false });
+    assert_eq!(vm.stop(LIMIT), FORCED);
 }
 
 /// Ending a VM does not wait for the lock that a reset holds, and a reset that sees the end does nothing.
@@ -324,7 +367,7 @@ fn an_end_comes_before_a_reset_that_waits() {
         let end = scope.spawn(|| vm.stop(LIMIT));
         until(&|| shared.over.load(Ordering::Acquire));
         drop(busy);
-        assert_eq!(end.join().unwrap(), End::Forced { asked: false });
+        assert_eq!(end.join().unwrap(), FORCED);
     });
     assert_eq!(shared.state.snapshot().resets, 0);
 }
