@@ -157,21 +157,9 @@ impl Signals {
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
-        let wish = Arc::default();
-        let mut blocked = BlockedSignals { signals: Vec::new(), wish: Arc::clone(&wish) };
-        // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
-        // process in the background, which is to end by them all the same.
-        let signals: Vec<_> =
-            TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
-        for &signal in &signals {
-            match block_signal(signal) {
-                Ok(()) => blocked.signals.push(signal),
-                // The embedder blocked it, and will unblock it.
-                Err(Error::SignalAlreadyBlocked(_)) => {}
-                Err(error) => return Err(io::Error::other(error.to_string())),
-            }
-        }
-        let set = create_sigset(&signals).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let blocked = BlockedSignals::block()?;
+        let wish = Arc::clone(&blocked.wish);
+        let set = create_sigset(&wanted()).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: the set is initialised and outlives the call; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
@@ -213,6 +201,12 @@ impl AsRawFd for Signals {
     }
 }
 
+/// The termination signals that are to be read. `nohup` ignores SIGHUP, and a blocked signal would still be read. A
+/// shell ignores others for a process in the background, which is to end by them all the same.
+fn wanted() -> Vec<libc::c_int> {
+    TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect()
+}
+
 /// Whether the process was started with a signal ignored.
 fn ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
@@ -222,7 +216,8 @@ fn ignored(signal: libc::c_int) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// The signals that [`Signals::take`] blocked. Dropping this unblocks them.
+/// Termination signals that are blocked in the thread that made this value, and in all threads that it starts.
+/// Dropping this unblocks them.
 #[derive(Debug)]
 pub struct BlockedSignals {
     signals: Vec<libc::c_int>,
@@ -230,6 +225,24 @@ pub struct BlockedSignals {
 }
 
 impl BlockedSignals {
+    /// Blocks the termination signals in this thread. A signal that is blocked in each thread of the process waits
+    /// until [`Signals`] reads it.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn block() -> io::Result<Self> {
+        let mut blocked = Self { signals: Vec::new(), wish: Arc::default() };
+        for signal in wanted() {
+            match block_signal(signal) {
+                Ok(()) => blocked.signals.push(signal),
+                // The embedder blocked it, and will unblock it.
+                Err(Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            }
+        }
+        Ok(blocked)
+    }
+
     /// Takes away the first signal if it waits to act again: it is the wish by which the process ends now.
     fn take_repeated(&self) {
         let Some((signal, since)) = lock(&self.wish).0 else { return };
