@@ -4,9 +4,7 @@
 //! ignored, never as passed ([`run_if`]).
 
 use std::fs::OpenOptions;
-use std::panic::resume_unwind;
 use std::process::ExitCode;
-use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
@@ -83,11 +81,7 @@ pub fn start(config: Config) -> Vm {
 
 /// Starts a VM and passes it to `session`, in a thread that is locked in with the VM.
 fn locked_in<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> Result<T, StartError> {
-    let config = Config { confinement: Confinement::STRICT, ..config };
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| Vm::start(config).map(session));
-        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })
+    Vm::apart(Config { confinement: Confinement::STRICT, ..config }, session)
 }
 
 /// Runs `script` in a VM. The VM and its session are locked in as `tidevm` does it.

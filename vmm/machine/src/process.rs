@@ -192,21 +192,9 @@ impl Signals {
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<(Self, BlockedSignals)> {
-        let wish = Arc::default();
-        let mut blocked = BlockedSignals { signals: Vec::new(), wish: Arc::clone(&wish) };
-        // `nohup` ignores SIGHUP, and a blocked signal would still be read here. A shell ignores others for a
-        // process in the background, which is to end by them all the same.
-        let signals: Vec<_> =
-            TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect();
-        for &signal in &signals {
-            match block_signal(signal) {
-                Ok(()) => blocked.signals.push(signal),
-                // The embedder blocked it, and will unblock it.
-                Err(Error::SignalAlreadyBlocked(_)) => {}
-                Err(error) => return Err(io::Error::other(error.to_string())),
-            }
-        }
-        let set = create_sigset(&signals).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let blocked = BlockedSignals::block()?;
+        let wish = Arc::clone(&blocked.wish);
+        let set = create_sigset(&wanted()).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: the set is initialised and outlives the call; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
@@ -248,6 +236,12 @@ impl AsRawFd for Signals {
     }
 }
 
+/// The termination signals that are to be read. `nohup` ignores SIGHUP, and a blocked signal would still be read. A
+/// shell ignores others for a process in the background, which is to end by them all the same.
+fn wanted() -> Vec<libc::c_int> {
+    TERMINATION.into_iter().filter(|&signal| signal != libc::SIGHUP || !ignored(signal)).collect()
+}
+
 /// Whether the process was started with a signal ignored.
 fn ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
@@ -257,12 +251,33 @@ fn ignored(signal: libc::c_int) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// The signals that [`Signals::take`] blocked. Dropping this unblocks them, except for the first one that came. The
-/// thread for the grace reads that one, so that a repetition of the same wish does not end the process.
+/// Termination signals that are blocked in the thread that made this value, and in all threads that it starts.
+/// Dropping this unblocks them, except for the first one that came. The thread for the grace reads that one, so that
+/// a repetition of the same wish does not end the process.
 #[derive(Debug)]
 pub struct BlockedSignals {
     signals: Vec<libc::c_int>,
     wish: Arc<Mutex<Wish>>,
+}
+
+impl BlockedSignals {
+    /// Blocks the termination signals in this thread. A signal that is blocked in each thread of the process waits
+    /// until [`Signals`] reads it.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn block() -> io::Result<Self> {
+        let mut blocked = Self { signals: Vec::new(), wish: Arc::default() };
+        for signal in wanted() {
+            match block_signal(signal) {
+                Ok(()) => blocked.signals.push(signal),
+                // The embedder blocked it, and will unblock it.
+                Err(Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            }
+        }
+        Ok(blocked)
+    }
 }
 
 impl Drop for BlockedSignals {

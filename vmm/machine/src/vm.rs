@@ -3,6 +3,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | `start` | the order in which a VM is made |
+//! | `apart` | a VM and its session in a thread of their own |
 //! | `shared` | the parts that all threads of the VM share, and that live as long as the VM |
 //! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
 //! | `devices` | the devices, and the event descriptors that connect them |
@@ -29,6 +30,7 @@ use crate::state::{State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 
+mod apart;
 mod console;
 mod devices;
 mod events;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::endings::{end, kill, until};
 use super::{Test, assert_status, kernel, program, scratch, text};
@@ -23,12 +23,21 @@ const NOBODY: u32 = 65534;
 
 const THREADS: [&str; 6] = ["events", "grace", "signals", "tidevm", "vcpu0", "vcpu1"];
 
-/// Starts a guest that halts. It has two vCPUs.
-fn spawn_halted(name: &str, more: &[&str]) -> Child {
-    let mut command = program();
+/// A process that a test which fails does not leave behind.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails when it has ended.
+        drop(self.0.kill());
+    }
+}
+
+/// Starts a guest that halts, with two vCPUs. `command` is the program, or starts it.
+fn spawn_halted(mut command: Command, name: &str, more: &[&str]) -> Running {
     command.args(["run", "--cpus", "2", "--kernel"]).arg(kernel::write(name, kernel::HALT)).args(more);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().expect("the program runs")
+    Running(command.spawn().expect("the program runs"))
 }
 
 /// A value in `/proc/.../status`.
@@ -70,21 +79,21 @@ fn assert_without_privileges(threads: &BTreeMap<String, String>) {
 }
 
 fn every_thread_is_locked_in() {
-    let mut child = spawn_halted("halt-locked-in", &[]);
+    let Running(child) = &mut spawn_halted(program(), "halt-locked-in", &[]);
     let threads = await_threads(child.id(), "2");
     assert_without_privileges(&threads);
     let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("a process");
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..], ["0", "0", "bytes"], "{core}");
-    kill("-TERM", &child);
-    assert_eq!(end(&mut child).code(), Some(0));
+    kill("-TERM", child);
+    assert_eq!(end(child).code(), Some(0));
 }
 
 fn filters_can_be_left_out() {
-    let mut child = spawn_halted("halt-unfiltered", &["--seccomp", "off"]);
+    let Running(child) = &mut spawn_halted(program(), "halt-unfiltered", &["--seccomp", "off"]);
     assert_without_privileges(&await_threads(child.id(), "0"));
-    kill("-TERM", &child);
-    assert_eq!(end(&mut child).code(), Some(0));
+    kill("-TERM", child);
+    assert_eq!(end(child).code(), Some(0));
 }
 
 /// A folder with one file in it, and the options of a jail there. Nothing, and a reason, without root.
@@ -123,8 +132,11 @@ fn options(options: &[String]) -> Vec<&str> {
 
 fn a_jail_has_nothing_else() {
     let Some((_, jail)) = jail("a_jail_has_nothing_else") else { return };
-    let mut parent = spawn_halted("halt-jail", &options(&jail));
-    let inside = child_of(&parent);
+    // With groups that it has to leave.
+    let mut grouped = Command::new("setpriv");
+    grouped.args(["--groups", "4,5", env!("CARGO_BIN_EXE_tidevm")]);
+    let Running(parent) = &mut spawn_halted(grouped, "halt-jail", &options(&jail));
+    let inside = child_of(parent);
     let threads = await_threads(inside, "2");
     assert_without_privileges(&threads);
     let ids = format!("{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}");
@@ -145,17 +157,17 @@ fn a_jail_has_nothing_else() {
         ["ro", "nosuid", "nodev", "noexec"],
         "{mounts}"
     );
-    kill("-TERM", &parent);
-    assert_eq!(end(&mut parent).code(), Some(0));
+    kill("-TERM", parent);
+    assert_eq!(end(parent).code(), Some(0));
 }
 
 fn a_jail_ends_with_its_parent() {
     let Some((_, jail)) = jail("a_jail_ends_with_its_parent") else { return };
-    let mut parent = spawn_halted("halt-orphan", &options(&jail));
-    let inside = child_of(&parent);
+    let Running(parent) = &mut spawn_halted(program(), "halt-orphan", &options(&jail));
+    let inside = child_of(parent);
     await_threads(inside, "2");
     parent.kill().expect("it runs");
-    end(&mut parent);
+    end(parent);
     until("the end of the process in the jail", || threads(inside).is_empty());
 }
 

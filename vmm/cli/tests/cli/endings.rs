@@ -15,6 +15,7 @@ use super::{Test, kernel, program, small, spawn};
 
 pub const TESTS: &[Test] = &[
     ("signals_end_a_session", signals_end_a_session),
+    ("a_signal_ends_an_experiment_in_good_order", a_signal_ends_an_experiment_in_good_order),
     ("a_signal_that_comes_twice_is_one_wish", a_signal_that_comes_twice_is_one_wish),
     ("a_second_signal_ends_a_session_that_is_stuck", a_second_signal_ends_a_session_that_is_stuck),
     ("a_second_signal_ends_a_guest_that_is_stuck", a_second_signal_ends_a_guest_that_is_stuck),
@@ -150,6 +151,26 @@ fn signals_end_a_session() {
         kill(signal, &child);
         assert_eq!(end(&mut child).code(), Some(*status), "{signal} {script:?}");
     }
+}
+
+/// The thread of a session reads the signal, and the thread that waits for it is not ended by it.
+fn a_signal_ends_an_experiment_in_good_order() {
+    let mut child = spawn(&["experiment", "offline-race", "--json"]);
+    let mut progress = child.stderr.take().expect("a pipe");
+    let mut said = Vec::new();
+    while !said.ends_with(b"... ") {
+        let mut byte = [0];
+        assert_eq!(progress.read(&mut byte).expect("text"), 1, "{}", String::from_utf8_lossy(&said));
+        said.extend(byte);
+    }
+    // The session begins: its event loop exists when its vCPU runs.
+    let threads = format!("/proc/{}/task", child.id());
+    until("the threads of a VM", || std::fs::read_dir(&threads).is_ok_and(|threads| threads.count() >= 5));
+    kill("-TERM", &child);
+    assert_eq!(end(&mut child).code(), Some(143));
+    let mut out = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut out).expect("text");
+    assert!(out.contains("\"experiments\""), "the verdicts from before are written: {out}");
 }
 
 /// As `timeout` does it: the process is signalled, and then its group.

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::panic::resume_unwind;
-use std::thread;
 use std::time::Instant;
 
 use tidevm_machine::{Config, Confinement, StartError, Vm};
@@ -27,16 +25,6 @@ impl<W: Write> KvmLab<W> {
     }
 }
 
-/// Runs a session in a thread of its own.
-fn run_apart(config: Config, script: &Script) -> Result<Record, StartError> {
-    let refused = |error| StartError::Host { what: "start the thread of a session", error };
-    thread::scope(|scope| {
-        let session = || Vm::start(config).map(|vm| tidevm_session::record(vm, script));
-        let thread = thread::Builder::new().name("session".to_owned()).spawn_scoped(scope, session);
-        thread.map_err(refused)?.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })
-}
-
 impl<W: Write> Lab for KvmLab<W> {
     /// # Panics
     /// When an experiment's own script is wrong.
@@ -45,8 +33,9 @@ impl<W: Write> Lab for KvmLab<W> {
         script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
         config.validate().map_err(StartError::from)?;
         self.tell(format_args!("{label} ... "));
+        let config = Config { confinement: self.confinement, ..config };
         let start = Instant::now();
-        let record = run_apart(Config { confinement: self.confinement, ..config }, &script);
+        let record = Vm::apart(config, |vm| tidevm_session::record(vm, &script));
         self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
         let record = record?;
         match record.summary.ended {

@@ -171,7 +171,14 @@ pub const EVERY: &[Rule] = &[
     any(Sysno::munmap, "the allocator; memory of a VM that ends"),
     rule(
         Sysno::madvise,
-        Check::OneOf(2, &[(4, "MADV_DONTNEED"), (8, "MADV_FREE")]),
+        Check::OneOf(
+            2,
+            &[
+                (libc::MADV_DONTNEED as u32, "MADV_DONTNEED"),
+                (libc::MADV_FREE as u32, "MADV_FREE"),
+                (libc::MADV_HUGEPAGE as u32, "MADV_HUGEPAGE"),
+            ],
+        ),
         "the allocator; guest memory that is given back; the stack of a thread that ends",
     ),
     any(Sysno::sched_getaffinity, "the allocator asks for the number of CPUs"),
@@ -308,7 +315,6 @@ const STARTER: &[Rule] = &[
     any(Sysno::signalfd4, "termination signals"),
     any(Sysno::epoll_create1, "the loops of a VM"),
     any(Sysno::rt_sigaction, "signal handlers of a VM"),
-    any(Sysno::madvise, "huge pages for guest memory"),
     any(Sysno::prctl, "names of threads; the confinement of a VM"),
     any(Sysno::seccomp, "the confinement of a VM"),
     any(Sysno::capget, "the confinement of a VM"),
