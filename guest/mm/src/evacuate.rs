@@ -164,19 +164,19 @@ mod tests {
     fn a_pageblock_can_be_taken_whole_and_given_back() {
         let (mm, nr) = movable();
         let before = mm.stats().zones[ZoneType::Movable.index()];
+        let disables = mm.stats().pcp_disables;
         let pfn = nr.start().add(7 * PAGEBLOCK_PAGES);
         mm.hotplug().alloc_contig_pageblock(pfn.add(3)).expect("it is free");
         mm.check();
+        assert_eq!(mm.stats().pcp_disables, disables + 1, "by the policy of the machine");
         let taken = mm.stats().zones[ZoneType::Movable.index()];
         assert_eq!((taken.managed, taken.free), (before.managed, before.free - u64::from(PAGEBLOCK_PAGES)));
         let again = mm.hotplug().alloc_contig_pageblock(pfn);
         mm.free_pages(pfn, Order::PAGEBLOCK);
         mm.check();
         assert_eq!(mm.stats().zones[ZoneType::Movable.index()], before);
-        assert!(
-            matches!(again, Err(OfflineError::Unmovable(stuck)) if stuck.pages == PAGEBLOCK_PAGES),
-            "{again:?}"
-        );
+        let Err(OfflineError::Unmovable(stuck)) = again else { panic!("{again:?}") };
+        assert_eq!((stuck.pages, stuck.first[0]), (PAGEBLOCK_PAGES, Some((pfn, Holder::Kernel))));
         assert_eq!(
             mm.hotplug().alloc_contig_pageblock(SectionNr::new(34).start()),
             Err(OfflineError::NotOnline)
