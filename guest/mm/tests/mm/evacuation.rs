@@ -10,7 +10,7 @@ use tidevm_mm::{
     PageblockSet, Pfn, PfnRange, SectionNr, Stuck, ZoneType,
 };
 
-use crate::workload::BLOCK;
+use crate::workload::{BLOCK, Tenant};
 
 const NEXT: SectionNr = SectionNr::new(33);
 
@@ -112,6 +112,20 @@ fn isolation_that_fails_in_a_later_section_is_undone_in_all() {
     }
 }
 
+/// The pages of every section of a memory block move.
+#[test]
+fn pages_move_out_of_all_sections() {
+    let mm = large_block();
+    let tenant = Tenant::new(mm, 0, 33_000);
+    assert_eq!(tenant.fill_all(), 33_000);
+    let held = [BLOCK, NEXT].map(|nr| tenant.held_in(nr));
+    assert!(held[0] > 0 && held[1] > 0, "{held:?}");
+    mm.hotplug().offline(BLOCK).unwrap();
+    assert_eq!([BLOCK, NEXT].map(|nr| tenant.held_in(nr)), [0; 2]);
+    tenant.verify_all();
+    mm.check();
+}
+
 /// An owner of pages, as slow or as greedy as a test makes it.
 struct Owner {
     mm: &'static Mm<Sim>,
@@ -208,6 +222,29 @@ fn slow_progress_is_progress() {
     mm.check();
 }
 
+/// Room for every page is enough, and room for all but one is not: then none of them moves.
+#[test]
+fn room_for_every_page_is_enough() {
+    const PAGES: usize = 30;
+    for (room, is_enough) in [(PAGES, true), (PAGES - 1, false)] {
+        let mm = machine(1);
+        let owner = Owner::new(mm, PAGES as u32, false, None);
+        // The rest of the pageblock is free, and goes with it.
+        let rest = 40 * 512 + PAGES as u32..41 * 512;
+        let in_rest = |pfn: &Pfn| rest.contains(&(pfn.get().wrapping_sub(BLOCK.start().get())));
+        let held: Vec<Pfn> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()).collect();
+        held.iter().filter(|pfn| in_rest(pfn)).for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+        drop(mm.zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Movable)));
+        let boot = held.iter().filter(|pfn| pfn.section() < BLOCK).take(room);
+        boot.for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+        let result = mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(40..41));
+        assert_eq!(result.is_ok(), is_enough, "{room} pages of room: {result:?}");
+        assert_eq!(mm.stats().pages_migrated, if is_enough { PAGES as u64 } else { 0 });
+        owner.assert_content();
+        mm.check();
+    }
+}
+
 /// A page belongs to its owner from the moment when it is handed over: the owner may free it at once.
 #[test]
 fn an_owner_may_free_a_page_that_it_is_given() {
@@ -255,6 +292,19 @@ fn pages_do_not_move_within_the_memory_that_leaves() {
     assert_eq!(mm.stats().pages_migrated, 200, "each page moves once");
     assert!(owner.pages.lock().unwrap().iter().all(|pfn| pfn.section() == NEXT));
     owner.assert_content();
+    mm.check();
+}
+
+/// In the kernel's zones targets come from the free lists of movable pages, not from pageblocks of kernel pages.
+#[test]
+fn pages_do_not_move_between_kernel_pages() {
+    let mm = machine(1);
+    let owner = Owner::new(mm, 200, false, None);
+    let kernel = mm.alloc_pages(Order::new(1), Gfp::Kernel).unwrap();
+    let pageblock = |pfn: Pfn| (pfn.section(), pfn.pageblock());
+    mm.hotplug().offline(BLOCK).unwrap();
+    let pages = owner.pages.lock().unwrap();
+    assert!(pages.iter().all(|&pfn| pageblock(pfn) != pageblock(kernel)), "{kernel:?} among {pages:?}");
     mm.check();
 }
 
