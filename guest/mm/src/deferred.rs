@@ -353,7 +353,9 @@ mod tests {
         };
         assert_eq!((limits(mm), mm.zones[0].managed()), (limits(eager), eager.zones[0].managed()));
         assert!(mm.zones[0].deferred() > 4 * u64::from(SECTION_PAGES));
+        let room = mm.room_for_movable();
         while mm.init_deferred() {}
+        assert_eq!(mm.room_for_movable(), room, "pages that can be moved to, before and after");
         assert!(mm.is_all_initialised());
         assert_eq!(limits(mm), limits(eager));
         assert_eq!(mm.zones[0].deferred(), 0);

@@ -138,16 +138,20 @@ impl<P: Platform> Mm<P> {
 
 #[cfg(test)]
 mod tests {
+    use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    use std::sync::OnceLock;
+
     use super::PcpPolicy;
-    use crate::Mm;
-    use crate::addr::{Order, PAGEBLOCK_PAGES, SectionNr};
+    use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, SectionNr};
     use crate::isolation::OfflineError;
     use crate::node::{NodeId, ZoneType};
     use crate::options::MemoryContent;
-    use crate::page::Holder;
+    use crate::page::{Holder, OwnerId};
     use crate::page_alloc::Gfp;
+    use crate::pageblock::MigrateType;
     use crate::pageblock_set::PageblockSet;
     use crate::sim::{Sim, SimMachine};
+    use crate::{Mm, MovableOwner};
 
     const BLOCK: SectionNr = SectionNr::new(33);
 
@@ -164,19 +168,19 @@ mod tests {
     fn a_pageblock_can_be_taken_whole_and_given_back() {
         let (mm, nr) = movable();
         let before = mm.stats().zones[ZoneType::Movable.index()];
+        let disables = mm.stats().pcp_disables;
         let pfn = nr.start().add(7 * PAGEBLOCK_PAGES);
         mm.hotplug().alloc_contig_pageblock(pfn.add(3)).expect("it is free");
         mm.check();
+        assert_eq!(mm.stats().pcp_disables, disables + 1, "by the policy of the machine");
         let taken = mm.stats().zones[ZoneType::Movable.index()];
         assert_eq!((taken.managed, taken.free), (before.managed, before.free - u64::from(PAGEBLOCK_PAGES)));
         let again = mm.hotplug().alloc_contig_pageblock(pfn);
         mm.free_pages(pfn, Order::PAGEBLOCK);
         mm.check();
         assert_eq!(mm.stats().zones[ZoneType::Movable.index()], before);
-        assert!(
-            matches!(again, Err(OfflineError::Unmovable(stuck)) if stuck.pages == PAGEBLOCK_PAGES),
-            "{again:?}"
-        );
+        let Err(OfflineError::Unmovable(stuck)) = again else { panic!("{again:?}") };
+        assert_eq!((stuck.pages, stuck.first[0]), (PAGEBLOCK_PAGES, Some((pfn, Holder::Kernel))));
         assert_eq!(
             mm.hotplug().alloc_contig_pageblock(SectionNr::new(34).start()),
             Err(OfflineError::NotOnline)
@@ -212,5 +216,54 @@ mod tests {
         drop(hotplug);
         mm.check();
         assert_eq!(mm.stats().pcp_stranded, 1);
+    }
+
+    /// An owner of one page. While it is asked for the page for the first time, another page goes to a per-CPU list,
+    /// by a CPU that read the type of its pageblock before isolation. The next time that list is empty again.
+    struct Slow {
+        mm: OnceLock<&'static Mm<Sim>>,
+        other: AtomicU32,
+        asked: AtomicU32,
+    }
+
+    static SLOW: Slow = Slow { mm: OnceLock::new(), other: AtomicU32::new(0), asked: AtomicU32::new(0) };
+
+    impl MovableOwner for Slow {
+        fn isolate(&self, pfn: Pfn, _: u64) -> bool {
+            let mm = self.mm.get().expect("set first");
+            let zone = mm.sparse.entry(pfn.section()).zone();
+            let asked = self.asked.fetch_add(1, SeqCst);
+            if asked == 0 {
+                let other = Pfn::new(self.other.load(SeqCst));
+                assert!(mm.free_to_pcp(mm.sparse.page(other), other, MigrateType::Movable, zone));
+            } else {
+                mm.drain_pcp(zone);
+            }
+            asked > 0
+        }
+
+        fn hand_over(&self, _: Pfn, _: Pfn, _: u64) -> bool {
+            true
+        }
+
+        fn put_back(&self, pfn: Pfn, _: u64) {
+            unreachable!("{pfn:?} is handed over")
+        }
+    }
+
+    /// A free that began before isolation may end after it. So a page on a per-CPU list counts as stranded only after
+    /// all CPUs have left the allocator once.
+    #[test]
+    fn a_page_whose_free_was_in_progress_is_not_stranded() {
+        let (mm, nr) = movable();
+        mm.options.change(|options| options.pcp = PcpPolicy::DrainOnce);
+        SLOW.mm.set(mm).ok().expect("one test");
+        mm.register_owner(OwnerId(0), &SLOW);
+        let [page, other] = [(); 2].map(|()| mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page"));
+        mm.set_owner(page, OwnerId(0), 0);
+        SLOW.other.store(other.get(), SeqCst);
+        mm.hotplug().offline(nr).expect("the page moves in the second round");
+        assert_eq!((SLOW.asked.load(SeqCst), mm.stats().pcp_stranded), (2, 0));
+        mm.check();
     }
 }

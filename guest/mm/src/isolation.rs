@@ -277,3 +277,6 @@ impl<P: Platform> Mm<P> {
         self.lock_zone(pages.section().zone())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -326,3 +326,6 @@ pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
 
 /// Limits with which a per-CPU list never holds a page while its lock is free.
 pub(crate) const PCP_OFF: (u32, u32) = (0, 1);
+
+#[cfg(test)]
+mod tests;

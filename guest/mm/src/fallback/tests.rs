@@ -7,7 +7,7 @@ use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::options::MemoryContent;
-use crate::page::{Holder, Kind};
+use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
@@ -90,6 +90,28 @@ fn pages_of_the_type_count_as_free_ones() {
         take_one(mm, MigrateType::Movable);
         assert_eq!(type_of(mm, 1), MigrateType::Unmovable, "{holder:?}");
     }
+}
+
+/// Pages on a per-CPU list speak for neither type: a CPU may allocate them at any time.
+#[test]
+fn pages_on_per_cpu_lists_do_not_count() {
+    let mm = machine(1);
+    take(&mut mm.lock_zone(ZONE), 1, HALF + 1, 1, Holder::Kernel);
+    for page in 0..HALF + 1 {
+        let page = mm.sparse.page(BLOCK.start().add(PAGEBLOCK_PAGES + page));
+        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, ZONE));
+    }
+    take_one(mm, MigrateType::Unmovable);
+    assert_eq!(type_of(mm, 1), MigrateType::Movable);
+}
+
+/// A kernel page looks at a pageblock however small its free buddy blocks are.
+#[test]
+fn a_kernel_page_looks_at_small_buddy_blocks() {
+    let mm = machine(1);
+    take(&mut mm.lock_zone(ZONE), 1, HALF, 2, Holder::Kernel);
+    take_one(mm, MigrateType::Unmovable);
+    assert_eq!(type_of(mm, 1), MigrateType::Unmovable);
 }
 
 /// A movable page takes over a pageblock only for a large free buddy block: small ones are not worth a look.

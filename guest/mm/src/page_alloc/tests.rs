@@ -73,8 +73,8 @@ fn each_purpose_stops_at_its_level() {
             let pages = u64::from(order.pages());
             leave_free(mm, NORMAL, 0);
             let level = mark.map_or(0, |mark| level(mm, DMA32, mark, highest));
-            leave_free(mm, DMA32, level + pages + 1);
-            mm.alloc_pages(order, gfp).expect("one page is above the level");
+            leave_free(mm, DMA32, level + pages);
+            mm.alloc_pages(order, gfp).expect("the pages above the level");
             mm.drain_pcp(DMA32);
             leave_free(mm, DMA32, level + pages - 1);
             assert_eq!(mm.alloc_pages(order, gfp), Err(AllocError), "{gfp:?} {order:?}");

@@ -156,6 +156,8 @@ fn owner_that_refuses() {
     let mm = machine(1, PcpPolicy::Disable);
     let tenant = Tenant::new(mm, 7, 50);
     tenant.fill_all();
+    let free = || mm.stats().zones.iter().map(|zone| zone.free + zone.pcp).sum::<u64>();
+    let free_before = free();
     for flag in [&tenant.refuse_isolate, &tenant.refuse_hand_over] {
         flag.store(true, SeqCst);
         let before = mm.stats();
@@ -170,6 +172,7 @@ fn owner_that_refuses() {
         let after = mm.stats();
         assert!(after.migrate_failed >= before.migrate_failed + 50);
         assert_eq!(after.pages_migrated, before.pages_migrated);
+        assert_eq!(free(), free_before, "the pages that were targets are free again");
         mm.check();
         tenant.verify_all();
         flag.store(false, SeqCst);

@@ -1,0 +1,88 @@
+//! Levels and limits of zones of sizes that no simulated machine has. The expected values were worked out by hand
+//! from the formulas of Linux 6.12 (`init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`,
+//! `zone_batchsize`, `zone_highsize`).
+
+use crate::hotplug::HotplugHeld;
+use crate::node::{ZoneId, ZoneType};
+use crate::zone::{PCP_OFF, Watermark, Zone, pcp_limits, setup_watermarks};
+
+/// Zones of the first node with this many managed pages; the other nodes have no memory.
+fn zones(managed: [u64; 3]) -> [Zone; ZoneId::COUNT] {
+    let (zones, held) = (Zone::all(), HotplugHeld::new());
+    for (zone, pages) in zones.iter().zip(managed) {
+        zone.add_present(pages, &held);
+        zone.add_managed(pages, &held);
+    }
+    setup_watermarks(&zones, &held);
+    zones
+}
+
+fn marks(zone: &Zone) -> [u64; 2] {
+    [Watermark::Min, Watermark::Low].map(|mark| zone.watermark(mark))
+}
+
+/// The machine's least free memory is the root of 16 times its size in KiB, and 128 KiB to 256 MiB. The low
+/// watermark is a quarter higher, or a thousandth of the zone.
+#[test]
+fn watermarks_of_kernel_zones() {
+    const GIB: u64 = 1 << 18;
+    for (pages, min, low) in [
+        (100, 32, 40),
+        (GIB / 4, 512, 640),
+        (GIB, 1024, 1286),
+        (16 * GIB, 4096, 8290),
+        (8192 * GIB, 65_536, 65_536 + 2_147_483),
+    ] {
+        assert_eq!(marks(&zones([0, pages, 0])[1]), [min, low], "{pages} pages");
+    }
+    // Two zones share it by size. Movable is not counted.
+    for movable in [0, 64 * GIB] {
+        let zones = zones([GIB, 3 * GIB, movable]);
+        assert_eq!([0, 1].map(|zone| marks(&zones[zone])), [[512, 774], [1536, 2322]]);
+    }
+}
+
+/// In Movable the min watermark is 32 to 128 pages, whatever the kernel's zones are. A zone without pages has none.
+#[test]
+fn watermarks_of_movable() {
+    for (pages, min, low) in
+        [(0, 0, 0), (1024, 32, 33), (1 << 16, 64, 129), (1 << 17, 128, 259), (1 << 20, 128, 1176)]
+    {
+        assert_eq!(marks(&zones([1 << 20, 0, pages])[2]), [min, low], "{pages} pages");
+    }
+    // Where the share of the machine's least free memory is large, a quarter of it is the step.
+    assert_eq!(marks(&zones([0, 1 << 10, 1 << 16])[2]), [64, 64 + 1024]);
+    assert_eq!(marks(&zones([1 << 20, 0, 1 << 20])[1]), [0, 0]);
+}
+
+/// Dma32 keeps 1/256 of all higher zones that the request may use, Normal 1/32.
+#[test]
+fn reserves_of_lower_zones() {
+    let zones = zones([1 << 18, 1 << 20, 1 << 19]);
+    let reserves = |zone: usize| ZoneType::ALL.map(|highest| zones[zone].lowmem_reserve(highest));
+    assert_eq!(reserves(0), [0, (1 << 20) / 256, ((1 << 20) + (1 << 19)) / 256]);
+    assert_eq!(reserves(1), [0, 0, (1 << 19) / 32]);
+    assert_eq!(reserves(2), [0; 3]);
+}
+
+/// A batch is a power of two less one, at most 63; a list keeps its share of the low watermark, and at least four
+/// batches.
+#[test]
+fn limits_of_lists() {
+    const GIB: u64 = 1 << 18;
+    for (pages, cpus, limits) in [
+        (0, 1, PCP_OFF),
+        (1000, 1, (78, 1)),
+        (GIB / 8, 1, (452, 7)),
+        (GIB, 1, (1286, 63)),
+        (GIB, 4, (321, 63)),
+        (GIB, 64, (252, 63)),
+        (64 * GIB, 1, (24_969, 63)),
+    ] {
+        assert_eq!(pcp_limits(&zones([0, pages, 0])[1], cpus), limits, "{pages} pages, {cpus} CPUs");
+    }
+    // All of its pages hold memmap.
+    let (zone, held) = (&Zone::all()[0], HotplugHeld::new());
+    zone.add_present(512, &held);
+    assert_eq!(pcp_limits(zone, 1), (4, 1));
+}
