@@ -51,8 +51,9 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-/// Marks the parts of a section that are not free: holes and reserved RAM.
+/// Marks the parts of a section that are not free: holes and reserved RAM. No walk looks at the section yet.
 fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
+    assert_eq!(pages.section().state(), SectionState::Initialised, "holes of {:?} are marked", pages.nr());
     let frames = pages.nr().frames();
     let ram = || memblock.memory().map(PhysRange::inner_frames);
     let free = || memblock.free().map(PhysRange::inner_frames);

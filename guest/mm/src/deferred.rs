@@ -131,8 +131,9 @@ impl Deferred {
         Some(Claimed { nr, zone, memmap, memblock })
     }
 
-    /// Counts a claimed section of `zone` that a CPU of node `by` has put online.
-    fn done(&self, zone: ZoneId, by: NodeId) {
+    /// Counts a claimed section that a CPU of node `by` has put online: the claim ends.
+    fn done(&self, claimed: Claimed, by: NodeId) {
+        let zone = claimed.zone;
         self.by[zone.node().index()][by.index()].fetch_add(1, Ordering::Relaxed);
         self.left[zone.index()].fetch_sub(1, Ordering::AcqRel);
     }
@@ -219,14 +220,14 @@ impl<P: Platform> Mm<P> {
     /// Initialises a claimed section. Takes no lock but the zone's, and allocates nothing: the allocation that
     /// needs the section may hold any other lock.
     fn init_claimed(&self, claimed: Claimed) {
-        let Claimed { nr, zone, memmap, memblock } = claimed;
+        let &Claimed { nr, zone, memmap, memblock } = &claimed;
         self.platform.map_prepared_memmap(nr, memmap);
         self.make_present(nr, zone, memmap, &claimed);
         let pages = self.free_boot_section(memblock, nr, &claimed);
         // For a moment the pages count twice. Watermarks may read too many pages, but not too few: a request
         // that they refuse is not retried.
         self.zone(zone).sub_deferred(pages);
-        self.deferred.done(zone, self.this_cpu().node());
+        self.deferred.done(claimed, self.this_cpu().node());
     }
 }
 

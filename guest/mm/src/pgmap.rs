@@ -25,9 +25,9 @@ use core::sync::atomic::{
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::HotplugHeld;
-use crate::lock::Locks;
+use crate::lock::{Locks, Rank};
 use crate::node::{MAX_NODES, NodeId};
-use crate::page::{Kind, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::sparse::SectionOwner;
 
 /// Most ranges of device memory that are mapped at a time.
@@ -227,9 +227,15 @@ impl Pgmap {
         Some(Chunk(PfnRange::new(Pfn::new(first), PAGEBLOCK_PAGES)))
     }
 
-    /// Counts `chunk` as initialised. Returns true for the last one: that CPU sees the writes of all other
-    /// CPUs.
-    pub(crate) fn finish(&self, chunk: &Chunk) -> bool {
+    /// Counts `chunk` as initialised; `last` is its last page. Returns true for the last chunk: that CPU sees the
+    /// writes of all other CPUs.
+    pub(crate) fn finish(&self, chunk: &Chunk, last: &Page) -> bool {
+        assert_eq!(
+            last.state(),
+            self.page_state(),
+            "the last page of {:?}, which is finished",
+            chunk.pages()
+        );
         let pages = chunk.pages().pages();
         self.done.fetch_add(pages, AcqRel) + pages == self.device_pages().pages()
     }
@@ -243,19 +249,12 @@ impl Pgmap {
     }
 
     /// Closes the gate, if no reference is taken; else returns the number of references.
-    pub(crate) fn kill(&self, _held: &HotplugHeld) -> Result<(), u64> {
+    pub(crate) fn kill(&self, _held: &HotplugHeld) -> Result<Closed<'_>, u64> {
         let pages = u64::from(self.device_pages().pages());
         match self.refs.compare_exchange(pages, 0, AcqRel, Acquire) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(Closed(self)),
             Err(refs) => Err(refs.saturating_sub(pages)),
         }
-    }
-
-    /// Frees the entry for another range. Its gate was closed, and [`Platform::synchronize`] was called since.
-    ///
-    /// [`Platform::synchronize`]: crate::Platform::synchronize
-    pub(crate) fn release(&self, _held: &HotplugHeld) {
-        self.stage.store(Stage::Free as u8, Release);
     }
 
     pub(crate) fn refs(&self) -> u64 {
@@ -274,7 +273,7 @@ impl Pgmap {
         assert!(before > pages, "a reference too many is given back: {before} of {pages} pages");
     }
 
-    /// Checks that a reference to a page is taken: a page whose user changes stays mapped meanwhile.
+    /// Checks that a reference is taken: a page whose user changes stays mapped.
     pub(crate) fn assert_taken(&self) {
         let (refs, pages) = (self.refs(), u64::from(self.device_pages().pages()));
         assert!(refs > pages, "the user of a page changes with {refs} references to {pages} pages");
@@ -298,7 +297,6 @@ impl Pgmap {
 }
 
 /// An entry that is described, and that no other CPU sees yet.
-#[must_use]
 pub(crate) struct Described<'p>(&'p Pgmap);
 
 impl Described<'_> {
@@ -310,6 +308,24 @@ impl Described<'_> {
         pgmap.locked_ns.store(nanoseconds, Relaxed);
         pgmap.init_began.store(now, Relaxed);
         pgmap.stage.store(Stage::Initialising as u8, Release);
+    }
+}
+
+/// An entry whose gate is closed for good: the right to take its sections away.
+pub(crate) struct Closed<'p>(&'p Pgmap);
+
+// No reference to a page is taken, and the memory hotplug lock, with which the gate was closed, excludes others.
+impl SectionOwner for Closed<'_> {
+    const LOCKS: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
+}
+
+impl Closed<'_> {
+    /// Frees the entry for another range. [`Platform::synchronize`] was called since the gate was closed.
+    ///
+    /// [`Platform::synchronize`]: crate::Platform::synchronize
+    pub(crate) fn release(self, _held: &HotplugHeld) {
+        let Self(pgmap) = self;
+        pgmap.stage.store(Stage::Free as u8, Release);
     }
 }
 

@@ -46,7 +46,7 @@ use crate::hotplug::Hotplug;
 use crate::memmap::{MemmapError, MemmapSource};
 use crate::node::NodeId;
 use crate::options::DeviceInit;
-use crate::page::{Kind, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
 use crate::platform::Platform;
@@ -280,8 +280,8 @@ impl<P: Platform> Mm<P> {
             Stage::Initialising => {}
         }
         let Some(chunk) = pgmap.claim(self.platform.this_cpu()) else { return Ok(false) };
-        self.init_device_pages(chunk.pages(), nr, &chunk);
-        if pgmap.finish(&chunk) {
+        let last = self.init_device_pages(chunk.pages(), nr, &chunk);
+        if pgmap.finish(&chunk, last) {
             for section in pgmap.sections() {
                 self.sparse.set_state(section, SectionState::Initialised, &chunk);
             }
@@ -290,8 +290,8 @@ impl<P: Platform> Mm<P> {
         Ok(true)
     }
 
-    /// Writes struct pages of device memory, all in one section.
-    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr, owner: &impl SectionOwner) {
+    /// Writes struct pages of device memory, all in one section. Returns the last one.
+    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr, owner: &impl SectionOwner) -> &Page {
         let pages = self.sparse.pages_to_initialise(range.start().section(), owner);
         let first = range.start().in_section();
         let state = self.pgmaps.get(nr).page_state();
@@ -303,6 +303,7 @@ impl<P: Platform> Mm<P> {
                 page.init_device(state, nr.0.into());
             }
         }
+        &pages.all()[first + range.pages() as usize - 1]
     }
 
     /// The facts about pgmap `nr`, if it exists.

@@ -63,18 +63,18 @@ impl<P: Platform> Hotplug<'_, P> {
             Stage::Live => {}
         }
         let in_use = |refs| MemunmapError::InUse { refs, first: self.first_user(pgmap) };
-        pgmap.kill(self.held()).map_err(in_use)?;
+        let closed = pgmap.kill(self.held()).map_err(in_use)?;
         for section in pgmap.sections() {
-            self.mm.sparse.set_state(section, SectionState::Absent, self.held());
+            self.mm.sparse.set_state(section, SectionState::Absent, &closed);
             let entry = self.mm.sparse.entry(section);
-            entry.set_plugged(PageblockSet::NONE, self.held());
-            entry.set_device(false, self.held());
+            entry.set_plugged(PageblockSet::NONE, &closed);
+            entry.set_device(false, &closed);
         }
         let mut source = MemmapSource::new(pgmap.node(), pgmap.altmap());
         self.unmap_memmaps(pgmap.sections(), &mut source);
         source.altmap().into_iter().for_each(VmemAltmap::end);
         pgmap.sections().for_each(|section| self.unmap_direct(section, PageblockSet::ALL));
-        pgmap.release(self.held());
+        closed.release(self.held());
         Ok(pgmap.device_pages().pages())
     }
 

@@ -11,6 +11,7 @@ use tidevm_mm::{
 };
 
 use crate::faults::state_of;
+use crate::steps;
 use crate::workload::{BLOCK, Tenant};
 
 const NODE: NodeId = NodeId::FIRST;
@@ -183,6 +184,9 @@ fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
             ..SimMachine::default()
         }
         .boot();
+        // The memmap was a large page before: the table remembers nothing of that.
+        add(mm, BLOCK, 4).unwrap();
+        mm.hotplug().remove_memory(BLOCK).unwrap();
         // Every second page is in use, so no two free pages lie side by side.
         let held: Vec<_> = std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Kernel).ok()).collect();
         for &pfn in held.iter().filter(|pfn| pfn.get() % 2 == 0) {
@@ -326,7 +330,17 @@ fn s4_11_a_section_of_nothing_but_memmap() {
     mm.hotplug().add_memory(NODE, first, vec![PageblockSet::ALL; 64], MemoryContent::Zero).unwrap();
     let added = state_of(mm, 64 + sections);
     mm.platform().inject(FaultStep::Online, 0);
-    assert_eq!(mm.hotplug().online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
+    let states = move || [0, 1].map(|at| mm.section_state(SectionNr::new(first.get() + at)));
+    let seen = steps::watched(
+        mm,
+        |_| true,
+        states,
+        || {
+            assert_eq!(mm.hotplug().online(first, ZoneType::Movable), Err(OnlineError::Vetoed));
+        },
+    );
+    let half_way = [SectionState::Online, SectionState::Initialised];
+    assert_eq!(seen, [(Call::Fault(FaultStep::Online), half_way)], "the memmap's section is online first");
     assert_eq!(state_of(mm, 64 + sections), added, "rolled back");
     mm.hotplug().online(first, ZoneType::Movable).unwrap();
     mm.check();

@@ -2,8 +2,8 @@
 
 use tidevm_mm::sim::{Call, Sim, SimMachine};
 use tidevm_mm::{
-    DevAltmap, DevPageError, DevPagemap, MemunmapError, Mm, NodeId, Pfn, PfnRange, PgmapNr, SectionNr,
-    SectionState,
+    DevAltmap, DevPageError, DevPagemap, InitPolicy, MemoryContent, MemremapError, MemunmapError, Mm, NodeId,
+    Options, PageblockSet, Pfn, PfnRange, PgmapNr, SectionNr, SectionState, ZoneType,
 };
 
 use crate::steps::watched;
@@ -150,7 +150,27 @@ fn device_memory_is_torn_down_in_order() {
             "{map:?}"
         );
         assert_eq!(now(mm, nr, map), NOTHING);
+        // Nothing is left of its time as device memory.
+        mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
+        mm.check();
     }
+}
+
+/// Boot memory whose struct pages are not written yet is memory too, although its sections are Absent.
+#[test]
+fn deferred_boot_memory_cannot_become_device_memory() {
+    let mm = SimMachine {
+        memory: [(0, 4 * BLOCK.frames().pages())].into(),
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    }
+    .boot();
+    let taken = SectionNr::new(3);
+    assert_eq!(mm.section_state(taken), SectionState::Absent);
+    let map = DevPagemap { range: taken.frames(), node: NodeId::FIRST, altmap: None };
+    assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(taken)));
+    mm.check();
 }
 
 /// A range in use keeps its sections, its memory and its entry: the refusal is the first step.
