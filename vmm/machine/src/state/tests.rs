@@ -136,6 +136,21 @@ fn a_report_answers_only_the_generation_of_its_target() {
             let moving = MemStatus { plugged: 6, ..mem };
             assert_eq!((moving.stopped(8), moving.arrived(8)), (None, false), "something moved since");
         }
+        // A driver that claims something else than the device shows, or speaks of another target.
+        let with = |plugged, requested, state| {
+            let report = Resize { plugged, requested, state, ..reached(current) };
+            MemStatus { report: Some(report), ..at(current) }
+        };
+        let busy = ResizeState::HostBusy;
+        assert_eq!(with(8, 8, busy).stopped(8), Some(busy));
+        assert_eq!(
+            (with(8, 4, busy).stopped(8), with(8, 4, busy).answer(8)),
+            (None, None),
+            "of another target"
+        );
+        assert_eq!(with(6, 8, busy).stopped(8), None, "something moved since");
+        let elsewhere = MemStatus { plugged: 6, ..with(6, 8, ResizeState::Reached) };
+        assert_eq!(elsewhere.stopped(8), None, "it is not there");
         for earlier in [1, 2, 1000] {
             let mem = at(current.wrapping_sub(earlier));
             assert_eq!((mem.stopped(8), mem.answer(8), mem.arrived(8)), (None, None, false), "{earlier}");
