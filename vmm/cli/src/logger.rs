@@ -16,9 +16,17 @@ const MAX_LINES: u32 = 50;
 
 const PERIOD: Duration = Duration::from_secs(60);
 
-struct Stderr(Mutex<Budget>);
+struct Logger {
+    budget: Mutex<Budget>,
+    /// Prints one line.
+    print: fn(&str),
+}
 
-static STDERR: Stderr = Stderr(Mutex::new(Budget { since: None, lines: 0, left_out: 0 }));
+static STDERR: Logger = Logger {
+    budget: Mutex::new(Budget::NEW),
+    // A closed terminal must not cause a panic.
+    print: |line| drop(writeln!(io::stderr(), "tidevm: {line}")),
+};
 
 /// The lines of the current period.
 struct Budget {
@@ -38,6 +46,8 @@ enum Line {
 }
 
 impl Budget {
+    const NEW: Self = Self { since: None, lines: 0, left_out: 0 };
+
     fn line(&mut self, now: Instant) -> Line {
         if self.since.is_none_or(|since| now.duration_since(since) >= PERIOD) {
             (self.since, self.lines) = (Some(now), 0);
@@ -51,7 +61,7 @@ impl Budget {
     }
 }
 
-impl Log for Stderr {
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= Level::Info && metadata.target().starts_with("tidevm")
     }
@@ -60,14 +70,12 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = self.0.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
+        let line = self.budget.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
         let Line::Print { left_out } = line else { return };
-        // A closed terminal must not cause a panic.
         if left_out > 0 {
-            drop(writeln!(io::stderr(), "tidevm: {left_out} more warnings were left out"));
+            (self.print)(&format!("{left_out} more warnings were left out"));
         }
-        let text = printable(record.args().to_string().as_bytes());
-        drop(writeln!(io::stderr(), "tidevm: {text}"));
+        (self.print)(&printable(record.args().to_string().as_bytes()));
     }
 
     fn flush(&self) {}
@@ -88,16 +96,59 @@ pub fn start() {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::cell::RefCell;
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
 
-    use super::{Budget, Line, MAX_LINES, PERIOD};
+    use log::{Level, Log, Record};
+
+    use super::{Budget, Line, Logger, MAX_LINES, PERIOD};
+
+    thread_local! {
+        static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn logger() -> Logger {
+        let print = |line: &str| LINES.with_borrow_mut(|lines| lines.push(line.to_owned()));
+        Logger { budget: Mutex::new(Budget::NEW), print }
+    }
+
+    /// Logs one line, and returns the lines that are printed for it.
+    fn lines(logger: &Logger, level: Level, target: &str, text: &str) -> Vec<String> {
+        logger.log(&Record::builder().level(level).target(target).args(format_args!("{text}")).build());
+        LINES.take()
+    }
 
     #[test]
     fn warnings_without_end_are_counted_and_not_shown() {
-        let (mut budget, start) = (Budget { since: None, lines: 0, left_out: 0 }, Instant::now());
+        let (mut budget, start) = (Budget::NEW, Instant::now());
         let shown = (0..1000).filter(|_| budget.line(start) != Line::LeaveOut).count();
         assert_eq!(shown, MAX_LINES as usize);
-        assert_eq!(budget.line(start + PERIOD), Line::Print { left_out: 1000 - u64::from(MAX_LINES) });
+        assert_eq!(budget.line(start + PERIOD - Duration::from_nanos(1)), Line::LeaveOut);
+        assert_eq!(budget.line(start + PERIOD), Line::Print { left_out: 1001 - u64::from(MAX_LINES) });
         assert_eq!(budget.line(start + PERIOD), Line::Print { left_out: 0 });
+    }
+
+    #[test]
+    fn a_guest_that_causes_warnings_without_end_fills_no_terminal() {
+        let logger = logger();
+        let warn = |text: &str| lines(&logger, Level::Warn, "tidevm_machine::memory", text);
+        let shown: usize = (0..1000).map(|_| warn("again").len()).sum();
+        assert_eq!(shown, MAX_LINES as usize);
+        // As if the period were over.
+        logger.budget.lock().unwrap().since = None;
+        let left_out = 1000 - MAX_LINES;
+        assert_eq!(warn("later"), [format!("{left_out} more warnings were left out"), "later".to_owned()]);
+        assert_eq!(warn("\x1b[2Jmine"), ["\\u{1b}[2Jmine"]);
+    }
+
+    #[test]
+    fn lines_that_are_not_printed_take_nothing_from_those_that_are() {
+        let logger = logger();
+        for _ in 0..1000 {
+            assert!(lines(&logger, Level::Warn, "virtio_queue", "a wrong queue").is_empty());
+            assert!(lines(&logger, Level::Info, "tidevm_machine", "a detail").is_empty());
+        }
+        assert_eq!(lines(&logger, Level::Error, "tidevm_machine", "an error"), ["an error"]);
     }
 }

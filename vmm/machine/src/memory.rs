@@ -264,4 +264,6 @@ fn add_pmem_slots(pmem: &[(GuestRange, Arc<Mapping>)], slots: &mut dyn Slots) ->
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
+pub(crate) mod host_calls;
+#[cfg(test)]
 mod tests;

@@ -62,9 +62,10 @@ impl Write for Capped {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
     use std::time::{Duration, Instant};
 
-    use super::{SHOWN, name_at};
+    use super::{Capped, SHOWN, name_at};
 
     /// A function: its address, its size, and where its name begins in the string table.
     type Function = (u64, u64, usize);
@@ -146,7 +147,11 @@ mod tests {
             mangled += &format!("TB{digit}_B{digit}_E");
             last = next;
         }
-        let image = elf([(0, 0, 1)], (mangled + "E\0").as_bytes());
+        mangled.push('E');
+        let mut capped = Capped { text: String::new(), cut: false };
+        let grown = write!(capped, "{:#}", rustc_demangle::demangle(&mangled[1..]));
+        assert!(grown.is_err() && capped.text.len() <= SHOWN, "{} bytes are kept", capped.text.len());
+        let image = elf([(0, 0, 1)], (mangled + "\0").as_bytes());
         let name = name_at(&image, 0).expect("a name");
         assert!(name.starts_with("a::b::<(i32, i32), ((i32, i32), (i32, i32)), "), "{name}");
         assert!(name.ends_with("...+0x0") && name.len() <= SHOWN + "...+0x0".len(), "{} bytes", name.len());

@@ -70,6 +70,33 @@ fn after_error_the_driver_finds_out() {
     assert_eq!((idle, guest.plugged()), (Idle::Reached, 16));
 }
 
+/// An answer is about the blocks that were asked for. The rest stays in doubt until its own answer.
+#[test]
+fn an_answer_settles_only_the_blocks_that_were_asked_for() {
+    for (answer, plugged) in [(BlockState::Plugged, 4), (BlockState::Unplugged, 0)] {
+        let mut guest = Guest::new(8 << 30, BLOCK);
+        guest.resize(16);
+        guest.step(|_| None);
+        assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 8));
+        guest.step(|_| None);
+        let mut told = |state| guest.step(|_| Some(Outcome::Response(Response::with_state(state))));
+        assert_eq!(told(BlockState::Mixed), state(0, 8));
+        assert_eq!(told(BlockState::Mixed), state(0, 4));
+        assert_eq!(told(answer), state(0, 2));
+        assert_eq!(guest.plugged(), plugged);
+        assert_eq!(guest.driver.next(), state(4, 6));
+    }
+    // An UNPLUG that is in doubt: the driver counts its blocks as plugged until it is told otherwise.
+    let mut guest = Guest::with(128);
+    guest.resize(0);
+    while guest.step(|action| (action == unplug(0, 64)).then_some(ERROR)) != unplug(0, 64) {}
+    guest.step(|_| None);
+    for (state, plugged) in [(BlockState::Mixed, 128), (BlockState::Unplugged, 64)] {
+        guest.step(|_| Some(Outcome::Response(Response::with_state(state))));
+        assert_eq!(guest.plugged(), plugged);
+    }
+}
+
 #[test]
 fn a_memory_block_without_its_memmap_is_not_added() {
     let mut guest = Guest::new(8 << 30, BLOCK);
@@ -129,6 +156,11 @@ fn a_configuration_that_makes_no_sense_is_read_again_later() {
     let good = guest.config;
     for bad in [
         Config { addr: good.addr + MEMORY_BLOCK, ..good },
+        // All sizes are multiples of both.
+        Config { block_size: good.block_size / 2, ..good },
+        Config { block_size: good.block_size * 2, ..good },
+        Config { region_size: good.region_size + BLOCK, ..good },
+        Config { region_size: good.region_size / 2, ..good },
         Config { requested_size: BLOCK + 1, ..good },
         Config { requested_size: good.region_size + BLOCK, ..good },
         Config { plugged_size: good.usable_region_size + BLOCK, ..good },

@@ -66,6 +66,56 @@ fn what_is_busy_is_skipped_and_the_memmap_left_alone() {
     assert_eq!(guest.run(|_| None).0, [remove(0), unplug(64, 1), unplug(0, 1)]);
 }
 
+/// A notification without a new target begins a new pass too. A failure of the pass before, which comes in after
+/// the notification, is none of the new pass.
+#[test]
+fn a_failure_from_before_a_notification_does_not_count_after_it() {
+    // A device block that could not go offline, and a memory block that could not be removed.
+    for (mib, step) in [(192, offline(254)), (128, remove(128))] {
+        let mut guest = Guest::with(256);
+        guest.resize(mib);
+        guest.step(|_| None);
+        assert_eq!(guest.driver.next(), step);
+        guest.driver.config_changed();
+        guest.driver.complete(Outcome::Failed(IdleReason::Unmovable));
+        assert_eq!(guest.driver.next(), Action::ReadConfig);
+        let (actions, idle) = guest.run(|_| None);
+        assert_eq!((actions[0], idle), (step, Idle::Reached), "it is tried again");
+    }
+    // A memory block that could not be added.
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(128);
+    while guest.driver.next() != add(0, 64) {
+        guest.step(|_| None);
+    }
+    guest.driver.config_changed();
+    guest.driver.complete(Outcome::Failed(IdleReason::NoMemory));
+    assert_eq!(guest.run(|_| None), (vec![add_used(0, 64)], Idle::Reached));
+    // A request that the host could not carry out.
+    guest.resize(256);
+    while guest.driver.next() != plug(128, 64) {
+        guest.step(|_| None);
+    }
+    guest.driver.config_changed();
+    guest.driver.complete(BUSY);
+    let (actions, idle) = guest.run(|_| None);
+    assert_eq!((actions[0], idle), (plug(128, 32), Idle::Reached), "at once, and for less");
+}
+
+/// The marks are of pages that were in the memory block. The next memory block at the same place has others.
+#[test]
+fn a_memory_block_that_is_added_again_has_no_busy_blocks() {
+    let mut guest = Guest::with(128);
+    let region = &mut guest.driver.region;
+    let all = BlockRange::new(0, 64);
+    region.mark_busy(BlockRange::new(10, 54));
+    assert_eq!(region.removable(0), Some(9));
+    region.remove(0);
+    region.gain(0, all);
+    assert_eq!(region.removable(0), Some(63));
+    assert_eq!(region.strays(), 0);
+}
+
 #[test]
 fn a_memory_block_that_only_holds_its_memmap_gets_another_try() {
     let mut guest = Guest::with(128);

@@ -14,6 +14,7 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use vm_memory::GuestAddress;
 
 use super::Memory;
+use super::host_calls::{HostCall, about_to};
 use super::layout::HOLE_END;
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
@@ -39,6 +40,11 @@ impl FakeSlots {
     /// After `successes` more additions, one fails. Later ones succeed.
     pub(crate) fn fail_add_after(&self, successes: u32) {
         self.with(|table| table.add_budget = Some(successes));
+    }
+
+    /// From now on nothing fails.
+    pub(crate) fn never_fail(&self) {
+        self.with(|table| (table.add_budget, table.remove_budget) = (None, None));
     }
 
     /// From now on each addition takes `time`.
@@ -96,6 +102,7 @@ impl Slots for FakeSlots {
         assert!(offsets.end() <= mapping.size());
         let (address, size) = (address.0, offsets.size());
         std::thread::sleep(self.with(|table| table.add_delay));
+        about_to(HostCall::AddSlot(address, size))?;
         self.with(|table| {
             if fails(&mut table.add_budget) {
                 return Err(io::Error::from_raw_os_error(libc::ENOMEM));
@@ -115,6 +122,7 @@ impl Slots for FakeSlots {
     }
 
     fn remove(&mut self, slot: u32) -> io::Result<()> {
+        about_to(HostCall::RemoveSlot(slot))?;
         self.with(|table| {
             if fails(&mut table.remove_budget) {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));

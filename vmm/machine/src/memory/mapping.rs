@@ -18,6 +18,8 @@ use vm_memory::{
     VolatileSlice,
 };
 
+#[cfg(test)]
+use super::host_calls::{HostCall, about_to};
 use super::range::OffsetRange;
 
 const PAGE: usize = 4096;
@@ -142,13 +144,25 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise`.
     pub fn discard(&self, range: OffsetRange) -> io::Result<()> {
+        #[cfg(test)]
+        about_to(HostCall::Discard(range))?;
         self.advise(range, libc::MADV_DONTNEED)
     }
 
     fn protect(&self, range: OffsetRange, protection: libc::c_int) -> io::Result<()> {
         let (start, size) = self.locate(range)?;
+        #[cfg(test)]
+        let call = if protection == libc::PROT_NONE { HostCall::Close(range) } else { HostCall::Open(range) };
+        #[cfg(test)]
+        let told = about_to(call);
+        // A change that fails may have been made in part.
+        #[cfg(test)]
+        let size = if told.is_ok() { size } else { PAGE };
         // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns.
-        check(unsafe { libc::mprotect(start, size, protection) })
+        let result = check(unsafe { libc::mprotect(start, size, protection) });
+        #[cfg(test)]
+        told?;
+        result
     }
 
     fn advise(&self, range: OffsetRange, advice: libc::c_int) -> io::Result<()> {

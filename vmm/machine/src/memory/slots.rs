@@ -92,3 +92,6 @@ impl Slots for KvmSlots {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

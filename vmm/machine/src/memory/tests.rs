@@ -9,8 +9,11 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE as BLOCK, Size};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::fake::{FakeSlots, at, memory, memory_with_pmem};
-use super::range::GuestRange;
+use super::host_calls::{HostCall, watch};
+use super::range::{GuestRange, OffsetRange};
 use super::{Memory, layout};
+
+mod failures;
 
 const MIB: u64 = 1 << 20;
 const BOOT: u64 = 64 * MIB;
@@ -30,7 +33,11 @@ fn plugged(memory: &Memory) -> Vec<GuestRange> {
 
 /// Protection of the page that holds `offset` of region 0, from `/proc/self/maps`.
 fn protection(memory: &Memory, offset: u64) -> String {
-    let address = memory.region_mappings[0].host_address() + offset;
+    protection_at(memory.region_mappings[0].host_address() + offset)
+}
+
+/// Protection of the page that holds a host address.
+fn protection_at(address: u64) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| {
         let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
@@ -97,20 +104,42 @@ fn a_slot_that_cannot_be_made_leaves_everything_as_it_was() {
     }
 }
 
+/// A region whose memory block 1 is empty and has a slot, which KVM did not remove. So a plug of memory blocks 0
+/// to 2 needs two slots more.
+fn memory_with_an_empty_slot() -> (Memory, FakeSlots) {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(64, 64)).unwrap();
+    slots.fail_remove_after(0);
+    memory.unplug(0, blocks(64, 64)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [(START + BLOCK, BLOCK)]);
+    (memory, slots)
+}
+
 #[test]
 fn one_failing_slot_of_several_takes_the_others_back() {
-    let (memory, slots) = memory(BOOT, &[1 << 30]);
-    memory.plug(0, blocks(64, 1)).unwrap();
-    let before = slots.hotplug(BOOT);
+    let (memory, slots) = memory_with_an_empty_slot();
     slots.fail_add_after(1);
-    // Memory blocks 0 and 2, around the one in use, need two slots.
-    let free = at(START..blocks(64, 1).start().0);
-    memory.plug(0, free).unwrap();
-    memory.unplug(0, free).unwrap();
-    assert!(memory.plug(0, blocks(65, 127)).is_err());
-    assert_eq!(slots.hotplug(BOOT), before);
-    assert_eq!(protection(&memory, 65 * 2 * MIB), "---p");
-    memory.plug(0, blocks(65, 127)).unwrap();
+    assert!(memory.plug(0, blocks(0, 192)).is_err());
+    assert_eq!((plugged(&memory), slots.hotplug(BOOT)), (vec![], vec![(START + BLOCK, BLOCK)]));
+    for block in [0, 64, 128, 191] {
+        assert_eq!(protection(&memory, block * 2 * MIB), "---p", "device block {block}");
+    }
+    memory.plug(0, blocks(0, 192)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), [0, 1, 2].map(|nr| (START + nr * BLOCK, BLOCK)));
+}
+
+#[test]
+fn a_slot_that_cannot_be_taken_back_serves_the_next_plug() {
+    let (memory, slots) = memory_with_an_empty_slot();
+    slots.fail_add_after(1);
+    slots.fail_remove_after(0);
+    assert!(memory.plug(0, blocks(0, 192)).is_err());
+    assert_eq!((plugged(&memory), protection(&memory, 0)), (vec![], "---p".to_owned()));
+    assert_eq!(slots.hotplug(BOOT), [(START, BLOCK), (START + BLOCK, BLOCK)]);
+    // A second slot at the same place would be a defect.
+    memory.plug(0, blocks(0, 192)).unwrap();
+    memory.unplug(0, blocks(0, 192)).unwrap();
+    assert_eq!(slots.hotplug(BOOT), []);
 }
 
 #[test]
@@ -182,8 +211,10 @@ fn ranges_outside_the_region_are_refused() {
 enum MemoryStep {
     Plug { first: u64, count: u64 },
     Unplug { first: u64, count: u64 },
+    UnplugAll,
     FailAdd(u32),
     FailRemove(u32),
+    FailMapping(u32),
 }
 
 /// Device blocks in the region of the model test: four memory blocks.
@@ -192,12 +223,33 @@ const COUNT: usize = 256;
 fn steps() -> impl Strategy<Value = Vec<MemoryStep>> {
     let range = || (0..COUNT as u64, prop_oneof![Just(64), Just(1), 1..128_u64]);
     let step = prop_oneof![
-        6 => range().prop_map(|(first, count)| MemoryStep::Plug { first, count }),
-        6 => range().prop_map(|(first, count)| MemoryStep::Unplug { first, count }),
-        1 => (0..3_u32).prop_map(MemoryStep::FailAdd),
-        1 => (0..3_u32).prop_map(MemoryStep::FailRemove),
+        12 => range().prop_map(|(first, count)| MemoryStep::Plug { first, count }),
+        12 => range().prop_map(|(first, count)| MemoryStep::Unplug { first, count }),
+        1 => Just(MemoryStep::UnplugAll),
+        2 => (0..3_u32).prop_map(MemoryStep::FailAdd),
+        2 => (0..3_u32).prop_map(MemoryStep::FailRemove),
+        3 => (0..4_u32).prop_map(MemoryStep::FailMapping),
     ];
     prop::collection::vec(step, 1..60)
+}
+
+/// From now on one failure is due at a time: what takes back the changes of a failed operation does not fail.
+fn fail_one(slots: &FakeSlots, step: &MemoryStep) {
+    let mut left = None;
+    slots.never_fail();
+    match step {
+        MemoryStep::FailAdd(after) => slots.fail_add_after(*after),
+        MemoryStep::FailRemove(after) => slots.fail_remove_after(*after),
+        MemoryStep::FailMapping(after) => left = Some(*after),
+        _ => {}
+    }
+    watch(move |call| {
+        if let (HostCall::AddSlot(..) | HostCall::RemoveSlot(_), _) | (_, None) = (call, left) {
+            return false;
+        }
+        left = left.and_then(|left| left.checked_sub(1));
+        left.is_none()
+    });
 }
 
 /// The runs of device blocks in `range` whose `model` is `state`: first device block and count.
@@ -219,12 +271,19 @@ proptest! {
     /// which the host fails changes nothing. The protection of the memory agrees with the model.
     #[test]
     fn the_view_is_exactly_what_is_plugged(steps in steps(), at in any::<prop::sample::Index>()) {
+        watch(|_| false);
         let (memory, slots) = memory(BOOT, &[COUNT as u64 * 2 * MIB]);
         let mut model = [false; COUNT];
         for step in steps {
             match step {
-                MemoryStep::FailAdd(after) => slots.fail_add_after(after),
-                MemoryStep::FailRemove(after) => slots.fail_remove_after(after),
+                MemoryStep::FailAdd(_) | MemoryStep::FailRemove(_) | MemoryStep::FailMapping(_) => {
+                    fail_one(&slots, &step);
+                }
+                MemoryStep::UnplugAll => {
+                    if memory.unplug_all(0).is_ok() {
+                        model.fill(false);
+                    }
+                }
                 MemoryStep::Plug { first, count } | MemoryStep::Unplug { first, count } => {
                     let plug = matches!(step, MemoryStep::Plug { .. });
                     let range = first as usize..COUNT.min((first + count) as usize);
@@ -317,6 +376,9 @@ fn device_memory_is_there_from_the_start_and_outlives_a_reset() {
     let gib = 1 << 30;
     let pmem = [(5 * gib, BLOCK), (6 * gib, 2 * BLOCK)];
     assert_eq!(slots.hotplug(BOOT), pmem);
+    for (_, mapping) in &memory.pmem {
+        assert_eq!(protection_at(mapping.host_address()), "rw-p", "the guest may use it at once");
+    }
     let region = &memory.regions()[0];
     assert_eq!((region.start().0, region.end().0), (4 * gib, 4 * gib + BLOCK));
     assert!(memory.view().find_region(GuestAddress(5 * gib)).is_none(), "no device writes there");

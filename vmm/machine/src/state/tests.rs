@@ -140,6 +140,21 @@ fn a_report_answers_only_the_generation_of_its_target() {
                 "something moved since"
             );
         }
+        // A driver that claims something else than the device shows, or speaks of another target.
+        let with = |plugged, requested, state| {
+            let report = Resize { plugged, requested, state, ..reached(current) };
+            MemStatus { report: Some(report), ..at(current) }
+        };
+        let busy = ResizeState::HostBusy;
+        assert_eq!(with(Size(8), Size(8), busy).stopped(Size(8)), Some(busy));
+        assert_eq!(
+            (with(Size(8), Size(4), busy).stopped(Size(8)), with(Size(8), Size(4), busy).answer(Size(8))),
+            (None, None),
+            "of another target"
+        );
+        assert_eq!(with(Size(6), Size(8), busy).stopped(Size(8)), None, "something moved since");
+        let elsewhere = MemStatus { plugged: Size(6), ..with(Size(6), Size(8), ResizeState::Reached) };
+        assert_eq!(elsewhere.stopped(Size(8)), None, "it is not there");
         for earlier in [1, 2, 1000] {
             let mem = at(current.wrapping_sub(earlier));
             assert_eq!(

@@ -144,6 +144,12 @@ impl Ring {
         self.view.read_obj(GuestAddress(self.used_ring() + 4 + 8 * slot + 4)).unwrap()
     }
 
+    /// The index of the first descriptor of the `n`-th chain that the device gave back.
+    pub(super) fn head(&self, n: u16) -> u32 {
+        let slot = u64::from(n % Self::SIZE);
+        self.view.read_obj(GuestAddress(self.used_ring() + 4 + 8 * slot)).unwrap()
+    }
+
     fn descriptor(&self, index: u16) -> GuestAddress {
         GuestAddress(self.start + 16 * u64::from(index))
     }

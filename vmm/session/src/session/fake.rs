@@ -42,6 +42,8 @@ pub(super) struct Nature {
     pub(super) busy: bool,
     /// Its answer to a call for counters takes a moment.
     pub(super) slow: bool,
+    /// Its answer to a call for memory blocks takes 40 s.
+    pub(super) plodding: bool,
     /// Pages that are free for hogs.
     pub(super) room: u64,
     /// Pages that a verify finds corrupt.
@@ -54,6 +56,8 @@ pub(super) struct Nature {
     pub(super) panics: bool,
     /// It ignores a request to power off.
     pub(super) deaf: bool,
+    /// It panics when it is asked to power off.
+    pub(super) dies_at_the_end: bool,
     /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
     /// Calls that it never answers.
@@ -71,12 +75,14 @@ impl Default for Nature {
             stuck: false,
             busy: false,
             slow: false,
+            plodding: false,
             room: u64::MAX,
             corrupt: 0,
             stranded: 0,
             lose: 0,
             panics: false,
             deaf: false,
+            dies_at_the_end: false,
             boasts: false,
             ignores: |_| false,
             lies: |_| None,
@@ -453,7 +459,7 @@ impl VmControl for FakeVm {
             }
             Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
             Op::Inject { .. } => (0, Answer::Done),
-            Op::Blocks { from } => (0, Self::blocks(from)),
+            Op::Blocks { from } => (if self.nature.plodding { 40_000 } else { 0 }, Self::blocks(from)),
             Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
             Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
             Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
@@ -521,6 +527,9 @@ impl VmControl for FakeVm {
         let state = self.state.borrow().clone();
         if let Some(death) = state.death {
             return End::Died(death);
+        }
+        if self.nature.dies_at_the_end {
+            return End::Died(Death { kind: DeathKind::GuestPanic, text: "rip 0xdead".to_owned() });
         }
         if self.nature.deaf || state.ready.is_none() {
             let asked = state.ready.is_some();

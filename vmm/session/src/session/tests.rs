@@ -1,9 +1,10 @@
 //! Sessions on a played VM: steps, deadlines, blocked resizes, resets and other kernels.
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure, Op, PmemMapped, Size};
+use tidevm_abi::{Answer, Failure, MAX_PHYS_ADDR, Op, PmemMapped, Size};
 
 use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
@@ -266,6 +267,17 @@ fn other_kernels_may_have_no_driver() {
     assert_eq!(ran.steps[0].took, Duration::from_secs(5));
 }
 
+/// The driver binds after three seconds, and needs one second per GiB.
+#[test]
+fn the_wait_for_a_driver_is_part_of_the_deadline() {
+    let nature = || Nature { foreign: true, ..Nature::default() };
+    let ran = session(nature(), "plug 4G within 6s");
+    assert!(ran.reason(0).starts_with("not within 6s: stopped at 0, "), "{}", ran.reason(0));
+    assert_eq!(ran.steps[0].took, Duration::from_secs(6));
+    let ran = session(nature(), "plug 4G within 7s");
+    assert_eq!((ran.note(0), ran.steps[0].took), (None, Duration::from_secs(7)));
+}
+
 #[test]
 fn a_driver_that_goes_is_the_reason_of_the_deadline() {
     let fake = FakeVm::new(Nature { foreign: true, ..Nature::default() });
@@ -393,6 +405,21 @@ fn numbers_that_cannot_be_are_answers_to_another_question() {
         Some(Answer::Blocks { runs, next })
     };
     assert_unfit("blocks", blocks);
+    // The first address that no CPU has is the end of the last memory block.
+    let last = |op: &Op| {
+        let Op::Blocks { from: 0 } = op else { return None };
+        let Answer::Blocks { mut runs, .. } = FakeVm::blocks(0) else { return None };
+        runs.iter_mut().flatten().for_each(|run| run.addr = MAX_PHYS_ADDR - run.size);
+        Some(Answer::Blocks { runs, next: None })
+    };
+    assert!(session(Nature { lies: last, ..Nature::default() }, "blocks").steps[0].is_done());
+    let beyond = |op: &Op| {
+        let Op::Blocks { from: 0 } = op else { return None };
+        let Answer::Blocks { mut runs, .. } = FakeVm::blocks(0) else { return None };
+        runs.iter_mut().flatten().for_each(|run| run.addr = MAX_PHYS_ADDR);
+        Some(Answer::Blocks { runs, next: None })
+    };
+    assert_unfit("blocks", beyond);
     let unmapped = |op: &Op| matches!(op, Op::Pmem(_)).then_some(Answer::PmemUnmapped { pages: u64::MAX });
     assert_unfit("pmem unmap 0", unmapped);
     let mapped = |op: &Op| {
@@ -400,6 +427,25 @@ fn numbers_that_cannot_be_are_answers_to_another_question() {
         matches!(op, Op::Pmem(_)).then_some(Answer::PmemMapped(mapped))
     };
     assert_unfit("pmem map 0 altmap", mapped);
+}
+
+#[test]
+fn a_list_of_memory_blocks_has_an_end_and_one_deadline() {
+    /// Calls of the guest that answers the same again and again.
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let endless = |op: &Op| {
+        let Op::Blocks { from } = op else { return None };
+        let Answer::Blocks { runs, .. } = FakeVm::blocks(*from) else { return None };
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        Some(Answer::Blocks { runs, next: Some(*from) })
+    };
+    let ran = session(Nature { lies: endless, ..Nature::default() }, "blocks\ncheck");
+    assert_eq!((ran.failure(0), ran.summary.steps), (&StepFailure::EndlessBlocks, 1));
+    assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    // The guest has two memory blocks, and takes 40 s for each.
+    let ran = session(Nature { plodding: true, ..Nature::default() }, "blocks\ncheck");
+    assert!(matches!(ran.failure(0), StepFailure::TooLate { .. }), "{:?}", ran.failure(0));
+    assert_eq!(ran.steps[0].took, super::ANSWER_DEADLINE);
 }
 
 #[test]
@@ -425,6 +471,25 @@ fn an_expectation_may_come_true_in_time() {
     assert!(ran.steps[3].took < Duration::from_secs(10));
 }
 
+/// The last look is at the deadline itself, and not before.
+#[test]
+fn an_expectation_has_all_of_its_time() {
+    // The guest is ready after 400 ms, so the driver settles 1 s and 50 ms after the start of the expectation.
+    for (within, holds) in [("1100ms", true), ("1050ms", true), ("1040ms", false)] {
+        let fake = FakeVm::new(Nature::default());
+        fake.after(Duration::from_millis(2450), Event::Unpin);
+        let script =
+            format!("plug 1G\nhog 8K pinned as a\nresize 0 within 0s\nexpect plugged == 0 within {within}");
+        let ran = session_on(fake, &script);
+        let took: Vec<_> = ran.steps.iter().map(|step| step.took).collect();
+        assert_eq!(
+            (ran.steps[3].is_done(), took[3] <= Duration::from_millis(1100)),
+            (holds, true),
+            "{within}: {took:?}"
+        );
+    }
+}
+
 #[test]
 fn a_death_ends_the_session_with_its_report() {
     let ran = session(Nature { panics: true, ..Nature::default() }, "plug 1G\ncheck\nplug 1G");
@@ -434,6 +499,17 @@ fn a_death_ends_the_session_with_its_report() {
     assert_eq!(ran.steps[1].sample.devices[0].plugged, Size(1 << 30), "the outside can still be seen");
     let Ended::Died(death) = &ran.summary.ended else { panic!("{:?}", ran.summary.ended) };
     assert!(death.text.contains("rip 0xdead"));
+}
+
+/// Whatever the session had made of its script.
+#[test]
+fn a_death_while_the_guest_is_stopped_is_a_death() {
+    for script in ["check", "resize 16G", "expect plugged == 1G"] {
+        let ran = session(Nature { dies_at_the_end: true, ..Nature::default() }, script);
+        assert_eq!(ran.status(), 4, "{script}");
+        let Ended::Died(death) = &ran.summary.ended else { panic!("{:?}", ran.summary.ended) };
+        assert!(death.text.contains("rip 0xdead"));
+    }
 }
 
 #[test]

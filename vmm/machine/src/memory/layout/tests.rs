@@ -2,8 +2,11 @@
 
 use tidevm_abi::{MAX_MEM_DEVICES, Size};
 
-use super::{FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_SIZE, end, gsi, mmio, parts, ram, regions};
-use crate::memory::fake::at;
+use super::{
+    FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_BASE, MMIO_SIZE, boot_parts, end, gsi, mmio, parts, ram,
+    regions,
+};
+use crate::memory::fake::{at, offsets};
 
 const GIB: u64 = 1 << 30;
 
@@ -12,6 +15,12 @@ fn boot_memory_leaves_the_hole_alone() {
     assert!(ram(Size(GIB)).eq(std::iter::once(at(0..GIB))));
     assert!(ram(Size(3 * GIB)).eq(std::iter::once(at(0..3 * GIB))));
     assert!(ram(Size(5 * GIB)).eq([at(0..3 * GIB), at(4 * GIB..6 * GIB)]));
+}
+
+#[test]
+fn each_part_of_boot_memory_has_its_own_bytes() {
+    let low = (at(0..3 * GIB), offsets(0..3 * GIB));
+    assert!(boot_parts(offsets(0..5 * GIB)).eq([low, (at(4 * GIB..6 * GIB), offsets(3 * GIB..5 * GIB))]));
 }
 
 #[test]
@@ -50,6 +59,7 @@ fn addresses_that_overflow_are_no_layout() {
 #[test]
 fn every_device_has_registers_in_the_hole_and_a_pin() {
     let last = MAX_MEM_DEVICES;
+    assert_eq!([0, 1, 5].map(|index| mmio(index).0 - MMIO_BASE), [0, MMIO_SIZE, 5 * MMIO_SIZE]);
     assert!(mmio(0).0 >= HOLE_START && mmio(last).0 + MMIO_SIZE <= KVM_TSS);
     assert_eq!((gsi(0), gsi(last)), (FIRST_GSI, FIRST_GSI + 16));
 }

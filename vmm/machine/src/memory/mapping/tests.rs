@@ -29,6 +29,14 @@ fn a_mapping_reserves_its_size_and_two_guard_pages() {
     }
 }
 
+/// The host has addresses for one such mapping, not for two.
+#[test]
+fn a_mapping_that_is_dropped_gives_its_addresses_back() {
+    for _ in 0..3 {
+        drop(Mapping::reserve(64 << 40).unwrap());
+    }
+}
+
 #[test]
 fn ranges_outside_are_refused() {
     let mapping = Mapping::reserve(4 << 20).unwrap();

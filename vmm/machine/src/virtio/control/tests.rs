@@ -129,6 +129,36 @@ fn a_message_that_fits_nothing_is_counted_and_ignored() {
     assert_eq!(rig.reports.used(), 8);
 }
 
+/// The last byte of the record is 0, and lies where there is no memory.
+#[test]
+fn a_record_whose_end_cannot_be_read_is_none() {
+    let mut rig = rig();
+    let mut buffer = [0; MAX_RECORD];
+    let record = encode(&Report::Ready { cpus: 2, mem_devices: 0 }, &mut buffer).unwrap();
+    let (last, first) = record.split_last().unwrap();
+    assert_eq!(*last, 0);
+    let address = rig.reports.place(0);
+    rig.reports.fill(address, first);
+    let parts = [(address, first.len() as u32), (1 << 40, 1)];
+    rig.reports.offer(0, &parts.map(|(address, size)| Buffer { address, size, writable: false }));
+    rig.control.serve_reports();
+    let state = rig.shared.snapshot();
+    assert_eq!((state.ready, state.bad_records), (None, 1));
+}
+
+#[test]
+fn a_driver_is_interrupted_only_for_buffers_that_were_used() {
+    let mut rig = rig();
+    rig.control.serve_calls();
+    rig.control.serve_reports();
+    rig.control.call(Call { id: 1, op: Op::Stats }).unwrap();
+    assert_eq!(interrupts(&mut rig.control), 0, "no buffer was offered");
+    rig.report(&[0xff; 40]);
+    assert_eq!(interrupts(&mut rig.control), VIRTIO_MMIO_INT_VRING);
+    rig.control.serve_reports();
+    assert_eq!(interrupts(&mut rig.control), 0);
+}
+
 #[test]
 fn a_flood_is_served_in_batches() {
     let mut rig = rig();
@@ -147,11 +177,12 @@ fn a_system_reset_forgets_calls_and_driver() {
     rig.control.call(Call { id: 1, op: Op::Stats }).unwrap();
     rig.shared.expect_answer(1);
     rig.control.disconnect();
+    rig.offer_room(0, MAX_RECORD as u32);
     // Made while the reset is under way.
     rig.control.call(Call { id: 2, op: Op::Stats }).unwrap();
     rig.control.forget_calls();
     rig.shared.restart(Vec::new);
-    rig.offer_room(0, MAX_RECORD as u32);
+    assert_eq!(rig.calls.used(), 0, "there is no driver");
     initialise(&mut rig.control, 0, &[&rig.calls, &rig.reports]);
     rig.control.serve_calls();
     assert_eq!(rig.calls.used(), 0);

@@ -1,6 +1,7 @@
 //! The virtio-mem device on real queues: requests, refusals and resets.
 
 mod chains;
+mod notifications;
 mod target;
 mod turns;
 
@@ -37,6 +38,8 @@ struct Rig {
     shared: Arc<SharedState>,
     slots: FakeSlots,
     kick: EventFd,
+    /// The interrupt line of the device.
+    line: EventFd,
 }
 
 /// A device with a region of 1 GiB and a target of `requested` bytes. Its driver is initialised.
@@ -52,14 +55,15 @@ fn rig_of(size: Size, requested: u64) -> Rig {
     let status = vec![MemStatus::default()];
     let shared = Arc::new(SharedState::new(Instant::now(), status));
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let kick = event();
+    let (kick, line) = (event(), event());
     let (on_memory, on_shared) = (Arc::clone(&memory), Arc::clone(&shared));
-    let mut mem = Mem::new(0, &config, on_memory, on_shared, event(), kick.try_clone().unwrap()).unwrap();
+    let [raised, kicked] = [&line, &kick].map(|event| event.try_clone().unwrap());
+    let mut mem = Mem::new(0, &config, on_memory, on_shared, raised, kicked).unwrap();
     // A test's turn does not depend on the load of the host.
     mem.turn = Duration::MAX;
     let ring = Ring::new(&memory, MIB);
     initialise(&mut mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&ring]);
-    Rig { mem, ring, memory, shared, slots, kick }
+    Rig { mem, ring, memory, shared, slots, kick, line }
 }
 
 impl Rig {
@@ -73,6 +77,11 @@ impl Rig {
         self.mem.target.leave(Size(requested))?;
         self.mem.apply_target();
         Ok(())
+    }
+
+    /// Takes the interrupts that the device has raised: whether the line was raised, and the status.
+    fn raised(&mut self) -> (bool, u32) {
+        (self.line.read().is_ok(), interrupts(&mut self.mem))
     }
 
     /// Sends a request in one buffer each way and returns the answer's type and state.
@@ -115,6 +124,8 @@ fn refusals_are_answered_and_kept_with_their_reason() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 3).0, NACK);
     let refused = rig.shared.snapshot().mem[0].refused.clone().unwrap();
     assert!(refused.starts_with("Nack: Plug of 3 blocks at 0x100000000"), "{refused}");
+    assert_eq!(rig.ask(RequestKind::State, 0, 1).0, ACK);
+    assert_eq!(rig.shared.snapshot().mem[0].refused.as_ref(), Some(&refused), "an ACK refuses nothing");
     assert_eq!(rig.ask(RequestKind::Unplug, 0, 1).0, ERROR);
     assert_eq!(rig.ask(RequestKind::Plug, 511, 1).0, ERROR, "not usable");
     assert_eq!(rig.ask_bytes(&[9; 24]).0, ERROR, "unknown type");
@@ -222,6 +233,12 @@ fn a_request_may_be_split_into_any_buffers() {
     rig.mem.serve();
     assert_eq!(rig.ring.written(n), 10);
     assert_eq!(rig.shared.snapshot().mem[0].plugged, Size(BLOCK));
+    // The answer is split too: its state is in the second buffer.
+    let request = Request { kind: RequestKind::State, addr: HOLE_END + BLOCK, nb_blocks: 1 };
+    rig.ring.fill(from, &request.to_bytes());
+    let n = rig.ring.offer(0, &buffers);
+    rig.mem.serve();
+    assert_eq!((rig.ring.written(n), rig.ring.bytes(to, 10)), (10, [0, 0, 0, 0, 0, 0, 0, 0, 1, 0].to_vec()));
 }
 
 #[test]
@@ -238,11 +255,9 @@ fn chains_without_room_for_an_answer_go_back_empty() {
     rig.mem.serve();
     assert_eq!(rig.ring.used(), 3);
     assert_eq!([0, 1, 2].map(|n| rig.ring.written(n)), [0; 3]);
-    assert_eq!(
-        rig.shared.snapshot().mem[0].plugged,
-        Size(0),
-        "a request that cannot be answered is not served"
-    );
+    let status = rig.shared.snapshot().mem[0].clone();
+    assert_eq!(status.plugged, Size(0), "a request that cannot be answered is not served");
+    assert_eq!(status.refused.as_deref(), Some("no room for an answer: 9 bytes"));
     // An answer into memory that is not plugged is lost, and the device goes on.
     rig.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
     rig.mem.serve();
@@ -292,6 +307,7 @@ fn a_device_reset_keeps_what_is_plugged() {
     assert_eq!(rig.config().plugged_size, 4 * MIB);
     // A kick of a device without a driver does nothing.
     assert!(!rig.mem.serve().more);
+    assert_eq!(rig.shared.snapshot().mem[0].refused, None);
 }
 
 #[test]

@@ -99,6 +99,18 @@ fn features_must_be_offered_and_enough() {
     assert_eq!(status(&mut registers, FEATURES_OK), DRIVER, "a bit above 63");
 }
 
+/// 4.2.2: each word can be written again, in any order. There are no features above bit 63, and none to refuse.
+#[test]
+fn the_last_write_of_each_word_of_features_counts() {
+    let mut registers = registers();
+    status(&mut registers, DRIVER);
+    for (word, value) in [(1, 0b11), (0, 0b111), (1, 1), (0, 0b10), (2, 0), (3, 0)] {
+        write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+        write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES, value);
+    }
+    assert_eq!(status(&mut registers, FEATURES_OK), FEATURES_OK);
+}
+
 /// 3.1.1 and 2.2.1: features are fixed after `FEATURES_OK`.
 #[test]
 fn features_cannot_change_later() {
@@ -123,12 +135,15 @@ fn status_only_ever_grows() {
         Effect::StatusChanged
     );
     assert!(!registers.running());
+    status(&mut registers, DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
+    assert!(!registers.running(), "a driver that failed does not go on");
 }
 
 /// 2.4.1 and 4.2.2.1: a reset restores everything except the configuration.
 #[test]
 fn reset_forgets_the_driver() {
     let mut registers = negotiated();
+    write(&mut registers, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
     write(&mut registers, VIRTIO_MMIO_QUEUE_SEL, 1);
     write(&mut registers, VIRTIO_MMIO_QUEUE_NUM, 8);
     write(&mut registers, VIRTIO_MMIO_QUEUE_READY, 1);
@@ -139,6 +154,14 @@ fn reset_forgets_the_driver() {
     assert_eq!(write(&mut registers, VIRTIO_MMIO_STATUS, 0), Effect::StatusChanged);
     assert_eq!(read(&registers, VIRTIO_MMIO_STATUS), 0);
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    // The first queue and the first words of features are selected.
+    assert_eq!(read(&registers, VIRTIO_MMIO_QUEUE_NUM_MAX), 128);
+    assert_eq!(read(&registers, VIRTIO_MMIO_DEVICE_FEATURES), 0b11);
+    assert_eq!(status(&mut registers, FEATURES_OK), DRIVER, "no features were accepted");
+    write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES, 0b10);
+    write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    assert_eq!(status(&mut registers, FEATURES_OK), FEATURES_OK);
     write(&mut registers, VIRTIO_MMIO_QUEUE_SEL, 1);
     assert_eq!(read(&registers, VIRTIO_MMIO_QUEUE_READY), 0);
     assert_eq!(registers.queue(1).unwrap().size(), 64);
@@ -198,8 +221,11 @@ fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
     let mut registers = negotiated();
     assert_eq!(write(&mut registers, VIRTIO_MMIO_QUEUE_NOTIFY, 1), Effect::Notify(1));
     assert_eq!(write(&mut registers, VIRTIO_MMIO_QUEUE_NOTIFY, 2), Effect::None);
-    registers.set_used_buffer_interrupt();
-    registers.set_config_interrupt();
+    // Raised twice before the driver acknowledges it once.
+    for _ in 0..2 {
+        registers.set_used_buffer_interrupt();
+        registers.set_config_interrupt();
+    }
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     write(&mut registers, VIRTIO_MMIO_INTERRUPT_ACK, 1);
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 2);
@@ -210,6 +236,8 @@ fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
 fn a_broken_device_asks_for_a_reset() {
     let mut registers = negotiated();
     status(&mut registers, DRIVER_OK);
+    // Each of two queues may break.
+    registers.set_needs_reset();
     registers.set_needs_reset();
     assert!(!registers.running());
     assert_eq!(read(&registers, VIRTIO_MMIO_STATUS), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);

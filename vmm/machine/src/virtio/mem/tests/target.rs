@@ -5,7 +5,9 @@ use tidevm_abi::Size;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
+use super::turns::offer_plugs;
 use super::*;
+use crate::memory::host_calls::{HostCall, watch};
 
 /// The same size again is a target of its own: the driver is told, and what it read before is outdated.
 #[test]
@@ -69,6 +71,28 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     assert_eq!(device.device.requested_size(), 8 * MIB);
 }
 
+/// The embedder sets a target while the first request of a batch is served.
+#[test]
+fn a_target_is_applied_before_the_next_request() {
+    let mut rig = rig(64 * MIB);
+    let target = rig.mem.target();
+    offer_plugs(&mut rig, 0, 2);
+    watch(move |call| {
+        if matches!(call, HostCall::AddSlot(..)) {
+            target.leave(Size(BLOCK)).unwrap();
+        }
+        false
+    });
+    rig.mem.serve();
+    watch(|_| false);
+    let status = rig.shared.snapshot().mem[0].clone();
+    assert_eq!((rig.ring.used(), status.plugged, status.requested), (2, Size(BLOCK), Size(BLOCK)));
+    assert!(
+        status.refused.is_some_and(|why| why.starts_with("Nack")),
+        "the second request is over the target"
+    );
+}
+
 /// What the driver read and reported before the device took the target does not count for it, even if both
 /// targets have the same size. The driver reads once more between the two.
 #[test]
@@ -106,10 +130,13 @@ fn a_target_that_the_device_has_not_taken_is_not_reached() {
 #[test]
 fn a_system_reset_takes_the_newest_target() {
     let mut rig = rig(4 * MIB);
+    rig.config();
+    assert!(rig.shared.snapshot().mem[0].seen.is_some());
     rig.mem.target.leave(Size(8 * MIB)).unwrap();
     let before = rig.shared.snapshot().mem[0].generation;
     let (mem, shared) = (&mut rig.mem, &rig.shared);
     shared.restart(|| vec![mem.reset()]);
+    assert_eq!(shared.snapshot().mem[0].seen, None, "the driver that read the target is gone");
     assert_eq!((rig.config().requested_size, interrupts(&mut rig.mem)), (8 * MIB, 0));
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));

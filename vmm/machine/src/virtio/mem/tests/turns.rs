@@ -54,7 +54,7 @@ fn a_change_of_one_run_leaves_the_windows_of_all_others() {
 }
 
 /// Offers `count` requests that plug one device block each, from device block `first` on.
-fn offer_plugs(rig: &mut Rig, first: u64, count: u16) {
+pub(super) fn offer_plugs(rig: &mut Rig, first: u64, count: u16) {
     for n in 0..count {
         let (from, to) = (rig.ring.place(u64::from(n)), rig.ring.place(u64::from(n)) + 1024);
         let addr = HOLE_END + (first + u64::from(n)) * BLOCK;
@@ -73,6 +73,7 @@ fn a_turn_serves_a_few_requests_and_leaves_the_rest() {
     offer_plugs(&mut rig, 0, offered);
     assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
     assert_eq!(rig.ring.used(), offered);
+    assert!((0..offered).all(|n| rig.ring.head(n) == 2 * u32::from(n)), "each chain goes back as itself");
 }
 
 /// The host takes longer for one request than a turn may take.
