@@ -7,6 +7,8 @@ mod blocked;
 mod boundaries;
 #[path = "sessions/contig.rs"]
 mod contig;
+#[path = "sessions/corrupt.rs"]
+mod corrupt;
 #[path = "sessions/cycles.rs"]
 mod cycles;
 #[path = "sessions/experiments.rs"]
@@ -23,6 +25,8 @@ mod large;
 mod numa;
 #[path = "sessions/pmem.rs"]
 mod pmem;
+#[path = "sessions/probes.rs"]
+mod probes;
 #[path = "sessions/stacks.rs"]
 mod stacks;
 #[path = "sessions/switches.rs"]
@@ -32,13 +36,14 @@ mod targets;
 
 use std::process::ExitCode;
 
-use tidevm_tests::{missing_cpus, missing_kvm, run_if};
+use tidevm_tests::{missing_kvm, run_if};
 
 fn main() -> ExitCode {
     let groups = [
         blocked::TESTS,
         boundaries::TESTS,
         contig::TESTS,
+        corrupt::TESTS,
         cycles::TESTS,
         experiments::TESTS,
         idle::TESTS,
@@ -47,11 +52,11 @@ fn main() -> ExitCode {
         large::TESTS,
         numa::TESTS,
         pmem::TESTS,
+        probes::TESTS,
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,
     ];
-    let (no_kvm, no_cpus) = (missing_kvm(), missing_cpus());
-    let concurrent = |name: &str| experiments::CONCURRENT.contains(&name);
-    run_if(&groups.concat(), |name| no_kvm.clone().or_else(|| no_cpus.clone().filter(|_| concurrent(name))))
+    let no_kvm = missing_kvm();
+    run_if(&groups.concat(), |_| no_kvm.clone())
 }

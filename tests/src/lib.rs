@@ -41,12 +41,6 @@ pub fn missing_kvm() -> Option<String> {
     device.err().map(|error| format!("/dev/kvm cannot be used: {error}"))
 }
 
-/// Why this host cannot run two vCPUs at the same time, or `None`.
-pub fn missing_cpus() -> Option<String> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    (cpus < 2).then(|| format!("two CPUs of a machine have to run at once, and this host has {cpus}"))
-}
-
 /// Number of memory blocks that are online in a [`machine`] before anything is plugged.
 pub const BOOT_BLOCKS: u64 = 1;
 

@@ -32,9 +32,11 @@ pub enum Answer {
         pages: u64,
         /// Pages whose content was wrong.
         corrupt: u64,
-        /// Frame number of the first wrong page, if any.
-        first_corrupt: Option<u64>,
+        /// The first wrong word of the first wrong page, if any.
+        first: Option<BadWord>,
     },
+    /// To [`Op::Corrupt`](crate::Op::Corrupt) of a page's content: the word that is wrong now.
+    Corrupted(BadWord),
     /// To [`Op::Release`](crate::Op::Release).
     Released {
         /// Pages given back.
@@ -63,7 +65,8 @@ pub enum Answer {
         /// Pages that were found on per-CPU lists although they were isolated.
         stranded: u64,
     },
-    /// To [`Op::Inject`](crate::Op::Inject) and [`Op::Readd`](crate::Op::Readd).
+    /// To [`Op::Inject`](crate::Op::Inject), [`Op::Readd`](crate::Op::Readd), [`Op::Probe`](crate::Op::Probe)
+    /// and [`Op::Corrupt`](crate::Op::Corrupt) of the memmap.
     Done,
     /// To [`PmemOp::Look`](crate::PmemOp::Look).
     Pmem(Pmem),
@@ -78,6 +81,28 @@ pub enum Answer {
     Failed(Failure),
 }
 
+/// A word of a workload's page that has not the value that the workload wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadWord {
+    /// The page, counted from 0 in the order of the workload's pages.
+    pub page: u64,
+    /// Its frame number now.
+    pub pfn: u64,
+    /// The word, counted from 0 in units of 8 bytes.
+    pub word: u32,
+    /// The value that the workload wrote.
+    pub expected: u64,
+    /// The value that is there.
+    pub found: u64,
+}
+
+impl fmt::Display for BadWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { page, pfn, word, expected, found } = self;
+        write!(f, "page {page} at pfn {pfn:#x}: word {word} is {found:#x}, and should be {expected:#x}")
+    }
+}
+
 impl fmt::Display for Answer {
     /// One line; one line per memory block and one more for device memory in the answers that list them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,10 +114,11 @@ impl fmt::Display for Answer {
             }
             Answer::Hogged { pages } => write!(f, "{pages} pages held"),
             Answer::Verified { pages, corrupt: 0, .. } => write!(f, "{pages} pages intact"),
-            Answer::Verified { pages, corrupt, first_corrupt } => {
+            Answer::Verified { pages, corrupt, first } => {
                 write!(f, "{corrupt} of {pages} pages are corrupt")?;
-                first_corrupt.map_or(Ok(()), |pfn| write!(f, ", first pfn {pfn:#x}"))
+                first.map_or(Ok(()), |first| write!(f, ", the first is {first}"))
             }
+            Answer::Corrupted(word) => word.fmt(f),
             Answer::Released { pages } => write!(f, "{pages} pages given back"),
             Answer::Churned { allocations, failures } => {
                 write!(f, "{allocations} allocations, {failures} found no memory")
@@ -119,16 +145,19 @@ impl fmt::Display for Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::Answer;
+    use super::{Answer, BadWord};
 
     #[test]
     fn an_answer_has_one_text() {
+        let word = BadWord { page: 3, pfn: 0x140200, word: 256, expected: 0xabc, found: 0xabd };
         let texts = [
-            (Answer::Verified { pages: 9, corrupt: 0, first_corrupt: None }, "9 pages intact"),
+            (Answer::Verified { pages: 9, corrupt: 0, first: None }, "9 pages intact"),
             (
-                Answer::Verified { pages: 9, corrupt: 3, first_corrupt: Some(9) },
-                "3 of 9 pages are corrupt, first pfn 0x9",
+                Answer::Verified { pages: 9, corrupt: 3, first: Some(word) },
+                "3 of 9 pages are corrupt, the first is page 3 at pfn 0x140200: word 256 is 0xabd, and should be \
+                 0xabc",
             ),
+            (Answer::Corrupted(word), "page 3 at pfn 0x140200: word 256 is 0xabd, and should be 0xabc"),
             (Answer::Churned { allocations: 5000, failures: 0 }, "5000 allocations, 0 found no memory"),
             (Answer::Raced { cycles: 2, failures: 0, stranded: 0 }, "2 cycles, all done"),
             (

@@ -12,6 +12,7 @@
 //! commands the guest can carry out by itself.
 
 mod expect;
+mod fault;
 mod pmem;
 mod resize;
 mod suffix;
@@ -24,9 +25,10 @@ use core::str::FromStr;
 use core::time::Duration;
 
 use crate::words::{SyntaxError, Table, Word, Words, list, word_for};
-use crate::{FaultStep, Name, ShowDuration, Size};
+use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 
 pub use expect::{Comparison, Expect};
+pub use fault::{Corrupt, Race};
 pub use pmem::{Pmem, PmemHold, PmemMap};
 pub use resize::{Resize, Target};
 pub use workload::{Churn, Hog};
@@ -67,10 +69,11 @@ pub enum Command {
     Sleep(Duration),
     /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
     /// while the others free pages of it.
-    Race {
-        /// How often, at least once.
-        cycles: u32,
-    },
+    Race(Race),
+    /// Change a page of a workload behind its back.
+    Corrupt(Corrupt),
+    /// Hold a CPU where the guest has to wait for it, and see whether the guest waits.
+    Probe(ProbedWait),
     /// Let one attempt of a step of memory hotplug fail, for tests.
     Inject {
         /// The step.
@@ -205,10 +208,24 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         word: "race",
-        usage: "race N cycles",
+        usage: "race N cycles [held]",
         about: "take a pageblock again and again while other CPUs free pages of it",
         executor: Executor::Guest,
-        parse: race,
+        parse: |words| Race::parse(words).map(Command::Race),
+    },
+    Verb {
+        word: "corrupt",
+        usage: "corrupt NAME [page N] [memmap]",
+        about: "change a word of a workload's page, or the page's owner in the memmap",
+        executor: Executor::Guest,
+        parse: |words| Corrupt::parse(words).map(Command::Corrupt),
+    },
+    Verb {
+        word: "probe",
+        usage: "probe grace-period|tlb-flush|page-copy|release|churn",
+        about: "hold another CPU, and see whether the kernel waits for it",
+        executor: Executor::Guest,
+        parse: |words| fault::probe(words).map(Command::Probe),
     },
     Verb {
         word: "inject",
@@ -312,12 +329,6 @@ fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     Ok(Command::Readd { size, addr })
 }
 
-fn race(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let cycles = words.count("a number of cycles")?;
-    words.plural("cycle", "cycles")?;
-    Ok(Command::Race { cycles })
-}
-
 fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     let step = words.one_of("a step", FAULT_STEPS)?;
     let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
@@ -341,9 +352,9 @@ impl fmt::Display for Command {
             Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
             Self::Pmem(pmem) => pmem.fmt(f),
             Self::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
-            Self::Race { cycles } => {
-                write!(f, "race {cycles} cycle{}", if *cycles == 1 { "" } else { "s" })
-            }
+            Self::Race(race) => race.fmt(f),
+            Self::Corrupt(corrupt) => corrupt.fmt(f),
+            Self::Probe(wait) => fault::write_probe(f, *wait),
             Self::Inject { step, after } => {
                 write!(f, "inject {}", word_for(FAULT_STEPS, step))?;
                 if *after > 0 { write!(f, " after {after}") } else { Ok(()) }

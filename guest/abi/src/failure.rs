@@ -38,6 +38,10 @@ pub enum Failure {
     Pmem(PmemFailure),
     /// The call needs CPUs or plugged memory that this guest does not have.
     Unfit,
+    /// The workload has fewer pages, or its pages have no such part.
+    NoSuchPage,
+    /// The kernel went on while another CPU was held.
+    NotAwaited(ProbedWait),
 }
 
 /// Why nothing was done with a range of device memory.
@@ -72,6 +76,21 @@ pub enum PmemFailure {
     },
 }
 
+/// Waits of the kernel for another CPU that [`Op::Probe`](crate::Op::Probe) puts to the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbedWait {
+    /// A grace period ends when the other CPU has ended its job's step.
+    GracePeriod,
+    /// A memmap is unmapped when the other CPU has flushed its TLB.
+    TlbFlush,
+    /// Pages are copied when the other CPU has copied its part of them.
+    PageCopy,
+    /// A release is answered when the other CPU has dropped the job and its tables.
+    Release,
+    /// A churn is answered when every CPU has dropped its job.
+    Churn,
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Named::new(self, &|_| None).fmt(f)
@@ -97,6 +116,14 @@ impl fmt::Display for Named<'_, Failure> {
             }
             Failure::Pmem(failure) => return self.part(failure).fmt(f),
             Failure::Unfit => "this needs two CPUs and plugged memory",
+            Failure::NoSuchPage => "the workload has no such page",
+            Failure::NotAwaited(wait) => match wait {
+                ProbedWait::GracePeriod => "a grace period ended while another CPU was in its job's step",
+                ProbedWait::TlbFlush => "a memmap was unmapped before another CPU flushed its TLB",
+                ProbedWait::PageCopy => "a page counted as copied before another CPU had copied it",
+                ProbedWait::Release => "`release` was answered before the job's own memory was free",
+                ProbedWait::Churn => "`churn` was answered before the memory of all its jobs was free",
+            },
         })
     }
 }
@@ -138,7 +165,7 @@ impl fmt::Display for Named<'_, PmemFailure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, PmemFailure};
+    use super::{Failure, PmemFailure, ProbedWait};
     use crate::{Name, Named};
 
     #[test]
@@ -151,6 +178,10 @@ mod tests {
                 "blocked: 3 pages of the memory block at 4G cannot move",
             ),
             (Failure::Pmem(PmemFailure::NotMapped), "it is not mapped"),
+            (
+                Failure::NotAwaited(ProbedWait::PageCopy),
+                "a page counted as copied before another CPU had copied it",
+            ),
         ];
         for (failure, text) in texts {
             assert_eq!(failure.to_string(), text);

@@ -39,20 +39,20 @@ mod size;
 mod stats;
 mod words;
 
-pub use answer::Answer;
+pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
 pub use command::Command;
 pub use counter::{Counter, Group, Label};
 pub use duration::ShowDuration;
-pub use failure::{Failure, PmemFailure};
+pub use failure::{Failure, PmemFailure, ProbedWait};
 pub use limits::{
     E820_PMEM, E820_PRAM, EXIT_PORT, ExitCode, MAX_CPUS, MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_NODES,
-    MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, NOTE_NAME, PAGE_SIZE, SERIAL_PORT,
+    MAX_PHYS_ADDR, MAX_PMEM, MAX_RACE_CYCLES, MEMORY_BLOCK_SIZE, NOTE_NAME, PAGE_SIZE, SERIAL_PORT,
 };
 pub use metric::Metric;
 pub use name::{Handle, Name, Named};
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};
-pub use record::{BadRecord, Call, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};
+pub use record::{BadRecord, Call, CorruptPart, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 pub use size::{Size, SizeError};
 pub use stats::{BootTimes, NR_ZONES, NodeStats, Stats, ZoneName, ZoneStats};

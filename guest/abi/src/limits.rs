@@ -46,6 +46,9 @@ pub const E820_PMEM: u32 = 7;
 /// The type that persistent memory had before ACPI defined one. Linux uses it without further tables.
 pub const E820_PRAM: u32 = 12;
 
+/// Most cycles of a race. Each takes up to 50 ms on the slowest known host.
+pub const MAX_RACE_CYCLES: u32 = 10_000;
+
 /// Least size of a memory block, the unit in which the guest adds and removes memory, and the default.
 pub const MEMORY_BLOCK_SIZE: u64 = 128 << 20;
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Handle, PmemOp, Resize};
+use crate::{Answer, Handle, PmemOp, ProbedWait, Resize};
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 2048;
@@ -62,9 +62,23 @@ pub enum Op {
     /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
     /// while the other CPUs free pages of it: [`Answer::Raced`].
     Race {
-        /// How often.
+        /// How often, at most [`MAX_RACE_CYCLES`](crate::MAX_RACE_CYCLES).
         cycles: u32,
+        /// The boot CPU is held after its drain of per-CPU lists, until the other CPUs have freed their pages.
+        held: bool,
     },
+    /// Change a page of a hog: [`Answer::Corrupted`] for its content, [`Answer::Done`] for its memmap.
+    Corrupt {
+        /// The hog.
+        handle: Handle,
+        /// The page, counted from 0 in the order of the hog's pages.
+        page: u32,
+        /// The part of the page that changes.
+        part: CorruptPart,
+    },
+    /// Hold a CPU where the kernel has to wait for it: [`Answer::Done`] when the kernel waits,
+    /// [`Failure::NotAwaited`](crate::Failure::NotAwaited) when it does not.
+    Probe(ProbedWait),
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {
         /// The step.
@@ -103,6 +117,16 @@ pub enum HogKind {
     /// Pages from the Movable zone that lie side by side and cannot move, as a device's buffer: as many
     /// as were wanted, or none. Pages that are in the way move elsewhere.
     Contiguous,
+}
+
+/// The part of a page that [`Op::Corrupt`] changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CorruptPart {
+    /// A bit of one word of its content. Which word follows from the page's number, among the words that the
+    /// hog filled. The second time the bit has its old value.
+    Content,
+    /// Its owner in the memmap, which becomes one that is not registered.
+    Memmap,
 }
 
 /// Steps of memory hotplug at which a test can inject one failure.

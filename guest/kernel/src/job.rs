@@ -16,7 +16,8 @@ use x86_64::instructions::interrupts;
 
 use crate::cpu::lapic;
 use crate::cpu::time::Instant;
-use crate::cpu::{self, MAX_CPUS};
+use crate::cpu::window::Window;
+use crate::cpu::{self, MAX_CPUS, wait};
 
 /// How a job goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Progress {
     Again,
     /// Nothing to do until the CPU is woken, or until the instant.
     Idle(Option<Instant>),
-    /// The job has ended and is dropped.
+    /// The job has ended and is dropped. Its answer to a call is given then (`mailbox::Reply`).
     Done,
 }
 
@@ -69,7 +70,10 @@ pub fn run() -> ! {
                 wake_at = [wake_at, until].into_iter().flatten().min();
                 true
             }
-            Progress::Done => false,
+            Progress::Done => {
+                Window::JobEnded.come();
+                false
+            }
         });
         if !again {
             sleep(area, wake_at);
@@ -103,13 +107,11 @@ pub fn synchronize() {
     // The memory that the caller made invisible is so before this CPU reads the others' passes.
     fence(Ordering::SeqCst);
     let me = cpu::this();
-    let deadline = Instant::in_millis(MILLIS);
     for index in (0..cpu::online()).filter(|&index| index != me) {
         let area = cpu::area(index);
         let seen = area.passes.load(Ordering::SeqCst);
-        while !area.idle.load(Ordering::SeqCst) && area.passes.load(Ordering::SeqCst) == seen {
-            assert!(!deadline.has_passed(), "CPU {index} did not finish its job's step within {MILLIS} ms");
-            core::hint::spin_loop();
-        }
+        wait::until(MILLIS, format_args!("CPU {index} did not finish its job's step"), || {
+            area.idle.load(Ordering::SeqCst) || area.passes.load(Ordering::SeqCst) != seen
+        });
     }
 }

@@ -48,14 +48,15 @@ pub fn vmstat() {
     for counter in abi::Stats::COUNTERS {
         println!("{} {}", counter.name(), (counter.read)(&record));
     }
-    // These four stand in no table of `tidevm_abi`: JSON shows every row of its tables, and the control channel
-    // carries every field of its records. Only a person at the console and the benchmark of the booted guest
-    // (`tests/benches/guest.rs`) read them.
+    // These five stand in no table of `tidevm_abi`: JSON shows every row of its tables, and the control channel
+    // carries every field of its records. Only a person at the console, the benchmark of the booted guest
+    // (`tests/benches/guest.rs`) and its tests on QEMU (`tests/qemu.rs`) read them.
     for (name, value) in [
         ("memmaps_by_base_pages", stats.memmaps_by_base_pages),
         ("deferred_pages", stats.deferred_pages()),
         ("nr_isolate_pageblock", stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum()),
         ("last_add_ticks", stamps::last_add()),
+        ("boot_ticks", stamps::boot()),
     ] {
         println!("{name} {value}");
     }

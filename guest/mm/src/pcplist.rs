@@ -178,6 +178,7 @@ impl<P: Platform> Mm<P> {
         for cpu in self.cpus() {
             while self.lock_pcp(cpu, zone).drain_some() {}
         }
+        self.platform.drained();
     }
 
     /// Keeps the per-CPU lists of `zone` empty until the guard is dropped. Another CPU that wants to

@@ -102,6 +102,10 @@ pub unsafe trait Platform: Sync {
         core::hint::spin_loop();
     }
 
+    /// All per-CPU lists of a zone were drained. A test can hold the CPU here, so that other CPUs free pages
+    /// between the drain and what follows it. Called without the locks of zones and lists.
+    fn drained(&self) {}
+
     /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.
     fn clock(&self) -> u64 {
         0

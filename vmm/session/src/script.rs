@@ -184,6 +184,9 @@ fn each_step(body: &[Statement], visit: &mut impl FnMut(&Step)) {
 fn misfit(command: &Command, config: &Config) -> Option<String> {
     let (index, target) = match command {
         Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
+        Command::Probe(_) if config.cpus < 2 => {
+            return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
+        }
         Command::Resize(resize) => (resize.device, Some(resize.target)),
         // Counters of the guest exist without any device.
         Command::Expect(expect) if expect.metric.unit() == Unit::Bytes => (expect.device, None),

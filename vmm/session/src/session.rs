@@ -48,7 +48,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Command, Op, Size, Stats};
+use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size, Stats};
 use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
 use failure::{Done, SessionError, StepError, unfit};
@@ -257,7 +257,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
             Command::Pmem(pmem) => self.pmem(pmem),
-            Command::Race { cycles } => self.race(*cycles),
+            Command::Race(race) => self.race(*race),
+            Command::Corrupt(corrupt) => self.need_agent().and_then(|()| self.corrupt(corrupt)),
+            Command::Probe(wait) => self.probe(*wait),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
@@ -265,6 +267,16 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
                     other => Err(unfit(other)),
                 }
             }
+        }
+    }
+
+    fn probe(&self, wait: ProbedWait) -> Done {
+        match self.ask(Op::Probe(wait), ANSWER_DEADLINE)? {
+            Answer::Done => Ok(None),
+            Answer::Failed(failure @ Failure::NotAwaited(found)) if found == wait => {
+                Err(StepError::refused(failure))
+            }
+            other => Err(unfit(other)),
         }
     }
 

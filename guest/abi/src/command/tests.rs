@@ -6,11 +6,13 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, sample};
 
 use super::{
-    Churn, Command, Comparison, Executor, Expect, Hog, Item, Pmem, PmemHold, PmemMap, Resize, Target, VERBS,
-    Verb,
+    Churn, Command, Comparison, Corrupt, Executor, Expect, Hog, Item, Pmem, PmemHold, PmemMap, Race, Resize,
+    Target, VERBS, Verb,
 };
 use crate::words::Words;
-use crate::{FaultStep, HogKind, Metric, Name, Op, PmemOp, Size, metric};
+use crate::{
+    CorruptPart, FaultStep, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric,
+};
 
 fn durations() -> impl Strategy<Value = Duration> {
     prop_oneof![0..200_000_u64, (0..5_000_u64).prop_map(|s| s * 1_000)].prop_map(Duration::from_millis)
@@ -89,6 +91,14 @@ fn commands() -> impl Strategy<Value = Command> {
         FaultStep::Migrate,
         FaultStep::PageTable,
     ]);
+    let parts = sample::select(vec![CorruptPart::Content, CorruptPart::Memmap]);
+    let waits = sample::select(vec![
+        ProbedWait::GracePeriod,
+        ProbedWait::TlbFlush,
+        ProbedWait::PageCopy,
+        ProbedWait::Release,
+        ProbedWait::Churn,
+    ]);
     prop_oneof![
         resizes(),
         hogs(),
@@ -105,7 +115,10 @@ fn commands() -> impl Strategy<Value = Command> {
         Just(Command::Blocks),
         (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size: Size(size), addr }),
         durations().prop_map(Command::Sleep),
-        (1..u32::MAX).prop_map(|cycles| Command::Race { cycles }),
+        (1..=MAX_RACE_CYCLES, any::<bool>()).prop_map(|(cycles, held)| Command::Race(Race { cycles, held })),
+        (names(), any::<u32>(), parts)
+            .prop_map(|(name, page, part)| { Command::Corrupt(Corrupt { name, page, part }) }),
+        waits.prop_map(Command::Probe),
         (steps, 0..9_u32).prop_map(|(step, after)| Command::Inject { step, after }),
     ]
 }
@@ -188,6 +201,11 @@ fn lines_of_the_manual_are_commands() {
         ("inject map-direct after 0", "inject map-direct"),
         ("blocks # of the guest", "blocks"),
         ("readd 1024M at 4GiB", "readd 1G at 4G"),
+        ("race 10000 cycles held", "race 10000 cycles held"),
+        ("corrupt data", "corrupt data"),
+        ("corrupt data page 0 # the first", "corrupt data"),
+        ("corrupt memmap page 4294967295 memmap", "corrupt memmap page 4294967295 memmap"),
+        ("probe tlb-flush", "probe tlb-flush"),
     ];
     for (line, shown) in lines {
         assert_eq!(
@@ -231,6 +249,14 @@ fn wrong_lines_say_where_and_what() {
         ("sleep 1.5s", 7, "a duration"),
         ("stats now", 7, "the end of the line, found `now`"),
         ("inject boot", 8, "a step (map-direct"),
+        ("race 0 cycles", 6, "a number of cycles, from 1 to 10000"),
+        ("race 4294967295 cycles", 6, "a number of cycles, from 1 to 10000"),
+        ("race 2 cycles fast", 15, "the end of the line, found `fast`"),
+        ("corrupt", 8, "a name"),
+        ("corrupt data page", 18, "the number of a page, from 0"),
+        ("corrupt data page -1", 19, "the number of a page, from 0"),
+        ("corrupt data memmap page 1", 21, "the end of the line, found `page`"),
+        ("probe", 6, "a wait (grace-period, tlb-flush, page-copy, release, churn)"),
         ("größe", 1, "a command"),
         ("resize größe", 8, "found `größe`"),
     ];
@@ -280,7 +306,7 @@ fn one_and_many_are_both_accepted() {
 fn every_verb_is_listed_with_its_usage() {
     let error = "grow 2G".parse::<Command>().unwrap_err();
     let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, stats, \
-                  check, blocks, readd, sleep, race, inject, pmem, repeat), found `grow`";
+                  check, blocks, readd, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
     assert_eq!(error.message, listed);
     for verb in VERBS {
         assert_eq!(verb.usage.split(' ').next(), Some(verb.word));

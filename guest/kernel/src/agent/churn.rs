@@ -3,12 +3,12 @@
 //! do this from processes.
 //!
 //! Invariant: each thread uses its own [`SLOTS`] slots of the shared workload, and no other, so threads never
-//! compete for a slot. A thread ends when it has freed all its pages. The last one unregisters the workload and
-//! answers the call.
+//! compete for a slot. A thread ends when it has freed all its pages. When the last one is dropped, the workload is
+//! unregistered and the call is answered.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
@@ -16,7 +16,7 @@ use tidevm_mm::{Gfp, Order, Pfn};
 use crate::agent::workload::{Hold, Workload, home_cpu};
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
-use crate::mailbox::Requester;
+use crate::mailbox::{Reply, Requester};
 use crate::mem::MM;
 
 /// Operations of one step.
@@ -26,14 +26,23 @@ const SLOTS: u32 = 512;
 /// Most buddy blocks for the kernel per thread.
 const BLOCKS: usize = 16;
 
-/// The part that the threads of one call share.
+/// The part that the threads of one call share. It is dropped with the last thread.
 struct Shared {
-    requester: Requester,
     workload: Arc<Workload>,
-    /// Threads that have not ended; the last one answers.
-    running: AtomicU32,
     allocations: AtomicU64,
     failures: AtomicU64,
+    /// The last field: the answer comes when the workload's table is free.
+    reply: Reply,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.workload.unregister();
+        self.reply.set(Answer::Churned {
+            allocations: *self.allocations.get_mut(),
+            failures: *self.failures.get_mut(),
+        });
+    }
 }
 
 /// One of the jobs.
@@ -55,11 +64,10 @@ pub fn slots(threads: u32) -> u64 {
 /// `workload`.
 pub fn start(requester: Requester, workload: Arc<Workload>, threads: u32, millis: u64) {
     let shared = Arc::new(Shared {
-        requester,
         workload,
-        running: AtomicU32::new(threads),
         allocations: AtomicU64::new(0),
         failures: AtomicU64::new(0),
+        reply: Reply::to(requester),
     });
     let until = Instant::in_millis(millis);
     for thread in 0..threads {
@@ -128,25 +136,12 @@ impl ChurnThread {
             Hold::Busy => false,
         })
     }
-
-    fn end(&self) -> Progress {
-        let shared = &self.shared;
-        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            shared.workload.unregister();
-            let answer = Answer::Churned {
-                allocations: shared.allocations.load(Ordering::Relaxed),
-                failures: shared.failures.load(Ordering::Relaxed),
-            };
-            shared.requester.answer(answer);
-        }
-        Progress::Done
-    }
 }
 
 impl Job for ChurnThread {
     fn step(&mut self) -> Progress {
         if self.until.has_passed() {
-            return if self.free_all() { self.end() } else { Progress::Again };
+            return if self.free_all() { Progress::Done } else { Progress::Again };
         }
         for _ in 0..BATCH {
             let random = self.next_random();

@@ -6,6 +6,7 @@ mod churn;
 mod pages;
 mod pattern;
 pub mod pmem;
+mod probe;
 mod race;
 pub mod translate;
 mod walk;
@@ -53,7 +54,11 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
             churn::start(requester, workload, threads, millis);
             Ok(None)
         }
-        Op::Race { cycles } => race::start(requester, cycles).map(job_answers),
+        Op::Race { cycles, held } => race::start(requester, cycles, held).map(job_answers),
+        Op::Corrupt { handle, page, part } => {
+            walk_pages(requester, handle, Task::corrupt(page, part)).map(job_answers)
+        }
+        Op::Probe(wait) => probe::start(requester, wait).map(job_answers),
         Op::Inject { step, after } => {
             platform::inject(translate::fault_step(step), after);
             Ok(Some(Answer::Done))

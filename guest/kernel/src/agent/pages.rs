@@ -6,7 +6,7 @@
 use alloc::sync::Arc;
 
 use tidevm_abi::HogKind;
-use tidevm_mm::{Gfp, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
+use tidevm_mm::{Gfp, MAX_OWNERS, Order, OwnerId, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
 use crate::agent::pattern::PagePattern;
 use crate::agent::walk::PageSet;
@@ -108,6 +108,12 @@ impl PageSet for SystemPages {
 
     fn pattern(&self, place: u32) -> PagePattern {
         self.workload.pattern(place)
+    }
+
+    fn corrupt_owner(&self, pfn: Pfn) -> bool {
+        const UNREGISTERED: OwnerId = OwnerId((MAX_OWNERS - 1) as u8);
+        MM.set_owner(pfn, UNREGISTERED, 0);
+        true
     }
 
     fn let_go(&self, place: u32, pfn: Pfn) {

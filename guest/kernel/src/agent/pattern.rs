@@ -5,11 +5,14 @@
 //! because the content has to move along with the page.
 #![expect(unsafe_code, reason = "reads and writes pages through the direct map")]
 
+use tidevm_abi::BadWord;
 use tidevm_mm::{PAGE_SIZE, Pfn};
 
 use crate::mem::paging::phys_to_virt;
 
 const WORDS: u64 = PAGE_SIZE / 8;
+/// The words that are written when not every word is.
+const SOME: [u64; 3] = [0, WORDS / 2, WORDS - 1];
 
 /// The pattern of one page.
 #[derive(Clone, Copy)]
@@ -34,18 +37,48 @@ impl PagePattern {
         });
     }
 
-    /// Whether a page that the caller owns still has this pattern.
-    pub fn matches(self, pfn: Pfn) -> bool {
-        // SAFETY: as in `write`.
-        self.each(|word, value| unsafe { address(pfn, word).read_volatile() } == value)
+    /// The first word in which page `page` of the workload, which the caller owns and which is in frame `pfn`,
+    /// differs from this pattern.
+    pub fn first_bad(self, page: u64, pfn: Pfn) -> Option<BadWord> {
+        let mut bad = None;
+        self.each(|word, expected| {
+            // SAFETY: as in `write`.
+            let found = unsafe { address(pfn, word).read_volatile() };
+            bad = (found != expected).then_some(BadWord {
+                page,
+                pfn: pfn.get().into(),
+                word: word as u32,
+                expected,
+                found,
+            });
+            bad.is_none()
+        });
+        bad
     }
 
-    fn each(self, mut visit: impl FnMut(u64, u64) -> bool) -> bool {
-        let value = |word: u64| (self.seed | word).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.seed;
+    /// Flips the lowest bit of a word of page `page` of the workload, which the caller owns and which is in frame
+    /// `pfn`. It is another word for each of the pages that follow each other, among the words of this pattern.
+    pub fn flip(self, page: u64, pfn: Pfn) -> BadWord {
+        let word = if self.full { page % WORDS } else { SOME[(page % SOME.len() as u64) as usize] };
+        // SAFETY: as in `write`.
+        let found = unsafe {
+            let address = address(pfn, word);
+            address.write_volatile(address.read_volatile() ^ 1);
+            address.read_volatile()
+        };
+        BadWord { page, pfn: pfn.get().into(), word: word as u32, expected: self.value(word), found }
+    }
+
+    fn value(self, word: u64) -> u64 {
+        (self.seed | word).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.seed
+    }
+
+    fn each(self, mut visit: impl FnMut(u64, u64) -> bool) {
+        let mut visit = |word| visit(word, self.value(word));
         if self.full {
-            (0..WORDS).all(|word| visit(word, value(word)))
+            (0..WORDS).all(&mut visit);
         } else {
-            [0, WORDS / 2, WORDS - 1].into_iter().all(|word| visit(word, value(word)))
+            SOME.into_iter().all(&mut visit);
         }
     }
 }

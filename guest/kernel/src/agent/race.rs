@@ -7,20 +7,23 @@
 //! a range from being taken.
 //!
 //! With the per-CPU lists disabled every cycle succeeds. With a single drain, a page that is freed between
-//! the drain and the isolation stays on a per-CPU list, and the cycle fails.
+//! the drain and the isolation stays on a per-CPU list, and the cycle fails. Whether a cycle meets that moment is
+//! chance, unless the race is a held one. Then the boot CPU is held after its first drain until the other CPUs have
+//! freed all their pages, which they begin to do when it is held.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use spin::Mutex;
 use tidevm_abi::{Answer, Failure};
 use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
-use crate::cpu::time::Instant;
-use crate::cpu::{self, lapic};
+use crate::cpu::window::{Cpus, Until, Window};
+use crate::cpu::{self, lapic, wait};
 use crate::job::{self, Job, Progress};
-use crate::mailbox::Requester;
+use crate::mailbox::{Reply, Requester};
 use crate::mem::MM;
 
 /// Pages that are handed out per cycle.
@@ -28,8 +31,10 @@ const PAGES: usize = 32;
 /// A CPU frees its pages within milliseconds, but a host that shares its CPUs may let it wait.
 const MILLIS_TO_FREE: u64 = 60_000;
 
-/// The part that all CPUs share.
+/// The part that all CPUs share. It is dropped with the last job.
 struct Shared {
+    /// The boot CPU is held while the others free their pages.
+    held: bool,
     /// Pages to free, or 0. Freer `i % freers` frees slot `i`.
     slots: [AtomicU32; PAGES],
     /// The cycle whose pages are in the slots.
@@ -37,13 +42,22 @@ struct Shared {
     /// Freers that have seen the cycle; they wait for each other.
     arrived: AtomicUsize,
     /// Freers that have freed all their pages of the cycle.
+    freed: AtomicUsize,
+    /// Freers that are through with the cycle.
     finished: AtomicUsize,
     over: AtomicBool,
+    result: Mutex<Option<Answer>>,
+    reply: Reply,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.reply.set(self.result.get_mut().take().expect("the boot CPU's job ends first"));
+    }
 }
 
 /// The job of the boot CPU: it hands pages out and takes their pageblock.
 struct Race {
-    requester: Requester,
     shared: Arc<Shared>,
     freers: usize,
     cycles: u32,
@@ -62,11 +76,11 @@ struct Freer {
     seen: u32,
 }
 
-/// Starts `cycles` cycles, with every other CPU as a freer.
+/// Starts `cycles` cycles, with every other CPU as a freer. In each of them the boot CPU is `held`, or not.
 ///
 /// # Errors
 /// When there is no other CPU, no plugged memory, or no memory for the job.
-pub fn start(requester: Requester, cycles: u32) -> Result<(), Failure> {
+pub fn start(requester: Requester, cycles: u32, held: bool) -> Result<(), Failure> {
     let freers = cpu::online() - 1;
     let movable = &MM.stats().zones[ZoneType::Movable as usize];
     if freers == 0 || movable.free < 2 * PAGES as u64 {
@@ -75,18 +89,21 @@ pub fn start(requester: Requester, cycles: u32) -> Result<(), Failure> {
     let mut pages = Vec::new();
     pages.try_reserve_exact(PAGES).map_err(|_| Failure::NoMemory)?;
     let shared = Arc::new(Shared {
+        held,
         slots: [const { AtomicU32::new(0) }; PAGES],
         round: AtomicU32::new(0),
         arrived: AtomicUsize::new(0),
+        freed: AtomicUsize::new(0),
         finished: AtomicUsize::new(0),
         over: AtomicBool::new(false),
+        result: Mutex::new(None),
+        reply: Reply::to(requester),
     });
     for index in 0..freers {
         job::spawn(1 + index, Box::new(Freer { shared: shared.clone(), index, freers, seen: 0 }));
     }
     let stranded_before = MM.stats().pcp_stranded;
-    let race =
-        Race { requester, shared, freers, cycles, done: 0, failures: 0, stranded_before, random: 1, pages };
+    let race = Race { shared, freers, cycles, done: 0, failures: 0, stranded_before, random: 1, pages };
     job::spawn(0, Box::new(race));
     Ok(())
 }
@@ -120,7 +137,11 @@ impl Race {
             }
         }
         self.shared.arrived.store(0, Ordering::Relaxed);
+        self.shared.freed.store(0, Ordering::Relaxed);
         self.shared.finished.store(0, Ordering::Relaxed);
+        if self.shared.held {
+            Window::Drained.hold(Cpus::Only(cpu::this()), Until::Opened);
+        }
         self.shared.round.fetch_add(1, Ordering::Release);
         (0..self.freers).for_each(|index| lapic::wake(1 + index));
         Some(start)
@@ -135,8 +156,12 @@ impl Race {
         };
         let shared = &self.shared;
         await_freers(|| shared.arrived.load(Ordering::Relaxed) == self.freers);
-        await_freers(|| shared.slots[moment].load(Ordering::Relaxed) == 0);
+        if !shared.held {
+            await_freers(|| shared.slots[moment].load(Ordering::Relaxed) == 0);
+        }
         let taken = MM.hotplug().alloc_contig_pageblock(block);
+        // If there was no drain, the others free their pages now.
+        Window::Drained.open();
         await_freers(|| shared.finished.load(Ordering::Acquire) == self.freers);
         match taken {
             Ok(()) => MM.free_pages(block, Order::PAGEBLOCK),
@@ -151,11 +176,7 @@ impl Race {
 
 /// Waits until `done`, which the freers make true.
 fn await_freers(done: impl Fn() -> bool) {
-    let deadline = Instant::in_millis(MILLIS_TO_FREE);
-    while !done() {
-        assert!(!deadline.has_passed(), "the other CPUs did not free their pages within {MILLIS_TO_FREE} ms");
-        core::hint::spin_loop();
-    }
+    wait::until(MILLIS_TO_FREE, format_args!("the other CPUs did not free their pages"), done);
 }
 
 impl Job for Race {
@@ -167,7 +188,7 @@ impl Job for Race {
         }
         self.shared.over.store(true, Ordering::Release);
         (0..self.freers).for_each(|index| lapic::wake(1 + index));
-        self.requester.answer(Answer::Raced {
+        *self.shared.result.lock() = Some(Answer::Raced {
             cycles: self.done,
             failures: self.failures,
             stranded: MM.stats().pcp_stranded - self.stranded_before,
@@ -186,12 +207,19 @@ impl Job for Freer {
             self.seen = round;
             self.shared.arrived.fetch_add(1, Ordering::Relaxed);
             await_freers(|| self.shared.arrived.load(Ordering::Relaxed) == self.freers);
+            if self.shared.held {
+                await_freers(|| Window::Drained.is_reached());
+            }
             for slot in self.shared.slots.iter().skip(self.index).step_by(self.freers) {
                 let pfn = slot.load(Ordering::Relaxed);
                 if pfn != 0 {
                     MM.free_pages(Pfn::new(pfn), Order::PAGE);
                     slot.store(0, Ordering::Relaxed);
                 }
+            }
+            // Before `finished`, which lets the boot CPU ask for the window of the next cycle.
+            if self.shared.freed.fetch_add(1, Ordering::AcqRel) + 1 == self.freers {
+                Window::Drained.open();
             }
             self.shared.finished.fetch_add(1, Ordering::Release);
         }

@@ -1,5 +1,5 @@
-//! The walk over a workload's pages: one job that takes, verifies or releases them, a batch per step, so that
-//! the CPU's other jobs go on.
+//! The walk over a workload's pages: one job that takes, verifies, corrupts or releases them, a batch per step, so
+//! that the CPU's other jobs go on.
 //!
 //! A [`PageSet`] knows how a page is taken and given back: [`SystemPages`] in memory of the page allocator,
 //! [`DevicePages`] in device memory.
@@ -11,13 +11,13 @@
 
 use alloc::boxed::Box;
 
-use tidevm_abi::Answer;
+use tidevm_abi::{Answer, BadWord, CorruptPart, Failure};
 use tidevm_mm::Pfn;
 
 use crate::agent::pattern::PagePattern;
 use crate::agent::workload::{Hold, home_cpu};
 use crate::job::{self, Job, Progress};
-use crate::mailbox::Requester;
+use crate::mailbox::{Reply, Requester};
 
 /// Pages of one step.
 const BATCH: u32 = 64;
@@ -39,6 +39,12 @@ pub trait PageSet: Send {
 
     /// The pattern of the page at `place`.
     fn pattern(&self, place: u32) -> PagePattern;
+
+    /// Makes the memmap say that the page that [`hold`](Self::hold) gave has an owner that is not registered. `false`
+    /// when the memmap has no owners for such pages.
+    fn corrupt_owner(&self, _pfn: Pfn) -> bool {
+        false
+    }
 
     /// Lets go of the page that [`hold`](Self::hold) gave.
     fn let_go(&self, place: u32, pfn: Pfn);
@@ -65,8 +71,17 @@ pub enum Task {
     Verify {
         /// Pages that differ.
         corrupt: u64,
-        /// The first page that differs.
-        first_corrupt: Option<Pfn>,
+        /// The first word that differs.
+        first: Option<BadWord>,
+    },
+    /// Change a page behind the workload's back.
+    Corrupt {
+        /// The page, counted from 0 in the order of the places that have one.
+        page: u64,
+        /// The part of it that changes.
+        part: CorruptPart,
+        /// The word that is wrong now, or none for the memmap, once it is done.
+        done: Option<Result<Option<BadWord>, Failure>>,
     },
     /// Give all pages back, and forget the workload.
     Release,
@@ -74,22 +89,29 @@ pub enum Task {
 
 impl Task {
     /// The start of a verification.
-    pub const VERIFY: Self = Self::Verify { corrupt: 0, first_corrupt: None };
+    pub const VERIFY: Self = Self::Verify { corrupt: 0, first: None };
+
+    /// The start of a search for a page to corrupt.
+    pub fn corrupt(page: u32, part: CorruptPart) -> Self {
+        Self::Corrupt { page: page.into(), part, done: None }
+    }
 }
 
 /// Starts the walk over `set`; it answers `requester` at its end.
 pub fn start(requester: Requester, set: impl PageSet + 'static, task: Task) {
-    job::spawn(home_cpu(0), Box::new(Walk { requester, set, task, next: 0, pages: 0 }));
+    let reply = Reply::to(requester);
+    job::spawn(home_cpu(0), Box::new(Walk { set, task, next: 0, pages: 0, reply }));
 }
 
 struct Walk<S> {
-    requester: Requester,
     set: S,
     task: Task,
     /// The next place.
     next: u32,
-    /// Pages taken, verified or released so far.
+    /// Pages taken, visited or released so far.
     pages: u64,
+    /// The last field: the answer comes when the workload's table is free.
+    reply: Reply,
 }
 
 /// The result of one visit.
@@ -112,11 +134,26 @@ impl<S: PageSet> Walk<S> {
                 self.pages += u64::from(taken);
                 Visit::Counts(taken.max(1))
             }
-            Task::Verify { corrupt, first_corrupt } => {
+            Task::Verify { corrupt, first } => {
+                let page = self.pages;
                 visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
-                    if !set.pattern(place).matches(pfn) {
+                    if let Some(bad) = set.pattern(place).first_bad(page, pfn) {
                         *corrupt += 1;
-                        first_corrupt.get_or_insert(pfn);
+                        first.get_or_insert(bad);
+                    }
+                    set.let_go(place, pfn);
+                })
+            }
+            Task::Corrupt { done: Some(_), .. } => Visit::End,
+            Task::Corrupt { page, part, done } => {
+                let at_page = self.pages == *page;
+                visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
+                    if at_page {
+                        *done = Some(match part {
+                            CorruptPart::Content => Ok(Some(set.pattern(place).flip(*page, pfn))),
+                            CorruptPart::Memmap if set.corrupt_owner(pfn) => Ok(None),
+                            CorruptPart::Memmap => Err(Failure::NoSuchPage),
+                        });
                     }
                     set.let_go(place, pfn);
                 })
@@ -136,10 +173,12 @@ impl<S: PageSet> Walk<S> {
                 self.set.end_take();
                 Answer::Hogged { pages }
             }
-            Task::Verify { corrupt, first_corrupt } => {
-                let first_corrupt = first_corrupt.map(|pfn| pfn.get().into());
-                Answer::Verified { pages, corrupt, first_corrupt }
-            }
+            Task::Verify { corrupt, first } => Answer::Verified { pages, corrupt, first },
+            Task::Corrupt { done, .. } => match done.unwrap_or(Err(Failure::NoSuchPage)) {
+                Ok(Some(word)) => Answer::Corrupted(word),
+                Ok(None) => Answer::Done,
+                Err(failure) => Answer::Failed(failure),
+            },
             Task::Release => {
                 self.set.forget();
                 Answer::Released { pages }
@@ -183,7 +222,7 @@ impl<S: PageSet> Job for Walk<S> {
         self.set.end_step();
         if progress == Progress::Done {
             let answer = self.end();
-            self.requester.answer(answer);
+            self.reply.set(answer);
         }
         progress
     }

@@ -17,7 +17,7 @@ use tidevm_abi::{Failure, Handle, HogKind};
 use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
 use crate::agent::pattern::PagePattern;
-use crate::cpu::{self, lapic};
+use crate::cpu;
 use crate::mem::MM;
 
 /// The owner of all workloads' pages; the owner's index of a page names workload and slot.
@@ -93,11 +93,12 @@ impl Workload {
         Ok(workload)
     }
 
-    /// Forgets an empty workload's handle, and wakes the drivers that wait for memory.
+    /// Forgets an empty workload's handle. Drivers that wait for memory try again after the answer to the call that
+    /// ends the workload, which wakes their CPU.
     pub fn unregister(&self) {
-        WORKLOADS.lock()[self.place] = None;
+        let workload = WORKLOADS.lock()[self.place].take();
+        drop(workload);
         ENDED.fetch_add(1, Ordering::Release);
-        lapic::wake(0);
     }
 
     /// The kind of its pages.

@@ -12,6 +12,8 @@ pub mod stack;
 pub mod time;
 pub mod tlb;
 pub mod trap;
+pub mod wait;
+pub mod window;
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;
@@ -49,6 +51,10 @@ pub struct PerCpu {
     pub passes: AtomicU64,
     /// The last ticket of [`tlb`] that this CPU has served.
     pub flushed: AtomicU64,
+    /// How often this CPU has flushed its TLB.
+    pub flushes: AtomicU64,
+    /// Rounds that this CPU has waited for others ([`wait`]).
+    pub waited: AtomicU64,
     /// Id of its local APIC, below 256; set before the CPU is started.
     pub apic_id: AtomicU32,
 }
@@ -60,6 +66,8 @@ static PER_CPU: [PerCpu; MAX_CPUS] = [const {
         idle: AtomicBool::new(false),
         passes: AtomicU64::new(0),
         flushed: AtomicU64::new(0),
+        flushes: AtomicU64::new(0),
+        waited: AtomicU64::new(0),
         apic_id: AtomicU32::new(0),
     }
 }; MAX_CPUS];

@@ -16,8 +16,7 @@ use crate::boot::acpi::Entry;
 use crate::boot::numa::Numa;
 use crate::console::println;
 use crate::cpu::stack::{self, Stack};
-use crate::cpu::time::Instant;
-use crate::cpu::{self, lapic, tlb, trap};
+use crate::cpu::{self, lapic, tlb, trap, wait};
 use crate::job;
 use crate::mem::paging::{self, TableSource, phys_to_virt};
 use crate::mem::stacks;
@@ -90,11 +89,7 @@ pub fn bring_up(nr_cpus: usize, mut before_start: impl FnMut(usize)) {
         start_up_word((&raw const boot_stack) as u64).store(top, Ordering::Relaxed);
         start_up_word((&raw const boot_entry) as u64).store(start as *const () as u64, Ordering::Release);
         lapic::start_cpu(index, (TRAMPOLINE >> 12) as u8);
-        let deadline = Instant::in_millis(MILLIS_TO_START);
-        while cpu::online() <= index {
-            assert!(!deadline.has_passed(), "CPU {index} did not start within {MILLIS_TO_START} ms");
-            core::hint::spin_loop();
-        }
+        wait::until(MILLIS_TO_START, format_args!("CPU {index} did not start"), || cpu::online() > index);
     }
     paging::drop_identity_map();
     tlb::flush_all();

@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 use tidevm_mm::Pfn;
 
-use crate::cpu::time::Instant;
-use crate::cpu::{self, lapic};
+use crate::cpu::window::Window;
+use crate::cpu::{self, lapic, wait};
 use crate::job::{self, Job, Progress};
 use crate::mem::paging;
 
@@ -47,13 +47,12 @@ pub fn copy_pages(pages: &[(Pfn, Pfn)]) {
         TURN.store((batch.len() as u64) << 32, Ordering::Release);
         let me = cpu::this();
         (0..cpu::online()).filter(|&index| index != me).for_each(lapic::wake);
+        Window::Posted.come();
         while take_turn() {}
-        let deadline = Instant::in_millis(MILLIS);
         // Every other CPU may still be copying its last page.
-        while COPIED.load(Ordering::Acquire) < batch.len() as u32 {
-            assert!(!deadline.has_passed(), "a page was not copied within {MILLIS} ms");
-            core::hint::spin_loop();
-        }
+        wait::until(MILLIS, format_args!("a page was not copied"), || {
+            COPIED.load(Ordering::Acquire) == batch.len() as u32
+        });
     }
 }
 
@@ -70,6 +69,7 @@ fn take_turn() -> bool {
 }
 
 fn copy(to: u32, from: u32) {
+    Window::Copying.come();
     paging::copy_page(Pfn::new(to).address().get(), Pfn::new(from).address().get());
 }
 

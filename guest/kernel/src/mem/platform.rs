@@ -15,6 +15,7 @@ use tidevm_mm::{
 };
 
 use crate::cpu::time::Instant;
+use crate::cpu::window::Window;
 use crate::cpu::{self, tlb};
 use crate::job;
 use crate::mem::copy;
@@ -111,6 +112,17 @@ pub fn map_stack_page(virt: u64, phys: u64) -> Result<(), NoPageTable> {
     Tables::fill(|tables| paging::map_stack_page(virt, phys, tables))
 }
 
+/// The highest section whose memmap is not mapped. The caller holds the memory hotplug lock, so that no other CPU
+/// maps it.
+///
+/// # Panics
+/// When the memmaps of all sections are mapped, which no machine has the memory for.
+pub fn unused_memmap() -> SectionNr {
+    let sections = (0..SECTIONS as u32).rev().map(SectionNr::new);
+    let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)));
+    unused.next().expect("a section without a memmap")
+}
+
 /// Address of the `Page` of the section's first frame.
 fn memmap(section: SectionNr) -> u64 {
     VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
@@ -181,6 +193,10 @@ unsafe impl Platform for KernelPlatform {
         // Pairs with `job::synchronize`, as in the job loop.
         core::sync::atomic::fence(Ordering::SeqCst);
         core::hint::spin_loop();
+    }
+
+    fn drained(&self) {
+        Window::Drained.come();
     }
 
     fn clock(&self) -> u64 {

@@ -19,6 +19,8 @@ static FIRST_ALLOCATION: AtomicU64 = AtomicU64::new(0);
 static INITIALISED: AtomicU64 = AtomicU64::new(0);
 /// Sections whose struct pages were written before the first allocation.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
+/// The boot CPU is about to enter its job loop.
+static READY: AtomicU64 = AtomicU64::new(0);
 /// Ticks that the last hot-added memory block took.
 static LAST_ADD: AtomicU64 = AtomicU64::new(0);
 
@@ -50,6 +52,17 @@ pub fn first_allocation() {
 /// The page allocator has all boot memory, later than at the first allocation.
 pub fn initialised() {
     note(&INITIALISED);
+}
+
+/// All CPUs are up and all drivers are bound.
+pub fn ready() {
+    note(&READY);
+}
+
+/// Ticks from the kernel's first instructions to [`ready`]. Where instructions are the clock (QEMU's `-icount
+/// shift=0`), they are instructions.
+pub fn boot() -> u64 {
+    READY.load(Ordering::Relaxed)
 }
 
 /// The milestones, in microseconds.

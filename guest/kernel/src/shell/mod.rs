@@ -15,7 +15,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::Display;
 
-use tidevm_abi::command::{Executor, Item, Pmem, VERBS, Verb};
+use tidevm_abi::command::{Executor, Item, Pmem, Race, VERBS, Verb};
 use tidevm_abi::{Answer, Command, Failure, Handle, MAX_PMEM, Name, Named, Op, PmemFailure, PmemOp, Words};
 
 use self::notices::Notices;
@@ -207,7 +207,9 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
         }
         Command::Check => (Op::Check, Ends::Nothing),
         Command::Readd { size, addr } => (Op::Readd { addr, size: size.0 }, Ends::Nothing),
-        Command::Race { cycles } => (Op::Race { cycles }, Ends::Nothing),
+        Command::Race(Race { cycles, held }) => (Op::Race { cycles, held }, Ends::Nothing),
+        Command::Corrupt(corrupt) => (corrupt.op(names::handle_of(&corrupt.name)?), Ends::Nothing),
+        Command::Probe(wait) => (Op::Probe(wait), Ends::Nothing),
         Command::Pmem(Pmem::Map(map)) => (map.op(), Ends::Nothing),
         Command::Pmem(Pmem::Unmap(device)) => (Op::Pmem(PmemOp::Unmap { device }), Ends::Nothing),
         Command::Pmem(Pmem::Hold(hold)) => start_workload(hold.name.clone(), |handle| hold.op(handle))?,

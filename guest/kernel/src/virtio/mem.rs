@@ -82,7 +82,7 @@ pub struct MemDriver<T> {
     zeroed: bool,
     /// When to report that the device has not answered.
     patience: Option<Instant>,
-    /// When to try again without an event.
+    /// When to try again without an event. Set once per pause, and none while the driver is at work.
     retry_at: Option<Instant>,
     /// The last failure.
     stuck: Option<ResizeState>,
@@ -197,8 +197,10 @@ impl<T: Transport> MemDriver<T> {
             self.reported = Some(resize);
             mailbox::report(Report::Resize(resize));
         }
-        self.retry_at = retry_at;
-        Progress::Idle(retry_at)
+        // A pause that has begun goes on: the job loop calls an idle job in each of its passes, and on a busy CPU a
+        // pause that began anew each time would never end.
+        self.retry_at = self.retry_at.or(retry_at);
+        Progress::Idle(self.retry_at)
     }
 
     /// Passes the response to the request under way to the step machine. `None` when it is not there yet.

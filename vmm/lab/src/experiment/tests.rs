@@ -184,14 +184,14 @@ fn offline_race_counts_pages() {
             StepRun { answer: Some(Answer::Raced { cycles, failures, stranded }), ..step("race 9 cycles") };
         record(vec![race, step("check")])
     };
-    let on = || raced(2000, 0, 0);
-    assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), on()]), (vec![Failure, Success], true));
+    let on = || raced(20, 0, 0);
+    assert_eq!(verdict("offline-race", vec![raced(20, 3, 17), on()]), (vec![Failure, Success], true));
     assert_eq!(verdict("offline-race", vec![on(), on()]), (vec![Success, Success], false));
-    assert_eq!(verdict("offline-race", vec![raced(2000, 3, 17), raced(2000, 1, 1)]).0, [Failure, Failure]);
+    assert_eq!(verdict("offline-race", vec![raced(20, 3, 17), raced(20, 1, 1)]).0, [Failure, Failure]);
     // A cycle that fails for another reason, too few cycles, a failed check, and a guest that died.
-    let mut broken = raced(2000, 3, 17);
+    let mut broken = raced(20, 3, 17);
     broken.steps[1] = failed("check", no_answer());
-    for off in [raced(2000, 3, 0), raced(1999, 3, 17), broken, died(DeathKind::GuestPanic, "")] {
+    for off in [raced(20, 3, 0), raced(19, 3, 17), broken, died(DeathKind::GuestPanic, "")] {
         assert_eq!(verdict("offline-race", vec![off, on()]), (vec![Neither, Success], false));
     }
 }

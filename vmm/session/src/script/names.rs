@@ -5,14 +5,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tidevm_abi::Name;
-use tidevm_abi::command::{Churn, Command, Pmem, PmemHold};
+use tidevm_abi::command::{Churn, Command, Corrupt, Pmem, PmemHold};
+use tidevm_abi::{CorruptPart, Name};
 
 use super::{Statement, Step};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Hog,
+    /// Pages of the page allocator.
+    Hog {
+        /// How many it wants.
+        pages: u64,
+    },
+    /// Pages of device memory.
+    Pmem {
+        /// How many it wants.
+        pages: u64,
+    },
     Churn,
 }
 
@@ -54,19 +63,24 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
         living.get(name).map(|(kind, _)| *kind).ok_or_else(|| format!("nothing is called `{name}` here"))
     };
     match &step.command {
-        Command::Hog(hog) => start(living, &hog.name, Kind::Hog),
-        Command::Pmem(Pmem::Hold(PmemHold { name, .. })) => start(living, name, Kind::Hog),
+        Command::Hog(hog) => start(living, &hog.name, Kind::Hog { pages: hog.size.pages() }),
+        Command::Pmem(Pmem::Hold(PmemHold { name, size, .. })) => {
+            start(living, name, Kind::Pmem { pages: size.pages() })
+        }
         Command::Churn(Churn { name, .. }) => start(living, name, Kind::Churn),
         Command::Verify(name) => match kind(living, name)? {
-            Kind::Hog => Ok(()),
+            Kind::Hog { .. } | Kind::Pmem { .. } => Ok(()),
             Kind::Churn => Err(format!("`{name}` is a churn: it has no content to verify")),
         },
+        Command::Corrupt(corrupt) => can_corrupt(kind(living, &corrupt.name)?, corrupt),
         Command::Wait(name) => match kind(living, name)? {
             Kind::Churn => {
                 living.remove(name);
                 Ok(())
             }
-            Kind::Hog => Err(format!("`{name}` is a hog: it does not end by itself")),
+            Kind::Hog { .. } | Kind::Pmem { .. } => {
+                Err(format!("`{name}` is a hog: it does not end by itself"))
+            }
         },
         Command::Release(name) => {
             kind(living, name)?;
@@ -75,4 +89,19 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a workload of `kind` has the page and the part of it that `corrupt` changes.
+fn can_corrupt(kind: Kind, Corrupt { name, page, part }: &Corrupt) -> Result<(), String> {
+    let pages = match kind {
+        Kind::Churn => return Err(format!("`{name}` is a churn: it has no content that stays")),
+        Kind::Pmem { .. } if *part == CorruptPart::Memmap => {
+            return Err(format!("`{name}` is in device memory, whose pages have no owner in the memmap"));
+        }
+        Kind::Hog { pages } | Kind::Pmem { pages } => pages,
+    };
+    if u64::from(*page) < pages {
+        return Ok(());
+    }
+    Err(format!("`{name}` has no page {page}: the last of its {pages} pages is page {}", pages - 1))
 }

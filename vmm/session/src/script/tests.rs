@@ -71,6 +71,12 @@ fn names_are_checked_in_the_order_of_the_run() {
     assert_errors("verify a", &[(1, 1, "nothing is called `a`")]);
     assert_errors("hog 4M movable as a\nhog 4M pinned as a", &[(2, 1, "`a` is in use since line 1")]);
     assert_errors("hog 4M movable as a\nrelease a\nverify a", &[(3, 1, "nothing is called")]);
+    assert_errors("corrupt a", &[(1, 1, "nothing is called `a`")]);
+    assert_errors("churn 1 thread for 1s as c\ncorrupt c", &[(2, 1, "no content that stays")]);
+    assert_errors("hog 4M movable as a\ncorrupt a page 1024", &[(2, 1, "of its 1024 pages is page 1023")]);
+    assert_errors("pmem hold 4K of 0 as a\ncorrupt a memmap", &[(2, 1, "have no owner")]);
+    assert_eq!(errors("pmem hold 4K of 0 as a\ncorrupt a"), []);
+    assert_eq!(errors("hog 4M pinned as a\ncorrupt a page 1023 memmap"), []);
     assert_errors("hog 4M movable as a\nwait a", &[(2, 1, "does not end by itself")]);
     assert_errors("churn 1 thread for 1s as c\nverify c", &[(2, 1, "no content")]);
     assert_eq!(errors("churn 1 thread for 1s as c\nwait c\nhog 4M movable as c\nrelease c"), []);
@@ -100,6 +106,7 @@ fn targets_fit_the_devices() {
     assert!(fit("plug 2M device 2", &[small, large]).unwrap_err().contains("the last of 2 is device 1"));
     assert!(fit("expect plugged == 0", &[]).unwrap_err().contains("no --hotplug was given"));
     assert_eq!(fit("pmem\npmem map 1 0\npmem hold 4K of 1 as a\npmem unmap 1", &[]), Ok(()));
+    assert!(fit("probe page-copy", &[]).unwrap_err().contains("holds another CPU, and there is 1"));
     for line in ["pmem map 0 2", "pmem unmap 2", "pmem hold 4K of 2 as a"] {
         assert!(fit(line, &[]).unwrap_err().contains("no pmem 2: the last of 2 is pmem 1"), "{line}");
     }

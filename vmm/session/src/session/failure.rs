@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure, Metric, Name, ResizeState, Size};
+use tidevm_abi::{Answer, BadWord, Failure, Metric, Name, ResizeState, Size};
 use tidevm_machine::{CallsUnread, ResizeError, WaitError};
 
 /// Why a step did not do what its text says.
@@ -62,7 +62,7 @@ pub enum StepFailure {
     #[error("the host does not say what it holds: {0}")]
     HostSilent(String),
     /// Pages of a workload have a wrong content.
-    #[error("{corrupt} of {pages} pages of `{name}` are corrupt{}", first_pfn(*.first))]
+    #[error("{corrupt} of {pages} pages of `{name}` are corrupt{}", first_word(*.first))]
     Corrupt {
         /// The workload.
         name: Name,
@@ -70,8 +70,8 @@ pub enum StepFailure {
         pages: u64,
         /// Pages whose content is wrong.
         corrupt: u64,
-        /// Frame number of the first wrong page, if the guest tells it.
-        first: Option<u64>,
+        /// The first wrong word, if the guest tells it.
+        first: Option<BadWord>,
     },
     /// A workload has another number of pages than it had.
     #[error("`{name}` held {held} pages, and now has {seen}")]
@@ -144,8 +144,8 @@ pub struct Stopped {
     pub why: String,
 }
 
-fn first_pfn(pfn: Option<u64>) -> String {
-    pfn.map_or_else(String::new, |pfn| format!(", first pfn {pfn:#x}"))
+fn first_word(first: Option<BadWord>) -> String {
+    first.map_or_else(String::new, |first| format!(", the first is {first}"))
 }
 
 /// How far it is from `plugged` to `target`. A guest that is at work for an earlier target may pass by the target.
@@ -242,6 +242,7 @@ pub(super) fn unfit(answer: Answer) -> StepError {
             | Failure::HandleInUse
             | Failure::NoMemory
             | Failure::Unfit
+            | Failure::NoSuchPage
             | Failure::BadRecord),
         ) => StepFailure::Refused { failure, text: failure.to_string() },
         answer => StepFailure::WrongAnswer(Box::new(answer)),

@@ -11,8 +11,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BlockRun, BlockState, Failure, Handle, HogKind, NR_ZONES, Op, Owner, Pmem,
-    PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, NR_ZONES, Op,
+    Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName,
+    ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Seen, Size, State,
@@ -376,6 +377,11 @@ impl FakeVm {
     }
 }
 
+/// The word of a page that is corrupt.
+fn bad_word(page: u64) -> BadWord {
+    BadWord { page, pfn: 9, word: 511, expected: 0x10, found: 0x11 }
+}
+
 fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
     (*handle, *pages)
 }
@@ -443,7 +449,10 @@ impl VmControl for FakeVm {
             Op::Verify { handle } => {
                 let (pages, _) = hog(handle);
                 let corrupt = self.nature.corrupt;
-                (pages / 100, Answer::Verified { pages, corrupt, first_corrupt: (corrupt > 0).then_some(9) })
+                (
+                    pages / 100,
+                    Answer::Verified { pages, corrupt, first: (corrupt > 0).then_some(bad_word(2)) },
+                )
             }
             Op::Release { handle } => {
                 let (pages, kind) = hog(handle);
@@ -457,8 +466,18 @@ impl VmControl for FakeVm {
                 fresh(handle);
                 (millis, Answer::Churned { allocations: millis, failures: 0 })
             }
-            Op::Race { cycles } => (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded }),
-            Op::Inject { .. } => (0, Answer::Done),
+            Op::Race { cycles, .. } => {
+                (1, Answer::Raced { cycles, failures: 0, stranded: self.nature.stranded })
+            }
+            Op::Corrupt { handle, page, part } => (
+                1,
+                match part {
+                    _ if u64::from(page) >= hog(handle).0 => Answer::Failed(Failure::NoSuchPage),
+                    CorruptPart::Content => Answer::Corrupted(bad_word(page.into())),
+                    CorruptPart::Memmap => Answer::Done,
+                },
+            ),
+            Op::Inject { .. } | Op::Probe(_) => (0, Answer::Done),
             Op::Blocks { from } => (if self.nature.plodding { 40_000 } else { 0 }, Self::blocks(from)),
             Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
             Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),

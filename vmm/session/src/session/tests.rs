@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Failure, MAX_PHYS_ADDR, Op, PmemMapped, Size};
+use tidevm_abi::{Answer, BadWord, Failure, MAX_PHYS_ADDR, Op, PmemMapped, ProbedWait, Size};
 
 use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
@@ -382,7 +382,7 @@ fn a_guest_that_holds_more_pages_than_asked_sets_no_deadline() {
     // The deadline of a verify is the one of the pages that were asked for, even if the guest holds them all.
     let silent = |op: &Op| match op {
         Op::Hog { pages, .. } => Some(Answer::Hogged { pages: *pages }),
-        Op::Verify { .. } => Some(Answer::Verified { pages: 256, corrupt: 257, first_corrupt: None }),
+        Op::Verify { .. } => Some(Answer::Verified { pages: 256, corrupt: 257, first: None }),
         _ => None,
     };
     assert_unfit("hog 1M movable as a\nverify a", silent);
@@ -446,6 +446,36 @@ fn a_list_of_memory_blocks_has_an_end_and_one_deadline() {
     let ran = session(Nature { plodding: true, ..Nature::default() }, "blocks\ncheck");
     assert!(matches!(ran.failure(0), StepFailure::TooLate { .. }), "{:?}", ran.failure(0));
     assert_eq!(ran.steps[0].took, super::ANSWER_DEADLINE);
+}
+
+#[test]
+fn a_corrupt_page_is_told_by_its_word() {
+    let script = "hog 1M movable as a\ncorrupt a page 255\ncorrupt a memmap\nrelease a";
+    let ran = session(Nature::default(), script);
+    assert_eq!(ran.status(), 0, "{:?}", ran.steps);
+    let told = "page 255 at pfn 0x9: word 511 is 0x11, and should be 0x10".to_owned();
+    assert_eq!(ran.steps[1].result, Ok(Some(told)));
+    // Half of the pages fitted.
+    let ran = session(Nature { room: 128, ..Nature::default() }, script);
+    assert_eq!((ran.reason(1), ran.status()), ("the workload has no such page".to_owned(), 1));
+    let another = |op: &Op| {
+        let word = BadWord { page: 4, pfn: 9, word: 0, expected: 1, found: 2 };
+        matches!(op, Op::Corrupt { .. }).then_some(Answer::Corrupted(word))
+    };
+    assert_unfit("hog 1M movable as a\ncorrupt a page 5", another);
+    let nothing = |op: &Op| matches!(op, Op::Corrupt { .. }).then_some(Answer::Done);
+    assert_unfit("hog 1M movable as a\ncorrupt a", nothing);
+}
+
+#[test]
+fn a_wait_that_is_none_is_told() {
+    let lies = |op: &Op| {
+        matches!(op, Op::Probe(_)).then_some(Answer::Failed(Failure::NotAwaited(ProbedWait::PageCopy)))
+    };
+    let ran = session(Nature { lies, ..Nature::default() }, "probe page-copy\ncheck");
+    assert_eq!(ran.reason(0), "a page counted as copied before another CPU had copied it");
+    assert_eq!((ran.steps.len(), ran.status()), (2, 1));
+    assert_unfit("probe churn", lies);
 }
 
 #[test]
@@ -592,7 +622,10 @@ fn what_does_not_fit_is_told_and_no_failure() {
 fn wrong_or_missing_pages_end_the_session() {
     let ran = session(Nature { corrupt: 3, ..Nature::default() }, "hog 1M movable as a\nverify a\ncheck");
     assert_eq!((ran.status(), ran.summary.steps), (1, 2));
-    assert_eq!(ran.reason(1), "3 of 256 pages of `a` are corrupt, first pfn 0x9");
+    assert_eq!(
+        ran.reason(1),
+        "3 of 256 pages of `a` are corrupt, the first is page 2 at pfn 0x9: word 511 is 0x11, and should be 0x10"
+    );
     let ran = session(Nature { lose: 1, ..Nature::default() }, "hog 1M movable as a\nrelease a\ncheck");
     assert_eq!((ran.status(), ran.summary.steps), (1, 2));
     assert_eq!(ran.reason(1), "`a` held 256 pages, and now has 255");

@@ -1,4 +1,5 @@
-//! `hog`, `churn`, `verify`, `release`, `wait`, `race`: the guest's workloads under the names of the script.
+//! `hog`, `churn`, `verify`, `corrupt`, `release`, `wait`, `race`: the guest's workloads under the names of the
+//! script.
 //!
 //! Invariant: a handle is used for one workload and never again. So a page that the guest reports by a handle
 //! can be shown with the script's name even after the workload has ended.
@@ -6,8 +7,8 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::command::{Churn, Hog};
-use tidevm_abi::{Answer, Failure, Handle, Name, Named, Op};
+use tidevm_abi::command::{Churn, Corrupt, Hog, Race};
+use tidevm_abi::{Answer, CorruptPart, Failure, Handle, Name, Named, Op};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
@@ -145,10 +146,26 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 Ok(Some(answer.to_string()))
             }
             Answer::Verified { pages: seen, corrupt: 0, .. } => Err(lost(name, pages, seen)),
-            Answer::Verified { pages, corrupt, first_corrupt: first } if corrupt <= pages => {
+            Answer::Verified { pages, corrupt, first } if corrupt <= pages => {
                 Err(StepError::Fatal(StepFailure::Corrupt { name: name.clone(), pages, corrupt, first }))
             }
             other => Err(unfit(other)),
+        }
+    }
+
+    pub(super) fn corrupt(&mut self, corrupt: &Corrupt) -> Done {
+        let (handle, pages) = match self.workloads.find(&corrupt.name)? {
+            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+            _ => return Err(StepError::refused(Failure::NoSuchPage)),
+        };
+        match (self.ask(corrupt.op(handle), patience(pages))?, corrupt.part) {
+            (Answer::Corrupted(word), CorruptPart::Content) if word.page == u64::from(corrupt.page) => {
+                Ok(Some(word.to_string()))
+            }
+            (Answer::Done, CorruptPart::Memmap) => Ok(None),
+            // The guest had no memory for all pages of the hog.
+            (Answer::Failed(failure @ Failure::NoSuchPage), _) => Err(StepError::refused(failure)),
+            (other, _) => Err(unfit(other)),
         }
     }
 
@@ -170,9 +187,9 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         }
     }
 
-    pub(super) fn race(&self, cycles: u32) -> Done {
+    pub(super) fn race(&self, Race { cycles, held }: Race) -> Done {
         let limit = ANSWER_DEADLINE + TIME_PER_CYCLE.saturating_mul(cycles);
-        match self.ask(Op::Race { cycles }, limit)? {
+        match self.ask(Op::Race { cycles, held }, limit)? {
             answer @ Answer::Raced { cycles: run, failures, .. } if run != cycles || failures > run => {
                 Err(unfit(answer))
             }

@@ -2,8 +2,8 @@
 //!
 //! Mirrors Linux `drivers/nvdimm/pmem.c`, as far as that is about pages. Mapping is a job on every CPU that
 //! takes part. Each job maps the next range that no other job has begun, under the memory hotplug lock, and
-//! then initialises pages of all ranges that are begun, a few milliseconds per step, until none is left. The
-//! job that ends last answers.
+//! then initialises pages of all ranges that are begun, a few milliseconds per step, until none is left. When the
+//! last job is dropped, the call is answered.
 //!
 //! Invariant: a range is [`State::Busy`] from the call that maps it to the answer, so two calls never map it.
 
@@ -26,7 +26,7 @@ use crate::agent::workload::home_cpu;
 use crate::cpu;
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
-use crate::mailbox::Requester;
+use crate::mailbox::{Reply, Requester};
 use crate::mem::MM;
 
 /// How long a CPU initialises pages before it looks at its other jobs, in milliseconds.
@@ -132,9 +132,8 @@ fn mapped(index: u8) -> Result<PgmapNr, Failure> {
     }
 }
 
-/// The part that the jobs of one call share.
+/// The part that the jobs of one call share. It is dropped with the last job.
 struct Mapping {
-    requester: Requester,
     began: Instant,
     /// By range: how to map it, if it is wanted.
     wanted: [Option<DevPagemap>; MAX_PMEM],
@@ -143,8 +142,7 @@ struct Mapping {
     /// By range: its pgmap, once a job has begun it.
     begun: Mutex<[Option<PgmapNr>; MAX_PMEM]>,
     failure: Mutex<Option<PmemFailure>>,
-    /// Jobs that have not ended.
-    running: AtomicU32,
+    reply: Reply,
 }
 
 /// Starts to map the ranges whose bits are set in `devices`, on up to `cpus` CPUs. With `altmap`, each range
@@ -156,13 +154,12 @@ fn map(requester: Requester, devices: u8, altmap: Option<u32>, cpus: u32) -> Res
     let wanted = claim(devices, altmap).map_err(Failure::Pmem)?;
     let jobs = (cpus.max(1) as usize).min(cpu::online());
     let mapping = Arc::new(Mapping {
-        requester,
         began: Instant::now(),
         wanted,
         next: AtomicU32::new(0),
         begun: Mutex::new([None; MAX_PMEM]),
         failure: Mutex::new(None),
-        running: AtomicU32::new(jobs as u32),
+        reply: Reply::to(requester),
     });
     for nth in 0..jobs {
         job::spawn(home_cpu(nth), Box::new(MapJob(mapping.clone())));
@@ -208,13 +205,7 @@ impl Job for MapJob {
                 did_some |= MM.memremap_init(nr) == Ok(true);
             }
         }
-        if did_some {
-            return Progress::Again;
-        }
-        if mapping.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            mapping.end();
-        }
-        Progress::Done
+        if did_some { Progress::Again } else { Progress::Done }
     }
 }
 
@@ -233,10 +224,12 @@ impl Mapping {
         }
         true
     }
+}
 
-    /// Answers, once all pages of all ranges are initialised. If one range could not be mapped, the others
-    /// are unmapped.
-    fn end(&self) {
+impl Drop for Mapping {
+    /// Chooses the answer, once all pages of all ranges are initialised. If one range could not be mapped, the
+    /// others are unmapped.
+    fn drop(&mut self) {
         let failure = *self.failure.lock();
         let begun = *self.begun.lock();
         let mut sum = PmemMapped {
@@ -264,7 +257,7 @@ impl Mapping {
             set_state(index, State::Mapped(nr));
         }
         sum.cpus = cpus.count_ones();
-        self.requester.answer(match failure {
+        self.reply.set(match failure {
             None => Answer::PmemMapped(sum),
             Some(why) => Answer::Failed(Failure::Pmem(why)),
         });
