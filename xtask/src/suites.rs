@@ -16,6 +16,11 @@ use crate::results::{Reader, Results};
 /// Suites that need a KVM. They also run on the nested host.
 const NESTED: [&str; 2] = ["sessions", "linux"];
 
+/// Suites of `guest/mm` below a model checker, which is a feature. Each is a program of its own, so that the other
+/// suites are built without the checker. `.ci/run` has clippy look at both.
+const MODELS: [&[&str]; 2] =
+    [&["--features", "shuttle", "--test", "interleavings"], &["--features", "loom", "--lib", "sync::tests"]];
+
 /// Number of nested hosts that may break during a suite before the suite counts as failed.
 const ATTEMPTS: u32 = 8;
 
@@ -98,13 +103,23 @@ fn passes(host: &Host, suite: &str) -> (bool, Results) {
 fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
-    let (passed, results) = watch(command)?;
+    let (passed, mut results) = watch(command)?;
+    let mut models_passed = true;
+    for arguments in MODELS {
+        let mut command = cargo();
+        command.args(["test", "--package", "tidevm-mm", "--profile", "models"]).args(arguments);
+        command.env("CARGO_TERM_COLOR", "never");
+        let (passed, models) = watch(command)?;
+        results.merge(models);
+        models_passed &= passed;
+    }
     let row = |kvm, tests, passed| Row { host: "this", kvm, tests, passed };
     let no_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
     let kvm = if no_kvm { "none" } else { "/dev/kvm" };
     let needs_kvm = row(kvm, "sessions, and the VMM's", if no_kvm { None } else { Some(passed) });
     let needs_qemu = row("not needed", "qemu", if no_qemu { None } else { Some(passed) });
-    Ok((vec![needs_kvm, needs_qemu, row("not needed", "all others", Some(passed))], results))
+    let models = row("not needed", "models of mm", Some(models_passed));
+    Ok((vec![needs_kvm, needs_qemu, models, row("not needed", "all others", Some(passed))], results))
 }
 
 /// Runs cargo's tests, and shows and reads their output. Both output streams are read as one, because one names the

@@ -86,7 +86,7 @@ pub unsafe trait Platform: Sync {
     /// waiting CPU holds no reference to a page that could be unmapped, so [`synchronize`](Self::synchronize)
     /// on another CPU does not wait for it.
     fn relax(&self) {
-        core::hint::spin_loop();
+        crate::sync::spin_loop();
     }
 
     /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.

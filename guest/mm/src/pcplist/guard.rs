@@ -7,11 +7,10 @@
 //! Invariant: the limits are read after the lock was taken, so an operation that begins after a drain
 //! goes by the limits that were published before that drain.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use super::{PcpLists, PcpZone};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
+use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::lock::Guard;
 use crate::node::ZoneId;
@@ -19,6 +18,8 @@ use crate::page::{HolderWord, Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
+use crate::sync::Ordering::Relaxed;
+use crate::variant::{self, Variant};
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
@@ -151,6 +152,13 @@ fn flush<P: Platform>(mm: &Mm<P>, lists: &mut PcpLists, zone: ZoneId, pages: u32
         else {
             break;
         };
+        if variant::is(Variant::FlushStaleType) {
+            guard.insert(
+                FreeBlock::new(guard.section_pages(pfn), pfn, Order::PAGE, MigrateType::Movable),
+                Place::Head,
+            );
+            continue;
+        }
         guard.free_and_merge(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::addr::{Order, SectionNr};
 use crate::node::{NodeId, ZoneId, ZoneType};
@@ -13,6 +13,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Sim, SimMachine};
+use crate::sync::Ordering::Relaxed;
 use crate::{Mm, PerCpuPages, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -99,6 +100,29 @@ fn pitfall_3_drain_waits_for_a_refill() {
         assert!(early.is_err(), "the drain passed by a list in use");
         refill.send(()).unwrap();
         assert_eq!(wait_disabled.recv(), Ok(0), "pages left on the lists");
+    });
+    mm.check();
+}
+
+/// S3.1: every CPU has the limits of disabled lists before the first list is drained. A page that is freed after the
+/// drain of its CPU would stay on the list otherwise.
+#[test]
+fn limits_are_published_before_the_drain() {
+    let mm = machine();
+    let drains = || mm.counters.pcp_drains.load(Relaxed);
+    let before = drains();
+    // The drain begins, and waits for this list.
+    let lists = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
+    thread::scope(|scope| {
+        scope.spawn(|| drop(mm.zone_pcp_disable(MOVABLE)));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while drains() == before {
+            assert!(Instant::now() < deadline, "the drain does not begin");
+            thread::yield_now();
+        }
+        let limits = [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
+        drop(lists);
+        assert_eq!(limits, [crate::zone::PCP_OFF; 2], "limits when the drain has begun");
     });
     mm.check();
 }

@@ -53,7 +53,10 @@ impl<P: Platform> Mm<P> {
     /// page that is found is initialised, even while ranges are mapped and unmapped.
     pub fn dev_page(&self, pfn: Pfn) -> Option<DevPage> {
         let (nr, pgmap) = self.pgmaps.of(pfn)?;
-        let (page, section) = self.sparse.page_and_section(pfn);
+        // The range may be unmapped since the look at its gate. Then its sections are Absent, and nothing else of it has
+        // gone yet.
+        let pages = self.sparse.pages(pfn.section())?;
+        let (page, section) = (pages.page(pfn), pages.section());
         assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
         assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         let migrate_type = section.pageblocks.migrate_type(pfn.pageblock());
@@ -90,7 +93,9 @@ impl<P: Platform> Mm<P> {
     /// See [`DevPageError`]; nothing has changed then.
     pub fn put_dev_page(&self, pfn: Pfn, user: u32) -> Result<(), DevPageError> {
         let (_, pgmap) = self.pgmaps.of(pfn).ok_or(DevPageError::NotDevice)?;
-        self.sparse.page(pfn).update_dev_user(|now| match now {
+        // A caller without a reference does not keep the range.
+        let pages = self.sparse.pages(pfn.section()).ok_or(DevPageError::NotDevice)?;
+        pages.page(pfn).update_dev_user(|now| match now {
             None => Err(DevPageError::Count),
             Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
             Some(DevUser { tag, count }) => Ok((count > 1).then(|| DevUser { tag, count: count - 1 })),
