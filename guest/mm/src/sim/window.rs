@@ -2,6 +2,9 @@
 //!
 //! Invariant: a view changes nothing, and only a memmap that is not in use can be damaged.
 
+use core::ops::Range;
+use std::vec::Vec;
+
 use crate::Mm;
 use crate::addr::{Pfn, SECTION_PAGEBLOCKS, SectionNr};
 use crate::pageblock::MigrateType;
@@ -23,6 +26,14 @@ impl Mm<Sim> {
         // A kind that does not exist panics.
         let _ = pages.page(pfn).state().kind();
         pages.section().state() == SectionState::Online
+    }
+
+    /// The buddy blocks that a walk over `pageblocks` of the online section `nr` finds, and whether each begins with a
+    /// head.
+    pub fn walk(&self, nr: SectionNr, pageblocks: &Range<u32>) -> Vec<(Pfn, bool)> {
+        let pages = self.sparse.online_pages(nr).expect("an online section");
+        let _zone = self.lock_zone(pages.section().zone());
+        pages.blocks(pageblocks).map(|(pfn, state)| (pfn, !state.is_tail())).collect()
     }
 
     /// Pageblocks of section `nr` by migrate type (Linux `/proc/pagetypeinfo`).

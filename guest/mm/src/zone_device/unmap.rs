@@ -63,6 +63,7 @@ impl<P: Platform> Hotplug<'_, P> {
             Stage::Live => {}
         }
         pgmap.kill().map_err(|refs| MemunmapError::InUse { refs, first: self.first_user(pgmap) })?;
+        debug_assert_eq!(self.first_user(pgmap), None, "a page has a user behind a closed gate");
         for section in pgmap.sections() {
             self.mm.sparse.set_state(section, SectionState::Absent, self.held());
             let entry = self.mm.sparse.entry(section);

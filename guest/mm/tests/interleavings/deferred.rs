@@ -73,14 +73,14 @@ fn allocation_with(options: Options, others: &[fn(&Mm<Sim>)]) {
 /// S1.5, S1.9: claims of deferred sections against an allocation.
 #[test]
 fn no_allocation_fails_and_no_section_is_initialised_twice() {
-    holds(|| allocation_meets(&[work]));
-    holds(|| allocation_meets(&[work, work]));
+    holds_in(4, || allocation_meets(&[work]));
+    holds_in(4, || allocation_meets(&[work, work]));
 }
 
 /// S1.5, S1.9: two allocations grow the zone.
 #[test]
 fn growers_share_the_sections() {
-    holds(|| {
+    holds_in(4, || {
         allocation_meets(&[|mm| {
             let taken = take(mm, TAKES / 2);
             give_back(mm, taken);
@@ -92,10 +92,28 @@ fn growers_share_the_sections() {
 /// while it holds such a section.
 #[test]
 fn freezing_neither_deadlocks_nor_fails_allocations() {
-    holds_in(2, || {
+    holds_in(1, || {
         allocation_meets(&[|mm| {
             mm.check();
         }]);
+    });
+}
+
+/// S1.6: `check` finds no section half initialised.
+#[test]
+fn a_check_waits_for_sections_that_are_being_initialised() {
+    holds_in(2, || {
+        let machine = machine(LAZY);
+        in_schedule(&machine, 0, |mm| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    Sim::run_on(1, || {
+                        mm.check();
+                    });
+                });
+                work(mm);
+            });
+        });
     });
 }
 

@@ -241,7 +241,7 @@ fn limits_are_not_updated_while_disabled() {
 #[test]
 fn two_offliners_are_one_after_the_other() {
     for second in BLOCKS {
-        holds_in(4, move || {
+        holds_in(2, move || {
             let machine = boot(&small(), 2);
             in_schedule(&machine, 0, |mm| {
                 let results = thread::scope(|scope| {
