@@ -168,6 +168,23 @@ fn a_forbidden_dependency_is_found() {
     assert_eq!(members("[workspace]\nmembers = [\"a\", \"b/c\"]\n").collect::<Vec<_>>(), ["a", "b/c"]);
 }
 
+/// Names of the machine's memory model. The model checkers see only accesses that go through `crate::sync`.
+const MEMORY_MODEL: &[&str] = &["core::sync", "std::sync", "core::hint", "std::hint"];
+
+#[test]
+fn memory_management_has_one_door_to_atomics() {
+    let mut complaints = Vec::new();
+    for file in rust().iter().filter(|file| file.path.starts_with("guest/mm/src/") && !file.is_test()) {
+        let is_door = file.path.starts_with("guest/mm/src/sync");
+        for name in MEMORY_MODEL.iter().filter(|_| !is_door) {
+            if file.production_code().contains(name) {
+                complaints.push(format!("{}: {name}: take it from crate::sync", file.path));
+            }
+        }
+    }
+    assert_none("atomics that a model checker does not see", &complaints);
+}
+
 #[test]
 fn code_names_nothing_beyond_its_room() {
     let mut complaints = Vec::new();

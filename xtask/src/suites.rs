@@ -21,6 +21,10 @@ const NEED_KVM: [&str; 4] = ["sessions", "linux", "tidevm_machine", "cli"];
 
 /// The suite that needs QEMU.
 const QEMU: &str = "qemu";
+/// Suites of `guest/mm` below a model checker, which is a feature. Each is a program of its own, so that the other
+/// suites are built without the checker. `.ci/run` has clippy look at both.
+const MODELS: [&[&str]; 2] =
+    [&["--features", "shuttle", "--test", "interleavings"], &["--features", "loom", "--lib", "sync::tests"]];
 
 /// Number of nested hosts that may break during a suite before the suite counts as failed.
 const ATTEMPTS: u32 = 8;
@@ -104,7 +108,16 @@ fn passes(host: &Host, suite: &str) -> (bool, Results) {
 fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).env("CARGO_TERM_COLOR", "never");
-    let (passed, results) = watch(command)?;
+    let (passed, mut results) = watch(command)?;
+    let mut models_passed = true;
+    for arguments in MODELS {
+        let mut command = cargo();
+        command.args(["test", "--package", "tidevm-mm", "--profile", "models"]).args(arguments);
+        command.env("CARGO_TERM_COLOR", "never");
+        let (passed, models) = watch(command)?;
+        results.merge(models);
+        models_passed &= passed;
+    }
     let row = |kvm, tests, passed| Row { host: "this", kvm, tests, passed };
     let good = |wanted: &dyn Fn(&str) -> bool| Some(are_good(passed, &results, wanted));
     let needs_kvm = |suite: &str| NEED_KVM.contains(&suite);
@@ -113,6 +126,7 @@ fn here(no_qemu: bool) -> Result<(Vec<Row>, Results)> {
     let rows = vec![
         row(kvm, "sessions, and the VMM's", if no_kvm { None } else { good(&needs_kvm) }),
         row("not needed", QEMU, if no_qemu { None } else { good(&|suite| suite == QEMU) }),
+        row("not needed", "models of mm", Some(models_passed)),
         // Without a KVM the first row is skipped, but a test of its suites that needs none may have failed.
         row("not needed", "all others", good(&|suite| suite != QEMU && (no_kvm || !needs_kvm(suite)))),
     ];

@@ -55,7 +55,7 @@ pub fn run() -> ! {
     loop {
         area.passes.fetch_add(1, Ordering::SeqCst);
         // Pairs with the fence in `synchronize`: either `synchronize` sees this pass, or this pass sees the
-        // memory that was made invisible before `synchronize` (`guest/mm/tests/interleavings/sparse.rs`).
+        // memory that was made invisible before `synchronize` (`guest/mm/src/sync/tests/grace.rs`).
         fence(Ordering::SeqCst);
         area.pending.store(false, Ordering::SeqCst);
         jobs.append(&mut NEW[me].lock());

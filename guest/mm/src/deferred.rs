@@ -20,8 +20,6 @@
 //! set aside. A section below `next` that is not online is being initialised by the CPU that claimed it.
 //! Spans, present and managed pages count all of them from boot on.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
 use crate::grow::GrowZone;
@@ -30,6 +28,8 @@ use crate::memblock::{Memblock, Run};
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionOwner};
+use crate::sync::{AtomicU32, Ordering, spin_loop};
+use crate::variant::{self, Variant};
 
 /// The sections of boot memory that are not initialised.
 pub(crate) struct Deferred {
@@ -93,7 +93,7 @@ impl Deferred {
         claims.zones[zone.index()] = Some(unclaimed);
         let end = claims.runs(zone).last().map_or(0, |run| run.end.get());
         self.end.fetch_max(end, Ordering::Relaxed);
-        self.left[zone.index()].store(unclaimed.count, Ordering::Release);
+        self.left[zone.index()].store(unclaimed.count, Ordering::Relaxed);
     }
 
     /// Sections of `zone` that are not online yet.
@@ -126,6 +126,10 @@ impl Deferred {
         let unclaimed = claims.zones[zone.index()]?;
         let Unclaimed { next: nr, count, memmap } = unclaimed;
         let rest = memblock.runs_of(zone, SectionNr::new(nr.get() + 1)).next();
+        if variant::is(Variant::ClaimInTwoSteps) {
+            drop(claims);
+            claims = self.claims.lock();
+        }
         claims.zones[zone.index()] =
             rest.map(|run| Unclaimed { next: run.first, count: count - 1, memmap: memmap.add(MEMMAP_PAGES) });
         Some(Claimed { nr, zone, memmap, memblock })
@@ -133,9 +137,13 @@ impl Deferred {
 
     /// Counts a claimed section that a CPU of node `by` has put online: the claim ends.
     fn done(&self, claimed: Claimed, by: NodeId) {
-        let zone = claimed.zone;
+        self.count_done(claimed.zone, by);
+    }
+
+    /// Counts a section of `zone` that a CPU of node `by` has put online.
+    pub(crate) fn count_done(&self, zone: ZoneId, by: NodeId) {
         self.by[zone.node().index()][by.index()].fetch_add(1, Ordering::Relaxed);
-        self.left[zone.index()].fetch_sub(1, Ordering::AcqRel);
+        self.left[zone.index()].fetch_sub(1, Ordering::Release);
     }
 
     /// Waits until no claimed section is being initialised, and keeps all CPUs from claiming sections.
@@ -143,7 +151,7 @@ impl Deferred {
         let claims = self.claims.lock();
         // A CPU that has claimed a section needs neither this lock nor the memory hotplug lock to finish it.
         while ZoneId::all().any(|zone| self.left(zone) != claims.count(zone)) {
-            core::hint::spin_loop();
+            spin_loop();
         }
         claims
     }
@@ -247,7 +255,7 @@ impl<P: Platform> GrowZone for Mm<P> {
         while self.deferred.left(zone) == before {
             match self.deferred.claim(zone) {
                 Some(claimed) => self.init_claimed(claimed),
-                None => core::hint::spin_loop(),
+                None => spin_loop(),
             }
         }
         // At least one section came online, by this CPU or another.

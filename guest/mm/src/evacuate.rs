@@ -11,8 +11,6 @@
 //!
 //! Invariant: after an error no pageblock is isolated that was not before, and none is taken.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::Mm;
 use crate::hotplug::HotplugHeld;
 use crate::isolation::{OfflineError, Stuck};
@@ -22,6 +20,7 @@ use crate::page::Kind;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
+use crate::sync::Ordering::Relaxed;
 use crate::target::Targets;
 
 /// Rounds without progress before the pageblocks are given up.

@@ -21,6 +21,14 @@ use crate::sparse::SectionOwner;
 /// reference to it proves that the lock is held.
 pub(crate) struct HotplugHeld(());
 
+#[cfg(test)]
+impl HotplugHeld {
+    /// Stands for the lock in tests of parts that have no [`Mm`].
+    pub(crate) const fn without_mm() -> Self {
+        Self(())
+    }
+}
+
 /// The memory hotplug lock of a new [`Mm`].
 pub(crate) const fn hotplug_lock() -> SpinLock<HotplugHeld> {
     SpinLock::new(Rank::Hotplug, HotplugHeld(()))

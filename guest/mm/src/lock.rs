@@ -5,15 +5,15 @@
 //! purpose: locks that Linux makes mutexes (memory hotplug, pcp disable) spin too, because there is
 //! nothing to switch to. A CPU that waits for them calls [`Platform::relax`](crate::Platform::relax).
 //!
-//! `tests/interleavings/` has models of this file and of the files whose lock-free steps need an argument.
+//! `sync/tests/lock.rs` is its model.
 //!
 //! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check the order on every
 //! lock operation, and check a [`Locks`] wherever one is stated.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]
 
+use crate::sync::{AtomicBool, Ordering, spin_loop};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering};
 
 /// The lock order: a CPU that holds a lock may only take locks of higher rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +35,6 @@ pub(crate) enum Rank {
 
 /// The locks that a function may be called with. It is stated where the code cannot show it by a guard.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(any(test, feature = "sim")), expect(dead_code, reason = "hosted builds check it"))]
 pub(crate) struct Locks {
     /// The CPU holds a lock of this rank.
     must: Option<Rank>,
@@ -87,7 +86,7 @@ impl<T> SpinLock<T> {
     /// Waits for the lock.
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        self.lock_with(core::hint::spin_loop)
+        self.lock_with(spin_loop)
     }
 
     /// Waits for the lock and calls `relax` in every turn.
@@ -112,8 +111,16 @@ impl<T> SpinLock<T> {
             if let Some(guard) = self.try_lock() {
                 return guard;
             }
-            core::hint::spin_loop();
+            spin_loop();
         }
+    }
+
+    /// Reads the value without the lock, as only broken variants of the code do.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn peek<R>(&self, read: impl FnOnce(&T) -> R) -> R {
+        // SAFETY: shuttle runs one thread at a time and switches only at accesses to atomics. `read` makes
+        // none, so it does not meet a `&mut T` that is being written through.
+        read(unsafe { &*self.value.get() })
     }
 
     /// Takes the lock if it is free.
@@ -168,13 +175,13 @@ mod order {
     use std::cell::RefCell;
     use std::vec::Vec;
 
-    std::thread_local! {
+    crate::sync::thread_local! {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
     pub(super) fn check(wanted: Rank) {
-        HELD.with_borrow(|held| {
-            if let Some(&highest) = held.iter().max() {
+        HELD.with(|held| {
+            if let Some(&highest) = held.borrow().iter().max() {
                 assert!(highest < wanted, "lock order: takes {wanted:?} while it holds {highest:?}");
             }
         });
@@ -182,7 +189,8 @@ mod order {
 
     #[track_caller]
     pub(super) fn assert_held(locks: Locks, call: &str) {
-        HELD.with_borrow(|held| {
+        HELD.with(|held| {
+            let held = held.borrow();
             let is_held = locks.must.is_none_or(|must| held.contains(&must));
             assert!(is_held, "{call} needs {:?}, and the locks held are {held:?}", locks.must);
             // `None` is below every rank.
@@ -192,11 +200,16 @@ mod order {
     }
 
     pub(super) fn push(rank: Rank) {
-        HELD.with_borrow_mut(|held| held.push(rank));
+        HELD.with(|held| held.borrow_mut().push(rank));
     }
 
     pub(super) fn pop(rank: Rank) {
-        HELD.with_borrow_mut(|held| {
+        // A model checker has no threads any more when it ends a run that panicked.
+        if cfg!(any(feature = "shuttle", feature = "loom")) && std::thread::panicking() {
+            return;
+        }
+        HELD.with(|held| {
+            let mut held = held.borrow_mut();
             let at = held.iter().rposition(|&r| r == rank).expect("only a lock that is held is released");
             held.remove(at);
         });

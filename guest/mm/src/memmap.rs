@@ -12,14 +12,13 @@
 //! the large page behind it, or none when it is mapped by base pages. The counters `memmap_altmap_pages`,
 //! `memmap_boot_pages` and `memmaps_by_base_pages` count exactly the memmaps that are mapped.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::addr::{MEMMAP_PAGES, Order, Pfn, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
 use crate::node::NodeId;
 use crate::page_alloc::Gfp;
 use crate::platform::{FaultStep, MemmapFrames, Platform};
+use crate::sync::Ordering::Relaxed;
 
 /// Why a section got no memmap. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

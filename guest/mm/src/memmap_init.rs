@@ -9,8 +9,6 @@
 //!
 //! Invariant: pageblocks of a section that joins a zone are movable, except those that hold memmap.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::Mm;
 use crate::addr::{Order, PfnRange};
 use crate::node::ZoneId;
@@ -20,6 +18,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
+use crate::sync::Ordering::Relaxed;
 
 /// Cuts `range`, which is in the section, into buddy blocks of `kind`.
 pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {

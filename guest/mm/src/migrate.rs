@@ -13,8 +13,6 @@
 //!
 //! Invariant: every page that its owner isolated is handed over or put back before the batch ends.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use arrayvec::ArrayVec;
 
 use crate::Mm;
@@ -23,6 +21,7 @@ use crate::page::{Holder, Kind, OwnerId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
+use crate::sync::Ordering::Relaxed;
 use crate::target::Targets;
 
 /// Number of owners that can be registered.

@@ -7,7 +7,7 @@
 //! Invariant: [`OptionsWord`] holds a whole [`Options`] in one atomic word, so that a reader needs no lock
 //! and never sees half of a change.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Choices made at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,13 +39,12 @@
 //!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The links
 //!   mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
 
-use core::sync::atomic::{
+use crate::addr::{Order, Pfn};
+use crate::node::{NodeId, ZoneId};
+use crate::sync::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-
-use crate::addr::{Order, Pfn};
-use crate::node::{NodeId, ZoneId};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]

@@ -6,7 +6,7 @@
 //! Invariants: the flags of an online section change under the lock of the section's zone. A free buddy
 //! block is on the list of its pageblock's type; if it covers two pageblocks, both have that type.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Which requests a free buddy block may serve; also the free list that it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,8 +11,7 @@
 //! operation acquires. With those limits a page that is freed to the list is flushed at once, and a
 //! refill takes exactly the page that it returns, so no list holds a page while its lock is free. A
 //! migrate type that was read before the pageblock was isolated does no harm: flushing reads it again
-//! under the zone lock. `tests/interleavings/pcp.rs` is a model of all this that loom explores; it
-//! repeats these functions step by step.
+//! under the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders.
 //!
 //! Differs from Linux on purpose: only single pages are kept; the lists are singly linked, newest
 //! first, and flushing takes the newest.
@@ -24,8 +23,6 @@
 
 mod guard;
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-
 use arrayvec::ArrayVec;
 
 use crate::Mm;
@@ -36,6 +33,8 @@ use crate::node::{NodeId, ZoneId};
 use crate::page::{Link, Page};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
+use crate::sync::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use crate::variant::{self, Variant};
 use crate::zone::{PCP_OFF, Zone, pcp_limits};
 
 pub(crate) use guard::PcpGuard;
@@ -176,9 +175,25 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn drain_pcp(&self, zone: ZoneId) {
         self.counters.pcp_drains.fetch_add(1, Relaxed);
         for cpu in self.cpus() {
+            #[cfg(feature = "shuttle")]
+            if self.drain_wrongly(cpu, zone) {
+                continue;
+            }
             while self.lock_pcp(cpu, zone).drain_some() {}
         }
         self.platform.drained();
+    }
+
+    /// Drains the lists of `cpu` in a way that misses pages, if such a [`Variant`] is chosen.
+    #[cfg(feature = "shuttle")]
+    fn drain_wrongly(&self, cpu: &PerCpuPages, zone: ZoneId) -> bool {
+        let (skips, counts) =
+            (variant::is(Variant::DrainSkipsEmpty), variant::is(Variant::DrainCountsBefore));
+        let looks_empty = (skips || counts) && cpu.zone(zone).lists.peek(|lists| lists.count) == 0;
+        if looks_empty && counts {
+            drop(self.lock_pcp(cpu, zone));
+        }
+        looks_empty
     }
 
     /// Keeps the per-CPU lists of `zone` empty until the guard is dropped. Another CPU that wants to
@@ -187,8 +202,13 @@ impl<P: Platform> Mm<P> {
     pub fn zone_pcp_disable(&self, zone: ZoneId) -> PcpDisabled<'_, P> {
         let limits = self.lock_pcp_limits();
         self.counters.pcp_disables.fetch_add(1, Relaxed);
-        limits.publish(zone, PCP_OFF);
-        self.drain_pcp(zone);
+        if variant::is(Variant::LimitsAfterDrain) {
+            self.drain_pcp(zone);
+            limits.publish(zone, PCP_OFF);
+        } else {
+            limits.publish(zone, PCP_OFF);
+            self.drain_pcp(zone);
+        }
         PcpDisabled { limits, zone }
     }
 
@@ -229,7 +249,11 @@ impl<P: Platform> PcpLimits<'_, P> {
     /// Gives every CPU's lists of `zone` these limits.
     fn publish(&self, zone: ZoneId, limits: (u32, u32)) {
         Locks::with(Rank::PcpDisable, Rank::PcpDisable).assert("publishing the limits of per-CPU lists");
-        for cpu in self.mm.cpus() {
+        let mut cpus = self.mm.cpus();
+        if variant::is(Variant::LimitsSkipLastCpu) && limits == PCP_OFF {
+            cpus = &cpus[..cpus.len() - 1];
+        }
+        for cpu in cpus {
             cpu.zone(zone).set_limits(limits);
         }
     }

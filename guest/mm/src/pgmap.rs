@@ -17,11 +17,6 @@
 //!
 //! Invariant: `refs` of a live entry is its number of device pages plus the number of references to them.
 
-use core::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
-
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::HotplugHeld;
@@ -29,6 +24,10 @@ use crate::lock::{Locks, Rank};
 use crate::node::{MAX_NODES, NodeId};
 use crate::page::{Kind, Page, PageState};
 use crate::sparse::SectionOwner;
+use crate::sync::{
+    AtomicU8, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 /// Most ranges of device memory that are mapped at a time.
 pub const MAX_PGMAPS: usize = 16;
@@ -236,6 +235,11 @@ impl Pgmap {
             "the last page of {:?}, which is finished",
             chunk.pages()
         );
+        self.count_finished(chunk)
+    }
+
+    /// [`Self::finish`] without its check.
+    pub(crate) fn count_finished(&self, chunk: &Chunk) -> bool {
         let pages = chunk.pages().pages();
         self.done.fetch_add(pages, AcqRel) + pages == self.device_pages().pages()
     }
@@ -251,7 +255,8 @@ impl Pgmap {
     /// Closes the gate, if no reference is taken; else returns the number of references.
     pub(crate) fn kill(&self, _held: &HotplugHeld) -> Result<Closed<'_>, u64> {
         let pages = u64::from(self.device_pages().pages());
-        match self.refs.compare_exchange(pages, 0, AcqRel, Acquire) {
+        // Pairs with the Release in `put`: the writes of all users are done.
+        match self.refs.compare_exchange(pages, 0, Acquire, Relaxed) {
             Ok(_) => Ok(Closed(self)),
             Err(refs) => Err(refs.saturating_sub(pages)),
         }
@@ -263,12 +268,12 @@ impl Pgmap {
 
     /// Takes a reference, unless the gate is closed.
     pub(crate) fn try_get(&self) -> bool {
-        self.refs.fetch_update(AcqRel, Relaxed, |refs| (refs > 0).then(|| refs + 1)).is_ok()
+        self.refs.fetch_update(Acquire, Relaxed, |refs| (refs > 0).then(|| refs + 1)).is_ok()
     }
 
     /// Gives a reference back.
     pub(crate) fn put(&self) {
-        let before = self.refs.fetch_sub(1, AcqRel);
+        let before = self.refs.fetch_sub(1, Release);
         let pages = u64::from(self.device_pages().pages());
         assert!(before > pages, "a reference too many is given back: {before} of {pages} pages");
     }
@@ -325,7 +330,8 @@ impl Closed<'_> {
     /// [`Platform::synchronize`]: crate::Platform::synchronize
     pub(crate) fn release(self, _held: &HotplugHeld) {
         let Self(pgmap) = self;
-        pgmap.stage.store(Stage::Free as u8, Release);
+        // The next CPU that takes the entry holds the same lock.
+        pgmap.stage.store(Stage::Free as u8, Relaxed);
     }
 }
 

@@ -99,7 +99,7 @@ pub unsafe trait Platform: Sync {
     /// waiting CPU holds no reference to a page that could be unmapped, so [`synchronize`](Self::synchronize)
     /// on another CPU does not wait for it.
     fn relax(&self) {
-        core::hint::spin_loop();
+        crate::sync::spin_loop();
     }
 
     /// All per-CPU lists of a zone were drained. A test can hold the CPU here, so that other CPUs free pages

@@ -14,16 +14,19 @@
 //!
 //! A test sees every call of `mm` by [`Sim::watch`] (see `watch`).
 //!
-//! Invariant: the window, the table of sections and the `Mm` live as long as the process.
+//! Invariant: the window, the table of sections and the `Mm` live as long as the process, or as a
+//! `model::Machine`.
 #![expect(unsafe_code, reason = "stands for the machine, whose contract is unsafe")]
 
+#[cfg(feature = "shuttle")]
+pub mod model;
 mod watch;
 mod window;
 
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
@@ -37,12 +40,13 @@ use crate::options::MemoryContent;
 use crate::page::Kind;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
-use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
+use crate::sync::yield_now;
+use crate::{Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
 pub use watch::Call;
 use watch::Probe;
 
-std::thread_local! {
+crate::sync::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -70,7 +74,7 @@ impl Mapped {
 
 /// A machine on which nothing is mapped at first.
 pub struct Sim {
-    window: NonNull<Page>,
+    window: Window,
     /// By section, from its first mapping on: one word per page.
     content: Vec<OnceLock<Vec<AtomicU64>>>,
     /// By pageblock: whether it is in the direct map.
@@ -91,6 +95,8 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
+    /// By CPU: how often it began or ended a [`step`](Sim::step). It is in one while this is odd.
+    steps: [AtomicU64; MAX_CPUS],
     /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
     /// By section: whether it was Absent when the last grace period began, and got no memmap since.
@@ -103,7 +109,7 @@ pub struct Sim {
     started: Instant,
 }
 
-// SAFETY: `window` is an allocation of atomics that lives for ever.
+// SAFETY: `window` is an allocation of atomics that lives as long as the machine.
 unsafe impl Sync for Sim {}
 // SAFETY: as for Sync.
 unsafe impl Send for Sim {}
@@ -157,12 +163,12 @@ impl SimMachine {
 
     /// The machine, before [`Mm::boot`]. It lives as long as the process does.
     pub fn build(&self) -> &'static Mm<Sim> {
-        let sections: Vec<Section> = (0..self.sections).map(|_| Section::new()).collect();
-        let per_cpu: Vec<PerCpuPages> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
+        let sections: Box<[Section]> = (0..self.sections).map(|_| Section::new()).collect();
+        let per_cpu: Box<[PerCpuPages]> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
         let sim = Sim::new(self.sections, self.options.content, self.page_tables);
         // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
-        let sparse = unsafe { Sparse::new(sim.window, Vec::leak(sections)) };
-        let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Vec::leak(per_cpu))));
+        let sparse = unsafe { Sparse::new(sim.window.pages(), Box::leak(sections)) };
+        let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Box::leak(per_cpu))));
         for (cpu, &node) in self.cpu_nodes.iter().enumerate() {
             mm.set_cpu_node(cpu, NodeId::new(node));
         }
@@ -199,31 +205,55 @@ impl SimMachine {
     /// The machine, booted.
     pub fn boot(&self) -> &'static Mm<Sim> {
         let mm = self.build();
+        self.boot_from(mm, Box::leak(Box::new(self.memblock())));
+        mm
+    }
+
+    fn boot_from(&self, mm: &Mm<Sim>, memblock: &'static mut Memblock) {
         for &(first, pages) in &self.memory {
             mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
         }
-        mm.boot(Box::leak(Box::new(self.memblock())), self.boot_options()).expect("the machine boots");
-        mm
+        mm.boot(memblock, self.boot_options()).expect("the machine boots");
     }
 }
 
-/// Zeroed pages, 2 MiB aligned. The allocation has no alignment and is aligned here, because the host's
-/// allocator clears aligned memory by writing to it, and a machine uses a small part of its window.
-fn window(pages: usize) -> NonNull<Page> {
+/// Zeroed pages. The allocation has no alignment and the pages are aligned in it, because the host's allocator
+/// clears aligned memory by writing to it, and a machine uses a small part of its window.
+struct Window {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Window {
     const ALIGN: usize = 1 << 21;
-    let layout = Layout::array::<u8>(pages * size_of::<Page>() + ALIGN).expect("fits");
-    // SAFETY: the layout is not empty.
-    let start = unsafe { alloc_zeroed(layout) };
-    let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-    // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in the allocation.
-    unsafe { start.add(start.as_ptr().align_offset(ALIGN)) }.cast()
+
+    fn new(pages: usize) -> Self {
+        let layout = Layout::array::<u8>(pages * size_of::<Page>() + Self::ALIGN).expect("fits");
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, layout }
+    }
+
+    /// The first page, 2 MiB aligned.
+    fn pages(&self) -> NonNull<Page> {
+        // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in the allocation.
+        unsafe { self.start.add(self.start.as_ptr().align_offset(Self::ALIGN)) }.cast()
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: `new` made the allocation with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
 }
 
 impl Sim {
     fn new(sections: u32, content: MemoryContent, page_tables: bool) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         Self {
-            window: window(pages),
+            window: Window::new(pages),
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
             prepared: (0..sections).map(|_| AtomicBool::new(false)).collect(),
@@ -235,6 +265,7 @@ impl Sim {
             zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
+            steps: [const { AtomicU64::new(0) }; MAX_CPUS],
             settled: AtomicBool::new(false),
             unseen: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             started: Instant::now(),
@@ -246,9 +277,19 @@ impl Sim {
 
     /// Runs `body` as CPU `cpu`. No other thread may be that CPU meanwhile.
     pub fn run_on<R>(cpu: usize, body: impl FnOnce() -> R) -> R {
-        let before = CPU.replace(cpu);
+        let before = CPU.with(|own| own.replace(cpu));
         let result = body();
-        CPU.set(before);
+        CPU.with(|own| own.set(before));
+        result
+    }
+
+    /// Runs `body` as one step of this CPU's job loop: [`Platform::synchronize`] on another CPU waits until
+    /// it ends or waits in [`Platform::relax`].
+    pub fn step<R>(&self, body: impl FnOnce() -> R) -> R {
+        let own = &self.steps[self.this_cpu()];
+        own.fetch_add(1, SeqCst);
+        let result = body();
+        own.fetch_add(1, SeqCst);
         result
     }
 
@@ -444,16 +485,16 @@ impl Sim {
         let words = SECTION_PAGES as usize * size_of::<Page>() / 8;
         // SAFETY: the section is in the window (its entry in `memmaps` was found), `Page` is made
         // of atomics and any bits are valid in them, and eight `AtomicU64` lie in one `Page`.
-        unsafe { core::slice::from_raw_parts(self.window.add(first).cast().as_ptr(), words) }
+        unsafe { core::slice::from_raw_parts(self.window.pages().add(first).cast().as_ptr(), words) }
     }
 }
 
 // SAFETY: `map_memmap` makes nothing readable that is not, because the window is one allocation
 // that is always mapped; results and mappings agree. `this_cpu` is a thread's own.
-// `synchronize` need not wait: nothing is ever unmapped, and a look that comes too late finds garbage.
+// `synchronize` waits for steps only: nothing is ever unmapped, and a look that comes too late finds garbage.
 unsafe impl Platform for Sim {
     fn this_cpu(&self) -> usize {
-        CPU.get()
+        CPU.with(Cell::get)
     }
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
@@ -539,12 +580,24 @@ unsafe impl Platform for Sim {
             unseen.store(self.mm().section_state(nr) == SectionState::Absent, SeqCst);
         }
         self.grace_periods.fetch_add(1, SeqCst);
+        let others = self.steps.iter().enumerate().filter(|&(cpu, _)| cpu != self.this_cpu());
+        for (_, steps) in others {
+            let seen = steps.load(SeqCst);
+            while seen % 2 == 1 && steps.load(SeqCst) == seen {
+                yield_now();
+            }
+        }
         self.settled.store(true, SeqCst);
+        #[cfg(not(any(feature = "shuttle", feature = "loom")))]
         std::thread::sleep(std::time::Duration::from_micros(50));
     }
 
     fn relax(&self) {
-        std::thread::yield_now();
+        let own = &self.steps[self.this_cpu()];
+        if own.load(SeqCst) % 2 == 1 {
+            own.fetch_add(2, SeqCst);
+        }
+        yield_now();
     }
 
     fn clock(&self) -> u64 {

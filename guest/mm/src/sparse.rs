@@ -35,13 +35,13 @@ mod section_pages;
 mod state;
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::Page;
 use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use section_pages::SectionPages;
 pub(crate) use state::SectionOwner;

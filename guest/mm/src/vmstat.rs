@@ -6,14 +6,13 @@
 //! Invariant: events only grow; all other numbers are those of the state they name, exact whenever no
 //! CPU is inside `mm`.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::node::{MAX_NODES, ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceStats;
 use crate::platform::Platform;
+use crate::sync::{AtomicU64, Ordering::Relaxed};
 use crate::zone::Watermark;
 
 /// Counters of one zone, in pages.

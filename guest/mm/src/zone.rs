@@ -16,17 +16,16 @@
 
 mod guard;
 
-use core::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
-
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::free_lists::FreeLists;
 use crate::hotplug::HotplugHeld;
 use crate::lock::{Rank, SpinLock};
 use crate::node::{ZoneId, ZoneType};
 use crate::sparse::{SectionState, Sparse};
+use crate::sync::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 pub(crate) use guard::ZoneGuard;
 
@@ -105,6 +104,12 @@ impl Zone {
         #[cfg(test)]
         crate::watch::step();
         free
+    }
+
+    /// Publishes a number of free pages without the lists, for a model of their readers.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn set_free(&self, pages: u64) {
+        self.free.store(pages, Relaxed);
     }
 
     pub(crate) fn present(&self) -> u64 {

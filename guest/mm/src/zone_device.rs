@@ -51,6 +51,7 @@ use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
 use crate::platform::Platform;
 use crate::sparse::{SectionOwner, SectionState};
+use crate::variant::{self, Variant};
 
 /// Device memory to be mapped (Linux `struct dev_pagemap`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,10 +283,16 @@ impl<P: Platform> Mm<P> {
         let Some(chunk) = pgmap.claim(self.platform.this_cpu()) else { return Ok(false) };
         let last = self.init_device_pages(chunk.pages(), nr, &chunk);
         if pgmap.finish(&chunk, last) {
+            let publish = || pgmap.publish(self.platform.clock());
+            if variant::is(Variant::PgmapFirst) {
+                publish();
+            }
             for section in pgmap.sections() {
                 self.sparse.set_state(section, SectionState::Initialised, &chunk);
             }
-            pgmap.publish(self.platform.clock());
+            if !variant::is(Variant::PgmapFirst) {
+                publish();
+            }
         }
         Ok(true)
     }

@@ -10,15 +10,14 @@
 //! Invariants: the words change under the memory hotplug lock. Distances and the nodes of CPUs are set
 //! before boot.
 
-use core::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
-
 use crate::Mm;
 use crate::hotplug::Hotplug;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
+use crate::sync::{
+    AtomicU8, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use crate::zone::{Zone, ZoneGuard};
 
 /// Distance from a node to itself (Linux `LOCAL_DISTANCE`, ACPI's SLIT).

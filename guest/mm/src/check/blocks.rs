@@ -6,8 +6,6 @@
 //! the reserve at the start of its memory block, or in allocated older memory whose holder is a memmap; the
 //! counters of memmap pages and of online sections are the sums over all memory blocks.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, Order, SectionNr};
 use crate::altmap::VmemAltmap;
@@ -15,6 +13,7 @@ use crate::memory_block::MemoryBlock;
 use crate::page::{Holder, Kind};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
+use crate::sync::Ordering::Relaxed;
 
 /// Sums over the memmaps of memory blocks and of device memory.
 #[derive(Default)]

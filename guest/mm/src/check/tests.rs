@@ -3,8 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::addr::{Order, SECTION_PAGES, SectionNr};
 use crate::node::{NodeId, ZoneType};
 use crate::options::{InitPolicy, MemoryContent, Options};
@@ -13,6 +11,7 @@ use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
+use crate::sync::Ordering::Relaxed;
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);

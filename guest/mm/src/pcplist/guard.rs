@@ -10,6 +10,7 @@
 use super::{PcpLists, PcpZone};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
+use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::lock::Guard;
 use crate::node::ZoneId;
@@ -17,6 +18,7 @@ use crate::page::{HolderWord, Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
+use crate::variant::{self, Variant};
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
@@ -148,6 +150,13 @@ fn flush<P: Platform>(mm: &Mm<P>, lists: &mut PcpLists, zone: ZoneId, pages: u32
         else {
             break;
         };
+        if variant::is(Variant::FlushStaleType) {
+            guard.insert(
+                FreeBlock::new(guard.section_pages(pfn), pfn, Order::PAGE, MigrateType::Movable),
+                Place::Head,
+            );
+            continue;
+        }
         guard.free_and_merge(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
     }
 }

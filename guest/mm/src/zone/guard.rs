@@ -9,7 +9,6 @@
 //! guard. When it is dropped, the zone's published number of free pages is that of its lists.
 
 use core::ops::{Deref, Range};
-use core::sync::atomic::Ordering::Relaxed;
 
 use super::Zone;
 use crate::addr::{Order, Pfn, PfnRange};
@@ -19,6 +18,7 @@ use crate::lock::Guard;
 use crate::page::{HolderWord, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
+use crate::sync::Ordering::Relaxed;
 
 /// A zone whose lock this CPU holds.
 pub(crate) struct ZoneGuard<'m> {

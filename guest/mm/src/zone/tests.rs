@@ -8,7 +8,7 @@ use crate::zone::{PCP_OFF, Watermark, Zone, pcp_limits, setup_watermarks};
 
 /// Zones of the first node with this many managed pages; the other nodes have no memory.
 fn zones(managed: [u64; 3]) -> [Zone; ZoneId::COUNT] {
-    let (zones, held) = (Zone::all(), HotplugHeld::new());
+    let (zones, held) = (Zone::all(), HotplugHeld::without_mm());
     for (zone, pages) in zones.iter().zip(managed) {
         zone.add_present(pages, &held);
         zone.add_managed(pages, &held);
@@ -82,7 +82,7 @@ fn limits_of_lists() {
         assert_eq!(pcp_limits(&zones([0, pages, 0])[1], cpus), limits, "{pages} pages, {cpus} CPUs");
     }
     // All of its pages hold memmap.
-    let (zone, held) = (&Zone::all()[0], HotplugHeld::new());
+    let (zone, held) = (&Zone::all()[0], HotplugHeld::without_mm());
     zone.add_present(512, &held);
     assert_eq!(pcp_limits(zone, 1), (4, 1));
 }

@@ -64,6 +64,7 @@ impl<P: Platform> Hotplug<'_, P> {
         }
         let in_use = |refs| MemunmapError::InUse { refs, first: self.first_user(pgmap) };
         let closed = pgmap.kill(self.held()).map_err(in_use)?;
+        debug_assert_eq!(self.first_user(pgmap), None, "a page has a user behind a closed gate");
         for section in pgmap.sections() {
             self.mm.sparse.set_state(section, SectionState::Absent, &closed);
             let entry = self.mm.sparse.entry(section);

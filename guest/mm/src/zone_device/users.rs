@@ -9,7 +9,7 @@ use core::fmt;
 
 use crate::Mm;
 use crate::addr::Pfn;
-use crate::page::DevUser;
+use crate::page::{DevUser, Page};
 use crate::pageblock::MigrateType;
 use crate::pgmap::{Pgmap, PgmapNr};
 use crate::platform::Platform;
@@ -53,7 +53,10 @@ impl<P: Platform> Mm<P> {
     /// page that is found is initialised, even while ranges are mapped and unmapped.
     pub fn dev_page(&self, pfn: Pfn) -> Option<DevPage> {
         let (nr, pgmap) = self.pgmaps.of(pfn)?;
-        let (page, section) = self.sparse.page_and_section(pfn);
+        // The range may be unmapped since the look at its gate. Then its sections are Absent, and nothing else of it has
+        // gone yet.
+        let pages = self.sparse.pages(pfn.section())?;
+        let (page, section) = (pages.page(pfn), pages.section());
         assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
         assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         let migrate_type = section.pageblocks.migrate_type(pfn.pageblock());
@@ -70,7 +73,7 @@ impl<P: Platform> Mm<P> {
         if !pgmap.try_get() {
             return Err(DevPageError::NotDevice);
         }
-        let result = self.change_user(pgmap, pfn, |now| match now {
+        let result = self.change_user(pgmap, self.sparse.page(pfn), |now| match now {
             None => Ok(Some(DevUser { tag: user, count: 1 })),
             Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
             Some(DevUser { tag, count }) => match count.checked_add(1) {
@@ -90,7 +93,9 @@ impl<P: Platform> Mm<P> {
     /// See [`DevPageError`]; nothing has changed then.
     pub fn put_dev_page(&self, pfn: Pfn, user: u32) -> Result<(), DevPageError> {
         let (_, pgmap) = self.pgmaps.of(pfn).ok_or(DevPageError::NotDevice)?;
-        self.change_user(pgmap, pfn, |now| match now {
+        // A caller without a reference does not keep the range.
+        let pages = self.sparse.pages(pfn.section()).ok_or(DevPageError::NotDevice)?;
+        self.change_user(pgmap, pages.page(pfn), |now| match now {
             None => Err(DevPageError::Count),
             Some(DevUser { tag, .. }) if tag != user => Err(DevPageError::UsedBy(tag)),
             Some(DevUser { tag, count }) => Ok((count > 1).then(|| DevUser { tag, count: count - 1 })),
@@ -99,15 +104,15 @@ impl<P: Platform> Mm<P> {
         Ok(())
     }
 
-    /// Replaces the user of page `pfn` of `pgmap` by the result of `change`, while a reference keeps the page
+    /// Replaces the user of `page` of `pgmap` by the result of `change`, while a reference keeps the page
     /// mapped.
     fn change_user(
         &self,
         pgmap: &Pgmap,
-        pfn: Pfn,
+        page: &Page,
         change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, DevPageError>,
     ) -> Result<(), DevPageError> {
-        self.sparse.page(pfn).update_dev_user(|now| {
+        page.update_dev_user(|now| {
             let after = change(now)?;
             pgmap.assert_taken();
             Ok(after)

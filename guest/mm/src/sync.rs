@@ -1,0 +1,40 @@
+//! Atomics, and waiting for another CPU: all that this crate takes from the machine's memory model.
+//!
+//! In a kernel, and in ordinary tests, this is `core::sync::atomic` and nothing else. Two model checkers can take its
+//! place, each by a feature:
+//!
+//! | feature | an access | finds |
+//! |---|---|---|
+//! | `shuttle` | lets the scheduler choose the next thread, then goes to memory (`sync/shuttle.rs`) | orders of the steps of whole operations |
+//! | `loom` | goes to a word of loom's that stands for the one in memory (`sync/loom.rs`) | orders of the memory accesses of a few steps, weak ones included |
+//!
+//! Both are silent until a model begins, so that a machine boots at full speed. The models are `tests/interleavings`
+//! (shuttle) and `sync/tests` (loom).
+//!
+//! Invariant: an atomic has the layout of core's, and any bits that are valid there are valid here. So a memmap can be
+//! zeroed memory, whatever the feature.
+
+#[cfg(all(feature = "shuttle", feature = "loom"))]
+compile_error!("one model checker at a time: feature shuttle or feature loom");
+
+#[cfg(feature = "loom")]
+pub(crate) mod loom;
+#[cfg(feature = "shuttle")]
+pub(crate) mod shuttle;
+
+pub(crate) use core::sync::atomic::Ordering;
+
+#[cfg(feature = "loom")]
+pub(crate) use loom::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+#[cfg(feature = "shuttle")]
+pub(crate) use shuttle::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
+pub(crate) use core::hint::spin_loop;
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+#[cfg(all(any(test, feature = "sim"), not(any(feature = "shuttle", feature = "loom"))))]
+pub(crate) use std::{thread::yield_now, thread_local};
+
+#[cfg(all(test, feature = "loom"))]
+mod tests;

@@ -1,0 +1,52 @@
+//! Broken variants of the code, for models that must fail.
+//!
+//! A model that finds nothing proves something only if it finds a fault that is there. Each [`Variant`] is one step of
+//! the real code done in the way of an older kernel, or of a likely mistake. A test chooses one by
+//! [`sim::model::with_variant`](crate::sim::model::with_variant) and sees the model fail.
+//!
+//! Invariant: without a model checker [`is`] is the constant `false`, so a kernel has none of this.
+
+/// A step done wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// The drain passes by a CPU whose lists look empty without their lock (V1).
+    #[cfg(feature = "shuttle")]
+    DrainSkipsEmpty,
+    /// The drain reads the number of pages on a list before it takes the lock (V2, Linux 6.0 to 6.10).
+    #[cfg(feature = "shuttle")]
+    DrainCountsBefore,
+    /// The limits of disabled lists are published after the drain.
+    LimitsAfterDrain,
+    /// The limits of disabled lists are not published to the last CPU, as if only CPUs that run counted.
+    LimitsSkipLastCpu,
+    /// A flush puts a page on the free list of the type that the CPU that freed it had read (V4).
+    FlushStaleType,
+    /// A claim of a deferred section is read and written under two holds of the lock.
+    ClaimInTwoSteps,
+    /// A pgmap is published before its sections are Initialised, as in Linux, where readers then found no memmap.
+    PgmapFirst,
+}
+
+/// Whether `variant` is chosen.
+#[cfg(not(feature = "shuttle"))]
+#[inline(always)]
+pub(crate) const fn is(_variant: Variant) -> bool {
+    false
+}
+
+#[cfg(feature = "shuttle")]
+std::thread_local! {
+    static CHOSEN: std::cell::Cell<Option<Variant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether `variant` is chosen.
+#[cfg(feature = "shuttle")]
+pub(crate) fn is(variant: Variant) -> bool {
+    CHOSEN.get() == Some(variant)
+}
+
+/// Chooses `variant` for this thread of the host, which runs all threads of a model.
+#[cfg(feature = "shuttle")]
+pub(crate) fn choose(variant: Option<Variant>) {
+    CHOSEN.set(variant);
+}
