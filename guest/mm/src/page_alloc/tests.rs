@@ -1,11 +1,13 @@
 //! How low a request may take a zone, the order in which zones are tried, and the steps of a split.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::string::String;
 use std::vec::Vec;
 
 use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::options::MemoryContent;
-use crate::page::{Holder, Kind};
+use crate::page::{Holder, Kind, OwnerId};
 use crate::page_alloc::{AllocError, Gfp};
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
@@ -167,4 +169,40 @@ fn a_range_over_an_isolated_pageblock_is_freed() {
         assert_eq!(counts(), [free + 1024, 0]);
         mm.check();
     }
+}
+
+/// A range of single pages that is freed is used first too.
+#[test]
+fn freed_ranges_are_used_first() {
+    let (mm, order) = (machine(), Order::new(4));
+    let held: Vec<Pfn> = (0..6).map(|_| mm.alloc_pages(order, Gfp::Kernel).unwrap()).collect();
+    mm.free_pages(held[1], order);
+    mm.split_page(held[3], order);
+    mm.free_contig_range(PfnRange::new(held[3], order.pages()));
+    let again = [(); 2].map(|()| mm.alloc_pages(order, Gfp::Kernel).unwrap());
+    assert_eq!(again, [held[3], held[1]]);
+}
+
+/// A call with a page that is not what the caller says panics, and the message says what was found.
+#[test]
+fn wrong_pages_are_not_touched() {
+    let mm = machine();
+    let [pair, freed] = [(); 2].map(|()| mm.alloc_pages(Order::new(1), Gfp::Movable).unwrap());
+    mm.free_pages(freed, Order::new(1));
+    let calls: [(&str, &dyn Fn()); 8] = [
+        ("not an allocated block", &|| mm.split_page(pair, Order::new(2))),
+        ("not an allocated block", &|| mm.split_page(freed, Order::new(1))),
+        ("splits", &|| mm.split_page_to(pair, Order::new(1), Order::new(2))),
+        ("not an allocated block", &|| mm.set_owner(pair, OwnerId(0), 1)),
+        ("not an allocated block", &|| mm.set_owner(freed, OwnerId(0), 1)),
+        ("more than 48 bits", &|| mm.set_owner(pair, OwnerId(0), 1 << 48)),
+        ("not an allocated block", &|| mm.set_holder(freed, 1)),
+        ("not an allocated block", &|| mm.free_pages(pair, Order::PAGE)),
+    ];
+    for (at, (expected, call)) in calls.into_iter().enumerate() {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(call)) else { panic!("call {at} did not panic") };
+        let text = panic.downcast_ref::<String>().expect("a message");
+        assert!(text.contains(expected), "call {at}: {text}");
+    }
+    mm.check();
 }

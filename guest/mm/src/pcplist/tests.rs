@@ -61,7 +61,22 @@ fn free_with_a_stale_type() {
     mm.check();
 }
 
-/// The same without disabling: the page stays on the list until the next drain. This is the reason for
+/// S3.1: a page of an isolated pageblock passes by the lists, also while they are enabled.
+#[test]
+fn free_with_a_fresh_type() {
+    let mm = machine();
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    mm.drain_pcp(MOVABLE);
+    let pages = mm.sparse.pages(BLOCK).unwrap();
+    mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
+    mm.free_pages(pfn, Order::PAGE);
+    assert_eq!(mm.pcp_pages(MOVABLE), 0);
+    assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
+    mm.undo_isolate(pages, pageblock_of(pfn));
+    mm.check();
+}
+
+/// With a stale type and without disabling, the page stays on the list until the next drain. This is the reason for
 /// repeated draining.
 #[test]
 fn free_with_a_stale_type_hides_from_a_single_drain() {

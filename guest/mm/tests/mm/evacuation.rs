@@ -60,6 +60,39 @@ fn memory_that_stays_is_used_last() {
     }
 }
 
+/// Memory that was added is used last, so that it can leave again: whole memory blocks, and pageblocks.
+#[test]
+fn memory_that_was_added_is_used_last() {
+    let mm = machine(2);
+    let sections = [(); 2].map(|()| mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap().section());
+    assert_eq!(sections, [BLOCK, NEXT]);
+    let pair = PageblockSet::range(10..12);
+    mm.hotplug().offline_pageblocks(BLOCK, pair).unwrap();
+    mm.hotplug().online_pageblocks(BLOCK, pair).unwrap();
+    let largest: Vec<Pfn> = (0..60).map(|_| mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap()).collect();
+    assert!(!largest.contains(&BLOCK.start().add(10 * 512)), "{largest:?}");
+    mm.check();
+}
+
+/// A pageblock that was unplugged comes back as a movable one, whatever its pages were used for before.
+#[test]
+fn a_pageblock_comes_back_as_a_movable_one() {
+    let mm = SimMachine::default().boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Normal).unwrap();
+    let unmovable = || mm.pageblock_types(BLOCK)[0];
+    let before = unmovable();
+    let kernel = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).unwrap();
+    assert!(unmovable() > before);
+    let pageblocks = PageblockSet::range(kernel.pageblock()..kernel.pageblock() + 1);
+    mm.free_pages(kernel, Order::PAGEBLOCK);
+    let rest = unmovable();
+    mm.hotplug().offline_pageblocks(BLOCK, pageblocks).unwrap();
+    mm.hotplug().online_pageblocks(BLOCK, pageblocks).unwrap();
+    assert!(unmovable() < rest, "{} of {rest} pageblocks are unmovable", unmovable());
+    mm.check();
+}
+
 /// Pages that cannot move are counted and named in every section of a memory block, not only in the first that has
 /// one.
 #[test]
