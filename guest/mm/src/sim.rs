@@ -37,7 +37,7 @@ use crate::options::MemoryContent;
 use crate::page::Kind;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
-use crate::{Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
+use crate::{BootError, Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
 pub use watch::Call;
 use watch::Probe;
@@ -199,11 +199,19 @@ impl SimMachine {
     /// The machine, booted.
     pub fn boot(&self) -> &'static Mm<Sim> {
         let mm = self.build();
+        self.boot_on(mm).expect("the machine boots");
+        mm
+    }
+
+    /// Boots `mm`, which [`Self::build`] made.
+    ///
+    /// # Errors
+    /// Those of [`Mm::boot`].
+    pub fn boot_on(&self, mm: &Mm<Sim>) -> Result<(), BootError> {
         for &(first, pages) in &self.memory {
             mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
         }
-        mm.boot(Box::leak(Box::new(self.memblock())), self.boot_options()).expect("the machine boots");
-        mm
+        mm.boot(Box::leak(Box::new(self.memblock())), self.boot_options())
     }
 }
 
