@@ -41,7 +41,7 @@ use crate::page::Kind;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
 use crate::sync::yield_now;
-use crate::{Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
+use crate::{BootError, Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
 pub use watch::Call;
 use watch::Probe;
@@ -205,15 +205,23 @@ impl SimMachine {
     /// The machine, booted.
     pub fn boot(&self) -> &'static Mm<Sim> {
         let mm = self.build();
-        self.boot_from(mm, Box::leak(Box::new(self.memblock())));
+        self.boot_on(mm).expect("the machine boots");
         mm
     }
 
-    fn boot_from(&self, mm: &Mm<Sim>, memblock: &'static mut Memblock) {
+    /// Boots `mm`, which [`Self::build`] made.
+    ///
+    /// # Errors
+    /// Those of [`Mm::boot`].
+    pub fn boot_on(&self, mm: &Mm<Sim>) -> Result<(), BootError> {
+        self.boot_from(mm, Box::leak(Box::new(self.memblock())))
+    }
+
+    fn boot_from(&self, mm: &Mm<Sim>, memblock: &'static mut Memblock) -> Result<(), BootError> {
         for &(first, pages) in &self.memory {
             mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
         }
-        mm.boot(memblock, self.boot_options()).expect("the machine boots");
+        mm.boot(memblock, self.boot_options())
     }
 }
 

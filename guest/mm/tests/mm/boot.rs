@@ -2,8 +2,8 @@
 
 use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
-    BootError, FaultStep, Gfp, Memblock, MemoryContent, NodeId, Order, PageblockSet, PhysAddr, PhysRange,
-    SectionNr, ZoneType,
+    BootError, FaultStep, Gfp, InitPolicy, Memblock, MemoryContent, NodeId, Options, Order, PageblockSet,
+    PhysAddr, PhysRange, SectionNr, ZoneType,
 };
 
 /// A small PC memory map: a hole at 640 KiB, odd ends, reserved ranges, memory above 4 GiB.
@@ -105,6 +105,22 @@ fn growing_out_of_memory() {
     assert_eq!(mm.stats().zones, before.zones);
     assert_eq!(mm.platform().attempts(FaultStep::MapMemmap), 1, "the memmap was not mapped the second time");
     mm.check();
+}
+
+/// Without a page for a page table boot fails: for the memmap of the first section, or for the memmaps that are left
+/// for later.
+#[test]
+fn boot_without_page_tables_is_an_error() {
+    let machine = SimMachine {
+        memory: [(0, 3 * 32768)].into(),
+        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        ..SimMachine::default()
+    };
+    for attempt in 0..2 {
+        let mm = machine.build();
+        mm.platform().inject(FaultStep::PageTable, attempt);
+        assert_eq!(machine.boot_on(mm), Err(BootError::NoPageTable(SectionNr::new(attempt))));
+    }
 }
 
 fn range(start: u64, size: u64) -> PhysRange {
