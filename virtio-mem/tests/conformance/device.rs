@@ -299,8 +299,11 @@ fn system_reset() {
     let mut rig = Rig::new(512);
     rig.ack(PLUG, 0, 8);
     rig.ack(PLUG, 100, 8);
+    let before = rig.device.config_generation();
     rig.reset();
     assert_eq!((rig.plugged(), rig.device.requested_size()), (0, 512 * MIB));
+    assert_ne!(rig.device.config_generation(), before);
+    rig.ack(PLUG, 0, 256);
 }
 
 fn unknown() {
