@@ -126,10 +126,11 @@ pub enum End {
 }
 
 impl Vm {
-    /// Starts a VM. Returns when its vCPUs run; wait for [`State::ready`] next.
+    /// Starts a VM. Returns when its vCPUs run; wait for [`State::ready`] next. With [`Config::confinement`] the
+    /// calling thread can do little else from then on: see [`Vm::apart`].
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left behind.
+    /// [`StartError`]; nothing is left behind, except that the thread may be locked in.
     pub fn start(config: Config) -> Result<Self, StartError> {
         start::start(config)
     }
