@@ -16,6 +16,7 @@
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `process` | termination signals and the terminal | guests |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
+//! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
@@ -31,6 +32,8 @@ mod cpuid;
 mod death;
 mod error;
 mod hint;
+#[cfg(feature = "hosted")]
+pub mod hosted;
 mod memory;
 mod printable;
 mod process;
