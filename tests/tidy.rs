@@ -41,6 +41,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/lab", &["tidevm-abi", "tidevm-machine", "tidevm-session"]),
     ("vmm/cli", &["tidevm-abi", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
+    ("tests/fuzz", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
     ("xtask", &["tidevm-guest-image"]),
 ];
 
@@ -48,6 +49,7 @@ const OURS: &[&str] = &[
     "tidevm",
     "tidevm-abi",
     "tidevm-bench",
+    "tidevm-fuzz",
     "tidevm-guest",
     "tidevm-guest-image",
     "tidevm-lab",

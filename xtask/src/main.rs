@@ -6,6 +6,7 @@
 
 mod compare;
 mod features;
+mod fuzz;
 mod initramfs;
 mod nested;
 mod packages;
@@ -31,6 +32,8 @@ usage: cargo xtask COMMAND
   test                         setup, then every test that this machine can run; writes docs/features.md
   compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
                                and on the nested host, side by side; takes half an hour
+  fuzz [TARGET] [--seconds N]  run the fuzzer of one target of `tests/fuzz`, or of each in turn; 60 s each
+  fuzz TARGET --keep           take what the runs found into the committed corpus
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
                                `tidevm`, `sessions` (the session tests), `linux` (tests with a
                                stock kernel as the guest), or a static executable
@@ -63,6 +66,11 @@ fn main() -> Result<ExitCode> {
             setup()?;
             compare::run()
         }
+        ["fuzz"] => fuzz::run(None, fuzz::SECONDS),
+        ["fuzz", "--seconds", seconds] => fuzz::run(None, seconds),
+        ["fuzz", target] => fuzz::run(Some(target), fuzz::SECONDS),
+        ["fuzz", target, "--keep"] => fuzz::keep(target),
+        ["fuzz", target, "--seconds", seconds] => fuzz::run(Some(target), seconds),
         ["nested", "--", program, ..] => {
             setup()?;
             Host::prepare()?.run(&nested::program(program)?, &arguments[3..])
