@@ -42,6 +42,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/cli", &["tidevm-abi", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests/fuzz", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
+    ("tests/soak", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
     ("xtask", &["tidevm-guest-image"]),
 ];
 
@@ -56,6 +57,7 @@ const OURS: &[&str] = &[
     "tidevm-machine",
     "tidevm-mm",
     "tidevm-session",
+    "tidevm-soak",
     "tidevm-tests",
     "virtio-mem",
     "xtask",
