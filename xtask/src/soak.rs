@@ -31,6 +31,8 @@ pub fn run(level: Option<&str>, cycles: Option<&str>, seed: Option<&str>) -> Res
     let new_seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
     let seed = seed.unwrap_or(&new_seed);
     setup()?;
+    // A run takes hours, and its commit is that of its build.
+    let build = format!("{} | {}", recorded::date(), recorded::commit());
     let mut good = true;
     for (level, usual) in levels {
         let cycles = cycles.unwrap_or(usual);
@@ -39,7 +41,7 @@ pub fn run(level: Option<&str>, cycles: Option<&str>, seed: Option<&str>) -> Res
             level => here(level, cycles, seed)?,
         };
         good &= is_good(&cells);
-        record(level, seed, &cells)?;
+        record(level, &build, seed, &cells)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -86,10 +88,10 @@ fn cycles_of(cells: &str) -> u64 {
     cells.split(" | ").next().and_then(|cell| cell.trim().parse().ok()).unwrap_or(0)
 }
 
-fn record(level: &str, seed: &str, cells: &str) -> Result<()> {
+fn record(level: &str, build: &str, seed: &str, cells: &str) -> Result<()> {
     let path: PathBuf = workspace_root().join("docs/soak.md");
     let document = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let row = format!("| {level} | {} | {} | {seed} | {cells} |", recorded::date(), recorded::commit());
+    let row = format!("| {level} | {build} | {seed} | {cells} |");
     match with_row(&document, level, &row, cells)? {
         Some(new) => Ok(fs::write(&path, new)?),
         None => {
