@@ -82,7 +82,7 @@ fn options(kind: u8) -> Options {
         init,
         content,
         pcp: if kind / 3 % 4 == 3 { PcpPolicy::DrainAgain } else { PcpPolicy::Disable },
-        memmap_on_memory: kind / 3 % 2 == 0,
+        memmap_on_memory: (kind / 3).is_multiple_of(2),
         removal: if kind / 3 == 2 { RemovalPolicy::Range } else { RemovalPolicy::PerBlock },
         ..SimMachine::OPTIONS
     }

@@ -90,7 +90,7 @@ fn script(count: u64, random: &mut Random, tally: &mut Tally) -> String {
         if churn {
             let _ = writeln!(text, "churn 1 thread for 500ms as storm");
         }
-        let _ = writeln!(text, "resize {}M within 5m", target * BLOCK >> 20);
+        let _ = writeln!(text, "resize {}M within 5m", (target * BLOCK) >> 20);
         if churn {
             text += "wait storm\n";
         }

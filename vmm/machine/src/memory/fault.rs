@@ -28,7 +28,6 @@ pub use on_demand::{fail, failed, fault};
 
 /// The failure of `call` if one is due; never without the feature `hosted`.
 #[cfg(not(feature = "hosted"))]
-#[expect(clippy::unnecessary_wraps, reason = "fails with the feature `hosted`")]
 pub const fn fault(_call: HostCall) -> io::Result<()> {
     Ok(())
 }
