@@ -169,8 +169,8 @@ impl Observer for Watcher {
             self.wrong.push(format!("`{}`: {failure}", step.command));
         }
         CALLS.iter().for_each(|&call| fail(call, None));
-        if self.random.chance(25) {
-            fail(self.random.pick(&CALLS), Some(self.random.below(3) as u32));
+        if self.random.chance(60) {
+            fail(self.random.pick(&CALLS), Some(self.random.below(2) as u32));
         }
         Ok(())
     }
