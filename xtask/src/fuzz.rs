@@ -37,8 +37,9 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const LONGEST: u32 = 60;
 /// Most bytes of the process.
 const MEMORY_MIB: u32 = 2048;
-/// Most bytes of a committed corpus that `--keep` makes.
-const CORPUS: u64 = 80 << 10;
+/// Most bytes and files of a committed corpus that `--keep` makes.
+const CORPUS: u64 = 60 << 10;
+const FILES: usize = 40;
 
 /// What cargo-fuzz passes to the compiler, without a sanitizer.
 const FLAGS: [&str; 7] = [
@@ -144,8 +145,8 @@ fn fuzz(programs: &Path, name: &str, longest: u32, seconds: u32) -> Result<Row> 
     Ok(row)
 }
 
-/// Takes the inputs of the runs so far into the committed corpus of `target`: the least inputs with all coverage, and
-/// the shortest of these when they are too large together.
+/// Takes inputs of the runs so far into the committed corpus of `target`: of the least inputs with all coverage some
+/// of every length.
 ///
 /// # Errors
 /// There is no such target, or the fuzzer fails.
@@ -174,7 +175,8 @@ pub fn keep(target: &str) -> Result<ExitCode> {
         }
     }
     let (mut total, mut count) = (0, 0);
-    for (number, (length, bytes)) in inputs.iter().enumerate() {
+    let step = inputs.len().div_ceil(FILES).max(1);
+    for (number, (length, bytes)) in inputs.iter().step_by(step).enumerate() {
         total += *length as u64;
         if total > CORPUS {
             break;
