@@ -41,6 +41,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/lab", &["tidevm-abi", "tidevm-machine", "tidevm-session"]),
     ("vmm/cli", &["tidevm-abi", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
+    ("tests/fuzz", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
+    ("tests/soak", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
     ("xtask", &["tidevm-guest-image"]),
 ];
 
@@ -48,12 +50,14 @@ const OURS: &[&str] = &[
     "tidevm",
     "tidevm-abi",
     "tidevm-bench",
+    "tidevm-fuzz",
     "tidevm-guest",
     "tidevm-guest-image",
     "tidevm-lab",
     "tidevm-machine",
     "tidevm-mm",
     "tidevm-session",
+    "tidevm-soak",
     "tidevm-tests",
     "virtio-mem",
     "xtask",

@@ -6,12 +6,14 @@
 
 mod compare;
 mod features;
+mod fuzz;
 mod initramfs;
 mod mutants;
 mod nested;
 mod packages;
 mod recorded;
 mod results;
+mod soak;
 mod stock;
 mod suites;
 
@@ -34,9 +36,14 @@ usage: cargo xtask COMMAND
                                and on the nested host, side by side; takes half an hour
   mutants [PATH]               breaks the code as a maintainer could by mistake, one change at a time, and looks
                                whether a hosted test fails; writes docs/mutants.md
+  fuzz [TARGET] [--seconds N]  run the fuzzer of one target of `tests/fuzz`, or of each in turn; 60 s each
+  fuzz TARGET --keep           take what the runs found into the committed corpus
+  soak [LEVEL] [--cycles N [--seed S]]
+                               plug and unplug again and again with failures and resets, at the level `device`,
+                               `hosted`, `booted` or `nested`, or at the first three; writes docs/soak.md
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
                                `tidevm`, `sessions` (the session tests), `linux` (tests with a
-                               stock kernel as the guest), or a static executable
+                               stock kernel as the guest), `soak`, or a static executable
 ";
 
 /// Debian's compiler and the sources of its libraries. Both must have the same version.
@@ -68,6 +75,19 @@ fn main() -> Result<ExitCode> {
         }
         ["mutants"] => mutants::run(""),
         ["mutants", path] => mutants::run(path),
+        ["fuzz"] => fuzz::run(None, fuzz::SECONDS),
+        ["fuzz", "--seconds", seconds] => fuzz::run(None, seconds),
+        ["fuzz", target] => fuzz::run(Some(target), fuzz::SECONDS),
+        ["fuzz", target, "--keep"] => fuzz::keep(target),
+        ["fuzz", target, "--seconds", seconds] => fuzz::run(Some(target), seconds),
+        ["soak"] => soak::run(None, None, None),
+        ["soak", "--cycles", cycles] => soak::run(None, Some(cycles), None),
+        ["soak", "--cycles", cycles, "--seed", seed] => soak::run(None, Some(cycles), Some(seed)),
+        ["soak", level] => soak::run(Some(level), None, None),
+        ["soak", level, "--cycles", cycles] => soak::run(Some(level), Some(cycles), None),
+        ["soak", level, "--cycles", cycles, "--seed", seed] => {
+            soak::run(Some(level), Some(cycles), Some(seed))
+        }
         ["nested", "--", program, ..] => {
             setup()?;
             Host::prepare()?.run(&nested::program(program)?, &arguments[3..])

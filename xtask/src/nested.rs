@@ -210,7 +210,7 @@ fn wait(mut qemu: std::process::Child, output: &Path) -> Result<()> {
 }
 
 /// The statically linked program that `name` stands for: `tidevm`, `sessions` or `linux` (tests),
-/// `compare` (which measures), or a file.
+/// `compare` (which measures), `soak`, or a file.
 ///
 /// # Errors
 /// It cannot be built, or there is no such file.
@@ -219,9 +219,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
         "tidevm" => ("tidevm", &["build", "--bin", "tidevm"]),
         "sessions" => ("tidevm-tests", &["test", "--no-run", "--test", "sessions"]),
         "linux" => ("tidevm-tests", &["test", "--no-run", "--test", "linux"]),
+        "soak" => ("tidevm-soak", &["build", "--bin", "soak"]),
         "compare" => ("tidevm-lab", &["build", "--bin", "compare"]),
         file if Path::new(file).is_file() => return Ok(file.into()),
-        other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor a file"),
+        other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor `soak` nor a file"),
     };
     let output = Command::new(env!("CARGO"))
         .current_dir(workspace_root())

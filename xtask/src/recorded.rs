@@ -16,20 +16,29 @@ const BEGINNING: &str = "Recorded on ";
 
 /// The line for a run that ends now, with its line end.
 pub fn line() -> String {
-    let date = output("date", &["-u", "+%Y-%m-%d"]).unwrap_or_else(|| "an unknown day".to_owned());
-    let commit = output("git", &["rev-parse", "--short=12", "HEAD"]).map_or_else(
-        || "an unknown commit".to_owned(),
-        |commit| match output("git", &["status", "--porcelain", "--untracked-files=no"]) {
-            Some(changes) if changes.is_empty() => format!("commit {commit}"),
-            _ => format!("commit {commit} with changes"),
-        },
-    );
+    let (date, commit) = (date(), commit());
     let linux = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "of an unknown version".to_owned());
     let cpus = read("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu_model(&cpus).unwrap_or("an unknown CPU");
     let kvm = if Path::new("/dev/kvm").exists() { "with" } else { "without" };
     format!(
         "{BEGINNING}{date} at {commit}: Linux {linux}, {cpu}, {kvm} a KVM of its own; and the nested host.\n"
+    )
+}
+
+/// Today, in UTC.
+pub fn date() -> String {
+    output("date", &["-u", "+%Y-%m-%d"]).unwrap_or_else(|| "an unknown day".to_owned())
+}
+
+/// The commit that is checked out, and whether the working tree differs from it.
+pub fn commit() -> String {
+    output("git", &["rev-parse", "--short=12", "HEAD"]).map_or_else(
+        || "an unknown commit".to_owned(),
+        |commit| match output("git", &["status", "--porcelain", "--untracked-files=no"]) {
+            Some(changes) if changes.is_empty() => format!("commit {commit}"),
+            _ => format!("commit {commit} with changes"),
+        },
     )
 }
 

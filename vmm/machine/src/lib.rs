@@ -20,6 +20,7 @@
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `budget` | the memory that the process's control group allows | who uses it |
 //! | `clock` | the time in which this process has run | what it is measured for |
+//! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
@@ -38,6 +39,8 @@ mod cpuid;
 mod death;
 mod error;
 mod hint;
+#[cfg(feature = "hosted")]
+pub mod hosted;
 mod memory;
 mod printable;
 mod process;

@@ -28,6 +28,7 @@ use tidevm_abi::Size;
 
 use crate::sync::lock;
 
+pub mod fault;
 pub mod held;
 pub mod layout;
 pub mod mapping;
@@ -41,6 +42,8 @@ use mapping::Mapping;
 use range::{GuestRange, OffsetRange};
 use region::RamRegion;
 use slots::Slots;
+#[cfg(feature = "hosted")]
+pub(crate) use view::LOOKUPS;
 pub use view::View;
 #[cfg(test)]
 pub(crate) use view::WINDOWS_MADE;

@@ -42,7 +42,7 @@ impl Image {
         Ok(Self::new(path.display().to_string(), read("--kernel", path)?.into()))
     }
 
-    pub(super) fn new(name: String, bytes: Cow<'static, [u8]>) -> Self {
+    pub(crate) fn new(name: String, bytes: Cow<'static, [u8]>) -> Self {
         let own_guest = is_own_guest(&bytes);
         Self { name, bytes, own_guest }
     }

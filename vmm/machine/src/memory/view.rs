@@ -95,6 +95,8 @@ impl GuestMemoryBackend for View {
     }
 
     fn find_region(&self, address: GuestAddress) -> Option<&Window> {
+        #[cfg(feature = "hosted")]
+        LOOKUPS.set(LOOKUPS.get() + 1);
         let (_, shown) = self.windows.range(..=address.0).next_back()?;
         shown.addresses.contains(address).then_some(&shown.window)
     }
@@ -112,4 +114,10 @@ impl GuestMemoryBackend for View {
 thread_local! {
     /// Windows that this thread has made. Tests look at it to see that a change leaves the others alone.
     pub(crate) static WINDOWS_MADE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(feature = "hosted")]
+thread_local! {
+    /// Addresses that this thread has looked up in a view: the measure of a device's work on a queue.
+    pub(crate) static LOOKUPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }

@@ -145,6 +145,14 @@ impl Control {
     }
 }
 
+#[cfg(feature = "hosted")]
+impl Control {
+    /// The device's registers.
+    pub(crate) fn registers(&self) -> &Registers {
+        &self.transport.registers
+    }
+}
+
 impl RegisterDevice for Control {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.transport.registers.read(offset, data);

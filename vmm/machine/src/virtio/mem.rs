@@ -272,6 +272,19 @@ impl Mem {
     }
 }
 
+#[cfg(feature = "hosted")]
+impl Mem {
+    /// From now on each call of [`Mem::serve`] serves one request, whatever the host's load.
+    pub(crate) fn serve_singly(&mut self) {
+        self.turn = Duration::ZERO;
+    }
+
+    /// The device's registers.
+    pub(crate) fn registers(&self) -> &Registers {
+        &self.transport.registers
+    }
+}
+
 impl RegisterDevice for Mem {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.transport.registers.read(offset, data);

@@ -51,6 +51,8 @@ pub struct Registers {
     device_features: u64,
     required_features: u64,
     driver_features: u64,
+    /// The driver accepted a feature above bit 63.
+    accepted_too_high: bool,
     device_features_word: u32,
     driver_features_word: u32,
     queues: Vec<Queue>,
@@ -80,6 +82,7 @@ impl Registers {
             device_features: features | version_1,
             required_features: required | version_1,
             driver_features: 0,
+            accepted_too_high: false,
             device_features_word: 0,
             driver_features_word: 0,
             queues: queue_sizes.iter().map(|&size| Queue::new(size)).collect::<Result<_, _>>()?,
@@ -218,9 +221,9 @@ impl Registers {
         match self.driver_features_word {
             0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
             1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
-            // Features above 63 are not offered. Accepting one must fail at FEATURES_OK.
-            _ if value != 0 => self.driver_features = u64::MAX,
-            _ => {}
+            // Features above 63 are not offered. Accepting one must fail at FEATURES_OK, whatever else the driver
+            // accepts later.
+            _ => self.accepted_too_high |= value != 0,
         }
     }
 
@@ -248,7 +251,8 @@ impl Registers {
     }
 
     fn features_agreed(&self) -> bool {
-        self.driver_features & !self.device_features == 0
+        !self.accepted_too_high
+            && self.driver_features & !self.device_features == 0
             && self.driver_features & self.required_features == self.required_features
     }
 
@@ -258,6 +262,7 @@ impl Registers {
             queue.reset();
         }
         self.driver_features = 0;
+        self.accepted_too_high = false;
         self.device_features_word = 0;
         self.driver_features_word = 0;
         self.queue = 0;
@@ -285,6 +290,23 @@ impl Registers {
             VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
             _ => {}
         }
+    }
+
+    /// What the driver has set up of queue `index`: its largest and its chosen size, whether it is ready, and the
+    /// addresses of the descriptor table, of the driver's ring and of the device's ring.
+    #[cfg(feature = "hosted")]
+    #[must_use]
+    pub fn set_up(&self, index: usize) -> Option<(u16, u16, bool, [u64; 3])> {
+        let queue = self.queue(index)?;
+        let addresses = [queue.desc_table(), queue.avail_ring(), queue.used_ring()];
+        Some((queue.max_size(), queue.size(), queue.ready(), addresses))
+    }
+
+    /// The number of chains of queue `index` that went back to the driver since it was reset, modulo 2^16.
+    #[cfg(feature = "hosted")]
+    #[must_use]
+    pub fn given_back(&self, index: usize) -> Option<u16> {
+        self.queue(index).map(Queue::next_used)
     }
 
     fn has(&self, bit: u32) -> bool {

@@ -68,6 +68,15 @@ impl Target {
         Ok(())
     }
 
+    /// Leaves a target for the next turn of the device.
+    ///
+    /// # Errors
+    /// The size is not possible; nothing changed.
+    #[cfg(feature = "hosted")]
+    pub(crate) fn set_later(&self, requested: Size) -> Result<(), ResizeError> {
+        self.leave(requested)
+    }
+
     /// The target that is set and not yet taken.
     pub(super) fn pending(&self) -> Option<u64> {
         *lock(&self.pending)

@@ -97,6 +97,12 @@ fn features_must_be_offered_and_enough() {
     write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 2);
     write(&mut registers, VIRTIO_MMIO_DRIVER_FEATURES, 1);
     assert_eq!(status(&mut registers, FEATURES_OK), DRIVER, "a bit above 63");
+    accept(&mut registers, version_1 | 0b10);
+    assert_eq!(status(&mut registers, FEATURES_OK), DRIVER, "a bit above 63, and others after it");
+    status(&mut registers, 0);
+    status(&mut registers, DRIVER);
+    accept(&mut registers, version_1 | 0b10);
+    assert_eq!(status(&mut registers, FEATURES_OK), FEATURES_OK, "a reset forgets it");
 }
 
 /// 4.2.2: each word can be written again, in any order. There are no features above bit 63, and none to refuse.
