@@ -237,7 +237,7 @@ fn shares_its_handles_with_workloads() {
         assert_eq!(ask(taken), in_use, "{taken:?}");
     }
     for handle in [1, 2] {
-        let whole = Answer::Verified { pages: 4, corrupt: 0, first_corrupt: None };
+        let whole = Answer::Verified { pages: 4, corrupt: 0, first: None };
         assert_eq!(ask(Op::Verify { handle }), whole);
         assert_eq!(ask(Op::Release { handle }), Answer::Released { pages: 4 });
     }

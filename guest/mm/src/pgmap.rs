@@ -109,6 +109,7 @@ pub(crate) struct Pgmap {
 
 /// A pageblock of device pages that this CPU has claimed to initialise. The range stays mapped and Present
 /// until all chunks are finished.
+#[derive(Debug)]
 pub(crate) struct Chunk(PfnRange);
 
 // A range that is initialising is not unmapped, and its sections change state when the last chunk is finished.
@@ -155,8 +156,7 @@ impl Pgmap {
 
     /// All of the range.
     pub(crate) fn range(&self) -> PfnRange {
-        let start = Pfn::new(self.start.load(Relaxed));
-        PfnRange::new(start, self.pages.load(Relaxed))
+        PfnRange::new(Pfn::new(self.start.load(Relaxed)), self.pages.load(Relaxed))
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -184,9 +184,8 @@ impl Pgmap {
     }
 
     pub(crate) fn altmap(&self) -> Option<VmemAltmap> {
-        let pages = self.altmap_pages();
-        let whole = VmemAltmap::at(pages.start(), pages.pages());
-        (!pages.is_empty()).then(|| whole.with_allocated(self.altmap_alloc.load(Relaxed)))
+        let (pages, allocated) = (self.altmap_pages(), self.altmap_alloc.load(Relaxed));
+        (!pages.is_empty()).then(|| VmemAltmap::at(pages.start(), pages.pages()).with_allocated(allocated))
     }
 
     pub(crate) fn memmap_pages(&self) -> u32 {
@@ -229,12 +228,7 @@ impl Pgmap {
     /// Counts `chunk` as initialised; `last` is its last page. Returns true for the last chunk: that CPU sees the
     /// writes of all other CPUs.
     pub(crate) fn finish(&self, chunk: &Chunk, last: &Page) -> bool {
-        assert_eq!(
-            last.state(),
-            self.page_state(),
-            "the last page of {:?}, which is finished",
-            chunk.pages()
-        );
+        assert_eq!(last.state(), self.page_state(), "the last page of {chunk:?}, which is finished");
         self.count_finished(chunk)
     }
 

@@ -143,7 +143,7 @@ impl Guest {
             }
             220..224 => {
                 self.devices.reset().expect("the host takes memory back");
-                assert_eq!(self.devices.state().mem[0].plugged, 0);
+                assert_eq!(self.devices.state().mem[0].plugged.0, 0);
                 self.initialise(input);
                 self.opens_failed = failed(HostCall::Open);
             }
@@ -232,7 +232,7 @@ impl Guest {
         assert!(heap <= 256 << 10, "{heap} bytes of heap");
         let apart = self.check_memory(&before, &queues);
         self.check_used(&queues, given_back, apart);
-        let (plugged, reachable) = (self.devices.state().mem[0].plugged, self.devices.reachable());
+        let (plugged, reachable) = (self.devices.state().mem[0].plugged.0, self.devices.reachable());
         let lost = failed(HostCall::Open) > self.opens_failed;
         assert!(
             reachable == plugged || lost && reachable < plugged,

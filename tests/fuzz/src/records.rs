@@ -50,7 +50,7 @@ pub fn check(data: &[u8]) {
         }
         match input.byte() {
             0..20 => {
-                let op = input.pick(&[Op::Stats, Op::Check, Op::Race { cycles: 1 }]);
+                let op = input.pick(&[Op::Stats, Op::Check, Op::Race { cycles: 1, held: false }]);
                 match devices.call(op) {
                     Some(id) => drop(model.calls.insert(id, None)),
                     None => assert!(model.calls.len() >= 64, "{} calls fill the queue", model.calls.len()),

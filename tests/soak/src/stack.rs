@@ -137,7 +137,7 @@ impl Stack {
 
     /// Bytes that are plugged.
     pub fn plugged(&self) -> u64 {
-        self.devices.state().mem[0].plugged
+        self.devices.state().mem[0].plugged.0
     }
 
     /// System reset, and the driver of the next guest.

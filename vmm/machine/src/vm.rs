@@ -36,6 +36,7 @@ mod devices;
 mod events;
 mod exits;
 mod hardware;
+mod kvm_run;
 mod look;
 mod shared;
 mod signals;

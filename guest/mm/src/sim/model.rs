@@ -32,7 +32,7 @@ impl Machine {
         let memblock = Box::into_raw(Box::new(machine.memblock()));
         let mm = machine.build();
         // SAFETY: `memblock` was just made, and `drop` frees it after the `Mm` that refers to it.
-        machine.boot_from(mm, unsafe { &mut *memblock });
+        machine.boot_from(mm, unsafe { &mut *memblock }).expect("the machine boots");
         Self { mm: core::ptr::from_ref(mm).cast_mut(), memblock }
     }
 

@@ -13,7 +13,6 @@
 //!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
 //! has a memslot, as an MMIO exit where it has none. What KVM does not report at all, [`unplugged`] finds.
-#![expect(unsafe_code, reason = "reads the parts of kvm_run that the exit reason names")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -29,6 +28,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
+use super::kvm_run::{port_access, suberror};
 use super::look::Seen;
 use super::shared::VmShared;
 use crate::bus::Access;
@@ -386,26 +386,6 @@ impl SipiWait {
 
 fn is_uninitialized(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
-}
-
-/// The width of the port access for which the last run ended, and the bytes of all its repetitions. `kvm-ioctls`
-/// does not tell the width.
-fn port_access(vcpu: &mut VcpuFd) -> (usize, &mut [u8]) {
-    let run = std::ptr::from_mut(vcpu.get_kvm_run());
-    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is the
-    // current one follows from the exit reason of the last run, KVM_EXIT_IO.
-    let io = unsafe { (*run).__bindgen_anon_1.io };
-    let (width, size) = (usize::from(io.size), usize::from(io.size) * io.count as usize);
-    // SAFETY: KVM put `size` bytes at this offset into the mapping of the vCPU, which `kvm-ioctls` mapped as a whole
-    // and unmaps with the vCPU. The result borrows the vCPU, so nothing else uses the bytes meanwhile.
-    let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(io.data_offset as usize), size) };
-    (width, data)
-}
-
-fn suberror(vcpu: &mut VcpuFd) -> u32 {
-    // SAFETY: every member of the union is plain numbers, so any bytes are valid for it. That this member is
-    // the current one follows from the exit reason of the last run, KVM_EXIT_INTERNAL_ERROR.
-    unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
 }
 
 #[cfg(test)]
