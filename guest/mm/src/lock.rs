@@ -189,6 +189,10 @@ mod order {
 
     #[track_caller]
     pub(super) fn assert_held(locks: Locks, call: &str) {
+        // See `pop`.
+        if is_unwinding() {
+            return;
+        }
         HELD.with(|held| {
             let held = held.borrow();
             let is_held = locks.must.is_none_or(|must| held.contains(&must));
@@ -199,13 +203,17 @@ mod order {
         });
     }
 
+    /// A model checker has no threads any more when it ends a run that panicked.
+    fn is_unwinding() -> bool {
+        cfg!(any(feature = "shuttle", feature = "loom")) && std::thread::panicking()
+    }
+
     pub(super) fn push(rank: Rank) {
         HELD.with(|held| held.borrow_mut().push(rank));
     }
 
     pub(super) fn pop(rank: Rank) {
-        // A model checker has no threads any more when it ends a run that panicked.
-        if cfg!(any(feature = "shuttle", feature = "loom")) && std::thread::panicking() {
+        if is_unwinding() {
             return;
         }
         HELD.with(|held| {

@@ -25,6 +25,7 @@ fn machine(zone: ZoneType, memmap_on_memory: bool) -> &'static Mm<Sim> {
 /// first of them.
 fn refusal(mm: &Mm<Sim>, nr: SectionNr, pageblocks: PageblockSet) -> Option<(u32, Pfn, Holder)> {
     let pages = mm.sparse.pages(nr).expect("a memmap");
+    let _hotplug = mm.hotplug();
     match mm.start_isolate(pages, pageblocks) {
         Ok(()) => {
             mm.undo_isolate(pages, pageblocks);
@@ -113,9 +114,10 @@ fn a_pageblock_is_isolated_once() {
     let mm = machine(ZoneType::Movable, true);
     let pages = mm.sparse.pages(BLOCK).unwrap();
     let count = || mm.zone(pages.section().zone()).nr_isolate_pageblock();
-    mm.start_isolate(pages, one(HELD)).unwrap();
+    let isolate = |pageblocks| mm.hotplug().mm.start_isolate(pages, pageblocks);
+    isolate(one(HELD)).unwrap();
     for others in [HELD - 4..HELD + 4, HELD..HELD + 1] {
-        assert_eq!(mm.start_isolate(pages, PageblockSet::range(others)), Err(OfflineError::Busy));
+        assert_eq!(isolate(PageblockSet::range(others)), Err(OfflineError::Busy));
         assert_eq!(count(), 1);
         mm.check();
     }

@@ -68,7 +68,9 @@ fn free_with_a_fresh_type() {
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     mm.drain_pcp(MOVABLE);
     let pages = mm.sparse.pages(BLOCK).unwrap();
+    let hotplug = mm.hotplug();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
+    drop(hotplug);
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);

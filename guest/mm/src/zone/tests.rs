@@ -2,14 +2,23 @@
 //! from the formulas of Linux 6.12 (`init_per_zone_wmark_min`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve`,
 //! `zone_batchsize`, `zone_highsize`).
 
+use crate::addr::{Pfn, PfnRange};
 use crate::hotplug::HotplugHeld;
 use crate::node::{ZoneId, ZoneType};
 use crate::zone::{PCP_OFF, Watermark, Zone, pcp_limits, setup_watermarks};
+
+/// Lets an empty zone span so many pages.
+fn span(zone: &Zone, pages: u64) {
+    if let Ok(pages @ 1..) = u32::try_from(pages) {
+        zone.grow_span(PfnRange::new(Pfn::new(0), pages), &HotplugHeld::without_mm());
+    }
+}
 
 /// Zones of the first node with this many managed pages; the other nodes have no memory.
 fn zones(managed: [u64; 3]) -> [Zone; ZoneId::COUNT] {
     let (zones, held) = (Zone::all(), HotplugHeld::without_mm());
     for (zone, pages) in zones.iter().zip(managed) {
+        span(zone, pages);
         zone.add_present(pages, &held);
         zone.add_managed(pages, &held);
     }
@@ -83,6 +92,7 @@ fn limits_of_lists() {
     }
     // All of its pages hold memmap.
     let (zone, held) = (&Zone::all()[0], HotplugHeld::without_mm());
+    span(zone, 512);
     zone.add_present(512, &held);
     assert_eq!(pcp_limits(zone, 1), (4, 1));
 }

@@ -68,6 +68,7 @@ fn read(sparse: &Sparse, mapped: &AtomicBool, reader: &Reader, rules: Rules) {
 
 fn a_section_is_removed(rules: Rules) {
     let sparse = &machine().sparse;
+    sparse.set_state(NR, SectionState::Present, &Owner);
     sparse.set_state(NR, SectionState::Initialised, &Owner);
     let mapped = fixed(AtomicBool::new(true));
     let reader = fixed(Reader { passes: AtomicU32::new(0), idle: AtomicBool::new(false) });

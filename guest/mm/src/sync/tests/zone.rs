@@ -1,5 +1,6 @@
 //! `zone` and `zonelist`: readers without a lock.
 
+use crate::addr::{Pfn, PfnRange};
 use crate::hotplug::HotplugHeld;
 use crate::node::{NodeId, ZoneType};
 use crate::sync::tests::{fixed, in_every_execution};
@@ -29,6 +30,7 @@ fn deferred_pages_are_free_or_deferred() {
 fn a_zone_is_on_the_lists_with_its_pages() {
     let (zones, nodes) = (fixed(Zone::all()), fixed(Nodes::new()));
     let zone = NodeId::FIRST.zone(ZoneType::Movable);
+    zones[zone.index()].grow_span(PfnRange::new(Pfn::new(0), 7), &HotplugHeld::without_mm());
     in_every_execution(
         move || {
             zones[zone.index()].add_present(7, &HotplugHeld::without_mm());
