@@ -283,7 +283,7 @@ mod tests {
     use crate::sim::{Sim, SimMachine};
     use crate::sparse::SectionState;
     use crate::zone::Watermark;
-    use crate::{Mm, watch};
+    use crate::{Mm, steps};
 
     fn machine(init: InitPolicy, sections: u32) -> SimMachine {
         SimMachine {
@@ -396,7 +396,7 @@ mod tests {
                         assert!(Sim::run_on(1, || mm.init_deferred()));
                     }
                 };
-                let steps = watch::each_step(other_cpu, || found = sum(mm, all));
+                let steps = steps::each(other_cpu, || found = sum(mm, all));
                 assert!(found >= before, "{what}: {found} of {before}, after read {at}");
                 assert!(steps > 1, "{what}: {steps} reads");
                 if steps <= at {

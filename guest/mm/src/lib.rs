@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, `lock`, `variant`, [`options`](Options), [`platform`](Platform), `watch` |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -72,12 +72,12 @@ mod platform;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sparse;
+#[cfg(test)]
+mod steps;
 mod sync;
 mod target;
 mod variant;
 mod vmstat;
-#[cfg(test)]
-mod watch;
 mod zone;
 mod zone_device;
 mod zonelist;

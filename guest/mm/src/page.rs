@@ -182,7 +182,7 @@ impl Page {
     pub(crate) fn set_state(&self, state: PageState) {
         self.state.store(state.0, Release);
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
     }
 
     /// The page after this one on its list.
@@ -226,7 +226,7 @@ impl Page {
         self.next.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
     }
 
     /// The pgmap of a page of device memory.

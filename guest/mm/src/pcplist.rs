@@ -103,7 +103,7 @@ impl PcpZone {
     fn set_limits(&self, limits: (u32, u32)) {
         self.limits.store(packed(limits), Relaxed);
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
     }
 }
 

@@ -301,7 +301,7 @@ impl Sparse {
             _ => 0,
         };
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
     }
 
     /// Sections that the table has.

@@ -102,7 +102,7 @@ impl Zone {
     pub(crate) fn free(&self) -> u64 {
         let free = self.free.load(Relaxed);
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
         free
     }
 
@@ -126,7 +126,7 @@ impl Zone {
         // Pairs with the Release in `sub_deferred`.
         let deferred = self.deferred.load(Acquire);
         #[cfg(test)]
-        crate::watch::step();
+        crate::steps::made();
         deferred
     }
 

@@ -7,7 +7,7 @@ use crate::node::{NodeId, ZoneType};
 use crate::options::MemoryContent;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
-use crate::{Mm, Options, watch};
+use crate::{Mm, Options, steps};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 
@@ -35,7 +35,7 @@ fn pitfall_8_the_lock_is_held_for_all_of_it() {
         ("contiguous range", 4 * PAGEBLOCK_PAGES, |mm| {
             mm.hotplug().alloc_contig_range(BLOCK, some()).unwrap();
             // Not part of the operation, and not under the lock.
-            watch::pause(|| mm.free_contig_range(BLOCK.pageblocks(&(40..44))));
+            steps::pause(|| mm.free_contig_range(BLOCK.pageblocks(&(40..44))));
         }),
         ("offline", 1 + 32, |mm| mm.hotplug().offline(BLOCK).unwrap()),
         ("remove", 3, |mm| mm.hotplug().remove_memory(BLOCK).unwrap()),
@@ -47,7 +47,7 @@ fn pitfall_8_the_lock_is_held_for_all_of_it() {
         for (what, least, operation) in operations {
             assert!(!is_held(), "before {what}");
             let look = move || assert!(mm.hotplug.try_lock().is_none(), "{what}: a step without the lock");
-            let steps = watch::each_step(look, || operation(mm));
+            let steps = steps::each(look, || operation(mm));
             assert!(steps >= least, "{what}: {steps} steps");
             assert!(!is_held(), "after {what}");
         }

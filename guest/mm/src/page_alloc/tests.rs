@@ -13,7 +13,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
 use crate::zone::Watermark;
-use crate::{Mm, watch};
+use crate::{Mm, steps};
 
 const DMA32: ZoneId = NodeId::FIRST.zone(ZoneType::Dma32);
 const NORMAL: ZoneId = NodeId::FIRST.zone(ZoneType::Normal);
@@ -105,7 +105,7 @@ fn a_walk_beside_a_split_finds_a_head_at_every_step() {
             }
             assert_eq!(pfn, whole.end());
         };
-        let steps = watch::each_step(walk, || mm.split_page_to(first, Order::MAX, to));
+        let steps = steps::each(walk, || mm.split_page_to(first, Order::MAX, to));
         assert_eq!(steps, Order::MAX.pages() / to.pages());
         for part in 0..steps {
             mm.free_pages(first.add(part * to.pages()), to);

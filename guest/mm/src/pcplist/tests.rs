@@ -19,7 +19,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Sim, SimMachine};
-use crate::{Mm, PerCpuPages, Pfn, watch};
+use crate::{Mm, PerCpuPages, Pfn, steps};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
@@ -177,7 +177,7 @@ fn limits_change_under_the_pcp_disable_lock() {
             }
         };
         assert!(!is_held());
-        watch::each_step(look, change);
+        steps::each(look, change);
         assert!(!is_held());
         // Of two CPUs, one after the other, at least once.
         assert!(seen.borrow().len() > 2, "{what}: {seen:?}");

@@ -7,7 +7,7 @@
 use core::ops::Range;
 
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
-#[cfg(any(test, feature = "sim"))]
+#[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
 use crate::page::Kind;
 use crate::page::{Page, PageState};
 use crate::sparse::Section;

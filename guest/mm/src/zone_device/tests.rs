@@ -7,7 +7,7 @@ use crate::node::NodeId;
 use crate::options::DeviceInit;
 use crate::sim::SimMachine;
 use crate::sparse::SectionState;
-use crate::{DevPageError, DevPagemap, Options, PfnRange, watch};
+use crate::{DevPageError, DevPagemap, Options, PfnRange, steps};
 
 const FIRST: SectionNr = SectionNr::new(32);
 const SECTIONS: u32 = 2;
@@ -31,7 +31,7 @@ fn d17_the_pgmap_is_published_last() {
             assert_eq!((device.refs, device.pages), (0, 0));
         };
         let map = DevPagemap { range, node: NodeId::FIRST, altmap: None };
-        let steps = watch::each_step(hidden, || _ = mm.memremap_pages(map).unwrap());
+        let steps = steps::each(hidden, || _ = mm.memremap_pages(map).unwrap());
         let writes = if device_init == DeviceInit::Once { 1 } else { 2 };
         // Each page is written, and each section becomes Present and Initialised.
         assert!(steps >= writes * range.pages() + 2 * SECTIONS, "{steps} steps");

@@ -18,7 +18,7 @@ std::thread_local! {
 }
 
 /// Runs `operation`, and `look` after every step of it. Returns the number of steps.
-pub(crate) fn each_step(look: impl Fn() + 'static, operation: impl FnOnce()) -> u32 {
+pub(crate) fn each(look: impl Fn() + 'static, operation: impl FnOnce()) -> u32 {
     let steps = Rc::new(core::cell::Cell::new(0));
     let count = Rc::clone(&steps);
     let look = move || {
@@ -39,7 +39,7 @@ pub(crate) fn pause(body: impl FnOnce()) {
 }
 
 /// A step was made.
-pub(crate) fn step() {
+pub(crate) fn made() {
     let Some(look) = LOOK.take() else { return };
     look();
     LOOK.set(Some(look));
