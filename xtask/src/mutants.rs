@@ -1,5 +1,4 @@
-//! `cargo xtask mutants`: breaks the code in the ways of a tired maintainer, one at a time, and looks whether a hosted
-//! test notices.
+//! `cargo xtask mutants`: breaks the code by one plausible mistake at a time, and looks whether a hosted test fails.
 //!
 //! The lists are `tests/mutants/*.toml`. Like cargo-mutants, this works on a copy of the repository. Differs on
 //! purpose: a list is written by hand, so that a mutant is a mistake that a person would make (two steps in the
@@ -45,10 +44,12 @@ pub fn run(path: &str) -> Result<ExitCode> {
     for list in lists.iter().filter(|list| of(list) > 0) {
         let tree = copy::with_mutants(list)?;
         eprintln!("building the tests of {} with {} mutants inside", list.package, list.mutants.len());
-        let programs = Programs::build(&tree, list)?;
+        let mut programs = Programs::build(&tree, list)?;
+        let began = Instant::now();
         if let Verdict::Killed(by) = programs.run(0)? {
             bail!("the tests of {} fail without a mutant: {by}", list.package);
         }
+        programs.calibrate(began.elapsed());
         for (index, mutant) in list.mutants.iter().enumerate() {
             if !list.file(mutant).starts_with(path) {
                 continue;

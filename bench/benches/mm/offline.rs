@@ -23,7 +23,7 @@ pub const COUNTED: &[Counted] = &[("offline-4m", count_whole), ("offline-2m", co
 
 pub fn run(table: &mut Table) {
     table.section("1 GiB that is free goes offline, instructions");
-    // If the cost is per buddy block, blocks of twice the size cost no more.
+    // If the cost is per buddy block, buddy blocks of twice the size cost no more.
     match (instructions("offline-2m"), instructions("offline-4m")) {
         (Ok(small), Ok(large)) => {
             let [small_each, large_each] = [small as f64 / SMALL, large as f64 / LARGE];

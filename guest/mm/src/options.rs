@@ -1,4 +1,4 @@
-//! Choices made at boot: every switch of the experiments, in one value.
+//! Choices made at boot: every switch of memory management, in one value.
 //!
 //! Takes the place of Linux's boot parameters `memory_hotplug.memmap_on_memory`, `nr_cpus`
 //! and of configuration such as `CONFIG_DEFERRED_STRUCT_PAGE_INIT`. Differs from Linux on purpose: policies

@@ -5,8 +5,8 @@
 //! read of a zone's free or deferred pages. So it sees the states that another CPU could see, one after the other,
 //! and a test of the order of two steps does not depend on chance.
 //!
-//! Invariant: a look changes nothing, or only what another CPU could change there. The steps of a look are not
-//! looked at.
+//! Invariant: a look changes nothing, or only what another CPU could change there. The look does not run for
+//! steps that a look itself makes.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Atomics, and waiting for another CPU: all that this crate takes from the machine's memory model.
+//! Atomics, and waiting for another CPU: the only place where this crate depends on the machine's memory model.
 //!
 //! In a kernel, and in ordinary tests, this is `core::sync::atomic` and nothing else. Two model checkers can take its
 //! place, each by a feature:
@@ -6,7 +6,7 @@
 //! | feature | an access | finds |
 //! |---|---|---|
 //! | `shuttle` | lets the scheduler choose the next thread, then goes to memory (`sync/shuttle.rs`) | orders of the steps of whole operations |
-//! | `loom` | goes to a word of loom's that stands for the one in memory (`sync/loom.rs`) | orders of the memory accesses of a few steps, weak ones included |
+//! | `loom` | reads or writes loom's own copy of the word (`sync/loom.rs`) | orders of the memory accesses of a few steps, weak ones included |
 //!
 //! Both are silent until a model begins, so that a machine boots at full speed. The models are `tests/interleavings`
 //! (shuttle) and `sync/tests` (loom).

@@ -8,7 +8,7 @@ impl Random {
     /// The sequence of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        // Neighbouring seeds would begin alike.
+        // Without this, neighbouring seeds would give similar first numbers.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 

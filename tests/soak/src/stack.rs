@@ -32,7 +32,7 @@ const CONFIG_CHANGED: u32 = 2;
 /// What the guest writes to some of the device blocks that it was given.
 const MARK: u64 = 0x7469_6465_7469_6465;
 
-/// Every so many device blocks one has a mark.
+/// One device block in this many gets a mark.
 const MARKED: u64 = 16;
 
 /// Device and driver.

@@ -1,4 +1,4 @@
-//! The memory that this process's control group allows, and the warning before a VM has more.
+//! The memory that this process's control group allows, and the warning when a VM may use more.
 //!
 //! When a control group is full, the kernel kills a process in it (SIGKILL). The process cannot say why: no signal
 //! handler runs, and its parent sees status 137. So the limit is read once, at the start of a VM, and a VM whose guest

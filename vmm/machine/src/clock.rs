@@ -1,11 +1,11 @@
-//! The time in which this process has run: a clock for deadlines that stands still while the process is stopped.
+//! A clock for deadlines. It stands still while the process is stopped.
 //!
 //! Mirrors QEMU's `QEMU_CLOCK_VIRTUAL`, which stands still while its machine is stopped. Differs on purpose: QEMU
 //! stops its machine itself. A process does not learn of a SIGSTOP, of a frozen control group, or of a debugger.
-//! So each wait here is a chain of naps of at most [`NAP`], and a nap that ends more than [`SLACK`] late is a time in
-//! which the process did not run. A shorter stop counts as time.
+//! So each wait here is a chain of naps of at most [`NAP`], and if a nap ends more than [`SLACK`] late, the
+//! process was stopped for that time. The clock does not notice a shorter stop.
 //!
-//! Invariant: a time is counted as stopped once, also if several threads overslept.
+//! Invariant: a stop is counted once, even if several threads slept through it.
 
 use std::sync::Mutex;
 use std::thread;
@@ -19,7 +19,7 @@ const NAP: Duration = Duration::from_millis(250);
 /// A nap that ends later than this was not late because of a busy host, but because the process was stopped.
 const SLACK: Duration = Duration::from_millis(750);
 
-/// A longer wait has no deadline in earnest, and takes one nap, so that an idle process is not woken.
+/// A wait longer than this counts as a wait without a deadline. It is one nap, so that an idle process is not woken.
 const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
 
 static STOPPED: Mutex<Stopped> = Mutex::new(Stopped { time: Duration::ZERO, until: None });
@@ -56,14 +56,15 @@ pub fn now() -> Instant {
 #[derive(Debug)]
 pub struct Nap {
     time: Duration,
-    due: Instant,
+    /// `None` for a time that no clock reaches.
+    due: Option<Instant>,
 }
 
 impl Nap {
     /// The next nap of a wait that has `left` to go. It begins now.
     pub fn of(left: Duration) -> Self {
         let time = if left > ENDLESS { left } else { left.min(NAP) };
-        Self { time, due: Instant::now() + time }
+        Self { time, due: Instant::now().checked_add(time) }
     }
 
     /// How long it is to take.
@@ -71,9 +72,11 @@ impl Nap {
         self.time
     }
 
-    /// It ended, whether or not all its time is over.
+    /// Records that the nap ended, on time, early or late.
     pub fn end(self) {
-        lock(&STOPPED).slept(self.due, Instant::now());
+        if let Some(due) = self.due {
+            lock(&STOPPED).slept(due, Instant::now());
+        }
     }
 }
 
@@ -117,5 +120,8 @@ mod tests {
         assert_eq!(time(Duration::from_secs(3600)), NAP);
         let century = Duration::from_secs(100 * 365 * 24 * 3600);
         assert_eq!(time(century), century);
+        let longest = Nap::of(Duration::MAX);
+        assert_eq!(longest.time(), Duration::MAX);
+        longest.end();
     }
 }

@@ -1,23 +1,25 @@
 //! Locking a VM in: what its threads may still do once the guest runs.
 //!
-//! A guest that takes over a thread of the VMM should gain nothing by it. So the process opens its files and makes its
-//! threads first, and then gives away what it no longer needs:
+//! A guest that takes over a thread of the VMM should gain nothing by it. So the process opens its
+//! files first, gives up privileges and files, and then makes its threads, each of which gives up system calls:
 //!
 //! | file | gives away |
 //! | --- | --- |
 //! | [`rules`], [`seccomp`], [`trap`] | system calls, per kind of thread; the report of a forbidden one |
 //! | [`thread`] | starts a thread that is locked in before it serves |
+//! | `allocator` | nothing: it keeps the C library from needing a file later |
 //! | [`privileges`] | new privileges, capabilities, core dumps |
 //! | [`reach`] | files, by Landlock |
 //! | [`jail`] | for root: other processes, mounts, and being root |
 //!
 //! The library's user decides, by [`crate::Config::confinement`]. The default gives nothing away, because the thread
-//! that calls [`crate::Vm::start`] is locked in too, and what an embedder does there is not known here. `tidevm` gives
+//! that calls [`crate::Vm::start`] is locked in too, and this library does not know what else the embedder does there. `tidevm` gives
 //! away everything. `docs/confinement.md` is the list for people.
 
 use std::io;
 use std::path::Path;
 
+mod allocator;
 pub mod jail;
 pub mod privileges;
 pub mod reach;
@@ -75,6 +77,7 @@ impl Confinement {
 
     /// Locks in this thread, and those that it starts, except for system calls. All files are open.
     pub(crate) fn before_threads(&self) -> Result<(), ConfinementError> {
+        self.prepare_heap();
         self.forbid_privileges()?;
         if self.drop_privileges {
             privileges::drop_capabilities().map_err(step("drop capabilities"))?;
@@ -83,6 +86,13 @@ impl Confinement {
             reach::leave(&[], &[])?;
         }
         Ok(())
+    }
+
+    /// Prepares the heap of the threads that start from now on for their filters.
+    pub(crate) fn prepare_heap(&self) {
+        if self.seccomp != Seccomp::Off {
+            allocator::use_one_heap();
+        }
     }
 
     /// Takes away the system calls that a thread of `kind` does not need from this thread.
@@ -97,6 +107,7 @@ impl Confinement {
     /// # Errors
     /// [`ConfinementError`]; a part of it may be done.
     pub fn of_starter(&self, writable: &[&Path]) -> Result<(), ConfinementError> {
+        self.prepare_heap();
         self.forbid_privileges()?;
         if self.landlock {
             let devices = [Path::new("/dev/kvm")];

@@ -9,6 +9,7 @@
 //! too.
 #![expect(unsafe_code, reason = "signals, termios and _exit are system calls without a safe wrapper here")]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
@@ -167,6 +168,11 @@ pub struct Signals {
     wish: Arc<Mutex<Wish>>,
 }
 
+std::thread_local! {
+    /// See [`BlockedSignals::share`].
+    static SHARED_WISH: RefCell<Option<Arc<Mutex<Wish>>>> = const { RefCell::new(None) };
+}
+
 /// The first signal that came. Some programs send one wish as two signals: `timeout` signals its process and
 /// then the process's group.
 #[derive(Debug, Default)]
@@ -267,7 +273,8 @@ impl BlockedSignals {
     /// # Errors
     /// The system's error.
     pub fn block() -> io::Result<Self> {
-        let mut blocked = Self { signals: Vec::new(), wish: Arc::default() };
+        let wish = SHARED_WISH.with_borrow(Option::clone).unwrap_or_default();
+        let mut blocked = Self { signals: Vec::new(), wish };
         for signal in wanted() {
             match block_signal(signal) {
                 Ok(()) => blocked.signals.push(signal),
@@ -277,6 +284,12 @@ impl BlockedSignals {
             }
         }
         Ok(blocked)
+    }
+
+    /// Has signals that this thread takes over from now on count as those of this value: when both are dropped, the
+    /// first signal stays blocked.
+    pub fn share(&self) {
+        SHARED_WISH.set(Some(Arc::clone(&self.wish)));
     }
 }
 

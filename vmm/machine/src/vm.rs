@@ -6,6 +6,7 @@
 //! | `apart` | a VM and its session in a thread of their own |
 //! | `shared` | the parts that all threads of the VM share, and that live as long as the VM |
 //! | `hardware` | the machine of KVM and its vCPUs; a reset makes them anew |
+//! | `kvm_run` | what the last `KVM_RUN` left in the page shared with KVM |
 //! | `devices` | the devices, and the event descriptors that connect them |
 //! | `vcpu`, `exits` | one thread per vCPU; why it left the guest, counted |
 //! | `look` | what the vCPUs do, for a report on a guest that does not answer |
@@ -84,7 +85,7 @@ pub enum ResizeError {
         count: usize,
     },
     /// The target is not made of device blocks.
-    #[error("{requested} is not a multiple of the device's block, {block}")]
+    #[error("{requested} is not a multiple of the device block, {block}")]
     Unaligned {
         /// The target.
         requested: Size,

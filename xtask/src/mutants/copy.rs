@@ -1,6 +1,6 @@
 //! A copy of the repository with all mutants of a list built in, each behind a switch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,8 +22,8 @@ pub fn mutant(number: usize) -> bool {
 }
 "#;
 
-/// Makes the copy and gives its folder. Files that are as they were keep their times, so that only what changed is
-/// built again.
+/// Makes the copy and gives its folder. Unchanged files keep their times, so that cargo rebuilds only what
+/// changed.
 pub fn with_mutants(list: &List) -> Result<PathBuf> {
     let root = workspace_root();
     let tree = root.join("target/mutants").join(&list.package);
@@ -33,7 +33,12 @@ pub fn with_mutants(list: &List) -> Result<PathBuf> {
         .current_dir(root)
         .output()
         .context("cannot run git")?;
-    for name in String::from_utf8(files.stdout)?.split_terminator('\0') {
+    let names = String::from_utf8(files.stdout)?;
+    let names: BTreeSet<&str> = names.split_terminator('\0').collect();
+    if tree.exists() {
+        remove_others(&tree, &tree, &names)?;
+    }
+    for &name in &names {
         let content = match changed.remove(name) {
             Some(text) => text.into_bytes(),
             // A file may have been deleted and not committed.
@@ -43,6 +48,22 @@ pub fn with_mutants(list: &List) -> Result<PathBuf> {
         write(&tree.join(name), &content)?;
     }
     Ok(tree)
+}
+
+/// Removes the files below `folder` of the copy `tree` that are not among `names`. What was built stays.
+fn remove_others(tree: &Path, folder: &Path, names: &BTreeSet<&str>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.strip_prefix(tree)?.to_str().unwrap_or_default();
+        if path.is_dir() {
+            if name != "target" {
+                remove_others(tree, &path, names)?;
+            }
+        } else if !names.contains(name) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {

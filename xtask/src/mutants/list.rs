@@ -17,12 +17,17 @@ pub struct List {
     pub sources: String,
     /// Its test programs, in the order in which they run: `lib` for the unit tests, otherwise the name of the test.
     pub suites: Vec<String>,
+    /// Features of the package and the profile with which they are built: a model checker needs both.
+    #[serde(default)]
+    pub features: Vec<String>,
+    pub profile: Option<String>,
     /// Arguments of every test program.
     #[serde(default)]
     pub arguments: Vec<String>,
-    /// Seconds after which a run of one test program counts as hanging.
+    /// Seconds after which a run of one test program counts as hanging. On a slow host it is ten times as long as the run
+    /// without a mutant.
     pub limit: u64,
-    /// Changes that the switches need and that mean nothing themselves, such as a `const fn` that becomes a `fn`.
+    /// Changes that the switches need and that do not alter behaviour, such as a `const fn` that becomes a `fn`.
     #[serde(default, rename = "edit")]
     pub edits: Vec<Edit>,
     /// The mutants.
@@ -30,7 +35,7 @@ pub struct List {
     pub mutants: Vec<Mutant>,
 }
 
-/// A change of the code that means nothing.
+/// A change of the code that does not alter behaviour.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Edit {

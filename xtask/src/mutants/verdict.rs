@@ -36,6 +36,12 @@ impl Programs {
         let mut command = cargo();
         command.current_dir(tree).args(["test", "--no-run", "--quiet", "--message-format=json", "--package"]);
         command.arg(&list.package).arg("--target-dir").arg(tree.join("target"));
+        if !list.features.is_empty() {
+            command.arg("--features").arg(list.features.join(","));
+        }
+        if let Some(profile) = &list.profile {
+            command.args(["--profile", profile]);
+        }
         for suite in &list.suites {
             match suite.as_str() {
                 "lib" => command.arg("--lib"),
@@ -72,6 +78,11 @@ impl Programs {
         });
         let limit = Duration::from_secs(list.limit);
         Ok(Self { suites: suites.collect::<Result<_>>()?, arguments: list.arguments.clone(), limit })
+    }
+
+    /// Allows each run ten times as long as `baseline`, if that is more than the list says.
+    pub fn calibrate(&mut self, baseline: Duration) {
+        self.limit = self.limit.max(baseline * 10);
     }
 
     /// Runs the tests with mutant `number`, up to the first failure.

@@ -18,7 +18,7 @@ fn some() -> PageblockSet {
     PageblockSet::range(40..44)
 }
 
-/// At every change of the state of a page or of a section, of the block's own pages and of page tables, no other CPU
+/// At every change of the state of a page or of a section, of the memory block's own pages and of page tables, no other CPU
 /// gets the lock. Afterwards any CPU does.
 #[test]
 fn pitfall_8_the_lock_is_held_for_all_of_it() {

@@ -1,7 +1,7 @@
 //! The calls of `mm` to a simulated machine, told to a test before each of them takes effect.
 //!
 //! A test that watches sees the order of the steps of an operation, and the state of the machine between them.
-//! So it finds steps that changed places, although the result is the same.
+//! So it finds two steps in the wrong order, even if the result is the same.
 //!
 //! Invariant: a probe runs on the CPU that makes the call, with the locks of that call held. It may look at
 //! the machine, and must take none of these locks.
@@ -12,7 +12,7 @@ use crate::addr::{PfnRange, SectionNr};
 use crate::platform::FaultStep;
 use crate::sim::Sim;
 
-/// Is told each call.
+/// Runs at each call, before the call takes effect.
 pub(super) type Probe = Box<dyn Fn(Call) + Send>;
 
 /// A call of a [`Platform`](crate::Platform).

@@ -70,7 +70,7 @@ fn after_error_the_driver_finds_out() {
     assert_eq!((idle, guest.plugged()), (Idle::Reached, 16));
 }
 
-/// An answer is about the blocks that were asked for. The rest stays in doubt until its own answer.
+/// An answer is about the device blocks that were asked for. The rest stays in doubt until its own answer.
 #[test]
 fn an_answer_settles_only_the_blocks_that_were_asked_for() {
     for (answer, plugged) in [(BlockState::Plugged, 4), (BlockState::Unplugged, 0)] {

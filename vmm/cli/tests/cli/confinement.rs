@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use super::endings::{end, kill, until};
 use super::{Test, assert_status, kernel, program, scratch, text};
@@ -12,6 +15,10 @@ use super::{Test, assert_status, kernel, program, scratch, text};
 pub const TESTS: &[Test] = &[
     ("every_thread_is_locked_in", every_thread_is_locked_in),
     ("filters_can_be_left_out", filters_can_be_left_out),
+    (
+        "a_console_at_a_socket_is_written_to_in_every_filter",
+        a_console_at_a_socket_is_written_to_in_every_filter,
+    ),
     ("a_jail_has_nothing_else", a_jail_has_nothing_else),
     ("a_jail_ends_with_its_parent", a_jail_ends_with_its_parent),
     ("a_session_runs_in_a_jail", a_session_runs_in_a_jail),
@@ -218,4 +225,21 @@ fn a_jail_needs_root_and_a_folder() {
             program().arg("run").args(&jail).stdin(Stdio::null()).output().expect("the program runs");
         assert_status(&output, 2, &format!("--jail {folder}: {message}"));
     }
+}
+
+fn a_console_at_a_socket_is_written_to_in_every_filter() {
+    let path = std::env::temp_dir().join(format!("tidevm-test-{}-console", std::process::id()));
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let reader = thread::spawn(move || {
+        let mut said = String::new();
+        listener.accept().and_then(|(mut end, _)| end.read_to_string(&mut said)).map(|_| said)
+    });
+    let script = scratch("console-socket.script", "check\n");
+    let console = format!("--console=socket:{}", path.display());
+    let output =
+        program().args(["run", &console, "--script"]).arg(&script).output().expect("the program runs");
+    drop(fs::remove_file(&path));
+    assert_status(&output, 0, "");
+    let said = reader.join().expect("no panic").expect("a console");
+    assert!(said.contains("tidevm guest"), "{said}");
 }

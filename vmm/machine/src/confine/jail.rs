@@ -40,7 +40,7 @@ pub enum JailError {
         /// The effective user id.
         uid: u32,
     },
-    /// User or group 0: a jail for root is none.
+    /// User or group 0: root could leave the jail.
     #[error("--jail needs a user and a group other than root: --uid and --gid from 1 on")]
     RootInside,
     /// The folder cannot be used.
@@ -140,7 +140,7 @@ impl Jail {
             check(libc::setresgid(gid, gid, gid)).map_err(step("become another group"))?;
             check(libc::setresuid(uid, uid, uid)).map_err(step("become another user"))?;
         }
-        // A change of the user forgets it.
+        // The change of user cleared this setting.
         die_with_parent();
         Ok(())
     }

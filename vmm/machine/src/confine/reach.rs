@@ -29,7 +29,7 @@ pub enum ReachError {
 /// that it starts.
 ///
 /// # Errors
-/// [`ReachError`]. That the kernel has no Landlock is none.
+/// [`ReachError`]. A kernel without Landlock is not an error.
 pub fn leave(readable: &[&Path], writable: &[&Path]) -> Result<(), ReachError> {
     let all = AccessFs::from_all(NEWEST);
     let mut rules = Ruleset::default()

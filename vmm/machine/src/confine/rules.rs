@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread makes, and why: the data behind the filters and behind the tables of
 //! `docs/confinement.md`, which a test compares with it.
 //!
-//! A rule may say more than a number where that is cheap: the request of an `ioctl`, the advice of a `madvise`, that
+//! A rule may also check arguments where that is cheap: the request of an `ioctl`, the advice of a `madvise`, that
 //! memory is never made executable. What a thread needs only while it starts is not here, because a filter is
 //! installed after that. The list is the union over the C libraries glibc and musl.
 //!
@@ -294,10 +294,10 @@ const SESSION: &[Rule] = &[
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
     any(Sysno::nanosleep, "the wait for vCPUs that are told to stop"),
     any(Sysno::clock_nanosleep, "the wait for vCPUs that are told to stop"),
-    any(Sysno::rt_sigtimedwait, "a signal that came twice, when signals act again"),
 ];
 
 const STARTER: &[Rule] = &[
+    any(Sysno::rt_sigtimedwait, "the thread for the grace of a VM"),
     any(Sysno::clone3, "threads of a VM and of its session"),
     any(Sysno::clone, "as clone3, for older C libraries"),
     any(Sysno::rseq, "a thread that starts"),

@@ -1,7 +1,7 @@
 //! System-call filters: a thread makes the calls of its [`Kind`], and any other call ends the process.
 //!
 //! A filter acts on the thread that installs it and on threads that this thread starts afterwards; a thread cannot
-//! take it off. Each thread of a VM installs its own when all files are open and all threads exist, and before the
+//! take it off. Each thread of a VM installs its own when all files are open, before the thread serves anything, and before the
 //! guest runs. `SECCOMP_FILTER_FLAG_TSYNC` is not used: it gives all threads one filter.
 //!
 //! Under [`Seccomp::On`] a forbidden call is not made. It raises SIGSYS in its thread, and [`super::trap`] ends the

@@ -1,7 +1,7 @@
 //! The report of a forbidden system call: which call, by which thread.
 //!
-//! The kernel can end a process at a forbidden call by itself, but then nothing says which call it was. A filter's
-//! `SECCOMP_RET_TRAP` does not make the call either, and raises SIGSYS in the thread that wanted it. The handler here
+//! The kernel can end a process at a forbidden call by itself, but then nothing says which call it was. With
+//! `SECCOMP_RET_TRAP` the kernel skips the call too, but raises SIGSYS in the calling thread. The handler here
 //! reports on stderr, restores the terminal and ends the process. The kernel ends the process itself if SIGSYS is
 //! blocked or has no handler.
 //!

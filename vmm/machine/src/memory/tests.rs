@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const BOOT: u64 = 64 * MIB;
 const START: u64 = layout::HOLE_END;
 
-/// `count` device blocks of 2 MiB of region 0, from block `first` on.
+/// `count` device blocks of 2 MiB of region 0, from device block `first` on.
 fn blocks(first: u64, count: u64) -> GuestRange {
     at(START + first * 2 * MIB..START + (first + count) * 2 * MIB)
 }

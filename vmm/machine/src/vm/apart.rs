@@ -17,10 +17,14 @@ impl Vm {
     /// # Errors
     /// [`StartError`]; nothing is left behind.
     pub fn apart<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> Result<T, StartError> {
+        config.confinement.prepare_heap();
         // A signal would act in this thread otherwise, instead of waiting for the VM to read it.
-        let _blocked = BlockedSignals::block().map_err(host("take over signals"))?;
+        let blocked = BlockedSignals::block().map_err(host("take over signals"))?;
         thread::scope(|scope| {
-            let run = || Vm::start(config).map(session);
+            let run = || {
+                blocked.share();
+                Vm::start(config).map(session)
+            };
             let thread = thread::Builder::new().name("session".to_owned()).spawn_scoped(scope, run);
             let thread = thread.map_err(host("start the thread of a session"))?;
             thread.join().unwrap_or_else(|panic| resume_unwind(panic))

@@ -38,7 +38,8 @@ pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartErro
         ConsoleMode::Socket(path) => {
             let output = UnixStream::connect(path).map_err(failed("socket", path))?;
             let input = output.try_clone().map_err(host("share a socket"))?;
-            (Sink::Bytes(Box::new(output)), Some(File::from(OwnedFd::from(input))))
+            // As a file, so that it is written to by `write`, which every filter allows, and not by `send`.
+            (Sink::Bytes(Box::new(File::from(OwnedFd::from(output)))), Some(File::from(OwnedFd::from(input))))
         }
     })
 }

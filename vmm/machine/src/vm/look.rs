@@ -3,7 +3,7 @@
 //! KVM gives the state of a vCPU only while the vCPU is out of the guest. So a look asks for the state and kicks the
 //! vCPU threads; each thread reads its own vCPU before it enters the guest again. Nothing of the guest changes.
 //!
-//! A vCPU that waits for its console to be read does not come to that point, so a look has a deadline:
+//! A vCPU thread that is blocked on console output never reaches that point. So a look has a deadline:
 //! [`LOOK_LIMIT`].
 
 use std::fmt;
@@ -27,7 +27,8 @@ use crate::sync::lock;
 /// Longest time that a look waits for the vCPUs to leave the guest, which takes microseconds.
 pub const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// The time between two kicks. A kick between a thread's look at the request and its entry into the guest is lost.
+/// The time between two kicks. A kick is lost if it comes after the thread read the
+/// request and before it enters the guest, so kicks are repeated.
 const KICK: Duration = Duration::from_millis(1);
 
 /// The flag of `rflags` that allows interrupts.
@@ -51,7 +52,7 @@ pub struct VcpuReport {
 pub enum Seen {
     /// Yes.
     State(Box<VcpuState>),
-    /// Its thread has ended: the guest powered off, died, or asked for a reset.
+    /// It has no run: the guest powered off, died, or asked for a reset.
     Ended,
     /// It did not leave the guest within [`LOOK_LIMIT`].
     Silent,
@@ -84,7 +85,7 @@ pub struct VcpuState {
     pub interrupt: Option<u8>,
     /// A non-maskable interrupt is to be delivered.
     pub nmi: bool,
-    /// The addresses that it uses and that lead to memory that is not plugged, in words. KVM can try such an access
+    /// Descriptions of the addresses that it uses whose memory is not plugged. KVM can try such an access
     /// again and again.
     pub unplugged: Vec<String>,
 }

@@ -194,7 +194,7 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
     (0..5).for_each(|_| fail(&mut rig, 0));
     assert_eq!(WARNINGS.get(), 1);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
-    // A block in another memory block, which needs its own slot.
+    // A device block in another memory block, which needs its own slot.
     (0..5).for_each(|_| fail(&mut rig, 64));
     assert_eq!(WARNINGS.get(), 2);
     let refused = rig.shared.snapshot().mem[0].refused.clone();

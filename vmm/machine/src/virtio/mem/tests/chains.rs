@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Writes a request that plugs one block, and the place of its answer, as two descriptors from `table` on.
+/// Writes a request that plugs one device block, and the place of its answer, as two descriptors from `table` on.
 fn write_plug(rig: &mut Rig, table: u64) {
     let (from, to) = (rig.ring.place(0), rig.ring.place(1));
     rig.ring.fill(from, &Request { kind: RequestKind::Plug, addr: HOLE_END, nb_blocks: 1 }.to_bytes());
