@@ -103,6 +103,8 @@ unsafe impl Platform for Host {
         0
     }
 
+    fn drained(&self) {}
+
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
         if pages.is_empty() {
             return;

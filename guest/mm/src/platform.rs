@@ -104,7 +104,7 @@ pub unsafe trait Platform: Sync {
 
     /// All per-CPU lists of a zone were drained. A test can hold the CPU here, so that other CPUs free pages
     /// between the drain and what follows it. Called without the locks of zones and lists.
-    fn drained(&self) {}
+    fn drained(&self);
 
     /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.
     fn clock(&self) -> u64 {

@@ -608,6 +608,10 @@ unsafe impl Platform for Sim {
         yield_now();
     }
 
+    fn drained(&self) {
+        self.tell(Call::Drained);
+    }
+
     fn clock(&self) -> u64 {
         self.tell(Call::Clock);
         self.started.elapsed().as_nanos() as u64

@@ -147,7 +147,7 @@ mod tests {
         let logger = logger();
         for _ in 0..1000 {
             assert!(lines(&logger, Level::Warn, "virtio_queue", "a wrong queue").is_empty());
-            assert!(lines(&logger, Level::Info, "tidevm_machine", "a detail").is_empty());
+            assert!(lines(&logger, Level::Debug, "tidevm_machine", "a detail").is_empty());
         }
         assert_eq!(lines(&logger, Level::Error, "tidevm_machine", "an error"), ["an error"]);
     }

@@ -91,6 +91,11 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.relax();
     }
 
+    fn drained(&self) {
+        Locks::up_to(Rank::PcpDisable).assert("drained");
+        self.0.drained();
+    }
+
     fn clock(&self) -> u64 {
         Locks::up_to(Rank::Hotplug).assert("clock");
         self.0.clock()
