@@ -4,18 +4,20 @@
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
-    ("no_page_table_for_the_direct_map", || growing("map-direct", true)),
-    ("no_page_table_for_the_memmap", || growing("map-memmap", true)),
-    ("no_page_for_a_table_half_way", || growing("page-table", true)),
-    ("no_memory_for_the_memmap", || growing("alloc-memmap", false)),
-    ("onlining_fails", || growing("online", true)),
+    ("no_page_table_for_the_direct_map", || growing("map-direct", true, 3)),
+    ("no_page_table_for_the_memmap", || growing("map-memmap", true, 3)),
+    // A growth of this size needs one table.
+    ("no_page_for_a_table", || growing("page-table", true, 1)),
+    ("no_memory_for_the_memmap", || growing("alloc-memmap", false, 3)),
+    ("onlining_fails", || growing("online", true, 3)),
     ("isolation_fails", || shrinking("isolate")),
     ("migration_fails", || shrinking("migrate")),
 ];
 
-/// A failed growth stops or is tried again. In both cases nothing of it is left after a shrink to 0.
-fn growing(step: &str, memmap_on_memory: bool) {
-    for after in 0..3 {
+/// A failed growth stops or is tried again. In both cases nothing of it is left after a shrink to 0. In each of the
+/// `runs`, one more attempt of `step` succeeds before the one that fails.
+fn growing(step: &str, memmap_on_memory: bool, runs: u32) {
+    for after in 0..runs {
         let mut config = machine(512 << 20);
         config.memmap_on_memory = memmap_on_memory;
         let script = format!(
