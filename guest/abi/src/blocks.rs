@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ZoneName;
+use crate::{Size, ZoneName};
 
 /// Most runs in one [`Answer::Blocks`](crate::Answer::Blocks).
 pub const BLOCK_RUNS: usize = 4;
@@ -42,8 +42,8 @@ pub struct BlockRun {
     pub addr: u64,
     /// How many.
     pub count: u64,
-    /// Size of each in bytes.
-    pub size: u64,
+    /// Size of each.
+    pub size: Size,
     /// Whether they were there at boot.
     pub boot: bool,
     /// Their state.
@@ -52,8 +52,8 @@ pub struct BlockRun {
     pub zone: Option<ZoneName>,
     /// Their node.
     pub node: u8,
-    /// Bytes that are plugged of each; 0 for boot memory, which is never plugged.
-    pub plugged: u64,
+    /// How much of each is plugged; 0 for boot memory, which is never plugged.
+    pub plugged: Size,
     /// Pages of the memmap of each; 0 for boot memory, which does not report them.
     pub memmap_pages: u64,
     /// Whether the memmap of each lies on it.
@@ -63,9 +63,9 @@ pub struct BlockRun {
 impl fmt::Display for BlockRun {
     /// One line, in the words of Linux's `/sys/devices/system/memory`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes >> 20;
+        let mib = |size: Size| size.0 >> 20;
         // Saturating: the VMM shows this and does not trust the guest's numbers.
-        let last = self.addr.saturating_add(self.count.saturating_mul(self.size).saturating_sub(1));
+        let last = self.addr.saturating_add(self.count.saturating_mul(self.size.0).saturating_sub(1));
         write!(f, "{:#x}-{last:#x}: {} of {} MiB, ", self.addr, self.count, mib(self.size))?;
         f.write_str(self.state.as_str())?;
         if let Some(zone) = self.zone {

@@ -47,8 +47,8 @@ pub enum PmemOp {
 pub struct Pmem {
     /// First byte.
     pub start: u64,
-    /// Bytes.
-    pub size: u64,
+    /// Its size.
+    pub size: Size,
     /// How it is mapped, if it is.
     pub mapped: Option<PmemUse>,
 }
@@ -83,7 +83,7 @@ pub struct PmemMapped {
 
 impl fmt::Display for Pmem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {:#x}, ", Size(self.size), self.start)?;
+        write!(f, "{} at {:#x}, ", self.size, self.start)?;
         let Some(PmemUse { pages, users, memmap_pages, altmap }) = self.mapped else {
             return f.write_str("not mapped");
         };
@@ -117,11 +117,11 @@ impl fmt::Display for Millis {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pmem, PmemMapped, PmemUse};
+    use super::{Pmem, PmemMapped, PmemUse, Size};
 
     #[test]
     fn a_range_says_how_it_is_mapped() {
-        let range = Pmem { start: 0x1_4000_0000, size: 1 << 30, mapped: None };
+        let range = Pmem { start: 0x1_4000_0000, size: Size(1 << 30), mapped: None };
         assert_eq!(range.to_string(), "1G at 0x140000000, not mapped");
         let mapped = PmemUse { pages: 258_048, users: 2, memmap_pages: 4096, altmap: true };
         let text = "1G at 0x140000000, 258048 pages, 2 references by users, memmap in 4096 pages of its own";

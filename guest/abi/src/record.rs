@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Handle, PmemOp, ProbedWait, Resize};
+use crate::{Answer, Handle, PmemOp, ProbedWait, Resize, Size};
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 2048;
@@ -96,8 +96,8 @@ pub enum Op {
     Readd {
         /// Address of the first of them.
         addr: u64,
-        /// Size of all of them in bytes.
-        size: u64,
+        /// Size of all of them.
+        size: Size,
     },
     /// Write [`ExitCode::PowerOff`](crate::ExitCode::PowerOff); there is no answer.
     PowerOff,

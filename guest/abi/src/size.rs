@@ -78,8 +78,9 @@ impl Size {
 }
 
 impl core::iter::Sum for Size {
+    /// Saturating: sizes come from a configuration or from a guest.
     fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
-        Self(sizes.map(|size| size.0).sum())
+        Self(sizes.fold(0, |sum, size| sum.saturating_add(size.0)))
     }
 }
 

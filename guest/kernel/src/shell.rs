@@ -206,7 +206,7 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
             (Op::Release { handle }, Ends::Released(handle))
         }
         Command::Check => (Op::Check, Ends::Nothing),
-        Command::Readd { size, addr } => (Op::Readd { addr, size: size.0 }, Ends::Nothing),
+        Command::Readd { size, addr } => (Op::Readd { addr, size }, Ends::Nothing),
         Command::Race(Race { cycles, held }) => (Op::Race { cycles, held }, Ends::Nothing),
         Command::Corrupt(corrupt) => (corrupt.op(names::handle_of(&corrupt.name)?), Ends::Nothing),
         Command::Probe(wait) => (Op::Probe(wait), Ends::Nothing),

@@ -1,7 +1,8 @@
 //! Broken variants of the code, for models that must fail.
 //!
-//! A model that finds nothing proves something only if it finds a fault that is there. Each [`Variant`] is one step of
-//! the real code done in the way of an older kernel, or of a likely mistake. A test chooses one by
+//! A model that finds nothing proves something only if it finds a fault that is there. Each [`Variant`]
+//! replaces one step of the real code by that of an older kernel, or by a likely mistake. V1, V2 and V4 are the names of
+//! the drains that miss pages in the models of `tests/interleavings/pcp.rs`. A test chooses one by
 //! [`sim::model::with_variant`](crate::sim::model::with_variant) and sees the model fail.
 //!
 //! Invariant: without a model checker [`is`] is the constant `false`, so a kernel has none of this.
@@ -19,7 +20,7 @@ pub enum Variant {
     LimitsAfterDrain,
     /// The limits of disabled lists are not published to the last CPU, as if only CPUs that run counted.
     LimitsSkipLastCpu,
-    /// A flush puts a page on the free list of the type that the CPU that freed it had read (V4).
+    /// A flush uses the migrate type that was read when the page was freed. It does not read the type again (V4).
     FlushStaleType,
     /// A claim of a deferred section is read and written under two holds of the lock.
     ClaimInTwoSteps,

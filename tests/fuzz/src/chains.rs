@@ -28,8 +28,6 @@ const CHUNK: usize = 256;
 const OPERATIONS: usize = 100;
 /// Length of an answer of a virtio-mem device.
 const ANSWER: u32 = 10;
-const CALLS: [HostCall; 5] =
-    [HostCall::Open, HostCall::Close, HostCall::Discard, HostCall::AddSlot, HostCall::RemoveSlot];
 
 const NEEDS_RESET: u32 = 64;
 const WRITE: u16 = 2;
@@ -62,7 +60,7 @@ struct Guest {
 /// When a bound does not hold.
 pub fn check(data: &[u8]) {
     let mut input = Input::new(data);
-    CALLS.iter().for_each(|&call| fail(call, None));
+    HostCall::ALL.iter().for_each(|&call| fail(call, None));
     let which = input.pick(&[Which::Mem, Which::Mem, Which::Control]);
     let config = HotplugConfig { requested: Size(16 * BLOCK), ..HotplugConfig::new(Size(REGION_SIZE)) };
     let devices = Devices::new(Size(BOOT as u64), &config).expect("resources of the host");
@@ -75,7 +73,7 @@ pub fn check(data: &[u8]) {
         }
         guest.act(&mut input);
     }
-    CALLS.iter().for_each(|&call| fail(call, None));
+    HostCall::ALL.iter().for_each(|&call| fail(call, None));
 }
 
 impl Guest {
@@ -130,7 +128,7 @@ impl Guest {
                 let size = Size(input.below(REGION_SIZE / BLOCK + 2) * BLOCK);
                 assert_eq!(self.devices.resize(size).is_ok(), size.0 <= REGION_SIZE);
             }
-            205..212 => fail(input.pick(&CALLS), Some(input.below(3) as u32)),
+            205..212 => fail(input.pick(&HostCall::ALL), Some(input.below(3) as u32)),
             212..220 => {
                 let offset = u64::from(input.byte()) * 4;
                 let value = input.u32();

@@ -25,8 +25,6 @@ const REGION: u64 = 512 << 20;
 const BLOCK: u64 = 2 << 20;
 /// Cycles of one session.
 const CYCLES: u64 = 25;
-const CALLS: [HostCall; 5] =
-    [HostCall::Open, HostCall::Close, HostCall::Discard, HostCall::AddSlot, HostCall::RemoveSlot];
 
 /// Runs sessions until `cycles` cycles are done. `tell` is told of each session, and of each thing that was wrong.
 ///
@@ -47,7 +45,7 @@ pub fn run(cycles: u64, seed: u64, mut tell: impl FnMut(&str, &Tally)) -> io::Re
         let vm = Vm::start(config).map_err(io::Error::other)?;
         let mut watcher = Watcher { random: random.clone(), before: None, tally, wrong: Vec::new() };
         let summary = run_session(vm, &script, &mut watcher)?;
-        CALLS.iter().for_each(|&call| fail(call, None));
+        HostCall::ALL.iter().for_each(|&call| fail(call, None));
         random.number();
         watcher.end_of_session(&summary);
         tally = watcher.tally;
@@ -168,9 +166,9 @@ impl Observer for Watcher {
         if let Err(failure) = &step.result {
             self.wrong.push(format!("`{}`: {failure}", step.command));
         }
-        CALLS.iter().for_each(|&call| fail(call, None));
+        HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if self.random.chance(60) {
-            fail(self.random.pick(&CALLS), Some(self.random.below(2) as u32));
+            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(2) as u32));
         }
         Ok(())
     }

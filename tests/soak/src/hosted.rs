@@ -7,8 +7,6 @@ use crate::guest::Guest;
 use crate::stack::{BLOCK, REGION_SIZE, Stack};
 use crate::{Random, Tally};
 
-const CALLS: [HostCall; 5] =
-    [HostCall::Open, HostCall::Close, HostCall::Discard, HostCall::AddSlot, HostCall::RemoveSlot];
 /// Actions of one cycle at most.
 const ACTIONS: u32 = 4000;
 /// Pauses of the driver before a target is given up.
@@ -44,7 +42,7 @@ struct Run {
 /// # Panics
 /// When an invariant does not hold. Lost and corrupt pages are counted instead.
 pub fn run(plan: Plan, mut progress: impl FnMut(&Tally)) -> Tally {
-    CALLS.iter().for_each(|&call| fail(call, None));
+    HostCall::ALL.iter().for_each(|&call| fail(call, None));
     let mut random = Random::new(plan.seed);
     let guest = plan.guest.then(|| Guest::new(&mut random));
     let stack = Stack::new(guest.as_ref().map_or(0, Guest::memmap_size));
@@ -64,9 +62,9 @@ pub fn run(plan: Plan, mut progress: impl FnMut(&Tally)) -> Tally {
 
 impl Run {
     fn cycle(&mut self) {
-        CALLS.iter().for_each(|&call| fail(call, None));
+        HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if self.random.chance(30) {
-            fail(self.random.pick(&CALLS), Some(self.random.below(4) as u32));
+            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(4) as u32));
         }
         if let Some(guest) = &mut self.guest {
             guest.churn(&mut self.random);
@@ -129,7 +127,7 @@ impl Run {
 
     /// Gives everything back and counts what is missing.
     fn account(&mut self) {
-        CALLS.iter().for_each(|&call| fail(call, None));
+        HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if let Some(guest) = &mut self.guest {
             guest.disarm();
             guest.release_all();

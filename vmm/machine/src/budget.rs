@@ -19,7 +19,7 @@ const UNLIMITED: u64 = 1 << 62;
 /// A limit of memory, and the file that sets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Limit {
-    bytes: u64,
+    size: Size,
     file: PathBuf,
 }
 
@@ -41,18 +41,18 @@ impl Budget {
         Self { limit, warned: AtomicBool::new(false) }
     }
 
-    /// The warning for a guest that may use `bytes` from now on, if that is more than is allowed and there was no
+    /// The warning for a guest that may use `size` from now on, if that is more than is allowed and there was no
     /// warning yet.
-    pub fn warning(&self, bytes: u64) -> Option<String> {
-        let Limit { bytes: most, file } = self.limit.as_ref().filter(|limit| bytes > limit.bytes)?;
+    pub fn warning(&self, size: Size) -> Option<String> {
+        let Limit { size: most, file } = self.limit.as_ref().filter(|limit| size > limit.size)?;
         if self.warned.swap(true, Ordering::Relaxed) {
             return None;
         }
         Some(format!(
             "the guest may use {} of memory, and this process's control group has {} ({}): if it uses more, the kernel \
              kills this process without a word (SIGKILL, status 137). Raise the limit, or give the guest less",
-            Size(bytes),
-            Size(*most),
+            size,
+            most,
             file.display()
         ))
     }
@@ -75,18 +75,18 @@ fn limit(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<Limit> 
         let limits = group.ancestors().filter_map(|group| {
             let file = Path::new(mount).join(group).join(file);
             let bytes = read(&file)?.trim().parse().ok().filter(|&bytes| bytes < UNLIMITED)?;
-            Some(Limit { bytes, file })
+            Some(Limit { size: Size(bytes), file })
         });
-        limits.min_by_key(|limit| limit.bytes)
+        limits.min_by_key(|limit| limit.size)
     };
-    groups.lines().filter_map(of_line).min_by_key(|limit| limit.bytes)
+    groups.lines().filter_map(of_line).min_by_key(|limit| limit.size)
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{Budget, Limit, limit};
+    use super::{Budget, Limit, Size, limit};
 
     fn limit_of(groups: &str, files: &[(&str, &str)]) -> Option<Limit> {
         limit(groups, |path| {
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn the_smallest_limit_on_the_way_to_the_root_acts() {
         let (outer, inner) = ("/sys/fs/cgroup/a/memory.max", "/sys/fs/cgroup/a/b/memory.max");
-        let at = |bytes, file: &str| Some(Limit { bytes, file: file.into() });
+        let at = |bytes, file: &str| Some(Limit { size: Size(bytes), file: file.into() });
         assert_eq!(limit_of("0::/a/b", &[(outer, "1000"), (inner, "max")]), at(1000, outer));
         assert_eq!(limit_of("0::/a/b", &[(outer, "1000"), (inner, "500")]), at(500, inner));
         assert_eq!(limit_of("0::/a/b", &[(outer, "max"), (inner, "max")]), None);
@@ -114,13 +114,14 @@ mod tests {
 
     #[test]
     fn more_than_the_limit_is_warned_about_once() {
-        let budget = Budget::new(Some(Limit { bytes: 512 << 20, file: "/sys/fs/cgroup/memory.max".into() }));
-        assert_eq!(budget.warning(512 << 20), None);
-        let warning = budget.warning(1 << 30).expect("a warning");
+        let budget =
+            Budget::new(Some(Limit { size: Size::mib(512), file: "/sys/fs/cgroup/memory.max".into() }));
+        assert_eq!(budget.warning(Size::mib(512)), None);
+        let warning = budget.warning(Size::gib(1)).expect("a warning");
         for part in ["may use 1G", "has 512M (/sys/fs/cgroup/memory.max)", "status 137"] {
             assert!(warning.contains(part), "no `{part}` in {warning}");
         }
-        assert_eq!(budget.warning(2 << 30), None);
-        assert_eq!(Budget::new(None).warning(u64::MAX), None);
+        assert_eq!(budget.warning(Size::gib(2)), None);
+        assert_eq!(Budget::new(None).warning(Size(u64::MAX)), None);
     }
 }

@@ -20,19 +20,19 @@ fn largest_record_fits() {
     let run = Some(BlockRun {
         addr: u64::MAX,
         count: u64::MAX,
-        size: u64::MAX,
+        size: Size(u64::MAX),
         boot: false,
         state: BlockState::Deferred,
         zone: Some(ZoneName::Movable),
         node: u8::MAX,
-        plugged: u64::MAX,
+        plugged: Size(u64::MAX),
         memmap_pages: u64::MAX,
         memmap_on_memory: true,
     });
     let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
     let blocks = Report::Done { id: u32::MAX, answer };
     let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
-    let device = Pmem { start: u64::MAX, size: u64::MAX, mapped: Some(mapped) };
+    let device = Pmem { start: u64::MAX, size: Size(u64::MAX), mapped: Some(mapped) };
     let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
     for report in [resize, stats, blocks, pmem] {
         let mut buffer = [0; MAX_RECORD];

@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 
-use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure};
+use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, Size};
 use tidevm_mm::{
     MemoryBlockStats, MemoryContent, MhpFlags, PageblockSet, PhysAddr, Platform, SECTION_SIZE, SectionNr,
     SectionRange,
@@ -43,7 +43,7 @@ pub fn blocks(from: u64) -> Answer {
 
 /// Whether `run` begins where `before` ends, and is otherwise alike.
 fn continues(before: &BlockRun, run: &BlockRun) -> bool {
-    let expected = BlockRun { addr: before.addr + before.count * before.size, count: run.count, ..*before };
+    let expected = BlockRun { addr: before.addr + before.count * before.size.0, count: run.count, ..*before };
     *run == expected
 }
 
@@ -52,7 +52,7 @@ fn continues(before: &BlockRun, run: &BlockRun) -> bool {
 ///
 /// # Errors
 /// The range is not made of whole memory blocks, or they cannot be removed; they are online then.
-pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
+pub fn readd(addr: u64, Size(size): Size) -> Result<Answer, Failure> {
     let end = addr.checked_add(size).filter(|&end| end <= tidevm_abi::MAX_PHYS_ADDR);
     if end.is_none() || !(addr | size).is_multiple_of(SECTION_SIZE) {
         return Err(Failure::NotBlocks);
@@ -71,7 +71,7 @@ pub fn readd(addr: u64, size: u64) -> Result<Answer, Failure> {
     });
     MM.hotplug().offline_and_remove_memory(range).map_err(translate::not_removed)?;
     for (block, plugged) in before {
-        let zone = block.zone.expect("a block that was offlined was online").zone_type();
+        let zone = block.zone.expect("a memory block that was offlined was online").zone_type();
         let flags = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: block.memmap_on_memory };
         retry(|| MM.hotplug().add_memory(block.node, block.first, &plugged, flags));
         retry(|| MM.hotplug().online(block.first, zone));

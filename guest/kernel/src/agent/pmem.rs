@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
-use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemOp};
+use tidevm_abi::{Answer, Failure, MAX_PMEM, Pmem, PmemFailure, PmemMapped, PmemOp, Size};
 use tidevm_mm::{
     DevAltmap, DevPagemap, MEMMAP_PAGES, NodeId, Pfn, PfnRange, PgmapInfo, PgmapNr, SECTION_PAGES,
 };
@@ -112,7 +112,7 @@ fn device(index: u8) -> Result<Device, Failure> {
 pub fn look(index: u8) -> Result<Pmem, Failure> {
     let device = device(index)?;
     let mapped = device.pgmap().map(|info| translate::pmem_use(&info));
-    Ok(Pmem { start: device.start, size: device.end - device.start, mapped })
+    Ok(Pmem { start: device.start, size: Size(device.end - device.start), mapped })
 }
 
 fn set_state(device: usize, state: State) {

@@ -5,10 +5,10 @@
 //! Invariant: a wrong request of the virtio-mem driver, such as to take a memory block offline that is not
 //! online, is a bug of the guest and panics. Every failure that the host or a user can cause is a record.
 
-use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState};
+use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState, Size};
 use tidevm_mm::{
-    self as mm, Holder, MemoryBlockStats, MemremapError, MemunmapError, OfflineAndRemoveError, OfflineError,
-    PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
+    self as mm, AddError, Holder, MemoryBlockStats, MemremapError, MemunmapError, OfflineAndRemoveError,
+    OfflineError, OnlineError, PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
 };
 
 use crate::agent::workload;
@@ -82,7 +82,7 @@ pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
     abi::BlockRun {
         addr: block.first.start().address().get(),
         count: block.count.into(),
-        size: u64::from(block.sections) * SECTION_SIZE,
+        size: Size(u64::from(block.sections) * SECTION_SIZE),
         boot: block.boot,
         state: match block.state {
             mm::BlockState::Online => abi::BlockState::Online,
@@ -91,10 +91,21 @@ pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
         },
         zone: block.zone.map(|zone| zone_name(zone.zone_type())),
         node: block.node.get(),
-        plugged: u64::from(block.plugged) * PAGE_SIZE,
+        plugged: Size(u64::from(block.plugged) * PAGE_SIZE),
         memmap_pages: block.memmap.into(),
         memmap_on_memory: block.memmap_on_memory,
     }
+}
+
+/// Why a memory block was not added: memory for its page tables or its memmap is missing. The driver adds only memory
+/// that is not there, so nothing else can be the reason.
+pub fn not_added(_: AddError) -> ResizeState {
+    ResizeState::NoMemory
+}
+
+/// Why memory that was added was not put online: only memory can be missing, as in [`not_added`].
+pub fn not_online(_: OnlineError) -> ResizeState {
+    ResizeState::NoMemory
 }
 
 /// Why a range of memory blocks was not removed.

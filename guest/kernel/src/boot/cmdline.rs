@@ -7,8 +7,8 @@
 //! management (`tidevm_mm`) is said here.
 
 use arrayvec::ArrayVec;
-use tidevm_abi::cmdline as keys;
 use tidevm_abi::value_of;
+use tidevm_abi::{Size, cmdline as keys};
 use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, MemoryContent, PcpPolicy, RemovalPolicy, SECTION_SIZE};
 
 use crate::console::println;
@@ -31,8 +31,8 @@ pub struct MmioDevice {
 /// Memory and CPUs of one node in `tidevm.numa=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
-    /// Bytes of boot memory, in whole memory blocks.
-    pub memory: u64,
+    /// Its boot memory, in whole memory blocks.
+    pub memory: Size,
     /// Number of CPUs.
     pub cpus: usize,
 }
@@ -44,16 +44,16 @@ pub struct CommandLine {
     pub nr_cpus: Option<usize>,
     /// Frequency of the time-stamp counter.
     pub tsc_khz: Option<u64>,
-    /// Bytes of a memory block.
-    pub memory_block: u64,
+    /// Size of a memory block.
+    pub memory_block: Size,
     /// The nodes in their order; empty when the command line names none.
     pub numa: ArrayVec<NodeSpec, MAX_NODES>,
     /// The CPUs that initialise deferred boot memory. It is not among the options of memory management, which
     /// starts no jobs: the kernel does.
     pub deferred_workers: keys::DeferredWorkers,
-    /// Size in bytes of a workload of boot: the buffer that every CPU takes while it is brought up. It changes
+    /// Size of a workload of boot: the buffer that every CPU takes while it is brought up. It changes
     /// nothing in memory management, so it is not among its options.
-    pub percpu_buf: u64,
+    pub percpu_buf: Size,
     /// Whether to look for devices on PCI.
     pub pci: bool,
     /// virtio-mmio devices.
@@ -87,10 +87,10 @@ impl CommandLine {
         Self {
             nr_cpus: None,
             tsc_khz: None,
-            memory_block: tidevm_abi::MEMORY_BLOCK_SIZE,
+            memory_block: Size(tidevm_abi::MEMORY_BLOCK_SIZE),
             numa: ArrayVec::new(),
             deferred_workers: keys::DeferredWorkers::All,
-            percpu_buf: 0,
+            percpu_buf: Size(0),
             pci: true,
             devices: [None; MAX_DEVICES],
             mm: tidevm_mm::Options::DEFAULT,
@@ -109,7 +109,7 @@ impl CommandLine {
             keys::DEFERRED_WORKERS => {
                 set(&mut self.deferred_workers, value_of(keys::DEFERRED_WORKERS_WORDS, value))
             }
-            keys::PERCPU_BUF => set(&mut self.percpu_buf, number(value)),
+            keys::PERCPU_BUF => set(&mut self.percpu_buf, number(value).map(Size)),
             keys::MEMMAP_ON_MEMORY => set(&mut mm.memmap_on_memory, switch(value)),
             keys::MEMMAP_REMOVAL => set(&mut mm.removal, value_of(keys::MEMMAP_REMOVALS, value).map(removal)),
             keys::PCP_DISABLE => set(&mut mm.pcp, pcp(value)),
@@ -142,9 +142,9 @@ fn content(value: &str) -> Option<MemoryContent> {
     switch(value).map(|is_zero| if is_zero { MemoryContent::Zero } else { MemoryContent::Unknown })
 }
 
-fn memory_block(value: &str) -> Option<u64> {
+fn memory_block(value: &str) -> Option<Size> {
     let range = tidevm_abi::MEMORY_BLOCK_SIZE..=tidevm_abi::MAX_MEMORY_BLOCK_SIZE;
-    number(value).filter(|size| size.is_power_of_two() && range.contains(size))
+    number(value).filter(|size| size.is_power_of_two() && range.contains(size)).map(Size)
 }
 
 fn removal(word: keys::MemmapRemoval) -> RemovalPolicy {
@@ -183,7 +183,7 @@ fn numa(value: &str) -> Option<ArrayVec<NodeSpec, MAX_NODES>> {
     let mut nodes = ArrayVec::new();
     for node in value.split(',') {
         let (memory, cpus) = node.split_once(':').unwrap_or((node, "0"));
-        let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE))?;
+        let memory = number(memory).filter(|memory| memory.is_multiple_of(SECTION_SIZE)).map(Size)?;
         let cpus = cpus.parse().ok().filter(|&cpus| cpus <= MAX_CPUS)?;
         nodes.try_push(NodeSpec { memory, cpus }).ok()?;
     }

@@ -116,7 +116,7 @@ impl Numa {
         let mut next_cpu = 0;
         for (domain, &NodeSpec { memory, cpus }) in (0..).zip(nodes) {
             self.note_domain(domain);
-            for start in blocks.by_ref().take((memory / SECTION_SIZE) as usize) {
+            for start in blocks.by_ref().take((memory.0 / SECTION_SIZE) as usize) {
                 match self.memory.last_mut() {
                     Some((range, last)) if *last == domain && range.end().get() == start => {
                         *range = range.hull(PhysRange::new(PhysAddr::new(start), SECTION_SIZE));

@@ -3,17 +3,18 @@
 //!
 //! Mirrors the ring buffers of Linux's tracer (`trace_buf_size=`). The buffers are never freed.
 
-use tidevm_mm::{Gfp, Order, PAGE_SIZE};
+use tidevm_abi::Size;
+use tidevm_mm::{Gfp, Order};
 
 use crate::cpu::panic::out_of_memory;
 use crate::mem::MM;
 
-/// Takes `size` bytes for CPU `index`.
+/// Takes memory of `size` for CPU `index`.
 ///
 /// # Panics
 /// When there is not enough memory; the message names the CPU, the pages wanted and the pages free.
-pub fn allocate(index: usize, size: u64) {
-    let wanted = size.div_ceil(PAGE_SIZE);
+pub fn allocate(index: usize, size: Size) {
+    let wanted = size.pages();
     let stats = MM.stats();
     // Memory that is not initialised yet counts as free: the allocations below have it initialised.
     let there: u64 = stats.zones.iter().map(|zone| zone.all_free() + zone.pcp).sum();

@@ -62,7 +62,7 @@ unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match order(layout) {
             Some(order) => {
-                let order = block_order(order).expect("`alloc` gave no larger block");
+                let order = block_order(order).expect("`alloc` gave no larger buddy block");
                 MM.free_pages(PhysAddr::new(virt_to_phys(block as u64)).pfn(), order);
             }
             None => {

@@ -147,7 +147,7 @@ impl<T: Transport> MemDriver<T> {
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
-                self.note(online.map_err(|_| ResizeState::NoMemory))
+                self.note(online.map_err(translate::not_online))
             }
             Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
@@ -277,9 +277,9 @@ fn read_config(device: &Device<impl Transport>) -> Option<(Config, u32)> {
 /// region.
 fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
     let memmap_size =
-        if command_line.mm.memmap_on_memory { command_line.memory_block / MEMMAP_SHARE } else { 0 };
+        if command_line.mm.memmap_on_memory { command_line.memory_block.0 / MEMMAP_SHARE } else { 0 };
     let wanted = DriverConfig {
-        memory_block_size: command_line.memory_block,
+        memory_block_size: command_line.memory_block.0,
         memmap_size,
         min_block_size: PAGEBLOCK_SIZE,
     };
@@ -327,10 +327,10 @@ impl AsRef<[PageblockSet]> for Parts {
 fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     let hotplug = MM.hotplug();
-    hotplug.add_memory(node, section, plugged, flags).map_err(|_| ResizeState::NoMemory)?;
-    hotplug.online(section, ZoneType::Movable).map_err(|_| {
-        hotplug.remove_memory(section).expect("a block that is not online can be removed");
-        ResizeState::NoMemory
+    hotplug.add_memory(node, section, plugged, flags).map_err(translate::not_added)?;
+    hotplug.online(section, ZoneType::Movable).map_err(|error| {
+        hotplug.remove_memory(section).expect("a memory block that is not online can be removed");
+        translate::not_online(error)
     })
 }
 
@@ -339,7 +339,7 @@ fn remove(addr: u64) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     let offline = MM.hotplug().offline(section);
     offline.map_err(translate::not_offline)?;
-    MM.hotplug().remove_memory(section).expect("a block that is offline can be removed");
+    MM.hotplug().remove_memory(section).expect("a memory block that is offline can be removed");
     Ok(())
 }
 

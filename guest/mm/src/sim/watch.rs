@@ -32,8 +32,6 @@ pub enum Call {
     UnmapDirect(PfnRange),
     /// Begins a grace period.
     Synchronize,
-    /// Says that all per-CPU lists of a zone were drained.
-    Drained,
     /// Reads the clock.
     Clock,
     /// Asks whether the step fails. [`FaultStep::PageTable`] is asked by the machine itself.

@@ -28,7 +28,7 @@ fn last(map: DevPagemap) -> Pfn {
 
 /// The range between two steps, as every CPU may see it at that moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Now {
+struct RangeState {
     states: [SectionState; 2],
     /// Whether each section is in the direct map.
     mapped: [bool; 2],
@@ -40,8 +40,8 @@ struct Now {
     visible: bool,
 }
 
-fn now(mm: &Mm<Sim>, nr: PgmapNr, map: DevPagemap) -> Now {
-    Now {
+fn now(mm: &Mm<Sim>, nr: PgmapNr, map: DevPagemap) -> RangeState {
+    RangeState {
         states: nrs().map(|nr| mm.section_state(nr)),
         mapped: nrs().map(|nr| mm.platform().is_mapped(Pfn::new(nr.frames().end().get() - 1))),
         plugged: nrs().map(|nr| !mm.plugged(nr).is_empty()),
@@ -62,7 +62,7 @@ fn is_step(call: Call) -> bool {
     !matches!(call, Call::Fault(_))
 }
 
-const NOTHING: Now = Now {
+const NOTHING: RangeState = RangeState {
     states: [SectionState::Absent; 2],
     mapped: [false; 2],
     plugged: [false; 2],
@@ -87,9 +87,9 @@ fn device_memory_is_published_after_its_sections() {
             },
         );
         let [first, second] = nrs();
-        let half = Now { mapped: [true, false], ..NOTHING };
-        let mapped = Now { mapped: [true; 2], ..NOTHING };
-        let present = Now { states: [SectionState::Present; 2], plugged: [true; 2], ..mapped };
+        let half = RangeState { mapped: [true, false], ..NOTHING };
+        let mapped = RangeState { mapped: [true; 2], ..NOTHING };
+        let present = RangeState { states: [SectionState::Present; 2], plugged: [true; 2], ..mapped };
         assert_eq!(
             steps,
             [
@@ -102,7 +102,7 @@ fn device_memory_is_published_after_its_sections() {
             ],
             "{map:?}"
         );
-        let claimable = Now { entry: true, ..present };
+        let claimable = RangeState { entry: true, ..present };
         assert_eq!(now(mm, nr, map), claimable);
         let steps = watched(
             mm,
@@ -112,10 +112,10 @@ fn device_memory_is_published_after_its_sections() {
                 while mm.memremap_init(nr) == Ok(true) {}
             },
         );
-        let initialised = Now { states: [SectionState::Initialised; 2], ..claimable };
+        let initialised = RangeState { states: [SectionState::Initialised; 2], ..claimable };
         assert_eq!(steps, [(Call::Clock, initialised)], "{map:?}");
         let refs = u64::from(mm.pgmap(nr).unwrap().pages.pages());
-        assert_eq!(now(mm, nr, map), Now { refs, visible: true, ..initialised });
+        assert_eq!(now(mm, nr, map), RangeState { refs, visible: true, ..initialised });
     }
 }
 
@@ -136,8 +136,13 @@ fn device_memory_is_torn_down_in_order() {
             },
         );
         let [first, second] = nrs();
-        let closed =
-            Now { states: [SectionState::Absent; 2], plugged: [false; 2], refs: 0, visible: false, ..live };
+        let closed = RangeState {
+            states: [SectionState::Absent; 2],
+            plugged: [false; 2],
+            refs: 0,
+            visible: false,
+            ..live
+        };
         assert_eq!(
             steps,
             [
@@ -145,7 +150,7 @@ fn device_memory_is_torn_down_in_order() {
                 (Call::UnmapMemmap(first), closed),
                 (Call::UnmapMemmap(second), closed),
                 (Call::UnmapDirect(first.frames()), closed),
-                (Call::UnmapDirect(second.frames()), Now { mapped: [false, true], ..closed }),
+                (Call::UnmapDirect(second.frames()), RangeState { mapped: [false, true], ..closed }),
             ],
             "{map:?}"
         );

@@ -44,7 +44,7 @@ pub fn watched<T: Send + 'static>(
 
 /// One memory block and its zone, as they are between two steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Now {
+struct BlockAndZone {
     state: SectionState,
     /// Pageblocks of the memory block in the direct map, and pageblocks that count as plugged.
     mapped: u32,
@@ -56,11 +56,11 @@ struct Now {
     online: u64,
 }
 
-fn now(mm: &Mm<Sim>) -> Now {
+fn now(mm: &Mm<Sim>) -> BlockAndZone {
     let stats = mm.stats();
     let zone = stats.zones[MOVABLE];
     let is_mapped = |block: &u32| mm.platform().is_mapped(BLOCK.start().add(block * PAGEBLOCK_PAGES));
-    Now {
+    BlockAndZone {
         state: mm.section_state(BLOCK),
         mapped: (0..64).filter(is_mapped).count() as u32,
         plugged: mm.plugged(BLOCK).pages() / PAGEBLOCK_PAGES,
@@ -71,8 +71,14 @@ fn now(mm: &Mm<Sim>) -> Now {
 }
 
 /// Nothing is known of the memory block.
-const NOTHING: Now =
-    Now { state: SectionState::Absent, mapped: 0, plugged: 0, memmap: [0; 2], zone: [0; 3], online: 2 };
+const NOTHING: BlockAndZone = BlockAndZone {
+    state: SectionState::Absent,
+    mapped: 0,
+    plugged: 0,
+    memmap: [0; 2],
+    zone: [0; 3],
+    online: 2,
+};
 
 /// Pageblocks 0 to 7 and 10 to 63.
 fn plugged() -> PageblockSet {
@@ -99,9 +105,9 @@ fn a_memory_block_is_added_and_removed_step_by_step() {
     for on in [true, false] {
         let mm = machine(on);
         let memmap = if on { [0, 512] } else { [512, 0] };
-        let [first, both] = [8, 62].map(|mapped| Now { mapped, ..NOTHING });
-        let with_memmap = Now { memmap, ..both };
-        let added = Now { state: SectionState::Present, plugged: 62, ..with_memmap };
+        let [first, both] = [8, 62].map(|mapped| BlockAndZone { mapped, ..NOTHING });
+        let with_memmap = BlockAndZone { memmap, ..both };
+        let added = BlockAndZone { state: SectionState::Present, plugged: 62, ..with_memmap };
         let fault = Call::Fault;
         let steps = watched(mm, all, || now(mm), || add(mm));
         assert_eq!(
@@ -123,15 +129,15 @@ fn a_memory_block_is_added_and_removed_step_by_step() {
         assert_eq!(now(mm), added);
 
         let steps = watched(mm, all, || now(mm), || mm.hotplug().remove_memory(BLOCK).unwrap());
-        let absent = Now { state: SectionState::Absent, ..added };
-        let without_memmap = Now { memmap: [0; 2], ..absent };
+        let absent = BlockAndZone { state: SectionState::Absent, ..added };
+        let without_memmap = BlockAndZone { memmap: [0; 2], ..absent };
         assert_eq!(
             steps,
             [
                 (Call::Synchronize, absent),
                 (Call::UnmapMemmap(BLOCK), absent),
                 (Call::UnmapDirect(run(0..8)), without_memmap),
-                (Call::UnmapDirect(run(10..64)), Now { mapped: 54, ..without_memmap }),
+                (Call::UnmapDirect(run(10..64)), BlockAndZone { mapped: 54, ..without_memmap }),
             ],
             "remove, memmap on memory {on}"
         );
@@ -150,14 +156,15 @@ fn a_memory_block_goes_online_and_offline_step_by_step() {
         let memmap = u64::from(on);
         let online = |mm: &Mm<Sim>| mm.hotplug().online(BLOCK, ZoneType::Movable);
         // With the memmap elsewhere, the span grows after the veto.
-        let half = Now { state: SectionState::Initialised, zone: [memmap, 0, 0], ..added };
+        let half = BlockAndZone { state: SectionState::Initialised, zone: [memmap, 0, 0], ..added };
         let steps = watched(mm, all, || now(mm), || online(mm).unwrap());
         assert_eq!(steps, [(Call::Fault(FaultStep::Online), half)], "memmap on memory {on}");
-        let is_online = Now { state: SectionState::Online, zone: [64, 64, 62 - memmap], online: 3, ..added };
+        let is_online =
+            BlockAndZone { state: SectionState::Online, zone: [64, 64, 62 - memmap], online: 3, ..added };
         assert_eq!(now(mm), is_online);
 
         let steps = watched(mm, all, || now(mm), || mm.hotplug().offline(BLOCK).unwrap());
-        let leaving = Now { zone: [64, 64 - memmap, 62 - memmap], ..is_online };
+        let leaving = BlockAndZone { zone: [64, 64 - memmap, 62 - memmap], ..is_online };
         assert_eq!(steps.len(), 62 - memmap as usize);
         assert!(steps.iter().all(|&step| step == (Call::Fault(FaultStep::Isolate), leaving)), "{steps:?}");
         assert_eq!(now(mm), added);
@@ -183,10 +190,10 @@ fn pageblocks_are_plugged_and_unplugged_step_by_step() {
             (Call::Fault(FaultStep::MapDirect), before),
             (Call::MapDirect(run(8..10)), before),
             (Call::Fault(FaultStep::PageTable), before),
-            (Call::Fault(FaultStep::Online), Now { mapped: 64, ..before }),
+            (Call::Fault(FaultStep::Online), BlockAndZone { mapped: 64, ..before }),
         ]
     );
-    let plugged = Now { mapped: 64, plugged: 64, zone: [64, 64, 63], ..before };
+    let plugged = BlockAndZone { mapped: 64, plugged: 64, zone: [64, 64, 63], ..before };
     assert_eq!(now(mm), plugged);
     let steps = watched(mm, all, || now(mm), || mm.hotplug().offline_pageblocks(BLOCK, more).unwrap());
     assert_eq!(
@@ -194,7 +201,7 @@ fn pageblocks_are_plugged_and_unplugged_step_by_step() {
         [
             (Call::Fault(FaultStep::Isolate), plugged),
             (Call::Fault(FaultStep::Isolate), plugged),
-            (Call::UnmapDirect(run(8..10)), Now { mapped: 64, ..before }),
+            (Call::UnmapDirect(run(8..10)), BlockAndZone { mapped: 64, ..before }),
         ]
     );
     assert_eq!(now(mm), before);

@@ -10,7 +10,7 @@
 
 use std::{array, fmt};
 
-use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size, ZoneName};
 
 use super::{BOOT, MEMMAP_PAGES, Measurement, Phase, PlannedPhase, phases};
 use crate::zoneinfo::Zone;
@@ -65,7 +65,7 @@ pub enum Zones {
 impl fmt::Display for Zones {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Movable => "Movable",
+            Self::Movable => ZoneName::Movable.as_str(),
             Self::Boot => "others",
             Self::BootChange => "others, change",
         })
@@ -191,7 +191,7 @@ pub fn memmap_in_boot(before: &Phase, after: &Phase, plugged: Size) -> i64 {
 }
 
 fn is_movable(zone: &Zone) -> bool {
-    zone.name == "Movable"
+    zone.name == ZoneName::Movable.as_str()
 }
 
 /// The sum over the `wanted` zones.

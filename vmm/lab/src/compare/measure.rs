@@ -8,7 +8,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{PAGE_SIZE, Size, ZoneStats};
+use tidevm_abi::{PAGE_SIZE, Size, ZoneName, ZoneStats};
 use tidevm_machine::Vm;
 use tidevm_session::script::Script;
 use tidevm_session::{Ended, Sample};
@@ -81,7 +81,7 @@ fn await_use(machine: &mut impl MeasuredVm, size: Size) -> Result<(), String> {
     let deadline = Instant::now() + USE_LIMIT;
     loop {
         let zones = zones(machine)?;
-        let movable = zones.iter().filter(|zone| zone.name == "Movable");
+        let movable = zones.iter().filter(|zone| zone.name == ZoneName::Movable.as_str());
         let present: u64 = movable.map(|zone| zone.present).sum();
         if present * PAGE_SIZE == size.0 {
             return Ok(());

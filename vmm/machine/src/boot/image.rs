@@ -75,8 +75,9 @@ impl Image {
         let headers = headers(&file).map_err(|reason| not_elf(&reason))?;
         let loaded = headers.iter().filter(|header| header.p_type.get(file.endian()) == object::elf::PT_LOAD);
         let ends = loaded.map(|header| {
-            let start = header.p_paddr.get(file.endian());
-            start.saturating_add(header.p_memsz.get(file.endian()))
+            // A file can have more bytes for a segment than it says that the segment has: all of them are loaded.
+            let size = header.p_memsz.get(file.endian()).max(header.p_filesz.get(file.endian()));
+            header.p_paddr.get(file.endian()).saturating_add(size)
         });
         ends.max().ok_or_else(|| not_elf("no segments to load"))
     }

@@ -23,6 +23,11 @@ pub enum HostCall {
     RemoveSlot,
 }
 
+impl HostCall {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Open, Self::Close, Self::Discard, Self::AddSlot, Self::RemoveSlot];
+}
+
 #[cfg(feature = "hosted")]
 pub use on_demand::{fail, failed, fault};
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use tidevm_abi::Size;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Devices, event};
@@ -85,10 +84,9 @@ impl VmShared {
 
     /// Warns if the guest may use more memory than the host's control group allows.
     pub(super) fn check_budget(&self) {
-        let hotplug: Size = self.state.snapshot().mem.iter().map(|mem| mem.requested).sum();
-        let fixed =
-            self.config.pmem.iter().fold(self.config.memory.0, |sum, size| sum.saturating_add(size.0));
-        if let Some(warning) = self.budget.warning(fixed.saturating_add(hotplug.0)) {
+        let hotplug = self.state.snapshot().mem.into_iter().map(|mem| mem.requested);
+        let all = hotplug.chain(self.config.pmem.iter().copied()).chain([self.config.memory]);
+        if let Some(warning) = self.budget.warning(all.sum()) {
             log::warn!("{warning}");
         }
     }

@@ -34,7 +34,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// Lets the guest remove memory blocks and add them again.
     pub(super) fn readd(&self, size: Size, addr: u64) -> Done {
-        match self.ask(Op::Readd { addr, size: size.0 }, patience(size.pages()))? {
+        match self.ask(Op::Readd { addr, size }, patience(size.pages()))? {
             Answer::Done => Ok(None),
             Answer::Failed(failure @ Failure::NotBlocks) => {
                 let text = format!("{size} at {} is {failure}", Size(addr));
@@ -50,6 +50,6 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
 /// Whether memory blocks can be where the guest says that they are.
 fn exists(run: &BlockRun) -> bool {
-    let size = run.count.checked_mul(run.size);
+    let size = run.count.checked_mul(run.size.0);
     size.and_then(|size| run.addr.checked_add(size)).is_some_and(|end| end <= MAX_PHYS_ADDR)
 }

@@ -304,12 +304,12 @@ impl FakeVm {
         let first = BlockRun {
             addr: 0,
             count: 1,
-            size: 128 << 20,
+            size: Size(128 << 20),
             boot: true,
             state: BlockState::Online,
             zone: Some(ZoneName::Dma32),
             node: 0,
-            plugged: 0,
+            plugged: Size(0),
             memmap_pages: 0,
             memmap_on_memory: false,
         };
@@ -318,7 +318,7 @@ impl FakeVm {
             boot: false,
             state: BlockState::Offline,
             zone: None,
-            plugged: 2 << 20,
+            plugged: Size(2 << 20),
             memmap_pages: 512,
             ..first
         };
@@ -333,7 +333,9 @@ impl FakeVm {
         let refuse = |why| Answer::Failed(Failure::Pmem(why));
         let user = self.hogs.borrow().first_key_value().map(pin);
         match op {
-            PmemOp::Look { device: 0 } => Answer::Pmem(Pmem { start: 5 << 30, size: 1 << 30, mapped: None }),
+            PmemOp::Look { device: 0 } => {
+                Answer::Pmem(Pmem { start: 5 << 30, size: Size(1 << 30), mapped: None })
+            }
             PmemOp::Map { devices: 1, altmap: true, cpus, .. } => Answer::PmemMapped(PmemMapped {
                 pages: PAGES - 4096,
                 locked_pages: 4096,

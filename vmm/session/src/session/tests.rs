@@ -409,7 +409,7 @@ fn numbers_that_cannot_be_are_answers_to_another_question() {
     let last = |op: &Op| {
         let Op::Blocks { from: 0 } = op else { return None };
         let Answer::Blocks { mut runs, .. } = FakeVm::blocks(0) else { return None };
-        runs.iter_mut().flatten().for_each(|run| run.addr = MAX_PHYS_ADDR - run.size);
+        runs.iter_mut().flatten().for_each(|run| run.addr = MAX_PHYS_ADDR - run.size.0);
         Some(Answer::Blocks { runs, next: None })
     };
     assert!(session(Nature { lies: last, ..Nature::default() }, "blocks").steps[0].is_done());
