@@ -43,8 +43,8 @@ use crate::sparse::{Section, SectionState, Sparse};
 use crate::sync::yield_now;
 use crate::{BootError, Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
-pub use watch::Call;
-use watch::Probe;
+use watch::CallObserver;
+pub use watch::PlatformCall;
 
 crate::sync::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -90,7 +90,7 @@ pub struct Sim {
     /// How often each step was attempted.
     attempts: [AtomicU64; STEPS],
     /// Called at every call.
-    probe: Mutex<Option<Probe>>,
+    probe: Mutex<Option<CallObserver>>,
     /// The host promises zeros.
     zeros: bool,
     garbage: AtomicU64,
@@ -506,14 +506,14 @@ unsafe impl Platform for Sim {
     }
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
-        self.tell(Call::CopyPages(pages.len()));
+        self.tell(PlatformCall::CopyPages(pages.len()));
         for &(to, from) in pages {
             self.write(to, self.read(from));
         }
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
-        self.tell(Call::MapMemmap(section));
+        self.tell(PlatformCall::MapMemmap(section));
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         self.take_table()?;
         self.map_frames(section, std::vec![backing]);
@@ -521,7 +521,7 @@ unsafe impl Platform for Sim {
     }
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        self.tell(Call::PrepareMemmaps(first, count));
+        self.tell(PlatformCall::PrepareMemmaps(first, count));
         self.take_table()?;
         for section in &self.prepared[first.get() as usize..][..count as usize] {
             assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
@@ -536,24 +536,24 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        self.tell(Call::UnmapMemmap(section));
+        self.tell(PlatformCall::UnmapMemmap(section));
         assert_eq!(self.unmap_frames(section).len(), 1, "{section:?} is not mapped by a large page");
     }
 
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
-        self.tell(Call::MapMemmap(section));
+        self.tell(PlatformCall::MapMemmap(section));
         self.take_table()?;
         self.map_frames(section, frames.to_vec());
         Ok(())
     }
 
     fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
-        self.tell(Call::UnmapMemmap(section));
+        self.tell(PlatformCall::UnmapMemmap(section));
         self.unmap_frames(section).try_into().expect("it is mapped by small pages")
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        self.tell(Call::MapDirect(range));
+        self.tell(PlatformCall::MapDirect(range));
         self.assert_unused(range);
         self.settled.store(false, SeqCst);
         self.take_table()?;
@@ -564,7 +564,7 @@ unsafe impl Platform for Sim {
     }
 
     fn unmap_direct(&self, range: PfnRange) {
-        self.tell(Call::UnmapDirect(range));
+        self.tell(PlatformCall::UnmapDirect(range));
         self.assert_unused(range);
         self.settled.store(false, SeqCst);
         let memmaps = self.memmaps.lock().expect("no panic holds it");
@@ -583,7 +583,7 @@ unsafe impl Platform for Sim {
     }
 
     fn synchronize(&self) {
-        self.tell(Call::Synchronize);
+        self.tell(PlatformCall::Synchronize);
         for (unseen, nr) in self.unseen.iter().zip((0..).map(SectionNr::new)) {
             unseen.store(self.mm().section_state(nr) == SectionState::Absent, SeqCst);
         }
@@ -611,12 +611,12 @@ unsafe impl Platform for Sim {
     fn drained(&self) {}
 
     fn clock(&self) -> u64 {
-        self.tell(Call::Clock);
+        self.tell(PlatformCall::Clock);
         self.started.elapsed().as_nanos() as u64
     }
 
     fn fault(&self, step: FaultStep) -> bool {
-        self.tell(Call::Fault(step));
+        self.tell(PlatformCall::Fault(step));
         let step = step as usize;
         self.attempts[step].fetch_add(1, SeqCst);
         if self.lasting[step].load(SeqCst) {

@@ -4,7 +4,7 @@ use tidevm_machine::hosted::{HostCall, fail};
 use virtio_mem::{Action, Idle, Outcome};
 
 use crate::guest::Guest;
-use crate::stack::{BLOCK, REGION_SIZE, Stack};
+use crate::stack::{BLOCK, DeviceAndDriver, REGION_SIZE};
 use crate::{Random, Tally};
 
 /// Actions of one cycle at most.
@@ -30,7 +30,7 @@ pub struct Plan {
 }
 
 struct Run {
-    stack: Stack,
+    stack: DeviceAndDriver,
     guest: Option<Guest>,
     random: Random,
     tally: Tally,
@@ -45,7 +45,7 @@ pub fn run(plan: Plan, mut progress: impl FnMut(&Tally)) -> Tally {
     HostCall::ALL.iter().for_each(|&call| fail(call, None));
     let mut random = Random::new(plan.seed);
     let guest = plan.guest.then(|| Guest::new(&mut random));
-    let stack = Stack::new(guest.as_ref().map_or(0, Guest::memmap_size));
+    let stack = DeviceAndDriver::new(guest.as_ref().map_or(0, Guest::memmap_size));
     let mut run = Run { stack, guest, random, tally: Tally::new(), migrated_before: 0 };
     for cycle in 1..=plan.cycles {
         run.cycle();
@@ -169,7 +169,7 @@ impl Run {
         if cycle.is_multiple_of(MACHINE) && self.guest.is_some() {
             let guest = Guest::new(&mut self.random);
             self.migrated_before = self.tally.migrated;
-            self.stack = Stack::new(guest.memmap_size());
+            self.stack = DeviceAndDriver::new(guest.memmap_size());
             self.guest = Some(guest);
         }
     }

@@ -36,7 +36,7 @@ const MARK: u64 = 0x7469_6465_7469_6465;
 const MARKED: u64 = 16;
 
 /// Device and driver.
-pub struct Stack {
+pub struct DeviceAndDriver {
     devices: Devices,
     /// The driver's state machine.
     pub driver: Driver,
@@ -46,7 +46,7 @@ pub struct Stack {
     pub not_zero: u64,
 }
 
-impl Stack {
+impl DeviceAndDriver {
     /// A device with nothing plugged and its driver. `memmap_size` as in [`DriverConfig`].
     pub fn new(memmap_size: u64) -> Self {
         let devices = Devices::new(Size(BOOT), &HotplugConfig::new(Size(REGION_SIZE)));

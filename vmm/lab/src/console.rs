@@ -17,26 +17,26 @@ pub struct Console {
 
 #[derive(Default)]
 struct Output {
-    seen: Mutex<Seen>,
+    seen: Mutex<LookResult>,
     more: Condvar,
 }
 
 /// The output so far.
 #[derive(Default)]
-struct Seen {
+struct LookResult {
     bytes: Vec<u8>,
     /// Whether the output has ended.
     ended: bool,
 }
 
-impl Seen {
+impl LookResult {
     fn text_from(&self, start: usize) -> String {
         String::from_utf8_lossy(&self.bytes[start..]).replace('\r', "")
     }
 }
 
 impl Output {
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, LookResult> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -83,7 +83,7 @@ impl Confinement {
             privileges::drop_capabilities().map_err(step("drop capabilities"))?;
         }
         if self.landlock {
-            reach::leave(&[], &[])?;
+            reach::restrict_files(&[], &[])?;
         }
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Confinement {
             let devices = [Path::new("/dev/kvm")];
             let devices = devices.into_iter().filter(|device| device.exists());
             let writable: Vec<_> = devices.chain(writable.iter().copied()).collect();
-            reach::leave(&[Path::new("/proc")], &writable)?;
+            reach::restrict_files(&[Path::new("/proc")], &writable)?;
         }
         self.filter(Kind::Starter)
     }

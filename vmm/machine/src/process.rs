@@ -51,10 +51,10 @@ pub fn exit(signal: i32, terminal: &Weak<Terminal>) -> ! {
 }
 
 /// The way to the thread that waits for the end of the grace, once it was made, and how that thread is locked in.
-static GRACE_THREAD: Mutex<Option<(Confinement, SyncSender<Due>)>> = Mutex::new(None);
+static GRACE_THREAD: Mutex<Option<(Confinement, SyncSender<GraceRequest>)>> = Mutex::new(None);
 
 /// A signal by which the process is to end, and the terminal to restore.
-type Due = (i32, Weak<Terminal>);
+type GraceRequest = (i32, Weak<Terminal>);
 
 /// Makes the thread that [`exit_after_grace`] needs, once per process, and once more for a VM with another
 /// `confinement`. It is made before there is a signal, because the host may refuse a thread later.
@@ -65,7 +65,7 @@ pub fn prepare_grace(confinement: Confinement) -> Result<(), StartError> {
     const WHAT: &str = "start the thread for the grace";
     let mut thread = lock(&GRACE_THREAD);
     if thread.as_ref().is_none_or(|(current, _)| *current != confinement) {
-        let (sender, due) = sync_channel::<Due>(1);
+        let (sender, due) = sync_channel::<GraceRequest>(1);
         room_for_threads(1).map_err(host(WHAT))?;
         spawn(WHAT, "grace".to_owned(), confinement, Kind::Grace, move |gate| {
             // When another thread takes over, the sender is dropped.

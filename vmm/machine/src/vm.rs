@@ -49,7 +49,7 @@ use hardware::Hardware;
 use shared::VmShared;
 
 pub use exits::ExitCounts;
-pub use look::{Activity, Seen, VcpuReport, VcpuState};
+pub use look::{Activity, LookResult, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 
 /// Id of the first call. The guest answers with id 0 when it cannot read a call.
@@ -248,13 +248,13 @@ impl Vm {
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is
-    /// reported as [`Seen::Silent`]. For a guest that does not answer.
+    /// reported as [`LookResult::Silent`]. For a guest that does not answer.
     #[must_use]
     pub fn vcpus(&self) -> Vec<VcpuReport> {
         let seen = match self.hardware.try_lock() {
             Ok(hardware) => hardware.look(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().look(),
-            Err(TryLockError::WouldBlock) => vec![Seen::Reset; self.shared.exits.len()],
+            Err(TryLockError::WouldBlock) => vec![LookResult::Reset; self.shared.exits.len()],
         };
         look::reports(seen, self.shared.kernel.bytes())
     }

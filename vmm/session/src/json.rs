@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
-use tidevm_machine::{Seen, VcpuReport};
+use tidevm_machine::{LookResult, VcpuReport};
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
 
@@ -210,11 +210,11 @@ impl<W: Write> Observer for JsonLines<W> {
 fn vcpu(report: &VcpuReport) -> Vcpu<'_> {
     let hex = |number: u64| format!("{number:#x}");
     let (state, details) = match &report.seen {
-        Seen::State(state) => (state.activity.to_string(), Some(state)),
-        Seen::Ended => ("ended".to_owned(), None),
-        Seen::Silent => ("in the guest".to_owned(), None),
-        Seen::Reset => ("being reset".to_owned(), None),
-        Seen::Unreadable(why) => (why.clone(), None),
+        LookResult::State(state) => (state.activity.to_string(), Some(state)),
+        LookResult::Ended => ("ended".to_owned(), None),
+        LookResult::Silent => ("in the guest".to_owned(), None),
+        LookResult::Reset => ("being reset".to_owned(), None),
+        LookResult::Unreadable(why) => (why.clone(), None),
     };
     let details = details.map(|state| VcpuDetails {
         interrupts: state.interrupts,

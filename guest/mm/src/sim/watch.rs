@@ -13,11 +13,11 @@ use crate::platform::FaultStep;
 use crate::sim::Sim;
 
 /// Runs at each call, before the call takes effect.
-pub(super) type Probe = Box<dyn Fn(Call) + Send>;
+pub(super) type CallObserver = Box<dyn Fn(PlatformCall) + Send>;
 
 /// A call of a [`Platform`](crate::Platform).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum PlatformCall {
     /// Copies so many pages.
     CopyPages(usize),
     /// Maps the memmap of the section, by a large page or by base pages.
@@ -40,7 +40,7 @@ pub enum Call {
 
 impl Sim {
     /// Calls `probe` at every call from now on, before the call has an effect. The probe changes nothing.
-    pub fn watch(&self, probe: impl Fn(Call) + Send + 'static) {
+    pub fn watch(&self, probe: impl Fn(PlatformCall) + Send + 'static) {
         *self.probe.lock().expect("no panic holds it") = Some(Box::new(probe));
     }
 
@@ -49,7 +49,7 @@ impl Sim {
         *self.probe.lock().expect("no panic holds it") = None;
     }
 
-    pub(super) fn tell(&self, call: Call) {
+    pub(super) fn tell(&self, call: PlatformCall) {
         if let Some(probe) = &*self.probe.lock().expect("no panic holds it") {
             probe(call);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{Call, Sim, SimMachine};
+use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
     OfflineAndRemoveError, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn, RemovalPolicy,
@@ -340,7 +340,11 @@ fn s4_11_a_section_of_nothing_but_memmap() {
         },
     );
     let half_way = [SectionState::Online, SectionState::Initialised];
-    assert_eq!(seen, [(Call::Fault(FaultStep::Online), half_way)], "the memmap's section is online first");
+    assert_eq!(
+        seen,
+        [(PlatformCall::Fault(FaultStep::Online), half_way)],
+        "the memmap's section is online first"
+    );
     assert_eq!(state_of(mm, 64 + sections), added, "rolled back");
     mm.hotplug().online(first, ZoneType::Movable).unwrap();
     mm.check();
@@ -357,7 +361,7 @@ fn watched(mm: &'static Mm<Sim>, step: FaultStep, operation: impl FnOnce()) -> V
     let seen = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&seen);
     mm.platform().watch(move |call| {
-        if call == Call::Fault(step) {
+        if call == PlatformCall::Fault(step) {
             into.lock().unwrap().push([movable(mm).spanned, movable(mm).present]);
         }
     });

@@ -1,6 +1,6 @@
 //! The order of the steps by which device memory comes and goes, as the machine sees it (see `steps`).
 
-use tidevm_mm::sim::{Call, Sim, SimMachine};
+use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     DevAltmap, DevPageError, DevPagemap, InitPolicy, MemoryContent, MemremapError, MemunmapError, Mm, NodeId,
     Options, PageblockSet, Pfn, PfnRange, PgmapNr, SectionNr, SectionState, ZoneType,
@@ -58,8 +58,8 @@ fn next_number(mm: &Mm<Sim>, map: DevPagemap) -> PgmapNr {
     nr
 }
 
-fn is_step(call: Call) -> bool {
-    !matches!(call, Call::Fault(_))
+fn is_step(call: PlatformCall) -> bool {
+    !matches!(call, PlatformCall::Fault(_))
 }
 
 const NOTHING: RangeState = RangeState {
@@ -93,12 +93,12 @@ fn device_memory_is_published_after_its_sections() {
         assert_eq!(
             steps,
             [
-                (Call::Clock, NOTHING),
-                (Call::MapDirect(first.frames()), NOTHING),
-                (Call::MapDirect(second.frames()), half),
-                (Call::MapMemmap(first), mapped),
-                (Call::MapMemmap(second), mapped),
-                (Call::Clock, present),
+                (PlatformCall::Clock, NOTHING),
+                (PlatformCall::MapDirect(first.frames()), NOTHING),
+                (PlatformCall::MapDirect(second.frames()), half),
+                (PlatformCall::MapMemmap(first), mapped),
+                (PlatformCall::MapMemmap(second), mapped),
+                (PlatformCall::Clock, present),
             ],
             "{map:?}"
         );
@@ -113,7 +113,7 @@ fn device_memory_is_published_after_its_sections() {
             },
         );
         let initialised = RangeState { states: [SectionState::Initialised; 2], ..claimable };
-        assert_eq!(steps, [(Call::Clock, initialised)], "{map:?}");
+        assert_eq!(steps, [(PlatformCall::Clock, initialised)], "{map:?}");
         let refs = u64::from(mm.pgmap(nr).unwrap().pages.pages());
         assert_eq!(now(mm, nr, map), RangeState { refs, visible: true, ..initialised });
     }
@@ -146,11 +146,11 @@ fn device_memory_is_torn_down_in_order() {
         assert_eq!(
             steps,
             [
-                (Call::Synchronize, closed),
-                (Call::UnmapMemmap(first), closed),
-                (Call::UnmapMemmap(second), closed),
-                (Call::UnmapDirect(first.frames()), closed),
-                (Call::UnmapDirect(second.frames()), RangeState { mapped: [false, true], ..closed }),
+                (PlatformCall::Synchronize, closed),
+                (PlatformCall::UnmapMemmap(first), closed),
+                (PlatformCall::UnmapMemmap(second), closed),
+                (PlatformCall::UnmapDirect(first.frames()), closed),
+                (PlatformCall::UnmapDirect(second.frames()), RangeState { mapped: [false, true], ..closed }),
             ],
             "{map:?}"
         );

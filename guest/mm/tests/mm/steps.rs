@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{Call, Sim, SimMachine};
+use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     FaultStep, MemoryContent, Mm, NodeId, OnlineError, Options, PAGEBLOCK_PAGES, PageblockSet, SectionNr,
     SectionState, ZoneType,
@@ -24,10 +24,10 @@ fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
 /// Runs `operation` and returns `look` at each call of it that `only` chooses.
 pub fn watched<T: Send + 'static>(
     mm: &'static Mm<Sim>,
-    only: impl Fn(Call) -> bool + Send + 'static,
+    only: impl Fn(PlatformCall) -> bool + Send + 'static,
     look: impl Fn() -> T + Send + 'static,
     operation: impl FnOnce(),
-) -> Vec<(Call, T)> {
+) -> Vec<(PlatformCall, T)> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&seen);
     mm.platform().watch(move |call| {
@@ -90,8 +90,8 @@ fn run(blocks: std::ops::Range<u32>) -> tidevm_mm::PfnRange {
 }
 
 /// The steps of the memory block itself: the drain of a round without pages to move is none.
-fn all(call: Call) -> bool {
-    !matches!(call, Call::CopyPages(_))
+fn all(call: PlatformCall) -> bool {
+    !matches!(call, PlatformCall::CopyPages(_))
 }
 
 fn add(mm: &Mm<Sim>) {
@@ -108,20 +108,20 @@ fn a_memory_block_is_added_and_removed_step_by_step() {
         let [first, both] = [8, 62].map(|mapped| BlockAndZone { mapped, ..NOTHING });
         let with_memmap = BlockAndZone { memmap, ..both };
         let added = BlockAndZone { state: SectionState::Present, plugged: 62, ..with_memmap };
-        let fault = Call::Fault;
+        let fault = PlatformCall::Fault;
         let steps = watched(mm, all, || now(mm), || add(mm));
         assert_eq!(
             steps,
             [
                 (fault(FaultStep::MapDirect), NOTHING),
-                (Call::MapDirect(run(0..8)), NOTHING),
+                (PlatformCall::MapDirect(run(0..8)), NOTHING),
                 (fault(FaultStep::PageTable), NOTHING),
                 (fault(FaultStep::MapDirect), first),
-                (Call::MapDirect(run(10..64)), first),
+                (PlatformCall::MapDirect(run(10..64)), first),
                 (fault(FaultStep::PageTable), first),
                 (fault(FaultStep::AllocMemmap), both),
                 (fault(FaultStep::MapMemmap), with_memmap),
-                (Call::MapMemmap(BLOCK), with_memmap),
+                (PlatformCall::MapMemmap(BLOCK), with_memmap),
                 (fault(FaultStep::PageTable), with_memmap),
             ],
             "add, memmap on memory {on}"
@@ -134,10 +134,10 @@ fn a_memory_block_is_added_and_removed_step_by_step() {
         assert_eq!(
             steps,
             [
-                (Call::Synchronize, absent),
-                (Call::UnmapMemmap(BLOCK), absent),
-                (Call::UnmapDirect(run(0..8)), without_memmap),
-                (Call::UnmapDirect(run(10..64)), BlockAndZone { mapped: 54, ..without_memmap }),
+                (PlatformCall::Synchronize, absent),
+                (PlatformCall::UnmapMemmap(BLOCK), absent),
+                (PlatformCall::UnmapDirect(run(0..8)), without_memmap),
+                (PlatformCall::UnmapDirect(run(10..64)), BlockAndZone { mapped: 54, ..without_memmap }),
             ],
             "remove, memmap on memory {on}"
         );
@@ -158,7 +158,7 @@ fn a_memory_block_goes_online_and_offline_step_by_step() {
         // With the memmap elsewhere, the span grows after the veto.
         let half = BlockAndZone { state: SectionState::Initialised, zone: [memmap, 0, 0], ..added };
         let steps = watched(mm, all, || now(mm), || online(mm).unwrap());
-        assert_eq!(steps, [(Call::Fault(FaultStep::Online), half)], "memmap on memory {on}");
+        assert_eq!(steps, [(PlatformCall::Fault(FaultStep::Online), half)], "memmap on memory {on}");
         let is_online =
             BlockAndZone { state: SectionState::Online, zone: [64, 64, 62 - memmap], online: 3, ..added };
         assert_eq!(now(mm), is_online);
@@ -166,7 +166,10 @@ fn a_memory_block_goes_online_and_offline_step_by_step() {
         let steps = watched(mm, all, || now(mm), || mm.hotplug().offline(BLOCK).unwrap());
         let leaving = BlockAndZone { zone: [64, 64 - memmap, 62 - memmap], ..is_online };
         assert_eq!(steps.len(), 62 - memmap as usize);
-        assert!(steps.iter().all(|&step| step == (Call::Fault(FaultStep::Isolate), leaving)), "{steps:?}");
+        assert!(
+            steps.iter().all(|&step| step == (PlatformCall::Fault(FaultStep::Isolate), leaving)),
+            "{steps:?}"
+        );
         assert_eq!(now(mm), added);
         mm.platform().inject(FaultStep::Online, 0);
         assert_eq!(online(mm), Err(OnlineError::Vetoed));
@@ -187,10 +190,10 @@ fn pageblocks_are_plugged_and_unplugged_step_by_step() {
     assert_eq!(
         steps,
         [
-            (Call::Fault(FaultStep::MapDirect), before),
-            (Call::MapDirect(run(8..10)), before),
-            (Call::Fault(FaultStep::PageTable), before),
-            (Call::Fault(FaultStep::Online), BlockAndZone { mapped: 64, ..before }),
+            (PlatformCall::Fault(FaultStep::MapDirect), before),
+            (PlatformCall::MapDirect(run(8..10)), before),
+            (PlatformCall::Fault(FaultStep::PageTable), before),
+            (PlatformCall::Fault(FaultStep::Online), BlockAndZone { mapped: 64, ..before }),
         ]
     );
     let plugged = BlockAndZone { mapped: 64, plugged: 64, zone: [64, 64, 63], ..before };
@@ -199,9 +202,9 @@ fn pageblocks_are_plugged_and_unplugged_step_by_step() {
     assert_eq!(
         steps,
         [
-            (Call::Fault(FaultStep::Isolate), plugged),
-            (Call::Fault(FaultStep::Isolate), plugged),
-            (Call::UnmapDirect(run(8..10)), BlockAndZone { mapped: 64, ..before }),
+            (PlatformCall::Fault(FaultStep::Isolate), plugged),
+            (PlatformCall::Fault(FaultStep::Isolate), plugged),
+            (PlatformCall::UnmapDirect(run(8..10)), BlockAndZone { mapped: 64, ..before }),
         ]
     );
     assert_eq!(now(mm), before);
@@ -213,7 +216,7 @@ fn pageblocks_are_plugged_and_unplugged_step_by_step() {
 fn all_sections_of_a_memory_block_take_each_step_together() {
     let mm = machine(true);
     let states = move || [0, 1].map(|at| mm.section_state(SectionNr::new(BLOCK.get() + at)));
-    let is_step = |call| !matches!(call, Call::Fault(_));
+    let is_step = |call| !matches!(call, PlatformCall::Fault(_));
     let steps = watched(mm, is_step, states, || {
         mm.hotplug()
             .add_memory(NodeId::FIRST, BLOCK, [PageblockSet::ALL; 2], MemoryContent::Unknown)
@@ -222,11 +225,11 @@ fn all_sections_of_a_memory_block_take_each_step_together() {
     let second = SectionNr::new(BLOCK.get() + 1);
     let absent = [SectionState::Absent; 2];
     let direct = [BLOCK, second].map(|nr| nr.frames());
-    let mapping = direct.map(|range| (Call::MapDirect(range), absent));
-    let memmaps = [BLOCK, second].map(|nr| (Call::MapMemmap(nr), absent));
+    let mapping = direct.map(|range| (PlatformCall::MapDirect(range), absent));
+    let memmaps = [BLOCK, second].map(|nr| (PlatformCall::MapMemmap(nr), absent));
     assert_eq!(steps, [mapping, memmaps].concat());
     let steps = watched(mm, is_step, states, || mm.hotplug().remove_memory(BLOCK).unwrap());
-    let unmapping = direct.map(|range| (Call::UnmapDirect(range), absent));
-    let memmaps = [BLOCK, second].map(|nr| (Call::UnmapMemmap(nr), absent));
-    assert_eq!(steps, [vec![(Call::Synchronize, absent)], memmaps.into(), unmapping.into()].concat());
+    let unmapping = direct.map(|range| (PlatformCall::UnmapDirect(range), absent));
+    let memmaps = [BLOCK, second].map(|nr| (PlatformCall::UnmapMemmap(nr), absent));
+    assert_eq!(steps, [vec![(PlatformCall::Synchronize, absent)], memmaps.into(), unmapping.into()].concat());
 }

@@ -30,7 +30,7 @@ pub enum ReachError {
 ///
 /// # Errors
 /// [`ReachError`]. A kernel without Landlock is not an error.
-pub fn leave(readable: &[&Path], writable: &[&Path]) -> Result<(), ReachError> {
+pub fn restrict_files(readable: &[&Path], writable: &[&Path]) -> Result<(), ReachError> {
     let all = AccessFs::from_all(NEWEST);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

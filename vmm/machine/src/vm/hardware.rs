@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::look::Seen;
+use super::look::LookResult;
 use super::shared::VmShared;
 use super::vcpu::{STOP_LIMIT, StillRunning, Vcpus};
 use crate::death::{Death, DeathKind, text};
@@ -148,7 +148,7 @@ impl Hardware {
     }
 
     /// Looks at all vCPUs.
-    pub(super) fn look(&self) -> Vec<Seen> {
+    pub(super) fn look(&self) -> Vec<LookResult> {
         self.vcpus.look()
     }
 

@@ -44,12 +44,12 @@ pub struct VcpuReport {
     /// Index of the vCPU.
     pub vcpu: usize,
     /// Its state.
-    pub seen: Seen,
+    pub seen: LookResult,
 }
 
 /// Whether a vCPU could be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum LookResult {
     /// Yes.
     State(Box<VcpuState>),
     /// It has no run: the guest powered off, died, or asked for a reset.
@@ -161,11 +161,13 @@ impl fmt::Display for VcpuReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = format!("vcpu{}", self.vcpu);
         let state = match &self.seen {
-            Seen::State(state) => state,
-            Seen::Ended => return write!(f, "{name:<6} has ended"),
-            Seen::Silent => return write!(f, "{name:<6} did not leave the guest within {LOOK_LIMIT:?}"),
-            Seen::Reset => return write!(f, "{name:<6} is being reset"),
-            Seen::Unreadable(why) => return write!(f, "{name:<6} KVM does not give its state: {why}"),
+            LookResult::State(state) => state,
+            LookResult::Ended => return write!(f, "{name:<6} has ended"),
+            LookResult::Silent => {
+                return write!(f, "{name:<6} did not leave the guest within {LOOK_LIMIT:?}");
+            }
+            LookResult::Reset => return write!(f, "{name:<6} is being reset"),
+            LookResult::Unreadable(why) => return write!(f, "{name:<6} KVM does not give its state: {why}"),
         };
         let interrupts = if state.interrupts { "on" } else { "off" };
         write!(f, "{name:<6} {:<14}  interrupts {interrupts:<3}  rip {:016x}", state.activity, state.rip)?;
@@ -194,7 +196,7 @@ pub(super) struct Looks {
     /// The number of looks that were asked for.
     wanted: AtomicU64,
     /// By vCPU, the answers to the last look.
-    answers: Mutex<Vec<Option<Seen>>>,
+    answers: Mutex<Vec<Option<LookResult>>>,
     answered: Condvar,
 }
 
@@ -207,8 +209,8 @@ impl Looks {
             return;
         }
         let seen = match VcpuState::of(vcpu, memory) {
-            Ok(state) => Seen::State(Box::new(state)),
-            Err(error) => Seen::Unreadable(error.to_string()),
+            Ok(state) => LookResult::State(Box::new(state)),
+            Err(error) => LookResult::Unreadable(error.to_string()),
         };
         if let Some(answer) = lock(&self.answers).get_mut(index) {
             *answer = Some(seen);
@@ -218,7 +220,7 @@ impl Looks {
 
     /// Looks at `count` vCPUs. `kick` brings the threads that are in the guest out of it, and says of each whether
     /// its thread has ended. Only one look is made at a time.
-    pub(super) fn look(&self, count: usize, mut kick: impl FnMut(usize) -> bool) -> Vec<Seen> {
+    pub(super) fn look(&self, count: usize, mut kick: impl FnMut(usize) -> bool) -> Vec<LookResult> {
         let mut answers = lock(&self.answers);
         *answers = vec![None; count];
         self.wanted.fetch_add(1, Ordering::Release);
@@ -226,19 +228,19 @@ impl Looks {
         while clock::now() - start < LOOK_LIMIT && answers.iter().any(Option::is_none) {
             for (index, answer) in answers.iter_mut().enumerate() {
                 if answer.is_none() && kick(index) {
-                    *answer = Some(Seen::Ended);
+                    *answer = Some(LookResult::Ended);
                 }
             }
             answers = self.answered.wait_timeout(answers, KICK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        std::mem::take(&mut *answers).into_iter().map(|answer| answer.unwrap_or(Seen::Silent)).collect()
+        std::mem::take(&mut *answers).into_iter().map(|answer| answer.unwrap_or(LookResult::Silent)).collect()
     }
 }
 
 /// The reports of what was `seen`, with the names of the functions in the kernel's file.
-pub(super) fn reports(seen: Vec<Seen>, image: &[u8]) -> Vec<VcpuReport> {
-    let report = |(vcpu, mut seen): (usize, Seen)| {
-        if let Seen::State(state) = &mut seen {
+pub(super) fn reports(seen: Vec<LookResult>, image: &[u8]) -> Vec<VcpuReport> {
+    let report = |(vcpu, mut seen): (usize, LookResult)| {
+        if let LookResult::State(state) = &mut seen {
             state.symbol = symbols::name_at(image, state.rip);
         }
         VcpuReport { vcpu, seen }
@@ -250,7 +252,7 @@ pub(super) fn reports(seen: Vec<Seen>, image: &[u8]) -> Vec<VcpuReport> {
 mod tests {
     use kvm_bindings::kvm_lapic_state;
 
-    use super::{Activity, IRR, ISR, LOOK_LIMIT, Looks, Seen, VcpuReport, VcpuState, vectors};
+    use super::{Activity, IRR, ISR, LOOK_LIMIT, LookResult, Looks, VcpuReport, VcpuState, vectors};
 
     #[test]
     fn a_vector_is_a_bit_of_a_register() {
@@ -276,7 +278,7 @@ mod tests {
             nmi: false,
             unplugged: vec!["not plugged: the stack below 0x1000".to_owned()],
         };
-        let report = VcpuReport { vcpu: 1, seen: Seen::State(Box::new(state)) };
+        let report = VcpuReport { vcpu: 1, seen: LookResult::State(Box::new(state)) };
         let text = "\
 vcpu1  halted          interrupts off  rip ffffffff80001234 in tidevm::halt+0x2
        irr 31 ec  isr -  exception -  interrupt 20  nmi no
@@ -285,7 +287,7 @@ vcpu1  halted          interrupts off  rip ffffffff80001234 in tidevm::halt+0x2
       r10 0000000000000004";
         assert_eq!(report.to_string(), text);
         assert!(text.lines().skip(1).all(|line| line.len() <= 76), "a row of the table is 80 wide");
-        let silent = VcpuReport { vcpu: 12, seen: Seen::Silent };
+        let silent = VcpuReport { vcpu: 12, seen: LookResult::Silent };
         assert_eq!(silent.to_string(), "vcpu12 did not leave the guest within 1s");
     }
 
@@ -296,7 +298,7 @@ vcpu1  halted          interrupts off  rip ffffffff80001234 in tidevm::halt+0x2
             kicks += 1;
             vcpu == 1
         });
-        assert_eq!(seen, [Seen::Silent, Seen::Ended]);
+        assert_eq!(seen, [LookResult::Silent, LookResult::Ended]);
         assert!(kicks > 2, "a kick that is lost is repeated, for {LOOK_LIMIT:?}");
     }
 }

@@ -29,7 +29,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::exits::{ExitCounters, count};
 use super::kvm_run::{port_access, suberror};
-use super::look::Seen;
+use super::look::LookResult;
 use super::shared::VmShared;
 use crate::bus::Access;
 use crate::clock;
@@ -174,7 +174,7 @@ impl Vcpus {
     }
 
     /// Looks at all vCPUs.
-    pub(super) fn look(&self) -> Vec<Seen> {
+    pub(super) fn look(&self) -> Vec<LookResult> {
         self.shared.looks.look(self.threads.len(), |index| {
             let thread = &self.threads[index];
             let ended = !thread.is_running();

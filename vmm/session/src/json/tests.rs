@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidevm_abi::{Size, Stats};
-use tidevm_machine::{Activity, Death, DeathKind, Ready, Seen, VcpuReport, VcpuState};
+use tidevm_machine::{Activity, Death, DeathKind, LookResult, Ready, VcpuReport, VcpuState};
 
 use super::{JsonLines, guest};
 use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
@@ -90,8 +90,8 @@ fn a_guest_that_did_not_answer_is_told_by_vcpu() {
         unplugged: vec![],
     };
     let vcpus = vec![
-        VcpuReport { vcpu: 0, seen: Seen::State(Box::new(state)) },
-        VcpuReport { vcpu: 1, seen: Seen::Ended },
+        VcpuReport { vcpu: 0, seen: LookResult::State(Box::new(state)) },
+        VcpuReport { vcpu: 1, seen: LookResult::Ended },
     ];
     let mut out = Vec::new();
     JsonLines(&mut out).end(&Summary { vcpus, ..Summary::default() }).unwrap();

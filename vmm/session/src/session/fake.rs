@@ -16,7 +16,7 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, MemStatus, Ready, ResizeError, Seen, Size, State,
+    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResizeError, Size, State,
     VcpuReport, WaitError,
 };
 
@@ -540,7 +540,7 @@ impl VmControl for FakeVm {
 
     fn vcpus(&self) -> Vec<VcpuReport> {
         self.look();
-        vec![VcpuReport { vcpu: 0, seen: Seen::Silent }]
+        vec![VcpuReport { vcpu: 0, seen: LookResult::Silent }]
     }
 
     fn stop(self, _limit: Duration) -> End {

@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::sync::lock;
-use crate::vm::{Activity, Seen, VcpuReport, VcpuState};
+use crate::vm::{Activity, LookResult, VcpuReport, VcpuState};
 
 /// Looks at the vCPUs of `vm` until the state of the first one is as wanted.
 fn look_until(vm: &Vm, wanted: impl Fn(&VcpuState) -> bool) -> (VcpuState, Vec<VcpuReport>) {
     let start = Instant::now();
     loop {
         let reports = vm.vcpus();
-        if let Seen::State(state) = &reports[0].seen
+        if let LookResult::State(state) = &reports[0].seen
             && wanted(state)
         {
             return (*state.clone(), reports);
@@ -47,7 +47,7 @@ fn a_guest_that_spins_or_halts_with_interrupts_off_is_seen() {
             (vec![], vec![], None, false)
         );
         assert_eq!((reports.len(), reports[1].vcpu), (2, 1));
-        let Seen::State(second) = &reports[1].seen else { panic!("{reports:?}") };
+        let LookResult::State(second) = &reports[1].seen else { panic!("{reports:?}") };
         assert_eq!(second.activity, Activity::Waiting);
         let start = Instant::now();
         assert_eq!(vm.stop(LIMIT), FORCED);
@@ -87,7 +87,7 @@ fn a_look_changes_nothing() {
     go(&vm);
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     let start = Instant::now();
-    while vm.vcpus()[0].seen != Seen::Ended {
+    while vm.vcpus()[0].seen != LookResult::Ended {
         assert!(start.elapsed() < LIMIT);
     }
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
@@ -101,7 +101,7 @@ fn a_machine_that_is_reset_is_not_waited_for() {
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
     let vm = Vm::start(kernel.config()).unwrap();
     let hardware = lock(&vm.hardware);
-    assert_eq!(vm.vcpus(), [VcpuReport { vcpu: 0, seen: Seen::Reset }]);
+    assert_eq!(vm.vcpus(), [VcpuReport { vcpu: 0, seen: LookResult::Reset }]);
     drop(hardware);
 }
 

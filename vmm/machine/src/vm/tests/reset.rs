@@ -10,7 +10,7 @@ use crate::bus::I8042_RESET;
 use crate::state::{MemStatus, WaitError};
 use crate::sync::lock;
 use crate::vm::events::RESET_PAUSE;
-use crate::vm::{STOP_LIMIT, Seen};
+use crate::vm::{LookResult, STOP_LIMIT};
 
 /// mov al, 0xfe; out 0x64, al; hlt
 const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
@@ -195,7 +195,9 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
         vm
     };
     match up().stop(Duration::from_millis(50)) {
-        End::Forced { asked: true, vcpus } => assert!(matches!(vcpus[0].seen, Seen::State(_)), "{vcpus:?}"),
+        End::Forced { asked: true, vcpus } => {
+            assert!(matches!(vcpus[0].seen, LookResult::State(_)), "{vcpus:?}")
+        }
         other => panic!("{other:?}"),
     }
     let vm = up();
