@@ -112,10 +112,8 @@ impl<P: Platform> Mm<P> {
         page: &Page,
         change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, DevPageError>,
     ) -> Result<(), DevPageError> {
-        page.update_dev_user(|now| {
-            let after = change(now)?;
-            pgmap.assert_taken();
-            Ok(after)
-        })
+        page.update_dev_user(change)?;
+        pgmap.assert_taken();
+        Ok(())
     }
 }
