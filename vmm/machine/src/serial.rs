@@ -237,7 +237,7 @@ impl Write for Output {
 mod tests {
     use std::io::{self, Write};
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::{Arc, Mutex};
     use std::thread;
 
     use super::{EventFd, Serial, Sink};
@@ -267,7 +267,7 @@ mod tests {
 
     impl Write for Paper {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+            crate::sync::lock(&self.0).extend(bytes);
             Ok(bytes.len())
         }
 
