@@ -146,9 +146,22 @@ pub enum FaultStep {
     Online,
     /// Isolating a pageblock.
     Isolate,
-    /// Migrating a page.
-    Migrate,
     /// Taking a page for a page table, while entries are written. `mm` does not ask for this step: the machine
     /// does, inside of `map_*` and `prepare_memmaps`.
     PageTable,
+    /// Migrating a page.
+    Migrate,
+}
+
+impl FaultStep {
+    /// All of them, in the order of a growth and a shrink.
+    pub const ALL: [Self; 7] = [
+        Self::MapDirect,
+        Self::MapMemmap,
+        Self::AllocMemmap,
+        Self::Online,
+        Self::Isolate,
+        Self::PageTable,
+        Self::Migrate,
+    ];
 }

@@ -52,7 +52,7 @@ crate::sync::thread_local! {
 
 /// The content of a page after it was unmapped.
 const LOST: u64 = 0xdead_dead_dead_dead;
-const STEPS: usize = FaultStep::PageTable as usize + 1;
+const STEPS: usize = FaultStep::ALL.len();
 
 /// A memmap that is mapped.
 struct Mapped {

@@ -27,15 +27,6 @@ const SECTIONS: u32 = 4;
 /// Most pages in separate ownership.
 const SLOTS: usize = 256;
 
-const STEPS: [FaultStep; 6] = [
-    FaultStep::MapDirect,
-    FaultStep::MapMemmap,
-    FaultStep::AllocMemmap,
-    FaultStep::Online,
-    FaultStep::Isolate,
-    FaultStep::Migrate,
-];
-
 /// A memory block: its sections, what is plugged of each, whether it is online.
 #[derive(Clone, Debug)]
 struct Block {
@@ -162,7 +153,7 @@ impl Play<'_> {
             230..240 => self.contiguous(input),
             240..244 => zones().for_each(|zone| drop(self.mm().zone_pcp_disable(zone))),
             244..248 => self.machine.owner.refuse(input.byte()),
-            _ => self.mm().platform().inject(input.pick(&STEPS), input.below(6) as u32),
+            _ => self.mm().platform().inject(input.pick(&FaultStep::ALL), input.below(6) as u32),
         }
     }
 
@@ -390,7 +381,7 @@ impl Play<'_> {
 
     /// Gives everything back. Nothing is lost.
     fn end(mut self) {
-        for step in STEPS {
+        for step in FaultStep::ALL {
             self.mm().platform().inject_always(step, false);
         }
         self.machine.owner.refuse(0);

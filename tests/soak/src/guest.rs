@@ -21,15 +21,6 @@ const OWNER: OwnerId = OwnerId(0);
 /// Pages in slots at most.
 const SLOTS: usize = 3000;
 const CPUS: u64 = 2;
-const STEPS: [FaultStep; 6] = [
-    FaultStep::MapDirect,
-    FaultStep::MapMemmap,
-    FaultStep::AllocMemmap,
-    FaultStep::Online,
-    FaultStep::Isolate,
-    FaultStep::Migrate,
-];
-
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     page: Pfn,
@@ -136,12 +127,12 @@ impl Guest {
 
     /// Makes a step fail soon.
     pub fn inject(&self, random: &mut Random) {
-        self.mm.platform().inject(random.pick(&STEPS), random.below(8) as u32);
+        self.mm.platform().inject(random.pick(&FaultStep::ALL), random.below(8) as u32);
     }
 
     /// No step fails any more.
     pub fn disarm(&self) {
-        STEPS.iter().for_each(|&step| self.mm.platform().inject_always(step, false));
+        FaultStep::ALL.iter().for_each(|&step| self.mm.platform().inject_always(step, false));
     }
 
     /// Checks the content of all slots. Returns the number of pages, and of those with wrong content.

@@ -6,13 +6,11 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, sample};
 
 use super::{
-    Churn, Command, Comparison, Corrupt, Executor, Expect, Hog, Item, Pmem, PmemHold, PmemMap, Race, Resize,
-    Target, VERBS, Verb,
+    Churn, Command, Comparison, Corrupt, Executor, Expect, FAULT_STEPS, Hog, Item, Pmem, PmemHold, PmemMap,
+    Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
-use crate::{
-    CorruptPart, FaultStep, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric,
-};
+use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
 
 fn durations() -> impl Strategy<Value = Duration> {
     prop_oneof![0..200_000_u64, (0..5_000_u64).prop_map(|s| s * 1_000)].prop_map(Duration::from_millis)
@@ -82,15 +80,7 @@ fn pmem() -> impl Strategy<Value = Command> {
 }
 
 fn commands() -> impl Strategy<Value = Command> {
-    let steps = sample::select(vec![
-        FaultStep::MapDirect,
-        FaultStep::MapMemmap,
-        FaultStep::AllocMemmap,
-        FaultStep::Online,
-        FaultStep::Isolate,
-        FaultStep::Migrate,
-        FaultStep::PageTable,
-    ]);
+    let steps = sample::select(FAULT_STEPS.iter().map(|(_, step)| *step).collect::<Vec<_>>());
     let parts = sample::select(vec![CorruptPart::Content, CorruptPart::Memmap]);
     let waits = sample::select(vec![
         ProbedWait::GracePeriod,

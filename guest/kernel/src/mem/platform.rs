@@ -38,7 +38,7 @@ static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cp
 /// Per step: the number of attempts that succeed before the one that fails, plus one; 0 means that none
 /// fails.
 static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
-const FAULT_STEPS: usize = FaultStep::PageTable as usize + 1;
+const FAULT_STEPS: usize = FaultStep::ALL.len();
 
 /// Makes the `after`-th attempt of `step` fail; 0 is the next one.
 pub fn inject(step: FaultStep, after: u32) {

@@ -8,16 +8,6 @@ use tidevm_mm::{
 
 use crate::workload::{BLOCK, Tenant};
 
-const STEPS: [FaultStep; 7] = [
-    FaultStep::MapDirect,
-    FaultStep::MapMemmap,
-    FaultStep::AllocMemmap,
-    FaultStep::Online,
-    FaultStep::Isolate,
-    FaultStep::PageTable,
-    FaultStep::Migrate,
-];
-
 /// The visible state of a machine, without counters that only grow.
 #[derive(Debug, PartialEq)]
 pub struct State {
@@ -60,7 +50,7 @@ pub fn state_of(mm: &Mm<Sim>, sections: u32) -> State {
 fn fail_everywhere(mm: &'static Mm<Sim>, name: &str, operation: impl Fn() -> Result<(), String>) -> u32 {
     let mut failures = 0;
     let sim = mm.platform();
-    for step in STEPS {
+    for step in FaultStep::ALL {
         for attempt in 0.. {
             let before = state(mm);
             sim.inject(step, attempt);

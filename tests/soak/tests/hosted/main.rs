@@ -5,7 +5,7 @@ use tidevm_soak::hosted::{Plan, run};
 /// Every kind of failure of the host has been met, and nothing is lost.
 #[test]
 fn some_hundred_cycles_lose_nothing() {
-    for (guest, cycles) in [(false, 600), (true, 200)] {
+    for (guest, cycles) in [(false, 600), (true, 400)] {
         let tally = run(Plan { cycles, seed: 1, guest }, |_| ());
         println!("{tally}");
         assert_eq!((tally.cycles, tally.lost, tally.corrupt), (cycles, 0, 0));
