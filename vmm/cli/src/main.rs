@@ -70,7 +70,8 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
-            run(config(&options)?, script.as_ref(), options.json)
+            let resets = script.as_ref().is_some_and(Script::resets);
+            run(Config { resets, ..config(&options)? }, script.as_ref(), options.json)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {

@@ -65,5 +65,6 @@ pub use process::{GRACE, room_to_start};
 pub use state::{MemStatus, Ready, State, WaitError};
 pub use tidevm_abi::Size;
 pub use vm::{
-    Activity, CallsUnread, End, ExitCounts, LookResult, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm,
+    Activity, CallsUnread, End, ExitCounts, LookResult, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport,
+    VcpuState, Vm,
 };

@@ -188,14 +188,16 @@ struct StateAndAnswers {
     state: State,
     /// When the VM was started or last reset, by [`crate::clock`].
     started: Instant,
+    /// The embedder asked for a reset that was not carried out yet.
+    wants_reset: bool,
     /// By call: no answer yet, the guest's answer, or the error that the guest was reset.
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
 }
 
 impl SharedState {
     pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
-        let inner =
-            StateAndAnswers { state: State { mem, ..State::default() }, started, answers: BTreeMap::new() };
+        let state = State { mem, ..State::default() };
+        let inner = StateAndAnswers { state, started, wants_reset: false, answers: BTreeMap::new() };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
@@ -217,7 +219,7 @@ impl SharedState {
 
     /// Processes one message of the guest. A message that fits no call or device is counted.
     pub(crate) fn report(&self, report: Report) {
-        self.learn(|StateAndAnswers { state, started, answers }| match report {
+        self.learn(|StateAndAnswers { state, started, answers, .. }| match report {
             Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
                 state.ready = Some(Ready { cpus, mem_devices, after: clock::now() - *started });
             }
@@ -235,7 +237,8 @@ impl SharedState {
     /// Records that the VM is reset and about to run again, with its devices as `mem` says, which is called under
     /// the lock of the state. The guest of before is not up any more and will answer no call.
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
-        self.learn(|StateAndAnswers { state, started, answers }| {
+        self.learn(|StateAndAnswers { state, started, wants_reset, answers }| {
+            *wants_reset = false;
             *started = clock::now();
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
@@ -243,6 +246,16 @@ impl SharedState {
                 answer.get_or_insert(Err(WaitError::Reset));
             }
         });
+    }
+
+    /// Records that the embedder asks for a reset. The next reset, which [`SharedState::restart`] records, is it.
+    pub(crate) fn want_reset(&self) {
+        lock(&self.inner).wants_reset = true;
+    }
+
+    /// Whether the embedder asked for a reset that was not carried out yet.
+    pub(crate) fn wants_reset(&self) -> bool {
+        lock(&self.inner).wants_reset
     }
 
     /// Makes room for the answer to call `id`.

@@ -102,6 +102,11 @@ pub enum ResizeError {
     },
 }
 
+/// The machine was configured to be started once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine was not made to be reset: Config::resets and Config::reboot are off")]
+pub struct ResetRefused;
+
 /// The guest has not read the earlier calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest has left {unread} calls unread")]
@@ -205,6 +210,22 @@ impl Vm {
         Ok(())
     }
 
+    /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is
+    /// about resets that the guest makes. Returns at once. When [`State::resets`] rises, the guest starts again with
+    /// fresh memory: nothing is plugged, and the devices request what they requested. Calls that were not answered
+    /// end. Requests before that moment are one reset. A guest that has ended stays so.
+    ///
+    /// # Errors
+    /// [`ResetRefused`]; nothing changed.
+    pub fn reset(&self) -> Result<(), ResetRefused> {
+        if !self.shared.config.can_reset() {
+            return Err(ResetRefused);
+        }
+        self.shared.state.want_reset();
+        self.shared.tell_of_reset();
+        Ok(())
+    }
+
     /// The host memory that a device's region really holds, resident and swapped out. To ask for several
     /// devices, use [`Vm::held_by_each`]: the host's answer is about all of them.
     ///
@@ -270,9 +291,11 @@ impl Vm {
     /// has died: [`DeathKind::ResetAtEnd`].
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
+        // Looked at first: a reset of the embedder that is over shows in the state.
+        let resets_now = self.shared.state.wants_reset();
         let State { ready, resets, .. } = self.state();
         // A guest that is not up yet does not read calls, and has no state to lose.
-        let asked = ready.is_some() && self.call(Op::PowerOff).is_ok();
+        let asked = !resets_now && ready.is_some() && self.call(Op::PowerOff).is_ok();
         let mut vcpus = Vec::new();
         if asked && !self.shared.state.wait_for_end(limit, resets) {
             vcpus = self.vcpus();

@@ -5,6 +5,7 @@
 //! | step | fails when | then |
 //! | --- | --- | --- |
 //! | `resize`, `plug`, `unplug` | the device refuses it, the guest is blocked, or the deadline passes | the session goes on, status 1 at its end |
+//! | `reset` | the guest is not up again at the deadline | the guest is ended, status 1 |
 //! | `expect` | it does not hold (at its deadline) | the guest is powered off, status 1 |
 //! | `verify`, `release` | a page's content is wrong or pages are missing | the guest is powered off, status 1 |
 //! | any | the guest does not answer in time | the guest is powered off, status 1 |
@@ -17,8 +18,9 @@
 //! blocked. With `within` it waits until that deadline, because the obstacle may go away. Churns run beside
 //! other steps. A churn that no `wait` or `release` has awaited is awaited before the guest is powered off.
 //!
-//! A guest that resets boots again, and the session goes on. A resize during a reset is done when the new
-//! guest has reached the target. The note of the step says that there was a reset.
+//! A guest that resets by itself boots again, and the session goes on. A resize during a reset is done when the new
+//! guest has reached the target. The note of the step says that there was a reset. After a step `reset` the workloads of
+//! before are gone without a failure. A churn among them is not awaited.
 //!
 //! When a wait for the guest reaches its deadline, the observer is told what every vCPU does.
 //!
@@ -37,7 +39,9 @@ mod fake;
 mod observer;
 mod pmem;
 mod record;
+mod reset;
 mod resize;
+mod sample;
 mod silence;
 #[cfg(test)]
 mod tests;
@@ -48,7 +52,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size, Stats};
+use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
 use failure::{Done, SessionError, StepError, unfit};
@@ -98,7 +102,7 @@ struct Session<'s, V, O> {
     workloads: Workloads,
     /// The guest's last answer during the current step, counters excluded.
     answer: Cell<Option<Answer>>,
-    /// Resets of the guest that the session has noticed.
+    /// Resets that the session has noticed.
     resets: u64,
     summary: Summary,
 }
@@ -198,7 +202,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let answer = self.answer.take();
         let took = self.vm.now() - start;
         let mut sample = self.outside();
-        if self.vm.has_agent() && !matches!(result, Err(StepError::Fatal(StepFailure::Ended(_)))) {
+        if self.can_be_asked(&result) {
             match self.inside() {
                 Ok(stats) => sample.guest = Some(stats),
                 Err(error) => {
@@ -260,6 +264,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Race(race) => self.race(*race),
             Command::Corrupt(corrupt) => self.need_agent().and_then(|()| self.corrupt(corrupt)),
             Command::Probe(wait) => self.probe(*wait),
+            Command::Reset { within } => self.reset(*within),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
@@ -306,38 +311,6 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         match self.vm.wait(time, "the end of a pause", |_| None::<()>) {
             Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The state of the VM that can be seen without its guest.
-    fn outside(&self) -> Sample {
-        let state = self.vm.state();
-        let held = self.vm.held().ok();
-        let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
-            region_size: mem.region_size,
-            requested: mem.requested,
-            plugged: mem.plugged,
-            held: held.as_ref().and_then(|held| held.get(index).copied()),
-        });
-        Sample { devices: devices.collect(), guest: None }
-    }
-
-    /// The guest's counters for a sample. A guest that resets meanwhile is asked again after it has booted.
-    fn inside(&self) -> Result<Stats, StepError> {
-        let deadline = self.vm.now() + self.boot_deadline();
-        loop {
-            self.await_ready(deadline.saturating_duration_since(self.vm.now()))?;
-            match self.guest_stats() {
-                Err(StepError::Fatal(StepFailure::Ended(WaitError::Reset))) if self.vm.now() < deadline => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn guest_stats(&self) -> Result<Stats, StepError> {
-        match self.ask(Op::Stats, ANSWER_DEADLINE)? {
-            Answer::Stats(stats) => Ok(stats),
-            other => Err(unfit(other)),
         }
     }
 

@@ -181,12 +181,13 @@ fn a_jail_ends_with_its_parent() {
 /// Resizes ask for the memory that the host holds, and a reset makes a machine of KVM: both without a file.
 fn a_session_runs_in_a_jail() {
     let Some((_, jail)) = jail("a_session_runs_in_a_jail") else { return };
-    let script = scratch("jail.script", "plug 128M\nexpect host.held <= 128M\nresize 0\n");
+    let text = "plug 128M\nexpect host.held <= 128M\nreset\nexpect plugged == 128M within 60s\nresize 0\n";
+    let script = scratch("jail.script", text);
     let mut command = program();
     command.args(["run", "--memory", "128M", "--hotplug", "size=256M", "--console", "off", "--script"]);
     let output = command.arg(script).args(&jail).stdin(Stdio::null()).output().expect("the program runs");
     let out = assert_status(&output, 0, "");
-    assert!(out.contains("3 steps done"), "{out}");
+    assert!(out.contains("5 steps done") && out.contains("1 reset"), "{out}");
 
     let mut command = program();
     command.args(["run", "--kernel"]).arg(kernel::write("resets-jail", kernel::RESET)).args(&jail);

@@ -16,6 +16,7 @@ use crate::death::{Death, DeathKind};
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
+mod embedder;
 mod look;
 mod ports;
 mod refused;

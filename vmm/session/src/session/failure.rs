@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BadWord, Failure, Metric, Name, ResizeState, Size};
-use tidevm_machine::{CallsUnread, ResizeError, WaitError};
+use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
 
 /// Why a step did not do what its text says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +16,9 @@ pub enum StepFailure {
     /// The device refuses the new size.
     #[error("refused: {0}")]
     SizeRefused(ResizeError),
+    /// The machine was not made to be reset.
+    #[error("refused: {0}")]
+    ResetRefused(ResetRefused),
     /// `plug`: the new size is beyond 64 bits.
     #[error("refused: {0} more is no size")]
     SizeTooLarge(Size),

@@ -16,8 +16,8 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResizeError, Size, State,
-    VcpuReport, WaitError,
+    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResetRefused, ResizeError,
+    Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -29,6 +29,13 @@ pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
 pub(super) const DEVICE_MEMORY: u64 = 2 << 30;
 const REGION_START: u64 = 4 << 30;
 
+/// What a guest does not do again after a reset.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    Driver,
+    Report,
+}
+
 /// How the guest behaves; fixed before a session.
 pub(super) struct Nature {
     /// It never reports that it is ready.
@@ -37,6 +44,10 @@ pub(super) struct Nature {
     pub(super) foreign: bool,
     /// It drives no device.
     pub(super) driverless: bool,
+    /// Its machine was not made to be reset.
+    pub(super) unresettable: bool,
+    /// What does not come back after a reset: the driver, or the first report.
+    pub(super) loses: Option<Lost>,
     /// It never finishes a resize, and reports nothing.
     pub(super) stuck: bool,
     /// Its device answers BUSY to everything.
@@ -73,6 +84,8 @@ impl Default for Nature {
             mute: false,
             foreign: false,
             driverless: false,
+            unresettable: false,
+            loses: None,
             stuck: false,
             busy: false,
             slow: false,
@@ -209,10 +222,15 @@ impl FakeVm {
                 for answer in self.answers.borrow_mut().values_mut() {
                     answer.get_or_insert(Err(WaitError::Reset));
                 }
-                self.events.borrow_mut().clear();
+                // What the guest would have done. Signals and later resets come from elsewhere.
+                self.events
+                    .borrow_mut()
+                    .retain(|(_, event)| matches!(event, Event::Signal(_) | Event::Reset));
                 self.hogs.borrow_mut().clear();
-                self.after(Duration::from_millis(400), Event::Bind);
-                if !self.nature.foreign {
+                if !self.nature.driverless && self.nature.loses != Some(Lost::Driver) {
+                    self.after(Duration::from_millis(400), Event::Bind);
+                }
+                if !self.nature.foreign && self.nature.loses != Some(Lost::Report) {
                     self.after(Duration::from_millis(500), Event::Ready);
                 }
                 self.after(Duration::from_millis(600), Event::Drive);
@@ -529,6 +547,15 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
+    fn reset(&self) -> Result<(), ResetRefused> {
+        self.look();
+        if self.nature.unresettable {
+            return Err(ResetRefused);
+        }
+        self.after(Duration::from_millis(5), Event::Reset);
+        Ok(())
+    }
+
     fn held(&self) -> io::Result<Vec<Size>> {
         self.look();
         Ok(self.state.borrow().mem.iter().map(|mem| Size(mem.plugged.0 / 8)).collect())
@@ -556,7 +583,7 @@ impl VmControl for FakeVm {
             let asked = state.ready.is_some();
             return End::Forced { asked, vcpus: if asked { self.vcpus() } else { Vec::new() } };
         }
-        let early = state.signal.is_some() || state.powered_off || state.resets > 0;
+        let early = state.signal.is_some() || state.powered_off;
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff

@@ -10,6 +10,8 @@ use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
 use crate::script::Script;
 
+mod reset;
+
 #[derive(Default)]
 struct Recorder {
     boots: usize,

@@ -10,25 +10,32 @@ use crate::bus::I8042_RESET;
 use crate::state::{MemStatus, WaitError};
 use crate::sync::lock;
 use crate::vm::events::RESET_PAUSE;
+use crate::vm::shared::VmShared;
 use crate::vm::{LookResult, STOP_LIMIT};
 
 /// mov al, 0xfe; out 0x64, al; hlt
 const RESET: [u8; 5] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4];
 
 /// Resets at every [`go`].
-fn resetting() -> Kernel {
+pub(super) fn resetting() -> Kernel {
     // WAIT in 32-bit code, where an absolute address needs no SIB byte.
     let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
     code.extend(RESET);
     Kernel::new(&code)
 }
 
-fn await_resets(vm: &Vm, count: u64) {
+pub(super) fn await_resets(vm: &Vm, count: u64) {
     vm.wait(LIMIT, "a reset", |state| (state.resets >= count).then_some(())).unwrap();
 }
 
+/// As a vCPU does whose guest resets the machine.
+fn ask(shared: &VmShared) {
+    shared.reset_due.store(true, Ordering::Release);
+    shared.tell_of_reset();
+}
+
 /// Whether the VM had `resets` resets and has no more.
-fn is_at_rest(vm: &Vm, resets: u64) -> bool {
+pub(super) fn is_at_rest(vm: &Vm, resets: u64) -> bool {
     std::thread::sleep(2 * RESET_PAUSE);
     vm.state().resets == resets && !vm.state().ended()
 }
@@ -100,7 +107,7 @@ fn several_vcpus_that_reset_reset_once() {
     go(&vm);
     // The second request comes when the event loop has already acknowledged the first.
     std::thread::sleep(Duration::from_millis(100));
-    vm.shared.reset.write(1).unwrap();
+    ask(&vm.shared);
     drop(hardware);
     await_resets(&vm, 1);
     assert!(is_at_rest(&vm, 1), "{:?}", vm.state());
@@ -123,7 +130,6 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
     }
 }
 
-/// The test asks for the reset, because tidevm's own guest never does.
 #[test]
 fn tidevms_own_guest_is_up_again_and_follows_again() {
     const SIZE: u64 = 128 * MIB;
@@ -143,7 +149,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
         let call = vm.call(Op::Check).unwrap();
         assert!(matches!(vm.answer(call, BOOT, "an answer"), Ok(tidevm_abi::Answer::Checked { .. })));
         if resets == 0 {
-            vm.shared.reset.write(1).unwrap();
+            vm.reset().unwrap();
         }
     }
     assert_eq!(vm.state().bad_records, 0);
@@ -174,7 +180,7 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     };
     await_stuck();
     let start = Instant::now();
-    vm.shared.reset.write(1).unwrap();
+    vm.reset().unwrap();
     await_resets(&vm, 1);
     assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
     await_stuck();
@@ -206,7 +212,7 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
     std::thread::scope(|scope| {
         let end = scope.spawn(|| vm.stop(LIMIT));
         std::thread::sleep(Duration::from_millis(50));
-        shared.reset.write(1).unwrap();
+        ask(&shared);
         let end = end.join().unwrap();
         assert!(matches!(&end, End::Died(death) if death.kind == DeathKind::ResetAtEnd), "{end:?}");
     });
@@ -273,7 +279,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
         // All is plugged at once, and is not online for a while.
         let under_way = |mem: &MemStatus| (mem.plugged > Size(0)).then(|| !at(Size(TARGET), mem));
         let under_way = vm.wait(BOOT, "memory", |state| under_way(&state.mem[0])).unwrap();
-        vm.shared.reset.write(1).unwrap();
+        vm.reset().unwrap();
         assert!(under_way, "it was there already");
         let at_reset =
             vm.wait(LIMIT, "a reset", |state| (state.resets == resets).then(|| state.clone())).unwrap();
