@@ -25,14 +25,18 @@ pub(crate) mod shuttle;
 pub(crate) use core::sync::atomic::Ordering;
 
 #[cfg(feature = "loom")]
-pub(crate) use loom::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+pub(crate) use loom::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, thread_local, yield_now,
+};
 #[cfg(feature = "shuttle")]
-pub(crate) use shuttle::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+pub(crate) use shuttle::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, thread_local, yield_now,
+};
 
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
 pub(crate) use core::hint::spin_loop;
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 #[cfg(all(any(test, feature = "sim"), not(any(feature = "shuttle", feature = "loom"))))]
 pub(crate) use std::{thread::yield_now, thread_local};
 

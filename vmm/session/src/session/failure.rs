@@ -246,6 +246,7 @@ pub(super) fn unfit(answer: Answer) -> StepError {
             | Failure::NoMemory
             | Failure::Unfit
             | Failure::NoSuchPage
+            | Failure::ProbeUnderWay
             | Failure::BadRecord),
         ) => StepFailure::Refused { failure, text: failure.to_string() },
         answer => StepFailure::WrongAnswer(Box::new(answer)),
