@@ -3,7 +3,8 @@
 //!
 //! Each session boots a guest with policies of its own, so a boot stands for the reset that a session's guest does
 //! not make. After a first cycle, in which the guest makes page tables that it keeps, the counters of zones are
-//! recorded; at the end everything is given back, and the counters are compared.
+//! recorded; at the end everything is given back, and the counters are compared. Each session is locked in as `tidevm`
+//! does it.
 //!
 //! Invariant: a guest that dies, data that is wrong, and counters that differ end up in the figures, never in a
 //! session that counts as good.
@@ -15,7 +16,7 @@ use std::time::Duration;
 use tidevm_abi::command::Command;
 use tidevm_abi::{Answer, MEMORY_BLOCK_SIZE, Size};
 use tidevm_machine::hosted::{HostCall, fail};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, Vm};
+use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, InitPolicy, Vm};
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Observer, Sample, StepRun, Summary, run as run_session};
 
@@ -42,9 +43,10 @@ pub fn run(cycles: u64, seed: u64, mut tell: impl FnMut(&str, &Tally)) -> io::Re
         );
         let text = script(count, &mut random, &mut tally);
         let script = Script::parse("soak", &text).map_err(io::Error::other)?;
-        let vm = Vm::start(config).map_err(io::Error::other)?;
         let mut watcher = Watcher { random: random.clone(), before: None, tally, wrong: Vec::new() };
-        let summary = run_session(vm, &script, &mut watcher)?;
+        let config = Config { confinement: Confinement::STRICT, ..config };
+        let summary =
+            Vm::apart(config, |vm| run_session(vm, &script, &mut watcher)).map_err(io::Error::other)??;
         HostCall::ALL.iter().for_each(|&call| fail(call, None));
         random.number();
         watcher.end_of_session(&summary);

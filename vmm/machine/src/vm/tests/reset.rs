@@ -39,7 +39,7 @@ fn a_guest_that_resets_starts_again_with_fresh_memory() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    let vm = start(Config { cpus: 2, ..kernel.config() }).unwrap();
     drop(kernel);
     for count in 1..=3 {
         let (started, room) = (vm.exits()[0].io, vm.shared.devices.serial.room());
@@ -62,7 +62,7 @@ fn without_reboot_a_reset_is_a_death() {
     let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
     code.extend(RESET);
     let kernel = Kernel::new(&code);
-    let vm = Vm::start(Config { reboot: false, ..kernel.config() }).unwrap();
+    let vm = start(Config { reboot: false, ..kernel.config() }).unwrap();
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     assert_eq!(vm.state().resets, 0);
     let report = "  last on the serial port:\n  | !".to_owned();
@@ -75,7 +75,7 @@ fn calls_end_with_the_guest_that_they_were_made_to() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let call = vm.call(Op::Stats).unwrap();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| vm.answer(call, LIMIT, "an answer"));
@@ -95,7 +95,7 @@ fn several_vcpus_that_reset_reset_once() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let hardware = lock(&vm.hardware);
     go(&vm);
     // The second request comes when the event loop has already acknowledged the first.
@@ -114,7 +114,7 @@ fn a_guest_that_resets_without_end_is_stopped_at_once() {
     let kernel = Kernel::new(&RESET);
     for resets in [0, 1, 5] {
         let started = Instant::now();
-        let vm = Vm::start(kernel.config()).unwrap();
+        let vm = start(kernel.config()).unwrap();
         await_resets(&vm, resets);
         let start = Instant::now();
         assert!(start - started >= RESET_PAUSE * resets.saturating_sub(1) as u32, "{:?}", start - started);
@@ -132,7 +132,7 @@ fn tidevms_own_guest_is_up_again_and_follows_again() {
         return;
     }
     let hotplug = vec![HotplugConfig { requested: Size(SIZE), ..HotplugConfig::new(Size::gib(1)) }];
-    let vm = Vm::start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
+    let vm = start(Config { console: ConsoleMode::Off, hotplug, ..Config::default() }).unwrap();
     for resets in 0..=1 {
         let up = |state: &crate::state::State| {
             let there = state.ready.is_some()
@@ -160,7 +160,7 @@ fn a_console_that_nobody_reads_holds_up_neither_reset_nor_end() {
     let kernel = Kernel::new(&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xeb, 0xfd]);
     let (_reader, writer) = std::io::pipe().unwrap();
     let console = ConsoleMode::File(format!("/proc/self/fd/{}", writer.as_raw_fd()).into());
-    let vm = Vm::start(Config { console, ..kernel.config() }).unwrap();
+    let vm = start(Config { console, ..kernel.config() }).unwrap();
     let await_stuck = || {
         let start = Instant::now();
         let grows = || {
@@ -190,7 +190,7 @@ fn a_guest_that_resets_instead_of_powering_off_is_not_waited_for() {
     }
     let kernel = resetting();
     let up = || {
-        let vm = Vm::start(kernel.config()).unwrap();
+        let vm = start(kernel.config()).unwrap();
         vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
         vm
     };
@@ -226,7 +226,7 @@ fn a_reset_that_the_end_overtakes_is_seen() {
         // A guest that is not up is not asked for anything, and may start again as often as it wants.
         (true, false, None),
     ] {
-        let vm = Vm::start(Config { reboot, ..kernel.config() }).unwrap();
+        let vm = start(Config { reboot, ..kernel.config() }).unwrap();
         if ready {
             vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
         }
@@ -260,7 +260,7 @@ fn a_reset_in_a_burst_of_plugs_starts_the_way_anew() {
     if !kvm() {
         return;
     }
-    let vm = Vm::start(Config {
+    let vm = start(Config {
         console: ConsoleMode::Off,
         hotplug: vec![HotplugConfig::new(Size(TARGET))],
         ..Config::default()
@@ -302,7 +302,7 @@ fn a_reset_is_one_step_for_a_waiter() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
     // Facts that a driver would have brought about. The memory makes the reset take a moment.
     vm.shared.memory.plug(0, at(HOLE_END..HOLE_END + 2 * MIB)).unwrap();
@@ -331,7 +331,7 @@ fn resets_give_back_what_was_plugged() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     for resets in 1..=5 {
         for run in 0..50 {
             let start = HOLE_END + run * 8 * MIB;
@@ -353,7 +353,7 @@ fn an_end_comes_before_a_reset_that_waits() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let (shared, hardware) = (Arc::clone(&vm.shared), Arc::clone(&vm.hardware));
     let busy = lock(&hardware);
     go(&vm);
