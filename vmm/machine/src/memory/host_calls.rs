@@ -17,6 +17,7 @@
 use super::range::OffsetRange;
 
 /// A kind of call that can fail on demand.
+#[cfg(any(test, feature = "hosted"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostCall {
     /// `mprotect` that makes memory reachable. Fails with `ENOMEM`, as at the limit of mappings.
