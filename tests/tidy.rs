@@ -8,6 +8,8 @@
 mod circles;
 #[path = "tidy/claims.rs"]
 mod claims;
+#[path = "tidy/confined.rs"]
+mod confined;
 #[path = "tidy/crates.rs"]
 mod crates;
 #[path = "tidy/imports.rs"]

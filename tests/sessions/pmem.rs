@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Failure, HogKind, MEMORY_BLOCK_SIZE, Op, PmemOp};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size, Vm};
-use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
+use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked, start};
 
 pub const TESTS: &[Test] = &[
     ("pmem_with_and_without_altmap", with_and_without_altmap),
@@ -237,7 +237,7 @@ fn beside_hotplug() {
 /// are in and whichever workload asks; nothing changes, and a handle that was released is free again.
 fn shares_its_handles_with_workloads() {
     const LIMIT: Duration = Duration::from_secs(60);
-    let vm = Vm::start(machine(&[1])).unwrap_or_else(|error| panic!("no machine: {error}"));
+    let vm = start(machine(&[1]));
     vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
     let ask = |op| {
         vm.call(op).map(|id| vm.answer(id, LIMIT, "an answer")).expect("it reads calls").expect("an answer")

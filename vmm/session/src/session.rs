@@ -8,7 +8,7 @@
 //! | `reset` | the guest is not up again at the deadline | the guest is ended, status 1 |
 //! | `expect` | it does not hold (at its deadline) | the guest is powered off, status 1 |
 //! | `verify`, `release` | a page's content is wrong or pages are missing | the guest is powered off, status 1 |
-//! | any | the guest does not answer in time | the guest is powered off, status 1 |
+//! | any | the guest does not answer in time | the guest is ended, status 1 |
 //! | any | the guest dies | status 4 with the text on the death |
 //! | any | the guest powers off by itself | status 1 |
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
@@ -79,7 +79,8 @@ pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest time until the guest answers a call, without the work that the call asks for.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force.
+/// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force, and a guest that
+/// has left a call unanswered is ended at once.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
 // Otherwise the second stage of a signal would end the process while the session still ends in good order.
@@ -104,6 +105,8 @@ struct Session<'s, V, O> {
     answer: Cell<Option<Answer>>,
     /// Resets that the session has noticed.
     resets: u64,
+    /// The guest has left a call unanswered. It is not waited for again.
+    silent: bool,
     summary: Summary,
 }
 
@@ -140,7 +143,7 @@ pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Su
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
         let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, summary }
+        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, silent: false, summary }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -153,7 +156,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.boot = ready.map(|ready| ready.after);
         let mut sample = self.outside();
         if ready.is_some() {
-            sample.guest = Some(self.inside()?);
+            sample.guest = Some(self.inside(ANSWER_DEADLINE)?);
         }
         self.observer.boot(&Booted { ready, sample }).map_err(SessionError::Output)
     }
@@ -202,17 +205,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let answer = self.answer.take();
         let took = self.vm.now() - start;
         let mut sample = self.outside();
-        if self.can_be_asked(&result) {
-            match self.inside() {
-                Ok(stats) => sample.guest = Some(stats),
-                Err(error) => {
-                    if vcpus.is_empty() {
-                        vcpus = look_at_silent(&self.vm, Some(&error));
-                    }
-                    result = result.and(Err(error));
-                }
-            }
-        }
+        sample.guest = self.counters_after(took, &mut result, &mut vcpus);
         if self.notice_resets() {
             result = match result {
                 Ok(note) => {
@@ -315,7 +308,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     }
 
     fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
-        let Session { vm, observer, mut summary, .. } = self;
+        let Session { vm, observer, mut summary, silent, .. } = self;
         summary.total = vm.now() - start;
         summary.exits = vm.exits().iter().fold(ExitCounts::default(), add);
         let state = vm.state();
@@ -324,7 +317,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let error = if let Err(SessionError::Step(error)) = &result { Some(error) } else { None };
         // A step has told of its vCPUs itself.
         let vcpus = if summary.steps == 0 { look_at_silent(&vm, error) } else { Vec::new() };
-        let mut end = vm.stop(POWER_OFF_DEADLINE);
+        let mut end = vm.stop(silence::limit_of_end(silent, error));
         summary.vcpus = match &mut end {
             End::Forced { vcpus, .. } if !error.is_some_and(silence::is_silent) => std::mem::take(vcpus),
             _ => vcpus,

@@ -205,6 +205,12 @@ impl StepError {
         }
     }
 
+    /// The same failure, which ends the session.
+    pub(super) fn into_fatal(self) -> Self {
+        let (Self::Failed(failure) | Self::Fatal(failure)) = self;
+        Self::Fatal(failure)
+    }
+
     /// The same, with a reset of the guest meanwhile. The reset adds nothing when the guest or the VM ended.
     pub(super) fn with_reset(self) -> Self {
         match self {

@@ -68,7 +68,7 @@ pub(super) struct Nature {
     pub(super) panics: bool,
     /// It ignores a request to power off.
     pub(super) deaf: bool,
-    /// It panics when it is asked to power off.
+    /// It panics when it is asked to power off, and this death is told in place of an earlier one.
     pub(super) dies_at_the_end: bool,
     /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
@@ -138,7 +138,7 @@ pub(super) struct FakeVm {
     untaken: RefCell<BTreeSet<u32>>,
     hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
     used: RefCell<BTreeSet<Handle>>,
-    stops: Rc<Cell<u32>>,
+    stops: Rc<RefCell<Vec<Duration>>>,
 }
 
 impl FakeVm {
@@ -182,8 +182,8 @@ impl FakeVm {
         events.sort_by_key(|(at, _)| *at);
     }
 
-    /// The counter of stops, which outlives the VM.
-    pub(super) fn stops(&self) -> Rc<Cell<u32>> {
+    /// The limits of the stops, which outlive the VM.
+    pub(super) fn stops(&self) -> Rc<RefCell<Vec<Duration>>> {
         Rc::clone(&self.stops)
     }
 
@@ -570,14 +570,14 @@ impl VmControl for FakeVm {
         vec![VcpuReport { vcpu: 0, seen: LookResult::Silent }]
     }
 
-    fn stop(self, _limit: Duration) -> End {
-        self.stops.set(self.stops.get() + 1);
+    fn stop(self, limit: Duration) -> End {
+        self.stops.borrow_mut().push(limit);
         let state = self.state.borrow().clone();
+        if self.nature.dies_at_the_end {
+            return End::Died(Death { kind: DeathKind::GuestPanic, text: "rip 0xe4d".to_owned() });
+        }
         if let Some(death) = state.death {
             return End::Died(death);
-        }
-        if self.nature.dies_at_the_end {
-            return End::Died(Death { kind: DeathKind::GuestPanic, text: "rip 0xdead".to_owned() });
         }
         if self.nature.deaf || state.ready.is_none() {
             let asked = state.ready.is_some();

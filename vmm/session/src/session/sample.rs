@@ -2,11 +2,13 @@
 //!
 //! Invariant: a sample that needs the guest waits for it at most as long as a boot takes.
 
+use std::time::Duration;
+
 use tidevm_abi::{Answer, Op, Stats};
 use tidevm_machine::WaitError;
 
-use super::failure::{Done, StepError, StepFailure, unfit};
-use super::{ANSWER_DEADLINE, DeviceSample, Observer, Sample, Session, VmControl};
+use super::failure::{StepError, StepFailure, unfit};
+use super::{DeviceSample, Observer, Sample, Session, VmControl};
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
     /// The state of the VM that can be seen without its guest.
@@ -22,33 +24,23 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         Sample { devices: devices.collect(), guest: None }
     }
 
-    /// The guest's counters for a sample. A guest that resets meanwhile is asked again after it has booted.
-    pub(super) fn inside(&self) -> Result<Stats, StepError> {
+    /// The guest's counters for a sample, which the guest may take `limit` to tell. A guest that resets meanwhile is
+    /// asked again after it has booted.
+    pub(super) fn inside(&self, limit: Duration) -> Result<Stats, StepError> {
         let deadline = self.vm.now() + self.boot_deadline();
         loop {
             self.await_ready(deadline.saturating_duration_since(self.vm.now()))?;
-            match self.guest_stats() {
+            match self.guest_stats(limit) {
                 Err(StepError::Fatal(StepFailure::Ended(WaitError::Reset))) if self.vm.now() < deadline => {}
                 result => return result,
             }
         }
     }
 
-    pub(super) fn guest_stats(&self) -> Result<Stats, StepError> {
-        match self.ask(Op::Stats, ANSWER_DEADLINE)? {
+    pub(super) fn guest_stats(&self, limit: Duration) -> Result<Stats, StepError> {
+        match self.ask(Op::Stats, limit)? {
             Answer::Stats(stats) => Ok(stats),
             other => Err(unfit(other)),
         }
-    }
-
-    /// Whether the guest has an agent that can be asked after a step with this result. A guest that the step has
-    /// awaited until its deadline, and that is not up, is not awaited once more.
-    pub(super) fn can_be_asked(&self, result: &Done) -> bool {
-        self.vm.has_agent()
-            && match result {
-                Err(StepError::Fatal(StepFailure::Ended(_))) => false,
-                Err(StepError::Fatal(StepFailure::TooLate { .. })) => self.vm.state().ready.is_some(),
-                _ => true,
-            }
     }
 }

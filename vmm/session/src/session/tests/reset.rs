@@ -68,7 +68,7 @@ fn a_machine_that_cannot_be_reset_refuses_and_keeps_its_workloads() {
     let nature = Nature { unresettable: true, ..Nature::default() };
     let mut script = Script::parse("test", "hog 4K movable as a\nverify a").unwrap();
     script.body.insert(1, reset());
-    let ran = of_script(FakeVm::new(nature), &script);
+    let ran = session_of(FakeVm::new(nature), &script);
     assert!(ran.reason(1).starts_with("refused: the machine was not made to be reset"), "{}", ran.reason(1));
     assert_eq!((ran.note(2), ran.status()), (Some("1 pages intact"), 1));
 }
@@ -91,7 +91,7 @@ fn a_name_from_before_a_reset_is_no_handle_of_the_guest() {
     ] {
         let mut script = Script::parse("test", text).unwrap();
         script.body.insert(1, reset());
-        let ran = of_script(FakeVm::new(Nature::default()), &script);
+        let ran = session_of(FakeVm::new(Nature::default()), &script);
         let reason = ran.reason(2);
         assert!(reason.starts_with(&format!("`{name}` ")), "{text}: {reason}");
         assert_eq!(ran.status(), 1);
@@ -100,10 +100,4 @@ fn a_name_from_before_a_reset_is_no_handle_of_the_guest() {
 
 fn reset() -> Statement {
     Statement::Step(Step { line: 9, column: 1, command: "reset".parse().unwrap() })
-}
-
-fn of_script(fake: FakeVm, script: &Script) -> Ran {
-    let mut recorder = Recorder::default();
-    let summary = run(fake, script, &mut recorder).unwrap();
-    Ran { summary, steps: recorder.steps }
 }
