@@ -21,6 +21,8 @@ compile_error!("one model checker at a time: feature shuttle or feature loom");
 pub(crate) mod loom;
 #[cfg(feature = "shuttle")]
 pub(crate) mod shuttle;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod written;
 
 pub(crate) use core::sync::atomic::Ordering;
 
