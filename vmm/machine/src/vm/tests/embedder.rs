@@ -16,7 +16,7 @@ fn the_embedder_resets_the_machine_also_without_reboot() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(Config { reboot: false, resets: true, cpus: 2, ..kernel.config() }).unwrap();
+    let vm = start(Config { reboot: false, resets: true, cpus: 2, ..kernel.config() }).unwrap();
     drop(kernel);
     for count in 1..=2 {
         vm.shared.memory.plug(0, at(HOLE_END..HOLE_END + 2 * MIB)).unwrap();
@@ -40,7 +40,7 @@ fn a_reset_of_the_embedder_hides_none_of_the_guest() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(Config { reboot: false, resets: true, ..kernel.config() }).unwrap();
+    let vm = start(Config { reboot: false, resets: true, ..kernel.config() }).unwrap();
     let hardware = lock(&vm.hardware);
     vm.reset().unwrap();
     go(&vm);
@@ -56,7 +56,7 @@ fn a_machine_that_was_not_made_for_resets_refuses_them() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(Config { reboot: false, ..kernel.config() }).unwrap();
+    let vm = start(Config { reboot: false, ..kernel.config() }).unwrap();
     assert_eq!(vm.reset(), Err(ResetRefused));
     assert!(is_at_rest(&vm, 0), "{:?}", vm.state());
     assert_eq!(vm.stop(LIMIT), FORCED);
@@ -68,7 +68,7 @@ fn requests_of_the_embedder_before_a_reset_are_one_reset() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let hardware = lock(&vm.hardware);
     vm.reset().unwrap();
     // The event loop has acknowledged the first request and waits for the lock.
@@ -90,7 +90,7 @@ fn an_end_that_overtakes_the_embedders_reset_is_no_death() {
         return;
     }
     let kernel = resetting();
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     vm.shared.state.report(Report::Ready { cpus: 1, mem_devices: 1 });
     let hardware = Arc::clone(&vm.hardware);
     let busy = lock(&hardware);
