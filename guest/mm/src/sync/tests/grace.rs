@@ -8,7 +8,7 @@
 
 use std::boxed::Box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use loom::cell::UnsafeCell;
 
@@ -90,7 +90,8 @@ const READERS: [Reader; 2] = [Machine::read, Machine::read_and_sleep];
 fn a_section_is_removed(read: Reader, synchronizes: bool) {
     let machine = Machine::new();
     model(move || {
-        let memmap = Arc::new(UnsafeCell::new(()));
+        // Loom runs all threads of a model on one thread of the host.
+        let memmap = Rc::new(UnsafeCell::new(()));
         let read_memmap = memmap.clone();
         let reader = loom::thread::spawn(move || read(machine, &read_memmap));
         machine.remove(&memmap, synchronizes);
