@@ -7,6 +7,7 @@ use tidevm_tests::{Test, machine, run, run_checked};
 pub const TESTS: &[Test] = &[
     ("a_reset_gives_everything_back_and_the_driver_plugs_again", everything_is_given_back_and_plugged_again),
     ("a_reset_in_the_middle_of_a_plug_under_churn_loses_nothing", in_the_middle_of_a_plug_under_churn),
+    ("a_reset_takes_back_what_the_guest_could_not_give", a_reset_takes_back_what_the_guest_could_not_give),
     ("resets_of_the_script_need_no_reboot", resets_of_the_script_need_no_reboot),
 ];
 
@@ -78,6 +79,28 @@ fn in_the_middle_of_a_plug_under_churn() {
     assert!(matches!(&failures[..], [(step, _)] if step == "resize 512M within 0s"), "{failures:#?}");
     assert_eq!((session.summary.resets, session.steps.len(), session.summary.bad_records), (2, 17, 0));
     assert_eq!((session.at_the_end().plugged, session.at_the_end().held), (vec![0], vec![Some(0)]));
+}
+
+/// The target of before the reset is reached by it.
+fn a_reset_takes_back_what_the_guest_could_not_give() {
+    let session = run_checked(
+        machine(REGION),
+        "resize 256M
+         hog 4M pinned as dma
+         resize 0
+         expect host.held > 4M
+         reset
+         expect plugged == 0
+         expect host.held == 0
+         plug 128M
+         hog 4M pinned as dma
+         verify dma",
+    );
+    session.assert_alive();
+    let failures = session.failures();
+    let [(step, why)] = &failures[..] else { panic!("{failures:#?}") };
+    assert!(step == "resize 0" && why.contains("dma"), "{failures:#?}");
+    assert_eq!(session.steps.len(), 10, "{:?}", session.summary.ended);
 }
 
 /// `--no-reboot` is about resets that the guest makes. Device memory is mapped by the guest, so the next guest maps it
