@@ -190,3 +190,19 @@ fn a_death_that_the_host_caused_is_told_apart() {
     ];
     assert!(!own.iter().any(|kind| kind.is_refusal()), "{own:?}");
 }
+
+#[test]
+fn a_subscription_is_raised_by_each_change_and_ends_with_its_value() {
+    let shared = shared();
+    let (one, other) = (shared.subscribe().unwrap(), shared.subscribe().unwrap());
+    assert!(!one.clear(), "nothing has changed yet");
+    shared.change(|state| state.mem[0].plugged = Size(5));
+    shared.change(|state| state.mem[0].plugged = Size(6));
+    assert!(one.clear() && !one.clear(), "changes that no read separates are one event");
+    shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+    assert!(one.clear() && other.clear(), "a message of the guest is a change too");
+    drop(one);
+    shared.change(|state| state.powered_off = true);
+    assert!(other.clear());
+    assert_eq!(lock(&shared.subscriptions).len(), 1, "a subscription that has ended is forgotten");
+}

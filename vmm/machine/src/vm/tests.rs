@@ -17,6 +17,7 @@ use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
 mod look;
+mod pause;
 mod ports;
 mod refused;
 mod reset;
