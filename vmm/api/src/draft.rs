@@ -3,7 +3,9 @@
 //! Mirrors Firecracker's `VmResources`: its defaults, checks and texts. Differs on purpose: a value that tidevm cannot give is
 //! refused where it is set, instead of being ignored.
 
-use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use tidevm_abi::Size;
@@ -173,13 +175,13 @@ impl Draft {
     pub fn set_boot(&mut self, boot: BootSource) -> Result<(), String> {
         self.touched = true;
         if boot.kernel_image_path != BUILTIN {
-            File::open(&boot.kernel_image_path)
+            can_be_read(&boot.kernel_image_path)
                 .map_err(|error| format!("Boot source error: The kernel file cannot be opened: {error}"))?;
         } else if boot.initrd_path.is_some() {
             return Err(not_supported("an initrd for the built-in guest"));
         }
         if let Some(path) = &boot.initrd_path {
-            File::open(path).map_err(|error| {
+            can_be_read(path).map_err(|error| {
                 format!(
                     "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions. \
                      {error}"
@@ -249,6 +251,12 @@ impl Draft {
             ..base.clone()
         })
     }
+}
+
+/// Checks that there is a file to read. A named pipe would make the start wait for its writer.
+fn can_be_read(path: &str) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// Whole MiB, at most what Firecracker's fields hold.

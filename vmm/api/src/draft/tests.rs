@@ -94,12 +94,14 @@ fn a_kernel_has_to_be_there() {
         set(boot("foo.bar")),
         "Boot source error: The kernel file cannot be opened: No such file or directory (os error 2)"
     );
-    let initrd = BootSource { initrd_path: Some("foo.bar".to_owned()), ..boot("/dev/null") };
+    let initrd =
+        BootSource { initrd_path: Some("foo.bar".to_owned()), ..boot(&file!().replace("vmm/api/", "")) };
     assert_eq!(
         set(initrd.clone()),
         "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions. No such file \
          or directory (os error 2)"
     );
+    assert!(set(boot("/dev/null")).ends_with("it is no regular file"), "a pipe would make the start wait");
     assert!(set(BootSource { kernel_image_path: BUILTIN.to_owned(), ..initrd }).contains("built-in guest"));
     let args = BootSource { boot_args: Some("a\n".to_owned()), ..boot(BUILTIN) };
     assert!(set(args).ends_with("byte 1 is not printable ASCII"));
