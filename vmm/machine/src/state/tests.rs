@@ -206,3 +206,23 @@ fn a_subscription_is_raised_by_each_change_and_ends_with_its_value() {
     assert!(other.clear());
     assert_eq!(lock(&shared.subscriptions).len(), 1, "a subscription that has ended is forgotten");
 }
+
+#[test]
+fn no_limit_passes_while_the_guest_stands_still() {
+    let shared = shared();
+    let (start, real) = (shared.now(), Instant::now());
+    shared.set_paused(true);
+    let pause = Instant::now();
+    thread::sleep(SOON);
+    let (still, slept) = (shared.now(), pause.elapsed());
+    assert_eq!(shared.now(), still, "the clock stands still");
+    shared.set_paused(true);
+    shared.set_paused(false);
+    let passed = shared.now() - start;
+    assert!(
+        passed + slept <= real.elapsed(),
+        "{passed:?} passed, beside {slept:?} in which the guest stood still"
+    );
+    shared.wait(SOON, "nothing", |_| None::<()>).unwrap_err();
+    assert!(shared.now() - start >= passed + SOON, "it goes on");
+}
