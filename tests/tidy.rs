@@ -42,9 +42,13 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/machine", &["tidevm-abi", "tidevm-guest-image", "virtio-mem"]),
     ("vmm/session", &["tidevm-abi", "tidevm-machine"]),
     ("vmm/lab", &["tidevm-abi", "tidevm-autosize", "tidevm-machine", "tidevm-session"]),
-    ("vmm/cli", &["tidevm-abi", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
+    ("vmm/api", &["tidevm-abi", "tidevm-machine"]),
+    ("vmm/cli", &["tidevm-abi", "tidevm-api", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
-    ("tests/fuzz", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
+    (
+        "tests/fuzz",
+        &["tidevm-abi", "tidevm-api", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"],
+    ),
     ("tests/soak", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
     ("xtask", &["tidevm-guest-image"]),
 ];
@@ -52,6 +56,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
 const OURS: &[&str] = &[
     "tidevm",
     "tidevm-abi",
+    "tidevm-api",
     "tidevm-autosize",
     "tidevm-bench",
     "tidevm-fuzz",

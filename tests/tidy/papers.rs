@@ -52,7 +52,8 @@ fn papers(files: &[Source]) -> impl Iterator<Item = &Source> {
     files.iter().filter(move |file| is_paper(&file.path) && file.path.ends_with(".md"))
 }
 
-/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it.
+/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it, and the options of the struct
+/// `Spawn`, which stand without a subcommand.
 fn clap_commands(cli: &str) -> Command {
     let mut items: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut lines = cli.lines();
@@ -64,7 +65,8 @@ fn clap_commands(cli: &str) -> Command {
             items.insert(name, lines.by_ref().take_while(|line| *line != "}").collect());
         }
     }
-    clap_item("Action", &items)
+    let options = clap_item("Spawn", &items).options;
+    Command { options, ..clap_item("Action", &items) }
 }
 
 /// The options and subcommands of one struct or enum.
@@ -162,7 +164,8 @@ impl Programs {
     /// What is wrong with an option of `tidevm` that stands alone.
     fn check_option(&self, code: &str) -> Option<String> {
         let option = code.split([' ', '=']).next()?;
-        let known = self.tidevm.subcommands.values().any(|command| command.options.contains(option));
+        let inner = self.tidevm.subcommands.values().any(|command| command.options.contains(option));
+        let known = inner || self.tidevm.options.contains(option);
         (!known).then(|| format!("tidevm has no option {option}"))
     }
 }
@@ -170,7 +173,8 @@ impl Programs {
 /// Checks `words`, whose first `at` name `command`.
 fn check(command: &Command, words: &[&str], at: usize) -> Option<String> {
     let (name, rest) = (words[..at].join(" "), &words[at..]);
-    if let Some(first) = rest.first().filter(|_| !command.subcommands.is_empty()) {
+    let is_option = |word: &str| command.options.contains(word.split('=').next().unwrap_or_default());
+    if let Some(first) = rest.first().filter(|word| !command.subcommands.is_empty() && !is_option(word)) {
         return match command.subcommands.get(*first) {
             Some(inner) => check(inner, words, at + 1),
             // What clap has by itself, and a word in capitals stands for any.

@@ -7,7 +7,8 @@ use core::time::Duration;
 
 /// Reads `200ms`, `5s` or `2m`, whole numbers only; `None` if `text` is no duration or too long to count
 /// in milliseconds.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let factor = match unit {

@@ -43,7 +43,7 @@ pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
 pub use command::Command;
 pub use counter::{Counter, Group, Label};
-pub use duration::ShowDuration;
+pub use duration::{ShowDuration, parse_duration};
 pub use failure::{Failure, PmemFailure, ProbedWait};
 pub use limits::{
     E820_PMEM, E820_PRAM, EXIT_PORT, ExitCode, MAX_CPUS, MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_NODES,

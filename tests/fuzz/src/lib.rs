@@ -8,6 +8,7 @@
 //! | [`chains`] | guest memory with queues, device turns | bounds: what is written, what is read, work, reachable memory |
 //! | [`records`] | records of the guest on the control channel | a model of the state; records print bounded text |
 //! | [`script`] | the text of a script | it prints as text that parses to the same; errors are bounded |
+//! | [`http`] | bytes of an API client | the same requests however they are split; what is accepted is what JSON says |
 //! | [`kernel`] | a kernel file and an initrd | segments lie where the file says; memory is bounded |
 //! | [`mm`] | operations on the guest's memory management | `Mm::check`, owners and content of pages, no page is lost |
 //!
@@ -19,6 +20,7 @@
 pub mod chains;
 pub mod device;
 mod heap;
+pub mod http;
 mod input;
 pub mod kernel;
 pub mod mm;
@@ -42,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "chains", check: chains::check },
     Target { name: "records", check: records::check },
     Target { name: "script", check: script::check },
+    Target { name: "http", check: http::check },
     Target { name: "kernel", check: kernel::check },
     Target { name: "mm", check: mm::check },
 ];

@@ -17,10 +17,57 @@ use tidevm_machine::{
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
 #[command(name = "tidevm", version, arg_required_else_help = true, after_help = STATUSES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: Option<Action>,
+    /// What to do without a subcommand.
+    #[command(flatten)]
+    pub spawn: Spawn,
+}
+
+/// `tidevm` without a subcommand: Firecracker's form.
+#[derive(Debug, Args)]
+pub struct Spawn {
+    /// Firecracker's form: a socket for its API, by which a machine is configured and started
+    #[arg(long, value_name = "PATH", required_unless_present = "no_api")]
+    pub api_sock: Option<PathBuf>,
+    /// The name of the machine: letters, digits and hyphens, at most 64
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = id)]
+    pub id: String,
+    /// A machine in Firecracker's JSON, which starts at once
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// No socket
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    pub no_api: bool,
+    /// At a system call that a thread has no use for: nothing, let the kernel log it, or end with a report (status 159)
+    #[arg(long, value_name = "off|log|on", value_enum, hide_possible_values = true, default_value_t = Filter::On)]
+    seccomp: Filter,
+    /// The same as --seccomp off, as Firecracker spells it
+    #[arg(long, conflicts_with = "seccomp")]
+    no_seccomp: bool,
+}
+
+impl Spawn {
+    /// What Firecracker's interface does not say about a machine.
+    pub fn base(&self) -> Config {
+        let filter = if self.no_seccomp { Filter::Off } else { self.seccomp };
+        Config { console: ConsoleMode::Stdio, confinement: confinement(filter), ..Config::default() }
+    }
+}
+
+/// The name of a machine that was given none, as in Firecracker.
+const DEFAULT_ID: &str = "anonymous-instance";
+
+fn id(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("not 1 to 64 letters, digits and hyphens".to_owned())
+    }
 }
 
 const STATUSES: &str = "\
@@ -140,6 +187,12 @@ pub struct Run {
     /// What to do with the machine, one command per line; - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub script: Option<PathBuf>,
+    /// A socket for Firecracker's API, beside the script
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// The machine's name in the API
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = id, requires = "api_sock")]
+    pub id: String,
     /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
@@ -323,7 +376,7 @@ mod tests {
     fn config(options: &str) -> Result<Config, String> {
         let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
-            Action::Run(run) => run.config(),
+            Some(Action::Run(run)) => run.config(),
             action => panic!("{action:?}"),
         }
     }

@@ -4,6 +4,7 @@
 //! The guest can cause some of tidevm's own warnings too, again and again while the host refuses something. So
 //! the number of lines in a time is limited; lines that are left out are counted.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,9 +25,34 @@ struct Logger {
 
 static STDERR: Logger = Logger {
     budget: Mutex::new(Budget::NEW),
-    // A closed terminal must not cause a panic.
-    print: |line| drop(writeln!(io::stderr(), "tidevm: {line}")),
+    // A closed terminal must not cause a panic, and neither must a full disk.
+    print: |line| match FILE.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        Some(file) => drop(file.write_all(format!("tidevm: {line}\n").as_bytes())),
+        None => drop(writeln!(io::stderr(), "tidevm: {line}")),
+    },
 };
+
+/// Where lines go instead of stderr.
+static FILE: Mutex<Option<File>> = Mutex::new(None);
+
+/// Has lines go to `file` from now on, if there is one, and has lines from `level` on printed, if it is given.
+pub fn redirect(file: Option<File>, level: Option<tidevm_api::body::Level>) {
+    use tidevm_api::body::Level;
+    if file.is_some() {
+        *FILE.lock().unwrap_or_else(PoisonError::into_inner) = file;
+    }
+    let filter = level.map(|level| match level {
+        Level::Off => LevelFilter::Off,
+        Level::Trace => LevelFilter::Trace,
+        Level::Debug => LevelFilter::Debug,
+        Level::Info => LevelFilter::Info,
+        Level::Warn => LevelFilter::Warn,
+        Level::Error => LevelFilter::Error,
+    });
+    if let Some(filter) = filter {
+        log::set_max_level(filter);
+    }
+}
 
 /// The lines of the current period.
 struct Budget {

@@ -2,16 +2,20 @@
 
 mod cli;
 mod logger;
+mod quiet;
 
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use cli::{Action, Cli, Experiment, Run, ScriptAction};
+use cli::{Action, Cli, Experiment, Run, ScriptAction, Spawn};
+use quiet::Quiet;
+use tidevm_api::{Control, Draft, Identity};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
@@ -27,7 +31,9 @@ fn main() -> ExitCode {
         return ExitCode::from(3);
     }
     logger::start();
-    let status = match execute(Cli::parse().action) {
+    let Cli { action, spawn: options } = Cli::parse();
+    let result = action.map_or_else(|| spawn(&options), execute);
+    let status = match result {
         Ok(status) => status,
         Err(error) => {
             match error.downcast_ref::<ScriptErrors>() {
@@ -66,12 +72,14 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), false)
+            run(options.config(), Some(&script), false, None)
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
             let resets = script.as_ref().is_some_and(Script::resets);
-            run(Config { resets, ..config(&options)? }, script.as_ref(), options.json)
+            let config = Config { resets, ..config(&options)? };
+            let api = options.api_sock.as_deref().map(|path| (path, options.id.as_str()));
+            run(config, script.as_ref(), options.json, api)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
@@ -149,24 +157,86 @@ fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: Config, script: Option<&Script>, json: bool) -> anyhow::Result<u8> {
+/// Runs a machine. `api` is the path of a socket for clients, and the machine's name there.
+fn run(
+    config: Config,
+    script: Option<&Script>,
+    json: bool,
+    api: Option<(&Path, &str)>,
+) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
+    let control = api.map(|(path, id)| {
+        Control::listen(path, Draft::of(&config), identity(id), config.clone(), logger::redirect)
+    });
+    let control = control.transpose()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }
+    let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
+    let start = |config| Vm::start_with(config, beside.into_iter().collect());
     if json {
-        return observe(Vm::start(config)?, script, &mut JsonLines(io::stdout()));
+        return observe(start(config)?, script, &mut JsonLines(io::stdout()));
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
     let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
-    observe(Vm::start(config)?, script, &mut table)
+    observe(start(config)?, script, &mut table)
+}
+
+/// What answers as the machine `id`.
+fn identity(id: &str) -> Identity {
+    Identity { id: id.to_owned(), version: env!("CARGO_PKG_VERSION") }
+}
+
+/// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.
+fn spawn(options: &Spawn) -> anyhow::Result<u8> {
+    let base = options.base();
+    tell_of(base.confinement);
+    let file = options.config_file.as_deref();
+    let draft = match file {
+        Some(path) => {
+            let name = path.display();
+            let text =
+                fs::read_to_string(path).with_context(|| format!("cannot read --config-file {name}"))?;
+            Draft::from_json(&text).map_err(|error| anyhow!("--config-file {name}: {error}"))?
+        }
+        None => Draft::default(),
+    };
+    let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
+        let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
+        return observe(Vm::start(config)?, None, &mut Quiet);
+    };
+    let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
+    loop {
+        let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
+        let shared = Arc::new(Mutex::new(Some(control)));
+        let error = match start_beside(config, &shared) {
+            Ok(vm) => return observe(vm, None, &mut Quiet),
+            Err(error) => error,
+        };
+        // Taken only when the VM was about to run.
+        let Some(taken) = shared.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Err(error.into());
+        };
+        control = taken;
+        control.refuse(&error);
+        // The machine can be configured anew, unless the process is locked in by now.
+        let locked_in =
+            matches!(error, StartError::Host { .. } | StartError::Confinement(_) | StartError::Jail(_));
+        if file.is_some() || locked_in {
+            return Err(error.into());
+        }
+    }
+}
+
+fn start_beside(config: Config, control: &Arc<Mutex<Option<Control>>>) -> Result<Vm, StartError> {
+    Vm::start_with(config, vec![Control::beside(Arc::clone(control))])
 }
 
 /// Under `--seccomp log` the log tells too what this host cannot enforce.

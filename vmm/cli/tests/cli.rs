@@ -2,6 +2,8 @@
 //!
 //! Tests that boot a VM are ignored, with a reason, where /dev/kvm cannot be used.
 
+#[path = "cli/api.rs"]
+mod api;
 #[path = "cli/confinement.rs"]
 mod confinement;
 #[path = "cli/endings.rs"]
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
     let hosted = HOSTED.iter().map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
+        .chain(api::TESTS)
         .chain(confinement::TESTS)
         .chain(endings::TESTS)
         .chain(limits::TESTS)

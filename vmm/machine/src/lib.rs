@@ -62,9 +62,9 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
-pub use state::{MemStatus, Ready, State, WaitError};
+pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
 pub use tidevm_abi::Size;
 pub use vm::{
-    Activity, CallsUnread, End, ExitCounts, LookResult, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport,
-    VcpuState, Vm,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
+    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

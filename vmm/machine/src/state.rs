@@ -11,14 +11,23 @@
 //! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::{self, Nap};
 use crate::death::Death;
 use crate::sync::lock;
+
+pub use changes::Changes;
+use changes::raise;
+pub use settled::{Obstacle, Settled};
+
+mod changes;
+mod settled;
 
 /// The facts known about a guest.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +45,8 @@ pub struct State {
     pub powered_off: bool,
     /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
+    /// The guest stands still, or is about to: [`crate::VmHandle::pause`].
+    pub paused: bool,
     /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
     pub stray_accesses: u64,
     /// Messages on the control channel that were no [`Report`], or a report that fits no call.
@@ -67,6 +78,8 @@ pub struct MemStatus {
     pub block_size: Size,
     /// How much the device asks the guest to plug.
     pub requested: Size,
+    /// How many targets were set since the start. A target of the same size is one more.
+    pub targets: u64,
     /// The device has not taken `requested` yet, because it is at work. No driver has read it then, and
     /// `generation` is still that of an earlier target.
     pub target_pending: bool,
@@ -75,6 +88,8 @@ pub struct MemStatus {
     pub generation: u32,
     /// The configuration generation when the driver last read the target.
     pub seen: Option<u32>,
+    /// How much of the region, from its start, the device lets the guest use.
+    pub usable: Size,
     /// How much is plugged.
     pub plugged: Size,
     /// A driver runs the device (`DRIVER_OK`).
@@ -181,6 +196,8 @@ impl State {
 pub(crate) struct SharedState {
     inner: Mutex<StateAndAnswers>,
     changed: Condvar,
+    /// Threads that wait for more than the state. Locked after `inner`, or alone.
+    subscriptions: Mutex<Vec<Weak<EventFd>>>,
 }
 
 #[derive(Debug)]
@@ -190,15 +207,50 @@ struct StateAndAnswers {
     started: Instant,
     /// The embedder asked for a reset that was not carried out yet.
     wants_reset: bool,
+    /// The time for which the guest stood still since the start, the current pause excluded.
+    stood_still: Duration,
+    /// Since when the guest stands still, by [`crate::clock`].
+    paused: Option<Instant>,
     /// By call: no answer yet, the guest's answer, or the error that the guest was reset.
     answers: BTreeMap<u32, Option<Result<Answer, WaitError>>>,
 }
 
+impl StateAndAnswers {
+    /// See [`SharedState::now`].
+    fn now(&self) -> Instant {
+        self.paused.unwrap_or_else(clock::now) - self.stood_still
+    }
+}
+
 impl SharedState {
     pub(crate) fn new(started: Instant, mem: Vec<MemStatus>) -> Self {
-        let state = State { mem, ..State::default() };
-        let inner = StateAndAnswers { state, started, wants_reset: false, answers: BTreeMap::new() };
-        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+        let inner = StateAndAnswers {
+            state: State { mem, ..State::default() },
+            started,
+            wants_reset: false,
+            stood_still: Duration::ZERO,
+            paused: None,
+            answers: BTreeMap::new(),
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), subscriptions: Mutex::default() }
+    }
+
+    /// The time now on the clock of all limits: [`crate::clock`], without the time in which the guest stood still. A guest
+    /// that is not allowed to run cannot be late.
+    pub(crate) fn now(&self) -> Instant {
+        lock(&self.inner).now()
+    }
+
+    /// Records that the guest stands still from now on, or that it runs again.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.learn(|inner| {
+            if inner.state.paused != paused {
+                let now = clock::now();
+                inner.state.paused = paused;
+                inner.stood_still += inner.paused.take().map_or(Duration::ZERO, |since| now - since);
+                inner.paused = paused.then_some(now);
+            }
+        });
     }
 
     /// A copy of the state as it is now.
@@ -214,32 +266,50 @@ impl SharedState {
     fn learn<T>(&self, change: impl FnOnce(&mut StateAndAnswers) -> T) -> T {
         let result = change(&mut lock(&self.inner));
         self.changed.notify_all();
+        lock(&self.subscriptions).retain(raise);
         result
+    }
+
+    /// Has every later change of the state raise an event.
+    ///
+    /// # Errors
+    /// The host provides no event descriptor.
+    pub(crate) fn subscribe(&self) -> io::Result<Changes> {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        lock(&self.subscriptions).push(Arc::downgrade(&event));
+        Ok(Changes(event))
     }
 
     /// Processes one message of the guest. A message that fits no call or device is counted.
     pub(crate) fn report(&self, report: Report) {
-        self.learn(|StateAndAnswers { state, started, answers, .. }| match report {
-            Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
-                state.ready = Some(Ready { cpus, mem_devices, after: clock::now() - *started });
+        self.learn(|inner| {
+            let now = inner.now();
+            let StateAndAnswers { state, started, answers, .. } = inner;
+            match report {
+                Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
+                    state.ready = Some(Ready { cpus, mem_devices, after: now - *started });
+                }
+                Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
+                    answers.insert(id, Some(Ok(answer)));
+                }
+                Report::Resize(resize) => {
+                    match state.mem.iter_mut().find(|mem| mem.region == resize.region) {
+                        Some(mem) => mem.report = Some(resize),
+                        None => state.bad_records += 1,
+                    }
+                }
+                Report::Ready { .. } | Report::Done { .. } => state.bad_records += 1,
             }
-            Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
-                answers.insert(id, Some(Ok(answer)));
-            }
-            Report::Resize(resize) => match state.mem.iter_mut().find(|mem| mem.region == resize.region) {
-                Some(mem) => mem.report = Some(resize),
-                None => state.bad_records += 1,
-            },
-            Report::Ready { .. } | Report::Done { .. } => state.bad_records += 1,
         });
     }
 
     /// Records that the VM is reset and about to run again, with its devices as `mem` says, which is called under
     /// the lock of the state. The guest of before is not up any more and will answer no call.
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
-        self.learn(|StateAndAnswers { state, started, wants_reset, answers }| {
-            *wants_reset = false;
-            *started = clock::now();
+        self.learn(|inner| {
+            inner.started = inner.now();
+            inner.wants_reset = false;
+            let StateAndAnswers { state, answers, .. } = inner;
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
             for answer in answers.values_mut() {
@@ -302,17 +372,26 @@ impl SharedState {
     }
 
     fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&StateAndAnswers) -> Option<T>) -> Option<T> {
-        let start = clock::now();
         let mut inner = lock(&self.inner);
+        let start = inner.now();
         loop {
             if let Some(found) = find(&inner) {
                 return Some(found);
             }
-            let left = limit.checked_sub(clock::now() - start).filter(|left| !left.is_zero())?;
+            let left = limit.checked_sub(inner.now() - start).filter(|left| !left.is_zero())?;
             let nap = Nap::of(left);
             inner = self.changed.wait_timeout(inner, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
             nap.end();
         }
+    }
+
+    /// Takes the answer to call `id`, if it has come.
+    pub(crate) fn try_take_answer(&self, id: u32) -> Option<Result<Answer, WaitError>> {
+        let mut inner = lock(&self.inner);
+        let interruption = inner.state.interruption();
+        let answer = inner.answers.get(&id)?.clone().or_else(|| interruption.map(Err))?;
+        inner.answers.remove(&id);
+        Some(answer)
     }
 
     /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad

@@ -99,6 +99,11 @@ fn script() {
 }
 
 #[test]
+fn http() {
+    replay("http", 4000, 1500);
+}
+
+#[test]
 fn kernel() {
     replay("kernel", 3000, 8000);
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
-use std::os::unix::net::UnixListener;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +24,8 @@ pub const TESTS: &[Test] = &[
     ("a_jail_ends_with_its_parent", a_jail_ends_with_its_parent),
     ("a_session_runs_in_a_jail", a_session_runs_in_a_jail),
     ("a_jail_needs_root_and_a_folder", a_jail_needs_root_and_a_folder),
+    ("the_thread_of_the_api_is_locked_in", the_thread_of_the_api_is_locked_in),
+    ("a_machine_in_a_jail_has_an_api", a_machine_in_a_jail_has_an_api),
 ];
 
 /// The user `nobody`, on every Linux.
@@ -102,6 +104,43 @@ fn filters_can_be_left_out() {
     assert_without_privileges(&await_threads(child.id(), "0"));
     kill("-TERM", child);
     assert_eq!(end(child).code(), Some(0));
+}
+
+/// The answer to `GET /` at the socket `path`, when the machine runs.
+fn ask_api(path: &Path) -> String {
+    let mut text = String::new();
+    until("an answer of the API", || {
+        let Ok(mut stream) = UnixStream::connect(path) else { return false };
+        stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").expect("it reads");
+        text.clear();
+        stream.read_to_string(&mut text).is_ok() && text.contains("\"Running\"")
+    });
+    text
+}
+
+fn the_thread_of_the_api_is_locked_in() {
+    let path = std::env::temp_dir().join(format!("tidevm-locked-{}.sock", std::process::id()));
+    let socket = path.to_str().expect("UTF-8");
+    let Running(child) = &mut spawn_halted(program(), "halt-api-locked-in", &["--api-sock", socket]);
+    ask_api(&path);
+    let threads = threads(child.id());
+    assert_eq!(value(&threads["api"], "Seccomp"), "2");
+    assert_without_privileges(&threads);
+    kill("-TERM", child);
+    assert_eq!(end(child).code(), Some(0));
+    until("the socket is gone", || !path.exists());
+}
+
+fn a_machine_in_a_jail_has_an_api() {
+    let Some((_, jail)) = jail("a_machine_in_a_jail_has_an_api") else { return };
+    let path = std::env::temp_dir().join(format!("tidevm-jail-{}.sock", std::process::id()));
+    let mut more: Vec<&str> = jail.iter().map(String::as_str).collect();
+    more.extend(["--api-sock", path.to_str().expect("UTF-8")]);
+    let Running(child) = &mut spawn_halted(program(), "halt-api-jail", &more);
+    ask_api(&path);
+    kill("-TERM", child);
+    assert_eq!(end(child).code(), Some(0));
+    until("the socket is gone, which lies outside the jail", || !path.exists());
 }
 
 /// A folder with one file in it, and the options of a jail there. Nothing, and a reason, without root.

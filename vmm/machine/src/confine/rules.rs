@@ -32,19 +32,22 @@ pub enum Kind {
     Grace,
     /// The thread that started the VM, from then on.
     Session,
+    /// Answers the clients of a control plane, whose listening socket is open.
+    Api,
     /// A thread that starts VMs one after another, each in a thread of its own, and runs none itself.
     Starter,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Vcpu,
         Self::Events { resets: false },
         Self::Events { resets: true },
         Self::Signals,
         Self::Grace,
         Self::Session,
+        Self::Api,
         Self::Starter,
     ];
 
@@ -58,6 +61,7 @@ impl Kind {
             Self::Signals => &[SIGNALS],
             Self::Grace => &[GRACE],
             Self::Session => &[SESSION],
+            Self::Api => &[API],
             Self::Starter => &[VCPU, EVENTS, RESETS, SESSION, STARTER],
         }
     }
@@ -77,6 +81,7 @@ impl fmt::Display for Kind {
             Self::Signals => "signals",
             Self::Grace => "grace",
             Self::Session => "session",
+            Self::Api => "api",
             Self::Starter => "starter",
         })
     }
@@ -294,6 +299,18 @@ const SESSION: &[Rule] = &[
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
     any(Sysno::nanosleep, "the wait for vCPUs that are told to stop"),
     any(Sysno::clock_nanosleep, "the wait for vCPUs that are told to stop"),
+];
+
+const API: &[Rule] = &[
+    any(Sysno::epoll_wait, "the wait of the loop"),
+    any(Sysno::epoll_pwait, "the wait of the loop"),
+    any(Sysno::epoll_ctl, "clients that come and go, and those that do not read their answers"),
+    any(Sysno::accept4, "a client"),
+    ioctl(&[(libc::FIONBIO as u32, "FIONBIO")], "a client never makes the thread wait"),
+    any(Sysno::read, "requests, eventfds"),
+    any(Sysno::recvfrom, "as read"),
+    any(Sysno::sendto, "answers"),
+    any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
 ];
 
 const STARTER: &[Rule] = &[

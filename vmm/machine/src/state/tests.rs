@@ -190,3 +190,39 @@ fn a_death_that_the_host_caused_is_told_apart() {
     ];
     assert!(!own.iter().any(|kind| kind.is_refusal()), "{own:?}");
 }
+
+#[test]
+fn a_subscription_is_raised_by_each_change_and_ends_with_its_value() {
+    let shared = shared();
+    let (one, other) = (shared.subscribe().unwrap(), shared.subscribe().unwrap());
+    assert!(!one.clear(), "nothing has changed yet");
+    shared.change(|state| state.mem[0].plugged = Size(5));
+    shared.change(|state| state.mem[0].plugged = Size(6));
+    assert!(one.clear() && !one.clear(), "changes that no read separates are one event");
+    shared.report(Report::Ready { cpus: 1, mem_devices: 1 });
+    assert!(one.clear() && other.clear(), "a message of the guest is a change too");
+    drop(one);
+    shared.change(|state| state.powered_off = true);
+    assert!(other.clear());
+    assert_eq!(lock(&shared.subscriptions).len(), 1, "a subscription that has ended is forgotten");
+}
+
+#[test]
+fn no_limit_passes_while_the_guest_stands_still() {
+    let shared = shared();
+    let (start, real) = (shared.now(), Instant::now());
+    shared.set_paused(true);
+    let pause = Instant::now();
+    thread::sleep(SOON);
+    let (still, slept) = (shared.now(), pause.elapsed());
+    assert_eq!(shared.now(), still, "the clock stands still");
+    shared.set_paused(true);
+    shared.set_paused(false);
+    let passed = shared.now() - start;
+    assert!(
+        passed + slept <= real.elapsed(),
+        "{passed:?} passed, beside {slept:?} in which the guest stood still"
+    );
+    shared.wait(SOON, "nothing", |_| None::<()>).unwrap_err();
+    assert!(shared.now() - start >= passed + SOON, "it goes on");
+}

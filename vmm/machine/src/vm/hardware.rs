@@ -153,6 +153,11 @@ impl Hardware {
         Ok(())
     }
 
+    /// Brings all vCPUs out of a guest that is to stand still, and returns whether none is left in it.
+    pub(super) fn park(&self) -> bool {
+        self.vcpus.park()
+    }
+
     /// Looks at all vCPUs.
     pub(super) fn look(&self) -> Vec<LookResult> {
         self.vcpus.look()

@@ -4,7 +4,7 @@
 //! that outlives a reset. The parts that a reset makes anew belong to [`super::hardware`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
 use super::look::Looks;
+use super::pause::Pause;
 use crate::boot::Image;
 use crate::budget::Budget;
 use crate::bus::Bus;
@@ -20,6 +21,9 @@ use crate::error::StartError;
 use crate::memory::Memory;
 use crate::serial::Sink;
 use crate::state::{MemStatus, SharedState};
+
+/// Id of the first call. The guest answers with id 0 when it cannot read a call.
+const FIRST_CALL: u32 = 1;
 
 /// The parts of a VM that live as long as it.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(super) struct VmShared {
     pub(super) reset_due: AtomicBool,
     /// The state of vCPUs for embedders that ask for it.
     pub(super) looks: Looks,
+    /// Whether the guest stands still.
+    pub(super) pause: Pause,
     /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
@@ -45,6 +51,8 @@ pub(super) struct VmShared {
     pub(super) budget: Budget,
     /// One entry per vCPU, counted over all resets.
     pub(super) exits: Vec<ExitCounters>,
+    /// Id of the next call.
+    pub(super) next_call: AtomicU32,
 }
 
 impl VmShared {
@@ -70,9 +78,11 @@ impl VmShared {
             reset: event()?,
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),
+            pause: Pause::new(config.cpus.into()),
             over: AtomicBool::new(false),
             budget: Budget::of_process(),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
+            next_call: AtomicU32::new(FIRST_CALL),
             config,
             kernel,
             memory,

@@ -1,16 +1,16 @@
 //! Starting a VM.
 
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, Weak};
 
 use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
 
+use super::companion::{self, Companion};
 use super::devices::event;
 use super::events::{self, Sources};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
-use super::{FIRST_CALL, Vm, console, signals};
+use super::{Vm, VmHandle, console, signals};
 use crate::boot::Files;
 use crate::clock;
 use crate::config::{Config, ConsoleMode};
@@ -39,8 +39,8 @@ const CAPABILITIES: [(Cap, &str); 6] = [
 /// event, twice, and epoll, the pause of the event loop. A few more let the embedder open a file.
 const SPARE_DESCRIPTORS: usize = 10;
 
-/// [`Vm::start`].
-pub(super) fn start(config: Config) -> Result<Vm, StartError> {
+/// [`Vm::start_with`].
+pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
     let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
@@ -64,7 +64,7 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
         _ => None,
     };
     check_descriptors(shared.config.hotplug.len())?;
-    room_for_threads(2).map_err(host("map a thread's stack"))?;
+    room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
     if let Some(jail) = &shared.config.jail {
@@ -78,12 +78,14 @@ pub(super) fn start(config: Config) -> Result<Vm, StartError> {
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;
+    let handle = VmHandle { shared, hardware };
+    let companions = companions.into_iter().map(|companion| companion::start(companion, &handle));
+    let companions = companions.collect::<Result<Vec<_>, _>>()?;
     confinement.filter(Kind::Session)?;
-    lock(&hardware).run(vcpus);
+    lock(&handle.hardware).run(vcpus);
     Ok(Vm {
-        shared,
-        hardware,
-        next_call: AtomicU32::new(FIRST_CALL),
+        handle,
+        _companions: companions,
         _events: events,
         _signal_loop: signal_loop,
         _terminal: terminal,

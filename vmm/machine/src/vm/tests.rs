@@ -19,6 +19,7 @@ use crate::memory::layout::HOLE_END;
 
 mod embedder;
 mod look;
+mod pause;
 mod ports;
 mod refused;
 mod reset;

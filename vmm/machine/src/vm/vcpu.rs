@@ -8,9 +8,6 @@
 //! signal between the read and the entry is lost, so [`Vcpus::stop`] repeats it until the vCPU has stopped.
 //! An idle vCPU halts inside KVM: its thread sleeps.
 //!
-//! EAGAIN has two meanings. Only for a vCPU that waits for its SIPI is it part of the wait; from any other
-//! vCPU it is the host's refusal and ends the VM, and with it the wait.
-//!
 //! A guest that touches unplugged memory dies. KVM reports the access in two ways: as EFAULT where the memory
 //! has a memslot, as an MMIO exit where it has none. What KVM does not report at all, [`unplugged`] finds.
 
@@ -18,10 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_UNINITIALIZED};
+use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tidevm_abi::ExitCode;
 use vm_memory::GuestAddress;
@@ -31,6 +28,7 @@ use super::exits::{ExitCounters, count};
 use super::kvm_run::{port_access, suberror};
 use super::look::LookResult;
 use super::shared::VmShared;
+use super::sipi::SipiWait;
 use crate::bus::Access;
 use crate::clock;
 use crate::confine::rules::Kind;
@@ -45,9 +43,6 @@ use crate::state::State;
 /// How long a vCPU may take to leave the guest. It normally takes microseconds; a host that needs longer than
 /// this limit is broken or unusably overloaded.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
-
-/// The pause before a vCPU that waits for its SIPI runs again after an EAGAIN that was not the SIPI's.
-const SIPI_PAUSE: Duration = Duration::from_millis(1);
 
 /// The vCPU threads of a VM. They live as long as the VM: a reset hands them other vCPUs, because a thread that is
 /// locked in starts no other thread.
@@ -153,9 +148,8 @@ impl Vcpus {
                     running.iter().filter_map(|running| running.thread.thread().name()).collect();
                 return Err(StillRunning { names: names.join(", "), limit });
             }
-            for running in running {
-                running.kick();
-            }
+            running.into_iter().for_each(VcpuThread::kick);
+            self.shared.pause.look_up();
             clock::sleep(Duration::from_micros(200));
         }
     }
@@ -173,6 +167,19 @@ impl Vcpus {
         stopped
     }
 
+    /// Brings all vCPUs out of a guest that is to stand still, and returns whether none is left in it.
+    pub(super) fn park(&self) -> bool {
+        let in_guest = |(index, thread): &(usize, &VcpuThread)| {
+            thread.is_running() && !self.shared.pause.is_parked(*index)
+        };
+        let mut parked = true;
+        for (_, thread) in self.threads.iter().enumerate().filter(in_guest) {
+            thread.kick();
+            parked = false;
+        }
+        parked
+    }
+
     /// Looks at all vCPUs.
     pub(super) fn look(&self) -> Vec<LookResult> {
         self.shared.looks.look(self.threads.len(), |index| {
@@ -180,6 +187,7 @@ impl Vcpus {
             let ended = !thread.is_running();
             if !ended {
                 thread.kick();
+                self.shared.pause.look_up();
             }
             ended
         })
@@ -254,10 +262,13 @@ enum End {
 
 fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
     let counters: &ExitCounters = &shared.exits[index];
-    let mut wait = SipiWait(is_uninitialized(vcpu));
+    let mut wait = SipiWait::of(vcpu);
     let mut last_look = 0;
     while !shared.stop.load(Ordering::Acquire) {
         shared.looks.answer(index, vcpu, &shared.memory, &mut last_look);
+        if shared.pause.hold(index) {
+            continue;
+        }
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) => {
                 let (width, data) = port_access(vcpu);
@@ -280,7 +291,7 @@ fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
             Err(error) if error.errno() == libc::EAGAIN => {
-                if !wait.explains_eagain(|| is_uninitialized(vcpu)) {
+                if !wait.explains_eagain_of(vcpu) {
                     count(&counters.other);
                     return End::Died(DeathKind::TaskLimit);
                 }
@@ -360,43 +371,9 @@ fn fatal(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> DeathKind {
     }
 }
 
-/// Whether a vCPU waits for its first INIT and SIPI, as far as its thread knows.
-///
-/// KVM_RUN ends with EAGAIN whenever the wait ends. There is one other reason: KVM starts a thread of its own in
-/// the first KVM_RUN of a machine (`kvm_mmu_post_init_vm`), and a limit of tasks forbids it. A vCPU that waits
-/// gets that error too. It goes on waiting, until the first vCPU's error ends the VM.
-struct SipiWait(bool);
-
-impl SipiWait {
-    /// Whether an EAGAIN belongs to the wait. `uninitialized` tells whether the wait goes on.
-    fn explains_eagain(&mut self, uninitialized: impl FnOnce() -> bool) -> bool {
-        let explained = self.0;
-        if explained {
-            self.0 = uninitialized();
-            if self.0 {
-                thread::sleep(SIPI_PAUSE);
-            }
-        }
-        explained
-    }
-}
-
-fn is_uninitialized(vcpu: &VcpuFd) -> bool {
-    vcpu.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{DeathKind, KVM_INTERNAL_ERROR_EMULATION, SipiWait, Unplugged, with_cause};
-
-    #[test]
-    fn an_eagain_belongs_to_the_wait_for_a_sipi_and_to_nothing_else() {
-        let mut wait = SipiWait(true);
-        assert!(wait.explains_eagain(|| true) && wait.explains_eagain(|| true), "it goes on waiting");
-        assert!(wait.explains_eagain(|| false), "the SIPI came");
-        assert!(!wait.explains_eagain(|| panic!("a vCPU waits once")));
-        assert!(!SipiWait(false).explains_eagain(|| true), "the first vCPU never waits");
-    }
+    use super::{DeathKind, KVM_INTERNAL_ERROR_EMULATION, Unplugged, with_cause};
 
     #[test]
     fn a_fetch_from_memory_that_is_not_plugged_is_told_from_other_failures() {

@@ -1,22 +1,21 @@
 //! `resize`, `plug`, `unplug`: set a target, wait until the guest has settled, and tell exactly what is in
 //! the way if it is not at the target.
 
-use std::fmt::Write;
 use std::time::Duration;
 
+use tidevm_abi::Size;
 use tidevm_abi::command::{Resize, Target};
-use tidevm_abi::{ResizeState, Size};
-use tidevm_machine::{MemStatus, WaitError};
+use tidevm_machine::{MemStatus, Obstacle, Settled, WaitError};
 
 use super::failure::{Done, StepError, StepFailure, Stopped};
 use super::{Observer, RESIZE_DEADLINE, Session, VmControl};
 
-/// How a resize ended in the guest.
-enum Settled {
+/// How the wait of a resize ended, with the device as the wait saw it last.
+enum Waited {
     AtTarget,
-    /// The guest is blocked, with the device in this state.
+    /// The guest is blocked.
     Blocked(MemStatus),
-    /// The deadline passed, with the device in this state.
+    /// The deadline passed.
     Late(MemStatus),
 }
 
@@ -32,7 +31,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }
         match self.await_settled(resize, target, left) {
-            Ok(Settled::AtTarget) => {
+            Ok(Waited::AtTarget) => {
                 // After a reset it is not known how much was moved, and the time includes a boot.
                 if self.vm.state().resets == resets {
                     let took = self.vm.now() - start;
@@ -42,8 +41,8 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 }
                 Ok(None)
             }
-            Ok(Settled::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
-            Ok(Settled::Late(mem)) => Err(self.stopped(resize.device, &mem, target, Some(limit))),
+            Ok(Waited::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
+            Ok(Waited::Late(mem)) => Err(self.stopped(resize.device, &mem, target, Some(limit))),
             Err(error) => Err(error.into()),
         }
     }
@@ -62,21 +61,20 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// Waits for the guest to settle for `target`, which is the device's current target. What the guest said about
     /// earlier targets does not count, even if they were of the same size.
-    fn await_settled(&self, resize: &Resize, target: Size, limit: Duration) -> Result<Settled, WaitError> {
+    fn await_settled(&self, resize: &Resize, target: Size, limit: Duration) -> Result<Waited, WaitError> {
         let patient = resize.within.is_some();
         let reports = self.vm.has_agent();
         // The failure tells what this wait saw last. A later look might find the guest at the target.
         let mut last = MemStatus::default();
         let settled = self.vm.wait(limit, "the resize", |state| {
             last = state.mem.get(resize.device)?.clone();
-            if reports {
-                return settled(&last, target, patient);
-            }
-            last.arrived(target).then_some(Settled::AtTarget)
+            last.settled(target, reports, patient)
         });
         match settled {
-            Err(WaitError::Deadline { .. }) => Ok(Settled::Late(last)),
-            settled => settled,
+            Ok(Settled::AtTarget) => Ok(Waited::AtTarget),
+            Ok(Settled::Blocked) => Ok(Waited::Blocked(last)),
+            Err(WaitError::Deadline { .. }) => Ok(Waited::Late(last)),
+            Err(error) => Err(error),
         }
     }
 
@@ -87,17 +85,12 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// The failure of a resize that is at `mem` instead of `target`. `within` is the deadline, if it passed.
     fn stopped(&self, device: usize, mem: &MemStatus, target: Size, within: Option<Duration>) -> StepError {
-        let report = mem.answer(target).filter(|_| mem.driver);
-        // A driver that claims to be at the target, and is not, has not said why.
-        let state = report.map(|report| report.state).filter(|state| *state != ResizeState::Reached);
-        let mut why = match &state {
-            _ if !mem.driver => StepFailure::NoDriver(device).to_string(),
-            None => "the guest is still at it, and has not said why".to_owned(),
-            Some(state) => self.workloads.text_of(state),
+        let obstacle = mem.obstacle(target);
+        let why = match &obstacle {
+            Obstacle::NoDriver => StepFailure::NoDriver(device).to_string(),
+            obstacle => obstacle.told(|state| self.workloads.text_of(state)),
         };
-        if let (Some(ResizeState::HostBusy), Some(refused)) = (state, &mem.refused) {
-            let _ = write!(why, " ({refused})");
-        }
+        let state = obstacle.state();
         let stopped = Stopped { within, plugged: mem.plugged, target, state, why };
         StepError::Failed(StepFailure::Stopped(Box::new(stopped)))
     }
@@ -111,16 +104,4 @@ fn target(target: Target, requested: Size) -> Result<Size, StepError> {
         Target::Unplug(size) => (requested.checked_sub(size), StepFailure::SizeNegative { size, requested }),
     };
     result.ok_or(StepError::Failed(failure))
-}
-
-/// Whether the driver has settled for this target. In HostBusy and DeviceError it has not: it goes on by
-/// itself. With `patient`, obstacles are waited out.
-fn settled(mem: &MemStatus, target: Size, patient: bool) -> Option<Settled> {
-    match mem.stopped(target)? {
-        ResizeState::Reached => Some(Settled::AtTarget),
-        ResizeState::Unmovable { .. } | ResizeState::NoRoom | ResizeState::NoMemory if !patient => {
-            Some(Settled::Blocked(mem.clone()))
-        }
-        _ => None,
-    }
 }

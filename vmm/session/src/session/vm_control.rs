@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{
-    CallsUnread, End, ExitCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, WaitError,
+    CallsUnread, End, ExitCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, VmHandle, WaitError,
 };
 
 /// A running VM.
@@ -82,23 +82,23 @@ pub trait VmControl {
 
 impl VmControl for Vm {
     fn now(&self) -> Instant {
-        Vm::now(self)
+        VmHandle::now(self)
     }
 
     fn boot_memory(&self) -> u64 {
-        Vm::boot_memory(self).0
+        VmHandle::boot_memory(self).0
     }
 
     fn device_memory(&self) -> u64 {
-        Vm::device_memory(self).0
+        VmHandle::device_memory(self).0
     }
 
     fn has_agent(&self) -> bool {
-        Vm::has_agent(self)
+        VmHandle::has_agent(self)
     }
 
     fn state(&self) -> State {
-        Vm::state(self)
+        VmHandle::state(self)
     }
 
     fn wait<T>(
@@ -107,23 +107,23 @@ impl VmControl for Vm {
         what: &str,
         find: impl FnMut(&State) -> Option<T>,
     ) -> Result<T, WaitError> {
-        Vm::wait(self, limit, what, find)
+        VmHandle::wait(self, limit, what, find)
     }
 
     fn call(&self, op: Op) -> Result<u32, CallsUnread> {
-        Vm::call(self, op)
+        VmHandle::call(self, op)
     }
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        Vm::answer(self, id, limit, what)
+        VmHandle::answer(self, id, limit, what)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
-        Vm::resize(self, device, requested)
+        VmHandle::resize(self, device, requested)
     }
 
     fn reset(&self) -> Result<(), ResetRefused> {
-        Vm::reset(self)
+        VmHandle::reset(self)
     }
 
     fn held(&self) -> io::Result<Vec<Size>> {
@@ -131,11 +131,11 @@ impl VmControl for Vm {
     }
 
     fn exits(&self) -> Vec<ExitCounts> {
-        Vm::exits(self)
+        VmHandle::exits(self)
     }
 
     fn vcpus(&self) -> Vec<VcpuReport> {
-        Vm::vcpus(self)
+        VmHandle::vcpus(self)
     }
 
     fn stop(self, limit: Duration) -> End {

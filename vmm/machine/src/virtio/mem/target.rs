@@ -11,6 +11,7 @@
 //! it yet or not. `MemStatus::target_pending` is set from then until the state has the target's generation. All
 //! are written under the lock of the state. Lock order: device, state, target.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 
 use tidevm_abi::Size;
@@ -31,11 +32,13 @@ pub struct Target {
     kick: EventFd,
     /// Bytes; set and not yet taken by the device.
     pending: Mutex<Option<u64>>,
+    /// See [`MemStatus::targets`](crate::MemStatus). Written under the lock of the state.
+    set: AtomicU64,
 }
 
 impl Target {
     pub(super) fn new(index: usize, fixed: DeviceConfig, state: Arc<SharedState>, kick: EventFd) -> Self {
-        Self { index, fixed, state, kick, pending: Mutex::new(None) }
+        Self { index, fixed, state, kick, pending: Mutex::new(None), set: AtomicU64::new(0) }
     }
 
     /// Sets the target of `device` and has the driver told. Never waits for requests that are being served.
@@ -64,6 +67,7 @@ impl Target {
             *lock(&self.pending) = Some(requested.0);
             let mem = &mut state.mem[self.index];
             (mem.requested, mem.target_pending) = (requested, true);
+            mem.targets = self.set.fetch_add(1, Ordering::Relaxed) + 1;
         });
         Ok(())
     }
@@ -80,6 +84,11 @@ impl Target {
     /// The target that is set and not yet taken.
     pub(super) fn pending(&self) -> Option<u64> {
         *lock(&self.pending)
+    }
+
+    /// How many targets were set.
+    pub(super) fn count(&self) -> u64 {
+        self.set.load(Ordering::Relaxed)
     }
 
     /// Takes the target that is set and not yet taken.

@@ -1,0 +1,89 @@
+//! What is told of regions, and what Firecracker's clients find in it.
+
+use serde_json::json;
+use tidevm_abi::{Owner, Resize, ResizeState, Size, UnmovablePage};
+use tidevm_machine::{MemStatus, State};
+
+use super::{Facts, converged, status};
+
+/// A region of 1 GiB whose driver has plugged `plugged` of `requested` MiB and said so with `state`.
+pub fn region(requested: u64, plugged: u64, state: ResizeState) -> MemStatus {
+    let (requested, plugged) = (Size::mib(requested), Size::mib(plugged));
+    MemStatus {
+        region: 4 << 30,
+        region_size: Size::gib(1),
+        block_size: Size::mib(2),
+        requested,
+        plugged,
+        usable: Size::gib(1),
+        targets: 3,
+        generation: 7,
+        seen: Some(7),
+        driver: true,
+        report: Some(Resize { region: 4 << 30, requested, plugged, state, generation: 7 }),
+        ..MemStatus::default()
+    }
+}
+
+const UNMOVABLE: ResizeState = ResizeState::Unmovable {
+    pages: 2,
+    first: [Some(UnmovablePage { pfn: 0x100, owner: Owner::Workload(4) }), None, None, None],
+};
+
+fn facts() -> Facts<'static> {
+    Facts { reports: true, slot_size_mib: 128, held: Some(&[Size(4096), Size(0)]) }
+}
+
+#[test]
+fn a_client_of_firecracker_finds_its_fields_of_the_first_region() {
+    let mem = vec![region(512, 512, ResizeState::Reached), region(256, 128, UNMOVABLE)];
+    let state = State { mem, ..State::default() };
+    let told = status(&state, None, &facts()).unwrap();
+    let fields = json!({
+        "block_size_mib": 2, "total_size_mib": 1024, "slot_size_mib": 128, "plugged_size_mib": 512,
+        "requested_size_mib": 512,
+    });
+    for (key, value) in fields.as_object().unwrap() {
+        assert_eq!(&told[key], value, "{key}");
+    }
+    assert_eq!(told["converged"], json!(false), "all regions");
+    assert_eq!(told["reason"]["kind"], json!("unmovable"));
+    assert_eq!(told["host_held"], json!(4096));
+    assert_eq!(told["regions"].as_array().unwrap().len(), 2);
+    let second = status(&state, Some(1), &facts()).unwrap();
+    assert_eq!(second, told["regions"][1]);
+    let reason = json!({
+        "kind": "unmovable", "text": "2 pages cannot move: pfn 0x100 (unknown workload 4) and 1 more", "pages": 2,
+        "first": [{ "pfn": 0x100, "owner": "workload 4" }],
+    });
+    assert_eq!(second["reason"], reason);
+    assert_eq!((&second["usable"], &second["guest_usable"]), (&json!(1_u64 << 30), &json!(128 << 20)));
+    assert_eq!(status(&state, Some(2), &facts()), None);
+    assert_eq!(status(&State::default(), None, &facts()), None);
+}
+
+#[test]
+fn a_region_has_converged_when_the_guest_has_answered_this_target() {
+    let there = region(512, 512, ResizeState::Reached);
+    assert!(converged(&there, true));
+    let detour = MemStatus { generation: 9, ..there.clone() };
+    assert!(!converged(&detour, true), "the answer was to an earlier target of the same size");
+    assert!(!converged(&MemStatus { target_pending: true, ..there.clone() }, true));
+    let silent = MemStatus { report: None, ..there };
+    assert!(!converged(&silent, true) && converged(&silent, false));
+    let absent = MemStatus { driver: false, ..region(512, 0, ResizeState::Reached) };
+    assert!(!converged(&absent, true));
+    let state = State { mem: vec![absent], ..State::default() };
+    assert_eq!(status(&state, None, &facts()).unwrap()["reason"]["kind"], json!("no_driver"));
+    assert!(converged(&MemStatus { driver: false, ..region(0, 0, ResizeState::Reached) }, true));
+}
+
+#[test]
+fn a_busy_host_is_told_with_its_refusal() {
+    let refused = Some("Busy: madvise: errno 12".to_owned());
+    let busy = MemStatus { refused, ..region(512, 128, ResizeState::HostBusy) };
+    let reason = super::reason(&busy, true);
+    assert_eq!(reason["kind"], json!("host_busy"));
+    assert_eq!(reason["refused"], json!("Busy: madvise: errno 12"));
+    assert_eq!(reason["text"], json!("the device answers BUSY (Busy: madvise: errno 12)"));
+}

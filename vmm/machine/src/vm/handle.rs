@@ -1,0 +1,241 @@
+//! What several threads may do with one VM at once: a session and a control plane, for instance.
+//!
+//! A handle is cheap to clone. It does not keep the guest alive: when the [`Vm`](super::Vm) ends, the state that a handle
+//! shows stays as it was at the end, and a new target or call has no effect on anything.
+//!
+//! Invariant: no method but [`VmHandle::wait`], [`VmHandle::answer`] and [`VmHandle::vcpus`] waits for the guest, and each of
+//! these has a limit.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use tidevm_abi::{Answer, Call, Op, Size};
+use virtio_mem::device::ResizeError as DeviceError;
+
+use super::exits::ExitCounts;
+use super::hardware::Hardware;
+use super::look::{self, LookResult, VcpuReport};
+use super::shared::VmShared;
+use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
+use crate::config::Config;
+use crate::state::{Changes, State, WaitError};
+use crate::sync::lock;
+use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
+
+/// A running VM, for any number of threads. See [`Vm`](super::Vm), which ends it.
+#[derive(Clone, Debug)]
+pub struct VmHandle {
+    pub(super) shared: Arc<VmShared>,
+    pub(super) hardware: Arc<Mutex<Hardware>>,
+}
+
+impl VmHandle {
+    /// A copy of the guest's state as it is now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.state.snapshot()
+    }
+
+    /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
+    /// even when the guest has ended.
+    ///
+    /// # Errors
+    /// [`WaitError`]: too late, or the guest ended first, or a signal came.
+    pub fn wait<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        find: impl FnMut(&State) -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.shared.state.wait(limit, what, find)
+    }
+
+    /// Sends a call to the guest and returns its id for [`VmHandle::answer`].
+    ///
+    /// # Errors
+    /// [`CallsUnread`] when the guest does not read its calls.
+    pub fn call(&self, op: Op) -> Result<u32, CallsUnread> {
+        let id = self.shared.next_call.fetch_add(1, Ordering::Relaxed);
+        // Held over both steps, so that a reset forgets the call and its answer together.
+        let mut control = lock(&self.shared.devices.control);
+        // Registered first, because the answer may come at once. PowerOff has no answer.
+        if op != Op::PowerOff {
+            self.shared.state.expect_answer(id);
+        }
+        control.call(Call { id, op }).map_err(|CallsQueueFull| {
+            self.shared.state.forget_answer(id);
+            CallsUnread { unread: MAX_UNREAD }
+        })?;
+        Ok(id)
+    }
+
+    /// Waits at most `limit` for the answer to a call and takes it. After an error the call is forgotten.
+    ///
+    /// # Errors
+    /// [`WaitError`]: too late, or the guest ended or was reset first, or a signal came.
+    pub fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
+        self.shared.state.take_answer(id, limit, what)
+    }
+
+    /// Takes the answer to a call, if it has come, or the reason why it will not come.
+    #[must_use]
+    pub fn try_answer(&self, id: u32) -> Option<Result<Answer, WaitError>> {
+        self.shared.state.try_take_answer(id)
+    }
+
+    /// Forgets a call. A later answer to it is a bad record.
+    pub fn forget(&self, id: u32) {
+        self.shared.state.forget_answer(id);
+    }
+
+    /// Sets a device's target and has the guest told. Returns at once, also while the device serves requests;
+    /// the state shows the guest's progress.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; nothing changed.
+    pub fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
+        let devices = &self.shared.devices.mem;
+        let count = devices.len();
+        let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
+        mem.target.set(&mem.device, requested).map_err(|error| match error {
+            DeviceError::Misaligned { block_size } => {
+                ResizeError::Unaligned { requested, block: Size(block_size) }
+            }
+            DeviceError::BeyondRegion { region_size } => {
+                ResizeError::TooLarge { requested, region_size: Size(region_size) }
+            }
+        })?;
+        self.shared.check_budget();
+        Ok(())
+    }
+
+    /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is
+    /// about resets that the guest makes. Returns at once. When [`State::resets`] rises, the guest starts again with
+    /// fresh memory: nothing is plugged, and the devices request what they requested. Calls that were not answered
+    /// end. Requests before that moment are one reset. A guest that has ended stays so.
+    ///
+    /// # Errors
+    /// [`ResetRefused`]; nothing changed.
+    pub fn reset(&self) -> Result<(), ResetRefused> {
+        if !self.shared.config.can_reset() {
+            return Err(ResetRefused);
+        }
+        self.shared.state.want_reset();
+        self.shared.tell_of_reset();
+        Ok(())
+    }
+
+    /// The host memory that a device's region really holds, resident and swapped out. To ask for several
+    /// devices, use [`VmHandle::held_by_each`]: the host's answer is about all of them.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read, or there is no such device.
+    pub fn held(&self, device: usize) -> io::Result<Size> {
+        let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no hotplug device #{device}"));
+        self.held_by_each()?.get(device).copied().ok_or_else(no_such)
+    }
+
+    /// The host memory that the region of each device really holds, read at once.
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn held_by_each(&self) -> io::Result<Vec<Size>> {
+        self.shared.memory.held()
+    }
+
+    /// Has every change of the state written to an event descriptor, for a thread that waits for more than this VM. The
+    /// subscription ends with the value.
+    ///
+    /// # Errors
+    /// The host provides no event descriptor.
+    pub fn subscribe(&self) -> io::Result<Changes> {
+        self.shared.state.subscribe()
+    }
+
+    /// Has the guest stand still: its vCPUs leave it, and run none of its code until [`VmHandle::resume`]. Returns whether
+    /// all of them have left it; call it again a moment later if not. No limit of a wait passes meanwhile.
+    ///
+    /// # Errors
+    /// The VM is being ended, or its guest has ended.
+    pub fn pause(&self) -> Result<bool, NothingToPause> {
+        if self.state().ended() || !self.shared.pause.begin() {
+            return Err(NothingToPause);
+        }
+        self.shared.state.set_paused(true);
+        // Resumed meanwhile: the state would tell of a pause that is over, and no limit would pass any more.
+        if !self.shared.pause.is_wanted() {
+            self.shared.state.set_paused(false);
+            return Ok(true);
+        }
+        Ok(match self.hardware.try_lock() {
+            Ok(hardware) => hardware.park(),
+            Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().park(),
+            // A reset is made. Its vCPUs find the wish before they enter the guest.
+            Err(TryLockError::WouldBlock) => false,
+        })
+    }
+
+    /// Lets a guest that stands still run on.
+    pub fn resume(&self) {
+        self.shared.pause.end();
+        self.shared.state.set_paused(false);
+    }
+
+    /// Lets the guest run, for good, because the VM ends.
+    pub(super) fn resume_to_end(&self) {
+        self.shared.pause.bar();
+        self.shared.state.set_paused(false);
+    }
+
+    /// The description that the VM was started with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Boot memory.
+    #[must_use]
+    pub fn boot_memory(&self) -> Size {
+        self.shared.config.memory
+    }
+
+    /// Device memory, all ranges together.
+    #[must_use]
+    pub fn device_memory(&self) -> Size {
+        Size(self.shared.config.pmem.iter().map(|size| size.0).sum())
+    }
+
+    /// Whether the kernel is tidevm's own guest. Other kernels do not report and do not answer calls.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.shared.kernel.is_own_guest()
+    }
+
+    /// Exits since the start, one entry per vCPU.
+    #[must_use]
+    pub fn exits(&self) -> Vec<ExitCounts> {
+        self.shared.exits()
+    }
+
+    /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is
+    /// reported as [`LookResult::Silent`]. For a guest that does not answer.
+    #[must_use]
+    pub fn vcpus(&self) -> Vec<VcpuReport> {
+        let seen = match self.hardware.try_lock() {
+            Ok(hardware) => hardware.look(),
+            Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().look(),
+            Err(TryLockError::WouldBlock) => vec![LookResult::Reset; self.shared.exits.len()],
+        };
+        look::reports(seen, self.shared.kernel.bytes())
+    }
+
+    /// The time now on the clock of all limits of this VM. It stands still while this process is stopped
+    /// and while the guest is paused, so the
+    /// difference of two times is how long the process ran between them.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.shared.state.now()
+    }
+}

@@ -1,0 +1,111 @@
+//! Guests that stand still, and threads beside a VM.
+
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::sync_channel;
+use std::thread::sleep;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
+use super::{Config, Duration, End, FORCED, Instant, Kernel, LIMIT, Vm};
+
+/// out 0x80, al; jmp to the out
+const WRITES: &[u8] = &[0xe6, 0x80, 0xeb, 0xfc];
+
+/// Waits until `found` holds.
+fn until(what: &str, mut found: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !found() {
+        assert!(start.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn await_pause(vm: &VmHandle) {
+    until("all vCPUs out of the guest", || vm.pause().unwrap());
+}
+
+#[test]
+fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
+    let kernel = Kernel::new(WRITES);
+    let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    let writes = |vm: &Vm| vm.exits()[0].io;
+    for _ in 0..3 {
+        let before = writes(&vm);
+        until("the guest runs", || writes(&vm) > before);
+        await_pause(&vm);
+        assert!(vm.state().paused);
+        let (at_rest, time) = (writes(&vm), vm.now());
+        sleep(Duration::from_millis(50));
+        let seen: Vec<_> = vm.vcpus().into_iter().map(|report| report.seen).collect();
+        assert!(
+            seen.iter().all(|seen| matches!(seen, LookResult::State(_))),
+            "it can be looked at: {seen:?}"
+        );
+        assert_eq!((writes(&vm), vm.now()), (at_rest, time), "no code runs, and no limit passes");
+        vm.resume();
+        assert!(!vm.state().paused);
+    }
+    let (start, time) = (vm.now(), Duration::from_millis(20));
+    drop(vm.wait(time, "nothing", |_| None::<()>));
+    assert!(vm.now() - start >= time, "limits pass again");
+    assert_eq!(vm.stop(LIMIT), FORCED);
+}
+
+#[test]
+fn a_vm_ends_whose_guest_stands_still() {
+    let kernel = Kernel::new(WRITES);
+    let vm = Vm::start(kernel.config()).unwrap();
+    let handle = vm.handle();
+    await_pause(&handle);
+    handle.shared.state.report(tidevm_abi::Report::Ready { cpus: 1, mem_devices: 0 });
+    let limit = Duration::from_millis(100);
+    assert!(matches!(vm.stop(limit), End::Forced { asked: true, .. }), "the limit of the end passes");
+    assert_eq!(handle.pause(), Err(NothingToPause));
+    assert!(!handle.state().paused);
+}
+
+/// Waits for one of two events, and returns 0 or 1.
+fn await_either(zero: &impl AsRawFd, one: &EventFd) -> u64 {
+    let epoll = Epoll::new().unwrap();
+    for (fd, data) in [(zero.as_raw_fd(), 0), (one.as_raw_fd(), 1)] {
+        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data)).unwrap();
+    }
+    let mut found = [EpollEvent::default()];
+    assert_eq!(epoll.wait(15_000, &mut found).unwrap(), 1, "no event within 15 s");
+    found[0].data()
+}
+
+#[test]
+fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
+    let kernel = Kernel::new(WRITES);
+    let (tell, told) = sync_channel(9);
+    let body = move |vm: VmHandle, beside: Beside| {
+        let changes = vm.subscribe().unwrap();
+        let over = beside.lock_in().unwrap();
+        tell.send("locked in").unwrap();
+        while await_either(&changes, &over) == 0 {
+            changes.clear();
+            if vm.state().paused {
+                tell.send("paused").unwrap();
+            }
+        }
+        tell.send("over").unwrap();
+    };
+    let companion = Companion { name: "beside", body: Box::new(body) };
+    let vm = Vm::start_with(kernel.config(), vec![companion]).unwrap();
+    assert_eq!(told.try_recv(), Ok("locked in"), "it is locked in before the guest runs");
+    await_pause(&vm);
+    assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
+    drop(vm);
+    assert!(told.try_iter().any(|word| word == "over"), "the VM waits for it");
+}
+
+#[test]
+fn a_vm_does_not_start_without_its_companion() {
+    let kernel = Kernel::new(WRITES);
+    let companion = Companion { name: "beside", body: Box::new(|_, beside| drop(beside)) };
+    let error = Vm::start_with(kernel.config(), vec![companion]).unwrap_err().to_string();
+    assert!(error.contains("start a thread beside the VM"), "{error}");
+}
