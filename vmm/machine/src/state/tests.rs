@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
 
-use super::{MemStatus, SharedState, WaitError, lock};
+use super::{MemStatus, SharedState, State, WaitError, lock};
+use crate::clock;
 use crate::death::{Death, DeathKind};
 
 const SOON: Duration = Duration::from_millis(20);
@@ -27,6 +28,49 @@ fn a_wait_ends_by_the_awaited_change() {
     thread.join().unwrap();
 }
 
+/// Threads hand a number on. A thread that no change wakes looks again only at the end of its nap, and then the
+/// threads do not get there before the deadline. A change that wakes one waiter wakes the wrong one most of the time.
+#[test]
+fn each_change_wakes_every_waiter() {
+    const THREADS: u64 = 8;
+    const END: u64 = 400;
+    let shared = Arc::new(shared());
+    let threads = (0..THREADS).map(|me| {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let deadline = clock::now() + LATE;
+            loop {
+                let limit = deadline.saturating_duration_since(clock::now());
+                let turn = |state: &State| {
+                    let now = state.stray_accesses;
+                    (now >= END || now % THREADS == me).then_some(now)
+                };
+                if shared.wait(limit, "this thread's turn", turn)? >= END {
+                    return Ok::<_, WaitError>(());
+                }
+                shared.change(|state| state.stray_accesses += 1);
+            }
+        })
+    });
+    for thread in threads.collect::<Vec<_>>() {
+        assert_eq!(thread.join().unwrap(), Ok(()));
+    }
+}
+
+/// The time until a guest is up counts from its own start.
+#[test]
+fn a_reset_starts_the_clock_of_the_guest_anew() {
+    let hour = Duration::from_secs(3600);
+    let shared = SharedState::new(clock::now() - hour, vec![]);
+    let ready = || {
+        shared.report(Report::Ready { cpus: 1, mem_devices: 0 });
+        shared.snapshot().ready.expect("the guest is up").after
+    };
+    assert!(ready() >= hour);
+    shared.restart(Vec::new);
+    assert!(ready() < hour);
+}
+
 #[test]
 fn a_wait_that_is_too_long_names_the_awaited_event() {
     let error = shared().wait(SOON, "2G plugged", |_| None::<()>).unwrap_err();
@@ -41,18 +85,25 @@ fn an_end_ends_every_wait() {
     let never = |shared: &SharedState| shared.wait(LATE, "nothing", |_| None::<()>).unwrap_err();
     shared.change(|state| state.signal = Some(2));
     assert_eq!(never(&shared), WaitError::Signal(2));
-    shared.wait_for_end(SOON, 0);
+    assert!(!shared.wait_for_end(SOON, 0), "a signal is not the end");
     let death = Death { kind: DeathKind::TripleFault, text: "rip".to_owned() };
     shared.change(|state| state.died(death.clone()));
     assert_eq!(never(&shared), WaitError::Died(death));
     assert_eq!(shared.wait(SOON, "the end", |state| state.ended().then_some(())), Ok(()));
-    shared.wait_for_end(LATE, 0);
+    assert!(shared.wait_for_end(LATE, 0));
 }
 
 #[test]
 fn the_first_end_counts() {
     let shared = shared();
-    shared.change(|state| state.powered_off = true);
+    let died = |text: &str| Death { kind: DeathKind::TripleFault, text: text.to_owned() };
+    shared.change(|state| state.died(died("first")));
+    shared.change(State::power_off);
+    shared.change(|state| state.died(died("second")));
+    let state = shared.snapshot();
+    assert_eq!((state.powered_off, state.death), (false, Some(died("first"))));
+    let shared = self::shared();
+    shared.change(State::power_off);
     shared.change(|state| state.died(Death { kind: DeathKind::VmmPanic, text: String::new() }));
     assert_eq!(shared.snapshot().death, None);
     assert_eq!(shared.wait(LATE, "nothing", |_| None::<()>), Err(WaitError::PoweredOff));
@@ -89,7 +140,7 @@ fn a_reset_ends_every_wait_for_an_answer() {
     assert_eq!(shared.take_answer(3, LATE, "the answer"), Ok(Answer::Done), "it came before");
     // A call that was never made was not lost by the reset.
     assert!(matches!(shared.take_answer(1, SOON, "the answer"), Err(WaitError::Deadline { .. })));
-    shared.wait_for_end(LATE, 0);
+    assert!(shared.wait_for_end(LATE, 0), "a reset ends this wait too");
     // The guest is up again, and its answers to later calls arrive.
     shared.report(Report::Ready { cpus: 2, mem_devices: 1 });
     assert_eq!(shared.snapshot().ready.map(|ready| ready.cpus), Some(2));

@@ -1,14 +1,15 @@
-//! Slots of a machine of KVM, which has no CPU: the kernel's own checks show what it was told.
+//! Slots of a machine of KVM: the kernel's own checks show what it was told, and a CPU sees where a slot leads.
 
 use std::io::Write;
 use std::sync::Arc;
 
-use kvm_ioctls::Kvm;
-use vm_memory::GuestAddress;
+use kvm_ioctls::{Kvm, VcpuExit};
+use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
 use super::{KvmSlots, Slots};
 use crate::memory::fake::offsets;
-use crate::memory::mapping::Mapping;
+use crate::memory::layout::KVM_TSS;
+use crate::memory::mapping::{Mapping, Window};
 
 const MIB: u64 = 1 << 20;
 
@@ -64,4 +65,31 @@ fn a_slot_keeps_its_memory_and_does_not_reach_beyond_it() {
     assert_eq!(Arc::strong_count(&mapping), 2);
     drop(slots);
     assert_eq!(Arc::strong_count(&mapping), 1);
+}
+
+/// Each half of the memory has a program that writes its own number to a port. A CPU runs the one that the slot shows.
+#[test]
+fn a_slot_leads_to_its_own_part_of_the_memory() {
+    let Some((mut slots, mapping)) = machine("a_slot_leads_to_its_own_part_of_the_memory") else { return };
+    mapping.open(mapping.all()).unwrap();
+    // SAFETY: all of the mapping is open, and no code closes it.
+    let window = unsafe { Window::new(Arc::clone(&mapping), mapping.all(), GuestAddress(0)) };
+    for half in [0, 1] {
+        // mov al, half; out 0x10, al; hlt
+        let program = [0xb0, half, 0xe6, 0x10, 0xf4];
+        window.write_slice(&program, MemoryRegionAddress(u64::from(half) * 4 * MIB)).unwrap();
+    }
+    slots.add(GuestAddress(0), &mapping, offsets(4 * MIB..8 * MIB)).unwrap();
+    slots.vm.set_tss_address(KVM_TSS as usize).unwrap();
+    let mut cpu = slots.vm.create_vcpu(0).unwrap();
+    let mut segments = cpu.get_sregs().unwrap();
+    (segments.cs.base, segments.cs.selector) = (0, 0);
+    cpu.set_sregs(&segments).unwrap();
+    let mut registers = cpu.get_regs().unwrap();
+    (registers.rip, registers.rflags) = (0, 2);
+    cpu.set_regs(&registers).unwrap();
+    match cpu.run().unwrap() {
+        VcpuExit::IoOut(0x10, [1]) => {}
+        exit => panic!("{exit:?}"),
+    }
 }

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_QUEUE_NOTIFY};
 
 use super::*;
 use crate::memory::fake::memory;
 use crate::state::WaitError;
-use crate::virtio::fake::{Buffer, Ring, initialise, interrupts};
+use crate::virtio::fake::{Buffer, Ring, initialise, interrupts, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -17,6 +17,7 @@ struct Rig {
     calls: Ring,
     reports: Ring,
     shared: Arc<SharedState>,
+    kicks: [EventFd; 2],
 }
 
 fn rig() -> Rig {
@@ -24,10 +25,11 @@ fn rig() -> Rig {
     let shared = Arc::new(SharedState::new(Instant::now(), Vec::new()));
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let kicks = [event(), event()];
-    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicks).unwrap();
+    let kicked = [CALLS, REPORTS].map(|queue| kicks[queue].try_clone().unwrap());
+    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicked).unwrap();
     let (calls, reports) = (Ring::new(&memory, MIB), Ring::new(&memory, 2 * MIB));
     initialise(&mut control, 0, &[&calls, &reports]);
-    Rig { control, calls, reports, shared }
+    Rig { control, calls, reports, shared, kicks }
 }
 
 impl Rig {
@@ -115,6 +117,8 @@ fn a_message_that_fits_nothing_is_counted_and_ignored() {
     let mut rig = rig();
     rig.report(&[0xff; 40]);
     rig.report(&[0; MAX_RECORD + 1]);
+    // The bytes up to the longest record would be a Ready.
+    assert_eq!(rig.shared.snapshot().ready, None);
     // An answer to no call, an answer given twice, and a second Ready.
     rig.shared.expect_answer(1);
     for _ in 0..2 {
@@ -157,6 +161,18 @@ fn a_driver_is_interrupted_only_for_buffers_that_were_used() {
     assert_eq!(interrupts(&mut rig.control), VIRTIO_MMIO_INT_VRING);
     rig.control.serve_reports();
     assert_eq!(interrupts(&mut rig.control), 0);
+}
+
+/// Calls may wait before there is a driver, and a driver may fill its queue before it is ready.
+#[test]
+fn each_notification_reaches_its_queue() {
+    let mut rig = rig();
+    let kicks = |rig: &Rig| [CALLS, REPORTS].map(|queue| rig.kicks[queue].read().ok());
+    assert_eq!(kicks(&rig), [Some(1), None], "the driver is ready");
+    for (queue, expected) in [(CALLS, [Some(1), None]), (REPORTS, [None, Some(1)])] {
+        write(&mut rig.control, VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+        assert_eq!(kicks(&rig), expected);
+    }
 }
 
 #[test]

@@ -117,6 +117,14 @@ fn the_last_write_of_each_word_of_features_counts() {
     assert_eq!(status(&mut registers, FEATURES_OK), FEATURES_OK);
 }
 
+/// 3.1.1: a driver says that it is one before it accepts features.
+#[test]
+fn features_are_accepted_by_drivers_only() {
+    let mut registers = registers();
+    accept(&mut registers, 1 << 32 | 0b10);
+    assert_eq!(status(&mut registers, FEATURES_OK), DRIVER, "no features were accepted");
+}
+
 /// 3.1.1 and 2.2.1: features are fixed after `FEATURES_OK`.
 #[test]
 fn features_cannot_change_later() {

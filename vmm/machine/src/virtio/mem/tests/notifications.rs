@@ -68,6 +68,19 @@ fn a_queue_that_cannot_be_read_is_told_to_the_driver() {
     assert_eq!(rig.raised(), (false, 0), "it is told once");
 }
 
+/// A driver may be ready before its queue is.
+#[test]
+fn a_queue_that_is_not_ready_has_no_requests() {
+    let mut rig = rig(64 * MIB);
+    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
+    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
+    rig.raised();
+    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.raised(), (false, 0));
+    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+}
+
 /// The request was carried out. The driver does not learn it, and has to ask after its reset.
 #[test]
 fn a_used_ring_outside_memory_is_told_to_the_driver() {

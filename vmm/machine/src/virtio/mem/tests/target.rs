@@ -71,6 +71,19 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     assert_eq!(device.device.requested_size(), 8 * MIB);
 }
 
+#[test]
+fn a_device_at_rest_takes_its_target_at_once() {
+    let mut rig = rig(4 * MIB);
+    interrupts(&mut rig.mem);
+    let (target, kick, shared) = (rig.mem.target(), rig.kick, rig.shared);
+    let device = Mutex::new(rig.mem);
+    target.set(&device, Size(8 * MIB)).unwrap();
+    let status = shared.snapshot().mem[0].clone();
+    assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));
+    assert!(kick.read().is_err(), "nothing is left for the event loop");
+    assert_eq!(interrupts(&mut *device.lock().unwrap()), VIRTIO_MMIO_INT_CONFIG);
+}
+
 /// The embedder sets a target while the first request of a batch is served.
 #[test]
 fn a_target_is_applied_before_the_next_request() {
@@ -124,6 +137,18 @@ fn a_target_that_the_device_has_not_taken_is_not_reached() {
         report(&mut rig);
         assert_eq!(accepted(status(&rig)), (true, true));
     }
+}
+
+/// It is about an earlier plugged size then, and whether it counts is for its reader to say.
+#[test]
+fn a_report_stays_when_the_device_changes() {
+    let mut rig = rig(4 * MIB);
+    let region = rig.shared.snapshot().mem[0].region;
+    let (size, state) = (Size(4 * MIB), tidevm_abi::ResizeState::HostBusy);
+    let report = tidevm_abi::Resize { region, plugged: Size(0), requested: size, generation: 0, state };
+    rig.shared.report(tidevm_abi::Report::Resize(report));
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1), (ACK, 0));
+    assert_eq!(rig.shared.snapshot().mem[0].report, Some(report));
 }
 
 /// A system reset keeps the target that was set last, also one that the device has not taken.

@@ -91,6 +91,19 @@ fn a_slow_request_ends_the_turn() {
     assert_eq!(rig.ring.used(), 3);
 }
 
+/// A host so slow that the time of a turn is over before its first request.
+#[test]
+fn each_turn_serves_a_request() {
+    let mut rig = rig(64 * MIB);
+    rig.mem.turn = Duration::ZERO;
+    offer_plugs(&mut rig, 0, 2);
+    for used in [1, 2] {
+        assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
+        assert_eq!(rig.ring.used(), used);
+    }
+    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+}
+
 /// Figures for people: `cargo test -p tidevm-machine --release -- --ignored --nocapture every_second`.
 #[test]
 #[ignore = "a measurement"]
