@@ -25,9 +25,11 @@ use crate::sync::lock;
 pub use changes::Changes;
 use changes::raise;
 pub use settled::{Obstacle, Settled};
+pub use wait_error::WaitError;
 
 mod changes;
 mod settled;
+mod wait_error;
 
 /// The facts known about a guest.
 #[derive(Clone, Debug, Default)]
@@ -133,31 +135,6 @@ impl MemStatus {
     const fn is_current(&self, generation: u32) -> bool {
         !self.target_pending && generation.wrapping_sub(self.generation) <= u32::MAX / 2
     }
-}
-
-/// Why a wait ended without success.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WaitError {
-    /// It took too long.
-    #[error("{what}: not within {after:?}")]
-    Deadline {
-        /// The awaited event, in words.
-        what: String,
-        /// The limit.
-        after: Duration,
-    },
-    /// The guest died meanwhile.
-    #[error("{0}")]
-    Died(Death),
-    /// The guest powered off meanwhile.
-    #[error("the guest powered off")]
-    PoweredOff,
-    /// The guest was reset, so the call will not be answered.
-    #[error("the guest was reset before it answered")]
-    Reset,
-    /// A termination signal came meanwhile.
-    #[error("ended by signal {0}")]
-    Signal(i32),
 }
 
 impl State {

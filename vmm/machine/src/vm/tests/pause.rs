@@ -8,7 +8,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
-use super::{Config, Duration, End, FORCED, Instant, Kernel, LIMIT, Vm};
+use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, start};
 
 /// out 0x80, al; jmp to the out
 const WRITES: &[u8] = &[0xe6, 0x80, 0xeb, 0xfc];
@@ -29,7 +29,7 @@ fn await_pause(vm: &VmHandle) {
 #[test]
 fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
     let kernel = Kernel::new(WRITES);
-    let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    let vm = start(Config { cpus: 2, ..kernel.config() }).unwrap();
     let writes = |vm: &Vm| vm.exits()[0].io;
     for _ in 0..3 {
         let before = writes(&vm);
@@ -56,7 +56,7 @@ fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
 #[test]
 fn a_vm_ends_whose_guest_stands_still() {
     let kernel = Kernel::new(WRITES);
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let handle = vm.handle();
     await_pause(&handle);
     handle.shared.state.report(tidevm_abi::Report::Ready { cpus: 1, mem_devices: 0 });
@@ -94,7 +94,7 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
         tell.send("over").unwrap();
     };
     let companion = Companion { name: "beside", body: Box::new(body) };
-    let vm = Vm::start_with(kernel.config(), vec![companion]).unwrap();
+    let vm = start_with(kernel.config(), companion).unwrap();
     assert_eq!(told.try_recv(), Ok("locked in"), "it is locked in before the guest runs");
     await_pause(&vm);
     assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
@@ -106,6 +106,13 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
 fn a_vm_does_not_start_without_its_companion() {
     let kernel = Kernel::new(WRITES);
     let companion = Companion { name: "beside", body: Box::new(|_, beside| drop(beside)) };
-    let error = Vm::start_with(kernel.config(), vec![companion]).unwrap_err().to_string();
+    let error = start_with(kernel.config(), companion).unwrap_err().to_string();
     assert!(error.contains("start a thread beside the VM"), "{error}");
+}
+
+/// Starts a VM with `companion`, locked in as `tidevm` does it. The thread that starts them ends.
+fn start_with(config: Config, companion: Companion) -> Result<Vm, StartError> {
+    let config = Config { confinement: Confinement::STRICT, ..config };
+    let start = || Vm::start_with(config, vec![companion]);
+    std::thread::scope(|scope| scope.spawn(start).join().unwrap())
 }
