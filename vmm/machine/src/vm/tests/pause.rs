@@ -5,7 +5,6 @@ use std::sync::mpsc::sync_channel;
 use std::thread::sleep;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
 use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, start};
@@ -66,12 +65,8 @@ fn a_vm_ends_whose_guest_stands_still() {
     assert!(!handle.state().paused);
 }
 
-/// Waits for one of two events, and returns 0 or 1.
-fn await_either(zero: &impl AsRawFd, one: &EventFd) -> u64 {
-    let epoll = Epoll::new().unwrap();
-    for (fd, data) in [(zero.as_raw_fd(), 0), (one.as_raw_fd(), 1)] {
-        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data)).unwrap();
-    }
+/// Waits for one of two events of `epoll`, and returns its number.
+fn await_either(epoll: &Epoll) -> u64 {
     let mut found = [EpollEvent::default()];
     assert_eq!(epoll.wait(15_000, &mut found).unwrap(), 1, "no event within 15 s");
     found[0].data()
@@ -82,10 +77,14 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
     let kernel = Kernel::new(WRITES);
     let (tell, told) = sync_channel(9);
     let body = move |vm: VmHandle, beside: Beside| {
-        let changes = vm.subscribe().unwrap();
+        let (changes, epoll) = (vm.subscribe().unwrap(), Epoll::new().unwrap());
         let over = beside.lock_in().unwrap();
+        for (number, fd) in [changes.as_raw_fd(), over.as_raw_fd()].into_iter().enumerate() {
+            let event = EpollEvent::new(EventSet::IN, number as u64);
+            epoll.ctl(ControlOperation::Add, fd, event).unwrap();
+        }
         tell.send("locked in").unwrap();
-        while await_either(&changes, &over) == 0 {
+        while await_either(&epoll) == 0 {
             changes.clear();
             if vm.state().paused {
                 tell.send("paused").unwrap();
