@@ -83,8 +83,9 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
     let (tell, told) = sync_channel(9);
     let body = move |vm: VmHandle, beside: Beside| {
         let changes = vm.subscribe().unwrap();
+        sleep(Duration::from_millis(50));
+        tell.send(if vm.exits()[0].io == 0 { "first" } else { "late" }).unwrap();
         let over = beside.lock_in().unwrap();
-        tell.send("locked in").unwrap();
         while await_either(&changes, &over) == 0 {
             changes.clear();
             if vm.state().paused {
@@ -95,7 +96,7 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
     };
     let companion = Companion { name: "beside", body: Box::new(body) };
     let vm = Vm::start_with(kernel.config(), vec![companion]).unwrap();
-    assert_eq!(told.try_recv(), Ok("locked in"), "it is locked in before the guest runs");
+    assert_eq!(told.try_recv(), Ok("first"), "no guest code runs before it is locked in");
     await_pause(&vm);
     assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
     drop(vm);
