@@ -27,6 +27,8 @@ mod numa;
 mod pmem;
 #[path = "sessions/probes.rs"]
 mod probes;
+#[path = "sessions/resets.rs"]
+mod resets;
 #[path = "sessions/stacks.rs"]
 mod stacks;
 #[path = "sessions/switches.rs"]
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         numa::TESTS,
         pmem::TESTS,
         probes::TESTS,
+        resets::TESTS,
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,

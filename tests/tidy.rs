@@ -8,6 +8,8 @@
 mod circles;
 #[path = "tidy/claims.rs"]
 mod claims;
+#[path = "tidy/confined.rs"]
+mod confined;
 #[path = "tidy/crates.rs"]
 mod crates;
 #[path = "tidy/imports.rs"]
@@ -36,9 +38,10 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("guest/mm", &["tidevm-mm"]),
     ("guest/kernel", &["tidevm-abi", "tidevm-mm", "virtio-mem"]),
     ("virtio-mem", &[]),
+    ("vmm/autosize", &["tidevm-abi"]),
     ("vmm/machine", &["tidevm-abi", "tidevm-guest-image", "virtio-mem"]),
     ("vmm/session", &["tidevm-abi", "tidevm-machine"]),
-    ("vmm/lab", &["tidevm-abi", "tidevm-machine", "tidevm-session"]),
+    ("vmm/lab", &["tidevm-abi", "tidevm-autosize", "tidevm-machine", "tidevm-session"]),
     ("vmm/api", &["tidevm-abi", "tidevm-machine"]),
     ("vmm/cli", &["tidevm-abi", "tidevm-api", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
     ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
@@ -54,6 +57,7 @@ const OURS: &[&str] = &[
     "tidevm",
     "tidevm-abi",
     "tidevm-api",
+    "tidevm-autosize",
     "tidevm-bench",
     "tidevm-fuzz",
     "tidevm-guest",

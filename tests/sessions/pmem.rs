@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Failure, HogKind, MEMORY_BLOCK_SIZE, Op, PmemOp};
-use tidevm_machine::{Config, ConsoleMode, Size, Vm};
-use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked};
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
+use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked, start};
 
 pub const TESTS: &[Test] = &[
     ("pmem_with_and_without_altmap", with_and_without_altmap),
@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("pmem_initialised_twice_ends_the_same", initialised_twice_ends_the_same),
     ("pmem_that_cannot_be_mapped_changes_nothing", what_cannot_be_mapped_changes_nothing),
     ("pmem_failures_roll_back", failures_roll_back),
+    ("pmem_loses_nothing_at_any_page_table", loses_nothing_at_any_page_table),
     ("pmem_beside_hotplug", beside_hotplug),
     ("pmem_shares_its_handles_with_workloads", shares_its_handles_with_workloads),
 ];
@@ -196,9 +197,25 @@ fn failures_roll_back() {
     assert_as_before(&session, last);
 }
 
+/// The range lies beyond the first 512 GiB. Its direct map needs a table of each of two levels, and its memmap needs one.
+/// So the second table fails within a filling, and the third in the next filling. The table of the upper level stays,
+/// as there is one per 512 GiB; nothing else does.
+fn loses_nothing_at_any_page_table() {
+    for after in 0..3 {
+        let hotplug = vec![HotplugConfig::new(Size(512 << 30))];
+        let script = format!("stats\ninject page-table after {after}\npmem map 0\npmem map 0\npmem unmap 0");
+        let session = run_checked(Config { hotplug, ..machine(&[1]) }, &script);
+        let failures = session.failures();
+        assert!(!session.steps[2].is_done() && failures.len() == 1, "after {after}: {failures:?}");
+        let [before, failed, unmapped] = [0, 2, 4].map(|step| kernel_free(&session, step));
+        assert_eq!((before - failed, before - unmapped), (after.min(1), 1), "after {after}");
+        assert_as_before(&session, 4);
+    }
+}
+
 /// Device memory and hotplug share only the lock and the section table.
 fn beside_hotplug() {
-    let hotplug = vec![tidevm_machine::HotplugConfig::new(Size::mib(256))];
+    let hotplug = vec![HotplugConfig::new(Size::mib(256))];
     let script = "resize 128M
                   pmem map 0 altmap
                   pmem hold 64K of 0 as a
@@ -220,7 +237,7 @@ fn beside_hotplug() {
 /// are in and whichever workload asks; nothing changes, and a handle that was released is free again.
 fn shares_its_handles_with_workloads() {
     const LIMIT: Duration = Duration::from_secs(60);
-    let vm = Vm::start(machine(&[1])).unwrap_or_else(|error| panic!("no machine: {error}"));
+    let vm = start(machine(&[1]));
     vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
     let ask = |op| {
         vm.call(op).map(|id| vm.answer(id, LIMIT, "an answer")).expect("it reads calls").expect("an answer")

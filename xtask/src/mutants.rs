@@ -24,11 +24,11 @@ use anyhow::{Result, bail};
 use tidevm_guest_image::workspace_root;
 
 use self::list::List;
-use self::page::Page;
+use self::page::Part;
 use self::verdict::{Programs, Verdict};
 
-/// The mutants whose files begin with `path`, which is relative to the repository. All mutants when it is empty;
-/// then `docs/mutants.md` is written as well.
+/// The mutants whose files begin with `path`, which is relative to the repository; all mutants when it is empty. A
+/// list of which all mutants were run has its part of `docs/mutants.md` written.
 ///
 /// # Errors
 /// A list is malformed or behind the code, or the tests do not pass without a mutant.
@@ -39,9 +39,11 @@ pub fn run(path: &str) -> Result<ExitCode> {
     if total == 0 {
         bail!("tests/mutants/*.toml have no mutant of a file that begins with {path:?}");
     }
-    let mut page = Page::default();
+    let file = workspace_root().join("docs/mutants.md");
+    let mut unexplained = 0;
     let mut done = 0;
     for list in lists.iter().filter(|list| of(list) > 0) {
+        let mut part = Part::new(list);
         let tree = copy::with_mutants(list)?;
         eprintln!("building the tests of {} with {} mutants inside", list.package, list.mutants.len());
         let mut programs = Programs::build(&tree, list)?;
@@ -65,14 +67,16 @@ pub fn run(path: &str) -> Result<ExitCode> {
             let by = if let Verdict::Killed(by) = &verdict { by } else { "" };
             let took = began.elapsed().as_secs();
             writeln!(io::stdout(), "{done:4}/{total}  {took:4} s  {word:7} {}  {by}", mutant.name)?;
-            page.add(list, mutant, verdict);
+            part.add(list, mutant, &verdict);
+        }
+        println!("\n{}", part.section());
+        unexplained += part.unexplained();
+        if of(list) == list.mutants.len() {
+            let old = fs::read_to_string(&file).unwrap_or_default();
+            fs::write(&file, page::with_part(&old, &part)?)?;
         }
     }
-    print!("\n{}", page.summary());
-    if path.is_empty() {
-        fs::write(workspace_root().join("docs/mutants.md"), page.document())?;
-    }
-    Ok(if page.unexplained() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if unexplained == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl TestResult {
 #[derive(Debug, Default)]
 pub struct Results {
     tests: BTreeMap<String, TestResult>,
-    /// Suites whose program ended in the middle of a test.
+    /// Suites whose program ended without the result of all its tests, or failed although all its tests passed.
     broken: BTreeSet<String>,
 }
 
@@ -52,8 +52,8 @@ impl Results {
         self.tests.values().any(|result| *result == TestResult::Failed)
     }
 
-    /// Whether a test failed in a suite that is `wanted`, or the program of such a suite ended in the middle of a
-    /// test.
+    /// Whether a test failed in a suite that is `wanted`, or the program of such a suite ended before its time or with
+    /// a failure.
     pub fn any_bad(&self, wanted: impl Fn(&str) -> bool) -> bool {
         let suite = |test: &str| test.split("::").next().is_some_and(&wanted);
         let failed = |(test, result): (&String, &TestResult)| *result == TestResult::Failed && suite(test);
@@ -78,6 +78,9 @@ pub struct Reader {
     suite: Option<String>,
     /// A test whose result has not come yet.
     open: Option<String>,
+    /// The program has not said yet how its tests went, as a whole. A program that runs several tests at a time names
+    /// none that it has not ended, so a crash leaves no other trace.
+    unfinished: bool,
     /// The reasons of tests that skip themselves. A test may print its reason before or after its result.
     skips: BTreeMap<String, String>,
     results: BTreeMap<String, TestResult>,
@@ -87,7 +90,7 @@ pub struct Reader {
 impl Reader {
     /// A reader for the output of the program `suite`. `None` is for the output of cargo, which names each program.
     pub fn new(suite: Option<&str>) -> Self {
-        Self { suite: suite.map(str::to_owned), ..Self::default() }
+        Self { suite: suite.map(str::to_owned), unfinished: suite.is_some(), ..Self::default() }
     }
 
     /// Takes the next line.
@@ -96,9 +99,16 @@ impl Reader {
         if let Some(program) = line.strip_prefix("Running ").and_then(|rest| rest.strip_suffix(')')) {
             self.end_program();
             self.suite = program.rsplit(['/', '(']).next().map(without_hash);
+            self.unfinished = true;
         } else if line.starts_with("Doc-tests ") {
             self.end_program();
             self.suite = None;
+            self.unfinished = true;
+        } else if line.starts_with("test result: ") {
+            self.unfinished = false;
+        } else if line.starts_with("error: ") && line.contains("test failed, to rerun pass ") {
+            // Cargo says so of the program that has just ended with another status than 0.
+            self.break_suite();
         } else if let Some((name, rest)) = test_line(line) {
             self.open = Some(self.full_name(name));
             self.said(rest);
@@ -127,11 +137,17 @@ impl Reader {
         }
     }
 
-    /// The program of the suite has ended. A test without a result ended it.
+    /// The program of the suite has ended. If a test or the whole has no result, that was before its time.
     fn end_program(&mut self) {
-        if self.open.take().is_some() {
-            self.broken.insert(self.suite.clone().unwrap_or_default());
+        if self.open.take().is_some() || self.unfinished {
+            self.break_suite();
         }
+        self.unfinished = false;
+    }
+
+    /// The program of the suite did not end well, whatever its tests said.
+    fn break_suite(&mut self) {
+        self.broken.insert(self.suite.clone().unwrap_or_default());
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -231,16 +247,54 @@ mod tests {
             "     Running tests/sessions.rs (target/debug/deps/sessions-0a1b2c)
              test a ... FAILED
              test result: FAILED. 0 passed; 1 failed
+             error: test failed, to rerun pass `-p tidevm-tests --test sessions`
                   Running tests/mm/main.rs (target/debug/deps/mm-0a1b2c)
              test a ... ok
+             test result: ok. 1 passed; 0 failed
                   Running tests/cli.rs (target/debug/deps/cli-0a1b2c)
              test a ... memory allocation of 9 bytes failed
                 Doc-tests tidevm_mm
-             test src/lib.rs - x (line 3) ... ok",
+             test src/lib.rs - x (line 3) ... ok
+             test result: ok. 1 passed; 0 failed",
         );
-        let bad = |suite: &str| results.any_bad(|known| known == suite);
-        assert_eq!(["sessions", "mm", "cli", "session", ""].map(bad), [true, false, true, false, false]);
-        assert!(read(Some("linux"), "test a ... ").any_bad(|suite| suite == "linux"));
+        assert_eq!(SUITES.map(|suite| is_bad(&results, suite)), [true, false, true, false, false]);
+        assert!(is_bad(&read(Some("linux"), "test a ... "), "linux"));
+        let good = read(Some("linux"), "test a ... ok\ntest result: ok. 1 passed");
+        assert!(!is_bad(&good, "linux"));
+    }
+
+    const SUITES: [&str; 5] = ["sessions", "mm", "cli", "session", ""];
+
+    fn is_bad(results: &Results, suite: &str) -> bool {
+        results.any_bad(|known| known == suite)
+    }
+
+    /// The tests of `mm` run several at a time, so none is named before its end. `sessions` fails when its tests are
+    /// over, and the program of the doctests does not compile.
+    #[test]
+    fn a_program_that_crashes_is_bad_though_every_test_that_it_names_passed() {
+        let results = read(
+            None,
+            "     Running tests/mm/main.rs (target/debug/deps/mm-0a1b2c)
+             running 2 tests
+             test a ... ok
+             error: test failed, to rerun pass `-p tidevm-mm --test mm`
+             Caused by:
+               process didn't exit successfully: `target/debug/deps/mm-0a1b2c` (signal: 6, SIGABRT: process abort signal)
+                  Running tests/cli.rs (target/debug/deps/cli-0a1b2c)
+             running 1 test
+                  Running tests/sessions.rs (target/debug/deps/sessions-0a1b2c)
+             test a ... ok
+             test result: ok. 1 passed; 0 failed
+             error: test failed, to rerun pass `-p tidevm-tests --test sessions`
+                  Running unittests src/lib.rs (target/debug/deps/session-0a1b2c)
+             running 0 tests
+             test result: ok. 0 passed; 0 failed
+                Doc-tests tidevm_mm
+             error: doctest failed, to rerun pass `-p tidevm-mm --doc`",
+        );
+        assert_eq!(SUITES.map(|suite| is_bad(&results, suite)), [true, true, true, false, true]);
+        assert!(!results.any_failed());
     }
 
     #[test]

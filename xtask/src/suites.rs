@@ -191,16 +191,32 @@ mod tests {
         ]
     }
 
+    /// The output of the suite `name`, whose program prints these `lines`.
+    fn suite(name: &str, lines: &str) -> String {
+        format!("Running tests/{name}.rs (target/debug/deps/{name}-0a)\n{lines}\n")
+    }
+
     #[test]
     fn a_failed_session_fails_the_row_of_the_sessions_alone() {
-        let sessions = "Running tests/sessions.rs (target/debug/deps/sessions-0a)\ntest a ... FAILED\n";
-        let qemu = "Running tests/qemu.rs (target/debug/deps/qemu-0a)\ntest a ... ok\n";
-        let mm = "Running tests/mm/main.rs (target/debug/deps/mm-0a)\ntest a ... ok\n";
+        let good = "test a ... ok\ntest result: ok. 1 passed";
+        let failed = "test a ... FAILED\ntest result: FAILED. 0 passed; 1 failed";
+        let sessions = suite("sessions", failed);
+        let (qemu, mm) = (suite("qemu", good), suite("mm", good));
         assert_eq!(rows(&format!("{mm}{qemu}{sessions}")), [false, true, true]);
-        let crash = "Running tests/qemu.rs (target/debug/deps/qemu-0a)\ntest a ... \n";
+        let crash = suite("qemu", "test a ... ");
         assert_eq!(rows(&format!("{crash}{mm}")), [true, false, true]);
         let doctest = "Doc-tests tidevm_mm\ntest src/lib.rs - x (line 3) ... FAILED\n";
         assert_eq!(rows(&format!("{mm}{doctest}")), [true, true, false]);
+    }
+
+    /// Its tests run several at a time, so the test that crashed has no line.
+    #[test]
+    fn a_suite_that_crashes_is_not_good_because_another_one_failed() {
+        let crash =
+            "running 2 tests\ntest a ... ok\nerror: test failed, to rerun pass `-p tidevm-mm --test mm`";
+        let sessions = suite("sessions", "test a ... FAILED\ntest result: FAILED. 0 passed; 1 failed");
+        assert_eq!(rows(&format!("{}{sessions}", suite("mm", crash))), [false, true, false]);
+        assert_eq!(rows(&format!("{sessions}{}", suite("qemu", "running 2 tests"))), [false, false, true]);
     }
 
     #[test]

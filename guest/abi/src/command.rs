@@ -1,9 +1,9 @@
 //! The one grammar: what a session and the guest's shell can be told to do, as values and as text.
 //!
 //! [`VERBS`] lists the commands. `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th
-//! `--hotplug`, 0 without it) and `within DURATION` at their end, in any order. Sizes are `512M`, `2G`,
-//! `2GiB` or plain bytes, durations `200ms`, `5s` or `2m`. METRIC is a [`Metric`](crate::Metric), STEP one
-//! of [`FaultStep`]. `#` starts a comment. A script may repeat commands: `repeat N { ... }` ([`Item`]).
+//! `--hotplug`, 0 without it) and `within DURATION` at their end, in any order; `reset` takes `within DURATION`.
+//! Sizes are `512M`, `2G`, `2GiB` or plain bytes, durations `200ms`, `5s` or `2m`. METRIC is a
+//! [`Metric`](crate::Metric), STEP one of [`FaultStep`]. `#` starts a comment. A script may repeat commands: `repeat N { ... }` ([`Item`]).
 //!
 //! Invariant: every [`Command`] prints as text that parses to the same command, so that what a table shows
 //! can be typed in again.
@@ -65,6 +65,11 @@ pub enum Command {
     },
     /// Do something with device memory.
     Pmem(Pmem),
+    /// Reset the machine, as its reset button does, and wait until the guest is up again.
+    Reset {
+        /// How long it may take.
+        within: Option<Duration>,
+    },
     /// Let time pass.
     Sleep(Duration),
     /// Let one CPU of the guest take a pageblock of hot-added memory and give it back, again and again,
@@ -200,6 +205,13 @@ pub const VERBS: &[Verb] = &[
         parse: readd,
     },
     Verb {
+        word: "reset",
+        usage: "reset [within DURATION]",
+        about: "reset the machine and wait until the guest is up again",
+        executor: Executor::Vmm,
+        parse: |words| suffix::within(words).map(|within| Command::Reset { within }),
+    },
+    Verb {
         word: "sleep",
         usage: "sleep DURATION",
         about: "let time pass",
@@ -255,6 +267,13 @@ const FAULT_STEPS: Table<FaultStep> = &[
     ("migrate", FaultStep::Migrate),
     ("page-table", FaultStep::PageTable),
 ];
+
+impl FaultStep {
+    /// Every step that can fail on demand.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAULT_STEPS.iter().map(|(_, step)| *step)
+    }
+}
 
 impl Verb {
     /// The verb that is written `word`.
@@ -351,6 +370,10 @@ impl fmt::Display for Command {
             Self::Blocks => f.write_str("blocks"),
             Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
             Self::Pmem(pmem) => pmem.fmt(f),
+            Self::Reset { within } => {
+                f.write_str("reset")?;
+                suffix::write(f, 0, *within)
+            }
             Self::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Self::Race(race) => race.fmt(f),
             Self::Corrupt(corrupt) => corrupt.fmt(f),

@@ -42,6 +42,8 @@ pub enum Failure {
     NoSuchPage,
     /// The kernel went on while another CPU was held.
     NotAwaited(ProbedWait),
+    /// A probe or a race is under way. The guest carries out one of them at a time.
+    ProbeUnderWay,
 }
 
 /// Why nothing was done with a range of device memory.
@@ -117,6 +119,9 @@ impl fmt::Display for Named<'_, Failure> {
             Failure::Pmem(failure) => return self.part(failure).fmt(f),
             Failure::Unfit => "this needs two CPUs and plugged memory",
             Failure::NoSuchPage => "the workload has no such page",
+            Failure::ProbeUnderWay => {
+                "a probe or a race is under way, and there is one at a time: try again when it has ended"
+            }
             Failure::NotAwaited(wait) => match wait {
                 ProbedWait::GracePeriod => "a grace period ended while another CPU was in its job's step",
                 ProbedWait::TlbFlush => "a memmap was unmapped before another CPU flushed its TLB",

@@ -60,7 +60,8 @@ pub enum Op {
         millis: u64,
     },
     /// Let the boot CPU take a pageblock of the Movable zone whole and give it back, `cycles` times,
-    /// while the other CPUs free pages of it: [`Answer::Raced`].
+    /// while the other CPUs free pages of it: [`Answer::Raced`], or
+    /// [`Failure::ProbeUnderWay`](crate::Failure::ProbeUnderWay) during another race or a probe.
     Race {
         /// How often, at most [`MAX_RACE_CYCLES`](crate::MAX_RACE_CYCLES).
         cycles: u32,
@@ -77,7 +78,8 @@ pub enum Op {
         part: CorruptPart,
     },
     /// Hold a CPU where the kernel has to wait for it: [`Answer::Done`] when the kernel waits,
-    /// [`Failure::NotAwaited`](crate::Failure::NotAwaited) when it does not.
+    /// [`Failure::NotAwaited`](crate::Failure::NotAwaited) when it does not, and
+    /// [`Failure::ProbeUnderWay`](crate::Failure::ProbeUnderWay) during another probe or a race.
     Probe(ProbedWait),
     /// Make the `after`-th (0 is the next) attempt of a step fail, once: [`Answer::Done`].
     Inject {

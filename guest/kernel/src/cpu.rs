@@ -19,6 +19,7 @@ use core::arch::asm;
 use core::ptr::addr_of_mut;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use tidevm_mm::Passes;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
@@ -44,11 +45,9 @@ pub struct PerCpu {
     /// A job may have something to do: set by interrupts and by other CPUs, cleared by the job loop before
     /// each pass.
     pub pending: AtomicBool,
-    /// The CPU halts in its job loop. Set with interrupts off, so either the CPU that wakes it sees `idle`,
-    /// or this CPU sees `pending`.
-    pub idle: AtomicBool,
-    /// Passes of the job loop. The CPU held no page reference when the value changed.
-    pub passes: AtomicU64,
+    /// Passes of the job loop. The CPU sleeps from before it reads `pending` with interrupts off until it has
+    /// halted, so either the CPU that wakes it sees that it sleeps, or this CPU sees `pending`.
+    pub passes: Passes,
     /// The last ticket of [`tlb`] that this CPU has served.
     pub flushed: AtomicU64,
     /// How often this CPU has flushed its TLB.
@@ -63,8 +62,7 @@ static PER_CPU: [PerCpu; MAX_CPUS] = [const {
     PerCpu {
         index: AtomicUsize::new(0),
         pending: AtomicBool::new(false),
-        idle: AtomicBool::new(false),
-        passes: AtomicU64::new(0),
+        passes: Passes::new(),
         flushed: AtomicU64::new(0),
         flushes: AtomicU64::new(0),
         waited: AtomicU64::new(0),

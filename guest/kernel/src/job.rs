@@ -9,9 +9,10 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 
 use spin::Mutex;
+use tidevm_mm::Passes;
 use x86_64::instructions::interrupts;
 
 use crate::cpu::lapic;
@@ -53,10 +54,7 @@ pub fn run() -> ! {
     let mut jobs: Vec<Box<dyn Job>> = Vec::new();
     interrupts::enable();
     loop {
-        area.passes.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fence in `synchronize`: either `synchronize` sees this pass, or this pass sees the
-        // memory that was made invisible before `synchronize` (`guest/mm/src/sync/tests/grace.rs`).
-        fence(Ordering::SeqCst);
+        area.passes.pass();
         area.pending.store(false, Ordering::SeqCst);
         jobs.append(&mut NEW[me].lock());
         let mut again = false;
@@ -84,8 +82,8 @@ pub fn run() -> ! {
 /// Halts until an interrupt, unless the CPU was woken since the pass began.
 fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     interrupts::disable();
-    area.idle.store(true, Ordering::SeqCst);
-    // Pairs with `lapic::wake`, which sets `pending` before it reads `idle`.
+    area.passes.sleep();
+    // Pairs with `lapic::wake`, which sets `pending` before it reads whether this CPU sleeps.
     if area.pending.load(Ordering::SeqCst) {
         interrupts::enable();
     } else {
@@ -94,7 +92,7 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
         }
         interrupts::enable_and_hlt();
     }
-    area.idle.store(false, Ordering::SeqCst);
+    area.passes.wake();
 }
 
 /// Waits until every other CPU has been between two jobs, or halted, since the call. The page references that
@@ -104,14 +102,9 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
 /// When a CPU does not finish its step within a minute.
 pub fn synchronize() {
     const MILLIS: u64 = 60_000;
-    // The memory that the caller made invisible is so before this CPU reads the others' passes.
-    fence(Ordering::SeqCst);
     let me = cpu::this();
-    for index in (0..cpu::online()).filter(|&index| index != me) {
-        let area = cpu::area(index);
-        let seen = area.passes.load(Ordering::SeqCst);
-        wait::until(MILLIS, format_args!("CPU {index} did not finish its job's step"), || {
-            area.idle.load(Ordering::SeqCst) || area.passes.load(Ordering::SeqCst) != seen
-        });
-    }
+    let others = (0..cpu::online()).filter(|&index| index != me);
+    Passes::synchronize(others.map(|index| (index, &cpu::area(index).passes)), |index, done| {
+        wait::until(MILLIS, format_args!("CPU {index} did not finish its job's step"), done);
+    });
 }

@@ -6,7 +6,7 @@
 //!
 //! | invariants of | are checked by |
 //! |---|---|
-//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `check_tails` in hosted builds |
+//! | `page`, `pageblock` | `check_section`, `check_free`, `check_holder`, and `tails` in hosted builds |
 //! | `free_lists`, `buddy` | `check_lists` |
 //! | `pcplist` | `check_pcp`, `check_limits` |
 //! | `zone`, `zonelist` | `check_zone`, `check_limits` |
@@ -20,6 +20,8 @@
 mod blocks;
 mod device;
 mod limits;
+#[cfg(any(test, feature = "sim"))]
+mod tails;
 #[cfg(test)]
 mod tests;
 
@@ -128,6 +130,8 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
+    #[cfg(any(test, feature = "sim"))]
+    let mut tails = tails::Tails::new(pages, zone);
     let mut pfn = frames.start();
     while pfn < frames.end() {
         let state = pages.page(pfn).state();
@@ -160,7 +164,8 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
             let span = PfnRange::new(pfn, order.pages());
             tally.span = Some(tally.span.map_or(span, |all| all.hull(span)));
         }
-        check_tails(pages, pfn, order, zone);
+        #[cfg(any(test, feature = "sim"))]
+        tails.check(pfn, order);
         pfn = pfn.add(order.pages());
     }
     assert_eq!(section.free(), free, "free pages of {:?}", pages.nr());
@@ -201,25 +206,10 @@ fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
     mt
 }
 
-#[cfg(any(test, feature = "sim"))]
-fn check_tails(pages: SectionPages<'_>, head: Pfn, order: Order, zone: ZoneId) {
-    let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-    for offset in 1..order.pages() {
-        let pfn = head.add(offset);
-        let state = pages.page(pfn).state();
-        // The holder of a buddy block may be splitting it just now: new heads first, the old one last.
-        let split = state.kind() == Kind::Allocated && pages.page(head).state().kind() == Kind::Allocated;
-        let untouched = state.kind() == Kind::Uninit && pages.section().is_sparse();
-        assert!(split || untouched || state == tail, "{pfn:?}, behind {head:?} of {order:?}, is {state:?}");
-    }
-}
-
-#[cfg(not(any(test, feature = "sim")))]
-fn check_tails(_: SectionPages<'_>, _: Pfn, _: Order, _: ZoneId) {}
-
 impl FreeLists {
     /// Follows every list and compares the list with its pages.
     fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneId) {
+        let blocks = self.free_blocks();
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
             let mut total = 0;
             for order in (0..Order::COUNT as u8).map(Order::new) {
@@ -236,7 +226,7 @@ impl FreeLists {
                     (before, at) = (Some(pfn), page.next().pfn());
                     len += 1;
                 }
-                assert_eq!(len, self.free_blocks()[order.index()][mt.index()], "{order:?}, {mt:?}: list");
+                assert_eq!(len, blocks[order.index()][mt.index()], "{order:?}, {mt:?}: list");
                 assert_eq!(before, self.last(order, mt), "{order:?}, {mt:?}: end of the list");
                 assert_eq!(self.smallest(order, mt) == Some(order), len > 0, "{order:?}, {mt:?}: bit");
                 total += u64::from(len) * u64::from(order.pages());

@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -51,6 +51,7 @@ mod evacuate;
 mod fallback;
 mod free_block;
 mod free_lists;
+mod grace;
 mod grow;
 mod hotplug;
 mod isolation;
@@ -88,6 +89,7 @@ pub use addr::{
 };
 pub use boot::BootError;
 pub use check::Checked;
+pub use grace::Passes;
 pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};

@@ -13,7 +13,7 @@ use crate::Mm;
 use crate::addr::{Order, PfnRange};
 use crate::node::ZoneId;
 use crate::options::InitPolicy;
-use crate::page::{Kind, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
@@ -60,10 +60,6 @@ impl<P: Platform> Mm<P> {
         // This loop is most of the cost of onlining a memory block, so it does one store per page.
         let (chunks, rest) = pages.all().as_chunks::<16>();
         debug_assert!(rest.is_empty(), "a section is a multiple of 16 pages");
-        for chunk in chunks {
-            for page in chunk {
-                page.set_state(tail);
-            }
-        }
+        chunks.iter().for_each(|chunk| Page::set_states(chunk, tail));
     }
 }

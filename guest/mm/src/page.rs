@@ -41,6 +41,8 @@
 
 use crate::addr::{Order, Pfn};
 use crate::node::{NodeId, ZoneId};
+#[cfg(any(test, feature = "sim"))]
+use crate::sync::written;
 use crate::sync::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -151,6 +153,20 @@ impl PageState {
         }
     }
 
+    /// Whether each of `pages` is in state `tail`, or was never written and may be `untouched`. One comparison for all
+    /// of them, because hosted builds look at very many.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn all_tails(pages: &[Page], tail: Self, untouched: bool) -> bool {
+        let zero_counts = if untouched { 0 } else { u64::MAX };
+        let differ = pages.iter().fold(0, |differ, page| {
+            let Self(bits) = page.state();
+            // All ones, unless the page was never written.
+            let written = 0_u64.wrapping_sub((bits | bits.wrapping_neg()) >> 63);
+            differ | (bits ^ tail.0) & (written | zero_counts)
+        });
+        differ == 0
+    }
+
     /// Whether this is the head of a buddy block of `order` in state `kind`, in any zone.
     #[inline]
     pub(crate) const fn is(self, kind: Kind, order: Order) -> bool {
@@ -173,6 +189,10 @@ impl core::fmt::Debug for PageState {
 }
 
 impl Page {
+    /// The words that are in use, from the first on: the state, the holder, both links.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) const WORDS: usize = 3;
+
     #[inline]
     pub(crate) fn state(&self) -> PageState {
         PageState(self.state.load(Acquire))
@@ -181,8 +201,25 @@ impl Page {
     #[inline]
     pub(crate) fn set_state(&self, state: PageState) {
         self.state.store(state.0, Release);
+        #[cfg(any(test, feature = "sim"))]
+        written::made(self);
         #[cfg(test)]
         crate::steps::made();
+    }
+
+    /// Sets the states of pages of one pageblock.
+    #[inline]
+    pub(crate) fn set_states(pages: &[Self], state: PageState) {
+        for page in pages {
+            page.state.store(state.0, Release);
+            #[cfg(test)]
+            {
+                written::made(page);
+                crate::steps::made();
+            }
+        }
+        #[cfg(any(test, feature = "sim"))]
+        pages.iter().take(1).for_each(written::made);
     }
 
     /// The page after this one on its list.
@@ -225,6 +262,8 @@ impl Page {
         self.state.store(state.0, Relaxed);
         self.next.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
+        #[cfg(any(test, feature = "sim"))]
+        written::made(self);
         #[cfg(test)]
         crate::steps::made();
     }

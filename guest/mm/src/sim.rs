@@ -24,6 +24,7 @@ mod watch;
 mod window;
 
 use core::cell::Cell;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -40,6 +41,7 @@ use crate::options::MemoryContent;
 use crate::page::Kind;
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
+use crate::sync::written::{self, Seen};
 use crate::sync::yield_now;
 use crate::{BootError, Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
@@ -52,7 +54,28 @@ crate::sync::thread_local! {
 
 /// The content of a page after it was unmapped.
 const LOST: u64 = 0xdead_dead_dead_dead;
+/// That a pageblock of a memmap is full of garbage, as a meaning of [`Seen`].
+const GARBAGE: u32 = u32::MAX;
 const STEPS: usize = FaultStep::ALL.len();
+
+/// A page-table page, with the mappings that need it.
+struct Table {
+    page: Pfn,
+    /// Those that are left, as [`direct_map`] or [`memmaps`] numbers them.
+    mappings: Vec<u64>,
+}
+
+/// The mappings of pageblocks in the direct map.
+fn direct_map(range: PfnRange) -> Range<u64> {
+    let [first, end] = [range.start(), range.end()].map(|pfn| u64::from(pfn.get() / PAGEBLOCK_PAGES));
+    first..end
+}
+
+/// The mappings of the memmaps of `count` sections from `first` on.
+fn memmaps(first: SectionNr, count: u32) -> Range<u64> {
+    let first = 1 << 32 | u64::from(first.get());
+    first..first + u64::from(count)
+}
 
 /// A memmap that is mapped.
 struct Mapped {
@@ -105,7 +128,7 @@ pub struct Sim {
     mm: OnceLock<&'static Mm<Sim>>,
     /// Whether page-table pages come from it, and those in use.
     page_tables: bool,
-    tables_in_use: Mutex<Vec<Pfn>>,
+    tables_in_use: Mutex<Vec<Table>>,
     started: Instant,
 }
 
@@ -134,8 +157,8 @@ pub struct SimMachine {
     /// The options to boot with, except that [`Options::nr_cpus`] is taken from `cpus`. The content holds for
     /// memory that is mapped later too, until the memory is written to.
     pub options: Options,
-    /// Whether each `map_*` takes a page-table page from the allocator, which the matching
-    /// `unmap_*` gives back. Maps made before the allocator works take none.
+    /// Whether each `map_*` takes a page-table page from the allocator, which goes back when all that was
+    /// mapped with it is unmapped. Maps made before the allocator works take none.
     pub page_tables: bool,
 }
 
@@ -240,7 +263,16 @@ impl Window {
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
+        let window = Self { start, layout };
+        // Another window may have lain there.
+        (0..pages).step_by(PAGEBLOCK_PAGES as usize).for_each(|index| written::made(window.page(index)));
+        window
+    }
+
+    fn page(&self, index: usize) -> &Page {
+        assert!((index + 1) * size_of::<Page>() <= self.layout.size() - Self::ALIGN, "page {index}");
+        // SAFETY: the page lies in the window. A `Page` is valid with any bits.
+        unsafe { self.pages().add(index).as_ref() }
     }
 
     /// The first page, 2 MiB aligned.
@@ -380,8 +412,8 @@ impl Sim {
         &self.direct[index(range.start())..index(range.end())]
     }
 
-    /// A page-table page for a new mapping.
-    fn take_table(&self) -> Result<(), NoPageTable> {
+    /// A page-table page for new mappings.
+    fn take_table(&self, mappings: Range<u64>) -> Result<(), NoPageTable> {
         if self.fault(FaultStep::PageTable) {
             return Err(NoPageTable);
         }
@@ -389,17 +421,26 @@ impl Sim {
         if !self.page_tables || mm.sparse.blocks_online() == 0 {
             return Ok(());
         }
-        let table = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
-        self.write(table, u64::from(table.get()));
+        let page = mm.alloc_pages(Order::PAGE, Gfp::PageTable).map_err(|_| NoPageTable)?;
+        self.write(page, u64::from(page.get()));
+        let table = Table { page, mappings: mappings.collect() };
         self.tables_in_use.lock().expect("no panic holds it").push(table);
         Ok(())
     }
 
-    fn give_table_back(&self) {
-        let table = self.tables_in_use.lock().expect("no panic holds it").pop();
-        if let Some(table) = table {
-            assert_eq!(self.read(table), u64::from(table.get()), "content of a page table");
-            self.mm().free_pages(table, Order::PAGE);
+    /// Gives back the page-table pages that only `mappings` needed, which are gone.
+    fn give_tables_back(&self, mappings: &Range<u64>) {
+        let mut unused = Vec::new();
+        self.tables_in_use.lock().expect("no panic holds it").retain_mut(|table| {
+            table.mappings.retain(|mapping| !mappings.contains(mapping));
+            if table.mappings.is_empty() {
+                unused.push(table.page);
+            }
+            !table.mappings.is_empty()
+        });
+        for page in unused {
+            assert_eq!(self.read(page), u64::from(page.get()), "content of a page table");
+            self.mm().free_pages(page, Order::PAGE);
         }
     }
 
@@ -460,7 +501,7 @@ impl Sim {
         mapped.backing().for_each(|pfn| self.write(pfn, 0));
         self.scribble(section);
         drop(memmaps);
-        self.give_table_back();
+        self.give_tables_back(&self::memmaps(section, 1));
         mapped.frames
     }
 
@@ -471,21 +512,45 @@ impl Sim {
     }
 
     fn clear(&self, section: SectionNr) {
-        for word in self.memmap_words(section) {
+        for page in self.memmap_words(section).chunks_exact(size_of::<Page>() / 8) {
+            let used = &page[..Page::WORDS];
             // A page that was never written must take no host memory.
-            if word.load(core::sync::atomic::Ordering::Relaxed) != 0 {
-                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            if used.iter().fold(0, |bits, word| bits | word.load(core::sync::atomic::Ordering::Relaxed)) != 0
+            {
+                used.iter().for_each(|word| word.store(0, core::sync::atomic::Ordering::Relaxed));
             }
         }
+        self.pageblocks(section).for_each(written::made);
     }
 
     /// Fills the memmap of `section` with garbage.
     fn scribble(&self, section: SectionNr) {
-        let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst) | 0xf;
-        for at in self.memmap_words(section) {
-            word = word.rotate_left(7).wrapping_mul(0x2545_f491_4f6c_dd1d) | 0xf;
-            at.store(word, core::sync::atomic::Ordering::Relaxed);
+        let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst);
+        let words = PAGEBLOCK_PAGES as usize * size_of::<Page>() / 8;
+        for (first, pageblock) in self.pageblocks(section).zip(self.memmap_words(section).chunks_exact(words))
+        {
+            // Most of a memmap is still full of garbage when it is mapped again.
+            if Seen::now(first, GARBAGE).is_known() {
+                continue;
+            }
+            for page in pageblock.chunks_exact(size_of::<Page>() / 8) {
+                for at in &page[..Page::WORDS] {
+                    word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                    // Kind 15 is none.
+                    at.store(word ^ word >> 32 | 0xf, core::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            written::made(first);
+            Seen::now(first, GARBAGE).note();
         }
+    }
+
+    /// The first struct page of each pageblock of `section`.
+    fn pageblocks(&self, section: SectionNr) -> impl Iterator<Item = &Page> {
+        let first = section.start().get() as usize;
+        (first..first + SECTION_PAGES as usize)
+            .step_by(PAGEBLOCK_PAGES as usize)
+            .map(|page| self.window.page(page))
     }
 
     fn memmap_words(&self, section: SectionNr) -> &[AtomicU64] {
@@ -515,14 +580,14 @@ unsafe impl Platform for Sim {
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::MapMemmap(section));
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
-        self.take_table()?;
+        self.take_table(memmaps(section, 1))?;
         self.map_frames(section, std::vec![backing]);
         Ok(())
     }
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::PrepareMemmaps(first, count));
-        self.take_table()?;
+        self.take_table(memmaps(first, count))?;
         for section in &self.prepared[first.get() as usize..][..count as usize] {
             assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
         }
@@ -542,7 +607,7 @@ unsafe impl Platform for Sim {
 
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::MapMemmap(section));
-        self.take_table()?;
+        self.take_table(memmaps(section, 1))?;
         self.map_frames(section, frames.to_vec());
         Ok(())
     }
@@ -556,7 +621,7 @@ unsafe impl Platform for Sim {
         self.tell(PlatformCall::MapDirect(range));
         self.assert_unused(range);
         self.settled.store(false, SeqCst);
-        self.take_table()?;
+        self.take_table(direct_map(range))?;
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
         }
@@ -576,10 +641,13 @@ unsafe impl Platform for Sim {
         }
         let content = self.section_content(range.start().section());
         for word in &content[range.start().in_section()..][..range.pages() as usize] {
-            word.store(LOST, SeqCst);
+            // Most pages were never written. A store by SeqCst costs far more than a load.
+            if word.load(SeqCst) != LOST {
+                word.store(LOST, SeqCst);
+            }
         }
         drop(memmaps);
-        self.give_table_back();
+        self.give_tables_back(&direct_map(range));
     }
 
     fn synchronize(&self) {
@@ -596,8 +664,11 @@ unsafe impl Platform for Sim {
             }
         }
         self.settled.store(true, SeqCst);
+        // Time for the other CPUs to come in between.
         #[cfg(not(any(feature = "shuttle", feature = "loom")))]
-        std::thread::sleep(std::time::Duration::from_micros(50));
+        if self.mm().cpus().len() > 1 {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
     }
 
     fn relax(&self) {

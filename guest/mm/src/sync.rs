@@ -21,18 +21,24 @@ compile_error!("one model checker at a time: feature shuttle or feature loom");
 pub(crate) mod loom;
 #[cfg(feature = "shuttle")]
 pub(crate) mod shuttle;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod written;
 
 pub(crate) use core::sync::atomic::Ordering;
 
 #[cfg(feature = "loom")]
-pub(crate) use loom::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+pub(crate) use loom::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, thread_local, yield_now,
+};
 #[cfg(feature = "shuttle")]
-pub(crate) use shuttle::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, spin_loop, thread_local, yield_now};
+pub(crate) use shuttle::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, thread_local, yield_now,
+};
 
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
 pub(crate) use core::hint::spin_loop;
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 #[cfg(all(any(test, feature = "sim"), not(any(feature = "shuttle", feature = "loom"))))]
 pub(crate) use std::{thread::yield_now, thread_local};
 

@@ -5,6 +5,7 @@
 //! - only buffers that the descriptor table calls device-writable, and the device's ring, have changed;
 //! - at most one chain of the virtio-mem device went back, and at most a batch of the control channel;
 //! - its length is at most that of the answer, and its head is in the table;
+//! - a chain that follows all rules is served as one: see `chains/served.rs`;
 //! - the device looked up a bounded number of addresses, and took a bounded part of the heap;
 //! - what the VMM reaches of the region is what is plugged.
 //!
@@ -16,6 +17,9 @@ use tidevm_machine::hosted::{Devices, HostCall, REGION, Which, fail, failed, loo
 
 use crate::heap;
 use crate::input::Input;
+use served::{ANSWER, Chain, Part, WRITE};
+
+mod served;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of boot memory.
@@ -26,17 +30,11 @@ const BLOCK: u64 = 2 * MIB;
 const CHUNK: usize = 256;
 /// Most operations of one input.
 const OPERATIONS: usize = 100;
-/// Length of an answer of a virtio-mem device.
-const ANSWER: u32 = 10;
 
 const NEEDS_RESET: u32 = 64;
-const WRITE: u16 = 2;
 
 /// A queue: its largest and its chosen size, whether it is ready, its table, the driver's ring, the device's ring.
 type SetUp = (u16, u16, bool, [u64; 3]);
-
-/// Memory of the guest: where it starts, and its size.
-type Part = (u64, u64);
 
 /// Where a driver that behaves puts the parts of queue `n`: the table, its own ring, the device's ring.
 fn places(queue: usize) -> [u64; 3] {
@@ -196,19 +194,29 @@ impl Guest {
         });
     }
 
-    /// A request in one buffer each way, as a driver sends it.
+    /// A request and the room for its answer, as a driver sends them. Either may be in two buffers.
     fn complete_request(&mut self, input: &mut Input<'_>) {
         let request = request(input);
         self.devices.write_memory(0xc000, &request);
-        let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
+        let answer = if input.byte() < 230 { 0xc100 } else { address(input) };
+        let room = input.pick(&[ANSWER, ANSWER, ANSWER, ANSWER - 1, 1, 100]);
+        let cut = u32::from(input.byte());
+        let (first, second) = (cut % (request.len() as u32 + 1), cut % (room + 1));
+        // In the order of the chain, with a gap before the second part of the answer.
+        let buffers = [
+            (0xc000, first, 0),
+            (0xc000 + u64::from(first), request.len() as u32 - first, 0),
+            (answer, second, WRITE),
+            (answer.wrapping_add(u64::from(second) + 16), room - second, WRITE),
+        ];
+        let used: Vec<_> = buffers.into_iter().filter(|buffer| buffer.1 > 0).collect();
+        for (index, &(address, len, write)) in used.iter().enumerate() {
+            let next = if index + 1 < used.len() { index as u16 + 1 } else { 0 };
+            let flags = write | u16::from(next > 0);
             let parts: [&[u8]; 4] =
                 [&address.to_le_bytes(), &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()];
-            parts.concat()
-        };
-        let answer = if input.byte() < 230 { 0xc100 } else { address(input) };
-        let table = places(0)[0];
-        self.devices.write_memory(table, &descriptor(0xc000, request.len() as u32, 1, 1));
-        self.devices.write_memory(table + 16, &descriptor(answer, ANSWER, WRITE, 0));
+            self.devices.write_memory(places(0)[0] + 16 * index as u64, &parts.concat());
+        }
         self.offer(0, 0);
     }
 
@@ -220,6 +228,7 @@ impl Guest {
         });
         let given_back = self.given_back();
         let before = self.boot_memory();
+        let was_plugged = self.devices.state().mem[0].plugged.0;
         let looked_up = lookups();
         let ((), heap) = heap::highest(|| act(&mut self.devices));
         let looked_up = lookups() - looked_up;
@@ -229,7 +238,7 @@ impl Guest {
         assert!(looked_up <= most, "{looked_up} addresses looked up, {most} are the most");
         assert!(heap <= 256 << 10, "{heap} bytes of heap");
         let apart = self.check_memory(&before, &queues);
-        self.check_used(&queues, given_back, apart);
+        self.check_used(&queues, given_back, apart, (&before, was_plugged));
         let (plugged, reachable) = (self.devices.state().mem[0].plugged.0, self.devices.reachable());
         let lost = failed(HostCall::Open) > self.opens_failed;
         assert!(
@@ -296,11 +305,17 @@ impl Guest {
     }
 
     /// Few chains went back, each with a possible head and length.
-    fn check_used(&mut self, queues: &[Option<SetUp>; 2], before: [u16; 2], apart: bool) {
+    fn check_used(
+        &mut self,
+        queues: &[Option<SetUp>; 2],
+        before: [u16; 2],
+        apart: bool,
+        (memory, was_plugged): (&[u8], u64),
+    ) {
         let after = self.given_back();
         let broken = self.status() & NEEDS_RESET != 0;
         for (queue, &state) in queues.iter().enumerate() {
-            let Some((_, size, _, [.., ring])) = state else { continue };
+            let Some((_, size, _, [table, _, ring])) = state else { continue };
             let count = after[queue].wrapping_sub(before[queue]);
             let most = if self.which == Which::Mem { 1 } else { size };
             assert!(count <= most, "{count} chains went back in one turn, {most} are the most");
@@ -318,6 +333,23 @@ impl Guest {
                 [0, 4].map(|at| u32::from_le_bytes(*element[at..].first_chunk().expect("8 bytes")));
             assert!(head < size.into(), "head {head} of {size}");
             assert!(len <= most, "{len} bytes of an answer of {most}");
+            // The chains of a batch may share their buffers.
+            if count == 1 && Chain::is_indirect(memory, (table, size), head) {
+                panic!("a chain with an indirect descriptor came back");
+            }
+            if count == 1
+                && let Some(chain) = Chain::follow(memory, (table, size), head)
+            {
+                let after = self.boot_memory();
+                match (self.which, queue) {
+                    (Which::Mem, _) => {
+                        let plugged = self.devices.state().mem[0].plugged.0;
+                        chain.check_request(&after, len, BLOCK, was_plugged, plugged);
+                    }
+                    (Which::Control, 0) => chain.check_call(&after, len),
+                    (Which::Control, _) => assert_eq!(len, 0, "bytes were written behind a report"),
+                }
+            }
         }
     }
 }

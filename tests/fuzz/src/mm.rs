@@ -153,6 +153,7 @@ impl Play<'_> {
             230..240 => self.contiguous(input),
             240..244 => zones().for_each(|zone| drop(self.mm().zone_pcp_disable(zone))),
             244..248 => self.machine.owner.refuse(input.byte()),
+            248..251 => self.fill(),
             _ => self.mm().platform().inject(input.pick(&FaultStep::ALL), input.below(6) as u32),
         }
     }
@@ -171,6 +172,16 @@ impl Play<'_> {
         assert!(!hot || gfp == Gfp::Movable, "{gfp:?} got {pfn:?}, in Movable");
         let content = self.word();
         self.hold(pfn, order, content);
+    }
+
+    /// Takes all memory that there is, the largest buddy blocks first. Pages that have to move find little room then.
+    fn fill(&mut self) {
+        for order in (0..=Order::MAX.get()).rev().map(Order::new) {
+            while let Ok(pfn) = self.mm().alloc_pages(order, Gfp::Movable) {
+                let content = self.word();
+                self.hold(pfn, order, content);
+            }
+        }
     }
 
     /// Takes pages into the model, which no one else has.
@@ -238,6 +249,14 @@ impl Play<'_> {
         }
     }
 
+    /// One pageblock or a few, mostly of those that [`Self::pageblocks`] plugs, and mostly without the first one, which
+    /// holds the memmap.
+    fn part(input: &mut Input<'_>) -> PageblockSet {
+        let choice = u32::from(input.byte());
+        let first = if choice < 240 { 1 + choice % 11 } else { u32::from(input.byte()) % 64 };
+        PageblockSet::range(first..64.min(first + input.pick(&[1, 1, 1, 2, 3, 6, 0])))
+    }
+
     fn section(input: &mut Input<'_>) -> u32 {
         FIRST + input.below(u64::from(SECTIONS)) as u32
     }
@@ -302,7 +321,7 @@ impl Play<'_> {
 
     fn online_part(&mut self, input: &mut Input<'_>) {
         let nr = Self::section(input);
-        let part = Self::pageblocks(input);
+        let part = Self::part(input);
         if self.mm().hotplug().online_pageblocks(SectionNr::new(nr), part).is_ok() {
             let plugged = self.plugged(nr).expect("a section of a memory block that is online");
             assert!(!plugged.intersects(part), "{part:?} is plugged");
@@ -318,7 +337,7 @@ impl Play<'_> {
 
     fn offline_part(&mut self, input: &mut Input<'_>) {
         let nr = Self::section(input);
-        let part = Self::pageblocks(input);
+        let part = Self::part(input);
         if self.mm().hotplug().offline_pageblocks(SectionNr::new(nr), part).is_ok() {
             let plugged = self.plugged(nr).expect("a section of a memory block that is online");
             assert!(plugged.contains_all(part), "{part:?} is not plugged");
@@ -347,7 +366,8 @@ impl Play<'_> {
     /// A pageblock as one, by the way of contiguous allocation.
     fn contiguous(&mut self, input: &mut Input<'_>) {
         let nr = SectionNr::new(Self::section(input));
-        let pfn = nr.start().add(512 * (u32::from(input.byte()) % 64));
+        let choice = u32::from(input.byte());
+        let pfn = nr.start().add(512 * (if choice < 240 { choice % 12 } else { choice % 64 }));
         if self.mm().hotplug().alloc_contig_pageblock(pfn).is_ok() {
             let content = self.word();
             self.hold(pfn, Order::PAGEBLOCK, content);

@@ -1,12 +1,13 @@
 //! Records of the guest on the control channel against a model of the state that they change, and against bounds
 //! on the text that they become.
 //!
-//! A record goes through a queue in guest memory, as a guest sends it. The model has the rules of the channel: one
+//! A record goes through a queue in guest memory, as a guest sends it. Calls come through the other queue in their
+//! order, as they were made, as soon as the guest has a buffer for them. The model has the rules of the channel: one
 //! Ready, one answer to a call that was made, reports of a device that there is, and everything else is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use tidevm_abi::{Answer, Handle, MAX_RECORD, Named, Op, Report, Resize, Size, decode, encode};
+use tidevm_abi::{Answer, Call, Handle, MAX_RECORD, Named, Op, Report, Resize, Size, decode, encode};
 use tidevm_machine::HotplugConfig;
 use tidevm_machine::hosted::{Devices, REGION, Which};
 
@@ -22,8 +23,14 @@ const TABLE: u64 = 0x1000;
 const RING: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const BUFFER: u64 = 0x8000;
-/// The queue of reports.
+/// The queues of calls and of reports.
+const CALLS: u32 = 0;
 const REPORTS: u32 = 1;
+/// The parts of the queue of calls, which has one buffer.
+const CALL_TABLE: u64 = 0x4000;
+const CALL_RING: u64 = 0x5000;
+const CALL_USED: u64 = 0x6000;
+const CALL_BUFFER: u64 = 0x7000;
 
 #[derive(Default)]
 struct Model {
@@ -43,7 +50,7 @@ pub fn check(data: &[u8]) {
     let config = HotplugConfig::new(Size(128 << 20));
     let mut devices = Devices::new(Size(BOOT), &config).expect("resources of the host");
     initialise(&mut devices);
-    let (mut model, mut sent) = (Model::default(), 0_u16);
+    let (mut model, mut sent, mut calls) = (Model::default(), 0_u16, Calls::default());
     for _ in 0..OPERATIONS {
         if input.is_empty() {
             break;
@@ -51,9 +58,11 @@ pub fn check(data: &[u8]) {
         match input.byte() {
             0..20 => {
                 let op = input.pick(&[Op::Stats, Op::Check, Op::Race { cycles: 1, held: false }]);
-                match devices.call(op) {
-                    Some(id) => drop(model.calls.insert(id, None)),
-                    None => assert!(model.calls.len() >= 64, "{} calls fill the queue", model.calls.len()),
+                let id = devices.call(op).expect("the guest has read all earlier calls");
+                model.calls.insert(id, None);
+                calls.made(&mut devices, Call { id, op });
+                if input.byte() < 160 {
+                    calls.offer(&mut devices);
                 }
             }
             20..40 => {
@@ -64,7 +73,7 @@ pub fn check(data: &[u8]) {
             40..44 => {
                 devices.reset().expect("the host takes memory back");
                 initialise(&mut devices);
-                sent = 0;
+                (sent, calls) = (0, Calls::default());
                 (model.ready, model.report) = (None, None);
                 // The guest that would have answered is gone. An answer that came stays.
                 for (id, _) in model.calls.extract_if(.., |_, answer| answer.is_none()) {
@@ -86,6 +95,53 @@ pub fn check(data: &[u8]) {
             // Any generation, and any size.
             let _ = (state.mem[0].stopped(report.requested), state.mem[0].arrived(report.requested));
         }
+    }
+}
+
+/// The guest's side of the queue of calls.
+#[derive(Default)]
+struct Calls {
+    /// Made, and not received.
+    waiting: VecDeque<Call>,
+    /// Buffers that were offered, and that came back.
+    offered: u16,
+    received: u16,
+}
+
+impl Calls {
+    /// A call was made. It is there when there was a buffer for it.
+    fn made(&mut self, devices: &mut Devices, call: Call) {
+        self.waiting.push_back(call);
+        if self.offered > self.received {
+            self.receive(devices);
+        }
+    }
+
+    /// Offers the buffer until no call waits.
+    fn offer(&mut self, devices: &mut Devices) {
+        while self.offered == self.received {
+            assert!(devices.write_memory(CALL_RING + 4 + 2 * u64::from(self.offered % 16), &[0; 2]));
+            self.offered += 1;
+            assert!(devices.write_memory(CALL_RING + 2, &self.offered.to_le_bytes()));
+            devices.serve(Which::Control);
+            if !self.waiting.is_empty() {
+                self.receive(devices);
+            }
+        }
+    }
+
+    /// Reads the call that waited longest.
+    fn receive(&mut self, devices: &Devices) {
+        let mut used = [0; 2];
+        assert!(devices.read_memory(CALL_USED + 2, &mut used));
+        assert_eq!(u16::from_le_bytes(used), self.offered, "buffers for calls that came back");
+        let mut element = [0; 8];
+        assert!(devices.read_memory(CALL_USED + 4 + 8 * u64::from(self.received % 16), &mut element));
+        let len = u32::from_le_bytes(*element.last_chunk().expect("8 bytes")) as usize;
+        let mut record = vec![0; len];
+        assert!(len <= MAX_RECORD && devices.read_memory(CALL_BUFFER, &mut record));
+        assert_eq!(decode(&record).ok(), self.waiting.pop_front());
+        self.received += 1;
     }
 }
 
@@ -159,17 +215,27 @@ fn record(input: &mut Input<'_>, choice: u8, model: &Model) -> Vec<u8> {
 
 fn initialise(devices: &mut Devices) {
     let mut write = |offset, value: u32| devices.write(Which::Control, offset, &value.to_le_bytes());
-    for (offset, value) in
-        [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, REPORTS), (0x38, 16)]
-    {
+    for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
         write(offset, value);
     }
-    for (offset, address) in [(0x80, TABLE), (0x90, RING), (0xa0, USED)] {
-        write(offset, address as u32);
+    for (queue, parts) in [(CALLS, [CALL_TABLE, CALL_RING, CALL_USED]), (REPORTS, [TABLE, RING, USED])] {
+        write(0x30, queue);
+        write(0x38, 16);
+        for (offset, address) in [0x80, 0x90, 0xa0].into_iter().zip(parts) {
+            write(offset, address as u32);
+        }
+        write(0x44, 1);
     }
-    write(0x44, 1);
     write(0x70, 15);
-    assert!(devices.write_memory(RING, &[0; 4]) && devices.write_memory(USED, &[0; 4]));
+    for start in [RING, USED, CALL_RING, CALL_USED] {
+        assert!(devices.write_memory(start, &[0; 4]));
+    }
+    // The one buffer for calls is device-writable, and is not offered.
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&CALL_BUFFER.to_le_bytes());
+    bytes[8..12].copy_from_slice(&(MAX_RECORD as u32).to_le_bytes());
+    bytes[12] = 2;
+    assert!(devices.write_memory(CALL_TABLE, &bytes));
 }
 
 /// Sends a record in two buffers and sees it come back.

@@ -1,9 +1,13 @@
 //! The text of a script: it prints as text that parses to the same statements, and its errors are bounded.
 //!
 //! The printer here is the simplest one: a statement a line. So what is compared is the grammar, with the text of
-//! each command as its `Display` writes it.
+//! each command as its `Display` writes it. A reader of its own finds the verb and the first number of each command
+//! at its place in the text, so that a number which is misread is not only printed as it was read.
+
+use std::time::Duration;
 
 use tidevm_abi::Command;
+use tidevm_abi::command::Hog;
 use tidevm_machine::{Config, HotplugConfig, Size};
 use tidevm_session::script::{Script, Statement};
 
@@ -50,11 +54,13 @@ pub fn check(data: &[u8]) {
 }
 
 fn same_again(text: &str, script: &Script) {
+    let lines: Vec<&str> = text.lines().collect();
+    let steps = steps(&script.body, &lines);
+    assert_eq!(script.steps(), steps, "steps of {text:?}");
     let mut printed = String::new();
     print(&script.body, &mut printed);
     let again = Script::parse("printed", &printed).unwrap_or_else(|errors| panic!("{text:?}: {errors}"));
     assert!(same(&script.body, &again.body), "{text:?} prints as {printed:?}");
-    assert_eq!(script.steps(), again.steps());
     assert_eq!(script.longest_step(), again.longest_step());
     let hotplug = vec![HotplugConfig::new(Size::gib(1)); 2];
     let config = Config { hotplug, pmem: vec![Size::gib(1)], ..Config::default() };
@@ -71,6 +77,51 @@ fn print(body: &[Statement], text: &mut String) {
                 *text += "}\n";
             }
         }
+    }
+}
+
+/// The number of steps with repetitions, each of which is what stands at its place.
+fn steps(body: &[Statement], lines: &[&str]) -> u64 {
+    let of = |statement: &Statement| match statement {
+        Statement::Step(step) => {
+            let line = lines.get(step.line - 1).expect("a step is on a line");
+            let rest: String = line.chars().skip(step.column - 1).collect();
+            let words = rest.split(|c: char| c.is_whitespace() || "{}#".contains(c));
+            let words: Vec<&str> = words.filter(|word| !word.is_empty()).take(2).collect();
+            let printed = step.command.to_string();
+            assert_eq!(
+                words.first(),
+                printed.split(' ').next().as_ref(),
+                "the verb of {printed:?} in {line:?}"
+            );
+            if let Some(number) = words.get(1) {
+                assert!(is_as_written(&step.command, number), "{number:?} was read as {:?}", step.command);
+            }
+            1
+        }
+        Statement::Repeat { times, body } => u64::from(*times).saturating_mul(steps(body, lines)),
+    };
+    body.iter().map(of).fold(0, u64::saturating_add)
+}
+
+/// Whether the first number of a command is the one that is written `text`, in one of the short ways.
+fn is_as_written(command: &Command, text: &str) -> bool {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let Ok(number) = text[..text.len() - unit.len()].parse::<u64>() else { return true };
+    let shift = ["", "K", "M", "G", "T"].iter().position(|&known| known == unit);
+    let size = shift.and_then(|shift| number.checked_mul(1 << (10 * shift)));
+    let millis = [("ms", 1), ("s", 1000), ("m", 60_000)].iter().find(|(known, _)| *known == unit);
+    match command {
+        Command::Resize(resize) => size.is_none_or(|size| resize.target.size().0 == size),
+        Command::Hog(Hog { size: read, .. }) | Command::Readd { size: read, .. } => {
+            size.is_none_or(|size| read.0 == size)
+        }
+        Command::Sleep(read) => {
+            millis.is_none_or(|(_, factor)| *read == Duration::from_millis(number * factor))
+        }
+        Command::Churn(churn) => u64::from(churn.threads) == number,
+        Command::Race(race) => u64::from(race.cycles) == number,
+        _ => true,
     }
 }
 

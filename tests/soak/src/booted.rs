@@ -1,21 +1,22 @@
-//! Cycles in booted guests: sessions of some cycles each, with random targets, workloads, and failures of the host
-//! and of the guest.
+//! Cycles in booted guests: sessions of some cycles each, with random targets, workloads, failures of the host and of the
+//! guest, and resets.
 //!
-//! Each session boots a guest with policies of its own, so a boot stands for the reset that a session's guest does
-//! not make. After a first cycle, in which the guest makes page tables that it keeps, the counters of zones are
-//! recorded; at the end everything is given back, and the counters are compared.
+//! Each session has a machine with policies of its own. A life of a guest begins with the boot or with a reset, which may
+//! come under churn, and while an earlier guest plugs. In a first cycle the guest makes page tables that it keeps; then
+//! its counters of zones are recorded. At the end everything is given back. The counters of all lives of a session are
+//! compared: a guest after a reset has the memory of the one before.
 //!
-//! Invariant: a guest that dies, data that is wrong, and counters that differ end up in the figures, never in a
-//! session that counts as good.
+//! Invariant: a step that fails, a guest that dies, data that is wrong, and counters that differ end up in the figures,
+//! never in a session that counts as good.
 
 use std::fmt::Write;
 use std::io;
 use std::time::Duration;
 
 use tidevm_abi::command::Command;
-use tidevm_abi::{Answer, MEMORY_BLOCK_SIZE, Size};
+use tidevm_abi::{Answer, FaultStep, MEMORY_BLOCK_SIZE, Size};
 use tidevm_machine::hosted::{HostCall, fail};
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, Vm};
+use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, InitPolicy, Vm};
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Observer, Sample, StepRun, Summary, run as run_session};
 
@@ -25,11 +26,13 @@ const REGION: u64 = 512 << 20;
 const BLOCK: u64 = 2 << 20;
 /// Cycles of one session.
 const CYCLES: u64 = 25;
+/// Percentage of the cycles that begin with a reset.
+const RESETS: u64 = 12;
 
 /// Runs sessions until `cycles` cycles are done. `tell` is told of each session, and of each thing that was wrong.
 ///
 /// # Errors
-/// A VM does not start.
+/// A VM does not start, or a session breaks off before its first cycle.
 pub fn run(cycles: u64, seed: u64, mut tell: impl FnMut(&str, &Tally)) -> io::Result<Tally> {
     let mut random = Random::new(seed);
     let mut tally = Tally::new();
@@ -40,21 +43,33 @@ pub fn run(cycles: u64, seed: u64, mut tell: impl FnMut(&str, &Tally)) -> io::Re
             "{} CPUs, {} initialisation, memmap on memory {}",
             config.cpus, config.init, config.memmap_on_memory
         );
-        let text = script(count, &mut random, &mut tally);
+        let text = script(count, &mut random);
         let script = Script::parse("soak", &text).map_err(io::Error::other)?;
-        let vm = Vm::start(config).map_err(io::Error::other)?;
-        let mut watcher = Watcher { random: random.clone(), before: None, tally, wrong: Vec::new() };
-        let summary = run_session(vm, &script, &mut watcher)?;
+        let before = tally.cycles;
+        let mut watcher = Watcher {
+            random: random.clone(),
+            before: None,
+            wanted_resets: 0,
+            migrated: 0,
+            tally,
+            wrong: Vec::new(),
+        };
+        // The thread of the session is locked in with the VM, as that of `tidevm`, and ends with it.
+        let config = Config { confinement: Confinement::STRICT, ..config };
+        let summary = Vm::apart(config, |vm| run_session(vm, &script, &mut watcher));
+        let summary = summary.map_err(io::Error::other)??;
         HostCall::ALL.iter().for_each(|&call| fail(call, None));
         random.number();
         watcher.end_of_session(&summary);
         tally = watcher.tally;
-        tally.resets += 1;
         tally.count_host_failures();
         for wrong in &watcher.wrong {
-            tell(&format!("{what}: {wrong}"), &tally);
+            tell(&format!("WRONG: {what}: {wrong}"), &tally);
         }
         tell(&what, &tally);
+        if tally.cycles == before {
+            return Err(io::Error::other(format!("{what}: not one cycle was done: {:?}", summary.ended)));
+        }
     }
     Ok(tally)
 }
@@ -71,24 +86,28 @@ fn config(random: &mut Random) -> Config {
     }
 }
 
-/// The script of a session: `stats` before and after `count` cycles, with nothing in use.
-fn script(count: u64, random: &mut Random, tally: &mut Tally) -> String {
-    let mut text = format!("resize {}M\nresize 0\nstats\nresize 256M\n", REGION >> 20);
-    text += "hog 2M movable scattered as data\n";
+/// The script of a session: `count` cycles in one life of a guest or in several, which begin and end with nothing in use.
+fn script(count: u64, random: &mut Random) -> String {
+    let steps: Vec<FaultStep> = FaultStep::all().collect();
+    let mut text = String::new();
+    begin_life(&mut text);
+    // What the device requests.
+    let mut requested = 256 << 20;
     for cycle in 0..count {
-        // At least what the data needs beside boot memory.
-        let target = 2 + random.below(REGION / BLOCK - 1);
+        if random.chance(RESETS) {
+            reset(&mut text, requested, random);
+        }
         if random.chance(20) {
-            let step =
-                random.pick(&["map-direct", "map-memmap", "alloc-memmap", "online", "isolate", "migrate"]);
-            let _ = writeln!(text, "inject {step} after {}", random.below(4));
-            tally.guest_failures += 1;
+            let inject = Command::Inject { step: random.pick(&steps), after: random.below(4) as u32 };
+            let _ = writeln!(text, "{inject}");
         }
         let churn = random.chance(20);
         if churn {
-            let _ = writeln!(text, "churn 1 thread for 500ms as storm");
+            text += "churn 1 thread for 500ms as storm\n";
         }
-        let _ = writeln!(text, "resize {}M within 5m", (target * BLOCK) >> 20);
+        // At least what the data needs beside boot memory.
+        requested = (2 + random.below(REGION / BLOCK - 1)) * BLOCK;
+        let _ = writeln!(text, "resize {}M within 5m", requested >> 20);
         if churn {
             text += "wait storm\n";
         }
@@ -99,10 +118,36 @@ fn script(count: u64, random: &mut Random, tally: &mut Tally) -> String {
     text + "verify data\nrelease data\nresize 0 within 5m\ncheck\nstats\n"
 }
 
+/// The first steps of a guest: its first cycle, its counters, and its data.
+fn begin_life(text: &mut String) {
+    let _ = writeln!(text, "resize {}M\nresize 0\nstats\nresize 256M", REGION >> 20);
+    *text += "hog 2M movable scattered as data\n";
+}
+
+/// A reset with data in use, and the steps until the next guest has data again. The machine requests `requested` bytes.
+fn reset(text: &mut String, requested: u64, random: &mut Random) {
+    *text += "verify data\n";
+    if random.chance(50) {
+        *text += "churn 1 thread for 60s as storm\n";
+    }
+    // A second reset comes while the guest plugs.
+    for _ in 0..random.pick(&[1, 1, 2]) {
+        *text += "reset within 5m\n";
+    }
+    let _ = writeln!(text, "expect plugged == {}M within 5m", requested >> 20);
+    // Memory of the earlier guest that came back would be struct pages that are not zero.
+    *text += "check\n";
+    begin_life(text);
+}
+
 struct Watcher {
     random: Random,
     /// Pages of each zone at the first `stats`.
     before: Option<Vec<[u64; 3]>>,
+    /// Resets that the script has made.
+    wanted_resets: u64,
+    /// Pages that the guest has moved since it was started.
+    migrated: u64,
     tally: Tally,
     wrong: Vec<String>,
 }
@@ -115,24 +160,30 @@ fn account(sample: &Sample) -> Option<Vec<[u64; 3]>> {
 impl Watcher {
     /// Compares the pages of zones with those at the first `stats`.
     fn compare(&mut self, now: &[[u64; 3]]) {
-        let Some(before) = &self.before else {
-            self.before = Some(now.to_vec());
-            return;
-        };
+        let before = self.before.get_or_insert_with(|| now.to_vec());
         let lost: u64 = before.iter().zip(now).map(|(before, now)| before[2].saturating_sub(now[2])).sum();
-        if before != now {
-            self.wrong.push(format!("present, managed and free pages were {before:?} and are {now:?}"));
-        }
+        let different = (before != now)
+            .then(|| format!("present, managed and free pages were {before:?} and are {now:?}"));
         self.tally.lost += lost;
+        if let Some(different) = different {
+            self.fault(different);
+        }
+    }
+
+    /// Records that something is not as it must be.
+    fn fault(&mut self, what: String) {
+        self.tally.faults += 1;
+        self.wrong.push(what);
     }
 
     fn end_of_session(&mut self, summary: &Summary) {
+        self.tally.resets += summary.resets;
         match &summary.ended {
             Ended::Done | Ended::Failed { reason: None } => {}
-            other => {
-                self.tally.lost += 1;
-                self.wrong.push(format!("the session ended early: {other:?}"));
-            }
+            other => self.fault(format!("the session ended early: {other:?}")),
+        }
+        if summary.resets != self.wanted_resets {
+            self.fault(format!("{} resets, of which the script made {}", summary.resets, self.wanted_resets));
         }
     }
 }
@@ -152,19 +203,23 @@ impl Observer for Watcher {
                 self.tally.verified += pages;
                 self.tally.corrupt += corrupt;
             }
-            (Command::Stats, _) => {
-                if let Some(stats) = step.sample.guest {
-                    self.tally.migrated += stats.pages_migrated;
-                }
-                match account(&step.sample) {
-                    Some(now) => self.compare(&now),
-                    None => self.wrong.push("a guest without counters".to_owned()),
-                }
+            (Command::Inject { .. }, Some(Answer::Done)) => self.tally.guest_failures += 1,
+            (Command::Reset { .. }, _) => {
+                self.wanted_resets += 1;
+                self.migrated = 0;
             }
+            (Command::Stats, _) => match account(&step.sample) {
+                Some(now) => self.compare(&now),
+                None => self.fault("a guest without counters".to_owned()),
+            },
             _ => {}
         }
+        if let Some(stats) = step.sample.guest {
+            self.tally.migrated += stats.pages_migrated.saturating_sub(self.migrated);
+            self.migrated = stats.pages_migrated;
+        }
         if let Err(failure) = &step.result {
-            self.wrong.push(format!("`{}`: {failure}", step.command));
+            self.fault(format!("`{}`: {failure}", step.command));
         }
         HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if self.random.chance(60) {

@@ -21,7 +21,10 @@ fn main() -> ExitCode {
     let mut progress = |tally: &Tally| {
         if last.elapsed() > QUIET {
             last = Instant::now();
-            println!("soak: {} cycles, {} pages lost, {} corrupt", tally.cycles, tally.lost, tally.corrupt);
+            let Tally { cycles, resets, lost, corrupt, faults, .. } = tally;
+            println!(
+                "soak: {cycles} cycles, {resets} resets, {lost} pages lost, {corrupt} corrupt, {faults} other faults"
+            );
         }
     };
     let tally = match level {
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     print!("\n{tally}");
     println!("{:32}{:>12}", "seconds", start.elapsed().as_secs());
     println!("record: {}", tally.cells());
-    if tally.lost + tally.corrupt == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if tally.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn usage() -> ExitCode {

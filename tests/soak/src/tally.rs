@@ -20,7 +20,7 @@ pub struct Tally {
     pub cycles: u64,
     /// Targets that were reached; the others were given up for the next one, with memory in use in the way.
     pub reached: u64,
-    /// System resets, and boots of a booted guest.
+    /// System resets.
     pub resets: u64,
     /// Failed steps of the guest that were injected.
     pub guest_failures: u64,
@@ -32,6 +32,8 @@ pub struct Tally {
     pub lost: u64,
     /// Pages with wrong content.
     pub corrupt: u64,
+    /// In booted guests: steps that failed, counters that differ, and sessions that ended early.
+    pub faults: u64,
     host_failures: [u64; 5],
     before: [u64; 5],
 }
@@ -56,12 +58,18 @@ impl Tally {
         std::array::from_fn(|index| (CALLS[index].0, self.host_failures[index]))
     }
 
+    /// Whether nothing was lost or wrong.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        (self.lost, self.corrupt, self.faults) == (0, 0, 0)
+    }
+
     /// The cells of the record, for `docs/soak.md`.
     #[must_use]
     pub fn cells(&self) -> String {
         let [open, close, discard, add, remove] = self.host_failures;
         format!(
-            "{} | {} | {} | {} | {open} / {close} / {discard} / {add} / {remove} | {} | {} | {} | {}",
+            "{} | {} | {} | {} | {open} / {close} / {discard} / {add} / {remove} | {} | {} | {} | {} | {}",
             self.cycles,
             self.reached,
             self.resets,
@@ -69,7 +77,8 @@ impl Tally {
             self.migrated,
             self.verified,
             self.lost,
-            self.corrupt
+            self.corrupt,
+            self.faults
         )
     }
 }
@@ -87,6 +96,7 @@ impl fmt::Display for Tally {
         row("pages migrated", self.migrated)?;
         row("pages verified", self.verified)?;
         row("pages lost", self.lost)?;
-        row("pages corrupt", self.corrupt)
+        row("pages corrupt", self.corrupt)?;
+        row("other faults", self.faults)
     }
 }

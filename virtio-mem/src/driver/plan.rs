@@ -114,11 +114,10 @@ impl Driver {
         let geometry = &self.region.geometry;
         let mut blocks = self.region.iter();
         let index = blocks.find(|(_, block)| !block.added).map_or(self.region.len(), |(index, _)| index);
-        let next_added =
-            blocks.find(|(_, block)| block.added).map(|(index, _)| geometry.memory_block(index).first());
-        // Starts after the device blocks that are parked there, and ends before the next parked device blocks.
-        let (first, parked) = self.region.unplugged_from(geometry.memory_block(index).first());
-        let end = next_added.unwrap_or(u64::MAX).min(parked.unwrap_or(u64::MAX)).min(self.usable_blocks());
+        // Starts after the device blocks that are parked there, and ends before the next plugged device block. That
+        // one is parked, or begins the next memory block in use: holes of memory blocks in use were filled before.
+        let (first, plugged) = self.region.unplugged_from(geometry.memory_block(index).first());
+        let end = plugged.unwrap_or(u64::MAX).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
         let most = u64::from(self.most_to_plug);
         // A run that is cut to the size of a request ends with a whole memory block.

@@ -5,6 +5,7 @@
 mod device;
 mod guest;
 mod large;
+mod pauses;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -144,6 +145,22 @@ fn unmovable(action: Action) -> Option<Outcome> {
 
 fn no_memory(action: Action) -> Option<Outcome> {
     matches!(action, Action::AddMemoryBlock { .. }).then_some(Outcome::Failed(IdleReason::NoMemory))
+}
+
+/// The answers to STATE of a device on which the device blocks for which `is_plugged` holds are plugged.
+fn telling(is_plugged: impl Fn(u64) -> bool) -> impl Fn(Action) -> Option<Outcome> {
+    move |action| {
+        let Action::Send(Request { kind: RequestKind::State, addr: at, nb_blocks }) = action else {
+            return None;
+        };
+        let first = (at - ADDR) / BLOCK;
+        let plugged = (first..first + u64::from(nb_blocks)).filter(|&block| is_plugged(block)).count();
+        Some(Outcome::Response(Response::with_state(match plugged {
+            0 => BlockState::Unplugged,
+            plugged if plugged == usize::from(nb_blocks) => BlockState::Plugged,
+            _ => BlockState::Mixed,
+        })))
+    }
 }
 
 #[test]

@@ -168,7 +168,10 @@ fn life(mut look: impl FnMut(&Rig)) {
                 look(&rig);
             }
         }
-        if requested == 300 {
+        // It unplugs and shrinks the usable region; only shrinks it; only unplugs.
+        if [300, 0, 512].contains(&requested) {
+            rig.ask(PLUG, ADDR, 2);
+            look(&rig);
             rig.ask(UNPLUG_ALL, 0, 0);
             look(&rig);
         }

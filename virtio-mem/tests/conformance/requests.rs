@@ -153,6 +153,9 @@ fn unplug_all_busy() {
     // There is no second operation that could fail.
     rig.memory.fail_after = Some(1);
     rig.ack(UNPLUG_ALL, 0, 0);
+    // Where nothing is plugged there is nothing that the host could refuse.
+    rig.memory.fail_after = Some(0);
+    rig.ack(UNPLUG_ALL, 0, 0);
 }
 
 fn unplug_all_ack() {

@@ -276,6 +276,8 @@ impl Run {
             init: self.init,
             console: self.console.clone(),
             reboot: !self.no_reboot,
+            // The script says whether it resets the machine, and is not read yet.
+            resets: false,
             confinement: confinement(self.seccomp),
             jail: self.jail(),
         })
@@ -415,6 +417,7 @@ mod tests {
             pcp_disable: false,
             console: ConsoleMode::File("a:b".into()),
             reboot: false,
+            resets: false,
             confinement: Confinement { seccomp: Seccomp::Log, ..Confinement::STRICT },
             jail: Some(Jail { folder: "/j".into(), uid: 7, gid: 8 }),
         };

@@ -76,7 +76,8 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
-            let config = config(&options)?;
+            let resets = script.as_ref().is_some_and(Script::resets);
+            let config = Config { resets, ..config(&options)? };
             let api = options.api_sock.as_deref().map(|path| (path, options.id.as_str()));
             run(config, script.as_ref(), options.json, api)
         }

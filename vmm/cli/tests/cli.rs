@@ -48,6 +48,7 @@ const ON_KVM: &[Test] = &[
     ("a_guest_that_panics_is_status_4", a_guest_that_panics_is_status_4),
     ("a_guest_that_powers_off_is_status_0", a_guest_that_powers_off_is_status_0),
     ("a_reset_that_was_not_wanted_is_status_4", a_reset_that_was_not_wanted_is_status_4),
+    ("a_script_resets_the_machine_also_under_no_reboot", a_script_resets_the_machine_also_under_no_reboot),
     ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
     ("a_host_that_cannot_reset_is_told", a_host_that_cannot_reset_is_told),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
@@ -351,6 +352,26 @@ fn a_reset_that_was_not_wanted_is_status_4() {
     let out = assert_status(&output, 4, why);
     let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
     assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
+}
+
+/// The machine of a script without `reset` cannot be reset: its event loop has given up the calls.
+fn a_script_resets_the_machine_also_under_no_reboot() {
+    let options = ["run", "--no-reboot", "--memory", "128M", "--hotplug", "size=128M", "--console", "off"];
+    let script = "plug 128M\nreset\nexpect resets == 1\nexpect plugged == 128M within 60s";
+    let run = |more: &[&str]| with_input(&[&options[..], more, &["--script", "-"]].concat(), script);
+    let output = run(&["--json"]);
+    let out = assert_status(&output, 0, "");
+    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (step, end) = (&events[2], events.last().expect("an end"));
+    assert_eq!((step["command"].as_str(), step["ok"].as_bool()), (Some("reset"), Some(true)), "{step}");
+    assert_eq!(
+        (step["note"].as_str(), &step["devices"][0]["requested"]),
+        (None, &(128 << 20).into()),
+        "{step}"
+    );
+    assert_eq!((end["resets"].as_u64(), end["outcome"].as_str()), (Some(1), Some("done")), "{end}");
+    let out = assert_status(&run(&[]), 0, "").to_owned();
+    assert!(out.contains("4 steps done") && out.contains(", 1 reset"), "{out}");
 }
 
 /// The lines of a process's stderr, so that a test can wait for each.

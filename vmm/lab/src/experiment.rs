@@ -18,6 +18,7 @@
 mod boot_time;
 mod double_init;
 mod early_oom;
+mod fleet;
 pub mod html;
 pub mod json;
 pub mod kvm_lab;
@@ -44,6 +45,7 @@ pub const ALL: &[Experiment] = &[
     parallel_init::EXPERIMENT,
     same_granularity::EXPERIMENT,
     boot_time::EXPERIMENT,
+    fleet::EXPERIMENT,
 ];
 
 /// An experiment that can be run.

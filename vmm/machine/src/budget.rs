@@ -2,13 +2,15 @@
 //!
 //! When a control group is full, the kernel kills a process in it (SIGKILL). The process cannot say why: no signal
 //! handler runs, and its parent sees status 137. So the limit is read once, at the start of a VM, and a VM whose guest
-//! may use more is warned about, once: at the start, or at the target that goes beyond.
+//! may use more is warned about, once: at the start, or at the target that goes beyond. A thread that starts VMs and is
+//! locked in reads the limit before, by [`keep`], because Landlock takes the files away.
 //!
 //! Mirrors `memory.max` of version 2 (Linux `Documentation/admin-guide/cgroup-v2.rst`) and `memory.limit_in_bytes` of
 //! version 1. The smallest limit on the way from the group to the root acts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidevm_abi::Size;
@@ -23,6 +25,19 @@ struct Limit {
     file: PathBuf,
 }
 
+/// See [`keep`].
+static KEPT: OnceLock<Option<Limit>> = OnceLock::new();
+
+/// Reads the limit for all VMs that this process starts from now on.
+pub fn keep() {
+    KEPT.get_or_init(read);
+}
+
+fn read() -> Option<Limit> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    limit(&groups, |file| fs::read_to_string(file).ok())
+}
+
 /// What this process may use.
 #[derive(Debug)]
 pub struct Budget {
@@ -31,10 +46,9 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// The budget of this process as it is now.
+    /// The budget of this process as it is now, or as it was at [`keep`].
     pub fn of_process() -> Self {
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self::new(limit(&groups, |file| fs::read_to_string(file).ok()))
+        Self::new(KEPT.get().cloned().unwrap_or_else(read))
     }
 
     fn new(limit: Option<Limit>) -> Self {

@@ -68,6 +68,9 @@ pub struct Config {
     pub console: ConsoleMode,
     /// A reset by the guest starts it again. Otherwise a reset is a death of the guest.
     pub reboot: bool,
+    /// The embedder resets the machine itself, by [`crate::Vm::reset`]. That needs this or `reboot`. Without both, the
+    /// event loop can give up the system calls that make a machine.
+    pub resets: bool,
     /// What the process gives away before the guest runs.
     pub confinement: Confinement,
     /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
@@ -91,6 +94,7 @@ impl Default for Config {
             init: InitPolicy::default(),
             console: ConsoleMode::Stderr,
             reboot: true,
+            resets: false,
             confinement: Confinement::default(),
             jail: None,
         }
@@ -311,6 +315,11 @@ impl Config {
             Some(position) => Err(ConfigError::CmdlineText { position }),
             None => Ok(()),
         }
+    }
+
+    /// Whether the machine can be reset.
+    pub(crate) fn can_reset(&self) -> bool {
+        self.reboot || self.resets
     }
 
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.

@@ -28,6 +28,7 @@ pub mod seccomp;
 pub mod thread;
 pub mod trap;
 
+use crate::budget;
 use rules::Kind;
 pub use seccomp::Seccomp;
 pub use trap::FORBIDDEN;
@@ -108,6 +109,7 @@ impl Confinement {
     /// [`ConfinementError`]; a part of it may be done.
     pub fn of_starter(&self, writable: &[&Path]) -> Result<(), ConfinementError> {
         self.prepare_heap();
+        budget::keep();
         self.forbid_privileges()?;
         if self.landlock {
             let devices = [Path::new("/dev/kvm")];

@@ -27,7 +27,7 @@ use crate::virtio::control::Control;
 use crate::virtio::mem::Mem;
 
 pub use crate::boot::Entry;
-pub use crate::memory::fault::{HostCall, fail, failed};
+pub use crate::memory::host_calls::{HostCall, fail, failed};
 pub use crate::symbols::name_at;
 pub use crate::virtio::mmio::{Effect, Registers};
 
@@ -50,12 +50,12 @@ struct NoKvm {
 }
 
 impl Slots for NoKvm {
-    fn add(&mut self, _: GuestAddress, _: &Arc<Mapping>, _: OffsetRange) -> io::Result<u32> {
+    fn add_slot(&mut self, _: GuestAddress, _: &Arc<Mapping>, _: OffsetRange) -> io::Result<u32> {
         self.next += 1;
         Ok(self.next)
     }
 
-    fn remove(&mut self, _: u32) -> io::Result<()> {
+    fn remove_slot(&mut self, _: u32) -> io::Result<()> {
         Ok(())
     }
 }

@@ -65,6 +65,6 @@ pub use process::{GRACE, room_to_start};
 pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
 pub use tidevm_abi::Size;
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResizeError,
-    STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
+    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

@@ -28,8 +28,8 @@ use tidevm_abi::Size;
 
 use crate::sync::lock;
 
-pub mod fault;
 pub mod held;
+pub mod host_calls;
 pub mod layout;
 pub mod mapping;
 pub mod range;
@@ -99,6 +99,7 @@ impl Memory {
         pmem: &[Size],
         mut slots: Box<dyn Slots>,
     ) -> Result<Self, MemoryError> {
+        let _exempt = host_calls::exempt();
         let boot_mapping = Arc::new(Mapping::reserve(boot.0).map_err(fail("boot memory", boot.0))?);
         let view = View::of_boot_memory(&boot_mapping).map_err(fail("boot memory", boot.0))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
@@ -198,6 +199,7 @@ impl Memory {
     /// # Errors
     /// The host refuses; the memory cannot be used any more.
     pub fn reset(&self, slots: Box<dyn Slots>) -> Result<(), MemoryError> {
+        let _exempt = host_calls::exempt();
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots: current } = &mut *hotplug;
         // Dropping the old slots closes the old machine of KVM, so that KVM need not follow the changes below.
@@ -266,7 +268,5 @@ fn add_pmem_slots(pmem: &[(GuestRange, Arc<Mapping>)], slots: &mut dyn Slots) ->
 
 #[cfg(test)]
 pub(crate) mod fake;
-#[cfg(test)]
-pub(crate) mod host_calls;
 #[cfg(test)]
 mod tests;

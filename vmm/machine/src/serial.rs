@@ -142,6 +142,12 @@ impl Serial {
         }
     }
 
+    /// Whether a vCPU writes to the sink at this moment.
+    #[cfg(test)]
+    pub fn is_writing(&self) -> bool {
+        matches!(self.outlet.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
     fn uart(&self) -> MutexGuard<'_, Uart<Line, Drained, Output>> {
         lock(&self.uart)
     }

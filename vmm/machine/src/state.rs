@@ -11,8 +11,7 @@
 //! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
@@ -205,6 +204,8 @@ struct StateAndAnswers {
     state: State,
     /// When the VM was started or last reset, by [`crate::clock`].
     started: Instant,
+    /// The embedder asked for a reset that was not carried out yet.
+    wants_reset: bool,
     /// The time for which the guest stood still since the start, the current pause excluded.
     stood_still: Duration,
     /// Since when the guest stands still, by [`crate::clock`].
@@ -225,6 +226,7 @@ impl SharedState {
         let inner = StateAndAnswers {
             state: State { mem, ..State::default() },
             started,
+            wants_reset: false,
             stood_still: Duration::ZERO,
             paused: None,
             answers: BTreeMap::new(),
@@ -267,16 +269,6 @@ impl SharedState {
         result
     }
 
-    /// Has every later change of the state raise an event.
-    ///
-    /// # Errors
-    /// The host provides no event descriptor.
-    pub(crate) fn subscribe(&self) -> io::Result<Changes> {
-        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        lock(&self.subscriptions).push(Arc::downgrade(&event));
-        Ok(Changes(event))
-    }
-
     /// Processes one message of the guest. A message that fits no call or device is counted.
     pub(crate) fn report(&self, report: Report) {
         self.learn(|inner| {
@@ -305,6 +297,7 @@ impl SharedState {
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
         self.learn(|inner| {
             inner.started = inner.now();
+            inner.wants_reset = false;
             let StateAndAnswers { state, answers, .. } = inner;
             (state.ready, state.mem) = (None, mem());
             state.resets += 1;
@@ -312,6 +305,16 @@ impl SharedState {
                 answer.get_or_insert(Err(WaitError::Reset));
             }
         });
+    }
+
+    /// Records that the embedder asks for a reset. The next reset, which [`SharedState::restart`] records, is it.
+    pub(crate) fn want_reset(&self) {
+        lock(&self.inner).wants_reset = true;
+    }
+
+    /// Whether the embedder asked for a reset that was not carried out yet.
+    pub(crate) fn wants_reset(&self) -> bool {
+        lock(&self.inner).wants_reset
     }
 
     /// Makes room for the answer to call `id`.

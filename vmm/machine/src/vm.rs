@@ -103,6 +103,11 @@ pub enum ResizeError {
     },
 }
 
+/// The machine was configured to be started once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine was not made to be reset: Config::resets and Config::reboot are off")]
+pub struct ResetRefused;
+
 /// The guest has not read the earlier calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest has left {unread} calls unread")]
@@ -163,9 +168,11 @@ impl Vm {
     pub fn stop(self, limit: Duration) -> End {
         // A guest that stands still cannot power off.
         self.resume_to_end();
+        // Looked at first: a reset of the embedder that is over shows in the state.
+        let resets_now = self.shared.state.wants_reset();
         let State { ready, resets, .. } = self.state();
         // A guest that is not up yet does not read calls, and has no state to lose.
-        let asked = ready.is_some() && self.call(Op::PowerOff).is_ok();
+        let asked = !resets_now && ready.is_some() && self.call(Op::PowerOff).is_ok();
         let mut vcpus = Vec::new();
         if asked && !self.shared.state.wait_for_end(limit, resets) {
             vcpus = self.vcpus();

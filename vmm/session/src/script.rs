@@ -140,6 +140,13 @@ impl Script {
         count_steps(&self.body)
     }
 
+    /// Whether a step resets the machine. [`Config::resets`] is to say the same.
+    pub fn resets(&self) -> bool {
+        let mut resets = false;
+        each_step(&self.body, &mut |step| resets |= matches!(step.command, Command::Reset { .. }));
+        resets
+    }
+
     /// Length of the longest step's text, in characters.
     pub fn longest_step(&self) -> usize {
         let mut longest = 0;

@@ -5,9 +5,10 @@
 //! | step | fails when | then |
 //! | --- | --- | --- |
 //! | `resize`, `plug`, `unplug` | the device refuses it, the guest is blocked, or the deadline passes | the session goes on, status 1 at its end |
+//! | `reset` | the guest is not up again at the deadline | the guest is ended, status 1 |
 //! | `expect` | it does not hold (at its deadline) | the guest is powered off, status 1 |
 //! | `verify`, `release` | a page's content is wrong or pages are missing | the guest is powered off, status 1 |
-//! | any | the guest does not answer in time | the guest is powered off, status 1 |
+//! | any | the guest does not answer in time | the guest is ended, status 1 |
 //! | any | the guest dies | status 4 with the text on the death |
 //! | any | the guest powers off by itself | status 1 |
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
@@ -17,8 +18,9 @@
 //! blocked. With `within` it waits until that deadline, because the obstacle may go away. Churns run beside
 //! other steps. A churn that no `wait` or `release` has awaited is awaited before the guest is powered off.
 //!
-//! A guest that resets boots again, and the session goes on. A resize during a reset is done when the new
-//! guest has reached the target. The note of the step says that there was a reset.
+//! A guest that resets by itself boots again, and the session goes on. A resize during a reset is done when the new
+//! guest has reached the target. The note of the step says that there was a reset. After a step `reset` the workloads of
+//! before are gone without a failure. A churn among them is not awaited.
 //!
 //! When a wait for the guest reaches its deadline, the observer is told what every vCPU does.
 //!
@@ -37,7 +39,9 @@ mod fake;
 mod observer;
 mod pmem;
 mod record;
+mod reset;
 mod resize;
+mod sample;
 mod silence;
 #[cfg(test)]
 mod tests;
@@ -48,7 +52,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size, Stats};
+use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
 
 use failure::{Done, SessionError, StepError, unfit};
@@ -75,7 +79,8 @@ pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest time until the guest answers a call, without the work that the call asks for.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force.
+/// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force, and a guest that
+/// has left a call unanswered is ended at once.
 pub const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
 // Otherwise the second stage of a signal would end the process while the session still ends in good order.
@@ -98,8 +103,10 @@ struct Session<'s, V, O> {
     workloads: Workloads,
     /// The guest's last answer during the current step, counters excluded.
     answer: Cell<Option<Answer>>,
-    /// Resets of the guest that the session has noticed.
+    /// Resets that the session has noticed.
     resets: u64,
+    /// The guest has left a call unanswered. It is not waited for again.
+    silent: bool,
     summary: Summary,
 }
 
@@ -136,7 +143,7 @@ pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Su
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
         let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, summary }
+        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, silent: false, summary }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -149,7 +156,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.boot = ready.map(|ready| ready.after);
         let mut sample = self.outside();
         if ready.is_some() {
-            sample.guest = Some(self.inside()?);
+            sample.guest = Some(self.inside(ANSWER_DEADLINE)?);
         }
         self.observer.boot(&Booted { ready, sample }).map_err(SessionError::Output)
     }
@@ -198,17 +205,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let answer = self.answer.take();
         let took = self.vm.now() - start;
         let mut sample = self.outside();
-        if self.vm.has_agent() && !matches!(result, Err(StepError::Fatal(StepFailure::Ended(_)))) {
-            match self.inside() {
-                Ok(stats) => sample.guest = Some(stats),
-                Err(error) => {
-                    if vcpus.is_empty() {
-                        vcpus = look_at_silent(&self.vm, Some(&error));
-                    }
-                    result = result.and(Err(error));
-                }
-            }
-        }
+        sample.guest = self.counters_after(took, &mut result, &mut vcpus);
         if self.notice_resets() {
             result = match result {
                 Ok(note) => {
@@ -260,6 +257,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Race(race) => self.race(*race),
             Command::Corrupt(corrupt) => self.need_agent().and_then(|()| self.corrupt(corrupt)),
             Command::Probe(wait) => self.probe(*wait),
+            Command::Reset { within } => self.reset(*within),
             Command::Sleep(time) => self.pause(*time).map(|()| None),
             Command::Inject { step, after } => {
                 match self.ask(Op::Inject { step: *step, after: *after }, ANSWER_DEADLINE)? {
@@ -309,40 +307,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         }
     }
 
-    /// The state of the VM that can be seen without its guest.
-    fn outside(&self) -> Sample {
-        let state = self.vm.state();
-        let held = self.vm.held().ok();
-        let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
-            region_size: mem.region_size,
-            requested: mem.requested,
-            plugged: mem.plugged,
-            held: held.as_ref().and_then(|held| held.get(index).copied()),
-        });
-        Sample { devices: devices.collect(), guest: None }
-    }
-
-    /// The guest's counters for a sample. A guest that resets meanwhile is asked again after it has booted.
-    fn inside(&self) -> Result<Stats, StepError> {
-        let deadline = self.vm.now() + self.boot_deadline();
-        loop {
-            self.await_ready(deadline.saturating_duration_since(self.vm.now()))?;
-            match self.guest_stats() {
-                Err(StepError::Fatal(StepFailure::Ended(WaitError::Reset))) if self.vm.now() < deadline => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn guest_stats(&self) -> Result<Stats, StepError> {
-        match self.ask(Op::Stats, ANSWER_DEADLINE)? {
-            Answer::Stats(stats) => Ok(stats),
-            other => Err(unfit(other)),
-        }
-    }
-
     fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
-        let Session { vm, observer, mut summary, .. } = self;
+        let Session { vm, observer, mut summary, silent, .. } = self;
         summary.total = vm.now() - start;
         summary.exits = vm.exits().iter().fold(ExitCounts::default(), add);
         let state = vm.state();
@@ -351,7 +317,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let error = if let Err(SessionError::Step(error)) = &result { Some(error) } else { None };
         // A step has told of its vCPUs itself.
         let vcpus = if summary.steps == 0 { look_at_silent(&vm, error) } else { Vec::new() };
-        let mut end = vm.stop(POWER_OFF_DEADLINE);
+        let mut end = vm.stop(silence::limit_of_end(silent, error));
         summary.vcpus = match &mut end {
             End::Forced { vcpus, .. } if !error.is_some_and(silence::is_silent) => std::mem::take(vcpus),
             _ => vcpus,

@@ -11,6 +11,9 @@ use tidevm_guest_image::workspace_root;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
+    /// The name of its file, without `.toml`.
+    #[serde(skip)]
+    pub name: String,
     /// The package whose hosted tests judge.
     pub package: String,
     /// The folder of its sources, relative to the repository. It contains `lib.rs`.
@@ -86,7 +89,8 @@ pub fn read_all() -> Result<Vec<List>> {
     let mut names = BTreeSet::new();
     for file in files {
         let text = fs::read_to_string(&file)?;
-        let list: List = toml::from_str(&text).with_context(|| file.display().to_string())?;
+        let mut list: List = toml::from_str(&text).with_context(|| file.display().to_string())?;
+        list.name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         for mutant in &list.mutants {
             if !names.insert(mutant.name.clone()) {
                 bail!("{}: two mutants are called {:?}", file.display(), mutant.name);

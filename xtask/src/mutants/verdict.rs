@@ -22,6 +22,16 @@ pub enum Verdict {
     Lives,
 }
 
+impl Verdict {
+    /// Whether the tests noticed only by not ending.
+    pub fn is_by_deadline(&self) -> bool {
+        matches!(self, Self::Killed(by) if by.contains(NO_END))
+    }
+}
+
+/// What is said of a suite that hangs.
+const NO_END: &str = "does not end within";
+
 /// The test programs of a list, in its order.
 pub struct Programs {
     /// Suite, program, and the folder in which cargo would run it.
@@ -127,7 +137,7 @@ fn failure(mut command: Command, limit: Duration) -> io::Result<Option<String>> 
     let status = child.lock().unwrap_or_else(sync::PoisonError::into_inner).wait()?;
     Ok(match failed {
         Some(test) => Some(test),
-        None if hung => Some(format!("does not end within {} s", limit.as_secs())),
+        None if hung => Some(format!("{NO_END} {} s", limit.as_secs())),
         None => (!status.success()).then(|| format!("ends with {status}")),
     })
 }

@@ -20,6 +20,11 @@ pub(super) fn parse(words: &mut Words<'_>) -> Result<(usize, Option<Duration>), 
     }
 }
 
+/// Reads `within DURATION`, for a command about the whole machine.
+pub(super) fn within(words: &mut Words<'_>) -> Result<Option<Duration>, SyntaxError> {
+    if words.take("within") { words.duration().map(Some) } else { Ok(None) }
+}
+
 /// Writes those that have to be written.
 pub(super) fn write(f: &mut fmt::Formatter<'_>, device: usize, within: Option<Duration>) -> fmt::Result {
     if device > 0 {

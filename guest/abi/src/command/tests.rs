@@ -104,6 +104,7 @@ fn commands() -> impl Strategy<Value = Command> {
         Just(Command::Check),
         Just(Command::Blocks),
         (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size: Size(size), addr }),
+        option::of(durations()).prop_map(|within| Command::Reset { within }),
         durations().prop_map(Command::Sleep),
         (1..=MAX_RACE_CYCLES, any::<bool>()).prop_map(|(cycles, held)| Command::Race(Race { cycles, held })),
         (names(), any::<u32>(), parts)
@@ -165,6 +166,7 @@ const WORDS: &[&str] = &[
     "node.0.init.remote",
     "==",
     "<",
+    "reset",
     "sleep",
     "inject",
     "readd",
@@ -188,6 +190,8 @@ fn lines_of_the_manual_are_commands() {
         ("churn 1 threads for 1500ms as c", "churn 1 thread for 1500ms as c"),
         ("expect plugged>=2G", "expect plugged >= 2G"),
         ("expect zone.DMA32.free != 7 within 0s", "expect zone.DMA32.free != 7 within 0s"),
+        ("reset # as the button does", "reset"),
+        ("reset within 2000ms", "reset within 2s"),
         ("inject map-direct after 0", "inject map-direct"),
         ("blocks # of the guest", "blocks"),
         ("readd 1024M at 4GiB", "readd 1G at 4G"),
@@ -237,6 +241,9 @@ fn wrong_lines_say_where_and_what() {
         ("expect node.1.init == 2", 8, "a metric"),
         ("expect plugged => 2G", 16, "a comparison (==, !="),
         ("sleep 1.5s", 7, "a duration"),
+        ("reset within", 13, "a duration"),
+        ("reset within 1s within 1s", 17, "the end of the line, found `within`"),
+        ("reset device 0", 7, "the end of the line, found `device`"),
         ("stats now", 7, "the end of the line, found `now`"),
         ("inject boot", 8, "a step (map-direct"),
         ("race 0 cycles", 6, "a number of cycles, from 1 to 10000"),
@@ -296,14 +303,14 @@ fn one_and_many_are_both_accepted() {
 fn every_verb_is_listed_with_its_usage() {
     let error = "grow 2G".parse::<Command>().unwrap_err();
     let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, stats, \
-                  check, blocks, readd, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
+                  check, blocks, readd, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
     assert_eq!(error.message, listed);
     for verb in VERBS {
         assert_eq!(verb.usage.split(' ').next(), Some(verb.word));
     }
     let vmm: Vec<_> = VERBS.iter().filter(|verb| verb.executor == Executor::Vmm).collect();
     let words: Vec<_> = vmm.iter().map(|verb| verb.word).collect();
-    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "sleep", "inject"]);
+    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "reset", "sleep", "inject"]);
     assert!(Verb::new("meminfo").is_none());
 }
 

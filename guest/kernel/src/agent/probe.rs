@@ -5,7 +5,7 @@
 //! when the boot CPU waits for it. It is let go too when the operation has ended, and then the kernel did not wait. So
 //! the result of a probe does not depend on time.
 //!
-//! Invariant: calls come one at a time, so one probe runs at a time, and no race beside it.
+//! Invariant: a probe has the right to use windows, so one probe runs at a time, and no race beside it.
 
 use alloc::boxed::Box;
 
@@ -19,7 +19,7 @@ use crate::agent::walk::{self, Task};
 use crate::agent::workload::Workload;
 use crate::agent::{churn, workload};
 use crate::cpu::time::Instant;
-use crate::cpu::window::{Cpus, Until, Window};
+use crate::cpu::window::{Cpus, Until, Window, Windows};
 use crate::cpu::{self, wait};
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{self, Reply, Requester};
@@ -35,6 +35,8 @@ const MILLIS: u64 = 60_000;
 struct Probe {
     wait: ProbedWait,
     stage: Stage,
+    /// Given back before the answer.
+    windows: Windows,
     reply: Reply,
 }
 
@@ -59,12 +61,13 @@ struct Call {
 /// Starts the probe of `wait`.
 ///
 /// # Errors
-/// [`Failure::Unfit`] when there is no other CPU.
+/// [`Failure::Unfit`] when there is no other CPU, [`Failure::ProbeUnderWay`] during a probe or a race.
 pub fn start(requester: Requester, wait: ProbedWait) -> Result<(), Failure> {
     if cpu::online() == 1 {
         return Err(Failure::Unfit);
     }
-    job::spawn(0, Box::new(Probe { wait, stage: Stage::Start, reply: Reply::to(requester) }));
+    let windows = Windows::take().ok_or(Failure::ProbeUnderWay)?;
+    job::spawn(0, Box::new(Probe { wait, stage: Stage::Start, windows, reply: Reply::to(requester) }));
     Ok(())
 }
 
@@ -87,7 +90,7 @@ impl Probe {
         let slots = if self.wait == ProbedWait::Churn { churn::slots(threads) } else { 1 };
         let workload = Workload::new(HANDLE, HogKind::Movable, false, slots)?;
         assert!(mailbox::take_probe_answer().is_none(), "a probe's call was answered before it was made");
-        Window::JobEnded.hold(Cpus::Only(other()), Until::Opened);
+        self.windows.hold(Window::JobEnded, Cpus::Only(other()), Until::Opened);
         match self.wait {
             ProbedWait::Churn => churn::start(Requester::Probe, workload, threads, 1),
             _ => walk::start(Requester::Probe, SystemPages::of(workload), Task::Release),
@@ -101,9 +104,9 @@ impl Job for Probe {
     fn step(&mut self) -> Progress {
         match &mut self.stage {
             Stage::Start => match self.wait {
-                ProbedWait::GracePeriod => self.end(Ok(grace_period())),
-                ProbedWait::TlbFlush => self.end(tlb_flush()),
-                ProbedWait::PageCopy => self.end(page_copy()),
+                ProbedWait::GracePeriod => self.end(Ok(grace_period(&self.windows))),
+                ProbedWait::TlbFlush => self.end(tlb_flush(&self.windows)),
+                ProbedWait::PageCopy => self.end(page_copy(&self.windows)),
                 ProbedWait::Release | ProbedWait::Churn => {
                     self.call().unwrap_or_else(|failure| self.end(Err(failure)))
                 }
@@ -116,10 +119,10 @@ impl Job for Probe {
             Stage::Ends { rounds: 0, call } => {
                 let call = *call;
                 let early = mailbox::take_probe_answer().is_some();
-                Window::Answered.hold(Cpus::Only(other()), Until::Opened);
-                Window::JobEnded.open();
+                self.windows.hold(Window::Answered, Cpus::Only(other()), Until::Opened);
+                self.windows.open(Window::JobEnded);
                 if early {
-                    Window::Answered.open();
+                    self.windows.open(Window::Answered);
                     return self.end(Ok(false));
                 }
                 self.stage = Stage::Answers(call);
@@ -132,7 +135,7 @@ impl Job for Probe {
             Stage::Answers(call) => {
                 if mailbox::take_probe_answer().is_some() {
                     let is_free = free_pages() == call.free;
-                    Window::Answered.open();
+                    self.windows.open(Window::Answered);
                     return self.end(Ok(is_free));
                 }
                 assert!(!call.deadline.has_passed(), "a probe's call was not answered within {MILLIS} ms");
@@ -173,8 +176,8 @@ impl Job for Held {
 }
 
 /// Holds the other CPU in a step, until this CPU waits for it.
-fn hold_in_step(masked: bool) {
-    Window::Probe.hold(Cpus::Only(other()), Until::AwaitedBy(cpu::this()));
+fn hold_in_step(windows: &Windows, masked: bool) {
+    windows.hold(Window::Probe, Cpus::Only(other()), Until::AwaitedBy(cpu::this()));
     job::spawn(other(), Box::new(Held { masked }));
     wait::until(MILLIS, format_args!("CPU {} did not come to its step", other()), || {
         Window::Probe.is_reached()
@@ -183,31 +186,31 @@ fn hold_in_step(masked: bool) {
 
 /// Whether the CPU that is held at `window` has gone on, so that the operation that has just ended waited for it.
 /// Lets it go in any case.
-fn was_awaited(window: Window) -> bool {
+fn was_awaited(windows: &Windows, window: Window) -> bool {
     let left = window.is_left();
-    window.open();
+    windows.open(window);
     left
 }
 
-fn grace_period() -> bool {
-    hold_in_step(false);
+fn grace_period(windows: &Windows) -> bool {
+    hold_in_step(windows, false);
     let _hotplug = MM.hotplug();
     MM.platform().synchronize();
-    was_awaited(Window::Probe)
+    was_awaited(windows, Window::Probe)
 }
 
 /// Unmaps a memmap that describes nothing.
-fn tlb_flush() -> Result<bool, Failure> {
+fn tlb_flush(windows: &Windows) -> Result<bool, Failure> {
     let backing = MM.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).map_err(|_| Failure::NoMemory)?;
     let flushes = || cpu::area(other()).flushes.load(core::sync::atomic::Ordering::Relaxed);
     let waited = {
         let _hotplug = MM.hotplug();
         let section = platform::unused_memmap();
         MM.platform().map_memmap(section, backing).map(|()| {
-            hold_in_step(true);
+            hold_in_step(windows, true);
             let before = flushes();
             MM.platform().unmap_memmap(section);
-            was_awaited(Window::Probe) && flushes() > before
+            was_awaited(windows, Window::Probe) && flushes() > before
         })
     };
     MM.free_pages(backing, Order::PAGEBLOCK);
@@ -215,7 +218,7 @@ fn tlb_flush() -> Result<bool, Failure> {
 }
 
 /// Copies pages, of which the other CPU has to copy at least one.
-fn page_copy() -> Result<bool, Failure> {
+fn page_copy(windows: &Windows) -> Result<bool, Failure> {
     const ORDER: Order = Order::new(2);
     let alloc = || MM.alloc_pages(ORDER, Gfp::Kernel).map_err(|_| Failure::NoMemory);
     let from = alloc()?;
@@ -228,12 +231,12 @@ fn page_copy() -> Result<bool, Failure> {
     let pages = core::array::from_fn::<(Pfn, Pfn), { 1 << ORDER.get() }, _>(|index| {
         (to.add(index as u32), from.add(index as u32))
     });
-    Window::Copying.hold(Cpus::AllBut(me), Until::AwaitedBy(me));
-    Window::Posted.hold(Cpus::Only(me), Until::Reached(Window::Copying));
+    windows.hold(Window::Copying, Cpus::AllBut(me), Until::AwaitedBy(me));
+    windows.hold(Window::Posted, Cpus::Only(me), Until::Reached(Window::Copying));
     MM.platform().copy_pages(&pages);
     let is_copied = |index| pattern(index).first_bad(0, to.add(index)).is_none();
     let copied = (0..ORDER.pages()).all(is_copied);
-    let waited = was_awaited(Window::Copying);
+    let waited = was_awaited(windows, Window::Copying);
     // Before that the other CPU may still write to its page.
     wait::until(MILLIS, format_args!("no CPU came back from its copy"), || Window::Copying.is_left());
     {

@@ -20,7 +20,7 @@ use spin::Mutex;
 use tidevm_abi::{Answer, Failure};
 use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
 
-use crate::cpu::window::{Cpus, Until, Window};
+use crate::cpu::window::{Cpus, Until, Window, Windows};
 use crate::cpu::{self, lapic, wait};
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{Reply, Requester};
@@ -47,6 +47,8 @@ struct Shared {
     finished: AtomicUsize,
     over: AtomicBool,
     result: Mutex<Option<Answer>>,
+    /// Given back before the answer.
+    windows: Windows,
     reply: Reply,
 }
 
@@ -79,7 +81,7 @@ struct Freer {
 /// Starts `cycles` cycles, with every other CPU as a freer. In each of them the boot CPU is `held`, or not.
 ///
 /// # Errors
-/// When there is no other CPU, no plugged memory, or no memory for the job.
+/// When there is no other CPU, no plugged memory, or no memory for the job, and during a probe or another race.
 pub fn start(requester: Requester, cycles: u32, held: bool) -> Result<(), Failure> {
     let freers = cpu::online() - 1;
     let movable = &MM.stats().zones[ZoneType::Movable as usize];
@@ -97,6 +99,7 @@ pub fn start(requester: Requester, cycles: u32, held: bool) -> Result<(), Failur
         finished: AtomicUsize::new(0),
         over: AtomicBool::new(false),
         result: Mutex::new(None),
+        windows: Windows::take().ok_or(Failure::ProbeUnderWay)?,
         reply: Reply::to(requester),
     });
     for index in 0..freers {
@@ -140,7 +143,7 @@ impl Race {
         self.shared.freed.store(0, Ordering::Relaxed);
         self.shared.finished.store(0, Ordering::Relaxed);
         if self.shared.held {
-            Window::Drained.hold(Cpus::Only(cpu::this()), Until::Opened);
+            self.shared.windows.hold(Window::Drained, Cpus::Only(cpu::this()), Until::Opened);
         }
         self.shared.round.fetch_add(1, Ordering::Release);
         (0..self.freers).for_each(|index| lapic::wake(1 + index));
@@ -161,7 +164,7 @@ impl Race {
         }
         let taken = MM.hotplug().alloc_contig_pageblock(block);
         // If there was no drain, the others free their pages now.
-        Window::Drained.open();
+        shared.windows.open(Window::Drained);
         await_freers(|| shared.finished.load(Ordering::Acquire) == self.freers);
         match taken {
             Ok(()) => MM.free_pages(block, Order::PAGEBLOCK),
@@ -219,7 +222,7 @@ impl Job for Freer {
             }
             // Before `finished`, which lets the boot CPU ask for the window of the next cycle.
             if self.shared.freed.fetch_add(1, Ordering::AcqRel) + 1 == self.freers {
-                Window::Drained.open();
+                self.shared.windows.open(Window::Drained);
             }
             self.shared.finished.fetch_add(1, Ordering::Release);
         }

@@ -3,9 +3,12 @@
 //! Takes the place of Linux's kprobes and of delays that people patch in to reproduce a race. A window that no test
 //! has asked for costs a load.
 //!
-//! Invariants: a CPU that is held goes on when the test lets it go, when the CPU that has to wait for it waits, or
-//! dies at a deadline. One test at a time uses windows (`agent/probe.rs`, `agent/race.rs`), because jobs of the boot
-//! CPU ask for them.
+//! Invariants:
+//! - A CPU that is held goes on when the test lets it go, when the CPU that has to wait for it waits, or dies at a
+//!   deadline.
+//! - One test at a time uses windows: the one that has [`Windows`].
+//! - A request has a number. The CPU that is held for a request changes nothing of a later one, and goes on when there
+//!   is a later one.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,57 +59,90 @@ pub enum Until {
     Reached(Window),
 }
 
-struct State {
-    /// `plan` is something. Read without the lock.
-    asked: AtomicBool,
-    plan: Mutex<Option<(Cpus, Until)>>,
-    reached: AtomicBool,
-    open: AtomicBool,
-    left: AtomicBool,
+/// How far a request is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No CPU has come to the window.
+    Asked(Cpus, Until),
+    /// A CPU is held.
+    Held,
+    /// The window was opened. A CPU that was held may not have gone on yet.
+    Opened,
+    /// The CPU that was held has gone on.
+    Left,
 }
 
-static WINDOWS: [State; Window::Probe as usize + 1] = [const {
-    State {
-        asked: AtomicBool::new(false),
-        plan: Mutex::new(None),
-        reached: AtomicBool::new(false),
-        open: AtomicBool::new(false),
-        left: AtomicBool::new(false),
+/// The last request to hold a CPU at a window.
+struct Request {
+    number: u64,
+    stage: Stage,
+}
+
+struct State {
+    /// The request is at [`Stage::Asked`]. Read without the lock, and written with it.
+    asked: AtomicBool,
+    request: Mutex<Request>,
+}
+
+static WINDOWS: [State; Window::ALL.len()] = [const {
+    State { asked: AtomicBool::new(false), request: Mutex::new(Request { number: 0, stage: Stage::Opened }) }
+}; Window::ALL.len()];
+
+/// Whether a test has [`Windows`].
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// The right to hold CPUs at windows. When it is dropped, all windows are opened, and another test can have it.
+pub struct Windows(());
+
+impl Windows {
+    /// The right, unless a test has it.
+    pub fn take() -> Option<Self> {
+        // Not `then_some`: a value that is not returned would be dropped, and give the right back.
+        (!TAKEN.swap(true, Ordering::Acquire)).then(|| Self(()))
     }
-}; Window::Probe as usize + 1];
+
+    /// Asks that the first of `cpus` that comes to `window` is held. A CPU that is held there now goes on.
+    pub fn hold(&self, window: Window, cpus: Cpus, until: Until) {
+        let state = window.state();
+        let mut request = state.request.lock();
+        *request = Request { number: request.number + 1, stage: Stage::Asked(cpus, until) };
+        state.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the CPU that is held at `window` go on. If none has come there, none will be held.
+    pub fn open(&self, window: Window) {
+        let state = window.state();
+        let mut request = state.request.lock();
+        if request.stage != Stage::Left {
+            request.stage = Stage::Opened;
+        }
+        state.asked.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        Window::ALL.into_iter().for_each(|window| self.open(window));
+        TAKEN.store(false, Ordering::Release);
+    }
+}
 
 impl Window {
+    const ALL: [Self; 6] =
+        [Self::Drained, Self::Posted, Self::Copying, Self::JobEnded, Self::Answered, Self::Probe];
+
     fn state(self) -> &'static State {
         &WINDOWS[self as usize]
     }
 
-    /// Asks that the first of `cpus` that comes here is held.
-    pub fn hold(self, cpus: Cpus, until: Until) {
-        let state = self.state();
-        for flag in [&state.reached, &state.open, &state.left] {
-            flag.store(false, Ordering::SeqCst);
-        }
-        *state.plan.lock() = Some((cpus, until));
-        state.asked.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether the CPU has come here, or was let go before.
+    /// Whether a CPU has come here for the last request, or the window was opened.
     pub fn is_reached(self) -> bool {
-        self.state().reached.load(Ordering::SeqCst)
+        !matches!(self.state().request.lock().stage, Stage::Asked(..))
     }
 
-    /// Whether the CPU has gone on.
+    /// Whether the CPU that was held here for the last request has gone on.
     pub fn is_left(self) -> bool {
-        self.state().left.load(Ordering::SeqCst)
-    }
-
-    /// Lets the CPU go on. If none has come here, none will be held.
-    pub fn open(self) {
-        let state = self.state();
-        state.asked.store(false, Ordering::SeqCst);
-        *state.plan.lock() = None;
-        state.open.store(true, Ordering::SeqCst);
-        state.reached.store(true, Ordering::SeqCst);
+        self.state().request.lock().stage == Stage::Left
     }
 
     /// This CPU comes here.
@@ -117,25 +153,42 @@ impl Window {
         }
     }
 
-    #[cold]
-    fn stay(self) {
+    /// Takes the request if this CPU is meant. Returns its number.
+    fn enter(self) -> Option<(u64, Until)> {
         let (state, me) = (self.state(), cpu::this());
-        let is_meant = |&mut (cpus, _): &mut (Cpus, Until)| match cpus {
+        let mut request = state.request.lock();
+        let Stage::Asked(cpus, until) = request.stage else { return None };
+        let is_meant = match cpus {
             Cpus::Only(index) => index == me,
             Cpus::AllBut(index) => index != me,
         };
-        let Some((_, until)) = state.plan.lock().take_if(is_meant) else { return };
-        state.asked.store(false, Ordering::SeqCst);
-        state.reached.store(true, Ordering::SeqCst);
+        is_meant.then(|| {
+            request.stage = Stage::Held;
+            state.asked.store(false, Ordering::Relaxed);
+            (request.number, until)
+        })
+    }
+
+    #[cold]
+    fn stay(self) {
+        let Some((number, until)) = self.enter() else { return };
+        let request = &self.state().request;
         let before = if let Until::AwaitedBy(index) = until { wait::rounds(index) } else { 0 };
         let may_go = || match until {
             Until::Opened => false,
             Until::AwaitedBy(index) => wait::rounds(index) - before >= ROUNDS,
             Until::Reached(other) => other.is_reached(),
         };
-        wait::until(MILLIS, format_args!("CPU {me} was not let go at {self:?}"), || {
-            state.open.load(Ordering::SeqCst) || may_go()
+        let is_held = || {
+            let request = request.lock();
+            request.number == number && request.stage == Stage::Held
+        };
+        wait::until(MILLIS, format_args!("CPU {} was not let go at {self:?}", cpu::this()), || {
+            !is_held() || may_go()
         });
-        state.left.store(true, Ordering::SeqCst);
+        let mut request = request.lock();
+        if request.number == number {
+            request.stage = Stage::Left;
+        }
     }
 }

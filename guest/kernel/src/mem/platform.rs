@@ -189,9 +189,7 @@ unsafe impl Platform for KernelPlatform {
     }
 
     fn relax(&self) {
-        cpu::area(cpu::this()).passes.fetch_add(1, Ordering::SeqCst);
-        // Pairs with `job::synchronize`, as in the job loop.
-        core::sync::atomic::fence(Ordering::SeqCst);
+        cpu::area(cpu::this()).passes.pass();
         core::hint::spin_loop();
     }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
-use crate::addr::{Order, SECTION_PAGES, SectionNr};
+use crate::addr::{Order, PAGEBLOCK_PAGES, SECTION_PAGES, SectionNr};
 use crate::node::{NodeId, ZoneType};
 use crate::options::{InitPolicy, MemoryContent, Options};
 use crate::page::{Holder, Kind, OwnerId, PageState};
@@ -136,5 +136,46 @@ fn pages() {
     finds("zone of", |mm| {
         let other = PageState::new(Kind::Allocated, Order::PAGE, NodeId::FIRST.zone(ZoneType::Normal));
         mm.sparse.page(allocated(mm)).set_state(other);
+    });
+}
+
+/// `check` does not look again at tails that it has seen, unless a page of their pageblock was written.
+#[test]
+fn tails() {
+    let kind = |kind| PageState::new(kind, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    // Of the second pageblock: its first page, and another one.
+    for offset in [PAGEBLOCK_PAGES, PAGEBLOCK_PAGES + 188] {
+        finds("behind", |mm| {
+            let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
+            mm.check();
+            mm.sparse.page(block.add(offset)).set_state(kind(Kind::Free));
+        });
+        finds("behind", |mm| {
+            let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
+            mm.sparse.page(block.add(offset)).set_state(kind(Kind::Allocated));
+            // The buddy block may be about to be split.
+            mm.check();
+            // Which writes to the first pageblock only.
+            mm.free_pages(block, Order::MAX);
+        });
+    }
+    // A head covers a pageblock that has a head of its own.
+    finds("behind", |mm| {
+        let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
+        mm.split_page_to(block, Order::MAX, Order::PAGEBLOCK);
+        mm.free_pages(block.add(PAGEBLOCK_PAGES), Order::PAGEBLOCK);
+        mm.check();
+        let zone = NodeId::FIRST.zone(ZoneType::Movable);
+        mm.sparse.page(block).set_state(PageState::new(Kind::Allocated, Order::MAX, zone));
+    });
+    // A tail in the state of another zone.
+    finds("behind", |mm| {
+        let pages = mm.sparse.pages(BLOCK).unwrap();
+        let tail = pages.all().iter().rposition(|page| page.state().is_tail()).unwrap();
+        pages.all()[tail].set_state(PageState::new(
+            Kind::Tail,
+            Order::PAGE,
+            NodeId::FIRST.zone(ZoneType::Normal),
+        ));
     });
 }

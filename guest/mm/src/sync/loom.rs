@@ -142,6 +142,11 @@ fn shadow(address: usize, initial: impl FnOnce() -> u64) -> Option<Rc<Shadow>> {
     Some(shadow)
 }
 
+/// A fence: loom's in a model, the machine's otherwise.
+pub(crate) fn fence(order: Ordering) {
+    if in_model() { loom::sync::atomic::fence(order) } else { core_atomic::fence(order) }
+}
+
 /// One turn of waiting: another thread should run.
 pub(crate) fn spin_loop() {
     if in_model() { loom::thread::yield_now() } else { core::hint::spin_loop() }

@@ -37,6 +37,11 @@ fn point() {
 
 pub(crate) use shuttle::thread_local;
 
+/// A fence. Shuttle's executions are sequentially consistent, so it orders nothing more, and is no point.
+pub(crate) fn fence(order: Ordering) {
+    core_atomic::fence(order);
+}
+
 /// One turn of waiting: another thread should run.
 pub(crate) fn spin_loop() {
     if SCHEDULED.get() && !std::thread::panicking() {

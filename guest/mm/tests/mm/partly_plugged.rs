@@ -55,6 +55,24 @@ fn boundaries() {
     }
 }
 
+/// The machine gives a page-table page back with the last mapping that needs it.
+#[test]
+fn page_tables_come_back_though_pageblocks_leave_in_other_parts() {
+    let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
+    mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::FIRST, MemoryContent::Unknown).unwrap();
+    mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
+    let older = || mm.stats().zones[0].free + mm.stats().zones[0].pcp;
+    let whole = vec![PageblockSet::range(1..4)];
+    let parts: Vec<_> = (1..4).map(|block| PageblockSet::range(block..block + 1)).collect();
+    for (come, leave) in [(&whole, &parts), (&parts, &whole)] {
+        let before = older();
+        come.iter().for_each(|&set| mm.hotplug().online_pageblocks(BLOCK, set).unwrap());
+        assert_eq!(before - older(), come.len() as u64, "page-table pages");
+        leave.iter().for_each(|&set| mm.hotplug().offline_pageblocks(BLOCK, set).unwrap());
+        assert_eq!(older(), before);
+    }
+}
+
 /// A free buddy block of 4 MiB is split when a pageblock of it is unplugged, and merged when the pageblock
 /// returns.
 #[test]

@@ -8,7 +8,7 @@ fn some_hundred_cycles_lose_nothing() {
     for (guest, cycles) in [(false, 600), (true, 400)] {
         let tally = run(Plan { cycles, seed: 1, guest }, |_| ());
         println!("{tally}");
-        assert_eq!((tally.cycles, tally.lost, tally.corrupt), (cycles, 0, 0));
+        assert!(tally.cycles == cycles && tally.is_good(), "{tally}");
         for (call, failures) in tally.host_failures() {
             assert!(failures > 0, "no failure of {call}");
         }

@@ -8,11 +8,12 @@ fn the_host_is_asked_again_for_ever_and_for_less() {
     guest.resize(4096);
     let busy = |action| matches!(action, Action::Send(_)).then_some(BUSY);
     let mut asked = Vec::new();
-    for _ in 0..20 {
+    let pauses = [100, 200, 400, 800, 1600, 3200].into_iter().chain([5000; 40]);
+    for after_ms in pauses {
         let (actions, idle) = guest.run(busy);
         let [Action::Send(Request { nb_blocks, .. })] = actions[..] else { panic!("{actions:?}") };
         asked.push(nb_blocks);
-        assert!(matches!(idle, Idle::Retry { reason: IdleReason::HostBusy, .. }));
+        assert_eq!(idle, retry(after_ms, IdleReason::HostBusy));
         guest.driver.retry();
     }
     assert_eq!(asked[..9], [2048, 64, 32, 16, 8, 4, 2, 1, 1]);
@@ -44,18 +45,7 @@ fn after_error_the_driver_finds_out() {
     assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 8));
     assert_eq!(guest.step(|_| None), Action::ReadConfig);
     // Device blocks 0, 1 and 5 are plugged.
-    let told = |action| {
-        let Action::Send(Request { kind: RequestKind::State, addr: at, nb_blocks }) = action else {
-            return None;
-        };
-        let first = (at - ADDR) / BLOCK;
-        let plugged = (first..first + u64::from(nb_blocks)).filter(|block| [0, 1, 5].contains(block)).count();
-        Some(Outcome::Response(Response::with_state(match plugged {
-            0 => BlockState::Unplugged,
-            plugged if plugged == usize::from(nb_blocks) => BlockState::Plugged,
-            _ => BlockState::Mixed,
-        })))
-    };
+    let told = telling(|block| [0, 1, 5].contains(&block));
     let (actions, idle) = guest.run(told);
     assert_eq!(actions[..3], [state(0, 8), state(0, 4), state(0, 2)]);
     assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::DeviceError), 6));
@@ -134,6 +124,25 @@ fn an_unanswered_request_is_in_doubt() {
     assert_eq!(guest.run(|_| None), (vec![], Idle::Reached));
 }
 
+/// A STATE that is not answered says nothing about the device blocks that it did not name.
+#[test]
+fn an_unanswered_question_leaves_all_in_doubt() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(16);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 8));
+    guest.step(|_| None);
+    let told = |state| Some(Outcome::Response(Response::with_state(state)));
+    assert_eq!(guest.step(|_| told(BlockState::Mixed)), state(0, 8));
+    assert_eq!(guest.step(|_| Some(Outcome::NoResponse)), state(0, 4));
+    guest.driver.retry();
+    assert_eq!(guest.step(|_| None), Action::Idle(retry(100, IdleReason::DeviceError)));
+    guest.driver.retry();
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| told(BlockState::Unplugged)), state(0, 4));
+    assert_eq!(guest.driver.next(), state(8, 4));
+}
+
 #[test]
 fn blocks_beyond_the_usable_region_are_not_asked_for() {
     for (usable, asked) in [(64, Some(state(0, 32))), (0, None)] {
@@ -148,6 +157,46 @@ fn blocks_beyond_the_usable_region_are_not_asked_for() {
             None => assert_eq!(guest.driver.next(), Action::Idle(retry(100, IdleReason::DeviceError))),
         }
     }
+    // An UNPLUG that is in doubt, of device blocks that cannot be plugged any more, or not all of them.
+    for (usable, asked) in [(192, Some(state(128, 32))), (128, None), (64, None)] {
+        let mut guest = Guest::with(256);
+        guest.resize(128);
+        while guest.step(|action| (action == unplug(128, 64)).then_some(ERROR)) != unplug(128, 64) {}
+        guest.config.usable_region_size = usable * MIB;
+        assert_eq!(guest.step(|_| None), Action::ReadConfig);
+        assert_eq!(guest.plugged(), usable.max(128));
+        let in_doubt = asked.unwrap_or(Action::Idle(retry(100, IdleReason::DeviceError)));
+        assert_eq!(guest.driver.next(), in_doubt);
+    }
+}
+
+/// A device that tells nonsense is not asked the same again and again.
+#[test]
+fn a_single_block_that_is_mixed_is_an_error_of_the_device() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(4);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 2));
+    let mixed = Outcome::Response(Response::with_state(BlockState::Mixed));
+    let (actions, idle) = guest.run(|action| matches!(action, Action::Send(_)).then_some(mixed));
+    assert_eq!((actions, idle), (vec![state(0, 2), state(0, 1)], retry(100, IdleReason::DeviceError)));
+    assert_eq!(guest.driver.device_errors(), 2);
+}
+
+/// Two device blocks of the first memory block are in use, one beside them and six of the second are not. The target
+/// falls to those that are in use.
+#[test]
+fn memory_stays_in_use_when_the_strays_are_all_that_has_to_go() {
+    let mut guest = Guest::new(8 << 30, BLOCK);
+    guest.resize(256);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 128));
+    guest.run(telling(|block| [0, 1, 5].contains(&block) || (64..70).contains(&block)));
+    assert_eq!(guest.plugged(), 18);
+    guest.driver.retry();
+    while guest.step(|_| None) != add_used(0, 2) {}
+    guest.resize(4);
+    assert_eq!(guest.run(|_| None), (vec![unplug(128, 6), unplug(10, 1)], Idle::Reached));
 }
 
 #[test]

@@ -109,6 +109,45 @@ fn without_memmap_inside_any_part_can_be_added() {
     assert_eq!(guest.run(|_| None).0, [plug(2, 511), online(2, 511), plug(1024, 1), add_used(1024, 1)]);
 }
 
+/// A device that violated the specification left a memmap in two parts, and device blocks behind it.
+#[test]
+fn a_memory_block_with_a_part_of_its_memmap_is_not_added() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.resize(32);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 16));
+    guest.run(telling(|block| !(4..8).contains(&block)));
+    assert_eq!(guest.plugged(), 24);
+    guest.driver.retry();
+    let (actions, idle) = guest.run(|_| None);
+    assert_eq!(actions, [unplug(16, 8), plug(8, 12), add_used(0, 16)]);
+    assert_eq!(idle, Idle::Reached);
+}
+
+/// The same left a part of a memmap behind memory blocks that are not plugged.
+#[test]
+fn a_plug_ends_before_parked_blocks() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.resize(2048);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 1024));
+    guest.run(telling(|block| (512..515).contains(&block)));
+    assert_eq!(guest.plugged(), 6);
+    guest.driver.retry();
+    let (actions, idle) = guest.run(|_| None);
+    assert_eq!(actions, [plug(0, 512), add(0, 512), plug(1030, 509), add_used(1024, 512)]);
+    assert_eq!(idle, Idle::Reached);
+}
+
+#[test]
+fn a_memmap_smaller_than_a_device_block_takes_one() {
+    let mut guest = Guest::new(8 << 30, BLOCK / 2);
+    guest.resize(130);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 65), add(0, 64), add(128, 1)]);
+    guest.resize(128);
+    assert_eq!(guest.run(|_| None).0, [remove(128), unplug(128, 1)]);
+}
+
 /// Claim S4.20 of `docs/features.toml`: a region that large memory blocks do not fit gets smaller memory blocks,
 /// or memmaps elsewhere.
 #[test]

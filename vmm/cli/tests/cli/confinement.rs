@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
         "a_console_at_a_socket_is_written_to_in_every_filter",
         a_console_at_a_socket_is_written_to_in_every_filter,
     ),
+    ("a_console_in_a_file_is_written_to_in_every_filter", a_console_in_a_file_is_written_to_in_every_filter),
     ("a_jail_has_nothing_else", a_jail_has_nothing_else),
     ("a_jail_ends_with_its_parent", a_jail_ends_with_its_parent),
     ("a_session_runs_in_a_jail", a_session_runs_in_a_jail),
@@ -220,12 +221,13 @@ fn a_jail_ends_with_its_parent() {
 /// Resizes ask for the memory that the host holds, and a reset makes a machine of KVM: both without a file.
 fn a_session_runs_in_a_jail() {
     let Some((_, jail)) = jail("a_session_runs_in_a_jail") else { return };
-    let script = scratch("jail.script", "plug 128M\nexpect host.held <= 128M\nresize 0\n");
+    let text = "plug 128M\nexpect host.held <= 128M\nreset\nexpect plugged == 128M within 60s\nresize 0\n";
+    let script = scratch("jail.script", text);
     let mut command = program();
     command.args(["run", "--memory", "128M", "--hotplug", "size=256M", "--console", "off", "--script"]);
     let output = command.arg(script).args(&jail).stdin(Stdio::null()).output().expect("the program runs");
     let out = assert_status(&output, 0, "");
-    assert!(out.contains("3 steps done"), "{out}");
+    assert!(out.contains("5 steps done") && out.contains("1 reset"), "{out}");
 
     let mut command = program();
     command.args(["run", "--kernel"]).arg(kernel::write("resets-jail", kernel::RESET)).args(&jail);
@@ -281,4 +283,17 @@ fn a_console_at_a_socket_is_written_to_in_every_filter() {
     assert_status(&output, 4, "rebooting is off");
     let said = reader.join().expect("no panic").expect("a console");
     assert_eq!(said, "\n");
+}
+
+/// The vCPU writes the lines, and the thread that ends the VM writes the rest.
+fn a_console_in_a_file_is_written_to_in_every_filter() {
+    let path = scratch("console.txt", "");
+    let console = format!("--console=file:{}", path.display());
+    // mov dx, 0x3f8; mov al, 'a'; out dx, al; mov al, '\n'; out dx, al; mov al, 'b'; out dx, al
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'a', 0xee, 0xb0, b'\n', 0xee, 0xb0, b'b', 0xee];
+    code.extend(kernel::exit_with(1));
+    let file = kernel::write("panic-in-a-file", &code);
+    let output = program().args(["run", &console, "--kernel"]).arg(file).output().expect("it runs");
+    assert_status(&output, 4, "the guest panicked");
+    assert_eq!(fs::read_to_string(&path).expect("a file"), "a\nb");
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::ptr;
@@ -35,6 +35,9 @@ pub const TESTS: &[Test] = &[
 /// Longer than the program runs after a signal.
 pub const LIMIT: Duration = Duration::from_secs(40);
 
+/// Size of the smallest pipe. Each byte that fills it takes an exit of the guest, which is slow on some hosts.
+const PIPE: libc::c_int = 4096;
+
 pub fn kill(signal: &str, child: &Child) {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
@@ -59,14 +62,20 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until a pipe is full.
+/// The bytes in a pipe that were not read yet.
+fn unread(pipe: &impl AsRawFd) -> libc::c_int {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: `pipe` keeps the descriptor open, and the call writes one number to `waiting`.
+    assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) }, 0);
+    waiting
+}
+
+/// Waits until a pipe is full of lines.
 fn until_full(pipe: &impl AsRawFd) {
     let mut last = 0;
     let mut since = Instant::now();
     until("a full pipe", || {
-        let mut waiting: libc::c_int = 0;
-        // SAFETY: `pipe` keeps the descriptor open, and the call writes one number to `waiting`.
-        assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) }, 0);
+        let waiting = unread(pipe);
         if waiting != last {
             (last, since) = (waiting, Instant::now());
         }
@@ -101,13 +110,16 @@ impl Pty {
         (state.c_iflag, state.c_oflag, state.c_cflag, state.c_lflag, state.c_cc)
     }
 
-    /// Runs a kernel whose console reads this terminal and writes a pipe, and waits until it has the terminal.
+    /// Runs a kernel whose console reads this terminal and writes a pipe of the size [`PIPE`], and waits until it has the terminal.
     fn run(&self, kernel: &str, code: &[u8]) -> Child {
         let before = self.state();
         let mut command = program();
         command.args(["run", "--console", "stdio", "--kernel"]).arg(kernel::write(kernel, code));
         command.stdin(self.program.try_clone().expect("a descriptor"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        // SAFETY: `writer` keeps the descriptor open, and the call takes no pointers.
+        assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE) }, PIPE);
+        command.stdout(writer).stderr(Stdio::piped());
         // SAFETY: between fork and exec the closure only calls signal, which is async-signal-safe. The call
         // is needed because the caller of the tests may ignore SIGHUP, as `nohup` does.
         unsafe {
@@ -116,7 +128,8 @@ impl Pty {
                 Ok(())
             })
         };
-        let child = command.spawn().expect("the program runs");
+        let mut child = command.spawn().expect("the program runs");
+        child.stdout = Some(OwnedFd::from(reader).into());
         until("the guest's terminal", || self.state() != before);
         child
     }
@@ -125,7 +138,9 @@ impl Pty {
 /// A guest whose output has filled a pipe, while input waits for it.
 fn stuck(pty: &mut Pty, kernel: &str) -> Child {
     let child = pty.run(kernel, kernel::FLOOD);
-    until_full(child.stdout.as_ref().expect("a pipe"));
+    let pipe = child.stdout.as_ref().expect("a pipe");
+    // The guest writes byte by byte, so no room is left unused.
+    until("a full pipe", || unread(pipe) == PIPE);
     pty.person.write_all(b"is anybody there?\n").expect("a terminal");
     child
 }

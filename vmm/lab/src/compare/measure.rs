@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{PAGE_SIZE, Size, ZoneName, ZoneStats};
-use tidevm_machine::Vm;
 use tidevm_session::script::Script;
 use tidevm_session::{Ended, Sample};
 
@@ -131,8 +130,7 @@ fn on_own_machine(done: &mut Vec<Phase>) -> Result<(), String> {
     };
     let lines: Vec<String> = planned.iter().map(within).collect();
     let script = Script::parse("session", &lines.join("\n")).map_err(|errors| errors.to_string())?;
-    let vm = Vm::start(measured_vm::config()).map_err(|error| error.to_string())?;
-    let session = tidevm_session::record(vm, &script);
+    let session = measured_vm::locked_in(|config| config, |vm| tidevm_session::record(vm, &script))?;
     let boot = session.boot.ok_or_else(|| format!("the guest never came up: {:?}", session.summary.ended))?;
     let zones = zones_of(&boot.sample)?;
     done.push(Phase { name: BOOT.to_owned(), seconds: 0.0, instructions: None, zones });

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tidevm_machine::{Config, ConsoleMode, GUEST_IMAGE, HotplugConfig, Size, Vm};
+use tidevm_machine::{Config, Confinement, ConsoleMode, GUEST_IMAGE, HotplugConfig, Size, Vm};
 
 use super::Guest;
 use crate::console::Console;
@@ -127,14 +127,25 @@ impl MeasuredVm for OnQemu {
     }
 }
 
-/// The same VM on tidevm, with tidevm's own guest.
-#[must_use]
-pub fn config() -> Config {
+/// Starts the same VM on tidevm and passes it to `session`, in a thread that is locked in with it. Without changes of
+/// `config`, the guest is tidevm's own.
+///
+/// # Errors
+/// The VM does not start.
+pub fn locked_in<T: Send>(
+    config: impl FnOnce(Config) -> Config,
+    session: impl FnOnce(Vm) -> T + Send,
+) -> Result<T, String> {
+    Vm::apart(config(self::config()), session).map_err(|error| error.to_string())
+}
+
+fn config() -> Config {
     Config {
         cpus: CPUS,
         memory: MEMORY,
         hotplug: vec![HotplugConfig { device_block: DEVICE_BLOCK, ..HotplugConfig::new(REGION) }],
         console: ConsoleMode::Off,
+        confinement: Confinement::STRICT,
         ..Config::default()
     }
 }
@@ -154,14 +165,14 @@ impl LinuxOnKvm {
         let failed = |error: io::Error| format!("no console: {error}");
         let socket = Scratch::new("console");
         let listener = UnixListener::bind(&socket.0).map_err(failed)?;
-        let vm = Vm::start(Config {
+        let with_linux = |config| Config {
             kernel: Some(linux.kernel.clone()),
             initrd: Some(linux.initrd.clone()),
             cmdline: Some(LINUX_CMDLINE.to_owned()),
             console: ConsoleMode::Socket(socket.0.clone()),
-            ..config()
-        });
-        let vm = vm.map_err(|error| error.to_string())?;
+            ..config
+        };
+        let vm = locked_in(with_linux, |vm| vm)?;
         // This does not block: the VM connects to the socket before its start returns.
         let (stream, _) = listener.accept().map_err(failed)?;
         let console = Console::new(stream.try_clone().map_err(failed)?, stream);

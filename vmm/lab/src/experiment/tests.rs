@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BootTimes, Failure as GuestFailure, Name, PmemMapped, ResizeState, Stats};
+use tidevm_autosize::fleet::{DAY, Outcome, TOLERANCE};
 use tidevm_machine::{DeathKind, Ready};
 use tidevm_session::{Booted, DeviceSample, Sample, StepFailure, StepRun, Stopped, Summary};
 
@@ -320,4 +321,17 @@ fn a_host_that_cannot_and_a_signal_end_it() {
     assert!(matches!(result, Err(Halt::Start(_))), "no size of memory has to do with that");
     let result = find("boot-time").run(&mut Fake(vec![Err(Halt::Signal(2))]));
     assert!(matches!(result, Err(Halt::Signal(2))));
+}
+
+#[test]
+fn a_fleet_has_to_be_worth_it_and_may_not_wait() {
+    let fleets = |guests, waited_for_host| {
+        let outcome = Outcome { guests, waited_for_host, ..Outcome::default() };
+        fleet::sides(&[outcome; 4], Size::gib(1000)).iter().map(|side| side.finding).collect::<Vec<_>>()
+    };
+    assert_eq!(fleets(1250, 0), [Failure, Success]);
+    assert_eq!(fleets(1249, 0), [Failure, Neither], "too few");
+    let tolerated = 1250 * u64::from(DAY) * TOLERANCE / 1_000_000;
+    assert_eq!(fleets(1250, tolerated), [Failure, Success]);
+    assert_eq!(fleets(1250, tolerated + 1250 * 4), [Failure, Neither], "they wait too long");
 }

@@ -21,9 +21,9 @@ use syscalls::Sysno;
 pub enum Kind {
     /// Runs a vCPU.
     Vcpu,
-    /// The event loop. A VM that may reboot makes machines of KVM there.
+    /// The event loop. A VM that can be reset makes machines of KVM there.
     Events {
-        /// [`crate::Config::reboot`].
+        /// [`crate::Config::reboot`] or [`crate::Config::resets`].
         resets: bool,
     },
     /// Waits for termination signals.

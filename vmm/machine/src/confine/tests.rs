@@ -5,13 +5,18 @@
 //! to do.
 #![expect(unsafe_code, reason = "system calls that a filter forbids or allows")]
 
+use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::{env, ptr, thread};
 
+use tidevm_abi::Size;
+
 use super::rules::{Check, EVERY, Kind, Rule};
 use super::{Confinement, FORBIDDEN, Seccomp};
+use crate::budget::Budget;
 
 const INNER: &str = "TIDEVM_TEST_CONFINED";
 
@@ -287,6 +292,66 @@ fn landlock_leaves_what_is_named_and_what_is_open() {
     std::fs::create_dir(&folder).unwrap();
     let output = apart(NAME, folder.to_str().unwrap());
     std::fs::remove_dir(&folder).unwrap();
+    assert!(output.status.success() && text(&output).contains("all held"), "{}", text(&output));
+}
+
+/// A control group below the one of this process, with a limit of 512 MiB. Dropping it removes it.
+struct Group(PathBuf);
+
+impl Group {
+    /// The group in which this process is now, and a new one. `None` where the host lets this process make none.
+    fn new() -> Option<(PathBuf, Self)> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let of_memory = groups.lines().find_map(|line| line.split_once(":memory:"));
+        let (mount, file, group) = match of_memory {
+            Some((_, group)) => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", group),
+            None => {
+                ("/sys/fs/cgroup", "memory.max", groups.lines().find_map(|line| line.strip_prefix("0::"))?)
+            }
+        };
+        let outer = Path::new(mount).join(group.trim_start_matches('/'));
+        let inner = Self(outer.join(format!("tidevm-test-{}", std::process::id())));
+        std::fs::create_dir(&inner.0).ok()?;
+        std::fs::write(inner.0.join(file), (512 << 20).to_string()).ok()?;
+        Some((outer, inner))
+    }
+
+    /// The file by which a process enters `group`.
+    fn entry(group: &Path) -> std::fs::File {
+        std::fs::File::options().write(true).open(group.join("cgroup.procs")).unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
+
+/// An experiment starts a VM when Landlock has taken the files of the control group away. Here the process leaves the
+/// group instead, because not every kernel has Landlock.
+#[test]
+fn a_starter_knows_the_limit_of_its_control_group() {
+    const NAME: &str = "a_starter_knows_the_limit_of_its_control_group";
+    if let Some(groups) = env::var_os(INNER) {
+        let groups: Vec<_> = env::split_paths(&groups).collect();
+        let (mut out, mut inside) = (Group::entry(&groups[0]), Group::entry(&groups[1]));
+        inside.write_all(b"0").unwrap();
+        Confinement { landlock: true, ..Confinement::default() }.of_starter(&[]).unwrap();
+        out.write_all(b"0").unwrap();
+        let warning = Budget::of_process().warning(Size::gib(1 << 20)).expect("a warning");
+        assert!(warning.contains("has 512M") && warning.contains("tidevm-test"), "{warning}");
+        println!("all held");
+        return;
+    }
+    let Some((outer, inner)) = Group::new() else {
+        // Not with a macro: the test harness captures the output of macros.
+        let text = format!("SKIP {NAME}: this process may make no control group with a limit of memory\n");
+        std::io::stderr().write_all(text.as_bytes()).unwrap();
+        return;
+    };
+    let groups = env::join_paths([&outer, &inner.0]).unwrap();
+    let output = apart(NAME, groups.to_str().unwrap());
     assert!(output.status.success() && text(&output).contains("all held"), "{}", text(&output));
 }
 

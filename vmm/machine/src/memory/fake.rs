@@ -14,7 +14,6 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use vm_memory::GuestAddress;
 
 use super::Memory;
-use super::host_calls::{HostCall, about_to};
 use super::layout::HOLE_END;
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
@@ -93,7 +92,7 @@ fn fails(budget: &mut Option<u32>) -> bool {
 }
 
 impl Slots for FakeSlots {
-    fn add(
+    fn add_slot(
         &mut self,
         address: GuestAddress,
         mapping: &Arc<Mapping>,
@@ -102,7 +101,6 @@ impl Slots for FakeSlots {
         assert!(offsets.end() <= mapping.size());
         let (address, size) = (address.0, offsets.size());
         std::thread::sleep(self.with(|table| table.add_delay));
-        about_to(HostCall::AddSlot(address, size))?;
         self.with(|table| {
             if fails(&mut table.add_budget) {
                 return Err(io::Error::from_raw_os_error(libc::ENOMEM));
@@ -121,8 +119,7 @@ impl Slots for FakeSlots {
         })
     }
 
-    fn remove(&mut self, slot: u32) -> io::Result<()> {
-        about_to(HostCall::RemoveSlot(slot))?;
+    fn remove_slot(&mut self, slot: u32) -> io::Result<()> {
         self.with(|table| {
             if fails(&mut table.remove_budget) {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));

@@ -1,16 +1,40 @@
-//! The calls to the host that change guest memory, as a test sees them: before each one, the test may look at
-//! the memory, and may let the call fail.
+//! Calls to the host that change guest memory, and the one hook before each of them: a test may look at the memory,
+//! and may let the call fail.
 //!
-//! Invariant: a watch belongs to one thread. Each test has its own.
-
-use std::cell::RefCell;
-use std::io;
+//! Mirrors Linux's fault injection (`lib/fault-inject.c`). Two kinds of tests use the hook:
+//!
+//! | tests | use | which acts on |
+//! | --- | --- | --- |
+//! | of this crate | `watch`: a function that is asked before each call | the calls of its thread |
+//! | of other packages, with the feature `hosted` | `fail`: one later call fails | all calls of the process, because the event loop makes them |
+//!
+//! A program that is not tested has nothing of this file: [`about_to`] is a constant there.
+//!
+//! Invariants: every call that changes guest memory asks [`about_to`] first. A slot that fails here was not changed;
+//! a protection that fails may have been changed in part, as with the host's own failures. `fail` acts on the calls that
+//! plug and unplug, and on none that [`exempt`] covers.
 
 use super::range::OffsetRange;
 
+/// A kind of call that can fail on demand.
+#[cfg(any(test, feature = "hosted"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCall {
+    /// `mprotect` that makes memory reachable. Fails with `ENOMEM`, as at the limit of mappings.
+    Open,
+    /// `mprotect` that makes memory unreachable. Fails with `ENOMEM`.
+    Close,
+    /// `madvise` that gives memory back. Fails with `EAGAIN`.
+    Discard,
+    /// `KVM_SET_USER_MEMORY_REGION` that adds a memslot. Fails with `ENOMEM`.
+    AddSlot,
+    /// `KVM_SET_USER_MEMORY_REGION` that removes a memslot. Fails with `EBUSY`.
+    RemoveSlot,
+}
+
 /// A call to the host. Offsets are those of the mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HostCall {
+pub(crate) enum MemoryCall {
     Open(OffsetRange),
     Close(OffsetRange),
     Discard(OffsetRange),
@@ -19,23 +43,158 @@ pub(crate) enum HostCall {
     RemoveSlot(u32),
 }
 
-/// Returns whether the call fails.
-type Watch = Box<dyn FnMut(HostCall) -> bool>;
-
-thread_local! {
-    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
-}
-
-/// From now on `watch` is asked before each call of this thread whether the call fails.
-pub(crate) fn watch(watch: impl FnMut(HostCall) -> bool + 'static) {
-    drop(WATCH.replace(Some(Box::new(watch))));
-}
-
-/// Asks the watch of this thread.
+/// Asked before each call.
 ///
 /// # Errors
-/// `ENOMEM`, when the test lets the call fail.
-pub(crate) fn about_to(call: HostCall) -> io::Result<()> {
-    let fails = WATCH.with_borrow_mut(|watch| watch.as_mut().is_some_and(|watch| watch(call)));
-    if fails { Err(io::Error::from_raw_os_error(libc::ENOMEM)) } else { Ok(()) }
+/// A test lets the call fail; the caller does not make it.
+#[cfg(not(any(test, feature = "hosted")))]
+pub(crate) const fn about_to(_call: MemoryCall) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// As long as it lives, `fail` acts on no call of this thread: the start and the reset of a VM have no way to go on
+/// after a failure, and a process may test several VMs at a time.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Exempt(());
+
+/// Makes an [`Exempt`].
+#[cfg(not(feature = "hosted"))]
+pub(crate) const fn exempt() -> Exempt {
+    Exempt(())
+}
+
+#[cfg(any(test, feature = "hosted"))]
+pub(crate) use on_demand::about_to;
+#[cfg(feature = "hosted")]
+pub(crate) use on_demand::exempt;
+#[cfg(test)]
+pub(crate) use on_demand::watch;
+#[cfg(feature = "hosted")]
+pub use on_demand::{fail, failed};
+
+#[cfg(any(test, feature = "hosted"))]
+mod on_demand {
+    use std::io;
+
+    use super::{HostCall, MemoryCall};
+
+    impl MemoryCall {
+        fn kind(self) -> HostCall {
+            match self {
+                Self::Open(_) => HostCall::Open,
+                Self::Close(_) => HostCall::Close,
+                Self::Discard(_) => HostCall::Discard,
+                Self::AddSlot(..) => HostCall::AddSlot,
+                Self::RemoveSlot(_) => HostCall::RemoveSlot,
+            }
+        }
+    }
+
+    /// Asked before each call.
+    ///
+    /// # Errors
+    /// A test lets the call fail; the caller does not make it.
+    pub(crate) fn about_to(call: MemoryCall) -> io::Result<()> {
+        let fails = false;
+        #[cfg(test)]
+        let fails = fails || thread::fails(call);
+        #[cfg(feature = "hosted")]
+        let fails = fails || process::fails(call.kind());
+        if !fails {
+            return Ok(());
+        }
+        Err(io::Error::from_raw_os_error(match call.kind() {
+            HostCall::Open | HostCall::Close | HostCall::AddSlot => libc::ENOMEM,
+            HostCall::Discard => libc::EAGAIN,
+            HostCall::RemoveSlot => libc::EBUSY,
+        }))
+    }
+
+    #[cfg(feature = "hosted")]
+    pub(crate) use process::exempt;
+    #[cfg(feature = "hosted")]
+    pub use process::{fail, failed};
+    #[cfg(test)]
+    pub(crate) use thread::watch;
+
+    #[cfg(test)]
+    mod thread {
+        use std::cell::RefCell;
+
+        use super::MemoryCall;
+
+        /// Returns whether the call fails.
+        type Watch = Box<dyn FnMut(MemoryCall) -> bool>;
+
+        thread_local! {
+            static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+        }
+
+        /// From now on `watch` is asked before each call of this thread whether the call fails.
+        pub(crate) fn watch(watch: impl FnMut(MemoryCall) -> bool + 'static) {
+            drop(WATCH.replace(Some(Box::new(watch))));
+        }
+
+        pub(super) fn fails(call: MemoryCall) -> bool {
+            WATCH.with_borrow_mut(|watch| watch.as_mut().is_some_and(|watch| watch(call)))
+        }
+    }
+
+    #[cfg(feature = "hosted")]
+    mod process {
+        use std::cell::Cell;
+        use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+        use super::super::Exempt;
+        use super::HostCall;
+
+        impl HostCall {
+            /// All of them.
+            pub const ALL: [Self; 5] =
+                [Self::Open, Self::Close, Self::Discard, Self::AddSlot, Self::RemoveSlot];
+        }
+
+        /// How many more calls succeed before one fails; negative when none fails.
+        static LEFT: [AtomicI64; 5] = [const { AtomicI64::new(-1) }; 5];
+        static FAILED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+
+        thread_local! {
+            static EXEMPT: Cell<bool> = const { Cell::new(false) };
+        }
+
+        /// Makes an [`Exempt`].
+        pub(crate) fn exempt() -> Exempt {
+            EXEMPT.set(true);
+            Exempt(())
+        }
+
+        impl Drop for Exempt {
+            fn drop(&mut self) {
+                EXEMPT.set(false);
+            }
+        }
+
+        pub(super) fn fails(call: HostCall) -> bool {
+            if EXEMPT.get() {
+                return false;
+            }
+            let left =
+                LEFT[call as usize].fetch_update(Relaxed, Relaxed, |left| (left >= 0).then(|| left - 1));
+            let fails = left == Ok(0);
+            FAILED[call as usize].fetch_add(u64::from(fails), Relaxed);
+            fails
+        }
+
+        /// Makes `call` fail once, in this process, after `after` more calls that succeed. `None` takes that back.
+        pub fn fail(call: HostCall, after: Option<u32>) {
+            LEFT[call as usize].store(after.map_or(-1, i64::from), Relaxed);
+        }
+
+        /// How often `call` has failed on demand in this process.
+        #[must_use]
+        pub fn failed(call: HostCall) -> u64 {
+            FAILED[call as usize].load(Relaxed)
+        }
+    }
 }

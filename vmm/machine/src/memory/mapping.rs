@@ -18,8 +18,7 @@ use vm_memory::{
     VolatileSlice,
 };
 
-#[cfg(test)]
-use super::host_calls::{HostCall, about_to};
+use super::host_calls::{MemoryCall, about_to};
 use super::range::OffsetRange;
 
 const PAGE: usize = 4096;
@@ -144,25 +143,20 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise`.
     pub fn discard(&self, range: OffsetRange) -> io::Result<()> {
-        #[cfg(test)]
-        about_to(HostCall::Discard(range))?;
+        about_to(MemoryCall::Discard(range))?;
         self.advise(range, libc::MADV_DONTNEED)
     }
 
     fn protect(&self, range: OffsetRange, protection: libc::c_int) -> io::Result<()> {
         let (start, size) = self.locate(range)?;
-        #[cfg(test)]
-        let call = if protection == libc::PROT_NONE { HostCall::Close(range) } else { HostCall::Open(range) };
-        #[cfg(test)]
-        let told = about_to(call);
+        let call =
+            if protection == libc::PROT_NONE { MemoryCall::Close(range) } else { MemoryCall::Open(range) };
+        let failed = about_to(call);
         // A change that fails may have been made in part.
-        #[cfg(test)]
-        let size = if told.is_ok() { size } else { PAGE };
+        let size = if failed.is_ok() { size } else { PAGE };
         // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns.
         let result = check(unsafe { libc::mprotect(start, size, protection) });
-        #[cfg(test)]
-        told?;
-        result
+        failed.and(result)
     }
 
     fn advise(&self, range: OffsetRange, advice: libc::c_int) -> io::Result<()> {

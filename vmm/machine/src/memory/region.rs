@@ -34,7 +34,6 @@ use std::sync::Arc;
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
-use super::fault::{HostCall, fault};
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
 use super::runs::Runs;
@@ -86,7 +85,7 @@ impl RamRegion {
     /// # Errors
     /// The host's error; nothing changed.
     pub fn plug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
-        let result = self.open_range(range).and_then(|()| self.cover(range, slots));
+        let result = self.mapping.open(range).and_then(|()| self.cover(range, slots));
         match result {
             Ok(()) => self.open.insert(range),
             // Closing merges VMAs back to what they were, which needs no resource that was not there before.
@@ -109,7 +108,7 @@ impl RamRegion {
     pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
         let result = self.close_and_discard(range);
         if let Err(error) = result {
-            if let Err(error) = self.open_range(range) {
+            if let Err(error) = self.mapping.open(range) {
                 log::error!("cannot open memory whose unplugging failed; it is lost to the guest: {error}");
                 self.open.remove(range);
             }
@@ -129,7 +128,7 @@ impl RamRegion {
         let all = self.mapping.all();
         if let Err(error) = self.close_and_discard(all) {
             let runs: Vec<_> = self.open.iter().collect();
-            let lost: Vec<_> = runs.into_iter().filter(|&run| self.open_range(run).is_err()).collect();
+            let lost: Vec<_> = runs.into_iter().filter(|&run| self.mapping.open(run).is_err()).collect();
             if !lost.is_empty() {
                 log::error!(
                     "cannot open {} runs whose unplugging failed; they are lost to the guest",
@@ -156,13 +155,9 @@ impl RamRegion {
         self.mapping.close(all).and_then(|()| self.mapping.discard(all))
     }
 
-    fn open_range(&self, range: OffsetRange) -> io::Result<()> {
-        fault(HostCall::Open).and_then(|()| self.mapping.open(range))
-    }
-
     fn close_and_discard(&self, range: OffsetRange) -> io::Result<()> {
-        fault(HostCall::Close).and_then(|()| self.mapping.close(range))?;
-        fault(HostCall::Discard).and_then(|()| self.mapping.discard(range))
+        self.mapping.close(range)?;
+        self.mapping.discard(range)
     }
 
     /// Adds a slot for every run of memory blocks around `range` that has none.
@@ -170,9 +165,7 @@ impl RamRegion {
         let mut added: Vec<Slot> = Vec::new();
         for offsets in self.uncovered(range) {
             let address = self.range.addresses_of(offsets).start();
-            let added_one =
-                fault(HostCall::AddSlot).and_then(|()| slots.add(address, &self.mapping, offsets));
-            match added_one {
+            match slots.add(address, &self.mapping, offsets) {
                 Ok(number) => added.push(Slot { offsets, number }),
                 Err(error) => {
                     // A slot that cannot be removed is closed and empty, like one that an unplug leaves
@@ -206,7 +199,7 @@ impl RamRegion {
     fn remove_empty(&mut self, range: OffsetRange, slots: &mut dyn Slots) {
         let empty: Vec<_> = self.slots_in(range).filter(|slot| !self.open.overlaps(slot.offsets)).collect();
         for slot in empty {
-            match fault(HostCall::RemoveSlot).and_then(|()| slots.remove(slot.number)) {
+            match slots.remove(slot.number) {
                 Ok(()) => drop(self.slots.remove(&slot.offsets.start())),
                 Err(error) => log::warn!("KVM keeps the empty memslot {}: {error}", slot.number),
             }

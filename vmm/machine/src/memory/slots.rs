@@ -12,6 +12,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestAddress;
 
+use super::host_calls::{MemoryCall, about_to};
 use super::mapping::Mapping;
 use super::range::OffsetRange;
 
@@ -22,14 +23,41 @@ pub trait Slots: Send {
     ///
     /// # Errors
     /// KVM's error; nothing changed.
-    fn add(&mut self, address: GuestAddress, mapping: &Arc<Mapping>, offsets: OffsetRange)
-    -> io::Result<u32>;
+    fn add(
+        &mut self,
+        address: GuestAddress,
+        mapping: &Arc<Mapping>,
+        offsets: OffsetRange,
+    ) -> io::Result<u32> {
+        about_to(MemoryCall::AddSlot(address.0, offsets.size()))?;
+        self.add_slot(address, mapping, offsets)
+    }
 
     /// Removes a slot.
     ///
     /// # Errors
     /// KVM's error; the slot is still there.
-    fn remove(&mut self, slot: u32) -> io::Result<()>;
+    fn remove(&mut self, slot: u32) -> io::Result<()> {
+        about_to(MemoryCall::RemoveSlot(slot))?;
+        self.remove_slot(slot)
+    }
+
+    /// The table's part of [`Slots::add`].
+    ///
+    /// # Errors
+    /// As [`Slots::add`].
+    fn add_slot(
+        &mut self,
+        address: GuestAddress,
+        mapping: &Arc<Mapping>,
+        offsets: OffsetRange,
+    ) -> io::Result<u32>;
+
+    /// The table's part of [`Slots::remove`].
+    ///
+    /// # Errors
+    /// As [`Slots::remove`].
+    fn remove_slot(&mut self, slot: u32) -> io::Result<()>;
 }
 
 /// The memslots of a machine of KVM.
@@ -60,7 +88,7 @@ impl KvmSlots {
 }
 
 impl Slots for KvmSlots {
-    fn add(
+    fn add_slot(
         &mut self,
         address: GuestAddress,
         mapping: &Arc<Mapping>,
@@ -85,7 +113,7 @@ impl Slots for KvmSlots {
         Ok(slot)
     }
 
-    fn remove(&mut self, slot: u32) -> io::Result<()> {
+    fn remove_slot(&mut self, slot: u32) -> io::Result<()> {
         self.set(kvm_userspace_memory_region { slot, ..Default::default() })?;
         self.mappings[slot as usize] = None;
         self.free.insert(slot);

@@ -9,7 +9,7 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE as BLOCK, Size};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::fake::{FakeSlots, at, memory, memory_with_pmem};
-use super::host_calls::{HostCall, watch};
+use super::host_calls::{MemoryCall, watch};
 use super::range::{GuestRange, OffsetRange};
 use super::{Memory, layout};
 
@@ -244,7 +244,7 @@ fn fail_one(slots: &FakeSlots, step: &MemoryStep) {
         _ => {}
     }
     watch(move |call| {
-        if let (HostCall::AddSlot(..) | HostCall::RemoveSlot(_), _) | (_, None) = (call, left) {
+        if let (MemoryCall::AddSlot(..) | MemoryCall::RemoveSlot(_), _) | (_, None) = (call, left) {
             return false;
         }
         left = left.and_then(|left| left.checked_sub(1));

@@ -60,7 +60,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
         subscribers.push(Box::new(Input { shared: share(), source }));
     }
     let config = &shared.config;
-    let kind = Kind::Events { resets: config.reboot };
+    let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
 }
 
@@ -265,7 +265,8 @@ impl MutEventSubscriber for Reset {
         } else {
             clear(&self.shared.reset);
         }
-        if self.waiting {
+        // Several requests before a reset are one reset. The later ones have woken the loop too.
+        if self.waiting || !self.shared.resets() {
             return;
         }
         let left = self.last.map_or(Duration::ZERO, |last| RESET_PAUSE.saturating_sub(last.elapsed()));

@@ -18,7 +18,7 @@ use super::exits::ExitCounts;
 use super::hardware::Hardware;
 use super::look::{self, LookResult, VcpuReport};
 use super::shared::VmShared;
-use super::{CallsUnread, NothingToPause, ResizeError};
+use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
 use crate::config::Config;
 use crate::state::{Changes, State, WaitError};
 use crate::sync::lock;
@@ -108,6 +108,22 @@ impl VmHandle {
             }
         })?;
         self.shared.check_budget();
+        Ok(())
+    }
+
+    /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is
+    /// about resets that the guest makes. Returns at once. When [`State::resets`] rises, the guest starts again with
+    /// fresh memory: nothing is plugged, and the devices request what they requested. Calls that were not answered
+    /// end. Requests before that moment are one reset. A guest that has ended stays so.
+    ///
+    /// # Errors
+    /// [`ResetRefused`]; nothing changed.
+    pub fn reset(&self) -> Result<(), ResetRefused> {
+        if !self.shared.config.can_reset() {
+            return Err(ResetRefused);
+        }
+        self.shared.state.want_reset();
+        self.shared.tell_of_reset();
         Ok(())
     }
 

@@ -14,7 +14,6 @@
 //! [`Memory::reset`](crate::memory::Memory::reset) drops them; the vCPUs hold it too, and their threads have
 //! closed them by then.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -43,6 +42,8 @@ pub(super) struct Hardware {
 /// Why a VM that was reset does not start again.
 #[derive(Debug, thiserror::Error)]
 enum ResetError {
+    #[error("the guest reset the machine")]
+    Unwanted,
     #[error(transparent)]
     Vcpus(#[from] StillRunning),
     #[error(transparent)]
@@ -76,7 +77,7 @@ impl Hardware {
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
         let entry = boot::load(config, kernel, self.initrd.as_deref(), tsc_khz, &memory.view())?;
         entry.prepare(&vcpus[0]).map_err(kvm("set registers"))?;
-        if !config.reboot {
+        if !config.can_reset() {
             self.initrd = None;
         }
         Ok(vcpus)
@@ -106,32 +107,37 @@ impl Hardware {
         self.vcpus.start(vcpus);
     }
 
-    /// The guest asked for a reset: starts again, or ends the VM if the configuration says so. The event loop
-    /// calls this, so no queue is served meanwhile.
+    /// The guest or the embedder asked for a reset: starts the guest again, or ends the VM if the guest asked and
+    /// the configuration says so. The event loop calls this, so no queue is served meanwhile.
     pub(super) fn reset(&mut self) {
-        if !self.shared.config.reboot {
-            let text = text::last_lines(&self.shared.bus.serial_tail());
-            let death = Death { kind: DeathKind::UnwantedReset, text };
-            self.shared.state.change(|state| state.died(death));
-        } else if let Err(error) = self.restart() {
-            let refused = matches!(&error, ResetError::Start(error) if error.is_refusal());
-            let kind = DeathKind::ResetFailed { refused };
-            let death = Death { kind, text: format!("  {error}") };
-            self.shared.state.change(|state| state.died(death));
-        }
+        let Err(error) = self.restart() else { return };
+        let death = match &error {
+            ResetError::Unwanted => {
+                let text = text::last_lines(&self.shared.bus.serial_tail());
+                Death { kind: DeathKind::UnwantedReset, text }
+            }
+            _ => {
+                let refused = matches!(&error, ResetError::Start(error) if error.is_refusal());
+                Death { kind: DeathKind::ResetFailed { refused }, text: format!("  {error}") }
+            }
+        };
+        self.shared.state.change(|state| state.died(death));
     }
 
     fn restart(&mut self) -> Result<(), ResetError> {
-        self.vcpus.stop(STOP_LIMIT)?;
-        // Only now no vCPU can ask any more: requests of several vCPUs are one reset.
-        if let Err(error) = self.shared.reset.read()
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            log::debug!("reset: {error}");
+        // The event loop may not even stop the vCPUs then: see `confine::rules`.
+        if !self.shared.config.can_reset() {
+            return Err(ResetError::Unwanted);
         }
+        self.vcpus.stop(STOP_LIMIT)?;
         if self.is_over() {
             return Ok(());
         }
+        // A vCPU may have asked while the embedder's reset stopped it.
+        if self.shared.guest_resets() && !self.shared.config.reboot {
+            return Err(ResetError::Unwanted);
+        }
+        // Only now no vCPU can ask any more: requests of several vCPUs are one reset.
         self.shared.reset_due.store(false, Ordering::Release);
         self.shared.devices.disconnect();
         let machine = new_machine(&self.kvm)?;

@@ -4,7 +4,10 @@
 //! vCPU threads; each thread reads its own vCPU before it enters the guest again. Nothing of the guest changes.
 //!
 //! A vCPU thread that is blocked on console output never reaches that point. So a look has a deadline:
-//! [`LOOK_LIMIT`].
+//! [`LOOK_LIMIT`]. The thread may answer later, so each look has a number, and an answer carries the number of the
+//! look that it belongs to.
+//!
+//! Invariant: a look reports only states that were read after it began.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +20,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::clock;
+use crate::clock::{self, Nap};
 use crate::death::unplugged::{self, VmMemory};
 use crate::memory::Memory;
 use crate::registers::{self, Register};
@@ -193,11 +196,19 @@ fn hex(vectors: &[u8]) -> String {
 /// Where vCPU threads leave the state of their vCPUs.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// The number of looks that were asked for.
+    /// The number of the last look, from 1.
     wanted: AtomicU64,
-    /// By vCPU, the answers to the last look.
-    answers: Mutex<Vec<Option<LookResult>>>,
+    answers: Mutex<Answers>,
     answered: Condvar,
+}
+
+/// The answers to one look.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The number of the look.
+    look: u64,
+    /// By vCPU. Empty when the look is over.
+    seen: Vec<Option<LookResult>>,
 }
 
 impl Looks {
@@ -212,7 +223,15 @@ impl Looks {
             Ok(state) => LookResult::State(Box::new(state)),
             Err(error) => LookResult::Unreadable(error.to_string()),
         };
-        if let Some(answer) = lock(&self.answers).get_mut(index) {
+        self.put(wanted, index, seen);
+    }
+
+    /// Leaves the answer of `index` to the look with the number `look`. That look may be over.
+    fn put(&self, look: u64, index: usize, seen: LookResult) {
+        let mut answers = lock(&self.answers);
+        if answers.look == look
+            && let Some(answer) = answers.seen.get_mut(index)
+        {
             *answer = Some(seen);
         }
         self.answered.notify_all();
@@ -222,18 +241,24 @@ impl Looks {
     /// its thread has ended. Only one look is made at a time.
     pub(super) fn look(&self, count: usize, mut kick: impl FnMut(usize) -> bool) -> Vec<LookResult> {
         let mut answers = lock(&self.answers);
-        *answers = vec![None; count];
-        self.wanted.fetch_add(1, Ordering::Release);
+        let look = self.wanted.load(Ordering::Relaxed) + 1;
+        *answers = Answers { look, seen: vec![None; count] };
+        self.wanted.store(look, Ordering::Release);
         let start = clock::now();
-        while clock::now() - start < LOOK_LIMIT && answers.iter().any(Option::is_none) {
-            for (index, answer) in answers.iter_mut().enumerate() {
+        while clock::now() - start < LOOK_LIMIT && answers.seen.iter().any(Option::is_none) {
+            // The nap begins before the kicks, so that a stop of the process in between is noticed, too.
+            let nap = Nap::of(KICK);
+            for (index, answer) in answers.seen.iter_mut().enumerate() {
                 if answer.is_none() && kick(index) {
                     *answer = Some(LookResult::Ended);
                 }
             }
-            answers = self.answered.wait_timeout(answers, KICK).unwrap_or_else(PoisonError::into_inner).0;
+            answers =
+                self.answered.wait_timeout(answers, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
+            nap.end();
         }
-        std::mem::take(&mut *answers).into_iter().map(|answer| answer.unwrap_or(LookResult::Silent)).collect()
+        let seen = std::mem::take(&mut answers.seen);
+        seen.into_iter().map(|answer| answer.unwrap_or(LookResult::Silent)).collect()
     }
 }
 
@@ -250,6 +275,10 @@ pub(super) fn reports(seen: Vec<LookResult>, image: &[u8]) -> Vec<VcpuReport> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{self, Command};
+    use std::sync::atomic::Ordering;
+    use std::{env, thread};
+
     use kvm_bindings::kvm_lapic_state;
 
     use super::{Activity, IRR, ISR, LOOK_LIMIT, LookResult, Looks, VcpuReport, VcpuState, vectors};
@@ -300,5 +329,53 @@ vcpu1  halted          interrupts off  rip ffffffff80001234 in tidevm::halt+0x2
         });
         assert_eq!(seen, [LookResult::Silent, LookResult::Ended]);
         assert!(kicks > 2, "a kick that is lost is repeated, for {LOOK_LIMIT:?}");
+    }
+
+    /// A vCPU thread read its vCPU for the first look, and comes with it in the second one.
+    #[test]
+    fn an_answer_to_an_earlier_look_is_not_one_to_the_next() {
+        let looks = &Looks::default();
+        assert_eq!(looks.look(1, |_| true), [LookResult::Ended]);
+        let first = looks.wanted.load(Ordering::Acquire);
+        let answer = |text: &str| LookResult::Unreadable(text.to_owned());
+        let seen = thread::scope(|scope| {
+            let mut late = None;
+            looks.look(1, |_| {
+                let late =
+                    late.get_or_insert_with(|| scope.spawn(move || looks.put(first, 0, answer("late"))));
+                if late.is_finished() {
+                    let second = looks.wanted.load(Ordering::Acquire);
+                    scope.spawn(move || looks.put(second, 0, answer("in time")));
+                }
+                false
+            })
+        });
+        assert_eq!(seen, [answer("in time")]);
+    }
+
+    /// The process is stopped for two seconds, twice the limit, while the look waits for its first answer.
+    #[test]
+    fn a_stop_of_the_process_does_not_count() {
+        const NAME: &str = "vm::look::tests::a_stop_of_the_process_does_not_count";
+        const INNER: &str = "TIDEVM_TEST_STOPPED";
+        if env::var_os(INNER).is_some() {
+            let mut kicks = 0;
+            let seen = Looks::default().look(1, |_| {
+                kicks += 1;
+                if kicks == 1 {
+                    let stop = "kill -STOP $0; (sleep 2; kill -CONT $0) &";
+                    let shell = Command::new("sh").args(["-c", stop, &process::id().to_string()]).status();
+                    assert!(shell.unwrap().success());
+                }
+                kicks > 1
+            });
+            assert_eq!((seen, kicks), (vec![LookResult::Ended], 2));
+            return;
+        }
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", NAME, "--test-threads=1"]).env(INNER, "");
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
 }

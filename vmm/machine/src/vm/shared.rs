@@ -4,7 +4,7 @@
 //! that outlives a reset. The parts that a reset makes anew belong to [`super::hardware`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -35,7 +35,7 @@ pub(super) struct VmShared {
     pub(super) devices: Devices,
     /// Leads from addresses to `devices`.
     pub(super) bus: Bus,
-    /// Written when the guest asks for a reset.
+    /// Written when the guest or the embedder has asked for a reset: wakes the event loop.
     pub(super) reset: EventFd,
     /// The guest asked for a reset, and it was not carried out yet.
     pub(super) reset_due: AtomicBool,
@@ -90,6 +90,24 @@ impl VmShared {
             devices,
             stop,
         })
+    }
+
+    /// Whether the guest asked for a reset that was not carried out yet.
+    pub(super) fn guest_resets(&self) -> bool {
+        self.reset_due.load(Ordering::Acquire)
+    }
+
+    /// Whether the guest or the embedder asked for a reset that was not carried out yet.
+    pub(super) fn resets(&self) -> bool {
+        self.guest_resets() || self.state.wants_reset()
+    }
+
+    /// Tells the event loop of a reset that was asked for.
+    pub(super) fn tell_of_reset(&self) {
+        // Fails only when the counter is full. The event loop knows of a reset then.
+        if let Err(error) = self.reset.write(1) {
+            log::debug!("reset: {error}");
+        }
     }
 
     /// Warns if the guest may use more memory than the host's control group allows.

@@ -13,9 +13,11 @@ use super::{End, Vm};
 use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::confine::Confinement;
 use crate::death::{Death, DeathKind};
+use crate::error::StartError;
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
+mod embedder;
 mod look;
 mod pause;
 mod ports;
@@ -97,19 +99,27 @@ fn kvm() -> bool {
     }
 }
 
-/// Runs `code` until the guest ends by itself. The VM is locked in, with the thread that starts it.
+/// Starts a VM that is locked in as `tidevm` does it. The calling thread is not: a thread that ends starts the VM.
+fn start(config: Config) -> Result<Vm, StartError> {
+    locked_in(config, |vm| vm)
+}
+
+/// Starts a VM and passes it to `session`, in a thread that is locked in with the VM.
+fn locked_in<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> Result<T, StartError> {
+    Vm::apart(Config { confinement: Confinement::STRICT, ..config }, session)
+}
+
+/// Runs `code` until the guest ends by itself. The thread that waits is locked in, too.
 fn run(code: &[u8]) -> Option<End> {
     if !kvm() {
         return None;
     }
     let kernel = Kernel::new(code);
-    let config = Config { confinement: Confinement::STRICT, ..kernel.config() };
-    let session = std::thread::spawn(|| {
-        let vm = Vm::start(config).unwrap();
+    let session = locked_in(kernel.config(), |vm| {
         let ended = vm.wait(LIMIT, "the end", |state| state.ended().then_some(()));
         (ended, vm.stop(LIMIT))
     });
-    let (ended, end) = session.join().unwrap();
+    let (ended, end) = session.unwrap();
     ended.unwrap();
     Some(end)
 }
@@ -214,7 +224,7 @@ fn halted_and_spinning_guests_are_stopped_at_once() {
     // hlt; jmp -3 | jmp -2
     for code in [&[0xf4, 0xeb, 0xfd][..], &[0xeb, 0xfe]] {
         let kernel = Kernel::new(code);
-        let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+        let vm = start(Config { cpus: 2, ..kernel.config() }).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         let start = Instant::now();
         assert_eq!(vm.stop(LIMIT), FORCED);
@@ -267,7 +277,7 @@ fn unplugged_memory_is_out_of_reach_down_to_the_block() {
     code.extend(TRIPLE_FAULT);
     let code = long_mode(&code);
     let kernel = Kernel::new(&code);
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     vm.shared.memory.plug(0, at(HOLE_END + 2 * MIB..HOLE_END + 4 * MIB)).unwrap();
     go(&vm);
     assert!(wait_for_death(&vm).is_none_or(|address| address == HOLE_END));
@@ -286,7 +296,7 @@ fn a_writing_guest_cannot_hold_unplugged_memory() {
     let kernel = Kernel::new(&code);
     let block = at(HOLE_END..HOLE_END + 2 * MIB);
     for round in 0..10 {
-        let vm = Vm::start(kernel.config()).unwrap();
+        let vm = start(kernel.config()).unwrap();
         vm.shared.memory.plug(0, block).unwrap();
         go(&vm);
         let start = Instant::now();
@@ -323,7 +333,7 @@ fn no_call_is_call_0() {
         return;
     }
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     assert_eq!([vm.call(Op::Stats).unwrap(), vm.call(Op::Stats).unwrap()], [1, 2]);
 }
 
@@ -336,7 +346,7 @@ fn a_console_at_a_socket_goes_both_ways() {
     let path = kernel.0.with_extension("socket");
     let listener = UnixListener::bind(&path).unwrap();
     let config = Config { console: ConsoleMode::Socket(path.clone()), ..kernel.config() };
-    let vm = Vm::start(config.clone()).unwrap();
+    let vm = start(config.clone()).unwrap();
     let (mut console, _) = listener.accept().unwrap();
     console.set_read_timeout(Some(LIMIT)).unwrap();
     console.write_all(b"x").unwrap();
@@ -346,7 +356,7 @@ fn a_console_at_a_socket_goes_both_ways() {
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
     drop(listener);
-    let error = Vm::start(config).unwrap_err();
+    let error = start(config).unwrap_err();
     assert!(error.to_string().contains("--console socket:") && !error.is_refusal(), "{error}");
     std::fs::remove_file(path).unwrap();
 }

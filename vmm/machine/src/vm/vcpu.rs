@@ -214,10 +214,7 @@ fn run_to_end(mut vcpu: VcpuFd, index: usize, shared: &VmShared) {
         }
         Ok(End::Reset) => {
             shared.reset_due.store(true, Ordering::Release);
-            // Fails only when the counter is full. A reset is pending then.
-            if let Err(error) = shared.reset.write(1) {
-                log::debug!("reset: {error}");
-            }
+            shared.tell_of_reset();
             return;
         }
         Ok(End::Died(kind)) => kind,

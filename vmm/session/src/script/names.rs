@@ -25,57 +25,82 @@ enum Kind {
     Churn,
 }
 
-/// The workloads after the steps so far: their kinds, and the lines that started them.
-type Living = HashMap<Name, (Kind, usize)>;
+/// The workloads after the steps so far.
+#[derive(Default)]
+struct Workloads {
+    /// Their kinds, and the lines that started them.
+    living: HashMap<Name, (Kind, usize)>,
+    /// Those that a reset ended, with its line.
+    reset: HashMap<Name, usize>,
+}
+
+impl Workloads {
+    fn start(&mut self, name: &Name, kind: Kind, line: usize) -> Result<(), String> {
+        self.reset.remove(name);
+        match self.living.insert(name.clone(), (kind, line)) {
+            None => Ok(()),
+            Some((_, line)) => Err(format!("`{name}` is in use since line {line}; release it first")),
+        }
+    }
+
+    fn kind(&self, name: &Name) -> Result<Kind, String> {
+        match (self.living.get(name), self.reset.get(name)) {
+            (Some((kind, _)), _) => Ok(*kind),
+            (None, Some(line)) => Err(format!("`{name}` is gone: line {line} resets the machine")),
+            (None, None) => Err(format!("nothing is called `{name}` here")),
+        }
+    }
+
+    fn end(&mut self, name: &Name) {
+        self.living.remove(name);
+    }
+
+    fn end_all(&mut self, line: usize) {
+        self.reset.extend(self.living.drain().map(|(name, _)| (name, line)));
+    }
+}
+
 type Errors = BTreeSet<(usize, usize, String)>;
 
 /// Walks `body` in the order of its run and returns (line, column, message) per misused name.
 pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
     let mut errors = Errors::new();
-    walk(body, &mut Living::new(), &mut errors);
+    walk(body, &mut Workloads::default(), &mut errors);
     errors.into_iter().collect()
 }
 
-fn walk(body: &[Statement], living: &mut Living, errors: &mut Errors) {
+fn walk(body: &[Statement], workloads: &mut Workloads, errors: &mut Errors) {
     for statement in body {
         match statement {
             Statement::Step(step) => {
-                if let Err(message) = visit(step, living) {
+                if let Err(message) = visit(step, workloads) {
                     errors.insert((step.line, step.column, message));
                 }
             }
             Statement::Repeat { times, body } => {
                 for _ in 0..(*times).min(2) {
-                    walk(body, living, errors);
+                    walk(body, workloads, errors);
                 }
             }
         }
     }
 }
 
-fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
-    let start = |living: &mut Living, name: &Name, kind| match living.insert(name.clone(), (kind, step.line))
-    {
-        None => Ok(()),
-        Some((_, line)) => Err(format!("`{name}` is in use since line {line}; release it first")),
-    };
-    let kind = |living: &Living, name: &Name| {
-        living.get(name).map(|(kind, _)| *kind).ok_or_else(|| format!("nothing is called `{name}` here"))
-    };
+fn visit(step: &Step, workloads: &mut Workloads) -> Result<(), String> {
     match &step.command {
-        Command::Hog(hog) => start(living, &hog.name, Kind::Hog { pages: hog.size.pages() }),
+        Command::Hog(hog) => workloads.start(&hog.name, Kind::Hog { pages: hog.size.pages() }, step.line),
         Command::Pmem(Pmem::Hold(PmemHold { name, size, .. })) => {
-            start(living, name, Kind::Pmem { pages: size.pages() })
+            workloads.start(name, Kind::Pmem { pages: size.pages() }, step.line)
         }
-        Command::Churn(Churn { name, .. }) => start(living, name, Kind::Churn),
-        Command::Verify(name) => match kind(living, name)? {
+        Command::Churn(Churn { name, .. }) => workloads.start(name, Kind::Churn, step.line),
+        Command::Verify(name) => match workloads.kind(name)? {
             Kind::Hog { .. } | Kind::Pmem { .. } => Ok(()),
             Kind::Churn => Err(format!("`{name}` is a churn: it has no content to verify")),
         },
-        Command::Corrupt(corrupt) => can_corrupt(kind(living, &corrupt.name)?, corrupt),
-        Command::Wait(name) => match kind(living, name)? {
+        Command::Corrupt(corrupt) => can_corrupt(workloads.kind(&corrupt.name)?, corrupt),
+        Command::Wait(name) => match workloads.kind(name)? {
             Kind::Churn => {
-                living.remove(name);
+                workloads.end(name);
                 Ok(())
             }
             Kind::Hog { .. } | Kind::Pmem { .. } => {
@@ -83,8 +108,12 @@ fn visit(step: &Step, living: &mut Living) -> Result<(), String> {
             }
         },
         Command::Release(name) => {
-            kind(living, name)?;
-            living.remove(name);
+            workloads.kind(name)?;
+            workloads.end(name);
+            Ok(())
+        }
+        Command::Reset { .. } => {
+            workloads.end_all(step.line);
             Ok(())
         }
         _ => Ok(()),

@@ -77,6 +77,14 @@ fn names_are_checked_in_the_order_of_the_run() {
     assert_errors("pmem hold 4K of 0 as a\ncorrupt a memmap", &[(2, 1, "have no owner")]);
     assert_eq!(errors("pmem hold 4K of 0 as a\ncorrupt a"), []);
     assert_eq!(errors("hog 4M pinned as a\ncorrupt a page 1023 memmap"), []);
+    assert_errors(
+        "hog 4M movable as a\nreset\nverify a",
+        &[(3, 1, "`a` is gone: line 2 resets the machine")],
+    );
+    assert_errors("churn 1 thread for 1s as c\nreset\nwait c", &[(3, 1, "`c` is gone: line 2 resets")]);
+    assert_errors("repeat 2 { reset }\nverify a", &[(2, 1, "nothing is called `a`")]);
+    assert_errors("hog 4M movable as a\nrepeat 2 {\nverify a\nreset\n}", &[(3, 1, "gone: line 4 resets")]);
+    assert_eq!(errors("repeat 2 {\nhog 4M movable as a\nreset\n}\nhog 4M movable as a\nverify a"), []);
     assert_errors("hog 4M movable as a\nwait a", &[(2, 1, "does not end by itself")]);
     assert_errors("churn 1 thread for 1s as c\nverify c", &[(2, 1, "no content")]);
     assert_eq!(errors("churn 1 thread for 1s as c\nwait c\nhog 4M movable as c\nrelease c"), []);

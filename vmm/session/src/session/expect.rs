@@ -5,7 +5,7 @@ use tidevm_abi::command::Expect;
 use tidevm_abi::metric::VmmMetric;
 
 use super::failure::{Done, StepError, StepFailure};
-use super::{Observer, POLL, Session, VmControl};
+use super::{ANSWER_DEADLINE, Observer, POLL, Session, VmControl};
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn expect(&mut self, expect: &Expect) -> Done {
@@ -36,7 +36,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 let held = self.vm.held().map_err(|error| silent(error.to_string()))?;
                 held.get(device).map(|size| size.0).ok_or_else(|| silent("no such device".to_owned()))
             }
-            Metric::Guest(metric) => Ok(metric.read(&self.guest_stats()?)),
+            Metric::Guest(metric) => Ok(metric.read(&self.guest_stats(ANSWER_DEADLINE)?)),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BadWord, Failure, Metric, Name, ResizeState, Size};
-use tidevm_machine::{CallsUnread, ResizeError, WaitError};
+use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
 
 /// Why a step did not do what its text says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +16,9 @@ pub enum StepFailure {
     /// The device refuses the new size.
     #[error("refused: {0}")]
     SizeRefused(ResizeError),
+    /// The machine was not made to be reset.
+    #[error("refused: {0}")]
+    ResetRefused(ResetRefused),
     /// `plug`: the new size is beyond 64 bits.
     #[error("refused: {0} more is no size")]
     SizeTooLarge(Size),
@@ -202,6 +205,12 @@ impl StepError {
         }
     }
 
+    /// The same failure, which ends the session.
+    pub(super) fn into_fatal(self) -> Self {
+        let (Self::Failed(failure) | Self::Fatal(failure)) = self;
+        Self::Fatal(failure)
+    }
+
     /// The same, with a reset of the guest meanwhile. The reset adds nothing when the guest or the VM ended.
     pub(super) fn with_reset(self) -> Self {
         match self {
@@ -243,6 +252,7 @@ pub(super) fn unfit(answer: Answer) -> StepError {
             | Failure::NoMemory
             | Failure::Unfit
             | Failure::NoSuchPage
+            | Failure::ProbeUnderWay
             | Failure::BadRecord),
         ) => StepFailure::Refused { failure, text: failure.to_string() },
         answer => StepFailure::WrongAnswer(Box::new(answer)),

@@ -16,8 +16,8 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResizeError, Size, State,
-    VcpuReport, WaitError,
+    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResetRefused, ResizeError,
+    Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -29,6 +29,13 @@ pub(super) const BOOT_MEMORY: u64 = (1 << 30) + (512 << 20);
 pub(super) const DEVICE_MEMORY: u64 = 2 << 30;
 const REGION_START: u64 = 4 << 30;
 
+/// What a guest does not do again after a reset.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    Driver,
+    Report,
+}
+
 /// How the guest behaves; fixed before a session.
 pub(super) struct Nature {
     /// It never reports that it is ready.
@@ -37,6 +44,10 @@ pub(super) struct Nature {
     pub(super) foreign: bool,
     /// It drives no device.
     pub(super) driverless: bool,
+    /// Its machine was not made to be reset.
+    pub(super) unresettable: bool,
+    /// What does not come back after a reset: the driver, or the first report.
+    pub(super) loses: Option<Lost>,
     /// It never finishes a resize, and reports nothing.
     pub(super) stuck: bool,
     /// Its device answers BUSY to everything.
@@ -57,7 +68,7 @@ pub(super) struct Nature {
     pub(super) panics: bool,
     /// It ignores a request to power off.
     pub(super) deaf: bool,
-    /// It panics when it is asked to power off.
+    /// It panics when it is asked to power off, and this death is told in place of an earlier one.
     pub(super) dies_at_the_end: bool,
     /// It reports that all its zones are Movable and of the largest size.
     pub(super) boasts: bool,
@@ -73,6 +84,8 @@ impl Default for Nature {
             mute: false,
             foreign: false,
             driverless: false,
+            unresettable: false,
+            loses: None,
             stuck: false,
             busy: false,
             slow: false,
@@ -125,7 +138,7 @@ pub(super) struct FakeVm {
     untaken: RefCell<BTreeSet<u32>>,
     hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
     used: RefCell<BTreeSet<Handle>>,
-    stops: Rc<Cell<u32>>,
+    stops: Rc<RefCell<Vec<Duration>>>,
 }
 
 impl FakeVm {
@@ -169,8 +182,8 @@ impl FakeVm {
         events.sort_by_key(|(at, _)| *at);
     }
 
-    /// The counter of stops, which outlives the VM.
-    pub(super) fn stops(&self) -> Rc<Cell<u32>> {
+    /// The limits of the stops, which outlive the VM.
+    pub(super) fn stops(&self) -> Rc<RefCell<Vec<Duration>>> {
         Rc::clone(&self.stops)
     }
 
@@ -209,10 +222,15 @@ impl FakeVm {
                 for answer in self.answers.borrow_mut().values_mut() {
                     answer.get_or_insert(Err(WaitError::Reset));
                 }
-                self.events.borrow_mut().clear();
+                // What the guest would have done. Signals and later resets come from elsewhere.
+                self.events
+                    .borrow_mut()
+                    .retain(|(_, event)| matches!(event, Event::Signal(_) | Event::Reset));
                 self.hogs.borrow_mut().clear();
-                self.after(Duration::from_millis(400), Event::Bind);
-                if !self.nature.foreign {
+                if !self.nature.driverless && self.nature.loses != Some(Lost::Driver) {
+                    self.after(Duration::from_millis(400), Event::Bind);
+                }
+                if !self.nature.foreign && self.nature.loses != Some(Lost::Report) {
                     self.after(Duration::from_millis(500), Event::Ready);
                 }
                 self.after(Duration::from_millis(600), Event::Drive);
@@ -529,6 +547,15 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
+    fn reset(&self) -> Result<(), ResetRefused> {
+        self.look();
+        if self.nature.unresettable {
+            return Err(ResetRefused);
+        }
+        self.after(Duration::from_millis(5), Event::Reset);
+        Ok(())
+    }
+
     fn held(&self) -> io::Result<Vec<Size>> {
         self.look();
         Ok(self.state.borrow().mem.iter().map(|mem| Size(mem.plugged.0 / 8)).collect())
@@ -543,20 +570,20 @@ impl VmControl for FakeVm {
         vec![VcpuReport { vcpu: 0, seen: LookResult::Silent }]
     }
 
-    fn stop(self, _limit: Duration) -> End {
-        self.stops.set(self.stops.get() + 1);
+    fn stop(self, limit: Duration) -> End {
+        self.stops.borrow_mut().push(limit);
         let state = self.state.borrow().clone();
+        if self.nature.dies_at_the_end {
+            return End::Died(Death { kind: DeathKind::GuestPanic, text: "rip 0xe4d".to_owned() });
+        }
         if let Some(death) = state.death {
             return End::Died(death);
-        }
-        if self.nature.dies_at_the_end {
-            return End::Died(Death { kind: DeathKind::GuestPanic, text: "rip 0xdead".to_owned() });
         }
         if self.nature.deaf || state.ready.is_none() {
             let asked = state.ready.is_some();
             return End::Forced { asked, vcpus: if asked { self.vcpus() } else { Vec::new() } };
         }
-        let early = state.signal.is_some() || state.powered_off || state.resets > 0;
+        let early = state.signal.is_some() || state.powered_off;
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff

@@ -1,13 +1,78 @@
-//! A guest that does not answer: which failures say so, and the look at its vCPUs that follows.
+//! A guest that does not answer: which failures say so, the look at its vCPUs that follows, and how long the guest is
+//! waited for from then on.
+//!
+//! Invariant: a silent guest costs one wait. A guest that left a call unanswered is neither asked again nor waited for
+//! at the end. A guest that said nothing about a resize may still answer calls, but gets only what is left of the
+//! usual time, and at least [`LAST_CHANCE`].
 
+use std::time::Duration;
+
+use tidevm_abi::Stats;
 use tidevm_machine::VcpuReport;
 
-use super::VmControl;
-use super::failure::{StepError, StepFailure};
+use super::failure::{Done, StepError, StepFailure};
+use super::{ANSWER_DEADLINE, Observer, POWER_OFF_DEADLINE, Session, VmControl};
+
+/// The time for an answer of a guest whose driver was silent for a whole step. A guest that works powers off in this
+/// time, so it can answer, too.
+const LAST_CHANCE: Duration = POWER_OFF_DEADLINE;
 
 /// Whether a wait for the guest reached its deadline.
 pub(super) fn is_silent(error: &StepError) -> bool {
     is_silence(error.failure())
+}
+
+/// Whether `error` says that the guest left a call unanswered or unread, or never reported.
+fn ignores_calls(error: &StepError) -> bool {
+    matches!(error.failure(), StepFailure::TooLate { .. } | StepFailure::CallsUnread(_))
+}
+
+/// How long the guest may take to tell its counters after a step that took `took`, and failed by `error` if there is
+/// one. `None` for a guest that has ended or ignores calls.
+fn limit_of_counters(error: Option<&StepError>, took: Duration) -> Option<Duration> {
+    match error {
+        Some(error) if matches!(error.failure(), StepFailure::Ended(_)) || ignores_calls(error) => None,
+        Some(error) if is_silent(error) => Some(ANSWER_DEADLINE.saturating_sub(took).max(LAST_CHANCE)),
+        _ => Some(ANSWER_DEADLINE),
+    }
+}
+
+/// How long the guest may take to power off at the end of a session, which `error` ended if there is one. `silent`
+/// says that the guest left a call unanswered in a step.
+pub(super) fn limit_of_end(silent: bool, error: Option<&StepError>) -> Duration {
+    if silent || error.is_some_and(ignores_calls) { Duration::ZERO } else { POWER_OFF_DEADLINE }
+}
+
+impl<V: VmControl, O: Observer> Session<'_, V, O> {
+    /// The guest's counters after a step that took `took`. A guest that does not tell them makes a failure of
+    /// `result`, and a failure that is there becomes the last one, because each later step would wait for that guest
+    /// again. `vcpus` are then those of the silent guest.
+    pub(super) fn counters_after(
+        &mut self,
+        took: Duration,
+        result: &mut Done,
+        vcpus: &mut Vec<VcpuReport>,
+    ) -> Option<Stats> {
+        if !self.vm.has_agent() {
+            return None;
+        }
+        let error = result.as_ref().err();
+        self.silent |= error.is_some_and(ignores_calls);
+        let error = match self.inside(limit_of_counters(error, took)?) {
+            Ok(stats) => return Some(stats),
+            Err(error) => error,
+        };
+        if vcpus.is_empty() {
+            *vcpus = look_at_silent(&self.vm, Some(&error));
+        }
+        let silent = ignores_calls(&error);
+        self.silent |= silent;
+        *result = match std::mem::replace(result, Ok(None)) {
+            Ok(_) => Err(error),
+            Err(first) => Err(if silent { first.into_fatal() } else { first }),
+        };
+        None
+    }
 }
 
 /// Every vCPU, if `error` says that the guest did not answer. A guest that is not up has not said that it has no

@@ -7,7 +7,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
-use tidevm_machine::{CallsUnread, End, ExitCounts, ResizeError, State, VcpuReport, Vm, VmHandle, WaitError};
+use tidevm_machine::{
+    CallsUnread, End, ExitCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, VmHandle, WaitError,
+};
 
 /// A running VM.
 pub trait VmControl {
@@ -54,6 +56,12 @@ pub trait VmControl {
     /// # Errors
     /// The device refuses; nothing changed.
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError>;
+
+    /// Resets the machine, as its reset button does. Returns at once.
+    ///
+    /// # Errors
+    /// The machine was not made for it; nothing changed.
+    fn reset(&self) -> Result<(), ResetRefused>;
 
     /// Bytes of host memory that the region of each device really holds. The host takes as long for all of them
     /// as for one.
@@ -112,6 +120,10 @@ impl VmControl for Vm {
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
         VmHandle::resize(self, device, requested)
+    }
+
+    fn reset(&self) -> Result<(), ResetRefused> {
+        VmHandle::reset(self)
     }
 
     fn held(&self) -> io::Result<Vec<Size>> {

@@ -89,12 +89,23 @@ impl Workloads {
         }
     }
 
-    /// The workload of this name that has not ended. Scripts are checked for unknown names before they run.
+    /// The script asked for a reset: its churns are lost, and nothing will await them. Returns their calls.
+    pub(super) fn lose_churns(&mut self) -> Vec<u32> {
+        let lose = |workload: &mut Workload| {
+            let WorkloadState::Churn { call, .. } = workload.state else { return None };
+            workload.state = WorkloadState::Lost;
+            Some(call)
+        };
+        self.0.iter_mut().filter_map(lose).collect()
+    }
+
+    /// The workload of this name that has not ended. Scripts are checked for unknown names before they run. The name
+    /// of a workload that a reset ended may have been used again.
     fn find(&self, name: &Name) -> Result<(Handle, WorkloadState), StepError> {
         let lives = |(_, workload): &(usize, &Workload)| {
             workload.name == *name && !matches!(workload.state, WorkloadState::Ended)
         };
-        match self.0.iter().enumerate().find(lives) {
+        match self.0.iter().enumerate().rev().find(lives) {
             Some((_, Workload { state: WorkloadState::Lost, .. })) => {
                 Err(StepError::Fatal(StepFailure::WorkloadReset(name.clone())))
             }

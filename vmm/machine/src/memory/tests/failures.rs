@@ -9,7 +9,7 @@ use super::*;
 use crate::memory::fake::offsets;
 
 /// The calls that `act` makes.
-fn calls(act: impl FnOnce()) -> Vec<HostCall> {
+fn calls(act: impl FnOnce()) -> Vec<MemoryCall> {
     let seen = Rc::new(RefCell::new(Vec::new()));
     let noted = Rc::clone(&seen);
     watch(move |call| {
@@ -22,7 +22,7 @@ fn calls(act: impl FnOnce()) -> Vec<HostCall> {
 }
 
 /// Lets the calls fail for which `fails` holds, while `act` runs.
-fn failing<T>(fails: impl Fn(HostCall) -> bool + 'static, act: impl FnOnce() -> T) -> T {
+fn failing<T>(fails: impl Fn(MemoryCall) -> bool + 'static, act: impl FnOnce() -> T) -> T {
     watch(fails);
     let result = act();
     watch(|_| false);
@@ -38,17 +38,17 @@ fn part(first: u64, count: u64) -> OffsetRange {
 fn what_can_fail_comes_first_and_what_cannot_be_taken_back_comes_last() {
     let (memory, _) = memory(BOOT, &[1 << 30]);
     let plug = calls(|| memory.plug(0, blocks(60, 74)).unwrap());
-    assert_eq!(plug, [HostCall::Open(part(60, 74)), HostCall::AddSlot(START, 3 * BLOCK)]);
+    assert_eq!(plug, [MemoryCall::Open(part(60, 74)), MemoryCall::AddSlot(START, 3 * BLOCK)]);
     let unplug = calls(|| memory.unplug(0, blocks(60, 74)).unwrap());
-    let slot = HostCall::RemoveSlot(1);
-    assert_eq!(unplug, [HostCall::Close(part(60, 74)), HostCall::Discard(part(60, 74)), slot]);
+    let slot = MemoryCall::RemoveSlot(1);
+    assert_eq!(unplug, [MemoryCall::Close(part(60, 74)), MemoryCall::Discard(part(60, 74)), slot]);
     memory.plug(0, blocks(0, 1)).unwrap();
     let unplug = calls(|| memory.unplug_all(0).unwrap());
-    let slot = HostCall::RemoveSlot(2);
-    assert_eq!(unplug, [HostCall::Close(part(0, 512)), HostCall::Discard(part(0, 512)), slot]);
+    let slot = MemoryCall::RemoveSlot(2);
+    assert_eq!(unplug, [MemoryCall::Close(part(0, 512)), MemoryCall::Discard(part(0, 512)), slot]);
     let reset = calls(|| memory.reset(Box::new(FakeSlots::default())).unwrap());
-    let boot = [HostCall::Discard(offsets(0..BOOT)), HostCall::AddSlot(0, BOOT)];
-    assert_eq!(reset[..2], [HostCall::Close(part(0, 512)), HostCall::Discard(part(0, 512))]);
+    let boot = [MemoryCall::Discard(offsets(0..BOOT)), MemoryCall::AddSlot(0, BOOT)];
+    assert_eq!(reset[..2], [MemoryCall::Close(part(0, 512)), MemoryCall::Discard(part(0, 512))]);
     assert_eq!(reset[2..], boot);
 }
 
@@ -61,7 +61,7 @@ fn no_thread_sees_a_window_into_closed_memory() {
     let looked = Rc::clone(&looks);
     watch(move |call| {
         // Device blocks that are not open yet, or will be closed in a moment.
-        if let HostCall::Open(range) | HostCall::Close(range) = call {
+        if let MemoryCall::Open(range) | MemoryCall::Close(range) = call {
             *looked.borrow_mut() += 1;
             let Ok(view) = seen.view.try_read() else { return false };
             for run in view.iter().skip(1) {
@@ -88,7 +88,7 @@ fn no_thread_sees_a_window_into_closed_memory() {
 #[test]
 fn memory_that_cannot_be_opened_gets_no_slot() {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
-    let result = failing(|call| matches!(call, HostCall::Open(_)), || memory.plug(0, blocks(0, 64)));
+    let result = failing(|call| matches!(call, MemoryCall::Open(_)), || memory.plug(0, blocks(0, 64)));
     assert!(result.is_err());
     assert_eq!((plugged(&memory), slots.hotplug(BOOT)), (vec![], vec![]));
     assert_eq!(protection(&memory, 0), "---p", "the host had opened a part");
@@ -102,8 +102,8 @@ const UNPLUGS: [Unplug; 2] = [|memory| memory.unplug(0, blocks(4, 2)), |memory| 
 
 #[test]
 fn an_unplug_that_fails_leaves_slots_and_view_as_they_were() {
-    let fails: [fn(HostCall) -> bool; 2] =
-        [|call| matches!(call, HostCall::Close(_)), |call| matches!(call, HostCall::Discard(_))];
+    let fails: [fn(MemoryCall) -> bool; 2] =
+        [|call| matches!(call, MemoryCall::Close(_)), |call| matches!(call, MemoryCall::Discard(_))];
     for unplug in UNPLUGS {
         for fails in fails {
             let (memory, slots) = memory(BOOT, &[1 << 30]);
@@ -128,7 +128,7 @@ fn runs_that_the_host_does_not_open_again_are_out_of_view_and_no_others() {
         let runs = [blocks(0, 2), blocks(4, 2), blocks(70, 2)];
         runs.iter().for_each(|&run| memory.plug(0, run).unwrap());
         let lost = part(4, 2);
-        let fails = move |call| matches!(call, HostCall::Discard(_)) || call == HostCall::Open(lost);
+        let fails = move |call| matches!(call, MemoryCall::Discard(_)) || call == MemoryCall::Open(lost);
         assert!(failing(fails, || unplug(&memory)).is_err());
         assert_eq!((plugged(&memory), slots.hotplug(BOOT).len()), (vec![runs[0], runs[2]], 2));
         for run in [runs[0], runs[2]] {

@@ -38,7 +38,7 @@ fn a_guest_that_spins_or_halts_with_interrupts_off_is_seen() {
         (halt(0xfb), Activity::Halted, true, instruction(2)),
     ] {
         let kernel = Kernel::new(&code);
-        let vm = Vm::start(Config { cpus: 2, ..kernel.config() }).unwrap();
+        let vm = start(Config { cpus: 2, ..kernel.config() }).unwrap();
         let (state, reports) = look_until(&vm, |state| (state.activity, state.rip) == (activity, rip));
         assert_eq!(state.interrupts, interrupts);
         assert!(state.registers.contains(&("cr0", 0x11)), "{:x?}", state.registers);
@@ -65,7 +65,7 @@ fn an_interrupt_that_waits_is_seen() {
     code.extend([0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x31, 0x40, 0x04, 0x00]);
     code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp -3
     let kernel = Kernel::new(&code);
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let (state, reports) = look_until(&vm, |state| !state.requested.is_empty());
     assert_eq!((state.requested, state.interrupts), (vec![0x31], false));
     assert!(reports[0].to_string().contains("irr 31  isr -"), "{}", reports[0]);
@@ -80,7 +80,7 @@ fn a_look_changes_nothing() {
     let mut code = vec![0xa1, 0x00, 0x00, 0x18, 0x00, 0x85, 0xc0, 0x74, 0xf7];
     code.extend(POWER_OFF);
     let kernel = Kernel::new(&code);
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     for _ in 0..20 {
         look_until(&vm, |_| true);
     }
@@ -99,7 +99,7 @@ fn a_machine_that_is_reset_is_not_waited_for() {
         return;
     }
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let hardware = lock(&vm.hardware);
     assert_eq!(vm.vcpus(), [VcpuReport { vcpu: 0, seen: LookResult::Reset }]);
     drop(hardware);
@@ -111,7 +111,7 @@ fn the_report_names_the_function() {
     if !kvm() {
         return;
     }
-    let vm = Vm::start(Config { console: ConsoleMode::Off, cpus: 2, ..Config::default() }).unwrap();
+    let vm = start(Config { console: ConsoleMode::Off, cpus: 2, ..Config::default() }).unwrap();
     vm.wait(Duration::from_secs(60), "the guest", |state| state.ready).unwrap();
     let (state, _) = look_until(&vm, |state| state.activity == Activity::Halted);
     assert!(state.interrupts && state.symbol.is_some_and(|name| name.contains("::")), "{:?}", vm.vcpus());

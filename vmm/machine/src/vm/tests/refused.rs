@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use tidevm_abi::Size;
 
-use super::kvm;
+use super::{kvm, start};
 use crate::boot::BootError;
 use crate::config::{Config, HotplugConfig};
 use crate::error::{StartError, no_kvm};
 use crate::memory::MemoryError;
-use crate::vm::{Vm, start};
+use crate::vm::start::check_reach;
 
 #[test]
 fn a_file_that_is_no_kernel_does_not_start() {
@@ -17,7 +17,7 @@ fn a_file_that_is_no_kernel_does_not_start() {
         return;
     }
     let config = Config { kernel: Some("/nonexistent".into()), ..Config::default() };
-    let error = Vm::start(config).unwrap_err();
+    let error = start(config).unwrap_err();
     assert!(matches!(error, StartError::Boot(BootError::Unreadable { .. })), "{error}");
     assert!(!error.is_refusal());
 }
@@ -27,7 +27,7 @@ fn a_file_that_is_no_kernel_does_not_start() {
 fn tidevms_own_guest_has_its_limit_of_cpus() {
     let file = std::env::temp_dir().join(format!("tidevm-test-{}-own.elf", std::process::id()));
     std::fs::write(&file, crate::boot::Image::open(None).unwrap().bytes()).unwrap();
-    let error = Vm::start(Config { cpus: 65, kernel: Some(file.clone()), ..Config::default() }).unwrap_err();
+    let error = start(Config { cpus: 65, kernel: Some(file.clone()), ..Config::default() }).unwrap_err();
     std::fs::remove_file(file).unwrap();
     assert_eq!(error.to_string(), "--cpus 65: there can be 1 to 64 vCPUs");
 }
@@ -35,9 +35,9 @@ fn tidevms_own_guest_has_its_limit_of_cpus() {
 #[test]
 fn memory_that_no_address_leads_to_is_refused() {
     let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(60))], ..Config::default() };
-    assert!(start::check_reach(&config, 36).is_ok());
+    assert!(check_reach(&config, 36).is_ok());
     let config = Config { hotplug: vec![HotplugConfig::new(Size::gib(61))], ..config };
-    let error = start::check_reach(&config, 36).unwrap_err();
+    let error = check_reach(&config, 36).unwrap_err();
     assert!(error.is_refusal());
     assert!(
         error.to_string().contains("end at 65G, beyond the 64G that this host's CPU can address"),
@@ -68,7 +68,7 @@ fn a_host_that_cannot_is_told_apart_from_a_wrong_configuration() {
         assert!(refused.is_refusal(), "{refused:?}");
     }
     assert!(no_kvm(error(libc::ENOENT)).to_string().contains("cargo xtask nested"));
-    let wrong = Vm::start(Config { cpus: 0, ..Config::default() }).unwrap_err();
+    let wrong = start(Config { cpus: 0, ..Config::default() }).unwrap_err();
     for wrong in [wrong, console(libc::ENOENT), unreadable(libc::EACCES)] {
         assert!(!wrong.is_refusal(), "{wrong:?}");
     }

@@ -83,7 +83,7 @@ fn a_segment_in_unplugged_memory_is_named_of_a_guest_that_dies_and_of_one_that_h
     code.extend([0x0f, 0x01, 0x14, 0x25, 0x00, 0x01, 0x18, 0x00]); // lgdt [0x180100]
     code.extend([0x66, 0xb8, 0x08, 0x00, 0x8e, 0xd8]); // mov ax, 8; mov ds, ax
     let kernel = Kernel::new(&long_mode(&code));
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     let line = "not plugged: the descriptor table at 0x100000000 (guest-physical address 0x100000000)";
     let start = Instant::now();
     loop {
@@ -110,7 +110,7 @@ fn unplugged_memory_beside_plugged_memory_is_named_too() {
     let mut code = WAIT.to_vec();
     code.extend([0xff, 0xe3]); // jmp rbx
     let kernel = Kernel::new(&long_mode(&code));
-    let vm = Vm::start(kernel.config()).unwrap();
+    let vm = start(kernel.config()).unwrap();
     vm.shared.memory.plug(0, at(HOLE_END + 2 * MIB..HOLE_END + 4 * MIB)).unwrap();
     go(&vm);
     vm.wait(LIMIT, "the end", |state| state.ended().then_some(())).unwrap();

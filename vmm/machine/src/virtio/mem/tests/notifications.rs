@@ -6,7 +6,7 @@ use virtio_bindings::virtio_mmio::{
 
 use super::turns::offer_plugs;
 use super::*;
-use crate::memory::host_calls::{HostCall, watch};
+use crate::memory::host_calls::{MemoryCall, watch};
 
 /// The retry is due whatever was served between the BUSY and the timer.
 #[test]
@@ -20,7 +20,7 @@ fn a_driver_that_was_answered_busy_is_told_to_retry_whatever_came_after() {
     rig.mem.retry();
     assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
     // The host fails for two batches, and for both requests of the second one.
-    watch(|call| matches!(call, HostCall::Open(_)));
+    watch(|call| matches!(call, MemoryCall::Open(_)));
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
     offer_plugs(&mut rig, 0, 2);
     assert_eq!(rig.mem.serve(), Served { busy: true, more: false });

@@ -7,7 +7,7 @@ use std::thread;
 
 use super::turns::offer_plugs;
 use super::*;
-use crate::memory::host_calls::{HostCall, watch};
+use crate::memory::host_calls::{MemoryCall, watch};
 
 /// The same size again is a target of its own: the driver is told, and what it read before is outdated.
 #[test]
@@ -78,7 +78,7 @@ fn a_target_is_applied_before_the_next_request() {
     let target = rig.mem.target();
     offer_plugs(&mut rig, 0, 2);
     watch(move |call| {
-        if matches!(call, HostCall::AddSlot(..)) {
+        if matches!(call, MemoryCall::AddSlot(..)) {
             target.leave(Size(BLOCK)).unwrap();
         }
         false
