@@ -11,8 +11,7 @@
 //! call that was made and whose answer was not taken yet, so a guest cannot make the state grow.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
@@ -245,16 +244,6 @@ impl SharedState {
         self.changed.notify_all();
         lock(&self.subscriptions).retain(raise);
         result
-    }
-
-    /// Has every later change of the state raise an event.
-    ///
-    /// # Errors
-    /// The host provides no event descriptor.
-    pub(crate) fn subscribe(&self) -> io::Result<Changes> {
-        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        lock(&self.subscriptions).push(Arc::downgrade(&event));
-        Ok(Changes(event))
     }
 
     /// Processes one message of the guest. A message that fits no call or device is counted.

@@ -166,10 +166,10 @@ impl Vm {
     /// has died: [`DeathKind::ResetAtEnd`].
     #[must_use]
     pub fn stop(self, limit: Duration) -> End {
-        // Looked at first: a reset of the embedder that is over shows in the state.
-        let resets_now = self.shared.state.wants_reset();
         // A guest that stands still cannot power off.
         self.resume_to_end();
+        // Looked at first: a reset of the embedder that is over shows in the state.
+        let resets_now = self.shared.state.wants_reset();
         let State { ready, resets, .. } = self.state();
         // A guest that is not up yet does not read calls, and has no state to lose.
         let asked = !resets_now && ready.is_some() && self.call(Op::PowerOff).is_ok();

@@ -3,10 +3,14 @@
 //! Mirrors `notify_all` of the condition variable beside it. An event does not say what changed: the thread reads the state.
 //! Changes that no read separates are one event.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 
 use vmm_sys_util::eventfd::EventFd;
+
+use super::SharedState;
+use crate::sync::lock;
 
 /// A descriptor that is readable when the state has changed since [`Changes::clear`].
 #[derive(Debug)]
@@ -35,4 +39,16 @@ pub(super) fn raise(event: &Weak<EventFd>) -> bool {
         log::debug!("event: {error}");
     }
     true
+}
+
+impl SharedState {
+    /// Has every later change of the state raise an event.
+    ///
+    /// # Errors
+    /// The host provides no event descriptor.
+    pub(crate) fn subscribe(&self) -> io::Result<Changes> {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        lock(&self.subscriptions).push(Arc::downgrade(&event));
+        Ok(Changes(event))
+    }
 }

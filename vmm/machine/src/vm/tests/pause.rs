@@ -5,12 +5,25 @@ use std::sync::mpsc::sync_channel;
 use std::thread::sleep;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
-use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, start};
+use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, kvm};
 
 /// out 0x80, al; jmp to the out
 const WRITES: &[u8] = &[0xe6, 0x80, 0xeb, 0xfc];
+
+/// A VM with threads beside it, locked in, in a thread of its own.
+fn beside<T: Send>(
+    config: Config,
+    companions: Vec<Companion>,
+    session: impl FnOnce(Vm) -> T + Send,
+) -> Result<T, StartError> {
+    let config = Config { confinement: Confinement::STRICT, ..config };
+    config.confinement.prepare_heap();
+    let run = || Vm::start_with(config, companions).map(session);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
 
 /// Waits until `found` holds.
 fn until(what: &str, mut found: impl FnMut() -> bool) {
@@ -27,8 +40,14 @@ fn await_pause(vm: &VmHandle) {
 
 #[test]
 fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
+    if !kvm() {
+        return;
+    }
     let kernel = Kernel::new(WRITES);
-    let vm = start(Config { cpus: 2, ..kernel.config() }).unwrap();
+    beside(Config { cpus: 2, ..kernel.config() }, Vec::new(), pause_and_resume).unwrap();
+}
+
+fn pause_and_resume(vm: Vm) {
     let writes = |vm: &Vm| vm.exits()[0].io;
     for _ in 0..3 {
         let before = writes(&vm);
@@ -54,37 +73,48 @@ fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
 
 #[test]
 fn a_vm_ends_whose_guest_stands_still() {
+    if !kvm() {
+        return;
+    }
     let kernel = Kernel::new(WRITES);
-    let vm = start(kernel.config()).unwrap();
-    let handle = vm.handle();
-    await_pause(&handle);
-    handle.shared.state.report(tidevm_abi::Report::Ready { cpus: 1, mem_devices: 0 });
-    let limit = Duration::from_millis(100);
-    assert!(matches!(vm.stop(limit), End::Forced { asked: true, .. }), "the limit of the end passes");
-    assert_eq!(handle.pause(), Err(NothingToPause));
-    assert!(!handle.state().paused);
+    let end = |vm: Vm| {
+        let handle = vm.handle();
+        await_pause(&handle);
+        handle.shared.state.report(tidevm_abi::Report::Ready { cpus: 1, mem_devices: 0 });
+        let limit = Duration::from_millis(100);
+        assert!(matches!(vm.stop(limit), End::Forced { asked: true, .. }), "the limit of the end passes");
+        assert_eq!(handle.pause(), Err(NothingToPause));
+        assert!(!handle.state().paused);
+    };
+    beside(kernel.config(), Vec::new(), end).unwrap();
 }
 
-/// Waits for one of two events of `epoll`, and returns its number.
-fn await_either(epoll: &Epoll) -> u64 {
+/// Waits for one of two events, and returns 0 or 1. `epoll` was made when that was allowed.
+fn await_either(epoll: &Epoll, zero: &impl AsRawFd, one: &EventFd) -> u64 {
+    for (fd, data) in [(zero.as_raw_fd(), 0), (one.as_raw_fd(), 1)] {
+        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data)).unwrap();
+    }
     let mut found = [EpollEvent::default()];
     assert_eq!(epoll.wait(15_000, &mut found).unwrap(), 1, "no event within 15 s");
+    for fd in [zero.as_raw_fd(), one.as_raw_fd()] {
+        epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()).unwrap();
+    }
     found[0].data()
 }
 
 #[test]
 fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
+    if !kvm() {
+        return;
+    }
     let kernel = Kernel::new(WRITES);
     let (tell, told) = sync_channel(9);
     let body = move |vm: VmHandle, beside: Beside| {
         let (changes, epoll) = (vm.subscribe().unwrap(), Epoll::new().unwrap());
+        sleep(Duration::from_millis(50));
+        tell.send(if vm.exits()[0].io == 0 { "first" } else { "late" }).unwrap();
         let over = beside.lock_in().unwrap();
-        for (number, fd) in [changes.as_raw_fd(), over.as_raw_fd()].into_iter().enumerate() {
-            let event = EpollEvent::new(EventSet::IN, number as u64);
-            epoll.ctl(ControlOperation::Add, fd, event).unwrap();
-        }
-        tell.send("locked in").unwrap();
-        while await_either(&epoll) == 0 {
+        while await_either(&epoll, &changes, &over) == 0 {
             changes.clear();
             if vm.state().paused {
                 tell.send("paused").unwrap();
@@ -93,25 +123,24 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
         tell.send("over").unwrap();
     };
     let companion = Companion { name: "beside", body: Box::new(body) };
-    let vm = start_with(kernel.config(), companion).unwrap();
-    assert_eq!(told.try_recv(), Ok("locked in"), "it is locked in before the guest runs");
-    await_pause(&vm);
-    assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
-    drop(vm);
+    let session = |vm: Vm| {
+        assert_eq!(told.recv_timeout(LIMIT), Ok("first"), "no guest code runs before it is locked in");
+        await_pause(&vm);
+        assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
+        drop(vm);
+        told
+    };
+    let told = beside(kernel.config(), vec![companion], session).unwrap();
     assert!(told.try_iter().any(|word| word == "over"), "the VM waits for it");
 }
 
 #[test]
 fn a_vm_does_not_start_without_its_companion() {
+    if !kvm() {
+        return;
+    }
     let kernel = Kernel::new(WRITES);
     let companion = Companion { name: "beside", body: Box::new(|_, beside| drop(beside)) };
-    let error = start_with(kernel.config(), companion).unwrap_err().to_string();
+    let error = beside(kernel.config(), vec![companion], drop).unwrap_err().to_string();
     assert!(error.contains("start a thread beside the VM"), "{error}");
-}
-
-/// Starts a VM with `companion`, locked in as `tidevm` does it. The thread that starts them ends.
-fn start_with(config: Config, companion: Companion) -> Result<Vm, StartError> {
-    let config = Config { confinement: Confinement::STRICT, ..config };
-    let start = || Vm::start_with(config, vec![companion]);
-    std::thread::scope(|scope| scope.spawn(start).join().unwrap())
 }
