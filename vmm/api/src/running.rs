@@ -19,6 +19,8 @@ use crate::metrics::{Metrics, Requests};
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
+mod stats;
+
 /// The fault of a call that comes too late.
 const TOO_LATE: &str = "The requested operation is not supported after starting the microVM.";
 
@@ -257,6 +259,7 @@ impl Backend for Running {
             Action::Resize(update, query) => return self.resize(update.requested_size_mib, query, now),
             Action::CancelResize(query) => self.cancel(query),
             Action::GetEvents => return Reply::Stream,
+            Action::GetStats => return self.get_stats(now),
             Action::Act(action) => self.act(action),
             Action::SetVmState(wish) => return self.set_vm_state(wish, now),
             Action::CreateSnapshot(_) => Response::fault(&not_supported("tidevm cannot make snapshots")),
@@ -295,6 +298,7 @@ impl Backend for Running {
                 self.poll_blocks(waiter, over, now)
             }
             Waiter::Blocks { .. } => self.poll_blocks(waiter, over, now),
+            Waiter::Stats { call, until } => self.poll_stats(*call, over || now >= *until),
             Waiter::Pause { until, next } => match self.vm.pause() {
                 Ok(true) => Some(Response::done()),
                 Ok(false) if now < *until && !over => {
@@ -310,7 +314,7 @@ impl Backend for Running {
     }
 
     fn forget(&mut self, waiter: &Waiter) {
-        if let Waiter::Blocks { call, .. } = waiter {
+        if let Waiter::Blocks { call, .. } | Waiter::Stats { call, .. } = waiter {
             self.vm.forget(*call);
         }
     }

@@ -88,6 +88,8 @@ pub enum Action {
     Demo(Demo),
     /// Run a machine, with a script or until it is ended
     Run(Box<Run>),
+    /// Resize, watch or end a running machine
+    Ctl(Ctl),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine
@@ -96,6 +98,21 @@ pub enum Action {
         #[command(subcommand)]
         action: ScriptAction,
     },
+}
+
+/// `tidevm ctl`.
+#[derive(Debug, Args)]
+#[command(after_help = crate::ctl::COMMANDS)]
+pub struct Ctl {
+    /// The socket of the machine's API
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// One JSON object per line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// What to do, as in a script
+    #[arg(required = true, value_name = "COMMAND")]
+    pub words: Vec<String>,
 }
 
 /// `tidevm demo`.

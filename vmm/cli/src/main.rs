@@ -1,6 +1,7 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
 mod cli;
+mod ctl;
 mod logger;
 mod quiet;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use cli::{Action, Cli, Experiment, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
 use quiet::Quiet;
 use tidevm_api::{Control, Draft, Identity};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
@@ -57,6 +58,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
         return if error.is_refusal() { 3 } else { 2 };
     }
+    if let Some(error) = error.downcast_ref::<ctl::CtlError>() {
+        return error.status();
+    }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
     }
@@ -80,6 +84,10 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             let config = Config { resets, ..config(&options)? };
             let api = options.api_sock.as_deref().map(|path| (path, options.id.as_str()));
             run(config, script.as_ref(), options.json, api)
+        }
+        Action::Ctl(Ctl { api_sock, json, words }) => {
+            let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
+            Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {

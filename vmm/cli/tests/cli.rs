@@ -6,6 +6,8 @@
 mod api;
 #[path = "cli/confinement.rs"]
 mod confinement;
+#[path = "cli/ctl.rs"]
+mod ctl;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/kernel.rs"]
@@ -77,11 +79,12 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().map(|test| trial(test, None));
+    let hosted = HOSTED.iter().chain(ctl::HOSTED).map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
         .chain(confinement::TESTS)
+        .chain(ctl::TESTS)
         .chain(endings::TESTS)
         .chain(limits::TESTS)
         .chain(silent::TESTS)
