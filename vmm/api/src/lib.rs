@@ -5,7 +5,7 @@
 //! | [`http`], [`response`] | requests and answers of HTTP/1.1 | paths |
 //! | [`route`], [`body`] | what a request asks for: its path, its JSON body | machines |
 //! | `draft` | a machine in Firecracker's words, before it starts | clients |
-//! | [`memory`], [`events`], [`guest`], `metrics` | what is told of a running machine | clients |
+//! | [`memory`], [`events`], [`guest`], [`prometheus`], `metrics` | what is told of a running machine | clients |
 //! | `backend` | where a server and a machine meet | both |
 //! | `preboot`, `running` | the two machines behind it | sockets |
 //! | [`server`], [`client`] | one thread for all clients | machines |
@@ -29,6 +29,7 @@ pub mod http;
 pub mod memory;
 mod metrics;
 mod preboot;
+pub mod prometheus;
 pub mod response;
 pub mod route;
 mod running;

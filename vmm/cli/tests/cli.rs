@@ -14,6 +14,8 @@ mod endings;
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/silent.rs"]
 mod silent;
 
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         .chain(ctl::TESTS)
         .chain(endings::TESTS)
         .chain(limits::TESTS)
+        .chain(metrics::TESTS)
         .chain(silent::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()

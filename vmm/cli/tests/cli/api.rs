@@ -90,6 +90,24 @@ impl Api {
     }
 
     fn call(&self, method: &str, path: &str, body: &str) -> Answer {
+        let (head, body) = self.exchange(method, path, body);
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).expect("JSON") };
+        Answer { status, head, body }
+    }
+
+    /// The body of an answer that is no JSON.
+    pub fn text(&self, path: &str) -> String {
+        let (head, body) = self.exchange("GET", path, "");
+        assert!(
+            head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Content-Type: text/plain"),
+            "{head}"
+        );
+        body
+    }
+
+    /// The head and the body of an answer.
+    fn exchange(&self, method: &str, path: &str, body: &str) -> (String, String) {
         let mut stream = self.connect();
         let length =
             if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -98,9 +116,7 @@ impl Api {
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("it answers and closes");
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{method} {path}: {text:?}"));
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
-        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") };
-        Answer { status, head: head.to_owned(), body }
+        (head.to_owned(), body.to_owned())
     }
 
     pub fn get(&self, path: &str) -> Answer {
