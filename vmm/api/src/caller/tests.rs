@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,8 +15,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that gives each client the parts of one answer, one at a time, and returns what the clients sent.
 fn serve(name: &str, clients: usize, parts: &[&str]) -> (Caller, JoinHandle<Vec<String>>) {
-    let path =
-        PathBuf::from(std::env::temp_dir()).join(format!("tidevm-caller-{}-{name}.sock", std::process::id()));
+    let path = std::env::temp_dir().join(format!("tidevm-caller-{}-{name}.sock", std::process::id()));
     drop(std::fs::remove_file(&path));
     let listener = UnixListener::bind(&path).unwrap();
     let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
