@@ -45,6 +45,13 @@ pub enum Waiter {
         /// The end of the wait.
         until: Instant,
     },
+    /// The guest has to tell its counters.
+    Stats {
+        /// The call that the guest has to answer.
+        call: u32,
+        /// The end of the wait.
+        until: Instant,
+    },
     /// The vCPUs have to leave the guest.
     Pause {
         /// The end of the wait.
@@ -59,7 +66,7 @@ impl Waiter {
     #[must_use]
     pub fn due(&self) -> Instant {
         match self {
-            Self::Converge { until, .. } | Self::Blocks { until, .. } => *until,
+            Self::Converge { until, .. } | Self::Blocks { until, .. } | Self::Stats { until, .. } => *until,
             Self::Pause { next, .. } => *next,
         }
     }

@@ -40,6 +40,8 @@ pub struct Client {
     pub stream: UnixStream,
     /// What it waits for.
     pub serving: Serving,
+    /// It may ask for metrics alone.
+    pub scrapes: bool,
     parser: Parser,
     out: Vec<u8>,
     written: usize,
@@ -73,6 +75,7 @@ impl Client {
         Self {
             stream,
             serving: Serving::Nothing,
+            scrapes: false,
             parser: Parser::default(),
             out: Vec::new(),
             written: 0,

@@ -1,6 +1,7 @@
 //! A control plane from its socket to its end.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +25,14 @@ pub enum ControlError {
     /// The host refuses.
     #[error("the API cannot be served: {0}")]
     Host(#[from] io::Error),
+    /// The address for metrics.
+    #[error("--metrics-listen {address}: cannot listen: {error}; choose another address or port")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
     /// A file that the configuration names.
     #[error("{0}")]
     Config(String),
@@ -58,6 +67,16 @@ impl Control {
         let mut preboot = Preboot::new(draft, identity, base, log);
         preboot.open_files().map_err(ControlError::Config)?;
         Ok(Self { server: Server::new(socket.listener)?, preboot, _keeper: socket.keeper })
+    }
+
+    /// Serves metrics, and nothing else, at `address` too, from now on.
+    ///
+    /// # Errors
+    /// The address cannot be listened at.
+    pub fn serve_metrics(&mut self, address: SocketAddr) -> Result<(), ControlError> {
+        let listener = TcpListener::bind(address);
+        let served = listener.and_then(|listener| self.server.serve_metrics(listener));
+        served.map_err(|error| ControlError::Metrics { address, error })
     }
 
     /// The machine as it is configured.

@@ -5,11 +5,12 @@
 //! | [`http`], [`response`] | requests and answers of HTTP/1.1 | paths |
 //! | [`route`], [`body`] | what a request asks for: its path, its JSON body | machines |
 //! | `draft` | a machine in Firecracker's words, before it starts | clients |
-//! | [`memory`], [`events`], `metrics` | what is told of a running machine | clients |
+//! | [`memory`], [`events`], [`guest`], [`prometheus`], `metrics` | what is told of a running machine | clients |
 //! | `backend` | where a server and a machine meet | both |
 //! | `preboot`, `running` | the two machines behind it | sockets |
 //! | [`server`], [`client`] | one thread for all clients | machines |
 //! | [`socket`] | the socket's path | HTTP |
+//! | [`caller`] | the other end: a program that calls the API | machines |
 //!
 //! [`Control::listen`] makes a control plane; [`Control::beside`] runs it beside a VM, and [`Control::configure`] lets clients
 //! configure a machine first. `docs/api.md` is the list of calls for people.
@@ -18,14 +19,17 @@
 
 mod backend;
 pub mod body;
+pub mod caller;
 pub mod client;
 mod control;
 mod draft;
 pub mod events;
+pub mod guest;
 pub mod http;
 pub mod memory;
 mod metrics;
 mod preboot;
+pub mod prometheus;
 pub mod response;
 pub mod route;
 mod running;

@@ -10,8 +10,10 @@ use serde_json::json;
 pub struct Response {
     /// 200, 204, 400 or 503.
     pub status: u16,
-    /// JSON.
+    /// JSON, unless `content_type` says otherwise.
     pub body: Option<String>,
+    /// The type of the body.
+    pub content_type: &'static str,
     /// The request had a field that Firecracker calls deprecated.
     pub deprecated: bool,
 }
@@ -23,13 +25,19 @@ impl Response {
     /// When `value` has no form in JSON: maps whose keys are no text.
     pub fn json(value: &impl Serialize) -> Self {
         let body = serde_json::to_string(value).expect("a value with a form in JSON");
-        Self { status: 200, body: Some(body), deprecated: false }
+        Self { status: 200, body: Some(body), content_type: "application/json", deprecated: false }
+    }
+
+    /// 200 with a text of this type.
+    #[must_use]
+    pub fn text(text: String, content_type: &'static str) -> Self {
+        Self { status: 200, body: Some(text), content_type, deprecated: false }
     }
 
     /// 204: done, and nothing to say.
     #[must_use]
     pub fn done() -> Self {
-        Self { status: 204, body: None, deprecated: false }
+        Self { status: 204, body: None, content_type: "", deprecated: false }
     }
 
     /// 400, with the reason.
@@ -60,7 +68,11 @@ impl Response {
             text.push_str("Deprecation: true\r\n");
         }
         if let Some(body) = &self.body {
-            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+            text.push_str(&format!(
+                "Content-Type: {}\r\nContent-Length: {}\r\n",
+                self.content_type,
+                body.len()
+            ));
         }
         text.push_str("\r\n");
         text.push_str(self.body.as_deref().unwrap_or_default());

@@ -19,6 +19,9 @@ use crate::metrics::{Metrics, Requests};
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
+mod scrape;
+mod stats;
+
 /// The fault of a call that comes too late.
 const TOO_LATE: &str = "The requested operation is not supported after starting the microVM.";
 
@@ -59,6 +62,7 @@ pub struct Running {
     told: State,
     sequence: u64,
     held: Option<(Instant, Vec<Size>)>,
+    sample: scrape::Sample,
 }
 
 impl Running {
@@ -73,7 +77,8 @@ impl Running {
     ) -> Self {
         let told = vm.state();
         let next_line = Instant::now() + METRICS_PERIOD;
-        Self { vm, draft, identity, metrics, next_line, requests, told, sequence: 0, held: None }
+        let sample = scrape::Sample::default();
+        Self { vm, draft, identity, metrics, next_line, requests, told, sequence: 0, held: None, sample }
     }
 
     fn instance(&self) -> Value {
@@ -82,10 +87,7 @@ impl Running {
 
     /// The answer about memory.
     fn status(&mut self, query: &MemoryQuery, extra: &[(&str, Value)]) -> Response {
-        let now = Instant::now();
-        if self.held.as_ref().is_none_or(|(at, _)| now - *at >= HELD_PERIOD) {
-            self.held = self.vm.held_by_each().ok().map(|held| (now, held));
-        }
+        self.refresh_held(Instant::now());
         let facts = Facts {
             reports: self.vm.has_agent(),
             slot_size_mib: self.draft.slot_size_mib(),
@@ -98,6 +100,12 @@ impl Running {
             status[*key] = value.clone();
         }
         Response::json(&status)
+    }
+
+    fn refresh_held(&mut self, now: Instant) {
+        if self.held.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= HELD_PERIOD) {
+            self.held = self.vm.held_by_each().ok().map(|held| (now, held));
+        }
     }
 
     fn get_memory(&mut self, query: MemoryQuery, now: Instant) -> Reply {
@@ -257,6 +265,8 @@ impl Backend for Running {
             Action::Resize(update, query) => return self.resize(update.requested_size_mib, query, now),
             Action::CancelResize(query) => self.cancel(query),
             Action::GetEvents => return Reply::Stream,
+            Action::GetStats => return self.get_stats(now),
+            Action::GetMetrics => self.get_metrics(now),
             Action::Act(action) => self.act(action),
             Action::SetVmState(wish) => return self.set_vm_state(wish, now),
             Action::CreateSnapshot(_) => Response::fault(&not_supported("tidevm cannot make snapshots")),
@@ -295,6 +305,7 @@ impl Backend for Running {
                 self.poll_blocks(waiter, over, now)
             }
             Waiter::Blocks { .. } => self.poll_blocks(waiter, over, now),
+            Waiter::Stats { call, until } => self.poll_stats(*call, over || now >= *until),
             Waiter::Pause { until, next } => match self.vm.pause() {
                 Ok(true) => Some(Response::done()),
                 Ok(false) if now < *until && !over => {
@@ -310,7 +321,7 @@ impl Backend for Running {
     }
 
     fn forget(&mut self, waiter: &Waiter) {
-        if let Waiter::Blocks { call, .. } = waiter {
+        if let Waiter::Blocks { call, .. } | Waiter::Stats { call, .. } = waiter {
             self.vm.forget(*call);
         }
     }

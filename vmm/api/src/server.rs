@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::{Backend, Reply};
 use crate::client::{Client, Interest, Serving};
 use crate::response::Response;
-use crate::route::route;
+use crate::route::{Action, route};
 
 /// Most clients at once.
 pub const MOST_CLIENTS: usize = 200;
@@ -29,7 +30,7 @@ const REQUESTS_PER_TURN: usize = 8;
 
 /// Most events of `epoll` in one turn: those of all clients, so that what each has sent is known before one of them is held for
 /// idle.
-const EVENTS_PER_TURN: usize = MOST_CLIENTS + 3;
+const EVENTS_PER_TURN: usize = MOST_CLIENTS + 4;
 
 /// Least time between two looks at what changed. The changes between are one.
 const CHANGE_PAUSE: Duration = Duration::from_millis(5);
@@ -37,10 +38,14 @@ const CHANGE_PAUSE: Duration = Duration::from_millis(5);
 /// How long the last answers may take to be read when the VM ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// The fault of a call that `--metrics-listen` does not serve.
+const ONLY_METRICS: &str = "Only GET /metrics is served here.";
+
 const LISTENER: u64 = 0;
 const CHANGES: u64 = 1;
 const OVER: u64 = 2;
-const FIRST_CLIENT: u64 = 3;
+const METRICS: u64 = 3;
+const FIRST_CLIENT: u64 = 4;
 
 /// What the server listens to beside its clients.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ pub struct Machine {
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
+    /// Where metrics alone are served.
+    metrics: Option<TcpListener>,
     epoll: Epoll,
     clients: BTreeMap<u64, Client>,
     next_client: u64,
@@ -85,6 +92,7 @@ impl Server {
         epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), EpollEvent::new(EventSet::IN, LISTENER))?;
         Ok(Self {
             listener,
+            metrics: None,
             epoll,
             clients: BTreeMap::new(),
             next_client: FIRST_CLIENT,
@@ -92,6 +100,18 @@ impl Server {
             changes_heard: false,
             changes_from: Instant::now(),
         })
+    }
+
+    /// Serves `GET /metrics`, and nothing else, to the clients of `listener` too.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn serve_metrics(&mut self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let event = EpollEvent::new(EventSet::IN, METRICS);
+        self.epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), event)?;
+        self.metrics = Some(listener);
+        Ok(())
     }
 
     /// Listens to a VM from now on.
@@ -123,7 +143,7 @@ impl Server {
             let mut turns: Vec<u64> = std::mem::take(&mut more);
             for event in &ready[..count] {
                 match event.data() {
-                    LISTENER => {}
+                    LISTENER | METRICS => {}
                     CHANGES => self.changed(backend, machine, now),
                     OVER => {
                         self.say_last_words(backend, machine, now)?;
@@ -141,10 +161,13 @@ impl Server {
                 }
             }
             let raised = |source| ready[..count].iter().any(|event| event.data() == source);
-            let (changed, called) = (raised(CHANGES), raised(LISTENER));
+            let (changed, called, scraped) = (raised(CHANGES), raised(LISTENER), raised(METRICS));
             more.extend(self.serve_waiters(backend, now, changed, false));
             if called {
                 self.accept(now);
+            }
+            if scraped {
+                self.accept_scraper(now);
             }
             self.drop_late(backend, now);
             backend.tick(now);
@@ -237,6 +260,9 @@ impl Server {
         for _ in 0..REQUESTS_PER_TURN {
             let Some(request) = client.take_request() else { return false };
             let (reply, deprecated) = match route(&request) {
+                Ok(routed) if client.scrapes && routed.action != Action::GetMetrics => {
+                    (Reply::Now(Response::fault(ONLY_METRICS)), false)
+                }
                 Ok(routed) => (backend.answer(routed.action, now), routed.deprecated),
                 Err(fault) => (Reply::Now(Response::fault(&fault)), false),
             };

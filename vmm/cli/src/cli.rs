@@ -2,6 +2,7 @@
 //!
 //! Only syntax is checked here. [`Config::validate`] refuses a VM that cannot be built.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -88,6 +89,8 @@ pub enum Action {
     Demo(Demo),
     /// Run a machine, with a script or until it is ended
     Run(Box<Run>),
+    /// Resize, watch or end a running machine
+    Ctl(Ctl),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine
@@ -96,6 +99,21 @@ pub enum Action {
         #[command(subcommand)]
         action: ScriptAction,
     },
+}
+
+/// `tidevm ctl`.
+#[derive(Debug, Args)]
+#[command(after_help = crate::ctl::COMMANDS)]
+pub struct Ctl {
+    /// The socket of the machine's API
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// One JSON object per line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// What to do, as in a script
+    #[arg(required = true, value_name = "COMMAND")]
+    pub words: Vec<String>,
 }
 
 /// `tidevm demo`.
@@ -190,6 +208,9 @@ pub struct Run {
     /// A socket for Firecracker's API, beside the script
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
+    /// Where Prometheus reads metrics, and nothing else; a port alone is one of this host's own address, 127.0.0.1
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address, requires = "api_sock")]
+    pub metrics_listen: Option<SocketAddr>,
     /// The machine's name in the API
     #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = id, requires = "api_sock")]
     pub id: String,
@@ -303,6 +324,14 @@ fn init_policy(text: &str) -> Result<InitPolicy, String> {
         let words: Vec<_> = INIT_POLICIES.iter().map(|(word, _)| *word).collect();
         format!("unknown; the policies are: {}", words.join(", "))
     })
+}
+
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let port = || text.parse().ok().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    text.parse()
+        .ok()
+        .or_else(port)
+        .ok_or_else(|| "not a port, or an address and a port such as 127.0.0.1:9100".to_owned())
 }
 
 fn size(text: &str) -> Result<Size, String> {

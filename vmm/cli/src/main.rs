@@ -1,21 +1,23 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
 mod cli;
+mod ctl;
 mod logger;
 mod quiet;
 
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use cli::{Action, Cli, Experiment, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
 use quiet::Quiet;
-use tidevm_api::{Control, Draft, Identity};
+use tidevm_api::{Control, ControlError, Draft, Identity};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
@@ -57,6 +59,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<StartError>() {
         return if error.is_refusal() { 3 } else { 2 };
     }
+    if let Some(error) = error.downcast_ref::<ctl::CtlError>() {
+        return error.status();
+    }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
     }
@@ -78,8 +83,16 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             let script = options.script.as_deref().map(read).transpose()?;
             let resets = script.as_ref().is_some_and(Script::resets);
             let config = Config { resets, ..config(&options)? };
-            let api = options.api_sock.as_deref().map(|path| (path, options.id.as_str()));
+            let api = options.api_sock.as_deref().map(|path| Api {
+                path,
+                id: &options.id,
+                metrics: options.metrics_listen,
+            });
             run(config, script.as_ref(), options.json, api)
+        }
+        Action::Ctl(Ctl { api_sock, json, words }) => {
+            let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
+            Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
@@ -157,22 +170,32 @@ fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a machine. `api` is the path of a socket for clients, and the machine's name there.
-fn run(
-    config: Config,
-    script: Option<&Script>,
-    json: bool,
-    api: Option<(&Path, &str)>,
-) -> anyhow::Result<u8> {
+/// What clients are served.
+struct Api<'a> {
+    /// The path of their socket.
+    path: &'a Path,
+    /// The name of the machine.
+    id: &'a str,
+    /// Where metrics are served too.
+    metrics: Option<SocketAddr>,
+}
+
+/// Runs a machine, with an API if there shall be one.
+fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
-    let control = api.map(|(path, id)| {
-        Control::listen(path, Draft::of(&config), identity(id), config.clone(), logger::redirect)
-    });
-    let control = control.transpose()?;
+    let listen = |Api { path, id, metrics }: Api<'_>| {
+        let (draft, base) = (Draft::of(&config), config.clone());
+        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect)?;
+        if let Some(address) = metrics {
+            control.serve_metrics(address)?;
+        }
+        Ok::<_, ControlError>(control)
+    };
+    let control = api.map(listen).transpose()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }

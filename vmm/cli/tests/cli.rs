@@ -6,12 +6,16 @@
 mod api;
 #[path = "cli/confinement.rs"]
 mod confinement;
+#[path = "cli/ctl.rs"]
+mod ctl;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/kernel.rs"]
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/silent.rs"]
 mod silent;
 
@@ -77,13 +81,15 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().map(|test| trial(test, None));
+    let hosted = HOSTED.iter().chain(ctl::HOSTED).map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
         .chain(confinement::TESTS)
+        .chain(ctl::TESTS)
         .chain(endings::TESTS)
         .chain(limits::TESTS)
+        .chain(metrics::TESTS)
         .chain(silent::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()

@@ -64,6 +64,7 @@ pub use printable::printable;
 pub use process::{GRACE, room_to_start};
 pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
 pub use tidevm_abi::Size;
+pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
     Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
     ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,

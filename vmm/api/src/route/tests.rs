@@ -28,6 +28,8 @@ fn each_path_has_its_action() {
     assert_eq!(action(Get, "/vm/config", ""), Action::GetVmConfig);
     assert_eq!(action(Get, "/machine-config", ""), Action::GetMachineConfig);
     assert_eq!(action(Get, "/events", ""), Action::GetEvents);
+    assert_eq!(action(Get, "/stats", ""), Action::GetStats);
+    assert_eq!(action(Get, "/metrics", ""), Action::GetMetrics);
     assert_eq!(
         action(Put, "/actions", r#"{"action_type": "InstanceStart"}"#),
         Action::Act(ActionType::InstanceStart)

@@ -1,13 +1,13 @@
 //! Clients that come, and those that have to go: for want of room, or because they keep others waiting.
 
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
-use super::{LISTENER, MOST_CLIENTS, Server};
+use super::{LISTENER, METRICS, MOST_CLIENTS, Server};
 use crate::backend::Backend;
 use crate::client::Client;
 use crate::http::{Method, Request};
@@ -18,8 +18,25 @@ const NO_DESCRIPTORS: Duration = Duration::from_secs(1);
 
 impl Server {
     pub(super) fn accept(&mut self, now: Instant) {
-        match self.listener.accept() {
-            Ok((stream, _)) => self.welcome(stream, now),
+        let taken = self.listener.accept().map(|(stream, _)| Client::new(stream, now));
+        self.take(taken, now);
+    }
+
+    /// Takes a client that may ask for metrics alone.
+    pub(super) fn accept_scraper(&mut self, now: Instant) {
+        let Some(listener) = &self.metrics else { return };
+        let taken = listener.accept().map(|(stream, _)| {
+            // A connection is bytes both ways, whatever kind of socket it has.
+            let mut client = Client::new(UnixStream::from(OwnedFd::from(stream)), now);
+            client.scrapes = true;
+            client
+        });
+        self.take(taken, now);
+    }
+
+    fn take(&mut self, taken: std::io::Result<Client>, now: Instant) {
+        match taken {
+            Ok(client) => self.welcome(client, now),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -33,11 +50,10 @@ impl Server {
         }
     }
 
-    fn welcome(&mut self, stream: UnixStream, now: Instant) {
-        if stream.set_nonblocking(true).is_err() {
+    fn welcome(&mut self, mut client: Client, now: Instant) {
+        if client.stream.set_nonblocking(true).is_err() {
             return;
         }
-        let mut client = Client::new(stream, now);
         if self.clients.len() >= MOST_CLIENTS && !self.drop_idle() {
             // One try: a client that does not read it learns it from the end of the connection.
             let request = Request {
@@ -70,9 +86,12 @@ impl Server {
     /// Starts or stops to listen for clients.
     pub(super) fn hear_clients(&mut self, hear: bool) {
         let events = if hear { EventSet::IN } else { EventSet::empty() };
-        let event = EpollEvent::new(events, LISTENER);
-        if let Err(error) = self.epoll.ctl(ControlOperation::Modify, self.listener.as_raw_fd(), event) {
-            log::error!("clients cannot be listened for: {error}");
+        let scrapers = self.metrics.as_ref().map(|listener| (listener.as_raw_fd(), METRICS));
+        for (fd, token) in [(self.listener.as_raw_fd(), LISTENER)].into_iter().chain(scrapers) {
+            let event = EpollEvent::new(events, token);
+            if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, event) {
+                log::error!("clients cannot be listened for: {error}");
+            }
         }
     }
 

@@ -30,9 +30,9 @@ pub const TESTS: &[Test] = &[
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program with an API. Dropping it ends it.
-struct Api {
-    child: Child,
-    path: PathBuf,
+pub struct Api {
+    pub child: Child,
+    pub path: PathBuf,
 }
 
 impl Drop for Api {
@@ -45,10 +45,10 @@ impl Drop for Api {
 
 /// An answer: its status, the headers, and its body as JSON.
 #[derive(Debug)]
-struct Answer {
+pub struct Answer {
     status: u16,
     head: String,
-    body: Value,
+    pub body: Value,
 }
 
 fn socket(name: &str) -> PathBuf {
@@ -59,7 +59,7 @@ fn socket(name: &str) -> PathBuf {
 
 impl Api {
     /// Starts the program with `arguments` before `--api-sock`.
-    fn start(name: &str, arguments: &[&str], more: &[&str]) -> Self {
+    pub fn start(name: &str, arguments: &[&str], more: &[&str]) -> Self {
         let path = socket(name);
         let mut command = program();
         command.args(arguments).arg("--api-sock").arg(&path).args(more);
@@ -71,7 +71,7 @@ impl Api {
     }
 
     /// A guest with 1 GiB of hotplug memory, which is up.
-    fn run(name: &str) -> Self {
+    pub fn run(name: &str) -> Self {
         let machine = ["run", "--memory", "128M", "--hotplug", "size=1G", "--console", "off"];
         let api = Self::start(name, &machine, &[]);
         api.await_guest();
@@ -79,7 +79,7 @@ impl Api {
     }
 
     /// Waits until the guest drives its memory.
-    fn await_guest(&self) {
+    pub fn await_guest(&self) {
         until("the guest's driver", || self.get("/hotplug/memory").body["driver"] == json!(true));
     }
 
@@ -90,6 +90,24 @@ impl Api {
     }
 
     fn call(&self, method: &str, path: &str, body: &str) -> Answer {
+        let (head, body) = self.exchange(method, path, body);
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).expect("JSON") };
+        Answer { status, head, body }
+    }
+
+    /// The body of an answer that is no JSON.
+    pub fn text(&self, path: &str) -> String {
+        let (head, body) = self.exchange("GET", path, "");
+        assert!(
+            head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Content-Type: text/plain"),
+            "{head}"
+        );
+        body
+    }
+
+    /// The head and the body of an answer.
+    fn exchange(&self, method: &str, path: &str, body: &str) -> (String, String) {
         let mut stream = self.connect();
         let length =
             if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -98,19 +116,17 @@ impl Api {
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("it answers and closes");
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{method} {path}: {text:?}"));
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
-        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") };
-        Answer { status, head: head.to_owned(), body }
+        (head.to_owned(), body.to_owned())
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         let answer = self.call("GET", path, "");
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
         answer
     }
 
     #[track_caller]
-    fn done(&self, method: &str, path: &str, body: &str) {
+    pub fn done(&self, method: &str, path: &str, body: &str) {
         let answer = self.call(method, path, body);
         assert_eq!((answer.status, &answer.body), (204, &Value::Null), "{method} {path} {body}");
     }

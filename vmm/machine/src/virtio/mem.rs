@@ -18,7 +18,8 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_mem::blocks::BlockRange;
 use virtio_mem::device::{Backing, Busy, Device, DeviceConfig};
 use virtio_mem::wire::{
-    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Response, ResponseType,
+    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Request, Response,
+    ResponseType,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -29,8 +30,11 @@ use crate::state::{MemStatus, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
+mod requests;
 mod target;
 
+pub(crate) use requests::RequestCounters;
+pub use requests::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use target::Target;
 
 /// Most requests that a driver can have in the queue.
@@ -64,6 +68,7 @@ pub struct Mem {
     state: Arc<SharedState>,
     kick: EventFd,
     target: Arc<Target>,
+    counters: Arc<RequestCounters>,
     /// See [`TURN`].
     turn: Duration,
     /// See [`MemStatus::generation`].
@@ -135,6 +140,7 @@ impl Mem {
             state,
             kick,
             target,
+            counters: Arc::default(),
             turn: TURN,
             generation: 0,
             seen: None,
@@ -148,6 +154,12 @@ impl Mem {
     #[must_use]
     pub fn target(&self) -> Arc<Target> {
         Arc::clone(&self.target)
+    }
+
+    /// What is counted of requests.
+    #[must_use]
+    pub(crate) fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.counters)
     }
 
     /// Takes the target that was set last, if there is a new one, and tells the driver. The same size again is a
@@ -232,7 +244,13 @@ impl Mem {
     }
 
     fn handle(&mut self, request: &[u8]) -> Response {
+        let start = Instant::now();
         let response = self.device.handle(request, &mut self.region);
+        self.counters.count(
+            Request::from_bytes(request).map(|request| request.kind),
+            response.kind,
+            start.elapsed(),
+        );
         let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
         self.publish(refused.map(|refused| format!("{:?}: {refused}", response.kind)));
         response

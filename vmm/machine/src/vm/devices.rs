@@ -17,7 +17,7 @@ use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 use crate::virtio::control::Control;
-use crate::virtio::mem::{Mem, Target};
+use crate::virtio::mem::{Mem, RequestCounters, Target};
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
 /// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`.
@@ -42,6 +42,8 @@ pub(super) struct MemDevice {
     pub(super) device: Arc<Mutex<Mem>>,
     /// Set without the mutex of `device`, which is held while requests are served.
     pub(super) target: Arc<Target>,
+    /// What is counted of its requests.
+    pub(super) counters: Arc<RequestCounters>,
     /// Written when the queue has requests.
     pub(super) kick: EventFd,
 }
@@ -82,8 +84,8 @@ impl Devices {
             let device = Mem::new(index, hotplug, memory, state, share(&interrupt)?, share(&kick)?)
                 .map_err(host("make a virtio-mem device"))?;
             interrupts.push(interrupt);
-            let target = device.target();
-            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), target, kick });
+            let (target, counters) = (device.target(), device.counters());
+            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), target, counters, kick });
         }
         Ok(Self {
             control: Arc::new(Mutex::new(control)),

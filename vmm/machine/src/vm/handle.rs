@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::state::{Changes, State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
+use crate::virtio::mem::RequestCounts;
 
 /// A running VM, for any number of threads. See [`Vm`](super::Vm), which ends it.
 #[derive(Clone, Debug)]
@@ -217,6 +218,12 @@ impl VmHandle {
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
         self.shared.exits()
+    }
+
+    /// Requests to virtio-mem devices since the start, one entry per device. Waits for no device.
+    #[must_use]
+    pub fn mem_requests(&self) -> Vec<RequestCounts> {
+        self.shared.devices.mem.iter().map(|mem| mem.counters.read()).collect()
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is

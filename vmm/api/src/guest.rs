@@ -1,0 +1,50 @@
+//! What `GET /stats` tells: the counters of the guest's memory management, by the keys of the ABI's tables.
+//!
+//! Pure: the guest's answer in, JSON out. The keys are those of `tidevm run --json`.
+
+use serde_json::{Map, Value};
+use tidevm_abi::{Counter, NodeStats, Stats, ZoneStats};
+
+/// The counters of a guest.
+#[must_use]
+pub fn stats(stats: &Stats) -> Value {
+    let mut told = counters(Stats::COUNTERS, stats);
+    told.insert("zones".to_owned(), zones(&stats.zones));
+    let nodes = stats.nodes.iter().take(usize::from(stats.nr_nodes)).map(|node| {
+        let mut told = counters(NodeStats::COUNTERS, node);
+        told.insert("zones".to_owned(), zones(&node.zones));
+        Value::Object(told)
+    });
+    told.insert("nodes".to_owned(), nodes.collect());
+    Value::Object(told)
+}
+
+fn zones(zones: &[ZoneStats]) -> Value {
+    let zone = |zone: &ZoneStats| (zone.name.to_string(), counters(ZoneStats::COUNTERS, zone).into());
+    Value::Object(zones.iter().map(zone).collect())
+}
+
+fn counters<T>(table: &[Counter<T>], of: &T) -> Map<String, Value> {
+    table.iter().map(|counter| (counter.key.to_owned(), (counter.read)(of).into())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tidevm_abi::Stats;
+
+    use super::stats;
+
+    #[test]
+    fn each_counter_of_the_tables_is_told() {
+        let mut guest = Stats { nr_nodes: 2, blocks_online: 7, ..Stats::default() };
+        guest.zones[2].free = 5;
+        guest.nodes[1].init_remote = 3;
+        let told = stats(&guest);
+        assert_eq!(told["blocks_online"], json!(7));
+        assert_eq!(told["zones"]["Movable"]["free"], json!(5));
+        assert_eq!(told["nodes"].as_array().unwrap().len(), 2, "nodes that do not exist are not told");
+        assert_eq!(told["nodes"][1]["init_remote"], json!(3));
+        assert!(Stats::COUNTERS.iter().all(|counter| told.get(counter.key).is_some()), "{told}");
+    }
+}
