@@ -34,8 +34,9 @@ usage: cargo xtask COMMAND
   test                         setup, then every test that this machine can run; writes docs/features.md
   compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
                                and on the nested host, side by side; takes half an hour
-  mutants [PATH]               breaks the code as a maintainer could by mistake, one change at a time, and looks
-                               whether a hosted test fails; writes docs/mutants.md
+  mutants [PATH|LIST]          breaks the code as a maintainer could by mistake, one change at a time, and looks
+                               whether a hosted test fails; writes docs/mutants.md. PATH is where the changed
+                               files begin, LIST the name of a list in tests/mutants
   fuzz [TARGET] [--seconds N]  run the fuzzer of one target of `tests/fuzz`, or of each in turn; 60 s each
   fuzz TARGET --keep           take what the runs found into the committed corpus
   soak [LEVEL] [--cycles N [--seed S]]

@@ -27,17 +27,19 @@ use self::list::List;
 use self::page::Part;
 use self::verdict::{Programs, Verdict};
 
-/// The mutants whose files begin with `path`, which is relative to the repository; all mutants when it is empty. A
-/// list of which all mutants were run has its part of `docs/mutants.md` written.
+/// The mutants whose files begin with `path`, which is relative to the repository, or those of the list with this name;
+/// all mutants when it is empty. A list of which all mutants were run has its part of `docs/mutants.md` written.
 ///
 /// # Errors
 /// A list is malformed or behind the code, or the tests do not pass without a mutant.
 pub fn run(path: &str) -> Result<ExitCode> {
     let lists = list::read_all()?;
-    let of = |list: &List| list.mutants.iter().filter(|mutant| list.file(mutant).starts_with(path)).count();
+    let of = |list: &List| list.mutants.iter().filter(|mutant| list.is_meant(mutant, path)).count();
     let total: usize = lists.iter().map(of).sum();
     if total == 0 {
-        bail!("tests/mutants/*.toml have no mutant of a file that begins with {path:?}");
+        bail!(
+            "tests/mutants/*.toml have no mutant of a file that begins with {path:?}, and none of them has that name"
+        );
     }
     let file = workspace_root().join("docs/mutants.md");
     let mut unexplained = 0;
@@ -53,7 +55,7 @@ pub fn run(path: &str) -> Result<ExitCode> {
         }
         programs.calibrate(began.elapsed());
         for (index, mutant) in list.mutants.iter().enumerate() {
-            if !list.file(mutant).starts_with(path) {
+            if !list.is_meant(mutant, path) {
                 continue;
             }
             done += 1;

@@ -46,6 +46,7 @@ use crate::sync::written;
 use crate::sync::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
+    one_step,
 };
 
 /// One page frame's entry in the memmap.
@@ -158,13 +159,13 @@ impl PageState {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn all_tails(pages: &[Page], tail: Self, untouched: bool) -> bool {
         let zero_counts = if untouched { 0 } else { u64::MAX };
-        let differ = pages.iter().fold(0, |differ, page| {
+        let differ = |differ, page: &Page| {
             let Self(bits) = page.state();
             // All ones, unless the page was never written.
             let written = 0_u64.wrapping_sub((bits | bits.wrapping_neg()) >> 63);
             differ | (bits ^ tail.0) & (written | zero_counts)
-        });
-        differ == 0
+        };
+        one_step(|| pages.iter().fold(0, differ)) == 0
     }
 
     /// Whether this is the head of a buddy block of `order` in state `kind`, in any zone.
@@ -207,17 +208,19 @@ impl Page {
         crate::steps::made();
     }
 
-    /// Sets the states of pages of one pageblock.
+    /// Sets the states of pages of one pageblock. Their section is published afterwards, as in
+    /// [`init_device`](Self::init_device), so plain stores will do.
     #[inline]
     pub(crate) fn set_states(pages: &[Self], state: PageState) {
-        for page in pages {
-            page.state.store(state.0, Release);
+        let set = |page: &Self| {
+            page.state.store(state.0, Relaxed);
             #[cfg(test)]
             {
                 written::made(page);
                 crate::steps::made();
             }
-        }
+        };
+        one_step(|| pages.iter().for_each(set));
         #[cfg(any(test, feature = "sim"))]
         pages.iter().take(1).for_each(written::made);
     }

@@ -107,7 +107,8 @@ impl PcpZone {
     }
 }
 
-/// High and batch in one word: high in the lower half.
+/// High and batch in one word: high in the lower half. One access reads or writes both, so no order of steps can tear
+/// them: a refill or a flush that mixes two publications is impossible, and no model or mutant can show one.
 const fn packed((high, batch): (u32, u32)) -> u64 {
     high as u64 | (batch as u64) << 32
 }

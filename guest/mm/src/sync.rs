@@ -32,8 +32,16 @@ pub(crate) use loom::{
 };
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, thread_local, yield_now,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence, one_step, spin_loop, thread_local, yield_now,
 };
+
+/// Runs `body`. A model checker of whole operations takes its accesses for one step, because there are very many of them
+/// and no other CPU may depend on one of them alone.
+#[cfg(not(feature = "shuttle"))]
+#[inline(always)]
+pub(crate) fn one_step<R>(body: impl FnOnce() -> R) -> R {
+    body()
+}
 
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
 pub(crate) use core::hint::spin_loop;

@@ -51,6 +51,7 @@ use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
 use crate::platform::Platform;
 use crate::sparse::{SectionOwner, SectionState};
+use crate::sync::one_step;
 use crate::variant::{self, Variant};
 
 /// Device memory to be mapped (Linux `struct dev_pagemap`).
@@ -306,9 +307,7 @@ impl<P: Platform> Mm<P> {
         debug_assert!(rest.is_empty(), "a pageblock is a multiple of 16 pages");
         // Three stores per page and little else.
         for chunk in chunks {
-            for page in chunk {
-                page.init_device(state, nr.0.into());
-            }
+            one_step(|| chunk.iter().for_each(|page| page.init_device(state, nr.0.into())));
         }
         &pages.all()[first + range.pages() as usize - 1]
     }

@@ -72,6 +72,11 @@ impl List {
     pub fn file(&self, mutant: &Mutant) -> String {
         format!("{}/{}", self.sources, mutant.file)
     }
+
+    /// Whether `path` means this mutant: it is the beginning of the mutant's file, or the name of the list.
+    pub fn is_meant(&self, mutant: &Mutant, path: &str) -> bool {
+        self.name == path || self.file(mutant).starts_with(path)
+    }
 }
 
 /// The number that selects the mutant at `index` of its list. 0 selects none.
@@ -99,4 +104,29 @@ pub fn read_all() -> Result<Vec<List>> {
         lists.push(list);
     }
     Ok(lists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::List;
+
+    #[test]
+    fn a_path_is_a_folder_a_file_or_a_list() {
+        let text = r#"
+            package = "p"
+            sources = "p/src"
+            suites = ["lib"]
+            limit = 1
+            [[mutant]]
+            name = "m"
+            file = "a.rs"
+            find = "x"
+            replace = "y"
+        "#;
+        let list = List { name: "p-lists".to_owned(), ..toml::from_str(text).unwrap() };
+        let meant = ["", "p/", "p/src/a.rs", "p-lists"];
+        let others = ["q", "p/src/b.rs", "p-list", "p-lists-2"];
+        let is_meant = |path: &&str| list.is_meant(&list.mutants[0], path);
+        assert!(meant.iter().all(is_meant) && !others.iter().any(is_meant));
+    }
 }

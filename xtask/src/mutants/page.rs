@@ -18,7 +18,8 @@ const INTRODUCTION: &str = "\
 
 Each mutant is a mistake that a maintainer could make: a step left out, two steps in the other order, a bound that is
 off by one. `cargo xtask mutants [PATH]` builds the mutants of `tests/mutants/*.toml` into a copy of the code, runs the
-hosted tests once for each, and writes this page.
+hosted tests for each, and writes this page. PATH is the beginning of a file's path, or the name of a list. A failure
+counts when it comes a second time, because a busy host makes tests fail by chance.
 
 ";
 

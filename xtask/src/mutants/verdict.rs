@@ -1,6 +1,12 @@
 //! The test programs with the mutants inside, and what they say about one mutant.
+//!
+//! Mirrors `cargo mutants`, which takes the first failure for the verdict. Differs on purpose: a host with too much to do
+//! makes a test fail by chance, which would raise the score. So a failure counts when it comes a second time.
+//!
+//! Invariant: a mutant is killed only by a failure that was seen twice.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -95,22 +101,65 @@ impl Programs {
         self.limit = self.limit.max(baseline * 10);
     }
 
-    /// Runs the tests with mutant `number`, up to the first failure.
+    /// Runs the tests with mutant `number`, up to the first failure that comes again.
     pub fn run(&self, number: usize) -> Result<Verdict> {
         for (suite, program, folder) in &self.suites {
-            let mut command = Command::new(program);
-            command.args(&self.arguments).current_dir(folder);
-            command.env("TIDEVM_MUTANT", number.to_string()).env("RUST_BACKTRACE", "0");
-            if let Some(by) = failure(command, self.limit).with_context(|| program.display().to_string())? {
-                return Ok(Verdict::Killed(format!("{suite} {by}")));
+            let attempt = |test: Option<&str>| {
+                let mut command = Command::new(program);
+                command.args(&self.arguments).current_dir(folder);
+                command.env("TIDEVM_MUTANT", number.to_string()).env("RUST_BACKTRACE", "0");
+                if let Some(test) = test {
+                    command.args(["--exact", test]);
+                }
+                failure(command, self.limit).with_context(|| program.display().to_string())
+            };
+            if let Some(failure) = confirmed(attempt)? {
+                return Ok(Verdict::Killed(format!("{suite} {failure}")));
             }
         }
         Ok(Verdict::Lives)
     }
 }
 
+/// How a test program failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Failure {
+    /// This test failed.
+    Test(String),
+    /// The program hung or died, as said here. Which test it was is not known.
+    Program(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Test(text) | Self::Program(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// Runs of a whole suite in which failures that do not come again are let pass.
+const CHANCES: usize = 3;
+
+/// The failure of a suite, if it fails twice in the same place. `attempt` runs the suite, or only the test that it gets.
+/// A test that failed is run again alone. A suite that hung or died is run again as a whole, under the same deadline, and
+/// any failure is the second one then: it may name a test.
+fn confirmed(attempt: impl Fn(Option<&str>) -> Result<Option<Failure>>) -> Result<Option<Failure>> {
+    for _ in 0..CHANCES {
+        let Some(first) = attempt(None)? else { return Ok(None) };
+        let counts = match &first {
+            Failure::Test(test) => attempt(Some(test))?.map(|_| first.clone()),
+            Failure::Program(_) => attempt(None)?,
+        };
+        if counts.is_some() {
+            return Ok(counts);
+        }
+        eprintln!("{first}: a failure that does not come again, and does not count");
+    }
+    Ok(None)
+}
+
 /// The first failure of a test program, which is ended there. A program that does not end within `limit` hangs.
-fn failure(mut command: Command, limit: Duration) -> io::Result<Option<String>> {
+fn failure(mut command: Command, limit: Duration) -> io::Result<Option<Failure>> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn()?;
     let output = child.stdout.take().map(BufReader::new);
     let child = &Mutex::new(child);
@@ -136,9 +185,9 @@ fn failure(mut command: Command, limit: Duration) -> io::Result<Option<String>> 
     });
     let status = child.lock().unwrap_or_else(sync::PoisonError::into_inner).wait()?;
     Ok(match failed {
-        Some(test) => Some(test),
-        None if hung => Some(format!("{NO_END} {} s", limit.as_secs())),
-        None => (!status.success()).then(|| format!("ends with {status}")),
+        Some(test) => Some(Failure::Test(test)),
+        None if hung => Some(Failure::Program(format!("{NO_END} {} s", limit.as_secs()))),
+        None => (!status.success()).then(|| Failure::Program(format!("ends with {status}"))),
     })
 }
 
@@ -151,19 +200,30 @@ fn end(child: &Mutex<Child>) {
 /// name and the result.
 fn failed_test(line: &str) -> Option<&str> {
     let (name, _) = line.strip_prefix("test ")?.trim_end().strip_suffix("FAILED")?.split_once(" ... ")?;
-    Some(name)
+    // libtest says so behind the name of such a test.
+    Some(name.strip_suffix(" - should panic").unwrap_or(name))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::process::Command;
     use std::time::Duration;
 
-    use super::{failed_test, failure};
+    use super::{Failure, confirmed, failed_test, failure};
+
+    fn test(name: &str) -> Failure {
+        Failure::Test(name.to_owned())
+    }
+
+    fn program(how: &str) -> Failure {
+        Failure::Program(how.to_owned())
+    }
 
     #[test]
     fn a_failed_test_is_named() {
         assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
+        assert_eq!(failed_test("test a::b - should panic ... FAILED"), Some("a::b"));
         for other in ["test a::b ... ok", "test result: FAILED. 1 passed", "FAILED", "test a::b ... ignored"]
         {
             assert_eq!(failed_test(other), None, "{other}");
@@ -178,8 +238,38 @@ mod tests {
             failure(command, Duration::from_secs(1)).unwrap()
         };
         assert_eq!(shell("echo 'test x ... ok'"), None);
-        assert_eq!(shell("echo 'test x ... FAILED'; exec sleep 100").as_deref(), Some("x"));
-        assert_eq!(shell("exec sleep 100").as_deref(), Some("does not end within 1 s"));
-        assert_eq!(shell("exit 3").as_deref(), Some("ends with exit status: 3"));
+        assert_eq!(shell("echo 'test x ... FAILED'; exec sleep 100"), Some(test("x")));
+        assert_eq!(shell("exec sleep 100"), Some(program("does not end within 1 s")));
+        assert_eq!(shell("exit 3"), Some(program("ends with exit status: 3")));
+    }
+
+    /// What `confirmed` says when the runs end as in `ends`, and which tests the runs were of.
+    fn verdict(ends: &[Option<Failure>]) -> (Option<Failure>, Vec<String>) {
+        let runs = RefCell::new(Vec::new());
+        let attempt = |test: Option<&str>| {
+            let mut runs = runs.borrow_mut();
+            runs.push(test.unwrap_or("all").to_owned());
+            Ok(ends[runs.len() - 1].clone())
+        };
+        let verdict = confirmed(attempt).unwrap();
+        (verdict, runs.into_inner())
+    }
+
+    #[test]
+    fn only_a_failure_that_comes_again_counts() {
+        let of = |runs: &[&str]| runs.iter().map(|&run| run.to_owned()).collect::<Vec<_>>();
+        let [x, y, hang] = [test("x"), test("y"), program("does not end within 1 s")].map(Some);
+        assert_eq!(verdict(&[None]), (None, of(&["all"])));
+        assert_eq!(verdict(&[x.clone(), x.clone()]), (x.clone(), of(&["all", "x"])));
+        // By chance, and then another test notices the mutant.
+        let ends = [x.clone(), None, y.clone(), y.clone()];
+        assert_eq!(verdict(&ends), (y, of(&["all", "x", "all", "y"])));
+        assert_eq!(verdict(&[x.clone(), None, None]), (None, of(&["all", "x", "all"])));
+        // No test is known to be the one that hangs.
+        assert_eq!(verdict(&[hang.clone(), hang.clone()]), (hang.clone(), of(&["all", "all"])));
+        assert_eq!(verdict(&[hang.clone(), x.clone()]), (x.clone(), of(&["all", "all"])));
+        assert_eq!(verdict(&[hang.clone(), None, None]), (None, of(&["all"; 3])));
+        let never = [x.clone(), None, x.clone(), None, x, None];
+        assert_eq!(verdict(&never), (None, of(&["all", "x", "all", "x", "all", "x"])));
     }
 }

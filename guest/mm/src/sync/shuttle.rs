@@ -37,6 +37,20 @@ fn point() {
 
 pub(crate) use shuttle::thread_local;
 
+/// Runs `body`, which waits for nothing, as one step: its accesses are one point, before the first of them.
+pub(crate) fn one_step<R>(body: impl FnOnce() -> R) -> R {
+    point();
+    alone(body)
+}
+
+/// Runs `body` while no other thread of the model is left, or none may run: no access is a point.
+pub(crate) fn alone<R>(body: impl FnOnce() -> R) -> R {
+    let scheduled = SCHEDULED.replace(false);
+    let result = body();
+    SCHEDULED.set(scheduled);
+    result
+}
+
 /// A fence. Shuttle's executions are sequentially consistent, so it orders nothing more, and is no point.
 pub(crate) fn fence(order: Ordering) {
     core_atomic::fence(order);

@@ -2,10 +2,12 @@
 //!
 //! Shuttle runs the threads that stand for CPUs one at a time. Each access to an atomic is a point where it may go on
 //! with another one (`guest/mm/src/sync.rs`). Half of the schedules are random, the other half are chosen by PCT, which
-//! finds rare orders of few steps. Shuttle knows no weak memory orderings: for those see `guest/mm/src/sync/tests.rs`.
+//! finds rare orders of few steps. Each model must hold in 3,000 schedules, and a broken variant must fail in one
+//! of them. Shuttle knows no weak memory orderings: for those see `guest/mm/src/sync/tests.rs`.
 //!
-//! After each schedule `check` walks all of the machine. A model that cannot fail proves nothing, so each is also run
-//! on a broken variant of the code, and must fail.
+//! After each schedule `check` walks all of the machine. A model that cannot fail proves nothing. So models also run on
+//! broken variants of the code, and must fail. `tests/mutants/mm-interleavings.toml` has the mistakes that the models must
+//! notice.
 //!
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 

@@ -19,11 +19,8 @@ use tidevm_mm::sim::model::{Variant, choose};
 /// Schedules of one group.
 const GROUP: usize = 50;
 
-/// Groups of each scheduler that a model must hold in.
-const GROUPS: u64 = 10;
-
-/// Groups of each scheduler in which a broken variant must fail.
-const GROUPS_TO_FAIL: u64 = 40;
+/// Groups of each scheduler that a model must hold in, or in which a broken variant must fail: 3,000 schedules.
+const GROUPS: u64 = 30;
 
 /// Changes of priority in a schedule of PCT: it finds faults that need this many orders between steps of two CPUs.
 const DEPTH: usize = 3;
@@ -38,8 +35,8 @@ enum Group {
 }
 
 impl Group {
-    fn all(groups: u64) -> impl Iterator<Item = Self> {
-        (1..=groups).flat_map(|seed| [Self::Random(seed), Self::Pct(seed)])
+    fn all() -> impl Iterator<Item = Self> {
+        (1..=GROUPS).flat_map(|seed| [Self::Random(seed), Self::Pct(seed)])
     }
 }
 
@@ -95,15 +92,10 @@ fn run(
 
 /// No schedule breaks `model`.
 pub fn holds(model: impl Fn() + Send + Sync + 'static) {
-    holds_in(GROUPS, model);
-}
-
-/// As [`holds`], in fewer groups: for models of many steps.
-pub fn holds_in(groups: u64, model: impl Fn() + Send + Sync + 'static) {
     choose(None);
     let model: Arc<dyn Fn() + Send + Sync> = Arc::new(model);
     let chosen = env::var(CHOICE).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{error}")));
-    let groups: Vec<Group> = chosen.map_or_else(|| Group::all(groups).collect(), |group| vec![group]);
+    let groups: Vec<Group> = chosen.map_or_else(|| Group::all().collect(), |group| vec![group]);
     let mut schedules = 0;
     for group in groups {
         let (passed, result) = run(group, &model);
@@ -130,7 +122,7 @@ pub fn fails(
     let model: Arc<dyn Fn() + Send + Sync> = Arc::new(model);
     let mut schedules = 0;
     choose(variant);
-    for group in Group::all(GROUPS_TO_FAIL) {
+    for group in Group::all() {
         let (passed, result) = run(group, &model);
         schedules += passed;
         if let Err(panic) = result {

@@ -15,7 +15,7 @@ use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{InitPolicy, MemoryContent, NodeId, Options, PageblockSet};
 
 use crate::machine::{BLOCK, boot, in_schedule, online, small, step_on};
-use crate::schedules::holds_in;
+use crate::schedules::holds;
 
 /// Returns how many pages were found online.
 fn look_up_meets(options: Options) -> usize {
@@ -48,11 +48,11 @@ fn look_up_meets(options: Options) -> usize {
     found
 }
 
-/// No schedule of `groups` breaks the model, and in some of them the reader found the memory block online.
-fn look_up_holds(groups: u64, options: Options) {
+/// No schedule breaks the model, and in some of them the reader found the memory block online.
+fn look_up_holds(options: Options) {
     let found = Arc::new(AtomicUsize::new(0));
     let sum = found.clone();
-    holds_in(groups, move || {
+    holds(move || {
         sum.fetch_add(look_up_meets(options), SeqCst);
     });
     assert!(found.load(SeqCst) > 0, "the reader never came in time");
@@ -61,12 +61,12 @@ fn look_up_holds(groups: u64, options: Options) {
 /// Pitfalls 13 and 17: every page is written before the section is published.
 #[test]
 fn a_section_is_found_with_its_pages_until_its_last_reader_is_gone() {
-    look_up_holds(2, SimMachine::OPTIONS);
+    look_up_holds(SimMachine::OPTIONS);
 }
 
 /// The same where only the heads of buddy blocks are written.
 #[test]
 fn a_section_of_zeroed_memory_is_found_until_its_last_reader_is_gone() {
     let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
-    look_up_holds(10, options);
+    look_up_holds(options);
 }

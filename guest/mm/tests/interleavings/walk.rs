@@ -6,11 +6,12 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use shuttle::thread;
+use tidevm_mm::sim::model::alone;
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{Gfp, Mm, OfflineError, Order, Pfn};
 
 use crate::machine::{BLOCK, boot, in_schedule, small};
-use crate::schedules::{holds, holds_in};
+use crate::schedules::holds;
 
 fn free_parts(mm: &Mm<Sim>, block: Pfn, order: Order) {
     for part in (0..Order::MAX.pages()).step_by(order.pages() as usize) {
@@ -18,9 +19,9 @@ fn free_parts(mm: &Mm<Sim>, block: Pfn, order: Order) {
     }
 }
 
-fn split_meets(groups: u64, walk: impl Fn(&Mm<Sim>) + Send + Sync + 'static + Copy) {
+fn split_meets(walk: impl Fn(&Mm<Sim>) + Send + Sync + 'static + Copy) {
     for to in [Order::PAGEBLOCK, Order::new(7)] {
-        holds_in(groups, move || {
+        holds(move || {
             let machine = boot(&small(), 1);
             let block = machine.alloc_pages(Order::MAX, Gfp::Movable).expect("there is room");
             in_schedule(&machine, u64::from(Order::MAX.pages()), |mm| {
@@ -28,7 +29,7 @@ fn split_meets(groups: u64, walk: impl Fn(&Mm<Sim>) + Send + Sync + 'static + Co
                     scope.spawn(|| Sim::run_on(1, || mm.split_page_to(block, Order::MAX, to)));
                     walk(mm);
                 });
-                free_parts(mm, block, to);
+                alone(|| free_parts(mm, block, to));
             });
         });
     }
@@ -56,7 +57,7 @@ fn a_walk_finds_a_head_in_front_of_every_part() {
                         thread::yield_now();
                     }
                 });
-                free_parts(mm, block, to);
+                alone(|| free_parts(mm, block, to));
             });
         });
     }
@@ -65,7 +66,7 @@ fn a_walk_finds_a_head_in_front_of_every_part() {
 /// Isolation walks from pageblock to pageblock. It counts every page of the buddy block, whole or split, once.
 #[test]
 fn isolation_meets_a_split() {
-    split_meets(2, |mm| match mm.hotplug().offline(BLOCK) {
+    split_meets(|mm| match mm.hotplug().offline(BLOCK) {
         Err(OfflineError::Unmovable(stuck)) => assert_eq!(stuck.pages, Order::MAX.pages(), "{stuck}"),
         other => panic!("{other:?}"),
     });
@@ -74,7 +75,7 @@ fn isolation_meets_a_split() {
 /// `check` walks over all buddy blocks.
 #[test]
 fn a_check_meets_a_split() {
-    split_meets(1, |mm| {
+    split_meets(|mm| {
         mm.check();
     });
 }

@@ -1,8 +1,9 @@
 //! `sparse`: a CPU that reads the state of a section sees what was true before that state was set.
 
-use crate::addr::{Pfn, SectionNr};
+use crate::addr::{Order, Pfn, SectionNr};
 use crate::lock::Locks;
-use crate::page::Link;
+use crate::node::{NodeId, ZoneType};
+use crate::page::{Kind, Link, Page, PageState};
 use crate::sparse::{SectionOwner, SectionState};
 use crate::sync::tests::{Data, fixed, in_every_execution, machine};
 
@@ -29,6 +30,24 @@ fn a_section_is_published_with_its_pages() {
             if let Some(pages) = sparse.pages(NR) {
                 assert_eq!(pages.page(pfn).next(), link, "a page that is not initialised");
             }
+        },
+    );
+}
+
+/// `Page::set_states` writes by plain stores: the section that is published afterwards publishes its pages too.
+#[test]
+fn pages_of_a_section_are_set_before_it_is_published() {
+    let sparse = &machine().sparse;
+    sparse.set_state(NR, SectionState::Present, &Owner);
+    let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    in_every_execution(
+        move || {
+            Page::set_states(&sparse.pages_to_initialise(NR, &Owner).all()[7..9], tail);
+            sparse.set_state(NR, SectionState::Initialised, &Owner);
+        },
+        move || {
+            let found = sparse.pages(NR).map(|pages| [7, 8].map(|at| pages.all()[at].state()));
+            assert!(found.is_none_or(|states| states == [tail; 2]), "pages that are not set: {found:?}");
         },
     );
 }
