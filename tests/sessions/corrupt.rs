@@ -5,7 +5,7 @@
 use tidevm_abi::{Answer, BadWord};
 use tidevm_machine::{Config, DeathKind, Size};
 use tidevm_session::{Ended, StepFailure};
-use tidevm_tests::{Session, Test, machine, run};
+use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
     ("verify_finds_each_word_that_was_written", verify_finds_each_word_that_was_written),
@@ -43,7 +43,7 @@ fn verify_finds_each_word_that_was_written() {
     ] {
         let script =
             format!("plug 128M\nhog 256K {hog} as data\nverify data\ncorrupt data page {page}\nverify data");
-        let session = run(machine(128 << 20), &script);
+        let session = run_checked(machine(128 << 20), &script);
         let (changed, found) = words(&session);
         assert_eq!((found.page, found.word, found), (page, word, changed), "{hog}");
         assert_eq!(found.expected ^ 1, found.found, "{hog}");
@@ -63,26 +63,27 @@ fn verify_finds_a_word_in_pages_that_moved() {
                   resize 0
                   expect migrated > 0
                   verify data";
-    let (changed, found) = words(&run(machine(256 << 20), script));
+    let (changed, found) = words(&run_checked(machine(256 << 20), script));
     assert_eq!((found.page, found.word), (301, 256));
     assert_eq!((changed.word, changed.expected, changed.found), (found.word, found.expected, found.found));
     assert_ne!(changed.pfn, found.pfn, "{changed:?}");
     let script =
         "plug 128M\nhog 2M movable as data\ncorrupt data page 7\nresize 0\ncorrupt data page 7\nverify data";
-    run(machine(128 << 20), script).assert_done();
+    run_checked(machine(128 << 20), script).assert_done();
 }
 
 fn verify_finds_a_word_in_device_memory() {
     let config = Config { pmem: vec![Size::mib(128)], ..machine(128 << 20) };
     let script = "pmem map 0\npmem hold 64K of 0 as other\npmem hold 64K of 0 as data\nverify other
                   corrupt data page 15\nverify other\nverify data";
-    let (changed, found) = words(&run(config, script));
+    let (changed, found) = words(&run_checked(config, script));
     assert_eq!((found.page, found.word, found), (15, 0, changed));
 }
 
 /// The owner of a page is one that is not registered. Whatever looks at the page next would call it.
 fn check_finds_a_struct_page_that_was_changed() {
     let script = "plug 128M\nhog 64K movable as data\ncheck\ncorrupt data page 3 memmap\ncheck";
+    // `check` is the subject here, so the script says where it stands.
     let session = run(machine(128 << 20), script);
     let Ended::Died(death) = &session.summary.ended else {
         panic!("`check` found nothing: {:?}", session.steps.last());

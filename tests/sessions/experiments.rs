@@ -4,7 +4,7 @@ use tidevm_abi::Answer;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, text};
 use tidevm_machine::{Config, Confinement, HotplugConfig, Size};
-use tidevm_tests::{Session, Test, machine, run};
+use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
     ("experiment_early_oom", || passes("early-oom")),
@@ -63,8 +63,8 @@ fn no_race(policy: &str) {
 }
 
 fn a_race_needs_cpus_and_memory() {
-    let alone = run(machine(256 << 20), "plug 128M\nrace 1 cycle");
-    let empty = run(Config { cpus: 2, ..machine(256 << 20) }, "race 1 cycle");
+    let alone = run_checked(machine(256 << 20), "plug 128M\nrace 1 cycle");
+    let empty = run_checked(Config { cpus: 2, ..machine(256 << 20) }, "race 1 cycle");
     for session in [alone, empty] {
         let failures = session.failures();
         assert!(failures.len() == 1 && failures[0].1.contains("two CPUs and plugged memory"), "{failures:?}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidevm_abi::{Answer, Failure, MAX_RACE_CYCLES, Op, ProbedWait};
 use tidevm_machine::{Config, Size};
-use tidevm_tests::{Session, Test, machine, run, run_checked, start};
+use tidevm_tests::{Session, Test, machine, run_checked, start};
 
 pub const TESTS: &[Test] = &[
     ("a_grace_period_waits_for_a_step", || probe("grace-period")),
@@ -51,7 +51,7 @@ fn a_driver_goes_on_when_another_cpu_frees_pages() {
          release pin
          expect plugged == 0 within 60s"
     );
-    let session = run(two_cpus(), &script);
+    let session = run_checked(two_cpus(), &script);
     let failures = session.failures();
     assert!(failures.len() == 1 && failures[0].0 == "resize 0", "{failures:#?}");
     assert_eq!(session.at_the_end().held, [Some(0)]);
