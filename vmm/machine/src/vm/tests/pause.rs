@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::sync_channel;
-use std::thread::sleep;
+use std::thread::{scope, sleep};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -52,6 +52,55 @@ fn a_guest_that_stands_still_runs_no_code_until_it_is_resumed() {
     assert_eq!(vm.stop(LIMIT), FORCED);
 }
 
+/// The other thread's pause could come between the two writes of a resume. Then the guest stood still, the state said
+/// that it ran, and the limits of all waits passed.
+#[test]
+fn the_wish_to_stand_still_and_the_state_change_together() {
+    let kernel = Kernel::new(WRITES);
+    let vm = start(kernel.config()).unwrap();
+    let pause = &vm.shared.pause;
+    for _ in 0..3 {
+        await_pause(&vm);
+        scope(|threads| {
+            // The lock of the state holds the resume between its two writes.
+            vm.shared.state.change(|_| {
+                threads.spawn(|| vm.resume());
+                until("the first write of the resume", || !pause.is_wanted());
+                threads.spawn(|| assert!(pause.begin()));
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_millis(100) {
+                    assert!(!pause.is_wanted(), "a pause began while the resume was half done");
+                    sleep(Duration::from_millis(1));
+                }
+            });
+        });
+        assert_eq!((pause.is_wanted(), vm.state().paused), (true, true), "the pause came last");
+        vm.resume();
+        assert_eq!((pause.is_wanted(), vm.state().paused), (false, false));
+    }
+    assert_eq!(vm.stop(LIMIT), FORCED);
+}
+
+#[test]
+fn a_guest_that_stands_still_is_reset_and_stands_still() {
+    let kernel = Kernel::new(WRITES);
+    let vm = start(Config { cpus: 2, resets: true, ..kernel.config() }).unwrap();
+    let writes = |vm: &Vm| vm.exits()[0].io;
+    until("the guest runs", || writes(&vm) > 0);
+    await_pause(&vm);
+    let at_rest = writes(&vm);
+    for resets in 1..=2 {
+        vm.reset().unwrap();
+        until("the reset", || vm.state().resets == resets);
+        await_pause(&vm);
+        sleep(Duration::from_millis(50));
+        assert_eq!((writes(&vm), vm.state().paused), (at_rest, true), "the new guest runs no code");
+    }
+    vm.resume();
+    until("the new guest runs", || writes(&vm) > at_rest);
+    assert_eq!(vm.stop(LIMIT), FORCED);
+}
+
 #[test]
 fn a_vm_ends_whose_guest_stands_still() {
     let kernel = Kernel::new(WRITES);
@@ -78,12 +127,12 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
     let (tell, told) = sync_channel(9);
     let body = move |vm: VmHandle, beside: Beside| {
         let (changes, epoll) = (vm.subscribe().unwrap(), Epoll::new().unwrap());
+        tell.send("at its gate").unwrap();
         let over = beside.lock_in().unwrap();
         for (number, fd) in [changes.as_raw_fd(), over.as_raw_fd()].into_iter().enumerate() {
             let event = EpollEvent::new(EventSet::IN, number as u64);
             epoll.ctl(ControlOperation::Add, fd, event).unwrap();
         }
-        tell.send("locked in").unwrap();
         while await_either(&epoll) == 0 {
             changes.clear();
             if vm.state().paused {
@@ -94,7 +143,7 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
     };
     let companion = Companion { name: "beside", body: Box::new(body) };
     let vm = start_with(kernel.config(), companion).unwrap();
-    assert_eq!(told.try_recv(), Ok("locked in"), "it is locked in before the guest runs");
+    assert_eq!(told.try_recv(), Ok("at its gate"), "the VM waits for it before the guest runs");
     await_pause(&vm);
     assert_eq!(told.recv_timeout(LIMIT), Ok("paused"));
     drop(vm);
