@@ -113,10 +113,10 @@ impl VmHandle {
 
     /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is
     /// about resets that the guest makes. Returns at once, with the number of this request. When
-    /// [`State::reset_request`] is at least that, the guest starts again with
-    /// fresh memory: nothing is plugged, and the devices request what they requested. Calls that were not answered
-    /// end. Requests before that moment are one reset. A reset that the guest makes before it is another one. A guest that stands still is reset too, and stands still until
-    /// [`VmHandle::resume`]. A guest that has ended stays so.
+    /// [`State::reset_request`] is at least that, the guest starts again with fresh memory: nothing is plugged, and the
+    /// devices request what they requested. Calls that were not answered end. Requests before that moment are one
+    /// reset. A reset that the guest makes before the request is another one. A guest that stands still is reset too,
+    /// and stands still until [`VmHandle::resume`]. A guest that has ended stays so.
     ///
     /// # Errors
     /// [`ResetRefused`]; nothing changed.
