@@ -19,12 +19,13 @@ use crate::cargo;
 use crate::packages;
 
 /// The targets, with the most bytes of an input.
-const TARGETS: [(&str, u32); 7] = [
+const TARGETS: [(&str, u32); 8] = [
     ("device", 1000),
     ("registers", 1500),
     ("chains", 1500),
     ("records", 4000),
     ("script", 3000),
+    ("http", 4000),
     ("kernel", 16_000),
     ("mm", 400),
 ];
@@ -190,7 +191,28 @@ pub fn keep(target: &str) -> Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use super::Row;
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use tidevm_guest_image::workspace_root;
+
+    use super::{Row, TARGETS};
+
+    /// A fuzzer that the list lacks would be run by no command, and its corpus would never grow.
+    #[test]
+    fn each_fuzzer_is_a_target_and_has_a_corpus() {
+        let targets: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let folder = workspace_root().join("tests/fuzz");
+        let manifest: toml::Table =
+            toml::from_str(&fs::read_to_string(folder.join("Cargo.toml")).unwrap()).unwrap();
+        let fuzzers = manifest["bin"].as_array().unwrap().iter();
+        let fuzzers: BTreeSet<String> = fuzzers.map(|bin| bin["name"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(targets, fuzzers, "targets, and the [[bin]] entries of tests/fuzz/Cargo.toml");
+        let corpora = fs::read_dir(folder.join("corpus")).unwrap();
+        let corpora: BTreeSet<String> =
+            corpora.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(targets, corpora, "targets, and the folders of tests/fuzz/corpus");
+    }
 
     #[test]
     fn the_figures_of_libfuzzer_are_read() {

@@ -38,6 +38,9 @@ pub struct State {
     /// How often the guest was reset and started again. A reset is one change of the state: the guest is gone, the
     /// devices are as at the start, and the reset is counted.
     pub resets: u64,
+    /// The number of the last request of [`crate::VmHandle::reset`] that was carried out; 0 before the first. A reset that
+    /// the guest makes raises [`State::resets`] alone, unless a request waits.
+    pub reset_request: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
     /// How the guest died, if it did.
@@ -181,8 +184,8 @@ struct StateAndAnswers {
     state: State,
     /// When the VM was started or last reset, by [`crate::clock`].
     started: Instant,
-    /// The embedder asked for a reset that was not carried out yet.
-    wants_reset: bool,
+    /// The number of the embedder's last request for a reset. It waits until [`State::reset_request`] is the same.
+    reset_request: u64,
     /// The time for which the guest stood still since the start, the current pause excluded.
     stood_still: Duration,
     /// Since when the guest stands still, by [`crate::clock`].
@@ -203,7 +206,7 @@ impl SharedState {
         let inner = StateAndAnswers {
             state: State { mem, ..State::default() },
             started,
-            wants_reset: false,
+            reset_request: 0,
             stood_still: Duration::ZERO,
             paused: None,
             answers: BTreeMap::new(),
@@ -274,9 +277,9 @@ impl SharedState {
     pub(crate) fn restart(&self, mem: impl FnOnce() -> Vec<MemStatus>) {
         self.learn(|inner| {
             inner.started = inner.now();
-            inner.wants_reset = false;
-            let StateAndAnswers { state, answers, .. } = inner;
+            let StateAndAnswers { state, answers, reset_request, .. } = inner;
             (state.ready, state.mem) = (None, mem());
+            state.reset_request = *reset_request;
             state.resets += 1;
             for answer in answers.values_mut() {
                 answer.get_or_insert(Err(WaitError::Reset));
@@ -284,14 +287,18 @@ impl SharedState {
         });
     }
 
-    /// Records that the embedder asks for a reset. The next reset, which [`SharedState::restart`] records, is it.
-    pub(crate) fn want_reset(&self) {
-        lock(&self.inner).wants_reset = true;
+    /// Records that the embedder asks for a reset, and returns the number of this request. The next reset, which
+    /// [`SharedState::restart`] records, carries it out.
+    pub(crate) fn want_reset(&self) -> u64 {
+        let mut inner = lock(&self.inner);
+        inner.reset_request += 1;
+        inner.reset_request
     }
 
     /// Whether the embedder asked for a reset that was not carried out yet.
     pub(crate) fn wants_reset(&self) -> bool {
-        lock(&self.inner).wants_reset
+        let inner = lock(&self.inner);
+        inner.reset_request != inner.state.reset_request
     }
 
     /// Makes room for the answer to call `id`.

@@ -277,3 +277,20 @@ fn no_limit_passes_while_the_guest_stands_still() {
     shared.wait(SOON, "nothing", |_| None::<()>).unwrap_err();
     assert!(shared.now() - start >= passed + SOON, "it goes on");
 }
+
+/// A reset of the guest's own raises the count alone, so that it is not taken for the one that was asked for.
+#[test]
+fn a_reset_carries_out_the_requests_before_it() {
+    let shared = SharedState::new(clock::now(), Vec::new());
+    let seen = || (shared.snapshot().resets, shared.snapshot().reset_request, shared.wants_reset());
+    shared.restart(Vec::new);
+    assert_eq!(seen(), (1, 0, false), "the guest's own");
+    assert_eq!(shared.want_reset(), 1);
+    assert_eq!(seen(), (1, 0, true));
+    shared.restart(Vec::new);
+    shared.restart(Vec::new);
+    assert_eq!(seen(), (3, 1, false));
+    assert_eq!((shared.want_reset(), shared.want_reset()), (2, 3));
+    shared.restart(Vec::new);
+    assert_eq!(seen(), (4, 3, false), "requests before a reset are one");
+}

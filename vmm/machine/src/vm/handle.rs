@@ -113,19 +113,21 @@ impl VmHandle {
     }
 
     /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is
-    /// about resets that the guest makes. Returns at once. When [`State::resets`] rises, the guest starts again with
-    /// fresh memory: nothing is plugged, and the devices request what they requested. Calls that were not answered
-    /// end. Requests before that moment are one reset. A guest that has ended stays so.
+    /// about resets that the guest makes. Returns at once, with the number of this request. When
+    /// [`State::reset_request`] is at least that, the guest starts again with fresh memory: nothing is plugged, and the
+    /// devices request what they requested. Calls that were not answered end. Requests before that moment are one
+    /// reset. A reset that the guest makes before the request is another one. A guest that stands still is reset too,
+    /// and stands still until [`VmHandle::resume`]. A guest that has ended stays so.
     ///
     /// # Errors
     /// [`ResetRefused`]; nothing changed.
-    pub fn reset(&self) -> Result<(), ResetRefused> {
+    pub fn reset(&self) -> Result<u64, ResetRefused> {
         if !self.shared.config.can_reset() {
             return Err(ResetRefused);
         }
-        self.shared.state.want_reset();
+        let request = self.shared.state.want_reset();
         self.shared.tell_of_reset();
-        Ok(())
+        Ok(request)
     }
 
     /// The host memory that a device's region really holds, resident and swapped out. To ask for several
@@ -164,10 +166,8 @@ impl VmHandle {
         if self.state().ended() || !self.shared.pause.begin() {
             return Err(NothingToPause);
         }
-        self.shared.state.set_paused(true);
-        // Resumed meanwhile: the state would tell of a pause that is over, and no limit would pass any more.
+        // Resumed meanwhile: no vCPU is waited for.
         if !self.shared.pause.is_wanted() {
-            self.shared.state.set_paused(false);
             return Ok(true);
         }
         Ok(match self.hardware.try_lock() {
@@ -181,13 +181,11 @@ impl VmHandle {
     /// Lets a guest that stands still run on.
     pub fn resume(&self) {
         self.shared.pause.end();
-        self.shared.state.set_paused(false);
     }
 
     /// Lets the guest run, for good, because the VM ends.
     pub(super) fn resume_to_end(&self) {
         self.shared.pause.bar();
-        self.shared.state.set_paused(false);
     }
 
     /// The description that the VM was started with.

@@ -7,11 +7,19 @@
 //! thread has parked, because a kick between the reading and the entry is lost. A parked thread still answers looks and
 //! obeys a stop: both wake it, and it parks again if nothing else is asked.
 //!
-//! Invariant: a thread that is marked as parked does not enter the guest before the guest is resumed.
+//! A reset of the guest is carried out while it stands still, as QEMU's `system_reset` is, and the new guest stands still
+//! too: its vCPUs find the wish before they enter it for the first time.
+//!
+//! Invariants:
+//!
+//! - A thread that is marked as parked does not enter the guest before the guest is resumed.
+//! - [`State::paused`](crate::State::paused) is the wish, because both change under the lock of the threads. If they
+//!   differed, a guest could stand still while the limits of all waits pass.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use crate::state::SharedState;
 use crate::sync::lock;
 
 /// The wish that the guest stands still, and the threads that obey it.
@@ -21,6 +29,8 @@ pub(super) struct Pause {
     wanted: AtomicBool,
     threads: Mutex<Threads>,
     wake: Condvar,
+    /// Told of the wish under the lock of `threads`. Its own locks are taken after that one.
+    state: Arc<SharedState>,
 }
 
 #[derive(Debug)]
@@ -32,10 +42,10 @@ struct Threads {
 }
 
 impl Pause {
-    /// For `vcpus` threads. The guest runs.
-    pub(super) fn new(vcpus: usize) -> Self {
+    /// For `vcpus` threads of the guest with `state`. The guest runs.
+    pub(super) fn new(vcpus: usize, state: Arc<SharedState>) -> Self {
         let threads = Threads { parked: vec![false; vcpus], barred: false };
-        Self { wanted: AtomicBool::new(false), threads: Mutex::new(threads), wake: Condvar::new() }
+        Self { wanted: AtomicBool::new(false), threads: Mutex::new(threads), wake: Condvar::new(), state }
     }
 
     /// Called by the thread of vCPU `index` before each entry into the guest. Returns whether it waited; then the
@@ -59,22 +69,28 @@ impl Pause {
         let threads = lock(&self.threads);
         if !threads.barred {
             self.wanted.store(true, Ordering::Release);
+            self.state.set_paused(true);
         }
         !threads.barred
     }
 
     /// Lets the guest run.
     pub(super) fn end(&self) {
-        let mut threads = lock(&self.threads);
-        self.wanted.store(false, Ordering::Release);
-        threads.parked.fill(false);
-        self.wake.notify_all();
+        self.release(&mut lock(&self.threads));
     }
 
     /// Lets the guest run, for good.
     pub(super) fn bar(&self) {
-        lock(&self.threads).barred = true;
-        self.end();
+        let mut threads = lock(&self.threads);
+        threads.barred = true;
+        self.release(&mut threads);
+    }
+
+    fn release(&self, threads: &mut Threads) {
+        self.wanted.store(false, Ordering::Release);
+        threads.parked.fill(false);
+        self.wake.notify_all();
+        self.state.set_paused(false);
     }
 
     /// Whether the guest is to stand still.

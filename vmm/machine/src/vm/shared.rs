@@ -78,7 +78,7 @@ impl VmShared {
             reset: event()?,
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),
-            pause: Pause::new(config.cpus.into()),
+            pause: Pause::new(config.cpus.into(), Arc::clone(&state)),
             over: AtomicBool::new(false),
             budget: Budget::of_process(),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),

@@ -23,6 +23,7 @@ mod pause;
 mod ports;
 mod refused;
 mod reset;
+mod threads;
 mod unplugged;
 
 const LIMIT: Duration = Duration::from_secs(10);

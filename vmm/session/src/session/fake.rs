@@ -120,6 +120,8 @@ pub(super) enum Event {
     PowerOff,
     /// The guest resets the VM, and is up again half a second later.
     Reset,
+    /// A request to reset the VM is carried out.
+    RequestedReset(u64),
     /// The guest accesses an address without a device or memory.
     Stray,
 }
@@ -135,6 +137,8 @@ pub(super) struct FakeVm {
     /// Until when the driver is at work for a target that it has read.
     busy_until: Cell<Instant>,
     next_call: Cell<u32>,
+    /// Resets that were asked for.
+    requests: Cell<u64>,
     untaken: RefCell<BTreeSet<u32>>,
     hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
     used: RefCell<BTreeSet<Handle>>,
@@ -160,6 +164,7 @@ impl FakeVm {
             looking: Cell::new(false),
             busy_until: Cell::new(start),
             next_call: Cell::new(7),
+            requests: Cell::new(0),
             untaken: RefCell::default(),
             hogs: RefCell::default(),
             used: RefCell::default(),
@@ -213,6 +218,10 @@ impl FakeVm {
             }
             Event::Signal(signal) => self.state.borrow_mut().signal = Some(signal),
             Event::PowerOff => self.state.borrow_mut().powered_off = true,
+            Event::RequestedReset(request) => {
+                self.happen(Event::Reset);
+                self.state.borrow_mut().reset_request = request;
+            }
             Event::Reset => {
                 let mut state = self.state.borrow_mut();
                 let mem = &mut state.mem[0];
@@ -223,9 +232,9 @@ impl FakeVm {
                     answer.get_or_insert(Err(WaitError::Reset));
                 }
                 // What the guest would have done. Signals and later resets come from elsewhere.
-                self.events
-                    .borrow_mut()
-                    .retain(|(_, event)| matches!(event, Event::Signal(_) | Event::Reset));
+                self.events.borrow_mut().retain(|(_, event)| {
+                    matches!(event, Event::Signal(_) | Event::Reset | Event::RequestedReset(_))
+                });
                 self.hogs.borrow_mut().clear();
                 if !self.nature.driverless && self.nature.loses != Some(Lost::Driver) {
                     self.after(Duration::from_millis(400), Event::Bind);
@@ -547,13 +556,15 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
-    fn reset(&self) -> Result<(), ResetRefused> {
+    fn reset(&self) -> Result<u64, ResetRefused> {
         self.look();
         if self.nature.unresettable {
             return Err(ResetRefused);
         }
-        self.after(Duration::from_millis(5), Event::Reset);
-        Ok(())
+        let request = self.requests.get() + 1;
+        self.requests.set(request);
+        self.after(Duration::from_millis(5), Event::RequestedReset(request));
+        Ok(request)
     }
 
     fn held(&self) -> io::Result<Vec<Size>> {

@@ -17,20 +17,19 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn reset(&mut self, within: Option<Duration>) -> Done {
         let limit = within.unwrap_or_else(|| self.boot_deadline());
         let before = self.vm.state();
-        if let Err(refusal) = self.vm.reset() {
-            return Err(StepError::Failed(StepFailure::ResetRefused(refusal)));
-        }
+        let refused = |refusal| StepError::Failed(StepFailure::ResetRefused(refusal));
+        let request = self.vm.reset().map_err(refused)?;
         let reports = self.vm.has_agent();
         let mut missing = String::new();
         let up = self.vm.wait(limit, "the reset", |state| {
-            let found = missing_after_reset(&before, state, reports);
+            let found = missing_after_reset(request, &before, state, reports);
             found.map_or(Some(()), |what| {
                 missing = what;
                 None
             })
         });
-        // A reset that came in time is that of this step, even if the guest does not come up.
-        if self.vm.state().resets > before.resets {
+        // The reset of this step may have come in time, even if the guest does not come up.
+        if self.vm.state().reset_request >= request {
             self.resets += 1;
             self.forget_workloads();
         }
@@ -54,10 +53,11 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 }
 
-/// The next thing that a machine in `state` lacks after its reset, in words. `before` is its state before, and
-/// `reports` tells whether its guest reports.
-fn missing_after_reset(before: &State, state: &State, reports: bool) -> Option<String> {
-    if state.resets == before.resets {
+/// The next thing that a machine in `state` lacks after the reset with number `request`, in words. `before` is its state
+/// before, and `reports` tells whether its guest reports. A reset that the guest made before is not the one that was
+/// asked for: that one is still to come, and would take away whatever the next steps make.
+fn missing_after_reset(request: u64, before: &State, state: &State, reports: bool) -> Option<String> {
+    if state.reset_request < request {
         return Some("the reset of the machine".to_owned());
     }
     if reports && state.ready.is_none() {

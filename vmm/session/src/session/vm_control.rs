@@ -57,11 +57,12 @@ pub trait VmControl {
     /// The device refuses; nothing changed.
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError>;
 
-    /// Resets the machine, as its reset button does. Returns at once.
+    /// Resets the machine, as its reset button does. Returns at once, with the number of the request:
+    /// [`State::reset_request`] reaches it when the reset was made.
     ///
     /// # Errors
     /// The machine was not made for it; nothing changed.
-    fn reset(&self) -> Result<(), ResetRefused>;
+    fn reset(&self) -> Result<u64, ResetRefused>;
 
     /// Bytes of host memory that the region of each device really holds. The host takes as long for all of them
     /// as for one.
@@ -122,7 +123,7 @@ impl VmControl for Vm {
         VmHandle::resize(self, device, requested)
     }
 
-    fn reset(&self) -> Result<(), ResetRefused> {
+    fn reset(&self) -> Result<u64, ResetRefused> {
         VmHandle::reset(self)
     }
 

@@ -2,13 +2,13 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::sync_channel;
-use std::thread::sleep;
+use std::thread::{scope, sleep};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
-use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, kvm};
+use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, kvm, start};
 
 /// out 0x80, al; jmp to the out
 const WRITES: &[u8] = &[0xe6, 0x80, 0xeb, 0xfc];
@@ -68,6 +68,55 @@ fn pause_and_resume(vm: Vm) {
     let (start, time) = (vm.now(), Duration::from_millis(20));
     drop(vm.wait(time, "nothing", |_| None::<()>));
     assert!(vm.now() - start >= time, "limits pass again");
+    assert_eq!(vm.stop(LIMIT), FORCED);
+}
+
+/// The other thread's pause could come between the two writes of a resume. Then the guest stood still, the state said
+/// that it ran, and the limits of all waits passed.
+#[test]
+fn the_wish_to_stand_still_and_the_state_change_together() {
+    let kernel = Kernel::new(WRITES);
+    let vm = start(kernel.config()).unwrap();
+    let pause = &vm.shared.pause;
+    for _ in 0..3 {
+        await_pause(&vm);
+        scope(|threads| {
+            // The lock of the state holds the resume between its two writes.
+            vm.shared.state.change(|_| {
+                threads.spawn(|| vm.resume());
+                until("the first write of the resume", || !pause.is_wanted());
+                threads.spawn(|| assert!(pause.begin()));
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_millis(100) {
+                    assert!(!pause.is_wanted(), "a pause began while the resume was half done");
+                    sleep(Duration::from_millis(1));
+                }
+            });
+        });
+        assert_eq!((pause.is_wanted(), vm.state().paused), (true, true), "the pause came last");
+        vm.resume();
+        assert_eq!((pause.is_wanted(), vm.state().paused), (false, false));
+    }
+    assert_eq!(vm.stop(LIMIT), FORCED);
+}
+
+#[test]
+fn a_guest_that_stands_still_is_reset_and_stands_still() {
+    let kernel = Kernel::new(WRITES);
+    let vm = start(Config { cpus: 2, resets: true, ..kernel.config() }).unwrap();
+    let writes = |vm: &Vm| vm.exits()[0].io;
+    until("the guest runs", || writes(&vm) > 0);
+    await_pause(&vm);
+    let at_rest = writes(&vm);
+    for resets in 1..=2 {
+        vm.reset().unwrap();
+        until("the reset", || vm.state().resets == resets);
+        await_pause(&vm);
+        sleep(Duration::from_millis(50));
+        assert_eq!((writes(&vm), vm.state().paused), (at_rest, true), "the new guest runs no code");
+    }
+    vm.resume();
+    until("the new guest runs", || writes(&vm) > at_rest);
     assert_eq!(vm.stop(LIMIT), FORCED);
 }
 

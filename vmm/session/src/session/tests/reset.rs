@@ -63,6 +63,26 @@ fn a_reset_of_the_guest_beside_that_of_the_script_is_told() {
     assert_eq!(ran.summary.ended, Ended::Done);
 }
 
+/// The guest's own reset comes 2 ms after the script asked, 3 ms before the reset of the script.
+#[test]
+fn a_reset_of_the_guest_is_not_taken_for_that_of_the_script() {
+    let fake = || {
+        let fake = FakeVm::new(Nature::default());
+        fake.after(Duration::from_millis(1402), Event::Reset);
+        fake
+    };
+    let ran = session_on(fake(), "sleep 1s\nreset\ncheck");
+    assert_eq!(ran.steps[1].took, Duration::from_millis(505), "the guest is up after the second reset");
+    assert_eq!((ran.note(1), ran.summary.resets), (Some("the guest was reset"), 2));
+    let ran = session_on(fake(), "sleep 1s\nreset within 4ms\ncheck");
+    assert_eq!(ran.reason(1), "the reset of the machine: not within 4ms; the guest was reset");
+    // A machine that is up as soon as it is reset.
+    let fake = FakeVm::new(Nature { foreign: true, driverless: true, ..Nature::default() });
+    fake.after(Duration::from_millis(1002), Event::Reset);
+    let ran = session_on(fake, "sleep 1s\nreset");
+    assert_eq!((ran.steps[1].took, ran.note(1)), (Duration::from_millis(5), Some("the guest was reset")));
+}
+
 #[test]
 fn a_machine_that_cannot_be_reset_refuses_and_keeps_its_workloads() {
     let nature = Nature { unresettable: true, ..Nature::default() };
