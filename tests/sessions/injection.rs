@@ -1,5 +1,6 @@
 //! Injected failures: each step of hotplug fails once, at its first, second or a later attempt. The guest is then as
-//! it was before, and the next attempt succeeds.
+//! it was before, and the next attempt succeeds. The guest's counter of faults that acted shows that the step failed: a
+//! retry can hide it from all else.
 
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
@@ -27,6 +28,7 @@ fn growing(step: &str, memmap_on_memory: bool, runs: u32) {
              inject {step} after {after}
              resize 258M
              resize 0
+             expect faults.injected == 1
              sleep 0s
              resize 258M
              expect plugged == 258M
@@ -49,6 +51,7 @@ fn shrinking(step: &str) {
              resize 0
              verify data
              resize 0 within 30s
+             expect faults.injected == 1
              verify data
              release data
              resize 130M
@@ -62,10 +65,13 @@ fn shrinking(step: &str) {
     }
 }
 
-/// At most the command that met the failure failed.
+/// The fault acted before the `expect` in the script, and no other acted later. At most the command that met it failed,
+/// as a retry may succeed within the command.
 #[track_caller]
 fn assert_only_injected(session: &Session, command: &str) {
     session.assert_alive();
+    let last = session.steps.last().and_then(|step| step.sample.guest).expect("a guest");
+    assert_eq!(last.faults_injected, 1);
     let failures = session.failures();
     assert!(failures.len() <= 1, "{failures:#?}");
     assert!(failures.iter().all(|(failed, _)| failed == command), "{failures:#?}");

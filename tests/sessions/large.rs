@@ -90,13 +90,17 @@ fn large_blocks_roll_back() {
         resize 256M
         inject alloc-memmap after 2
         resize 768M within 60s
+        expect faults.injected == 1
         inject map-memmap after 3
         resize 0
         resize 1G within 60s
+        expect faults.injected == 2
         inject isolate after 200
         resize 300M within 60s
+        expect faults.injected == 3
         inject online
         resize 600M within 60s
+        expect faults.injected == 4
         resize 0";
     let session = run_checked(large(512 << 20, 1 << 30), script);
     session.assert_done();

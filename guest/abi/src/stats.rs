@@ -133,6 +133,8 @@ pub struct Stats {
     /// Sections whose struct pages were all written at once, since boot. The struct pages of other sections
     /// are written when their pages are first used.
     pub memmaps_written: u64,
+    /// Injected faults that made their step fail, since boot. One that still waits for its attempt does not count.
+    pub faults_injected: u64,
     /// Pages from the first range of device memory that is mapped to the last: the span of the Device zone.
     pub device_spanned: u64,
     /// Pages of device memory that can be used.
@@ -166,6 +168,7 @@ impl Stats {
             .label(Group::PerCpuLists, "drains of per-CPU lists"),
         Counter::new("pcp_stranded", |stats: &Self| stats.pcp_stranded).word("pcp.stranded"),
         Counter::new("memmaps_written", |stats: &Self| stats.memmaps_written),
+        Counter::new("faults_injected", |stats: &Self| stats.faults_injected).word("faults.injected"),
         Counter::new("device_spanned", |stats: &Self| stats.device_spanned)
             .word("zone.Device.spanned")
             .label(Group::DeviceMemory, "pages spanned"),
@@ -194,6 +197,7 @@ impl Default for Stats {
             pcp_drains: 0,
             pcp_stranded: 0,
             memmaps_written: 0,
+            faults_injected: 0,
             device_spanned: 0,
             device_pages: 0,
             device_refs: 0,

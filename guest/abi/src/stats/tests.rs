@@ -28,6 +28,7 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
         pcp_drains: number(),
         pcp_stranded: number(),
         memmaps_written: number(),
+        faults_injected: number(),
         device_spanned: number(),
         device_pages: number(),
         device_refs: number(),

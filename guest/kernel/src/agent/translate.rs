@@ -12,6 +12,7 @@ use tidevm_mm::{
 };
 
 use crate::agent::workload;
+use crate::mem::platform;
 
 /// The zone, as records name it.
 pub fn zone_name(zone: ZoneType) -> abi::ZoneName {
@@ -59,6 +60,7 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         pcp_drains: stats.pcp_drains,
         pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
+        faults_injected: platform::faults_injected(),
         device_spanned: stats.device.spanned,
         device_pages: stats.device.pages,
         device_refs: stats.device.refs,

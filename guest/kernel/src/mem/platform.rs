@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
     FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
@@ -39,10 +39,17 @@ static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cp
 /// fails.
 static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
 const FAULT_STEPS: usize = FaultStep::ALL.len();
+/// Faults that acted.
+static FAULTS_INJECTED: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the `after`-th attempt of `step` fail; 0 is the next one.
 pub fn inject(step: FaultStep, after: u32) {
     FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
+}
+
+/// Number of injected faults that made their step fail, since boot.
+pub fn faults_injected() -> u64 {
+    FAULTS_INJECTED.load(Ordering::Relaxed)
 }
 
 /// Page tables from the page allocator. Tables that are freed are kept until the TLBs are flushed, because a
@@ -203,6 +210,9 @@ unsafe impl Platform for KernelPlatform {
 
     fn fault(&self, step: FaultStep) -> bool {
         let left = &FAULTS[step as usize];
-        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1)
+        let acts =
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1);
+        FAULTS_INJECTED.fetch_add(acts.into(), Ordering::Relaxed);
+        acts
     }
 }
