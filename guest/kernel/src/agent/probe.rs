@@ -10,7 +10,7 @@
 use alloc::boxed::Box;
 
 use tidevm_abi::{Answer, Failure, Handle, HogKind, ProbedWait};
-use tidevm_mm::{Gfp, Order, Pfn, Platform};
+use tidevm_mm::{Gfp, MemmapFrames, NoPageTable, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, Platform, SectionNr};
 use x86_64::instructions::interrupts::without_interrupts;
 
 use crate::agent::pages::SystemPages;
@@ -84,6 +84,7 @@ impl Probe {
 
     /// Makes a call whose job on the other CPU is held at its end.
     fn call(&mut self) -> Result<Progress, Failure> {
+        assert_ends_once()?;
         let free = free_pages();
         // The workload's table is at least a page, and no page of it is taken.
         let threads = cpu::online() as u32;
@@ -145,6 +146,21 @@ impl Job for Probe {
     }
 }
 
+/// Two calls may end one workload. The second must leave a newer workload at the same place.
+///
+/// # Panics
+/// When the newer workload is gone.
+fn assert_ends_once() -> Result<(), Failure> {
+    let workload = || Workload::new(HANDLE, HogKind::Movable, false, 1);
+    let ended = workload()?;
+    ended.unregister();
+    let newer = workload()?;
+    ended.unregister();
+    assert!(workload::find(HANDLE).is_some(), "a workload that had ended took the place of a newer one");
+    newer.unregister();
+    Ok(())
+}
+
 fn free_pages() -> u64 {
     MM.stats().zones.iter().map(|zone| zone.all_free() + zone.pcp).sum()
 }
@@ -199,22 +215,38 @@ fn grace_period(windows: &Windows) -> bool {
     was_awaited(windows, Window::Probe)
 }
 
-/// Unmaps a memmap that describes nothing.
+/// Unmaps in each of the platform's ways: a memmap that describes nothing, by a large page and by small pages, and the
+/// direct map of memory that does not exist.
 fn tlb_flush(windows: &Windows) -> Result<bool, Failure> {
     let backing = MM.alloc_pages(Order::PAGEBLOCK, Gfp::Kernel).map_err(|_| Failure::NoMemory)?;
-    let flushes = || cpu::area(other()).flushes.load(core::sync::atomic::Ordering::Relaxed);
     let waited = {
         let _hotplug = MM.hotplug();
-        let section = platform::unused_memmap();
-        MM.platform().map_memmap(section, backing).map(|()| {
-            hold_in_step(windows, true);
-            let before = flushes();
-            MM.platform().unmap_memmap(section);
-            was_awaited(windows, Window::Probe) && flushes() > before
-        })
+        unmap_in_each_way(windows, platform::unused_section(), backing)
     };
     MM.free_pages(backing, Order::PAGEBLOCK);
-    waited.map_err(|_| Failure::NoMemory)
+    waited.map_err(|NoPageTable| Failure::NoMemory)
+}
+
+fn unmap_in_each_way(windows: &Windows, section: SectionNr, backing: Pfn) -> Result<bool, NoPageTable> {
+    let platform = MM.platform();
+    platform.map_memmap(section, backing)?;
+    let whole = flushes_other(windows, || platform.unmap_memmap(section));
+    let frames: MemmapFrames = core::array::from_fn(|index| backing.add(index as u32));
+    platform.map_memmap_base(section, &frames)?;
+    let small = flushes_other(windows, || assert_eq!(platform.unmap_memmap_base(section), frames));
+    let memory = PfnRange::new(section.start(), PAGEBLOCK_PAGES);
+    platform.map_direct(memory)?;
+    let direct = flushes_other(windows, || platform.unmap_direct(memory));
+    Ok(whole && small && direct)
+}
+
+/// Whether `unmap` returns only when the other CPU, which is held with interrupts off, has flushed its TLB.
+fn flushes_other(windows: &Windows, unmap: impl FnOnce()) -> bool {
+    let flushes = || cpu::area(other()).flushes.load(core::sync::atomic::Ordering::Relaxed);
+    hold_in_step(windows, true);
+    let before = flushes();
+    unmap();
+    was_awaited(windows, Window::Probe) && flushes() > before
 }
 
 /// Copies pages, of which the other CPU has to copy at least one.

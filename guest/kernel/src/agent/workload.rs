@@ -10,6 +10,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
@@ -93,10 +94,11 @@ impl Workload {
         Ok(workload)
     }
 
-    /// Forgets an empty workload's handle. Drivers that wait for memory try again after the answer to the call that
-    /// ends the workload, which wakes their CPU.
+    /// Forgets an empty workload's handle, unless another call has done it. Then a newer workload may stand at its
+    /// place, and stays. Drivers that wait for memory try again after the answer to the call that ends the workload,
+    /// which wakes their CPU.
     pub fn unregister(&self) {
-        let workload = WORKLOADS.lock()[self.place].take();
+        let workload = WORKLOADS.lock()[self.place].take_if(|stands| ptr::eq(&raw const **stands, self));
         drop(workload);
         ENDED.fetch_add(1, Ordering::Release);
     }

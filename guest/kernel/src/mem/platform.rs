@@ -119,12 +119,12 @@ pub fn map_stack_page(virt: u64, phys: u64) -> Result<(), NoPageTable> {
     Tables::fill(|tables| paging::map_stack_page(virt, phys, tables))
 }
 
-/// The highest section whose memmap is not mapped. The caller holds the memory hotplug lock, so that no other CPU
-/// maps it.
+/// The highest section whose memmap is not mapped, so that the guest has no memory there. The caller holds the memory
+/// hotplug lock, so that no other CPU maps it.
 ///
 /// # Panics
 /// When the memmaps of all sections are mapped, which no machine has the memory for.
-pub fn unused_memmap() -> SectionNr {
+pub fn unused_section() -> SectionNr {
     let sections = (0..SECTIONS as u32).rev().map(SectionNr::new);
     let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)));
     unused.next().expect("a section without a memmap")

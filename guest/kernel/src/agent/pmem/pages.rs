@@ -7,6 +7,7 @@
 //! the handle are exactly the pages that the workload uses.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 use tidevm_abi::{Failure, Handle, PmemFailure};
@@ -20,11 +21,16 @@ use crate::mem::MM;
 /// One workload in device memory: the pages of `range` whose user is `handle`.
 #[derive(Clone, Copy)]
 struct Entry {
+    /// No other entry has or had it. A handle may come again.
+    number: u64,
     handle: Handle,
     range: PfnRange,
 }
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+/// Number of the next entry.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The pages of one workload in device memory. The place of a page counts from the start of the range.
 pub struct DevicePages {
@@ -43,7 +49,8 @@ impl DevicePages {
             return Err(Failure::HandleInUse);
         }
         let info = MM.pgmap(pgmap).ok_or(Failure::Pmem(PmemFailure::NotMapped))?;
-        let entry = Entry { handle, range: info.pages };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry { number, handle, range: info.pages };
         let mut entries = ENTRIES.lock();
         entries.try_reserve(1).map_err(|_| Failure::NoMemory)?;
         entries.push(entry);
@@ -66,7 +73,7 @@ impl DevicePages {
 
 impl PageSet for DevicePages {
     fn take_some(&mut self, _wanted: u64) -> Option<u32> {
-        let Entry { handle, range } = self.entry;
+        let Entry { handle, range, .. } = self.entry;
         let pfn = self.next;
         if pfn == range.end() {
             return None;
@@ -82,8 +89,8 @@ impl PageSet for DevicePages {
 
     fn end_take(&mut self) {
         // The workload has no page behind the last one that was tried.
-        let handle = self.entry.handle;
-        for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.handle == handle) {
+        let number = self.entry.number;
+        for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.number == number) {
             entry.range = entry.range.before(self.next);
         }
     }
@@ -110,6 +117,6 @@ impl PageSet for DevicePages {
     }
 
     fn forget(&self) {
-        ENTRIES.lock().retain(|entry| entry.handle != self.entry.handle);
+        ENTRIES.lock().retain(|entry| entry.number != self.entry.number);
     }
 }
