@@ -22,7 +22,7 @@ pub struct Tally {
     pub reached: u64,
     /// System resets.
     pub resets: u64,
-    /// Failed steps of the guest that were injected.
+    /// Failures of the guest's steps: of steps that failed (hosted), of injected failures that met a step (booted).
     pub guest_failures: u64,
     /// Pages that moved.
     pub migrated: u64,
