@@ -124,7 +124,7 @@ impl fmt::Display for Named<'_, Failure> {
             }
             Failure::NotAwaited(wait) => match wait {
                 ProbedWait::GracePeriod => "a grace period ended while another CPU was in its job's step",
-                ProbedWait::TlbFlush => "a memmap was unmapped before another CPU flushed its TLB",
+                ProbedWait::TlbFlush => "a memmap or memory was unmapped before another CPU flushed its TLB",
                 ProbedWait::PageCopy => "a page counted as copied before another CPU had copied it",
                 ProbedWait::Release => "`release` was answered before the job's own memory was free",
                 ProbedWait::Churn => "`churn` was answered before the memory of all its jobs was free",
