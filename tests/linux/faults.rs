@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tidevm_machine::{MemStatus, Size};
+use tidevm_machine::{Config, DeathKind, MemStatus, Size};
 use tidevm_session::Ended;
 use tidevm_session::json::JsonLines;
 use tidevm_tests::{Test, run};
@@ -13,6 +13,7 @@ use super::guest::{Linux, MIB, config};
 pub const TESTS: &[Test] = &[
     ("linux_reboots_with_memory_plugged", linux_reboots_with_memory_plugged),
     ("linux_keeps_time_and_powers_off", linux_keeps_time_and_powers_off),
+    ("linux_that_panics_is_a_death_and_status_4", linux_that_panics_is_a_death_and_status_4),
     ("linux_without_a_driver_is_told_apart", linux_without_a_driver_is_told_apart),
     ("linux_lets_the_driver_go_and_takes_it_again", linux_lets_the_driver_go_and_takes_it_again),
     ("linux_lets_the_driver_go_with_memory_plugged", linux_lets_the_driver_go_with_memory_plugged),
@@ -54,6 +55,18 @@ fn linux_keeps_time_and_powers_off() {
     for line in ["kvm-clock: Using msrs", "Hypervisor detected: KVM", "reboot: Power down"] {
         assert!(text.contains(line), "{line}:\n{text}");
     }
+}
+
+/// Without an initrd the kernel has no root file system, and panics. `panic=-1` has it reset at once.
+fn linux_that_panics_is_a_death_and_status_4() {
+    let (console, config) = config("");
+    let vm = tidevm_tests::start(Config { initrd: None, ..config });
+    let ended = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap().ended;
+    let text = std::fs::read_to_string(&console).unwrap();
+    std::fs::remove_file(&console).unwrap();
+    assert!(text.contains("Kernel panic - not syncing"), "{text}");
+    let Ended::Died(death) = &ended else { panic!("{ended:?}\n{text}") };
+    assert_eq!((death.kind, ended.status()), (DeathKind::UnwantedReset, 4), "{death}\n{text}");
 }
 
 fn linux_without_a_driver_is_told_apart() {

@@ -2,9 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use super::{Test, assert_status, kernel, program, scratch};
+use super::{Test, assert_status, kernel, program, scratch, text};
 
 pub const TESTS: &[Test] = &[
     ("more_than_the_host_can_map_is_status_3", more_than_the_host_can_map_is_status_3),
@@ -19,6 +20,8 @@ pub const TESTS: &[Test] = &[
     ),
     ("a_limit_of_tasks_is_status_3_wherever_it_is_met", a_limit_of_tasks_is_status_3_wherever_it_is_met),
     ("a_full_disk_is_status_3", a_full_disk_is_status_3),
+    ("verdicts_on_a_full_disk_are_status_3", verdicts_on_a_full_disk_are_status_3),
+    ("a_console_on_a_full_disk_is_lost_and_told", a_console_on_a_full_disk_is_lost_and_told),
 ];
 
 /// Runs the program from a shell that has set a limit.
@@ -120,12 +123,57 @@ fn a_limit_of_tasks_is_status_3_wherever_it_is_met() {
     }
 }
 
-/// `/dev/full` is a disk without space.
+/// A disk without space.
+const FULL: &str = "/dev/full";
+const NO_SPACE: &str = "No space left on device";
+
+/// Whatever the program writes to standard output: the answer to a check, a session as JSON and as a table, the verdicts
+/// of experiments.
 fn a_full_disk_is_status_3() {
     let script = scratch("full.script", "stats\n");
-    let full = OpenOptions::new().write(true).open("/dev/full").expect("every Linux has it");
-    let path = script.to_str().expect("UTF-8");
-    let output = program().args(["script", "check", path]).stdout(full).output().expect("the program runs");
-    assert_status(&output, 3, "No space left on device");
+    let kernel = kernel::write("full", kernel::HALT);
+    let (script_path, kernel) = (script.to_str().expect("UTF-8"), kernel.to_str().expect("UTF-8"));
+    for arguments in [
+        &["script", "check", script_path][..],
+        &["run", "--kernel", kernel, "--json"],
+        &["run", "--kernel", kernel],
+    ] {
+        let full = OpenOptions::new().write(true).open(FULL).expect("every Linux has it");
+        let mut limited = Command::new("timeout");
+        limited.arg("60").arg(env!("CARGO_BIN_EXE_tidevm")).args(arguments).stdin(Stdio::null()).stdout(full);
+        let output = limited.output().expect("the program runs");
+        println!("{arguments:?}");
+        assert_status(&output, 3, NO_SPACE);
+    }
     drop(fs::remove_file(script));
+}
+
+/// The disk has one page, and the three files of the verdicts need more.
+fn verdicts_on_a_full_disk_are_status_3() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("full-disk");
+    fs::create_dir_all(&folder).expect("the scratch folder is writable");
+    let mounted = |then: &str| {
+        let script = format!("mount -t tmpfs -o size=4k full-disk \"$1\" && {then}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_tidevm")]).arg(&folder);
+        command.stdin(Stdio::null()).output().expect("there is a shell")
+    };
+    let probe = mounted("true");
+    if !probe.status.success() {
+        eprintln!("SKIP verdicts_on_a_full_disk_are_status_3: {}", text(&probe.stderr));
+        return;
+    }
+    let output = mounted("exec \"$0\" experiment early-oom --json --output \"$1\"");
+    let verdicts = assert_status(&output, 3, NO_SPACE);
+    assert!(verdicts.starts_with("{\"passed\":true,"), "they are told all the same: {verdicts}");
+}
+
+/// The guest goes on without the file, and its own end is the status. A warning tells the loss.
+fn a_console_on_a_full_disk_is_lost_and_told() {
+    let code = [kernel::LINE, &kernel::exit_with(0)].concat();
+    let mut run = program();
+    run.args(["run", "--console", &format!("file:{FULL}"), "--kernel"])
+        .arg(kernel::write("full-console", &code));
+    let output = run.stdin(Stdio::null()).output().expect("the program runs");
+    assert_status(&output, 0, &format!("console output is lost from here on: {NO_SPACE}"));
 }
