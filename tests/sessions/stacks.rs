@@ -64,13 +64,13 @@ impl Drop for Patched {
 fn a_stack_overflow_is_reported_with_its_cpu() {
     const CALL_ITSELF: [u8; 5] = [0xe8, 0xfb, 0xff, 0xff, 0xff];
     let kernel = Patched::new("tidevm_guest3job3run", &CALL_ITSELF);
-    // A CPU is started after those before it, so the first that reaches the loop is the boot CPU if it is alone.
-    let deaths = [1, 3].map(|cpus| death(kernel.machine(cpus)));
-    for (cpu, (kind, text)) in deaths.into_iter().enumerate() {
+    // The boot CPU alone; then whichever of three reaches the loop first, which is hardly ever the boot CPU.
+    for cpus in [1, 3] {
+        let (kind, text) = death(kernel.machine(cpus));
         assert_eq!(kind, DeathKind::GuestPanic, "{text}");
         let report =
-            format!("panic on CPU {cpu}: stack overflow: CPU {cpu} has used up its stack, page fault");
-        assert!(text.contains(&report), "{text}");
+            |cpu| format!("panic on CPU {cpu}: stack overflow: CPU {cpu} has used up its stack, page fault");
+        assert!((0..cpus).any(|cpu| text.contains(&report(cpu))), "{text}");
     }
 }
 
