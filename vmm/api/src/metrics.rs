@@ -81,8 +81,7 @@ impl Metrics {
         requests: &mut Requests,
         exits: &[ExitCounts],
     ) -> std::io::Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
-        let mut line = json!({ "utc_timestamp_ms": u64::try_from(time).unwrap_or(u64::MAX) });
+        let mut line = json!({ "utc_timestamp_ms": unix_ms() });
         if let Some(id) = &self.id {
             line["id"] = json!(id);
         }
@@ -92,14 +91,7 @@ impl Metrics {
         if let (Some(line), Value::Object(groups)) = (line.as_object_mut(), requests.json()) {
             line.extend(groups);
         }
-        let sum = |one: fn(&ExitCounts) -> u64| exits.iter().map(one).sum::<u64>();
-        let now = ExitCounts {
-            io: sum(|exits| exits.io),
-            mmio: sum(|exits| exits.mmio),
-            stray: sum(|exits| exits.stray),
-            interrupted: sum(|exits| exits.interrupted),
-            other: sum(|exits| exits.other),
-        };
+        let now: ExitCounts = exits.iter().copied().sum();
         let before = std::mem::replace(&mut self.exits, now);
         line["vcpu"] = json!({
             "exit_io": now.io - before.io,
@@ -120,6 +112,12 @@ impl Metrics {
         // In one call, so that a reader of a pipe gets whole lines.
         self.file.write_all(text.as_bytes())
     }
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Opens a file or a named pipe for lines at its end. Writing never waits.

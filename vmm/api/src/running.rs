@@ -15,7 +15,7 @@ use crate::draft::{Draft, not_supported};
 use crate::events::events;
 use crate::http::Method;
 use crate::memory::{self, Facts, converged};
-use crate::metrics::{Metrics, Requests};
+use crate::metrics::{Metrics, Requests, unix_ms};
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
@@ -108,16 +108,17 @@ impl Running {
         }
     }
 
+    /// Begins a wait, which may be over at once.
+    fn begin(&mut self, mut waiter: Waiter, now: Instant) -> Reply {
+        self.poll(&mut waiter, now, false).map_or(Reply::Later(waiter), Reply::Now)
+    }
+
     fn get_memory(&mut self, query: MemoryQuery, now: Instant) -> Reply {
         if self.vm.state().mem.get(query.region.unwrap_or(0)).is_none() {
             return Reply::Now(Response::fault(NO_DEVICE));
         }
         let until = now + query.wait.unwrap_or_default();
-        let mut waiter = Waiter::Converge { query, until, goal: None };
-        match self.poll(&mut waiter, now, false) {
-            Some(response) => Reply::Now(response),
-            None => Reply::Later(waiter),
-        }
+        self.begin(Waiter::Converge { query, until, goal: None }, now)
     }
 
     fn resize(&mut self, size_mib: u32, query: MemoryQuery, now: Instant) -> Reply {
@@ -143,11 +144,7 @@ impl Running {
         }
         let Some(wait) = query.wait else { return Reply::Now(Response::done()) };
         let targets = self.vm.state().mem[index].targets;
-        let mut waiter = Waiter::Converge { query, until: now + wait, goal: Some((index, targets)) };
-        match self.poll(&mut waiter, now, false) {
-            Some(response) => Reply::Now(response),
-            None => Reply::Later(waiter),
-        }
+        self.begin(Waiter::Converge { query, until: now + wait, goal: Some((index, targets)) }, now)
     }
 
     /// Stops resizes where they are.
@@ -196,11 +193,7 @@ impl Running {
             self.vm.resume();
             return Reply::Now(Response::done());
         }
-        let mut waiter = Waiter::Pause { until: now + PAUSE_LIMIT, next: now };
-        match self.poll(&mut waiter, now, false) {
-            Some(response) => Reply::Now(response),
-            None => Reply::Later(waiter),
-        }
+        self.begin(Waiter::Pause { until: now + PAUSE_LIMIT, next: now }, now)
     }
 
     /// Whether the wait is over, and whether another target took its place.
@@ -222,9 +215,7 @@ impl Running {
 
     /// Asks the guest for its memory blocks from `from` on.
     fn ask_blocks(&mut self, from: u64) -> Option<u32> {
-        let state = self.vm.state();
-        let asked = self.vm.has_agent() && state.ready.is_some() && !state.ended() && !state.paused;
-        if asked { self.vm.call(Op::Blocks { from }).ok() } else { None }
+        if self.vm.takes_calls() { self.vm.call(Op::Blocks { from }).ok() } else { None }
     }
 
     fn poll_blocks(&mut self, waiter: &mut Waiter, over: bool, now: Instant) -> Option<Response> {
@@ -354,10 +345,4 @@ impl Backend for Running {
             }
         }
     }
-}
-
-/// Milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }

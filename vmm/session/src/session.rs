@@ -53,7 +53,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{End, ExitCounts, GRACE, Ready, STOP_LIMIT, WaitError};
+use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, WaitError};
 
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
@@ -310,7 +310,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
         let Session { vm, observer, mut summary, silent, .. } = self;
         summary.total = vm.now() - start;
-        summary.exits = vm.exits().iter().fold(ExitCounts::default(), add);
+        summary.exits = vm.exits().into_iter().sum();
         let state = vm.state();
         (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
         summary.resets = state.resets;
@@ -349,15 +349,5 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         output?;
         observer.end(&summary)?;
         Ok(summary)
-    }
-}
-
-fn add(sum: ExitCounts, exits: &ExitCounts) -> ExitCounts {
-    ExitCounts {
-        io: sum.io + exits.io,
-        mmio: sum.mmio + exits.mmio,
-        stray: sum.stray + exits.stray,
-        interrupted: sum.interrupted + exits.interrupted,
-        other: sum.other + exits.other,
     }
 }

@@ -31,9 +31,7 @@ impl Sample {
                 Ok(_) | Err(_) => None,
             };
         }
-        let state = vm.state();
-        if self.asked.is_none() && vm.has_agent() && state.ready.is_some() && !state.paused && !state.ended()
-        {
+        if self.asked.is_none() && vm.takes_calls() {
             self.asked = vm.call(Op::Stats).ok();
         }
     }

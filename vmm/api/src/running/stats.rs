@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Answer, Op};
 
 use super::Running;
-use crate::backend::{Backend, Reply, Waiter};
+use crate::backend::{Reply, Waiter};
 use crate::draft::not_supported;
 use crate::guest;
 use crate::response::Response;
@@ -15,19 +15,15 @@ const STATS_LIMIT: Duration = Duration::from_secs(5);
 
 impl Running {
     pub(super) fn get_stats(&mut self, now: Instant) -> Reply {
-        let state = self.vm.state();
         let fault = |text: &str| Reply::Now(Response::fault(text));
         if !self.vm.has_agent() {
             return fault(&not_supported("only the built-in guest tells its counters"));
         }
-        if state.ready.is_none() || state.paused || state.ended() {
+        if !self.vm.takes_calls() {
             return fault("Internal VMM error: the guest is not running, and cannot tell its counters");
         }
         match self.vm.call(Op::Stats) {
-            Ok(call) => {
-                let mut waiter = Waiter::Stats { call, until: now + STATS_LIMIT };
-                self.poll(&mut waiter, now, false).map_or(Reply::Later(waiter), Reply::Now)
-            }
+            Ok(call) => self.begin(Waiter::Stats { call, until: now + STATS_LIMIT }, now),
             Err(error) => fault(&format!("Internal VMM error: {error}")),
         }
     }

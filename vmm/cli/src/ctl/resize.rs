@@ -14,13 +14,11 @@ use tidevm_abi::Size;
 use tidevm_abi::command::{Resize, Target};
 use tidevm_api::caller::NextLine;
 use tidevm_api::http::Method;
+use tidevm_session::RESIZE_DEADLINE;
 
 use super::outcome::{End, Outcome};
 use super::screen::Progress;
 use super::{CALL_LIMIT, CtlError, Session, tell};
-
-/// How long a resize may take that does not say it, as in a script.
-const RESIZE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A target that was set.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +114,7 @@ fn target_mib(target: Target, requested: Size) -> Result<u32, String> {
 
 impl<W: Write> Session<W> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Result<End, CtlError> {
-        let limit = resize.within.unwrap_or(RESIZE_LIMIT);
+        let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
         let until = self.start + limit;
         let path = format!("/hotplug/memory?region={}", resize.device);
         let before = self.get(&path)?;

@@ -1,5 +1,6 @@
 //! How often vCPUs left the guest, and for which reasons.
 
+use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How often a vCPU left the guest.
@@ -15,6 +16,19 @@ pub struct ExitCounts {
     pub interrupted: u64,
     /// All other exits.
     pub other: u64,
+}
+
+/// The exits of all vCPUs together.
+impl Sum for ExitCounts {
+    fn sum<I: Iterator<Item = Self>>(vcpus: I) -> Self {
+        vcpus.fold(Self::default(), |sum, vcpu| Self {
+            io: sum.io + vcpu.io,
+            mmio: sum.mmio + vcpu.mmio,
+            stray: sum.stray + vcpu.stray,
+            interrupted: sum.interrupted + vcpu.interrupted,
+            other: sum.other + vcpu.other,
+        })
+    }
 }
 
 /// The live counters behind [`ExitCounts`]. Only the vCPU's own thread writes them. Other threads may read

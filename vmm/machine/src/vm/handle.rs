@@ -212,6 +212,13 @@ impl VmHandle {
         self.shared.kernel.is_own_guest()
     }
 
+    /// Whether the guest can answer a call now: it has an agent, is up, and does not stand still.
+    #[must_use]
+    pub fn takes_calls(&self) -> bool {
+        let state = self.state();
+        self.has_agent() && state.ready.is_some() && !state.paused && !state.ended()
+    }
+
     /// Exits since the start, one entry per vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
