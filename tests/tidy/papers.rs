@@ -1,7 +1,7 @@
 //! The rule about the papers: commands, options and scripts in `README.md` and `docs/` are those of today.
 //!
 //! Commands are read from code blocks and from `code` in sentences. The known commands are read from the
-//! sources: those of `tidevm` from the `cli.rs` below `vmm/` (clap's derive, as rustfmt lays it out), those of
+//! sources: those of `tidevm` from `cli.rs` and `cli/` of its package (clap's derive, as rustfmt lays it out), those of
 //! `xtask` from the patterns of its `main`. Nothing is built or run. Not checked: the values of options.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,11 +28,12 @@ struct Programs {
 fn the_papers_name_commands_and_options_that_exist() {
     let files = all();
     let source = |part: &dyn Fn(&str) -> bool| {
-        files.iter().find(|file| part(&file.path)).map_or("", |file| file.text.as_str())
+        let texts = files.iter().filter(|file| part(&file.path)).map(|file| file.text.as_str());
+        texts.collect::<Vec<_>>().join("\n")
     };
-    let cli = source(&|path| path.starts_with("vmm/") && path.ends_with("/src/cli.rs"));
+    let cli = source(&|path| path == "vmm/cli/src/cli.rs" || path.starts_with("vmm/cli/src/cli/"));
     let main = source(&|path| path == "xtask/src/main.rs");
-    let programs = Programs { tidevm: clap_commands(cli), xtask: matched_commands(main) };
+    let programs = Programs { tidevm: clap_commands(&cli), xtask: matched_commands(&main) };
     assert!(programs.tidevm.subcommands.len() > 3, "the command line of tidevm is not understood");
     assert!(programs.xtask.subcommands.len() > 3, "the command line of xtask is not understood");
     let complaints: Vec<String> =
