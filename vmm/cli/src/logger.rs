@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tidevm_abi::{Counted, either};
 use tidevm_machine::printable;
 
 /// Most lines in one [`PERIOD`].
@@ -99,7 +100,8 @@ impl Log for Logger {
         let line = self.budget.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
         let Line::Print { left_out } = line else { return };
         if left_out > 0 {
-            (self.print)(&format!("{left_out} more warnings were left out"));
+            let were = either(left_out, "was", "were");
+            (self.print)(&format!("{} {were} left out", Counted(left_out, "more warning")));
         }
         (self.print)(&printable(record.args().to_string().as_bytes()));
     }

@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
 use quiet::Quiet;
+use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
@@ -97,8 +98,8 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
     }
