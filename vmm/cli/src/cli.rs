@@ -218,7 +218,7 @@ pub struct Run {
     #[arg(long)]
     pub json: bool,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
-    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
     /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
@@ -389,10 +389,11 @@ fn console(text: &str) -> Result<ConsoleMode, String> {
     match text.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
         Some(("socket", path)) if !path.is_empty() => Ok(ConsoleMode::Socket(PathBuf::from(path))),
+        Some(("connect", path)) if !path.is_empty() => Ok(ConsoleMode::Connect(PathBuf::from(path))),
         None if text == "off" => Ok(ConsoleMode::Off),
         None if text == "stderr" => Ok(ConsoleMode::Stderr),
         None if text == "stdio" => Ok(ConsoleMode::Stdio),
-        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH".to_owned()),
+        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH, connect:PATH".to_owned()),
     }
 }
 
@@ -485,6 +486,7 @@ mod tests {
             ("--console tty", "off, stderr, stdio, file:PATH"),
             ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console connect:", "socket:PATH, connect:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
             ("--pmem 1G", "`1G` is not size=SIZE"),

@@ -182,7 +182,7 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(mut config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
@@ -197,6 +197,7 @@ fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>
         Ok::<_, ControlError>(control)
     };
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }

@@ -12,6 +12,7 @@ use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
 use crate::memory::layout;
+use crate::socket::Listener;
 
 mod numa;
 
@@ -138,8 +139,13 @@ pub enum ConsoleMode {
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
-    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    /// Output goes to the client of this UNIX socket, and input comes from there. The VM makes the socket and listens
+    /// there, and serves one client at a time. It waits for no client.
     Socket(PathBuf),
+    /// The same with a socket that exists: see [`ConsoleMode::listen`].
+    Listening(Listener),
+    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    Connect(PathBuf),
 }
 
 /// Why a [`Config`] is not possible.
