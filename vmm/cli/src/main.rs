@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, anyhow};
 use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
 use quiet::Quiet;
+use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
@@ -96,8 +97,8 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         Action::Experiment(options) => run_experiments(&options),
         Action::Script { action: ScriptAction::Check { file } } => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
         Action::Completions(options) => {
@@ -206,7 +207,7 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(mut config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
@@ -221,6 +222,7 @@ fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>
         Ok::<_, ControlError>(control)
     };
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }

@@ -14,6 +14,7 @@
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
 //! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
@@ -46,6 +47,7 @@ mod printable;
 mod process;
 mod registers;
 mod serial;
+pub mod socket;
 mod state;
 mod symbols;
 mod sync;

@@ -66,7 +66,7 @@ pub struct Run {
     #[arg(long)]
     pub json: bool,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
-    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
     /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
@@ -221,6 +221,7 @@ mod tests {
             ("--console tty", "off, stderr, stdio, file:PATH"),
             ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console connect:", "socket:PATH, connect:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
             ("--pmem 1G", "`1G` is not size=SIZE"),

@@ -252,4 +252,10 @@ impl VmHandle {
     pub fn now(&self) -> Instant {
         self.shared.state.now()
     }
+
+    /// When the VM was first started, on the same clock. A reset does not change it.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.shared.started
+    }
 }

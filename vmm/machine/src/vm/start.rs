@@ -6,11 +6,13 @@ use kvm_ioctls::{Cap, Kvm};
 use tidevm_abi::Size;
 
 use super::companion::{self, Companion};
+use super::console::clients::Clients;
+use super::console::{self, Console};
 use super::devices::event;
-use super::events::{self, Sources};
+use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
-use super::{Vm, VmHandle, console, signals};
+use super::{Vm, VmHandle, signals};
 use crate::boot::Files;
 use crate::clock;
 use crate::config::{Config, ConsoleMode};
@@ -40,7 +42,7 @@ const CAPABILITIES: [(Cap, &str); 6] = [
 const SPARE_DESCRIPTORS: usize = 10;
 
 /// [`Vm::start_with`].
-pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
+pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
     let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
@@ -54,8 +56,10 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
     let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
-    let (sink, input) = console::open(&config.console)?;
+    let Console { sink, input, clients } = console::open(&mut config.console)?;
     let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
+    let clients: Option<Subscriber> =
+        clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
@@ -74,7 +78,7 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     prepare_grace(confinement)?;
     let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
-    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input, clients };
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;
