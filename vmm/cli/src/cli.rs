@@ -12,7 +12,7 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
 use tidevm_machine::{
-    Config, Confinement, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig, Seccomp,
+    BalloonConfig, Config, Confinement, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig, Seccomp,
 };
 
 /// A microVM whose memory rises and falls.
@@ -181,6 +181,10 @@ pub struct Run {
     /// A range of device memory; may be given several times
     #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
     pmem: Vec<Size>,
+    /// A virtio-balloon device that is never inflated: the guest reports free memory, which the host takes back, and gives
+    /// statistics
+    #[arg(long, value_name = "reporting[,stats=1s]", value_parser = str::parse::<BalloonConfig>)]
+    balloon: Option<BalloonConfig>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -288,6 +292,7 @@ impl Run {
             numa: self.numa.clone(),
             hotplug: self.hotplug.clone(),
             pmem: self.pmem.clone(),
+            balloon: self.balloon,
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
@@ -398,8 +403,9 @@ fn console(text: &str) -> Result<ConsoleMode, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Cli, Confinement, HotplugConfig, Jail, NodeConfig, Seccomp, Size};
+    use super::{Action, BalloonConfig, Cli, Confinement, HotplugConfig, Jail, NodeConfig, Seccomp, Size};
     use clap::{CommandFactory, Parser};
+    use std::time::Duration;
     use tidevm_machine::{Config, ConsoleMode};
 
     fn config(options: &str) -> Result<Config, String> {
@@ -437,6 +443,7 @@ mod tests {
                 },
             ],
             pmem: vec![Size::gib(1), Size::mib(128)],
+            balloon: Some(BalloonConfig { reporting: true, stats_interval: Some(Duration::from_secs(2)) }),
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
@@ -452,7 +459,7 @@ mod tests {
         };
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
-                       --pmem size=1G --pmem size=128M \
+                       --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
         assert_eq!(config(options), Ok(expected));
@@ -487,6 +494,8 @@ mod tests {
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
+            ("--balloon inflate", "not one of reporting and stats=INTERVAL"),
+            ("--balloon stats=1ms", "from 100ms to"),
             ("--pmem 1G", "`1G` is not size=SIZE"),
             ("--pmem size=1Q", "size=1Q: not a size"),
             ("--pmem size=1G,path=x", "not a size"),
