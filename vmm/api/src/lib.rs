@@ -17,6 +17,7 @@
 //! Invariant: a client makes neither the VM nor another client wait, and cannot do what the command line cannot.
 
 mod backend;
+mod balloon;
 pub mod body;
 pub mod caller;
 pub mod client;

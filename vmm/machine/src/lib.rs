@@ -12,7 +12,7 @@
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
 //! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
-//! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
+//! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
@@ -56,7 +56,9 @@ mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use config::{
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig,
+};
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
 pub use death::{Death, DeathKind};
@@ -64,10 +66,13 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
-pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
+pub use state::{
+    BalloonStats, BalloonStatus, Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError,
+};
 pub use tidevm_abi::Size;
+pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
-    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
+    NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

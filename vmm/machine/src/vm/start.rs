@@ -67,7 +67,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
-    check_descriptors(shared.config.hotplug.len())?;
+    check_descriptors(shared.config.mmio_devices())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
