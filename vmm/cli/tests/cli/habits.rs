@@ -95,9 +95,9 @@ fn the_version_has_the_commit_where_there_is_one() {
 
 fn options_of_firecrackers_form_stand_alone() {
     for (arguments, remedy) in [
-        (&["--api-sock", "x", "run"][..], "--api-sock before `run`"),
-        (&["--api-sock", "x", "run"], "write `tidevm run --api-sock`"),
-        (&["--no-seccomp", "demo"], "`tidevm demo` has no such option; leave it or `demo` out"),
+        (&["--api-sock", "x", "run", "--script", "-"][..], "--api-sock before `run`"),
+        (&["--api-sock", "x", "run", "--script", "-"], "write `tidevm run --api-sock`"),
+        (&["--no-seccomp", "script", "check", "-"], "`tidevm script` has no such option; leave it or `script` out"),
     ] {
         assert_eq!(assert_status(&tidevm(arguments), 2, remedy), "");
     }
