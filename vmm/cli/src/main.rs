@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
@@ -94,7 +94,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
             let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
             writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;

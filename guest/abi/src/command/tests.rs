@@ -7,7 +7,7 @@ use proptest::{option, sample};
 
 use super::{
     Churn, Command, Comparison, Corrupt, Executor, Expect, FAULT_STEPS, Hog, Item, Pmem, PmemHold, PmemMap,
-    Race, Resize, Target, VERBS, Verb,
+    REPETITION, Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
@@ -354,4 +354,16 @@ fn commands_become_calls() {
     assert_eq!(call("pmem map 0 altmap reserve 2M on 2 cpus"), Op::Pmem(some));
     let hold = PmemOp::Hold { handle: 7, device: 1, pages: 4096 };
     assert_eq!(call("pmem hold 16M of 1 as a"), Op::Pmem(hold));
+}
+
+#[test]
+fn the_example_of_each_verb_is_such_a_command() {
+    for verb in VERBS {
+        let command: Command =
+            verb.example.parse().unwrap_or_else(|error| panic!("{}: {error:?}", verb.example));
+        assert_eq!(verb.example.split(' ').next(), Some(verb.word));
+        assert_eq!(command.to_string(), verb.example, "as a table would show it");
+    }
+    let mut words = Words::new(REPETITION[2]);
+    assert_eq!(Item::parse(&mut words), Ok(Item::Repeat(3)));
 }
