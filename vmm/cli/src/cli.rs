@@ -14,7 +14,7 @@ pub use experiment::Experiment;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
 pub use run::Run;
-pub use script::ScriptAction;
+pub use script::{ScriptAction, Scripts};
 pub use spawn::Spawn;
 
 mod confine;
@@ -101,11 +101,7 @@ pub enum Action {
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine
-    Script {
-        /// What to do with one.
-        #[command(subcommand)]
-        action: ScriptAction,
-    },
+    Script(Scripts),
     /// Print the completions of this command line for a shell
     Completions(Completions),
     /// Print the man page, or write those of all subcommands into a folder

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
@@ -95,7 +95,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
             let steps = Counted(script.steps(), "step");
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;

@@ -8,13 +8,14 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use super::{Test, assert_status, kernel, program, spawn, text, tidevm};
+use super::{Test, assert_status, kernel, program, spawn, text, tidevm, with_input};
 
 pub const HOSTED: &[Test] = &[
     ("the_version_has_the_commit_where_there_is_one", the_version_has_the_commit_where_there_is_one),
     ("options_of_firecrackers_form_stand_alone", options_of_firecrackers_form_stand_alone),
     ("completions_know_every_command_and_option", completions_know_every_command_and_option),
     ("bash_completes_a_command_line", bash_completes_a_command_line),
+    ("every_command_of_a_script_has_an_example", every_command_of_a_script_has_an_example),
     ("there_is_a_man_page_of_every_subcommand", there_is_a_man_page_of_every_subcommand),
     (
         "a_level_that_is_none_is_refused_where_it_was_given",
@@ -95,9 +96,12 @@ fn the_version_has_the_commit_where_there_is_one() {
 
 fn options_of_firecrackers_form_stand_alone() {
     for (arguments, remedy) in [
-        (&["--api-sock", "x", "run"][..], "--api-sock before `run`"),
-        (&["--api-sock", "x", "run"], "write `tidevm run --api-sock`"),
-        (&["--no-seccomp", "demo"], "`tidevm demo` has no such option; leave it or `demo` out"),
+        (&["--api-sock", "x", "run", "--script", "-"][..], "--api-sock before `run`"),
+        (&["--api-sock", "x", "run", "--script", "-"], "write `tidevm run --api-sock`"),
+        (
+            &["--no-seccomp", "script", "check", "-"],
+            "`tidevm script` has no such option; leave it or `script` out",
+        ),
     ] {
         assert_eq!(assert_status(&tidevm(arguments), 2, remedy), "");
     }
@@ -205,6 +209,20 @@ fn there_is_a_man_page_of_every_subcommand() {
     let missing = folder.join("no/such/folder");
     let output = tidevm(&["man", missing.to_str().expect("UTF-8")]);
     assert_eq!(assert_status(&output, 2, "cannot write man pages into"), "");
+}
+
+/// That each example is such a command is a test of the grammar.
+fn every_command_of_a_script_has_an_example() {
+    let help = assert_status(&tidevm(&["script", "--help"]), 0, "");
+    let examples = help.lines().filter_map(|line| line.strip_prefix("      example: "));
+    let examples: Vec<_> = examples.filter_map(|example| example.split(' ').next()).collect();
+    // A word that begins no command has all of them in its error.
+    let unknown = text(&with_input(&["script", "check", "-"], "grow\n").stderr);
+    let (_, words) = unknown.split_once("a command (").expect("a list");
+    let (words, _) = words.split_once(')').expect("its end");
+    let words: Vec<_> = words.split([',', ' ']).filter(|word| !["", "or"].contains(word)).collect();
+    assert!(words.len() > 15, "{words:?}");
+    assert_eq!(examples, words);
 }
 
 fn a_level_that_is_none_is_refused_where_it_was_given() {
