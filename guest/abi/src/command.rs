@@ -196,6 +196,7 @@ pub const VERBS: &[Verb] = &[
         word: "fails",
         usage: "fails COMMAND because \"TEXT\"",
         about: "carry out a command that has to fail, for a reason whose text contains TEXT",
+        example: "fails resize 0 because \"cannot move\"",
         executor: Executor::Vmm,
         parse: |words| Fails::parse(words).map(Command::Fails),
     },
