@@ -26,7 +26,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use crate::words::{SyntaxError, Table, Word, Words, list, word_for};
+use crate::words::{SyntaxError, Word, Words, list};
 use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 
 pub use expect::{Comparison, Expect};
@@ -278,7 +278,7 @@ pub const VERBS: &[Verb] = &[
         about: "let one attempt of a step of memory hotplug fail",
         example: "inject online after 2",
         executor: Executor::Vmm,
-        parse: inject,
+        parse: |words| fault::inject(words),
     },
     Verb {
         word: "pmem",
@@ -296,23 +296,6 @@ const REPEAT: &str = "repeat";
 /// How commands are repeated: the usage, what it does, and an example. A line of a script that is no command.
 pub const REPETITION: [&str; 3] =
     ["repeat N { ... }", "the same commands again", "repeat 3 { plug 1G unplug 1G }"];
-
-const FAULT_STEPS: Table<FaultStep> = &[
-    ("map-direct", FaultStep::MapDirect),
-    ("map-memmap", FaultStep::MapMemmap),
-    ("alloc-memmap", FaultStep::AllocMemmap),
-    ("online", FaultStep::Online),
-    ("isolate", FaultStep::Isolate),
-    ("migrate", FaultStep::Migrate),
-    ("page-table", FaultStep::PageTable),
-];
-
-impl FaultStep {
-    /// Every step that can fail on demand.
-    pub fn all() -> impl Iterator<Item = Self> {
-        FAULT_STEPS.iter().map(|(_, step)| *step)
-    }
-}
 
 impl Verb {
     /// The verb that is written `word`.
@@ -396,13 +379,6 @@ fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     Ok(Command::Readd { size, addr })
 }
 
-fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let step = words.one_of("a step", FAULT_STEPS)?;
-    let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
-    let after = if words.take("after") { number(words)? } else { 0 };
-    Ok(Command::Inject { step, after })
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -427,10 +403,7 @@ impl fmt::Display for Command {
             Self::Race(race) => race.fmt(f),
             Self::Corrupt(corrupt) => corrupt.fmt(f),
             Self::Probe(wait) => fault::write_probe(f, *wait),
-            Self::Inject { step, after } => {
-                write!(f, "inject {}", word_for(FAULT_STEPS, step))?;
-                if *after > 0 { write!(f, " after {after}") } else { Ok(()) }
-            }
+            Self::Inject { step, after } => fault::write_inject(f, *step, *after),
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use check_host::CheckHost;
 pub use ctl::Ctl;
 pub use demo::Demo;
 pub use experiment::Experiment;
@@ -17,6 +18,7 @@ pub use run::Run;
 pub use script::{ScriptAction, Scripts};
 pub use spawn::Spawn;
 
+mod check_host;
 mod confine;
 mod ctl;
 mod demo;
@@ -102,6 +104,8 @@ pub enum Action {
     Experiment(Experiment),
     /// Work with scripts, without a machine
     Script(Scripts),
+    /// Say what this host can do for a machine, and what would help; ends with status 0 or 3
+    CheckHost(CheckHost),
     /// Print the completions of this command line for a shell
     Completions(Completions),
     /// Print the man page, or write those of all subcommands into a folder

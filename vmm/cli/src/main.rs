@@ -1,5 +1,6 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod check_host;
 mod cli;
 mod ctl;
 mod logger;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
+use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
@@ -101,6 +102,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
+        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)

@@ -20,6 +20,7 @@
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `requirements`, [`survey`] | what a VM needs of KVM; what a host has, for people | VMs |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
@@ -46,9 +47,11 @@ mod memory;
 mod printable;
 mod process;
 mod registers;
+mod requirements;
 mod serial;
 pub mod socket;
 mod state;
+pub mod survey;
 mod symbols;
 mod sync;
 mod termination;

@@ -146,7 +146,9 @@ mod tests {
 
     use clap::Parser;
     use tidevm_abi::Size;
-    use tidevm_machine::{BalloonConfig, Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp};
+    use tidevm_machine::{
+        BalloonConfig, Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp,
+    };
 
     use crate::cli::{Action, Cli};
 
