@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
+use tidevm_api::body::{Level, LoggerConfig, MetricsConfig};
 use tidevm_lab::experiment;
 use tidevm_machine::config::DEFAULT_MEMORY;
 use tidevm_machine::{
@@ -49,6 +50,22 @@ pub struct Spawn {
     /// The same as --seccomp off, as Firecracker spells it
     #[arg(long, conflicts_with = "seccomp")]
     no_seccomp: bool,
+    /// A file for warnings, instead of standard error
+    #[arg(long, value_name = "FILE")]
+    log_path: Option<PathBuf>,
+    /// What is logged: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Level>)]
+    level: Option<Level>,
+    // The three below are accepted and change nothing, as in PUT /logger.
+    #[arg(long, hide = true)]
+    show_level: bool,
+    #[arg(long, hide = true)]
+    show_log_origin: bool,
+    #[arg(long, hide = true)]
+    module: Option<String>,
+    /// A file for metrics: a line of JSON a minute, and when a client asks for it
+    #[arg(long, value_name = "FILE", conflicts_with = "no_api")]
+    metrics_path: Option<PathBuf>,
 }
 
 impl Spawn {
@@ -56,6 +73,24 @@ impl Spawn {
     pub fn base(&self) -> Config {
         let filter = if self.no_seccomp { Filter::Off } else { self.seccomp };
         Config { console: ConsoleMode::Stdio, confinement: confinement(filter), ..Config::default() }
+    }
+
+    /// Where the log goes, if the options say so.
+    pub fn logger(&self) -> Option<LoggerConfig> {
+        let said = LoggerConfig {
+            log_path: self.log_path.clone(),
+            level: self.level,
+            show_level: self.show_level.then_some(true),
+            show_log_origin: self.show_log_origin.then_some(true),
+            module: self.module.clone(),
+        };
+        (said != LoggerConfig::default()).then_some(said)
+    }
+
+    /// Where metrics go, if the options say so.
+    pub fn metrics(&self) -> Option<MetricsConfig> {
+        let metrics_path = self.metrics_path.clone()?;
+        Some(MetricsConfig { metrics_path, emit_id: false, properties: None })
     }
 }
 

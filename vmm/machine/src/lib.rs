@@ -62,7 +62,7 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
-pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
+pub use state::{Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State, WaitError};
 pub use tidevm_abi::Size;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{

@@ -477,11 +477,18 @@ fn metrics_are_written_when_asked_for() {
         (&lines[0]["id"], &lines[0]["properties"]["owner"]),
         (&json!("anonymous-instance"), &json!("test"))
     );
-    assert_eq!(lines[0]["put_api_requests"], json!({ "count": 5, "fails": 1 }));
-    assert_eq!(
-        lines[1]["put_api_requests"],
-        json!({ "count": 1, "fails": 0 }),
-        "counted since the line before"
-    );
+    let put = |line: usize, name: &str| lines[line]["put_api_requests"][name].clone();
+    for (name, first, second) in [
+        ("metrics_count", 2, 0),
+        ("metrics_fails", 1, 0),
+        ("boot_source_count", 1, 0),
+        ("logger_fails", 0, 0),
+        ("actions_count", 1, 1),
+        ("actions_fails", 0, 0),
+        ("hotplug_memory_count", 0, 0),
+    ] {
+        let counted = (put(0, name), put(1, name));
+        assert_eq!(counted, (json!(first), json!(second)), "{name}: since the line before");
+    }
     assert_eq!(lines[1]["memory_hotplug"]["regions"], json!(0));
 }
