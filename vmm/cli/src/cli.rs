@@ -181,8 +181,7 @@ pub struct Run {
     /// A range of device memory; may be given several times
     #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
     pmem: Vec<Size>,
-    /// A virtio-balloon device that is never inflated: the guest reports free memory, which the host takes back, and gives
-    /// statistics
+    /// A virtio-balloon device: the guest reports free memory, which the host takes back, and gives statistics
     #[arg(long, value_name = "reporting[,stats=1s]", value_parser = str::parse::<BalloonConfig>)]
     balloon: Option<BalloonConfig>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
@@ -353,10 +352,7 @@ fn hotplug(text: &str) -> Result<HotplugConfig, String> {
             "size" => config.size = read()?,
             "block" => config.device_block = read()?,
             "requested" => config.requested = read()?,
-            "node" => {
-                let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
-                config.node = Some(node);
-            }
+            "node" => config.node = Some(value.parse().map_err(|error| format!("node={value}: {error}"))?),
             _ => return Err(format!("unknown key `{key}`; the keys are size, block, requested and node")),
         }
         if seen.contains(&key) {

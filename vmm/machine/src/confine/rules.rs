@@ -241,7 +241,7 @@ const EVENTS: &[Rule] = &[
     any(Sysno::epoll_pwait, "the wait of the loop"),
     any(Sysno::epoll_ctl, "console input that the guest has no room for is not listened to"),
     any(Sysno::read, "eventfds, timers, console input"),
-    any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets"),
+    any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets, the times of statistics"),
     ioctl(
         &[(kvm(0x46, WRITE, size_of::<kvm_userspace_memory_region>()), "KVM_SET_USER_MEMORY_REGION")],
         "memory that is plugged or unplugged",
