@@ -37,6 +37,8 @@ mod stacks;
 mod switches;
 #[path = "sessions/targets.rs"]
 mod targets;
+#[path = "sessions/unfit.rs"]
+mod unfit;
 
 use std::process::ExitCode;
 
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,
+        unfit::TESTS,
     ];
     let no_kvm = missing_kvm();
     run_if(&groups.concat(), |_| no_kvm.clone())

@@ -72,6 +72,8 @@ impl Draft {
     /// # Errors
     /// What is wrong with it.
     pub fn from_json(text: &str) -> Result<Self, String> {
+        // Editors on Windows write a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let file: FullConfig =
             serde_json::from_str(text).map_err(|error| format!("Invalid JSON: {error}"))?;
         let absent = [

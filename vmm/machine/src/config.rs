@@ -6,11 +6,13 @@
 
 use std::path::PathBuf;
 
+use tidevm_abi::cmdline::{OWN_KEYS, unknown_word};
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
 use crate::memory::layout;
+use crate::socket::Listener;
 
 pub(crate) mod balloon;
 mod numa;
@@ -33,6 +35,9 @@ pub const MAX_NODE: u16 = 63;
 
 /// Default boot memory.
 pub const DEFAULT_MEMORY: Size = Size::mib(256);
+
+/// Most characters of a wrong word that an error shows.
+const MAX_SHOWN: usize = 64;
 
 /// The least memory block of the guest. Regions and device memory are made of whole ones.
 const MEMORY_BLOCK: Size = Size(MEMORY_BLOCK_SIZE);
@@ -139,8 +144,13 @@ pub enum ConsoleMode {
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
-    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    /// Output goes to the client of this UNIX socket, and input comes from there. The VM makes the socket and listens
+    /// there, and serves one client at a time. It waits for no client.
     Socket(PathBuf),
+    /// The same with a socket that exists: see [`ConsoleMode::listen`].
+    Listening(Listener),
+    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    Connect(PathBuf),
 }
 
 /// Why a [`Config`] is not possible.
@@ -259,6 +269,20 @@ pub enum ConfigError {
         /// Its size.
         size: Size,
     },
+    /// The embedded guest reads no RAM disk.
+    #[error(
+        "--initrd: the built-in guest has no use for an initial RAM disk; leave it out, or give --kernel too"
+    )]
+    Initrd,
+    /// The command line has a word of the embedded guest that the embedded guest does not know.
+    #[error(
+        "--cmdline: `{word}` is no word of the built-in guest, whose own are {}=VALUE",
+        OWN_KEYS.join("=VALUE, ")
+    )]
+    CmdlineWord {
+        /// The word, or its first part.
+        word: String,
+    },
     /// The command line holds a byte that cannot be passed on.
     #[error("--cmdline: byte {position} is not printable ASCII")]
     CmdlineText {
@@ -322,8 +346,19 @@ impl Config {
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
         }
         let text = self.cmdline.as_deref().unwrap_or_default();
-        match text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
-            Some(position) => Err(ConfigError::CmdlineText { position }),
+        if let Some(position) = text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+            return Err(ConfigError::CmdlineText { position });
+        }
+        if self.kernel.is_none() { self.validate_own_guest(text) } else { Ok(()) }
+    }
+
+    /// Checks what another kernel might understand.
+    fn validate_own_guest(&self, cmdline: &str) -> Result<(), ConfigError> {
+        if self.initrd.is_some() {
+            return Err(ConfigError::Initrd);
+        }
+        match unknown_word(cmdline) {
+            Some(word) => Err(ConfigError::CmdlineWord { word: word.chars().take(MAX_SHOWN).collect() }),
             None => Ok(()),
         }
     }

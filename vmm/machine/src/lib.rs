@@ -14,11 +14,13 @@
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
 //! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `requirements`, [`survey`] | what a VM needs of KVM; what a host has, for people | VMs |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
@@ -45,8 +47,11 @@ mod memory;
 mod printable;
 mod process;
 mod registers;
+mod requirements;
 mod serial;
+pub mod socket;
 mod state;
+pub mod survey;
 mod symbols;
 mod sync;
 mod termination;

@@ -42,6 +42,8 @@ pub(super) struct Sources {
     pub(super) hardware: Arc<Mutex<Hardware>>,
     /// Input for the serial port.
     pub(super) input: Option<File>,
+    /// The clients of a console at a socket.
+    pub(super) clients: Option<Subscriber>,
 }
 
 /// Starts the loop that serves `sources`.
@@ -49,7 +51,7 @@ pub(super) struct Sources {
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
-    let Sources { shared, hardware, input } = sources;
+    let Sources { shared, hardware, input, clients } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
@@ -64,6 +66,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     if let Some(source) = input {
         subscribers.push(Box::new(Input { shared: share(), source }));
     }
+    subscribers.extend(clients);
     let config = &shared.config;
     let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
@@ -161,7 +164,7 @@ fn again(event: &EventFd) {
 }
 
 /// Acknowledges an event, however often it was raised.
-fn clear(event: &EventFd) {
+pub(super) fn clear(event: &EventFd) {
     if let Err(error) = event.read() {
         log::debug!("event: {error}");
     }
@@ -281,6 +284,7 @@ impl MutEventSubscriber for Reset {
                 Err(error) => log::warn!("a reset comes without a pause: {error}"),
             }
         }
+        log::info!("the machine is reset");
         lock(&self.hardware).reset();
         self.last = Some(Instant::now());
     }
