@@ -2,7 +2,9 @@
 
 mod cli;
 mod ctl;
+mod input;
 mod logger;
+mod prompt;
 mod quiet;
 
 use std::fmt::Display;
@@ -16,15 +18,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
+use input::{Input, Piped};
+use prompt::{History, Prompt};
 use quiet::Quiet;
 use tidevm_api::{Control, ControlError, Draft, Identity};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
-use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
+use tidevm_machine::{
+    Companion, Config, Confinement, ConsoleMode, Seccomp, StartError, Vm, is_refusal, printable,
+    room_to_start,
+};
 use tidevm_session::json::JsonLines;
-use tidevm_session::script::{Script, ScriptErrors};
+use tidevm_session::script::{LiveScript, Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Ended, Observer, Summary};
+use tidevm_session::{Ended, Manner, Observer, Summary};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -77,18 +84,21 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), false, None)
+            run(options.config(), Steps::Whole(script), false, None)
         }
         Action::Run(options) => {
-            let script = options.script.as_deref().map(read).transpose()?;
-            let resets = script.as_ref().is_some_and(Script::resets);
-            let config = Config { resets, ..config(&options)? };
+            let steps = steps(&options)?;
+            let interactive = matches!(steps, Steps::Typed(_));
+            let config = Config { resets: steps.resets(), interactive, ..config(&options, interactive)? };
+            if interactive {
+                greet(&config.console);
+            }
             let api = options.api_sock.as_deref().map(|path| Api {
                 path,
                 id: &options.id,
                 metrics: options.metrics_listen,
             });
-            run(config, script.as_ref(), options.json, api)
+            run(config, steps, options.json, api)
         }
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
@@ -104,16 +114,73 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     }
 }
 
-fn config(options: &Run) -> anyhow::Result<Config> {
-    options.config().map_err(|conflict| anyhow!("{conflict}"))
+/// Tells a person what a prompt is.
+fn greet(console: &ConsoleMode) {
+    let console = match console {
+        ConsoleMode::Off => "The guest's console is off; --console file:PATH keeps it. ",
+        _ => "",
+    };
+    // Standard output may be closed, which the session meets.
+    drop(writeln!(io::stdout(), "{console}`help` lists the commands, Ctrl-D powers the guest off."));
 }
+
+fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
+    options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// What a machine is to do.
+enum Steps {
+    /// Nothing: it runs until it is ended.
+    None,
+    /// A script that was read.
+    Whole(Script),
+    /// A script that comes on standard input while it runs.
+    Piped,
+    /// What a person types.
+    Typed(History),
+}
+
+impl Steps {
+    /// Whether a step may reset the machine.
+    fn resets(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Whole(script) => script.resets(),
+            Self::Piped | Self::Typed(_) => true,
+        }
+    }
+
+    /// Length of the longest step's text, in characters, as far as it is known.
+    fn longest(&self) -> usize {
+        /// `hog 1024M movable scattered as data`.
+        const USUAL: usize = 36;
+        match self {
+            Self::None => 0,
+            Self::Whole(script) => script.longest_step(),
+            Self::Piped | Self::Typed(_) => USUAL,
+        }
+    }
+}
+
+/// What the options say that the machine is to do.
+fn steps(options: &Run) -> anyhow::Result<Steps> {
+    Ok(match options.script.as_deref() {
+        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
+        None => Steps::None,
+        Some(file) if file.as_os_str() == "-" => Steps::Piped,
+        Some(file) => Steps::Whole(read(file)?),
+    })
+}
+
+/// The name of standard input in messages.
+const STDIN: &str = "<stdin>";
 
 /// Reads and parses a whole script, before anything is started.
 fn read(file: &Path) -> anyhow::Result<Script> {
     let (name, bytes) = if file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
-        ("<stdin>".to_owned(), bytes)
+        (STDIN.to_owned(), bytes)
     } else {
         let name = file.display().to_string();
         let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
@@ -181,9 +248,9 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
-    if let Some(script) = script {
+    if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
@@ -200,16 +267,46 @@ fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
-    let start = |config| Vm::start_with(config, beside.into_iter().collect());
+    let longest = steps.longest();
+    let (reader, source) = source(steps, &config);
+    let start = |config| Vm::start_with(config, beside.into_iter().chain(reader).collect());
     if json {
-        return observe(start(config)?, script, &mut JsonLines(io::stdout()));
+        return observe(start(config)?, source, &mut JsonLines(io::stdout()));
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
-    let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
-    observe(start(config)?, script, &mut table)
+    let mut table = Table::new(stdout, width, longest);
+    observe(start(config)?, source, &mut table)
+}
+
+/// Where a session takes its steps from.
+enum Source {
+    /// Nowhere.
+    None,
+    /// A script that was read.
+    Whole(Script),
+    /// Lines that come.
+    Lines(Box<LiveScript>, Input, Manner),
+}
+
+/// Where a session on a machine of `config` takes its `steps` from, and the thread that reads them.
+fn source(steps: Steps, config: &Config) -> (Option<Companion>, Source) {
+    match steps {
+        Steps::None => (None, Source::None),
+        Steps::Whole(script) => (None, Source::Whole(script)),
+        Steps::Piped => {
+            let (reader, input) = input::companion(|| Piped(io::stdin().lock()), |what| complain(what));
+            let script = Box::new(LiveScript::new(STDIN, config.clone()));
+            (Some(reader), Source::Lines(script, input, Manner::Script))
+        }
+        Steps::Typed(history) => {
+            let (reader, input) = input::companion(|| Prompt::new(history), |what| complain(what));
+            let script = Box::new(LiveScript::new("prompt", config.clone()));
+            (Some(reader), Source::Lines(script, input, Manner::Prompt))
+        }
+    }
 }
 
 /// What answers as the machine `id`.
@@ -233,14 +330,14 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     };
     let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
-        return observe(Vm::start(config)?, None, &mut Quiet);
+        return observe(Vm::start(config)?, Source::None, &mut Quiet);
     };
     let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
     loop {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
         let error = match start_beside(config, &shared) {
-            Ok(vm) => return observe(vm, None, &mut Quiet),
+            Ok(vm) => return observe(vm, Source::None, &mut Quiet),
             Err(error) => error,
         };
         // Taken only when the VM was about to run.
@@ -269,14 +366,19 @@ fn tell_of(confinement: Confinement) {
     }
 }
 
-fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {
-    let result = match script {
-        Some(script) => tidevm_session::run(vm, script, observer),
-        None => tidevm_session::stay(vm, observer),
+fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let result = match source {
+        Source::None => tidevm_session::stay(vm, observer),
+        Source::Whole(script) => tidevm_session::run(vm, &script, observer),
+        Source::Lines(script, mut input, manner) => {
+            tidevm_session::follow(vm, *script, &mut input, manner, observer)
+        }
     };
     let Summary { ended, .. } = result.context(OutputClosed)?;
-    if let Ended::Died(death) = &ended {
-        complain(death);
+    match &ended {
+        Ended::Died(death) => complain(death),
+        Ended::Misread(errors) => complain(errors),
+        _ => {}
     }
     Ok(ended.status())
 }

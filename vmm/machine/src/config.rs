@@ -71,6 +71,9 @@ pub struct Config {
     /// The embedder resets the machine itself, by [`crate::Vm::reset`]. That needs this or `reboot`. Without both, the
     /// event loop can give up the system calls that make a machine.
     pub resets: bool,
+    /// A person types at the terminal on standard input, by a line editor of the embedder. Each SIGINT is counted in
+    /// [`crate::State::interrupts`] and ends nothing. At the end, of whatever kind, the terminal is as it was at the start.
+    pub interactive: bool,
     /// What the process gives away before the guest runs.
     pub confinement: Confinement,
     /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
@@ -95,6 +98,7 @@ impl Default for Config {
             console: ConsoleMode::Stderr,
             reboot: true,
             resets: false,
+            interactive: false,
             confinement: Confinement::default(),
             jail: None,
         }

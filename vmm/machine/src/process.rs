@@ -165,6 +165,8 @@ pub fn room_to_start() -> io::Result<()> {
 #[derive(Debug)]
 pub struct Signals {
     file: File,
+    /// SIGINT is no wish that the process ends.
+    interactive: bool,
     wish: Arc<Mutex<Wish>>,
 }
 
@@ -195,9 +197,11 @@ impl Signals {
     /// Takes over the termination signals. They act again in this thread when the second value is dropped in
     /// it, as [`BlockedSignals`] says.
     ///
+    /// Under `interactive` each SIGINT is read, however soon it comes after another.
+    ///
     /// # Errors
     /// The system's error.
-    pub fn take() -> io::Result<(Self, BlockedSignals)> {
+    pub fn take(interactive: bool) -> io::Result<(Self, BlockedSignals)> {
         let blocked = BlockedSignals::block()?;
         let wish = Arc::clone(&blocked.wish);
         let set = create_sigset(&wanted()).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
@@ -208,23 +212,28 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made, and no other value owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok((Self { file, wish }, blocked))
+        Ok((Self { file, interactive, wish }, blocked))
     }
 
     /// Signals that a test writes to `file`: their numbers, each filled up to the size of a record.
     #[cfg(test)]
     pub(crate) fn from_test(file: File) -> Self {
-        Self { file, wish: Arc::default() }
+        Self { file, interactive: false, wish: Arc::default() }
     }
 
     /// The next signal, if one came. A repetition of the first one is left out.
     pub fn next(&self) -> Option<i32> {
         loop {
             let signal = self.read()?;
-            if !lock(&self.wish).is_repeated(signal, Instant::now()) {
+            if self.is_interrupt(signal) || !lock(&self.wish).is_repeated(signal, Instant::now()) {
                 return Some(signal);
             }
         }
+    }
+
+    /// Whether `signal` interrupts what is under way, and ends nothing.
+    pub fn is_interrupt(&self, signal: i32) -> bool {
+        self.interactive && signal == libc::SIGINT
     }
 
     fn read(&self) -> Option<i32> {
@@ -318,6 +327,18 @@ impl Terminal {
     /// # Errors
     /// The system's error.
     pub fn take() -> io::Result<Option<Self>> {
+        let Some(terminal) = Self::remember()? else { return Ok(None) };
+        let mut console = terminal.before;
+        console.c_lflag &= !(libc::ICANON | libc::ECHO);
+        terminal.set(&console)?;
+        Ok(Some(terminal))
+    }
+
+    /// As [`Terminal::take`], for an embedder that sets the terminal itself: nothing is changed now.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn remember() -> io::Result<Option<Self>> {
         let input = standard_input()?;
         let mut before = MaybeUninit::uninit();
         // SAFETY: the descriptor is open, and `before` has room for a `termios`.
@@ -326,11 +347,8 @@ impl Terminal {
         }
         // SAFETY: tcgetattr succeeded, so it filled `before`.
         let before = unsafe { before.assume_init() };
-        let mut console = before;
-        console.c_lflag &= !(libc::ICANON | libc::ECHO);
         let terminal = Self { input, before };
         trap::restore_at_trap(terminal.input.as_raw_fd(), before);
-        terminal.set(&console)?;
         Ok(Some(terminal))
     }
 
@@ -433,7 +451,7 @@ mod tests {
 
     #[test]
     fn the_same_signal_twice_within_a_second_is_one_wish() {
-        let (signals, blocked) = Signals::take().unwrap();
+        let (signals, blocked) = Signals::take(false).unwrap();
         assert_eq!(signals.next(), None);
         raise(libc::SIGTERM);
         assert_eq!(signals.next(), Some(libc::SIGTERM));

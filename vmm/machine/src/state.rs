@@ -49,6 +49,8 @@ pub struct State {
     pub powered_off: bool,
     /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
+    /// How often SIGINT came to a VM with [`crate::Config::interactive`].
+    pub interrupts: u64,
     /// The guest stands still, or is about to: [`crate::VmHandle::pause`].
     pub paused: bool,
     /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
@@ -242,6 +244,11 @@ impl SharedState {
         self.learn(|inner| change(&mut inner.state))
     }
 
+    /// Has every wait look again, at what it waits for beside the state.
+    pub(crate) fn nudge(&self) {
+        self.learn(|_| ());
+    }
+
     fn learn<T>(&self, change: impl FnOnce(&mut StateAndAnswers) -> T) -> T {
         let result = change(&mut lock(&self.inner));
         self.changed.notify_all();
@@ -373,6 +380,26 @@ impl SharedState {
         let answer = self.wait_inner(limit, what, |inner| inner.answers.get(&id)?.clone());
         self.forget_answer(id);
         answer?
+    }
+
+    /// Waits for the answer to call `id` and takes it, unless `stop` says that it is not waited for any more. `None`
+    /// then, and the answer can still be taken. After an error the call is forgotten; a later answer is a bad record.
+    pub(crate) fn take_answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        mut stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        let answer = self.wait_inner(limit, what, |inner| match inner.answers.get(&id)?.clone() {
+            Some(answer) => Some(Some(answer)),
+            None => stop(&inner.state).then_some(None),
+        });
+        if matches!(answer, Ok(None)) {
+            return Ok(None);
+        }
+        self.forget_answer(id);
+        answer?.transpose()
     }
 }
 

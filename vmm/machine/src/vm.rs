@@ -51,9 +51,9 @@ mod vcpu;
 
 use events::EventLoop;
 
-pub use companion::{Beside, Companion};
+pub use companion::{Beside, Companion, Purpose};
 pub use exits::ExitCounts;
-pub use handle::VmHandle;
+pub use handle::{Nudger, VmHandle};
 pub use look::{Activity, LookResult, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 

@@ -310,6 +310,7 @@ fn ending(summary: &Summary) -> String {
         Ended::Failed { reason: Some(reason) } => {
             format!("ended after {steps} step{plural} in {time}: {reason}")
         }
+        Ended::Misread(_) => format!("ended after {steps} step{plural} in {time}: a line is wrong"),
         Ended::Died(_) => format!("the guest died after {steps} step{plural} in {time}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {steps} step{plural} in {time}"),
     }

@@ -28,7 +28,7 @@ pub(super) fn start(
     EventLoop::start("signals", confinement, Kind::Signals, state, vec![Box::new(termination)])
 }
 
-/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
+/// Termination signals. An interrupt of a person at a prompt is counted. The first other one is recorded in the state, and the embedder ends the VM. The next
 /// signal, or the end of the grace time, ends the process.
 struct Termination {
     state: Arc<SharedState>,
@@ -44,6 +44,10 @@ impl MutEventSubscriber for Termination {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         while let Some(signal) = self.signals.next() {
+            if self.signals.is_interrupt(signal) && !self.came {
+                self.state.change(|state| state.interrupts += 1);
+                continue;
+            }
             if self.came {
                 process::exit(signal, &self.terminal);
             }

@@ -49,7 +49,8 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     }
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
-    let (taken_signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
+    let (taken_signals, blocked_signals) =
+        Signals::take(config.interactive).map_err(host("take over signals"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -59,10 +60,13 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
-    let terminal = match shared.config.console {
-        ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
+    let config = &shared.config;
+    let terminal = match config.console {
+        ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?,
+        _ if config.interactive => Terminal::remember().map_err(host("look at the terminal"))?,
         _ => None,
     };
+    let terminal = terminal.map(Arc::new);
     check_descriptors(shared.config.hotplug.len())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.

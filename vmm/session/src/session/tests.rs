@@ -10,6 +10,7 @@ use super::fake::{Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, StepFailure, StepRun, Summary, run, stay};
 use crate::script::Script;
 
+mod follow;
 mod reset;
 mod silent;
 
