@@ -90,9 +90,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             let steps = steps(&options)?;
             let interactive = matches!(steps, Steps::Typed(_));
             let config = Config { resets: steps.resets(), interactive, ..config(&options, interactive)? };
-            if interactive {
-                greet(&config.console);
-            }
+            greet(&config);
             let api = options.api_sock.as_deref().map(|path| Api {
                 path,
                 id: &options.id,
@@ -114,14 +112,20 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     }
 }
 
-/// Tells a person what a prompt is.
-fn greet(console: &ConsoleMode) {
-    let console = match console {
-        ConsoleMode::Off => "The guest's console is off; --console file:PATH keeps it. ",
-        _ => "",
+/// Tells a person at a terminal how the machine of `config` is ended.
+fn greet(config: &Config) {
+    let text = match config.console {
+        ConsoleMode::Stdio if io::stdin().is_terminal() => "Ctrl-a x ends the machine.",
+        _ if !config.interactive => return,
+        ConsoleMode::Off => {
+            "The guest's console is off; --console file:PATH keeps it. `help` lists the commands, Ctrl-D powers the guest off."
+        }
+        _ => "`help` lists the commands, Ctrl-D powers the guest off.",
     };
-    // Standard output may be closed, which the session meets.
-    drop(writeln!(io::stdout(), "{console}`help` lists the commands, Ctrl-D powers the guest off."));
+    // Where nobody reads. A stream that is closed is met by the session.
+    if io::stderr().is_terminal() {
+        drop(writeln!(io::stderr(), "{text}"));
+    }
 }
 
 fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
@@ -317,6 +321,7 @@ fn identity(id: &str) -> Identity {
 /// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.
 fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
+    greet(&base);
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
     let draft = match file {

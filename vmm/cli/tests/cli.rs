@@ -22,6 +22,8 @@ mod metrics;
 mod prompt;
 #[path = "cli/pty.rs"]
 mod pty;
+#[path = "cli/serial.rs"]
+mod serial;
 #[path = "cli/silent.rs"]
 mod silent;
 
@@ -98,6 +100,7 @@ fn main() -> ExitCode {
         .chain(live::TESTS)
         .chain(metrics::TESTS)
         .chain(prompt::TESTS)
+        .chain(serial::TESTS)
         .chain(silent::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()

@@ -134,7 +134,8 @@ pub enum ConsoleMode {
     /// Output goes to stderr, line by line; there is no input.
     #[default]
     Stderr,
-    /// The guest has the terminal: input byte by byte without echo; Ctrl-C still ends the VM.
+    /// The guest has the terminal: each key is input, also Ctrl-C, and none is echoed. Ctrl-a x ends the VM as SIGTERM
+    /// does, also when the guest reads nothing, and at once the second time. Ctrl-a Ctrl-a is a Ctrl-a for the guest.
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),

@@ -313,8 +313,8 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// The terminal in a state for a guest's console: input comes byte by byte without echo, and Ctrl-C and the
-/// like still make signals. Dropping it restores the state from before.
+/// The terminal in a state for a guest's console: each key is input, also Ctrl-C, and none is echoed. The VM ends by
+/// Ctrl-a x. Dropping it restores the state from before.
 #[derive(Debug)]
 pub struct Terminal {
     input: File,
@@ -329,7 +329,17 @@ impl Terminal {
     pub fn take() -> io::Result<Option<Self>> {
         let Some(terminal) = Self::remember()? else { return Ok(None) };
         let mut console = terminal.before;
-        console.c_lflag &= !(libc::ICANON | libc::ECHO);
+        // As QEMU's `mon:stdio`. A line of the guest's output may end with \n alone.
+        console.c_iflag &= !(libc::IGNBRK
+            | libc::BRKINT
+            | libc::PARMRK
+            | libc::ISTRIP
+            | libc::INLCR
+            | libc::IGNCR
+            | libc::ICRNL
+            | libc::IXON);
+        console.c_oflag |= libc::OPOST;
+        console.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ECHONL | libc::IEXTEN | libc::ISIG);
         terminal.set(&console)?;
         Ok(Some(terminal))
     }

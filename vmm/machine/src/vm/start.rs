@@ -10,6 +10,7 @@ use super::devices::event;
 use super::events::{self, Sources};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
+use super::signals::Ending;
 use super::{Vm, VmHandle, console, signals};
 use crate::boot::Files;
 use crate::clock;
@@ -76,9 +77,12 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     }
     confinement.before_threads()?;
     prepare_grace(confinement)?;
-    let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
-    let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
-    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
+    let to_restore = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
+    let ending = Ending::new(Arc::clone(&shared.state), to_restore);
+    let signal_loop = signals::start(confinement, taken_signals, ending.clone())?;
+    let at_terminal = terminal.is_some() && shared.config.console == ConsoleMode::Stdio;
+    let ending = at_terminal.then_some(ending);
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input, ending };
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;
