@@ -1,9 +1,11 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod check_host;
 mod cli;
 mod ctl;
 mod input;
 mod logger;
+mod pages;
 mod prompt;
 mod quiet;
 
@@ -16,12 +18,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use clap::Parser;
-use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
+use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use input::{Input, Piped};
 use prompt::{History, Prompt};
 use quiet::Quiet;
-use tidevm_api::{Control, ControlError, Draft, Identity};
+use tidevm_abi::Counted;
+use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{
@@ -39,9 +41,8 @@ fn main() -> ExitCode {
         drop(io::stderr().write_all(b"tidevm: no room to start: raise the limit of addresses (ulimit -v)\n"));
         return ExitCode::from(3);
     }
-    logger::start();
-    let Cli { action, spawn: options } = Cli::parse();
-    let result = action.map_or_else(|| spawn(&options), execute);
+    let Cli { action, spawn: options, logging } = Cli::read();
+    let result = start_log(&logging).and_then(|()| action.map_or_else(|| spawn(&options), execute));
     let status = match result {
         Ok(status) => status,
         Err(error) => {
@@ -84,7 +85,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Steps::Whole(script), false, None)
+            run(options.config(), Steps::Whole(script), options.json, None)
         }
         Action::Run(options) => {
             let steps = steps(&options)?;
@@ -103,10 +104,24 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
+            Ok(0)
+        }
+        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
+        Action::Completions(options) => {
+            pages::completions(options.shell).context(OutputClosed)?;
+            Ok(0)
+        }
+        Action::Man(ManPages { folder: None }) => {
+            pages::man().context(OutputClosed)?;
+            Ok(0)
+        }
+        Action::Man(ManPages { folder: Some(folder) }) => {
+            pages::man_pages(&folder)
+                .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
             Ok(0)
         }
     }
@@ -126,6 +141,19 @@ fn greet(config: &Config) {
     if io::stderr().is_terminal() {
         drop(writeln!(io::stderr(), "{text}"));
     }
+}
+
+/// Logs from now on, as the options say, or else the environment.
+fn start_log(options: &Logging) -> anyhow::Result<()> {
+    let file = options.log_file.as_deref().map(|path| {
+        open_to_append(path).with_context(|| format!("cannot open --log-file {}", path.display()))
+    });
+    let level = match options.log_level {
+        Some(level) => Some(level),
+        None => logger::level_of_environment().map_err(|wrong| anyhow!("{wrong}"))?,
+    };
+    logger::start(level, file.transpose()?);
+    Ok(())
 }
 
 fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
@@ -252,7 +280,7 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(mut config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
@@ -267,6 +295,7 @@ fn run(config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> anyhow
         Ok::<_, ControlError>(control)
     };
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }
@@ -367,7 +396,7 @@ fn start_beside(config: Config, control: &Arc<Mutex<Option<Control>>>) -> Result
 /// Under `--seccomp log` the log tells too what this host cannot enforce.
 fn tell_of(confinement: Confinement) {
     if confinement.seccomp == Seccomp::Log {
-        logger::tell_all();
+        logger::tell_more();
     }
 }
 

@@ -55,7 +55,7 @@ use events::EventLoop;
 
 pub use companion::{Beside, Companion, Purpose};
 pub use exits::ExitCounts;
-pub use handle::{Nudger, VmHandle};
+pub use handle::{IntervalRefused, NoStatistics, Nudger, VmHandle};
 pub use look::{Activity, LookResult, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 

@@ -30,6 +30,8 @@ use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
 
+mod balloon;
+
 /// Least time from one reset to the next: a guest that resets without end must not keep the host busy with
 /// making machines of KVM. vCPUs that did not ask for the next reset run until it comes.
 pub(super) const RESET_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +45,8 @@ pub(super) struct Sources {
     pub(super) input: Option<File>,
     /// For a person at a terminal, who can wish the VM to end.
     pub(super) ending: Option<Ending>,
+    /// The clients of a console at a socket.
+    pub(super) clients: Option<Subscriber>,
 }
 
 /// Starts the loop that serves `sources`.
@@ -50,11 +54,14 @@ pub(super) struct Sources {
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
-    let Sources { shared, hardware, input, ending } = sources;
+    let Sources { shared, hardware, input, ending, clients } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
         subscribers.push(Box::new(MemQueue { shared: share(), index, timer: timer()? }));
+    }
+    if shared.devices.balloon.is_some() {
+        subscribers.push(Box::new(balloon::Queues::new(share(), timer()?)));
     }
     subscribers.push(Box::new(ControlQueues { shared: share() }));
     let timer = timer()?;
@@ -62,6 +69,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     if let Some(source) = input {
         subscribers.push(Box::new(Input::new(share(), source, ending)));
     }
+    subscribers.extend(clients);
     let config = &shared.config;
     let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
@@ -279,6 +287,7 @@ impl MutEventSubscriber for Reset {
                 Err(error) => log::warn!("a reset comes without a pause: {error}"),
             }
         }
+        log::info!("the machine is reset");
         lock(&self.hardware).reset();
         self.last = Some(Instant::now());
     }

@@ -43,6 +43,7 @@ impl LiveScript {
     /// What is wrong with the line, or with the `repeat` that it closes; all of that is forgotten.
     pub fn line(&mut self, text: &str) -> Result<Vec<Statement>, ScriptErrors> {
         self.number += 1;
+        let text = if self.number == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
         self.open.push(text.to_owned());
         let read = self.reader.line(self.number, text);
         let too_long = self.open.iter().map(String::len).sum::<usize>() > MAX_OPEN;
@@ -140,7 +141,7 @@ mod tests {
     #[test]
     fn a_step_is_there_with_its_line_and_a_repeat_with_its_end() {
         let mut script = live();
-        assert!(matches!(script.line("plug 2M # all").unwrap()[..], [Statement::Step(_)]));
+        assert!(matches!(script.line("\u{feff}plug 2M # all").unwrap()[..], [Statement::Step(_)]));
         assert_eq!(script.line("  # nothing").unwrap(), []);
         assert_eq!(script.line("repeat 2 {").unwrap(), []);
         assert_eq!(script.line("  check").unwrap(), []);

@@ -68,9 +68,8 @@ pub fn follow<V: VmControl, O: Observer>(
 ) -> io::Result<Summary> {
     let mut session = Session::new(vm, observer);
     session.manner = manner;
-    let start = session.vm.now();
     let result = session.boot(session.boot_deadline()).and_then(|()| session.follow(&mut script, lines));
-    session.end(start, result)
+    session.end(result)
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
