@@ -18,6 +18,9 @@ use tidevm_session::{Line, Lines};
 /// Longest line from a pipe, in bytes, as a terminal has it.
 pub const MAX_LINE: usize = 4096;
 
+/// Shows an error to a person.
+pub type Complain = fn(&dyn Display);
+
 /// What a reader may want to know when it is asked for a line.
 #[derive(Debug)]
 pub struct Asked {
@@ -38,14 +41,14 @@ pub struct Input {
     ask: SyncSender<Asked>,
     lines: Receiver<Line>,
     /// Shows an error to the person.
-    complain: fn(&dyn Display),
+    complain: Complain,
 }
 
 /// The thread that reads lines by what `open` makes in it, and the session's side. `open` may still open what it
 /// needs to ask terminals; the thread is locked in after it.
 pub fn companion<R: Read>(
     open: impl FnOnce() -> R + Send + 'static,
-    complain: fn(&dyn Display),
+    complain: Complain,
 ) -> (Companion, Input) {
     let (ask, asked) = sync_channel(1);
     let (tell, lines) = sync_channel(1);

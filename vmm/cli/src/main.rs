@@ -8,6 +8,7 @@ mod logger;
 mod pages;
 mod prompt;
 mod quiet;
+mod source;
 
 use std::fmt::Display;
 use std::fs;
@@ -19,21 +20,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
-use input::{Input, Piped};
-use prompt::{History, Prompt};
+use prompt::History;
 use quiet::Quiet;
+use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
-use tidevm_machine::{
-    Companion, Config, Confinement, ConsoleMode, Seccomp, StartError, Vm, is_refusal, printable,
-    room_to_start,
-};
+use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
 use tidevm_session::json::JsonLines;
-use tidevm_session::script::{LiveScript, Script, ScriptErrors};
+use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Ended, Manner, Observer, Summary};
+use tidevm_session::{Ended, Observer, Summary};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -127,22 +125,6 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     }
 }
 
-/// Tells a person at a terminal how the machine of `config` is ended.
-fn greet(config: &Config) {
-    let text = match config.console {
-        ConsoleMode::Stdio if io::stdin().is_terminal() => "Ctrl-a x ends the machine.",
-        _ if !config.interactive => return,
-        ConsoleMode::Off => {
-            "The guest's console is off; --console file:PATH keeps it. `help` lists the commands, Ctrl-D powers the guest off."
-        }
-        _ => "`help` lists the commands, Ctrl-D powers the guest off.",
-    };
-    // Where nobody reads. A stream that is closed is met by the session.
-    if io::stderr().is_terminal() {
-        drop(writeln!(io::stderr(), "{text}"));
-    }
-}
-
 /// Logs from now on, as the options say, or else the environment.
 fn start_log(options: &Logging) -> anyhow::Result<()> {
     let file = options.log_file.as_deref().map(|path| {
@@ -160,40 +142,6 @@ fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
     options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
 }
 
-/// What a machine is to do.
-enum Steps {
-    /// Nothing: it runs until it is ended.
-    None,
-    /// A script that was read.
-    Whole(Script),
-    /// A script that comes on standard input while it runs.
-    Piped,
-    /// What a person types.
-    Typed(History),
-}
-
-impl Steps {
-    /// Whether a step may reset the machine.
-    fn resets(&self) -> bool {
-        match self {
-            Self::None => false,
-            Self::Whole(script) => script.resets(),
-            Self::Piped | Self::Typed(_) => true,
-        }
-    }
-
-    /// Length of the longest step's text, in characters, as far as it is known.
-    fn longest(&self) -> usize {
-        /// `hog 1024M movable scattered as data`.
-        const USUAL: usize = 36;
-        match self {
-            Self::None => 0,
-            Self::Whole(script) => script.longest_step(),
-            Self::Piped | Self::Typed(_) => USUAL,
-        }
-    }
-}
-
 /// What the options say that the machine is to do.
 fn steps(options: &Run) -> anyhow::Result<Steps> {
     Ok(match options.script.as_deref() {
@@ -203,9 +151,6 @@ fn steps(options: &Run) -> anyhow::Result<Steps> {
         Some(file) => Steps::Whole(read(file)?),
     })
 }
-
-/// The name of standard input in messages.
-const STDIN: &str = "<stdin>";
 
 /// Reads and parses a whole script, before anything is started.
 fn read(file: &Path) -> anyhow::Result<Script> {
@@ -301,7 +246,7 @@ fn run(mut config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> an
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
     let longest = steps.longest();
-    let (reader, source) = source(steps, &config);
+    let (reader, source) = Source::of(steps, &config, |what| complain(what));
     let start = |config| Vm::start_with(config, beside.into_iter().chain(reader).collect());
     if json {
         return observe(start(config)?, source, &mut JsonLines(io::stdout()));
@@ -312,34 +257,6 @@ fn run(mut config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> an
     let width = terminal.map(|(width, _)| usize::from(width.0));
     let mut table = Table::new(stdout, width, longest);
     observe(start(config)?, source, &mut table)
-}
-
-/// Where a session takes its steps from.
-enum Source {
-    /// Nowhere.
-    None,
-    /// A script that was read.
-    Whole(Script),
-    /// Lines that come.
-    Lines(Box<LiveScript>, Input, Manner),
-}
-
-/// Where a session on a machine of `config` takes its `steps` from, and the thread that reads them.
-fn source(steps: Steps, config: &Config) -> (Option<Companion>, Source) {
-    match steps {
-        Steps::None => (None, Source::None),
-        Steps::Whole(script) => (None, Source::Whole(script)),
-        Steps::Piped => {
-            let (reader, input) = input::companion(|| Piped(io::stdin().lock()), |what| complain(what));
-            let script = Box::new(LiveScript::new(STDIN, config.clone()));
-            (Some(reader), Source::Lines(script, input, Manner::Script))
-        }
-        Steps::Typed(history) => {
-            let (reader, input) = input::companion(|| Prompt::new(history), |what| complain(what));
-            let script = Box::new(LiveScript::new("prompt", config.clone()));
-            (Some(reader), Source::Lines(script, input, Manner::Prompt))
-        }
-    }
 }
 
 /// What answers as the machine `id`.

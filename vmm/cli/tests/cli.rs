@@ -28,6 +28,8 @@ mod pty;
 mod serial;
 #[path = "cli/silent.rs"]
 mod silent;
+#[path = "cli/typist.rs"]
+mod typist;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::endings::{end, kill};
-use super::pty::Typist;
+use super::typist::Typist;
 use super::{Test, program};
 
 pub const TESTS: &[Test] = &[

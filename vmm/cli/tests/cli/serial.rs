@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use super::endings::{LIMIT, end, kill, until};
-use super::pty::Typist;
+use super::typist::Typist;
 use super::{Test, kernel, program, spawn, text};
 
 pub const TESTS: &[Test] = &[

@@ -4,7 +4,6 @@
 //! The loop waits in `epoll` without a timeout, so an idle VM costs no CPU time.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -17,9 +16,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::devices::{MemDevice, event, share};
 use super::hardware::Hardware;
-use super::input::Input;
 use super::shared::VmShared;
-use super::signals::Ending;
 use crate::confine::Confinement;
 use crate::confine::rules::Kind;
 use crate::confine::thread::{Gate, spawn};
@@ -41,12 +38,8 @@ pub(super) struct Sources {
     pub(super) shared: Arc<VmShared>,
     /// For resets: the loop performs them, since it is not a vCPU and serves no queue meanwhile.
     pub(super) hardware: Arc<Mutex<Hardware>>,
-    /// Input for the serial port.
-    pub(super) input: Option<File>,
-    /// For a person at a terminal, who can wish the VM to end.
-    pub(super) ending: Option<Ending>,
-    /// The clients of a console at a socket.
-    pub(super) clients: Option<Subscriber>,
+    /// The input of the serial port, or the clients of a console at a socket.
+    pub(super) console: Vec<Subscriber>,
 }
 
 /// Starts the loop that serves `sources`.
@@ -54,7 +47,7 @@ pub(super) struct Sources {
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
-    let Sources { shared, hardware, input, ending, clients } = sources;
+    let Sources { shared, hardware, console } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
@@ -66,10 +59,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     subscribers.push(Box::new(ControlQueues { shared: share() }));
     let timer = timer()?;
     subscribers.push(Box::new(Reset { shared: share(), hardware, last: None, timer, waiting: false }));
-    if let Some(source) = input {
-        subscribers.push(Box::new(Input::new(share(), source, ending)));
-    }
-    subscribers.extend(clients);
+    subscribers.extend(console);
     let config = &shared.config;
     let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
