@@ -1,7 +1,8 @@
 //! The one grammar: what a session and the guest's shell can be told to do, as values and as text.
 //!
 //! [`VERBS`] lists the commands. `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th
-//! `--hotplug`, 0 without it) and `within DURATION` at their end, in any order; `reset` takes `within DURATION`.
+//! `--hotplug`) and `within DURATION` at their end, in any order; `reset` takes `within DURATION`. Without `device`,
+//! a resize is for device 0, and an expectation looks at the sum over all devices.
 //! Sizes are `512M`, `2G`, `2GiB` or plain bytes, durations `200ms`, `5s` or `2m`. METRIC is a
 //! [`Metric`](crate::Metric), STEP one of [`FaultStep`]. `#` starts a comment. A script may repeat commands: `repeat N { ... }` ([`Item`]).
 //!
@@ -12,6 +13,7 @@
 //! commands the guest can carry out by itself.
 
 mod expect;
+mod fails;
 mod fault;
 mod pmem;
 mod resize;
@@ -28,6 +30,7 @@ use crate::words::{SyntaxError, Word, Words, list};
 use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 
 pub use expect::{Comparison, Expect};
+pub use fails::Fails;
 pub use fault::{Corrupt, Race};
 pub use pmem::{Pmem, PmemHold, PmemMap};
 pub use resize::{Resize, Target};
@@ -50,6 +53,8 @@ pub enum Command {
     Wait(Name),
     /// Compare a number with what it should be.
     Expect(Expect),
+    /// Carry out a command that is expected to fail.
+    Fails(Fails),
     /// Print every counter.
     Stats,
     /// Let the guest verify every invariant of its memory management.
@@ -141,7 +146,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         word: "hog",
-        usage: "hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME",
+        usage: "hog [up to] SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME",
         about: "allocate pages, fill them and hold them",
         example: "hog 128M movable scattered as data",
         executor: Executor::Guest,
@@ -186,6 +191,14 @@ pub const VERBS: &[Verb] = &[
         example: "expect host.held <= 4M within 5s",
         executor: Executor::Vmm,
         parse: |words| Expect::parse(words).map(Command::Expect),
+    },
+    Verb {
+        word: "fails",
+        usage: "fails COMMAND because \"TEXT\"",
+        about: "carry out a command that has to fail, for a reason whose text contains TEXT",
+        example: "fails resize 0 because \"cannot move\"",
+        executor: Executor::Vmm,
+        parse: |words| Fails::parse(words).map(Command::Fails),
     },
     Verb {
         word: "stats",
@@ -269,7 +282,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         word: "pmem",
-        usage: "pmem [map N [N...] [altmap [reserve SIZE]] [on N cpus]|unmap N|hold SIZE of N as NAME]",
+        usage: "pmem [map N [N...] [altmap [reserve SIZE]] [on N cpus]|unmap N|hold [up to] SIZE of N as NAME]",
         about: "list device memory, map it, unmap it, use it",
         example: "pmem map 0 altmap on 2 cpus",
         executor: Executor::Guest,
@@ -322,6 +335,15 @@ impl Item {
 }
 
 impl Command {
+    /// The command that is carried out: without `fails`, if it is expected to fail.
+    #[must_use]
+    pub fn carried_out(&self) -> &Self {
+        match self {
+            Self::Fails(Fails { command, .. }) => command,
+            command => command,
+        }
+    }
+
     /// Reads one command and leaves what follows it.
     fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
         let word = words.next("a command")?;
@@ -367,6 +389,7 @@ impl fmt::Display for Command {
             Self::Release(name) => write!(f, "release {name}"),
             Self::Wait(name) => write!(f, "wait {name}"),
             Self::Expect(expect) => expect.fmt(f),
+            Self::Fails(fails) => fails.fmt(f),
             Self::Stats => f.write_str("stats"),
             Self::Check => f.write_str("check"),
             Self::Blocks => f.write_str("blocks"),
@@ -374,7 +397,7 @@ impl fmt::Display for Command {
             Self::Pmem(pmem) => pmem.fmt(f),
             Self::Reset { within } => {
                 f.write_str("reset")?;
-                suffix::write(f, 0, *within)
+                suffix::write(f, None, *within)
             }
             Self::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Self::Race(race) => race.fmt(f),

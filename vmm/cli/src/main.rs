@@ -15,9 +15,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
+use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
@@ -97,8 +98,8 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         Action::Experiment(options) => run_experiments(&options),
         Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
         Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
@@ -208,7 +209,7 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(mut config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
@@ -223,6 +224,7 @@ fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>
         Ok::<_, ControlError>(control)
     };
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }
@@ -249,7 +251,7 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
-    let draft = match file {
+    let mut draft = match file {
         Some(path) => {
             let name = path.display();
             let text =
@@ -258,7 +260,14 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         }
         None => Draft::default(),
     };
+    draft.add_command_line(options.logger(), options.metrics()).map_err(|error| anyhow!("{error}"))?;
     let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
+        if draft.metrics.is_some() {
+            bail!(
+                "--no-api: the thread of the API writes the metrics; give it a socket, or leave metrics out"
+            );
+        }
+        draft.start_log(logger::redirect).map_err(|error| anyhow!("{error}"))?;
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, None, &mut Quiet);
     };

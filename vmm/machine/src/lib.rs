@@ -12,8 +12,9 @@
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
 //! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
-//! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
+//! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
@@ -48,6 +49,7 @@ mod process;
 mod registers;
 mod requirements;
 mod serial;
+pub mod socket;
 mod state;
 pub mod survey;
 mod symbols;
@@ -57,7 +59,9 @@ mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use config::{
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig,
+};
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
 pub use death::{Death, DeathKind};
@@ -65,10 +69,14 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
-pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
+pub use state::{
+    BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
+    WaitError,
+};
 pub use tidevm_abi::Size;
+pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
-    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
+    NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

@@ -7,7 +7,7 @@ use core::fmt;
 use super::Command;
 use crate::limits::MAX_RACE_CYCLES;
 use crate::words::{SyntaxError, Table, Words, word_for};
-use crate::{CorruptPart, FaultStep, Handle, Name, Op, ProbedWait};
+use crate::{CorruptPart, Counted, FaultStep, Handle, Name, Op, ProbedWait};
 
 /// `corrupt`: the guest changes a page of a workload, so that `verify` or `check` has something to find.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +125,6 @@ impl Race {
 impl fmt::Display for Race {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cycles, held } = self;
-        let plural = if *cycles == 1 { "" } else { "s" };
-        write!(f, "race {cycles} cycle{plural}{}", if *held { " held" } else { "" })
+        write!(f, "race {}{}", Counted((*cycles).into(), "cycle"), if *held { " held" } else { "" })
     }
 }

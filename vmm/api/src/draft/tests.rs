@@ -4,7 +4,10 @@ use serde_json::json;
 use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
-use super::{BUILTIN, BootSource, Draft, HugePages, MachineUpdate, MemoryConfig};
+use super::{
+    BUILTIN, BootSource, Draft, HugePages, LoggerConfig, MachineUpdate, MemoryConfig, MetricsConfig,
+};
+use crate::body::Level;
 
 fn boot(kernel: &str) -> BootSource {
     BootSource { kernel_image_path: kernel.to_owned(), ..BootSource::default() }
@@ -115,7 +118,8 @@ fn a_file_is_a_machine_in_firecrackers_words() {
         "machine-config": { "vcpu_count": 2, "mem_size_mib": 256 },
         "memory-hotplug": { "total_size_mib": 1024 },
     });
-    let draft = Draft::from_json(&file.to_string()).unwrap();
+    let windows = format!("\u{feff}{file:#}").replace('\n', "\r\n");
+    let draft = Draft::from_json(&windows).unwrap();
     let config = draft.config(&Config::default()).unwrap();
     assert_eq!((config.cpus, config.hotplug.len()), (2, 1));
     let full = serde_json::to_value(draft.full()).unwrap();
@@ -137,4 +141,22 @@ fn a_file_is_a_machine_in_firecrackers_words() {
     assert!(with("drives", json!([{}])).contains("tidevm does not have drives"));
     assert!(with("vsock", json!({})).contains("vsock"));
     assert!(Draft::from_json("{}").unwrap_err().contains("missing field `drives`"));
+}
+
+#[test]
+fn a_file_wins_over_the_command_line() {
+    let log = |path: Option<&str>, level| LoggerConfig {
+        log_path: path.map(Into::into),
+        level,
+        ..LoggerConfig::default()
+    };
+    let mut draft = Draft { logger: Some(log(None, Some(Level::Info))), ..Draft::default() };
+    draft.add_command_line(Some(log(Some("a"), Some(Level::Error))), None).unwrap();
+    assert_eq!(draft.logger, Some(log(Some("a"), Some(Level::Info))));
+    let mut alone = Draft::default();
+    let metrics = || MetricsConfig { metrics_path: "m".into(), emit_id: false, properties: None };
+    alone.add_command_line(Some(log(Some("a"), None)), Some(metrics())).unwrap();
+    assert_eq!((&alone.logger, &alone.metrics), (&Some(log(Some("a"), None)), &Some(metrics())));
+    assert!(alone.add_command_line(None, Some(metrics())).unwrap_err().contains("Reinitialization"));
+    assert_eq!(alone.metrics, Some(metrics()));
 }

@@ -6,11 +6,13 @@ use kvm_ioctls::Kvm;
 use tidevm_abi::Size;
 
 use super::companion::{self, Companion};
+use super::console::clients::Clients;
+use super::console::{self, Console};
 use super::devices::event;
-use super::events::{self, Sources};
+use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
-use super::{Vm, VmHandle, console, signals};
+use super::{Vm, VmHandle, signals};
 use crate::boot::Files;
 use crate::clock;
 use crate::config::{Config, ConsoleMode};
@@ -28,7 +30,7 @@ use crate::sync::lock;
 const SPARE_DESCRIPTORS: usize = 10;
 
 /// [`Vm::start_with`].
-pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
+pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
     let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
@@ -42,8 +44,10 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
     let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
-    let (sink, input) = console::open(&config.console)?;
+    let Console { sink, input, clients } = console::open(&mut config.console)?;
     let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
+    let clients: Option<Subscriber> =
+        clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
@@ -51,7 +55,7 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
-    check_descriptors(shared.config.hotplug.len())?;
+    check_descriptors(shared.config.mmio_devices())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
@@ -62,7 +66,7 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     prepare_grace(confinement)?;
     let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
-    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input, clients };
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;
