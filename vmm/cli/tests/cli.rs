@@ -8,6 +8,8 @@ mod api;
 mod confinement;
 #[path = "cli/ctl.rs"]
 mod ctl;
+#[path = "cli/deploy.rs"]
+mod deploy;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/habits.rs"]
@@ -93,12 +95,18 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().chain(ctl::HOSTED).chain(habits::HOSTED).map(|test| trial(test, None));
+    let hosted = HOSTED
+        .iter()
+        .chain(ctl::HOSTED)
+        .chain(deploy::HOSTED)
+        .chain(habits::HOSTED)
+        .map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
+        .chain(deploy::TESTS)
         .chain(endings::TESTS)
         .chain(habits::TESTS)
         .chain(limits::TESTS)
