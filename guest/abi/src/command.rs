@@ -26,7 +26,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use crate::words::{SyntaxError, Table, Word, Words, list, word_for};
+use crate::words::{SyntaxError, Word, Words, list};
 use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 
 pub use expect::{Comparison, Expect};
@@ -256,7 +256,7 @@ pub const VERBS: &[Verb] = &[
         usage: "inject STEP [after N]",
         about: "let one attempt of a step of memory hotplug fail",
         executor: Executor::Vmm,
-        parse: inject,
+        parse: fault::inject,
     },
     Verb {
         word: "pmem",
@@ -269,23 +269,6 @@ pub const VERBS: &[Verb] = &[
 
 /// The word that begins a repetition.
 const REPEAT: &str = "repeat";
-
-const FAULT_STEPS: Table<FaultStep> = &[
-    ("map-direct", FaultStep::MapDirect),
-    ("map-memmap", FaultStep::MapMemmap),
-    ("alloc-memmap", FaultStep::AllocMemmap),
-    ("online", FaultStep::Online),
-    ("isolate", FaultStep::Isolate),
-    ("migrate", FaultStep::Migrate),
-    ("page-table", FaultStep::PageTable),
-];
-
-impl FaultStep {
-    /// Every step that can fail on demand.
-    pub fn all() -> impl Iterator<Item = Self> {
-        FAULT_STEPS.iter().map(|(_, step)| *step)
-    }
-}
 
 impl Verb {
     /// The verb that is written `word`.
@@ -369,13 +352,6 @@ fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     Ok(Command::Readd { size, addr })
 }
 
-fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let step = words.one_of("a step", FAULT_STEPS)?;
-    let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
-    let after = if words.take("after") { number(words)? } else { 0 };
-    Ok(Command::Inject { step, after })
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -400,10 +376,7 @@ impl fmt::Display for Command {
             Self::Race(race) => race.fmt(f),
             Self::Corrupt(corrupt) => corrupt.fmt(f),
             Self::Probe(wait) => fault::write_probe(f, *wait),
-            Self::Inject { step, after } => {
-                write!(f, "inject {}", word_for(FAULT_STEPS, step))?;
-                if *after > 0 { write!(f, " after {after}") } else { Ok(()) }
-            }
+            Self::Inject { step, after } => fault::write_inject(f, *step, *after),
         }
     }
 }

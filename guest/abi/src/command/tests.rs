@@ -5,9 +5,10 @@ use std::time::Duration;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, sample};
 
+use super::fault::FAULT_STEPS;
 use super::{
-    Churn, Command, Comparison, Corrupt, Executor, Expect, FAULT_STEPS, Fails, Hog, Item, Pmem, PmemHold,
-    PmemMap, Race, Resize, Target, VERBS, Verb,
+    Churn, Command, Comparison, Corrupt, Executor, Expect, Fails, Hog, Item, Pmem, PmemHold, PmemMap, Race,
+    Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
