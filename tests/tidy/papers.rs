@@ -1,7 +1,7 @@
 //! The rule about the papers: commands, options and scripts in `README.md` and `docs/` are those of today.
 //!
 //! Commands are read from code blocks and from `code` in sentences. The known commands are read from the
-//! sources: those of `tidevm` from the `cli.rs` below `vmm/` (clap's derive, as rustfmt lays it out), those of
+//! sources: those of `tidevm` from `cli.rs` and `cli/` of its package (clap's derive, as rustfmt lays it out), those of
 //! `xtask` from the patterns of its `main`. Nothing is built or run. Not checked: the values of options.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,11 +28,12 @@ struct Programs {
 fn the_papers_name_commands_and_options_that_exist() {
     let files = all();
     let source = |part: &dyn Fn(&str) -> bool| {
-        files.iter().find(|file| part(&file.path)).map_or("", |file| file.text.as_str())
+        let texts = files.iter().filter(|file| part(&file.path)).map(|file| file.text.as_str());
+        texts.collect::<Vec<_>>().join("\n")
     };
-    let cli = source(&|path| path.starts_with("vmm/") && path.ends_with("/src/cli.rs"));
+    let cli = source(&|path| path == "vmm/cli/src/cli.rs" || path.starts_with("vmm/cli/src/cli/"));
     let main = source(&|path| path == "xtask/src/main.rs");
-    let programs = Programs { tidevm: clap_commands(cli), xtask: matched_commands(main) };
+    let programs = Programs { tidevm: clap_commands(&cli), xtask: matched_commands(&main) };
     assert!(programs.tidevm.subcommands.len() > 3, "the command line of tidevm is not understood");
     assert!(programs.xtask.subcommands.len() > 3, "the command line of xtask is not understood");
     let complaints: Vec<String> =
@@ -52,8 +53,8 @@ fn papers(files: &[Source]) -> impl Iterator<Item = &Source> {
     files.iter().filter(move |file| is_paper(&file.path) && file.path.ends_with(".md"))
 }
 
-/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it, and the options of the struct
-/// `Spawn`, which stand without a subcommand.
+/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it, the options of the struct
+/// `Spawn`, which stand without a subcommand, and those of `Logging`, which stand everywhere.
 fn clap_commands(cli: &str) -> Command {
     let mut items: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut lines = cli.lines();
@@ -66,7 +67,14 @@ fn clap_commands(cli: &str) -> Command {
         }
     }
     let options = clap_item("Spawn", &items).options;
-    Command { options, ..clap_item("Action", &items) }
+    let mut command = Command { options, ..clap_item("Action", &items) };
+    add_everywhere(&clap_item("Logging", &items).options, &mut command);
+    command
+}
+
+fn add_everywhere(options: &BTreeSet<String>, command: &mut Command) {
+    command.options.extend(options.iter().cloned());
+    command.subcommands.values_mut().for_each(|inner| add_everywhere(options, inner));
 }
 
 /// The options and subcommands of one struct or enum.
@@ -272,6 +280,10 @@ pub struct Run {
     #[arg(long)]
     pub json: bool,
 }
+pub struct Logging {
+    #[arg(long, global = true)]
+    pub log_file: Option<PathBuf>,
+}
 ";
 
     const XTASK: &str = "
@@ -296,6 +308,7 @@ pub struct Run {
             "```\ncargo xtask setup   # sets --everything up\ncargo xtask features --record\n```\n",
             "`tidevm script check FILE`, `--json`, `--memory-block=2G` and `cargo test --nothing`",
             "`cargo xtask nested -- tidevm run --json`, `cargo xtask nested -- sessions`",
+            "`tidevm script check --log-file x FILE`, `tidevm --log-file x demo`",
             "tidevm walks --free outside of code; `tidevm COMMAND`, `tidevm --version`",
         ] {
             assert_eq!(untrue(text), [""; 0], "{text}");

@@ -1,0 +1,236 @@
+//! The options of `tidevm run`, and the [`Config`] that they are.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
+use tidevm_machine::config::DEFAULT_MEMORY;
+use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig};
+
+use super::confine::{Filter, confinement};
+use super::values::{DEFAULT_ID, console, hotplug, id, init_policy, metrics_address, node, pmem, size};
+
+/// `tidevm run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Boot memory: 512M, 2G, 2GiB or bytes
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY, value_parser = size)]
+    memory: Size,
+    /// A NUMA node and its part of boot memory and vCPUs; once per node, in their order
+    #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
+    numa: Vec<NodeConfig>,
+    /// A hotplug region and its virtio-mem device; may be given several times
+    #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
+    hotplug: Vec<HotplugConfig>,
+    /// A range of device memory; may be given several times
+    #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
+    pmem: Vec<Size>,
+    /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Appended to the kernel's command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// When the guest initialises struct pages: eager, deferred or lazy
+    #[arg(long, value_name = "POLICY", default_value_t, value_parser = init_policy)]
+    init: InitPolicy,
+    /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
+    memory_block: Size,
+    /// Whether the memmap of added memory lies in the added memory
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    memmap_on_memory: Switch,
+    /// Whether per-CPU lists are disabled while a range goes offline
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
+    pcp_disable: Switch,
+    /// What to do with the machine, one command per line; - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub script: Option<PathBuf>,
+    /// A socket for Firecracker's API, beside the script
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Where Prometheus reads metrics, and nothing else; a port alone is one of this host's own address, 127.0.0.1
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address, requires = "api_sock")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// The machine's name in the API
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = id, requires = "api_sock")]
+    pub id: String,
+    /// One JSON object per line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", default_value = "stderr", value_parser = console)]
+    console: ConsoleMode,
+    /// Take a reset for a death of the guest (status 4), instead of booting it again
+    #[arg(long)]
+    no_reboot: bool,
+    /// At a system call that a thread has no use for: nothing, let the kernel log it, or end with a report (status 159)
+    #[arg(long, value_name = "off|log|on", value_enum, hide_possible_values = true, default_value_t = Filter::On)]
+    seccomp: Filter,
+    /// For root: a folder that becomes the root of the process, which is alone in it
+    #[arg(long, value_name = "DIR", requires_all = ["uid", "gid"])]
+    jail: Option<PathBuf>,
+    /// The user that the process in the jail becomes
+    #[arg(long, value_name = "N", requires = "jail", value_parser = clap::value_parser!(u32).range(1..))]
+    uid: Option<u32>,
+    /// The group that the process in the jail becomes
+    #[arg(long, value_name = "N", requires = "jail", value_parser = clap::value_parser!(u32).range(1..))]
+    gid: Option<u32>,
+}
+
+impl Run {
+    /// The jail, which clap gives all three or none of its options.
+    fn jail(&self) -> Option<Jail> {
+        Some(Jail { folder: self.jail.clone()?, uid: self.uid?, gid: self.gid? })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Run {
+    /// The VM that the options describe.
+    ///
+    /// # Errors
+    /// Two options use the same stream.
+    pub fn config(&self) -> Result<Config, String> {
+        if self.console == ConsoleMode::Stdio {
+            if self.json {
+                return Err("--console stdio and --json both write standard output".to_owned());
+            }
+            if self.script.as_deref().is_some_and(|file| file.as_os_str() == "-") {
+                return Err("--console stdio and --script - both read standard input".to_owned());
+            }
+        }
+        Ok(Config {
+            cpus: self.cpus,
+            memory: self.memory,
+            numa: self.numa.clone(),
+            hotplug: self.hotplug.clone(),
+            pmem: self.pmem.clone(),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            memory_block: self.memory_block,
+            memmap_on_memory: self.memmap_on_memory == Switch::On,
+            pcp_disable: self.pcp_disable == Switch::On,
+            init: self.init,
+            console: self.console.clone(),
+            reboot: !self.no_reboot,
+            // The script says whether it resets the machine, and is not read yet.
+            resets: false,
+            confinement: confinement(self.seccomp),
+            jail: self.jail(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tidevm_abi::Size;
+    use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp};
+
+    use crate::cli::{Action, Cli};
+
+    fn config(options: &str) -> Result<Config, String> {
+        let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
+            Some(Action::Run(run)) => run.config(),
+            action => panic!("{action:?}"),
+        }
+    }
+
+    #[test]
+    fn without_options_it_is_the_default_machine() {
+        let locked_in = Config { confinement: Confinement::STRICT, ..Config::default() };
+        assert_eq!(config(""), Ok(locked_in));
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let expected = Config {
+            cpus: 2,
+            memory: Size::mib(512),
+            numa: vec![NodeConfig { memory: Size::mib(512), cpus: 2 }, NodeConfig::default()],
+            hotplug: vec![
+                HotplugConfig::new(Size::gib(8)),
+                HotplugConfig {
+                    size: Size::gib(1),
+                    device_block: Size::mib(4),
+                    requested: Size::mib(128),
+                    node: Some(1),
+                },
+            ],
+            pmem: vec![Size::gib(1), Size::mib(128)],
+            kernel: Some("k".into()),
+            initrd: Some("i".into()),
+            cmdline: Some("-a=b".to_owned()),
+            memory_block: Size::gib(1),
+            memmap_on_memory: false,
+            init: tidevm_machine::InitPolicy::Eager,
+            pcp_disable: false,
+            console: ConsoleMode::File("a:b".into()),
+            reboot: false,
+            resets: false,
+            confinement: Confinement { seccomp: Seccomp::Log, ..Confinement::STRICT },
+            jail: Some(Jail { folder: "/j".into(), uid: 7, gid: 8 }),
+        };
+        let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
+                       --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
+                       --pmem size=1G --pmem size=128M \
+                       --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
+                       --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
+        assert_eq!(config(options), Ok(expected));
+    }
+
+    #[test]
+    fn bad_options_are_refused_with_what_would_be_right() {
+        let bad = [
+            ("--memory 2X", "not a size such as 512M"),
+            ("--memory 99999999T", "not a size"),
+            ("--cpus 300", "300 is not in 0..=255"),
+            ("--hotplug 8G", "`8G` is not KEY=VALUE"),
+            ("--hotplug block=2M", "size=SIZE is missing"),
+            ("--hotplug size=8G,size=9G", "size is given twice"),
+            ("--hotplug size=8G,slots=2", "the keys are size, block, requested and node"),
+            ("--hotplug size=8Q", "size=8Q: not a size"),
+            ("--hotplug size=8G,node=x", "node=x: invalid digit"),
+            ("--numa 512M", "`512M` is not KEY=VALUE"),
+            ("--numa cpus=2", "memory=SIZE is missing (0 for none)"),
+            ("--numa memory=1G,memory=1G", "memory is given twice"),
+            ("--numa memory=1G,node=1", "the keys are memory and cpus"),
+            ("--numa memory=1X", "memory=1X: not a size"),
+            ("--numa memory=1G,cpus=-1", "cpus=-1: invalid digit"),
+            ("--init sloth", "the policies are: eager, deferred, lazy"),
+            ("--memmap-on-memory yes", "possible values: on, off"),
+            ("--seccomp yes", "possible values: off, log, on"),
+            ("--jail /j --uid 7", "--gid <N>"),
+            ("--uid 7", "--jail <DIR>"),
+            ("--jail /j --uid 0 --gid 7", "0 is not in 1.."),
+            ("--console tty", "off, stderr, stdio, file:PATH"),
+            ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console connect:", "socket:PATH, connect:PATH"),
+            ("--console stdio --json", "both write standard output"),
+            ("--console stdio --script -", "both read standard input"),
+            ("--pmem 1G", "`1G` is not size=SIZE"),
+            ("--pmem size=1Q", "size=1Q: not a size"),
+            ("--pmem size=1G,path=x", "not a size"),
+        ];
+        for (options, message) in bad {
+            let error = config(options).expect_err(options);
+            assert!(error.contains(message), "{options}: {error}");
+        }
+    }
+}
