@@ -150,8 +150,9 @@ fn a_machine_in_a_jail_has_clients_of_its_console() {
     let path = std::env::temp_dir().join(format!("tidevm-jail-{}.console", std::process::id()));
     let console = format!("--console=socket:{}", path.display());
     let file = kernel::write("flood-console-jail", kernel::FLOOD);
-    let mut child =
-        Running(program().args(["run", &console, "--kernel"]).arg(file).args(jail).spawn().expect("it runs"));
+    let mut command = program();
+    command.args(["run", &console, "--kernel"]).arg(file).args(jail).stdout(Stdio::null());
+    let mut child = Running(command.spawn().expect("it runs"));
     until("the console", || path.exists());
     let mut first = None;
     until("a client", || {
