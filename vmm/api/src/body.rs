@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -182,6 +183,37 @@ pub struct MemoryUpdate {
     pub requested_size_mib: u32,
 }
 
+/// `PUT /balloon`, and the answer of `GET /balloon`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct Balloon {
+    pub amount_mib: u32,
+    pub deflate_on_oom: bool,
+    #[serde(default)]
+    pub stats_polling_interval_s: u16,
+    #[serde(default)]
+    pub free_page_hinting: bool,
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
+/// `PATCH /balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonUpdate {
+    /// How much the guest is to give up.
+    pub amount_mib: u32,
+}
+
+/// `PATCH /balloon/statistics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatsUpdate {
+    /// How often the guest gives statistics.
+    pub stats_polling_interval_s: u16,
+}
+
 /// The level of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "the usual levels")]
@@ -194,22 +226,30 @@ pub enum Level {
     Error,
 }
 
-impl<'de> Deserialize<'de> for Level {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.to_lowercase().as_str() {
+impl FromStr for Level {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word.to_lowercase().as_str() {
             "off" => Ok(Self::Off),
             "trace" => Ok(Self::Trace),
             "debug" => Ok(Self::Debug),
             "info" => Ok(Self::Info),
             "warn" | "warning" => Ok(Self::Warn),
             "error" => Ok(Self::Error),
-            _ => Err(D::Error::custom("Invalid LevelFilter")),
+            _ => Err("Invalid LevelFilter"),
         }
     }
 }
 
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 /// `PUT /logger`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
 pub struct LoggerConfig {
@@ -270,7 +310,34 @@ pub struct MemBackend {
     pub backend_type: MemBackendType,
 }
 
-/// `PUT /snapshot/load`, as far as its form is checked.
+/// Pages behind the memory of a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "Firecracker's kinds")]
+pub enum SnapshotPages {
+    #[default]
+    Snapshot,
+    None,
+    Transparent,
+    #[serde(rename = "2M")]
+    Hugetlbfs2M,
+}
+
+/// Another host device for a network interface of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct NetworkOverride {
+    pub iface_id: String,
+    pub host_dev_name: String,
+}
+
+/// Another socket for the vsock of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct VsockOverride {
+    pub uds_path: String,
+}
+
+/// `PUT /snapshot/load`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
@@ -285,11 +352,12 @@ pub struct SnapshotLoad {
     #[serde(default)]
     pub resume_vm: bool,
     #[serde(default)]
-    pub network_overrides: Vec<serde_json::Value>,
-    pub vsock_override: Option<serde_json::Value>,
+    pub network_overrides: Vec<NetworkOverride>,
+    pub vsock_override: Option<VsockOverride>,
     #[serde(default)]
     pub clock_realtime: bool,
-    pub huge_pages: Option<String>,
+    #[serde(default)]
+    pub huge_pages: SnapshotPages,
 }
 
 /// `--config-file`, and the answer of `GET /vm/config`: the devices that tidevm does not have are null or empty.
@@ -297,7 +365,7 @@ pub struct SnapshotLoad {
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
 pub struct FullConfig {
-    pub balloon: Option<serde_json::Value>,
+    pub balloon: Option<Balloon>,
     pub drives: Vec<serde_json::Value>,
     pub boot_source: BootSource,
     pub cpu_config: Option<serde_json::Value>,

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 use tidevm_abi::parse_duration;
 
 use crate::body::{
-    ActionBody, ActionType, BootSource, LoggerConfig, MachineConfig, MachineUpdate, MemoryConfig,
-    MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad, Vm, VmState,
+    ActionBody, ActionType, Balloon, BalloonStatsUpdate, BalloonUpdate, BootSource, LoggerConfig,
+    MachineConfig, MachineUpdate, MemoryConfig, MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad,
+    Vm, VmState,
 };
 use crate::http::{Method, Request};
 
@@ -30,6 +31,11 @@ pub enum Action {
     SetMemory(MemoryConfig),
     Resize(MemoryUpdate, MemoryQuery),
     CancelResize(MemoryQuery),
+    GetBalloon,
+    GetBalloonStats,
+    SetBalloon(Balloon),
+    UpdateBalloon(BalloonUpdate),
+    UpdateBalloonStats(BalloonStatsUpdate),
     GetEvents,
     GetStats,
     GetMetrics,
@@ -52,21 +58,24 @@ pub struct MemoryQuery {
     pub region: Option<usize>,
 }
 
-/// An action, and whether a field of its request is deprecated.
+/// An action, and what to warn of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
     /// What to do.
     pub action: Action,
-    /// The field is accepted all the same.
-    pub deprecated: bool,
+    /// A field of the request is deprecated, which this text says. It is accepted all the same.
+    pub deprecated: Option<&'static str>,
 }
 
 /// Longest time that a request may wait.
 pub const MOST_WAIT: Duration = Duration::from_secs(3600);
 
+/// The warning about fields of `PUT /snapshot/load`.
+const OLD_SNAPSHOT_FIELDS: &str =
+    "PUT /snapshot/load: mem_file_path and enable_diff_snapshots fields are deprecated.";
+
 /// Devices of Firecracker's that tidevm does not have, by the first word of their paths.
 const NO_DEVICES: &[(&str, &str)] = &[
-    ("balloon", "a balloon"),
     ("cpu-config", "CPU templates"),
     ("drives", "drives"),
     ("entropy", "an entropy device"),
@@ -77,6 +86,9 @@ const NO_DEVICES: &[(&str, &str)] = &[
     ("vsock", "vsock"),
 ];
 
+/// What Firecracker's balloon has beside reports.
+const HINTING: &str = "free-page hinting";
+
 /// Reads what `request` asks for.
 ///
 /// # Errors
@@ -86,7 +98,7 @@ pub fn route(request: &Request) -> Result<Routed, String> {
     let (first, second, third) = (words.next().unwrap_or(""), words.next(), words.next());
     let body = request.body.as_deref();
     let memory = (first, second) == ("hotplug", Some("memory"));
-    let mut deprecated = false;
+    let mut deprecated = None;
     let query = if memory { memory_query(&request.query)? } else { no_query(&request.query)? };
     let action = match (request.method, first, body) {
         (Method::Get, "", None) => Action::GetInstance,
@@ -94,16 +106,19 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         (Method::Get, "vm", None) if second == Some("config") => Action::GetVmConfig,
         (Method::Get, "machine-config", None) => Action::GetMachineConfig,
         (Method::Get, "hotplug", None) if memory => Action::GetMemory(query),
+        (Method::Get, "balloon", None) => get_balloon(second)?,
         (Method::Get, "events", None) => Action::GetEvents,
         (Method::Get, "stats", None) => Action::GetStats,
         (Method::Get, "metrics", None) => Action::GetMetrics,
         (Method::Get, _, Some(_)) => return Err("GET request cannot have a body.".to_owned()),
         (Method::Put, "actions", Some(body)) => Action::Act(json::<ActionBody>(body)?.action_type),
+        (Method::Put, "balloon", Some(body)) => Action::SetBalloon(json(body)?),
         (Method::Put, "boot-source", Some(body)) => Action::SetBootSource(json(body)?),
         (Method::Put, "logger", Some(body)) => Action::SetLogger(json(body)?),
         (Method::Put, "machine-config", Some(body)) => {
             let config: MachineConfig = json(body)?;
-            deprecated = config.cpu_template.is_some();
+            deprecated =
+                config.cpu_template.map(|_| "PUT /machine-config: cpu_template field is deprecated.");
             Action::SetMachine(config.into())
         }
         (Method::Put, "metrics", Some(body)) => Action::SetMetrics(json(body)?),
@@ -115,9 +130,15 @@ pub fn route(request: &Request) -> Result<Routed, String> {
             if update == MachineUpdate::default() {
                 return Err("Empty PATCH request.".to_owned());
             }
-            deprecated = update.cpu_template.is_some();
+            deprecated =
+                update.cpu_template.map(|_| "PATCH /machine-config: cpu_template field is deprecated.");
             Action::SetMachine(update)
         }
+        (Method::Patch, "balloon", _) if second == Some("hinting") => Action::NoSuchDevice(HINTING),
+        (Method::Patch, "balloon", Some(body)) if second == Some("statistics") => {
+            Action::UpdateBalloonStats(json(body)?)
+        }
+        (Method::Patch, "balloon", Some(body)) => Action::UpdateBalloon(json(body)?),
         (Method::Patch, "vm", Some(body)) => Action::SetVmState(json::<Vm>(body)?.state),
         (Method::Patch, "hotplug", Some(body)) if memory => Action::Resize(json(body)?, query),
         (Method::Patch, _, None) => return Err("Empty PATCH request.".to_owned()),
@@ -142,12 +163,17 @@ fn bad_json(why: &str) -> String {
     format!("An error occurred when deserializing the json body of a request: {why}.")
 }
 
-fn snapshot(word: Option<&str>, body: &[u8], deprecated: &mut bool) -> Result<Action, String> {
+fn snapshot(
+    word: Option<&str>,
+    body: &[u8],
+    deprecated: &mut Option<&'static str>,
+) -> Result<Action, String> {
     match word {
         Some("create") => Ok(Action::CreateSnapshot(json(body)?)),
         Some("load") => {
             let load: SnapshotLoad = json(body)?;
-            *deprecated = load.mem_file_path.is_some() || load.enable_diff_snapshots;
+            let old = load.mem_file_path.is_some() || load.enable_diff_snapshots;
+            *deprecated = old.then_some(OLD_SNAPSHOT_FIELDS);
             match (&load.mem_backend, &load.mem_file_path) {
                 (Some(_), Some(_)) => Err(bad_json(
                     "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",
@@ -160,6 +186,16 @@ fn snapshot(word: Option<&str>, body: &[u8], deprecated: &mut bool) -> Result<Ac
         }
         Some(word) => Err(format!("Invalid request method and/or path: PUT /snapshot/{word}.")),
         None => Err("Missing snapshot operation type.".to_owned()),
+    }
+}
+
+/// The path of a `GET` below `/balloon`.
+fn get_balloon(word: Option<&str>) -> Result<Action, String> {
+    match word {
+        None => Ok(Action::GetBalloon),
+        Some("statistics") => Ok(Action::GetBalloonStats),
+        Some("hinting") => Ok(Action::NoSuchDevice(HINTING)),
+        Some(word) => Err(format!("Unrecognized GET request path `{word}`.")),
     }
 }
 

@@ -13,12 +13,14 @@ use crate::backend::{Backend, Reply, Waiter};
 use crate::body::{ActionType, VmState};
 use crate::draft::{Draft, not_supported};
 use crate::events::events;
-use crate::http::Method;
+use crate::http::Request;
 use crate::memory::{self, Facts, converged};
-use crate::metrics::{Metrics, Requests, unix_ms};
+use crate::metrics::{Metrics, Told, unix_ms};
+use crate::requests::Requests;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
+mod balloon;
 mod scrape;
 mod stats;
 
@@ -185,7 +187,7 @@ impl Running {
 
     fn write_metrics(&mut self) -> std::io::Result<()> {
         let Some(metrics) = &mut self.metrics else { return Ok(()) };
-        metrics.flush(&self.vm.state(), &mut self.requests, &self.vm.exits())
+        metrics.flush(&self.vm.state(), Told::now(&self.requests, &self.vm.exits(), &self.vm.mem_requests()))
     }
 
     fn set_vm_state(&mut self, wish: VmState, now: Instant) -> Reply {
@@ -255,6 +257,10 @@ impl Backend for Running {
             Action::GetMemory(query) => return self.get_memory(query, now),
             Action::Resize(update, query) => return self.resize(update.requested_size_mib, query, now),
             Action::CancelResize(query) => self.cancel(query),
+            Action::GetBalloon => self.get_balloon(),
+            Action::GetBalloonStats => self.get_balloon_stats(),
+            Action::UpdateBalloon(update) => self.update_balloon(update),
+            Action::UpdateBalloonStats(update) => self.update_balloon_stats(update),
             Action::GetEvents => return Reply::Stream,
             Action::GetStats => return self.get_stats(now),
             Action::GetMetrics => self.get_metrics(now),
@@ -267,6 +273,7 @@ impl Backend for Running {
             Action::SetMachine(_)
             | Action::SetBootSource(_)
             | Action::SetMemory(_)
+            | Action::SetBalloon(_)
             | Action::SetLogger(_)
             | Action::SetMetrics(_)
             | Action::LoadSnapshot(_) => Response::fault(TOO_LATE),
@@ -329,8 +336,8 @@ impl Backend for Running {
         events.iter().map(Value::to_string).collect()
     }
 
-    fn count(&mut self, method: Method, fault: bool) {
-        self.requests.count(method, fault);
+    fn count(&mut self, request: &Request, status: u16) {
+        self.requests.count(request, status);
     }
 
     fn due(&self) -> Option<Instant> {

@@ -1,5 +1,6 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod check_host;
 mod cli;
 mod ctl;
 mod logger;
@@ -14,8 +15,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
+use anyhow::{Context, anyhow, bail};
+use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
@@ -95,12 +96,13 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
             let steps = Counted(script.steps(), "step");
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
+        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)
@@ -249,7 +251,7 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
-    let draft = match file {
+    let mut draft = match file {
         Some(path) => {
             let name = path.display();
             let text =
@@ -258,7 +260,14 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         }
         None => Draft::default(),
     };
+    draft.add_command_line(options.logger(), options.metrics()).map_err(|error| anyhow!("{error}"))?;
     let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
+        if draft.metrics.is_some() {
+            bail!(
+                "--no-api: the thread of the API writes the metrics; give it a socket, or leave metrics out"
+            );
+        }
+        draft.start_log(logger::redirect).map_err(|error| anyhow!("{error}"))?;
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, None, &mut Quiet);
     };

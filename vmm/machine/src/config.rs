@@ -14,8 +14,10 @@ use crate::confine::jail::Jail;
 use crate::memory::layout;
 use crate::socket::Listener;
 
+pub(crate) mod balloon;
 mod numa;
 
+pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
 pub use numa::{NodeConfig, NumaError};
 pub use tidevm_abi::cmdline::InitPolicy;
 
@@ -55,6 +57,8 @@ pub struct Config {
     pub hotplug: Vec<HotplugConfig>,
     /// Ranges of device memory, each a multiple of 128 MiB.
     pub pmem: Vec<Size>,
+    /// The virtio-balloon device, by which a guest reports free memory and gives statistics.
+    pub balloon: Option<BalloonConfig>,
     /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
@@ -90,6 +94,7 @@ impl Default for Config {
             numa: Vec::new(),
             hotplug: Vec::new(),
             pmem: Vec::new(),
+            balloon: None,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -251,6 +256,9 @@ pub enum ConfigError {
     /// The nodes do not fit the rest of the configuration.
     #[error(transparent)]
     Numa(#[from] NumaError),
+    /// The balloon is not possible.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// The target does not fit.
     #[error("--hotplug #{device} requested={requested}: the region has only {size}")]
     RequestedTooLarge {
@@ -330,6 +338,9 @@ impl Config {
         if let Some(device) = self.pmem.iter().position(|&size| !is_memory_blocks(size)) {
             return Err(ConfigError::PmemUnaligned { device, size: self.pmem[device] });
         }
+        if let Some(balloon) = self.balloon {
+            balloon.validate()?;
+        }
         match layout::end(self.memory, self.region_sizes()) {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
@@ -355,6 +366,11 @@ impl Config {
     /// Whether the machine can be reset.
     pub(crate) fn can_reset(&self) -> bool {
         self.reboot || self.resets
+    }
+
+    /// The number of virtio-mmio devices: the control channel, one per region, and the balloon.
+    pub(crate) fn mmio_devices(&self) -> usize {
+        1 + self.hotplug.len() + usize::from(self.balloon.is_some())
     }
 
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.

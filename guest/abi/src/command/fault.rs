@@ -37,6 +37,23 @@ const PROBED_WAITS: Table<ProbedWait> = &[
     ("churn", ProbedWait::Churn),
 ];
 
+pub(super) const FAULT_STEPS: Table<FaultStep> = &[
+    ("map-direct", FaultStep::MapDirect),
+    ("map-memmap", FaultStep::MapMemmap),
+    ("alloc-memmap", FaultStep::AllocMemmap),
+    ("online", FaultStep::Online),
+    ("isolate", FaultStep::Isolate),
+    ("migrate", FaultStep::Migrate),
+    ("page-table", FaultStep::PageTable),
+];
+
+impl FaultStep {
+    /// Every step that can fail on demand.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAULT_STEPS.iter().map(|(_, step)| *step)
+    }
+}
+
 impl Corrupt {
     /// The call to the guest, for a workload that records call `handle`.
     #[must_use]
@@ -78,23 +95,6 @@ pub(super) fn probe(words: &mut Words<'_>) -> Result<ProbedWait, SyntaxError> {
 /// Writes a `probe`.
 pub(super) fn write_probe(f: &mut fmt::Formatter<'_>, wait: ProbedWait) -> fmt::Result {
     write!(f, "probe {}", word_for(PROBED_WAITS, &wait))
-}
-
-pub(super) const FAULT_STEPS: Table<FaultStep> = &[
-    ("map-direct", FaultStep::MapDirect),
-    ("map-memmap", FaultStep::MapMemmap),
-    ("alloc-memmap", FaultStep::AllocMemmap),
-    ("online", FaultStep::Online),
-    ("isolate", FaultStep::Isolate),
-    ("migrate", FaultStep::Migrate),
-    ("page-table", FaultStep::PageTable),
-];
-
-impl FaultStep {
-    /// Every step that can fail on demand.
-    pub fn all() -> impl Iterator<Item = Self> {
-        FAULT_STEPS.iter().map(|(_, step)| *step)
-    }
 }
 
 /// Reads what follows `inject`.

@@ -7,8 +7,8 @@ use proptest::{option, sample};
 
 use super::fault::FAULT_STEPS;
 use super::{
-    Churn, Command, Comparison, Corrupt, Executor, Expect, Fails, Hog, Item, Pmem, PmemHold, PmemMap, Race,
-    Resize, Target, VERBS, Verb,
+    Churn, Command, Comparison, Corrupt, Executor, Expect, Fails, Hog, Item, Pmem, PmemHold, PmemMap,
+    REPETITION, Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
@@ -418,4 +418,16 @@ fn commands_become_calls() {
     let hold = |partial| Op::Pmem(PmemOp::Hold { handle: 7, device: 1, pages: 4096, partial });
     assert_eq!(call("pmem hold 16M of 1 as a"), hold(false));
     assert_eq!(call("pmem hold up to 16M of 1 as a"), hold(true));
+}
+
+#[test]
+fn the_example_of_each_verb_is_such_a_command() {
+    for verb in VERBS {
+        let command: Command =
+            verb.example.parse().unwrap_or_else(|error| panic!("{}: {error:?}", verb.example));
+        assert_eq!(verb.example.split(' ').next(), Some(verb.word));
+        assert_eq!(command.to_string(), verb.example, "as a table would show it");
+    }
+    let mut words = Words::new(REPETITION[2]);
+    assert_eq!(Item::parse(&mut words), Ok(Item::Repeat(3)));
 }

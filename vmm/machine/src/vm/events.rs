@@ -29,6 +29,8 @@ use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
 
+mod balloon;
+
 /// Least time from one reset to the next: a guest that resets without end must not keep the host busy with
 /// making machines of KVM. vCPUs that did not ask for the next reset run until it comes.
 pub(super) const RESET_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +56,9 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
         subscribers.push(Box::new(MemQueue { shared: share(), index, timer: timer()? }));
+    }
+    if shared.devices.balloon.is_some() {
+        subscribers.push(Box::new(balloon::Queues::new(share(), timer()?)));
     }
     subscribers.push(Box::new(ControlQueues { shared: share() }));
     let timer = timer()?;

@@ -25,6 +25,10 @@ use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
 
+mod balloon;
+
+pub use balloon::{IntervalRefused, NoStatistics};
+
 /// A running VM, for any number of threads. See [`Vm`](super::Vm), which ends it.
 #[derive(Clone, Debug)]
 pub struct VmHandle {

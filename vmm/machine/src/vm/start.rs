@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 use tidevm_abi::Size;
 
 use super::companion::{self, Companion};
@@ -22,20 +22,8 @@ use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
 use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
+use crate::requirements;
 use crate::sync::lock;
-
-/// The version of KVM's interface. It has been the only one since Linux 2.6.22.
-const KVM_API_VERSION: i32 = 12;
-
-/// The extensions of KVM that this VMM relies on.
-const CAPABILITIES: [(Cap, &str); 6] = [
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
-];
 
 /// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
 /// event, twice, and epoll, the pause of the event loop. A few more let the embedder open a file.
@@ -67,7 +55,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
-    check_descriptors(shared.config.hotplug.len())?;
+    check_descriptors(shared.config.mmio_devices())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
@@ -108,13 +96,8 @@ fn check_descriptors(devices: usize) -> Result<(), StartError> {
 
 fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     let kvm = Kvm::new().map_err(|error| no_kvm(std::io::Error::from_raw_os_error(error.errno())))?;
-    if kvm.get_api_version() != KVM_API_VERSION {
-        return Err(StartError::Capability("version 12 of its interface"));
-    }
-    if let Some((_, name)) =
-        CAPABILITIES.into_iter().find(|&(capability, _)| !kvm.check_extension(capability))
-    {
-        return Err(StartError::Capability(name));
+    if let Some(missing) = requirements::missing(&kvm) {
+        return Err(StartError::Capability(missing));
     }
     let most = kvm.get_max_vcpus();
     if usize::from(config.cpus) > most {
