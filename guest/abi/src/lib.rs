@@ -25,6 +25,7 @@ extern crate alloc;
 
 pub mod answer;
 mod blocks;
+mod by_key;
 pub mod cmdline;
 pub mod command;
 mod counted;
@@ -43,6 +44,7 @@ mod words;
 
 pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
+pub use by_key::ByKey;
 pub use command::Command;
 pub use counted::{Counted, either};
 pub use counter::{Counter, Group, Label};

@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
+use tidevm_abi::command::NoTarget;
 use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
 use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
 
@@ -21,17 +22,9 @@ pub enum StepFailure {
     /// The machine was not made to be reset.
     #[error("refused: {0}")]
     ResetRefused(ResetRefused),
-    /// `plug`: the new size is beyond 64 bits.
-    #[error("refused: {0} more is no size")]
-    SizeTooLarge(Size),
-    /// `unplug`: the new size is below 0.
-    #[error("refused: cannot unplug {size}, only {requested} is requested")]
-    SizeNegative {
-        /// The size to unplug.
-        size: Size,
-        /// The size that is requested now.
-        requested: Size,
-    },
+    /// `plug`, `unplug`: there is no such size.
+    #[error("refused: {0}")]
+    NoTarget(NoTarget),
     /// The VM has no such hotplug device.
     #[error("there is no hotplug device {0}")]
     NoDevice(usize),

@@ -31,7 +31,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let found = self.mem(resize.device)?;
         let limit = resize.within.unwrap_or_else(|| patience(resize.target, &found));
         let before = self.await_driver(resize.device, limit)?;
-        let target = target(resize.target, before.requested)?;
+        let target = resize
+            .target
+            .of(before.requested)
+            .map_err(|error| StepError::Failed(StepFailure::NoTarget(error)))?;
         // The rate begins here: a guest without a driver moves nothing.
         let start = self.vm.now();
         let left = limit.saturating_sub(start - began);
@@ -124,20 +127,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 /// it requests.
 fn patience(wanted: Target, found: &MemStatus) -> Duration {
     // A target that cannot be is refused before the wait.
-    let to = target(wanted, found.requested).unwrap_or_default().min(found.region_size);
+    let to = wanted.of(found.requested).unwrap_or_default().min(found.region_size);
     [found.requested, found.plugged]
         .map(|from| resize_deadline(from, to))
         .into_iter()
         .max()
         .unwrap_or_default()
-}
-
-/// The target, for a device that requests `requested` now.
-fn target(target: Target, requested: Size) -> Result<Size, StepError> {
-    let (result, failure) = match target {
-        Target::To(size) => return Ok(size),
-        Target::Plug(size) => (requested.checked_add(size), StepFailure::SizeTooLarge(size)),
-        Target::Unplug(size) => (requested.checked_sub(size), StepFailure::SizeNegative { size, requested }),
-    };
-    result.ok_or(StepError::Failed(failure))
 }
