@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Handle, Named, Size};
+use crate::{Counted, Handle, Named, SHELL_HANDLES, Size};
 
 /// Where a virtio-mem driver stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Named<'_, ResizeState> {
         pages: u64,
         first: &[Option<UnmovablePage>],
     ) -> fmt::Result {
-        write!(f, "{pages} page{} cannot move", if pages == 1 { "" } else { "s" })?;
+        write!(f, "{} cannot move", Counted(pages, "page"))?;
         let mut named = 0;
         for page in first.iter().flatten() {
             let separator = if named == 0 { ": " } else { ", " };
@@ -127,6 +127,7 @@ impl fmt::Display for Named<'_, Owner> {
             Owner::Workload(handle) => {
                 return match self.name_of(*handle) {
                     Some(name) => write!(f, "workload {name}"),
+                    None if *handle >= SHELL_HANDLES => f.write_str("a workload of the guest's console"),
                     None => write!(f, "unknown workload {handle}"),
                 };
             }

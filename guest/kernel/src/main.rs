@@ -35,6 +35,7 @@ use crate::control::Control;
 use crate::cpu::{ioapic, lapic, smp, stack, time, trap};
 use crate::mem::paging::VMEMMAP;
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
+use crate::virtio::balloon::BalloonDriver;
 use crate::virtio::mem::MemDriver;
 use crate::virtio::{Device, pci};
 
@@ -75,9 +76,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let bound = bind_devices(&command_line);
     stamps::ready();
     mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });
-    if !bound.control {
-        shell::start();
-    }
+    shell::start(bound.control);
     job::run()
 }
 
@@ -145,6 +144,10 @@ impl Bound {
                     self.mem_devices += 1;
                 }
                 Err(reason) => println!("virtio-mem: {reason}"),
+            },
+            DeviceType::MemoryBalloon => match BalloonDriver::new(device) {
+                Ok(driver) => job::spawn(0, driver),
+                Err(reason) => println!("virtio-balloon: {reason}"),
             },
             kind => println!("no driver for a {kind:?} device"),
         }

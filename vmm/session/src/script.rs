@@ -1,9 +1,10 @@
 //! Scripts: the text of a session as steps. One command per line, `#` comments, nested `repeat N { ... }`.
 //!
-//! A script is read as a whole before anything runs. Every wrong line is reported, with its column. So are
+//! A script in a file is read as a whole before anything runs. Every wrong line is reported, with its column. So are
 //! names that no workload has at that point (`script/names.rs`) and sizes that do not fit the devices
-//! ([`Script::fit`]).
+//! ([`Script::fit`]). A [`LiveScript`] is read line by line while it runs, with the same checks.
 
+mod live;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,11 @@ mod tests;
 use std::fmt;
 
 use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
-use tidevm_abi::metric::Unit;
-use tidevm_abi::{Size, SyntaxError, Word, Words};
+use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
+
+pub use live::LiveScript;
+pub(crate) use names::Workloads;
 
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
@@ -101,11 +104,13 @@ impl Excerpt {
 pub struct ScriptErrors(pub Vec<ScriptError>);
 
 impl Script {
-    /// Reads `text`, the content of `file`.
+    /// Reads `text`, the content of `file`. A byte order mark at its start is no part of it, and a line may end as on
+    /// Windows.
     ///
     /// # Errors
     /// All wrong lines.
     pub fn parse(file: &str, text: &str) -> Result<Script, ScriptErrors> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut reader = Reader::default();
         for (index, line) in text.lines().enumerate() {
             if let Err(error) = reader.line(index + 1, line) {
@@ -114,24 +119,19 @@ impl Script {
         }
         let (body, mut errors) = reader.finish();
         if errors.is_empty() {
-            errors = names::check(&body);
+            errors = names::check(&body, &mut Workloads::default());
         }
         let script = Script { file: file.to_owned(), body, lines: text.lines().map(str::to_owned).collect() };
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that the device of every step exists and that every target is a multiple of its device block size.
+    /// Checks that the device and the node of every step exist and that every target is a multiple of its device block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors
     /// All steps that do not fit.
     pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
-        let mut errors = Vec::new();
-        each_step(&self.body, &mut |step| {
-            if let Some(message) = misfit(&step.command, config) {
-                errors.push((step.line, step.column, message));
-            }
-        });
+        let errors = misfits(&self.body, config);
         if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
     }
 
@@ -143,31 +143,52 @@ impl Script {
     /// Whether a step resets the machine. [`Config::resets`] is to say the same.
     pub fn resets(&self) -> bool {
         let mut resets = false;
-        each_step(&self.body, &mut |step| resets |= matches!(step.command, Command::Reset { .. }));
+        each_step(&self.body, &mut |step| {
+            resets |= matches!(step.command.carried_out(), Command::Reset { .. })
+        });
         resets
     }
 
     /// Length of the longest step's text, in characters.
     pub fn longest_step(&self) -> usize {
         let mut longest = 0;
-        each_step(&self.body, &mut |step| longest = longest.max(step.command.to_string().len()));
+        each_step(&self.body, &mut |step| longest = longest.max(step.command.to_string().chars().count()));
         longest
     }
 
-    fn errors(&self, mut errors: Vec<(usize, usize, String)>) -> ScriptErrors {
-        errors.sort();
-        let located = errors.into_iter().enumerate().map(|(index, (line, column, message))| ScriptError {
-            file: self.file.clone(),
-            line,
-            column,
-            message,
-            text: match self.lines.get(line - 1) {
-                Some(text) if index < MAX_SHOWN => Excerpt::new(text, column),
-                _ => Excerpt::default(),
-            },
-        });
-        ScriptErrors(located.collect())
+    fn errors(&self, errors: Errors) -> ScriptErrors {
+        locate(&self.file, errors, |line| self.lines.get(line - 1).map(String::as_str))
     }
+}
+
+/// Errors as line, column and message.
+type Errors = Vec<(usize, usize, String)>;
+
+/// `errors` of `file`, of whose lines `text` gives the text.
+fn locate<'t>(file: &str, mut errors: Errors, text: impl Fn(usize) -> Option<&'t str>) -> ScriptErrors {
+    errors.sort();
+    let located = errors.into_iter().enumerate().map(|(index, (line, column, message))| ScriptError {
+        file: file.to_owned(),
+        line,
+        column,
+        message,
+        text: match text(line) {
+            Some(text) if index < MAX_SHOWN => Excerpt::new(text, column),
+            _ => Excerpt::default(),
+        },
+    });
+    ScriptErrors(located.collect())
+}
+
+/// The steps of `body` that do not fit a machine of `config`.
+fn misfits(body: &[Statement], config: &Config) -> Errors {
+    let mut errors = Vec::new();
+    each_step(body, &mut |step| {
+        if let Some(message) = misfit(step.command.carried_out(), config) {
+            errors.push((step.line, step.column, message));
+        }
+    });
+    errors
 }
 
 /// Number of steps that a run of `body` takes, with repetitions.
@@ -195,8 +216,8 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
             return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
         }
         Command::Resize(resize) => (resize.device, Some(resize.target)),
-        // Counters of the guest exist without any device.
-        Command::Expect(expect) if expect.metric.unit() == Unit::Bytes => (expect.device, None),
+        Command::Expect(expect) if expect.metric.is_of_devices() => (expect.device.unwrap_or(0), None),
+        Command::Expect(expect) => return missing_node(expect.metric, config),
         _ => return None,
     };
     let Some(device) = config.hotplug.get(index) else {
@@ -209,6 +230,16 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
     (!size.0.is_multiple_of(device.device_block.0)).then(|| {
         let block = device.device_block;
         format!("{size} is not a multiple of the block size {block} of device {index}")
+    })
+}
+
+/// The error for a counter of a node that the guest cannot have.
+fn missing_node(metric: Metric, config: &Config) -> Option<String> {
+    let Metric::Guest(guest) = metric else { return None };
+    let (node, nodes) = (guest.node()?.index(), config.nodes()?);
+    (node >= nodes).then(|| {
+        let nodes = Counted(nodes as u64, "node");
+        format!("there is no {metric}: the guest has {nodes}; --numa gives it more")
     })
 }
 
@@ -227,14 +258,15 @@ fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
 }
 
 /// The state between two lines: statements so far, open `repeat`s, errors.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Reader {
     body: Vec<Statement>,
     open: Vec<Open>,
-    errors: Vec<(usize, usize, String)>,
+    errors: Errors,
 }
 
 /// A `repeat` before its `}`. `outer` holds the statements around it meanwhile.
+#[derive(Debug)]
 struct Open {
     line: usize,
     column: usize,
@@ -300,7 +332,17 @@ impl Reader {
         }
     }
 
-    fn finish(mut self) -> (Vec<Statement>, Vec<(usize, usize, String)>) {
+    /// Whether a `repeat` waits for its `}`.
+    fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The statements so far, none of which is open.
+    fn take(&mut self) -> Vec<Statement> {
+        std::mem::take(&mut self.body)
+    }
+
+    fn finish(mut self) -> (Vec<Statement>, Errors) {
         while let Some(open) = self.open.pop() {
             self.errors.push((open.line, open.column, "this repeat has no `}`".to_owned()));
             self.body = open.outer;
@@ -329,7 +371,10 @@ impl fmt::Display for ScriptErrors {
         }
         match self.0.len().saturating_sub(MAX_SHOWN) {
             0 => Ok(()),
-            more => write!(f, "\n{more} more errors are not shown"),
+            more => {
+                let more = more as u64;
+                write!(f, "\n{} {} not shown", Counted(more, "more error"), either(more, "is", "are"))
+            }
         }
     }
 }

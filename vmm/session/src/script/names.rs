@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tidevm_abi::command::{Churn, Command, Corrupt, Pmem, PmemHold};
-use tidevm_abi::{CorruptPart, Name};
+use tidevm_abi::command::{Churn, Command, Corrupt, Fails, Pmem, PmemHold};
+use tidevm_abi::{CorruptPart, Counted, Name};
 
 use super::{Statement, Step};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Pages of the page allocator.
     Hog {
@@ -26,8 +26,8 @@ enum Kind {
 }
 
 /// The workloads after the steps so far.
-#[derive(Default)]
-struct Workloads {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Workloads {
     /// Their kinds, and the lines that started them.
     living: HashMap<Name, (Kind, usize)>,
     /// Those that a reset ended, with its line.
@@ -51,6 +51,19 @@ impl Workloads {
         }
     }
 
+    /// The names that are in use.
+    pub(super) fn names(&self) -> Vec<Name> {
+        self.living.keys().cloned().collect()
+    }
+
+    /// Of these workloads and those of `before`, keeps the ones that `lives` says: not every step did what it says.
+    pub(super) fn settle(&mut self, before: Self, lives: impl Fn(&Name) -> bool) {
+        for (name, workload) in before.living {
+            self.living.entry(name).or_insert(workload);
+        }
+        self.living.retain(|name, _| lives(name));
+    }
+
     fn end(&mut self, name: &Name) {
         self.living.remove(name);
     }
@@ -62,10 +75,10 @@ impl Workloads {
 
 type Errors = BTreeSet<(usize, usize, String)>;
 
-/// Walks `body` in the order of its run and returns (line, column, message) per misused name.
-pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
+/// Walks `body` in the order of its run, after `workloads`, and returns (line, column, message) per misused name.
+pub(super) fn check(body: &[Statement], workloads: &mut Workloads) -> Vec<(usize, usize, String)> {
     let mut errors = Errors::new();
-    walk(body, &mut Workloads::default(), &mut errors);
+    walk(body, workloads, &mut errors);
     errors.into_iter().collect()
 }
 
@@ -88,6 +101,7 @@ fn walk(body: &[Statement], workloads: &mut Workloads, errors: &mut Errors) {
 
 fn visit(step: &Step, workloads: &mut Workloads) -> Result<(), String> {
     match &step.command {
+        Command::Fails(Fails { command, .. }) => may_fail(command, workloads, step.line),
         Command::Hog(hog) => workloads.start(&hog.name, Kind::Hog { pages: hog.size.pages() }, step.line),
         Command::Pmem(Pmem::Hold(PmemHold { name, size, .. })) => {
             workloads.start(name, Kind::Pmem { pages: size.pages() }, step.line)
@@ -120,6 +134,19 @@ fn visit(step: &Step, workloads: &mut Workloads) -> Result<(), String> {
     }
 }
 
+/// Checks the names of a command that is expected to fail: it starts no workload, and a machine that refuses a reset
+/// keeps its workloads.
+fn may_fail(command: &Command, workloads: &mut Workloads, line: usize) -> Result<(), String> {
+    let ends = matches!(command, Command::Wait(_) | Command::Release(_));
+    let mut tried = if ends { std::mem::take(workloads) } else { workloads.clone() };
+    let step = Step { line, column: 0, command: command.clone() };
+    let result = visit(&step, &mut tried);
+    if ends {
+        *workloads = tried;
+    }
+    result
+}
+
 /// Whether a workload of `kind` has the page and the part of it that `corrupt` changes.
 fn can_corrupt(kind: Kind, Corrupt { name, page, part }: &Corrupt) -> Result<(), String> {
     let pages = match kind {
@@ -132,5 +159,9 @@ fn can_corrupt(kind: Kind, Corrupt { name, page, part }: &Corrupt) -> Result<(),
     if u64::from(*page) < pages {
         return Ok(());
     }
-    Err(format!("`{name}` has no page {page}: the last of its {pages} pages is page {}", pages - 1))
+    Err(format!(
+        "`{name}` has no page {page}: the last of its {} is page {}",
+        Counted(pages, "page"),
+        pages - 1
+    ))
 }

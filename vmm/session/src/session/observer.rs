@@ -13,6 +13,7 @@ use tidevm_abi::{Answer, Command, Size, Stats, ZoneName};
 use tidevm_machine::{Death, ExitCounts, Ready, VcpuReport};
 
 use super::failure::StepFailure;
+use crate::script::ScriptErrors;
 
 /// Is told of a session while it runs.
 pub trait Observer {
@@ -110,7 +111,7 @@ pub struct Summary {
     pub ended: Ended,
     /// Time from the start of the VM to the guest's first report, if there was one.
     pub boot: Option<Duration>,
-    /// Time from the start of the session to its end, without powering off.
+    /// Time from the start of the VM to the end of the session: its boot is in it, and powering off is not.
     pub total: Duration,
     /// Steps that were run.
     pub steps: u64,
@@ -143,6 +144,8 @@ pub enum Ended {
         /// The failure that ended the session early; `None` if all steps were run.
         reason: Option<String>,
     },
+    /// A line of a script that came line by line is wrong.
+    Misread(ScriptErrors),
     /// The guest died.
     Died(Death),
     /// A signal ended it.
@@ -159,6 +162,7 @@ impl Ended {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
+            Ended::Misread(_) => 2,
             Ended::Died(death) if death.kind.is_refusal() => 3,
             Ended::Died(_) => 4,
             Ended::Signal { signal } => {

@@ -16,6 +16,9 @@ pub trait VmControl {
     /// The current time of this VM, on a clock that stands still while the VM's process is stopped.
     fn now(&self) -> Instant;
 
+    /// When this VM was first started, on the same clock.
+    fn started(&self) -> Instant;
+
     /// Bytes of boot memory.
     fn boot_memory(&self) -> u64;
 
@@ -50,6 +53,18 @@ pub trait VmControl {
     /// # Errors
     /// The limit passed, or the VM ended first.
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError>;
+
+    /// As [`VmControl::answer`], until `stop` returns true. `None` then, and the answer can still be taken.
+    ///
+    /// # Errors
+    /// The limit passed, or the VM ended first.
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError>;
 
     /// Sets a device's target in bytes.
     ///
@@ -86,6 +101,10 @@ impl VmControl for Vm {
         VmHandle::now(self)
     }
 
+    fn started(&self) -> Instant {
+        VmHandle::started(self)
+    }
+
     fn boot_memory(&self) -> u64 {
         VmHandle::boot_memory(self).0
     }
@@ -117,6 +136,16 @@ impl VmControl for Vm {
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         VmHandle::answer(self, id, limit, what)
+    }
+
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        VmHandle::answer_unless(self, id, limit, what, stop)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {

@@ -8,14 +8,11 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::command::{Churn, Corrupt, Hog, Race};
-use tidevm_abi::{Answer, CorruptPart, Failure, Handle, Name, Named, Op};
+use tidevm_abi::{Answer, CorruptPart, Counted, Failure, Handle, Name, Named, Op, Size};
+use tidevm_machine::State;
 
 use super::failure::{Done, StepError, StepFailure, unfit};
-use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
-
-/// Added to the deadline of an answer per page of the workload: several times as long as it takes to fill or
-/// check every word of a page on a host that emulates each instruction.
-const TIME_PER_PAGE: Duration = Duration::from_millis(2);
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work, deadline};
 
 /// Added to the deadline of a race per cycle: several times the 50 ms that it takes on the slowest known host
 /// with more vCPUs than CPUs.
@@ -34,8 +31,10 @@ struct Workload {
 enum WorkloadState {
     Hog {
         pages: u64,
+        /// What was asked for. Deadlines follow from it: how many pages there are, the guest says.
+        size: Size,
     },
-    /// A hog for which the guest had no memory at all. The guest does not know the handle.
+    /// A partial hog for which the guest had no memory at all. The guest does not know the handle.
     Empty,
     Churn {
         call: u32,
@@ -67,16 +66,24 @@ impl Workloads {
         self.0.iter().find(running).map(|workload| workload.name.clone())
     }
 
-    fn next_handle(&self) -> Handle {
-        self.0.len() as Handle
-    }
-
-    fn start(&mut self, name: &Name, state: WorkloadState) {
-        self.0.push(Workload { name: name.clone(), state });
+    /// The handle of a workload that is about to start. It is in use even if the start fails: the guest may know it.
+    fn add(&mut self, name: &Name) -> Handle {
+        self.0.push(Workload { name: name.clone(), state: WorkloadState::Ended });
+        (self.0.len() - 1) as Handle
     }
 
     fn end(&mut self, handle: Handle) {
-        self.0[handle as usize].state = WorkloadState::Ended;
+        self.set(handle, WorkloadState::Ended);
+    }
+
+    fn set(&mut self, handle: Handle, state: WorkloadState) {
+        self.0[handle as usize].state = state;
+    }
+
+    /// Whether a workload of this name has neither ended nor gone with a reset.
+    pub(super) fn lives(&self, name: &Name) -> bool {
+        let last = self.0.iter().rev().find(|workload| workload.name == *name);
+        last.is_some_and(|workload| !matches!(workload.state, WorkloadState::Ended | WorkloadState::Lost))
     }
 
     /// The guest was reset: its hogs are lost. A churn stays, because the wait for its answer tells of the
@@ -116,22 +123,39 @@ impl Workloads {
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
-    pub(super) fn hog(&mut self, hog: &Hog) -> Done {
-        self.hold(hog.size.pages(), &hog.name, |handle| hog.op(handle))
+    /// How long the guest may take to do `work` on memory of `size`.
+    pub(super) fn limit_of(&self, work: Work, size: Size) -> Duration {
+        deadline::answer(work, self.most_of(size))
     }
 
-    /// Lets the guest take and fill `wanted` pages by the call that `op` makes of the new handle.
-    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle) -> Op) -> Done {
-        let handle = self.workloads.next_handle();
-        let (state, pages) = match self.ask(op(handle), patience(wanted))? {
-            // Deadlines of later steps follow from this number, so it must not be the guest's choice.
-            Answer::Hogged { pages } if pages <= wanted => (WorkloadState::Hog { pages }, pages),
-            Answer::Failed(Failure::NoMemory) => (WorkloadState::Empty, 0),
+    pub(super) fn hog(&mut self, hog: &Hog) -> Done {
+        self.hold(hog.size, hog.partial, &hog.name, |handle| hog.op(handle))
+    }
+
+    /// Lets the guest take and fill pages of `size` by the call that `op` makes of the new handle: all of them, unless
+    /// it is `partial`.
+    pub(super) fn hold(
+        &mut self,
+        size: Size,
+        partial: bool,
+        name: &Name,
+        op: impl FnOnce(Handle) -> Op,
+    ) -> Done {
+        let (handle, wanted) = (self.workloads.add(name), size.pages());
+        let limit = self.limit_of(Work::Fill, size);
+        let (state, pages) = match self.ask(op(handle), limit)? {
+            Answer::Hogged { pages } if pages == wanted || partial && pages < wanted => {
+                (WorkloadState::Hog { pages, size }, pages)
+            }
+            Answer::Failed(Failure::NoMemory) if partial => (WorkloadState::Empty, 0),
+            Answer::Failed(failure) if does_not_fit(failure, wanted) && !partial => {
+                return Err(StepError::refused(failure));
+            }
             Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
             other => return Err(unfit(other)),
         };
-        self.workloads.start(name, state);
-        Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
+        self.workloads.set(handle, state);
+        Ok((pages != wanted).then(|| format!("{pages} of {} fitted", Counted(wanted, "page"))))
     }
 
     /// The error for a range of device memory with which the guest did nothing. The failure may name a workload
@@ -141,18 +165,19 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn churn(&mut self, churn: &Churn) -> Done {
-        let call = self.call(churn.op(self.workloads.next_handle()))?;
+        let handle = self.workloads.add(&churn.name);
+        let call = self.call(churn.op(handle))?;
         let until = self.vm.now() + churn.time;
-        self.workloads.start(&churn.name, WorkloadState::Churn { call, until });
+        self.workloads.set(handle, WorkloadState::Churn { call, until });
         Ok(None)
     }
 
     pub(super) fn verify(&mut self, name: &Name) -> Done {
-        let (handle, pages) = match self.workloads.find(name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, pages, size) = match self.workloads.find(name)? {
+            (handle, WorkloadState::Hog { pages, size }) => (handle, pages, size),
             _ => return Ok(Some(format!("`{name}` holds no pages"))),
         };
-        match self.ask(Op::Verify { handle }, patience(pages))? {
+        match self.ask(Op::Verify { handle }, self.limit_of(Work::Fill, size))? {
             answer @ Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
                 Ok(Some(answer.to_string()))
             }
@@ -165,11 +190,11 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn corrupt(&mut self, corrupt: &Corrupt) -> Done {
-        let (handle, pages) = match self.workloads.find(&corrupt.name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, size) = match self.workloads.find(&corrupt.name)? {
+            (handle, WorkloadState::Hog { size, .. }) => (handle, size),
             _ => return Err(StepError::refused(Failure::NoSuchPage)),
         };
-        match (self.ask(corrupt.op(handle), patience(pages))?, corrupt.part) {
+        match (self.ask(corrupt.op(handle), self.limit_of(Work::Move, size))?, corrupt.part) {
             (Answer::Corrupted(word), CorruptPart::Content) if word.page == u64::from(corrupt.page) => {
                 Ok(Some(word.to_string()))
             }
@@ -181,15 +206,15 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn release(&mut self, name: &Name) -> Done {
-        let (handle, pages) = match self.workloads.find(name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, pages, size) = match self.workloads.find(name)? {
+            (handle, WorkloadState::Hog { pages, size }) => (handle, pages, size),
             (_, WorkloadState::Churn { .. }) => return self.await_churn(name),
             (handle, WorkloadState::Empty | WorkloadState::Ended | WorkloadState::Lost) => {
                 self.workloads.end(handle);
                 return Ok(Some(format!("`{name}` held no pages")));
             }
         };
-        let answer = self.ask(Op::Release { handle }, patience(pages))?;
+        let answer = self.ask(Op::Release { handle }, self.limit_of(Work::Move, size))?;
         self.workloads.end(handle);
         match answer {
             Answer::Released { pages: back } if back == pages => Ok(Some(answer.to_string())),
@@ -219,7 +244,14 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let limit = until.saturating_duration_since(self.vm.now()) + ANSWER_DEADLINE;
         // Ended before the wait, so that a wait that fails is not repeated at the end of the session.
         self.workloads.end(handle);
-        match self.vm.answer(call, limit, "the end of the churn")? {
+        let cancelled = |state: &State| state.interrupts != self.interrupts;
+        let answer = self.vm.answer_unless(call, limit, "the end of the churn", cancelled)?;
+        let Some(answer) = answer else {
+            // It goes on.
+            self.workloads.set(handle, WorkloadState::Churn { call, until });
+            return Err(StepError::Failed(StepFailure::Cancelled));
+        };
+        match answer {
             answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
             Answer::Failed(failure @ Failure::NoMemory) => Err(StepError::refused(failure)),
             other => Err(unfit(other)),
@@ -227,9 +259,13 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 }
 
-/// The deadline of an answer for which the guest fills or checks so many pages.
-pub(super) fn patience(pages: u64) -> Duration {
-    ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
+/// Whether a guest may say so of a workload that wants so many pages.
+fn does_not_fit(failure: Failure, wanted: u64) -> bool {
+    match failure {
+        Failure::NoMemory => true,
+        Failure::DoesNotFit { pages } => pages < wanted,
+        _ => false,
+    }
 }
 
 fn lost(name: &Name, held: u64, seen: u64) -> StepError {
