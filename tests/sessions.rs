@@ -1,6 +1,8 @@
 //! Sessions in a booted guest, on this host's KVM. Sizes are small, because on some hosts a guest kernel runs three
 //! instructions per microsecond. In all files, identifiers such as S3.1 are claims of `docs/features.toml`.
 
+#[path = "sessions/auto.rs"]
+mod auto;
 #[path = "sessions/blocked.rs"]
 mod blocked;
 #[path = "sessions/boundaries.rs"]
@@ -42,6 +44,7 @@ use tidevm_tests::{missing_kvm, run_if};
 
 fn main() -> ExitCode {
     let groups = [
+        auto::TESTS,
         blocked::TESTS,
         boundaries::TESTS,
         contig::TESTS,

@@ -6,6 +6,7 @@ mod churn;
 mod pages;
 mod pattern;
 pub mod pmem;
+pub mod pressure;
 mod probe;
 mod race;
 pub mod translate;
@@ -66,6 +67,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
         Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
         Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
         Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
         Op::PowerOff => panic::power_off(),
     }
 }
@@ -110,9 +112,9 @@ fn make_workload(
     full: bool,
     pages: u64,
 ) -> Result<(Arc<Workload>, u32), Failure> {
-    // More pages than are managed cannot be taken, so the table needs no room for them.
+    // More pages than are managed, or can be later, cannot be taken, so the table needs no room for them.
     let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
-    let pages = pages.min(managed);
+    let pages = pages.min(managed.max(pressure::most_pages()));
     // A handle has one meaning. `DevicePages::register` makes the same check for the other side.
     if DevicePages::find(handle).is_some() {
         return Err(Failure::HandleInUse);

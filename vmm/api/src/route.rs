@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use tidevm_abi::parse_duration;
 
 use crate::body::{
-    ActionBody, ActionType, BootSource, LoggerConfig, MachineConfig, MachineUpdate, MemoryConfig,
-    MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad, Vm, VmState,
+    ActionBody, ActionType, AutoConfig, AutoUpdate, BootSource, LoggerConfig, MachineConfig, MachineUpdate,
+    MemoryConfig, MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad, Vm, VmState,
 };
 use crate::http::{Method, Request};
 
@@ -30,6 +30,10 @@ pub enum Action {
     SetMemory(MemoryConfig),
     Resize(MemoryUpdate, MemoryQuery),
     CancelResize(MemoryQuery),
+    GetAuto,
+    SetAuto(AutoConfig),
+    UpdateAuto(AutoUpdate),
+    StopAuto,
     GetEvents,
     GetStats,
     GetMetrics,
@@ -87,12 +91,14 @@ pub fn route(request: &Request) -> Result<Routed, String> {
     let body = request.body.as_deref();
     let memory = (first, second) == ("hotplug", Some("memory"));
     let mut deprecated = false;
-    let query = if memory { memory_query(&request.query)? } else { no_query(&request.query)? };
+    let auto = memory && third == Some("auto");
+    let query = if memory && !auto { memory_query(&request.query)? } else { no_query(&request.query)? };
     let action = match (request.method, first, body) {
         (Method::Get, "", None) => Action::GetInstance,
         (Method::Get, "version", None) => Action::GetVersion,
         (Method::Get, "vm", None) if second == Some("config") => Action::GetVmConfig,
         (Method::Get, "machine-config", None) => Action::GetMachineConfig,
+        (Method::Get, "hotplug", None) if auto => Action::GetAuto,
         (Method::Get, "hotplug", None) if memory => Action::GetMemory(query),
         (Method::Get, "events", None) => Action::GetEvents,
         (Method::Get, "stats", None) => Action::GetStats,
@@ -108,6 +114,7 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         }
         (Method::Put, "metrics", Some(body)) => Action::SetMetrics(json(body)?),
         (Method::Put, "snapshot", Some(body)) => snapshot(second, body, &mut deprecated)?,
+        (Method::Put, "hotplug", Some(body)) if auto => Action::SetAuto(json(body)?),
         (Method::Put, "hotplug", Some(body)) if memory => Action::SetMemory(json(body)?),
         (Method::Put, _, None) => return Err("Empty PUT request.".to_owned()),
         (Method::Patch, "machine-config", Some(body)) => {
@@ -119,8 +126,10 @@ pub fn route(request: &Request) -> Result<Routed, String> {
             Action::SetMachine(update)
         }
         (Method::Patch, "vm", Some(body)) => Action::SetVmState(json::<Vm>(body)?.state),
+        (Method::Patch, "hotplug", Some(body)) if auto => Action::UpdateAuto(json(body)?),
         (Method::Patch, "hotplug", Some(body)) if memory => Action::Resize(json(body)?, query),
         (Method::Patch, _, None) => return Err("Empty PATCH request.".to_owned()),
+        (Method::Delete, "hotplug", None) if auto => Action::StopAuto,
         (Method::Delete, "hotplug", None) if memory && third == Some("resize") => Action::CancelResize(query),
         (Method::Delete, _, Some(_)) => return Err("Empty Delete request.".to_owned()),
         (method, first, _) => match NO_DEVICES.iter().find(|(word, _)| *word == first) {

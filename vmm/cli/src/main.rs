@@ -4,6 +4,7 @@ mod cli;
 mod ctl;
 mod logger;
 mod quiet;
+mod sized;
 
 use std::fmt::Display;
 use std::fs;
@@ -25,6 +26,7 @@ use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
 use tidevm_session::{Ended, Observer, Summary};
+use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -77,7 +79,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), false, None)
+            run(options.config(), Some(&script), false, None, None)
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
@@ -88,7 +90,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
                 id: &options.id,
                 metrics: options.metrics_listen,
             });
-            run(config, script.as_ref(), options.json, api)
+            run(config, script.as_ref(), options.json, api, options.auto)
         }
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
@@ -180,27 +182,38 @@ struct Api<'a> {
     metrics: Option<SocketAddr>,
 }
 
-/// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+/// Runs a machine, with an API and sized automatically if it shall be so.
+fn run(
+    config: Config,
+    script: Option<&Script>,
+    json: bool,
+    api: Option<Api<'_>>,
+    auto: Option<Wish>,
+) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
+    let sizer = sized::sizer(&config, auto)?;
     if let Some(script) = script {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
     let listen = |Api { path, id, metrics }: Api<'_>| {
         let (draft, base) = (Draft::of(&config), config.clone());
-        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect)?;
+        let sizer = sizer.clone();
+        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect, sizer)?;
         if let Some(address) = metrics {
             control.serve_metrics(address)?;
         }
         Ok::<_, ControlError>(control)
     };
+    // Clients may have the machine sized later.
+    let sized = auto.is_some() || api.is_some();
     let control = api.map(listen).transpose()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
-    let start = |config| Vm::start_with(config, beside.into_iter().collect());
+    let beside = beside.into_iter().chain(sized.then(|| sizer.beside())).collect();
+    let start = |config| Vm::start_with(config, beside);
     if json {
         return observe(start(config)?, script, &mut JsonLines(io::stdout()));
     }
@@ -235,11 +248,13 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, None, &mut Quiet);
     };
-    let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
+    let sizer = sized::sizer(&base, None)?;
+    let (id, clients) = (identity(&options.id), sizer.clone());
+    let mut control = Control::listen(path, draft, id, base.clone(), logger::redirect, clients)?;
     loop {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
-        let error = match start_beside(config, &shared) {
+        let error = match start_beside(config, &shared, &sizer) {
             Ok(vm) => return observe(vm, None, &mut Quiet),
             Err(error) => error,
         };
@@ -258,8 +273,12 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     }
 }
 
-fn start_beside(config: Config, control: &Arc<Mutex<Option<Control>>>) -> Result<Vm, StartError> {
-    Vm::start_with(config, vec![Control::beside(Arc::clone(control))])
+fn start_beside(
+    config: Config,
+    control: &Arc<Mutex<Option<Control>>>,
+    sizer: &Sizer,
+) -> Result<Vm, StartError> {
+    Vm::start_with(config, vec![Control::beside(Arc::clone(control)), sizer.beside()])
 }
 
 /// Under `--seccomp log` the log tells too what this host cannot enforce.

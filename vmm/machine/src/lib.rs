@@ -66,6 +66,6 @@ pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
 pub use tidevm_abi::Size;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
-    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, Duty, End, ExitCounts, LookResult, NothingToPause,
+    ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

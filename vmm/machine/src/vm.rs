@@ -51,7 +51,7 @@ mod vcpu;
 
 use events::EventLoop;
 
-pub use companion::{Beside, Companion};
+pub use companion::{Beside, Companion, Duty};
 pub use exits::ExitCounts;
 pub use handle::VmHandle;
 pub use look::{Activity, LookResult, VcpuReport, VcpuState};

@@ -15,7 +15,9 @@ use tidevm_abi::{Answer, BadWord, CorruptPart, Failure};
 use tidevm_mm::Pfn;
 
 use crate::agent::pattern::PagePattern;
+use crate::agent::pressure::{self, Wait};
 use crate::agent::workload::{Hold, home_cpu};
+use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{Reply, Requester};
 
@@ -27,6 +29,11 @@ pub trait PageSet: Send {
     /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns.
     /// Returns how many: 0 when the next page is in use elsewhere, `None` when there are no more.
     fn take_some(&mut self, wanted: u64) -> Option<u32>;
+
+    /// Whether there may be more pages later, when there are none now.
+    fn may_come_later(&self) -> bool {
+        false
+    }
 
     /// No more pages are taken.
     fn end_take(&mut self) {}
@@ -100,7 +107,7 @@ impl Task {
 /// Starts the walk over `set`; it answers `requester` at its end.
 pub fn start(requester: Requester, set: impl PageSet + 'static, task: Task) {
     let reply = Reply::to(requester);
-    job::spawn(home_cpu(0), Box::new(Walk { set, task, next: 0, pages: 0, reply }));
+    job::spawn(home_cpu(0), Box::new(Walk { set, task, next: 0, pages: 0, wait: None, reply }));
 }
 
 struct Walk<S> {
@@ -110,6 +117,8 @@ struct Walk<S> {
     next: u32,
     /// Pages taken, visited or released so far.
     pages: u64,
+    /// It waits for memory.
+    wait: Option<Wait>,
     /// The last field: the answer comes when the workload's table is free.
     reply: Reply,
 }
@@ -120,6 +129,8 @@ enum Visit {
     Counts(u32),
     /// The page is being moved, by another CPU or between two steps of a job on this CPU.
     Busy,
+    /// There is nothing to do until memory comes, or until this moment.
+    Waits(Instant),
     /// There is nothing more to visit.
     End,
 }
@@ -129,10 +140,7 @@ impl<S: PageSet> Walk<S> {
         match &mut self.task {
             Task::Take { wanted } => {
                 let left = *wanted - self.pages;
-                let taken = if left == 0 { None } else { self.set.take_some(left) };
-                let Some(taken) = taken else { return Visit::End };
-                self.pages += u64::from(taken);
-                Visit::Counts(taken.max(1))
+                self.take(left)
             }
             Task::Verify { corrupt, first } => {
                 let page = self.pages;
@@ -164,6 +172,29 @@ impl<S: PageSet> Walk<S> {
                 })
             }
         }
+    }
+
+    /// Takes pages, at most `left`, or waits for memory.
+    fn take(&mut self, left: u64) -> Visit {
+        if let Some(until) = self.wait.as_ref().and_then(Wait::pause) {
+            return Visit::Waits(until);
+        }
+        // Read before there is no memory, so that none that comes after it is missed.
+        let arrivals = Wait::arrivals();
+        let taken = if left == 0 { None } else { self.set.take_some(left) };
+        if let Some(taken) = taken {
+            self.wait = None;
+            self.pages += u64::from(taken);
+            return Visit::Counts(taken.max(1));
+        }
+        if left == 0 || !self.set.may_come_later() {
+            return Visit::End;
+        }
+        self.wait = match self.wait.take() {
+            None => Wait::begin(arrivals),
+            Some(wait) => wait.go_on(arrivals),
+        };
+        self.wait.as_ref().map_or(Visit::End, |wait| Visit::Waits(wait.pause().unwrap_or_else(Instant::now)))
     }
 
     fn end(&mut self) -> Answer {
@@ -216,10 +247,12 @@ impl<S: PageSet> Job for Walk<S> {
             match self.visit() {
                 Visit::Counts(pages) if pages < left => left -= pages,
                 Visit::Counts(_) | Visit::Busy => break Progress::Again,
+                Visit::Waits(until) => break Progress::Idle(Some(until)),
                 Visit::End => break Progress::Done,
             }
         };
         self.set.end_step();
+        pressure::look();
         if progress == Progress::Done {
             let answer = self.end();
             self.reply.set(answer);

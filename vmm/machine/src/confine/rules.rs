@@ -34,13 +34,15 @@ pub enum Kind {
     Session,
     /// Answers the clients of a control plane, whose listening socket is open.
     Api,
+    /// Sizes the VM by what its guest uses.
+    Sizer,
     /// A thread that starts VMs one after another, each in a thread of its own, and runs none itself.
     Starter,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vcpu,
         Self::Events { resets: false },
         Self::Events { resets: true },
@@ -48,6 +50,7 @@ impl Kind {
         Self::Grace,
         Self::Session,
         Self::Api,
+        Self::Sizer,
         Self::Starter,
     ];
 
@@ -62,6 +65,7 @@ impl Kind {
             Self::Grace => &[GRACE],
             Self::Session => &[SESSION],
             Self::Api => &[API],
+            Self::Sizer => &[SIZER],
             Self::Starter => &[VCPU, EVENTS, RESETS, SESSION, STARTER],
         }
     }
@@ -82,6 +86,7 @@ impl fmt::Display for Kind {
             Self::Grace => "grace",
             Self::Session => "session",
             Self::Api => "api",
+            Self::Sizer => "sizer",
             Self::Starter => "starter",
         })
     }
@@ -311,6 +316,13 @@ const API: &[Rule] = &[
     any(Sysno::recvfrom, "as read"),
     any(Sysno::sendto, "answers"),
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
+];
+
+const SIZER: &[Rule] = &[
+    any(Sysno::epoll_wait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_pwait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_ctl, "changes of the VM are not listened to while there is nothing to do"),
+    any(Sysno::read, "eventfds"),
 ];
 
 const STARTER: &[Rule] = &[

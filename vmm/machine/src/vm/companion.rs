@@ -17,10 +17,21 @@ use crate::confine::rules::Kind;
 use crate::confine::thread::{Gate, spawn};
 use crate::error::StartError;
 
+/// What a companion may do once it is locked in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Take clients from a socket that it has opened, and answer them.
+    Serve,
+    /// Use the VM, and wait for events.
+    Watch,
+}
+
 /// A thread that runs beside a VM.
 pub struct Companion {
     /// The name of the thread, of at most 15 bytes.
     pub name: &'static str,
+    /// What it may do.
+    pub duty: Duty,
     /// What it does. It returns soon after the event of [`Beside::lock_in`], because the VM waits for that.
     pub body: Box<dyn FnOnce(VmHandle, Beside) + Send>,
 }
@@ -61,7 +72,11 @@ pub(super) struct Running {
 pub(super) fn start(companion: Companion, vm: &VmHandle) -> Result<Running, StartError> {
     let over = event()?;
     let raised = share(&over)?;
-    let Companion { name, body } = companion;
+    let Companion { name, duty, body } = companion;
+    let kind = match duty {
+        Duty::Serve => Kind::Api,
+        Duty::Watch => Kind::Sizer,
+    };
     let vm = vm.clone();
     let confinement = vm.config().confinement;
     let serve = move |gate| {
@@ -70,7 +85,7 @@ pub(super) fn start(companion: Companion, vm: &VmHandle) -> Result<Running, Star
             log::error!("the thread {name} beside the VM panicked; nothing answers there any more");
         }
     };
-    let thread = spawn("start a thread beside the VM", name.to_owned(), confinement, Kind::Api, serve)?;
+    let thread = spawn("start a thread beside the VM", name.to_owned(), confinement, kind, serve)?;
     Ok(Running { thread: Some(thread), over })
 }
 
