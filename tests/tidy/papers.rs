@@ -53,8 +53,8 @@ fn papers(files: &[Source]) -> impl Iterator<Item = &Source> {
     files.iter().filter(move |file| is_paper(&file.path) && file.path.ends_with(".md"))
 }
 
-/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it, and the options of the struct
-/// `Spawn`, which stand without a subcommand.
+/// The command line that clap derives from `cli`: its enum `Action` and what hangs on it, the options of the struct
+/// `Spawn`, which stand without a subcommand, and those of `Logging`, which stand everywhere.
 fn clap_commands(cli: &str) -> Command {
     let mut items: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut lines = cli.lines();
@@ -67,7 +67,14 @@ fn clap_commands(cli: &str) -> Command {
         }
     }
     let options = clap_item("Spawn", &items).options;
-    Command { options, ..clap_item("Action", &items) }
+    let mut command = Command { options, ..clap_item("Action", &items) };
+    add_everywhere(&clap_item("Logging", &items).options, &mut command);
+    command
+}
+
+fn add_everywhere(options: &BTreeSet<String>, command: &mut Command) {
+    command.options.extend(options.iter().cloned());
+    command.subcommands.values_mut().for_each(|inner| add_everywhere(options, inner));
 }
 
 /// The options and subcommands of one struct or enum.
@@ -273,6 +280,10 @@ pub struct Run {
     #[arg(long)]
     pub json: bool,
 }
+pub struct Logging {
+    #[arg(long, global = true)]
+    pub log_file: Option<PathBuf>,
+}
 ";
 
     const XTASK: &str = "
@@ -297,6 +308,7 @@ pub struct Run {
             "```\ncargo xtask setup   # sets --everything up\ncargo xtask features --record\n```\n",
             "`tidevm script check FILE`, `--json`, `--memory-block=2G` and `cargo test --nothing`",
             "`cargo xtask nested -- tidevm run --json`, `cargo xtask nested -- sessions`",
+            "`tidevm script check --log-file x FILE`, `tidevm --log-file x demo`",
             "tidevm walks --free outside of code; `tidevm COMMAND`, `tidevm --version`",
         ] {
             assert_eq!(untrue(text), [""; 0], "{text}");

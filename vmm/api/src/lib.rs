@@ -42,6 +42,7 @@ use serde_json::{Value, json};
 
 pub use control::{Control, ControlError};
 pub use draft::Draft;
+pub use metrics::open_to_append;
 
 /// The version of Firecracker whose calls are understood: the first with `/hotplug/memory`.
 pub const FIRECRACKER_VERSION: &str = "1.14.0";

@@ -2,11 +2,17 @@
 //!
 //! Only syntax is checked here. `Config::validate` refuses a VM that cannot be built.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use ctl::Ctl;
 pub use demo::Demo;
 pub use experiment::Experiment;
+pub use log::Logging;
+pub use pages::{Completions, ManPages, Shell};
 pub use run::Run;
 pub use script::ScriptAction;
 pub use spawn::Spawn;
@@ -15,6 +21,8 @@ mod confine;
 mod ctl;
 mod demo;
 mod experiment;
+mod log;
+mod pages;
 mod run;
 mod script;
 mod spawn;
@@ -22,8 +30,8 @@ mod values;
 
 /// A microVM whose memory rises and falls.
 #[derive(Debug, Parser)]
-#[command(name = "tidevm", version, arg_required_else_help = true, after_help = STATUSES)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(name = "tidevm", version = VERSION, arg_required_else_help = true, after_help = STATUSES)]
+#[command(subcommand_negates_reqs = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -31,6 +39,43 @@ pub struct Cli {
     /// What to do without a subcommand.
     #[command(flatten)]
     pub spawn: Spawn,
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: Logging,
+}
+
+/// The version and the commit, as `build.rs` found them.
+const VERSION: &str = env!("TIDEVM_VERSION");
+
+impl Cli {
+    /// Reads the command line of this process. Ends the process if it is wrong, or if it asks for help or for the version.
+    pub fn read() -> Self {
+        Self::of(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn of<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        match misplaced(&command, &matches) {
+            Some(message) => Err(command.error(ErrorKind::ArgumentConflict, message)),
+            None => Self::from_arg_matches(&matches),
+        }
+    }
+}
+
+/// What is wrong with an option of Firecracker's form beside a subcommand.
+fn misplaced(command: &Command, matches: &ArgMatches) -> Option<String> {
+    let name = matches.subcommand_name()?;
+    let spawn = Spawn::augment_args(Command::new(""));
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let option = spawn.get_arguments().find(|option| given(option.get_id().as_str()))?.get_long()?;
+    let known =
+        |subcommand: &Command| subcommand.get_arguments().any(|inner| inner.get_long() == Some(option));
+    let remedy = match command.find_subcommand(name).is_some_and(known) {
+        true => format!("write `tidevm {name} --{option}`"),
+        false => format!("`tidevm {name}` has no such option; leave it or `{name}` out"),
+    };
+    Some(format!("--{option} before `{name}` is an option of tidevm without a subcommand: {remedy}"))
 }
 
 const STATUSES: &str = "\
@@ -61,6 +106,10 @@ pub enum Action {
         #[command(subcommand)]
         action: ScriptAction,
     },
+    /// Print the completions of this command line for a shell
+    Completions(Completions),
+    /// Print the man page, or write those of all subcommands into a folder
+    Man(ManPages),
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
-//! Prints warnings and errors of tidevm's own crates on stderr. Warnings of other crates are dropped: the guest
-//! can cause them, for instance by a wrong queue, and could fill the terminal.
+//! Prints what tidevm's own crates log, on stderr or in a file. What other crates log is dropped: the guest can cause
+//! it, for instance by a wrong queue, and could fill the terminal.
 //!
-//! The guest can cause some of tidevm's own warnings too, again and again while the host refuses something. So
+//! The level is that of `--log-level`, of the variable [`VARIABLE`], or `warn`. `PUT /logger` of Firecracker's API
+//! changes it later, and the file too.
+//!
+//! The guest can cause some of tidevm's own messages too, again and again while the host refuses something. So
 //! the number of lines in a time is limited; lines that are left out are counted.
 
+use std::env;
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 use tidevm_machine::printable;
 
 /// Most lines in one [`PERIOD`].
@@ -32,15 +37,22 @@ static STDERR: Logger = Logger {
     },
 };
 
+/// The variable of the environment that names a level.
+const VARIABLE: &str = "TIDEVM_LOG";
+
+/// The level when none was asked for.
+const DEFAULT: LevelFilter = LevelFilter::Warn;
+
+/// A level was asked for at the start.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
 /// Where lines go instead of stderr.
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
 /// Has lines go to `file` from now on, if there is one, and has lines from `level` on printed, if it is given.
 pub fn redirect(file: Option<File>, level: Option<tidevm_api::body::Level>) {
     use tidevm_api::body::Level;
-    if file.is_some() {
-        *FILE.lock().unwrap_or_else(PoisonError::into_inner) = file;
-    }
+    lead_to(file);
     let filter = level.map(|level| match level {
         Level::Off => LevelFilter::Off,
         Level::Trace => LevelFilter::Trace,
@@ -51,6 +63,12 @@ pub fn redirect(file: Option<File>, level: Option<tidevm_api::body::Level>) {
     });
     if let Some(filter) = filter {
         log::set_max_level(filter);
+    }
+}
+
+fn lead_to(file: Option<File>) {
+    if file.is_some() {
+        *FILE.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 }
 
@@ -89,7 +107,7 @@ impl Budget {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= Level::Info && metadata.target().starts_with("tidevm")
+        metadata.target().starts_with("tidevm")
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -99,7 +117,7 @@ impl Log for Logger {
         let line = self.budget.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
         let Line::Print { left_out } = line else { return };
         if left_out > 0 {
-            (self.print)(&format!("{left_out} more warnings were left out"));
+            (self.print)(&format!("{left_out} more messages were left out"));
         }
         (self.print)(&printable(record.args().to_string().as_bytes()));
     }
@@ -107,16 +125,36 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Prints messages of tidevm's own crates too that are no warnings.
-pub fn tell_all() {
-    log::set_max_level(LevelFilter::Info);
+/// Prints messages too that are no warnings, unless a level was asked for.
+pub fn tell_more() {
+    if !ASKED.load(Ordering::Relaxed) {
+        log::set_max_level(LevelFilter::Info);
+    }
 }
 
-/// Prints warnings from now on.
-pub fn start() {
+/// The level that the environment asks for, if it does.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn level_of_environment() -> Result<Option<LevelFilter>, String> {
+    let text = env::var_os(VARIABLE).unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let text = text.to_string_lossy();
+    let levels = || LevelFilter::iter().map(|level| level.as_str().to_ascii_lowercase()).collect::<Vec<_>>();
+    let wrong =
+        |_| format!("{VARIABLE}={text} in the environment is no level: it can be {}", levels().join(", "));
+    text.parse().map(Some).map_err(wrong)
+}
+
+/// Prints messages up to `level` from now on, into `file` if there is one.
+pub fn start(level: Option<LevelFilter>, file: Option<File>) {
     // This fails only if a logger was set before. Then that one stays.
     if log::set_logger(&STDERR).is_ok() {
-        log::set_max_level(LevelFilter::Warn);
+        ASKED.store(level.is_some(), Ordering::Relaxed);
+        lead_to(file);
+        log::set_max_level(level.unwrap_or(DEFAULT));
     }
 }
 
@@ -164,7 +202,7 @@ mod tests {
         // As if the period were over.
         logger.budget.lock().unwrap().since = None;
         let left_out = 1000 - MAX_LINES;
-        assert_eq!(warn("later"), [format!("{left_out} more warnings were left out"), "later".to_owned()]);
+        assert_eq!(warn("later"), [format!("{left_out} more messages were left out"), "later".to_owned()]);
         assert_eq!(warn("\x1b[2Jmine"), ["\\u{1b}[2Jmine"]);
     }
 
@@ -173,7 +211,6 @@ mod tests {
         let logger = logger();
         for _ in 0..1000 {
             assert!(lines(&logger, Level::Warn, "virtio_queue", "a wrong queue").is_empty());
-            assert!(lines(&logger, Level::Debug, "tidevm_machine", "a detail").is_empty());
         }
         assert_eq!(lines(&logger, Level::Error, "tidevm_machine", "an error"), ["an error"]);
     }

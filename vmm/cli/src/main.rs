@@ -3,6 +3,7 @@
 mod cli;
 mod ctl;
 mod logger;
+mod pages;
 mod quiet;
 mod sized;
 
@@ -15,10 +16,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use clap::Parser;
-use cli::{Action, Cli, Ctl, Experiment, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
 use quiet::Quiet;
-use tidevm_api::{Control, ControlError, Draft, Identity};
+use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
@@ -34,9 +34,8 @@ fn main() -> ExitCode {
         drop(io::stderr().write_all(b"tidevm: no room to start: raise the limit of addresses (ulimit -v)\n"));
         return ExitCode::from(3);
     }
-    logger::start();
-    let Cli { action, spawn: options } = Cli::parse();
-    let result = action.map_or_else(|| spawn(&options), execute);
+    let Cli { action, spawn: options, logging } = Cli::read();
+    let result = start_log(&logging).and_then(|()| action.map_or_else(|| spawn(&options), execute));
     let status = match result {
         Ok(status) => status,
         Err(error) => {
@@ -79,7 +78,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), false, None, None)
+            run(options.config(), Some(&script), options.json, None, None)
         }
         Action::Run(options) => {
             let script = options.script.as_deref().map(read).transpose()?;
@@ -103,7 +102,33 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
             Ok(0)
         }
+        Action::Completions(options) => {
+            pages::completions(options.shell).context(OutputClosed)?;
+            Ok(0)
+        }
+        Action::Man(ManPages { folder: None }) => {
+            pages::man().context(OutputClosed)?;
+            Ok(0)
+        }
+        Action::Man(ManPages { folder: Some(folder) }) => {
+            pages::man_pages(&folder)
+                .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
+            Ok(0)
+        }
     }
+}
+
+/// Logs from now on, as the options say, or else the environment.
+fn start_log(options: &Logging) -> anyhow::Result<()> {
+    let file = options.log_file.as_deref().map(|path| {
+        open_to_append(path).with_context(|| format!("cannot open --log-file {}", path.display()))
+    });
+    let level = match options.log_level {
+        Some(level) => Some(level),
+        None => logger::level_of_environment().map_err(|wrong| anyhow!("{wrong}"))?,
+    };
+    logger::start(level, file.transpose()?);
+    Ok(())
 }
 
 fn config(options: &Run) -> anyhow::Result<Config> {
@@ -284,7 +309,7 @@ fn start_beside(
 /// Under `--seccomp log` the log tells too what this host cannot enforce.
 fn tell_of(confinement: Confinement) {
     if confinement.seccomp == Seccomp::Log {
-        logger::tell_all();
+        logger::tell_more();
     }
 }
 

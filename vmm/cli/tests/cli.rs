@@ -10,6 +10,8 @@ mod confinement;
 mod ctl;
 #[path = "cli/endings.rs"]
 mod endings;
+#[path = "cli/habits.rs"]
+mod habits;
 #[path = "cli/kernel.rs"]
 mod kernel;
 #[path = "cli/limits.rs"]
@@ -81,13 +83,14 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().chain(ctl::HOSTED).map(|test| trial(test, None));
+    let hosted = HOSTED.iter().chain(ctl::HOSTED).chain(habits::HOSTED).map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
         .chain(endings::TESTS)
+        .chain(habits::TESTS)
         .chain(limits::TESTS)
         .chain(metrics::TESTS)
         .chain(silent::TESTS)
@@ -144,7 +147,9 @@ fn wrong_usage_is_status_2() {
     let wrong: &[(&[&str], &str)] = &[
         (&[], "Usage"),
         (&["runn"], "unrecognized subcommand"),
-        (&["demo", "--cpus", "2"], "unexpected argument"),
+        (&["demo", "--script", "-"], "unexpected argument"),
+        (&["demo", "--cpus", "0"], "there can be 1 to"),
+        (&["demo", "--memory", "1M"], "the guest needs at least"),
         (&["run", "--memory", "2X"], "not a size such as 512M"),
         (&["run", "--memory", "1M"], "the guest needs at least"),
         (&["run", "--cpus", "0"], "there can be 1 to"),

@@ -276,6 +276,7 @@ impl MutEventSubscriber for Reset {
                 Err(error) => log::warn!("a reset comes without a pause: {error}"),
             }
         }
+        log::info!("the machine is reset");
         lock(&self.hardware).reset();
         self.last = Some(Instant::now());
     }

@@ -194,6 +194,7 @@ impl VmHandle {
         if !self.shared.pause.is_wanted() {
             return Ok(true);
         }
+        let _turn = self.shared.looks.turn();
         Ok(match self.hardware.try_lock() {
             Ok(hardware) => hardware.park(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().park(),
@@ -256,9 +257,10 @@ impl VmHandle {
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is
-    /// reported as [`LookResult::Silent`]. For a guest that does not answer.
+    /// reported as [`LookResult::Silent`]. Threads that call this at once take turns. For a guest that does not answer.
     #[must_use]
     pub fn vcpus(&self) -> Vec<VcpuReport> {
+        let _turn = self.shared.looks.turn();
         let seen = match self.hardware.try_lock() {
             Ok(hardware) => hardware.look(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().look(),

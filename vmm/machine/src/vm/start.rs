@@ -83,6 +83,8 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     let companions = companions.collect::<Result<Vec<_>, _>>()?;
     confinement.filter(Kind::Session)?;
     lock(&handle.hardware).run(vcpus);
+    let Config { cpus, memory, .. } = handle.shared.config;
+    log::info!("the machine runs: vCPUs {cpus}, boot memory {memory}");
     Ok(Vm {
         handle,
         _companions: companions,
