@@ -4,6 +4,8 @@
 
 #[path = "cli/api.rs"]
 mod api;
+#[path = "cli/auto.rs"]
+mod auto;
 #[path = "cli/confinement.rs"]
 mod confinement;
 #[path = "cli/ctl.rs"]
@@ -83,10 +85,16 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().chain(ctl::HOSTED).chain(habits::HOSTED).map(|test| trial(test, None));
+    let hosted = HOSTED
+        .iter()
+        .chain(auto::HOSTED)
+        .chain(ctl::HOSTED)
+        .chain(habits::HOSTED)
+        .map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
+        .chain(auto::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
         .chain(endings::TESTS)
