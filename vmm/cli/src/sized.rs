@@ -1,17 +1,38 @@
 //! `--auto`: whether a machine can be sized automatically, and what does it.
 
-use anyhow::{Context, bail};
+use std::io;
+
 use tidevm_machine::Config;
-use tidevm_sizer::{Pace, Sizer, Wish};
+use tidevm_sizer::{Pace, Sizer, Wish, WishError};
+
+/// Why a machine is not sized.
+#[derive(Debug, thiserror::Error)]
+pub enum SizedError {
+    /// The machine does not have the room.
+    #[error("--auto {wish}: {error}")]
+    Bounds {
+        /// The bounds as they were asked for.
+        wish: Wish,
+        /// What is wrong with them.
+        error: WishError,
+    },
+    /// The guest does not tell what it uses.
+    #[error("--auto: only the built-in guest tells how much memory it needs, and there is --kernel")]
+    Kernel,
+    /// The host refuses.
+    #[error("a descriptor for automatic sizing: {0}")]
+    Host(#[from] io::Error),
+}
 
 /// What sizes the machine `config`: from its start on if there is a wish, and otherwise when a client of the API says so.
-pub fn sizer(config: &Config, wish: Option<Wish>) -> anyhow::Result<Sizer> {
+///
+/// # Errors
+/// [`SizedError`].
+pub fn sizer(config: &Config, wish: Option<Wish>) -> Result<Sizer, SizedError> {
     let bounds = match wish {
-        Some(_) if config.kernel.is_some() => {
-            bail!("--auto: only the built-in guest tells how much memory it needs, and there is --kernel")
-        }
-        Some(wish) => Some(wish.bounds(config).with_context(|| format!("--auto {wish}"))?),
+        Some(_) if config.kernel.is_some() => return Err(SizedError::Kernel),
+        Some(wish) => Some(wish.bounds(config).map_err(|error| SizedError::Bounds { wish, error })?),
         None => None,
     };
-    Sizer::new(Pace::DEFAULT, bounds).context("a descriptor for automatic sizing")
+    Ok(Sizer::new(Pace::DEFAULT, bounds)?)
 }
