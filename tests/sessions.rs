@@ -3,6 +3,8 @@
 
 #[path = "sessions/auto.rs"]
 mod auto;
+#[path = "sessions/balloon.rs"]
+mod balloon;
 #[path = "sessions/blocked.rs"]
 mod blocked;
 #[path = "sessions/boundaries.rs"]
@@ -37,6 +39,8 @@ mod stacks;
 mod switches;
 #[path = "sessions/targets.rs"]
 mod targets;
+#[path = "sessions/unfit.rs"]
+mod unfit;
 
 use std::process::ExitCode;
 
@@ -45,6 +49,7 @@ use tidevm_tests::{missing_kvm, run_if};
 fn main() -> ExitCode {
     let groups = [
         auto::TESTS,
+        balloon::TESTS,
         blocked::TESTS,
         boundaries::TESTS,
         contig::TESTS,
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,
+        unfit::TESTS,
     ];
     let no_kvm = missing_kvm();
     run_if(&groups.concat(), |_| no_kvm.clone())

@@ -36,7 +36,7 @@ fn ask(vm: &VmHandle, op: Op) -> Answer {
 }
 
 fn hog(pages: u64, kind: HogKind) -> Op {
-    Op::Hog { handle: 1, pages, kind, scattered: false, full: false }
+    Op::Hog { handle: 1, pages, partial: true, kind, scattered: false, full: false }
 }
 
 fn watch(vm: &VmHandle, patience: Duration) {
@@ -104,7 +104,15 @@ fn a_level_is_told_once() {
         let last = vm.state().pressure.expect("it was told");
         assert!(last.short && last.available < level, "{last:?}");
     }
-    ask(&vm, Op::Hog { handle: 2, pages: 2 << 8, kind: HogKind::Movable, scattered: false, full: false });
+    let other = Op::Hog {
+        handle: 2,
+        pages: 2 << 8,
+        partial: false,
+        kind: HogKind::Movable,
+        scattered: false,
+        full: false,
+    };
+    ask(&vm, other);
     ask(&vm, Op::Watch(Watch { below: Size(0), above: Some(level), ..Watch::NOTHING }));
     assert_eq!(swing(), 2, "still below");
     assert_eq!(ask(&vm, Op::Release { handle: 2 }), Answer::Released { pages: 2 << 8 });
@@ -139,7 +147,7 @@ fn status(sizer: &Sizer, vm: &VmHandle) -> Status {
 
 /// The guest lacks memory for a load, and has much too much later. The script's target stays all the same.
 fn a_target_of_a_script_is_left_alone() {
-    let script = "resize 16M\nhog 40M movable as a\nsleep 1s\nexpect requested == 16M\nrelease a\n\
+    let script = "resize 16M\nhog up to 40M movable as a\nsleep 1s\nexpect requested == 16M\nrelease a\n\
                   resize 64M\nsleep 2s\nexpect plugged == 64M\nexpect alloc.waited == 0";
     let (record, status) = sized(script, status);
     assert_eq!(record.summary.ended, Ended::Done, "{:#?}", record.steps);

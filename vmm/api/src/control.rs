@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tidevm_machine::socket::{self, SocketError};
 use tidevm_machine::{Beside, Companion, Config, Duty, StartError, VmHandle};
-
 use tidevm_sizer::Sizer;
 
 use crate::backend::Backend;
@@ -15,7 +15,7 @@ use crate::preboot::Preboot;
 use crate::response::Response;
 use crate::running::Running;
 use crate::server::{Machine, Server};
-use crate::socket::{self, SocketError};
+
 use crate::{Identity, LogTarget};
 
 /// Why there is no control plane.
@@ -67,7 +67,7 @@ impl Control {
         log: LogTarget,
         sizer: Sizer,
     ) -> Result<Self, ControlError> {
-        let socket = socket::listen(path)?;
+        let socket = socket::listen("--api-sock ", path)?;
         let mut preboot = Preboot::new(draft, identity, base, log);
         preboot.open_files().map_err(ControlError::Config)?;
         Ok(Self { server: Server::new(socket.listener)?, preboot, sizer, _keeper: socket.keeper })

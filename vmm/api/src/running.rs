@@ -21,6 +21,7 @@ use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
 mod auto;
+mod balloon;
 mod scrape;
 mod stats;
 
@@ -275,6 +276,10 @@ impl Backend for Running {
             Action::SetAuto(config) => self.set_auto(config),
             Action::UpdateAuto(update) => self.update_auto(update),
             Action::StopAuto => self.stop_auto(),
+            Action::GetBalloon => self.get_balloon(),
+            Action::GetBalloonStats => self.get_balloon_stats(),
+            Action::UpdateBalloon(update) => self.update_balloon(update),
+            Action::UpdateBalloonStats(update) => self.update_balloon_stats(update),
             Action::GetEvents => return Reply::Stream,
             Action::GetStats => return self.get_stats(now),
             Action::GetMetrics => self.get_metrics(now),
@@ -287,6 +292,7 @@ impl Backend for Running {
             Action::SetMachine(_)
             | Action::SetBootSource(_)
             | Action::SetMemory(_)
+            | Action::SetBalloon(_)
             | Action::SetLogger(_)
             | Action::SetMetrics(_)
             | Action::LoadSnapshot(_) => Response::fault(TOO_LATE),

@@ -1,5 +1,6 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod check_host;
 mod cli;
 mod ctl;
 mod logger;
@@ -16,8 +17,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
+use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
+use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
@@ -96,12 +98,13 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
+        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)
@@ -209,7 +212,7 @@ struct Api<'a> {
 
 /// Runs a machine, with an API and sized automatically if it shall be so.
 fn run(
-    config: Config,
+    mut config: Config,
     script: Option<&Script>,
     json: bool,
     api: Option<Api<'_>>,
@@ -233,6 +236,7 @@ fn run(
     // Clients may have the machine sized later.
     let sized = auto.is_some() || api.is_some();
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }

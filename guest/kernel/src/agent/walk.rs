@@ -73,6 +73,8 @@ pub enum Task {
     Take {
         /// Number of pages.
         wanted: u64,
+        /// Keep what fits. Otherwise give all of it back if it is less.
+        partial: bool,
     },
     /// Compare every page with its pattern.
     Verify {
@@ -91,12 +93,23 @@ pub enum Task {
         done: Option<Result<Option<BadWord>, Failure>>,
     },
     /// Give all pages back, and forget the workload.
-    Release,
+    Release {
+        /// The answer, if it is not the number of pages.
+        because: Option<Failure>,
+    },
 }
 
 impl Task {
     /// The start of a verification.
     pub const VERIFY: Self = Self::Verify { corrupt: 0, first: None };
+
+    /// The start of a release that was asked for.
+    pub const RELEASE: Self = Self::Release { because: None };
+
+    /// The start of taking `wanted` pages: what fits if it is `partial`, otherwise all or none.
+    pub fn take(wanted: u64, partial: bool) -> Self {
+        Self::Take { wanted, partial }
+    }
 
     /// The start of a search for a page to corrupt.
     pub fn corrupt(page: u32, part: CorruptPart) -> Self {
@@ -138,9 +151,10 @@ enum Visit {
 impl<S: PageSet> Walk<S> {
     fn visit(&mut self) -> Visit {
         match &mut self.task {
-            Task::Take { wanted } => {
+            Task::Take { wanted, partial } => {
                 let left = *wanted - self.pages;
-                self.take(left)
+                let partial = *partial;
+                if left == 0 { Visit::End } else { self.take(left, partial) }
             }
             Task::Verify { corrupt, first } => {
                 let page = self.pages;
@@ -166,7 +180,7 @@ impl<S: PageSet> Walk<S> {
                     set.let_go(place, pfn);
                 })
             }
-            Task::Release => {
+            Task::Release { .. } => {
                 visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
                     set.release(place, pfn);
                 })
@@ -174,27 +188,37 @@ impl<S: PageSet> Walk<S> {
         }
     }
 
-    /// Takes pages, at most `left`, or waits for memory.
-    fn take(&mut self, left: u64) -> Visit {
+    /// Takes pages, at most `left`, or waits for memory. With `partial` fewer pages than were wanted will do.
+    fn take(&mut self, left: u64, partial: bool) -> Visit {
         if let Some(until) = self.wait.as_ref().and_then(Wait::pause) {
             return Visit::Waits(until);
         }
         // Read before there is no memory, so that none that comes after it is missed.
         let arrivals = Wait::arrivals();
-        let taken = if left == 0 { None } else { self.set.take_some(left) };
-        if let Some(taken) = taken {
+        if let Some(taken) = self.set.take_some(left) {
             self.wait = None;
             self.pages += u64::from(taken);
             return Visit::Counts(taken.max(1));
         }
-        if left == 0 || !self.set.may_come_later() {
-            return Visit::End;
+        if self.set.may_come_later() {
+            self.wait = match self.wait.take() {
+                None => Wait::begin(arrivals),
+                Some(wait) => wait.go_on(arrivals),
+            };
         }
-        self.wait = match self.wait.take() {
-            None => Wait::begin(arrivals),
-            Some(wait) => wait.go_on(arrivals),
-        };
-        self.wait.as_ref().map_or(Visit::End, |wait| Visit::Waits(wait.pause().unwrap_or_else(Instant::now)))
+        match &self.wait {
+            Some(wait) => Visit::Waits(wait.pause().unwrap_or_else(Instant::now)),
+            None if partial => Visit::End,
+            None => self.give_back(),
+        }
+    }
+
+    /// Not all pages fit that were wanted: goes on with a release of those that were taken.
+    fn give_back(&mut self) -> Visit {
+        self.set.end_take();
+        self.task = Task::Release { because: Some(Failure::DoesNotFit { pages: self.pages }) };
+        self.pages = 0;
+        Visit::Counts(1)
     }
 
     fn end(&mut self) -> Answer {
@@ -210,9 +234,9 @@ impl<S: PageSet> Walk<S> {
                 Ok(None) => Answer::Done,
                 Err(failure) => Answer::Failed(failure),
             },
-            Task::Release => {
+            Task::Release { because } => {
                 self.set.forget();
-                Answer::Released { pages }
+                because.map_or(Answer::Released { pages }, Answer::Failed)
             }
         }
     }

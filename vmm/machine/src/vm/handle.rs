@@ -25,6 +25,10 @@ use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
 
+mod balloon;
+
+pub use balloon::{IntervalRefused, NoStatistics};
+
 /// A running VM, for any number of threads. See [`Vm`](super::Vm), which ends it.
 #[derive(Clone, Debug)]
 pub struct VmHandle {
@@ -275,5 +279,11 @@ impl VmHandle {
     #[must_use]
     pub fn now(&self) -> Instant {
         self.shared.state.now()
+    }
+
+    /// When the VM was first started, on the same clock. A reset does not change it.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.shared.started
     }
 }
