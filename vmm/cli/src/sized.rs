@@ -8,7 +8,7 @@ use tidevm_sizer::{Pace, Sizer, Wish, WishError};
 /// Why a machine is not sized.
 #[derive(Debug, thiserror::Error)]
 pub enum SizedError {
-    /// The machine does not have the room.
+    /// The machine does not have the room, or does not tell what it uses.
     #[error("--auto {wish}: {error}")]
     Bounds {
         /// The bounds as they were asked for.
@@ -16,9 +16,6 @@ pub enum SizedError {
         /// What is wrong with them.
         error: WishError,
     },
-    /// The guest does not tell what it uses.
-    #[error("--auto: only the built-in guest tells how much memory it needs, and there is --kernel")]
-    Kernel,
     /// The host refuses.
     #[error("a descriptor for automatic sizing: {0}")]
     Host(#[from] io::Error),
@@ -29,10 +26,6 @@ pub enum SizedError {
 /// # Errors
 /// [`SizedError`].
 pub fn sizer(config: &Config, wish: Option<Wish>) -> Result<Sizer, SizedError> {
-    let bounds = match wish {
-        Some(_) if config.kernel.is_some() => return Err(SizedError::Kernel),
-        Some(wish) => Some(wish.bounds(config).map_err(|error| SizedError::Bounds { wish, error })?),
-        None => None,
-    };
-    Ok(Sizer::new(Pace::DEFAULT, bounds)?)
+    let bounds = wish.map(|wish| wish.bounds(config).map_err(|error| SizedError::Bounds { wish, error }));
+    Ok(Sizer::new(Pace::DEFAULT, bounds.transpose()?)?)
 }

@@ -5,6 +5,9 @@
 //! another look. While memory comes or goes, what is available says little, because pages that are isolated or not yet
 //! online count as used; then only allocations that wait are a reason.
 //!
+//! Other kernels are not asked and do not report. Their samples are the statistics of a virtio-balloon device, as often as the
+//! device asks for them. Such a guest is at rest some time after it has arrived, or when it has not moved for long.
+//!
 //! Invariants: at most one question is open. Two questions are at least [`GAP`] apart, whatever the guest says. A target is
 //! set only after the last one that the engine knows of, so it never replaces a target of somebody else.
 
@@ -19,6 +22,12 @@ use crate::target::{REGION, Target};
 
 /// Least time from one question to the next.
 const GAP: Duration = Duration::from_millis(10);
+
+/// How long after its arrival another kernel has put its memory online.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long another kernel may be on its way without a move before it counts as blocked.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// How long an allocation of a workload waits for memory.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,6 +101,10 @@ pub struct Engine {
     scene: Option<Scene>,
     /// [`State::pressures`] at the last question.
     told: u64,
+    /// The last statistics of the balloon that were taken.
+    updates: u64,
+    /// Of another kernel: its target and what was plugged, since when.
+    moved: (u64, Size, Duration),
     /// [`State::resets`] that it knows of.
     resets: u64,
     /// When the last question was asked, and when the next one is due in any case.
@@ -119,6 +132,8 @@ impl Engine {
             question: None,
             scene: None,
             told: state.pressures,
+            updates: 0,
+            moved: (u64::MAX, Size(0), Duration::ZERO),
             resets: state.resets,
             asked: None,
             due: None,
@@ -190,6 +205,10 @@ impl Engine {
         self.enter(&state, now);
         self.notice(&state);
         let mem = state.mem.get(REGION)?;
+        if !target.reports() {
+            self.take_statistics(target, &state, mem, now);
+            return None;
+        }
         self.take_answer(target, mem, now);
         if self.question.is_some() {
             return None;
@@ -200,7 +219,7 @@ impl Engine {
         }
         let state = target.state();
         let mem = state.mem.get(REGION)?;
-        let at_rest = at_rest(mem, target.reports());
+        let at_rest = at_rest(mem);
         let wait = self.wait(&state, mem, at_rest, now)?;
         if wait.is_zero() {
             self.ask(target, &state, mem, at_rest, now);
@@ -236,23 +255,52 @@ impl Engine {
             self.scene = None;
             return;
         };
+        let blocked = mem.stopped(mem.requested).is_some_and(|state| state != ResizeState::Reached);
+        self.take_sample(target, mem, pressure, asked_at_rest && at_rest(mem), blocked, now);
+    }
+
+    /// Takes the statistics of another kernel, if there are new ones, and decides.
+    fn take_statistics(&mut self, target: &impl Target, state: &State, mem: &MemStatus, now: Duration) {
+        if (self.moved.0, self.moved.1) != (mem.targets, mem.plugged) {
+            self.moved = (mem.targets, mem.plugged, now);
+        }
+        let Some(balloon) = state.balloon.filter(|balloon| balloon.updates != self.updates) else { return };
+        self.updates = balloon.updates;
+        let Some(stats) = balloon.stats else { return };
+        let Some(available) = stats.available.or(stats.free) else { return };
+        let waited = stats.alloc_stalls.unwrap_or(0);
+        let failed = waited.saturating_add(stats.oom_kills.unwrap_or(0));
+        let pressure = Pressure { available: Size(available), waited, failed, ..Pressure::default() };
+        let still = now - self.moved.2;
+        let stuck = mem.plugged != mem.requested && still >= STUCK;
+        let at_rest = mem.driver && (mem.arrived(mem.requested) && still >= SETTLE || stuck);
+        self.counts.questions += 1;
+        if !self.policy.held() {
+            self.take_sample(target, mem, pressure, at_rest, stuck, now);
+        }
+    }
+
+    /// Decides what follows from what the guest says.
+    fn take_sample(
+        &mut self,
+        target: &impl Target,
+        mem: &MemStatus,
+        pressure: Pressure,
+        at_rest: bool,
+        blocked: bool,
+        now: Duration,
+    ) {
         let failed_before = self.last.replace(pressure).map(|last| last.failed);
         let failed = failed_before.is_some_and(|before| before != pressure.failed);
         let lacks = pressure.waiting > 0 || failed;
         self.counts.pressures += u64::from(lacks);
         let size = total(&self.policy.bounds(), mem.plugged);
         let shrinking = size > self.policy.target();
-        let at_rest = asked_at_rest && at_rest(mem, target.reports());
         if self.off || !(at_rest || shrinking && lacks) {
             return;
         }
-        let sample = Sample {
-            at: now,
-            size,
-            available: pressure.available,
-            pressed: lacks || pressure.available == Size(0),
-            blocked: mem.stopped(mem.requested).is_some_and(|state| state != ResizeState::Reached),
-        };
+        let pressed = lacks || pressure.available == Size(0);
+        let sample = Sample { at: now, size, available: pressure.available, pressed, blocked };
         let before = self.policy.target();
         match self.policy.decide(sample) {
             Decision::Keep => self.due = self.policy.next_look(now),
@@ -345,8 +393,8 @@ fn size(bounds: &Bounds, state: &State) -> Size {
 }
 
 /// Whether the guest has settled for its target, or said why not.
-fn at_rest(mem: &MemStatus, reports: bool) -> bool {
-    if reports { mem.stopped(mem.requested).is_some() } else { mem.arrived(mem.requested) }
+fn at_rest(mem: &MemStatus) -> bool {
+    mem.stopped(mem.requested).is_some()
 }
 
 fn scene(state: &State, mem: &MemStatus, at_rest: bool) -> Scene {

@@ -24,6 +24,11 @@ pub enum WishError {
     /// It has no hotplug region, or several.
     #[error("a machine that is sized automatically has one hotplug region, and this one has {0}")]
     Regions(usize),
+    /// Its kernel does not tell what it uses.
+    #[error(
+        "a kernel other than the built-in guest is sized by the statistics of a balloon: add --balloon stats=1s"
+    )]
+    Silent,
     /// The bounds.
     #[error(transparent)]
     Bounds(#[from] BoundsError),
@@ -36,6 +41,10 @@ impl Wish {
     /// [`WishError`].
     pub fn bounds(&self, config: &Config) -> Result<Bounds, WishError> {
         let [region] = &config.hotplug[..] else { return Err(WishError::Regions(config.hotplug.len())) };
+        let tells = config.balloon.is_some_and(|balloon| balloon.stats_interval.is_some());
+        if config.kernel.is_some() && !tells {
+            return Err(WishError::Silent);
+        }
         let sizes = (self.min, self.max);
         Ok(Bounds::new(sizes, self.headroom, config.memory, region.size, region.device_block)?)
     }
@@ -85,7 +94,7 @@ impl fmt::Display for Wish {
 #[cfg(test)]
 mod tests {
     use tidevm_abi::Size;
-    use tidevm_machine::{Config, HotplugConfig};
+    use tidevm_machine::{BalloonConfig, Config, HotplugConfig};
 
     use super::{Wish, WishError};
 
@@ -144,5 +153,12 @@ mod tests {
         assert_eq!(wish.bounds(&config), Err(WishError::Regions(regions(&config))));
         config.hotplug.clear();
         assert_eq!(wish.bounds(&config), Err(WishError::Regions(0)));
+        config.hotplug.push(HotplugConfig::new(Size::gib(1)));
+        config.kernel = Some("linux".into());
+        assert_eq!(wish.bounds(&config), Err(WishError::Silent));
+        config.balloon = Some(BalloonConfig { reporting: true, stats_interval: None });
+        assert_eq!(wish.bounds(&config), Err(WishError::Silent));
+        config.balloon = Some("stats=1s".parse().unwrap());
+        assert!(wish.bounds(&config).is_ok());
     }
 }

@@ -35,7 +35,11 @@ fn bounds_that_cannot_be_are_refused() {
     let two = ["--hotplug", "size=1G", "--hotplug", "size=1G"];
     assert_status(&tidevm(&[&none[..], &two].concat()), 2, "has one hotplug region, and this one has 2");
     let other = ["--hotplug", "size=1G", "--kernel", "no/such/file"];
-    assert_status(&tidevm(&[&none[..], &other].concat()), 2, "only the built-in guest tells");
+    assert_status(
+        &tidevm(&[&none[..], &other].concat()),
+        2,
+        "is sized by the statistics of a balloon: add --balloon stats=1s",
+    );
 }
 
 fn ctl(api: &Api, words: &[&str]) -> Output {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Pressure, Resize, ResizeState, Size, Watch};
 use tidevm_autosize::{Bounds, Pace};
-use tidevm_machine::{MemStatus, Ready, ResizeError, State};
+use tidevm_machine::{BalloonStats, BalloonStatus, MemStatus, Ready, ResizeError, State};
 
 use super::{Engine, GAP, PATIENCE};
 use crate::target::Target;
@@ -30,6 +30,8 @@ struct Fake {
     watches: RefCell<Vec<Watch>>,
     answers: RefCell<BTreeMap<u32, Option<Pressure>>>,
     silent: Cell<bool>,
+    /// It is another kernel, which gives statistics.
+    other: Cell<bool>,
     targets: RefCell<Vec<Size>>,
 }
 
@@ -52,6 +54,7 @@ impl Fake {
             watches: RefCell::default(),
             answers: RefCell::default(),
             silent: Cell::default(),
+            other: Cell::default(),
             targets: RefCell::default(),
         };
         fake.arrive();
@@ -67,6 +70,7 @@ impl Fake {
         self.mem(|mem| {
             mem.plugged = plugged;
             let (region, requested, generation) = (mem.region, mem.requested, mem.generation);
+            mem.seen = Some(mem.generation);
             mem.report = Some(Resize { region, plugged, requested, generation, state });
         });
     }
@@ -89,6 +93,22 @@ impl Fake {
     /// The guest passes a level.
     fn tell(&self) {
         self.state.borrow_mut().pressures += 1;
+    }
+
+    /// What is available of its memory.
+    fn available(&self) -> Size {
+        Size(BASE.0 + self.mem(|mem| mem.plugged).0).saturating_sub(self.used.get())
+    }
+
+    /// Another kernel gives statistics.
+    fn give_statistics(&self) {
+        let (at, available) = (self.now(), Some(self.available().0));
+        let alloc_stalls = Some(self.lacks.get().waited);
+        let stats = Some(BalloonStats { available, alloc_stalls, ..BalloonStats::none(at) });
+        let mut state = self.state.borrow_mut();
+        let updates = state.balloon.map_or(1, |balloon| balloon.updates + 1);
+        state.balloon =
+            Some(BalloonStatus { driver: true, statistics: true, updates, stats, reporting: false });
     }
 
     fn pass(&self, time: Duration) {
@@ -114,7 +134,7 @@ impl Target for Fake {
     }
 
     fn reports(&self) -> bool {
-        true
+        !self.other.get()
     }
 
     fn watch(&self, watch: Watch) -> Option<u32> {
@@ -123,8 +143,7 @@ impl Target for Fake {
         }
         self.watches.borrow_mut().push(watch);
         let id = u32::try_from(self.watches.borrow().len()).unwrap();
-        let size = Size(BASE.0 + self.mem(|mem| mem.plugged).0);
-        let available = size.saturating_sub(self.used.get());
+        let available = self.available();
         self.answers.borrow_mut().insert(id, Some(Pressure { available, ..self.lacks.get() }));
         Some(id)
     }
@@ -410,4 +429,66 @@ fn an_engine_that_ends_has_the_guest_watch_nothing_and_can_begin_anew() {
     settle(&mut engine, &fake);
     let status = engine.status(&fake).unwrap();
     assert_eq!((status.held, status.counts.holds, status.target), (false, 0, Size::mib(276)));
+}
+
+/// Gives statistics every 250 ms for `time`, with a turn after each.
+fn look_on(engine: &mut Engine, fake: &Fake, time: Duration) {
+    const PERIOD: Duration = Duration::from_millis(250);
+    for _ in 0..time.as_millis() / PERIOD.as_millis() {
+        fake.pass(PERIOD);
+        fake.give_statistics();
+        assert_eq!(engine.turn(fake), None);
+    }
+}
+
+/// Statistics from before its memory is online say that it uses what it does not have yet.
+#[test]
+fn another_kernel_is_sized_by_its_statistics_when_it_is_at_rest() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let fake = Fake::new();
+    fake.other.set(true);
+    fake.used.set(Size::mib(250));
+    let mut engine = Engine::new(bounds(Size::gib(8)), PACE, &fake);
+    look_on(&mut engine, &fake, Duration::from_millis(500));
+    assert_eq!(fake.last_target(), None, "it has just arrived");
+    look_on(&mut engine, &fake, SECOND);
+    assert_eq!(*fake.targets.borrow(), [Size::mib(20)]);
+    // All of the new memory is plugged and none of it is online.
+    fake.arrive();
+    fake.used.set(Size::mib(270));
+    look_on(&mut engine, &fake, Duration::from_millis(500));
+    fake.used.set(Size::mib(250));
+    look_on(&mut engine, &fake, SECOND);
+    assert_eq!(*fake.targets.borrow(), [Size::mib(20)]);
+    // Its allocations stall.
+    fake.lacks.set(Pressure { waited: 1, ..Pressure::default() });
+    look_on(&mut engine, &fake, SECOND);
+    assert_eq!(fake.last_target(), Some(Size::mib(158)), "half of 276M more");
+    fake.arrive();
+    look_on(&mut engine, &fake, SECOND);
+    // The load ends.
+    fake.used.set(Size::mib(100));
+    for _ in 0..30 {
+        look_on(&mut engine, &fake, SECOND);
+        fake.arrive();
+    }
+    assert!(fake.last_target() <= Some(Size::mib(16)), "{:?}", fake.targets.borrow());
+    let status = engine.status(&fake).unwrap();
+    assert_eq!((status.counts.pressures, status.held, status.counts.grows), (1, false, 2));
+    assert!(fake.watches.borrow().is_empty(), "it takes no questions");
+}
+
+/// It does not say why it goes no further.
+#[test]
+fn another_kernel_that_does_not_move_keeps_its_memory() {
+    let fake = Fake::new();
+    fake.other.set(true);
+    fake.set_target(Size::gib(1));
+    fake.arrive();
+    let mut engine = Engine::new(bounds(Size::gib(8)), PACE, &fake);
+    look_on(&mut engine, &fake, PACE.calm + Duration::from_secs(2));
+    assert!(fake.last_target() < Some(Size::gib(1)));
+    look_on(&mut engine, &fake, Duration::from_secs(6));
+    assert_eq!(fake.last_target(), Some(Size::gib(1)));
+    assert_eq!(engine.status(&fake).unwrap().why, Some("blocked"));
 }
