@@ -16,6 +16,7 @@ use tidevm_machine::{
 use tidevm_sizer::Status;
 
 use crate::memory::converged;
+use crate::requests::Requests;
 
 /// The type of the text, for HTTP.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,6 +38,8 @@ pub struct Facts<'a> {
     pub requests: &'a [RequestCounts],
     /// How the machine is sized automatically, if it is.
     pub auto: Option<&'a Status>,
+    /// Requests of clients.
+    pub api: &'a Requests,
     /// The guest's last counters, and their age.
     pub sample: Option<(&'a Stats, Duration)>,
 }
@@ -84,6 +87,7 @@ pub fn text(facts: &Facts<'_>) -> String {
     regions(&mut page, facts);
     requests(&mut page, facts.requests);
     auto(&mut page, facts.auto);
+    api(&mut page, facts.api);
     if let Some((stats, age)) = facts.sample {
         guest(&mut page, stats, age);
     }
@@ -205,6 +209,15 @@ fn auto(page: &mut Page, status: Option<&Status>) {
         ("tidevm_auto_questions_total", "Questions to the guest about its memory.", counts.questions),
     ] {
         page.single(name, COUNTER, help, value);
+    }
+}
+
+fn api(page: &mut Page, requests: &Requests) {
+    const NAME: &str = "tidevm_api_requests_total";
+    page.family(NAME, COUNTER, "Requests of API clients, by method, path and status of the answer.");
+    for (method, path, status, count) in requests.iter() {
+        let labels = [("method", method), ("path", path), ("code", &status.to_string())];
+        page.sample(NAME, &labels, count);
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
 use quiet::Quiet;
 use tidevm_abi::Counted;
@@ -264,7 +264,7 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
-    let draft = match file {
+    let mut draft = match file {
         Some(path) => {
             let name = path.display();
             let text =
@@ -273,7 +273,14 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         }
         None => Draft::default(),
     };
+    draft.add_command_line(options.logger(), options.metrics()).map_err(|error| anyhow!("{error}"))?;
     let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
+        if draft.metrics.is_some() {
+            bail!(
+                "--no-api: the thread of the API writes the metrics; give it a socket, or leave metrics out"
+            );
+        }
+        draft.start_log(logger::redirect).map_err(|error| anyhow!("{error}"))?;
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, None, &mut Quiet);
     };

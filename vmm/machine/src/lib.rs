@@ -70,7 +70,8 @@ pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
 pub use state::{
-    BalloonStats, BalloonStatus, Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError,
+    BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
+    WaitError,
 };
 pub use tidevm_abi::Size;
 pub use virtio::balloon::ReportCounts;

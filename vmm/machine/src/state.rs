@@ -24,11 +24,13 @@ use crate::sync::lock;
 pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
+pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
 
 mod balloon;
 mod changes;
+mod refusal;
 mod settled;
 mod wait_error;
 
@@ -108,8 +110,8 @@ pub struct MemStatus {
     pub driver: bool,
     /// The driver's last report.
     pub report: Option<Resize>,
-    /// The last request that was not answered with ACK, and the answer, in words.
-    pub refused: Option<String>,
+    /// The last request that was not answered with ACK.
+    pub refused: Option<Refusal>,
 }
 
 impl MemStatus {

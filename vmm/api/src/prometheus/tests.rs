@@ -7,6 +7,8 @@ use tidevm_machine::{ExitCounts, MemStatus, RequestCounts, State};
 use tidevm_sizer::{Bounds, Counts, Status};
 
 use super::{Facts, Page, text};
+use crate::http::{Method, Request};
+use crate::requests::Requests;
 
 fn told(sample: Option<(&Stats, Duration)>) -> String {
     let mem = MemStatus {
@@ -22,6 +24,15 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
     requests.plug.parts[0] = 1;
     requests.plug.parts[3] = 2;
     requests.plug.sum = Duration::from_micros(1500);
+    let mut api = Requests::default();
+    let request = Request {
+        method: Method::Patch,
+        path: "/hotplug/memory".to_owned(),
+        query: String::new(),
+        body: None,
+        keep_alive: true,
+    };
+    [204, 204, 400].into_iter().for_each(|status| api.count(&request, status));
     text(&Facts {
         version: "1.2",
         state: &state,
@@ -30,6 +41,7 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
         held: Some(&[Size(4096)]),
         requests: &[requests],
         auto: None,
+        api: &api,
         sample,
     })
 }
@@ -54,6 +66,8 @@ fn each_fact_is_a_sample_of_its_name() {
         "tidevm_hotplug_converged{device=\"0\"} 0",
         "tidevm_hotplug_targets_total{device=\"0\"} 3",
         "tidevm_virtio_mem_requests_total{device=\"0\",type=\"plug\",answer=\"busy\"} 4",
+        "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"204\"} 2",
+        "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"400\"} 1",
     ] {
         assert_line(&text, line);
     }

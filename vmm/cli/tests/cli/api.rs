@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("a_socket_is_its_owners_and_goes_with_it", a_socket_is_its_owners_and_goes_with_it),
     ("a_script_and_the_api_share_a_machine", a_script_and_the_api_share_a_machine),
     ("metrics_are_written_when_asked_for", metrics_are_written_when_asked_for),
+    ("firecrackers_options_name_the_log_and_the_metrics", firecrackers_options_name_the_log_and_the_metrics),
 ];
 
 /// Longest time until an answer. A guest boots in some of it.
@@ -477,11 +478,62 @@ fn metrics_are_written_when_asked_for() {
         (&lines[0]["id"], &lines[0]["properties"]["owner"]),
         (&json!("anonymous-instance"), &json!("test"))
     );
-    assert_eq!(lines[0]["put_api_requests"], json!({ "count": 5, "fails": 1 }));
-    assert_eq!(
-        lines[1]["put_api_requests"],
-        json!({ "count": 1, "fails": 0 }),
-        "counted since the line before"
-    );
+    let put = |line: usize, name: &str| lines[line]["put_api_requests"][name].clone();
+    for (name, first, second) in [
+        ("metrics_count", 2, 0),
+        ("metrics_fails", 1, 0),
+        ("boot_source_count", 1, 0),
+        ("logger_fails", 0, 0),
+        ("actions_count", 1, 1),
+        ("actions_fails", 0, 0),
+        ("hotplug_memory_count", 0, 0),
+    ] {
+        let counted = (put(0, name), put(1, name));
+        assert_eq!(counted, (json!(first), json!(second)), "{name}: since the line before");
+    }
     assert_eq!(lines[1]["memory_hotplug"]["regions"], json!(0));
+}
+
+fn firecrackers_options_name_the_log_and_the_metrics() {
+    let (log, metrics) = (scratch("spawn.log", ""), scratch("spawn-metrics.json", ""));
+    let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let (log_path, metrics_path) = (path(&log), path(&metrics));
+    let options =
+        ["--log-path", &log_path, "--level", "WARN", "--show-level", "--show-log-origin", "--module", "x"];
+    let api = Api::start("spawn", &options, &["--metrics-path", &metrics_path]);
+    let again = json!({ "metrics_path": metrics });
+    let twice = "Metrics error: Cannot initialize the metrics system due to bad user input: Reinitialization of metrics \
+                 not allowed.";
+    api.fault("PUT", "/metrics", &again.to_string(), twice);
+    api.done("PATCH", "/machine-config", r#"{"cpu_template": "None"}"#);
+    let warning = "tidevm: PATCH /machine-config: cpu_template field is deprecated.\n";
+    assert_eq!(fs::read_to_string(&log).expect("the log"), warning);
+    let config = api.get("/vm/config").body;
+    assert_eq!((&config["logger"], &config["metrics"]), (&Value::Null, &Value::Null), "as in Firecracker");
+    let halt = kernel::write("halt-spawn", kernel::HALT);
+    api.done("PUT", "/boot-source", &json!({ "kernel_image_path": halt.to_str() }).to_string());
+    api.done("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#);
+    api.done("PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#);
+    assert_eq!(fs::read_to_string(&metrics).expect("the file").lines().count(), 1);
+
+    let file = json!({
+        "boot-source": { "kernel_image_path": halt },
+        "drives": [],
+        "logger": { "level": "Off" },
+        "metrics": { "metrics_path": metrics },
+    });
+    let file = path(&scratch("spawn.json", &file.to_string()));
+    let fails = |options: &[&str], text: &str| {
+        let output = program().args(["--config-file", &file]).args(options).output().expect("it runs");
+        super::assert_status(&output, 2, text);
+    };
+    fails(&["--no-api"], "--no-api: the thread of the API writes the metrics");
+    fails(&["--no-api", "--metrics-path", "x"], "cannot be used with");
+    let second = path(&socket("spawn-second"));
+    fails(&["--api-sock", &second, "--metrics-path", "x"], twice);
+    fails(&["--api-sock", &second, "--level", "loud"], "Invalid LevelFilter");
+    fails(
+        &["--api-sock", &second, "--log-path", "no/such/folder/log"],
+        "Logger error: Failed to open target file",
+    );
 }
