@@ -9,6 +9,10 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use auto::{AutoConfig, AutoUpdate};
+
+mod auto;
+
 /// Pages behind guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HugePages {
@@ -181,31 +185,6 @@ fn default_slot() -> u32 {
 pub struct MemoryUpdate {
     /// The target.
     pub requested_size_mib: u32,
-}
-
-/// `PUT /hotplug/memory/auto`: the bounds of automatic sizing, of boot memory and hotplug memory together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AutoConfig {
-    /// The smallest size.
-    pub min_size_mib: u32,
-    /// The largest size.
-    pub max_size_mib: u32,
-    /// Percent of the used memory that is kept free.
-    #[serde(default = "default_headroom")]
-    pub headroom_percent: u8,
-}
-
-fn default_headroom() -> u8 {
-    tidevm_sizer::DEFAULT_HEADROOM
-}
-
-/// `PATCH /hotplug/memory/auto`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AutoUpdate {
-    /// Whether the present target stays, whatever the guest needs.
-    pub held: bool,
 }
 
 /// `PUT /balloon`, and the answer of `GET /balloon`.

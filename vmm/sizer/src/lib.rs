@@ -5,6 +5,7 @@
 //! | [`wish`] | the bounds that a user asks for, as text and against a machine | running VMs |
 //! | `engine` | when the guest is asked, and what is done about its answers | threads, events |
 //! | `target` | what of a VM the engine uses, so that tests can put a fake in its place | the policy |
+//! | `status` | how a VM is sized, for those who ask | how it came about |
 //! | `ledger` | what the sizes add up to | where they come from |
 //! | [`sizer`] | the thread, and the handle for others | the policy |
 //!
@@ -18,10 +19,11 @@
 mod engine;
 mod ledger;
 pub mod sizer;
+mod status;
 mod target;
 pub mod wish;
 
-pub use engine::{Counts, Status};
 pub use sizer::Sizer;
+pub use status::{Counts, Status};
 pub use tidevm_autosize::{Bounds, DEFAULT_HEADROOM, Pace};
 pub use wish::{Wish, WishError};

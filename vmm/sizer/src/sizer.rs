@@ -15,7 +15,8 @@ use tidevm_machine::{Beside, Changes, Companion, Duty, VmHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::engine::{Engine, Status};
+use crate::engine::Engine;
+use crate::status::Status;
 
 /// The name of the thread.
 const THREAD: &str = "sizer";
