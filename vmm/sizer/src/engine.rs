@@ -330,7 +330,6 @@ impl Engine {
             self.question = Some(Question { id, at_rest: false });
             self.blind = true;
         }
-        self.scene = None;
     }
 
     /// Sizes nothing any more. The next turns tell the guest.
