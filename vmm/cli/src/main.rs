@@ -8,6 +8,7 @@ mod logger;
 mod pages;
 mod prompt;
 mod quiet;
+mod sized;
 mod source;
 
 use std::fmt::Display;
@@ -32,6 +33,7 @@ use tidevm_session::json::JsonLines;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
 use tidevm_session::{Ended, Observer, Summary};
+use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -83,7 +85,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Steps::Whole(script), options.json, None)
+            run(options.config(), Steps::Whole(script), options.json, None, None)
         }
         Action::Run(options) => {
             let steps = steps(&options)?;
@@ -95,7 +97,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
                 id: &options.id,
                 metrics: options.metrics_listen,
             });
-            run(config, steps, options.json, api)
+            run(config, steps, options.json, api, options.auto)
         }
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
@@ -224,21 +226,31 @@ struct Api<'a> {
     metrics: Option<SocketAddr>,
 }
 
-/// Runs a machine, with an API if there shall be one.
-fn run(mut config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+/// Runs a machine, with an API and sized automatically if it shall be so.
+fn run(
+    mut config: Config,
+    steps: Steps,
+    json: bool,
+    api: Option<Api<'_>>,
+    auto: Option<Wish>,
+) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
+    let sizer = sized::sizer(&config, auto)?;
     if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
     let listen = |Api { path, id, metrics }: Api<'_>| {
         let (draft, base) = (Draft::of(&config), config.clone());
-        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect)?;
+        let sizer = sizer.clone();
+        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect, sizer)?;
         if let Some(address) = metrics {
             control.serve_metrics(address)?;
         }
         Ok::<_, ControlError>(control)
     };
+    // Clients may have the machine sized later.
+    let sized = auto.is_some() || api.is_some();
     let control = api.map(listen).transpose()?;
     config.console.listen()?;
     if let Some(jail) = &config.jail {
@@ -247,7 +259,8 @@ fn run(mut config: Config, steps: Steps, json: bool, api: Option<Api<'_>>) -> an
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
     let longest = steps.longest();
     let (reader, source) = Source::of(steps, &config, |what| complain(what));
-    let start = |config| Vm::start_with(config, beside.into_iter().chain(reader).collect());
+    let sizer = sized.then(|| sizer.beside());
+    let start = |config| Vm::start_with(config, beside.into_iter().chain(sizer).chain(reader).collect());
     if json {
         return observe(start(config)?, source, &mut JsonLines(io::stdout()));
     }
@@ -290,11 +303,13 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, Source::None, &mut Quiet);
     };
-    let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
+    let sizer = sized::sizer(&base, None)?;
+    let (id, clients) = (identity(&options.id), sizer.clone());
+    let mut control = Control::listen(path, draft, id, base.clone(), logger::redirect, clients)?;
     loop {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
-        let error = match start_beside(config, &shared) {
+        let error = match start_beside(config, &shared, &sizer) {
             Ok(vm) => return observe(vm, Source::None, &mut Quiet),
             Err(error) => error,
         };
@@ -313,8 +328,12 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     }
 }
 
-fn start_beside(config: Config, control: &Arc<Mutex<Option<Control>>>) -> Result<Vm, StartError> {
-    Vm::start_with(config, vec![Control::beside(Arc::clone(control))])
+fn start_beside(
+    config: Config,
+    control: &Arc<Mutex<Option<Control>>>,
+    sizer: &Sizer,
+) -> Result<Vm, StartError> {
+    Vm::start_with(config, vec![Control::beside(Arc::clone(control)), sizer.beside()])
 }
 
 /// Under `--seccomp log` the log tells too what this host cannot enforce.

@@ -4,6 +4,8 @@
 
 #[path = "cli/api.rs"]
 mod api;
+#[path = "cli/auto.rs"]
+mod auto;
 #[path = "cli/confinement.rs"]
 mod confinement;
 #[path = "cli/ctl.rs"]
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
     };
     let hosted = HOSTED
         .iter()
+        .chain(auto::HOSTED)
         .chain(ctl::HOSTED)
         .chain(deploy::HOSTED)
         .chain(habits::HOSTED)
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
+        .chain(auto::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
         .chain(deploy::TESTS)
