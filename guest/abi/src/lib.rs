@@ -53,7 +53,7 @@ pub use limits::{
     MAX_PHYS_ADDR, MAX_PMEM, MAX_RACE_CYCLES, MEMORY_BLOCK_SIZE, NOTE_NAME, PAGE_SIZE, SERIAL_PORT,
 };
 pub use metric::Metric;
-pub use name::{Handle, Name, Named};
+pub use name::{Handle, Name, Named, SHELL_HANDLES};
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};
 pub use record::{BadRecord, Call, CorruptPart, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};

@@ -283,7 +283,9 @@ impl Draft {
     /// The text of the fault; nothing changed.
     pub fn set_balloon(&mut self, balloon: Balloon) -> Result<(), String> {
         self.touched = true;
-        balloon::check(&balloon)?;
+        if let Some(what) = balloon::missing(&balloon) {
+            return Err(not_supported(what));
+        }
         self.balloon = Some(balloon);
         Ok(())
     }

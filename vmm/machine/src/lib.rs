@@ -78,5 +78,6 @@ pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
     Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
-    NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    NothingToPause, Nudger, Purpose, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm,
+    VmHandle,
 };

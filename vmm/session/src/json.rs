@@ -178,6 +178,7 @@ impl<W: Write> Observer for JsonLines<W> {
         let (outcome, reason) = match &summary.ended {
             Ended::Done => ("done", None),
             Ended::Failed { reason } => ("failed", reason.clone()),
+            Ended::Misread(errors) => ("script", Some(errors.to_string())),
             Ended::Died(death) => ("died", Some(death.to_string())),
             Ended::Signal { .. } => ("signal", None),
         };

@@ -5,7 +5,7 @@ use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
 use super::{
-    BUILTIN, BootSource, Draft, HugePages, LoggerConfig, MachineUpdate, MemoryConfig, MetricsConfig,
+    BUILTIN, Balloon, BootSource, Draft, HugePages, LoggerConfig, MachineUpdate, MemoryConfig, MetricsConfig,
 };
 use crate::body::Level;
 
@@ -88,6 +88,29 @@ fn bounds_of_a_region_are_firecrackers() {
     assert_eq!(memory(1024, 128, 1024), Ok(()));
     assert!(memory(1024, 256, 256).unwrap_err().contains("a block size of more than 128 MiB"));
     assert!(memory(144, 2, 144).unwrap_err().contains("no multiple of 128 MiB"));
+}
+
+#[test]
+fn a_balloon_reports_and_gives_statistics_and_is_not_inflated() {
+    let mut draft = Draft::default();
+    draft.set_boot(boot(BUILTIN)).unwrap();
+    let balloon = Balloon { free_page_reporting: true, stats_polling_interval_s: 2, ..Balloon::default() };
+    draft.set_balloon(balloon).unwrap();
+    let inflated = draft.set_balloon(Balloon { amount_mib: 8, ..balloon }).unwrap_err();
+    assert_eq!(
+        inflated,
+        "The requested operation is not supported: a balloon that is inflated (amount_mib other than 0)"
+    );
+    assert_eq!((draft.balloon(), draft.full().balloon), (Some(balloon), Some(balloon)), "nothing changed");
+    let config = draft.config(&Config::default()).unwrap();
+    assert_eq!(config.balloon.unwrap().stats_interval, Some(std::time::Duration::from_secs(2)));
+    assert_eq!(Draft::of(&config).balloon(), Some(balloon));
+    let file = json!({
+        "boot-source": { "kernel_image_path": "builtin" },
+        "drives": [],
+        "balloon": { "amount_mib": 0, "deflate_on_oom": true },
+    });
+    assert!(Draft::from_json(&file.to_string()).unwrap_err().ends_with("deflate_on_oom: true"));
 }
 
 #[test]

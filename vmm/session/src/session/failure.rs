@@ -10,6 +10,8 @@ use std::time::Duration;
 use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
 use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
 
+use crate::script::ScriptErrors;
+
 /// Why a step did not do what its text says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepFailure {
@@ -138,6 +140,9 @@ pub enum StepFailure {
         /// How long.
         after: Duration,
     },
+    /// A person cancelled it.
+    #[error("cancelled")]
+    Cancelled,
     /// The guest died, powered off or was reset, or a signal came.
     #[error("{}", end(.0))]
     Ended(WaitError),
@@ -208,6 +213,8 @@ pub(super) type Done = Result<Option<String>, StepError>;
 pub(super) enum SessionError {
     /// A step failed for good, or the guest did not come up.
     Step(StepError),
+    /// A line is wrong.
+    Script(ScriptErrors),
     /// The observer cannot write.
     Output(io::Error),
 }
