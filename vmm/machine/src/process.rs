@@ -25,9 +25,9 @@ use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 mod terminal;
 
 use crate::clock::{self, Nap};
+use crate::confine::Confinement;
 use crate::confine::rules::Kind;
 use crate::confine::thread::spawn;
-use crate::confine::Confinement;
 use crate::error::{StartError, host};
 use crate::sync::lock;
 use crate::termination::TERMINATION;
