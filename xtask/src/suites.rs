@@ -54,6 +54,9 @@ pub fn run() -> Result<ExitCode> {
     if let Err(missing) = packages::need_program("valgrind", "valgrind") {
         println!("no instruction counts: {missing:#}");
     }
+    if let Err(missing) = packages::need_program("promtool", "prometheus") {
+        println!("no lint of metrics: {missing:#}");
+    }
     let (mut rows, mut results) = here(nested::missing_qemu().is_some())?;
     for suite in NESTED {
         let passed = match &nested {

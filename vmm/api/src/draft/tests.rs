@@ -4,7 +4,10 @@ use serde_json::json;
 use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
-use super::{BUILTIN, Balloon, BootSource, Draft, HugePages, MachineUpdate, MemoryConfig};
+use super::{
+    BUILTIN, Balloon, BootSource, Draft, HugePages, LoggerConfig, MachineUpdate, MemoryConfig, MetricsConfig,
+};
+use crate::body::Level;
 
 fn boot(kernel: &str) -> BootSource {
     BootSource { kernel_image_path: kernel.to_owned(), ..BootSource::default() }
@@ -161,4 +164,22 @@ fn a_file_is_a_machine_in_firecrackers_words() {
     assert!(with("drives", json!([{}])).contains("tidevm does not have drives"));
     assert!(with("vsock", json!({})).contains("vsock"));
     assert!(Draft::from_json("{}").unwrap_err().contains("missing field `drives`"));
+}
+
+#[test]
+fn a_file_wins_over_the_command_line() {
+    let log = |path: Option<&str>, level| LoggerConfig {
+        log_path: path.map(Into::into),
+        level,
+        ..LoggerConfig::default()
+    };
+    let mut draft = Draft { logger: Some(log(None, Some(Level::Info))), ..Draft::default() };
+    draft.add_command_line(Some(log(Some("a"), Some(Level::Error))), None).unwrap();
+    assert_eq!(draft.logger, Some(log(Some("a"), Some(Level::Info))));
+    let mut alone = Draft::default();
+    let metrics = || MetricsConfig { metrics_path: "m".into(), emit_id: false, properties: None };
+    alone.add_command_line(Some(log(Some("a"), None)), Some(metrics())).unwrap();
+    assert_eq!((&alone.logger, &alone.metrics), (&Some(log(Some("a"), None)), &Some(metrics())));
+    assert!(alone.add_command_line(None, Some(metrics())).unwrap_err().contains("Reinitialization"));
+    assert_eq!(alone.metrics, Some(metrics()));
 }

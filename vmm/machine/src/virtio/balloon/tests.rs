@@ -198,7 +198,7 @@ fn device_memory_keeps_its_content() {
     let memory = Memory::new(Size(BOOT), &[], &[all], Box::new(slots)).unwrap();
     let range = GuestRange::new(HOLE_END..HOLE_END + 2 * MIB).unwrap();
     assert!(!memory.is_usable(range));
-    assert_eq!(memory.give_back(range).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(memory.give_back(range).unwrap_err().error.raw_os_error(), Some(libc::EINVAL));
 }
 
 /// Boot memory above the register hole is another part of the same mapping.
