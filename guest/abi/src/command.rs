@@ -33,7 +33,7 @@ pub use expect::{Comparison, Expect};
 pub use fails::Fails;
 pub use fault::{Corrupt, Race};
 pub use pmem::{Pmem, PmemHold, PmemMap};
-pub use resize::{Resize, Target};
+pub use resize::{NoTarget, Resize, Target};
 pub use workload::{Churn, Hog};
 
 /// One line of a script.

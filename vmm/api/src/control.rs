@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidevm_machine::socket::{self, SocketError};
-use tidevm_machine::{Beside, Companion, Config, Duty, StartError, VmHandle};
+use tidevm_machine::{Beside, Companion, Config, Purpose, StartError, VmHandle};
 use tidevm_sizer::Sizer;
 
 use crate::backend::Backend;
@@ -122,7 +122,7 @@ impl Control {
                 log::error!("the API is not served any more: {error}");
             }
         };
-        Companion { name: THREAD, duty: Duty::Serve, body: Box::new(body) }
+        Companion { name: THREAD, purpose: Purpose::Serve, body: Box::new(body) }
     }
 
     fn serve(self, vm: &VmHandle, beside: Beside) -> io::Result<()> {

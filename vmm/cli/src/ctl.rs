@@ -241,3 +241,6 @@ impl<W: Write> Session<W> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

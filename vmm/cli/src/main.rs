@@ -3,10 +3,13 @@
 mod check_host;
 mod cli;
 mod ctl;
+mod input;
 mod logger;
 mod pages;
+mod prompt;
 mod quiet;
 mod sized;
+mod source;
 
 use std::fmt::Display;
 use std::fs;
@@ -18,7 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
+use prompt::History;
 use quiet::Quiet;
+use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
@@ -80,18 +85,19 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), options.json, None, None)
+            run(options.config(), Steps::Whole(script), options.json, None, None)
         }
         Action::Run(options) => {
-            let script = options.script.as_deref().map(read).transpose()?;
-            let resets = script.as_ref().is_some_and(Script::resets);
-            let config = Config { resets, ..config(&options)? };
+            let steps = steps(&options)?;
+            let interactive = matches!(steps, Steps::Typed(_));
+            let config = Config { resets: steps.resets(), interactive, ..config(&options, interactive)? };
+            greet(&config);
             let api = options.api_sock.as_deref().map(|path| Api {
                 path,
                 id: &options.id,
                 metrics: options.metrics_listen,
             });
-            run(config, script.as_ref(), options.json, api, options.auto)
+            run(config, steps, options.json, api, options.auto)
         }
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
@@ -134,8 +140,18 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn config(options: &Run) -> anyhow::Result<Config> {
-    options.config().map_err(|conflict| anyhow!("{conflict}"))
+fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
+    options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// What the options say that the machine is to do.
+fn steps(options: &Run) -> anyhow::Result<Steps> {
+    Ok(match options.script.as_deref() {
+        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
+        None => Steps::None,
+        Some(file) if file.as_os_str() == "-" => Steps::Piped,
+        Some(file) => Steps::Whole(read(file)?),
+    })
 }
 
 /// Reads and parses a whole script, before anything is started.
@@ -143,7 +159,7 @@ fn read(file: &Path) -> anyhow::Result<Script> {
     let (name, bytes) = if file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
-        ("<stdin>".to_owned(), bytes)
+        (STDIN.to_owned(), bytes)
     } else {
         let name = file.display().to_string();
         let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
@@ -213,14 +229,14 @@ struct Api<'a> {
 /// Runs a machine, with an API and sized automatically if it shall be so.
 fn run(
     mut config: Config,
-    script: Option<&Script>,
+    steps: Steps,
     json: bool,
     api: Option<Api<'_>>,
     auto: Option<Wish>,
 ) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     let sizer = sized::sizer(&config, auto)?;
-    if let Some(script) = script {
+    if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
@@ -241,17 +257,19 @@ fn run(
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
-    let beside = beside.into_iter().chain(sized.then(|| sizer.beside())).collect();
-    let start = |config| Vm::start_with(config, beside);
+    let beside = beside.into_iter().chain(sized.then(|| sizer.beside()));
+    let longest = steps.longest();
+    let (reader, source) = Source::of(steps, &config, |what| complain(what));
+    let start = |config| Vm::start_with(config, beside.chain(reader).collect());
     if json {
-        return observe(start(config)?, script, &mut JsonLines(io::stdout()));
+        return observe(start(config)?, source, &mut JsonLines(io::stdout()));
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
-    let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
-    observe(start(config)?, script, &mut table)
+    let mut table = Table::new(stdout, width, longest);
+    observe(start(config)?, source, &mut table)
 }
 
 /// What answers as the machine `id`.
@@ -262,6 +280,7 @@ fn identity(id: &str) -> Identity {
 /// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.
 fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
+    greet(&base);
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
     let mut draft = match file {
@@ -282,7 +301,7 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         }
         draft.start_log(logger::redirect).map_err(|error| anyhow!("{error}"))?;
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
-        return observe(Vm::start(config)?, None, &mut Quiet);
+        return observe(Vm::start(config)?, Source::None, &mut Quiet);
     };
     let sizer = sized::sizer(&base, None)?;
     let (id, clients) = (identity(&options.id), sizer.clone());
@@ -291,7 +310,7 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
         let error = match start_beside(config, &shared, &sizer) {
-            Ok(vm) => return observe(vm, None, &mut Quiet),
+            Ok(vm) => return observe(vm, Source::None, &mut Quiet),
             Err(error) => error,
         };
         // Taken only when the VM was about to run.
@@ -324,14 +343,19 @@ fn tell_of(confinement: Confinement) {
     }
 }
 
-fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {
-    let result = match script {
-        Some(script) => tidevm_session::run(vm, script, observer),
-        None => tidevm_session::stay(vm, observer),
+fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let result = match source {
+        Source::None => tidevm_session::stay(vm, observer),
+        Source::Whole(script) => tidevm_session::run(vm, &script, observer),
+        Source::Lines(script, mut input, manner) => {
+            tidevm_session::follow(vm, *script, &mut input, manner, observer)
+        }
     };
     let Summary { ended, .. } = result.context(OutputClosed)?;
-    if let Ended::Died(death) = &ended {
-        complain(death);
+    match &ended {
+        Ended::Died(death) => complain(death),
+        Ended::Misread(errors) => complain(errors),
+        _ => {}
     }
     Ok(ended.status())
 }

@@ -10,6 +10,8 @@ mod auto;
 mod confinement;
 #[path = "cli/ctl.rs"]
 mod ctl;
+#[path = "cli/deploy.rs"]
+mod deploy;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/habits.rs"]
@@ -18,10 +20,20 @@ mod habits;
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/live.rs"]
+mod live;
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/prompt.rs"]
+mod prompt;
+#[path = "cli/pty.rs"]
+mod pty;
+#[path = "cli/serial.rs"]
+mod serial;
 #[path = "cli/silent.rs"]
 mod silent;
+#[path = "cli/typist.rs"]
+mod typist;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -89,6 +101,7 @@ fn main() -> ExitCode {
         .iter()
         .chain(auto::HOSTED)
         .chain(ctl::HOSTED)
+        .chain(deploy::HOSTED)
         .chain(habits::HOSTED)
         .map(|test| trial(test, None));
     let on_kvm = ON_KVM
@@ -97,10 +110,14 @@ fn main() -> ExitCode {
         .chain(auto::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
+        .chain(deploy::TESTS)
         .chain(endings::TESTS)
         .chain(habits::TESTS)
         .chain(limits::TESTS)
+        .chain(live::TESTS)
         .chain(metrics::TESTS)
+        .chain(prompt::TESTS)
+        .chain(serial::TESTS)
         .chain(silent::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
@@ -225,17 +242,22 @@ fn every_error_of_a_script_is_told() {
 }
 
 fn a_wrong_script_runs_nothing() {
-    let output = with_input(&small(&["--script", "-"]), "plug 2M\nplug\n");
-    assert_eq!(assert_status(&output, 2, "<stdin>:2:5: expected a size above 0"), "");
+    let script = scratch("wrong.script", "plug 2M\nplug\n");
+    let output = tidevm(&small(&["--script", script.to_str().expect("UTF-8")]));
+    assert_eq!(assert_status(&output, 2, "wrong.script:2:5: expected a size above 0"), "");
 }
 
 fn a_script_has_to_fit_the_machine() {
-    let output = with_input(&small(&["--script", "-"]), "check\nplug 3M\n");
-    assert_eq!(assert_status(&output, 2, "<stdin>:2:1: 3M is not a multiple of the block size 2M"), "");
-    let output = with_input(&["run", "--script", "-"], "plug 2M\n");
-    assert_eq!(assert_status(&output, 2, "no --hotplug was given"), "");
-    let output = with_input(&["run", "--script", "-"], "pmem map 0\n");
-    assert_eq!(assert_status(&output, 2, "no --pmem was given"), "");
+    let unfit = [
+        (&small(&[])[..], "check\nplug 3M\n", "unfit.script:2:1: 3M is not a multiple of the block size 2M"),
+        (&["run"], "plug 2M\n", "no --hotplug was given"),
+        (&["run"], "pmem map 0\n", "no --pmem was given"),
+    ];
+    for (options, script, message) in unfit {
+        let script = scratch("unfit.script", script);
+        let output = tidevm(&[options, &["--script", script.to_str().expect("UTF-8")]].concat());
+        assert_eq!(assert_status(&output, 2, message), "");
+    }
 }
 
 fn unusable_kernels_are_status_2() {

@@ -80,6 +80,9 @@ pub struct Config {
     /// The embedder resets the machine itself, by [`crate::Vm::reset`]. That needs this or `reboot`. Without both, the
     /// event loop can give up the system calls that make a machine.
     pub resets: bool,
+    /// A person types at the terminal on standard input, by a line editor of the embedder. Each SIGINT is counted in
+    /// [`crate::State::interrupts`] and ends nothing. At the end, of whatever kind, the terminal is as it was at the start.
+    pub interactive: bool,
     /// What the process gives away before the guest runs.
     pub confinement: Confinement,
     /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
@@ -105,6 +108,7 @@ impl Default for Config {
             console: ConsoleMode::Stderr,
             reboot: true,
             resets: false,
+            interactive: false,
             confinement: Confinement::default(),
             jail: None,
         }
@@ -140,7 +144,8 @@ pub enum ConsoleMode {
     /// Output goes to stderr, line by line; there is no input.
     #[default]
     Stderr,
-    /// The guest has the terminal: input byte by byte without echo; Ctrl-C still ends the VM.
+    /// The guest has the terminal: each key is input, also Ctrl-C, and none is echoed. Ctrl-a x ends the VM as SIGTERM
+    /// does, also when the guest reads nothing, and at once the second time. Ctrl-a Ctrl-a is a Ctrl-a for the guest.
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),

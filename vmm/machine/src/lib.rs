@@ -77,6 +77,7 @@ pub use tidevm_abi::Size;
 pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, Duty, End, ExitCounts, IntervalRefused, LookResult,
-    NoStatistics, NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
+    NothingToPause, Nudger, Purpose, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm,
+    VmHandle,
 };

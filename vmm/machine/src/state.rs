@@ -28,6 +28,7 @@ pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
 
+mod answers;
 mod balloon;
 mod changes;
 mod refusal;
@@ -59,6 +60,8 @@ pub struct State {
     pub powered_off: bool,
     /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
+    /// How often SIGINT came to a VM with [`crate::Config::interactive`].
+    pub interrupts: u64,
     /// The guest stands still, or is about to: [`crate::VmHandle::pause`].
     pub paused: bool,
     /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
@@ -252,6 +255,11 @@ impl SharedState {
         self.learn(|inner| change(&mut inner.state))
     }
 
+    /// Has every wait look again, at what it waits for beside the state.
+    pub(crate) fn nudge(&self) {
+        self.learn(|_| ());
+    }
+
     fn learn<T>(&self, change: impl FnOnce(&mut StateAndAnswers) -> T) -> T {
         let result = change(&mut lock(&self.inner));
         self.changed.notify_all();
@@ -316,16 +324,6 @@ impl SharedState {
         inner.reset_request != inner.state.reset_request
     }
 
-    /// Makes room for the answer to call `id`.
-    pub(crate) fn expect_answer(&self, id: u32) {
-        lock(&self.inner).answers.insert(id, None);
-    }
-
-    /// Undoes [`SharedState::expect_answer`].
-    pub(crate) fn forget_answer(&self, id: u32) {
-        lock(&self.inner).answers.remove(&id);
-    }
-
     /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
     /// even when the guest has ended.
     pub(crate) fn wait<T>(
@@ -371,23 +369,6 @@ impl SharedState {
             inner = self.changed.wait_timeout(inner, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
             nap.end();
         }
-    }
-
-    /// Takes the answer to call `id`, if it has come.
-    pub(crate) fn try_take_answer(&self, id: u32) -> Option<Result<Answer, WaitError>> {
-        let mut inner = lock(&self.inner);
-        let interruption = inner.state.interruption();
-        let answer = inner.answers.get(&id)?.clone().or_else(|| interruption.map(Err))?;
-        inner.answers.remove(&id);
-        Some(answer)
-    }
-
-    /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
-    /// record.
-    pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        let answer = self.wait_inner(limit, what, |inner| inner.answers.get(&id)?.clone());
-        self.forget_answer(id);
-        answer?
     }
 }
 

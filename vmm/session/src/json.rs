@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
-use tidevm_abi::{BootTimes, Counter, NodeStats, Stats, ZoneStats};
+use serde::Serialize;
+use tidevm_abi::{BootTimes, ByKey, Stats};
 use tidevm_machine::{LookResult, VcpuReport};
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
@@ -100,15 +100,10 @@ struct Device {
 
 #[derive(Serialize)]
 struct Guest<'s> {
-    zones: Zones<'s>,
-    nodes: Vec<Node<'s>>,
     #[serde(flatten)]
-    counters: Counters<'s, Stats>,
+    counters: ByKey<'s>,
     boot: Boot,
 }
-
-/// By name: a guest may report a zone twice, and a JSON object has each key once.
-type Zones<'s> = BTreeMap<&'static str, Counters<'s, ZoneStats>>;
 
 /// The milestones of boot, in seconds since the kernel's start.
 #[derive(Serialize)]
@@ -117,25 +112,6 @@ struct Boot {
     first_allocation_seconds: f64,
     initialised_seconds: Option<f64>,
     memmaps_written: u64,
-}
-
-#[derive(Serialize)]
-struct Node<'s> {
-    zones: Zones<'s>,
-    #[serde(flatten)]
-    counters: Counters<'s, NodeStats>,
-}
-
-/// The counters that a table of the ABI lists, by their keys.
-struct Counters<'s, T: 'static> {
-    table: &'static [Counter<T>],
-    stats: &'s T,
-}
-
-impl<T> Serialize for Counters<'_, T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.table.iter().map(|counter| (counter.key, (counter.read)(self.stats))))
-    }
 }
 
 impl<W: Write> JsonLines<W> {
@@ -178,6 +154,7 @@ impl<W: Write> Observer for JsonLines<W> {
         let (outcome, reason) = match &summary.ended {
             Ended::Done => ("done", None),
             Ended::Failed { reason } => ("failed", reason.clone()),
+            Ended::Misread(errors) => ("script", Some(errors.to_string())),
             Ended::Died(death) => ("died", Some(death.to_string())),
             Ended::Signal { .. } => ("signal", None),
         };
@@ -242,21 +219,7 @@ fn sampled(sample: &Sample) -> Sampled<'_> {
 }
 
 fn guest(stats: &Stats) -> Guest<'_> {
-    Guest {
-        zones: zones(&stats.zones),
-        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(node).collect(),
-        counters: Counters { table: Stats::COUNTERS, stats },
-        boot: boot(stats.boot),
-    }
-}
-
-fn node(node: &NodeStats) -> Node<'_> {
-    Node { zones: zones(&node.zones), counters: Counters { table: NodeStats::COUNTERS, stats: node } }
-}
-
-fn zones(zones: &[ZoneStats]) -> Zones<'_> {
-    let counters = |stats| Counters { table: ZoneStats::COUNTERS, stats };
-    zones.iter().map(|zone| (zone.name.as_str(), counters(zone))).collect()
+    Guest { counters: ByKey(stats), boot: boot(stats.boot) }
 }
 
 fn boot(times: BootTimes) -> Boot {

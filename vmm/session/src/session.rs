@@ -40,6 +40,7 @@ mod fails;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod follow;
 mod observer;
 mod pmem;
 mod record;
@@ -57,13 +58,14 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, WaitError};
+use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, State, WaitError};
 
 use deadline::Work;
 pub use deadline::{ANSWER_DEADLINE, BOOT_DEADLINE, RESIZE_DEADLINE, resize_deadline};
 use fails::expected_failure;
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
+pub use follow::{Line, Lines, Manner, follow};
 pub use observer::{Booted, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
 use silence::look_at_silent;
@@ -100,6 +102,9 @@ struct Session<'s, V, O> {
     resets: u64,
     /// The guest has left a call unanswered. It is not waited for again.
     silent: bool,
+    manner: Manner,
+    /// The interrupts of a person that were seen.
+    interrupts: u64,
     summary: Summary,
 }
 
@@ -133,8 +138,17 @@ pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Su
 
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
-        let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, silent: false, summary }
+        Session {
+            vm,
+            observer,
+            workloads: Workloads::default(),
+            answer: Cell::default(),
+            resets: 0,
+            silent: false,
+            manner: Manner::Script,
+            interrupts: 0,
+            summary: Summary::default(),
+        }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -166,6 +180,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
         for statement in body {
+            if self.is_cancelled() {
+                return Ok(());
+            }
             match statement {
                 Statement::Step(step) => self.step(step)?,
                 // Without a step there is nothing that a round could do.
@@ -183,7 +200,10 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     /// Fails when a signal came or the guest ended. Not every step waits for the guest and so looks itself.
     fn look_up(&self) -> Result<(), StepError> {
-        self.pause(Duration::ZERO)
+        match self.vm.wait(Duration::ZERO, "nothing", |_| None::<()>) {
+            Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn await_churns(&mut self) -> Result<(), SessionError> {
@@ -224,8 +244,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let run = StepRun { line, column, command, took, result: told, answer, sample, vcpus };
         self.observer.step(&run).map_err(SessionError::Output)?;
         match result {
-            Ok(_) | Err(StepError::Failed(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) if !self.survives(&error) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 
@@ -304,10 +324,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         Ok(answer)
     }
 
-    /// Lets time pass. The end of the guest and signals cut it short.
+    /// Lets time pass. The end of the guest and signals cut it short, and so does a person.
     fn pause(&self, time: Duration) -> Result<(), StepError> {
-        match self.vm.wait(time, "the end of a pause", |_| None::<()>) {
-            Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
+        let cancelled = |state: &State| (state.interrupts != self.interrupts).then_some(());
+        match self.vm.wait(time, "the end of a pause", cancelled) {
+            Ok(()) => Err(StepError::Failed(StepFailure::Cancelled)),
+            Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -336,6 +358,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
                 output = Err(error);
                 Ended::Failed { reason }
             }
+            Err(SessionError::Script(errors)) => Ended::Misread(errors),
             Err(SessionError::Step(error)) => match error.failure() {
                 StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
                 StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidevm_autosize::{Bounds, Pace};
-use tidevm_machine::{Beside, Changes, Companion, Duty, VmHandle};
+use tidevm_machine::{Beside, Changes, Companion, Purpose, VmHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -68,7 +68,7 @@ impl Sizer {
                 log::error!("the machine is not sized any more: {error}");
             }
         };
-        Companion { name: THREAD, duty: Duty::Watch, body: Box::new(body) }
+        Companion { name: THREAD, purpose: Purpose::Watch, body: Box::new(body) }
     }
 
     /// Sizes `vm` within `bounds` from now on, whatever was set before. A hold ends.

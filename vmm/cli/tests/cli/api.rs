@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("a_machine_starts_from_a_file", a_machine_starts_from_a_file),
     ("a_machine_that_does_not_start_can_be_mended", a_machine_that_does_not_start_can_be_mended),
     ("memory_is_resized_awaited_and_cancelled", memory_is_resized_awaited_and_cancelled),
+    ("a_target_needs_a_driver_or_a_client_that_waits", a_target_needs_a_driver_or_a_client_that_waits),
     ("events_tell_of_a_resize", events_tell_of_a_resize),
     ("a_guest_stands_still_by_the_api", a_guest_stands_still_by_the_api),
     ("a_hundred_slow_clients_hold_up_nothing", a_hundred_slow_clients_hold_up_nothing),
@@ -312,6 +313,59 @@ fn memory_is_resized_awaited_and_cancelled() {
     api.power_off();
 }
 
+/// Two regions of a guest that drives neither.
+fn a_target_needs_a_driver_or_a_client_that_waits() {
+    let halt = kernel::write("halt-regions", kernel::HALT);
+    let halt = halt.to_str().expect("UTF-8");
+    let machine =
+        ["run", "--kernel", halt, "--hotplug", "size=1G", "--hotplug", "size=1G", "--console", "off"];
+    let api = Api::start("regions", &machine, &[]);
+    let inactive =
+        "Memory hotplug update error: Failed to create memory hotplug device: Device is not active";
+    api.fault("PATCH", "/hotplug/memory", r#"{"requested_size_mib": 512}"#, inactive);
+    assert_eq!(api.get("/hotplug/memory").body["requested_size_mib"], json!(0), "nothing was set");
+    let set = |region: usize, mib: u64| {
+        let path = format!("/hotplug/memory?region={region}&wait=0s");
+        let told = api.call("PATCH", &path, &json!({ "requested_size_mib": mib }).to_string());
+        assert_eq!((told.status, &told.body["requested_size_mib"]), (200, &json!(mib)), "{told:?}");
+        assert_eq!(told.body["reason"]["kind"], json!("no_driver"), "{told:?}");
+    };
+    let requested = || {
+        let told = api.get("/hotplug/memory").body;
+        let of = |region: usize| told["regions"][region]["requested_size_mib"].clone();
+        (of(0), of(1), told["converged"].clone())
+    };
+    set(0, 512);
+    set(1, 256);
+    assert_eq!(requested(), (json!(512), json!(256), json!(false)));
+    api.done("DELETE", "/hotplug/memory/resize?region=0", "");
+    assert_eq!(requested(), (json!(0), json!(256), json!(false)), "one region is left to go on");
+    api.done("DELETE", "/hotplug/memory/resize", "");
+    assert_eq!(requested(), (json!(0), json!(0), json!(true)));
+    // What is plugged is what is asked for, but no driver has answered: the client waits until another one sets a target.
+    let mut waiter = api.connect();
+    let body = r#"{"requested_size_mib": 0}"#;
+    let head = "PATCH /hotplug/memory?wait=2m HTTP/1.1\r\nConnection: close\r\n";
+    write!(waiter, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("it reads");
+    let targets = || api.get("/hotplug/memory").body["generation"].clone();
+    until("the target", || targets() == json!(3));
+    set(0, 128);
+    let mut text = String::new();
+    waiter.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains("\"superseded\":true"), "{text}");
+    // A wait ends in time, and with the machine.
+    assert_eq!(api.get("/hotplug/memory?wait=10ms").body["converged"], json!(false));
+    let mut last = api.connect();
+    last.write_all(b"GET /hotplug/memory?wait=60m HTTP/1.1\r\n\r\n").expect("it reads");
+    let mut api = api;
+    assert_eq!(api.get("/").status, 200, "the wait has begun");
+    kill("-TERM", &api.child);
+    let mut text = String::new();
+    last.read_to_string(&mut text).expect("an answer, and the end");
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text:?}");
+    end(&mut api.child);
+}
+
 fn events_tell_of_a_resize() {
     let api = Api::run("events");
     let mut stream = api.connect();
@@ -324,9 +378,12 @@ fn events_tell_of_a_resize() {
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok()).filter(Value::is_object);
     // The driver comes up before the guest says that it is ready.
     let mut events = events.filter(|event| event["event"] != json!("ready"));
-    let mut seen = Vec::new();
+    let (mut seen, mut number) = (Vec::new(), 0);
     while seen.last() != Some(&json!("done")) {
         let event = events.next().expect("an event");
+        let sequence = event["sequence"].as_u64().expect("a number");
+        assert!(sequence > number, "{event}");
+        number = sequence;
         assert_eq!(event["requested_size_mib"], json!(256), "{event}");
         seen.push(event["event"].clone());
     }

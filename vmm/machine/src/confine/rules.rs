@@ -5,7 +5,7 @@
 //! memory is never made executable. What a thread needs only while it starts is not here, because a filter is
 //! installed after that. The list is the union over the C libraries glibc and musl.
 //!
-//! Invariant: no rule opens a file, makes a socket, starts a program or a thread, or changes an identity, except those
+//! Invariant: no rule opens a file, makes a socket that leads out of the process, starts a program or a thread, or changes an identity, except those
 //! of [`Kind::Starter`].
 
 use std::fmt;
@@ -36,13 +36,15 @@ pub enum Kind {
     Api,
     /// Sizes the VM by what its guest uses.
     Sizer,
+    /// Reads the lines of a script or a prompt from standard input.
+    Input,
     /// A thread that starts VMs one after another, each in a thread of its own, and runs none itself.
     Starter,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Vcpu,
         Self::Events { resets: false },
         Self::Events { resets: true },
@@ -51,6 +53,7 @@ impl Kind {
         Self::Session,
         Self::Api,
         Self::Sizer,
+        Self::Input,
         Self::Starter,
     ];
 
@@ -66,6 +69,7 @@ impl Kind {
             Self::Session => &[SESSION],
             Self::Api => &[API],
             Self::Sizer => &[SIZER],
+            Self::Input => &[INPUT],
             Self::Starter => &[VCPU, EVENTS, RESETS, SESSION, STARTER],
         }
     }
@@ -87,6 +91,7 @@ impl fmt::Display for Kind {
             Self::Session => "session",
             Self::Api => "api",
             Self::Sizer => "sizer",
+            Self::Input => "input",
             Self::Starter => "starter",
         })
     }
@@ -160,6 +165,9 @@ const TCGETS2: u32 = 0x802c_542a;
 
 /// `TCSETS` of `struct termios2`.
 const TCSETS2: u32 = 0x402c_542b;
+
+/// `TCSETSW` of `struct termios2`.
+const TCSETSW2: u32 = 0x402c_542c;
 
 /// What every thread may do: use memory and locks, log, end, and report a forbidden call.
 pub const EVERY: &[Rule] = &[
@@ -325,6 +333,29 @@ const SIZER: &[Rule] = &[
     any(Sysno::epoll_pwait, "the wait for events, or for the next look"),
     any(Sysno::epoll_ctl, "changes of the VM are not listened to while there is nothing to do"),
     any(Sysno::read, "eventfds"),
+];
+
+const INPUT: &[Rule] = &[
+    any(Sysno::read, "a line, or a key"),
+    rule(
+        Sysno::socketpair,
+        Check::OneOf(0, &[(libc::AF_UNIX as u32, "AF_UNIX")]),
+        "the line editor hears of a new size of the window",
+    ),
+    rule(
+        Sysno::rt_sigaction,
+        Check::OneOf(0, &[(libc::SIGINT as u32, "SIGINT"), (libc::SIGWINCH as u32, "SIGWINCH")]),
+        "the line editor hears of a new size of the window",
+    ),
+    ioctl(
+        &[
+            (libc::FIONBIO as u32, "FIONBIO"),
+            (libc::TIOCGWINSZ as u32, "TIOCGWINSZ"),
+            (libc::TCSETSW as u32, "TCSETSW"),
+            (TCSETSW2, "TCSETSW2"),
+        ],
+        "the line editor sets the terminal and asks for its size",
+    ),
 ];
 
 const STARTER: &[Rule] = &[

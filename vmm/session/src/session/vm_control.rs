@@ -54,6 +54,18 @@ pub trait VmControl {
     /// The limit passed, or the VM ended first.
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError>;
 
+    /// As [`VmControl::answer`], until `stop` returns true. `None` then, and the answer can still be taken.
+    ///
+    /// # Errors
+    /// The limit passed, or the VM ended first.
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError>;
+
     /// Sets a device's target in bytes.
     ///
     /// # Errors
@@ -124,6 +136,16 @@ impl VmControl for Vm {
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         VmHandle::answer(self, id, limit, what)
+    }
+
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        VmHandle::answer_unless(self, id, limit, what, stop)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
