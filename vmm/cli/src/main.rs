@@ -257,10 +257,10 @@ fn run(
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
+    let beside = beside.into_iter().chain(sized.then(|| sizer.beside()));
     let longest = steps.longest();
     let (reader, source) = Source::of(steps, &config, |what| complain(what));
-    let sizer = sized.then(|| sizer.beside());
-    let start = |config| Vm::start_with(config, beside.into_iter().chain(sizer).chain(reader).collect());
+    let start = |config| Vm::start_with(config, beside.chain(reader).collect());
     if json {
         return observe(start(config)?, source, &mut JsonLines(io::stdout()));
     }

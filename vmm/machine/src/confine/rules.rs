@@ -328,6 +328,13 @@ const API: &[Rule] = &[
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
 ];
 
+const SIZER: &[Rule] = &[
+    any(Sysno::epoll_wait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_pwait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_ctl, "changes of the VM are not listened to while there is nothing to do"),
+    any(Sysno::read, "eventfds"),
+];
+
 const INPUT: &[Rule] = &[
     any(Sysno::read, "a line, or a key"),
     rule(
@@ -349,13 +356,6 @@ const INPUT: &[Rule] = &[
         ],
         "the line editor sets the terminal and asks for its size",
     ),
-];
-
-const SIZER: &[Rule] = &[
-    any(Sysno::epoll_wait, "the wait for events, or for the next look"),
-    any(Sysno::epoll_pwait, "the wait for events, or for the next look"),
-    any(Sysno::epoll_ctl, "changes of the VM are not listened to while there is nothing to do"),
-    any(Sysno::read, "eventfds"),
 ];
 
 const STARTER: &[Rule] = &[

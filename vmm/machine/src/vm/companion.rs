@@ -24,7 +24,7 @@ pub enum Purpose {
     /// It serves the clients of a control plane, whose socket it has opened. It returns soon after the event of
     /// [`Beside::lock_in`], because the VM waits for that.
     Serve,
-    /// It uses the VM and waits for events. It returns as one that serves does.
+    /// It uses the VM and waits for events, and ends as one that serves does.
     Watch,
     /// It reads what a person or a program types. The VM does not wait for it.
     Read,

@@ -171,7 +171,7 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
         }
         tell.send("over").unwrap();
     };
-    let companion = Companion { name: "beside", purpose: Purpose::Watch, body: Box::new(body) };
+    let companion = Companion { name: "beside", purpose: Purpose::Serve, body: Box::new(body) };
     let session = |vm: Vm| {
         assert_eq!(told.recv_timeout(LIMIT), Ok("first"), "no guest code runs before it is locked in");
         await_pause(&vm);
@@ -190,7 +190,7 @@ fn a_vm_does_not_start_without_its_companion() {
     }
     let kernel = Kernel::new(WRITES);
     let companion =
-        Companion { name: "beside", purpose: Purpose::Watch, body: Box::new(|_, beside| drop(beside)) };
+        Companion { name: "beside", purpose: Purpose::Serve, body: Box::new(|_, beside| drop(beside)) };
     let error = beside(kernel.config(), vec![companion], drop).unwrap_err().to_string();
     assert!(error.contains("start a thread beside the VM"), "{error}");
 }

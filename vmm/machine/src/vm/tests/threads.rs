@@ -62,13 +62,17 @@ fn start_threads(start: &str) {
     let config = Config { cpus: 2, reboot, resets, confinement, ..kernel.config() };
     let starter = start == "no VM";
     let body = move || {
-        let companions = [("api", Purpose::Serve), ("sizer", Purpose::Watch), ("input", Purpose::Read)];
-        let companions = companions.map(|(name, purpose)| Companion { name, purpose, body: Box::new(serve) });
+        let companion = |name, purpose| Companion { name, purpose, body: Box::new(serve) };
+        let companions = vec![
+            companion("api", Purpose::Serve),
+            companion("sizer", Purpose::Watch),
+            companion("input", Purpose::Read),
+        ];
         let vm = if starter {
             confinement.of_starter(&[]).unwrap();
             None
         } else {
-            Some(Vm::start_with(config, companions.into()).unwrap())
+            Some(Vm::start_with(config, companions).unwrap())
         };
         tell.send(()).unwrap();
         loop {
