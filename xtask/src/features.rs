@@ -260,7 +260,8 @@ mod tests {
     use crate::results::{Reader, Results};
 
     /// Number of claims of each mechanism.
-    const ROWS: [(&str, usize); 6] = [("S1", 18), ("S2", 14), ("S3", 15), ("S4", 21), ("S5", 15), ("H", 22)];
+    const ROWS: [(&str, usize); 8] =
+        [("S1", 18), ("S2", 14), ("S3", 15), ("S4", 21), ("S5", 15), ("H", 24), ("B", 9), ("A", 4)];
 
     fn results(text: &str) -> Results {
         let mut reader = Reader::new(Some("mm"));
