@@ -13,6 +13,7 @@ pub use demo::Demo;
 pub use experiment::Experiment;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
+pub use report::ReportPage;
 pub use run::Run;
 pub use script::ScriptAction;
 pub use spawn::Spawn;
@@ -23,6 +24,7 @@ mod demo;
 mod experiment;
 mod log;
 mod pages;
+mod report;
 mod run;
 mod script;
 mod spawn;
@@ -98,6 +100,8 @@ pub enum Action {
     Run(Box<Run>),
     /// Resize, watch or end a running machine
     Ctl(Ctl),
+    /// Show a session as a page: memory over time, memory blocks, how long steps took, and the steps
+    Report(ReportPage),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine

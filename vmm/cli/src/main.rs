@@ -1,30 +1,35 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod account;
 mod cli;
 mod ctl;
+mod host;
 mod logger;
 mod pages;
 mod quiet;
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use account::Account;
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Spawn};
+use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Spawn};
 use quiet::Quiet;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
+use tidevm_events::{Line, Reader};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
-use tidevm_session::json::JsonLines;
+use tidevm_report::Report;
+use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Ended, Observer, Summary};
+use tidevm_session::{Both, Ended, Observer, Summary};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -76,19 +81,17 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Some(&script), options.json, None)
+            accounted(Account::new(options.json, None)?, |account| {
+                let config = options.config();
+                account.start(Some(&config)).context(OutputClosed)?;
+                run(config, Some(&script), account, None)
+            })
         }
         Action::Run(options) => {
-            let script = options.script.as_deref().map(read).transpose()?;
-            let resets = script.as_ref().is_some_and(Script::resets);
-            let config = Config { resets, ..config(&options)? };
-            let api = options.api_sock.as_deref().map(|path| Api {
-                path,
-                id: &options.id,
-                metrics: options.metrics_listen,
-            });
-            run(config, script.as_ref(), options.json, api)
+            let account = Account::new(options.json, options.report.as_deref())?;
+            accounted(account, |account| run_told(&options, account))
         }
+        Action::Report(options) => report(&options),
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
             Ok(ctl::run(&api_sock, &words, json, complain)?)
@@ -127,6 +130,57 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
     };
     logger::start(level, file.transpose()?);
     Ok(())
+}
+
+/// Runs a session, whose `account` has an end in any case.
+fn accounted(
+    mut account: Account,
+    session: impl FnOnce(&mut Account) -> anyhow::Result<u8>,
+) -> anyhow::Result<u8> {
+    let result = session(&mut account);
+    if let Err(error) = &result {
+        account.not_started(status_of(error), &format!("{error:#}"));
+    }
+    account.close()?;
+    result
+}
+
+/// `tidevm run`, of which `account` is told.
+fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
+    let config = config(options);
+    account.start(config.as_ref().ok()).context(OutputClosed)?;
+    let config = config?;
+    let script = options.script.as_deref().map(read).transpose()?;
+    let resets = script.as_ref().is_some_and(Script::resets);
+    let config = Config { resets, ..config };
+    let api = options.api_sock.as_deref().map(|path| Api {
+        path,
+        id: &options.id,
+        metrics: options.metrics_listen,
+    });
+    run(config, script.as_ref(), account, api)
+}
+
+/// `tidevm report`: reads the events of a session and writes its page.
+fn report(options: &ReportPage) -> anyhow::Result<u8> {
+    let name = options.session.display();
+    let text: Box<dyn BufRead> = if options.session.as_os_str() == "-" {
+        Box::new(io::stdin().lock())
+    } else {
+        let file =
+            fs::File::open(&options.session).with_context(|| format!("cannot read the session {name}"))?;
+        Box::new(BufReader::new(file))
+    };
+    let mut report = Report::default();
+    for line in Reader::new(text) {
+        report.take(&line.with_context(|| name.to_string())?);
+    }
+    let page = report.page();
+    match &options.output {
+        Some(path) => fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?,
+        None => io::stdout().write_all(page.as_bytes()).context(OutputClosed)?,
+    }
+    Ok(0)
 }
 
 fn config(options: &Run) -> anyhow::Result<Config> {
@@ -206,7 +260,12 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+fn run(
+    config: Config,
+    script: Option<&Script>,
+    account: &mut Account,
+    api: Option<Api<'_>>,
+) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
     if let Some(script) = script {
         script.fit(&config)?;
@@ -226,14 +285,19 @@ fn run(config: Config, script: Option<&Script>, json: bool, api: Option<Api<'_>>
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
     let start = |config| Vm::start_with(config, beside.into_iter().collect());
+    let (json, told) = (account.is_json(), account.is_wanted());
+    let mut events = Events(|line: &Line| account.take(line));
     if json {
-        return observe(start(config)?, script, &mut JsonLines(io::stdout()));
+        return observe(start(config)?, script, &mut events);
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
     let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
+    if told {
+        return observe(start(config)?, script, &mut Both(table, events));
+    }
     observe(start(config)?, script, &mut table)
 }
 

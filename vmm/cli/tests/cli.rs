@@ -12,12 +12,16 @@ mod ctl;
 mod endings;
 #[path = "cli/habits.rs"]
 mod habits;
+#[path = "cli/json.rs"]
+mod json;
 #[path = "cli/kernel.rs"]
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/report.rs"]
+mod report;
 #[path = "cli/silent.rs"]
 mod silent;
 
@@ -58,7 +62,6 @@ const ON_KVM: &[Test] = &[
     ("resets_without_end_cost_nothing", resets_without_end_cost_nothing),
     ("a_host_that_cannot_reset_is_told", a_host_that_cannot_reset_is_told),
     ("the_demo_does_what_it_shows", the_demo_does_what_it_shows),
-    ("json_is_one_object_a_line", json_is_one_object_a_line),
     ("a_failed_expectation_is_status_1", a_failed_expectation_is_status_1),
     (
         "a_refused_plug_is_status_1_and_the_session_goes_on",
@@ -83,7 +86,13 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
-    let hosted = HOSTED.iter().chain(ctl::HOSTED).chain(habits::HOSTED).map(|test| trial(test, None));
+    let hosted = HOSTED
+        .iter()
+        .chain(ctl::HOSTED)
+        .chain(json::HOSTED)
+        .chain(report::HOSTED)
+        .chain(habits::HOSTED)
+        .map(|test| trial(test, None));
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
@@ -91,6 +100,8 @@ fn main() -> ExitCode {
         .chain(ctl::TESTS)
         .chain(endings::TESTS)
         .chain(habits::TESTS)
+        .chain(json::TESTS)
+        .chain(report::TESTS)
         .chain(limits::TESTS)
         .chain(metrics::TESTS)
         .chain(silent::TESTS)
@@ -339,7 +350,7 @@ fn a_guest_that_panics_is_status_4() {
         assert_status(&output, 4, "rip");
         let output = with_input(&["run", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
         let out = assert_status(&output, 4, "rip");
-        let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
+        let end = json::events(&out).pop().expect("an end");
         assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
     }
 }
@@ -361,7 +372,7 @@ fn a_reset_that_was_not_wanted_is_status_4() {
     let output =
         with_input(&["run", "--no-reboot", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
     let out = assert_status(&output, 4, why);
-    let end: Value = serde_json::from_str(out.lines().last().expect("an end")).expect("JSON");
+    let end = json::events(&out).pop().expect("an end");
     assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
 }
 
@@ -372,8 +383,8 @@ fn a_script_resets_the_machine_also_under_no_reboot() {
     let run = |more: &[&str]| with_input(&[&options[..], more, &["--script", "-"]].concat(), script);
     let output = run(&["--json"]);
     let out = assert_status(&output, 0, "");
-    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let (step, end) = (&events[2], events.last().expect("an end"));
+    let events = json::told(&out);
+    let (step, end) = (&events[3], events.last().expect("an end"));
     assert_eq!((step["command"].as_str(), step["ok"].as_bool()), (Some("reset"), Some(true)), "{step}");
     assert_eq!(
         (step["note"].as_str(), &step["devices"][0]["requested"]),
@@ -446,19 +457,6 @@ fn the_demo_does_what_it_shows() {
         assert!(out.contains(part), "no `{part}`:\n{out}");
     }
     assert!(!out.contains('\x1b'), "no colours without a terminal:\n{out}");
-}
-
-fn json_is_one_object_a_line() {
-    let output = with_input(&small(&["--json", "--script", "-"]), "plug 130M\nresize 0\n");
-    let out = assert_status(&output, 0, "");
-    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap_or_default()).collect();
-    assert_eq!(kinds, ["ready", "step", "step", "end"]);
-    assert_eq!(events[1]["devices"][0]["plugged"], 130 << 20);
-    assert_eq!(events[1]["guest"]["zones"]["Movable"]["present"], 65_536);
-    assert_eq!(events[1]["guest"]["nodes"].as_array().map(Vec::len), Some(1));
-    assert_eq!(events[1]["guest"]["nodes"][0]["zones"], events[1]["guest"]["zones"]);
-    assert_eq!((&events[2]["ok"], &events[3]["status"]), (&Value::Bool(true), &Value::from(0)));
 }
 
 fn a_failed_expectation_is_status_1() {

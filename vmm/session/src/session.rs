@@ -46,21 +46,23 @@ mod silence;
 #[cfg(test)]
 mod tests;
 mod vm_control;
+mod watch;
 mod workload;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
+use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, WaitError};
 
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
-pub use observer::{Booted, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
+pub use observer::{Blocks, Booted, Both, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
 use silence::look_at_silent;
 pub use vm_control::VmControl;
+use watch::Watch;
 use workload::Workloads;
 
 use crate::script::{Script, Statement, Step, count_steps};
@@ -99,10 +101,14 @@ const RESET: &str = "the guest was reset";
 
 struct Session<'s, V, O> {
     vm: V,
-    observer: &'s mut O,
     workloads: Workloads,
     /// The guest's last answer during the current step, counters excluded.
     answer: Cell<Option<Answer>>,
+    /// All memory blocks, if the current step listed them.
+    listed: RefCell<Option<Vec<BlockRun>>>,
+    /// When it began.
+    start: Instant,
+    watch: Watch<'s, O>,
     /// Resets that the session has noticed.
     resets: u64,
     /// The guest has left a call unanswered. It is not waited for again.
@@ -116,12 +122,11 @@ struct Session<'s, V, O> {
 /// When `observer` cannot write; the VM is stopped all the same.
 pub fn run<V: VmControl, O: Observer>(vm: V, script: &Script, observer: &mut O) -> io::Result<Summary> {
     let mut session = Session::new(vm, observer);
-    let start = session.vm.now();
     let result = session
         .boot(session.boot_deadline())
         .and_then(|()| session.body(&script.body))
         .and_then(|()| session.await_churns());
-    session.end(start, result)
+    session.end(result)
 }
 
 /// Waits until the guest of `vm` ends or a signal comes, and stops the VM.
@@ -130,20 +135,28 @@ pub fn run<V: VmControl, O: Observer>(vm: V, script: &Script, observer: &mut O) 
 /// When `observer` cannot write; the VM is stopped all the same.
 pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Summary> {
     let mut session = Session::new(vm, observer);
-    let start = session.vm.now();
     let result = match session.boot(FOREVER).and_then(|()| Ok(session.pause(FOREVER)?)) {
         Err(SessionError::Step(StepError::Fatal(StepFailure::Ended(
             WaitError::Signal(_) | WaitError::PoweredOff,
         )))) => Ok(()),
         result => result,
     };
-    session.end(start, result)
+    session.end(result)
 }
 
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
-        let (workloads, summary) = (Workloads::default(), Summary::default());
-        Session { vm, observer, workloads, answer: Cell::default(), resets: 0, silent: false, summary }
+        Session {
+            start: vm.now(),
+            vm,
+            workloads: Workloads::default(),
+            answer: Cell::default(),
+            listed: RefCell::default(),
+            watch: Watch::new(observer),
+            resets: 0,
+            silent: false,
+            summary: Summary::default(),
+        }
     }
 
     fn boot_deadline(&self) -> Duration {
@@ -156,15 +169,17 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.boot = ready.map(|ready| ready.after);
         let mut sample = self.outside();
         if ready.is_some() {
-            sample.guest = Some(self.inside(ANSWER_DEADLINE)?);
+            let (stats, blocks) = self.inside(ANSWER_DEADLINE)?;
+            (sample.guest, sample.blocks) = (Some(stats), blocks);
         }
-        self.observer.boot(&Booted { ready, sample }).map_err(SessionError::Output)
+        let at = self.vm.now() - self.start;
+        self.watch.observer().boot(&Booted { at, ready, sample }).map_err(SessionError::Output)
     }
 
     fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
         let memory = Size(self.vm.boot_memory());
         let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.vm.wait(limit, &what, |state| state.ready)?)
+        Ok(self.wait(limit, &what, |state| state.ready)?)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
@@ -202,10 +217,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.notice_resets();
         let mut result = self.execute(&step.command);
         let mut vcpus = look_at_silent(&self.vm, result.as_ref().err());
-        let answer = self.answer.take();
+        let (answer, listed) = (self.answer.take(), self.listed.take());
         let took = self.vm.now() - start;
         let mut sample = self.outside();
-        sample.guest = self.counters_after(took, &mut result, &mut vcpus);
+        (sample.guest, sample.blocks) = self
+            .counters_after(took, &mut result, &mut vcpus)
+            .map_or((None, None), |(stats, blocks)| (Some(stats), blocks));
         if self.notice_resets() {
             result = match result {
                 Ok(note) => {
@@ -218,8 +235,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.failed += u64::from(result.is_err());
         let (line, column, command) = (step.line, step.column, step.command.clone());
         let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
-        let run = StepRun { line, column, command, took, result: told, answer, sample, vcpus };
-        self.observer.step(&run).map_err(SessionError::Output)?;
+        let start = start - self.start;
+        let run = StepRun { line, column, command, start, took, result: told, answer, listed, sample, vcpus };
+        self.watch.observer().step(&run).map_err(SessionError::Output)?;
         match result {
             Ok(_) | Err(StepError::Failed(_)) => Ok(()),
             Err(error) => Err(error.into()),
@@ -292,7 +310,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     /// Calls the guest and waits for the answer.
     fn ask(&self, op: Op, limit: Duration) -> Result<Answer, StepError> {
         let id = self.call(op)?;
-        let answer = self.vm.answer(id, limit, "the guest's answer")?;
+        let answer = self.answer(id, limit, "the guest's answer")?;
         if !matches!(answer, Answer::Stats(_)) {
             self.answer.set(Some(answer));
         }
@@ -301,14 +319,15 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     /// Lets time pass. The end of the guest and signals cut it short.
     fn pause(&self, time: Duration) -> Result<(), StepError> {
-        match self.vm.wait(time, "the end of a pause", |_| None::<()>) {
+        match self.wait(time, "the end of a pause", |_| None::<()>) {
             Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn end(self, start: Instant, result: Result<(), SessionError>) -> io::Result<Summary> {
-        let Session { vm, observer, mut summary, silent, .. } = self;
+    fn end(self, result: Result<(), SessionError>) -> io::Result<Summary> {
+        let Session { vm, watch, mut summary, silent, start, .. } = self;
+        let observer = watch.into_observer();
         summary.total = vm.now() - start;
         summary.exits = vm.exits().into_iter().sum();
         let state = vm.state();

@@ -80,6 +80,13 @@ impl VmHandle {
         self.shared.state.take_answer(id, limit, what)
     }
 
+    /// Waits at most `limit` for the answer to a call and takes it, or the reason why it will not come. `None`: it has not
+    /// come, and the call is still open.
+    #[must_use]
+    pub fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        self.shared.state.await_answer(id, limit)
+    }
+
     /// Takes the answer to a call, if it has come, or the reason why it will not come.
     #[must_use]
     pub fn try_answer(&self, id: u32) -> Option<Result<Answer, WaitError>> {

@@ -53,7 +53,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let limit = if self.vm.state().ready.is_some() { Duration::ZERO } else { limit };
         self.mem(device)?;
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
-        match self.vm.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
+        match self.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
             Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
             result => Ok(result?),
         }
@@ -66,7 +66,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let reports = self.vm.has_agent();
         // The failure tells what this wait saw last. A later look might find the guest at the target.
         let mut last = MemStatus::default();
-        let settled = self.vm.wait(limit, "the resize", |state| {
+        let settled = self.wait(limit, "the resize", |state| {
             last = state.mem.get(resize.device)?.clone();
             last.settled(target, reports, patient)
         });

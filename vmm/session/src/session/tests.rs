@@ -12,6 +12,7 @@ use crate::script::Script;
 
 mod reset;
 mod silent;
+mod watch;
 
 #[derive(Default)]
 struct Recorder {

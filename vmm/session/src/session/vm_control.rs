@@ -51,6 +51,10 @@ pub trait VmControl {
     /// The limit passed, or the VM ended first.
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError>;
 
+    /// Waits at most `limit` for the answer to a call and takes it, or the error that ended the VM. `None`: it has not
+    /// come, and the call is still open.
+    fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>>;
+
     /// Sets a device's target in bytes.
     ///
     /// # Errors
@@ -117,6 +121,10 @@ impl VmControl for Vm {
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         VmHandle::answer(self, id, limit, what)
+    }
+
+    fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        VmHandle::await_answer(self, id, limit)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {

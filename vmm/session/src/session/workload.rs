@@ -219,7 +219,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let limit = until.saturating_duration_since(self.vm.now()) + ANSWER_DEADLINE;
         // Ended before the wait, so that a wait that fails is not repeated at the end of the session.
         self.workloads.end(handle);
-        match self.vm.answer(call, limit, "the end of the churn")? {
+        match self.answer(call, limit, "the end of the churn")? {
             answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
             Answer::Failed(failure @ Failure::NoMemory) => Err(StepError::refused(failure)),
             other => Err(unfit(other)),
