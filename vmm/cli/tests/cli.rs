@@ -18,6 +18,8 @@ mod json;
 mod kernel;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/lines.rs"]
+mod lines;
 #[path = "cli/metrics.rs"]
 mod metrics;
 #[path = "cli/report.rs"]
@@ -350,7 +352,7 @@ fn a_guest_that_panics_is_status_4() {
         assert_status(&output, 4, "rip");
         let output = with_input(&["run", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
         let out = assert_status(&output, 4, "rip");
-        let end = json::events(&out).pop().expect("an end");
+        let end = lines::events(&out).pop().expect("an end");
         assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
     }
 }
@@ -372,7 +374,7 @@ fn a_reset_that_was_not_wanted_is_status_4() {
     let output =
         with_input(&["run", "--no-reboot", "--kernel", path, "--json", "--script", "-"], "sleep 60s");
     let out = assert_status(&output, 4, why);
-    let end = json::events(&out).pop().expect("an end");
+    let end = lines::events(&out).pop().expect("an end");
     assert_eq!((end["outcome"].as_str(), end["status"].as_u64()), (Some("died"), Some(4)));
 }
 
@@ -383,7 +385,7 @@ fn a_script_resets_the_machine_also_under_no_reboot() {
     let run = |more: &[&str]| with_input(&[&options[..], more, &["--script", "-"]].concat(), script);
     let output = run(&["--json"]);
     let out = assert_status(&output, 0, "");
-    let events = json::told(&out);
+    let events = lines::told(&out);
     let (step, end) = (&events[3], events.last().expect("an end"));
     assert_eq!((step["command"].as_str(), step["ok"].as_bool()), (Some("reset"), Some(true)), "{step}");
     assert_eq!(

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{Test, assert_status, json, kernel, program, spawn, text, tidevm};
+use super::{Test, assert_status, kernel, lines, program, spawn, text, tidevm};
 
 pub const HOSTED: &[Test] = &[
     ("the_version_has_the_commit_where_there_is_one", the_version_has_the_commit_where_there_is_one),
@@ -262,8 +262,8 @@ fn the_demo_is_that_of_its_options() {
     let mut child = spawn(&["demo", "--json", "--cpus", "1", "--memory", "384M", "--log-level", "info"]);
     drop(child.stdin.take());
     let mut out = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
-    let start = json::next(&mut out, "start");
-    json::next(&mut out, "ready");
+    let start = lines::next(&mut out, "start");
+    lines::next(&mut out, "ready");
     // The rest of the demo has a test of its own, and takes its time.
     child.kill().expect("it runs");
     let output = child.wait_with_output().expect("it ended");

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::io::BufRead;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::endings::{end, kill};
+use super::lines::{events, schema, told};
 use super::{Test, assert_status, kernel, scratch, small, spawn, tidevm, with_input};
 
 pub const HOSTED: &[Test] = &[
@@ -23,66 +23,6 @@ pub const TESTS: &[Test] = &[
     ("a_session_that_a_signal_ends_has_an_end", a_session_that_a_signal_ends_has_an_end),
     ("a_machine_that_does_not_start_has_an_end", a_machine_that_does_not_start_has_an_end),
 ];
-
-/// Refuses keys that it does not list, other than the published one, whose readers have to bear later versions.
-fn schema() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/session.schema.json");
-    let text = fs::read_to_string(path).expect("the schema");
-    let mut schema = serde_json::from_str(&text).expect("JSON");
-    close(&mut schema);
-    schema
-}
-
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(object) => {
-            object.values_mut().for_each(close);
-            let open = object.get("properties").is_some_and(Value::is_object);
-            if open && !object.contains_key("additionalProperties") {
-                object.insert("additionalProperties".to_owned(), json!(false));
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(close),
-        _ => {}
-    }
-}
-
-/// The events of a whole session. Each fits the schema.
-#[track_caller]
-pub fn events(out: &str) -> Vec<Value> {
-    let validator = jsonschema::validator_for(&schema()).expect("a schema");
-    let event = |line: &str| {
-        let event: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        let faults: Vec<String> = validator.iter_errors(&event).map(|fault| fault.to_string()).collect();
-        assert!(faults.is_empty(), "{faults:?}: {line}");
-        event
-    };
-    let events: Vec<Value> = out.lines().map(event).collect();
-    let kinds: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
-    assert_eq!(kinds.first(), Some(&"start"), "{out}");
-    assert_eq!(kinds.iter().position(|kind| *kind == "end"), Some(kinds.len() - 1), "{out}");
-    let times: Vec<f64> = events.iter().filter_map(|event| event["at_seconds"].as_f64()).collect();
-    assert!(times.is_sorted(), "{times:?}");
-    events
-}
-
-/// The events of a whole session without its samples, whose number depends on time.
-#[track_caller]
-pub fn told(out: &str) -> Vec<Value> {
-    events(out).into_iter().filter(|event| event["event"] != "sample").collect()
-}
-
-/// Reads until the next event of this kind.
-pub fn next(out: &mut impl BufRead, kind: &str) -> Value {
-    loop {
-        let mut line = String::new();
-        assert!(out.read_line(&mut line).expect("text") > 0, "no `{kind}`");
-        let event: Value = serde_json::from_str(&line).expect("JSON");
-        if event["event"] == kind {
-            return event;
-        }
-    }
-}
 
 fn json_is_one_object_a_line() {
     let output = with_input(&small(&["--json", "--script", "-"]), "plug 130M\nresize 0\n");

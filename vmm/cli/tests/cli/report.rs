@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Test, assert_status, json, scratch, small, text, tidevm, with_input};
+use super::{Test, assert_status, lines, scratch, small, text, tidevm, with_input};
 
 pub const HOSTED: &[Test] = &[("what_is_no_session_has_no_page", what_is_no_session_has_no_page)];
 
@@ -39,7 +39,7 @@ fn a_session_has_a_page() {
     let script = "plug 128M\nhog 2M movable as data\nplug 256M\nresize 0\n";
     let output = with_input(&small(&["--json", "--report", utf8(&beside), "--script", "-"]), script);
     let out = assert_status(&output, 1, "");
-    json::events(&out);
+    lines::events(&out);
     fs::write(&lines, &out).expect("it can be written");
     assert_eq!(assert_status(&tidevm(&["report", utf8(&lines), "-o", utf8(&after)]), 0, ""), "");
     let read = |path: &Path| fs::read_to_string(path).expect("a page");
@@ -105,8 +105,8 @@ fn what_is_no_session_has_no_page() {
 /// A browser without a window. Debian's package is `chromium`.
 const BROWSER: &str = "chromium";
 
-/// The browser's picture of a page, as tall as the page is.
-fn picture(page: &Path, name: &str, width: u32, dark: bool) -> Result<PathBuf, String> {
+/// The browser's picture of the upper part of a page.
+fn picture(page: &Path, name: &str, (width, height): (u32, u32), dark: bool) -> Result<PathBuf, String> {
     let picture = artifact(name);
     drop(fs::remove_file(&picture));
     let profile = path("browser");
@@ -121,7 +121,7 @@ fn picture(page: &Path, name: &str, width: u32, dark: bool) -> Result<PathBuf, S
     ]);
     command.arg(format!("--user-data-dir={}", profile.display()));
     command.arg(format!("--blink-settings=preferredColorScheme={}", u8::from(!dark)));
-    command.arg(format!("--window-size={width},2400")).arg(format!("--screenshot={}", picture.display()));
+    command.arg(format!("--window-size={width},{height}")).arg(format!("--screenshot={}", picture.display()));
     command.arg(format!("file://{}", page.display())).stdin(Stdio::null());
     let output = command.output().map_err(|error| format!("{BROWSER}: {error}"))?;
     drop(fs::remove_dir_all(profile));
@@ -182,13 +182,15 @@ fn a_page_is_legible() {
     let machine = ["run", "--cpus", "2", "--memory", "256M", "--hotplug", "size=4G", "--console", "off"];
     let output = with_input(&[&machine[..], &["--report", utf8(&page), "--script", "-"]].concat(), script);
     assert_status(&output, 1, "");
-    match picture(&page, "report-1200.png", 1200, false) {
+    match picture(&page, "report-1200.png", (1200, 2400), false) {
         Ok(wide) => assert_eq!(dimensions(&wide), (1200, 2400)),
         Err(why) => return eprintln!("SKIP a_page_is_legible: no picture without {BROWSER}: {why}"),
     }
-    picture(&page, "report-1200-dark.png", 1200, true).expect("a dark one");
+    picture(&page, "report-1200-dark.png", (1200, 2400), true).expect("a dark one");
     assert_ne!(fs::read(artifact("report-1200.png")).ok(), fs::read(artifact("report-1200-dark.png")).ok());
-    picture(&page, "report-420.png", 420, false).expect("a narrow one");
+    picture(&page, "report-420.png", (420, 4000), false).expect("a narrow one");
+    // The one in docs/scripts.md.
+    picture(&page, "report.png", (1000, 1240), false).expect("a short one");
     let text = fs::read_to_string(&page).expect("a page");
     for width in [420, 1200] {
         let found = measured(&text, width);

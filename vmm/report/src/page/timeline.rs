@@ -11,7 +11,7 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 100.0;
 
 /// Marks that are closer than this part of the width have one number for the first of them.
-const NUMBER_GAP: f64 = 0.045;
+const NUMBER_GAP: f64 = 0.06;
 
 /// Most steps that are drawn below the timeline.
 const MAX_STEPS: usize = 400;
