@@ -17,6 +17,7 @@ pub use report::ReportPage;
 pub use run::Run;
 pub use script::ScriptAction;
 pub use spawn::Spawn;
+pub use top::Top;
 
 mod confine;
 mod ctl;
@@ -28,6 +29,7 @@ mod report;
 mod run;
 mod script;
 mod spawn;
+mod top;
 mod values;
 
 /// A microVM whose memory rises and falls.
@@ -100,6 +102,8 @@ pub enum Action {
     Run(Box<Run>),
     /// Resize, watch or end a running machine
     Ctl(Ctl),
+    /// Show the memory of a running machine, live in this terminal
+    Top(Top),
     /// Show a session as a page: memory over time, memory blocks, how long steps took, and the steps
     Report(ReportPage),
     /// Show what a mechanism prevents: the guest with it off and on, side by side

@@ -7,6 +7,7 @@ mod host;
 mod logger;
 mod pages;
 mod quiet;
+mod top;
 
 use std::fmt::Display;
 use std::fs;
@@ -66,6 +67,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<ctl::CtlError>() {
         return error.status();
     }
+    if let Some(error) = error.downcast_ref::<top::TopError>() {
+        return error.status();
+    }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
     }
@@ -90,6 +94,13 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         Action::Run(options) => {
             let account = Account::new(options.json, options.report.as_deref())?;
             accounted(account, |account| run_told(&options, account))
+        }
+        Action::Top(options) => {
+            let (status, end) = top::run(&options.api_sock)?;
+            if let Some(sentence) = end {
+                complain(format_args!("tidevm: {sentence}"));
+            }
+            Ok(status)
         }
         Action::Report(options) => report(&options),
         Action::Ctl(Ctl { api_sock, json, words }) => {
