@@ -349,7 +349,7 @@ fn the_shell_says_what_is_wrong() {
 /// The lines are typed while no page is free, so that a reader of lines that needs a page would have none.
 fn no_line_at_the_console_ends_the_guest() {
     let mut machine = boot("lines-typed", |_| ());
-    command(&mut machine, "hog 15E unmovable as all");
+    command(&mut machine, "hog up to 15E unmovable as all");
     let fill = |text: &str| text.repeat(128 / text.len());
     for line in [
         "größe 2G",

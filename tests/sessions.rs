@@ -1,6 +1,8 @@
 //! Sessions in a booted guest, on this host's KVM. Sizes are small, because on some hosts a guest kernel runs three
 //! instructions per microsecond. In all files, identifiers such as S3.1 are claims of `docs/features.toml`.
 
+#[path = "sessions/balloon.rs"]
+mod balloon;
 #[path = "sessions/blocked.rs"]
 mod blocked;
 #[path = "sessions/boundaries.rs"]
@@ -35,6 +37,8 @@ mod stacks;
 mod switches;
 #[path = "sessions/targets.rs"]
 mod targets;
+#[path = "sessions/unfit.rs"]
+mod unfit;
 
 use std::process::ExitCode;
 
@@ -42,6 +46,7 @@ use tidevm_tests::{missing_kvm, run_if};
 
 fn main() -> ExitCode {
     let groups = [
+        balloon::TESTS,
         blocked::TESTS,
         boundaries::TESTS,
         contig::TESTS,
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,
+        unfit::TESTS,
     ];
     let no_kvm = missing_kvm();
     run_if(&groups.concat(), |_| no_kvm.clone())

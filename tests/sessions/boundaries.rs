@@ -76,7 +76,8 @@ fn two_devices_do_not_mix() {
         config,
         "resize 130M
          resize 8M device 1
-         expect plugged == 130M
+         expect plugged == 138M
+         expect plugged == 130M device 0
          expect plugged == 8M device 1
          resize 0
          expect plugged == 8M device 1

@@ -242,9 +242,16 @@ fn shares_its_handles_with_workloads() {
     let ask = |op| {
         vm.call(op).map(|id| vm.answer(id, LIMIT, "an answer")).expect("it reads calls").expect("an answer")
     };
-    let hog = |handle| Op::Hog { handle, pages: 4, kind: HogKind::Movable, scattered: false, full: false };
+    let hog = |handle| Op::Hog {
+        handle,
+        pages: 4,
+        partial: false,
+        kind: HogKind::Movable,
+        scattered: false,
+        full: false,
+    };
     let churn = |handle| Op::Churn { handle, threads: 1, millis: 1 };
-    let hold = |handle| Op::Pmem(PmemOp::Hold { handle, device: 0, pages: 4 });
+    let hold = |handle| Op::Pmem(PmemOp::Hold { handle, device: 0, pages: 4, partial: false });
     let in_use = Answer::Failed(Failure::HandleInUse);
     let map = ask(Op::Pmem(PmemOp::Map { devices: 1, altmap: true, reserve: 0, cpus: 1 }));
     assert!(matches!(map, Answer::PmemMapped(_)), "{map:?}");

@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BLOCK_RUNS, BlockRun, Failure, Pmem, PmemMapped, Stats};
+use crate::{BLOCK_RUNS, BlockRun, Counted, Failure, Pmem, PmemMapped, Stats, either};
 
 /// The answer to a [`Call`](crate::Call).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub enum Answer {
         /// Pages of deferred boot memory: their struct pages are not written yet.
         deferred: u64,
     },
-    /// To [`Op::Hog`](crate::Op::Hog): pages that fitted, at most the number asked for.
+    /// To [`Op::Hog`](crate::Op::Hog): the number asked for; for a partial one pages that fitted, at most that number.
     Hogged {
         /// Pages held now.
         pages: u64,
@@ -106,38 +106,45 @@ impl fmt::Display for BadWord {
 impl fmt::Display for Answer {
     /// One line; one line per memory block and one more for device memory in the answers that list them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Answer::Stats(stats) => stats.fmt(f),
-            Answer::Checked { pages, deferred: 0 } => write!(f, "{pages} pages checked"),
             Answer::Checked { pages, deferred } => {
-                write!(f, "{pages} pages checked, {deferred} more are deferred")
+                write!(f, "{} checked", Counted(pages, "page"))?;
+                if deferred == 0 {
+                    return Ok(());
+                }
+                write!(f, ", {deferred} more {} deferred", either(deferred, "is", "are"))
             }
-            Answer::Hogged { pages } => write!(f, "{pages} pages held"),
-            Answer::Verified { pages, corrupt: 0, .. } => write!(f, "{pages} pages intact"),
+            Answer::Hogged { pages } => write!(f, "{} held", Counted(pages, "page")),
+            Answer::Verified { pages, corrupt: 0, .. } => write!(f, "{} intact", Counted(pages, "page")),
             Answer::Verified { pages, corrupt, first } => {
-                write!(f, "{corrupt} of {pages} pages are corrupt")?;
+                let are = either(corrupt, "is", "are");
+                write!(f, "{corrupt} of {} {are} corrupt", Counted(pages, "page"))?;
                 first.map_or(Ok(()), |first| write!(f, ", the first is {first}"))
             }
             Answer::Corrupted(word) => word.fmt(f),
-            Answer::Released { pages } => write!(f, "{pages} pages given back"),
+            Answer::Released { pages } => write!(f, "{} given back", Counted(pages, "page")),
             Answer::Churned { allocations, failures } => {
-                write!(f, "{allocations} allocations, {failures} found no memory")
+                write!(f, "{}, {failures} found no memory", Counted(allocations, "allocation"))
             }
             Answer::Blocks { runs, .. } => runs.iter().flatten().enumerate().try_for_each(|(index, run)| {
                 let separator = if index == 0 { "" } else { "\n" };
                 write!(f, "{separator}{run}")
             }),
-            Answer::Raced { cycles, failures: 0, stranded: 0 } => write!(f, "{cycles} cycles, all done"),
+            Answer::Raced { cycles, failures: 0, stranded: 0 } => {
+                write!(f, "{}, all done", Counted(cycles.into(), "cycle"))
+            }
             Answer::Raced { cycles, failures, stranded } => {
-                write!(
-                    f,
-                    "{failures} of {cycles} cycles failed, {stranded} pages were stranded on per-CPU lists"
-                )
+                let (cycles, pages) = (Counted(cycles.into(), "cycle"), Counted(stranded, "page"));
+                let were = either(stranded, "was", "were");
+                write!(f, "{failures} of {cycles} failed, {pages} {were} stranded on per-CPU lists")
             }
             Answer::Done => f.write_str("done"),
             Answer::Pmem(pmem) => pmem.fmt(f),
             Answer::PmemMapped(mapped) => mapped.fmt(f),
-            Answer::PmemUnmapped { pages } => write!(f, "{pages} pages were usable"),
+            Answer::PmemUnmapped { pages } => {
+                write!(f, "{} {} usable", Counted(pages, "page"), either(pages, "was", "were"))
+            }
             Answer::Failed(failure) => failure.fmt(f),
         }
     }
@@ -158,6 +165,12 @@ mod tests {
                  0xabc",
             ),
             (Answer::Corrupted(word), "page 3 at pfn 0x140200: word 256 is 0xabd, and should be 0xabc"),
+            (Answer::Verified { pages: 1, corrupt: 1, first: None }, "1 of 1 page is corrupt"),
+            (Answer::Checked { pages: 1, deferred: 1 }, "1 page checked, 1 more is deferred"),
+            (Answer::Checked { pages: 2, deferred: 2 }, "2 pages checked, 2 more are deferred"),
+            (Answer::Hogged { pages: 1 }, "1 page held"),
+            (Answer::Released { pages: 1 }, "1 page given back"),
+            (Answer::Raced { cycles: 1, failures: 0, stranded: 0 }, "1 cycle, all done"),
             (Answer::Churned { allocations: 5000, failures: 0 }, "5000 allocations, 0 found no memory"),
             (Answer::Raced { cycles: 2, failures: 0, stranded: 0 }, "2 cycles, all done"),
             (

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Size, ZoneName};
+use crate::{Counted, Size, ZoneName};
 
 /// Most runs in one [`Answer::Blocks`](crate::Answer::Blocks).
 pub const BLOCK_RUNS: usize = 4;
@@ -75,6 +75,7 @@ impl fmt::Display for BlockRun {
             return write!(f, ", boot memory");
         }
         let place = if self.memmap_on_memory { "on memory" } else { "elsewhere" };
-        write!(f, ", {} MiB plugged, {} memmap pages {place}", mib(self.plugged), self.memmap_pages)
+        let memmap = Counted(self.memmap_pages, "memmap page");
+        write!(f, ", {} MiB plugged, {memmap} {place}", mib(self.plugged))
     }
 }

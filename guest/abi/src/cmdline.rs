@@ -149,13 +149,40 @@ pub const DEVICE_INITS: Table<DeviceInit> = &[("once", DeviceInit::Once), ("twic
 /// guest writes to them.
 pub const ZEROED: &str = "tidevm.zeroed";
 
+/// Begins the keys that are this guest's own, and so no other kernel's.
+const OWN: &str = "tidevm.";
+
+/// All of them.
+pub const OWN_KEYS: &[&str] = &[
+    MEMORY_BLOCK,
+    MEMMAP_REMOVAL,
+    PCP_DISABLE,
+    INIT,
+    DEFERRED_GROW,
+    NUMA,
+    DEFERRED_WORKERS,
+    DEVICE_INIT,
+    ZEROED,
+];
+
+/// The first word of `line` that looks like one of this guest's own and is none: its key is unknown, or it has no
+/// value. The guest would ignore it, as it ignores words for others.
+#[must_use]
+pub fn unknown_word(line: &str) -> Option<&str> {
+    let is_unknown = |word: &&str| {
+        let key = word.split_once('=').map(|(key, _)| key);
+        word.starts_with(OWN) && !key.is_some_and(|key| OWN_KEYS.contains(&key))
+    };
+    line.split_ascii_whitespace().find(is_unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use core::fmt::Debug;
 
     use super::{
-        DEFERRED_WORKERS_WORDS, DEVICE_INITS, INIT_POLICIES, InitPolicy, MEMMAP_REMOVALS, PCP_DISABLES,
-        PcpDisable, SWITCHES,
+        DEFERRED_WORKERS_WORDS, DEVICE_INITS, INIT_POLICIES, InitPolicy, MEMMAP_REMOVALS, OWN, OWN_KEYS,
+        PCP_DISABLES, PcpDisable, SWITCHES, unknown_word,
     };
     use crate::words::{Table, value_of, word_for};
 
@@ -183,6 +210,22 @@ mod tests {
             let word = word_for(SWITCHES, &on);
             assert_eq!(word, if on { "on" } else { "off" });
             assert_eq!(value_of(PCP_DISABLES, word), Some(PcpDisable::from(on)));
+        }
+    }
+
+    #[test]
+    fn every_key_of_its_own_is_known() {
+        let value = |line: &'static str| {
+            line.strip_prefix("pub const ")?.split_once(": &str = \"")?.1.strip_suffix("\";")
+        };
+        let all = include_str!("cmdline.rs").lines().filter_map(value);
+        let own: Vec<&str> = all.filter(|key| key.starts_with(OWN)).collect();
+        assert!(own.len() > 5 && own.iter().all(|key| OWN_KEYS.contains(key)), "{own:?}");
+        assert_eq!(own.len(), OWN_KEYS.len());
+        let line = OWN_KEYS.iter().map(|key| format!("{key}=1 quiet tidevmx.a ")).collect::<String>();
+        assert_eq!(unknown_word(&line), None);
+        for word in ["tidevm.innit=lazy", "tidevm.init", "tidevm.", "tidevm.init.x=1"] {
+            assert_eq!(unknown_word(&format!("{line} {word} tidevm.zeroed=on")), Some(word));
         }
     }
 

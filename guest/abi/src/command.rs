@@ -1,7 +1,8 @@
 //! The one grammar: what a session and the guest's shell can be told to do, as values and as text.
 //!
 //! [`VERBS`] lists the commands. `resize`, `plug`, `unplug` and `expect` take `device N` (the N-th
-//! `--hotplug`, 0 without it) and `within DURATION` at their end, in any order; `reset` takes `within DURATION`.
+//! `--hotplug`) and `within DURATION` at their end, in any order; `reset` takes `within DURATION`. Without `device`,
+//! a resize is for device 0, and an expectation looks at the sum over all devices.
 //! Sizes are `512M`, `2G`, `2GiB` or plain bytes, durations `200ms`, `5s` or `2m`. METRIC is a
 //! [`Metric`](crate::Metric), STEP one of [`FaultStep`]. `#` starts a comment. A script may repeat commands: `repeat N { ... }` ([`Item`]).
 //!
@@ -12,6 +13,7 @@
 //! commands the guest can carry out by itself.
 
 mod expect;
+mod fails;
 mod fault;
 mod pmem;
 mod resize;
@@ -24,10 +26,11 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use crate::words::{SyntaxError, Table, Word, Words, list, word_for};
+use crate::words::{SyntaxError, Word, Words, list};
 use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 
 pub use expect::{Comparison, Expect};
+pub use fails::Fails;
 pub use fault::{Corrupt, Race};
 pub use pmem::{Pmem, PmemHold, PmemMap};
 pub use resize::{Resize, Target};
@@ -50,6 +53,8 @@ pub enum Command {
     Wait(Name),
     /// Compare a number with what it should be.
     Expect(Expect),
+    /// Carry out a command that is expected to fail.
+    Fails(Fails),
     /// Print every counter.
     Stats,
     /// Let the guest verify every invariant of its memory management.
@@ -97,6 +102,8 @@ pub struct Verb {
     pub usage: &'static str,
     /// What it does, for people.
     pub about: &'static str,
+    /// One such command.
+    pub example: &'static str,
     /// The side that can carry it out.
     pub executor: Executor,
     parse: fn(&mut Words<'_>) -> Result<Command, SyntaxError>,
@@ -117,6 +124,7 @@ pub const VERBS: &[Verb] = &[
         word: "resize",
         usage: "resize SIZE [device N] [within DURATION]",
         about: "set a new target and wait until the guest is there",
+        example: "resize 2G within 10s",
         executor: Executor::Vmm,
         parse: |words| resize::parse(words, Target::To).map(Command::Resize),
     },
@@ -124,6 +132,7 @@ pub const VERBS: &[Verb] = &[
         word: "plug",
         usage: "plug SIZE [device N] [within DURATION]",
         about: "raise the target and wait until the guest is there",
+        example: "plug 512M device 1",
         executor: Executor::Vmm,
         parse: |words| resize::parse(words, Target::Plug).map(Command::Resize),
     },
@@ -131,13 +140,15 @@ pub const VERBS: &[Verb] = &[
         word: "unplug",
         usage: "unplug SIZE [device N] [within DURATION]",
         about: "lower the target and wait until the guest is there",
+        example: "unplug 256M",
         executor: Executor::Vmm,
         parse: |words| resize::parse(words, Target::Unplug).map(Command::Resize),
     },
     Verb {
         word: "hog",
-        usage: "hog SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME",
+        usage: "hog [up to] SIZE movable|unmovable|pinned|contiguous [scattered] [full] as NAME",
         about: "allocate pages, fill them and hold them",
+        example: "hog 128M movable scattered as data",
         executor: Executor::Guest,
         parse: |words| Hog::parse(words).map(Command::Hog),
     },
@@ -145,6 +156,7 @@ pub const VERBS: &[Verb] = &[
         word: "churn",
         usage: "churn N threads for 5s as NAME",
         about: "allocate and free pages all the time",
+        example: "churn 2 threads for 5s as load",
         executor: Executor::Guest,
         parse: |words| Churn::parse(words).map(Command::Churn),
     },
@@ -152,6 +164,7 @@ pub const VERBS: &[Verb] = &[
         word: "verify",
         usage: "verify NAME",
         about: "check the content of a workload's pages",
+        example: "verify data",
         executor: Executor::Guest,
         parse: |words| words.name().map(Command::Verify),
     },
@@ -159,6 +172,7 @@ pub const VERBS: &[Verb] = &[
         word: "release",
         usage: "release NAME",
         about: "free a workload's pages",
+        example: "release data",
         executor: Executor::Guest,
         parse: |words| words.name().map(Command::Release),
     },
@@ -166,6 +180,7 @@ pub const VERBS: &[Verb] = &[
         word: "wait",
         usage: "wait NAME",
         about: "wait for the end of a churn",
+        example: "wait load",
         executor: Executor::Vmm,
         parse: |words| words.name().map(Command::Wait),
     },
@@ -173,13 +188,23 @@ pub const VERBS: &[Verb] = &[
         word: "expect",
         usage: "expect METRIC ==|!=|<=|>=|<|> VALUE [device N] [within DURATION]",
         about: "compare a number with what it should be",
+        example: "expect host.held <= 4M within 5s",
         executor: Executor::Vmm,
         parse: |words| Expect::parse(words).map(Command::Expect),
+    },
+    Verb {
+        word: "fails",
+        usage: "fails COMMAND because \"TEXT\"",
+        about: "carry out a command that has to fail, for a reason whose text contains TEXT",
+        example: "fails resize 0 because \"cannot move\"",
+        executor: Executor::Vmm,
+        parse: |words| Fails::parse(words).map(Command::Fails),
     },
     Verb {
         word: "stats",
         usage: "stats",
         about: "counters of the memory management",
+        example: "stats",
         executor: Executor::Guest,
         parse: |_| Ok(Command::Stats),
     },
@@ -187,6 +212,7 @@ pub const VERBS: &[Verb] = &[
         word: "check",
         usage: "check",
         about: "verify every invariant of the memory management",
+        example: "check",
         executor: Executor::Guest,
         parse: |_| Ok(Command::Check),
     },
@@ -194,6 +220,7 @@ pub const VERBS: &[Verb] = &[
         word: "blocks",
         usage: "blocks",
         about: "memory blocks: state, zone, what is plugged, memmap pages",
+        example: "blocks",
         executor: Executor::Guest,
         parse: |_| Ok(Command::Blocks),
     },
@@ -201,6 +228,7 @@ pub const VERBS: &[Verb] = &[
         word: "readd",
         usage: "readd SIZE at ADDRESS",
         about: "offline and remove memory blocks, and add them back",
+        example: "readd 1G at 4G",
         executor: Executor::Guest,
         parse: readd,
     },
@@ -208,6 +236,7 @@ pub const VERBS: &[Verb] = &[
         word: "reset",
         usage: "reset [within DURATION]",
         about: "reset the machine and wait until the guest is up again",
+        example: "reset within 10s",
         executor: Executor::Vmm,
         parse: |words| suffix::within(words).map(|within| Command::Reset { within }),
     },
@@ -215,6 +244,7 @@ pub const VERBS: &[Verb] = &[
         word: "sleep",
         usage: "sleep DURATION",
         about: "let time pass",
+        example: "sleep 200ms",
         executor: Executor::Vmm,
         parse: |words| words.duration().map(Command::Sleep),
     },
@@ -222,6 +252,7 @@ pub const VERBS: &[Verb] = &[
         word: "race",
         usage: "race N cycles [held]",
         about: "take a pageblock again and again while other CPUs free pages of it",
+        example: "race 100 cycles held",
         executor: Executor::Guest,
         parse: |words| Race::parse(words).map(Command::Race),
     },
@@ -229,6 +260,7 @@ pub const VERBS: &[Verb] = &[
         word: "corrupt",
         usage: "corrupt NAME [page N] [memmap]",
         about: "change a word of a workload's page, or the page's owner in the memmap",
+        example: "corrupt data page 3",
         executor: Executor::Guest,
         parse: |words| Corrupt::parse(words).map(Command::Corrupt),
     },
@@ -236,6 +268,7 @@ pub const VERBS: &[Verb] = &[
         word: "probe",
         usage: "probe grace-period|tlb-flush|page-copy|release|churn",
         about: "hold another CPU, and see whether the kernel waits for it",
+        example: "probe tlb-flush",
         executor: Executor::Guest,
         parse: |words| fault::probe(words).map(Command::Probe),
     },
@@ -243,13 +276,15 @@ pub const VERBS: &[Verb] = &[
         word: "inject",
         usage: "inject STEP [after N]",
         about: "let one attempt of a step of memory hotplug fail",
+        example: "inject online after 2",
         executor: Executor::Vmm,
-        parse: inject,
+        parse: |words| fault::inject(words),
     },
     Verb {
         word: "pmem",
-        usage: "pmem [map N [N...] [altmap [reserve SIZE]] [on N cpus]|unmap N|hold SIZE of N as NAME]",
+        usage: "pmem [map N [N...] [altmap [reserve SIZE]] [on N cpus]|unmap N|hold [up to] SIZE of N as NAME]",
         about: "list device memory, map it, unmap it, use it",
+        example: "pmem map 0 altmap on 2 cpus",
         executor: Executor::Guest,
         parse: |words| Pmem::parse(words).map(Command::Pmem),
     },
@@ -258,22 +293,9 @@ pub const VERBS: &[Verb] = &[
 /// The word that begins a repetition.
 const REPEAT: &str = "repeat";
 
-const FAULT_STEPS: Table<FaultStep> = &[
-    ("map-direct", FaultStep::MapDirect),
-    ("map-memmap", FaultStep::MapMemmap),
-    ("alloc-memmap", FaultStep::AllocMemmap),
-    ("online", FaultStep::Online),
-    ("isolate", FaultStep::Isolate),
-    ("migrate", FaultStep::Migrate),
-    ("page-table", FaultStep::PageTable),
-];
-
-impl FaultStep {
-    /// Every step that can fail on demand.
-    pub fn all() -> impl Iterator<Item = Self> {
-        FAULT_STEPS.iter().map(|(_, step)| *step)
-    }
-}
+/// How commands are repeated: the usage, what it does, and an example. A line of a script that is no command.
+pub const REPETITION: [&str; 3] =
+    ["repeat N { ... }", "the same commands again", "repeat 3 { plug 1G unplug 1G }"];
 
 impl Verb {
     /// The verb that is written `word`.
@@ -313,6 +335,15 @@ impl Item {
 }
 
 impl Command {
+    /// The command that is carried out: without `fails`, if it is expected to fail.
+    #[must_use]
+    pub fn carried_out(&self) -> &Self {
+        match self {
+            Self::Fails(Fails { command, .. }) => command,
+            command => command,
+        }
+    }
+
     /// Reads one command and leaves what follows it.
     fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
         let word = words.next("a command")?;
@@ -348,13 +379,6 @@ fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
     Ok(Command::Readd { size, addr })
 }
 
-fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let step = words.one_of("a step", FAULT_STEPS)?;
-    let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
-    let after = if words.take("after") { number(words)? } else { 0 };
-    Ok(Command::Inject { step, after })
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -365,6 +389,7 @@ impl fmt::Display for Command {
             Self::Release(name) => write!(f, "release {name}"),
             Self::Wait(name) => write!(f, "wait {name}"),
             Self::Expect(expect) => expect.fmt(f),
+            Self::Fails(fails) => fails.fmt(f),
             Self::Stats => f.write_str("stats"),
             Self::Check => f.write_str("check"),
             Self::Blocks => f.write_str("blocks"),
@@ -372,16 +397,13 @@ impl fmt::Display for Command {
             Self::Pmem(pmem) => pmem.fmt(f),
             Self::Reset { within } => {
                 f.write_str("reset")?;
-                suffix::write(f, 0, *within)
+                suffix::write(f, None, *within)
             }
             Self::Sleep(time) => write!(f, "sleep {}", ShowDuration(*time)),
             Self::Race(race) => race.fmt(f),
             Self::Corrupt(corrupt) => corrupt.fmt(f),
             Self::Probe(wait) => fault::write_probe(f, *wait),
-            Self::Inject { step, after } => {
-                write!(f, "inject {}", word_for(FAULT_STEPS, step))?;
-                if *after > 0 { write!(f, " after {after}") } else { Ok(()) }
-            }
+            Self::Inject { step, after } => fault::write_inject(f, *step, *after),
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Label {
     pub group: Group,
     /// What follows the number.
     pub text: &'static str,
+    /// What follows the number 1.
+    pub one: &'static str,
 }
 
 /// Counters that a text shows together. They stand side by side in the table.
@@ -72,9 +74,9 @@ impl<T> Counter<T> {
         Self { word: Some(word), ..self }
     }
 
-    /// The text of the counters shows it.
-    pub(crate) const fn label(self, group: Group, text: &'static str) -> Self {
-        Self { label: Some(Label { group, text }), ..self }
+    /// The text of the counters shows it: `one` behind a 1, otherwise `text`.
+    pub(crate) const fn label(self, group: Group, one: &'static str, text: &'static str) -> Self {
+        Self { label: Some(Label { group, text, one }), ..self }
     }
 }
 

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Handle, Named, Size};
+use crate::{Counted, Handle, Named, Size, either};
 
 /// Why a [`Call`](crate::Call) was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,11 @@ pub enum Failure {
     HandleInUse,
     /// Not even the bookkeeping fitted into memory.
     NoMemory,
+    /// Not all pages of a workload that is not partial fit. It holds none.
+    DoesNotFit {
+        /// Most pages that fit.
+        pages: u64,
+    },
     /// The record could not be read.
     BadRecord,
     /// The range is not made of whole memory blocks that were added and are online.
@@ -105,6 +110,14 @@ impl fmt::Display for Named<'_, Failure> {
             Failure::UnknownHandle => "the guest knows no such workload",
             Failure::HandleInUse => "the guest has such a workload already",
             Failure::NoMemory => "the guest has no memory for it",
+            Failure::DoesNotFit { pages: 0 } => "does not fit: there is no room for it",
+            Failure::DoesNotFit { pages } => {
+                let pages = Counted(*pages, "page");
+                return write!(
+                    f,
+                    "does not fit: there is room for at most {pages}; `up to` holds what fits"
+                );
+            }
             Failure::BadRecord => "the guest could not read the question",
             Failure::NotBlocks => "not made of whole memory blocks that were added and are online",
             Failure::Granularity => {
@@ -114,7 +127,8 @@ impl fmt::Display for Named<'_, Failure> {
             Failure::Stuck { addr, pages } => {
                 // Addresses of memory blocks are round numbers: 4G says more than 0x100000000.
                 let addr = Size(*addr);
-                return write!(f, "blocked: {pages} pages of the memory block at {addr} cannot move");
+                let pages = Counted(*pages, "page");
+                return write!(f, "blocked: {pages} of the memory block at {addr} cannot move");
             }
             Failure::Pmem(failure) => return self.part(failure).fmt(f),
             Failure::Unfit => "this needs two CPUs and plugged memory",
@@ -157,7 +171,8 @@ impl fmt::Display for Named<'_, PmemFailure> {
             PmemFailure::NoPageTable => "the guest has no memory for page tables",
             PmemFailure::NoMemory => "the guest has no memory for its memmap; with `altmap` it needs none",
             PmemFailure::InUse { refs, first } => {
-                write!(f, "{refs} references to its pages are held")?;
+                let are = either(*refs, "is", "are");
+                write!(f, "{} to its pages {are} held", Counted(*refs, "reference"))?;
                 let Some((pfn, handle)) = first else { return Ok(()) };
                 return match self.name_of(*handle) {
                     Some(name) => write!(f, ", the first is pfn {pfn:#x} ({name})"),
@@ -177,6 +192,11 @@ mod tests {
     fn a_failure_has_one_text() {
         let texts = [
             (Failure::NoMemory, "the guest has no memory for it"),
+            (Failure::DoesNotFit { pages: 0 }, "does not fit: there is no room for it"),
+            (
+                Failure::DoesNotFit { pages: 1 },
+                "does not fit: there is room for at most 1 page; `up to` holds what fits",
+            ),
             (Failure::NotBlocks, "not made of whole memory blocks that were added and are online"),
             (
                 Failure::Stuck { addr: 4 << 30, pages: 3 },
@@ -202,5 +222,7 @@ mod tests {
         assert_eq!(failure.to_string(), format!("{text} (unknown workload 7)"));
         let failure = PmemFailure::InUse { refs: 4, first: None };
         assert_eq!(failure.to_string(), "4 references to its pages are held");
+        let failure = PmemFailure::InUse { refs: 1, first: None };
+        assert_eq!(failure.to_string(), "1 reference to its pages is held");
     }
 }

@@ -8,6 +8,7 @@
 //! | [`record`] | calls and reports, and their bytes |
 //! | [`answer`], [`failure`], `blocks`, `pmem`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
+//! | `counted` | numbers of things as text |
 //! | [`metric`], `counter` | the counters by their names in scripts, tables and JSON |
 //!
 //! The control channel is a virtio-console device (virtio 1.3, section 5.3) without the multiport
@@ -26,6 +27,7 @@ pub mod answer;
 mod blocks;
 pub mod cmdline;
 pub mod command;
+mod counted;
 mod counter;
 mod duration;
 pub mod failure;
@@ -42,6 +44,7 @@ mod words;
 pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
 pub use command::Command;
+pub use counted::{Counted, either};
 pub use counter::{Counter, Group, Label};
 pub use duration::{ShowDuration, parse_duration};
 pub use failure::{Failure, PmemFailure, ProbedWait};

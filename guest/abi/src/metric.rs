@@ -1,9 +1,9 @@
 //! The numbers that `expect` can look at, by their names in scripts.
 //!
 //! ```text
-//! plugged                     bytes of the device that are plugged
-//! requested                   bytes that the device asks the guest to use
-//! host.held                   bytes of host memory that the device's region really holds
+//! plugged                     bytes that are plugged, of all devices or of one
+//! requested                   bytes that the devices ask the guest to use, or one does
+//! host.held                   bytes of host memory that the devices' regions really hold, or one does
 //! resets                      how often the guest reset its machine
 //! memmap.boot_pages, ...      counters of the guest: the words of `Stats::COUNTERS`
 //! zone.NAME.COUNTER           pages of a zone: the words of `ZoneStats::COUNTERS`
@@ -36,11 +36,11 @@ pub enum Metric {
 /// A number that the VMM knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmmMetric {
-    /// `plugged`: bytes of the device that are plugged.
+    /// `plugged`: bytes that are plugged, of all devices or of one.
     Plugged,
-    /// `requested`: bytes that the device asks the guest to use.
+    /// `requested`: bytes that the devices ask the guest to use, or one does.
     Requested,
-    /// `host.held`: bytes of host memory that the device's region really holds.
+    /// `host.held`: bytes of host memory that the devices' regions really hold, or one does.
     HostHeld,
     /// `resets`: how often the guest reset its machine.
     Resets,
@@ -110,6 +110,12 @@ impl Metric {
         }
     }
 
+    /// Whether it is a number of hotplug devices: each has one, and they have a sum.
+    #[must_use]
+    pub fn is_of_devices(self) -> bool {
+        matches!(self, Self::Vmm(VmmMetric::Plugged | VmmMetric::Requested | VmmMetric::HostHeld))
+    }
+
     /// Shows `value` in this metric's unit.
     #[must_use]
     pub fn show(self, value: u64) -> String {
@@ -148,13 +154,25 @@ impl GuestMetric {
         }
     }
 
-    /// Its value in the guest's counters.
+    /// The node that it is of, if it is one's.
     #[must_use]
-    pub fn read(self, stats: &Stats) -> u64 {
+    pub fn node(self) -> Option<NodeNumber> {
         match self {
-            Self::Whole(counter) => (counter.read)(stats),
+            Self::Whole(_) | Self::Zone(..) => None,
+            Self::Node(node, _) | Self::NodeZone(node, ..) => Some(node),
+        }
+    }
+
+    /// Its value in the guest's counters; `None` if the guest has no such node or zone.
+    #[must_use]
+    pub fn read(self, stats: &Stats) -> Option<u64> {
+        if self.node().is_some_and(|node| node.index() >= usize::from(stats.nr_nodes)) {
+            return None;
+        }
+        match self {
+            Self::Whole(counter) => Some((counter.read)(stats)),
             Self::Zone(zone, counter) => sum(&stats.zones, zone, counter),
-            Self::Node(node, counter) => (counter.read)(&stats.nodes[node.index()]),
+            Self::Node(node, counter) => Some((counter.read)(&stats.nodes[node.index()])),
             Self::NodeZone(node, zone, counter) => sum(&stats.nodes[node.index()].zones, zone, counter),
         }
     }
@@ -162,9 +180,9 @@ impl GuestMetric {
 
 /// A counter of the zones that are called `name`. A guest may report anything, so that there may be several
 /// or none, and their sum may be too large.
-fn sum(zones: &[ZoneStats], name: ZoneName, counter: &Counter<ZoneStats>) -> u64 {
+fn sum(zones: &[ZoneStats], name: ZoneName, counter: &Counter<ZoneStats>) -> Option<u64> {
     let zones = zones.iter().filter(|zone| zone.name == name);
-    zones.map(counter.read).fold(0, u64::saturating_add)
+    zones.map(counter.read).reduce(u64::saturating_add)
 }
 
 /// `zone.NAME.COUNTER`.

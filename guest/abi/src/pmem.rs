@@ -4,7 +4,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Handle, Size};
+use crate::{Counted, Handle, Size};
 
 /// What the VMM can ask of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +30,8 @@ pub enum PmemOp {
         /// Which range.
         device: u8,
     },
-    /// Use free pages of a range of device memory, and fill them: [`Answer::Hogged`](crate::Answer::Hogged).
-    /// The handle is good for [`Op::Verify`](crate::Op::Verify) and [`Op::Release`](crate::Op::Release).
+    /// Use free pages of a range of device memory, and fill them: [`Answer::Hogged`](crate::Answer::Hogged), or
+    /// [`Failure::DoesNotFit`](crate::Failure::DoesNotFit). The handle is good for [`Op::Verify`](crate::Op::Verify) and [`Op::Release`](crate::Op::Release).
     Hold {
         /// Name for later calls.
         handle: Handle,
@@ -39,6 +39,8 @@ pub enum PmemOp {
         device: u8,
         /// Number of 4 KiB pages wanted.
         pages: u64,
+        /// Use the pages that are free. Otherwise use all that are wanted or none.
+        partial: bool,
     },
 }
 
@@ -88,19 +90,21 @@ impl fmt::Display for Pmem {
             return f.write_str("not mapped");
         };
         let place = if altmap { "its own" } else { "the kernel's memory" };
-        write!(f, "{pages} pages, {users} references by users, memmap in {memmap_pages} pages of {place}")
+        let (pages, users) = (Counted(pages, "page"), Counted(users, "reference"));
+        write!(f, "{pages}, {users} by users, memmap in {} of {place}", Counted(memmap_pages, "page"))
     }
 }
 
 impl fmt::Display for PmemMapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pages, locked_pages, locked_ns, total_ns, cpus } = *self;
-        let plural = if cpus == 1 { "" } else { "s" };
         let (total, locked) = (Millis(total_ns), Millis(locked_ns));
         write!(
             f,
-            "{pages} pages to use after {total} on {cpus} CPU{plural}; the hotplug lock was held for {locked}, \
-             and {locked_pages} struct pages written under it"
+            "{} to use after {total} on {}; the hotplug lock was held for {locked}, and {} written under it",
+            Counted(pages, "page"),
+            Counted(cpus.into(), "CPU"),
+            Counted(locked_pages, "struct page")
         )
     }
 }

@@ -26,12 +26,14 @@ pub enum Op {
     /// Verify every invariant of the memory management: [`Answer::Checked`], or a guest panic
     /// that names the two values that differ.
     Check,
-    /// Allocate and fill pages: [`Answer::Hogged`].
+    /// Allocate and fill pages: [`Answer::Hogged`], or [`Failure::DoesNotFit`](crate::Failure::DoesNotFit).
     Hog {
         /// Name for later calls.
         handle: Handle,
         /// Number of 4 KiB pages wanted.
         pages: u64,
+        /// Hold what fits. Otherwise hold all pages or none.
+        partial: bool,
         /// Which pages.
         kind: HogKind,
         /// Spread over all free memory instead of taken densely.

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Handle, Named, Size};
+use crate::{Counted, Handle, Named, Size};
 
 /// Where a virtio-mem driver stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Named<'_, ResizeState> {
         pages: u64,
         first: &[Option<UnmovablePage>],
     ) -> fmt::Result {
-        write!(f, "{pages} page{} cannot move", if pages == 1 { "" } else { "s" })?;
+        write!(f, "{} cannot move", Counted(pages, "page"))?;
         let mut named = 0;
         for page in first.iter().flatten() {
             let separator = if named == 0 { ": " } else { ", " };

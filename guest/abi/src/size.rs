@@ -3,6 +3,7 @@
 //! `parse-size` reads it with binary units, so `512M` is 512 MiB as in QEMU and Cloud Hypervisor, and a
 //! size beyond 64 bits is an error.
 
+use alloc::format;
 use core::fmt;
 use core::str::FromStr;
 
@@ -24,6 +25,9 @@ pub enum SizeError {
     /// It is beyond 64 bits.
     TooLarge,
 }
+
+/// Words for a unit of 4 KiB. The longer one stands first.
+const PAGE_UNITS: [&str; 2] = ["pages", "page"];
 
 /// Most decimal digits of a 64-bit number.
 const MAX_DIGITS: usize = 20;
@@ -69,6 +73,24 @@ impl Size {
     #[must_use]
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Whether `text` is a unit of sizes, `page` and `pages` among them.
+    pub(crate) fn is_unit(text: &str) -> bool {
+        let number = |unit: &str| format!("1{unit}").parse::<Self>().is_ok();
+        PAGE_UNITS.contains(&text) || text.starts_with(|c: char| c.is_ascii_alphabetic()) && number(text)
+    }
+
+    /// Reads a size that may be one in pages: `1page`, `300pages`.
+    pub(crate) fn with_unit(text: &str) -> Option<Self> {
+        let pages = PAGE_UNITS.iter().find_map(|unit| text.strip_suffix(unit));
+        match pages {
+            None => text.parse().ok(),
+            Some(pages) if !pages.is_empty() && pages.bytes().all(|byte| byte.is_ascii_digit()) => {
+                pages.parse::<u64>().ok()?.checked_mul(PAGE_SIZE).map(Self)
+            }
+            Some(_) => None,
+        }
     }
 
     /// Whether it is whole pages, and at least one.

@@ -8,6 +8,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::counter::{Counter, Group};
+use crate::either;
 use crate::limits::MAX_NODES;
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -150,34 +151,47 @@ impl Stats {
     pub const COUNTERS: &[Counter<Self>] = &[
         Counter::new("memmap_boot_pages", |stats: &Self| stats.memmap_boot_pages)
             .word("memmap.boot_pages")
-            .label(Group::Memmap, "pages in boot memory"),
+            .label(Group::Memmap, "page in boot memory", "pages in boot memory"),
         Counter::new("memmap_altmap_pages", |stats: &Self| stats.memmap_altmap_pages)
             .word("memmap.altmap_pages")
-            .label(Group::Memmap, "in hot-added memory"),
-        Counter::new("blocks_online", |stats: &Self| stats.blocks_online)
-            .word("blocks.online")
-            .label(Group::Blocks, "memory blocks online"),
+            .label(Group::Memmap, "in hot-added memory", "in hot-added memory"),
+        Counter::new("blocks_online", |stats: &Self| stats.blocks_online).word("blocks.online").label(
+            Group::Blocks,
+            "memory block online",
+            "memory blocks online",
+        ),
         Counter::new("deferred_pages", |stats: &Self| stats.deferred_pages).word("deferred"),
-        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated)
-            .word("migrated")
-            .label(Group::Migration, "pages migrated"),
-        Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed)
-            .label(Group::Migration, "migrations failed"),
-        Counter::new("pcp_drains", |stats: &Self| stats.pcp_drains)
-            .word("pcp.drains")
-            .label(Group::PerCpuLists, "drains of per-CPU lists"),
+        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated).word("migrated").label(
+            Group::Migration,
+            "page migrated",
+            "pages migrated",
+        ),
+        Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed).label(
+            Group::Migration,
+            "migration failed",
+            "migrations failed",
+        ),
+        Counter::new("pcp_drains", |stats: &Self| stats.pcp_drains).word("pcp.drains").label(
+            Group::PerCpuLists,
+            "drain of per-CPU lists",
+            "drains of per-CPU lists",
+        ),
         Counter::new("pcp_stranded", |stats: &Self| stats.pcp_stranded).word("pcp.stranded"),
         Counter::new("memmaps_written", |stats: &Self| stats.memmaps_written),
         Counter::new("faults_injected", |stats: &Self| stats.faults_injected).word("faults.injected"),
         Counter::new("device_spanned", |stats: &Self| stats.device_spanned)
             .word("zone.Device.spanned")
-            .label(Group::DeviceMemory, "pages spanned"),
-        Counter::new("device_pages", |stats: &Self| stats.device_pages)
-            .word("device.pages")
-            .label(Group::DeviceMemory, "to use"),
-        Counter::new("device_refs", |stats: &Self| stats.device_refs)
-            .word("device.refs")
-            .label(Group::DeviceMemory, "references"),
+            .label(Group::DeviceMemory, "page spanned", "pages spanned"),
+        Counter::new("device_pages", |stats: &Self| stats.device_pages).word("device.pages").label(
+            Group::DeviceMemory,
+            "to use",
+            "to use",
+        ),
+        Counter::new("device_refs", |stats: &Self| stats.device_refs).word("device.refs").label(
+            Group::DeviceMemory,
+            "reference",
+            "references",
+        ),
     ];
 }
 
@@ -223,7 +237,8 @@ impl fmt::Display for Stats {
                 Some(_) => "; ",
             };
             let title = if before == Some(group) { "" } else { group.title() };
-            write!(f, "{separator}{title}{} {}", (counter.read)(self), label.text)?;
+            let number = (counter.read)(self);
+            write!(f, "{separator}{title}{number} {}", either(number, label.one, label.text))?;
             before = Some(group);
         }
         Ok(())

@@ -10,7 +10,7 @@ use alloc::vec::{self, Vec};
 use core::fmt;
 use core::time::Duration;
 
-use crate::duration::parse_duration;
+use crate::duration::{is_unit_of_time, parse_duration};
 use crate::{Name, Size};
 
 /// Most characters of a wrong word that an error shows.
@@ -83,18 +83,22 @@ pub struct Words<'t> {
     end: usize,
 }
 
-/// What belongs together in one word: text, a comparison, or a brace alone.
+/// What belongs together in one word: text, a comparison, a brace alone, or what stands in quotes, with them.
 #[derive(PartialEq, Eq)]
 enum Class {
     Space,
+    Comment,
     Comparison,
     Brace,
+    Quote,
     Text,
 }
 
 fn class(c: char) -> Class {
     match c {
         _ if c.is_whitespace() => Class::Space,
+        '#' => Class::Comment,
+        '"' => Class::Quote,
         '=' | '!' | '<' | '>' => Class::Comparison,
         '{' | '}' => Class::Brace,
         _ => Class::Text,
@@ -105,24 +109,28 @@ impl<'t> Words<'t> {
     /// Splits `line`, without its comment.
     #[must_use]
     pub fn new(line: &'t str) -> Self {
-        let code = line.split('#').next().unwrap_or_default();
         let mut words = Vec::new();
-        let (mut rest, mut column) = (code, 1);
+        let (mut rest, mut column, mut end) = (line, 1, 1);
         while let Some(first) = rest.chars().next() {
             let kind = class(first);
             let same = |c: char| class(c) == kind;
             let length = match kind {
+                Class::Comment => break,
                 Class::Brace => 1,
+                // Up to the second quote. Without one, the word is no text in quotes.
+                Class::Quote => rest[1..].find('"').map_or(rest.len(), |second| second + 2),
                 _ => rest.find(|c| !same(c)).unwrap_or(rest.len()),
             };
             let (text, tail) = rest.split_at(length);
-            if kind != Class::Space {
-                words.push(Word { column, text });
-            }
+            let start = column;
             column += text.chars().count();
+            if kind != Class::Space {
+                words.push(Word { column: start, text });
+                end = column;
+            }
             rest = tail;
         }
-        Self { words: words.into_iter(), end: code.trim_end().chars().count() + 1 }
+        Self { words: words.into_iter(), end }
     }
 
     /// The next word, which stays.
@@ -180,18 +188,48 @@ impl<'t> Words<'t> {
         self.value(&expected, |word| value_of(table, word))
     }
 
-    /// A size that `fits`.
+    /// The next word as `read` takes it. A number may have its unit as a word of its own, if `is_unit` says so:
+    /// `read` gets both as one.
+    fn measure<T>(
+        &mut self,
+        expected: &str,
+        is_unit: fn(&str) -> bool,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, SyntaxError> {
+        let word = self.next(expected)?;
+        let bare = word.text.chars().all(|c| c.is_ascii_digit());
+        let unit = self.peek().filter(|unit| bare && is_unit(unit.text));
+        let value = match unit {
+            None => read(word.text),
+            Some(unit) => {
+                self.words.next();
+                read(&format!("{}{}", word.text, unit.text))
+            }
+        };
+        value.ok_or_else(|| word.error(expected))
+    }
+
+    /// A size that `fits`: with its unit as `2G`, `2 G`, or in pages.
     pub(crate) fn size(
         &mut self,
         expected: &str,
         fits: impl FnOnce(&Size) -> bool,
     ) -> Result<Size, SyntaxError> {
-        self.value(expected, |text| text.parse().ok().filter(fits))
+        self.measure(expected, Size::is_unit, |text| Size::with_unit(text).filter(fits))
     }
 
     /// A duration, of 0 or more.
     pub(crate) fn duration(&mut self) -> Result<Duration, SyntaxError> {
-        self.value("a duration such as 200ms, 5s or 2m", parse_duration)
+        self.duration_that("a duration such as 200ms, 5s or 2m", |_| true)
+    }
+
+    /// A duration that `fits`.
+    pub(crate) fn duration_that(
+        &mut self,
+        expected: &str,
+        fits: impl FnOnce(&Duration) -> bool,
+    ) -> Result<Duration, SyntaxError> {
+        self.measure(expected, is_unit_of_time, |text| parse_duration(text).filter(fits))
     }
 
     /// A whole number, at least 1.

@@ -43,14 +43,17 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
     match op {
         Op::Stats => Ok(Some(Answer::Stats(translate::stats(&MM.stats(), stamps::times())))),
         Op::Check => Ok(Some(check())),
-        Op::Hog { handle, pages, kind, scattered, full } => {
-            hog(requester, handle, pages, kind, scattered, full).map(job_answers)
+        Op::Hog { handle, pages, partial, kind, scattered, full } => {
+            let (workload, wanted) = make_workload(handle, kind, full, pages, partial)?;
+            let set = SystemPages::to_take(workload, wanted, scattered);
+            walk::start(requester, set, Task::take(wanted.into(), partial));
+            Ok(None)
         }
         Op::Verify { handle } => walk_pages(requester, handle, Task::VERIFY).map(job_answers),
-        Op::Release { handle } => walk_pages(requester, handle, Task::Release).map(job_answers),
+        Op::Release { handle } => walk_pages(requester, handle, Task::RELEASE).map(job_answers),
         Op::Churn { handle, threads, millis } => {
             let threads = threads.clamp(1, MAX_CHURN_THREADS);
-            let (workload, _) = make_workload(handle, HogKind::Movable, false, churn::slots(threads))?;
+            let (workload, _) = make_workload(handle, HogKind::Movable, false, churn::slots(threads), true)?;
             churn::start(requester, workload, threads, millis);
             Ok(None)
         }
@@ -77,20 +80,6 @@ fn check() -> Answer {
     Answer::Checked { pages, deferred }
 }
 
-fn hog(
-    requester: Requester,
-    handle: Handle,
-    pages: u64,
-    kind: HogKind,
-    scattered: bool,
-    full: bool,
-) -> Result<(), Failure> {
-    let (workload, wanted) = make_workload(handle, kind, full, pages)?;
-    let set = SystemPages::to_take(workload, wanted, scattered);
-    walk::start(requester, set, Task::Take { wanted: wanted.into() });
-    Ok(())
-}
-
 /// Starts `task` on the pages of `handle`, in system or device memory.
 fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
     if let Some(set) = DevicePages::find(handle) {
@@ -102,16 +91,20 @@ fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Fa
     Ok(())
 }
 
-/// Makes a workload with room for `pages` pages, or for all the memory that there is; returns it and for how
-/// many.
+/// Makes a workload with room for `pages` pages, or, if it is `partial`, for all the memory that there is; returns it
+/// and for how many.
 fn make_workload(
     handle: Handle,
     kind: HogKind,
     full: bool,
     pages: u64,
+    partial: bool,
 ) -> Result<(Arc<Workload>, u32), Failure> {
     // More pages than are managed cannot be taken, so the table needs no room for them.
     let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
+    if pages > managed && !partial {
+        return Err(Failure::DoesNotFit { pages: managed });
+    }
     let pages = pages.min(managed);
     // A handle has one meaning. `DevicePages::register` makes the same check for the other side.
     if DevicePages::find(handle).is_some() {

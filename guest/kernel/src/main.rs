@@ -35,6 +35,7 @@ use crate::control::Control;
 use crate::cpu::{ioapic, lapic, smp, stack, time, trap};
 use crate::mem::paging::VMEMMAP;
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
+use crate::virtio::balloon::BalloonDriver;
 use crate::virtio::mem::MemDriver;
 use crate::virtio::{Device, pci};
 
@@ -145,6 +146,10 @@ impl Bound {
                     self.mem_devices += 1;
                 }
                 Err(reason) => println!("virtio-mem: {reason}"),
+            },
+            DeviceType::MemoryBalloon => match BalloonDriver::new(device) {
+                Ok(driver) => job::spawn(0, driver),
+                Err(reason) => println!("virtio-balloon: {reason}"),
             },
             kind => println!("no driver for a {kind:?} device"),
         }

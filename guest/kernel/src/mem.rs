@@ -1,9 +1,10 @@
 //! Memory below and around `tidevm_mm`: page tables, the platform that `mm` runs on, the heap, and the jobs
-//! that copy pages and initialise boot memory.
+//! that copy pages and initialise boot memory; and whether memory may be lent to the host.
 
 pub mod copy;
 pub mod deferred;
 pub mod heap;
+pub mod lending;
 pub mod paging;
 pub mod platform;
 pub mod stacks;

@@ -228,6 +228,7 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
         Command::Resize(_)
         | Command::Wait(_)
         | Command::Expect(_)
+        | Command::Fails(_)
         | Command::Reset { .. }
         | Command::Sleep(_)
         | Command::Inject { .. } => return Err(ONLY_THE_VMM.to_string()),

@@ -1,6 +1,7 @@
 //! virtio devices (virtio 1.3): virtio-mmio at the addresses that the command line names, and PCI (see
 //! [`pci`]). `virtio-drivers` has the transports and the queues.
 
+pub mod balloon;
 pub mod hal;
 pub mod mem;
 pub mod pci;

@@ -138,7 +138,8 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
         let (kind, order) = (state.kind(), state.order());
         let block = u64::from(order.pages());
         assert!(pfn.is_aligned(order), "{pfn:?} is no place for {state:?}");
-        assert_eq!(state.zone(), zone, "zone of {pfn:?}");
+        assert_eq!(state.unreported().zone(), zone, "zone of {pfn:?}");
+        assert!(!state.is_reported() || kind == Kind::Free, "{pfn:?} is reported, and is {state:?}");
         match kind {
             Kind::Uninit | Kind::Tail => panic!("{pfn:?} should begin a block, and is {state:?}"),
             Kind::Free => {
@@ -213,13 +214,19 @@ impl FreeLists {
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
             let mut total = 0;
             for order in (0..Order::COUNT as u8).map(Order::new) {
-                let mut len = 0;
+                let (mut len, mut unreported) = (0, 0);
                 let mut before = None;
                 let mut at = self.first(order, mt);
                 while let Some(pfn) = at {
                     let page = sparse.page(pfn);
                     let expected = PageState::new(Kind::Free, order, zone);
-                    assert_eq!(page.state(), expected, "{pfn:?} on the list of {order:?}, {mt:?}");
+                    let state = page.state();
+                    assert_eq!(state.unreported(), expected, "{pfn:?} on the list of {order:?}, {mt:?}");
+                    assert!(
+                        !state.is_reported() || order >= Order::PAGEBLOCK,
+                        "{pfn:?}, {order:?}, is reported"
+                    );
+                    unreported += u32::from(!state.is_reported());
                     assert_eq!(page.prev().pfn(), before, "link back from {pfn:?}");
                     let section = sparse.section(pfn.section()).map(section_type(pfn));
                     assert_eq!(section, Some(mt), "type of the pageblock of {pfn:?}");
@@ -227,6 +234,7 @@ impl FreeLists {
                     len += 1;
                 }
                 assert_eq!(len, blocks[order.index()][mt.index()], "{order:?}, {mt:?}: list");
+                assert_eq!(unreported, self.unreported(order, mt), "{order:?}, {mt:?}: unreported");
                 assert_eq!(before, self.last(order, mt), "{order:?}, {mt:?}: end of the list");
                 assert_eq!(self.smallest(order, mt) == Some(order), len > 0, "{order:?}, {mt:?}: bit");
                 total += u64::from(len) * u64::from(order.pages());

@@ -6,7 +6,7 @@
 //!
 //! Invariants, under the zone lock: a page is `Free` exactly when it is on one list of its order;
 //! `nonempty` says which lists have a buddy block; a section's count of free pages counts the buddy blocks of all
-//! types on these lists.
+//! types on these lists; `reported` counts the buddy blocks whose pages say that they are reported.
 
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
@@ -14,6 +14,9 @@ use crate::node::ZoneId;
 use crate::page::{Kind, Link, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
+
+/// The orders of buddy blocks that are reported: a pageblock and above.
+const REPORTED_ORDERS: usize = Order::COUNT - Order::PAGEBLOCK.index();
 
 /// At which end of its list a freed buddy block goes: allocations take the head first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub(crate) struct FreeLists {
     nonempty: [u32; MigrateType::COUNT],
     /// Pages on the lists of each type.
     pages: [u64; MigrateType::COUNT],
+    /// Reported buddy blocks on the lists of each type, from the order of a pageblock on.
+    reported: [[u32; REPORTED_ORDERS]; MigrateType::COUNT],
     zone: ZoneId,
 }
 
@@ -47,6 +52,7 @@ impl FreeLists {
             lists: [[empty; Order::COUNT]; MigrateType::COUNT],
             nonempty: [0; MigrateType::COUNT],
             pages: [0; MigrateType::COUNT],
+            reported: [[0; REPORTED_ORDERS]; MigrateType::COUNT],
             zone,
         }
     }
@@ -162,7 +168,8 @@ impl FreeLists {
         let (state, link) = (page.state(), Link::to(block.pfn()));
         if state != PageState::new(Kind::Free, order, self.zone) || from_prev != link || from_next != link {
             let expected = PageState::new(Kind::Free, order, self.zone);
-            bad_block(block.pfn(), (state, from_prev, from_next), (expected, link, link));
+            unusual_block(block.pfn(), (state, from_prev, from_next), (expected, link, link));
+            self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] -= 1;
         }
         list.len -= 1;
         if list.first == Link::NONE {
@@ -171,6 +178,35 @@ impl FreeLists {
         self.pages[mt.index()] -= u64::from(order.pages());
         block.section_pages().section().add_free(u64::from(order.pages()).wrapping_neg());
         block
+    }
+
+    /// Notes that the host has taken the memory of the buddy block of `order` and type `mt` at `pfn` back. It is on its
+    /// list, has at least the order of a pageblock, and was not reported since it came there.
+    pub(crate) fn set_reported(&mut self, sparse: &Sparse, pfn: Pfn, order: Order, mt: MigrateType) {
+        sparse.page(pfn).set_state(PageState::new(Kind::Free, order, self.zone).reported());
+        self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] += 1;
+    }
+
+    /// Number of buddy blocks on a list that are not reported. Lists of orders below a pageblock have no reported ones.
+    pub(crate) fn unreported(&self, order: Order, mt: MigrateType) -> u32 {
+        let reported = order.index().checked_sub(Order::PAGEBLOCK.index());
+        let reported = reported.map_or(0, |order| self.reported[mt.index()][order]);
+        self.lists[mt.index()][order.index()].len - reported
+    }
+
+    /// Turns a list so that the buddy block at `pfn`, which is on it, comes first (Linux `list_rotate_to_front`).
+    pub(crate) fn rotate_to(&mut self, sparse: &Sparse, order: Order, mt: MigrateType, pfn: Pfn) {
+        let list = &mut self.lists[mt.index()][order.index()];
+        let page = sparse.page(pfn);
+        let (Some(before), Some(first), Some(last)) = (page.prev().pfn(), list.first.pfn(), list.last.pfn())
+        else {
+            return;
+        };
+        sparse.page(last).set_next(Link::to(first));
+        sparse.page(first).set_prev(Link::to(last));
+        sparse.page(before).set_next(Link::NONE);
+        page.set_prev(Link::NONE);
+        (list.first, list.last) = (Link::to(pfn), Link::to(before));
     }
 
     /// Puts `range`, which is in the section, at the end of a list as buddy blocks of the largest order. Its
@@ -215,8 +251,11 @@ impl FreeLists {
 /// it.
 type Known = (PageState, Link, Link);
 
+/// Returns if the block is one that was reported. Every other difference is a block that was overwritten.
 #[cold]
 #[inline(never)]
-fn bad_block(pfn: Pfn, found: Known, expected: Known) -> ! {
-    panic!("{pfn:?} on a free list: state and links to it are {found:?}, and should be {expected:?}")
+fn unusual_block(pfn: Pfn, found: Known, expected: Known) {
+    if found != (expected.0.reported(), expected.1, expected.2) {
+        panic!("{pfn:?} on a free list: state and links to it are {found:?}, and should be {expected:?}");
+    }
 }

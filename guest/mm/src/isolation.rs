@@ -129,7 +129,8 @@ fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
         Kind::Free | Kind::Pcp | Kind::Offline => false,
         Kind::Allocated => match pages.page(pfn).holder() {
             Holder::Owned { .. } => false,
-            Holder::Tagged(_) => true,
+            // The host returns it soon; until then nobody else may have it.
+            Holder::Tagged(_) | Holder::Lent => true,
             _ => state.zone().zone_type() != ZoneType::Movable,
         },
         _ => true,

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
-//! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc` |
+//! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
 //! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
 //! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
@@ -65,6 +65,7 @@ mod node;
 mod options;
 mod page;
 mod page_alloc;
+mod page_reporting;
 mod pageblock;
 mod pageblock_set;
 mod pcplist;
@@ -102,6 +103,7 @@ pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 pub use options::{DeviceInit, InitPolicy, MemoryContent, Options, PcpPolicy, RemovalPolicy};
 pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
+pub use page_reporting::{CAPACITY as REPORTING_CAPACITY, Lent};
 pub use pageblock::MigrateType;
 pub use pageblock_set::PageblockSet;
 pub use pcplist::{MAX_CPUS, PcpDisabled, PerCpuPages};

@@ -10,7 +10,8 @@
 //! | 0..=3 | kind | [`Kind`], see there for every state |
 //! | 4..=7 | order | of a head: log2 of the pages of its buddy block; of a tail: 0 |
 //! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node; type 3 is device memory |
-//! | 12..=63 | - | zero |
+//! | 12 | reported | of a `Free` head: the host has taken the memory back, and nothing was written since |
+//! | 13..=63 | - | zero |
 //!
 //! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
 //! In an online section such a page is the tail of a buddy block, because a head is always written. So a
@@ -115,6 +116,7 @@ impl PageState {
     const KIND: u64 = 0xf;
     const ORDER_SHIFT: u32 = 4;
     const ZONE_SHIFT: u32 = 8;
+    const REPORTED: u64 = 1 << 12;
 
     #[inline]
     pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneId) -> Self {
@@ -152,6 +154,24 @@ impl PageState {
             Some(zone) if bits <= u8::MAX as u64 => zone,
             _ => panic!("page state with an unknown zone"),
         }
+    }
+
+    /// The state of a free head whose memory the host has taken back (Linux `PageReported`). Each later change of the
+    /// state forgets that, so no code has to.
+    #[inline]
+    pub(crate) const fn reported(self) -> Self {
+        Self(self.0 | Self::REPORTED)
+    }
+
+    /// Whether the host has taken the memory of this free head back.
+    #[inline]
+    pub(crate) const fn is_reported(self) -> bool {
+        self.0 & Self::REPORTED != 0
+    }
+
+    /// The same state without what the host has done.
+    pub(crate) const fn unreported(self) -> Self {
+        Self(self.0 & !Self::REPORTED)
     }
 
     /// Whether each of `pages` is in state `tail`, or was never written and may be `untouched`. One comparison for all
@@ -362,6 +382,8 @@ pub enum Holder {
     },
     /// A holder that cannot give it up; the tag is the holder's own.
     Tagged(u32),
+    /// The host, which takes the memory back and returns the page soon: see [`Lent`](crate::Lent).
+    Lent,
 }
 
 /// A [`Holder`] in one word, so that owner and index of a page are always read together: bits
@@ -380,6 +402,7 @@ impl Holder {
             Self::Memmap => 4,
             Self::Owned { owner, index } => 5 | (owner.0 as u64) << 8 | index << 16,
             Self::Tagged(tag) => 6 | (tag as u64) << 16,
+            Self::Lent => 7,
         })
     }
 
@@ -393,6 +416,7 @@ impl Holder {
             4 => Self::Memmap,
             5 => Self::Owned { owner: OwnerId((bits >> 8) as u8), index: bits >> 16 },
             6 => Self::Tagged((bits >> 16) as u32),
+            7 => Self::Lent,
             _ => panic!("page with an unknown holder"),
         }
     }

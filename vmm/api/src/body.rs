@@ -182,6 +182,37 @@ pub struct MemoryUpdate {
     pub requested_size_mib: u32,
 }
 
+/// `PUT /balloon`, and the answer of `GET /balloon`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct Balloon {
+    pub amount_mib: u32,
+    pub deflate_on_oom: bool,
+    #[serde(default)]
+    pub stats_polling_interval_s: u16,
+    #[serde(default)]
+    pub free_page_hinting: bool,
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
+/// `PATCH /balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonUpdate {
+    /// How much the guest is to give up.
+    pub amount_mib: u32,
+}
+
+/// `PATCH /balloon/statistics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatsUpdate {
+    /// How often the guest gives statistics.
+    pub stats_polling_interval_s: u16,
+}
+
 /// The level of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "the usual levels")]
@@ -297,7 +328,7 @@ pub struct SnapshotLoad {
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
 pub struct FullConfig {
-    pub balloon: Option<serde_json::Value>,
+    pub balloon: Option<Balloon>,
     pub drives: Vec<serde_json::Value>,
     pub boot_source: BootSource,
     pub cpu_config: Option<serde_json::Value>,

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tidevm_machine::socket::{self, SocketError};
 use tidevm_machine::{Beside, Companion, Config, StartError, VmHandle};
 
 use crate::backend::Backend;
@@ -13,7 +14,7 @@ use crate::preboot::Preboot;
 use crate::response::Response;
 use crate::running::Running;
 use crate::server::{Machine, Server};
-use crate::socket::{self, SocketError};
+
 use crate::{Identity, LogTarget};
 
 /// Why there is no control plane.
@@ -63,7 +64,7 @@ impl Control {
         base: Config,
         log: LogTarget,
     ) -> Result<Self, ControlError> {
-        let socket = socket::listen(path)?;
+        let socket = socket::listen("--api-sock ", path)?;
         let mut preboot = Preboot::new(draft, identity, base, log);
         preboot.open_files().map_err(ControlError::Config)?;
         Ok(Self { server: Server::new(socket.listener)?, preboot, _keeper: socket.keeper })

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
+use crate::balloon;
 use crate::body::{
-    BUILTIN, BootSource, CpuTemplate, FullConfig, HugePages, LoggerConfig, MIN_BLOCK_MIB, MIN_SLOT_MIB,
-    MachineConfig, MachineUpdate, MemoryConfig, MetricsConfig,
+    BUILTIN, Balloon, BootSource, CpuTemplate, FullConfig, HugePages, LoggerConfig, MIN_BLOCK_MIB,
+    MIN_SLOT_MIB, MachineConfig, MachineUpdate, MemoryConfig, MetricsConfig,
 };
 
 /// Most vCPUs that Firecracker allows.
@@ -28,6 +29,7 @@ pub struct Draft {
     machine: MachineConfig,
     boot: Option<BootSource>,
     memory: Option<MemoryConfig>,
+    balloon: Option<Balloon>,
     /// As it was set.
     pub logger: Option<LoggerConfig>,
     /// As it was set.
@@ -61,7 +63,8 @@ impl Draft {
             block_size_mib: mib(hotplug.device_block),
             slot_size_mib: MIN_SLOT_MIB,
         });
-        Self { machine, boot: Some(boot), memory, touched: true, ..Self::default() }
+        let balloon = config.balloon.map(balloon::of);
+        Self { machine, boot: Some(boot), memory, balloon, touched: true, ..Self::default() }
     }
 
     /// A machine from the text of a `--config-file`.
@@ -69,10 +72,11 @@ impl Draft {
     /// # Errors
     /// What is wrong with it.
     pub fn from_json(text: &str) -> Result<Self, String> {
+        // Editors on Windows write a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let file: FullConfig =
             serde_json::from_str(text).map_err(|error| format!("Invalid JSON: {error}"))?;
         let absent = [
-            (file.balloon.is_some(), "a balloon"),
             (!file.drives.is_empty(), "drives"),
             (file.cpu_config.is_some(), "CPU templates"),
             (file.mmds_config.is_some(), "a metadata service"),
@@ -91,6 +95,9 @@ impl Draft {
         draft.set_boot(file.boot_source)?;
         if let Some(memory) = file.memory_hotplug {
             draft.set_memory(memory)?;
+        }
+        if let Some(balloon) = file.balloon {
+            draft.set_balloon(balloon)?;
         }
         (draft.logger, draft.metrics) = (file.logger, file.metrics);
         Ok(draft)
@@ -112,7 +119,7 @@ impl Draft {
     #[must_use]
     pub fn full(&self) -> FullConfig {
         FullConfig {
-            balloon: None,
+            balloon: self.balloon,
             drives: Vec::new(),
             boot_source: self.boot.clone().unwrap_or_default(),
             cpu_config: None,
@@ -228,6 +235,23 @@ impl Draft {
         Err(format!("Memory hotplug config error: {fault}"))
     }
 
+    /// `PUT /balloon`.
+    ///
+    /// # Errors
+    /// The text of the fault; nothing changed.
+    pub fn set_balloon(&mut self, balloon: Balloon) -> Result<(), String> {
+        self.touched = true;
+        balloon::check(&balloon)?;
+        self.balloon = Some(balloon);
+        Ok(())
+    }
+
+    /// The balloon as it was configured.
+    #[must_use]
+    pub fn balloon(&self) -> Option<Balloon> {
+        self.balloon
+    }
+
     /// The machine to start; `base` has everything that Firecracker's interface does not name.
     ///
     /// # Errors
@@ -245,6 +269,7 @@ impl Draft {
             cpus: self.machine.vcpu_count,
             memory: Size((self.machine.mem_size_mib as u64).saturating_mul(1 << 20)),
             hotplug: hotplug.into_iter().collect(),
+            balloon: self.balloon.and_then(|balloon| balloon::config(&balloon)),
             kernel: kernel.filter(|_| boot.kernel_image_path != BUILTIN),
             initrd: boot.initrd_path.as_ref().map(PathBuf::from),
             cmdline: boot.boot_args.clone(),

@@ -9,7 +9,6 @@
 //! | `backend` | where a server and a machine meet | both |
 //! | `preboot`, `running` | the two machines behind it | sockets |
 //! | [`server`], [`client`] | one thread for all clients | machines |
-//! | [`socket`] | the socket's path | HTTP |
 //! | [`caller`] | the other end: a program that calls the API | machines |
 //!
 //! [`Control::listen`] makes a control plane; [`Control::beside`] runs it beside a VM, and [`Control::configure`] lets clients
@@ -18,6 +17,7 @@
 //! Invariant: a client makes neither the VM nor another client wait, and cannot do what the command line cannot.
 
 mod backend;
+mod balloon;
 pub mod body;
 pub mod caller;
 pub mod client;
@@ -34,7 +34,6 @@ pub mod response;
 pub mod route;
 mod running;
 pub mod server;
-pub mod socket;
 
 use std::fs::File;
 

@@ -72,6 +72,7 @@ impl Preboot {
             Action::SetMachine(update) => self.draft.set_machine(&update),
             Action::SetBootSource(boot) => self.draft.set_boot(boot),
             Action::SetMemory(memory) => self.draft.set_memory(memory),
+            Action::SetBalloon(balloon) => self.draft.set_balloon(balloon),
             Action::SetMetrics(config) => self.set_metrics(config),
             Action::SetLogger(config) => {
                 set_logger(&config, self.log)?;
@@ -103,6 +104,10 @@ impl Backend for Preboot {
             Action::GetVersion => Response::json(&self.identity.version()),
             Action::GetMachineConfig => Response::json(self.draft.machine()),
             Action::GetVmConfig => Response::json(&self.draft.full()),
+            Action::GetBalloon => match self.draft.balloon() {
+                Some(balloon) => Response::json(&balloon),
+                None => Response::fault("Balloon config error: No balloon device found."),
+            },
             Action::Act(ActionType::InstanceStart) => match self.draft.config(&self.base) {
                 Ok(config) => {
                     self.start = Some(config);

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 use tidevm_abi::parse_duration;
 
 use crate::body::{
-    ActionBody, ActionType, BootSource, LoggerConfig, MachineConfig, MachineUpdate, MemoryConfig,
-    MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad, Vm, VmState,
+    ActionBody, ActionType, Balloon, BalloonStatsUpdate, BalloonUpdate, BootSource, LoggerConfig,
+    MachineConfig, MachineUpdate, MemoryConfig, MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad,
+    Vm, VmState,
 };
 use crate::http::{Method, Request};
 
@@ -30,6 +31,11 @@ pub enum Action {
     SetMemory(MemoryConfig),
     Resize(MemoryUpdate, MemoryQuery),
     CancelResize(MemoryQuery),
+    GetBalloon,
+    GetBalloonStats,
+    SetBalloon(Balloon),
+    UpdateBalloon(BalloonUpdate),
+    UpdateBalloonStats(BalloonStatsUpdate),
     GetEvents,
     GetStats,
     GetMetrics,
@@ -66,7 +72,6 @@ pub const MOST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Devices of Firecracker's that tidevm does not have, by the first word of their paths.
 const NO_DEVICES: &[(&str, &str)] = &[
-    ("balloon", "a balloon"),
     ("cpu-config", "CPU templates"),
     ("drives", "drives"),
     ("entropy", "an entropy device"),
@@ -76,6 +81,9 @@ const NO_DEVICES: &[(&str, &str)] = &[
     ("serial", "a serial port that is configured at run time"),
     ("vsock", "vsock"),
 ];
+
+/// What Firecracker's balloon has beside reports.
+const HINTING: &str = "free-page hinting";
 
 /// Reads what `request` asks for.
 ///
@@ -94,11 +102,13 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         (Method::Get, "vm", None) if second == Some("config") => Action::GetVmConfig,
         (Method::Get, "machine-config", None) => Action::GetMachineConfig,
         (Method::Get, "hotplug", None) if memory => Action::GetMemory(query),
+        (Method::Get, "balloon", None) => get_balloon(second)?,
         (Method::Get, "events", None) => Action::GetEvents,
         (Method::Get, "stats", None) => Action::GetStats,
         (Method::Get, "metrics", None) => Action::GetMetrics,
         (Method::Get, _, Some(_)) => return Err("GET request cannot have a body.".to_owned()),
         (Method::Put, "actions", Some(body)) => Action::Act(json::<ActionBody>(body)?.action_type),
+        (Method::Put, "balloon", Some(body)) => Action::SetBalloon(json(body)?),
         (Method::Put, "boot-source", Some(body)) => Action::SetBootSource(json(body)?),
         (Method::Put, "logger", Some(body)) => Action::SetLogger(json(body)?),
         (Method::Put, "machine-config", Some(body)) => {
@@ -118,6 +128,11 @@ pub fn route(request: &Request) -> Result<Routed, String> {
             deprecated = update.cpu_template.is_some();
             Action::SetMachine(update)
         }
+        (Method::Patch, "balloon", _) if second == Some("hinting") => Action::NoSuchDevice(HINTING),
+        (Method::Patch, "balloon", Some(body)) if second == Some("statistics") => {
+            Action::UpdateBalloonStats(json(body)?)
+        }
+        (Method::Patch, "balloon", Some(body)) => Action::UpdateBalloon(json(body)?),
         (Method::Patch, "vm", Some(body)) => Action::SetVmState(json::<Vm>(body)?.state),
         (Method::Patch, "hotplug", Some(body)) if memory => Action::Resize(json(body)?, query),
         (Method::Patch, _, None) => return Err("Empty PATCH request.".to_owned()),
@@ -160,6 +175,16 @@ fn snapshot(word: Option<&str>, body: &[u8], deprecated: &mut bool) -> Result<Ac
         }
         Some(word) => Err(format!("Invalid request method and/or path: PUT /snapshot/{word}.")),
         None => Err("Missing snapshot operation type.".to_owned()),
+    }
+}
+
+/// The path of a `GET` below `/balloon`.
+fn get_balloon(word: Option<&str>) -> Result<Action, String> {
+    match word {
+        None => Ok(Action::GetBalloon),
+        Some("statistics") => Ok(Action::GetBalloonStats),
+        Some("hinting") => Ok(Action::NoSuchDevice(HINTING)),
+        Some(word) => Err(format!("Unrecognized GET request path `{word}`.")),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::metrics::{Metrics, Requests, unix_ms};
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
+mod balloon;
 mod scrape;
 mod stats;
 
@@ -255,6 +256,10 @@ impl Backend for Running {
             Action::GetMemory(query) => return self.get_memory(query, now),
             Action::Resize(update, query) => return self.resize(update.requested_size_mib, query, now),
             Action::CancelResize(query) => self.cancel(query),
+            Action::GetBalloon => self.get_balloon(),
+            Action::GetBalloonStats => self.get_balloon_stats(),
+            Action::UpdateBalloon(update) => self.update_balloon(update),
+            Action::UpdateBalloonStats(update) => self.update_balloon_stats(update),
             Action::GetEvents => return Reply::Stream,
             Action::GetStats => return self.get_stats(now),
             Action::GetMetrics => self.get_metrics(now),
@@ -267,6 +272,7 @@ impl Backend for Running {
             Action::SetMachine(_)
             | Action::SetBootSource(_)
             | Action::SetMemory(_)
+            | Action::SetBalloon(_)
             | Action::SetLogger(_)
             | Action::SetMetrics(_)
             | Action::LoadSnapshot(_) => Response::fault(TOO_LATE),

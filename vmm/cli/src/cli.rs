@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use check_host::CheckHost;
 pub use ctl::Ctl;
 pub use demo::Demo;
 pub use experiment::Experiment;
@@ -15,10 +16,11 @@ pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
 pub use report::ReportPage;
 pub use run::Run;
-pub use script::ScriptAction;
+pub use script::{ScriptAction, Scripts};
 pub use spawn::Spawn;
 pub use top::Top;
 
+mod check_host;
 mod confine;
 mod ctl;
 mod demo;
@@ -109,11 +111,9 @@ pub enum Action {
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine
-    Script {
-        /// What to do with one.
-        #[command(subcommand)]
-        action: ScriptAction,
-    },
+    Script(Scripts),
+    /// Say what this host can do for a machine, and what would help; ends with status 0 or 3
+    CheckHost(CheckHost),
     /// Print the completions of this command line for a shell
     Completions(Completions),
     /// Print the man page, or write those of all subcommands into a folder

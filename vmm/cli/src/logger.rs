@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use tidevm_abi::{Counted, either};
 use tidevm_machine::printable;
 
 /// Most lines in one [`PERIOD`].
@@ -117,7 +118,8 @@ impl Log for Logger {
         let line = self.budget.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
         let Line::Print { left_out } = line else { return };
         if left_out > 0 {
-            (self.print)(&format!("{left_out} more messages were left out"));
+            let were = either(left_out, "was", "were");
+            (self.print)(&format!("{} {were} left out", Counted(left_out, "more message")));
         }
         (self.print)(&printable(record.args().to_string().as_bytes()));
     }

@@ -1,6 +1,7 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
 mod account;
+mod check_host;
 mod cli;
 mod ctl;
 mod host;
@@ -19,8 +20,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use account::Account;
 use anyhow::{Context, anyhow};
-use cli::{Action, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Spawn};
+use cli::{
+    Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
+};
 use quiet::Quiet;
+use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::{Line, Reader};
 use tidevm_lab::experiment::kvm_lab::KvmLab;
@@ -108,12 +112,13 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
-        Action::Script { action: ScriptAction::Check { file } } => {
+        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
-            let (steps, plural) = (script.steps(), if script.steps() == 1 { "" } else { "s" });
-            writeln!(io::stdout(), "{}: OK, {steps} step{plural}", script.file).context(OutputClosed)?;
+            let steps = Counted(script.steps(), "step");
+            writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
+        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)
@@ -272,7 +277,7 @@ struct Api<'a> {
 
 /// Runs a machine, with an API if there shall be one.
 fn run(
-    config: Config,
+    mut config: Config,
     script: Option<&Script>,
     account: &mut Account,
     api: Option<Api<'_>>,
@@ -291,6 +296,7 @@ fn run(
         Ok::<_, ControlError>(control)
     };
     let control = api.map(listen).transpose()?;
+    config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }

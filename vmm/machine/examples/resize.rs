@@ -38,7 +38,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Movable pages, scattered over all plugged memory.
     let pages = Size::mib(64).pages();
-    let hog = Op::Hog { handle: HANDLE, pages, kind: HogKind::Movable, scattered: true, full: false };
+    let hog = Op::Hog {
+        handle: HANDLE,
+        pages,
+        partial: false,
+        kind: HogKind::Movable,
+        scattered: true,
+        full: false,
+    };
     println!("allocate: {:?}", ask(&vm, hog)?);
 
     // The guest migrates the pages out of the upper half of the region before it gives that half up.

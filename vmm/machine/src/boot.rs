@@ -230,8 +230,7 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
         ] {
             line.insert(key, &value).map_err(too_long)?;
         }
-        // The control channel, and one device per region.
-        for index in 0..=config.hotplug.len() {
+        for index in 0..config.mmio_devices() {
             line.add_virtio_mmio_device(layout::MMIO_SIZE, layout::mmio(index), layout::gsi(index), None)
                 .map_err(too_long)?;
         }

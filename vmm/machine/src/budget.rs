@@ -20,9 +20,11 @@ const UNLIMITED: u64 = 1 << 62;
 
 /// A limit of memory, and the file that sets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Limit {
-    size: Size,
-    file: PathBuf,
+pub struct Limit {
+    /// The most memory.
+    pub size: Size,
+    /// The file.
+    pub file: PathBuf,
 }
 
 /// See [`keep`].
@@ -33,7 +35,8 @@ pub fn keep() {
     KEPT.get_or_init(read);
 }
 
-fn read() -> Option<Limit> {
+/// The limit as it is now.
+pub fn read() -> Option<Limit> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     limit(&groups, |file| fs::read_to_string(file).ok())
 }

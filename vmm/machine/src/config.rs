@@ -6,14 +6,18 @@
 
 use std::path::PathBuf;
 
+use tidevm_abi::cmdline::{OWN_KEYS, unknown_word};
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
 use crate::memory::layout;
+use crate::socket::Listener;
 
+pub(crate) mod balloon;
 mod numa;
 
+pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
 pub use numa::{NodeConfig, NumaError};
 pub use tidevm_abi::cmdline::InitPolicy;
 
@@ -31,6 +35,9 @@ pub const MAX_NODE: u16 = 63;
 
 /// Default boot memory.
 pub const DEFAULT_MEMORY: Size = Size::mib(256);
+
+/// Most characters of a wrong word that an error shows.
+const MAX_SHOWN: usize = 64;
 
 /// The least memory block of the guest. Regions and device memory are made of whole ones.
 const MEMORY_BLOCK: Size = Size(MEMORY_BLOCK_SIZE);
@@ -50,6 +57,8 @@ pub struct Config {
     pub hotplug: Vec<HotplugConfig>,
     /// Ranges of device memory, each a multiple of 128 MiB.
     pub pmem: Vec<Size>,
+    /// The virtio-balloon device, by which a guest reports free memory and gives statistics.
+    pub balloon: Option<BalloonConfig>,
     /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
@@ -85,6 +94,7 @@ impl Default for Config {
             numa: Vec::new(),
             hotplug: Vec::new(),
             pmem: Vec::new(),
+            balloon: None,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -134,8 +144,13 @@ pub enum ConsoleMode {
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
-    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    /// Output goes to the client of this UNIX socket, and input comes from there. The VM makes the socket and listens
+    /// there, and serves one client at a time. It waits for no client.
     Socket(PathBuf),
+    /// The same with a socket that exists: see [`ConsoleMode::listen`].
+    Listening(Listener),
+    /// Output goes to the process that listens at this UNIX socket, and input comes from there.
+    Connect(PathBuf),
 }
 
 /// Why a [`Config`] is not possible.
@@ -241,6 +256,9 @@ pub enum ConfigError {
     /// The nodes do not fit the rest of the configuration.
     #[error(transparent)]
     Numa(#[from] NumaError),
+    /// The balloon is not possible.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// The target does not fit.
     #[error("--hotplug #{device} requested={requested}: the region has only {size}")]
     RequestedTooLarge {
@@ -250,6 +268,20 @@ pub enum ConfigError {
         requested: Size,
         /// Its size.
         size: Size,
+    },
+    /// The embedded guest reads no RAM disk.
+    #[error(
+        "--initrd: the built-in guest has no use for an initial RAM disk; leave it out, or give --kernel too"
+    )]
+    Initrd,
+    /// The command line has a word of the embedded guest that the embedded guest does not know.
+    #[error(
+        "--cmdline: `{word}` is no word of the built-in guest, whose own are {}=VALUE",
+        OWN_KEYS.join("=VALUE, ")
+    )]
+    CmdlineWord {
+        /// The word, or its first part.
+        word: String,
     },
     /// The command line holds a byte that cannot be passed on.
     #[error("--cmdline: byte {position} is not printable ASCII")]
@@ -306,13 +338,27 @@ impl Config {
         if let Some(device) = self.pmem.iter().position(|&size| !is_memory_blocks(size)) {
             return Err(ConfigError::PmemUnaligned { device, size: self.pmem[device] });
         }
+        if let Some(balloon) = self.balloon {
+            balloon.validate()?;
+        }
         match layout::end(self.memory, self.region_sizes()) {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
         }
         let text = self.cmdline.as_deref().unwrap_or_default();
-        match text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
-            Some(position) => Err(ConfigError::CmdlineText { position }),
+        if let Some(position) = text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+            return Err(ConfigError::CmdlineText { position });
+        }
+        if self.kernel.is_none() { self.validate_own_guest(text) } else { Ok(()) }
+    }
+
+    /// Checks what another kernel might understand.
+    fn validate_own_guest(&self, cmdline: &str) -> Result<(), ConfigError> {
+        if self.initrd.is_some() {
+            return Err(ConfigError::Initrd);
+        }
+        match unknown_word(cmdline) {
+            Some(word) => Err(ConfigError::CmdlineWord { word: word.chars().take(MAX_SHOWN).collect() }),
             None => Ok(()),
         }
     }
@@ -320,6 +366,11 @@ impl Config {
     /// Whether the machine can be reset.
     pub(crate) fn can_reset(&self) -> bool {
         self.reboot || self.resets
+    }
+
+    /// The number of virtio-mmio devices: the control channel, one per region, and the balloon.
+    pub(crate) fn mmio_devices(&self) -> usize {
+        1 + self.hotplug.len() + usize::from(self.balloon.is_some())
     }
 
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.

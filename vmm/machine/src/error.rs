@@ -11,6 +11,7 @@ use crate::confine::ConfinementError;
 use crate::confine::jail::JailError;
 use crate::hint;
 use crate::memory::MemoryError;
+use crate::socket::SocketError;
 
 /// Why a VM did not start.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +44,13 @@ pub enum StartError {
         /// The end of the address space.
         limit: Size,
     },
+    /// The socket of the console cannot be had.
+    #[error(transparent)]
+    ConsoleSocket(#[from] SocketError),
     /// The console file cannot be written, or no process listens at the socket.
     #[error("--console {kind}:{path}: {error}")]
     Console {
-        /// `file` or `socket`.
+        /// `file` or `connect`.
         kind: &'static str,
         /// The file or the socket.
         path: PathBuf,
@@ -94,11 +98,11 @@ impl StartError {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Boot(BootError::Unreadable { error, .. }) | Self::Console { error, .. } => {
-                is_refusal(error)
-            }
+            Self::Boot(BootError::Unreadable { error, .. })
+            | Self::Console { error, .. }
+            | Self::ConsoleSocket(SocketError::Host { error, .. }) => is_refusal(error),
             Self::Jail(error) => error.is_refusal(),
-            Self::Config(_) | Self::Boot(_) => false,
+            Self::Config(_) | Self::Boot(_) | Self::ConsoleSocket(_) => false,
             Self::Memory(_)
             | Self::TooManyCpus { .. }
             | Self::Unaddressable { .. }

@@ -124,14 +124,25 @@ impl Access {
     }
 }
 
-fn group_name(gid: u32) -> String {
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+/// The name of a group, or its number when it has none.
+pub fn group_name(gid: u32) -> String {
+    name_in("/etc/group", gid)
+}
+
+/// The name of a user, or its number when it has none.
+pub fn user_name(uid: u32) -> String {
+    name_in("/etc/passwd", uid)
+}
+
+/// In both files, the first field is the name and the third is the number.
+fn name_in(file: &str, id: u32) -> String {
+    let lines = fs::read_to_string(file).unwrap_or_default();
     let names = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+        (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
     };
-    groups.lines().find_map(names).unwrap_or_else(|| gid.to_string())
+    lines.lines().find_map(names).unwrap_or_else(|| id.to_string())
 }
 
 /// The hint for an error of opening /dev/kvm.

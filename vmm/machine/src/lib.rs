@@ -12,13 +12,15 @@
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
 //! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
-//! | `virtio` | MMIO transport, virtio-mem and the control channel | KVM |
+//! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `requirements`, [`survey`] | what a VM needs of KVM; what a host has, for people | VMs |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
@@ -45,8 +47,11 @@ mod memory;
 mod printable;
 mod process;
 mod registers;
+mod requirements;
 mod serial;
+pub mod socket;
 mod state;
+pub mod survey;
 mod symbols;
 mod sync;
 mod termination;
@@ -54,7 +59,9 @@ mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
-pub use config::{Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
+pub use config::{
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig,
+};
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
 pub use death::{Death, DeathKind};
@@ -62,10 +69,13 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
-pub use state::{Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError};
+pub use state::{
+    BalloonStats, BalloonStatus, Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError,
+};
 pub use tidevm_abi::Size;
+pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
-    Activity, Beside, CallsUnread, Companion, End, ExitCounts, LookResult, NothingToPause, ResetRefused,
-    ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
+    NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
 };

@@ -218,12 +218,50 @@ impl Memory {
         add_pmem_slots(&self.pmem, &mut **current)
     }
 
+    /// Whether all of `range` is memory that the guest may use and that can be given back: boot memory, or one run of
+    /// plugged memory. Device memory is neither, because its content is the point of it.
+    #[must_use]
+    pub fn is_usable(&self, range: GuestRange) -> bool {
+        let in_boot =
+            || layout::boot_parts(self.boot.all()).any(|(part, _)| part.offsets_of(range).is_some());
+        in_boot() || lock(&self.hotplug).regions.iter().any(|region| region.is_open(range))
+    }
+
+    /// Gives the memory behind `range` back to the host. The range stays usable, and reads as zero until it is written
+    /// again. The lock under which memory is unplugged is held meanwhile, so an unplug comes before or after.
+    ///
+    /// # Errors
+    /// The range is not [usable](Memory::is_usable) (`EINVAL`), and nothing changed; or the error of the host.
+    pub fn give_back(&self, range: GuestRange) -> io::Result<()> {
+        for (part, offsets) in layout::boot_parts(self.boot.all()) {
+            if let Some(inside) = part.offsets_of(range) {
+                let start = offsets.start();
+                let there = OffsetRange::new(start + inside.start()..start + inside.end());
+                return there.map_or(Ok(()), |there| self.boot.discard(there));
+            }
+        }
+        let hotplug = lock(&self.hotplug);
+        match hotplug.regions.iter().find(|region| region.is_open(range)) {
+            Some(region) => region.give_back(range),
+            None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    }
+
     /// Bytes of host memory that each hotplug region holds; see [`held`].
     ///
     /// # Errors
     /// `/proc/self/smaps` cannot be read.
     pub fn held(&self) -> io::Result<Vec<Size>> {
         self.account.held(&self.region_mappings)
+    }
+
+    /// Bytes of host memory that boot memory holds; see [`held`].
+    ///
+    /// # Errors
+    /// `/proc/self/smaps` cannot be read.
+    pub fn boot_held(&self) -> io::Result<Size> {
+        let held = self.account.held(std::slice::from_ref(&self.boot))?;
+        Ok(held.into_iter().sum())
     }
 
     fn change_view(&self) -> RwLockWriteGuard<'_, View> {

@@ -21,11 +21,13 @@ use crate::clock::{self, Nap};
 use crate::death::Death;
 use crate::sync::lock;
 
+pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
 
+mod balloon;
 mod changes;
 mod settled;
 mod wait_error;
@@ -43,6 +45,8 @@ pub struct State {
     pub reset_request: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
+    /// The virtio-balloon device, if there is one.
+    pub balloon: Option<BalloonStatus>,
     /// How the guest died, if it did.
     pub death: Option<Death>,
     /// The guest powered off, whether it was asked to or not.
@@ -279,6 +283,7 @@ impl SharedState {
             inner.started = inner.now();
             let StateAndAnswers { state, answers, reset_request, .. } = inner;
             (state.ready, state.mem) = (None, mem());
+            state.balloon = state.balloon.map(BalloonStatus::restarted);
             state.reset_request = *reset_request;
             state.resets += 1;
             for answer in answers.values_mut() {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::View;
 
+pub mod balloon;
 pub mod chain;
 pub mod control;
 #[cfg(test)]

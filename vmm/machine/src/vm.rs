@@ -53,7 +53,7 @@ use events::EventLoop;
 
 pub use companion::{Beside, Companion};
 pub use exits::ExitCounts;
-pub use handle::VmHandle;
+pub use handle::{IntervalRefused, NoStatistics, VmHandle};
 pub use look::{Activity, LookResult, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 

@@ -11,8 +11,7 @@ mod tests;
 use std::fmt;
 
 use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
-use tidevm_abi::metric::Unit;
-use tidevm_abi::{Size, SyntaxError, Word, Words};
+use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
 
 /// Deepest nesting of `repeat`.
@@ -101,11 +100,13 @@ impl Excerpt {
 pub struct ScriptErrors(pub Vec<ScriptError>);
 
 impl Script {
-    /// Reads `text`, the content of `file`.
+    /// Reads `text`, the content of `file`. A byte order mark at its start is no part of it, and a line may end as on
+    /// Windows.
     ///
     /// # Errors
     /// All wrong lines.
     pub fn parse(file: &str, text: &str) -> Result<Script, ScriptErrors> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut reader = Reader::default();
         for (index, line) in text.lines().enumerate() {
             if let Err(error) = reader.line(index + 1, line) {
@@ -120,7 +121,7 @@ impl Script {
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that the device of every step exists and that every target is a multiple of its device block size.
+    /// Checks that the device and the node of every step exist and that every target is a multiple of its device block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors
@@ -128,7 +129,7 @@ impl Script {
     pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
         let mut errors = Vec::new();
         each_step(&self.body, &mut |step| {
-            if let Some(message) = misfit(&step.command, config) {
+            if let Some(message) = misfit(step.command.carried_out(), config) {
                 errors.push((step.line, step.column, message));
             }
         });
@@ -143,14 +144,16 @@ impl Script {
     /// Whether a step resets the machine. [`Config::resets`] is to say the same.
     pub fn resets(&self) -> bool {
         let mut resets = false;
-        each_step(&self.body, &mut |step| resets |= matches!(step.command, Command::Reset { .. }));
+        each_step(&self.body, &mut |step| {
+            resets |= matches!(step.command.carried_out(), Command::Reset { .. })
+        });
         resets
     }
 
     /// Length of the longest step's text, in characters.
     pub fn longest_step(&self) -> usize {
         let mut longest = 0;
-        each_step(&self.body, &mut |step| longest = longest.max(step.command.to_string().len()));
+        each_step(&self.body, &mut |step| longest = longest.max(step.command.to_string().chars().count()));
         longest
     }
 
@@ -195,8 +198,8 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
             return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
         }
         Command::Resize(resize) => (resize.device, Some(resize.target)),
-        // Counters of the guest exist without any device.
-        Command::Expect(expect) if expect.metric.unit() == Unit::Bytes => (expect.device, None),
+        Command::Expect(expect) if expect.metric.is_of_devices() => (expect.device.unwrap_or(0), None),
+        Command::Expect(expect) => return missing_node(expect.metric, config),
         _ => return None,
     };
     let Some(device) = config.hotplug.get(index) else {
@@ -209,6 +212,16 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
     (!size.0.is_multiple_of(device.device_block.0)).then(|| {
         let block = device.device_block;
         format!("{size} is not a multiple of the block size {block} of device {index}")
+    })
+}
+
+/// The error for a counter of a node that the guest cannot have.
+fn missing_node(metric: Metric, config: &Config) -> Option<String> {
+    let Metric::Guest(guest) = metric else { return None };
+    let (node, nodes) = (guest.node()?.index(), config.nodes()?);
+    (node >= nodes).then(|| {
+        let nodes = Counted(nodes as u64, "node");
+        format!("there is no {metric}: the guest has {nodes}; --numa gives it more")
     })
 }
 
@@ -329,7 +342,10 @@ impl fmt::Display for ScriptErrors {
         }
         match self.0.len().saturating_sub(MAX_SHOWN) {
             0 => Ok(()),
-            more => write!(f, "\n{more} more errors are not shown"),
+            more => {
+                let more = more as u64;
+                write!(f, "\n{} {} not shown", Counted(more, "more error"), either(more, "is", "are"))
+            }
         }
     }
 }

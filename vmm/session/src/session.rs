@@ -13,8 +13,10 @@
 //! | any | the guest powers off by itself | status 1 |
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
 //! | `hog` and others | the guest resets before it answers, or the workload ended with a reset | the guest is powered off, status 1 |
+//! | `hog`, `pmem` and others | the guest refuses: it does not fit, say | the session goes on, status 1 at its end |
+//! | `fails` | its command does not fail, or for another reason | the guest is powered off, status 1 |
 //!
-//! A resize without `within` has [`RESIZE_DEADLINE`], and fails at once when the guest reports that it is
+//! A resize without `within` has [`resize_deadline`], and fails at once when the guest reports that it is
 //! blocked. With `within` it waits until that deadline, because the obstacle may go away. Churns run beside
 //! other steps. A churn that no `wait` or `release` has awaited is awaited before the guest is powered off.
 //!
@@ -32,7 +34,9 @@
 //! the [`Observer`] once, and the VM is stopped once.
 
 mod blocks;
+mod deadline;
 mod expect;
+mod fails;
 mod failure;
 #[cfg(test)]
 mod fake;
@@ -56,6 +60,9 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, WaitError};
 
+use deadline::Work;
+pub use deadline::{ANSWER_DEADLINE, BOOT_DEADLINE, RESIZE_DEADLINE, resize_deadline};
+use fails::expected_failure;
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
 pub use observer::{Blocks, Booted, Both, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
@@ -66,20 +73,6 @@ use watch::Watch;
 use workload::Workloads;
 
 use crate::script::{Script, Statement, Step, count_steps};
-
-/// Longest time from the start of the guest to its first report, without the part that depends on its
-/// memory.
-pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Added to [`BOOT_DEADLINE`] per GiB of boot memory, because struct pages are initialised before the first
-/// report. On the slowest known host that takes half a second per GiB; this is ten times as long.
-pub const BOOT_DEADLINE_PER_GIB: Duration = Duration::from_secs(5);
-
-/// Longest time of a resize without `within`.
-pub const RESIZE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Longest time until the guest answers a call, without the work that the call asks for.
-pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force, and a guest that
 /// has left a call unanswered is ended at once.
@@ -106,7 +99,7 @@ struct Session<'s, V, O> {
     answer: Cell<Option<Answer>>,
     /// All memory blocks, if the current step listed them.
     listed: RefCell<Option<Vec<BlockRun>>>,
-    /// When it began.
+    /// When the VM was started.
     start: Instant,
     watch: Watch<'s, O>,
     /// Resets that the session has noticed.
@@ -147,7 +140,7 @@ pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Su
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
         Session {
-            start: vm.now(),
+            start: vm.started(),
             vm,
             workloads: Workloads::default(),
             answer: Cell::default(),
@@ -160,8 +153,14 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     }
 
     fn boot_deadline(&self) -> Duration {
-        let gib = self.vm.boot_memory().div_ceil(1 << 30);
-        BOOT_DEADLINE + BOOT_DEADLINE_PER_GIB.saturating_mul(u32::try_from(gib).unwrap_or(u32::MAX))
+        deadline::boot(Size(self.vm.boot_memory()))
+    }
+
+    /// What of `size` there can be in this machine: no work is more than that on all its memory.
+    fn most_of(&self, size: Size) -> Size {
+        let devices: Size = self.vm.state().mem.iter().map(|mem| mem.region_size).sum();
+        let all = [self.vm.boot_memory(), self.vm.device_memory(), devices.0];
+        size.min(all.into_iter().map(Size).sum())
     }
 
     fn boot(&mut self, limit: Duration) -> Result<(), SessionError> {
@@ -215,7 +214,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn step(&mut self, step: &Step) -> Result<(), SessionError> {
         let start = self.vm.now();
         self.notice_resets();
-        let mut result = self.execute(&step.command);
+        let mut result = self.execute(step.command.carried_out());
         let mut vcpus = look_at_silent(&self.vm, result.as_ref().err());
         let (answer, listed) = (self.answer.take(), self.listed.take());
         let took = self.vm.now() - start;
@@ -230,6 +229,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
                 }
                 Err(error) => Err(error.with_reset()),
             };
+        }
+        if let Command::Fails(fails) = &step.command {
+            result = expected_failure(fails, result, self.silent);
+            if result.is_ok() {
+                vcpus.clear();
+            }
         }
         self.summary.steps += 1;
         self.summary.failed += u64::from(result.is_err());
@@ -264,6 +269,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
             Command::Wait(name) => self.need_agent().and_then(|()| self.await_churn(name)),
             Command::Expect(expect) => self.expect(expect),
+            // `carried_out` has taken it off.
+            Command::Fails(fails) => self.execute(&fails.command),
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
                 answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),

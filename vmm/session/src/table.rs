@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use tidevm_abi::{Command, NodeStats, Size, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{Command, Counted, NodeStats, Size, Stats, ZoneName, ZoneStats, either};
 use tidevm_machine::VcpuReport;
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
@@ -280,8 +280,16 @@ impl Cell {
     }
 }
 
+/// A time to a millisecond: `0.290 s`. Less than half of one is `0 s`.
 fn seconds(time: Duration) -> String {
-    format!("{:.3} s", time.as_secs_f64())
+    shown_seconds(time.as_secs_f64())
+}
+
+fn shown_seconds(seconds: f64) -> String {
+    match format!("{seconds:.3} s") {
+        none if none == "0.000 s" => "0 s".to_owned(),
+        some => some,
+    }
 }
 
 /// A size to about three digits: `0`, `12K`, `1.5M`, `130M`, `1.02G`.
@@ -302,16 +310,16 @@ fn about(size: Size) -> String {
 
 fn ending(summary: &Summary) -> String {
     let (steps, failed) = (summary.steps, summary.failed);
-    let plural = if steps == 1 { "" } else { "s" };
+    let counted = Counted(steps, "step");
     let time = seconds(summary.total);
     match &summary.ended {
-        Ended::Done => format!("{steps} step{plural} done in {time}"),
-        Ended::Failed { reason: None } => format!("{failed} of {steps} step{plural} failed in {time}"),
+        Ended::Done => format!("{counted} done in {time}"),
+        Ended::Failed { reason: None } => format!("{failed} of {counted} failed in {time}"),
         Ended::Failed { reason: Some(reason) } => {
-            format!("ended after {steps} step{plural} in {time}: {reason}")
+            format!("ended after {counted} in {time}: {reason}")
         }
-        Ended::Died(_) => format!("the guest died after {steps} step{plural} in {time}"),
-        Ended::Signal { signal } => format!("ended by signal {signal} after {steps} step{plural} in {time}"),
+        Ended::Died(_) => format!("the guest died after {counted} in {time}"),
+        Ended::Signal { signal } => format!("ended by signal {signal} after {counted} in {time}"),
     }
 }
 
@@ -322,20 +330,19 @@ fn numbers(summary: &Summary) -> String {
     }
     for (what, rate) in [("plug", summary.plug), ("unplug", summary.unplug)] {
         if let Some(per_gib) = rate.seconds_per_gib() {
-            parts.push(format!("{what} {per_gib:.3} s/GiB"));
+            parts.push(format!("{what} {}/GiB", shown_seconds(per_gib)));
         }
     }
     let exits = summary.exits;
     let total = exits.io + exits.mmio + exits.stray + exits.interrupted + exits.other;
-    let plural = if total == 1 { "" } else { "s" };
-    parts.push(format!("{total} exit{plural} ({} port, {} MMIO)", exits.io, exits.mmio + exits.stray));
+    parts.push(format!("{} ({} port, {} MMIO)", Counted(total, "exit"), exits.io, exits.mmio + exits.stray));
     for (count, one, more) in [
         (summary.resets, "reset", "resets"),
         (summary.stray_accesses, "access to nothing", "accesses to nothing"),
         (summary.bad_records, "bad record", "bad records"),
     ] {
         if count > 0 {
-            parts.push(format!("{count} {}", if count == 1 { one } else { more }));
+            parts.push(format!("{count} {}", either(count, one, more)));
         }
     }
     parts.join(", ")

@@ -17,8 +17,9 @@ pub struct Expect {
     pub comparison: Comparison,
     /// What to compare it with: bytes or a count, as [`Metric::unit`] says.
     pub value: u64,
-    /// Which device's number it is; plays no part for the guest's own counters.
-    pub device: usize,
+    /// The device, for a metric [of devices](Metric::is_of_devices): `None` is the sum over all of them. Other metrics
+    /// have none.
+    pub device: Option<usize>,
     /// How long it may take to become true.
     pub within: Option<Duration>,
 }
@@ -75,7 +76,11 @@ impl Expect {
                 words.value(&format!("a number ({metric} is no size)"), |text| text.parse().ok())?
             }
         };
-        let (device, within) = suffix::parse(words)?;
+        let (device, within) =
+            if metric.is_of_devices() { suffix::parse(words)? } else { (None, suffix::within(words)?) };
+        if let Some(word) = words.peek().filter(|word| word.text == "device") {
+            return Err(word.error(&format!("no `device`: {metric} is of no device")));
+        }
         Ok(Self { metric, comparison, value, device, within })
     }
 }

@@ -1,12 +1,13 @@
-//! `corrupt`, `probe` and `race`: faults that are made on purpose, and waits that are put to the test.
+//! `corrupt`, `inject`, `probe` and `race`: faults that are made on purpose, and waits that are put to the test.
 //!
 //! Mirrors Linux's `hwpoison-inject`, which a test writes to through debugfs, and its `test_*` modules.
 
 use core::fmt;
 
+use super::Command;
 use crate::limits::MAX_RACE_CYCLES;
 use crate::words::{SyntaxError, Table, Words, word_for};
-use crate::{CorruptPart, Handle, Name, Op, ProbedWait};
+use crate::{CorruptPart, Counted, FaultStep, Handle, Name, Op, ProbedWait};
 
 /// `corrupt`: the guest changes a page of a workload, so that `verify` or `check` has something to find.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,23 @@ const PROBED_WAITS: Table<ProbedWait> = &[
     ("release", ProbedWait::Release),
     ("churn", ProbedWait::Churn),
 ];
+
+pub(super) const FAULT_STEPS: Table<FaultStep> = &[
+    ("map-direct", FaultStep::MapDirect),
+    ("map-memmap", FaultStep::MapMemmap),
+    ("alloc-memmap", FaultStep::AllocMemmap),
+    ("online", FaultStep::Online),
+    ("isolate", FaultStep::Isolate),
+    ("migrate", FaultStep::Migrate),
+    ("page-table", FaultStep::PageTable),
+];
+
+impl FaultStep {
+    /// Every step that can fail on demand.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAULT_STEPS.iter().map(|(_, step)| *step)
+    }
+}
 
 impl Corrupt {
     /// The call to the guest, for a workload that records call `handle`.
@@ -79,6 +97,20 @@ pub(super) fn write_probe(f: &mut fmt::Formatter<'_>, wait: ProbedWait) -> fmt::
     write!(f, "probe {}", word_for(PROBED_WAITS, &wait))
 }
 
+/// Reads what follows `inject`.
+pub(super) fn inject(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
+    let step = words.one_of("a step", FAULT_STEPS)?;
+    let number = |words: &mut Words<'_>| words.value("a number of attempts", |text| text.parse().ok());
+    let after = if words.take("after") { number(words)? } else { 0 };
+    Ok(Command::Inject { step, after })
+}
+
+/// Writes an `inject`.
+pub(super) fn write_inject(f: &mut fmt::Formatter<'_>, step: FaultStep, after: u32) -> fmt::Result {
+    write!(f, "inject {}", word_for(FAULT_STEPS, &step))?;
+    if after > 0 { write!(f, " after {after}") } else { Ok(()) }
+}
+
 impl Race {
     /// Reads what follows `race`.
     pub(super) fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
@@ -93,7 +125,6 @@ impl Race {
 impl fmt::Display for Race {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cycles, held } = self;
-        let plural = if *cycles == 1 { "" } else { "s" };
-        write!(f, "race {cycles} cycle{plural}{}", if *held { " held" } else { "" })
+        write!(f, "race {}{}", Counted((*cycles).into(), "cycle"), if *held { " held" } else { "" })
     }
 }

@@ -4,16 +4,17 @@
 //! pmem                                          list it
 //! pmem map N [N...] [altmap [reserve SIZE]] [on N cpus]
 //! pmem unmap N
-//! pmem hold SIZE of N as NAME                   then `verify NAME`, `release NAME`
+//! pmem hold [up to] SIZE of N as NAME           then `verify NAME`, `release NAME`
 //! ```
 //!
 //! N is the N-th `--pmem`. Several are mapped at once, on all CPUs unless the command says otherwise.
 
 use core::fmt;
 
+use super::workload::{UP_TO, up_to};
 use crate::limits::{MAX_PMEM, PAGE_SIZE};
 use crate::words::{SyntaxError, Words};
-use crate::{Handle, Name, Op, PmemOp, Size};
+use crate::{Counted, Handle, Name, Op, PmemOp, Size};
 
 /// Something to do with device memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +44,11 @@ pub struct PmemMap {
 /// `pmem hold`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PmemHold {
-    /// A multiple of 4 KiB, not 0. Pages that do not fit are reported and are no failure.
+    /// A multiple of 4 KiB, not 0.
     pub size: Size,
+    /// `up to`: it uses the pages that are free, even if there are none. Without it, it fails if there are not as many,
+    /// and uses none then.
+    pub partial: bool,
     /// The range.
     pub device: u8,
     /// Name for later commands.
@@ -103,16 +107,22 @@ impl PmemHold {
     /// The call to the guest, for a workload that records call `handle`.
     #[must_use]
     pub fn op(&self, handle: Handle) -> Op {
-        Op::Pmem(PmemOp::Hold { handle, device: self.device, pages: self.size.pages() })
+        Op::Pmem(PmemOp::Hold {
+            handle,
+            device: self.device,
+            pages: self.size.pages(),
+            partial: self.partial,
+        })
     }
 
     /// Reads what follows `pmem hold`.
     fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
+        let partial = up_to(words)?;
         let size = words.size("a size in whole pages of 4 KiB such as 16M", |size| size.is_whole_pages())?;
         words.keyword("of")?;
         let device = device(words)?;
         words.keyword("as")?;
-        Ok(Self { size, device, name: words.name()? })
+        Ok(Self { size, partial, device, name: words.name()? })
     }
 }
 
@@ -127,9 +137,9 @@ impl Pmem {
             PmemHold::parse(words).map(Self::Hold)
         } else {
             match words.peek() {
-                // The end of the line or of a `repeat` may follow any command.
+                // The end of the line or of a `repeat`, or the reason of a failure, may follow any command.
                 None => Ok(Self::List),
-                Some(word) if word.text == "}" => Ok(Self::List),
+                Some(word) if matches!(word.text, "}" | "because") => Ok(Self::List),
                 Some(word) => Err(word.error("map, unmap, hold or the end of the line")),
             }
         }
@@ -148,8 +158,9 @@ impl fmt::Display for Pmem {
             Self::List => f.write_str("pmem"),
             Self::Map(map) => map.fmt(f),
             Self::Unmap(device) => write!(f, "pmem unmap {device}"),
-            Self::Hold(PmemHold { size, device, name }) => {
-                write!(f, "pmem hold {size} of {device} as {name}")
+            Self::Hold(PmemHold { size, partial, device, name }) => {
+                let up_to = if *partial { UP_TO } else { "" };
+                write!(f, "pmem hold {up_to}{size} of {device} as {name}")
             }
         }
     }
@@ -166,8 +177,7 @@ impl fmt::Display for PmemMap {
         }
         match self.cpus {
             None => Ok(()),
-            Some(1) => f.write_str(" on 1 cpu"),
-            Some(cpus) => write!(f, " on {cpus} cpus"),
+            Some(cpus) => write!(f, " on {}", Counted(cpus.into(), "cpu")),
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn parse(words: &mut Words<'_>, target: fn(Size) -> Target) -> Result
     let expected = if relative { "a size above 0 such as 512M" } else { "a size such as 2G" };
     let size = words.size(expected, |size| !relative || size.0 > 0)?;
     let (device, within) = suffix::parse(words)?;
-    Ok(Resize { target: target(size), device, within })
+    Ok(Resize { target: target(size), device: device.unwrap_or(0), within })
 }
 
 impl fmt::Display for Resize {
@@ -57,6 +57,6 @@ impl fmt::Display for Resize {
             Target::Unplug(_) => "unplug",
         };
         write!(f, "{verb} {}", self.target.size())?;
-        suffix::write(f, self.device, self.within)
+        suffix::write(f, (self.device > 0).then_some(self.device), self.within)
     }
 }

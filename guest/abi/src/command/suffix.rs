@@ -1,21 +1,25 @@
 //! `device N` and `within DURATION`, at the end of commands that name a device or may take time.
 
+use alloc::format;
 use core::fmt;
 use core::time::Duration;
 
 use crate::duration::ShowDuration;
+use crate::limits::MAX_MEM_DEVICES;
 use crate::words::{SyntaxError, Words};
 
-/// Reads both, each at most once, in any order. Without `device` it is device 0.
-pub(super) fn parse(words: &mut Words<'_>) -> Result<(usize, Option<Duration>), SyntaxError> {
+/// Reads both, each at most once, in any order.
+pub(super) fn parse(words: &mut Words<'_>) -> Result<(Option<usize>, Option<Duration>), SyntaxError> {
     let (mut device, mut within) = (None, None);
     loop {
         if device.is_none() && words.take("device") {
-            device = Some(words.value("the number of a device", |text| text.parse().ok())?);
+            let exists = |device: &usize| *device < MAX_MEM_DEVICES;
+            let expected = format!("the number of a device, from 0 to {}", MAX_MEM_DEVICES - 1);
+            device = Some(words.value(&expected, |text| text.parse().ok().filter(exists))?);
         } else if within.is_none() && words.take("within") {
             within = Some(words.duration()?);
         } else {
-            return Ok((device.unwrap_or(0), within));
+            return Ok((device, within));
         }
     }
 }
@@ -25,9 +29,13 @@ pub(super) fn within(words: &mut Words<'_>) -> Result<Option<Duration>, SyntaxEr
     if words.take("within") { words.duration().map(Some) } else { Ok(None) }
 }
 
-/// Writes those that have to be written.
-pub(super) fn write(f: &mut fmt::Formatter<'_>, device: usize, within: Option<Duration>) -> fmt::Result {
-    if device > 0 {
+/// Writes those that there are.
+pub(super) fn write(
+    f: &mut fmt::Formatter<'_>,
+    device: Option<usize>,
+    within: Option<Duration>,
+) -> fmt::Result {
+    if let Some(device) = device {
         write!(f, " device {device}")?;
     }
     match within {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{option, sample};
 
+use super::fault::FAULT_STEPS;
 use super::{
-    Churn, Command, Comparison, Corrupt, Executor, Expect, FAULT_STEPS, Hog, Item, Pmem, PmemHold, PmemMap,
-    Race, Resize, Target, VERBS, Verb,
+    Churn, Command, Comparison, Corrupt, Executor, Expect, Fails, Hog, Item, Pmem, PmemHold, PmemMap,
+    REPETITION, Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
@@ -46,10 +47,10 @@ fn resizes() -> impl Strategy<Value = Command> {
 fn hogs() -> impl Strategy<Value = Command> {
     let kinds =
         sample::select(vec![HogKind::Movable, HogKind::Unmovable, HogKind::Pinned, HogKind::Contiguous]);
-    (whole_pages(), kinds, any::<bool>(), any::<bool>(), names()).prop_map(
-        |(size, kind, scattered, full, name)| {
+    (whole_pages(), any::<bool>(), kinds, any::<bool>(), any::<bool>(), names()).prop_map(
+        |(size, partial, kind, scattered, full, name)| {
             let scattered = scattered && kind != HogKind::Contiguous;
-            Command::Hog(Hog { size, kind, scattered, full, name })
+            Command::Hog(Hog { size, partial, kind, scattered, full, name })
         },
     )
 }
@@ -63,8 +64,9 @@ fn expects() -> impl Strategy<Value = Command> {
         Comparison::Below,
         Comparison::Above,
     ]);
-    (metrics(), comparisons, any::<u64>(), 0..3_usize, option::of(durations())).prop_map(
+    (metrics(), comparisons, any::<u64>(), option::of(0..3_usize), option::of(durations())).prop_map(
         |(metric, comparison, value, device, within)| {
+            let device = device.filter(|_| metric.is_of_devices());
             Command::Expect(Expect { metric, comparison, value, device, within })
         },
     )
@@ -74,12 +76,19 @@ fn pmem() -> impl Strategy<Value = Command> {
     let altmap = option::of((0..9_u64).prop_map(|pages| Size(pages << 12)));
     let map = (1..=u8::MAX, altmap, option::of(1..9_u32))
         .prop_map(|(devices, altmap, cpus)| Pmem::Map(PmemMap { devices, altmap, cpus }));
-    let hold = (whole_pages(), 0..8_u8, names())
-        .prop_map(|(size, device, name)| Pmem::Hold(PmemHold { size, device, name }));
+    let hold = (whole_pages(), any::<bool>(), 0..8_u8, names())
+        .prop_map(|(size, partial, device, name)| Pmem::Hold(PmemHold { size, partial, device, name }));
     prop_oneof![Just(Pmem::List), map, (0..8_u8).prop_map(Pmem::Unmap), hold].prop_map(Command::Pmem)
 }
 
 fn commands() -> impl Strategy<Value = Command> {
+    let fails = (plain(), "[^\"\\pC]{1,20}[a-z#{}]")
+        .prop_map(|(command, because)| Command::Fails(Fails { command: Box::new(command), because }));
+    prop_oneof![4 => plain(), 1 => fails]
+}
+
+/// Commands that are not expected to fail.
+fn plain() -> impl Strategy<Value = Command> {
     let steps = sample::select(FAULT_STEPS.iter().map(|(_, step)| *step).collect::<Vec<_>>());
     let parts = sample::select(vec![CorruptPart::Content, CorruptPart::Memmap]);
     let waits = sample::select(vec![
@@ -152,6 +161,11 @@ const WORDS: &[&str] = &[
     "pinned",
     "scattered",
     "full",
+    "G",
+    "s",
+    "pages",
+    "up",
+    "to",
     "as",
     "a",
     "2",
@@ -166,6 +180,11 @@ const WORDS: &[&str] = &[
     "node.0.init.remote",
     "==",
     "<",
+    "fails",
+    "check",
+    "because",
+    "\"late\"",
+    "\"",
     "reset",
     "sleep",
     "inject",
@@ -187,11 +206,26 @@ fn lines_of_the_manual_are_commands() {
         ("unplug 1048576", "unplug 1M"),
         ("resize 0 within 2m device 1", "resize 0 device 1 within 2m"),
         ("hog 300M movable scattered full as a", "hog 300M movable scattered full as a"),
+        ("hog up to 307200K movable as a", "hog up to 300M movable as a"),
+        ("pmem hold up to 4K of 0 as a", "pmem hold up to 4K of 0 as a"),
         ("churn 1 threads for 1500ms as c", "churn 1 thread for 1500ms as c"),
         ("expect plugged>=2G", "expect plugged >= 2G"),
+        ("expect plugged >= 2G device 0", "expect plugged >= 2G device 0"),
         ("expect zone.DMA32.free != 7 within 0s", "expect zone.DMA32.free != 7 within 0s"),
         ("reset # as the button does", "reset"),
         ("reset within 2000ms", "reset within 2s"),
+        ("resize 2 G within 10 s", "resize 2G within 10s"),
+        ("plug 512 MiB device 0 within 200 ms", "plug 512M within 200ms"),
+        ("hog 1 page movable as s", "hog 4K movable as s"),
+        ("hog up to 256 pages movable as page", "hog up to 1M movable as page"),
+        ("hog 2pages movable as a", "hog 8K movable as a"),
+        ("expect plugged == 0 within 0 s", "expect plugged == 0 within 0s"),
+        ("churn 2 threads for 5 s as s", "churn 2 threads for 5s as s"),
+        ("readd 1 G at 4 G", "readd 1G at 4G"),
+        ("sleep 2 m", "sleep 2m"),
+        ("resize 5000 B", "resize 5000"),
+        ("fails resize 0 because \"cannot move\"", "fails resize 0 because \"cannot move\""),
+        ("fails check because\"1 # {2} \"# three", "fails check because \"1 # {2} \""),
         ("inject map-direct after 0", "inject map-direct"),
         ("blocks # of the guest", "blocks"),
         ("readd 1024M at 4GiB", "readd 1G at 4G"),
@@ -223,8 +257,18 @@ fn wrong_lines_say_where_and_what() {
         ("resize 2G within", 17, "a duration"),
         ("resize 2G within 10", 18, "a duration"),
         ("resize 2G within 1s within 2s", 21, "the end of the line, found `within`"),
-        ("resize 2G device x", 18, "the number of a device"),
+        ("resize 2G device x", 18, "the number of a device, from 0 to 15"),
+        ("expect plugged == 0 device 16", 28, "the number of a device, from 0 to 15"),
         ("hog 5000 movable as a", 5, "whole pages"),
+        ("hog 1.5 pages movable as a", 5, "whole pages"),
+        ("hog pages movable as a", 5, "whole pages"),
+        ("hog 2 page pages movable as a", 12, "a kind of pages"),
+        ("hog 4503599627370497 pages movable as a", 5, "whole pages"),
+        ("resize 2G G", 11, "the end of the line, found `G`"),
+        ("resize 2 X", 10, "the end of the line, found `X`"),
+        ("resize 2 0", 10, "the end of the line, found `0`"),
+        ("hog up 4M movable as a", 8, "`to`, found `4M`"),
+        ("hog upto 4M movable as a", 5, "whole pages"),
         (
             "hog 4M moveable as a",
             8,
@@ -240,10 +284,21 @@ fn wrong_lines_say_where_and_what() {
         ("expect node.4.zone.Movable.free == 2", 8, "a metric"),
         ("expect node.1.init == 2", 8, "a metric"),
         ("expect plugged => 2G", 16, "a comparison (==, !="),
+        ("expect resets == 0 device 0", 20, "no `device`: resets is of no device"),
+        ("expect migrated == 0 within 1s device 0", 32, "migrated is of no device"),
         ("sleep 1.5s", 7, "a duration"),
         ("reset within", 13, "a duration"),
         ("reset within 1s within 1s", 17, "the end of the line, found `within`"),
         ("reset device 0", 7, "the end of the line, found `device`"),
+        ("fails", 6, "a command, found the end"),
+        ("fails grow 2G because \"x\"", 7, "a command (resize"),
+        ("fails fails check because \"x\"", 7, "a command that may fail, found `fails`"),
+        ("fails check", 12, "`because`, found the end"),
+        ("fails check because late", 21, "in quotes, at most 200 characters, found `late`"),
+        ("fails check because \"late", 21, "in quotes, at most 200 characters, found `\\\"late`"),
+        ("fails check because \" \"", 21, "in quotes"),
+        ("fails check because \"a\u{1b}b\"", 21, "in quotes"),
+        ("fails check because \"a\" \"b\"", 25, "the end of the line, found"),
         ("stats now", 7, "the end of the line, found `now`"),
         ("inject boot", 8, "a step (map-direct"),
         ("race 0 cycles", 6, "a number of cycles, from 1 to 10000"),
@@ -302,7 +357,7 @@ fn one_and_many_are_both_accepted() {
 #[test]
 fn every_verb_is_listed_with_its_usage() {
     let error = "grow 2G".parse::<Command>().unwrap_err();
-    let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, stats, \
+    let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, fails, stats, \
                   check, blocks, readd, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
     assert_eq!(error.message, listed);
     for verb in VERBS {
@@ -310,7 +365,7 @@ fn every_verb_is_listed_with_its_usage() {
     }
     let vmm: Vec<_> = VERBS.iter().filter(|verb| verb.executor == Executor::Vmm).collect();
     let words: Vec<_> = vmm.iter().map(|verb| verb.word).collect();
-    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "reset", "sleep", "inject"]);
+    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "fails", "reset", "sleep", "inject"]);
     assert!(Verb::new("meminfo").is_none());
 }
 
@@ -345,13 +400,34 @@ fn commands_become_calls() {
         Command::Pmem(Pmem::Hold(hold)) => hold.op(7),
         other => panic!("{other:?}"),
     };
-    let hog = Op::Hog { handle: 7, pages: 256, kind: HogKind::Pinned, scattered: true, full: false };
-    assert_eq!(call("hog 1M pinned scattered as a"), hog);
+    let hog = |partial| Op::Hog {
+        handle: 7,
+        pages: 256,
+        partial,
+        kind: HogKind::Pinned,
+        scattered: true,
+        full: false,
+    };
+    assert_eq!(call("hog 1M pinned scattered as a"), hog(false));
+    assert_eq!(call("hog up to 1M pinned scattered as a"), hog(true));
     assert_eq!(call("churn 3 threads for 2s as a"), Op::Churn { handle: 7, threads: 3, millis: 2000 });
     let all = PmemOp::Map { devices: 0b101, altmap: false, reserve: 0, cpus: u32::MAX };
     assert_eq!(call("pmem map 2 0"), Op::Pmem(all));
     let some = PmemOp::Map { devices: 1, altmap: true, reserve: 512, cpus: 2 };
     assert_eq!(call("pmem map 0 altmap reserve 2M on 2 cpus"), Op::Pmem(some));
-    let hold = PmemOp::Hold { handle: 7, device: 1, pages: 4096 };
-    assert_eq!(call("pmem hold 16M of 1 as a"), Op::Pmem(hold));
+    let hold = |partial| Op::Pmem(PmemOp::Hold { handle: 7, device: 1, pages: 4096, partial });
+    assert_eq!(call("pmem hold 16M of 1 as a"), hold(false));
+    assert_eq!(call("pmem hold up to 16M of 1 as a"), hold(true));
+}
+
+#[test]
+fn the_example_of_each_verb_is_such_a_command() {
+    for verb in VERBS {
+        let command: Command =
+            verb.example.parse().unwrap_or_else(|error| panic!("{}: {error:?}", verb.example));
+        assert_eq!(verb.example.split(' ').next(), Some(verb.word));
+        assert_eq!(command.to_string(), verb.example, "as a table would show it");
+    }
+    let mut words = Words::new(REPETITION[2]);
+    assert_eq!(Item::parse(&mut words), Ok(Item::Repeat(3)));
 }

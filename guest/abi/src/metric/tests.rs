@@ -86,7 +86,7 @@ fn units_decide_how_values_are_shown() {
 
 #[test]
 fn values_are_read_from_the_guests_counters() {
-    let mut stats = Stats { pages_migrated: 7, ..Stats::default() };
+    let mut stats = Stats { pages_migrated: 7, nr_nodes: 2, ..Stats::default() };
     stats.nodes[1].init_remote = 3;
     stats.nodes[1].zones[2].free = 5;
     stats.zones[0].managed = 9;
@@ -95,8 +95,11 @@ fn values_are_read_from_the_guests_counters() {
         other => panic!("{name}: {other:?}"),
     };
     let names = ["migrated", "node.1.init.remote", "node.1.zone.Movable.free", "zone.DMA32.managed"];
-    assert_eq!(names.map(read), [7, 3, 5, 9]);
-    assert_eq!((read("node.0.zone.Movable.free"), read("zone.Normal.managed")), (0, 0));
+    assert_eq!(names.map(read), [7, 3, 5, 9].map(Some));
+    assert_eq!((read("node.0.zone.Movable.free"), read("zone.Normal.managed")), (Some(0), Some(0)));
+    for missing in ["node.2.init.remote", "node.3.zone.Movable.free"] {
+        assert_eq!(read(missing), None, "the guest has two nodes");
+    }
 }
 
 #[test]
@@ -104,6 +107,6 @@ fn a_guest_that_boasts_is_not_believed_beyond_64_bits() {
     let boast = ZoneStats { free: u64::MAX, ..ZoneStats::empty(ZoneName::Movable) };
     let stats = Stats { zones: [boast; 3], ..Stats::default() };
     let free = find(ZoneStats::COUNTERS, "free").unwrap();
-    assert_eq!(GuestMetric::Zone(ZoneName::Movable, free).read(&stats), u64::MAX);
-    assert_eq!(GuestMetric::Zone(ZoneName::Normal, free).read(&stats), 0);
+    assert_eq!(GuestMetric::Zone(ZoneName::Movable, free).read(&stats), Some(u64::MAX));
+    assert_eq!(GuestMetric::Zone(ZoneName::Normal, free).read(&stats), None);
 }

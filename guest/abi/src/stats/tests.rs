@@ -85,7 +85,7 @@ fn counters_are_one_line_and_device_memory_another() {
         pcp_drains: 6,
         ..Stats::default()
     };
-    let line = "memmap: 1 pages in boot memory, 2 in hot-added memory; 3 memory blocks online; 4 pages \
+    let line = "memmap: 1 page in boot memory, 2 in hot-added memory; 3 memory blocks online; 4 pages \
                 migrated, 5 migrations failed; 6 drains of per-CPU lists";
     assert_eq!(stats.to_string(), line);
     let stats = Stats { device_spanned: 7, device_pages: 8, device_refs: 9, ..stats };

@@ -11,7 +11,7 @@ use tidevm_mm::{Gfp, MAX_OWNERS, Order, OwnerId, PAGEBLOCK_PAGES, Pfn, PfnRange,
 use crate::agent::pattern::PagePattern;
 use crate::agent::walk::PageSet;
 use crate::agent::workload::{Hold, Workload};
-use crate::mem::MM;
+use crate::mem::{MM, lending};
 
 /// Pages that stay together when a hog is scattered.
 const RUN: Order = Order::new(4);
@@ -93,7 +93,10 @@ impl PageSet for SystemPages {
             // Take single pages from now on: fewer than a run are wanted, or there is no whole buddy block left.
             self.scatter = None;
         }
-        let pfn = self.alloc(wanted)?;
+        let Some(pfn) = self.alloc(wanted) else {
+            // Memory that is lent to the host comes back in a moment.
+            return lending::is_lent().then_some(0);
+        };
         self.put(pfn);
         Some(1)
     }

@@ -59,9 +59,9 @@ pub fn carry_out(op: PmemOp, requester: Requester) -> Result<Option<Answer>, Fai
             Ok(None)
         }
         PmemOp::Unmap { device } => unmap(device).map(|pages| Some(Answer::PmemUnmapped { pages })),
-        PmemOp::Hold { handle, device, pages } => {
+        PmemOp::Hold { handle, device, pages, partial } => {
             let set = DevicePages::register(handle, mapped(device)?)?;
-            walk::start(requester, set, Task::Take { wanted: pages });
+            walk::start(requester, set, Task::take(pages, partial));
             Ok(None)
         }
     }

@@ -94,7 +94,7 @@ impl Probe {
         self.windows.hold(Window::JobEnded, Cpus::Only(other()), Until::Opened);
         match self.wait {
             ProbedWait::Churn => churn::start(Requester::Probe, workload, threads, 1),
-            _ => walk::start(Requester::Probe, SystemPages::of(workload), Task::Release),
+            _ => walk::start(Requester::Probe, SystemPages::of(workload), Task::RELEASE),
         }
         self.stage = Stage::Ends { rounds: 3, call: Call { deadline: Instant::in_millis(MILLIS), free } };
         Ok(soon())

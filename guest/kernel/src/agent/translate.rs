@@ -154,7 +154,7 @@ pub fn not_offline(error: OfflineError) -> ResizeState {
 fn owner(holder: Holder) -> abi::Owner {
     match holder {
         Holder::Reserved => abi::Owner::Reserved,
-        Holder::Kernel | Holder::Unclaimed => abi::Owner::Kernel,
+        Holder::Kernel | Holder::Unclaimed | Holder::Lent => abi::Owner::Kernel,
         Holder::Tagged(handle) => abi::Owner::Workload(handle),
         Holder::PageTable => abi::Owner::PageTable,
         Holder::Memmap => abi::Owner::Memmap,

@@ -66,6 +66,8 @@ pub enum Task {
     Take {
         /// Number of pages.
         wanted: u64,
+        /// Keep what fits. Otherwise give all of it back if it is less.
+        partial: bool,
     },
     /// Compare every page with its pattern.
     Verify {
@@ -84,12 +86,23 @@ pub enum Task {
         done: Option<Result<Option<BadWord>, Failure>>,
     },
     /// Give all pages back, and forget the workload.
-    Release,
+    Release {
+        /// The answer, if it is not the number of pages.
+        because: Option<Failure>,
+    },
 }
 
 impl Task {
     /// The start of a verification.
     pub const VERIFY: Self = Self::Verify { corrupt: 0, first: None };
+
+    /// The start of a release that was asked for.
+    pub const RELEASE: Self = Self::Release { because: None };
+
+    /// The start of taking `wanted` pages: what fits if it is `partial`, otherwise all or none.
+    pub fn take(wanted: u64, partial: bool) -> Self {
+        Self::Take { wanted, partial }
+    }
 
     /// The start of a search for a page to corrupt.
     pub fn corrupt(page: u32, part: CorruptPart) -> Self {
@@ -127,12 +140,19 @@ enum Visit {
 impl<S: PageSet> Walk<S> {
     fn visit(&mut self) -> Visit {
         match &mut self.task {
-            Task::Take { wanted } => {
+            Task::Take { wanted, partial } => {
                 let left = *wanted - self.pages;
-                let taken = if left == 0 { None } else { self.set.take_some(left) };
-                let Some(taken) = taken else { return Visit::End };
-                self.pages += u64::from(taken);
-                Visit::Counts(taken.max(1))
+                if left == 0 {
+                    return Visit::End;
+                }
+                match self.set.take_some(left) {
+                    Some(taken) => {
+                        self.pages += u64::from(taken);
+                        Visit::Counts(taken.max(1))
+                    }
+                    None if *partial => Visit::End,
+                    None => self.give_back(),
+                }
             }
             Task::Verify { corrupt, first } => {
                 let page = self.pages;
@@ -158,12 +178,20 @@ impl<S: PageSet> Walk<S> {
                     set.let_go(place, pfn);
                 })
             }
-            Task::Release => {
+            Task::Release { .. } => {
                 visit_place(&mut self.set, &mut self.next, &mut self.pages, |set, place, pfn| {
                     set.release(place, pfn);
                 })
             }
         }
+    }
+
+    /// Not all pages fit that were wanted: goes on with a release of those that were taken.
+    fn give_back(&mut self) -> Visit {
+        self.set.end_take();
+        self.task = Task::Release { because: Some(Failure::DoesNotFit { pages: self.pages }) };
+        self.pages = 0;
+        Visit::Counts(1)
     }
 
     fn end(&mut self) -> Answer {
@@ -179,9 +207,9 @@ impl<S: PageSet> Walk<S> {
                 Ok(None) => Answer::Done,
                 Err(failure) => Answer::Failed(failure),
             },
-            Task::Release => {
+            Task::Release { because } => {
                 self.set.forget();
-                Answer::Released { pages }
+                because.map_or(Answer::Released { pages }, Answer::Failed)
             }
         }
     }

@@ -14,8 +14,8 @@ use tidevm_mm::{DeviceInit, InitPolicy, MAX_NODES, MemoryContent, PcpPolicy, Rem
 use crate::console::println;
 use crate::cpu::MAX_CPUS;
 
-/// Most virtio-mmio devices that are used: the control channel and virtio-mem devices.
-pub const MAX_DEVICES: usize = 1 + tidevm_abi::MAX_MEM_DEVICES;
+/// Most virtio-mmio devices that are used: the control channel, virtio-mem devices, and a balloon.
+pub const MAX_DEVICES: usize = 2 + tidevm_abi::MAX_MEM_DEVICES;
 
 /// One `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

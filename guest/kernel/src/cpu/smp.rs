@@ -61,7 +61,7 @@ pub fn find_cpus(
         }
     }
     if left_out > 0 {
-        println!("{left_out} CPUs are not used: the limit is {most}, and ids are below 255");
+        println!("CPUs that are not used: {left_out}; the limit is {most}, and ids are below 255");
     }
     for (index, &id) in ids.iter().enumerate() {
         cpu::area(index).apic_id.store(u32::from(id), Ordering::Relaxed);

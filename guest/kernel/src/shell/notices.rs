@@ -1,6 +1,6 @@
 //! Reports as lines on the console, for a guest on a VMM without a control channel.
 
-use tidevm_abi::{Named, Report, ResizeState};
+use tidevm_abi::{Counted, Named, Report, ResizeState};
 
 use crate::console::{print, println};
 use crate::job::{Job, Progress};
@@ -28,7 +28,8 @@ pub fn print_waiting() {
 fn show(report: Report) {
     match report {
         Report::Ready { cpus, mem_devices } => {
-            println!("tidevm guest: {cpus} CPUs, {mem_devices} virtio-mem devices");
+            let devices = Counted(mem_devices.into(), "virtio-mem device");
+            println!("tidevm guest: {}, {devices}", Counted(cpus.into(), "CPU"));
         }
         Report::Resize(resize) => {
             let (plugged, requested) = (resize.plugged.0 >> 20, resize.requested.0 >> 20);

@@ -7,10 +7,12 @@
 use alloc::boxed::Box;
 
 use tidevm_abi::MAX_RECORD;
+use tidevm_mm::{Lent, PAGE_SIZE, REPORTING_CAPACITY};
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
 use super::hal::KernelHal;
+use crate::mem::paging::phys_to_virt;
 
 /// A queue of requests with one response each, one at a time.
 pub struct Requests<const REQUEST: usize, const RESPONSE: usize> {
@@ -163,6 +165,110 @@ impl Outbox {
             // SAFETY: this is the buffer, of this length, that `send` added for this token.
             let popped = unsafe { self.queue.pop_used(token, &[&buffer[..length]], &mut []) };
             popped.expect("the token was the next one");
+        }
+    }
+}
+
+/// A queue of free memory that is lent to the device, one report at a time.
+pub struct Reports {
+    queue: VirtQueue<KernelHal, REPORTING_CAPACITY>,
+    index: u16,
+    lent: Option<(u16, Lent)>,
+}
+
+impl Reports {
+    /// Sets up queue `index` of the device.
+    ///
+    /// # Errors
+    /// When the device has no such queue, one with too little room, or there is no memory.
+    pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
+        Ok(Self { queue: VirtQueue::new(transport, index, false, false)?, index, lent: None })
+    }
+
+    /// Lends memory, which is not nothing, to the device. No other report may be under way.
+    pub fn send(&mut self, transport: &mut impl Transport, lent: Lent) {
+        assert!(self.lent.is_none(), "a report is under way");
+        let mut buffers = buffers(&lent);
+        let buffers = &mut buffers[..lent.ranges().len()];
+        // SAFETY: memory management lends this memory, so nothing accesses it until `poll` or `take_back` returns it.
+        let token = unsafe { self.queue.add(&[], buffers) };
+        self.lent = Some((token.expect("the queue has room for one report"), lent));
+        if self.queue.should_notify() {
+            transport.notify(self.index);
+        }
+    }
+
+    /// The memory, once the device has given it back.
+    pub fn poll(&mut self) -> Option<Lent> {
+        let (token, lent) = self.lent.take()?;
+        let mut buffers = buffers(&lent);
+        let buffers = &mut buffers[..lent.ranges().len()];
+        // SAFETY: these are the buffers that `send` added for this token.
+        let popped = unsafe { self.queue.pop_used(token, &[], buffers) };
+        if popped.is_err() {
+            self.lent = Some((token, lent));
+            return None;
+        }
+        Some(lent)
+    }
+
+    /// Whether a report is under way.
+    pub fn is_busy(&self) -> bool {
+        self.lent.is_some()
+    }
+
+    /// The memory of the report that was under way when the device was reset. The device accesses none of it any more.
+    pub fn take_back(self) -> Option<Lent> {
+        self.lent.map(|(_, lent)| lent)
+    }
+}
+
+/// Memory that is lent, as buffers. The others are empty.
+fn buffers<'b>(lent: &Lent) -> [&'b mut [u8]; REPORTING_CAPACITY] {
+    let mut ranges = lent.ranges();
+    core::array::from_fn(|_| match ranges.next() {
+        Some(range) => {
+            let start = phys_to_virt(range.start().address().get());
+            // SAFETY: the direct map has all memory of the allocator. `Lent` is the only value that knows of this
+            // memory. The slices of one call are gone before the next call.
+            unsafe { core::slice::from_raw_parts_mut(start, range.pages() as usize * PAGE_SIZE as usize) }
+        }
+        None => &mut [][..],
+    })
+}
+
+/// A queue of one buffer, which the device gives back when it wants another content.
+pub struct Slate<const SIZE: usize> {
+    queue: VirtQueue<KernelHal, 4>,
+    index: u16,
+    buffer: Box<[u8; SIZE]>,
+    lent: Option<u16>,
+}
+
+impl<const SIZE: usize> Slate<SIZE> {
+    /// Sets up queue `index` of the device.
+    ///
+    /// # Errors
+    /// When the device has no such queue or there is no memory.
+    pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
+        let queue = VirtQueue::new(transport, index, false, false)?;
+        Ok(Self { queue, index, buffer: Box::new([0; SIZE]), lent: None })
+    }
+
+    /// Has `write` fill the buffer and lends it to the device, unless the device still has it.
+    pub fn serve(&mut self, transport: &mut impl Transport, write: impl FnOnce(&mut [u8; SIZE])) {
+        if let Some(token) = self.lent {
+            // SAFETY: this is the buffer that was added for this token below.
+            if unsafe { self.queue.pop_used(token, &[&self.buffer[..]], &mut []) }.is_err() {
+                return;
+            }
+        }
+        write(&mut self.buffer);
+        // SAFETY: nothing accesses the buffer while `lent` holds the token.
+        let token = unsafe { self.queue.add(&[&self.buffer[..]], &mut []) };
+        self.lent = Some(token.expect("the queue has room for one buffer"));
+        if self.queue.should_notify() {
+            transport.notify(self.index);
         }
     }
 }

@@ -64,6 +64,16 @@ impl<'m> ZoneGuard<'m> {
         self.lists.remove(self.sparse, block)
     }
 
+    /// See [`FreeLists::set_reported`].
+    pub(crate) fn set_reported(&mut self, pfn: Pfn, order: Order, mt: MigrateType) {
+        self.lists.set_reported(self.sparse, pfn, order, mt);
+    }
+
+    /// See [`FreeLists::rotate_to`].
+    pub(crate) fn rotate_to(&mut self, order: Order, mt: MigrateType, pfn: Pfn) {
+        self.lists.rotate_to(self.sparse, order, mt, pfn);
+    }
+
     /// See [`FreeLists::append_largest`].
     pub(crate) fn append_largest(&mut self, pages: SectionPages<'_>, range: PfnRange, mt: MigrateType) {
         self.lists.append_largest(self.sparse, pages, range, mt);

@@ -115,7 +115,8 @@ fn a_file_is_a_machine_in_firecrackers_words() {
         "machine-config": { "vcpu_count": 2, "mem_size_mib": 256 },
         "memory-hotplug": { "total_size_mib": 1024 },
     });
-    let draft = Draft::from_json(&file.to_string()).unwrap();
+    let windows = format!("\u{feff}{file:#}").replace('\n', "\r\n");
+    let draft = Draft::from_json(&windows).unwrap();
     let config = draft.config(&Config::default()).unwrap();
     assert_eq!((config.cpus, config.hotplug.len()), (2, 1));
     let full = serde_json::to_value(draft.full()).unwrap();

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Action, MemoryQuery, Routed, route};
-use crate::body::{ActionType, LoggerConfig, MachineUpdate, MemoryConfig, MemoryUpdate, VmState};
+use crate::body::{
+    ActionType, Balloon, BalloonStatsUpdate, BalloonUpdate, LoggerConfig, MachineUpdate, MemoryConfig,
+    MemoryUpdate, VmState,
+};
 use crate::http::{Method, Request};
 
 fn request(method: Method, target: &str, body: &str) -> Request {
@@ -55,7 +58,19 @@ fn each_path_has_its_action() {
         Action::SetLogger(LoggerConfig { level: Some(crate::body::Level::Warn), module: None, .. })
     ));
     assert_eq!(action(Put, "/drives/rootfs", "{}"), Action::NoSuchDevice("drives"));
-    assert_eq!(action(Get, "/balloon", ""), Action::NoSuchDevice("a balloon"));
+    assert_eq!(action(Get, "/balloon", ""), Action::GetBalloon);
+    assert_eq!(action(Get, "/balloon/statistics", ""), Action::GetBalloonStats);
+    for (method, path) in [(Get, "/balloon/hinting/status"), (Patch, "/balloon/hinting/stop")] {
+        assert_eq!(action(method, path, ""), Action::NoSuchDevice("free-page hinting"));
+    }
+    let balloon = Balloon { free_page_reporting: true, stats_polling_interval_s: 2, ..Balloon::default() };
+    let body = r#"{"amount_mib": 0, "deflate_on_oom": false, "stats_polling_interval_s": 2, "free_page_reporting": true}"#;
+    assert_eq!(action(Put, "/balloon", body), Action::SetBalloon(balloon));
+    let update = BalloonStatsUpdate { stats_polling_interval_s: 1 };
+    let body = r#"{"stats_polling_interval_s": 1}"#;
+    assert_eq!(action(Patch, "/balloon/statistics", body), Action::UpdateBalloonStats(update));
+    let update = BalloonUpdate { amount_mib: 1 };
+    assert_eq!(action(Patch, "/balloon", r#"{"amount_mib": 1}"#), Action::UpdateBalloon(update));
 }
 
 #[test]
@@ -69,6 +84,15 @@ fn what_is_not_known_has_firecrackers_text() {
         (Get, "/vm", "", "Invalid request method and/or path: GET vm.".to_owned()),
         (Get, "/", "x", "GET request cannot have a body.".to_owned()),
         (Put, "/foo", "", "Empty PUT request.".to_owned()),
+        (Get, "/balloon/x", "", "Unrecognized GET request path `x`.".to_owned()),
+        (Patch, "/balloon", "", "Empty PATCH request.".to_owned()),
+        (Put, "/balloon", r#"{"amount_mib":0}"#, json("missing field `deflate_on_oom` at line 1 column 16")),
+        (
+            Patch,
+            "/balloon/statistics",
+            r#"{"stats_polling_interval_s":65536}"#,
+            json("invalid value: integer `65536`, expected u16 at line 1 column 33"),
+        ),
         (Patch, "/vm", "", "Empty PATCH request.".to_owned()),
         (Patch, "/machine-config", "{}", "Empty PATCH request.".to_owned()),
         (Put, "/snapshot", "{}", "Missing snapshot operation type.".to_owned()),

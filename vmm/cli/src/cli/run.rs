@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_machine::config::DEFAULT_MEMORY;
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig};
+use tidevm_machine::{BalloonConfig, Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig};
 
 use super::confine::{Filter, confinement};
 use super::values::{DEFAULT_ID, console, hotplug, id, init_policy, metrics_address, node, pmem, size};
@@ -29,6 +29,10 @@ pub struct Run {
     /// A range of device memory; may be given several times
     #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
     pmem: Vec<Size>,
+    /// A virtio-balloon device that is never inflated: the guest reports free memory, which the host takes back, and gives
+    /// statistics
+    #[arg(long, value_name = "reporting[,stats=1s]", value_parser = str::parse::<BalloonConfig>)]
+    balloon: Option<BalloonConfig>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -69,7 +73,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
-    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH", default_value = "stderr", value_parser = console)]
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", default_value = "stderr", value_parser = console)]
     console: ConsoleMode,
     /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
@@ -121,6 +125,7 @@ impl Run {
             numa: self.numa.clone(),
             hotplug: self.hotplug.clone(),
             pmem: self.pmem.clone(),
+            balloon: self.balloon,
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
@@ -140,9 +145,13 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
     use tidevm_abi::Size;
-    use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp};
+    use tidevm_machine::{
+        BalloonConfig, Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp,
+    };
 
     use crate::cli::{Action, Cli};
 
@@ -176,6 +185,7 @@ mod tests {
                 },
             ],
             pmem: vec![Size::gib(1), Size::mib(128)],
+            balloon: Some(BalloonConfig { reporting: true, stats_interval: Some(Duration::from_secs(2)) }),
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
@@ -191,7 +201,7 @@ mod tests {
         };
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1 \
-                       --pmem size=1G --pmem size=128M \
+                       --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
         assert_eq!(config(options), Ok(expected));
@@ -224,8 +234,11 @@ mod tests {
             ("--console tty", "off, stderr, stdio, file:PATH"),
             ("--console file:", "off, stderr, stdio, file:PATH, socket:PATH"),
             ("--console socket:", "off, stderr, stdio, file:PATH, socket:PATH"),
+            ("--console connect:", "socket:PATH, connect:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
+            ("--balloon inflate", "not one of reporting and stats=INTERVAL"),
+            ("--balloon stats=1ms", "from 100ms to"),
             ("--pmem 1G", "`1G` is not size=SIZE"),
             ("--pmem size=1Q", "size=1Q: not a size"),
             ("--pmem size=1G,path=x", "not a size"),

@@ -89,9 +89,10 @@ pub(super) fn console(text: &str) -> Result<ConsoleMode, String> {
     match text.split_once(':') {
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleMode::File(PathBuf::from(path))),
         Some(("socket", path)) if !path.is_empty() => Ok(ConsoleMode::Socket(PathBuf::from(path))),
+        Some(("connect", path)) if !path.is_empty() => Ok(ConsoleMode::Connect(PathBuf::from(path))),
         None if text == "off" => Ok(ConsoleMode::Off),
         None if text == "stderr" => Ok(ConsoleMode::Stderr),
         None if text == "stdio" => Ok(ConsoleMode::Stdio),
-        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH".to_owned()),
+        _ => Err("not one of off, stderr, stdio, file:PATH, socket:PATH, connect:PATH".to_owned()),
     }
 }

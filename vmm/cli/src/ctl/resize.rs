@@ -10,11 +10,11 @@ use std::io::Write;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_abi::Size;
 use tidevm_abi::command::{Resize, Target};
+use tidevm_abi::{ShowDuration, Size};
 use tidevm_api::caller::NextLine;
 use tidevm_api::http::Method;
-use tidevm_session::RESIZE_DEADLINE;
+use tidevm_session::resize_deadline;
 
 use super::outcome::{End, Outcome};
 use super::screen::Progress;
@@ -76,7 +76,7 @@ impl Goal {
             Some(generation) if generation > self.generation => Word::End(superseded(region)),
             Some(_) if region["converged"] == true => Word::End(End::done()),
             _ if late => {
-                let reason = format!("not within {:?}: {}", self.limit, stopped(region));
+                let reason = format!("not within {}: {}", ShowDuration(self.limit), stopped(region));
                 Word::End(End { outcome: Outcome::Late, reason: Some(reason) })
             }
             _ => Word::Progress(tell::mib(&region["plugged_size_mib"])),
@@ -114,8 +114,6 @@ fn target_mib(target: Target, requested: Size) -> Result<u32, String> {
 
 impl<W: Write> Session<W> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Result<End, CtlError> {
-        let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
-        let until = self.start + limit;
         let path = format!("/hotplug/memory?region={}", resize.device);
         let before = self.get(&path)?;
         if !before.is_done() {
@@ -126,6 +124,9 @@ impl<W: Write> Session<W> {
             Ok(mib) => mib,
             Err(reason) => return Ok(End::refused(reason)),
         };
+        let (from, target) = (tell::mib(&before["plugged_size_mib"]), Size(u64::from(mib) << 20));
+        let limit = resize.within.unwrap_or_else(|| resize_deadline(from, target));
+        let until = self.start + limit;
         let mut lines = match self.api.lines("/events", CALL_LIMIT)? {
             Ok(lines) => lines,
             Err(refusal) => return Ok(End::refused(refusal.fault())),
@@ -142,7 +143,6 @@ impl<W: Write> Session<W> {
         }
         let generation = set["generation"].as_u64().unwrap_or(0);
         let goal = Goal { device: resize.device, generation, patient: resize.within.is_some(), limit };
-        let (from, target) = (tell::mib(&before["plugged_size_mib"]), Size(u64::from(mib) << 20));
         let mut word = goal.judge_region(&set, false);
         loop {
             match word {

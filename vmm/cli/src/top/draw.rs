@@ -56,7 +56,8 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     draw_head(frame, head, view);
     draw_chart(frame, chart, view);
     if map_area.height > 0 {
-        draw_map(frame, map_area, map);
+        let title = if view.silent { "memory blocks, as last told" } else { "memory blocks" };
+        draw_map(frame, map_area, title, map);
     }
     draw_regions(frame, table, view);
     frame.render_widget(Paragraph::new(reasons).block(Block::new().padding(Padding::horizontal(2))), why);
@@ -85,7 +86,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, view: &View) {
 }
 
 fn draw_chart(frame: &mut Frame<'_>, area: Rect, view: &View) {
-    let end = view.now().at.as_secs_f64().max(SHOWN.as_secs_f64());
+    let end = view.now().at.as_secs_f64();
     let begin = end - SHOWN.as_secs_f64();
     let shown = || view.points.iter().filter(|point| point.at.as_secs_f64() >= begin);
     let most = shown().map(most).max().unwrap_or(0).max(1 << 20);
@@ -194,7 +195,7 @@ fn cell_of(start: u64, end: u64, runs: &[Run]) -> (&'static str, Style) {
     }
 }
 
-fn draw_map(frame: &mut Frame<'_>, area: Rect, mut lines: Vec<Line<'static>>) {
+fn draw_map(frame: &mut Frame<'_>, area: Rect, title: &str, mut lines: Vec<Line<'static>>) {
     let legend = [
         ("\u{2588}", Style::new().fg(PLUGGED), " Movable   "),
         ("\u{2588}", Style::new().fg(Color::Magenta), " kernel   "),
@@ -207,7 +208,7 @@ fn draw_map(frame: &mut Frame<'_>, area: Rect, mut lines: Vec<Line<'static>>) {
         .flat_map(|(symbol, style, text)| [Span::styled(symbol, style), Span::styled(text, SOFT)]);
     lines.truncate(MAX_MAP.into());
     lines.push(Line::from(legend.collect::<Vec<_>>()));
-    frame.render_widget(Paragraph::new(lines).block(titled("memory blocks")), area);
+    frame.render_widget(Paragraph::new(lines).block(titled(title)), area);
 }
 
 fn draw_regions(frame: &mut Frame<'_>, area: Rect, view: &View) {
@@ -247,8 +248,8 @@ fn standing(region: &Region) -> (&'static str, Color) {
     match () {
         () if region.converged => ("at its target", USED),
         () if !region.driver => ("no driver", Color::Red),
-        () if region.reason.is_some() => ("stuck or at work", HELD),
-        () => ("on its way", HELD),
+        () if region.at_work || region.reason.is_none() => ("on its way", HELD),
+        () => ("stuck", Color::Red),
     }
 }
 
@@ -281,7 +282,8 @@ fn draw_counters(frame: &mut Frame<'_>, area: Rect, view: &View) {
             let room = width.saturating_sub(name.chars().count());
             Line::from(vec![Span::styled(name.clone(), SOFT), Span::raw(format!("{value:>room$}"))])
         };
-        view.counters.iter().map(line).collect()
+        // There is no room for all of them, and those that count nothing say least.
+        view.counters.iter().filter(|(_, value)| *value > 0).map(line).collect()
     };
     frame.render_widget(Paragraph::new(lines).block(titled("counters")), area);
 }

@@ -48,6 +48,8 @@ pub struct Region {
     pub converged: bool,
     /// Why it is not.
     pub reason: Option<String>,
+    /// The guest is at work, as far as is known.
+    pub at_work: bool,
     pub driver: bool,
 }
 
@@ -70,8 +72,10 @@ pub struct View {
     pub state: String,
     pub points: VecDeque<Point>,
     pub regions: Vec<Region>,
-    /// Memory blocks of the regions, if the guest tells them.
+    /// Memory blocks of the regions, if the guest has told them.
     pub runs: Option<Vec<Run>>,
+    /// The guest did not tell its memory blocks when it was last asked: it stands still, or works.
+    pub silent: bool,
     /// Counters of the guest by name.
     pub counters: Vec<(String, u64)>,
     used: Option<u64>,
@@ -89,6 +93,7 @@ impl View {
             points: VecDeque::new(),
             regions: Vec::new(),
             runs: None,
+            silent: false,
             counters: Vec::new(),
             used: None,
             events: VecDeque::new(),
@@ -103,7 +108,7 @@ impl View {
                 self.state = text(&instance["state"]);
             }
             News::Memory(asked, memory) => self.memory(asked, &memory),
-            News::Stats(stats) => self.stats(&stats["guest"]),
+            News::Stats(guest) => self.stats(&guest),
             News::Event(event) => {
                 self.events.push_back(line(&tell::event(&event)));
                 if self.events.len() > MAX_EVENTS {
@@ -118,7 +123,9 @@ impl View {
         self.regions = memory["regions"].as_array().into_iter().flatten().map(region).collect();
         if let Some(blocks) = memory.get("blocks") {
             let hotplugged = |block: &&Value| block["boot"] != true;
-            self.runs = blocks.as_array().map(|runs| runs.iter().filter(hotplugged).map(run).collect());
+            let told = blocks.as_array().map(|runs| runs.iter().filter(hotplugged).map(run).collect());
+            self.silent = told.is_none();
+            self.runs = told.or_else(|| self.runs.take());
         }
         let sum = |part: fn(&Region) -> Size| {
             self.regions.iter().map(part).map(|size| size.0).fold(0, u64::saturating_add)
@@ -137,6 +144,10 @@ impl View {
     }
 
     fn stats(&mut self, guest: &Value) {
+        // A guest that does not answer now is shown by what it told before.
+        if !guest.is_object() {
+            return;
+        }
         let movable = &guest["zones"]["Movable"];
         let pages = |key: &str| movable[key].as_u64().unwrap_or(0);
         let used = pages("managed").saturating_sub(pages("free").saturating_add(pages("pcp")));
@@ -171,6 +182,7 @@ fn region(region: &Value) -> Region {
         held: bytes("host_held"),
         converged: region["converged"] == true,
         reason: region["reason"]["text"].as_str().map(line),
+        at_work: region["reason"]["kind"] == "driver_busy",
         driver: region["driver"] == true,
     }
 }
@@ -200,9 +212,9 @@ mod tests {
         let start = Instant::now();
         let mut view = View::new(start);
         view.take(News::Instance(json!({ "id": "vm-1", "state": "Running" })));
-        view.take(News::Stats(json!({ "guest": {
+        view.take(News::Stats(json!({
             "zones": { "Movable": { "managed": 1000, "free": 700, "pcp": 50 } }, "pages_migrated": 7,
-        } })));
+        })));
         let region = |held| {
             json!({
                 "address": 4_294_967_296_u64, "total_size_mib": 1024, "requested_size_mib": 0, "plugged_size_mib": 128,
@@ -228,11 +240,11 @@ mod tests {
             (view.runs.as_ref().map(Vec::len), &view.counters[..]),
             (Some(1), &[("pages_migrated".to_owned(), 7)][..])
         );
-        // Without the question for blocks the last ones stay; a guest that does not tell them has none.
+        // Without the question for blocks the last ones stay, and also when the guest does not tell them.
         view.take(News::Memory(start, json!({ "regions": [region(5)] })));
         assert!(view.runs.is_some());
         view.take(News::Memory(start, json!({ "regions": [], "blocks": null })));
-        assert_eq!((view.runs.is_none(), view.now().held), (true, Some(0)));
+        assert_eq!((view.runs.is_some(), view.silent, view.now().held), (true, true, Some(0)));
         view.take(News::Memory(start, json!({ "fault_message": "Device not found" })));
         assert!(view.regions.is_empty());
     }

@@ -275,7 +275,7 @@ fn a_console_at_a_socket_is_written_to_in_every_filter() {
         let mut said = String::new();
         listener.accept().and_then(|(mut end, _)| end.read_to_string(&mut said)).map(|_| said)
     });
-    let console = format!("--console=socket:{}", path.display());
+    let console = format!("--console=connect:{}", path.display());
     let file = kernel::write("reset-at-a-socket", kernel::RESET);
     let output =
         program().args(["run", "--no-reboot", &console, "--kernel"]).arg(file).output().expect("it runs");

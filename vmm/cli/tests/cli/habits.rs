@@ -6,13 +6,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{Test, assert_status, kernel, lines, program, spawn, text, tidevm};
+use serde_json::Value;
+
+use super::{Test, assert_status, kernel, lines, program, spawn, text, tidevm, with_input};
 
 pub const HOSTED: &[Test] = &[
     ("the_version_has_the_commit_where_there_is_one", the_version_has_the_commit_where_there_is_one),
     ("options_of_firecrackers_form_stand_alone", options_of_firecrackers_form_stand_alone),
     ("completions_know_every_command_and_option", completions_know_every_command_and_option),
     ("bash_completes_a_command_line", bash_completes_a_command_line),
+    ("every_command_of_a_script_has_an_example", every_command_of_a_script_has_an_example),
+    ("a_host_is_surveyed_as_the_process_sees_it", a_host_is_surveyed_as_the_process_sees_it),
     ("there_is_a_man_page_of_every_subcommand", there_is_a_man_page_of_every_subcommand),
     (
         "a_level_that_is_none_is_refused_where_it_was_given",
@@ -93,9 +97,12 @@ fn the_version_has_the_commit_where_there_is_one() {
 
 fn options_of_firecrackers_form_stand_alone() {
     for (arguments, remedy) in [
-        (&["--api-sock", "x", "run"][..], "--api-sock before `run`"),
-        (&["--api-sock", "x", "run"], "write `tidevm run --api-sock`"),
-        (&["--no-seccomp", "demo"], "`tidevm demo` has no such option; leave it or `demo` out"),
+        (&["--api-sock", "x", "run", "--script", "-"][..], "--api-sock before `run`"),
+        (&["--api-sock", "x", "run", "--script", "-"], "write `tidevm run --api-sock`"),
+        (
+            &["--no-seccomp", "script", "check", "-"],
+            "`tidevm script` has no such option; leave it or `script` out",
+        ),
     ] {
         assert_eq!(assert_status(&tidevm(arguments), 2, remedy), "");
     }
@@ -203,6 +210,59 @@ fn there_is_a_man_page_of_every_subcommand() {
     let missing = folder.join("no/such/folder");
     let output = tidevm(&["man", missing.to_str().expect("UTF-8")]);
     assert_eq!(assert_status(&output, 2, "cannot write man pages into"), "");
+}
+
+/// The finding about `what` in the survey that `sh` makes after `change`, and the exit status. [`None`] if that change
+/// is not possible here.
+fn finding(what: &str, change: &str) -> Option<(Value, i32)> {
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["--mount", "--", "sh", "-c"])
+        .arg(format!("{change} && exec \"$0\" check-host --json || exit 77"));
+    let output = shell.arg(env!("CARGO_BIN_EXE_tidevm")).stdin(Stdio::null()).output().ok()?;
+    let survey: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let status = output.status.code()?;
+    assert_eq!(survey["runs"], status == 0, "{survey}");
+    let finding = survey["findings"].as_array()?.iter().find(|finding| finding["what"] == what)?;
+    Some((finding.clone(), status))
+}
+
+fn a_host_is_surveyed_as_the_process_sees_it() {
+    let opens = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    let output = tidevm(&["check-host"]);
+    let status = if opens { 0 } else { 3 };
+    let lines = assert_status(&output, status, "");
+    assert!(lines.starts_with(if opens { "ok       /dev/kvm" } else { "missing  /dev/kvm" }), "{lines}");
+    for part in
+        ["kernel           Linux ", "Landlock  ", "seccomp  ", "huge pages  ", "open files  ", "memory  "]
+    {
+        assert!(lines.contains(part), "no `{part}`: {lines}");
+    }
+    let remedy = |finding: &Value| finding["remedy"].as_str().unwrap_or_default().to_owned();
+    let Some((files, with_few)) = finding("open files", "ulimit -n 64") else {
+        eprintln!("SKIP a_host_is_surveyed_as_the_process_sees_it: no mount namespace without root");
+        return;
+    };
+    assert_eq!((with_few, files["state"].as_str()), (status, Some("limited")), "{files}");
+    assert!(remedy(&files).contains("ulimit -n 128"), "{files}");
+    let (device, without) = finding("/dev/kvm", "mount -t tmpfs none /dev").expect("as before");
+    assert_eq!((without, device["state"].as_str()), (3, Some("missing")), "{device}");
+    assert!(device["found"].as_str().is_some_and(|found| found.starts_with("no such device")), "{device}");
+    assert!(!remedy(&device).is_empty() && !remedy(&device).starts_with('.'), "{device}");
+}
+
+/// That each example is such a command is a test of the grammar.
+fn every_command_of_a_script_has_an_example() {
+    let help = assert_status(&tidevm(&["script", "--help"]), 0, "");
+    let examples = help.lines().filter_map(|line| line.strip_prefix("      example: "));
+    let examples: Vec<_> = examples.filter_map(|example| example.split(' ').next()).collect();
+    // A word that begins no command has all of them in its error.
+    let unknown = text(&with_input(&["script", "check", "-"], "grow\n").stderr);
+    let (_, words) = unknown.split_once("a command (").expect("a list");
+    let (words, _) = words.split_once(')').expect("its end");
+    let words: Vec<_> = words.split([',', ' ']).filter(|word| !["", "or"].contains(word)).collect();
+    assert!(words.len() > 15, "{words:?}");
+    assert_eq!(examples, words);
 }
 
 fn a_level_that_is_none_is_refused_where_it_was_given() {

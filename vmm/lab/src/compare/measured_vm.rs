@@ -169,7 +169,7 @@ impl LinuxOnKvm {
             kernel: Some(linux.kernel.clone()),
             initrd: Some(linux.initrd.clone()),
             cmdline: Some(LINUX_CMDLINE.to_owned()),
-            console: ConsoleMode::Socket(socket.0.clone()),
+            console: ConsoleMode::Connect(socket.0.clone()),
             ..config
         };
         let vm = locked_in(with_linux, |vm| vm)?;

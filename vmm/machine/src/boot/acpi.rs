@@ -179,7 +179,7 @@ fn dsdt(config: &Config) -> Sdt {
         vec![&IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8), &interrupt(layout::SERIAL_GSI)],
         &mut body,
     );
-    for index in 0..=config.hotplug.len() {
+    for index in 0..config.mmio_devices() {
         let registers = Memory32Fixed::new(true, layout::mmio(index).0 as u32, layout::MMIO_SIZE as u32);
         let name = format!("VM{index:02}");
         device(&name, &"LNRO0005", index as u8, vec![&registers, &interrupt(layout::gsi(index))], &mut body);
@@ -209,7 +209,7 @@ mod tests {
     use tidevm_abi::Size;
 
     use super::*;
-    use crate::config::{HotplugConfig, MAX_NODE, NodeConfig};
+    use crate::config::{BalloonConfig, HotplugConfig, MAX_NODE, NodeConfig};
     use crate::memory::fake::memory;
 
     fn written(config: &Config) -> Vec<u8> {
@@ -238,7 +238,8 @@ mod tests {
         hotplug[0].node = Some(1);
         hotplug[1].node = Some(MAX_NODE);
         let (memory, numa) = two_nodes();
-        let bytes = written(&Config { cpus: 254, memory, numa, hotplug, ..Config::default() });
+        let balloon = Some(BalloonConfig { reporting: true, stats_interval: None });
+        let bytes = written(&Config { cpus: 254, memory, numa, hotplug, balloon, ..Config::default() });
         let base = TABLES.0 as usize;
         let table = |at: usize| {
             let at = at - base;
@@ -276,6 +277,6 @@ mod tests {
         let dsdt = table(number(fadt, 140, 8));
         assert_eq!(&dsdt[..4], b"DSDT");
         let devices = dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count();
-        assert_eq!(devices, 1 + tidevm_abi::MAX_MEM_DEVICES);
+        assert_eq!(devices, 2 + tidevm_abi::MAX_MEM_DEVICES);
     }
 }

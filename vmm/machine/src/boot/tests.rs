@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::HotplugConfig;
+use crate::config::{BalloonConfig, HotplugConfig};
 use crate::memory::fake::memory;
 
 const MIB: u64 = 1 << 20;
@@ -61,7 +61,8 @@ fn the_command_line_describes_the_vm() {
 #[test]
 fn the_largest_vm_fits_on_the_command_line() {
     let hotplug = vec![HotplugConfig::new(Size(GIB)); tidevm_abi::MAX_MEM_DEVICES];
-    let config = Config { cpus: 254, hotplug, ..Config::default() };
+    let balloon = Some(BalloonConfig { reporting: true, stats_interval: None });
+    let config = Config { cpus: 254, hotplug, balloon, ..Config::default() };
     let length = |config: &Config| {
         cmdline(config, u32::MAX, true).map(|line| line.as_cstring().unwrap().as_bytes().len())
     };

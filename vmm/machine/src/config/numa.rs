@@ -3,7 +3,7 @@
 //! The guest learns of nodes by ACPI (`boot/acpi.rs`). A node may have only memory, only vCPUs, or neither:
 //! then it is a place for memory that is plugged later.
 
-use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
+use tidevm_abi::{MEMORY_BLOCK_SIZE, Size, cmdline};
 
 use super::{Config, MAX_NODE, MEMORY_BLOCK, nearest};
 
@@ -59,6 +59,16 @@ impl Config {
     /// Whether the configuration names a node. Only then the guest is told about nodes.
     pub(crate) fn has_nodes(&self) -> bool {
         !self.numa.is_empty() || self.hotplug.iter().any(|hotplug| hotplug.node.is_some())
+    }
+
+    /// The number of nodes that the guest can have at most: `None` if its command line may name others.
+    #[must_use]
+    pub fn nodes(&self) -> Option<usize> {
+        let words = self.cmdline.iter().flat_map(|line| line.split_whitespace());
+        let told = words.map(|word| word.split('=').next()).any(|key| key == Some(cmdline::NUMA));
+        let of_hotplug = self.hotplug.iter().filter_map(|hotplug| hotplug.node).max();
+        let last = of_hotplug.map_or(0, |node| usize::from(node) + 1);
+        (!told && self.kernel.is_none()).then(|| self.numa.len().max(last).max(1))
     }
 
     /// The node of each vCPU.

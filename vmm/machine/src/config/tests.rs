@@ -57,7 +57,7 @@ fn impossible_configurations_are_refused_with_advice() {
             node: None,
         })
     };
-    let table: [(Config, &str); 22] = [
+    let table: [(Config, &str); 24] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
         (
@@ -126,6 +126,17 @@ fn impossible_configurations_are_refused_with_advice() {
         (
             Config { cmdline: Some("a\nb".to_owned()), ..Config::default() },
             "--cmdline: byte 1 is not printable ASCII",
+        ),
+        (
+            Config { cmdline: Some("quiet tidevm.innit=lazy".to_owned()), ..Config::default() },
+            "--cmdline: `tidevm.innit=lazy` is no word of the built-in guest, whose own are \
+             tidevm.memory_block=VALUE, tidevm.memmap_removal=VALUE, tidevm.pcp_disable=VALUE, tidevm.init=VALUE, \
+             tidevm.deferred_grow=VALUE, tidevm.numa=VALUE, tidevm.deferred_workers=VALUE, \
+             tidevm.device_init=VALUE, tidevm.zeroed=VALUE",
+        ),
+        (
+            Config { initrd: Some("initrd".into()), ..Config::default() },
+            "--initrd: the built-in guest has no use for an initial RAM disk; leave it out, or give --kernel too",
         ),
     ];
     for (config, message) in table {

@@ -4,15 +4,17 @@
 //! Best effort: a kernel without Landlock, or with an older version, enforces less, and the log says so. seccomp
 //! forbids the same calls by their numbers.
 
+use std::io;
 use std::path::Path;
+use std::thread;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// The newest version of Landlock whose rights this file names.
-const NEWEST: ABI = ABI::V7;
+pub const NEWEST: ABI = ABI::V7;
 
 /// Why files were not put out of reach.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,29 @@ pub enum ReachError {
 /// # Errors
 /// [`ReachError`]. A kernel without Landlock is not an error.
 pub fn restrict_files(readable: &[&Path], writable: &[&Path]) -> Result<(), ReachError> {
+    match restrict(readable, writable)?.ruleset {
+        RulesetStatus::FullyEnforced => {}
+        RulesetStatus::PartiallyEnforced => {
+            log::info!("Landlock of this kernel is older than version 7: it forbids less than it could");
+        }
+        RulesetStatus::NotEnforced => {
+            log::info!("this kernel has no Landlock: only seccomp keeps the process from opening files");
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel's Landlock does for a thread, which ends.
+///
+/// # Errors
+/// There is no such thread, or it cannot be restricted.
+pub fn try_on_a_thread() -> io::Result<LandlockStatus> {
+    let thread = thread::Builder::new().name("landlock".to_owned()).spawn(|| restrict(&[], &[]))?;
+    let status = thread.join().map_err(|_| io::Error::other("its thread panicked"))?;
+    Ok(status.map_err(io::Error::other)?.landlock)
+}
+
+fn restrict(readable: &[&Path], writable: &[&Path]) -> Result<RestrictionStatus, ReachError> {
     let all = AccessFs::from_all(NEWEST);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -45,14 +70,5 @@ pub fn restrict_files(readable: &[&Path], writable: &[&Path]) -> Result<(), Reac
             rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, access))?;
         }
     }
-    match rules.restrict_self()?.ruleset {
-        RulesetStatus::FullyEnforced => {}
-        RulesetStatus::PartiallyEnforced => {
-            log::info!("Landlock of this kernel is older than version 7: it forbids less than it could");
-        }
-        RulesetStatus::NotEnforced => {
-            log::info!("this kernel has no Landlock: only seccomp keeps the process from opening files");
-        }
-    }
-    Ok(())
+    Ok(rules.restrict_self()?)
 }

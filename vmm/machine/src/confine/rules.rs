@@ -239,7 +239,9 @@ const VCPU: &[Rule] = &[
 const EVENTS: &[Rule] = &[
     any(Sysno::epoll_wait, "the wait of the loop"),
     any(Sysno::epoll_pwait, "the wait of the loop"),
-    any(Sysno::epoll_ctl, "console input that the guest has no room for is not listened to"),
+    any(Sysno::epoll_ctl, "clients of the console; input that the guest has no room for is not listened to"),
+    any(Sysno::accept4, "a client of the console, whose socket is open"),
+    ioctl(&[(libc::FIONBIO as u32, "FIONBIO")], "a client of the console never makes a thread wait"),
     any(Sysno::read, "eventfds, timers, console input"),
     any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets"),
     ioctl(

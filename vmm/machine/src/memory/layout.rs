@@ -39,8 +39,8 @@ pub const FIRST_GSI: u32 = 5;
 /// Pins of the IO-APIC.
 const GSIS: u32 = 24;
 
-// One interrupt per virtio-mem device, and one for the control channel.
-const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES < (GSIS - FIRST_GSI) as usize);
+// One interrupt per virtio-mem device, one for the control channel, and one for the balloon.
+const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES + 1 < (GSIS - FIRST_GSI) as usize);
 
 /// Three pages in the register hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;

@@ -80,6 +80,22 @@ impl RamRegion {
         &self.open
     }
 
+    /// Whether all of `range` is in one run of open memory.
+    #[must_use]
+    pub fn is_open(&self, range: GuestRange) -> bool {
+        self.range.offsets_of(range).is_some_and(|offsets| self.open.contains(offsets))
+    }
+
+    /// Gives the memory behind `range`, which is open and stays so, back to the host.
+    ///
+    /// # Errors
+    /// The range is not in the region (`EINVAL`), or the error of the host.
+    pub fn give_back(&self, range: GuestRange) -> io::Result<()> {
+        let offsets =
+            self.range.offsets_of(range).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        self.mapping.discard(offsets)
+    }
+
     /// Makes a range usable. All of it is closed now.
     ///
     /// # Errors

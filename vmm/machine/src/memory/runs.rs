@@ -49,6 +49,13 @@ impl Runs {
         self.last_before(range.end()).is_some_and(|run| run.end() > range.start())
     }
 
+    /// Whether all of `range` is in the set.
+    #[must_use]
+    pub fn contains(&self, range: OffsetRange) -> bool {
+        self.last_before(range.end())
+            .is_some_and(|run| run.start() <= range.start() && range.end() <= run.end())
+    }
+
     /// The runs that overlap `range`, descending.
     pub fn overlapping(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> + '_ {
         let before_end = self.runs.range(..range.end()).rev().map(|(_, &run)| run);
@@ -97,5 +104,9 @@ mod tests {
         set.remove(offsets(80..250));
         assert_eq!(set, runs(&[(0, 40), (60, 80), (250, 300)]));
         assert!(set.overlaps(offsets(79..90)) && !set.overlaps(offsets(80..250)));
+        assert!(set.contains(offsets(60..80)) && set.contains(offsets(299..300)));
+        assert!(
+            ![59..61, 79..81, 60..251, 80..250, 40..60].into_iter().any(|part| set.contains(offsets(part)))
+        );
     }
 }

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use tidevm_abi::ShowDuration;
+
 use crate::death::Death;
 
 /// Why a wait ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// It took too long.
-    #[error("{what}: not within {after:?}")]
+    #[error("{what}: not within {}", ShowDuration(*.after))]
     Deadline {
         /// The awaited event, in words.
         what: String,

@@ -87,6 +87,13 @@ impl Chain {
         self.response.iter().map(|&(_, size)| size).sum()
     }
 
+    /// The buffers that can be written, with their sizes in bytes, none of them empty. Nothing is known of the
+    /// addresses.
+    #[must_use]
+    pub fn writable(&self) -> &[(GuestAddress, usize)] {
+        &self.response
+    }
+
     /// Writes all of `response` and returns its length. Returns 0 when it does not fit or a buffer is not in
     /// memory that the guest may use; the chain then goes back empty.
     #[must_use]

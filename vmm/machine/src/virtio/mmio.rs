@@ -107,6 +107,12 @@ impl Registers {
             && self.status & (VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED) == 0
     }
 
+    /// Whether the driver and the device agreed on `feature`, a number of a bit.
+    #[must_use]
+    pub fn agreed(&self, feature: u32) -> bool {
+        self.has(VIRTIO_CONFIG_S_FEATURES_OK) && self.driver_features >> feature & 1 == 1
+    }
+
     /// A queue, set up or not.
     #[must_use]
     pub fn queue(&self, index: usize) -> Option<&Queue> {

@@ -10,6 +10,11 @@ use crate::config::ConsoleMode;
 use crate::error::{StartError, host};
 use crate::process::standard_input;
 use crate::serial::Sink;
+use crate::socket::{self, Listener};
+
+pub(super) mod clients;
+
+use clients::Seat;
 
 /// Most bytes of a guest's output that a file gets. A guest can write without end, and the host's disk has one.
 const FILE_LIMIT: u64 = 64 << 20;
@@ -17,14 +22,55 @@ const FILE_LIMIT: u64 = 64 << 20;
 /// What a file that is full ends with.
 const LAST_LINE: &[u8] = b"\n[tidevm: the console's output ends here: a file gets at most 64 MiB]\n";
 
+/// An open console.
+pub(super) struct Console {
+    /// For the serial port's output.
+    pub(super) sink: Sink,
+    /// Where its input comes from, if that is one place.
+    pub(super) input: Option<File>,
+    /// The socket whose clients have the console, and the place of the one that has it now.
+    pub(super) clients: Option<(Listener, Seat)>,
+}
+
+impl ConsoleMode {
+    /// Makes the socket of [`ConsoleMode::Socket`], as the start of a VM does otherwise. Call it before [`Jail::fork`]: a
+    /// process in the jail removes no socket at its end. The process has one thread.
+    ///
+    /// # Errors
+    /// Another process listens there, the file is no socket, or the host refuses.
+    ///
+    /// [`Jail::fork`]: crate::Jail::fork
+    pub fn listen(&mut self) -> Result<(), StartError> {
+        if let Self::Socket(path) = self {
+            *self = Self::Listening(Listener::new(socket::listen("--console socket:", path)?));
+        }
+        Ok(())
+    }
+}
+
+/// Opens what `mode` names.
+pub(super) fn open(mode: &mut ConsoleMode) -> Result<Console, StartError> {
+    mode.listen()?;
+    if let ConsoleMode::Listening(listener) = mode {
+        let seat = Seat::default();
+        let sink = Sink::Bytes(Box::new(clients::Output::to(&seat)));
+        return Ok(Console { sink, input: None, clients: Some((listener.clone(), seat)) });
+    }
+    let (sink, input) = open_one(mode)?;
+    Ok(Console { sink, input, clients: None })
+}
+
 /// The sink of the serial port's output, and the source of its input if there is one.
-pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
+fn open_one(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
     let failed = |kind, path: &PathBuf| {
         let path = path.clone();
         move |error| StartError::Console { kind, path, error }
     };
     Ok(match mode {
-        ConsoleMode::Off => (Sink::Lines(Box::new(io::sink())), None),
+        // These have clients, who come and go.
+        ConsoleMode::Socket(_) | ConsoleMode::Listening(_) | ConsoleMode::Off => {
+            (Sink::Lines(Box::new(io::sink())), None)
+        }
         ConsoleMode::Stderr => (Sink::Lines(Box::new(io::stderr())), None),
         ConsoleMode::Stdio => {
             let input = standard_input().map_err(host("open standard input"))?;
@@ -35,8 +81,8 @@ pub(super) fn open(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartErro
             let file = File::create(path).map_err(failed("file", path))?;
             (Sink::RawLines(Box::new(Limited { writer: file, left: FILE_LIMIT, last_line: LAST_LINE })), None)
         }
-        ConsoleMode::Socket(path) => {
-            let output = UnixStream::connect(path).map_err(failed("socket", path))?;
+        ConsoleMode::Connect(path) => {
+            let output = UnixStream::connect(path).map_err(failed("connect", path))?;
             let input = output.try_clone().map_err(host("share a socket"))?;
             // As a file, so that it is written to by `write`, which every filter allows, and not by `send`.
             (Sink::Bytes(Box::new(File::from(OwnedFd::from(output)))), Some(File::from(OwnedFd::from(input))))

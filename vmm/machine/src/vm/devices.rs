@@ -16,11 +16,13 @@ use crate::serial::{Serial, Sink};
 use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::RegisterDevice;
+use crate::virtio::balloon::{Asks, Balloon, QUEUES, ReportCounters};
 use crate::virtio::control::Control;
 use crate::virtio::mem::{Mem, RequestCounters, Target};
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
-/// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`.
+/// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`; the balloon is the
+/// last one.
 #[derive(Debug)]
 pub(super) struct Devices {
     pub(super) control: Arc<Mutex<Control>>,
@@ -28,6 +30,7 @@ pub(super) struct Devices {
     pub(super) control_kicks: [EventFd; 2],
     /// One entry per hotplug region.
     pub(super) mem: Vec<MemDevice>,
+    pub(super) balloon: Option<BalloonDevice>,
     pub(super) serial: Arc<Serial>,
     /// Written when the serial port has room for input again.
     pub(super) serial_drained: EventFd,
@@ -45,6 +48,18 @@ pub(super) struct MemDevice {
     /// What is counted of its requests.
     pub(super) counters: Arc<RequestCounters>,
     /// Written when the queue has requests.
+    pub(super) kick: EventFd,
+}
+
+/// The virtio-balloon device.
+#[derive(Debug)]
+pub(super) struct BalloonDevice {
+    pub(super) device: Arc<Mutex<Balloon>>,
+    /// Used without the mutex of `device`, which is held while memory is given back.
+    pub(super) asks: Arc<Asks>,
+    /// What is counted of its reports.
+    pub(super) counters: Arc<ReportCounters>,
+    /// Written when a queue has chains, and when statistics are wanted.
     pub(super) kick: EventFd,
 }
 
@@ -87,10 +102,21 @@ impl Devices {
             let (target, counters) = (device.target(), device.counters());
             mem.push(MemDevice { device: Arc::new(Mutex::new(device)), target, counters, kick });
         }
+        let mut balloon = None;
+        if let Some(config) = config.balloon {
+            let (interrupt, kick) = (event()?, event()?);
+            let (memory, state) = (Arc::clone(memory), Arc::clone(state));
+            let device = Balloon::new(config, memory, state, share(&interrupt)?, share(&kick)?)
+                .map_err(host("make the balloon"))?;
+            interrupts.push(interrupt);
+            let (asks, counters) = (device.asks(), device.counters());
+            balloon = Some(BalloonDevice { device: Arc::new(Mutex::new(device)), asks, counters, kick });
+        }
         Ok(Self {
             control: Arc::new(Mutex::new(control)),
             control_kicks,
             mem,
+            balloon,
             serial: Arc::new(serial),
             serial_drained,
             serial_interrupt,
@@ -101,13 +127,15 @@ impl Devices {
     /// The virtio-mmio devices in the order of their registers.
     pub(super) fn in_order(&self) -> Vec<Arc<Mutex<dyn RegisterDevice>>> {
         let mem = self.mem.iter().map(|mem| Arc::clone(&mem.device) as _);
-        std::iter::once(Arc::clone(&self.control) as _).chain(mem).collect()
+        let balloon = self.balloon.iter().map(|balloon| Arc::clone(&balloon.device) as _);
+        std::iter::once(Arc::clone(&self.control) as _).chain(mem).chain(balloon).collect()
     }
 
     /// First part of a system reset, before memory is reset: no device writes to the old guest's buffers any
     /// more. No vCPU runs, and no queue is served, so that only a call could. What others see of the guest stays.
     pub(super) fn disconnect(&self) {
         lock(&self.control).disconnect();
+        self.balloon.iter().for_each(|balloon| lock(&balloon.device).disconnect());
         self.serial.reset();
     }
 
@@ -125,7 +153,10 @@ impl Devices {
     pub(super) fn register_kicks(&self, vm: &VmFd) -> Result<(), StartError> {
         let control = self.control_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
         let mem = self.mem.iter().enumerate().map(|(index, mem)| (index + 1, 0, &mem.kick));
-        for (device, queue, kick) in control.chain(mem) {
+        let last = self.mem.len() + 1;
+        let queues = |balloon| (0..QUEUES).map(move |queue| (last, queue, balloon));
+        let balloon = self.balloon.iter().flat_map(|balloon| queues(&balloon.kick));
+        for (device, queue, kick) in control.chain(mem).chain(balloon) {
             let address = IoEventAddress::Mmio(layout::mmio(device).0 + QUEUE_NOTIFY);
             vm.register_ioevent(kick, &address, queue as u32).map_err(kvm("register an ioeventfd"))?;
         }

@@ -29,6 +29,8 @@ use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 use crate::virtio::mem::RETRY_AFTER;
 
+mod balloon;
+
 /// Least time from one reset to the next: a guest that resets without end must not keep the host busy with
 /// making machines of KVM. vCPUs that did not ask for the next reset run until it comes.
 pub(super) const RESET_PAUSE: Duration = Duration::from_millis(100);
@@ -40,6 +42,8 @@ pub(super) struct Sources {
     pub(super) hardware: Arc<Mutex<Hardware>>,
     /// Input for the serial port.
     pub(super) input: Option<File>,
+    /// The clients of a console at a socket.
+    pub(super) clients: Option<Subscriber>,
 }
 
 /// Starts the loop that serves `sources`.
@@ -47,11 +51,14 @@ pub(super) struct Sources {
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
-    let Sources { shared, hardware, input } = sources;
+    let Sources { shared, hardware, input, clients } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
         subscribers.push(Box::new(MemQueue { shared: share(), index, timer: timer()? }));
+    }
+    if shared.devices.balloon.is_some() {
+        subscribers.push(Box::new(balloon::Queues::new(share(), timer()?)));
     }
     subscribers.push(Box::new(ControlQueues { shared: share() }));
     let timer = timer()?;
@@ -59,6 +66,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     if let Some(source) = input {
         subscribers.push(Box::new(Input { shared: share(), source }));
     }
+    subscribers.extend(clients);
     let config = &shared.config;
     let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
@@ -156,7 +164,7 @@ fn again(event: &EventFd) {
 }
 
 /// Acknowledges an event, however often it was raised.
-fn clear(event: &EventFd) {
+pub(super) fn clear(event: &EventFd) {
     if let Err(error) = event.read() {
         log::debug!("event: {error}");
     }

@@ -25,6 +25,10 @@ use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
 
+mod balloon;
+
+pub use balloon::{IntervalRefused, NoStatistics};
+
 /// A running VM, for any number of threads. See [`Vm`](super::Vm), which ends it.
 #[derive(Clone, Debug)]
 pub struct VmHandle {
@@ -177,6 +181,7 @@ impl VmHandle {
         if !self.shared.pause.is_wanted() {
             return Ok(true);
         }
+        let _turn = self.shared.looks.turn();
         Ok(match self.hardware.try_lock() {
             Ok(hardware) => hardware.park(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().park(),
@@ -239,9 +244,10 @@ impl VmHandle {
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is
-    /// reported as [`LookResult::Silent`]. For a guest that does not answer.
+    /// reported as [`LookResult::Silent`]. Threads that call this at once take turns. For a guest that does not answer.
     #[must_use]
     pub fn vcpus(&self) -> Vec<VcpuReport> {
+        let _turn = self.shared.looks.turn();
         let seen = match self.hardware.try_lock() {
             Ok(hardware) => hardware.look(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().look(),
@@ -256,5 +262,11 @@ impl VmHandle {
     #[must_use]
     pub fn now(&self) -> Instant {
         self.shared.state.now()
+    }
+
+    /// When the VM was first started, on the same clock. A reset does not change it.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.shared.started
     }
 }

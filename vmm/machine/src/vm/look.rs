@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvm_bindings::{
@@ -196,6 +196,8 @@ fn hex(vectors: &[u8]) -> String {
 /// Where vCPU threads leave the state of their vCPUs.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
+    /// Held during a look or a pause, so that the next thread that makes one waits, and is not told of a reset.
+    turn: Mutex<()>,
     /// The number of the last look, from 1.
     wanted: AtomicU64,
     answers: Mutex<Answers>,
@@ -212,6 +214,11 @@ struct Answers {
 }
 
 impl Looks {
+    /// The turn of the calling thread. The threads before it take at most [`LOOK_LIMIT`] each.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
+    }
+
     /// Called by the thread of `index` before each entry into the guest. `last` is the last look that it answered.
     pub(super) fn answer(&self, index: usize, vcpu: &VcpuFd, memory: &Memory, last: &mut u64) {
         // Pairs with the store of `look`: the table of that look is there already.

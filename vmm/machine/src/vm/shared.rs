@@ -53,6 +53,8 @@ pub(super) struct VmShared {
     pub(super) exits: Vec<ExitCounters>,
     /// Id of the next call.
     pub(super) next_call: AtomicU32,
+    /// When the VM was first started.
+    pub(super) started: Instant,
 }
 
 impl VmShared {
@@ -83,6 +85,7 @@ impl VmShared {
             budget: Budget::of_process(),
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             next_call: AtomicU32::new(FIRST_CALL),
+            started,
             config,
             kernel,
             memory,

@@ -2,15 +2,17 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 use tidevm_abi::Size;
 
 use super::companion::{self, Companion};
+use super::console::clients::Clients;
+use super::console::{self, Console};
 use super::devices::event;
-use super::events::{self, Sources};
+use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::shared::VmShared;
-use super::{Vm, VmHandle, console, signals};
+use super::{Vm, VmHandle, signals};
 use crate::boot::Files;
 use crate::clock;
 use crate::config::{Config, ConsoleMode};
@@ -20,27 +22,15 @@ use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
 use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
+use crate::requirements;
 use crate::sync::lock;
-
-/// The version of KVM's interface. It has been the only one since Linux 2.6.22.
-const KVM_API_VERSION: i32 = 12;
-
-/// The extensions of KVM that this VMM relies on.
-const CAPABILITIES: [(Cap, &str); 6] = [
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
-];
 
 /// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
 /// event, twice, and epoll, the pause of the event loop. A few more let the embedder open a file.
 const SPARE_DESCRIPTORS: usize = 10;
 
 /// [`Vm::start_with`].
-pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
+pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm, StartError> {
     let started = clock::now();
     config.validate()?;
     let Files { kernel, initrd } = Files::open(&config)?;
@@ -54,8 +44,10 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
     let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
-    let (sink, input) = console::open(&config.console)?;
+    let Console { sink, input, clients } = console::open(&mut config.console)?;
     let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
+    let clients: Option<Subscriber> =
+        clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
@@ -63,7 +55,7 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
         ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
         _ => None,
     };
-    check_descriptors(shared.config.hotplug.len())?;
+    check_descriptors(shared.config.mmio_devices())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
@@ -74,7 +66,7 @@ pub(super) fn start(config: Config, companions: Vec<Companion>) -> Result<Vm, St
     prepare_grace(confinement)?;
     let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
-    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input };
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input, clients };
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;
@@ -104,13 +96,8 @@ fn check_descriptors(devices: usize) -> Result<(), StartError> {
 
 fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     let kvm = Kvm::new().map_err(|error| no_kvm(std::io::Error::from_raw_os_error(error.errno())))?;
-    if kvm.get_api_version() != KVM_API_VERSION {
-        return Err(StartError::Capability("version 12 of its interface"));
-    }
-    if let Some((_, name)) =
-        CAPABILITIES.into_iter().find(|&(capability, _)| !kvm.check_extension(capability))
-    {
-        return Err(StartError::Capability(name));
+    if let Some(missing) = requirements::missing(&kvm) {
+        return Err(StartError::Capability(missing));
     }
     let most = kvm.get_max_vcpus();
     if usize::from(config.cpus) > most {

@@ -17,6 +17,7 @@ use crate::error::StartError;
 use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
+mod console;
 mod embedder;
 mod look;
 mod pause;
@@ -346,7 +347,7 @@ fn a_console_at_a_socket_goes_both_ways() {
     let kernel = Kernel::new(&[ECHO.as_slice(), &POWER_OFF].concat());
     let path = kernel.0.with_extension("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    let config = Config { console: ConsoleMode::Socket(path.clone()), ..kernel.config() };
+    let config = Config { console: ConsoleMode::Connect(path.clone()), ..kernel.config() };
     let vm = start(config.clone()).unwrap();
     let (mut console, _) = listener.accept().unwrap();
     console.set_read_timeout(Some(LIMIT)).unwrap();
@@ -358,6 +359,6 @@ fn a_console_at_a_socket_goes_both_ways() {
     assert_eq!(vm.stop(LIMIT), End::PoweredOff);
     drop(listener);
     let error = start(config).unwrap_err();
-    assert!(error.to_string().contains("--console socket:") && !error.is_refusal(), "{error}");
+    assert!(error.to_string().contains("--console connect:") && !error.is_refusal(), "{error}");
     std::fs::remove_file(path).unwrap();
 }

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tidevm_abi::command::{Churn, Command, Corrupt, Pmem, PmemHold};
-use tidevm_abi::{CorruptPart, Name};
+use tidevm_abi::command::{Churn, Command, Corrupt, Fails, Pmem, PmemHold};
+use tidevm_abi::{CorruptPart, Counted, Name};
 
 use super::{Statement, Step};
 
@@ -26,7 +26,7 @@ enum Kind {
 }
 
 /// The workloads after the steps so far.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Workloads {
     /// Their kinds, and the lines that started them.
     living: HashMap<Name, (Kind, usize)>,
@@ -88,6 +88,7 @@ fn walk(body: &[Statement], workloads: &mut Workloads, errors: &mut Errors) {
 
 fn visit(step: &Step, workloads: &mut Workloads) -> Result<(), String> {
     match &step.command {
+        Command::Fails(Fails { command, .. }) => may_fail(command, workloads, step.line),
         Command::Hog(hog) => workloads.start(&hog.name, Kind::Hog { pages: hog.size.pages() }, step.line),
         Command::Pmem(Pmem::Hold(PmemHold { name, size, .. })) => {
             workloads.start(name, Kind::Pmem { pages: size.pages() }, step.line)
@@ -120,6 +121,19 @@ fn visit(step: &Step, workloads: &mut Workloads) -> Result<(), String> {
     }
 }
 
+/// Checks the names of a command that is expected to fail: it starts no workload, and a machine that refuses a reset
+/// keeps its workloads.
+fn may_fail(command: &Command, workloads: &mut Workloads, line: usize) -> Result<(), String> {
+    let ends = matches!(command, Command::Wait(_) | Command::Release(_));
+    let mut tried = if ends { std::mem::take(workloads) } else { workloads.clone() };
+    let step = Step { line, column: 0, command: command.clone() };
+    let result = visit(&step, &mut tried);
+    if ends {
+        *workloads = tried;
+    }
+    result
+}
+
 /// Whether a workload of `kind` has the page and the part of it that `corrupt` changes.
 fn can_corrupt(kind: Kind, Corrupt { name, page, part }: &Corrupt) -> Result<(), String> {
     let pages = match kind {
@@ -132,5 +146,9 @@ fn can_corrupt(kind: Kind, Corrupt { name, page, part }: &Corrupt) -> Result<(),
     if u64::from(*page) < pages {
         return Ok(());
     }
-    Err(format!("`{name}` has no page {page}: the last of its {pages} pages is page {}", pages - 1))
+    Err(format!(
+        "`{name}` has no page {page}: the last of its {} is page {}",
+        Counted(pages, "page"),
+        pages - 1
+    ))
 }

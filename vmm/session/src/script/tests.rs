@@ -95,6 +95,21 @@ fn names_are_checked_in_the_order_of_the_run() {
 }
 
 #[test]
+fn a_command_that_is_to_fail_starts_nothing_and_ends_what_it_would_end() {
+    let fails = |command: &str| format!("fails {command} because \"x\"\n");
+    let hog = "hog 4M movable as a\n";
+    assert_errors(&(fails("hog 4M movable as a") + "verify a"), &[(2, 1, "nothing is called `a`")]);
+    assert_errors(&(fails("pmem hold 4K of 0 as a") + "verify a"), &[(2, 1, "nothing is called `a`")]);
+    assert_errors(&(hog.to_owned() + &fails("hog 4M movable as a")), &[(2, 1, "in use since line 1")]);
+    assert_errors(&fails("verify a"), &[(1, 1, "nothing is called `a`")]);
+    assert_errors(&(hog.to_owned() + &fails("release a") + "verify a"), &[(3, 1, "nothing is called `a`")]);
+    assert_eq!(errors(&(hog.to_owned() + &fails("verify a") + &fails("reset") + "release a")), []);
+    let script = Script::parse("test", &fails("reset")).unwrap();
+    assert!(script.resets(), "the machine has to be made for it all the same");
+    assert_eq!(script.longest_step(), "fails reset because \"x\"".len());
+}
+
+#[test]
 fn targets_fit_the_devices() {
     let fit = |text: &str, blocks: &[u64]| {
         let device = |&block| HotplugConfig { device_block: Size(block), ..HotplugConfig::new(Size::gib(1)) };
@@ -106,6 +121,14 @@ fn targets_fit_the_devices() {
     let (small, large) = (2 << 20, 4 << 20);
     assert_eq!(fit("resize 999T\nexpect host.held == 5\ncheck", &[small]), Ok(()));
     assert_eq!(fit("expect migrated == 0", &[]), Ok(()));
+    assert!(fit("fails plug 3M because \"x\"", &[small]).unwrap_err().contains("3M is not a multiple"));
+    assert!(fit("expect host.held == 0 device 1", &[small]).unwrap_err().contains("there is no device 1"));
+    assert_eq!(fit("expect host.held == 0 device 1", &[small, small]), Ok(()));
+    assert_eq!(fit("expect node.0.init.local == 0", &[]), Ok(()));
+    assert_eq!(
+        fit("expect node.1.init.local == 0", &[]),
+        Err("there is no node.1.init.local: the guest has 1 node; --numa gives it more".to_owned())
+    );
     assert_eq!(
         fit("plug 3M", &[small]),
         Err("3M is not a multiple of the block size 2M of device 0".to_owned())
@@ -125,6 +148,18 @@ fn an_error_shows_the_line_and_points_at_the_place() {
     let error = Script::parse("a.tide", "check\n\tresize 2X # why\n").unwrap_err();
     let shown = "a.tide:2:9: expected a size such as 2G, found `2X`\n2 |  resize 2X # why\n  |         ^";
     assert_eq!(error.to_string(), shown);
+}
+
+#[test]
+fn a_script_of_another_system_is_a_script() {
+    let text = "# all\nrepeat 2 {\n  check\n}\nsleep 1 s\n";
+    let plain = Script::parse("test", text).unwrap();
+    let windows = Script::parse("test", &format!("\u{feff}{}", text.replace('\n', "\r\n"))).unwrap();
+    assert_eq!(windows, plain);
+    let error = Script::parse("test", "\u{feff}grow 2G\r\n").unwrap_err().to_string();
+    assert!(error.starts_with("test:1:1: ") && error.ends_with("1 | grow 2G\n  | ^"), "{error}");
+    // Anywhere else it is no space.
+    assert_errors("check\n\u{feff}check", &[(2, 1, "a command")]);
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::time::Duration;
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
-use super::workload::patience;
-use super::{ANSWER_DEADLINE, Blocks, Observer, Session, VmControl};
+use super::{ANSWER_DEADLINE, Blocks, Observer, Session, VmControl, Work};
 
 /// The number of answers when no two neighbouring memory blocks are alike.
 const MOST_ANSWERS: u64 = MAX_PHYS_ADDR / MEMORY_BLOCK_SIZE / BLOCK_RUNS as u64;
@@ -47,7 +46,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     /// Lets the guest remove memory blocks and add them again.
     pub(super) fn readd(&self, size: Size, addr: u64) -> Done {
-        match self.ask(Op::Readd { addr, size }, patience(size.pages()))? {
+        match self.ask(Op::Readd { addr, size }, self.limit_of(Work::Move, size))? {
             Answer::Done => Ok(None),
             Answer::Failed(failure @ Failure::NotBlocks) => {
                 let text = format!("{size} at {} is {failure}", Size(addr));

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BadWord, Failure, Metric, Name, ResizeState, Size};
+use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
 use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
 
 /// Why a step did not do what its text says.
@@ -61,11 +61,30 @@ pub enum StepFailure {
         /// Its value.
         value: u64,
     },
+    /// `expect`: the guest has no such node or zone.
+    #[error("the guest has no `{0}`")]
+    NoMetric(Metric),
+    /// `fails`: the command did what its text says.
+    #[error("it did not fail")]
+    DidNotFail,
+    /// `fails`: the command failed for another reason than the expected one.
+    #[error("it failed, but not because \"{because}\": {failure}")]
+    FailedOtherwise {
+        /// The expected part of the failure's text.
+        because: String,
+        /// The failure.
+        failure: Box<StepFailure>,
+    },
     /// The host does not tell how much memory a region holds.
     #[error("the host does not say what it holds: {0}")]
     HostSilent(String),
     /// Pages of a workload have a wrong content.
-    #[error("{corrupt} of {pages} pages of `{name}` are corrupt{}", first_word(*.first))]
+    #[error(
+        "{corrupt} of {} of `{name}` {} corrupt{}",
+        Counted(*.pages, "page"),
+        either(*.corrupt, "is", "are"),
+        first_word(*.first)
+    )]
     Corrupt {
         /// The workload.
         name: Name,
@@ -77,7 +96,7 @@ pub enum StepFailure {
         first: Option<BadWord>,
     },
     /// A workload has another number of pages than it had.
-    #[error("`{name}` held {held} pages, and now has {seen}")]
+    #[error("`{name}` held {}, and now has {seen}", Counted(*.held, "page"))]
     PagesLost {
         /// The workload.
         name: Name,
@@ -112,7 +131,7 @@ pub enum StepFailure {
     #[error(transparent)]
     CallsUnread(CallsUnread),
     /// Nothing came within the deadline.
-    #[error("{what}: not within {after:?}")]
+    #[error("{what}: not within {}", ShowDuration(*.after))]
     TooLate {
         /// The event that was waited for.
         what: String,
@@ -162,7 +181,7 @@ fn distance(plugged: Size, target: Size) -> String {
 }
 
 fn not_within(limit: Option<Duration>) -> String {
-    limit.map_or_else(String::new, |limit| format!("not within {limit:?}: "))
+    limit.map_or_else(String::new, |limit| format!("not within {}: ", ShowDuration(limit)))
 }
 
 /// One line: the text on a death stands in the summary, not in a step.

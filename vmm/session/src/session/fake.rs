@@ -131,6 +131,7 @@ pub(super) struct FakeVm {
     /// By call: no answer yet, the answer, or an error after a reset.
     answers: RefCell<BTreeMap<u32, Option<Result<Answer, WaitError>>>>,
     nature: Nature,
+    started: Instant,
     now: Cell<Instant>,
     events: RefCell<Vec<(Instant, Event)>>,
     looking: Cell<bool>,
@@ -159,6 +160,7 @@ impl FakeVm {
             state: RefCell::new(State { mem: vec![mem], ..State::default() }),
             answers: RefCell::default(),
             nature,
+            started: start,
             now: Cell::new(start),
             events: RefCell::new(Vec::new()),
             looking: Cell::new(false),
@@ -178,6 +180,17 @@ impl FakeVm {
             fake.after(Duration::from_millis(400), Event::Ready);
         }
         fake
+    }
+
+    /// Adds a device without a driver, of which so much is plugged.
+    pub(super) fn add_device(&self, plugged: Size) {
+        let mem = MemStatus { plugged, requested: plugged, region_size: plugged, ..MemStatus::default() };
+        self.state.borrow_mut().mem.push(mem);
+    }
+
+    /// Lets so much time pass before the session.
+    pub(super) fn age(&self, time: Duration) {
+        assert!(self.pass(time, "the session", || None::<()>).is_err());
     }
 
     /// Lets `event` happen after `time`.
@@ -316,11 +329,14 @@ impl FakeVm {
         }
     }
 
-    fn hog(&self, handle: Handle, pages: u64, kind: HogKind) -> Answer {
+    fn hog(&self, handle: Handle, wanted: u64, partial: bool, kind: HogKind) -> Answer {
         let held: u64 = self.hogs.borrow().values().map(|(pages, _)| pages).sum();
-        let pages = pages.min(self.nature.room - held);
+        let pages = wanted.min(self.nature.room - held);
         if self.nature.room == 0 {
             return Answer::Failed(Failure::NoMemory);
+        }
+        if pages < wanted && !partial {
+            return Answer::Failed(Failure::DoesNotFit { pages });
         }
         self.hogs.borrow_mut().insert(handle, (pages, kind));
         Answer::Hogged { pages }
@@ -397,6 +413,7 @@ impl FakeVm {
         }
         let mut stats = Stats {
             zones,
+            nr_nodes: 1,
             memmap_altmap_pages: plugged.div_ceil(32_768) * 512,
             blocks_online: plugged.div_ceil(32_768),
             ..Stats::default()
@@ -418,6 +435,10 @@ fn pin((handle, (pages, _)): (&Handle, &(u64, HogKind))) -> (Handle, u64) {
 impl VmControl for FakeVm {
     fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    fn started(&self) -> Instant {
+        self.started
     }
 
     fn boot_memory(&self) -> u64 {
@@ -471,9 +492,9 @@ impl VmControl for FakeVm {
                 return Ok(id);
             }
             Op::Check => (10, Answer::Checked { pages: 60_000, deferred: 0 }),
-            Op::Hog { handle, pages, kind, .. } => {
+            Op::Hog { handle, pages, partial, kind, .. } => {
                 fresh(handle);
-                (pages / 100, self.hog(handle, pages, kind))
+                (pages / 100, self.hog(handle, pages, partial, kind))
             }
             Op::Verify { handle } => {
                 let (pages, _) = hog(handle);
@@ -510,9 +531,9 @@ impl VmControl for FakeVm {
             Op::Blocks { from } => (if self.nature.plodding { 40_000 } else { 0 }, Self::blocks(from)),
             Op::Readd { addr: 0, .. } => (0, Answer::Failed(Failure::NotBlocks)),
             Op::Readd { .. } => (0, Answer::Failed(Failure::Granularity)),
-            Op::Pmem(PmemOp::Hold { handle, pages, .. }) => {
+            Op::Pmem(PmemOp::Hold { handle, pages, partial, .. }) => {
                 fresh(handle);
-                (pages / 100, self.hog(handle, pages, HogKind::Pinned))
+                (pages / 100, self.hog(handle, pages, partial, HogKind::Pinned))
             }
             Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),

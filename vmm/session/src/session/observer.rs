@@ -178,7 +178,7 @@ pub struct Summary {
     pub ended: Ended,
     /// Time from the start of the VM to the guest's first report, if there was one.
     pub boot: Option<Duration>,
-    /// Time from the start of the session to its end, without powering off.
+    /// Time from the start of the VM to the end of the session: its boot is in it, and powering off is not.
     pub total: Duration,
     /// Steps that were run.
     pub steps: u64,

@@ -4,8 +4,7 @@ use tidevm_abi::command::{Pmem, PmemHold, PmemMap};
 use tidevm_abi::{Answer, Failure, MAX_PMEM, Op, PmemFailure, PmemOp, Size};
 
 use super::failure::{Done, StepError, unfit};
-use super::workload::patience;
-use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work};
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn pmem(&mut self, pmem: &Pmem) -> Done {
@@ -30,24 +29,25 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     fn pmem_map(&self, map: PmemMap) -> Done {
-        let most = Size(self.vm.device_memory()).pages();
-        match self.ask(map.op(), patience(most))? {
-            answer @ Answer::PmemMapped(mapped) if mapped.pages <= most => Ok(Some(answer.to_string())),
-            other => Err(self.pmem_unfit(other)),
-        }
-    }
-
-    fn pmem_unmap(&self, device: u8) -> Done {
-        match self.ask(Op::Pmem(PmemOp::Unmap { device }), ANSWER_DEADLINE)? {
-            answer @ Answer::PmemUnmapped { pages } if pages <= Size(self.vm.device_memory()).pages() => {
+        let all = Size(self.vm.device_memory());
+        match self.ask(map.op(), self.limit_of(Work::Initialise, all))? {
+            answer @ Answer::PmemMapped(mapped) if mapped.pages <= all.pages() => {
                 Ok(Some(answer.to_string()))
             }
             other => Err(self.pmem_unfit(other)),
         }
     }
 
+    fn pmem_unmap(&self, device: u8) -> Done {
+        let all = Size(self.vm.device_memory());
+        match self.ask(Op::Pmem(PmemOp::Unmap { device }), self.limit_of(Work::Initialise, all))? {
+            answer @ Answer::PmemUnmapped { pages } if pages <= all.pages() => Ok(Some(answer.to_string())),
+            other => Err(self.pmem_unfit(other)),
+        }
+    }
+
     fn pmem_hold(&mut self, hold: &PmemHold) -> Done {
-        self.hold(hold.size.pages(), &hold.name, |handle| hold.op(handle))
+        self.hold(hold.size, hold.partial, &hold.name, |handle| hold.op(handle))
     }
 
     fn pmem_unfit(&self, answer: Answer) -> StepError {

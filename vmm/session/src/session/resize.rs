@@ -8,7 +8,7 @@ use tidevm_abi::command::{Resize, Target};
 use tidevm_machine::{MemStatus, Obstacle, Settled, WaitError};
 
 use super::failure::{Done, StepError, StepFailure, Stopped};
-use super::{Observer, RESIZE_DEADLINE, Session, VmControl};
+use super::{Observer, Session, VmControl, resize_deadline};
 
 /// How the wait of a resize ended, with the device as the wait saw it last.
 enum Waited {
@@ -21,12 +21,14 @@ enum Waited {
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn resize(&mut self, resize: &Resize) -> Done {
-        let start = self.vm.now();
-        let resets = self.vm.state().resets;
-        let limit = resize.within.unwrap_or(RESIZE_DEADLINE);
+        let (began, resets) = (self.vm.now(), self.vm.state().resets);
+        let found = self.mem(resize.device)?;
+        let limit = resize.within.unwrap_or_else(|| patience(resize.target, &found));
         let before = self.await_driver(resize.device, limit)?;
         let target = target(resize.target, before.requested)?;
-        let left = limit.saturating_sub(self.vm.now() - start);
+        // The rate begins here: a guest without a driver moves nothing.
+        let start = self.vm.now();
+        let left = limit.saturating_sub(start - began);
         if let Err(refusal) = self.vm.resize(resize.device, target) {
             return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }
@@ -51,7 +53,6 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     /// is nothing to wait for.
     fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, StepError> {
         let limit = if self.vm.state().ready.is_some() { Duration::ZERO } else { limit };
-        self.mem(device)?;
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
         match self.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
             Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
@@ -94,6 +95,18 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let stopped = Stopped { within, plugged: mem.plugged, target, state, why };
         StepError::Failed(StepFailure::Stopped(Box::new(stopped)))
     }
+}
+
+/// How long a resize may take that does not say it, of a device that was found so. It may have plugged less or more than
+/// it requests.
+fn patience(wanted: Target, found: &MemStatus) -> Duration {
+    // A target that cannot be is refused before the wait.
+    let to = target(wanted, found.requested).unwrap_or_default().min(found.region_size);
+    [found.requested, found.plugged]
+        .map(|from| resize_deadline(from, to))
+        .into_iter()
+        .max()
+        .unwrap_or_default()
 }
 
 /// The target, for a device that requests `requested` now.

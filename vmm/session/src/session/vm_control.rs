@@ -16,6 +16,9 @@ pub trait VmControl {
     /// The current time of this VM, on a clock that stands still while the VM's process is stopped.
     fn now(&self) -> Instant;
 
+    /// When this VM was first started, on the same clock.
+    fn started(&self) -> Instant;
+
     /// Bytes of boot memory.
     fn boot_memory(&self) -> u64;
 
@@ -88,6 +91,10 @@ pub trait VmControl {
 impl VmControl for Vm {
     fn now(&self) -> Instant {
         VmHandle::now(self)
+    }
+
+    fn started(&self) -> Instant {
+        VmHandle::started(self)
     }
 
     fn boot_memory(&self) -> u64 {

@@ -8,14 +8,10 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::command::{Churn, Corrupt, Hog, Race};
-use tidevm_abi::{Answer, CorruptPart, Failure, Handle, Name, Named, Op};
+use tidevm_abi::{Answer, CorruptPart, Counted, Failure, Handle, Name, Named, Op, Size};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
-use super::{ANSWER_DEADLINE, Observer, Session, VmControl};
-
-/// Added to the deadline of an answer per page of the workload: several times as long as it takes to fill or
-/// check every word of a page on a host that emulates each instruction.
-const TIME_PER_PAGE: Duration = Duration::from_millis(2);
+use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work, deadline};
 
 /// Added to the deadline of a race per cycle: several times the 50 ms that it takes on the slowest known host
 /// with more vCPUs than CPUs.
@@ -34,8 +30,10 @@ struct Workload {
 enum WorkloadState {
     Hog {
         pages: u64,
+        /// What was asked for. Deadlines follow from it: how many pages there are, the guest says.
+        size: Size,
     },
-    /// A hog for which the guest had no memory at all. The guest does not know the handle.
+    /// A partial hog for which the guest had no memory at all. The guest does not know the handle.
     Empty,
     Churn {
         call: u32,
@@ -116,22 +114,41 @@ impl Workloads {
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
-    pub(super) fn hog(&mut self, hog: &Hog) -> Done {
-        self.hold(hog.size.pages(), &hog.name, |handle| hog.op(handle))
+    /// How long the guest may take to do `work` on memory of `size`.
+    pub(super) fn limit_of(&self, work: Work, size: Size) -> Duration {
+        deadline::answer(work, self.most_of(size))
     }
 
-    /// Lets the guest take and fill `wanted` pages by the call that `op` makes of the new handle.
-    pub(super) fn hold(&mut self, wanted: u64, name: &Name, op: impl FnOnce(Handle) -> Op) -> Done {
-        let handle = self.workloads.next_handle();
-        let (state, pages) = match self.ask(op(handle), patience(wanted))? {
-            // Deadlines of later steps follow from this number, so it must not be the guest's choice.
-            Answer::Hogged { pages } if pages <= wanted => (WorkloadState::Hog { pages }, pages),
-            Answer::Failed(Failure::NoMemory) => (WorkloadState::Empty, 0),
+    pub(super) fn hog(&mut self, hog: &Hog) -> Done {
+        self.hold(hog.size, hog.partial, &hog.name, |handle| hog.op(handle))
+    }
+
+    /// Lets the guest take and fill pages of `size` by the call that `op` makes of the new handle: all of them, unless
+    /// it is `partial`.
+    pub(super) fn hold(
+        &mut self,
+        size: Size,
+        partial: bool,
+        name: &Name,
+        op: impl FnOnce(Handle) -> Op,
+    ) -> Done {
+        let (handle, wanted) = (self.workloads.next_handle(), size.pages());
+        let limit = self.limit_of(Work::Fill, size);
+        let (state, pages) = match self.ask(op(handle), limit)? {
+            Answer::Hogged { pages } if pages == wanted || partial && pages < wanted => {
+                (WorkloadState::Hog { pages, size }, pages)
+            }
+            Answer::Failed(Failure::NoMemory) if partial => (WorkloadState::Empty, 0),
+            Answer::Failed(failure) if does_not_fit(failure, wanted) && !partial => {
+                // The handle is used up: reports of the guest may name it.
+                self.workloads.start(name, WorkloadState::Ended);
+                return Err(StepError::refused(failure));
+            }
             Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
             other => return Err(unfit(other)),
         };
         self.workloads.start(name, state);
-        Ok((pages != wanted).then(|| format!("{pages} of {wanted} pages fitted")))
+        Ok((pages != wanted).then(|| format!("{pages} of {} fitted", Counted(wanted, "page"))))
     }
 
     /// The error for a range of device memory with which the guest did nothing. The failure may name a workload
@@ -148,11 +165,11 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn verify(&mut self, name: &Name) -> Done {
-        let (handle, pages) = match self.workloads.find(name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, pages, size) = match self.workloads.find(name)? {
+            (handle, WorkloadState::Hog { pages, size }) => (handle, pages, size),
             _ => return Ok(Some(format!("`{name}` holds no pages"))),
         };
-        match self.ask(Op::Verify { handle }, patience(pages))? {
+        match self.ask(Op::Verify { handle }, self.limit_of(Work::Fill, size))? {
             answer @ Answer::Verified { pages: seen, corrupt: 0, .. } if seen == pages => {
                 Ok(Some(answer.to_string()))
             }
@@ -165,11 +182,11 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn corrupt(&mut self, corrupt: &Corrupt) -> Done {
-        let (handle, pages) = match self.workloads.find(&corrupt.name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, size) = match self.workloads.find(&corrupt.name)? {
+            (handle, WorkloadState::Hog { size, .. }) => (handle, size),
             _ => return Err(StepError::refused(Failure::NoSuchPage)),
         };
-        match (self.ask(corrupt.op(handle), patience(pages))?, corrupt.part) {
+        match (self.ask(corrupt.op(handle), self.limit_of(Work::Move, size))?, corrupt.part) {
             (Answer::Corrupted(word), CorruptPart::Content) if word.page == u64::from(corrupt.page) => {
                 Ok(Some(word.to_string()))
             }
@@ -181,15 +198,15 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn release(&mut self, name: &Name) -> Done {
-        let (handle, pages) = match self.workloads.find(name)? {
-            (handle, WorkloadState::Hog { pages }) => (handle, pages),
+        let (handle, pages, size) = match self.workloads.find(name)? {
+            (handle, WorkloadState::Hog { pages, size }) => (handle, pages, size),
             (_, WorkloadState::Churn { .. }) => return self.await_churn(name),
             (handle, WorkloadState::Empty | WorkloadState::Ended | WorkloadState::Lost) => {
                 self.workloads.end(handle);
                 return Ok(Some(format!("`{name}` held no pages")));
             }
         };
-        let answer = self.ask(Op::Release { handle }, patience(pages))?;
+        let answer = self.ask(Op::Release { handle }, self.limit_of(Work::Move, size))?;
         self.workloads.end(handle);
         match answer {
             Answer::Released { pages: back } if back == pages => Ok(Some(answer.to_string())),
@@ -227,9 +244,13 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 }
 
-/// The deadline of an answer for which the guest fills or checks so many pages.
-pub(super) fn patience(pages: u64) -> Duration {
-    ANSWER_DEADLINE + TIME_PER_PAGE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
+/// Whether a guest may say so of a workload that wants so many pages.
+fn does_not_fit(failure: Failure, wanted: u64) -> bool {
+    match failure {
+        Failure::NoMemory => true,
+        Failure::DoesNotFit { pages } => pages < wanted,
+        _ => false,
+    }
 }
 
 fn lost(name: &Name, held: u64, seen: u64) -> StepError {

@@ -208,6 +208,14 @@ fn what_the_guest_did_wrong_is_said_if_it_did() {
 }
 
 #[test]
+fn no_time_is_0_s() {
+    let times = [0, 499, 500, 1_499, 2_000_000].map(|micros| super::seconds(Duration::from_micros(micros)));
+    assert_eq!(times, ["0 s", "0 s", "0.001 s", "0.001 s", "2.000 s"]);
+    let of = |steps| super::ending(&Summary { steps, ..Summary::default() });
+    assert_eq!([of(0), of(1), of(2)], ["0 steps done in 0 s", "1 step done in 0 s", "2 steps done in 0 s"]);
+}
+
+#[test]
 fn sizes_about() {
     let sizes = [
         (0, "0"),

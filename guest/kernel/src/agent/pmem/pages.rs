@@ -88,10 +88,11 @@ impl PageSet for DevicePages {
     }
 
     fn end_take(&mut self) {
+        self.entry.range = self.entry.range.before(self.next);
         // The workload has no page behind the last one that was tried.
         let number = self.entry.number;
         for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.number == number) {
-            entry.range = entry.range.before(self.next);
+            entry.range = self.entry.range;
         }
     }
 

@@ -27,7 +27,7 @@ fn view() -> View {
         view.take(News::Memory(start + Duration::from_secs(second), memory));
     }
     let zones = json!({ "Movable": { "managed": 500_000, "free": 400_000, "pcp": 63 } });
-    view.take(News::Stats(json!({ "guest": { "zones": zones, "pages_migrated": 77, "blocks_online": 16 } })));
+    view.take(News::Stats(json!({ "zones": zones, "pages_migrated": 77, "blocks_online": 16 })));
     let run = |address: u64, count: u64, state: &str, zone: Value, plugged: u64| {
         json!({ "address": address, "count": count, "size": 128 << 20, "boot": false, "state": state, "zone": zone,
                 "plugged": plugged })
@@ -72,7 +72,7 @@ fn everything_is_in_the_picture() {
         "4G",
         // Eight of them are half a GiB and more; a character is 128 MiB.
         "\u{2588}\u{2588}\u{2588}\u{2588}\u{2592}\u{2591}\u{b7}\u{b7}",
-        "0     706M      512M       4G       706M       353M  stuck or at work",
+        "0     706M      512M       4G       706M       353M  stuck",
         "device 0: 2 pages cannot move: pfn 0x100000 (workload 3)",
         "device 0: 512M requested, 2G plugged",
         "the guest was reset, resets: 3",
@@ -107,7 +107,7 @@ fn any_terminal_has_a_picture_of_any_machine() {
     absurd.take(News::Event(Value::Null));
     let empty = View::new(Instant::now());
     for view in [&view(), &absurd, &empty] {
-        for (width, height) in [(0, 0), (1, 1), (5, 40), (200, 2), (40, 20), (80, 24), (300, 100)] {
+        for (width, height) in [(1, 1), (2, 1), (5, 40), (200, 2), (40, 20), (80, 24), (300, 100)] {
             picture(view, width, height);
         }
     }

@@ -105,6 +105,27 @@ fn a_machine_that_is_reset_is_not_waited_for() {
     drop(hardware);
 }
 
+/// Each of four threads sees the vCPU as often as it looks. Without turns, one of two looks at once is told of a reset
+/// that nobody made.
+#[test]
+fn threads_that_look_at_once_take_turns() {
+    if !kvm() {
+        return;
+    }
+    let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
+    let vm = start(kernel.config()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let reports = vm.vcpus();
+                    assert!(matches!(reports[0].seen, LookResult::State(_)), "{reports:?}");
+                }
+            });
+        }
+    });
+}
+
 /// tidevm's own guest halts, with interrupts on, in a function that has a name.
 #[test]
 fn the_report_names_the_function() {

@@ -28,8 +28,8 @@ fn a_reset_that_is_late_says_for_what_it_waited() {
     let late = [
         (None, "reset within 4ms", "the reset of the machine: not within 4ms"),
         (None, "reset within 405ms", "the first report of the guest after the reset: not within 405ms"),
-        (Some(Lost::Report), "reset", "the first report of the guest after the reset: not within 70s"),
-        (Some(Lost::Driver), "reset", "the driver of hotplug device 0 after the reset: not within 70s"),
+        (Some(Lost::Report), "reset", "the first report of the guest after the reset: not within 68s"),
+        (Some(Lost::Driver), "reset", "the driver of hotplug device 0 after the reset: not within 68s"),
     ];
     for (loses, script, why) in late {
         let ran = session(Nature { loses, ..Nature::default() }, &format!("{script}\ncheck"));
@@ -90,7 +90,7 @@ fn a_machine_that_cannot_be_reset_refuses_and_keeps_its_workloads() {
     script.body.insert(1, reset());
     let ran = session_of(FakeVm::new(nature), &script);
     assert!(ran.reason(1).starts_with("refused: the machine was not made to be reset"), "{}", ran.reason(1));
-    assert_eq!((ran.note(2), ran.status()), (Some("1 pages intact"), 1));
+    assert_eq!((ran.note(2), ran.status()), (Some("1 page intact"), 1));
 }
 
 #[test]

@@ -7,29 +7,36 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, PipeWriter, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why there is no socket to listen at.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another process listens there.
-    #[error("--api-sock {path}: another process listens there; end it, or choose another path")]
+    #[error("{option}{path}: another process listens there; end it, or choose another path")]
     Live {
+        /// What named the path, as it is written before it.
+        option: &'static str,
         /// The path.
         path: PathBuf,
     },
     /// The path leads to something else.
-    #[error("--api-sock {path}: the file is no socket; choose another path")]
+    #[error("{option}{path}: the file is no socket; choose another path")]
     NoSocket {
+        /// What named the path, as it is written before it.
+        option: &'static str,
         /// The path.
         path: PathBuf,
     },
     /// The host refuses.
-    #[error("--api-sock {path}: cannot {step}: {error}")]
+    #[error("{option}{path}: cannot {step}: {error}")]
     Host {
+        /// What named the path, as it is written before it.
+        option: &'static str,
         /// The path.
         path: PathBuf,
         /// The step.
@@ -49,16 +56,51 @@ pub struct Socket {
     pub keeper: PipeWriter,
 }
 
-/// Listens at `path`, for this user alone (mode 0600). A socket at which no process listens any more is replaced. The process has
-/// one thread.
+/// A socket in a configuration. It is equal to its clones alone.
+#[derive(Clone, Debug)]
+pub struct Listener(Arc<Socket>);
+
+impl Listener {
+    /// For clones to share.
+    #[must_use]
+    pub fn new(socket: Socket) -> Self {
+        Self(Arc::new(socket))
+    }
+
+    /// Takes the next client.
+    ///
+    /// # Errors
+    /// There is none, or the host refuses.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        self.0.listener.accept().map(|(stream, _)| stream)
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.listener.as_raw_fd()
+    }
+}
+
+impl PartialEq for Listener {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Listener {}
+
+/// Listens at `path`, for this user alone (mode 0600). A socket at which no process listens any more is replaced. `option`
+/// is what named the path, for errors. The process has one thread, or files that its other threads make at this moment
+/// have mode 0600 too.
 ///
 /// # Errors
 /// [`SocketError`]; nothing is left behind.
-pub fn listen(path: &Path) -> Result<Socket, SocketError> {
-    let failed = |step| move |error| SocketError::Host { path: path.to_owned(), step, error };
+pub fn listen(option: &'static str, path: &Path) -> Result<Socket, SocketError> {
+    let failed = |step| move |error| SocketError::Host { option, path: path.to_owned(), step, error };
     let listener = match bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            make_way(path)?;
+            make_way(option, path)?;
             bind(path)
         }
         result => result,
@@ -82,20 +124,20 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Removes a socket at which no process listens.
-fn make_way(path: &Path) -> Result<(), SocketError> {
-    let failed = |step| move |error| SocketError::Host { path: path.to_owned(), step, error };
+fn make_way(option: &'static str, path: &Path) -> Result<(), SocketError> {
+    let failed = |step| move |error| SocketError::Host { option, path: path.to_owned(), step, error };
     let metadata = fs::symlink_metadata(path).map_err(failed("look at what is there"))?;
     if !metadata.file_type().is_socket() {
-        return Err(SocketError::NoSocket { path: path.to_owned() });
+        return Err(SocketError::NoSocket { option, path: path.to_owned() });
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(failed("remove the socket of a process that has ended"))
         }
         // A backlog that is full: a process is there.
-        Ok(_) => Err(SocketError::Live { path: path.to_owned() }),
+        Ok(_) => Err(SocketError::Live { option, path: path.to_owned() }),
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(SocketError::Live { path: path.to_owned() })
+            Err(SocketError::Live { option, path: path.to_owned() })
         }
         Err(error) => Err(failed("find out whether a process listens")(error)),
     }
@@ -170,12 +212,12 @@ mod tests {
         let path = path("live");
         let first = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(make_way(&path), Err(SocketError::Live { .. })));
+        assert!(matches!(make_way("", &path), Err(SocketError::Live { .. })));
         drop(first);
-        make_way(&path).unwrap();
+        make_way("", &path).unwrap();
         assert!(!path.exists());
         fs::write(&path, "not a socket").unwrap();
-        assert!(matches!(make_way(&path), Err(SocketError::NoSocket { .. })));
+        assert!(matches!(make_way("", &path), Err(SocketError::NoSocket { .. })));
         fs::remove_file(&path).unwrap();
     }
 
