@@ -249,7 +249,9 @@ fn top_shows_a_machine_to_its_end() {
 
 fn top_gives_the_terminal_back() {
     let api = Api::run("top-back");
-    let ends: [(&str, fn(&mut Terminal, &Child), i32); 3] = [
+    /// What ends it.
+    type End = fn(&mut Terminal, &Child);
+    let ends: [(&str, End, i32); 3] = [
         ("q", |terminal, _| terminal.keys.write_all(b"q").expect("a key"), 0),
         ("Ctrl-C", |terminal, _| terminal.keys.write_all(b"\x03").expect("a key"), 0),
         ("SIGTERM", |_, child| kill("-TERM", child), 143),
