@@ -17,8 +17,8 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tidevm_api::caller::{CallError, Caller};
 
-use source::{News, listen};
-use view::View;
+use source::listen;
+use view::{News, View};
 
 mod draw;
 mod source;

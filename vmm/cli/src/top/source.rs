@@ -11,7 +11,7 @@ use serde_json::Value;
 use tidevm_api::caller::{Answer, CallError, Caller, NextLine};
 use tidevm_api::http::Method;
 
-use super::view::View;
+use super::view::{News, View};
 
 /// Messages that wait.
 const ROOM: usize = 256;
@@ -24,21 +24,6 @@ const GUEST_PERIOD: Duration = Duration::from_secs(1);
 
 /// Longest time until an answer.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// What the API said.
-#[derive(Clone, Debug)]
-pub enum News {
-    /// `GET /`.
-    Instance(Value),
-    /// `GET /hotplug/memory`, and when it was asked for.
-    Memory(Instant, Value),
-    /// The guest's counters.
-    Stats(Value),
-    /// A line of `GET /events`.
-    Event(Value),
-    /// The API is gone, for this reason.
-    Ended(String),
-}
 
 /// Asks once, and goes on asking in threads of its own.
 ///

@@ -9,7 +9,6 @@ use serde_json::Value;
 use tidevm_abi::Size;
 use tidevm_machine::printable;
 
-use super::source::News;
 use crate::ctl::tell;
 
 /// The time that the chart shows.
@@ -23,6 +22,21 @@ const MAX_EVENTS: usize = 100;
 
 /// Bytes of a page of the guest.
 const PAGE: u64 = 4096;
+
+/// What the API said.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// `GET /`.
+    Instance(Value),
+    /// `GET /hotplug/memory`, and when it was asked for.
+    Memory(Instant, Value),
+    /// The guest's counters.
+    Stats(Value),
+    /// A line of `GET /events`.
+    Event(Value),
+    /// The API is gone, for this reason.
+    Ended(String),
+}
 
 /// Memory of all regions at one moment, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

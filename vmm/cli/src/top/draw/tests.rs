@@ -7,8 +7,7 @@ use ratatui::backend::TestBackend;
 use serde_json::{Value, json};
 
 use super::draw;
-use crate::top::source::News;
-use crate::top::view::View;
+use crate::top::view::{News, View};
 
 /// A machine that is stuck on its way from 2 GiB to 512 MiB.
 fn view() -> View {
@@ -35,8 +34,8 @@ fn view() -> View {
     let blocks = json!([
         { "address": 0, "count": 2, "size": 128 << 20, "boot": true, "state": "online", "zone": "DMA32", "plugged": 0 },
         run(1 << 32, 4, "online", json!("Movable"), 128 << 20),
-        run((1 << 32) + (4 * 128 << 20), 1, "online", json!("Movable"), 64 << 20),
-        run((1 << 32) + (5 * 128 << 20), 1, "offline", Value::Null, 2 << 20),
+        run((1 << 32) + (512 << 20), 1, "online", json!("Movable"), 64 << 20),
+        run((1 << 32) + (640 << 20), 1, "offline", Value::Null, 2 << 20),
     ]);
     let reason = json!({ "kind": "unmovable", "text": "2 pages cannot move: pfn 0x100000 (workload 3)" });
     let memory = json!({ "regions": [region(706, 512, reason)], "blocks": blocks });
