@@ -116,7 +116,7 @@ fn a_guest_that_does_not_answer_is_silent_for_a_follower_too() {
     for ignores in [(|op| matches!(op, Op::Check)) as fn(&Op) -> bool, |op| matches!(op, Op::Blocks { .. })] {
         let (told, summary) =
             follow(FakeVm::new(Nature { ignores, ..Nature::default() }), "sleep 1s\ncheck", false);
-        let reason = "the guest's answer: not within 60s";
+        let reason = "the guest's answer: not within 1m";
         assert_eq!(summary.ended, Ended::Failed { reason: Some(reason.to_owned()) });
         assert!(told.len() < 10, "{told:?}");
     }
