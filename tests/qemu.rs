@@ -354,6 +354,7 @@ fn no_line_at_the_console_ends_the_guest() {
     for line in [
         "größe 2G",
         "hog 18446744073709551616 movable as a",
+        "hog 15E movable as a",
         "churn 18446744073709551616 threads for 1s as a",
         "churn 1 thread for 18446744073709551615m as a",
         "churn 4294967295 threads for 1ms as a",

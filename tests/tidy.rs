@@ -62,6 +62,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         "tests/fuzz",
         &["tidevm-abi", "tidevm-api", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"],
     ),
+    ("tests/clients", &[]),
     ("tests/soak", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
     ("xtask", &["tidevm-guest-image"]),
 ];

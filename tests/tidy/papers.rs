@@ -143,7 +143,8 @@ fn untrue_commands(paper: &Source, programs: &Programs) -> Vec<String> {
     let mut complaints = Vec::new();
     for block in &blocks {
         for line in block.text.replace("\\\n", " ").lines() {
-            let line = line.trim_start_matches("$ ").split(" # ").next().unwrap_or_default();
+            let line = line.trim_start_matches("$ ").trim_start_matches("ExecStart=/usr/bin/");
+            let line = line.split(" # ").next().unwrap_or_default();
             complaints.extend(programs.check(line));
         }
     }
@@ -321,6 +322,7 @@ pub struct Logging {
             ("```\ntidevm fly\n```", "`tidevm` has no command fly"),
             ("```\n$ tidevm run --memory-block 1G \\\n    --jso\n```", "`tidevm run` has no option --jso"),
             ("```sh\ntidevm run --name=x\n```", "`tidevm run` has no option --name"),
+            ("```\nExecStart=/usr/bin/tidevm run --name x\n```", "`tidevm run` has no option --name"),
             ("`tidevm\ndemo --json`", "`tidevm demo` has no option --json"),
             ("`tidevm script make`", "`tidevm script` has no command make"),
             ("say `--jason on`", "tidevm has no option --jason"),

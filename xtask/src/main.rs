@@ -5,6 +5,7 @@
 //! contain the guest.
 
 mod compare;
+mod dist;
 mod features;
 mod fuzz;
 mod initramfs;
@@ -14,6 +15,7 @@ mod packages;
 mod recorded;
 mod results;
 mod soak;
+mod static_program;
 mod stock;
 mod suites;
 
@@ -43,6 +45,8 @@ usage: cargo xtask COMMAND
   soak [LEVEL] [--cycles N [--seed S]]
                                plug and unplug again and again with failures and resets, at the level `device`,
                                `hosted`, `booted` or `nested`, or at the first three; writes docs/soak.md
+  dist                         setup, then a static tidevm with completions and man pages, as a tarball and as a
+                               Debian package, with checksums, in target/dist
   nested -- PROGRAM ARGS...    setup, then run PROGRAM on a KVM host inside QEMU's emulator:
                                `tidevm`, `sessions` (the session tests), `linux` (tests with a
                                stock kernel as the guest), `soak`, or a static executable
@@ -86,6 +90,11 @@ fn main() -> Result<ExitCode> {
         ["fuzz", target] => fuzz::run(Some(target), fuzz::SECONDS),
         ["fuzz", target, "--keep"] => fuzz::keep(target),
         ["fuzz", target, "--seconds", seconds] => fuzz::run(Some(target), seconds),
+        ["dist"] => {
+            setup()?;
+            dist::make()?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["soak"] => soak::run(None, None, None),
         ["soak", "--cycles", cycles] => soak::run(None, Some(cycles), None),
         ["soak", "--cycles", cycles, "--seed", seed] => soak::run(None, Some(cycles), Some(seed)),

@@ -19,6 +19,7 @@ use tidevm_guest_image::workspace_root;
 
 use crate::initramfs::Initramfs;
 use crate::packages;
+use crate::static_program;
 use crate::stock::Stock;
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -37,7 +38,6 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 quiet nohz=off highres=off";
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Longest silence of a program. After it the host counts as dead.
 const SILENCE: Duration = Duration::from_secs(3 * 60);
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// A nested host that is ready to start.
 pub struct Host {
@@ -176,7 +176,7 @@ impl Host {
 /// The file system of a stock Linux guest that prints the state of its memory.
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
     let mut archive = Initramfs::new(&stock.shell)?;
-    let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_mem"])?)?;
+    let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_mem", "virtio_balloon"])?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 
@@ -224,29 +224,5 @@ pub fn program(name: &str) -> Result<PathBuf> {
         file if Path::new(file).is_file() => return Ok(file.into()),
         other => bail!("{other} is neither `tidevm` nor `sessions` nor `linux` nor `soak` nor a file"),
     };
-    let output = Command::new(env!("CARGO"))
-        .current_dir(workspace_root())
-        .args(build)
-        .args([
-            "--release",
-            "--package",
-            package,
-            "--target",
-            TARGET,
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
-        bail!("building {name} for the nested host failed: {}", output.status);
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let executable = message["executable"].as_str()?.to_owned();
-        (message["target"]["name"] == name).then_some(executable)
-    });
-    executables.next_back().map(PathBuf::from).with_context(|| format!("cargo built no {name}"))
+    static_program::build(name, package, build)
 }

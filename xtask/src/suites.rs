@@ -58,6 +58,9 @@ pub fn run() -> Result<ExitCode> {
     if let Err(missing) = packages::need_browser() {
         println!("no pictures of pages: {missing:#}");
     }
+    if let Err(missing) = packages::need_program("promtool", "prometheus") {
+        println!("no lint of metrics: {missing:#}");
+    }
     let (mut rows, mut results) = here(nested::missing_qemu().is_some())?;
     for suite in NESTED {
         let passed = match &nested {

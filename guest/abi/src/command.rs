@@ -15,6 +15,7 @@
 mod expect;
 mod fails;
 mod fault;
+mod item;
 mod pmem;
 mod resize;
 mod suffix;
@@ -32,8 +33,9 @@ use crate::{FaultStep, Name, ProbedWait, ShowDuration, Size};
 pub use expect::{Comparison, Expect};
 pub use fails::Fails;
 pub use fault::{Corrupt, Race};
+pub use item::{Item, REPETITION};
 pub use pmem::{Pmem, PmemHold, PmemMap};
-pub use resize::{Resize, Target};
+pub use resize::{NoTarget, Resize, Target};
 pub use workload::{Churn, Hog};
 
 /// One line of a script.
@@ -290,47 +292,11 @@ pub const VERBS: &[Verb] = &[
     },
 ];
 
-/// The word that begins a repetition.
-const REPEAT: &str = "repeat";
-
-/// How commands are repeated: the usage, what it does, and an example. A line of a script that is no command.
-pub const REPETITION: [&str; 3] =
-    ["repeat N { ... }", "the same commands again", "repeat 3 { plug 1G unplug 1G }"];
-
 impl Verb {
     /// The verb that is written `word`.
     #[must_use]
     pub fn new(word: &str) -> Option<&'static Self> {
         VERBS.iter().find(|verb| verb.word == word)
-    }
-}
-
-/// What may stand on a line of a script, where commands may be repeated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
-    /// A command.
-    Command(Command),
-    /// `repeat N {`: the items up to the matching [`Item::End`], so many times, at least once.
-    Repeat(u32),
-    /// `}`.
-    End,
-}
-
-impl Item {
-    /// Reads one item and leaves what follows it.
-    ///
-    /// # Errors
-    /// The next words are none.
-    pub fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
-        if words.take("}") {
-            return Ok(Self::End);
-        }
-        if words.take(REPEAT) {
-            let times = words.count("a number of repetitions")?;
-            words.keyword("{")?;
-            return Ok(Self::Repeat(times));
-        }
-        Command::parse(words).map(Self::Command)
     }
 }
 
@@ -355,7 +321,7 @@ impl Command {
 }
 
 fn unknown(word: &Word<'_>) -> SyntaxError {
-    let verbs = VERBS.iter().map(|verb| verb.word).chain([REPEAT]);
+    let verbs = VERBS.iter().map(|verb| verb.word).chain([item::REPEAT]);
     word.error(&alloc::format!("a command ({})", list(verbs)))
 }
 

@@ -5,24 +5,29 @@ use alloc::format;
 use core::fmt;
 use core::time::Duration;
 
-use crate::words::{Table, value_of};
-
 /// Reads `200ms`, `5s` or `2m`, whole numbers only; `None` if `text` is no duration or too long to count
 /// in milliseconds.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
-    let factor = value_of(UNITS, unit)?;
+    let factor = millis_of(unit)?;
     number.parse::<u64>().ok()?.checked_mul(factor).map(Duration::from_millis)
 }
 
-/// Units, in milliseconds.
-const UNITS: Table<u64> = &[("ms", 1), ("s", 1_000), ("m", 60_000)];
+/// A unit in milliseconds.
+fn millis_of(unit: &str) -> Option<u64> {
+    match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        _ => None,
+    }
+}
 
 /// Whether `text` is a unit of durations.
 pub(crate) fn is_unit_of_time(text: &str) -> bool {
-    value_of(UNITS, text).is_some()
+    millis_of(text).is_some()
 }
 
 /// Shows whole milliseconds with the largest unit that divides them: `2m`, `5s`, `1500ms`.

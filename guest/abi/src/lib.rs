@@ -25,6 +25,7 @@ extern crate alloc;
 
 pub mod answer;
 mod blocks;
+mod by_key;
 pub mod cmdline;
 pub mod command;
 mod counted;
@@ -43,6 +44,7 @@ mod words;
 
 pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
+pub use by_key::ByKey;
 pub use command::Command;
 pub use counted::{Counted, either};
 pub use counter::{Counter, Group, Label};
@@ -53,7 +55,7 @@ pub use limits::{
     MAX_PHYS_ADDR, MAX_PMEM, MAX_RACE_CYCLES, MEMORY_BLOCK_SIZE, NOTE_NAME, PAGE_SIZE, SERIAL_PORT,
 };
 pub use metric::Metric;
-pub use name::{Handle, Name, Named};
+pub use name::{Handle, Name, Named, SHELL_HANDLES};
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};
 pub use record::{BadRecord, Call, CorruptPart, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};

@@ -16,6 +16,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::counter::Counter;
@@ -123,6 +124,17 @@ impl Metric {
             Unit::Bytes => Size(value).to_string(),
             Unit::Count => value.to_string(),
         }
+    }
+
+    /// The names for a machine of one node, for one who types.
+    #[must_use]
+    pub fn spellings() -> Vec<String> {
+        let whole =
+            VMM_METRICS.iter().map(|(word, _)| *word).chain(words(Stats::COUNTERS)).map(ToString::to_string);
+        let zones = ZoneName::ALL
+            .iter()
+            .flat_map(|zone| words(ZoneStats::COUNTERS).map(move |counter| format!("zone.{zone}.{counter}")));
+        whole.chain(zones).collect()
     }
 
     /// Every name, for an error.

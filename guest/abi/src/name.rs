@@ -8,6 +8,9 @@ use core::fmt;
 /// Names one workload of a session in records. The VMM chooses it, and never uses one twice at a time.
 pub type Handle = u32;
 
+/// First handle of the workloads that are started at the guest's console. The VMM uses smaller ones.
+pub const SHELL_HANDLES: Handle = 1 << 31;
+
 /// A workload's name in a script: a letter, then letters, digits, `_` and `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);

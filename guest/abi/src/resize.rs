@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Counted, Handle, Named, Size};
+use crate::{Counted, Handle, Named, SHELL_HANDLES, Size};
 
 /// Where a virtio-mem driver stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +127,7 @@ impl fmt::Display for Named<'_, Owner> {
             Owner::Workload(handle) => {
                 return match self.name_of(*handle) {
                     Some(name) => write!(f, "workload {name}"),
+                    None if *handle >= SHELL_HANDLES => f.write_str("a workload of the guest's console"),
                     None => write!(f, "unknown workload {handle}"),
                 };
             }

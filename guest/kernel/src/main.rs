@@ -76,9 +76,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let bound = bind_devices(&command_line);
     stamps::ready();
     mailbox::report(Report::Ready { cpus: cpu::online() as u32, mem_devices: bound.mem_devices });
-    if !bound.control {
-        shell::start();
-    }
+    shell::start(bound.control);
     job::run()
 }
 

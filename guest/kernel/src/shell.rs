@@ -1,8 +1,11 @@
-//! The shell: commands that people type at the serial console, for VMMs that have no control channel.
+//! The shell: commands that people type at the serial console.
 //!
 //! Its commands are those of a session's script that the guest can carry out by itself, in the grammar of
 //! [`tidevm_abi::command`], and a few of its own ([`OWN_COMMANDS`]). The last line of every answer is `ok`,
 //! or begins with `failed: `.
+//!
+//! Where a control channel takes the reports, the shell prints nothing before a key was typed: each byte costs an exit,
+//! and most VMs have nobody at their console. It sleeps until the port's interrupt.
 //!
 //! Invariant: the shell carries out one command at a time. It changes nothing before the whole line is
 //! parsed.
@@ -50,14 +53,18 @@ const OWN_COMMANDS: &[OwnCommand] = &[
     },
 ];
 
-/// Prints the reports of boot, and starts the jobs on the boot CPU that print later ones and, if there is a
-/// serial port, read commands. Called where no control channel takes the reports.
-pub fn start() {
-    notices::print_waiting();
-    job::spawn(0, Box::new(Notices));
+/// Starts the job on the boot CPU that reads commands, if there is a serial port. Without a control channel, which takes
+/// reports, prints those of boot, and starts the job that prints later ones.
+pub fn start(has_channel: bool) {
+    if !has_channel {
+        notices::print_waiting();
+        job::spawn(0, Box::new(Notices));
+    }
     if let Some(line) = console::listen() {
-        println!("ready");
-        print!("> ");
+        if !has_channel {
+            println!("ready");
+            print!("> ");
+        }
         job::spawn(0, Box::new(Shell::new(line)));
     }
 }

@@ -40,6 +40,8 @@
 //!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The links
 //!   mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
 
+mod holder;
+
 use crate::addr::{Order, Pfn};
 use crate::node::{NodeId, ZoneId};
 #[cfg(any(test, feature = "sim"))]
@@ -49,6 +51,9 @@ use crate::sync::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     one_step,
 };
+
+pub(crate) use holder::HolderWord;
+pub use holder::{Holder, OwnerId};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
@@ -270,12 +275,12 @@ impl Page {
     /// The holder of the buddy block whose `Allocated` head this page is.
     #[inline]
     pub(crate) fn holder(&self) -> Holder {
-        Holder::from_bits(self.holder.load(Relaxed))
+        HolderWord::new(self.holder.load(Relaxed)).holder()
     }
 
     #[inline]
     pub(crate) fn set_holder(&self, holder: HolderWord) {
-        self.holder.store(holder.0, Relaxed);
+        self.holder.store(holder.bits(), Relaxed);
     }
 
     /// Makes it an unused page of device memory. Its section is published afterwards, so no CPU looks at
@@ -352,72 +357,5 @@ impl Link {
     #[inline]
     pub(crate) const fn pfn(self) -> Option<Pfn> {
         if self.0 == 0 { None } else { Some(Pfn::new(self.0)) }
-    }
-}
-
-/// Number of an owner of movable pages, see [`MovableOwner`](crate::MovableOwner).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnerId(pub u8);
-
-/// The holder of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// Not named yet: a movable page between its allocation and
-    /// [`Mm::set_owner`](crate::Mm::set_owner).
-    Unclaimed,
-    /// RAM taken before the allocator existed, or a hole.
-    Reserved,
-    /// Kernel data.
-    Kernel,
-    /// A page table.
-    PageTable,
-    /// The memmap of hot-added memory.
-    Memmap,
-    /// An owner that can give the page up and use another one instead.
-    Owned {
-        /// The owner's number.
-        owner: OwnerId,
-        /// The owner's own name for the page, below 2^48.
-        index: u64,
-    },
-    /// A holder that cannot give it up; the tag is the holder's own.
-    Tagged(u32),
-    /// The host, which takes the memory back and returns the page soon: see [`Lent`](crate::Lent).
-    Lent,
-}
-
-/// A [`Holder`] in one word, so that owner and index of a page are always read together: bits
-/// 0..=7 say which variant, 8..=15 hold the owner, 16..=63 the index or the tag.
-#[derive(Clone, Copy)]
-pub(crate) struct HolderWord(u64);
-
-impl Holder {
-    #[inline]
-    pub(crate) const fn word(self) -> HolderWord {
-        HolderWord(match self {
-            Self::Unclaimed => 0,
-            Self::Reserved => 1,
-            Self::Kernel => 2,
-            Self::PageTable => 3,
-            Self::Memmap => 4,
-            Self::Owned { owner, index } => 5 | (owner.0 as u64) << 8 | index << 16,
-            Self::Tagged(tag) => 6 | (tag as u64) << 16,
-            Self::Lent => 7,
-        })
-    }
-
-    #[inline]
-    const fn from_bits(bits: u64) -> Self {
-        match bits & 0xff {
-            0 => Self::Unclaimed,
-            1 => Self::Reserved,
-            2 => Self::Kernel,
-            3 => Self::PageTable,
-            4 => Self::Memmap,
-            5 => Self::Owned { owner: OwnerId((bits >> 8) as u8), index: bits >> 16 },
-            6 => Self::Tagged((bits >> 16) as u32),
-            7 => Self::Lent,
-            _ => panic!("page with an unknown holder"),
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use crate::http::Method;
+use crate::http::Request;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 use tidevm_abi::BlockRun;
@@ -86,8 +86,8 @@ pub trait Backend {
     /// The lines of events since the last call.
     fn events(&mut self) -> Vec<String>;
 
-    /// A request was answered.
-    fn count(&mut self, method: Method, fault: bool);
+    /// A request was answered with `status`.
+    fn count(&mut self, request: &Request, status: u16);
 
     /// When [`Backend::tick`] is due.
     fn due(&self) -> Option<Instant>;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -225,22 +226,30 @@ pub enum Level {
     Error,
 }
 
-impl<'de> Deserialize<'de> for Level {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.to_lowercase().as_str() {
+impl FromStr for Level {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word.to_lowercase().as_str() {
             "off" => Ok(Self::Off),
             "trace" => Ok(Self::Trace),
             "debug" => Ok(Self::Debug),
             "info" => Ok(Self::Info),
             "warn" | "warning" => Ok(Self::Warn),
             "error" => Ok(Self::Error),
-            _ => Err(D::Error::custom("Invalid LevelFilter")),
+            _ => Err("Invalid LevelFilter"),
         }
     }
 }
 
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 /// `PUT /logger`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
 pub struct LoggerConfig {
@@ -301,7 +310,34 @@ pub struct MemBackend {
     pub backend_type: MemBackendType,
 }
 
-/// `PUT /snapshot/load`, as far as its form is checked.
+/// Pages behind the memory of a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "Firecracker's kinds")]
+pub enum SnapshotPages {
+    #[default]
+    Snapshot,
+    None,
+    Transparent,
+    #[serde(rename = "2M")]
+    Hugetlbfs2M,
+}
+
+/// Another host device for a network interface of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct NetworkOverride {
+    pub iface_id: String,
+    pub host_dev_name: String,
+}
+
+/// Another socket for the vsock of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "fields of Firecracker's")]
+pub struct VsockOverride {
+    pub uds_path: String,
+}
+
+/// `PUT /snapshot/load`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "fields of Firecracker's")]
@@ -316,11 +352,12 @@ pub struct SnapshotLoad {
     #[serde(default)]
     pub resume_vm: bool,
     #[serde(default)]
-    pub network_overrides: Vec<serde_json::Value>,
-    pub vsock_override: Option<serde_json::Value>,
+    pub network_overrides: Vec<NetworkOverride>,
+    pub vsock_override: Option<VsockOverride>,
     #[serde(default)]
     pub clock_realtime: bool,
-    pub huge_pages: Option<String>,
+    #[serde(default)]
+    pub huge_pages: SnapshotPages,
 }
 
 /// `--config-file`, and the answer of `GET /vm/config`: the devices that tidevm does not have are null or empty.

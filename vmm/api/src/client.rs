@@ -7,8 +7,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::epoll::EventSet;
+
 use crate::backend::Waiter;
-use crate::http::{HttpError, Method, Next, Parser, Request};
+use crate::http::{HttpError, Next, Parser, Request};
 use crate::response::{self, Response};
 
 /// Most bytes of answers that a client leaves unread before it gets no more.
@@ -66,6 +68,17 @@ pub struct Interest {
     pub read: bool,
     /// It can be written.
     pub write: bool,
+}
+
+impl Interest {
+    /// For `epoll`.
+    #[must_use]
+    pub fn events(self) -> EventSet {
+        let mut events = EventSet::empty();
+        events.set(EventSet::IN, self.read);
+        events.set(EventSet::OUT, self.write);
+        events
+    }
 }
 
 impl Client {
@@ -140,11 +153,10 @@ impl Client {
     }
 
     /// Appends the answer to `request`.
-    pub fn answer(&mut self, request: &Request, response: &Response) -> (Method, bool) {
+    pub fn answer(&mut self, request: &Request, response: &Response) {
         self.out.extend(response.to_bytes(request.keep_alive));
         self.ending |= !request.keep_alive;
         self.serving = Serving::Nothing;
-        (request.method, response.status >= 400)
     }
 
     /// Begins a stream of events.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidevm_machine::socket::{self, SocketError};
-use tidevm_machine::{Beside, Companion, Config, StartError, VmHandle};
+use tidevm_machine::{Beside, Companion, Config, Purpose, StartError, VmHandle};
 
 use crate::backend::Backend;
 use crate::draft::Draft;
@@ -119,7 +119,7 @@ impl Control {
                 log::error!("the API is not served any more: {error}");
             }
         };
-        Companion { name: THREAD, body: Box::new(body) }
+        Companion { name: THREAD, purpose: Purpose::Serve, body: Box::new(body) }
     }
 
     fn serve(self, vm: &VmHandle, beside: Beside) -> io::Result<()> {

@@ -11,11 +11,13 @@ use std::path::PathBuf;
 use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
+use crate::LogTarget;
 use crate::balloon;
 use crate::body::{
     BUILTIN, Balloon, BootSource, CpuTemplate, FullConfig, HugePages, LoggerConfig, MIN_BLOCK_MIB,
     MIN_SLOT_MIB, MachineConfig, MachineUpdate, MemoryConfig, MetricsConfig,
 };
+use crate::metrics::open_to_append;
 
 /// Most vCPUs that Firecracker allows.
 const MOST_VCPUS: u8 = 32;
@@ -30,13 +32,17 @@ pub struct Draft {
     boot: Option<BootSource>,
     memory: Option<MemoryConfig>,
     balloon: Option<Balloon>,
-    /// As it was set.
+    /// Where the log goes from the start, as a file or the command line says.
     pub logger: Option<LoggerConfig>,
-    /// As it was set.
+    /// Where metrics go from the start.
     pub metrics: Option<MetricsConfig>,
     /// Something of the machine was set. No snapshot can be loaded any more.
     pub touched: bool,
 }
+
+/// The fault of a second file for metrics.
+pub const METRICS_TWICE: &str = "Metrics error: Cannot initialize the metrics system due to bad user input: \
+                                 Reinitialization of metrics not allowed.";
 
 /// The fault of a wish that Firecracker could fulfil and tidevm cannot.
 pub fn not_supported(what: &str) -> String {
@@ -103,6 +109,41 @@ impl Draft {
         Ok(draft)
     }
 
+    /// Adds what the command line says of logs and metrics. Of a log's fields those of the file win, as in Firecracker, which
+    /// reads the file later.
+    ///
+    /// # Errors
+    /// Both have a file for metrics.
+    pub fn add_command_line(
+        &mut self,
+        logger: Option<LoggerConfig>,
+        metrics: Option<MetricsConfig>,
+    ) -> Result<(), String> {
+        if self.metrics.is_some() && metrics.is_some() {
+            return Err(METRICS_TWICE.to_owned());
+        }
+        self.metrics = self.metrics.take().or(metrics);
+        self.logger = match (self.logger.take(), logger) {
+            (Some(file), Some(line)) => Some(LoggerConfig {
+                log_path: file.log_path.or(line.log_path),
+                level: file.level.or(line.level),
+                show_level: file.show_level.or(line.show_level),
+                show_log_origin: file.show_log_origin.or(line.show_log_origin),
+                module: file.module.or(line.module),
+            }),
+            (file, line) => file.or(line),
+        };
+        Ok(())
+    }
+
+    /// Has the log go where it is to go.
+    ///
+    /// # Errors
+    /// The text of the fault: the file cannot be opened.
+    pub fn start_log(&self, log: LogTarget) -> Result<(), String> {
+        self.logger.as_ref().map_or(Ok(()), |config| set_log(config, log))
+    }
+
     /// The answer of `GET /machine-config`.
     #[must_use]
     pub fn machine(&self) -> &MachineConfig {
@@ -123,9 +164,10 @@ impl Draft {
             drives: Vec::new(),
             boot_source: self.boot.clone().unwrap_or_default(),
             cpu_config: None,
-            logger: self.logger.clone(),
+            // Firecracker tells neither, whatever was set.
+            logger: None,
             machine_config: Some(self.machine),
-            metrics: self.metrics.clone(),
+            metrics: None,
             mmds_config: None,
             network_interfaces: Vec::new(),
             vsock: None,
@@ -241,7 +283,9 @@ impl Draft {
     /// The text of the fault; nothing changed.
     pub fn set_balloon(&mut self, balloon: Balloon) -> Result<(), String> {
         self.touched = true;
-        balloon::check(&balloon)?;
+        if let Some(what) = balloon::missing(&balloon) {
+            return Err(not_supported(what));
+        }
         self.balloon = Some(balloon);
         Ok(())
     }
@@ -276,6 +320,17 @@ impl Draft {
             ..base.clone()
         })
     }
+}
+
+/// Has the log go where `config` says.
+///
+/// # Errors
+/// The text of the fault: the file cannot be opened.
+pub fn set_log(config: &LoggerConfig, log: LogTarget) -> Result<(), String> {
+    let file = config.log_path.as_deref().map(open_to_append).transpose();
+    let file = file.map_err(|error| format!("Logger error: Failed to open target file: {error}"))?;
+    log(file, config.level);
+    Ok(())
 }
 
 /// Checks that there is a file to read. A named pipe would make the start wait for its writer.

@@ -23,7 +23,7 @@ pub const MOST: usize = MOST_HEAD + MOST_BODY;
 const MOST_HEADERS: usize = 64;
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     /// Reads.
     Get,

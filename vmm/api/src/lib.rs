@@ -6,6 +6,7 @@
 //! | [`route`], [`body`] | what a request asks for: its path, its JSON body | machines |
 //! | `draft` | a machine in Firecracker's words, before it starts | clients |
 //! | [`memory`], [`events`], [`guest`], [`prometheus`], `metrics` | what is told of a running machine | clients |
+//! | [`requests`] | how often clients asked for what | machines |
 //! | `backend` | where a server and a machine meet | both |
 //! | `preboot`, `running` | the two machines behind it | sockets |
 //! | [`server`], [`client`] | one thread for all clients | machines |
@@ -30,6 +31,7 @@ pub mod memory;
 mod metrics;
 mod preboot;
 pub mod prometheus;
+pub mod requests;
 pub mod response;
 pub mod route;
 mod running;

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 use tidevm_abi::{BlockRun, Owner, ResizeState, Size};
-use tidevm_machine::{MemStatus, Obstacle, Settled, State};
+use tidevm_machine::{HostFault, MemStatus, Obstacle, Settled, State};
 
 use crate::draft::mib;
 
@@ -45,7 +45,10 @@ pub fn reason(mem: &MemStatus, reports: bool) -> Value {
                 first.map(|page| json!({ "pfn": page.pfn, "owner": owner(page.owner) })).collect();
         }
         if let Some(refused) = refused {
-            reason["refused"] = json!(refused);
+            reason["refused"] = json!(refused.to_string());
+            if let Some(HostFault { call, errno }) = refused.host {
+                (reason["call"], reason["errno"]) = (json!(call), json!(errno));
+            }
         }
     }
     reason

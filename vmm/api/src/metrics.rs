@@ -9,11 +9,11 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
-use tidevm_machine::{ExitCounts, State};
+use serde_json::json;
+use tidevm_machine::{ANSWERS, ExitCounts, REQUEST_KINDS, RequestCounts, State};
 
 use crate::body::MetricsConfig;
-use crate::http::Method;
+use crate::requests::Requests;
 
 /// The metrics file, and what was told there last.
 #[derive(Debug)]
@@ -21,39 +21,32 @@ pub struct Metrics {
     file: File,
     id: Option<String>,
     properties: Option<BTreeMap<String, String>>,
-    exits: ExitCounts,
+    told: Told,
 }
 
-/// Requests and faults, by method.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Requests {
-    get: (u64, u64),
-    put: (u64, u64),
-    patch: (u64, u64),
-    delete: (u64, u64),
+/// What is counted since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Requests of clients.
+    pub requests: Requests,
+    /// Exits of all vCPUs.
+    pub exits: ExitCounts,
+    /// Requests of drivers, of all devices.
+    pub mem: RequestTable,
 }
 
-impl Requests {
-    /// Counts a request, and whether its answer is a fault.
-    pub fn count(&mut self, method: Method, fault: bool) {
-        let (all, faults) = match method {
-            Method::Get => &mut self.get,
-            Method::Put => &mut self.put,
-            Method::Patch => &mut self.patch,
-            Method::Delete => &mut self.delete,
-        };
-        *all += 1;
-        *faults += u64::from(fault);
-    }
+/// Requests of drivers as [`RequestCounts::by`] has them.
+type RequestTable = [[u64; ANSWERS.len()]; REQUEST_KINDS.len()];
 
-    fn json(&self) -> Value {
-        let group = |(count, fails): (u64, u64)| json!({ "count": count, "fails": fails });
-        json!({
-            "get_api_requests": group(self.get),
-            "put_api_requests": group(self.put),
-            "patch_api_requests": group(self.patch),
-            "delete_api_requests": group(self.delete),
-        })
+impl Told {
+    /// What is counted until now.
+    pub fn now(requests: &Requests, exits: &[ExitCounts], mem: &[RequestCounts]) -> Self {
+        let mut sum = RequestTable::default();
+        let cells = mem.iter().flat_map(|counts| counts.by.iter().enumerate());
+        for (kind, row) in cells {
+            row.iter().zip(&mut sum[kind]).for_each(|(count, sum)| *sum += count);
+        }
+        Self { requests: requests.clone(), exits: exits.iter().copied().sum(), mem: sum }
     }
 }
 
@@ -68,19 +61,16 @@ impl Metrics {
         };
         let file = open_to_append(&config.metrics_path).map_err(failed)?;
         let id = config.emit_id.then(|| id.to_owned());
-        Ok(Self { file, id, properties: config.properties.clone(), exits: ExitCounts::default() })
+        Ok(Self { file, id, properties: config.properties.clone(), told: Told::default() })
     }
 
-    /// Writes a line. `requests` and `exits` are counted since the start.
+    /// Writes a line about what was counted since the line before, until `now`.
     ///
     /// # Errors
     /// The file takes no more.
-    pub fn flush(
-        &mut self,
-        state: &State,
-        requests: &mut Requests,
-        exits: &[ExitCounts],
-    ) -> std::io::Result<()> {
+    pub fn flush(&mut self, state: &State, now: Told) -> std::io::Result<()> {
+        let before = std::mem::replace(&mut self.told, now);
+        let now = &self.told;
         let mut line = json!({ "utc_timestamp_ms": unix_ms() });
         if let Some(id) = &self.id {
             line["id"] = json!(id);
@@ -88,17 +78,15 @@ impl Metrics {
         if let Some(properties) = &self.properties {
             line["properties"] = json!(properties);
         }
-        if let (Some(line), Value::Object(groups)) = (line.as_object_mut(), requests.json()) {
-            line.extend(groups);
+        if let Some(line) = line.as_object_mut() {
+            line.extend(now.requests.since(&before.requests));
         }
-        let now: ExitCounts = exits.iter().copied().sum();
-        let before = std::mem::replace(&mut self.exits, now);
         line["vcpu"] = json!({
-            "exit_io": now.io - before.io,
-            "exit_mmio": now.mmio - before.mmio,
-            "exit_stray": now.stray - before.stray,
-            "exit_interrupted": now.interrupted - before.interrupted,
-            "exit_other": now.other - before.other,
+            "exit_io": now.exits.io - before.exits.io,
+            "exit_mmio": now.exits.mmio - before.exits.mmio,
+            "exit_stray": now.exits.stray - before.exits.stray,
+            "exit_interrupted": now.exits.interrupted - before.exits.interrupted,
+            "exit_other": now.exits.other - before.exits.other,
         });
         line["memory_hotplug"] = json!({
             "regions": state.mem.len(),
@@ -106,7 +94,13 @@ impl Metrics {
             "plugged_bytes": state.mem.iter().map(|mem| mem.plugged.0).sum::<u64>(),
             "targets": state.mem.iter().map(|mem| mem.targets).sum::<u64>(),
         });
-        *requests = Requests::default();
+        for (kind, (now, before)) in REQUEST_KINDS.iter().zip(now.mem.iter().zip(&before.mem)) {
+            let new = |answers: &[u64]| answers.iter().sum::<u64>();
+            // The first answer is ACK.
+            let (count, acks) = (new(now) - new(before), now[0] - before[0]);
+            line["memory_hotplug"][format!("{kind}_count")] = json!(count);
+            line["memory_hotplug"][format!("{kind}_fails")] = json!(count - acks);
+        }
         let mut text = line.to_string();
         text.push('\n');
         // In one call, so that a reader of a pipe gets whole lines.

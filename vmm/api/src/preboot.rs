@@ -5,10 +5,11 @@ use std::time::Instant;
 use tidevm_machine::Config;
 
 use crate::backend::{Backend, Reply, Waiter};
-use crate::body::{ActionType, LoggerConfig};
-use crate::draft::{Draft, not_supported};
-use crate::http::Method;
-use crate::metrics::{Metrics, Requests, open_to_append};
+use crate::body::{ActionType, MetricsConfig};
+use crate::draft::{Draft, METRICS_TWICE, not_supported, set_log};
+use crate::http::Request;
+use crate::metrics::Metrics;
+use crate::requests::Requests;
 use crate::response::Response;
 use crate::route::Action;
 use crate::{Identity, LogTarget};
@@ -46,24 +47,18 @@ impl Preboot {
     /// # Errors
     /// The text of the fault.
     pub fn open_files(&mut self) -> Result<(), String> {
-        if let Some(config) = self.draft.logger.clone() {
-            set_logger(&config, self.log)?;
-        }
+        self.draft.start_log(self.log)?;
         if let Some(config) = &self.draft.metrics {
             self.metrics = Some(Metrics::open(config, &self.identity.id)?);
         }
         Ok(())
     }
 
-    fn set_metrics(&mut self, config: crate::body::MetricsConfig) -> Result<(), String> {
+    fn set_metrics(&mut self, config: &MetricsConfig) -> Result<(), String> {
         if self.metrics.is_some() {
-            let why = "Reinitialization of metrics not allowed.";
-            return Err(format!(
-                "Metrics error: Cannot initialize the metrics system due to bad user input: {why}"
-            ));
+            return Err(METRICS_TWICE.to_owned());
         }
-        self.metrics = Some(Metrics::open(&config, &self.identity.id)?);
-        self.draft.metrics = Some(config);
+        self.metrics = Some(Metrics::open(config, &self.identity.id)?);
         Ok(())
     }
 
@@ -73,12 +68,8 @@ impl Preboot {
             Action::SetBootSource(boot) => self.draft.set_boot(boot),
             Action::SetMemory(memory) => self.draft.set_memory(memory),
             Action::SetBalloon(balloon) => self.draft.set_balloon(balloon),
-            Action::SetMetrics(config) => self.set_metrics(config),
-            Action::SetLogger(config) => {
-                set_logger(&config, self.log)?;
-                self.draft.logger = Some(config);
-                Ok(())
-            }
+            Action::SetMetrics(config) => self.set_metrics(&config),
+            Action::SetLogger(config) => set_log(&config, self.log),
             Action::LoadSnapshot(_) if self.draft.touched => Err("Load snapshot error: Loading a microVM snapshot not \
                                                                   allowed after configuring boot-specific resources."
                 .to_owned()),
@@ -87,14 +78,6 @@ impl Preboot {
             _ => Err(TOO_EARLY.to_owned()),
         }
     }
-}
-
-/// Has the log go where `config` says.
-fn set_logger(config: &LoggerConfig, log: LogTarget) -> Result<(), String> {
-    let file = config.log_path.as_deref().map(open_to_append).transpose();
-    let file = file.map_err(|error| format!("Logger error: Failed to open target file: {error}"))?;
-    log(file, config.level);
-    Ok(())
 }
 
 impl Backend for Preboot {
@@ -129,8 +112,8 @@ impl Backend for Preboot {
         Vec::new()
     }
 
-    fn count(&mut self, method: Method, fault: bool) {
-        self.requests.count(method, fault);
+    fn count(&mut self, request: &Request, status: u16) {
+        self.requests.count(request, status);
     }
 
     fn due(&self) -> Option<Instant> {

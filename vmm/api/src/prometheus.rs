@@ -15,6 +15,7 @@ use tidevm_machine::{
 };
 
 use crate::memory::converged;
+use crate::requests::Requests;
 
 /// The type of the text, for HTTP.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -34,6 +35,8 @@ pub struct Facts<'a> {
     pub held: Option<&'a [Size]>,
     /// Requests, by device.
     pub requests: &'a [RequestCounts],
+    /// Requests of clients.
+    pub api: &'a Requests,
     /// The guest's last counters, and their age.
     pub sample: Option<(&'a Stats, Duration)>,
 }
@@ -72,6 +75,7 @@ pub fn text(facts: &Facts<'_>) -> String {
     exits(&mut page, facts.exits);
     regions(&mut page, facts);
     requests(&mut page, facts.requests);
+    api(&mut page, facts.api);
     if let Some((stats, age)) = facts.sample {
         guest(&mut page, stats, age);
     }
@@ -157,6 +161,15 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
         for (kind, latency) in [("plug", &counts.plug), ("unplug", &counts.unplug)] {
             page.histogram(SECONDS, &[("device", &device), ("type", kind)], latency);
         }
+    }
+}
+
+fn api(page: &mut Page, requests: &Requests) {
+    const NAME: &str = "tidevm_api_requests_total";
+    page.family(NAME, COUNTER, "Requests of API clients, by method, path and status of the answer.");
+    for (method, path, status, count) in requests.iter() {
+        let labels = [("method", method), ("path", path), ("code", &status.to_string())];
+        page.sample(NAME, &labels, count);
     }
 }
 

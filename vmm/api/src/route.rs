@@ -58,17 +58,21 @@ pub struct MemoryQuery {
     pub region: Option<usize>,
 }
 
-/// An action, and whether a field of its request is deprecated.
+/// An action, and what to warn of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
     /// What to do.
     pub action: Action,
-    /// The field is accepted all the same.
-    pub deprecated: bool,
+    /// A field of the request is deprecated, which this text says. It is accepted all the same.
+    pub deprecated: Option<&'static str>,
 }
 
 /// Longest time that a request may wait.
 pub const MOST_WAIT: Duration = Duration::from_secs(3600);
+
+/// The warning about fields of `PUT /snapshot/load`.
+const OLD_SNAPSHOT_FIELDS: &str =
+    "PUT /snapshot/load: mem_file_path and enable_diff_snapshots fields are deprecated.";
 
 /// Devices of Firecracker's that tidevm does not have, by the first word of their paths.
 const NO_DEVICES: &[(&str, &str)] = &[
@@ -94,7 +98,7 @@ pub fn route(request: &Request) -> Result<Routed, String> {
     let (first, second, third) = (words.next().unwrap_or(""), words.next(), words.next());
     let body = request.body.as_deref();
     let memory = (first, second) == ("hotplug", Some("memory"));
-    let mut deprecated = false;
+    let mut deprecated = None;
     let query = if memory { memory_query(&request.query)? } else { no_query(&request.query)? };
     let action = match (request.method, first, body) {
         (Method::Get, "", None) => Action::GetInstance,
@@ -113,7 +117,8 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         (Method::Put, "logger", Some(body)) => Action::SetLogger(json(body)?),
         (Method::Put, "machine-config", Some(body)) => {
             let config: MachineConfig = json(body)?;
-            deprecated = config.cpu_template.is_some();
+            deprecated =
+                config.cpu_template.map(|_| "PUT /machine-config: cpu_template field is deprecated.");
             Action::SetMachine(config.into())
         }
         (Method::Put, "metrics", Some(body)) => Action::SetMetrics(json(body)?),
@@ -125,7 +130,8 @@ pub fn route(request: &Request) -> Result<Routed, String> {
             if update == MachineUpdate::default() {
                 return Err("Empty PATCH request.".to_owned());
             }
-            deprecated = update.cpu_template.is_some();
+            deprecated =
+                update.cpu_template.map(|_| "PATCH /machine-config: cpu_template field is deprecated.");
             Action::SetMachine(update)
         }
         (Method::Patch, "balloon", _) if second == Some("hinting") => Action::NoSuchDevice(HINTING),
@@ -157,12 +163,17 @@ fn bad_json(why: &str) -> String {
     format!("An error occurred when deserializing the json body of a request: {why}.")
 }
 
-fn snapshot(word: Option<&str>, body: &[u8], deprecated: &mut bool) -> Result<Action, String> {
+fn snapshot(
+    word: Option<&str>,
+    body: &[u8],
+    deprecated: &mut Option<&'static str>,
+) -> Result<Action, String> {
     match word {
         Some("create") => Ok(Action::CreateSnapshot(json(body)?)),
         Some("load") => {
             let load: SnapshotLoad = json(body)?;
-            *deprecated = load.mem_file_path.is_some() || load.enable_diff_snapshots;
+            let old = load.mem_file_path.is_some() || load.enable_diff_snapshots;
+            *deprecated = old.then_some(OLD_SNAPSHOT_FIELDS);
             match (&load.mem_backend, &load.mem_file_path) {
                 (Some(_), Some(_)) => Err(bad_json(
                     "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",

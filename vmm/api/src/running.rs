@@ -13,9 +13,10 @@ use crate::backend::{Backend, Reply, Waiter};
 use crate::body::{ActionType, VmState};
 use crate::draft::{Draft, not_supported};
 use crate::events::events;
-use crate::http::Method;
+use crate::http::Request;
 use crate::memory::{self, Facts, converged};
-use crate::metrics::{Metrics, Requests, unix_ms};
+use crate::metrics::{Metrics, Told, unix_ms};
+use crate::requests::Requests;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
@@ -186,7 +187,7 @@ impl Running {
 
     fn write_metrics(&mut self) -> std::io::Result<()> {
         let Some(metrics) = &mut self.metrics else { return Ok(()) };
-        metrics.flush(&self.vm.state(), &mut self.requests, &self.vm.exits())
+        metrics.flush(&self.vm.state(), Told::now(&self.requests, &self.vm.exits(), &self.vm.mem_requests()))
     }
 
     fn set_vm_state(&mut self, wish: VmState, now: Instant) -> Reply {
@@ -335,8 +336,8 @@ impl Backend for Running {
         events.iter().map(Value::to_string).collect()
     }
 
-    fn count(&mut self, method: Method, fault: bool) {
-        self.requests.count(method, fault);
+    fn count(&mut self, request: &Request, status: u16) {
+        self.requests.count(request, status);
     }
 
     fn due(&self) -> Option<Instant> {

@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::{Backend, Reply};
-use crate::client::{Client, Interest, Serving};
+use crate::client::{Client, Serving};
 use crate::response::Response;
 use crate::route::{Action, route};
 
@@ -183,8 +183,8 @@ impl Server {
         for client in self.clients.values_mut() {
             if let Serving::Start(request) = &client.serving {
                 let request = request.clone();
-                let (method, fault) = client.answer(&request, response);
-                backend.count(method, fault);
+                client.answer(&request, response);
+                backend.count(&request, response.status);
             }
         }
         self.settle(backend);
@@ -261,21 +261,24 @@ impl Server {
             let Some(request) = client.take_request() else { return false };
             let (reply, deprecated) = match route(&request) {
                 Ok(routed) if client.scrapes && routed.action != Action::GetMetrics => {
-                    (Reply::Now(Response::fault(ONLY_METRICS)), false)
+                    (Reply::Now(Response::fault(ONLY_METRICS)), None)
                 }
                 Ok(routed) => (backend.answer(routed.action, now), routed.deprecated),
-                Err(fault) => (Reply::Now(Response::fault(&fault)), false),
+                Err(fault) => (Reply::Now(Response::fault(&fault)), None),
             };
             match reply {
                 Reply::Now(response) => {
-                    let response = Response { deprecated, ..response };
-                    let (method, fault) = client.answer(&request, &response);
-                    backend.count(method, fault);
+                    if let Some(warning) = deprecated {
+                        log::warn!("{warning}");
+                    }
+                    let response = Response { deprecated: deprecated.is_some(), ..response };
+                    client.answer(&request, &response);
+                    backend.count(&request, response.status);
                 }
                 Reply::Later(waiter) => client.serving = Serving::Answer(request, waiter),
                 Reply::Start => client.serving = Serving::Start(request),
                 Reply::Stream => {
-                    backend.count(request.method, false);
+                    backend.count(&request, 200);
                     // What changed before concerns the earlier listeners alone.
                     let lines = backend.events();
                     self.clients.values_mut().for_each(|client| client.tell(&lines));
@@ -305,8 +308,8 @@ impl Server {
                 && let Some(response) = backend.poll(waiter, now, over)
             {
                 let request = request.clone();
-                let (method, fault) = client.answer(&request, &response);
-                backend.count(method, fault);
+                client.answer(&request, &response);
+                backend.count(&request, response.status);
                 answered.push(*token);
             }
         }
@@ -326,7 +329,7 @@ impl Server {
             }
             let wanted = client.interest();
             if wanted != client.listened {
-                let event = EpollEvent::new(set(wanted), *token);
+                let event = EpollEvent::new(wanted.events(), *token);
                 let fd: RawFd = client.stream.as_raw_fd();
                 if self.epoll.ctl(ControlOperation::Modify, fd, event).is_err() {
                     gone.push(*token);
@@ -386,13 +389,6 @@ fn timeout(due: Option<Instant>, now: Instant) -> i32 {
     let Some(due) = due else { return -1 };
     let left = due.saturating_duration_since(now);
     i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
-}
-
-fn set(interest: Interest) -> EventSet {
-    let mut events = EventSet::empty();
-    events.set(EventSet::IN, interest.read);
-    events.set(EventSet::OUT, interest.write);
-    events
 }
 
 mod door;

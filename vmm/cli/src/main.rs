@@ -5,9 +5,12 @@ mod check_host;
 mod cli;
 mod ctl;
 mod host;
+mod input;
 mod logger;
 mod pages;
+mod prompt;
 mod quiet;
+mod source;
 mod top;
 
 use std::fmt::Display;
@@ -19,11 +22,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use account::Account;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use cli::{
     Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
 };
+use prompt::History;
 use quiet::Quiet;
+use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::{Line, Reader};
@@ -92,7 +97,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             accounted(Account::new(options.json, None)?, |account| {
                 let config = options.config();
                 account.start(Some(&config)).context(OutputClosed)?;
-                run(config, Some(&script), account, None)
+                run(config, Steps::Whole(script), account, None)
             })
         }
         Action::Run(options) => {
@@ -163,18 +168,17 @@ fn accounted(
 
 /// `tidevm run`, of which `account` is told.
 fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
-    let config = config(options);
-    account.start(config.as_ref().ok()).context(OutputClosed)?;
-    let config = config?;
-    let script = options.script.as_deref().map(read).transpose()?;
-    let resets = script.as_ref().is_some_and(Script::resets);
-    let config = Config { resets, ..config };
+    account.start(config(options, false).as_ref().ok()).context(OutputClosed)?;
+    let steps = steps(options)?;
+    let interactive = matches!(steps, Steps::Typed(_));
+    let config = Config { resets: steps.resets(), interactive, ..config(options, interactive)? };
+    greet(&config);
     let api = options.api_sock.as_deref().map(|path| Api {
         path,
         id: &options.id,
         metrics: options.metrics_listen,
     });
-    run(config, script.as_ref(), account, api)
+    run(config, steps, account, api)
 }
 
 /// `tidevm report`: reads the events of a session and writes its page.
@@ -199,8 +203,18 @@ fn report(options: &ReportPage) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn config(options: &Run) -> anyhow::Result<Config> {
-    options.config().map_err(|conflict| anyhow!("{conflict}"))
+fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
+    options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// What the options say that the machine is to do.
+fn steps(options: &Run) -> anyhow::Result<Steps> {
+    Ok(match options.script.as_deref() {
+        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
+        None => Steps::None,
+        Some(file) if file.as_os_str() == "-" => Steps::Piped,
+        Some(file) => Steps::Whole(read(file)?),
+    })
 }
 
 /// Reads and parses a whole script, before anything is started.
@@ -208,7 +222,7 @@ fn read(file: &Path) -> anyhow::Result<Script> {
     let (name, bytes) = if file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
-        ("<stdin>".to_owned(), bytes)
+        (STDIN.to_owned(), bytes)
     } else {
         let name = file.display().to_string();
         let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
@@ -276,14 +290,9 @@ struct Api<'a> {
 }
 
 /// Runs a machine, with an API if there shall be one.
-fn run(
-    mut config: Config,
-    script: Option<&Script>,
-    account: &mut Account,
-    api: Option<Api<'_>>,
-) -> anyhow::Result<u8> {
+fn run(mut config: Config, steps: Steps, account: &mut Account, api: Option<Api<'_>>) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
-    if let Some(script) = script {
+    if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
@@ -301,21 +310,23 @@ fn run(
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
-    let start = |config| Vm::start_with(config, beside.into_iter().collect());
+    let longest = steps.longest();
+    let (reader, source) = Source::of(steps, &config, |what| complain(what));
+    let start = |config| Vm::start_with(config, beside.into_iter().chain(reader).collect());
     let (json, told) = (account.is_json(), account.is_wanted());
     let mut events = Events(|line: &Line| account.take(line));
     if json {
-        return observe(start(config)?, script, &mut events);
+        return observe(start(config)?, source, &mut events);
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
-    let mut table = Table::new(stdout, width, script.map_or(0, Script::longest_step));
+    let mut table = Table::new(stdout, width, longest);
     if told {
-        return observe(start(config)?, script, &mut Both(table, events));
+        return observe(start(config)?, source, &mut Both(table, events));
     }
-    observe(start(config)?, script, &mut table)
+    observe(start(config)?, source, &mut table)
 }
 
 /// What answers as the machine `id`.
@@ -326,9 +337,10 @@ fn identity(id: &str) -> Identity {
 /// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.
 fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     let base = options.base();
+    greet(&base);
     tell_of(base.confinement);
     let file = options.config_file.as_deref();
-    let draft = match file {
+    let mut draft = match file {
         Some(path) => {
             let name = path.display();
             let text =
@@ -337,16 +349,23 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         }
         None => Draft::default(),
     };
+    draft.add_command_line(options.logger(), options.metrics()).map_err(|error| anyhow!("{error}"))?;
     let Some(path) = options.api_sock.as_deref().filter(|_| !options.no_api) else {
+        if draft.metrics.is_some() {
+            bail!(
+                "--no-api: the thread of the API writes the metrics; give it a socket, or leave metrics out"
+            );
+        }
+        draft.start_log(logger::redirect).map_err(|error| anyhow!("{error}"))?;
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
-        return observe(Vm::start(config)?, None, &mut Quiet);
+        return observe(Vm::start(config)?, Source::None, &mut Quiet);
     };
     let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
     loop {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
         let error = match start_beside(config, &shared) {
-            Ok(vm) => return observe(vm, None, &mut Quiet),
+            Ok(vm) => return observe(vm, Source::None, &mut Quiet),
             Err(error) => error,
         };
         // Taken only when the VM was about to run.
@@ -375,14 +394,19 @@ fn tell_of(confinement: Confinement) {
     }
 }
 
-fn observe(vm: Vm, script: Option<&Script>, observer: &mut impl Observer) -> anyhow::Result<u8> {
-    let result = match script {
-        Some(script) => tidevm_session::run(vm, script, observer),
-        None => tidevm_session::stay(vm, observer),
+fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let result = match source {
+        Source::None => tidevm_session::stay(vm, observer),
+        Source::Whole(script) => tidevm_session::run(vm, &script, observer),
+        Source::Lines(script, mut input, manner) => {
+            tidevm_session::follow(vm, *script, &mut input, manner, observer)
+        }
     };
     let Summary { ended, .. } = result.context(OutputClosed)?;
-    if let Ended::Died(death) = &ended {
-        complain(death);
+    match &ended {
+        Ended::Died(death) => complain(death),
+        Ended::Misread(errors) => complain(errors),
+        _ => {}
     }
     Ok(ended.status())
 }

@@ -8,6 +8,8 @@ mod api;
 mod confinement;
 #[path = "cli/ctl.rs"]
 mod ctl;
+#[path = "cli/deploy.rs"]
+mod deploy;
 #[path = "cli/endings.rs"]
 mod endings;
 #[path = "cli/habits.rs"]
@@ -20,14 +22,24 @@ mod kernel;
 mod limits;
 #[path = "cli/lines.rs"]
 mod lines;
+#[path = "cli/live.rs"]
+mod live;
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/prompt.rs"]
+mod prompt;
+#[path = "cli/pty.rs"]
+mod pty;
 #[path = "cli/report.rs"]
 mod report;
+#[path = "cli/serial.rs"]
+mod serial;
 #[path = "cli/silent.rs"]
 mod silent;
 #[path = "cli/top.rs"]
 mod top;
+#[path = "cli/typist.rs"]
+mod typist;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -96,6 +108,7 @@ fn main() -> ExitCode {
         .chain(json::HOSTED)
         .chain(report::HOSTED)
         .chain(top::HOSTED)
+        .chain(deploy::HOSTED)
         .chain(habits::HOSTED)
         .map(|test| trial(test, None));
     let on_kvm = ON_KVM
@@ -103,12 +116,16 @@ fn main() -> ExitCode {
         .chain(api::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
+        .chain(deploy::TESTS)
         .chain(endings::TESTS)
         .chain(habits::TESTS)
         .chain(json::TESTS)
         .chain(report::TESTS)
         .chain(limits::TESTS)
+        .chain(live::TESTS)
         .chain(metrics::TESTS)
+        .chain(prompt::TESTS)
+        .chain(serial::TESTS)
         .chain(silent::TESTS)
         .chain(top::TESTS)
         .map(|test| trial(test, missing.as_ref()));
@@ -235,17 +252,22 @@ fn every_error_of_a_script_is_told() {
 }
 
 fn a_wrong_script_runs_nothing() {
-    let output = with_input(&small(&["--script", "-"]), "plug 2M\nplug\n");
-    assert_eq!(assert_status(&output, 2, "<stdin>:2:5: expected a size above 0"), "");
+    let script = scratch("wrong.script", "plug 2M\nplug\n");
+    let output = tidevm(&small(&["--script", script.to_str().expect("UTF-8")]));
+    assert_eq!(assert_status(&output, 2, "wrong.script:2:5: expected a size above 0"), "");
 }
 
 fn a_script_has_to_fit_the_machine() {
-    let output = with_input(&small(&["--script", "-"]), "check\nplug 3M\n");
-    assert_eq!(assert_status(&output, 2, "<stdin>:2:1: 3M is not a multiple of the block size 2M"), "");
-    let output = with_input(&["run", "--script", "-"], "plug 2M\n");
-    assert_eq!(assert_status(&output, 2, "no --hotplug was given"), "");
-    let output = with_input(&["run", "--script", "-"], "pmem map 0\n");
-    assert_eq!(assert_status(&output, 2, "no --pmem was given"), "");
+    let unfit = [
+        (&small(&[])[..], "check\nplug 3M\n", "unfit.script:2:1: 3M is not a multiple of the block size 2M"),
+        (&["run"], "plug 2M\n", "no --hotplug was given"),
+        (&["run"], "pmem map 0\n", "no --pmem was given"),
+    ];
+    for (options, script, message) in unfit {
+        let script = scratch("unfit.script", script);
+        let output = tidevm(&[options, &["--script", script.to_str().expect("UTF-8")]].concat());
+        assert_eq!(assert_status(&output, 2, message), "");
+    }
 }
 
 fn unusable_kernels_are_status_2() {

@@ -49,6 +49,8 @@ pub enum Outcome {
     Done,
     /// A step failed, or the guest did not power off.
     Failed,
+    /// A line of a script that came while it ran is wrong.
+    Script,
     /// The guest died, or the host refused what it needed to go on.
     Died,
     /// A signal ended it.
@@ -64,6 +66,7 @@ impl Outcome {
         match self {
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Script => "script",
             Self::Died => "died",
             Self::Signal => "signal",
             Self::NotStarted => "not_started",

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use tidevm_abi::cmdline::{OWN_KEYS, unknown_word};
+use tidevm_abi::cmdline::OWN_KEYS;
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
 use crate::confine::Confinement;
@@ -15,6 +15,7 @@ use crate::memory::layout;
 use crate::socket::Listener;
 
 pub(crate) mod balloon;
+mod kernel;
 mod numa;
 
 pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
@@ -35,9 +36,6 @@ pub const MAX_NODE: u16 = 63;
 
 /// Default boot memory.
 pub const DEFAULT_MEMORY: Size = Size::mib(256);
-
-/// Most characters of a wrong word that an error shows.
-const MAX_SHOWN: usize = 64;
 
 /// The least memory block of the guest. Regions and device memory are made of whole ones.
 const MEMORY_BLOCK: Size = Size(MEMORY_BLOCK_SIZE);
@@ -80,6 +78,9 @@ pub struct Config {
     /// The embedder resets the machine itself, by [`crate::Vm::reset`]. That needs this or `reboot`. Without both, the
     /// event loop can give up the system calls that make a machine.
     pub resets: bool,
+    /// A person types at the terminal on standard input, by a line editor of the embedder. Each SIGINT is counted in
+    /// [`crate::State::interrupts`] and ends nothing. At the end, of whatever kind, the terminal is as it was at the start.
+    pub interactive: bool,
     /// What the process gives away before the guest runs.
     pub confinement: Confinement,
     /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
@@ -105,6 +106,7 @@ impl Default for Config {
             console: ConsoleMode::Stderr,
             reboot: true,
             resets: false,
+            interactive: false,
             confinement: Confinement::default(),
             jail: None,
         }
@@ -140,7 +142,8 @@ pub enum ConsoleMode {
     /// Output goes to stderr, line by line; there is no input.
     #[default]
     Stderr,
-    /// The guest has the terminal: input byte by byte without echo; Ctrl-C still ends the VM.
+    /// The guest has the terminal: each key is input, also Ctrl-C, and none is echoed. Ctrl-a x ends the VM as SIGTERM
+    /// does, also when the guest reads nothing, and at once the second time. Ctrl-a Ctrl-a is a Ctrl-a for the guest.
     Stdio,
     /// Output goes to a file, which is created or emptied. It gets at most 64 MiB.
     File(PathBuf),
@@ -345,22 +348,7 @@ impl Config {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
         }
-        let text = self.cmdline.as_deref().unwrap_or_default();
-        if let Some(position) = text.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
-            return Err(ConfigError::CmdlineText { position });
-        }
-        if self.kernel.is_none() { self.validate_own_guest(text) } else { Ok(()) }
-    }
-
-    /// Checks what another kernel might understand.
-    fn validate_own_guest(&self, cmdline: &str) -> Result<(), ConfigError> {
-        if self.initrd.is_some() {
-            return Err(ConfigError::Initrd);
-        }
-        match unknown_word(cmdline) {
-            Some(word) => Err(ConfigError::CmdlineWord { word: word.chars().take(MAX_SHOWN).collect() }),
-            None => Ok(()),
-        }
+        self.validate_cmdline()
     }
 
     /// Whether the machine can be reset.
@@ -376,15 +364,6 @@ impl Config {
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.
     pub(crate) fn region_sizes(&self) -> impl Iterator<Item = Size> {
         self.hotplug.iter().map(|hotplug| hotplug.size).chain(self.pmem.iter().copied())
-    }
-
-    /// Checks the number of vCPUs against what the kernel brings up.
-    pub(crate) fn validate_cpus(&self, most: u8) -> Result<(), ConfigError> {
-        if (1..=most).contains(&self.cpus) {
-            Ok(())
-        } else {
-            Err(ConfigError::Cpus { given: self.cpus, most })
-        }
     }
 }
 

@@ -70,12 +70,14 @@ pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, room_to_start};
 pub use state::{
-    BalloonStats, BalloonStatus, Changes, MemStatus, Obstacle, Ready, Settled, State, WaitError,
+    BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
+    WaitError,
 };
 pub use tidevm_abi::Size;
 pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
     Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,
-    NothingToPause, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm, VmHandle,
+    NothingToPause, Nudger, Purpose, ResetRefused, ResizeError, STOP_LIMIT, VcpuReport, VcpuState, Vm,
+    VmHandle,
 };

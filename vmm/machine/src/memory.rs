@@ -38,6 +38,7 @@ pub mod runs;
 pub mod slots;
 mod view;
 
+use host_calls::FailedCall;
 use mapping::Mapping;
 use range::{GuestRange, OffsetRange};
 use region::RamRegion;
@@ -142,7 +143,7 @@ impl Memory {
     ///
     /// # Errors
     /// The host's error; nothing changed.
-    pub fn plug(&self, index: usize, range: GuestRange) -> io::Result<()> {
+    pub fn plug(&self, index: usize, range: GuestRange) -> Result<(), FailedCall> {
         let range = self.offsets(index, range)?;
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
@@ -157,7 +158,7 @@ impl Memory {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even
     /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
-    pub fn unplug(&self, index: usize, range: GuestRange) -> io::Result<()> {
+    pub fn unplug(&self, index: usize, range: GuestRange) -> Result<(), FailedCall> {
         let offsets = self.offsets(index, range)?;
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
@@ -177,9 +178,8 @@ impl Memory {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, contents; for runs that the host does not open again,
     /// what [`Memory::unplug`] says holds.
-    pub fn unplug_all(&self, index: usize) -> io::Result<()> {
-        let no_such = || io::Error::from_raw_os_error(libc::EINVAL);
-        let range = *self.regions.get(index).ok_or_else(no_such)?;
+    pub fn unplug_all(&self, index: usize) -> Result<(), FailedCall> {
+        let range = *self.regions.get(index).ok_or_else(no_such_memory)?;
         let mut hotplug = lock(&self.hotplug);
         let Hotplug { regions, slots } = &mut *hotplug;
         let mut view = self.change_view();
@@ -232,7 +232,7 @@ impl Memory {
     ///
     /// # Errors
     /// The range is not [usable](Memory::is_usable) (`EINVAL`), and nothing changed; or the error of the host.
-    pub fn give_back(&self, range: GuestRange) -> io::Result<()> {
+    pub fn give_back(&self, range: GuestRange) -> Result<(), FailedCall> {
         for (part, offsets) in layout::boot_parts(self.boot.all()) {
             if let Some(inside) = part.offsets_of(range) {
                 let start = offsets.start();
@@ -243,7 +243,7 @@ impl Memory {
         let hotplug = lock(&self.hotplug);
         match hotplug.regions.iter().find(|region| region.is_open(range)) {
             Some(region) => region.give_back(range),
-            None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+            None => Err(no_such_memory()),
         }
     }
 
@@ -269,15 +269,20 @@ impl Memory {
     }
 
     /// The offsets of guest-physical addresses in region `index`.
-    fn offsets(&self, index: usize, range: GuestRange) -> io::Result<OffsetRange> {
+    fn offsets(&self, index: usize, range: GuestRange) -> Result<OffsetRange, FailedCall> {
         let offsets = self.regions.get(index).and_then(|region| region.offsets_of(range));
-        offsets.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+        offsets.ok_or_else(no_such_memory)
     }
 }
 
+/// What the host would say of memory that is in no region. It is not asked.
+fn no_such_memory() -> FailedCall {
+    FailedCall { call: "mprotect", error: io::Error::from_raw_os_error(libc::EINVAL) }
+}
+
 /// For `map_err`: the host refused `size` bytes of `what`.
-fn fail(what: &str, size: u64) -> impl FnOnce(io::Error) -> MemoryError {
-    move |error| MemoryError { what: what.to_owned(), size: Size(size), error }
+fn fail<E: Into<io::Error>>(what: &str, size: u64) -> impl FnOnce(E) -> MemoryError {
+    move |error| MemoryError { what: what.to_owned(), size: Size(size), error: error.into() }
 }
 
 fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), MemoryError> {

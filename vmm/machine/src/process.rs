@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, Weak};
@@ -22,13 +22,17 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
+mod terminal;
+
 use crate::clock::{self, Nap};
+use crate::confine::Confinement;
 use crate::confine::rules::Kind;
 use crate::confine::thread::spawn;
-use crate::confine::{Confinement, trap};
 use crate::error::{StartError, host};
 use crate::sync::lock;
 use crate::termination::TERMINATION;
+
+pub use terminal::{Terminal, standard_input};
 
 /// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to
 /// power off and for its vCPUs to stop.
@@ -165,6 +169,8 @@ pub fn room_to_start() -> io::Result<()> {
 #[derive(Debug)]
 pub struct Signals {
     file: File,
+    /// SIGINT is no wish that the process ends.
+    interactive: bool,
     wish: Arc<Mutex<Wish>>,
 }
 
@@ -195,9 +201,11 @@ impl Signals {
     /// Takes over the termination signals. They act again in this thread when the second value is dropped in
     /// it, as [`BlockedSignals`] says.
     ///
+    /// Under `interactive` each SIGINT is read, however soon it comes after another.
+    ///
     /// # Errors
     /// The system's error.
-    pub fn take() -> io::Result<(Self, BlockedSignals)> {
+    pub fn take(interactive: bool) -> io::Result<(Self, BlockedSignals)> {
         let blocked = BlockedSignals::block()?;
         let wish = Arc::clone(&blocked.wish);
         let set = create_sigset(&wanted()).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
@@ -208,23 +216,28 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made, and no other value owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok((Self { file, wish }, blocked))
+        Ok((Self { file, interactive, wish }, blocked))
     }
 
     /// Signals that a test writes to `file`: their numbers, each filled up to the size of a record.
     #[cfg(test)]
     pub(crate) fn from_test(file: File) -> Self {
-        Self { file, wish: Arc::default() }
+        Self { file, interactive: false, wish: Arc::default() }
     }
 
     /// The next signal, if one came. A repetition of the first one is left out.
     pub fn next(&self) -> Option<i32> {
         loop {
             let signal = self.read()?;
-            if !lock(&self.wish).is_repeated(signal, Instant::now()) {
+            if self.is_interrupt(signal) || !lock(&self.wish).is_repeated(signal, Instant::now()) {
                 return Some(signal);
             }
         }
+    }
+
+    /// Whether `signal` interrupts what is under way, and ends nothing.
+    pub fn is_interrupt(&self, signal: i32) -> bool {
+        self.interactive && signal == libc::SIGINT
     }
 
     fn read(&self) -> Option<i32> {
@@ -304,76 +317,6 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// The terminal in a state for a guest's console: input comes byte by byte without echo, and Ctrl-C and the
-/// like still make signals. Dropping it restores the state from before.
-#[derive(Debug)]
-pub struct Terminal {
-    input: File,
-    before: libc::termios,
-}
-
-impl Terminal {
-    /// Takes over the terminal on standard input. [`None`] when standard input is no terminal.
-    ///
-    /// # Errors
-    /// The system's error.
-    pub fn take() -> io::Result<Option<Self>> {
-        let input = standard_input()?;
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: the descriptor is open, and `before` has room for a `termios`.
-        if unsafe { libc::tcgetattr(input.as_raw_fd(), before.as_mut_ptr()) } != 0 {
-            return Ok(None);
-        }
-        // SAFETY: tcgetattr succeeded, so it filled `before`.
-        let before = unsafe { before.assume_init() };
-        let mut console = before;
-        console.c_lflag &= !(libc::ICANON | libc::ECHO);
-        let terminal = Self { input, before };
-        trap::restore_at_trap(terminal.input.as_raw_fd(), before);
-        terminal.set(&console)?;
-        Ok(Some(terminal))
-    }
-
-    /// Restores the state from before.
-    ///
-    /// # Errors
-    /// The system's error.
-    pub fn restore(&self) -> io::Result<()> {
-        self.set(&self.before)
-    }
-
-    fn set(&self, state: &libc::termios) -> io::Result<()> {
-        // Otherwise the system would stop a process in the background, and it would never end.
-        let blocked = block_signal(libc::SIGTTOU).is_ok();
-        // SAFETY: the descriptor is open and `state` came from tcgetattr.
-        let result = match unsafe { libc::tcsetattr(self.input.as_raw_fd(), libc::TCSANOW, state) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        };
-        if blocked {
-            drop(unblock_signal(libc::SIGTTOU));
-        }
-        result
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Err(error) = self.restore() {
-            log::warn!("the terminal stays as the guest's console left it: {error}");
-        }
-        trap::forget_terminal();
-    }
-}
-
-/// Standard input without a buffer, for an event loop.
-///
-/// # Errors
-/// The system's error.
-pub fn standard_input() -> io::Result<File> {
-    Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -433,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_same_signal_twice_within_a_second_is_one_wish() {
-        let (signals, blocked) = Signals::take().unwrap();
+        let (signals, blocked) = Signals::take(false).unwrap();
         assert_eq!(signals.next(), None);
         raise(libc::SIGTERM);
         assert_eq!(signals.next(), Some(libc::SIGTERM));

@@ -24,11 +24,14 @@ use crate::sync::lock;
 pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
+pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
 
+mod answers;
 mod balloon;
 mod changes;
+mod refusal;
 mod settled;
 mod wait_error;
 
@@ -53,6 +56,8 @@ pub struct State {
     pub powered_off: bool,
     /// The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM that came.
     pub signal: Option<i32>,
+    /// How often SIGINT came to a VM with [`crate::Config::interactive`].
+    pub interrupts: u64,
     /// The guest stands still, or is about to: [`crate::VmHandle::pause`].
     pub paused: bool,
     /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
@@ -104,8 +109,8 @@ pub struct MemStatus {
     pub driver: bool,
     /// The driver's last report.
     pub report: Option<Resize>,
-    /// The last request that was not answered with ACK, and the answer, in words.
-    pub refused: Option<String>,
+    /// The last request that was not answered with ACK.
+    pub refused: Option<Refusal>,
 }
 
 impl MemStatus {
@@ -246,6 +251,11 @@ impl SharedState {
         self.learn(|inner| change(&mut inner.state))
     }
 
+    /// Has every wait look again, at what it waits for beside the state.
+    pub(crate) fn nudge(&self) {
+        self.learn(|_| ());
+    }
+
     fn learn<T>(&self, change: impl FnOnce(&mut StateAndAnswers) -> T) -> T {
         let result = change(&mut lock(&self.inner));
         self.changed.notify_all();
@@ -306,16 +316,6 @@ impl SharedState {
         inner.reset_request != inner.state.reset_request
     }
 
-    /// Makes room for the answer to call `id`.
-    pub(crate) fn expect_answer(&self, id: u32) {
-        lock(&self.inner).answers.insert(id, None);
-    }
-
-    /// Undoes [`SharedState::expect_answer`].
-    pub(crate) fn forget_answer(&self, id: u32) {
-        lock(&self.inner).answers.remove(&id);
-    }
-
     /// Waits at most `limit` for `find` to return a value; `what` names it in the error. A value is returned
     /// even when the guest has ended.
     pub(crate) fn wait<T>(
@@ -360,35 +360,6 @@ impl SharedState {
             let nap = Nap::of(left);
             inner = self.changed.wait_timeout(inner, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
             nap.end();
-        }
-    }
-
-    /// Takes the answer to call `id`, if it has come.
-    pub(crate) fn try_take_answer(&self, id: u32) -> Option<Result<Answer, WaitError>> {
-        let mut inner = lock(&self.inner);
-        let interruption = inner.state.interruption();
-        let answer = inner.answers.get(&id)?.clone().or_else(|| interruption.map(Err))?;
-        inner.answers.remove(&id);
-        Some(answer)
-    }
-
-    /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
-    /// record.
-    pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        self.await_answer(id, limit).unwrap_or_else(|| {
-            self.forget_answer(id);
-            Err(WaitError::Deadline { what: what.to_owned(), after: limit })
-        })
-    }
-
-    /// Waits for the answer to call `id` and takes it. `None` after `limit`: the call is still open.
-    pub(crate) fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
-        match self.wait_inner(limit, "an answer", |inner| inner.answers.get(&id)?.clone()) {
-            Err(WaitError::Deadline { .. }) => None,
-            answer => {
-                self.forget_answer(id);
-                Some(answer.and_then(|answer| answer))
-            }
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | `sipi` | the wait of a vCPU for its start by another one |
 //! | `look` | what the vCPUs do, for a report on a guest that does not answer |
 //! | `events` | the event loop |
+//! | `input` | input for the serial port, and the keys that are for the VMM |
 //! | `signals` | the thread for termination signals |
 //! | `companion` | threads of the embedder that are locked in with the VM |
 //! | `pause` | a guest that stands still |
@@ -40,6 +41,7 @@ mod events;
 mod exits;
 mod handle;
 mod hardware;
+mod input;
 mod kvm_run;
 mod look;
 mod pause;
@@ -51,9 +53,9 @@ mod vcpu;
 
 use events::EventLoop;
 
-pub use companion::{Beside, Companion};
+pub use companion::{Beside, Companion, Purpose};
 pub use exits::ExitCounts;
-pub use handle::{IntervalRefused, NoStatistics, VmHandle};
+pub use handle::{IntervalRefused, NoStatistics, Nudger, VmHandle};
 pub use look::{Activity, LookResult, VcpuReport, VcpuState};
 pub use vcpu::STOP_LIMIT;
 

@@ -63,6 +63,7 @@ impl Marks {
             // Its steps say why.
             Outcome::Failed if end.reason.is_none() => return,
             Outcome::Failed => format!("ended early: {reason}"),
+            Outcome::Script => format!("a line of the script is wrong: {reason}"),
             Outcome::Died => format!("the guest died: {reason}"),
             Outcome::Signal => format!("ended by a signal: {reason}"),
             Outcome::NotStarted => format!("not started: {reason}"),

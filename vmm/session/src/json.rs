@@ -120,6 +120,7 @@ fn end(summary: &Summary) -> Event {
     let (outcome, reason) = match &summary.ended {
         Ended::Done => (Outcome::Done, None),
         Ended::Failed { reason } => (Outcome::Failed, reason.clone()),
+        Ended::Misread(errors) => (Outcome::Script, Some(errors.to_string())),
         Ended::Died(death) => (Outcome::Died, Some(death.to_string())),
         Ended::Signal { signal } => (Outcome::Signal, Some(format!("signal {signal} came"))),
     };

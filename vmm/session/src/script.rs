@@ -1,9 +1,10 @@
 //! Scripts: the text of a session as steps. One command per line, `#` comments, nested `repeat N { ... }`.
 //!
-//! A script is read as a whole before anything runs. Every wrong line is reported, with its column. So are
+//! A script in a file is read as a whole before anything runs. Every wrong line is reported, with its column. So are
 //! names that no workload has at that point (`script/names.rs`) and sizes that do not fit the devices
-//! ([`Script::fit`]).
+//! ([`Script::fit`]). A [`LiveScript`] is read line by line while it runs, with the same checks.
 
+mod live;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,9 @@ use std::fmt;
 use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
 use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
+
+pub use live::LiveScript;
+pub(crate) use names::Workloads;
 
 /// Deepest nesting of `repeat`.
 const MAX_DEPTH: usize = 8;
@@ -115,7 +119,7 @@ impl Script {
         }
         let (body, mut errors) = reader.finish();
         if errors.is_empty() {
-            errors = names::check(&body);
+            errors = names::check(&body, &mut Workloads::default());
         }
         let script = Script { file: file.to_owned(), body, lines: text.lines().map(str::to_owned).collect() };
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
@@ -127,12 +131,7 @@ impl Script {
     /// # Errors
     /// All steps that do not fit.
     pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
-        let mut errors = Vec::new();
-        each_step(&self.body, &mut |step| {
-            if let Some(message) = misfit(step.command.carried_out(), config) {
-                errors.push((step.line, step.column, message));
-            }
-        });
+        let errors = misfits(&self.body, config);
         if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
     }
 
@@ -157,20 +156,39 @@ impl Script {
         longest
     }
 
-    fn errors(&self, mut errors: Vec<(usize, usize, String)>) -> ScriptErrors {
-        errors.sort();
-        let located = errors.into_iter().enumerate().map(|(index, (line, column, message))| ScriptError {
-            file: self.file.clone(),
-            line,
-            column,
-            message,
-            text: match self.lines.get(line - 1) {
-                Some(text) if index < MAX_SHOWN => Excerpt::new(text, column),
-                _ => Excerpt::default(),
-            },
-        });
-        ScriptErrors(located.collect())
+    fn errors(&self, errors: Errors) -> ScriptErrors {
+        locate(&self.file, errors, |line| self.lines.get(line - 1).map(String::as_str))
     }
+}
+
+/// Errors as line, column and message.
+type Errors = Vec<(usize, usize, String)>;
+
+/// `errors` of `file`, of whose lines `text` gives the text.
+fn locate<'t>(file: &str, mut errors: Errors, text: impl Fn(usize) -> Option<&'t str>) -> ScriptErrors {
+    errors.sort();
+    let located = errors.into_iter().enumerate().map(|(index, (line, column, message))| ScriptError {
+        file: file.to_owned(),
+        line,
+        column,
+        message,
+        text: match text(line) {
+            Some(text) if index < MAX_SHOWN => Excerpt::new(text, column),
+            _ => Excerpt::default(),
+        },
+    });
+    ScriptErrors(located.collect())
+}
+
+/// The steps of `body` that do not fit a machine of `config`.
+fn misfits(body: &[Statement], config: &Config) -> Errors {
+    let mut errors = Vec::new();
+    each_step(body, &mut |step| {
+        if let Some(message) = misfit(step.command.carried_out(), config) {
+            errors.push((step.line, step.column, message));
+        }
+    });
+    errors
 }
 
 /// Number of steps that a run of `body` takes, with repetitions.
@@ -240,14 +258,15 @@ fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
 }
 
 /// The state between two lines: statements so far, open `repeat`s, errors.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Reader {
     body: Vec<Statement>,
     open: Vec<Open>,
-    errors: Vec<(usize, usize, String)>,
+    errors: Errors,
 }
 
 /// A `repeat` before its `}`. `outer` holds the statements around it meanwhile.
+#[derive(Debug)]
 struct Open {
     line: usize,
     column: usize,
@@ -313,7 +332,17 @@ impl Reader {
         }
     }
 
-    fn finish(mut self) -> (Vec<Statement>, Vec<(usize, usize, String)>) {
+    /// Whether a `repeat` waits for its `}`.
+    fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The statements so far, none of which is open.
+    fn take(&mut self) -> Vec<Statement> {
+        std::mem::take(&mut self.body)
+    }
+
+    fn finish(mut self) -> (Vec<Statement>, Errors) {
         while let Some(open) = self.open.pop() {
             self.errors.push((open.line, open.column, "this repeat has no `}`".to_owned()));
             self.body = open.outer;

@@ -40,6 +40,7 @@ mod fails;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod follow;
 mod observer;
 mod pmem;
 mod record;
@@ -58,13 +59,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, WaitError};
+use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, State, WaitError};
 
 use deadline::Work;
 pub use deadline::{ANSWER_DEADLINE, BOOT_DEADLINE, RESIZE_DEADLINE, resize_deadline};
 use fails::expected_failure;
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
+pub use follow::{Line, Lines, Manner, follow};
 pub use observer::{Blocks, Booted, Both, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
 use silence::look_at_silent;
@@ -106,6 +108,9 @@ struct Session<'s, V, O> {
     resets: u64,
     /// The guest has left a call unanswered. It is not waited for again.
     silent: bool,
+    manner: Manner,
+    /// The interrupts of a person that were seen.
+    interrupts: u64,
     summary: Summary,
 }
 
@@ -148,6 +153,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             watch: Watch::new(observer),
             resets: 0,
             silent: false,
+            manner: Manner::Script,
+            interrupts: 0,
             summary: Summary::default(),
         }
     }
@@ -183,6 +190,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
         for statement in body {
+            if self.is_cancelled() {
+                return Ok(());
+            }
             match statement {
                 Statement::Step(step) => self.step(step)?,
                 // Without a step there is nothing that a round could do.
@@ -200,7 +210,10 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     /// Fails when a signal came or the guest ended. Not every step waits for the guest and so looks itself.
     fn look_up(&self) -> Result<(), StepError> {
-        self.pause(Duration::ZERO)
+        match self.vm.wait(Duration::ZERO, "nothing", |_| None::<()>) {
+            Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn await_churns(&mut self) -> Result<(), SessionError> {
@@ -244,8 +257,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let run = StepRun { line, column, command, start, took, result: told, answer, listed, sample, vcpus };
         self.watch.observer().step(&run).map_err(SessionError::Output)?;
         match result {
-            Ok(_) | Err(StepError::Failed(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) if !self.survives(&error) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 
@@ -324,10 +337,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         Ok(answer)
     }
 
-    /// Lets time pass. The end of the guest and signals cut it short.
+    /// Lets time pass. The end of the guest and signals cut it short, and so does a person.
     fn pause(&self, time: Duration) -> Result<(), StepError> {
-        match self.wait(time, "the end of a pause", |_| None::<()>) {
-            Ok(()) | Err(WaitError::Deadline { .. }) => Ok(()),
+        let cancelled = |state: &State| (state.interrupts != self.interrupts).then_some(());
+        match self.wait(time, "the end of a pause", cancelled) {
+            Ok(()) => Err(StepError::Failed(StepFailure::Cancelled)),
+            Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -357,6 +372,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
                 output = Err(error);
                 Ended::Failed { reason }
             }
+            Err(SessionError::Script(errors)) => Ended::Misread(errors),
             Err(SessionError::Step(error)) => match error.failure() {
                 StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
                 StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },

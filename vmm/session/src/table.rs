@@ -318,6 +318,7 @@ fn ending(summary: &Summary) -> String {
         Ended::Failed { reason: Some(reason) } => {
             format!("ended after {counted} in {time}: {reason}")
         }
+        Ended::Misread(_) => format!("ended after {counted} in {time}: a line is wrong"),
         Ended::Died(_) => format!("the guest died after {counted} in {time}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {counted} in {time}"),
     }

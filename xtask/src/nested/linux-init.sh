@@ -51,6 +51,11 @@ act() {
                 echo online_movable > $block
             done
             ;;
+        drop) # the file goes, and its memory is free
+            rm /tmp/data
+            data=0 state=none
+            echo "the guest has dropped its data"
+            ;;
         reboot) reboot -f ;;
         poweroff) poweroff -f ;;
     esac

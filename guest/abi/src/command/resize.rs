@@ -38,7 +38,46 @@ impl Target {
             Self::To(size) | Self::Plug(size) | Self::Unplug(size) => size,
         }
     }
+
+    /// The new size of a device that requests `requested` now.
+    ///
+    /// # Errors
+    /// There is no such size.
+    pub fn of(self, requested: Size) -> Result<Size, NoTarget> {
+        match self {
+            Self::To(size) => Ok(size),
+            Self::Plug(size) => requested.checked_add(size).ok_or(NoTarget::TooLarge(size)),
+            Self::Unplug(size) => requested.checked_sub(size).ok_or(NoTarget::Negative { size, requested }),
+        }
+    }
 }
+
+/// Why a target cannot be. No size of a device decides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTarget {
+    /// `plug`: beyond 64 bits.
+    TooLarge(Size),
+    /// `unplug`: below 0.
+    Negative {
+        /// The size to unplug.
+        size: Size,
+        /// The size that is requested now.
+        requested: Size,
+    },
+}
+
+impl fmt::Display for NoTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge(size) => write!(f, "{size} more is no size"),
+            Self::Negative { size, requested } => {
+                write!(f, "cannot unplug {size}, only {requested} is requested")
+            }
+        }
+    }
+}
+
+impl core::error::Error for NoTarget {}
 
 /// Reads what follows the verb that makes such a target.
 pub(super) fn parse(words: &mut Words<'_>, target: fn(Size) -> Target) -> Result<Resize, SyntaxError> {

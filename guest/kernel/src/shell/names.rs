@@ -3,21 +3,22 @@
 //!
 //! Invariants:
 //! - No two workloads have the same name, and no handle is used twice.
+//! - The handles are not those of the VMM: they begin at [`SHELL_HANDLES`].
 //! - The table does not grow. So a name needs no memory while a workload holds all of it.
 
 use arrayvec::ArrayVec;
 use spin::Mutex;
-use tidevm_abi::{Handle, Name};
+use tidevm_abi::{Handle, Name, SHELL_HANDLES};
 
 /// Most names at a time: at least as many as the agent has workloads.
 const MAX_NAMES: usize = 128;
 
 struct Names {
     known: ArrayVec<(Name, Handle), MAX_NAMES>,
-    last_handle: Handle,
+    next_handle: Handle,
 }
 
-static NAMES: Mutex<Names> = Mutex::new(Names { known: ArrayVec::new_const(), last_handle: 0 });
+static NAMES: Mutex<Names> = Mutex::new(Names { known: ArrayVec::new_const(), next_handle: SHELL_HANDLES });
 
 /// Gives `name` to a workload that is about to start, and returns its handle.
 ///
@@ -28,9 +29,9 @@ pub fn add(name: Name) -> Result<Handle, &'static str> {
     if names.known.iter().any(|(known, _)| *known == name) {
         return Err("there is a workload of this name");
     }
-    let handle = names.last_handle + 1;
+    let handle = names.next_handle;
     names.known.try_push((name, handle)).map_err(|_| "there are too many workloads")?;
-    names.last_handle = handle;
+    names.next_handle += 1;
     Ok(handle)
 }
 

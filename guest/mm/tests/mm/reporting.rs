@@ -122,6 +122,8 @@ fn memory_that_the_host_did_not_take_is_reported_again() {
 #[test]
 fn memory_that_is_lent_is_neither_allocated_nor_taken_offline() {
     let mm = machine();
+    let tenant = Tenant::new(mm, 0, 8);
+    tenant.fill(0, 1).unwrap();
     let mut lent = lend(mm);
     let out: BTreeSet<Pfn> = lent.ranges().flat_map(PfnRange::frames).collect();
     assert!(out.iter().any(|pfn| BLOCK.frames().contains(*pfn)));
@@ -138,10 +140,13 @@ fn memory_that_is_lent_is_neither_allocated_nor_taken_offline() {
         }
         other => panic!("memory that is lent goes offline: {other:?}"),
     }
+    assert_eq!(mm.stats().pages_migrated, 0, "pages were moved for nothing");
     assert!(out.iter().all(|&pfn| mm.platform().read(pfn) == TAKEN), "somebody wrote to memory that is lent");
     mm.check();
     mm.put_back(&mut lent, true);
     mm.hotplug().offline(BLOCK).unwrap();
+    assert_eq!(mm.stats().pages_migrated, 1);
+    tenant.verify_all();
     mm.check();
 }
 

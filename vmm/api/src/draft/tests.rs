@@ -4,7 +4,10 @@ use serde_json::json;
 use tidevm_abi::Size;
 use tidevm_machine::{Config, HotplugConfig};
 
-use super::{BUILTIN, BootSource, Draft, HugePages, MachineUpdate, MemoryConfig};
+use super::{
+    BUILTIN, Balloon, BootSource, Draft, HugePages, LoggerConfig, MachineUpdate, MemoryConfig, MetricsConfig,
+};
+use crate::body::Level;
 
 fn boot(kernel: &str) -> BootSource {
     BootSource { kernel_image_path: kernel.to_owned(), ..BootSource::default() }
@@ -88,6 +91,29 @@ fn bounds_of_a_region_are_firecrackers() {
 }
 
 #[test]
+fn a_balloon_reports_and_gives_statistics_and_is_not_inflated() {
+    let mut draft = Draft::default();
+    draft.set_boot(boot(BUILTIN)).unwrap();
+    let balloon = Balloon { free_page_reporting: true, stats_polling_interval_s: 2, ..Balloon::default() };
+    draft.set_balloon(balloon).unwrap();
+    let inflated = draft.set_balloon(Balloon { amount_mib: 8, ..balloon }).unwrap_err();
+    assert_eq!(
+        inflated,
+        "The requested operation is not supported: a balloon that is inflated (amount_mib other than 0)"
+    );
+    assert_eq!((draft.balloon(), draft.full().balloon), (Some(balloon), Some(balloon)), "nothing changed");
+    let config = draft.config(&Config::default()).unwrap();
+    assert_eq!(config.balloon.unwrap().stats_interval, Some(std::time::Duration::from_secs(2)));
+    assert_eq!(Draft::of(&config).balloon(), Some(balloon));
+    let file = json!({
+        "boot-source": { "kernel_image_path": "builtin" },
+        "drives": [],
+        "balloon": { "amount_mib": 0, "deflate_on_oom": true },
+    });
+    assert!(Draft::from_json(&file.to_string()).unwrap_err().ends_with("deflate_on_oom: true"));
+}
+
+#[test]
 fn a_kernel_has_to_be_there() {
     let set = |boot| Draft::default().set_boot(boot).unwrap_err();
     assert_eq!(
@@ -138,4 +164,22 @@ fn a_file_is_a_machine_in_firecrackers_words() {
     assert!(with("drives", json!([{}])).contains("tidevm does not have drives"));
     assert!(with("vsock", json!({})).contains("vsock"));
     assert!(Draft::from_json("{}").unwrap_err().contains("missing field `drives`"));
+}
+
+#[test]
+fn a_file_wins_over_the_command_line() {
+    let log = |path: Option<&str>, level| LoggerConfig {
+        log_path: path.map(Into::into),
+        level,
+        ..LoggerConfig::default()
+    };
+    let mut draft = Draft { logger: Some(log(None, Some(Level::Info))), ..Draft::default() };
+    draft.add_command_line(Some(log(Some("a"), Some(Level::Error))), None).unwrap();
+    assert_eq!(draft.logger, Some(log(Some("a"), Some(Level::Info))));
+    let mut alone = Draft::default();
+    let metrics = || MetricsConfig { metrics_path: "m".into(), emit_id: false, properties: None };
+    alone.add_command_line(Some(log(Some("a"), None)), Some(metrics())).unwrap();
+    assert_eq!((&alone.logger, &alone.metrics), (&Some(log(Some("a"), None)), &Some(metrics())));
+    assert!(alone.add_command_line(None, Some(metrics())).unwrap_err().contains("Reinitialization"));
+    assert_eq!(alone.metrics, Some(metrics()));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tidevm_abi::{Owner, Resize, ResizeState, Size, UnmovablePage};
-use tidevm_machine::{MemStatus, State};
+use tidevm_machine::{HostFault, MemStatus, Refusal, State};
 
 use super::{Facts, converged, status};
 
@@ -80,10 +80,15 @@ fn a_region_has_converged_when_the_guest_has_answered_this_target() {
 
 #[test]
 fn a_busy_host_is_told_with_its_refusal() {
-    let refused = Some("Busy: madvise: errno 12".to_owned());
+    let host = Some(HostFault { call: "madvise", errno: 12 });
+    let refused = Some(Refusal { text: "Busy: Unplug".to_owned(), host });
     let busy = MemStatus { refused, ..region(512, 128, ResizeState::HostBusy) };
-    let reason = super::reason(&busy, true);
-    assert_eq!(reason["kind"], json!("host_busy"));
-    assert_eq!(reason["refused"], json!("Busy: madvise: errno 12"));
-    assert_eq!(reason["text"], json!("the device answers BUSY (Busy: madvise: errno 12)"));
+    let refused = "Busy: Unplug: madvise: Cannot allocate memory (os error 12)";
+    let reason = json!({
+        "kind": "host_busy", "call": "madvise", "errno": 12, "refused": refused,
+        "text": format!("the device answers BUSY ({refused})"),
+    });
+    assert_eq!(super::reason(&busy, true), reason);
+    let silent = MemStatus { refused: Some("Busy: Unplug".to_owned().into()), ..busy };
+    assert_eq!(super::reason(&silent, true).get("errno"), None, "the host has not said why");
 }

@@ -6,6 +6,8 @@ use tidevm_abi::{Size, Stats};
 use tidevm_machine::{ExitCounts, MemStatus, RequestCounts, State};
 
 use super::{Facts, Page, text};
+use crate::http::{Method, Request};
+use crate::requests::Requests;
 
 fn told(sample: Option<(&Stats, Duration)>) -> String {
     let mem = MemStatus {
@@ -21,6 +23,15 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
     requests.plug.parts[0] = 1;
     requests.plug.parts[3] = 2;
     requests.plug.sum = Duration::from_micros(1500);
+    let mut api = Requests::default();
+    let request = Request {
+        method: Method::Patch,
+        path: "/hotplug/memory".to_owned(),
+        query: String::new(),
+        body: None,
+        keep_alive: true,
+    };
+    [204, 204, 400].into_iter().for_each(|status| api.count(&request, status));
     text(&Facts {
         version: "1.2",
         state: &state,
@@ -28,6 +39,7 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
         exits: &[ExitCounts::default(), ExitCounts { mmio: 7, ..ExitCounts::default() }],
         held: Some(&[Size(4096)]),
         requests: &[requests],
+        api: &api,
         sample,
     })
 }
@@ -52,6 +64,8 @@ fn each_fact_is_a_sample_of_its_name() {
         "tidevm_hotplug_converged{device=\"0\"} 0",
         "tidevm_hotplug_targets_total{device=\"0\"} 3",
         "tidevm_virtio_mem_requests_total{device=\"0\",type=\"plug\",answer=\"busy\"} 4",
+        "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"204\"} 2",
+        "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"400\"} 1",
     ] {
         assert_line(&text, line);
     }

@@ -171,14 +171,28 @@ fn a_query_is_understood_or_refused() {
 
 #[test]
 fn deprecated_fields_are_marked() {
-    let deprecated = |method, target, body| {
+    let deprecated = |method, target: &str, body: &str| {
         let Routed { deprecated, .. } = route(&request(method, target, body)).unwrap();
         deprecated
     };
     let machine = r#"{"vcpu_count":1,"mem_size_mib":128,"cpu_template":"None"}"#;
-    assert!(deprecated(Method::Put, "/machine-config", machine));
-    assert!(deprecated(Method::Patch, "/machine-config", r#"{"cpu_template":"None"}"#));
-    let load = r#"{"snapshot_path":"a","mem_file_path":"b"}"#;
-    assert!(deprecated(Method::Put, "/snapshot/load", load));
-    assert!(!deprecated(Method::Get, "/", ""));
+    assert_eq!(
+        deprecated(Method::Put, "/machine-config", machine),
+        Some("PUT /machine-config: cpu_template field is deprecated.")
+    );
+    assert_eq!(
+        deprecated(Method::Patch, "/machine-config", r#"{"cpu_template":"None"}"#),
+        Some("PATCH /machine-config: cpu_template field is deprecated.")
+    );
+    let old = Some("PUT /snapshot/load: mem_file_path and enable_diff_snapshots fields are deprecated.");
+    let load = |fields: &str| {
+        deprecated(Method::Put, "/snapshot/load", &format!(r#"{{"snapshot_path":"a",{fields}}}"#))
+    };
+    assert_eq!(load(r#""mem_file_path":"b""#), old);
+    let backend = r#""mem_backend":{"backend_path":"b","backend_type":"Uffd"}"#;
+    assert_eq!(load(&format!(r#"{backend},"enable_diff_snapshots":true"#)), old);
+    assert_eq!(load(&format!(r#"{backend},"track_dirty_pages":true"#)), None);
+    assert_eq!(deprecated(Method::Put, "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":128}"#), None);
+    assert_eq!(deprecated(Method::Patch, "/machine-config", r#"{"vcpu_count":1}"#), None);
+    assert_eq!(deprecated(Method::Get, "/", ""), None);
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use tidevm_machine::IntervalRefused;
 
 use super::{NO_DEVICE, Running};
-use crate::balloon::{seconds, statistics};
+use crate::balloon::{INFLATED, seconds, statistics};
 use crate::body::{BalloonStatsUpdate, BalloonUpdate};
 use crate::draft::not_supported;
 use crate::response::Response;
@@ -43,9 +43,7 @@ impl Running {
         match (self.draft.balloon(), update.amount_mib) {
             (None, _) => Response::fault(NO_DEVICE),
             (Some(_), 0) => Response::done(),
-            (Some(_), _) => {
-                Response::fault(&not_supported("a balloon that is inflated (amount_mib other than 0)"))
-            }
+            (Some(_), _) => Response::fault(&not_supported(INFLATED)),
         }
     }
 

@@ -48,6 +48,7 @@ impl Running {
             exits: &self.vm.exits(),
             held: self.held.as_ref().map(|(_, held)| held.as_slice()),
             requests: &self.vm.mem_requests(),
+            api: &self.requests,
             sample: self.sample.last.as_ref().map(|(stats, at)| (stats, now - *at)),
         });
         Response::text(text, prometheus::CONTENT_TYPE)

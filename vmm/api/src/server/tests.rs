@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{MOST_CLIENTS, Server, Stopped};
 use crate::backend::{Backend, Reply, Waiter};
-use crate::http::Method;
+use crate::http::Request;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
@@ -47,7 +47,7 @@ impl Backend for Scripted {
         Vec::new()
     }
 
-    fn count(&mut self, _: Method, _: bool) {}
+    fn count(&mut self, _: &Request, _: u16) {}
 
     fn due(&self) -> Option<Instant> {
         None

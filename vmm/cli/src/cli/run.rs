@@ -72,9 +72,10 @@ pub struct Run {
     /// Where to write a page about the session at its end
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Where the guest's serial port leads; stdio reads terminals and pipes, not files; a file gets 64 MiB
-    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", default_value = "stderr", value_parser = console)]
-    console: ConsoleMode,
+    /// Where the guest's serial port leads: stderr, or off with a prompt, unless it is given; stdio reads terminals and
+    /// pipes, not files; a file gets 64 MiB
+    #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", value_parser = console)]
+    console: Option<ConsoleMode>,
     /// Take a reset for a death of the guest (status 4), instead of booting it again
     #[arg(long)]
     no_reboot: bool,
@@ -106,12 +107,19 @@ enum Switch {
 }
 
 impl Run {
-    /// The VM that the options describe.
+    /// Whether a person at the terminal gets a prompt: nothing else reads it, and nothing but rows is written.
+    pub fn allows_prompt(&self) -> bool {
+        self.script.is_none() && !self.json && self.console != Some(ConsoleMode::Stdio)
+    }
+
+    /// The VM that the options describe, with or without a `prompt`.
     ///
     /// # Errors
     /// Two options use the same stream.
-    pub fn config(&self) -> Result<Config, String> {
-        if self.console == ConsoleMode::Stdio {
+    pub fn config(&self, prompt: bool) -> Result<Config, String> {
+        let usual = if prompt { ConsoleMode::Off } else { ConsoleMode::Stderr };
+        let console = self.console.clone().unwrap_or(usual);
+        if console == ConsoleMode::Stdio {
             if self.json {
                 return Err("--console stdio and --json both write standard output".to_owned());
             }
@@ -133,10 +141,11 @@ impl Run {
             memmap_on_memory: self.memmap_on_memory == Switch::On,
             pcp_disable: self.pcp_disable == Switch::On,
             init: self.init,
-            console: self.console.clone(),
+            console,
             reboot: !self.no_reboot,
             // The script says whether it resets the machine, and is not read yet.
             resets: false,
+            interactive: false,
             confinement: confinement(self.seccomp),
             jail: self.jail(),
         })
@@ -158,7 +167,7 @@ mod tests {
     fn config(options: &str) -> Result<Config, String> {
         let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
-            Some(Action::Run(run)) => run.config(),
+            Some(Action::Run(run)) => run.config(false),
             action => panic!("{action:?}"),
         }
     }
@@ -196,6 +205,7 @@ mod tests {
             console: ConsoleMode::File("a:b".into()),
             reboot: false,
             resets: false,
+            interactive: false,
             confinement: Confinement { seccomp: Seccomp::Log, ..Confinement::STRICT },
             jail: Some(Jail { folder: "/j".into(), uid: 7, gid: 8 }),
         };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tidevm_api::body::{Level, LoggerConfig, MetricsConfig};
 use tidevm_machine::{Config, ConsoleMode};
 
 use super::confine::{Filter, confinement};
@@ -29,6 +30,22 @@ pub struct Spawn {
     /// The same as --seccomp off, as Firecracker spells it
     #[arg(long, conflicts_with = "seccomp")]
     no_seccomp: bool,
+    /// Firecracker's word for --log-file
+    #[arg(long, value_name = "FILE", conflicts_with = "log_file")]
+    log_path: Option<PathBuf>,
+    /// Firecracker's word for --log-level
+    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Level>, conflicts_with = "log_level")]
+    level: Option<Level>,
+    // The three below are accepted and change nothing, as in PUT /logger.
+    #[arg(long, hide = true)]
+    show_level: bool,
+    #[arg(long, hide = true)]
+    show_log_origin: bool,
+    #[arg(long, hide = true)]
+    module: Option<String>,
+    /// A file for metrics: a line of JSON a minute, and when a client asks for it
+    #[arg(long, value_name = "FILE", conflicts_with = "no_api")]
+    metrics_path: Option<PathBuf>,
 }
 
 impl Spawn {
@@ -36,5 +53,23 @@ impl Spawn {
     pub fn base(&self) -> Config {
         let filter = if self.no_seccomp { Filter::Off } else { self.seccomp };
         Config { console: ConsoleMode::Stdio, confinement: confinement(filter), ..Config::default() }
+    }
+
+    /// Where the log goes, if Firecracker's options say so.
+    pub fn logger(&self) -> Option<LoggerConfig> {
+        let said = LoggerConfig {
+            log_path: self.log_path.clone(),
+            level: self.level,
+            show_level: self.show_level.then_some(true),
+            show_log_origin: self.show_log_origin.then_some(true),
+            module: self.module.clone(),
+        };
+        (said != LoggerConfig::default()).then_some(said)
+    }
+
+    /// Where metrics go, if the options say so.
+    pub fn metrics(&self) -> Option<MetricsConfig> {
+        let metrics_path = self.metrics_path.clone()?;
+        Some(MetricsConfig { metrics_path, emit_id: false, properties: None })
     }
 }

@@ -99,13 +99,7 @@ fn stopped(told: &Value) -> String {
 
 /// The new target, in MiB.
 fn target_mib(target: Target, requested: Size) -> Result<u32, String> {
-    let size = match target {
-        Target::To(size) => size,
-        Target::Plug(size) => requested.checked_add(size).ok_or_else(|| format!("{size} more is no size"))?,
-        Target::Unplug(size) => requested
-            .checked_sub(size)
-            .ok_or_else(|| format!("cannot unplug {size}, only {requested} is requested"))?,
-    };
+    let size = target.of(requested).map_err(|error| error.to_string())?;
     if !size.0.is_multiple_of(1 << 20) {
         return Err(format!("{size} is not a whole number of MiB"));
     }

@@ -93,6 +93,14 @@ impl<W: Write> Screen<W> {
     }
 }
 
+#[cfg(test)]
+impl Screen<Vec<u8>> {
+    /// What was shown.
+    pub fn into_text(self) -> String {
+        String::from_utf8(self.out).expect("text")
+    }
+}
+
 impl Progress {
     fn text(self) -> String {
         format!("{} of {}", self.plugged, self.target)

@@ -133,6 +133,8 @@ mod tests {
              device  plugged  requested  size  guest uses  host holds  state\n\
              0          130M          0    1G        130M           -  2 pages cannot move\n"
         );
+        let there = json!({ "region": 0, "converged": true, "reason": null });
+        assert!(status(&instance, &json!({ "regions": [there] })).ends_with("  at its target\n"));
         assert_eq!(status(&instance, &Value::Null), "vm-1: Running\nno hotplug memory\n");
     }
 

@@ -18,12 +18,14 @@ pub const TESTS: &[Test] = &[
     ("a_machine_starts_from_a_file", a_machine_starts_from_a_file),
     ("a_machine_that_does_not_start_can_be_mended", a_machine_that_does_not_start_can_be_mended),
     ("memory_is_resized_awaited_and_cancelled", memory_is_resized_awaited_and_cancelled),
+    ("a_target_needs_a_driver_or_a_client_that_waits", a_target_needs_a_driver_or_a_client_that_waits),
     ("events_tell_of_a_resize", events_tell_of_a_resize),
     ("a_guest_stands_still_by_the_api", a_guest_stands_still_by_the_api),
     ("a_hundred_slow_clients_hold_up_nothing", a_hundred_slow_clients_hold_up_nothing),
     ("a_socket_is_its_owners_and_goes_with_it", a_socket_is_its_owners_and_goes_with_it),
     ("a_script_and_the_api_share_a_machine", a_script_and_the_api_share_a_machine),
     ("metrics_are_written_when_asked_for", metrics_are_written_when_asked_for),
+    ("firecrackers_options_name_the_log_and_the_metrics", firecrackers_options_name_the_log_and_the_metrics),
 ];
 
 /// Longest time until an answer. A guest boots in some of it.
@@ -311,6 +313,59 @@ fn memory_is_resized_awaited_and_cancelled() {
     api.power_off();
 }
 
+/// Two regions of a guest that drives neither.
+fn a_target_needs_a_driver_or_a_client_that_waits() {
+    let halt = kernel::write("halt-regions", kernel::HALT);
+    let halt = halt.to_str().expect("UTF-8");
+    let machine =
+        ["run", "--kernel", halt, "--hotplug", "size=1G", "--hotplug", "size=1G", "--console", "off"];
+    let api = Api::start("regions", &machine, &[]);
+    let inactive =
+        "Memory hotplug update error: Failed to create memory hotplug device: Device is not active";
+    api.fault("PATCH", "/hotplug/memory", r#"{"requested_size_mib": 512}"#, inactive);
+    assert_eq!(api.get("/hotplug/memory").body["requested_size_mib"], json!(0), "nothing was set");
+    let set = |region: usize, mib: u64| {
+        let path = format!("/hotplug/memory?region={region}&wait=0s");
+        let told = api.call("PATCH", &path, &json!({ "requested_size_mib": mib }).to_string());
+        assert_eq!((told.status, &told.body["requested_size_mib"]), (200, &json!(mib)), "{told:?}");
+        assert_eq!(told.body["reason"]["kind"], json!("no_driver"), "{told:?}");
+    };
+    let requested = || {
+        let told = api.get("/hotplug/memory").body;
+        let of = |region: usize| told["regions"][region]["requested_size_mib"].clone();
+        (of(0), of(1), told["converged"].clone())
+    };
+    set(0, 512);
+    set(1, 256);
+    assert_eq!(requested(), (json!(512), json!(256), json!(false)));
+    api.done("DELETE", "/hotplug/memory/resize?region=0", "");
+    assert_eq!(requested(), (json!(0), json!(256), json!(false)), "one region is left to go on");
+    api.done("DELETE", "/hotplug/memory/resize", "");
+    assert_eq!(requested(), (json!(0), json!(0), json!(true)));
+    // What is plugged is what is asked for, but no driver has answered: the client waits until another one sets a target.
+    let mut waiter = api.connect();
+    let body = r#"{"requested_size_mib": 0}"#;
+    let head = "PATCH /hotplug/memory?wait=2m HTTP/1.1\r\nConnection: close\r\n";
+    write!(waiter, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("it reads");
+    let targets = || api.get("/hotplug/memory").body["generation"].clone();
+    until("the target", || targets() == json!(3));
+    set(0, 128);
+    let mut text = String::new();
+    waiter.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains("\"superseded\":true"), "{text}");
+    // A wait ends in time, and with the machine.
+    assert_eq!(api.get("/hotplug/memory?wait=10ms").body["converged"], json!(false));
+    let mut last = api.connect();
+    last.write_all(b"GET /hotplug/memory?wait=60m HTTP/1.1\r\n\r\n").expect("it reads");
+    let mut api = api;
+    assert_eq!(api.get("/").status, 200, "the wait has begun");
+    kill("-TERM", &api.child);
+    let mut text = String::new();
+    last.read_to_string(&mut text).expect("an answer, and the end");
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text:?}");
+    end(&mut api.child);
+}
+
 fn events_tell_of_a_resize() {
     let api = Api::run("events");
     let mut stream = api.connect();
@@ -323,9 +378,12 @@ fn events_tell_of_a_resize() {
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok()).filter(Value::is_object);
     // The driver comes up before the guest says that it is ready.
     let mut events = events.filter(|event| event["event"] != json!("ready"));
-    let mut seen = Vec::new();
+    let (mut seen, mut number) = (Vec::new(), 0);
     while seen.last() != Some(&json!("done")) {
         let event = events.next().expect("an event");
+        let sequence = event["sequence"].as_u64().expect("a number");
+        assert!(sequence > number, "{event}");
+        number = sequence;
         assert_eq!(event["requested_size_mib"], json!(256), "{event}");
         seen.push(event["event"].clone());
     }
@@ -477,11 +535,62 @@ fn metrics_are_written_when_asked_for() {
         (&lines[0]["id"], &lines[0]["properties"]["owner"]),
         (&json!("anonymous-instance"), &json!("test"))
     );
-    assert_eq!(lines[0]["put_api_requests"], json!({ "count": 5, "fails": 1 }));
-    assert_eq!(
-        lines[1]["put_api_requests"],
-        json!({ "count": 1, "fails": 0 }),
-        "counted since the line before"
-    );
+    let put = |line: usize, name: &str| lines[line]["put_api_requests"][name].clone();
+    for (name, first, second) in [
+        ("metrics_count", 2, 0),
+        ("metrics_fails", 1, 0),
+        ("boot_source_count", 1, 0),
+        ("logger_fails", 0, 0),
+        ("actions_count", 1, 1),
+        ("actions_fails", 0, 0),
+        ("hotplug_memory_count", 0, 0),
+    ] {
+        let counted = (put(0, name), put(1, name));
+        assert_eq!(counted, (json!(first), json!(second)), "{name}: since the line before");
+    }
     assert_eq!(lines[1]["memory_hotplug"]["regions"], json!(0));
+}
+
+fn firecrackers_options_name_the_log_and_the_metrics() {
+    let (log, metrics) = (scratch("spawn.log", ""), scratch("spawn-metrics.json", ""));
+    let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let (log_path, metrics_path) = (path(&log), path(&metrics));
+    let options =
+        ["--log-path", &log_path, "--level", "WARN", "--show-level", "--show-log-origin", "--module", "x"];
+    let api = Api::start("spawn", &options, &["--metrics-path", &metrics_path]);
+    let again = json!({ "metrics_path": metrics });
+    let twice = "Metrics error: Cannot initialize the metrics system due to bad user input: Reinitialization of metrics \
+                 not allowed.";
+    api.fault("PUT", "/metrics", &again.to_string(), twice);
+    api.done("PATCH", "/machine-config", r#"{"cpu_template": "None"}"#);
+    let warning = "tidevm: PATCH /machine-config: cpu_template field is deprecated.\n";
+    assert_eq!(fs::read_to_string(&log).expect("the log"), warning);
+    let config = api.get("/vm/config").body;
+    assert_eq!((&config["logger"], &config["metrics"]), (&Value::Null, &Value::Null), "as in Firecracker");
+    let halt = kernel::write("halt-spawn", kernel::HALT);
+    api.done("PUT", "/boot-source", &json!({ "kernel_image_path": halt.to_str() }).to_string());
+    api.done("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#);
+    api.done("PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#);
+    assert_eq!(fs::read_to_string(&metrics).expect("the file").lines().count(), 1);
+
+    let file = json!({
+        "boot-source": { "kernel_image_path": halt },
+        "drives": [],
+        "logger": { "level": "Off" },
+        "metrics": { "metrics_path": metrics },
+    });
+    let file = path(&scratch("spawn.json", &file.to_string()));
+    let fails = |options: &[&str], text: &str| {
+        let output = program().args(["--config-file", &file]).args(options).output().expect("it runs");
+        super::assert_status(&output, 2, text);
+    };
+    fails(&["--no-api"], "--no-api: the thread of the API writes the metrics");
+    fails(&["--no-api", "--metrics-path", "x"], "cannot be used with");
+    let second = path(&socket("spawn-second"));
+    fails(&["--api-sock", &second, "--metrics-path", "x"], twice);
+    fails(&["--api-sock", &second, "--level", "loud"], "Invalid LevelFilter");
+    fails(
+        &["--api-sock", &second, "--log-path", "no/such/folder/log"],
+        "Logger error: Failed to open target file",
+    );
 }

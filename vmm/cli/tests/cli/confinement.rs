@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("a_jail_needs_root_and_a_folder", a_jail_needs_root_and_a_folder),
     ("the_thread_of_the_api_is_locked_in", the_thread_of_the_api_is_locked_in),
     ("a_machine_in_a_jail_has_an_api", a_machine_in_a_jail_has_an_api),
+    ("a_machine_in_a_jail_has_clients_of_its_console", a_machine_in_a_jail_has_clients_of_its_console),
 ];
 
 /// The user `nobody`, on every Linux.
@@ -140,6 +141,32 @@ fn a_machine_in_a_jail_has_an_api() {
     ask_api(&path);
     kill("-TERM", child);
     assert_eq!(end(child).code(), Some(0));
+    until("the socket is gone, which lies outside the jail", || !path.exists());
+}
+
+/// The sockets' path lies outside the jail, and its clients are taken by a thread that is locked in.
+fn a_machine_in_a_jail_has_clients_of_its_console() {
+    let Some((_, jail)) = jail("a_machine_in_a_jail_has_clients_of_its_console") else { return };
+    let path = std::env::temp_dir().join(format!("tidevm-jail-{}.console", std::process::id()));
+    let console = format!("--console=socket:{}", path.display());
+    let file = kernel::write("flood-console-jail", kernel::FLOOD);
+    let mut command = program();
+    command.args(["run", &console, "--kernel"]).arg(file).args(jail).stdout(Stdio::null());
+    let mut child = Running(command.spawn().expect("it runs"));
+    until("the console", || path.exists());
+    let mut first = None;
+    until("a client", || {
+        first = UnixStream::connect(&path).ok();
+        first.is_some()
+    });
+    let mut said = [0; 3];
+    first.as_mut().expect("a client").read_exact(&mut said).expect("output");
+    assert_eq!(&said, b"xxx");
+    let mut refused = String::new();
+    let second = UnixStream::connect(&path).and_then(|mut second| second.read_to_string(&mut refused));
+    assert!(second.is_ok() && refused.contains("another client"), "{second:?}: {refused}");
+    kill("-TERM", &child.0);
+    assert_eq!(end(&mut child.0).code(), Some(0));
     until("the socket is gone, which lies outside the jail", || !path.exists());
 }
 

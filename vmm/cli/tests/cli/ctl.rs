@@ -108,12 +108,12 @@ fn ctl_resizes_a_running_machine() {
 
 fn ctl_follows_a_machine_to_its_end() {
     let mut api = Api::run("ctl-watch");
-    let follow = |word: &str| {
+    let follow = |words: &[&str]| {
         let mut command = program();
-        command.arg("ctl").arg("--api-sock").arg(&api.path).arg(word);
+        command.arg("ctl").arg("--api-sock").arg(&api.path).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs")
     };
-    let (mut watch, mut events) = (follow("watch"), follow("events"));
+    let (mut watch, mut events) = (follow(&["watch"]), follow(&["--json", "events"]));
     let mut told =
         BufReader::new(watch.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
     // The status comes when the events are listened to.
@@ -127,7 +127,7 @@ fn ctl_follows_a_machine_to_its_end() {
     assert_eq!(end(&mut watch).code(), Some(0));
     let mut raw = String::new();
     events.stdout.take().expect("a pipe").read_to_string(&mut raw).expect("text");
-    assert_eq!(lines(&raw).last().expect("events")["event"], json!("powered_off"));
+    assert_eq!(lines(&raw).last().expect("events")["event"], json!("powered_off"), "the API's lines alone");
     assert_eq!(end(&mut events).code(), Some(0));
     assert_status(&ctl(&api, &["status"]), 3, "cannot connect");
 }

@@ -1,16 +1,14 @@
 //! Tests of VMs that are ended by signals, also while their output is stuck.
-#![expect(unsafe_code, reason = "pseudo-terminals and signal actions are bare system calls")]
+#![expect(unsafe_code, reason = "pipes and signal actions are bare system calls")]
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::pty::Pty;
 use super::{Test, kernel, lines, program, small, spawn};
 
 pub const TESTS: &[Test] = &[
@@ -84,32 +82,7 @@ fn until_full(pipe: &impl AsRawFd) {
     });
 }
 
-/// A pseudo-terminal: the end of the person, and the end of the program.
-struct Pty {
-    person: File,
-    program: File,
-}
-
 impl Pty {
-    fn open() -> Self {
-        let (mut person, mut program) = (0, 0);
-        let (name, state, size) = (ptr::null_mut(), ptr::null(), ptr::null());
-        // SAFETY: the call writes to the two descriptors; the other pointers may be null.
-        assert_eq!(unsafe { libc::openpty(&mut person, &mut program, name, state, size) }, 0);
-        // SAFETY: openpty has just made the descriptors, and no other value owns them.
-        unsafe { Self { person: File::from_raw_fd(person), program: File::from_raw_fd(program) } }
-    }
-
-    /// The settings that a program can change.
-    fn state(&self) -> (u32, u32, u32, u32, [u8; 32]) {
-        let mut state = MaybeUninit::<libc::termios>::uninit();
-        // SAFETY: `self.program` keeps the descriptor open, and `state` has room for one termios.
-        assert_eq!(unsafe { libc::tcgetattr(self.program.as_raw_fd(), state.as_mut_ptr()) }, 0);
-        // SAFETY: tcgetattr succeeded, so it filled `state`.
-        let state = unsafe { state.assume_init() };
-        (state.c_iflag, state.c_oflag, state.c_cflag, state.c_lflag, state.c_cc)
-    }
-
     /// Runs a kernel whose console reads this terminal and writes a pipe of the size [`PIPE`], and waits until it has the terminal.
     fn run(&self, kernel: &str, code: &[u8]) -> Child {
         let before = self.state();

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
+use prometheus_parse::{Scrape, Value};
 use serde_json::json;
 
 use super::api::Api;
@@ -21,8 +22,43 @@ fn value(text: &str, sample: &str) -> Option<f64> {
     Some(line.parse().expect("a number"))
 }
 
+/// What a reader of the format makes of the text: it understands each line, and each name has a help text, a type and a unit
+/// by Prometheus' conventions.
+fn read_all(text: &str) {
+    let read = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("text");
+    let lines = || text.lines().filter(|line| !line.starts_with('#'));
+    // The reader makes one sample of the buckets that have the same labels but for `le`.
+    let plain = lines().filter(|line| !line.contains("_bucket{")).count();
+    let histograms = lines().filter(|line| line.contains("le=\"+Inf\"")).count();
+    assert_eq!(read.samples.len(), plain + histograms, "{text}");
+    for sample in &read.samples {
+        let name = sample.metric.as_str();
+        let family = ["_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let family = if read.docs.contains_key(family) { family } else { name };
+        assert!(read.docs.contains_key(family), "{name} has no help text");
+        assert!(name.starts_with("tidevm_"), "{name}");
+        match &sample.value {
+            Value::Counter(_) => assert!(name.ends_with("_total"), "{name} is a counter"),
+            Value::Gauge(_) => assert!(!name.ends_with("_total"), "{name} is a gauge"),
+            Value::Histogram(parts) => {
+                assert!(name.ends_with("_seconds"), "{name} has no unit");
+                assert!(
+                    parts.is_sorted_by(|one, next| one.less_than < next.less_than && one.count <= next.count)
+                );
+                assert_eq!(parts.last().map(|part| part.less_than), Some(f64::INFINITY), "{name}");
+            }
+            Value::Untyped(_) => assert_ne!(family, name, "{name} has no type"),
+            Value::Summary(_) => panic!("{name} is a summary"),
+        }
+    }
+    for unit in ["_mib", "_kib", "_pages_bytes", "_ms", "_us", "_millis"] {
+        assert!(!read.docs.keys().any(|name| name.ends_with(unit)), "a name with the unit {unit}");
+    }
+}
+
 /// What Prometheus' own tool says about the text. It says nothing about text without faults.
 fn lint(text: &str) {
+    read_all(text);
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Ok(mut tool) = command.spawn() else {
@@ -58,6 +94,8 @@ fn prometheus_reads_a_running_machine() {
     assert!(plugged.is_some_and(|count| count >= 1.0), "{text}");
     let timed = value(&text, "tidevm_virtio_mem_request_duration_seconds_count{device=\"0\",type=\"plug\"}");
     assert_eq!(timed, plugged, "every request was timed");
+    let resize = "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"204\"}";
+    assert_eq!(value(&text, resize), Some(1.0));
     let mmio = value(&text, "tidevm_vcpu_exits_total{vcpu=\"0\",kind=\"mmio\"}");
     assert!(mmio.is_some_and(|count| count > 0.0), "{text}");
     // A guest that stands still is not waited for.

@@ -5,7 +5,7 @@
 //! memory is never made executable. What a thread needs only while it starts is not here, because a filter is
 //! installed after that. The list is the union over the C libraries glibc and musl.
 //!
-//! Invariant: no rule opens a file, makes a socket, starts a program or a thread, or changes an identity, except those
+//! Invariant: no rule opens a file, makes a socket that leads out of the process, starts a program or a thread, or changes an identity, except those
 //! of [`Kind::Starter`].
 
 use std::fmt;
@@ -34,13 +34,15 @@ pub enum Kind {
     Session,
     /// Answers the clients of a control plane, whose listening socket is open.
     Api,
+    /// Reads the lines of a script or a prompt from standard input.
+    Input,
     /// A thread that starts VMs one after another, each in a thread of its own, and runs none itself.
     Starter,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vcpu,
         Self::Events { resets: false },
         Self::Events { resets: true },
@@ -48,6 +50,7 @@ impl Kind {
         Self::Grace,
         Self::Session,
         Self::Api,
+        Self::Input,
         Self::Starter,
     ];
 
@@ -62,6 +65,7 @@ impl Kind {
             Self::Grace => &[GRACE],
             Self::Session => &[SESSION],
             Self::Api => &[API],
+            Self::Input => &[INPUT],
             Self::Starter => &[VCPU, EVENTS, RESETS, SESSION, STARTER],
         }
     }
@@ -82,6 +86,7 @@ impl fmt::Display for Kind {
             Self::Grace => "grace",
             Self::Session => "session",
             Self::Api => "api",
+            Self::Input => "input",
             Self::Starter => "starter",
         })
     }
@@ -155,6 +160,9 @@ const TCGETS2: u32 = 0x802c_542a;
 
 /// `TCSETS` of `struct termios2`.
 const TCSETS2: u32 = 0x402c_542b;
+
+/// `TCSETSW` of `struct termios2`.
+const TCSETSW2: u32 = 0x402c_542c;
 
 /// What every thread may do: use memory and locks, log, end, and report a forbidden call.
 pub const EVERY: &[Rule] = &[
@@ -243,7 +251,7 @@ const EVENTS: &[Rule] = &[
     any(Sysno::accept4, "a client of the console, whose socket is open"),
     ioctl(&[(libc::FIONBIO as u32, "FIONBIO")], "a client of the console never makes a thread wait"),
     any(Sysno::read, "eventfds, timers, console input"),
-    any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets"),
+    any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets, the times of statistics"),
     ioctl(
         &[(kvm(0x46, WRITE, size_of::<kvm_userspace_memory_region>()), "KVM_SET_USER_MEMORY_REGION")],
         "memory that is plugged or unplugged",
@@ -313,6 +321,29 @@ const API: &[Rule] = &[
     any(Sysno::recvfrom, "as read"),
     any(Sysno::sendto, "answers"),
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
+];
+
+const INPUT: &[Rule] = &[
+    any(Sysno::read, "a line, or a key"),
+    rule(
+        Sysno::socketpair,
+        Check::OneOf(0, &[(libc::AF_UNIX as u32, "AF_UNIX")]),
+        "the line editor hears of a new size of the window",
+    ),
+    rule(
+        Sysno::rt_sigaction,
+        Check::OneOf(0, &[(libc::SIGINT as u32, "SIGINT"), (libc::SIGWINCH as u32, "SIGWINCH")]),
+        "the line editor hears of a new size of the window",
+    ),
+    ioctl(
+        &[
+            (libc::FIONBIO as u32, "FIONBIO"),
+            (libc::TIOCGWINSZ as u32, "TIOCGWINSZ"),
+            (libc::TCSETSW as u32, "TCSETSW"),
+            (TCSETSW2, "TCSETSW2"),
+        ],
+        "the line editor sets the terminal and asks for its size",
+    ),
 ];
 
 const STARTER: &[Rule] = &[

@@ -14,6 +14,8 @@
 //! a protection that fails may have been changed in part, as with the host's own failures. `fail` acts on the calls that
 //! plug and unplug, and on none that [`exempt`] covers.
 
+use std::io;
+
 use super::range::OffsetRange;
 
 /// A kind of call that can fail on demand.
@@ -43,12 +45,40 @@ pub(crate) enum MemoryCall {
     RemoveSlot(u32),
 }
 
+impl MemoryCall {
+    /// The failure of this call.
+    pub(crate) fn failed(self, error: io::Error) -> FailedCall {
+        let call = match self {
+            Self::Open(_) | Self::Close(_) => "mprotect",
+            Self::Discard(_) => "madvise",
+            Self::AddSlot(..) | Self::RemoveSlot(_) => "KVM_SET_USER_MEMORY_REGION",
+        };
+        FailedCall { call, error }
+    }
+}
+
+/// A call to the host that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{call}: {error}")]
+pub struct FailedCall {
+    /// Its name: that of a system call, or of a request to KVM.
+    pub call: &'static str,
+    /// The host's error.
+    pub error: io::Error,
+}
+
+impl From<FailedCall> for io::Error {
+    fn from(failed: FailedCall) -> Self {
+        failed.error
+    }
+}
+
 /// Asked before each call.
 ///
 /// # Errors
 /// A test lets the call fail; the caller does not make it.
 #[cfg(not(any(test, feature = "hosted")))]
-pub(crate) const fn about_to(_call: MemoryCall) -> std::io::Result<()> {
+pub(crate) const fn about_to(_call: MemoryCall) -> Result<(), FailedCall> {
     Ok(())
 }
 
@@ -77,7 +107,7 @@ pub use on_demand::{fail, failed};
 mod on_demand {
     use std::io;
 
-    use super::{HostCall, MemoryCall};
+    use super::{FailedCall, HostCall, MemoryCall};
 
     impl MemoryCall {
         fn kind(self) -> HostCall {
@@ -95,7 +125,7 @@ mod on_demand {
     ///
     /// # Errors
     /// A test lets the call fail; the caller does not make it.
-    pub(crate) fn about_to(call: MemoryCall) -> io::Result<()> {
+    pub(crate) fn about_to(call: MemoryCall) -> Result<(), FailedCall> {
         let fails = false;
         #[cfg(test)]
         let fails = fails || thread::fails(call);
@@ -104,11 +134,11 @@ mod on_demand {
         if !fails {
             return Ok(());
         }
-        Err(io::Error::from_raw_os_error(match call.kind() {
+        Err(call.failed(io::Error::from_raw_os_error(match call.kind() {
             HostCall::Open | HostCall::Close | HostCall::AddSlot => libc::ENOMEM,
             HostCall::Discard => libc::EAGAIN,
             HostCall::RemoveSlot => libc::EBUSY,
-        }))
+        })))
     }
 
     #[cfg(feature = "hosted")]

@@ -18,7 +18,7 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use super::host_calls::{MemoryCall, about_to};
+use super::host_calls::{FailedCall, MemoryCall, about_to};
 use super::range::OffsetRange;
 
 const PAGE: usize = 4096;
@@ -123,8 +123,8 @@ impl Mapping {
     ///
     /// # Errors
     /// The error of `mprotect`; part of the range may then be open.
-    pub fn open(&self, range: OffsetRange) -> io::Result<()> {
-        self.protect(range, libc::PROT_READ | libc::PROT_WRITE)
+    pub fn open(&self, range: OffsetRange) -> Result<(), FailedCall> {
+        self.protect(MemoryCall::Open(range), range, libc::PROT_READ | libc::PROT_WRITE)
     }
 
     /// Makes a range unreachable for this process, and for the guest, because KVM maps guest memory through
@@ -134,29 +134,33 @@ impl Mapping {
     ///
     /// # Errors
     /// The error of `mprotect`; part of the range may then be closed.
-    pub fn close(&self, range: OffsetRange) -> io::Result<()> {
-        self.protect(range, libc::PROT_NONE)
+    pub fn close(&self, range: OffsetRange) -> Result<(), FailedCall> {
+        self.protect(MemoryCall::Close(range), range, libc::PROT_NONE)
     }
 
     /// Gives a range's memory back to the host. It reads as zero from now on.
     ///
     /// # Errors
     /// The error of `madvise`.
-    pub fn discard(&self, range: OffsetRange) -> io::Result<()> {
-        about_to(MemoryCall::Discard(range))?;
-        self.advise(range, libc::MADV_DONTNEED)
+    pub fn discard(&self, range: OffsetRange) -> Result<(), FailedCall> {
+        let call = MemoryCall::Discard(range);
+        about_to(call)?;
+        self.advise(range, libc::MADV_DONTNEED).map_err(|error| call.failed(error))
     }
 
-    fn protect(&self, range: OffsetRange, protection: libc::c_int) -> io::Result<()> {
-        let (start, size) = self.locate(range)?;
-        let call =
-            if protection == libc::PROT_NONE { MemoryCall::Close(range) } else { MemoryCall::Open(range) };
+    fn protect(
+        &self,
+        call: MemoryCall,
+        range: OffsetRange,
+        protection: libc::c_int,
+    ) -> Result<(), FailedCall> {
+        let (start, size) = self.locate(range).map_err(|error| call.failed(error))?;
         let failed = about_to(call);
         // A change that fails may have been made in part.
         let size = if failed.is_ok() { size } else { PAGE };
         // SAFETY: `locate` checked that the range is inside this mapping, which `self` owns.
         let result = check(unsafe { libc::mprotect(start, size, protection) });
-        failed.and(result)
+        failed.and(result.map_err(|error| call.failed(error)))
     }
 
     fn advise(&self, range: OffsetRange, advice: libc::c_int) -> io::Result<()> {

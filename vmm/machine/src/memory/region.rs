@@ -29,11 +29,11 @@
 //! Slots are whole memory blocks, do not overlap, and cover the open runs.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use tidevm_abi::MEMORY_BLOCK_SIZE;
 
+use super::host_calls::FailedCall;
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
 use super::runs::Runs;
@@ -90,9 +90,8 @@ impl RamRegion {
     ///
     /// # Errors
     /// The range is not in the region (`EINVAL`), or the error of the host.
-    pub fn give_back(&self, range: GuestRange) -> io::Result<()> {
-        let offsets =
-            self.range.offsets_of(range).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    pub fn give_back(&self, range: GuestRange) -> Result<(), FailedCall> {
+        let offsets = self.range.offsets_of(range).ok_or_else(super::no_such_memory)?;
         self.mapping.discard(offsets)
     }
 
@@ -100,7 +99,7 @@ impl RamRegion {
     ///
     /// # Errors
     /// The host's error; nothing changed.
-    pub fn plug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+    pub fn plug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> Result<(), FailedCall> {
         let result = self.mapping.open(range).and_then(|()| self.cover(range, slots));
         match result {
             Ok(()) => self.open.insert(range),
@@ -121,7 +120,7 @@ impl RamRegion {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open
     /// the range again, it is no longer in [`RamRegion::open_runs`].
-    pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+    pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> Result<(), FailedCall> {
         let result = self.close_and_discard(range);
         if let Err(error) = result {
             if let Err(error) = self.mapping.open(range) {
@@ -140,7 +139,7 @@ impl RamRegion {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, contents. Runs that the host does not open again are no
     /// longer in [`RamRegion::open_runs`].
-    pub fn unplug_all(&mut self, slots: &mut dyn Slots) -> io::Result<()> {
+    pub fn unplug_all(&mut self, slots: &mut dyn Slots) -> Result<(), FailedCall> {
         let all = self.mapping.all();
         if let Err(error) = self.close_and_discard(all) {
             let runs: Vec<_> = self.open.iter().collect();
@@ -164,20 +163,20 @@ impl RamRegion {
     ///
     /// # Errors
     /// The host's error; the memory may not have been given back.
-    pub fn reset(&mut self) -> io::Result<()> {
+    pub fn reset(&mut self) -> Result<(), FailedCall> {
         self.open = Runs::default();
         self.slots.clear();
         let all = self.mapping.all();
         self.mapping.close(all).and_then(|()| self.mapping.discard(all))
     }
 
-    fn close_and_discard(&self, range: OffsetRange) -> io::Result<()> {
+    fn close_and_discard(&self, range: OffsetRange) -> Result<(), FailedCall> {
         self.mapping.close(range)?;
         self.mapping.discard(range)
     }
 
     /// Adds a slot for every run of memory blocks around `range` that has none.
-    fn cover(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> io::Result<()> {
+    fn cover(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> Result<(), FailedCall> {
         let mut added: Vec<Slot> = Vec::new();
         for offsets in self.uncovered(range) {
             let address = self.range.addresses_of(offsets).start();

@@ -12,7 +12,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestAddress;
 
-use super::host_calls::{MemoryCall, about_to};
+use super::host_calls::{FailedCall, MemoryCall, about_to};
 use super::mapping::Mapping;
 use super::range::OffsetRange;
 
@@ -28,18 +28,20 @@ pub trait Slots: Send {
         address: GuestAddress,
         mapping: &Arc<Mapping>,
         offsets: OffsetRange,
-    ) -> io::Result<u32> {
-        about_to(MemoryCall::AddSlot(address.0, offsets.size()))?;
-        self.add_slot(address, mapping, offsets)
+    ) -> Result<u32, FailedCall> {
+        let call = MemoryCall::AddSlot(address.0, offsets.size());
+        about_to(call)?;
+        self.add_slot(address, mapping, offsets).map_err(|error| call.failed(error))
     }
 
     /// Removes a slot.
     ///
     /// # Errors
     /// KVM's error; the slot is still there.
-    fn remove(&mut self, slot: u32) -> io::Result<()> {
-        about_to(MemoryCall::RemoveSlot(slot))?;
-        self.remove_slot(slot)
+    fn remove(&mut self, slot: u32) -> Result<(), FailedCall> {
+        let call = MemoryCall::RemoveSlot(slot);
+        about_to(call)?;
+        self.remove_slot(slot).map_err(|error| call.failed(error))
     }
 
     /// The table's part of [`Slots::add`].

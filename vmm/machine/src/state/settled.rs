@@ -7,7 +7,7 @@ use std::fmt;
 
 use tidevm_abi::{ResizeState, Size};
 
-use super::MemStatus;
+use super::{MemStatus, Refusal};
 
 /// How the way to a target ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Obstacle {
         /// Its reason.
         state: ResizeState,
         /// Of [`ResizeState::HostBusy`], the request that the device refused and the reason.
-        refused: Option<String>,
+        refused: Option<Refusal>,
     },
 }
 

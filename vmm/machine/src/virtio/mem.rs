@@ -25,8 +25,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
 use crate::memory::Memory;
+use crate::memory::host_calls::FailedCall;
 use crate::memory::range::GuestRange;
-use crate::state::{MemStatus, SharedState};
+use crate::state::{HostFault, MemStatus, Refusal, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
@@ -95,9 +96,9 @@ struct RegionMemory {
     index: usize,
     range: GuestRange,
     block_size: u64,
-    /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest
-    /// may ask without end.
-    refused: bool,
+    /// The host's last refusal, if nothing has succeeded since. Only the first one is logged, because a guest may ask
+    /// without end.
+    refused: Option<HostFault>,
     /// Start of a [`WARNING_PERIOD`] and the warnings in it. A guest may let requests fail and succeed in turn.
     warned: Option<(Instant, u32)>,
 }
@@ -131,7 +132,7 @@ impl Mem {
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
         let block_size = config.device_block.0;
-        let region = RegionMemory { memory, index, range, block_size, refused: false, warned: None };
+        let region = RegionMemory { memory, index, range, block_size, refused: None, warned: None };
         let transport = Transport::new(registers, interrupt);
         let mut mem = Self {
             transport,
@@ -226,7 +227,7 @@ impl Mem {
                 served.busy |= response.kind == ResponseType::Busy;
                 written = chain.write(&memory.view(), &response.to_bytes());
             } else {
-                self.publish(Some(format!("no room for an answer: {} bytes", chain.room())));
+                self.publish(Some(format!("no room for an answer: {} bytes", chain.room()).into()));
             }
             self.transport.push(memory.view(), 0, &chain, written);
             used = true;
@@ -235,7 +236,8 @@ impl Mem {
         served.more &= self.transport.batch(0) > 0;
         self.retry_due |= served.busy;
         if driver && !self.transport.registers.running() {
-            self.publish(Some("the queue cannot be used; the driver has to reset the device".to_owned()));
+            let broken = "the queue cannot be used; the driver has to reset the device";
+            self.publish(Some(broken.to_owned().into()));
         }
         if used {
             self.transport.notify_used();
@@ -252,13 +254,15 @@ impl Mem {
             start.elapsed(),
         );
         let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
-        self.publish(refused.map(|refused| format!("{:?}: {refused}", response.kind)));
+        let host = self.region.refused.filter(|_| response.kind == ResponseType::Busy);
+        let text = |refused| format!("{:?}: {refused}", response.kind);
+        self.publish(refused.map(|refused| Refusal { text: text(refused), host }));
         response
     }
 
     /// Derives from the device what others see: the configuration space that the driver reads, and the
     /// [`MemStatus`] in the shared state.
-    fn publish(&mut self, refused: Option<String>) {
+    fn publish(&mut self, refused: Option<Refusal>) {
         self.transport.registers.set_config(&self.device.config().to_bytes());
         let index = self.region.index;
         self.state.change(|state| {
@@ -353,10 +357,11 @@ impl Backing for RegionMemory {
 
 impl RegionMemory {
     /// Logs the host's error if it is the first of several.
-    fn outcome(&mut self, what: &str, range: GuestRange, result: io::Result<()>) -> Result<(), Busy> {
-        let before = std::mem::replace(&mut self.refused, result.is_err());
+    fn outcome(&mut self, what: &str, range: GuestRange, result: Result<(), FailedCall>) -> Result<(), Busy> {
+        let fault = result.as_ref().err().map(HostFault::from);
+        let before = std::mem::replace(&mut self.refused, fault);
         result.map_err(|error| {
-            if !before && self.may_warn() {
+            if before.is_none() && self.may_warn() {
                 log::warn!("cannot {what} {range}: {error}; silent until something succeeds");
             }
             Busy

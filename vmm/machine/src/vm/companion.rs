@@ -3,7 +3,8 @@
 //! A VM is locked in before its guest runs, and from then on no thread can be started and no file opened. So a thread that is
 //! to serve others meanwhile is started with the VM. It opens what it needs, passes [`Beside::lock_in`], and serves.
 //!
-//! Invariant: every companion is locked in before the guest runs, and has ended when the VM is dropped.
+//! Invariant: every companion is locked in before the guest runs, and has ended when the VM is dropped, except one that
+//! reads: a read of a terminal or a pipe need not end.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,11 +18,23 @@ use crate::confine::rules::Kind;
 use crate::confine::thread::{Gate, spawn};
 use crate::error::StartError;
 
+/// What a companion is for. It decides which system calls the thread keeps, and whether the VM waits for its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It serves the clients of a control plane. It returns soon after the event of [`Beside::lock_in`], because the VM
+    /// waits for that.
+    Serve,
+    /// It reads what a person or a program types. The VM does not wait for it.
+    Read,
+}
+
 /// A thread that runs beside a VM.
 pub struct Companion {
     /// The name of the thread, of at most 15 bytes.
     pub name: &'static str,
-    /// What it does. It returns soon after the event of [`Beside::lock_in`], because the VM waits for that.
+    /// What it is for.
+    pub purpose: Purpose,
+    /// What it does.
     pub body: Box<dyn FnOnce(VmHandle, Beside) + Send>,
 }
 
@@ -50,6 +63,7 @@ impl Beside {
 /// A companion that runs. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Running {
+    /// `None` for one that is not waited for.
     thread: Option<JoinHandle<()>>,
     over: EventFd,
 }
@@ -61,7 +75,7 @@ pub(super) struct Running {
 pub(super) fn start(companion: Companion, vm: &VmHandle) -> Result<Running, StartError> {
     let over = event()?;
     let raised = share(&over)?;
-    let Companion { name, body } = companion;
+    let Companion { name, purpose, body } = companion;
     let vm = vm.clone();
     let confinement = vm.config().confinement;
     let serve = move |gate| {
@@ -70,8 +84,12 @@ pub(super) fn start(companion: Companion, vm: &VmHandle) -> Result<Running, Star
             log::error!("the thread {name} beside the VM panicked; nothing answers there any more");
         }
     };
-    let thread = spawn("start a thread beside the VM", name.to_owned(), confinement, Kind::Api, serve)?;
-    Ok(Running { thread: Some(thread), over })
+    let kind = match purpose {
+        Purpose::Serve => Kind::Api,
+        Purpose::Read => Kind::Input,
+    };
+    let thread = spawn("start a thread beside the VM", name.to_owned(), confinement, kind, serve)?;
+    Ok(Running { thread: (purpose == Purpose::Serve).then_some(thread), over })
 }
 
 impl Drop for Running {

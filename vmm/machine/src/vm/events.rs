@@ -4,8 +4,6 @@
 //! The loop waits in `epoll` without a timeout, so an idle VM costs no CPU time.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -40,10 +38,8 @@ pub(super) struct Sources {
     pub(super) shared: Arc<VmShared>,
     /// For resets: the loop performs them, since it is not a vCPU and serves no queue meanwhile.
     pub(super) hardware: Arc<Mutex<Hardware>>,
-    /// Input for the serial port.
-    pub(super) input: Option<File>,
-    /// The clients of a console at a socket.
-    pub(super) clients: Option<Subscriber>,
+    /// The input of the serial port, or the clients of a console at a socket.
+    pub(super) console: Vec<Subscriber>,
 }
 
 /// Starts the loop that serves `sources`.
@@ -51,7 +47,7 @@ pub(super) struct Sources {
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
-    let Sources { shared, hardware, input, clients } = sources;
+    let Sources { shared, hardware, console } = sources;
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
@@ -63,10 +59,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     subscribers.push(Box::new(ControlQueues { shared: share() }));
     let timer = timer()?;
     subscribers.push(Box::new(Reset { shared: share(), hardware, last: None, timer, waiting: false }));
-    if let Some(source) = input {
-        subscribers.push(Box::new(Input { shared: share(), source }));
-    }
-    subscribers.extend(clients);
+    subscribers.extend(console);
     let config = &shared.config;
     let kind = Kind::Events { resets: config.can_reset() };
     EventLoop::start("events", config.confinement, kind, Arc::clone(&shared.state), subscribers)
@@ -287,75 +280,6 @@ impl MutEventSubscriber for Reset {
         log::info!("the machine is reset");
         lock(&self.hardware).reset();
         self.last = Some(Instant::now());
-    }
-}
-
-/// Input for the serial port, from a terminal, a pipe or a socket. A source that `epoll` cannot wait for (a
-/// regular file, `/dev/null`) is no input.
-struct Input {
-    shared: Arc<VmShared>,
-    source: File,
-}
-
-impl Input {
-    const SOURCE: u32 = 0;
-    const DRAINED: u32 = 1;
-
-    /// Reads as much as fits into the serial port.
-    fn pass_on(&mut self) -> Reading {
-        let serial = &self.shared.devices.serial;
-        let mut bytes = vec![0; serial.room()];
-        if bytes.is_empty() {
-            return Reading::Full;
-        }
-        match self.source.read(&mut bytes) {
-            Ok(0) => Reading::Ended,
-            Ok(size) => {
-                serial.input(&bytes[..size]);
-                Reading::On
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Reading::On,
-            Err(_) => Reading::Ended,
-        }
-    }
-}
-
-/// Whether to go on listening to the source. A source at its end, and one that is not read because the serial
-/// port is full, would wake the loop for ever.
-enum Reading {
-    On,
-    Full,
-    Ended,
-}
-
-impl MutEventSubscriber for Input {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        match ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)) {
-            Ok(()) => listen(ops, &self.shared.devices.serial_drained, Self::DRAINED),
-            Err(Error::Epoll(error)) if error.errno() == libc::EPERM => {}
-            Err(error) => log::error!("console input is not listened to: {error}"),
-        }
-    }
-
-    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.data() == Self::DRAINED {
-            clear(&self.shared.devices.serial_drained);
-            // Fails when the loop listens to the source already.
-            drop(ops.add(Events::with_data(&self.source, Self::SOURCE, EventSet::IN)));
-            return;
-        }
-        let reading = self.pass_on();
-        let removed = match reading {
-            Reading::On => Ok(()),
-            Reading::Full => ops.remove(Events::empty(&self.source)),
-            Reading::Ended => {
-                let drained = &self.shared.devices.serial_drained;
-                ops.remove(Events::empty(&self.source)).and(ops.remove(Events::empty(drained)))
-            }
-        };
-        if let Err(error) = removed {
-            log::warn!("console input: {error}");
-        }
     }
 }
 

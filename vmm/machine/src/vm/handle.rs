@@ -20,7 +20,7 @@ use super::look::{self, LookResult, VcpuReport};
 use super::shared::VmShared;
 use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
 use crate::config::Config;
-use crate::state::{Changes, State, WaitError};
+use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
@@ -34,6 +34,17 @@ pub use balloon::{IntervalRefused, NoStatistics};
 pub struct VmHandle {
     pub(super) shared: Arc<VmShared>,
     pub(super) hardware: Arc<Mutex<Hardware>>,
+}
+
+/// Has the waits of a VM look again: see [`VmHandle::nudger`].
+#[derive(Clone, Debug)]
+pub struct Nudger(Arc<SharedState>);
+
+impl Nudger {
+    /// Every wait looks again.
+    pub fn nudge(&self) {
+        self.0.nudge();
+    }
 }
 
 impl VmHandle {
@@ -89,6 +100,20 @@ impl VmHandle {
     #[must_use]
     pub fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
         self.shared.state.await_answer(id, limit)
+    }
+
+    /// As [`VmHandle::answer`], until `stop` returns true. Then the result is `None`, and the answer can still be taken.
+    ///
+    /// # Errors
+    /// As [`VmHandle::answer`].
+    pub fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        self.shared.state.take_answer_unless(id, limit, what, stop)
     }
 
     /// Takes the answer to a call, if it has come, or the reason why it will not come.
@@ -166,6 +191,12 @@ impl VmHandle {
     /// The host provides no event descriptor.
     pub fn subscribe(&self) -> io::Result<Changes> {
         self.shared.state.subscribe()
+    }
+
+    /// A way to have every wait look again, for one that waits for more than the state. It keeps nothing else of the VM.
+    #[must_use]
+    pub fn nudger(&self) -> Nudger {
+        Nudger(Arc::clone(&self.shared.state))
     }
 
     /// Has the guest stand still: its vCPUs leave it, and run none of its code until [`VmHandle::resume`]. Returns whether

@@ -3,6 +3,7 @@
 //! Signals have an event loop of their own, because the other one serves requests of the guest and performs
 //! resets. Each of those can take as long as the host wants, and a signal has to act meanwhile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -14,27 +15,55 @@ use crate::error::StartError;
 use crate::process::{self, Signals, Terminal};
 use crate::state::SharedState;
 
-/// Starts the thread. `terminal` is restored when a signal has to end the process; the VM owns it.
+/// What a wish that the VM ends does, from a signal or a key. The first one is recorded in the state, and the embedder ends
+/// the VM. The next one, or the end of the grace time, ends the process.
+#[derive(Clone)]
+pub(super) struct Ending {
+    state: Arc<SharedState>,
+    /// Restored when the process has to end; the VM owns it.
+    terminal: Weak<Terminal>,
+    came: Arc<AtomicBool>,
+}
+
+impl Ending {
+    pub(super) fn new(state: Arc<SharedState>, terminal: Weak<Terminal>) -> Self {
+        Self { state, terminal, came: Arc::default() }
+    }
+
+    /// A wish by `signal`, or by what is as good as it.
+    pub(super) fn wish(&self, signal: i32) {
+        if self.came.swap(true, Ordering::AcqRel) {
+            process::exit(signal, &self.terminal);
+        }
+        self.state.change(|state| state.signal = Some(signal));
+        if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
+            log::warn!("only another signal will end a session that is stuck: {error}");
+        }
+    }
+
+    fn came(&self) -> bool {
+        self.came.load(Ordering::Acquire)
+    }
+}
+
+/// Starts the thread, in which signals bring about the `ending`.
 ///
 /// # Errors
 /// The host provides no thread or descriptor, or the thread cannot be locked in.
 pub(super) fn start(
     confinement: Confinement,
-    state: Arc<SharedState>,
     signals: Signals,
-    terminal: Weak<Terminal>,
+    ending: Ending,
 ) -> Result<EventLoop, StartError> {
-    let termination = Termination { state: Arc::clone(&state), signals, terminal, came: false };
+    let state = Arc::clone(&ending.state);
+    let termination = Termination { signals, ending };
     EventLoop::start("signals", confinement, Kind::Signals, state, vec![Box::new(termination)])
 }
 
-/// Termination signals. The first one is recorded in the state, and the embedder ends the VM. The next
-/// signal, or the end of the grace time, ends the process.
+/// Termination signals. An interrupt of a person at a prompt is counted; others are wishes that the VM ends.
 struct Termination {
-    state: Arc<SharedState>,
     signals: Signals,
-    terminal: Weak<Terminal>,
-    came: bool,
+    ending: Ending,
 }
 
 impl MutEventSubscriber for Termination {
@@ -44,13 +73,10 @@ impl MutEventSubscriber for Termination {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         while let Some(signal) = self.signals.next() {
-            if self.came {
-                process::exit(signal, &self.terminal);
-            }
-            self.came = true;
-            self.state.change(|state| state.signal = Some(signal));
-            if let Err(error) = process::exit_after_grace(signal, Weak::clone(&self.terminal)) {
-                log::warn!("only another signal will end a session that is stuck: {error}");
+            if self.signals.is_interrupt(signal) && !self.ending.came() {
+                self.ending.state.change(|state| state.interrupts += 1);
+            } else {
+                self.ending.wish(signal);
             }
         }
     }
@@ -114,7 +140,8 @@ mod tests {
         let (mut sender, receiver) = UnixStream::pair().unwrap();
         receiver.set_nonblocking(true).unwrap();
         let signals = Signals::from_test(File::from(OwnedFd::from(receiver)));
-        let _signals = start(off, Arc::clone(&state), signals, Weak::new()).unwrap();
+        let ending = Ending::new(Arc::clone(&state), Weak::new());
+        let _signals = start(off, signals, ending).unwrap();
         event.write(1).unwrap();
         is_entered.recv().unwrap();
         let mut record = [0; size_of::<libc::signalfd_siginfo>()];

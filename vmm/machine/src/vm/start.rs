@@ -11,7 +11,9 @@ use super::console::{self, Console};
 use super::devices::event;
 use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
+use super::input::Input;
 use super::shared::VmShared;
+use super::signals::Ending;
 use super::{Vm, VmHandle, signals};
 use crate::boot::Files;
 use crate::clock;
@@ -39,7 +41,8 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     }
     let kvm = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
-    let (taken_signals, blocked_signals) = Signals::take().map_err(host("take over signals"))?;
+    let (taken_signals, blocked_signals) =
+        Signals::take(config.interactive).map_err(host("take over signals"))?;
     let machine = hardware::new_machine(&kvm)?;
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
@@ -51,10 +54,13 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
-    let terminal = match shared.config.console {
-        ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?.map(Arc::new),
+    let config = &shared.config;
+    let terminal = match config.console {
+        ConsoleMode::Stdio => Terminal::take().map_err(host("take over the terminal"))?,
+        _ if config.interactive => Terminal::remember().map_err(host("look at the terminal"))?,
         _ => None,
     };
+    let terminal = terminal.map(Arc::new);
     check_descriptors(shared.config.mmio_devices())?;
     room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
@@ -64,9 +70,14 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     }
     confinement.before_threads()?;
     prepare_grace(confinement)?;
-    let for_signals = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
-    let signal_loop = signals::start(confinement, Arc::clone(&shared.state), taken_signals, for_signals)?;
-    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), input, clients };
+    let to_restore = terminal.as_ref().map_or_else(Weak::new, Arc::downgrade);
+    let ending = Ending::new(Arc::clone(&shared.state), to_restore);
+    let signal_loop = signals::start(confinement, taken_signals, ending.clone())?;
+    let at_terminal = terminal.is_some() && shared.config.console == ConsoleMode::Stdio;
+    let ending = at_terminal.then_some(ending);
+    let input = input.map(|source| Box::new(Input::new(Arc::clone(&shared), source, ending)) as _);
+    let console = input.into_iter().chain(clients).collect();
+    let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), console };
     let events = events::start(sources)?;
     shared.check_budget();
     lock(&hardware).prepare()?;

@@ -34,6 +34,7 @@ fn outcome(report: &Report) -> (&'static str, &'static str) {
     match end.outcome {
         Outcome::Done => ("good", "done"),
         Outcome::Failed => ("bad", "failed"),
+        Outcome::Script => ("bad", "wrong script"),
         Outcome::Died => ("bad", "the guest died"),
         Outcome::Signal => ("open", "ended by a signal"),
         Outcome::NotStarted => ("bad", "not started"),

@@ -10,7 +10,7 @@ use tidevm_abi::{CorruptPart, Counted, Name};
 
 use super::{Statement, Step};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Pages of the page allocator.
     Hog {
@@ -26,8 +26,8 @@ enum Kind {
 }
 
 /// The workloads after the steps so far.
-#[derive(Clone, Default)]
-struct Workloads {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Workloads {
     /// Their kinds, and the lines that started them.
     living: HashMap<Name, (Kind, usize)>,
     /// Those that a reset ended, with its line.
@@ -51,6 +51,19 @@ impl Workloads {
         }
     }
 
+    /// The names that are in use.
+    pub(super) fn names(&self) -> Vec<Name> {
+        self.living.keys().cloned().collect()
+    }
+
+    /// Of these workloads and those of `before`, keeps the ones that `lives` says: not every step did what it says.
+    pub(super) fn settle(&mut self, before: Self, lives: impl Fn(&Name) -> bool) {
+        for (name, workload) in before.living {
+            self.living.entry(name).or_insert(workload);
+        }
+        self.living.retain(|name, _| lives(name));
+    }
+
     fn end(&mut self, name: &Name) {
         self.living.remove(name);
     }
@@ -62,10 +75,10 @@ impl Workloads {
 
 type Errors = BTreeSet<(usize, usize, String)>;
 
-/// Walks `body` in the order of its run and returns (line, column, message) per misused name.
-pub(super) fn check(body: &[Statement]) -> Vec<(usize, usize, String)> {
+/// Walks `body` in the order of its run, after `workloads`, and returns (line, column, message) per misused name.
+pub(super) fn check(body: &[Statement], workloads: &mut Workloads) -> Vec<(usize, usize, String)> {
     let mut errors = Errors::new();
-    walk(body, &mut Workloads::default(), &mut errors);
+    walk(body, workloads, &mut errors);
     errors.into_iter().collect()
 }
 

@@ -13,6 +13,8 @@ pub(super) fn expected_failure(fails: &Fails, result: Done, silent: bool) -> Don
     let error = match result {
         Ok(_) => return Err(StepError::Fatal(StepFailure::DidNotFail)),
         Err(error) if silent || has_ended(error.failure()) => return Err(error),
+        // A person did it, and the command may yet fail.
+        Err(error @ StepError::Failed(StepFailure::Cancelled)) => return Err(error),
         Err(error) => error,
     };
     let failure = error.failure().clone();

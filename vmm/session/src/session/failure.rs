@@ -7,8 +7,11 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
+use tidevm_abi::command::NoTarget;
 use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
 use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
+
+use crate::script::ScriptErrors;
 
 /// Why a step did not do what its text says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,17 +22,9 @@ pub enum StepFailure {
     /// The machine was not made to be reset.
     #[error("refused: {0}")]
     ResetRefused(ResetRefused),
-    /// `plug`: the new size is beyond 64 bits.
-    #[error("refused: {0} more is no size")]
-    SizeTooLarge(Size),
-    /// `unplug`: the new size is below 0.
-    #[error("refused: cannot unplug {size}, only {requested} is requested")]
-    SizeNegative {
-        /// The size to unplug.
-        size: Size,
-        /// The size that is requested now.
-        requested: Size,
-    },
+    /// `plug`, `unplug`: there is no such size.
+    #[error("refused: {0}")]
+    NoTarget(NoTarget),
     /// The VM has no such hotplug device.
     #[error("there is no hotplug device {0}")]
     NoDevice(usize),
@@ -138,6 +133,9 @@ pub enum StepFailure {
         /// How long.
         after: Duration,
     },
+    /// A person cancelled it.
+    #[error("cancelled")]
+    Cancelled,
     /// The guest died, powered off or was reset, or a signal came.
     #[error("{}", end(.0))]
     Ended(WaitError),
@@ -208,6 +206,8 @@ pub(super) type Done = Result<Option<String>, StepError>;
 pub(super) enum SessionError {
     /// A step failed for good, or the guest did not come up.
     Step(StepError),
+    /// A line is wrong.
+    Script(ScriptErrors),
     /// The observer cannot write.
     Output(io::Error),
 }

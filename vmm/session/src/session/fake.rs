@@ -117,6 +117,8 @@ pub(super) enum Event {
     /// Pinned pages are released.
     Unpin,
     Signal(i32),
+    /// A person cancels what is under way.
+    Interrupt,
     PowerOff,
     /// The guest resets the VM, and is up again half a second later.
     Reset,
@@ -230,6 +232,7 @@ impl FakeVm {
                 self.drive();
             }
             Event::Signal(signal) => self.state.borrow_mut().signal = Some(signal),
+            Event::Interrupt => self.state.borrow_mut().interrupts += 1,
             Event::PowerOff => self.state.borrow_mut().powered_off = true,
             Event::RequestedReset(request) => {
                 self.happen(Event::Reset);
@@ -563,6 +566,28 @@ impl VmControl for FakeVm {
         self.untaken.borrow_mut().remove(&id);
         self.answers.borrow_mut().remove(&id);
         Some(answer.and_then(|answer| answer))
+    }
+
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        mut stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        assert!(self.untaken.borrow().contains(&id), "call {id} was not made, or its answer is taken");
+        self.look();
+        let answer = self.pass(limit, what, || match self.answers.borrow().get(&id)?.clone() {
+            Some(answer) => Some(Some(answer)),
+            None => stop(&self.state.borrow()).then_some(None),
+        });
+        if matches!(answer, Ok(None)) {
+            return Ok(None);
+        }
+        self.untaken.borrow_mut().remove(&id);
+        let answer = answer?.transpose()?;
+        self.answers.borrow_mut().remove(&id);
+        Ok(answer)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {

@@ -13,6 +13,7 @@ use tidevm_abi::{Answer, BlockRun, Command, Size, Stats, ZoneName};
 use tidevm_machine::{Death, ExitCounts, Ready, VcpuReport};
 
 use super::failure::StepFailure;
+use crate::script::ScriptErrors;
 
 /// Is told of a session while it runs.
 pub trait Observer {
@@ -211,6 +212,8 @@ pub enum Ended {
         /// The failure that ended the session early; `None` if all steps were run.
         reason: Option<String>,
     },
+    /// A line of a script that came line by line is wrong.
+    Misread(ScriptErrors),
     /// The guest died.
     Died(Death),
     /// A signal ended it.
@@ -227,6 +230,7 @@ impl Ended {
         match self {
             Ended::Done => 0,
             Ended::Failed { .. } => 1,
+            Ended::Misread(_) => 2,
             Ended::Died(death) if death.kind.is_refusal() => 3,
             Ended::Died(_) => 4,
             Ended::Signal { signal } => {

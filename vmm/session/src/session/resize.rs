@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use tidevm_abi::Size;
 use tidevm_abi::command::{Resize, Target};
-use tidevm_machine::{MemStatus, Obstacle, Settled, WaitError};
+use tidevm_machine::{MemStatus, Obstacle, Settled, State, WaitError};
 
 use super::failure::{Done, StepError, StepFailure, Stopped};
 use super::{Observer, Session, VmControl, resize_deadline};
+
+/// How long the guest may take to stop where it is. A request of eight memory blocks is done by then on the slowest known
+/// host; otherwise it goes on while the next command runs.
+const HALT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How the wait of a resize ended, with the device as the wait saw it last.
 enum Waited {
@@ -17,6 +21,8 @@ enum Waited {
     Blocked(MemStatus),
     /// The deadline passed.
     Late(MemStatus),
+    /// A person cancelled the resize.
+    Cancelled,
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
@@ -25,7 +31,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let found = self.mem(resize.device)?;
         let limit = resize.within.unwrap_or_else(|| patience(resize.target, &found));
         let before = self.await_driver(resize.device, limit)?;
-        let target = target(resize.target, before.requested)?;
+        let target = resize
+            .target
+            .of(before.requested)
+            .map_err(|error| StepError::Failed(StepFailure::NoTarget(error)))?;
         // The rate begins here: a guest without a driver moves nothing.
         let start = self.vm.now();
         let left = limit.saturating_sub(start - began);
@@ -45,6 +54,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             }
             Ok(Waited::Blocked(mem)) => Err(self.stopped(resize.device, &mem, target, None)),
             Ok(Waited::Late(mem)) => Err(self.stopped(resize.device, &mem, target, Some(limit))),
+            Ok(Waited::Cancelled) => Err(self.halt(resize.device)?),
             Err(error) => Err(error.into()),
         }
     }
@@ -69,13 +79,29 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let mut last = MemStatus::default();
         let settled = self.wait(limit, "the resize", |state| {
             last = state.mem.get(resize.device)?.clone();
-            last.settled(target, reports, patient)
+            let cancelled = state.interrupts != self.interrupts;
+            last.settled(target, reports, patient).map(Some).or(cancelled.then_some(None))
         });
         match settled {
-            Ok(Settled::AtTarget) => Ok(Waited::AtTarget),
-            Ok(Settled::Blocked) => Ok(Waited::Blocked(last)),
+            Ok(None) => Ok(Waited::Cancelled),
+            Ok(Some(Settled::AtTarget)) => Ok(Waited::AtTarget),
+            Ok(Some(Settled::Blocked)) => Ok(Waited::Blocked(last)),
             Err(WaitError::Deadline { .. }) => Ok(Waited::Late(last)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Has the device stop where it is: that becomes its target. A guest that is at work on a request goes past it, and
+    /// comes back.
+    fn halt(&self, device: usize) -> Result<StepError, StepError> {
+        let (here, reports) = (self.mem(device)?.plugged, self.vm.has_agent());
+        if let Err(refusal) = self.vm.resize(device, here) {
+            return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
+        }
+        let settled = |state: &State| state.mem.get(device)?.settled(here, reports, false);
+        match self.vm.wait(HALT_DEADLINE, "the end of a resize that was cancelled", settled) {
+            Ok(_) | Err(WaitError::Deadline { .. }) => Ok(StepError::Failed(StepFailure::Cancelled)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -101,20 +127,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 /// it requests.
 fn patience(wanted: Target, found: &MemStatus) -> Duration {
     // A target that cannot be is refused before the wait.
-    let to = target(wanted, found.requested).unwrap_or_default().min(found.region_size);
+    let to = wanted.of(found.requested).unwrap_or_default().min(found.region_size);
     [found.requested, found.plugged]
         .map(|from| resize_deadline(from, to))
         .into_iter()
         .max()
         .unwrap_or_default()
-}
-
-/// The target, for a device that requests `requested` now.
-fn target(target: Target, requested: Size) -> Result<Size, StepError> {
-    let (result, failure) = match target {
-        Target::To(size) => return Ok(size),
-        Target::Plug(size) => (requested.checked_add(size), StepFailure::SizeTooLarge(size)),
-        Target::Unplug(size) => (requested.checked_sub(size), StepFailure::SizeNegative { size, requested }),
-    };
-    result.ok_or(StepError::Failed(failure))
 }

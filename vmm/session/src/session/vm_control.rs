@@ -58,6 +58,18 @@ pub trait VmControl {
     /// come, and the call is still open.
     fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>>;
 
+    /// As [`VmControl::answer`], until `stop` returns true. `None` then, and the answer can still be taken.
+    ///
+    /// # Errors
+    /// The limit passed, or the VM ended first.
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError>;
+
     /// Sets a device's target in bytes.
     ///
     /// # Errors
@@ -132,6 +144,16 @@ impl VmControl for Vm {
 
     fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
         VmHandle::await_answer(self, id, limit)
+    }
+
+    fn answer_unless(
+        &self,
+        id: u32,
+        limit: Duration,
+        what: &str,
+        stop: impl FnMut(&State) -> bool,
+    ) -> Result<Option<Answer>, WaitError> {
+        VmHandle::answer_unless(self, id, limit, what, stop)
     }
 
     fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::command::{Churn, Corrupt, Hog, Race};
 use tidevm_abi::{Answer, CorruptPart, Counted, Failure, Handle, Name, Named, Op, Size};
+use tidevm_machine::State;
 
 use super::failure::{Done, StepError, StepFailure, unfit};
 use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work, deadline};
@@ -65,16 +66,24 @@ impl Workloads {
         self.0.iter().find(running).map(|workload| workload.name.clone())
     }
 
-    fn next_handle(&self) -> Handle {
-        self.0.len() as Handle
-    }
-
-    fn start(&mut self, name: &Name, state: WorkloadState) {
-        self.0.push(Workload { name: name.clone(), state });
+    /// The handle of a workload that is about to start. It is in use even if the start fails: the guest may know it.
+    fn add(&mut self, name: &Name) -> Handle {
+        self.0.push(Workload { name: name.clone(), state: WorkloadState::Ended });
+        (self.0.len() - 1) as Handle
     }
 
     fn end(&mut self, handle: Handle) {
-        self.0[handle as usize].state = WorkloadState::Ended;
+        self.set(handle, WorkloadState::Ended);
+    }
+
+    fn set(&mut self, handle: Handle, state: WorkloadState) {
+        self.0[handle as usize].state = state;
+    }
+
+    /// Whether a workload of this name has neither ended nor gone with a reset.
+    pub(super) fn lives(&self, name: &Name) -> bool {
+        let last = self.0.iter().rev().find(|workload| workload.name == *name);
+        last.is_some_and(|workload| !matches!(workload.state, WorkloadState::Ended | WorkloadState::Lost))
     }
 
     /// The guest was reset: its hogs are lost. A churn stays, because the wait for its answer tells of the
@@ -132,7 +141,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         name: &Name,
         op: impl FnOnce(Handle) -> Op,
     ) -> Done {
-        let (handle, wanted) = (self.workloads.next_handle(), size.pages());
+        let (handle, wanted) = (self.workloads.add(name), size.pages());
         let limit = self.limit_of(Work::Fill, size);
         let (state, pages) = match self.ask(op(handle), limit)? {
             Answer::Hogged { pages } if pages == wanted || partial && pages < wanted => {
@@ -140,14 +149,12 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             }
             Answer::Failed(Failure::NoMemory) if partial => (WorkloadState::Empty, 0),
             Answer::Failed(failure) if does_not_fit(failure, wanted) && !partial => {
-                // The handle is used up: reports of the guest may name it.
-                self.workloads.start(name, WorkloadState::Ended);
                 return Err(StepError::refused(failure));
             }
             Answer::Failed(failure @ Failure::Pmem(_)) => return Err(self.pmem_refused(failure)),
             other => return Err(unfit(other)),
         };
-        self.workloads.start(name, state);
+        self.workloads.set(handle, state);
         Ok((pages != wanted).then(|| format!("{pages} of {} fitted", Counted(wanted, "page"))))
     }
 
@@ -158,9 +165,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     }
 
     pub(super) fn churn(&mut self, churn: &Churn) -> Done {
-        let call = self.call(churn.op(self.workloads.next_handle()))?;
+        let handle = self.workloads.add(&churn.name);
+        let call = self.call(churn.op(handle))?;
         let until = self.vm.now() + churn.time;
-        self.workloads.start(&churn.name, WorkloadState::Churn { call, until });
+        self.workloads.set(handle, WorkloadState::Churn { call, until });
         Ok(None)
     }
 
@@ -236,7 +244,14 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let limit = until.saturating_duration_since(self.vm.now()) + ANSWER_DEADLINE;
         // Ended before the wait, so that a wait that fails is not repeated at the end of the session.
         self.workloads.end(handle);
-        match self.answer(call, limit, "the end of the churn")? {
+        let cancelled = |state: &State| state.interrupts != self.interrupts;
+        let answer = self.vm.answer_unless(call, limit, "the end of the churn", cancelled)?;
+        let Some(answer) = answer else {
+            // It goes on.
+            self.workloads.set(handle, WorkloadState::Churn { call, until });
+            return Err(StepError::Failed(StepFailure::Cancelled));
+        };
+        match answer {
             answer @ Answer::Churned { .. } => Ok(Some(answer.to_string())),
             Answer::Failed(failure @ Failure::NoMemory) => Err(StepError::refused(failure)),
             other => Err(unfit(other)),

@@ -31,7 +31,7 @@ fn a_slot_is_there_until_it_is_removed_and_its_number_is_used_again() {
     let name = "a_slot_is_there_until_it_is_removed_and_its_number_is_used_again";
     let Some((mut slots, mapping)) = machine(name) else { return };
     let add = |slots: &mut KvmSlots, mib: u64, part| {
-        slots.add(GuestAddress(mib * MIB), &mapping, part).map_err(|error| error.raw_os_error())
+        slots.add(GuestAddress(mib * MIB), &mapping, part).map_err(|failed| failed.error.raw_os_error())
     };
     let all = offsets(0..8 * MIB);
     assert_eq!(add(&mut slots, 0, all), Ok(0));
@@ -54,7 +54,7 @@ fn a_slot_keeps_its_memory_and_does_not_reach_beyond_it() {
     };
     for outside in [0..8 * MIB + 4096, 8 * MIB..9 * MIB] {
         let refused = slots.add(GuestAddress(0), &mapping, offsets(outside)).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(refused.error.raw_os_error(), Some(libc::EINVAL));
     }
     assert_eq!(Arc::strong_count(&mapping), 1);
     let [low, high] = [offsets(0..4 * MIB), offsets(4 * MIB..8 * MIB)];

@@ -1,12 +1,12 @@
 //! The order of the calls to the host, and what is left when one of them fails.
 
 use std::cell::RefCell;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
 use crate::memory::fake::offsets;
+use crate::memory::host_calls::FailedCall;
 
 /// The calls that `act` makes.
 fn calls(act: impl FnOnce()) -> Vec<MemoryCall> {
@@ -96,7 +96,7 @@ fn memory_that_cannot_be_opened_gets_no_slot() {
 }
 
 /// An unplug of either kind.
-type Unplug = fn(&Memory) -> io::Result<()>;
+type Unplug = fn(&Memory) -> Result<(), FailedCall>;
 
 const UNPLUGS: [Unplug; 2] = [|memory| memory.unplug(0, blocks(4, 2)), |memory| memory.unplug_all(0)];
 

@@ -198,7 +198,24 @@ fn device_memory_keeps_its_content() {
     let memory = Memory::new(Size(BOOT), &[], &[all], Box::new(slots)).unwrap();
     let range = GuestRange::new(HOLE_END..HOLE_END + 2 * MIB).unwrap();
     assert!(!memory.is_usable(range));
-    assert_eq!(memory.give_back(range).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(memory.give_back(range).unwrap_err().error.raw_os_error(), Some(libc::EINVAL));
+}
+
+/// Boot memory above the register hole is another part of the same mapping.
+#[test]
+fn each_part_of_boot_memory_is_given_back_where_it_is() {
+    let size = crate::memory::layout::HOLE_START + 4 * MIB;
+    let memory = memory(size, &[]).0;
+    let write = |address| memory.view().write_obj(0x55_u8, GuestAddress(address)).unwrap();
+    let read = |address| memory.view().read_obj::<u8>(GuestAddress(address)).unwrap();
+    let at = [0, 2 * MIB, HOLE_END, HOLE_END + 2 * MIB];
+    at.iter().for_each(|&address| write(address));
+    memory.give_back(GuestRange::new(HOLE_END..HOLE_END + 2 * MIB).unwrap()).unwrap();
+    assert_eq!(at.map(read), [0x55, 0x55, 0, 0x55]);
+    memory.give_back(GuestRange::new(2 * MIB..4 * MIB).unwrap()).unwrap();
+    assert_eq!(at.map(read), [0x55, 0, 0, 0x55]);
+    let across = GuestRange::new(crate::memory::layout::HOLE_START - PAGE..HOLE_END + PAGE).unwrap();
+    assert!(memory.give_back(across).is_err());
 }
 
 #[test]

@@ -123,7 +123,8 @@ fn refusals_are_answered_and_kept_with_their_reason() {
     let mut rig = rig(4 * MIB);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 3).0, NACK);
     let refused = rig.shared.snapshot().mem[0].refused.clone().unwrap();
-    assert!(refused.starts_with("Nack: Plug of 3 blocks at 0x100000000"), "{refused}");
+    assert!(refused.text.starts_with("Nack: Plug of 3 blocks at 0x100000000"), "{refused}");
+    assert_eq!(refused.host, None, "the host was not asked");
     assert_eq!(rig.ask(RequestKind::State, 0, 1).0, ACK);
     assert_eq!(rig.shared.snapshot().mem[0].refused.as_ref(), Some(&refused), "an ACK refuses nothing");
     assert_eq!(rig.ask(RequestKind::Unplug, 0, 1).0, ERROR);
@@ -197,8 +198,12 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
     // A device block in another memory block, which needs its own slot.
     (0..5).for_each(|_| fail(&mut rig, 64));
     assert_eq!(WARNINGS.get(), 2);
-    let refused = rig.shared.snapshot().mem[0].refused.clone();
-    assert!(refused.is_some_and(|why| why.starts_with("Busy")), "the reason is kept all the same");
+    let refused = rig.shared.snapshot().mem[0].refused.clone().expect("the reason is kept all the same");
+    let host = HostFault { call: "KVM_SET_USER_MEMORY_REGION", errno: libc::ENOMEM };
+    assert_eq!(refused.host, Some(host));
+    let text = refused.to_string();
+    assert!(text.starts_with("Busy: Plug of "), "{text}");
+    assert!(text.ends_with(": KVM_SET_USER_MEMORY_REGION: Cannot allocate memory (os error 12)"), "{text}");
 }
 
 /// virtio 1.3, section 2.5.1: a driver that reads the configuration in parts can detect a change between
@@ -257,7 +262,7 @@ fn chains_without_room_for_an_answer_go_back_empty() {
     assert_eq!([0, 1, 2].map(|n| rig.ring.written(n)), [0; 3]);
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!(status.plugged, Size(0), "a request that cannot be answered is not served");
-    assert_eq!(status.refused.as_deref(), Some("no room for an answer: 9 bytes"));
+    assert_eq!(status.refused, Some("no room for an answer: 9 bytes".to_owned().into()));
     // An answer into memory that is not plugged is lost, and the device goes on.
     rig.ring.offer(6, &[readable, writable(HOLE_END + 512 * MIB, 10)]);
     rig.mem.serve();
@@ -290,7 +295,7 @@ fn a_queue_outside_memory_breaks_the_device_until_its_reset() {
     let served = rig.mem.serve();
     assert!(!served.busy && !served.more);
     let status = rig.shared.snapshot().mem[0].clone();
-    assert!(!status.driver && status.refused.is_some_and(|why| why.contains("reset")));
+    assert!(!status.driver && status.refused.is_some_and(|why| why.text.contains("reset")));
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     rig.ring = Ring::new(&rig.memory, 4 * MIB);
     initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);

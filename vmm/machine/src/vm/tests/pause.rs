@@ -7,7 +7,7 @@ use std::thread::{scope, sleep};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::{Beside, Companion, LookResult, NothingToPause, VmHandle};
+use super::super::{Beside, Companion, LookResult, NothingToPause, Purpose, VmHandle};
 use super::{Config, Confinement, Duration, End, FORCED, Instant, Kernel, LIMIT, StartError, Vm, kvm, start};
 
 /// out 0x80, al; jmp to the out
@@ -171,7 +171,7 @@ fn a_thread_beside_a_vm_sees_its_changes_and_ends_with_it() {
         }
         tell.send("over").unwrap();
     };
-    let companion = Companion { name: "beside", body: Box::new(body) };
+    let companion = Companion { name: "beside", purpose: Purpose::Serve, body: Box::new(body) };
     let session = |vm: Vm| {
         assert_eq!(told.recv_timeout(LIMIT), Ok("first"), "no guest code runs before it is locked in");
         await_pause(&vm);
@@ -189,7 +189,8 @@ fn a_vm_does_not_start_without_its_companion() {
         return;
     }
     let kernel = Kernel::new(WRITES);
-    let companion = Companion { name: "beside", body: Box::new(|_, beside| drop(beside)) };
+    let companion =
+        Companion { name: "beside", purpose: Purpose::Serve, body: Box::new(|_, beside| drop(beside)) };
     let error = beside(kernel.config(), vec![companion], drop).unwrap_err().to_string();
     assert!(error.contains("start a thread beside the VM"), "{error}");
 }

@@ -12,7 +12,7 @@ use std::{env, fs, mem, ptr};
 
 use vmm_sys_util::signal::SIGRTMIN;
 
-use super::super::{Beside, Companion, VmHandle};
+use super::super::{Beside, Companion, Purpose, VmHandle};
 use super::{Config, Confinement, Duration, Instant, Kernel, LIMIT, Vm, kvm};
 use crate::confine::FORBIDDEN;
 use crate::confine::rules::{Kind, Rule};
@@ -21,7 +21,7 @@ const NAME: &str = "each_thread_of_a_vm_has_the_filter_that_the_paper_says";
 const INNER: &str = "TIDEVM_TEST_THREAD";
 
 /// The rows of the table, each with a thread and the way in which it is started. A row may have several.
-const CASES: [(&str, &str, &str); 11] = [
+const CASES: [(&str, &str, &str); 12] = [
     ("`vcpu0`, `vcpu1`, ...", "vcpu0", "no resets"),
     ("`vcpu0`, `vcpu1`, ...", "vcpu1", "reboot"),
     ("`events` under `--no-reboot`, if the script has no `reset`", "events", "no resets"),
@@ -32,6 +32,7 @@ const CASES: [(&str, &str, &str); 11] = [
     ("main; in experiments `session`", "session", "reboot"),
     ("main; in experiments `session`", "session", "no resets"),
     ("`api`, with `--api-sock`", "api", "reboot"),
+    ("`input`, with `--script -` or a prompt", "input", "reboot"),
     ("main, in experiments", "starter", "no VM"),
 ];
 
@@ -60,12 +61,13 @@ fn start_threads(start: &str) {
     let config = Config { cpus: 2, reboot, resets, confinement, ..kernel.config() };
     let starter = start == "no VM";
     let body = move || {
-        let companion = Companion { name: "api", body: Box::new(serve) };
+        let companion = |name, purpose| Companion { name, purpose, body: Box::new(serve) };
+        let companions = vec![companion("api", Purpose::Serve), companion("input", Purpose::Read)];
         let vm = if starter {
             confinement.of_starter(&[]).unwrap();
             None
         } else {
-            Some(Vm::start_with(config, vec![companion]).unwrap())
+            Some(Vm::start_with(config, companions).unwrap())
         };
         tell.send(()).unwrap();
         loop {

@@ -97,5 +97,5 @@ fn a_used_ring_outside_memory_is_told_to_the_driver() {
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((status.plugged, status.driver), (Size(BLOCK), false), "no request after the first");
-    assert!(status.refused.is_some_and(|why| why.contains("reset the device")));
+    assert!(status.refused.is_some_and(|why| why.text.contains("reset the device")));
 }

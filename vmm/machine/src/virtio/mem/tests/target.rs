@@ -101,7 +101,7 @@ fn a_target_is_applied_before_the_next_request() {
     let status = rig.shared.snapshot().mem[0].clone();
     assert_eq!((rig.ring.used(), status.plugged, status.requested), (2, Size(BLOCK), Size(BLOCK)));
     assert!(
-        status.refused.is_some_and(|why| why.starts_with("Nack")),
+        status.refused.is_some_and(|why| why.text.starts_with("Nack")),
         "the second request is over the target"
     );
 }
