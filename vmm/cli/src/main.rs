@@ -7,6 +7,7 @@ mod ctl;
 mod host;
 mod input;
 mod logger;
+mod page;
 mod pages;
 mod prompt;
 mod quiet;
@@ -15,7 +16,7 @@ mod top;
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,11 +32,10 @@ use quiet::Quiet;
 use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
-use tidevm_events::{Line, Reader};
+use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
-use tidevm_report::Report;
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -181,21 +181,9 @@ fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
     run(config, steps, account, api)
 }
 
-/// `tidevm report`: reads the events of a session and writes its page.
+/// `tidevm report`.
 fn report(options: &ReportPage) -> anyhow::Result<u8> {
-    let name = options.session.display();
-    let text: Box<dyn BufRead> = if options.session.as_os_str() == "-" {
-        Box::new(io::stdin().lock())
-    } else {
-        let file =
-            fs::File::open(&options.session).with_context(|| format!("cannot read the session {name}"))?;
-        Box::new(BufReader::new(file))
-    };
-    let mut report = Report::default();
-    for line in Reader::new(text) {
-        report.take(&line.with_context(|| name.to_string())?);
-    }
-    let page = report.page();
+    let page = page::page(&options.session)?;
     match &options.output {
         Some(path) => fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?,
         None => io::stdout().write_all(page.as_bytes()).context(OutputClosed)?,

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("memory_is_sampled_within_a_step", memory_is_sampled_within_a_step),
     ("a_failing_session_tells_why", a_failing_session_tells_why),
     ("a_session_that_a_signal_ends_has_an_end", a_session_that_a_signal_ends_has_an_end),
+    ("a_line_that_comes_and_is_wrong_ends_a_session", a_line_that_comes_and_is_wrong_ends_a_session),
     ("a_machine_that_does_not_start_has_an_end", a_machine_that_does_not_start_has_an_end),
 ];
 
@@ -119,6 +120,14 @@ fn a_session_that_a_signal_ends_has_an_end() {
     assert_eq!((&end["outcome"], &end["signal"], &end["status"]), (&json!("signal"), &json!(2), &json!(130)));
 }
 
+/// A line that comes while the script runs is read when the machine is up.
+fn a_line_that_comes_and_is_wrong_ends_a_session() {
+    let output = with_input(&small(&["--json", "--script", "-"]), "plug 2M\ngrow 2M\n");
+    let events = told(&assert_status(&output, 2, "<stdin>:2:1: expected a command"));
+    let end = events.last().expect("an end");
+    assert_eq!((&end["outcome"], &end["steps"], &end["status"]), (&json!("script"), &json!(1), &json!(2)));
+}
+
 /// The start and the end of a session that came no further.
 #[track_caller]
 fn assert_not_started(out: &str, status: i32, reason: &str) {
@@ -130,15 +139,16 @@ fn assert_not_started(out: &str, status: i32, reason: &str) {
 }
 
 fn a_session_that_is_refused_has_a_start_and_an_end() {
-    let refused = |arguments: &[&str], script: &str, reason: &str| {
-        let output = with_input(arguments, script);
-        assert_not_started(&assert_status(&output, 2, reason), 2, reason);
+    let refused = |arguments: &[&str], reason: &str| {
+        assert_not_started(&assert_status(&tidevm(arguments), 2, reason), 2, reason);
     };
-    refused(&small(&["--json", "--script", "-"]), "plug 2M\ngrow 2M\n", "<stdin>:2:1: expected a command");
-    refused(&small(&["--json", "--script", "-"]), "plug 3M\n", "3M is not a multiple of the block size 2M");
-    refused(&small(&["--json", "--script", "no/such/file"]), "", "cannot read the script no/such/file");
-    refused(&["run", "--json", "--memory", "1M"], "", "the guest needs at least");
-    refused(&["run", "--json", "--console", "stdio"], "", "both write standard output");
+    let script = |name: &str, text: &str| scratch(name, text).to_str().expect("UTF-8").to_owned();
+    let (wrong, unfit) = (script("wrong.script", "plug 2M\ngrow 2M\n"), script("unfit.script", "plug 3M\n"));
+    refused(&small(&["--json", "--script", &wrong]), "wrong.script:2:1: expected a command");
+    refused(&small(&["--json", "--script", &unfit]), "3M is not a multiple of the block size 2M");
+    refused(&small(&["--json", "--script", "no/such/file"]), "cannot read the script no/such/file");
+    refused(&["run", "--json", "--memory", "1M"], "the guest needs at least");
+    refused(&["run", "--json", "--console", "stdio"], "both write standard output");
     let machine = &events(&assert_status(&tidevm(&["run", "--json", "--memory", "1M"]), 2, ""))[0]["machine"];
     assert_eq!(machine["memory"], 1 << 20, "the machine that was asked for");
 }

@@ -60,7 +60,8 @@ fn a_session_has_a_page() {
 
 fn a_page_is_written_in_every_case() {
     let page = path("refused.html");
-    let output = with_input(&small(&["--report", utf8(&page), "--script", "-"]), "grow 2M\n");
+    let wrong = scratch("page.script", "grow 2M\n");
+    let output = tidevm(&small(&["--report", utf8(&page), "--script", utf8(&wrong)]));
     assert_status(&output, 2, "expected a command");
     let text = fs::read_to_string(&page).expect("a page");
     assert!(text.contains("not started") && text.contains("expected a command"), "{text}");
