@@ -283,7 +283,8 @@ fn meminfo_and_zoneinfo_use_linux_words() {
         .expect("zones");
     assert_eq!(zoneinfo[start], "Node 0, zone  Movable");
     let names: Vec<&str> = movable[1..].iter().map(|words| words[0].as_str()).collect();
-    let of_zone = ["pages", "min", "low", "spanned", "present", "managed", "protection:", "nr_free_pages"];
+    let of_zone =
+        ["pages", "min", "low", "high", "spanned", "present", "managed", "protection:", "nr_free_pages"];
     let of_cpu = ["cpu:", "count:", "high:", "batch:"];
     assert_eq!(
         names,

@@ -1,6 +1,8 @@
 //! Sessions in a booted guest, on this host's KVM. Sizes are small, because on some hosts a guest kernel runs three
 //! instructions per microsecond. In all files, identifiers such as S3.1 are claims of `docs/features.toml`.
 
+#[path = "sessions/auto.rs"]
+mod auto;
 #[path = "sessions/balloon.rs"]
 mod balloon;
 #[path = "sessions/blocked.rs"]
@@ -46,6 +48,7 @@ use tidevm_tests::{missing_kvm, run_if};
 
 fn main() -> ExitCode {
     let groups = [
+        auto::TESTS,
         balloon::TESTS,
         blocked::TESTS,
         boundaries::TESTS,

@@ -43,8 +43,19 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("vmm/events", &[]),
     ("vmm/report", &["tidevm-events"]),
     ("vmm/session", &["tidevm-abi", "tidevm-events", "tidevm-machine"]),
-    ("vmm/lab", &["tidevm-abi", "tidevm-autosize", "tidevm-machine", "tidevm-report", "tidevm-session"]),
-    ("vmm/api", &["tidevm-abi", "tidevm-machine"]),
+    (
+        "vmm/lab",
+        &[
+            "tidevm-abi",
+            "tidevm-autosize",
+            "tidevm-machine",
+            "tidevm-report",
+            "tidevm-session",
+            "tidevm-sizer",
+        ],
+    ),
+    ("vmm/sizer", &["tidevm-abi", "tidevm-autosize", "tidevm-machine"]),
+    ("vmm/api", &["tidevm-abi", "tidevm-machine", "tidevm-sizer"]),
     (
         "vmm/cli",
         &[
@@ -55,9 +66,13 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "tidevm-machine",
             "tidevm-report",
             "tidevm-session",
+            "tidevm-sizer",
         ],
     ),
-    ("tests", &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session"]),
+    (
+        "tests",
+        &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session", "tidevm-sizer"],
+    ),
     (
         "tests/fuzz",
         &["tidevm-abi", "tidevm-api", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"],
@@ -82,6 +97,7 @@ const OURS: &[&str] = &[
     "tidevm-mm",
     "tidevm-report",
     "tidevm-session",
+    "tidevm-sizer",
     "tidevm-soak",
     "tidevm-tests",
     "virtio-mem",

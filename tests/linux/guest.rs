@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size, State, Vm};
+use tidevm_machine::{Companion, Config, ConsoleMode, HotplugConfig, Size, State, Vm};
 
 pub const MIB: u64 = 1 << 20;
 pub const KIB_PER_MIB: u64 = 1024;
@@ -68,7 +68,12 @@ impl Linux {
         let mut config = config(words);
         let console = config.0.clone();
         change(&mut config.1);
-        let vm = tidevm_tests::start(config.1);
+        Self::start(console, config.1, Vec::new())
+    }
+
+    /// Starts `config`, whose console is the file `console`, with `companions`, and waits for Linux's driver.
+    pub fn start(console: PathBuf, config: Config, companions: Vec<Companion>) -> Self {
+        let vm = tidevm_tests::start_with(config, companions);
         let linux = Self { vm, console };
         linux.await_state("Linux's driver", |state| state.mem[0].driver.then_some(()));
         linux

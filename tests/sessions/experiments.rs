@@ -8,6 +8,7 @@ use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
     ("experiment_early_oom", || passes("early-oom")),
+    ("experiment_auto", || passes("auto")),
     ("experiment_double_init", || passes("double-init")),
     ("experiment_offline_race", || passes("offline-race")),
     ("experiment_parallel_init", || passes("parallel-init")),

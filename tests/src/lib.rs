@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
-use tidevm_machine::{Config, Confinement, ConsoleMode, HotplugConfig, Size, StartError, Vm};
+use tidevm_machine::{Companion, Config, Confinement, ConsoleMode, HotplugConfig, Size, StartError, Vm};
 use tidevm_session::script::Script;
 use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
 
@@ -70,12 +70,24 @@ pub struct Session {
 /// # Panics
 /// When the VM does not start.
 pub fn start(config: Config) -> Vm {
-    locked_in(config, |vm| vm).unwrap_or_else(|error| panic!("no machine: {error}"))
+    start_with(config, Vec::new())
+}
+
+/// [`start`], with `companions` beside the VM.
+///
+/// # Panics
+/// When the VM does not start.
+pub fn start_with(config: Config, companions: Vec<Companion>) -> Vm {
+    locked_in(config, companions, |vm| vm).unwrap_or_else(|error| panic!("no machine: {error}"))
 }
 
 /// Starts a VM and passes it to `session`, in a thread that is locked in with the VM.
-fn locked_in<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> Result<T, StartError> {
-    Vm::apart(Config { confinement: Confinement::STRICT, ..config }, session)
+fn locked_in<T: Send>(
+    config: Config,
+    companions: Vec<Companion>,
+    session: impl FnOnce(Vm) -> T + Send,
+) -> Result<T, StartError> {
+    Vm::apart_with(Config { confinement: Confinement::STRICT, ..config }, companions, session)
 }
 
 /// Runs `script` in a VM. The VM and its session are locked in as `tidevm` does it.
@@ -85,7 +97,7 @@ fn locked_in<T: Send>(config: Config, session: impl FnOnce(Vm) -> T + Send) -> R
 pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
-    let record = locked_in(config, |vm| tidevm_session::record(vm, &script));
+    let record = locked_in(config, Vec::new(), |vm| tidevm_session::record(vm, &script));
     let Record { boot, steps, summary } = record.unwrap_or_else(|error| panic!("no machine: {error}"));
     let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
     Session { boot, steps, summary }

@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BLOCK_RUNS, BlockRun, Counted, Failure, Pmem, PmemMapped, Stats, either};
+use crate::{BLOCK_RUNS, BlockRun, Counted, Failure, Pmem, PmemMapped, Pressure, Stats, either};
 
 /// The answer to a [`Call`](crate::Call).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,8 @@ pub enum Answer {
     },
     /// The guest could not do it.
     Failed(Failure),
+    /// To [`Op::Watch`](crate::Op::Watch).
+    Pressure(Pressure),
 }
 
 /// A word of a workload's page that has not the value that the workload wrote.
@@ -146,6 +148,7 @@ impl fmt::Display for Answer {
                 write!(f, "{} {} usable", Counted(pages, "page"), either(pages, "was", "were"))
             }
             Answer::Failed(failure) => failure.fmt(f),
+            Answer::Pressure(pressure) => pressure.fmt(f),
         }
     }
 }

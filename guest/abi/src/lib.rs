@@ -6,7 +6,7 @@
 //! | [`limits`] | ports, addresses and the most that there can be of something |
 //! | [`cmdline`] | keys of the guest's command line, and the words of their values |
 //! | [`record`] | calls and reports, and their bytes |
-//! | [`answer`], [`failure`], `blocks`, `pmem`, `resize`, `stats` | what records carry, and its text |
+//! | [`answer`], [`failure`], `blocks`, `pmem`, `pressure`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
 //! | `counted` | numbers of things as text |
 //! | [`metric`], `counter` | the counters by their names in scripts, tables and JSON |
@@ -36,6 +36,7 @@ pub mod limits;
 pub mod metric;
 mod name;
 mod pmem;
+mod pressure;
 pub mod record;
 mod resize;
 mod size;
@@ -57,6 +58,7 @@ pub use limits::{
 pub use metric::Metric;
 pub use name::{Handle, Name, Named, SHELL_HANDLES};
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};
+pub use pressure::{Pressure, Watch};
 pub use record::{BadRecord, Call, CorruptPart, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};
 pub use resize::{Owner, Resize, ResizeState, UnmovablePage};
 pub use size::{Size, SizeError};

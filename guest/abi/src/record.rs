@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Handle, PmemOp, ProbedWait, Resize, Size};
+use crate::{Answer, Handle, PmemOp, Pressure, ProbedWait, Resize, Size, Watch};
 
 /// Longest encoded record, in bytes; both sides' buffers have this size.
 pub const MAX_RECORD: usize = 2048;
@@ -107,6 +107,8 @@ pub enum Op {
     PowerOff,
     /// Do something with device memory.
     Pmem(PmemOp),
+    /// Tell how much memory is left, now and when it passes a level: [`Answer::Pressure`].
+    Watch(Watch),
 }
 
 /// Kinds of pages that a hog may hold.
@@ -172,6 +174,8 @@ pub enum Report {
     },
     /// A virtio-mem driver came to rest: it reached its target, or knows why it cannot.
     Resize(Resize),
+    /// Memory has passed a level of [`Op::Watch`].
+    Pressure(Pressure),
 }
 
 /// A record that could not be encoded or decoded.

@@ -142,6 +142,12 @@ pub struct Stats {
     pub device_pages: u64,
     /// References to these pages: one for each page, and one for each use.
     pub device_refs: u64,
+    /// Requests for pages that no zone could serve, since boot.
+    pub alloc_failed: u64,
+    /// Allocations of workloads that had to wait for memory, since boot.
+    pub alloc_waited: u64,
+    /// Those of them that found no memory in time.
+    pub alloc_gave_up: u64,
     /// How long boot took.
     pub boot: BootTimes,
 }
@@ -192,6 +198,9 @@ impl Stats {
             "reference",
             "references",
         ),
+        Counter::new("alloc_failed", |stats: &Self| stats.alloc_failed).word("alloc.failed"),
+        Counter::new("alloc_waited", |stats: &Self| stats.alloc_waited).word("alloc.waited"),
+        Counter::new("alloc_gave_up", |stats: &Self| stats.alloc_gave_up).word("alloc.gave_up"),
     ];
 }
 
@@ -215,6 +224,9 @@ impl Default for Stats {
             device_spanned: 0,
             device_pages: 0,
             device_refs: 0,
+            alloc_failed: 0,
+            alloc_waited: 0,
+            alloc_gave_up: 0,
             boot: BootTimes::default(),
         }
     }

@@ -6,6 +6,7 @@ mod churn;
 mod pages;
 mod pattern;
 pub mod pmem;
+pub mod pressure;
 mod probe;
 mod race;
 pub mod translate;
@@ -69,6 +70,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
         Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
         Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
         Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
         Op::PowerOff => panic::power_off(),
     }
 }
@@ -100,12 +102,13 @@ fn make_workload(
     pages: u64,
     partial: bool,
 ) -> Result<(Arc<Workload>, u32), Failure> {
-    // More pages than are managed cannot be taken, so the table needs no room for them.
+    // More pages than are managed, or can be later, cannot be taken, so the table needs no room for them.
     let managed: u64 = MM.stats().zones.iter().map(|zone| zone.managed).sum();
-    if pages > managed && !partial {
-        return Err(Failure::DoesNotFit { pages: managed });
+    let room = managed.max(pressure::most_pages());
+    if pages > room && !partial {
+        return Err(Failure::DoesNotFit { pages: room });
     }
-    let pages = pages.min(managed);
+    let pages = pages.min(room);
     // A handle has one meaning. `DevicePages::register` makes the same check for the other side.
     if DevicePages::find(handle).is_some() {
         return Err(Failure::HandleInUse);

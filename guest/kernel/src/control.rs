@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use tidevm_abi::{self as abi, Answer, Call, Failure};
 use virtio_drivers::transport::Transport;
 
-use crate::agent;
+use crate::agent::{self, pressure};
 use crate::cpu::time::Instant;
 use crate::job::{Job, Progress};
 use crate::mailbox::{self, Requester};
@@ -59,6 +59,7 @@ impl<T: Transport + Send> Job for Control<T> {
                 Err(abi::BadRecord) => Requester::Vmm(0).answer(Answer::Failed(Failure::BadRecord)),
             }
         }
+        pressure::look();
         let all_sent = self.send_reports();
         // A full outbox empties without an interrupt, so this job looks again after a millisecond. A report
         // that comes after this pass wakes the CPU.

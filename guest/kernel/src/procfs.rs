@@ -1,7 +1,7 @@
 //! `/proc/meminfo`, `/proc/zoneinfo` and `/proc/vmstat`, line by line in Linux's words and form.
 //!
 //! Mirrors `meminfo_proc_show`, `zoneinfo_show_print` and `vmstat_show`. Lines about things that do not
-//! exist here are left out: reclaim, boosts, the watermark `high`, the statistics per node. It differs from
+//! exist here are left out: reclaim, boosts, the statistics per node. It differs from
 //! Linux on purpose: boot memory that is not initialised yet counts as free, because it is initialised when
 //! it is wanted. The counters of `vmstat` have the names that scripts use.
 
@@ -17,8 +17,7 @@ pub fn meminfo() {
     let stats = MM.stats();
     let sum = |pages: fn(&ZoneStats) -> u64| stats.zones.iter().map(pages).sum::<u64>();
     let free = sum(|zone| zone.all_free() + zone.pcp);
-    let kept: u64 = zones().map(|zone| MM.zone_info(zone).min).sum();
-    let available = free.saturating_sub(kept);
+    let available = MM.available_pages();
     for (name, pages) in
         [("MemTotal:", sum(|zone| zone.managed)), ("MemFree:", free), ("MemAvailable:", available)]
     {
@@ -35,7 +34,7 @@ pub fn zoneinfo() {
     if stats.device.spanned > 0 {
         // In Linux too, the zone of device memory has no present and no managed pages.
         println!("Node 0, zone   Device");
-        println!("  pages free     0\n        min      0\n        low      0");
+        println!("  pages free     0\n        min      0\n        low      0\n        high     0");
         println!("        spanned  {}", stats.device.spanned);
         println!("        present  0\n        managed  0");
     }
@@ -77,6 +76,7 @@ fn show_zone(id: ZoneId, zone: &ZoneStats) {
     println!("  pages free     {}", zone.all_free());
     println!("        min      {}", info.min);
     println!("        low      {}", info.low);
+    println!("        high     {}", info.high);
     println!("        spanned  {}", zone.spanned);
     println!("        present  {}", zone.present);
     println!("        managed  {}", zone.managed);

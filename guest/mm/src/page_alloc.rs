@@ -21,6 +21,7 @@ use crate::page::{Holder, HolderWord, Kind, OwnerId, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
+use crate::sync::Ordering::Relaxed;
 use crate::zone::Watermark;
 
 /// The purpose of a request for pages (Linux `gfp_t`).
@@ -138,6 +139,12 @@ impl<P: Platform> Mm<P> {
                 }
             }
         }
+        // Not a hot path: there is no memory. Otherwise nothing is counted here.
+        let failed = match request.highest {
+            ZoneType::Movable => &self.counters.alloc_failed_movable,
+            ZoneType::Normal | ZoneType::Dma32 => &self.counters.alloc_failed_kernel,
+        };
+        failed.fetch_add(1, Relaxed);
         Err(AllocError)
     }
 

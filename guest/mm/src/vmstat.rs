@@ -78,6 +78,8 @@ pub struct ZoneInfo {
     pub min: u64,
     /// Free pages below which ordinary requests try another zone first.
     pub low: u64,
+    /// Free pages below which memory is short.
+    pub high: u64,
     /// Pages kept from requests that could use a higher zone, by the highest zone that they may use (Linux
     /// `protection`).
     pub protection: [u64; ZoneType::COUNT],
@@ -132,6 +134,10 @@ pub struct Stats {
     pub pcp_stranded: u64,
     /// Times that changed per-CPU limits were published to the CPUs, since boot.
     pub pcp_limit_updates: u64,
+    /// Requests for movable pages that no zone could serve, since boot (Linux `allocstall_movable`).
+    pub alloc_failed_movable: u64,
+    /// All other requests that no zone could serve, since boot.
+    pub alloc_failed_kernel: u64,
     /// Device memory.
     pub device: DeviceStats,
 }
@@ -158,6 +164,8 @@ pub(crate) struct Counters {
     pub(crate) pcp_disables: AtomicU64,
     pub(crate) pcp_stranded: AtomicU64,
     pub(crate) pcp_limit_updates: AtomicU64,
+    pub(crate) alloc_failed_movable: AtomicU64,
+    pub(crate) alloc_failed_kernel: AtomicU64,
 }
 
 impl Counters {
@@ -173,6 +181,8 @@ impl Counters {
             pcp_disables: AtomicU64::new(0),
             pcp_stranded: AtomicU64::new(0),
             pcp_limit_updates: AtomicU64::new(0),
+            alloc_failed_movable: AtomicU64::new(0),
+            alloc_failed_kernel: AtomicU64::new(0),
         }
     }
 }
@@ -205,8 +215,24 @@ impl<P: Platform> Mm<P> {
             pcp_disables: counters.pcp_disables.load(Relaxed),
             pcp_stranded: counters.pcp_stranded.load(Relaxed),
             pcp_limit_updates: counters.pcp_limit_updates.load(Relaxed),
+            alloc_failed_movable: self.alloc_failed_movable(),
+            alloc_failed_kernel: counters.alloc_failed_kernel.load(Relaxed),
             device: self.pgmaps.stats(),
         }
+    }
+
+    /// Pages that movable requests can take before memory is short: those above the high watermark and the lowmem
+    /// reserve of each zone. Takes no lock.
+    ///
+    /// Mirrors Linux `si_mem_available`, without page cache. Differs on purpose: free pages of one zone do not make up for the
+    /// pages that another one keeps. Pages on per-CPU lists do not count there either.
+    pub fn available_pages(&self) -> u64 {
+        ZoneId::all().map(|zone| self.zone(zone).available()).sum()
+    }
+
+    /// [`Stats::alloc_failed_movable`]. Takes no lock.
+    pub fn alloc_failed_movable(&self) -> u64 {
+        self.counters.alloc_failed_movable.load(Relaxed)
     }
 
     /// Free buddy blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
@@ -220,6 +246,7 @@ impl<P: Platform> Mm<P> {
         ZoneInfo {
             min: zone.watermark(Watermark::Min),
             low: zone.watermark(Watermark::Low),
+            high: zone.watermark(Watermark::High),
             protection: ZoneType::ALL.map(|highest| zone.lowmem_reserve(highest)),
             start_pfn: zone.spanned().start(),
         }

@@ -3,7 +3,8 @@
 //! Mirrors Linux `struct zone` and the watermark part of `mm/page_alloc.c`. Differs from Linux on purpose:
 //! there is no reclaim, so the watermarks decide only which requests may still allocate. Ordinary requests
 //! first look for a zone above `low`, then for one above `min`. The pages below `min` are for page tables, so
-//! that memory can still be added to a machine that has run out of it.
+//! that memory can still be added to a machine that has run out of it. No request looks at `high`: below it memory counts as
+//! short.
 //!
 //! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not
 //! initialised yet is free memory that is not on the free lists (see `deferred`).
@@ -34,10 +35,11 @@ pub(crate) use guard::ZoneGuard;
 pub(crate) enum Watermark {
     Min = 0,
     Low = 1,
+    High = 2,
 }
 
 impl Watermark {
-    const COUNT: usize = 2;
+    const COUNT: usize = 3;
 }
 
 /// One zone.
@@ -255,13 +257,20 @@ impl Zone {
         self.free() >= kept || self.deferred_and_free().iter().sum::<u64>() >= kept
     }
 
+    /// Pages that requests for any zone may take before the zone is at its high watermark.
+    pub(crate) fn available(&self) -> u64 {
+        let kept = self.watermark(Watermark::High) + self.lowmem_reserve(ZoneType::Movable);
+        self.deferred_and_free().iter().sum::<u64>().saturating_sub(kept)
+    }
+
     /// Computes the watermarks; `share` is this zone's share of the machine's least free memory.
     fn set_watermarks(&self, share: u64) {
         let managed = self.managed();
         let is_movable = self.id.zone_type() == ZoneType::Movable;
         let min = if is_movable { (managed / 1024).clamp(32, 128) } else { share };
         let step = (share / 4).max(managed / 1000);
-        for (mark, pages) in [(Watermark::Min, min), (Watermark::Low, min + step)] {
+        let marks = [(Watermark::Min, min), (Watermark::Low, min + step), (Watermark::High, min + 2 * step)];
+        for (mark, pages) in marks {
             self.watermarks[mark as usize].store(if managed == 0 { 0 } else { pages }, Relaxed);
         }
     }

@@ -1,9 +1,9 @@
-//! Queues in guest memory against bounds: a virtio-mem device and a control channel whose driver writes anything
-//! anywhere.
+//! Queues in guest memory against bounds: a virtio-mem device, a control channel and a balloon whose driver writes
+//! anything anywhere.
 //!
 //! After each turn of a device these hold, whatever is in memory:
 //! - only buffers that the descriptor table calls device-writable, and the device's ring, have changed;
-//! - at most one chain of the virtio-mem device went back, and at most a batch of the control channel;
+//! - at most one chain of the virtio-mem device went back, two of the balloon, and a batch of the control channel;
 //! - its length is at most that of the answer, and its head is in the table;
 //! - a chain that follows all rules is served as one: see `chains/served.rs`;
 //! - the device looked up a bounded number of addresses, and took a bounded part of the heap;
@@ -13,19 +13,17 @@
 
 use tidevm_abi::{Op, Size};
 use tidevm_machine::HotplugConfig;
-use tidevm_machine::hosted::{Devices, HostCall, REGION, Which, fail, failed, lookups};
+use tidevm_machine::hosted::{Devices, HostCall, Which, fail, failed, lookups};
 
 use crate::heap;
 use crate::input::Input;
+use drawn::{BLOCK, BOOT, address, request};
 use served::{ANSWER, Chain, Part, WRITE};
 
+mod drawn;
 mod served;
 
-const MIB: u64 = 1 << 20;
-/// Bytes of boot memory.
-const BOOT: usize = 64 << 10;
-const REGION_SIZE: u64 = 128 * MIB;
-const BLOCK: u64 = 2 * MIB;
+const REGION_SIZE: u64 = 128 << 20;
 /// Boot memory is compared in parts of this size.
 const CHUNK: usize = 256;
 /// Most operations of one input.
@@ -40,6 +38,11 @@ type SetUp = (u16, u16, bool, [u64; 3]);
 fn places(queue: usize) -> [u64; 3] {
     let start = 0x1000 + 0x3000 * queue as u64;
     [start, start + 0x1000, start + 0x2000]
+}
+
+/// The number of one of the two queues of a device: those of the balloon are statistics and reports.
+fn number(which: Which, queue: usize) -> usize {
+    if which == Which::Balloon { [2, 4][queue] } else { queue }
 }
 
 /// The guest, and what it knows of its devices.
@@ -59,7 +62,7 @@ struct Guest {
 pub fn check(data: &[u8]) {
     let mut input = Input::new(data);
     HostCall::ALL.iter().for_each(|&call| fail(call, None));
-    let which = input.pick(&[Which::Mem, Which::Mem, Which::Control]);
+    let which = input.pick(&[Which::Mem, Which::Mem, Which::Control, Which::Balloon]);
     let config = HotplugConfig { requested: Size(16 * BLOCK), ..HotplugConfig::new(Size(REGION_SIZE)) };
     let devices = Devices::new(Size(BOOT as u64), &config).expect("resources of the host");
     let opens_failed = failed(HostCall::Open);
@@ -89,13 +92,18 @@ impl Guest {
     fn initialise(&mut self, input: &mut Input<'_>) {
         self.write(0x70, 0);
         self.offered = [0; 2];
-        let features = if self.which == Which::Mem { 2 } else { 0 };
+        let features = match self.which {
+            Which::Mem => 2,
+            Which::Control => 0,
+            // Reports, mostly with statistics.
+            Which::Balloon => input.pick(&[0x22, 0x22, 0x20, 2]),
+        };
         for (offset, value) in [(0x70, 3), (0x24, 0), (0x20, features), (0x24, 1), (0x20, 1), (0x70, 11)] {
             self.write(offset, value);
         }
         let odd = input.byte();
         for queue in 0..2 {
-            self.write(0x30, queue as u32);
+            self.write(0x30, number(self.which, queue) as u32);
             self.write(0x38, input.pick(&[16, 16, 4, 1, 64, 128]));
             for (part, place) in places(queue).into_iter().enumerate() {
                 let place = if odd >> part & 1 == 0 || odd < 200 { place } else { address(input) };
@@ -143,6 +151,7 @@ impl Guest {
                 self.initialise(input);
                 self.opens_failed = failed(HostCall::Open);
             }
+            224..230 if self.which == Which::Balloon => self.devices.ask(),
             224..230 => self.devices.retry(),
             230..240 => {
                 let op = input.pick(&[Op::Stats, Op::Check, Op::Blocks { from: u64::MAX }]);
@@ -182,7 +191,7 @@ impl Guest {
 
     /// Offers the chain that begins at descriptor `head`, and lets the device have its turn.
     fn offer(&mut self, queue: usize, head: u16) {
-        let Some((_, size, ..)) = self.devices.registers(self.which).set_up(queue) else { return };
+        let Some((_, size, ..)) = self.set_up(queue) else { return };
         let ring = places(queue)[1];
         let slot = u64::from(self.offered[queue] % size);
         self.devices.write_memory(ring + 4 + 2 * slot, &(head % 20).to_le_bytes());
@@ -222,17 +231,18 @@ impl Guest {
 
     /// One turn of the device, by `act`, with all bounds checked.
     fn turn(&mut self, act: impl FnOnce(&mut Devices)) {
-        let queues = [0, 1].map(|queue| {
-            let registers = self.devices.registers(self.which);
-            registers.set_up(queue).filter(|queue| queue.2)
-        });
+        let queues = [0, 1].map(|queue| self.set_up(queue).filter(|queue| queue.2));
         let given_back = self.given_back();
         let before = self.boot_memory();
         let was_plugged = self.devices.state().mem[0].plugged.0;
         let looked_up = lookups();
         let ((), heap) = heap::highest(|| act(&mut self.devices));
         let looked_up = lookups() - looked_up;
-        let chains = if self.which == Which::Mem { 1 } else { 2 * 64 };
+        let chains = match self.which {
+            Which::Mem => 1,
+            Which::Balloon => 2 * 2,
+            Which::Control => 2 * 64,
+        };
         let longest = queues.iter().flatten().map(|queue| u64::from(queue.1)).max().unwrap_or(0);
         let most = chains * (8 * longest + 64);
         assert!(looked_up <= most, "{looked_up} addresses looked up, {most} are the most");
@@ -254,7 +264,12 @@ impl Guest {
     }
 
     fn given_back(&self) -> [u16; 2] {
-        [0, 1].map(|queue| self.devices.registers(self.which).given_back(queue).unwrap_or(0))
+        let registers = self.devices.registers(self.which);
+        [0, 1].map(|queue| registers.given_back(number(self.which, queue)).unwrap_or(0))
+    }
+
+    fn set_up(&self, queue: usize) -> Option<SetUp> {
+        self.devices.registers(self.which).set_up(number(self.which, queue))
     }
 
     /// Only device-writable buffers and the device's rings have changed. Returns whether the buffers are apart from
@@ -317,7 +332,11 @@ impl Guest {
         for (queue, &state) in queues.iter().enumerate() {
             let Some((_, size, _, [table, _, ring])) = state else { continue };
             let count = after[queue].wrapping_sub(before[queue]);
-            let most = if self.which == Which::Mem { 1 } else { size };
+            let most = match self.which {
+                Which::Mem => 1,
+                Which::Balloon => 2,
+                Which::Control => size,
+            };
             assert!(count <= most, "{count} chains went back in one turn, {most} are the most");
             let read = |at: u64, bytes: &mut [u8]| {
                 ring.checked_add(at).is_some_and(|address| self.devices.read_memory(address, bytes))
@@ -328,11 +347,19 @@ impl Guest {
                 continue;
             }
             assert_eq!(u16::from_le_bytes(index), after[queue], "the index of the device's ring");
-            let most = if self.which == Which::Mem { ANSWER } else { 2048 };
+            let most = match self.which {
+                Which::Mem => ANSWER,
+                Which::Balloon => 0,
+                Which::Control => 2048,
+            };
             let [head, len] =
                 [0, 4].map(|at| u32::from_le_bytes(*element[at..].first_chunk().expect("8 bytes")));
             assert!(head < size.into(), "head {head} of {size}");
             assert!(len <= most, "{len} bytes of an answer of {most}");
+            // The balloon may have taken the chain in an earlier turn. What lies in memory now tells nothing of it.
+            if self.which == Which::Balloon {
+                continue;
+            }
             // The chains of a batch may share their buffers.
             if count == 1 && Chain::is_indirect(memory, (table, size), head) {
                 panic!("a chain with an indirect descriptor came back");
@@ -348,30 +375,9 @@ impl Guest {
                     }
                     (Which::Control, 0) => chain.check_call(&after, len),
                     (Which::Control, _) => assert_eq!(len, 0, "bytes were written behind a report"),
+                    (Which::Balloon, _) => unreachable!("left above"),
                 }
             }
         }
     }
-}
-
-fn address(input: &mut Input<'_>) -> u64 {
-    match input.byte() {
-        0..130 => u64::from(input.byte()) * 0x100 + u64::from(input.byte() % 8),
-        130..180 => 0xc000 + u64::from(input.u16() % 0x4000),
-        180..200 => REGION + input.below(20) * BLOCK + input.pick(&[0, 1, BLOCK - 5, 0x1000]),
-        200..220 => BOOT as u64 - u64::from(input.byte() % 32),
-        220..235 => u64::MAX - u64::from(input.byte()),
-        _ => input.u64(),
-    }
-}
-
-/// A request of the virtio-mem driver, mostly a good one.
-fn request(input: &mut Input<'_>) -> Vec<u8> {
-    let mut bytes = [0; 24];
-    bytes[0] = input.byte() % 5;
-    let first = input.below(20);
-    let address = if input.byte() < 240 { REGION + first * BLOCK } else { input.u64() };
-    bytes[8..16].copy_from_slice(&address.to_le_bytes());
-    bytes[16..18].copy_from_slice(&(1 + u16::from(input.byte() % 16)).to_le_bytes());
-    bytes[..24 - usize::from(input.byte() / 250)].to_vec()
 }

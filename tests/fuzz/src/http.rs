@@ -91,7 +91,12 @@ fn check_route(request: &Request) {
         return;
     }
     let body = request.body.as_deref().unwrap_or(b"null");
-    let json: Value = serde_json::from_slice(body).expect("a body that is accepted is JSON");
+    let parsed = serde_json::from_slice(body);
+    // Fields that `PUT /metrics` does not know are skipped, as in Firecracker, and escapes in them are not looked at.
+    if parsed.is_err() && matches!(action, Action::SetMetrics(_)) {
+        return;
+    }
+    let json: Value = parsed.expect("a body that is accepted is JSON");
     let number = |key: &str| json[key].as_u64();
     let mut draft = Draft::default();
     match action {

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tidevm_abi::{Answer, Call, Handle, MAX_RECORD, Named, Op, Report, Resize, Size, decode, encode};
+use tidevm_abi::{
+    Answer, Call, Handle, MAX_RECORD, Named, Op, Pressure, Report, Resize, Size, decode, encode,
+};
 use tidevm_machine::HotplugConfig;
 use tidevm_machine::hosted::{Devices, REGION, Which};
 
@@ -36,6 +38,7 @@ const CALL_BUFFER: u64 = 0x7000;
 struct Model {
     ready: Option<(u32, u32)>,
     report: Option<Resize>,
+    pressure: Option<Pressure>,
     bad: u64,
     /// Calls that were made and not taken, with the answer.
     calls: BTreeMap<u32, Option<Answer>>,
@@ -74,7 +77,7 @@ pub fn check(data: &[u8]) {
                 devices.reset().expect("the host takes memory back");
                 initialise(&mut devices);
                 (sent, calls) = (0, Calls::default());
-                (model.ready, model.report) = (None, None);
+                (model.ready, model.report, model.pressure) = (None, None, None);
                 // The guest that would have answered is gone. An answer that came stays.
                 for (id, _) in model.calls.extract_if(.., |_, answer| answer.is_none()) {
                     assert_eq!(devices.take_answer(id), None, "call {id}");
@@ -90,6 +93,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(state.ready.map(|ready| (ready.cpus, ready.mem_devices)), model.ready);
         assert_eq!(state.bad_records, model.bad, "bad records");
         assert_eq!(state.mem[0].report, model.report);
+        assert_eq!(state.pressure, model.pressure);
         assert!(state.death.is_none() && !state.powered_off, "a record ends no guest");
         if let Some(report) = model.report {
             // Any generation, and any size.
@@ -176,6 +180,10 @@ impl Model {
                 } else {
                     self.bad += 1;
                 }
+            }
+            Report::Pressure(pressure) => {
+                bounded(&pressure.to_string());
+                self.pressure = Some(pressure);
             }
             Report::Ready { .. } => self.bad += 1,
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tidevm_machine::socket::{self, SocketError};
 use tidevm_machine::{Beside, Companion, Config, Purpose, StartError, VmHandle};
+use tidevm_sizer::Sizer;
 
 use crate::backend::Backend;
 use crate::draft::Draft;
@@ -47,13 +48,14 @@ const THREAD: &str = "api";
 pub struct Control {
     server: Server,
     preboot: Preboot,
+    sizer: Sizer,
     /// The socket stays as long as this is open, in this process or in a child of it.
     _keeper: io::PipeWriter,
 }
 
 impl Control {
-    /// Listens at `path`. `draft` is what is configured already, and `base` what Firecracker's interface does not name. The process
-    /// has one thread.
+    /// Listens at `path`. `draft` is what is configured already, and `base` what Firecracker's interface does not name. `sizer` is
+    /// to run beside the machine too. The process has one thread.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -63,11 +65,12 @@ impl Control {
         identity: Identity,
         base: Config,
         log: LogTarget,
+        sizer: Sizer,
     ) -> Result<Self, ControlError> {
         let socket = socket::listen("--api-sock ", path)?;
         let mut preboot = Preboot::new(draft, identity, base, log);
         preboot.open_files().map_err(ControlError::Config)?;
-        Ok(Self { server: Server::new(socket.listener)?, preboot, _keeper: socket.keeper })
+        Ok(Self { server: Server::new(socket.listener)?, preboot, sizer, _keeper: socket.keeper })
     }
 
     /// Serves metrics, and nothing else, at `address` too, from now on.
@@ -123,9 +126,9 @@ impl Control {
     }
 
     fn serve(self, vm: &VmHandle, beside: Beside) -> io::Result<()> {
-        let Self { mut server, preboot, _keeper } = self;
+        let Self { mut server, preboot, sizer, _keeper } = self;
         let Preboot { draft, identity, metrics, requests, .. } = preboot;
-        let mut running = Running::new(vm.clone(), draft, identity, metrics, requests);
+        let mut running = Running::new(vm.clone(), sizer, draft, identity, metrics, requests);
         let changes = vm.subscribe()?;
         let Some(over) = beside.lock_in() else { return Ok(()) };
         let machine = Machine { changes, over };

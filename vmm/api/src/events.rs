@@ -23,6 +23,14 @@ pub fn events(before: &State, after: &State, reports: bool) -> Vec<Value> {
     if before.paused != after.paused {
         events.push(json!({ "event": if after.paused { "paused" } else { "resumed" } }));
     }
+    if let Some(pressure) = after.pressure.filter(|now| now.short && before.pressures != after.pressures) {
+        events.push(json!({
+            "event": "pressure",
+            "available": pressure.available.0,
+            "waiting": pressure.waiting,
+            "waited": pressure.waited,
+        }));
+    }
     for (index, (old, new)) in before.mem.iter().zip(&after.mem).enumerate() {
         events.extend(of_region(index, old, new, reports));
     }

@@ -13,6 +13,7 @@ use tidevm_abi::{PAGE_SIZE, Size, Stats, ZoneStats};
 use tidevm_machine::{
     ANSWERS, ExitCounts, LATENCY_BOUNDS, Latency, MemStatus, REQUEST_KINDS, RequestCounts, State,
 };
+use tidevm_sizer::Status;
 
 use crate::memory::converged;
 use crate::requests::Requests;
@@ -35,6 +36,8 @@ pub struct Facts<'a> {
     pub held: Option<&'a [Size]>,
     /// Requests, by device.
     pub requests: &'a [RequestCounts],
+    /// How the machine is sized automatically, if it is.
+    pub auto: Option<&'a Status>,
     /// Requests of clients.
     pub api: &'a Requests,
     /// The guest's last counters, and their age.
@@ -42,8 +45,16 @@ pub struct Facts<'a> {
 }
 
 /// Counters of [`Stats::COUNTERS`] that count since the guest's boot. The others may fall.
-const RISING: &[&str] =
-    &["pages_migrated", "migrate_failed", "pcp_drains", "pcp_stranded", "memmaps_written"];
+const RISING: &[&str] = &[
+    "pages_migrated",
+    "migrate_failed",
+    "pcp_drains",
+    "pcp_stranded",
+    "memmaps_written",
+    "alloc_failed",
+    "alloc_waited",
+    "alloc_gave_up",
+];
 
 /// All metrics.
 #[must_use]
@@ -75,6 +86,7 @@ pub fn text(facts: &Facts<'_>) -> String {
     exits(&mut page, facts.exits);
     regions(&mut page, facts);
     requests(&mut page, facts.requests);
+    auto(&mut page, facts.auto);
     api(&mut page, facts.api);
     if let Some((stats, age)) = facts.sample {
         guest(&mut page, stats, age);
@@ -161,6 +173,42 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
         for (kind, latency) in [("plug", &counts.plug), ("unplug", &counts.unplug)] {
             page.histogram(SECONDS, &[("device", &device), ("type", kind)], latency);
         }
+    }
+}
+
+fn auto(page: &mut Page, status: Option<&Status>) {
+    page.single(
+        "tidevm_auto_enabled",
+        GAUGE,
+        "Whether the machine is sized by what its guest uses.",
+        flag(status.is_some()),
+    );
+    let Some(status) = status else { return };
+    let counts = status.counts;
+    for (name, help, value) in [
+        ("tidevm_auto_held", "Whether somebody else's target is in force.", flag(status.held)),
+        (
+            "tidevm_auto_target_bytes",
+            "Memory that the machine shall have, boot memory included.",
+            status.target.0,
+        ),
+        ("tidevm_auto_min_bytes", "The smallest size of the machine.", status.bounds.min().0),
+        ("tidevm_auto_max_bytes", "The largest size of the machine.", status.bounds.max().0),
+    ] {
+        page.single(name, GAUGE, help, value);
+    }
+    for (name, help, value) in [
+        ("tidevm_auto_grows_total", "Targets that were larger than the one before.", counts.grows),
+        ("tidevm_auto_shrinks_total", "Targets that were smaller than the one before.", counts.shrinks),
+        ("tidevm_auto_holds_total", "Targets of somebody else.", counts.holds),
+        (
+            "tidevm_auto_pressures_total",
+            "Samples of a guest whose allocations waited or failed.",
+            counts.pressures,
+        ),
+        ("tidevm_auto_questions_total", "Questions to the guest about its memory.", counts.questions),
+    ] {
+        page.single(name, COUNTER, help, value);
     }
 }
 

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use tidevm_abi::parse_duration;
 
 use crate::body::{
-    ActionBody, ActionType, Balloon, BalloonStatsUpdate, BalloonUpdate, BootSource, LoggerConfig,
-    MachineConfig, MachineUpdate, MemoryConfig, MemoryUpdate, MetricsConfig, SnapshotCreate, SnapshotLoad,
-    Vm, VmState,
+    ActionBody, ActionType, AutoConfig, AutoUpdate, Balloon, BalloonStatsUpdate, BalloonUpdate, BootSource,
+    LoggerConfig, MachineConfig, MachineUpdate, MemoryConfig, MemoryUpdate, MetricsConfig, SnapshotCreate,
+    SnapshotLoad, Vm, VmState,
 };
 use crate::http::{Method, Request};
 
@@ -31,6 +31,10 @@ pub enum Action {
     SetMemory(MemoryConfig),
     Resize(MemoryUpdate, MemoryQuery),
     CancelResize(MemoryQuery),
+    GetAuto,
+    SetAuto(AutoConfig),
+    UpdateAuto(AutoUpdate),
+    StopAuto,
     GetBalloon,
     GetBalloonStats,
     SetBalloon(Balloon),
@@ -99,12 +103,14 @@ pub fn route(request: &Request) -> Result<Routed, String> {
     let body = request.body.as_deref();
     let memory = (first, second) == ("hotplug", Some("memory"));
     let mut deprecated = None;
-    let query = if memory { memory_query(&request.query)? } else { no_query(&request.query)? };
+    let auto = memory && third == Some("auto");
+    let query = if memory && !auto { memory_query(&request.query)? } else { no_query(&request.query)? };
     let action = match (request.method, first, body) {
         (Method::Get, "", None) => Action::GetInstance,
         (Method::Get, "version", None) => Action::GetVersion,
         (Method::Get, "vm", None) if second == Some("config") => Action::GetVmConfig,
         (Method::Get, "machine-config", None) => Action::GetMachineConfig,
+        (Method::Get, "hotplug", None) if auto => Action::GetAuto,
         (Method::Get, "hotplug", None) if memory => Action::GetMemory(query),
         (Method::Get, "balloon", None) => get_balloon(second)?,
         (Method::Get, "events", None) => Action::GetEvents,
@@ -123,6 +129,7 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         }
         (Method::Put, "metrics", Some(body)) => Action::SetMetrics(json(body)?),
         (Method::Put, "snapshot", Some(body)) => snapshot(second, body, &mut deprecated)?,
+        (Method::Put, "hotplug", Some(body)) if auto => Action::SetAuto(json(body)?),
         (Method::Put, "hotplug", Some(body)) if memory => Action::SetMemory(json(body)?),
         (Method::Put, _, None) => return Err("Empty PUT request.".to_owned()),
         (Method::Patch, "machine-config", Some(body)) => {
@@ -140,8 +147,10 @@ pub fn route(request: &Request) -> Result<Routed, String> {
         }
         (Method::Patch, "balloon", Some(body)) => Action::UpdateBalloon(json(body)?),
         (Method::Patch, "vm", Some(body)) => Action::SetVmState(json::<Vm>(body)?.state),
+        (Method::Patch, "hotplug", Some(body)) if auto => Action::UpdateAuto(json(body)?),
         (Method::Patch, "hotplug", Some(body)) if memory => Action::Resize(json(body)?, query),
         (Method::Patch, _, None) => return Err("Empty PATCH request.".to_owned()),
+        (Method::Delete, "hotplug", None) if auto => Action::StopAuto,
         (Method::Delete, "hotplug", None) if memory && third == Some("resize") => Action::CancelResize(query),
         (Method::Delete, _, Some(_)) => return Err("Empty Delete request.".to_owned()),
         (method, first, _) => match NO_DEVICES.iter().find(|(word, _)| *word == first) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tidevm_abi::{Answer, BlockRun, Op, Size};
 use tidevm_machine::{ResizeError, State, VmHandle};
+use tidevm_sizer::Sizer;
 
 use crate::Identity;
 use crate::backend::{Backend, Reply, Waiter};
@@ -20,6 +21,7 @@ use crate::requests::Requests;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
 
+mod auto;
 mod balloon;
 mod scrape;
 mod stats;
@@ -55,6 +57,7 @@ const HELD_PERIOD: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Running {
     vm: VmHandle,
+    sizer: Sizer,
     draft: Draft,
     identity: Identity,
     metrics: Option<Metrics>,
@@ -68,10 +71,11 @@ pub struct Running {
 }
 
 impl Running {
-    /// The machine behind `vm`, which was described by `draft`.
+    /// The machine behind `vm`, which was described by `draft` and is sized by `sizer`, if it is.
     #[must_use]
     pub fn new(
         vm: VmHandle,
+        sizer: Sizer,
         draft: Draft,
         identity: Identity,
         metrics: Option<Metrics>,
@@ -80,7 +84,19 @@ impl Running {
         let told = vm.state();
         let next_line = Instant::now() + METRICS_PERIOD;
         let sample = scrape::Sample::default();
-        Self { vm, draft, identity, metrics, next_line, requests, told, sequence: 0, held: None, sample }
+        Self {
+            vm,
+            sizer,
+            draft,
+            identity,
+            metrics,
+            next_line,
+            requests,
+            told,
+            sequence: 0,
+            held: None,
+            sample,
+        }
     }
 
     fn instance(&self) -> Value {
@@ -257,6 +273,10 @@ impl Backend for Running {
             Action::GetMemory(query) => return self.get_memory(query, now),
             Action::Resize(update, query) => return self.resize(update.requested_size_mib, query, now),
             Action::CancelResize(query) => self.cancel(query),
+            Action::GetAuto => Response::json(&self.auto()),
+            Action::SetAuto(config) => self.set_auto(config),
+            Action::UpdateAuto(update) => self.update_auto(update),
+            Action::StopAuto => self.stop_auto(),
             Action::GetBalloon => self.get_balloon(),
             Action::GetBalloonStats => self.get_balloon_stats(),
             Action::UpdateBalloon(update) => self.update_balloon(update),

@@ -5,6 +5,9 @@ use tidevm_abi::Size;
 /// Percent of the used memory that is kept free above it, when nothing else is asked for.
 pub const DEFAULT_HEADROOM: u8 = 10;
 
+/// Most percent of headroom.
+pub const MOST_HEADROOM: u8 = 100;
+
 /// The bounds of a VM's memory. All sizes are totals: boot memory and what is plugged.
 ///
 /// Invariant: `min` and `max` differ from `base` by whole blocks, and `base <= min <= max`.
@@ -32,7 +35,7 @@ pub enum BoundsError {
         max: Size,
     },
     /// The VM always has its boot memory.
-    #[error("min={min} is below the boot memory of {base}, which stays: raise min or lower --memory")]
+    #[error("min={min} is below the boot memory of {base}, which stays: raise min or lower the boot memory")]
     BelowBoot {
         /// The lower bound.
         min: Size,
@@ -41,7 +44,7 @@ pub enum BoundsError {
     },
     /// The hotplug region is too small for the upper bound.
     #[error(
-        "max={max} is above {limit}, boot memory and hotplug region together: lower max or enlarge --hotplug"
+        "max={max} is above {limit}, boot memory and hotplug region together: lower max or enlarge the region"
     )]
     BeyondRegion {
         /// The upper bound.
@@ -49,12 +52,32 @@ pub enum BoundsError {
         /// The largest size that the VM can have.
         limit: Size,
     },
+    /// A bound cannot be reached in whole device blocks.
+    #[error(
+        "{name}={size} is not the boot memory of {base} and whole device blocks of {block}: the next sizes are {below} and {above}"
+    )]
+    Unaligned {
+        /// The bound: `min` or `max`.
+        name: &'static str,
+        /// Its size.
+        size: Size,
+        /// Boot memory.
+        base: Size,
+        /// The device block.
+        block: Size,
+        /// The largest size below it that can be reached.
+        below: Size,
+        /// The smallest size above it that can be reached.
+        above: Size,
+    },
+    /// There is more headroom than memory.
+    #[error("headroom={0}% is above {MOST_HEADROOM}%")]
+    Headroom(u8),
 }
 
 impl Bounds {
     /// Bounds from `min` to `max` for a VM with `base` of boot memory and a hotplug region of `region` that is plugged
-    /// in units of `block`. `min` is rounded up and `max` down to what whole blocks above boot memory can be.
-    /// `headroom` is in percent of the used memory.
+    /// in units of `block`. `headroom` is in percent of the used memory.
     ///
     /// # Errors
     /// [`BoundsError`].
@@ -68,6 +91,12 @@ impl Bounds {
         if block.0 == 0 {
             return Err(BoundsError::Block(block));
         }
+        if headroom > MOST_HEADROOM {
+            return Err(BoundsError::Headroom(headroom));
+        }
+        if min > max {
+            return Err(BoundsError::Crossed { min, max });
+        }
         if min < base {
             return Err(BoundsError::BelowBoot { min, base });
         }
@@ -75,13 +104,15 @@ impl Bounds {
         if max > limit {
             return Err(BoundsError::BeyondRegion { max, limit });
         }
-        // At most `limit`, or it would be above every `max`.
-        let lowest = (min.0 - base.0).div_ceil(block.0).saturating_mul(block.0).saturating_add(base.0);
-        let highest = max.0.saturating_sub(base.0) / block.0 * block.0 + base.0;
-        if min > max || lowest > highest {
-            return Err(BoundsError::Crossed { min, max });
+        for (name, size) in [("min", min), ("max", max)] {
+            let rest = (size.0 - base.0) % block.0;
+            if rest != 0 {
+                let below = Size(size.0 - rest);
+                let above = Size(below.0.saturating_add(block.0));
+                return Err(BoundsError::Unaligned { name, size, base, block, below, above });
+            }
         }
-        Ok(Self { base: base.0, min: lowest, max: highest, block: block.0, headroom })
+        Ok(Self { base: base.0, min: min.0, max: max.0, block: block.0, headroom })
     }
 
     /// The smallest size.
@@ -108,12 +139,43 @@ impl Bounds {
         Size(self.block)
     }
 
+    /// The headroom in percent of the used memory.
+    #[must_use]
+    pub const fn headroom(&self) -> u8 {
+        self.headroom
+    }
+
     /// The size for a guest that uses `used`: with the headroom, at least one block of it.
     #[must_use]
     pub fn size_for(&self, used: Size) -> Size {
+        self.at_least(Size(self.wanted(used)))
+    }
+
+    /// `used` and its headroom.
+    fn wanted(&self, used: Size) -> u64 {
         let free = (u128::from(used.0) * u128::from(self.headroom)).div_ceil(100);
         let free = u64::try_from(free).unwrap_or(u64::MAX).max(self.block);
-        self.at_least(Size(used.0.saturating_add(free)))
+        used.0.saturating_add(free)
+    }
+
+    /// The most that a guest can use for which `size` is large enough, which is a size within the bounds and above the
+    /// lower one. `None` if `size` is not even enough for a guest that uses nothing.
+    #[must_use]
+    pub(crate) fn most_used(&self, size: Size) -> Option<Size> {
+        if self.wanted(Size(0)) > size.0 {
+            return None;
+        }
+        // What is wanted rises with what is used: the last that fits is found by halves.
+        let (mut fits, mut over) = (0, size.0.saturating_add(1));
+        while over - fits > 1 {
+            let middle = fits.midpoint(over);
+            if self.wanted(Size(middle)) <= size.0 {
+                fits = middle;
+            } else {
+                over = middle;
+            }
+        }
+        Some(Size(fits))
     }
 
     /// The smallest size of whole blocks within the bounds that is not below `size`, or `max`.
@@ -121,6 +183,13 @@ impl Bounds {
     pub fn at_least(&self, size: Size) -> Size {
         let plugged = size.0.saturating_sub(self.base).div_ceil(self.block).saturating_mul(self.block);
         Size(plugged.saturating_add(self.base).clamp(self.min, self.max))
+    }
+
+    /// The largest size of whole blocks within the bounds that is not above `size`, or `min`.
+    #[must_use]
+    pub(crate) fn at_most(&self, size: Size) -> Size {
+        let plugged = size.0.saturating_sub(self.base) / self.block * self.block;
+        Size((plugged + self.base).clamp(self.min, self.max))
     }
 }
 
@@ -142,22 +211,28 @@ mod tests {
         let crossed = |min, max| BoundsError::Crossed { min: Size::mib(min), max: Size::mib(max) };
         assert_eq!(bounds(1024, 512), Err(crossed(1024, 512)));
         let limit = Size::mib(8448);
-        assert_eq!(bounds(256, 8449), Err(BoundsError::BeyondRegion { max: Size::mib(8449), limit }));
-        // No multiple of the block lies between them.
-        assert_eq!(bounds(257, 257), Err(crossed(257, 257)));
+        assert_eq!(bounds(256, 8450), Err(BoundsError::BeyondRegion { max: Size::mib(8450), limit }));
+        let unaligned = |name, size, below, above| {
+            let [size, below, above] = [size, below, above].map(Size::mib);
+            Err(BoundsError::Unaligned { name, size, base, block, below, above })
+        };
+        assert_eq!(bounds(257, 258), unaligned("min", 257, 256, 258));
+        assert_eq!(bounds(256, 301), unaligned("max", 301, 300, 302));
+        let sizes = (base, Size::gib(1));
+        assert_eq!(Bounds::new(sizes, 101, base, Size::gib(8), block), Err(BoundsError::Headroom(101)));
         let whole = (Size(0), Size(u64::MAX));
         assert_eq!(Bounds::new(whole, 0, Size(0), Size(u64::MAX), Size(0)), Err(BoundsError::Block(Size(0))));
-        assert!(Bounds::new((Size(1), Size(u64::MAX)), 0, Size(1), Size(u64::MAX), block).is_ok());
+        assert!(Bounds::new((Size(1), Size(u64::MAX)), 0, Size(1), Size(u64::MAX), Size(2)).is_ok());
     }
 
     #[test]
     fn sizes_are_whole_blocks_above_boot_memory() {
         let odd =
-            Bounds::new((Size::mib(257), Size::mib(1024)), 10, Size::mib(255), Size::gib(8), Size::mib(4))
+            Bounds::new((Size::mib(259), Size::mib(1023)), 10, Size::mib(255), Size::gib(8), Size::mib(4))
                 .unwrap();
-        assert_eq!((odd.min(), odd.max()), (Size::mib(259), Size::mib(1023)));
         assert_eq!(odd.at_least(Size::mib(300)), Size::mib(303));
         assert_eq!(odd.at_least(Size(u64::MAX)), Size::mib(1023));
+        assert_eq!(odd.at_least(Size(0)), Size::mib(259));
     }
 
     #[test]
@@ -169,5 +244,17 @@ mod tests {
             .unwrap();
         assert_eq!(none.size_for(Size::mib(1000)), Size::mib(1002));
         assert_eq!(none.size_for(Size(u64::MAX)), Size::gib(8));
+    }
+
+    #[test]
+    fn a_size_is_enough_for_so_much_and_no_more() {
+        let bounds = bounds(256, 8192).unwrap();
+        for size in [258, 300, 1100, 8190].map(Size::mib) {
+            let used = bounds.most_used(size).unwrap();
+            assert!(bounds.size_for(used) <= size, "{used} in {size}");
+            assert!(bounds.size_for(Size(used.0 + 1)) > size, "more than {used} in {size}");
+        }
+        assert_eq!(bounds.most_used(Size::mib(2)), Some(Size(0)));
+        assert_eq!(bounds.most_used(Size::mib(1)), None);
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tidevm_abi::Size;
 
 use self::load::{Load, Swing};
-use crate::{Bounds, Decision, Policy, Sample};
+use crate::{Bounds, Decision, Pace, Policy, Sample};
 
 /// Time between two samples, and from a target to its memory. A real VM is faster.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -90,7 +90,13 @@ impl Guest {
     fn new(number: u32, swing: &Swing) -> Self {
         let mut load = Load::new(number);
         let size = bounds().size_for(load.at(0, swing));
-        Self { load, policy: Policy::new(bounds(), size), size, refused: false, pressed: false }
+        Self {
+            load,
+            policy: Policy::new(bounds(), Pace::DEFAULT, size),
+            size,
+            refused: false,
+            pressed: false,
+        }
     }
 
     /// One second. `free` is the host's memory that no guest has.

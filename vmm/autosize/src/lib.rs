@@ -17,5 +17,5 @@ mod bounds;
 pub mod fleet;
 mod policy;
 
-pub use bounds::{Bounds, BoundsError, DEFAULT_HEADROOM};
-pub use policy::{CALM, Decision, Policy, STEP, Sample, Why};
+pub use bounds::{Bounds, BoundsError, DEFAULT_HEADROOM, MOST_HEADROOM};
+pub use policy::{Band, Decision, Pace, Policy, Sample, Why};

@@ -4,10 +4,14 @@
 //! | --- | --- |
 //! | uses so much that the headroom is gone | grows at once to the used memory and its headroom |
 //! | lacks memory (failed or waiting allocations, free memory below the high watermark) | grows at once by half of its size, each time that the last growth has arrived and did not help |
-//! | has used less for [`CALM`] | shrinks to the most that it wanted in that time, at most an eighth per [`STEP`] |
-//! | cannot give memory back | stays where it is, and is asked again after a time that doubles up to [`LONGEST`] |
+//! | has used less for [`Pace::calm`] | shrinks to the most that it wanted in that time, at most an eighth per [`Pace::step`] |
+//! | cannot give memory back | stays where it is, and is asked again after a time that doubles up to [`Pace::longest`] |
 //!
 //! A difference of less than a sixteenth of the target, or of two blocks, is no reason to shrink.
+//!
+//! Samples may be far apart: [`Policy::band`] says how much memory has to be available before another look is worth it, and
+//! [`Policy::next_look`] when it is in any case. After more than a [`Pace::step`] without
+//! a sample, what the guest wanted at the last one counts until now.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,14 +20,34 @@ use tidevm_abi::Size;
 
 use crate::Bounds;
 
-/// How long a guest has to use less before memory goes.
-pub const CALM: Duration = Duration::from_secs(10);
+/// How slowly memory goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How long a guest has to use less before memory goes.
+    pub calm: Duration,
+    /// Time between two steps down.
+    pub step: Duration,
+    /// Longest time after which a guest that could not give memory back is asked again. The first is [`Pace::calm`].
+    pub longest: Duration,
+}
 
-/// Time between two steps down.
-pub const STEP: Duration = Duration::from_secs(1);
+impl Pace {
+    /// The pace of real loads.
+    pub const DEFAULT: Self = Self {
+        calm: Duration::from_secs(10),
+        step: Duration::from_secs(1),
+        longest: Duration::from_secs(300),
+    };
+}
 
-/// Longest time after which a guest that could not give memory back is asked again. The first is [`CALM`].
-pub const LONGEST: Duration = Duration::from_secs(300);
+/// The available memory at which the policy has nothing to do, of a guest at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band {
+    /// Below this it grows.
+    pub below: Size,
+    /// From this on it may shrink; `None` if it is as small as it may be.
+    pub above: Option<Size>,
+}
 
 /// A look at a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,12 +107,15 @@ impl Why {
 #[derive(Clone, Debug)]
 pub struct Policy {
     bounds: Bounds,
+    pace: Pace,
     target: Size,
     held: bool,
-    /// What the guest wanted within [`CALM`], without those that a later and larger want hides: sizes fall from front
+    /// What the guest wanted within [`Pace::calm`], without those that a later and larger want hides: sizes fall from front
     /// to back.
     wants: VecDeque<(Duration, Size)>,
-    /// The first sample.
+    /// What it wanted at the last sample, and when that was.
+    last: Option<(Duration, Size)>,
+    /// The first sample since control was handed over.
     began: Option<Duration>,
     /// No step down before.
     next_step: Duration,
@@ -101,16 +128,18 @@ pub struct Policy {
 impl Policy {
     /// For a VM whose target is `target` now, as a total.
     #[must_use]
-    pub const fn new(bounds: Bounds, target: Size) -> Self {
+    pub const fn new(bounds: Bounds, pace: Pace, target: Size) -> Self {
         Self {
             bounds,
+            pace,
             target,
             held: false,
             wants: VecDeque::new(),
+            last: None,
             began: None,
             next_step: Duration::ZERO,
             stepping: false,
-            back_off: CALM,
+            back_off: pace.calm,
         }
     }
 
@@ -138,9 +167,52 @@ impl Policy {
         self.target = target;
     }
 
-    /// The user hands control back. What the guest wanted meanwhile counts.
+    /// The user hands control back. What the guest wanted meanwhile counts. It is known anew before memory goes.
     pub fn release(&mut self) {
         self.held = false;
+        self.began = None;
+    }
+
+    /// Other bounds from now on. They do not end a hold.
+    pub const fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    /// The available memory of a guest at rest with `size` of memory at which there is nothing to decide.
+    #[must_use]
+    pub fn band(&self, size: Size) -> Band {
+        let available = |used: Size| size.saturating_sub(used);
+        // It cannot grow further, or is so large that any use fits.
+        let below = if self.target >= self.bounds.max() {
+            Some(Size(0))
+        } else {
+            self.bounds.most_used(self.target).map(available)
+        };
+        let above = (self.target > self.bounds.min()).then(|| {
+            let slack = self.slack();
+            // Less than the slack of surplus is left when one byte more is used.
+            let most = self.bounds.at_most(self.target.saturating_sub(slack));
+            let surplus = self.target.saturating_sub(most) >= slack;
+            surplus.then(|| self.bounds.most_used(most)).flatten().map(available)
+        });
+        Band { below: below.unwrap_or(size), above: above.flatten() }
+    }
+
+    /// When to take the next sample although the available memory is within [`Policy::band`]; `None`: there is no need to.
+    #[must_use]
+    pub fn next_look(&self, now: Duration) -> Option<Duration> {
+        let surplus = self.target.saturating_sub(self.last?.1);
+        if self.held || surplus < self.slack() {
+            return None;
+        }
+        // What the guest wants long before the next step does not matter.
+        let early = self.next_step.saturating_sub(self.pace.calm);
+        Some(early.max(now.saturating_add(self.pace.step)))
+    }
+
+    /// A smaller difference is no reason to shrink.
+    fn slack(&self) -> Size {
+        Size((self.target.0 / 16).max(2 * self.bounds.block().0))
     }
 
     /// Takes a sample, which is not older than the sample before, and decides.
@@ -171,44 +243,54 @@ impl Policy {
             return self.give_up(sample);
         }
         if self.stepping && sample.size <= self.target {
-            (self.stepping, self.back_off) = (false, CALM);
+            (self.stepping, self.back_off) = (false, self.pace.calm);
         }
         self.shrink(sample)
     }
 
-    /// Keeps `want` as long as it is one of the largest of the last [`CALM`].
+    /// Keeps `want` as long as it is one of the largest of the last [`Pace::calm`]. After a long time without samples the
+    /// want before may have lasted until now.
     fn remember(&mut self, at: Duration, want: Size) {
         self.began.get_or_insert(at);
+        if let Some((then, last)) = self.last.replace((at, want))
+            && at.saturating_sub(then) > self.pace.step
+        {
+            self.insert(at, last);
+        }
+        self.insert(at, want);
+        let calm = self.pace.calm;
+        while self.wants.front().is_some_and(|&(then, _)| at.saturating_sub(then) > calm) {
+            self.wants.pop_front();
+        }
+    }
+
+    fn insert(&mut self, at: Duration, want: Size) {
         while self.wants.back().is_some_and(|&(_, smaller)| smaller <= want) {
             self.wants.pop_back();
         }
         self.wants.push_back((at, want));
-        while self.wants.front().is_some_and(|&(then, _)| at.saturating_sub(then) > CALM) {
-            self.wants.pop_front();
-        }
     }
 
     /// Takes the present size for the target, so that the guest stops trying.
     fn give_up(&mut self, sample: Sample) -> Decision {
         self.next_step = sample.at.saturating_add(self.back_off);
-        self.back_off = (self.back_off * 2).min(LONGEST);
+        self.back_off = (self.back_off * 2).min(self.pace.longest);
         self.stepping = false;
         self.to(self.bounds.at_least(sample.size), Why::Blocked)
     }
 
     fn shrink(&mut self, sample: Sample) -> Decision {
-        let known = self.began.is_some_and(|began| sample.at.saturating_sub(began) >= CALM);
+        let known = self.began.is_some_and(|began| sample.at.saturating_sub(began) >= self.pace.calm);
         let most = self.wants.front().map_or(self.target, |&(_, want)| want);
-        let surplus = self.target.saturating_sub(most).0;
-        let slack = (self.target.0 / 16).max(2 * self.bounds.block().0);
+        let surplus = self.target.saturating_sub(most);
         // A step that is under way has to arrive first.
         let arrived = sample.size <= self.target;
-        if !known || !arrived || surplus < slack || sample.at < self.next_step {
+        if !known || !arrived || surplus < self.slack() || sample.at < self.next_step {
             return Decision::Keep;
         }
-        let step = surplus.min((self.target.0 / 8).max(self.bounds.block().0));
+        let step = surplus.0.min((self.target.0 / 8).max(self.bounds.block().0));
         let target = self.bounds.at_least(self.target.saturating_sub(Size(step)));
-        self.next_step = sample.at.saturating_add(STEP);
+        self.next_step = sample.at.saturating_add(self.pace.step);
         self.stepping = true;
         self.to(target, Why::Calm)
     }

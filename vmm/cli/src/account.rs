@@ -6,6 +6,7 @@
 //! Invariants: an account that has a `start` has one `end`, unless the process is ended by force. The page's file is opened
 //! before the process gives its files away, and written once.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,23 @@ pub struct PageError {
     path: PathBuf,
     #[source]
     error: io::Error,
+}
+
+/// Runs a session, whose `account` has an end in any case. `status_of` gives the exit status of an error.
+///
+/// # Errors
+/// That of the session, or the page cannot be written.
+pub fn accounted<E: Display + From<PageError>>(
+    mut account: Account,
+    status_of: impl FnOnce(&E) -> u8,
+    session: impl FnOnce(&mut Account) -> Result<u8, E>,
+) -> Result<u8, E> {
+    let result = session(&mut account);
+    if let Err(error) = &result {
+        account.not_started(status_of(error), &format!("{error:#}"));
+    }
+    account.close()?;
+    result
 }
 
 impl Account {
@@ -95,7 +113,7 @@ impl Account {
     }
 
     /// Takes the `end` of a session that did not come so far, which `status` and `reason` explain.
-    pub fn not_started(&mut self, status: u8, reason: &str) {
+    fn not_started(&mut self, status: u8, reason: &str) {
         if self.ended {
             return;
         }
@@ -109,7 +127,7 @@ impl Account {
     ///
     /// # Errors
     /// It is not.
-    pub fn close(self) -> Result<(), PageError> {
+    fn close(self) -> Result<(), PageError> {
         match self.page {
             Some(Page { path, failed: Some(error), .. }) => Err(PageError { path, error }),
             _ => Ok(()),

@@ -17,6 +17,7 @@ use outcome::{End, Outcome};
 use screen::Screen;
 use wish::Wish;
 
+mod auto;
 mod outcome;
 mod resize;
 mod screen;
@@ -39,6 +40,8 @@ Commands:
   status    the machine and its memory       watch   the same, and what changes
   stats     the guest's counters             events  the API's events
   pause, resume, stop                        save FILE
+  auto [min=SIZE,max=SIZE[,headroom=10%] | hold | release | off]
+            size the machine by what its guest uses
 
 Exit status:
   0  done
@@ -118,6 +121,7 @@ impl<W: Write> Session<W> {
             Wish::Pause => self.change(Method::Patch, "/vm", &json!({ "state": "Paused" })),
             Wish::Resume => self.change(Method::Patch, "/vm", &json!({ "state": "Resumed" })),
             Wish::Stop => self.stop(),
+            Wish::Auto(auto) => self.auto(*auto),
             Wish::Save(file) => {
                 // The machine opens the files, and may have another current folder.
                 let file = std::path::absolute(file)?;

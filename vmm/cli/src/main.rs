@@ -11,8 +11,10 @@ mod page;
 mod pages;
 mod prompt;
 mod quiet;
+mod sized;
 mod source;
 mod top;
+mod verdicts;
 
 use std::fmt::Display;
 use std::fs;
@@ -22,7 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use account::Account;
+use account::{Account, accounted};
 use anyhow::{Context, anyhow, bail};
 use cli::{
     Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
@@ -34,12 +36,13 @@ use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
-use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
+use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
 use tidevm_session::{Both, Ended, Observer, Summary};
+use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
     // Before anything is allocated: an allocation that fails ends the process without a word of ours.
@@ -94,15 +97,15 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            accounted(Account::new(options.json, None)?, |account| {
+            accounted(Account::new(options.json, None)?, status_of, |account| {
                 let config = options.config();
                 account.start(Some(&config)).context(OutputClosed)?;
-                run(config, Steps::Whole(script), account, None)
+                run(config, Steps::Whole(script), account, None, None)
             })
         }
         Action::Run(options) => {
             let account = Account::new(options.json, options.report.as_deref())?;
-            accounted(account, |account| run_told(&options, account))
+            accounted(account, status_of, |account| run_told(&options, account))
         }
         Action::Top(options) => {
             let (status, end) = top::run(&options.api_sock)?;
@@ -153,19 +156,6 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a session, whose `account` has an end in any case.
-fn accounted(
-    mut account: Account,
-    session: impl FnOnce(&mut Account) -> anyhow::Result<u8>,
-) -> anyhow::Result<u8> {
-    let result = session(&mut account);
-    if let Err(error) = &result {
-        account.not_started(status_of(error), &format!("{error:#}"));
-    }
-    account.close()?;
-    result
-}
-
 /// `tidevm run`, of which `account` is told.
 fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
     account.start(config(options, false).as_ref().ok()).context(OutputClosed)?;
@@ -178,7 +168,7 @@ fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
         id: &options.id,
         metrics: options.metrics_listen,
     });
-    run(config, steps, account, api)
+    run(config, steps, account, api, options.auto)
 }
 
 /// `tidevm report`.
@@ -244,7 +234,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         }
     }
     // Verdicts from before a halt are written as well.
-    let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
+    let written = folder.map_or(Ok(()), |folder| verdicts::write(folder, &verdicts));
     let shown = if options.json { json::json(&verdicts) } else { text::text(&verdicts) };
     io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;
@@ -253,18 +243,6 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
         None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
-}
-
-fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
-    for (name, content) in [
-        ("experiments.txt", text::text(verdicts)),
-        ("experiments.json", json::json(verdicts)),
-        ("experiments.html", html::page(verdicts)),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// What clients are served.
@@ -277,30 +255,41 @@ struct Api<'a> {
     metrics: Option<SocketAddr>,
 }
 
-/// Runs a machine, with an API if there shall be one.
-fn run(mut config: Config, steps: Steps, account: &mut Account, api: Option<Api<'_>>) -> anyhow::Result<u8> {
+/// Runs a machine, with an API and sized automatically if it shall be so.
+fn run(
+    mut config: Config,
+    steps: Steps,
+    account: &mut Account,
+    api: Option<Api<'_>>,
+    auto: Option<Wish>,
+) -> anyhow::Result<u8> {
     config.validate().map_err(StartError::from)?;
+    let sizer = sized::sizer(&config, auto)?;
     if let Steps::Whole(script) = &steps {
         script.fit(&config)?;
     }
     tell_of(config.confinement);
     let listen = |Api { path, id, metrics }: Api<'_>| {
         let (draft, base) = (Draft::of(&config), config.clone());
-        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect)?;
+        let sizer = sizer.clone();
+        let mut control = Control::listen(path, draft, identity(id), base, logger::redirect, sizer)?;
         if let Some(address) = metrics {
             control.serve_metrics(address)?;
         }
         Ok::<_, ControlError>(control)
     };
+    // Clients may have the machine sized later.
+    let sized = auto.is_some() || api.is_some();
     let control = api.map(listen).transpose()?;
     config.console.listen()?;
     if let Some(jail) = &config.jail {
         jail.fork().map_err(StartError::from)?;
     }
     let beside = control.map(|control| Control::beside(Arc::new(Mutex::new(Some(control)))));
+    let beside = beside.into_iter().chain(sized.then(|| sizer.beside()));
     let longest = steps.longest();
     let (reader, source) = Source::of(steps, &config, |what| complain(what));
-    let start = |config| Vm::start_with(config, beside.into_iter().chain(reader).collect());
+    let start = |config| Vm::start_with(config, beside.chain(reader).collect());
     let (json, told) = (account.is_json(), account.is_wanted());
     let mut events = Events(|line: &Line| account.take(line));
     if json {
@@ -348,11 +337,13 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
         let config = draft.config(&base).map_err(|error| anyhow!("--config-file: {error}"))?;
         return observe(Vm::start(config)?, Source::None, &mut Quiet);
     };
-    let mut control = Control::listen(path, draft, identity(&options.id), base.clone(), logger::redirect)?;
+    let sizer = sized::sizer(&base, None)?;
+    let (id, clients) = (identity(&options.id), sizer.clone());
+    let mut control = Control::listen(path, draft, id, base.clone(), logger::redirect, clients)?;
     loop {
         let config = if file.is_some() { control.config(&base)? } else { control.configure()? };
         let shared = Arc::new(Mutex::new(Some(control)));
-        let error = match start_beside(config, &shared) {
+        let error = match start_beside(config, &shared, &sizer) {
             Ok(vm) => return observe(vm, Source::None, &mut Quiet),
             Err(error) => error,
         };
@@ -371,8 +362,12 @@ fn spawn(options: &Spawn) -> anyhow::Result<u8> {
     }
 }
 
-fn start_beside(config: Config, control: &Arc<Mutex<Option<Control>>>) -> Result<Vm, StartError> {
-    Vm::start_with(config, vec![Control::beside(Arc::clone(control))])
+fn start_beside(
+    config: Config,
+    control: &Arc<Mutex<Option<Control>>>,
+    sizer: &Sizer,
+) -> Result<Vm, StartError> {
+    Vm::start_with(config, vec![Control::beside(Arc::clone(control)), sizer.beside()])
 }
 
 /// Under `--seccomp log` the log tells too what this host cannot enforce.

@@ -4,6 +4,8 @@
 
 #[path = "cli/api.rs"]
 mod api;
+#[path = "cli/auto.rs"]
+mod auto;
 #[path = "cli/confinement.rs"]
 mod confinement;
 #[path = "cli/ctl.rs"]
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
     };
     let hosted = HOSTED
         .iter()
+        .chain(auto::HOSTED)
         .chain(ctl::HOSTED)
         .chain(json::HOSTED)
         .chain(report::HOSTED)
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
     let on_kvm = ON_KVM
         .iter()
         .chain(api::TESTS)
+        .chain(auto::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
         .chain(deploy::TESTS)

@@ -15,6 +15,7 @@
 //! An experiment runs sessions only through a [`Lab`], so that tests can let any session end in any way.
 //! Identifiers such as S3.1 are claims of `docs/features.toml`.
 
+mod auto;
 mod boot_time;
 mod double_init;
 mod early_oom;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::{Size, Stats};
 use tidevm_machine::{Config, Death, StartError};
 use tidevm_session::{Ended, Record};
+use tidevm_sizer::{Pace, Status, Wish};
 
 /// All experiments, in the order in which `all` runs them.
 pub const ALL: &[Experiment] = &[
@@ -46,6 +48,7 @@ pub const ALL: &[Experiment] = &[
     same_granularity::EXPERIMENT,
     boot_time::EXPERIMENT,
     fleet::EXPERIMENT,
+    auto::EXPERIMENT,
 ];
 
 /// An experiment that can be run.
@@ -64,6 +67,18 @@ pub trait Lab {
     /// # Errors
     /// [`Halt`]: there is no session to judge.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt>;
+
+    /// Runs `script` on the VM `config`, which is sized as `sizing` says. Returns how it was sized too.
+    ///
+    /// # Errors
+    /// [`Halt`]: there is no session to judge.
+    fn sized(
+        &mut self,
+        label: &str,
+        config: Config,
+        sizing: (Wish, Pace),
+        script: &str,
+    ) -> Result<(Record, Option<Status>), Halt>;
 
     /// Bytes of memory that are available on the host now, if it reports them.
     fn available(&self) -> Option<u64>;

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError, Image};
-use crate::config::{Config, HotplugConfig};
+use crate::config::{BalloonConfig, Config, HotplugConfig};
 use crate::memory::layout::HOLE_END;
 use crate::memory::mapping::Mapping;
 use crate::memory::range::OffsetRange;
@@ -23,6 +23,7 @@ use crate::memory::slots::Slots;
 use crate::memory::{LOOKUPS, Memory, MemoryError};
 use crate::state::{MemStatus, SharedState, State};
 use crate::virtio::RegisterDevice;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::control::Control;
 use crate::virtio::mem::Mem;
 
@@ -41,6 +42,8 @@ pub enum Which {
     Mem,
     /// The control channel.
     Control,
+    /// The balloon, with reports and statistics.
+    Balloon,
 }
 
 /// The table of memslots of a machine without KVM. Nothing looks at it.
@@ -60,13 +63,14 @@ impl Slots for NoKvm {
     }
 }
 
-/// A virtio-mem device and a control channel on memory of their own. The caller is the guest.
+/// A virtio-mem device, a control channel and a balloon on memory of their own. The caller is the guest.
 #[derive(Debug)]
 pub struct Devices {
     memory: Arc<Memory>,
     state: Arc<SharedState>,
     mem: Mem,
     control: Control,
+    balloon: Balloon,
     calls: u32,
 }
 
@@ -84,7 +88,11 @@ impl Devices {
         mem.serve_singly();
         let kicks = [event()?, event()?];
         let control = Control::new(Arc::clone(&memory), Arc::clone(&state), event()?, kicks)?;
-        Ok(Self { memory, state, mem, control, calls: 0 })
+        let config = BalloonConfig { reporting: true, stats_interval: Some(Duration::from_secs(1)) };
+        let (on_memory, on_state) = (Arc::clone(&memory), Arc::clone(&state));
+        let mut balloon = Balloon::new(config, on_memory, on_state, event()?, event()?)?;
+        balloon.serve_singly();
+        Ok(Self { memory, state, mem, control, balloon, calls: 0 })
     }
 
     /// A vCPU reads registers.
@@ -92,6 +100,7 @@ impl Devices {
         match which {
             Which::Mem => self.mem.read(offset, data),
             Which::Control => self.control.read(offset, data),
+            Which::Balloon => self.balloon.read(offset, data),
         }
     }
 
@@ -101,6 +110,7 @@ impl Devices {
         let _ = match which {
             Which::Mem => self.mem.write(offset, data),
             Which::Control => self.control.write(offset, data),
+            Which::Balloon => self.balloon.write(offset, data),
         };
     }
 
@@ -110,21 +120,28 @@ impl Devices {
         match which {
             Which::Mem => self.mem.registers(),
             Which::Control => self.control.registers(),
+            Which::Balloon => self.balloon.registers(),
         }
     }
 
-    /// One turn of the event loop for a device: at most one request of the virtio-mem device, or a batch of the
-    /// control channel. Returns whether there may be more.
+    /// One turn of the event loop for a device: at most one request of the virtio-mem device, one round of the balloon,
+    /// or a batch of the control channel. Returns whether there may be more.
     pub fn serve(&mut self, which: Which) -> bool {
         match which {
             Which::Mem => self.mem.serve().more,
             Which::Control => self.control.serve_calls() | self.control.serve_reports(),
+            Which::Balloon => self.balloon.serve(),
         }
     }
 
     /// The time after a BUSY is over: the device tells its driver to try again.
     pub fn retry(&mut self) {
         self.mem.retry();
+    }
+
+    /// Asks the guest for statistics, at the balloon's next turn.
+    pub fn ask(&mut self) {
+        self.balloon.asks().ask();
     }
 
     /// Sets the target of the virtio-mem device, which takes it at its next turn.
@@ -164,6 +181,7 @@ impl Devices {
     /// The host refuses.
     pub fn reset(&mut self) -> Result<(), MemoryError> {
         self.control.disconnect();
+        self.balloon.disconnect();
         self.memory.reset(Box::new(NoKvm::default()))?;
         self.control.forget_calls();
         let (state, mem) = (&self.state, &mut self.mem);

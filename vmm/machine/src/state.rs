@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Report, Resize, ResizeState, Size};
+use tidevm_abi::{Answer, Pressure, Report, Resize, ResizeState, Size};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::{self, Nap};
@@ -48,6 +48,10 @@ pub struct State {
     pub reset_request: u64,
     /// One entry for each [`crate::HotplugConfig`], in the same order.
     pub mem: Vec<MemStatus>,
+    /// What the guest said last about memory that has passed a level of [`tidevm_abi::Op::Watch`], since the last reset.
+    pub pressure: Option<Pressure>,
+    /// How often it has said so, since the start.
+    pub pressures: u64,
     /// The virtio-balloon device, if there is one.
     pub balloon: Option<BalloonStatus>,
     /// How the guest died, if it did.
@@ -281,6 +285,10 @@ impl SharedState {
                         None => state.bad_records += 1,
                     }
                 }
+                Report::Pressure(pressure) => {
+                    state.pressure = Some(pressure);
+                    state.pressures += 1;
+                }
                 Report::Ready { .. } | Report::Done { .. } => state.bad_records += 1,
             }
         });
@@ -292,7 +300,7 @@ impl SharedState {
         self.learn(|inner| {
             inner.started = inner.now();
             let StateAndAnswers { state, answers, reset_request, .. } = inner;
-            (state.ready, state.mem) = (None, mem());
+            (state.ready, state.pressure, state.mem) = (None, None, mem());
             state.balloon = state.balloon.map(BalloonStatus::restarted);
             state.reset_request = *reset_request;
             state.resets += 1;

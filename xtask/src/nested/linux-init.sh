@@ -51,8 +51,16 @@ act() {
                 echo online_movable > $block
             done
             ;;
+        fill-*) # files of 16 MiB come, two a second
+            mount -o remount,size=1g /tmp
+            for number in $(seq ${1#fill-}); do
+                dd if=/dev/urandom of=/tmp/fill.$number bs=1M count=16 2> /dev/null
+                sleep 0.5
+            done
+            echo "the guest has filled its memory"
+            ;;
         drop) # the file goes, and its memory is free
-            rm /tmp/data
+            rm -f /tmp/data /tmp/fill.*
             data=0 state=none
             echo "the guest has dropped its data"
             ;;

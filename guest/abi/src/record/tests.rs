@@ -2,8 +2,8 @@
 
 use crate::stats::tests::filled;
 use crate::{
-    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Report,
-    Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Pressure,
+    Report, Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]
@@ -34,7 +34,16 @@ fn largest_record_fits() {
     let mapped = PmemUse { pages: u64::MAX, users: u64::MAX, memmap_pages: u64::MAX, altmap: true };
     let device = Pmem { start: u64::MAX, size: Size(u64::MAX), mapped: Some(mapped) };
     let pmem = Report::Done { id: u32::MAX, answer: Answer::Pmem(device) };
-    for report in [resize, stats, blocks, pmem] {
+    let pressure = Pressure {
+        available: Size(u64::MAX),
+        short: true,
+        waiting: u32::MAX,
+        waited: u64::MAX,
+        gave_up: u64::MAX,
+        longest_micros: u64::MAX,
+        failed: u64::MAX,
+    };
+    for report in [resize, stats, blocks, pmem, Report::Pressure(pressure)] {
         let mut buffer = [0; MAX_RECORD];
         let bytes = encode(&report, &mut buffer).unwrap();
         assert_eq!(decode::<Report>(bytes), Ok(report));

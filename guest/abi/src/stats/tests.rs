@@ -32,6 +32,9 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
         device_spanned: number(),
         device_pages: number(),
         device_refs: number(),
+        alloc_failed: number(),
+        alloc_waited: number(),
+        alloc_gave_up: number(),
         boot: BootTimes {
             mapped: number(),
             first_allocation: number(),

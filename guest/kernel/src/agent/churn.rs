@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use tidevm_abi::Answer;
 use tidevm_mm::{Gfp, Order, Pfn};
 
+use crate::agent::pressure;
 use crate::agent::workload::{Hold, Workload, home_cpu};
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
@@ -152,6 +153,7 @@ impl Job for ChurnThread {
                 self.turn_movable(self.base + pick % SLOTS);
             }
         }
+        pressure::look();
         Progress::Again
     }
 }

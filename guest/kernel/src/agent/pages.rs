@@ -101,6 +101,11 @@ impl PageSet for SystemPages {
         Some(1)
     }
 
+    /// Memory of a device serves requests for single movable pages.
+    fn may_come_later(&self) -> bool {
+        matches!(self.workload.kind(), HogKind::Movable | HogKind::Pinned)
+    }
+
     fn places(&self) -> u32 {
         self.workload.capacity()
     }

@@ -11,7 +11,7 @@ use tidevm_mm::{
     OfflineError, OnlineError, PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
 };
 
-use crate::agent::workload;
+use crate::agent::{pressure, workload};
 use crate::mem::platform;
 
 /// The zone, as records name it.
@@ -64,6 +64,9 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         device_spanned: stats.device.spanned,
         device_pages: stats.device.pages,
         device_refs: stats.device.refs,
+        alloc_failed: stats.alloc_failed_movable + stats.alloc_failed_kernel,
+        alloc_waited: pressure::waited(),
+        alloc_gave_up: pressure::gave_up(),
         boot,
     }
 }

@@ -15,7 +15,9 @@ use tidevm_abi::{Answer, BadWord, CorruptPart, Failure};
 use tidevm_mm::Pfn;
 
 use crate::agent::pattern::PagePattern;
+use crate::agent::pressure::{self, Wait};
 use crate::agent::workload::{Hold, home_cpu};
+use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{Reply, Requester};
 
@@ -27,6 +29,11 @@ pub trait PageSet: Send {
     /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns.
     /// Returns how many: 0 when the next page is in use elsewhere, `None` when there are no more.
     fn take_some(&mut self, wanted: u64) -> Option<u32>;
+
+    /// Whether there may be more pages later, when there are none now.
+    fn may_come_later(&self) -> bool {
+        false
+    }
 
     /// No more pages are taken.
     fn end_take(&mut self) {}
@@ -113,7 +120,7 @@ impl Task {
 /// Starts the walk over `set`; it answers `requester` at its end.
 pub fn start(requester: Requester, set: impl PageSet + 'static, task: Task) {
     let reply = Reply::to(requester);
-    job::spawn(home_cpu(0), Box::new(Walk { set, task, next: 0, pages: 0, reply }));
+    job::spawn(home_cpu(0), Box::new(Walk { set, task, next: 0, pages: 0, wait: None, reply }));
 }
 
 struct Walk<S> {
@@ -123,6 +130,8 @@ struct Walk<S> {
     next: u32,
     /// Pages taken, visited or released so far.
     pages: u64,
+    /// It waits for memory.
+    wait: Option<Wait>,
     /// The last field: the answer comes when the workload's table is free.
     reply: Reply,
 }
@@ -133,6 +142,8 @@ enum Visit {
     Counts(u32),
     /// The page is being moved, by another CPU or between two steps of a job on this CPU.
     Busy,
+    /// There is nothing to do until memory comes, or until this moment.
+    Waits(Instant),
     /// There is nothing more to visit.
     End,
 }
@@ -142,17 +153,8 @@ impl<S: PageSet> Walk<S> {
         match &mut self.task {
             Task::Take { wanted, partial } => {
                 let left = *wanted - self.pages;
-                if left == 0 {
-                    return Visit::End;
-                }
-                match self.set.take_some(left) {
-                    Some(taken) => {
-                        self.pages += u64::from(taken);
-                        Visit::Counts(taken.max(1))
-                    }
-                    None if *partial => Visit::End,
-                    None => self.give_back(),
-                }
+                let partial = *partial;
+                if left == 0 { Visit::End } else { self.take(left, partial) }
             }
             Task::Verify { corrupt, first } => {
                 let page = self.pages;
@@ -183,6 +185,31 @@ impl<S: PageSet> Walk<S> {
                     set.release(place, pfn);
                 })
             }
+        }
+    }
+
+    /// Takes pages, at most `left`, or waits for memory. With `partial` fewer pages than were wanted will do.
+    fn take(&mut self, left: u64, partial: bool) -> Visit {
+        if let Some(until) = self.wait.as_ref().and_then(Wait::pause) {
+            return Visit::Waits(until);
+        }
+        // Read before there is no memory, so that none that comes after it is missed.
+        let arrivals = Wait::arrivals();
+        if let Some(taken) = self.set.take_some(left) {
+            self.wait = None;
+            self.pages += u64::from(taken);
+            return Visit::Counts(taken.max(1));
+        }
+        if self.set.may_come_later() {
+            self.wait = match self.wait.take() {
+                None => Wait::begin(arrivals),
+                Some(wait) => wait.go_on(arrivals),
+            };
+        }
+        match &self.wait {
+            Some(wait) => Visit::Waits(wait.pause().unwrap_or_else(Instant::now)),
+            None if partial => Visit::End,
+            None => self.give_back(),
         }
     }
 
@@ -244,10 +271,12 @@ impl<S: PageSet> Job for Walk<S> {
             match self.visit() {
                 Visit::Counts(pages) if pages < left => left -= pages,
                 Visit::Counts(_) | Visit::Busy => break Progress::Again,
+                Visit::Waits(until) => break Progress::Idle(Some(until)),
                 Visit::End => break Progress::Done,
             }
         };
         self.set.end_step();
+        pressure::look();
         if progress == Progress::Done {
             let answer = self.end();
             self.reply.set(answer);

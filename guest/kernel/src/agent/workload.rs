@@ -18,6 +18,7 @@ use tidevm_abi::{Failure, Handle, HogKind};
 use tidevm_mm::{MovableOwner, Order, OwnerId, Pfn};
 
 use crate::agent::pattern::PagePattern;
+use crate::agent::pressure;
 use crate::cpu;
 use crate::mem::MM;
 
@@ -101,6 +102,7 @@ impl Workload {
         let workload = WORKLOADS.lock()[self.place].take_if(|stands| ptr::eq(&raw const **stands, self));
         drop(workload);
         ENDED.fetch_add(1, Ordering::Release);
+        pressure::memory_came();
     }
 
     /// The kind of its pages.

@@ -39,6 +39,8 @@ fn show(report: Report) {
                 reason => println!(", stopped: {}", Named::new(&reason, &names::name_of)),
             }
         }
-        Report::Done { .. } => unreachable!("only a VMM on the control channel makes such calls"),
+        Report::Done { .. } | Report::Pressure(_) => {
+            unreachable!("only a VMM on the control channel makes such calls")
+        }
     }
 }

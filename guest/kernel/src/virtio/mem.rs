@@ -16,7 +16,7 @@ use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Ou
 
 use super::Device;
 use super::queue::Requests;
-use crate::agent::{translate, workload};
+use crate::agent::{pressure, translate, workload};
 use crate::boot::cmdline::CommandLine;
 use crate::boot::numa;
 use crate::console::println;
@@ -142,12 +142,12 @@ impl<T: Transport> MemDriver<T> {
                 let began = Instant::now();
                 let added = add(self.node, addr, whole, flags);
                 stamps::added(began);
-                self.note(added)
+                self.came(added)
             }
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
-                self.note(online.map_err(translate::not_online))
+                self.came(online.map_err(translate::not_online))
             }
             Action::OfflineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
@@ -157,6 +157,14 @@ impl<T: Transport> MemDriver<T> {
             Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
             Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
+    }
+
+    /// Notes that memory came, or why it did not.
+    fn came(&mut self, result: Result<(), ResizeState>) -> Outcome {
+        if result.is_ok() {
+            pressure::memory_came();
+        }
+        self.note(result)
     }
 
     fn note(&mut self, result: Result<(), ResizeState>) -> Outcome {

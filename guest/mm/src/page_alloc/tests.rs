@@ -85,6 +85,27 @@ fn each_purpose_stops_at_its_level() {
     }
 }
 
+/// What is available is what requests for any zone may take down to the high watermarks. A request that no zone serves
+/// counts, and one that is served does not.
+#[test]
+fn memory_is_short_below_the_high_watermarks() {
+    let mm = machine();
+    for zone in [NORMAL, DMA32] {
+        leave_free(mm, zone, level(mm, zone, Watermark::High, ZoneType::Movable) + 3);
+    }
+    assert_eq!((mm.available_pages(), mm.alloc_failed_movable()), (6, 0));
+    leave_free(mm, NORMAL, 0);
+    assert_eq!(mm.available_pages(), 3, "what one zone lacks does not count against the other");
+    leave_free(mm, DMA32, level(mm, DMA32, Watermark::High, ZoneType::Movable));
+    mm.alloc_pages(Order::new(1), Gfp::Movable).expect("memory is short, and not gone");
+    assert_eq!((mm.available_pages(), mm.alloc_failed_movable()), (0, 0));
+    leave_free(mm, DMA32, 0);
+    assert_eq!(mm.alloc_pages(Order::PAGE, Gfp::Movable), Err(AllocError));
+    assert_eq!(mm.alloc_pages(Order::new(1), Gfp::Kernel), Err(AllocError));
+    assert_eq!((mm.stats().alloc_failed_movable, mm.stats().alloc_failed_kernel), (1, 1));
+    mm.check();
+}
+
 /// A walk from buddy block to buddy block beside a split finds the head of every part, with the holder of the
 /// whole. So the heads of the new parts are written before the old head, and each holder before its state.
 #[test]

@@ -44,6 +44,8 @@ fn watermarks_of_kernel_zones() {
     ] {
         assert_eq!(marks(&zones([0, pages, 0])[1]), [min, low], "{pages} pages");
     }
+    // The high watermark is as far above the low one as that above the minimum.
+    assert_eq!(zones([0, 1 << 18, 0])[1].watermark(Watermark::High), 1286 + 262);
     // Two zones share it by size. Movable is not counted.
     for movable in [0, 64 * GIB] {
         let zones = zones([GIB, 3 * GIB, movable]);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_abi::{Resize, ResizeState, Size};
+use tidevm_abi::{Pressure, Resize, ResizeState, Size};
 use tidevm_machine::{Death, DeathKind, MemStatus, Ready, State};
 
 use super::events;
@@ -86,4 +86,20 @@ fn the_guest_comes_pauses_resets_and_goes() {
     let dead = State { death, ..up.clone() };
     assert_eq!(names(&up, &dead), ["death"]);
     assert!(names(&dead, &dead).is_empty() && names(&off, &off).is_empty());
+}
+
+/// Only memory that is short is told, and once for each report.
+#[test]
+fn pressure_is_told_when_memory_is_short() {
+    let told = |pressures, short| {
+        let pressure =
+            Pressure { available: Size::mib(3), short, waiting: 1, waited: 2, ..Pressure::default() };
+        State { pressure: Some(pressure), pressures, ..State::default() }
+    };
+    let before = State::default();
+    let expected = json!({ "event": "pressure", "available": 3 << 20, "waiting": 1, "waited": 2 });
+    assert_eq!(events(&before, &told(1, true), true), [expected]);
+    assert_eq!(names(&told(1, true), &told(1, true)), [""; 0]);
+    assert_eq!(names(&before, &told(1, false)), [""; 0]);
+    assert_eq!(names(&told(1, true), &told(3, true)), ["pressure"]);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidevm_abi::{Size, Stats};
 use tidevm_machine::{ExitCounts, MemStatus, RequestCounts, State};
+use tidevm_sizer::{Bounds, Counts, Status};
 
 use super::{Facts, Page, text};
 use crate::http::{Method, Request};
@@ -39,6 +40,7 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
         exits: &[ExitCounts::default(), ExitCounts { mmio: 7, ..ExitCounts::default() }],
         held: Some(&[Size(4096)]),
         requests: &[requests],
+        auto: None,
         api: &api,
         sample,
     })
@@ -83,6 +85,41 @@ fn a_histogram_counts_what_is_below_each_bound() {
     }
     assert_line(&text, &format!("{name}_sum{{{labels}}} 0.0015"));
     assert_line(&text, &format!("{name}_count{{{labels}}} 3"));
+}
+
+#[test]
+fn how_the_machine_is_sized_is_told_while_it_is() {
+    let sizes = (Size::mib(256), Size::gib(1));
+    let bounds = Bounds::new(sizes, 10, sizes.0, Size::gib(8), Size::mib(2)).unwrap();
+    let status = Status {
+        bounds,
+        held: true,
+        target: Size::mib(512),
+        why: None,
+        size: Size::mib(300),
+        range: (sizes.0, Size::mib(600)),
+        pressure: None,
+        counts: Counts { grows: 3, shrinks: 4, holds: 5, pressures: 6, questions: 7 },
+        time: Duration::from_secs(2),
+        byte_seconds: 9,
+    };
+    let mut page = Page::default();
+    super::auto(&mut page, Some(&status));
+    for line in [
+        "tidevm_auto_enabled 1",
+        "tidevm_auto_held 1",
+        "tidevm_auto_target_bytes 536870912",
+        "tidevm_auto_min_bytes 268435456",
+        "tidevm_auto_max_bytes 1073741824",
+        "tidevm_auto_grows_total 3",
+        "tidevm_auto_shrinks_total 4",
+        "tidevm_auto_holds_total 5",
+        "tidevm_auto_pressures_total 6",
+        "tidevm_auto_questions_total 7",
+    ] {
+        assert_line(&page.text, line);
+    }
+    assert_line(&told(None), "tidevm_auto_enabled 0");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Action, MemoryQuery, Routed, route};
 use crate::body::{
-    ActionType, Balloon, BalloonStatsUpdate, BalloonUpdate, LoggerConfig, MachineUpdate, MemoryConfig,
-    MemoryUpdate, VmState,
+    ActionType, AutoConfig, AutoUpdate, Balloon, BalloonStatsUpdate, BalloonUpdate, LoggerConfig,
+    MachineUpdate, MemoryConfig, MemoryUpdate, VmState,
 };
 use crate::http::{Method, Request};
 
@@ -38,6 +38,16 @@ fn each_path_has_its_action() {
         Action::Act(ActionType::InstanceStart)
     );
     assert_eq!(action(Patch, "/vm", r#"{"state": "Paused"}"#), Action::SetVmState(VmState::Paused));
+    assert_eq!(action(Get, "/hotplug/memory/auto", ""), Action::GetAuto);
+    assert_eq!(
+        action(Put, "/hotplug/memory/auto", r#"{"min_size_mib": 256, "max_size_mib": 512}"#),
+        Action::SetAuto(AutoConfig { min_size_mib: 256, max_size_mib: 512, headroom_percent: 10 })
+    );
+    assert_eq!(
+        action(Patch, "/hotplug/memory/auto", r#"{"held": false}"#),
+        Action::UpdateAuto(AutoUpdate { held: false })
+    );
+    assert_eq!(action(Delete, "/hotplug/memory/auto", ""), Action::StopAuto);
     assert_eq!(
         action(Put, "/hotplug/memory", r#"{"total_size_mib": 1024}"#),
         Action::SetMemory(MemoryConfig { total_size_mib: 1024, block_size_mib: 2, slot_size_mib: 128 })

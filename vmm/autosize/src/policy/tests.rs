@@ -5,15 +5,18 @@ use std::time::Duration;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use tidevm_abi::Size;
 
-use super::{CALM, Decision, LONGEST, Policy, STEP, Sample, Why};
+use super::{Decision, Pace, Policy, Sample, Why};
 use crate::Bounds;
 
 const TICK: Duration = Duration::from_millis(250);
+const CALM: Duration = Pace::DEFAULT.calm;
+const STEP: Duration = Pace::DEFAULT.step;
+const LONGEST: Duration = Pace::DEFAULT.longest;
 
 fn policy() -> Policy {
     let sizes = (Size::mib(256), Size::gib(8));
     let bounds = Bounds::new(sizes, 10, Size::mib(256), Size::gib(8), Size::mib(2)).unwrap();
-    Policy::new(bounds, Size::mib(256))
+    Policy::new(bounds, Pace::DEFAULT, Size::mib(256))
 }
 
 /// A guest that gets and gives back memory at once.
@@ -37,7 +40,7 @@ impl Guest {
     fn using(used: Size) -> Self {
         let mut guest = Self::new();
         guest.size = guest.policy.bounds().size_for(used);
-        guest.policy = Policy::new(guest.policy.bounds(), guest.size);
+        guest.policy = Policy::new(guest.policy.bounds(), Pace::DEFAULT, guest.size);
         assert_eq!(guest.uses_for(used, CALM * 2), []);
         guest
     }
@@ -128,7 +131,7 @@ fn small_differences_are_no_reason_to_shrink() {
 #[test]
 fn a_new_policy_does_not_shrink_before_it_knows_the_guest() {
     let mut guest = Guest::new();
-    guest.policy = Policy::new(guest.policy.bounds(), Size::gib(4));
+    guest.policy = Policy::new(guest.policy.bounds(), Pace::DEFAULT, Size::gib(4));
     guest.size = Size::gib(4);
     assert_eq!(guest.uses_for(Size::mib(100), CALM), []);
     assert_ne!(guest.uses(Size::mib(100)), Decision::Keep);
@@ -178,13 +181,14 @@ proptest! {
     #[test]
     fn a_target_is_within_the_bounds_and_made_of_blocks(
         base in 1_u64..1 << 40, min in 0_u64..1 << 40, span in 0_u64..1 << 42, block in 1_u64..1 << 32,
-        headroom in any::<u8>(),
+        headroom in 0_u8..=100,
         samples in proptest::collection::vec((0_u64..1 << 36, any::<u64>(), any::<u64>(), any::<bool>(), any::<bool>()), 1..80),
     ) {
+        let (min, span) = (min / block * block, span / block * block);
         let sizes = (Size(base + min), Size(base + min + span));
         let region = Size(min + span);
         let Ok(bounds) = Bounds::new(sizes, headroom, Size(base), region, Size(block)) else { return Ok(()) };
-        let mut policy = Policy::new(bounds, bounds.min());
+        let mut policy = Policy::new(bounds, Pace::DEFAULT, bounds.min());
         let mut at = Duration::ZERO;
         for (step, size, available, pressed, blocked) in samples {
             at += Duration::from_nanos(step);
@@ -197,7 +201,61 @@ proptest! {
             prop_assert!((target.0 - base).is_multiple_of(block), "{:?} {:?}", target, bounds);
             // It has always the headroom that the bounds allow, and forgets what is long ago.
             prop_assert!(target >= bounds.size_for(Size(size.saturating_sub(available))));
-            prop_assert!(policy.wants.len() <= 80);
+            prop_assert!(policy.wants.len() <= 160);
         }
     }
+}
+
+/// A guest is looked at only when its available memory leaves the band, or when the policy says so. It is sized as one that is
+/// looked at all the time, but for a look that comes later.
+#[test]
+fn a_guest_within_the_band_needs_no_look() {
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..200 {
+        let mut guest = Guest::using(Size::mib(random.u64(200..2000)));
+        let (size, target) = (guest.size, guest.policy.target());
+        let band = guest.policy.band(size);
+        assert_eq!(guest.policy.next_look(guest.now), None, "it is at rest");
+        let look = |policy: &Policy, available: Size| {
+            let (mut policy, sample) =
+                (policy.clone(), Sample { at: guest.now, size, available, ..Sample::default() });
+            let decision = policy.decide(sample);
+            (decision, policy.next_look(guest.now))
+        };
+        assert!(band.below > Size(0), "it can grow: {band:?}");
+        assert_eq!(look(&guest.policy, band.below), (Decision::Keep, None), "{band:?} {target}");
+        let short = look(&guest.policy, Size(band.below.0 - 1));
+        assert!(matches!(short, (Decision::To(to, Why::Headroom), _) if to > target), "{band:?} {short:?}");
+        if let Some(above) = band.above {
+            assert_eq!(look(&guest.policy, Size(above.0 - 1)), (Decision::Keep, None), "{band:?} {target}");
+            let plenty = look(&guest.policy, above);
+            assert_eq!(plenty, (Decision::Keep, Some(guest.now + STEP)), "{band:?} {target}");
+        }
+        guest.uses(Size(0));
+    }
+    let smallest = policy();
+    assert_eq!(smallest.band(smallest.target()).above, None, "it cannot shrink");
+    let largest = Policy::new(smallest.bounds(), Pace::DEFAULT, Size::gib(8));
+    assert_eq!(largest.band(Size::gib(8)).below, Size(0), "it cannot grow");
+}
+
+/// Nobody has looked for an hour: the guest may have used its memory until just now.
+#[test]
+fn a_load_that_ends_after_a_long_time_without_looks_is_waited_out_as_any_other() {
+    let mut guest = Guest::using(Size::mib(1000));
+    guest.now += Duration::from_secs(3600);
+    let changes = guest.uses_for(Size::mib(100), CALM * 2);
+    assert!(changes[0].0 >= CALM - TICK, "{changes:?}");
+}
+
+/// A guest that is asked again in five minutes is not looked at before the last ten seconds of them.
+#[test]
+fn a_guest_that_cannot_give_memory_back_is_hardly_looked_at() {
+    let mut guest = Guest::using(Size::mib(1000));
+    guest.pinned = guest.policy.target();
+    guest.uses_for(Size::mib(300), Duration::from_secs(1000));
+    let next = guest.policy.next_look(guest.now).expect("a surplus");
+    assert!(next >= guest.policy.next_step - CALM && next > guest.now + STEP, "{next:?} at {:?}", guest.now);
+    guest.policy.hold(Size::gib(1));
+    assert_eq!(guest.policy.next_look(guest.now), None);
 }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use tidevm_machine::config::DEFAULT_MEMORY;
 use tidevm_machine::{BalloonConfig, Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig};
+use tidevm_sizer::Wish;
 
 use super::confine::{Filter, confinement};
 use super::values::{DEFAULT_ID, console, hotplug, id, init_policy, metrics_address, node, pmem, size};
@@ -26,6 +27,9 @@ pub struct Run {
     /// A hotplug region and its virtio-mem device; may be given several times
     #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0]", value_parser = hotplug)]
     hotplug: Vec<HotplugConfig>,
+    /// Size the machine by what its guest uses: boot memory and hotplug memory together
+    #[arg(long, value_name = "min=SIZE,max=SIZE[,headroom=10%]", value_parser = str::parse::<Wish>)]
+    pub auto: Option<Wish>,
     /// A range of device memory; may be given several times
     #[arg(long, value_name = "size=SIZE", value_parser = pmem)]
     pmem: Vec<Size>,

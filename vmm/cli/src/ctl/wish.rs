@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tidevm_abi::Command;
 use tidevm_abi::command::{Resize, Verb};
+use tidevm_sizer::Wish as Sizes;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,27 @@ pub enum Wish {
     Stop,
     /// The machine goes to this file.
     Save(PathBuf),
+    /// The machine is sized by what its guest uses.
+    Auto(Auto),
 }
+
+/// `auto`: what about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auto {
+    /// How the machine is sized.
+    Show,
+    /// Within these bounds, from now on.
+    Within(Sizes),
+    /// Not any more.
+    Off,
+    /// The present size stays.
+    Hold,
+    /// It stays no longer.
+    Release,
+}
+
+/// The words of `auto` that are no bounds.
+const AUTO: &[(&str, Auto)] = &[("off", Auto::Off), ("hold", Auto::Hold), ("release", Auto::Release)];
 
 /// The commands that scripts do not know, or that take nothing.
 const WORDS: &[(&str, Wish)] = &[
@@ -40,7 +61,7 @@ const WORDS: &[(&str, Wish)] = &[
 ];
 
 /// All commands, for messages.
-const ALL: &str = "resize, plug, unplug, stats, status, watch, events, pause, resume, stop, save";
+const ALL: &str = "resize, plug, unplug, stats, status, watch, events, pause, resume, stop, save, auto";
 
 impl Wish {
     /// Reads a command.
@@ -63,6 +84,9 @@ impl Wish {
                 _ => Err(format!("`{line}`: save takes the path of a file")),
             };
         }
+        if first == "auto" {
+            return auto(&line).map(Self::Auto).map_err(|error| format!("`{line}`: {error}"));
+        }
         if Verb::new(first).is_none() {
             return Err(format!("`{first}` is no command; the commands are: {ALL}"));
         }
@@ -75,12 +99,33 @@ impl Wish {
     }
 }
 
+/// Reads the words of `auto`.
+fn auto(line: &str) -> Result<Auto, String> {
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+    match words[..] {
+        [] => Ok(Auto::Show),
+        [word] if !word.contains('=') => {
+            AUTO.iter().find(|(known, _)| *known == word).map(|(_, auto)| *auto).ok_or_else(|| {
+                "auto takes min=SIZE,max=SIZE[,headroom=10%], hold, release, off, or nothing".to_owned()
+            })
+        }
+        [sizes] => sizes.parse().map(Auto::Within),
+        _ => Err("auto takes one word".to_owned()),
+    }
+}
+
 impl fmt::Display for Wish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resize(resize) => resize.fmt(f),
             Self::Stats => f.write_str("stats"),
             Self::Save(file) => write!(f, "save {}", file.display()),
+            Self::Auto(Auto::Show) => f.write_str("auto"),
+            Self::Auto(Auto::Within(sizes)) => write!(f, "auto {sizes}"),
+            Self::Auto(auto) => {
+                let word = AUTO.iter().find(|(_, other)| other == auto).map_or("?", |(word, _)| word);
+                write!(f, "auto {word}")
+            }
             wish => f.write_str(WORDS.iter().find(|(_, other)| other == wish).map_or("?", |(word, _)| word)),
         }
     }
@@ -97,7 +142,16 @@ mod tests {
 
     #[test]
     fn each_command_prints_as_it_is_read() {
-        let lines = ["resize 2G device 1 within 10s", "plug 512M", "unplug 2M within 500ms", "save a/b"];
+        let lines = [
+            "resize 2G device 1 within 10s",
+            "plug 512M",
+            "unplug 2M within 500ms",
+            "save a/b",
+            "auto min=256M,max=8G,headroom=10%",
+            "auto hold",
+            "auto release",
+            "auto off",
+        ];
         let words =
             super::ALL.split(", ").filter(|word| !["resize", "plug", "unplug", "save"].contains(word));
         for line in lines.into_iter().chain(words) {
@@ -117,6 +171,9 @@ mod tests {
             ("resize 2G 3G", "expected the end of the line"),
             ("pause now", "pause takes nothing"),
             ("save", "save takes the path"),
+            ("auto on", "auto takes min=SIZE,max=SIZE[,headroom=10%], hold, release, off, or nothing"),
+            ("auto min=256M", "max=SIZE is missing"),
+            ("auto off now", "auto takes one word"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part), "{line}: {error}");

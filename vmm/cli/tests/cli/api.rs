@@ -134,7 +134,7 @@ impl Api {
     }
 
     #[track_caller]
-    fn fault(&self, method: &str, path: &str, body: &str, text: &str) {
+    pub fn fault(&self, method: &str, path: &str, body: &str, text: &str) {
         let answer = self.call(method, path, body);
         assert_eq!(
             (answer.status, answer.body),

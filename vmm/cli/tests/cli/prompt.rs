@@ -110,6 +110,7 @@ fn the_history_is_kept_in_the_state_folder() {
         // The last line of the session before is one step up.
         typist.types(if round == 0 { "expect plugged == 0\r" } else { "\u{1b}[A\r" });
         typist.sees("ok");
+        typist.sees(PROMPT);
         typist.types("\u{4}");
         assert_eq!(end(&mut typist.child).code(), Some(0));
     }

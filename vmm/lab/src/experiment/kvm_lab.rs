@@ -1,12 +1,13 @@
 //! [`KvmLab`]: runs the sessions of experiments on VMs of this host.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use tidevm_machine::{Config, Confinement, StartError, Vm};
 use tidevm_session::Ended;
 use tidevm_session::script::Script;
+use tidevm_sizer::{Pace, Sizer, Status, Wish};
 
 use super::{Halt, Lab, Record};
 
@@ -18,7 +19,39 @@ pub struct KvmLab<W> {
     pub confinement: Confinement,
 }
 
+/// There is no event descriptor for a VM.
+fn no_descriptor(error: io::Error) -> StartError {
+    StartError::Host { what: "make an eventfd", error }
+}
+
 impl<W: Write> KvmLab<W> {
+    fn run(
+        &mut self,
+        label: &str,
+        config: Config,
+        sizer: Option<&Sizer>,
+        script: &str,
+    ) -> Result<(Record, Option<Status>), Halt> {
+        let script = Script::parse(label, script).unwrap_or_else(|errors| panic!("{errors}"));
+        script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
+        config.validate().map_err(StartError::from)?;
+        self.tell(format_args!("{label} ... "));
+        let config = Config { confinement: self.confinement, ..config };
+        let start = Instant::now();
+        let companions = sizer.map(Sizer::beside).into_iter().collect();
+        let ran = Vm::apart_with(config, companions, |vm| {
+            let handle = vm.handle();
+            let record = tidevm_session::record(vm, &script);
+            (record, sizer.and_then(|sizer| sizer.status(&handle)))
+        });
+        self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
+        let (record, status) = ran?;
+        match record.summary.ended {
+            Ended::Signal { signal } => Err(Halt::Signal(signal)),
+            _ => Ok((record, status)),
+        }
+    }
+
     fn tell(&mut self, text: std::fmt::Arguments<'_>) {
         // A closed stream must not end the experiment.
         drop(self.progress.write_fmt(text).and_then(|()| self.progress.flush()));
@@ -29,19 +62,21 @@ impl<W: Write> Lab for KvmLab<W> {
     /// # Panics
     /// When an experiment's own script is wrong.
     fn session(&mut self, label: &str, config: Config, script: &str) -> Result<Record, Halt> {
-        let script = Script::parse(label, script).unwrap_or_else(|errors| panic!("{errors}"));
-        script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
-        config.validate().map_err(StartError::from)?;
-        self.tell(format_args!("{label} ... "));
-        let config = Config { confinement: self.confinement, ..config };
-        let start = Instant::now();
-        let record = Vm::apart(config, |vm| tidevm_session::record(vm, &script));
-        self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
-        let record = record?;
-        match record.summary.ended {
-            Ended::Signal { signal } => Err(Halt::Signal(signal)),
-            _ => Ok(record),
-        }
+        self.run(label, config, None, script).map(|(record, _)| record)
+    }
+
+    /// # Panics
+    /// When an experiment's own script is wrong, or the machine cannot be sized so.
+    fn sized(
+        &mut self,
+        label: &str,
+        config: Config,
+        (wish, pace): (Wish, Pace),
+        script: &str,
+    ) -> Result<(Record, Option<Status>), Halt> {
+        let bounds = wish.bounds(&config).unwrap_or_else(|error| panic!("{error}"));
+        let sizer = Sizer::new(pace, Some(bounds)).map_err(no_descriptor)?;
+        self.run(label, config, Some(&sizer), script)
     }
 
     fn available(&self) -> Option<u64> {

@@ -27,6 +27,17 @@ impl Lab for Fake {
         self.0.remove(0)
     }
 
+    fn sized(
+        &mut self,
+        label: &str,
+        config: Config,
+        (wish, _): (Wish, Pace),
+        script: &str,
+    ) -> Result<(Record, Option<Status>), Halt> {
+        wish.bounds(&config).expect("bounds of the machine");
+        self.session(label, config, script).map(|record| (record, None))
+    }
+
     fn available(&self) -> Option<u64> {
         Some(AVAILABLE)
     }
@@ -295,6 +306,16 @@ impl Lab for Small {
         self.0.session(label, config, script)
     }
 
+    fn sized(
+        &mut self,
+        label: &str,
+        config: Config,
+        sizing: (Wish, Pace),
+        script: &str,
+    ) -> Result<(Record, Option<Status>), Halt> {
+        self.0.sized(label, config, sizing, script)
+    }
+
     fn available(&self) -> Option<u64> {
         Some(2 << 30)
     }
@@ -336,4 +357,51 @@ fn a_fleet_has_to_be_worth_it_and_may_not_wait() {
     let tolerated = 1250 * u64::from(DAY) * TOLERANCE / 1_000_000;
     assert_eq!(fleets(1250, tolerated), [Failure, Success]);
     assert_eq!(fleets(1250, tolerated + 1250 * 4), [Failure, Neither], "they wait too long");
+}
+
+#[test]
+fn a_machine_that_is_sized_holds_its_loads_within_its_bounds_with_less_memory() {
+    let hog = |size: u64, pages: u64| StepRun {
+        answer: Some(Answer::Hogged { pages }),
+        ..step(&format!("hog {size}M movable as a"))
+    };
+    let held = || record(vec![hog(2, 512), hog(20, 5120)]);
+    let sizes = (Size::mib(128), Size::mib(256));
+    let bounds = tidevm_sizer::Bounds::new(sizes, 10, sizes.0, Size::mib(128), Size::mib(2)).unwrap();
+    let status = Status {
+        bounds,
+        held: false,
+        target: sizes.0,
+        why: None,
+        size: sizes.0,
+        range: (sizes.0, Size::mib(200)),
+        pressure: None,
+        counts: tidevm_sizer::Counts { grows: 2, shrinks: 3, ..Default::default() },
+        time: Duration::from_secs(2),
+        byte_seconds: 300 << 20,
+    };
+    let sized = |record: &Record, status: Option<&Status>| auto::sized_side(record, status).finding;
+    assert_eq!(sized(&held(), Some(&status)), Success);
+    let counts = |grows, shrinks, holds| Status {
+        counts: tidevm_sizer::Counts { grows, shrinks, holds, ..Default::default() },
+        ..status
+    };
+    let gave_up = tidevm_abi::Pressure { gave_up: 1, ..Default::default() };
+    for wrong in [
+        Status { range: (Size::mib(126), Size::mib(200)), ..status },
+        Status { range: (Size::mib(128), Size::mib(258)), ..status },
+        Status { byte_seconds: 512 << 20, ..status },
+        Status { pressure: Some(gave_up), ..status },
+        counts(0, 3, 0),
+        counts(2, 0, 0),
+        counts(2, 3, 1),
+    ] {
+        assert_eq!(sized(&held(), Some(&wrong)), Neither, "{wrong:?}");
+    }
+    let short = || record(vec![hog(2, 512), hog(20, 5119)]);
+    assert_eq!(sized(&short(), Some(&status)), Neither);
+    assert_eq!(sized(&held(), None), Neither);
+    assert_eq!(auto::fixed_side(&short()).finding, Failure);
+    assert_eq!(auto::fixed_side(&held()).finding, Neither, "the trace shows nothing");
+    assert_eq!(auto::fixed_side(&record(Vec::new())).finding, Neither);
 }

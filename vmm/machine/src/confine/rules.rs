@@ -34,6 +34,8 @@ pub enum Kind {
     Session,
     /// Answers the clients of a control plane, whose listening socket is open.
     Api,
+    /// Sizes the VM by what its guest uses.
+    Sizer,
     /// Reads the lines of a script or a prompt from standard input.
     Input,
     /// A thread that starts VMs one after another, each in a thread of its own, and runs none itself.
@@ -42,7 +44,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Vcpu,
         Self::Events { resets: false },
         Self::Events { resets: true },
@@ -50,6 +52,7 @@ impl Kind {
         Self::Grace,
         Self::Session,
         Self::Api,
+        Self::Sizer,
         Self::Input,
         Self::Starter,
     ];
@@ -65,6 +68,7 @@ impl Kind {
             Self::Grace => &[GRACE],
             Self::Session => &[SESSION],
             Self::Api => &[API],
+            Self::Sizer => &[SIZER],
             Self::Input => &[INPUT],
             Self::Starter => &[VCPU, EVENTS, RESETS, SESSION, STARTER],
         }
@@ -86,6 +90,7 @@ impl fmt::Display for Kind {
             Self::Grace => "grace",
             Self::Session => "session",
             Self::Api => "api",
+            Self::Sizer => "sizer",
             Self::Input => "input",
             Self::Starter => "starter",
         })
@@ -321,6 +326,13 @@ const API: &[Rule] = &[
     any(Sysno::recvfrom, "as read"),
     any(Sysno::sendto, "answers"),
     any(Sysno::pread64, "the memory that the host holds, from a descriptor on /proc/self/smaps"),
+];
+
+const SIZER: &[Rule] = &[
+    any(Sysno::epoll_wait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_pwait, "the wait for events, or for the next look"),
+    any(Sysno::epoll_ctl, "changes of the VM are not listened to while there is nothing to do"),
+    any(Sysno::read, "eventfds"),
 ];
 
 const INPUT: &[Rule] = &[

@@ -276,6 +276,19 @@ fn piece(memory: &Memory, start: u64, size: u64, done: u64) -> Option<GuestRange
     GuestRange::new(from..end.min(from + PIECE))
 }
 
+#[cfg(feature = "hosted")]
+impl Balloon {
+    /// From now on each call of [`Balloon::serve`] makes one round, whatever the host's load.
+    pub(crate) fn serve_singly(&mut self) {
+        self.turn = Duration::ZERO;
+    }
+
+    /// The device's registers.
+    pub(crate) fn registers(&self) -> &Registers {
+        &self.transport.registers
+    }
+}
+
 impl RegisterDevice for Balloon {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.transport.registers.read(offset, data);

@@ -21,9 +21,11 @@ use crate::error::StartError;
 /// What a companion is for. It decides which system calls the thread keeps, and whether the VM waits for its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// It serves the clients of a control plane. It returns soon after the event of [`Beside::lock_in`], because the VM
-    /// waits for that.
+    /// It serves the clients of a control plane, whose socket it has opened. It returns soon after the event of
+    /// [`Beside::lock_in`], because the VM waits for that.
     Serve,
+    /// It uses the VM and waits for events, and ends as one that serves does.
+    Watch,
     /// It reads what a person or a program types. The VM does not wait for it.
     Read,
 }
@@ -86,10 +88,11 @@ pub(super) fn start(companion: Companion, vm: &VmHandle) -> Result<Running, Star
     };
     let kind = match purpose {
         Purpose::Serve => Kind::Api,
+        Purpose::Watch => Kind::Sizer,
         Purpose::Read => Kind::Input,
     };
     let thread = spawn("start a thread beside the VM", name.to_owned(), confinement, kind, serve)?;
-    Ok(Running { thread: (purpose == Purpose::Serve).then_some(thread), over })
+    Ok(Running { thread: (purpose != Purpose::Read).then_some(thread), over })
 }
 
 impl Drop for Running {

@@ -133,10 +133,34 @@ impl VmHandle {
     /// # Errors
     /// [`ResizeError`]; nothing changed.
     pub fn resize(&self, device: usize, requested: Size) -> Result<(), ResizeError> {
+        self.set_target(device, requested, None).map(drop)
+    }
+
+    /// As [`VmHandle::resize`], unless another target was set after the one with the number `after`
+    /// ([`MemStatus::targets`](crate::MemStatus::targets)). Returns the number of the new target, or `None` if nothing changed.
+    /// For a program that steps back when somebody else resizes.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; nothing changed.
+    pub fn resize_after(
+        &self,
+        device: usize,
+        requested: Size,
+        after: u64,
+    ) -> Result<Option<u64>, ResizeError> {
+        self.set_target(device, requested, Some(after))
+    }
+
+    fn set_target(
+        &self,
+        device: usize,
+        requested: Size,
+        after: Option<u64>,
+    ) -> Result<Option<u64>, ResizeError> {
         let devices = &self.shared.devices.mem;
         let count = devices.len();
         let mem = devices.get(device).ok_or(ResizeError::NoDevice { device, count })?;
-        mem.target.set(&mem.device, requested).map_err(|error| match error {
+        let number = mem.target.set(&mem.device, requested, after).map_err(|error| match error {
             DeviceError::Misaligned { block_size } => {
                 ResizeError::Unaligned { requested, block: Size(block_size) }
             }
@@ -145,7 +169,7 @@ impl VmHandle {
             }
         })?;
         self.shared.check_budget();
-        Ok(())
+        Ok(number)
     }
 
     /// Resets the machine as its reset button does (QEMU's `system_reset`), also without [`Config::reboot`], which is

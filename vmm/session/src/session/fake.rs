@@ -540,6 +540,7 @@ impl VmControl for FakeVm {
             }
             Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),
+            Op::Watch(_) => panic!("a session does not size its machine"),
         };
         let answer = (self.nature.lies)(&op).unwrap_or(answer);
         if !(self.nature.ignores)(&op) {

@@ -41,12 +41,22 @@ impl Target {
         Self { index, fixed, state, kick, pending: Mutex::new(None), set: AtomicU64::new(0) }
     }
 
-    /// Sets the target of `device` and has the driver told. Never waits for requests that are being served.
+    /// Sets the target of `device` and has the driver told. Never waits for requests that are being served. Returns the
+    /// number of the target. With `after`, that is the number of the last target that the caller knows: if another one was set
+    /// meanwhile, nothing changes, and there is no number.
     ///
     /// # Errors
     /// The size is not possible; nothing changed.
-    pub fn set(&self, device: &Mutex<Mem>, requested: Size) -> Result<(), ResizeError> {
-        self.leave(requested)?;
+    pub fn set(
+        &self,
+        device: &Mutex<Mem>,
+        requested: Size,
+        after: Option<u64>,
+    ) -> Result<Option<u64>, ResizeError> {
+        let number = self.leave(requested, after)?;
+        if number.is_none() {
+            return Ok(None);
+        }
         match device.try_lock() {
             Ok(mut device) => device.apply_target(),
             Err(TryLockError::Poisoned(device)) => device.into_inner().apply_target(),
@@ -57,19 +67,22 @@ impl Target {
                 }
             }
         }
-        Ok(())
+        Ok(number)
     }
 
-    /// Leaves a target for the device.
-    pub(super) fn leave(&self, requested: Size) -> Result<(), ResizeError> {
+    /// Leaves a target for the device; see [`Target::set`].
+    pub(super) fn leave(&self, requested: Size, after: Option<u64>) -> Result<Option<u64>, ResizeError> {
         self.fixed.check_size(requested.0)?;
-        self.state.change(|state| {
-            *lock(&self.pending) = Some(requested.0);
+        Ok(self.state.change(|state| {
             let mem = &mut state.mem[self.index];
+            if after.is_some_and(|after| after != mem.targets) {
+                return None;
+            }
+            *lock(&self.pending) = Some(requested.0);
             (mem.requested, mem.target_pending) = (requested, true);
             mem.targets = self.set.fetch_add(1, Ordering::Relaxed) + 1;
-        });
-        Ok(())
+            Some(mem.targets)
+        }))
     }
 
     /// Leaves a target for the next turn of the device.
@@ -78,7 +91,7 @@ impl Target {
     /// The size is not possible; nothing changed.
     #[cfg(feature = "hosted")]
     pub(crate) fn set_later(&self, requested: Size) -> Result<(), ResizeError> {
-        self.leave(requested)
+        self.leave(requested, None).map(drop)
     }
 
     /// The target that is set and not yet taken.

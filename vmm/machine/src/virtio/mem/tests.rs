@@ -74,7 +74,7 @@ impl Rig {
     }
 
     fn resize(&mut self, requested: u64) -> Result<(), ResizeError> {
-        self.mem.target.leave(Size(requested))?;
+        self.mem.target.leave(Size(requested), None)?;
         self.mem.apply_target();
         Ok(())
     }

@@ -21,7 +21,7 @@ const NAME: &str = "each_thread_of_a_vm_has_the_filter_that_the_paper_says";
 const INNER: &str = "TIDEVM_TEST_THREAD";
 
 /// The rows of the table, each with a thread and the way in which it is started. A row may have several.
-const CASES: [(&str, &str, &str); 12] = [
+const CASES: [(&str, &str, &str); 13] = [
     ("`vcpu0`, `vcpu1`, ...", "vcpu0", "no resets"),
     ("`vcpu0`, `vcpu1`, ...", "vcpu1", "reboot"),
     ("`events` under `--no-reboot`, if the script has no `reset`", "events", "no resets"),
@@ -32,6 +32,7 @@ const CASES: [(&str, &str, &str); 12] = [
     ("main; in experiments `session`", "session", "reboot"),
     ("main; in experiments `session`", "session", "no resets"),
     ("`api`, with `--api-sock`", "api", "reboot"),
+    ("`sizer`, with `--auto` or `--api-sock`", "sizer", "reboot"),
     ("`input`, with `--script -` or a prompt", "input", "reboot"),
     ("main, in experiments", "starter", "no VM"),
 ];
@@ -42,7 +43,7 @@ extern "C" fn on_wish(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     unsafe { libc::getppid() };
 }
 
-/// Serves nothing, as the thread of the API.
+/// Serves nothing, as the thread of the API and the sizer.
 fn serve(_: VmHandle, beside: Beside) {
     let over = beside.lock_in();
     loop {
@@ -62,7 +63,11 @@ fn start_threads(start: &str) {
     let starter = start == "no VM";
     let body = move || {
         let companion = |name, purpose| Companion { name, purpose, body: Box::new(serve) };
-        let companions = vec![companion("api", Purpose::Serve), companion("input", Purpose::Read)];
+        let companions = vec![
+            companion("api", Purpose::Serve),
+            companion("sizer", Purpose::Watch),
+            companion("input", Purpose::Read),
+        ];
         let vm = if starter {
             confinement.of_starter(&[]).unwrap();
             None

@@ -46,10 +46,10 @@ fn a_target_does_not_wait_for_the_requests_that_are_served() {
     let (done, is_done) = mpsc::channel();
     let of_embedder = Arc::clone(&device);
     let embedder = thread::spawn(move || {
-        assert!(target.set(&of_embedder, Size(MIB)).is_err(), "half a block");
-        done.send(target.set(&of_embedder, Size(8 * MIB))).unwrap();
+        assert!(target.set(&of_embedder, Size(MIB), None).is_err(), "half a block");
+        done.send(target.set(&of_embedder, Size(8 * MIB), None)).unwrap();
     });
-    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(())));
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(Some(1))));
     embedder.join().unwrap();
     let status = shared.snapshot().mem[0].clone();
     assert_eq!(
@@ -77,11 +77,28 @@ fn a_device_at_rest_takes_its_target_at_once() {
     interrupts(&mut rig.mem);
     let (target, kick, shared) = (rig.mem.target(), rig.kick, rig.shared);
     let device = Mutex::new(rig.mem);
-    target.set(&device, Size(8 * MIB)).unwrap();
+    target.set(&device, Size(8 * MIB), None).unwrap();
     let status = shared.snapshot().mem[0].clone();
     assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));
     assert!(kick.read().is_err(), "nothing is left for the event loop");
     assert_eq!(interrupts(&mut *device.lock().unwrap()), VIRTIO_MMIO_INT_CONFIG);
+}
+
+/// A program that resizes by itself steps back when somebody else has set a target since it looked.
+#[test]
+fn a_target_after_another_one_than_expected_changes_nothing() {
+    let rig = rig(4 * MIB);
+    let (target, shared) = (rig.mem.target(), rig.shared);
+    let device = Mutex::new(rig.mem);
+    let known = shared.snapshot().mem[0].targets;
+    assert_eq!(target.set(&device, Size(8 * MIB), Some(known)), Ok(Some(known + 1)));
+    // The same size is another target.
+    assert_eq!(target.set(&device, Size(8 * MIB), None), Ok(Some(known + 2)));
+    assert_eq!(target.set(&device, Size(2 * MIB), Some(known + 1)), Ok(None));
+    let status = shared.snapshot().mem[0].clone();
+    assert_eq!((status.requested, status.targets), (Size(8 * MIB), known + 2));
+    assert!(target.set(&device, Size(MIB), Some(known)).is_err(), "half a block is the first reason");
+    assert_eq!(device.lock().unwrap().device.requested_size(), 8 * MIB);
 }
 
 /// The embedder sets a target while the first request of a batch is served.
@@ -92,7 +109,7 @@ fn a_target_is_applied_before_the_next_request() {
     offer_plugs(&mut rig, 0, 2);
     watch(move |call| {
         if matches!(call, MemoryCall::AddSlot(..)) {
-            target.leave(Size(BLOCK)).unwrap();
+            target.leave(Size(BLOCK), None).unwrap();
         }
         false
     });
@@ -125,7 +142,7 @@ fn a_target_that_the_device_has_not_taken_is_not_reached() {
     report(&mut rig);
     assert_eq!(accepted(status(&rig)), (true, true));
     for _ in 0..3 {
-        rig.mem.target.leave(Size(4 * MIB)).unwrap();
+        rig.mem.target.leave(Size(4 * MIB), None).unwrap();
         assert_eq!(accepted(status(&rig)), (false, false));
         report(&mut rig);
         rig.mem.publish(None);
@@ -157,7 +174,7 @@ fn a_system_reset_takes_the_newest_target() {
     let mut rig = rig(4 * MIB);
     rig.config();
     assert!(rig.shared.snapshot().mem[0].seen.is_some());
-    rig.mem.target.leave(Size(8 * MIB)).unwrap();
+    rig.mem.target.leave(Size(8 * MIB), None).unwrap();
     let before = rig.shared.snapshot().mem[0].generation;
     let (mem, shared) = (&mut rig.mem, &rig.shared);
     shared.restart(|| vec![mem.reset()]);
