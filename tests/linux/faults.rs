@@ -4,7 +4,7 @@ use std::io;
 
 use tidevm_machine::{Config, DeathKind, MemStatus, Size};
 use tidevm_session::Ended;
-use tidevm_session::json::JsonLines;
+use tidevm_session::json::lines;
 use tidevm_tests::{Test, run};
 
 use super::follow;
@@ -48,7 +48,7 @@ fn linux_reboots_with_memory_plugged() {
 fn linux_keeps_time_and_powers_off() {
     let (console, config) = config("at=0:poweroff");
     let vm = tidevm_tests::start(config);
-    let summary = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap();
+    let summary = tidevm_session::stay(vm, &mut lines(io::sink())).unwrap();
     let text = std::fs::read_to_string(&console).unwrap();
     std::fs::remove_file(&console).unwrap();
     assert_eq!((summary.ended, summary.resets), (Ended::Done, 0), "{text}");
@@ -61,7 +61,7 @@ fn linux_keeps_time_and_powers_off() {
 fn linux_that_panics_is_a_death_and_status_4() {
     let (console, config) = config("");
     let vm = tidevm_tests::start(Config { initrd: None, ..config });
-    let ended = tidevm_session::stay(vm, &mut JsonLines(io::sink())).unwrap().ended;
+    let ended = tidevm_session::stay(vm, &mut lines(io::sink())).unwrap().ended;
     let text = std::fs::read_to_string(&console).unwrap();
     std::fs::remove_file(&console).unwrap();
     assert!(text.contains("Kernel panic - not syncing"), "{text}");

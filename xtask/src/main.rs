@@ -32,6 +32,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   setup                        installs what is missing to build tidevm, or says what is
+  browser                      installs the browser by which tests look at pages, or says what is missing
   demo                         setup, build, and run `tidevm demo`
   test                         setup, then every test that this machine can run; writes docs/features.md
   compare                      setup, then one session on stock Linux and on tidevm's guest, under QEMU
@@ -63,6 +64,10 @@ fn main() -> Result<ExitCode> {
             eprintln!(
                 "ready: the guest is built with {toolchain}; `cargo build --release` gives target/release/tidevm"
             );
+            Ok(ExitCode::SUCCESS)
+        }
+        ["browser"] => {
+            packages::need_browser()?;
             Ok(ExitCode::SUCCESS)
         }
         ["demo"] => {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Makes sure that `program` can be run. Installs `package` if it is missing.
+/// Makes sure that `program` can be run. If it is missing, installs `package`, which may be several with spaces between them.
 ///
 /// # Errors
 /// The package cannot be installed; the text says what to do.
@@ -19,7 +19,15 @@ pub fn need_program(program: &str, package: &str) -> Result<()> {
     if !can_install()? {
         bail!("{program} is missing: on Debian, run `apt-get install {package}` as root");
     }
-    install(&[package])
+    install(&package.split(' ').collect::<Vec<_>>())
+}
+
+/// Makes sure that pages can be looked at: installs a browser, and a font for it.
+///
+/// # Errors
+/// They cannot be installed; the text says what to do.
+pub fn need_browser() -> Result<()> {
+    need_program("chromium", "chromium fonts-dejavu-core")
 }
 
 /// Whether [`install`] can work: Debian's tools exist and this process is root.

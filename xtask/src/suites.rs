@@ -54,6 +54,10 @@ pub fn run() -> Result<ExitCode> {
     if let Err(missing) = packages::need_program("valgrind", "valgrind") {
         println!("no instruction counts: {missing:#}");
     }
+    // Tests that look at pages skip themselves without a browser.
+    if let Err(missing) = packages::need_browser() {
+        println!("no pictures of pages: {missing:#}");
+    }
     if let Err(missing) = packages::need_program("promtool", "prometheus") {
         println!("no lint of metrics: {missing:#}");
     }

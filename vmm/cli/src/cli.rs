@@ -14,9 +14,11 @@ pub use demo::Demo;
 pub use experiment::Experiment;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
+pub use report::ReportPage;
 pub use run::Run;
 pub use script::{ScriptAction, Scripts};
 pub use spawn::Spawn;
+pub use top::Top;
 
 mod check_host;
 mod confine;
@@ -25,9 +27,11 @@ mod demo;
 mod experiment;
 mod log;
 mod pages;
+mod report;
 mod run;
 mod script;
 mod spawn;
+mod top;
 mod values;
 
 /// A microVM whose memory rises and falls.
@@ -100,6 +104,10 @@ pub enum Action {
     Run(Box<Run>),
     /// Resize, watch or end a running machine
     Ctl(Ctl),
+    /// Show the memory of a running machine, live in this terminal
+    Top(Top),
+    /// Show a session as a page: memory over time, memory blocks, how long steps took, and the steps
+    Report(ReportPage),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Experiment),
     /// Work with scripts, without a machine

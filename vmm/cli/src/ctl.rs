@@ -21,7 +21,7 @@ mod auto;
 mod outcome;
 mod resize;
 mod screen;
-mod tell;
+pub mod tell;
 mod wish;
 
 /// Longest time until an answer of the API to a call that does not wait. A pause takes up to 5 s.

@@ -1,15 +1,20 @@
 //! `tidevm`: turns arguments into a VM and a script, and the end of the session into an exit status.
 
+mod account;
 mod check_host;
 mod cli;
 mod ctl;
+mod host;
 mod input;
 mod logger;
+mod page;
 mod pages;
 mod prompt;
 mod quiet;
 mod sized;
 mod source;
+mod top;
+mod verdicts;
 
 use std::fmt::Display;
 use std::fs;
@@ -19,20 +24,24 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use account::{Account, accounted};
 use anyhow::{Context, anyhow, bail};
-use cli::{Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, Run, ScriptAction, Scripts, Spawn};
+use cli::{
+    Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
+};
 use prompt::History;
 use quiet::Quiet;
 use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
+use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
-use tidevm_lab::experiment::{ALL, Halt, Verdict, html, json, text};
+use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
 use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
-use tidevm_session::json::JsonLines;
+use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Ended, Observer, Summary};
+use tidevm_session::{Both, Ended, Observer, Summary};
 use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
@@ -70,6 +79,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<ctl::CtlError>() {
         return error.status();
     }
+    if let Some(error) = error.downcast_ref::<top::TopError>() {
+        return error.status();
+    }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
     }
@@ -85,20 +97,24 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            run(options.config(), Steps::Whole(script), options.json, None, None)
+            accounted(Account::new(options.json, None)?, status_of, |account| {
+                let config = options.config();
+                account.start(Some(&config)).context(OutputClosed)?;
+                run(config, Steps::Whole(script), account, None, None)
+            })
         }
         Action::Run(options) => {
-            let steps = steps(&options)?;
-            let interactive = matches!(steps, Steps::Typed(_));
-            let config = Config { resets: steps.resets(), interactive, ..config(&options, interactive)? };
-            greet(&config);
-            let api = options.api_sock.as_deref().map(|path| Api {
-                path,
-                id: &options.id,
-                metrics: options.metrics_listen,
-            });
-            run(config, steps, options.json, api, options.auto)
+            let account = Account::new(options.json, options.report.as_deref())?;
+            accounted(account, status_of, |account| run_told(&options, account))
         }
+        Action::Top(options) => {
+            let (status, end) = top::run(&options.api_sock)?;
+            if let Some(sentence) = end {
+                complain(format_args!("tidevm: {sentence}"));
+            }
+            Ok(status)
+        }
+        Action::Report(options) => report(&options),
         Action::Ctl(Ctl { api_sock, json, words }) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
             Ok(ctl::run(&api_sock, &words, json, complain)?)
@@ -138,6 +154,31 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
     };
     logger::start(level, file.transpose()?);
     Ok(())
+}
+
+/// `tidevm run`, of which `account` is told.
+fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
+    account.start(config(options, false).as_ref().ok()).context(OutputClosed)?;
+    let steps = steps(options)?;
+    let interactive = matches!(steps, Steps::Typed(_));
+    let config = Config { resets: steps.resets(), interactive, ..config(options, interactive)? };
+    greet(&config);
+    let api = options.api_sock.as_deref().map(|path| Api {
+        path,
+        id: &options.id,
+        metrics: options.metrics_listen,
+    });
+    run(config, steps, account, api, options.auto)
+}
+
+/// `tidevm report`.
+fn report(options: &ReportPage) -> anyhow::Result<u8> {
+    let page = page::page(&options.session)?;
+    match &options.output {
+        Some(path) => fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?,
+        None => io::stdout().write_all(page.as_bytes()).context(OutputClosed)?,
+    }
+    Ok(0)
 }
 
 fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
@@ -193,7 +234,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         }
     }
     // Verdicts from before a halt are written as well.
-    let written = folder.map_or(Ok(()), |folder| write_verdicts(folder, &verdicts));
+    let written = folder.map_or(Ok(()), |folder| verdicts::write(folder, &verdicts));
     let shown = if options.json { json::json(&verdicts) } else { text::text(&verdicts) };
     io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;
@@ -202,18 +243,6 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
         None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
-}
-
-fn write_verdicts(folder: &Path, verdicts: &[Verdict]) -> anyhow::Result<()> {
-    for (name, content) in [
-        ("experiments.txt", text::text(verdicts)),
-        ("experiments.json", json::json(verdicts)),
-        ("experiments.html", html::page(verdicts)),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// What clients are served.
@@ -230,7 +259,7 @@ struct Api<'a> {
 fn run(
     mut config: Config,
     steps: Steps,
-    json: bool,
+    account: &mut Account,
     api: Option<Api<'_>>,
     auto: Option<Wish>,
 ) -> anyhow::Result<u8> {
@@ -261,14 +290,19 @@ fn run(
     let longest = steps.longest();
     let (reader, source) = Source::of(steps, &config, |what| complain(what));
     let start = |config| Vm::start_with(config, beside.chain(reader).collect());
+    let (json, told) = (account.is_json(), account.is_wanted());
+    let mut events = Events(|line: &Line| account.take(line));
     if json {
-        return observe(start(config)?, source, &mut JsonLines(io::stdout()));
+        return observe(start(config)?, source, &mut events);
     }
     // Before the start, which takes away the means to ask about a terminal.
     let stdout = anstream::stdout();
     let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     let width = terminal.map(|(width, _)| usize::from(width.0));
     let mut table = Table::new(stdout, width, longest);
+    if told {
+        return observe(start(config)?, source, &mut Both(table, events));
+    }
     observe(start(config)?, source, &mut table)
 }
 

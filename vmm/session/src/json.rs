@@ -1,190 +1,157 @@
-//! Shows a session to programs: one JSON object per line, nothing else.
+//! Shows a session to programs, as the events of [`tidevm_events`]: one JSON object per line, nothing else.
 //!
-//! Every object has `event`: `ready` once the guest is up, `step` after each step, `end` last. Sizes are bytes,
-//! counters of zones and memmap are pages, times are seconds. `devices` and `guest` describe the VM at that
-//! moment. `guest` is null without a guest that answers. Its keys are those of the ABI's tables of counters. `vcpus`
-//! is there only when the guest did not answer; registers are hexadecimal text there, because they do not fit into the
-//! numbers of JSON.
+//! An observer of a session makes the events between `start` and `end`. The program that runs a session makes the
+//! `start`, and the `end` of one whose machine is not started.
+//!
+//! Invariant: a value of the guest is shown as it is. A guest may report a zone twice; the object has its key once.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::Serialize;
-use tidevm_abi::{BootTimes, ByKey, Stats};
+use tidevm_abi::{Answer, BlockRun, BootTimes, Counter, NodeStats, Stats, ZoneStats};
+use tidevm_events::{
+    Block, Blocks, Boot, Counters, Device, End, Event, Exits, Guest, Line, Node, Outcome, Ready, Sampled,
+    Step, StepResult, Vcpu, VcpuDetails,
+};
 use tidevm_machine::{LookResult, VcpuReport};
 
-use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
+use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepRun, Summary};
+
+/// Makes events of a session, for a function that writes or collects them.
+pub struct Events<F>(pub F);
 
 /// Writes a session as lines of JSON.
-pub struct JsonLines<W>(pub W);
-
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum Event<'r> {
-    Ready {
-        seconds: Option<f64>,
-        cpus: Option<u32>,
-        mem_devices: Option<u32>,
-        #[serde(flatten)]
-        sample: Sampled<'r>,
-    },
-    Step {
-        line: usize,
-        column: usize,
-        command: String,
-        seconds: f64,
-        ok: bool,
-        note: Option<&'r str>,
-        reason: Option<String>,
-        #[serde(flatten)]
-        sample: Sampled<'r>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        vcpus: Vec<Vcpu<'r>>,
-    },
-    End {
-        status: u8,
-        outcome: &'static str,
-        reason: Option<String>,
-        seconds: f64,
-        boot_seconds: Option<f64>,
-        steps: u64,
-        failed: u64,
-        plug_seconds_per_gib: Option<f64>,
-        unplug_seconds_per_gib: Option<f64>,
-        exits: BTreeMap<&'static str, u64>,
-        resets: u64,
-        stray_accesses: u64,
-        bad_records: u64,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        vcpus: Vec<Vcpu<'r>>,
-    },
+pub fn lines<W: Write>(mut out: W) -> Events<impl FnMut(&Line) -> io::Result<()>> {
+    Events(move |line: &Line| write(&mut out, line))
 }
 
-/// A vCPU of a guest that did not answer.
-#[derive(Serialize)]
-struct Vcpu<'r> {
-    vcpu: usize,
-    state: String,
-    #[serde(flatten)]
-    details: Option<VcpuDetails<'r>>,
+/// Writes a line of JSON at once.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn write(mut out: impl Write, line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    out.write_all(&text)?;
+    out.flush()
 }
 
-#[derive(Serialize)]
-struct VcpuDetails<'r> {
-    interrupts: bool,
-    rip: String,
-    symbol: Option<&'r str>,
-    irr: &'r [u8],
-    isr: &'r [u8],
-    exception: Option<u8>,
-    interrupt: Option<u8>,
-    nmi: bool,
-    unplugged: &'r [String],
-    registers: BTreeMap<&'static str, String>,
-}
-
-#[derive(Serialize)]
-struct Sampled<'s> {
-    devices: Vec<Device>,
-    guest: Option<Guest<'s>>,
-}
-
-#[derive(Serialize)]
-struct Device {
-    region_size: u64,
-    requested: u64,
-    plugged: u64,
-    held: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct Guest<'s> {
-    #[serde(flatten)]
-    counters: ByKey<'s>,
-    boot: Boot,
-}
-
-/// The milestones of boot, in seconds since the kernel's start.
-#[derive(Serialize)]
-struct Boot {
-    mapped_seconds: f64,
-    first_allocation_seconds: f64,
-    initialised_seconds: Option<f64>,
-    memmaps_written: u64,
-}
-
-impl<W: Write> JsonLines<W> {
-    fn line(&mut self, event: &Event<'_>) -> io::Result<()> {
-        serde_json::to_writer(&mut self.0, event)?;
-        self.0.write_all(b"\n")?;
-        self.0.flush()
+impl<F: FnMut(&Line) -> io::Result<()>> Events<F> {
+    fn tell(&mut self, at: Duration, event: Event) -> io::Result<()> {
+        (self.0)(&Line::now(at, event))
     }
 }
 
-impl<W: Write> Observer for JsonLines<W> {
+impl<F: FnMut(&Line) -> io::Result<()>> Observer for Events<F> {
+    fn follows(&self) -> bool {
+        true
+    }
+
+    fn sample(&mut self, at: Duration, sample: &Sample) -> io::Result<()> {
+        self.tell(at, Event::Sample(Box::new(sampled(sample))))
+    }
+
     fn boot(&mut self, booted: &Booted) -> io::Result<()> {
-        self.line(&Event::Ready {
-            seconds: booted.ready.map(|ready| ready.after.as_secs_f64()),
-            cpus: booted.ready.map(|ready| ready.cpus),
-            mem_devices: booted.ready.map(|ready| ready.mem_devices),
-            sample: sampled(&booted.sample),
-        })
+        self.tell(booted.at, ready(booted))
     }
 
     fn step(&mut self, run: &StepRun) -> io::Result<()> {
-        let (note, reason) = match &run.result {
-            Ok(note) => (note.as_deref(), None),
-            Err(failure) => (None, Some(failure.to_string())),
-        };
-        self.line(&Event::Step {
-            line: run.line,
-            column: run.column,
-            command: run.command.to_string(),
-            seconds: run.took.as_secs_f64(),
-            ok: reason.is_none(),
-            note,
-            reason,
-            sample: sampled(&run.sample),
-            vcpus: run.vcpus.iter().map(vcpu).collect(),
-        })
+        self.tell(run.start + run.took, step(run))
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
-        let (outcome, reason) = match &summary.ended {
-            Ended::Done => ("done", None),
-            Ended::Failed { reason } => ("failed", reason.clone()),
-            Ended::Misread(errors) => ("script", Some(errors.to_string())),
-            Ended::Died(death) => ("died", Some(death.to_string())),
-            Ended::Signal { .. } => ("signal", None),
-        };
-        let exits = summary.exits;
-        self.line(&Event::End {
-            status: summary.ended.status(),
-            outcome,
-            reason,
-            seconds: summary.total.as_secs_f64(),
-            boot_seconds: summary.boot.map(|boot| boot.as_secs_f64()),
-            steps: summary.steps,
-            failed: summary.failed,
-            plug_seconds_per_gib: summary.plug.seconds_per_gib(),
-            unplug_seconds_per_gib: summary.unplug.seconds_per_gib(),
-            exits: BTreeMap::from([
-                ("io", exits.io),
-                ("mmio", exits.mmio),
-                ("stray", exits.stray),
-                ("interrupted", exits.interrupted),
-                ("other", exits.other),
-            ]),
-            resets: summary.resets,
-            stray_accesses: summary.stray_accesses,
-            bad_records: summary.bad_records,
-            vcpus: summary.vcpus.iter().map(vcpu).collect(),
-        })
+        self.tell(summary.total, end(summary))
     }
 }
 
-fn vcpu(report: &VcpuReport) -> Vcpu<'_> {
+fn ready(booted: &Booted) -> Event {
+    Event::Ready(Box::new(Ready {
+        seconds: booted.ready.map(|ready| ready.after.as_secs_f64()),
+        cpus: booted.ready.map(|ready| ready.cpus),
+        mem_devices: booted.ready.map(|ready| ready.mem_devices),
+        sampled: sampled(&booted.sample),
+    }))
+}
+
+fn step(run: &StepRun) -> Event {
+    let (note, reason) = match &run.result {
+        Ok(note) => (note.clone(), None),
+        Err(failure) => (None, Some(failure.to_string())),
+    };
+    let listed =
+        run.listed.as_deref().map(|runs| StepResult::Blocks { blocks: runs.iter().map(block).collect() });
+    Event::Step(Box::new(Step {
+        line: run.line,
+        column: run.column,
+        command: run.command.to_string(),
+        start_seconds: run.start.as_secs_f64(),
+        seconds: run.took.as_secs_f64(),
+        ok: run.is_done(),
+        note,
+        reason,
+        result: listed.or_else(|| result(run.answer?)),
+        sampled: sampled(&run.sample),
+        vcpus: run.vcpus.iter().map(vcpu).collect(),
+    }))
+}
+
+/// The answers that have more to tell than that it is done, or why not.
+fn result(answer: Answer) -> Option<StepResult> {
+    let seconds = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64();
+    Some(match answer {
+        Answer::Checked { pages, deferred } => StepResult::Checked { pages, deferred },
+        Answer::Hogged { pages } => StepResult::Hogged { pages },
+        Answer::Verified { pages, corrupt, .. } => StepResult::Verified { pages, corrupt },
+        Answer::Released { pages } => StepResult::Released { pages },
+        Answer::Raced { cycles, failures, stranded } => StepResult::Raced { cycles, failures, stranded },
+        Answer::PmemMapped(mapped) => StepResult::PmemMapped {
+            pages: mapped.pages,
+            locked_pages: mapped.locked_pages,
+            locked_seconds: seconds(mapped.locked_ns),
+            total_seconds: seconds(mapped.total_ns),
+            cpus: mapped.cpus,
+        },
+        Answer::PmemUnmapped { pages } => StepResult::PmemUnmapped { pages },
+        _ => return None,
+    })
+}
+
+fn end(summary: &Summary) -> Event {
+    let (outcome, reason) = match &summary.ended {
+        Ended::Done => (Outcome::Done, None),
+        Ended::Failed { reason } => (Outcome::Failed, reason.clone()),
+        Ended::Misread(errors) => (Outcome::Script, Some(errors.to_string())),
+        Ended::Died(death) => (Outcome::Died, Some(death.to_string())),
+        Ended::Signal { signal } => (Outcome::Signal, Some(format!("signal {signal} came"))),
+    };
+    let signal = if let Ended::Signal { signal } = summary.ended { Some(signal) } else { None };
+    let exits = summary.exits;
+    Event::End(Box::new(End {
+        status: summary.ended.status(),
+        outcome,
+        reason,
+        signal,
+        seconds: summary.total.as_secs_f64(),
+        boot_seconds: summary.boot.map(|boot| boot.as_secs_f64()),
+        steps: summary.steps,
+        failed: summary.failed,
+        plug_seconds_per_gib: summary.plug.seconds_per_gib(),
+        unplug_seconds_per_gib: summary.unplug.seconds_per_gib(),
+        exits: Exits {
+            io: exits.io,
+            mmio: exits.mmio,
+            stray: exits.stray,
+            interrupted: exits.interrupted,
+            other: exits.other,
+        },
+        resets: summary.resets,
+        stray_accesses: summary.stray_accesses,
+        bad_records: summary.bad_records,
+        vcpus: summary.vcpus.iter().map(vcpu).collect(),
+    }))
+}
+
+fn vcpu(report: &VcpuReport) -> Vcpu {
     let hex = |number: u64| format!("{number:#x}");
     let (state, details) = match &report.seen {
         LookResult::State(state) => (state.activity.to_string(), Some(state)),
@@ -196,30 +163,77 @@ fn vcpu(report: &VcpuReport) -> Vcpu<'_> {
     let details = details.map(|state| VcpuDetails {
         interrupts: state.interrupts,
         rip: hex(state.rip),
-        symbol: state.symbol.as_deref(),
-        irr: &state.requested,
-        isr: &state.in_service,
+        symbol: state.symbol.clone(),
+        irr: state.requested.clone(),
+        isr: state.in_service.clone(),
         exception: state.exception,
         interrupt: state.interrupt,
         nmi: state.nmi,
-        unplugged: &state.unplugged,
-        registers: state.registers.iter().map(|&(name, value)| (name, hex(value))).collect(),
+        unplugged: state.unplugged.clone(),
+        registers: state.registers.iter().map(|&(name, value)| (name.to_owned(), hex(value))).collect(),
     });
     Vcpu { vcpu: report.vcpu, state, details }
 }
 
-fn sampled(sample: &Sample) -> Sampled<'_> {
-    let devices = sample.devices.iter().map(|device| Device {
+fn sampled(sample: &Sample) -> Sampled {
+    Sampled {
+        devices: sample.devices.iter().map(device).collect(),
+        resets: sample.resets,
+        guest: sample.guest.as_ref().map(guest),
+        blocks: sample.blocks.as_ref().map(|blocks| Blocks {
+            runs: blocks.runs.iter().map(block).collect(),
+            complete: blocks.complete,
+        }),
+    }
+}
+
+fn device(device: &DeviceSample) -> Device {
+    Device {
+        address: device.region,
         region_size: device.region_size.0,
         requested: device.requested.0,
         plugged: device.plugged.0,
+        guest_usable: device.guest_usable.map(|size| size.0),
         held: device.held.map(|size| size.0),
-    });
-    Sampled { devices: devices.collect(), guest: sample.guest.as_ref().map(guest) }
+    }
 }
 
-fn guest(stats: &Stats) -> Guest<'_> {
-    Guest { counters: ByKey(stats), boot: boot(stats.boot) }
+fn block(run: &BlockRun) -> Block {
+    Block {
+        address: run.addr,
+        count: run.count,
+        size: run.size.0,
+        boot: run.boot,
+        state: run.state.as_str().to_owned(),
+        zone: run.zone.map(|zone| zone.to_string()),
+        node: run.node,
+        plugged: run.plugged.0,
+        memmap_pages: run.memmap_pages,
+        memmap_on_memory: run.memmap_on_memory,
+    }
+}
+
+fn guest(stats: &Stats) -> Guest {
+    Guest {
+        zones: stats.zones.iter().map(zone).collect(),
+        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(node).collect(),
+        counters: counters(Stats::COUNTERS, stats),
+        boot: boot(stats.boot),
+    }
+}
+
+fn node(node: &NodeStats) -> Node {
+    let zones = node.zones.iter().map(zone).collect();
+    Node { zones, counters: counters(NodeStats::COUNTERS, node) }
+}
+
+fn zone(zone: &ZoneStats) -> (String, Counters) {
+    (zone.name.as_str().to_owned(), counters(ZoneStats::COUNTERS, zone))
+}
+
+/// The counters that a table of the ABI lists, by their keys.
+fn counters<T>(table: &[Counter<T>], stats: &T) -> Counters {
+    table.iter().map(|counter| (counter.key.to_owned(), (counter.read)(stats))).collect()
 }
 
 fn boot(times: BootTimes) -> Boot {

@@ -15,7 +15,7 @@ mod session;
 pub mod table;
 
 pub use session::{
-    ANSWER_DEADLINE, BOOT_DEADLINE, Booted, DeviceSample, Ended, Line, Lines, Manner, Observer,
+    ANSWER_DEADLINE, BOOT_DEADLINE, Blocks, Booted, Both, DeviceSample, Ended, Line, Lines, Manner, Observer,
     POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepFailure, StepRun, Stopped, Summary,
     VmControl, follow, record, resize_deadline, run, stay,
 };

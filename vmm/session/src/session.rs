@@ -51,13 +51,14 @@ mod silence;
 #[cfg(test)]
 mod tests;
 mod vm_control;
+mod watch;
 mod workload;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Command, Failure, Op, ProbedWait, Size};
+use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, State, WaitError};
 
 use deadline::Work;
@@ -66,10 +67,11 @@ use fails::expected_failure;
 use failure::{Done, SessionError, StepError, unfit};
 pub use failure::{StepFailure, Stopped};
 pub use follow::{Line, Lines, Manner, follow};
-pub use observer::{Booted, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
+pub use observer::{Blocks, Booted, Both, DeviceSample, Ended, Observer, Rate, Sample, StepRun, Summary};
 pub use record::{Record, record};
 use silence::look_at_silent;
 pub use vm_control::VmControl;
+use watch::Watch;
 use workload::Workloads;
 
 use crate::script::{Script, Statement, Step, count_steps};
@@ -94,10 +96,14 @@ const RESET: &str = "the guest was reset";
 
 struct Session<'s, V, O> {
     vm: V,
-    observer: &'s mut O,
     workloads: Workloads,
     /// The guest's last answer during the current step, counters excluded.
     answer: Cell<Option<Answer>>,
+    /// All memory blocks, if the current step listed them.
+    listed: RefCell<Option<Vec<BlockRun>>>,
+    /// When the VM was started.
+    start: Instant,
+    watch: Watch<'s, O>,
     /// Resets that the session has noticed.
     resets: u64,
     /// The guest has left a call unanswered. It is not waited for again.
@@ -139,10 +145,12 @@ pub fn stay<V: VmControl, O: Observer>(vm: V, observer: &mut O) -> io::Result<Su
 impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
         Session {
+            start: vm.started(),
             vm,
-            observer,
             workloads: Workloads::default(),
             answer: Cell::default(),
+            listed: RefCell::default(),
+            watch: Watch::new(observer),
             resets: 0,
             silent: false,
             manner: Manner::Script,
@@ -167,15 +175,17 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.boot = ready.map(|ready| ready.after);
         let mut sample = self.outside();
         if ready.is_some() {
-            sample.guest = Some(self.inside(ANSWER_DEADLINE)?);
+            let (stats, blocks) = self.inside(ANSWER_DEADLINE)?;
+            (sample.guest, sample.blocks) = (Some(stats), blocks);
         }
-        self.observer.boot(&Booted { ready, sample }).map_err(SessionError::Output)
+        let at = self.vm.now() - self.start;
+        self.watch.observer().boot(&Booted { at, ready, sample }).map_err(SessionError::Output)
     }
 
     fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
         let memory = Size(self.vm.boot_memory());
         let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.vm.wait(limit, &what, |state| state.ready)?)
+        Ok(self.wait(limit, &what, |state| state.ready)?)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
@@ -219,10 +229,12 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.notice_resets();
         let mut result = self.execute(step.command.carried_out());
         let mut vcpus = look_at_silent(&self.vm, result.as_ref().err());
-        let answer = self.answer.take();
+        let (answer, listed) = (self.answer.take(), self.listed.take());
         let took = self.vm.now() - start;
         let mut sample = self.outside();
-        sample.guest = self.counters_after(took, &mut result, &mut vcpus);
+        (sample.guest, sample.blocks) = self
+            .counters_after(took, &mut result, &mut vcpus)
+            .map_or((None, None), |(stats, blocks)| (Some(stats), blocks));
         if self.notice_resets() {
             result = match result {
                 Ok(note) => {
@@ -241,8 +253,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         self.summary.failed += u64::from(result.is_err());
         let (line, column, command) = (step.line, step.column, step.command.clone());
         let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
-        let run = StepRun { line, column, command, took, result: told, answer, sample, vcpus };
-        self.observer.step(&run).map_err(SessionError::Output)?;
+        let start = start - self.start;
+        let run = StepRun { line, column, command, start, took, result: told, answer, listed, sample, vcpus };
+        self.watch.observer().step(&run).map_err(SessionError::Output)?;
         match result {
             Err(error) if !self.survives(&error) => Err(error.into()),
             _ => Ok(()),
@@ -317,7 +330,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     /// Calls the guest and waits for the answer.
     fn ask(&self, op: Op, limit: Duration) -> Result<Answer, StepError> {
         let id = self.call(op)?;
-        let answer = self.vm.answer(id, limit, "the guest's answer")?;
+        let answer = self.answer(id, limit, "the guest's answer")?;
         if !matches!(answer, Answer::Stats(_)) {
             self.answer.set(Some(answer));
         }
@@ -327,7 +340,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     /// Lets time pass. The end of the guest and signals cut it short, and so does a person.
     fn pause(&self, time: Duration) -> Result<(), StepError> {
         let cancelled = |state: &State| (state.interrupts != self.interrupts).then_some(());
-        match self.vm.wait(time, "the end of a pause", cancelled) {
+        match self.wait(time, "the end of a pause", cancelled) {
             Ok(()) => Err(StepError::Failed(StepFailure::Cancelled)),
             Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -335,8 +348,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     }
 
     fn end(self, result: Result<(), SessionError>) -> io::Result<Summary> {
-        let Session { vm, observer, mut summary, silent, .. } = self;
-        summary.total = vm.now() - vm.started();
+        let Session { vm, watch, mut summary, silent, start, .. } = self;
+        let observer = watch.into_observer();
+        summary.total = vm.now() - start;
         summary.exits = vm.exits().into_iter().sum();
         let state = vm.state();
         (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);

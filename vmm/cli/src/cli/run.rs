@@ -73,6 +73,9 @@ pub struct Run {
     /// One JSON object per line on standard output
     #[arg(long)]
     pub json: bool,
+    /// Where to write a page about the session at its end
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Where the guest's serial port leads: stderr, or off with a prompt, unless it is given; stdio reads terminals and
     /// pipes, not files; a file gets 64 MiB
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", value_parser = console)]

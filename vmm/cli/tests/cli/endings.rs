@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::pty::Pty;
-use super::{Test, kernel, program, small, spawn};
+use super::{Test, kernel, lines, program, small, spawn};
 
 pub const TESTS: &[Test] = &[
     ("signals_end_a_session", signals_end_a_session),
@@ -167,8 +167,8 @@ fn a_signal_that_comes_twice_is_one_wish() {
         let mut child = spawn(&small(&["--json", "--script", "-"]));
         drop(child.stdin.take().map(|mut input| input.write_all(b"sleep 10m")));
         let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        lines::next(&mut out, "ready");
         let mut text = String::new();
-        assert!(out.read_line(&mut text).expect("text") > 0, "the guest never came up");
         let pid = libc::pid_t::try_from(child.id()).expect("a process");
         for pause in [1, 0] {
             // SAFETY: the call has no requirements. The child was not waited for, so the number is still its.
@@ -189,8 +189,8 @@ fn signalled_before_its_summary(kernel: &str) -> (Duration, ExitStatus, String) 
     command.args(["run", "--json", "--kernel", kernel]).stdin(Stdio::null());
     let mut child = command.stdout(writer.try_clone().expect("a pipe")).spawn().expect("the program runs");
     drop(command);
-    let mut ready = [0];
-    reader.read_exact(&mut ready).expect("the first object of the session");
+    // The pipe is empty then, because there is nothing to sample.
+    lines::next(&mut BufReader::with_capacity(1, &mut reader), "ready");
     // SAFETY: `writer` keeps the descriptor open. The flag is of the end of the pipe, which the child shares.
     let set = |flags: libc::c_int| unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
     assert_eq!(set(libc::O_NONBLOCK), 0);
@@ -242,9 +242,7 @@ fn time_in_which_the_process_is_stopped_does_not_count() {
     kill("-STOP", &child);
     thread::sleep(STOPPED);
     kill("-CONT", &child);
-    line.clear();
-    out.read_line(&mut line).expect("text");
-    let step: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let step = lines::next(&mut out, "step");
     let seconds = step["seconds"].as_f64().expect("a time");
     assert!((2.0..STOPPED.as_secs_f64()).contains(&seconds), "{step}");
     let mut rest = String::new();

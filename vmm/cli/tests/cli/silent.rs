@@ -1,8 +1,6 @@
 //! Tests of guests that do not answer, as the table and the JSON show them.
 
-use serde_json::Value;
-
-use super::{Test, assert_status, kernel, text, with_input};
+use super::{Test, assert_status, kernel, lines, text, with_input};
 
 pub const TESTS: &[Test] = &[(
     "a_guest_that_does_not_answer_is_shown_with_its_vcpus",
@@ -27,8 +25,8 @@ fn a_guest_that_does_not_answer_is_shown_with_its_vcpus() {
         }
         let output = with_input(&[&arguments[..], &["--json", "--script", "-"]].concat(), SCRIPT);
         let out = assert_status(&output, 1, "");
-        let step = out.lines().find(|line| line.contains("\"step\"")).expect("a step");
-        let step: Value = serde_json::from_str(step).expect("JSON");
+        let events = lines::told(&out);
+        let step = events.iter().find(|event| event["event"] == "step").expect("a step");
         let vcpu = &step["vcpus"][0];
         assert_eq!(
             (vcpu["state"].as_str(), vcpu["interrupts"].as_bool()),

@@ -53,8 +53,8 @@ fn stats() -> Stats {
 }
 
 fn sample() -> Sample {
-    let device = DeviceSample { region_size: Size(0), requested: Size(0), plugged: Size(0), held: None };
-    Sample { devices: vec![device], guest: Some(stats()) }
+    let device = DeviceSample::default();
+    Sample { devices: vec![device], guest: Some(stats()), ..Sample::default() }
 }
 
 fn step(command: &str) -> StepRun {
@@ -62,9 +62,11 @@ fn step(command: &str) -> StepRun {
         line: 1,
         column: 1,
         command: command.parse().expect("a command"),
+        start: Duration::from_millis(80),
         took: Duration::from_millis(5),
         result: Ok(None),
         answer: None,
+        listed: None,
         sample: sample(),
         vcpus: Vec::new(),
     }
@@ -88,7 +90,7 @@ fn stopped(state: Option<ResizeState>, why: &str) -> StepFailure {
 fn record(steps: Vec<StepRun>) -> Record {
     let ready = Ready { cpus: 8, mem_devices: 1, after: Duration::from_millis(80) };
     let summary = Summary { boot: Some(ready.after), ..Summary::default() };
-    Record { boot: Some(Booted { ready: Some(ready), sample: sample() }), steps, summary }
+    Record { boot: Some(Booted { at: ready.after, ready: Some(ready), sample: sample() }), steps, summary }
 }
 
 fn died(kind: DeathKind, report: &str) -> Record {

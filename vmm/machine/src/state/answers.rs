@@ -30,9 +30,21 @@ impl SharedState {
     /// Waits for the answer to call `id` and takes it. Otherwise it forgets the call; a later answer is a bad
     /// record.
     pub(crate) fn take_answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
-        let answer = self.wait_inner(limit, what, |inner| inner.answers.get(&id)?.clone());
-        self.forget_answer(id);
-        answer?
+        self.await_answer(id, limit).unwrap_or_else(|| {
+            self.forget_answer(id);
+            Err(WaitError::Deadline { what: what.to_owned(), after: limit })
+        })
+    }
+
+    /// Waits for the answer to call `id` and takes it. `None` after `limit`: the call is still open.
+    pub(crate) fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        match self.wait_inner(limit, "an answer", |inner| inner.answers.get(&id)?.clone()) {
+            Err(WaitError::Deadline { .. }) => None,
+            answer => {
+                self.forget_answer(id);
+                Some(answer.and_then(|answer| answer))
+            }
+        }
     }
 
     /// Waits for the answer to call `id` and takes it, unless `stop` says that it is not waited for any more. `None`

@@ -95,6 +95,13 @@ impl VmHandle {
         self.shared.state.take_answer(id, limit, what)
     }
 
+    /// Waits at most `limit` for the answer to a call and takes it, or the reason why it will not come. `None`: it has not
+    /// come, and the call is still open.
+    #[must_use]
+    pub fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        self.shared.state.await_answer(id, limit)
+    }
+
     /// As [`VmHandle::answer`], until `stop` returns true. Then the result is `None`, and the answer can still be taken.
     ///
     /// # Errors

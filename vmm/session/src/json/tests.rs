@@ -3,26 +3,28 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_abi::{Size, Stats};
+use tidevm_abi::{Answer, BlockRun, BlockState, PmemMapped, Size, Stats, ZoneName};
 use tidevm_machine::{Activity, Death, DeathKind, LookResult, Ready, VcpuReport, VcpuState};
 
-use super::{JsonLines, guest};
-use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
+use super::{guest, lines as json_lines};
+use crate::session::{Blocks, Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
 
 #[test]
 fn every_line_is_one_object() {
     let mut out = Vec::new();
-    let mut lines = JsonLines(&mut out);
+    let mut lines = json_lines(&mut out);
     let device =
-        DeviceSample { region_size: Size(1 << 30), requested: Size(2 << 20), plugged: Size(0), held: None };
-    let sample = Sample { devices: vec![device], guest: None };
+        DeviceSample { region_size: Size(1 << 30), requested: Size(2 << 20), ..DeviceSample::default() };
+    let sample = Sample { devices: vec![device], resets: 1, ..Sample::default() };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
-    lines.boot(&Booted { ready: Some(ready), sample: sample.clone() }).unwrap();
+    lines.boot(&Booted { at: ready.after, ready: Some(ready), sample: sample.clone() }).unwrap();
     let step = StepRun {
         answer: None,
+        listed: None,
         line: 3,
         column: 5,
         command: "plug 2M".parse().unwrap(),
+        start: Duration::from_secs(1),
         took: Duration::from_millis(250),
         result: Err(StepFailure::HostSilent("two\nlines, \"quoted\"".to_owned())),
         sample,
@@ -35,17 +37,26 @@ fn every_line_is_one_object() {
         .end(&Summary { ended, steps: 2, failed: 1, bad_records: 3, resets: 4, ..Summary::default() })
         .unwrap();
 
+    drop(lines);
     let text = String::from_utf8(out).unwrap();
-    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let machine = json!({"region_size": 1 << 30, "requested": 2 << 20, "plugged": 0, "held": null});
+    let mut events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for event in &mut events {
+        let wall = event.as_object_mut().unwrap().remove("unix_ms");
+        assert!(wall.and_then(|ms| ms.as_u64()).is_some_and(|ms| ms > 1_700_000_000_000), "{event}");
+    }
+    let machine = json!({"address": 0, "region_size": 1 << 30, "requested": 2 << 20, "plugged": 0,
+                         "guest_usable": null, "held": null});
     assert_eq!(
         events[0],
-        json!({"event": "ready", "seconds": 0.5, "cpus": 2, "mem_devices": 1, "devices": [machine], "guest": null})
+        json!({"event": "ready", "seconds": 0.5, "cpus": 2, "mem_devices": 1, "at_seconds": 0.5,
+               "devices": [machine], "resets": 1, "guest": null, "blocks": null})
     );
     assert_eq!(
         events[1],
-        json!({"event": "step", "line": 3, "column": 5, "command": "plug 2M", "seconds": 0.25, "ok": false,
-               "note": null, "reason": "the host does not say what it holds: two\nlines, \"quoted\"", "devices": [machine], "guest": null})
+        json!({"event": "step", "line": 3, "column": 5, "command": "plug 2M", "start_seconds": 1.0,
+               "seconds": 0.25, "at_seconds": 1.25, "ok": false, "result": null,
+               "note": null, "reason": "the host does not say what it holds: two\nlines, \"quoted\"", "devices": [machine],
+               "resets": 1, "guest": null, "blocks": null})
     );
     assert_eq!(
         (&events[2]["ok"], &events[2]["note"], &events[2]["reason"]),
@@ -71,7 +82,8 @@ fn the_guest_has_a_key_for_each_counter() {
     );
     let mut stats = Stats { pages_migrated: 7, ..Stats::default() };
     stats.boot.mapped = 500_000;
-    assert_eq!(serde_json::to_string(&guest(&stats)).unwrap(), expected);
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    assert_eq!(json!(guest(&stats)), expected);
 }
 
 #[test]
@@ -94,7 +106,7 @@ fn a_guest_that_did_not_answer_is_told_by_vcpu() {
         VcpuReport { vcpu: 1, seen: LookResult::Ended },
     ];
     let mut out = Vec::new();
-    JsonLines(&mut out).end(&Summary { vcpus, ..Summary::default() }).unwrap();
+    json_lines(&mut out).end(&Summary { vcpus, ..Summary::default() }).unwrap();
     let end: Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(
         end["vcpus"],
@@ -104,6 +116,54 @@ fn a_guest_that_did_not_answer_is_told_by_vcpu() {
                {"vcpu": 1, "state": "ended"}])
     );
     let mut out = Vec::new();
-    JsonLines(&mut out).end(&Summary::default()).unwrap();
+    json_lines(&mut out).end(&Summary::default()).unwrap();
     assert!(!String::from_utf8(out).unwrap().contains("vcpus"));
+}
+
+#[test]
+fn what_the_guest_lists_and_measures_is_typed() {
+    let run = BlockRun {
+        addr: 4 << 30,
+        count: 2,
+        size: Size(128 << 20),
+        boot: false,
+        state: BlockState::Online,
+        zone: Some(ZoneName::Movable),
+        node: 1,
+        plugged: Size(64 << 20),
+        memmap_pages: 512,
+        memmap_on_memory: true,
+    };
+    let block = json!({"address": 4_u64 << 30, "count": 2, "size": 128 << 20, "boot": false, "state": "online",
+                       "zone": "Movable", "node": 1, "plugged": 64 << 20, "memmap_pages": 512,
+                       "memmap_on_memory": true});
+    let step = |command: &str, answer, listed| StepRun {
+        line: 1,
+        column: 1,
+        command: command.parse().unwrap(),
+        start: Duration::ZERO,
+        took: Duration::ZERO,
+        result: Ok(None),
+        answer,
+        listed,
+        sample: Sample { blocks: Some(Blocks { runs: vec![run], complete: false }), ..Sample::default() },
+        vcpus: Vec::new(),
+    };
+    let mapped =
+        PmemMapped { pages: 9, locked_pages: 3, locked_ns: 1_500_000, total_ns: 70_000_000, cpus: 2 };
+    let told = |run: &StepRun| {
+        let mut out = Vec::new();
+        json_lines(&mut out).step(run).unwrap();
+        serde_json::from_slice::<Value>(&out).unwrap()
+    };
+    let line = told(&step("blocks", Some(Answer::Done), Some(vec![run])));
+    assert_eq!(line["result"], json!({"kind": "blocks", "blocks": [block]}));
+    assert_eq!(line["blocks"], json!({"runs": [block], "complete": false}));
+    let line = told(&step("pmem map 0", Some(Answer::PmemMapped(mapped)), None));
+    assert_eq!(
+        line["result"],
+        json!({"kind": "pmem_mapped", "pages": 9, "locked_pages": 3, "locked_seconds": 0.0015,
+               "total_seconds": 0.07, "cpus": 2})
+    );
+    assert_eq!(told(&step("blocks", None, None))["result"], Value::Null);
 }

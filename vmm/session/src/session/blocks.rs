@@ -1,28 +1,41 @@
 //! `blocks` and `readd`: the guest's memory blocks.
 
+use std::time::Duration;
+
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, MAX_PHYS_ADDR, MEMORY_BLOCK_SIZE, Op, Size};
 
 use super::failure::{Done, StepError, StepFailure, unfit};
-use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work};
+use super::{ANSWER_DEADLINE, Blocks, Observer, Session, VmControl, Work};
 
 /// The number of answers when no two neighbouring memory blocks are alike.
 const MOST_ANSWERS: u64 = MAX_PHYS_ADDR / MEMORY_BLOCK_SIZE / BLOCK_RUNS as u64;
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
-    /// Lists memory blocks. Neighbours that are alike share an entry.
+    /// Lists memory blocks.
     pub(super) fn blocks(&self) -> Done {
-        let deadline = self.vm.now() + ANSWER_DEADLINE;
-        let mut lines = Vec::new();
+        let Blocks { runs, .. } = self.list_blocks(ANSWER_DEADLINE, usize::MAX)?;
+        let lines: Vec<String> = runs.iter().map(ToString::to_string).collect();
+        self.listed.replace(Some(runs));
+        Ok(Some(lines.join("; ")))
+    }
+
+    /// The first memory blocks, at most about `most` entries. The guest may take `limit` to tell them.
+    pub(super) fn list_blocks(&self, limit: Duration, most: usize) -> Result<Blocks, StepError> {
+        let deadline = self.vm.now() + limit;
+        let mut listed = Vec::new();
         let mut from = 0;
         for _ in 0..MOST_ANSWERS {
             let left = deadline.saturating_duration_since(self.vm.now());
             match self.ask(Op::Blocks { from }, left)? {
                 Answer::Blocks { runs, next } if runs.iter().flatten().all(exists) => {
-                    lines.extend(runs.iter().flatten().map(ToString::to_string));
+                    listed.extend(runs.iter().flatten());
                     match next {
+                        None => return Ok(Blocks { runs: listed, complete: true }),
+                        Some(_) if listed.len() >= most => {
+                            return Ok(Blocks { runs: listed, complete: false });
+                        }
                         Some(next) if next > from => from = next,
                         Some(_) => break,
-                        None => return Ok(Some(lines.join("; "))),
                     }
                 }
                 other => return Err(unfit(other)),

@@ -557,6 +557,18 @@ impl VmControl for FakeVm {
         Ok(answer)
     }
 
+    fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        assert!(self.untaken.borrow().contains(&id), "call {id} was not made, or its answer is taken");
+        self.look();
+        let answer = self.pass(limit, "an answer", || self.answers.borrow().get(&id)?.clone());
+        if matches!(answer, Err(WaitError::Deadline { .. })) {
+            return None;
+        }
+        self.untaken.borrow_mut().remove(&id);
+        self.answers.borrow_mut().remove(&id);
+        Some(answer.and_then(|answer| answer))
+    }
+
     fn answer_unless(
         &self,
         id: u32,

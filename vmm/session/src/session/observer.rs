@@ -9,7 +9,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Command, Size, Stats, ZoneName};
+use tidevm_abi::{Answer, BlockRun, Command, Size, Stats, ZoneName};
 use tidevm_machine::{Death, ExitCounts, Ready, VcpuReport};
 
 use super::failure::StepFailure;
@@ -17,6 +17,21 @@ use crate::script::ScriptErrors;
 
 /// Is told of a session while it runs.
 pub trait Observer {
+    /// Whether it follows the VM closely: it is told what changes within steps, and of the guest's memory blocks after
+    /// each step. That costs calls of the guest and of the host.
+    fn follows(&self) -> bool {
+        false
+    }
+
+    /// Something changed within a step, or since the boot in a session without steps.
+    ///
+    /// # Errors
+    /// The observer cannot write. The session finds out when it tells the next step, or its end.
+    fn sample(&mut self, at: Duration, sample: &Sample) -> io::Result<()> {
+        let _ = (at, sample);
+        Ok(())
+    }
+
     /// The guest is up.
     ///
     /// # Errors
@@ -36,9 +51,41 @@ pub trait Observer {
     fn end(&mut self, summary: &Summary) -> io::Result<()>;
 }
 
+/// Two observers of one session.
+#[derive(Clone, Debug)]
+pub struct Both<A, B>(pub A, pub B);
+
+impl<A: Observer, B: Observer> Observer for Both<A, B> {
+    fn follows(&self) -> bool {
+        self.0.follows() || self.1.follows()
+    }
+
+    fn sample(&mut self, at: Duration, sample: &Sample) -> io::Result<()> {
+        self.0.sample(at, sample)?;
+        self.1.sample(at, sample)
+    }
+
+    fn boot(&mut self, booted: &Booted) -> io::Result<()> {
+        self.0.boot(booted)?;
+        self.1.boot(booted)
+    }
+
+    fn step(&mut self, run: &StepRun) -> io::Result<()> {
+        self.0.step(run)?;
+        self.1.step(run)
+    }
+
+    fn end(&mut self, summary: &Summary) -> io::Result<()> {
+        self.0.end(summary)?;
+        self.1.end(summary)
+    }
+}
+
 /// The guest is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Booted {
+    /// When, since the start of the session.
+    pub at: Duration,
     /// The guest's first report and its time; `None` for a kernel without an agent, which sends none.
     pub ready: Option<Ready>,
     /// The VM at that moment.
@@ -54,12 +101,16 @@ pub struct StepRun {
     pub column: usize,
     /// The command.
     pub command: Command,
+    /// When it began, since the start of the session.
+    pub start: Duration,
     /// How long it took, without the sample afterwards.
     pub took: Duration,
     /// A note for people if the step is done, or the reason why it failed.
     pub result: Result<Option<String>, StepFailure>,
     /// The guest's last answer, if the step asked it for anything but counters.
     pub answer: Option<Answer>,
+    /// All memory blocks of the guest, if the step listed them.
+    pub listed: Option<Vec<BlockRun>>,
     /// The VM afterwards.
     pub sample: Sample,
     /// Every vCPU, if the step failed because the guest did not answer.
@@ -75,12 +126,25 @@ impl StepRun {
 }
 
 /// The VM at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// One entry per hotplug device.
     pub devices: Vec<DeviceSample>,
+    /// How often the guest was reset.
+    pub resets: u64,
     /// The guest's counters, if the guest has an agent and lives.
     pub guest: Option<Stats>,
+    /// The guest's memory blocks after a step, for an observer that follows the VM.
+    pub blocks: Option<Blocks>,
+}
+
+/// The first memory blocks of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blocks {
+    /// Neighbours that are alike share an entry. Ascending by address.
+    pub runs: Vec<BlockRun>,
+    /// Whether these are all.
+    pub complete: bool,
 }
 
 impl Sample {
@@ -92,14 +156,18 @@ impl Sample {
 }
 
 /// A hotplug device at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceSample {
+    /// Guest-physical address of the region.
+    pub region: u64,
     /// Size of the region.
     pub region_size: Size,
     /// Requested by the device.
     pub requested: Size,
     /// Plugged.
     pub plugged: Size,
+    /// What the guest's driver had in use at its last report.
+    pub guest_usable: Option<Size>,
     /// Host memory that the region really holds, if the host reports it.
     pub held: Option<Size>,
 }

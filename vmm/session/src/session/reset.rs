@@ -21,7 +21,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let request = self.vm.reset().map_err(refused)?;
         let reports = self.vm.has_agent();
         let mut missing = String::new();
-        let up = self.vm.wait(limit, "the reset", |state| {
+        let up = self.wait(limit, "the reset", |state| {
             let found = missing_after_reset(request, &before, state, reports);
             found.map_or(Some(()), |what| {
                 missing = what;

@@ -64,7 +64,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, StepError> {
         let limit = if self.vm.state().ready.is_some() { Duration::ZERO } else { limit };
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
-        match self.vm.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
+        match self.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
             Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
             result => Ok(result?),
         }
@@ -77,7 +77,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let reports = self.vm.has_agent();
         // The failure tells what this wait saw last. A later look might find the guest at the target.
         let mut last = MemStatus::default();
-        let settled = self.vm.wait(limit, "the resize", |state| {
+        let settled = self.wait(limit, "the resize", |state| {
             last = state.mem.get(resize.device)?.clone();
             let cancelled = state.interrupts != self.interrupts;
             last.settled(target, reports, patient).map(Some).or(cancelled.then_some(None))

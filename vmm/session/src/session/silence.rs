@@ -7,10 +7,10 @@
 
 use std::time::Duration;
 
-use tidevm_abi::Stats;
 use tidevm_machine::VcpuReport;
 
 use super::failure::{Done, StepError, StepFailure};
+use super::sample::Inside;
 use super::{ANSWER_DEADLINE, Observer, POWER_OFF_DEADLINE, Session, VmControl};
 
 /// The time for an answer of a guest whose driver was silent for a whole step. A guest that works powers off in this
@@ -44,7 +44,7 @@ pub(super) fn limit_of_end(silent: bool, error: Option<&StepError>) -> Duration 
 }
 
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
-    /// The guest's counters after a step that took `took`. A guest that does not tell them makes a failure of
+    /// What the guest tells of itself after a step that took `took`. A guest that does not tell it makes a failure of
     /// `result`, and a failure that is there becomes the last one, because each later step would wait for that guest
     /// again. `vcpus` are then those of the silent guest.
     pub(super) fn counters_after(
@@ -52,14 +52,14 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         took: Duration,
         result: &mut Done,
         vcpus: &mut Vec<VcpuReport>,
-    ) -> Option<Stats> {
+    ) -> Option<Inside> {
         if !self.vm.has_agent() {
             return None;
         }
         let error = result.as_ref().err();
         self.silent |= error.is_some_and(ignores_calls);
         let error = match self.inside(limit_of_counters(error, took)?) {
-            Ok(stats) => return Some(stats),
+            Ok(inside) => return Some(inside),
             Err(error) => error,
         };
         if vcpus.is_empty() {

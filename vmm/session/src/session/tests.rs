@@ -14,6 +14,7 @@ use crate::script::Script;
 mod follow;
 mod reset;
 mod silent;
+mod watch;
 
 #[derive(Default)]
 struct Recorder {

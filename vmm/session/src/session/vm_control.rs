@@ -54,6 +54,10 @@ pub trait VmControl {
     /// The limit passed, or the VM ended first.
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError>;
 
+    /// Waits at most `limit` for the answer to a call and takes it, or the error that ended the VM. `None`: it has not
+    /// come, and the call is still open.
+    fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>>;
+
     /// As [`VmControl::answer`], until `stop` returns true. `None` then, and the answer can still be taken.
     ///
     /// # Errors
@@ -136,6 +140,10 @@ impl VmControl for Vm {
 
     fn answer(&self, id: u32, limit: Duration, what: &str) -> Result<Answer, WaitError> {
         VmHandle::answer(self, id, limit, what)
+    }
+
+    fn await_answer(&self, id: u32, limit: Duration) -> Option<Result<Answer, WaitError>> {
+        VmHandle::await_answer(self, id, limit)
     }
 
     fn answer_unless(

@@ -29,10 +29,14 @@ fn sample(plugged: u64, migrated: u64) -> Sample {
         ..Stats::default()
     };
     guest.nodes = [NodeStats { zones, ..NodeStats::default() }; MAX_NODES];
-    let held = Some(Size(plugged / 64 * 9 + 4096));
-    let device =
-        DeviceSample { region_size: Size(8 << 30), requested: Size(plugged), plugged: Size(plugged), held };
-    Sample { devices: vec![device], guest: Some(guest) }
+    let device = DeviceSample {
+        region_size: Size(8 << 30),
+        requested: Size(plugged),
+        plugged: Size(plugged),
+        held: Some(Size(plugged / 64 * 9 + 4096)),
+        ..DeviceSample::default()
+    };
+    Sample { devices: vec![device], guest: Some(guest), ..Sample::default() }
 }
 
 /// The table of a session with notes, failures and counters.
@@ -40,7 +44,7 @@ fn shown(terminal: Option<usize>) -> String {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, terminal, "hog 128M movable scattered as data".len());
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_micros(412_345) };
-    table.boot(&Booted { ready: Some(ready), sample: sample(0, 0) }).unwrap();
+    table.boot(&Booted { at: ready.after, ready: Some(ready), sample: sample(0, 0) }).unwrap();
     let done = || Ok(None);
     let note = |text: &str| Ok(Some(text.to_owned()));
     let failed = |why: &str| {
@@ -60,9 +64,11 @@ fn shown(terminal: Option<usize>) -> String {
     for (line, (text, millis, result, plugged, migrated)) in steps.into_iter().enumerate() {
         let report = StepRun {
             answer: None,
+            listed: None,
             line,
             column: 1,
             command: text.parse().unwrap(),
+            start: Duration::ZERO,
             took: Duration::from_millis(millis),
             result,
             sample: sample(plugged, migrated),
@@ -142,8 +148,8 @@ fn without_a_guest_its_numbers_are_dashes() {
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, None, 5);
     let ready = Ready { cpus: 1, mem_devices: 0, after: Duration::ZERO };
-    let nothing = Sample { devices: Vec::new(), guest: None };
-    table.boot(&Booted { ready: Some(ready), sample: nothing }).unwrap();
+    let nothing = Sample::default();
+    table.boot(&Booted { at: ready.after, ready: Some(ready), sample: nothing }).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text.lines().last().unwrap().matches(" -").count(), 7, "{text}");
 }
@@ -157,7 +163,7 @@ fn zones_are_shown_by_node() {
     guest.nodes[1].zones[2].free = 77;
     let mut out = Vec::new();
     let mut table = Table::new(&mut out, None, 5);
-    table.boot(&Booted { ready: None, sample: sample.clone() }).unwrap();
+    table.boot(&Booted { at: Duration::ZERO, ready: None, sample: sample.clone() }).unwrap();
     let result = Ok(None);
     let command = "stats".parse().unwrap();
     table
@@ -165,9 +171,11 @@ fn zones_are_shown_by_node() {
             line: 1,
             column: 1,
             command,
+            start: Duration::ZERO,
             took: Duration::ZERO,
             result,
             answer: None,
+            listed: None,
             sample,
             vcpus: Vec::new(),
         })
@@ -186,7 +194,7 @@ fn absurd_numbers_are_shown() {
     sample.guest.as_mut().unwrap().zones.iter_mut().for_each(|zone| zone.free = u64::MAX);
     let mut out = Vec::new();
     let ready = Ready { cpus: 1, mem_devices: 1, after: Duration::ZERO };
-    Table::new(&mut out, None, 5).boot(&Booted { ready: Some(ready), sample }).unwrap();
+    Table::new(&mut out, None, 5).boot(&Booted { at: ready.after, ready: Some(ready), sample }).unwrap();
     assert_eq!(String::from_utf8(out).unwrap().matches("18446744073709551615").count(), 2);
 }
 
