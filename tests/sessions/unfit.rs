@@ -1,11 +1,15 @@
-//! Workloads that do not fit: they fail and leave nothing behind, or hold what fits.
+//! Workloads that do not fit: they fail and leave nothing behind, or hold what fits. And calls that do not go together.
 
+use std::time::Duration;
+
+use tidevm_abi::{Answer, Failure, HogKind, Op};
 use tidevm_machine::{Config, Size};
-use tidevm_tests::{Account, Test, machine, run};
+use tidevm_tests::{Account, Test, machine, run, start};
 
 pub const TESTS: &[Test] = &[
     ("a_hog_that_does_not_fit_gives_everything_back", a_hog_that_does_not_fit_gives_everything_back),
     ("a_use_of_device_memory_that_does_not_fit_gives_everything_back", in_device_memory),
+    ("a_release_beside_another_call_is_refused", a_release_beside_another_call_is_refused),
 ];
 
 /// Of 32 MiB, at least 4 MiB are the kernel's own. 1 GiB is refused before a page is taken.
@@ -70,4 +74,31 @@ fn in_device_memory() {
     session.assert_done();
     let note = session.steps[5].result.clone();
     assert_eq!(note, Ok(Some("496 of 512 pages fitted".to_owned())));
+}
+
+/// The guest stands still while three calls are made, so it reads all of them before the first one ends: a hog, and two
+/// releases of it. If it carried out a release, the hog would go on without a handle.
+fn a_release_beside_another_call_is_refused() {
+    const LIMIT: Duration = Duration::from_secs(120);
+    const HANDLE: u32 = 1;
+    const PAGES: u64 = 1 << 8;
+    let vm = start(Config { hotplug: Vec::new(), ..machine(0) });
+    vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
+    let answer = |id| vm.answer(id, LIMIT, "an answer").expect("an answer");
+    let together = |ops: &[Op]| -> Vec<Answer> {
+        vm.pause().expect("a guest that runs");
+        let ids: Vec<u32> = ops.iter().map(|op| vm.call(*op).expect("room for calls")).collect();
+        vm.resume();
+        ids.into_iter().map(answer).collect()
+    };
+    let (kind, handle) = (HogKind::Movable, HANDLE);
+    let hog = Op::Hog { handle, pages: PAGES, partial: false, kind, scattered: false, full: false };
+    let release = Op::Release { handle };
+    let busy = Answer::Failed(Failure::WorkloadBusy);
+    assert_eq!(together(&[hog, release, release]), [Answer::Hogged { pages: PAGES }, busy, busy]);
+    assert_eq!(together(&[release, release]), [Answer::Released { pages: PAGES }, busy]);
+    assert_eq!(together(&[release]), [Answer::Failed(Failure::UnknownHandle)]);
+    // The handle is free again, and a workload that was taken is released as a whole.
+    assert_eq!(together(&[hog]), [Answer::Hogged { pages: PAGES }]);
+    assert_eq!(together(&[release]), [Answer::Released { pages: PAGES }]);
 }

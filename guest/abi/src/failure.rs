@@ -49,6 +49,8 @@ pub enum Failure {
     NotAwaited(ProbedWait),
     /// A probe or a race is under way. The guest carries out one of them at a time.
     ProbeUnderWay,
+    /// Another call is about to take or to free pages of the workload.
+    WorkloadBusy,
 }
 
 /// Why nothing was done with a range of device memory.
@@ -135,6 +137,9 @@ impl fmt::Display for Named<'_, Failure> {
             Failure::NoSuchPage => "the workload has no such page",
             Failure::ProbeUnderWay => {
                 "a probe or a race is under way, and there is one at a time: try again when it has ended"
+            }
+            Failure::WorkloadBusy => {
+                "another call takes or frees pages of this workload: try again when it has ended"
             }
             Failure::NotAwaited(wait) => match wait {
                 ProbedWait::GracePeriod => "a grace period ended while another CPU was in its job's step",

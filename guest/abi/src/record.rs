@@ -46,7 +46,8 @@ pub enum Op {
         /// The hog.
         handle: Handle,
     },
-    /// Free a hog's pages: [`Answer::Released`].
+    /// Free a hog's pages: [`Answer::Released`], or [`Failure::WorkloadBusy`](crate::Failure::WorkloadBusy) while it takes
+    /// them, and during another release.
     Release {
         /// The hog.
         handle: Handle,

@@ -20,7 +20,7 @@ use tidevm_mm::Checked;
 
 use self::pages::SystemPages;
 use self::pmem::pages::DevicePages;
-use self::walk::Task;
+use self::walk::{PageSet, Task};
 use self::workload::Workload;
 use crate::cpu::panic;
 use crate::mailbox::Requester;
@@ -85,11 +85,19 @@ fn check() -> Answer {
 /// Starts `task` on the pages of `handle`, in system or device memory.
 fn walk_pages(requester: Requester, handle: Handle, task: Task) -> Result<(), Failure> {
     if let Some(set) = DevicePages::find(handle) {
-        walk::start(requester, set, task);
+        start_walk(requester, set, task)
     } else {
         let workload = workload::find(handle).ok_or(Failure::UnknownHandle)?;
-        walk::start(requester, SystemPages::of(workload), task);
+        start_walk(requester, SystemPages::of(workload), task)
     }
+}
+
+/// Starts `task` on the pages of `set`, unless it frees them while another call takes or frees them.
+fn start_walk(requester: Requester, set: impl PageSet + 'static, task: Task) -> Result<(), Failure> {
+    if matches!(task, Task::Release { .. }) && !set.begin_change() {
+        return Err(Failure::WorkloadBusy);
+    }
+    walk::start(requester, set, task);
     Ok(())
 }
 

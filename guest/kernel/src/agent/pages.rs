@@ -106,6 +106,14 @@ impl PageSet for SystemPages {
         matches!(self.workload.kind(), HogKind::Movable | HogKind::Pinned)
     }
 
+    fn begin_change(&self) -> bool {
+        self.workload.begin_change()
+    }
+
+    fn end_change(&self) {
+        self.workload.end_change();
+    }
+
     fn places(&self) -> u32 {
         self.workload.capacity()
     }

@@ -38,6 +38,13 @@ pub trait PageSet: Send {
     /// No more pages are taken.
     fn end_take(&mut self) {}
 
+    /// Makes the caller the one that changes which pages the workload has; `false` while another one does. Who takes the
+    /// first pages is that from the start.
+    fn begin_change(&self) -> bool;
+
+    /// The change is over, and the workload stays.
+    fn end_change(&self);
+
     /// Number of places.
     fn places(&self) -> u32;
 
@@ -226,6 +233,7 @@ impl<S: PageSet> Walk<S> {
         match self.task {
             Task::Take { .. } => {
                 self.set.end_take();
+                self.set.end_change();
                 Answer::Hogged { pages }
             }
             Task::Verify { corrupt, first } => Answer::Verified { pages, corrupt, first },

@@ -11,7 +11,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 use tidevm_abi::{Failure, Handle, HogKind};
@@ -41,6 +41,8 @@ pub struct Workload {
     full: bool,
     /// Its index in `WORKLOADS`.
     place: usize,
+    /// A call takes or frees its pages. A release beside it would forget the handle of pages that are still to come.
+    changing: AtomicBool,
     chunks: Vec<Chunk>,
 }
 
@@ -73,7 +75,7 @@ pub fn home_cpu(nth: usize) -> usize {
 }
 
 impl Workload {
-    /// Makes and registers a workload for up to `pages` pages.
+    /// Makes and registers a workload for up to `pages` pages. The caller is the one that changes which pages it has.
     ///
     /// # Errors
     /// [`Failure::HandleInUse`], or [`Failure::NoMemory`] when there is no room for its table; nothing is
@@ -90,7 +92,8 @@ impl Workload {
         }
         let mut workloads = WORKLOADS.lock();
         let place = workloads.iter().position(Option::is_none).ok_or(Failure::NoMemory)?;
-        let workload = Arc::new(Self { handle, kind, full, place, chunks });
+        let changing = AtomicBool::new(true);
+        let workload = Arc::new(Self { handle, kind, full, place, changing, chunks });
         workloads[place] = Some(workload.clone());
         Ok(workload)
     }
@@ -103,6 +106,16 @@ impl Workload {
         drop(workload);
         ENDED.fetch_add(1, Ordering::Release);
         pressure::memory_came();
+    }
+
+    /// Makes the caller the one that changes which pages the workload has; `false` while another one does.
+    pub fn begin_change(&self) -> bool {
+        self.changing.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// The change is over, and the workload stays.
+    pub fn end_change(&self) {
+        self.changing.store(false, Ordering::Release);
     }
 
     /// The kind of its pages.

@@ -272,6 +272,7 @@ pub(super) fn unfit(answer: Answer) -> StepError {
             | Failure::Unfit
             | Failure::NoSuchPage
             | Failure::ProbeUnderWay
+            | Failure::WorkloadBusy
             | Failure::BadRecord),
         ) => StepFailure::Refused { failure, text: failure.to_string() },
         answer => StepFailure::WrongAnswer(Box::new(answer)),

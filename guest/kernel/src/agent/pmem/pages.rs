@@ -25,6 +25,8 @@ struct Entry {
     number: u64,
     handle: Handle,
     range: PfnRange,
+    /// A call takes or frees its pages.
+    changing: bool,
 }
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
@@ -40,7 +42,8 @@ pub struct DevicePages {
 }
 
 impl DevicePages {
-    /// Registers the workload `handle` in the range that is mapped as `pgmap`, without any page yet.
+    /// Registers the workload `handle` in the range that is mapped as `pgmap`, without any page yet. The caller is the one
+    /// that changes which pages it has.
     ///
     /// # Errors
     /// The handle is in use, or the range is not mapped.
@@ -50,7 +53,7 @@ impl DevicePages {
         }
         let info = MM.pgmap(pgmap).ok_or(Failure::Pmem(PmemFailure::NotMapped))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { number, handle, range: info.pages };
+        let entry = Entry { number, handle, range: info.pages, changing: true };
         let mut entries = ENTRIES.lock();
         entries.try_reserve(1).map_err(|_| Failure::NoMemory)?;
         entries.push(entry);
@@ -64,6 +67,11 @@ impl DevicePages {
 
     fn of(entry: Entry) -> Self {
         Self { entry, next: entry.range.start() }
+    }
+
+    /// Calls `change` with the workload's entry, if that is still there.
+    fn change<T>(&self, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        ENTRIES.lock().iter_mut().find(|entry| entry.number == self.entry.number).map(change)
     }
 
     fn page(&self, place: u32) -> Pfn {
@@ -90,10 +98,15 @@ impl PageSet for DevicePages {
     fn end_take(&mut self) {
         self.entry.range = self.entry.range.before(self.next);
         // The workload has no page behind the last one that was tried.
-        let number = self.entry.number;
-        for entry in ENTRIES.lock().iter_mut().filter(|entry| entry.number == number) {
-            entry.range = self.entry.range;
-        }
+        self.change(|entry| entry.range = self.entry.range);
+    }
+
+    fn begin_change(&self) -> bool {
+        self.change(|entry| !core::mem::replace(&mut entry.changing, true)).unwrap_or(false)
+    }
+
+    fn end_change(&self) {
+        self.change(|entry| entry.changing = false);
     }
 
     fn places(&self) -> u32 {
