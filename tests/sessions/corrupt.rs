@@ -49,7 +49,7 @@ fn verify_finds_each_word_that_was_written() {
         assert_eq!(found.expected ^ 1, found.found, "{hog}");
         let pfn = found.pfn;
         let text = format!(
-            "1 of 64 pages of `data` are corrupt, the first is page {page} at pfn {pfn:#x}: word {word}"
+            "1 of 64 pages of `data` is corrupt, the first is page {page} at pfn {pfn:#x}: word {word}"
         );
         assert!(session.failures()[0].1.starts_with(&text), "{:?}", session.failures());
     }
