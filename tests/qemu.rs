@@ -212,7 +212,7 @@ fn guest_brings_up_as_many_cpus_as_it_may() {
         options.cmdline = "nr_cpus=3".to_owned();
     });
     let text = machine.text();
-    assert!(text.contains("3 CPUs") && text.contains("1 CPUs are not used: the limit is 3"), "{text}");
+    assert!(text.contains("3 CPUs") && text.contains("CPUs that are not used: 1; the limit is 3"), "{text}");
 }
 
 /// The firmware of a q35 machine gives all slots together two interrupt lines.
