@@ -22,7 +22,7 @@ pub const TESTS: &[Test] = &[
 /// S1.2, S3.1, S4.16, S5.1, S5.3: with the mechanism off the failure appears, with it on it does not.
 fn passes(name: &str) {
     let experiment = ALL.iter().find(|experiment| experiment.name == name).expect("an experiment");
-    let mut lab = KvmLab { progress: std::io::sink(), confinement: Confinement::STRICT };
+    let mut lab = KvmLab::new(std::io::sink(), Confinement::STRICT);
     let verdict = experiment.run(&mut lab).expect("the host can");
     assert!(verdict.passed(), "{}", text::text(&[verdict]));
 }

@@ -218,10 +218,11 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         // Before the experiments, which take their time.
         fs::create_dir_all(folder).with_context(|| format!("--output {}", folder.display()))?;
     }
+    let start = host::start(None);
     let confinement = options.confinement();
     tell_of(confinement);
     confinement.of_starter(folder.as_slice()).map_err(StartError::from)?;
-    let mut lab = KvmLab { progress: io::stderr(), confinement };
+    let mut lab = KvmLab::new(io::stderr(), confinement);
     let mut verdicts = Vec::new();
     let mut halt = None;
     for experiment in ALL.iter().filter(|experiment| all || experiment.name == options.name) {
@@ -234,7 +235,7 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         }
     }
     // Verdicts from before a halt are written as well.
-    let written = folder.map_or(Ok(()), |folder| verdicts::write(folder, &verdicts));
+    let written = folder.map_or(Ok(()), |folder| verdicts::write(folder, &start, &verdicts));
     let shown = if options.json { json::json(&verdicts) } else { text::text(&verdicts) };
     io::stdout().write_all(shown.as_bytes()).context(OutputClosed)?;
     written?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tidevm_events::Start;
 use tidevm_lab::experiment::{Verdict, html, json, text};
 
 /// A file cannot be written.
@@ -19,11 +20,11 @@ pub struct WriteError {
 ///
 /// # Errors
 /// The first file that cannot be written.
-pub fn write(folder: &Path, verdicts: &[Verdict]) -> Result<(), WriteError> {
+pub fn write(folder: &Path, start: &Start, verdicts: &[Verdict]) -> Result<(), WriteError> {
     for (name, content) in [
         ("experiments.txt", text::text(verdicts)),
         ("experiments.json", json::json(verdicts)),
-        ("experiments.html", html::page(verdicts)),
+        ("experiments.html", html::page(start, verdicts)),
     ] {
         let path = folder.join(name);
         fs::write(&path, content).map_err(|error| WriteError { path, error })?;

@@ -82,6 +82,20 @@ pub trait Lab {
 
     /// Bytes of memory that are available on the host now, if it reports them.
     fn available(&self) -> Option<u64>;
+
+    /// The sessions since the last call, as drawings for a page.
+    fn drawings(&mut self) -> Vec<Drawing> {
+        Vec::new()
+    }
+}
+
+/// A session as a drawing for a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawing {
+    /// What names the session in the progress.
+    pub label: String,
+    /// Memory over time, as HTML that needs the style of [`tidevm_report`].
+    pub timeline: String,
 }
 
 /// Why an experiment cannot go on.
@@ -106,6 +120,8 @@ pub struct Verdict {
     pub sides: Vec<Side>,
     /// How long it took.
     pub took: Duration,
+    /// Its sessions.
+    pub drawings: Vec<Drawing>,
 }
 
 /// The guest with the mechanism in one position.
@@ -166,7 +182,8 @@ impl Experiment {
     pub fn run(&self, lab: &mut dyn Lab) -> Result<Verdict, Halt> {
         let start = Instant::now();
         let sides = (self.run)(lab)?;
-        Ok(Verdict { name: self.name, about: self.about, sides, took: start.elapsed() })
+        let (took, drawings) = (start.elapsed(), lab.drawings());
+        Ok(Verdict { name: self.name, about: self.about, sides, took, drawings })
     }
 }
 

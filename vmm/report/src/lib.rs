@@ -120,6 +120,12 @@ impl Report {
     }
 }
 
+/// Who ran what, where and when, as HTML for a page that has [`STYLE`].
+#[must_use]
+pub fn facts(start: &Start) -> String {
+    page::facts(start)
+}
+
 /// The style of a page, and of what a page takes over.
 pub const STYLE: &str = include_str!("page/style.css");
 

@@ -11,6 +11,8 @@ mod timeline;
 
 use std::fmt::{self, Write};
 
+use tidevm_events::Start;
+
 use crate::{Escaped, Report, STYLE};
 
 /// The whole document.
@@ -18,6 +20,13 @@ pub fn page(report: &Report) -> String {
     let mut page = String::new();
     // Writing to a string does not fail.
     let _ = write(&mut page, report);
+    page
+}
+
+/// The facts of a run.
+pub fn facts(start: &Start) -> String {
+    let mut page = String::new();
+    let _ = head::facts(&mut page, start);
     page
 }
 

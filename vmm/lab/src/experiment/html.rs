@@ -1,49 +1,35 @@
-//! Verdicts as one page: a summary, and for each experiment its findings, its numbers and a chart.
+//! Verdicts as one page: who ran them where, a summary, and for each experiment its findings, its numbers, a chart, and
+//! its sessions over time.
 //!
 //! The page needs no other file: no script, no font, no picture. It follows the reader's choice of a light or
 //! a dark scheme. Text that does not come from this file is escaped.
 
 mod chart;
 
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Write};
 
-use super::{Finding, Side, Value, Verdict};
+use tidevm_events::Start;
+use tidevm_report::Escaped;
+
+use super::{Drawing, Finding, Side, Value, Verdict};
 
 const STYLE: &str = include_str!("html/style.css");
 
-/// Escapes text for an element or a quoted attribute.
-struct Escaped<T>(T);
-
-impl<T: Display> Display for Escaped<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.to_string().chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The page.
+/// The page. `start` tells of the run.
 #[must_use]
-pub fn page(verdicts: &[Verdict]) -> String {
+pub fn page(start: &Start, verdicts: &[Verdict]) -> String {
     let mut page = String::new();
     // Writing to a string does not fail.
-    let _ = write(&mut page, verdicts);
+    let _ = write(&mut page, start, verdicts);
     page
 }
 
-fn write(page: &mut String, verdicts: &[Verdict]) -> fmt::Result {
+fn write(page: &mut String, start: &Start, verdicts: &[Verdict]) -> fmt::Result {
     let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
     writeln!(page, "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
     writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
-    writeln!(page, "<title>tidevm experiments</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>")?;
+    writeln!(page, "<title>tidevm experiments</title>\n<style>")?;
+    writeln!(page, "{}{STYLE}</style>\n</head>\n<body>\n<main>", tidevm_report::STYLE)?;
     writeln!(page, "<h1>tidevm experiments</h1>")?;
     writeln!(
         page,
@@ -51,6 +37,7 @@ fn write(page: &mut String, verdicts: &[Verdict]) -> fmt::Result {
          when it is off, and only then. Every number is of this run.</p>",
         verdicts.len()
     )?;
+    page.push_str(&tidevm_report::facts(start));
     summary(page, verdicts)?;
     for verdict in verdicts {
         experiment(page, verdict)?;
@@ -95,7 +82,14 @@ fn experiment(page: &mut String, verdict: &Verdict) -> fmt::Result {
     writeln!(page, "</ul>")?;
     chart::draw(page, verdict)?;
     numbers(page, &verdict.sides)?;
+    verdict.drawings.iter().try_for_each(|drawing| session(page, drawing))?;
     writeln!(page, "</section>")
+}
+
+/// A session, which the reader opens.
+fn session(page: &mut String, drawing: &Drawing) -> fmt::Result {
+    let Drawing { label, timeline } = drawing;
+    writeln!(page, "<details>\n<summary>{} over time</summary>\n{timeline}</details>", Escaped(label))
 }
 
 fn numbers(page: &mut String, sides: &[Side]) -> fmt::Result {

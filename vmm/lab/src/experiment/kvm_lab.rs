@@ -4,12 +4,14 @@ use std::fs;
 use std::io::{self, Write};
 use std::time::Instant;
 
+use tidevm_events::Line;
 use tidevm_machine::{Config, Confinement, StartError, Vm};
-use tidevm_session::Ended;
+use tidevm_report::Report;
 use tidevm_session::script::Script;
+use tidevm_session::{Ended, json};
 use tidevm_sizer::{Pace, Sizer, Status, Wish};
 
-use super::{Halt, Lab, Record};
+use super::{Drawing, Halt, Lab, Record};
 
 /// Runs sessions on VMs of this host. Each has a thread of its own, which is locked in with its VM.
 pub struct KvmLab<W> {
@@ -17,6 +19,7 @@ pub struct KvmLab<W> {
     pub progress: W,
     /// What each session gives away.
     pub confinement: Confinement,
+    drawings: Vec<Drawing>,
 }
 
 /// There is no event descriptor for a VM.
@@ -25,6 +28,11 @@ fn no_descriptor(error: io::Error) -> StartError {
 }
 
 impl<W: Write> KvmLab<W> {
+    /// A lab that has run nothing.
+    pub fn new(progress: W, confinement: Confinement) -> Self {
+        Self { progress, confinement, drawings: Vec::new() }
+    }
+
     fn run(
         &mut self,
         label: &str,
@@ -46,6 +54,7 @@ impl<W: Write> KvmLab<W> {
         });
         self.tell(format_args!("{:.1} s\n", start.elapsed().as_secs_f64()));
         let (record, status) = ran?;
+        self.drawings.push(draw(label, &record));
         match record.summary.ended {
             Ended::Signal { signal } => Err(Halt::Signal(signal)),
             _ => Ok((record, status)),
@@ -85,4 +94,18 @@ impl<W: Write> Lab for KvmLab<W> {
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(kib << 10)
     }
+
+    fn drawings(&mut self) -> Vec<Drawing> {
+        std::mem::take(&mut self.drawings)
+    }
+}
+
+fn draw(label: &str, record: &Record) -> Drawing {
+    let mut report = Report::default();
+    let take = |line: &Line| {
+        report.take(line);
+        Ok(())
+    };
+    record.retell(&mut json::Events(take)).expect("a report takes every line");
+    Drawing { label: label.to_owned(), timeline: report.timeline() }
 }

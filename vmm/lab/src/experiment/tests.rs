@@ -122,7 +122,7 @@ fn both_sides_have_to_be_as_expected() {
     let side = |on, finding| Side { on, setting: "", finding, what: String::new(), numbers: Vec::new() };
     let passed = |sides: &[(bool, Finding)]| {
         let sides = sides.iter().map(|(on, finding)| side(*on, *finding)).collect();
-        Verdict { name: "", about: "", sides, took: Duration::ZERO }.passed()
+        Verdict { name: "", about: "", sides, took: Duration::ZERO, drawings: Vec::new() }.passed()
     };
     assert!(passed(&[(false, Failure), (true, Success)]));
     assert!(passed(&[(false, Failure), (true, Success), (true, Success)]));

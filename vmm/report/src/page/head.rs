@@ -62,7 +62,7 @@ fn summary(report: &Report) -> String {
     parts.join(", ")
 }
 
-fn facts(page: &mut String, start: &Start) -> fmt::Result {
+pub fn facts(page: &mut String, start: &Start) -> fmt::Result {
     let unknown = || "unknown".to_owned();
     let commit = start.commit.as_deref().map_or(String::new(), |commit| format!(", commit {commit}"));
     let kernel = start.kernel.as_deref().map_or(String::new(), |kernel| format!(", Linux {kernel}"));

@@ -32,6 +32,16 @@ impl Record {
         self.step(is_wanted)?.sample.guest
     }
 
+    /// Tells `observer` what the session told, step by step. What changed within a step is in no record.
+    ///
+    /// # Errors
+    /// The observer cannot write.
+    pub fn retell(&self, observer: &mut impl Observer) -> io::Result<()> {
+        self.boot.iter().try_for_each(|booted| observer.boot(booted))?;
+        self.steps.iter().try_for_each(|step| observer.step(step))?;
+        observer.end(&self.summary)
+    }
+
     /// The reason why that step failed, if it did.
     #[must_use]
     pub fn failure(&self, is_wanted: impl Fn(&Command) -> bool) -> Option<&StepFailure> {

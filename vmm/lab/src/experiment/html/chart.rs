@@ -6,7 +6,7 @@
 use std::fmt::{self, Write};
 
 use super::super::{Side, Value, Verdict};
-use super::Escaped;
+use tidevm_report::Escaped;
 
 const WIDTH: f64 = 860.0;
 /// The left end of bars, and the length of the longest one. The number fits behind it.

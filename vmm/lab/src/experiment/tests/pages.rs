@@ -1,6 +1,7 @@
 //! Verdicts as text, JSON and HTML.
 
 use serde_json::{Value as Json, json};
+use tidevm_events::{Kvm, Start};
 
 use super::*;
 use crate::experiment::{html, json, text};
@@ -34,9 +35,11 @@ fn verdicts() -> [Verdict; 2] {
     ];
     let bad = vec![side(false, "slow", Success, Vec::new()), side(true, "fast", Success, Vec::new())];
     let took = Duration::from_millis(2500);
+    let timeline = "<div class=\"plot\"></div>\n".to_owned();
+    let drawing = Drawing { label: "good-one <off>".to_owned(), timeline };
     [
-        Verdict { name: "good-one", about: "Is <this> so?", sides: good, took },
-        Verdict { name: "bad-one", about: "Is that so?", sides: bad, took },
+        Verdict { name: "good-one", about: "Is <this> so?", sides: good, took, drawings: vec![drawing] },
+        Verdict { name: "bad-one", about: "Is that so?", sides: bad, took, drawings: Vec::new() },
     ]
 }
 
@@ -90,9 +93,20 @@ fn as_json() {
     assert_eq!(data["experiments"][1]["passed"], false);
 }
 
+fn start() -> Start {
+    Start {
+        version: "v9".to_owned(),
+        commit: Some("c0ffee".to_owned()),
+        host: Some("over there".to_owned()),
+        kvm: Kvm::Svm,
+        command_line: ["tidevm", "experiment", "all"].map(str::to_owned).into(),
+        ..Start::default()
+    }
+}
+
 #[test]
 fn as_a_page() {
-    let page = html::page(&verdicts());
+    let page = html::page(&start(), &verdicts());
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
     for raw in ["<this>", "a < b", "& \"c\"", "<no>"] {
         assert!(!page.contains(raw), "{raw} is not escaped");
@@ -100,6 +114,13 @@ fn as_a_page() {
     for shown in ["Is &lt;this&gt; so?", "a &lt; b &amp; &quot;c&quot;", "&lt;no&gt; room", "1.50 s", "17 us"]
     {
         assert!(page.contains(shown), "no {shown}");
+    }
+    let session = "<summary>good-one &lt;off&gt; over time</summary>\n<div class=\"plot\"></div>\n</details>";
+    assert!(page.contains(session), "{page}");
+    for fact in
+        ["<dd>v9, commit c0ffee</dd>", "<dd>over there", "AMD SVM", "<code>tidevm experiment all</code>"]
+    {
+        assert!(page.contains(fact), "no {fact}");
     }
     // The page fetches nothing from another place.
     for outside in ["http:", "https:", "src=", "<script", "<link", "@import", "url("] {
@@ -120,7 +141,7 @@ fn lengths_of_bars_follow_the_numbers() {
         for (side, value) in verdict.sides.iter_mut().zip(values) {
             side.numbers = vec![Number::charted("pages", Value::Count(value))];
         }
-        let page = html::page(&[verdict]);
+        let page = html::page(&start(), &[verdict]);
         let rects = page.split("<rect ").skip(1);
         let width = |rect: &str| {
             let (_, rest) = rect.split_once("width=\"").expect("a width");
