@@ -48,6 +48,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         &[
             "tidevm-abi",
             "tidevm-autosize",
+            "tidevm-events",
             "tidevm-machine",
             "tidevm-report",
             "tidevm-session",
