@@ -114,11 +114,13 @@ fn the_unit_of_the_papers_runs_and_curl_resizes_it() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
-    // The first line says that the guest is ready; the API answers by then.
-    let mut ready = String::new();
+    // The second line, after the start, says that the guest is ready; the API answers by then.
     let mut stdout = BufReader::new(service.stdout.take().expect("a pipe"));
-    stdout.read_line(&mut ready).expect("a line");
-    assert!(ready.contains("\"ready\""), "{ready}");
+    for event in ["start", "ready"] {
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("a line");
+        assert!(line.starts_with(&format!("{{\"event\":\"{event}\"")), "{line}");
+    }
     let socket = folder.join("api.sock");
     let curls: Vec<String> = block("sh").lines().filter(|line| line.starts_with("curl ")).map(path).collect();
     let answers: Vec<String> = curls
