@@ -132,7 +132,7 @@ fn guest_follows_qemu() {
         resize(&mut machine, mib);
         assert_eq!(movable(&mut machine), expected(mib), "{mib} MiB\n{}", machine.text());
     }
-    assert!(machine.text().contains("2 CPUs, 1 virtio-mem devices"), "{}", machine.text());
+    assert!(machine.text().contains("2 CPUs, 1 virtio-mem device\n"), "{}", machine.text());
     power_off(machine);
 }
 
@@ -318,8 +318,8 @@ fn the_shell_says_what_is_wrong() {
         ("nonsense", "no such command"),
         ("verify nothing", "no workload has this name"),
         ("release", "expected a name"),
-        ("hog 1M", "hog SIZE movable|unmovable|pinned"),
-        ("hog 1X movable as a", "hog SIZE"),
+        ("hog 1M", "hog [up to] SIZE movable|unmovable|pinned"),
+        ("hog 1X movable as a", "hog [up to] SIZE"),
         ("meminfo now", "words after the command"),
         ("churn 2 threads for 5", "churn N threads for 5s as NAME"),
         ("hog 1M movable as a b", "words after the command"),
