@@ -99,6 +99,7 @@ fn main() -> ExitCode {
             eprintln!("SKIP {name}: {reason}");
         }
         let run = move || {
+            let _left = EndsWhatIsLeft;
             test();
             Ok::<(), Failed>(())
         };
@@ -134,6 +135,24 @@ fn main() -> ExitCode {
         .chain(top::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
+}
+
+/// Ends the programs that a failed test left. They hold the streams of this process, for whose end its caller waits.
+struct EndsWhatIsLeft;
+
+impl Drop for EndsWhatIsLeft {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+        let lists = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
+        let children: Vec<String> =
+            lists.flatten().flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+        for child in children.iter().filter(|child| !child.is_empty()) {
+            drop(Command::new("kill").args(["-KILL", child]).status());
+        }
+    }
 }
 
 fn program() -> Command {
