@@ -42,6 +42,7 @@ act() {
             echo $device > $bus/unbind
             ;;
         unbind_early) # at the first memory that comes, without waiting for the next round
+            echo "the guest looks out for memory"
             until read -r _ now _ < /proc/meminfo && [ "$now" -gt "$start" ]; do :; done
             act unbind
             ;;
