@@ -68,7 +68,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
             Ok(Some(Answer::Done))
         }
         Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
-        Op::Readd { addr, size } => blocks::readd(addr, size).map(Some),
+        Op::Readd { addr, size } => blocks::readd(requester, addr, size).map(job_answers),
         Op::Pmem(op) => pmem::carry_out(op, requester),
         Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
         Op::PowerOff => panic::power_off(),

@@ -19,6 +19,8 @@
 //! Invariants: a page that is lent is `Allocated` by [`Holder::Lent`]. So it is neither allocated nor taken offline before it
 //! is back. A pageblock does not change its type meanwhile, because none of its pages is free.
 
+use arrayvec::ArrayVec;
+
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
@@ -43,43 +45,20 @@ const ORDERS: [Order; 2] = [Order::MAX, Order::PAGEBLOCK];
 const TYPES: [MigrateType; 2] = [MigrateType::Unmovable, MigrateType::Movable];
 
 /// Buddy blocks that are lent to the host. Nothing but the host accesses them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "these pages are lost until they are put back"]
-pub struct Lent {
-    blocks: [(Pfn, Order); CAPACITY],
-    len: usize,
-}
+pub struct Lent(ArrayVec<(Pfn, Order), CAPACITY>);
 
 impl Lent {
-    /// Nothing.
-    pub const fn new() -> Self {
-        Self { blocks: [(Pfn::new(0), Order::PAGE); CAPACITY], len: 0 }
-    }
-
     /// Whether nothing is lent.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_empty()
     }
 
     /// The frames that are lent.
     pub fn ranges(&self) -> impl ExactSizeIterator<Item = PfnRange> {
-        self.blocks[..self.len].iter().map(|&(pfn, order)| PfnRange::new(pfn, order.pages()))
-    }
-
-    const fn is_full(&self) -> bool {
-        self.len == CAPACITY
-    }
-
-    fn push(&mut self, pfn: Pfn, order: Order) {
-        self.blocks[self.len] = (pfn, order);
-        self.len += 1;
-    }
-}
-
-impl Default for Lent {
-    fn default() -> Self {
-        Self::new()
+        self.0.iter().map(|&(pfn, order)| PfnRange::new(pfn, order.pages()))
     }
 }
 
@@ -103,12 +82,12 @@ impl ZoneGuard<'_> {
             if head.state().is_reported() {
                 continue;
             }
-            if lent.is_full() || pages + u64::from(order.pages()) > room {
-                return (pages, lent.is_full());
+            if lent.0.is_full() || pages + u64::from(order.pages()) > room {
+                return (pages, lent.0.is_full());
             }
             let block = self.remove(FreeBlock::new(block, pfn, order, mt));
             self.allocate(block, Holder::Lent.word());
-            lent.push(pfn, order);
+            lent.0.push((pfn, order));
             pages += u64::from(order.pages());
             left -= 1;
         }
@@ -139,7 +118,7 @@ impl<P: Platform> Mm<P> {
     /// # Panics
     /// When one of them is not lent.
     pub fn put_back(&self, lent: &mut Lent, taken: bool) {
-        for (pfn, order) in lent.blocks[..core::mem::take(&mut lent.len)].iter().copied() {
+        for (pfn, order) in lent.0.drain(..) {
             let pages = self.sparse.pages(pfn.section()).expect("a page that is lent has a section");
             let (page, zone) = (pages.page(pfn), pages.section().zone());
             let state = page.state();

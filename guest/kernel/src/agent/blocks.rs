@@ -3,6 +3,7 @@
 //! Takes the place of Linux's `/sys/devices/system/memory`, and of its `offline_and_remove_memory` as drivers
 //! that own a range call it.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, Failure, Size};
@@ -13,7 +14,9 @@ use tidevm_mm::{
 
 use crate::agent::translate;
 use crate::cpu::time::Instant;
-use crate::mem::MM;
+use crate::job::{self, Job, Progress};
+use crate::mailbox::{Reply, Requester};
+use crate::mem::{MM, lending};
 
 /// The memory blocks from address `from` on, as many as fit into one answer.
 pub fn blocks(from: u64) -> Answer {
@@ -47,18 +50,42 @@ fn continues(before: &BlockRun, run: &BlockRun) -> bool {
     *run == expected
 }
 
-/// Takes the memory blocks of `size` bytes at `addr` offline and removes them, all at once, and then adds
-/// them back as they were. The virtio-mem driver does not see it.
+/// Starts the job that takes the memory blocks of `size` bytes at `addr` offline and removes them, all at once, and then
+/// adds them back as they were. It answers `requester`. The virtio-mem driver does not see it.
 ///
 /// # Errors
-/// The range is not made of whole memory blocks, or they cannot be removed; they are online then.
-pub fn readd(addr: u64, Size(size): Size) -> Result<Answer, Failure> {
+/// The range is not made of whole sections below the end of memory.
+pub fn readd(requester: Requester, addr: u64, Size(size): Size) -> Result<(), Failure> {
     let end = addr.checked_add(size).filter(|&end| end <= tidevm_abi::MAX_PHYS_ADDR);
     if end.is_none() || !(addr | size).is_multiple_of(SECTION_SIZE) {
         return Err(Failure::NotBlocks);
     }
     let first = SectionNr::of(PhysAddr::new(addr));
     let range = SectionRange::new(first, (size / SECTION_SIZE) as u32).expect("the end is an address");
+    job::spawn(0, Box::new(Readd { range, reply: Reply::to(requester) }));
+    Ok(())
+}
+
+/// The job of [`readd`]. Memory that is lent to the host cannot go offline, and comes back soon: the job waits for it.
+struct Readd {
+    range: SectionRange,
+    /// The last field: the answer comes when the job has given back its memory.
+    reply: Reply,
+}
+
+impl Job for Readd {
+    fn step(&mut self) -> Progress {
+        if !lending::hold() {
+            return Progress::Idle(Some(Instant::in_millis(1)));
+        }
+        self.reply.set(remove_and_add(self.range).map_or_else(Answer::Failed, |()| Answer::Done));
+        Progress::Done
+    }
+}
+
+/// # Errors
+/// The range is not made of whole memory blocks, or they cannot be removed; they are online then.
+fn remove_and_add(range: SectionRange) -> Result<(), Failure> {
     let mut before: Vec<(MemoryBlockStats, Vec<PageblockSet>)> = Vec::new();
     MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
@@ -76,7 +103,7 @@ pub fn readd(addr: u64, Size(size): Size) -> Result<Answer, Failure> {
         retry(|| MM.hotplug().add_memory(block.node, block.first, &plugged, flags));
         retry(|| MM.hotplug().online(block.first, zone));
     }
-    Ok(Answer::Done)
+    Ok(())
 }
 
 /// Repeats `step` until it succeeds: another user may have, for a moment, the page table or memmap pages that

@@ -9,7 +9,7 @@ use tidevm_abi::HogKind;
 use tidevm_mm::{Gfp, MAX_OWNERS, Order, OwnerId, PAGEBLOCK_PAGES, Pfn, PfnRange, ZoneStats, ZoneType};
 
 use crate::agent::pattern::PagePattern;
-use crate::agent::walk::PageSet;
+use crate::agent::walk::{PageSet, Taken};
 use crate::agent::workload::{Hold, Workload};
 use crate::mem::{MM, lending};
 
@@ -85,20 +85,24 @@ impl SystemPages {
 }
 
 impl PageSet for SystemPages {
-    fn take_some(&mut self, wanted: u64) -> Option<u32> {
+    fn take_some(&mut self, wanted: u64) -> Taken {
         if let Some(block) = self.scatter {
             if wanted >= u64::from(RUN.pages()) && self.take_run(block) {
-                return Some(RUN.pages());
+                return Taken::Pages(RUN.pages());
             }
             // Take single pages from now on: fewer than a run are wanted, or there is no whole buddy block left.
             self.scatter = None;
         }
-        let Some(pfn) = self.alloc(wanted) else {
-            // Memory that is lent to the host comes back in a moment.
-            return lending::is_lent().then_some(0);
-        };
-        self.put(pfn);
-        Some(1)
+        // Memory may come back while there was none, or be lent: only if neither is so, there is no more.
+        let was_lent = lending::is_lent();
+        match self.alloc(wanted) {
+            Some(pfn) => {
+                self.put(pfn);
+                Taken::Pages(1)
+            }
+            None if was_lent || lending::is_lent() => Taken::Lent,
+            None => Taken::NoMore,
+        }
     }
 
     /// Memory of a device serves requests for single movable pages.

@@ -10,7 +10,8 @@
 //! Invariants: no allocation counts or looks here while it finds memory. An allocation waits at most as
 //! long as the VMM said, and not at all when the VMM said nothing.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use tidevm_abi::{Pressure, Report, Size, Watch};
 use tidevm_mm::PAGE_SIZE;
@@ -115,8 +116,9 @@ pub fn look() {
 
 /// Has waiting workloads try again.
 pub fn memory_came() {
-    ARRIVALS.fetch_add(1, Relaxed);
-    if WAITING.load(Relaxed) > 0 {
+    // With `Wait::begin` and `Wait::pause`: this CPU sees who waits, or who waits sees the arrival.
+    ARRIVALS.fetch_add(1, SeqCst);
+    if WAITING.load(SeqCst) > 0 {
         (0..cpu::online()).for_each(lapic::wake);
     }
 }
@@ -136,7 +138,7 @@ impl Wait {
         if patience == 0 {
             return None;
         }
-        WAITING.fetch_add(1, Relaxed);
+        WAITING.fetch_add(1, SeqCst);
         WAITED.fetch_add(1, Relaxed);
         look();
         Some(Self { since: Instant::now(), until: Instant::in_millis(patience.into()), arrivals })
@@ -144,7 +146,7 @@ impl Wait {
 
     /// How often memory has come.
     pub fn arrivals() -> u64 {
-        ARRIVALS.load(Relaxed)
+        ARRIVALS.load(SeqCst)
     }
 
     /// Until when there is nothing to try; `None`: now.

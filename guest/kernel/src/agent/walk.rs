@@ -24,11 +24,22 @@ use crate::mailbox::{Reply, Requester};
 /// Pages of one step.
 const BATCH: u32 = 64;
 
+/// The result of [`PageSet::take_some`].
+pub enum Taken {
+    /// So many pages, at least one.
+    Pages(u32),
+    /// The next page is in use elsewhere, and is left out.
+    LeftOut,
+    /// There is no page now, and memory that is lent to the host comes back in a moment.
+    Lent,
+    /// There are no more.
+    NoMore,
+}
+
 /// The pages of one workload, at places with numbers.
 pub trait PageSet: Send {
     /// Takes the next pages for the workload, at most `wanted` of them, and fills them with their patterns.
-    /// Returns how many: 0 when the next page is in use elsewhere, `None` when there are no more.
-    fn take_some(&mut self, wanted: u64) -> Option<u32>;
+    fn take_some(&mut self, wanted: u64) -> Taken;
 
     /// Whether there may be more pages later, when there are none now.
     fn may_come_later(&self) -> bool {
@@ -147,7 +158,7 @@ struct Walk<S> {
 enum Visit {
     /// The walk goes on; the visit counts as this many pages of the step.
     Counts(u32),
-    /// The page is being moved, by another CPU or between two steps of a job on this CPU.
+    /// The page is being moved, by another CPU or between two steps of a job on this CPU. Or memory is lent to the host.
     Busy,
     /// There is nothing to do until memory comes, or until this moment.
     Waits(Instant),
@@ -202,10 +213,15 @@ impl<S: PageSet> Walk<S> {
         }
         // Read before there is no memory, so that none that comes after it is missed.
         let arrivals = Wait::arrivals();
-        if let Some(taken) = self.set.take_some(left) {
-            self.wait = None;
-            self.pages += u64::from(taken);
-            return Visit::Counts(taken.max(1));
+        match self.set.take_some(left) {
+            Taken::Pages(taken) => {
+                self.wait = None;
+                self.pages += u64::from(taken);
+                return Visit::Counts(taken);
+            }
+            Taken::LeftOut => return Visit::Counts(1),
+            Taken::Lent => return Visit::Busy,
+            Taken::NoMore => {}
         }
         if self.set.may_come_later() {
             self.wait = match self.wait.take() {

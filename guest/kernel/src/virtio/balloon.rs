@@ -7,13 +7,13 @@
 //!   All work that frees memory ends by waking this CPU. While another CPU works, looks go on.
 //! - While memory goes offline, none is lent: see [`lending`].
 //!
-//! Invariant: memory that is lent is put back when the device has answered, or after the device was reset. A device that
-//! cannot be reset keeps it.
+//! Invariants: [`lending::is_lent`] holds from before memory is lent until after it is put back. Memory that is lent is put
+//! back when the device has answered, or after the device was reset. A device that cannot be reset keeps it.
 
 use alloc::boxed::Box;
 use core::fmt;
 
-use tidevm_mm::{Lent, NodeId, PAGE_SIZE, ZoneStats, ZoneType};
+use tidevm_mm::{Lent, PAGE_SIZE, ZoneStats};
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
 use super::Device;
@@ -132,20 +132,22 @@ impl<T: Transport> BalloonDriver<T> {
         if reports.is_busy() {
             let Some(lent) = reports.poll() else { return Progress::Idle(None) };
             put_back(Some(lent), true);
-        } else if self.look_at.is_none() {
-            self.look_at = Some(Instant::in_millis(DELAY_MILLIS));
+            self.look_at = Some(Instant::now());
         }
-        let look_at = self.look_at.unwrap_or_else(Instant::now).max(lending::held_until());
+        let look_at = *self.look_at.get_or_insert_with(|| Instant::in_millis(DELAY_MILLIS));
+        let look_at = look_at.max(lending::held_until());
         if !look_at.has_passed() {
             return Progress::Idle(Some(look_at));
         }
-        let mut lent = Lent::new();
+        let mut lent = Lent::default();
+        // Said before memory is lent: who finds none has to know.
+        lending::set_lent(true);
         let more = MM.lend_unreported(&mut lent);
         if !lent.is_empty() {
-            lending::set_lent(true);
             reports.send(&mut self.device.transport, lent);
             return Progress::Idle(None);
         }
+        lending::set_lent(false);
         if more {
             return Progress::Again;
         }
@@ -169,16 +171,14 @@ fn others_work() -> bool {
     (0..cpu::online()).any(|index| index != me && !cpu::area(index).passes.is_idle())
 }
 
-/// Writes the statistics (virtio 1.3, section 5.5.6.3). Memory can be had down to the low watermark of each zone (Linux
-/// `si_mem_available`).
+/// Writes the statistics (virtio 1.3, section 5.5.6.3).
 fn write_statistics(bytes: &mut [u8; STATISTICS * STATISTIC]) {
     let stats = MM.stats();
     let sum = |pages: fn(&ZoneStats) -> u64| stats.zones.iter().map(pages).sum::<u64>() * PAGE_SIZE;
     let free = sum(|zone| zone.all_free() + zone.pcp);
-    let zones = NodeId::all().flat_map(|node| ZoneType::ALL.map(|zone| node.zone(zone)));
-    let low = zones.map(|zone| MM.zone_info(zone).low).sum::<u64>() * PAGE_SIZE;
+    let available = MM.available_pages() * PAGE_SIZE;
     let statistics: [(u16, u64); STATISTICS] =
-        [(0, 0), (1, 0), (4, free), (5, sum(|zone| zone.managed)), (6, free.saturating_sub(low)), (7, 0)];
+        [(0, 0), (1, 0), (4, free), (5, sum(|zone| zone.managed)), (6, available), (7, 0)];
     for (bytes, (tag, value)) in bytes.chunks_exact_mut(STATISTIC).zip(statistics) {
         bytes[..2].copy_from_slice(&tag.to_le_bytes());
         bytes[2..].copy_from_slice(&value.to_le_bytes());

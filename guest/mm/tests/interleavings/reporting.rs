@@ -19,7 +19,7 @@ const TAKEN: u64 = 0x7a6e;
 
 /// Reports all that can be lent at once.
 fn report(mm: &Mm<Sim>) {
-    let mut lent = Lent::new();
+    let mut lent = Lent::default();
     mm.platform().step(|| mm.lend_unreported(&mut lent));
     let heads: Vec<Pfn> = lent.ranges().map(|range| range.start()).collect();
     for &pfn in &heads {

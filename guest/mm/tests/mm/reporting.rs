@@ -27,7 +27,7 @@ fn online(mm: &Mm<Sim>, nr: SectionNr) {
 
 /// Lends memory once. The host takes it.
 fn lend(mm: &Mm<Sim>) -> Lent {
-    let mut lent = Lent::new();
+    let mut lent = Lent::default();
     while mm.lend_unreported(&mut lent) && lent.is_empty() {}
     for pfn in lent.ranges().flat_map(PfnRange::frames) {
         mm.platform().write(pfn, TAKEN);
@@ -241,7 +241,7 @@ fn reports_change_nothing_that_is_in_use() {
     let mm = machine();
     let tenant = Tenant::new(mm, 0, 4000);
     let mut random = Random::new("reporting::reports_change_nothing_that_is_in_use");
-    let mut lent = Lent::new();
+    let mut lent = Lent::default();
     let mut blocks: Vec<(Pfn, Order)> = Vec::new();
     let (mut out, mut refused) = (0, 0);
     for step in 0..600 {

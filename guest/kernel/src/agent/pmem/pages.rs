@@ -14,7 +14,7 @@ use tidevm_abi::{Failure, Handle, PmemFailure};
 use tidevm_mm::{Pfn, PfnRange, PgmapNr};
 
 use crate::agent::pattern::PagePattern;
-use crate::agent::walk::PageSet;
+use crate::agent::walk::{PageSet, Taken};
 use crate::agent::workload::{self, Hold};
 use crate::mem::MM;
 
@@ -80,19 +80,19 @@ impl DevicePages {
 }
 
 impl PageSet for DevicePages {
-    fn take_some(&mut self, _wanted: u64) -> Option<u32> {
+    fn take_some(&mut self, _wanted: u64) -> Taken {
         let Entry { handle, range, .. } = self.entry;
         let pfn = self.next;
         if pfn == range.end() {
-            return None;
+            return Taken::NoMore;
         }
         self.next = pfn.add(1);
         let is_free = MM.dev_page(pfn).is_some_and(|page| page.user.is_none());
         if !is_free || MM.get_dev_page(pfn, handle).is_err() {
-            return Some(0);
+            return Taken::LeftOut;
         }
         self.pattern(pfn.get() - range.start().get()).write(pfn);
-        Some(1)
+        Taken::Pages(1)
     }
 
     fn end_take(&mut self) {
