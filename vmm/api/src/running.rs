@@ -233,7 +233,7 @@ impl Running {
 
     /// Asks the guest for its memory blocks from `from` on.
     fn ask_blocks(&mut self, from: u64) -> Option<u32> {
-        if self.vm.takes_calls() { self.vm.call(Op::Blocks { from }).ok() } else { None }
+        self.vm.try_call(Op::Blocks { from })
     }
 
     fn poll_blocks(&mut self, waiter: &mut Waiter, over: bool, now: Instant) -> Option<Response> {

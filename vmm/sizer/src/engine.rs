@@ -46,7 +46,6 @@ struct Question {
 struct Scene {
     targets: u64,
     plugged: Size,
-    resets: u64,
     at_rest: bool,
 }
 
@@ -71,8 +70,8 @@ pub struct Engine {
     /// When the last question was asked, and when the next one is due in any case.
     asked: Option<Duration>,
     due: Option<Duration>,
-    /// The guest was told to watch nothing.
-    blind: bool,
+    /// The guest was told to watch something.
+    watching: bool,
     /// It sizes nothing any more.
     off: bool,
     last: Option<Pressure>,
@@ -98,7 +97,7 @@ impl Engine {
             resets: state.resets,
             asked: None,
             due: None,
-            blind: false,
+            watching: false,
             off: false,
             last: None,
             why: None,
@@ -114,7 +113,7 @@ impl Engine {
         if self.off {
             // An answer that is still to come is none to a question of the new one.
             let question = self.question.map(|question| Question { at_rest: false, ..question });
-            *self = Self { question, ..Self::new(bounds, pace, target) };
+            *self = Self { question, watching: self.watching, ..Self::new(bounds, pace, target) };
         }
         self.policy.set_bounds(bounds);
         self.release(target);
@@ -165,6 +164,10 @@ impl Engine {
         let (state, now) = (target.state(), target.now() - self.began);
         self.enter(&state, now);
         self.notice(&state);
+        if state.paused {
+            // The clock stands still too, so no time to wait for comes.
+            return None;
+        }
         let mem = state.mem.get(REGION)?;
         if !target.reports() {
             self.take_statistics(target, &state, mem, now);
@@ -198,7 +201,7 @@ impl Engine {
     fn notice(&mut self, state: &State) {
         if self.resets != state.resets {
             // The guest that was asked is gone, and so is what it watched.
-            (self.resets, self.scene, self.last, self.blind) = (state.resets, None, None, false);
+            (self.resets, self.scene, self.last, self.watching) = (state.resets, None, None, false);
         }
         if let Some(mem) = state.mem.get(REGION).filter(|mem| mem.targets != self.known) {
             self.known = mem.targets;
@@ -232,7 +235,7 @@ impl Engine {
         let waited = stats.alloc_stalls.unwrap_or(0);
         let failed = waited.saturating_add(stats.oom_kills.unwrap_or(0));
         let pressure = Pressure { available: Size(available), waited, failed, ..Pressure::default() };
-        let still = now - self.moved.2;
+        let still = now.saturating_sub(self.moved.2);
         let stuck = mem.plugged != mem.requested && still >= STUCK;
         let at_rest = mem.driver && (mem.arrived(mem.requested) && still >= SETTLE || stuck);
         self.counts.questions += 1;
@@ -288,7 +291,7 @@ impl Engine {
 
     /// How long to wait before the guest is asked; `None`: until something happens.
     fn wait(&self, state: &State, mem: &MemStatus, at_rest: bool, now: Duration) -> Option<Duration> {
-        let news = self.scene != Some(scene(state, mem, at_rest)) || state.pressures != self.told;
+        let news = self.scene != Some(scene(mem, at_rest)) || state.pressures != self.told;
         let due = if news && (at_rest || self.shrinks(mem)) {
             now
         } else if at_rest {
@@ -318,17 +321,17 @@ impl Engine {
         };
         self.counts.questions += 1;
         self.question = Some(Question { id, at_rest });
-        self.scene = Some(scene(state, mem, at_rest));
-        (self.told, self.asked, self.due, self.blind) = (state.pressures, Some(now), None, false);
+        self.scene = Some(scene(mem, at_rest));
+        (self.told, self.asked, self.due, self.watching) = (state.pressures, Some(now), None, true);
     }
 
     /// Has the guest watch nothing. Its answer says nothing either.
     fn look_away(&mut self, target: &impl Target) {
-        if !self.blind
+        if self.watching
             && let Some(id) = target.watch(Watch::NOTHING)
         {
             self.question = Some(Question { id, at_rest: false });
-            self.blind = true;
+            self.watching = false;
         }
     }
 
@@ -339,7 +342,7 @@ impl Engine {
 
     /// Whether there may be something to do when the VM changes.
     pub fn is_on(&self) -> bool {
-        !self.off || self.question.is_some()
+        !self.off || self.question.is_some() || self.watching
     }
 }
 
@@ -357,8 +360,8 @@ fn at_rest(mem: &MemStatus) -> bool {
     mem.stopped(mem.requested).is_some()
 }
 
-fn scene(state: &State, mem: &MemStatus, at_rest: bool) -> Scene {
-    Scene { targets: mem.targets, plugged: mem.plugged, resets: state.resets, at_rest }
+fn scene(mem: &MemStatus, at_rest: bool) -> Scene {
+    Scene { targets: mem.targets, plugged: mem.plugged, at_rest }
 }
 
 #[cfg(test)]

@@ -84,9 +84,13 @@ impl Sizer {
 
     /// Leaves the size of the VM alone from now on.
     pub fn stop(&self) {
-        if !self.change(Engine::end) {
-            *self.lock() = Sizing::Off;
+        let mut sizing = self.lock();
+        match &mut *sizing {
+            Sizing::On(engine) => engine.end(),
+            Sizing::Off | Sizing::Asked(_) => *sizing = Sizing::Off,
         }
+        drop(sizing);
+        self.tell();
     }
 
     /// Leaves the present target of `vm` in force until [`Sizer::release`].
@@ -112,14 +116,12 @@ impl Sizer {
         Sizing::On(Box::new(Engine::new(bounds, self.shared.pace, vm)))
     }
 
-    /// Has the engine change. Returns whether there is one.
-    fn change(&self, change: impl FnOnce(&mut Engine)) -> bool {
-        let mut sizing = self.lock();
-        let Sizing::On(engine) = &mut *sizing else { return false };
-        change(engine);
-        drop(sizing);
+    /// Has the engine change, if there is one.
+    fn change(&self, change: impl FnOnce(&mut Engine)) {
+        if let Sizing::On(engine) = &mut *self.lock() {
+            change(engine);
+        }
         self.tell();
-        true
     }
 
     /// Wakes the thread.

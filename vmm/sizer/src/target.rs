@@ -46,7 +46,7 @@ impl Target for VmHandle {
     }
 
     fn watch(&self, watch: Watch) -> Option<u32> {
-        if self.takes_calls() { self.call(Op::Watch(watch)).ok() } else { None }
+        self.try_call(Op::Watch(watch))
     }
 
     fn answer(&self, id: u32) -> Option<Option<Pressure>> {

@@ -31,8 +31,8 @@ impl Sample {
                 Ok(_) | Err(_) => None,
             };
         }
-        if self.asked.is_none() && vm.takes_calls() {
-            self.asked = vm.call(Op::Stats).ok();
+        if self.asked.is_none() {
+            self.asked = vm.try_call(Op::Stats);
         }
     }
 }

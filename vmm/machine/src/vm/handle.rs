@@ -286,6 +286,12 @@ impl VmHandle {
         self.has_agent() && state.ready.is_some() && !state.paused && !state.ended()
     }
 
+    /// Makes a call if the guest can answer one now (see [`VmHandle::takes_calls`]) and has room for it. Returns its number.
+    #[must_use]
+    pub fn try_call(&self, op: Op) -> Option<u32> {
+        if self.takes_calls() { self.call(op).ok() } else { None }
+    }
+
     /// Exits since the start, one entry per vCPU.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {

@@ -394,6 +394,33 @@ fn a_guest_that_is_reset_is_asked_anew_and_one_that_stands_still_is_not() {
     assert_eq!(fake.watches.borrow().len(), 3);
 }
 
+/// The clock stands still with the guest, so a time to wait for would not come.
+#[test]
+fn a_guest_that_stands_still_is_not_waited_for() {
+    let fake = Fake::new();
+    fake.set_target(Size::gib(1));
+    fake.arrive();
+    let mut engine = Engine::new(bounds(Size::gib(8)), PACE, &fake);
+    assert!(settle(&mut engine, &fake).is_some(), "it is asked again when it was calm for long");
+    fake.state.borrow_mut().paused = true;
+    assert_eq!(engine.turn(&fake), None);
+    fake.state.borrow_mut().paused = false;
+    assert!(engine.turn(&fake).is_some());
+}
+
+#[test]
+fn a_guest_that_stood_still_at_the_end_is_told_later() {
+    let fake = Fake::new();
+    let mut engine = sized(&fake);
+    fake.state.borrow_mut().paused = true;
+    engine.end();
+    assert_eq!(engine.turn(&fake), None);
+    assert!(engine.is_on() && fake.last_watch() != Watch::NOTHING);
+    fake.state.borrow_mut().paused = false;
+    assert_eq!(settle(&mut engine, &fake), None);
+    assert_eq!((fake.last_watch(), engine.is_on()), (Watch::NOTHING, false));
+}
+
 /// A guest that does not answer is not asked again, and its target stays.
 #[test]
 fn a_silent_guest_costs_one_question() {
