@@ -67,10 +67,9 @@ impl Metrics {
     /// Writes a line about what was counted since the line before, until `now`.
     ///
     /// # Errors
-    /// The file takes no more.
+    /// The file takes no more. The next line tells what this one would have.
     pub fn flush(&mut self, state: &State, now: Told) -> std::io::Result<()> {
-        let before = std::mem::replace(&mut self.told, now);
-        let now = &self.told;
+        let before = &self.told;
         let mut line = json!({ "utc_timestamp_ms": unix_ms() });
         if let Some(id) = &self.id {
             line["id"] = json!(id);
@@ -104,7 +103,9 @@ impl Metrics {
         let mut text = line.to_string();
         text.push('\n');
         // In one call, so that a reader of a pipe gets whole lines.
-        self.file.write_all(text.as_bytes())
+        self.file.write_all(text.as_bytes())?;
+        self.told = now;
+        Ok(())
     }
 }
 
@@ -120,4 +121,37 @@ pub fn unix_ms() -> u64 {
 /// It cannot be opened, or is a pipe without a reader.
 pub fn open_to_append(path: &std::path::Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tidevm_machine::State;
+
+    use super::{Metrics, MetricsConfig, Told};
+
+    /// What a line that was not written would have told is told by the next one.
+    #[test]
+    fn a_file_that_takes_nothing_loses_no_count() {
+        let path = std::env::temp_dir().join(format!("tidevm-metrics-{}", std::process::id()));
+        let config = |path: &std::path::Path| {
+            let text = serde_json::json!({ "metrics_path": path }).to_string();
+            serde_json::from_str::<MetricsConfig>(&text).unwrap()
+        };
+        let now = |io| {
+            let mut told = Told::default();
+            told.exits.io = io;
+            told
+        };
+        let mut metrics = Metrics::open(&config(&path), "vm").unwrap();
+        let file =
+            std::mem::replace(&mut metrics.file, fs::File::options().write(true).open("/dev/full").unwrap());
+        metrics.flush(&State::default(), now(5)).expect_err("a full file");
+        metrics.file = file;
+        metrics.flush(&State::default(), now(7)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(line["vcpu"]["exit_io"], 7);
+    }
 }

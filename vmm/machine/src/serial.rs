@@ -113,6 +113,14 @@ impl Serial {
         }
     }
 
+    /// Gives the guest as much of `pending` as it has room for.
+    pub fn feed(&self, pending: &mut VecDeque<u8>) {
+        let some: Vec<u8> = pending.drain(..self.room().min(pending.len())).collect();
+        if !some.is_empty() {
+            self.input(&some);
+        }
+    }
+
     /// System reset: the UART's registers are as at the start and input is gone. Output continues.
     pub fn reset(&self) {
         let mut uart = self.uart();

@@ -50,7 +50,7 @@ pub enum SocketError {
 /// A socket that listens, at a path that is removed when the process ends.
 #[derive(Debug)]
 pub struct Socket {
-    /// The socket.
+    /// The socket, which does not block.
     pub listener: UnixListener,
     /// While it is open, the path stays.
     pub keeper: PipeWriter,
@@ -90,7 +90,7 @@ impl PartialEq for Listener {
 
 impl Eq for Listener {}
 
-/// Listens at `path`, for this user alone (mode 0600). A socket at which no process listens any more is replaced. `option`
+/// Listens at `path`, for this user alone (mode 0600), without waiting: a client may be gone when it is taken. A socket at which no process listens any more is replaced. `option`
 /// is what named the path, for errors. The process has one thread, or files that its other threads make at this moment
 /// have mode 0600 too.
 ///
@@ -120,7 +120,12 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path);
     // SAFETY: as above.
     unsafe { libc::umask(before) };
-    listener
+    let listener = listener?;
+    if let Err(error) = listener.set_nonblocking(true) {
+        drop(fs::remove_file(path));
+        return Err(error);
+    }
+    Ok(listener)
 }
 
 /// Removes a socket at which no process listens.

@@ -9,6 +9,7 @@
 //! | `steps` | the steps | [`steps::FIRST`] and [`steps::LAST`] |
 //! | `marks` | failures, resets and the end | [`marks::MAX_MARKS`] |
 //! | `region` | memory blocks after each step | [`region::MAX_COLUMNS`] |
+//! | `thinned` | evenly spread items of a row without end | what its owner says |
 //! | `latency` | how long steps took | one number for each bar |
 //! | `page` | shows all of it | |
 //!
@@ -23,6 +24,7 @@ mod region;
 mod series;
 mod show;
 mod steps;
+mod thinned;
 
 use std::cmp::Ordering;
 
@@ -40,7 +42,8 @@ use steps::Steps;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     start: Option<Start>,
-    boot: Option<Option<f64>>,
+    /// Seconds until the guest was ready, if it told.
+    boot: Option<f64>,
     series: Series,
     steps: Steps,
     marks: Marks,
@@ -86,7 +89,7 @@ impl Report {
     }
 
     fn ready(&mut self, at: f64, ready: &Ready) {
-        self.boot = Some(ready.seconds.map(seconds));
+        self.boot = ready.seconds.map(seconds);
         self.plugged = self.sampled(at, &ready.sampled);
         self.regions.take(at, "boot", &ready.sampled);
     }

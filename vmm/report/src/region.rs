@@ -5,9 +5,9 @@
 use tidevm_events::{Block, Blocks, Device, Sampled};
 
 use crate::steps::cut;
+use crate::thinned::Thinned;
 
-/// Most columns that are kept. When there are more, every other one is dropped, and from then on as many of the new
-/// ones.
+/// Most columns that are kept.
 pub const MAX_COLUMNS: usize = 200;
 
 /// Most rows of a region.
@@ -63,9 +63,7 @@ pub struct Region {
     pub size: u64,
     /// Bytes of a row.
     pub row: u64,
-    pub columns: Vec<Column>,
-    stride: u64,
-    count: u64,
+    columns: Thinned<Column>,
 }
 
 /// All regions over time.
@@ -97,34 +95,23 @@ impl Region {
         let most = u64::try_from(MAX_ROWS).unwrap_or(u64::MAX);
         let row =
             block.max(device.region_size.div_ceil(most).checked_next_power_of_two().unwrap_or(u64::MAX));
-        Self {
-            address: device.address,
-            size: device.region_size,
-            row,
-            columns: Vec::new(),
-            stride: 1,
-            count: 0,
-        }
+        let columns = Thinned::at_most(MAX_COLUMNS);
+        Self { address: device.address, size: device.region_size, row, columns }
     }
 
     pub fn rows(&self) -> usize {
         usize::try_from(self.size.div_ceil(self.row)).unwrap_or(MAX_ROWS).min(MAX_ROWS)
     }
 
+    /// What is drawn, in the order of time.
+    pub fn columns(&self) -> &[Column] {
+        self.columns.kept()
+    }
+
     fn take(&mut self, at: f64, command: &str, blocks: &Blocks) {
-        self.count += 1;
-        if !self.count.is_multiple_of(self.stride) {
-            return;
-        }
-        let cells = self.cells(&blocks.runs);
-        self.columns.push(Column { at, command: cut(command), cells, complete: blocks.complete });
-        if self.columns.len() > MAX_COLUMNS {
-            let mut keep = false;
-            self.columns.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            self.stride = self.stride.saturating_mul(2);
+        if self.columns.comes() {
+            let (command, cells) = (cut(command), self.cells(&blocks.runs));
+            self.columns.keep(Column { at, command, cells, complete: blocks.complete });
         }
     }
 

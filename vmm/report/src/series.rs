@@ -2,8 +2,9 @@
 
 use tidevm_events::Sampled;
 
-/// Most points that are kept. When there are more, every other one is dropped, and from then on as many of the new
-/// ones.
+use crate::thinned::Thinned;
+
+/// Most points that are kept.
 pub const MAX_POINTS: usize = 4000;
 
 /// Bytes of a page of the guest.
@@ -53,47 +54,33 @@ impl Point {
 /// Points in the order of their times.
 #[derive(Clone, Debug)]
 pub struct Series {
-    points: Vec<Point>,
-    /// One of so many points is kept.
-    stride: u64,
-    /// How many came.
-    count: u64,
+    points: Thinned<Point>,
     last: Option<Point>,
 }
 
 impl Default for Series {
     fn default() -> Self {
-        Self { points: Vec::new(), stride: 1, count: 0, last: None }
+        Self { points: Thinned::at_most(MAX_POINTS), last: None }
     }
 }
 
 impl Series {
     pub fn take(&mut self, point: Point) {
-        self.count += 1;
         self.last = Some(point);
-        if !self.count.is_multiple_of(self.stride) {
-            return;
-        }
-        self.points.push(point);
-        if self.points.len() > MAX_POINTS {
-            let mut keep = false;
-            self.points.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            self.stride = self.stride.saturating_mul(2);
+        if self.points.comes() {
+            self.points.keep(point);
         }
     }
 
     /// The points that are drawn. The last one that came is among them.
     pub fn points(&self) -> Vec<Point> {
-        let mut points = self.points.clone();
+        let mut points = self.points.kept().to_vec();
         points.extend(self.last.filter(|last| points.last() != Some(last)));
         points
     }
 
     /// How many came.
     pub fn count(&self) -> u64 {
-        self.count
+        self.points.count()
     }
 }

@@ -216,9 +216,9 @@ fn a_map_has_the_state_of_each_memory_block() {
     sampled.blocks = Some(Blocks { runs, complete: true });
     let report = report([start(&[]), ready(0.5), step("a", 1.0, 0.5, sampled)]);
     let region = &report.regions.all()[0];
-    assert_eq!((region.rows(), region.row, region.columns.len()), (64, 128 * MIB, 2));
+    assert_eq!((region.rows(), region.row, region.columns().len()), (64, 128 * MIB, 2));
     let cell = |state, quarters, memmap| Cell { state, quarters, memmap };
-    let column = &region.columns[1].cells;
+    let column = &region.columns()[1].cells;
     assert_eq!(column[..4], [cell(State::Movable, 4, true); 4]);
     assert_eq!(column[4..7], [cell(State::Kernel, 4, true), cell(State::Offline, 1, false), Cell::default()]);
     assert_eq!(column[63], cell(State::Movable, 1, true));
@@ -327,7 +327,7 @@ fn a_long_session_has_a_page_of_bounded_size() {
     };
     let long = report_of(30_000);
     assert!(long.series.points().len() <= MAX_POINTS + 1);
-    assert!(long.regions.all()[0].columns.len() <= MAX_COLUMNS);
+    assert!(long.regions.all()[0].columns().len() <= MAX_COLUMNS);
     assert_eq!(long.steps.rows().count(), FIRST + LAST);
     let (page, longer) = (long.page(), report_of(60_000).page());
     assert_has(

@@ -388,8 +388,9 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             }
             (ended, End::PoweredOff | End::Forced { .. }) => ended,
         };
-        output?;
-        observer.end(&summary)?;
+        // The end is told also when something before it could not be.
+        let told = observer.end(&summary);
+        output.and(told)?;
         Ok(summary)
     }
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::suffix;
 use crate::metric::{Metric, Unit};
-use crate::words::{SyntaxError, Table, Words, word_for};
+use crate::words::{SyntaxError, Table, Word, Words, word_for};
 
 /// `expect`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,8 @@ impl Expect {
         };
         let (device, within) =
             if metric.is_of_devices() { suffix::parse(words)? } else { (None, suffix::within(words)?) };
-        if let Some(word) = words.peek().filter(|word| word.text == "device") {
+        let of_none = |word: &Word<'_>| word.text == "device" && !metric.is_of_devices();
+        if let Some(word) = words.peek().filter(of_none) {
             return Err(word.error(&format!("no `device`: {metric} is of no device")));
         }
         Ok(Self { metric, comparison, value, device, within })

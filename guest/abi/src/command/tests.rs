@@ -258,6 +258,7 @@ fn wrong_lines_say_where_and_what() {
         ("resize 2G within 10", 18, "a duration"),
         ("resize 2G within 1s within 2s", 21, "the end of the line, found `within`"),
         ("resize 2G device x", 18, "the number of a device, from 0 to 15"),
+        ("expect plugged == 0 device 0 device 1", 30, "the end of the line, found `device`"),
         ("expect plugged == 0 device 16", 28, "the number of a device, from 0 to 15"),
         ("hog 5000 movable as a", 5, "whole pages"),
         ("hog 1.5 pages movable as a", 5, "whole pages"),

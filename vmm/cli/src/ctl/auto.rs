@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
+use tidevm_abi::Counted;
 use tidevm_api::http::Method;
 
 use super::outcome::End;
@@ -55,19 +56,20 @@ fn text(auto: &Value) -> String {
     }
     let size = |key: &str| tell::mib(&auto[key]);
     let count = |key: &str| auto[key].as_u64().unwrap_or(0);
+    let times = |key: &str| Counted(count(key), "time");
     let held = if auto["held"] == true { ", held until `auto release`" } else { "" };
     format!(
         "{} of {}, between {} and {} with {}% of headroom{held}\n\
-         {} times larger, {} smaller, {} held; {} allocations waited, at most {} ms",
+         grown {}, shrunk {}, held {}; {} waited, at most {} ms",
         size("size_mib"),
         size("target_size_mib"),
         size("min_size_mib"),
         size("max_size_mib"),
         count("headroom_percent"),
-        count("grows"),
-        count("shrinks"),
-        count("holds"),
-        count("waited"),
+        times("grows"),
+        times("shrinks"),
+        times("holds"),
+        Counted(count("waited"), "allocation"),
         count("longest_wait_us").div_ceil(1000),
     )
 }
@@ -86,8 +88,8 @@ mod tests {
             "max_size_mib": 8192, "headroom_percent": 10, "grows": 2, "shrinks": 1, "holds": 0, "waited": 3,
             "longest_wait_us": 1001,
         });
-        let told = "300M of 384M, between 256M and 8G with 10% of headroom\n2 times larger, 1 smaller, 0 held; 3 \
-                    allocations waited, at most 2 ms";
+        let told = "300M of 384M, between 256M and 8G with 10% of headroom\ngrown 2 times, shrunk 1 time, held 0 \
+                    times; 3 allocations waited, at most 2 ms";
         assert_eq!(text(&auto), told);
         auto["held"] = json!(true);
         assert!(text(&auto).contains("headroom, held until `auto release`"));

@@ -1,7 +1,7 @@
 //! The API's answers as text for people.
 
 use serde_json::{Map, Value};
-use tidevm_abi::Size;
+use tidevm_abi::{Counted, Size};
 
 /// What a table shows for something that is not known.
 const UNKNOWN: &str = "-";
@@ -82,6 +82,13 @@ pub fn event(event: &Value) -> String {
         "failed" => format!("{device}: stopped at {plugged} of {requested}: {}", standing(event)),
         "ready" => format!("the guest is up after {} ms, CPUs: {}", event["after_ms"], event["cpus"]),
         "reset" => format!("the guest was reset, resets: {}", event["resets"]),
+        "pressure" => {
+            let (available, waiting) = (bytes(&event["available"]), event["waiting"].as_u64().unwrap_or(0));
+            format!(
+                "the guest is short of memory: {available} available, {} waiting",
+                Counted(waiting, "allocation")
+            )
+        }
         "paused" => "the guest stands still".to_owned(),
         "resumed" => "the guest runs on".to_owned(),
         "powered_off" => "the guest powered off".to_owned(),
@@ -160,6 +167,10 @@ mod tests {
         assert_eq!(
             event(&json!({ "event": "death", "reason": "triple fault" })),
             "the guest died: triple fault"
+        );
+        assert_eq!(
+            event(&json!({ "event": "pressure", "available": 3 << 20, "waiting": 1, "waited": 2 })),
+            "the guest is short of memory: 3M available, 1 allocation waiting"
         );
         assert_eq!(event(&json!({ "event": "new" })), "{\"event\":\"new\"}");
     }

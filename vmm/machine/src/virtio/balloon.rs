@@ -149,6 +149,7 @@ impl Balloon {
     /// Serves the queues, as much as is due in one turn of the event loop. Returns whether there may be more.
     pub fn serve(&mut self) -> bool {
         let start = Instant::now();
+        let ran = self.transport.registers.running();
         let mut used = self.asks.take() && self.ask();
         let mut more = true;
         for round in 0..ROUNDS_PER_TURN {
@@ -167,6 +168,10 @@ impl Balloon {
         }
         if !self.transport.registers.running() {
             self.forget();
+            if ran {
+                // A queue broke.
+                self.publish();
+            }
         }
         if used {
             self.transport.notify_used();

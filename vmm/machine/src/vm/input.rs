@@ -71,12 +71,8 @@ impl Input {
 
     /// Gives the guest the keys that wait, as far as they fit.
     fn feed(&mut self) {
-        let Some(person) = &mut self.person else { return };
-        let serial = &self.shared.devices.serial;
-        let size = serial.room().min(person.pending.len());
-        if size > 0 {
-            let bytes: Vec<u8> = person.pending.drain(..size).collect();
-            serial.input(&bytes);
+        if let Some(person) = &mut self.person {
+            self.shared.devices.serial.feed(&mut person.pending);
         }
     }
 }

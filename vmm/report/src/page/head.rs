@@ -56,7 +56,7 @@ fn summary(report: &Report) -> String {
             show::time(report.last)
         )),
     }
-    if let Some(Some(boot)) = report.boot {
+    if let Some(boot) = report.boot {
         parts.insert(0, format!("guest ready after {}", show::time(boot)));
     }
     parts.join(", ")

@@ -24,12 +24,12 @@ pub fn draw(page: &mut String, report: &Report) -> fmt::Result {
             "The guest told no memory blocks: it has no hotplug memory, did not boot, or is another kernel.",
         );
     }
-    let cells = || regions.iter().flat_map(|region| &region.columns).flat_map(|column| &column.cells);
+    let cells = || regions.iter().flat_map(|region| region.columns()).flat_map(|column| &column.cells);
     legend(page, cells())?;
     for (index, region) in regions.iter().enumerate() {
         map(page, index, region)?;
     }
-    let incomplete = regions.iter().flat_map(|region| &region.columns).any(|column| !column.complete);
+    let incomplete = regions.iter().flat_map(|region| region.columns()).any(|column| !column.complete);
     if incomplete {
         nothing(
             page,
@@ -66,7 +66,7 @@ fn legend<'c>(page: &mut String, cells: impl Iterator<Item = &'c Cell> + Clone) 
 }
 
 fn map(page: &mut String, index: usize, region: &Region) -> fmt::Result {
-    let (rows, columns) = (region.rows(), region.columns.len());
+    let (rows, columns) = (region.rows(), region.columns().len());
     if rows == 0 || columns == 0 {
         return Ok(());
     }
@@ -108,7 +108,7 @@ fn map(page: &mut String, index: usize, region: &Region) -> fmt::Result {
             Ok(())
         })?;
     }
-    for (x, column) in region.columns.iter().enumerate() {
+    for (x, column) in region.columns().iter().enumerate() {
         let title = Escaped(format!("after {} at {}", column.command, show::time(column.at)));
         writeln!(
             page,
@@ -117,7 +117,7 @@ fn map(page: &mut String, index: usize, region: &Region) -> fmt::Result {
     }
     writeln!(page, "</svg>\n<div class=\"x\">")?;
     let every = columns.div_ceil(MAX_LABELS);
-    for (x, column) in region.columns.iter().enumerate().step_by(every) {
+    for (x, column) in region.columns().iter().enumerate().step_by(every) {
         let left = (x as f64 + 0.5) / columns as f64 * 100.0;
         writeln!(page, "<span style=\"left:{left:.2}%\">{}</span>", show::time(column.at))?;
     }
@@ -131,10 +131,10 @@ fn runs(
     row: usize,
     draw: impl Fn(&mut String, Cell, usize, usize) -> fmt::Result,
 ) -> fmt::Result {
-    let cell = |column: usize| region.columns[column].cells.get(row).copied().unwrap_or_default();
+    let cell = |column: usize| region.columns()[column].cells.get(row).copied().unwrap_or_default();
     let mut from = 0;
-    for column in 1..=region.columns.len() {
-        if column < region.columns.len() && cell(column) == cell(from) {
+    for column in 1..=region.columns().len() {
+        if column < region.columns().len() && cell(column) == cell(from) {
             continue;
         }
         if cell(from).state != State::Absent {

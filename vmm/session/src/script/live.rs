@@ -27,6 +27,8 @@ pub struct LiveScript {
     number: usize,
     /// The text of the `repeat` that is open; otherwise nothing.
     open: Vec<String>,
+    /// Bytes of it, with the ends of the lines.
+    open_bytes: usize,
 }
 
 impl LiveScript {
@@ -34,7 +36,7 @@ impl LiveScript {
     #[must_use]
     pub fn new(file: &str, config: Config) -> Self {
         let (reader, workloads) = (Reader::default(), Workloads::default());
-        Self { file: file.to_owned(), config, reader, workloads, number: 0, open: Vec::new() }
+        Self { file: file.to_owned(), config, reader, workloads, number: 0, open: Vec::new(), open_bytes: 0 }
     }
 
     /// Reads the next line, and returns the statements that are complete with it.
@@ -45,8 +47,9 @@ impl LiveScript {
         self.number += 1;
         let text = if self.number == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
         self.open.push(text.to_owned());
+        self.open_bytes += text.len() + 1;
         let read = self.reader.line(self.number, text);
-        let too_long = self.open.iter().map(String::len).sum::<usize>() > MAX_OPEN;
+        let too_long = self.open_bytes > MAX_OPEN;
         let errors = match read {
             Err(error) => vec![(self.number, error.column, error.message)],
             Ok(()) if self.is_open() && too_long => {
@@ -62,7 +65,7 @@ impl LiveScript {
                 }
                 if errors.is_empty() {
                     self.workloads = workloads;
-                    self.open.clear();
+                    self.close();
                     return Ok(body);
                 }
                 errors
@@ -90,7 +93,12 @@ impl LiveScript {
     /// Forgets a `repeat` that is open.
     pub fn abandon(&mut self) {
         self.reader = Reader::default();
+        self.close();
+    }
+
+    fn close(&mut self) {
         self.open.clear();
+        self.open_bytes = 0;
     }
 
     /// Whether a `repeat` waits for its `}`.
@@ -172,10 +180,12 @@ mod tests {
     #[test]
     fn a_repeat_without_an_end_has_a_limit() {
         let mut script = live();
-        script.line("repeat 2 {").unwrap();
         let comment = format!("#{}", " ".repeat(4000));
-        let lines = (0..).take_while(|_| script.line(&comment).is_ok()).count();
-        assert_eq!(lines, (MAX_OPEN - "repeat 2 {".len()) / comment.len());
-        assert!(!script.is_open() && script.open.is_empty());
+        for line in [&comment, ""] {
+            script.line("repeat 2 {").unwrap();
+            let lines = (0..=MAX_OPEN).take_while(|_| script.line(line).is_ok()).count();
+            assert_eq!(lines, (MAX_OPEN - "repeat 2 {\n".len()) / (line.len() + 1), "{line:?}");
+            assert!(!script.is_open() && script.open.is_empty());
+        }
     }
 }

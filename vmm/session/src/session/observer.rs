@@ -76,8 +76,8 @@ impl<A: Observer, B: Observer> Observer for Both<A, B> {
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
-        self.0.end(summary)?;
-        self.1.end(summary)
+        let first = self.0.end(summary);
+        self.1.end(summary).and(first)
     }
 }
 

@@ -806,6 +806,8 @@ fn when_nobody_can_read_on_the_machine_is_stopped() {
     let error = run(fake, &script, &mut recorder).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     assert_eq!((stops.take().len(), recorder.steps.len()), (1, 1));
+    // Who can still be told is told of the end.
+    assert_eq!(recorder.ends, 1);
 }
 
 #[test]

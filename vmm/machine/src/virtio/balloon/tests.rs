@@ -324,6 +324,7 @@ fn a_broken_queue_forgets_what_was_lent() {
     rig.rings[3].offer_indirect(0, table, 1);
     rig.balloon.serve();
     assert_ne!(read(&mut rig.balloon, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    assert!(!rig.status().driver && !rig.status().reporting, "{:?}", rig.status());
     rig.start(BOTH);
     rig.balloon.asks.ask();
     rig.balloon.serve();

@@ -52,9 +52,17 @@ impl Write for Output {
         let mut client: &File = client;
         if self.lost > 0 {
             let notice = format!("\r\n[tidevm: {} bytes of output were lost here]\r\n", self.lost);
-            // A part of the notice is as good: the client is still too slow.
-            if client.write(notice.as_bytes()).is_ok() {
-                self.lost = 0;
+            match client.write(notice.as_bytes()) {
+                // A part of the notice is as good: the client is still too slow.
+                Ok(_) => self.lost = 0,
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                // Nothing comes before the notice.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.lost += bytes.len() as u64;
+                    return Ok(bytes.len());
+                }
+                // It has left, as the next write finds.
+                Err(_) => {}
             }
         }
         match client.write(bytes) {
@@ -143,7 +151,7 @@ impl Clients {
             self.dismiss(&client, ops);
         } else {
             self.read(&client);
-            self.feed();
+            self.shared.devices.serial.feed(&mut self.input);
             self.listen_to(&client, ops);
         }
     }
@@ -151,7 +159,7 @@ impl Clients {
     /// The client has left. What it said before counts.
     fn dismiss(&mut self, client: &Arc<File>, ops: &mut EventOps<'_>) {
         while self.read(client) {}
-        self.feed();
+        self.shared.devices.serial.feed(&mut self.input);
         *lock(&self.seat) = None;
         (self.client, self.mute) = (None, false);
         if let Err(error) = ops.remove(Events::empty(&**client)) {
@@ -172,15 +180,6 @@ impl Clients {
             Err(_) => return false,
         }
         !self.mute
-    }
-
-    /// Gives the guest as much input as it has room for.
-    fn feed(&mut self) {
-        let serial = &self.shared.devices.serial;
-        let some: Vec<u8> = self.input.drain(..serial.room().min(self.input.len())).collect();
-        if !some.is_empty() {
-            serial.input(&some);
-        }
     }
 
     /// What the loop waits for, beside the end of the client. Input that the guest has no room for would wake it for
@@ -207,7 +206,7 @@ impl MutEventSubscriber for Clients {
             Self::SOCKET => self.welcome(ops),
             Self::DRAINED => {
                 clear(&self.shared.devices.serial_drained);
-                self.feed();
+                self.shared.devices.serial.feed(&mut self.input);
                 if let Some(client) = &self.client {
                     self.listen_to(client, ops);
                 }
