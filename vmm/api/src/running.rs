@@ -53,6 +53,11 @@ const MOST_RUNS: usize = 4096;
 /// The host is not asked more often how much memory it holds: its answer takes time for a guest of many parts.
 const HELD_PERIOD: Duration = Duration::from_millis(100);
 
+/// Whether what the host `told` at a time is asked anew.
+fn is_old<T>(told: Option<&(Instant, T)>, now: Instant) -> bool {
+    told.is_none_or(|(at, _)| now.saturating_duration_since(*at) >= HELD_PERIOD)
+}
+
 /// A machine that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -67,6 +72,7 @@ pub struct Running {
     told: State,
     sequence: u64,
     held: Option<(Instant, Vec<Size>)>,
+    boot_held: Option<(Instant, Size)>,
     sample: scrape::Sample,
 }
 
@@ -95,6 +101,7 @@ impl Running {
             told,
             sequence: 0,
             held: None,
+            boot_held: None,
             sample,
         }
     }
@@ -121,9 +128,17 @@ impl Running {
     }
 
     fn refresh_held(&mut self, now: Instant) {
-        if self.held.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= HELD_PERIOD) {
+        if is_old(self.held.as_ref(), now) {
             self.held = self.vm.held_by_each().ok().map(|held| (now, held));
         }
+    }
+
+    /// What the host holds of boot memory.
+    fn boot_held(&mut self, now: Instant) -> Option<Size> {
+        if is_old(self.boot_held.as_ref(), now) {
+            self.boot_held = self.vm.boot_memory_held().ok().map(|held| (now, held));
+        }
+        self.boot_held.map(|(_, held)| held)
     }
 
     /// Begins a wait, which may be over at once.
@@ -277,7 +292,7 @@ impl Backend for Running {
             Action::SetAuto(config) => self.set_auto(config),
             Action::UpdateAuto(update) => self.update_auto(update),
             Action::StopAuto => self.stop_auto(),
-            Action::GetBalloon => self.get_balloon(),
+            Action::GetBalloon => self.get_balloon(now),
             Action::GetBalloonStats => self.get_balloon_stats(),
             Action::UpdateBalloon(update) => self.update_balloon(update),
             Action::UpdateBalloonStats(update) => self.update_balloon_stats(update),

@@ -1,6 +1,6 @@
 //! `/balloon` of a machine that runs. The texts are Firecracker's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tidevm_machine::IntervalRefused;
@@ -17,7 +17,7 @@ const STATE_CHANGE: &str =
 
 impl Running {
     /// Firecracker's fields, and what became of reports.
-    pub(super) fn get_balloon(&self) -> Response {
+    pub(super) fn get_balloon(&mut self, now: Instant) -> Response {
         let Some(mut balloon) = self.draft.balloon() else { return Response::fault(NO_DEVICE) };
         balloon.stats_polling_interval_s = self.vm.balloon_stats_interval().map_or(0, seconds);
         let mut answer = json!(balloon);
@@ -27,7 +27,7 @@ impl Running {
         answer["reporting"] = json!(status.reporting);
         answer["given_back"] = json!(reports.given_back.0);
         answer["refused"] = json!(reports.refused);
-        answer["boot_memory_host_held"] = json!(self.vm.boot_memory_held().ok().map(|held| held.0));
+        answer["boot_memory_host_held"] = json!(self.boot_held(now).map(|held| held.0));
         Response::json(&answer)
     }
 

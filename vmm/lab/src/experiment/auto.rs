@@ -10,7 +10,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use tidevm_abi::{Answer, Command, PAGE_SIZE};
+use tidevm_abi::{Answer, Command};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
 use tidevm_session::Ended;
 use tidevm_sizer::{Pace, Status, Wish};
@@ -76,7 +76,7 @@ fn loads(record: &Record) -> (u64, u64) {
         _ => None,
     });
     hogs.fold((0, 0), |(all, held), (size, answer)| {
-        let whole = matches!(answer, Some(Answer::Hogged { pages }) if pages * PAGE_SIZE == size.0);
+        let whole = matches!(answer, Some(Answer::Hogged { pages }) if pages == size.pages());
         (all + 1, held + u64::from(whole))
     })
 }
