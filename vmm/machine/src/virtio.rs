@@ -16,7 +16,7 @@ pub mod balloon;
 pub mod chain;
 pub mod control;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod mem;
 pub mod mmio;
 

@@ -1,11 +1,12 @@
 //! Calls to the host that change guest memory, and the one hook before each of them: a test may look at the memory,
 //! and may let the call fail.
 //!
-//! Mirrors Linux's fault injection (`lib/fault-inject.c`). Two kinds of tests use the hook:
+//! Mirrors Linux's fault injection (`lib/fault-inject.c`). Three kinds of tests use the hook:
 //!
 //! | tests | use | which acts on |
 //! | --- | --- | --- |
 //! | of this crate | `watch`: a function that is asked before each call | the calls of its thread |
+//! | of this crate, in a process of their own | `watch_all`: the same | all calls of the process |
 //! | of other packages, with the feature `hosted` | `fail`: one later call fails | all calls of the process, because the event loop makes them |
 //!
 //! A program that is not tested has nothing of this file: [`about_to`] is a constant there.
@@ -98,10 +99,10 @@ pub(crate) const fn exempt() -> Exempt {
 pub(crate) use on_demand::about_to;
 #[cfg(feature = "hosted")]
 pub(crate) use on_demand::exempt;
-#[cfg(test)]
-pub(crate) use on_demand::watch;
 #[cfg(feature = "hosted")]
 pub use on_demand::{fail, failed};
+#[cfg(test)]
+pub(crate) use on_demand::{watch, watch_all};
 
 #[cfg(any(test, feature = "hosted"))]
 mod on_demand {
@@ -128,7 +129,7 @@ mod on_demand {
     pub(crate) fn about_to(call: MemoryCall) -> Result<(), FailedCall> {
         let fails = false;
         #[cfg(test)]
-        let fails = fails || thread::fails(call);
+        let fails = fails || thread::fails(call) || all_threads::fails(call);
         #[cfg(feature = "hosted")]
         let fails = fails || process::fails(call.kind());
         if !fails {
@@ -141,6 +142,8 @@ mod on_demand {
         })))
     }
 
+    #[cfg(test)]
+    pub(crate) use all_threads::watch_all;
     #[cfg(feature = "hosted")]
     pub(crate) use process::exempt;
     #[cfg(feature = "hosted")]
@@ -168,6 +171,27 @@ mod on_demand {
 
         pub(super) fn fails(call: MemoryCall) -> bool {
             WATCH.with_borrow_mut(|watch| watch.as_mut().is_some_and(|watch| watch(call)))
+        }
+    }
+
+    #[cfg(test)]
+    mod all_threads {
+        use std::sync::OnceLock;
+
+        use super::MemoryCall;
+
+        /// Returns whether the call fails.
+        type Watch = Box<dyn Fn(MemoryCall) -> bool + Send + Sync>;
+
+        static WATCH: OnceLock<Watch> = OnceLock::new();
+
+        /// From now on `watch` is asked before each call of this process whether the call fails. Called once.
+        pub(crate) fn watch_all(watch: impl Fn(MemoryCall) -> bool + Send + Sync + 'static) {
+            assert!(WATCH.set(Box::new(watch)).is_ok(), "the process is watched already");
+        }
+
+        pub(super) fn fails(call: MemoryCall) -> bool {
+            WATCH.get().is_some_and(|watch| watch(call))
         }
     }
 

@@ -25,6 +25,7 @@ mod ports;
 mod refused;
 mod reset;
 mod threads;
+mod unplug_all;
 mod unplugged;
 
 const LIMIT: Duration = Duration::from_secs(10);
