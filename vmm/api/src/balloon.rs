@@ -39,9 +39,9 @@ pub fn of(config: BalloonConfig) -> Balloon {
     }
 }
 
-/// Whole seconds, at least one.
+/// Whole seconds: at least one, because no interval is zero.
 pub fn seconds(interval: Duration) -> u16 {
-    u16::try_from(interval.as_secs_f64().ceil() as u64).unwrap_or(u16::MAX).max(1)
+    u16::try_from(interval.as_secs_f64().ceil() as u64).unwrap_or(u16::MAX)
 }
 
 /// The answer of `GET /balloon/statistics`. Statistics that the guest does not give are left out, as in Firecracker.

@@ -310,8 +310,17 @@ mod tests {
             later.lines().filter(|line| line.starts_with('{')).collect::<Vec<_>>(),
             [&told, "{}", "{}"]
         );
+        for _ in 0..500 {
+            client.tell(std::slice::from_ref(&line));
+        }
+        let kept = read(&mut client, &mut other).matches("xx\"").count();
         client.end_events();
-        assert!(read(&mut client, &mut other).ends_with("0\r\n\r\n") && client.is_done());
+        let end = read(&mut client, &mut other);
+        assert!(
+            end.contains(&format!("\"lost\":{}}}", 500 - kept)),
+            "told without an event that follows: {end}"
+        );
+        assert!(end.ends_with("0\r\n\r\n") && client.is_done());
     }
 
     #[test]
@@ -339,13 +348,42 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_read_after_what_is_no_request() {
+        let (mut client, mut other) = pair();
+        other.write_all(b"POST / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n").unwrap();
+        client.read(Instant::now()).unwrap();
+        assert!(client.take_request().is_none() && client.take_request().is_none());
+        assert_eq!(client.interest(), Interest { read: false, write: true });
+        let answer = read(&mut client, &mut other);
+        assert_eq!(answer.matches("Unsupported HTTP method.").count(), 1, "{answer}");
+        assert!(client.is_done());
+    }
+
+    #[test]
+    fn reading_a_part_of_the_answers_wins_time() {
+        let (mut client, mut other) = pair();
+        other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let now = Instant::now();
+        client.read(now).unwrap();
+        let request = client.take_request().expect("a request");
+        client.answer(&request, &Response::json(&"x".repeat(10 << 20)));
+        client.write(now).unwrap();
+        assert_eq!(client.deadline(now), Some(now + PATIENCE));
+        let later = now + Duration::from_secs(9);
+        other.read_exact(&mut [0; 64 << 10]).unwrap();
+        client.write(later).unwrap();
+        assert!(client.unread() > 0);
+        assert_eq!(client.deadline(later), Some(later + PATIENCE));
+    }
+
+    #[test]
     fn half_a_request_has_a_deadline_and_none_has_none() {
         let (mut client, mut other) = pair();
         let now = Instant::now();
-        assert_eq!(client.deadline(now), None);
+        assert!(client.deadline(now).is_none() && client.is_idle());
         other.write_all(b"GET").unwrap();
         client.read(now).unwrap();
-        assert!(client.take_request().is_none());
+        assert!(client.take_request().is_none() && !client.is_idle());
         assert_eq!(client.deadline(now), Some(now + PATIENCE));
         other.write_all(b" / HTTP/1.1\r\n").unwrap();
         client.read(now).unwrap();
@@ -354,8 +392,12 @@ mod tests {
         other.write_all(b"\r\n").unwrap();
         client.read(later).unwrap();
         let request = client.take_request().expect("a request");
+        let waiter = Waiter::Pause { until: later, next: later };
+        client.serving = Serving::Answer(request.clone(), waiter);
+        assert!(client.deadline(later).is_none() && !client.is_idle(), "it is the server's turn");
         client.answer(&request, &Response::done());
+        assert_eq!(client.deadline(later), Some(later + PATIENCE), "the time for reading is another one");
         client.write(later).unwrap();
-        assert_eq!(client.deadline(later), None);
+        assert!(client.deadline(later).is_none() && client.is_idle());
     }
 }

@@ -238,7 +238,7 @@ fn parse_head(bytes: &[u8]) -> Result<Head, HttpError> {
     }
     let length = length.unwrap_or(0);
     let request = Request { method, path: path.to_owned(), query: query.to_owned(), body: None, keep_alive };
-    Ok(Head { request, length, expects: expects && length > 0 })
+    Ok(Head { request, length, expects })
 }
 
 /// The target without `http://host`, which only proxies need.

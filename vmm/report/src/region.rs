@@ -120,9 +120,10 @@ impl Region {
         let mut plugged = vec![0_u64; rows];
         let mut cells = vec![Cell::default(); rows];
         let end = self.address.saturating_add(self.size);
-        for run in runs.iter().filter(|run| run.size > 0 && !run.boot) {
+        for run in runs.iter().filter(|run| !run.boot) {
             let from = run.address.max(self.address);
             let to = run.address.saturating_add(run.count.saturating_mul(run.size)).min(end);
+            // Outside, or a run of nothing: what is behind divides by its size.
             if from >= to {
                 continue;
             }

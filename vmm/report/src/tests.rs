@@ -8,9 +8,9 @@ use tidevm_events::{
 };
 
 use super::Report;
-use super::region::{Cell, MAX_COLUMNS, MAX_ROWS, State};
-use super::series::MAX_POINTS;
-use super::steps::{FIRST, LAST};
+use super::region::{Cell, MAX_COLUMNS, MAX_REGIONS, MAX_ROWS, State};
+use super::series::{MAX_POINTS, Point, Series};
+use super::steps::{FIRST, LAST, cut};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -182,6 +182,95 @@ fn a_timeline_has_the_curves_and_what_went_wrong() {
     );
 }
 
+/// What the page has of marks, in their order.
+fn marks(report: &Report) -> Vec<&str> {
+    report.marks.all().iter().map(|mark| mark.text.as_str()).collect()
+}
+
+#[test]
+fn what_happened_once_is_marked_once() {
+    let after = |resets| {
+        let mut sampled = sampled(0, 0);
+        sampled.resets = resets;
+        line(1.0, Event::Sample(Box::new(sampled)))
+    };
+    let lines = [0, 1, 1, 3, 3].map(after);
+    assert_eq!(marks(&report(lines)), ["the guest was reset", "the guest was reset, for the 3. time"]);
+    // An end that the steps explain needs no mark.
+    for (outcome, reason, expected) in [
+        (Outcome::Done, None, &[][..]),
+        (Outcome::Failed, None, &[]),
+        (Outcome::Failed, Some("too many"), &["ended early: too many"]),
+        (Outcome::Signal, Some("15"), &["ended by a signal: 15"]),
+    ] {
+        assert_eq!(marks(&report([ready(0.5), end(1.0, outcome, reason)])), expected, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_point_is_of_all_devices() {
+    let mut both = sampled(GIB, GIB / 2);
+    both.devices.push(both.devices[0]);
+    let zones = &mut both.guest.as_mut().expect("a guest").zones;
+    let counters =
+        [("managed", 1000), ("free", 300), ("pcp", 50)].map(|(key, pages)| (key.to_owned(), pages));
+    zones.insert("Movable".to_owned(), counters.into());
+    let point = Point::new(1.0, &both);
+    let expected =
+        Point { at: 1.0, requested: 2 * GIB, plugged: GIB, used: Some(650 << 12), held: Some(GIB / 2) };
+    assert_eq!(point, expected);
+    both.devices[1].held = None;
+    assert_eq!(Point::new(1.0, &both).held, None, "a part is not the sum");
+}
+
+#[test]
+fn many_points_are_spread_over_the_whole_time() {
+    for count in [MAX_POINTS, MAX_POINTS + 1, 5 * MAX_POINTS - 1, 21 * MAX_POINTS / 2] {
+        let mut series = Series::default();
+        (0..count).for_each(|at| series.take(Point { at: at as f64, ..Point::default() }));
+        let points = series.points();
+        let last = count as f64 - 1.0;
+        assert!(points.first().is_some_and(|point| point.at == 0.0));
+        assert!(points.last().is_some_and(|point| point.at == last), "{count}: the end is drawn");
+        let early = points.iter().filter(|point| point.at < last / 2.0).count() as f64;
+        let part = early / points.len() as f64;
+        assert!((0.49..0.51).contains(&part), "{count}: {part} of the points are in the first half");
+    }
+}
+
+#[test]
+fn the_axes_have_room_for_all_that_is_drawn() {
+    let mut peak = vec![start(&[]), ready(0.5), step("plug 4G", 1.0, 0.5, sampled(4 * GIB, 4 * GIB))];
+    peak.push(step("resize 1G", 2.0, 1.0, sampled(GIB, GIB)));
+    // The last line is no sample.
+    peak.push(end(4.0, Outcome::Done, None));
+    assert_has(
+        &body(&report(peak)),
+        &["<path class=\"plugged\" d=\"M125.0 100.00L375.0 0.00L750.0 75.00\"/>", ">4 GiB</span>"],
+    );
+    let mut silent = sampled(GIB, GIB);
+    silent.devices[0].held = None;
+    silent.guest = None;
+    let page = body(&report([step("a", 1.0, 1.0, silent)]));
+    assert!(!page.contains("held by the host") && !page.contains("used by the guest"), "{page}");
+}
+
+#[test]
+fn a_reason_comes_before_a_note_and_both_have_a_bound() {
+    let mut line = failed("a", 1.0, "the reason", sampled(0, 0));
+    if let Event::Step(step) = &mut line.event {
+        step.note = Some("the note".to_owned());
+    }
+    let page = body(&report([line]));
+    assert!(
+        page.contains("<span class=\"note bad\">the reason</span>") && !page.contains("the note"),
+        "{page}"
+    );
+    assert_eq!(cut("kurz"), "kurz");
+    // Characters of several bytes.
+    assert_eq!(cut(&"\u{e4}".repeat(100_000)), "\u{e4}".repeat(2000) + " ...");
+}
+
 #[test]
 fn steps_are_told_by_what_they_did_to_memory() {
     let report = report(session());
@@ -231,6 +320,44 @@ fn a_map_has_the_state_of_each_memory_block() {
             "plugged in part",
         ],
     );
+}
+
+#[test]
+fn a_row_shows_the_memory_block_that_a_reader_looks_for() {
+    let cells = |region_size, runs: Vec<Block>| {
+        let mut first = ready(0.5);
+        if let Event::Ready(ready) = &mut first.event {
+            ready.sampled.devices[0].region_size = region_size;
+            ready.sampled.blocks = Some(Blocks { runs, complete: true });
+        }
+        report([first]).regions.all()[0].columns[0].cells.clone()
+    };
+    // Two memory blocks in a row.
+    let offline = |address| Block { state: "offline".to_owned(), zone: None, ..run(address, 1, 0) };
+    let (low, high) = (BASE, BASE + 128 * MIB);
+    for runs in [vec![offline(low), run(high, 1, 128 * MIB)], vec![run(low, 1, 128 * MIB), offline(high)]] {
+        let cell = cells(16 * GIB, runs)[0];
+        assert_eq!((cell.state, cell.quarters), (State::Offline, 2));
+    }
+    // The region ends in the middle of a row, and the run goes on.
+    let last = cells(192 * MIB, vec![run(BASE, 2, 128 * MIB)])[1];
+    assert_eq!((last.state, last.quarters), (State::Movable, 2));
+    // Runs without memory are nowhere.
+    for nothing in [Block { size: 0, ..run(BASE, 9, MIB) }, run(BASE, 0, MIB)] {
+        assert_eq!(cells(GIB, vec![nothing])[0], Cell::default());
+    }
+}
+
+#[test]
+fn a_map_that_is_not_whole_is_said_to_be() {
+    let page = |complete| {
+        let mut first = ready(0.5);
+        if let Event::Ready(ready) = &mut first.event {
+            ready.sampled.blocks = Some(Blocks { runs: vec![run(BASE, 1, MIB)], complete });
+        }
+        body(&report([first]))
+    };
+    assert!(page(false).contains("too fragmented") && !page(true).contains("too fragmented"));
 }
 
 #[test]
@@ -300,7 +427,9 @@ fn absurd_numbers_give_a_page() {
                 step("b", -time, time, absurd),
                 end(time, Outcome::Done, None),
             ];
-            let page = report(lines).page();
+            let report = report(lines);
+            assert!(report.regions.all().len() <= MAX_REGIONS);
+            let page = report.page();
             assert!(!page.contains("NaN") && !page.contains("inf"), "{size} {time}");
         }
     }
@@ -332,8 +461,17 @@ fn a_long_session_has_a_page_of_bounded_size() {
     let (page, longer) = (long.page(), report_of(60_000).page());
     assert_has(
         &page,
-        &["29000 steps are not shown", "step 29999", "the guest died: at last", "9900 more are not shown"],
+        &[
+            "29000 steps are not shown",
+            "step 29999",
+            "the guest died: at last",
+            "9900 more are not shown",
+            "60001 samples were measured; some of them are drawn",
+        ],
     );
+    assert_eq!(page.matches("<span class=\"step").count(), 400, "bars below the timeline");
+    // The first hundred failures are as close as one number is wide.
+    assert_eq!(page.matches("<b class=\"failure\" style").count(), 1);
     assert!(longer.len() < page.len() * 3 / 2, "{} and {}", page.len(), longer.len());
 }
 
@@ -343,5 +481,5 @@ fn a_page_needs_no_other_file_and_no_script() {
     for part in ["<script", "http:", "https:", "src=", "@import", "url(", "<link"] {
         assert!(!page.contains(part), "{part}");
     }
-    assert!(page.contains("prefers-color-scheme: dark"));
+    assert_has(&page, &["prefers-color-scheme: dark", "content=\"width=device-width, initial-scale=1\""]);
 }

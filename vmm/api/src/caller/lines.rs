@@ -12,6 +12,8 @@ pub struct Lines {
     connection: Connection,
     /// Text that has no end of a line yet, and lines that were not taken.
     text: Vec<u8>,
+    /// Bytes of the text that hold no end of a line.
+    scanned: usize,
     /// Bytes of the chunk that are still to come, with the two that end it.
     chunk: usize,
     ended: bool,
@@ -33,7 +35,7 @@ const CRLF: usize = 2;
 
 impl Lines {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, text: Vec::new(), chunk: 0, ended: false }
+        Self { connection, text: Vec::new(), scanned: 0, chunk: 0, ended: false }
     }
 
     /// The next line. Without `until` it waits until the server sends or ends something.
@@ -42,10 +44,13 @@ impl Lines {
     /// [`CallError`].
     pub fn next(&mut self, until: Option<Instant>) -> Result<NextLine, CallError> {
         loop {
-            if let Some(end) = self.text.iter().position(|&byte| byte == b'\n') {
+            if let Some(at) = self.text[self.scanned..].iter().position(|&byte| byte == b'\n') {
+                let end = self.scanned + at;
                 let line: Vec<u8> = self.text.drain(..=end).collect();
+                self.scanned = 0;
                 return Ok(NextLine::Line(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
+            self.scanned = self.text.len();
             if self.ended {
                 return Ok(NextLine::End);
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Answer, CallError, Caller, NextLine};
+use super::{Answer, CallError, Caller, MOST_BODY, NextLine};
 use crate::http::Method;
 
 /// Longest time that an answer may take here.
@@ -88,6 +88,17 @@ fn what_is_no_answer_is_an_error() {
     assert!(matches!(gone, Err(CallError::Connect { .. })), "{gone:?}");
 }
 
+/// The server sends something all the time, each part in time, and is not done.
+#[test]
+fn an_answer_that_trickles_is_late_as_a_whole() {
+    let mut parts = vec!["HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"];
+    parts.resize(500, "x");
+    let (caller, server) = serve("trickle", 1, &parts);
+    let late = caller.call(Method::Get, "/", None, Duration::from_millis(100));
+    assert!(matches!(late, Err(CallError::Deadline { .. })), "{late:?}");
+    server.join().unwrap();
+}
+
 const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[test]
@@ -100,6 +111,24 @@ fn lines_may_cross_chunks_and_reads() {
     assert_eq!(next(), NextLine::Line("{}".to_owned()));
     assert_eq!((next(), next()), (NextLine::End, NextLine::End));
     server.join().unwrap();
+}
+
+#[test]
+fn lines_and_chunks_have_a_bound() {
+    let error = |name: &str, parts: &[&str]| {
+        let (caller, server) = serve(name, 1, parts);
+        let mut lines = caller.lines("/events", LIMIT).unwrap().unwrap();
+        let error = lines.next(Some(Instant::now() + LIMIT)).expect_err(name).to_string();
+        drop(lines);
+        server.join().unwrap();
+        error
+    };
+    let chunk = |size: usize| format!("{size:x}\r\n{}\r\n", "x".repeat(size));
+    let line = error("long-line", &[HEAD, &chunk(MOST_BODY), &chunk(1)]);
+    assert!(line.contains("a line is too long"), "{line}");
+    let size = format!("{:x}\r\n", MOST_BODY + 1);
+    assert!(error("large-chunk", &[HEAD, &size]).contains("a chunk is too large"));
+    assert!(error("no-chunk", &[HEAD, "x\r\n"]).contains("the size of a chunk is no number"));
 }
 
 #[test]

@@ -42,8 +42,11 @@ fn a_machine_that_is_configured_is_the_one_that_starts() {
     assert_eq!(draft.slot_size_mib(), 512);
     let mut again = Draft::of(&expected);
     assert_eq!(again.config(&base), Ok(expected));
-    again.set_machine(&MachineUpdate { mem_size_mib: Some(usize::MAX), ..MachineUpdate::default() }).unwrap();
-    assert!(again.config(&base).unwrap().validate().is_err(), "a size beyond 64 bits is no small one");
+    // The second is 128 MiB behind 64 bits.
+    for mib in [usize::MAX, (1 << 44) + 128] {
+        again.set_machine(&MachineUpdate { mem_size_mib: Some(mib), ..MachineUpdate::default() }).unwrap();
+        assert!(again.config(&base).unwrap().validate().is_err(), "a size beyond 64 bits is no small one");
+    }
 }
 
 #[test]

@@ -167,15 +167,52 @@ fn what_is_not_known_has_firecrackers_text() {
     }
 }
 
+/// A client that misspells a field is told so, and is not given the default.
+#[test]
+fn a_field_that_is_not_known_is_refused() {
+    use Method::{Patch, Put};
+    let backend = r#""backend_path":"b","backend_type":"File""#;
+    let load = format!(r#"{{"snapshot_path":"a","mem_backend":{{{backend}}}}}"#);
+    let cases = [
+        (Put, "/actions", r#"{"action_type":"InstanceStart"}"#),
+        (Put, "/balloon", r#"{"amount_mib":0,"deflate_on_oom":false}"#),
+        (Patch, "/balloon", r#"{"amount_mib":0}"#),
+        (Patch, "/balloon/statistics", r#"{"stats_polling_interval_s":1}"#),
+        (Put, "/boot-source", r#"{"kernel_image_path":"a"}"#),
+        (Put, "/hotplug/memory", r#"{"total_size_mib":128}"#),
+        (Patch, "/hotplug/memory", r#"{"requested_size_mib":0}"#),
+        (Put, "/hotplug/memory/auto", r#"{"min_size_mib":1,"max_size_mib":2}"#),
+        (Patch, "/hotplug/memory/auto", r#"{"held":true}"#),
+        (Put, "/logger", r#"{"log_path":"a"}"#),
+        (Put, "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":1}"#),
+        (Patch, "/machine-config", r#"{"vcpu_count":1}"#),
+        (Put, "/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#),
+        (Put, "/snapshot/load", &load),
+        (Patch, "/vm", r#"{"state":"Paused"}"#),
+    ];
+    for (method, target, body) in cases {
+        action(method, target, body);
+        let more = body.replacen('{', r#"{"x":1,"#, 1);
+        assert!(fault(method, target, &more).contains("unknown field `x`"), "{target} {more}");
+    }
+    let inner = load.replace(backend, &format!(r#"{backend},"x":1"#));
+    assert!(fault(Put, "/snapshot/load", &inner).contains("unknown field `x`"));
+    // Firecracker takes it here.
+    action(Put, "/metrics", r#"{"metrics_path":"a","x":1}"#);
+}
+
 #[test]
 fn a_query_is_understood_or_refused() {
     let get = |query: &str| fault(Method::Get, &format!("/hotplug/memory?{query}"), "");
     assert!(get("wait=soon").starts_with("Invalid query: wait=soon is no time"));
     assert!(get("wait=61m").contains("of at most 60m"));
     assert!(get("wait=18446744073709551615m").contains("is no time"));
+    let no_blocks = action(Method::Get, "/hotplug/memory?blocks=0", "");
+    assert_eq!(no_blocks, Action::GetMemory(MemoryQuery::default()));
     assert!(get("blocks=yes").contains("neither 0 nor 1"));
     assert!(get("region=-1").contains("is no number"));
     assert!(get("x=1").contains("`x` is none of wait, blocks and region"));
+    assert!(fault(Method::Get, "/hotplug/cpu", "").contains("Invalid request method and/or path"));
     assert!(fault(Method::Get, "/version?x", "").contains("this path takes none, not `x`"));
 }
 

@@ -1,6 +1,7 @@
 //! The server without a VM: a backend that answers at once, later, or never.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -8,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{MOST_CLIENTS, Server, Stopped};
+use super::{MOST_CLIENTS, REQUESTS_PER_TURN, Server, Stopped};
 use crate::backend::{Backend, Reply, Waiter};
+use crate::client::PATIENCE;
 use crate::http::Request;
 use crate::response::Response;
 use crate::route::{Action, MemoryQuery};
@@ -70,9 +72,15 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Self {
+        Self::with(name, |_| {})
+    }
+
+    /// With a server that `change` has changed before it serves.
+    fn with(name: &str, change: impl FnOnce(&mut Server)) -> Self {
         let path = std::env::temp_dir().join(format!("tidevm-api-{name}-{}.sock", std::process::id()));
         drop(std::fs::remove_file(&path));
         let mut server = Server::new(UnixListener::bind(&path).unwrap()).unwrap();
+        change(&mut server);
         let ((open, is_open), (forgotten, is_forgotten)) = (channel(), channel());
         let serve = move || {
             let mut backend = Scripted { open: is_open, forgotten };
@@ -128,6 +136,12 @@ fn requests_that_come_at_once_are_answered_in_order() {
     stream.read_to_string(&mut text).unwrap();
     let statuses: Vec<_> = text.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
     assert_eq!(statuses, ["200", "400", "204", "200"].repeat(10));
+    // More than one turn serves, and nothing comes behind them.
+    let mut open = scene.connect();
+    open.write_all(&VERSION.repeat(3 * REQUESTS_PER_TURN)).unwrap();
+    for _ in 0..3 * REQUESTS_PER_TURN {
+        read_until(&mut open, "x\"");
+    }
     scene.end();
 }
 
@@ -192,4 +206,87 @@ fn more_clients_than_there_is_room_for_are_sent_away_unless_some_are_idle() {
     read_until(&mut welcome, "200 OK");
     drop((busy, welcome));
     scene.end();
+}
+
+#[test]
+fn the_client_that_has_been_idle_the_longest_makes_way() {
+    let scene = Scene::new("idle");
+    let mut idle: Vec<_> = (0..MOST_CLIENTS)
+        .map(|_| {
+            let mut stream = scene.connect();
+            stream.write_all(VERSION).unwrap();
+            read_until(&mut stream, "x\"");
+            stream
+        })
+        .collect();
+    let mut new = scene.connect();
+    new.write_all(VERSION).unwrap();
+    read_until(&mut new, "x\"");
+    assert_eq!(idle[0].read(&mut [0]).unwrap(), 0, "the first one");
+    let last = &mut idle[MOST_CLIENTS - 1];
+    last.write_all(VERSION).unwrap();
+    read_until(last, "x\"");
+    drop(idle);
+    scene.end();
+}
+
+#[test]
+fn clients_for_metrics_get_nothing_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let scene = Scene::with("metrics", |server| server.serve_metrics(listener).unwrap());
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(VERSION).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let bodies: Vec<_> = text.lines().filter(|line| line.starts_with('{')).collect();
+    let only = "{\"fault_message\":\"Only GET /metrics is served here.\"}HTTP/1.1 400 Bad Request";
+    // The second answer is the backend's.
+    assert_eq!(bodies, [only, "{\"fault_message\":\"no\"}"], "{text}");
+    scene.end();
+}
+
+#[test]
+fn a_deprecated_field_is_told_with_the_answer() {
+    let scene = Scene::new("deprecated");
+    let mut stream = scene.connect();
+    for (fields, told) in [(r#"{"cpu_template":"None"}"#, true), (r#"{"vcpu_count":1}"#, false)] {
+        let head = format!("PATCH /machine-config HTTP/1.1\r\nContent-Length: {}\r\n\r\n", fields.len());
+        stream.write_all((head + fields).as_bytes()).unwrap();
+        let answer = read_until(&mut stream, "no\"}");
+        assert_eq!(answer.contains("\r\nDeprecation: true\r\n"), told, "{answer}");
+    }
+    scene.end();
+}
+
+#[test]
+fn a_client_that_leaves_half_a_request_has_to_go_in_time() {
+    let path = std::env::temp_dir().join(format!("tidevm-api-late-{}.sock", std::process::id()));
+    drop(std::fs::remove_file(&path));
+    let mut server = Server::new(UnixListener::bind(&path).unwrap()).unwrap();
+    let ((_open, open), (forgotten, _forgotten)) = (channel(), channel());
+    let mut backend = Scripted { open, forgotten };
+    let mut clients = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
+    let now = Instant::now();
+    for stream in &mut clients {
+        stream.set_nonblocking(true).unwrap();
+        server.accept(now);
+    }
+    clients[1].write_all(b"GET ").unwrap();
+    for token in server.clients.keys().copied().collect::<Vec<_>>() {
+        server.communicate(token, super::EventSet::IN, &mut backend, now);
+        server.serve_requests(token, &mut backend, now);
+    }
+    assert_eq!(server.due(&backend, None, now), Some(now + PATIENCE));
+    let is_open = |stream: &mut UnixStream| match stream.read(&mut [0]) {
+        Ok(size) => size > 0,
+        Err(error) => error.kind() == ErrorKind::WouldBlock,
+    };
+    server.drop_late(&mut backend, now + PATIENCE - Duration::from_millis(1));
+    assert_eq!(clients.each_mut().map(is_open), [true, true]);
+    server.drop_late(&mut backend, now + PATIENCE);
+    assert_eq!(clients.each_mut().map(is_open), [true, false], "the one that owes nothing may stay");
+    std::fs::remove_file(&path).unwrap();
 }
