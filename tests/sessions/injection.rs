@@ -2,6 +2,8 @@
 //! it was before, and the next attempt succeeds. The guest's counter of faults that acted shows that the step failed: a
 //! retry can hide it from all else.
 
+use tidevm_abi::Size;
+use tidevm_machine::{Config, HotplugConfig};
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -9,6 +11,7 @@ pub const TESTS: &[Test] = &[
     ("no_page_table_for_the_memmap", || growing("map-memmap", true, 3)),
     // A growth of this size needs one table.
     ("no_page_for_a_table", || growing("page-table", true, 1)),
+    ("no_page_for_a_later_table", no_page_for_a_later_table),
     ("no_memory_for_the_memmap", || growing("alloc-memmap", false, 3)),
     ("onlining_fails", || growing("online", true, 3)),
     ("isolation_fails", || shrinking("isolate")),
@@ -38,6 +41,29 @@ fn growing(step: &str, memmap_on_memory: bool, runs: u32) {
         assert_only_injected(&session, "resize 258M");
         assert_eq!(session.after("sleep 0s"), session.after("stats"), "{step} after {after}");
         assert_eq!(session.at_the_end(), session.after("stats"), "{step} after {after}");
+    }
+}
+
+/// The region begins where neither the direct map nor the memmap has a table, and reaches into the next GiB. So the
+/// growth takes a table for the first memory block, one for its memmap, and one for the memory of the next GiB. Before
+/// each failure other tables were made, and they are neither lost nor left mapped: the next attempt maps the same memory,
+/// and the guest dies if it is mapped already.
+fn no_page_for_a_later_table() {
+    for after in 0..3 {
+        let regions = [60 << 30, 2 << 30].map(|size| HotplugConfig::new(Size(size)));
+        let config = Config { hotplug: regions.to_vec(), ..machine(1 << 30) };
+        let script = format!(
+            "stats
+             inject page-table after {after}
+             resize 1026M device 1
+             expect faults.injected == 1
+             resize 1026M device 1 within 1m
+             expect plugged == 1026M device 1
+             resize 0 device 1"
+        );
+        let session = run_checked(config, &script);
+        assert_only_injected(&session, "resize 1026M device 1");
+        assert_eq!(session.at_the_end(), session.after("stats"), "after {after}");
     }
 }
 

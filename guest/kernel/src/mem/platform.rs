@@ -135,6 +135,12 @@ fn memmap(section: SectionNr) -> u64 {
     VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
 }
 
+/// What comes is not mapped yet. Page tables can map memory again to the same place, so that a mapping which a rollback
+/// has left would not be seen by them.
+fn assert_unmapped(virt: u64) {
+    assert!(!paging::is_mapped(virt), "{virt:#x} is mapped already");
+}
+
 // SAFETY: the memmap of a section is exactly one large page of the vmemmap window, or the small pages in its
 // place, and nothing else maps there; `%gs:0` is constant; `job::synchronize` waits until every other CPU has
 // been between two jobs, halted, or in `relax`.
@@ -148,6 +154,7 @@ unsafe impl Platform for KernelPlatform {
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        assert_unmapped(memmap(section));
         Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
     }
 
@@ -182,6 +189,7 @@ unsafe impl Platform for KernelPlatform {
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
         let (start, end) = (range.start().address().get(), range.end().address().get());
+        assert_unmapped(paging::DIRECT_MAP + start);
         Tables::fill(|tables| paging::map_direct(start, end, tables))
     }
 
