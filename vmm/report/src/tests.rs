@@ -330,7 +330,7 @@ fn a_row_shows_the_memory_block_that_a_reader_looks_for() {
             ready.sampled.devices[0].region_size = region_size;
             ready.sampled.blocks = Some(Blocks { runs, complete: true });
         }
-        report([first]).regions.all()[0].columns[0].cells.clone()
+        report([first]).regions.all()[0].columns()[0].cells.clone()
     };
     // Two memory blocks in a row.
     let offline = |address| Block { state: "offline".to_owned(), zone: None, ..run(address, 1, 0) };
