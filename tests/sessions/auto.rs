@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tidevm_abi::{Answer, HogKind, Op, Watch};
-use tidevm_machine::{Config, Confinement, Size, Vm, VmHandle};
+use tidevm_machine::{Config, Size, Vm, VmHandle};
 use tidevm_session::script::Script;
 use tidevm_session::{Ended, Record};
 use tidevm_sizer::{Pace, Sizer, Status};
-use tidevm_tests::{Test, machine, start};
+use tidevm_tests::{Test, ask, locked_in, machine, ready};
 
 pub const TESTS: &[Test] = &[
     ("a_workload_waits_for_memory_that_comes", a_workload_waits_for_memory_that_comes),
@@ -22,17 +22,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A machine of which about 5 MiB are left.
 fn full() -> Config {
     Config { cmdline: Some("percpu_buf=115M".to_owned()), ..machine(256 << 20) }
-}
-
-fn ready(config: Config) -> Vm {
-    let vm = start(config);
-    vm.wait(LIMIT, "the guest", |state| state.ready).unwrap_or_else(|error| panic!("{error}"));
-    vm
-}
-
-fn ask(vm: &VmHandle, op: Op) -> Answer {
-    let id = vm.call(op).expect("the guest reads");
-    vm.answer(id, LIMIT, "the answer").unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn hog(pages: u64, kind: HogKind) -> Op {
@@ -124,7 +113,7 @@ fn a_level_is_told_once() {
 /// Runs `script` on a machine that is sized between 128 and 256 MiB, and does something to it in the end.
 fn sized<T: Send>(script: &str, end: impl FnOnce(&Sizer, &VmHandle) -> T + Send) -> (Record, T) {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
-    let config = Config { confinement: Confinement::STRICT, ..full() };
+    let config = full();
     let wish: tidevm_sizer::Wish = "min=128M,max=256M".parse().expect("a wish");
     let bounds = wish.bounds(&config).expect("bounds");
     let pace = Pace {
@@ -138,7 +127,7 @@ fn sized<T: Send>(script: &str, end: impl FnOnce(&Sizer, &VmHandle) -> T + Send)
         let record = tidevm_session::record(vm, &script);
         (record, end(&sizer, &handle))
     };
-    Vm::apart_with(config, vec![sizer.beside()], session).unwrap_or_else(|error| panic!("{error}"))
+    locked_in(config, vec![sizer.beside()], session).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn status(sizer: &Sizer, vm: &VmHandle) -> Status {

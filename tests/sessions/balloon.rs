@@ -1,13 +1,12 @@
 //! A guest that reports its free memory, and the host that takes it back. Times are printed, and not asserted: they
 //! depend on the host.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_machine::{BalloonConfig, BalloonStatus, Config, Size, VmHandle};
 use tidevm_session::script::Script;
-use tidevm_session::{Booted, Ended, Observer, StepRun, Summary};
-use tidevm_tests::{Test, machine, run_checked, start};
+use tidevm_session::{Ended, StepRun};
+use tidevm_tests::{EachStep, Test, machine, run_checked, start};
 
 pub const TESTS: &[Test] = &[
     ("memory_that_a_guest_frees_leaves_the_host", memory_that_a_guest_frees_leaves_the_host),
@@ -27,32 +26,16 @@ fn with_balloon(reporting: bool, stats_interval: Option<Duration>) -> Config {
     Config { balloon: Some(BalloonConfig { reporting, stats_interval }), ..machine(REGION) }
 }
 
-/// Calls a function with each step.
-struct Each<F>(F);
-
-impl<F: FnMut(&StepRun)> Observer for Each<F> {
-    fn boot(&mut self, _: &Booted) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn step(&mut self, step: &StepRun) -> io::Result<()> {
-        assert!(step.is_done(), "{step:?}");
-        (self.0)(step);
-        Ok(())
-    }
-
-    fn end(&mut self, _: &Summary) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Runs `script`, and calls `each` with the VM and the text of each step.
 fn watch(config: Config, script: &str, mut each: impl FnMut(&VmHandle, &str)) {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
     let vm = start(config);
     let handle = vm.handle();
-    let mut observer = Each(|step: &StepRun| each(&handle, &step.command.to_string()));
-    let summary = tidevm_session::run(vm, &script, &mut observer).expect("a recorder always writes");
+    let mut observer = EachStep(|step: &StepRun| {
+        assert!(step.is_done(), "{step:?}");
+        each(&handle, &step.command.to_string());
+    });
+    let summary = tidevm_session::run(vm, &script, &mut observer).expect("an observer without an error");
     assert_eq!(summary.ended, Ended::Done);
 }
 

@@ -4,28 +4,10 @@ use std::fs;
 use std::io;
 
 use tidevm_session::script::Script;
-use tidevm_session::{Booted, Ended, Observer, StepRun, Summary};
-use tidevm_tests::{Test, machine, start};
+use tidevm_session::{Ended, StepRun};
+use tidevm_tests::{EachStep, Test, machine, start};
 
 pub const TESTS: &[Test] = &[("an_idle_machine_takes_no_cpu_time", an_idle_machine_takes_no_cpu_time)];
-
-/// The CPU time of this process after each step, in ticks of 10 ms.
-struct Ticks(Vec<u64>);
-
-impl Observer for Ticks {
-    fn boot(&mut self, _: &Booted) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn step(&mut self, _: &StepRun) -> io::Result<()> {
-        self.0.push(cpu_ticks()?);
-        Ok(())
-    }
-
-    fn end(&mut self, _: &Summary) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// `utime` and `stime` of `/proc/self/stat`: the time of all threads, including the time of vCPUs in the guest.
 fn cpu_ticks() -> io::Result<u64> {
@@ -43,10 +25,11 @@ fn an_idle_machine_takes_no_cpu_time() {
     let script =
         Script::parse("test", "plug 128M\nsleep 1s\nsleep 2s").unwrap_or_else(|errors| panic!("{errors}"));
     let vm = start(config);
-    let mut ticks = Ticks(Vec::new());
-    let summary = tidevm_session::run(vm, &script, &mut ticks).expect("a recorder always writes");
+    // The CPU time of this process after each step, in ticks of 10 ms.
+    let mut ticks = Vec::new();
+    let mut observer = EachStep(|_: &StepRun| ticks.push(cpu_ticks().expect("proc is mounted")));
+    let summary = tidevm_session::run(vm, &script, &mut observer).expect("an observer without an error");
     assert_eq!(summary.ended, Ended::Done);
-    let Ticks(ticks) = ticks;
     assert!(ticks[0] > 0, "a boot takes CPU time: {ticks:?}");
     assert!(ticks[2] - ticks[1] <= 20, "{ticks:?}");
 }

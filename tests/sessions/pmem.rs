@@ -1,10 +1,8 @@
 //! Device memory in a booted guest: mapped with its memmap in either place, used, refused, unmapped.
 
-use std::time::Duration;
-
 use tidevm_abi::{Answer, Failure, HogKind, MEMORY_BLOCK_SIZE, Op, PmemOp};
 use tidevm_machine::{Config, ConsoleMode, HotplugConfig, Size};
-use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, run_checked, start};
+use tidevm_tests::{Account, BOOT_BLOCKS, Session, Test, account, ask, ready, run_checked};
 
 pub const TESTS: &[Test] = &[
     ("pmem_with_and_without_altmap", with_and_without_altmap),
@@ -236,12 +234,8 @@ fn beside_hotplug() {
 /// A session uses each handle once, so the calls are made here. A handle in use is refused, whichever memory its pages
 /// are in and whichever workload asks; nothing changes, and a handle that was released is free again.
 fn shares_its_handles_with_workloads() {
-    const LIMIT: Duration = Duration::from_secs(60);
-    let vm = start(machine(&[1]));
-    vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
-    let ask = |op| {
-        vm.call(op).map(|id| vm.answer(id, LIMIT, "an answer")).expect("it reads calls").expect("an answer")
-    };
+    let vm = ready(machine(&[1]));
+    let ask = |op| ask(&vm, op);
     let hog = |handle| Op::Hog {
         handle,
         pages: 4,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidevm_abi::{Answer, Failure, HogKind, Op};
 use tidevm_machine::{Config, Size};
-use tidevm_tests::{Account, Test, machine, run, start};
+use tidevm_tests::{Account, Test, machine, ready, run};
 
 pub const TESTS: &[Test] = &[
     ("a_hog_that_does_not_fit_gives_everything_back", a_hog_that_does_not_fit_gives_everything_back),
@@ -82,8 +82,7 @@ fn a_release_beside_another_call_is_refused() {
     const LIMIT: Duration = Duration::from_secs(120);
     const HANDLE: u32 = 1;
     const PAGES: u64 = 1 << 8;
-    let vm = start(Config { hotplug: Vec::new(), ..machine(0) });
-    vm.wait(LIMIT, "the guest", |state| state.ready).expect("a guest");
+    let vm = ready(Config { hotplug: Vec::new(), ..machine(0) });
     let answer = |id| vm.answer(id, LIMIT, "an answer").expect("an answer");
     let together = |ops: &[Op]| -> Vec<Answer> {
         vm.pause().expect("a guest that runs");

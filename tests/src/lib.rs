@@ -4,13 +4,17 @@
 //! ignored, never as passed ([`run_if`]).
 
 use std::fs::OpenOptions;
+use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm_abi::{MEMORY_BLOCK_SIZE, ZoneName};
-use tidevm_machine::{Companion, Config, Confinement, ConsoleMode, HotplugConfig, Size, StartError, Vm};
+use tidevm_abi::{Answer, MEMORY_BLOCK_SIZE, Op, ZoneName};
+use tidevm_machine::{
+    Companion, Config, Confinement, ConsoleMode, HotplugConfig, Size, StartError, Vm, VmHandle,
+};
 use tidevm_session::script::Script;
-use tidevm_session::{Booted, Ended, Record, Sample, StepRun, Summary};
+use tidevm_session::{Booted, Ended, Observer, Record, Sample, StepRun, Summary};
 
 /// A test that boots a guest.
 pub type Test = (&'static str, fn());
@@ -81,8 +85,51 @@ pub fn start_with(config: Config, companions: Vec<Companion>) -> Vm {
     locked_in(config, companions, |vm| vm).unwrap_or_else(|error| panic!("no machine: {error}"))
 }
 
+/// How long a guest may take to come up, or to answer a call. Generous, for slow hosts.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// [`start`], and waits for the guest.
+///
+/// # Panics
+/// When the VM does not start, or its guest does not come up.
+pub fn ready(config: Config) -> Vm {
+    let vm = start(config);
+    vm.wait(LIMIT, "the guest", |state| state.ready).unwrap_or_else(|error| panic!("{error}"));
+    vm
+}
+
+/// The guest's answer to `op`.
+///
+/// # Panics
+/// When there is none.
+pub fn ask(vm: &VmHandle, op: Op) -> Answer {
+    let id = vm.call(op).expect("the guest reads calls");
+    vm.answer(id, LIMIT, "an answer").unwrap_or_else(|error| panic!("{op:?}: {error}"))
+}
+
+/// Calls a function with each step of a session.
+pub struct EachStep<F>(pub F);
+
+impl<F: FnMut(&StepRun)> Observer for EachStep<F> {
+    fn boot(&mut self, _: &Booted) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn step(&mut self, step: &StepRun) -> io::Result<()> {
+        (self.0)(step);
+        Ok(())
+    }
+
+    fn end(&mut self, _: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts a VM and passes it to `session`, in a thread that is locked in with the VM.
-fn locked_in<T: Send>(
+///
+/// # Errors
+/// The VM does not start.
+pub fn locked_in<T: Send>(
     config: Config,
     companions: Vec<Companion>,
     session: impl FnOnce(Vm) -> T + Send,
