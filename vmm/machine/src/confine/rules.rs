@@ -269,9 +269,7 @@ const RESETS: &[Rule] = &[
     ioctl(
         &[
             (kvm(0x01, NONE, 0), "KVM_CREATE_VM"),
-            (kvm(0x03, NONE, 0), "KVM_CHECK_EXTENSION"),
             (kvm(0x04, NONE, 0), "KVM_GET_VCPU_MMAP_SIZE"),
-            (kvm(0x05, READ | WRITE, size_of::<kvm_cpuid2>()), "KVM_GET_SUPPORTED_CPUID"),
             (kvm(0x41, NONE, 0), "KVM_CREATE_VCPU"),
             (kvm(0x47, NONE, 0), "KVM_SET_TSS_ADDR"),
             (kvm(0x60, NONE, 0), "KVM_CREATE_IRQCHIP"),

@@ -17,6 +17,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::look::LookResult;
@@ -33,6 +34,8 @@ use crate::{boot, cpuid};
 #[derive(Debug)]
 pub(super) struct Hardware {
     kvm: Kvm,
+    /// What every vCPU has in common. KVM takes a while to tell it, so it is asked once.
+    cpuid: CpuId,
     shared: Arc<VmShared>,
     vcpus: Vcpus,
     /// Kept as long as the VM may start again.
@@ -57,9 +60,9 @@ pub(super) fn new_machine(kvm_device: &Kvm) -> Result<Arc<VmFd>, StartError> {
 
 impl Hardware {
     /// Hardware without vCPUs.
-    pub(super) fn new(kvm: Kvm, shared: Arc<VmShared>, initrd: Option<Vec<u8>>) -> Self {
+    pub(super) fn new((kvm, cpuid): (Kvm, CpuId), shared: Arc<VmShared>, initrd: Option<Vec<u8>>) -> Self {
         let vcpus = Vcpus::new(Arc::clone(&shared));
-        Self { kvm, shared, vcpus, initrd }
+        Self { kvm, cpuid, shared, vcpus, initrd }
     }
 
     /// Connects the devices to `machine`, which has nothing but boot memory yet, and loads the kernel. The
@@ -84,11 +87,10 @@ impl Hardware {
     }
 
     fn make_vcpus(&self, machine: &VmFd) -> Result<Vec<VcpuFd>, StartError> {
-        let cpuid = cpuid::supported_cpuid(&self.kvm).map_err(kvm("tell its CPUID"))?;
         let count = self.shared.config.cpus;
         let make = |id: u8| {
             let vcpu = machine.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
-            cpuid::set_cpuid(&vcpu, &cpuid, id, count).map_err(kvm("set CPUID"))?;
+            cpuid::set_cpuid(&vcpu, &self.cpuid, id, count).map_err(kvm("set CPUID"))?;
             Ok(vcpu)
         };
         (0..count).map(make).collect()

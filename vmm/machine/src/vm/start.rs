@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 use tidevm_abi::Size;
 
@@ -39,7 +40,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     if kernel.is_own_guest() {
         config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
     }
-    let kvm = open_kvm(&config)?;
+    let (kvm, cpuid) = open_kvm(&config)?;
     // Before any thread is started: threads inherit the blocked signals.
     let (taken_signals, blocked_signals) =
         Signals::take(config.interactive).map_err(host("take over signals"))?;
@@ -51,7 +52,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
     let clients: Option<Subscriber> =
         clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
-    let mut hardware = Hardware::new(kvm, Arc::clone(&shared), initrd);
+    let mut hardware = Hardware::new((kvm, cpuid), Arc::clone(&shared), initrd);
     let vcpus = hardware.assemble(machine)?;
     let hardware = Arc::new(Mutex::new(hardware));
     let config = &shared.config;
@@ -105,7 +106,8 @@ fn check_descriptors(devices: usize) -> Result<(), StartError> {
     spare.collect::<Result<Vec<_>, _>>().map(drop)
 }
 
-fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
+/// KVM, and what its vCPUs have in common.
+fn open_kvm(config: &Config) -> Result<(Kvm, CpuId), StartError> {
     let kvm = Kvm::new().map_err(|error| no_kvm(std::io::Error::from_raw_os_error(error.errno())))?;
     if let Some(missing) = requirements::missing(&kvm) {
         return Err(StartError::Capability(missing));
@@ -116,7 +118,7 @@ fn open_kvm(config: &Config) -> Result<Kvm, StartError> {
     }
     let cpuid = cpuid::supported_cpuid(&kvm).map_err(self::kvm("tell its CPUID"))?;
     check_reach(config, cpuid::address_bits(&cpuid))?;
-    Ok(kvm)
+    Ok((kvm, cpuid))
 }
 
 /// Checks that addresses of `bits` bits reach all memory.
