@@ -108,6 +108,26 @@ fn a_block_that_came_back_and_merged_is_reported_as_a_whole() {
     assert_eq!(report_all(mm), [PfnRange::new(block, Order::MAX.pages())]);
 }
 
+/// What is told the host is the smaller block, and what is on the list is the larger one.
+#[test]
+fn a_block_whose_buddy_was_freed_meanwhile_comes_back_without_a_mark() {
+    for lower_first in [true, false] {
+        let mm = machine();
+        let block = mm.alloc_pages(Order::MAX, Gfp::Movable).unwrap();
+        report_all(mm);
+        mm.split_page_to(block, Order::MAX, Order::PAGEBLOCK);
+        let upper = PfnRange::new(block, PAGEBLOCK_PAGES).end();
+        let (first, second) = if lower_first { (block, upper) } else { (upper, block) };
+        mm.free_pages(first, Order::PAGEBLOCK);
+        let mut lent = lend(mm);
+        assert_eq!(lent.ranges().map(PfnRange::start).collect::<Vec<_>>(), [first]);
+        mm.free_pages(second, Order::PAGEBLOCK);
+        mm.put_back(&mut lent, true);
+        mm.check();
+        assert_eq!(report_all(mm), [PfnRange::new(block, Order::MAX.pages())]);
+    }
+}
+
 #[test]
 fn memory_that_the_host_did_not_take_is_reported_again() {
     let mm = machine();

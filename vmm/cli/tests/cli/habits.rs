@@ -238,6 +238,21 @@ fn a_host_is_surveyed_as_the_process_sees_it() {
     {
         assert!(lines.contains(part), "no `{part}`: {lines}");
     }
+    if opens {
+        for part in ["KVM interface  ", "virtual machine  can be made", "guest paging  ", "guest addresses  "]
+        {
+            assert!(lines.contains(part), "no `{part}`: {lines}");
+        }
+        let stat = Command::new("stat").args(["-c", "owner %U, group %G, mode %a", "/dev/kvm"]).output();
+        let owner = text(&stat.expect("coreutils").stdout);
+        // A user or a group may have no name.
+        if !owner.contains("UNKNOWN") {
+            assert!(
+                lines.starts_with(&format!("ok       /dev/kvm         {}, opens\n", owner.trim())),
+                "{lines}"
+            );
+        }
+    }
     let remedy = |finding: &Value| finding["remedy"].as_str().unwrap_or_default().to_owned();
     let Some((files, with_few)) = finding("open files", "ulimit -n 64") else {
         eprintln!("SKIP a_host_is_surveyed_as_the_process_sees_it: no mount namespace without root");
