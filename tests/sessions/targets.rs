@@ -1,7 +1,10 @@
 //! Targets in quick succession: what the guest said of an earlier target is no answer to a later one of the same size.
 
-use tidevm_abi::ZoneName;
-use tidevm_tests::{Test, machine, run};
+use std::time::Duration;
+
+use tidevm_abi::{ResizeState, ZoneName};
+use tidevm_machine::Size;
+use tidevm_tests::{Test, machine, ready, run};
 
 pub const TESTS: &[Test] = &[
     (
@@ -9,6 +12,7 @@ pub const TESTS: &[Test] = &[
         a_target_is_not_answered_by_an_earlier_one_of_its_size,
     ),
     ("a_target_without_an_answer_is_told_as_such", a_target_without_an_answer_is_told_as_such),
+    ("a_target_costs_few_exits", a_target_costs_few_exits),
 ];
 
 /// What the session says about a guest that has not answered.
@@ -43,4 +47,24 @@ fn a_target_without_an_answer_is_told_as_such() {
     assert!(failures.iter().all(|(_, reason)| reason.ends_with(STILL_AT_IT)), "{failures:#?}");
     let (first, last) = (&session.boot.sample, session.at_the_end());
     assert_eq!((last.plugged.as_slice(), last.blocks_online), (&[0][..], first.guest.unwrap().blocks_online));
+}
+
+/// A driver that reads the whole configuration for each target, and not only what may have changed, makes more exits. An
+/// interrupt has its reason read, acknowledged and read again. One tells of the target, one of the response, and others
+/// may come, so the fewest exits of several targets count.
+fn a_target_costs_few_exits() {
+    const INTERRUPT: u64 = 3;
+    const WHOLE_CONFIGURATION: u64 = 2 + 14;
+    const LIMIT: Duration = Duration::from_secs(120);
+    let vm = ready(machine(256 << 20));
+    let mmio = || vm.exits().iter().map(|exits| exits.mmio).sum::<u64>();
+    let of_target = |size: Size| {
+        let before = mmio();
+        vm.resize(0, size).expect("a size");
+        let stopped = vm.wait(LIMIT, "the target", |state| state.mem[0].stopped(size));
+        assert_eq!(stopped.unwrap_or_else(|error| panic!("{error}")), ResizeState::Reached);
+        mmio() - before
+    };
+    let exits = [128, 256, 0, 128, 256, 0].map(|mib| of_target(Size::mib(mib)));
+    assert!(exits.iter().min() < Some(&(2 * INTERRUPT + WHOLE_CONFIGURATION)), "{exits:?}");
 }

@@ -50,8 +50,8 @@ pub struct DriverConfig {
 /// An action that the driver asks the guest to carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the whole configuration space under one configuration generation. Completed by [`Outcome::Config`] or
-    /// [`Outcome::Failed`].
+    /// Read the configuration space, or at least the fields that change at run time, under one configuration generation.
+    /// Completed by [`Outcome::Config`] or [`Outcome::Failed`].
     ReadConfig,
     /// Send the request and wait for the response. Completed by [`Outcome::Response`],
     /// [`Outcome::NoResponse`] or, only when it was not sent, [`Outcome::Failed`].

@@ -28,6 +28,9 @@ pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 /// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 
+/// Offset of the fields that change at run time: [`Config::usable_region_size`] and those behind it.
+pub const RUN_TIME_OFFSET: usize = offset_of!(ConfigBytes, usable_region_size);
+
 /// Offset of [`Config::requested_size`] in the configuration space.
 pub const REQUESTED_SIZE_OFFSET: usize = offset_of!(ConfigBytes, requested_size);
 
@@ -39,8 +42,8 @@ pub const RESPONSE_SIZE: usize = size_of::<ResponseBytes>();
 
 /// The device's configuration space, read-only to the driver.
 ///
-/// All sizes are in bytes. The last three fields change at run time, so a driver reads all fields under one
-/// value of the transport's configuration generation.
+/// All sizes are in bytes. The last three fields change at run time, so a driver reads them under one value of the
+/// transport's configuration generation. The others stay as they were at the first read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Size and alignment of a device block; a power of two.
@@ -77,7 +80,7 @@ const _: () = {
     assert!(offset_of!(ConfigBytes, node_id) == 8);
     assert!(offset_of!(ConfigBytes, addr) == 16);
     assert!(offset_of!(ConfigBytes, region_size) == 24);
-    assert!(offset_of!(ConfigBytes, usable_region_size) == 32);
+    assert!(RUN_TIME_OFFSET == 32);
     assert!(offset_of!(ConfigBytes, plugged_size) == 40);
     assert!(REQUESTED_SIZE_OFFSET == 48);
 };

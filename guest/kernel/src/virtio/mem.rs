@@ -73,6 +73,8 @@ pub struct MemDriver<T> {
     device: Device<T>,
     requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
     driver: Driver,
+    /// The configuration space as it was read last.
+    config: [u8; wire::CONFIG_SIZE],
     region: u64,
     /// Sizes of the parts that the region is divided into.
     geometry: DriverConfig,
@@ -102,7 +104,8 @@ impl<T: Transport> MemDriver<T> {
         let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
-        let (config, generation) = read_config(&device).ok_or(Unusable::Restless)?;
+        let mut bytes = [0; wire::CONFIG_SIZE];
+        let (config, generation) = read_config(&device, &mut bytes, 0).ok_or(Unusable::Restless)?;
         if config.addr.checked_add(config.region_size).is_none_or(|end| end > MAX_PHYS_ADDR) {
             return Err(Unusable::OutOfReach(config.addr, config.region_size));
         }
@@ -114,6 +117,7 @@ impl<T: Transport> MemDriver<T> {
             device,
             requests,
             driver,
+            config: bytes,
             region: config.addr,
             geometry,
             node: numa::node_of(domain, config.addr),
@@ -129,7 +133,8 @@ impl<T: Transport> MemDriver<T> {
     /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            Action::ReadConfig => read_config(&self.device)
+            // Each word costs an exit, and the fields before these do not change.
+            Action::ReadConfig => read_config(&self.device, &mut self.config, wire::RUN_TIME_OFFSET)
                 .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
                     Outcome::Config(config, generation)
                 }),
@@ -266,20 +271,23 @@ impl<T: Transport + Send> Job for MemDriver<T> {
     }
 }
 
-/// The configuration and its generation, which is that of all fields. `None` when the generation changes with
-/// every read.
-fn read_config(device: &Device<impl Transport>) -> Option<(Config, u32)> {
+/// Reads the configuration space from offset `from` on into `bytes`. Returns the configuration and its generation, which is
+/// that of all fields that were read. `None` when the generation changes with every read.
+fn read_config(
+    device: &Device<impl Transport>,
+    bytes: &mut [u8; wire::CONFIG_SIZE],
+    from: usize,
+) -> Option<(Config, u32)> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
     for _ in 0..TRIES {
         let before = transport.read_config_generation();
-        let mut bytes = [0; wire::CONFIG_SIZE];
-        for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
+        for (index, word) in bytes.chunks_exact_mut(4).enumerate().skip(from / 4) {
             let value: u32 = transport.read_config_space(4 * index).ok()?;
             word.copy_from_slice(&value.to_le_bytes());
         }
         if transport.read_config_generation() == before {
-            return Some((Config::from_bytes(&bytes), before));
+            return Some((Config::from_bytes(bytes), before));
         }
     }
     None
