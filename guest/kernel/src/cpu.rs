@@ -17,9 +17,9 @@ pub mod window;
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use tidevm_mm::Passes;
+use tidevm_mm::{Passes, ServedTickets, Wakeup};
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
@@ -42,14 +42,12 @@ pub const DOUBLE_FAULT_STACK: u16 = 1;
 pub struct PerCpu {
     /// Index of this CPU; read as `%gs:0`.
     index: AtomicUsize,
-    /// A job may have something to do: set by interrupts and by other CPUs, cleared by the job loop before
-    /// each pass.
-    pub pending: AtomicBool,
-    /// Passes of the job loop. The CPU sleeps from before it reads `pending` with interrupts off until it has
-    /// halted, so either the CPU that wakes it sees that it sleeps, or this CPU sees `pending`.
+    /// Whether a job may have something to do: raised by interrupts and by other CPUs.
+    pub wakeup: Wakeup,
+    /// Passes of the job loop.
     pub passes: Passes,
-    /// The last ticket of [`tlb`] that this CPU has served.
-    pub flushed: AtomicU64,
+    /// The tickets of [`tlb`] that this CPU has served.
+    pub flushed: ServedTickets,
     /// How often this CPU has flushed its TLB.
     pub flushes: AtomicU64,
     /// Rounds that this CPU has waited for others ([`wait`]).
@@ -61,9 +59,9 @@ pub struct PerCpu {
 static PER_CPU: [PerCpu; MAX_CPUS] = [const {
     PerCpu {
         index: AtomicUsize::new(0),
-        pending: AtomicBool::new(false),
+        wakeup: Wakeup::new(),
         passes: Passes::new(),
-        flushed: AtomicU64::new(0),
+        flushed: ServedTickets::new(),
         flushes: AtomicU64::new(0),
         waited: AtomicU64::new(0),
         apic_id: AtomicU32::new(0),

@@ -9,8 +9,6 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use core::sync::atomic::Ordering;
-
 use spin::Mutex;
 use tidevm_mm::Passes;
 use x86_64::instructions::interrupts;
@@ -55,7 +53,7 @@ pub fn run() -> ! {
     interrupts::enable();
     loop {
         area.passes.pass();
-        area.pending.store(false, Ordering::SeqCst);
+        area.wakeup.begin_pass();
         jobs.append(&mut NEW[me].lock());
         let mut again = false;
         let mut wake_at: Option<Instant> = None;
@@ -82,15 +80,13 @@ pub fn run() -> ! {
 /// Halts until an interrupt, unless the CPU was woken since the pass began.
 fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
     interrupts::disable();
-    area.passes.sleep();
-    // Pairs with `lapic::wake`, which sets `pending` before it reads whether this CPU sleeps.
-    if area.pending.load(Ordering::SeqCst) {
-        interrupts::enable();
-    } else {
+    if area.wakeup.may_halt(&area.passes) {
         if let Some(instant) = wake_at {
             lapic::set_timer(instant);
         }
         interrupts::enable_and_hlt();
+    } else {
+        interrupts::enable();
     }
     area.passes.wake();
 }

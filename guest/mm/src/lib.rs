@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -45,6 +45,7 @@ mod boot_section;
 mod buddy;
 mod check;
 mod contig;
+mod copy_batch;
 mod deferred;
 mod direct_map;
 mod evacuate;
@@ -78,8 +79,10 @@ mod sparse;
 mod steps;
 mod sync;
 mod target;
+mod tlb_flush;
 mod variant;
 mod vmstat;
+mod wakeup;
 mod zone;
 mod zone_device;
 mod zonelist;
@@ -90,6 +93,7 @@ pub use addr::{
 };
 pub use boot::BootError;
 pub use check::Checked;
+pub use copy_batch::CopyBatch;
 pub use grace::Passes;
 pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
@@ -110,7 +114,9 @@ pub use pcplist::{MAX_CPUS, PcpDisabled, PerCpuPages};
 pub use pgmap::{DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
+pub use tlb_flush::{FlushTicket, FlushTickets, ServedTickets};
 pub use vmstat::{PcpInfo, Stats, ZoneInfo, ZoneStats};
+pub use wakeup::Wakeup;
 pub use zone_device::{DevAltmap, DevPage, DevPageError, DevPagemap, MemremapError, MemunmapError, NoPgmap};
 
 use deferred::Deferred;

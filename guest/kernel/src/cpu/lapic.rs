@@ -100,9 +100,9 @@ pub fn set_timer(deadline: Instant) {
 /// Makes CPU `index` go through its job loop once more.
 pub fn wake(index: usize) {
     let area = cpu::area(index);
-    // Pairs with the job loop, which sleeps and then reads `pending`.
-    area.pending.store(true, Ordering::SeqCst);
-    if index != cpu::this() && area.passes.is_idle() {
+    if index == cpu::this() {
+        area.wakeup.raise();
+    } else if area.wakeup.ring(&area.passes) {
         send(index, u32::from(WAKE));
     }
 }

@@ -1,17 +1,19 @@
 //! TLB flushes on all CPUs.
 //!
 //! Mirrors Linux `flush_tlb_all`. It differs on purpose: there is one address space, so every flush is of
-//! everything, and concurrent flushes share one counter of tickets instead of a call queue.
+//! everything.
 //!
-//! Invariant: a CPU that stores ticket `t` in `flushed` has flushed its TLB after it read `t` from `FLUSHES`.
+//! Invariant: a CPU serves tickets where it is interrupted, so the code that is interrupted is through with its old
+//! translations or has not used them yet. What follows from that is said at [`FlushTickets`].
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
+
+use tidevm_mm::FlushTickets;
 
 use crate::cpu::{self, lapic, wait};
 use crate::mem::paging;
 
-/// Number of flushes that were requested from other CPUs.
-static FLUSHES: AtomicU64 = AtomicU64::new(0);
+static TICKETS: FlushTickets = FlushTickets::new();
 
 /// Longest time until a CPU has flushed its TLB, in milliseconds.
 const MILLIS: u64 = 60_000;
@@ -26,13 +28,13 @@ pub fn flush_all() {
     if online == 1 {
         return;
     }
-    let ticket = FLUSHES.fetch_add(1, Ordering::SeqCst) + 1;
+    let ticket = TICKETS.request();
     for index in (0..online).filter(|&index| index != me) {
         lapic::request_flush(index);
     }
     for index in (0..online).filter(|&index| index != me) {
         wait::until(MILLIS, format_args!("CPU {index} did not flush its TLB"), || {
-            cpu::area(index).flushed.load(Ordering::Acquire) >= ticket
+            cpu::area(index).flushed.has(ticket)
         });
     }
 }
@@ -45,8 +47,5 @@ fn flush() {
 
 /// Flushes this CPU's TLB for the requests so far; called by the interrupt handler.
 pub fn serve() {
-    // Read before the flush: a request that comes during the flush raises an interrupt of its own.
-    let ticket = FLUSHES.load(Ordering::Acquire);
-    flush();
-    cpu::area(cpu::this()).flushed.fetch_max(ticket, Ordering::Release);
+    cpu::area(cpu::this()).flushed.serve(&TICKETS, flush);
 }

@@ -8,7 +8,6 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::Ordering;
 
 use tidevm_abi::ExitCode;
 use x86_64::VirtAddr;
@@ -147,6 +146,6 @@ extern "C" fn interrupt(frame: &mut Frame) {
         }
         _ => panic::die(ExitCode::Panic, format_args!("{frame}")),
     }
-    cpu::area(cpu::this()).pending.store(true, Ordering::Release);
+    cpu::area(cpu::this()).wakeup.raise();
     lapic::acknowledge();
 }

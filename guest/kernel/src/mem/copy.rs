@@ -4,73 +4,45 @@
 //!
 //! Takes the place of Linux's `folio_copy` in migration, which runs on one CPU.
 //!
-//! Invariant: `TURN` holds the batch's length and the next page to take, in one word. So a CPU that has taken
-//! a turn reads the pages of the same batch afterwards, and each page is taken once.
+//! Invariant: one CPU posts at a time. What follows from that for the pages is said at [`CopyBatch`].
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
-use tidevm_mm::Pfn;
+use tidevm_mm::{CopyBatch, Pfn};
 
 use crate::cpu::window::Window;
 use crate::cpu::{self, lapic, wait};
 use crate::job::{self, Job, Progress};
 use crate::mem::paging;
 
-/// Most pages per batch.
-const BATCH: usize = 64;
 /// A copy takes a fraction of a millisecond, but a host may let the CPU wait.
 const MILLIS: u64 = 60_000;
 
-/// `(to, from)` of each page of the batch, as frame numbers.
-static PAGES: [(AtomicU32, AtomicU32); BATCH] = [const { (AtomicU32::new(0), AtomicU32::new(0)) }; BATCH];
-/// Length of the batch in the upper half, next page in the lower.
-static TURN: AtomicU64 = AtomicU64::new(0);
-/// Number of pages of the batch that are copied.
-static COPIED: AtomicU32 = AtomicU32::new(0);
+static BATCH: CopyBatch = CopyBatch::new();
 /// Held while a batch is under way.
 static POSTING: Mutex<()> = Mutex::new(());
 
 /// Copies every page `from` to its `to`; returns when all are copied.
 pub fn copy_pages(pages: &[(Pfn, Pfn)]) {
     if cpu::online() == 1 {
-        return pages.iter().for_each(|&(to, from)| copy(to.get(), from.get()));
+        return pages.iter().for_each(|&(to, from)| copy(to, from));
     }
     let _posting = POSTING.lock();
-    for batch in pages.chunks(BATCH) {
-        for ((to, from), place) in batch.iter().zip(&PAGES) {
-            place.0.store(to.get(), Ordering::Relaxed);
-            place.1.store(from.get(), Ordering::Relaxed);
-        }
-        COPIED.store(0, Ordering::Relaxed);
-        TURN.store((batch.len() as u64) << 32, Ordering::Release);
+    for batch in pages.chunks(CopyBatch::MOST) {
+        BATCH.post(batch);
         let me = cpu::this();
         (0..cpu::online()).filter(|&index| index != me).for_each(lapic::wake);
         Window::Posted.come();
-        while take_turn() {}
+        while BATCH.copy_next(copy) {}
         // Every other CPU may still be copying its last page.
-        wait::until(MILLIS, format_args!("a page was not copied"), || {
-            COPIED.load(Ordering::Acquire) == batch.len() as u32
-        });
+        wait::until(MILLIS, format_args!("a page was not copied"), || BATCH.is_copied());
     }
 }
 
-/// Copies one page of the batch; `false` when none is left.
-fn take_turn() -> bool {
-    let turn = TURN.fetch_update(Ordering::Acquire, Ordering::Relaxed, |turn| {
-        ((turn as u32) < (turn >> 32) as u32).then_some(turn + 1)
-    });
-    let Ok(turn) = turn else { return false };
-    let (to, from) = &PAGES[turn as u32 as usize];
-    copy(to.load(Ordering::Relaxed), from.load(Ordering::Relaxed));
-    COPIED.fetch_add(1, Ordering::Release);
-    true
-}
-
-fn copy(to: u32, from: u32) {
+fn copy(to: Pfn, from: Pfn) {
     Window::Copying.come();
-    paging::copy_page(Pfn::new(to).address().get(), Pfn::new(from).address().get());
+    paging::copy_page(to.address().get(), from.address().get());
 }
 
 /// The job, one per CPU, that takes part in other CPUs' batches.
@@ -78,7 +50,7 @@ struct CopyJob;
 
 impl Job for CopyJob {
     fn step(&mut self) -> Progress {
-        if take_turn() { Progress::Again } else { Progress::Idle(None) }
+        if BATCH.copy_next(copy) { Progress::Again } else { Progress::Idle(None) }
     }
 }
 

@@ -282,5 +282,5 @@ atomics! {
     AtomicBool bool, |word: u64| word != 0; swap;
     AtomicU8 u8, |word: u64| word as u8; fetch_max;
     AtomicU32 u32, |word: u64| word as u32; fetch_add fetch_sub fetch_max fetch_update;
-    AtomicU64 u64, |word: u64| word; fetch_add fetch_sub fetch_or fetch_update compare_exchange;
+    AtomicU64 u64, |word: u64| word; fetch_add fetch_sub fetch_max fetch_or fetch_update compare_exchange;
 }

@@ -131,5 +131,5 @@ atomics! {
     AtomicBool bool: swap;
     AtomicU8 u8: fetch_max;
     AtomicU32 u32: fetch_add fetch_sub fetch_max fetch_update;
-    AtomicU64 u64: fetch_add fetch_sub fetch_or fetch_update compare_exchange;
+    AtomicU64 u64: fetch_add fetch_sub fetch_max fetch_or fetch_update compare_exchange;
 }

@@ -7,12 +7,15 @@
 //! Invariant: a model changes atomics only, or what it makes itself. Other memory would not begin anew with the next
 //! execution.
 
+mod copy_batch;
 mod deferred;
 mod grace;
 mod lock;
 mod page;
 mod pgmap;
 mod sparse;
+mod tlb_flush;
+mod wakeup;
 mod zone;
 
 use std::boxed::Box;
