@@ -154,16 +154,21 @@ for (const axis of document.querySelectorAll(".x, .y, .numbers, .bars")) {
 }
 const small = [...document.querySelectorAll("main *")].filter(e => !e.children.length && e.textContent.trim() &&
   parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.textContent.slice(0, 40));
-document.title = JSON.stringify({ width: document.documentElement.scrollWidth, window: innerWidth, wide, overlaps, small });
+parent.document.title = JSON.stringify({ width: document.documentElement.scrollWidth, window: innerWidth, wide, overlaps, small });
 </script>"#;
 
-/// What [`MEASURE`] finds in a page in a window that is so wide.
+/// What [`MEASURE`] finds in a page in a window that is so wide. A browser's own window has a least width, so that the
+/// page is in a frame.
 fn measured(page: &str, width: u32) -> serde_json::Value {
-    let file = scratch("measured.html", &page.replace("</body>", &format!("{MEASURE}</body>")));
+    let page =
+        page.replace("</body>", &format!("{MEASURE}</body>")).replace('&', "&amp;").replace('"', "&quot;");
+    let frame =
+        format!("<iframe style=\"border: 0; width: {width}px; height: 2400px\" srcdoc=\"{page}\"></iframe>");
+    let file = scratch("measured.html", &format!("<!DOCTYPE html><title></title>{frame}"));
     let profile = path("browser");
     let mut command = Command::new(BROWSER);
     command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]);
-    command.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},2400"));
+    command.arg(format!("--user-data-dir={}", profile.display())).arg("--window-size=1400,2400");
     let output = command.arg(format!("file://{}", file.display())).output().expect("it ran before");
     drop(fs::remove_dir_all(profile));
     let dom = text(&output.stdout);
@@ -200,9 +205,10 @@ fn a_page_is_legible() {
     picture(&short, "report.png", (1000, 1130), false).expect("a short one");
     for width in [420, 1200] {
         let found = measured(&text, width);
+        assert_eq!(found["window"], width, "{found}");
         assert_eq!(
             (&found["width"], &found["wide"]),
-            (&found["window"], &serde_json::json!([])),
+            (&width.into(), &serde_json::json!([])),
             "{width}: {found}"
         );
         assert_eq!(
