@@ -375,7 +375,11 @@ fn an_experiment_is_told_and_written() {
     let read = |name: &str| fs::read_to_string(folder.join(name)).expect("it is written");
     assert_eq!(read("experiments.json"), out);
     assert!(read("experiments.txt").contains("1 of 1 experiments show what they should"));
-    assert!(read("experiments.html").contains("percpu_buf: out of memory"));
+    let page = read("experiments.html");
+    assert!(page.contains("percpu_buf: out of memory"));
+    // Memory over time of both sides, one of which does not come so far.
+    assert_eq!(page.matches("over time</summary>").count(), 2, "{page}");
+    assert_eq!(page.matches("<svg class=\"time\"").count(), 1, "{page}");
 }
 
 /// There is not even a warning: a file cannot be waited for.

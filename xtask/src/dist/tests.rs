@@ -76,7 +76,10 @@ fn the_tarball_is_one_folder_of_roots_files() {
 
 #[test]
 fn the_checksums_are_those_of_sha256sum() {
-    let (folder, _) = packed("sums", &release(1));
+    let (folder, files) = packed("sums", &release(1));
+    // `sha256sum` takes a line with one space too, and other readers do not.
+    let sums = String::from_utf8_lossy(&files["SHA256SUMS"]);
+    assert!(sums.lines().all(|line| line.as_bytes()[64..].starts_with(b"  tidevm")), "{sums}");
     match Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&folder).output()
     {
         Ok(output) => {
@@ -123,6 +126,10 @@ fn dpkg_reads_the_package() {
     dpkg(&["--extract", package, "root"]);
     let output = Command::new(folder.join("root/usr/bin/tidevm")).output().expect("it can be run");
     assert_eq!(output.stdout, b"it runs\n");
+    let page = fs::read(folder.join("root/usr/share/man/man1/tidevm-run.1.gz")).unwrap();
+    let mut text = String::new();
+    GzDecoder::new(&page[..]).read_to_string(&mut text).expect("what man unpacks");
+    assert_eq!(text, ".TH run");
     let copyright = fs::read_to_string(folder.join("root/usr/share/doc/tidevm/copyright")).unwrap();
     assert_eq!(copyright, "apache\nmit\n");
     fs::remove_dir_all(folder).unwrap();

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::api::Api;
 use super::endings::{end, until};
+use super::typist::Typist;
 use super::{Test, assert_status, program, tidevm};
 
 pub const HOSTED: &[Test] = &[
@@ -17,6 +18,7 @@ pub const HOSTED: &[Test] = &[
 
 pub const TESTS: &[Test] = &[
     ("ctl_resizes_a_running_machine", ctl_resizes_a_running_machine),
+    ("ctl_draws_a_bar_at_a_terminal", ctl_draws_a_bar_at_a_terminal),
     ("ctl_follows_a_machine_to_its_end", ctl_follows_a_machine_to_its_end),
 ];
 
@@ -104,6 +106,16 @@ fn ctl_resizes_a_running_machine() {
     assert_status(&output, 1, "superseded: another client has requested 128M meanwhile");
     assert_status(&ctl(&api, &["resume"]), 0, "");
     assert_status(&ctl(&api, &["save", "state"]), 1, "refused: The requested operation is not supported");
+}
+
+fn ctl_draws_a_bar_at_a_terminal() {
+    let api = Api::run("ctl-bar");
+    let mut command = program();
+    command.arg("ctl").arg("--api-sock").arg(&api.path).args(["resize", "256M"]);
+    let mut typist = Typist::start(&mut command);
+    typist.sees(".] 0 of 256M\x1b[K");
+    typist.sees("\r\nresize 256M: 256M plugged, ");
+    assert_eq!(end(&mut typist.child).code(), Some(0));
 }
 
 fn ctl_follows_a_machine_to_its_end() {

@@ -164,7 +164,22 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, Keys};
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Weak};
+    use std::time::Instant;
+
+    use super::{Ending, Key, Keys, PENDING, Person};
+    use crate::state::SharedState;
+
+    #[test]
+    fn keys_that_no_guest_reads_are_kept_up_to_a_bound() {
+        let ending = Ending::new(Arc::new(SharedState::new(Instant::now(), Vec::new())), Weak::new());
+        let mut person = Person { keys: Keys::default(), pending: VecDeque::new(), ending };
+        person.type_keys(b"begin");
+        (0..100).for_each(|_| person.type_keys(&[b'x'; PENDING]));
+        assert_eq!(person.pending.len(), PENDING);
+        assert!(person.pending.iter().copied().take(5).eq(*b"begin"), "what came first is kept");
+    }
 
     #[test]
     fn ctrl_a_x_is_for_the_vmm_and_ctrl_a_twice_for_the_guest() {

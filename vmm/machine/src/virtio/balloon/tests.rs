@@ -2,7 +2,9 @@
 
 use tidevm_abi::Size;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_STATUS};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_STATUS,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -115,6 +117,20 @@ fn a_balloon_asks_for_no_pages_and_says_what_was_agreed() {
     assert_eq!((rig.status().reporting, rig.status().statistics), (false, true));
     write(&mut rig.balloon, VIRTIO_MMIO_STATUS, 0);
     assert_eq!(rig.status(), BalloonStatus::default());
+}
+
+#[test]
+fn a_balloon_offers_what_it_was_made_for() {
+    let second = Some(Duration::from_secs(1));
+    for (reporting, stats_interval, offered) in
+        [(true, None, REPORTING), (false, second, STATISTICS), (true, second, BOTH)]
+    {
+        let mut rig = rig(BOTH);
+        let config = BalloonConfig { reporting, stats_interval };
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        rig.balloon = Balloon::new(config, rig.memory, rig.shared, event(), event()).unwrap();
+        assert_eq!(read(&mut rig.balloon, VIRTIO_MMIO_DEVICE_FEATURES) & BOTH, offered);
+    }
 }
 
 #[test]
@@ -308,6 +324,7 @@ fn after_a_reset_no_buffer_of_the_driver_before_is_answered() {
     assert!(rig.balloon.serve());
     let done = rig.counts().given_back;
     rig.balloon.disconnect();
+    assert_eq!(read(&mut rig.balloon, VIRTIO_MMIO_STATUS), 0, "it has no driver");
     // The turn that was due comes before the next driver says anything: the rest of the report is the next guest's memory.
     assert!(!rig.balloon.serve());
     assert_eq!(rig.counts().given_back, done);
