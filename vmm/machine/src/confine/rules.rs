@@ -381,5 +381,12 @@ const STARTER: &[Rule] = &[
     any(Sysno::capset, "the confinement of a VM"),
     any(Sysno::landlock_create_ruleset, "the confinement of a VM"),
     any(Sysno::landlock_restrict_self, "the confinement of a VM"),
-    ioctl(&[(kvm(0x00, NONE, 0), "KVM_GET_API_VERSION")], "the start of a VM"),
+    ioctl(
+        &[
+            (kvm(0x00, NONE, 0), "KVM_GET_API_VERSION"),
+            (kvm(0x03, NONE, 0), "KVM_CHECK_EXTENSION"),
+            (kvm(0x05, READ | WRITE, size_of::<kvm_cpuid2>()), "KVM_GET_SUPPORTED_CPUID"),
+        ],
+        "the start of a VM",
+    ),
 ];
