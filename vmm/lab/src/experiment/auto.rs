@@ -46,7 +46,7 @@ fn machine() -> Config {
     }
 }
 
-/// Small loads, each with a large one after it.
+/// Small loads, each with a large one after it. A load that does not fit is held in part, so that the others follow.
 fn script() -> String {
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut script = String::new();
@@ -55,7 +55,7 @@ fn script() -> String {
         for (size, name) in [(small, "small"), (10 * small, "large")] {
             let name = format!("{name}{swing}");
             // Writing to a text does not fail.
-            let _ = write!(script, "hog {size}M movable as {name}\nrelease {name}\n");
+            let _ = write!(script, "hog up to {size}M movable as {name}\nrelease {name}\n");
         }
         let _ = writeln!(script, "sleep {}ms", REST.as_millis());
     }
