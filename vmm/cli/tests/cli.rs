@@ -49,8 +49,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use endings::LIMIT;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
             eprintln!("SKIP {name}: {reason}");
         }
         let run = move || {
-            let _left = EndsWhatIsLeft;
+            let _left = EndsWhatIsLeft::of(name);
             test();
             Ok::<(), Failed>(())
         };
@@ -137,21 +138,45 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()
 }
 
-/// Ends the programs that a failed test left. They hold the streams of this process, for whose end its caller waits.
-struct EndsWhatIsLeft;
+/// Ends the programs of a test that has failed, or that waits for longer than [`MOST_TIME`]. They hold the streams of this
+/// process, for whose end its caller waits.
+struct EndsWhatIsLeft {
+    /// Dropped when the test ends.
+    _running: Sender<()>,
+}
+
+/// Far more than any test takes.
+const MOST_TIME: Duration = Duration::from_secs(600);
+
+impl EndsWhatIsLeft {
+    fn of(name: &'static str) -> Self {
+        let (running, ended) = channel::<()>();
+        thread::spawn(move || {
+            if ended.recv_timeout(MOST_TIME) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{name} still waits after {MOST_TIME:?}: its programs are ended");
+                end_programs();
+            }
+        });
+        Self { _running: running }
+    }
+}
 
 impl Drop for EndsWhatIsLeft {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
+        if thread::panicking() {
+            end_programs();
         }
-        let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
-        let lists = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
-        let children: Vec<String> =
-            lists.flatten().flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-        for child in children.iter().filter(|child| !child.is_empty()) {
-            drop(Command::new("kill").args(["-KILL", child]).status());
-        }
+    }
+}
+
+/// Ends the children of this process.
+fn end_programs() {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+    let lists = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
+    let children: Vec<String> =
+        lists.flatten().flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    for child in children.iter().filter(|child| !child.is_empty()) {
+        drop(Command::new("kill").args(["-KILL", child]).status());
     }
 }
 

@@ -80,6 +80,15 @@ impl Nap {
     }
 }
 
+/// Does `work` between two naps of a wait, so that a stop meanwhile is noticed too. Work that takes about a second longer
+/// than a nap looks like a stop, and does not count either.
+pub fn amid_wait<T>(work: impl FnOnce() -> T) -> T {
+    let nap = Nap::of(NAP);
+    let result = work();
+    nap.end();
+    result
+}
+
 /// Sleeps until the process has run for `time`.
 pub fn sleep(time: Duration) {
     let start = now();

@@ -70,7 +70,7 @@ fn a_machine_is_sized_until_somebody_else_does() {
         assert_eq!((&auto["held"], &auto["target_size_mib"]), (&json!(true), &json!(128 + mib)));
     }
     let out = assert_status(&ctl(&api, &["auto"]), 0, "");
-    assert!(out.contains("held until `auto release`") && out.contains(", 2 held; "), "{out}");
+    assert!(out.contains("held until `auto release`") && out.contains(", held 2 times; "), "{out}");
     assert!(api.text("/metrics").contains("\ntidevm_auto_holds_total 2\n"));
     // 640 MiB are more than the bounds allow.
     assert_status(&ctl(&api, &["auto", "release"]), 0, "");

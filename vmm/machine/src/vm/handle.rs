@@ -19,6 +19,7 @@ use super::hardware::Hardware;
 use super::look::{self, LookResult, VcpuReport};
 use super::shared::VmShared;
 use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
+use crate::clock;
 use crate::config::Config;
 use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
@@ -323,6 +324,12 @@ impl VmHandle {
     #[must_use]
     pub fn now(&self) -> Instant {
         self.shared.state.now()
+    }
+
+    /// Does `work` between two parts of a wait. If the process is stopped meanwhile, the clock of limits stands still as it
+    /// does within each part. It also does so for work of more than a second.
+    pub fn amid_wait<T>(&self, work: impl FnOnce() -> T) -> T {
+        clock::amid_wait(work)
     }
 
     /// When the VM was first started, on the same clock. A reset does not change it.

@@ -146,6 +146,8 @@ pub(super) struct FakeVm {
     hogs: RefCell<BTreeMap<Handle, (u64, HogKind)>>,
     used: RefCell<BTreeSet<Handle>>,
     stops: Rc<RefCell<Vec<Duration>>>,
+    /// Work amid a wait, so far.
+    amid_waits: Rc<Cell<u32>>,
 }
 
 impl FakeVm {
@@ -173,6 +175,7 @@ impl FakeVm {
             hogs: RefCell::default(),
             used: RefCell::default(),
             stops: Rc::default(),
+            amid_waits: Rc::default(),
         };
         if fake.nature.foreign {
             if !fake.nature.driverless {
@@ -205,6 +208,11 @@ impl FakeVm {
     /// The limits of the stops, which outlive the VM.
     pub(super) fn stops(&self) -> Rc<RefCell<Vec<Duration>>> {
         Rc::clone(&self.stops)
+    }
+
+    /// How often there was work amid a wait, which outlives the VM.
+    pub(super) fn amid_waits(&self) -> Rc<Cell<u32>> {
+        Rc::clone(&self.amid_waits)
     }
 
     fn look(&self) {
@@ -624,6 +632,11 @@ impl VmControl for FakeVm {
         self.requests.set(request);
         self.after(Duration::from_millis(5), Event::RequestedReset(request));
         Ok(request)
+    }
+
+    fn amid_wait<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.amid_waits.set(self.amid_waits.get() + 1);
+        work()
     }
 
     fn held(&self) -> io::Result<Vec<Size>> {

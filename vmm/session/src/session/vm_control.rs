@@ -70,6 +70,9 @@ pub trait VmControl {
         stop: impl FnMut(&State) -> bool,
     ) -> Result<Option<Answer>, WaitError>;
 
+    /// See [`VmHandle::amid_wait`].
+    fn amid_wait<T>(&self, work: impl FnOnce() -> T) -> T;
+
     /// Sets a device's target in bytes.
     ///
     /// # Errors
@@ -107,6 +110,10 @@ impl VmControl for Vm {
 
     fn started(&self) -> Instant {
         VmHandle::started(self)
+    }
+
+    fn amid_wait<T>(&self, work: impl FnOnce() -> T) -> T {
+        VmHandle::amid_wait(self, work)
     }
 
     fn boot_memory(&self) -> u64 {

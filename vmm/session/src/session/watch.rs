@@ -113,7 +113,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             let left = until.saturating_duration_since(self.vm.now());
             let part = if self.watch.follows { left.min(PERIOD) } else { left };
             if self.watch.follows && !left.is_zero() {
-                self.look();
+                self.vm.amid_wait(|| self.look());
             }
             if let Some(result) = wait(part) {
                 return result;

@@ -80,6 +80,16 @@ fn a_step_is_sampled_while_it_waits() {
     assert!(samples.len() < 10, "nothing is told while nothing changes: {samples:?}");
 }
 
+/// A process that is stopped in such a look is not late for its deadline.
+#[test]
+fn a_look_within_a_wait_is_part_of_it() {
+    let fake = FakeVm::new(Nature::default());
+    let amid_waits = fake.amid_waits();
+    follow(fake, "sleep 5s", false);
+    // A look for each tenth of a second.
+    assert!(amid_waits.get() >= 50, "{}", amid_waits.get());
+}
+
 #[test]
 fn samples_come_between_the_steps_around_them() {
     let (told, _) =
