@@ -76,7 +76,7 @@ struct Readd {
 impl Job for Readd {
     fn step(&mut self) -> Progress {
         if !lending::hold() {
-            return Progress::Idle(Some(Instant::in_millis(1)));
+            return Progress::Idle(Some(lending::look_again_at()));
         }
         self.reply.set(remove_and_add(self.range).map_or_else(Answer::Failed, |()| Answer::Done));
         Progress::Done

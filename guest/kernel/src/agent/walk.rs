@@ -20,6 +20,7 @@ use crate::agent::workload::{Hold, home_cpu};
 use crate::cpu::time::Instant;
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{Reply, Requester};
+use crate::mem::lending;
 
 /// Pages of one step.
 const BATCH: u32 = 64;
@@ -158,7 +159,7 @@ struct Walk<S> {
 enum Visit {
     /// The walk goes on; the visit counts as this many pages of the step.
     Counts(u32),
-    /// The page is being moved, by another CPU or between two steps of a job on this CPU. Or memory is lent to the host.
+    /// The page is being moved, by another CPU or between two steps of a job on this CPU.
     Busy,
     /// There is nothing to do until memory comes, or until this moment.
     Waits(Instant),
@@ -220,7 +221,7 @@ impl<S: PageSet> Walk<S> {
                 return Visit::Counts(taken);
             }
             Taken::LeftOut => return Visit::Counts(1),
-            Taken::Lent => return Visit::Busy,
+            Taken::Lent => return Visit::Waits(lending::look_again_at()),
             Taken::NoMore => {}
         }
         if self.set.may_come_later() {

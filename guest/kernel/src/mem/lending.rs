@@ -36,6 +36,11 @@ pub fn hold() -> bool {
     !is_lent()
 }
 
+/// When to look again whether memory that is lent is back: the host takes a moment.
+pub fn look_again_at() -> Instant {
+    Instant::in_millis(1)
+}
+
 /// Until when nothing may be lent.
 pub fn held_until() -> Instant {
     Instant(HELD_UNTIL.load(Ordering::Relaxed))

@@ -260,7 +260,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
             }
             Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlock { .. } if !lending::hold() => {
                 // Memory that is lent to the host cannot go offline, and comes back soon.
-                Progress::Idle(Some(Instant::in_millis(1)))
+                Progress::Idle(Some(lending::look_again_at()))
             }
             action => {
                 let outcome = self.carry_out(action);
