@@ -142,6 +142,14 @@ unsafe impl Platform for Host {
         Ok(())
     }
 
+    fn prepare_direct(&self, _: PfnRange) -> Result<(), NoPageTable> {
+        Ok(())
+    }
+
+    fn map_prepared_direct(&self, _: PfnRange) {}
+
+    fn release_direct(&self, _: PfnRange) {}
+
     fn unmap_direct(&self, _: PfnRange) {}
 
     fn synchronize(&self) {}

@@ -26,12 +26,12 @@ pub(crate) use calls::Calls;
 ///
 /// | call | is made with | so it |
 /// |---|---|---|
-/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare_memmaps`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
+/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare_*`, `release_direct`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
 /// | `copy_pages`, `synchronize`; `fault` for `Isolate` and `Migrate` | the memory hotplug lock, and at most the pcp disable lock | may wait for jobs that allocate and free |
 /// | `fault` for other steps | the memory hotplug lock, and no other | |
 /// | `relax` | at most the memory hotplug lock | may not take it |
 /// | `clock` | at most the memory hotplug lock | |
-/// | `map_prepared_memmap`, `this_cpu` | any | takes no lock and allocates nothing |
+/// | `map_prepared_*`, `this_cpu` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
@@ -59,13 +59,13 @@ pub unsafe trait Platform: Sync {
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
 
     /// Prepares [`map_prepared_memmap`](Self::map_prepared_memmap) of `count` sections from `first` on: makes
-    /// the page tables.
+    /// the page tables, which stay. Sections may be prepared twice.
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had.
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable>;
 
-    /// As [`map_memmap`](Self::map_memmap), for a section that is prepared and never unmapped. `mm` calls it
+    /// As [`map_memmap`](Self::map_memmap), for a section that is prepared. `mm` calls it
     /// with any lock held, and so may its callers, so it takes no lock and allocates nothing.
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn);
 
@@ -87,6 +87,21 @@ pub unsafe trait Platform: Sync {
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable>;
+
+    /// Sets aside what [`map_prepared_direct`](Self::map_prepared_direct) of any part of `range`, 2 MiB aligned, needs.
+    /// Nothing of it is mapped, nor will be in another way before it is given back.
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had; nothing is set aside then.
+    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable>;
+
+    /// As [`map_direct`](Self::map_direct), for a range that is prepared. `mm` calls it with any lock held, and so may its
+    /// callers, so it takes no lock and allocates nothing.
+    fn map_prepared_direct(&self, range: PfnRange);
+
+    /// Gives back what was set aside for `range`, none of which was mapped since, unless
+    /// [`Mm::is_deferred`](crate::Mm::is_deferred) says that memory beside it needs it too.
+    fn release_direct(&self, range: PfnRange);
 
     /// Takes `range` out of the direct map and out of every CPU's TLB.
     fn unmap_direct(&self, range: PfnRange);
@@ -147,7 +162,7 @@ pub enum FaultStep {
     /// Isolating a pageblock.
     Isolate,
     /// Taking a page for a page table, while entries are written. `mm` does not ask for this step: the machine
-    /// does, inside of `map_*` and `prepare_memmaps`.
+    /// does, inside of `map_*` and `prepare_*`.
     PageTable,
     /// Migrating a page.
     Migrate,

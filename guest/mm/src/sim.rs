@@ -104,6 +104,8 @@ pub struct Sim {
     direct: Vec<AtomicBool>,
     /// By section: whether its memmap can be mapped without a page for a table.
     prepared: Vec<AtomicBool>,
+    /// By section: whether it can be mapped into the direct map without a page for a table.
+    prepared_direct: Vec<AtomicBool>,
     /// By section: its memmap, while that is mapped.
     memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative when it does not fail.
@@ -297,6 +299,7 @@ impl Sim {
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
             prepared: (0..sections).map(|_| AtomicBool::new(false)).collect(),
+            prepared_direct: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
@@ -412,6 +415,15 @@ impl Sim {
         &self.direct[index(range.start())..index(range.end())]
     }
 
+    /// Whether the sections of `range` are prepared for the direct map.
+    fn sections(&self, range: PfnRange) -> &[AtomicBool] {
+        assert!(
+            range.start().in_section() == 0 && range.end().in_section() == 0,
+            "{range:?} is not whole sections"
+        );
+        &self.prepared_direct[range.start().section().get() as usize..range.end().section().get() as usize]
+    }
+
     /// A page-table page for new mappings.
     fn take_table(&self, mappings: Range<u64>) -> Result<(), NoPageTable> {
         if self.fault(FaultStep::PageTable) {
@@ -458,7 +470,10 @@ impl Sim {
     /// pageblock of an online memory block.
     fn assert_unused(&self, range: PfnRange) {
         let nr = range.start().section();
-        if self.mm().section_state(nr) == SectionState::Absent {
+        let last = Pfn::new(range.end().get() - 1).section();
+        if (nr.get()..=last.get())
+            .all(|nr| self.mm().section_state(SectionNr::new(nr)) == SectionState::Absent)
+        {
             return;
         }
         let pages =
@@ -476,7 +491,6 @@ impl Sim {
         self.assert_absent(section);
         let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
-        self.settled.store(false, SeqCst);
         self.unseen[section.get() as usize].store(false, SeqCst);
         // Whether nothing was written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
@@ -581,16 +595,19 @@ unsafe impl Platform for Sim {
         self.tell(PlatformCall::MapMemmap(section));
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         self.take_table(memmaps(section, 1))?;
+        self.settled.store(false, SeqCst);
         self.map_frames(section, std::vec![backing]);
         Ok(())
     }
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::PrepareMemmaps(first, count));
-        self.take_table(memmaps(first, count))?;
-        for section in &self.prepared[first.get() as usize..][..count as usize] {
-            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
-        }
+        let sections = &self.prepared[first.get() as usize..][..count as usize];
+        let new = sections.iter().position(|section| !section.load(SeqCst));
+        // Tables stay, so a table of an earlier preparation serves.
+        let Some(new) = new.map(|new| new as u32) else { return Ok(()) };
+        self.take_table(memmaps(SectionNr::new(first.get() + new), count - new))?;
+        sections.iter().for_each(|section| section.store(true, SeqCst));
         Ok(())
     }
 
@@ -608,6 +625,7 @@ unsafe impl Platform for Sim {
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::MapMemmap(section));
         self.take_table(memmaps(section, 1))?;
+        self.settled.store(false, SeqCst);
         self.map_frames(section, frames.to_vec());
         Ok(())
     }
@@ -626,6 +644,33 @@ unsafe impl Platform for Sim {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
         }
         Ok(())
+    }
+
+    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.tell(PlatformCall::PrepareDirect(range));
+        self.take_table(direct_map(range))?;
+        for section in self.sections(range) {
+            assert!(!section.swap(true, SeqCst), "a section of {range:?} is prepared twice");
+        }
+        Ok(())
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        self.assert_unused(range);
+        for section in self.sections(range) {
+            assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+        }
+        for (index, block) in self.blocks(range).iter().enumerate() {
+            assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
+        }
+    }
+
+    fn release_direct(&self, range: PfnRange) {
+        self.tell(PlatformCall::ReleaseDirect(range));
+        for section in self.sections(range) {
+            assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+        }
+        self.give_tables_back(&direct_map(range));
     }
 
     fn unmap_direct(&self, range: PfnRange) {

@@ -76,6 +76,21 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.map_direct(range)
     }
 
+    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        MAPPING.assert("prepare_direct");
+        self.0.prepare_direct(range)
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        Locks::ANY.assert("map_prepared_direct");
+        self.0.map_prepared_direct(range);
+    }
+
+    fn release_direct(&self, range: PfnRange) {
+        MAPPING.assert("release_direct");
+        self.0.release_direct(range);
+    }
+
     fn unmap_direct(&self, range: PfnRange) {
         MAPPING.assert("unmap_direct");
         self.0.unmap_direct(range);

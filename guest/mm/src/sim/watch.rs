@@ -28,6 +28,10 @@ pub enum PlatformCall {
     UnmapMemmap(SectionNr),
     /// Maps the range into the direct map.
     MapDirect(PfnRange),
+    /// Sets aside what mapping the range into the direct map needs.
+    PrepareDirect(PfnRange),
+    /// Gives that back.
+    ReleaseDirect(PfnRange),
     /// Takes the range out of the direct map.
     UnmapDirect(PfnRange),
     /// Begins a grace period.
