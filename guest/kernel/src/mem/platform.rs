@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
     FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
-    Platform, Section, SectionNr, Sparse,
+    Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
 };
 
 use crate::cpu::time::Instant;
@@ -85,13 +85,23 @@ impl Tables {
 }
 
 impl TableSource for Tables {
-    fn alloc(&mut self) -> Option<u64> {
+    fn take(&mut self) -> Option<u64> {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        let table = MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get();
-        paging::clear_page(table);
-        Some(table)
+        Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get())
+    }
+
+    fn give_back(&mut self, page: u64) {
+        MM.free_pages(PhysAddr::new(page).pfn(), Order::PAGE);
+    }
+
+    fn stays(&self, virt: u64) -> bool {
+        paging::direct_map_span(virt).is_some_and(|(start, size)| {
+            let sections =
+                SectionRange::new(SectionNr::of(PhysAddr::new(start)), (size / SECTION_SIZE) as u32);
+            sections.is_some_and(|sections| MM.is_deferred(sections))
+        })
     }
 
     fn free(&mut self, table: u64) {
@@ -126,7 +136,7 @@ pub fn map_stack_page(virt: u64, phys: u64) -> Result<(), NoPageTable> {
 /// When the memmaps of all sections are mapped, which no machine has the memory for.
 pub fn unused_section() -> SectionNr {
     let sections = (0..SECTIONS as u32).rev().map(SectionNr::new);
-    let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)));
+    let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)) && !MM.is_deferred(nr.into()));
     unused.next().expect("a section without a memmap")
 }
 
@@ -191,6 +201,27 @@ unsafe impl Platform for KernelPlatform {
         let (start, end) = (range.start().address().get(), range.end().address().get());
         assert_unmapped(paging::DIRECT_MAP + start);
         Tables::fill(|tables| paging::map_direct(start, end, tables))
+    }
+
+    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        let (start, end) = (range.start().address().get(), range.end().address().get());
+        Tables::fill(|tables| paging::prepare_direct(start, end, tables))
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        paging::map_prepared_direct(range.start().address().get(), range.end().address().get());
+    }
+
+    fn release_direct(&self, range: PfnRange) {
+        let (mut next, end) = (range.start().address().get(), range.end().address().get());
+        while next < end {
+            let mut tables = Tables::new();
+            next = paging::release_direct(next, end, &mut tables);
+            // A page that was set aside was no table, so no TLB knows it.
+            if tables.freed.iter().any(Option::is_some) {
+                tables.flush();
+            }
+        }
     }
 
     fn unmap_direct(&self, range: PfnRange) {

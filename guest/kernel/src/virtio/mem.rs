@@ -9,7 +9,10 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState, Size};
-use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr, ZoneType};
+use tidevm_mm::{
+    AddAndOnlineError, MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr,
+    SectionRange, ZoneType,
+};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
@@ -159,7 +162,10 @@ impl<T: Transport> MemDriver<T> {
                 let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(translate::not_offline))
             }
-            Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
+            Action::RemoveMemoryBlock { addr } => {
+                let sections = (self.geometry.memory_block_size / SECTION_SIZE) as u32;
+                self.note(remove(addr, sections))
+            }
             Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
     }
@@ -347,20 +353,27 @@ impl AsRef<[PageblockSet]> for Parts {
 fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
     let section = SectionNr::of(PhysAddr::new(addr));
     let hotplug = MM.hotplug();
-    hotplug.add_memory(node, section, plugged, flags).map_err(translate::not_added)?;
-    hotplug.online(section, ZoneType::Movable).map_err(|error| {
-        hotplug.remove_memory(section).expect("a memory block that is not online can be removed");
-        translate::not_online(error)
+    let added = if plugged.iter().all(|&plugged| plugged == PageblockSet::ALL) {
+        let range = SectionRange::new(section, plugged.len() as u32).expect("the region is in reach");
+        let added =
+            hotplug.add_and_online_memory(node, range, range.len(), ZoneType::Movable, flags, || true);
+        added.map(drop).map_err(|part| part.error)
+    } else {
+        hotplug.add_and_online_block(node, section, plugged, ZoneType::Movable, flags)
+    };
+    added.map_err(|error| match error {
+        AddAndOnlineError::Add(error) => translate::not_added(error),
+        AddAndOnlineError::Online(error) => translate::not_online(error),
     })
 }
 
-/// Offlines a memory block and removes it. If that fails, the memory block is online.
-fn remove(addr: u64) -> Result<(), ResizeState> {
-    let section = SectionNr::of(PhysAddr::new(addr));
-    let offline = MM.hotplug().offline(section);
-    offline.map_err(translate::not_offline)?;
-    MM.hotplug().remove_memory(section).expect("a memory block that is offline can be removed");
-    Ok(())
+/// Offlines a memory block of `sections` sections and removes it. If that fails, the memory block is online.
+fn remove(addr: u64, sections: u32) -> Result<(), ResizeState> {
+    let range =
+        SectionRange::new(SectionNr::of(PhysAddr::new(addr)), sections).expect("the region is in reach");
+    MM.hotplug()
+        .offline_and_remove_from_end(range, || true)
+        .map_err(|part| translate::not_offline(part.error.expect("nothing else ends it")))
 }
 
 /// The kind of a failure, for the step machine.
