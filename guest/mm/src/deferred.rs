@@ -148,6 +148,9 @@ impl Deferred {
     /// Waits until no claimed memory block is being initialised, and keeps all CPUs from claiming any.
     pub(crate) fn freeze(&self) -> Guard<'_, Claims> {
         let claims = self.claims.lock();
+        if variant::is(Variant::FreezeDoesNotWait) {
+            return claims;
+        }
         // A CPU that has claimed a memory block needs neither this lock nor the memory hotplug lock to finish it.
         while ZoneId::all().any(|zone| self.left(zone) != claims.count(zone)) {
             spin_loop();
