@@ -24,22 +24,25 @@
 //! removed is being initialised by the CPU that claimed it. Spans, present and managed pages count deferred memory from
 //! the time on when it is deferred.
 
+mod claims;
 mod ranges;
 
 use crate::Mm;
 use crate::added_block::MemoryBlock;
-use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr, SectionRange};
+use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
 use crate::grow::GrowZone;
 use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Locks, Rank, SpinLock};
-use crate::memblock::{Memblock, Run};
+use crate::memblock::Memblock;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionOwner, SectionState};
 use crate::sync::{AtomicU32, Ordering, spin_loop};
 use crate::variant::{self, Variant};
 
-pub(crate) use ranges::{DEFERRED_RANGES, DeferredRange, DeferredRanges, Origin};
+pub(crate) use claims::Claims;
+use ranges::DeferredRanges;
+pub(crate) use ranges::{DEFERRED_RANGES, DeferredRange, Origin};
 
 /// The memory blocks that are not initialised.
 pub(crate) struct Deferred {
@@ -50,14 +53,6 @@ pub(crate) struct Deferred {
     by: [[AtomicU32; MAX_NODES]; MAX_NODES],
     /// One more than the last section of boot memory that was left for later.
     boot_end: AtomicU32,
-}
-
-/// Which memory blocks no CPU has claimed.
-#[derive(Clone)]
-pub(crate) struct Claims {
-    /// The memory map at boot; `None` before boot.
-    memblock: Option<&'static Memblock>,
-    ranges: DeferredRanges,
 }
 
 /// Memory blocks that this CPU has claimed: no other CPU touches them until they are online.
@@ -157,54 +152,6 @@ impl Deferred {
         }
         claims
     }
-}
-
-impl Claims {
-    /// Number of memory blocks of `zone` that no CPU has claimed.
-    pub(crate) fn count(&self, zone: ZoneId) -> u32 {
-        self.of(zone).map(DeferredRange::blocks).sum()
-    }
-
-    /// The ranges that no CPU has claimed, ascending.
-    pub(crate) fn ranges(&self) -> &DeferredRanges {
-        &self.ranges
-    }
-
-    /// The ranges of `zone` that no CPU has claimed.
-    fn of(&self, zone: ZoneId) -> impl Iterator<Item = &DeferredRange> {
-        self.ranges.iter().filter(move |range| range.zone == zone)
-    }
-
-    /// Present pages of `zone` in them: ranges of frames, ascending.
-    pub(crate) fn present(&self, zone: ZoneId) -> impl Iterator<Item = PfnRange> {
-        self.of(zone).flat_map(|range| {
-            // Of boot memory, the RAM.
-            let ram = range.is_boot().then(|| run_of(range).parts(self.ranges_of(Memblock::memory)));
-            let plugged = (!range.is_boot()).then(|| range.sections.frames());
-            ram.into_iter().flatten().chain(plugged)
-        })
-    }
-
-    /// Pages of `zone` that will be free.
-    pub(crate) fn free(&self, zone: ZoneId) -> u64 {
-        let pages = |range: &DeferredRange| match range.origin {
-            Origin::Boot { .. } => run_of(range).pages(self.ranges_of(Memblock::free)),
-            Origin::Plugged { .. } => range.plugged_managed(),
-        };
-        self.of(zone).map(pages).sum()
-    }
-
-    /// Ranges of the memory map.
-    fn ranges_of<I: Iterator>(
-        &self,
-        ranges: impl FnOnce(&'static Memblock) -> I,
-    ) -> impl Iterator<Item = I::Item> {
-        self.memblock.map(ranges).into_iter().flatten()
-    }
-}
-
-fn run_of(range: &DeferredRange) -> Run {
-    Run { first: range.sections.first(), end: range.sections.end(), zone: range.zone }
 }
 
 impl<P: Platform> Mm<P> {

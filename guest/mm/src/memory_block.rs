@@ -51,8 +51,7 @@ pub enum BlockState {
     Online,
     /// It was added, and no zone has it.
     Offline,
-    /// Boot memory whose struct pages are not initialised yet: it belongs to its zone, and becomes Online when its
-    /// memory is wanted.
+    /// Its struct pages are not initialised yet: it belongs to its zone, and becomes Online when its memory is wanted.
     Deferred,
 }
 
@@ -61,7 +60,7 @@ pub enum BlockState {
 pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,
-    /// How many memory blocks like it lie side by side, this one included. More than one for deferred boot memory
+    /// How many memory blocks like it lie side by side, this one included. More than one for deferred memory
     /// only: it is known by ranges.
     pub count: u32,
     /// How many sections it has.

@@ -203,7 +203,7 @@ impl<P: Platform> Mm<P> {
             nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
-            memmaps_written: counters.memmaps_written.load(Relaxed),
+            memmaps_written: self.memmaps_written(),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
@@ -228,6 +228,11 @@ impl<P: Platform> Mm<P> {
     /// pages that another one keeps. Pages on per-CPU lists do not count there either.
     pub fn available_pages(&self) -> u64 {
         ZoneId::all().map(|zone| self.zone(zone).available()).sum()
+    }
+
+    /// [`Stats::memmaps_written`]. Takes no lock.
+    pub fn memmaps_written(&self) -> u64 {
+        self.counters.memmaps_written.load(Relaxed)
     }
 
     /// [`Stats::alloc_failed_movable`]. Takes no lock.

@@ -156,11 +156,11 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
     Ok(table)
 }
 
-/// The entries of the large pages from `virt` to `end`, at most up to the end of `table`, which has the first
+/// The entries of the pages of `size` bytes from `virt` to `end`, at most up to the end of `table`, which has the first
 /// of them.
-fn entries(table: u64, virt: u64, end: u64) -> &'static [AtomicU64] {
-    let first = index(virt, 1);
-    let count = (((end - virt) / LARGE_PAGE) as usize).min(ENTRIES - first);
+fn entries(table: u64, virt: u64, end: u64, size: u64) -> &'static [AtomicU64] {
+    let first = (virt / size) as usize % ENTRIES;
+    let count = (((end - virt) / size) as usize).min(ENTRIES - first);
     // SAFETY: as in `entry`; `count` entries from `first` on are within the table.
     unsafe { core::slice::from_raw_parts(entry(table, first), count) }
 }
@@ -177,7 +177,7 @@ fn map_entries(
 ) -> Result<u64, NoPageTable> {
     let upper = next_table(entry(root(), index(virt, 3)), source)?;
     let table = next_table(entry(upper, index(virt, 2)), source)?;
-    let slots = entries(table, virt, end);
+    let slots = entries(table, virt, end, LARGE_PAGE);
     let mut new = phys | flags;
     let mut write = |slot: &AtomicU64| {
         let old = slot.load(Ordering::Relaxed);
@@ -219,7 +219,7 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     }
     assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let table = middle & ADDRESS;
-    entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
+    entries(table, virt, end, LARGE_PAGE).iter().for_each(|slot| slot.store(0, Ordering::Release));
     // Before the look at the entries: memory that does not stay any more was mapped before.
     let is_kept = middle & KEPT != 0 || source.stays(virt);
     if !is_kept && is_empty(table) {

@@ -112,7 +112,8 @@ pub fn map_prepared_direct(start: u64, end: u64) {
     while next < DIRECT_MAP + end {
         let upper = entry(root(), index(next, 3)).load(Ordering::Acquire);
         assert!(upper & PRESENT != 0, "no tables for {next:#x}");
-        let slots = entries(table(entry(upper & ADDRESS, index(next, 2))), next, DIRECT_MAP + end);
+        let table = table(entry(upper & ADDRESS, index(next, 2)));
+        let slots = entries(table, next, DIRECT_MAP + end, LARGE_PAGE);
         let mut page = next - DIRECT_MAP | MEMORY;
         for slot in slots {
             assert_eq!(slot.load(Ordering::Relaxed), 0, "{page:#x} is mapped already");
