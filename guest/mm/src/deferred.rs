@@ -72,7 +72,7 @@ struct Claimed {
 // The claim was made under the lock, and a section is claimed once; it is boot memory, so it is never unmapped.
 impl SectionOwner for Claimed {
     // Not the lock of `Deferred`: its holder may be waiting for this section in `freeze`.
-    const LOCKS: Locks = Locks::up_to(Rank::PcpDisable);
+    const LOCKS: Locks = Locks::up_to(Rank::Hotplug);
 }
 
 impl Deferred {
