@@ -92,7 +92,8 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
 }
 
 /// Waits until every other CPU has been between two jobs, or halted, since the call. The page references that
-/// they held at the call are gone then. Called under the memory hotplug lock, so by one CPU at a time.
+/// they held at the call are gone then, and each of them has seen what was written before, such as the limits of stopped
+/// per-CPU lists. Called under the memory hotplug lock, so by one CPU at a time.
 ///
 /// # Panics
 /// When a CPU does not finish its step within a minute.

@@ -1,7 +1,7 @@
 //! Verifies every invariant of the allocator, of the sections and of their accounting.
 //!
-//! No Linux file does this. It may run while other CPUs allocate and free: each zone is looked at under all
-//! its locks at once. It costs time in proportion to buddy blocks, not to pages; hosted builds look at the
+//! No Linux file does this. It may run while other CPUs allocate and free: per-CPU lists are stopped, and each zone is
+//! looked at under its lock. It costs time in proportion to buddy blocks, not to pages; hosted builds look at the
 //! tails of buddy blocks as well.
 //!
 //! | invariants of | are checked by |
@@ -35,7 +35,7 @@ use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::PcpGuard;
+use crate::pcplist::{PcpStopped, StoppedLists};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
 
@@ -70,6 +70,7 @@ impl<P: Platform> Mm<P> {
     pub fn check(&self) -> Checked {
         let hotplug = self.hotplug();
         hotplug.check_limits();
+        let stopped = self.stop_pcp(self.zones().as_slice(), hotplug.held());
         // From now on no CPU initialises deferred memory.
         let deferred = self.deferred.freeze();
         self.check_deferred(&deferred);
@@ -78,16 +79,16 @@ impl<P: Platform> Mm<P> {
         self.check_sections(&deferred, memmaps);
         let sections: u64 = deferred.ranges().iter().map(|range| u64::from(range.sections.len())).sum();
         Checked {
-            pages: self.zones().map(|zone| self.check_zone(zone.id(), &deferred)).sum(),
+            pages: self.zones().map(|zone| self.check_zone(zone.id(), &stopped, &deferred)).sum(),
             deferred: sections * u64::from(SECTION_PAGES),
         }
     }
 
-    /// Checks one zone while all its locks are held.
-    fn check_zone(&self, zone: ZoneId, deferred: &Claims) -> u64 {
-        let lists = self.lock_all_pcp(zone);
-        lists.iter().for_each(|lists| check_pcp(zone, lists));
-        let listed: u64 = lists.iter().map(|lists| u64::from(lists.count())).sum();
+    /// Checks one zone, whose lists are stopped, under its lock.
+    fn check_zone(&self, zone: ZoneId, stopped: &PcpStopped<'_, P>, deferred: &Claims) -> u64 {
+        let lists = stopped.lists(zone);
+        lists.clone().for_each(|lists| check_pcp(zone, &lists));
+        let listed: u64 = lists.map(|lists| u64::from(lists.count())).sum();
         let of = self.zone(zone);
         let buddy = self.lock_zone(zone);
         let owners = *self.owners.lock();
@@ -115,7 +116,7 @@ impl<P: Platform> Mm<P> {
     }
 }
 
-fn check_pcp<P: Platform>(zone: ZoneId, lists: &PcpGuard<'_, P>) {
+fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
     for (pfn, page) in lists.iter() {
         let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);

@@ -65,7 +65,7 @@ struct Claimed {
 // first: see `settle`.
 impl SectionOwner for Claimed {
     // Not the lock of `Deferred`: its holder may be waiting for this memory block in `freeze`.
-    const LOCKS: Locks = Locks::up_to(Rank::PcpDisable);
+    const LOCKS: Locks = Locks::up_to(Rank::Hotplug);
 }
 
 impl Deferred {

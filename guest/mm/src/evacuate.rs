@@ -48,14 +48,14 @@ impl<P: Platform> Mm<P> {
         parts: impl Iterator<Item = Part<'s>> + Clone,
         policy: PcpPolicy,
         kind: Kind,
-        _held: &HotplugHeld,
+        held: &HotplugHeld,
     ) -> Result<(), OfflineError> {
-        let _disabled = (policy == PcpPolicy::Disable).then(|| self.zone_pcp_disable(zone));
+        let _disabled = (policy == PcpPolicy::Disable).then(|| self.disable_pcp(zone, held));
         if policy != PcpPolicy::Disable {
-            self.drain_pcp(zone);
+            self.drain_pcp(zone, held);
         }
         self.isolate_all(parts.clone())?;
-        if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain) {
+        if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain, held) {
             parts.for_each(|(pages, pageblocks)| self.undo_isolate(pages, pageblocks));
             return Err(error);
         }
@@ -87,6 +87,7 @@ impl<P: Platform> Mm<P> {
         zone: ZoneId,
         parts: impl Iterator<Item = Part<'s>> + Clone,
         drain: bool,
+        held: &HotplugHeld,
     ) -> Result<(), OfflineError> {
         let left_in = |parts: &mut dyn Iterator<Item = Part<'s>>| {
             let mut stuck = Stuck::none();
@@ -107,7 +108,7 @@ impl<P: Platform> Mm<P> {
                 .clone()
                 .any(|(pages, pageblocks)| self.migrate_pageblocks(pages, pageblocks, &mut targets));
             if drain {
-                self.drain_pcp(zone);
+                self.drain_pcp(zone, held);
             }
             let stuck = left_in(&mut parts.clone());
             if synchronized && stuck.listed > stranded {
@@ -142,6 +143,7 @@ mod tests {
 
     use super::PcpPolicy;
     use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, SectionNr};
+    use crate::hotplug::HotplugHeld;
     use crate::isolation::OfflineError;
     use crate::node::{NodeId, ZoneType};
     use crate::options::MemoryContent;
@@ -196,12 +198,12 @@ mod tests {
 
         let pages = mm.sparse.pages(nr).expect("a memmap");
         let zone = NodeId::FIRST.zone(ZoneType::Movable);
-        mm.drain_pcp(zone);
-        mm.free_pages(pfn, Order::PAGE);
         let hotplug = mm.hotplug();
+        mm.drain_pcp(zone, hotplug.held());
+        mm.free_pages(pfn, Order::PAGE);
         mm.start_isolate(pages, pageblocks).expect("nothing is in the way");
         let Err(OfflineError::Unmovable(stuck)) =
-            mm.evacuate(zone, core::iter::once((pages, pageblocks)), false)
+            mm.evacuate(zone, core::iter::once((pages, pageblocks)), false, hotplug.held())
         else {
             panic!("the range was taken with a page of it on a list")
         };
@@ -210,7 +212,8 @@ mod tests {
         assert_eq!(mm.stats().pcp_stranded, 1);
 
         // Draining again frees it.
-        mm.evacuate(zone, core::iter::once((pages, pageblocks)), true).expect("it is free now");
+        mm.evacuate(zone, core::iter::once((pages, pageblocks)), true, hotplug.held())
+            .expect("it is free now");
         mm.undo_isolate(pages, pageblocks);
         drop(hotplug);
         mm.check();
@@ -236,7 +239,7 @@ mod tests {
                 let other = Pfn::new(self.other.load(SeqCst));
                 assert!(mm.free_to_pcp(mm.sparse.page(other), other, MigrateType::Movable, zone));
             } else {
-                mm.drain_pcp(zone);
+                mm.drain_pcp(zone, &HotplugHeld::without_mm());
             }
             asked > 0
         }

@@ -24,12 +24,13 @@
 //!
 //! # Lock order
 //! ```text
-//! memory hotplug  >  pcp disable  >  deferred  >  pcp (one CPU, one zone)  >  zone  >  owners
+//! memory hotplug  >  deferred  >  zone  >  owners
 //! ```
 //! A CPU that holds a lock takes only locks to the right of it, and never two of a kind (Linux:
-//! `mem_hotplug_lock`, `pcp_batch_high_lock`, the node's resize lock, `pcp->lock`, `zone->lock`). The
+//! `mem_hotplug_lock`, the node's resize lock, `zone->lock`). Per-CPU lists have no lock: a CPU uses its own, and the
+//! holder of the memory hotplug lock uses those of all CPUs after it has stopped them (see `pcplist`). The
 //! locks under which `mm` calls the machine are those of the table at [`Platform`]. Calls to a
-//! [`MovableOwner`] are made under the first two locks only, so they may allocate and free too.
+//! [`MovableOwner`] are made under the first lock only, so they may allocate and free too.
 //!
 //! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
 //! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
@@ -141,8 +142,6 @@ pub struct Mm<P: Platform> {
     nodes: Nodes,
     /// Serialises everything that changes which memory there is.
     hotplug: SpinLock<HotplugHeld>,
-    /// Held while a zone's per-CPU lists are disabled, and while their limits change.
-    pcp_disable: SpinLock<()>,
     owners: SpinLock<Owners>,
     /// Memory that is not initialised yet.
     deferred: Deferred,
@@ -167,7 +166,6 @@ impl<P: Platform> Mm<P> {
             zones: Zone::all(),
             nodes: Nodes::new(),
             hotplug: hotplug_lock(),
-            pcp_disable: SpinLock::new(Rank::PcpDisable, ()),
             owners: SpinLock::new(Rank::Owners, Owners::new()),
             deferred: Deferred::new(),
             counters: Counters::new(),

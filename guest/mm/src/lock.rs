@@ -2,8 +2,8 @@
 //!
 //! Mirrors Linux `spinlock_t` as far as this kernel needs it: code that calls `mm` is never
 //! preempted and interrupt handlers never call it, so no lock saves interrupt flags. Differs from Linux on
-//! purpose: locks that Linux makes mutexes (memory hotplug, pcp disable) spin too, because there is
-//! nothing to switch to. A CPU that waits for them calls [`Platform::relax`](crate::Platform::relax).
+//! purpose: the lock of memory hotplug, a mutex in Linux, spins too, because there is nothing to switch to. A CPU that
+//! waits for it calls [`Platform::relax`](crate::Platform::relax).
 //!
 //! `sync/tests/lock.rs` is its model.
 //!
@@ -21,12 +21,8 @@ use core::ops::{Deref, DerefMut};
 pub(crate) enum Rank {
     /// The life cycle of memory blocks (Linux `mem_hotplug_lock`).
     Hotplug,
-    /// The limits of per-CPU lists (Linux `pcp_batch_high_lock`).
-    PcpDisable,
     /// The sections of boot memory that no CPU has claimed (Linux `pgdat_resize_lock`).
     Deferred,
-    /// The lists of one CPU for one zone (Linux `pcp->lock`).
-    Pcp,
     /// The free lists, pageblock types and counters of one zone (Linux `zone->lock`).
     Zone,
     /// The table of owners of movable pages.
@@ -102,25 +98,6 @@ impl<T> SpinLock<T> {
                 relax();
             }
         }
-    }
-
-    /// Waits for the lock while other locks of the same rank are held. Only one function may do so, and it
-    /// takes them in one order.
-    pub(crate) fn lock_next(&self) -> Guard<'_, T> {
-        loop {
-            if let Some(guard) = self.try_lock() {
-                return guard;
-            }
-            spin_loop();
-        }
-    }
-
-    /// Reads the value without the lock, as only broken variants of the code do.
-    #[cfg(feature = "shuttle")]
-    pub(crate) fn peek<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        // SAFETY: shuttle runs one thread at a time and switches only at accesses to atomics. `read` makes
-        // none, so it does not meet a `&mut T` that is being written through.
-        read(unsafe { &*self.value.get() })
     }
 
     /// Takes the lock if it is free.
@@ -261,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "lock order: takes Pcp while it holds Zone")]
+    #[should_panic(expected = "lock order: takes Deferred while it holds Zone")]
     fn pitfall_16_the_order_is_checked() {
-        let (zone, pcp) = (SpinLock::new(Rank::Zone, ()), SpinLock::new(Rank::Pcp, ()));
+        let (zone, deferred) = (SpinLock::new(Rank::Zone, ()), SpinLock::new(Rank::Deferred, ()));
         let _zone = zone.lock();
-        let _pcp = pcp.lock();
+        let _deferred = deferred.lock();
     }
 
     #[test]
@@ -274,7 +251,7 @@ mod tests {
             let panic = catch_unwind(|| locks.assert("a call")).err()?;
             panic.downcast_ref::<String>().cloned()
         };
-        let (hotplug, pcp) = (SpinLock::new(Rank::Hotplug, ()), SpinLock::new(Rank::Pcp, ()));
+        let (hotplug, zone) = (SpinLock::new(Rank::Hotplug, ()), SpinLock::new(Rank::Zone, ()));
         let only_hotplug = Locks::with(Rank::Hotplug, Rank::Hotplug);
         assert_eq!([Locks::NONE, Locks::ANY, Locks::up_to(Rank::Hotplug)].map(refused), [None, None, None]);
         let none = "a call needs Some(Hotplug), and the locks held are []";
@@ -283,12 +260,12 @@ mod tests {
         assert_eq!([only_hotplug, Locks::ANY, Locks::up_to(Rank::Hotplug)].map(refused), [None, None, None]);
         let one = "a call allows locks up to None, and the locks held are [Hotplug]";
         assert_eq!(refused(Locks::NONE).as_deref(), Some(one));
-        let _pcp = pcp.lock();
-        let two = "a call allows locks up to Some(Hotplug), and the locks held are [Hotplug, Pcp]";
+        let _zone = zone.lock();
+        let two = "a call allows locks up to Some(Hotplug), and the locks held are [Hotplug, Zone]";
         assert_eq!(refused(only_hotplug).as_deref(), Some(two));
-        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Pcp)), None);
+        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Zone)), None);
         drop(held);
-        let lost = "a call needs Some(Hotplug), and the locks held are [Pcp]";
-        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Pcp)).as_deref(), Some(lost));
+        let lost = "a call needs Some(Hotplug), and the locks held are [Zone]";
+        assert_eq!(refused(Locks::with(Rank::Hotplug, Rank::Zone)).as_deref(), Some(lost));
     }
 }

@@ -34,11 +34,11 @@
 //!   other pages are tails.
 //!   So a walk by heads that starts at a pageblock's first page sees every buddy block, and only
 //!   buddy blocks of the largest order can begin before a pageblock that they cover.
-//! - Kinds `Free` and `Pcp` change under the lock of the list that the page is on. Other heads are
-//!   changed only by the holder of the page.
+//! - Kind `Free` changes under the zone lock, and kind `Pcp` by the CPU that may use the list that the page is
+//!   on. Other heads are changed only by the holder of the page.
 //! - A walk under the zone lock may meet a buddy block that its holder is splitting. The holder writes
 //!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The links
-//!   mean nothing without their lock, and `holder` is one word: both are `Relaxed`.
+//!   mean nothing to others than those who may use the list, and `holder` is one word: both are `Relaxed`.
 
 mod holder;
 
@@ -339,6 +339,25 @@ impl DevUser {
 
     const fn bits(self) -> u64 {
         (self.tag as u64) << 32 | self.count as u64
+    }
+}
+
+/// A [`Link`] that one CPU at a time writes, in plain stores.
+pub(crate) struct LinkCell(AtomicU32);
+
+impl LinkCell {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(Link::NONE.0))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Link {
+        Link(self.0.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, link: Link) {
+        self.0.store(link.0, Relaxed);
     }
 }
 

@@ -121,7 +121,7 @@ impl<P: Platform> Mm<P> {
     fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
         let cpu = self.this_cpu();
         let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
-        self.try_lock_pcp(cpu, zone)?.allocate(request.mt, request.holder)
+        self.own_pcp(zone)?.allocate(request.mt, request.holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
@@ -163,7 +163,7 @@ impl<P: Platform> Mm<P> {
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
     fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
-        let Some(mut lists) = self.try_lock_pcp(self.this_cpu(), zone) else {
+        let Some(lists) = self.own_pcp(zone) else {
             return self.alloc_buddy_block_in(zone, Order::PAGE, request, mark);
         };
         if let Some(pfn) = lists.allocate(request.mt, request.holder) {

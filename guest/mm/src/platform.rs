@@ -27,23 +27,35 @@ pub(crate) use calls::Calls;
 /// | call | is made with | so it |
 /// |---|---|---|
 /// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare_*`, `release_direct`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
-/// | `copy_pages`, `synchronize`; `fault` for `Isolate` and `Migrate` | the memory hotplug lock, and at most the pcp disable lock | may wait for jobs that allocate and free |
-/// | `fault` for other steps | the memory hotplug lock, and no other | |
+/// | `copy_pages`, `synchronize` | the memory hotplug lock, and no other | may wait for jobs that allocate and free |
+/// | `fault` | the memory hotplug lock, and no other | |
 /// | `relax` | at most the memory hotplug lock | may not take it |
 /// | `clock` | at most the memory hotplug lock | |
-/// | `map_prepared_*`, `this_cpu` | any | takes no lock and allocates nothing |
+/// | `map_prepared_*`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
 ///   of the memmap window ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by
 ///   exactly the frames given, until the matching unmapping for that section; nothing else maps or writes
 ///   there.
-/// - `this_cpu` returns the same number during a call into `mm`.
+/// - `this_cpu` returns the same number during a call into `mm`, and no other CPU has this number then.
 /// - `synchronize` returns only after every CPU has been outside of `mm`, or in
 ///   [`relax`](Self::relax), since it was called.
 pub unsafe trait Platform: Sync {
     /// Number of the CPU that makes the call, below the number of CPUs given at boot.
     fn this_cpu(&self) -> usize;
+
+    /// As [`this_cpu`](Self::this_cpu), and this CPU uses its per-CPU lists until [`put_cpu`](Self::put_cpu), so
+    /// [`synchronize`](Self::synchronize) on another CPU waits for it (Linux `get_cpu`). A machine whose CPUs are only
+    /// between two calls into `mm` where `synchronize` counts on them has nothing to do.
+    #[inline]
+    fn get_cpu(&self) -> usize {
+        self.this_cpu()
+    }
+
+    /// Ends [`get_cpu`](Self::get_cpu).
+    #[inline]
+    fn put_cpu(&self) {}
 
     /// Copies pages, each given as `(to, from)`; all are in the direct map and no two are the same.
     /// Returns when all are copied; the machine chooses the CPUs that copy.
@@ -107,18 +119,19 @@ pub unsafe trait Platform: Sync {
     fn unmap_direct(&self, range: PfnRange);
 
     /// Waits until no other CPU can still hold a reference to a page that it looked up before the call, or a
-    /// page that it took for a moment only. Called under the memory hotplug lock.
+    /// page that it took for a moment only, or goes by limits of per-CPU lists that it read before. Called under the
+    /// memory hotplug lock, so by one CPU at a time.
     fn synchronize(&self);
 
-    /// One turn of waiting for the memory hotplug lock, or for the pcp disable lock, which nests in it. The
-    /// waiting CPU holds no reference to a page that could be unmapped, so [`synchronize`](Self::synchronize)
-    /// on another CPU does not wait for it.
+    /// One turn of waiting for the memory hotplug lock. The waiting CPU holds no reference to a page that could be
+    /// unmapped and is not at its per-CPU lists, so [`synchronize`](Self::synchronize) on another CPU does not wait for
+    /// it.
     fn relax(&self) {
         crate::sync::spin_loop();
     }
 
     /// All per-CPU lists of a zone were drained. A test can hold the CPU here, so that other CPUs free pages
-    /// between the drain and what follows it. Called without the locks of zones and lists.
+    /// between the drain and what follows it. Called without the locks of zones.
     fn drained(&self);
 
     /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.

@@ -8,6 +8,7 @@
 //!   from a host that promises them), and when it is unmapped (a later look finds garbage);
 //! - the backing of a memmap must be mapped, and backs one memmap;
 //! - a section is Absent before its memmap is mapped and after it is unmapped;
+//! - two threads are not one CPU at the same time, as far as they use its per-CPU lists or take steps;
 //! - a memmap is only unmapped after a grace period at whose beginning its section was Absent;
 //! - memory is mapped and unmapped only while its section is Absent, or while its pageblock is an unplugged one
 //!   of an online memory block.
@@ -26,7 +27,7 @@ mod window;
 use core::cell::Cell;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
@@ -57,6 +58,40 @@ const LOST: u64 = 0xdead_dead_dead_dead;
 /// That a pageblock of a memmap is full of garbage, as a meaning of [`Seen`].
 const GARBAGE: u32 = u32::MAX;
 const STEPS: usize = FaultStep::ALL.len();
+
+/// The steps of one CPU. They nest: the use of per-CPU lists is a step, alone or in a step of the job loop.
+struct Steps {
+    /// How often it began or ended a step. It is in one while this is odd.
+    count: AtomicU64,
+    /// The thread that takes the step, or 0.
+    thread: AtomicUsize,
+    depth: AtomicU64,
+}
+
+impl Steps {
+    const fn new() -> Self {
+        Self { count: AtomicU64::new(0), thread: AtomicUsize::new(0), depth: AtomicU64::new(0) }
+    }
+
+    /// Begins a step of this thread.
+    fn begin(&self) {
+        let this = CPU.with(|own| core::ptr::from_ref(own).addr());
+        if self.depth.load(SeqCst) == 0 {
+            let before = self.thread.compare_exchange(0, this, SeqCst, SeqCst);
+            assert!(before.is_ok(), "two threads are one CPU");
+            self.count.fetch_add(1, SeqCst);
+        }
+        assert_eq!(self.thread.load(SeqCst), this, "two threads are one CPU");
+        self.depth.fetch_add(1, SeqCst);
+    }
+
+    fn end(&self) {
+        if self.depth.fetch_sub(1, SeqCst) == 1 {
+            self.thread.store(0, SeqCst);
+            self.count.fetch_add(1, SeqCst);
+        }
+    }
+}
 
 /// A page-table page, with the mappings that need it.
 struct Table {
@@ -120,8 +155,8 @@ pub struct Sim {
     zeros: bool,
     garbage: AtomicU64,
     grace_periods: AtomicU64,
-    /// By CPU: how often it began or ended a [`step`](Sim::step). It is in one while this is odd.
-    steps: [AtomicU64; MAX_CPUS],
+    /// By CPU: the steps that it takes.
+    steps: [Steps; MAX_CPUS],
     /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
     /// By section: whether it was Absent when the last grace period began, and got no memmap since.
@@ -308,7 +343,7 @@ impl Sim {
             zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
-            steps: [const { AtomicU64::new(0) }; MAX_CPUS],
+            steps: [const { Steps::new() }; MAX_CPUS],
             settled: AtomicBool::new(false),
             unseen: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             started: Instant::now(),
@@ -329,10 +364,9 @@ impl Sim {
     /// Runs `body` as one step of this CPU's job loop: [`Platform::synchronize`] on another CPU waits until
     /// it ends or waits in [`Platform::relax`].
     pub fn step<R>(&self, body: impl FnOnce() -> R) -> R {
-        let own = &self.steps[self.this_cpu()];
-        own.fetch_add(1, SeqCst);
+        self.steps[self.this_cpu()].begin();
         let result = body();
-        own.fetch_add(1, SeqCst);
+        self.steps[self.this_cpu()].end();
         result
     }
 
@@ -578,10 +612,21 @@ impl Sim {
 
 // SAFETY: `map_memmap` makes nothing readable that is not, because the window is one allocation
 // that is always mapped; results and mappings agree. `this_cpu` is a thread's own.
-// `synchronize` waits for steps only: nothing is ever unmapped, and a look that comes too late finds garbage.
+// `synchronize` waits for steps only: nothing is ever unmapped, and a look that comes too late finds garbage. The use of
+// per-CPU lists is a step.
 unsafe impl Platform for Sim {
     fn this_cpu(&self) -> usize {
         CPU.with(Cell::get)
+    }
+
+    fn get_cpu(&self) -> usize {
+        let cpu = self.this_cpu();
+        self.steps[cpu].begin();
+        cpu
+    }
+
+    fn put_cpu(&self) {
+        self.steps[self.this_cpu()].end();
     }
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
@@ -703,8 +748,8 @@ unsafe impl Platform for Sim {
         self.grace_periods.fetch_add(1, SeqCst);
         let others = self.steps.iter().enumerate().filter(|&(cpu, _)| cpu != self.this_cpu());
         for (_, steps) in others {
-            let seen = steps.load(SeqCst);
-            while seen % 2 == 1 && steps.load(SeqCst) == seen {
+            let seen = steps.count.load(SeqCst);
+            while seen % 2 == 1 && steps.count.load(SeqCst) == seen {
                 yield_now();
             }
         }
@@ -717,7 +762,7 @@ unsafe impl Platform for Sim {
     }
 
     fn relax(&self) {
-        let own = &self.steps[self.this_cpu()];
+        let own = &self.steps[self.this_cpu()].count;
         if own.load(SeqCst) % 2 == 1 {
             own.fetch_add(2, SeqCst);
         }

@@ -1,8 +1,8 @@
 //! Broken variants of the code, for models that must fail.
 //!
 //! A model that finds nothing proves something only if it finds a fault that is there. Each [`Variant`]
-//! replaces one step of the real code by that of an older kernel, or by a likely mistake. V1, V2 and V4 are the names of
-//! the drains that miss pages in the models of `tests/interleavings/pcp.rs`. A test chooses one by
+//! replaces one step of the real code by that of an older kernel, or by a likely mistake. V0 to V4 are names
+//! in the models of `tests/interleavings/pcp.rs`. A test chooses one by
 //! [`sim::model::with_variant`](crate::sim::model::with_variant) and sees the model fail.
 //!
 //! Invariant: without a model checker [`is`] is the constant `false`, so a kernel has none of this.
@@ -10,15 +10,22 @@
 /// A step done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// The drain passes by a CPU whose lists look empty without their lock (V1).
-    #[cfg(feature = "shuttle")]
-    DrainSkipsEmpty,
-    /// The drain reads the number of pages on a list before it takes the lock (V2, Linux 6.0 to 6.10).
-    #[cfg(feature = "shuttle")]
+    /// Lists that look empty are stopped without a grace period (V1).
+    NoGraceIfEmpty,
+    /// The drain goes by the number of pages that were on the lists before they were stopped (V2; Linux 6.0 to 6.10
+    /// read it before it had the list's lock).
     DrainCountsBefore,
-    /// The limits of disabled lists are published after the drain.
+    /// Lists are stopped without a grace period.
+    NoGrace,
+    /// The limits of stopped lists are published after the grace period.
+    LimitsAfterGrace,
+    /// The limits of stopped lists are published after the drain.
     LimitsAfterDrain,
-    /// The limits of disabled lists are not published to the last CPU, as if only CPUs that run counted.
+    /// A CPU reads the limits of its lists before a grace period waits for it.
+    LimitsReadEarly,
+    /// A CPU that finds its lists stopped puts a page on them nevertheless.
+    StoppedListKeepsPages,
+    /// The limits of stopped lists are not published to the last CPU, as if only CPUs that run counted.
     LimitsSkipLastCpu,
     /// A flush uses the migrate type that was read when the page was freed. It does not read the type again (V4).
     FlushStaleType,

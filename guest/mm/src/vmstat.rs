@@ -260,8 +260,9 @@ impl<P: Platform> Mm<P> {
     /// The lists of `zone` of every CPU, in the order of the CPUs' numbers.
     pub fn pcp_info(&self, zone: ZoneId) -> impl Iterator<Item = PcpInfo> {
         self.cpus().iter().map(move |cpu| {
-            let (high, batch) = cpu.zone(zone).limits();
-            PcpInfo { count: self.lock_pcp(cpu, zone).count(), high, batch }
+            let lists = cpu.zone(zone);
+            let (high, batch) = lists.limits();
+            PcpInfo { count: lists.count(), high, batch }
         })
     }
 

@@ -331,7 +331,7 @@ pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
     (u32::try_from(share).unwrap_or(u32::MAX).max(4 * batch), batch)
 }
 
-/// Limits with which a per-CPU list never holds a page while its lock is free.
+/// Limits of per-CPU lists that are stopped: their CPUs leave them as they are.
 pub(crate) const PCP_OFF: (u32, u32) = (0, 1);
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use spin::Mutex;
 use tidevm_abi::{Answer, Failure};
-use tidevm_mm::{Gfp, NodeId, Order, Pfn, ZoneType};
+use tidevm_mm::{Gfp, NodeId, Order, Pfn, Platform, ZoneType};
 
 use crate::cpu::window::{Cpus, Until, Window, Windows};
 use crate::cpu::{self, lapic, wait};
@@ -177,9 +177,13 @@ impl Race {
     }
 }
 
-/// Waits until `done`, which the freers make true.
+/// Waits until `done`, which the freers or the boot CPU make true. The boot CPU may drain lists meanwhile, which waits
+/// for every CPU but those that relax.
 fn await_freers(done: impl Fn() -> bool) {
-    wait::until(MILLIS_TO_FREE, format_args!("the other CPUs did not free their pages"), done);
+    wait::until(MILLIS_TO_FREE, format_args!("the other CPUs did not free their pages"), || {
+        MM.platform().relax();
+        done()
+    });
 }
 
 impl Job for Race {
@@ -218,6 +222,8 @@ impl Job for Freer {
                 if pfn != 0 {
                     MM.free_pages(Pfn::new(pfn), Order::PAGE);
                     slot.store(0, Ordering::Relaxed);
+                    // A drain falls between any two frees, and does not wait for all of them.
+                    MM.platform().relax();
                 }
             }
             // Before `finished`, which lets the boot CPU ask for the window of the next cycle.

@@ -115,7 +115,7 @@ fn a_corrupt_link_of_a_free_block_is_found() {
 fn a_corrupt_page_on_a_per_cpu_list_is_found() {
     let takers: [Taking; 2] = [
         ("allocation", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
-        ("flush", |mm| mm.drain_pcp(ZONE)),
+        ("flush", |mm| mm.drain_pcp(ZONE, mm.hotplug().held())),
     ];
     for (way, take) in takers {
         for (what, state) in corruptions(Kind::Pcp, Order::PAGE) {

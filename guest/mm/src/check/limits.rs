@@ -42,8 +42,6 @@ impl<P: Platform> Hotplug<'_, P> {
     /// every CPU has the same limits.
     pub(super) fn check_limits(&self) {
         let mm = self.mm;
-        // No CPU has lists disabled or changes limits meanwhile.
-        let _lists = mm.pcp_disable.lock_with(|| mm.platform.relax());
         for zone in mm.zones() {
             let (id, limits) = (zone.id(), zone.pcp_limits());
             for (cpu, pcp) in mm.cpus().iter().enumerate() {

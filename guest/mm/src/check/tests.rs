@@ -76,7 +76,7 @@ fn limits() {
     });
 }
 
-/// `check` holds the lists of all CPUs together. Its need of stack must not grow with their number: 24 KiB are
+/// `check` looks at the lists of all CPUs together. Its need of stack must not grow with their number: 24 KiB are
 /// enough for as many CPUs as there can be. Less than the kernel's stacks have, although this build does not
 /// optimise.
 #[test]

@@ -77,7 +77,7 @@ fn each_purpose_stops_at_its_level() {
             let level = mark.map_or(0, |mark| level(mm, DMA32, mark, highest));
             leave_free(mm, DMA32, level + pages);
             mm.alloc_pages(order, gfp).expect("the pages above the level");
-            mm.drain_pcp(DMA32);
+            mm.drain_pcp(DMA32, mm.hotplug().held());
             leave_free(mm, DMA32, level + pages - 1);
             assert_eq!(mm.alloc_pages(order, gfp), Err(AllocError), "{gfp:?} {order:?}");
             mm.check();

@@ -1,9 +1,10 @@
 //! The races between freeing, refilling and taking memory away, each run step by step in the order in
-//! which a lock-free step would lose a page.
+//! which a careless step would lose a page.
 //!
 //! Identifiers such as S3.4 are claims of `docs/features.toml`.
 
 use std::cell::RefCell;
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -19,6 +20,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::FaultStep;
 use crate::sim::{Sim, SimMachine};
+use crate::sync::Ordering::Relaxed;
 use crate::{Mm, PerCpuPages, Pfn, steps};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -47,17 +49,19 @@ fn free_with_a_stale_type() {
     assert_eq!(stale, MigrateType::Movable);
 
     let hotplug = mm.hotplug();
-    let disabled = mm.zone_pcp_disable(MOVABLE);
+    let disabled = mm.disable_pcp(MOVABLE, hotplug.held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
 
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE));
-    assert_eq!(mm.pcp_pages(MOVABLE), 0, "flushed at once");
+    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE), "the list is stopped");
+    mm.free_pages(pfn, Order::PAGE);
+    assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
     assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
-    drop((disabled, hotplug));
+    drop(disabled);
+    drop(hotplug);
     mm.check();
 }
 
@@ -66,7 +70,7 @@ fn free_with_a_stale_type() {
 fn free_with_a_fresh_type() {
     let mm = machine();
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     let hotplug = mm.hotplug();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
@@ -84,21 +88,21 @@ fn free_with_a_fresh_type() {
 fn free_with_a_stale_type_hides_from_a_single_drain() {
     let mm = machine();
     let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-    mm.drain_pcp(MOVABLE);
     let hotplug = mm.hotplug();
+    mm.drain_pcp(MOVABLE, hotplug.held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE));
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, hotplug.held());
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
     mm.undo_isolate(pages, pageblock_of(pfn));
     drop(hotplug);
     mm.check();
 }
 
-/// A CPU is refilling its list, which counts as empty until the refill is done. Disabling must wait for it,
-/// and find the pages.
+/// A CPU is at its list, which is empty when others look at it. Disabling must wait until the CPU has left the list,
+/// and find the pages that it put there.
 #[test]
 fn pitfall_3_drain_waits_for_a_refill() {
     let mm = machine();
@@ -107,15 +111,14 @@ fn pitfall_3_drain_waits_for_a_refill() {
     let (disabled, wait_disabled) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut lists = mm.lock_pcp(&mm.cpus()[1], MOVABLE);
-            assert_eq!(lists.count(), 0);
-            held.send(()).unwrap();
-            wait_refill.recv().unwrap();
-            let mut zone = mm.lock_zone(MOVABLE);
-            for _ in 0..3 {
-                let block = zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap();
-                lists.push(block.head(), block.pfn(), MigrateType::Movable);
-            }
+            Sim::run_on(1, || {
+                let lists = mm.own_pcp(MOVABLE).unwrap();
+                assert_eq!(mm.cpus()[1].zone(MOVABLE).count(), 0);
+                held.send(()).unwrap();
+                wait_refill.recv().unwrap();
+                lists.refill(MigrateType::Movable);
+                assert!(mm.cpus()[1].zone(MOVABLE).count() > 0);
+            });
         });
         wait_held.recv().unwrap();
         scope.spawn(move || {
@@ -124,40 +127,60 @@ fn pitfall_3_drain_waits_for_a_refill() {
             drop(guard);
         });
         let early = wait_disabled.recv_timeout(Duration::from_millis(30));
-        assert!(early.is_err(), "the drain passed by a list in use");
+        assert!(early.is_err(), "the drain did not wait for a list in use");
         refill.send(()).unwrap();
         assert_eq!(wait_disabled.recv(), Ok(0), "pages left on the lists");
     });
     mm.check();
 }
 
-/// S3.3: every CPU has the limits of disabled lists before the drain takes the first list. If a list were drained
-/// first, the CPU that it belongs to could fill it again.
+/// S3.3: every CPU has the limits of stopped lists before the grace period begins. A CPU that did not have them could
+/// fill its list again.
 #[test]
-fn limits_are_published_before_the_drain() {
+fn limits_are_published_before_the_grace_period() {
     let mm = machine();
+    let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
     thread::scope(|scope| {
-        // The drain begins with this list, and waits for it.
-        let first = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
+        // The grace period waits for the use of this list.
+        let used = mm.own_pcp(MOVABLE).unwrap();
         scope.spawn(|| Sim::run_on(1, || drop(mm.zone_pcp_disable(MOVABLE))));
         let began = Instant::now();
-        let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
         while limits() != [crate::zone::PCP_OFF; 2] {
-            assert!(began.elapsed() < LIMIT, "limits are {:?} when the drain begins", limits());
+            assert!(began.elapsed() < LIMIT, "limits are {:?} in the grace period", limits());
             thread::yield_now();
         }
-        assert_eq!(first.count(), 0);
+        let drains = mm.counters.pcp_drains.load(Relaxed);
+        thread::sleep(Duration::from_millis(30));
+        assert_eq!(limits(), [crate::zone::PCP_OFF; 2], "drained while the list is in use, {drains}");
+        drop(used);
     });
-    assert_eq!(mm.cpus()[0].zone(MOVABLE).limits(), mm.zone(MOVABLE).pcp_limits());
+    assert_eq!(limits(), [mm.zone(MOVABLE).pcp_limits(); 2]);
     mm.check();
 }
 
-/// S3.9: the pcp disable lock is held whenever the limits of a CPU change: when lists are disabled, when they are
+/// S3.8: however the lists are stopped, one grace period is enough: also for those of all zones.
+#[test]
+fn a_request_has_one_grace_period() {
+    let mm = machine();
+    let requests: [(&str, &dyn Fn()); 4] = [
+        ("disable", &|| drop(mm.zone_pcp_disable(MOVABLE))),
+        ("drain", &|| mm.drain_pcp(MOVABLE, mm.hotplug().held())),
+        ("check", &|| _ = mm.check()),
+        ("offline", &|| mm.hotplug().offline(BLOCK).unwrap()),
+    ];
+    for (what, request) in requests {
+        let before = mm.platform().grace_periods();
+        request();
+        assert_eq!(mm.platform().grace_periods(), before + 1, "{what}");
+    }
+}
+
+/// S3.9: the memory hotplug lock is held whenever the limits of a CPU change: when lists are disabled, when they are
 /// enabled again, and when the limits of a zone are computed anew.
 #[test]
-fn limits_change_under_the_pcp_disable_lock() {
+fn limits_change_under_the_memory_hotplug_lock() {
     let mm = machine();
-    let is_held = || mm.pcp_disable.try_lock().is_none();
+    let is_held = || mm.hotplug.try_lock().is_none();
     let changes: [(&str, &dyn Fn()); 3] = [
         ("disabled and enabled", &|| drop(mm.zone_pcp_disable(MOVABLE))),
         ("a zone loses its memory", &|| mm.hotplug().offline(BLOCK).unwrap()),
@@ -171,7 +194,7 @@ fn limits_change_under_the_pcp_disable_lock() {
             move || {
                 let now = limits();
                 if seen.borrow().last() != Some(&now) {
-                    assert!(mm.pcp_disable.try_lock().is_none(), "limits become {now:?} without the lock");
+                    assert!(mm.hotplug.try_lock().is_none(), "limits become {now:?} without the lock");
                     seen.borrow_mut().push(now);
                 }
             }
@@ -219,14 +242,14 @@ fn unchanged_limits_are_not_published() {
 fn a_list_keeps_less_than_high_and_moves_a_batch() {
     let mm = machine();
     let (high, batch) = mm.zone(MOVABLE).pcp_limits();
-    let count = || mm.lock_pcp(&mm.cpus()[0], MOVABLE).count();
+    let count = || mm.cpus()[0].zone(MOVABLE).count();
     let pages: Vec<Pfn> = (0..=high).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     for (freed, &pfn) in (1..).zip(&pages[..high as usize]) {
         mm.free_pages(pfn, Order::PAGE);
         assert_eq!(count(), if freed < high { freed } else { high - batch });
     }
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let again = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
     assert_eq!(count(), batch - 1, "one of the batch is allocated");
     [again, pages[high as usize]].into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
@@ -239,11 +262,14 @@ fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
     let mm = machine();
     let (_, batch) = mm.zone(MOVABLE).pcp_limits();
     let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let cpu = &mm.cpus()[0];
     cpu.zone(MOVABLE).set_limits((10_000, batch));
     pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
-    let mut lists = mm.lock_pcp(cpu, MOVABLE);
+    let (hotplug, zones) = (mm.hotplug(), mm.zones().as_slice());
+    let stopped = mm.stop_pcp(zones, hotplug.held());
+    mm.zone(MOVABLE).set_pcp_limits((10_000, batch));
+    let lists = stopped.lists(MOVABLE).next().unwrap();
     for left in [600 - 32 * batch, 600 - 64 * batch, 0] {
         assert!(lists.drain_some());
         assert_eq!(lists.count(), left);
@@ -256,35 +282,50 @@ fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
 fn flushed_pages_are_used_first() {
     let mm = machine();
     let pages: Vec<Pfn> = (0..6).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     // Not side by side, so that they do not become one buddy block.
     let section = mm.sparse.pages(BLOCK).unwrap();
     mm.lock_zone(MOVABLE).free_and_merge(section, pages[1], Order::PAGE, Place::Head);
     mm.free_pages(pages[3], Order::PAGE);
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let mut zone = mm.lock_zone(MOVABLE);
     let next = [(); 2].map(|()| zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap().pfn());
     assert_eq!(next, [pages[3], pages[1]]);
 }
 
-/// A list in use by another CPU does not stop allocating or freeing: both go to the buddy.
+/// A stopped list does not stop allocating or freeing: both go to the buddy, and the list stays as it is.
 #[test]
-fn busy_list_is_passed_by() {
+fn a_stopped_list_is_passed_by() {
     let mm = machine();
-    let lists = mm.lock_pcp(&mm.cpus()[0], MOVABLE);
-    // On another thread, which is the same CPU: this one holds the lock.
+    let listed = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    mm.free_pages(listed, Order::PAGE);
+    let count = mm.pcp_pages(MOVABLE);
+    assert!(count > 0);
+    let hotplug = mm.hotplug();
+    let stopped = mm.stop_pcp(mm.zones().as_slice(), hotplug.held());
     let free = mm.zone(MOVABLE).free();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-            assert_eq!(mm.zone(MOVABLE).free(), free - 1, "exactly one page");
-            mm.free_pages(pfn, Order::PAGE);
-            assert_eq!(mm.zone(MOVABLE).free(), free);
-        });
-    });
-    assert_eq!(lists.count(), 0);
-    drop(lists);
+    let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    assert_ne!(pfn, listed);
+    assert_eq!((mm.zone(MOVABLE).free(), mm.pcp_pages(MOVABLE)), (free - 1, count), "exactly one page");
+    mm.free_pages(pfn, Order::PAGE);
+    assert_eq!((mm.zone(MOVABLE).free(), mm.pcp_pages(MOVABLE)), (free, count));
+    drop(stopped);
+    assert_eq!(mm.alloc_pages(Order::PAGE, Gfp::Movable), Ok(listed), "the list is in use again");
+    mm.free_pages(listed, Order::PAGE);
+    drop(hotplug);
     mm.check();
+}
+
+/// A machine on which two threads use the lists of one CPU is found out.
+#[test]
+#[should_panic(expected = "two threads are one CPU")]
+fn one_thread_at_a_time_is_a_cpu() {
+    let mm = machine();
+    let _lists = mm.own_pcp(MOVABLE);
+    thread::spawn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable))
+        .join()
+        .unwrap_or_else(|panic| resume_unwind(panic))
+        .unwrap();
 }
 
 /// Flushing reads the type again: a page freed as movable whose pageblock became unmovable goes to
@@ -302,7 +343,7 @@ fn flush_reads_the_type_again() {
         buddy.move_free(pages, &(block..block + 1), MigrateType::Unmovable);
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);
     }
-    mm.drain_pcp(MOVABLE);
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
     mm.check();
 }
 

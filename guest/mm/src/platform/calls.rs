@@ -24,10 +24,8 @@ impl<P> Calls<P> {
     }
 }
 
-/// Calls that change what is mapped.
-const MAPPING: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
-/// Calls that are made while pages move.
-const MOVEMENT: Locks = Locks::with(Rank::Hotplug, Rank::PcpDisable);
+/// Calls that change what is mapped, or are made while pages move.
+const HOTPLUG: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
 
 // SAFETY: every call is passed on unchanged, with its result, to a machine that keeps the contract.
 unsafe impl<P: Platform> Platform for Calls<P> {
@@ -36,18 +34,28 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.this_cpu()
     }
 
+    #[inline]
+    fn get_cpu(&self) -> usize {
+        self.0.get_cpu()
+    }
+
+    #[inline]
+    fn put_cpu(&self) {
+        self.0.put_cpu();
+    }
+
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
-        MOVEMENT.assert("copy_pages");
+        HOTPLUG.assert("copy_pages");
         self.0.copy_pages(pages);
     }
 
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
-        MAPPING.assert("map_memmap");
+        HOTPLUG.assert("map_memmap");
         self.0.map_memmap(section, backing)
     }
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        MAPPING.assert("prepare_memmaps");
+        HOTPLUG.assert("prepare_memmaps");
         self.0.prepare_memmaps(first, count)
     }
 
@@ -57,27 +65,27 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
-        MAPPING.assert("unmap_memmap");
+        HOTPLUG.assert("unmap_memmap");
         self.0.unmap_memmap(section);
     }
 
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
-        MAPPING.assert("map_memmap_base");
+        HOTPLUG.assert("map_memmap_base");
         self.0.map_memmap_base(section, frames)
     }
 
     fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
-        MAPPING.assert("unmap_memmap_base");
+        HOTPLUG.assert("unmap_memmap_base");
         self.0.unmap_memmap_base(section)
     }
 
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        MAPPING.assert("map_direct");
+        HOTPLUG.assert("map_direct");
         self.0.map_direct(range)
     }
 
     fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        MAPPING.assert("prepare_direct");
+        HOTPLUG.assert("prepare_direct");
         self.0.prepare_direct(range)
     }
 
@@ -87,17 +95,17 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     }
 
     fn release_direct(&self, range: PfnRange) {
-        MAPPING.assert("release_direct");
+        HOTPLUG.assert("release_direct");
         self.0.release_direct(range);
     }
 
     fn unmap_direct(&self, range: PfnRange) {
-        MAPPING.assert("unmap_direct");
+        HOTPLUG.assert("unmap_direct");
         self.0.unmap_direct(range);
     }
 
     fn synchronize(&self) {
-        MOVEMENT.assert("synchronize");
+        HOTPLUG.assert("synchronize");
         self.0.synchronize();
     }
 
@@ -107,7 +115,7 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     }
 
     fn drained(&self) {
-        Locks::up_to(Rank::PcpDisable).assert("drained");
+        Locks::up_to(Rank::Hotplug).assert("drained");
         self.0.drained();
     }
 
@@ -117,10 +125,7 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     }
 
     fn fault(&self, step: FaultStep) -> bool {
-        match step {
-            FaultStep::Isolate | FaultStep::Migrate => MOVEMENT.assert("fault"),
-            _ => MAPPING.assert("fault"),
-        }
+        HOTPLUG.assert("fault");
         self.0.fault(step)
     }
 }

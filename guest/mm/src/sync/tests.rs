@@ -12,6 +12,7 @@ mod deferred;
 mod grace;
 mod lock;
 mod page;
+mod pcplist;
 mod pgmap;
 mod sparse;
 mod tlb_flush;

@@ -1,7 +1,7 @@
-//! `src/pcplist.rs`, `src/pcplist/guard.rs`: pages are freed, and taken by refills, while their memory goes away.
+//! `src/pcplist.rs` and the files below it: pages are freed, and taken by refills, while their memory goes away.
 //!
 //! These must hold:
-//! - I1: while lists are disabled, a list whose lock is free is empty;
+//! - I1: while lists are disabled, every list is empty;
 //! - I2: once a pageblock is isolated, none of its pages can be allocated (`take_isolated` finds each one free);
 //! - I3: no page is lost;
 //! - I4: after the last page in use was freed, the memory block goes offline.
@@ -68,6 +68,15 @@ fn free(mm: &Mm<Sim>, page: Pfn) {
     mm.platform().step(|| mm.free_pages(page, Order::PAGE));
 }
 
+fn with_policy(pcp: PcpPolicy) -> SimMachine {
+    SimMachine { options: Options { pcp, ..SimMachine::OPTIONS }, ..small() }
+}
+
+/// A machine that does not disable lists, and drains them in each round.
+fn drained_again() -> SimMachine {
+    with_policy(PcpPolicy::DrainAgain)
+}
+
 /// Two CPUs free a page each while its memory block goes offline.
 fn meets_frees(machine: &SimMachine) {
     let machine = boot(machine, 1);
@@ -103,15 +112,24 @@ fn disable_meets_a_refill() {
     });
 }
 
-/// Lists are disabled while CPUs free pages.
+/// Lists are disabled while CPUs free pages, each in a step of its job loop.
 fn disable_meets_frees() {
+    disable_meets(free);
+}
+
+/// As `disable_meets_frees`, where nothing but the use of the lists keeps a grace period waiting.
+fn disable_meets_bare_frees() {
+    disable_meets(|mm, page| mm.free_pages(page, Order::PAGE));
+}
+
+fn disable_meets(free: impl Fn(&Mm<Sim>, Pfn) + Copy + Send) {
     let machine = boot(&small(), 1);
     let [one, other] = [(); 2].map(|()| movable_page(&machine));
     in_schedule(&machine, 2, |mm| {
         thread::scope(|scope| {
-            scope.spawn(|| Sim::run_on(1, || free(mm, one)));
+            scope.spawn(move || Sim::run_on(1, || free(mm, one)));
             // The last CPU has done nothing before.
-            scope.spawn(|| Sim::run_on(2, || free(mm, other)));
+            scope.spawn(move || Sim::run_on(2, || free(mm, other)));
             let disabled = mm.zone_pcp_disable(MOVABLE);
             assert_disabled(mm);
             thread::yield_now();
@@ -150,22 +168,25 @@ fn v3_disable_meets_frees() {
 #[test]
 fn v0_a_single_drain_leaves_a_page_behind() {
     fails(None, &[HIDES], || {
-        meets_frees(&SimMachine {
-            options: Options { pcp: PcpPolicy::DrainOnce, ..SimMachine::OPTIONS },
-            ..small()
-        });
+        meets_frees(&with_policy(PcpPolicy::DrainOnce));
     });
 }
 
-/// V1, S3.6: lists that look empty are not drained.
+/// V3: lists that are not disabled are drained after the isolation.
 #[test]
-fn v1_a_list_that_looks_empty_is_not() {
-    fails(Variant::DrainSkipsEmpty, &[HIDES], disable_meets_a_refill);
+fn v3_draining_again_meets_frees() {
+    holds(|| meets_frees(&drained_again()));
 }
 
-/// V2, pitfall 3 of `docs/pitfalls.md`: the count is read before the lock is taken, while a refill runs.
+/// V1, S3.6: no grace period for lists that look empty.
 #[test]
-fn v2_a_count_read_before_the_lock_misses_a_refill() {
+fn v1_a_list_that_looks_empty_is_not() {
+    fails(Variant::NoGraceIfEmpty, &[HIDES], disable_meets_a_refill);
+}
+
+/// V2, pitfall 3 of `docs/pitfalls.md`: the count is read before the grace period, while a refill runs.
+#[test]
+fn v2_a_count_read_before_the_grace_period_misses_a_refill() {
     fails(Variant::DrainCountsBefore, &[HIDES], disable_meets_a_refill);
     fails(Variant::DrainCountsBefore, &[HIDES], || meets_a_refill(&small()));
 }
@@ -174,7 +195,38 @@ fn v2_a_count_read_before_the_lock_misses_a_refill() {
 /// and can be allocated. The offline that takes it off the isolated list does not find it there.
 #[test]
 fn v4_a_stale_type_puts_a_page_back_into_use() {
-    fails(Variant::FlushStaleType, &["on a free list: state and links"], || meets_frees(&small()));
+    fails(Variant::FlushStaleType, &["on a free list: state and links"], || meets_frees(&drained_again()));
+}
+
+/// What is seen when two CPUs are at one list.
+const TORN: [&str; 4] = [HIDES, "on a per-CPU list", "subtract with overflow", "some are lost"];
+
+/// Without a grace period, or with one that ends before the limits are published, an owner meets the drain.
+#[test]
+fn a_drain_that_does_not_wait_meets_the_owner() {
+    fails(Variant::NoGrace, &TORN, disable_meets_frees);
+    for variant in [Variant::NoGrace, Variant::LimitsAfterGrace] {
+        fails(variant, &TORN, disable_meets_bare_frees);
+    }
+}
+
+/// An owner that reads its limits before a grace period would wait for it goes by those of before.
+#[test]
+fn limits_that_are_read_early_leave_a_page_behind() {
+    fails(Variant::LimitsReadEarly, &TORN, disable_meets_bare_frees);
+}
+
+/// An owner that finds its list stopped, and uses it.
+#[test]
+fn a_stopped_list_that_is_used_keeps_a_page() {
+    fails(Variant::StoppedListKeepsPages, &TORN, disable_meets_frees);
+    fails(Variant::StoppedListKeepsPages, &TORN, || meets_frees(&small()));
+}
+
+/// S3.1: only the use of the list is a step.
+#[test]
+fn v3_disable_meets_bare_frees() {
+    holds(disable_meets_bare_frees);
 }
 
 /// The mistake of claim S3.1: a page that is freed between the drain and the new limits stays.
