@@ -138,17 +138,7 @@ impl<T: Transport> MemDriver<T> {
                 .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
                     Outcome::Config(config, generation)
                 }),
-            Action::AddMemoryBlock { addr, start, size, fresh } => {
-                let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
-                let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
-                let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
-                let plugged = Parts::new(start - addr, size);
-                let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
-                let began = Instant::now();
-                let added = add(self.node, addr, whole, flags);
-                stamps::added(began);
-                self.came(added)
-            }
+            Action::AddMemoryBlocks { addr, size, fresh } => self.add(addr, size, fresh),
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
@@ -159,9 +149,54 @@ impl<T: Transport> MemDriver<T> {
                 let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(translate::not_offline))
             }
-            Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
+            Action::RemoveMemoryBlocks { addr, size } => self.remove(addr, size),
             Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
+    }
+
+    /// Adds the memory blocks of a range to the device's node and onlines them, from the first on. Stops at the first that
+    /// fails, and for a new configuration.
+    fn add(&mut self, addr: u64, size: u64, fresh: bool) -> Outcome {
+        let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
+        let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
+        let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
+        let mut done = 0;
+        while done < size {
+            if done > 0 && self.device.line.has_fired() {
+                return Outcome::Part { done, failed: None };
+            }
+            let offset = (addr + done) % memory_block_size;
+            let part = (size - done).min(memory_block_size - offset);
+            let plugged = Parts::new(offset, part);
+            let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
+            let began = Instant::now();
+            let added = add(self.node, addr + done - offset, whole, flags);
+            stamps::added(began);
+            if let Outcome::Failed(reason) = self.came(added) {
+                return Outcome::Part { done, failed: Some(reason) };
+            }
+            done += part;
+        }
+        Outcome::Done
+    }
+
+    /// Offlines the memory blocks of a range and removes them, from the last on. Stops at the first that fails, and for a
+    /// new configuration.
+    fn remove(&mut self, addr: u64, size: u64) -> Outcome {
+        let mut left = size;
+        while left > 0 {
+            let done = size - left;
+            if done > 0 && self.device.line.has_fired() {
+                return Outcome::Part { done, failed: None };
+            }
+            let before = (left - 1) / self.geometry.memory_block_size * self.geometry.memory_block_size;
+            let removed = remove(addr + before);
+            if let Outcome::Failed(reason) = self.note(removed) {
+                return Outcome::Part { done, failed: Some(reason) };
+            }
+            left = before;
+        }
+        Outcome::Done
     }
 
     /// Notes that memory came, or why it did not.
@@ -258,7 +293,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
                 self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
                 Progress::Idle(self.patience)
             }
-            Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlock { .. } if !lending::hold() => {
+            Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlocks { .. } if !lending::hold() => {
                 // Memory that is lent to the host cannot go offline, and comes back soon.
                 Progress::Idle(Some(lending::look_again_at()))
             }
