@@ -64,7 +64,7 @@ impl Run {
     fn cycle(&mut self) {
         HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if self.random.chance(30) {
-            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(4) as u32));
+            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(2) as u32));
         }
         if let Some(guest) = &mut self.guest {
             guest.churn(&mut self.random);
