@@ -176,14 +176,18 @@ impl Driver {
                 self.region.online.below(from).map(|run| run.end() - 1).filter(|&last| last >= floor)?;
             let memory_block = geometry.memory_block(last);
             let reserve = geometry.reserve(memory_block);
-            let is_highest = self.region.online.next(last + 1).is_none_or(|next| next >= memory_block.end());
-            let is_last = is_highest && self.region.online.next(memory_block.first()) == Some(last);
-            if last >= reserve.end() && !(reserve.count() == 0 && is_last) {
+            // Two runs tell whether more is online than what is kept.
+            let runs = || self.region.online.within(memory_block).take(2);
+            let nothing_else = |kept| runs().map(BlockRange::count).sum::<u64>() == kept;
+            let kept = reserve.count().max(1);
+            // Where the memmap lies elsewhere, all but the last may go.
+            let is_kept = if reserve.count() > 0 { last < reserve.end() } else { nothing_else(kept) };
+            if !is_kept {
                 let (addr, size) = self.span(BlockRange::new(last, 1));
                 return Some(Action::OfflineDeviceBlocks { addr, size });
             }
             // Removing the memory block may have failed because of what has gone since.
-            if is_highest && from < memory_block.end() && self.fits(reserve.count().max(1), excess) {
+            if from < memory_block.end() && self.fits(kept, excess) && nothing_else(kept) {
                 return Some(self.remove(memory_block));
             }
             self.region.offline_from = memory_block.first();

@@ -56,19 +56,15 @@ impl Runs {
 
     /// The part at or above `from` of the lowest run that has one.
     pub(super) fn at_or_above(&self, from: u64) -> Option<BlockRange> {
-        let index = self.search(&self.below, |run| run.end() <= from);
-        let run = match self.below.get(index) {
-            Some(run) => run,
-            None => &self.above[self.search(&self.above, |run| run.end() > from).checked_sub(1)?],
-        };
+        let run = self.get(self.ending_by(from))?;
         let first = run.first().max(from);
         Some(BlockRange::new(first, run.end() - first))
     }
 
     /// The part below `end` of the highest run that has one.
     pub(super) fn below(&self, end: u64) -> Option<BlockRange> {
-        let index = self.search(&self.above, |run| run.first() >= end);
-        let run = match self.above.get(index) {
+        let above = self.search(&self.above, |run| run.first() >= end);
+        let run = match self.above.get(above) {
             Some(run) => run,
             None => &self.below[self.search(&self.below, |run| run.first() < end).checked_sub(1)?],
         };
@@ -82,11 +78,10 @@ impl Runs {
 
     /// The runs within `range`, ascending.
     pub(super) fn within(&self, range: BlockRange) -> impl Iterator<Item = BlockRange> + '_ {
-        let mut from = range.first();
-        core::iter::from_fn(move || {
-            let run = self.at_or_above(from).filter(|run| run.first() < range.end())?;
-            from = run.end().min(range.end());
-            Some(BlockRange::new(run.first(), from - run.first()))
+        (self.ending_by(range.first())..).map_while(move |index| {
+            self.visit(1);
+            let part = self.get(index)?.overlap(range);
+            (part.count() > 0).then_some(part)
         })
     }
 
@@ -145,6 +140,21 @@ impl Runs {
             self.visit(1);
             self.below.push(run);
         }
+    }
+
+    /// The run with `index` in ascending order.
+    fn get(&self, index: usize) -> Option<BlockRange> {
+        let of_above = || self.above.get((self.len() - 1).checked_sub(index)?);
+        if index < self.len() { self.below.get(index).or_else(of_above).copied() } else { None }
+    }
+
+    /// Number of runs that end at or below `block`.
+    fn ending_by(&self, block: u64) -> usize {
+        let below = self.search(&self.below, |run| run.end() <= block);
+        if below < self.below.len() {
+            return below;
+        }
+        self.len() - self.search(&self.above, |run| run.end() > block)
     }
 
     /// The number of runs at the start of `runs` for which `is_before` holds.
