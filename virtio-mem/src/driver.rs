@@ -51,7 +51,8 @@ pub struct DriverConfig {
 /// An action that the driver asks the guest to carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the configuration space, or at least the fields that change at run time, under one configuration generation.
+    /// Read the configuration space, or at least the fields at [`RUN_TIME_OFFSETS`](crate::wire::RUN_TIME_OFFSETS), under
+    /// one configuration generation. In place of the others, those of the first read and [`Driver::plugged_size`] will do.
     /// Completed by [`Outcome::Config`] or [`Outcome::Failed`].
     ReadConfig,
     /// Send the request and wait for the response. Completed by [`Outcome::Response`],
