@@ -37,7 +37,9 @@ use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
-use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
+use tidevm_machine::{
+    Config, Confinement, Seccomp, StartError, Vm, give_code_back, is_refusal, printable, room_to_start,
+};
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -379,6 +381,10 @@ fn tell_of(confinement: Confinement) {
 }
 
 fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    // The guest runs: most of the program was for that. Whoever debugs a start does so without a filter.
+    if vm.config().confinement.seccomp == Seccomp::On {
+        give_code_back();
+    }
     let result = match source {
         Source::None => tidevm_session::stay(vm, observer),
         Source::Whole(script) => tidevm_session::run(vm, &script, observer),

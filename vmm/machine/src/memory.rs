@@ -115,6 +115,7 @@ impl Memory {
         for (index, &range) in ranges.iter().enumerate() {
             let size = range.size();
             let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
+            mapping.ask_for_huge_pages(mapping.all());
             regions.push(RamRegion::new(range, Arc::new(mapping)));
         }
         Ok(Self {
@@ -126,6 +127,13 @@ impl Memory {
             view: RwLock::new(view),
             account: held::Account::open(),
         })
+    }
+
+    /// Has boot memory get huge pages from now on. Everything that the guest finds at its start has been written: it lies
+    /// thinly spread over a few MiB, and clearing whole huge pages for it would be most of the work of a start.
+    /// Small pages that are there stay so until the host collapses them.
+    pub fn start_huge_pages(&self) {
+        self.boot.ask_for_huge_pages(self.boot.all());
     }
 
     /// The memory that the VMM may touch now. While the guard lives, nothing is unplugged.
@@ -297,6 +305,7 @@ fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), Memo
 fn open_pmem((index, range): (usize, GuestRange)) -> Result<(GuestRange, Arc<Mapping>), MemoryError> {
     let (what, size) = (format!("device memory #{index}"), range.size());
     let mapping = Mapping::reserve(size).map_err(fail(&what, size))?;
+    mapping.ask_for_huge_pages(mapping.all());
     mapping.open(mapping.all()).map_err(fail(&what, size))?;
     Ok((range, Arc::new(mapping)))
 }

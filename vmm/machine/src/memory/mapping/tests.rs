@@ -151,3 +151,54 @@ fn an_unplug_of_all_that_fails_leaves_every_run_plugged() {
     memory.unplug_all(0).unwrap();
     assert_eq!((windows(), slots.count()), (vec![], 1));
 }
+
+/// KiB of a mapping in huge pages.
+fn huge(mapping: &Mapping) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{:x}-", mapping.host_address());
+    let own = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    let line = own.into_iter().find_map(|line| line.strip_prefix("AnonHugePages:"));
+    line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What is written for the start lies in small pages; what the guest touches later lies in huge ones.
+#[test]
+fn boot_memory_has_huge_pages_from_the_start_of_the_guest_on() {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use crate::memory::fake::memory;
+
+    let (memory, _) = memory(64 << 20, &[]);
+    let write = |address| memory.view().write_obj(1_u8, GuestAddress(address)).unwrap();
+    [0x6000, 0x7000, 2 << 20].into_iter().for_each(write);
+    assert_eq!((huge(&memory.boot), memory.boot_held().unwrap().0), (0, 3 * PAGE as u64));
+    memory.start_huge_pages();
+    write(0x8000);
+    assert_eq!((huge(&memory.boot), memory.boot_held().unwrap().0), (0, 4 * PAGE as u64));
+    write(32 << 20);
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if enabled.map_or(true, |enabled| enabled.contains("[never]")) {
+        skip("this host has no transparent huge pages");
+        return;
+    }
+    assert_eq!(huge(&memory.boot), HUGE as u64 >> 10);
+}
+
+/// A plug of memory that is not wanted takes no memory, and what is wanted comes in huge pages.
+#[test]
+fn plugged_memory_has_huge_pages() {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use crate::memory::fake::memory;
+    use crate::memory::layout::HOLE_END;
+
+    let (memory, _) = memory(64 << 20, &[128 << 20]);
+    memory.plug(0, at(HOLE_END..HOLE_END + (4 << 20))).unwrap();
+    memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if enabled.map_or(true, |enabled| enabled.contains("[never]")) {
+        skip("this host has no transparent huge pages");
+        return;
+    }
+    assert_eq!(huge(&memory.region_mappings[0]), HUGE as u64 >> 10);
+}
