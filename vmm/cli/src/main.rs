@@ -6,6 +6,7 @@ mod cli;
 mod ctl;
 mod host;
 mod input;
+mod lean;
 mod logger;
 mod page;
 mod pages;
@@ -27,8 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use account::{Account, accounted};
 use anyhow::{Context, anyhow, bail};
 use cli::{
-    Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
+    Action, CheckHost, Cli, Ctl, Experiment, Later, Logging, ManPages, ReportPage, Run, ScriptAction,
+    Scripts, Spawn,
 };
+use lean::Lean;
 use prompt::History;
 use quiet::Quiet;
 use source::{STDIN, Source, Steps, greet};
@@ -37,9 +40,7 @@ use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
-use tidevm_machine::{
-    Config, Confinement, Seccomp, StartError, Vm, give_code_back, is_refusal, printable, room_to_start,
-};
+use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
@@ -117,7 +118,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(status)
         }
         Action::Report(options) => report(&options),
-        Action::Ctl(Ctl { api_sock, json, words }) => {
+        Action::Ctl(Later(Ctl { api_sock, json, words })) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
@@ -128,16 +129,16 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
-        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
+        Action::CheckHost(Later(CheckHost { json })) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)
         }
-        Action::Man(ManPages { folder: None }) => {
+        Action::Man(Later(ManPages { folder: None })) => {
             pages::man().context(OutputClosed)?;
             Ok(0)
         }
-        Action::Man(ManPages { folder: Some(folder) }) => {
+        Action::Man(Later(ManPages { folder: Some(folder) })) => {
             pages::man_pages(&folder)
                 .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
             Ok(0)
@@ -381,10 +382,7 @@ fn tell_of(confinement: Confinement) {
 }
 
 fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
-    // The guest runs: most of the program was for that. Whoever debugs a start does so without a filter.
-    if vm.config().confinement.seccomp == Seccomp::On {
-        give_code_back();
-    }
+    let observer = &mut Lean { observer, confinement: vm.config().confinement };
     let result = match source {
         Source::None => tidevm_session::stay(vm, observer),
         Source::Whole(script) => tidevm_session::run(vm, &script, observer),
