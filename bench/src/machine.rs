@@ -7,12 +7,13 @@
 //! Invariant: the window and the table of sections live longer than the `Mm` that refers to them.
 #![expect(unsafe_code, reason = "maps memory, and implements the platform, whose contract is unsafe")]
 
+use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
     DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
     PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
-    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
+    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse, ZoneType,
 };
 
 /// Size in bytes of the memmap of one section.
@@ -96,11 +97,22 @@ pub struct Host {
     memory: Option<Mapping>,
 }
 
-// SAFETY: the whole window is always readable and writable, and each section has its own part of it. There is one
-// CPU, so it is outside of `mm` whenever it is not in a call.
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Makes this thread CPU `cpu` of the machines that it uses. No other thread may be that CPU of the same machine.
+pub fn become_cpu(cpu: usize) {
+    CPU.set(cpu);
+}
+
+// SAFETY: the whole window is always readable and writable, and each section has its own part of it. A thread is one
+// CPU (contract of `become_cpu`). Memory comes and goes only while one thread uses the machine, so every other CPU is
+// outside of `mm` when `synchronize` is called.
 unsafe impl Platform for Host {
+    #[inline]
     fn this_cpu(&self) -> usize {
-        0
+        CPU.get()
     }
 
     fn drained(&self) {}
@@ -170,6 +182,8 @@ pub struct Spec {
     pub warm: bool,
     /// Whether pages have content.
     pub with_content: bool,
+    /// CPUs.
+    pub cpus: usize,
 }
 
 impl Spec {
@@ -183,6 +197,7 @@ impl Spec {
             content: MemoryContent::Zero,
             warm: true,
             with_content: false,
+            cpus: 1,
         }
     }
 
@@ -198,7 +213,7 @@ impl Spec {
         // user of the reference.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
-        let per_cpu: &'static [PerCpuPages] = Box::leak(Box::new([PerCpuPages::new()]));
+        let per_cpu: &'static [PerCpuPages] = Box::leak((0..self.cpus).map(|_| PerCpuPages::new()).collect());
         // SAFETY: the window is a mapping of its own with room for the memmaps of all sections, and it lives longer
         // than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
@@ -241,7 +256,7 @@ impl PlainMachine {
     /// When the boot fails.
     pub fn boot_from(&self, memblock: &'static mut Memblock) {
         let options = Options {
-            nr_cpus: 1,
+            nr_cpus: self.spec.cpus,
             memmap_on_memory: true,
             pcp: PcpPolicy::Disable,
             removal: RemovalPolicy::PerBlock,
@@ -258,6 +273,32 @@ impl PlainMachine {
         let first = (self.spec.boot / SECTION_SIZE) as u32;
         let count = (self.spec.region / SECTION_SIZE) as u32;
         (first..first + count).map(SectionNr::new)
+    }
+
+    /// Adds the whole region as one range of memory blocks, in the Movable zone.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn plug_all(&self) {
+        let flags = self.spec.content;
+        let hotplug = self.mm.hotplug();
+        hotplug
+            .add_and_online_memory(NodeId::FIRST, self.region(), 1, ZoneType::Movable, flags, || true)
+            .expect("a region that is not there");
+    }
+
+    /// Takes the whole region away again.
+    ///
+    /// # Panics
+    /// When a page of it is in use.
+    pub fn unplug_all(&self) {
+        self.mm.hotplug().offline_and_remove_from_end(self.region(), || true).expect("nothing is in use");
+    }
+
+    /// The sections of the region.
+    fn region(&self) -> SectionRange {
+        let first = SectionNr::new((self.spec.boot / SECTION_SIZE) as u32);
+        SectionRange::new(first, (self.spec.region / SECTION_SIZE) as u32).expect("the table has all of them")
     }
 
     /// Gives the content of all pages its memory.
