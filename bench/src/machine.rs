@@ -154,13 +154,13 @@ unsafe impl Platform for Host {
         Ok(())
     }
 
-    fn prepare_direct(&self, _: PfnRange) -> Result<(), NoPageTable> {
+    fn prepare(&self, _: SectionRange) -> Result<(), NoPageTable> {
         Ok(())
     }
 
     fn map_prepared_direct(&self, _: PfnRange) {}
 
-    fn release_direct(&self, _: PfnRange) {}
+    fn release(&self, _: SectionRange) {}
 
     fn unmap_direct(&self, _: PfnRange) {}
 

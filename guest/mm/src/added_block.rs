@@ -9,7 +9,7 @@
 //! reserve at its start holds the memmap of all its sections, one pageblock per section.
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::memmap_init::init_hot_added;
 use crate::node::ZoneId;
@@ -72,6 +72,12 @@ impl MemoryBlock {
     /// Pages of the memmap of all its sections.
     pub(crate) fn memmap_pages(self) -> u32 {
         self.sections * MEMMAP_PAGES
+    }
+
+    /// The memmaps of its sections when they lie on it.
+    fn memmaps(self) -> impl Iterator<Item = Pfn> {
+        let first = self.first.start();
+        (0..self.sections).map(move |index| first.add(index * MEMMAP_PAGES))
     }
 
     /// The pageblocks of the first section in which the memmap lies when it lies on the memory block.
@@ -139,9 +145,16 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Takes all steps for `block`, which is wholly plugged, mapped, and prepared for memmaps: it is online in `zone`
-    /// afterwards. `zeroed` says whether its memory is zero. Returns the number of pages freed. Takes no lock but the
-    /// zone's, and allocates nothing.
+    /// Maps `block`, which is prepared, and its memmap.
+    pub(crate) fn map_plugged(&self, block: MemoryBlock) {
+        self.platform.map_prepared_direct(block.frames());
+        for (nr, memmap) in block.sections().zip(block.memmaps()) {
+            self.platform.map_prepared_memmap(nr, memmap);
+        }
+    }
+
+    /// Takes all steps for `block`, which is wholly plugged and mapped: it is online in `zone` afterwards. `zeroed` says
+    /// whether its memory is zero. Returns the number of pages freed. Takes no lock but the zone's, and allocates nothing.
     pub(crate) fn init_plugged(
         &self,
         block: MemoryBlock,
@@ -150,12 +163,10 @@ impl<P: Platform> Mm<P> {
         owner: &impl SectionOwner,
     ) -> u64 {
         const PLUGGED: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
-        let pages = block.memmap_pages();
-        for (nr, offset) in block.sections().zip((0..pages).step_by(MEMMAP_PAGES as usize)) {
-            let memmap = block.first().start().add(offset);
-            self.platform.map_prepared_memmap(nr, memmap);
+        for (nr, memmap) in block.sections().zip(block.memmaps()) {
             self.sparse.entry(nr).set_memmap(Some(memmap));
         }
+        let pages = block.memmap_pages();
         let altmap = VmemAltmap::new(block.first(), pages).with_allocated(pages);
         self.make_block_present(block, &PLUGGED[..block.len() as usize], Some(altmap), zeroed, owner);
         block.sections().for_each(|nr| self.init_added_section(nr, zone, owner));

@@ -228,9 +228,7 @@ impl<P: Platform> Mm<P> {
     /// The claim of `range`, which was taken from `claims`. Plugged memory is mapped here, under the lock: while some of
     /// a page table is deferred, the table stays, and afterwards it has an entry.
     fn claimed(&self, claims: &Claims, range: DeferredRange) -> Claimed {
-        if !range.is_boot() {
-            self.platform.map_prepared_direct(range.sections.frames());
-        }
+        blocks_of(&range).for_each(|block| self.map_plugged(block));
         Claimed { range, memblock: claims.memblock }
     }
 
@@ -241,10 +239,8 @@ impl<P: Platform> Mm<P> {
         let pages = match (range.origin, claimed.memblock) {
             (Origin::Boot { memmap }, Some(memblock)) => self.init_boot(memblock, memmap, &claimed),
             (Origin::Boot { .. }, None) => unreachable!("boot memory is deferred with its memory map"),
-            (Origin::Plugged { block, zeroed }, _) => {
-                let first = range.sections.sections().step_by(block as usize);
-                let blocks = first.filter_map(|first| MemoryBlock::new(first, block as usize));
-                blocks.map(|block| self.init_plugged(block, range.zone, zeroed, &claimed)).sum()
+            (Origin::Plugged { zeroed, .. }, _) => {
+                blocks_of(&range).map(|block| self.init_plugged(block, range.zone, zeroed, &claimed)).sum()
             }
         };
         // For a moment the pages count twice. Watermarks may read too many pages, but not too few: a request
@@ -265,6 +261,13 @@ impl<P: Platform> Mm<P> {
         }
         pages
     }
+}
+
+/// The memory blocks of plugged memory; none of boot memory.
+fn blocks_of(range: &DeferredRange) -> impl Iterator<Item = MemoryBlock> + use<> {
+    let (is_boot, block) = (range.is_boot(), range.block() as usize);
+    let firsts = range.sections.sections().step_by(block).filter(move |_| !is_boot);
+    firsts.map(move |first| MemoryBlock::new(first, block).expect("a range is made of whole memory blocks"))
 }
 
 /// The memmaps of consecutive sections, the first one at `memmap`.

@@ -36,7 +36,7 @@ use std::vec::Vec;
 
 use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
-    SectionNr,
+    SectionNr, SectionRange,
 };
 use crate::options::MemoryContent;
 use crate::page::Kind;
@@ -449,13 +449,11 @@ impl Sim {
         &self.direct[index(range.start())..index(range.end())]
     }
 
-    /// Whether the sections of `range` are prepared for the direct map.
-    fn sections(&self, range: PfnRange) -> &[AtomicBool] {
-        assert!(
-            range.start().in_section() == 0 && range.end().in_section() == 0,
-            "{range:?} is not whole sections"
-        );
-        &self.prepared_direct[range.start().section().get() as usize..range.end().section().get() as usize]
+    /// Notes in `prepared` that `count` sections from `first` on are prepared.
+    fn set_prepared(&self, prepared: &[AtomicBool], first: SectionNr, count: u32) {
+        for section in &prepared[first.get() as usize..][..count as usize] {
+            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
+        }
     }
 
     /// A page-table page for new mappings.
@@ -647,12 +645,8 @@ unsafe impl Platform for Sim {
 
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::PrepareMemmaps(first, count));
-        let sections = &self.prepared[first.get() as usize..][..count as usize];
-        let new = sections.iter().position(|section| !section.load(SeqCst));
-        // Tables stay, so a table of an earlier preparation serves.
-        let Some(new) = new.map(|new| new as u32) else { return Ok(()) };
-        self.take_table(memmaps(SectionNr::new(first.get() + new), count - new))?;
-        sections.iter().for_each(|section| section.store(true, SeqCst));
+        self.take_table(memmaps(first, count))?;
+        self.set_prepared(&self.prepared, first, count);
         Ok(())
     }
 
@@ -691,18 +685,23 @@ unsafe impl Platform for Sim {
         Ok(())
     }
 
-    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        self.tell(PlatformCall::PrepareDirect(range));
-        self.take_table(direct_map(range))?;
-        for section in self.sections(range) {
-            assert!(!section.swap(true, SeqCst), "a section of {range:?} is prepared twice");
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        self.tell(PlatformCall::Prepare(range));
+        let (first, count, direct) = (range.first(), range.len(), direct_map(range.frames()));
+        self.take_table(direct.clone())?;
+        if self.take_table(memmaps(first, count)).is_err() {
+            self.give_tables_back(&direct);
+            return Err(NoPageTable);
         }
+        self.set_prepared(&self.prepared, first, count);
+        self.set_prepared(&self.prepared_direct, first, count);
         Ok(())
     }
 
     fn map_prepared_direct(&self, range: PfnRange) {
         self.assert_unused(range);
-        for section in self.sections(range) {
+        let sections = range.start().section().get() as usize..range.end().section().get() as usize;
+        for section in &self.prepared_direct[sections] {
             assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
         }
         for (index, block) in self.blocks(range).iter().enumerate() {
@@ -710,12 +709,15 @@ unsafe impl Platform for Sim {
         }
     }
 
-    fn release_direct(&self, range: PfnRange) {
-        self.tell(PlatformCall::ReleaseDirect(range));
-        for section in self.sections(range) {
-            assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+    fn release(&self, range: SectionRange) {
+        self.tell(PlatformCall::Release(range));
+        for prepared in [&self.prepared, &self.prepared_direct] {
+            for section in &prepared[range.first().get() as usize..range.end().get() as usize] {
+                assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+            }
         }
-        self.give_tables_back(&direct_map(range));
+        self.give_tables_back(&direct_map(range.frames()));
+        self.give_tables_back(&memmaps(range.first(), range.len()));
     }
 
     fn unmap_direct(&self, range: PfnRange) {

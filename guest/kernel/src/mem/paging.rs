@@ -34,9 +34,7 @@ use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
-pub use prepared::{
-    map_prepared_direct, map_prepared_vmemmap, prepare_direct, prepare_vmemmap, release_direct,
-};
+pub use prepared::{map_prepared, prepare, prepare_vmemmap, release};
 pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
@@ -118,11 +116,10 @@ pub fn virt_to_phys(virt: u64) -> u64 {
     }
 }
 
-/// The physical memory, start and size, that one table of the direct map maps: the one with `virt`. None for other
-/// addresses.
-pub fn direct_map_span(virt: u64) -> Option<(u64, u64)> {
-    let phys = (DIRECT_MAP..WINDOWS).contains(&virt).then(|| virt - DIRECT_MAP)?;
-    Some((phys - phys % TABLE_SPAN, TABLE_SPAN))
+/// The addresses, start and end, that one table with large pages maps: the one with `virt`.
+pub const fn span_of_table(virt: u64) -> (u64, u64) {
+    let start = virt - virt % TABLE_SPAN;
+    (start, start + TABLE_SPAN)
 }
 
 fn entry(table: u64, index: usize) -> &'static AtomicU64 {

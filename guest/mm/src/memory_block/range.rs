@@ -170,30 +170,28 @@ impl<P: Platform> Hotplug<'_, P> {
     /// Makes vacant memory a part of its zone, and leaves it for later. `false`, with nothing changed, when there are too
     /// many deferred ranges.
     fn defer(&self, range: DeferredRange) -> Result<bool, AddAndOnlineError> {
-        let (platform, frames) = (&self.mm.platform, range.sections.frames());
-        if platform.fault(FaultStep::MapDirect) || platform.prepare_direct(frames).is_err() {
-            return Err(AddError::NoPageTable.into());
+        self.prepare(range.sections)?;
+        let is_deferred = self.add_deferred(range);
+        if is_deferred {
+            self.update_limits();
+        } else {
+            self.mm.platform.release(range.sections);
         }
-        let is_deferred = self.prepare_to_defer(range.sections).map(|()| self.add_deferred(range));
-        match is_deferred {
-            Ok(true) => self.update_limits(),
-            Ok(false) | Err(_) => platform.release_direct(frames),
-        }
-        is_deferred
+        Ok(is_deferred)
     }
 
-    /// The steps beside the direct map that can fail.
-    fn prepare_to_defer(&self, sections: SectionRange) -> Result<(), AddAndOnlineError> {
+    /// The steps that can fail.
+    fn prepare(&self, sections: SectionRange) -> Result<(), AddAndOnlineError> {
         let platform = &self.mm.platform;
         if platform.fault(FaultStep::AllocMemmap) {
             return Err(AddError::NoMemory.into());
         }
-        if platform.fault(FaultStep::MapMemmap)
-            || platform.prepare_memmaps(sections.first(), sections.len()).is_err()
-        {
+        if platform.fault(FaultStep::MapDirect) || platform.fault(FaultStep::MapMemmap) {
             return Err(AddError::NoPageTable.into());
         }
+        platform.prepare(sections).map_err(AddError::from)?;
         if platform.fault(FaultStep::Online) {
+            platform.release(sections);
             return Err(OnlineError::Vetoed.into());
         }
         Ok(())
@@ -260,7 +258,7 @@ impl<P: Platform> Hotplug<'_, P> {
         while !rest.is_empty() {
             if let Some(deferred) = self.take_deferred_end(rest) {
                 self.count_out(&deferred);
-                self.mm.platform.release_direct(deferred.sections.frames());
+                self.mm.platform.release(deferred.sections);
                 rest = rest.before(deferred.sections.first());
                 continue;
             }

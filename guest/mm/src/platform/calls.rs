@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "passes on calls of a trait whose contract is unsafe")]
 
 use super::{FaultStep, MemmapFrames, NoPageTable, Platform};
-use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::addr::{Pfn, PfnRange, SectionNr, SectionRange};
 use crate::lock::{Locks, Rank};
 
 /// A machine whose calls are checked.
@@ -84,9 +84,9 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.map_direct(range)
     }
 
-    fn prepare_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
-        HOTPLUG.assert("prepare_direct");
-        self.0.prepare_direct(range)
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        HOTPLUG.assert("prepare");
+        self.0.prepare(range)
     }
 
     fn map_prepared_direct(&self, range: PfnRange) {
@@ -94,9 +94,9 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.map_prepared_direct(range);
     }
 
-    fn release_direct(&self, range: PfnRange) {
-        HOTPLUG.assert("release_direct");
-        self.0.release_direct(range);
+    fn release(&self, range: SectionRange) {
+        HOTPLUG.assert("release");
+        self.0.release(range);
     }
 
     fn unmap_direct(&self, range: PfnRange) {

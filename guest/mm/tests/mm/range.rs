@@ -128,11 +128,7 @@ fn a_range_leaves_as_it_came() {
         mm.platform().watch(move |call| seen.lock().unwrap().push(call));
         mm.hotplug().offline_and_remove_from_end(range(0, 16), || unreachable!("one step")).unwrap();
         mm.platform().unwatch();
-        assert_eq!(
-            *calls.lock().unwrap(),
-            [PlatformCall::ReleaseDirect(range(0, 16).frames())],
-            "round {round}"
-        );
+        assert_eq!(*calls.lock().unwrap(), [PlatformCall::Release(range(0, 16))], "round {round}");
         assert_eq!(mm.stats().pcp_drains, drains);
         assert_eq!(state_of(mm, SECTIONS).of_region(), before);
     }
@@ -284,7 +280,7 @@ fn every_step_rolls_back() {
         (FaultStep::PageTable, 0, no_table),
         (FaultStep::AllocMemmap, 0, AddAndOnlineError::Add(AddError::NoMemory)),
         (FaultStep::MapMemmap, 0, no_table),
-        // The table for the memmaps. It stays once it is there.
+        // The table for the memmaps.
         (FaultStep::PageTable, 1, no_table),
         (FaultStep::Online, 0, AddAndOnlineError::Online(OnlineError::Vetoed)),
     ];

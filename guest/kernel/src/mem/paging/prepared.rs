@@ -4,9 +4,10 @@
 //! Takes the place of Linux's `vmemmap_populate` and `kernel_physical_mapping_init` at boot and at hot-add, which map
 //! everything at once.
 //!
-//! A table of the vmemmap window maps the memmaps of 64 GiB; it is made, and stays. A table of the direct map maps 1 GiB;
-//! only a page for it is set aside. Its address is in the entry that will point to the table, which is not present: the
-//! processor ignores the other bits then. The first CPU that maps something there clears the page and makes it the table.
+//! A table of the direct map maps 1 GiB, and one of the vmemmap window the memmaps of 64 GiB. For memory that is plugged
+//! only a page for each table is set aside. Its address is in the entry that will point to the table, which is not present:
+//! the processor ignores the other bits then. The first CPU that maps something there clears the page and makes it the
+//! table. The tables for the memmaps of boot memory are made at boot, and stay.
 //!
 //! Invariants: an entry with [`SET_ASIDE`] is not present, and nothing else refers to its page. The memory hotplug lock
 //! is held where pages are set aside and given back.
@@ -14,8 +15,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    ADDRESS, DIRECT_MAP, KEPT, LARGE_PAGE, LOCK, MEMORY, NoPageTable, PRESENT, SET_ASIDE, TABLE_SPAN,
-    TableSource, WRITABLE, clear_page, entries, entry, index, is_empty, next_table, root,
+    ADDRESS, KEPT, LARGE_PAGE, LOCK, MEMORY, NoPageTable, PRESENT, SET_ASIDE, TABLE_SPAN, TableSource,
+    WRITABLE, clear_page, entries, entry, index, is_empty, next_table, root,
 };
 
 /// Software bit of an entry with [`SET_ASIDE`]: a CPU is making the table.
@@ -35,17 +36,6 @@ pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Res
         middle.fetch_or(KEPT, Ordering::Release);
     }
     Ok(())
-}
-
-/// Maps the large page of the vmemmap window at `virt`, for which [`prepare_vmemmap`] was called. It needs no
-/// lock: the table stays, and no other CPU changes this entry.
-pub fn map_prepared_vmemmap(virt: u64, phys: u64) {
-    let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
-    assert!(upper & PRESENT != 0, "no tables for {virt:#x}");
-    let middle = entry(upper & ADDRESS, index(virt, 2)).load(Ordering::Acquire);
-    assert!(middle & KEPT != 0, "{virt:#x} is not prepared: {middle:#x}");
-    let before = entry(middle & ADDRESS, index(virt, 1)).swap(phys | MEMORY, Ordering::Release);
-    assert_eq!(before, 0, "{virt:#x} is mapped, and not to {phys:#x}");
 }
 
 /// The table of `slot`, which is there or set aside. It needs no lock: the first CPU that finds the page set aside makes
@@ -69,35 +59,32 @@ pub(super) fn table(slot: &AtomicU64) -> u64 {
     }
 }
 
-/// The starts of the parts of `start..end` that one table each maps.
-fn spans(start: u64, end: u64) -> impl Iterator<Item = u64> {
-    (start - start % TABLE_SPAN..end).step_by(TABLE_SPAN as usize)
+/// The starts of the parts of `virt..end` that one table each maps.
+fn spans(virt: u64, end: u64) -> impl Iterator<Item = u64> {
+    (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize)
 }
 
-/// The entry for the table of the direct map with physical address `phys`.
-fn slot(phys: u64, source: &mut dyn TableSource) -> Result<&'static AtomicU64, NoPageTable> {
-    let virt = DIRECT_MAP + phys;
-    let upper = next_table(entry(root(), index(virt, 3)), source)?;
-    Ok(entry(upper, index(virt, 2)))
-}
-
-/// Sets pages aside for the tables that physical `[start, end)` needs in the direct map.
+/// Sets pages aside for the tables that the large pages from `virt` to `end` need.
 ///
 /// # Errors
 /// [`NoPageTable`]; nothing is set aside then.
-pub fn prepare_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+pub fn prepare(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
     let guard = LOCK.lock();
-    for span in spans(start, end) {
-        let slot = slot(span, source);
-        let set_aside = slot.and_then(|slot| match slot.load(Ordering::Relaxed) {
-            0 => source.take().map(|page| slot.store(page | SET_ASIDE, Ordering::Release)).ok_or(NoPageTable),
-            _ => Ok(()),
+    for span in spans(virt, end) {
+        let upper = next_table(entry(root(), index(span, 3)), source);
+        let set_aside = upper.and_then(|upper| {
+            let slot = entry(upper, index(span, 2));
+            if slot.load(Ordering::Relaxed) == 0 {
+                let page = source.take().ok_or(NoPageTable)?;
+                slot.store(page | SET_ASIDE, Ordering::Release);
+            }
+            Ok(())
         });
         if set_aside.is_err() {
             drop(guard);
-            let mut next = start;
+            let mut next = virt;
             while next < span {
-                next = release_direct(next, span, source);
+                next = release(next, span, source);
             }
             return Err(NoPageTable);
         }
@@ -105,40 +92,38 @@ pub fn prepare_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Res
     Ok(())
 }
 
-/// Maps physical `[start, end)`, whole large pages for which [`prepare_direct`] was called, in the direct map. It needs
-/// no lock: the tables stay, and no other CPU changes these entries.
-pub fn map_prepared_direct(start: u64, end: u64) {
-    let mut next = DIRECT_MAP + start;
-    while next < DIRECT_MAP + end {
+/// Maps the large pages from `virt` to `end`, for which [`prepare`] or [`prepare_vmemmap`] was called, to the memory from
+/// `phys` on. It needs no lock: the tables stay, and no other CPU changes these entries.
+pub fn map_prepared(virt: u64, end: u64, phys: u64) {
+    let (mut next, mut page) = (virt, phys | MEMORY);
+    while next < end {
         let upper = entry(root(), index(next, 3)).load(Ordering::Acquire);
         assert!(upper & PRESENT != 0, "no tables for {next:#x}");
         let table = table(entry(upper & ADDRESS, index(next, 2)));
-        let slots = entries(table, next, DIRECT_MAP + end, LARGE_PAGE);
-        let mut page = next - DIRECT_MAP | MEMORY;
-        for slot in slots {
-            assert_eq!(slot.load(Ordering::Relaxed), 0, "{page:#x} is mapped already");
+        for slot in entries(table, next, end, LARGE_PAGE) {
+            assert_eq!(slot.load(Ordering::Relaxed), 0, "{next:#x} is mapped, and not to {page:#x}");
             slot.store(page, Ordering::Release);
             page += LARGE_PAGE;
+            next += LARGE_PAGE;
         }
-        next += slots.len() as u64 * LARGE_PAGE;
     }
 }
 
-/// Gives back what [`prepare_direct`] set aside for physical `[start, end)`, as far as the tables do not stay and map
+/// Gives back what [`prepare`] set aside from `virt` to `end`, as far as the tables do not stay and map
 /// nothing. Stops behind a table that a CPU may have seen, for the caller to flush the TLBs. Returns where it stopped.
-pub fn release_direct(start: u64, end: u64, source: &mut dyn TableSource) -> u64 {
+pub fn release(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     let _guard = LOCK.lock();
-    for span in spans(start, end) {
-        let upper = entry(root(), index(DIRECT_MAP + span, 3)).load(Ordering::Relaxed);
-        if upper & PRESENT == 0 || source.stays(DIRECT_MAP + span) {
+    for span in spans(virt, end) {
+        let upper = entry(root(), index(span, 3)).load(Ordering::Relaxed);
+        if upper & PRESENT == 0 || source.stays(span) {
             continue;
         }
-        let slot = entry(upper & ADDRESS, index(DIRECT_MAP + span, 2));
+        let slot = entry(upper & ADDRESS, index(span, 2));
         let value = slot.load(Ordering::Acquire);
         if value & SET_ASIDE != 0 {
             slot.store(0, Ordering::Release);
             source.give_back(value & ADDRESS);
-        } else if value & PRESENT != 0 && is_empty(value & ADDRESS) {
+        } else if value & PRESENT != 0 && value & KEPT == 0 && is_empty(value & ADDRESS) {
             slot.store(0, Ordering::Release);
             source.free(value & ADDRESS);
             return end.min(span + TABLE_SPAN);
