@@ -185,3 +185,21 @@ fn memory_blocks_are_added_together_as_far_as_their_memmaps_are_alike() {
     let (actions, _) = guest.run(|_| None);
     assert_eq!(actions, [add_used(512, 64), add(640, 128), add_used(896, 64)]);
 }
+
+/// Where memmaps lie elsewhere, a hole may reach from one memory block into the next.
+#[test]
+fn a_hole_across_memory_blocks_is_plugged_at_once_and_put_to_use_by_each() {
+    let mut guest = Guest::new(1 << 30, 0);
+    guest.resize(256);
+    guest.run(|_| None);
+    guest.resize(0);
+    let loose = |action| match action {
+        Action::OfflineDeviceBlocks { addr: at, .. } if (addr(120)..addr(136)).contains(&at) => None,
+        action => unmovable(action),
+    };
+    let (actions, _) = guest.run(loose);
+    let sent: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
+    assert_eq!(sent, [unplug(128, 4), unplug(120, 4)]);
+    guest.resize(252);
+    assert_eq!(guest.run(|_| None), (vec![plug(120, 6), online(120, 4), online(128, 2)], Idle::Reached));
+}
