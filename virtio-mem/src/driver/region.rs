@@ -219,7 +219,8 @@ impl Region {
 
     /// A new pass begins: what failed may be tried again.
     pub(super) const fn forget_failures(&mut self) {
-        (self.removed_from, self.offline_from) = (u64::MAX, u64::MAX);
+        self.removed_from = u64::MAX;
+        self.offline_from = u64::MAX;
     }
 }
 

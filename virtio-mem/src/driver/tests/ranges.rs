@@ -203,3 +203,16 @@ fn a_hole_across_memory_blocks_is_plugged_at_once_and_put_to_use_by_each() {
     guest.resize(252);
     assert_eq!(guest.run(|_| None), (vec![plug(120, 6), online(120, 4), online(128, 2)], Idle::Reached));
 }
+
+/// The same after a device that violated the specification plugged the end of one and the start of the next.
+#[test]
+fn a_part_of_a_memory_block_is_added_before_the_whole_ones_above() {
+    let mut guest = Guest::new(1 << 30, 0);
+    guest.resize(256);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 128));
+    guest.run(telling(|block| block >= 32));
+    guest.driver.retry();
+    let expected = vec![add_used(64, 32), add_used(128, 64), plug(0, 32), online(0, 32)];
+    assert_eq!(guest.run(|_| None), (expected, Idle::Reached));
+}
