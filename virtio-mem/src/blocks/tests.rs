@@ -51,10 +51,10 @@ fn runs_are_maximal_and_ascending() {
     for (first, count) in runs {
         bitmap.set(BlockRange::new(first, count));
     }
-    let found: Vec<_> = bitmap.runs().map(|run| (run.first(), run.count())).collect();
-    assert_eq!(found, runs);
     assert_eq!(bitmap.next_run(60), Some(BlockRange::new(60, 4)));
     assert_eq!(bitmap.next_run(200), None);
+    let found: Vec<_> = bitmap.runs().map(|run| (run.first(), run.count())).collect();
+    assert_eq!(found, runs);
 }
 
 #[test]
