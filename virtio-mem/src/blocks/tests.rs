@@ -33,6 +33,7 @@ fn set_clear_and_count_agree_with_bools() {
                 assert_eq!(bitmap.count_in(b), b.count);
 
                 bitmap.clear(a);
+                bitmap.clear(a);
                 let rest: Vec<_> = plain(len, b).iter().zip(plain(len, a)).map(|(x, y)| x & !y).collect();
                 assert_eq!(bits(&bitmap), rest, "{b:?} without {a:?} of {len}");
                 assert_eq!(bitmap.count(), rest.iter().filter(|bit| **bit).count() as u64);
