@@ -6,7 +6,7 @@ const GIB: u64 = 1 << 10;
 /// Device blocks of a GiB.
 const OF_A_GIB: u64 = GIB * MIB / BLOCK;
 
-/// Rows of the table in issue 11: requests for 64 GiB.
+/// At most eight requests take 64 GiB away, so the host has 8 GiB back after each.
 #[test]
 fn a_large_target_takes_few_requests_and_few_actions() {
     let mut guest = Guest::new(64 << 30, BLOCK);
