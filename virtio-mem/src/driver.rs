@@ -118,7 +118,7 @@ pub enum Outcome {
         /// Bytes of the range that were carried out, in whole memory blocks. Less than all.
         done: u64,
         /// Why the next memory block was not added or removed. `None` when it was not tried, because a config
-        /// notification came.
+        /// notification came or the guest had something else to do.
         failed: Option<IdleReason>,
     },
 }

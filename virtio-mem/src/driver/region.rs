@@ -146,10 +146,6 @@ impl Region {
     pub(super) fn unplug(&mut self, range: BlockRange) {
         self.strays.remove(range);
         self.parked.remove(range);
-        if range.first() < self.fresh.end() && self.fresh.first() < range.end() {
-            let first = self.fresh.first();
-            self.fresh = BlockRange::new(first, range.first().saturating_sub(first));
-        }
         // Only the memory blocks at the ends can be added: the others have no device block outside of the range.
         for memory_block in self.geometry.ends(range) {
             if self.is_added(memory_block) {
@@ -169,7 +165,7 @@ impl Region {
             let reserve = self.geometry.reserve(memory_block);
             let plugged = |range| self.strays.count_in(range) + self.parked.count_in(range);
             let (all, of_reserve) = (plugged(memory_block), plugged(reserve));
-            if self.is_added(memory_block) || all > of_reserve || of_reserve == reserve.count() {
+            if all > of_reserve || of_reserve == reserve.count() {
                 shift(&mut self.parked, &mut self.strays, memory_block);
             } else {
                 shift(&mut self.strays, &mut self.parked, memory_block);
@@ -223,7 +219,8 @@ impl Region {
 
     /// A new pass begins: what failed may be tried again.
     pub(super) const fn forget_failures(&mut self) {
-        (self.removed_from, self.offline_from) = (u64::MAX, u64::MAX);
+        self.removed_from = u64::MAX;
+        self.offline_from = u64::MAX;
     }
 }
 

@@ -39,9 +39,15 @@ impl Runs {
 
     /// Reserves memory for `more` runs, so that changes which add no more of them cannot fail.
     pub(super) fn try_reserve(&mut self, more: usize) -> Result<(), TryReserveError> {
-        let (below, above) = (self.below.len(), self.above.len());
-        self.below.try_reserve(above + more)?;
-        self.above.try_reserve(below + more)
+        // The gap may move to either end.
+        let len = self.len() + more;
+        for stack in [&mut self.below, &mut self.above] {
+            if stack.capacity() < len {
+                // Twice what is needed, so that most actions need no memory.
+                stack.try_reserve(len + more - stack.len())?;
+            }
+        }
+        Ok(())
     }
 
     /// The lowest run.

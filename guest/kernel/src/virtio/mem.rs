@@ -32,6 +32,8 @@ const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
 /// A device that takes longer to answer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
+/// An action on memory blocks that takes longer lets other jobs of this CPU run. Moving pages may take long.
+const TURN_MILLIS: u64 = 50;
 /// A memmap is this part of the memory that it describes: 64 bytes per page.
 const MEMMAP_SHARE: u64 = 64;
 
@@ -162,7 +164,7 @@ impl<T: Transport> MemDriver<T> {
         let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
         let flags = MhpFlags { content, memmap_on_memory: self.geometry.memmap_size > 0 };
         let memory_block = self.geometry.memory_block_size;
-        let added = range::add(self.node, (addr, size), memory_block, flags, || self.device.line.has_fired());
+        let added = range::add(self.node, (addr, size), memory_block, flags, self.turn());
         if added.as_ref().map_or_else(|stopped| stopped.done > 0, |()| true) {
             pressure::memory_came();
         }
@@ -170,9 +172,14 @@ impl<T: Transport> MemDriver<T> {
     }
 
     fn remove(&mut self, addr: u64, size: u64) -> Outcome {
-        let stop = || self.device.line.has_fired();
-        let removed = range::remove((addr, size), self.geometry.memory_block_size, stop);
+        let removed = range::remove((addr, size), self.geometry.memory_block_size, self.turn());
         self.end(removed)
+    }
+
+    /// Says when an action on memory blocks is to stop: other jobs have waited for long, or there is a new target.
+    fn turn(&self) -> impl Fn() -> bool {
+        let end = Instant::in_millis(TURN_MILLIS);
+        move || self.device.line.has_fired() || end.has_passed()
     }
 
     /// Notes how far an action on memory blocks came, and why it did not come further.

@@ -104,6 +104,31 @@ fn a_failure_from_before_a_notification_does_not_count_after_it() {
     assert_eq!((actions[0], idle), (plug(128, 32), Idle::Reached), "at once, and for less");
 }
 
+/// The same for a success: a device block that went offline after the notification does not say how far the new pass is.
+#[test]
+fn a_new_pass_begins_at_the_top_whatever_the_last_action_did() {
+    let mut guest = Guest::with(128);
+    guest.resize(120);
+    guest.step(|_| None);
+    assert_eq!(guest.step(unmovable), offline(126));
+    assert_eq!(guest.driver.next(), offline(124));
+    guest.driver.config_changed();
+    guest.driver.complete(Outcome::Done);
+    let (actions, idle) = guest.run(|_| None);
+    assert_eq!(actions[..2], [unplug(124, 1), offline(126)]);
+    assert_eq!(idle, Idle::Reached);
+}
+
+/// Unless something of it has gone since, another try would fail for the same reason.
+#[test]
+fn a_memory_block_of_its_memmap_alone_is_tried_once_in_a_pass() {
+    let mut guest = Guest::with(130);
+    guest.resize(0);
+    let (actions, _) = guest.run(unmovable);
+    assert_eq!(actions[..3], [remove(128), remove(0), offline(126)]);
+    assert_eq!(actions.len(), 2 + 63);
+}
+
 /// What a pass has been through is not what comes online afterwards.
 #[test]
 fn what_comes_online_anew_may_go_again_in_the_same_pass() {

@@ -50,6 +50,23 @@ fn the_memmap_is_plugged_first_and_unplugged_last() {
 }
 
 #[test]
+fn a_memmap_alone_is_put_to_use() {
+    let mut guest = with(1024);
+    guest.resize(1040);
+    assert_eq!(guest.run(|_| None), (vec![plug(1024, 8), add(1024, 8)], Idle::Reached));
+}
+
+/// Of the memmap only a part is the last PLUG's.
+#[test]
+fn a_memmap_is_fresh_as_a_whole_or_not() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.driver.region.plug(BlockRange::new(0, 4), true);
+    guest.driver.region.plug(BlockRange::new(4, 508), false);
+    guest.resize(1024);
+    assert_eq!(guest.run(|_| None).0, [add_used(0, 512)]);
+}
+
+#[test]
 fn what_is_parked_goes_before_anything_in_use() {
     let mut guest = with(1024 + 10);
     guest.resize(1024 - 4);

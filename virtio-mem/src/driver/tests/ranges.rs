@@ -6,7 +6,7 @@ const GIB: u64 = 1 << 10;
 /// Device blocks of a GiB.
 const OF_A_GIB: u64 = GIB * MIB / BLOCK;
 
-/// Rows of the table in issue 11: requests for 64 GiB.
+/// At most eight requests take 64 GiB away, so the host has 8 GiB back after each.
 #[test]
 fn a_large_target_takes_few_requests_and_few_actions() {
     let mut guest = Guest::new(64 << 30, BLOCK);
@@ -184,4 +184,35 @@ fn memory_blocks_are_added_together_as_far_as_their_memmaps_are_alike() {
     guest.resize(1024);
     let (actions, _) = guest.run(|_| None);
     assert_eq!(actions, [add_used(512, 64), add(640, 128), add_used(896, 64)]);
+}
+
+/// Where memmaps lie elsewhere, a hole may reach from one memory block into the next.
+#[test]
+fn a_hole_across_memory_blocks_is_plugged_at_once_and_put_to_use_by_each() {
+    let mut guest = Guest::new(1 << 30, 0);
+    guest.resize(256);
+    guest.run(|_| None);
+    guest.resize(0);
+    let loose = |action| match action {
+        Action::OfflineDeviceBlocks { addr: at, .. } if (addr(120)..addr(136)).contains(&at) => None,
+        action => unmovable(action),
+    };
+    let (actions, _) = guest.run(loose);
+    let sent: Vec<_> = actions.into_iter().filter(|action| matches!(action, Action::Send(_))).collect();
+    assert_eq!(sent, [unplug(128, 4), unplug(120, 4)]);
+    guest.resize(252);
+    assert_eq!(guest.run(|_| None), (vec![plug(120, 6), online(120, 4), online(128, 2)], Idle::Reached));
+}
+
+/// The same after a device that violated the specification plugged the end of one and the start of the next.
+#[test]
+fn a_part_of_a_memory_block_is_added_before_the_whole_ones_above() {
+    let mut guest = Guest::new(1 << 30, 0);
+    guest.resize(256);
+    guest.step(|_| None);
+    assert_eq!(guest.step(|_| Some(ERROR)), plug(0, 128));
+    guest.run(telling(|block| block >= 32));
+    guest.driver.retry();
+    let expected = vec![add_used(64, 32), add_used(128, 64), plug(0, 32), online(0, 32)];
+    assert_eq!(guest.run(|_| None), (expected, Idle::Reached));
 }

@@ -17,6 +17,14 @@ impl Guest {
             .sum()
     }
 
+    fn capacities(&self) -> Vec<(usize, usize)> {
+        let region = &self.driver.region;
+        [&region.online, &region.strays, &region.parked, &region.holes]
+            .iter()
+            .map(|set| set.capacities())
+            .collect()
+    }
+
     /// Runs until the driver is idle, of which it may take `most` steps. Returns the steps, and how many runs were looked at.
     fn work(&mut self, most: u32, mut outcome: impl FnMut(Action) -> Option<Outcome>) -> (u64, u64) {
         let before = self.visited();
@@ -78,4 +86,27 @@ fn a_pass_over_many_runs_moves_each_once() {
             "{gib} GiB, a bit: {visited} in {steps}"
         );
     }
+}
+
+/// What the device or the guest has done must be recorded, so the driver makes room for that before it asks for it.
+#[test]
+fn no_outcome_takes_memory_to_record() {
+    let odd = |action| match action {
+        Action::OfflineDeviceBlocks { addr: at, .. } if (at - ADDR) / BLOCK % 2 == 1 => None,
+        action => unmovable(action),
+    };
+    let mut guest = Guest::new(1 << 30, BLOCK);
+    for (mib, outcome) in [(1000, None), (0, Some(odd)), (1024, None), (0, Some(odd)), (0, None)] {
+        guest.resize(mib);
+        for _ in 0..2000 {
+            if let Action::Idle(_) = guest.driver.next() {
+                break;
+            }
+            let before = guest.capacities();
+            guest.step(|action| outcome.and_then(|outcome| outcome(action)));
+            assert_eq!(guest.capacities(), before);
+        }
+        assert!(matches!(guest.driver.next(), Action::Idle(_)));
+    }
+    assert_eq!(guest.plugged(), 0);
 }

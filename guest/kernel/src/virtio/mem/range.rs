@@ -1,8 +1,8 @@
 //! Ranges of memory blocks: what a virtio-mem driver asks of memory management at once.
 //!
 //! Mirrors `virtio_mem_add_memory` and `virtio_mem_offline_and_remove_memory` of Linux's `virtio_mem.c`, and differs on
-//! purpose: a range has several memory blocks. Between two of them the caller may stop, because a new configuration may
-//! want something else.
+//! purpose: a range has several memory blocks. Between two of them the caller may stop, because a new target may
+//! want something else, and because other jobs wait.
 //!
 //! Invariant: a memory block of the range is added and online, or it is not there.
 
