@@ -98,7 +98,7 @@ fn memory_that_cannot_be_opened_gets_no_slot() {
 /// An unplug of either kind.
 type Unplug = fn(&Memory) -> Result<(), FailedCall>;
 
-const UNPLUGS: [Unplug; 2] = [|memory| unplug(&memory, 0, blocks(4, 2)), |memory| unplug_all(&memory, 0)];
+const UNPLUGS: [Unplug; 2] = [|memory| unplug(memory, 0, blocks(4, 2)), |memory| unplug_all(memory, 0)];
 
 #[test]
 fn an_unplug_that_fails_leaves_slots_and_view_as_they_were() {
