@@ -10,7 +10,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_regi
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::start::{ADDRESS, CODE};
+use crate::guest::{ADDRESS, CODE};
 
 /// Has this program run as the floor.
 pub const ARGUMENT: &str = "--floor";

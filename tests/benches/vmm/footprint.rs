@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use tidevm_bench::clock::median;
 use tidevm_bench::table::{Row, Table};
 
-use crate::start::{self, Scratch};
+use crate::guest::{Scratch, kernel};
+use crate::start::{Started, configuration, firecracker};
 
 /// Machines of each kind.
 const ROUNDS: usize = 5;
@@ -42,8 +43,7 @@ pub fn measure(table: &mut Table, program: &Path, other: Option<&Path>) {
         }
         Err(error) => table.add(Row::new("file without symbols", format!("not measured: {error}"))),
     }
-    let theirs =
-        other.map(|program| median((0..ROUNDS).map(|_| start::firecracker_resident(program)).collect()));
+    let theirs = other.map(|program| median((0..ROUNDS).map(|_| firecracker_resident(program)).collect()));
     for (name, with_api) in [("resident, plain", false), ("resident, with --api-sock", true)] {
         let kib = median((0..ROUNDS).map(|_| resident_of_own(program, with_api)).collect());
         let row = Row::new(name, mib(kib)).target(format!("<= {}", mib(MOST_KIB)), kib <= MOST_KIB);
@@ -107,8 +107,16 @@ fn resident_of_own(program: &Path, with_api: bool) -> f64 {
     kib
 }
 
+/// Resident KiB of Firecracker beside its guest.
+fn firecracker_resident(program: &Path) -> f64 {
+    let kernel = kernel();
+    let configuration = configuration(&kernel.0);
+    let started = Started::new(&mut firecracker(program, &configuration.0));
+    resident(started.0.id())
+}
+
 /// Resident KiB in mappings that are not the guest's.
-pub fn resident(process: u32) -> f64 {
+fn resident(process: u32) -> f64 {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps")).expect("its mappings");
     let (mut sum, mut size) = (0, 0);
     for line in maps.lines() {

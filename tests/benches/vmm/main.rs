@@ -3,6 +3,7 @@
 //! | file | measures |
 //! | --- | --- |
 //! | `start` | CPU time from `exec` to the first byte that a guest writes |
+//! | `guest` | nothing: it is the guest |
 //! | `floor` | the same of a program that asks KVM for the same machine and does nothing else: no VMM can be below |
 //! | `footprint` | the file without symbols; memory beside the guest's |
 //! | `lock` | how long the device is busy with unplugging memory that the guest had touched |
@@ -12,6 +13,7 @@
 
 mod floor;
 mod footprint;
+mod guest;
 mod lock;
 mod start;
 

@@ -5,29 +5,21 @@
 
 use std::fs;
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use tidevm_bench::clock::median;
 use tidevm_bench::table::{Row, Table, time};
 
 use crate::floor;
-use crate::footprint::resident;
+use crate::guest::{BYTE, Scratch, kernel};
 
 /// Turns of each program.
 const ROUNDS: usize = 21;
 /// The most milliseconds to the first byte.
 const MOST: f64 = 2.0;
-/// What the guest writes.
-pub const BYTE: u8 = b'~';
-
-/// The guest, in 32-bit instructions: mov dx, 0x3f8; mov al, BYTE; out dx, al; mov al, '\n'; out dx, al; cli; hlt
-pub const CODE: [u8; 12] = [0x66, 0xba, 0xf8, 0x03, 0xb0, BYTE, 0xee, 0xb0, b'\n', 0xee, 0xfa, 0xf4];
-/// Where it is loaded.
-pub const ADDRESS: u32 = 2 << 20;
-
 /// A process whose guest has written its byte. Dropping it ends it.
-pub struct Started(Child);
+pub struct Started(pub Child);
 
 impl Drop for Started {
     fn drop(&mut self) {
@@ -39,7 +31,7 @@ impl Drop for Started {
 
 impl Started {
     /// Starts `command` and waits for the byte.
-    fn new(command: &mut Command) -> Self {
+    pub fn new(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -73,45 +65,6 @@ impl Started {
     }
 }
 
-/// A file that is removed when it is dropped.
-pub struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str, content: &[u8]) -> Self {
-        let path = std::env::temp_dir().join(format!("tidevm-bench-{}-{name}", std::process::id()));
-        fs::write(&path, content).expect("temporary files can be written");
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(fs::remove_file(&self.0));
-    }
-}
-
-/// The guest as an ELF file with a PVH entry.
-pub fn kernel() -> Scratch {
-    const NOTE: usize = 64 + 2 * 56;
-    const PAGE: usize = 4096;
-    let (address, size) = (u64::from(ADDRESS), CODE.len() as u64);
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let mut put = |value: u64, width: usize| file.extend_from_slice(&value.to_le_bytes()[..width]);
-    for (value, width) in [(2, 2), (62, 2), (1, 4), (address, 8), (64, 8), (0, 8), (0, 4)] {
-        put(value, width);
-    }
-    [64, 56, 2, 64, 0, 0].into_iter().for_each(|value| put(value, 2));
-    for (kind, offset, place, size) in [(1, PAGE as u64, address, size), (4, NOTE as u64, 0, 20)] {
-        put(kind, 4);
-        put(5, 4);
-        [offset, place, place, size, size, 4].into_iter().for_each(|value| put(value, 8));
-    }
-    [4, 4, 18, u64::from(u32::from_le_bytes(*b"Xen\0")), address].into_iter().for_each(|value| put(value, 4));
-    file.resize(PAGE, 0);
-    file.extend(CODE);
-    Scratch::new("kernel", &file)
-}
-
 /// The command that runs `kernel` in a machine like the one of [`firecracker`].
 fn tidevm(program: &Path, kernel: &Path) -> Command {
     let mut command = Command::new(program);
@@ -120,14 +73,15 @@ fn tidevm(program: &Path, kernel: &Path) -> Command {
     command
 }
 
-fn firecracker(program: &Path, configuration: &Path) -> Command {
+/// The command that runs the machine of `configuration`.
+pub fn firecracker(program: &Path, configuration: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(["--no-api", "--no-seccomp", "--config-file"]).arg(configuration);
     command
 }
 
 /// What Firecracker is told of the machine.
-fn configuration(kernel: &Path) -> Scratch {
+pub fn configuration(kernel: &Path) -> Scratch {
     let text = format!(
         r#"{{"boot-source": {{"kernel_image_path": "{}"}}, "drives": [],
             "machine-config": {{"vcpu_count": 1, "mem_size_mib": 128}},
@@ -135,14 +89,6 @@ fn configuration(kernel: &Path) -> Scratch {
         kernel.display()
     );
     Scratch::new("firecracker.json", text.as_bytes())
-}
-
-/// Resident KiB of Firecracker beside its guest.
-pub fn firecracker_resident(program: &Path) -> f64 {
-    let kernel = kernel();
-    let configuration = configuration(&kernel.0);
-    let started = Started::new(&mut firecracker(program, &configuration.0));
-    resident(started.0.id())
 }
 
 /// Adds the rows of the start.

@@ -168,12 +168,11 @@ impl Memory {
     /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
     pub fn unplug(&self, index: usize, range: GuestRange) -> Result<(), FailedCall> {
         let offsets = self.offsets(index, range)?;
-        let mut hotplug = lock(&self.hotplug);
-        let Hotplug { regions, slots } = &mut *hotplug;
+        let regions = &mut lock(&self.hotplug).regions;
         let mut view = self.change_view();
         // The windows go before the memory that they lead to is closed.
         view.hide(range);
-        let result = regions[index].unplug(offsets, &mut **slots);
+        let result = regions[index].unplug(offsets);
         if result.is_err() {
             view.show(&regions[index], offsets);
         }
@@ -188,16 +187,23 @@ impl Memory {
     /// what [`Memory::unplug`] says holds.
     pub fn unplug_all(&self, index: usize) -> Result<(), FailedCall> {
         let range = *self.regions.get(index).ok_or_else(no_such_memory)?;
-        let mut hotplug = lock(&self.hotplug);
-        let Hotplug { regions, slots } = &mut *hotplug;
+        let regions = &mut lock(&self.hotplug).regions;
         let mut view = self.change_view();
         // The windows go before the memory that they lead to is closed.
         view.hide(range);
-        let result = regions[index].unplug_all(&mut **slots);
+        let result = regions[index].unplug_all();
         if result.is_err() {
             view.show(&regions[index], self.region_mappings[index].all());
         }
         result
+    }
+
+    /// Removes the memslots that unplugs have left empty. The caller holds no lock for which a vCPU may wait: KVM
+    /// waits for the vCPUs.
+    pub fn remove_empty_slots(&self) {
+        let mut hotplug = lock(&self.hotplug);
+        let Hotplug { regions, slots } = &mut *hotplug;
+        regions.iter_mut().for_each(|region| region.remove_empty_slots(&mut **slots));
     }
 
     /// Brings all memory back to its state at the start, except for the content of device memory: boot memory
