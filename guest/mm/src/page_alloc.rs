@@ -101,33 +101,35 @@ impl<P: Platform> Mm<P> {
     /// [`AllocError`] when no zone has them.
     #[inline]
     pub fn alloc_pages(&self, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
-        let request = gfp.request();
         if order == Order::PAGE
-            && let Some(pfn) = self.alloc_listed(&request)
+            && let Some(pfn) = self.alloc_listed(gfp)
         {
             return Ok(pfn);
         }
-        self.alloc_from_zones(self.this_cpu().node(), order, &request)
+        self.alloc_from_zones(None, order, gfp)
     }
 
     /// As [`alloc_pages`](Self::alloc_pages), as near to `node` as there are pages.
     pub(crate) fn alloc_pages_node(&self, node: NodeId, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
-        self.alloc_from_zones(node, order, &gfp.request())
+        self.alloc_from_zones(Some(node), order, gfp)
     }
 
     /// A page from this CPU's list of the first zone that has memory: the common case. The watermark was
     /// checked when the pages came to the list.
     #[inline]
-    fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
-        let cpu = self.this_cpu();
-        let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
-        self.own_pcp(zone)?.allocate(request.mt, request.holder)
+    fn alloc_listed(&self, gfp: Gfp) -> Option<Pfn> {
+        let Request { highest, mt, holder, .. } = gfp.request();
+        let cpu = self.own_cpu();
+        let zone = self.nodes.zonelist(cpu.node(), highest).first()?;
+        cpu.lists(zone)?.allocate(mt, holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
-    /// the lower one.
+    /// the lower one. They are those near `node`, or near this CPU.
     #[inline(never)]
-    fn alloc_from_zones(&self, node: NodeId, order: Order, request: &Request) -> Result<Pfn, AllocError> {
+    fn alloc_from_zones(&self, node: Option<NodeId>, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
+        let request = &gfp.request();
+        let node = node.unwrap_or_else(|| self.this_cpu().node());
         let zonelist = self.nodes.zonelist(node, request.highest);
         for mark in request.marks {
             for zone in zonelist {
@@ -163,7 +165,8 @@ impl<P: Platform> Mm<P> {
 
     /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
     fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
-        let Some(lists) = self.own_pcp(zone) else {
+        let cpu = self.own_cpu();
+        let Some(lists) = cpu.lists(zone) else {
             return self.alloc_buddy_block_in(zone, Order::PAGE, request, mark);
         };
         if let Some(pfn) = lists.allocate(request.mt, request.holder) {

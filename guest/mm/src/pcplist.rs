@@ -5,7 +5,7 @@
 //!
 //! # Who uses a list
 //! Its CPU does, by plain loads and stores: a list has no lock. An operation begins with one look at the limits
-//! ([`Mm::own_pcp`]). While they are those of stopped lists ([`PCP_OFF`]), the CPU leaves its list as it is and goes to
+//! ([`OwnCpu::lists`](owner::OwnCpu::lists)). While they are those of stopped lists ([`PCP_OFF`]), the CPU leaves its list as it is and goes to
 //! the buddy allocator. Whoever needs the lists of other CPUs holds the memory hotplug lock and does this
 //! ([`Mm::stop_pcp`]):
 //! 1. It publishes [`PCP_OFF`] to every CPU.
@@ -55,7 +55,8 @@ pub const MAX_CPUS: usize = 64;
 /// The pages that one CPU keeps, and its node.
 #[repr(align(64))]
 pub struct PerCpuPages {
-    zones: [PcpZone; ZoneId::COUNT],
+    /// By the zone's number.
+    zones: [PcpZone; ZoneId::NUMBERS],
     /// The node that the CPU is on.
     node: AtomicU8,
 }
@@ -64,17 +65,17 @@ impl PerCpuPages {
     /// Empty lists.
     #[must_use]
     pub const fn new() -> Self {
-        Self { zones: [const { PcpZone::new() }; ZoneId::COUNT], node: AtomicU8::new(NodeId::FIRST.get()) }
+        Self { zones: [const { PcpZone::new() }; ZoneId::NUMBERS], node: AtomicU8::new(NodeId::FIRST.get()) }
     }
 
     #[inline]
     pub(crate) fn zone(&self, zone: ZoneId) -> &PcpZone {
-        &self.zones[zone.index()]
+        &self.zones[zone.number()]
     }
 
     #[inline]
     pub(crate) fn node(&self) -> NodeId {
-        NodeId::new(self.node.load(Relaxed))
+        NodeId::of_low_bits(self.node.load(Relaxed))
     }
 
     pub(crate) fn set_node(&self, node: NodeId) {

@@ -8,12 +8,12 @@
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
-use super::PcpZone;
+use super::{PcpZone, PerCpuPages};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
-use crate::node::ZoneId;
+use crate::node::{NodeId, ZoneId};
 use crate::page::{HolderWord, Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
@@ -81,6 +81,12 @@ impl PcpZone {
     }
 }
 
+/// This CPU, while it may use its lists.
+pub(crate) struct OwnCpu<'m, P: Platform> {
+    cpu: &'m PerCpuPages,
+    mm: &'m Mm<P>,
+}
+
 /// This CPU's lists of one zone, which are in use.
 pub(crate) struct PcpOwner<'m, P: Platform> {
     pcp: &'m PcpZone,
@@ -91,33 +97,59 @@ pub(crate) struct PcpOwner<'m, P: Platform> {
 }
 
 impl<P: Platform> Mm<P> {
-    /// This CPU's lists of `zone`; none while they are stopped.
+    /// This CPU. A grace period waits until the result is dropped.
     #[inline]
-    pub(crate) fn own_pcp(&self, zone: ZoneId) -> Option<PcpOwner<'_, P>> {
-        let early = variant::is(Variant::LimitsReadEarly).then(|| {
-            let limits = self.this_cpu().zone(zone).limits();
-            spin_loop();
-            limits
-        });
-        let pcp = self.per_cpu[self.platform.get_cpu()].zone(zone);
-        let (mut high, batch) = early.unwrap_or_else(|| pcp.limits());
-        if high == PCP_OFF.0 {
-            if !variant::is(Variant::StoppedListKeepsPages) {
-                self.platform.put_cpu();
-                return None;
-            }
-            high = u32::MAX;
-        }
-        Some(PcpOwner { pcp, mm: self, zone, high, batch })
+    pub(crate) fn own_cpu(&self) -> OwnCpu<'_, P> {
+        OwnCpu { cpu: &self.per_cpu[self.platform.get_cpu()], mm: self }
     }
 
     /// Frees one page to this CPU's list. False when the list is stopped: then the page must go to the buddy
     /// allocator.
     #[inline]
     pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) -> bool {
-        let Some(lists) = self.own_pcp(zone) else { return false };
+        let cpu = self.own_cpu();
+        let Some(lists) = cpu.lists(zone) else { return false };
         lists.free(page, pfn, mt);
         true
+    }
+}
+
+impl<P: Platform> OwnCpu<'_, P> {
+    /// Its node.
+    #[inline]
+    pub(crate) fn node(&self) -> NodeId {
+        self.cpu.node()
+    }
+
+    /// Its lists of `zone`; none while they are stopped.
+    #[inline]
+    pub(crate) fn lists(&self, zone: ZoneId) -> Option<PcpOwner<'_, P>> {
+        let pcp = self.cpu.zone(zone);
+        let early = variant::is(Variant::LimitsReadEarly).then(|| self.limits_of_before(pcp));
+        let (mut high, batch) = early.unwrap_or_else(|| pcp.limits());
+        if high == PCP_OFF.0 {
+            if !variant::is(Variant::StoppedListKeepsPages) {
+                return None;
+            }
+            high = u32::MAX;
+        }
+        Some(PcpOwner { pcp, mm: self.mm, zone, high, batch })
+    }
+
+    /// Limits that were read when no grace period waited for this CPU.
+    fn limits_of_before(&self, pcp: &PcpZone) -> (u32, u32) {
+        self.mm.platform.put_cpu();
+        let limits = pcp.limits();
+        spin_loop();
+        self.mm.platform.get_cpu();
+        limits
+    }
+}
+
+impl<P: Platform> Drop for OwnCpu<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.mm.platform.put_cpu();
     }
 }
 
@@ -147,13 +179,6 @@ impl<P: Platform> PcpOwner<'_, P> {
             let Some(block) = zone.rmqueue(Order::PAGE, mt) else { break };
             self.pcp.push(block.head(), block.pfn(), mt, self.zone);
         }
-    }
-}
-
-impl<P: Platform> Drop for PcpOwner<'_, P> {
-    #[inline]
-    fn drop(&mut self) {
-        self.mm.platform.put_cpu();
     }
 }
 

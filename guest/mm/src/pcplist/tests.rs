@@ -112,7 +112,8 @@ fn pitfall_3_drain_waits_for_a_refill() {
     thread::scope(|scope| {
         scope.spawn(move || {
             Sim::run_on(1, || {
-                let lists = mm.own_pcp(MOVABLE).unwrap();
+                let cpu = mm.own_cpu();
+                let lists = cpu.lists(MOVABLE).unwrap();
                 assert_eq!(mm.cpus()[1].zone(MOVABLE).count(), 0);
                 held.send(()).unwrap();
                 wait_refill.recv().unwrap();
@@ -142,7 +143,7 @@ fn limits_are_published_before_the_grace_period() {
     let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
     thread::scope(|scope| {
         // The grace period waits for the use of this list.
-        let used = mm.own_pcp(MOVABLE).unwrap();
+        let used = mm.own_cpu();
         scope.spawn(|| Sim::run_on(1, || drop(mm.zone_pcp_disable(MOVABLE))));
         let began = Instant::now();
         while limits() != [crate::zone::PCP_OFF; 2] {
@@ -321,7 +322,7 @@ fn a_stopped_list_is_passed_by() {
 #[should_panic(expected = "two threads are one CPU")]
 fn one_thread_at_a_time_is_a_cpu() {
     let mm = machine();
-    let _lists = mm.own_pcp(MOVABLE);
+    let _cpu = mm.own_cpu();
     thread::spawn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable))
         .join()
         .unwrap_or_else(|panic| resume_unwind(panic))
