@@ -2,12 +2,14 @@
 //!
 //! It takes the place of the guest kernel and adds no cost of its own. Unlike `tidevm_mm::sim` it checks nothing,
 //! so the hot paths are those of the guest. The memmap window is one mapping that takes memory only where it is
-//! touched, so machines of terabytes fit.
+//! touched, so machines of terabytes fit. Threads stand for CPUs, as with `sim`, and are on their honour.
 //!
 //! Invariant: the window and the table of sections live longer than the `Mm` that refers to them.
 #![expect(unsafe_code, reason = "maps memory, and implements the platform, whose contract is unsafe")]
 
+use std::cell::Cell;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tidevm_mm::{
     DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
@@ -90,17 +92,26 @@ impl Drop for Mapping {
     }
 }
 
+thread_local! {
+    /// The CPU that this thread is. A kernel finds it in one load too.
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
 /// The platform under the memory management.
 pub struct Host {
     /// The content of pages; `None` on machines whose pages are never copied.
     memory: Option<Mapping>,
+    /// Threads that are in [`PlainMachine::on_cpus`].
+    running: AtomicUsize,
 }
 
-// SAFETY: the whole window is always readable and writable, and each section has its own part of it. There is one
-// CPU, so it is outside of `mm` whenever it is not in a call.
+// SAFETY: the whole window is always readable and writable, and each section has its own part of it. A thread is one CPU,
+// and no other thread is the same one. `synchronize` is not called while several threads use `mm`, so every other CPU
+// is outside of it then.
 unsafe impl Platform for Host {
+    #[inline]
     fn this_cpu(&self) -> usize {
-        0
+        CPU.get()
     }
 
     fn drained(&self) {}
@@ -144,7 +155,9 @@ unsafe impl Platform for Host {
 
     fn unmap_direct(&self, _: PfnRange) {}
 
-    fn synchronize(&self) {}
+    fn synchronize(&self) {
+        assert_eq!(self.running.load(SeqCst), 0, "other CPUs are not waited for");
+    }
 }
 
 /// The properties of a machine.
@@ -162,6 +175,8 @@ pub struct Spec {
     pub warm: bool,
     /// Whether pages have content.
     pub with_content: bool,
+    /// CPUs.
+    pub cpus: usize,
 }
 
 impl Spec {
@@ -175,6 +190,7 @@ impl Spec {
             content: MemoryContent::Zero,
             warm: true,
             with_content: false,
+            cpus: 1,
         }
     }
 
@@ -190,11 +206,11 @@ impl Spec {
         // user of the reference.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
-        let per_cpu: &'static [PerCpuPages] = Box::leak(Box::new([PerCpuPages::new()]));
+        let per_cpu: Box<[PerCpuPages]> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
         // SAFETY: the window is a mapping of its own with room for the memmaps of all sections, and it lives longer
         // than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
-        let mm = Mm::new(Host { memory }, sparse, per_cpu);
+        let mm = Mm::new(Host { memory, running: AtomicUsize::new(0) }, sparse, Box::leak(per_cpu));
         work(&PlainMachine { spec: self, mm })
     }
 }
@@ -233,7 +249,7 @@ impl PlainMachine {
     /// When the boot fails.
     pub fn boot_from(&self, memblock: &'static mut Memblock) {
         let options = Options {
-            nr_cpus: 1,
+            nr_cpus: self.spec.cpus,
             memmap_on_memory: true,
             pcp: PcpPolicy::Disable,
             removal: RemovalPolicy::PerBlock,
@@ -250,6 +266,31 @@ impl PlainMachine {
         let first = (self.spec.boot / SECTION_SIZE) as u32;
         let count = (self.spec.region / SECTION_SIZE) as u32;
         (first..first + count).map(SectionNr::new)
+    }
+
+    /// Runs `work` as each of `cpus` CPUs at once, and returns what the slowest of them returned.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub fn on_cpus(&self, cpus: usize, work: impl Fn() -> f64 + Sync) -> f64 {
+        let running = &self.mm.platform().running;
+        let (start, work) = (std::sync::Barrier::new(cpus), &work);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..cpus)
+                .map(|cpu| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        CPU.set(cpu);
+                        running.fetch_add(1, SeqCst);
+                        start.wait();
+                        let result = work();
+                        running.fetch_sub(1, SeqCst);
+                        result
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("it ends")).fold(0.0, f64::max)
+        })
     }
 
     /// Gives the content of all pages its memory.
