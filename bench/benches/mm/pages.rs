@@ -82,9 +82,9 @@ fn prepare(machine: &PlainMachine) {
 
 /// Nanoseconds for a buddy block of order `ORDER`, which is a constant as in a kernel, that is taken and given back.
 fn pairs<const ORDER: u8>(machine: &PlainMachine, count: u32) -> f64 {
-    let order = const { Order::new(ORDER) };
     let pairs = || {
         for _ in 0..count {
+            let order = const { Order::new(ORDER) };
             let block = machine.mm.alloc_pages(order, Gfp::Movable).expect("a block");
             machine.mm.free_pages(black_box(block), order);
         }

@@ -126,7 +126,7 @@ impl<P: Platform> Mm<P> {
         let Request { highest, mt, holder, .. } = gfp.request();
         let cpu = self.own_cpu();
         let zone = self.nodes.zonelist(cpu.node(), highest).first()?;
-        cpu.lists(zone, order)?.allocate(order, mt, holder)
+        cpu.lists(zone)?.allocate(order, mt, holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
@@ -169,23 +169,21 @@ impl<P: Platform> Mm<P> {
         mark: Option<Watermark>,
     ) -> Option<Pfn> {
         let cpu = self.own_cpu();
-        let lists = if is_kept(order) { cpu.lists(zone, order) } else { None };
+        let lists = if is_kept(order) { cpu.lists(zone) } else { None };
         let Some(lists) = lists else {
             return self.alloc_buddy_block_in(zone, order, request, mark);
         };
         let (mt, holder) = (request.mt, request.holder);
-        lists.allocate(order, mt, holder).or_else(|| {
-            // A refill of single pages takes little more than the one that is wanted. One of pageblocks does not.
-            let pages = if order == Order::PAGE { 1 } else { lists.large_batch() * order.pages() };
-            if self.may_take(zone, request, mark, pages) {
-                lists.refill(order, mt);
-                lists.allocate(order, mt, holder)
-            } else if order == Order::PAGE {
-                None
-            } else {
-                self.alloc_buddy_block_in(zone, order, request, mark)
-            }
-        })
+        if let Some(pfn) = lists.allocate(order, mt, holder) {
+            return Some(pfn);
+        }
+        // A refill of single pages takes little more than the one that is wanted. One of pageblocks does not.
+        let pages = if order == Order::PAGE { 1 } else { lists.large_batch() * order.pages() };
+        if lists.keeps(order) && self.may_take(zone, request, mark, pages) {
+            lists.refill(order, mt);
+            return lists.allocate(order, mt, holder);
+        }
+        if order == Order::PAGE { None } else { self.alloc_buddy_block_in(zone, order, request, mark) }
     }
 
     /// A buddy block of `order` from the free lists.

@@ -127,7 +127,7 @@ impl<P: Platform> Mm<P> {
     #[inline(always)]
     pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, of: ListOf) -> bool {
         let cpu = self.own_cpu();
-        let Some(lists) = cpu.lists(of.zone, of.order) else { return false };
+        let Some(lists) = cpu.lists(of.zone).filter(|lists| lists.keeps(of.order)) else { return false };
         lists.free(page, pfn, of.order, of.mt);
         true
     }
@@ -137,7 +137,7 @@ impl<P: Platform> Mm<P> {
         let cpu = self.own_cpu();
         let mut any = false;
         for zone in zones {
-            let Some(lists) = cpu.lists(zone, Order::PAGEBLOCK) else { continue };
+            let Some(lists) = cpu.lists(zone) else { continue };
             let count = lists.pcp.pageblocks.count();
             if count > 0 {
                 lists.pcp.flush(self, zone, Order::PAGEBLOCK, count);
@@ -155,14 +155,13 @@ impl<P: Platform> OwnCpu<'_, P> {
         self.cpu.node()
     }
 
-    /// Its lists of `zone`, if they keep buddy blocks of `order`; none while they are stopped.
+    /// Its lists of `zone`; none while they are stopped.
     #[inline(always)]
-    pub(crate) fn lists(&self, zone: ZoneId, order: Order) -> Option<PcpOwner<'_, P>> {
+    pub(crate) fn lists(&self, zone: ZoneId) -> Option<PcpOwner<'_, P>> {
         let pcp = self.cpu.zone(zone);
         let early = variant::is(Variant::LimitsReadEarly).then(|| self.limits_of_before(pcp));
         let mut limits = early.unwrap_or_else(|| pcp.limits());
-        let stopped = if order == Order::PAGE { limits.high == 0 } else { limits.large == 0 };
-        if stopped {
+        if limits.high == PcpLimits::OFF.high {
             if !variant::is(Variant::StoppedListKeepsPages) {
                 return None;
             }
@@ -189,6 +188,13 @@ impl<P: Platform> Drop for OwnCpu<'_, P> {
 }
 
 impl<P: Platform> PcpOwner<'_, P> {
+    /// Whether buddy blocks of `order` are put on the lists. Pageblocks from a time when they were kept may be there in
+    /// any case.
+    #[inline(always)]
+    pub(crate) fn keeps(&self, order: Order) -> bool {
+        order == Order::PAGE || self.limits.large > 0
+    }
+
     /// Pageblocks that a refill brings.
     pub(crate) fn large_batch(&self) -> u32 {
         self.limits.large_batch()

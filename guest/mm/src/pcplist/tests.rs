@@ -117,7 +117,7 @@ fn pitfall_3_drain_waits_for_a_refill() {
         scope.spawn(move || {
             Sim::run_on(1, || {
                 let cpu = mm.own_cpu();
-                let lists = cpu.lists(MOVABLE, Order::PAGE).unwrap();
+                let lists = cpu.lists(MOVABLE).unwrap();
                 assert_eq!(mm.cpus()[1].zone(MOVABLE).count(), 0);
                 held.send(()).unwrap();
                 wait_refill.recv().unwrap();
@@ -463,5 +463,22 @@ fn kept_pageblocks_are_not_missing() {
         assert_eq!(mm.cpus()[0].zone(MOVABLE).pageblocks.count(), 2);
         mm.alloc_pages(order, Gfp::Movable).unwrap_or_else(|error| panic!("{order:?}: {error}"));
         mm.check();
+    }
+}
+
+/// A zone that has become too small to keep pageblocks lets those that were kept go, and takes no more.
+#[test]
+fn pageblocks_are_not_kept_any_more() {
+    let mm = large_machine();
+    let block = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+    let count = || mm.cpus()[0].zone(MOVABLE).pageblocks.count();
+    assert_eq!(count(), 1);
+    let small = PcpLimits { large: 0, ..mm.zone(MOVABLE).pcp_limits() };
+    mm.cpus()[0].zone(MOVABLE).set_limits(small);
+    mm.free_pages(block, Order::PAGEBLOCK);
+    assert_eq!(count(), 1, "one more is not kept");
+    for left in [0, 0] {
+        mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+        assert_eq!(count(), left);
     }
 }
