@@ -35,7 +35,7 @@ use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
-use crate::pcplist::{PcpStopped, StoppedLists};
+use crate::pcplist::{PcpStopped, StoppedLists, listed};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages};
 
@@ -118,10 +118,9 @@ impl<P: Platform> Mm<P> {
 
 fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
-    for (pfn, page) in lists.iter() {
-        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
-        assert_eq!(page.state(), expected, "{pfn:?} on a per-CPU list");
-        count += 1;
+    for (pfn, page, order) in lists.iter() {
+        assert_eq!(page.state(), listed(order, zone), "{pfn:?} on a per-CPU list");
+        count += order.pages();
     }
     assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
 }

@@ -151,6 +151,7 @@ mod tests {
     use crate::page_alloc::Gfp;
     use crate::pageblock::MigrateType;
     use crate::pageblock_set::PageblockSet;
+    use crate::pcplist::ListOf;
     use crate::sim::{Sim, SimMachine};
     use crate::{Mm, MovableOwner};
 
@@ -237,7 +238,8 @@ mod tests {
             let asked = self.asked.fetch_add(1, SeqCst);
             if asked == 0 {
                 let other = Pfn::new(self.other.load(SeqCst));
-                assert!(mm.free_to_pcp(mm.sparse.page(other), other, MigrateType::Movable, zone));
+                let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone };
+                assert!(mm.free_to_pcp(mm.sparse.page(other), other, of));
             } else {
                 mm.drain_pcp(zone, &HotplugHeld::without_mm());
             }

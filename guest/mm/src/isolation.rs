@@ -102,8 +102,9 @@ impl Stuck {
     /// Adds the pages of the buddy block with head `pfn` that lie in `window`.
     fn add(&mut self, pages: SectionPages<'_>, window: &Range<u32>, pfn: Pfn, state: PageState) {
         let buddy_block = PfnRange::new(pfn, state.order().pages());
-        self.pages += buddy_block.intersect(pages.nr().pageblocks(window)).pages();
-        self.listed += u32::from(state.kind() == Kind::Pcp);
+        let pages_here = buddy_block.intersect(pages.nr().pageblocks(window)).pages();
+        self.pages += pages_here;
+        self.listed += u32::from(state.kind() == Kind::Pcp) * pages_here;
         let holder = holder_of(pages, pfn, state);
         if let Some(free) = self.first.iter_mut().find(|entry| entry.is_none()) {
             *free = Some((pfn, holder));

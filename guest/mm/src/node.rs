@@ -30,6 +30,12 @@ impl NodeId {
         Self(number)
     }
 
+    /// The node whose number is in the low bits of `word`. A word that a node's number was stored in needs no check.
+    #[inline]
+    pub(crate) const fn of_low_bits(word: u8) -> Self {
+        Self(word % MAX_NODES as u8)
+    }
+
     /// All nodes that a machine can have, ascending.
     pub fn all() -> impl Iterator<Item = Self> + Clone {
         (0..MAX_NODES as u8).map(Self)
@@ -116,6 +122,8 @@ impl ZoneId {
     const NO_TYPE: u8 = (1 << Self::TYPE_BITS) - 1;
     /// Number of bits of a zone's number.
     pub(crate) const BITS: u32 = 4;
+    /// Different numbers: those of zones, and one for each node that is not a zone's.
+    pub(crate) const NUMBERS: usize = 1 << Self::BITS;
     /// Number of zones, of all nodes.
     pub(crate) const COUNT: usize = MAX_NODES * ZoneType::COUNT;
 
@@ -125,10 +133,22 @@ impl ZoneId {
         if bits >> Self::BITS == 0 && bits & Self::NO_TYPE != Self::NO_TYPE { Some(Self(bits)) } else { None }
     }
 
+    /// The zone whose number is in the low bits of `word`. A word that only zones' numbers are stored in needs no check.
+    #[inline]
+    pub(crate) const fn of_low_bits(word: u8) -> Self {
+        Self(word % Self::NUMBERS as u8)
+    }
+
     /// The number.
     #[inline]
     pub(crate) const fn bits(self) -> u8 {
         self.0
+    }
+
+    /// For tables with one entry per number, which are indexed without a check.
+    #[inline]
+    pub(crate) const fn number(self) -> usize {
+        self.0 as usize % Self::NUMBERS
     }
 
     /// The zone at `index` of tables with one entry per zone.
@@ -188,6 +208,7 @@ mod tests {
                 let id = node.zone(zone);
                 assert_eq!((id.node(), id.zone_type(), id.index()), (node, zone, index));
                 assert_eq!((ZoneId::from_bits(id.bits()), ZoneId::at(index)), (Some(id), id));
+                assert_eq!((ZoneId::of_low_bits(id.bits()), NodeId::of_low_bits(node.get())), (id, node));
                 index += 1;
             }
         }

@@ -24,7 +24,7 @@
 //!
 //! | field | has a meaning in |
 //! |---|---|
-//! | `next` | `Free` heads, `Pcp`; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
+//! | `next` | `Free` and `Pcp` heads; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
 //! | `prev` | `Free` heads |
 //! | `holder` | `Allocated` heads; `Device`, where it is the driver's word ([`DevUser`]) |
 //!
@@ -78,7 +78,7 @@ pub(crate) enum Kind {
     Tail = 1,
     /// Head of a buddy block on a zone's free list.
     Free = 2,
-    /// On a per-CPU list; its order is 0.
+    /// Head of a buddy block on a per-CPU list; its order is 0 or that of a pageblock.
     Pcp = 3,
     /// Head of a buddy block that is in use; `holder` names the user.
     Allocated = 4,

@@ -19,6 +19,7 @@ use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::{Holder, HolderWord, Kind, OwnerId, PageState};
 use crate::pageblock::MigrateType;
+use crate::pcplist::{ListOf, is_kept};
 use crate::platform::Platform;
 use crate::sparse::SectionPages;
 use crate::sync::Ordering::Relaxed;
@@ -99,44 +100,55 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// [`AllocError`] when no zone has them.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_pages(&self, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
-        let request = gfp.request();
-        if order == Order::PAGE
-            && let Some(pfn) = self.alloc_listed(&request)
-        {
+        // Most callers know the order, so what is inlined has one of these cases.
+        let listed = match order {
+            Order::PAGE => self.alloc_listed(Order::PAGE, gfp),
+            Order::PAGEBLOCK => self.alloc_listed(Order::PAGEBLOCK, gfp),
+            _ => None,
+        };
+        if let Some(pfn) = listed {
             return Ok(pfn);
         }
-        self.alloc_from_zones(self.this_cpu().node(), order, &request)
+        self.alloc_from_zones(None, order, gfp)
     }
 
     /// As [`alloc_pages`](Self::alloc_pages), as near to `node` as there are pages.
     pub(crate) fn alloc_pages_node(&self, node: NodeId, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
-        self.alloc_from_zones(node, order, &gfp.request())
+        self.alloc_from_zones(Some(node), order, gfp)
     }
 
-    /// A page from this CPU's list of the first zone that has memory: the common case. The watermark was
+    /// A buddy block from this CPU's list of the first zone that has memory: the common case. The watermark was
     /// checked when the pages came to the list.
-    #[inline]
-    fn alloc_listed(&self, request: &Request) -> Option<Pfn> {
-        let cpu = self.this_cpu();
-        let zone = self.nodes.zonelist(cpu.node(), request.highest).first()?;
-        self.own_pcp(zone)?.allocate(request.mt, request.holder)
+    #[inline(always)]
+    fn alloc_listed(&self, order: Order, gfp: Gfp) -> Option<Pfn> {
+        let Request { highest, mt, holder, .. } = gfp.request();
+        let cpu = self.own_cpu();
+        let zone = self.nodes.zonelist(cpu.node(), highest).first()?;
+        cpu.lists(zone)?.allocate(order, mt, holder)
     }
 
     /// Linux `get_page_from_freelist`: the zones in order, above the higher mark and then above
-    /// the lower one.
+    /// the lower one. They are those near `node`, or near this CPU.
     #[inline(never)]
-    fn alloc_from_zones(&self, node: NodeId, order: Order, request: &Request) -> Result<Pfn, AllocError> {
+    fn alloc_from_zones(&self, node: Option<NodeId>, order: Order, gfp: Gfp) -> Result<Pfn, AllocError> {
+        let request = &gfp.request();
+        let node = node.unwrap_or_else(|| self.this_cpu().node());
         let zonelist = self.nodes.zonelist(node, request.highest);
-        for mark in request.marks {
-            for zone in zonelist {
-                // Growing this zone is better than a page of the next one.
-                let above = |mark| self.zone(zone).above(mark, order.pages(), request.highest);
-                let take = || self.alloc_in(zone, order, request, mark);
-                if let Some(pfn) = self.take_growing(zone, take, || mark.is_none_or(above)) {
-                    return Ok(pfn);
+        loop {
+            for mark in request.marks {
+                for zone in zonelist {
+                    // Growing this zone is better than a page of the next one.
+                    let above = |mark| self.zone(zone).above(mark, order.pages(), request.highest);
+                    let take = || self.alloc_in(zone, order, request, mark);
+                    if let Some(pfn) = self.take_growing(zone, take, || mark.is_none_or(above)) {
+                        return Ok(pfn);
+                    }
                 }
+            }
+            if !self.flush_own_pageblocks(zonelist) {
+                break;
             }
         }
         // Not a hot path: there is no memory. Otherwise nothing is counted here.
@@ -148,6 +160,7 @@ impl<P: Platform> Mm<P> {
         Err(AllocError)
     }
 
+    /// A buddy block of `zone`, by way of this CPU's list if it keeps such blocks. An empty list is refilled.
     fn alloc_in(
         &self,
         zone: ZoneId,
@@ -155,25 +168,22 @@ impl<P: Platform> Mm<P> {
         request: &Request,
         mark: Option<Watermark>,
     ) -> Option<Pfn> {
-        match order {
-            Order::PAGE => self.alloc_page_in(zone, request, mark),
-            _ => self.alloc_buddy_block_in(zone, order, request, mark),
-        }
-    }
-
-    /// One page of `zone`, by way of this CPU's list, which is refilled if it is empty.
-    fn alloc_page_in(&self, zone: ZoneId, request: &Request, mark: Option<Watermark>) -> Option<Pfn> {
-        let Some(lists) = self.own_pcp(zone) else {
-            return self.alloc_buddy_block_in(zone, Order::PAGE, request, mark);
+        let cpu = self.own_cpu();
+        let lists = if is_kept(order) { cpu.lists(zone) } else { None };
+        let Some(lists) = lists else {
+            return self.alloc_buddy_block_in(zone, order, request, mark);
         };
-        if let Some(pfn) = lists.allocate(request.mt, request.holder) {
+        let (mt, holder) = (request.mt, request.holder);
+        if let Some(pfn) = lists.allocate(order, mt, holder) {
             return Some(pfn);
         }
-        if !self.may_take(zone, request, mark, 1) {
-            return None;
+        // A refill of single pages takes little more than the one that is wanted. One of pageblocks does not.
+        let pages = if order == Order::PAGE { 1 } else { lists.large_batch() * order.pages() };
+        if lists.keeps(order) && self.may_take(zone, request, mark, pages) {
+            lists.refill(order, mt);
+            return lists.allocate(order, mt, holder);
         }
-        lists.refill(request.mt);
-        lists.allocate(request.mt, request.holder)
+        if order == Order::PAGE { None } else { self.alloc_buddy_block_in(zone, order, request, mark) }
     }
 
     /// A buddy block of `order` from the free lists.
@@ -206,7 +216,7 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Panics
     /// When they were not, or are free already.
-    #[inline]
+    #[inline(always)]
     pub fn free_pages(&self, pfn: Pfn, order: Order) {
         let (page, section) = self.sparse.page_and_section(pfn);
         let (state, zone) = (page.state(), section.zone());
@@ -215,9 +225,12 @@ impl<P: Platform> Mm<P> {
             not_allocated(pfn, state, order);
         }
         // The type is read without the zone lock and may be stale. It only selects a list.
-        if order == Order::PAGE
-            && let Some(mt) = section.pageblocks.open_type(pfn.pageblock())
-            && self.free_to_pcp(page, pfn, mt, zone)
+        if let Some(mt) = section.pageblocks.open_type(pfn.pageblock())
+            && match order {
+                Order::PAGE => self.free_to_pcp(page, pfn, ListOf { order: Order::PAGE, mt, zone }),
+                Order::PAGEBLOCK => self.free_to_pcp(page, pfn, ListOf { order: Order::PAGEBLOCK, mt, zone }),
+                _ => false,
+            }
         {
             return;
         }

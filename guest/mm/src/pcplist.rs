@@ -1,14 +1,14 @@
-//! Per-CPU lists: single pages kept by the CPU that freed them.
+//! Per-CPU lists: single pages, and pageblocks, kept by the CPU that freed them.
 //!
-//! Mirrors Linux `struct per_cpu_pages` for order 0. The limits `high` and `batch` are computed once per
-//! zone, kept there, and published to the CPUs when they change.
+//! Mirrors Linux `struct per_cpu_pages` for order 0 and for the order of huge pages. The limits ([`PcpLimits`]) are
+//! computed once per zone, kept there, and published to the CPUs when they change.
 //!
 //! # Who uses a list
 //! Its CPU does, by plain loads and stores: a list has no lock. An operation begins with one look at the limits
-//! ([`Mm::own_pcp`]). While they are those of stopped lists ([`PCP_OFF`]), the CPU leaves its list as it is and goes to
+//! ([`OwnCpu::lists`](owner::OwnCpu::lists)). While they are those of stopped lists ([`PcpLimits::OFF`]), the CPU leaves its list as it is and goes to
 //! the buddy allocator. Whoever needs the lists of other CPUs holds the memory hotplug lock and does this
 //! ([`Mm::stop_pcp`]):
-//! 1. It publishes [`PCP_OFF`] to every CPU.
+//! 1. It publishes [`PcpLimits::OFF`] to every CPU.
 //! 2. It waits for a grace period ([`Platform::synchronize`]). An operation that went by earlier limits has ended
 //!    then, and what it wrote is seen. An operation that begins later sees the new limits.
 //! 3. It uses the lists of all CPUs.
@@ -24,17 +24,17 @@
 //! the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders, and `sync/tests/pcplist.rs` its
 //! memory orderings.
 //!
-//! Differs from Linux on purpose: only single pages are kept; the lists are singly linked, newest
-//! first, and flushing takes the newest; and lists have no lock.
+//! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
+//! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
 //!
 //! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and count are changed through [`PcpOwner`](owner::PcpOwner)
-//! and [`PcpStopped`] only. Limits are written under the memory hotplug lock only. High and batch are one word, so no
-//! operation goes by limits of two publications.
+//! and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
 
 mod owner;
 mod stopped;
 
 use crate::Mm;
+use crate::addr::{Order, PAGEBLOCK_ORDER};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
 use crate::page::LinkCell;
@@ -44,8 +44,9 @@ use crate::sync::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use crate::variant::{self, Variant};
-use crate::zone::{PCP_OFF, Zone, pcp_limits};
+use crate::zone::{PcpLimits, Zone};
 
+pub(crate) use owner::{ListOf, listed};
 pub use stopped::PcpDisabled;
 pub(crate) use stopped::{PcpStopped, StoppedLists};
 
@@ -55,7 +56,8 @@ pub const MAX_CPUS: usize = 64;
 /// The pages that one CPU keeps, and its node.
 #[repr(align(64))]
 pub struct PerCpuPages {
-    zones: [PcpZone; ZoneId::COUNT],
+    /// By the zone's number.
+    zones: [PcpZone; ZoneId::NUMBERS],
     /// The node that the CPU is on.
     node: AtomicU8,
 }
@@ -64,17 +66,17 @@ impl PerCpuPages {
     /// Empty lists.
     #[must_use]
     pub const fn new() -> Self {
-        Self { zones: [const { PcpZone::new() }; ZoneId::COUNT], node: AtomicU8::new(NodeId::FIRST.get()) }
+        Self { zones: [const { PcpZone::new() }; ZoneId::NUMBERS], node: AtomicU8::new(NodeId::FIRST.get()) }
     }
 
     #[inline]
     pub(crate) fn zone(&self, zone: ZoneId) -> &PcpZone {
-        &self.zones[zone.index()]
+        &self.zones[zone.number()]
     }
 
     #[inline]
     pub(crate) fn node(&self) -> NodeId {
-        NodeId::new(self.node.load(Relaxed))
+        NodeId::of_low_bits(self.node.load(Relaxed))
     }
 
     pub(crate) fn set_node(&self, node: NodeId) {
@@ -88,52 +90,75 @@ impl Default for PerCpuPages {
     }
 }
 
-/// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by
-/// plain stores. Other CPUs may read the count, which is then one of some moment.
-pub(crate) struct PcpZone {
-    /// See [`packed`].
-    limits: AtomicU64,
+/// The buddy blocks of one order that one CPU keeps of one zone. Other CPUs may read the count, which is then one of
+/// some moment.
+struct PcpList {
     /// One list for unmovable, one for movable pages.
     first: [LinkCell; 2],
-    /// Pages on both.
+    /// Buddy blocks on both.
     count: AtomicU32,
+}
+
+impl PcpList {
+    const fn new() -> Self {
+        Self { first: [const { LinkCell::new() }; 2], count: AtomicU32::new(0) }
+    }
+
+    #[inline]
+    fn count(&self) -> u32 {
+        self.count.load(Relaxed)
+    }
+}
+
+/// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by
+/// plain stores.
+pub(crate) struct PcpZone {
+    /// See [`PcpLimits::packed`].
+    limits: AtomicU64,
+    pages: PcpList,
+    pageblocks: PcpList,
 }
 
 impl PcpZone {
     pub(crate) const fn new() -> Self {
         Self {
-            limits: AtomicU64::new(packed(PCP_OFF)),
-            first: [const { LinkCell::new() }; 2],
-            count: AtomicU32::new(0),
+            limits: AtomicU64::new(PcpLimits::OFF.packed()),
+            pages: PcpList::new(),
+            pageblocks: PcpList::new(),
         }
     }
 
-    /// High and batch.
+    /// The limits.
     #[inline]
-    pub(crate) fn limits(&self) -> (u32, u32) {
+    pub(crate) fn limits(&self) -> PcpLimits {
         // Pairs with the Release in `set_limits`: a CPU that reads limits of lists that were stopped before sees what
         // was done to the lists meanwhile.
-        let word = self.limits.load(Acquire);
-        (word as u32, (word >> 32) as u32)
+        PcpLimits::unpacked(self.limits.load(Acquire))
     }
 
-    pub(crate) fn set_limits(&self, limits: (u32, u32)) {
-        self.limits.store(packed(limits), Release);
+    pub(crate) fn set_limits(&self, limits: PcpLimits) {
+        self.limits.store(limits.packed(), Release);
         #[cfg(test)]
         crate::steps::made();
     }
 
-    /// Pages on the lists.
+    /// The list of `order`, of which lists are kept.
     #[inline]
+    fn list(&self, order: Order) -> &PcpList {
+        debug_assert!(is_kept(order), "no list keeps {order:?}");
+        if order == Order::PAGE { &self.pages } else { &self.pageblocks }
+    }
+
+    /// Pages on the lists.
     pub(crate) fn count(&self) -> u32 {
-        self.count.load(Relaxed)
+        self.pages.count() + (self.pageblocks.count() << PAGEBLOCK_ORDER)
     }
 }
 
-/// High and batch in one word: high in the lower half. One access reads or writes both, so no order of steps can tear
-/// them: a refill or a flush that mixes two publications is impossible, and no model or mutant can show one.
-const fn packed((high, batch): (u32, u32)) -> u64 {
-    high as u64 | (batch as u64) << 32
+/// Whether there are lists of buddy blocks of `order`.
+#[inline]
+pub(crate) fn is_kept(order: Order) -> bool {
+    order == Order::PAGE || order == Order::PAGEBLOCK
 }
 
 impl<P: Platform> Mm<P> {
@@ -158,10 +183,10 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The limits that follow from the size of `zone`.
-    pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> (u32, u32) {
+    pub(crate) fn pcp_limits_of(&self, zone: &Zone) -> PcpLimits {
         // The CPUs of its node use it most. Without any, all CPUs use it (Linux `zone_highsize`).
         let near = self.nodes.nr_cpus(zone.id().node());
-        pcp_limits(zone, if near > 0 { near } else { self.cpus().len() })
+        PcpLimits::of(zone, if near > 0 { near } else { self.cpus().len() })
     }
 
     /// Pages on the lists of `zone`, all CPUs together. Exact when no CPU uses its lists.
@@ -170,9 +195,9 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Gives every CPU's lists of `zone` these limits.
-    fn publish_pcp_limits(&self, zone: ZoneId, limits: (u32, u32), _held: &HotplugHeld) {
+    fn publish_pcp_limits(&self, zone: ZoneId, limits: PcpLimits, _held: &HotplugHeld) {
         let mut cpus = self.cpus();
-        if variant::is(Variant::LimitsSkipLastCpu) && limits == PCP_OFF {
+        if variant::is(Variant::LimitsSkipLastCpu) && limits == PcpLimits::OFF {
             cpus = &cpus[..cpus.len() - 1];
         }
         for cpu in cpus {

@@ -27,7 +27,7 @@ mod window;
 use core::cell::Cell;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst, fence};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
@@ -73,9 +73,14 @@ impl Steps {
         Self { count: AtomicU64::new(0), thread: AtomicUsize::new(0), depth: AtomicU64::new(0) }
     }
 
+    /// A number of this thread.
+    fn this_thread() -> usize {
+        CPU.with(|own| core::ptr::from_ref(own).addr())
+    }
+
     /// Begins a step of this thread.
     fn begin(&self) {
-        let this = CPU.with(|own| core::ptr::from_ref(own).addr());
+        let this = Self::this_thread();
         if self.depth.load(SeqCst) == 0 {
             let before = self.thread.compare_exchange(0, this, SeqCst, SeqCst);
             assert!(before.is_ok(), "two threads are one CPU");
@@ -748,6 +753,10 @@ unsafe impl Platform for Sim {
             unseen.store(self.mm().section_state(nr) == SectionState::Absent, SeqCst);
         }
         self.grace_periods.fetch_add(1, SeqCst);
+        // What the caller has published is seen before the steps are looked at.
+        fence(SeqCst);
+        let own = self.steps[self.this_cpu()].thread.load(SeqCst);
+        assert!(own == 0 || own == Steps::this_thread(), "two threads are one CPU");
         let others = self.steps.iter().enumerate().filter(|&(cpu, _)| cpu != self.this_cpu());
         for (_, steps) in others {
             let seen = steps.count.load(SeqCst);

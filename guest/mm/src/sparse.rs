@@ -113,8 +113,10 @@ impl Section {
     }
 
     /// The zone of its pages.
+    #[inline]
     pub(crate) fn zone(&self) -> ZoneId {
-        ZoneId::from_bits(self.zone.load(Ordering::Relaxed)).expect("set_zone is the only writer")
+        // `set_zone` is the only writer.
+        ZoneId::of_low_bits(self.zone.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_zone(&self, zone: ZoneId) {

@@ -90,9 +90,9 @@ pub struct ZoneInfo {
 /// One CPU's lists of one zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PcpInfo {
-    /// Pages on them.
+    /// Pages on them, those of pageblocks included.
     pub count: u32,
-    /// Number of pages at which a batch of them is flushed.
+    /// Number of single pages at which a batch of them is flushed.
     pub high: u32,
     /// Pages that are refilled or flushed together.
     pub batch: u32,
@@ -261,8 +261,8 @@ impl<P: Platform> Mm<P> {
     pub fn pcp_info(&self, zone: ZoneId) -> impl Iterator<Item = PcpInfo> {
         self.cpus().iter().map(move |cpu| {
             let lists = cpu.zone(zone);
-            let (high, batch) = lists.limits();
-            PcpInfo { count: lists.count(), high, batch }
+            let limits = lists.limits();
+            PcpInfo { count: lists.count(), high: limits.high, batch: limits.batch.into() }
         })
     }
 

@@ -16,6 +16,7 @@
 //! may read all of them.
 
 mod guard;
+mod pcp_limits;
 
 use crate::addr::{Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::free_lists::FreeLists;
@@ -23,11 +24,12 @@ use crate::hotplug::HotplugHeld;
 use crate::lock::{Rank, SpinLock};
 use crate::node::{ZoneId, ZoneType};
 use crate::sync::{
-    AtomicU32, AtomicU64,
+    AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
 pub(crate) use guard::ZoneGuard;
+pub(crate) use pcp_limits::PcpLimits;
 
 /// A level of free memory, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +61,8 @@ pub(crate) struct Zone {
     /// Pages kept from requests that could be served by a higher zone, by the highest zone that
     /// the request may use.
     lowmem_reserve: [AtomicU64; ZoneType::COUNT],
-    /// Limits of per-CPU lists, from which they are published to the CPUs.
-    pcp_high: AtomicU32,
-    pcp_batch: AtomicU32,
+    /// Limits of per-CPU lists ([`PcpLimits::packed`]), from which they are published to the CPUs.
+    pcp_limits: AtomicU64,
     id: ZoneId,
 }
 
@@ -89,8 +90,7 @@ impl Zone {
             nr_isolate_pageblock: AtomicU64::new(0),
             watermarks: [const { AtomicU64::new(0) }; Watermark::COUNT],
             lowmem_reserve: [const { AtomicU64::new(0) }; ZoneType::COUNT],
-            pcp_high: AtomicU32::new(0),
-            pcp_batch: AtomicU32::new(1),
+            pcp_limits: AtomicU64::new(PcpLimits::OFF.packed()),
             id,
         }
     }
@@ -268,14 +268,13 @@ impl Zone {
         }
     }
 
-    /// High and batch of per-CPU lists.
-    pub(crate) fn pcp_limits(&self) -> (u32, u32) {
-        (self.pcp_high.load(Relaxed), self.pcp_batch.load(Relaxed))
+    /// The limits of per-CPU lists.
+    pub(crate) fn pcp_limits(&self) -> PcpLimits {
+        PcpLimits::unpacked(self.pcp_limits.load(Relaxed))
     }
 
-    pub(crate) fn set_pcp_limits(&self, (high, batch): (u32, u32)) {
-        self.pcp_high.store(high, Relaxed);
-        self.pcp_batch.store(batch, Relaxed);
+    pub(crate) fn set_pcp_limits(&self, limits: PcpLimits) {
+        self.pcp_limits.store(limits.packed(), Relaxed);
     }
 }
 
@@ -316,23 +315,6 @@ pub(crate) fn setup_watermarks(zones: &[Zone], _held: &HotplugHeld) {
         }
     }
 }
-
-/// High and batch of `zone`'s per-CPU lists, where `nr_cpus` CPUs share the pages that it may keep on them
-/// (Linux `zone_batchsize`, `zone_highsize`; high is not tuned later). A zone without memory has the
-/// limits of disabled lists.
-pub(crate) fn pcp_limits(zone: &Zone, nr_cpus: usize) -> (u32, u32) {
-    let managed = zone.managed();
-    if !zone.is_populated() {
-        return PCP_OFF;
-    }
-    let pages = ((managed >> 10).min(256) / 4).max(1);
-    let batch = (1u32 << (pages + pages / 2).ilog2()).max(2) - 1;
-    let share = zone.watermark(Watermark::Low) / nr_cpus.max(1) as u64;
-    (u32::try_from(share).unwrap_or(u32::MAX).max(4 * batch), batch)
-}
-
-/// Limits of per-CPU lists that are stopped: their CPUs leave them as they are.
-pub(crate) const PCP_OFF: (u32, u32) = (0, 1);
 
 #[cfg(test)]
 mod tests;

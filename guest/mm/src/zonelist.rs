@@ -252,10 +252,11 @@ mod tests {
         let lows = zones.map(|zone| zone.watermark(Watermark::Low));
         assert!(lows.iter().all(|&low| low > 4 * 28), "shares of it, not the least that there is: {lows:?}");
         for ((zone, low), sharers) in zones.iter().zip(lows).zip([3, 1, 4]) {
-            let (high, batch) = zone.pcp_limits();
-            assert_eq!(u64::from(high), (low / sharers).max(4 * u64::from(batch)), "{:?}", zone.id());
+            let limits = zone.pcp_limits();
+            let least = 4 * u64::from(limits.batch);
+            assert_eq!(u64::from(limits.high), (low / sharers).max(least), "{:?}", zone.id());
             for cpu in mm.cpus() {
-                assert_eq!(cpu.zone(zone.id()).limits(), (high, batch));
+                assert_eq!(cpu.zone(zone.id()).limits(), limits);
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
 use crate::sync::Ordering::Relaxed;
+use crate::zone::PcpLimits;
 use crate::{Mm, Pfn};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -56,7 +57,9 @@ fn allocated(mm: &Mm<Sim>) -> Pfn {
 #[test]
 fn limits() {
     let movable = NodeId::FIRST.zone(ZoneType::Movable);
-    finds("limits of CPU 0", |mm| mm.zones[movable.index()].set_pcp_limits((5, 1)));
+    finds("limits of CPU 0", |mm| {
+        mm.zones[movable.index()].set_pcp_limits(PcpLimits { high: 5, batch: 1, large: 0 })
+    });
     finds("limits of lists", |mm| {
         let hotplug = mm.hotplug();
         mm.zones[movable.index()].grow_span(SectionNr::new(34).frames(), hotplug.held());

@@ -8,77 +8,104 @@
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
-use super::PcpZone;
+use super::{PcpZone, PerCpuPages};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
-use crate::node::ZoneId;
+use crate::node::{NodeId, ZoneId};
 use crate::page::{HolderWord, Kind, Link, Page, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
 use crate::sync::{Ordering::Relaxed, spin_loop};
 use crate::variant::{self, Variant};
-use crate::zone::PCP_OFF;
+use crate::zone::{PcpLimits, ZoneGuard};
+use crate::zonelist::Zonelist;
 
+/// The state of a buddy block of `order` on a per-CPU list of `zone`.
+#[inline]
+pub(crate) const fn listed(order: Order, zone: ZoneId) -> PageState {
+    PageState::new(Kind::Pcp, order, zone)
+}
+
+/// The list of a zone that a buddy block belongs on.
+#[derive(Clone, Copy)]
+pub(crate) struct ListOf {
+    pub(crate) order: Order,
+    pub(crate) mt: MigrateType,
+    pub(crate) zone: ZoneId,
+}
+
+/// Steps on a list. The caller has the right to the lists.
 impl PcpZone {
-    /// Puts `page` on the list of type `mt`. The caller has the right to the lists. Returns the pages on them.
-    #[inline]
-    pub(crate) fn push(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) -> u32 {
-        let first = &self.first[mt.index() & 1];
+    /// Puts the buddy block with head `page` on a list. Returns the buddy blocks of its order.
+    #[inline(always)]
+    pub(crate) fn push(&self, page: &Page, pfn: Pfn, ListOf { order, mt, zone }: ListOf) -> u32 {
+        let list = self.list(order);
+        let first = &list.first[mt.index() & 1];
         page.set_next(first.get());
-        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, zone));
+        page.set_state(listed(order, zone));
         first.set(Link::to(pfn));
-        let count = self.count() + 1;
-        self.count.store(count, Relaxed);
+        let count = list.count() + 1;
+        list.count.store(count, Relaxed);
         count
     }
 
-    /// Takes a page of type `mt`. The caller has the right to the lists, and sets the page's state. This is the check
-    /// for a page that was overwritten on the list (Linux `check_new_page`).
-    #[inline]
-    pub(crate) fn pop<'s>(
-        &self,
-        sparse: &'s Sparse,
-        mt: MigrateType,
-        zone: ZoneId,
-    ) -> Option<(Pfn, &'s Page)> {
-        let first = &self.first[mt.index() & 1];
+    /// Takes a buddy block off a list. The caller sets the state of its head. This is the check for a page that was
+    /// overwritten on the list (Linux `check_new_page`).
+    #[inline(always)]
+    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, &'s Page)> {
+        let ListOf { order, mt, zone } = of;
+        let list = self.list(order);
+        let first = &list.first[mt.index() & 1];
         let pfn = first.get().pfn()?;
         let page = sparse.page(pfn);
-        let expected = PageState::new(Kind::Pcp, Order::PAGE, zone);
-        if page.state() != expected {
-            bad_page(pfn, page.state(), expected);
+        if page.state() != listed(order, zone) {
+            bad_page(pfn, page.state(), listed(order, zone));
         }
         first.set(page.next());
-        self.count.store(self.count() - 1, Relaxed);
+        list.count.store(list.count() - 1, Relaxed);
         Some((pfn, page))
     }
 
-    /// Moves up to `pages` pages to the buddy allocator (Linux `free_pcppages_bulk`). The caller has the right to the
-    /// lists.
+    /// Moves up to `blocks` buddy blocks of `order` to the buddy allocator (Linux `free_pcppages_bulk`).
     #[cold]
     #[inline(never)]
-    pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, pages: u32) {
+    pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
         let mut guard = mm.lock_zone(zone);
-        for _ in 0..pages {
+        for _ in 0..blocks {
+            let of = |mt| ListOf { order, mt, zone };
             let Some((pfn, _)) = self
-                .pop(&mm.sparse, MigrateType::Movable, zone)
-                .or_else(|| self.pop(&mm.sparse, MigrateType::Unmovable, zone))
+                .pop(&mm.sparse, of(MigrateType::Movable))
+                .or_else(|| self.pop(&mm.sparse, of(MigrateType::Unmovable)))
             else {
                 break;
             };
             if variant::is(Variant::FlushStaleType) {
-                guard.insert(
-                    FreeBlock::new(guard.section_pages(pfn), pfn, Order::PAGE, MigrateType::Movable),
-                    Place::Head,
-                );
+                let block = FreeBlock::new(guard.section_pages(pfn), pfn, order, MigrateType::Movable);
+                guard.insert(block, Place::Head);
                 continue;
             }
-            guard.free_and_merge(guard.section_pages(pfn), pfn, Order::PAGE, Place::Head);
+            guard.free_and_merge(guard.section_pages(pfn), pfn, order, Place::Head);
         }
     }
+}
+
+impl<'m> ZoneGuard<'m> {
+    /// Takes a run of at most `most` pages of type `mt` off the free lists. It is as long as the smallest free buddy
+    /// block is, so that no more is split than needed.
+    fn rmqueue_run(&mut self, mt: MigrateType, most: u32) -> Option<FreeBlock<'m>> {
+        let longest = Order::new(most.ilog2() as u8);
+        let order = self.smallest(Order::PAGE, mt).unwrap_or(Order::PAGE).min(longest);
+        self.rmqueue(order, mt)
+    }
+}
+
+/// This CPU, while it may use its lists.
+pub(crate) struct OwnCpu<'m, P: Platform> {
+    cpu: &'m PerCpuPages,
+    mm: &'m Mm<P>,
 }
 
 /// This CPU's lists of one zone, which are in use.
@@ -86,74 +113,138 @@ pub(crate) struct PcpOwner<'m, P: Platform> {
     pcp: &'m PcpZone,
     mm: &'m Mm<P>,
     zone: ZoneId,
-    high: u32,
-    batch: u32,
+    limits: PcpLimits,
 }
 
 impl<P: Platform> Mm<P> {
-    /// This CPU's lists of `zone`; none while they are stopped.
-    #[inline]
-    pub(crate) fn own_pcp(&self, zone: ZoneId) -> Option<PcpOwner<'_, P>> {
-        let early = variant::is(Variant::LimitsReadEarly).then(|| {
-            let limits = self.this_cpu().zone(zone).limits();
-            spin_loop();
-            limits
-        });
-        let pcp = self.per_cpu[self.platform.get_cpu()].zone(zone);
-        let (mut high, batch) = early.unwrap_or_else(|| pcp.limits());
-        if high == PCP_OFF.0 {
-            if !variant::is(Variant::StoppedListKeepsPages) {
-                self.platform.put_cpu();
-                return None;
-            }
-            high = u32::MAX;
-        }
-        Some(PcpOwner { pcp, mm: self, zone, high, batch })
+    /// This CPU. A grace period waits until the result is dropped.
+    #[inline(always)]
+    pub(crate) fn own_cpu(&self) -> OwnCpu<'_, P> {
+        OwnCpu { cpu: &self.per_cpu[self.platform.get_cpu()], mm: self }
     }
 
-    /// Frees one page to this CPU's list. False when the list is stopped: then the page must go to the buddy
-    /// allocator.
-    #[inline]
-    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, mt: MigrateType, zone: ZoneId) -> bool {
-        let Some(lists) = self.own_pcp(zone) else { return false };
-        lists.free(page, pfn, mt);
+    /// Frees a buddy block to this CPU's lists. False when they do not keep it: then it must go to the buddy allocator.
+    #[inline(always)]
+    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, of: ListOf) -> bool {
+        let cpu = self.own_cpu();
+        let Some(lists) = cpu.lists(of.zone).filter(|lists| lists.keeps(of.order)) else { return false };
+        lists.free(page, pfn, of.order, of.mt);
         true
+    }
+
+    /// Moves the pageblocks on this CPU's lists of `zones` to the buddy allocator. False when there are none.
+    pub(crate) fn flush_own_pageblocks(&self, zones: Zonelist) -> bool {
+        let cpu = self.own_cpu();
+        let mut any = false;
+        for zone in zones {
+            let Some(lists) = cpu.lists(zone) else { continue };
+            let count = lists.pcp.pageblocks.count();
+            if count > 0 {
+                lists.pcp.flush(self, zone, Order::PAGEBLOCK, count);
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+impl<P: Platform> OwnCpu<'_, P> {
+    /// Its node.
+    #[inline]
+    pub(crate) fn node(&self) -> NodeId {
+        self.cpu.node()
+    }
+
+    /// Its lists of `zone`; none while they are stopped.
+    #[inline(always)]
+    pub(crate) fn lists(&self, zone: ZoneId) -> Option<PcpOwner<'_, P>> {
+        let pcp = self.cpu.zone(zone);
+        let early = variant::is(Variant::LimitsReadEarly).then(|| self.limits_of_before(pcp));
+        let mut limits = early.unwrap_or_else(|| pcp.limits());
+        if limits.high == PcpLimits::OFF.high {
+            if !variant::is(Variant::StoppedListKeepsPages) {
+                return None;
+            }
+            limits.high = u32::MAX;
+        }
+        Some(PcpOwner { pcp, mm: self.mm, zone, limits })
+    }
+
+    /// Limits that were read when no grace period waited for this CPU.
+    fn limits_of_before(&self, pcp: &PcpZone) -> PcpLimits {
+        self.mm.platform.put_cpu();
+        let limits = pcp.limits();
+        spin_loop();
+        self.mm.platform.get_cpu();
+        limits
+    }
+}
+
+impl<P: Platform> Drop for OwnCpu<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.mm.platform.put_cpu();
     }
 }
 
 impl<P: Platform> PcpOwner<'_, P> {
-    /// Takes a page of type `mt` and makes it an allocated one.
-    #[inline]
-    pub(crate) fn allocate(&self, mt: MigrateType, holder: HolderWord) -> Option<Pfn> {
-        let (pfn, page) = self.pcp.pop(&self.mm.sparse, mt, self.zone)?;
+    /// Whether buddy blocks of `order` are put on the lists. Pageblocks from a time when they were kept may be there in
+    /// any case.
+    #[inline(always)]
+    pub(crate) fn keeps(&self, order: Order) -> bool {
+        order == Order::PAGE || self.limits.large > 0
+    }
+
+    /// Pageblocks that a refill brings.
+    pub(crate) fn large_batch(&self) -> u32 {
+        self.limits.large_batch()
+    }
+
+    /// Takes a buddy block of `order` and type `mt` and makes it an allocated one.
+    #[inline(always)]
+    pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HolderWord) -> Option<Pfn> {
+        let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt, zone: self.zone })?;
         page.set_holder(holder);
-        page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.zone));
+        page.set_state(PageState::new(Kind::Allocated, order, self.zone));
         Some(pfn)
     }
 
-    /// Frees one page to the list of type `mt`, and flushes a batch when there are too many.
-    #[inline]
-    pub(crate) fn free(&self, page: &Page, pfn: Pfn, mt: MigrateType) {
-        if self.pcp.push(page, pfn, mt, self.zone) >= self.high {
-            self.pcp.flush(self.mm, self.zone, self.batch);
+    /// Frees a buddy block to the list of its `order` and type `mt`, and flushes a batch when there are too many.
+    #[inline(always)]
+    pub(crate) fn free(&self, page: &Page, pfn: Pfn, order: Order, mt: MigrateType) {
+        let limits = self.limits;
+        let (too_many, batch) = match order {
+            Order::PAGE => (limits.high, limits.batch.into()),
+            _ => (u32::from(limits.large) + 1, limits.large_batch()),
+        };
+        if self.pcp.push(page, pfn, ListOf { order, mt, zone: self.zone }) >= too_many {
+            self.pcp.flush(self.mm, self.zone, order, batch);
         }
     }
 
-    /// Moves pages of type `mt` from the buddy allocator to the list, as many as a refill brings (Linux
-    /// `rmqueue_bulk`, `nr_pcp_alloc`).
-    pub(crate) fn refill(&self, mt: MigrateType) {
+    /// Moves buddy blocks of `order` and type `mt` from the buddy allocator to the list, as many as a refill brings
+    /// (Linux `rmqueue_bulk`, `nr_pcp_alloc`).
+    pub(crate) fn refill(&self, order: Order, mt: MigrateType) {
+        let of = ListOf { order, mt, zone: self.zone };
         let mut zone = self.mm.lock_zone(self.zone);
-        for _ in 0..self.batch {
-            let Some(block) = zone.rmqueue(Order::PAGE, mt) else { break };
-            self.pcp.push(block.head(), block.pfn(), mt, self.zone);
+        if order == Order::PAGE {
+            let mut left = u32::from(self.limits.batch);
+            while left > 0
+                && let Some(run) = zone.rmqueue_run(mt, left)
+            {
+                left -= run.order().pages();
+                // The first page of the run comes to the head of the list, and is used first.
+                for page in (0..run.order().pages()).rev() {
+                    let pfn = run.pfn().add(page);
+                    self.pcp.push(run.section_pages().page(pfn), pfn, of);
+                }
+            }
+        } else {
+            for _ in 0..self.limits.large_batch() {
+                let Some(block) = zone.rmqueue(order, mt) else { break };
+                self.pcp.push(block.head(), block.pfn(), of);
+            }
         }
-    }
-}
-
-impl<P: Platform> Drop for PcpOwner<'_, P> {
-    #[inline]
-    fn drop(&mut self) {
-        self.mm.platform.put_cpu();
     }
 }
 

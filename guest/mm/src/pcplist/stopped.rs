@@ -9,14 +9,14 @@
 
 use super::PcpZone;
 use crate::Mm;
-use crate::addr::Pfn;
+use crate::addr::{Order, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::ZoneId;
-use crate::page::{Link, Page};
+use crate::page::Page;
 use crate::platform::Platform;
 use crate::sync::{Ordering::Relaxed, spin_loop};
 use crate::variant::{self, Variant};
-use crate::zone::{PCP_OFF, Zone};
+use crate::zone::{PcpLimits, Zone};
 
 /// Longest drain under one hold of the zone lock, in batches.
 const DRAIN_BATCHES: u32 = 32;
@@ -62,7 +62,7 @@ impl<P: Platform> Mm<P> {
 
     /// From now on until [`restore`](Self::restore) no CPU uses its lists of `zones`.
     fn stop(&self, zones: &[Zone], held: &HotplugHeld) {
-        let off = || zones.iter().for_each(|zone| self.publish_pcp_limits(zone.id(), PCP_OFF, held));
+        let off = || zones.iter().for_each(|zone| self.publish_pcp_limits(zone.id(), PcpLimits::OFF, held));
         let look_empty = || zones.iter().all(|zone| self.pcp_pages(zone.id()) == 0);
         if variant::is(Variant::LimitsAfterGrace) {
             self.platform.synchronize();
@@ -88,7 +88,7 @@ impl<P: Platform> Mm<P> {
         if variant::is(Variant::LimitsAfterDrain) {
             self.platform.synchronize();
             self.lists(zone).for_each(|lists| while lists.drain_some() {});
-            self.publish_pcp_limits(zone, PCP_OFF, held);
+            self.publish_pcp_limits(zone, PcpLimits::OFF, held);
             return;
         }
         let early = variant::is(Variant::DrainCountsBefore)
@@ -139,27 +139,36 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
         self.pcp.count()
     }
 
-    /// The pages on the lists.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, &'m Page)> + use<'m, P> {
-        let (sparse, mut lists) = (&self.mm.sparse, self.pcp.first.each_ref().map(|first| first.get()));
-        core::iter::from_fn(move || {
-            let list = lists.iter_mut().find(|first| **first != Link::NONE)?;
-            let pfn = list.pfn()?;
-            let page = sparse.page(pfn);
-            *list = page.next();
-            Some((pfn, page))
+    /// The buddy blocks on the lists: their heads and their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, &'m Page, Order)> + use<'m, P> {
+        let (sparse, pcp) = (&self.mm.sparse, self.pcp);
+        let lists = [Order::PAGE, Order::PAGEBLOCK].into_iter().flat_map(move |order| {
+            pcp.list(order).first.each_ref().into_iter().map(move |first| (first.get(), order))
+        });
+        lists.flat_map(move |(first, order)| {
+            let mut next = first;
+            core::iter::from_fn(move || {
+                let pfn = next.pfn()?;
+                let page = sparse.page(pfn);
+                next = page.next();
+                Some((pfn, page, order))
+            })
         })
     }
 
-    /// Moves one hold's worth of pages to the buddy allocator. False when there were none.
+    /// Moves one hold's worth of buddy blocks to the buddy allocator. False when there were none.
     pub(super) fn drain_some(&self) -> bool {
-        let count = self.count();
+        // The limits of the CPU are those of stopped lists.
+        let batch = u32::from(self.mm.zone(self.zone).pcp_limits().batch);
+        let (order, most) = match self.pcp.pages.count() {
+            0 => (Order::PAGEBLOCK, DRAIN_BATCHES),
+            _ => (Order::PAGE, batch * DRAIN_BATCHES),
+        };
+        let count = self.pcp.list(order).count();
         if count == 0 {
             return false;
         }
-        // The limits of the CPU are those of stopped lists.
-        let (_, batch) = self.mm.zone(self.zone).pcp_limits();
-        self.pcp.flush(self.mm, self.zone, count.min(batch * DRAIN_BATCHES));
+        self.pcp.flush(self.mm, self.zone, order, count.min(most));
         true
     }
 }

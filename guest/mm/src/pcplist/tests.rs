@@ -18,9 +18,11 @@ use crate::options::MemoryContent;
 use crate::page_alloc::Gfp;
 use crate::pageblock::MigrateType;
 use crate::pageblock_set::PageblockSet;
+use crate::pcplist::ListOf;
 use crate::platform::FaultStep;
 use crate::sim::{Sim, SimMachine};
 use crate::sync::Ordering::Relaxed;
+use crate::zone::PcpLimits;
 use crate::{Mm, PerCpuPages, Pfn, steps};
 
 const BLOCK: SectionNr = SectionNr::new(32);
@@ -54,7 +56,8 @@ fn free_with_a_stale_type() {
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
 
-    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, stale, MOVABLE), "the list is stopped");
+    let of = ListOf { order: Order::PAGE, mt: stale, zone: MOVABLE };
+    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, of), "the list is stopped");
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
@@ -92,7 +95,8 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.drain_pcp(MOVABLE, hotplug.held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MigrateType::Movable, MOVABLE));
+    let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: MOVABLE };
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, of));
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
     mm.drain_pcp(MOVABLE, hotplug.held());
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
@@ -112,11 +116,12 @@ fn pitfall_3_drain_waits_for_a_refill() {
     thread::scope(|scope| {
         scope.spawn(move || {
             Sim::run_on(1, || {
-                let lists = mm.own_pcp(MOVABLE).unwrap();
+                let cpu = mm.own_cpu();
+                let lists = cpu.lists(MOVABLE).unwrap();
                 assert_eq!(mm.cpus()[1].zone(MOVABLE).count(), 0);
                 held.send(()).unwrap();
                 wait_refill.recv().unwrap();
-                lists.refill(MigrateType::Movable);
+                lists.refill(Order::PAGE, MigrateType::Movable);
                 assert!(mm.cpus()[1].zone(MOVABLE).count() > 0);
             });
         });
@@ -142,16 +147,16 @@ fn limits_are_published_before_the_grace_period() {
     let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(MOVABLE).limits());
     thread::scope(|scope| {
         // The grace period waits for the use of this list.
-        let used = mm.own_pcp(MOVABLE).unwrap();
+        let used = mm.own_cpu();
         scope.spawn(|| Sim::run_on(1, || drop(mm.zone_pcp_disable(MOVABLE))));
         let began = Instant::now();
-        while limits() != [crate::zone::PCP_OFF; 2] {
+        while limits() != [PcpLimits::OFF; 2] {
             assert!(began.elapsed() < LIMIT, "limits are {:?} in the grace period", limits());
             thread::yield_now();
         }
         let drains = mm.counters.pcp_drains.load(Relaxed);
         thread::sleep(Duration::from_millis(30));
-        assert_eq!(limits(), [crate::zone::PCP_OFF; 2], "drained while the list is in use, {drains}");
+        assert_eq!(limits(), [PcpLimits::OFF; 2], "drained while the list is in use, {drains}");
         drop(used);
     });
     assert_eq!(limits(), [mm.zone(MOVABLE).pcp_limits(); 2]);
@@ -212,7 +217,7 @@ fn limits_change_under_the_memory_hotplug_lock() {
 /// the ones of before, so a write is seen even if it writes the same value again.
 #[test]
 fn unchanged_limits_are_not_published() {
-    const PLANTED: (u32, u32) = (12_345, 6);
+    const PLANTED: PcpLimits = PcpLimits { high: 12_345, batch: 6, large: 0 };
     // With so many CPUs a list's share is at its lower bound, whatever the zone's exact size.
     let mm = SimMachine { cpus: 8, ..SimMachine::default() }.boot();
     let add = |nr| {
@@ -223,7 +228,7 @@ fn unchanged_limits_are_not_published() {
     mm.hotplug().offline_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
     let zone = mm.zone(MOVABLE);
     let (before, updates) = (zone.pcp_limits(), mm.stats().pcp_limit_updates);
-    let of_cpus = |limits: (u32, u32)| mm.cpus().iter().all(|cpu| cpu.zone(MOVABLE).limits() == limits);
+    let of_cpus = |limits: PcpLimits| mm.cpus().iter().all(|cpu| cpu.zone(MOVABLE).limits() == limits);
     assert!(of_cpus(before));
     mm.cpus().iter().for_each(|cpu| cpu.zone(MOVABLE).set_limits(PLANTED));
     mm.hotplug().online_pageblocks(BLOCK, PageblockSet::range(60..64)).unwrap();
@@ -241,7 +246,8 @@ fn unchanged_limits_are_not_published() {
 #[test]
 fn a_list_keeps_less_than_high_and_moves_a_batch() {
     let mm = machine();
-    let (high, batch) = mm.zone(MOVABLE).pcp_limits();
+    let PcpLimits { high, batch, .. } = mm.zone(MOVABLE).pcp_limits();
+    let batch = u32::from(batch);
     let count = || mm.cpus()[0].zone(MOVABLE).count();
     let pages: Vec<Pfn> = (0..=high).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
@@ -260,15 +266,15 @@ fn a_list_keeps_less_than_high_and_moves_a_batch() {
 #[test]
 fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
     let mm = machine();
-    let (_, batch) = mm.zone(MOVABLE).pcp_limits();
+    let limits = PcpLimits { high: 10_000, ..mm.zone(MOVABLE).pcp_limits() };
+    let batch = u32::from(limits.batch);
     let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let cpu = &mm.cpus()[0];
-    cpu.zone(MOVABLE).set_limits((10_000, batch));
+    cpu.zone(MOVABLE).set_limits(limits);
     pages.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
     let (hotplug, zones) = (mm.hotplug(), mm.zones().as_slice());
     let stopped = mm.stop_pcp(zones, hotplug.held());
-    mm.zone(MOVABLE).set_pcp_limits((10_000, batch));
     let lists = stopped.lists(MOVABLE).next().unwrap();
     for left in [600 - 32 * batch, 600 - 64 * batch, 0] {
         assert!(lists.drain_some());
@@ -321,7 +327,7 @@ fn a_stopped_list_is_passed_by() {
 #[should_panic(expected = "two threads are one CPU")]
 fn one_thread_at_a_time_is_a_cpu() {
     let mm = machine();
-    let _lists = mm.own_pcp(MOVABLE);
+    let _cpu = mm.own_cpu();
     thread::spawn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable))
         .join()
         .unwrap_or_else(|panic| resume_unwind(panic))
@@ -370,7 +376,7 @@ fn limits_are_those_of_before() {
     let limits = || [0, 1].map(|cpu: usize| mm.cpus()[cpu].zone(zone).limits());
     let before = limits();
     assert_eq!(before[0], mm.zone(zone).pcp_limits());
-    assert_ne!(before[0], crate::zone::PCP_OFF);
+    assert_ne!(before[0], PcpLimits::OFF);
     for after in [0, 1, 20, 31] {
         mm.platform().inject(FaultStep::Isolate, after);
         mm.hotplug().offline(BLOCK).unwrap_err();
@@ -385,4 +391,94 @@ fn limits_are_those_of_before() {
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     assert_eq!(limits(), before, "there and back");
     mm.check();
+}
+
+/// A machine whose Movable zone has 640 MiB, less the memmaps, all of it free.
+fn large_machine() -> &'static Mm<Sim> {
+    let mm = SimMachine { sections: 40, ..SimMachine::default() }.boot();
+    for nr in (0..5).map(|index| SectionNr::new(BLOCK.get() + index)) {
+        mm.hotplug().add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
+        mm.hotplug().online(nr, ZoneType::Movable).unwrap();
+    }
+    mm
+}
+
+/// Pageblocks come by halves of the limit, and go by halves when there are more of them than the limit. What is on
+/// the lists counts.
+#[test]
+fn pageblocks_are_kept_too() {
+    let mm = large_machine();
+    let limits = mm.zone(MOVABLE).pcp_limits();
+    assert_eq!((limits.large, limits.large_batch()), (4, 2));
+    let count = || mm.cpus()[0].zone(MOVABLE).pageblocks.count();
+    let free = || mm.zone(MOVABLE).free() / 512;
+    let all = free();
+    let blocks: Vec<Pfn> = (0..6).map(|_| mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap()).collect();
+    assert_eq!((count(), free()), (0, all - 6), "three refills of two");
+    for (&block, kept) in blocks.iter().zip([1, 2, 3, 4, 3, 4]) {
+        mm.free_pages(block, Order::PAGEBLOCK);
+        assert_eq!(count(), kept);
+        mm.check();
+    }
+    assert_eq!(mm.pcp_pages(MOVABLE), 4 * 512);
+    assert_eq!(mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable), Ok(blocks[5]), "the last that was freed");
+    assert_eq!(mm.stats().zones[2].pcp, 3 * 512);
+    drop(mm.zone_pcp_disable(MOVABLE));
+    assert_eq!((count(), free()), (0, all - 1));
+    mm.free_pages(blocks[5], Order::PAGEBLOCK);
+    mm.hotplug().offline(BLOCK).unwrap();
+    mm.check();
+}
+
+/// A page that a drain left on a list is named, with all pages of its pageblock.
+#[test]
+fn a_pageblock_on_a_list_is_in_the_way() {
+    let mm = large_machine();
+    let block = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+    mm.free_pages(block, Order::PAGEBLOCK);
+    let hotplug = mm.hotplug();
+    let pages = mm.sparse.pages(block.section()).unwrap();
+    mm.start_isolate(pages, pageblock_of(block)).unwrap();
+    let stuck = mm.test_pages_isolated(pages, pageblock_of(block));
+    assert_eq!((stuck.pages, stuck.listed), (512, 512));
+    mm.undo_isolate(pages, pageblock_of(block));
+    drop(hotplug);
+    mm.check();
+}
+
+/// Before a request is refused, the pageblocks of the CPU's own lists serve it, whatever its order.
+#[test]
+fn kept_pageblocks_are_not_missing() {
+    for order in [0, 3, 9, 10].map(Order::new) {
+        let mm = large_machine();
+        let mut held = Vec::new();
+        while let Ok(pfn) = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable) {
+            held.push(pfn);
+        }
+        let is_first = |pfn: &&Pfn| pfn.is_aligned(Order::MAX) && held.contains(&pfn.buddy(Order::PAGEBLOCK));
+        let first = *held.iter().find(is_first).unwrap();
+        for pfn in [first, first.buddy(Order::PAGEBLOCK)] {
+            mm.free_pages(pfn, Order::PAGEBLOCK);
+        }
+        assert_eq!(mm.cpus()[0].zone(MOVABLE).pageblocks.count(), 2);
+        mm.alloc_pages(order, Gfp::Movable).unwrap_or_else(|error| panic!("{order:?}: {error}"));
+        mm.check();
+    }
+}
+
+/// A zone that has become too small to keep pageblocks lets those that were kept go, and takes no more.
+#[test]
+fn pageblocks_are_not_kept_any_more() {
+    let mm = large_machine();
+    let block = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+    let count = || mm.cpus()[0].zone(MOVABLE).pageblocks.count();
+    assert_eq!(count(), 1);
+    let small = PcpLimits { large: 0, ..mm.zone(MOVABLE).pcp_limits() };
+    mm.cpus()[0].zone(MOVABLE).set_limits(small);
+    mm.free_pages(block, Order::PAGEBLOCK);
+    assert_eq!(count(), 1, "one more is not kept");
+    for left in [0, 0] {
+        mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).unwrap();
+        assert_eq!(count(), left);
+    }
 }

@@ -5,7 +5,7 @@
 use crate::addr::{Pfn, PfnRange};
 use crate::hotplug::HotplugHeld;
 use crate::node::{ZoneId, ZoneType};
-use crate::zone::{PCP_OFF, Watermark, Zone, pcp_limits, setup_watermarks};
+use crate::zone::{PcpLimits, Watermark, Zone, setup_watermarks};
 
 /// Lets an empty zone span so many pages.
 fn span(zone: &Zone, pages: u64) {
@@ -77,24 +77,30 @@ fn reserves_of_lower_zones() {
 }
 
 /// A batch is a power of two less one, at most 63; a list keeps its share of the low watermark, and at least four
-/// batches.
+/// batches. All CPUs together keep a 64th of a zone's pageblocks, and a CPU keeps 8 at most, and none when its share is
+/// below 4.
 #[test]
 fn limits_of_lists() {
     const GIB: u64 = 1 << 18;
-    for (pages, cpus, limits) in [
-        (0, 1, PCP_OFF),
-        (1000, 1, (78, 1)),
-        (GIB / 8, 1, (452, 7)),
-        (GIB, 1, (1286, 63)),
-        (GIB, 4, (321, 63)),
-        (GIB, 64, (252, 63)),
-        (64 * GIB, 1, (24_969, 63)),
+    for (pages, cpus, (high, batch, large)) in [
+        (0, 1, (0, 1, 0)),
+        (1000, 1, (78, 1, 0)),
+        (GIB / 8, 1, (452, 7, 0)),
+        (GIB / 2, 1, (905, 31, 4)),
+        (GIB, 1, (1286, 63, 8)),
+        (GIB, 2, (643, 63, 4)),
+        (GIB, 4, (321, 63, 0)),
+        (GIB, 64, (252, 63, 0)),
+        (64 * GIB, 1, (24_969, 63, 8)),
+        (64 * GIB, 64, (390, 63, 8)),
     ] {
-        assert_eq!(pcp_limits(&zones([0, pages, 0])[1], cpus), limits, "{pages} pages, {cpus} CPUs");
+        let limits = PcpLimits { high, batch, large };
+        assert_eq!(PcpLimits::of(&zones([0, pages, 0])[1], cpus), limits, "{pages} pages, {cpus} CPUs");
+        assert_eq!(PcpLimits::unpacked(limits.packed()), limits);
     }
     // All of its pages hold memmap.
     let (zone, held) = (&Zone::all()[0], HotplugHeld::without_mm());
     span(zone, 512);
     zone.add_present(512, &held);
-    assert_eq!(pcp_limits(zone, 1), (4, 1));
+    assert_eq!(PcpLimits::of(zone, 1), PcpLimits { high: 4, batch: 1, large: 0 });
 }

@@ -9,9 +9,12 @@
 //! Numbers such as S3.1 are those of the claims in `docs/features.toml`.
 
 use shuttle::thread;
-use tidevm_mm::sim::model::{Variant, alone};
+use tidevm_mm::sim::model::{Machine, Variant, alone};
 use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{Gfp, Mm, OfflineError, Options, Order, PcpPolicy, Pfn};
+use tidevm_mm::{
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, Order, PageblockSet, PcpPolicy, Pfn,
+    SectionNr,
+};
 
 use crate::machine::{
     BLOCK, BLOCKS, MOVABLE, Tenant, add, boot, in_schedule, movable_page, online, small, step_on,
@@ -332,4 +335,56 @@ fn offline_meets_an_owner_that_lets_go() {
             offline_with(mm, &[&|| tenant.release(mm, 0), &|| tenant.release(mm, 1)]);
         });
     });
+}
+
+/// Two CPUs, and a Movable zone that is large enough for them to keep pageblocks. Its memmaps are all zero, so that it
+/// is made in little time.
+fn boot_with_pageblocks() -> Machine {
+    const SECTIONS: u32 = 9;
+    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let machine = Machine::boot(&SimMachine { sections: 1 + SECTIONS, cpus: 2, options, ..small() });
+    for nr in (1..=SECTIONS).map(SectionNr::new) {
+        machine
+            .hotplug()
+            .add_memory(NodeId::FIRST, nr, PageblockSet::ALL, MemoryContent::Zero)
+            .expect("it is added");
+        online(&machine, nr);
+    }
+    machine
+}
+
+/// Lists are disabled while a CPU frees a pageblock, and takes others by a refill.
+fn disable_meets_pageblocks() {
+    let machine = boot_with_pageblocks();
+    let take = |mm: &Mm<Sim>| mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).expect("there is room");
+    let held = Sim::run_on(1, || take(&machine));
+    in_schedule(&machine, 512, |mm| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                Sim::run_on(1, || {
+                    mm.free_pages(held, Order::PAGEBLOCK);
+                    let [one, other] = [(); 2].map(|()| take(mm));
+                    [one, other].into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGEBLOCK));
+                });
+            });
+            let disabled = mm.zone_pcp_disable(MOVABLE);
+            assert_disabled(mm);
+            thread::yield_now();
+            assert_disabled(mm);
+            drop(disabled);
+        });
+        assert_enabled(mm);
+    });
+}
+
+/// S3.1, of pageblocks.
+#[test]
+fn v3_disable_meets_pageblocks() {
+    holds(disable_meets_pageblocks);
+}
+
+/// Limits that are published after the drain leave a pageblock behind too.
+#[test]
+fn a_pageblock_that_is_freed_after_the_drain_is_left_behind() {
+    fails(Variant::LimitsAfterDrain, &TORN, disable_meets_pageblocks);
 }

@@ -201,7 +201,7 @@ fn workers_and_allocations_race() {
     const WORKERS: usize = 2;
     const TAKERS: usize = 2;
     for _ in 0..4 {
-        let mm = deferred(WORKERS + TAKERS);
+        let mm = deferred(WORKERS + TAKERS + 1);
         let taken = AtomicU64::new(0);
         // All but a third of a section: watermarks and per-CPU lists keep some pages.
         let all = mm.stats().zones[0].managed;
@@ -225,7 +225,8 @@ fn workers_and_allocations_race() {
                     });
                 });
             }
-            scope.spawn(move || (0..3).map(|_| mm.check().pages).sum::<u64>());
+            let check = move || (0..3).map(|_| mm.check().pages).sum::<u64>();
+            scope.spawn(move || Sim::run_on(WORKERS + TAKERS, check));
         });
         assert_eq!(taken.load(SeqCst), u64::from(each) * TAKERS as u64);
         finish(mm);

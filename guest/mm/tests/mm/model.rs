@@ -175,7 +175,7 @@ fn two_threads() {
 }
 
 fn two_threads_with(policy: (InitPolicy, MemoryContent), node: NodeId) {
-    let mm = machine_with(2, policy, node);
+    let mm = machine_with(3, policy, node);
     let before = histogram(mm);
     let owners = Owners::new(36);
     let mut random = Random::new("model::two_threads");
@@ -192,7 +192,7 @@ fn two_threads_with(policy: (InitPolicy, MemoryContent), node: NodeId) {
             });
         }
         for _ in 0..20 {
-            mm.check();
+            Sim::run_on(2, || mm.check());
             std::thread::yield_now();
         }
     });

@@ -13,20 +13,21 @@ use std::string::String;
 
 use loom::cell::UnsafeCell;
 
-use crate::addr::{Pfn, SectionNr};
+use crate::addr::{Order, Pfn, SectionNr};
 use crate::grace::Passes;
 use crate::lock::Locks;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
-use crate::pcplist::PcpZone;
+use crate::pcplist::{ListOf, PcpZone};
 use crate::sparse::{SectionOwner, SectionState, Sparse};
 use crate::sync::tests::{fixed, machine, model};
 use crate::sync::yield_now;
-use crate::zone::PCP_OFF;
+use crate::zone::PcpLimits;
 
 const NR: SectionNr = SectionNr::new(1);
 const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
-const ON: (u32, u32) = (100, 7);
+const ON: PcpLimits = PcpLimits { high: 100, batch: 7, large: 0 };
+const LIST: ListOf = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: ZONE };
 
 struct Owner;
 
@@ -64,7 +65,7 @@ impl Machine {
 
     fn take_all(&self) -> u32 {
         let mut taken = 0;
-        while self.lists.pop(self.sparse, MigrateType::Movable, ZONE).is_some() {
+        while self.lists.pop(self.sparse, LIST).is_some() {
             taken += 1;
         }
         assert_eq!(self.lists.count(), 0, "pages on an empty list");
@@ -84,11 +85,11 @@ impl Machine {
         match mistake {
             Mistake::LimitsAfterGrace => {
                 self.synchronize();
-                self.lists.set_limits(PCP_OFF);
+                self.lists.set_limits(PcpLimits::OFF);
             }
-            Mistake::NoGrace => self.lists.set_limits(PCP_OFF),
+            Mistake::NoGrace => self.lists.set_limits(PcpLimits::OFF),
             Mistake::None | Mistake::LimitsReadOnce => {
-                self.lists.set_limits(PCP_OFF);
+                self.lists.set_limits(PcpLimits::OFF);
                 self.synchronize();
             }
         }
@@ -103,11 +104,11 @@ impl Machine {
         let mut before = None;
         for page in [7, 9] {
             self.passes[1].pass();
-            let (high, _) = before.unwrap_or_else(|| self.lists.limits());
-            before = (mistake == Mistake::LimitsReadOnce).then_some((high, 0));
-            if high != PCP_OFF.0 {
+            let limits = before.unwrap_or_else(|| self.lists.limits());
+            before = (mistake == Mistake::LimitsReadOnce).then_some(limits);
+            if limits.high > 0 {
                 let pfn: Pfn = NR.start().add(page);
-                right.with_mut(|_| self.lists.push(self.sparse.page(pfn), pfn, MigrateType::Movable, ZONE));
+                right.with_mut(|_| self.lists.push(self.sparse.page(pfn), pfn, LIST));
                 freed += 1;
             }
         }
