@@ -22,7 +22,7 @@ use crate::machine::{Mapping, PlainMachine};
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// A page allocator.
-pub trait PageAlloc: Sync {
+pub trait PageAlloc {
     /// Its name and version.
     const NAME: &'static str;
 

@@ -84,7 +84,7 @@ fn pair<const ORDER: u8>(table: &mut Table, what: &str) {
 }
 
 /// Time of a pair on one CPU, and then on two at once, of the slower one.
-fn pair_on_two<A: PageAlloc, const ORDER: u8>(of: &A) -> [f64; 2] {
+fn pair_on_two<A: PageAlloc + Sync, const ORDER: u8>(of: &A) -> [f64; 2] {
     const PAIRS: u32 = 500_000;
     let pairs = |()| {
         cpu(|| {
@@ -118,7 +118,7 @@ fn bulk(table: &mut Table) {
 }
 
 /// Times per page of the slower CPU: to take pages, and to give back as many, half of them the other's.
-fn bulk_on_two<A: PageAlloc>(of: &A) -> [f64; 2] {
+fn bulk_on_two<A: PageAlloc + Sync>(of: &A) -> [f64; 2] {
     let taken = at_once([(), ()], |()| {
         let mut pages = vec![0; EACH];
         let time = cpu(|| pages.iter_mut().for_each(|page| *page = of.alloc(0).expect("a page")));
