@@ -9,11 +9,10 @@ use tidevm_bench::table::{Row, Table};
 use tidevm_lab::qemu::{Hotplug, QemuConfig, QemuMachine, missing};
 use tidevm_machine::{GUEST_IMAGE, Size};
 
-const MEMORY_BLOCK_MIB: u64 = 128;
-const BLOCKS: u64 = 9;
-/// The most instructions per memory block, without the requests to the device.
-const MOST: u64 = 2000;
 const LIMIT: Duration = Duration::from_secs(60);
+/// The most instructions to follow a target of 1 GiB up and down, and for how much more memory at most twice as many.
+const MOST: [u64; 2] = [6_000, 10_000];
+const LARGE_GIB: u64 = 64;
 
 fn main() -> ExitCode {
     if let Some(missing) = missing() {
@@ -21,58 +20,88 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut table = Table::default();
-    table.section("Add and online a memory block of 128 MiB in the booted guest, page tables included");
-    for init in ["lazy", "eager"] {
-        match onlining(init) {
-            Ok(counts) => add(&mut table, init, &counts),
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::FAILURE;
-            }
+    match run(&mut table) {
+        Ok(()) => {
+            print!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
-    print!("{table}");
-    ExitCode::SUCCESS
 }
 
-fn add(table: &mut Table, init: &str, counts: &[u64]) {
-    let (first, others) = counts.split_first().expect("some blocks");
-    let most = others.iter().max().expect("more than one block");
-    for (which, count) in [("the first, which takes a page table", first), ("the others, at most", most)] {
-        let row = Row::new(format!("{init}: {which}"), format!("{count} instr."));
-        table.add(if init == "lazy" { row.target(format!("< {MOST}"), *count < MOST) } else { row });
+fn run(table: &mut Table) -> Result<(), String> {
+    table.section(
+        "A new target, from its interrupt to the report, driver and page tables included; interrupts not",
+    );
+    let [small, large] = [targets("lazy", 1)?, targets("lazy", LARGE_GIB)?];
+    for (at, what) in [(0, "first plug"), (2, "plug again")] {
+        rows(table, what, MOST[0], [small[at], large[at]]);
     }
+    rows(table, "unplug what nobody wanted", MOST[1], [small[1], large[1]]);
+    let [eager, ..] = targets("eager", 1)?;
+    table.add(Row::new("plug 1 GiB, eager", format!("{eager} instr.")));
+    table.section("Boot");
+    let boot = with_machine("lazy", 1, |machine| stat(machine, "boot_ticks"))?;
+    table.add(Row::new("from the first instruction to ready, on QEMU", format!("{boot} instr.")));
+    Ok(())
 }
 
-/// The instructions of each of the first memory blocks.
-fn onlining(init: &str) -> Result<Vec<u64>, String> {
+fn rows(table: &mut Table, what: &str, most: u64, [small, large]: [u64; 2]) {
+    let row = Row::new(format!("{what}, 1 GiB"), format!("{small} instr."));
+    table.add(row.target(format!("<= {most}"), small <= most));
+    let row = Row::new(format!("{what}, {LARGE_GIB} GiB"), format!("{large} instr."));
+    let ratio = large as f64 / small as f64;
+    table.add(row.beside(format!("1 GiB {small}"), ratio).target("<= 2 times", ratio <= 2.0));
+}
+
+/// The instructions of a target of `gib` GiB, of 0, and of `gib` GiB again.
+fn targets(init: &str, gib: u64) -> Result<[u64; 3], String> {
+    with_machine(init, gib, |machine| {
+        let mut counts = [0; 3];
+        for (count, target) in counts.iter_mut().zip([gib, 0, gib]) {
+            *count = follow(machine, Size::gib(target))?;
+        }
+        Ok(counts)
+    })
+}
+
+/// Runs `work` with a guest whose instructions are its clock, and a region of `gib` GiB.
+fn with_machine<R>(
+    init: &str,
+    gib: u64,
+    work: impl FnOnce(&mut QemuMachine) -> Result<R, String>,
+) -> Result<R, String> {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
     fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
     let mut options = QemuConfig::new(kernel.clone(), Size::mib(512));
-    options.hotplug = vec![Hotplug::new(Size::gib(2))];
+    options.hotplug = vec![Hotplug::new(Size::gib(gib))];
     options.icount = true;
     // QEMU's memory is zero, although QEMU does not promise it.
-    options.cmdline = format!("tidevm.zeroed=on tidevm.init={init}");
-    let counts = QemuMachine::start(&options).and_then(|mut machine| {
-        (1..=BLOCKS).map(|blocks| one_more(&mut machine, Size::mib(blocks * MEMORY_BLOCK_MIB))).collect()
-    });
+    options.cmdline = format!("tsc_early_khz=1000000 tidevm.zeroed=on tidevm.init={init}");
+    let result = QemuMachine::start(&options).and_then(|mut machine| work(&mut machine));
     drop(fs::remove_file(&kernel));
-    counts
+    result
 }
 
-/// Plugs one more memory block, up to `size`. Returns the instructions that the guest reports.
-fn one_more(machine: &mut QemuMachine, size: Size) -> Result<u64, String> {
-    let before = stat(machine, "blocks.online")?;
+/// Sets a new target. Returns the instructions that the guest needed to follow it.
+fn follow(machine: &mut QemuMachine, size: Size) -> Result<u64, String> {
+    let before = stat(machine, "last_resize_ticks")?;
     machine.resize(0, size)?;
     machine.wait_plugged(0, size)?;
     // The device counts it as plugged before the guest is done.
     let deadline = Instant::now() + LIMIT;
-    while stat(machine, "blocks.online")? == before {
+    loop {
+        let ticks = stat(machine, "last_resize_ticks")?;
+        if ticks != before {
+            return Ok(ticks);
+        }
         if Instant::now() > deadline {
-            return Err(format!("waited {LIMIT:?} for a memory block to be online"));
+            return Err(format!("waited {LIMIT:?} for the guest to reach its target"));
         }
     }
-    stat(machine, "last_add_ticks")
 }
 
 /// The number for `name` in the guest's `stats`.

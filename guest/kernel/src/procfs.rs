@@ -47,7 +47,7 @@ pub fn vmstat() {
     for counter in abi::Stats::COUNTERS {
         println!("{} {}", counter.name(), (counter.read)(&record));
     }
-    // These five stand in no table of `tidevm_abi`: JSON shows every row of its tables, and the control channel
+    // These six stand in no table of `tidevm_abi`: JSON shows every row of its tables, and the control channel
     // carries every field of its records. Only a person at the console, the benchmark of the booted guest
     // (`tests/benches/guest.rs`) and its tests on QEMU (`tests/qemu.rs`) read them.
     for (name, value) in [
@@ -55,6 +55,7 @@ pub fn vmstat() {
         ("deferred_pages", stats.deferred_pages()),
         ("nr_isolate_pageblock", stats.zones.iter().map(|zone| zone.nr_isolate_pageblock).sum()),
         ("last_add_ticks", stamps::last_add()),
+        ("last_resize_ticks", stamps::last_resize()),
         ("boot_ticks", stamps::boot()),
     ] {
         println!("{name} {value}");

@@ -32,9 +32,9 @@ use super::{Action, Driver};
 use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
 
-/// Most bytes of memory blocks in one `RemoveMemoryBlocks`. After each the host gets the memory back, and a new target
-/// is seen.
-const MOST_TO_REMOVE: u64 = 8 << 30;
+/// Most device blocks of one `RemoveMemoryBlocks`: one UNPLUG gives all of them back. A guest for which that takes long ends
+/// the action early ([`Outcome::Part`](super::Outcome::Part)), so that the host gets back what is there.
+const MOST_TO_REMOVE: u64 = u16::MAX as u64;
 
 impl Driver {
     /// The next action. No device block is uncertain, and the configuration has been read.
@@ -151,7 +151,7 @@ impl Driver {
                 }
                 self.region.removed_from = top.first();
             } else if self.fits(top.count(), excess) {
-                let most = excess.min(geometry.blocks(MOST_TO_REMOVE)).min(run.count());
+                let most = excess.min(MOST_TO_REMOVE).min(run.count());
                 let count = (most - most % geometry.per_memory_block).max(top.count());
                 let whole = top.count() == geometry.per_memory_block;
                 return Some(self.remove(if whole {

@@ -1,5 +1,5 @@
 //! Time stamps for measurements: when boot reached its milestones, in ticks of the time-stamp counter since the
-//! kernel's first instructions, and how many ticks it took to add the last memory block.
+//! kernel's first instructions, and how many ticks it took to add memory and to follow a new target.
 //!
 //! Takes the place of Linux's `initcall_debug` and boot tracing. Every stamp is written by one CPU; readers
 //! tolerate a stamp that is not written yet.
@@ -21,8 +21,14 @@ static INITIALISED: AtomicU64 = AtomicU64::new(0);
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 /// The boot CPU is about to enter its job loop.
 static READY: AtomicU64 = AtomicU64::new(0);
-/// Ticks that the last hot-added memory block took.
+/// Ticks that the memory took that was added last.
 static LAST_ADD: AtomicU64 = AtomicU64::new(0);
+/// Ticks in which the CPUs were halted.
+static HALTED: AtomicU64 = AtomicU64::new(0);
+/// When the last new target was seen, and how long the CPUs had been halted then.
+static TARGET_SEEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// Ticks from then until it was reached, without those in which the CPUs were halted.
+static LAST_RESIZE: AtomicU64 = AtomicU64::new(0);
 
 /// The kernel starts.
 pub fn start() {
@@ -76,13 +82,37 @@ pub fn times() -> BootTimes {
     }
 }
 
-/// A memory block was added, or failed to be added, since `began`. The time counts from when the device had
-/// plugged the device block.
+/// A CPU was halted since `began`. The interrupt that ended it counts too.
+pub fn halted(began: Instant) {
+    HALTED.fetch_add(Instant::now().0 - began.0, Ordering::Relaxed);
+}
+
+/// A driver learns that there may be a new target.
+pub fn target_seen() {
+    let now = [Instant::now().0, HALTED.load(Ordering::Relaxed)];
+    TARGET_SEEN.iter().zip(now).for_each(|(stamp, now)| stamp.store(now, Ordering::Relaxed));
+}
+
+/// A driver reports that the last target is reached.
+pub fn target_reached() {
+    let [seen, halted] = TARGET_SEEN.each_ref().map(|stamp| stamp.load(Ordering::Relaxed));
+    let all = Instant::now().0 - seen;
+    LAST_RESIZE.store(all - (HALTED.load(Ordering::Relaxed) - halted), Ordering::Relaxed);
+}
+
+/// Ticks from when the last target was seen until it was reached, without those in which the CPUs were halted. On one
+/// CPU, where instructions are the clock (QEMU's `-icount shift=0`), they are instructions.
+pub fn last_resize() -> u64 {
+    LAST_RESIZE.load(Ordering::Relaxed)
+}
+
+/// A memory block or several were added, or failed to be added, since `began`. The time counts from when the device
+/// had plugged the device blocks.
 pub fn added(began: Instant) {
     LAST_ADD.store(Instant::now().0 - began.0, Ordering::Relaxed);
 }
 
-/// Ticks that the last memory block took to add. Where instructions are the clock (QEMU's `-icount shift=0`),
+/// Ticks that the memory took that was added last. Where instructions are the clock (QEMU's `-icount shift=0`),
 /// they are instructions.
 pub fn last_add() -> u64 {
     LAST_ADD.load(Ordering::Relaxed)

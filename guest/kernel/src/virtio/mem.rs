@@ -26,7 +26,7 @@ use crate::console::println;
 use crate::cpu::time::Instant;
 use crate::job::{Job, Progress};
 use crate::mailbox;
-use crate::mem::{MM, lending};
+use crate::mem::{MM, lending, stamps};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
@@ -234,6 +234,7 @@ impl<T: Transport> MemDriver<T> {
         if self.reported != Some(resize) {
             self.reported = Some(resize);
             mailbox::report(Report::Resize(resize));
+            stamps::target_reached();
         }
         // A pause that has begun goes on: the job loop calls an idle job in each of its passes, and on a busy CPU a
         // pause that began anew each time would never end.
@@ -264,6 +265,7 @@ impl<T: Transport> MemDriver<T> {
 impl<T: Transport + Send> Job for MemDriver<T> {
     fn step(&mut self) -> Progress {
         if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
+            stamps::target_seen();
             self.driver.config_changed();
             self.retry_at = None;
         }

@@ -6,7 +6,7 @@ const GIB: u64 = 1 << 10;
 /// Device blocks of a GiB.
 const OF_A_GIB: u64 = GIB * MIB / BLOCK;
 
-/// At most eight requests take 64 GiB away, so the host has 8 GiB back after each.
+/// One request brings 64 GiB, and one takes them away.
 #[test]
 fn a_large_target_takes_few_requests_and_few_actions() {
     let mut guest = Guest::new(64 << 30, BLOCK);
@@ -14,11 +14,29 @@ fn a_large_target_takes_few_requests_and_few_actions() {
     let all = 64 * OF_A_GIB;
     assert_eq!(guest.run(|_| None), (vec![plug(0, all as u16), add(0, all)], Idle::Reached));
     guest.resize(0);
+    assert_eq!(guest.run(|_| None), (vec![remove_all(0, all), unplug(0, all as u16)], Idle::Reached));
+}
+
+/// No action takes more away than one request gives back.
+#[test]
+fn what_one_request_gives_back_bounds_how_many_memory_blocks_go() {
+    let mut guest = Guest::new(256 << 30, BLOCK);
+    guest.resize(256 * GIB);
+    guest.run(|_| None);
+    guest.resize(0);
     let (actions, idle) = guest.run(|_| None);
-    let down = (0..8).rev().map(|nr| 8 * nr * GIB);
-    let expected: Vec<_> =
-        down.flat_map(|mib| [remove_all(mib, 8 * OF_A_GIB), unplug(mib, 8 * OF_A_GIB as u16)]).collect();
-    assert_eq!((actions, idle), (expected, Idle::Reached));
+    let most = u64::from(u16::MAX) - u64::from(u16::MAX) % 64;
+    let (upper, lower) = (256 * OF_A_GIB - most, 256 * OF_A_GIB - 2 * most);
+    let mib = |device_block: u64| device_block * BLOCK / MIB;
+    let expected = [
+        remove_all(mib(upper), most),
+        unplug(mib(upper), most as u16),
+        remove_all(mib(lower), most),
+        unplug(mib(lower), most as u16),
+        remove_all(0, lower),
+        unplug(0, lower as u16),
+    ];
+    assert_eq!((&actions[..], idle), (&expected[..], Idle::Reached));
 }
 
 #[test]
