@@ -1,4 +1,5 @@
-//! Clocks: the CPU time of this thread for work of milliseconds, the wall clock for work of microseconds.
+//! Clocks: the CPU time of this thread for work of milliseconds, the wall clock for work of microseconds; and its page
+//! faults.
 #![expect(unsafe_code, reason = "asks the system for the thread's own time")]
 
 use std::time::Instant;
@@ -23,6 +24,18 @@ fn thread_time() -> f64 {
     let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(status, 0, "no clock of the thread");
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
+/// Page faults of this thread so far that needed no disk.
+#[must_use]
+pub fn page_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a local variable that the call may write, and a zeroed one is valid.
+    let usage = unsafe {
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0, "no usage of the thread");
+        usage.assume_init()
+    };
+    usage.ru_minflt as u64
 }
 
 /// The median of `values`.

@@ -6,4 +6,7 @@
 pub mod clock;
 pub mod count;
 pub mod machine;
+pub mod quiet;
+pub mod random;
+pub mod rivals;
 pub mod table;

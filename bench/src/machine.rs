@@ -2,19 +2,18 @@
 //!
 //! It takes the place of the guest kernel and adds no cost of its own. Unlike `tidevm_mm::sim` it checks nothing,
 //! so the hot paths are those of the guest. The memmap window is one mapping that takes memory only where it is
-//! touched, so machines of terabytes fit. Threads stand for CPUs, as with `sim`, and are on their honour.
+//! touched, so machines of terabytes fit.
 //!
 //! Invariant: the window and the table of sections live longer than the `Mm` that refers to them.
 #![expect(unsafe_code, reason = "maps memory, and implements the platform, whose contract is unsafe")]
 
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tidevm_mm::{
     DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
     PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
-    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, Sparse, ZoneType,
+    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse, ZoneType,
 };
 
 /// Size in bytes of the memmap of one section.
@@ -92,22 +91,24 @@ impl Drop for Mapping {
     }
 }
 
-thread_local! {
-    /// The CPU that this thread is. A kernel finds it in one load too.
-    static CPU: Cell<usize> = const { Cell::new(0) };
-}
-
 /// The platform under the memory management.
 pub struct Host {
     /// The content of pages; `None` on machines whose pages are never copied.
     memory: Option<Mapping>,
-    /// Threads that are in [`PlainMachine::on_cpus`].
-    running: AtomicUsize,
 }
 
-// SAFETY: the whole window is always readable and writable, and each section has its own part of it. A thread is one CPU,
-// and no other thread is the same one. `synchronize` is not called while several threads use `mm`, so every other CPU
-// is outside of it then.
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Makes this thread CPU `cpu` of the machines that it uses. No other thread may be that CPU of the same machine.
+pub fn become_cpu(cpu: usize) {
+    CPU.set(cpu);
+}
+
+// SAFETY: the whole window is always readable and writable, and each section has its own part of it. A thread is one
+// CPU (contract of `become_cpu`). Memory comes and goes only while one thread uses the machine, so every other CPU is
+// outside of `mm` when `synchronize` is called.
 unsafe impl Platform for Host {
     #[inline]
     fn this_cpu(&self) -> usize {
@@ -153,11 +154,17 @@ unsafe impl Platform for Host {
         Ok(())
     }
 
+    fn prepare(&self, _: SectionRange) -> Result<(), NoPageTable> {
+        Ok(())
+    }
+
+    fn map_prepared_direct(&self, _: PfnRange) {}
+
+    fn release(&self, _: SectionRange) {}
+
     fn unmap_direct(&self, _: PfnRange) {}
 
-    fn synchronize(&self) {
-        assert_eq!(self.running.load(SeqCst), 0, "other CPUs are not waited for");
-    }
+    fn synchronize(&self) {}
 }
 
 /// The properties of a machine.
@@ -206,11 +213,11 @@ impl Spec {
         // user of the reference.
         let sections = unsafe { std::slice::from_raw_parts(table.start().cast::<Section>(), sections) };
         let memory = self.with_content.then(|| Mapping::new((self.boot + self.region) as usize));
-        let per_cpu: Box<[PerCpuPages]> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
+        let per_cpu: &'static [PerCpuPages] = Box::leak((0..self.cpus).map(|_| PerCpuPages::new()).collect());
         // SAFETY: the window is a mapping of its own with room for the memmaps of all sections, and it lives longer
         // than `mm`.
         let sparse = unsafe { Sparse::new(NonNull::new(window.start().cast()).expect("not at 0"), sections) };
-        let mm = Mm::new(Host { memory, running: AtomicUsize::new(0) }, sparse, Box::leak(per_cpu));
+        let mm = Mm::new(Host { memory }, sparse, per_cpu);
         work(&PlainMachine { spec: self, mm })
     }
 }
@@ -268,29 +275,30 @@ impl PlainMachine {
         (first..first + count).map(SectionNr::new)
     }
 
-    /// Runs `work` as each of `cpus` CPUs at once, and returns what the slowest of them returned.
+    /// Adds the whole region as one range of memory blocks, in the Movable zone.
     ///
     /// # Panics
-    /// When `work` does.
-    pub fn on_cpus(&self, cpus: usize, work: impl Fn() -> f64 + Sync) -> f64 {
-        let running = &self.mm.platform().running;
-        let (start, work) = (std::sync::Barrier::new(cpus), &work);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..cpus)
-                .map(|cpu| {
-                    let start = &start;
-                    scope.spawn(move || {
-                        CPU.set(cpu);
-                        running.fetch_add(1, SeqCst);
-                        start.wait();
-                        let result = work();
-                        running.fetch_sub(1, SeqCst);
-                        result
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().expect("it ends")).fold(0.0, f64::max)
-        })
+    /// When that fails.
+    pub fn plug_all(&self) {
+        let flags = self.spec.content;
+        let hotplug = self.mm.hotplug();
+        hotplug
+            .add_and_online_memory(NodeId::FIRST, self.region(), 1, ZoneType::Movable, flags, || true)
+            .expect("a region that is not there");
+    }
+
+    /// Takes the whole region away again.
+    ///
+    /// # Panics
+    /// When a page of it is in use.
+    pub fn unplug_all(&self) {
+        self.mm.hotplug().offline_and_remove_from_end(self.region(), || true).expect("nothing is in use");
+    }
+
+    /// The sections of the region.
+    fn region(&self) -> SectionRange {
+        let first = SectionNr::new((self.spec.boot / SECTION_SIZE) as u32);
+        SectionRange::new(first, (self.spec.region / SECTION_SIZE) as u32).expect("the table has all of them")
     }
 
     /// Gives the content of all pages its memory.

@@ -1,7 +1,7 @@
 //! Contiguous allocations that move data out of their way, and the number of drains of per-CPU lists, in a booted
 //! guest.
 
-use tidevm_machine::Config;
+use tidevm_machine::{Config, InitPolicy};
 use tidevm_tests::{Session, Test, machine, run, run_checked};
 
 pub const TESTS: &[Test] = &[
@@ -59,8 +59,9 @@ fn a_buffer_beside_churn_comes_or_does_not() {
 
 /// S3.7, S3.8: taking a memory block offline needs one drain, not one per pageblock, with load on two CPUs.
 fn offlining_drains_once() {
+    // Eagerly, because deferred memory needs no drain.
     let session = run(
-        Config { cpus: 2, ..machine(512 << 20) },
+        Config { cpus: 2, init: InitPolicy::Eager, ..machine(512 << 20) },
         "plug 512M
          churn 2 threads for 3s as storm
          resize 384M within 60s

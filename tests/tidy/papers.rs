@@ -91,7 +91,7 @@ fn clap_item(name: &str, items: &BTreeMap<&str, Vec<&str>>) -> Command {
             is_subcommand |= text == "#[command(subcommand)]";
         } else if word.starts_with(|c: char| c.is_uppercase()) {
             let inner = text[word.len()..].trim_matches(|c| matches!(c, '(' | ')' | ','));
-            let inner = inner.trim_start_matches("Box<").trim_end_matches('>');
+            let inner = inner.trim_start_matches("Later<").trim_start_matches("Box<").trim_end_matches('>');
             command.subcommands.insert(kebab(word), clap_item(inner, items));
             variant = text.ends_with('{').then(|| kebab(word));
         } else if let Some((field, of)) =
@@ -263,7 +263,7 @@ pub struct Cli {
 pub enum Action {
     /// Shows it
     Demo,
-    Run(Box<Run>),
+    Run(Later<Box<Run>>),
     Script {
         #[command(subcommand)]
         action: ScriptAction,

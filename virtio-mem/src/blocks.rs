@@ -1,12 +1,11 @@
 //! Ranges and sets of device blocks. A device block is named by its index in the region.
 //!
-//! Mirrors the bitmaps of QEMU's `hw/virtio/virtio-mem.c` and of Linux's `virtio_mem.c`. Device and driver
-//! both use [`BlockBitmap`]: the device for the plugged device blocks, the driver for what it believes. The bitmap
-//! works on whole words, so a request for 65535 device blocks costs a thousand steps.
+//! Mirrors the bitmaps of QEMU's `hw/virtio/virtio-mem.c` and of Linux's `virtio_mem.c`. [`BlockBitmap`] has the
+//! device's plugged device blocks; the driver keeps runs. The bitmap works on whole words, so a request for 65535 device
+//! blocks costs a thousand steps.
 //!
 //! Invariants of [`BlockBitmap`]: `count` is the number of set bits; bits at and above `len` are clear.
 
-use alloc::collections::TryReserveError;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -46,6 +45,12 @@ impl BlockRange {
     #[must_use]
     pub const fn end(self) -> u64 {
         self.first + self.count
+    }
+
+    /// The device blocks that are in both ranges.
+    pub(crate) fn overlap(self, other: BlockRange) -> BlockRange {
+        let first = self.first.max(other.first);
+        BlockRange::new(first, self.end().min(other.end()).saturating_sub(first))
     }
 }
 
@@ -134,60 +139,6 @@ impl BlockBitmap {
             from = run.end();
             Some(run)
         })
-    }
-
-    /// Extends the set to a region of `len` device blocks, unless it covers that many already.
-    pub(crate) fn try_grow(&mut self, len: u64) -> Result<(), TryReserveError> {
-        if len > self.len {
-            // A length beyond `usize` fails in the reservation.
-            let words = usize::try_from(len.div_ceil(WORD)).unwrap_or(usize::MAX);
-            self.words.try_reserve(words - self.words.len())?;
-            self.words.resize(words, 0);
-            self.len = len;
-        }
-        Ok(())
-    }
-
-    /// Whether `block` is in the set.
-    pub(crate) fn contains(&self, block: u64) -> bool {
-        self.words.get((block / WORD) as usize).is_some_and(|word| word >> (block % WORD) & 1 != 0)
-    }
-
-    /// The first device block at or after `from` that is in the set.
-    pub(crate) fn next_set(&self, from: u64) -> Option<u64> {
-        self.next_bit(from, true)
-    }
-
-    /// The first device block at or after `from` that is not in the set. It may lie beyond the region.
-    pub(crate) fn next_clear(&self, from: u64) -> u64 {
-        self.next_bit(from, false).unwrap_or(from.max(self.len))
-    }
-
-    /// The last device block below `end` that is in the set.
-    pub(crate) fn last_set(&self, end: u64) -> Option<u64> {
-        self.last_bit(end.min(self.len), true)
-    }
-
-    /// The last device block below `end` that is not in the set.
-    pub(crate) fn last_clear(&self, end: u64) -> Option<u64> {
-        match end.checked_sub(1) {
-            Some(last) if last >= self.len => Some(last),
-            _ => self.last_bit(end, false),
-        }
-    }
-
-    /// The last device block below `end` whose bit is `value`. `end` is at most the region's length.
-    fn last_bit(&self, end: u64, value: bool) -> Option<u64> {
-        let flip = if value { 0 } else { u64::MAX };
-        let mut above = end.div_ceil(WORD) * WORD - end;
-        for word in (0..end.div_ceil(WORD)).rev() {
-            let bits = (self.words[word as usize] ^ flip) & (u64::MAX >> above);
-            if let Some(bit) = bits.checked_ilog2() {
-                return Some(word * WORD + u64::from(bit));
-            }
-            above = 0;
-        }
-        None
     }
 
     /// The first device block at or after `from` whose bit is `value`. For a clear bit this may be the device

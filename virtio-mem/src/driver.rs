@@ -12,8 +12,8 @@
 //! - After ERROR the driver asks the device which device blocks are plugged, and goes on.
 //! - No failure stops the driver for good.
 //!
-//! The files: `geometry` divides the region, `region` is the driver's view of the device blocks, `plan` picks the
-//! next action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an
+//! The files: `geometry` divides the region, `runs` is a set of device blocks, `region` is the driver's view of them as
+//! four sets, `plan` picks the next action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an
 //! error, `idle` says when to try again.
 //!
 //! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
@@ -24,6 +24,7 @@ mod idle;
 mod outcome;
 mod plan;
 mod region;
+mod runs;
 mod uncertain;
 
 pub use self::geometry::ConfigError;
@@ -50,27 +51,27 @@ pub struct DriverConfig {
 /// An action that the driver asks the guest to carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the configuration space, or at least the fields that change at run time, under one configuration generation.
+    /// Read the configuration space, or at least the fields at [`RUN_TIME_OFFSETS`](crate::wire::RUN_TIME_OFFSETS), under
+    /// one configuration generation. In place of the others, those of the first read and [`Driver::plugged_size`] will do.
     /// Completed by [`Outcome::Config`] or [`Outcome::Failed`].
     ReadConfig,
     /// Send the request and wait for the response. Completed by [`Outcome::Response`],
     /// [`Outcome::NoResponse`] or, only when it was not sent, [`Outcome::Failed`].
     Send(Request),
-    /// Add a memory block and bring it online. Completed, as are the actions below, by [`Outcome::Done`] or,
-    /// with nothing changed, [`Outcome::Failed`].
-    AddMemoryBlock {
-        /// Guest-physical address of the memory block.
+    /// Add memory blocks and bring them online, from the first on. Completed by [`Outcome::Done`], [`Outcome::Part`] or,
+    /// with nothing changed, [`Outcome::Failed`]. The range is made of whole memory blocks, or it is the plugged part of
+    /// one. The part includes the memmap if that lies in the memory block, and the guest must not access the other parts.
+    AddMemoryBlocks {
+        /// Guest-physical address.
         addr: u64,
-        /// Guest-physical address of the plugged part, which includes the memmap if that lies in the memory
-        /// device block. The guest must not access the other parts.
-        start: u64,
-        /// Size of the plugged part in bytes.
+        /// Size in bytes.
         size: u64,
-        /// Whether the part that holds the memmap is unused since the device plugged it. Then it still has the
-        /// content that the device gave it, which is zeros on devices that promise zeros.
+        /// Whether the memmaps in the range are unused since the device plugged them. Then they still have the content
+        /// that the device gave them, which is zeros on devices that promise zeros.
         fresh: bool,
     },
-    /// Give newly plugged memory of an online memory block to the allocator.
+    /// Give newly plugged memory of an online memory block to the allocator. Completed, as is the action below, by
+    /// [`Outcome::Done`] or, with nothing changed, [`Outcome::Failed`].
     OnlineDeviceBlocks {
         /// Guest-physical address.
         addr: u64,
@@ -84,10 +85,13 @@ pub enum Action {
         /// Size in bytes.
         size: u64,
     },
-    /// Take a memory block offline and remove it.
-    RemoveMemoryBlock {
+    /// Take memory blocks offline and remove them, from the last on. Completed as [`Action::AddMemoryBlocks`]. The range is
+    /// made of whole memory blocks, of which the last may end with the region.
+    RemoveMemoryBlocks {
         /// Guest-physical address.
         addr: u64,
+        /// Size in bytes.
+        size: u64,
     },
     /// Do nothing until [`Driver::config_changed`] or [`Driver::retry`].
     Idle(Idle),
@@ -108,6 +112,15 @@ pub enum Outcome {
     Done,
     /// The action was not carried out, and nothing changed.
     Failed(IdleReason),
+    /// Only some memory blocks of the range were added or removed: the first ones of a range to add, the last ones of a
+    /// range to remove.
+    Part {
+        /// Bytes of the range that were carried out, in whole memory blocks. Less than all.
+        done: u64,
+        /// Why the next memory block was not added or removed. `None` when it was not tried, because a config
+        /// notification came or the guest had something else to do.
+        failed: Option<IdleReason>,
+    },
 }
 
 /// The driver of one virtio-mem device.
@@ -196,10 +209,14 @@ impl Driver {
             Action::Idle(self.back_off.idle(reason))
         } else if self.unplug_all {
             Action::Send(Request { kind: RequestKind::UnplugAll, addr: 0, nb_blocks: 0 })
-        } else if let Some(question) = self.question() {
-            Action::Send(question)
         } else {
-            self.plan()
+            let question = self.question();
+            let action = question.map_or_else(|| self.plan(), Action::Send);
+            if !matches!(action, Action::Idle(_)) && self.region.try_reserve().is_err() {
+                // The outcome could not be recorded.
+                return Action::Idle(self.back_off.idle(IdleReason::NoMemory));
+            }
+            action
         }
     }
 
@@ -304,11 +321,6 @@ impl Driver {
     fn blocks(&self, addr: u64, size: u64) -> BlockRange {
         let geometry = &self.region.geometry;
         BlockRange::new(geometry.block(addr), geometry.blocks(size))
-    }
-
-    /// The memory block of an action at `addr`.
-    fn memory_block(&self, addr: u64) -> usize {
-        self.region.geometry.place(self.region.geometry.block(addr)).0
     }
 }
 

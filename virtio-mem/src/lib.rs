@@ -5,7 +5,7 @@
 //! wants plugged, and a config notification says that this has changed.
 //!
 //! The unit of plugging is the *device block* of `block_size` bytes. The guest adds and removes *memory blocks*,
-//! each of which is made of device blocks. Growing by 1 GiB and then shrinking by one memory block looks like
+//! each of which is made of device blocks. Growing by 1 GiB and then shrinking by two memory blocks looks like
 //! this (`mm` is the guest's memory management, KVM is one implementation of [`device::Backing`]):
 //!
 //! ```text
@@ -18,14 +18,14 @@
 //!    |                 | --------------------------------->|  plug(range)   |
 //!    |                 |                                   |--------------->|
 //!    |                 |   Ack                             |                |
-//!    | AddMemoryBlock  | <---------------------------------|                |
-//!    | <---------------|   (once per memory block)         |                |
+//!    | AddMemoryBlocks | <---------------------------------|                |
+//!    | <---------------|   (all eight)                     |                |
 //!    |                 |                                   |                |
-//!    |                 |   config notification             |  resize(896M)  |
+//!    |                 |   config notification             |  resize(768M)  |
 //!    |                 | <---------------------------------|                |
-//!    |RemoveMemoryBlock|   ReadConfig: requested = 896M    |                |
+//!    |RemoveMemoryBlocks   ReadConfig: requested = 768M    |                |
 //!    | <---------------| --------------------------------->|                |
-//!    |                 |   Send(Unplug, addr, 64 device blocks)   |                |
+//!    |                 |   Send(Unplug, addr, 128 device blocks)  |                |
 //!    |                 | --------------------------------->|  unplug(range) |
 //!    |                 |   Ack                             |--------------->|
 //!    |                 | <---------------------------------|                |

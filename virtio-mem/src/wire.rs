@@ -28,8 +28,9 @@ pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 /// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 
-/// Offset of the fields that change at run time: [`Config::usable_region_size`] and those behind it.
-pub const RUN_TIME_OFFSET: usize = offset_of!(ConfigBytes, usable_region_size);
+/// Offsets of the fields of eight bytes that the device changes of its own accord: [`Config::usable_region_size`] and
+/// [`Config::requested_size`].
+pub const RUN_TIME_OFFSETS: [usize; 2] = [offset_of!(ConfigBytes, usable_region_size), REQUESTED_SIZE_OFFSET];
 
 /// Offset of [`Config::requested_size`] in the configuration space.
 pub const REQUESTED_SIZE_OFFSET: usize = offset_of!(ConfigBytes, requested_size);
@@ -80,7 +81,7 @@ const _: () = {
     assert!(offset_of!(ConfigBytes, node_id) == 8);
     assert!(offset_of!(ConfigBytes, addr) == 16);
     assert!(offset_of!(ConfigBytes, region_size) == 24);
-    assert!(RUN_TIME_OFFSET == 32);
+    assert!(RUN_TIME_OFFSETS[0] == 32);
     assert!(offset_of!(ConfigBytes, plugged_size) == 40);
     assert!(REQUESTED_SIZE_OFFSET == 48);
 };

@@ -116,7 +116,12 @@ fn build() -> Result<PathBuf> {
         .args(["build", "--package", "tidevm-fuzz", "--features", "libfuzzer", "--bins", "--release"])
         .args(["--target", TRIPLE, "--target-dir"])
         .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"));
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
+        // Programs are released small; fuzzers are to be fast, and counters are added before anything is inlined.
+        .envs(
+            [("LTO", "off"), ("OPT_LEVEL", "3"), ("CODEGEN_UNITS", "16")]
+                .map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)),
+        );
     packages::run(&mut build)?;
     Ok(target_dir.join(TRIPLE).join("release"))
 }

@@ -9,6 +9,8 @@ mod memmap;
 mod offline;
 mod pages;
 mod recheck;
+mod rivals;
+mod two_cpus;
 
 use tidevm_bench::count;
 use tidevm_bench::table::Table;
@@ -18,11 +20,13 @@ type Group = (&'static str, fn(&mut Table));
 /// Work whose instructions are counted.
 pub type Counted = (&'static str, fn());
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 8] = [
     ("memmap", memmap::run),
     ("boot", boot::run),
     ("hotadd", hotadd::run),
     ("pages", pages::run),
+    ("rivals", rivals::run),
+    ("two_cpus", two_cpus::run),
     ("recheck", recheck::run),
     ("offline", offline::run),
 ];

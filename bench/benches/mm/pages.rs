@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidevm_bench::clock::{cpu, in_turns, median};
+use tidevm_bench::clock::{cpu, in_turns};
 use tidevm_bench::count::{counted, instructions};
 use tidevm_bench::machine::{PlainMachine, Spec};
 use tidevm_bench::table::{Row, Table, time};
@@ -14,11 +14,6 @@ use crate::Counted;
 const GIB: u64 = 1 << 30;
 const PAIRS: u32 = 2_000_000;
 const COUNTED_PAIRS: u32 = 1000;
-
-/// Pageblocks that are taken before one is given back.
-const BULK: usize = 400;
-/// Most that two CPUs may take in proportion to one.
-const TWO_CPUS: f64 = 1.05;
 
 pub const COUNTED: &[Counted] =
     &[("pair", count_pairs::<0>), ("pageblock pair", count_pairs::<PAGEBLOCK_ORDER>)];
@@ -49,19 +44,6 @@ pub fn run(table: &mut Table) {
             .target("<= 10 ns", block <= 10.0),
     );
     table.add(Row::new("two uncontended locks alone", time(lock)).beside(time(page), lock / page));
-    let [take, give] = bulk();
-    table.add(Row::new("a pageblock, taken in bulk", time(take)).target("<= 11 ns", take <= 11.0));
-    table.add(Row::new("a pageblock, given back at random", time(give)).target("<= 12 ns", give <= 12.0));
-    for (what, [one, two]) in
-        [("a page", on_two_cpus::<0>()), ("a pageblock", on_two_cpus::<PAGEBLOCK_ORDER>())]
-    {
-        let met = two / one <= TWO_CPUS;
-        table.add(
-            Row::new(format!("{what}, pair, two CPUs"), time(two))
-                .beside(format!("one CPU: {}", time(one)), two / one)
-                .target(format!("<= {TWO_CPUS}"), met),
-        );
-    }
     for (what, work) in [("a page", "pair"), ("a pageblock", "pageblock pair")] {
         match instructions(work) {
             Ok(count) => {
@@ -90,34 +72,6 @@ fn pairs<const ORDER: u8>(machine: &PlainMachine, count: u32) -> f64 {
         }
     };
     cpu(pairs) / f64::from(count)
-}
-
-/// Nanoseconds for a pageblock that is taken, and for one that is given back, where many are taken before. They go back
-/// in another order than they came.
-fn bulk() -> [f64; 2] {
-    Spec { region: GIB, ..Spec::new(GIB) }.with(|machine| {
-        prepare(machine);
-        // A step that has no divisor in common with the number visits all of them.
-        const STEP: usize = 147;
-        let (mut blocks, mut times) = (Vec::with_capacity(BULK), [const { Vec::new() }; 2]);
-        for _ in 0..101 {
-            let take = || machine.mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable).expect("a block");
-            times[0].push(cpu(|| (0..BULK).for_each(|_| blocks.push(take()))) / BULK as f64);
-            let give = |index| machine.mm.free_pages(blocks[index * STEP % BULK], Order::PAGEBLOCK);
-            times[1].push(cpu(|| (0..BULK).for_each(give)) / BULK as f64);
-            blocks.clear();
-        }
-        times.map(median)
-    })
-}
-
-/// Nanoseconds for a pair on one CPU while the other one is idle, and while it does the same.
-fn on_two_cpus<const ORDER: u8>() -> [f64; 2] {
-    Spec { region: 2 * GIB, cpus: 2, ..Spec::new(GIB) }.with(|machine| {
-        prepare(machine);
-        let run = |cpus| machine.on_cpus(cpus, || pairs::<ORDER>(machine, PAIRS));
-        in_turns(9, [&mut || run(1), &mut || run(2)])
-    })
 }
 
 fn stack_pairs(stack: &mut Vec<u32>) {

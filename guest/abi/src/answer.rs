@@ -18,7 +18,7 @@ pub enum Answer {
     Checked {
         /// Pages whose struct pages were checked.
         pages: u64,
-        /// Pages of deferred boot memory: their struct pages are not written yet.
+        /// Pages of deferred memory: their struct pages are not written yet.
         deferred: u64,
     },
     /// To [`Op::Hog`](crate::Op::Hog): the number asked for; for a partial one pages that fitted, at most that number.

@@ -86,7 +86,7 @@ pub enum InitPolicy {
     Eager,
     /// Those of boot memory on demand or in the background; those of added memory as with `Eager`.
     Deferred,
-    /// Each struct page when its page is first used.
+    /// Each struct page when its page is first used. A memory block is mapped when an allocation wants some of it.
     #[default]
     Lazy,
 }
@@ -102,8 +102,8 @@ impl fmt::Display for InitPolicy {
 }
 
 /// `tidevm.deferred_grow=on|off`: whether allocations that find too little memory initialise more of the
-/// boot memory that was left for later. `off` shows what happens without it: boot memory that is left for
-/// later counts as free, so that no memory is held back for page tables either.
+/// memory that was left for later. `off` shows what happens without it: boot memory that is left for
+/// later counts as free, so that no memory is held back for page tables either; plugged memory is not left for later.
 pub const DEFERRED_GROW: &str = "tidevm.deferred_grow";
 /// `tidevm.numa=MEMORY[:CPUS],...`: nodes in their order, each with so much of boot memory, in whole memory
 /// blocks from the lowest address up, and so many CPUs. Memory and CPUs in no node are on node 0. Without

@@ -120,7 +120,7 @@ pub struct Stats {
     pub memmap_altmap_pages: u64,
     /// Memory blocks that are online, those of boot memory included, initialised or deferred.
     pub blocks_online: u64,
-    /// Pages of boot memory that are free and deferred: not initialised yet. Free pages include them.
+    /// Pages that are free and deferred: not initialised yet, boot memory or plugged. Free pages include them.
     pub deferred_pages: u64,
     /// Pages migrated since boot.
     pub pages_migrated: u64,

@@ -84,7 +84,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
 /// run.
 fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Memblock) -> usize {
     let tables = &mut EarlyTables(memblock);
-    paging::protect_kernel(stack::is_boot_guard, tables).expect("no memory for the kernel's page tables");
+    paging::protect_kernel(stack::boot_guards(), tables).expect("no memory for the kernel's page tables");
     lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
     trap::init();
     let mut numa = Numa::new();

@@ -64,22 +64,20 @@ impl<T: Transport> Device<T> {
         transport.get_status().contains(DeviceStatus::FEATURES_OK).then_some(features)
     }
 
-    /// The reasons for which the interrupt was raised since the last call.
+    /// The reasons for which the interrupt was raised since the last call. The caller then looks at what they are about.
+    ///
+    /// The reasons are read once, and exactly those are acknowledged. Mirrors Linux's `vm_interrupt`. No reason is lost:
+    /// - A device changes its queue or its configuration first, then records the reason, then raises the interrupt. So a
+    ///   change whose reason was acknowledged came before the caller looks.
+    /// - A reason that comes between the read and the acknowledgement stays. On virtio-mmio its interrupt is an edge of its
+    ///   own, and `Line::fired` counts edges. On PCI the read acknowledges, and the line stays raised, so the interrupt
+    ///   comes as soon as the line is opened again.
     pub fn interrupts(&mut self) -> InterruptStatus {
         if !self.line.fired() {
             return InterruptStatus::empty();
         }
-        let mut all = InterruptStatus::empty();
-        // Repeat until there is no reason: one that comes between the read and the acknowledgement keeps the
-        // line raised, and an edge-triggered line would never change again.
-        loop {
-            let why = self.transport.ack_interrupt();
-            if why.is_empty() {
-                break;
-            }
-            all |= why;
-        }
+        let why = self.transport.ack_interrupt();
         self.line.rearm();
-        all
+        why
     }
 }

@@ -13,8 +13,8 @@ use core::fmt;
 use arrayvec::ArrayVec;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, PhysAddr, PhysRange, SectionNr};
-use crate::deferred::Unclaimed;
+use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, Pfn, PhysAddr, PhysRange, SectionNr};
+use crate::deferred::DEFERRED_RANGES;
 use crate::hotplug::Hotplug;
 use crate::memblock::{Memblock, Run};
 use crate::node::{ZoneId, ZoneType};
@@ -92,14 +92,14 @@ impl<P: Platform> Hotplug<'_, P> {
                 mm.free_boot_section(memblock, nr, self.held());
             }
         }
-        for (zone, unclaimed) in ZoneId::all().zip(later) {
-            let Some(unclaimed) = unclaimed else { continue };
-            for run in memblock.runs_of(zone, unclaimed.next) {
+        for (zone, later) in ZoneId::all().zip(later) {
+            let Some(Later { next, memmap }) = later else { continue };
+            for run in memblock.runs_of(zone, next) {
                 let prepared = mm.platform.prepare_memmaps(run.first, run.len());
                 prepared.map_err(|_| BootError::NoPageTable(run.first))?;
                 mm.zone(zone).add_deferred(run.pages(memblock.free()));
             }
-            mm.deferred.set(memblock, zone, unclaimed);
+            mm.deferred.set_boot(memblock, zone, next, memmap);
         }
         self.update_limits();
         Ok(())
@@ -107,14 +107,21 @@ impl<P: Platform> Hotplug<'_, P> {
 
     /// Takes memory for the memmap of every section with RAM, on the section's node if there is room. Each
     /// section gets a piece of its own, except that all sections of a zone that are left for later share one
-    /// piece. Returns the sections that are left for later. A zone for which there is no such piece leaves none.
-    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<Later, BootError> {
+    /// piece. Returns the sections that are left for later. A zone for which there is no such piece leaves none, and
+    /// neither does a zone of so many runs that plugged memory would find no room among the deferred ranges.
+    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<LaterByZone, BootError> {
         const SIZE: u64 = MEMMAP_PAGES as u64 * PAGE_SIZE;
         let mut later = [None; ZoneId::COUNT];
+        let mut runs = 0;
         for (zone, next) in first_deferred(memblock, self.mm.options.get().init) {
-            let count = memblock.runs_of(zone, next).map(Run::len).sum();
+            let of_zone = memblock.runs_of(zone, next).count();
+            if runs + of_zone > DEFERRED_RANGES / 2 {
+                continue;
+            }
+            runs += of_zone;
+            let count: u32 = memblock.runs_of(zone, next).map(Run::len).sum();
             let memmap = memblock.alloc_on(zone.node(), u64::from(count) * SIZE, SIZE);
-            later[zone.index()] = memmap.map(|memmap| Unclaimed { next, count, memmap: memmap.pfn() });
+            later[zone.index()] = memmap.map(|memmap| Later { next, memmap: memmap.pfn() });
         }
         let mut from = SectionNr::new(0);
         // Runs are looked up again each time, because `alloc_on` changes the memblock that they borrow.
@@ -147,12 +154,21 @@ impl<P: Platform> Hotplug<'_, P> {
     }
 }
 
+/// The sections of a zone that are left for later.
+#[derive(Clone, Copy)]
+struct Later {
+    /// The first one.
+    next: SectionNr,
+    /// Where its memmap goes; the memmaps of the others follow.
+    memmap: Pfn,
+}
+
 /// The sections that are left for later, per zone.
-type Later = [Option<Unclaimed>; ZoneId::COUNT];
+type LaterByZone = [Option<Later>; ZoneId::COUNT];
 
 /// The sections of a run that are not left for later.
-fn before(run: Run, later: &Later) -> impl Iterator<Item = SectionNr> + use<> {
-    let later = later[run.zone.index()].map(|unclaimed| unclaimed.next);
+fn before(run: Run, later: &LaterByZone) -> impl Iterator<Item = SectionNr> + use<> {
+    let later = later[run.zone.index()].map(|later| later.next);
     run.sections().take_while(move |&nr| later.is_none_or(|later| nr < later))
 }
 

@@ -27,10 +27,10 @@ mod tests;
 
 use self::blocks::Memmaps;
 use crate::Mm;
+use crate::added_block::memmap_pageblocks;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES};
 use crate::deferred::Claims;
 use crate::free_lists::FreeLists;
-use crate::memory_block::memmap_pageblocks;
 use crate::migrate::Owners;
 use crate::node::ZoneId;
 use crate::page::{Holder, Kind, PageState};
@@ -45,7 +45,7 @@ use crate::sparse::{Section, SectionPages};
 pub struct Checked {
     /// Pages whose struct pages were checked.
     pub pages: u64,
-    /// Pages of boot memory that is deferred: their struct pages are not written yet.
+    /// Pages of memory that is deferred: their struct pages are not written yet.
     pub deferred: u64,
 }
 
@@ -71,13 +71,13 @@ impl<P: Platform> Mm<P> {
         let hotplug = self.hotplug();
         hotplug.check_limits();
         let stopped = self.stop_pcp(self.zones().as_slice(), hotplug.held());
-        // From now on no CPU initialises boot memory.
+        // From now on no CPU initialises deferred memory.
         let deferred = self.deferred.freeze();
         self.check_deferred(&deferred);
         let mut memmaps = Memmaps::default();
         self.check_pgmaps(&mut memmaps);
-        self.check_sections(memmaps);
-        let sections: u64 = ZoneId::all().map(|zone| u64::from(deferred.count(zone))).sum();
+        self.check_sections(&deferred, memmaps);
+        let sections: u64 = deferred.ranges().iter().map(|range| u64::from(range.sections.len())).sum();
         Checked {
             pages: self.zones().map(|zone| self.check_zone(zone.id(), &stopped, &deferred)).sum(),
             deferred: sections * u64::from(SECTION_PAGES),
@@ -97,7 +97,7 @@ impl<P: Platform> Mm<P> {
         for pages in online.filter(|pages| pages.section().zone() == zone) {
             check_section(pages, zone, &owners, &mut tally);
         }
-        for ram in deferred.ram(zone) {
+        for ram in deferred.present(zone) {
             tally.present += u64::from(ram.pages());
             tally.span = Some(tally.span.map_or(ram, |all| all.hull(ram)));
         }

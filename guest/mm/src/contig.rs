@@ -13,17 +13,17 @@
 use core::iter::once;
 
 use crate::Mm;
+use crate::added_block::memmap_pageblocks;
 use crate::addr::{Order, Pfn, PfnRange, SECTION_PAGEBLOCKS, SectionNr};
 use crate::hotplug::Hotplug;
 use crate::isolation::OfflineError;
-use crate::memory_block::memmap_pageblocks;
 use crate::node::ZoneType;
 use crate::options::PcpPolicy;
 use crate::page::{Holder, Kind};
 use crate::page_alloc::AllocError;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionPages, SectionState};
+use crate::sparse::{SectionPages, SectionState};
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Allocates the pageblocks `pageblocks` of online section `nr` as single pages, after the pages in use
@@ -48,6 +48,7 @@ impl<P: Platform> Hotplug<'_, P> {
         nr: SectionNr,
         pageblocks: PageblockSet,
     ) -> Result<SectionPages<'_>, OfflineError> {
+        self.settle(nr.into());
         let pages = self.mm.sparse.pages(nr).filter(|pages| pages.section().state() == SectionState::Online);
         let pages = pages.ok_or(OfflineError::NotOnline)?;
         let section = pages.section();
@@ -86,22 +87,34 @@ impl<P: Platform> Mm<P> {
     /// [`AllocError`] when there is none: every range has pages that do not move, or more pages in use than
     /// there is room for elsewhere.
     pub fn alloc_contig_pages(&self, count: u32) -> Result<PfnRange, AllocError> {
-        let last = SECTION_PAGEBLOCKS.checked_sub(count).filter(|_| count > 0).ok_or(AllocError)?;
-        let step = if count.is_power_of_two() { count } else { 1 };
-        for nr in self.sparse.numbers() {
-            let movable = |section: &&Section| {
-                section.state() == SectionState::Online && section.zone().zone_type() == ZoneType::Movable
-            };
-            if self.sparse.section(nr).filter(movable).is_none() {
-                continue;
-            }
-            for first in (0..=last).step_by(step as usize) {
-                let pageblocks = first..first + count;
-                if self.hotplug().alloc_contig_range(nr, PageblockSet::range(pageblocks.clone())).is_ok() {
-                    return Ok(nr.pageblocks(&pageblocks));
-                }
-            }
+        if count == 0 || count > SECTION_PAGEBLOCKS {
+            return Err(AllocError);
         }
-        Err(AllocError)
+        let movable = |nr: &SectionNr| {
+            let section = self.sparse.entry(*nr);
+            section.state() == SectionState::Online && section.zone().zone_type() == ZoneType::Movable
+        };
+        let mut online = self.sparse.numbers().filter(movable);
+        let found = online.find_map(|nr| self.alloc_contig_in(nr, count));
+        // Only then memory that nobody has wanted so far.
+        found.or_else(|| self.alloc_contig_deferred(count)).ok_or(AllocError)
+    }
+
+    /// As [`alloc_contig_pages`](Self::alloc_contig_pages), in deferred memory, which it initialises.
+    fn alloc_contig_deferred(&self, count: u32) -> Option<PfnRange> {
+        let ranges = self.deferred.freeze().ranges().clone();
+        let mut movable = ranges.iter().filter(|range| range.zone.zone_type() == ZoneType::Movable);
+        movable.find_map(|range| range.sections.sections().find_map(|nr| self.alloc_contig_in(nr, count)))
+    }
+
+    /// The first range of `count` pageblocks of section `nr` that can be evacuated.
+    fn alloc_contig_in(&self, nr: SectionNr, count: u32) -> Option<PfnRange> {
+        let step = if count.is_power_of_two() { count } else { 1 };
+        let mut firsts = (0..=SECTION_PAGEBLOCKS - count).step_by(step as usize);
+        firsts.find_map(|first| {
+            let pageblocks = first..first + count;
+            let taken = self.hotplug().alloc_contig_range(nr, PageblockSet::range(pageblocks.clone()));
+            taken.is_ok().then(|| nr.pageblocks(&pageblocks))
+        })
     }
 }

@@ -1,155 +1,152 @@
-//! Boot memory whose struct pages are initialised later: by an allocation that finds too little memory, and,
-//! unless the policy is [`InitPolicy::Lazy`](crate::InitPolicy::Lazy), by all CPUs in parallel once they run.
+//! Memory that is there and not wanted yet: its struct pages are initialised later, by an allocation that finds
+//! too little memory. Boot memory is deferred, and, under [`InitPolicy::Lazy`](crate::InitPolicy::Lazy), memory
+//! that was plugged. Unless the policy is `Lazy`, all CPUs initialise deferred boot memory in parallel once they run.
 //!
-//! Mirrors Linux `deferred_init_memmap` and `deferred_grow_zone` in `mm/mm_init.c`, with the section as the
-//! unit of both. A CPU claims a section under a lock and initialises it outside of the lock.
+//! Mirrors Linux `deferred_init_memmap` and `deferred_grow_zone` in `mm/mm_init.c`, with the memory block as the
+//! unit of both. A CPU claims a memory block under a lock and initialises it outside of the lock.
 //!
 //! Differs from Linux on purpose:
 //! - In Linux growing ends as soon as the parallel workers start, so an allocation can fail although memory
-//!   is on its way. Here growers and workers claim from the same counter to the end, and a grower that finds
-//!   nothing left to claim waits for the sections that other CPUs have claimed.
-//! - A worker that finds no section left on its node helps the next node (Linux leaves that to the scheduler,
+//!   is on its way. Here growers and workers claim from the same ranges to the end, and a grower that finds
+//!   nothing left to claim waits for the memory blocks that other CPUs have claimed.
+//! - A worker that finds nothing left on its node helps the next node (Linux leaves that to the scheduler,
 //!   which runs a node's workers on its CPUs).
 //! - Boot writes nothing about a section that is left for later. It sets memory for all such memmaps of a zone
 //!   aside in one piece, and takes one page-table page per 64 GiB. So with EPT or NPT the time to the first
 //!   page hardly depends on the size of memory.
+//! - Plugged memory is deferred in the same way (Linux initialises it when it comes online). It is mapped when it is
+//!   claimed. It leaves as it came, as a range, when nobody has claimed it (see `memory_block::range`).
 //!
 //! Numbers such as S1.5 in the tests are those of the claims in `docs/features.md`.
 //!
-//! Invariants: every section of a zone that has RAM, from `next` on, is Absent, and memory for its memmap is
-//! set aside. A section below `next` that is not online is being initialised by the CPU that claimed it.
-//! Spans, present and managed pages count all of them from boot on.
+//! Invariants: every section of a deferred range is Absent, and everything that initialising it could lack is set aside:
+//! memory for its memmap and pages for page tables. A memory block that left its range and is neither online nor
+//! removed is being initialised by the CPU that claimed it. Spans, present and managed pages count deferred memory from
+//! the time on when it is deferred.
+
+mod claims;
+mod ranges;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
+use crate::added_block::MemoryBlock;
+use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
 use crate::grow::GrowZone;
+use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Locks, Rank, SpinLock};
-use crate::memblock::{Memblock, Run};
+use crate::memblock::Memblock;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
-use crate::sparse::{Section, SectionOwner};
+use crate::sparse::{Section, SectionOwner, SectionState};
 use crate::sync::{AtomicU32, Ordering, spin_loop};
 use crate::variant::{self, Variant};
 
-/// The sections of boot memory that are not initialised.
+pub(crate) use claims::Claims;
+use ranges::DeferredRanges;
+pub(crate) use ranges::{DEFERRED_RANGES, DeferredRange, Origin};
+
+/// The memory blocks that are not initialised.
 pub(crate) struct Deferred {
     claims: SpinLock<Claims>,
-    /// Sections of each zone that are not online yet, claimed ones included.
+    /// Memory blocks of each zone that are not online yet, claimed ones included.
     left: [AtomicU32; ZoneId::COUNT],
-    /// Sections that were initialised, by the section's node and the node of the CPU that did it.
+    /// Sections of boot memory that were initialised, by the section's node and the node of the CPU that did it.
     by: [[AtomicU32; MAX_NODES]; MAX_NODES],
-    /// One more than the last section that was left for later.
-    end: AtomicU32,
+    /// One more than the last section of boot memory that was left for later.
+    boot_end: AtomicU32,
 }
 
-/// Which sections no CPU has claimed.
-#[derive(Clone, Copy)]
-pub(crate) struct Claims {
-    /// The memory map at boot; `None` before boot.
-    memblock: Option<&'static Memblock>,
-    zones: [Option<Unclaimed>; ZoneId::COUNT],
-}
-
-/// The sections of a zone that no CPU has claimed.
-#[derive(Clone, Copy)]
-pub(crate) struct Unclaimed {
-    /// The first one.
-    pub(crate) next: SectionNr,
-    /// Their number.
-    pub(crate) count: u32,
-    /// Where the memmap of the first one goes; the memmaps of the others follow.
-    pub(crate) memmap: Pfn,
-}
-
-/// A section that this CPU has claimed: no other CPU touches it until it is online.
+/// Memory blocks that this CPU has claimed: no other CPU touches them until they are online.
 struct Claimed {
-    nr: SectionNr,
-    zone: ZoneId,
-    memmap: Pfn,
-    memblock: &'static Memblock,
+    range: DeferredRange,
+    memblock: Option<&'static Memblock>,
 }
 
-// The claim was made under the lock, and a section is claimed once; it is boot memory, so it is never unmapped.
+// The claim was made under the lock, and a memory block is claimed once. Who would unmap it waits for the claim to end
+// first: see `settle`.
 impl SectionOwner for Claimed {
-    // Not the lock of `Deferred`: its holder may be waiting for this section in `freeze`.
+    // Not the lock of `Deferred`: its holder may be waiting for this memory block in `freeze`.
     const LOCKS: Locks = Locks::up_to(Rank::Hotplug);
 }
 
 impl Deferred {
     pub(crate) const fn new() -> Self {
-        let claims = Claims { memblock: None, zones: [None; ZoneId::COUNT] };
+        let claims = Claims { memblock: None, ranges: DeferredRanges::new() };
         Self {
             claims: SpinLock::new(Rank::Deferred, claims),
             left: [const { AtomicU32::new(0) }; ZoneId::COUNT],
             by: [const { [const { AtomicU32::new(0) }; MAX_NODES] }; MAX_NODES],
-            end: AtomicU32::new(0),
+            boot_end: AtomicU32::new(0),
         }
     }
 
-    /// Leaves the sections of `zone` with RAM for later, from the first one of `unclaimed` to the zone's end.
-    pub(crate) fn set(&self, memblock: &'static Memblock, zone: ZoneId, unclaimed: Unclaimed) {
-        let mut claims = self.claims.lock();
-        claims.memblock = Some(memblock);
-        claims.zones[zone.index()] = Some(unclaimed);
-        let end = claims.runs(zone).last().map_or(0, |run| run.end.get());
-        self.end.fetch_max(end, Ordering::Relaxed);
-        self.left[zone.index()].store(unclaimed.count, Ordering::Relaxed);
+    /// Leaves the runs of `zone` with RAM from section `next` on for later. Their memmaps go to `memmap` and behind it.
+    ///
+    /// # Panics
+    /// When there are more than [`DEFERRED_RANGES`] ranges.
+    pub(crate) fn set_boot(&self, memblock: &'static Memblock, zone: ZoneId, next: SectionNr, memmap: Pfn) {
+        self.claims.lock().memblock = Some(memblock);
+        let mut memmap = memmap;
+        for run in memblock.runs_of(zone, next) {
+            let sections = SectionRange::new(run.first, run.len()).expect("the table has all of them");
+            self.boot_end.fetch_max(run.end.get(), Ordering::Relaxed);
+            let is_new = self.add(DeferredRange { sections, zone, origin: Origin::Boot { memmap } });
+            assert!(is_new, "more than {DEFERRED_RANGES} ranges of boot memory are left for later");
+            memmap = memmap.add(run.len() * MEMMAP_PAGES);
+        }
     }
 
-    /// Sections of `zone` that are not online yet.
+    /// Defers `range`, none of which is deferred. False when there are too many ranges.
+    #[must_use]
+    pub(crate) fn add(&self, range: DeferredRange) -> bool {
+        let mut claims = self.claims.lock();
+        // Before a CPU can claim some of it.
+        let is_added = claims.ranges.insert(range);
+        if is_added {
+            self.left[range.zone.index()].fetch_add(range.blocks(), Ordering::Relaxed);
+        }
+        is_added
+    }
+
+    /// Memory blocks of `zone` that are not online yet.
     #[inline]
     pub(crate) fn left(&self, zone: ZoneId) -> u32 {
-        // Pairs with the decrement in `done`: a CPU that reads a smaller number finds the memory that came.
+        // Pairs with the decrement in `count_done`: a CPU that reads a smaller number finds the memory that came.
         self.left[zone.index()].load(Ordering::Acquire)
     }
 
-    /// Sections that were initialised since boot, by the section's node and the node of the CPU that did it.
+    /// Sections of boot memory that were initialised since boot, by the section's node and the node of the CPU that did
+    /// it.
     pub(crate) fn initialised(&self) -> [[u32; MAX_NODES]; MAX_NODES] {
         self.by.each_ref().map(|cpus| cpus.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 
     /// Whether section `nr` is boot memory of a machine that leaves sections for later, claimed or not.
-    fn holds(&self, nr: SectionNr) -> bool {
+    fn is_boot_memory(&self, nr: SectionNr) -> bool {
         // Most memory that is added lies above all boot memory.
-        if nr.get() >= self.end.load(Ordering::Relaxed) {
+        if nr.get() >= self.boot_end.load(Ordering::Relaxed) {
             return false;
         }
         let memblock = self.claims.lock().memblock;
         memblock.is_some_and(|memblock| memblock.runs().any(|run| run.contains(nr)))
     }
 
-    /// Claims the next section of `zone`, for the caller to initialise. None when every section that is left
-    /// was claimed by another CPU, which is initialising it.
-    fn claim(&self, zone: ZoneId) -> Option<Claimed> {
-        let mut claims = self.claims.lock();
-        let memblock = claims.memblock?;
-        let unclaimed = claims.zones[zone.index()]?;
-        let Unclaimed { next: nr, count, memmap } = unclaimed;
-        let rest = memblock.runs_of(zone, SectionNr::new(nr.get() + 1)).next();
-        if variant::is(Variant::ClaimInTwoSteps) {
-            drop(claims);
-            claims = self.claims.lock();
-        }
-        claims.zones[zone.index()] =
-            rest.map(|run| Unclaimed { next: run.first, count: count - 1, memmap: memmap.add(MEMMAP_PAGES) });
-        Some(Claimed { nr, zone, memmap, memblock })
+    /// Counts a claimed section of boot memory that a CPU of node `by` has put online.
+    fn count_by(&self, node: NodeId, by: NodeId) {
+        self.by[node.index()][by.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a claimed section that a CPU of node `by` has put online: the claim ends.
-    fn done(&self, claimed: Claimed, by: NodeId) {
-        self.count_done(claimed.zone, by);
+    /// Counts `blocks` claimed memory blocks of `zone` that are online.
+    pub(crate) fn count_done(&self, zone: ZoneId, blocks: u32) {
+        self.left[zone.index()].fetch_sub(blocks, Ordering::Release);
     }
 
-    /// Counts a section of `zone` that a CPU of node `by` has put online.
-    pub(crate) fn count_done(&self, zone: ZoneId, by: NodeId) {
-        self.by[zone.node().index()][by.index()].fetch_add(1, Ordering::Relaxed);
-        self.left[zone.index()].fetch_sub(1, Ordering::Release);
-    }
-
-    /// Waits until no claimed section is being initialised, and keeps all CPUs from claiming sections.
+    /// Waits until no claimed memory block is being initialised, and keeps all CPUs from claiming any.
     pub(crate) fn freeze(&self) -> Guard<'_, Claims> {
         let claims = self.claims.lock();
-        // A CPU that has claimed a section needs neither this lock nor the memory hotplug lock to finish it.
+        if variant::is(Variant::FreezeDoesNotWait) {
+            return claims;
+        }
+        // A CPU that has claimed a memory block needs neither this lock nor the memory hotplug lock to finish it.
         while ZoneId::all().any(|zone| self.left(zone) != claims.count(zone)) {
             spin_loop();
         }
@@ -157,43 +154,13 @@ impl Deferred {
     }
 }
 
-impl Claims {
-    /// Number of sections of `zone` that no CPU has claimed.
-    pub(crate) fn count(&self, zone: ZoneId) -> u32 {
-        self.zones[zone.index()].map_or(0, |unclaimed| unclaimed.count)
-    }
-
-    /// The sections of `zone` that no CPU has claimed.
-    pub(crate) fn runs(&self, zone: ZoneId) -> impl Iterator<Item = Run> {
-        let unclaimed = self.memblock.zip(self.zones[zone.index()]);
-        unclaimed.into_iter().flat_map(move |(memblock, unclaimed)| memblock.runs_of(zone, unclaimed.next))
-    }
-
-    /// The lowest run of such sections from section `from` on, of any zone.
-    pub(crate) fn run_from(&self, from: SectionNr) -> Option<Run> {
-        let runs = ZoneId::all().flat_map(|zone| self.runs(zone)).filter(|run| run.end > from);
-        let lowest = runs.min_by_key(|run| run.first)?;
-        Some(Run { first: lowest.first.max(from), ..lowest })
-    }
-
-    /// RAM of `zone` in them: ranges of frames, ascending.
-    pub(crate) fn ram(&self, zone: ZoneId) -> impl Iterator<Item = PfnRange> {
-        self.runs(zone).flat_map(|run| run.parts(self.memblock.into_iter().flat_map(Memblock::memory)))
-    }
-
-    /// Pages of that RAM that will be free.
-    pub(crate) fn free(&self, zone: ZoneId) -> u64 {
-        self.runs(zone).map(|run| run.pages(self.memblock.into_iter().flat_map(Memblock::free))).sum()
-    }
-}
-
 impl<P: Platform> Mm<P> {
-    /// Initialises one section that was left for later, and frees its memory: a section of this CPU's node,
+    /// Initialises one memory block that was left for later, and frees its memory: a memory block of this CPU's node,
     /// or of the next node when they are all claimed. `false` when none is left to claim. Any number of
     /// CPUs may call it at once.
     pub fn init_deferred(&self) -> bool {
         let nodes = self.nodes.by_distance(self.this_cpu().node());
-        let claimed = nodes.flat_map(zones_of).find_map(|zone| self.deferred.claim(zone));
+        let claimed = nodes.flat_map(zones_of).find_map(|zone| self.claim(zone));
         claimed.is_some_and(|claimed| {
             self.init_claimed(claimed);
             true
@@ -202,7 +169,7 @@ impl<P: Platform> Mm<P> {
 
     /// The CPU that should call [`init_deferred`](Self::init_deferred) next, when one caller at a time is to
     /// initialise everything and always write to memory of its own node: this CPU as long as its node has
-    /// sections to claim, then the first CPU of another node that has. `None` when none is left to claim.
+    /// memory to claim, then the first CPU of another node that has. `None` when none is left to claim.
     pub fn next_deferred_cpu(&self) -> Option<usize> {
         let claims = self.deferred.claims.lock();
         let this = self.platform.this_cpu();
@@ -217,35 +184,140 @@ impl<P: Platform> Mm<P> {
 
     /// Whether section `nr` is boot memory, initialised or not.
     pub(crate) fn is_boot_memory(&self, nr: SectionNr) -> bool {
-        self.sparse.section(nr).is_some_and(Section::is_boot) || self.deferred.holds(nr)
+        self.sparse.section(nr).is_some_and(Section::is_boot) || self.deferred.is_boot_memory(nr)
     }
 
-    /// Whether no section is left for later and none is being initialised.
+    /// Whether no memory is left for later and none is being initialised.
     pub fn is_all_initialised(&self) -> bool {
         ZoneId::all().all(|zone| self.deferred.left(zone) == 0)
     }
 
-    /// Initialises a claimed section. Takes no lock but the zone's, and allocates nothing: the allocation that
-    /// needs the section may hold any other lock.
+    /// The lowest section of `range` with memory: in the section table, or deferred. The caller holds the memory hotplug
+    /// lock, or the answer is old.
+    pub(crate) fn first_taken(&self, range: SectionRange) -> Option<SectionNr> {
+        let claims = self.deferred.freeze();
+        let deferred = claims.ranges.iter().find(|taken| taken.sections.intersects(range));
+        let deferred = deferred.map(|taken| taken.sections.first().max(range.first()));
+        // Sections from `end` on were never in use.
+        let mut known = range.before(self.sparse.end()).sections();
+        let known = known.find(|&nr| self.section_state(nr) != SectionState::Absent);
+        known.into_iter().chain(deferred).min()
+    }
+
+    /// Whether any of `range` is deferred, and no CPU has claimed it. A page table for such memory must stay, even when
+    /// nothing else is mapped by it: the CPU that claims the memory makes none.
+    pub fn is_deferred(&self, range: SectionRange) -> bool {
+        self.deferred.claims.lock().ranges.intersects(range)
+    }
+
+    /// Claims the next memory block of `zone`, for the caller to initialise. None when every memory block that is left
+    /// was claimed by another CPU, which is initialising it.
+    fn claim(&self, zone: ZoneId) -> Option<Claimed> {
+        let mut claims = self.deferred.claims.lock();
+        if variant::is(Variant::ClaimInTwoSteps) {
+            let range = claims.ranges.clone().pop(zone)?;
+            drop(claims);
+            claims = self.deferred.claims.lock();
+            _ = claims.ranges.pop(zone);
+            return Some(self.claimed(&claims, range));
+        }
+        let range = claims.ranges.pop(zone)?;
+        Some(self.claimed(&claims, range))
+    }
+
+    /// The claim of `range`, which was taken from `claims`. Plugged memory is mapped here, under the lock: while some of
+    /// a page table is deferred, the table stays, and afterwards it has an entry.
+    fn claimed(&self, claims: &Claims, range: DeferredRange) -> Claimed {
+        blocks_of(&range).for_each(|block| self.map_plugged(block));
+        Claimed { range, memblock: claims.memblock }
+    }
+
+    /// Initialises what was claimed. Takes no lock but the zone's, and allocates nothing: the allocation that
+    /// needs the memory may hold any other lock.
     fn init_claimed(&self, claimed: Claimed) {
-        let &Claimed { nr, zone, memmap, memblock } = &claimed;
-        self.platform.map_prepared_memmap(nr, memmap);
-        self.make_present(nr, zone, memmap, &claimed);
-        let pages = self.free_boot_section(memblock, nr, &claimed);
+        let range = claimed.range;
+        let pages = match (range.origin, claimed.memblock) {
+            (Origin::Boot { memmap }, Some(memblock)) => self.init_boot(memblock, memmap, &claimed),
+            (Origin::Boot { .. }, None) => unreachable!("boot memory is deferred with its memory map"),
+            (Origin::Plugged { zeroed, .. }, _) => {
+                blocks_of(&range).map(|block| self.init_plugged(block, range.zone, zeroed, &claimed)).sum()
+            }
+        };
         // For a moment the pages count twice. Watermarks may read too many pages, but not too few: a request
         // that they refuse is not retried.
-        self.zone(zone).sub_deferred(pages);
-        self.deferred.done(claimed, self.this_cpu().node());
+        self.zone(range.zone).sub_deferred(pages);
+        self.deferred.count_done(range.zone, range.blocks());
+    }
+
+    /// Initialises claimed sections of boot memory. Returns the number of pages freed.
+    fn init_boot(&self, memblock: &Memblock, memmap: Pfn, claimed: &Claimed) -> u64 {
+        let DeferredRange { sections, zone, .. } = claimed.range;
+        let mut pages = 0;
+        for (nr, memmap) in sections.sections().zip(memmaps_from(memmap)) {
+            self.platform.map_prepared_memmap(nr, memmap);
+            self.make_present(nr, zone, memmap, claimed);
+            pages += self.free_boot_section(memblock, nr, claimed);
+            self.deferred.count_by(zone.node(), self.this_cpu().node());
+        }
+        pages
+    }
+}
+
+/// The memory blocks of plugged memory; none of boot memory.
+fn blocks_of(range: &DeferredRange) -> impl Iterator<Item = MemoryBlock> + use<> {
+    let (is_boot, block) = (range.is_boot(), range.block() as usize);
+    let firsts = range.sections.sections().step_by(block).filter(move |_| !is_boot);
+    firsts.map(move |first| MemoryBlock::new(first, block).expect("a range is made of whole memory blocks"))
+}
+
+/// The memmaps of consecutive sections, the first one at `memmap`.
+fn memmaps_from(memmap: Pfn) -> impl Iterator<Item = Pfn> {
+    (0..).map(move |index| memmap.add(index * MEMMAP_PAGES))
+}
+
+impl<P: Platform> Hotplug<'_, P> {
+    /// Initialises the plugged memory blocks of `range` that are deferred, and waits for memory that is being initialised.
+    /// Afterwards each section of `range` that is not boot memory is in a state that changes under the memory hotplug
+    /// lock only.
+    pub fn settle(&self, range: SectionRange) {
+        loop {
+            let mut claims = self.mm.deferred.freeze();
+            let Some(part) = claims.ranges.take_plugged(range) else { return };
+            let claimed = self.mm.claimed(&claims, part);
+            drop(claims);
+            self.mm.init_claimed(claimed);
+        }
+    }
+
+    /// Takes the highest part of `range` that is deferred and ends where `range` does. It belongs to no range any more, and
+    /// the caller removes it. None when the last memory block of `range` is not deferred.
+    pub(crate) fn take_deferred_end(&self, range: SectionRange) -> Option<DeferredRange> {
+        let mut claims = self.mm.deferred.freeze();
+        let last = claims.ranges.find(SectionNr::new(range.end().get().checked_sub(1)?))?;
+        if last.is_boot() {
+            return None;
+        }
+        let wanted = last.sections.from(range.first()).before(range.end());
+        let taken = claims.ranges.take_plugged(wanted).expect("it was found");
+        if taken.sections == wanted {
+            self.mm.deferred.count_done(taken.zone, taken.blocks());
+            return Some(taken);
+        }
+        // A memory block that is not wholly in `range`, or no room for the rest.
+        let claimed = self.mm.claimed(&claims, taken);
+        drop(claims);
+        self.mm.init_claimed(claimed);
+        None
     }
 }
 
 impl<P: Platform> GrowZone for Mm<P> {
     #[inline]
-    fn deferred_sections_left(&self, zone: ZoneId) -> u32 {
+    fn deferred_blocks_left(&self, zone: ZoneId) -> u32 {
         self.deferred.left(zone)
     }
 
-    /// Initialises a section of `zone` for an allocation that found too little, or waits for another CPU to.
+    /// Initialises a memory block of `zone` for an allocation that found too little, or waits for another CPU to.
     #[cold]
     #[inline(never)]
     fn grow_zone(&self, zone: ZoneId, before: u32) -> bool {
@@ -253,12 +325,12 @@ impl<P: Platform> GrowZone for Mm<P> {
             return false;
         }
         while self.deferred.left(zone) == before {
-            match self.deferred.claim(zone) {
+            match self.claim(zone) {
                 Some(claimed) => self.init_claimed(claimed),
                 None => spin_loop(),
             }
         }
-        // At least one section came online, by this CPU or another.
+        // At least one memory block came online, by this CPU or another.
         true
     }
 }
@@ -326,8 +398,8 @@ mod tests {
         let mm = machine(InitPolicy::Deferred, 3).boot();
         assert!(mm.init_deferred());
         let zone = NodeId::FIRST.zone(ZoneType::Dma32);
-        let claimed = mm.deferred.claim(zone).expect("one is left");
-        assert!(mm.deferred.claim(zone).is_none() && !mm.init_deferred() && !mm.is_all_initialised());
+        let claimed = mm.claim(zone).expect("one is left");
+        assert!(mm.claim(zone).is_none() && !mm.init_deferred() && !mm.is_all_initialised());
         // Stops above the low watermark: below it this thread would wait for the section that it has claimed.
         let zone = &mm.zones[0];
         let low = zone.watermark(Watermark::Low) + zone.lowmem_reserve(ZoneType::Normal);

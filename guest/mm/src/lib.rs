@@ -14,7 +14,7 @@
 //! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
-//! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
+//! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `added_block`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
 //! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
@@ -39,6 +39,7 @@
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+mod added_block;
 mod addr;
 mod altmap;
 mod boot;
@@ -88,6 +89,7 @@ mod zone;
 mod zone_device;
 mod zonelist;
 
+pub use added_block::MAX_BLOCK_SECTIONS;
 pub use addr::{
     MAX_PAGE_ORDER, MEMMAP_PAGES, Order, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn,
     PfnRange, PhysAddr, PhysRange, SECTION_PAGEBLOCKS, SECTION_PAGES, SECTION_SIZE, SectionNr, SectionRange,
@@ -100,8 +102,8 @@ pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
 pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
 pub use memory_block::{
-    AddError, BlockState, MAX_BLOCK_SECTIONS, MemoryBlockStats, MhpFlags, OfflineAndRemoveError, OnlineError,
-    RemoveError,
+    AddAndOnlineError, AddError, AddedPart, BlockState, MemoryBlockStats, MhpFlags, OfflineAndRemoveError,
+    OnlineError, RemoveError, RemovedPart,
 };
 pub use migrate::{MAX_OWNERS, MovableOwner};
 pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
@@ -141,7 +143,7 @@ pub struct Mm<P: Platform> {
     /// Serialises everything that changes which memory there is.
     hotplug: SpinLock<HotplugHeld>,
     owners: SpinLock<Owners>,
-    /// Boot memory that is not initialised yet.
+    /// Memory that is not initialised yet.
     deferred: Deferred,
     counters: Counters,
     pgmaps: Pgmaps,

@@ -1,8 +1,7 @@
 //! Memory blocks: the sections that are added, go online and offline, and are removed together.
 //!
-//! Mirrors Linux `struct memory_block` and the geometry rules of `mhp_supports_memmap_on_memory`. A
-//! memory block is a power of two of sections, aligned to its size. When its memmap lies on it, ONE
-//! reserve at its start holds the memmap of all its sections, one pageblock per section.
+//! Mirrors Linux `drivers/base/memory.c` and `mm/memory_hotplug.c`. The geometry of a memory block is in
+//! `added_block`.
 //!
 //! Differs from Linux on purpose: each memory block has its own size, so that a range that large memory
 //! blocks do not fit can have small ones.
@@ -14,6 +13,7 @@
 //! | pageblocks plugged and unplugged while it is online | `pageblocks` |
 //! | taken out of its zone | `offline` |
 //! | unmapped | `remove`; several at once: `offline_and_remove` |
+//! | all steps at once for a range that is wholly plugged, and the way back | `range` |
 //!
 //! Invariants: the table entry of a memory block's first section says how many sections it has, from
 //! add to remove; the entries of its other sections say 0. All its sections are in one state whenever the
@@ -24,88 +24,25 @@ mod offline;
 mod offline_and_remove;
 mod online;
 mod pageblocks;
+mod range;
 mod remove;
 
 pub use add::{AddError, MhpFlags};
 pub use offline_and_remove::OfflineAndRemoveError;
 pub use online::OnlineError;
+pub use range::{AddAndOnlineError, AddedPart, RemovedPart};
 pub use remove::RemoveError;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, PfnRange, SECTION_PAGES, SectionNr, SectionRange};
+use crate::added_block::MemoryBlock;
+use crate::addr::{MEMMAP_PAGES, SECTION_PAGES, SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
+use crate::deferred::DeferredRange;
 use crate::hotplug::Hotplug;
-use crate::memblock::Run;
 use crate::node::{NodeId, ZoneId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionPages, SectionState, Sparse};
-
-/// Most sections of a memory block: with more, its memmap would not fit into its first section.
-pub const MAX_BLOCK_SECTIONS: u32 = u64::BITS;
-
-/// The unit in which memory is added and removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MemoryBlock {
-    first: SectionNr,
-    sections: u32,
-}
-
-impl MemoryBlock {
-    /// The memory block of `sections` sections from `first` on, if there can be one.
-    pub(crate) fn new(first: SectionNr, sections: usize) -> Option<Self> {
-        let sections = u32::try_from(sections).ok().filter(|&sections| sections <= MAX_BLOCK_SECTIONS)?;
-        let aligned = sections.is_power_of_two() && first.get().is_multiple_of(sections);
-        aligned.then_some(Self { first, sections })
-    }
-
-    /// The memory block that was added with `first` as its first section.
-    pub(crate) fn at(sparse: &Sparse, first: SectionNr) -> Option<Self> {
-        let sections = sparse.section(first)?.block_sections();
-        (sections > 0).then_some(Self { first, sections })
-    }
-
-    /// Its first section.
-    pub(crate) fn first(self) -> SectionNr {
-        self.first
-    }
-
-    /// How many sections it has.
-    pub(crate) fn len(self) -> u32 {
-        self.sections
-    }
-
-    /// Its sections, ascending.
-    pub(crate) fn sections(self) -> impl Iterator<Item = SectionNr> + Clone {
-        (self.first.get()..self.first.get() + self.sections).map(SectionNr::new)
-    }
-
-    /// All its frames.
-    pub(crate) fn frames(self) -> PfnRange {
-        PfnRange::new(self.first.start(), self.sections * SECTION_PAGES)
-    }
-
-    /// Pages of the memmap of all its sections.
-    pub(crate) fn memmap_pages(self) -> u32 {
-        self.sections * MEMMAP_PAGES
-    }
-
-    /// The pageblocks of the first section in which the memmap lies when it lies on the memory block.
-    pub(crate) fn reserve(self) -> PageblockSet {
-        PageblockSet::range(0..self.sections)
-    }
-}
-
-/// The pageblocks of section `nr` that hold the memmap of their own memory block.
-pub(crate) fn memmap_pageblocks(nr: SectionNr, section: &Section) -> PageblockSet {
-    let pages = VmemAltmap::of(nr, section).map_or(0, VmemAltmap::offset);
-    PageblockSet::range(0..pages / MEMMAP_PAGES)
-}
-
-/// The pageblocks of section `nr` that can be allocated when it is online.
-fn usable(nr: SectionNr, section: &Section) -> PageblockSet {
-    section.plugged().without(memmap_pageblocks(nr, section))
-}
 
 /// The state of a memory block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +51,7 @@ pub enum BlockState {
     Online,
     /// It was added, and no zone has it.
     Offline,
-    /// Boot memory whose struct pages are not initialised yet: it belongs to its zone, and becomes Online when its
-    /// memory is wanted.
+    /// Its struct pages are not initialised yet: it belongs to its zone, and becomes Online when its memory is wanted.
     Deferred,
 }
 
@@ -124,7 +60,7 @@ pub enum BlockState {
 pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,
-    /// How many memory blocks like it lie side by side, this one included. More than one for deferred boot memory
+    /// How many memory blocks like it lie side by side, this one included. More than one for deferred memory
     /// only: it is known by ranges.
     pub count: u32,
     /// How many sections it has.
@@ -171,43 +107,47 @@ impl MemoryBlockStats {
         })
     }
 
-    /// What is known of deferred boot memory.
-    fn deferred(run: Run) -> Self {
+    /// The facts about deferred memory.
+    fn deferred(range: &DeferredRange) -> Self {
+        let sections = range.block();
+        let plugged = |pages: u32| if range.is_boot() { 0 } else { sections * pages };
         Self {
-            first: run.first,
-            count: run.len(),
-            sections: 1,
-            node: run.zone.node(),
-            boot: true,
+            first: range.sections.first(),
+            count: range.blocks(),
+            sections,
+            node: range.zone.node(),
+            boot: range.is_boot(),
             state: BlockState::Deferred,
-            zone: Some(run.zone),
-            plugged: 0,
-            memmap: 0,
-            memmap_on_memory: false,
+            zone: Some(range.zone),
+            plugged: plugged(SECTION_PAGES),
+            memmap: plugged(MEMMAP_PAGES),
+            memmap_on_memory: !range.is_boot(),
         }
     }
 }
 
 impl<P: Platform> Hotplug<'_, P> {
-    /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Boot memory
-    /// that was deferred when the walk began is told as such, a whole run at once.
+    /// Calls `tell` with every memory block from section `from` on, ascending, until it returns false. Memory
+    /// that was deferred when the walk began is told as such, a whole range at once.
     pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(MemoryBlockStats) -> bool) {
         let sparse = &self.mm.sparse;
         // A copy, because `tell` may allocate, and an allocation may claim what is deferred.
-        let deferred = *self.mm.deferred.freeze();
+        let deferred = self.mm.deferred.freeze().ranges().clone();
         let mut next = from;
+        let mut ranges = deferred.iter().filter_map(|range| range.whole_from(from));
         loop {
-            let run = deferred.run_from(next);
-            let before_run = |nr: &SectionNr| *nr >= next && run.is_none_or(|run| *nr < run.first);
-            let known = sparse.numbers().filter(before_run);
+            let range = ranges.next();
+            let before_range =
+                |nr: &SectionNr| *nr >= next && range.is_none_or(|range| *nr < range.sections.first());
+            let known = sparse.numbers().filter(before_range);
             if !known.filter_map(|nr| MemoryBlockStats::at(sparse, nr)).all(&mut tell) {
                 return;
             }
-            let Some(run) = run else { return };
-            if !tell(MemoryBlockStats::deferred(run)) {
+            let Some(range) = range else { return };
+            if !tell(MemoryBlockStats::deferred(&range)) {
                 return;
             }
-            next = run.end;
+            next = range.sections.end();
         }
     }
 

@@ -95,6 +95,16 @@ impl ZoneType {
         if nr.start().address() < Self::NORMAL_FROM { Self::Dma32 } else { Self::Normal }
     }
 
+    /// Whether section `nr`, added at run time, can be in a zone of this type.
+    pub(crate) fn may_have(self, nr: SectionNr) -> bool {
+        let is_low = nr.start().address() < Self::NORMAL_FROM;
+        match self {
+            Self::Dma32 => is_low,
+            Self::Normal => !is_low,
+            Self::Movable => true,
+        }
+    }
+
     /// For tables with one entry per zone.
     #[must_use]
     pub const fn index(self) -> usize {

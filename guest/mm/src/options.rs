@@ -22,7 +22,7 @@ pub struct Options {
     pub removal: RemovalPolicy,
     /// When struct pages are initialised.
     pub init: InitPolicy,
-    /// Whether an allocation that finds too little memory may initialise more of deferred boot memory.
+    /// Whether an allocation that finds too little memory may initialise more of deferred memory.
     pub grow: bool,
     /// The content of boot memory that nothing has written to.
     pub content: MemoryContent,
@@ -80,7 +80,8 @@ pub enum InitPolicy {
     /// pages are allocated (see `deferred`).
     Deferred = 1,
     /// Where the memmap is known to be zero, each page when a buddy block begins at it; else as `Eager`. One
-    /// section of boot memory per node is initialised before pages are allocated (see `deferred`).
+    /// section of boot memory per node is initialised before pages are allocated, and memory that is plugged when an
+    /// allocation wants it (see `deferred`).
     Lazy = 2,
 }
 

@@ -12,7 +12,7 @@ mod calls;
 
 use core::fmt;
 
-use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr};
+use crate::addr::{MEMMAP_PAGES, Pfn, PfnRange, SectionNr, SectionRange};
 
 pub(crate) use calls::Calls;
 
@@ -26,12 +26,12 @@ pub(crate) use calls::Calls;
 ///
 /// | call | is made with | so it |
 /// |---|---|---|
-/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare_memmaps`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
+/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare*`, `release`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
 /// | `copy_pages`, `synchronize` | the memory hotplug lock, and no other | may wait for jobs that allocate and free |
 /// | `fault` | the memory hotplug lock, and no other | |
 /// | `relax` | at most the memory hotplug lock | may not take it |
 /// | `clock` | at most the memory hotplug lock | |
-/// | `map_prepared_memmap`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
+/// | `map_prepared_*`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
@@ -70,14 +70,14 @@ pub unsafe trait Platform: Sync {
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
 
-    /// Prepares [`map_prepared_memmap`](Self::map_prepared_memmap) of `count` sections from `first` on: makes
-    /// the page tables.
+    /// Prepares [`map_prepared_memmap`](Self::map_prepared_memmap) of `count` sections of boot memory from `first` on:
+    /// makes the page tables, which stay.
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had.
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable>;
 
-    /// As [`map_memmap`](Self::map_memmap), for a section that is prepared and never unmapped. `mm` calls it
+    /// As [`map_memmap`](Self::map_memmap), for a section that is prepared. `mm` calls it
     /// with any lock held, and so may its callers, so it takes no lock and allocates nothing.
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn);
 
@@ -99,6 +99,22 @@ pub unsafe trait Platform: Sync {
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable>;
+
+    /// Sets aside what [`map_prepared_direct`](Self::map_prepared_direct) and
+    /// [`map_prepared_memmap`](Self::map_prepared_memmap) of any part of `range` need. Nothing of it is mapped, nor will
+    /// be in another way before it is given back.
+    ///
+    /// # Errors
+    /// [`NoPageTable`] when a page-table page cannot be had; nothing is set aside then.
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable>;
+
+    /// As [`map_direct`](Self::map_direct), for whole sections that are prepared. `mm` calls it with any lock held, and so
+    /// may its callers, so it takes no lock and allocates nothing.
+    fn map_prepared_direct(&self, range: PfnRange);
+
+    /// Gives back what was set aside for `range`, none of which was mapped since, unless
+    /// [`Mm::is_deferred`](crate::Mm::is_deferred) says that memory beside it needs it too.
+    fn release(&self, range: SectionRange);
 
     /// Takes `range` out of the direct map and out of every CPU's TLB.
     fn unmap_direct(&self, range: PfnRange);
@@ -160,7 +176,7 @@ pub enum FaultStep {
     /// Isolating a pageblock.
     Isolate,
     /// Taking a page for a page table, while entries are written. `mm` does not ask for this step: the machine
-    /// does, inside of `map_*` and `prepare_memmaps`.
+    /// does, inside of `map_*` and `prepare*`.
     PageTable,
     /// Migrating a page.
     Migrate,

@@ -36,7 +36,7 @@ use std::vec::Vec;
 
 use crate::addr::{
     MEMMAP_PAGES, Order, PAGE_SIZE, PAGEBLOCK_PAGES, Pfn, PfnRange, PhysAddr, PhysRange, SECTION_PAGES,
-    SectionNr,
+    SectionNr, SectionRange,
 };
 use crate::options::MemoryContent;
 use crate::page::Kind;
@@ -144,6 +144,8 @@ pub struct Sim {
     direct: Vec<AtomicBool>,
     /// By section: whether its memmap can be mapped without a page for a table.
     prepared: Vec<AtomicBool>,
+    /// By section: whether it can be mapped into the direct map without a page for a table.
+    prepared_direct: Vec<AtomicBool>,
     /// By section: its memmap, while that is mapped.
     memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative when it does not fail.
@@ -337,6 +339,7 @@ impl Sim {
             content: (0..sections).map(|_| OnceLock::new()).collect(),
             direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
             prepared: (0..sections).map(|_| AtomicBool::new(false)).collect(),
+            prepared_direct: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
@@ -451,6 +454,13 @@ impl Sim {
         &self.direct[index(range.start())..index(range.end())]
     }
 
+    /// Notes in `prepared` that `count` sections from `first` on are prepared.
+    fn set_prepared(&self, prepared: &[AtomicBool], first: SectionNr, count: u32) {
+        for section in &prepared[first.get() as usize..][..count as usize] {
+            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
+        }
+    }
+
     /// A page-table page for new mappings.
     fn take_table(&self, mappings: Range<u64>) -> Result<(), NoPageTable> {
         if self.fault(FaultStep::PageTable) {
@@ -497,7 +507,10 @@ impl Sim {
     /// pageblock of an online memory block.
     fn assert_unused(&self, range: PfnRange) {
         let nr = range.start().section();
-        if self.mm().section_state(nr) == SectionState::Absent {
+        let last = Pfn::new(range.end().get() - 1).section();
+        if (nr.get()..=last.get())
+            .all(|nr| self.mm().section_state(SectionNr::new(nr)) == SectionState::Absent)
+        {
             return;
         }
         let pages =
@@ -515,7 +528,6 @@ impl Sim {
         self.assert_absent(section);
         let mapped = Mapped { frames };
         mapped.backing().for_each(|pfn| self.assert_direct(pfn));
-        self.settled.store(false, SeqCst);
         self.unseen[section.get() as usize].store(false, SeqCst);
         // Whether nothing was written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
@@ -631,6 +643,7 @@ unsafe impl Platform for Sim {
         self.tell(PlatformCall::MapMemmap(section));
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         self.take_table(memmaps(section, 1))?;
+        self.settled.store(false, SeqCst);
         self.map_frames(section, std::vec![backing]);
         Ok(())
     }
@@ -638,9 +651,7 @@ unsafe impl Platform for Sim {
     fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::PrepareMemmaps(first, count));
         self.take_table(memmaps(first, count))?;
-        for section in &self.prepared[first.get() as usize..][..count as usize] {
-            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
-        }
+        self.set_prepared(&self.prepared, first, count);
         Ok(())
     }
 
@@ -658,6 +669,7 @@ unsafe impl Platform for Sim {
     fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
         self.tell(PlatformCall::MapMemmap(section));
         self.take_table(memmaps(section, 1))?;
+        self.settled.store(false, SeqCst);
         self.map_frames(section, frames.to_vec());
         Ok(())
     }
@@ -676,6 +688,41 @@ unsafe impl Platform for Sim {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
         }
         Ok(())
+    }
+
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        self.tell(PlatformCall::Prepare(range));
+        let (first, count, direct) = (range.first(), range.len(), direct_map(range.frames()));
+        self.take_table(direct.clone())?;
+        if self.take_table(memmaps(first, count)).is_err() {
+            self.give_tables_back(&direct);
+            return Err(NoPageTable);
+        }
+        self.set_prepared(&self.prepared, first, count);
+        self.set_prepared(&self.prepared_direct, first, count);
+        Ok(())
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        self.assert_unused(range);
+        let sections = range.start().section().get() as usize..range.end().section().get() as usize;
+        for section in &self.prepared_direct[sections] {
+            assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+        }
+        for (index, block) in self.blocks(range).iter().enumerate() {
+            assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
+        }
+    }
+
+    fn release(&self, range: SectionRange) {
+        self.tell(PlatformCall::Release(range));
+        for prepared in [&self.prepared, &self.prepared_direct] {
+            for section in &prepared[range.first().get() as usize..range.end().get() as usize] {
+                assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+            }
+        }
+        self.give_tables_back(&direct_map(range.frames()));
+        self.give_tables_back(&memmaps(range.first(), range.len()));
     }
 
     fn unmap_direct(&self, range: PfnRange) {

@@ -268,9 +268,14 @@ impl Sparse {
         Self { window, sections, end: AtomicU32::new(0), blocks_online: AtomicU32::new(0) }
     }
 
+    /// One more than the highest section that was ever Present.
+    pub(crate) fn end(&self) -> SectionNr {
+        SectionNr::new(self.end.load(Ordering::Relaxed))
+    }
+
     /// Every section up to the highest that was ever Present, ascending.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = SectionNr> {
-        (0..self.end.load(Ordering::Relaxed)).map(SectionNr::new)
+        (0..self.end().get()).map(SectionNr::new)
     }
 
     /// Number of memory blocks that are online.

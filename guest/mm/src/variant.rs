@@ -29,8 +29,10 @@ pub enum Variant {
     LimitsSkipLastCpu,
     /// A flush uses the migrate type that was read when the page was freed. It does not read the type again (V4).
     FlushStaleType,
-    /// A claim of a deferred section is read and written under two holds of the lock.
+    /// A claim of deferred memory is read and written under two holds of the lock.
     ClaimInTwoSteps,
+    /// Who keeps CPUs from claiming deferred memory does not wait for the claims that were made before.
+    FreezeDoesNotWait,
     /// A pgmap is published before its sections are Initialised, as in Linux, where readers then found no memmap.
     PgmapFirst,
 }

@@ -116,7 +116,7 @@ pub struct Stats {
     pub memmaps_by_base_pages: u64,
     /// Pages of the memmap of hot-added and of device memory that lie in that memory itself.
     pub memmap_altmap_pages: u64,
-    /// Memory blocks that are online. Each section of boot memory is one, initialised or deferred. A section that a
+    /// Memory blocks that are online, initialised or deferred. Each section of boot memory is one. A memory block that a
     /// CPU initialises just now may count twice.
     pub blocks_online: u64,
     /// Times that all struct pages of a section were written, since boot.
@@ -143,7 +143,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Pages of boot memory that are free and not initialised yet, of all zones. A caller that asks whether
+    /// Pages that are free and not initialised yet, of all zones. A caller that asks whether
     /// there is enough memory adds them to the free ones (Linux does not, and refuses requests that would
     /// fit).
     #[must_use]
@@ -203,12 +203,12 @@ impl<P: Platform> Mm<P> {
             nr_nodes: self.nodes.ids().count(),
             nodes,
             deferred_sections: self.deferred.initialised(),
-            memmaps_written: counters.memmaps_written.load(Relaxed),
+            memmaps_written: self.memmaps_written(),
             memmap_boot_pages: counters.memmap_boot_pages.load(Relaxed),
             memmaps_by_base_pages: counters.memmaps_by_base_pages.load(Relaxed),
             memmap_altmap_pages: counters.memmap_altmap_pages.load(Relaxed),
             // Deferred ones first: a section that leaves them meanwhile is online then.
-            blocks_online: self.deferred_sections() + u64::from(self.sparse.blocks_online()),
+            blocks_online: self.deferred_blocks() + u64::from(self.sparse.blocks_online()),
             pages_migrated: counters.pages_migrated.load(Relaxed),
             migrate_failed: counters.migrate_failed.load(Relaxed),
             pcp_drains: counters.pcp_drains.load(Relaxed),
@@ -228,6 +228,11 @@ impl<P: Platform> Mm<P> {
     /// pages that another one keeps. Pages on per-CPU lists do not count there either.
     pub fn available_pages(&self) -> u64 {
         ZoneId::all().map(|zone| self.zone(zone).available()).sum()
+    }
+
+    /// [`Stats::memmaps_written`]. Takes no lock.
+    pub fn memmaps_written(&self) -> u64 {
+        self.counters.memmaps_written.load(Relaxed)
     }
 
     /// [`Stats::alloc_failed_movable`]. Takes no lock.
@@ -261,8 +266,8 @@ impl<P: Platform> Mm<P> {
         })
     }
 
-    /// Sections of boot memory that are not online yet.
-    fn deferred_sections(&self) -> u64 {
+    /// Memory blocks that are deferred or being initialised.
+    fn deferred_blocks(&self) -> u64 {
         ZoneId::all().map(|zone| u64::from(self.deferred.left(zone))).sum()
     }
 

@@ -6,8 +6,8 @@
 //! that memory can still be added to a machine that has run out of it. No request looks at `high`: below it memory counts as
 //! short.
 //!
-//! All boot memory counts from boot on, in watermarks and limits too. The part of it that is not
-//! initialised yet is free memory that is not on the free lists (see `deferred`).
+//! Memory that is deferred counts in watermarks and limits too: it is free memory that is not on the free lists
+//! (see `deferred`).
 //!
 //! Invariants: every reader finds free <= managed <= present <= spanned. So a zone grows from the outside in and
 //! shrinks from the inside out. Spans, counters and watermarks change under the memory hotplug lock, which a
@@ -23,7 +23,6 @@ use crate::free_lists::FreeLists;
 use crate::hotplug::HotplugHeld;
 use crate::lock::{Rank, SpinLock};
 use crate::node::{ZoneId, ZoneType};
-use crate::sparse::{SectionState, Sparse};
 use crate::sync::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -178,21 +177,15 @@ impl Zone {
         self.boot_span.store(self.span.load(Relaxed), Relaxed);
     }
 
-    /// Draws the zone's ends in after the memory block of the frames `gone` left it, or failed to join it
-    /// (Linux `shrink_zone_span`). An end that was in the memory block moves to the next section that is
-    /// online in the zone.
-    pub(crate) fn shrink_span(&self, sparse: &Sparse, gone: PfnRange, _held: &HotplugHeld) {
+    /// Draws the zone's ends in after the memory of the frames `gone` left it, or failed to join it
+    /// (Linux `shrink_zone_span`). An end that was in that memory moves to the next section that is in the zone. `ours`
+    /// says whether a section that was added is in the zone. Boot memory stays, so its sections are not looked at.
+    pub(crate) fn shrink_span(&self, gone: PfnRange, ours: impl Fn(SectionNr) -> bool, _held: &HotplugHeld) {
         let span = self.spanned();
         if span.is_empty() {
             return;
         }
-        // A section of this zone that is online. Boot memory stays, so its sections are not looked at.
-        let ours = |nr: u32| {
-            let nr = SectionNr::new(nr);
-            let section = sparse.section(nr)?;
-            let ours = section.state() == SectionState::Online && section.zone() == self.id;
-            ours.then(|| nr.frames())
-        };
+        let ours = |nr: u32| Some(SectionNr::new(nr)).filter(|&nr| ours(nr)).map(SectionNr::frames);
         let boot = Some(unpacked(self.boot_span.load(Relaxed))).filter(|boot| !boot.is_empty());
         if gone.contains(span.start()) {
             let end = Pfn::new(span.end().get() - 1).section().get() + 1;

@@ -40,7 +40,9 @@ pub use users::{DevPage, DevPageError};
 use core::fmt;
 
 use crate::Mm;
-use crate::addr::{MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
+use crate::addr::{
+    MEMMAP_PAGES, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr, SectionRange,
+};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
 use crate::memmap::{MemmapError, MemmapSource};
@@ -186,13 +188,10 @@ impl<P: Platform> Hotplug<'_, P> {
         map.validate()?;
         let mm = self.mm;
         let began = mm.platform.clock();
-        let taken = |nr: &SectionNr| match mm.sparse.section(*nr) {
-            Some(section) => section.state() != SectionState::Absent || mm.is_boot_memory(*nr),
-            None => true,
-        };
-        if let Some(nr) = sections(map.range).find(taken) {
-            let is_there = mm.sparse.section(nr).is_some();
-            return Err(if is_there { MemremapError::Conflict(nr) } else { MemremapError::OutOfRange });
+        let range = SectionRange::new(map.range.start().section(), map.range.pages() / SECTION_PAGES);
+        let range = range.filter(|range| range.end().get() <= mm.sparse.len());
+        if let Some(nr) = mm.first_taken(range.ok_or(MemremapError::OutOfRange)?) {
+            return Err(MemremapError::Conflict(nr));
         }
         let nr = mm.pgmaps.vacant(self.held()).ok_or(MemremapError::TooMany)?;
         let altmap = map.altmap.map(|DevAltmap { reserve, free }| {

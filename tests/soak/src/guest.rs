@@ -67,8 +67,9 @@ impl Guest {
         if self.memmap_on_memory { MEMORY_BLOCK / 64 } else { 0 }
     }
 
-    /// Carries out an action of the driver that is for memory management.
-    pub fn carry_out(&mut self, action: Action) -> Outcome {
+    /// Carries out an action of the driver that is for memory management. A range ends early now and then, as when a
+    /// notification comes in the middle.
+    pub fn carry_out(&mut self, action: Action, random: &mut Random) -> Outcome {
         let hotplug = self.mm.hotplug();
         let section = |addr: u64| SectionNr::of(PhysAddr::new(addr));
         let part = |addr: u64, size: u64| {
@@ -76,15 +77,27 @@ impl Guest {
             PageblockSet::range(first as u32..(first + size / BLOCK) as u32)
         };
         let done = match action {
-            Action::AddMemoryBlock { addr, start, size, fresh } => {
+            Action::AddMemoryBlocks { addr, size, fresh } => {
                 let content = if fresh { self.content } else { MemoryContent::Unknown };
                 let flags = MhpFlags { content, memmap_on_memory: self.memmap_on_memory };
-                let added = hotplug.add_memory(NodeId::FIRST, section(addr), part(start, size), flags);
-                let online = added.map_err(drop).and_then(|()| {
-                    let online = hotplug.online(section(addr), ZoneType::Movable);
-                    online.map_err(|_| hotplug.remove_memory(section(addr)).expect("it is offline"))
+                return range(size, random, |done| {
+                    let at = addr + done;
+                    let add = (size - done).min(MEMORY_BLOCK - at % MEMORY_BLOCK);
+                    let added = hotplug.add_memory(NodeId::FIRST, section(at), part(at, add), flags);
+                    let online = added.map_err(drop).and_then(|()| {
+                        let online = hotplug.online(section(at), ZoneType::Movable);
+                        online.map_err(|_| hotplug.remove_memory(section(at)).expect("it is offline"))
+                    });
+                    online.map(|()| add).map_err(|()| IdleReason::NoMemory)
                 });
-                online.map_err(|()| IdleReason::NoMemory)
+            }
+            Action::RemoveMemoryBlocks { addr, size } => {
+                return range(size, random, |done| {
+                    let at = addr + size - done - MEMORY_BLOCK;
+                    hotplug.offline(section(at)).map_err(reason)?;
+                    hotplug.remove_memory(section(at)).expect("it is offline");
+                    Ok(MEMORY_BLOCK)
+                });
             }
             Action::OnlineDeviceBlocks { addr, size } => {
                 let online = hotplug.online_pageblocks(section(addr), part(addr, size));
@@ -92,10 +105,6 @@ impl Guest {
             }
             Action::OfflineDeviceBlocks { addr, size } => {
                 hotplug.offline_pageblocks(section(addr), part(addr, size)).map_err(reason)
-            }
-            Action::RemoveMemoryBlock { addr } => {
-                let offline = hotplug.offline(section(addr)).map_err(reason);
-                offline.map(|()| hotplug.remove_memory(section(addr)).expect("it is offline"))
             }
             action => unreachable!("{action:?} is not for memory management"),
         };
@@ -189,6 +198,21 @@ impl Guest {
         let zones = self.mm.stats().zones;
         zones.iter().map(|zone| [zone.present, zone.managed, zone.free + zone.pcp]).collect()
     }
+}
+
+/// Carries out a range of `size` bytes by calls of `next`, which gets the bytes that are done and returns how many it did.
+fn range(size: u64, random: &mut Random, mut next: impl FnMut(u64) -> Result<u64, IdleReason>) -> Outcome {
+    let mut done = 0;
+    while done < size {
+        if done > 0 && random.chance(5) {
+            return Outcome::Part { done, failed: None };
+        }
+        match next(done) {
+            Ok(bytes) => done += bytes,
+            Err(reason) => return Outcome::Part { done, failed: Some(reason) },
+        }
+    }
+    Outcome::Done
 }
 
 fn reason(error: OfflineError) -> IdleReason {

@@ -64,7 +64,7 @@ impl Run {
     fn cycle(&mut self) {
         HostCall::ALL.iter().for_each(|&call| fail(call, None));
         if self.random.chance(30) {
-            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(4) as u32));
+            fail(self.random.pick(&HostCall::ALL), Some(self.random.below(2) as u32));
         }
         if let Some(guest) = &mut self.guest {
             guest.churn(&mut self.random);
@@ -110,11 +110,12 @@ impl Run {
                 Action::ReadConfig => self.stack.read_config(),
                 Action::Send(request) => self.stack.send(request),
                 action => match &mut self.guest {
-                    Some(guest) => guest.carry_out(action),
+                    Some(guest) => guest.carry_out(action, &mut self.random),
                     None => Outcome::Done,
                 },
             };
-            if let (Outcome::Failed(_), Some(guest)) = (outcome, &mut self.guest) {
+            let failed = matches!(outcome, Outcome::Failed(_) | Outcome::Part { failed: Some(_), .. });
+            if let Some(guest) = self.guest.as_mut().filter(|_| failed) {
                 self.tally.guest_failures += 1;
                 if self.random.chance(10) {
                     guest.churn(&mut self.random);
@@ -140,7 +141,6 @@ impl Run {
         });
         assert!(empty, "{:#x} bytes stay plugged: {:?}", self.stack.plugged(), self.stack.driver);
         if let Some(guest) = &mut self.guest {
-            // A memory block without plugged device blocks may be left over; it costs the host nothing.
             guest.empty();
             self.tally.lost += guest.lost();
             self.tally.migrated = self.migrated_before + guest.migrated();

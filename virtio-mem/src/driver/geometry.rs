@@ -159,30 +159,21 @@ impl Geometry {
         (addr - self.addr) / self.block_size
     }
 
-    /// The device blocks of a memory block.
-    pub(super) const fn memory_block(&self, index: usize) -> BlockRange {
-        BlockRange::new(index as u64 * self.per_memory_block, self.per_memory_block)
+    /// The memory block of `block`. The last one ends with the region.
+    pub(super) const fn memory_block(&self, block: u64) -> BlockRange {
+        let first = block - block % self.per_memory_block;
+        let left = self.blocks(self.region_size) - first;
+        BlockRange::new(first, if left < self.per_memory_block { left } else { self.per_memory_block })
     }
 
-    /// The device blocks that hold a memory block's memmap.
-    pub(super) const fn reserve(&self, index: usize) -> BlockRange {
-        BlockRange::new(self.memory_block(index).first(), self.memmap_blocks)
+    /// The device blocks that hold the memmap of `memory_block`.
+    pub(super) const fn reserve(&self, memory_block: BlockRange) -> BlockRange {
+        BlockRange::new(memory_block.first(), self.memmap_blocks)
     }
 
-    /// The memory block of `block`, and the index of `block` in it.
-    pub(super) const fn place(&self, block: u64) -> (usize, u64) {
-        ((block / self.per_memory_block) as usize, block % self.per_memory_block)
-    }
-
-    /// The parts of `range` by memory block.
-    pub(super) fn pieces(self, range: BlockRange) -> impl Iterator<Item = (usize, BlockRange)> {
-        let mut first = range.first();
-        core::iter::from_fn(move || {
-            let (index, start) = self.place(first);
-            let count = (self.per_memory_block - start).min(range.end() - first);
-            let piece = BlockRange::new(first, count);
-            first += count;
-            (count > 0).then_some((index, piece))
-        })
+    /// The memory blocks of the first and of the last device block of `range`, which is not empty.
+    pub(super) fn ends(self, range: BlockRange) -> impl Iterator<Item = BlockRange> {
+        let (low, high) = (self.memory_block(range.first()), self.memory_block(range.end() - 1));
+        [Some(low), (low != high).then_some(high)].into_iter().flatten()
     }
 }

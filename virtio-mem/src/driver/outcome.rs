@@ -8,49 +8,74 @@
 use super::idle::IdleReason;
 use super::region::Region;
 use super::{Action, Driver, Outcome};
+use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind, Response, ResponseType};
 
 impl Driver {
     /// Applies the outcome of `action`.
     pub(super) fn apply(&mut self, action: Action, outcome: Outcome) {
-        if let Action::AddMemoryBlock { addr, .. } = action {
-            // A failed attempt may have written to the memmap too.
-            self.region.update(self.memory_block(addr), |block| block.fresh = false);
-        }
         match (action, outcome) {
             (Action::ReadConfig, Outcome::Config(config, generation)) => self.configure(config, generation),
             (Action::Send(request), Outcome::Response(response)) => self.answered(request, response),
             (Action::Send(request), Outcome::NoResponse) => self.unanswered(request),
             (Action::ReadConfig | Action::Send(_), Outcome::Failed(reason)) => self.pause(reason),
-            (Action::AddMemoryBlock { .. } | Action::OnlineDeviceBlocks { .. }, Outcome::Failed(reason)) => {
-                self.fail_growing(reason);
+            (Action::AddMemoryBlocks { addr, size, .. }, outcome) => {
+                let (done, failed) = parts(action, outcome, size);
+                self.added(self.blocks(addr, size), self.region.geometry.blocks(done), failed);
+            }
+            (Action::RemoveMemoryBlocks { addr, size }, outcome) => {
+                let (done, failed) = parts(action, outcome, size);
+                self.removed(self.blocks(addr, size), self.region.geometry.blocks(done), failed);
+            }
+            (Action::OnlineDeviceBlocks { addr, size }, Outcome::Done) => {
+                self.region.gain(self.blocks(addr, size));
+                self.back_off.start_over();
+            }
+            (Action::OnlineDeviceBlocks { .. }, Outcome::Failed(reason)) => self.fail_growing(reason),
+            (Action::OfflineDeviceBlocks { addr, size }, Outcome::Done) => {
+                let range = self.blocks(addr, size);
+                self.region.lose(range);
+                self.back_off.start_over();
+                // The pass that this action belongs to may be over.
+                if !self.read_config {
+                    self.region.offline_from = range.first();
+                }
             }
             (Action::OfflineDeviceBlocks { addr, size }, Outcome::Failed(reason)) => {
                 let range = self.blocks(addr, size);
-                self.fail_shrinking(reason, |region| region.mark_busy(range));
-            }
-            (Action::RemoveMemoryBlock { addr }, Outcome::Failed(reason)) => {
-                let index = self.memory_block(addr);
-                self.fail_shrinking(reason, |region| {
-                    region.update(index, |block| block.removal_failed = true)
-                });
-            }
-            (
-                Action::AddMemoryBlock { start: addr, size, .. } | Action::OnlineDeviceBlocks { addr, size },
-                Outcome::Done,
-            ) => {
-                self.region.gain(self.memory_block(addr), self.blocks(addr, size));
-                self.back_off.start_over();
-            }
-            (Action::OfflineDeviceBlocks { addr, size }, Outcome::Done) => {
-                self.region.lose(self.memory_block(addr), self.blocks(addr, size));
-                self.back_off.start_over();
-            }
-            (Action::RemoveMemoryBlock { addr }, Outcome::Done) => {
-                self.region.remove(self.memory_block(addr));
-                self.back_off.start_over();
+                self.fail_shrinking(reason, |region| region.offline_from = range.first());
             }
             (action, outcome) => panic!("{outcome:?} does not complete {action:?}"),
+        }
+    }
+
+    /// The guest has added the first `done` device blocks of `range`, and failed at the memory block after them if `failed`
+    /// says so.
+    fn added(&mut self, range: BlockRange, done: u64, failed: Option<IdleReason>) {
+        let end = range.first() + done;
+        if done > 0 {
+            self.region.add(BlockRange::new(range.first(), done));
+            self.back_off.start_over();
+        }
+        self.region.used(end);
+        if let Some(reason) = failed {
+            // A failed attempt may have written to the memmap too.
+            self.region.used(self.region.geometry.memory_block(end).end());
+            self.fail_growing(reason);
+        }
+    }
+
+    /// The guest has removed the last `done` device blocks of `range`, and failed at the memory block before them if
+    /// `failed` says so.
+    fn removed(&mut self, range: BlockRange, done: u64, failed: Option<IdleReason>) {
+        let first = range.end() - done;
+        if done > 0 {
+            self.region.remove(BlockRange::new(first, done));
+            self.back_off.start_over();
+        }
+        if let Some(reason) = failed {
+            let memory_block = self.region.geometry.memory_block(first - 1);
+            self.fail_shrinking(reason, |region| region.removal_failed(memory_block));
         }
     }
 
@@ -148,5 +173,15 @@ impl Driver {
             mark(&mut self.region);
             self.failed = Some(reason);
         }
+    }
+}
+
+/// How many of the `size` bytes of `action` were carried out, and why the next memory block was not.
+fn parts(action: Action, outcome: Outcome, size: u64) -> (u64, Option<IdleReason>) {
+    match outcome {
+        Outcome::Done => (size, None),
+        Outcome::Failed(reason) => (0, Some(reason)),
+        Outcome::Part { done, failed } if done < size => (done, failed),
+        outcome => panic!("{outcome:?} does not complete {action:?}"),
     }
 }

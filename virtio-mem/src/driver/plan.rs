@@ -1,173 +1,211 @@
 //! The plan: picks the next action from the device blocks that are plugged, used and requested.
 //!
 //! Mirrors the order of Linux's `virtio_mem_sbm_plug_request` and `virtio_mem_sbm_unplug_request`. Differs on
-//! purpose: one PLUG covers as many memory blocks as it can. Only the present state decides, so a target that
-//! changes in the middle needs no code of its own: device blocks on their way in are unplugged again, and device
-//! blocks on their way out are put back to use.
+//! purpose: one PLUG and one UNPLUG cover as many memory blocks as they can, and so do the actions of the guest between
+//! them. Only the present state decides, so a target that changes in the middle needs no code of its own: device blocks
+//! on their way in are unplugged again, and device blocks on their way out are put back to use.
 //!
 //! In the order of precedence:
 //!
 //! | state | action |
 //! | --- | --- |
+//! | more plugged than requested, and parked device blocks | unplug parked device blocks |
 //! | strays, and growing failed in this pass | unplug the strays |
-//! | strays, and more plugged than requested | take more of their memory block out of use, then unplug the strays |
-//! | strays, otherwise | put the strays to use: `AddMemoryBlock`, `OnlineDeviceBlocks` |
+//! | strays, and more plugged than requested | when their memory block goes by device blocks, take more of it out of use; then unplug the strays |
+//! | strays, otherwise | put the strays to use: `AddMemoryBlocks`, `OnlineDeviceBlocks` |
 //! | less plugged than requested | fill the lowest hole of an added memory block, else plug new memory blocks |
-//! | more plugged than requested | unplug parked device blocks |
-//! | the same, without parked device blocks | `RemoveMemoryBlock` of the highest that fits, else `OfflineDeviceBlocks` of the highest device block |
-//! | an added memory block with nothing plugged | `RemoveMemoryBlock` |
+//! | more plugged than requested | `RemoveMemoryBlocks` of the highest that fit, else `OfflineDeviceBlocks` of the highest device block |
 //!
 //! A stray is a device block that is plugged and that the
 //! guest does not use. `region` explains parked device blocks.
 //!
 //! A memory block fits the excess if at most a part of its memmap would stay plugged. That part would be of no
-//! use to the guest, and stays parked.
+//! use to the guest, and stays parked. The last device blocks of a memory block go with it: its memmap, or, where the
+//! memmap lies elsewhere, the last one that is online. So no memory block stays added with nothing plugged.
+//!
+//! A pass goes through the region twice, from the top: for whole memory blocks, and then for single device blocks.
+//! `Region::removed_from` and `Region::offline_from` say how far it came. A memory block that does not fit at one time
+//! of a pass does not fit later: unplugging its own device blocks lowers the excess as much as its size, and other
+//! unplugs lower only the excess. So a pass looks at each run once for each of the two.
 
-use super::idle::IdleReason;
-use super::region::MemoryBlock;
 use super::{Action, Driver};
 use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
+
+/// Most bytes of memory blocks in one `RemoveMemoryBlocks`. After each the host gets the memory back, and a new target
+/// is seen.
+const MOST_TO_REMOVE: u64 = 8 << 30;
 
 impl Driver {
     /// The next action. No device block is uncertain, and the configuration has been read.
     pub(super) fn plan(&mut self) -> Action {
         let (plugged, requested) = (self.region.plugged(), self.requested_blocks());
-        let step = if let Some(index) = self.region.lowest_stray() {
-            Some(self.settle(index, plugged.saturating_sub(requested)))
+        let excess = plugged.saturating_sub(requested);
+        let step = if let Some(parked) = self.region.parked.highest().filter(|_| excess > 0) {
+            Some(self.unplug_top(parked, excess))
+        } else if let (Some(lowest), Some(highest)) =
+            (self.region.strays.lowest(), self.region.strays.highest())
+        {
+            Some(self.settle(lowest, highest, excess))
         } else if plugged < requested {
             if self.stop_growing { None } else { self.grow(requested - plugged) }
-        } else if plugged > requested {
-            self.shrink(plugged - requested)
         } else {
-            self.remove_empty()
+            self.shrink(excess)
         };
         step.unwrap_or_else(|| Action::Idle(self.idle()))
     }
 
-    /// Puts strays to use or unplugs them. The lowest stray is in memory block `lowest`.
-    fn settle(&mut self, lowest: usize, excess: u64) -> Action {
-        let block = self.region.at(lowest);
+    /// Puts strays to use or unplugs them. `lowest` and `highest` are the lowest and the highest run of strays.
+    fn settle(&mut self, lowest: BlockRange, highest: BlockRange, excess: u64) -> Action {
+        let memory_block = self.region.geometry.memory_block(lowest.first());
         if self.stop_growing {
-            return self.unplug_strays(u64::MAX);
+            return self.unplug_top(highest, u64::MAX);
         }
         if excess > 0 {
-            // First takes more device blocks of this memory block out of use, so that one request unplugs all of
-            // them.
-            let here = block.strays();
-            let budget = excess.saturating_sub(self.region.strays() - here);
-            if block.added && budget > here {
-                if self.fits(&block, budget) {
-                    return self.remove(lowest);
-                }
-                if let Some(device_block) = self.region.removable(lowest) {
-                    return self.offline(device_block);
-                }
-            }
-            return self.unplug_strays(excess);
+            // First takes more device blocks of a memory block out of use, so that one request unplugs all of them.
+            let rest = excess.saturating_sub(self.region.strays.count());
+            let inside = memory_block.first() + 1..memory_block.end();
+            let goes_by_device_blocks = rest > 0 && inside.contains(&self.region.offline_from);
+            let more = if goes_by_device_blocks { self.single(rest, memory_block.first()) } else { None };
+            return more.unwrap_or_else(|| self.unplug_top(highest, excess));
         }
-        let strays = self.region.lowest_strays(lowest);
-        let (start, size) = self.span(strays);
-        if block.added {
-            return Action::OnlineDeviceBlocks { addr: start, size };
+        if self.region.is_added(memory_block) {
+            let (addr, size) = self.span(lowest.overlap(memory_block));
+            return Action::OnlineDeviceBlocks { addr, size };
         }
-        let reserve = self.region.geometry.reserve(lowest);
-        let has_memmap = strays.first() == reserve.first() && strays.count() >= reserve.count();
-        if reserve.count() > 0 && !has_memmap {
+        let reserve = self.region.geometry.reserve(memory_block);
+        if reserve.count() > 0 && lowest.overlap(reserve) != reserve {
             // Only a device that violated the specification leaves a memory block without its memmap.
-            return self.unplug_strays(u64::MAX);
+            return self.unplug_top(highest, u64::MAX);
         }
-        let (addr, _) = self.span(reserve);
-        Action::AddMemoryBlock { addr, start, size, fresh: block.fresh }
+        let (fresh, until) = self.region.fresh_until(memory_block.first());
+        let whole = self
+            .whole_memory_blocks(BlockRange::new(lowest.first(), until.min(lowest.end()) - lowest.first()));
+        let range = if whole.count() > 0 { whole } else { lowest.overlap(memory_block) };
+        let (addr, size) = self.span(range);
+        Action::AddMemoryBlocks { addr, size, fresh }
     }
 
-    /// Unplugs the highest run of strays, at most `limit` device blocks of it.
-    fn unplug_strays(&self, limit: u64) -> Action {
-        let range = self.region.highest_strays(limit.min(u64::from(u16::MAX)));
-        self.send(RequestKind::Unplug, range.expect("strays are left"))
+    /// The whole memory blocks at the start of `range`.
+    fn whole_memory_blocks(&self, range: BlockRange) -> BlockRange {
+        let last = self.region.geometry.memory_block(range.end() - 1);
+        let end = if last.end() == range.end() { last.end() } else { last.first() };
+        let begins = self.region.geometry.memory_block(range.first()).first() == range.first();
+        BlockRange::new(range.first(), if begins { end.saturating_sub(range.first()) } else { 0 })
+    }
+
+    /// Unplugs the last device blocks of `run`, at most `limit`.
+    fn unplug_top(&self, run: BlockRange, limit: u64) -> Action {
+        let count = run.count().min(limit).min(u64::from(u16::MAX));
+        self.send(RequestKind::Unplug, BlockRange::new(run.end() - count, count))
     }
 
     /// Plugs up to `need` device blocks, if the usable region has room for them.
-    fn grow(&mut self, need: u64) -> Option<Action> {
+    fn grow(&self, need: u64) -> Option<Action> {
         let range = self.hole(need).or_else(|| self.vacancy(need))?;
-        if self.region.reserve(range.end()).is_err() {
-            self.fail_growing(IdleReason::NoMemory);
-            return None;
-        }
         Some(self.send(RequestKind::Plug, range))
     }
 
-    /// The lowest unplugged device blocks of an added memory block.
+    /// The lowest unplugged device blocks of added memory blocks.
     fn hole(&self, need: u64) -> Option<BlockRange> {
-        if self.region.holes() == 0 {
-            return None;
-        }
-        let usable = self.usable_blocks();
-        let mut added = self.region.iter().filter(|(_, block)| block.added);
-        let run = added.find_map(|(index, _)| self.region.lowest_hole(index, usable))?;
-        let count = run.count().min(need).min(u64::from(self.most_to_plug));
-        Some(BlockRange::new(run.first(), count))
+        let run = self.region.holes.lowest()?;
+        let room = self.usable_blocks().saturating_sub(run.first());
+        let count = run.count().min(need).min(room).min(u64::from(self.most_to_plug));
+        (count > 0).then_some(BlockRange::new(run.first(), count))
     }
 
-    /// Up to `need` device blocks at the start of the lowest run of memory blocks that are not added.
+    /// Up to `need` device blocks at the start of the lowest run of memory blocks that are not added. No hole is usable, and
+    /// there are no strays.
     fn vacancy(&self, need: u64) -> Option<BlockRange> {
-        let geometry = &self.region.geometry;
-        let mut blocks = self.region.iter();
-        let index = blocks.find(|(_, block)| !block.added).map_or(self.region.len(), |(index, _)| index);
+        let per_memory_block = self.region.geometry.per_memory_block;
+        let added = self.region.online.lowest().filter(|run| run.first() == 0).map_or(0, BlockRange::end);
         // Starts after the device blocks that are parked there, and ends before the next plugged device block. That
-        // one is parked, or begins the next memory block in use: holes of memory blocks in use were filled before.
-        let (first, plugged) = self.region.unplugged_from(geometry.memory_block(index).first());
-        let end = plugged.unwrap_or(u64::MAX).min(self.usable_blocks());
+        // one is parked, or begins the next memory block in use.
+        let first = self.region.next_unplugged(added.next_multiple_of(per_memory_block));
+        let end = self.region.next_plugged(first).unwrap_or(u64::MAX).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
         let most = u64::from(self.most_to_plug);
         // A run that is cut to the size of a request ends with a whole memory block.
-        let (_, too_many) = geometry.place(first + most);
-        let whole = most.saturating_sub(too_many);
+        let whole = most.saturating_sub((first + most) % per_memory_block);
         let count = if room <= most || whole == 0 { room.min(most) } else { whole };
         (count > 0).then_some(BlockRange::new(first, count))
     }
 
-    /// Takes at most `excess` device blocks out of use.
+    /// Takes device blocks out of use: at most `excess` and a part of a memmap. There are no strays.
     fn shrink(&mut self, excess: u64) -> Option<Action> {
-        if self.region.parked() > 0 {
-            return Some(self.unplug_strays(excess));
-        }
-        if let Some((index, _)) = self.region.iter().rev().find(|(_, block)| self.fits(block, excess)) {
-            return Some(self.remove(index));
-        }
-        let mut single = self.region.iter().rev().filter(|(_, block)| block.online > 0);
-        let device_block = single.find_map(|(index, _)| self.region.removable(index))?;
-        Some(self.offline(device_block))
-    }
-
-    /// Removes memory blocks without a plugged device block. They exist only where the memmap lies elsewhere.
-    fn remove_empty(&self) -> Option<Action> {
-        if self.region.empty() == 0 {
+        if excess == 0 {
             return None;
         }
-        let (index, _) =
-            self.region.iter().rev().find(|(_, block)| block.is_empty() && !block.removal_failed)?;
-        Some(self.remove(index))
+        self.whole(excess).or_else(|| self.single(excess, 0))
     }
 
-    /// Whether a memory block may be removed as a whole, and its removal has not failed in this pass.
-    fn fits(&self, block: &MemoryBlock, excess: u64) -> bool {
-        let useless = self.region.geometry.memmap_blocks.saturating_sub(1);
-        block.added && !block.removal_failed && block.plugged <= excess + useless
+    /// The highest memory blocks that fit `excess`, among those that were not looked at in this pass.
+    fn whole(&mut self, excess: u64) -> Option<Action> {
+        let geometry = self.region.geometry;
+        loop {
+            let run = self.region.online.below(self.region.removed_from)?;
+            let top = geometry.memory_block(run.end() - 1);
+            if run.overlap(top) != top {
+                if self.fits(self.region.online.count_in(top), excess) {
+                    return Some(self.remove(top));
+                }
+                self.region.removed_from = top.first();
+            } else if self.fits(top.count(), excess) {
+                let most = excess.min(geometry.blocks(MOST_TO_REMOVE)).min(run.count());
+                let count = (most - most % geometry.per_memory_block).max(top.count());
+                let whole = top.count() == geometry.per_memory_block;
+                return Some(self.remove(if whole {
+                    BlockRange::new(top.end() - count, count)
+                } else {
+                    top
+                }));
+            } else {
+                // Nor do the others of this run that are plugged as a whole.
+                self.region.removed_from = run.first().next_multiple_of(geometry.per_memory_block);
+            }
+        }
     }
 
-    fn offline(&self, device_block: u64) -> Action {
-        let (addr, size) = self.span(BlockRange::new(device_block, 1));
-        Action::OfflineDeviceBlocks { addr, size }
+    /// The highest device block from `floor` on that may go offline by itself, among those that were not looked at in
+    /// this pass. Its memory block, when nothing else of it is left and that fits `excess`.
+    fn single(&mut self, excess: u64, floor: u64) -> Option<Action> {
+        let geometry = self.region.geometry;
+        loop {
+            let from = self.region.offline_from;
+            let last =
+                self.region.online.below(from).map(|run| run.end() - 1).filter(|&last| last >= floor)?;
+            let memory_block = geometry.memory_block(last);
+            let reserve = geometry.reserve(memory_block);
+            // Two runs tell whether more is online than what is kept.
+            let runs = || self.region.online.within(memory_block).take(2);
+            let nothing_else = |kept| runs().map(BlockRange::count).sum::<u64>() == kept;
+            let kept = reserve.count().max(1);
+            // Where the memmap lies elsewhere, all but the last may go.
+            let is_kept = if reserve.count() > 0 { last < reserve.end() } else { nothing_else(kept) };
+            if !is_kept {
+                let (addr, size) = self.span(BlockRange::new(last, 1));
+                return Some(Action::OfflineDeviceBlocks { addr, size });
+            }
+            // Removing the memory block may have failed because of what has gone since.
+            if from < memory_block.end() && self.fits(kept, excess) && nothing_else(kept) {
+                return Some(self.remove(memory_block));
+            }
+            self.region.offline_from = memory_block.first();
+        }
     }
 
-    fn remove(&self, index: usize) -> Action {
-        let (addr, _) = self.span(self.region.geometry.memory_block(index));
-        Action::RemoveMemoryBlock { addr }
+    /// Whether a memory block with `online` device blocks may be removed as a whole.
+    const fn fits(&self, online: u64, excess: u64) -> bool {
+        online <= excess + self.region.geometry.memmap_blocks.saturating_sub(1)
+    }
+
+    fn remove(&self, memory_blocks: BlockRange) -> Action {
+        let (addr, size) = self.span(memory_blocks);
+        Action::RemoveMemoryBlocks { addr, size }
     }
 
     /// Address and size of device blocks.
-    fn span(&self, range: BlockRange) -> (u64, u64) {
+    const fn span(&self, range: BlockRange) -> (u64, u64) {
         let geometry = &self.region.geometry;
         (geometry.addr(range.first()), geometry.bytes(range.count()))
     }

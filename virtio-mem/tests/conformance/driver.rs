@@ -58,7 +58,7 @@ fn driver_with(plugged: u64) -> Driver {
     loop {
         match driver.next() {
             Action::Send(_) => driver.complete(response(ACK, 0)),
-            Action::AddMemoryBlock { .. } => driver.complete(Outcome::Done),
+            Action::AddMemoryBlocks { .. } => driver.complete(Outcome::Done),
             action => {
                 assert_eq!(action, Action::Idle(Idle::Reached));
                 return driver;

@@ -2,8 +2,9 @@
 //! that cannot be moved.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use virtio_mem::{Action, BlockBitmap, BlockRange, IdleReason};
+use virtio_mem::{Action, BlockBitmap, BlockRange, IdleReason, Outcome};
 
 use super::random::Random;
 
@@ -11,6 +12,7 @@ use super::random::Random;
 /// must never ask for fails the test.
 pub struct Guest {
     region: u64,
+    region_end: u64,
     block_size: u64,
     memory_block: u64,
     /// Number of device blocks at the start of a memory block that hold its memmap; 0 when the memmap lies
@@ -27,11 +29,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub const fn new(region: u64, block_size: u64, memory_block: u64, memmap_blocks: u64) -> Guest {
+    pub fn new(region: Range<u64>, block_size: u64, memory_block: u64, memmap_blocks: u64) -> Guest {
         let added = BTreeMap::new();
         let used = BTreeSet::new();
         let pinned = BTreeSet::new();
-        Guest { region, block_size, memory_block, memmap_blocks, added, used, pinned, fails: 0 }
+        let (region, region_end) = (region.start, region.end);
+        Guest { region, region_end, block_size, memory_block, memmap_blocks, added, used, pinned, fails: 0 }
     }
 
     /// Forgets that unplugged device blocks were used. `plugged` is the device's set.
@@ -44,16 +47,57 @@ impl Guest {
         &self.added
     }
 
-    /// Carries out `action`, or fails and changes nothing. `plugged` is the device's set.
-    pub fn step(
-        &mut self,
-        action: Action,
-        plugged: &BlockBitmap,
-        random: &mut Random,
-    ) -> Result<(), IdleReason> {
+    /// Carries out `action`. `plugged` is the device's set. An action on several memory blocks may end after some of them.
+    pub fn step(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Outcome {
+        let (of_range, size) = match action {
+            Action::AddMemoryBlocks { addr, size, .. } => (self.pieces(addr, size), size),
+            Action::RemoveMemoryBlocks { addr, size } => {
+                let mut pieces = self.pieces(addr, size);
+                pieces.reverse();
+                (pieces, size)
+            }
+            action => {
+                let done = self.one(action, plugged, random);
+                return done.map_or_else(Outcome::Failed, |()| Outcome::Done);
+            }
+        };
+        let mut done = 0;
+        for (addr, size) in of_range {
+            // A notification comes while the guest is at work.
+            if done > 0 && random.chance(self.fails) {
+                return Outcome::Part { done, failed: None };
+            }
+            let piece = match action {
+                Action::AddMemoryBlocks { fresh, .. } => Action::AddMemoryBlocks { addr, size, fresh },
+                _ => Action::RemoveMemoryBlocks { addr, size },
+            };
+            if let Err(reason) = self.one(piece, plugged, random) {
+                let part = Outcome::Part { done, failed: Some(reason) };
+                return if done == 0 && random.chance(50) { Outcome::Failed(reason) } else { part };
+            }
+            done += size;
+        }
+        assert_eq!(done, size);
+        Outcome::Done
+    }
+
+    /// The parts of a range by memory block.
+    fn pieces(&self, addr: u64, size: u64) -> Vec<(u64, u64)> {
+        assert!(size > 0, "nothing to do");
+        let end = addr + size;
+        let mut starts = vec![addr];
+        starts.extend(
+            (1..).map(|nr| self.memory_block(addr) + nr * self.memory_block).take_while(|&at| at < end),
+        );
+        let ends = starts.iter().skip(1).copied().chain([end]);
+        starts.iter().zip(ends).map(|(&start, end)| (start, end - start)).collect()
+    }
+
+    /// Carries out `action`, which is on one memory block, or fails and changes nothing.
+    fn one(&mut self, action: Action, plugged: &BlockBitmap, random: &mut Random) -> Result<(), IdleReason> {
         match action {
-            Action::AddMemoryBlock { addr, start, size, fresh } => {
-                assert_eq!(addr, self.memory_block(start), "begins with a memory block");
+            Action::AddMemoryBlocks { addr: start, size, fresh } => {
+                let addr = self.memory_block(start);
                 let blocks = self.blocks(start, size);
                 let memmap = self.memmap(addr);
                 assert!(!self.added.contains_key(&addr), "is there already");
@@ -81,7 +125,9 @@ impl Guest {
                 self.move_away(&blocks, random)?;
                 self.online(addr).retain(|block| !blocks.contains(block));
             }
-            Action::RemoveMemoryBlock { addr } => {
+            Action::RemoveMemoryBlocks { addr, size } => {
+                let end = (addr + self.memory_block).min(self.region_end);
+                assert_eq!((addr % self.memory_block, addr + size), (0, end), "not a whole memory block");
                 self.move_away(&self.added[&addr], random)?;
                 self.added.remove(&addr);
             }

@@ -45,6 +45,7 @@ impl World {
         for (addr, online) in self.guest.added() {
             assert!(online.iter().all(|block| is_plugged(*block)), "the guest uses an unplugged block");
             assert!(online.is_superset(&self.guest.memmap(*addr)), "a memory block without memmap");
+            assert!(!online.is_empty(), "a memory block without a device block");
         }
         if self.in_doubt {
             return;

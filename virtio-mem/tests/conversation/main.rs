@@ -98,7 +98,7 @@ fn one_request_for_1_gib_of_growth() {
     assert_eq!(world.requests, 1);
     world.resize(0);
     world.settle(STEPS_TO_CONVERGE);
-    assert_eq!(world.requests, 1 + 8, "and one request per memory block to shrink");
+    assert_eq!(world.requests, 1 + 1, "and one to shrink");
 }
 
 /// Memory device blocks of several sections, with targets that end inside a memmap and just after one.

@@ -72,7 +72,8 @@ impl Shape {
     fn guest(&self) -> Guest {
         let fitted = self.fitted();
         let memmap_blocks = fitted.memmap_size.div_ceil(self.block_size);
-        Guest::new(REGION, self.block_size, fitted.memory_block_size, memmap_blocks)
+        let region = REGION..REGION + self.region_size;
+        Guest::new(region, self.block_size, fitted.memory_block_size, memmap_blocks)
     }
 }
 
@@ -204,9 +205,6 @@ impl World {
     /// Runs until nothing is plugged and no memory block is added.
     pub fn empty(&mut self, budget: u32) {
         self.resize(0);
-        // A driver whose target was 0 already may have left a memory block without plugged device blocks, which
-        // costs the host nothing. It tries again to remove it after a notification.
-        self.interrupt = true;
         self.settle(budget);
         assert!(self.guest.added().is_empty() && self.host.backed.is_empty());
     }
@@ -305,8 +303,8 @@ impl World {
                 None
             }
             action => {
-                let done = self.guest.step(action, self.device.plugged(), &mut self.random);
-                self.complete(done.map_or_else(Outcome::Failed, |()| Outcome::Done));
+                let outcome = self.guest.step(action, self.device.plugged(), &mut self.random);
+                self.complete(outcome);
                 None
             }
         };

@@ -12,6 +12,7 @@ pub use check_host::CheckHost;
 pub use ctl::Ctl;
 pub use demo::Demo;
 pub use experiment::Experiment;
+pub use later::Later;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
 pub use report::ReportPage;
@@ -25,6 +26,7 @@ mod confine;
 mod ctl;
 mod demo;
 mod experiment;
+mod later;
 mod log;
 mod pages;
 mod report;
@@ -99,25 +101,25 @@ Exit status:
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Boot, grow, use, shrink under use, verify, power off
-    Demo(Demo),
+    Demo(Later<Demo>),
     /// Run a machine, with a script or until it is ended
-    Run(Box<Run>),
+    Run(Later<Box<Run>>),
     /// Resize, watch or end a running machine
-    Ctl(Ctl),
+    Ctl(Later<Ctl>),
     /// Show the memory of a running machine, live in this terminal
-    Top(Top),
+    Top(Later<Top>),
     /// Show a session as a page: memory over time, memory blocks, how long steps took, and the steps
-    Report(ReportPage),
+    Report(Later<ReportPage>),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
-    Experiment(Experiment),
+    Experiment(Later<Experiment>),
     /// Work with scripts, without a machine
     Script(Scripts),
     /// Say what this host can do for a machine, and what would help; ends with status 0 or 3
-    CheckHost(CheckHost),
+    CheckHost(Later<CheckHost>),
     /// Print the completions of this command line for a shell
-    Completions(Completions),
+    Completions(Later<Completions>),
     /// Print the man page, or write those of all subcommands into a folder
-    Man(ManPages),
+    Man(Later<ManPages>),
 }
 
 #[cfg(test)]

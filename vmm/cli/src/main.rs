@@ -6,6 +6,7 @@ mod cli;
 mod ctl;
 mod host;
 mod input;
+mod lean;
 mod logger;
 mod page;
 mod pages;
@@ -27,8 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use account::{Account, accounted};
 use anyhow::{Context, anyhow, bail};
 use cli::{
-    Action, CheckHost, Cli, Ctl, Experiment, Logging, ManPages, ReportPage, Run, ScriptAction, Scripts, Spawn,
+    Action, CheckHost, Cli, Ctl, Experiment, Later, Logging, ManPages, ReportPage, Run, ScriptAction,
+    Scripts, Spawn,
 };
+use lean::Lean;
 use prompt::History;
 use quiet::Quiet;
 use source::{STDIN, Source, Steps, greet};
@@ -115,7 +118,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(status)
         }
         Action::Report(options) => report(&options),
-        Action::Ctl(Ctl { api_sock, json, words }) => {
+        Action::Ctl(Later(Ctl { api_sock, json, words })) => {
             let complain = |reason: &str| complain(format_args!("tidevm: {reason}"));
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
@@ -126,16 +129,16 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
         }
-        Action::CheckHost(CheckHost { json }) => check_host::run(json).context(OutputClosed),
+        Action::CheckHost(Later(CheckHost { json })) => check_host::run(json).context(OutputClosed),
         Action::Completions(options) => {
             pages::completions(options.shell).context(OutputClosed)?;
             Ok(0)
         }
-        Action::Man(ManPages { folder: None }) => {
+        Action::Man(Later(ManPages { folder: None })) => {
             pages::man().context(OutputClosed)?;
             Ok(0)
         }
-        Action::Man(ManPages { folder: Some(folder) }) => {
+        Action::Man(Later(ManPages { folder: Some(folder) })) => {
             pages::man_pages(&folder)
                 .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
             Ok(0)
@@ -379,6 +382,7 @@ fn tell_of(confinement: Confinement) {
 }
 
 fn observe(vm: Vm, source: Source, observer: &mut impl Observer) -> anyhow::Result<u8> {
+    let observer = &mut Lean { observer, confinement: vm.config().confinement };
     let result = match source {
         Source::None => tidevm_session::stay(vm, observer),
         Source::Whole(script) => tidevm_session::run(vm, &script, observer),

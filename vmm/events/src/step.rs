@@ -60,7 +60,7 @@ pub enum StepResult {
     Checked {
         /// Pages whose struct pages were checked.
         pages: u64,
-        /// Pages of deferred boot memory.
+        /// Pages of deferred memory.
         deferred: u64,
     },
     /// To `hog` and `pmem hold`.

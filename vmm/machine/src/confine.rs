@@ -5,7 +5,7 @@
 //!
 //! | file | gives away |
 //! | --- | --- |
-//! | [`rules`], [`seccomp`], [`trap`] | system calls, per kind of thread; the report of a forbidden one |
+//! | [`rules`], `program`, [`seccomp`], [`trap`] | system calls, per kind of thread; the report of a forbidden one |
 //! | [`thread`] | starts a thread that is locked in before it serves |
 //! | `allocator` | nothing: it keeps the C library from needing a file later |
 //! | [`privileges`] | new privileges, capabilities, core dumps |
@@ -22,6 +22,7 @@ use std::path::Path;
 mod allocator;
 pub mod jail;
 pub mod privileges;
+mod program;
 pub mod reach;
 pub mod rules;
 pub mod seccomp;

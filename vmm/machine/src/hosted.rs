@@ -128,7 +128,11 @@ impl Devices {
     /// or a batch of the control channel. Returns whether there may be more.
     pub fn serve(&mut self, which: Which) -> bool {
         match which {
-            Which::Mem => self.mem.serve().more,
+            Which::Mem => {
+                let more = self.mem.serve().more;
+                self.memory.remove_empty_slots();
+                more
+            }
             Which::Control => self.control.serve_calls() | self.control.serve_reports(),
             Which::Balloon => self.balloon.serve(),
         }

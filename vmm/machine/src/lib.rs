@@ -68,7 +68,7 @@ pub use death::{Death, DeathKind};
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
-pub use process::{GRACE, room_to_start};
+pub use process::{GRACE, give_code_back, room_to_start};
 pub use state::{
     BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
     WaitError,

@@ -115,6 +115,7 @@ impl Memory {
         for (index, &range) in ranges.iter().enumerate() {
             let size = range.size();
             let mapping = Mapping::reserve(size).map_err(fail(&format!("hotplug region #{index}"), size))?;
+            mapping.ask_for_huge_pages(mapping.all());
             regions.push(RamRegion::new(range, Arc::new(mapping)));
         }
         Ok(Self {
@@ -126,6 +127,13 @@ impl Memory {
             view: RwLock::new(view),
             account: held::Account::open(),
         })
+    }
+
+    /// Has boot memory get huge pages from now on. Everything that the guest finds at its start has been written: it lies
+    /// thinly spread over a few MiB, and clearing whole huge pages for it would be most of the work of a start.
+    /// Small pages that are there stay so until the host collapses them.
+    pub fn start_huge_pages(&self) {
+        self.boot.ask_for_huge_pages(self.boot.all());
     }
 
     /// The memory that the VMM may touch now. While the guard lives, nothing is unplugged.
@@ -160,12 +168,11 @@ impl Memory {
     /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
     pub fn unplug(&self, index: usize, range: GuestRange) -> Result<(), FailedCall> {
         let offsets = self.offsets(index, range)?;
-        let mut hotplug = lock(&self.hotplug);
-        let Hotplug { regions, slots } = &mut *hotplug;
+        let regions = &mut lock(&self.hotplug).regions;
         let mut view = self.change_view();
         // The windows go before the memory that they lead to is closed.
         view.hide(range);
-        let result = regions[index].unplug(offsets, &mut **slots);
+        let result = regions[index].unplug(offsets);
         if result.is_err() {
             view.show(&regions[index], offsets);
         }
@@ -180,16 +187,23 @@ impl Memory {
     /// what [`Memory::unplug`] says holds.
     pub fn unplug_all(&self, index: usize) -> Result<(), FailedCall> {
         let range = *self.regions.get(index).ok_or_else(no_such_memory)?;
-        let mut hotplug = lock(&self.hotplug);
-        let Hotplug { regions, slots } = &mut *hotplug;
+        let regions = &mut lock(&self.hotplug).regions;
         let mut view = self.change_view();
         // The windows go before the memory that they lead to is closed.
         view.hide(range);
-        let result = regions[index].unplug_all(&mut **slots);
+        let result = regions[index].unplug_all();
         if result.is_err() {
             view.show(&regions[index], self.region_mappings[index].all());
         }
         result
+    }
+
+    /// Removes the memslots that unplugs have left empty. The caller holds no lock for which a vCPU may wait: KVM
+    /// waits for the vCPUs.
+    pub fn remove_empty_slots(&self) {
+        let mut hotplug = lock(&self.hotplug);
+        let Hotplug { regions, slots } = &mut *hotplug;
+        regions.iter_mut().for_each(|region| region.remove_empty_slots(&mut **slots));
     }
 
     /// Brings all memory back to its state at the start, except for the content of device memory: boot memory
@@ -297,6 +311,7 @@ fn add_boot_slots(boot: &Arc<Mapping>, slots: &mut dyn Slots) -> Result<(), Memo
 fn open_pmem((index, range): (usize, GuestRange)) -> Result<(GuestRange, Arc<Mapping>), MemoryError> {
     let (what, size) = (format!("device memory #{index}"), range.size());
     let mapping = Mapping::reserve(size).map_err(fail(&what, size))?;
+    mapping.ask_for_huge_pages(mapping.all());
     mapping.open(mapping.all()).map_err(fail(&what, size))?;
     Ok((range, Arc::new(mapping)))
 }

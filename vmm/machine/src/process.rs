@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
+mod code;
 mod terminal;
 
 use crate::clock::{self, Nap};
@@ -32,6 +33,7 @@ use crate::error::{StartError, host};
 use crate::sync::lock;
 use crate::termination::TERMINATION;
 
+pub use code::give_code_back;
 pub use terminal::{Terminal, standard_input};
 
 /// How long an orderly end may take after a termination signal. It is longer than the waits for the guest to

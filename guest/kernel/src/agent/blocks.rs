@@ -87,6 +87,8 @@ impl Job for Readd {
 /// The range is not made of whole memory blocks, or they cannot be removed; they are online then.
 fn remove_and_add(range: SectionRange) -> Result<(), Failure> {
     let mut before: Vec<(MemoryBlockStats, Vec<PageblockSet>)> = Vec::new();
+    // Memory blocks are told one by one when none is deferred.
+    MM.hotplug().settle(range);
     MM.hotplug().each_memory_block(range.first(), |block| {
         let sections = block.first.get()..block.first.get() + block.sections;
         // Boot memory ends the walk: it cannot be removed, and the removal says so.

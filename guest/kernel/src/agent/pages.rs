@@ -174,7 +174,7 @@ fn gfp(kind: HogKind) -> Gfp {
 /// The order is rounded so that the runs reach the end of memory: the few pages that remain then fill holes.
 fn scatter_order(kind: HogKind, wanted: u32) -> Option<Order> {
     let stats = MM.stats();
-    let movable = stats.zones[ZoneType::Movable as usize].free;
+    let movable = stats.zones[ZoneType::Movable as usize].all_free();
     let all: u64 = stats.zones.iter().map(ZoneStats::all_free).sum();
     let free = match kind {
         HogKind::Unmovable => all - movable,

@@ -85,7 +85,7 @@ struct Freer {
 pub fn start(requester: Requester, cycles: u32, held: bool) -> Result<(), Failure> {
     let freers = cpu::online() - 1;
     let movable = &MM.stats().zones[ZoneType::Movable as usize];
-    if freers == 0 || movable.free < 2 * PAGES as u64 {
+    if freers == 0 || movable.all_free() < 2 * PAGES as u64 {
         return Err(Failure::Unfit);
     }
     let mut pages = Vec::new();

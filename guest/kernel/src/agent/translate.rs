@@ -7,8 +7,9 @@
 
 use tidevm_abi::{self as abi, Failure, PmemFailure, ResizeState, Size};
 use tidevm_mm::{
-    self as mm, AddError, Holder, MemoryBlockStats, MemremapError, MemunmapError, OfflineAndRemoveError,
-    OfflineError, OnlineError, PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE, ZoneType,
+    self as mm, AddAndOnlineError, AddError, Holder, MemoryBlockStats, MemremapError, MemunmapError,
+    OfflineAndRemoveError, OfflineError, OnlineError, PAGE_SIZE, PgmapInfo, RemoveError, SECTION_SIZE,
+    ZoneType,
 };
 
 use crate::agent::{pressure, workload};
@@ -106,6 +107,14 @@ pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
 /// that is not there, so nothing else can be the reason.
 pub fn not_added(_: AddError) -> ResizeState {
     ResizeState::NoMemory
+}
+
+/// Why memory was not added and put online.
+pub fn not_added_and_online(error: AddAndOnlineError) -> ResizeState {
+    match error {
+        AddAndOnlineError::Add(error) => not_added(error),
+        AddAndOnlineError::Online(error) => not_online(error),
+    }
 }
 
 /// Why memory that was added was not put online: only memory can be missing, as in [`not_added`].

@@ -32,14 +32,20 @@ static MEMBLOCK: Mutex<Memblock> = Mutex::new(Memblock::new());
 pub struct EarlyTables<'m>(pub &'m mut Memblock);
 
 impl TableSource for EarlyTables<'_> {
-    fn alloc(&mut self) -> Option<u64> {
-        let table = self.0.alloc(PAGE_SIZE, PAGE_SIZE)?.get();
-        paging::clear_page(table);
-        Some(table)
+    fn take(&mut self) -> Option<u64> {
+        Some(self.0.alloc(PAGE_SIZE, PAGE_SIZE)?.get())
+    }
+
+    fn give_back(&mut self, _page: u64) {
+        unreachable!("nothing is set aside before the page allocator runs")
     }
 
     fn free(&mut self, _table: u64) {
         unreachable!("nothing is unmapped before the page allocator runs")
+    }
+
+    fn stays(&self, _virt: u64) -> bool {
+        false
     }
 }
 

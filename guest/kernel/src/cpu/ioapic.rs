@@ -74,9 +74,18 @@ impl Line {
 
     /// Whether any of the line's interrupts came since the last call.
     pub fn fired(&mut self) -> bool {
-        let count = |gsi: u32| RAISED[gsi as usize].load(Ordering::Acquire);
-        let raised = bits(self.gsis).map(count).fold(0, u32::wrapping_add);
+        let raised = self.raised();
         core::mem::replace(&mut self.seen, raised) != raised
+    }
+
+    /// Whether the next [`Self::fired`] will say that an interrupt came.
+    pub fn has_fired(&self) -> bool {
+        self.seen != self.raised()
+    }
+
+    fn raised(&self) -> u32 {
+        let count = |gsi: u32| RAISED[gsi as usize].load(Ordering::Acquire);
+        bits(self.gsis).map(count).fold(0, u32::wrapping_add)
     }
 
     /// Opens the line for the next interrupt. The driver calls it after it has quieted the device.

@@ -106,10 +106,15 @@ pub fn top(index: usize, stack: Stack) -> u64 {
     area(index) + stack.top()
 }
 
+/// The guard pages of the boot CPU.
+pub fn boot_guards() -> impl Iterator<Item = u64> {
+    Stack::ALL.into_iter().map(|stack| bottom(0, stack) - PAGE_SIZE).filter(|&address| is_boot_guard(address))
+}
+
 /// Whether `address` is in a guard page of the boot CPU.
 // A function of its own, because a test replaces it in the image (`tests/sessions/stacks.rs`).
 #[inline(never)]
-pub fn is_boot_guard(address: u64) -> bool {
+fn is_boot_guard(address: u64) -> bool {
     guard_of(0, address).is_some()
 }
 

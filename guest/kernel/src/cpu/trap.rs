@@ -50,6 +50,10 @@ impl fmt::Display for Frame {
             write!(f, "stack overflow: CPU {cpu} has used up {stack}, ")?;
         }
         let name = EXCEPTIONS.get(self.vector as usize).unwrap_or(&"unexpected interrupt");
+        // An error code with bit 1 set names an entry of the IDT (Intel SDM volume 3, 6.13).
+        if self.vector == 11 && self.error & 2 != 0 {
+            write!(f, "unexpected interrupt {}, ", self.error >> 3)?;
+        }
         write!(
             f,
             "{name} (vector {}, error {:#x}) at {:#x}, stack {:#x}, fault address {:#x}\nregisters r15..rax {:x?}",
@@ -91,6 +95,12 @@ unsafe extern "C" {
     static interrupt_entries: u8;
 }
 
+/// The vectors of interrupts that can come. Any other one is a fault: its entry is not present.
+fn interrupts() -> impl Iterator<Item = u8> {
+    let devices = FIRST_VECTOR..FIRST_VECTOR + ioapic::NR_GSI as u8;
+    devices.chain([lapic::TIMER, lapic::WAKE, lapic::FLUSH, lapic::SPURIOUS])
+}
+
 /// Fills the IDT. Called once, on the boot CPU.
 pub fn init() {
     // Firmware may have left the 8259s enabled, at vectors that belong to exceptions.
@@ -121,7 +131,7 @@ pub fn init() {
         idt.alignment_check.set_handler_addr(entry(17));
         idt.machine_check.set_handler_addr(entry(18)).set_stack_index(cpu::FAULT_STACK);
         idt.simd_floating_point.set_handler_addr(entry(19));
-        for vector in 32..=255_u8 {
+        for vector in interrupts() {
             idt[vector].set_handler_addr(entry(u64::from(vector)));
         }
     }

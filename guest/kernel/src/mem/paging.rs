@@ -17,13 +17,14 @@
 //!
 //! Invariants:
 //! - A table page is reached from exactly one entry. It is freed when all of its own entries are zero, unless
-//!   that entry has the bit [`KEPT`].
-//! - `LOCK` is held while entries change. The exceptions are entries of prepared memmaps
-//!   ([`map_prepared_vmemmap`]), and boot, while one CPU runs.
+//!   that entry has the bit [`KEPT`], or the table's source says that it stays.
+//! - `LOCK` is held while entries change. The exceptions are entries of prepared memory (`prepared`), and boot,
+//!   while one CPU runs.
 #![expect(unsafe_code, reason = "edits the live page tables")]
 
 mod base_pages;
 mod boot_map;
+mod prepared;
 mod stack_pages;
 
 use core::arch::asm;
@@ -33,6 +34,7 @@ use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
+pub use prepared::{map_prepared, prepare, prepare_vmemmap, release};
 pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
@@ -59,6 +61,8 @@ const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
 /// Software bit of an entry: never free the table it points to.
 const KEPT: u64 = 1 << 9;
+/// Software bit of an entry that is not present: its address is a page for the table (see `prepared`).
+const SET_ASIDE: u64 = 1 << 10;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -80,10 +84,21 @@ pub struct NoPageTable;
 
 /// A source of page tables: memblock during boot, the page allocator afterwards.
 pub trait TableSource {
-    /// Physical address of a zeroed page.
-    fn alloc(&mut self) -> Option<u64>;
-    /// Takes back a page that [`Self::alloc`] gave.
+    /// Physical address of a page with any content.
+    fn take(&mut self) -> Option<u64>;
+    /// Takes back a page that [`Self::take`] gave and that was no table.
+    fn give_back(&mut self, page: u64);
+    /// Takes back a table, which a CPU may have seen.
     fn free(&mut self, table: u64);
+    /// Whether the table with the large page of `virt` must stay although it is empty.
+    fn stays(&self, virt: u64) -> bool;
+
+    /// Physical address of a zeroed page.
+    fn alloc(&mut self) -> Option<u64> {
+        let table = self.take()?;
+        clear_page(table);
+        Some(table)
+    }
 }
 
 /// Virtual address of `phys` in the direct map. The caller makes sure that it is mapped.
@@ -99,6 +114,12 @@ pub fn virt_to_phys(virt: u64) -> u64 {
         assert!((DIRECT_MAP..WINDOWS).contains(&virt), "{virt:#x} is not in the direct map");
         virt - DIRECT_MAP
     }
+}
+
+/// The addresses, start and end, that one table with large pages maps: the one with `virt`.
+pub const fn span_of_table(virt: u64) -> (u64, u64) {
+    let start = virt - virt % TABLE_SPAN;
+    (start, start + TABLE_SPAN)
 }
 
 fn entry(table: u64, index: usize) -> &'static AtomicU64 {
@@ -124,16 +145,19 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
         assert!(value & LARGE == 0, "{value:#x} is a page, and no table");
         return Ok(value & ADDRESS);
     }
+    if value & SET_ASIDE != 0 {
+        return Ok(prepared::table(entry));
+    }
     let table = source.alloc().ok_or(NoPageTable)?;
     entry.store(table | PRESENT | WRITABLE, Ordering::Release);
     Ok(table)
 }
 
-/// The entries of the large pages from `virt` to `end`, at most up to the end of `table`, which has the first
+/// The entries of the pages of `size` bytes from `virt` to `end`, at most up to the end of `table`, which has the first
 /// of them.
-fn entries(table: u64, virt: u64, end: u64) -> &'static [AtomicU64] {
-    let first = index(virt, 1);
-    let count = (((end - virt) / LARGE_PAGE) as usize).min(ENTRIES - first);
+fn entries(table: u64, virt: u64, end: u64, size: u64) -> &'static [AtomicU64] {
+    let first = (virt / size) as usize % ENTRIES;
+    let count = (((end - virt) / size) as usize).min(ENTRIES - first);
     // SAFETY: as in `entry`; `count` entries from `first` on are within the table.
     unsafe { core::slice::from_raw_parts(entry(table, first), count) }
 }
@@ -150,7 +174,7 @@ fn map_entries(
 ) -> Result<u64, NoPageTable> {
     let upper = next_table(entry(root(), index(virt, 3)), source)?;
     let table = next_table(entry(upper, index(virt, 2)), source)?;
-    let slots = entries(table, virt, end);
+    let slots = entries(table, virt, end, LARGE_PAGE);
     let mut new = phys | flags;
     let mut write = |slot: &AtomicU64| {
         let old = slot.load(Ordering::Relaxed);
@@ -192,13 +216,19 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     }
     assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let table = middle & ADDRESS;
-    entries(table, virt, end).iter().for_each(|slot| slot.store(0, Ordering::Release));
-    let is_kept = middle & KEPT != 0;
-    if !is_kept && (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0) {
+    entries(table, virt, end, LARGE_PAGE).iter().for_each(|slot| slot.store(0, Ordering::Release));
+    // Before the look at the entries: memory that does not stay any more was mapped before.
+    let is_kept = middle & KEPT != 0 || source.stays(virt);
+    if !is_kept && is_empty(table) {
         middle_entry.store(0, Ordering::Release);
         source.free(table);
     }
     stop
+}
+
+/// Whether no entry of `table` is in use.
+fn is_empty(table: u64) -> bool {
+    (0..ENTRIES).all(|index| entry(table, index).load(Ordering::Relaxed) == 0)
 }
 
 fn map(virt: u64, phys: u64, size: u64, flags: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
@@ -241,33 +271,6 @@ pub fn map_direct(start: u64, end: u64, source: &mut dyn TableSource) -> Result<
 pub fn unmap_direct(start: u64, end: u64, source: &mut dyn TableSource) {
     assert!((start | end).is_multiple_of(LARGE_PAGE), "{start:#x}..{end:#x} is not whole large pages");
     unmap(DIRECT_MAP + start, end - start, source);
-}
-
-/// Makes the tables for the large pages of the vmemmap window from `virt` to `end`. They stay for good, also
-/// when their pages are unmapped.
-///
-/// # Errors
-/// [`NoPageTable`]; tables that were made stay too.
-pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let _guard = LOCK.lock();
-    for virt in (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize) {
-        let upper = next_table(entry(root(), index(virt, 3)), source)?;
-        let middle = entry(upper, index(virt, 2));
-        next_table(middle, source)?;
-        middle.fetch_or(KEPT, Ordering::Release);
-    }
-    Ok(())
-}
-
-/// Maps the large page of the vmemmap window at `virt`, for which [`prepare_vmemmap`] was called. It needs no
-/// lock: the table stays, and no other CPU changes this entry.
-pub fn map_prepared_vmemmap(virt: u64, phys: u64) {
-    let upper = entry(root(), index(virt, 3)).load(Ordering::Relaxed);
-    assert!(upper & PRESENT != 0, "no tables for {virt:#x}");
-    let middle = entry(upper & ADDRESS, index(virt, 2)).load(Ordering::Acquire);
-    assert!(middle & KEPT != 0, "{virt:#x} is not prepared: {middle:#x}");
-    let before = entry(middle & ADDRESS, index(virt, 1)).swap(phys | MEMORY, Ordering::Release);
-    assert_eq!(before, 0, "{virt:#x} is mapped, and not to {phys:#x}");
 }
 
 /// Maps the large page of the vmemmap window that holds the `Page` at `virt`.

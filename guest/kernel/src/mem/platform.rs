@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
     FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
-    Platform, Section, SectionNr, Sparse,
+    Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
 };
 
 use crate::cpu::time::Instant;
@@ -19,7 +19,7 @@ use crate::cpu::window::Window;
 use crate::cpu::{self, tlb};
 use crate::job;
 use crate::mem::copy;
-use crate::mem::paging::{self, TableSource, VMEMMAP};
+use crate::mem::paging::{self, DIRECT_MAP, TableSource, VMEMMAP};
 
 /// Sections of the physical address space that the guest can use: 2 TiB.
 const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
@@ -85,19 +85,38 @@ impl Tables {
 }
 
 impl TableSource for Tables {
-    fn alloc(&mut self) -> Option<u64> {
+    fn take(&mut self) -> Option<u64> {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        let table = MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get();
-        paging::clear_page(table);
-        Some(table)
+        Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get())
+    }
+
+    fn give_back(&mut self, page: u64) {
+        MM.free_pages(PhysAddr::new(page).pfn(), Order::PAGE);
+    }
+
+    fn stays(&self, virt: u64) -> bool {
+        sections_of_table(virt).is_some_and(|sections| MM.is_deferred(sections))
     }
 
     fn free(&mut self, table: u64) {
         let slot = self.freed.iter_mut().find(|slot| slot.is_none());
         *slot.expect("one call frees at most two tables") = Some(table);
     }
+}
+
+/// The sections that are mapped, or whose memmaps are mapped, by the table with the large page of `virt`.
+fn sections_of_table(virt: u64) -> Option<SectionRange> {
+    let (start, end) = paging::span_of_table(virt);
+    let sections = match start {
+        VMEMMAP.. => [start, end].map(|virt| (virt - VMEMMAP) / paging::LARGE_PAGE),
+        _ => {
+            [start, end].map(|virt| virt.checked_sub(DIRECT_MAP)).map(|phys| phys.unwrap_or(0) / SECTION_SIZE)
+        }
+    };
+    let [first, end] = sections.map(|section| u32::try_from(section).unwrap_or(u32::MAX));
+    SectionRange::new(SectionNr::new(first), end - first)
 }
 
 /// The hardware, as memory management uses it.
@@ -126,8 +145,28 @@ pub fn map_stack_page(virt: u64, phys: u64) -> Result<(), NoPageTable> {
 /// When the memmaps of all sections are mapped, which no machine has the memory for.
 pub fn unused_section() -> SectionNr {
     let sections = (0..SECTIONS as u32).rev().map(SectionNr::new);
-    let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)));
+    let mut unused = sections.filter(|&nr| !paging::is_mapped(memmap(nr)) && !MM.is_deferred(nr.into()));
     unused.next().expect("a section without a memmap")
+}
+
+/// Where `range` and its memmaps are mapped: start and end in the direct map, and in the vmemmap window.
+fn windows(range: SectionRange) -> [(u64, u64); 2] {
+    let direct = [range.first(), range.end()].map(|nr| DIRECT_MAP + nr.start().address().get());
+    let memmaps = [range.first(), range.end()].map(memmap);
+    [direct, memmaps].map(|[start, end]| (start, end))
+}
+
+/// Gives back the pages that were set aside for the tables of these addresses.
+fn release((start, end): (u64, u64)) {
+    let mut next = start;
+    while next < end {
+        let mut tables = Tables::new();
+        next = paging::release(next, end, &mut tables);
+        // A page that was set aside was no table, so no TLB knows it.
+        if tables.freed.iter().any(Option::is_some) {
+            tables.flush();
+        }
+    }
 }
 
 /// Address of the `Page` of the section's first frame.
@@ -164,7 +203,8 @@ unsafe impl Platform for KernelPlatform {
     }
 
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
-        paging::map_prepared_vmemmap(memmap(section), backing.address().get());
+        let virt = memmap(section);
+        paging::map_prepared(virt, virt + paging::LARGE_PAGE, backing.address().get());
     }
 
     fn unmap_memmap(&self, section: SectionNr) {
@@ -191,6 +231,23 @@ unsafe impl Platform for KernelPlatform {
         let (start, end) = (range.start().address().get(), range.end().address().get());
         assert_unmapped(paging::DIRECT_MAP + start);
         Tables::fill(|tables| paging::map_direct(start, end, tables))
+    }
+
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        let [direct, memmaps] = windows(range);
+        Tables::fill(|tables| {
+            paging::prepare(direct.0, direct.1, tables)?;
+            paging::prepare(memmaps.0, memmaps.1, tables).inspect_err(|_| release(direct))
+        })
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        let (start, end) = (range.start().address().get(), range.end().address().get());
+        paging::map_prepared(DIRECT_MAP + start, DIRECT_MAP + end, start);
+    }
+
+    fn release(&self, range: SectionRange) {
+        windows(range).into_iter().for_each(release);
     }
 
     fn unmap_direct(&self, range: PfnRange) {

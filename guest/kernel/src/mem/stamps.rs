@@ -42,9 +42,8 @@ pub fn mapped() {
 /// The page allocator gives pages.
 pub fn first_allocation() {
     note(&FIRST_ALLOCATION);
-    let stats = MM.stats();
-    WRITTEN.store(stats.memmaps_written, Ordering::Relaxed);
-    if stats.deferred_pages() == 0 {
+    WRITTEN.store(MM.memmaps_written(), Ordering::Relaxed);
+    if MM.is_all_initialised() {
         INITIALISED.store(FIRST_ALLOCATION.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

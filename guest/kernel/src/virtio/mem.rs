@@ -5,15 +5,18 @@
 //! keeps the last failure in terms of memory management, for the report to the VMM: the step machine only
 //! knows the failure's kind.
 
+mod range;
+
 use alloc::boxed::Box;
 use core::fmt;
 
-use tidevm_abi::{self as abi, MAX_PHYS_ADDR, Report, Resize, ResizeState, Size};
-use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PageblockSet, PhysAddr, SECTION_SIZE, SectionNr, ZoneType};
+use tidevm_abi::{MAX_PHYS_ADDR, Report, Resize, ResizeState, Size};
+use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PhysAddr, SECTION_SIZE, SectionNr};
 use virtio_drivers::transport::{InterruptStatus, Transport};
 use virtio_mem::wire::{self, Config};
 use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
 
+use self::range::{PAGEBLOCK_SIZE, Parts, Stopped};
 use super::Device;
 use super::queue::Requests;
 use crate::agent::{pressure, translate, workload};
@@ -23,16 +26,14 @@ use crate::console::println;
 use crate::cpu::time::Instant;
 use crate::job::{Job, Progress};
 use crate::mailbox;
-use crate::mem::{MM, lending, stamps};
+use crate::mem::{MM, lending};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
 /// A device that takes longer to answer is reported.
 const PATIENCE_MILLIS: u64 = 10_000;
-/// Bytes of a pageblock, the smallest part of a memory block that is plugged.
-const PAGEBLOCK_SIZE: u64 = SECTION_SIZE / 64;
-/// Most sections of a memory block.
-const MAX_SECTIONS: usize = (abi::MAX_MEMORY_BLOCK_SIZE / SECTION_SIZE) as usize;
+/// An action on memory blocks that takes longer lets other jobs of this CPU run. Moving pages may take long.
+const TURN_MILLIS: u64 = 50;
 /// A memmap is this part of the memory that it describes: 64 bytes per page.
 const MEMMAP_SHARE: u64 = 64;
 
@@ -105,7 +106,8 @@ impl<T: Transport> MemDriver<T> {
         let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
         device.transport.finish_init();
         let mut bytes = [0; wire::CONFIG_SIZE];
-        let (config, generation) = read_config(&device, &mut bytes, 0).ok_or(Unusable::Restless)?;
+        let (config, generation) =
+            read_config(&device, &mut bytes, (0..wire::CONFIG_SIZE).step_by(4)).ok_or(Unusable::Restless)?;
         if config.addr.checked_add(config.region_size).is_none_or(|end| end > MAX_PHYS_ADDR) {
             return Err(Unusable::OutOfReach(config.addr, config.region_size));
         }
@@ -133,22 +135,16 @@ impl<T: Transport> MemDriver<T> {
     /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            // Each word costs an exit, and the fields before these do not change.
-            Action::ReadConfig => read_config(&self.device, &mut self.config, wire::RUN_TIME_OFFSET)
-                .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
-                    Outcome::Config(config, generation)
-                }),
-            Action::AddMemoryBlock { addr, start, size, fresh } => {
-                let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
-                let DriverConfig { memory_block_size, memmap_size, .. } = self.geometry;
-                let flags = MhpFlags { content, memmap_on_memory: memmap_size > 0 };
-                let plugged = Parts::new(start - addr, size);
-                let whole = &plugged.0[..(memory_block_size / SECTION_SIZE) as usize];
-                let began = Instant::now();
-                let added = add(self.node, addr, whole, flags);
-                stamps::added(began);
-                self.came(added)
-            }
+            // Each word costs an exit, and the other fields do not change or follow from the requests.
+            Action::ReadConfig => read_config(
+                &self.device,
+                &mut self.config,
+                wire::RUN_TIME_OFFSETS.into_iter().flat_map(|field| [field, field + 4]),
+            )
+            .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
+                Outcome::Config(Config { plugged_size: self.driver.plugged_size(), ..config }, generation)
+            }),
+            Action::AddMemoryBlocks { addr, size, fresh } => self.add(addr, size, fresh),
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
                 let online = MM.hotplug().online_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
@@ -159,9 +155,38 @@ impl<T: Transport> MemDriver<T> {
                 let offline = MM.hotplug().offline_pageblocks(SectionNr::of(PhysAddr::new(addr)), blocks);
                 self.note(offline.map_err(translate::not_offline))
             }
-            Action::RemoveMemoryBlock { addr } => self.note(remove(addr)),
+            Action::RemoveMemoryBlocks { addr, size } => self.remove(addr, size),
             Action::Send(_) | Action::Idle(_) => unreachable!("handled by the step"),
         }
+    }
+
+    fn add(&mut self, addr: u64, size: u64, fresh: bool) -> Outcome {
+        let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
+        let flags = MhpFlags { content, memmap_on_memory: self.geometry.memmap_size > 0 };
+        let memory_block = self.geometry.memory_block_size;
+        let added = range::add(self.node, (addr, size), memory_block, flags, self.turn());
+        if added.as_ref().map_or_else(|stopped| stopped.done > 0, |()| true) {
+            pressure::memory_came();
+        }
+        self.end(added)
+    }
+
+    fn remove(&mut self, addr: u64, size: u64) -> Outcome {
+        let removed = range::remove((addr, size), self.geometry.memory_block_size, self.turn());
+        self.end(removed)
+    }
+
+    /// Says when an action on memory blocks is to stop: other jobs have waited for long, or there is a new target.
+    fn turn(&self) -> impl Fn() -> bool {
+        let end = Instant::in_millis(TURN_MILLIS);
+        move || self.device.line.has_fired() || end.has_passed()
+    }
+
+    /// Notes how far an action on memory blocks came, and why it did not come further.
+    fn end(&mut self, result: Result<(), Stopped>) -> Outcome {
+        let Err(Stopped { done, failed }) = result else { return Outcome::Done };
+        self.stuck = failed.or(self.stuck);
+        Outcome::Part { done, failed: failed.map(kind_of) }
     }
 
     /// Notes that memory came, or why it did not.
@@ -258,7 +283,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
                 self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
                 Progress::Idle(self.patience)
             }
-            Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlock { .. } if !lending::hold() => {
+            Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlocks { .. } if !lending::hold() => {
                 // Memory that is lent to the host cannot go offline, and comes back soon.
                 Progress::Idle(Some(lending::look_again_at()))
             }
@@ -271,20 +296,20 @@ impl<T: Transport + Send> Job for MemDriver<T> {
     }
 }
 
-/// Reads the configuration space from offset `from` on into `bytes`. Returns the configuration and its generation, which is
-/// that of all fields that were read. `None` when the generation changes with every read.
+/// Reads the words of the configuration space at offsets `words` into `bytes`. Returns the configuration and its
+/// generation, which is that of all words that were read. `None` when the generation changes with every read.
 fn read_config(
     device: &Device<impl Transport>,
     bytes: &mut [u8; wire::CONFIG_SIZE],
-    from: usize,
+    words: impl Iterator<Item = usize> + Clone,
 ) -> Option<(Config, u32)> {
     const TRIES: u32 = 100;
     let transport = &device.transport;
     for _ in 0..TRIES {
         let before = transport.read_config_generation();
-        for (index, word) in bytes.chunks_exact_mut(4).enumerate().skip(from / 4) {
-            let value: u32 = transport.read_config_space(4 * index).ok()?;
-            word.copy_from_slice(&value.to_le_bytes());
+        for offset in words.clone() {
+            let value: u32 = transport.read_config_space(offset).ok()?;
+            bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
         }
         if transport.read_config_generation() == before {
             return Some((Config::from_bytes(bytes), before));
@@ -316,51 +341,6 @@ fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
         );
     }
     fit
-}
-
-/// A part of a memory block: one set of pageblocks per section, and the number of sections up to the last one
-/// that is not empty.
-struct Parts([PageblockSet; MAX_SECTIONS], usize);
-
-impl Parts {
-    /// `size` bytes from `offset` on; the offset counts from the start of the first section.
-    fn new(offset: u64, size: u64) -> Self {
-        let (first, end) = (offset / PAGEBLOCK_SIZE, (offset + size) / PAGEBLOCK_SIZE);
-        let used = end.div_ceil(64) as usize;
-        let mut sections = [PageblockSet::NONE; _];
-        for (index, blocks) in (0_u64..).zip(&mut sections[..used]) {
-            let at = |pageblock: u64| pageblock.saturating_sub(index * 64).min(64) as u32;
-            *blocks = PageblockSet::range(at(first)..at(end));
-        }
-        Self(sections, used)
-    }
-}
-
-impl AsRef<[PageblockSet]> for Parts {
-    /// The sets up to the last one that is not empty.
-    fn as_ref(&self) -> &[PageblockSet] {
-        &self.0[..self.1]
-    }
-}
-
-/// Adds a memory block to `node` and onlines it. If that fails, the memory block is not added.
-fn add(node: NodeId, addr: u64, plugged: &[PageblockSet], flags: MhpFlags) -> Result<(), ResizeState> {
-    let section = SectionNr::of(PhysAddr::new(addr));
-    let hotplug = MM.hotplug();
-    hotplug.add_memory(node, section, plugged, flags).map_err(translate::not_added)?;
-    hotplug.online(section, ZoneType::Movable).map_err(|error| {
-        hotplug.remove_memory(section).expect("a memory block that is not online can be removed");
-        translate::not_online(error)
-    })
-}
-
-/// Offlines a memory block and removes it. If that fails, the memory block is online.
-fn remove(addr: u64) -> Result<(), ResizeState> {
-    let section = SectionNr::of(PhysAddr::new(addr));
-    let offline = MM.hotplug().offline(section);
-    offline.map_err(translate::not_offline)?;
-    MM.hotplug().remove_memory(section).expect("a memory block that is offline can be removed");
-    Ok(())
 }
 
 /// The kind of a failure, for the step machine.

@@ -5,7 +5,7 @@
 //!
 //! Invariant: the start is not above the end, and the end is a valid address or number.
 
-use crate::addr::{MAX_PAGE_ORDER, Order, PAGE_SIZE, Pfn, PhysAddr, SectionNr};
+use crate::addr::{MAX_PAGE_ORDER, Order, PAGE_SIZE, Pfn, PhysAddr, SECTION_PAGES, SectionNr};
 
 /// The methods that ranges of addresses and ranges of frames have in common.
 macro_rules! impl_range {
@@ -205,8 +205,41 @@ impl SectionRange {
         (self.start.0..self.end.0).map(SectionNr)
     }
 
+    /// All frames of its sections.
+    #[must_use]
+    pub const fn frames(self) -> PfnRange {
+        PfnRange::new(self.start.start(), self.len() * SECTION_PAGES)
+    }
+
+    /// Whether `nr` is one of the sections.
+    pub(crate) fn contains(self, nr: SectionNr) -> bool {
+        self.start <= nr && nr < self.end
+    }
+
+    /// Whether a section is in both ranges.
+    pub(crate) fn intersects(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
     /// The sections below `nr`.
     pub(crate) fn before(self, nr: SectionNr) -> Self {
         Self { start: self.start, end: self.end.min(nr).max(self.start) }
+    }
+
+    /// The sections from `nr` on.
+    pub(crate) fn from(self, nr: SectionNr) -> Self {
+        Self { start: self.start.max(nr).min(self.end), end: self.end }
+    }
+
+    /// The sections of both ranges, and those between them.
+    pub(crate) fn hull(self, other: Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+}
+
+impl From<SectionNr> for SectionRange {
+    /// The one section.
+    fn from(nr: SectionNr) -> Self {
+        Self { start: nr, end: SectionNr(nr.0 + 1) }
     }
 }

@@ -7,9 +7,10 @@
 //! counters of memmap pages and of online sections are the sums over all memory blocks.
 
 use crate::Mm;
+use crate::added_block::MemoryBlock;
 use crate::addr::{MEMMAP_PAGES, Order, SectionNr};
 use crate::altmap::VmemAltmap;
-use crate::memory_block::MemoryBlock;
+use crate::deferred::Claims;
 use crate::page::{Holder, Kind};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -29,8 +30,10 @@ pub(super) struct Memmaps {
 impl<P: Platform> Mm<P> {
     /// Checks that the sections make up memory blocks, and compares the counters with the memmap pages of
     /// these and those of device memory, which are in `memmaps` already.
-    pub(super) fn check_sections(&self, mut memmaps: Memmaps) {
+    pub(super) fn check_sections(&self, deferred: &Claims, mut memmaps: Memmaps) {
         let (mut added, mut in_blocks, mut online) = (0, 0, 0);
+        let plugged = deferred.ranges().iter().filter(|range| !range.is_boot());
+        memmaps.altmap += plugged.map(|range| u64::from(range.sections.len() * MEMMAP_PAGES)).sum::<u64>();
         for nr in self.sparse.numbers() {
             let section = self.sparse.entry(nr);
             let block = MemoryBlock::at(&self.sparse, nr);

@@ -1,18 +1,18 @@
-//! Values that are computed once and kept: watermarks, limits and zonelists; and the counts of deferred boot
+//! Values that are computed once and kept: watermarks, limits and zonelists; and the ranges and counts of deferred
 //! memory.
 //!
 //! Mirrors nothing of Linux, which does not compare these values with their sources.
 //!
 //! Invariants checked: watermarks, limits and zonelists are what the sizes of the zones give; all CPUs have
-//! the limits of the zone; the counts of deferred sections and pages are those of the sections that no CPU
-//! has claimed, and those sections are Absent.
+//! the limits of the zone; the counts of deferred memory blocks and pages are those of the memory that no CPU
+//! has claimed, and its sections are Absent.
 
 use arrayvec::ArrayVec;
 
 use crate::Mm;
+use crate::addr::SectionNr;
 use crate::deferred::Claims;
 use crate::hotplug::Hotplug;
-use crate::memblock::Run;
 use crate::node::{MAX_NODES, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -76,17 +76,25 @@ impl<P: Platform> Mm<P> {
         self.nodes.ids().map(of).collect()
     }
 
-    /// Checks that deferred boot memory is counted right, and that its sections are Absent.
+    /// Checks that deferred memory is counted right, and that its sections are Absent.
     pub(super) fn check_deferred(&self, claims: &Claims) {
         for zone in ZoneId::all() {
-            let left: u32 = claims.runs(zone).map(Run::len).sum();
-            assert_eq!(claims.count(zone), left, "{zone:?}: sections that no CPU has claimed");
-            assert_eq!(self.deferred.left(zone), left, "{zone:?}: sections that are not online yet");
+            assert_eq!(
+                self.deferred.left(zone),
+                claims.count(zone),
+                "{zone:?}: memory blocks left, unclaimed"
+            );
             assert_eq!(self.zone(zone).deferred(), claims.free(zone), "{zone:?}: pages that will be free");
+        }
+        let (mut end, mut before) = (SectionNr::new(0), None);
+        for range in claims.ranges().iter() {
+            assert!(end <= range.sections.first(), "{range:?} begins below {end:?}, after {before:?}");
+            assert_eq!(range.sections.len() % range.block(), 0, "{range:?} has whole memory blocks");
+            (end, before) = (range.sections.end(), Some(*range));
             // Sections above the highest that was ever Present are Absent.
-            let known = self.sparse.numbers().filter_map(|nr| Some((nr, self.sparse.section(nr)?)));
-            for (nr, section) in known.filter(|&(nr, _)| claims.runs(zone).any(|run| run.contains(nr))) {
-                assert_eq!(section.state(), SectionState::Absent, "{nr:?}, which no CPU has claimed");
+            for nr in range.sections.before(self.sparse.end()).sections() {
+                let state = self.section_state(nr);
+                assert_eq!(state, SectionState::Absent, "{nr:?}, which no CPU has claimed");
             }
         }
     }

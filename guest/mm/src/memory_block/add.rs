@@ -15,16 +15,15 @@
 
 use core::fmt;
 
+use crate::added_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
 use crate::addr::{SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
 use crate::memmap::{MemmapError, MemmapSource};
-use crate::memory_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
 use crate::node::NodeId;
 use crate::options::MemoryContent;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{NoPageTable, Platform};
-use crate::sparse::SectionState;
 
 /// Why a memory block was not added. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,19 +121,9 @@ impl<P: Platform> Hotplug<'_, P> {
             self.unmap_sections(block.sections(), plugged);
             return Err(error.into());
         }
-        // From here on nothing fails.
-        let first = self.mm.sparse.entry(nr);
-        if let Some(altmap) = source.altmap() {
-            altmap.store(first);
-        }
-        for (nr, &plugged) in block.sections().zip(plugged) {
-            let section = self.mm.sparse.entry(nr);
-            section.set_plugged(plugged, self.held());
-            // Pages of older memory have been used.
-            section.set_zeroed(on_memory && flags.content == MemoryContent::Zero);
-            self.mm.sparse.set_state(nr, SectionState::Present, self.held());
-        }
-        first.set_block_sections(block.len(), self.held());
+        // From here on nothing fails. Pages of older memory have been used.
+        let zeroed = on_memory && flags.content == MemoryContent::Zero;
+        self.mm.make_block_present(block, plugged, source.altmap(), zeroed, self.held());
         Ok(())
     }
 
@@ -143,18 +132,20 @@ impl<P: Platform> Hotplug<'_, P> {
     fn check_addable(&self, nr: SectionNr, plugged: &[PageblockSet]) -> Result<MemoryBlock, AddError> {
         self.mm.sparse.section(nr).ok_or(AddError::OutOfRange)?;
         let block = MemoryBlock::new(nr, plugged.len()).ok_or(AddError::Misaligned)?;
-        for nr in block.sections() {
-            let section = self.mm.sparse.section(nr).ok_or(AddError::OutOfRange)?;
-            if section.state() != SectionState::Absent || self.mm.is_boot_memory(nr) {
-                return Err(AddError::Exists);
-            }
-        }
+        self.check_vacant(SectionRange::new(nr, block.len()).ok_or(AddError::OutOfRange)?)?;
         if plugged.iter().all(|pageblocks| pageblocks.is_empty()) {
             return Err(AddError::NothingPlugged);
         }
         Ok(block)
     }
 
+    /// Whether there is no memory in `range`, deferred or not.
+    pub(super) fn check_vacant(&self, range: SectionRange) -> Result<(), AddError> {
+        if range.end().get() > self.mm.sparse.len() {
+            return Err(AddError::OutOfRange);
+        }
+        self.mm.first_taken(range).map_or(Ok(()), |_| Err(AddError::Exists))
+    }
     /// Adds the sections of `range`, wholly plugged, to `node` as memory blocks of `block_sections` sections
     /// each: all of them or none. Each is added as by [`add_memory`](Self::add_memory).
     ///

@@ -6,11 +6,11 @@
 //! Invariant: while a memory block goes offline its memmap does not count as present, so that a zone that
 //! keeps nothing else is seen to be empty.
 
+use crate::added_block::{MemoryBlock, usable};
 use crate::addr::{PfnRange, SectionNr};
 use crate::evacuate::Part;
 use crate::hotplug::Hotplug;
 use crate::isolation::OfflineError;
-use crate::memory_block::{MemoryBlock, usable};
 use crate::node::ZoneId;
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionState};
@@ -57,6 +57,7 @@ impl<P: Platform> Hotplug<'_, P> {
     /// The entry of section `nr`, if it is online and was added.
     pub(super) fn section_to_offline(&self, nr: SectionNr) -> Result<&Section, OfflineError> {
         let section = self.mm.sparse.section(nr).ok_or(OfflineError::NotOnline)?;
+        self.settle(nr.into());
         if self.mm.is_boot_memory(nr) {
             return Err(OfflineError::BootMemory);
         }

@@ -86,6 +86,9 @@ impl<P: Platform> Hotplug<'_, P> {
 
     /// Whether `range` is made of whole memory blocks that were added, and may be removed at once.
     fn check_removable(&self, range: SectionRange) -> Result<(), RemoveError> {
+        if !self.mm.is_boot_memory(range.first()) {
+            self.settle(range);
+        }
         let (mut sections, mut blocks, mut with_altmap) = (0, 0, 0);
         for block in self.mm.blocks_in(range) {
             sections += block.len();

@@ -18,11 +18,11 @@
 
 use core::fmt;
 
+use crate::added_block::MemoryBlock;
 use crate::addr::{PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
-use crate::memmap_init::init_hot_added;
-use crate::memory_block::{MemoryBlock, memmap_pageblocks, usable};
+
 use crate::node::{ZoneId, ZoneType};
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionState;
@@ -79,6 +79,7 @@ impl<P: Platform> Hotplug<'_, P> {
 
     fn block_to_online(&self, nr: SectionNr, zone: ZoneType) -> Result<MemoryBlock, OnlineError> {
         let section = self.mm.sparse.section(nr).ok_or(OnlineError::NotPresent)?;
+        self.settle(nr.into());
         // Boot memory comes online by itself.
         if self.mm.is_boot_memory(nr) {
             return Err(OnlineError::Online);
@@ -90,12 +91,7 @@ impl<P: Platform> Hotplug<'_, P> {
         if section.state() != SectionState::Present {
             return Err(OnlineError::Online);
         }
-        let below_4g = nr.start().address().get() < 4 << 30;
-        match zone {
-            ZoneType::Dma32 if !below_4g => Err(OnlineError::WrongZone),
-            ZoneType::Normal if below_4g => Err(OnlineError::WrongZone),
-            _ => Ok(block),
-        }
+        if zone.may_have(nr) { Ok(block) } else { Err(OnlineError::WrongZone) }
     }
 
     /// Puts `block`, which is offline, into `zone`. Only `veto`, which is called half-way, can prevent that.
@@ -128,7 +124,7 @@ impl<P: Platform> Hotplug<'_, P> {
             return memmap;
         }
         let first = block.first();
-        self.init_hot_added(first, zone);
+        self.mm.init_added_section(first, zone, self.held());
         self.mm.zone(zone).grow_span(memmap, self.held());
         if memmap.pages() == SECTION_PAGES {
             // Nothing else is in that section.
@@ -141,15 +137,7 @@ impl<P: Platform> Hotplug<'_, P> {
     /// makes all its sections Present, wherever the memmap lies.
     pub(super) fn deinit_memmap_on_memory(&self, block: MemoryBlock, zone: ZoneId) {
         self.set_states(block, SectionState::Present);
-        self.mm.zone(zone).shrink_span(&self.mm.sparse, block.frames(), self.held());
-    }
-
-    /// Initialises the pages of a section that is about to join `zone`.
-    fn init_hot_added(&self, nr: SectionNr, zone: ZoneId) {
-        let pages = self.mm.sparse.pages_to_initialise(nr, self.held());
-        self.mm.init_section(pages, zone);
-        init_hot_added(pages, memmap_pageblocks(nr, pages.section()));
-        self.mm.sparse.set_state(nr, SectionState::Initialised, self.held());
+        self.shrink_span(zone, block.frames());
     }
 
     /// Puts all but the memmap of `block` into `zone` (Linux `online_pages`). If it fails, each section is as
@@ -162,7 +150,7 @@ impl<P: Platform> Hotplug<'_, P> {
         veto: impl FnOnce() -> bool,
     ) -> Result<(), OnlineError> {
         for nr in block.sections().filter(|&nr| self.mm.sparse.entry(nr).state() == SectionState::Present) {
-            self.init_hot_added(nr, zone);
+            self.mm.init_added_section(nr, zone, self.held());
         }
         if veto() {
             return Err(OnlineError::Vetoed);
@@ -172,14 +160,8 @@ impl<P: Platform> Hotplug<'_, P> {
         of.grow_span(block.frames(), self.held());
         of.add_present(u64::from(block.frames().pages() - memmap.pages()), self.held());
         self.set_states(block, SectionState::Online);
-        for nr in block.sections() {
-            let pages = self.online_pages(nr);
-            let usable = usable(nr, pages.section());
-            of.add_managed(usable.pages().into(), self.held());
-            for run in usable.runs() {
-                self.mm.lock_zone(zone).free_range(pages, nr.pageblocks(&run));
-            }
-        }
+        of.add_managed(self.mm.usable_pages(block), self.held());
+        self.mm.free_block(block, zone);
         self.update_limits();
         Ok(())
     }

@@ -6,10 +6,11 @@
 //! Invariant: of a memory block that is online, exactly the plugged pageblocks without the memmap are
 //! managed; each unplugged one is a buddy block in state `Offline`.
 
-use crate::addr::SectionNr;
+use crate::added_block::memmap_pageblocks;
+use crate::addr::{SectionNr, SectionRange};
 use crate::hotplug::Hotplug;
 use crate::isolation::OfflineError;
-use crate::memory_block::{OnlineError, memmap_pageblocks};
+use crate::memory_block::OnlineError;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, NoPageTable, Platform};
 use crate::sparse::{SectionPages, SectionState};
@@ -94,15 +95,16 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(())
     }
 
-    /// The `count` sections from `nr` on, if they are in the table and no second memory block begins among
+    /// The `count` sections from `nr` on, none of them deferred, if they are in the table and no second memory block begins among
     /// them.
     fn sections_of_one_block(
         &self,
         nr: SectionNr,
         count: usize,
     ) -> Option<impl Iterator<Item = SectionNr> + Clone + use<P>> {
-        let end = nr.get().checked_add(u32::try_from(count).ok()?)?;
-        let sections = (nr.get()..end).map(SectionNr::new);
+        let range = SectionRange::new(nr, u32::try_from(count).ok()?)?;
+        self.settle(range);
+        let sections = range.sections();
         let mut entries = sections.clone().map(|nr| self.mm.sparse.section(nr));
         entries.next()??;
         entries

@@ -7,11 +7,11 @@
 
 use core::fmt;
 
+use crate::added_block::MemoryBlock;
 use crate::addr::SectionNr;
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
 use crate::memmap::MemmapSource;
-use crate::memory_block::MemoryBlock;
 use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -61,6 +61,7 @@ impl<P: Platform> Hotplug<'_, P> {
     /// The memory block that begins with section `nr`, if there is one and it is offline.
     pub(super) fn block_to_remove(&self, nr: SectionNr) -> Result<MemoryBlock, RemoveError> {
         let section = self.mm.sparse.section(nr).ok_or(RemoveError::NotPresent)?;
+        self.settle(nr.into());
         if self.mm.is_boot_memory(nr) {
             return Err(RemoveError::Online);
         }

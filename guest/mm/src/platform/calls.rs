@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "passes on calls of a trait whose contract is unsafe")]
 
 use super::{FaultStep, MemmapFrames, NoPageTable, Platform};
-use crate::addr::{Pfn, PfnRange, SectionNr};
+use crate::addr::{Pfn, PfnRange, SectionNr, SectionRange};
 use crate::lock::{Locks, Rank};
 
 /// A machine whose calls are checked.
@@ -82,6 +82,21 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
         HOTPLUG.assert("map_direct");
         self.0.map_direct(range)
+    }
+
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        HOTPLUG.assert("prepare");
+        self.0.prepare(range)
+    }
+
+    fn map_prepared_direct(&self, range: PfnRange) {
+        Locks::ANY.assert("map_prepared_direct");
+        self.0.map_prepared_direct(range);
+    }
+
+    fn release(&self, range: SectionRange) {
+        HOTPLUG.assert("release");
+        self.0.release(range);
     }
 
     fn unmap_direct(&self, range: PfnRange) {

@@ -8,7 +8,7 @@
 
 use std::boxed::Box;
 
-use crate::addr::{PfnRange, SectionNr};
+use crate::addr::{PfnRange, SectionNr, SectionRange};
 use crate::platform::FaultStep;
 use crate::sim::Sim;
 
@@ -28,6 +28,10 @@ pub enum PlatformCall {
     UnmapMemmap(SectionNr),
     /// Maps the range into the direct map.
     MapDirect(PfnRange),
+    /// Sets aside what mapping the sections and their memmaps needs.
+    Prepare(SectionRange),
+    /// Gives that back.
+    Release(SectionRange),
     /// Takes the range out of the direct map.
     UnmapDirect(PfnRange),
     /// Begins a grace period.

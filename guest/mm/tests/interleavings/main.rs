@@ -16,6 +16,7 @@ mod lazy;
 mod machine;
 mod pcp;
 mod pgmap;
+mod range;
 mod reporting;
 mod schedules;
 mod sparse;

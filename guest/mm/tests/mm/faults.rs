@@ -18,6 +18,20 @@ pub struct State {
     free_blocks: [[u32; Order::COUNT]; 3],
 }
 
+impl State {
+    /// What there is of memory behind 4 GiB, and what is known of it, without what is in use elsewhere.
+    pub fn of_region(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let zones = self.zones.map(|zone| (zone.spanned, zone.present, zone.managed));
+        let region = BLOCK.get() as usize;
+        (
+            zones,
+            self.memmap_pages,
+            self.sections[region..].to_vec(),
+            self.mapped[64 * region..].contains(&true),
+        )
+    }
+}
+
 fn state(mm: &Mm<Sim>) -> State {
     state_of(mm, 36)
 }

@@ -17,6 +17,7 @@ mod numa;
 mod partly_plugged;
 mod pcp;
 mod pitfalls;
+mod range;
 mod reporting;
 mod steps;
 mod stress;

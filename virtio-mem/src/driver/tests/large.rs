@@ -13,12 +13,12 @@ fn with(plugged: u64) -> Guest {
 }
 
 #[test]
-fn whole_memory_blocks_come_by_one_request_and_go_one_by_one() {
+fn whole_memory_blocks_come_and_go_by_one_request() {
     let mut guest = Guest::new(8 << 30, MEMMAP);
     guest.resize(3072);
-    assert_eq!(guest.run(|_| None).0, [plug(0, 1536), add(0, 512), add(1024, 512), add(2048, 512)]);
+    assert_eq!(guest.run(|_| None).0, [plug(0, 1536), add(0, 1536)]);
     guest.resize(1024);
-    assert_eq!(guest.run(|_| None).0, [remove(2048), unplug(2048, 512), remove(1024), unplug(1024, 512)]);
+    assert_eq!(guest.run(|_| None).0, [remove_all(1024, 1024), unplug(1024, 1024)]);
     assert_eq!(guest.plugged(), 1024);
 }
 
@@ -44,9 +44,26 @@ fn the_memmap_is_plugged_first_and_unplugged_last() {
         [offline(1048), offline(1046), offline(1044), offline(1042), unplug(1042, 4)]
     );
     guest.resize(1036);
-    assert_eq!(guest.run(|_| None), (vec![remove(1024), unplug(1036, 3)], Idle::Reached));
+    assert_eq!(guest.run(|_| None), (vec![remove_all(1024, 512), unplug(1036, 3)], Idle::Reached));
     guest.resize(1024);
     assert_eq!(guest.run(|_| None), (vec![unplug(1024, 6)], Idle::Reached));
+}
+
+#[test]
+fn a_memmap_alone_is_put_to_use() {
+    let mut guest = with(1024);
+    guest.resize(1040);
+    assert_eq!(guest.run(|_| None), (vec![plug(1024, 8), add(1024, 8)], Idle::Reached));
+}
+
+/// Of the memmap only a part is the last PLUG's.
+#[test]
+fn a_memmap_is_fresh_as_a_whole_or_not() {
+    let mut guest = Guest::new(8 << 30, MEMMAP);
+    guest.driver.region.plug(BlockRange::new(0, 4), true);
+    guest.driver.region.plug(BlockRange::new(4, 508), false);
+    guest.resize(1024);
+    assert_eq!(guest.run(|_| None).0, [add_used(0, 512)]);
 }
 
 #[test]

@@ -41,6 +41,22 @@ fn memory_that_is_added_ends_the_long_pauses() {
 }
 
 #[test]
+fn a_device_block_that_comes_online_ends_the_long_pauses() {
+    let mut guest = Guest::with(128);
+    guest.resize(120);
+    let holes = [offline(10), offline(20)];
+    guest.run(|action| if holes.contains(&action) { None } else { unmovable(action) });
+    guest.resize(128);
+    let failing = |action| {
+        matches!(action, Action::OnlineDeviceBlocks { .. }).then_some(Outcome::Failed(IdleReason::NoMemory))
+    };
+    guest.pause_three_times(failing);
+    let (actions, idle) = guest.run(|action| if action == online(10, 1) { None } else { failing(action) });
+    assert_eq!(actions, [plug(10, 1), online(10, 1), plug(20, 1), online(20, 1), unplug(20, 1)]);
+    assert_eq!(idle, retry(100, IdleReason::NoMemory));
+}
+
+#[test]
 fn a_device_block_that_goes_offline_ends_the_long_pauses() {
     let mut guest = Guest::with(128);
     guest.resize(64);
@@ -61,7 +77,8 @@ fn a_memory_block_that_is_removed_ends_the_long_pauses() {
 fn an_unplug_ends_the_long_pauses() {
     let mut guest = Guest::with(256);
     guest.resize(0);
-    guest.pause_three_times(busy);
+    let first = |action| if action == remove_all(0, 128) { Some(part(128, None)) } else { busy(action) };
+    guest.pause_three_times(first);
     let (actions, idle) = guest.run(unmovable);
     assert_eq!((actions[0], actions[1]), (unplug(128, 64), remove(0)));
     assert_eq!((idle, guest.plugged()), (retry(100, IdleReason::Unmovable), 128));

@@ -14,6 +14,7 @@ use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
 use vm_memory::GuestAddress;
 
 use super::Memory;
+use super::host_calls::FailedCall;
 use super::layout::HOLE_END;
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
@@ -152,4 +153,18 @@ pub(crate) fn memory_with_pmem(boot: u64, sizes: &[u64], pmem: &[u64]) -> (Memor
     let memory = Memory::new(Size(boot), &sizes, &pmem, Box::new(slots.clone()));
     let memory = memory.expect("address space for a test");
     (memory, slots)
+}
+
+/// Unplugs, and does what the event loop does after it.
+pub(crate) fn unplug(memory: &Memory, index: usize, range: GuestRange) -> Result<(), FailedCall> {
+    let result = memory.unplug(index, range);
+    memory.remove_empty_slots();
+    result
+}
+
+/// The same with all of a region.
+pub(crate) fn unplug_all(memory: &Memory, index: usize) -> Result<(), FailedCall> {
+    let result = memory.unplug_all(index);
+    memory.remove_empty_slots();
+    result
 }

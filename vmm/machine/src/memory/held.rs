@@ -41,7 +41,7 @@ impl Account {
         let addresses: Vec<_> = mappings.iter().map(addresses).collect();
         // One reading at a time: the kernel finds its place again after another reading only by starting over.
         match &*lock(&self.smaps) {
-            Ok(smaps) => sum(BufReader::with_capacity(1 << 16, FromStart { smaps, at: 0 }), &addresses),
+            Ok(smaps) => sum(BufReader::with_capacity(1 << 12, FromStart { smaps, at: 0 }), &addresses),
             Err(errno) => Err(io::Error::from_raw_os_error(*errno)),
         }
     }

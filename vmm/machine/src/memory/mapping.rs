@@ -1,8 +1,8 @@
 //! Host memory behind guest memory: reserving, opening, closing and discarding it.
 //!
-//! A [`Mapping`] is anonymous private memory. It is reserved but not accounted for (`MAP_NORESERVE`), and
-//! asks for huge pages. It starts closed (`PROT_NONE`): neither the guest nor this process reaches a byte
-//! before [`Mapping::open`]. A [`Window`] is an open part of a mapping, as a region for `vm-memory`.
+//! A [`Mapping`] is anonymous private memory. It is reserved but not accounted for (`MAP_NORESERVE`), and gets
+//! huge pages from [`Mapping::ask_for_huge_pages`] on. It starts closed (`PROT_NONE`): neither the guest nor this
+//! process reaches a byte before [`Mapping::open`]. A [`Window`] is an open part of a mapping, as a region for `vm-memory`.
 //!
 //! Invariants: a mapping is not empty. Host addresses are aligned like guest addresses (1 GiB, or 2 MiB for
 //! mappings below that), so that both sides can use huge pages. An unused guard page lies on each side, so
@@ -66,12 +66,7 @@ impl Mapping {
         // SAFETY: offset <= PAGE + align - 1, so offset + size + PAGE <= reserved_size: the result
         // and the guard page behind its end are in the reservation.
         let base = unsafe { reserved.cast::<u8>().add(offset) };
-        let mapping = Self::without_slack(reserved, reserved_size, base, size);
-        // Kernels without transparent huge pages refuse; the guest runs without them then.
-        if let Err(error) = mapping.advise(mapping.all(), libc::MADV_HUGEPAGE) {
-            log::debug!("no transparent huge pages for guest memory: {error}");
-        }
-        Ok(mapping)
+        Ok(Self::without_slack(reserved, reserved_size, base, size))
     }
 
     /// Gives the slack that the alignment needed back to the host: it counts for the limit of addresses. Slack
@@ -146,6 +141,15 @@ impl Mapping {
         let call = MemoryCall::Discard(range);
         about_to(call)?;
         self.advise(range, libc::MADV_DONTNEED).map_err(|error| call.failed(error))
+    }
+
+    /// Asks for huge pages where the range is touched from now on. Pages that are there stay small until the host
+    /// finds the time to collapse them.
+    pub fn ask_for_huge_pages(&self, range: OffsetRange) {
+        // Kernels without transparent huge pages refuse; the guest runs without them then.
+        if let Err(error) = self.advise(range, libc::MADV_HUGEPAGE) {
+            log::debug!("no transparent huge pages for guest memory: {error}");
+        }
     }
 
     fn protect(

@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | plugged | open | yes | no |
 //! | unplugged, but something else in its slot is plugged | closed | yes | yes |
-//! | unplugged, as is everything in its memory block | closed | no, or an empty one that could not be removed | yes |
+//! | unplugged, as is everything in its memory block | closed | no, or an empty one that is still to be removed | yes |
 //!
 //! So unplugged memory is out of the guest's reach down to the device block, independent of the slots. Slots
 //! come with memory: one for each run of memory blocks that a plug is the first to use. A slot is never split
@@ -14,9 +14,12 @@
 //! Both operations do the steps that can fail first and the ones that cannot be taken back last, so that an
 //! error means that nothing changed:
 //! - plug: open, then add slots;
-//! - unplug: close, then discard, then remove empty slots. From the close on the guest cannot reach the
-//!   memory, so it cannot fault discarded memory in again. A slot that KVM does not remove stays, closed, and
-//!   serves the next plug.
+//! - unplug: close, then discard. From the close on the guest cannot reach the memory, so it cannot fault
+//!   discarded memory in again.
+//!
+//! Slots that an unplug leaves empty are removed later, by [`RamRegion::remove_empty_slots`]: KVM waits for the guest's
+//! CPUs meanwhile, often for longer than the rest of an unplug takes, and nobody has to wait with it. Until then, or if
+//! KVM does not remove it, a slot stays, closed, and serves the next plug.
 //!
 //! [`RamRegion::unplug_all`] does the same with the whole region: one close and one discard, however many runs
 //! the guest made.
@@ -47,6 +50,8 @@ pub struct RamRegion {
     open: Runs,
     /// Slots by their first offset.
     slots: BTreeMap<u64, Slot>,
+    /// What was unplugged since empty slots were last removed.
+    emptied: Runs,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +64,7 @@ impl RamRegion {
     /// An empty region at `range`. `mapping` is closed and has the size of `range`.
     #[must_use]
     pub fn new(range: GuestRange, mapping: Arc<Mapping>) -> Self {
-        Self { range, mapping, open: Runs::default(), slots: BTreeMap::new() }
+        Self { range, mapping, open: Runs::default(), slots: BTreeMap::new(), emptied: Runs::default() }
     }
 
     /// Where the guest sees the region.
@@ -120,7 +125,7 @@ impl RamRegion {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open
     /// the range again, it is no longer in [`RamRegion::open_runs`].
-    pub fn unplug(&mut self, range: OffsetRange, slots: &mut dyn Slots) -> Result<(), FailedCall> {
+    pub fn unplug(&mut self, range: OffsetRange) -> Result<(), FailedCall> {
         let result = self.close_and_discard(range);
         if let Err(error) = result {
             if let Err(error) = self.mapping.open(range) {
@@ -130,7 +135,7 @@ impl RamRegion {
             return Err(error);
         }
         self.open.remove(range);
-        self.remove_empty(range, slots);
+        self.emptied.insert(range);
         Ok(())
     }
 
@@ -139,7 +144,7 @@ impl RamRegion {
     /// # Errors
     /// The host's error. Nothing changed except, maybe, contents. Runs that the host does not open again are no
     /// longer in [`RamRegion::open_runs`].
-    pub fn unplug_all(&mut self, slots: &mut dyn Slots) -> Result<(), FailedCall> {
+    pub fn unplug_all(&mut self) -> Result<(), FailedCall> {
         let all = self.mapping.all();
         if let Err(error) = self.close_and_discard(all) {
             let runs: Vec<_> = self.open.iter().collect();
@@ -154,8 +159,15 @@ impl RamRegion {
             return Err(error);
         }
         self.open = Runs::default();
-        self.remove_empty(all, slots);
+        self.emptied.insert(all);
         Ok(())
+    }
+
+    /// Removes the slots that unplugs have left empty.
+    pub fn remove_empty_slots(&mut self, slots: &mut dyn Slots) {
+        for run in std::mem::take(&mut self.emptied).iter() {
+            self.remove_empty(run, slots);
+        }
     }
 
     /// Closes everything. The slots are gone already, with the machine of KVM in which they were made. No
@@ -165,6 +177,7 @@ impl RamRegion {
     /// The host's error; the memory may not have been given back.
     pub fn reset(&mut self) -> Result<(), FailedCall> {
         self.open = Runs::default();
+        self.emptied = Runs::default();
         self.slots.clear();
         let all = self.mapping.all();
         self.mapping.close(all).and_then(|()| self.mapping.discard(all))

@@ -8,7 +8,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use tidevm_abi::{MEMORY_BLOCK_SIZE as BLOCK, Size};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::fake::{FakeSlots, at, memory, memory_with_pmem};
+use super::fake::{FakeSlots, at, memory, memory_with_pmem, unplug, unplug_all};
 use super::host_calls::{MemoryCall, watch};
 use super::range::{GuestRange, OffsetRange};
 use super::{Memory, layout};
@@ -74,13 +74,31 @@ fn a_plug_between_slots_fills_only_the_gaps() {
 fn a_slot_goes_when_all_its_memory_blocks_are_empty() {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
     memory.plug(0, blocks(0, 128)).unwrap();
-    memory.unplug(0, blocks(64, 64)).unwrap();
+    unplug(&memory, 0, blocks(64, 64)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, 2 * BLOCK)], "half of it is in use");
     assert_eq!(protection(&memory, 127 * 2 * MIB), "---p");
     assert_eq!(protection(&memory, 63 * 2 * MIB), "rw-p");
-    memory.unplug(0, blocks(0, 64)).unwrap();
+    unplug(&memory, 0, blocks(0, 64)).unwrap();
     assert_eq!(slots.hotplug(BOOT), []);
     assert_eq!(protection(&memory, 0), "---p");
+}
+
+/// KVM waits for the guest's CPUs when a slot goes, so an unplug does not wait for it.
+#[test]
+fn an_empty_slot_goes_after_the_unplug_or_serves_the_next_plug() {
+    let (memory, slots) = memory(BOOT, &[1 << 30]);
+    memory.plug(0, blocks(0, 128)).unwrap();
+    let both = [(START, 2 * BLOCK)];
+    memory.unplug(0, blocks(0, 64)).unwrap();
+    memory.unplug(0, blocks(64, 64)).unwrap();
+    assert_eq!((slots.hotplug(BOOT), protection(&memory, 0)), (both.to_vec(), "---p".to_owned()));
+    memory.plug(0, blocks(64, 1)).unwrap();
+    memory.remove_empty_slots();
+    assert_eq!(slots.hotplug(BOOT), both, "it is in use again");
+    memory.unplug_all(0).unwrap();
+    assert_eq!(slots.hotplug(BOOT), both);
+    memory.remove_empty_slots();
+    assert_eq!(slots.hotplug(BOOT), []);
 }
 
 #[test]
@@ -97,7 +115,7 @@ fn a_slot_that_cannot_be_made_leaves_everything_as_it_was() {
             if result.is_err() {
                 assert_eq!(protection(&memory, range.start().0 - START), "---p");
             } else {
-                memory.unplug(0, range).unwrap();
+                unplug(&memory, 0, range).unwrap();
             }
         }
         assert_eq!((plugged(&memory), slots.hotplug(BOOT)), before, "after {successes} successes");
@@ -110,7 +128,7 @@ fn memory_with_an_empty_slot() -> (Memory, FakeSlots) {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
     memory.plug(0, blocks(64, 64)).unwrap();
     slots.fail_remove_after(0);
-    memory.unplug(0, blocks(64, 64)).unwrap();
+    unplug(&memory, 0, blocks(64, 64)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START + BLOCK, BLOCK)]);
     (memory, slots)
 }
@@ -138,7 +156,7 @@ fn a_slot_that_cannot_be_taken_back_serves_the_next_plug() {
     assert_eq!(slots.hotplug(BOOT), [(START, BLOCK), (START + BLOCK, BLOCK)]);
     // A second slot at the same place would be a defect.
     memory.plug(0, blocks(0, 192)).unwrap();
-    memory.unplug(0, blocks(0, 192)).unwrap();
+    unplug(&memory, 0, blocks(0, 192)).unwrap();
     assert_eq!(slots.hotplug(BOOT), []);
 }
 
@@ -147,12 +165,12 @@ fn a_slot_that_kvm_keeps_serves_the_next_plug() {
     let (memory, slots) = memory(BOOT, &[1 << 30]);
     memory.plug(0, blocks(0, 64)).unwrap();
     slots.fail_remove_after(0);
-    memory.unplug(0, blocks(0, 64)).unwrap();
+    unplug(&memory, 0, blocks(0, 64)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, BLOCK)]);
     assert_eq!((plugged(&memory), protection(&memory, 0)), (vec![], "---p".to_owned()));
     memory.plug(0, blocks(3, 1)).unwrap();
     assert_eq!(slots.hotplug(BOOT), [(START, BLOCK)]);
-    memory.unplug(0, blocks(3, 1)).unwrap();
+    unplug(&memory, 0, blocks(3, 1)).unwrap();
     assert_eq!(slots.hotplug(BOOT), []);
 }
 
@@ -168,7 +186,7 @@ fn the_view_reaches_plugged_memory_and_nothing_else() {
     assert!(write(START + 4 * MIB).is_err());
     // A buffer that begins in plugged memory and ends in unplugged memory.
     assert!(memory.view().write_slice(&[0x5a; 2], GuestAddress(START + 4 * MIB - 1)).is_err());
-    memory.unplug(0, blocks(0, 1)).unwrap();
+    unplug(&memory, 0, blocks(0, 1)).unwrap();
     assert!(read(START).is_err());
     assert_eq!(read(START + 4 * MIB - 1).unwrap(), 0x5a, "the neighbour keeps its content");
 }
@@ -183,10 +201,10 @@ fn held_memory_falls_with_an_unplug_and_comes_back_zeroed() {
         memory.view().write_slice(&[0xa5; 4096], blocks(block, 1).start()).unwrap();
     }
     assert!(memory.held().unwrap()[0] >= Size(32 * 4096));
-    memory.unplug(0, blocks(8, 24)).unwrap();
+    unplug(&memory, 0, blocks(8, 24)).unwrap();
     let left = memory.held().unwrap()[0];
     assert!((Size(8 * 4096)..=Size(16 * MIB)).contains(&left), "{left}");
-    memory.unplug(0, blocks(0, 8)).unwrap();
+    unplug(&memory, 0, blocks(0, 8)).unwrap();
     assert_eq!(memory.held().unwrap()[0], Size(0));
     memory.plug(0, blocks(0, 1)).unwrap();
     assert_eq!(memory.view().read_obj::<u64>(GuestAddress(START)).unwrap(), 0);
@@ -199,11 +217,11 @@ fn ranges_outside_the_region_are_refused() {
     assert_eq!(second.start().0 % layout::REGION_ALIGN, 0);
     assert_eq!(GuestRange::new(START..START), None);
     for range in [at(START - 2 * MIB..START), at(START..START + BLOCK + 2 * MIB), second] {
-        assert!(memory.plug(0, range).is_err() && memory.unplug(0, range).is_err());
+        assert!(memory.plug(0, range).is_err() && unplug(&memory, 0, range).is_err());
     }
     memory.plug(1, second).unwrap();
     assert!(memory.plug(2, at(START..START + BLOCK)).is_err());
-    assert!(memory.unplug_all(2).is_err());
+    assert!(unplug_all(&memory, 2).is_err());
     assert_eq!(memory.held().unwrap().len(), 2);
 }
 
@@ -280,7 +298,7 @@ proptest! {
                     fail_one(&slots, &step);
                 }
                 MemoryStep::UnplugAll => {
-                    if memory.unplug_all(0).is_ok() {
+                    if unplug_all(&memory, 0).is_ok() {
                         model.fill(false);
                     }
                 }
@@ -291,7 +309,7 @@ proptest! {
                         let done = if plug {
                             memory.plug(0, blocks(first, count)).is_ok()
                         } else {
-                            memory.unplug(0, blocks(first, count)).is_ok()
+                            unplug(&memory, 0, blocks(first, count)).is_ok()
                         };
                         if done {
                             model[first as usize..(first + count) as usize].fill(plug);
@@ -325,7 +343,7 @@ fn a_reset_leaves_zero_boot_memory_in_the_slots_of_a_new_machine() {
     memory.plug(0, blocks(0, 65)).unwrap();
     // KVM keeps this slot. The new machine does not have it.
     old.fail_remove_after(0);
-    memory.unplug(0, blocks(0, 65)).unwrap();
+    unplug(&memory, 0, blocks(0, 65)).unwrap();
     assert_eq!(old.hotplug(BOOT), [(START, 2 * BLOCK)]);
     memory.view().write_obj(7_u8, GuestAddress(MIB)).unwrap();
     let new = FakeSlots::default();
@@ -350,7 +368,7 @@ fn a_reset_takes_all_runs_at_once() {
     memory.plug(0, blocks(0, 2 * RUNS)).unwrap();
     memory.plug(1, at(second..second + 2 * MIB)).unwrap();
     for run in 0..RUNS {
-        memory.unplug(0, blocks(2 * run, 1)).unwrap();
+        unplug(&memory, 0, blocks(2 * run, 1)).unwrap();
         memory.view().write_obj(7_u8, blocks(2 * run + 1, 1).start()).unwrap();
     }
     assert!(memory.held().unwrap()[0] >= Size(RUNS * 4096));

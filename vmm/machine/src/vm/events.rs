@@ -201,6 +201,8 @@ impl MutEventSubscriber for MemQueue {
         }
         clear(&self.mem().kick);
         let served = lock(&self.mem().device).serve();
+        // Without the device, whose registers vCPUs read.
+        self.shared.memory.remove_empty_slots();
         if served.busy
             && let Err(error) = self.timer.reset(RETRY_AFTER, None)
         {

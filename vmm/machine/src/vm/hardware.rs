@@ -79,6 +79,7 @@ impl Hardware {
         devices.register_interrupts(&machine)?;
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
         let entry = boot::load(config, kernel, self.initrd.as_deref(), tsc_khz, &memory.view())?;
+        memory.start_huge_pages();
         entry.prepare(&vcpus[0]).map_err(kvm("set registers"))?;
         if !config.can_reset() {
             self.initrd = None;

@@ -9,7 +9,7 @@ use tidevm_abi::Size;
 use super::companion::{self, Companion};
 use super::console::clients::Clients;
 use super::console::{self, Console};
-use super::devices::event;
+use super::devices::{event, share};
 use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::input::Input;
@@ -102,7 +102,9 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
 /// Checks that the process may open what the event loop and a look at the memory need. Their threads can only
 /// die of a limit, so it is met here.
 fn check_descriptors(devices: usize) -> Result<(), StartError> {
-    let spare = (0..devices + SPARE_DESCRIPTORS).map(|_| event());
+    // Copies of one event count as much as files of their own, and cost less.
+    let first = event()?;
+    let spare = (1..devices + SPARE_DESCRIPTORS).map(|_| share(&first));
     spare.collect::<Result<Vec<_>, _>>().map(drop)
 }
 

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 use super::{
     ADDRESS, DIRECT_MAP, GLOBAL, KERNEL, MEMORY, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TABLE_SPAN,
-    TableSource, WRITABLE, entry, flush_tlb, index, map_direct, next_table, root,
+    TableSource, WRITABLE, entries, entry, flush_tlb, index, map_direct, next_table, root,
 };
 
 unsafe extern "C" {
@@ -45,27 +45,36 @@ pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Re
 }
 
 /// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
-/// data not executable, and nothing outside of the image or where `is_guard` says so: under the boot CPU's
+/// data not executable, and nothing outside of the image or at `guards`: the pages under the boot CPU's
 /// stacks. The start-up tables allow all accesses to the first GiB until then.
 ///
 /// # Errors
 /// [`NoPageTable`]; the start-up tables stay in use then.
 pub fn protect_kernel(
-    is_guard: impl Fn(u64) -> bool,
+    guards: impl Iterator<Item = u64>,
     source: &mut dyn TableSource,
 ) -> Result<(), NoPageTable> {
-    let text = (&raw const __text_start) as u64;
-    let (text_end, rodata_end) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
-    let end = (&raw const __image_end) as u64;
+    let [text, text_end, rodata_end, end] =
+        [&raw const __text_start, &raw const __text_end, &raw const __rodata_end, &raw const __image_end]
+            .map(|symbol| symbol as u64);
+    let parts =
+        [(text, text_end, 0), (text_end, rodata_end, NO_EXECUTE), (rodata_end, end, WRITABLE | NO_EXECUTE)];
     let table_of_tables = source.alloc().ok_or(NoPageTable)?;
-    for virt in (text..end).step_by(SMALL_PAGE as usize).filter(|&virt| !is_guard(virt)) {
-        let access = match virt {
-            _ if virt < text_end => 0,
-            _ if virt < rodata_end => NO_EXECUTE,
-            _ => WRITABLE | NO_EXECUTE,
-        };
-        let table = next_table(entry(table_of_tables, index(virt, 1)), source)?;
-        entry(table, index(virt, 0)).store((virt - KERNEL) | PRESENT | GLOBAL | access, Ordering::Relaxed);
+    for (start, end, access) in parts {
+        let mut virt = start;
+        while virt < end {
+            let table = next_table(entry(table_of_tables, index(virt, 1)), source)?;
+            let mut page = (virt - KERNEL) | PRESENT | GLOBAL | access;
+            for slot in entries(table, virt, end, SMALL_PAGE) {
+                slot.store(page, Ordering::Relaxed);
+                page += SMALL_PAGE;
+                virt += SMALL_PAGE;
+            }
+        }
+    }
+    for guard in guards {
+        let table = next_table(entry(table_of_tables, index(guard, 1)), source)?;
+        entry(table, index(guard, 0)).store(0, Ordering::Relaxed);
     }
     let upper = entry(root(), index(KERNEL, 3)).load(Ordering::Relaxed) & ADDRESS;
     entry(upper, index(KERNEL, 2)).store(table_of_tables | PRESENT | WRITABLE, Ordering::Release);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use super::{GIANT, HUGE, Mapping, OffsetRange, PAGE, check};
-use crate::memory::fake::{at, offsets};
+use crate::memory::fake::{at, offsets, unplug, unplug_all};
 
 #[test]
 fn host_and_guest_are_aligned_alike() {
@@ -76,14 +76,15 @@ fn memory_that_cannot_be_discarded_stays_plugged() {
         skip("this user may not lock a page");
         return;
     }
-    assert!(region.unplug(offsets(0..4 << 20), &mut slots).is_err());
+    assert!(region.unplug(offsets(0..4 << 20)).is_err());
     assert!(region.open_runs().iter().eq([offsets(0..4 << 20)]));
     assert_eq!(slots.count(), 1);
     // SAFETY: the page is in the mapping; it is open, or this fails.
     unsafe { start.cast::<u8>().write_volatile(1) };
     // SAFETY: as for mlock.
     check(unsafe { libc::munlock(start, size) }).unwrap();
-    region.unplug(offsets(0..4 << 20), &mut slots).unwrap();
+    region.unplug(offsets(0..4 << 20)).unwrap();
+    region.remove_empty_slots(&mut slots);
     assert_eq!(slots.count(), 0);
 }
 
@@ -108,13 +109,13 @@ fn memory_that_cannot_be_opened_again_is_out_of_view() {
         return;
     }
     let lost = at(HOLE_END + (2 << 20)..HOLE_END + (4 << 20));
-    assert!(memory.unplug(0, lost).is_err());
+    assert!(unplug(&memory, 0, lost).is_err());
     let windows: Vec<_> = memory.view().iter().skip(1).map(|run| (run.start_addr().0, run.len())).collect();
     assert_eq!(windows, [(plugged.start().0, 2 << 20), (lost.end().0, 2 << 20)]);
     // The unplug can be repeated, and the rest is unplugged as usual.
-    assert!(memory.unplug(0, lost).is_err());
-    memory.unplug(0, at(plugged.start().0..lost.start().0)).unwrap();
-    memory.unplug(0, at(lost.end().0..plugged.end().0)).unwrap();
+    assert!(unplug(&memory, 0, lost).is_err());
+    unplug(&memory, 0, at(plugged.start().0..lost.start().0)).unwrap();
+    unplug(&memory, 0, at(lost.end().0..plugged.end().0)).unwrap();
     assert_eq!((memory.view().iter().count(), slots.count()), (1, 1));
 }
 
@@ -143,11 +144,62 @@ fn an_unplug_of_all_that_fails_leaves_every_run_plugged() {
             .map(|run| at(run.start_addr().0..run.start_addr().0 + run.len()))
             .collect()
     };
-    assert!(memory.unplug_all(0).is_err());
+    assert!(unplug_all(&memory, 0).is_err());
     assert_eq!((windows(), slots.count()), (blocks.to_vec(), 2));
     blocks.iter().for_each(|block| memory.view().write_obj(1_u8, block.start()).unwrap());
     // SAFETY: as for mlock.
     check(unsafe { libc::munlock(start, size) }).unwrap();
-    memory.unplug_all(0).unwrap();
+    unplug_all(&memory, 0).unwrap();
     assert_eq!((windows(), slots.count()), (vec![], 1));
+}
+
+/// KiB of a mapping in huge pages.
+fn huge(mapping: &Mapping) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{:x}-", mapping.host_address());
+    let own = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    let line = own.into_iter().find_map(|line| line.strip_prefix("AnonHugePages:"));
+    line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What is written for the start lies in small pages; what the guest touches later lies in huge ones.
+#[test]
+fn boot_memory_has_huge_pages_from_the_start_of_the_guest_on() {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use crate::memory::fake::memory;
+
+    let (memory, _) = memory(64 << 20, &[]);
+    let write = |address| memory.view().write_obj(1_u8, GuestAddress(address)).unwrap();
+    [0x6000, 0x7000, 2 << 20].into_iter().for_each(write);
+    assert_eq!((huge(&memory.boot), memory.boot_held().unwrap().0), (0, 3 * PAGE as u64));
+    memory.start_huge_pages();
+    write(0x8000);
+    assert_eq!((huge(&memory.boot), memory.boot_held().unwrap().0), (0, 4 * PAGE as u64));
+    write(32 << 20);
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if enabled.map_or(true, |enabled| enabled.contains("[never]")) {
+        skip("this host has no transparent huge pages");
+        return;
+    }
+    assert_eq!(huge(&memory.boot), HUGE as u64 >> 10);
+}
+
+/// A plug of memory that is not wanted takes no memory, and what is wanted comes in huge pages.
+#[test]
+fn plugged_memory_has_huge_pages() {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use crate::memory::fake::memory;
+    use crate::memory::layout::HOLE_END;
+
+    let (memory, _) = memory(64 << 20, &[128 << 20]);
+    memory.plug(0, at(HOLE_END..HOLE_END + (4 << 20))).unwrap();
+    memory.view().write_obj(1_u8, GuestAddress(HOLE_END)).unwrap();
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if enabled.map_or(true, |enabled| enabled.contains("[never]")) {
+        skip("this host has no transparent huge pages");
+        return;
+    }
+    assert_eq!(huge(&memory.region_mappings[0]), HUGE as u64 >> 10);
 }

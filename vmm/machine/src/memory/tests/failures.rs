@@ -39,11 +39,11 @@ fn what_can_fail_comes_first_and_what_cannot_be_taken_back_comes_last() {
     let (memory, _) = memory(BOOT, &[1 << 30]);
     let plug = calls(|| memory.plug(0, blocks(60, 74)).unwrap());
     assert_eq!(plug, [MemoryCall::Open(part(60, 74)), MemoryCall::AddSlot(START, 3 * BLOCK)]);
-    let unplug = calls(|| memory.unplug(0, blocks(60, 74)).unwrap());
+    let unplug = calls(|| unplug(&memory, 0, blocks(60, 74)).unwrap());
     let slot = MemoryCall::RemoveSlot(1);
     assert_eq!(unplug, [MemoryCall::Close(part(60, 74)), MemoryCall::Discard(part(60, 74)), slot]);
     memory.plug(0, blocks(0, 1)).unwrap();
-    let unplug = calls(|| memory.unplug_all(0).unwrap());
+    let unplug = calls(|| unplug_all(&memory, 0).unwrap());
     let slot = MemoryCall::RemoveSlot(2);
     assert_eq!(unplug, [MemoryCall::Close(part(0, 512)), MemoryCall::Discard(part(0, 512)), slot]);
     let reset = calls(|| memory.reset(Box::new(FakeSlots::default())).unwrap());
@@ -76,8 +76,8 @@ fn no_thread_sees_a_window_into_closed_memory() {
     });
     memory.plug(0, blocks(0, 8)).unwrap();
     memory.plug(0, blocks(16, 8)).unwrap();
-    memory.unplug(0, blocks(2, 2)).unwrap();
-    memory.unplug_all(0).unwrap();
+    unplug(&memory, 0, blocks(2, 2)).unwrap();
+    unplug_all(&memory, 0).unwrap();
     memory.plug(0, blocks(0, 8)).unwrap();
     memory.reset(Box::new(FakeSlots::default())).unwrap();
     // Beside what was open before the reset.
@@ -98,7 +98,7 @@ fn memory_that_cannot_be_opened_gets_no_slot() {
 /// An unplug of either kind.
 type Unplug = fn(&Memory) -> Result<(), FailedCall>;
 
-const UNPLUGS: [Unplug; 2] = [|memory| memory.unplug(0, blocks(4, 2)), |memory| memory.unplug_all(0)];
+const UNPLUGS: [Unplug; 2] = [|memory| unplug(memory, 0, blocks(4, 2)), |memory| unplug_all(memory, 0)];
 
 #[test]
 fn an_unplug_that_fails_leaves_slots_and_view_as_they_were() {
@@ -135,7 +135,7 @@ fn runs_that_the_host_does_not_open_again_are_out_of_view_and_no_others() {
             memory.view().write_obj(1_u8, run.start()).unwrap();
         }
         // The guest was told of an error, and unplugs what it has once more.
-        runs.iter().for_each(|&run| memory.unplug(0, run).unwrap());
+        runs.iter().for_each(|&run| super::unplug(&memory, 0, run).unwrap());
         assert_eq!((plugged(&memory), slots.hotplug(BOOT)), (vec![], vec![]));
     }
 }

@@ -96,6 +96,8 @@ impl Rig {
         let request = Buffer { address: from, size: request.len() as u32, writable: false };
         let n = self.ring.offer(0, &[request, Buffer { address: to, size: 10, writable: true }]);
         self.mem.serve();
+        // As the event loop does it.
+        self.memory.remove_empty_slots();
         assert_eq!((self.ring.used(), self.ring.written(n)), (n + 1, 10));
         let answer = self.ring.bytes(to, 10);
         (u16::from_le_bytes([answer[0], answer[1]]), u16::from_le_bytes([answer[8], answer[9]]))

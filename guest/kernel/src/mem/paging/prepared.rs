@@ -1,0 +1,133 @@
+//! Prepared memory: what mapping it needs is set aside, so that a CPU can map it with any lock held and without
+//! an allocation. Deferred memory is mapped like this when it is wanted.
+//!
+//! Takes the place of Linux's `vmemmap_populate` and `kernel_physical_mapping_init` at boot and at hot-add, which map
+//! everything at once.
+//!
+//! A table of the direct map maps 1 GiB, and one of the vmemmap window the memmaps of 64 GiB. For memory that is plugged
+//! only a page for each table is set aside. Its address is in the entry that will point to the table, which is not present:
+//! the processor ignores the other bits then. The first CPU that maps something there clears the page and makes it the
+//! table. The tables for the memmaps of boot memory are made at boot, and stay.
+//!
+//! Invariants: an entry with [`SET_ASIDE`] is not present, and nothing else refers to its page. The memory hotplug lock
+//! is held where pages are set aside and given back.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{
+    ADDRESS, KEPT, LARGE_PAGE, LOCK, MEMORY, NoPageTable, PRESENT, SET_ASIDE, TABLE_SPAN, TableSource,
+    WRITABLE, clear_page, entries, entry, index, is_empty, next_table, root,
+};
+
+/// Software bit of an entry with [`SET_ASIDE`]: a CPU is making the table.
+const BEING_MADE: u64 = 1 << 11;
+
+/// Makes the tables for the large pages of the vmemmap window from `virt` to `end`. They stay for good, also
+/// when their pages are unmapped.
+///
+/// # Errors
+/// [`NoPageTable`]; tables that were made stay too.
+pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let _guard = LOCK.lock();
+    for virt in (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize) {
+        let upper = next_table(entry(root(), index(virt, 3)), source)?;
+        let middle = entry(upper, index(virt, 2));
+        next_table(middle, source)?;
+        middle.fetch_or(KEPT, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// The table of `slot`, which is there or set aside. It needs no lock: the first CPU that finds the page set aside makes
+/// it the table, and others wait for that, which takes as long as clearing a page.
+pub(super) fn table(slot: &AtomicU64) -> u64 {
+    loop {
+        let value = slot.load(Ordering::Acquire);
+        if value & PRESENT != 0 {
+            return value & ADDRESS;
+        }
+        assert!(value & SET_ASIDE != 0, "no page is set aside for a table: {value:#x}");
+        let is_free = value & BEING_MADE == 0;
+        let making = value | BEING_MADE;
+        if is_free && slot.compare_exchange(value, making, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            let table = value & ADDRESS;
+            clear_page(table);
+            slot.store(table | PRESENT | WRITABLE, Ordering::Release);
+            return table;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// The starts of the parts of `virt..end` that one table each maps.
+fn spans(virt: u64, end: u64) -> impl Iterator<Item = u64> {
+    (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize)
+}
+
+/// Sets pages aside for the tables that the large pages from `virt` to `end` need.
+///
+/// # Errors
+/// [`NoPageTable`]; nothing is set aside then.
+pub fn prepare(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+    let guard = LOCK.lock();
+    for span in spans(virt, end) {
+        let upper = next_table(entry(root(), index(span, 3)), source);
+        let set_aside = upper.and_then(|upper| {
+            let slot = entry(upper, index(span, 2));
+            if slot.load(Ordering::Relaxed) == 0 {
+                let page = source.take().ok_or(NoPageTable)?;
+                slot.store(page | SET_ASIDE, Ordering::Release);
+            }
+            Ok(())
+        });
+        if set_aside.is_err() {
+            drop(guard);
+            let mut next = virt;
+            while next < span {
+                next = release(next, span, source);
+            }
+            return Err(NoPageTable);
+        }
+    }
+    Ok(())
+}
+
+/// Maps the large pages from `virt` to `end`, for which [`prepare`] or [`prepare_vmemmap`] was called, to the memory from
+/// `phys` on. It needs no lock: the tables stay, and no other CPU changes these entries.
+pub fn map_prepared(virt: u64, end: u64, phys: u64) {
+    let (mut next, mut page) = (virt, phys | MEMORY);
+    while next < end {
+        let upper = entry(root(), index(next, 3)).load(Ordering::Acquire);
+        assert!(upper & PRESENT != 0, "no tables for {next:#x}");
+        let table = table(entry(upper & ADDRESS, index(next, 2)));
+        for slot in entries(table, next, end, LARGE_PAGE) {
+            assert_eq!(slot.load(Ordering::Relaxed), 0, "{next:#x} is mapped, and not to {page:#x}");
+            slot.store(page, Ordering::Release);
+            page += LARGE_PAGE;
+            next += LARGE_PAGE;
+        }
+    }
+}
+
+/// Gives back what [`prepare`] set aside from `virt` to `end`, as far as the tables do not stay and map
+/// nothing. Stops behind a table that a CPU may have seen, for the caller to flush the TLBs. Returns where it stopped.
+pub fn release(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
+    let _guard = LOCK.lock();
+    for span in spans(virt, end) {
+        let upper = entry(root(), index(span, 3)).load(Ordering::Relaxed);
+        if upper & PRESENT == 0 || source.stays(span) {
+            continue;
+        }
+        let slot = entry(upper & ADDRESS, index(span, 2));
+        let value = slot.load(Ordering::Acquire);
+        if value & SET_ASIDE != 0 {
+            slot.store(0, Ordering::Release);
+            source.give_back(value & ADDRESS);
+        } else if value & PRESENT != 0 && value & KEPT == 0 && is_empty(value & ADDRESS) {
+            slot.store(0, Ordering::Release);
+            source.free(value & ADDRESS);
+            return end.min(span + TABLE_SPAN);
+        }
+    }
+    end
+}

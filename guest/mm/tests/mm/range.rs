@@ -1,0 +1,423 @@
+//! Ranges of plugged memory: they join their zone untouched, are initialised as they are wanted, and leave as they came.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
+use tidevm_mm::{
+    AddAndOnlineError, AddError, AddedPart, BlockState, DevPagemap, FaultStep, Gfp, InitPolicy, MEMMAP_PAGES,
+    MemoryContent, MemremapError, Mm, NodeId, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn,
+    RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
+};
+
+use crate::faults::state_of;
+use crate::workload::{BLOCK, Random, Tenant};
+
+const NODE: NodeId = NodeId::FIRST;
+/// Sections of the table, and of the region behind boot memory.
+const SECTIONS: u32 = 64;
+const REGION: u32 = 32;
+
+fn machine(init: InitPolicy, cpus: usize) -> &'static Mm<Sim> {
+    SimMachine {
+        sections: SECTIONS,
+        cpus,
+        options: Options { init, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        page_tables: true,
+        ..SimMachine::default()
+    }
+    .boot()
+}
+
+fn lazy() -> &'static Mm<Sim> {
+    machine(InitPolicy::Lazy, 1)
+}
+
+/// `count` sections from the `first`-th of the region on.
+fn range(first: u32, count: u32) -> SectionRange {
+    SectionRange::new(section(first), count).expect("the table has it")
+}
+
+/// The `index`-th section of the region.
+fn section(index: u32) -> SectionNr {
+    SectionNr::new(BLOCK.get() + index)
+}
+
+/// Plugs a range as memory blocks of `block` sections.
+fn plug_by(mm: &Mm<Sim>, range: SectionRange, block: u32) -> Result<SectionNr, AddedPart> {
+    mm.hotplug().add_and_online_memory(NODE, range, block, ZoneType::Movable, MemoryContent::Zero, || true)
+}
+
+fn plug(mm: &Mm<Sim>, range: SectionRange) {
+    assert_eq!(plug_by(mm, range, 1), Ok(range.end()));
+    mm.check();
+}
+
+fn unplug(mm: &Mm<Sim>, range: SectionRange) -> Result<(), RemovedPart> {
+    let result = mm.hotplug().offline_and_remove_from_end(range, || true);
+    mm.check();
+    result
+}
+
+/// Sections of the region in `state`.
+fn in_state(mm: &Mm<Sim>, state: SectionState) -> Vec<u32> {
+    (0..REGION).filter(|&index| mm.section_state(section(index)) == state).collect()
+}
+
+fn take_all(mm: &Mm<Sim>) -> Vec<Pfn> {
+    std::iter::from_fn(|| mm.alloc_pages(Order::PAGE, Gfp::Movable).ok()).collect()
+}
+
+fn give_back(mm: &Mm<Sim>, pages: Vec<Pfn>) {
+    pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
+}
+
+/// All counters are those of an eager machine at once, and nothing is mapped or initialised for it. All of it can be
+/// allocated, each page once, and the end is that of an eager machine too.
+#[test]
+fn a_range_joins_its_zone_untouched() {
+    for block in [1, 4] {
+        let [mm, eager] = [lazy(), machine(InitPolicy::Eager, 1)];
+        for mm in [mm, eager] {
+            assert_eq!(plug_by(mm, range(0, 8), block), Ok(section(8)));
+            mm.check();
+        }
+        let (stats, whole) = (mm.stats(), eager.stats());
+        // The simulated machine takes a table per mapping, and so fewer for a range.
+        let movable =
+            |stats: &Stats| (stats.zones[2].present, stats.zones[2].managed, stats.zones[2].all_free());
+        assert_eq!(movable(&stats), movable(&whole));
+        assert_eq!(
+            (stats.memmap_altmap_pages, stats.blocks_online),
+            (whole.memmap_altmap_pages, whole.blocks_online)
+        );
+        assert_eq!(stats.zones[2].deferred, u64::from(8 * (SECTION_PAGES - MEMMAP_PAGES)));
+        assert_eq!(in_state(mm, SectionState::Absent).len(), REGION as usize);
+        assert!(range(0, 8).sections().all(|nr| !mm.platform().is_mapped(nr.start())));
+
+        let page = mm.alloc_pages(Order::PAGE, Gfp::Movable).expect("a page");
+        assert_eq!(in_state(mm, SectionState::Online), (0..block).collect::<Vec<_>>(), "one memory block");
+        assert_eq!(page.section(), section(0));
+        mm.check();
+        mm.free_pages(page, Order::PAGE);
+        let (pages, of_eager) = (take_all(mm), take_all(eager));
+        assert_eq!(pages.iter().collect::<HashSet<_>>().len(), pages.len(), "each page once");
+        let in_region = |pages: &[Pfn]| pages.iter().filter(|page| page.section() >= section(0)).count();
+        assert_eq!(in_region(&pages), in_region(&of_eager));
+        assert_eq!((mm.stats().deferred_pages(), in_state(mm, SectionState::Online).len()), (0, 8));
+        mm.check();
+        give_back(mm, pages);
+        assert_eq!(unplug(mm, range(0, 8)), Ok(()));
+        assert_eq!(mm.stats().zones[2].present, 0);
+    }
+}
+
+/// What nobody has wanted leaves without a grace period, a drain or a look at a page, whatever its size. Everything is as
+/// before.
+#[test]
+fn a_range_leaves_as_it_came() {
+    let mm = lazy();
+    let before = state_of(mm, SECTIONS).of_region();
+    for round in 0..3 {
+        plug(mm, range(0, 16));
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&calls);
+        let drains = mm.stats().pcp_drains;
+        mm.platform().watch(move |call| seen.lock().unwrap().push(call));
+        mm.hotplug().offline_and_remove_from_end(range(0, 16), || unreachable!("one step")).unwrap();
+        mm.platform().unwatch();
+        assert_eq!(*calls.lock().unwrap(), [PlatformCall::Release(range(0, 16))], "round {round}");
+        assert_eq!(mm.stats().pcp_drains, drains);
+        assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+    }
+}
+
+/// Growing and shrinking in parts: neighbours become one range, and any part leaves.
+#[test]
+fn parts_come_and_go() {
+    let mm = lazy();
+    let runs = |mm: &Mm<Sim>| {
+        let mut runs = Vec::new();
+        mm.hotplug().each_memory_block(BLOCK, |block| {
+            assert_eq!(
+                (block.state, block.boot, block.memmap_on_memory),
+                (BlockState::Deferred, false, true)
+            );
+            assert_eq!(
+                (block.plugged, block.memmap, block.zone),
+                (SECTION_PAGES, MEMMAP_PAGES, Some(NODE.zone(ZoneType::Movable)))
+            );
+            runs.push((block.first.get() - BLOCK.get(), block.count));
+            true
+        });
+        runs
+    };
+    let spanned = |mm: &Mm<Sim>| mm.stats().zones[2].spanned / u64::from(SECTION_PAGES);
+    plug(mm, range(8, 4));
+    plug(mm, range(0, 4));
+    assert_eq!((runs(mm), spanned(mm)), (vec![(0, 4), (8, 4)], 12));
+    plug(mm, range(4, 4));
+    assert_eq!(runs(mm), [(0, 12)]);
+    assert_eq!(unplug(mm, range(5, 2)), Ok(()));
+    assert_eq!((runs(mm), spanned(mm)), (vec![(0, 5), (7, 5)], 12));
+    assert_eq!(unplug(mm, range(0, 2)), Ok(()));
+    assert_eq!(unplug(mm, range(9, 3)), Ok(()));
+    assert_eq!((runs(mm), spanned(mm)), (vec![(2, 3), (7, 2)], 7));
+    // A walk that begins in the middle of a range.
+    let mut first = None;
+    mm.hotplug().each_memory_block(section(3), |block| {
+        first = Some((block.first, block.count));
+        false
+    });
+    assert_eq!(first, Some((section(3), 2)));
+    // A range that has a hole goes as far as the hole.
+    let hole = RemovedPart { first: section(7), error: Some(OfflineError::NotOnline) };
+    assert_eq!(unplug(mm, range(2, 7)), Err(hole));
+    assert_eq!((runs(mm), spanned(mm)), (vec![(2, 3)], 3));
+}
+
+/// Pages in use hold the memory blocks that they cannot leave, and no other.
+#[test]
+fn pages_in_use_hold_their_memory_block_only() {
+    let mm = lazy();
+    plug(mm, range(0, 12));
+    let pages: Vec<Pfn> =
+        (0..2 * SECTION_PAGES).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+    let used = in_state(mm, SectionState::Online);
+    assert_eq!(used, [0, 1, 2], "memory is used from the lowest address up");
+    let held = pages.iter().copied().find(|page| page.section() == section(1)).unwrap();
+    pages.iter().for_each(|&page| {
+        if page == held {
+            mm.set_holder(page, 7)
+        }
+    });
+    let rest = pages.into_iter().filter(|&page| page != held).collect();
+    give_back(mm, rest);
+    let removed = unplug(mm, range(0, 12)).unwrap_err();
+    assert_eq!(removed.first, section(2));
+    let Some(OfflineError::Unmovable(stuck)) = removed.error else { panic!("{removed:?}") };
+    assert_eq!((stuck.pages, stuck.first[0].map(|(pfn, _)| pfn)), (1, Some(held)));
+    assert_eq!((in_state(mm, SectionState::Online), mm.stats().zones[2].deferred), (vec![0, 1], 0));
+    mm.free_pages(held, Order::PAGE);
+    assert_eq!(unplug(mm, range(0, 2)), Ok(()));
+}
+
+/// Pages that can move do: the content of all of them stays, though their memory leaves.
+#[test]
+fn pages_move_from_what_leaves_to_what_is_deferred() {
+    let mm = lazy();
+    plug(mm, range(0, 2));
+    let tenant = Tenant::new(mm, 1, SECTION_PAGES as usize);
+    tenant.fill_all();
+    plug(mm, range(2, 2));
+    assert_eq!(unplug(mm, range(1, 1)), Ok(()), "its pages fit into what is deferred");
+    tenant.verify_all();
+    assert!(in_state(mm, SectionState::Online).contains(&2));
+    assert_eq!(tenant.release_all(), SECTION_PAGES as usize);
+    assert_eq!(unplug(mm, range(2, 2)), Ok(()));
+    assert_eq!(unplug(mm, range(0, 1)), Ok(()));
+}
+
+/// A part of a deferred memory block is unplugged: that memory block is initialised, and no other.
+#[test]
+fn a_part_of_a_deferred_memory_block_leaves() {
+    let mm = lazy();
+    plug(mm, range(0, 8));
+    let pageblocks = PageblockSet::range(10..14);
+    mm.hotplug().offline_pageblocks(section(3), pageblocks).unwrap();
+    mm.check();
+    assert_eq!(in_state(mm, SectionState::Online), [3]);
+    assert_eq!(mm.plugged(section(3)), PageblockSet::ALL.without(pageblocks));
+    assert_eq!(unplug(mm, range(0, 8)), Ok(()), "it leaves with what is plugged of it");
+    assert_eq!(mm.stats().zones[2].present, 0);
+}
+
+/// Deferred memory is there for every operation that names it.
+#[test]
+fn deferred_memory_is_not_vacant() {
+    let mm = lazy();
+    plug(mm, range(0, 6));
+    let all = PageblockSet::ALL;
+    let exists = AddedPart { end: section(4), error: AddError::Exists.into() };
+    assert_eq!(plug_by(mm, range(4, 4), 1), Err(exists));
+    assert_eq!(mm.hotplug().add_memory(NODE, section(5), all, MemoryContent::Zero), Err(AddError::Exists));
+    let map = DevPagemap { range: range(5, 2).frames(), node: NODE, altmap: None };
+    assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(5))));
+    assert_eq!(in_state(mm, SectionState::Online), [], "nothing was initialised to find that");
+    assert_eq!(mm.hotplug().online(section(1), ZoneType::Movable), Err(OnlineError::Online));
+    assert_eq!(mm.hotplug().online_pageblocks(section(2), PageblockSet::FIRST), Err(OnlineError::Plugged));
+    mm.hotplug().offline(section(3)).expect("a memory block that nobody uses");
+    mm.check();
+    assert_eq!(in_state(mm, SectionState::Present), [3]);
+    mm.hotplug().remove_memory(section(3)).unwrap();
+    mm.hotplug().offline_and_remove_memory(range(4, 2)).unwrap();
+    assert_eq!(unplug(mm, range(0, 3)), Ok(()));
+    assert_eq!(mm.stats().zones[2].present, 0);
+}
+
+/// An allocation of many pageblocks finds memory that nobody has wanted.
+#[test]
+fn contiguous_pages_come_from_deferred_memory() {
+    let mm = lazy();
+    plug(mm, range(0, 4));
+    let pages = mm.alloc_contig_pages(60).expect("60 pageblocks in a row");
+    assert!(range(0, 4).sections().any(|nr| nr == pages.start().section()));
+    mm.check();
+    mm.free_contig_range(pages);
+    assert_eq!(unplug(mm, range(0, 4)), Ok(()));
+}
+
+/// Each step that can fail does, and leaves everything as it was.
+#[test]
+fn every_step_rolls_back() {
+    let mm = lazy();
+    let before = state_of(mm, SECTIONS).of_region();
+    let no_table = AddAndOnlineError::Add(AddError::NoPageTable);
+    let steps = [
+        (FaultStep::MapDirect, 0, no_table),
+        (FaultStep::PageTable, 0, no_table),
+        (FaultStep::AllocMemmap, 0, AddAndOnlineError::Add(AddError::NoMemory)),
+        (FaultStep::MapMemmap, 0, no_table),
+        // The table for the memmaps.
+        (FaultStep::PageTable, 1, no_table),
+        (FaultStep::Online, 0, AddAndOnlineError::Online(OnlineError::Vetoed)),
+    ];
+    for (step, after, error) in steps {
+        mm.platform().inject(step, after);
+        assert_eq!(
+            plug_by(mm, range(0, 8), 2),
+            Err(AddedPart { end: section(0), error }),
+            "{step:?} {after}"
+        );
+        assert_eq!(state_of(mm, SECTIONS).of_region(), before, "{step:?} {after}");
+    }
+    for (wrong, block) in
+        [(range(0, 0), 1), (range(0, 3), 2), (range(1, 4), 2), (range(0, 6), 3), (range(0, 4), 0)]
+    {
+        let end = wrong.first();
+        assert_eq!(plug_by(mm, wrong, block), Err(AddedPart { end, error: AddError::Misaligned.into() }));
+    }
+    let beyond = AddedPart { end: section(31), error: AddError::OutOfRange.into() };
+    assert_eq!(plug_by(mm, range(31, 2), 1), Err(beyond));
+    let normal = mm.hotplug().add_and_online_memory(
+        NODE,
+        range(0, 1),
+        1,
+        ZoneType::Dma32,
+        MemoryContent::Zero,
+        || true,
+    );
+    assert_eq!(normal, Err(AddedPart { end: section(0), error: OnlineError::WrongZone.into() }));
+    assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+}
+
+/// Where memory cannot be deferred, the memory blocks come one by one: what came before a failure stays, and the caller
+/// can end it between two.
+#[test]
+fn memory_blocks_come_and_go_one_by_one_where_they_must() {
+    let lazy = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let elsewhere = Options { memmap_on_memory: false, ..lazy };
+    let without_growing = Options { grow: false, ..lazy };
+    for options in [SimMachine::OPTIONS, elsewhere, without_growing] {
+        let memory = [(0, 4 * SECTION_PAGES)].into();
+        let mm = SimMachine { sections: SECTIONS, memory, options, ..SimMachine::default() }.boot();
+        let before = state_of(mm, SECTIONS).of_region();
+        mm.platform().inject(FaultStep::Online, 2);
+        let vetoed = AddedPart { end: section(4), error: OnlineError::Vetoed.into() };
+        assert_eq!(plug_by(mm, range(0, 8), 2), Err(vetoed));
+        assert_eq!(in_state(mm, SectionState::Online), [0, 1, 2, 3]);
+        mm.check();
+        let left = Cell::new(2);
+        let go_on = || left.replace(left.get() - 1) > 1;
+        let added = mm.hotplug().add_and_online_memory(
+            NODE,
+            range(4, 4),
+            1,
+            ZoneType::Movable,
+            MemoryContent::Unknown,
+            go_on,
+        );
+        assert_eq!((added, left.get()), (Ok(section(6)), 0));
+        let stopped = mm.hotplug().offline_and_remove_from_end(range(0, 6), || false);
+        assert_eq!(stopped, Err(RemovedPart { first: section(5), error: None }));
+        assert_eq!(unplug(mm, range(0, 5)), Ok(()));
+        // Half of a memory block cannot leave.
+        assert_eq!(plug_by(mm, range(0, 2), 2), Ok(section(2)));
+        let half = RemovedPart { first: section(2), error: Some(OfflineError::NotOnline) };
+        assert_eq!(unplug(mm, range(1, 1)), Err(half));
+        assert_eq!(unplug(mm, range(0, 2)), Ok(()));
+        assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+    }
+}
+
+/// Half of a deferred memory block cannot leave either, and the table of ranges may be full: nothing is lost then.
+#[test]
+fn no_part_is_lost() {
+    let mm = machine(InitPolicy::Lazy, 1);
+    assert_eq!(plug_by(mm, range(0, 8), 4), Ok(section(8)));
+    let half = RemovedPart { first: section(6), error: Some(OfflineError::NotOnline) };
+    assert_eq!(unplug(mm, range(5, 1)), Err(half));
+    assert_eq!(in_state(mm, SectionState::Online), [4, 5, 6, 7]);
+    assert_eq!(unplug(mm, range(0, 8)), Ok(()));
+}
+
+/// CPUs allocate and free while ranges come and go. No page is lost, and each has one holder.
+#[test]
+fn ranges_come_and_go_under_load() {
+    let mut random = Random::new("range::ranges_come_and_go_under_load");
+    let mm = machine(InitPolicy::Lazy, 3);
+    let before = state_of(mm, SECTIONS).of_region();
+    thread::scope(|scope| {
+        let users: Vec<_> = (1..3)
+            .map(|cpu| {
+                let mut random = random.fork();
+                scope.spawn(move || Sim::run_on(cpu, || use_memory(mm, cpu as u64, &mut random)))
+            })
+            .collect();
+        let mut plugged = vec![false; REGION as usize];
+        while !users.iter().all(|user| user.is_finished()) {
+            let (first, count) = (random.below(REGION as usize), 1 + random.below(8));
+            let end = (first + count).min(REGION as usize);
+            let run = plugged[first..end].iter().take_while(|&&is| is == plugged[first]).count();
+            let here = range(first as u32, run as u32);
+            let change = &mut plugged[first..first + run];
+            if change[0] {
+                let removed = mm.hotplug().offline_and_remove_from_end(here, || true);
+                let kept = removed.map_or_else(|part| part.first.get() - here.first().get(), |()| 0);
+                change[kept as usize..].fill(false);
+            } else {
+                plug_by(mm, here, 1).expect("nothing fails");
+                change.fill(true);
+            }
+            mm.check();
+        }
+        for (index, _) in plugged.iter().enumerate().filter(|&(_, &is)| is) {
+            assert_eq!(unplug(mm, range(index as u32, 1)), Ok(()), "all pages are free");
+        }
+    });
+    assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+}
+
+/// Takes and gives back pages, whose content says who holds them.
+fn use_memory(mm: &'static Mm<Sim>, me: u64, random: &mut Random) {
+    let mut held: Vec<(Pfn, Order)> = Vec::new();
+    let word = |pfn: Pfn| me << 32 | u64::from(pfn.get());
+    for _ in 0..6_000 {
+        mm.platform().step(|| {
+            if held.len() < 600 && random.chance(55) {
+                let order = Order::new(random.below(Order::COUNT) as u8);
+                if let Ok(pfn) = mm.alloc_pages(order, Gfp::Movable) {
+                    mm.platform().write(pfn, word(pfn));
+                    held.push((pfn, order));
+                }
+            } else if !held.is_empty() {
+                let (pfn, order) = held.swap_remove(random.below(held.len()));
+                assert_eq!(mm.platform().read(pfn), word(pfn));
+                mm.free_pages(pfn, order);
+            }
+        });
+    }
+    held.into_iter().for_each(|(pfn, order)| mm.free_pages(pfn, order));
+}
