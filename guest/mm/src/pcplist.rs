@@ -5,8 +5,8 @@
 //!
 //! # Who uses a list
 //! Its CPU does, by plain loads and stores: a list has no lock. An operation begins with one look at the limits
-//! ([`OwnCpu::lists`](owner::OwnCpu::lists)). While they are those of stopped lists ([`PcpLimits::OFF`]), the CPU leaves its list as it is and goes to
-//! the buddy allocator. Whoever needs the lists of other CPUs holds the memory hotplug lock and does this
+//! ([`OwnCpu::lists`](owner::OwnCpu::lists)). While they are those of stopped lists ([`PcpLimits::OFF`]), the CPU leaves
+//! its list as it is and goes to the buddy allocator. Whoever needs the lists of other CPUs holds the memory hotplug lock and does this
 //! ([`Mm::stop_pcp`]):
 //! 1. It publishes [`PcpLimits::OFF`] to every CPU.
 //! 2. It waits for a grace period ([`Platform::synchronize`]). An operation that went by earlier limits has ended
@@ -27,8 +27,8 @@
 //! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
 //! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
 //!
-//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and count are changed through [`PcpOwner`](owner::PcpOwner)
-//! and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
+//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and count are changed through
+//! [`PcpOwner`](owner::PcpOwner) and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
 
 mod owner;
 mod stopped;
