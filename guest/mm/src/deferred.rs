@@ -49,6 +49,8 @@ pub(crate) struct Deferred {
     claims: SpinLock<Claims>,
     /// Memory blocks of each zone that are not online yet, claimed ones included.
     left: [AtomicU32; ZoneId::COUNT],
+    /// Claims of all zones that have not ended. It rises under the lock of `claims` only.
+    under_way: AtomicU32,
     /// Sections of boot memory that were initialised, by the section's node and the node of the CPU that did it.
     by: [[AtomicU32; MAX_NODES]; MAX_NODES],
     /// One more than the last section of boot memory that was left for later.
@@ -74,6 +76,7 @@ impl Deferred {
         Self {
             claims: SpinLock::new(Rank::Deferred, claims),
             left: [const { AtomicU32::new(0) }; ZoneId::COUNT],
+            under_way: AtomicU32::new(0),
             by: [const { [const { AtomicU32::new(0) }; MAX_NODES] }; MAX_NODES],
             boot_end: AtomicU32::new(0),
         }
@@ -147,7 +150,8 @@ impl Deferred {
             return claims;
         }
         // A CPU that has claimed a memory block needs neither this lock nor the memory hotplug lock to finish it.
-        while ZoneId::all().any(|zone| self.left(zone) != claims.count(zone)) {
+        // Pairs with the Release in `init_claimed`: what it did is seen.
+        while self.under_way.load(Ordering::Acquire) != 0 {
             spin_loop();
         }
         claims
@@ -228,6 +232,7 @@ impl<P: Platform> Mm<P> {
     /// The claim of `range`, which was taken from `claims`. Plugged memory is mapped here, under the lock: while some of
     /// a page table is deferred, the table stays, and afterwards it has an entry.
     fn claimed(&self, claims: &Claims, range: DeferredRange) -> Claimed {
+        self.deferred.under_way.fetch_add(1, Ordering::Relaxed);
         blocks_of(&range).for_each(|block| self.map_plugged(block));
         Claimed { range, memblock: claims.memblock }
     }
@@ -247,6 +252,7 @@ impl<P: Platform> Mm<P> {
         // that they refuse is not retried.
         self.zone(range.zone).sub_deferred(pages);
         self.deferred.count_done(range.zone, range.blocks());
+        self.deferred.under_way.fetch_sub(1, Ordering::Release);
     }
 
     /// Initialises claimed sections of boot memory. Returns the number of pages freed.

@@ -136,9 +136,9 @@ impl Nodes {
     /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`).
     pub(crate) fn build_zonelists(&self, zones: &[Zone; ZoneId::COUNT]) {
         for node in NodeId::all() {
+            let mut nearest = [None; MAX_NODES];
+            self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
             for (highest, list) in [ZoneType::Normal, ZoneType::Movable].into_iter().zip(0..) {
-                let mut nearest = [None; MAX_NODES];
-                self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
                 // From the farthest to the nearest, because each zone is put in front of the list.
                 let order = nearest.into_iter().rev().flatten();
                 let zonelist = order
