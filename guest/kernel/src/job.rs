@@ -17,7 +17,6 @@ use crate::cpu::lapic;
 use crate::cpu::time::Instant;
 use crate::cpu::window::Window;
 use crate::cpu::{self, MAX_CPUS, wait};
-use crate::mem::stamps;
 
 /// How a job goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +84,7 @@ fn sleep(area: &cpu::PerCpu, wake_at: Option<Instant>) {
         if let Some(instant) = wake_at {
             lapic::set_timer(instant);
         }
-        let began = Instant::now();
         interrupts::enable_and_hlt();
-        stamps::halted(began);
     } else {
         interrupts::enable();
     }

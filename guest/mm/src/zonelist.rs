@@ -133,8 +133,9 @@ impl Nodes {
         })
     }
 
-    /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`).
-    pub(crate) fn build_zonelists(&self, zones: &[Zone; ZoneId::COUNT]) {
+    /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`): one bit of `populated` per
+    /// zone.
+    fn build_zonelists(&self, populated: u32) {
         for node in NodeId::all() {
             let mut nearest = [None; MAX_NODES];
             self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
@@ -143,7 +144,7 @@ impl Nodes {
                 let order = nearest.into_iter().rev().flatten();
                 let zonelist = order
                     .flat_map(|node| ZoneType::ALL.into_iter().map(move |zone| node.zone(zone)))
-                    .filter(|zone| zone.zone_type() <= highest && zones[zone.index()].present() > 0)
+                    .filter(|zone| zone.zone_type() <= highest && populated >> zone.index() & 1 != 0)
                     .fold(Zonelist::EMPTY, Zonelist::push_front);
                 let list: usize = list;
                 // Pairs with the Acquire in `zonelist`: a CPU that finds a zone there also finds its pages.
@@ -188,18 +189,23 @@ impl<P: Platform> Mm<P> {
 impl<P: Platform> Hotplug<'_, P> {
     /// Rebuilds the zonelists, if a zone has got its first memory or lost its last.
     pub(crate) fn build_zonelists(&self) {
-        let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
-        let populated = self.mm.zones().map(bit).fold(0, |all, bit| all | bit);
         let built_from = &self.mm.nodes.built_from;
+        let populated = self.populated();
         if built_from.load(Relaxed) != populated {
             built_from.store(populated, Relaxed);
-            self.rebuild_zonelists();
+            self.mm.nodes.build_zonelists(populated);
         }
+    }
+
+    /// The zones with memory, one bit per zone.
+    fn populated(&self) -> u32 {
+        let bit = |zone: &Zone| u32::from(zone.present() > 0) << zone.id().index();
+        self.mm.zones().map(bit).fold(0, |all, bit| all | bit)
     }
 
     /// Rebuilds the zonelists, whether a zone has changed or not.
     pub(crate) fn rebuild_zonelists(&self) {
-        self.mm.nodes.build_zonelists(&self.mm.zones);
+        self.mm.nodes.build_zonelists(self.populated());
     }
 }
 

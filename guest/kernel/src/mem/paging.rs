@@ -116,6 +116,11 @@ pub fn virt_to_phys(virt: u64) -> u64 {
     }
 }
 
+/// How many tables the large pages from `virt` to `end` need at most.
+pub const fn tables_for(virt: u64, end: u64) -> u64 {
+    (end - virt).div_ceil(TABLE_SPAN)
+}
+
 /// The addresses, start and end, that one table with large pages maps: the one with `virt`.
 pub const fn span_of_table(virt: u64) -> (u64, u64) {
     let start = virt - virt % TABLE_SPAN;

@@ -56,6 +56,8 @@ pub fn faults_injected() -> u64 {
 /// CPU may still walk them.
 struct Tables {
     freed: [Option<u64>; Self::MOST],
+    /// Allocated pages for tables to come.
+    stock: PfnRange,
 }
 
 impl Tables {
@@ -64,7 +66,20 @@ impl Tables {
     const MOST: usize = 2;
 
     const fn new() -> Self {
-        Self { freed: [None; Self::MOST] }
+        Self { freed: [None; Self::MOST], stock: PfnRange::new(Pfn::new(0), 0) }
+    }
+
+    /// With about `count` pages in stock, if they lie side by side somewhere: one allocation for all of them.
+    fn stocked(count: u64) -> Self {
+        let order = Order::new(count.max(1).ilog2() as u8).min(Order::MAX);
+        let mut tables = Self::new();
+        if order > Order::PAGE
+            && let Ok(first) = MM.alloc_pages(order, Gfp::PageTable)
+        {
+            MM.split_page(first, order);
+            tables.stock = PfnRange::new(first, order.pages());
+        }
+        tables
     }
 
     /// Maps by `map`. Tables that a failed `map` gave back are freed.
@@ -89,7 +104,12 @@ impl TableSource for Tables {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get())
+        let first = self.stock.start();
+        if self.stock.is_empty() {
+            return Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get());
+        }
+        self.stock = self.stock.from(first.add(1));
+        Some(first.address().get())
     }
 
     fn give_back(&mut self, page: u64) {
@@ -235,9 +255,14 @@ unsafe impl Platform for KernelPlatform {
 
     fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
         let [direct, memmaps] = windows(range);
-        Tables::fill(|tables| {
-            paging::prepare(direct.0, direct.1, tables)?;
-            paging::prepare(memmaps.0, memmaps.1, tables).inspect_err(|_| release(direct))
+        let mut tables = Tables::stocked(paging::tables_for(direct.0, direct.1));
+        let prepared = paging::prepare(direct.0, direct.1, &mut tables).and_then(|()| {
+            paging::prepare(memmaps.0, memmaps.1, &mut tables).inspect_err(|_| release(direct))
+        });
+        MM.free_contig_range(tables.stock);
+        prepared.map_err(|paging::NoPageTable| {
+            tables.flush();
+            NoPageTable
         })
     }
 

@@ -23,11 +23,7 @@ static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static READY: AtomicU64 = AtomicU64::new(0);
 /// Ticks that the memory took that was added last.
 static LAST_ADD: AtomicU64 = AtomicU64::new(0);
-/// Ticks in which the CPUs were halted.
-static HALTED: AtomicU64 = AtomicU64::new(0);
-/// When the last new target was seen, and how long the CPUs had been halted then.
-static TARGET_SEEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-/// Ticks from then until it was reached, without those in which the CPUs were halted.
+/// Ticks that a memory device's driver worked for the last target that was reached.
 static LAST_RESIZE: AtomicU64 = AtomicU64::new(0);
 
 /// The kernel starts.
@@ -82,26 +78,13 @@ pub fn times() -> BootTimes {
     }
 }
 
-/// A CPU was halted since `began`. The interrupt that ended it counts too.
-pub fn halted(began: Instant) {
-    HALTED.fetch_add(Instant::now().0 - began.0, Ordering::Relaxed);
+/// A driver has worked `ticks` for a target, and reports that it is reached.
+pub fn target_reached(ticks: u64) {
+    LAST_RESIZE.store(ticks, Ordering::Relaxed);
 }
 
-/// A driver learns that there may be a new target.
-pub fn target_seen() {
-    let now = [Instant::now().0, HALTED.load(Ordering::Relaxed)];
-    TARGET_SEEN.iter().zip(now).for_each(|(stamp, now)| stamp.store(now, Ordering::Relaxed));
-}
-
-/// A driver reports that the last target is reached.
-pub fn target_reached() {
-    let [seen, halted] = TARGET_SEEN.each_ref().map(|stamp| stamp.load(Ordering::Relaxed));
-    let all = Instant::now().0 - seen;
-    LAST_RESIZE.store(all - (HALTED.load(Ordering::Relaxed) - halted), Ordering::Relaxed);
-}
-
-/// Ticks from when the last target was seen until it was reached, without those in which the CPUs were halted. On one
-/// CPU, where instructions are the clock (QEMU's `-icount shift=0`), they are instructions.
+/// Ticks that a driver worked for the last target, from when it saw the notification until it reported. Where
+/// instructions are the clock (QEMU's `-icount shift=0`), they are instructions.
 pub fn last_resize() -> u64 {
     LAST_RESIZE.load(Ordering::Relaxed)
 }

@@ -90,6 +90,8 @@ pub struct MemDriver<T> {
     /// The last failure.
     stuck: Option<ResizeState>,
     reported: Option<Resize>,
+    /// Ticks that this driver has worked since the last configuration notification.
+    worked: u64,
     /// [`workload::ended`] at the last step. When a workload ends, the pages that stopped the driver may be
     /// gone.
     workloads_ended: u64,
@@ -128,6 +130,7 @@ impl<T: Transport> MemDriver<T> {
             retry_at: None,
             stuck: None,
             reported: None,
+            worked: 0,
             workloads_ended: workload::ended(),
         }))
     }
@@ -234,7 +237,6 @@ impl<T: Transport> MemDriver<T> {
         if self.reported != Some(resize) {
             self.reported = Some(resize);
             mailbox::report(Report::Resize(resize));
-            stamps::target_reached();
         }
         // A pause that has begun goes on: the job loop calls an idle job in each of its passes, and on a busy CPU a
         // pause that began anew each time would never end.
@@ -264,8 +266,21 @@ impl<T: Transport> MemDriver<T> {
 
 impl<T: Transport + Send> Job for MemDriver<T> {
     fn step(&mut self) -> Progress {
+        let (began, reported) = (Instant::now(), self.reported);
+        let progress = self.advance();
+        self.worked += Instant::now().0 - began.0;
+        if self.reported != reported {
+            stamps::target_reached(self.worked);
+        }
+        progress
+    }
+}
+
+impl<T: Transport> MemDriver<T> {
+    /// Carries out the next action, or looks at what came of the last one.
+    fn advance(&mut self) -> Progress {
         if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
-            stamps::target_seen();
+            self.worked = 0;
             self.driver.config_changed();
             self.retry_at = None;
         }
