@@ -53,7 +53,7 @@ impl AsRef<[PageblockSet]> for Parts {
 }
 
 /// Adds memory blocks of `memory_block` bytes to `node` and onlines them, from the first on. The range, address and size,
-/// is made of whole ones, or is the plugged part of one.
+/// begins with one and may end with the plugged part of one, or is the plugged part of one.
 ///
 /// # Errors
 /// [`Stopped`] at the first memory block that fails, which is not added then, or where `stop` says so.
@@ -65,29 +65,56 @@ pub fn add(
     stop: impl Fn() -> bool,
 ) -> Result<(), Stopped> {
     let began = Instant::now();
-    let result = if (addr | size).is_multiple_of(memory_block) {
-        let range = sections(addr, size);
-        let block = (memory_block / SECTION_SIZE) as u32;
-        let added =
-            MM.hotplug().add_and_online_memory(node, range, block, ZoneType::Movable, flags, || !stop());
-        match added {
-            Ok(end) if end == range.end() => Ok(()),
-            Ok(end) => Err(Stopped { done: bytes(range.first(), end), failed: None }),
-            Err(part) => {
-                let failed = Some(translate::not_added_and_online(part.error));
-                Err(Stopped { done: bytes(range.first(), part.end), failed })
-            }
-        }
-    } else {
-        let offset = addr % memory_block;
-        let plugged = Parts::new(offset, size);
-        let block = &plugged.0[..(memory_block / SECTION_SIZE) as usize];
-        let section = SectionNr::of(PhysAddr::new(addr - offset));
-        let added = MM.hotplug().add_and_online_block(node, section, block, ZoneType::Movable, flags);
-        added.map_err(|error| Stopped { done: 0, failed: Some(translate::not_added_and_online(error)) })
-    };
+    let whole = if addr.is_multiple_of(memory_block) { size - size % memory_block } else { 0 };
+    let mut result = add_whole(node, (addr, whole), memory_block, flags, &stop);
+    if result.is_ok() && whole < size {
+        result = if whole > 0 && stop() {
+            Err(Stopped { done: whole, failed: None })
+        } else {
+            let added = add_part(node, (addr + whole, size - whole), memory_block, flags);
+            added.map_err(|state| Stopped { done: whole, failed: Some(state) })
+        };
+    }
     stamps::added(began);
     result
+}
+
+/// Adds whole memory blocks.
+fn add_whole(
+    node: NodeId,
+    (addr, size): (u64, u64),
+    memory_block: u64,
+    flags: MhpFlags,
+    stop: &impl Fn() -> bool,
+) -> Result<(), Stopped> {
+    if size == 0 {
+        return Ok(());
+    }
+    let (range, block) = (sections(addr, size), (memory_block / SECTION_SIZE) as u32);
+    let added = MM.hotplug().add_and_online_memory(node, range, block, ZoneType::Movable, flags, || !stop());
+    match added {
+        Ok(end) if end == range.end() => Ok(()),
+        Ok(end) => Err(Stopped { done: bytes(range.first(), end), failed: None }),
+        Err(part) => {
+            let failed = Some(translate::not_added_and_online(part.error));
+            Err(Stopped { done: bytes(range.first(), part.end), failed })
+        }
+    }
+}
+
+/// Adds a memory block that is plugged in part.
+fn add_part(
+    node: NodeId,
+    (addr, size): (u64, u64),
+    memory_block: u64,
+    flags: MhpFlags,
+) -> Result<(), ResizeState> {
+    let offset = addr % memory_block;
+    let plugged = Parts::new(offset, size);
+    let block = &plugged.0[..(memory_block / SECTION_SIZE) as usize];
+    let section = SectionNr::of(PhysAddr::new(addr - offset));
+    let added = MM.hotplug().add_and_online_block(node, section, block, ZoneType::Movable, flags);
+    added.map_err(translate::not_added_and_online)
 }
 
 /// Offlines memory blocks of `memory_block` bytes and removes them, from the last on. The range, address and size, begins
