@@ -61,6 +61,7 @@ pub enum Action {
     /// Add memory blocks and bring them online, from the first on. Completed by [`Outcome::Done`], [`Outcome::Part`] or,
     /// with nothing changed, [`Outcome::Failed`]. The range is made of whole memory blocks, or it is the plugged part of
     /// one. The part includes the memmap if that lies in the memory block, and the guest must not access the other parts.
+    /// The last memory block of a region that ends within it counts as whole.
     AddMemoryBlocks {
         /// Guest-physical address.
         addr: u64,
