@@ -9,7 +9,7 @@ use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     AddAndOnlineError, AddError, AddedPart, BlockState, DevPagemap, FaultStep, Gfp, InitPolicy, MEMMAP_PAGES,
     MemoryContent, MemremapError, Mm, NodeId, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn,
-    RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
+    RemoveError, RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -252,6 +252,7 @@ fn deferred_memory_is_not_vacant() {
     let map = DevPagemap { range: range(5, 2).frames(), node: NODE, altmap: None };
     assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(5))));
     assert_eq!(in_state(mm, SectionState::Online), [], "nothing was initialised to find that");
+    assert_eq!(mm.hotplug().remove_memory(section(0)), Err(RemoveError::Online));
     assert_eq!(mm.hotplug().online(section(1), ZoneType::Movable), Err(OnlineError::Online));
     assert_eq!(mm.hotplug().online_pageblocks(section(2), PageblockSet::FIRST), Err(OnlineError::Plugged));
     mm.hotplug().offline(section(3)).expect("a memory block that nobody uses");
@@ -327,13 +328,8 @@ fn what_does_not_fit_into_the_table_comes_at_once() {
     // Every other section, and more than the table of ranges has room for.
     const MANY: u32 = 2 * 66;
     let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
-    let mm = SimMachine {
-        sections: BLOCK.get() + MANY,
-        options,
-        page_tables: true,
-        ..SimMachine::default()
-    }
-    .boot();
+    let mm = SimMachine { sections: BLOCK.get() + MANY, options, page_tables: true, ..SimMachine::default() }
+        .boot();
     let sections = BLOCK.get() + MANY;
     while mm.init_deferred() {}
     let before = state_of(mm, sections).of_region();
@@ -344,6 +340,21 @@ fn what_does_not_fit_into_the_table_comes_at_once() {
     assert_eq!(present, u64::from(MANY / 2 * SECTION_PAGES));
     (0..MANY).step_by(2).for_each(|first| assert_eq!(unplug(mm, range(first, 1)), Ok(())));
     assert_eq!(state_of(mm, sections).of_region(), before);
+    // What was set aside for the last ones was given back, and can be again.
+    plug(mm, range(128, 4));
+    assert_eq!(unplug(mm, range(128, 4)), Ok(()));
+}
+
+/// Boot memory that is deferred does not leave.
+#[test]
+fn boot_memory_does_not_leave_with_a_range() {
+    let mm = without_tables(REGION);
+    let deferred = mm.stats().deferred_pages();
+    let boot = SectionRange::new(SectionNr::new(1), 1).unwrap();
+    assert!(deferred > 0 && mm.is_deferred(boot));
+    let refused = RemovedPart { first: boot.end(), error: Some(OfflineError::NotOnline) };
+    assert_eq!(unplug(mm, boot), Err(refused));
+    assert_eq!(mm.stats().deferred_pages(), deferred);
 }
 
 /// Memory of a node that had none is found by allocations as soon as it is deferred.
@@ -521,6 +532,8 @@ fn every_step_rolls_back() {
     );
     assert_eq!(across, Err(AddedPart { end: below, error: OnlineError::WrongZone.into() }));
     assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+    plug(mm, range(0, 8));
+    assert_eq!(unplug(mm, range(0, 8)), Ok(()), "nothing stayed set aside");
 }
 
 /// Where memory cannot be deferred, the memory blocks come one by one: what came before a failure stays, and the caller
@@ -553,6 +566,16 @@ fn memory_blocks_come_and_go_one_by_one_where_they_must() {
         let stopped = mm.hotplug().offline_and_remove_from_end(range(0, 6), || false);
         assert_eq!(stopped, Err(RemovedPart { first: section(5), error: None }));
         assert_eq!(unplug(mm, range(0, 5)), Ok(()));
+        let whole = mm.hotplug().add_and_online_memory(
+            NODE,
+            range(8, 1),
+            1,
+            ZoneType::Movable,
+            MemoryContent::Unknown,
+            || unreachable!("nothing is left to do"),
+        );
+        assert_eq!(whole, Ok(section(9)));
+        assert_eq!(unplug(mm, range(8, 1)), Ok(()));
         // Half of a memory block cannot leave.
         assert_eq!(plug_by(mm, range(0, 2), 2), Ok(section(2)));
         let half = RemovedPart { first: section(2), error: Some(OfflineError::NotOnline) };
