@@ -104,17 +104,25 @@ impl<P: Platform> Mm<P> {
     fn alloc_contig_deferred(&self, count: u32) -> Option<PfnRange> {
         let ranges = self.deferred.freeze().ranges().clone();
         let mut movable = ranges.iter().filter(|range| range.zone.zone_type() == ZoneType::Movable);
-        movable.find_map(|range| range.sections.sections().find_map(|nr| self.alloc_contig_in(nr, count)))
+        movable.find_map(|range| {
+            // What holds too much of a memmap is not initialised in vain.
+            let fits = |nr: &SectionNr| firsts(count).any(|first| first >= range.memmap_pageblocks(*nr));
+            range.sections.sections().filter(fits).find_map(|nr| self.alloc_contig_in(nr, count))
+        })
     }
 
     /// The first range of `count` pageblocks of section `nr` that can be evacuated.
     fn alloc_contig_in(&self, nr: SectionNr, count: u32) -> Option<PfnRange> {
-        let step = if count.is_power_of_two() { count } else { 1 };
-        let mut firsts = (0..=SECTION_PAGEBLOCKS - count).step_by(step as usize);
-        firsts.find_map(|first| {
+        firsts(count).find_map(|first| {
             let pageblocks = first..first + count;
             let taken = self.hotplug().alloc_contig_range(nr, PageblockSet::range(pageblocks.clone()));
             taken.is_ok().then(|| nr.pageblocks(&pageblocks))
         })
     }
+}
+
+/// Where in a section `count` pageblocks can begin.
+fn firsts(count: u32) -> impl Iterator<Item = u32> {
+    let step = if count.is_power_of_two() { count } else { 1 };
+    (0..=SECTION_PAGEBLOCKS - count).step_by(step as usize)
 }

@@ -21,7 +21,7 @@ use core::ops::{Deref, DerefMut};
 pub(crate) enum Rank {
     /// The life cycle of memory blocks (Linux `mem_hotplug_lock`).
     Hotplug,
-    /// The sections of boot memory that no CPU has claimed (Linux `pgdat_resize_lock`).
+    /// The memory that is deferred and no CPU has claimed (Linux `pgdat_resize_lock`).
     Deferred,
     /// The free lists, pageblock types and counters of one zone (Linux `zone->lock`).
     Zone,

@@ -31,7 +31,8 @@ pub(crate) use calls::Calls;
 /// | `fault` | the memory hotplug lock, and no other | |
 /// | `relax` | at most the memory hotplug lock | may not take it |
 /// | `clock` | at most the memory hotplug lock | |
-/// | `map_prepared_*`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
+/// | `map_prepared_direct` | the lock of deferred memory | takes no lock and allocates nothing |
+/// | `map_prepared_memmap`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB

@@ -63,6 +63,12 @@ impl DeferredRange {
         u64::from(self.sections.len()) * u64::from(SECTION_PAGES - MEMMAP_PAGES)
     }
 
+    /// Pageblocks at the start of section `nr` in which plugged memory will hold the memmap of its memory block.
+    pub(crate) fn memmap_pageblocks(&self, nr: SectionNr) -> u32 {
+        let is_first = nr.get().is_multiple_of(self.block());
+        if is_first && !self.is_boot() { self.block() } else { 0 }
+    }
+
     /// The part of it that `sections` are, which lie in it.
     fn part(&self, sections: SectionRange) -> Self {
         let origin = self.origin_from(sections.first().get() - self.sections.first().get());

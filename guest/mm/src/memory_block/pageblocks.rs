@@ -95,8 +95,8 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(())
     }
 
-    /// The `count` sections from `nr` on, none of them deferred, if they are in the table and no second memory block begins among
-    /// them.
+    /// The `count` sections from `nr` on, none of them deferred, if they are in the table and no second memory block
+    /// begins among them.
     fn sections_of_one_block(
         &self,
         nr: SectionNr,

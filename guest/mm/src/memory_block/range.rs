@@ -14,7 +14,7 @@
 //!
 //! Invariant: a memory block of the range is online in its zone, or as it was before the call.
 
-use core::fmt;
+use core::{fmt, mem};
 
 use crate::added_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
 use crate::addr::{MEMMAP_PAGES, PfnRange, SectionNr, SectionRange};
@@ -255,11 +255,13 @@ impl<P: Platform> Hotplug<'_, P> {
         mut go_on: impl FnMut() -> bool,
     ) -> Result<(), RemovedPart> {
         let mut rest = range;
+        let mut has_old_limits = false;
         while !rest.is_empty() {
             if let Some(deferred) = self.take_deferred_end(rest) {
                 self.count_out(&deferred);
                 self.mm.platform.release(deferred.sections);
                 rest = rest.before(deferred.sections.first());
+                has_old_limits = true;
                 continue;
             }
             let stopped = |error| RemovedPart { first: rest.end(), error };
@@ -270,6 +272,10 @@ impl<P: Platform> Hotplug<'_, P> {
             let block =
                 MemoryBlock::with(&self.mm.sparse, last).filter(|block| range.contains(block.first()));
             let block = block.ok_or(stopped(Some(OfflineError::NotOnline)))?;
+            if mem::take(&mut has_old_limits) {
+                // What other zones keep back because of memory that has left would be missing for pages that move.
+                self.update_limits();
+            }
             self.offline(block.first()).map_err(|error| stopped(Some(error)))?;
             self.remove_block(block);
             rest = rest.before(block.first());

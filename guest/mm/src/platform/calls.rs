@@ -90,7 +90,8 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     }
 
     fn map_prepared_direct(&self, range: PfnRange) {
-        Locks::ANY.assert("map_prepared_direct");
+        // Where it is mapped later, others may free the page table: see `is_deferred`.
+        Locks::with(Rank::Deferred, Rank::Deferred).assert("map_prepared_direct");
         self.0.map_prepared_direct(range);
     }
 

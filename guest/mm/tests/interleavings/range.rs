@@ -7,8 +7,8 @@ use shuttle::thread;
 use tidevm_mm::sim::model::{Machine, Variant, alone};
 use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, Order, RemovedPart, SectionNr,
-    SectionRange, ZoneType,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, Order, RemovedPart, SECTION_PAGES,
+    SectionNr, SectionRange, ZoneType,
 };
 
 use crate::machine::{BLOCKS, in_schedule, small, step_on};
@@ -95,6 +95,46 @@ fn a_range_leaves_beside_claims() {
         removal_meets(&[use_a_page, |mm| {
             mm.init_deferred();
         }]);
+    });
+}
+
+/// A range comes while another CPU claims what it finds: it can be claimed only when all counters know of it.
+#[test]
+fn a_range_comes_beside_claims() {
+    holds(|| {
+        let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+        let machine = Machine::boot(&SimMachine { options, ..small() });
+        machine.scheduled(|mm| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    step_on(mm, 1, || {
+                        mm.init_deferred();
+                        mm.init_deferred();
+                    });
+                });
+                plug(mm, range());
+            });
+        });
+        machine.check();
+        let stats = machine.stats();
+        let zone = &stats.zones[2];
+        assert_eq!((zone.managed, zone.present), (zone.all_free(), 2 * u64::from(SECTION_PAGES)));
+    });
+}
+
+/// An operation on a memory block meets the CPU that initialises it.
+#[test]
+fn an_operation_on_a_memory_block_waits_for_a_claim() {
+    holds(|| {
+        let machine = machine();
+        machine.scheduled(|mm| {
+            thread::scope(|scope| {
+                scope.spawn(|| step_on(mm, 1, || mm.init_deferred()));
+                mm.hotplug().offline(BLOCKS[0]).expect(HALF_WAY);
+            });
+        });
+        machine.check();
+        machine.hotplug().remove_memory(BLOCKS[0]).expect("it is offline");
     });
 }
 

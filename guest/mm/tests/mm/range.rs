@@ -9,7 +9,7 @@ use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     AddAndOnlineError, AddError, AddedPart, BlockState, DevPagemap, FaultStep, Gfp, InitPolicy, MEMMAP_PAGES,
     MemoryContent, MemremapError, Mm, NodeId, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn,
-    RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
+    RemoveError, RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
 };
 
 use crate::faults::state_of;
@@ -33,6 +33,12 @@ fn machine(init: InitPolicy, cpus: usize) -> &'static Mm<Sim> {
 
 fn lazy() -> &'static Mm<Sim> {
     machine(InitPolicy::Lazy, 1)
+}
+
+/// A lazy machine with `count` sections behind boot memory, whose page tables take no memory.
+fn without_tables(count: u32) -> &'static Mm<Sim> {
+    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    SimMachine { sections: BLOCK.get() + count, options, ..SimMachine::default() }.boot()
 }
 
 /// `count` sections from the `first`-th of the region on.
@@ -246,6 +252,7 @@ fn deferred_memory_is_not_vacant() {
     let map = DevPagemap { range: range(5, 2).frames(), node: NODE, altmap: None };
     assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(5))));
     assert_eq!(in_state(mm, SectionState::Online), [], "nothing was initialised to find that");
+    assert_eq!(mm.hotplug().remove_memory(section(0)), Err(RemoveError::Online));
     assert_eq!(mm.hotplug().online(section(1), ZoneType::Movable), Err(OnlineError::Online));
     assert_eq!(mm.hotplug().online_pageblocks(section(2), PageblockSet::FIRST), Err(OnlineError::Plugged));
     mm.hotplug().offline(section(3)).expect("a memory block that nobody uses");
@@ -267,6 +274,209 @@ fn contiguous_pages_come_from_deferred_memory() {
     mm.check();
     mm.free_contig_range(pages);
     assert_eq!(unplug(mm, range(0, 4)), Ok(()));
+}
+
+/// A section that holds too much of a memmap for the pageblocks that are wanted is not initialised in vain, and neither is
+/// memory of another zone.
+#[test]
+fn contiguous_pages_initialise_what_can_hold_them_only() {
+    let mm = without_tables(REGION);
+    plug(mm, range(0, 4));
+    let normal = |first| {
+        mm.hotplug().add_and_online_memory(
+            NODE,
+            range(first, 4),
+            4,
+            ZoneType::Normal,
+            MemoryContent::Zero,
+            || true,
+        )
+    };
+    assert_eq!(normal(8), Ok(section(12)));
+    assert!(mm.alloc_contig_pages(64).is_err(), "each section holds its memmap");
+    assert_eq!(in_state(mm, SectionState::Online), []);
+    assert_eq!(plug_by(mm, range(4, 4), 4), Ok(section(8)));
+    let pages = mm.alloc_contig_pages(64).expect("a section without a memmap");
+    assert_eq!((pages.start(), in_state(mm, SectionState::Online)), (section(5).start(), vec![4, 5, 6, 7]));
+    mm.free_contig_range(pages);
+    assert_eq!(unplug(mm, range(0, 12)).map_err(|part| part.first), Ok(()));
+}
+
+/// Pages that are in the way of a removal can move to all the room that there is once deferred memory has left: other
+/// zones keep nothing back for that memory any more.
+#[test]
+fn what_has_left_takes_no_room_from_pages_that_move() {
+    const MANY: u32 = 224;
+    let mm = without_tables(MANY);
+    plug(mm, range(0, 1));
+    let tenant = Tenant::new(mm, 1, 25_000);
+    tenant.fill_all();
+    let boot = &mm.stats().zones[0];
+    let kept: Vec<Pfn> = (0..boot.all_free() - 29_000)
+        .map(|_| mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("boot memory"))
+        .collect();
+    plug(mm, range(1, MANY - 1));
+    assert_eq!(unplug(mm, range(0, MANY)), Ok(()));
+    tenant.verify_all();
+    assert_eq!(tenant.release_all(), 25_000);
+    give_back(mm, kept);
+}
+
+/// Where the table of ranges is full, memory is initialised at once, and nothing of the attempt stays.
+#[test]
+fn what_does_not_fit_into_the_table_comes_at_once() {
+    // Every other section, and more than the table of ranges has room for.
+    const MANY: u32 = 2 * 66;
+    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let mm = SimMachine { sections: BLOCK.get() + MANY, options, page_tables: true, ..SimMachine::default() }
+        .boot();
+    let sections = BLOCK.get() + MANY;
+    while mm.init_deferred() {}
+    let before = state_of(mm, sections).of_region();
+    (0..MANY).step_by(2).for_each(|first| plug(mm, range(first, 1)));
+    let online = (0..MANY).filter(|&nr| mm.section_state(section(nr)) == SectionState::Online);
+    assert_eq!(online.collect::<Vec<_>>(), [128, 130]);
+    let present = mm.stats().zones[2].present;
+    assert_eq!(present, u64::from(MANY / 2 * SECTION_PAGES));
+    (0..MANY).step_by(2).for_each(|first| assert_eq!(unplug(mm, range(first, 1)), Ok(())));
+    assert_eq!(state_of(mm, sections).of_region(), before);
+    // What was set aside for the last ones was given back, and can be again.
+    plug(mm, range(128, 4));
+    assert_eq!(unplug(mm, range(128, 4)), Ok(()));
+}
+
+/// Boot memory that is deferred does not leave.
+#[test]
+fn boot_memory_does_not_leave_with_a_range() {
+    let mm = without_tables(REGION);
+    let deferred = mm.stats().deferred_pages();
+    let boot = SectionRange::new(SectionNr::new(1), 1).unwrap();
+    assert!(deferred > 0 && mm.is_deferred(boot));
+    let refused = RemovedPart { first: boot.end(), error: Some(OfflineError::NotOnline) };
+    assert_eq!(unplug(mm, boot), Err(refused));
+    assert_eq!(mm.stats().deferred_pages(), deferred);
+}
+
+/// Memory of a node that had none is found by allocations as soon as it is deferred.
+#[test]
+fn a_node_gets_its_first_memory_as_a_range() {
+    let mm = lazy();
+    let node = NodeId::new(1);
+    let added = mm.hotplug().add_and_online_memory(
+        node,
+        range(0, 2),
+        1,
+        ZoneType::Movable,
+        MemoryContent::Zero,
+        || true,
+    );
+    assert_eq!(added, Ok(section(2)));
+    mm.check();
+    assert_eq!(mm.stats().nodes[1][2].present, u64::from(2 * SECTION_PAGES));
+    let pages = take_all(mm);
+    assert!(pages.iter().any(|page| page.section() == section(1)));
+    // Offline and online again, it is in the zone of its node.
+    give_back(mm, pages);
+    mm.hotplug().offline(section(1)).unwrap();
+    mm.hotplug().online(section(1), ZoneType::Movable).unwrap();
+    mm.check();
+    assert_eq!(mm.stats().nodes[1][2].present, u64::from(2 * SECTION_PAGES));
+    assert_eq!(unplug(mm, range(0, 2)), Ok(()));
+    assert_eq!(mm.stats().nodes[1][2].present, 0);
+}
+
+/// Memory whose content is unknown has its struct pages written.
+#[test]
+fn memory_of_unknown_content_is_not_taken_for_zero() {
+    let options = Options { init: InitPolicy::Lazy, ..SimMachine::OPTIONS };
+    let mm = SimMachine { sections: SECTIONS, options, ..SimMachine::default() }.boot();
+    let unknown = |first| {
+        mm.hotplug().add_and_online_memory(
+            NODE,
+            range(first, 2),
+            1,
+            ZoneType::Movable,
+            MemoryContent::Unknown,
+            || true,
+        )
+    };
+    assert_eq!(unknown(0), Ok(section(2)));
+    let pages = take_all(mm);
+    assert!(pages.iter().any(|page| page.section() == section(1)));
+    mm.check();
+    give_back(mm, pages);
+    assert_eq!(unplug(mm, range(0, 2)), Ok(()));
+}
+
+/// Ranges that are not alike stay apart, and an operation on all of them settles all of them.
+#[test]
+fn ranges_that_are_not_alike_stay_apart() {
+    let mm = lazy();
+    plug(mm, range(0, 2));
+    assert_eq!(plug_by(mm, range(4, 4), 4), Ok(section(8)));
+    let unknown = mm.hotplug().add_and_online_memory(
+        NODE,
+        range(2, 2),
+        1,
+        ZoneType::Movable,
+        MemoryContent::Unknown,
+        || true,
+    );
+    assert_eq!(unknown, Ok(section(4)));
+    let mut runs = Vec::new();
+    mm.hotplug().each_memory_block(section(0), |block| {
+        runs.push((block.first.get() - BLOCK.get(), block.count, block.sections));
+        true
+    });
+    assert_eq!(runs, [(0, 2, 1), (2, 2, 1), (4, 1, 4)]);
+    // A walk that begins in the middle of a memory block begins with the next one.
+    let mut is_empty = true;
+    mm.hotplug().each_memory_block(section(5), |_| {
+        is_empty = false;
+        true
+    });
+    assert!(is_empty);
+    mm.hotplug().offline_and_remove_memory(range(0, 8)).expect("all of it is settled");
+    mm.check();
+    assert_eq!(mm.stats().zones[2].present, 0);
+}
+
+/// The span of a zone ends with its own memory, though the memory of another zone beside it is deferred.
+#[test]
+fn spans_end_with_the_memory_of_their_zone() {
+    let mm = without_tables(REGION);
+    let normal = mm.hotplug().add_and_online_memory(
+        NODE,
+        range(4, 4),
+        1,
+        ZoneType::Normal,
+        MemoryContent::Zero,
+        || true,
+    );
+    assert_eq!(normal, Ok(section(8)));
+    plug(mm, range(0, 4));
+    plug(mm, range(8, 4));
+    assert_eq!(unplug(mm, range(8, 4)), Ok(()));
+    assert_eq!(mm.stats().zones[2].spanned, u64::from(4 * SECTION_PAGES));
+    assert_eq!(unplug(mm, range(4, 4)), Ok(()));
+    assert_eq!(mm.stats().zones[1].spanned, 0);
+    assert_eq!(unplug(mm, range(0, 4)), Ok(()));
+}
+
+/// Of several memory blocks in the way the lowest is named, deferred or not. A page table for deferred memory must stay.
+#[test]
+fn the_lowest_memory_in_the_way_is_found() {
+    let mm = lazy();
+    mm.hotplug().add_memory(NODE, section(6), PageblockSet::ALL, MemoryContent::Zero).unwrap();
+    plug(mm, range(2, 2));
+    let map = DevPagemap { range: range(0, 8).frames(), node: NODE, altmap: None };
+    assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(2))));
+    assert!(mm.is_deferred(range(0, 3)) && !mm.is_deferred(range(4, 8)));
+    mm.init_deferred();
+    assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(2))));
+    mm.hotplug().remove_memory(section(6)).unwrap();
+    assert_eq!(unplug(mm, range(2, 2)), Ok(()));
+    assert!(!mm.is_deferred(range(0, 8)));
 }
 
 /// Each step that can fail does, and leaves everything as it was.
@@ -310,7 +520,20 @@ fn every_step_rolls_back() {
         || true,
     );
     assert_eq!(normal, Err(AddedPart { end: section(0), error: OnlineError::WrongZone.into() }));
+    // Only its end is in no such zone.
+    let below = SectionNr::new(BLOCK.get() - 1);
+    let across = mm.hotplug().add_and_online_memory(
+        NODE,
+        SectionRange::new(below, 2).unwrap(),
+        1,
+        ZoneType::Dma32,
+        MemoryContent::Zero,
+        || true,
+    );
+    assert_eq!(across, Err(AddedPart { end: below, error: OnlineError::WrongZone.into() }));
     assert_eq!(state_of(mm, SECTIONS).of_region(), before);
+    plug(mm, range(0, 8));
+    assert_eq!(unplug(mm, range(0, 8)), Ok(()), "nothing stayed set aside");
 }
 
 /// Where memory cannot be deferred, the memory blocks come one by one: what came before a failure stays, and the caller
@@ -343,6 +566,16 @@ fn memory_blocks_come_and_go_one_by_one_where_they_must() {
         let stopped = mm.hotplug().offline_and_remove_from_end(range(0, 6), || false);
         assert_eq!(stopped, Err(RemovedPart { first: section(5), error: None }));
         assert_eq!(unplug(mm, range(0, 5)), Ok(()));
+        let whole = mm.hotplug().add_and_online_memory(
+            NODE,
+            range(8, 1),
+            1,
+            ZoneType::Movable,
+            MemoryContent::Unknown,
+            || unreachable!("nothing is left to do"),
+        );
+        assert_eq!(whole, Ok(section(9)));
+        assert_eq!(unplug(mm, range(8, 1)), Ok(()));
         // Half of a memory block cannot leave.
         assert_eq!(plug_by(mm, range(0, 2), 2), Ok(section(2)));
         let half = RemovedPart { first: section(2), error: Some(OfflineError::NotOnline) };
