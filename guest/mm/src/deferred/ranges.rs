@@ -229,9 +229,10 @@ mod tests {
             range(2, 4, Origin::Plugged { block: 1, zeroed: true }),
             range(4, 6, Origin::Plugged { block: 1, zeroed: false }),
             DeferredRange { zone: zone(ZoneType::Normal), ..range(6, 8, BLOCK) },
-            range(8, 9, boot(3)),
-            range(9, 10, boot(5)),
-            range(11, 12, boot(7)),
+            range(8, 10, BLOCK),
+            range(10, 11, boot(3)),
+            range(11, 12, boot(5)),
+            range(13, 14, boot(7)),
         ];
         assert_eq!(all(&of(&unlike)), unlike);
     }
