@@ -135,7 +135,7 @@ impl Nodes {
 
     /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`): one bit of `populated` per
     /// zone.
-    fn build_zonelists(&self, populated: u32) {
+    pub(crate) fn build_zonelists(&self, populated: u32) {
         for node in NodeId::all() {
             let mut nearest = [None; MAX_NODES];
             self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
