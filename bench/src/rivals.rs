@@ -25,6 +25,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub trait PageAlloc {
     /// Its name and version.
     const NAME: &'static str;
+    /// Whether pages can be given back in any order, all over memory.
+    const SCATTERS: bool = true;
 
     /// Takes 2^`order` pages, aligned to their size.
     fn alloc(&self, order: u8) -> Option<usize>;
@@ -132,6 +134,8 @@ impl Ranges {
 
 impl PageAlloc for Ranges {
     const NAME: &'static str = "free-list 0.3";
+    // Its table of ranges overflows, and takes microseconds a page until it does.
+    const SCATTERS: bool = false;
 
     #[inline]
     fn alloc(&self, order: u8) -> Option<usize> {

@@ -23,7 +23,7 @@ const LARGE: u8 = 9;
 
 /// Work with an allocator: nanoseconds per operation, or `None` if it cannot do it.
 trait Work {
-    fn run(&self, of: &impl PageAlloc) -> Option<f64>;
+    fn run<A: PageAlloc>(&self, of: &A) -> Option<f64>;
 }
 
 pub fn run(table: &mut Table) {
@@ -109,7 +109,7 @@ impl PageAlloc for Stack {
 struct Pair(u8);
 
 impl Work for Pair {
-    fn run(&self, of: &impl PageAlloc) -> Option<f64> {
+    fn run<A: PageAlloc>(&self, of: &A) -> Option<f64> {
         const PAIRS: u32 = 200_000;
         let pairs = |count| {
             for _ in 0..count {
@@ -137,8 +137,11 @@ enum Part {
 struct Bulk(u8, usize, Part);
 
 impl Work for Bulk {
-    fn run(&self, of: &impl PageAlloc) -> Option<f64> {
+    fn run<A: PageAlloc>(&self, of: &A) -> Option<f64> {
         let &Self(order, count, ref part) = self;
+        if !A::SCATTERS && !matches!(part, Part::Alloc) {
+            return None;
+        }
         let mut pages = vec![0_u32; count];
         // All memory of the allocator's own is there before the clock starts.
         let fill = |pages: &mut [u32]| -> Option<f64> {
@@ -157,14 +160,16 @@ impl Work for Bulk {
         pages.iter().for_each(|&page| of.free(page as usize, order));
         let alloc = fill(&mut pages)?;
         Random::new(1).shuffle(&mut pages);
+        if matches!(part, Part::Alloc) {
+            return Some(alloc / count as f64);
+        }
         let free = cpu(|| pages.iter().for_each(|&page| of.free(page as usize, order)));
         // One that lost memory on the way cannot do this.
         let again = fill(&mut pages).is_some();
         let each = count as f64;
         again.then_some(match part {
-            Part::Alloc => alloc / each,
             Part::Free => free / each,
-            Part::Both => (alloc + free) / each,
+            Part::Alloc | Part::Both => (alloc + free) / each,
         })
     }
 }
@@ -173,7 +178,7 @@ impl Work for Bulk {
 struct Remote;
 
 impl Work for Remote {
-    fn run(&self, of: &impl PageAlloc) -> Option<f64> {
+    fn run<A: PageAlloc>(&self, of: &A) -> Option<f64> {
         let mut pages = Vec::with_capacity(BULK);
         for _ in 0..BULK {
             pages.push(of.alloc(0)?);
@@ -189,8 +194,11 @@ impl Work for Remote {
 struct Aged;
 
 impl Work for Aged {
-    fn run(&self, of: &impl PageAlloc) -> Option<f64> {
+    fn run<A: PageAlloc>(&self, of: &A) -> Option<f64> {
         const PAIRS: usize = 200_000;
+        if !A::SCATTERS {
+            return None;
+        }
         let mut held: Vec<u32> =
             std::iter::from_fn(|| of.alloc(0).map(|page| page as u32)).take(PAGES).collect();
         Random::new(2).shuffle(&mut held);
@@ -219,8 +227,6 @@ impl Work for Aged {
 
 /// 2 MiB blocks that are still to be had after a trace of mixed lifetimes that leaves 70 % in use.
 fn availability(table: &mut Table) {
-    let share =
-        |blocks: Option<usize>| blocks.map(|blocks| 100.0 * blocks as f64 / (0.3 * PAGES as f64 / 512.0));
     let found = [
         ("ours", ours(blocks_left)),
         (BuddySystem::NAME, blocks_left(&BuddySystem::new(PAGES))),
@@ -228,7 +234,7 @@ fn availability(table: &mut Table) {
         (BuddyAllocator::NAME, blocks_left(&BuddyAllocator::new(PAGES))),
         (TalcAllocator::NAME, blocks_left(&TalcAllocator::new(PAGES))),
     ];
-    let [(_, ours), others @ ..] = found.map(|(name, blocks)| (name, share(blocks)));
+    let [(_, ours), others @ ..] = found;
     let ours = ours.expect("ours can do all of it");
     let others = others.into_iter().filter_map(|(name, share)| Some((name, share?)));
     let (name, best) = others.max_by(|one, other| one.1.total_cmp(&other.1)).expect("others can too");
@@ -239,9 +245,10 @@ fn availability(table: &mut Table) {
     );
 }
 
-/// Plays the trace: pages of short lives among pages of long ones. Counts the 2 MiB blocks that are left.
-fn blocks_left(of: &impl PageAlloc) -> Option<usize> {
-    const STEPS: usize = 4 * PAGES;
+/// Plays the trace: pages of short lives among pages of long ones. Returns the percentage of the free memory that can be
+/// taken as 2 MiB blocks afterwards.
+fn blocks_left(of: &impl PageAlloc) -> Option<f64> {
+    const STEPS: usize = 8 * PAGES;
     let mut random = Random::new(5);
     // Pages that live until the end, and a window of pages that live for a while.
     let (mut kept, mut window) = (Vec::new(), std::collections::VecDeque::new());
@@ -264,5 +271,7 @@ fn blocks_left(of: &impl PageAlloc) -> Option<usize> {
             }
         }
     }
-    Some(std::iter::from_fn(|| of.alloc(LARGE)).take(PAGES / 512).count())
+    let blocks = std::iter::from_fn(|| of.alloc(LARGE)).count() << LARGE;
+    let rest = std::iter::from_fn(|| of.alloc(0)).count();
+    Some(100.0 * blocks as f64 / (blocks + rest) as f64)
 }
