@@ -69,6 +69,12 @@ impl MemoryBlock {
         PfnRange::new(self.first.start(), self.sections * SECTION_PAGES)
     }
 
+    /// The pageblocks of its sections when it is wholly plugged.
+    pub(crate) fn all_pageblocks(self) -> &'static [PageblockSet] {
+        const ALL: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
+        &ALL[..self.sections as usize]
+    }
+
     /// Pages of the memmap of all its sections.
     pub(crate) fn memmap_pages(self) -> u32 {
         self.sections * MEMMAP_PAGES
@@ -162,13 +168,12 @@ impl<P: Platform> Mm<P> {
         zeroed: bool,
         owner: &impl SectionOwner,
     ) -> u64 {
-        const PLUGGED: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
         for (nr, memmap) in block.sections().zip(block.memmaps()) {
             self.sparse.entry(nr).set_memmap(Some(memmap));
         }
         let pages = block.memmap_pages();
         let altmap = VmemAltmap::new(block.first(), pages).with_allocated(pages);
-        self.make_block_present(block, &PLUGGED[..block.len() as usize], Some(altmap), zeroed, owner);
+        self.make_block_present(block, block.all_pageblocks(), Some(altmap), zeroed, owner);
         block.sections().for_each(|nr| self.init_added_section(nr, zone, owner));
         block.sections().for_each(|nr| self.sparse.set_state(nr, SectionState::Online, owner));
         self.free_block(block, zone);

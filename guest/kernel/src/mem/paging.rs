@@ -34,7 +34,7 @@ use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
-pub use prepared::{map_prepared, prepare, prepare_vmemmap, release};
+pub use prepared::{map_prepared, prepare, prepare_vmemmap, release, tables_for};
 pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
@@ -114,11 +114,6 @@ pub fn virt_to_phys(virt: u64) -> u64 {
         assert!((DIRECT_MAP..WINDOWS).contains(&virt), "{virt:#x} is not in the direct map");
         virt - DIRECT_MAP
     }
-}
-
-/// How many tables the large pages from `virt` to `end` need at most.
-pub const fn tables_for(virt: u64, end: u64) -> u64 {
-    (end - virt).div_ceil(TABLE_SPAN)
 }
 
 /// The addresses, start and end, that one table with large pages maps: the one with `virt`.

@@ -15,7 +15,7 @@
 
 use core::fmt;
 
-use crate::added_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
+use crate::added_block::MemoryBlock;
 use crate::addr::{SectionNr, SectionRange};
 use crate::altmap::VmemAltmap;
 use crate::hotplug::Hotplug;
@@ -158,11 +158,12 @@ impl<P: Platform> Hotplug<'_, P> {
         block_sections: u32,
         flags: impl Into<MhpFlags>,
     ) -> Result<(), AddError> {
-        const PLUGGED: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
-        let plugged = PLUGGED.get(..block_sections as usize).ok_or(AddError::Misaligned)?;
-        if range.is_empty() || plugged.is_empty() || !range.len().is_multiple_of(block_sections) {
+        self.mm.sparse.section(range.first()).ok_or(AddError::OutOfRange)?;
+        let block = MemoryBlock::new(range.first(), block_sections as usize).ok_or(AddError::Misaligned)?;
+        if range.is_empty() || !range.len().is_multiple_of(block_sections) {
             return Err(AddError::Misaligned);
         }
+        let plugged = block.all_pageblocks();
         let flags = flags.into();
         for first in range.sections().step_by(plugged.len()) {
             if let Err(error) = self.add_memory(node, first, plugged, flags) {

@@ -16,7 +16,7 @@
 
 use core::{fmt, mem};
 
-use crate::added_block::{MAX_BLOCK_SECTIONS, MemoryBlock};
+use crate::added_block::MemoryBlock;
 use crate::addr::{MEMMAP_PAGES, PfnRange, SectionNr, SectionRange};
 use crate::deferred::{DeferredRange, Origin};
 use crate::hotplug::Hotplug;
@@ -95,10 +95,10 @@ impl<P: Platform> Hotplug<'_, P> {
         flags: impl Into<MhpFlags>,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<SectionNr, AddedPart> {
-        const PLUGGED: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
         let flags = flags.into();
         let failed = |end, error| AddedPart { end, error };
-        self.check_range(range, block_sections, zone).map_err(|error| failed(range.first(), error))?;
+        let block = self.check_range(range, block_sections, zone);
+        let block = block.map_err(|error| failed(range.first(), error))?;
         if self.may_defer(flags) {
             let zeroed = flags.content == MemoryContent::Zero;
             let origin = Origin::Plugged { block: block_sections, zeroed };
@@ -110,8 +110,7 @@ impl<P: Platform> Hotplug<'_, P> {
             }
         }
         for first in range.sections().step_by(block_sections as usize) {
-            let plugged = &PLUGGED[..block_sections as usize];
-            self.add_and_online_block(node, first, plugged, zone, flags)
+            self.add_and_online_block(node, first, block.all_pageblocks(), zone, flags)
                 .map_err(|error| failed(first, error))?;
             let end = SectionNr::new(first.get() + block_sections);
             if end < range.end() && !go_on() {
@@ -141,15 +140,16 @@ impl<P: Platform> Hotplug<'_, P> {
         })
     }
 
-    /// Whether `range` is vacant and can be memory blocks of `block_sections` sections in a zone of type `zone`.
+    /// The first memory block of `range`, if the range is vacant and can be memory blocks of `block_sections` sections in a
+    /// zone of type `zone`.
     fn check_range(
         &self,
         range: SectionRange,
         block_sections: u32,
         zone: ZoneType,
-    ) -> Result<(), AddAndOnlineError> {
-        let block = MemoryBlock::new(range.first(), block_sections as usize);
-        if block.is_none() || range.is_empty() || !range.len().is_multiple_of(block_sections) {
+    ) -> Result<MemoryBlock, AddAndOnlineError> {
+        let block = MemoryBlock::new(range.first(), block_sections as usize).ok_or(AddError::Misaligned)?;
+        if range.is_empty() || !range.len().is_multiple_of(block_sections) {
             return Err(AddError::Misaligned.into());
         }
         self.check_vacant(range)?;
@@ -157,7 +157,7 @@ impl<P: Platform> Hotplug<'_, P> {
         if !zone.may_have(range.first()) || !zone.may_have(last) {
             return Err(OnlineError::WrongZone.into());
         }
-        Ok(())
+        Ok(block)
     }
 
     /// Whether memory that is added with `flags` is left for later.

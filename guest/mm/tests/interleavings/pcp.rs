@@ -31,6 +31,15 @@ fn assert_disabled(mm: &Mm<Sim>) {
     }
 }
 
+/// Disables the lists, and looks at them now and later.
+fn disable_for_a_while(mm: &Mm<Sim>) {
+    let disabled = mm.zone_pcp_disable(MOVABLE);
+    assert_disabled(mm);
+    thread::yield_now();
+    assert_disabled(mm);
+    drop(disabled);
+}
+
 /// The limits of every CPU are those of the zone.
 fn assert_enabled(mm: &Mm<Sim>) {
     let limits: Vec<_> = mm.pcp_info(MOVABLE).map(|lists| (lists.high, lists.batch)).collect();
@@ -133,11 +142,7 @@ fn disable_meets(free: impl Fn(&Mm<Sim>, Pfn) + Copy + Send) {
             scope.spawn(move || Sim::run_on(1, || free(mm, one)));
             // The last CPU has done nothing before.
             scope.spawn(move || Sim::run_on(2, || free(mm, other)));
-            let disabled = mm.zone_pcp_disable(MOVABLE);
-            assert_disabled(mm);
-            thread::yield_now();
-            assert_disabled(mm);
-            drop(disabled);
+            disable_for_a_while(mm);
         });
         assert_enabled(mm);
     });
@@ -367,11 +372,7 @@ fn disable_meets_pageblocks() {
                     [one, other].into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGEBLOCK));
                 });
             });
-            let disabled = mm.zone_pcp_disable(MOVABLE);
-            assert_disabled(mm);
-            thread::yield_now();
-            assert_disabled(mm);
-            drop(disabled);
+            disable_for_a_while(mm);
         });
         assert_enabled(mm);
     });

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     ADDRESS, KEPT, LARGE_PAGE, LOCK, MEMORY, NoPageTable, PRESENT, SET_ASIDE, TABLE_SPAN, TableSource,
-    WRITABLE, clear_page, entries, entry, index, is_empty, next_table, root,
+    WRITABLE, clear_page, entries, entry, index, is_empty, next_table, root, span_of_table,
 };
 
 /// Software bit of an entry with [`SET_ASIDE`]: a CPU is making the table.
@@ -29,9 +29,9 @@ const BEING_MADE: u64 = 1 << 11;
 /// [`NoPageTable`]; tables that were made stay too.
 pub fn prepare_vmemmap(virt: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
     let _guard = LOCK.lock();
-    for virt in (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize) {
-        let upper = next_table(entry(root(), index(virt, 3)), source)?;
-        let middle = entry(upper, index(virt, 2));
+    for span in spans(virt, end) {
+        let upper = next_table(entry(root(), index(span, 3)), source)?;
+        let middle = entry(upper, index(span, 2));
         next_table(middle, source)?;
         middle.fetch_or(KEPT, Ordering::Release);
     }
@@ -61,7 +61,12 @@ pub(super) fn table(slot: &AtomicU64) -> u64 {
 
 /// The starts of the parts of `virt..end` that one table each maps.
 fn spans(virt: u64, end: u64) -> impl Iterator<Item = u64> {
-    (virt - virt % TABLE_SPAN..end).step_by(TABLE_SPAN as usize)
+    (span_of_table(virt).0..end).step_by(TABLE_SPAN as usize)
+}
+
+/// How many tables the large pages from `virt` to `end` need.
+pub fn tables_for(virt: u64, end: u64) -> u64 {
+    spans(virt, end).count() as u64
 }
 
 /// Sets pages aside for the tables that the large pages from `virt` to `end` need.
