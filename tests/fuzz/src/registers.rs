@@ -38,6 +38,13 @@ struct Queue {
     addresses: [u64; 3],
 }
 
+/// What the driver has written of a queue. The device takes it when the queue becomes ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Written {
+    size: u32,
+    addresses: [u64; 3],
+}
+
 struct Model {
     status: u32,
     interrupt: u32,
@@ -49,11 +56,21 @@ struct Model {
     too_high: bool,
     selected: u32,
     queues: [Queue; 2],
+    written: [Written; 2],
+    /// A change of configuration waits for the driver to be ready.
+    config_due: bool,
     config: [u8; 8],
 }
 
-/// The alignments of a queue's parts (2.7), and where they are at the start.
+/// The alignments of a queue's parts (2.7).
 const PARTS: [u64; 3] = [16, 2, 4];
+
+/// The memory in which queues may lie.
+const MEMORY: u64 = 64 << 20;
+
+fn usable(start: u64, size: usize) -> bool {
+    start.checked_add(size as u64).is_some_and(|end| end <= MEMORY)
+}
 
 impl Model {
     fn new(config: [u8; 8], start: [u64; 3]) -> Self {
@@ -68,6 +85,8 @@ impl Model {
             too_high: false,
             selected: 0,
             queues: QUEUES.map(queue),
+            written: QUEUES.map(|most| Written { size: most.into(), addresses: [0; 3] }),
+            config_due: false,
             config,
         }
     }
@@ -131,28 +150,49 @@ impl Model {
     }
 
     fn set_up_queue(&mut self, offset: u64, value: u32) {
-        let Some(queue) = self.queue() else { return };
+        let Some(written) = self.written.get_mut(self.selected as usize) else { return };
+        let queue = &mut self.queues[self.selected as usize];
         match offset {
-            0x44 => queue.ready = value == 1,
-            _ if queue.ready => {}
-            0x38 => {
-                let fits = value.is_power_of_two() && value <= u32::from(queue.most);
-                queue.size = if fits { value as u16 } else { queue.size };
-            }
-            0x80 | 0x84 | 0x90 | 0x94 | 0xa0 | 0xa4 => {
-                let part = (offset as usize - 0x80) / 0x10;
-                let old = queue.addresses[part];
-                let new = if offset.is_multiple_of(0x10) {
-                    old >> 32 << 32 | u64::from(value)
-                } else {
-                    u64::from(value) << 32 | old & 0xffff_ffff
-                };
-                if new.is_multiple_of(PARTS[part]) {
-                    queue.addresses[part] = new;
+            0x44 if value == 1 && queue.ready => {}
+            0x44 => {
+                let Written { size, addresses } = *written;
+                let entries = u64::from(size);
+                let bytes = [16 * entries, 6 + 2 * entries, 6 + 8 * entries];
+                let fits = size.is_power_of_two() && size <= u32::from(queue.most);
+                queue.ready = value == 1
+                    && fits
+                    && (0..3).all(|part| {
+                        let address = addresses[part];
+                        let end = address.checked_add(bytes[part]);
+                        address > 0 && address % PARTS[part] == 0 && end.is_some_and(|end| end <= MEMORY)
+                    });
+                if queue.ready {
+                    (queue.size, queue.addresses) = (size as u16, addresses);
                 }
+            }
+            _ if queue.ready => {}
+            0x38 => written.size = value,
+            0x80 | 0x84 | 0x90 | 0x94 | 0xa0 | 0xa4 => {
+                let address = &mut written.addresses[(offset as usize - 0x80) / 0x10];
+                *address = if offset.is_multiple_of(0x10) {
+                    *address >> 32 << 32 | u64::from(value)
+                } else {
+                    u64::from(value) << 32 | *address & 0xffff_ffff
+                };
             }
             _ => {}
         }
+    }
+
+    /// The device tells of something, by a bit of the interrupt status. Returns whether there is a driver to tell.
+    fn tell(&mut self, bit: u32) -> bool {
+        let told = self.status & DRIVER_OK != 0;
+        if told {
+            self.interrupt |= bit;
+        } else if bit == 2 {
+            self.config_due = self.status & DRIVER != 0;
+        }
+        told
     }
 
     fn agreed(&self) -> bool {
@@ -175,6 +215,9 @@ impl Model {
                 self.status |= if complete { bit } else { 0 };
             }
             self.status |= value & FAILED;
+            if self.status & DRIVER_OK != 0 && std::mem::take(&mut self.config_due) {
+                self.interrupt |= 2;
+            }
         }
         if before == self.running() { Effect::None } else { Effect::StatusChanged }
     }
@@ -200,7 +243,7 @@ pub fn check(data: &[u8]) {
             choice @ 0..140 => {
                 let offset = offset(&mut input);
                 let data = value(&mut input, choice);
-                let effect = registers.write(offset, &data);
+                let effect = registers.write(offset, &data, usable);
                 assert_eq!(effect, model.write(offset, &data), "{data:02x?} to {offset:#x}");
             }
             140..150 => step(&mut registers, &mut model, &mut input),
@@ -215,16 +258,14 @@ pub fn check(data: &[u8]) {
                 registers.set_config(&config);
             }
             244..247 => {
-                registers.set_used_buffer_interrupt();
-                model.interrupt |= 1;
+                assert_eq!(registers.set_used_buffer_interrupt(), model.tell(1));
             }
             247..250 => {
-                registers.set_config_interrupt();
-                model.interrupt |= 2;
+                assert_eq!(registers.set_config_interrupt(), model.tell(2));
             }
             250..252 => {
-                registers.set_needs_reset();
-                (model.status, model.interrupt) = (model.status | NEEDS_RESET, model.interrupt | 2);
+                model.status |= NEEDS_RESET;
+                assert_eq!(registers.set_needs_reset(), model.tell(2));
             }
             _ => {
                 model.generation = model.generation.wrapping_add(1);
@@ -247,7 +288,11 @@ fn step(registers: &mut Registers, model: &mut Model, input: &mut Input<'_>) {
         [(0x70, 3), (0x24, 0), (0x20, input.pick(&[2, 3, 0])), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15)]
     {
         let data = u32::to_le_bytes(value);
-        assert_eq!(registers.write(offset, &data), model.write(offset, &data), "{value} to {offset:#x}");
+        assert_eq!(
+            registers.write(offset, &data, usable),
+            model.write(offset, &data),
+            "{value} to {offset:#x}"
+        );
     }
 }
 

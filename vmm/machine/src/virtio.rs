@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Deref;
 
 use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::View;
@@ -21,7 +22,7 @@ pub mod mem;
 pub mod mmio;
 
 use chain::{Chain, ChainError};
-use mmio::Registers;
+use mmio::{Effect, Registers};
 
 /// How a device and its driver reach each other: registers, queues and an interrupt line.
 #[derive(Debug)]
@@ -29,25 +30,46 @@ pub struct Transport {
     /// The registers, as the driver sees them.
     pub registers: Registers,
     interrupt: EventFd,
+    /// Whether the driver wants to be told of the buffers that went back on the queue with the same index.
+    wants: Vec<bool>,
 }
 
 impl Transport {
     /// A transport that raises interrupts by writing to `interrupt`.
     #[must_use]
     pub fn new(registers: Registers, interrupt: EventFd) -> Self {
-        Self { registers, interrupt }
+        let wants = vec![false; registers.queues()];
+        Self { registers, interrupt, wants }
     }
 
-    /// Tells the driver that buffers were used.
+    /// The driver writes to a register. Queues lie in the memory that `view` shows.
+    pub fn write<M>(&mut self, view: impl Fn() -> M, offset: u64, data: &[u8]) -> Effect
+    where
+        M: Deref<Target = View>,
+    {
+        let usable = |start, size| view().check_range(GuestAddress(start), size, Permissions::ReadWrite);
+        let effect = self.registers.write(offset, data, usable);
+        // A change of configuration that came while the driver started.
+        if effect == Effect::StatusChanged && self.registers.is_interrupt_pending() {
+            self.raise();
+        }
+        effect
+    }
+
+    /// Tells the driver of the buffers that went back since the last call, if it wants to be told of those of one of
+    /// the queues.
     pub fn notify_used(&mut self) {
-        self.registers.set_used_buffer_interrupt();
-        self.raise();
+        let wanted = self.wants.iter_mut().fold(false, |any, wants| any | std::mem::take(wants));
+        if wanted && self.registers.set_used_buffer_interrupt() {
+            self.raise();
+        }
     }
 
     /// Tells the driver that the configuration changed.
     pub fn notify_config(&mut self) {
-        self.registers.set_config_interrupt();
-        self.raise();
+        if self.registers.set_config_interrupt() {
+            self.raise();
+        }
     }
 
     /// Takes the next chain from queue `index`, reads its first `readable` bytes, and notes where its first
@@ -71,14 +93,18 @@ impl Transport {
     }
 
     /// Gives a chain back to the driver with the number of bytes written to it. A used ring that cannot be
-    /// written puts the device into `DEVICE_NEEDS_RESET`.
+    /// written puts the device into `DEVICE_NEEDS_RESET`. A driver that is gone gets nothing back.
     pub fn push<M>(&mut self, view: M, index: usize, chain: &Chain, written: u32)
     where
         M: Deref<Target = View>,
     {
+        if !self.registers.running() {
+            return;
+        }
         let Some(queue) = self.registers.queue_mut(index) else { return };
-        if let Err(error) = queue.add_used(&*view, chain.head(), written) {
-            self.broken(index, &error.into());
+        match queue.add_used(&*view, chain.head(), written) {
+            Ok(()) => self.wants[index] |= chain::wants_interrupt(queue, &view),
+            Err(error) => self.broken(index, &error.into()),
         }
     }
 
@@ -91,8 +117,9 @@ impl Transport {
 
     fn broken(&mut self, index: usize, error: &ChainError) {
         log::debug!("virtio device {}: queue {index}: {error}", self.registers.device_id());
-        self.registers.set_needs_reset();
-        self.raise();
+        if self.registers.set_needs_reset() {
+            self.raise();
+        }
     }
 
     fn raise(&self) {

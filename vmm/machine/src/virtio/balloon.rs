@@ -150,7 +150,9 @@ impl Balloon {
     pub fn serve(&mut self) -> bool {
         let start = Instant::now();
         let ran = self.transport.registers.running();
-        let mut used = self.asks.take() && self.ask();
+        if self.asks.take() {
+            self.ask();
+        }
         let mut more = true;
         for round in 0..ROUNDS_PER_TURN {
             if round > 0 && start.elapsed() >= self.turn {
@@ -158,9 +160,9 @@ impl Balloon {
             }
             let mut idle = true;
             for queue in 0..QUEUES {
-                idle &= !self.take(queue, &mut used);
+                idle &= !self.take(queue);
             }
-            idle &= !self.give_back(&mut used);
+            idle &= !self.give_back();
             if idle {
                 more = false;
                 break;
@@ -173,14 +175,12 @@ impl Balloon {
                 self.publish();
             }
         }
-        if used {
-            self.transport.notify_used();
-        }
+        self.transport.notify_used();
         more
     }
 
     /// Takes the next chain of a queue, if it can be served now. Returns whether there was one.
-    fn take(&mut self, queue: usize, used: &mut bool) -> bool {
+    fn take(&mut self, queue: usize) -> bool {
         let registers = &self.transport.registers;
         let statistics = queue == STATS && registers.agreed(F_STATS_VQ);
         let reports = !statistics && queue >= STATS && registers.agreed(F_REPORTING);
@@ -193,24 +193,22 @@ impl Balloon {
         let Some(chain) = self.transport.pop(memory.view(), queue, readable, writable) else { return false };
         if statistics {
             // A second buffer is against the rules. The first one goes back then.
-            *used |= self.ask();
+            self.ask();
             self.learn(&chain);
             self.lent = Some(chain);
         } else if reports {
             self.report = Some(Report { queue, chain, next: 0, done: 0 });
         } else {
             self.transport.push(memory.view(), queue, &chain, 0);
-            *used = true;
         }
         true
     }
 
-    /// Has the driver write new statistics, by giving it its buffer back. Returns whether there was one. If not, the
-    /// driver is writing some.
-    fn ask(&mut self) -> bool {
-        let Some(chain) = self.lent.take() else { return false };
-        self.transport.push(self.memory.view(), STATS, &chain, 0);
-        true
+    /// Has the driver write new statistics, by giving it its buffer back. If there is none, the driver is writing some.
+    fn ask(&mut self) {
+        if let Some(chain) = self.lent.take() {
+            self.transport.push(self.memory.view(), STATS, &chain, 0);
+        }
     }
 
     fn learn(&mut self, chain: &Chain) {
@@ -224,7 +222,7 @@ impl Balloon {
 
     /// Gives the next piece of the report to the host, and the chain back after the last one. Returns whether there was
     /// a report.
-    fn give_back(&mut self, used: &mut bool) -> bool {
+    fn give_back(&mut self) -> bool {
         let Some(report) = &mut self.report else { return false };
         if let Some(&(address, size)) = report.chain.writable().get(report.next) {
             let (start, size) = (address.0, size as u64);
@@ -248,7 +246,6 @@ impl Balloon {
             && let Some(report) = self.report.take()
         {
             self.transport.push(self.memory.view(), report.queue, &report.chain, 0);
-            *used = true;
         }
         true
     }
@@ -300,7 +297,7 @@ impl RegisterDevice for Balloon {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let effect = self.transport.registers.write(offset, data);
+        let effect = self.transport.write(|| self.memory.view(), offset, data);
         if !self.transport.registers.running() {
             self.forget();
         }

@@ -7,9 +7,15 @@
 //! The chain is followed here and not by `virtio-queue`, because that follows indirect descriptors in any case. No
 //! device here offers `VIRTIO_F_INDIRECT_DESC` (virtio 1.3, section 2.7.5.3), and a driver that uses one all the same
 //! has broken its queue. So a chain costs the reading of at most as many descriptors as its queue has.
+//!
+//! The rings are read here too. `virtio-queue` takes a driver's ring that it cannot read for an empty one, and knows no
+//! `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.3, section 2.7.7).
 
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::memory::View;
@@ -31,6 +37,39 @@ pub enum ChainError {
     /// A descriptor refers to a table of descriptors, and the device offers no `VIRTIO_F_INDIRECT_DESC`.
     #[error("descriptor {0} is indirect, and VIRTIO_F_INDIRECT_DESC is not offered")]
     Indirect(u16),
+    /// A chain begins at a descriptor that the table does not have.
+    #[error("a chain begins at descriptor {0}, which the queue does not have")]
+    Head(u16),
+}
+
+/// Takes the index of the next chain's first descriptor from the driver's ring, if there is one.
+fn next_head(queue: &mut Queue, view: &View) -> Result<Option<u16>, ChainError> {
+    let (next, size) = (queue.next_avail(), queue.size());
+    let waiting = queue.avail_idx(view, Ordering::Acquire)?.0.wrapping_sub(next);
+    if waiting == 0 {
+        return Ok(None);
+    }
+    if waiting > size {
+        return Err(Error::InvalidAvailRingIndex.into());
+    }
+    // Flags and index come before the entries. The ring was in memory when the queue became ready, so it does not wrap.
+    let entry = GuestAddress(queue.avail_ring()).unchecked_add(4 + 2 * u64::from(next % size));
+    let head = u16::from_le(view.load(entry, Ordering::Relaxed).map_err(Error::GuestMemory)?);
+    if head >= size {
+        return Err(ChainError::Head(head));
+    }
+    queue.set_next_avail(next.wrapping_add(1));
+    Ok(Some(head))
+}
+
+/// Whether the driver wants an interrupt for what was given back. It is told if its wish cannot be read.
+#[must_use]
+pub fn wants_interrupt(queue: &Queue, view: &View) -> bool {
+    // A driver that wants interrupts again changes the flag and then looks at the device's ring. So the ring is written
+    // before the flag is read.
+    fence(Ordering::SeqCst);
+    let flags = view.load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed);
+    flags.map_or(true, |flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 impl Chain {
@@ -45,7 +84,7 @@ impl Chain {
         readable: usize,
         writable: usize,
     ) -> Result<Option<Self>, ChainError> {
-        let Some(head) = queue.iter(view)?.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        let Some(head) = next_head(queue, view)? else { return Ok(None) };
         let mut chain = Self { head, request: Vec::new(), response: Vec::new() };
         let mut descriptors = Descriptors::new(queue, view, head);
         let mut room = writable;

@@ -91,7 +91,6 @@ impl Control {
 
     /// Writes waiting calls to the buffers that the driver offers. Returns whether there may be more to do.
     pub fn serve_calls(&mut self) -> bool {
-        let mut used = false;
         let mut more = false;
         for _ in 0..self.transport.batch(CALLS) {
             more = false;
@@ -111,18 +110,14 @@ impl Control {
                 self.state.change(|state| state.bad_records += 1);
             }
             self.transport.push(&*view, CALLS, &chain, written);
-            used = true;
             more = true;
         }
-        if used {
-            self.transport.notify_used();
-        }
+        self.transport.notify_used();
         more
     }
 
     /// Reads the reports that the driver wrote. Returns whether there may be more.
     pub fn serve_reports(&mut self) -> bool {
-        let mut used = false;
         let mut more = true;
         for _ in 0..self.transport.batch(REPORTS) {
             let view = self.memory.view();
@@ -136,12 +131,9 @@ impl Control {
                 Err(_) => self.state.change(|state| state.bad_records += 1),
             }
             self.transport.push(&*view, REPORTS, &chain, 0);
-            used = true;
         }
-        if used {
-            self.transport.notify_used();
-        }
-        more && used
+        self.transport.notify_used();
+        more
     }
 }
 
@@ -159,7 +151,7 @@ impl RegisterDevice for Control {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.transport.registers.write(offset, data) {
+        match self.transport.write(|| self.memory.view(), offset, data) {
             Effect::None => Ok(()),
             // A driver may have filled its queue before it was ready.
             Effect::StatusChanged => self.kicks[CALLS].write(1),

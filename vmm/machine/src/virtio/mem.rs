@@ -209,7 +209,6 @@ impl Mem {
         let mut served = Served { busy: false, more: true };
         let start = Instant::now();
         let driver = self.transport.registers.running();
-        let mut used = false;
         self.apply_target();
         for request in 0..self.transport.batch(0).min(REQUESTS_PER_TURN) {
             if request > 0 && start.elapsed() >= self.turn {
@@ -230,18 +229,16 @@ impl Mem {
                 self.publish(Some(format!("no room for an answer: {} bytes", chain.room()).into()));
             }
             self.transport.push(memory.view(), 0, &chain, written);
-            used = true;
             self.apply_target();
         }
         served.more &= self.transport.batch(0) > 0;
-        self.retry_due |= served.busy;
+        // A driver whose device broke has to reset it first.
+        self.retry_due = (self.retry_due || served.busy) && self.transport.registers.running();
         if driver && !self.transport.registers.running() {
             let broken = "the queue cannot be used; the driver has to reset the device";
             self.publish(Some(broken.to_owned().into()));
         }
-        if used {
-            self.transport.notify_used();
-        }
+        self.transport.notify_used();
         served
     }
 
@@ -322,11 +319,12 @@ impl RegisterDevice for Mem {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.transport.registers.write(offset, data) {
+        let memory = Arc::clone(&self.region.memory);
+        match self.transport.write(|| memory.view(), offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 if !self.transport.registers.running() {
-                    self.seen = None;
+                    (self.seen, self.retry_due) = (None, false);
                 }
                 self.publish(None);
                 Ok(())

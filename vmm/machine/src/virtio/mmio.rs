@@ -2,10 +2,12 @@
 //!
 //! Mirrors virtio 1.3, section 4.2.2 (version 2, no legacy interface) and the status steps of section 3.1. A
 //! write that breaks the rules is ignored, so a driver cannot bring the device into a wrong state. Stricter
-//! on purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`.
+//! on purpose: queues can be set up only between `FEATURES_OK` and `QueueReady`. A queue whose size or addresses cannot
+//! be used does not become ready: `QueueReady` reads 0 then.
 //!
 //! Invariants: a queue's addresses and size do not change while it is ready. The configuration generation
-//! changes whenever a byte of the configuration does.
+//! changes whenever a byte of the configuration does. No interrupt is pending before `DRIVER_OK` or after a reset
+//! (2.1.2, 2.4.1). A change of configuration that a driver may have missed while it started is told at `DRIVER_OK`.
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -23,6 +25,10 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_VERSION,
 };
 use virtio_queue::{Error, Queue, QueueT};
+
+mod set_up;
+
+use set_up::SetUp;
 
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -56,9 +62,13 @@ pub struct Registers {
     device_features_word: u32,
     driver_features_word: u32,
     queues: Vec<Queue>,
+    /// What the driver has written about the queue with the same index.
+    set_ups: Vec<SetUp>,
     queue: usize,
     status: u32,
     interrupt: u32,
+    /// The configuration changed while a driver was starting.
+    config_due: bool,
     config: Vec<u8>,
     generation: u32,
 }
@@ -86,9 +96,11 @@ impl Registers {
             device_features_word: 0,
             driver_features_word: 0,
             queues: queue_sizes.iter().map(|&size| Queue::new(size)).collect::<Result<_, _>>()?,
+            set_ups: queue_sizes.iter().map(|&size| SetUp::new(size)).collect(),
             queue: 0,
             status: 0,
             interrupt: 0,
+            config_due: false,
             config: config.to_vec(),
             generation: 0,
         })
@@ -111,6 +123,12 @@ impl Registers {
     #[must_use]
     pub fn agreed(&self, feature: u32) -> bool {
         self.has(VIRTIO_CONFIG_S_FEATURES_OK) && self.driver_features >> feature & 1 == 1
+    }
+
+    /// The number of queues.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues.len()
     }
 
     /// A queue, set up or not.
@@ -146,21 +164,42 @@ impl Registers {
         self.generation
     }
 
-    /// Records that buffers were used. The caller raises the interrupt.
-    pub fn set_used_buffer_interrupt(&mut self) {
-        self.interrupt |= VIRTIO_MMIO_INT_VRING;
+    /// Records that buffers were used, if there is a driver to tell. The caller raises the interrupt if this returns
+    /// true.
+    #[must_use]
+    pub fn set_used_buffer_interrupt(&mut self) -> bool {
+        let told = self.has(VIRTIO_CONFIG_S_DRIVER_OK);
+        if told {
+            self.interrupt |= VIRTIO_MMIO_INT_VRING;
+        }
+        told
     }
 
-    /// Records that the configuration changed. The caller raises the interrupt.
-    pub fn set_config_interrupt(&mut self) {
-        self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
+    /// Records that the configuration changed. The caller raises the interrupt if this returns true. A driver that is
+    /// starting is told at `DRIVER_OK`, and without a driver there is nobody to tell.
+    #[must_use]
+    pub fn set_config_interrupt(&mut self) -> bool {
+        let told = self.has(VIRTIO_CONFIG_S_DRIVER_OK);
+        if told {
+            self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
+        } else {
+            self.config_due = self.has(VIRTIO_CONFIG_S_DRIVER);
+        }
+        told
     }
 
     /// Records that the device cannot go on before a reset. That is a change of configuration, for which the
-    /// caller raises the interrupt.
-    pub fn set_needs_reset(&mut self) {
+    /// caller raises the interrupt if this returns true.
+    #[must_use]
+    pub fn set_needs_reset(&mut self) -> bool {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        self.set_config_interrupt();
+        self.set_config_interrupt()
+    }
+
+    /// Whether an interrupt is pending.
+    #[must_use]
+    pub fn is_interrupt_pending(&self) -> bool {
+        self.interrupt != 0
     }
 
     /// The driver reads. Registers are 32 bits wide; accesses of other widths read as zero. The configuration
@@ -199,8 +238,9 @@ impl Registers {
     }
 
     /// The driver writes. Registers are 32 bits wide. Accesses of other widths are ignored, as are writes to
-    /// the configuration, which has no field that the driver may write.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+    /// the configuration, which has no field that the driver may write. `usable` says whether so many bytes of memory
+    /// from an address on can be used for a queue.
+    pub fn write(&mut self, offset: u64, data: &[u8], usable: impl Fn(u64, usize) -> bool) -> Effect {
         let (Ok(register), Ok(bytes)) = (u32::try_from(offset), data.try_into()) else {
             return Effect::None;
         };
@@ -215,7 +255,7 @@ impl Registers {
             }
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt &= !value,
             VIRTIO_MMIO_STATUS => return self.write_status(value),
-            _ => self.write_queue(register, value),
+            _ => self.write_queue(register, value, usable),
         }
         Effect::None
     }
@@ -253,6 +293,9 @@ impl Registers {
             self.status |= bit;
         }
         self.status |= value & VIRTIO_CONFIG_S_FAILED;
+        if self.has(VIRTIO_CONFIG_S_DRIVER_OK) && std::mem::take(&mut self.config_due) {
+            self.interrupt |= VIRTIO_MMIO_INT_CONFIG;
+        }
         if was_running == self.running() { Effect::None } else { Effect::StatusChanged }
     }
 
@@ -264,8 +307,9 @@ impl Registers {
 
     /// Device reset, as by writing 0 to the status: everything is as at the start except the configuration.
     pub fn reset(&mut self) {
-        for queue in &mut self.queues {
+        for (queue, set_up) in self.queues.iter_mut().zip(&mut self.set_ups) {
             queue.reset();
+            *set_up = SetUp::new(queue.max_size());
         }
         self.driver_features = 0;
         self.accepted_too_high = false;
@@ -274,31 +318,34 @@ impl Registers {
         self.queue = 0;
         self.status = 0;
         self.interrupt = 0;
+        self.config_due = false;
     }
 
-    fn write_queue(&mut self, register: u32, value: u32) {
-        let set_up = self.has(VIRTIO_CONFIG_S_FEATURES_OK);
-        let Some(queue) = self.queues.get_mut(self.queue).filter(|_| set_up) else { return };
+    fn write_queue(&mut self, register: u32, value: u32, usable: impl Fn(u64, usize) -> bool) {
+        let negotiated = self.has(VIRTIO_CONFIG_S_FEATURES_OK);
+        let Some(queue) = self.queues.get_mut(self.queue).filter(|_| negotiated) else { return };
+        let set_up = &mut self.set_ups[self.queue];
         if register == VIRTIO_MMIO_QUEUE_READY {
-            queue.set_ready(value == 1);
+            let ready = value == 1 && (queue.ready() || set_up.apply(queue, usable));
+            queue.set_ready(ready);
             return;
         }
         if queue.ready() {
             return;
         }
         match register {
-            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
-            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_NUM => set_up.set_size(value),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_up.set_address(0, false, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_up.set_address(0, true, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_up.set_address(1, false, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_up.set_address(1, true, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_up.set_address(2, false, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_up.set_address(2, true, value),
             _ => {}
         }
     }
 
-    /// What the driver has set up of queue `index`: its largest and its chosen size, whether it is ready, and the
+    /// Queue `index` as it was when it was last ready: its largest and its chosen size, whether it is ready, and the
     /// addresses of the descriptor table, of the driver's ring and of the device's ring.
     #[cfg(feature = "hosted")]
     #[must_use]

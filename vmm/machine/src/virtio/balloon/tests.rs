@@ -352,3 +352,22 @@ fn a_broken_queue_forgets_what_was_lent() {
     rig.lend(4, 2);
     assert_eq!(rig.status().stats.map(|stats: BalloonStats| stats.free), Some(Some(2)));
 }
+
+/// virtio 1.3, section 2.7.7: each queue has its own wish.
+#[test]
+fn a_driver_is_told_of_reports_and_not_of_statistics_if_it_chose_so() {
+    let mut rig = rig(REPORTING | STATISTICS);
+    let flags = MIB * (STATS as u64 + 1) + 16 * u64::from(Ring::SIZE);
+    rig.rings[STATS].fill(flags, &[1, 0]);
+    rig.lend(0, 0);
+    rig.line.read().ok();
+    interrupts(&mut rig.balloon);
+    rig.balloon.asks.ask();
+    rig.balloon.serve();
+    assert_eq!(
+        (rig.rings[STATS].used(), rig.line.read().is_ok(), interrupts(&mut rig.balloon)),
+        (1, false, 0)
+    );
+    rig.report(3, &[(FREE, 4096)]);
+    assert_eq!((rig.line.read().is_ok(), interrupts(&mut rig.balloon)), (true, VIRTIO_MMIO_INT_VRING));
+}

@@ -216,3 +216,19 @@ fn an_indirect_descriptor_breaks_the_channel_until_its_reset() {
     assert_eq!((rig.reports.used(), rig.shared.snapshot().bad_records), (0, 0));
     assert!(!rig.control.transport.registers.running());
 }
+
+/// virtio 1.3, section 2.7.7: each queue has its own wish.
+#[test]
+fn a_driver_is_told_of_buffers_of_the_queues_that_it_chose() {
+    let flags = |start: u64| start + 16 * u64::from(Ring::SIZE);
+    for (quiet, told) in [(CALLS, [0, VIRTIO_MMIO_INT_VRING]), (REPORTS, [VIRTIO_MMIO_INT_VRING, 0])] {
+        let mut rig = rig();
+        rig.calls.fill(flags(MIB * (quiet as u64 + 1)), &[1, 0]);
+        rig.offer_room(0, MAX_RECORD as u32);
+        rig.control.call(Call { id: 7, op: Op::Stats }).unwrap();
+        let of_calls = interrupts(&mut rig.control);
+        rig.report(&[]);
+        assert_eq!((rig.calls.used(), rig.reports.used()), (1, 1));
+        assert_eq!([of_calls, interrupts(&mut rig.control)], told, "queue {quiet} is quiet");
+    }
+}

@@ -23,7 +23,7 @@ fn read(registers: &Registers, register: u32) -> u32 {
 }
 
 fn write(registers: &mut Registers, register: u32, value: u32) -> Effect {
-    registers.write(register.into(), &value.to_le_bytes())
+    registers.write(register.into(), &value.to_le_bytes(), |_, _| true)
 }
 
 fn status(registers: &mut Registers, value: u32) -> u32 {
@@ -159,10 +159,10 @@ fn reset_forgets_the_driver() {
     let mut registers = negotiated();
     write(&mut registers, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
     write(&mut registers, VIRTIO_MMIO_QUEUE_SEL, 1);
-    write(&mut registers, VIRTIO_MMIO_QUEUE_NUM, 8);
-    write(&mut registers, VIRTIO_MMIO_QUEUE_READY, 1);
+    set_up(&mut registers, 8, [0x1000, 0x2000, 0x3000]);
+    assert_eq!(write_ready(&mut registers), 1);
     status(&mut registers, DRIVER_OK);
-    registers.set_used_buffer_interrupt();
+    assert!(registers.set_used_buffer_interrupt());
     registers.set_config(&[9; 8]);
     let generation = read(&registers, VIRTIO_MMIO_CONFIG_GENERATION);
     assert_eq!(write(&mut registers, VIRTIO_MMIO_STATUS, 0), Effect::StatusChanged);
@@ -178,6 +178,7 @@ fn reset_forgets_the_driver() {
     assert_eq!(status(&mut registers, FEATURES_OK), FEATURES_OK);
     write(&mut registers, VIRTIO_MMIO_QUEUE_SEL, 1);
     assert_eq!(read(&registers, VIRTIO_MMIO_QUEUE_READY), 0);
+    assert_eq!(write_ready(&mut registers), 0, "the queue of the driver before");
     assert_eq!(registers.queue(1).unwrap().size(), 64);
     assert_eq!(read(&registers, VIRTIO_MMIO_CONFIG_GENERATION), generation);
     assert_eq!(read(&registers, VIRTIO_MMIO_CONFIG), 0x0909_0909);
@@ -217,28 +218,119 @@ fn queues_are_set_up_one_by_one() {
     assert!(!registers.queue(0).unwrap().ready());
 }
 
-#[test]
-fn bad_queue_sizes_and_early_set_up_are_ignored() {
-    let mut registers = negotiated();
-    for size in [0, 3, 256, 0x1_0008, u32::MAX] {
-        write(&mut registers, VIRTIO_MMIO_QUEUE_NUM, size);
-        assert_eq!(registers.queue(0).unwrap().size(), 128, "{size}");
+/// The selected queue gets a size and addresses.
+fn set_up(registers: &mut Registers, size: u32, [desc, avail, used]: [u64; 3]) {
+    write(registers, VIRTIO_MMIO_QUEUE_NUM, size);
+    for (low, high, address) in [
+        (VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, desc),
+        (VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, avail),
+        (VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, used),
+    ] {
+        write(registers, low, address as u32);
+        write(registers, high, (address >> 32) as u32);
     }
+}
+
+/// Makes the selected queue ready, and returns whether it is.
+fn write_ready(registers: &mut Registers) -> u32 {
+    write(registers, VIRTIO_MMIO_QUEUE_READY, 1);
+    read(registers, VIRTIO_MMIO_QUEUE_READY)
+}
+
+const ADDRESSES: [u64; 3] = [0x1000, 0x2000, 0x3000];
+
+/// 4.2.2.2: a driver reads `QueueReady` back. A device that goes on with another size or address than the driver's
+/// reads and writes memory that is no queue.
+#[test]
+fn a_queue_that_cannot_be_used_is_not_ready() {
+    let mut registers = negotiated();
+    assert_eq!(write_ready(&mut registers), 0, "nothing was written");
+    for size in [0, 3, 17, 129, 256, 0x1_0008, u32::MAX] {
+        set_up(&mut registers, size, ADDRESSES);
+        assert_eq!(write_ready(&mut registers), 0, "{size} entries");
+    }
+    for (part, unaligned) in [(0, 8), (1, 1), (2, 2)] {
+        for address in [0, ADDRESSES[part] + unaligned, u64::MAX & !0xf] {
+            let mut addresses = ADDRESSES;
+            addresses[part] = address;
+            set_up(&mut registers, 16, addresses);
+            assert_eq!(write_ready(&mut registers), 0, "part {part} at {address:#x}");
+        }
+    }
+    set_up(&mut registers, 16, ADDRESSES);
+    assert_eq!(write_ready(&mut registers), 1, "after all these");
+    assert_eq!(write_ready(&mut registers), 1, "it is ready already");
+    let queue = registers.queue(0).unwrap();
+    assert_eq!((queue.size(), [queue.desc_table(), queue.avail_ring(), queue.used_ring()]), (16, ADDRESSES));
+    write(&mut registers, VIRTIO_MMIO_QUEUE_READY, 2);
+    assert_eq!(read(&registers, VIRTIO_MMIO_QUEUE_READY), 0);
     let mut early = self::registers();
-    write(&mut early, VIRTIO_MMIO_QUEUE_READY, 1);
-    assert_eq!(read(&early, VIRTIO_MMIO_QUEUE_READY), 0);
+    set_up(&mut early, 16, ADDRESSES);
+    assert_eq!(write_ready(&mut early), 0, "before FEATURES_OK");
+    assert_eq!(status(&mut early, DRIVER), DRIVER);
+    accept(&mut early, 1 << 32 | 0b10);
+    assert_eq!(status(&mut early, FEATURES_OK), FEATURES_OK);
+    assert_eq!(write_ready(&mut early), 0, "what was written before FEATURES_OK is ignored");
+}
+
+/// 2.7: the sizes of the three parts, with flags, index and event index.
+#[test]
+fn each_part_of_a_queue_lies_in_memory_as_a_whole() {
+    for (part, size) in [(0, 16 * 16), (1, 6 + 2 * 16), (2, 6 + 8 * 16)] {
+        for (end, ready) in [(ADDRESSES[part] + size, 1), (ADDRESSES[part] + size - 1, 0)] {
+            let mut registers = negotiated();
+            set_up(&mut registers, 16, ADDRESSES);
+            let usable = |start: u64, bytes: usize| start != ADDRESSES[part] || start + bytes as u64 <= end;
+            registers.write(VIRTIO_MMIO_QUEUE_READY.into(), &1_u32.to_le_bytes(), usable);
+            assert_eq!(read(&registers, VIRTIO_MMIO_QUEUE_READY), ready, "part {part} up to {end:#x}");
+        }
+    }
+}
+
+/// 2.1.2 and 2.4.1: nothing before `DRIVER_OK`, and nothing after a reset. A driver reads the configuration when it has
+/// said that it is one; what changes from then on, it learns.
+#[test]
+fn a_driver_is_told_nothing_before_it_is_ready() {
+    let mut registers = registers();
+    let pending = |registers: &Registers| read(registers, VIRTIO_MMIO_INTERRUPT_STATUS);
+    assert!(!registers.set_config_interrupt() && !registers.set_used_buffer_interrupt());
+    status(&mut registers, DRIVER);
+    accept(&mut registers, 1 << 32 | 0b10);
+    status(&mut registers, DRIVER_OK);
+    assert_eq!(pending(&registers), 0, "the change came before the driver");
+    status(&mut registers, 0);
+    status(&mut registers, DRIVER);
+    accept(&mut registers, 1 << 32 | 0b10);
+    assert!(!registers.set_config_interrupt() && !registers.set_used_buffer_interrupt());
+    status(&mut registers, FEATURES_OK);
+    assert_eq!(pending(&registers), 0);
+    status(&mut registers, DRIVER_OK);
+    assert_eq!(pending(&registers), VIRTIO_MMIO_INT_CONFIG);
+    write(&mut registers, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_CONFIG);
+    status(&mut registers, DRIVER_OK);
+    assert_eq!(pending(&registers), 0, "it is told once");
+    status(&mut registers, 0);
+    assert!(!registers.set_config_interrupt() && !registers.set_needs_reset());
+    status(&mut registers, 0);
+    status(&mut registers, DRIVER);
+    assert!(!registers.set_config_interrupt());
+    status(&mut registers, 0);
+    status(&mut registers, DRIVER);
+    accept(&mut registers, 1 << 32 | 0b10);
+    status(&mut registers, DRIVER_OK);
+    assert_eq!(pending(&registers), 0, "a reset forgets it");
 }
 
 /// 4.2.2: notification and interrupts.
 #[test]
 fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
     let mut registers = negotiated();
+    status(&mut registers, DRIVER_OK);
     assert_eq!(write(&mut registers, VIRTIO_MMIO_QUEUE_NOTIFY, 1), Effect::Notify(1));
     assert_eq!(write(&mut registers, VIRTIO_MMIO_QUEUE_NOTIFY, 2), Effect::None);
     // Raised twice before the driver acknowledges it once.
     for _ in 0..2 {
-        registers.set_used_buffer_interrupt();
-        registers.set_config_interrupt();
+        assert!(registers.set_used_buffer_interrupt() && registers.set_config_interrupt());
     }
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     write(&mut registers, VIRTIO_MMIO_INTERRUPT_ACK, 1);
@@ -251,8 +343,7 @@ fn a_broken_device_asks_for_a_reset() {
     let mut registers = negotiated();
     status(&mut registers, DRIVER_OK);
     // Each of two queues may break.
-    registers.set_needs_reset();
-    registers.set_needs_reset();
+    assert!(registers.set_needs_reset() && registers.set_needs_reset());
     assert!(!registers.running());
     assert_eq!(read(&registers, VIRTIO_MMIO_STATUS), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
@@ -272,7 +363,7 @@ fn configuration_is_read_in_any_width_and_never_written() {
     registers.read(u64::MAX, &mut two);
     assert_eq!(two, [0, 0]);
     let before = read(&registers, VIRTIO_MMIO_CONFIG_GENERATION);
-    registers.write(config, &[0xff; 4]);
+    registers.write(config, &[0xff; 4], |_, _| true);
     registers.set_config(&[1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(read(&registers, VIRTIO_MMIO_CONFIG_GENERATION), before, "nothing changed");
     registers.set_config(&[1, 2, 3, 4, 5, 6, 7, 9]);
@@ -285,7 +376,7 @@ fn registers_are_32_bits_wide() {
     let mut byte = [0xee];
     registers.read(0, &mut byte);
     assert_eq!(byte, [0]);
-    assert_eq!(registers.write(VIRTIO_MMIO_STATUS.into(), &[1]), Effect::None);
+    assert_eq!(registers.write(VIRTIO_MMIO_STATUS.into(), &[1], |_, _| true), Effect::None);
     assert_eq!(read(&registers, VIRTIO_MMIO_STATUS), 0);
     for register in [VIRTIO_MMIO_QUEUE_ALIGN, VIRTIO_MMIO_QUEUE_PFN, 0x1f, 0xf8] {
         assert_eq!(write(&mut registers, register, u32::MAX), Effect::None);

@@ -1,7 +1,9 @@
 //! When the driver is interrupted, and when it is not.
 
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW,
 };
 
 use super::turns::offer_plugs;
@@ -81,21 +83,123 @@ fn a_queue_that_is_not_ready_has_no_requests() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
 }
 
-/// The request was carried out. The driver does not learn it, and has to ask after its reset.
+/// virtio 1.3, section 4.2.2.2: the device would write its answers somewhere else.
 #[test]
-fn a_used_ring_outside_memory_is_told_to_the_driver() {
+fn a_ring_outside_memory_is_not_ready() {
     let mut rig = rig(64 * MIB);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
+    for (high, ready) in [(0x100, 0), (0, 1)] {
+        write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
+        write(&mut rig.mem, VIRTIO_MMIO_QUEUE_USED_HIGH, high);
+        write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
+        assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY), ready);
+    }
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+}
+
+/// Moves a ring of the queue, whose address has `low` and `high`, to the first device block.
+fn move_to_block_0(rig: &mut Rig, low: u32, high: u32) {
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
-    write(&mut rig.mem, VIRTIO_MMIO_QUEUE_USED_HIGH, 0x100);
+    write(&mut rig.mem, low, HOLE_END as u32);
+    write(&mut rig.mem, high, (HOLE_END >> 32) as u32);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
+    assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY), 1);
     rig.raised();
-    offer_plugs(&mut rig, 0, 3);
+}
+
+/// The ring leaves memory later, by a request of its own driver. The request was carried out. The driver does not learn
+/// it, and has to ask after its reset.
+#[test]
+fn a_used_ring_that_is_unplugged_is_told_to_the_driver() {
+    let mut rig = rig(64 * MIB);
+    move_to_block_0(&mut rig, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH);
+    offer(&mut rig, 0, RequestKind::Unplug, 0);
+    offer(&mut rig, 2, RequestKind::Plug, 0);
     rig.mem.serve();
-    let (raised, status) = rig.raised();
-    assert_eq!((raised, status & VIRTIO_MMIO_INT_CONFIG), (true, VIRTIO_MMIO_INT_CONFIG));
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG), "no buffer was used");
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.plugged, status.driver), (Size(BLOCK), false), "no request after the first");
+    assert_eq!((status.plugged, status.driver), (Size(0), false), "no request after the first");
     assert!(status.refused.is_some_and(|why| why.text.contains("reset the device")));
+}
+
+/// Offers a request for one device block, in the places and descriptors from `n` on.
+fn offer(rig: &mut Rig, n: u64, kind: RequestKind, block: u64) {
+    let (from, to) = (rig.ring.place(n), rig.ring.place(n + 1));
+    let request = Request { kind, addr: HOLE_END + block * BLOCK, nb_blocks: 1 };
+    rig.ring.fill(from, &request.to_bytes());
+    let request = Buffer { address: from, size: REQUEST_SIZE as u32, writable: false };
+    rig.ring.offer(n as u16, &[request, Buffer { address: to, size: 10, writable: true }]);
+}
+
+/// A driver's ring that cannot be read is not an empty one.
+#[test]
+fn an_available_ring_that_is_unplugged_is_told_to_the_driver() {
+    let mut rig = rig(64 * MIB);
+    move_to_block_0(&mut rig, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH);
+    // The device's memory goes, as if by the driver of another device.
+    rig.memory.unplug(0, GuestRange::new(HOLE_END..HOLE_END + BLOCK).unwrap()).unwrap();
+    rig.mem.serve();
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
+    assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+}
+
+/// virtio 1.3, section 2.7.7.
+#[test]
+fn a_driver_that_wants_no_interrupts_for_buffers_gets_none() {
+    let mut rig = rig(64 * MIB);
+    let flags = MIB + 16 * u64::from(Ring::SIZE);
+    rig.raised();
+    rig.ring.fill(flags, &[1, 0]);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+    assert_eq!(rig.raised(), (false, 0));
+    rig.resize(4 * MIB).unwrap();
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG), "the configuration has no ring");
+    rig.ring.fill(flags, &[0xfe, 0xff]);
+    assert_eq!(rig.ask(RequestKind::Plug, 1, 1).0, ACK);
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_VRING), "other flags mean nothing");
+    rig.mem.serve();
+    assert_eq!(rig.raised(), (false, 0), "it is told once");
+}
+
+/// virtio 1.3, section 2.4.1: the driver that was answered BUSY is gone, and the next one has asked for nothing.
+#[test]
+fn a_device_reset_ends_the_retry() {
+    for next_driver in [false, true] {
+        let mut rig = rig(64 * MIB);
+        rig.slots.fail_add_after(0);
+        assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
+        write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+        if next_driver {
+            rig.ring = Ring::new(&rig.memory, 2 * MIB);
+            initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+        }
+        rig.raised();
+        rig.mem.retry();
+        assert_eq!(rig.raised(), (false, 0), "with a next driver: {next_driver}");
+    }
+}
+
+/// A driver that is starting has read the target, perhaps before it changed.
+#[test]
+fn a_target_that_is_set_while_a_driver_starts_is_told_when_it_is_ready() {
+    let mut rig = rig(64 * MIB);
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    rig.raised();
+    rig.resize(32 * MIB).unwrap();
+    assert_eq!(rig.raised(), (false, 0), "there is no driver");
+    initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+    assert_eq!(rig.raised(), (false, 0), "the driver reads it itself");
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 3);
+    rig.resize(16 * MIB).unwrap();
+    assert_eq!(rig.raised(), (false, 0), "the driver is not ready");
+    for (word, value) in [(0, 1 << F_UNPLUGGED_INACCESSIBLE), (1, 1)] {
+        write(&mut rig.mem, VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+        write(&mut rig.mem, VIRTIO_MMIO_DRIVER_FEATURES, value);
+    }
+    write(&mut rig.mem, VIRTIO_MMIO_STATUS, 15);
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
 }
