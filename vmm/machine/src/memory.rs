@@ -164,8 +164,8 @@ impl Memory {
     /// is plugged now.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host did not even
-    /// open the range again, neither the guest nor the VMM reaches it; it can be unplugged once more.
+    /// The host's error. Nothing changed, contents included. If the host did not even open the range again, neither the
+    /// guest nor the VMM reaches it; it can be unplugged once more.
     pub fn unplug(&self, index: usize, range: GuestRange) -> Result<(), FailedCall> {
         let offsets = self.offsets(index, range)?;
         let regions = &mut lock(&self.hotplug).regions;
@@ -183,8 +183,7 @@ impl Memory {
     /// however many runs are plugged.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, contents; for runs that the host does not open again,
-    /// what [`Memory::unplug`] says holds.
+    /// The host's error. Nothing changed, contents included; for runs that the host does not open again, what [`Memory::unplug`] says holds.
     pub fn unplug_all(&self, index: usize) -> Result<(), FailedCall> {
         let range = *self.regions.get(index).ok_or_else(no_such_memory)?;
         let regions = &mut lock(&self.hotplug).regions;

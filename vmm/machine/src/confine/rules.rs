@@ -192,7 +192,9 @@ pub const EVERY: &[Rule] = &[
         Check::OneOf(
             2,
             &[
+                (libc::MADV_COLD as u32, "MADV_COLD"),
                 (libc::MADV_DONTNEED as u32, "MADV_DONTNEED"),
+                (libc::MADV_DONTNEED_LOCKED as u32, "MADV_DONTNEED_LOCKED"),
                 (libc::MADV_FREE as u32, "MADV_FREE"),
                 (libc::MADV_HUGEPAGE as u32, "MADV_HUGEPAGE"),
             ],

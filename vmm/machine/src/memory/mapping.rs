@@ -133,14 +133,29 @@ impl Mapping {
         self.protect(MemoryCall::Close(range), range, libc::PROT_NONE)
     }
 
-    /// Gives a range's memory back to the host. It reads as zero from now on.
+    /// Gives a range's memory back to the host, locked pages (`mlock`) included. It reads as zero from now on.
     ///
     /// # Errors
-    /// The error of `madvise`.
+    /// The error of `madvise`; all content is as before.
     pub fn discard(&self, range: OffsetRange) -> Result<(), FailedCall> {
         let call = MemoryCall::Discard(range);
         about_to(call)?;
-        self.advise(range, libc::MADV_DONTNEED).map_err(|error| call.failed(error))
+        // Locked pages are all that the host may refuse in the middle of a range, after it has discarded what comes before.
+        let result = match self.advise(range, libc::MADV_DONTNEED_LOCKED) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.discard_unlocked(range),
+            result => result,
+        };
+        result.map_err(|error| call.failed(error))
+    }
+
+    /// Discards on hosts before Linux 5.18, which know no `MADV_DONTNEED_LOCKED`. `MADV_COLD` fails at the same pages
+    /// as `MADV_DONTNEED` and changes no content, so it comes first.
+    ///
+    /// # Errors
+    /// The error of `madvise`, if a page is locked; all content is as before.
+    fn discard_unlocked(&self, range: OffsetRange) -> io::Result<()> {
+        self.advise(range, libc::MADV_COLD)?;
+        self.advise(range, libc::MADV_DONTNEED)
     }
 
     /// Asks for huge pages where the range is touched from now on. Pages that are there stay small until the host

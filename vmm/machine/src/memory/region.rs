@@ -12,7 +12,7 @@
 //! the guest's CPUs run.
 //!
 //! Both operations do the steps that can fail first and the ones that cannot be taken back last, so that an
-//! error means that nothing changed:
+//! error means that nothing changed, contents included:
 //! - plug: open, then add slots;
 //! - unplug: close, then discard. From the close on the guest cannot reach the memory, so it cannot fault
 //!   discarded memory in again.
@@ -123,8 +123,7 @@ impl RamRegion {
     /// that failed. No window leads there any more.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, the contents of the range. If the host does not open
-    /// the range again, it is no longer in [`RamRegion::open_runs`].
+    /// The host's error. Nothing changed, contents included. If the host does not open the range again, it is no longer in [`RamRegion::open_runs`].
     pub fn unplug(&mut self, range: OffsetRange) -> Result<(), FailedCall> {
         let result = self.close_and_discard(range);
         if let Err(error) = result {
@@ -142,7 +141,7 @@ impl RamRegion {
     /// Makes the whole region unreachable and gives its memory back. No window leads here any more.
     ///
     /// # Errors
-    /// The host's error. Nothing changed except, maybe, contents. Runs that the host does not open again are no
+    /// The host's error. Nothing changed, contents included. Runs that the host does not open again are no
     /// longer in [`RamRegion::open_runs`].
     pub fn unplug_all(&mut self) -> Result<(), FailedCall> {
         let all = self.mapping.all();

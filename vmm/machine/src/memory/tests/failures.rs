@@ -101,18 +101,22 @@ type Unplug = fn(&Memory) -> Result<(), FailedCall>;
 const UNPLUGS: [Unplug; 2] = [|memory| unplug(memory, 0, blocks(4, 2)), |memory| unplug_all(memory, 0)];
 
 #[test]
-fn an_unplug_that_fails_leaves_slots_and_view_as_they_were() {
+fn an_unplug_that_fails_leaves_slots_view_and_content_as_they_were() {
     let fails: [fn(MemoryCall) -> bool; 2] =
         [|call| matches!(call, MemoryCall::Close(_)), |call| matches!(call, MemoryCall::Discard(_))];
     for unplug in UNPLUGS {
         for fails in fails {
             let (memory, slots) = memory(BOOT, &[1 << 30]);
             let runs = [blocks(0, 2), blocks(4, 2), blocks(70, 2)];
-            runs.iter().for_each(|&run| memory.plug(0, run).unwrap());
+            for run in runs {
+                memory.plug(0, run).unwrap();
+                memory.view().write_obj(7_u8, run.start()).unwrap();
+            }
             let before = slots.hotplug(BOOT);
             assert!(failing(fails, || unplug(&memory)).is_err());
             assert_eq!((plugged(&memory), slots.hotplug(BOOT)), (runs.to_vec(), before));
             for run in runs {
+                assert_eq!(memory.view().read_obj::<u8>(run.start()).unwrap(), 7);
                 memory.view().write_obj(1_u8, run.start()).unwrap();
             }
             unplug(&memory).unwrap();
