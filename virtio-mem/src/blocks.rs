@@ -80,6 +80,31 @@ impl BlockBitmap {
         BlockBitmap { words: vec![0; words], len, count: 0 }
     }
 
+    /// The set as bytes: one bit for each device block, the first one in the lowest bit of the first byte.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // A bitmap that is in memory has no more bytes than a `usize` counts.
+        bytes.truncate(self.len.div_ceil(8) as usize);
+        bytes
+    }
+
+    /// The set that [`BlockBitmap::to_bytes`] wrote for a region of `len` device blocks. [`None`] when there are more or
+    /// fewer bytes, or bits for device blocks that the region does not have.
+    pub(crate) fn from_bytes(len: u64, bytes: &[u8]) -> Option<BlockBitmap> {
+        if len.div_ceil(8) != bytes.len() as u64 {
+            return None;
+        }
+        let word = |chunk: &[u8]| {
+            let mut word = [0; size_of::<u64>()];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        };
+        let words: Vec<u64> = bytes.chunks(size_of::<u64>()).map(word).collect();
+        let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let bitmap = BlockBitmap { words, len, count };
+        (bitmap.count_in(BlockRange::new(0, len)) == count).then_some(bitmap)
+    }
+
     /// Whether no device block is in the set.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

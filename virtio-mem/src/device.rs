@@ -13,89 +13,26 @@
 //! Invariants, after every call: plugged device blocks lie below `usable`; `requested <= usable <= region`; all
 //! sizes are multiples of the device block size; `usable` shrinks in UNPLUG_ALL and in [`Device::reset`] only.
 
+mod backing;
+mod change;
+mod config;
+mod counts;
+pub mod hooks;
 mod refusal;
+mod retry;
+mod state;
 
-use core::fmt;
-
+pub use self::backing::{Backing, Busy, PluggedRuns, Span};
+pub use self::change::{Begun, Change};
+pub use self::config::{DEFAULT_EXTENT, DeviceConfig};
+pub use self::counts::Counts;
 pub use self::refusal::{ConfigError, Refusal, Refused, ResizeError};
+pub use self::state::{DeviceState, StateError};
+
+use self::change::What;
+use self::retry::Retry;
 use crate::blocks::{BlockBitmap, BlockRange};
-use crate::wire::{
-    BlockState, Config, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, Request, RequestKind, Response, ResponseType,
-};
-
-/// How far the usable part of the region reaches beyond the requested size. It gives the driver whole memory
-/// device blocks to choose from. QEMU uses the same value on x86.
-const USABLE_EXTENT: u64 = 256 << 20;
-
-/// The memory behind a device: makes device blocks accessible to the guest, and takes them away again.
-///
-/// The device calls it after it has validated a request and before it changes its own state. Device block `n`
-/// starts `n` device block sizes after the region's address.
-pub trait Backing {
-    /// Makes `range`, which is unplugged, readable and writable for the guest.
-    ///
-    /// # Errors
-    /// [`Busy`] when that cannot be done now; then nothing has changed.
-    fn plug(&mut self, range: BlockRange) -> Result<(), Busy>;
-
-    /// Makes `range`, all of which is plugged, inaccessible to the guest and gives its memory back. The content
-    /// is lost.
-    ///
-    /// # Errors
-    /// [`Busy`] when that cannot be done now; then nothing has changed.
-    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy>;
-
-    /// Makes the whole region inaccessible to the guest and gives all of its memory back, in one operation,
-    /// however many runs are plugged. The content is lost.
-    ///
-    /// # Errors
-    /// [`Busy`] when that cannot be done now; then everything is plugged that was plugged before.
-    fn unplug_all(&mut self) -> Result<(), Busy>;
-}
-
-/// The host cannot do it at the moment. The device answers BUSY, and the driver tries again after a pause. A
-/// config notification makes the driver try at once, so the host may send one when the cause is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Busy;
-
-impl fmt::Display for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the host cannot do it now")
-    }
-}
-
-impl core::error::Error for Busy {}
-
-/// The fixed properties of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceConfig {
-    /// Guest-physical address of the region; a multiple of `block_size`.
-    pub addr: u64,
-    /// Size of the region in bytes; a multiple of `block_size`.
-    pub region_size: u64,
-    /// Size and alignment of a device block in bytes; a power of two.
-    pub block_size: u64,
-    /// ACPI proximity domain of the region; `None` on a machine without proximity domains.
-    pub node_id: Option<u16>,
-}
-
-impl DeviceConfig {
-    /// Checks that a device can have `requested_size` bytes plugged. It needs no device, so a host can check a
-    /// size while another thread has the device.
-    ///
-    /// # Errors
-    /// [`ResizeError`] when it cannot.
-    pub const fn check_size(&self, requested_size: u64) -> Result<(), ResizeError> {
-        let DeviceConfig { block_size, region_size, .. } = *self;
-        if !requested_size.is_multiple_of(block_size) {
-            return Err(ResizeError::Misaligned { block_size });
-        }
-        if requested_size > region_size {
-            return Err(ResizeError::BeyondRegion { region_size });
-        }
-        Ok(())
-    }
-}
+use crate::wire::{BadRequest, BlockState, Config, Request, RequestKind, Response, ResponseType};
 
 /// One virtio-mem device, without its transport.
 #[derive(Debug)]
@@ -106,6 +43,12 @@ pub struct Device {
     requested_size: u64,
     generation: u32,
     refused: Option<Refused>,
+    /// The ticket of the change that waits for its [`Device::commit`].
+    changing: Option<u64>,
+    /// The number of changes so far, which is the next ticket.
+    changes: u64,
+    retry: Retry,
+    counts: Counts,
 }
 
 impl Device {
@@ -114,23 +57,18 @@ impl Device {
     /// # Errors
     /// [`ConfigError`] when `fixed` contradicts itself.
     pub fn new(fixed: DeviceConfig) -> Result<Device, ConfigError> {
-        let DeviceConfig { addr, region_size, block_size, .. } = fixed;
-        if !block_size.is_power_of_two() {
-            return Err(ConfigError::BlockSize);
-        }
-        if (addr | region_size) % block_size != 0 {
-            return Err(ConfigError::Misaligned);
-        }
-        if addr.checked_add(region_size).is_none() {
-            return Err(ConfigError::Wraps);
-        }
+        fixed.check()?;
         Ok(Device {
             fixed,
-            plugged: BlockBitmap::new(region_size / block_size),
+            plugged: BlockBitmap::new(fixed.blocks()),
             usable_region_size: 0,
             requested_size: 0,
             generation: 0,
             refused: None,
+            changing: None,
+            changes: 0,
+            retry: Retry::default(),
+            counts: Counts::default(),
         })
     }
 
@@ -156,11 +94,10 @@ impl Device {
     }
 
     /// The feature bits of the device type, without those of the transport (`VERSION_1`). The device
-    /// relies on the driver accepting [`F_UNPLUGGED_INACCESSIBLE`].
+    /// relies on the driver accepting [`F_UNPLUGGED_INACCESSIBLE`](crate::wire::F_UNPLUGGED_INACCESSIBLE).
     #[must_use]
     pub const fn features(&self) -> u64 {
-        let pxm = if self.fixed.node_id.is_some() { 1 << F_ACPI_PXM } else { 0 };
-        pxm | 1 << F_UNPLUGGED_INACCESSIBLE
+        self.fixed.features()
     }
 
     /// Sets the size in bytes that the host wants plugged, and extends the usable part of the region where the
@@ -176,6 +113,7 @@ impl Device {
         let changed = before != (self.requested_size, self.usable_region_size);
         if changed {
             self.generation = self.generation.wrapping_add(1);
+            self.retry.start_over();
         }
         Ok(changed)
     }
@@ -183,21 +121,30 @@ impl Device {
     /// Serves one request, given as the bytes that the driver made readable for the device. Bytes after
     /// [`REQUEST_SIZE`](crate::wire::REQUEST_SIZE) are ignored. Every request gets an answer, and none makes a
     /// config notification due.
-    pub fn handle(&mut self, request: &[u8], backing: &mut impl Backing) -> Response {
-        let request = Request::from_bytes(request);
-        let answer = match request {
-            Ok(Request { kind: RequestKind::Plug, addr, nb_blocks }) => self.plug(addr, nb_blocks, backing),
-            Ok(Request { kind: RequestKind::Unplug, addr, nb_blocks }) => {
-                self.unplug(addr, nb_blocks, backing)
+    pub fn handle(&mut self, request: &[u8], backing: &mut (impl Backing + ?Sized)) -> Response {
+        match self.begin(request) {
+            Begun::Answer(response) => response,
+            Begun::Change(change) => {
+                let outcome = change.apply(backing);
+                // No reset comes between, because the device is borrowed.
+                self.commit(change, outcome).unwrap_or(Response::new(ResponseType::Busy))
             }
-            Ok(Request { kind: RequestKind::UnplugAll, .. }) => self.unplug_all(backing),
-            Ok(Request { kind: RequestKind::State, addr, nb_blocks }) => self.state(addr, nb_blocks),
+        }
+    }
+
+    /// Validates one request, given as for [`Device::handle`]. While a change waits for its [`Device::commit`], requests
+    /// that would begin another one are answered BUSY.
+    pub fn begin(&mut self, request: &[u8]) -> Begun {
+        let request = Request::from_bytes(request);
+        let begun = match request {
+            Ok(request) => self.validate(request),
             Err(bad) => Err(Refusal::BadRequest(bad)),
         };
-        answer.unwrap_or_else(|why| {
-            self.refused = Some(Refused { request: request.ok(), why });
-            Response::new(why.response())
-        })
+        match begun {
+            Ok(Begun::Answer(response)) => Begun::Answer(self.answer(request, response)),
+            Ok(begun) => begun,
+            Err(why) => Begun::Answer(self.refuse(request, why)),
+        }
     }
 
     /// System reset: unplugs everything; the requested size stays. The caller takes back the memory of the whole
@@ -205,7 +152,9 @@ impl Device {
     /// reset. A device reset must not call this: it changes nothing here.
     pub fn reset(&mut self) {
         let before = self.config();
-        self.plugged = BlockBitmap::new(self.fixed.region_size / self.fixed.block_size);
+        self.changing = None;
+        self.retry.start_over();
+        self.plugged = BlockBitmap::new(self.fixed.blocks());
         self.usable_region_size = self.needed_usable_size();
         if before != self.config() {
             self.generation = self.generation.wrapping_add(1);
@@ -236,13 +185,42 @@ impl Device {
         self.usable_region_size
     }
 
+    /// What the device has counted.
+    #[must_use]
+    pub const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// The last refused request.
     #[must_use]
     pub const fn refused(&self) -> Option<&Refused> {
         self.refused.as_ref()
     }
 
-    fn plug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
+    fn validate(&mut self, request: Request) -> Result<Begun, Refusal> {
+        let Request { kind, addr, nb_blocks } = request;
+        let what = match kind {
+            RequestKind::Plug => What::Plug(self.unplugged_span(addr, nb_blocks)?),
+            RequestKind::Unplug => What::Unplug(self.plugged_span(addr, nb_blocks)?),
+            RequestKind::State => return Ok(Begun::Answer(self.block_state(addr, nb_blocks)?)),
+            // There is nothing that the host could refuse.
+            RequestKind::UnplugAll if self.plugged.is_empty() => {
+                self.shrink_usable();
+                return Ok(Begun::Answer(Response::new(ResponseType::Ack)));
+            }
+            RequestKind::UnplugAll => What::UnplugAll(self.plugged_runs()),
+        };
+        if self.is_changing() {
+            return Err(Refusal::Busy(Busy::because("another request is under way")));
+        }
+        let ticket = self.changes;
+        self.changes += 1;
+        self.changing = Some(ticket);
+        Ok(Begun::Change(Change { request, what, ticket }))
+    }
+
+    /// What a PLUG names, provided that all of it is unplugged and that the host wants so much.
+    fn unplugged_span(&self, addr: u64, nb_blocks: u16) -> Result<Span, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
         if self.plugged.count_in(range) != 0 {
             return Err(Refusal::AlreadyPlugged);
@@ -250,40 +228,63 @@ impl Device {
         if self.plugged.count() + range.count() > self.requested_size / self.fixed.block_size {
             return Err(Refusal::OverAsk);
         }
-        backing.plug(range).map_err(|Busy| Refusal::Busy)?;
-        self.plugged.set(range);
-        self.generation = self.generation.wrapping_add(1);
-        Ok(Response::new(ResponseType::Ack))
+        Ok(Span::new(&self.fixed, range))
     }
 
-    fn unplug(&mut self, addr: u64, nb_blocks: u16, backing: &mut impl Backing) -> Result<Response, Refusal> {
+    /// What an UNPLUG names, provided that all of it is plugged.
+    fn plugged_span(&self, addr: u64, nb_blocks: u16) -> Result<Span, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
         if self.plugged.count_in(range) != range.count() {
             return Err(Refusal::AlreadyUnplugged);
         }
-        backing.unplug(range).map_err(|Busy| Refusal::Busy)?;
-        self.plugged.clear(range);
-        self.generation = self.generation.wrapping_add(1);
-        Ok(Response::new(ResponseType::Ack))
+        Ok(Span::new(&self.fixed, range))
     }
 
-    /// The backing takes the region as a whole, because a guest decides how many runs there are. After BUSY all
-    /// device blocks are plugged that were plugged before.
-    fn unplug_all(&mut self, backing: &mut impl Backing) -> Result<Response, Refusal> {
-        if !self.plugged.is_empty() {
-            backing.unplug_all().map_err(|Busy| Refusal::Busy)?;
-            self.plugged = BlockBitmap::new(self.fixed.region_size / self.fixed.block_size);
-            self.generation = self.generation.wrapping_add(1);
-        }
+    fn set_plugged(&mut self, span: Span) {
+        self.plugged.set(span.blocks());
+        self.counts.plugged = self.counts.plugged.wrapping_add(span.size());
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    fn set_unplugged(&mut self, span: Span) {
+        self.plugged.clear(span.blocks());
+        self.counts.unplugged = self.counts.unplugged.wrapping_add(span.size());
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// All of `size` bytes that were plugged are unplugged.
+    fn set_all_unplugged(&mut self, size: u64) {
+        self.plugged = BlockBitmap::new(self.fixed.blocks());
+        self.counts.unplugged = self.counts.unplugged.wrapping_add(size);
+        self.generation = self.generation.wrapping_add(1);
+        self.shrink_usable();
+    }
+
+    /// UNPLUG_ALL ends with the usable size that is needed (virtio 1.3, section 5.15.6.6).
+    fn shrink_usable(&mut self) {
         let usable = self.needed_usable_size();
         if usable != self.usable_region_size {
             self.usable_region_size = usable;
             self.generation = self.generation.wrapping_add(1);
         }
-        Ok(Response::new(ResponseType::Ack))
     }
 
-    fn state(&self, addr: u64, nb_blocks: u16) -> Result<Response, Refusal> {
+    /// Counts the answer to a request.
+    fn answer(&mut self, request: Result<Request, BadRequest>, response: Response) -> Response {
+        self.counts.count(request.map(|request| request.kind), response.kind);
+        response
+    }
+
+    /// Refuses a request and keeps the reason.
+    fn refuse(&mut self, request: Result<Request, BadRequest>, why: Refusal) -> Response {
+        self.refused = Some(Refused { request: request.ok(), why });
+        if let Refusal::Busy(_) = why {
+            self.retry.busy();
+        }
+        self.answer(request, Response::new(why.response()))
+    }
+
+    fn block_state(&self, addr: u64, nb_blocks: u16) -> Result<Response, Refusal> {
         let range = self.usable_range(addr, nb_blocks)?;
         let plugged = self.plugged.count_in(range);
         Ok(Response::with_state(if plugged == range.count() {
@@ -316,12 +317,6 @@ impl Device {
 
     /// The usable size that the requested size needs; 0 when nothing is requested.
     fn needed_usable_size(&self) -> u64 {
-        let DeviceConfig { block_size, region_size, .. } = self.fixed;
-        if self.requested_size == 0 {
-            return 0;
-        }
-        let wanted = self.requested_size.saturating_add(USABLE_EXTENT);
-        // Both bounds are multiples of the device block size, so rounding up never leaves the region.
-        wanted.checked_next_multiple_of(block_size).map_or(region_size, |usable| usable.min(region_size))
+        self.fixed.needed_usable_size(self.requested_size)
     }
 }

@@ -44,6 +44,6 @@ pub mod driver;
 pub mod wire;
 
 pub use blocks::{BlockBitmap, BlockRange};
-pub use device::{Backing, Busy, Device, DeviceConfig};
+pub use device::{Backing, Busy, Device, DeviceConfig, DeviceState, PluggedRuns, Span};
 pub use driver::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome};
 pub use wire::{BlockState, Config, Request, RequestKind, Response, ResponseType};

@@ -25,6 +25,9 @@ pub const F_ACPI_PXM: u32 = 0;
 /// Feature bit: the driver must not access unplugged memory at all.
 pub const F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 
+/// Feature bit: plugged device blocks keep their content while the guest is suspended to RAM (virtio 1.4).
+pub const F_PERSISTENT_SUSPEND: u32 = 2;
+
 /// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 

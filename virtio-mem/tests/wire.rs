@@ -2,8 +2,8 @@
 //! 5.15.4 and 5.15.6, every field with a value of its own.
 
 use virtio_mem::wire::{
-    BadRequest, BlockState, CONFIG_SIZE, Config, DEVICE_ID, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE,
-    REQUEST_SIZE, RESPONSE_SIZE, Request, RequestKind, Response, ResponseType,
+    BadRequest, BlockState, CONFIG_SIZE, Config, DEVICE_ID, F_ACPI_PXM, F_PERSISTENT_SUSPEND,
+    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, Request, RequestKind, Response, ResponseType,
 };
 
 #[rustfmt::skip]
@@ -20,7 +20,7 @@ const CONFIG: [u8; 56] = [
 
 #[test]
 fn identity() {
-    assert_eq!((DEVICE_ID, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE), (24, 0, 1));
+    assert_eq!((DEVICE_ID, F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, F_PERSISTENT_SUSPEND), (24, 0, 1, 2));
     assert_eq!((CONFIG_SIZE, REQUEST_SIZE, RESPONSE_SIZE), (56, 24, 10));
 }
 

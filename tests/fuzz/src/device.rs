@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use virtio_mem::device::{Backing, Busy, Device, DeviceConfig};
-use virtio_mem::{BlockRange, Config};
+use virtio_mem::Config;
+use virtio_mem::device::{Backing, Begun, Busy, Device, DeviceConfig, DeviceState, PluggedRuns, Span};
 
 use crate::input::Input;
 
@@ -32,29 +32,33 @@ struct Host {
 impl Host {
     fn call(&mut self) -> Result<(), Busy> {
         self.calls += 1;
-        if self.refuses { Err(Busy) } else { Ok(()) }
+        if self.refuses { Err(Busy::default()) } else { Ok(()) }
     }
 }
 
 impl Backing for Host {
-    fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn plug(&mut self, span: Span) -> Result<(), Busy> {
         self.call()?;
+        let range = span.blocks();
         for block in range.first()..range.end() {
             assert!(self.backed.insert(block), "block {block} is plugged twice");
         }
         Ok(())
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn unplug(&mut self, span: Span) -> Result<(), Busy> {
         self.call()?;
+        let range = span.blocks();
         for block in range.first()..range.end() {
             assert!(self.backed.remove(&block), "block {block} is unplugged twice");
         }
         Ok(())
     }
 
-    fn unplug_all(&mut self) -> Result<(), Busy> {
+    fn unplug_all(&mut self, plugged: &PluggedRuns) -> Result<(), Busy> {
         self.call()?;
+        let runs = plugged.runs().flat_map(|run| run.blocks().first()..run.blocks().end());
+        assert!(runs.eq(self.backed.iter().copied()), "all runs are named");
         self.backed.clear();
         Ok(())
     }
@@ -71,7 +75,7 @@ struct Model {
 
 impl Model {
     fn needed(&self) -> u64 {
-        let wanted = u128::from(self.requested) + u128::from(256 * MIB);
+        let wanted = u128::from(self.requested) + u128::from(self.fixed.extent);
         let block = u128::from(self.fixed.block_size);
         let rounded = wanted.div_ceil(block) * block;
         if self.requested == 0 { 0 } else { rounded.min(u128::from(self.fixed.region_size)) as u64 }
@@ -181,6 +185,11 @@ pub fn check(data: &[u8]) {
                 model.plugged.clear();
                 model.usable = model.needed();
             }
+            20..24 => {
+                let bytes = device.state().expect("no change is under way").to_bytes();
+                let state = DeviceState::from_bytes(&bytes).expect("the bytes are whole");
+                device = Device::from_state(&state).expect("the state is that of a device");
+            }
             choice => {
                 host.refuses = choice.is_multiple_of(8);
                 let request = request(&mut input, &model);
@@ -198,7 +207,14 @@ pub fn check(data: &[u8]) {
 /// Sends one request and compares the bytes of its answer.
 fn ask(device: &mut Device, host: &mut Host, model: &mut Model, request: &[u8]) {
     let calls = host.calls;
-    let answer = device.handle(request, host).to_bytes();
+    let answer = match device.begin(request) {
+        Begun::Answer(answer) => answer,
+        Begun::Change(change) => {
+            let outcome = change.apply(host);
+            device.commit(change, outcome).expect("no reset came between")
+        }
+    };
+    let answer = answer.to_bytes();
     assert!(host.calls - calls <= 1, "{} calls of the host for one request", host.calls - calls);
     let (kind, state) = model.answer(request, host.refuses);
     let mut expected = [0; 10];
@@ -226,7 +242,10 @@ fn fixed(input: &mut Input<'_>) -> DeviceConfig {
     };
     let skew = input.pick(&[0, 0, 0, 0, 0, 0, 0, 1]);
     let node_id = input.pick(&[None, Some(3)]);
-    DeviceConfig { addr, region_size: blocks * block_size + skew, block_size, node_id }
+    let mut fixed = DeviceConfig::new(addr, blocks * block_size + skew, block_size);
+    fixed.node_id = node_id;
+    fixed.extent = input.pick(&[fixed.extent, fixed.extent, 0, 1, 4 << 30, u64::MAX]);
+    fixed
 }
 
 fn request(input: &mut Input<'_>, model: &Model) -> Vec<u8> {

@@ -80,7 +80,7 @@ pub enum Refusal {
     /// More than the requested size would be plugged.
     OverAsk,
     /// The [`Backing`](super::Backing) could not do it.
-    Busy,
+    Busy(Busy),
 }
 
 impl Refusal {
@@ -94,7 +94,7 @@ impl Refusal {
             | Refusal::AlreadyPlugged
             | Refusal::AlreadyUnplugged => ResponseType::Error,
             Refusal::OverAsk => ResponseType::Nack,
-            Refusal::Busy => ResponseType::Busy,
+            Refusal::Busy(_) => ResponseType::Busy,
         }
     }
 }
@@ -109,7 +109,7 @@ impl fmt::Display for Refusal {
             Refusal::AlreadyPlugged => f.write_str("a block is plugged already"),
             Refusal::AlreadyUnplugged => f.write_str("a block is unplugged already"),
             Refusal::OverAsk => f.write_str("more than the requested size would be plugged"),
-            Refusal::Busy => Busy.fmt(f),
+            Refusal::Busy(busy) => busy.fmt(f),
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use virtio_mem::blocks::{BlockBitmap, BlockRange};
 use virtio_mem::device::{ConfigError, Refusal, ResizeError};
-use virtio_mem::wire::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE};
-use virtio_mem::{Backing, BlockState, Busy, Config, Device, DeviceConfig, Response, ResponseType};
+use virtio_mem::wire::{F_ACPI_PXM, F_PERSISTENT_SUSPEND, F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE};
+use virtio_mem::{
+    Backing, BlockState, Busy, Config, Device, DeviceConfig, PluggedRuns, Response, ResponseType, Span,
+};
 
 use super::Row;
 
@@ -39,17 +41,28 @@ pub const ROWS: &[Row] = &[
     ("resize", "a refused size changes nothing and names its bound", bad_sizes),
 ];
 
+/// The reason of [`Memory`] for a failure.
+pub const BUSY: Refusal = Refusal::Busy(Busy::call("mprotect", 12));
+
 /// A backing that records the plugged device blocks, and fails on demand.
 pub struct Memory {
     pub plugged: BlockBitmap,
     /// Number of calls that succeed before one fails.
     pub fail_after: Option<u32>,
+    start: u64,
+    block_size: u64,
 }
 
 impl Memory {
+    /// The memory behind the region of `fixed`.
+    fn new(fixed: DeviceConfig) -> Memory {
+        let plugged = BlockBitmap::new(fixed.region_size / fixed.block_size);
+        Memory { plugged, fail_after: None, start: fixed.addr, block_size: fixed.block_size }
+    }
+
     fn call(&mut self) -> Result<(), Busy> {
         match self.fail_after.as_mut() {
-            Some(0) => Err(Busy),
+            Some(0) => Err(Busy::call("mprotect", 12)),
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -60,21 +73,32 @@ impl Memory {
 }
 
 impl Backing for Memory {
-    fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn plug(&mut self, span: Span) -> Result<(), Busy> {
+        let range = span.blocks();
+        assert_eq!(span.addr() - self.start, range.first() * self.block_size);
+        assert_eq!((span.size(), span.offset()), (range.count() * self.block_size, span.addr() - self.start));
+        assert_eq!(span.end(), span.addr() + span.size());
         assert_eq!(self.plugged.count_in(range), 0, "plug of {range:?}");
         self.call()?;
         self.plugged.set(range);
         Ok(())
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn unplug(&mut self, span: Span) -> Result<(), Busy> {
+        let range = span.blocks();
+        assert_eq!(span.addr() - self.start, range.first() * self.block_size);
+        assert_eq!((span.size(), span.offset()), (range.count() * self.block_size, span.addr() - self.start));
+        assert_eq!(span.end(), span.addr() + span.size());
         assert_eq!(self.plugged.count_in(range), range.count(), "unplug of {range:?}");
         self.call()?;
         self.plugged.clear(range);
         Ok(())
     }
 
-    fn unplug_all(&mut self) -> Result<(), Busy> {
+    fn unplug_all(&mut self, plugged: &PluggedRuns) -> Result<(), Busy> {
+        assert!(plugged.runs().map(Span::blocks).eq(self.plugged.runs()));
+        assert_eq!(plugged.size(), self.plugged.count() * self.block_size);
+        assert_eq!((plugged.region().addr(), plugged.region().size()), (self.start, REGION));
         self.call()?;
         self.plugged = BlockBitmap::new(REGION / BLOCK);
         Ok(())
@@ -94,10 +118,14 @@ impl Rig {
 
     /// A device with `requested` MiB requested and nothing plugged.
     pub fn new(requested: u64) -> Rig {
-        let fixed = DeviceConfig { addr: ADDR, region_size: REGION, block_size: BLOCK, node_id: None };
+        Rig::of(DeviceConfig::new(ADDR, REGION, BLOCK), requested)
+    }
+
+    /// The same with other properties.
+    pub fn of(fixed: DeviceConfig, requested: u64) -> Rig {
         let mut device = Device::new(fixed).unwrap();
         device.resize(requested * MIB).unwrap();
-        Rig { device, memory: Memory { plugged: BlockBitmap::new(REGION / BLOCK), fail_after: None } }
+        Rig { device, memory: Memory::new(fixed) }
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> Response {
@@ -210,9 +238,7 @@ fn usable_holds_requested() {
 }
 
 fn block_size() {
-    let with = |block_size| {
-        Device::new(DeviceConfig { addr: 0, region_size: 0, block_size, node_id: None }).map(|_| ())
-    };
+    let with = |block_size| Device::new(DeviceConfig::new(0, 0, block_size)).map(|_| ());
     for block_size in [0, 3 * MIB, BLOCK + 1, u64::MAX] {
         assert_eq!(with(block_size), Err(ConfigError::BlockSize));
     }
@@ -222,9 +248,7 @@ fn block_size() {
 }
 
 fn multiples() {
-    let with = |addr, region_size| {
-        Device::new(DeviceConfig { addr, region_size, block_size: BLOCK, node_id: None }).map(|_| ())
-    };
+    let with = |addr, region_size| Device::new(DeviceConfig::new(addr, region_size, BLOCK)).map(|_| ());
     assert_eq!(with(ADDR + MIB, REGION), Err(ConfigError::Misaligned));
     assert_eq!(with(ADDR, REGION + MIB), Err(ConfigError::Misaligned));
     assert_eq!(with(u64::MAX - BLOCK + 1, BLOCK), Err(ConfigError::Wraps));
@@ -235,16 +259,16 @@ fn multiples() {
         }
     });
     // Device blocks larger than the amount by which the usable size exceeds the requested size.
-    let fixed = DeviceConfig { addr: 0, region_size: 4 << 30, block_size: 1 << 30, node_id: None };
+    let fixed = DeviceConfig::new(0, 4 << 30, 1 << 30);
     let mut device = Device::new(fixed).unwrap();
     device.resize(1 << 30).unwrap();
     assert_eq!(device.usable_region_size(), 2 << 30);
 }
 
 fn empty_region() {
-    let fixed = DeviceConfig { addr: ADDR, region_size: 0, block_size: BLOCK, node_id: None };
+    let fixed = DeviceConfig::new(ADDR, 0, BLOCK);
     let mut device = Device::new(fixed).unwrap();
-    let mut memory = Memory { plugged: BlockBitmap::new(0), fail_after: None };
+    let mut memory = Memory::new(fixed);
     assert_eq!(device.resize(BLOCK), Err(ResizeError::BeyondRegion { region_size: 0 }));
     for (kind, answer) in [
         (PLUG, ResponseType::Error),
@@ -326,10 +350,10 @@ fn wrapping() {
     for (addr, region_size, block_size) in
         [(0, 1 << 20, 1), ((u64::MAX << 30) & !(1 << 30), 1 << 30, BLOCK), (0, 1 << 63, 1 << 62)]
     {
-        let fixed = DeviceConfig { addr, region_size, block_size, node_id: None };
+        let fixed = DeviceConfig::new(addr, region_size, block_size);
         let mut device = Device::new(fixed).unwrap();
         device.resize(region_size).unwrap();
-        let mut memory = Memory { plugged: BlockBitmap::new(region_size / block_size), fail_after: None };
+        let mut memory = Memory::new(fixed);
         for kind in [PLUG, UNPLUG, STATE] {
             for at in [0, addr.wrapping_sub(block_size), addr + region_size, u64::MAX - (block_size - 1)] {
                 for nb_blocks in [1, 2, u16::MAX] {
@@ -372,17 +396,25 @@ fn rollback() {
     rig.ack(PLUG, 0, 8);
     rig.memory.fail_after = Some(0);
     for (kind, mib) in [(PLUG, 16), (UNPLUG, 0), (UNPLUG_ALL, 0)] {
-        rig.refuse(kind, ADDR + mib * MIB, 8, ResponseType::Busy, Refusal::Busy);
+        rig.refuse(kind, ADDR + mib * MIB, 8, ResponseType::Busy, BUSY);
     }
-    assert_eq!(rig.device.refused().unwrap().why.to_string(), "the host cannot do it now");
+    assert_eq!(
+        rig.device.refused().unwrap().why.to_string(),
+        "the host cannot do it now: mprotect: error 12"
+    );
+    assert_eq!(Busy::because("a log is full").to_string(), "the host cannot do it now: a log is full");
+    assert_eq!(Busy::default().to_string(), "the host cannot do it now");
 }
 
 fn features() {
     let inaccessible = 1 << F_UNPLUGGED_INACCESSIBLE;
-    let fixed = DeviceConfig { addr: ADDR, region_size: REGION, block_size: BLOCK, node_id: None };
+    let mut fixed = DeviceConfig::new(ADDR, REGION, BLOCK);
     assert_eq!(Device::new(fixed).unwrap().features(), inaccessible);
-    let device = Device::new(DeviceConfig { node_id: Some(3), ..fixed }).unwrap();
+    fixed.node_id = Some(3);
+    let device = Device::new(fixed).unwrap();
     assert_eq!((device.features(), device.config().node_id), (inaccessible | 1 << F_ACPI_PXM, 3));
+    (fixed.node_id, fixed.persistent_suspend) = (None, true);
+    assert_eq!(Device::new(fixed).unwrap().features(), inaccessible | 1 << F_PERSISTENT_SUSPEND);
 }
 
 fn bad_sizes() {

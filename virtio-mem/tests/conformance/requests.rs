@@ -5,7 +5,7 @@ use virtio_mem::wire::REQUEST_SIZE;
 use virtio_mem::{BlockState, ResponseType};
 
 use super::Row;
-use super::device::{ADDR, BLOCK, MIB, PLUG, REGION, Rig, STATE, UNPLUG, UNPLUG_ALL, bytes};
+use super::device::{ADDR, BLOCK, BUSY, MIB, PLUG, REGION, Rig, STATE, UNPLUG, UNPLUG_ALL, bytes};
 
 pub const ROWS: &[Row] = &[
     ("D24/25", "PLUG: other bytes are ignored", || other_bytes(PLUG)),
@@ -84,7 +84,7 @@ fn plugged_already() {
 fn plug_busy() {
     let mut rig = Rig::new(64);
     rig.memory.fail_after = Some(0);
-    rig.refuse(PLUG, ADDR, 4, ResponseType::Busy, Refusal::Busy);
+    rig.refuse(PLUG, ADDR, 4, ResponseType::Busy, BUSY);
     rig.memory.fail_after = None;
     rig.ack(PLUG, 0, 4);
 }
@@ -120,7 +120,7 @@ fn unplug_busy() {
     let mut rig = Rig::new(64);
     rig.ack(PLUG, 0, 4);
     rig.memory.fail_after = Some(0);
-    rig.refuse(UNPLUG, ADDR, 4, ResponseType::Busy, Refusal::Busy);
+    rig.refuse(UNPLUG, ADDR, 4, ResponseType::Busy, BUSY);
     rig.memory.fail_after = None;
     rig.ack(UNPLUG, 0, 4);
 }
@@ -148,7 +148,7 @@ fn unplug_all_busy() {
     rig.ack(PLUG, 16, 4);
     let usable = rig.usable();
     rig.memory.fail_after = Some(0);
-    rig.refuse(UNPLUG_ALL, 0, 0, ResponseType::Busy, Refusal::Busy);
+    rig.refuse(UNPLUG_ALL, 0, 0, ResponseType::Busy, BUSY);
     assert_eq!((rig.plugged(), rig.usable()), (16, usable), "nothing has changed");
     // There is no second operation that could fail.
     rig.memory.fail_after = Some(1);

@@ -1,7 +1,7 @@
 //! The host: which device blocks it backs, and which calls fail.
 
-use virtio_mem::blocks::{BlockBitmap, BlockRange};
-use virtio_mem::{Backing, Busy};
+use virtio_mem::blocks::BlockBitmap;
+use virtio_mem::{Backing, Busy, PluggedRuns, Span};
 
 /// Stricter than a real host: plugging a plugged device block, or unplugging an unplugged one, fails the test.
 pub struct Host {
@@ -19,32 +19,35 @@ impl Host {
 }
 
 impl Backing for Host {
-    fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn plug(&mut self, span: Span) -> Result<(), Busy> {
+        let range = span.blocks();
         assert_eq!(self.backed.count_in(range), 0, "plug of {range:?}, which is partly plugged");
         let fails = self.fails_at.is_some_and(|block| (range.first()..range.end()).contains(&block));
         if std::mem::take(&mut self.fails_now) || fails {
-            return Err(Busy);
+            return Err(Busy::default());
         }
         self.backed.set(range);
         Ok(())
     }
 
-    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
+    fn unplug(&mut self, span: Span) -> Result<(), Busy> {
+        let range = span.blocks();
         assert_eq!(
             self.backed.count_in(range),
             range.count(),
             "unplug of {range:?}, of which some is not plugged"
         );
         if std::mem::take(&mut self.fails_now) {
-            return Err(Busy);
+            return Err(Busy::default());
         }
         self.backed.clear(range);
         Ok(())
     }
 
-    fn unplug_all(&mut self) -> Result<(), Busy> {
+    fn unplug_all(&mut self, plugged: &PluggedRuns) -> Result<(), Busy> {
+        assert!(plugged.runs().map(Span::blocks).eq(self.backed.runs()), "all runs are named");
         if std::mem::take(&mut self.fails_now) {
-            return Err(Busy);
+            return Err(Busy::default());
         }
         for run in self.backed.clone().runs() {
             self.backed.clear(run);

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use virtio_mem::blocks::BlockBitmap;
 use virtio_mem::{
-    Action, BlockState, Config, Device, DeviceConfig, Driver, DriverConfig, Idle, IdleReason, Outcome,
-    Request, RequestKind, Response, ResponseType,
+    Action, BlockState, Config, Device, DeviceConfig, DeviceState, Driver, DriverConfig, Idle, IdleReason,
+    Outcome, Request, RequestKind, Response, ResponseType,
 };
 
 use super::MIB;
@@ -125,8 +125,8 @@ pub struct World {
 impl World {
     pub fn new(shape: Shape, random: Random) -> World {
         let Shape { block_size, region_size, .. } = shape;
-        let device = DeviceConfig { addr: REGION, region_size, block_size, node_id: None };
-        let device = Device::new(device).expect("a good configuration");
+        let device =
+            Device::new(DeviceConfig::new(REGION, region_size, block_size)).expect("a good configuration");
         World {
             shape,
             random,
@@ -157,6 +157,9 @@ impl World {
             }
             if self.random.chance(1) && self.random.chance(20) {
                 self.restart();
+            }
+            if self.random.chance(5) {
+                self.save_and_restore();
             }
             let idle = self.step();
             if idle.is_some() && self.random.chance(80) {
@@ -278,6 +281,20 @@ impl World {
         self.guest.fails = self.faults;
         self.driver = self.shape.driver(self.device.config());
         self.remember(format!("a new kernel, reset {reset}"));
+    }
+
+    /// The device goes on in another process. Driver and guest notice nothing.
+    fn save_and_restore(&mut self) {
+        let bytes = self.device.state().expect("no request is under way").to_bytes();
+        let state = DeviceState::from_bytes(&bytes).expect("the bytes are whole");
+        let restored = Device::from_state(&state).expect("the state is that of a device");
+        assert_eq!(restored.config(), self.device.config());
+        assert_eq!(restored.config_generation(), self.device.config_generation());
+        assert_eq!(restored.features(), self.device.features());
+        assert!(restored.plugged().runs().eq(self.device.plugged().runs()));
+        assert_eq!(restored.retry_after_ms().is_some(), self.device.retry_after_ms().is_some());
+        self.device = restored;
+        self.remember("the device is saved and restored".to_owned());
     }
 
     /// Carries out one action of the driver. Returns the state of an idle driver.

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 use tidevm_abi::{BlockRun, Owner, ResizeState, Size};
-use tidevm_machine::{HostFault, MemStatus, Obstacle, Settled, State};
+use tidevm_machine::{ANSWERS, HostFault, MemStatus, Obstacle, REQUEST_KINDS, RequestCounts, Settled, State};
 
 use crate::draft::mib;
 
@@ -17,6 +17,8 @@ pub struct Facts<'a> {
     pub slot_size_mib: u32,
     /// The host memory that each region holds, if the host tells.
     pub held: Option<&'a [Size]>,
+    /// What each device has counted.
+    pub requests: &'a [RequestCounts],
 }
 
 /// Whether a region is at its target, as far as the guest says.
@@ -82,7 +84,19 @@ fn region(index: usize, mem: &MemStatus, facts: &Facts<'_>) -> Value {
         "usable": mem.usable.0,
         "guest_usable": mem.report.map(|report| report.plugged.0),
         "host_held": facts.held.and_then(|held| held.get(index)).map(|held| held.0),
+        "requests": facts.requests.get(index).map(requests),
     })
+}
+
+/// What a device has counted since the start.
+fn requests(counts: &RequestCounts) -> Value {
+    let answers = |row: &[u64; 4]| -> Value { ANSWERS.into_iter().zip(row.map(Value::from)).collect() };
+    let mut all: Map<String, Value> =
+        REQUEST_KINDS.into_iter().map(str::to_owned).zip(counts.by.iter().map(answers)).collect();
+    all.insert("refused_chains".to_owned(), counts.refused_chains.into());
+    all.insert("plugged".to_owned(), counts.plugged.0.into());
+    all.insert("unplugged".to_owned(), counts.unplugged.0.into());
+    all.into()
 }
 
 /// The answer about all regions of `state`, or about `only` one. `None` when there is no such region.

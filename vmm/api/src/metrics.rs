@@ -33,6 +33,8 @@ pub struct Told {
     pub exits: ExitCounts,
     /// Requests of drivers, of all devices.
     pub mem: RequestTable,
+    /// Chains that devices refused, bytes that they plugged, and bytes that they unplugged.
+    pub moved: [u64; 3],
 }
 
 /// Requests of drivers as [`RequestCounts::by`] has them.
@@ -46,7 +48,13 @@ impl Told {
         for (kind, row) in cells {
             row.iter().zip(&mut sum[kind]).for_each(|(count, sum)| *sum += count);
         }
-        Self { requests: requests.clone(), exits: exits.iter().copied().sum(), mem: sum }
+        let sum_of = |part: fn(&RequestCounts) -> u64| mem.iter().map(part).sum();
+        let moved = [
+            sum_of(|counts| counts.refused_chains),
+            sum_of(|counts| counts.plugged.0),
+            sum_of(|counts| counts.unplugged.0),
+        ];
+        Self { requests: requests.clone(), exits: exits.iter().copied().sum(), mem: sum, moved }
     }
 }
 
@@ -100,6 +108,9 @@ impl Metrics {
             line["memory_hotplug"][format!("{kind}_count")] = json!(count);
             line["memory_hotplug"][format!("{kind}_fails")] = json!(count - acks);
         }
+        let moved =
+            ["refused_chains", "plug_bytes", "unplug_bytes"].iter().zip(now.moved.iter().zip(&before.moved));
+        moved.for_each(|(key, (now, before))| line["memory_hotplug"][key] = json!(now - before));
         let mut text = line.to_string();
         text.push('\n');
         // In one call, so that a reader of a pipe gets whole lines.
@@ -141,7 +152,7 @@ mod tests {
         };
         let now = |io| {
             let mut told = Told::default();
-            told.exits.io = io;
+            (told.exits.io, told.moved) = (io, [io, 10 * io, 100 * io]);
             told
         };
         let mut metrics = Metrics::open(&config(&path), "vm").unwrap();
@@ -153,5 +164,8 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(line["vcpu"]["exit_io"], 7);
+        let memory = &line["memory_hotplug"];
+        let told = ["refused_chains", "plug_bytes", "unplug_bytes"].map(|key| memory[key].as_u64());
+        assert_eq!(told, [Some(7), Some(70), Some(700)]);
     }
 }

@@ -157,6 +157,8 @@ fn regions(page: &mut Page, facts: &Facts<'_>) {
 
 fn requests(page: &mut Page, requests: &[RequestCounts]) {
     const COUNTS: &str = "tidevm_virtio_mem_requests_total";
+    const CHAINS: &str = "tidevm_virtio_mem_refused_chains_total";
+    const MOVED: &str = "tidevm_virtio_mem_moved_bytes_total";
     const SECONDS: &str = "tidevm_virtio_mem_request_duration_seconds";
     page.family(COUNTS, COUNTER, "Requests to a virtio-mem device, by type and answer.");
     for (index, counts) in requests.iter().enumerate() {
@@ -165,6 +167,16 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
             for (answer, count) in ANSWERS.iter().zip(row) {
                 page.sample(COUNTS, &[("device", &device), ("type", kind), ("answer", answer)], count);
             }
+        }
+    }
+    page.family(CHAINS, COUNTER, "Chains of buffers, and queues, that a virtio-mem device could not use.");
+    for (index, counts) in requests.iter().enumerate() {
+        page.sample(CHAINS, &[("device", &index.to_string())], counts.refused_chains);
+    }
+    page.family(MOVED, COUNTER, "Memory that requests to a virtio-mem device plugged or unplugged.");
+    for (index, counts) in requests.iter().enumerate() {
+        for (kind, size) in [("plug", counts.plugged), ("unplug", counts.unplugged)] {
+            page.sample(MOVED, &[("device", &index.to_string()), ("type", kind)], size.0);
         }
     }
     page.family(SECONDS, HISTOGRAM, "Time from a request that moves memory to its answer.");

@@ -117,6 +117,7 @@ impl Running {
             reports: self.vm.has_agent(),
             slot_size_mib: self.draft.slot_size_mib(),
             held: self.held.as_ref().map(|(_, held)| held.as_slice()),
+            requests: &self.vm.mem_requests(),
         };
         let Some(mut status) = memory::status(&self.vm.state(), query.region, &facts) else {
             return Response::fault(NO_DEVICE);

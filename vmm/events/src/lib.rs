@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use end::{End, Exits, Outcome, Vcpu, VcpuDetails};
 pub use read::{MAX_LINE, ReadError, Reader, Remedy};
-pub use sampled::{Block, Blocks, Boot, Counters, Device, Guest, Node, Sampled};
+pub use sampled::{Answers, Block, Blocks, Boot, Counters, Device, Guest, Node, Requests, Sampled};
 pub use start::{Kvm, Machine, Region, Start};
 pub use step::{Ready, Step, StepResult};
 

@@ -36,6 +36,50 @@ pub struct Device {
     pub guest_usable: Option<u64>,
     /// Host memory that the region really holds; null if the host does not tell.
     pub held: Option<u64>,
+    /// What the device has counted since the start.
+    #[serde(default)]
+    pub requests: Requests,
+}
+
+/// What a hotplug device counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// PLUG.
+    pub plug: Answers,
+    /// UNPLUG.
+    pub unplug: Answers,
+    /// UNPLUG_ALL.
+    pub unplug_all: Answers,
+    /// STATE.
+    pub state: Answers,
+    /// What was no request.
+    pub malformed: Answers,
+    /// Chains that carried nothing that could be answered, and queues that could not be used.
+    pub refused_chains: u64,
+    /// Bytes that requests plugged.
+    pub plugged: u64,
+    /// Bytes that requests unplugged.
+    pub unplugged: u64,
+}
+
+/// Requests of one type by their answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// Done.
+    pub ack: u64,
+    /// More than was requested of the guest.
+    pub nack: u64,
+    /// The host could not do it.
+    pub busy: u64,
+    /// Wrong.
+    pub error: u64,
+}
+
+impl From<[u64; 4]> for Answers {
+    /// In the order of the device's types of answers.
+    fn from([ack, nack, busy, error]: [u64; 4]) -> Self {
+        Self { ack, nack, busy, error }
+    }
 }
 
 /// The guest's counters.

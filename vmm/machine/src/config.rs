@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use tidevm_abi::cmdline::OWN_KEYS;
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
+use virtio_mem::device::DEFAULT_EXTENT;
 
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
@@ -124,13 +125,17 @@ pub struct HotplugConfig {
     pub requested: Size,
     /// NUMA node to which the guest adds the memory, up to [`MAX_NODE`]. The node may be empty at boot.
     pub node: Option<u16>,
+    /// How far the usable part of the region reaches beyond what is requested, as far as there is region. The guest's
+    /// driver chooses whole memory blocks in it: two of the guest's memory blocks are enough.
+    pub extent: Size,
 }
 
 impl HotplugConfig {
     /// A region of `size` with device blocks of 2 MiB. Nothing is requested at boot.
     #[must_use]
     pub const fn new(size: Size) -> Self {
-        Self { size, device_block: MIN_DEVICE_BLOCK, requested: Size(0), node: None }
+        let (device_block, extent) = (MIN_DEVICE_BLOCK, Size(DEFAULT_EXTENT));
+        Self { size, device_block, requested: Size(0), node: None, extent }
     }
 }
 
@@ -369,7 +374,7 @@ impl Config {
 
 impl HotplugConfig {
     fn validate(&self, device: usize) -> Result<(), ConfigError> {
-        let Self { size, device_block, requested, node } = *self;
+        let Self { size, device_block, requested, node, extent: _ } = *self;
         if !is_memory_blocks(size) {
             return Err(ConfigError::RegionUnaligned { device, size });
         }

@@ -289,7 +289,7 @@ impl Memory {
 }
 
 /// What the host would say of memory that is in no region. It is not asked.
-fn no_such_memory() -> FailedCall {
+pub(crate) fn no_such_memory() -> FailedCall {
     FailedCall { call: "mprotect", error: io::Error::from_raw_os_error(libc::EINVAL) }
 }
 

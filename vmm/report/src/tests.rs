@@ -58,6 +58,7 @@ fn sampled(requested: u64, plugged: u64) -> Sampled {
         plugged,
         guest_usable: Some(plugged),
         held: Some(plugged / 2),
+        requests: Default::default(),
     };
     let movable = BTreeMap::from([("managed".to_owned(), plugged >> 12), ("free".to_owned(), plugged >> 14)]);
     let guest = Guest { zones: BTreeMap::from([("Movable".to_owned(), movable)]), ..Guest::default() };

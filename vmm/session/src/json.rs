@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tidevm_abi::{Answer, BlockRun, BootTimes, Counter, NodeStats, Stats, ZoneStats};
 use tidevm_events::{
-    Block, Blocks, Boot, Counters, Device, End, Event, Exits, Guest, Line, Node, Outcome, Ready, Sampled,
-    Step, StepResult, Vcpu, VcpuDetails,
+    Answers, Block, Blocks, Boot, Counters, Device, End, Event, Exits, Guest, Line, Node, Outcome, Ready,
+    Requests, Sampled, Step, StepResult, Vcpu, VcpuDetails,
 };
-use tidevm_machine::{LookResult, VcpuReport};
+use tidevm_machine::{LookResult, RequestCounts, VcpuReport};
 
 use crate::session::{Booted, DeviceSample, Ended, Observer, Sample, StepRun, Summary};
 
@@ -195,7 +195,14 @@ fn device(device: &DeviceSample) -> Device {
         plugged: device.plugged.0,
         guest_usable: device.guest_usable.map(|size| size.0),
         held: device.held.map(|size| size.0),
+        requests: requests(&device.requests),
     }
+}
+
+fn requests(counts: &RequestCounts) -> Requests {
+    let [plug, unplug, unplug_all, state, malformed] = counts.by.map(Answers::from);
+    let (refused_chains, plugged, unplugged) = (counts.refused_chains, counts.plugged.0, counts.unplugged.0);
+    Requests { plug, unplug, unplug_all, state, malformed, refused_chains, plugged, unplugged }
 }
 
 fn block(run: &BlockRun) -> Block {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tidevm_abi::{Owner, Resize, ResizeState, Size, UnmovablePage};
-use tidevm_machine::{HostFault, MemStatus, Refusal, State};
+use tidevm_machine::{HostFault, MemStatus, Refusal, RequestCounts, State};
 
 use super::{Facts, converged, status};
 
@@ -31,7 +31,7 @@ const UNMOVABLE: ResizeState = ResizeState::Unmovable {
 };
 
 fn facts() -> Facts<'static> {
-    Facts { reports: true, slot_size_mib: 128, held: Some(&[Size(4096), Size(0)]) }
+    Facts { reports: true, slot_size_mib: 128, held: Some(&[Size(4096), Size(0)]), requests: &[] }
 }
 
 #[test]
@@ -91,4 +91,20 @@ fn a_busy_host_is_told_with_its_refusal() {
     assert_eq!(super::reason(&busy, true), reason);
     let silent = MemStatus { refused: Some("Busy: Unplug".to_owned().into()), ..busy };
     assert_eq!(super::reason(&silent, true).get("errno"), None, "the host has not said why");
+}
+
+#[test]
+fn what_a_device_has_counted_is_told_with_its_region() {
+    let state = State { mem: vec![region(512, 512, ResizeState::Reached); 2], ..State::default() };
+    let mut counts =
+        RequestCounts { refused_chains: 5, plugged: Size(6), unplugged: Size(7), ..RequestCounts::default() };
+    counts.by[2] = [1, 2, 3, 4];
+    let requests = &[RequestCounts::default(), counts];
+    let told = status(&state, Some(1), &Facts { requests, ..facts() }).unwrap();
+    let none = json!({ "ack": 0, "nack": 0, "busy": 0, "error": 0 });
+    let expected = json!({
+        "plug": none, "unplug": none, "unplug_all": { "ack": 1, "nack": 2, "busy": 3, "error": 4 }, "state": none,
+        "malformed": none, "refused_chains": 5, "plugged": 6, "unplugged": 7,
+    });
+    assert_eq!(told["requests"], expected);
 }

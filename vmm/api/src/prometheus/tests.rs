@@ -21,6 +21,7 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
     let state = State { mem: vec![mem], resets: 2, stray_accesses: 9, ..State::default() };
     let mut requests = RequestCounts::default();
     requests.by[0][2] = 4;
+    (requests.refused_chains, requests.plugged, requests.unplugged) = (5, Size(6), Size(7));
     requests.plug.parts[0] = 1;
     requests.plug.parts[3] = 2;
     requests.plug.sum = Duration::from_micros(1500);
@@ -66,6 +67,9 @@ fn each_fact_is_a_sample_of_its_name() {
         "tidevm_hotplug_converged{device=\"0\"} 0",
         "tidevm_hotplug_targets_total{device=\"0\"} 3",
         "tidevm_virtio_mem_requests_total{device=\"0\",type=\"plug\",answer=\"busy\"} 4",
+        "tidevm_virtio_mem_refused_chains_total{device=\"0\"} 5",
+        "tidevm_virtio_mem_moved_bytes_total{device=\"0\",type=\"plug\"} 6",
+        "tidevm_virtio_mem_moved_bytes_total{device=\"0\",type=\"unplug\"} 7",
         "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"204\"} 2",
         "tidevm_api_requests_total{method=\"PATCH\",path=\"/hotplug/memory\",code=\"400\"} 1",
     ] {

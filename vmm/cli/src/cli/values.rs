@@ -48,11 +48,16 @@ pub(super) fn hotplug(text: &str) -> Result<HotplugConfig, String> {
             "size" => config.size = read()?,
             "block" => config.device_block = read()?,
             "requested" => config.requested = read()?,
+            "extent" => config.extent = read()?,
             "node" => {
                 let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
                 config.node = Some(node);
             }
-            _ => return Err(format!("unknown key `{key}`; the keys are size, block, requested and node")),
+            _ => {
+                return Err(format!(
+                    "unknown key `{key}`; the keys are size, block, requested, node and extent"
+                ));
+            }
         }
         if seen.contains(&key) {
             return Err(format!("{key} is given twice"));

@@ -28,12 +28,12 @@ fn possible_configurations_are_accepted() {
             device_block: Size(128 * MIB),
             requested: Size(2 * GIB),
             node: Some(1),
+            extent: Size(4 * GIB),
         }),
         with(HotplugConfig {
-            size: Size(GIB),
             device_block: Size(4 * MIB),
             requested: Size(12 * MIB),
-            node: None,
+            ..HotplugConfig::new(Size(GIB))
         }),
         Config { hotplug: vec![HotplugConfig::new(Size(128 * MIB)); 16], ..Config::default() },
         on_nodes(&[(512, 4)]),
@@ -51,10 +51,9 @@ fn possible_configurations_are_accepted() {
 fn impossible_configurations_are_refused_with_advice() {
     let hotplug = |size, block, requested| {
         with(HotplugConfig {
-            size: Size(size),
             device_block: Size(block),
             requested: Size(requested),
-            node: None,
+            ..HotplugConfig::new(Size(size))
         })
     };
     let table: [(Config, &str); 24] = [

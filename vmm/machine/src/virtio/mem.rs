@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
-use virtio_mem::blocks::BlockRange;
-use virtio_mem::device::{Backing, Busy, Device, DeviceConfig};
+use virtio_mem::device::{Busy, Device, DeviceConfig, Refusal as Why, Refused};
 use virtio_mem::wire::{
     F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Request, Response,
     ResponseType,
@@ -25,14 +24,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
 use crate::memory::Memory;
-use crate::memory::host_calls::FailedCall;
-use crate::memory::range::GuestRange;
 use crate::state::{HostFault, MemStatus, Refusal, SharedState};
 use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
+mod backing;
 mod requests;
 mod target;
+
+use backing::RegionMemory;
 
 pub(crate) use requests::RequestCounters;
 pub use requests::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
@@ -52,14 +52,6 @@ const REQUESTS_PER_TURN: u16 = 8;
 /// divided.
 const TURN: Duration = Duration::from_millis(5);
 
-/// When to tell a driver that was answered BUSY to try again.
-pub const RETRY_AFTER: Duration = Duration::from_millis(100);
-
-/// Most warnings about a host that refuses, in one [`WARNING_PERIOD`].
-const MAX_WARNINGS: u32 = 4;
-
-const WARNING_PERIOD: Duration = Duration::from_secs(60);
-
 /// One virtio-mem device.
 #[derive(Debug)]
 pub struct Mem {
@@ -76,31 +68,19 @@ pub struct Mem {
     generation: u32,
     /// See [`MemStatus::seen`].
     seen: Option<u32>,
-    /// A request was answered BUSY, and the driver has not been told to retry since.
-    retry_due: bool,
+    /// [`Served::retry_after`] was returned for the retry that is due.
+    retry_announced: bool,
 }
 
 /// What remains to be done after the queue was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// A request was answered BUSY: see [`RETRY_AFTER`].
-    pub busy: bool,
+    /// A request was answered BUSY, and the driver shall be told to retry after this time: [`Mem::retry`].
+    pub retry_after: Option<Duration>,
+    /// Something was unplugged, so that the host may be able to do what it could not do for another device.
+    pub freed: bool,
     /// There may be more requests. Other devices have their turn first.
     pub more: bool,
-}
-
-/// The memory of one region, as the [`Backing`] of the device.
-#[derive(Debug)]
-struct RegionMemory {
-    memory: Arc<Memory>,
-    index: usize,
-    range: GuestRange,
-    block_size: u64,
-    /// The host's last refusal, if nothing has succeeded since. Only the first one is logged, because a guest may ask
-    /// without end.
-    refused: Option<HostFault>,
-    /// Start of a [`WARNING_PERIOD`] and the warnings in it. A guest may let requests fail and succeed in turn.
-    warned: Option<(Instant, u32)>,
 }
 
 impl Mem {
@@ -117,13 +97,9 @@ impl Mem {
         interrupt: EventFd,
         kick: EventFd,
     ) -> io::Result<Self> {
-        let range = memory.regions()[index];
-        let fixed = DeviceConfig {
-            addr: range.start().0,
-            region_size: config.size.0,
-            block_size: config.device_block.0,
-            node_id: config.node,
-        };
+        let addr = memory.regions()[index].start().0;
+        let mut fixed = DeviceConfig::new(addr, config.size.0, config.device_block.0);
+        (fixed.node_id, fixed.extent) = (config.node, config.extent.0);
         let mut device = Device::new(fixed).map_err(io::Error::other)?;
         let target = Arc::new(Target::new(index, fixed, Arc::clone(&state), kick.try_clone()?));
         device.resize(config.requested.0).map_err(io::Error::other)?;
@@ -131,8 +107,7 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let block_size = config.device_block.0;
-        let region = RegionMemory { memory, index, range, block_size, refused: None, warned: None };
+        let region = RegionMemory::new(memory, index);
         let transport = Transport::new(registers, interrupt);
         let mut mem = Self {
             transport,
@@ -145,7 +120,7 @@ impl Mem {
             turn: TURN,
             generation: 0,
             seen: None,
-            retry_due: false,
+            retry_announced: false,
         };
         mem.publish(None);
         Ok(mem)
@@ -178,13 +153,26 @@ impl Mem {
         if let Err(error) = self.device.resize(requested) {
             log::error!("a target that was checked is refused: {error}");
         }
+        // The driver is told of every target, also of the same size again: it is how an embedder says that the host is able
+        // again, for example because a limit was raised.
+        self.device.cause_gone();
+        self.retry_announced = false;
         self.generation = self.transport.registers.next_generation();
         true
     }
 
-    /// Tells a driver that was answered BUSY to try again. A system reset cancels that.
+    /// Tells a driver that was answered BUSY to try again, after the pause. A reset cancels that.
     pub fn retry(&mut self) {
-        if std::mem::take(&mut self.retry_due) {
+        self.retry_announced = false;
+        if self.device.retry() {
+            self.transport.notify_config();
+        }
+    }
+
+    /// The same at once: the host may be able to do now what it could not do.
+    pub fn cause_gone(&mut self) {
+        if self.device.cause_gone() {
+            self.retry_announced = false;
             self.transport.notify_config();
         }
     }
@@ -196,17 +184,18 @@ impl Mem {
     pub fn reset(&mut self) -> MemStatus {
         // The driver that would be told is gone.
         self.take_target();
+        self.retry_announced = false;
         self.transport.registers.reset();
         self.device.reset();
         self.seen = None;
-        self.retry_due = false;
         self.transport.registers.set_config(&self.device.config().to_bytes());
         self.status()
     }
 
     /// Serves requests in the queue, as many as are due in one turn of the event loop.
     pub fn serve(&mut self) -> Served {
-        let mut served = Served { busy: false, more: true };
+        let mut served = Served { retry_after: None, freed: false, more: true };
+        let unplugged = self.device.counts().unplugged;
         let start = Instant::now();
         let driver = self.transport.registers.running();
         self.apply_target();
@@ -223,37 +212,45 @@ impl Mem {
             // A request without room for its answer is not served: its driver would never learn the result.
             if chain.room() == RESPONSE_SIZE {
                 let response = self.handle(chain.request());
-                served.busy |= response.kind == ResponseType::Busy;
                 written = chain.write(&memory.view(), &response.to_bytes());
             } else {
+                self.counters.refuse_chain();
                 self.publish(Some(format!("no room for an answer: {} bytes", chain.room()).into()));
             }
             self.transport.push(memory.view(), 0, &chain, written);
             self.apply_target();
         }
         served.more &= self.transport.batch(0) > 0;
-        // A driver whose device broke has to reset it first.
-        self.retry_due = (self.retry_due || served.busy) && self.transport.registers.running();
+        served.freed = unplugged != self.device.counts().unplugged;
         if driver && !self.transport.registers.running() {
             let broken = "the queue cannot be used; the driver has to reset the device";
+            // The driver has to reset the device first.
+            self.device.driver_gone();
+            self.retry_announced = false;
+            self.counters.refuse_chain();
             self.publish(Some(broken.to_owned().into()));
         }
         self.transport.notify_used();
+        // The pause begins with the first BUSY. A driver that asks on and on does not put its end off.
+        if let Some(ms) = self.device.retry_after_ms()
+            && !std::mem::replace(&mut self.retry_announced, true)
+        {
+            served.retry_after = Some(Duration::from_millis(ms.into()));
+        }
         served
     }
 
     fn handle(&mut self, request: &[u8]) -> Response {
         let start = Instant::now();
         let response = self.device.handle(request, &mut self.region);
-        self.counters.count(
-            Request::from_bytes(request).map(|request| request.kind),
-            response.kind,
+        self.counters.answered(
+            Request::from_bytes(request).ok().map(|request| request.kind),
             start.elapsed(),
+            self.device.counts(),
         );
         let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
-        let host = self.region.refused.filter(|_| response.kind == ResponseType::Busy);
-        let text = |refused| format!("{:?}: {refused}", response.kind);
-        self.publish(refused.map(|refused| Refusal { text: text(refused), host }));
+        let refusal = refused.map(|refused| refusal(response.kind, *refused));
+        self.publish(refusal);
         response
     }
 
@@ -324,7 +321,8 @@ impl RegisterDevice for Mem {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 if !self.transport.registers.running() {
-                    (self.seen, self.retry_due) = (None, false);
+                    (self.seen, self.retry_announced) = (None, false);
+                    self.device.driver_gone();
                 }
                 self.publish(None);
                 Ok(())
@@ -334,52 +332,15 @@ impl RegisterDevice for Mem {
     }
 }
 
-impl Backing for RegionMemory {
-    fn plug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let range = self.addresses(range)?;
-        let result = self.memory.plug(self.index, range);
-        self.outcome("plug", range, result)
-    }
-
-    fn unplug(&mut self, range: BlockRange) -> Result<(), Busy> {
-        let range = self.addresses(range)?;
-        let result = self.memory.unplug(self.index, range);
-        self.outcome("unplug", range, result)
-    }
-
-    fn unplug_all(&mut self) -> Result<(), Busy> {
-        let result = self.memory.unplug_all(self.index);
-        self.outcome("unplug", self.range, result)
-    }
-}
-
-impl RegionMemory {
-    /// Logs the host's error if it is the first of several.
-    fn outcome(&mut self, what: &str, range: GuestRange, result: Result<(), FailedCall>) -> Result<(), Busy> {
-        let fault = result.as_ref().err().map(HostFault::from);
-        let before = std::mem::replace(&mut self.refused, fault);
-        result.map_err(|error| {
-            if before.is_none() && self.may_warn() {
-                log::warn!("cannot {what} {range}: {error}; silent until something succeeds");
-            }
-            Busy
-        })
-    }
-
-    /// Counts a warning, and returns whether it is one of the first in its period.
-    fn may_warn(&mut self) -> bool {
-        let period = self.warned.filter(|(since, _)| since.elapsed() < WARNING_PERIOD);
-        let (since, count) = period.unwrap_or((Instant::now(), 0));
-        self.warned = Some((since, count.saturating_add(1)));
-        count < MAX_WARNINGS
-    }
-
-    /// The addresses of some device blocks. The device checked that they are in the region, so nothing
-    /// overflows.
-    fn addresses(&self, range: BlockRange) -> Result<GuestRange, Busy> {
-        let start = self.range.start().0 + range.first() * self.block_size;
-        GuestRange::new(start..start + range.count() * self.block_size).ok_or(Busy)
-    }
+/// What others see of a refused request. The host's part in it stands apart from the text.
+fn refusal(answer: ResponseType, refused: Refused) -> Refusal {
+    let (why, host) = match refused.why {
+        Why::Busy(busy) if busy.errno != 0 => {
+            (Why::Busy(Busy::default()), Some(HostFault { call: busy.cause, errno: busy.errno }))
+        }
+        why => (why, None),
+    };
+    Refusal { text: format!("{answer:?}: {}", Refused { why, ..refused }), host }
 }
 
 #[cfg(test)]

@@ -149,6 +149,13 @@ impl Devices {
         state.restart(|| devices.iter_mut().map(|device| device.reset()).collect());
     }
 
+    /// Memory of virtio-mem device `index` was unplugged. Mappings and memslots of the host are there for all devices, so
+    /// drivers that wait for the host are told to try again.
+    pub(super) fn tell_others(&self, index: usize) {
+        let others = self.mem.iter().enumerate().filter(|(other, _)| *other != index);
+        others.for_each(|(_, other)| lock(&other.device).cause_gone());
+    }
+
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
     pub(super) fn register_kicks(&self, vm: &VmFd) -> Result<(), StartError> {
         let control = self.control_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
@@ -171,5 +178,51 @@ impl Devices {
             register(interrupt, layout::gsi(index))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tidevm_abi::Size;
+    use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
+    use virtio_mem::wire::{F_UNPLUGGED_INACCESSIBLE, Request, RequestKind};
+
+    use super::*;
+    use crate::config::HotplugConfig;
+    use crate::memory::fake::memory;
+    use crate::state::MemStatus;
+    use crate::virtio::fake::{Buffer, Ring, initialise, interrupts};
+
+    #[test]
+    fn drivers_of_other_regions_are_told_when_memory_was_unplugged() {
+        let region = HotplugConfig { requested: Size::mib(2), ..HotplugConfig::new(Size::mib(128)) };
+        let config = Config { hotplug: vec![region; 3], ..Config::default() };
+        let (memory, slots) = memory(64 << 20, &[128 << 20; 3]);
+        let memory = Arc::new(memory);
+        let state = Arc::new(SharedState::new(Instant::now(), vec![MemStatus::default(); 3]));
+        let devices =
+            Devices::new(&config, &memory, &state, Sink::Bytes(Box::new(std::io::sink())), &Arc::default())
+                .unwrap();
+        let rings: Vec<_> = (1..4).map(|mib| Ring::new(&memory, mib << 20)).collect();
+        for (index, (device, mut ring)) in devices.mem.iter().zip(rings).enumerate() {
+            let mut mem = lock(&device.device);
+            initialise(&mut *mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&ring]);
+            let addr = memory.regions()[index].start().0;
+            ring.fill(ring.place(0), &Request { kind: RequestKind::Plug, addr, nb_blocks: 1 }.to_bytes());
+            let request = Buffer { address: ring.place(0), size: 24, writable: false };
+            let (address, size) = (ring.place(1), 10);
+            ring.offer(0, &[request, Buffer { address, size, writable: true }]);
+            slots.fail_add_after(0);
+            // The driver of the last region does not wait.
+            assert!(index == 2 || mem.serve().retry_after.is_some());
+            interrupts(&mut *mem);
+        }
+        let told = || [0, 1, 2].map(|index| interrupts(&mut *lock(&devices.mem[index].device)));
+        devices.tell_others(0);
+        assert_eq!(told(), [0, VIRTIO_MMIO_INT_CONFIG, 0]);
+        devices.tell_others(2);
+        assert_eq!(told(), [VIRTIO_MMIO_INT_CONFIG, 0, 0], "each is told once");
     }
 }

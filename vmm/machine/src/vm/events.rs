@@ -25,7 +25,6 @@ use crate::error::{StartError, host};
 use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
-use crate::virtio::mem::RETRY_AFTER;
 
 mod balloon;
 
@@ -203,8 +202,11 @@ impl MutEventSubscriber for MemQueue {
         let served = lock(&self.mem().device).serve();
         // Without the device, whose registers vCPUs read.
         self.shared.memory.remove_empty_slots();
-        if served.busy
-            && let Err(error) = self.timer.reset(RETRY_AFTER, None)
+        if served.freed {
+            self.shared.devices.tell_others(self.index);
+        }
+        if let Some(after) = served.retry_after
+            && let Err(error) = self.timer.reset(after, None)
         {
             log::warn!("the driver is not told when to retry: {error}");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidevm_abi::{Answer, BlockRun, BlockState, PmemMapped, Size, Stats, ZoneName};
-use tidevm_machine::{Activity, Death, DeathKind, LookResult, Ready, VcpuReport, VcpuState};
+use tidevm_machine::{Activity, Death, DeathKind, LookResult, Ready, RequestCounts, VcpuReport, VcpuState};
 
 use super::{guest, lines as json_lines};
 use crate::session::{Blocks, Booted, DeviceSample, Ended, Observer, Sample, StepFailure, StepRun, Summary};
@@ -13,8 +13,15 @@ use crate::session::{Blocks, Booted, DeviceSample, Ended, Observer, Sample, Step
 fn every_line_is_one_object() {
     let mut out = Vec::new();
     let mut lines = json_lines(&mut out);
-    let device =
-        DeviceSample { region_size: Size(1 << 30), requested: Size(2 << 20), ..DeviceSample::default() };
+    let mut requests =
+        RequestCounts { refused_chains: 5, plugged: Size(6), unplugged: Size(7), ..RequestCounts::default() };
+    requests.by[0] = [1, 2, 3, 4];
+    let device = DeviceSample {
+        region_size: Size(1 << 30),
+        requested: Size(2 << 20),
+        requests,
+        ..DeviceSample::default()
+    };
     let sample = Sample { devices: vec![device], resets: 1, ..Sample::default() };
     let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(500) };
     lines.boot(&Booted { at: ready.after, ready: Some(ready), sample: sample.clone() }).unwrap();
@@ -44,8 +51,11 @@ fn every_line_is_one_object() {
         let wall = event.as_object_mut().unwrap().remove("unix_ms");
         assert!(wall.and_then(|ms| ms.as_u64()).is_some_and(|ms| ms > 1_700_000_000_000), "{event}");
     }
+    let none = json!({"ack": 0, "nack": 0, "busy": 0, "error": 0});
+    let requests = json!({"plug": {"ack": 1, "nack": 2, "busy": 3, "error": 4}, "unplug": none, "unplug_all": none,
+                          "state": none, "malformed": none, "refused_chains": 5, "plugged": 6, "unplugged": 7});
     let machine = json!({"address": 0, "region_size": 1 << 30, "requested": 2 << 20, "plugged": 0,
-                         "guest_usable": null, "held": null});
+                         "guest_usable": null, "held": null, "requests": requests});
     assert_eq!(
         events[0],
         json!({"event": "ready", "seconds": 0.5, "cpus": 2, "mem_devices": 1, "at_seconds": 0.5,

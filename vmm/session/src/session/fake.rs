@@ -16,8 +16,8 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, ResetRefused, ResizeError,
-    Size, State, VcpuReport, WaitError,
+    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, RequestCounts,
+    ResetRefused, ResizeError, Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -646,6 +646,10 @@ impl VmControl for FakeVm {
 
     fn exits(&self) -> Vec<ExitCounts> {
         vec![ExitCounts { io: 1, mmio: 2, ..ExitCounts::default() }; 2]
+    }
+
+    fn mem_requests(&self) -> Vec<RequestCounts> {
+        vec![RequestCounts { refused_chains: 5, ..RequestCounts::default() }; self.state.borrow().mem.len()]
     }
 
     fn vcpus(&self) -> Vec<VcpuReport> {

@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BlockRun, Command, Size, Stats, ZoneName};
-use tidevm_machine::{Death, ExitCounts, Ready, VcpuReport};
+use tidevm_machine::{Death, ExitCounts, Ready, RequestCounts, VcpuReport};
 
 use super::failure::StepFailure;
 use crate::script::ScriptErrors;
@@ -170,6 +170,8 @@ pub struct DeviceSample {
     pub guest_usable: Option<Size>,
     /// Host memory that the region really holds, if the host reports it.
     pub held: Option<Size>,
+    /// What the device has counted since the start.
+    pub requests: RequestCounts,
 }
 
 /// A session in numbers.

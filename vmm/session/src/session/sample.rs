@@ -21,6 +21,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn outside(&self) -> Sample {
         let state = self.vm.state();
         let held = self.vm.held().ok();
+        let requests = self.vm.mem_requests();
         let devices = state.mem.iter().enumerate().map(|(index, mem)| DeviceSample {
             region: mem.region,
             region_size: mem.region_size,
@@ -28,6 +29,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             plugged: mem.plugged,
             guest_usable: mem.report.map(|report| report.plugged),
             held: held.as_ref().and_then(|held| held.get(index).copied()),
+            requests: requests.get(index).copied().unwrap_or_default(),
         });
         Sample { devices: devices.collect(), resets: state.resets, guest: None, blocks: None }
     }

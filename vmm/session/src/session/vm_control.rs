@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{
-    CallsUnread, End, ExitCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, VmHandle, WaitError,
+    CallsUnread, End, ExitCounts, RequestCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, VmHandle,
+    WaitError,
 };
 
 /// A running VM.
@@ -96,6 +97,9 @@ pub trait VmControl {
     /// Exits since start, one entry per vCPU.
     fn exits(&self) -> Vec<ExitCounts>;
 
+    /// Requests to virtio-mem devices since the start, one entry per device.
+    fn mem_requests(&self) -> Vec<RequestCounts>;
+
     /// What each vCPU does now, of a guest that does not answer.
     fn vcpus(&self) -> Vec<VcpuReport>;
 
@@ -177,6 +181,10 @@ impl VmControl for Vm {
 
     fn exits(&self) -> Vec<ExitCounts> {
         VmHandle::exits(self)
+    }
+
+    fn mem_requests(&self) -> Vec<RequestCounts> {
+        VmHandle::mem_requests(self)
     }
 
     fn vcpus(&self) -> Vec<VcpuReport> {

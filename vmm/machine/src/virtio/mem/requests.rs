@@ -1,12 +1,15 @@
 //! How often drivers asked a virtio-mem device for something, what the device answered, and how long that took.
 //!
 //! Mirrors the counters of [`crate::ExitCounts`] in form: the event loop alone writes them, other threads read them at any
-//! time, and they are not ordered with anything else. So counting takes no lock.
+//! time, and they are not ordered with anything else. So counting takes no lock. What the device itself counts is copied
+//! from there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use virtio_mem::wire::{BadRequest, RequestKind, ResponseType};
+use tidevm_abi::Size;
+use virtio_mem::device::Counts;
+use virtio_mem::wire::RequestKind;
 
 /// The requests, by their place in [`RequestCounts::by`].
 pub const REQUEST_KINDS: [&str; 5] = ["plug", "unplug", "unplug_all", "state", "malformed"];
@@ -29,6 +32,12 @@ pub struct RequestCounts {
     pub plug: Latency,
     /// From a request to unplug, or to unplug everything, to its answer.
     pub unplug: Latency,
+    /// Chains that carried no request that could be answered, and queues that could not be used.
+    pub refused_chains: u64,
+    /// Memory that requests plugged.
+    pub plugged: Size,
+    /// Memory that requests unplugged. What a reset unplugs is not among it.
+    pub unplugged: Size,
 }
 
 /// How long requests took.
@@ -46,6 +55,9 @@ pub(crate) struct RequestCounters {
     by: [[AtomicU64; ANSWERS.len()]; REQUEST_KINDS.len()],
     plug: LatencyCounters,
     unplug: LatencyCounters,
+    refused_chains: AtomicU64,
+    plugged: AtomicU64,
+    unplugged: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -55,33 +67,35 @@ struct LatencyCounters {
 }
 
 impl RequestCounters {
-    /// Counts a request of `kind`, which was answered with `answer` after `took`.
-    pub(crate) fn count(&self, kind: Result<RequestKind, BadRequest>, answer: ResponseType, took: Duration) {
-        let row = match kind {
-            Ok(RequestKind::Plug) => 0,
-            Ok(RequestKind::Unplug) => 1,
-            Ok(RequestKind::UnplugAll) => 2,
-            Ok(RequestKind::State) => 3,
-            Err(_) => 4,
-        };
-        let column = match answer {
-            ResponseType::Ack => 0,
-            ResponseType::Nack => 1,
-            ResponseType::Busy => 2,
-            ResponseType::Error => 3,
-        };
-        self.by[row][column].fetch_add(1, Ordering::Relaxed);
+    /// A request of `kind`, or what was none, was answered after `took`. `counts` is what the device has counted since.
+    pub(crate) fn answered(&self, kind: Option<RequestKind>, took: Duration, counts: &Counts) {
+        let cells = self.by.iter().flatten().zip(counts.requests.iter().flatten());
+        cells.for_each(|(cell, &count)| cell.store(count, Ordering::Relaxed));
+        self.plugged.store(counts.plugged, Ordering::Relaxed);
+        self.unplugged.store(counts.unplugged, Ordering::Relaxed);
         match kind {
-            Ok(RequestKind::Plug) => self.plug.count(took),
-            Ok(RequestKind::Unplug | RequestKind::UnplugAll) => self.unplug.count(took),
-            Ok(RequestKind::State) | Err(_) => {}
+            Some(RequestKind::Plug) => self.plug.count(took),
+            Some(RequestKind::Unplug | RequestKind::UnplugAll) => self.unplug.count(took),
+            Some(RequestKind::State) | None => {}
         }
+    }
+
+    /// A chain carried nothing that could be answered, or the queue cannot be used.
+    pub(crate) fn refuse_chain(&self) {
+        self.refused_chains.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The counts now.
     pub(crate) fn read(&self) -> RequestCounts {
-        let by = self.by.each_ref().map(|row| row.each_ref().map(|count| count.load(Ordering::Relaxed)));
-        RequestCounts { by, plug: self.plug.read(), unplug: self.unplug.read() }
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RequestCounts {
+            by: self.by.each_ref().map(|row| row.each_ref().map(load)),
+            plug: self.plug.read(),
+            unplug: self.unplug.read(),
+            refused_chains: load(&self.refused_chains),
+            plugged: Size(load(&self.plugged)),
+            unplugged: Size(load(&self.unplugged)),
+        }
     }
 }
 
@@ -103,25 +117,21 @@ impl LatencyCounters {
 mod tests {
     use std::time::Duration;
 
-    use virtio_mem::wire::{BadRequest, RequestKind, ResponseType};
+    use virtio_mem::device::Counts;
+    use virtio_mem::wire::RequestKind;
 
-    use super::{ANSWERS, LATENCY_BOUNDS, REQUEST_KINDS, RequestCounters};
+    use super::{LATENCY_BOUNDS, RequestCounters};
 
     #[test]
-    fn a_request_is_counted_by_its_type_its_answer_and_its_time() {
+    fn what_moves_memory_is_counted_by_its_time() {
         let counters = RequestCounters::default();
-        counters.count(Ok(RequestKind::Plug), ResponseType::Ack, Duration::from_micros(100));
-        counters.count(Ok(RequestKind::Plug), ResponseType::Busy, Duration::from_micros(101));
-        counters.count(Ok(RequestKind::UnplugAll), ResponseType::Ack, Duration::from_secs(9));
-        counters.count(Ok(RequestKind::State), ResponseType::Ack, Duration::from_secs(9));
-        counters.count(Err(BadRequest::UnknownType(7)), ResponseType::Error, Duration::ZERO);
+        let answered = |kind, took| counters.answered(kind, took, &Counts::default());
+        answered(Some(RequestKind::Plug), Duration::from_micros(100));
+        answered(Some(RequestKind::Plug), Duration::from_micros(101));
+        answered(Some(RequestKind::UnplugAll), Duration::from_secs(9));
+        answered(Some(RequestKind::State), Duration::from_secs(9));
+        answered(None, Duration::from_secs(9));
         let counts = counters.read();
-        let at = |kind: &str, answer: &str| {
-            let row = REQUEST_KINDS.iter().position(|name| *name == kind).unwrap();
-            counts.by[row][ANSWERS.iter().position(|name| *name == answer).unwrap()]
-        };
-        assert_eq!((at("plug", "ack"), at("plug", "busy"), at("plug", "nack")), (1, 1, 0));
-        assert_eq!((at("unplug_all", "ack"), at("state", "ack"), at("malformed", "error")), (1, 1, 1));
         assert_eq!(counts.plug.parts[..3], [1, 1, 0], "a bound belongs to its part");
         assert_eq!(counts.plug.sum, Duration::from_micros(201));
         assert_eq!(counts.unplug.parts[LATENCY_BOUNDS.len()], 1, "beyond all bounds");

@@ -19,6 +19,7 @@ use virtio_mem::device::ResizeError;
 use virtio_mem::wire::{Config, Request, RequestKind};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::backing::MAX_WARNINGS;
 use super::*;
 use crate::memory::fake::{FakeSlots, memory};
 use crate::memory::layout::HOLE_END;
@@ -30,6 +31,14 @@ const ACK: u16 = 0;
 const NACK: u16 = 1;
 const BUSY: u16 = 2;
 const ERROR: u16 = 3;
+
+/// There is nothing more to do.
+const IDLE: Served = Served { retry_after: None, freed: false, more: false };
+
+/// A driver was answered BUSY, and is told to retry after so many milliseconds.
+fn told_after(ms: u64) -> Served {
+    Served { retry_after: Some(Duration::from_millis(ms)), ..IDLE }
+}
 
 struct Rig {
     mem: Mem,
@@ -49,7 +58,11 @@ fn rig(requested: u64) -> Rig {
 
 /// The same with a region of `size`.
 fn rig_of(size: Size, requested: u64) -> Rig {
-    let config = HotplugConfig { requested: Size(requested), ..HotplugConfig::new(size) };
+    rig_with(&HotplugConfig { requested: Size(requested), ..HotplugConfig::new(size) })
+}
+
+/// The same with a region as `config` says.
+fn rig_with(config: &HotplugConfig) -> Rig {
     let (memory, slots) = memory(64 * MIB, &[config.size.0]);
     let memory = Arc::new(memory);
     let status = vec![MemStatus::default()];
@@ -58,7 +71,7 @@ fn rig_of(size: Size, requested: u64) -> Rig {
     let (kick, line) = (event(), event());
     let (on_memory, on_shared) = (Arc::clone(&memory), Arc::clone(&shared));
     let [raised, kicked] = [&line, &kick].map(|event| event.try_clone().unwrap());
-    let mut mem = Mem::new(0, &config, on_memory, on_shared, raised, kicked).unwrap();
+    let mut mem = Mem::new(0, config, on_memory, on_shared, raised, kicked).unwrap();
     // A test's turn does not depend on the load of the host.
     mem.turn = Duration::MAX;
     let ring = Ring::new(&memory, MIB);
@@ -147,7 +160,7 @@ fn a_host_that_cannot_is_busy_and_then_can() {
         Buffer { address: to, size: 10, writable: true },
     ];
     rig.ring.offer(0, &buffers);
-    assert!(rig.mem.serve().busy);
+    assert_eq!(rig.mem.serve(), told_after(100));
     assert_eq!(rig.ring.bytes(to, 2), BUSY.to_le_bytes());
     interrupts(&mut rig.mem);
     rig.mem.retry();
@@ -295,7 +308,7 @@ fn a_queue_outside_memory_breaks_the_device_until_its_reset() {
     // The available index runs ahead by more than the queue holds.
     rig.ring.fill(MIB + 16 * u64::from(Ring::SIZE) + 2, &200_u16.to_le_bytes());
     let served = rig.mem.serve();
-    assert!(!served.busy && !served.more);
+    assert_eq!(served, IDLE);
     let status = rig.shared.snapshot().mem[0].clone();
     assert!(!status.driver && status.refused.is_some_and(|why| why.text.contains("reset")));
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
@@ -381,7 +394,7 @@ fn a_device_reset_half_way_keeps_what_is_plugged() {
     rig.ring.offer(0, &[request, Buffer { address: to, size: 10, writable: true }]);
     write(&mut rig.mem, VIRTIO_MMIO_STATUS, 0);
     assert!(!rig.shared.snapshot().mem[0].driver);
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     let used = rig.ring.used();
     rig.resize(32 * MIB).unwrap();
     let status = rig.shared.snapshot().mem[0].clone();

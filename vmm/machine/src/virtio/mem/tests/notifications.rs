@@ -9,6 +9,7 @@ use virtio_bindings::virtio_mmio::{
 use super::turns::offer_plugs;
 use super::*;
 use crate::memory::host_calls::{MemoryCall, watch};
+use crate::memory::range::GuestRange;
 
 /// The retry is due whatever was served between the BUSY and the timer.
 #[test]
@@ -17,15 +18,16 @@ fn a_driver_that_was_answered_busy_is_told_to_retry_whatever_came_after() {
     rig.slots.fail_add_after(0);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
     assert_eq!(rig.ask(RequestKind::State, 0, 1).0, ACK);
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     rig.raised();
     rig.mem.retry();
     assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
     // The host fails for two batches, and for both requests of the second one.
     watch(|call| matches!(call, MemoryCall::Open(_)));
-    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
     offer_plugs(&mut rig, 0, 2);
-    assert_eq!(rig.mem.serve(), Served { busy: true, more: false });
+    assert_eq!(rig.mem.serve(), told_after(200));
+    offer_plugs(&mut rig, 0, 2);
+    assert_eq!(rig.mem.serve(), IDLE, "the pause runs already");
     watch(|_| false);
     rig.raised();
     rig.mem.retry();
@@ -33,7 +35,7 @@ fn a_driver_that_was_answered_busy_is_told_to_retry_whatever_came_after() {
     // Of two requests in one batch, the first is answered BUSY.
     rig.slots.fail_add_after(0);
     offer_plugs(&mut rig, 0, 2);
-    assert_eq!(rig.mem.serve(), Served { busy: true, more: false });
+    assert_eq!(rig.mem.serve(), told_after(100));
     assert_eq!(rig.shared.snapshot().mem[0].plugged, Size(BLOCK));
     rig.raised();
     rig.mem.retry();
@@ -44,7 +46,7 @@ fn a_driver_that_was_answered_busy_is_told_to_retry_whatever_came_after() {
 fn a_driver_is_not_interrupted_when_nothing_changed() {
     let mut rig = rig(64 * MIB);
     rig.raised();
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     assert_eq!(rig.raised(), (false, 0), "no request");
     rig.mem.retry();
     assert_eq!(rig.raised(), (false, 0), "no BUSY");
@@ -63,10 +65,10 @@ fn a_queue_that_cannot_be_read_is_told_to_the_driver() {
     let mut rig = rig(64 * MIB);
     rig.raised();
     rig.ring.fill(MIB + 16 * u64::from(Ring::SIZE) + 2, &200_u16.to_le_bytes());
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     assert_eq!(rig.raised(), (false, 0), "it is told once");
 }
 
@@ -77,7 +79,7 @@ fn a_queue_that_is_not_ready_has_no_requests() {
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
     rig.raised();
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
     assert_eq!(rig.raised(), (false, 0));
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
@@ -202,4 +204,82 @@ fn a_target_that_is_set_while_a_driver_starts_is_told_when_it_is_ready() {
     }
     write(&mut rig.mem, VIRTIO_MMIO_STATUS, 15);
     assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
+}
+
+/// A host that stays unable costs ever fewer requests.
+#[test]
+fn a_driver_is_told_to_retry_after_pauses_that_double() {
+    let mut rig = rig(64 * MIB);
+    watch(|call| matches!(call, MemoryCall::Open(_)));
+    let told = |rig: &mut Rig| {
+        offer_plugs(rig, 0, 1);
+        let after = rig.mem.serve().retry_after;
+        rig.mem.retry();
+        after.map(|after| after.as_millis())
+    };
+    let pauses: Vec<_> = (0..8).filter_map(|_| told(&mut rig)).collect();
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    // The same target again is how an embedder says that the host is able again.
+    offer_plugs(&mut rig, 0, 1);
+    assert_eq!(rig.mem.serve(), told_after(5000));
+    rig.raised();
+    rig.resize(64 * MIB).unwrap();
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
+    rig.mem.retry();
+    assert_eq!(rig.raised(), (false, 0), "it was told at once");
+    assert_eq!(told(&mut rig), Some(100));
+    for end in [|rig: &mut Rig| rig.mem.cause_gone(), |rig: &mut Rig| drop(rig.mem.reset())] {
+        offer_plugs(&mut rig, 0, 1);
+        rig.mem.serve();
+        end(&mut rig);
+        rig.ring = Ring::new(&rig.memory, 2 * MIB);
+        rig.ring.fill(2 * MIB, &[0; 4096]);
+        initialise(&mut rig.mem, 1 << F_UNPLUGGED_INACCESSIBLE, &[&rig.ring]);
+        offer_plugs(&mut rig, 0, 1);
+        assert_eq!(rig.mem.serve(), told_after(100));
+        rig.mem.retry();
+    }
+}
+
+#[test]
+fn a_driver_that_waits_is_told_at_once_when_another_one_may_have_freed_something() {
+    let mut rig = rig(64 * MIB);
+    rig.raised();
+    rig.mem.cause_gone();
+    assert_eq!(rig.raised(), (false, 0), "nobody waits");
+    rig.slots.fail_add_after(0);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
+    rig.raised();
+    rig.mem.cause_gone();
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
+    rig.mem.cause_gone();
+    rig.mem.retry();
+    assert_eq!(rig.raised(), (false, 0), "it is told once");
+    // Which requests may have freed something.
+    offer(&mut rig, 0, RequestKind::Plug, 0);
+    assert!(!rig.mem.serve().freed);
+    offer(&mut rig, 0, RequestKind::Unplug, 0);
+    assert!(rig.mem.serve().freed);
+    offer(&mut rig, 0, RequestKind::UnplugAll, 0);
+    assert!(!rig.mem.serve().freed, "nothing was plugged");
+}
+
+#[test]
+fn what_is_refused_and_moved_is_counted() {
+    let mut rig = rig(4 * MIB);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 2).0, ACK);
+    assert_eq!(rig.ask(RequestKind::Plug, 2, 1).0, NACK);
+    assert_eq!(rig.ask(RequestKind::Unplug, 0, 1).0, ACK);
+    let counts = rig.mem.counters.read();
+    assert_eq!((counts.by[0], counts.by[1]), ([1, 1, 0, 0], [1, 0, 0, 0]));
+    assert_eq!((counts.plugged, counts.unplugged, counts.refused_chains), (Size(4 * MIB), Size(BLOCK), 0));
+    // A chain without room for its answer, and then a queue that cannot be used.
+    let from = rig.ring.place(0);
+    rig.ring.offer(0, &[Buffer { address: from, size: 24, writable: false }]);
+    rig.mem.serve();
+    assert_eq!(rig.mem.counters.read().refused_chains, 1);
+    rig.ring.offer_head(Ring::SIZE);
+    rig.mem.serve();
+    assert_eq!(rig.mem.counters.read().refused_chains, 2);
+    assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
 }

@@ -184,3 +184,13 @@ fn a_system_reset_takes_the_newest_target() {
     assert_eq!((status.requested, status.target_pending), (Size(8 * MIB), false));
     assert!(status.generation > before, "a target of its own");
 }
+
+/// A guest with memory blocks of 2 GiB adds whole ones.
+#[test]
+fn the_configuration_says_how_far_the_usable_region_reaches_beyond_the_target() {
+    for (extent, usable) in [(Size::mib(256), Size::mib(1280)), (Size::gib(4), Size::gib(5))] {
+        let config = HotplugConfig { requested: Size::gib(1), extent, ..HotplugConfig::new(Size::gib(8)) };
+        let rig = rig_with(&config);
+        assert_eq!(rig.shared.snapshot().mem[0].usable, usable);
+    }
+}

@@ -72,7 +72,7 @@ fn a_turn_serves_a_few_requests_and_leaves_the_rest() {
     let offered = Ring::SIZE / 2;
     assert_eq!(offered, REQUESTS_PER_TURN);
     offer_plugs(&mut rig, 0, offered);
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
+    assert_eq!(rig.mem.serve(), Served { more: true, ..IDLE });
     assert_eq!(rig.ring.used(), offered);
     assert!((0..offered).all(|n| rig.ring.head(n) == 2 * u32::from(n)), "each chain goes back as itself");
 }
@@ -85,7 +85,7 @@ fn a_slow_request_ends_the_turn() {
     rig.mem.turn = TURN;
     // The first request needs a slot.
     offer_plugs(&mut rig, 0, 3);
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
+    assert_eq!(rig.mem.serve(), Served { more: true, ..IDLE });
     assert_eq!(rig.ring.used(), 1, "the other requests come in the next turn");
     rig.mem.turn = Duration::MAX;
     rig.mem.serve();
@@ -99,10 +99,10 @@ fn each_turn_serves_a_request() {
     rig.mem.turn = Duration::ZERO;
     offer_plugs(&mut rig, 0, 2);
     for used in [1, 2] {
-        assert_eq!(rig.mem.serve(), Served { busy: false, more: true });
+        assert_eq!(rig.mem.serve(), Served { more: true, ..IDLE });
         assert_eq!(rig.ring.used(), used);
     }
-    assert_eq!(rig.mem.serve(), Served { busy: false, more: false });
+    assert_eq!(rig.mem.serve(), IDLE);
 }
 
 /// Figures for people: `cargo test -p tidevm-machine --release -- --ignored --nocapture every_second`.

@@ -1,0 +1,151 @@
+//! The memory behind a device, as the device asks for it.
+//!
+//! Mirrors `ram_block_discard_range` and `virtio_mem_set_block_state` of QEMU's `hw/virtio/virtio-mem.c`: a VMM
+//! implements [`Backing`] over its memory slots, its mappings, or its files. What else has to know of plugged memory
+//! has its place in [`hooks`](super::hooks).
+
+use core::error::Error;
+use core::fmt;
+
+use super::DeviceConfig;
+use crate::blocks::{BlockBitmap, BlockRange};
+
+/// The memory behind a device: makes device blocks accessible to the guest, and takes them away again.
+///
+/// The device asks for it after it has validated a request and before it changes its own state.
+pub trait Backing {
+    /// Makes `span`, which is unplugged, readable and writable for the guest.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then nothing has changed.
+    fn plug(&mut self, span: Span) -> Result<(), Busy>;
+
+    /// Makes `span`, all of which is plugged, inaccessible to the guest and gives its memory back. The content
+    /// is lost.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then nothing has changed, contents included.
+    fn unplug(&mut self, span: Span) -> Result<(), Busy>;
+
+    /// Makes everything that is plugged inaccessible to the guest and gives its memory back, as one operation. The
+    /// content is lost. A guest decides how many runs there are: a backing that can take back its region as a whole
+    /// needs [`PluggedRuns::region`] alone.
+    ///
+    /// # Errors
+    /// [`Busy`] when that cannot be done now; then everything is plugged that was plugged before, with its content.
+    fn unplug_all(&mut self, plugged: &PluggedRuns) -> Result<(), Busy>;
+}
+
+/// Consecutive device blocks, with their addresses. Never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    blocks: BlockRange,
+    block_size: u64,
+    region: u64,
+}
+
+impl Span {
+    pub(super) const fn new(fixed: &DeviceConfig, blocks: BlockRange) -> Span {
+        Span { blocks, block_size: fixed.block_size, region: fixed.addr }
+    }
+
+    /// The device blocks by their numbers. Device block 0 is at the region's address.
+    #[must_use]
+    pub const fn blocks(self) -> BlockRange {
+        self.blocks
+    }
+
+    /// Guest-physical address of the first byte.
+    #[must_use]
+    pub const fn addr(self) -> u64 {
+        self.region + self.offset()
+    }
+
+    /// Guest-physical address of the byte after the last one. It does not wrap: see [`DeviceConfig`].
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.addr() + self.size()
+    }
+
+    /// Where the span begins in the region, in bytes.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.blocks.first() * self.block_size
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        self.blocks.count() * self.block_size
+    }
+}
+
+/// Everything that is plugged in a region. It is a copy, so that another thread can work on it.
+#[derive(Clone, Debug)]
+pub struct PluggedRuns {
+    fixed: DeviceConfig,
+    plugged: BlockBitmap,
+}
+
+impl PluggedRuns {
+    pub(super) const fn new(fixed: DeviceConfig, plugged: BlockBitmap) -> PluggedRuns {
+        PluggedRuns { fixed, plugged }
+    }
+
+    /// The whole region, plugged or not.
+    #[must_use]
+    pub const fn region(&self) -> Span {
+        Span::new(&self.fixed, BlockRange::new(0, self.fixed.blocks()))
+    }
+
+    /// The maximal runs, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = Span> + '_ {
+        self.plugged.runs().map(|run| Span::new(&self.fixed, run))
+    }
+
+    /// Number of plugged bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.plugged.count() * self.fixed.block_size
+    }
+}
+
+/// The host cannot do it at the moment. The device answers BUSY, and the driver tries again after a pause. A
+/// config notification makes the driver try at once: see [`Device::retry_after_ms`](super::Device::retry_after_ms).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Busy {
+    /// What failed, such as the name of a system call; empty when nothing is known.
+    pub cause: &'static str,
+    /// The host's number of the error; 0 when it has none.
+    pub errno: i32,
+}
+
+impl Busy {
+    /// Because of `cause`, in words.
+    #[must_use]
+    pub const fn because(cause: &'static str) -> Busy {
+        Busy { cause, errno: 0 }
+    }
+
+    /// Because the call named `call` failed with the error number `errno`.
+    #[must_use]
+    pub const fn call(call: &'static str, errno: i32) -> Busy {
+        Busy { cause: call, errno }
+    }
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the host cannot do it now")?;
+        if !self.cause.is_empty() {
+            write!(f, ": {}", self.cause)?;
+        }
+        if self.errno != 0 {
+            write!(f, ": error {}", self.errno)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Busy {}
