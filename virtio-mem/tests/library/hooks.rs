@@ -185,21 +185,28 @@ fn memory_that_is_neither_plugged_nor_taken_back_is_taken_back_first() {
             self.0.unplug_all(plugged)
         }
     }
-    let iommu = || Iommu { granularity: BLOCK, limit: 4, maps: BTreeMap::new() };
-    let mut machine = Hooked::new(Sticky(Host::new()), iommu());
+    let iommu = Iommu { granularity: BLOCK, limit: 4, maps: BTreeMap::new() };
+    let mut machine = Hooked::new(Sticky(Host::new()), iommu);
     let mut device = device();
+    let known = |machine: &Hooked<Sticky, Iommu>| (machine.backing.0.backed.count(), machine.hook.maps.len());
     assert_eq!(ask(&mut device, &mut machine, RequestKind::Plug, 0, 2), ResponseType::Ack);
-    machine.backing.0.unable = true;
-    for _ in 0..2 {
-        assert_eq!(ask(&mut device, &mut machine, RequestKind::Plug, 2, 4), ResponseType::Busy);
-        assert_eq!((machine.backing.0.backed.count(), machine.hook.maps.len()), (6, 2));
+    assert_eq!(ask(&mut device, &mut machine, RequestKind::Plug, 2, 4), ResponseType::Busy);
+    assert_eq!(known(&machine), (2, 2), "the backing takes it back at once if it can");
+    for next in [RequestKind::Plug, RequestKind::UnplugAll] {
+        machine.backing.0.unable = true;
+        for _ in 0..2 {
+            assert_eq!(ask(&mut device, &mut machine, RequestKind::Plug, 2, 4), ResponseType::Busy);
+            assert_eq!(known(&machine), (6, 2));
+        }
+        assert_eq!(ask(&mut device, &mut machine, RequestKind::UnplugAll, 0, 0), ResponseType::Busy);
+        machine.backing.0.unable = false;
+        assert_eq!(ask(&mut device, &mut machine, next, 2, 1), ResponseType::Ack);
+        let expected = if next == RequestKind::Plug { (3, 3) } else { (0, 0) };
+        assert_eq!(known(&machine), expected);
+        if next == RequestKind::Plug {
+            assert_eq!(ask(&mut device, &mut machine, RequestKind::Unplug, 2, 1), ResponseType::Ack);
+        }
     }
-    assert_eq!(ask(&mut device, &mut machine, RequestKind::UnplugAll, 0, 0), ResponseType::Busy);
-    machine.backing.0.unable = false;
-    assert_eq!(ask(&mut device, &mut machine, RequestKind::Plug, 2, 2), ResponseType::Ack);
-    assert_eq!((machine.backing.0.backed.count(), machine.hook.maps.len()), (4, 4));
-    assert_eq!(ask(&mut device, &mut machine, RequestKind::UnplugAll, 0, 0), ResponseType::Ack);
-    assert_eq!((machine.backing.0.backed.count(), machine.hook.maps.len()), (0, 0));
 }
 
 /// The VMM takes back the memory itself.

@@ -163,7 +163,6 @@ impl Mem {
 
     /// Tells a driver that was answered BUSY to try again, after the pause. A reset cancels that.
     pub fn retry(&mut self) {
-        self.retry_announced = false;
         if self.device.retry() {
             self.transport.notify_config();
         }
@@ -172,7 +171,6 @@ impl Mem {
     /// The same at once: the host may be able to do now what it could not do.
     pub fn cause_gone(&mut self) {
         if self.device.cause_gone() {
-            self.retry_announced = false;
             self.transport.notify_config();
         }
     }
@@ -184,7 +182,6 @@ impl Mem {
     pub fn reset(&mut self) -> MemStatus {
         // The driver that would be told is gone.
         self.take_target();
-        self.retry_announced = false;
         self.transport.registers.reset();
         self.device.reset();
         self.seen = None;
@@ -198,6 +195,7 @@ impl Mem {
         let unplugged = self.device.counts().unplugged;
         let start = Instant::now();
         let driver = self.transport.registers.running();
+        self.retry_announced &= self.device.retry_after_ms().is_some();
         self.apply_target();
         for request in 0..self.transport.batch(0).min(REQUESTS_PER_TURN) {
             if request > 0 && start.elapsed() >= self.turn {
@@ -226,7 +224,6 @@ impl Mem {
             let broken = "the queue cannot be used; the driver has to reset the device";
             // The driver has to reset the device first.
             self.device.driver_gone();
-            self.retry_announced = false;
             self.counters.refuse_chain();
             self.publish(Some(broken.to_owned().into()));
         }
@@ -321,7 +318,7 @@ impl RegisterDevice for Mem {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 if !self.transport.registers.running() {
-                    (self.seen, self.retry_announced) = (None, false);
+                    self.seen = None;
                     self.device.driver_gone();
                 }
                 self.publish(None);
