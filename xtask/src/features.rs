@@ -260,12 +260,13 @@ mod tests {
     use crate::results::{Reader, Results};
 
     /// Number of claims of each mechanism.
-    const ROWS: [(&str, usize); 9] = [
+    const ROWS: [(&str, usize); 10] = [
         ("S1", 18),
         ("S2", 14),
         ("S3", 15),
         ("S4", 21),
         ("S5", 15),
+        ("V", 9),
         ("H", 24),
         ("B", 9),
         ("A", 4),

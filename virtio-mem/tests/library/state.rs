@@ -156,3 +156,44 @@ fn a_state_that_contradicts_itself_is_refused_with_what_is_wrong() {
     let huge = DeviceConfig::new(0, 1 << 63, 1);
     assert_eq!(refused(state(huge, 0, 0, &[0; 3])), StateError::Bitmap { blocks: 1 << 63 });
 }
+
+/// Bytes with a right checksum come from somebody who wants them to be taken. What a device makes of them holds its
+/// invariants, and can be saved again.
+#[test]
+fn no_bytes_make_a_device_that_contradicts_itself() {
+    let bytes = lived().state().unwrap().to_bytes();
+    // xorshift64, as in Marsaglia's "Xorshift RNGs".
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    let (mut restored, mut refused) = (0, 0);
+    for round in 0..20_000 {
+        let mut changed = bytes.clone();
+        for _ in 0..1 + random(3) {
+            let at = 12 + random(bytes.len() - 16);
+            changed[at] = [0, 1, 0x7f, 0x80, 0xff, random(256) as u8][random(6)];
+        }
+        let device = DeviceState::from_bytes(&sealed(changed)).and_then(|state| Device::from_state(&state));
+        let Ok(device) = device else {
+            refused += 1;
+            continue;
+        };
+        restored += 1;
+        let config = device.config();
+        let sizes =
+            [config.plugged_size, config.requested_size, config.usable_region_size, config.region_size];
+        assert!(sizes.iter().all(|size| size.is_multiple_of(config.block_size)), "round {round}: {config:?}");
+        assert!(config.requested_size <= config.usable_region_size, "round {round}: {config:?}");
+        assert!(config.usable_region_size <= config.region_size, "round {round}: {config:?}");
+        let end = device.plugged().runs().last().map_or(0, |run| run.end() * config.block_size);
+        assert!(end <= config.usable_region_size, "round {round}: {config:?}");
+        assert_eq!(config.plugged_size, device.plugged_runs().size(), "round {round}");
+        let again = DeviceState::from_bytes(&device.state().unwrap().to_bytes()).unwrap();
+        assert_eq!(again, device.state().unwrap(), "round {round}");
+    }
+    assert!(restored > 100 && refused > 100, "{restored} restored, {refused} refused");
+}

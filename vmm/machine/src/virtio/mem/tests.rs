@@ -218,6 +218,7 @@ fn a_guest_that_asks_on_and_on_fills_no_log() {
     assert_eq!(refused.host, Some(host));
     let text = refused.to_string();
     assert!(text.starts_with("Busy: Plug of "), "{text}");
+    assert_eq!(text.matches(host.call).count(), 1, "{text}");
     assert!(text.ends_with(": KVM_SET_USER_MEMORY_REGION: Cannot allocate memory (os error 12)"), "{text}");
 }
 

@@ -159,7 +159,7 @@ fn reset_forgets_the_driver() {
     let mut registers = negotiated();
     write(&mut registers, VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
     write(&mut registers, VIRTIO_MMIO_QUEUE_SEL, 1);
-    set_up(&mut registers, 8, [0x1000, 0x2000, 0x3000]);
+    set_up(&mut registers, 8, ADDRESSES);
     assert_eq!(write_ready(&mut registers), 1);
     status(&mut registers, DRIVER_OK);
     assert!(registers.set_used_buffer_interrupt());
@@ -214,6 +214,8 @@ fn queues_are_set_up_one_by_one() {
     // Not while it is ready.
     write(&mut registers, VIRTIO_MMIO_QUEUE_DESC_LOW, 0x8000);
     write(&mut registers, VIRTIO_MMIO_QUEUE_NUM, 8);
+    write(&mut registers, VIRTIO_MMIO_QUEUE_READY, 0);
+    assert_eq!(write_ready(&mut registers), 1);
     assert_eq!(seen(&registers), expected);
     assert!(!registers.queue(0).unwrap().ready());
 }
@@ -226,8 +228,8 @@ fn set_up(registers: &mut Registers, size: u32, [desc, avail, used]: [u64; 3]) {
         (VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, avail),
         (VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, used),
     ] {
-        write(registers, low, address as u32);
         write(registers, high, (address >> 32) as u32);
+        write(registers, low, address as u32);
     }
 }
 
@@ -237,7 +239,7 @@ fn write_ready(registers: &mut Registers) -> u32 {
     read(registers, VIRTIO_MMIO_QUEUE_READY)
 }
 
-const ADDRESSES: [u64; 3] = [0x1000, 0x2000, 0x3000];
+const ADDRESSES: [u64; 3] = [0x1_0000_1000, 0x1_0000_2000, 0x2_0000_3000];
 
 /// 4.2.2.2: a driver reads `QueueReady` back. A device that goes on with another size or address than the driver's
 /// reads and writes memory that is no queue.
@@ -332,6 +334,7 @@ fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
     for _ in 0..2 {
         assert!(registers.set_used_buffer_interrupt() && registers.set_config_interrupt());
     }
+    assert!(registers.set_used_buffer_interrupt());
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     write(&mut registers, VIRTIO_MMIO_INTERRUPT_ACK, 1);
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 2);

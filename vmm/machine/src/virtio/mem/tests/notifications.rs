@@ -79,10 +79,12 @@ fn a_queue_that_is_not_ready_has_no_requests() {
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
     rig.raised();
+    offer(&mut rig, 0, RequestKind::Plug, 0);
     assert_eq!(rig.mem.serve(), IDLE);
-    assert_eq!(rig.raised(), (false, 0));
+    assert_eq!((rig.raised(), rig.ring.used()), ((false, 0), 0));
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
-    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+    rig.mem.serve();
+    assert_eq!((rig.ring.used(), rig.shared.snapshot().mem[0].plugged), (1, Size(BLOCK)));
 }
 
 /// virtio 1.3, section 4.2.2.2: the device would write its answers somewhere else.
@@ -99,13 +101,13 @@ fn a_ring_outside_memory_is_not_ready() {
     assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
 }
 
-/// Moves a ring of the queue, whose address has `low` and `high`, to the first device block.
-fn move_to_block_0(rig: &mut Rig, low: u32, high: u32) {
-    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, ACK);
+/// Moves a ring of the queue, whose address has `low` and `high`, to `address` in the first two device blocks.
+fn move_ring(rig: &mut Rig, low: u32, high: u32, address: u64) {
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 2).0, ACK);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_SEL, 0);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 0);
-    write(&mut rig.mem, low, HOLE_END as u32);
-    write(&mut rig.mem, high, (HOLE_END >> 32) as u32);
+    write(&mut rig.mem, low, address as u32);
+    write(&mut rig.mem, high, (address >> 32) as u32);
     write(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY, 1);
     assert_eq!(read(&mut rig.mem, VIRTIO_MMIO_QUEUE_READY), 1);
     rig.raised();
@@ -116,14 +118,14 @@ fn move_to_block_0(rig: &mut Rig, low: u32, high: u32) {
 #[test]
 fn a_used_ring_that_is_unplugged_is_told_to_the_driver() {
     let mut rig = rig(64 * MIB);
-    move_to_block_0(&mut rig, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH);
+    move_ring(&mut rig, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, HOLE_END);
     offer(&mut rig, 0, RequestKind::Unplug, 0);
     offer(&mut rig, 2, RequestKind::Plug, 0);
     rig.mem.serve();
     assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG), "no buffer was used");
     assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     let status = rig.shared.snapshot().mem[0].clone();
-    assert_eq!((status.plugged, status.driver), (Size(0), false), "no request after the first");
+    assert_eq!((status.plugged, status.driver), (Size(BLOCK), false), "no request after the first");
     assert!(status.refused.is_some_and(|why| why.text.contains("reset the device")));
 }
 
@@ -136,16 +138,39 @@ fn offer(rig: &mut Rig, n: u64, kind: RequestKind, block: u64) {
     rig.ring.offer(n as u16, &[request, Buffer { address: to, size: 10, writable: true }]);
 }
 
-/// A driver's ring that cannot be read is not an empty one.
+/// A driver's ring that cannot be read is not an empty one: neither when all of it is gone, nor when the entries are and
+/// the index is not.
 #[test]
 fn an_available_ring_that_is_unplugged_is_told_to_the_driver() {
+    for (address, gone) in [(HOLE_END, 0), (HOLE_END + BLOCK - 4, 1)] {
+        let mut rig = rig(64 * MIB);
+        move_ring(&mut rig, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, address);
+        // One request more than was served.
+        rig.memory.view().write_obj(2_u16, GuestAddress(address + 2)).unwrap();
+        // The device's memory goes, as if by the driver of another device.
+        let start = HOLE_END + gone * BLOCK;
+        rig.memory.unplug(0, GuestRange::new(start..start + BLOCK).unwrap()).unwrap();
+        rig.mem.serve();
+        assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
+        assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    }
+}
+
+/// The second of two requests has its answer, which is an ERROR, written over the flags of the driver's ring. When the
+/// first one went back, the driver wanted to be told.
+#[test]
+fn a_wish_for_no_interrupts_is_that_of_the_moment_when_a_buffer_goes_back() {
     let mut rig = rig(64 * MIB);
-    move_to_block_0(&mut rig, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH);
-    // The device's memory goes, as if by the driver of another device.
-    rig.memory.unplug(0, GuestRange::new(HOLE_END..HOLE_END + BLOCK).unwrap()).unwrap();
+    let flags = MIB + 16 * u64::from(Ring::SIZE);
+    rig.raised();
+    offer(&mut rig, 0, RequestKind::Plug, 0);
+    let (from, to) = (rig.ring.place(2), rig.ring.place(3));
+    rig.ring.fill(from, &Request { kind: RequestKind::Plug, addr: 1, nb_blocks: 1 }.to_bytes());
+    let buffer = |address, size, writable| Buffer { address, size, writable };
+    rig.ring.offer(2, &[buffer(from, 24, false), buffer(flags, 2, true), buffer(to, 8, true)]);
     rig.mem.serve();
-    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_CONFIG));
-    assert_ne!(read(&mut rig.mem, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    assert_eq!((rig.ring.used(), rig.ring.bytes(flags, 2)), (2, ERROR.to_le_bytes().to_vec()));
+    assert_eq!(rig.raised(), (true, VIRTIO_MMIO_INT_VRING));
 }
 
 /// virtio 1.3, section 2.7.7.
@@ -182,6 +207,19 @@ fn a_device_reset_ends_the_retry() {
         rig.mem.retry();
         assert_eq!(rig.raised(), (false, 0), "with a next driver: {next_driver}");
     }
+}
+
+/// virtio 1.3, section 2.1.2: the driver of a device that needs a reset is told of that alone.
+#[test]
+fn a_queue_that_breaks_ends_the_retry() {
+    let mut rig = rig(64 * MIB);
+    rig.slots.fail_add_after(0);
+    assert_eq!(rig.ask(RequestKind::Plug, 0, 1).0, BUSY);
+    rig.ring.offer_head(Ring::SIZE);
+    rig.mem.serve();
+    assert_eq!(rig.raised().1 & VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_CONFIG);
+    rig.mem.retry();
+    assert_eq!(rig.raised(), (false, 0));
 }
 
 /// A driver that is starting has read the target, perhaps before it changed.
