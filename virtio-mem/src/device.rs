@@ -14,6 +14,7 @@
 //! sizes are multiples of the device block size; `usable` shrinks in UNPLUG_ALL and in [`Device::reset`] only.
 
 mod backing;
+mod busy;
 mod change;
 mod config;
 mod counts;
@@ -22,7 +23,8 @@ mod refusal;
 mod retry;
 mod state;
 
-pub use self::backing::{Backing, Busy, PluggedRuns, Span};
+pub use self::backing::{Backing, PluggedRuns, Span};
+pub use self::busy::Busy;
 pub use self::change::{Begun, Change};
 pub use self::config::{DEFAULT_EXTENT, DeviceConfig};
 pub use self::counts::Counts;

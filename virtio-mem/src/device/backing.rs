@@ -4,10 +4,8 @@
 //! implements [`Backing`] over its memory slots, its mappings, or its files. What else has to know of plugged memory
 //! has its place in [`hooks`](super::hooks).
 
-use core::error::Error;
-use core::fmt;
-
-use super::DeviceConfig;
+use super::busy::Busy;
+use super::config::DeviceConfig;
 use crate::blocks::{BlockBitmap, BlockRange};
 
 /// The memory behind a device: makes device blocks accessible to the guest, and takes them away again.
@@ -109,43 +107,3 @@ impl PluggedRuns {
         self.plugged.count() * self.fixed.block_size
     }
 }
-
-/// The host cannot do it at the moment. The device answers BUSY, and the driver tries again after a pause. A
-/// config notification makes the driver try at once: see [`Device::retry_after_ms`](super::Device::retry_after_ms).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Busy {
-    /// What failed, such as the name of a system call; empty when nothing is known.
-    pub cause: &'static str,
-    /// The host's number of the error; 0 when it has none.
-    pub errno: i32,
-}
-
-impl Busy {
-    /// Because of `cause`, in words.
-    #[must_use]
-    pub const fn because(cause: &'static str) -> Busy {
-        Busy { cause, errno: 0 }
-    }
-
-    /// Because the call named `call` failed with the error number `errno`.
-    #[must_use]
-    pub const fn call(call: &'static str, errno: i32) -> Busy {
-        Busy { cause: call, errno }
-    }
-}
-
-impl fmt::Display for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the host cannot do it now")?;
-        if !self.cause.is_empty() {
-            write!(f, ": {}", self.cause)?;
-        }
-        if self.errno != 0 {
-            write!(f, ": error {}", self.errno)?;
-        }
-        Ok(())
-    }
-}
-
-impl Error for Busy {}

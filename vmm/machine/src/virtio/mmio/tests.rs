@@ -252,7 +252,7 @@ fn a_queue_that_cannot_be_used_is_not_ready() {
         assert_eq!(write_ready(&mut registers), 0, "{size} entries");
     }
     for (part, unaligned) in [(0, 8), (1, 1), (2, 2)] {
-        for address in [0, ADDRESSES[part] + unaligned, u64::MAX & !0xf] {
+        for address in [0, ADDRESSES[part] + unaligned, !0xf] {
             let mut addresses = ADDRESSES;
             addresses[part] = address;
             set_up(&mut registers, 16, addresses);
