@@ -334,6 +334,7 @@ fn notifications_name_a_queue_and_interrupts_are_acknowledged_by_bit() {
     for _ in 0..2 {
         assert!(registers.set_used_buffer_interrupt() && registers.set_config_interrupt());
     }
+    assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     assert!(registers.set_used_buffer_interrupt());
     assert_eq!(read(&registers, VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     write(&mut registers, VIRTIO_MMIO_INTERRUPT_ACK, 1);
