@@ -1,6 +1,6 @@
-//! A section of boot memory, from its mapped memmap to its free pages.
+//! A section of boot memory, from its mapping to its free pages.
 //!
-//! Mirrors Linux `memblock_free_pages` and `init_unavailable_range` for one section. Differs from Linux on
+//! Mirrors Linux `init_memory_mapping`, `memblock_free_pages` and `init_unavailable_range` for one section. Differs from Linux on
 //! purpose: the section is the unit. `boot` calls this for the sections that it initialises itself, and
 //! `deferred` for the sections that are left for later.
 //!
@@ -14,11 +14,23 @@ use crate::memmap_init::set_heads;
 use crate::node::ZoneId;
 use crate::options::MemoryContent;
 use crate::page::Kind;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{SectionOwner, SectionPages, SectionState};
 
 impl<P: Platform> Mm<P> {
-    /// Makes a section of boot memory Present. Its `memmap` is mapped already.
+    /// Maps the pageblocks with RAM of section `nr`, which is prepared, and its `memmap`. Holes are not mapped: a device
+    /// may be there.
+    pub(crate) fn map_boot_section(&self, memblock: &Memblock, nr: SectionNr, memmap: Pfn) {
+        let ram = memblock.memory().map(|ram| ram.inner_frames().intersect(nr.frames()));
+        let ram = ram.filter(|ram| !ram.is_empty()).map(PageblockSet::covering);
+        for run in ram.fold(PageblockSet::NONE, PageblockSet::union).runs() {
+            self.platform.map_prepared_direct(nr.pageblocks(&run));
+        }
+        self.platform.map_prepared_memmap(nr, memmap);
+    }
+
+    /// Makes a section of boot memory Present. It and its `memmap` are mapped already.
     pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn, owner: &impl SectionOwner) {
         let section = self.sparse.entry(nr);
         section.set_memmap(Some(memmap));

@@ -165,6 +165,11 @@ impl Memblock {
         self.alloc_in(everywhere, size, align)
     }
 
+    /// As [`alloc`](Self::alloc), but below `end`.
+    pub fn alloc_below(&mut self, end: PhysAddr, size: u64, align: u64) -> Option<PhysAddr> {
+        self.alloc_in(PhysRange::new(PhysAddr::new(0), end.get()), size, align)
+    }
+
     /// As [`alloc`](Self::alloc), but on `node` if the node has enough memory.
     pub fn alloc_on(&mut self, node: NodeId, size: u64, align: u64) -> Option<PhysAddr> {
         let ranges = self.nodes.clone();
@@ -216,8 +221,12 @@ impl Memblock {
     /// The sections with RAM, ascending, in runs. The number of runs depends on the number of entries in the
     /// tables, not on the amount of memory.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        let from = |nr: SectionNr| self.section_from(nr).map(|first| self.run_at(first));
-        core::iter::successors(from(SectionNr::new(0)), move |run| from(run.end))
+        core::iter::successors(self.run_from(SectionNr::new(0)), |run| self.run_from(run.end))
+    }
+
+    /// The first run of sections from number `from` on, which begins a run or has no RAM.
+    pub(crate) fn run_from(&self, from: SectionNr) -> Option<Run> {
+        self.section_from(from).map(|first| self.run_at(first))
     }
 
     /// The run that begins with section `first`. It ends at the next section in which a range of RAM, of a
@@ -229,12 +238,6 @@ impl Memblock {
         let ends = ends.chain([ZoneType::NORMAL_FROM]).filter(|&end| end > first.start().address());
         let next = ends.min().map_or(first, SectionNr::of);
         Run { first, end: next.max(SectionNr::new(first.get() + 1)), zone }
-    }
-
-    /// The runs of `zone`, without the sections below `from`.
-    pub(crate) fn runs_of(&self, zone: ZoneId, from: SectionNr) -> impl Iterator<Item = Run> + '_ {
-        let of_zone = self.runs().filter(move |run| run.zone == zone && run.end > from);
-        of_zone.map(move |run| Run { first: run.first.max(from), ..run })
     }
 
     /// The reserved ranges, ascending.
